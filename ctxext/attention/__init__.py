@@ -1,0 +1,50 @@
+"""Attention: pieces say who sees whom, kernels evaluate them. A kernel never knows a method's name."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ctxext.attention.blocked import blocked
+from ctxext.attention.dense import dense
+from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
+from ctxext.rope import Float32Rotation, Rotation, rotate
+
+__all__ = ["Attend", "Attention", "Band", "Causal", "Kernel", "Mask", "Piece", "blocked", "dense", "over_sequence"]
+
+Kernel = Literal["dense", "blocked"]
+KERNELS: tuple[Kernel, ...] = ("dense", "blocked")
+Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
+"""(q, k, v un-rotated, cache, layer index) -> (attention output [B, T, N, H], cache)."""
+
+
+def over_sequence(
+    attention: Attention,
+    kernel: Kernel,
+    rotation: Rotation | Float32Rotation,
+    positions: Int[Array, "b t"],
+    segment_ids: Int[Array, "b t"] | None = None,
+) -> Attend:
+    """Attention of a whole sequence with itself; rotary tables are built once for all layers."""
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
+    pieces = attention.pieces()
+    masks = tuple(piece.mask for piece in pieces)
+    query_tables = [rotation.tables(piece.query_positions(positions)) for piece in pieces]
+    key_tables = [rotation.tables(piece.key_positions(positions)) for piece in pieces]
+
+    def attend(
+        q: Float[Array, "b t n h"], k: Float[Array, "b t k h"], v: Float[Array, "b t k h"], cache: Any, layer: Any
+    ) -> tuple[Float[Array, "b t n h"], Any]:
+        queries = [rotate(q, *tables) for tables in query_tables]
+        keys = [rotate(k, *tables) for tables in key_tables]
+        if kernel == "blocked":
+            return blocked(queries, keys, v, masks, segment_ids=segment_ids), cache
+        index = jnp.arange(q.shape[1])[None]
+        return dense(
+            queries, keys, v, masks, query_index=index, key_index=index,
+            query_segments=segment_ids, key_segments=segment_ids,
+        ), cache  # fmt: skip
+
+    return attend

@@ -1,0 +1,43 @@
+"""The reference kernel: obviously right, holds T x S scores.
+
+Shapes: B batch, T queries, S keys, K key-value heads, G = N / K queries per key head, H head_dim.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ctxext.attention.pieces import Mask
+
+HIDDEN = -1e30  # finite: a row of -inf would be NaN
+
+
+def dense(
+    queries: Sequence[Float[Array, "b t n h"]],
+    keys: Sequence[Float[Array, "b s k h"]],
+    values: Float[Array, "b s k h"],
+    masks: Sequence[Mask],
+    *,
+    query_index: Int[Array, "#b t"],
+    key_index: Int[Array, "#b s"],
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
+) -> Float[Array, "b t n h"]:
+    """softmax(q k / sqrt(H)) v over the union of the pieces; scores and softmax in float32.
+
+    One rotated query and key per piece. Tokens of different segments never see each other.
+    """
+    B, T, N, H = queries[0].shape
+    K = values.shape[2]
+    scores = jnp.full((1, 1, 1, 1, 1), HIDDEN, jnp.float32)
+    for q, k, mask in zip(queries, keys, masks, strict=True):
+        q = q.reshape(B, T, K, N // K, H)
+        visible = mask.visible(query_index[:, :, None], key_index[:, None, :])
+        if query_segments is not None and key_segments is not None:
+            visible = visible & (query_segments[:, :, None] == key_segments[:, None, :])
+        piece = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+        scores = jnp.where(visible[:, None, None], piece, scores)  # masks are disjoint
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, values).reshape(B, T, N, H)

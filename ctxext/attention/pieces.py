@@ -1,0 +1,83 @@
+"""The third seam: who sees whom, at which rotary position.
+
+A method is a tuple of pieces, the terms of one softmax. Masks speak of token indices, rotations of positions: packing,
+padding and position skipping never fool a mask.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+PositionMap = Callable[[Any], Any]
+"""Position ids in, rotary positions out, elementwise; hashable (a function, or a frozen dataclass with __call__)."""
+
+
+class Mask(abc.ABC):
+    """A predicate on (query index, key index). Subclasses are frozen dataclasses; all are causal."""
+
+    @abc.abstractmethod
+    def visible(self, query: Any, key: Any) -> Any:
+        """Elementwise and broadcasting; numpy or jax integers in, booleans out."""
+
+    @abc.abstractmethod
+    def block(self, query: range, key: range) -> tuple[bool, bool]:
+        """(any pair of this block is visible, all pairs are), without looking at every pair."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Band(Mask):
+    """Visible at distances low <= query - key < high; `high` None has no bound. low >= 0."""
+
+    low: int = 0
+    high: int | None = None
+
+    def visible(self, query: Any, key: Any) -> Any:
+        distance = query - key
+        near = distance >= self.low
+        return near if self.high is None else near & (distance < self.high)
+
+    def block(self, query: range, key: range) -> tuple[bool, bool]:
+        nearest, farthest = query[0] - key[-1], query[-1] - key[0]
+        some = farthest >= self.low and (self.high is None or nearest < self.high)
+        every = nearest >= self.low and (self.high is None or farthest < self.high)
+        return some, every
+
+
+def unchanged(positions: Any) -> Any:
+    """The identity: rotate at the position itself."""
+    return positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One term of a softmax: the pairs in `mask`, rotated at mapped positions.
+
+    The masks of a method's pieces are disjoint, and every token sees itself in one of them.
+    """
+
+    mask: Mask
+    query_positions: PositionMap = unchanged
+    key_positions: PositionMap = unchanged
+
+
+class Attention(abc.ABC):
+    """Who sees whom. Subclasses are frozen, hashable dataclasses and final."""
+
+    static_keys: ClassVar[bool] = True
+    """False where a key's rotary position changes as the text grows; caches then keep keys un-rotated."""
+
+    @abc.abstractmethod
+    def pieces(self) -> tuple[Piece, ...]:
+        """The terms of the softmax, with disjoint masks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(Attention):
+    """Every earlier token and itself, at its own position."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("full",)
+    paper: ClassVar[str] = ""
+
+    def pieces(self) -> tuple[Piece, ...]:
+        return (Piece(Band()),)

@@ -1,0 +1,135 @@
+"""Rotary position embeddings: frequencies, angles and the one rotation.
+
+RoPE (arXiv 2104.09864) turns pair i of a head by the angle p * f_i at position p, with f_i = theta^(-2i/d).
+Shapes: B batch, T tokens, N heads, H head_dim (d); a pair is (x_i, x_{i + H/2}), the rotate-half layout.
+"""
+
+import abc
+import dataclasses
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Angles = Literal["exact", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeBase:
+    """The rotary embedding of pre-training: head_dim d, theta, and the window L in tokens. No defaults on purpose."""
+
+    head_dim: int
+    theta: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim must be even and positive, got {self.head_dim}")
+        if self.theta <= 0:
+            raise ValueError(f"rope_theta must be positive, got {self.theta}")
+        if self.original_max_position_embeddings < 1:
+            raise ValueError(f"original_max_position_embeddings must be positive, "
+                             f"got {self.original_max_position_embeddings}")  # fmt: skip
+
+    @property
+    def inv_freq(self) -> np.ndarray:
+        """f_i = theta^(-2i/d), float64 [d/2], radians per token, highest frequency first."""
+        return inverse_frequencies(self.head_dim, self.theta)
+
+
+def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """theta^(-2i/d) for i < d/2, float64, radians per token."""
+    return theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+class Rotation(NamedTuple):
+    """Frequencies on the device: a pytree whose shapes depend on head_dim alone, so no factor or length recompiles.
+
+    `turns_high`, `turns_low`: f / 2 pi as a 64-bit binary fraction, two uint32 words [H/2]. A product with the
+    position modulo 2^32 is then the exact fraction of a turn, at any position below 2^31 and without float64.
+    """
+
+    turns_high: Array
+    turns_low: Array
+    attention_factor: Array
+
+    def tables(self, positions: Int[Array, "*shape"]) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
+        """cos and sin times attention_factor, float32 [..., H/2]; within 1e-6 of float64 at any position."""
+        p = positions.astype(jnp.uint32)[..., None]
+        # p * low / 2^32 in float32 is off by less than 2^-9 of the high word's last place for p < 2^15 and by a few
+        # places of it for p < 2^31: 1e-9 turns.
+        shape = (1,) * positions.ndim + self.turns_high.shape
+        high, low = self.turns_high.reshape(shape), self.turns_low.reshape(shape)
+        carry = (p.astype(jnp.float32) * (low.astype(jnp.float32) * 2.0**-32)).astype(jnp.uint32)
+        turns = jax.lax.bitcast_convert_type(p * high + carry, jnp.int32)  # signed: angles in [-pi, pi)
+        angles = turns.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
+        return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
+
+
+class Float32Rotation(NamedTuple):
+    """Angles as float32 products p * f, the arithmetic of transformers; off by 4e-3 rad at position 131,071."""
+
+    inv_freq: Array
+    attention_factor: Array
+
+    def tables(self, positions: Int[Array, "*shape"]) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
+        """cos and sin times attention_factor, float32 [..., H/2]."""
+        inv_freq = self.inv_freq.reshape((1,) * positions.ndim + self.inv_freq.shape)
+        angles = positions.astype(jnp.float32)[..., None] * inv_freq
+        return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rope:
+    """What a scaling returns: `inv_freq` float64 [H/2] on the host and the factor m on cos and sin.
+
+    Logits scale by attention_factor**2, as it multiplies both query and key.
+    """
+
+    inv_freq: np.ndarray
+    attention_factor: float = 1.0
+
+    def rotation(self, angles: Angles = "exact") -> Rotation | Float32Rotation:
+        """The device form. `exact` is right to 1e-6 at any position, `float32` repeats transformers' rounding."""
+        factor = jnp.float32(self.attention_factor)
+        if angles == "float32":
+            return Float32Rotation(jnp.asarray(self.inv_freq, jnp.float32), factor)
+        if angles != "exact":
+            raise ValueError(f"angles must be 'exact' or 'float32', got {angles!r}")
+        words = [int(round(float(f) / (2 * np.pi) * 2.0**64)) % 2**64 for f in self.inv_freq]
+        high = np.array([w >> 32 for w in words], np.uint32)
+        low = np.array([w & 0xFFFFFFFF for w in words], np.uint32)
+        return Rotation(jnp.asarray(high), jnp.asarray(low), factor)
+
+
+class RopeScaling(abc.ABC):
+    """The first seam: which frequencies. Subclasses are frozen dataclasses and final."""
+
+    depends_on_length: ClassVar[bool] = False
+    """True where `rope` changes with `seq_len`; caches then keep keys un-rotated."""
+
+    @abc.abstractmethod
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        """Frequencies for a context of `seq_len` tokens over the pre-trained `base`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unscaled(RopeScaling):
+    """Plain RoPE, f_i = theta^(-2i/d) (arXiv 2104.09864)."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("none",)
+    paper: ClassVar[str] = "2104.09864"
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        return Rope(base.inv_freq)
+
+
+def rotate(
+    x: Float[Array, "b t n h"], cos: Float[Array, "#b t h2"], sin: Float[Array, "#b t h2"]
+) -> Float[Array, "b t n h"]:
+    """Turn every pair (x_i, x_{i + H/2}) by its angle; computed in float32, returned in the dtype of `x`."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # bfloat16 products would lose position
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
