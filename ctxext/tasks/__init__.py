@@ -1,0 +1,8 @@
+"""Synthetic retrieval tasks: generators, pure in their random stream."""
+
+from ctxext.tasks.base import FILLER_WEIGHT as FILLER_WEIGHT
+from ctxext.tasks.base import Example as Example
+from ctxext.tasks.base import Haystack as Haystack
+from ctxext.tasks.base import Task as Task
+from ctxext.tasks.kv import KeyValue as KeyValue
+from ctxext.tasks.passkey import Passkey as Passkey

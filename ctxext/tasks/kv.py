@@ -1,0 +1,45 @@
+"""Key-value recall: several pairs scattered in a long text, one of them asked for, the others distract."""
+
+import string
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ctxext.tasks.base import Encoder, Example, Haystack, Task
+from ctxext.tasks.records import Record, draw_records, max_records, records_example, records_row
+
+NAMES = string.ascii_letters
+
+
+@dataclass(frozen=True)
+class KeyValue(Task):
+    """`num_pairs` lines `# q=482` in the haystack; the prompt ends with `# q=` for one of them."""
+
+    name: ClassVar[str] = "kv"
+    num_pairs: int = 8
+    digits: int = 3
+
+    def _records(self, rng: np.random.Generator, tokenizer: Encoder, count: int) -> list[Record]:
+        return draw_records(rng, tokenizer, count, names=NAMES, stem=lambda k: f"# {k}=", digits=self.digits)
+
+    def example(
+        self,
+        rng: np.random.Generator,
+        tokenizer: Encoder,
+        seq_len: int,
+        *,
+        depth: float | None = None,
+        haystack: Haystack,
+    ) -> Example:
+        """The asked pair at `depth`, the other pairs anywhere, in exactly `seq_len` tokens, answer included."""
+        records = self._records(rng, tokenizer, self.num_pairs)
+        return records_example(rng, tokenizer, seq_len, records, task=self.name, depth=depth, haystack=haystack)
+
+    def training_row(
+        self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Half to all of the row is pairs and questions, so that copying is learned quickly; weights as in `records_row`."""
+        records = self._records(rng, tokenizer, max_records(NAMES, self.digits))
+        budget = int(rng.integers(length // 2, length))
+        return records_row(rng, tokenizer, length, records, task=self.name, budget=budget, haystack=haystack)

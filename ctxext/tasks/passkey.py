@@ -1,0 +1,44 @@
+"""Passkey retrieval: one five-digit key in a long text, asked for at its end (the idea is of arXiv 2305.16300)."""
+
+import string
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ctxext.tasks.base import Encoder, Example, Haystack, Task
+from ctxext.tasks.records import Record, draw_records, max_records, records_example, records_row
+
+NAMES = string.ascii_uppercase
+
+
+@dataclass(frozen=True)
+class Passkey(Task):
+    """`# key K=48213` once in the haystack; the prompt ends with `# key K=`; training rows hold several keys."""
+
+    name: ClassVar[str] = "passkey"
+    digits: int = 5
+
+    def _records(self, rng: np.random.Generator, tokenizer: Encoder, count: int) -> list[Record]:
+        return draw_records(rng, tokenizer, count, names=NAMES, stem=lambda k: f"# key {k}=", digits=self.digits)
+
+    def example(
+        self,
+        rng: np.random.Generator,
+        tokenizer: Encoder,
+        seq_len: int,
+        *,
+        depth: float | None = None,
+        haystack: Haystack,
+    ) -> Example:
+        """One key at `depth` (0 first, 1 just before the question) in exactly `seq_len` tokens, answer included."""
+        records = self._records(rng, tokenizer, 1)
+        return records_example(rng, tokenizer, seq_len, records, task=self.name, depth=depth, haystack=haystack)
+
+    def training_row(
+        self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """From one key in much text to keys and questions all over; weights as in `records_row`."""
+        records = self._records(rng, tokenizer, max_records(NAMES, self.digits))
+        budget = int(rng.integers(1, length))
+        return records_row(rng, tokenizer, length, records, task=self.name, budget=budget, haystack=haystack)

@@ -1,0 +1,149 @@
+"""Records `name=digits` scattered in a haystack, and questions that repeat the stem and leave the digits to the reader.
+
+The question of a record is its own beginning, so that a base model completes it without any instruction.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ctxext.tasks.base import FILLER_WEIGHT, Encoder, Example, Haystack, draw_haystack, encode_piece
+
+
+class Record(NamedTuple):
+    """Token ids of `newline stem value newline`; the question is `newline stem`."""
+
+    name: str
+    digits: str
+    newline: list[int]
+    stem: list[int]
+    value: list[int]
+
+    @property
+    def question(self) -> list[int]:
+        return self.newline + self.stem
+
+    @property
+    def ids(self) -> list[int]:
+        return self.question + self.value + self.newline
+
+
+def max_records(names: Sequence[str], digits: int) -> int:
+    """How many records with different names and different values there are."""
+    return min(len(names), 9 * 10 ** (digits - 1))
+
+
+def draw_records(
+    rng: np.random.Generator,
+    tokenizer: Encoder,
+    count: int,
+    *,
+    names: Sequence[str],
+    stem: Callable[[str], str],
+    digits: int,
+) -> list[Record]:
+    """`count` records with different names and different values of `digits` digits, the first of them not zero."""
+    most = max_records(names, digits)
+    if not 1 <= count <= most:
+        raise ValueError(f"{count} records do not fit {len(names)} names and {digits} digits: ask for 1 to {most}")
+    newline = encode_piece(tokenizer, "\n")
+    values: dict[str, None] = {}
+    while len(values) < count:
+        values[str(rng.integers(10 ** (digits - 1), 10**digits))] = None
+    chosen = [names[int(i)] for i in rng.permutation(len(names))[:count]]
+    return [
+        Record(name, value, newline, encode_piece(tokenizer, stem(name)), encode_piece(tokenizer, value))
+        for name, value in zip(chosen, values, strict=True)
+    ]
+
+
+def records_example(
+    rng: np.random.Generator,
+    tokenizer: Encoder,
+    seq_len: int,
+    records: Sequence[Record],
+    *,
+    task: str,
+    depth: float | None,
+    haystack: Haystack,
+) -> Example:
+    """All records in `seq_len` tokens, the first of them asked: it sits at `depth` of the haystack, the others anywhere."""
+    asked = records[0]
+    needed = 1 + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)
+    if needed > seq_len:
+        raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(records)} record(s), the question and "
+                         f"the answer; the shortest is {needed} tokens")  # fmt: skip
+    if depth is None:
+        depth = float(rng.random())
+    if not 0 <= depth <= 1:
+        raise ValueError(f"{task}: depth {depth} is outside 0..1")
+    filler, pieces = draw_haystack(rng, haystack, seq_len - needed)
+    cuts = [round(depth * len(filler)), *(int(rng.integers(len(filler) + 1)) for _ in records[1:])]
+    order = sorted(range(len(records)), key=lambda i: (cuts[i], i))
+    parts: list[Any] = [[tokenizer.bos_id]]
+    starts, used, length = [0] * len(records), 0, 1
+    for i in order:
+        parts += [filler[used : cuts[i]], records[i].ids]
+        starts[i] = length + cuts[i] - used
+        length, used = starts[i] + len(records[i].ids), cuts[i]
+    parts += [filler[used:], asked.question]
+    prompt = np.concatenate([np.asarray(part, np.int32) for part in parts])
+    meta = {
+        "name": asked.name,
+        "value": asked.digits,
+        "needle": starts[0],
+        "needle_tokens": len(asked.ids),
+        "distance": len(prompt) - starts[0],
+        "distances": [len(prompt) - start for start in starts],
+        "haystack": pieces,
+    }
+    achieved = cuts[0] / len(filler) if len(filler) else 0.0
+    return Example(prompt, np.asarray(asked.value, np.int32), achieved, meta)
+
+
+def records_row(
+    rng: np.random.Generator,
+    tokenizer: Encoder,
+    length: int,
+    records: Sequence[Record],
+    *,
+    task: str,
+    budget: int,
+    haystack: Haystack,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As many records, each with one question, as `budget` of the `length` tokens holds, and text in between.
+
+    Half of the rows ask everything at their end, as an exam does, so that every distance is equally likely; the others
+    mix records and questions. Weights: 1 on answers, FILLER_WEIGHT on text, 0 on records and questions (their names
+    and values are chance) and on BOS. A name is asked once, so that no answer can be copied from an earlier answer.
+    """
+    costs = np.cumsum([2 * len(record.ids) for record in records])
+    if 1 + costs[0] > length:
+        raise ValueError(f"{task}: a training row of {length} tokens cannot hold a record and its question; "
+                         f"the shortest is {1 + costs[0]} tokens")  # fmt: skip
+    count = max(1, int(np.searchsorted(costs, min(budget, length - 1), side="right")))
+    filler, _ = draw_haystack(rng, haystack, length - 1 - int(costs[count - 1]))
+    if rng.random() < 0.5:
+        order = np.append(rng.permutation(count), rng.permutation(count))
+        cuts = np.append(np.sort(rng.integers(len(filler) + 1, size=count)), [len(filler)] * count)
+    else:
+        order = rng.permutation(np.repeat(np.arange(count), 2))
+        cuts = np.sort(rng.integers(len(filler) + 1, size=2 * count))
+    parts: list[Any] = [[tokenizer.bos_id]]
+    weights, used, seen = [np.zeros(1)], 0, set()
+    for i, cut in zip(order, cuts, strict=True):
+        record = records[int(i)]
+        weight = np.zeros(len(record.ids))
+        if int(i) in seen:  # the second occurrence of a record is its question and answer
+            weight[len(record.question) :][: len(record.value)] = 1
+        seen.add(int(i))
+        parts += [filler[used:cut], record.ids]
+        weights += [np.full(cut - used, FILLER_WEIGHT), weight]
+        used = cut
+    parts.append(filler[used:])
+    weights.append(np.full(len(filler) - used, FILLER_WEIGHT))
+    return (
+        np.concatenate([np.asarray(part, np.int32) for part in parts]),
+        np.concatenate(weights).astype(np.float32),
+    )

@@ -1,0 +1,51 @@
+"""A small SentencePiece tokenizer with Llama's settings and a few documents of source text, made once per process."""
+
+import functools
+import inspect
+import io
+
+import numpy as np
+import sentencepiece
+
+
+class ToyTokenizer:
+    bos_id, eos_id = 1, 2
+
+    def __init__(self, model: bytes) -> None:
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        return [self.bos_id] * bos + self._model.encode(text)
+
+    def decode(self, ids) -> str:
+        return self._model.decode([int(i) for i in ids])
+
+
+@functools.cache
+def toy_texts() -> tuple[str, ...]:
+    import argparse
+    import bdb
+    import typing
+
+    return tuple(inspect.getsource(module) for module in (argparse, bdb, typing))
+
+
+@functools.cache
+def toy_tokenizer() -> ToyTokenizer:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in toy_texts() for line in text.splitlines() if line),
+        model_writer=model,
+        vocab_size=512,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return ToyTokenizer(model.getvalue())
+
+
+def toy_documents(tokenizer: ToyTokenizer) -> list[np.ndarray]:
+    return [np.asarray(tokenizer.encode(text), np.int32) for text in toy_texts()]
