@@ -1,0 +1,82 @@
+"""The decode cache and attention over it.
+
+Keys are cached rotated where one piece rotates them for good, un-rotated where several pieces do, where a key's
+position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
+Shapes: L layers, B batch, S slots, K key-value heads, H head_dim. Slot j holds token j.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ctxext.attention import Attend, Attention, Kernel, over_sequence
+from ctxext.attention.dense import dense
+from ctxext.rope import Float32Rotation, Rotation, rotate
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, [L, B, S, K, H]."""
+
+    keys: Array
+    values: Array
+
+
+def empty_cache(shape: tuple[int, int, int, int, int], dtype: str) -> Cache:
+    """A cache of zeros [L, B, S, K, H]; no slot is read before it is written."""
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
+    """True if rotated keys can be cached: one piece, fixed key positions, frequencies that stay."""
+    return attention.static_keys and len(attention.pieces()) == 1 and not incremental
+
+
+def prefill(
+    attention: Attention, kernel: Kernel, rotation: Rotation | Float32Rotation, positions: Int[Array, "b t"],
+    *, rotated: bool,
+) -> Attend:  # fmt: skip
+    """Attention over the prompt that also fills slots 0 .. T-1. Right padding is overwritten before it is seen."""
+    attend = over_sequence(attention, kernel, rotation, positions)
+    tables = rotation.tables(attention.pieces()[0].key_positions(positions))
+
+    def attend_and_store(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
+        out, _ = attend(q, k, v, None, layer)
+        stored = rotate(k, *tables) if rotated else k
+        start = (layer, 0, 0, 0, 0)
+        keys = jax.lax.dynamic_update_slice(cache.keys, stored[None].astype(cache.keys.dtype), start)
+        values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
+        return out, Cache(keys, values)
+
+    return attend_and_store
+
+
+def decode(
+    attention: Attention, rotation: Rotation | Float32Rotation, index: Int[Array, " b"], num_slots: int,
+    *, rotated: bool,
+) -> Attend:  # fmt: skip
+    """Attention of one new token per row, token number `index`, over the cache and itself."""
+    pieces = attention.pieces()
+    slots, rows = jnp.arange(num_slots)[None], jnp.arange(index.shape[0])
+    query_tables = [rotation.tables(piece.query_positions(index[:, None])) for piece in pieces]
+    if rotated:
+        key_tables = [rotation.tables(piece.key_positions(index[:, None])) for piece in pieces]
+    else:
+        key_tables = [rotation.tables(piece.key_positions(slots)) for piece in pieces]
+
+    def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
+        new = rotate(k, *key_tables[0]) if rotated else k
+        cache = Cache(
+            cache.keys.at[layer, rows, index].set(new[:, 0].astype(cache.keys.dtype)),
+            cache.values.at[layer, rows, index].set(v[:, 0].astype(cache.values.dtype)),
+        )
+        stored = cache.keys[layer]
+        keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
+        out = dense(
+            [rotate(q, *tables) for tables in query_tables], keys, cache.values[layer],
+            [piece.mask for piece in pieces], query_index=index[:, None], key_index=slots,
+        )  # fmt: skip
+        return out, cache
+
+    return attend

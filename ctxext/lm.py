@@ -1,0 +1,164 @@
+"""The Python door: a checkpoint, a tokenizer and a method, with `logits`, `loss` and `generate`."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctxext.attention import Attention, Causal, Kernel, over_sequence
+from ctxext.config import LlamaConfig
+from ctxext.generate import Semantics, generate
+from ctxext.loss import token_losses
+from ctxext.model import Params, bind
+from ctxext.rope import Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
+from ctxext.tokenizer import Tokenizer
+
+STATIC = ("config", "attention", "kernel", "dtype")
+
+
+def bucket(length: int) -> int:
+    """The padded length: at most a quarter more, so that few lengths are compiled (four an octave)."""
+    step = max(32, 2 ** max(0, length.bit_length() - 3))
+    return -(-length // step) * step
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _logits(params: Params, tokens: Any, positions: Any, segment_ids: Any, rotation: Any, *,
+            config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str) -> jax.Array:  # fmt: skip
+    model = bind(config, params)
+    attend = over_sequence(attention, kernel, rotation, positions, segment_ids)
+    return model.logits(model.hidden(tokens, attend, dtype=dtype)[0])
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *,
+            config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str) -> jax.Array:  # fmt: skip
+    model = bind(config, params)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    hidden, _ = model.hidden(tokens, over_sequence(attention, kernel, rotation, positions), dtype=dtype)
+    return token_losses(hidden, model.output_kernel(), targets)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LM:
+    """A model that one can ask. Lengths and batch sizes are padded to buckets inside, so few programs are compiled.
+
+    `angles`: "exact", or "float32" to repeat transformers' rounding. Positions count from 0 in every row.
+    """
+
+    config: LlamaConfig
+    params: Params
+    tokenizer: Tokenizer
+    _: dataclasses.KW_ONLY
+    scaling: RopeScaling = Unscaled()
+    attention: Attention = Causal()
+    dtype: str = "float32"
+    kernel: Kernel = "blocked"
+    angles: Angles = "exact"
+
+    def with_method(self, *methods: RopeScaling | Attention) -> "LM":
+        """The same weights under other methods. Raises ValueError for what is neither frequencies nor attention."""
+        changes: dict[str, Any] = {}
+        for method in methods:
+            if isinstance(method, RopeScaling):
+                changes["scaling"] = method
+            elif isinstance(method, Attention):
+                changes["attention"] = method
+            else:
+                raise ValueError(f"{method!r} changes training only; give a RopeScaling or an Attention")
+        return dataclasses.replace(self, **changes)
+
+    def rotation(self, seq_len: int) -> Rotation | Float32Rotation:
+        """The method's frequencies for a context of `seq_len` tokens."""
+        return _rotation(self.scaling, self.config, seq_len if self.scaling.depends_on_length else 0, self.angles)
+
+    def _static(self) -> dict[str, Any]:
+        return {"config": self.config, "attention": self.attention, "kernel": self.kernel, "dtype": self.dtype}
+
+    def logits(self, tokens: Any, *, positions: Any = None, segment_ids: Any = None) -> jax.Array:
+        """Float32 [B, T, V] for tokens [B, T]; logits[t] predicts token t + 1."""
+        tokens = self._checked(tokens)
+        B, T = tokens.shape
+        size = bucket(T)
+        if positions is None:
+            positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+        seq_len = int(np.max(positions)) + 1
+        arrays = [_pad(np.asarray(x), B, size) for x in (tokens, positions)]
+        segments = None if segment_ids is None else _pad(np.asarray(segment_ids), B, size)
+        return _logits(self.params, *arrays, segments, self.rotation(seq_len), **self._static())[:, :T]
+
+    def loss(self, tokens: Any) -> np.ndarray:
+        """Float32 [B, T-1], nats: -log p(token t + 1 | tokens up to t)."""
+        tokens = self._checked(tokens)
+        B, T = tokens.shape
+        if T < 2:
+            raise ValueError("a loss needs at least two tokens")
+        rows, size = _rows(B), bucket(T - 1)
+        inputs, targets = _pad(tokens[:, :-1], rows, size), _pad(tokens[:, 1:], rows, size)
+        losses = _losses(self.params, inputs, targets, self.rotation(T), **self._static())
+        return np.asarray(losses)[:B, : T - 1]
+
+    def generate(
+        self, tokens: Any, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+        eos_token_id: int | Sequence[int] | None = None, semantics: Semantics = "frozen",
+    ) -> np.ndarray:  # fmt: skip
+        """New tokens only, int32 [B, max_new_tokens]; rows may differ in length. After a stop id a row repeats it.
+
+        `semantics` matters for length-dependent scalings alone, see `ctxext.generate`. Raises ValueError for an
+        empty prompt or ids outside the vocabulary.
+        """
+        if semantics not in ("frozen", "incremental"):
+            raise ValueError(f"semantics must be 'frozen' or 'incremental', got {semantics!r}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
+        prompts = [self._checked([row])[0] for row in tokens]
+        if self.scaling.depends_on_length and len({len(row) for row in prompts}) > 1:
+            # A row's frequencies must not depend on its neighbours.
+            rows = [self.generate([row], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+                                  seed=seed, eos_token_id=eos_token_id, semantics=semantics) for row in prompts]  # fmt: skip
+            return np.concatenate(rows)
+        longest, rows = max(map(len, prompts)), _rows(len(prompts))
+        padded = np.stack([_pad(row[None], 1, bucket(longest))[0] for row in prompts])
+        lengths = np.array([len(row) for row in prompts] + [1] * (rows - len(prompts)), np.int32)
+        incremental = semantics == "incremental" and self.scaling.depends_on_length
+        if incremental:
+            steps = [self.rotation(longest + step) for step in range(max_new_tokens)]
+            rotation = jax.tree.map(lambda *x: jnp.stack(x), *steps)
+        else:
+            rotation = self.rotation(longest + max_new_tokens)
+        stop = [-1] if eos_token_id is None else np.atleast_1d(eos_token_id)
+        out = generate(
+            self.params, _pad(padded, rows, padded.shape[1]), lengths, rotation, jax.random.key(seed),
+            jnp.float32(temperature or 1.0), jnp.float32(top_p), jnp.asarray(stop, jnp.int32), **self._static(),
+            num_slots=padded.shape[1] + -(-max_new_tokens // 32) * 32, max_new_tokens=max_new_tokens,
+            sample=temperature > 0, incremental=incremental,
+        )  # fmt: skip
+        return np.asarray(out)[: len(prompts)]
+
+    def _checked(self, tokens: Any) -> np.ndarray:
+        tokens = np.asarray(tokens, np.int32)
+        if tokens.ndim != 2 or not tokens.size:
+            raise ValueError(f"tokens must be [batch, length] and not empty, got shape {tokens.shape}")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise ValueError(f"token ids must lie in 0..{self.config.vocab_size - 1}, got "
+                             f"{tokens.min()}..{tokens.max()}; is this the model's tokenizer?")  # fmt: skip
+        return tokens
+
+
+@functools.lru_cache(maxsize=4096)
+def _rotation(scaling: RopeScaling, config: LlamaConfig, seq_len: int, angles: Angles) -> Rotation | Float32Rotation:
+    return scaling.rope(config.rope_base(), seq_len).rotation(angles)
+
+
+def _rows(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _pad(x: np.ndarray, rows: int, length: int) -> np.ndarray:
+    return np.pad(x, ((0, rows - x.shape[0]), (0, length - x.shape[1])))

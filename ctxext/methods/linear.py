@@ -1,0 +1,22 @@
+"""Position Interpolation (arXiv 2306.15595)."""
+
+import dataclasses
+from typing import ClassVar
+
+from ctxext.rope import Rope, RopeBase, RopeScaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(RopeScaling):
+    """f'_i = f_i / factor, the same as positions p / factor (arXiv 2306.15595)."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("pi", "position-interpolation")
+    paper: ClassVar[str] = "2306.15595"
+    factor: float
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor must be at least 1, got {self.factor}")
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        return Rope(base.inv_freq / self.factor)

@@ -1,0 +1,33 @@
+"""The frequency scaling of Llama 3.1 (arXiv 2407.21783)."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from ctxext.rope import Rope, RopeBase, RopeScaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3(RopeScaling):
+    """Keep f for wavelengths under L / high, f / factor over L / low, blend between (arXiv 2407.21783).
+
+    The blend is linear in turns per window: u = (L / wavelength - low) / (high - low), f' = (1 - u) f / factor + u f.
+    """
+
+    paper: ClassVar[str] = "2407.21783"
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        if not self.high_freq_factor > self.low_freq_factor > 0:
+            raise ValueError(f"need high_freq_factor > low_freq_factor > 0, got "
+                             f"{self.high_freq_factor} and {self.low_freq_factor}")  # fmt: skip
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        turns = base.original_max_position_embeddings * base.inv_freq / (2 * np.pi)
+        keep = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return Rope(keep * base.inv_freq + (1 - keep) * base.inv_freq / self.factor)

@@ -1,0 +1,40 @@
+"""Self-Extend (arXiv 2401.01325)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from ctxext.attention.pieces import Attention, Band, Piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """p // size + offset, in whole positions."""
+
+    size: int
+    offset: int = 0
+
+    def __call__(self, positions: Any) -> Any:
+        return positions // self.size + self.offset
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfExtend(Attention):
+    """Plain RoPE nearer than `neighbor_window` W tokens, grouped positions p // G beyond (arXiv 2401.01325).
+
+    Grouped queries sit at p // G + W - W // G, so that distances continue at W. No training needed; reaches about
+    (L - W) G + W tokens. One softmax over both pieces.
+    """
+
+    paper: ClassVar[str] = "2401.01325"
+    group_size: int
+    neighbor_window: int
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 or self.neighbor_window < 1:
+            raise ValueError(f"group_size and neighbor_window must be at least 1, got "
+                             f"{self.group_size} and {self.neighbor_window}")  # fmt: skip
+
+    def pieces(self) -> tuple[Piece, ...]:
+        size, window = self.group_size, self.neighbor_window
+        far = Piece(Band(window), Grouped(size, window - window // size), Grouped(size))
+        return Piece(Band(0, window)), far

@@ -1,0 +1,180 @@
+"""Llama as Flax NNX pytrees: segments of stacked layers, scanned. No method and no sharding in here.
+
+Shapes: B batch, T tokens, D model dim, N query heads, K key-value heads, H head_dim, F MLP dim, V vocabulary,
+L layers. Parameters leave this file as a pure nested dict with string keys and HF's names; kernels are [in, out].
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ctxext.attention import Attend
+from ctxext.config import LlamaConfig
+
+Params = dict[str, Any]
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+REMAT = ("none", "full")
+
+
+class Linear(nnx.Module):
+    """x W + b."""
+
+    def __init__(self, in_dim: int, out_dim: int, bias: bool, std: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
+        self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        x = x @ self.kernel[...].astype(x.dtype)  # parameters stay float32, products run in the compute dtype
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class RMSNorm(nnx.Module):
+    """w x / rms(x) (arXiv 1910.07467), the mean square in float32."""
+
+    def __init__(self, dim: int, eps: float):
+        self.weight, self.eps = nnx.Param(jnp.ones(dim)), eps
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        y = x.astype(jnp.float32)  # squares of bfloat16 lose the small entries
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.weight[...].astype(x.dtype).reshape(1, 1, -1)
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query attention (arXiv 2305.13245); `attend` rotates, masks and knows the cache."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        bias, std = config.attention_bias, config.initializer_range
+        self.q_proj = Linear(D, N * H, bias, std, rngs)
+        self.k_proj = Linear(D, K * H, bias, std, rngs)
+        self.v_proj = Linear(D, K * H, bias, std, rngs)
+        self.o_proj = Linear(N * H, D, bias, std, rngs)
+        self.head_dim = H
+
+    def __call__(self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array) -> tuple[Array, Any]:
+        B, T, _ = x.shape
+        q, k, v = (f(x).reshape(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
+        out, cache = attend(q, k, v, cache, layer)
+        return self.o_proj(out.reshape(B, T, -1)), cache
+
+
+class MLP(nnx.Module):
+    """down(act(gate x) * up x), SwiGLU for silu (arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        D, F, bias, std = config.hidden_size, config.intermediate_size, config.mlp_bias, config.initializer_range
+        self.gate_proj = Linear(D, F, bias, std, rngs)
+        self.up_proj = Linear(D, F, bias, std, rngs)
+        self.down_proj = Linear(F, D, bias, std, rngs)
+        self.hidden_act = config.hidden_act
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+    """One pre-norm block."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array) -> tuple[Array, Any]:
+        with jax.named_scope("attention"):
+            out, cache = self.self_attn(self.input_layernorm(x), attend, cache, layer)
+            x = x + out
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+class Embedding(nnx.Module):
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape))
+
+
+class Llama(nnx.Module):
+    """A decoder of `segments`, each a stack of equal layers run by one scan."""
+
+    def __init__(self, config: LlamaConfig, segments: tuple[int, ...], rngs: nnx.Rngs):
+        def stack(size: int) -> Layer:
+            return jax.vmap(lambda key: Layer(config, nnx.Rngs(params=key)))(jax.random.split(rngs.params(), size))
+
+        self.embed_tokens = Embedding(config, rngs)
+        self.segments = nnx.Dict({str(i): stack(size) for i, size in enumerate(segments)})
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        sizes = (config.hidden_size, config.vocab_size)
+        self.lm_head = None if config.tie_word_embeddings else Linear(*sizes, False, config.initializer_range, rngs)
+
+    def hidden(
+        self, tokens: Int[Array, "b t"], attend: Attend, cache: Any = None, *, dtype: str, remat: str = "none"
+    ) -> tuple[Float[Array, "b t d"], Any]:
+        """The last layer's normed output, and the cache that `attend` filled."""
+        if remat not in REMAT:
+            raise ValueError(f"remat {remat!r} is not known; choose one of {', '.join(REMAT)}")
+
+        def step(carry: tuple, layer: tuple[Layer, Array]) -> tuple[tuple, None]:
+            x, cache = carry
+            return layer[0](x, attend, cache, layer[1]), None
+
+        if remat == "full":
+            step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart
+        carry, done = (self.embed_tokens.embedding[...].astype(dtype)[tokens], cache), 0
+        for segment in self.segments.values():
+            size = segment.input_layernorm.weight.shape[0]
+            carry, _ = jax.lax.scan(step, carry, (segment, done + jnp.arange(size)))
+            done += size
+        return self.norm(carry[0]), carry[1]
+
+    def output_kernel(self) -> Float[Array, "d v"]:
+        """The output projection, which is the transposed embedding when they are tied."""
+        return self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Unnormalised log-probabilities, float32."""
+        return jnp.matmul(hidden, self.output_kernel().astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+@functools.lru_cache
+def _skeleton(config: LlamaConfig, segments: tuple[int, ...]) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Llama(config, segments, nnx.Rngs(0))), nnx.Param)
+
+
+def bind(config: LlamaConfig, params: Params) -> Llama:
+    """The model around given parameters (arrays, tracers or shapes); nothing is copied."""
+    sizes = tuple(layers["input_layernorm"]["weight"].shape[0] for layers in params["segments"].values())
+    graph, state = _skeleton(config, sizes)
+    state = jax.tree.map(lambda x: x, state)  # a fresh container: the next line fills it in place
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def param_shapes(config: LlamaConfig, dtype: str = "float32", segments: tuple[int, ...] | None = None) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`; allocates nothing."""
+    _, state = _skeleton(config, segments or (config.num_hidden_layers,))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(state))
+
+
+def init_params(config: LlamaConfig, seed: int, dtype: str = "float32") -> Params:
+    """Random parameters: normal with `initializer_range`, norms one, biases zero."""
+
+    @jax.jit
+    def init(key: Array) -> Mapping[str, Any]:
+        model = Llama(config, (config.num_hidden_layers,), nnx.Rngs(params=key))
+        return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+    return dict(init(jax.random.key(seed)))
