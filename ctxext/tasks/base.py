@@ -18,7 +18,7 @@ class Encoder(Protocol):
     """The part of a tokenizer that tasks use."""
 
     @property
-    def bos_id(self) -> int: ...
+    def bos_id(self) -> int | None: ...
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
 
@@ -26,7 +26,7 @@ class Encoder(Protocol):
 class Example(NamedTuple):
     """One exam question: `len(prompt) + len(answer)` is the requested length, BOS counted.
 
-    prompt: int32[P] starts with BOS; answer: int32[A]; depth: where the asked record sits in the haystack, 0..1, as
+    prompt: int32[P] starts with BOS where the tokenizer has one; answer: int32[A]; depth: where the asked record sits in the haystack, 0..1, as
     achieved; meta: plain JSON values (name, value, needle, distance, haystack pieces) for the row of this item.
     """
 
@@ -52,13 +52,13 @@ class Task(abc.ABC):
         depth: float | None = None,
         haystack: Haystack,
     ) -> Example:
-        """One question of exactly `seq_len` tokens with its answer; depth None draws it; ValueError if it cannot fit."""
+        """One question of exactly `seq_len` tokens, answer included; depth None: drawn. ValueError if it cannot fit."""
 
     @abc.abstractmethod
     def training_row(
         self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
     ) -> tuple[np.ndarray, np.ndarray]:
-        """tokens int32[length] and weights float32[length], where weights[t] is the loss weight of token t as a target."""
+        """tokens int32[length], weights float32[length]: weights[t] is the loss weight of token t as a target."""
 
 
 def encode_piece(tokenizer: Encoder, text: str) -> list[int]:
@@ -70,6 +70,11 @@ def encode_piece(tokenizer: Encoder, text: str) -> list[int]:
     newline = tokenizer.encode("\n")
     ids = tokenizer.encode("\n" + text)
     return ids[len(newline) :] if ids[: len(newline)] == newline else tokenizer.encode(text)
+
+
+def beginning(tokenizer: Encoder) -> list[int]:
+    """What every prompt, row and window starts with: BOS where the tokenizer has one."""
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
 def draw_haystack(rng: np.random.Generator, haystack: Haystack, count: int) -> tuple[np.ndarray, list[list[int]]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import FILLER_WEIGHT, Encoder, Example, Haystack, draw_haystack, encode_piece
+from ctxext.tasks.base import FILLER_WEIGHT, Encoder, Example, Haystack, beginning, draw_haystack, encode_piece
 
 
 class Record(NamedTuple):
@@ -68,9 +68,10 @@ def records_example(
     depth: float | None,
     haystack: Haystack,
 ) -> Example:
-    """All records in `seq_len` tokens, the first of them asked: it sits at `depth` of the haystack, the others anywhere."""
+    """All records in `seq_len` tokens; the first one is asked and sits at `depth` of the haystack, the others anywhere."""
     asked = records[0]
-    needed = 1 + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)
+    head = beginning(tokenizer)
+    needed = len(head) + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)
     if needed > seq_len:
         raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(records)} record(s), the question and "
                          f"the answer; the shortest is {needed} tokens")  # fmt: skip
@@ -81,8 +82,8 @@ def records_example(
     filler, pieces = draw_haystack(rng, haystack, seq_len - needed)
     cuts = [round(depth * len(filler)), *(int(rng.integers(len(filler) + 1)) for _ in records[1:])]
     order = sorted(range(len(records)), key=lambda i: (cuts[i], i))
-    parts: list[Any] = [[tokenizer.bos_id]]
-    starts, used, length = [0] * len(records), 0, 1
+    parts: list[Any] = [head]
+    starts, used, length = [0] * len(records), 0, len(head)
     for i in order:
         parts += [filler[used : cuts[i]], records[i].ids]
         starts[i] = length + cuts[i] - used
@@ -118,20 +119,21 @@ def records_row(
     mix records and questions. Weights: 1 on answers, FILLER_WEIGHT on text, 0 on records and questions (their names
     and values are chance) and on BOS. A name is asked once, so that no answer can be copied from an earlier answer.
     """
+    head = beginning(tokenizer)
     costs = np.cumsum([2 * len(record.ids) for record in records])
-    if 1 + costs[0] > length:
+    if len(head) + costs[0] > length:
         raise ValueError(f"{task}: a training row of {length} tokens cannot hold a record and its question; "
-                         f"the shortest is {1 + costs[0]} tokens")  # fmt: skip
-    count = max(1, int(np.searchsorted(costs, min(budget, length - 1), side="right")))
-    filler, _ = draw_haystack(rng, haystack, length - 1 - int(costs[count - 1]))
+                         f"the shortest is {len(head) + costs[0]} tokens")  # fmt: skip
+    count = max(1, int(np.searchsorted(costs, min(budget, length - len(head)), side="right")))
+    filler, _ = draw_haystack(rng, haystack, length - len(head) - int(costs[count - 1]))
     if rng.random() < 0.5:
         order = np.append(rng.permutation(count), rng.permutation(count))
         cuts = np.append(np.sort(rng.integers(len(filler) + 1, size=count)), [len(filler)] * count)
     else:
         order = rng.permutation(np.repeat(np.arange(count), 2))
         cuts = np.sort(rng.integers(len(filler) + 1, size=2 * count))
-    parts: list[Any] = [[tokenizer.bos_id]]
-    weights, used, seen = [np.zeros(1)], 0, set()
+    parts: list[Any] = [head]
+    weights, used, seen = [np.zeros(len(head))], 0, set()
     for i, cut in zip(order, cuts, strict=True):
         record = records[int(i)]
         weight = np.zeros(len(record.ids))

@@ -1,0 +1,1 @@
+"""Evaluations: each yields JSON rows from a language model; tables come from rows."""
