@@ -1,0 +1,160 @@
+"""An experiment is a frozen value in a Python file; here it is loaded, written as JSON and read back."""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from ctxext.attention import Attention, Causal, Kernel
+from ctxext.config import LlamaConfig
+from ctxext.data import Source
+from ctxext.methods import find
+from ctxext.optim import Optim
+from ctxext.positions import Contiguous, Positions
+from ctxext.rope import RopeScaling, Unscaled
+
+BUNDLED = "tiny-llama"
+"""The base model inside the package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long and how: `steps` optimiser steps of batch_size x accumulate rows of `seq_len` tokens."""
+
+    steps: int
+    seq_len: int
+    batch_size: int
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters and optimiser state are float32."""
+    remat: Literal["none", "full"] = "none"
+    kernel: Kernel = "blocked"
+    log_every: int = 10
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for field in ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
+        if self.steps < 0:
+            raise ValueError(f"train.steps must not be negative, got {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The format that a finished run is written in."""
+
+    to: Literal["hf"] = "hf"
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Base checkpoint, method (three seams), data, training, evaluations. Everything that decides the result.
+
+    `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model` from scratch.
+    `zero_shot`: methods to evaluate on the base without training, beside the trained one.
+    """
+
+    name: str
+    data: Source
+    train: Train
+    init: str | None = None
+    model: LlamaConfig | None = None
+    tokenizer: str | None = None
+    """Directory of the tokenizer when starting from scratch; with `init` it is the checkpoint's."""
+    rope: RopeScaling = Unscaled()
+    attention: Attention = Causal()
+    positions: Positions = Contiguous()
+    optim: Optim = Optim()
+    evals: tuple[Any, ...] = ()
+    zero_shot: tuple[RopeScaling | Attention, ...] = ()
+    export: Export | None = Export()
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits over everything but `train.steps`, which may grow."""
+        config = to_json(self)
+        del config["train"]["steps"]
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON; a dataclass becomes an object with a "__type__" of module:Class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        module = sys.modules[type(value).__module__]
+        origin = module.__name__ if module.__name__.startswith("ctxext.") else str(module.__file__)
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"__type__": f"{origin}:{type(value).__name__}", **fields}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    raise ValueError(f"cannot write {value!r} as JSON; experiments hold numbers, text, tuples and dataclasses")
+
+
+def from_json(value: Any, *, trust: bool = False) -> Any:
+    """The inverse of `to_json`. Code outside the package is imported only with `trust`.
+
+    Raises ValueError for an unknown type or field.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item, trust=trust) for item in value)
+    if not isinstance(value, dict):
+        return value
+    tag = value.get("__type__", "")
+    cls = _known_class(tag, trust)
+    fields = {key: from_json(item, trust=trust) for key, item in value.items() if key != "__type__"}
+    unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+    if unknown:
+        raise ValueError(f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?")
+    return cls(**fields)
+
+
+def _known_class(tag: str, trust: bool) -> Any:
+    module, _, name = tag.rpartition(":")
+    if module.endswith(".py"):
+        if not trust:
+            raise ValueError(f"this run uses code from {module}; pass --trust-run to import it")
+        return find(tag)
+    cls = None
+    if module.startswith("ctxext.") and all(part.isidentifier() for part in module.split(".")):
+        if importlib.util.find_spec(module) is not None:
+            cls = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module):
+        raise ValueError(f"unknown type {tag!r} in the configuration")
+    return cls
+
+
+def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | None = None) -> Experiment:
+    """The `experiment` of a Python file: a value, or a function of the base's LlamaConfig that returns one.
+
+    The function form is for lengths that follow the window of the checkpoint; `base_config` is asked only then.
+    Raises ValueError if the file is missing or holds no experiment.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{file} does not exist; give an experiment file such as experiments/demo.py")
+    spec = importlib.util.spec_from_file_location(f"_ctxext_experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # a variant imports the experiment next to it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
+    value = getattr(module, "experiment", None)
+    if callable(value) and base_config is not None:
+        value = value(base_config())
+    if not isinstance(value, Experiment):
+        raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
+    return value
