@@ -1,0 +1,35 @@
+"""ctxext: stretch the context window of Llama-family models, and know whether it worked.
+
+The Python door, imported lazily: `load`, `LM`, `Experiment`, `run`, `RopeBase`, `methods`, `evals`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctxext import evals as evals
+    from ctxext import methods as methods
+    from ctxext.experiment import Experiment as Experiment
+    from ctxext.lm import LM as LM
+    from ctxext.door import load as load
+    from ctxext.rope import RopeBase as RopeBase
+    from ctxext.run import run as run
+
+__version__ = "0.1.0"
+__all__ = ["LM", "Experiment", "RopeBase", "evals", "load", "methods", "run"]
+
+_DOORS = {
+    "LM": "ctxext.lm",
+    "load": "ctxext.door",
+    "Experiment": "ctxext.experiment",
+    "run": "ctxext.run",
+    "RopeBase": "ctxext.rope",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("methods", "evals"):
+        return importlib.import_module(f"ctxext.{name}")
+    if name in _DOORS:
+        return getattr(importlib.import_module(_DOORS[name]), name)
+    raise AttributeError(f"module 'ctxext' has no attribute {name!r}")

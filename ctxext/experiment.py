@@ -16,7 +16,7 @@ from ctxext.data import Source
 from ctxext.methods import find
 from ctxext.optim import Optim
 from ctxext.positions import Contiguous, Positions
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.rope import RopeScaling
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
@@ -63,15 +63,16 @@ class Experiment:
 
     name: str
     data: Source
+    optim: Optim
     train: Train
     init: str | None = None
     model: LlamaConfig | None = None
     tokenizer: str | None = None
     """Directory of the tokenizer when starting from scratch; with `init` it is the checkpoint's."""
-    rope: RopeScaling = Unscaled()
+    rope: RopeScaling | None = None
+    """None keeps the frequencies that the checkpoint has."""
     attention: Attention = Causal()
     positions: Positions = Contiguous()
-    optim: Optim = Optim()
     evals: tuple[Any, ...] = ()
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
     export: Export | None = Export()

@@ -1,0 +1,7 @@
+"""`python -m ctxext`."""
+
+import sys
+
+from ctxext.cli import main
+
+sys.exit(main())
