@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,17 @@ def method_name(method: Any) -> str:
     if name == "Unscaled":
         return "none"
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower().replace("po-se", "pose")
+
+
+def label(methods: Iterable[Any]) -> str:
+    """What rows and tables call a choice of methods: "yarn(factor=4)", joined by " + "; defaults are left out."""
+    labels = []
+    for method in methods:
+        values = [(f.name, getattr(method, f.name), f.default) for f in dataclasses.fields(method)]
+        changed = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                   for name, value, default in values if value != default]  # fmt: skip
+        labels.append(method_name(method) + (f"({', '.join(changed)})" if changed else ""))
+    return " + ".join(labels) or "none"
 
 
 def seam(method: type) -> str:

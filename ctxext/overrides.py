@@ -1,0 +1,137 @@
+"""Overrides from the command line: leaves of an experiment (`--rope.factor 8`), whole methods (`--method yarn`)."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tyro
+
+from ctxext.experiment import Experiment
+from ctxext.methods import find, make, seam
+
+
+def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--beta-fast 16 --factor=4` as {"beta_fast": 16, "factor": 4}. Raises ValueError for anything else."""
+    fields: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ValueError(f"unexpected argument {flag!r}")
+        name, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"{flag} needs a value")
+            value = rest.pop(0)
+        try:
+            fields[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name.replace("-", "_")] = value
+    return fields
+
+
+def make_methods(names: Sequence[str], fields: dict[str, Any]) -> tuple[Any, ...]:
+    """One instance per name; every field goes to the methods that have it. Raises ValueError for a field of none."""
+    used, methods = set(), []
+    for name in names:
+        types = typing.get_type_hints(find(name))
+        own = {field.name for field in dataclasses.fields(find(name))} & set(fields)
+        used |= own
+        methods.append(make(name, **{key: _typed(fields[key], types[key], key) for key in own}))
+    if unknown := set(fields) - used:
+        known = {field.name for name in names for field in dataclasses.fields(find(name))}
+        raise ValueError(f"unknown option --{sorted(unknown)[0].replace('_', '-')}{_suggestion(unknown, known)}")
+    return tuple(methods)
+
+
+def _typed(value: Any, annotation: Any, name: str) -> Any:
+    """A parsed number or text as the field wants it; 4 is a fine float, "four" is not."""
+    if isinstance(value, list):
+        return tuple(value)
+    wanted = typing.get_args(annotation) or (annotation,)
+    if isinstance(value, int) and not isinstance(value, bool) and float in wanted:
+        return float(value)
+    plain = [kind for kind in wanted if isinstance(kind, type)]
+    if plain and not isinstance(value, tuple(plain)):
+        raise ValueError(f"--{name.replace('_', '-')} wants {' or '.join(kind.__name__ for kind in plain)}, "
+                         f"got {value!r}")  # fmt: skip
+    return value
+
+
+def swap_method(experiment: Experiment, name: str, arguments: Sequence[str]) -> Experiment:
+    """Put method `name` into its seam; fields of the same name are kept, others come from --<seam>.<field>."""
+    method = find(name)
+    place = seam(method)
+    given = parse_fields([a for a in _pairs(arguments) if a.startswith(f"--{place}.")])
+    fields = {key.removeprefix(f"{place}."): value for key, value in given.items()}
+    types, kept = typing.get_type_hints(method), getattr(experiment, place)
+    for field in dataclasses.fields(method):
+        if field.name not in fields and hasattr(kept, field.name) and type(kept) is not method:
+            fields[field.name] = getattr(kept, field.name)
+    known = {field.name for field in dataclasses.fields(method)}
+    if unknown := set(fields) - known:
+        raise ValueError(f"unknown option --{place}.{sorted(unknown)[0]}{_suggestion(unknown, known)}")
+    instance = make(name, **{key: _typed(value, types[key], f"{place}.{key}") for key, value in fields.items()})
+    return dataclasses.replace(experiment, **{place: instance})
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[str]:
+    """Every flag joined with its value by "="."""
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if "=" not in flag and rest and not rest[0].startswith("--"):
+            flag += f"={rest.pop(0)}"
+        yield flag
+
+
+def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
+    """The experiment with leaves replaced, e.g. ("--rope.factor", "8"). Raises ValueError, with a suggestion."""
+    if not arguments:
+        return experiment
+    hints = typing.get_type_hints(Experiment)
+    fields: list[Any] = []
+    for field in dataclasses.fields(Experiment):
+        value = getattr(experiment, field.name)
+        if isinstance(value, tuple):
+            continue  # a tuple of evaluations or methods belongs into the file
+        fields.append((field.name, type(value) if dataclasses.is_dataclass(value) else hints[field.name],
+                       dataclasses.field(default=value)))  # fmt: skip
+    # tyro follows the annotated type; the stand-in is annotated with what the values really are.
+    stand_in = dataclasses.make_dataclass("Overrides", fields, frozen=True)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            result = tyro.cli(stand_in, args=list(_pairs(arguments)), config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit:
+        unknown = [a.split("=")[0] for a in arguments if a.startswith("--")]
+        known = [f"--{leaf}" for leaf in leaves(experiment)]
+        wrong = [a for a in unknown if a.replace("_", "-") not in known]
+        if wrong:
+            raise ValueError(f"unknown option {wrong[0]}{_suggestion(wrong, known)}") from None
+        text = re.sub(r"[│╭╰─╮╯]+|-{3,}", " ", said.getvalue().split("Argument helptext")[0].split("For full")[0])
+        raise ValueError(re.sub(r"\s+", " ", text).strip()) from None
+    return dataclasses.replace(experiment, **{name: getattr(result, name) for name, *_ in fields})
+
+
+def leaves(value: Any, prefix: str = "") -> list[str]:
+    """Dotted names, in command-line spelling, of everything `override` can set."""
+    names = []
+    for field in dataclasses.fields(value):
+        inner, name = getattr(value, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(inner):
+            names += leaves(inner, f"{name}.")
+        elif not isinstance(inner, tuple):
+            names.append(name)
+    return names
+
+
+def _suggestion(wrong: Any, known: Any) -> str:
+    close = difflib.get_close_matches(sorted(wrong)[0], list(known), 1, 0.6)
+    return f"; did you mean {close[0].replace('_', '-')}?" if close else f"; --print-config shows what there is"
