@@ -1,5 +1,6 @@
 """A small SentencePiece tokenizer with Llama's settings and a few documents of source text, made once per process."""
 
+import dataclasses
 import functools
 import inspect
 import io
@@ -7,9 +8,12 @@ import io
 import numpy as np
 import sentencepiece
 
+from ctxext.data.corpus import Corpus
+from ctxext.data.sources import TextSource
+
 
 class ToyTokenizer:
-    bos_id, eos_id = 1, 2
+    bos_id, eos_id, vocab_size = 1, 2, 512
 
     def __init__(self, model: bytes) -> None:
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -49,3 +53,15 @@ def toy_tokenizer() -> ToyTokenizer:
 
 def toy_documents(tokenizer: ToyTokenizer) -> list[np.ndarray]:
     return [np.asarray(tokenizer.encode(text), np.int32) for text in toy_texts()]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToySource(TextSource):
+    """The toy texts as a source of documents."""
+
+    def open(self, tokenizer) -> Corpus:
+        return Corpus(toy_texts(), tokenizer)
+
+
+def toy_source() -> ToySource:
+    return ToySource()

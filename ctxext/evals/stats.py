@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Numbers = Sequence[float | int] | np.ndarray
 Z95 = 1.959963984540054
 
 
@@ -32,8 +33,8 @@ def wilson(successes: int, trials: int, z: float = Z95) -> Interval:
 
 
 def ratio_bootstrap(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
+    numerators: Numbers,
+    denominators: Numbers,
     clusters: Sequence[Hashable] | None = None,
     *,
     samples: int = 2000,
@@ -62,8 +63,8 @@ def ratio_bootstrap(
 
 
 def paired_bootstrap(
-    a: Sequence[float],
-    b: Sequence[float],
+    a: Numbers,
+    b: Numbers,
     clusters: Sequence[Hashable] | None = None,
     *,
     samples: int = 2000,
@@ -75,4 +76,4 @@ def paired_bootstrap(
         raise ValueError(f"{len(a)} and {len(b)} items are not pairs: compare the items that both have")
     difference = np.asarray(b, np.float64) - np.asarray(a, np.float64)
     ones = np.ones(len(difference))
-    return ratio_bootstrap(list(difference), list(ones), clusters, samples=samples, seed=seed, level=level)
+    return ratio_bootstrap(difference, ones, clusters, samples=samples, seed=seed, level=level)

@@ -26,8 +26,8 @@ class Encoder(Protocol):
 class Example(NamedTuple):
     """One exam question: `len(prompt) + len(answer)` is the requested length, BOS counted.
 
-    prompt: int32[P] starts with BOS where the tokenizer has one; answer: int32[A]; depth: where the asked record sits in the haystack, 0..1, as
-    achieved; meta: plain JSON values (name, value, needle, distance, haystack pieces) for the row of this item.
+    prompt: int32[P] starts with BOS where the tokenizer has one; answer: int32[A]; depth: where the asked record sits
+    in the haystack, 0..1, as achieved; meta: plain JSON values (name, value, needle, distance, haystack pieces).
     """
 
     prompt: np.ndarray

@@ -68,7 +68,7 @@ def records_example(
     depth: float | None,
     haystack: Haystack,
 ) -> Example:
-    """All records in `seq_len` tokens; the first one is asked and sits at `depth` of the haystack, the others anywhere."""
+    """All records in `seq_len` tokens; the first is asked and sits at `depth` of the haystack, the others anywhere."""
     asked = records[0]
     head = beginning(tokenizer)
     needed = len(head) + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)

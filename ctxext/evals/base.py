@@ -1,0 +1,68 @@
+"""What an evaluation is: named items, the same for every model and method, and a JSON row for each."""
+
+import abc
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Window(Protocol):
+    """The part of a model's configuration that evaluations read."""
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
+class Model(Protocol):
+    """The part of `ctxext.LM` that evaluations use, so that an oracle can stand in."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def config(self) -> Window: ...
+
+    def loss(self, tokens: Any) -> Any: ...
+
+    def generate(self, tokens: Any, *, max_new_tokens: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Eval(abc.ABC):
+    """Yields a row per item; an item's name says all that decides its prompt, the tokenizer apart."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def items(self) -> list[str]:
+        """Names of all items, in order. Adding samples, lengths or depths keeps the old names."""
+
+    @abc.abstractmethod
+    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Rows (plain JSON values, with `eval`, `item`, `seq_len`) of the named items."""
+
+    def __call__(self, lm: Model) -> Iterator[dict[str, Any]]:
+        """All rows."""
+        return self.rows(lm, self.items())
+
+
+def fingerprint(*parts: Any) -> str:
+    """Eight hex digits of the parts' reprs: frozen dataclasses, numbers and strings."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+
+def item_rng(item: str) -> np.random.Generator:
+    """A random stream of the item's own."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(item.encode()).digest()[:16], "big"))
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    """As few batches as `size` allows, of nearly equal size, so that a rest needs no shape of its own."""
+    count = -(-len(items) // size)
+    for part in np.array_split(np.arange(len(items)), count) if count else ():
+        yield [items[i] for i in part]

@@ -1,0 +1,85 @@
+"""Retrieval over a grid of lengths and depths: what the model writes, and how likely it finds the right answer."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ctxext import tasks
+from ctxext.data.sources import Stdlib, TextSource
+from ctxext.evals.base import Eval, Model, batches, fingerprint, item_rng
+
+
+@dataclass(frozen=True)
+class Passkey(Eval):
+    """`n` questions for each of `seq_lens` (tokens, answer included) x `depths` (0..1), a fresh haystack for each.
+
+    A prediction is right when it begins with exactly the answer's ids (greedy decoding). Beside it the row holds the
+    log-probability of each answer token after the true ones before it. `task` may be any retrieval task; `batch_size`
+    prompts go through the model together. Raises ValueError if a question cannot fit.
+    """
+
+    name: ClassVar[str] = "passkey"
+    seq_lens: tuple[int, ...]
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    n: int = 10
+    task: tasks.Task = tasks.Passkey()
+    source: TextSource = Stdlib("heldout")
+    seed: int = 0
+    batch_size: int = 16
+
+    def items(self) -> list[str]:
+        """`passkey/<settings>/<length>/<depth>/<i>`."""
+        return list(self._grid())
+
+    def _grid(self) -> dict[str, tuple[int, float]]:
+        settings = fingerprint(type(self.task).__name__, self.task, self.source, self.seed)
+        return {
+            f"{self.task.name}/{settings}/{seq_len}/{float(depth)}/{i}": (seq_len, depth)
+            for seq_len in self.seq_lens
+            for depth in self.depths
+            for i in range(self.n)
+        }
+
+    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
+        haystack = self.source.open(lm.tokenizer).documents()
+        names = set(items)
+        wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]
+        for seq_len in self.seq_lens:
+            for batch in batches([entry for entry in wanted if entry[1] == seq_len], self.batch_size):
+                yield from self._batch(lm, haystack, batch)
+
+    def _batch(
+        self, lm: Model, haystack: Sequence[np.ndarray], batch: Sequence[tuple[str, int, float]]
+    ) -> Iterator[dict[str, Any]]:
+        examples = [
+            self.task.example(item_rng(item), lm.tokenizer, seq_len, depth=depth, haystack=haystack)
+            for item, seq_len, depth in batch
+        ]
+        whole = np.stack([np.concatenate([example.prompt, example.answer]) for example in examples])
+        nats = np.asarray(lm.loss(whole), np.float64)
+        written = lm.generate([e.prompt for e in examples], max_new_tokens=max(len(e.answer) for e in examples))
+        for (item, seq_len, depth), example, losses, ids in zip(batch, examples, nats, written, strict=True):
+            size = len(example.answer)
+            answer_nats = losses[-size:]
+            yield {
+                "eval": self.name,
+                "item": item,
+                "task": {"name": self.task.name, **dataclasses.asdict(self.task)},
+                "seq_len": seq_len,
+                "depth": depth,
+                "depth_achieved": example.depth,
+                "tokens": len(example.prompt) + size,
+                "prompt_sha256": hashlib.sha256(example.prompt.astype("<i4").tobytes()).hexdigest(),
+                "gold": example.answer.tolist(),
+                "prediction": np.asarray(ids).tolist(),
+                "text": lm.tokenizer.decode(np.asarray(ids).tolist()),
+                "correct": np.asarray(ids)[:size].tolist() == example.answer.tolist(),
+                "answer_logprobs": (-answer_nats).tolist(),
+                "answer_nll": float(answer_nats.mean()),
+                "answer_probability": float(np.exp(-answer_nats.sum())),
+                **example.meta,
+            }

@@ -1,0 +1,140 @@
+"""Models with a known score go through whole evaluations: the planted truth must come back, nothing more."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_tokenizer import toy_source, toy_tokenizer
+
+from ctxext import tasks
+from ctxext.evals import Passkey, Perplexity
+from ctxext.evals.oracle import SURPRISE, ContextCurve, EchoPrompt, PerfectReader, WindowReader
+from ctxext.files import append_jsonl, read_jsonl
+
+TOKENIZER = toy_tokenizer()
+SOURCE = toy_source()
+GRID = Passkey(seq_lens=(64, 128, 300), depths=(0.0, 0.5, 1.0), n=4, source=SOURCE)
+KV = Passkey(seq_lens=(150, 300), depths=(0.0, 0.5, 1.0), n=3, source=SOURCE, task=tasks.KeyValue(num_pairs=4))
+PPL = Perplexity(seq_lens=(64, 128, 512), num_documents=3, target_tokens=32, num_windows=2, source=SOURCE)
+
+
+def without(row, *keys):
+    return {key: value for key, value in row.items() if key not in keys}
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
+    perfect = list(evaluation(PerfectReader(TOKENIZER)))
+    echo = list(evaluation(EchoPrompt(TOKENIZER)))
+    assert len(perfect) == len(echo) == len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
+    assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in perfect)
+    assert all(row["text"].strip() == row["value"] for row in perfect)
+    assert not any(row["correct"] for row in echo)
+    assert all(row["answer_nll"] == SURPRISE for row in echo)
+    assert [row["prompt_sha256"] for row in perfect] == [row["prompt_sha256"] for row in echo]  # paired
+    assert len({row["prompt_sha256"] for row in perfect}) == len(perfect)  # a fresh prompt per item
+    assert len({row["value"] for row in GRID(EchoPrompt(TOKENIZER))}) > 30
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(20, 310))
+def test_the_planted_window_comes_back(window):
+    """A reader of the last W tokens succeeds exactly at distances up to W - len(answer) + 1, written and scored."""
+    rows = list(GRID(WindowReader(TOKENIZER, window)))
+    for row in rows:
+        reach = row["distance"] + len(row["gold"]) - 1
+        assert row["correct"] == (reach <= window)
+        assert (row["answer_nll"] == pytest.approx(0.01)) == (reach <= window)
+    at_the_front = {row["seq_len"]: row["correct"] for row in rows if row["depth"] == 0}
+    assert at_the_front == {seq_len: seq_len - 2 <= window for seq_len in GRID.seq_lens}
+
+
+def test_rows_are_json_exact_in_length_and_name_their_item(tmp_path):
+    rows = list(GRID(PerfectReader(TOKENIZER)))
+    assert [row["item"] for row in rows] == GRID.items()
+    for row in rows:
+        append_jsonl(tmp_path / "rows.jsonl", row)
+        assert row["tokens"] == row["seq_len"]
+        assert row["task"] == {"name": "passkey", "digits": 5}
+        assert abs(row["depth_achieved"] - row["depth"]) < 0.03
+        assert row["answer_probability"] == pytest.approx(np.exp(sum(row["answer_logprobs"])))
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_more_samples_lengths_and_depths_keep_the_old_items():
+    more = Passkey(seq_lens=(300, 100, 64, 128), depths=(1.0, 0.75, 0.0, 0.5), n=6, source=SOURCE)
+    assert set(GRID.items()) < set(more.items())
+    chosen = GRID.items()[::7]
+    old = [row for row in GRID(PerfectReader(TOKENIZER)) if row["item"] in chosen]
+    new = list(more.rows(PerfectReader(TOKENIZER), chosen))
+    assert sorted(old, key=lambda r: r["item"]) == sorted(new, key=lambda r: r["item"])
+    assert not set(GRID.items()) & set(Passkey(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1).items())
+    other_task = Passkey(seq_lens=(64,), n=1, source=SOURCE, task=tasks.Passkey(digits=4))
+    assert not set(GRID.items()) & set(other_task.items())
+
+
+def test_batch_size_changes_nothing():
+    small = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_size=2)
+    large = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_size=50)
+    assert list(small(PerfectReader(TOKENIZER))) == list(large(PerfectReader(TOKENIZER)))
+
+
+def test_a_prompt_that_cannot_fit_names_task_length_and_minimum():
+    with pytest.raises(ValueError, match=r"^passkey: a prompt of 20 tokens cannot hold .* the shortest is \d+ tokens$"):
+        list(Passkey(seq_lens=(20,), n=1, source=SOURCE)(PerfectReader(TOKENIZER)))
+
+
+# Perplexity ---------------------------------------------------------------------------------------------------------
+
+
+def curve(seen):
+    return 1.2 + 2.5 * (seen + 1.0) ** -0.35
+
+
+def test_same_target_perplexity_in_closed_form():
+    """A loss that depends on the tokens seen only: targets at seq_len S have seen S - 32 .. S - 1 tokens."""
+    rows = list(PPL(ContextCurve(TOKENIZER, curve)))
+    for seq_len in PPL.seq_lens:
+        mine = [row for row in rows if row["seq_len"] == seq_len]
+        assert len(mine) == 6 and all(row["count"] == 32 for row in mine)
+        nll = sum(row["nll"] for row in mine) / sum(row["count"] for row in mine)
+        expected = np.mean([1.2 + 2.5 * (c + 1) ** -0.35 for c in range(seq_len - 32, seq_len)])
+        assert nll == pytest.approx(expected, rel=1e-6)
+    bins = [row["by_position"] for row in rows if "by_position" in row]
+    assert len(bins) == 6
+    assert bins[0]["edges"] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert bins[0]["count"] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    for low, high, nll in zip(bins[0]["edges"], bins[0]["edges"][1:], bins[0]["nll"], strict=False):
+        assert nll == pytest.approx(sum(1.2 + 2.5 * (c + 1) ** -0.35 for c in range(low, high)), rel=1e-6)
+
+
+def test_every_length_predicts_the_same_tokens_with_more_context():
+    class Recorder(ContextCurve):
+        def loss(self, tokens):
+            windows.extend(np.asarray(tokens).tolist())
+            return super().loss(tokens)
+
+    windows: list[list[int]] = []
+    rows = list(PPL(Recorder(TOKENIZER, curve)))
+    assert [row["item"] for row in rows] == PPL.items()
+    by_length = {s: [w for w in windows if len(w) == s] for s in PPL.seq_lens}
+    documents = SOURCE.open(TOKENIZER).documents()
+    for i, longest in enumerate(by_length[512]):
+        assert longest[0] == TOKENIZER.bos_id
+        row = rows[12 + i]
+        end = row["target_start"] + row["count"]
+        np.testing.assert_array_equal(longest[1:], documents[row["document"]][end - 511 : end])
+        for shorter in (64, 128):
+            assert by_length[shorter][i] == [TOKENIZER.bos_id, *longest[-shorter + 1 :]]
+    for key in ("document", "window", "target_start", "target_sha256", "count", "bytes"):
+        assert [r[key] for r in rows[:6]] == [r[key] for r in rows[6:12]] == [r[key] for r in rows[12:]]
+    for row in rows:
+        ids = documents[row["document"]][row["target_start"] :][: row["count"]]
+        assert abs(row["bytes"] - len(TOKENIZER.decode(ids).encode())) <= 1  # a first space is lost when decoded alone
+
+
+def test_perplexity_refuses_what_it_cannot_measure():
+    with pytest.raises(ValueError, match="ppl: target_tokens 64 must be at least 1 and below every length"):
+        Perplexity(seq_lens=(64,), target_tokens=64)
+    with pytest.raises(ValueError, match=r"ppl: \d of 3 documents have the 49999 tokens .* lower num_documents"):
+        list(Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)(ContextCurve(TOKENIZER, curve)))
