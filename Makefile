@@ -1,0 +1,77 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs in .venv and then does its job.
+# PYTHON=/path/to/python chooses the interpreter, PYTEST_ARGS="-k rope -x" narrows the tests.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check smoke slow clean
+
+# The first name that is really there, really runs (a version manager's shim may not) and is new enough.
+runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
+first = $(firstword $(foreach name,$(1),$(call runs,$(name),$(2))))
+ifndef PYTHON
+PYTHON := $(call first,python3.11 python3.12 python3,11)
+endif
+ifndef PYTHON312
+PYTHON312 := $(call first,python3.12,12)
+endif
+
+bin := .venv/bin
+comma := ,
+constraints := $(wildcard constraints/*.txt)
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# $(call setup,DIRECTORY,PYTHON,EXTRAS): an environment with this project, editable, and the pinned versions of what it needs.
+define setup
+	@test -n "$(2)" || { echo "no Python >= 3.11 found: make $@ PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(1) with $(2); the first time takes some minutes"
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(2) -m venv $(1)
+	@pins=$$($(1)/bin/python -c 'import sys; print("py312" if sys.version_info >= (3, 12) else "py311")'); \
+	$(1)/bin/python -m pip install --quiet --constraint constraints/$$pins.txt --editable '.$(3)'
+	@touch $@
+endef
+
+help: ## these lines
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 18
+
+demo: .venv/.ready ## extend the bundled model's window, measure it, export it, prove the export equal
+	@$(bin)/ctxext demo
+
+test: lint ## lint, types, architecture, tests (at most 10 minutes on 2 cores)
+	@$(bin)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.ready-test
+	@$(bin)/ruff check .
+	@$(bin)/pyright
+	@$(bin)/lint-imports --no-cache --no-logo
+
+check: .venv/.ready-test smoke ## the built wheel in an empty environment; the newest jax on Python 3.12
+	@$(bin)/python -m pytest -m check $(PYTEST_ARGS)
+
+ifeq ($(PYTHON312),)
+smoke:
+	@echo "smoke lane skipped: no python3.12 that runs on the PATH (PYTHON312=/path/to/python3.12 names one)"
+else
+smoke: .venv312/.ready-smoke
+	@.venv312/bin/python -m pytest -m smoke
+endif
+
+slow: .venv/.ready-test ## the long tests, by hand
+	@$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
+
+clean: ## remove environments and caches, keep runs/
+	rm -rf .venv .venv312 .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+
+# A stamp is written only after its environment is complete, and is older than a later change of what it should hold.
+.venv/.ready: pyproject.toml $(constraints)
+	$(call setup,.venv,$(PYTHON),)
+
+.venv/.ready-test: pyproject.toml $(constraints)
+	$(call setup,.venv,$(PYTHON),[test$(comma)lint])
+	@touch .venv/.ready
+
+.venv312/.ready-smoke: pyproject.toml $(constraints)
+	$(call setup,.venv312,$(PYTHON312),[test])
+
