@@ -1,0 +1,256 @@
+"""The command line. Thin: every command imports what it needs when it runs, so that --help stays light."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Command = Callable[[argparse.Namespace, list[str]], Any]
+
+
+def _experiment(args: argparse.Namespace, rest: list[str]) -> Any:
+    """The experiment file with --init, --method and leaf overrides applied."""
+    from ctxext import door
+    from ctxext.experiment import BUNDLED, load_experiment
+    from ctxext.interop import hf
+    from ctxext.overrides import override, swap_method
+
+    init = args.init or BUNDLED
+    experiment = load_experiment(args.experiment, lambda: hf.read_config(door.locate(init))[0])
+    if args.init:
+        rest = ["--init", args.init, *rest]
+    for name in args.method or ():
+        experiment = swap_method(experiment, name, rest)
+    return override(experiment, rest)
+
+
+def _inspect(args: argparse.Namespace, experiment: Any) -> bool:
+    """Serve --print-config and --dry-run; True if one of them was asked for."""
+    from ctxext import door
+    from ctxext.experiment import to_json
+
+    if args.print_config:
+        print(json.dumps(to_json(experiment), indent=2))
+    if args.dry_run:
+        from ctxext.dryrun import dry_run
+
+        config, scaling = door.base_config(experiment)
+        print(dry_run(experiment, config, scaling))
+    return args.print_config or args.dry_run
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    experiment = _experiment(args, rest)
+    if not _inspect(args, experiment):
+        from ctxext import run as module
+
+        result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, wandb=not args.no_wandb)
+        print(json.dumps(result.summary) if args.json else result.text)
+
+
+def demo(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import demo as module
+
+    args.experiment, args.init, args.method = module.__file__, None, None
+    run(args, rest)
+
+
+def train(args: argparse.Namespace, rest: list[str]) -> None:
+    experiment = _experiment(args, rest)
+    if not _inspect(args, experiment):
+        from ctxext import run as module
+
+        path = module.train_only(experiment, args.run_dir, file=args.experiment, wandb=not args.no_wandb)
+        print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
+
+
+def _open(args: argparse.Namespace, rest: list[str]) -> tuple[Any, str]:
+    """The model of SOURCE under the methods of --method and --attention, and the label of that choice."""
+    from ctxext import door
+    from ctxext.methods import label
+    from ctxext.overrides import make_methods, parse_fields
+
+    names = [*(args.method or ()), *([args.attention] if args.attention else ())]
+    methods = make_methods(names, parse_fields(rest))
+    lm = door.load(args.source, method=methods, dtype=args.compute_dtype)
+    active = [x for x in (lm.scaling, lm.attention) if label([x]) not in ("none", "causal")]
+    return lm, label(active)
+
+
+def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import evaluate as module
+    from ctxext import report
+
+    lm, name = _open(args, rest)
+    window = lm.config.max_position_embeddings
+    evals = module.choose(args.evals, args.seq_len or [window, 2 * window], budget=args.budget)
+    out = Path(args.out or "eval")
+    module.evaluate(lm, evals, method=name, rows_path=out / "rows.jsonl")
+    rows = module.read_rows(out / "rows.jsonl")
+    print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\nrows: {out / 'rows.jsonl'}")
+
+
+def export(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import export as module
+
+    lm, name = _open(args, rest)
+    module.export(lm, Path(args.out), to=args.to, dtype=args.dtype, seq_len=args.seq_len, card={"method": name})
+    print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
+
+
+def prove(args: argparse.Namespace, rest: list[str]) -> int:
+    _refuse(rest)
+    from ctxext import door
+    from ctxext import prove as module
+
+    against = door.load(args.against) if args.against else None
+    proof = module.prove(Path(args.source), against=against)
+    print(json.dumps(proof) if args.json else module.describe(proof))
+    return 0 if proof["equal"] else 1
+
+
+def import_(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from ctxext import door
+    from ctxext import export as module
+
+    lm = door.load(args.source)
+    module.export(lm, Path(args.out), to="hf", dtype=args.dtype, seq_len=None, card={"method": "none"})
+    print(f"wrote {args.out}")
+
+
+def generate(args: argparse.Namespace, rest: list[str]) -> None:
+    lm, _ = _open(args, rest)
+    eos = lm.config.eos_token_id
+    tokens = lm.generate(
+        [lm.tokenizer.encode(args.prompt, bos=True)], max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed, eos_token_id=eos,
+    )[0].tolist()  # fmt: skip
+    stops = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    ends = [tokens.index(stop) for stop in stops if stop in tokens]
+    print(lm.tokenizer.decode(tokens[: min(ends)] if ends else tokens))
+
+
+def report(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from ctxext import report as module
+    from ctxext.files import read_jsonl
+
+    missing = [run for run in args.runs if not (Path(run) / "rows.jsonl").is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]} holds no rows.jsonl; give run directories, or the --out of ctxext eval")
+    rows = [row for run in args.runs for row in read_jsonl(Path(run) / "rows.jsonl")]
+    print(json.dumps(module.summary(rows)) if args.json else module.tables(rows))
+
+
+def methods(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from ctxext.listing import methods_table
+
+    print(methods_table(as_json=args.json))
+
+
+def rope(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext.listing import rope_table
+    from ctxext.overrides import make_methods, parse_fields
+
+    (method,) = make_methods([args.name], parse_fields(rest))
+    print(rope_table(method, args.head_dim, args.theta, args.original, args.seq_len, as_json=args.json))
+
+
+def _refuse(rest: list[str]) -> None:
+    if rest:
+        raise ValueError(f"unknown option {rest[0]}; see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its own options; what a command does not know is left to overrides and method fields."""
+    root = argparse.ArgumentParser("ctxext", description="Stretch the context window of Llama models, and know "
+                                   "whether it worked.", allow_abbrev=False)  # fmt: skip
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Command, text: str, *, json_too: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        if json_too:
+            sub.add_argument("--json", action="store_true", help="print data instead of text")
+        return sub
+
+    def run_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--run-dir", type=Path, help="default: runs/<name>-<hash of the configuration>")
+        sub.add_argument("--dry-run", action="store_true", help="shapes, parameters, steps; allocates nothing")
+        sub.add_argument("--print-config", action="store_true", help="the resolved experiment as JSON")
+        sub.add_argument("--no-wandb", action="store_true", help="no wandb (otherwise online if configured)")
+        sub.epilog = "Any leaf of the experiment can be overridden: --train.steps 400 --rope.factor=8 --data.path DIR"
+
+    def method_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
+        sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
+        sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
+        sub.epilog = "Fields of the methods are options too: --method yarn --factor 4 --beta-fast 16"
+
+    run_options(command("demo", demo, "the main job on the bundled base, in minutes"))
+    for name, function, text in (("run", run, "train -> eval -> export -> prove -> report"),
+                                 ("train", train, "train only; resumes by itself if the run exists")):  # fmt: skip
+        sub = command(name, function, text)
+        sub.add_argument("experiment", metavar="EXPERIMENT.py")
+        sub.add_argument("--init", metavar="DIR", help="base checkpoint: HF or run directory, or a hub name")
+        sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
+        run_options(sub)
+    sub = command("eval", evaluate, "evaluate a run or an HF directory, with any method")
+    sub.add_argument("source", metavar="RUN|HF_DIR")
+    method_options(sub)
+    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, ppl")
+    sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: once and twice the window")
+    sub.add_argument("--budget", choices=["small", "full"], default="small")
+    sub.add_argument("--out", help="directory for rows.jsonl (default: eval)")
+    sub = command("export", export, "write a run or an HF directory for other readers", json_too=False)
+    sub.add_argument("source", metavar="RUN|HF_DIR")
+    method_options(sub)
+    sub.add_argument("--to", choices=["hf"], default="hf")
+    sub.add_argument("--out", required=True)
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
+    sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
+    sub = command("prove", prove, "reload an export in independent readers and compare")
+    sub.add_argument("source", metavar="DIR")
+    sub.add_argument("--against", metavar="RUN|HF_DIR", help="compare with this model instead of the export itself")
+    sub = command("import", import_, "check an HF checkpoint and write it as a base directory", json_too=False)
+    sub.add_argument("source", metavar="SRC")
+    sub.add_argument("--out", required=True)
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
+    sub = command("generate", generate, "continue a prompt", json_too=False)
+    sub.add_argument("source", metavar="RUN|HF_DIR")
+    method_options(sub)
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--max-new-tokens", type=int, default=64)
+    sub.add_argument("--temperature", type=float, default=0.0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command("report", report, "tables of one or many runs, recomputed from their rows")
+    sub.add_argument("runs", nargs="+", metavar="RUN")
+    command("methods", methods, "every method: seam, paper, fields")
+    sub = command("rope", rope, "frequencies, attention factor and HF keys of a method")
+    sub.add_argument("name", metavar="METHOD")
+    sub.add_argument("--head-dim", type=int, default=128)
+    sub.add_argument("--theta", type=float, default=10000.0)
+    sub.add_argument("--original", type=int, default=4096, help="the window L of pre-training, tokens")
+    sub.add_argument("--seq-len", type=int, help="for scalings that depend on the length")
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130."""
+    args, rest = parser().parse_known_args(argv)
+    try:
+        return args.run(args, rest) or 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("CTXEXT_TRACEBACK"):
+            raise
+        print(f"ctxext: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ctxext: interrupted", file=sys.stderr)
+        return 130

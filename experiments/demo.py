@@ -1,0 +1,5 @@
+"""The demo as an experiment file, for any base: ctxext run experiments/demo.py --init HF_DIR (see ctxext/demo.py)."""
+
+from ctxext.demo import experiment
+
+__all__ = ["experiment"]
