@@ -73,9 +73,9 @@ def test_more_samples_lengths_and_depths_keep_the_old_items():
     assert not set(GRID.items()) & set(other_task.items())
 
 
-def test_batch_size_changes_nothing():
-    small = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_size=2)
-    large = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_size=50)
+def test_the_batch_changes_nothing():
+    small = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=200)
+    large = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=9999)
     assert list(small(PerfectReader(TOKENIZER))) == list(large(PerfectReader(TOKENIZER)))
 
 
@@ -126,7 +126,7 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
         np.testing.assert_array_equal(longest[1:], documents[row["document"]][end - 511 : end])
         for shorter in (64, 128):
             assert by_length[shorter][i] == [TOKENIZER.bos_id, *longest[-shorter + 1 :]]
-    for key in ("document", "window", "target_start", "target_sha256", "count", "bytes"):
+    for key in ("document", "window_index", "target_start", "target_sha256", "count", "bytes"):
         assert [r[key] for r in rows[:6]] == [r[key] for r in rows[6:12]] == [r[key] for r in rows[12:]]
     for row in rows:
         ids = documents[row["document"]][row["target_start"] :][: row["count"]]
@@ -136,5 +136,7 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
 def test_perplexity_refuses_what_it_cannot_measure():
     with pytest.raises(ValueError, match="ppl: target_tokens 64 must be at least 1 and below every length"):
         Perplexity(seq_lens=(64,), target_tokens=64)
-    with pytest.raises(ValueError, match=r"ppl: \d of 3 documents have the 49999 tokens .* lower num_documents"):
+    with pytest.raises(
+        ValueError, match=r"ppl: \d of 3 documents have the 49999 tokens .* lower that or num_documents"
+    ):
         list(Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)(ContextCurve(TOKENIZER, curve)))

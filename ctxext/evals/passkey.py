@@ -18,8 +18,8 @@ class Passkey(Eval):
     """`n` questions for each of `seq_lens` (tokens, answer included) x `depths` (0..1), a fresh haystack for each.
 
     A prediction is right when it begins with exactly the answer's ids (greedy decoding). Beside it the row holds the
-    log-probability of each answer token after the true ones before it. `task` may be any retrieval task; `batch_size`
-    prompts go through the model together. Raises ValueError if a question cannot fit.
+    log-probability of each answer token after the true ones before it. `task` may be any retrieval task; about
+    `batch_tokens` tokens go through the model together. Raises ValueError if a question cannot fit.
     """
 
     name: ClassVar[str] = "passkey"
@@ -29,7 +29,7 @@ class Passkey(Eval):
     task: tasks.Task = tasks.Passkey()
     source: TextSource = Stdlib("heldout")
     seed: int = 0
-    batch_size: int = 16
+    batch_tokens: int = 16_384
 
     def items(self) -> list[str]:
         """`passkey/<settings>/<length>/<depth>/<i>`."""
@@ -49,7 +49,9 @@ class Passkey(Eval):
         names = set(items)
         wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]
         for seq_len in self.seq_lens:
-            for batch in batches([entry for entry in wanted if entry[1] == seq_len], self.batch_size):
+            for batch in batches(
+                [entry for entry in wanted if entry[1] == seq_len], max(1, self.batch_tokens // seq_len)
+            ):
                 yield from self._batch(lm, haystack, batch)
 
     def _batch(

@@ -29,7 +29,7 @@ class Perplexity(Eval):
     num_windows: int = 1
     source: TextSource = Stdlib("heldout")
     seed: int = 0
-    batch_size: int = 16
+    batch_tokens: int = 16_384
 
     def __post_init__(self) -> None:
         if not self.seq_lens or not 1 <= self.target_tokens < min(self.seq_lens):
@@ -69,7 +69,9 @@ class Perplexity(Eval):
         names = set(items)
         wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]
         for seq_len in self.seq_lens:
-            for batch in batches([entry for entry in wanted if entry[1] == seq_len], self.batch_size):
+            for batch in batches(
+                [entry for entry in wanted if entry[1] == seq_len], max(1, self.batch_tokens // seq_len)
+            ):
                 spans = []
                 for _, _, document, window in batch:
                     ids = documents[document][1]
@@ -86,7 +88,7 @@ class Perplexity(Eval):
                         "item": item,
                         "seq_len": seq_len,
                         "document": documents[document][0],
-                        "window": window,
+                        "window_index": window,
                         "target_start": len(ids) - self.target_tokens,
                         "target_sha256": hashlib.sha256(target.astype("<i4").tobytes()).hexdigest(),
                         "nll": float(nats[-self.target_tokens :].sum()),

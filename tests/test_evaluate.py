@@ -1,0 +1,82 @@
+"""Rows are appended as they come, read back, never computed twice; labels say what they belong to."""
+
+import numpy as np
+import pytest
+from toy_tokenizer import toy_source, toy_tokenizer
+
+from ctxext.evals import Passkey, Perplexity
+from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
+from ctxext.evaluate import describe, evaluate, standard_evals
+from ctxext.files import read_jsonl
+from ctxext.methods import make
+
+TOKENIZER = toy_tokenizer()
+GRID = Passkey(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
+PPL = Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=16, source=toy_source())
+PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
+
+
+class Interrupted(EchoPrompt):
+    """Stops like a user who presses Ctrl-C when the longer prompts come."""
+
+    def loss(self, tokens):
+        if len(tokens[0]) > 64:
+            raise KeyboardInterrupt
+        return super().loss(tokens)
+
+
+def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
+    sink = tmp_path / "run" / "rows.jsonl"
+    rows = evaluate(PERFECT, (GRID, PPL), method_label="yarn factor=4", sink=sink, checkpoint="base")
+    assert [row["item"] for row in rows] == GRID.items() + PPL.items()
+    assert read_jsonl(sink) == rows
+    assert all((row["checkpoint"], row["method"], row["window"]) == ("base", "yarn factor=4", 64) for row in rows)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[0].startswith("passkey, yarn factor=4: 8 new of 8 rows in ")
+    evaluate(PERFECT, (GRID,), method_label="none", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
+    sink = tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Interrupted(TOKENIZER, OracleConfig(64)), (GRID,), method_label="none", sink=sink)
+    assert len(read_jsonl(sink)) == 4
+    with sink.open("a") as file:
+        file.write('{"torn')
+    rows = evaluate(PERFECT, (GRID,), method_label="none", sink=sink)
+    assert [row["correct"] for row in rows] == [False] * 4 + [True] * 4  # the first four are not computed again
+    assert "passkey, none: 4 new of 8 rows" in capsys.readouterr().err
+    assert read_jsonl(sink) == rows
+    for label in ({"method_label": "yarn"}, {"method_label": "none", "checkpoint": "step 10"}):
+        assert all(row["correct"] for row in evaluate(PERFECT, (GRID,), sink=sink, **label))
+    assert len(read_jsonl(sink)) == 24
+
+
+def test_a_model_that_is_not_finite_is_named(tmp_path):
+    class Broken(EchoPrompt):
+        def loss(self, tokens):
+            return np.full_like(super().loss(tokens), np.nan)
+
+    with pytest.raises(ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"):
+        evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "rows.jsonl")
+
+
+def test_budgets_and_names():
+    small = standard_evals(("passkey", "kv", "ppl"), (256, 512), "small")
+    full = standard_evals(("passkey", "kv", "ppl"), (256, 512), "full")
+    assert [len(e.items()) for e in small] == [40, 40, 16]
+    assert [len(e.items()) for e in full] == [360, 360, 64]
+    assert set(small[0].items()) < set(full[0].items())  # more budget keeps what was measured
+    assert set(small[2].items()) < set(full[2].items())
+    with pytest.raises(ValueError, match="no evaluation 'ruler'; known: passkey, kv, ppl"):
+        standard_evals(("ruler",), (256,), "small")
+
+
+def test_labels_of_methods():
+    assert describe(make("none"), make("causal")) == "none"
+    assert describe(make("yarn", factor=4.0), make("causal")) == "yarn factor=4"
+    assert describe(make("yarn", factor=4.0, beta_fast=16.0)) == "yarn factor=4 beta_fast=16"
+    both = describe(make("linear", factor=2.0), make("self-extend", group_size=4, neighbor_window=64))
+    assert both == "linear factor=2 + self-extend group_size=4 neighbor_window=64"
