@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: short files, light imports, pins inside the bounds, a README that is true."""
+"""What holds for the repository as a whole: short files, light imports, pins inside bounds, a README that is true."""
 
 import ast
 import re
@@ -48,11 +48,11 @@ try:
     main()
 except SystemExit:
     pass
-print("heavy:", sorted(set({HEAVY}) & set(sys.modules)), file=sys.stdout)
+print("heavy:", sorted(set({HEAVY}) & set(sys.modules)))
 """
     out = python(code)
     assert out.splitlines()[-1] == "heavy: []"
-    assert "demo" in out and "export" in out
+    assert not command or ("demo" in out and "export" in out)
 
 
 def test_import_is_light_and_the_door_opens() -> None:

@@ -1,0 +1,89 @@
+"""Every experiment file loads, explains itself, and its dry run resolves shapes and steps without allocating."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctxext.config import LlamaConfig
+from ctxext.experiment import Experiment, from_json, load_experiment, to_json
+from ctxext.methods import Linear, Yarn
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+FILES = sorted(FOLDER.glob("*.py"))
+# Published parameter counts of the Llama 2 family.
+PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
+# steps, tokens a step and method of each recipe, as in its docstring
+RECIPES = {
+    "llama2_7b_pi_8k": (1000, 64 * 8192, Linear(factor=2.0)),
+    "llama2_7b_yarn_8k": (400, 64 * 8192, Yarn(factor=2.0)),
+    "llama2_7b_yarn_16k": (400, 64 * 16384, Yarn(factor=4.0)),
+    "llama2_13b_yarn_8k": (400, 64 * 8192, Yarn(factor=2.0)),
+    "llama2_70b_yarn_8k": (400, 64 * 8192, Yarn(factor=2.0)),
+}
+
+
+def tiny_window() -> LlamaConfig:
+    return LlamaConfig(1024, 64, 128, 2, 2, 1, 32, 1e-5, 1e4, 256)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_loads_and_explains_itself(path: Path) -> None:
+    experiment = load_experiment(path, tiny_window)
+    assert isinstance(experiment, Experiment)
+    assert from_json(to_json(experiment)) == experiment
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert f"experiments/{path.name}" in docstring, "the docstring holds no command"
+
+
+def test_every_llama_recipe_is_here() -> None:
+    assert {path.stem for path in FILES if path.stem.startswith("llama")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name: str) -> None:
+    experiment = load_experiment(FOLDER / f"{name}.py")
+    steps, tokens, method = RECIPES[name]
+    train = experiment.train
+    assert (train.steps, experiment.rope) == (steps, method)
+    assert train.batch_size * train.accumulate * train.seq_len == tokens
+    assert experiment.optim.learning_rate == 2e-5 and experiment.optim.warmup_steps == 20
+    assert (experiment.optim.b1, experiment.optim.b2, experiment.optim.weight_decay) == (0.9, 0.95, 0.0)
+    assert experiment.model is not None
+    window, factor = experiment.model.max_position_embeddings, method.factor
+    assert (window, train.seq_len) == (4096, int(window * factor))
+    assert experiment.model.num_parameters == PARAMETERS[name.split("_")[1]]
+    # Estimates of the docstring: 6 N tokens FLOPs, and 16 bytes a parameter.
+    docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
+    flops = 6 * experiment.model.num_parameters * steps * tokens
+    stated = float(re.search(r"= (\d\.\de\d\d)\s+FLOPs", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert stated == pytest.approx(flops, rel=0.05)
+    hours = float(re.search(r"([\d.]+) device\s+hours", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert hours == pytest.approx(flops / (0.4 * 989e12) / 3600, rel=0.05)
+
+
+DRY_RUN = """
+import resource, sys
+from ctxext.cli import main
+sys.argv = ["ctxext", "run", sys.argv[1], "--data.path", "no-such-directory", "--dry-run"]
+code = main()
+print("peak GiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DRY_RUN, str(FOLDER / f"{name}.py")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = set(re.findall(r"\d[\d,]*", done.stdout.replace(",", "")))
+    steps, tokens, _ = RECIPES[name]
+    assert {str(PARAMETERS[name.split("_")[1]]), str(steps)} <= numbers, done.stdout
+    assert float(done.stdout.split("peak GiB")[1]) < 1.5
+    assert not list(tmp_path.iterdir()), "a dry run wrote something"
