@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, N heads, H head_dim (d); a pair is (x_i, x_{i + H/2})
 
 import abc
 import dataclasses
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -113,6 +114,12 @@ class RopeScaling(abc.ABC):
     @abc.abstractmethod
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         """Frequencies for a context of `seq_len` tokens over the pre-trained `base`."""
+
+
+def check_factor(factor: float) -> None:
+    """Raises ValueError unless `factor`, the new window over the old one, is a number from 1 up."""
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"factor must be a finite number of at least 1, got {factor}")
 
 
 @dataclasses.dataclass(frozen=True)

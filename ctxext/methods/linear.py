@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from ctxext.rope import Rope, RopeBase, RopeScaling
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +15,7 @@ class Linear(RopeScaling):
     factor: float
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        check_factor(self.factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         return Rope(base.inv_freq / self.factor)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.rope import Rope, RopeBase, RopeScaling
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Llama3(RopeScaling):
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        check_factor(self.factor)
         if not self.high_freq_factor > self.low_freq_factor > 0:
             raise ValueError(f"need high_freq_factor > low_freq_factor > 0, got "
                              f"{self.high_freq_factor} and {self.low_freq_factor}")  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from ctxext.rope import Rope, RopeBase, RopeScaling, inverse_frequencies
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor, inverse_frequencies
 
 
 def ntk_theta(base: RopeBase, alpha: float) -> float:
@@ -20,8 +20,7 @@ class NTK(RopeScaling):
     factor: float
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        check_factor(self.factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         return Rope(inverse_frequencies(base.head_dim, ntk_theta(base, self.factor)))
@@ -39,8 +38,7 @@ class DynamicNTK(RopeScaling):
     factor: float
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        check_factor(self.factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         length = max(seq_len, base.original_max_position_embeddings)

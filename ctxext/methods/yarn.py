@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.rope import Rope, RopeBase, RopeScaling
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
 
 
 def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: bool) -> np.ndarray:
@@ -43,10 +43,11 @@ class Yarn(RopeScaling):
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor}")
+        check_factor(self.factor)
         if not self.beta_fast >= self.beta_slow > 0:
             raise ValueError(f"need beta_fast >= beta_slow > 0, got {self.beta_fast} and {self.beta_slow}")
+        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
+            raise ValueError(f"attention_factor must be positive, got {self.attention_factor}")
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         ramp = turns_ramp(base, self.beta_fast, self.beta_slow, truncate=self.truncate)
