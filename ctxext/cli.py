@@ -67,37 +67,36 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
         print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
 
 
-def _open(args: argparse.Namespace, rest: list[str]) -> tuple[Any, str]:
-    """The model of SOURCE under the methods of --method and --attention, and the label of that choice."""
-    from ctxext import door
-    from ctxext.methods import label
+def _methods(args: argparse.Namespace, rest: list[str]) -> tuple[Any, ...]:
+    """The methods of --method and --attention, with their fields from the other options."""
     from ctxext.overrides import make_methods, parse_fields
 
-    names = [*(args.method or ()), *([args.attention] if args.attention else ())]
-    methods = make_methods(names, parse_fields(rest))
-    lm = door.load(args.source, method=methods, dtype=args.compute_dtype)
-    active = [x for x in (lm.scaling, lm.attention) if label([x]) not in ("none", "causal")]
-    return lm, label(active)
+    return make_methods([*(args.method or ()), *([args.attention] if args.attention else ())], parse_fields(rest))
+
+
+def _open(args: argparse.Namespace, rest: list[str]) -> Any:
+    """The model of SOURCE under those methods."""
+    from ctxext import door
+
+    return door.load(args.source, method=_methods(args, rest), dtype=args.compute_dtype)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate as module
     from ctxext import report
 
-    lm, name = _open(args, rest)
-    window = lm.config.max_position_embeddings
-    evals = module.choose(args.evals, args.seq_len or [window, 2 * window], budget=args.budget)
-    out = Path(args.out or "eval")
-    module.evaluate(lm, evals, method=name, rows_path=out / "rows.jsonl")
-    rows = module.read_rows(out / "rows.jsonl")
-    print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\nrows: {out / 'rows.jsonl'}")
+    chosen = _methods(args, rest)
+    sink, rows = module.evaluate_checkpoint(
+        args.source, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len, budget=args.budget,
+        out=args.out, dtype=args.compute_dtype,
+    )  # fmt: skip
+    print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
 
 def export(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import export as module
 
-    lm, name = _open(args, rest)
-    module.export(lm, Path(args.out), to=args.to, dtype=args.dtype, seq_len=args.seq_len, card={"method": name})
+    module.export(_open(args, rest), args.out, to=args.to, dtype=args.dtype, seq_len=args.seq_len)
     print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
 
 
@@ -117,13 +116,12 @@ def import_(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import door
     from ctxext import export as module
 
-    lm = door.load(args.source)
-    module.export(lm, Path(args.out), to="hf", dtype=args.dtype, seq_len=None, card={"method": "none"})
+    module.export(door.load(args.source), args.out, dtype=args.dtype)
     print(f"wrote {args.out}")
 
 
 def generate(args: argparse.Namespace, rest: list[str]) -> None:
-    lm, _ = _open(args, rest)
+    lm = _open(args, rest)
     eos = lm.config.eos_token_id
     tokens = lm.generate(
         [lm.tokenizer.encode(args.prompt, bos=True)], max_new_tokens=args.max_new_tokens,
@@ -203,10 +201,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("eval", evaluate, "evaluate a run or an HF directory, with any method")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, ppl")
-    sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: once and twice the window")
+    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, kv, ppl")
+    sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1/2, 1, 2 and 4 windows")
     sub.add_argument("--budget", choices=["small", "full"], default="small")
-    sub.add_argument("--out", help="directory for rows.jsonl (default: eval)")
+    sub.add_argument("--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>")
     sub = command("export", export, "write a run or an HF directory for other readers", json_too=False)
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)

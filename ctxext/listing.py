@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.config import SHAPES
 from ctxext.methods import all_methods, label, seam
 from ctxext.rope import RopeBase, RopeScaling
 
@@ -46,13 +47,16 @@ def rope_table(
         raise ValueError(f"{label([method])} depends on the length; give --seq-len")
     rope = method.rope(base, seq_len or original)
     try:
-        keys: Any = ropespec.lower(method, base)
+        config = dataclasses.replace(
+            SHAPES["llama2-7b"], head_dim=head_dim, rope_theta=theta, max_position_embeddings=original
+        )
+        keys: Any = ropespec.lower_hf(method, config, seq_len or original)
     except ValueError as error:
         keys = f"not representable: {error}"
     if as_json:
         return json.dumps({
             "method": label([method]), "inv_freq": rope.inv_freq.tolist(), "attention_factor": rope.attention_factor,
-            "rope_parameters": keys,
+            "hf_config": keys,
         }, indent=2)  # fmt: skip
     lines = [f"{label([method])}: head_dim {head_dim}, theta {theta:g}, window {original}",
              f"attention factor {rope.attention_factor:.9g} (logits x {rope.attention_factor**2:.6g})",
@@ -60,4 +64,4 @@ def rope_table(
     for i, (f, f0) in enumerate(zip(rope.inv_freq, base.inv_freq, strict=True)):
         wavelength = 2 * np.pi / f if f else np.inf
         lines.append(f"{i:>4} {f:>15.9g} {f / f0:>9.4f} {wavelength:>12.1f} {original / wavelength:>16.2f}")
-    return "\n".join([*lines, f"HF rope_parameters: {json.dumps(keys)}"])
+    return "\n".join([*lines, f"HF config.json: {json.dumps(keys)}"])

@@ -1,0 +1,100 @@
+"""The whole way: base, zero-shot evaluation, training, evaluation, export, proof, tables."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from ctxext import door, report
+from ctxext.evaluate import evaluate
+from ctxext.experiment import Experiment
+from ctxext.export import export
+from ctxext.files import read_jsonl
+from ctxext.lm import LM
+from ctxext.methods import label
+from ctxext.prove import describe, prove
+from ctxext.rundir import RunDir
+from ctxext.tracking import Sink, start_sinks
+from ctxext.train import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its rows, and the proof of its export (None without one)."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    proof: dict[str, Any] | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Tables, proof and paths as data."""
+        return {"run": str(self.path), "proof": self.proof, **report.summary(self.rows)}
+
+    @property
+    def text(self) -> str:
+        """Tables, proof and paths to read."""
+        lines = [report.tables(self.rows), ""]
+        if self.proof is not None:
+            lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
+        return "\n".join([*lines, f"rows           {self.path / 'rows.jsonl'}", f"run directory  {self.path}"])
+
+
+def open_run(experiment: Experiment, run_dir: Path | None = None, file: Path | str | None = None) -> RunDir:
+    """The directory of this experiment, new or to be resumed. Raises ValueError if it belongs to another one."""
+    path = run_dir or Path("runs") / f"{experiment.name}-{experiment.fingerprint}"
+    return RunDir(Path(path)).open(experiment, Path(file) if file else None)
+
+
+def train_only(experiment: Experiment, run_dir: Path | None = None, *, file: Path | str | None = None,
+               wandb: bool = True) -> Path:  # fmt: skip
+    """Train or resume; returns the run directory."""
+    directory = open_run(experiment, run_dir, file)
+    with start_sinks(experiment, directory, wandb=wandb) as sinks:
+        train(experiment, directory, door.open_base(experiment), sinks=sinks)
+    return directory.path
+
+
+def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str | None = None,
+        wandb: bool = True) -> Run:  # fmt: skip
+    """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated."""
+    directory = open_run(experiment, run_dir, file)
+    base = door.open_base(experiment)
+    with start_sinks(experiment, directory, wandb=wandb) as sinks:
+        for method in experiment.zero_shot:
+            lm = base.with_method(method)
+            _evaluate(experiment, lm, f"{_name(lm)}, zero-shot", directory, sinks)
+        trained = base
+        if experiment.train.steps:
+            train(experiment, directory, base, sinks=sinks)
+            trained = door.load(directory.path)
+        elif experiment.rope is not None:
+            trained = base.with_method(experiment.rope, experiment.attention)
+        name = f"{_name(trained)}, {experiment.train.steps} steps at {experiment.train.seq_len}"
+        _evaluate(experiment, trained, name, directory, sinks)
+    proof = None
+    if experiment.export is not None:
+        proof = _export(experiment, trained, name, directory)
+    return Run(directory.path, read_jsonl(directory.rows_file), proof)
+
+
+def _name(lm: LM) -> str:
+    named = [label([method]) for method in (lm.scaling, lm.attention)]
+    return " + ".join(name for name in named if name not in ("none", "causal")) or "none"
+
+
+def _evaluate(experiment: Experiment, lm: LM, name: str, run: RunDir, sinks: list[Sink]) -> None:
+    rows = evaluate(lm, experiment.evals, method_label=name, sink=run.rows_file)
+    for sink in sinks:
+        sink.rows(rows)
+
+
+def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:
+    assert experiment.export is not None
+    out = run.path / "export"
+    if not out.exists():
+        print(f"exporting to {out}", file=sys.stderr)
+        card = {"method": name, "experiment": experiment.name, "summary": report.tables(read_jsonl(run.rows_file))}
+        export(lm, out, to=experiment.export.to, dtype=experiment.export.dtype, seq_len=experiment.train.seq_len,
+               card=card)  # fmt: skip
+    return prove(out, against=lm)
