@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check smoke slow clean
+.PHONY: help demo test lint check newest slow clean
 
 # The first name that is really there, really runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
@@ -47,15 +47,16 @@ lint: .venv/.ready-test
 	@$(bin)/pyright
 	@$(bin)/lint-imports --no-cache --no-logo
 
-check: .venv/.ready-test smoke ## the built wheel in an empty environment; the newest jax on Python 3.12
+check: .venv/.ready-test newest ## the built wheel in an empty environment; the newest jax on Python 3.12
 	@$(bin)/python -m pytest -m check $(PYTEST_ARGS)
 
+# The tests that need no torch, once more with the newest jax (tests/conftest.py says which).
 ifeq ($(PYTHON312),)
-smoke:
-	@echo "smoke lane skipped: no python3.12 that runs on the PATH (PYTHON312=/path/to/python3.12 names one)"
+newest:
+	@echo "newest jax: skipped, no python3.12 that runs on the PATH (make check PYTHON312=/path/to/python3.12)"
 else
-smoke: .venv312/.ready-smoke
-	@.venv312/bin/python -m pytest -m smoke
+newest: .venv312/.ready
+	@.venv312/bin/python -m pytest $(PYTEST_ARGS)
 endif
 
 slow: .venv/.ready-test ## the long tests, by hand
@@ -72,6 +73,6 @@ clean: ## remove environments and caches, keep runs/
 	$(call setup,.venv,$(PYTHON),[test$(comma)lint])
 	@touch .venv/.ready
 
-.venv312/.ready-smoke: pyproject.toml $(constraints)
+.venv312/.ready: pyproject.toml $(constraints)
 	$(call setup,.venv312,$(PYTHON312),[test])
 
