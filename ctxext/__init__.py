@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctxext import evals as evals
     from ctxext import methods as methods
+    from ctxext.door import load as load
     from ctxext.experiment import Experiment as Experiment
     from ctxext.lm import LM as LM
-    from ctxext.door import load as load
     from ctxext.rope import RopeBase as RopeBase
     from ctxext.run import run as run
 
