@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,7 +33,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    _sync(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -49,10 +49,10 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read one JSON file. Raises ValueError that names the file if it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also bytes that are no text
         raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -74,14 +74,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a torn last line is dropped. Raises ValueError naming any other bad line."""
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text().splitlines(keepends=True)
+    lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
     return rows
 
@@ -99,13 +97,11 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        for file in (*temporary.rglob("*"), temporary):
+            _sync(file)
         temporary.chmod(0o755)
         os.replace(temporary, path)  # replaces an empty directory
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_directory(path.parent)
+    _sync(path.parent)

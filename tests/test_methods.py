@@ -17,7 +17,6 @@ from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
 
-pytestmark = pytest.mark.smoke
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "rope.json").read_text())["cases"]
 LLAMA2 = RopeBase(128, 1e4, 4096)
 STATIC = [Unscaled(), Linear(4.0), NTK(4.0), Yarn(4.0), Llama3(4.0)]

@@ -19,6 +19,10 @@ class PoSE(Positions):
     paper: ClassVar[str] = "2309.10400"
     max_position_embeddings: int
 
+    def __post_init__(self) -> None:
+        if self.max_position_embeddings < 1:
+            raise ValueError(f"max_position_embeddings must be at least 1, got {self.max_position_embeddings}")
+
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         B, T = shape
         if self.max_position_embeddings < T:

@@ -1,0 +1,120 @@
+"""Files are whole or absent, also when a write fails half-way."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ctxext.files import append_jsonl, atomic_directory, read_json, read_jsonl, write_bytes, write_json, write_text
+
+
+def test_write_replaces_in_one_step(tmp_path: Path):
+    path = tmp_path / "new" / "file.txt"
+    write_text(path, "één\n")
+    assert path.read_bytes() == "één\n".encode()
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch, broken: str):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_json_is_strict(tmp_path: Path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": [1, 2.5, None, "ü"]})
+    assert read_json(path) == json.loads(path.read_text()) == {"a": [1, 2.5, None, "ü"]}
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path)["a"][0] == 1, "the file before is still there"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
+def test_bad_json_names_the_file(tmp_path: Path, content: bytes):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match="x.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="y.json does not exist"):
+        read_json(tmp_path / "y.json")
+
+
+def test_rows_survive_odd_text(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"n": i, "text": text} for i, text in enumerate(["a", "line\nbreak", "\u2028\x0b\x85", "ü"])]
+    for row in rows:
+        append_jsonl(path, row)
+    assert read_jsonl(path) == rows
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_jsonl(path) == rows, "only a line feed ends a row"
+    assert read_jsonl(tmp_path / "absent.jsonl") == []
+
+
+@pytest.mark.parametrize("torn", ['{"n": 2', '{"n": 2}', '{"text": "\\u00'])
+def test_a_torn_last_line_is_dropped_by_reader_and_writer_alike(tmp_path: Path, torn: str):
+    """A row without its line end counts as never written, so that whoever resumes writes it again."""
+    path = tmp_path / "rows.jsonl"
+    append_jsonl(path, {"n": 1})
+    with path.open("a") as file:
+        file.write(torn)
+    assert read_jsonl(path) == [{"n": 1}]
+    append_jsonl(path, {"n": 3})
+    assert read_jsonl(path) == [{"n": 1}, {"n": 3}]
+
+
+def test_a_file_of_one_torn_line_starts_over(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n"')
+    assert read_jsonl(path) == []
+    append_jsonl(path, {"n": 1})
+    assert path.read_text() == '{"n": 1}\n'
+
+
+def test_a_bad_line_in_the_middle_is_an_error(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": 1}\n{"n"\n{"n": 3}\n')
+    with pytest.raises(ValueError, match="rows.jsonl, line 2"):
+        read_jsonl(path)
+    with pytest.raises(ValueError):
+        append_jsonl(path, {"n": float("inf")})
+
+
+def test_a_directory_appears_whole(tmp_path: Path):
+    out = tmp_path / "a" / "out"
+    with atomic_directory(out) as directory:
+        (directory / "sub").mkdir()
+        (directory / "sub" / "file").write_text("x")
+        assert not out.exists() and directory.parent == out.parent
+    assert (out / "sub" / "file").read_text() == "x"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+    assert os.listdir(out.parent) == ["out"]
+
+
+def test_a_failed_directory_leaves_nothing(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out") as directory:
+        (directory / "file").write_text("x")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_never_replaces_anything(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with atomic_directory(tmp_path / "empty") as directory:
+        (directory / "file").write_text("x")
+    for taken in (tmp_path / "empty", tmp_path / "empty" / "file"):
+        with pytest.raises(ValueError, match="already exists"), atomic_directory(taken):
+            pytest.fail("must not get here")
+    assert (tmp_path / "empty" / "file").read_text() == "x"
