@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ctxext.experiment import Experiment as Experiment
     from ctxext.lm import LM as LM
     from ctxext.rope import RopeBase as RopeBase
-    from ctxext.run import run as run
+    from ctxext.pipeline import run as run
 
 __version__ = "0.1.0"
 __all__ = ["LM", "Experiment", "RopeBase", "evals", "load", "methods", "run"]
@@ -22,7 +22,7 @@ _DOORS = {
     "LM": "ctxext.lm",
     "load": "ctxext.door",
     "Experiment": "ctxext.experiment",
-    "run": "ctxext.run",
+    "run": "ctxext.pipeline",
     "RopeBase": "ctxext.rope",
 }
 

@@ -45,7 +45,7 @@ def _inspect(args: argparse.Namespace, experiment: Any) -> bool:
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = _experiment(args, rest)
     if not _inspect(args, experiment):
-        from ctxext import run as module
+        from ctxext import pipeline as module
 
         result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, wandb=not args.no_wandb)
         print(json.dumps(result.summary) if args.json else result.text)
@@ -61,7 +61,7 @@ def demo(args: argparse.Namespace, rest: list[str]) -> None:
 def train(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = _experiment(args, rest)
     if not _inspect(args, experiment):
-        from ctxext import run as module
+        from ctxext import pipeline as module
 
         path = module.train_only(experiment, args.run_dir, file=args.experiment, wandb=not args.no_wandb)
         print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")

@@ -47,7 +47,7 @@ def open_base(experiment: Experiment) -> LM:
     config, scaling = base_config(experiment)
     if experiment.tokenizer is None:
         raise ValueError(f"experiment {experiment.name!r} starts from scratch: set `tokenizer` to a directory")
-    tokenizer = load_tokenizer(Path(experiment.tokenizer))
+    tokenizer = load_tokenizer(locate(experiment.tokenizer))
     return LM(config, init_params(config, experiment.seed), tokenizer, scaling=scaling)
 
 

@@ -1,4 +1,4 @@
-"""The whole way: base, zero-shot evaluation, training, evaluation, export, proof, tables."""
+"""The whole way of an experiment: base, zero-shot evaluation, training, evaluation, export, proof, tables."""
 
 import dataclasses
 import sys
