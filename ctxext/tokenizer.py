@@ -69,6 +69,12 @@ class Tokenizer:
         """Text of token ids; control tokens such as <s> leave no trace."""
         return self._decode([int(i) for i in ids])
 
+    def check_fits(self, vocab_size: int) -> None:
+        """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""
+        if self.vocab_size > vocab_size:
+            raise ValueError(f"the tokenizer has {self.vocab_size} ids but the model's vocab_size is {vocab_size}; "
+                             "use the tokenizer the model was trained with")  # fmt: skip
+
     @functools.cached_property
     def sha256(self) -> str:
         """Hash of the file that decides the ids."""

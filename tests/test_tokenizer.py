@@ -22,7 +22,6 @@ def random_texts(count: int) -> list[str]:
     return ["".join(rng.choices(ALPHABET, k=rng.randrange(60))) for _ in range(count)]
 
 
-@pytest.mark.smoke
 def test_encode_equals_sentencepiece_and_bos_is_explicit():
     import sentencepiece
 
@@ -37,7 +36,6 @@ def test_encode_equals_sentencepiece_and_bos_is_explicit():
         assert tokenizer.decode([1, *ids, 2]) == tokenizer.decode(ids)
 
 
-@pytest.mark.smoke
 def test_training_is_deterministic_and_has_llama_settings():
     again = train_tokenizer([inspect.getsource(inspect), "été à la naïve 日本 " * 5], 420)
     assert again == model()
@@ -47,7 +45,6 @@ def test_training_is_deterministic_and_has_llama_settings():
         train_tokenizer(["too little text"], 5000)
 
 
-@pytest.mark.smoke
 def test_json_gives_the_same_ids_on_random_strings():
     reference = Tokenizer({MODEL: model()})
     fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
@@ -72,7 +69,6 @@ def test_exported_files_in_transformers(tmp_path):
     assert theirs.decode(theirs("def f():\n    pass").input_ids, skip_special_tokens=True) == "def f():\n    pass"
 
 
-@pytest.mark.smoke
 def test_json_only_directory_keeps_its_settings(tmp_path):
     first = Tokenizer({MODEL: model()}).export_files(64)
     for name in (JSON, CONFIG):
@@ -89,7 +85,6 @@ def test_json_only_directory_keeps_its_settings(tmp_path):
     assert exported["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-@pytest.mark.smoke
 def test_tokens_added_behind_the_model_survive_export():
     files = Tokenizer({MODEL: model()}).export_files(64)
     fast = json.loads(files[JSON])
@@ -102,7 +97,6 @@ def test_tokens_added_behind_the_model_survive_export():
     assert Tokenizer({JSON: exported}).encode("a[PAD]b")[1:2] == [420] and Tokenizer({JSON: exported}).vocab_size == 421
 
 
-@pytest.mark.smoke
 def test_sha256_follows_the_file_that_decides(tmp_path):
     files = Tokenizer({MODEL: model()}).export_files(64)
     for name, data in files.items():
@@ -113,7 +107,6 @@ def test_sha256_follows_the_file_that_decides(tmp_path):
     assert load_tokenizer(tmp_path).sha256 != both.sha256
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "files, message",
     [
@@ -131,7 +124,6 @@ def test_unreadable_files_are_named(tmp_path, files, message):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.smoke
 def test_models_that_json_cannot_say_are_refused():
     import io
 
@@ -146,7 +138,6 @@ def test_models_that_json_cannot_say_are_refused():
         to_tokenizer_json(out.getvalue())
 
 
-@pytest.mark.smoke
 def test_bos_is_refused_where_there_is_none():
     fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
     with pytest.raises(ValueError, match="no beginning-of-sequence token"):

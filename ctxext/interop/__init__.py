@@ -1,0 +1,1 @@
+"""Formats, both directions. What cannot be written down in one is refused with the reason, never dropped."""

@@ -1,0 +1,106 @@
+"""Hugging Face directories: config.json and everything beside it, both directions."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ctxext.config import LlamaConfig
+from ctxext.files import atomic_directory, read_json, write_bytes, write_json, write_text
+from ctxext.interop.card import model_card
+from ctxext.interop.ropespec import lower_hf, raise_hf
+from ctxext.interop.tensors import numpy_dtype, write_tensors
+from ctxext.interop.weights import entries, load_params
+from ctxext.model import Params
+from ctxext.rope import RopeScaling
+from ctxext.tokenizer import Tokenizer
+
+__all__ = ["load_params", "read_config", "save", "window"]
+
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "rms_norm_eps")  # fmt: skip
+# Keys of `LlamaConfig` that a file may leave out, with the format's own meaning of that.
+OPTIONAL = ("tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "attention_dropout", "initializer_range",
+            "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+
+
+def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
+    """Shape and scaling of an HF directory; `max_position_embeddings` of the result is the original window.
+
+    Raises ValueError naming the key for another model_type, missing or contradictory keys, and unknown scalings.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return _read(read_json(path))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
+    if not isinstance(data, dict) or data.get("model_type") != "llama":
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        raise ValueError(f"model_type {kind!r} is not supported, only 'llama'")
+    missing = [key for key in REQUIRED if data.get(key) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    for key, why in (("quantization_config", "quantised weights"), ("sliding_window", "a sliding window")):
+        if data.get(key) is not None:
+            raise ValueError(f"{why} ({key}) is not supported; use the original checkpoint")
+    theta, original, scaling = raise_hf(data)
+    heads = data["num_attention_heads"]
+    head_dim = data.get("head_dim")
+    if head_dim is None:
+        if data["hidden_size"] % heads:
+            raise ValueError(f"hidden_size {data['hidden_size']} is no multiple of num_attention_heads {heads}; "
+                             "add head_dim")  # fmt: skip
+        head_dim = data["hidden_size"] // heads
+    kv_heads = data.get("num_key_value_heads")
+    given = (key for key in (*REQUIRED, *OPTIONAL) if key in data)
+    fields = {key: data[key] for key in given if data[key] is not None or key.endswith("token_id")}
+    if isinstance(fields.get("eos_token_id"), list):
+        fields["eos_token_id"] = tuple(fields["eos_token_id"])
+    config = LlamaConfig(**fields, num_key_value_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim,
+                         rope_theta=theta, max_position_embeddings=original)  # fmt: skip
+    scaling.rope(config.rope_base(), original)  # lists that do not fit head_dim are refused here
+    return config, scaling
+
+
+def config_json(config: LlamaConfig, scaling: RopeScaling, *, seq_len: int, dtype: str) -> dict[str, Any]:
+    """config.json for transformers 4 and 5. Raises ValueError for a scaling it cannot say."""
+    fields = dataclasses.asdict(config)
+    fields["eos_token_id"] = list(eos) if isinstance(eos := config.eos_token_id, tuple) else eos
+    fields |= lower_hf(scaling, config, seq_len)
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **fields, "use_cache": True,
+            "dtype": dtype, "torch_dtype": dtype}  # fmt: skip
+
+
+def window(directory: str | Path) -> int:
+    """The extended window L' in tokens that an HF directory declares."""
+    data = read_json(Path(directory) / "config.json")
+    config, scaling = read_config(directory)
+    if not scaling.depends_on_length:
+        return data["max_position_embeddings"]
+    return max(config.max_position_embeddings, round(getattr(scaling, "factor", 1.0) * config.max_position_embeddings))
+
+
+def save(
+    directory: str | Path, config: LlamaConfig, params: Params, scaling: RopeScaling, tokenizer: Tokenizer, *,
+    dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write an HF directory that stock readers load; all of it or nothing. `seq_len`: the extended window L', tokens.
+
+    Raises ValueError for what the format cannot say and for an existing directory, OSError if the disk is full.
+    """
+    numpy_dtype(dtype)
+    tokenizer.check_fits(config.vocab_size)
+    settings = config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
+    length = settings["max_position_embeddings"]
+    tensors = entries(config, params)
+    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": settings["eos_token_id"], "do_sample": True,
+                  "temperature": 0.6, "top_p": 0.9}  # fmt: skip
+    with atomic_directory(directory) as out:
+        write_json(out / "config.json", settings)
+        write_json(out / "generation_config.json", generation)
+        for name, data in tokenizer.export_files(length).items():
+            write_bytes(out / name, data)
+        write_text(out / "README.md", model_card(settings, config, card or {}))
+        write_tensors(out, tensors, dtype, max_shard_size=max_shard_size)

@@ -1,0 +1,216 @@
+"""One rotary embedding, lowered to the keys of config.json and raised from them.
+
+transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_scaling`; both come from one object here,
+so that they cannot disagree.
+"""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+from ctxext.config import LlamaConfig
+from ctxext.methods.custom import Custom
+from ctxext.methods.linear import Linear
+from ctxext.methods.llama3 import Llama3
+from ctxext.methods.ntk import NTK, DynamicNTK, ntk_theta
+from ctxext.methods.yarn import Yarn
+from ctxext.rope import RopeScaling, Unscaled
+
+LARGEST_DIVISOR = 1e12  # stands for a frequency of zero: JSON has no infinity
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+KEYS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    # Whether a yarn checkpoint was fine-tuned changes nothing: its factor is static.
+    "yarn": {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+             "finetuned"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+    "longrope": {"factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"},
+}  # fmt: skip
+
+
+def lower_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[str, Any]:
+    """The keys of config.json that say `scaling` over `config`, for contexts of `seq_len` tokens.
+
+    A static scaling without a type of its own travels as `longrope` with equal lists: any spectrum, to float32.
+    Raises ValueError for what depends on the length in a way that the format cannot say.
+    """
+    window = config.max_position_embeddings
+    factor = float(getattr(scaling, "factor", 1.0))
+    length, theta = max(seq_len, round(factor * window)), config.rope_theta
+    kind = type(scaling)
+    if kind is Unscaled:
+        spec: dict[str, Any] = {"rope_type": "default"}
+    elif isinstance(scaling, NTK) and kind is NTK:
+        spec, theta = {"rope_type": "default"}, ntk_theta(config.rope_base(), factor)
+    elif kind is Linear:
+        spec = {"rope_type": "linear", "factor": factor}
+    elif kind is DynamicNTK:
+        spec, length = {"rope_type": "dynamic", "factor": factor}, window  # growth is measured from this length
+    elif isinstance(scaling, Llama3) and kind is Llama3:
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        spec = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+                "original_max_position_embeddings": window}  # fmt: skip
+    elif isinstance(scaling, Yarn) and kind is Yarn and factor * window == round(factor * window):
+        # transformers 4 takes the factor from the two lengths, so they must say the same.
+        spec, length = _yarn(scaling, factor, window), round(factor * window)
+    elif scaling.depends_on_length:
+        raise ValueError(f"{kind.__name__} changes its frequencies with the length of the text, which config.json "
+                         "cannot say; export a static scaling")  # fmt: skip
+    else:
+        spec = _carrier(scaling, config, length)
+    original = {} if length == window else {"original_max_position_embeddings": window}
+    return {
+        "max_position_embeddings": length, **original, "rope_theta": theta,
+        "rope_scaling": None if spec["rope_type"] == "default" else spec,
+        "rope_parameters": {**spec, "rope_theta": theta},
+    }  # fmt: skip
+
+
+def _yarn(scaling: Yarn, factor: float, window: int) -> dict[str, Any]:
+    spec = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": window,
+            "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}  # fmt: skip
+    if scaling.attention_factor not in (None, 0.1 * math.log(factor) + 1):
+        spec["attention_factor"] = scaling.attention_factor
+    return spec if scaling.truncate else {**spec, "truncate": False}
+
+
+def _carrier(scaling: RopeScaling, config: LlamaConfig, length: int) -> dict[str, Any]:
+    base = config.rope_base()
+    rope = scaling.rope(base, length)
+    if not (np.all(np.isfinite(rope.inv_freq)) and np.all(rope.inv_freq >= 0) and math.isfinite(rope.attention_factor)):
+        raise ValueError(f"{type(scaling).__name__} gives frequencies that are negative or not finite")
+    with np.errstate(divide="ignore"):
+        divisors = np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR).tolist()
+    if isinstance(scaling, Custom):
+        divisors = list(scaling.divisors)  # as they were given, not divided twice
+    m = float(rope.attention_factor)
+    # Equal lists, because readers disagree on when to switch between them; vLLM reads m from the two mscales.
+    return {"rope_type": "longrope", "factor": length / config.max_position_embeddings,
+            "original_max_position_embeddings": config.max_position_embeddings, "attention_factor": m,
+            "short_factor": divisors, "long_factor": divisors, "short_mscale": m, "long_mscale": m}  # fmt: skip
+
+
+def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
+    """(rope_theta, original window L in tokens, scaling) that a config.json says, in either form or both.
+
+    Raises ValueError naming the key for contradictions, missing lengths, unknown types and keys.
+    """
+    spec, theta = _one_spec(config_json)
+    kind = spec.get("rope_type") or "default"
+    if kind not in KEYS:
+        raise ValueError(f"rope_type {kind!r} is not supported; known: {', '.join(KEYS)}")
+    if kind == "default" and "rope_type" not in spec and "factor" in spec:
+        raise ValueError("rope_scaling has a factor but no rope_type, which transformers reads as no scaling at all; "
+                         "add the rope_type (linear, yarn, ...)")  # fmt: skip
+    unknown = sorted(spec.keys() - KEYS[kind] - COMMON)
+    if unknown:
+        raise ValueError(f"rope_type {kind!r} has no {', '.join(unknown)}; remove what is not needed")
+    if spec.get("partial_rotary_factor") not in (None, 1.0):
+        raise ValueError("partial_rotary_factor other than 1 is not supported for model_type llama")
+    length = config_json.get("max_position_embeddings")
+    if type(length) is not int:
+        raise ValueError(f"max_position_embeddings must be an integer, got {length!r}")
+    original = _agreeing("original_max_position_embeddings", config_json, spec)
+    if original is not None and type(original) is not int:
+        raise ValueError(f"original_max_position_embeddings must be an integer, got {original!r}")
+    if kind in ("yarn", "llama3", "longrope") and original is None:
+        raise ValueError(f"rope_type {kind!r} needs original_max_position_embeddings, the window before extension; "
+                         f"transformers would quietly take {length}")  # fmt: skip
+    if kind == "dynamic" and original not in (None, length):
+        raise ValueError("rope_type 'dynamic' grows from max_position_embeddings; "
+                         f"set it to original_max_position_embeddings ({original})")  # fmt: skip
+    if kind == "linear" and original is None:
+        original = _linear_window(length, Linear(_number(spec, "factor")).factor)
+    window = length if original is None else original
+    return theta, window, _scaling(kind, spec, window, length)
+
+
+def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """The scaling without aliases, and theta; old and new keys may both be there if they say the same."""
+    forms = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        form = config_json.get(name)
+        if form is None:
+            continue
+        if not isinstance(form, dict):
+            raise ValueError(f"{name} must be an object, got {form!r}")
+        kinds = {form[key] for key in ("rope_type", "type") if form.get(key)}
+        if len(kinds) > 1:
+            raise ValueError(f"{name} says both type {form['type']!r} and rope_type {form['rope_type']!r}; remove one")
+        forms[name] = {k: v for k, v in form.items() if k not in ("rope_type", "type")}
+        forms[name] |= {"rope_type": kinds.pop()} if kinds else {}
+    theta = _agreeing("rope_theta", config_json, *forms.values())
+    specs = [{k: v for k, v in form.items() if k != "rope_theta"} for form in forms.values()]
+    if len(specs) == 2 and specs[0] != specs[1]:
+        keys = sorted(k for k in specs[0].keys() | specs[1].keys() if specs[0].get(k) != specs[1].get(k))
+        raise ValueError(f"rope_scaling and rope_parameters contradict each other in {', '.join(keys)}; remove one")
+    # Configs from before the key existed are Llama 1 and 2, whose code has this number in it.
+    theta = 10000.0 if theta is None else theta
+    return (specs[0] if specs else {}), _number({"rope_theta": theta}, "rope_theta")
+
+
+def _agreeing(key: str, *places: dict[str, Any]) -> Any:
+    """The value of `key` in whichever places have it, which must be the same."""
+    values = [place[key] for place in places if place.get(key) is not None]
+    if any(value != values[0] for value in values):
+        raise ValueError(f"{key} is given twice, as {values[0]} and {values[-1]}; remove the wrong one")
+    return values[0] if values else None
+
+
+def _number(spec: dict[str, Any], key: str) -> float:
+    value = spec.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{key} must be a number, got {value!r}" if key in spec else f"{key} is missing")
+    return float(value)
+
+
+def _linear_window(length: int, factor: float) -> int:
+    # Published checkpoints differ in what max_position_embeddings means here; the frequencies do not depend on it.
+    window = length / factor
+    if not window.is_integer():
+        raise ValueError(f"max_position_embeddings {length} is no multiple of the linear factor {factor}; "
+                         "add original_max_position_embeddings, the window before extension")  # fmt: skip
+    logging.getLogger("ctxext").warning(
+        "linear scaling without original_max_position_embeddings: max_position_embeddings %d is read as the extended "
+        "window, so the original one is %d; add the key if that is wrong", length, window)  # fmt: skip
+    return int(window)
+
+
+def _scaling(kind: str, spec: dict[str, Any], window: int, length: int) -> RopeScaling:
+    if kind == "default":
+        return Unscaled()
+    if kind == "longrope":
+        return _custom(spec, window, length)
+    factor = _number(spec, "factor")
+    if kind == "linear":
+        return Linear(factor)
+    if kind == "dynamic":
+        return DynamicNTK(factor)
+    if kind == "llama3":
+        return Llama3(factor, _number(spec, "low_freq_factor"), _number(spec, "high_freq_factor"))
+    m = None if spec.get("attention_factor") is None else _number(spec, "attention_factor")
+    if m is None and spec.get("mscale") and spec.get("mscale_all_dim"):  # as transformers: both, or neither counts
+        top, bottom = (0.1 * _number(spec, key) * math.log(factor) + 1 for key in ("mscale", "mscale_all_dim"))
+        m = top / bottom
+    betas = {key: _number(spec, key) for key in ("beta_fast", "beta_slow") if spec.get(key)}
+    return Yarn(factor, **betas, attention_factor=m, truncate=bool(spec.get("truncate", True)))
+
+
+def _custom(spec: dict[str, Any], window: int, length: int) -> RopeScaling:
+    short, long = spec.get("short_factor"), spec.get("long_factor")
+    if not isinstance(short, list) or not isinstance(long, list):
+        raise ValueError("rope_type 'longrope' needs the lists short_factor and long_factor")
+    if short != long:
+        raise ValueError("longrope with different short_factor and long_factor is not supported: its frequencies "
+                         "switch at the original window; make both the list you want")  # fmt: skip
+    factor = length / window if spec.get("factor") is None else _number(spec, "factor")
+    default = math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
+    m = default if spec.get("attention_factor") is None else _number(spec, "attention_factor")
+    for key in ("short_mscale", "long_mscale"):
+        if spec.get(key) not in (None, m):
+            raise ValueError(f"longrope says {key} {spec[key]} but attention_factor {m}; readers would disagree")
+    return Custom(tuple(_number({"divisor": d}, "divisor") for d in short), m)
