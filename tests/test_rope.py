@@ -1,0 +1,153 @@
+"""Rotary tables against float64, their precision inside a bfloat16 model, and the one rotation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxext.attention import Causal
+from ctxext.lm import _logits
+from ctxext.methods.linear import Linear
+from ctxext.methods.llama3 import Llama3
+from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.yarn import Yarn
+from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, inverse_frequencies, rotate
+
+LLAMA2 = RopeBase(128, 1e4, 4096)
+SCALINGS = [Unscaled(), Linear(8.0), NTK(8.0), DynamicNTK(2.0), Yarn(8.0), Llama3(8.0)]
+POSITIONS = np.unique(np.r_[0:300, np.geomspace(300, 131071, 2000).astype(int), 131000:131072])
+
+
+def exact(rope: Rope, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    angles = positions[..., None] * np.asarray(rope.inv_freq, np.longdouble)
+    tables = np.cos(angles), np.sin(angles)
+    return tuple(np.asarray(rope.attention_factor * table, np.float64) for table in tables)
+
+
+@jax.jit
+def tables(rotation, positions):
+    return rotation.tables(positions)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=repr)
+def test_tables_are_exact_at_any_position(scaling: RopeScaling):
+    rope = scaling.rope(LLAMA2, 131072)
+    for compute in (tables, lambda rotation, p: rotation.tables(p)):
+        got = compute(rope.rotation(), jnp.asarray(POSITIONS, jnp.int32))
+        for actual, expected in zip(got, exact(rope, POSITIONS), strict=True):
+            assert actual.dtype == jnp.float32 and actual.shape == (len(POSITIONS), 64)
+            assert abs(np.asarray(actual, np.float64) - expected).max() <= 1e-6
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.floats(1e-7, 1.0), st.floats(0.5, 2.0))
+def test_tables_are_exact_for_any_frequency(position: int, frequency: float, m: float):
+    """Up to 2^31 the float64 frequency itself is the limit: p f 2^-53 radians."""
+    rope = Rope(np.array([frequency]), m)
+    got = tables(rope.rotation(), jnp.array([position], jnp.int32))
+    for actual, expected in zip(got, exact(rope, np.array([position])), strict=True):
+        assert abs(float(actual[0, 0]) - expected[0, 0]) <= m * 1.5e-6
+
+
+def test_special_frequencies():
+    rope = Rope(np.array([0.0, np.pi, np.pi / 2, 1e-12]))
+    cos, sin = tables(rope.rotation(), jnp.arange(8))
+    np.testing.assert_allclose(cos[:, 0], 1)
+    np.testing.assert_allclose(cos[:, 1], [1, -1] * 4, atol=1e-6)
+    np.testing.assert_allclose(sin[:, 2], [0, 1, 0, -1] * 2, atol=1e-6)
+    np.testing.assert_allclose(sin[:, 3], np.arange(8) * 1e-12, atol=1e-9)
+
+
+def test_float32_angles_repeat_transformers():
+    """float32(p) * float32(f), then cos and sin; the table that transformers builds, and its error at 131,071."""
+    rope = Yarn(8.0).rope(LLAMA2, 32768)
+    angles = np.asarray(POSITIONS, np.float32)[:, None] * rope.inv_freq.astype(np.float32)
+    got = tables(rope.rotation("float32"), jnp.asarray(POSITIONS, jnp.int32))
+    m = np.float32(rope.attention_factor)
+    for actual, expected in zip(got, (np.cos(angles) * m, np.sin(angles) * m), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=5e-7)
+    error = max(abs(a - b).max() for a, b in zip(got, exact(rope, POSITIONS), strict=True))
+    assert 1e-3 < error < 2e-2
+    with pytest.raises(ValueError, match="angles must be"):
+        rope.rotation("bfloat16")
+
+
+def test_shapes_depend_on_the_head_alone():
+    """One program for every method, factor and length."""
+    forms = {angles: {str(jax.tree.map(lambda x: (x.shape, x.dtype), s.rope(LLAMA2, n).rotation(angles)))
+                      for s in [*SCALINGS, Yarn(2.0, attention_factor=1.0)] for n in (1, 4096, 10**6)}
+             for angles in ("exact", "float32")}  # fmt: skip
+    assert [len(form) for form in forms.values()] == [1, 1]
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
+    rotation = Yarn(4.0).rope(tiny.CONFIG.rope_base(), 64).rotation()
+    ids = jnp.zeros((1, 32), jnp.int32)
+    jaxpr = jax.make_jaxpr(
+        lambda *x: _logits(*x, config=tiny.CONFIG, attention=Causal(), kernel="dense", dtype="bfloat16")
+    )(tiny.params(), ids, ids, None, rotation)
+    found, bfloat16 = 0, 0
+    for equation in equations(jaxpr.jaxpr):
+        kinds = [x.aval.dtype for x in (*equation.invars, *equation.outvars) if hasattr(x.aval, "dtype")]
+        bfloat16 += jnp.bfloat16 in kinds
+        if equation.primitive.name in ("cos", "sin"):
+            found += 1
+            assert set(kinds) == {jnp.dtype("float32")}
+        if equation.primitive.name == "convert_element_type" and kinds[-1] == jnp.bfloat16:
+            assert kinds[0] == jnp.float32, "integers never become bfloat16"
+    assert found >= 2 and bfloat16 > 20
+
+
+def test_rotation_is_the_matrix_of_the_pair():
+    """Pair (x_i, x_{i + H/2}) turned by its angle, times m; the layout of transformers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    positions = rng.integers(0, 10**6, (2, 5))
+    rope = Rope(rng.uniform(0, 1, 4), 1.25)
+    got = np.asarray(rotate(jnp.asarray(x), *tables(rope.rotation(), jnp.asarray(positions))))
+    z = (x[..., :4] + 1j * x[..., 4:]) * 1.25 * np.exp(1j * positions[..., None, None] * rope.inv_freq)
+    np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=1e-5)
+
+
+def test_rotation_computes_in_float32_and_keeps_the_dtype():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 2, 8)), jnp.bfloat16)
+    turned = tables(Rope(inverse_frequencies(8, 1e4)).rotation(), jnp.arange(100000, 100004)[None])
+    got = rotate(x, *turned)
+    assert got.dtype == jnp.bfloat16
+    assert (got == rotate(x.astype(jnp.float32), *turned).astype(jnp.bfloat16)).all()
+
+
+@pytest.mark.parametrize("m", [1.0, 1.2079441542])
+@pytest.mark.parametrize("angles", ["exact", "float32"])
+def test_scores_know_distances_only_and_carry_m_squared(angles: str, m: float):
+    rng = np.random.default_rng(2)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 128)), jnp.float32) for _ in range(2))
+    rope = Rope(Yarn(8.0).rope(LLAMA2, 0).inv_freq, m)
+
+    def score(query: int, key: int, rope: Rope = rope) -> float:
+        rotation = rope.rotation(angles)
+        turn = [rotate(x, *tables(rotation, jnp.array([[p]]))) for x, p in ((q, query), (k, key))]
+        return float((turn[0] * turn[1]).sum())
+
+    expected = score(17, 5)
+    assert expected == pytest.approx(m**2 * score(17, 5, Rope(rope.inv_freq)), rel=1e-5)
+    for start in (0, 1000, 131000):
+        assert score(start + 12, start) == pytest.approx(expected, abs=1e-4 if angles == "exact" else 0.3)
+    assert score(5, 17) != pytest.approx(expected, abs=1e-2)
+
+
+def test_inv_freq_is_float64_of_the_definition():
+    assert inverse_frequencies(128, 1e4).dtype == np.float64
+    np.testing.assert_allclose(LLAMA2.inv_freq, [1e4 ** (-2 * i / 128) for i in range(64)], rtol=1e-15)
