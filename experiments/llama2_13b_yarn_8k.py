@@ -2,8 +2,10 @@
 
     ctxext run experiments/llama2_13b_yarn_8k.py --init LLAMA_2_13B_HF_DIR --data.path DIR_OF_LONG_TEXT
 
-Memory: 16 bytes a parameter: 208 GB. Time (an estimate; not run here): 6 x 13.0e9 parameters x 0.21e9 tokens = 1.6e19
-FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, H100 / H200) 11.5 device hours.
+Memory: 20 bytes a parameter (see there) are 260 GB, and a run does not spread over several devices yet: until it does,
+only --dry-run works with this file.
+Time (an estimate; not run here): 6 x 13.0e9 parameters x 0.21e9 tokens = 1.6e19 FLOPs; at an assumed 40 % of 989
+TFLOP/s (bfloat16, the rate of an H100) 11.5 device hours.
 
 Published: the paper has no row for factor 2 of Llama 2 13B. Its larger factors, proof-pile perplexity (ten documents of
 >= 128k tokens cut to the window) at 8,192 / 32,768: s = 16 3.25, 2.50; s = 32 3.29, 2.53.

@@ -2,8 +2,10 @@
 
     ctxext run experiments/llama2_70b_yarn_8k.py --init LLAMA_2_70B_HF_DIR --data.path DIR_OF_LONG_TEXT
 
-Memory: 16 bytes a parameter: 1.1 TB. Time (an estimate; not run here): 6 x 69.0e9 parameters x 0.21e9 tokens = 8.7e19
-FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, H100 / H200) 61 device hours.
+Memory: 20 bytes a parameter (see there) are 1.4 TB, and a run does not spread over several devices yet: until it does,
+only --dry-run works with this file.
+Time (an estimate; not run here): 6 x 69.0e9 parameters x 0.21e9 tokens = 8.7e19 FLOPs; at an assumed 40 % of 989
+TFLOP/s (bfloat16, the rate of an H100) 61 device hours.
 
 Published: no row for factor 2 of Llama 2 70B. The authors' result file for their 70B at 32k, proof-pile perplexity (ten
 documents of >= 128k tokens cut to the window): 2.9127 at 4,096, 2.8187 at 8,192, 2.4506 at 16,384, 2.2288 at 32,768;

@@ -7,9 +7,11 @@ warm-up, AdamW (0.9, 0.95) without weight decay, 64 rows a step. 400 x 64 x 8,19
 0.4 B for this row and does not say where the difference comes from. The paper trained on PG19 in rows of 64k; here the
 data is whatever long text DIR holds (.txt or .jsonl).
 
-Memory: float32 parameters, gradients and two moments are 16 bytes a parameter: 108 GB. One 141 GB accelerator.
+Memory: float32 parameters, two moments, the summed and the current gradient are 20 bytes a parameter: 135 GB, and about
+10 GB for activations (the compiler's count for a step: 145 GB). So one accelerator of 160 GB or more: a run does not
+spread over several devices yet.
 Time (an estimate; not run here): 6 x 6.74e9 parameters x 0.21e9 tokens = 8.5e18 FLOPs; at an assumed 40 % of 989
-TFLOP/s (bfloat16, H100 / H200) 6 device hours.
+TFLOP/s (bfloat16, the rate of an H100) 6 device hours; evaluations come on top.
 
 Published, proof-pile perplexity (ten documents of >= 128k tokens cut to the window; paper, table of s = 2):
 

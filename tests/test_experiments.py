@@ -56,7 +56,7 @@ def test_recipe(name: str) -> None:
     window, factor = experiment.model.max_position_embeddings, method.factor
     assert (window, train.seq_len) == (4096, int(window * factor))
     assert experiment.model.num_parameters == PARAMETERS[name.split("_")[1]]
-    # Estimates of the docstring: 6 N tokens FLOPs, and 16 bytes a parameter.
+    # The estimate of the docstring: 6 N tokens FLOPs.
     docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
     flops = 6 * experiment.model.num_parameters * steps * tokens
     stated = float(re.search(r"= (\d\.\de\d\d)\s+FLOPs", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
