@@ -1,0 +1,22 @@
+"""What is trained on: sources, the token corpora they become, and batches that are a pure function of (seed, step)."""
+
+from ctxext.data.batch import Batch, make_batch, prefetch
+from ctxext.data.corpus import Corpus, Row, Rows
+from ctxext.data.sources import Files, Mix, Source, Stdlib, Synthetic
+from ctxext.data.stdlib import Document, stdlib_documents
+
+__all__ = [
+    "Batch",
+    "Corpus",
+    "Document",
+    "Files",
+    "Mix",
+    "Row",
+    "Rows",
+    "Source",
+    "Stdlib",
+    "Synthetic",
+    "make_batch",
+    "prefetch",
+    "stdlib_documents",
+]

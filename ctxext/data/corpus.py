@@ -1,0 +1,118 @@
+"""Tokenized data: every kind answers one question, `row(rng, seq_len)`."""
+
+import abc
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ctxext.tasks.base import Task
+
+
+class Tokens(Protocol):
+    """The part of a tokenizer that data needs."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
+
+
+class Row(NamedTuple):
+    """One training row, all [T]: targets[t] follows tokens[t]; segment 0 is padding; weights are 0 across documents."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    segment_ids: np.ndarray
+
+
+class Rows(abc.ABC):
+    """A source made ready: endless rows, each a pure function of the generator it is given."""
+
+    @abc.abstractmethod
+    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
+        """One row of `seq_len` tokens."""
+
+    @abc.abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What this data is, as plain JSON: equal on two machines only if every row is equal."""
+
+
+class Corpus(Rows):
+    """Documents as one flat array of token ids, each BOS text EOS; document i is ids[offsets[i] : offsets[i + 1]]."""
+
+    def __init__(self, texts: Iterable[str], tokenizer: Tokens, *, files: dict[str, str] | None = None) -> None:
+        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        if tokenizer.bos_id is None:
+            raise ValueError("training needs a tokenizer with a beginning-of-sequence token: name its bos_token")
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        documents = [np.array([*tokenizer.encode(text, bos=True), *end], dtype) for text in texts]
+        self.ids = np.concatenate([np.zeros(0, dtype), *documents])
+        self.offsets = np.cumsum([0, *map(len, documents)])
+        self.files = files or {}
+        self.bos_id, self._end = tokenizer.bos_id, len(end)
+
+    def documents(self) -> list[np.ndarray]:
+        """The token ids of every document without BOS and EOS."""
+        return [self.ids[a + 1 : b - self._end] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
+        """A window over all documents in a circle, starting anywhere: every token is seen equally often.
+
+        A window that starts inside a document has BOS in place of its first token, as every prompt has.
+        Raises ValueError if there are fewer than `seq_len` + 1 tokens.
+        """
+        if len(self.ids) < seq_len + 1:
+            raise ValueError(
+                f"the data has {len(self.ids)} tokens in all, a row needs {seq_len + 1}: give more text or a smaller"
+                " train.seq_len"
+            )
+        where = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
+        ids = self.ids[where].astype(np.int32)
+        ids[0] = self.bos_id
+        document = np.searchsorted(self.offsets, where, side="right")
+        # A document that comes back at the end of the circle is another segment than its tail at the start.
+        segments = 1 + np.cumsum(np.diff(document, prepend=document[0]) != 0)
+        weights = (segments[1:] == segments[:-1]).astype(np.float32)
+        return Row(ids[:-1], ids[1:], weights, segments[:-1].astype(np.int32))
+
+    def provenance(self) -> dict[str, Any]:
+        digest = hashlib.sha256(self.ids.tobytes() + self.offsets.astype("<i8").tobytes())
+        counts = {"documents": len(self.offsets) - 1, "tokens": len(self.ids)}
+        return {"kind": "text", **counts, "sha256": digest.hexdigest(), "files": self.files}
+
+
+class TaskRows(Rows):
+    """Rows of one synthetic task, its records hidden in a haystack."""
+
+    def __init__(self, task: Task, tokenizer: Tokens, haystack: Corpus) -> None:
+        self.task, self.tokenizer, self.haystack = task, tokenizer, haystack
+        self.texts = haystack.documents()
+
+    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
+        tokens, weights = self.task.training_row(rng, self.tokenizer, seq_len + 1, self.texts)
+        return Row(tokens[:-1], tokens[1:], weights[1:], np.ones(seq_len, np.int32))
+
+    def provenance(self) -> dict[str, Any]:
+        return {"kind": "synthetic", "task": repr(self.task), "haystack": self.haystack.provenance()}
+
+
+class MixedRows(Rows):
+    """Every row comes from one of the parts, drawn by weight."""
+
+    def __init__(self, parts: Sequence[tuple[float, Rows]]) -> None:
+        total = sum(weight for weight, _ in parts)
+        self.weights = [weight / total for weight, _ in parts]
+        self.parts = [rows for _, rows in parts]
+
+    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
+        return self.parts[int(rng.choice(len(self.parts), p=self.weights))].row(rng, seq_len)
+
+    def provenance(self) -> dict[str, Any]:
+        parts = [rows.provenance() for rows in self.parts]
+        return {"kind": "mix", "weights": self.weights, "parts": parts}

@@ -1,0 +1,120 @@
+"""Where data comes from: frozen descriptions that fit into an experiment; `open` tokenizes them."""
+
+import abc
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ctxext.data.corpus import Corpus, MixedRows, Rows, TaskRows, Tokens
+from ctxext.data.stdlib import stdlib_documents
+from ctxext.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Source(abc.ABC):
+    """A description of data; nothing is read before `open`."""
+
+    @abc.abstractmethod
+    def open(self, tokenizer: Tokens) -> Rows:
+        """Read and tokenize. Raises ValueError with the file, and the line where there is one."""
+
+
+@dataclass(frozen=True)
+class TextSource(Source):
+    """A source of documents."""
+
+    @abc.abstractmethod
+    def open(self, tokenizer: Tokens) -> Corpus: ...
+
+
+@dataclass(frozen=True)
+class Files(TextSource):
+    """Text on disk: a .txt file is one document, every line of a .jsonl file is one, a directory holds such files.
+
+    field: the key of the text in a JSONL line.
+    """
+
+    path: str
+    field: str = "text"
+
+    def open(self, tokenizer: Tokens) -> Corpus:
+        root = Path(self.path).expanduser()
+        names = sorted(p for p in root.rglob("*") if p.suffix in (".txt", ".jsonl")) if root.is_dir() else [root]
+        if not names:
+            raise ValueError(f"{root} holds no .txt or .jsonl file: set data.path to a directory or file that does")
+        texts, hashes = [], {}
+        for path in names:
+            try:
+                data = path.read_bytes()
+                text = data.decode("utf-8")
+            except OSError as error:
+                raise ValueError(f"data file {path} cannot be read ({error.strerror}): check data.path") from error
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"data file {path} is not UTF-8 text (byte {error.start}): convert it first"
+                ) from error
+            texts += list(self._lines(path, text)) if path.suffix == ".jsonl" else [text]
+            hashes[path.name if path is root else path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
+            if not text.strip():
+                raise ValueError(f"data file {path} is empty: remove it or fill it")
+        return Corpus(texts, tokenizer, files=hashes)
+
+    def _lines(self, path: Path, text: str) -> Iterator[str]:
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            value = row.get(self.field) if isinstance(row, dict) else None
+            if not isinstance(value, str) or not value:
+                raise ValueError(
+                    f'{path}, line {number}: no text under "{self.field}"; set data.field to the right key'
+                )
+            yield value
+
+
+@dataclass(frozen=True)
+class Stdlib(TextSource):
+    """The Python standard library's own source, split by file (`ctxext.data.stdlib`)."""
+
+    split: Literal["train", "heldout"]
+
+    def open(self, tokenizer: Tokens) -> Corpus:
+        return _stdlib(self.split, tokenizer)
+
+
+@functools.lru_cache(maxsize=4)  # text and the haystacks of several tasks are often the same 5 MB
+def _stdlib(split: str, tokenizer: Tokens) -> Corpus:
+    documents = stdlib_documents(split)
+    return Corpus((d.text for d in documents), tokenizer, files={d.name: d.sha256 for d in documents})
+
+
+@dataclass(frozen=True)
+class Synthetic(Source):
+    """Rows of a retrieval task, its records hidden in text from `haystack`."""
+
+    task: Task
+    haystack: TextSource = Stdlib("train")
+
+    def open(self, tokenizer: Tokens) -> TaskRows:
+        return TaskRows(self.task, tokenizer, self.haystack.open(tokenizer))
+
+
+@dataclass(frozen=True)
+class Mix(Source):
+    """Sources mixed row by row: ((weight, source), ...); weights are relative."""
+
+    parts: tuple[tuple[float, Source], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(weight > 0 for weight, _ in self.parts):
+            raise ValueError("a Mix needs at least one part, and every weight must be positive: ((0.7, source), ...)")
+
+    def open(self, tokenizer: Tokens) -> MixedRows:
+        return MixedRows([(weight, source.open(tokenizer)) for weight, source in self.parts])
