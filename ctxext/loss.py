@@ -19,17 +19,18 @@ def token_losses(
 ) -> Float[Array, "b t"]:
     """-log softmax(hidden kernel)[target], nats, float32; a chunk of tokens at a time, recomputed going backward."""
     B, T, D = hidden.shape
-    kernel = kernel.astype(hidden.dtype)
 
     @jax.checkpoint
     def losses(hidden: Array, targets: Array) -> Array:
-        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        narrow = kernel.astype(hidden.dtype)  # cast per chunk: the chunks' gradients then add up in the kernel's dtype
+        logits = jnp.matmul(hidden, narrow, preferred_element_type=jnp.float32)
         picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
         return jax.nn.logsumexp(logits, -1) - picked
 
-    chunks = -(-B * T * kernel.shape[1] // CHUNK)
-    if chunks <= 1:
+    size = max(1, CHUNK // (B * kernel.shape[1]))
+    if size >= T:
         return losses(hidden, targets)
+    chunks = -(-T // size)
     size = -(-T // chunks)
     pad = chunks * size - T
     hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, chunks, size, D).swapaxes(0, 1)

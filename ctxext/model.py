@@ -102,9 +102,14 @@ class Layer(nnx.Module):
 
 
 class Embedding(nnx.Module):
+    """A vector per token."""
+
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape))
+
+    def __call__(self, tokens: Int[Array, "b t"], dtype: str) -> Float[Array, "b t d"]:
+        return self.embedding[...][tokens].astype(dtype)  # cast last: gradients of frequent tokens add up in float32
 
 
 class Llama(nnx.Module):
@@ -133,8 +138,9 @@ class Llama(nnx.Module):
 
         if remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart
-        carry, done = (self.embed_tokens.embedding[...].astype(dtype)[tokens], cache), 0
-        for segment in self.segments.values():
+        carry, done = (self.embed_tokens(tokens, dtype), cache), 0
+        for i in range(len(self.segments)):  # by number: a pytree's keys come back as "0", "1", "10", "2"
+            segment = self.segments[str(i)]
             size = segment.input_layernorm.weight.shape[0]
             carry, _ = jax.lax.scan(step, carry, (segment, done + jnp.arange(size)))
             done += size
@@ -156,7 +162,8 @@ def _skeleton(config: LlamaConfig, segments: tuple[int, ...]) -> tuple[Any, Any]
 
 def bind(config: LlamaConfig, params: Params) -> Llama:
     """The model around given parameters (arrays, tracers or shapes); nothing is copied."""
-    sizes = tuple(layers["input_layernorm"]["weight"].shape[0] for layers in params["segments"].values())
+    segments = [params["segments"][str(i)] for i in range(len(params["segments"]))]
+    sizes = tuple(layers["input_layernorm"]["weight"].shape[0] for layers in segments)
     graph, state = _skeleton(config, sizes)
     state = jax.tree.map(lambda x: x, state)  # a fresh container: the next line fills it in place
     nnx.replace_by_pure_dict(state, params)

@@ -151,3 +151,10 @@ def test_scores_know_distances_only_and_carry_m_squared(angles: str, m: float):
 def test_inv_freq_is_float64_of_the_definition():
     assert inverse_frequencies(128, 1e4).dtype == np.float64
     np.testing.assert_allclose(LLAMA2.inv_freq, [1e4 ** (-2 * i / 128) for i in range(64)], rtol=1e-15)
+
+
+def test_a_rotation_asked_for_inside_a_trace_is_a_value():
+    """`LM` keeps rotations; one that belongs to a trace would be of no use afterwards."""
+    kept = []
+    jax.jit(lambda: kept.extend(Linear(2.0).rope(LLAMA2, 0).rotation(angles) for angles in ("exact", "float32")))()
+    assert all(x.sum() > 0 for x in jax.tree.leaves(kept))

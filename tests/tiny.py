@@ -43,8 +43,9 @@ def params(config: LlamaConfig = CONFIG, seed: int = 0) -> Params:
             return noise if not config.tie_word_embeddings else 0.2 * noise
         return (0.3 if name == "bias" else 1.5 * x.shape[-2] ** -0.5) * noise
 
-    shapes = param_shapes(config)
-    return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(randomise, shapes))
+    with jax.ensure_compile_time_eval():
+        arrays = jax.tree_util.tree_map_with_path(randomise, param_shapes(config))
+        return jax.tree.map(jax.numpy.asarray, arrays)
 
 
 def lm(config: LlamaConfig = CONFIG, seed: int = 0, **options: Any) -> Any:
