@@ -111,7 +111,7 @@ def test_everything_beside_the_weights(tmp_path):
     assert names == {"config.json", "generation_config.json", "model.safetensors", "README.md", "tokenizer.model",
                      "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
     for file in out.glob("*.json"):
-        json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in {file.name}"))
+        json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == LENGTH
     card = (out / "README.md").read_text()
     assert "method: linear x4" in card and "a | b" in card and '"factor": 4.0' in card

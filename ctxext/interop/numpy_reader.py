@@ -1,0 +1,136 @@
+"""A second reader of Hugging Face directories, by the textbook: numpy and float64, one layer in memory at a time.
+
+It shares no code with the model, the rotary embeddings or the loader that it checks, on purpose: formulas are written
+again from the papers, and the rotation is a product of complex numbers.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "gelu_new": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+class NumpyReader:
+    """A Llama read from the files of `directory` alone."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.config: dict[str, Any] = json.loads((self.directory / "config.json").read_text())
+        index = self.directory / "model.safetensors.index.json"
+        self._files: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.exists() else {}
+        heads = self.config["num_attention_heads"]
+        self.head_dim: int = self.config.get("head_dim") or self.config["hidden_size"] // heads
+
+    def weight(self, name: str) -> np.ndarray:
+        """One tensor, float64."""
+        with safe_open(self.directory / self._files.get(name, "model.safetensors"), "numpy") as file:
+            return file.get_tensor(name).astype(np.float64)
+
+    def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
+        """(frequencies [head_dim / 2], attention factor) at `seq_len` tokens.
+
+        Raises ValueError if the keys for transformers 4 and for transformers 5 give different ones.
+        """
+        old, new, read = self.config.get("rope_scaling"), self.config.get("rope_parameters"), []
+        if old or not new or "rope_theta" in self.config:  # as transformers 4 reads it
+            theta = self.config.get("rope_theta", 10000.0)
+            read.append(frequencies(old or {}, theta, self.head_dim, seq_len, self.config))
+        if new:  # as transformers 5 reads it
+            theta = new.get("rope_theta", self.config.get("rope_theta"))
+            read.append(frequencies(new, theta, self.head_dim, seq_len, self.config))
+        if any(not np.array_equal(f, read[0][0]) or m != read[0][1] for f, m in read):
+            raise ValueError("rope_scaling and rope_parameters give different frequencies")
+        return read[0]
+
+    def logits(self, tokens: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Logits [len(rows), vocabulary] of tokens [T] at increasing positions [T]; each sees those before it."""
+        f, m = self.rope(int(positions.max()) + 1)
+        turn = (m * np.exp(1j * np.outer(positions, f)))[:, None]
+        x = self.weight("model.embed_tokens.weight")[tokens]
+        for layer in range(self.config["num_hidden_layers"]):
+            at = f"model.layers.{layer}"
+            x = x + self._attention(self._norm(x, f"{at}.input_layernorm"), turn, f"{at}.self_attn")
+            y = self._norm(x, f"{at}.post_attention_layernorm")
+            gate = ACTIVATIONS[self.config["hidden_act"]](self._linear(y, f"{at}.mlp.gate_proj"))
+            x = x + self._linear(gate * self._linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
+        tied = self.config.get("tie_word_embeddings", False)
+        head = self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
+        return self._norm(x[rows], "model.norm") @ head.T
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return self.weight(f"{name}.weight") * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"])
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        biased = self.config.get("mlp_bias" if ".mlp." in name else "attention_bias", False)
+        return x @ self.weight(f"{name}.weight").T + (self.weight(f"{name}.bias") if biased else 0)
+
+    def _attention(self, x: np.ndarray, turn: np.ndarray, name: str) -> np.ndarray:
+        T, half = len(x), self.head_dim // 2
+        q, k, v = (self._linear(x, f"{name}.{part}_proj").reshape(T, -1, self.head_dim) for part in "qkv")
+
+        def rotated(y: np.ndarray) -> np.ndarray:
+            z = (y[..., :half] + 1j * y[..., half:]) * turn
+            return np.concatenate([z.real, z.imag], -1)
+
+        group = q.shape[1] // k.shape[1]
+        q, k = rotated(q), rotated(k)
+        out = np.empty_like(q)
+        later = np.triu(np.ones((T, T), bool), 1)
+        for head in range(q.shape[1]):
+            scores = np.where(later, -np.inf, q[:, head] @ k[:, head // group].T / math.sqrt(self.head_dim))
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            out[:, head] = p / p.sum(-1, keepdims=True) @ v[:, head // group]
+        return self._linear(out.reshape(T, -1), f"{name}.o_proj")
+
+
+def frequencies(
+    spec: dict[str, Any], theta: float, d: int, seq_len: int, config: dict[str, Any]
+) -> tuple[np.ndarray, float]:
+    """(radians per token of each pair, factor on cos and sin) as transformers documents its rope types."""
+    spec = {key: value for key, value in spec.items() if value is not None}
+    kind, s, m = spec.get("rope_type", spec.get("type", "default")), spec.get("factor", 1.0), 1.0
+    window = spec.get("original_max_position_embeddings", config["max_position_embeddings"])
+    f = np.array([1 / theta ** (2 * i / d) for i in range(d // 2)])
+    if kind == "linear":
+        f = f / s
+    elif kind == "dynamic":
+        alpha = s * max(seq_len, window) / window - (s - 1)
+        f = np.array([1 / (theta * alpha ** (d / (d - 2))) ** (2 * i / d) for i in range(d // 2)])
+    elif kind == "yarn":
+        fast, slow = (
+            d * math.log(window / (2 * math.pi * turns)) / (2 * math.log(theta))
+            for turns in (spec.get("beta_fast") or 32, spec.get("beta_slow") or 1)
+        )
+        if spec.get("truncate", True):
+            fast, slow = math.floor(fast), math.ceil(slow)
+        fast, slow = max(fast, 0), min(slow, d - 1)
+        slow += 0.001 * (fast == slow)
+        keep = np.array([1 - min(max((i - fast) / (slow - fast), 0), 1) for i in range(d // 2)])
+        f = keep * f + (1 - keep) * f / s
+        m = 0.1 * math.log(s) + 1
+        if spec.get("mscale") and spec.get("mscale_all_dim"):
+            m = (0.1 * spec["mscale"] * math.log(s) + 1) / (0.1 * spec["mscale_all_dim"] * math.log(s) + 1)
+        m = spec.get("attention_factor", m)
+    elif kind == "llama3":
+        low, high = spec["low_freq_factor"], spec["high_freq_factor"]
+        turns = [window * x / (2 * math.pi) for x in f]
+        keep = np.array([1 if t > high else 0 if t < low else (t - low) / (high - low) for t in turns])
+        f = keep * f + (1 - keep) * f / s
+    elif kind == "longrope":
+        f = f / np.array(spec["long_factor" if seq_len > window else "short_factor"])
+        s = spec.get("factor", config["max_position_embeddings"] / window)
+        m = spec.get("attention_factor", math.sqrt(1 + math.log(s) / math.log(window)) if s > 1 else 1.0)
+    elif kind != "default":
+        raise ValueError(f"this reader does not know rope_type {kind!r}")
+    return f, m
