@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 FILLER_WEIGHT = 0.1
-"""Loss weight of haystack text in a training row: enough to keep the language, too little to drown the answers."""
+"""Weight of haystack text against 1 for answers in a training row: keeps the language, does not drown the answers."""
 
 Haystack = Sequence[np.ndarray]
 """One array of token ids per document, without BOS."""

@@ -39,7 +39,6 @@ class KeyValue(Task):
     def training_row(
         self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Half to all of the row is pairs and questions: copying is learned quickly; weights as in `records_row`."""
+        """Episodes of which half to all is pairs and questions; weights as in `records_row`."""
         records = self._records(rng, tokenizer, max_records(NAMES, self.digits))
-        budget = int(rng.integers(length // 2, length))
-        return records_row(rng, tokenizer, length, records, task=self.name, budget=budget, haystack=haystack)
+        return records_row(rng, tokenizer, length, records, task=self.name, share=(0.5, 1), haystack=haystack)

@@ -38,7 +38,6 @@ class Passkey(Task):
     def training_row(
         self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
     ) -> tuple[np.ndarray, np.ndarray]:
-        """From one key in much text to keys and questions all over; weights as in `records_row`."""
+        """Episodes from one key in much text to keys and questions all over; weights as in `records_row`."""
         records = self._records(rng, tokenizer, max_records(NAMES, self.digits))
-        budget = int(rng.integers(1, length))
-        return records_row(rng, tokenizer, length, records, task=self.name, budget=budget, haystack=haystack)
+        return records_row(rng, tokenizer, length, records, task=self.name, share=(0, 1), haystack=haystack)

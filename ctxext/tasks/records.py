@@ -110,42 +110,59 @@ def records_row(
     records: Sequence[Record],
     *,
     task: str,
-    budget: int,
+    share: tuple[float, float],
     haystack: Haystack,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As many records, each with one question, as `budget` of the `length` tokens holds, and text in between.
+    """Episodes one after another until the row is full: records, a question for each, and text around them.
 
-    Half of the rows ask everything at their end, as an exam does, so that every distance is equally likely; the others
-    mix records and questions. Weights: 1 on answers, FILLER_WEIGHT on text, 0 on records and questions (their names
-    and values are chance) and on BOS. A name is asked once, so that no answer can be copied from an earlier answer.
+    A third of the episodes take all that is left, so that the longest distances occur; the others are as often short
+    as long, because a model learns to copy nearby before it learns to copy from far. `share`: bounds of the part of an
+    episode that is records and questions. A name occurs in one episode and is asked once, so that no answer can be
+    copied from an earlier answer.
+
+    Weights: 0 on BOS, records and questions (names and values are chance); FILLER_WEIGHT on text for 1 on answers; then
+    scaled to the sum length - 1, so that a row counts in a mixture as much as a row of text.
     """
     head = beginning(tokenizer)
-    costs = np.cumsum([2 * len(record.ids) for record in records])
+    costs = [2 * len(record.ids) for record in records]
     if len(head) + costs[0] > length:
         raise ValueError(f"{task}: a training row of {length} tokens cannot hold a record and its question; "
                          f"the shortest is {len(head) + costs[0]} tokens")  # fmt: skip
-    count = max(1, int(np.searchsorted(costs, min(budget, length - len(head)), side="right")))
-    filler, _ = draw_haystack(rng, haystack, length - len(head) - int(costs[count - 1]))
+    parts, weights, left, used = [np.asarray(head, np.int32)], [np.zeros(len(head))], length - len(head), 0
+    while used < len(records) and left >= costs[used]:
+        size = left if rng.random() < 1 / 3 else round(costs[used] * (left / costs[used]) ** rng.random())
+        budget = size * rng.uniform(*share)
+        count = max(1, int(np.searchsorted(np.cumsum(costs[used:]), budget, side="right")))
+        tokens, weight = _episode(rng, size, records[used : used + count], haystack)
+        parts, weights, left, used = [*parts, tokens], [*weights, weight], left - size, used + count
+    rest, _ = draw_haystack(rng, haystack, left)
+    weight = np.concatenate([*weights, np.full(left, FILLER_WEIGHT)])
+    return np.concatenate([*parts, rest]), (weight * (length - 1) / weight.sum()).astype(np.float32)
+
+
+def _episode(
+    rng: np.random.Generator, size: int, records: Sequence[Record], haystack: Haystack
+) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the episodes ask everything at their end, as an exam does; the others mix records and questions."""
+    count = len(records)
+    filler, _ = draw_haystack(rng, haystack, size - 2 * sum(len(record.ids) for record in records))
     if rng.random() < 0.5:
         order = np.append(rng.permutation(count), rng.permutation(count))
         cuts = np.append(np.sort(rng.integers(len(filler) + 1, size=count)), [len(filler)] * count)
     else:
         order = rng.permutation(np.repeat(np.arange(count), 2))
         cuts = np.sort(rng.integers(len(filler) + 1, size=2 * count))
-    parts: list[Any] = [head]
-    weights, used, seen = [np.zeros(len(head))], 0, set()
-    for i, cut in zip(order, cuts, strict=True):
-        record = records[int(i)]
+    parts: list[Any] = []
+    weights, used, seen = [], 0, set()
+    for i, cut in zip(order.tolist(), cuts.tolist(), strict=True):
+        record = records[i]
         weight = np.zeros(len(record.ids))
-        if int(i) in seen:  # the second occurrence of a record is its question and answer
+        if i in seen:  # the second occurrence of a record is its question and answer
             weight[len(record.question) :][: len(record.value)] = 1
-        seen.add(int(i))
+        seen.add(i)
         parts += [filler[used:cut], record.ids]
         weights += [np.full(cut - used, FILLER_WEIGHT), weight]
         used = cut
     parts.append(filler[used:])
     weights.append(np.full(len(filler) - used, FILLER_WEIGHT))
-    return (
-        np.concatenate([np.asarray(part, np.int32) for part in parts]),
-        np.concatenate(weights).astype(np.float32),
-    )
+    return np.concatenate([np.asarray(part, np.int32) for part in parts]), np.concatenate(weights)
