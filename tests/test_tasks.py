@@ -13,7 +13,7 @@ TOKENIZER = toy_tokenizer()
 HAYSTACK = toy_documents(TOKENIZER)
 TASKS = [Passkey(), Passkey(digits=3), KeyValue(), KeyValue(num_pairs=2, digits=1)]
 NEWLINE = encode_piece(TOKENIZER, "\n")
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=40, deadline=None)
 tasks = st.sampled_from(TASKS)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -32,7 +32,7 @@ def stem_of(task: Task, name: str) -> list[int]:
 
 
 def find(ids: np.ndarray, part: list[int]) -> list[int]:
-    return [i for i in range(len(ids) - len(part) + 1) if ids[i : i + len(part)].tolist() == part]
+    return np.flatnonzero((np.lib.stride_tricks.sliding_window_view(ids, len(part)) == part).all(1)).tolist()
 
 
 @few
@@ -89,8 +89,11 @@ def test_training_row_weights_answers_and_text_only(task, seed, length):
     assert tokens.shape == weights.shape == (length,)
     assert (tokens.dtype, weights.dtype) == (np.int32, np.float32)
     assert tokens[0] == TOKENIZER.bos_id and weights[0] == 0
-    assert set(np.unique(weights)) <= {np.float32(0), np.float32(FILLER_WEIGHT), np.float32(1)}
-    runs = np.flatnonzero(np.diff(np.concatenate([[0], weights == 1, [0]])))
+    assert weights.sum() == pytest.approx(length - 1, rel=1e-5)  # a row counts as much as a row of text
+    answers = weights == weights.max()
+    relative = np.unique(weights / weights.max())
+    assert all(min(abs(w - x) for x in (0, FILLER_WEIGHT, 1)) < 1e-6 for w in relative)
+    runs = np.flatnonzero(np.diff(np.concatenate([[0], answers, [0]])))
     assert len(runs) >= 2
     for start, stop in runs.reshape(-1, 2):
         text = TOKENIZER.decode(tokens[:start].tolist())
@@ -108,16 +111,17 @@ def test_training_row_weights_answers_and_text_only(task, seed, length):
 def test_training_rows_hold_many_questions_and_every_distance():
     for task, most in ((Passkey(), 8), (KeyValue(), 10)):
         counts, distances = [], []
-        for seed in range(200):
+        for seed in range(100):
             tokens, weights = row(task, seed, 256)
-            starts = np.flatnonzero(np.diff(weights == 1) & (weights[1:] == 1)) + 1
+            answers = weights == weights.max()
+            starts = np.flatnonzero(np.diff(answers.astype(int)) == 1) + 1
             counts.append(len(starts))
-            stem = stem_of(task, TOKENIZER.decode(tokens[: starts[-1]].tolist())[-2])
-            needle, asked = find(tokens, stem)
-            distances.append(asked - needle)
-        assert max(counts) >= most
+            for start in starts:
+                needle, asked = find(tokens, stem_of(task, TOKENIZER.decode(tokens[:start].tolist())[-2]))
+                distances.append(asked - needle)
+        assert max(counts) >= most and np.mean(counts) > 3
         shares = np.histogram(distances, [0, 64, 128, 192, 256])[0] / len(distances)
-        assert (shares > 0.05).all(), shares
+        assert (shares > 0.01).all() and shares[0] > 0.3, shares
 
 
 def test_values_are_spread_over_all_first_digits():
