@@ -55,9 +55,7 @@ def blocked(
         return x.reshape(B, M, C, K, groups, H).transpose(1, 0, 3, 4, 2, 5).reshape(M, B, K, groups * C, H)
 
     G = N // K
-    scale = jnp.asarray(H**-0.5 * LOG2E, jnp.float32)
-    q = tuple(split((x.astype(jnp.float32) * scale).astype(x.dtype), G) for x in queries)
-    k, v = tuple(split(x, 1) for x in keys), split(values, 1)
+    q, k, v = tuple(split(x, G) for x in queries), tuple(split(x, 1) for x in keys), split(values, 1)
     segments = None
     if segment_ids is not None:
         padded = jnp.pad(segment_ids, ((0, 0), (0, M * C - T)), constant_values=-1)
@@ -83,7 +81,7 @@ def _over_pairs(step: Callable, state: Any, masks: tuple[Mask, ...], T: int, C: 
 
 def _scores(q: Array, k: Array, mask: Mask | None, segments: Array | None, i: Array, j: Array, T: int, C: int) -> Array:
     """Base-2 scores of one block pair, float32 [B, K, G * C, C]; hidden pairs at -1e30."""
-    s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+    s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5 * LOG2E)
     visible = None
     if mask is not None:
         query, key = i * C + jnp.arange(C)[:, None], j * C + jnp.arange(C)[None, :]
@@ -145,9 +143,9 @@ def _flash_backward(masks: tuple, T: int, C: int, saved: tuple, grad: Array) -> 
         dq, dk, dv = state
         q_i, k_j, g_i = q[piece][i], k[piece][j], grad[i]
         s = _scores(q_i, k_j, mask, segments, i, j, T, C)
-        p = jnp.exp2(s - log_sum[i][..., None])  # hidden pairs: exp2(-1e30) = 0
+        p = jnp.exp2(s - log_sum[i][..., None])  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
         dp = jnp.einsum("bkqh,bksh->bkqs", g_i, v[j], preferred_element_type=jnp.float32)
-        ds = (p * (dp - inner[i][..., None]) * (1 / LOG2E)).astype(q_i.dtype)  # of base-2 scores: ln 2 = 1 / log2 e
+        ds = (p * (dp - inner[i][..., None]) * q_i.shape[-1] ** -0.5).astype(q_i.dtype)
         dv_j = jnp.einsum("bkqs,bkqh->bksh", p.astype(g_i.dtype), g_i, preferred_element_type=jnp.float32)
         dq_i = jnp.einsum("bkqs,bksh->bkqh", ds, k_j, preferred_element_type=jnp.float32)
         dk_j = jnp.einsum("bkqs,bkqh->bksh", ds, q_i, preferred_element_type=jnp.float32)
