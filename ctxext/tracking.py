@@ -3,6 +3,7 @@
 import contextlib
 import netrc
 import os
+import secrets
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ class WandbSink:
 
         id_file = run.path / "wandb" / "run_id"
         if not id_file.exists():
-            write_text(id_file, wandb.util.generate_id())
+            write_text(id_file, secrets.token_hex(4))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "ctxext"),
             name=run.path.name,
