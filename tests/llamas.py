@@ -33,7 +33,7 @@ def random_params(config: LlamaConfig = TINY, seed: int = 0, dtype: Any = np.flo
     def fill(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
         if isinstance(tree, dict):
             return {key: fill(value, key) for key, value in tree.items()}
-        noise = 0.15 * rng.standard_normal(tree.shape)
+        noise = 0.1 * rng.standard_normal(tree.shape)
         return np.asarray(noise + (name == "weight"), np.float32).astype(dtype)
 
     return fill(param_shapes(config))
@@ -52,7 +52,7 @@ def torch_llama(directory: Path, rope: dict[str, Any] | None = None, seed: int =
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields, attn_implementation="eager"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(0.15 * torch.randn_like(parameter) + float("norm" in name))
+            parameter.copy_(0.1 * torch.randn_like(parameter) + float("norm" in name))
     model.save_pretrained(directory)
     for name, data in tokenizer().export_files(LENGTH).items():
         (directory / name).write_bytes(data)
