@@ -39,3 +39,10 @@ def _skip_without_readers() -> Generator[None, object, object]:
 
 pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_skip_without_readers)
 pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_without_readers)
+
+
+@pytest.fixture
+def readers() -> None:
+    """For a test that expects the PyTorch readers without importing them: `@pytest.mark.usefixtures("readers")`."""
+    for name in READERS:
+        __import__(name)

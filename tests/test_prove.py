@@ -59,6 +59,7 @@ def test_numpy_reader_alone_proves_every_kind(tmp_path, scaling, no_transformers
     assert "not read by transformers: torch is not installed" in describe(proof)
 
 
+@pytest.mark.usefixtures("readers")
 def test_both_readers_and_what_is_written(copy):
     proof = prove(copy, against=model())
     assert proof["equal"] and proof["weights_that_differ"] == [] and proof["dtype"] == "bfloat16"
@@ -124,6 +125,7 @@ def test_a_wrong_export_is_not_equal(copy, no_transformers, damage, broken):
         assert max(proof["readers"][0]["logits"]) > 1e-3
 
 
+@pytest.mark.usefixtures("readers")
 def test_a_wrong_tokenizer_is_not_equal(copy):
     data = json.loads((copy / "tokenizer.json").read_text())
     data["model"]["merges"] = data["model"]["merges"][10:]
