@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctxext.attention import Attention, Causal, Kernel, over_sequence
+from ctxext.attention import KERNELS, Attention, Causal, Kernel, over_sequence
 from ctxext.config import LlamaConfig
 from ctxext.generate import Semantics, generate
 from ctxext.loss import token_losses
-from ctxext.model import Params, bind
-from ctxext.rope import Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
+from ctxext.model import DTYPES, Params, bind
+from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
 from ctxext.tokenizer import Tokenizer
 
 STATIC = ("config", "attention", "kernel", "dtype")
@@ -60,6 +60,11 @@ class LM:
     kernel: Kernel = "blocked"
     angles: Angles = "exact"
 
+    def __post_init__(self) -> None:
+        for name, known in (("dtype", DTYPES), ("kernel", KERNELS), ("angles", ANGLES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(known)}")
+
     def with_method(self, *methods: RopeScaling | Attention) -> "LM":
         """The same weights under other methods. Raises ValueError for what is neither frequencies nor attention."""
         changes: dict[str, Any] = {}
@@ -83,13 +88,12 @@ class LM:
         """Float32 [B, T, V] for tokens [B, T]; logits[t] predicts token t + 1."""
         tokens = self._checked(tokens)
         B, T = tokens.shape
-        size = bucket(T)
-        if positions is None:
-            positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-        seq_len = int(np.max(positions)) + 1
-        arrays = [_pad(np.asarray(x), B, size) for x in (tokens, positions)]
-        segments = None if segment_ids is None else _pad(np.asarray(segment_ids), B, size)
-        return _logits(self.params, *arrays, segments, self.rotation(seq_len), **self._static())[:, :T]
+        positions = np.broadcast_to(np.arange(T) if positions is None else positions, (B, T)).astype(np.int32)
+        rotation = self.rotation(int(positions.max()) + 1)
+        rows, size = _rows(B), bucket(T)
+        segments = None if segment_ids is None else _pad(np.broadcast_to(segment_ids, (B, T)), rows, size)
+        arrays = _pad(tokens, rows, size), _pad(positions, rows, size), segments
+        return _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
 
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1], nats: -log p(token t + 1 | tokens up to t)."""
@@ -117,15 +121,20 @@ class LM:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
-        prompts = [self._checked([row])[0] for row in tokens]
+        prompts = [self._checked(np.asarray(row)[None])[0] for row in tokens]
+        if not prompts:
+            raise ValueError("generate needs at least one prompt")
         if self.scaling.depends_on_length and len({len(row) for row in prompts}) > 1:
-            # A row's frequencies must not depend on its neighbours.
+            # A row's frequencies must not depend on its neighbours; its noise must differ from theirs.
+            seeds = np.random.SeedSequence(seed).generate_state(len(prompts))
             rows = [self.generate([row], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-                                  seed=seed, eos_token_id=eos_token_id, semantics=semantics) for row in prompts]  # fmt: skip
+                                  seed=int(seed), eos_token_id=eos_token_id, semantics=semantics)
+                    for row, seed in zip(prompts, seeds, strict=True)]  # fmt: skip
             return np.concatenate(rows)
-        longest, rows = max(map(len, prompts)), _rows(len(prompts))
-        padded = np.stack([_pad(row[None], 1, bucket(longest))[0] for row in prompts])
-        lengths = np.array([len(row) for row in prompts] + [1] * (rows - len(prompts)), np.int32)
+        count, longest = len(prompts), max(map(len, prompts))
+        prompts += [prompts[-1]] * (_rows(count) - count)  # copies, which stop when the original does
+        padded = np.concatenate([_pad(row[None], 1, bucket(longest)) for row in prompts])
+        lengths = np.array([len(row) for row in prompts], np.int32)
         incremental = semantics == "incremental" and self.scaling.depends_on_length
         if incremental:
             steps = [self.rotation(longest + step) for step in range(max_new_tokens)]
@@ -134,21 +143,23 @@ class LM:
             rotation = self.rotation(longest + max_new_tokens)
         stop = [-1] if eos_token_id is None else np.atleast_1d(eos_token_id)
         out = generate(
-            self.params, _pad(padded, rows, padded.shape[1]), lengths, rotation, jax.random.key(seed),
+            self.params, padded, lengths, rotation, jax.random.key(seed),
             jnp.float32(temperature or 1.0), jnp.float32(top_p), jnp.asarray(stop, jnp.int32), **self._static(),
             num_slots=padded.shape[1] + -(-max_new_tokens // 32) * 32, max_new_tokens=max_new_tokens,
             sample=temperature > 0, incremental=incremental,
         )  # fmt: skip
-        return np.asarray(out)[: len(prompts)]
+        return np.asarray(out)[:count]
 
     def _checked(self, tokens: Any) -> np.ndarray:
-        tokens = np.asarray(tokens, np.int32)
+        tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError(f"tokens must be [batch, length] and not empty, got shape {tokens.shape}")
+        if tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens must be whole numbers, got {tokens.dtype}")
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
             raise ValueError(f"token ids must lie in 0..{self.config.vocab_size - 1}, got "
                              f"{tokens.min()}..{tokens.max()}; is this the model's tokenizer?")  # fmt: skip
-        return tokens
+        return tokens.astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4096)

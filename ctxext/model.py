@@ -25,6 +25,8 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 REMAT = ("none", "full")
+DTYPES = ("float32", "bfloat16")
+"""What the model computes in; angles, norms, softmax and loss are float32 in both."""
 
 
 class Linear(nnx.Module):
@@ -176,12 +178,12 @@ def param_shapes(config: LlamaConfig, dtype: str = "float32", segments: tuple[in
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(state))
 
 
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _random(key: Array, *, config: LlamaConfig, dtype: str) -> Mapping[str, Any]:
+    model = Llama(config, (config.num_hidden_layers,), nnx.Rngs(params=key))
+    return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
 def init_params(config: LlamaConfig, seed: int, dtype: str = "float32") -> Params:
     """Random parameters: normal with `initializer_range`, norms one, biases zero."""
-
-    @jax.jit
-    def init(key: Array) -> Mapping[str, Any]:
-        model = Llama(config, (config.num_hidden_layers,), nnx.Rngs(params=key))
-        return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-
-    return dict(init(jax.random.key(seed)))
+    return dict(_random(jax.random.key(seed), config=config, dtype=dtype))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 Angles = Literal["exact", "float32"]
+ANGLES: tuple[Angles, ...] = ("exact", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Rope:
 
     def rotation(self, angles: Angles = "exact") -> Rotation | Float32Rotation:
         """The device form. `exact` is right to 1e-6 at any position, `float32` repeats transformers' rounding."""
-        if angles not in ("exact", "float32"):
-            raise ValueError(f"angles must be 'exact' or 'float32', got {angles!r}")
+        if angles not in ANGLES:
+            raise ValueError(f"angles {angles!r} are not known; choose one of {', '.join(ANGLES)}")
         with jax.ensure_compile_time_eval():  # a value, also when asked for inside a trace: callers keep it
             factor = jnp.float32(self.attention_factor)
             if angles == "float32":

@@ -71,7 +71,7 @@ def test_float32_angles_repeat_transformers():
         np.testing.assert_allclose(actual, expected, atol=5e-7)
     error = max(abs(a - b).max() for a, b in zip(got, exact(rope, POSITIONS), strict=True))
     assert 1e-3 < error < 2e-2
-    with pytest.raises(ValueError, match="angles must be"):
+    with pytest.raises(ValueError, match="angles 'bfloat16' are not known"):
         rope.rotation("bfloat16")
 
 

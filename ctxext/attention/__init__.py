@@ -11,7 +11,8 @@ from ctxext.attention.dense import dense
 from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
 from ctxext.rope import Float32Rotation, Rotation, rotate
 
-__all__ = ["Attend", "Attention", "Band", "Causal", "Kernel", "Mask", "Piece", "blocked", "dense", "over_sequence"]
+__all__ = ["KERNELS", "Attend", "Attention", "Band", "Causal", "Kernel", "Mask", "Piece", "blocked", "dense",
+           "over_sequence"]  # fmt: skip
 
 Kernel = Literal["dense", "blocked"]
 KERNELS: tuple[Kernel, ...] = ("dense", "blocked")

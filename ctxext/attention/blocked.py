@@ -34,7 +34,7 @@ def visible_pairs(mask: Mask, seq_len: int, size: int) -> tuple[np.ndarray, np.n
             some, every = mask.block(query, key)
             if some:
                 (full if every and len(key) == size else partly).append((i, j))
-    return tuple(np.array(pairs, np.int32).reshape(-1, 2) for pairs in (full, partly))
+    return np.array(full, np.int32).reshape(-1, 2), np.array(partly, np.int32).reshape(-1, 2)
 
 
 def blocked(
@@ -60,7 +60,7 @@ def blocked(
     if segment_ids is not None:
         padded = jnp.pad(segment_ids, ((0, 0), (0, M * C - T)), constant_values=-1)
         segments = padded.reshape(B, M, C).transpose(1, 0, 2)
-    out = _flash(q, k, v, segments, tuple(masks), T, C)
+    out: Array = _flash(q, k, v, segments, tuple(masks), T, C)
     out = out.reshape(M, B, K, G, C, H).transpose(1, 0, 4, 2, 3, 5).reshape(B, M * C, N, H)
     return out[:, :T]
 
