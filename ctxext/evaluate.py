@@ -1,6 +1,5 @@
 """Checkpoint -> evaluations -> rows: appended one by one, never computed twice."""
 
-import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import Eval, Passkey, Perplexity
 from ctxext.evals.base import Model
 from ctxext.files import append_jsonl, read_jsonl
-from ctxext.methods import method_name
+from ctxext.methods import label
 
 Budget = Literal["small", "full"]
 HELDOUT = Stdlib("heldout")
@@ -35,8 +34,8 @@ def evaluate(
     Rows are appended to `sink` as they come; items that it already has under this checkpoint and method are read, not
     computed. Progress goes to stderr. Raises ValueError for an item that cannot be built or a model that is not finite.
     """
-    label = {"checkpoint": checkpoint, "method": method_label, "window": lm.config.max_position_embeddings}
-    old = {row["item"]: row for row in (read_jsonl(sink) if sink else []) if label.items() <= row.items()}
+    labels = {"checkpoint": checkpoint, "method": method_label, "window": lm.config.max_position_embeddings}
+    old = {row["item"]: row for row in (read_jsonl(sink) if sink else []) if labels.items() <= row.items()}
     rows: list[dict[str, Any]] = []
     with _bar(progress) as bar:
         for evaluation in evals:
@@ -44,7 +43,7 @@ def evaluate(
             missing = [item for item in items if item not in old]
             task = bar.add_task(f"{_title(evaluation)}, {method_label}", total=len(missing))
             for row in evaluation.rows(lm, missing) if missing else ():
-                old[row["item"]] = {**label, **row}
+                old[row["item"]] = {**labels, **row}
                 if sink:
                     _append(sink, old[row["item"]])
                 bar.advance(task)
@@ -89,6 +88,7 @@ def evaluate_checkpoint(
     source: TextSource = HELDOUT,
     out: Path | None = None,
     dtype: str = "float32",
+    trust: bool = False,
     progress: bool = True,
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
@@ -99,19 +99,19 @@ def evaluate_checkpoint(
     """
     from ctxext import door  # loads jax
 
-    lm = door.load(path, dtype=dtype)
+    lm = door.load(path, dtype=dtype, trust=trust)
     where = door.locate(path)
     run = door.is_run(where)
     sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"
     window = lm.config.max_position_embeddings
     chosen = standard_evals(evals, seq_lens or (window // 2, window, 2 * window, 4 * window), budget, source=source)
-    label = checkpoint_label(where)
+    named = checkpoint_label(where)
     rows = []
     for method in methods:
         given = () if method is None else method if isinstance(method, tuple) else (method,)
         model = lm.with_method(*given)
         rows += evaluate(
-            model, chosen, method_label=describe(model.scaling, model.attention), sink=sink, checkpoint=label,
+            model, chosen, method_label=describe(model.scaling, model.attention), sink=sink, checkpoint=named,
             progress=progress,
         )  # fmt: skip
     return sink, rows
@@ -130,15 +130,8 @@ def checkpoint_label(path: Path) -> str:
 
 
 def describe(*methods: Any) -> str:
-    """A label such as "yarn factor=4": names and fields that are not their defaults; identities are left out."""
-    parts = []
-    for method in methods:
-        name = method_name(method)
-        values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-        given = [(f.name, values[f.name]) for f in dataclasses.fields(method) if values[f.name] != f.default]
-        if name not in ("none", "causal"):
-            parts.append(" ".join([name, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in given)]))
-    return " + ".join(parts) or "none"
+    """What rows call a choice of methods: `methods.label` without the identities "none" and "causal"."""
+    return " + ".join(name for name in (label([m]) for m in methods) if name not in ("none", "causal")) or "none"
 
 
 def _title(evaluation: Eval) -> str:

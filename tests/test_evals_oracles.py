@@ -8,6 +8,7 @@ from toy_tokenizer import toy_source, toy_tokenizer
 
 from ctxext import tasks
 from ctxext.evals import Passkey, Perplexity
+from ctxext.evals.base import batches
 from ctxext.evals.oracle import SURPRISE, ContextCurve, EchoPrompt, PerfectReader, WindowReader
 from ctxext.files import append_jsonl, read_jsonl
 
@@ -77,6 +78,15 @@ def test_the_batch_changes_nothing():
     small = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=200)
     large = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=9999)
     assert list(small(PerfectReader(TOKENIZER))) == list(large(PerfectReader(TOKENIZER)))
+
+
+@given(st.integers(0, 300), st.integers(0, 70))
+def test_batches_keep_the_order_and_waste_little(count, limit):
+    parts = list(batches(range(count), limit))
+    assert [i for part in parts for i in part] == list(range(count))
+    padded = {1 << (len(part) - 1).bit_length() for part in parts}
+    assert len(padded) <= 1 and all(size <= max(1, limit) for size in padded)  # one shape
+    assert sum(padded) * len(parts) <= 1.25 * count
 
 
 def test_a_prompt_that_cannot_fit_names_task_length_and_minimum():

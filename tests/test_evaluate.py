@@ -2,13 +2,21 @@
 
 import numpy as np
 import pytest
-from toy_tokenizer import toy_source, toy_tokenizer
+from tiny import config, params
+from toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
+from ctxext.door import load
 from ctxext.evals import Passkey, Perplexity
+from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
-from ctxext.evaluate import describe, evaluate, standard_evals
+from ctxext.evaluate import describe, evaluate, evaluate_checkpoint, standard_evals
 from ctxext.files import read_jsonl
+from ctxext.interop import hf
 from ctxext.methods import make
+from ctxext.methods.yarn import Yarn
+from ctxext.rope import Unscaled
+from ctxext.tasks import KeyValue
+from ctxext.tokenizer import Tokenizer
 
 TOKENIZER = toy_tokenizer()
 GRID = Passkey(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
@@ -74,9 +82,33 @@ def test_budgets_and_names():
         standard_evals(("ruler",), (256,), "small")
 
 
-def test_labels_of_methods():
+def test_labels_leave_identities_out():
     assert describe(make("none"), make("causal")) == "none"
-    assert describe(make("yarn", factor=4.0), make("causal")) == "yarn factor=4"
-    assert describe(make("yarn", factor=4.0, beta_fast=16.0)) == "yarn factor=4 beta_fast=16"
+    assert describe(make("yarn", factor=4.0), make("causal")) == "yarn(factor=4)"
     both = describe(make("linear", factor=2.0), make("self-extend", group_size=4, neighbor_window=64))
-    assert both == "linear factor=2 + self-extend group_size=4 neighbor_window=64"
+    assert both == "linear(factor=2) + self-extend(group_size=4, neighbor_window=64)"
+
+
+def test_a_checkpoint_under_two_methods(tmp_path):
+    """A random model in an HF directory, asked as the command line asks."""
+    tokenizer = Tokenizer({"tokenizer.model": toy_model()})
+    shape = config(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2)
+    hf.save(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
+    options: dict = {"evals": ("ppl",), "seq_lens": (120,), "source": toy_source()}
+    options["out"] = tmp_path / "out"
+    with pytest.raises(ValueError, match="documents have the 119 tokens"):  # the toy source has three
+        evaluate_checkpoint(tmp_path / "base", **options)
+    options["evals"] = ("kv",)
+    sink, rows = evaluate_checkpoint(tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options)
+    assert sink == tmp_path / "out" / "rows.jsonl" and rows == read_jsonl(sink)[-40:]
+    assert {(row["checkpoint"], row["method"]) for row in rows} == {("base", "none"), ("base", "yarn(factor=2)")}
+    lm = load(tmp_path / "base", method=Yarn(factor=2.0))
+    for row in rows[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
+        prompt = KeyValue().example(item_rng(row["item"]), tokenizer, 120, depth=row["depth"],
+                                    haystack=documents(toy_source(), tokenizer)).prompt  # fmt: skip
+        for step in range(3):
+            logits = np.asarray(lm.logits([[*prompt, *row["gold"][:step]]]), np.float64)[0, -1]
+            logprob = logits[row["gold"][step]] - np.logaddexp.reduce(logits)
+            assert row["answer_logprobs"][step] == pytest.approx(logprob, abs=1e-4)
+            greedy = np.asarray(lm.logits([[*prompt, *row["prediction"][:step]]]))[0, -1]
+            assert row["prediction"][step] == greedy.argmax()

@@ -35,7 +35,7 @@ def toy_texts() -> tuple[str, ...]:
 
 
 @functools.cache
-def toy_tokenizer() -> ToyTokenizer:
+def toy_model() -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for text in toy_texts() for line in text.splitlines() if line),
@@ -48,7 +48,12 @@ def toy_tokenizer() -> ToyTokenizer:
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    return ToyTokenizer(model.getvalue())
+    return model.getvalue()
+
+
+@functools.cache
+def toy_tokenizer() -> ToyTokenizer:
+    return ToyTokenizer(toy_model())
 
 
 def toy_documents(tokenizer: ToyTokenizer) -> list[np.ndarray]:

@@ -1,12 +1,15 @@
 """What an evaluation is: named items, the same for every model and method, and a JSON row for each."""
 
 import abc
+import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
+
+from ctxext.data.sources import TextSource
 
 T = TypeVar("T")
 
@@ -51,6 +54,12 @@ class Eval(abc.ABC):
         return self.rows(lm, self.items())
 
 
+@functools.lru_cache(maxsize=4)
+def documents(source: TextSource, tokenizer: Any) -> list[np.ndarray]:
+    """The token ids of every document, kept for the next evaluation with the same tokenizer."""
+    return source.open(tokenizer).documents()
+
+
 def fingerprint(*parts: Any) -> str:
     """Eight hex digits of the parts' reprs: frozen dataclasses, numbers and strings."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
@@ -61,8 +70,9 @@ def item_rng(item: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(item.encode()).digest()[:16], "big"))
 
 
-def batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    """As few batches as `size` allows, of nearly equal size, so that a rest needs no shape of its own."""
-    count = -(-len(items) // size)
-    for part in np.array_split(np.arange(len(items)), count) if count else ():
+def batches(items: Sequence[T], limit: int) -> Iterator[list[T]]:
+    """Batches of nearly equal size below `limit`; a model pads them all to one power of two, by at most a quarter."""
+    sizes = [2**i for i in range(max(1, limit).bit_length())]
+    size = next(s for s in reversed(sizes) if -(-len(items) // s) * s <= 1.25 * len(items))
+    for part in np.array_split(np.arange(len(items)), -(-len(items) // size)) if items else ():
         yield [items[i] for i in part]

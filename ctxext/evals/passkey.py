@@ -10,7 +10,7 @@ import numpy as np
 
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import Eval, Model, batches, fingerprint, item_rng
+from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Passkey(Eval):
         }
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        haystack = self.source.open(lm.tokenizer).documents()
+        haystack = documents(self.source, lm.tokenizer)
         names = set(items)
         wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]
         for seq_len in self.seq_lens:

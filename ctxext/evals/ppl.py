@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import Eval, Model, batches, fingerprint, item_rng
+from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
 from ctxext.tasks.base import beginning
 
 
@@ -53,19 +53,19 @@ class Perplexity(Eval):
     def _settings(self) -> str:
         return fingerprint(self.source, self.seed, self.target_tokens, max(self.seq_lens))
 
-    def _documents(self, lm: Model) -> list[tuple[int, np.ndarray]]:
+    def _chosen(self, lm: Model) -> list[tuple[int, np.ndarray]]:
         """Numbers and ids of the chosen documents, in an order that the seed shuffles."""
         needed = max(self.seq_lens) - len(beginning(lm.tokenizer))
-        documents = self.source.open(lm.tokenizer).documents()
-        order = item_rng(f"ppl/{self._settings()}").permutation(len(documents))
-        chosen = [(int(i), documents[i]) for i in order if len(documents[i]) >= needed]
+        texts = documents(self.source, lm.tokenizer)
+        order = item_rng(f"ppl/{self._settings()}").permutation(len(texts))
+        chosen = [(int(i), texts[i]) for i in order if len(texts[i]) >= needed]
         if len(chosen) < self.num_documents:
-            raise ValueError(f"ppl: {len(chosen)} of {len(documents)} documents have the {needed} tokens that length "
+            raise ValueError(f"ppl: {len(chosen)} of {len(texts)} documents have the {needed} tokens that length "
                              f"{max(self.seq_lens)} needs: lower that or num_documents")  # fmt: skip
         return chosen[: self.num_documents]
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        documents, longest, head = self._documents(lm), max(self.seq_lens), beginning(lm.tokenizer)
+        chosen, longest, head = self._chosen(lm), max(self.seq_lens), beginning(lm.tokenizer)
         names = set(items)
         wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]
         for seq_len in self.seq_lens:
@@ -74,7 +74,7 @@ class Perplexity(Eval):
             ):
                 spans = []
                 for _, _, document, window in batch:
-                    ids = documents[document][1]
+                    ids = chosen[document][1]
                     rng = item_rng(f"ppl/{self._settings()}/{document}/{window}")  # no length: the same targets for all
                     spans.append(ids[: rng.integers(longest - len(head), len(ids) + 1)])
                 windows = np.stack([np.concatenate([head, ids[len(head) - seq_len :]]) for ids in spans])
@@ -87,7 +87,7 @@ class Perplexity(Eval):
                         "estimator": "same-target",
                         "item": item,
                         "seq_len": seq_len,
-                        "document": documents[document][0],
+                        "document": chosen[document][0],
                         "window_index": window,
                         "target_start": len(ids) - self.target_tokens,
                         "target_sha256": hashlib.sha256(target.astype("<i4").tobytes()).hexdigest(),
