@@ -24,6 +24,11 @@ def _unflat(flat: dict[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
 
 
+def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    handlers: Any = {name: ocp.StandardCheckpointHandler() for name in (PARAMS, OPT_STATE)}
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that finishes what is being written.
 
@@ -34,7 +39,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         policy = ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(PARAMS, OPT_STATE))
+        self._manager = _manager(self.directory, options)
 
     @property
     def latest(self) -> int | None:
@@ -51,6 +56,7 @@ class Checkpoints:
 
     def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any] | None:
         """(step, params, opt_state) of the newest checkpoint, bit for bit, or None; the arguments give the shapes."""
+        self.wait()
         step = self.latest
         if step is None:
             return None
@@ -72,22 +78,42 @@ class Checkpoints:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, shapes: dict[str, Any]) -> Any:
+    where = f"checkpoint {manager.directory / str(step)}"
     arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in shapes.items()})
     try:
+        metadata = manager.item_metadata(step)
+        for name, wanted in shapes.items():
+            _check(where, _shapes(metadata[name].tree), _shapes(wanted))
         return manager.restore(step, args=arguments)
+    except OtherModel:
+        raise
     except Exception as error:  # the libraries below raise whatever they met
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise ValueError(
-            f"checkpoint {manager.directory / str(step)} cannot be read ({reason}): remove that directory to go on"
-            " from the one before it"
+            f"{where} cannot be read ({reason}): remove that directory to go on from the one before it"
         ) from error
+
+
+class OtherModel(ValueError):
+    """The checkpoint holds arrays of other names or shapes."""
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _flat(tree).items()}
+
+
+def _check(where: str, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    for name in [*wanted, *found] if wanted else ():
+        if found.get(name) != wanted.get(name):
+            there, here = (f"shape {s[name]}" if name in s else "missing" for s in (found, wanted))
+            raise OtherModel(f"{where} is of another model: {name} is {there} there, {here} here")
 
 
 def _reader(directory: Path) -> ocp.CheckpointManager:
     if not Path(directory).is_dir():
         raise ValueError(f"no checkpoint under {directory}: train this run first")
     options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options, item_names=(PARAMS, OPT_STATE))
+    return _manager(Path(directory).absolute(), options)
 
 
 def latest_step(directory: Path) -> int:
