@@ -34,7 +34,7 @@ def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
     """Shape and frequencies that an experiment starts from; reads no weights. Raises ValueError if it names none."""
     if experiment.init is not None:
         path = locate(experiment.init)
-        return _run_base(path) if is_run(path) else hf.read_config(path)
+        return _run_base(path, trust=False) if is_run(path) else hf.read_config(path)
     if experiment.model is None:
         raise ValueError(f"experiment {experiment.name!r} needs a base: give --init DIR, or set `model` in the file")
     return experiment.model, Unscaled()
@@ -58,19 +58,21 @@ def load(
     dtype: str = "float32",
     kernel: Kernel = "blocked",
     angles: Angles = "exact",
+    trust: bool = False,
 ) -> LM:
     """Open an HF directory, a run directory (its newest checkpoint), a hub name, or "tiny-llama".
 
-    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries.
+    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `trust`: import the
+    Python files that a run's methods come from.
     Raises ValueError for a checkpoint that is incomplete, wrong, or carries a scaling that is not understood.
     """
     path = locate(path)
     options: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "angles": angles}
     if is_run(path):
         run = RunDir(path)
-        config, scaling = _run_base(path)
+        config, scaling = _run_base(path, trust=trust)
         params, _ = checkpoint.load_params(run.checkpoints)
-        attention = from_json(read_json(run.config_file)["attention"])
+        attention = from_json(read_json(run.config_file)["attention"], trust=trust)
         lm = LM(config, params, load_tokenizer(path / "base"), scaling=scaling, attention=attention, **options)
     else:
         config, scaling = hf.read_config(path)
@@ -80,5 +82,6 @@ def load(
     return lm.with_method(*methods)
 
 
-def _run_base(path: Path) -> tuple[LlamaConfig, RopeScaling]:
-    return from_json(read_json(path / "base" / "model.json")), from_json(read_json(path / "base" / "scaling.json"))
+def _run_base(path: Path, *, trust: bool) -> tuple[LlamaConfig, RopeScaling]:
+    model, scaling = (read_json(path / "base" / name) for name in ("model.json", "scaling.json"))
+    return from_json(model), from_json(scaling, trust=trust)

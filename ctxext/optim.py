@@ -78,6 +78,6 @@ class Optim:
 
 
 apply_updates = optax.apply_updates
-global_norm = optax.global_norm
+global_norm = optax.tree.norm
 
 Transformation = optax.GradientTransformation

@@ -67,7 +67,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         trained = base
         if experiment.train.steps:
             train(experiment, directory, base, sinks=sinks)
-            trained = door.load(directory.path)
+            trained = door.load(directory.path, trust=True)  # this very process wrote it
         elif experiment.rope is not None:
             trained = base.with_method(experiment.rope, experiment.attention)
         name = f"{_name(trained)}, {experiment.train.steps} steps at {experiment.train.seq_len}"

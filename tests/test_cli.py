@@ -1,0 +1,224 @@
+"""Every command on real directories, and every kind of bad input: one line, exit code 2, nothing half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ctxext.assets import TINY_LLAMA
+from ctxext.cli import main
+from ctxext.config import LlamaConfig
+from ctxext.files import read_jsonl
+from ctxext.interop import hf
+from ctxext.model import init_params
+from ctxext.rope import Unscaled
+from ctxext.tokenizer import load_tokenizer
+
+CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
+EXPERIMENT = """
+from ctxext import tasks
+from ctxext.data import Mix, Stdlib, Synthetic
+from ctxext.evals import Passkey, Perplexity
+from ctxext.experiment import Experiment, Train
+from ctxext.methods import Linear, SelfExtend, Yarn
+from ctxext.optim import Optim
+from ctxext.rope import Unscaled
+
+experiment = Experiment(
+    name="cli-test", init={init!r}, rope=Yarn(factor=4.0),
+    data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
+    optim=Optim(learning_rate=1e-3), train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1),
+    evals=(Passkey(seq_lens=(64, 256), depths=(0.0, 1.0), n=2), Perplexity(seq_lens=(64, 256), num_documents=2,
+                                                                           target_tokens=32)),
+    zero_shot=(Unscaled(), Linear(4.0), SelfExtend(4, 16)),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "hf"
+    params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
+    hf.save(path, CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(experiment file, run directory) of `ctxext run`."""
+    folder = tmp_path_factory.mktemp("run")
+    file = folder / "experiment.py"
+    file.write_text(EXPERIMENT.format(init=str(base)))
+    assert main(["run", str(file), "--run-dir", str(folder / "run"), "--no-wandb"]) == 0
+    return file, folder / "run"
+
+
+def data(capsys: pytest.CaptureFixture, *argv: str) -> dict:
+    capsys.readouterr()
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
+    """The one line on stderr of a refused command."""
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ctxext: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_run_leaves_everything_behind(finished: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    file, run = finished
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.json", "experiment.py", "metrics.jsonl", "rows.jsonl", "checkpoints", "base", "export",
+                     "provenance.json"}  # fmt: skip
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
+    rows = read_jsonl(run / "rows.jsonl")
+    methods = {row["method"] for row in rows}
+    assert len(methods) == 4 and len(rows) == 4 * (2 * 2 * 2 + 2 * 2)
+    proof = json.loads((run / "export" / "proof.json").read_text())
+    assert proof["equal"] and "numpy" in [reader["reader"] for reader in proof["readers"]]
+    # The same command again finds everything done: no row is added and the tables are the same.
+    again = data(capsys, "run", str(file), "--run-dir", str(run), "--no-wandb")
+    assert read_jsonl(run / "rows.jsonl") == rows
+    assert {cell["method"] for cell in again["retrieval"]} == methods
+
+
+def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    _, run = finished
+    argv = ["eval", str(run), "--evals", "passkey", "--seq-len", "64", "--out", str(tmp_path)]
+    summary = data(capsys, *argv)
+    assert [cell["seq_len"] for cell in summary["retrieval"]] == [64]
+    assert data(capsys, "report", str(tmp_path)) == summary
+    main(["report", str(tmp_path)])
+    assert "passkey" in capsys.readouterr().out
+
+
+def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    argv = ["export", str(base), "--method", "linear", "--factor", "4", "--out", str(out), "--dtype", "float32"]
+    assert main(argv) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["rope_scaling"]["rope_type"] == "linear" and config["max_position_embeddings"] == 256
+    assert data(capsys, "prove", str(out))["equal"]
+    # The export carries its scaling: it writes what the base writes under the same method, and not what the base does.
+    texts = []
+    for source, method in ((out, []), (base, ["--method", "linear", "--factor", "4"])):
+        capsys.readouterr()
+        assert main(["generate", str(source), *method, "--prompt", "def f(x):" * 12, "--max-new-tokens", "8"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    imported = tmp_path / "imported"
+    assert main(["import", str(out), "--out", str(imported)]) == 0
+    assert json.loads((imported / "config.json").read_text())["rope_scaling"] == config["rope_scaling"]
+
+
+def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
+    file, _ = finished
+    capsys.readouterr()
+    argv = ["train", str(file), "--method", "ntk", "--rope.factor=8", "--train.steps", "7", "--print-config"]
+    assert main(argv) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["rope"] == {"__type__": "ctxext.methods.ntk:NTK", "factor": 8.0} and config["train"]["steps"] == 7
+    assert main(["train", str(file), "--method", "pi", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"{CONFIG.num_parameters:,}" in said and "linear(factor=4)" in said and "3, 768 tokens" in said
+
+
+def test_methods_and_rope(capsys) -> None:
+    names = [row["name"] for row in data(capsys, "methods")]
+    assert {"none", "linear", "ntk", "dynamic-ntk", "yarn", "llama3", "pose", "self-extend", "causal"} <= set(names)
+    rope = data(capsys, "rope", "yarn", "--factor", "2")
+    assert len(rope["inv_freq"]) == 64 and abs(rope["inv_freq"][40] / 1.94601715e-3 - 1) < 2e-6
+    assert abs(rope["attention_factor"] - 1.0693147181) < 1e-9
+    assert rope["hf_config"]["max_position_embeddings"] == 8192
+    assert "--seq-len" in refused(capsys, "rope", "dynamic-ntk", "--factor", "2")
+
+
+METHOD = """
+import dataclasses
+from ctxext.rope import Rope, RopeBase, RopeScaling
+
+@dataclasses.dataclass(frozen=True)
+class Half(RopeScaling):
+    factor: float
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        inv_freq = base.inv_freq.copy()
+        inv_freq[len(inv_freq) // 2 :] /= self.factor
+        return Rope(inv_freq)
+"""
+
+
+def test_a_method_from_a_file_goes_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
+    file, _ = finished
+    (tmp_path / "mine.py").write_text(METHOD)
+    name = f"{tmp_path / 'mine.py'}:Half"
+    run = tmp_path / "run"
+    argv = ["run", str(file), "--method", name, "--run-dir", str(run), "--no-wandb", "--train.steps", "1"]
+    summary = data(capsys, *argv)
+    assert summary["proof"]["equal"]
+    assert json.loads((run / "export" / "config.json").read_text())["rope_parameters"]["rope_type"] == "longrope"
+    assert any("half" in cell["method"] for cell in summary["retrieval"])
+    # A run is data: its code is imported only when that is asked for.
+    assert "--trust-run" in refused(capsys, "eval", run)
+    argv = ["eval", str(run), "--trust-run", "--evals", "passkey", "--seq-len", "64", "--out", str(tmp_path / "rows")]
+    assert main(argv) == 0
+
+
+def test_bad_input_is_one_line(finished: tuple[Path, Path], base: Path, tmp_path: Path, capsys) -> None:
+    file, run = finished
+    train = ["train", file, "--run-dir", tmp_path / "new", "--no-wandb"]
+    assert "did you mean --train.steps" in refused(capsys, *train, "--train.stps", 4)
+    assert "did you mean 'yarn'" in refused(capsys, *train, "--method", "yran")
+    assert "train.dtype" in refused(capsys, *train, "--train.dtype", "float12")
+    assert "needs factor" in refused(capsys, "eval", base, "--method", "yarn")
+    assert "does not exist" in refused(capsys, "eval", tmp_path / "nowhere")
+    assert "does not exist" in refused(capsys, "train", tmp_path / "nowhere.py")
+    assert "factor" in refused(capsys, "eval", base, "--method", "yarn", "--factr", 4)
+    assert "another experiment" in refused(capsys, "train", file, "--run-dir", run, "--seed", 1, "--no-wandb")
+    assert "cannot shrink" in refused(capsys, "train", file, "--run-dir", run, "--train.steps", 1, "--no-wandb")
+    short = ["eval", base, "--evals", "passkey", "--seq-len", 16, "--out", tmp_path / "new"]
+    assert "16 tokens" in refused(capsys, *short)
+    assert "already exists" in refused(capsys, "export", base, "--out", run / "export")
+    # A PoSE target shorter than the rows, found at the first batch.
+    assert "PoSE" in refused(capsys, *train, "--method", "pose", "--positions.max-position-embeddings", 64)
+    assert not (tmp_path / "new" / "rows.jsonl").exists() and not (tmp_path / "new" / "checkpoints" / "1").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "escaping", "wrong-shape"])
+def test_damaged_checkpoints(base: Path, tmp_path: Path, capsys, damage: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    shard = next(broken.glob("*.safetensors"))
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif damage == "escaping":
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "../base/model.safetensors"}}
+        (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+        shard.unlink()
+    else:
+        config = json.loads((broken / "config.json").read_text())
+        (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+    line = refused(capsys, "import", broken, "--out", tmp_path / "out")
+    assert str(broken) in line or "model" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_space_left_leaves_nothing(base: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    import errno
+
+    from ctxext.interop import hf as module
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_tensors", full)
+    assert "No space left" in refused(capsys, "export", base, "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
