@@ -79,7 +79,7 @@ sys.exit(code)
 def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRY_RUN, str(FOLDER / f"{name}.py")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     numbers = set(re.findall(r"\d[\d,]*", done.stdout.replace(",", "")))
