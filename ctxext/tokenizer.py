@@ -100,7 +100,7 @@ class Tokenizer:
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of an HF directory; tokenizer.model wins over tokenizer.json.
 
-    Raises ValueError if neither is there or one cannot be read.
+    Raises ValueError if neither is there, one cannot be read, or config.json says a smaller vocabulary.
     """
     directory = Path(directory)
     names = (MODEL, JSON, CONFIG, "chat_template.jinja")
@@ -110,7 +110,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     for name in files.keys() & {JSON, CONFIG}:
         read_json(directory / name)  # names the file if it is broken
     try:
-        return Tokenizer(files)
+        tokenizer = Tokenizer(files)
+        if (directory / "config.json").is_file():
+            tokenizer.check_fits(read_json(directory / "config.json").get("vocab_size", tokenizer.vocab_size))
+        return tokenizer
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
 

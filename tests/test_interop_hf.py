@@ -17,6 +17,7 @@ from ctxext.interop.weights import slots, storage_dtype
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Unscaled
+from ctxext.tokenizer import load_tokenizer
 
 SHAPES = {
     "gqa": TINY,
@@ -206,6 +207,7 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
         (_map(NORM, 3), "shards lie in the directory itself"),
         (_map("model.layers.0.mlp.extra.weight", "model-00001-of-00001.safetensors"), "is missing"),
         (_edit(tensors.INDEX, weight_map={}), "has no weight_map"),
+        (lambda out: (out / tensors.INDEX).write_text("[]"), "has no weight_map"),
         (lambda out: (out / tensors.INDEX).write_text("{"), "not valid JSON"),
         (lambda out: (out / tensors.INDEX).unlink(), "has neither model.safetensors nor"),
         (_edit("config.json", num_hidden_layers=3), "lacks 9 tensors, first model.layers.2.input_layernorm.weight"),
@@ -216,6 +218,8 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
         (_edit("config.json", model_type="mistral"), "model_type 'mistral' is not supported, only 'llama'"),
         (_edit("config.json", hidden_act="swish2"), "hidden_act 'swish2' is not supported"),
         (_edit("config.json", rms_norm_eps="DELETE", vocab_size="DELETE"), "vocab_size, rms_norm_eps missing"),
+        (_edit("config.json", num_hidden_layers="2"), "num_hidden_layers must be an integer, got '2'"),
+        (_edit("config.json", head_dim=16.0), "head_dim must be an integer"),
         (_edit("config.json", quantization_config={"bits": 4}), "quantised weights"),
         (_edit("config.json", num_key_value_heads=3), "not a multiple of"),
         (_edit("config.json", head_dim=None, hidden_size=66), "hidden_size 66 is no multiple"),
@@ -252,6 +256,14 @@ def test_tokenizer_must_fit_the_vocabulary(tmp_path):
     with pytest.raises(ValueError, match="the tokenizer has 420 ids but the model's vocab_size is 400"):
         save(tmp_path / "m", small)
     assert not any(tmp_path.iterdir())
+
+
+def test_tokenizer_of_another_model_is_refused_on_load(tmp_path):
+    out = save(tmp_path / "m")
+    load_tokenizer(out)
+    _edit("config.json", vocab_size=419)(out)
+    with pytest.raises(ValueError, match="the tokenizer has 420 ids but the model's vocab_size is 419"):
+        load_tokenizer(out)
 
 
 def test_values_that_float16_cannot_hold_are_refused(tmp_path):

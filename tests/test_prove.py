@@ -80,6 +80,12 @@ def test_without_a_model_the_export_is_compared_with_our_own_reading(copy, no_tr
     assert proof["equal"] and "EQUAL to our own reading of the export" in describe(proof)
 
 
+def test_a_card_that_is_not_ours_is_left_alone(copy, no_transformers):
+    (copy / "README.md").write_text("mine")
+    prove(copy)
+    assert (copy / "README.md").read_text() == "mine" and (copy / "proof.json").exists()
+
+
 def test_large_models_are_read_at_few_positions(copy, no_transformers, monkeypatch):
     monkeypatch.setattr(module, "EVERY_POSITION", 0)
     proof = prove(copy)

@@ -42,9 +42,7 @@ Not compared with another reader yet.
 
 
 def with_proof(text: str, proof: str) -> str:
-    """The card with the text of a proof in its place, or at the end of a card that has none."""
-    block = f"{BEGIN}\n{proof.strip()}\n{END}"
-    if BEGIN in text and END in text:
-        head, _, rest = text.partition(BEGIN)
-        return head + block + rest.partition(END)[2]
-    return f"{text.rstrip()}\n\n## Proof\n\n{block}\n"
+    """The card with the text of a proof in its place; a card that is not ours is returned as it is."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{proof.strip()}\n{END}{tail}" if begin and end else text

@@ -18,6 +18,7 @@ __all__ = ["load_params", "read_config", "save", "window"]
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "rms_norm_eps")  # fmt: skip
+INTEGERS = (*REQUIRED[:-1], "num_key_value_heads", "head_dim")
 # Keys of `LlamaConfig` that a file may leave out, with the format's own meaning of that.
 OPTIONAL = ("tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "attention_dropout", "initializer_range",
             "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
@@ -42,6 +43,9 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     missing = [key for key in REQUIRED if data.get(key) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing")
+    wrong = [key for key in INTEGERS if data.get(key) is not None and type(data[key]) is not int]
+    if wrong:
+        raise ValueError(f"{wrong[0]} must be an integer, got {data[wrong[0]]!r}")
     for key, why in (("quantization_config", "quantised weights"), ("sliding_window", "a sliding window")):
         if data.get(key) is not None:
             raise ValueError(f"{why} ({key}) is not supported; use the original checkpoint")

@@ -54,7 +54,8 @@ def _shards(directory: Path) -> dict[str, list[str] | None]:
             pickles = "; pickles are not read, convert them to safetensors" * bool([*directory.glob("*.bin")])
             raise ValueError(f"{directory} has neither {SINGLE} nor {INDEX}{pickles}")
         return {SINGLE: None}
-    weight_map = read_json(directory / INDEX).get("weight_map")
+    index = read_json(directory / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{directory / INDEX} has no weight_map; copy the file again")
     shards: dict[str, list[str] | None] = {}
