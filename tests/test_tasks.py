@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizer import toy_documents, toy_tokenizer
 
-from ctxext.tasks import FILLER_WEIGHT, KeyValue, Passkey, Task
+from ctxext.tasks import FILLER_WEIGHT, KeyValue, Passkey, Repeat, Task
 from ctxext.tasks.base import draw_haystack, encode_piece
 
 TOKENIZER = toy_tokenizer()
@@ -157,3 +157,29 @@ def test_other_bad_input():
         Passkey().example(np.random.default_rng(0), TOKENIZER, 100, haystack=[])
     with pytest.raises(ValueError, match="99 records do not fit 52 names"):
         example(KeyValue(num_pairs=99), 0, 1000, 0.5)
+
+
+@few
+@given(seeds, st.integers(18, 900), st.floats(0, 1))
+def test_repeat_asks_for_the_rest_of_a_string_that_was_there(seed, seq_len, depth):
+    prompt, answer, achieved, meta = example(Repeat(), seed, seq_len, depth)
+    assert len(prompt) + len(answer) == seq_len and prompt[0] == TOKENIZER.bos_id
+    string = prompt[meta["needle"] :][:8].tolist()
+    assert string == [*prompt[-4:], *answer] and len(set(string)) == 8
+    assert meta["distance"] == len(prompt) - meta["needle"]
+    assert abs(achieved - depth) <= 0.501 / (seq_len - 17)
+    with pytest.raises(ValueError, match="repeat: a prompt of 16 tokens .* shortest is 17 tokens"):
+        example(Repeat(), seed, 16, depth)
+
+
+@few
+@given(seeds, st.integers(5, 400))
+def test_repeat_rows_weight_only_what_can_be_copied(seed, length):
+    tokens, weights = row(Repeat(), seed, length)
+    assert (tokens.shape, tokens.dtype, weights.dtype) == ((length,), np.int32, np.float32)
+    assert weights.sum() == pytest.approx(length - 1, rel=1e-5) and weights[0] == 0
+    for t in np.flatnonzero(weights):
+        before = find(tokens[: t - 1], tokens[t - 1 : t].tolist())  # the token before occurred with the same follower
+        assert any(tokens[i + 1] == tokens[t] for i in before)
+    with pytest.raises(ValueError, match="repeat: a training row of 4 tokens is too short; the shortest is 5"):
+        row(Repeat(), seed, 4)

@@ -6,3 +6,4 @@ from ctxext.tasks.base import Haystack as Haystack
 from ctxext.tasks.base import Task as Task
 from ctxext.tasks.kv import KeyValue as KeyValue
 from ctxext.tasks.passkey import Passkey as Passkey
+from ctxext.tasks.repeat import Repeat as Repeat
