@@ -21,7 +21,7 @@ STATIC = ("config", "attention", "kernel", "dtype")
 
 
 def bucket(length: int) -> int:
-    """The padded length: at most a quarter more, so that few lengths are compiled (four an octave)."""
+    """The padded length: at most a quarter or 31 tokens more, so that few lengths are compiled (four an octave)."""
     step = max(32, 2 ** max(0, length.bit_length() - 3))
     return -(-length // step) * step
 
@@ -119,7 +119,7 @@ class LM:
             raise ValueError(f"semantics must be 'frozen' or 'incremental', got {semantics!r}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if temperature < 0 or not 0 < top_p <= 1:
+        if not temperature >= 0 or not 0 < top_p <= 1:
             raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
         prompts = [self._checked(np.asarray(row)[None])[0] for row in tokens]
         if not prompts:

@@ -1,66 +1,22 @@
 """The model: causal, indifferent to how its layers are stacked, and equal to a plain numpy Llama."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import textbook
 import tiny
+from textbook import Textbook
 
-from ctxext.config import ACTIVATIONS, LlamaConfig
+from ctxext.config import ACTIVATIONS
 from ctxext.lm import LM
 from ctxext.methods.linear import Linear
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model import ACTIVATIONS as FUNCTIONS
 from ctxext.model import bind, init_params, param_shapes
-from ctxext.rope import Rope
-
-PLAIN = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: x * np.vectorize(lambda y: 0.5 * (1 + math.erf(y / 2**0.5)))(x),
-    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
-}
-PLAIN["gelu_pytorch_tanh"] = PLAIN["gelu_new"]
-
-
-def textbook(config: LlamaConfig, params, tokens: np.ndarray, rope: Rope) -> np.ndarray:
-    """Logits [T, V] of one row in float64, straight from the definition; no cache, no kernels, no jax."""
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    N, K, H, T = config.num_attention_heads, config.num_key_value_heads, config.head_dim, len(tokens)
-
-    def norm(x, weight):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
-
-    def linear(x, layer):
-        return x @ layer["kernel"] + layer.get("bias", 0)
-
-    def turn(x):  # [T, heads, H]
-        z = (x[..., : H // 2] + 1j * x[..., H // 2 :]) * rope.attention_factor
-        z = z * np.exp(1j * np.arange(T)[:, None, None] * rope.inv_freq)
-        return np.concatenate([z.real, z.imag], -1)
-
-    x = params["embed_tokens"]["embedding"][tokens]
-    for i in range(config.num_hidden_layers):
-        layer = jax.tree.map(lambda p, i=i: p[i], params["segments"]["0"])
-        y, attention = norm(x, layer["input_layernorm"]["weight"]), layer["self_attn"]
-        q = turn(linear(y, attention["q_proj"]).reshape(T, N, H))
-        k = turn(linear(y, attention["k_proj"]).reshape(T, K, H)).repeat(N // K, 1)
-        v = linear(y, attention["v_proj"]).reshape(T, K, H).repeat(N // K, 1)
-        scores = np.einsum("tnh,snh->nts", q, k) / H**0.5
-        weights = np.exp(scores - scores.max(-1, keepdims=True)) * np.tri(T)
-        out = np.einsum("nts,snh->tnh", weights / weights.sum(-1, keepdims=True), v)
-        x = x + linear(out.reshape(T, N * H), attention["o_proj"])
-        y, mlp = norm(x, layer["post_attention_layernorm"]["weight"]), layer["mlp"]
-        x = x + linear(
-            PLAIN[config.hidden_act](linear(y, mlp["gate_proj"])) * linear(y, mlp["up_proj"]), mlp["down_proj"]
-        )
-    x = norm(x, params["norm"]["weight"])
-    return x @ (params["embed_tokens"]["embedding"].T if config.tie_word_embeddings else params["lm_head"]["kernel"])
-
 
 CONFIGS = {
     "grouped": tiny.CONFIG,
@@ -78,16 +34,18 @@ def test_logits_equal_the_textbook(name: str):
     scaling = Yarn(2.0)
     logits = np.asarray(tiny.lm(config, scaling=scaling).logits(tokens))
     rope = scaling.rope(config.rope_base(), 40)
-    expected = np.stack([textbook(config, tiny.params(config), row, rope) for row in tokens])
+    expected = np.stack([Textbook(config, tiny.params(config)).feed(row, rope) for row in tokens])
     assert 0.3 < expected.std() < 5, "logits of order one"
     np.testing.assert_allclose(logits, expected, atol=3e-5)
 
 
 def test_every_activation_is_the_one_it_is_called():
     x = np.linspace(-6, 6, 101)
-    assert set(FUNCTIONS) == set(ACTIVATIONS) == set(PLAIN)
+    assert set(FUNCTIONS) == set(ACTIVATIONS) == set(textbook.ACTIVATIONS)
     for name in ACTIVATIONS:
-        np.testing.assert_allclose(FUNCTIONS[name](jnp.asarray(x, jnp.float32)), PLAIN[name](x), atol=2e-6)
+        np.testing.assert_allclose(
+            FUNCTIONS[name](jnp.asarray(x, jnp.float32)), textbook.ACTIVATIONS[name](x), atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("attention", [None, SelfExtend(4, 8)])

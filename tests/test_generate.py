@@ -1,0 +1,166 @@
+"""Decoding with a cache against recomputing everything, both semantics of length-dependent scalings, and sampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from textbook import Textbook
+
+from ctxext.attention import Causal
+from ctxext.generate import sample_token
+from ctxext.methods.ntk import DynamicNTK
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.methods.yarn import Yarn
+from ctxext.rope import RopeScaling, Unscaled
+
+NEW = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(RopeScaling):
+    """The frequencies that `scaling` has at one length, whatever the length asked for."""
+
+    scaling: RopeScaling
+    length: int
+
+    def rope(self, base, seq_len):
+        return self.scaling.rope(base, self.length)
+
+
+def follows(tokens: np.ndarray, logits: np.ndarray, least: int) -> None:
+    """`tokens` are the best of `logits` up to the first step whose best two are within 1e-4; at least `least`."""
+    best = np.sort(logits, -1)
+    clear = np.append(best[:, -1] - best[:, -2] > 1e-4, False)
+    steps = int(np.argmin(clear))
+    assert steps >= least
+    np.testing.assert_array_equal(tokens[:steps], logits.argmax(-1)[:steps])
+
+
+@pytest.mark.parametrize("attention", [Causal(), SelfExtend(4, 8)], ids=repr)
+def test_cached_decoding_equals_recomputing(attention):
+    """Across the edge of the window (25 tokens and 12 new ones) and beyond it (40); `frozen` is the default."""
+    seen = set()
+    for scaling in (Unscaled(), Yarn(2.0), DynamicNTK(2.0)):
+        lm = tiny.lm(attention=attention, scaling=scaling)
+        for length in (25, 40):
+            prompts = tiny.tokens(2, length, seed=length)
+            new = lm.generate(prompts, max_new_tokens=NEW)
+            assert new.shape == (2, NEW) and new.dtype == np.int32
+            whole = np.concatenate([prompts, new], 1)
+            logits = lm.with_method(Fixed(scaling, length + NEW)).logits(whole)
+            for row in range(2):
+                follows(new[row], np.asarray(logits)[row, length - 1 : -1], least=NEW // 2)
+            seen.add(tuple(new[0]))
+    assert len(seen) >= 5, "methods and prompts matter"
+
+
+def test_incremental_semantics_follow_the_length():
+    """Across the edge of the window, in numpy: un-rotated keys, turned by the frequencies of the length so far."""
+    scaling, length = DynamicNTK(2.0), 28
+    prompts = tiny.tokens(2, length, seed=1)
+    lm, base = tiny.lm(scaling=scaling), tiny.CONFIG.rope_base()
+    new = lm.generate(prompts, max_new_tokens=24, semantics="incremental")
+    for prompt, out in zip(prompts, new, strict=True):
+        slow = Textbook(tiny.CONFIG, tiny.params())
+        logits = [slow.feed(prompt, scaling.rope(base, length))[-1]]
+        for step in range(1, 24):
+            logits.append(slow.feed(out[step - 1 : step], scaling.rope(base, length + step))[0])
+        follows(out, np.array(logits), least=16)
+    assert (new != lm.generate(prompts, max_new_tokens=24)).any(), "the two semantics differ"
+
+
+def test_incremental_is_frozen_where_frequencies_do_not_follow_the_length():
+    lm, prompts = tiny.lm(scaling=Yarn(2.0)), tiny.tokens(2, 25)
+    frozen, incremental = (lm.generate(prompts, max_new_tokens=NEW, semantics=s) for s in ("frozen", "incremental"))
+    np.testing.assert_array_equal(frozen, incremental)
+
+
+@pytest.mark.parametrize("scaling", [Unscaled(), DynamicNTK(2.0)], ids=repr)
+def test_rows_do_not_influence_each_other(scaling: RopeScaling):
+    """Three rows of different lengths, padded to four, equal three calls; also with frequencies by length."""
+    lm = tiny.lm(scaling=scaling)
+    prompts = [tiny.tokens(1, length, seed=length)[0] for length in (5, 20, 30)]
+    together = lm.generate(prompts, max_new_tokens=NEW)
+    alone = [lm.generate([prompt], max_new_tokens=NEW)[0] for prompt in prompts]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_stop_id_ends_a_row_and_repeats():
+    lm, prompts = tiny.lm(), tiny.tokens(2, 20, seed=3)
+    free = lm.generate(prompts, max_new_tokens=NEW)
+    late, first = int(free[0, 4]), [int(token) for token in free[:, 0]]
+    for eos in (late, (late, first[1]), first):
+        out = lm.generate(prompts, max_new_tokens=NEW, eos_token_id=eos)
+        for row, expected in zip(out, free, strict=True):
+            found = [i for i, token in enumerate(expected) if token in np.atleast_1d(eos)]
+            end = found[0] + 1 if found else NEW
+            np.testing.assert_array_equal(row[:end], expected[:end])
+            assert (row[end:] == expected[end - 1]).all()
+    np.testing.assert_array_equal(out, np.repeat(free[:, :1], NEW, 1))
+
+
+LOGITS = np.array([1.0, -0.5, 2.0, 0.3, 1.7, -2.0, 0.0, 1.2], np.float32)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (2.0, 0.75), (1.0, 0.5), (1.0, 1e-3)])
+def test_samples_have_the_distribution_they_should(temperature: float, top_p: float):
+    """softmax(logits / temperature), cut to the fewest tokens that reach top_p: 40,000 draws within 5 sigma."""
+    n = 40000
+    draw = jax.jit(sample_token)(
+        jnp.tile(LOGITS, (n, 1)), jax.random.key(0), jnp.float32(temperature), jnp.float32(top_p)
+    )
+    p = np.exp(LOGITS / temperature) / np.exp(LOGITS / temperature).sum()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-6)) + 1]
+    expected = np.zeros(8)
+    expected[kept] = p[kept] / p[kept].sum()
+    counts = np.bincount(draw, minlength=8)
+    assert (counts[expected == 0] == 0).all()
+    assert (abs(counts - n * expected) <= 5 * np.sqrt(n * expected * (1 - expected)) + 1e-9).all()
+
+
+def test_sampling_through_the_door():
+    lm, prompt = tiny.lm(), tiny.tokens(1, 20, seed=4)
+    p = jax.nn.softmax(lm.logits(prompt)[0, -1] / 0.5)
+
+    def sample(seed: int, **options) -> np.ndarray:
+        return lm.generate(prompt.repeat(256, 0), max_new_tokens=2, temperature=0.5, seed=seed, **options)
+
+    first = sample(0)
+    counts = np.bincount(first[:, 0], minlength=tiny.VOCAB)
+    assert (abs(counts - 256 * p) <= 5 * np.sqrt(256 * p * (1 - p)) + 1).all() and (counts > 0).sum() > 3
+    np.testing.assert_array_equal(first, sample(0))
+    assert (first != sample(1)).any()
+    assert (sample(0, top_p=1e-6)[:, 0] == p.argmax()).all()
+
+
+def test_rows_of_different_lengths_get_noise_of_their_own():
+    """Under frequencies by length every row is decoded alone; equal texts must not give equal samples."""
+    lm, prompt = tiny.lm(scaling=DynamicNTK(2.0)), tiny.tokens(1, 20, seed=4)[0]
+    rows = [prompt, prompt, prompt, prompt[1:]]
+    out = lm.generate(rows, max_new_tokens=NEW, temperature=3.0, seed=5)
+    assert len({tuple(row) for row in out}) == 4
+    np.testing.assert_array_equal(out, lm.generate(rows, max_new_tokens=NEW, temperature=3.0, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        ([[1, 2]], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ([[1, 2]], {"temperature": -1.0}, "temperature >= 0"),
+        ([[1, 2]], {"temperature": float("nan")}, "temperature >= 0"),
+        ([[1, 2]], {"top_p": 0.0}, "top_p <= 1"),
+        ([[1, 2]], {"top_p": 1.5}, "top_p <= 1"),
+        ([[1, 2]], {"semantics": "live"}, "'frozen' or 'incremental'"),
+        ([[1, 2], []], {}, "not empty"),
+        ([], {}, "at least one prompt"),
+        ([[1, 97]], {}, "0..96"),
+        ([[1, 2.5]], {}, "whole numbers"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(tokens, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        tiny.lm().generate(tokens, **{"max_new_tokens": 1, **options})
