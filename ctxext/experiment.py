@@ -1,5 +1,6 @@
 """An experiment is a frozen value in a Python file; here it is loaded, written as JSON and read back."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from ctxext.attention import Attention, Causal, Kernel
+from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.config import LlamaConfig
 from ctxext.data import Source
 from ctxext.methods import find
+from ctxext.model import DTYPES, REMAT
 from ctxext.optim import Optim
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeScaling
@@ -43,6 +45,9 @@ class Train:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
         if self.steps < 0:
             raise ValueError(f"train.steps must not be negative, got {self.steps}")
+        for field, known in (("dtype", DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"train.{field} {getattr(self, field)!r} is not known; choose {' or '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +85,8 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over everything but `train.steps`, which may grow."""
-        config = to_json(self)
+        """Eight hex digits over everything but `train.steps`, which may grow; 4 and 4.0 are the same number."""
+        config = json.loads(json.dumps(to_json(self)), parse_int=float)
         del config["train"]["steps"]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -109,13 +114,16 @@ def from_json(value: Any, *, trust: bool = False) -> Any:
         return tuple(from_json(item, trust=trust) for item in value)
     if not isinstance(value, dict):
         return value
-    tag = value.get("__type__", "")
+    tag = str(value.get("__type__", ""))
     cls = _known_class(tag, trust)
     fields = {key: from_json(item, trust=trust) for key, item in value.items() if key != "__type__"}
     unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
     if unknown:
         raise ValueError(f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?")
-    return cls(**fields)
+    try:
+        return cls(**fields)
+    except TypeError as error:  # a field is missing, or holds something of another kind
+        raise ValueError(f"{tag} does not fit this version: {error}") from None
 
 
 def _known_class(tag: str, trust: bool) -> Any:
@@ -124,9 +132,9 @@ def _known_class(tag: str, trust: bool) -> Any:
         if not trust:
             raise ValueError(f"this run uses code from {module}; pass --trust-run to import it")
         return find(tag)
-    cls = None
-    if module.startswith("ctxext.") and all(part.isidentifier() for part in module.split(".")):
-        if importlib.util.find_spec(module) is not None:
+    cls, parts = None, module.split(".")
+    if parts[0] == "ctxext" and all(part.isidentifier() and not part.startswith("_") for part in parts):
+        with contextlib.suppress(ImportError):
             cls = getattr(importlib.import_module(module), name, None)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module):
         raise ValueError(f"unknown type {tag!r} in the configuration")

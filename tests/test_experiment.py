@@ -1,0 +1,220 @@
+"""Experiments: to JSON and back, what a directory from elsewhere may not do, identity, loading a file."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxext import methods
+from ctxext.attention import Causal
+from ctxext.config import SHAPES
+from ctxext.data import Files, Mix, Stdlib, Synthetic
+from ctxext.evals.passkey import Passkey
+from ctxext.evals.ppl import Perplexity
+from ctxext.experiment import Experiment, Export, Train, from_json, load_experiment, to_json
+from ctxext.methods.linear import Linear
+from ctxext.methods.llama3 import Llama3
+from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.pose import PoSE
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.methods.yarn import Yarn
+from ctxext.optim import Optim
+from ctxext.positions import Contiguous
+from ctxext.rope import Unscaled
+from ctxext.tasks import KeyValue, Repeat
+
+BASE = Experiment("x", Stdlib("train"), Optim(2e-5), Train(steps=10, seq_len=64, batch_size=2), init="tiny-llama")
+
+factors = st.integers(1, 64) | st.floats(1, 64)
+ropes = st.one_of(
+    st.none(),
+    st.just(Unscaled()),
+    *(st.builds(cls, factors) for cls in (Linear, NTK, DynamicNTK, Llama3)),
+    st.builds(Yarn, factors, attention_factor=st.none() | st.floats(0.5, 2), truncate=st.booleans()),
+)
+attentions = st.just(Causal()) | st.builds(SelfExtend, st.integers(1, 64), st.integers(1, 1024))
+sources = st.recursive(
+    st.builds(Files, st.text())
+    | st.just(Stdlib("train"))
+    | st.just(Synthetic(Repeat()))
+    | st.just(Synthetic(KeyValue())),
+    lambda inner: st.lists(st.tuples(st.floats(0.1, 1), inner), min_size=1, max_size=3).map(lambda x: Mix(tuple(x))),
+    max_leaves=4,
+)
+experiments = st.builds(
+    Experiment,
+    name=st.text(),
+    data=sources,
+    optim=st.builds(Optim, st.floats(1e-6, 1), warmup_steps=st.integers(0, 100)),
+    train=st.builds(Train, steps=st.integers(0, 100), seq_len=st.integers(1, 10**6), batch_size=st.integers(1, 64)),
+    init=st.none() | st.text(),
+    model=st.none() | st.sampled_from(list(SHAPES.values())),
+    rope=ropes,
+    attention=attentions,
+    positions=st.just(Contiguous()) | st.builds(PoSE, st.integers(1, 10**6)),
+    zero_shot=st.lists(ropes.filter(bool) | attentions, max_size=3).map(tuple),
+    export=st.none() | st.just(Export()),
+    seed=st.integers(0, 2**32),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(experiments)
+def test_json_and_back(experiment: Experiment):
+    text = json.dumps(to_json(experiment), allow_nan=False)
+    again = from_json(json.loads(text))
+    assert again == experiment and hash(again) == hash(experiment)
+    assert again.fingerprint == experiment.fingerprint
+
+
+def test_every_method_and_evaluation_goes_through_json():
+    values: dict[str, Any] = {"factor": 2.0, "group_size": 4, "neighbor_window": 8, "max_position_embeddings": 64,
+                              "divisors": (1.0, 2.0), "attention_factor": 1.0}  # fmt: skip
+    for cls in methods.all_methods().values():
+        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        method = cls(**{name: values[name] for name in needed})
+        assert from_json(json.loads(json.dumps(to_json(method)))) == method
+    experiment = dataclasses.replace(
+        BASE, evals=(Passkey(seq_lens=(64, 128)), Perplexity(seq_lens=(64, 128), target_tokens=32))
+    )
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_the_fingerprint_is_everything_but_the_number_of_steps():
+    def with_(**changes):
+        return dataclasses.replace(BASE, **changes).fingerprint
+
+    assert len(BASE.fingerprint) == 8 and int(BASE.fingerprint, 16) >= 0
+    assert with_(train=dataclasses.replace(BASE.train, steps=999)) == BASE.fingerprint
+    others = {
+        with_(name="y"), with_(seed=1), with_(rope=Yarn(2.0)), with_(rope=Linear(2.0)), with_(rope=Linear(4.0)),
+        with_(attention=SelfExtend(2, 8)), with_(positions=PoSE(128)), with_(optim=Optim(1e-5)),
+        with_(train=dataclasses.replace(BASE.train, seq_len=65)), with_(init=None), with_(export=None),
+    }  # fmt: skip
+    assert len(others | {BASE.fingerprint}) == 12
+    assert with_(rope=Linear(4)) == with_(rope=Linear(4.0)), "equal experiments have equal names"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "", 5, None, "Yarn", "os:system", "builtins:eval", "subprocess:Popen", "ctxext.methods.yarn:Nothing",
+        "ctxext.methods.yarn:math", "ctxext.methods.yarn:turns_ramp", "ctxext.methods:Yarn", "ctxext.nowhere:Yarn",
+        "ctxext.nowhere.deeper:Yarn", "ctxext.files.deeper:Yarn", "ctxext.files:Path", "ctxext.__main__:main",
+        "ctxext..methods.yarn:Yarn", "ctxextra.methods:Yarn", "tests.tiny:CONFIG", "ctxext.rope:RopeScaling:x",
+    ],
+)  # fmt: skip
+def test_a_type_that_is_not_ours_is_refused(tag):
+    with pytest.raises(ValueError, match="unknown type"):
+        from_json({"__type__": tag, "factor": 2.0})
+    assert "ctxext.__main__" not in sys.modules, "reading a configuration runs no program"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"factor": 2.0, "fctor": 1}, "has no field fctor; was this written by another version"),
+        ({}, "does not fit this version: .*factor"),
+        ({"factor": "two"}, "does not fit this version"),
+        ({"factor": 0.5}, "factor must be"),
+        ({"factor": {"no": "type"}}, "unknown type"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        from_json({"__type__": "ctxext.methods.yarn:Yarn", **fields})
+
+
+MINE = """
+import dataclasses
+from pathlib import Path
+from ctxext.rope import Rope, RopeScaling
+Path(__file__).with_suffix(".ran").touch()
+
+@dataclasses.dataclass(frozen=True)
+class Mine(RopeScaling):
+    factor: float
+    def rope(self, base, seq_len):
+        return Rope(base.inv_freq / self.factor)
+"""
+
+
+def test_code_beside_the_package_runs_only_when_trusted(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(MINE)
+    experiment = dataclasses.replace(BASE, rope=methods.make(f"{tmp_path}/mine.py:Mine", factor=3.0))
+    data = json.loads(json.dumps(to_json(experiment)))
+    assert data["rope"] == {"__type__": f"{tmp_path}/mine.py:Mine", "factor": 3.0}
+    assert from_json(data, trust=True) == experiment
+    other = tmp_path / "other.py"
+    other.write_text(MINE)
+    data["rope"]["__type__"] = f"{other}:Mine"
+    with pytest.raises(ValueError, match="--trust-run"):
+        from_json(data)
+    assert not other.with_suffix(".ran").exists()
+    assert from_json(data, trust=True).rope.factor == 3.0 and other.with_suffix(".ran").exists()
+
+
+@pytest.mark.parametrize("value", [{1, 2}, {"a": 1}, print, Yarn, object()])
+def test_only_values_go_into_json(value):
+    with pytest.raises(ValueError, match="cannot write"):
+        to_json(dataclasses.replace(BASE, evals=(value,)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", -1), ("seq_len", 0), ("batch_size", 0), ("accumulate", 0), ("log_every", 0), ("checkpoint_every", 0),
+        ("dtype", "float99"), ("remat", "some"), ("kernel", "flash"),
+    ],
+)  # fmt: skip
+def test_impossible_training_is_refused(field: str, value):
+    with pytest.raises(ValueError, match=f"train.{field}"):
+        dataclasses.replace(BASE.train, **{field: value})
+
+
+HEAD = """
+from ctxext import Experiment, methods
+from ctxext.data import Stdlib
+from ctxext.experiment import Train
+from ctxext.optim import Optim
+"""
+
+
+def test_a_file_holds_a_value_a_function_or_a_variant(tmp_path: Path):
+    (tmp_path / "first_recipe.py").write_text(
+        HEAD
+        + "experiment = Experiment('first', Stdlib('train'), Optim(1e-4), Train(1, 64, 2), rope=methods.Linear(2.0))\n"
+    )
+    (tmp_path / "variant.py").write_text(
+        "import dataclasses\nfrom first_recipe import experiment as first\n"
+        "experiment = dataclasses.replace(first, name='variant')\n"
+    )
+    (tmp_path / "function.py").write_text(
+        HEAD + "def experiment(base):\n"
+        "    train = Train(1, 4 * base.max_position_embeddings, 2)\n"
+        "    return Experiment('function', Stdlib('train'), Optim(1e-4), train)\n"
+    )
+    first = load_experiment(tmp_path / "first_recipe.py")
+    assert first.rope == Linear(2.0)
+    assert load_experiment(str(tmp_path / "variant.py")) == dataclasses.replace(first, name="variant")
+    assert load_experiment(tmp_path / "function.py", lambda: tiny.CONFIG).train.seq_len == 128
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "does not exist"), ("x = 1", "defines no"), ("experiment = 3", "defines no")]
+)
+def test_a_file_without_an_experiment_is_refused(tmp_path: Path, text: str | None, message: str):
+    if text is not None:
+        (tmp_path / "e.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_experiment(tmp_path / "e.py", lambda: tiny.CONFIG)
+    with pytest.raises(ValueError, match="not a Python file"):
+        (tmp_path / "e.txt").write_text("")
+        load_experiment(tmp_path / "e.txt")
