@@ -1,0 +1,29 @@
+"""The first stage of the bundled base: retrieval rows of 64 tokens, where copying is learned before distance.
+
+    ctxext train experiments/tiny_start.py --run-dir runs/tiny-start
+
+Rows of the full window from the start stayed at chance for 5 M tokens (experiments/LOG.md). Then experiments/tiny_base.py.
+"""
+
+from tiny_base import model
+
+from ctxext import tasks
+from ctxext.data import Mix, Synthetic
+from ctxext.experiment import BUNDLED, Experiment, Train
+from ctxext.optim import Optim
+
+experiment = Experiment(
+    name="tiny-start",
+    model=model,
+    tokenizer=BUNDLED,
+    data=Mix(
+        (
+            (0.45, Synthetic(tasks.KeyValue())),
+            (0.35, Synthetic(tasks.Passkey())),
+            (0.2, Synthetic(tasks.Repeat())),
+        )
+    ),
+    optim=Optim(learning_rate=3e-3, warmup_steps=50, weight_decay=0.1),
+    train=Train(steps=500, seq_len=64, batch_size=64, checkpoint_every=100),
+    export=None,
+)
