@@ -205,6 +205,9 @@ def test_methods_are_discovered_and_found_by_any_name():
         assert methods.find(name) is DynamicNTK
     assert methods.find("pi") is Linear and methods.Yarn is Yarn
     assert [methods.seam(known[name]) for name in ("yarn", "pose", "causal")] == ["rope", "positions", "attention"]
+    words = ("DynamicNTK", "NTKByParts", "SelfExtend", "PoSE", "RePoSE", "ABF", "Llama3", "LMInfinite")
+    names = ["dynamic-ntk", "ntk-by-parts", "self-extend", "pose", "re-pose", "abf", "llama3", "lm-infinite"]
+    assert [methods.method_name(type(word, (), {})) for word in words] == names
     for cls in known.values():
         assert methods.find(methods.method_name(cls)) is cls
         assert methods.find(cls.__name__) is cls

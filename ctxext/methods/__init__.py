@@ -35,11 +35,12 @@ def all_methods() -> dict[str, type]:
 
 
 def method_name(method: Any) -> str:
-    """Kebab-case name of a method class or instance: DynamicNTK -> dynamic-ntk."""
+    """Kebab-case name of a method class or instance: DynamicNTK -> dynamic-ntk, NTKByParts -> ntk-by-parts."""
     name = (method if isinstance(method, type) else type(method)).__name__
     if name == "Unscaled":
         return "none"
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower().replace("po-se", "pose")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name.replace("PoSE", "Pose"))
+    return words.lower()
 
 
 def label(methods: Iterable[Any]) -> str:
@@ -75,7 +76,7 @@ def find(name: str) -> type:
         return names[key]
     close = difflib.get_close_matches(key, names, 1, 0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-    raise ValueError(f"there is no method {name!r}; {hint} A file works too: FILE.py:Class")
+    raise ValueError(f"there is no method {name!r}; {hint} (a file works too: FILE.py:Class)")
 
 
 def _from_file(file: str, class_name: str) -> type:
