@@ -73,7 +73,7 @@ class RunDir:
             old = read_json(self.provenance_file)
             for name, there, here in _differences({k: old.get(k) for k in fixed}, {k: facts[k] for k in fixed}):
                 raise ValueError(
-                    f"{self.path} was started with other {fixed[0]}: {name} is {_short(there)} there and"
+                    f"{self.path} was started with other {name.split('.')[0]}: {name} is {_short(there)} there and"
                     f" {_short(here)} here; restore it, or choose another --run-dir"
                 )
             new["started_with"] = old.get("started_with", old["versions"])

@@ -21,7 +21,7 @@ from ctxext.experiment import Experiment
 from ctxext.lm import LM
 from ctxext.loss import batch_loss
 from ctxext.model import Params
-from ctxext.optim import Transformation, apply_updates, global_norm
+from ctxext.optim import Optim, Transformation, apply_updates, global_norm
 from ctxext.progress import TrainProgress
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink
@@ -53,6 +53,11 @@ def make_step(loss: Callable[[Params, dict, Any], tuple[jax.Array, jax.Array]], 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
+@functools.lru_cache(maxsize=8)  # resuming or repeating within a process compiles once
+def _compiled(optim: Optim, steps: int, **static: Any) -> Callable:
+    return make_step(functools.partial(batch_loss, **static), optim.build(steps))
+
+
 def train(
     experiment: Experiment,
     run: RunDir,
@@ -74,11 +79,10 @@ def train(
     optimizer = experiment.optim.build(settings.steps)
     learning_rate = experiment.optim.learning_rates(settings.steps)
     config, T, A = base.config, settings.seq_len, settings.accumulate
-    loss = functools.partial(
-        batch_loss, config=config, attention=experiment.attention, kernel=settings.kernel, dtype=settings.dtype,
-        remat=settings.remat,
+    step_fn = _compiled(
+        experiment.optim, settings.steps, config=config, attention=experiment.attention, kernel=settings.kernel,
+        dtype=settings.dtype, remat=settings.remat,
     )  # fmt: skip
-    step_fn = make_step(loss, optimizer)
 
     @functools.lru_cache(maxsize=256)
     def rotation(seq_len: int) -> Any:
@@ -102,7 +106,7 @@ def train(
             start, params, opt_state = restored
         else:  # a copy, because the step gives its arguments' memory away and the base is still needed
             start, params = 0, jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base.params)
-            opt_state = optimizer.init(params)
+            opt_state = jax.jit(optimizer.init)(params)
         run.rewind(start)
         asked = stack.enter_context(_signals())
         bar = stack.enter_context(TrainProgress(experiment.name, start, settings.steps, enabled=progress))

@@ -6,20 +6,27 @@ import json
 
 import numpy as np
 import pytest
+from tiny_train import ByteTokenizer, write_texts
+from toy_tokenizer import toy_source, toy_tokenizer
+
 from ctxext.data import Files, Mix, Rows, Source, Stdlib, Synthetic, make_batch, prefetch, stdlib_documents
 from ctxext.data.corpus import Corpus, Row
 from ctxext.data.stdlib import HELDOUT, TRAIN
 from ctxext.positions import Contiguous
 from ctxext.tasks import Passkey
-from tiny_train import ByteTokenizer, write_texts
-from toy_tokenizer import toy_source, toy_tokenizer
 
 TEXTS = ["alpha", "be", "gamma delta", "x"]
 
 
 def batch(rows, step=0, *, seed=0, batch_size=4, seq_len=16, first_row=0, positions=None):
     return make_batch(
-        rows, positions or Contiguous(), seed=seed, step=step, batch_size=batch_size, seq_len=seq_len, first_row=first_row
+        rows,
+        positions or Contiguous(),
+        seed=seed,
+        step=step,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        first_row=first_row,
     )
 
 

@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from ctxext.optim import Optim, apply_updates
 
 
 def tree(rng: np.random.Generator) -> dict:
     return {
         "embed_tokens": {"embedding": rng.normal(size=(5, 4))},
-        "segments": {"0": {"norm": {"weight": rng.normal(size=(2, 4))}, "q_proj": {"kernel": rng.normal(size=(2, 4, 4))}}},
+        "segments": {
+            "0": {"norm": {"weight": rng.normal(size=(2, 4))}, "q_proj": {"kernel": rng.normal(size=(2, 4, 4))}}
+        },
     }
 
 

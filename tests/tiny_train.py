@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import sys
+import time
 from pathlib import Path
 
 from ctxext.config import LlamaConfig
@@ -52,6 +53,16 @@ def tiny_base(seed: int = 0) -> LM:
     return LM(CONFIG, init_params(CONFIG, seed), ByteTokenizer())  # pyright: ignore
 
 
+class Slow:
+    """A sink that leaves time to stop the run."""
+
+    def log(self, row: dict) -> None:
+        time.sleep(0.2)
+
+    def rows(self, rows: list[dict]) -> None: ...
+    def finish(self, failed: bool = False) -> None: ...
+
+
 def main(root: Path, steps: int) -> None:
     from ctxext.tracking import start_sinks
     from ctxext.train import train
@@ -60,7 +71,7 @@ def main(root: Path, steps: int) -> None:
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, checkpoint_every=1000))
     run = RunDir(root / "run").open(experiment)
     with start_sinks(experiment, run, wandb=False) as sinks:
-        train(experiment, run, tiny_base(), sinks=sinks)
+        train(experiment, run, tiny_base(), sinks=[*sinks, Slow()])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""One directory, one experiment; what is recorded, and what a resumed run may find."""
+
+import dataclasses
+import json
+import multiprocessing
+
+import pytest
+from tiny_train import CONFIG, tiny_experiment
+
+from ctxext.experiment import from_json
+from ctxext.files import append_jsonl, read_jsonl
+from ctxext.methods.linear import Linear
+from ctxext.methods.yarn import Yarn
+from ctxext.rundir import RunDir
+
+
+@pytest.fixture
+def here(tmp_path):
+    return tiny_experiment(tmp_path / "texts")
+
+
+def test_a_new_directory_holds_the_experiment(tmp_path, here):
+    file = tmp_path / "mine.py"
+    file.write_text("experiment = 1\n")
+    run = RunDir(tmp_path / "run").open(here, file)
+    assert from_json(json.loads(run.config_file.read_text())) == here
+    assert (run.path / "experiment.py").read_text() == "experiment = 1\n"
+    before = run.config_file.stat().st_mtime_ns
+    assert run.open(here).config_file.stat().st_mtime_ns == before
+
+
+def test_steps_may_grow_and_not_shrink(tmp_path, here):
+    run = RunDir(tmp_path / "run").open(here)
+    longer = dataclasses.replace(here, train=dataclasses.replace(here.train, steps=60))
+    run.open(longer)
+    assert json.loads(run.config_file.read_text())["train"]["steps"] == 60
+    with pytest.raises(ValueError, match="60 steps and cannot shrink to 6"):
+        run.open(here)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope": Linear(4.0)}, r"rope\.factor is 2\.0 there and 4\.0 here"),
+        ({"rope": Yarn(2.0)}, "rope is Linear there and Yarn here"),
+        ({"seed": 3}, "seed is 0 there and 3 here"),
+        ({"model": None}, "model is LlamaConfig there and null here"),
+        ({"name": "other"}, 'name is "tiny" there and "other" here'),
+    ],
+)
+def test_another_experiment_is_refused_by_its_first_difference(tmp_path, here, change, message):
+    run = RunDir(tmp_path / "run").open(here)
+    before = run.config_file.read_bytes()
+    with pytest.raises(ValueError, match=f"belongs to another experiment: {message}; choose another --run-dir"):
+        run.open(dataclasses.replace(here, **change))
+    assert run.config_file.read_bytes() == before
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path, here):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="not a run directory"):
+        RunDir(tmp_path).open(here)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_base_is_written_for_loading(tmp_path, here):
+    run = RunDir(tmp_path / "run").open(here)
+    run.write_base(CONFIG, Linear(2.0), {"tokenizer.model": b"\x00pieces"})
+    assert from_json(json.loads((run.base / "model.json").read_text())) == CONFIG
+    assert from_json(json.loads((run.base / "scaling.json").read_text())) == Linear(2.0)
+    assert (run.base / "tokenizer.model").read_bytes() == b"\x00pieces"
+
+
+def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, here):
+    run = RunDir(tmp_path / "run").open(here)
+    run.record({"data": {"sha256": "a"}, "device": "cpu"}, fixed=("data",))
+    facts = json.loads(run.provenance_file.read_text())
+    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "ctxext"} <= set(facts["versions"])
+    assert facts["device"] == "cpu" and "git_commit" in facts
+    run.record({"data": {"sha256": "a"}, "device": "gpu"}, fixed=("data",))  # another device is recorded, not refused
+    assert json.loads(run.provenance_file.read_text())["device"] == "gpu"
+    with pytest.raises(ValueError, match=r'other data: data\.sha256 is "a" there and "b" here'):
+        run.record({"data": {"sha256": "b"}, "device": "gpu"}, fixed=("data",))
+
+
+def test_metrics_after_the_resumed_step_are_dropped(tmp_path, here):
+    run = RunDir(tmp_path / "run").open(here)
+    run.rewind(0)
+    for step in range(1, 6):
+        append_jsonl(run.metrics_file, {"step": step, "loss": 1 / step})
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 6, "lo')  # torn by the crash
+    run.rewind(3)
+    assert [row["step"] for row in read_jsonl(run.metrics_file)] == [1, 2, 3]
+    append_jsonl(run.metrics_file, {"step": 4})
+    assert [row["step"] for row in read_jsonl(run.metrics_file)] == [1, 2, 3, 4]
+
+
+def _hold(path, held, done):
+    with RunDir(path).lock():
+        held.set()
+        done.wait(60)
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path, here):
+    run = RunDir(tmp_path / "run").open(here)
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(run.path, held, done))
+    other.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(ValueError, match="another process is training"), run.lock():
+            pass
+    finally:
+        done.set()
+        other.join(60)
+    with run.lock():
+        pass
