@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import door, report
+from ctxext.evaluate import describe as describe_methods
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
-from ctxext.export import export
+from ctxext.export import check, export
 from ctxext.files import read_jsonl
 from ctxext.lm import LM
-from ctxext.methods import label
 from ctxext.prove import describe, prove
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink, start_sinks
@@ -59,28 +59,27 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         wandb: bool = True) -> Run:  # fmt: skip
     """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated."""
     directory = open_run(experiment, run_dir, file)
+    if experiment.export is not None:  # refused now, not after the training
+        config, scaling = door.base_config(experiment)
+        check(config, experiment.rope or scaling, experiment.attention, to=experiment.export.to,
+              dtype=experiment.export.dtype, seq_len=experiment.train.seq_len)  # fmt: skip
     base = door.open_base(experiment)
     with start_sinks(experiment, directory, wandb=wandb) as sinks:
         for method in experiment.zero_shot:
             lm = base.with_method(method)
-            _evaluate(experiment, lm, f"{_name(lm)}, zero-shot", directory, sinks)
+            _evaluate(experiment, lm, f"{describe_methods(lm.scaling, lm.attention)}, zero-shot", directory, sinks)
         trained = base
         if experiment.train.steps:
             train(experiment, directory, base, sinks=sinks)
             trained = door.load(directory.path, trust=True)  # this very process wrote it
         elif experiment.rope is not None:
             trained = base.with_method(experiment.rope, experiment.attention)
-        name = f"{_name(trained)}, {experiment.train.steps} steps at {experiment.train.seq_len}"
+        name = f"{describe_methods(trained.scaling, trained.attention)}, {experiment.train.steps} steps at {experiment.train.seq_len}"
         _evaluate(experiment, trained, name, directory, sinks)
     proof = None
     if experiment.export is not None:
         proof = _export(experiment, trained, name, directory)
     return Run(directory.path, read_jsonl(directory.rows_file), proof)
-
-
-def _name(lm: LM) -> str:
-    named = [label([method]) for method in (lm.scaling, lm.attention)]
-    return " + ".join(name for name in named if name not in ("none", "causal")) or "none"
 
 
 def _evaluate(experiment: Experiment, lm: LM, name: str, run: RunDir, sinks: list[Sink]) -> None:
