@@ -87,7 +87,8 @@ SHAPES: dict[str, LlamaConfig] = {
     "codellama-7b": _llama(4096, 11008, 32, 32, 32, 1e6, 16384, 32016),
     "codellama-13b": _llama(5120, 13824, 40, 40, 40, 1e6, 16384, 32016),
     "codellama-34b": _llama(8192, 22016, 48, 64, 8, 1e6, 16384, 32000),
-    "codellama-70b": _llama(8192, 28672, 80, 64, 8, 1e4, 4096, 32016),
+    "codellama-70b": _llama(8192, 28672, 80, 64, 8, 1e6, 16384, 32016),
+    "codellama-70b-instruct": _llama(8192, 28672, 80, 64, 8, 1e4, 4096, 32016),  # Python too: no long-context stage
     "llama3-8b": _llama3(4096, 14336, 32, 32, 8, 8192),
     "llama3-70b": _llama3(8192, 28672, 80, 64, 8, 8192),
     "llama3.1-405b": _llama3(16384, 53248, 126, 128, 8, 8192),

@@ -23,6 +23,7 @@ PUBLISHED = {  # parameters, as the checkpoints' own indexes count them
     "codellama-13b": 13_016_028_160,
     "codellama-34b": 33_743_970_304,
     "codellama-70b": 68_976_910_336,
+    "codellama-70b-instruct": 68_976_910_336,
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
     "llama3.1-8b": 8_030_261_248,
@@ -58,6 +59,8 @@ def test_the_arithmetic_counts_every_parameter(tied: bool, attention_bias: bool,
 def test_families():
     assert {SHAPES[name].rope_theta for name in SHAPES if name.startswith(("llama1", "llama2"))} == {1e4}
     assert {SHAPES[name].rope_theta for name in SHAPES if name.startswith("llama3")} == {5e5}
+    long = {SHAPES[f"codellama-{size}"] for size in ("7b", "13b", "34b", "70b")}
+    assert {(config.rope_theta, config.max_position_embeddings) for config in long} == {(1e6, 16384)}
     windows = {name: SHAPES[name].max_position_embeddings for name in ("llama1-65b", "llama2-7b", "llama3.1-8b")}
     assert windows == {"llama1-65b": 2048, "llama2-7b": 4096, "llama3.1-8b": 8192}
     assert SHAPES["llama2-7b"].rope_base() == RopeBase(128, 1e4, 4096)
