@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ctxext import methods
+from ctxext.interop.ropespec import raise_hf
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.ntk import NTK, DynamicNTK
@@ -92,6 +93,22 @@ def test_golden(name: str):
         np.testing.assert_allclose(rope.inv_freq, case["inv_freq"], rtol=2e-6, atol=0, err_msg=case["id"])
         np.testing.assert_allclose(rope.attention_factor, case["attention_factor"], rtol=2e-6, err_msg=case["id"])
     assert len(cases) == count
+
+
+def test_golden_as_config_json_says_it():
+    """The same parameters as keys of config.json: what a checkpoint carries is what transformers makes of it."""
+    kinds = {"hf_default": "default", "hf_abf": "default", "hf_linear": "linear", "hf_dynamic": "dynamic",
+             "hf_yarn": "yarn", "hf_llama3": "llama3"}  # fmt: skip
+    cases = [case for case in GOLDEN if case["method"] in kinds]
+    for case in cases:
+        p = dict(case["params"])
+        head_dim, length, seq_len = p.pop("head_dim"), p.pop("max_position_embeddings"), p.pop("seq_len", 0)
+        keys = {"max_position_embeddings": length, "rope_parameters": {"rope_type": kinds[case["method"]], **p}}
+        theta, window, scaling = raise_hf(keys)
+        rope = scaling.rope(RopeBase(head_dim, theta, window), seq_len)
+        np.testing.assert_allclose(rope.inv_freq, case["inv_freq"], rtol=2e-6, atol=0, err_msg=case["id"])
+        np.testing.assert_allclose(rope.attention_factor, case["attention_factor"], rtol=2e-6, err_msg=case["id"])
+    assert len(cases) == 172
 
 
 # d = 128, theta = 1e4, L = 4096: pairs 0, 10, 20, 30, 40, 46, 50, 63, then m. From transformers 5.23.
