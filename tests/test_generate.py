@@ -58,8 +58,8 @@ def test_cached_decoding_equals_recomputing(attention):
 
 
 def test_incremental_semantics_follow_the_length():
-    """Across the edge of the window, in numpy: un-rotated keys, turned by the frequencies of the length so far."""
-    scaling, length = DynamicNTK(2.0), 28
+    """Beyond the window, step by step in numpy: un-rotated keys, turned by the frequencies of the length so far."""
+    scaling, length = DynamicNTK(2.0), 36
     prompts = tiny.tokens(2, length, seed=1)
     lm, base = tiny.lm(scaling=scaling), tiny.CONFIG.rope_base()
     new = lm.generate(prompts, max_new_tokens=24, semantics="incremental")
