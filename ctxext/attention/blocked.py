@@ -25,15 +25,15 @@ def block_size(seq_len: int) -> int:
     return min(128 if seq_len <= 2048 else 256, seq_len)
 
 
-def visible_pairs(mask: Mask, seq_len: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Block pairs [P, 2] whose every pair is visible, and those where only some are. Padding never counts as full."""
+def visible_pairs(mask: Mask, num_blocks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Block pairs [P, 2] whose every pair of tokens is visible, and those where only some are."""
     full, partly = [], []
-    blocks = [range(start, min(start + size, seq_len)) for start in range(0, seq_len, size)]
+    blocks = [range(i * size, (i + 1) * size) for i in range(num_blocks)]
     for i, query in enumerate(blocks):
         for j, key in enumerate(blocks[: i + 1]):
             some, every = mask.block(query, key)
             if some:
-                (full if every and len(key) == size else partly).append((i, j))
+                (full if every else partly).append((i, j))
     return np.array(full, np.int32).reshape(-1, 2), np.array(partly, np.int32).reshape(-1, 2)
 
 
@@ -50,6 +50,8 @@ def blocked(
     K, C = values.shape[2], block_size(T)
     M = -(-T // C)
 
+    # Masks are causal, so that no token sees the padding after the last one; every token sees itself, so that no sum
+    # of weights is zero.
     def split(x: Array, groups: int) -> Array:  # [B, T, K * G, H] -> [M, B, K, G * C, H]
         x = jnp.pad(x, ((0, 0), (0, M * C - T), (0, 0), (0, 0)))
         return x.reshape(B, M, C, K, groups, H).transpose(1, 0, 3, 4, 2, 5).reshape(M, B, K, groups * C, H)
@@ -60,15 +62,15 @@ def blocked(
     if segment_ids is not None:
         padded = jnp.pad(segment_ids, ((0, 0), (0, M * C - T)), constant_values=-1)
         segments = padded.reshape(B, M, C).transpose(1, 0, 2)
-    out: Array = _flash(q, k, v, segments, tuple(masks), T, C)
+    out: Array = _flash(q, k, v, segments, tuple(masks), C)
     out = out.reshape(M, B, K, G, C, H).transpose(1, 0, 4, 2, 3, 5).reshape(B, M * C, N, H)
     return out[:, :T]
 
 
-def _over_pairs(step: Callable, state: Any, masks: tuple[Mask, ...], T: int, C: int, segmented: bool) -> Any:
+def _over_pairs(step: Callable, state: Any, masks: tuple[Mask, ...], M: int, C: int) -> Any:
     """Fold `step(state, piece, mask or None, i, j)` over the visible block pairs of every piece."""
     for piece, mask in enumerate(masks):
-        full, partly = visible_pairs(mask, T, C)
+        full, partly = visible_pairs(mask, M, C)
         for pairs, inside in ((full, None), (partly, mask)):
             if len(pairs):
 
@@ -79,13 +81,13 @@ def _over_pairs(step: Callable, state: Any, masks: tuple[Mask, ...], T: int, C: 
     return state
 
 
-def _scores(q: Array, k: Array, mask: Mask | None, segments: Array | None, i: Array, j: Array, T: int, C: int) -> Array:
+def _scores(q: Array, k: Array, mask: Mask | None, segments: Array | None, i: Array, j: Array, C: int) -> Array:
     """Base-2 scores of one block pair, float32 [B, K, G * C, C]; hidden pairs at -1e30."""
     s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5 * LOG2E)
     visible = None
     if mask is not None:
         query, key = i * C + jnp.arange(C)[:, None], j * C + jnp.arange(C)[None, :]
-        visible = (mask.visible(query, key) & (key < T))[None]
+        visible = mask.visible(query, key)[None]
     if segments is not None:
         same = segments[i][:, :, None] == segments[j][:, None, :]
         visible = same if visible is None else visible & same
@@ -96,18 +98,16 @@ def _scores(q: Array, k: Array, mask: Mask | None, segments: Array | None, i: Ar
     return jnp.where(visible[:, None, None], grouped, HIDDEN).reshape(s.shape)
 
 
-def _forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, T: int, C: int) -> tuple[Array, Array]:
+def _forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> tuple[Array, Array]:
     M, B, K, GC, H = q[0].shape
 
     def step(state: tuple, piece: int, mask: Mask | None, i: Array, j: Array) -> tuple:
         out, top, total = state
-        s = _scores(q[piece][i], k[piece][j], mask, segments, i, j, T, C)
+        s = _scores(q[piece][i], k[piece][j], mask, segments, i, j, C)
         old = top[i]
         new = jnp.maximum(old, s.max(-1))
         p = jnp.exp2(s - new[..., None])
-        if mask is not None or segments is not None:
-            p = jnp.where(s == HIDDEN, 0.0, p)  # a row hidden in its first block must not count
-        shrink = jnp.exp2(old - new)
+        shrink = jnp.exp2(old - new)  # 0 at a row's first visible key: what hidden blocks before it counted is gone
         update = jnp.einsum("bkqs,bksh->bkqh", p.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
         return (
             out.at[i].set(out[i] * shrink[..., None] + update),
@@ -120,29 +120,28 @@ def _forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple,
         jnp.full((M, B, K, GC), HIDDEN, jnp.float32),
         jnp.zeros((M, B, K, GC), jnp.float32),
     )
-    out, top, total = _over_pairs(step, state, masks, T, C, segments is not None)
-    safe = jnp.maximum(total, 1e-30)  # rows of padding see nothing
-    return (out / safe[..., None]).astype(v.dtype), top + jnp.log2(safe)
+    out, top, total = _over_pairs(step, state, masks, M, C)
+    return (out / total[..., None]).astype(v.dtype), top + jnp.log2(total)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _flash(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, T: int, C: int) -> Array:
-    return _forward(q, k, v, segments, masks, T, C)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _flash(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> Array:
+    return _forward(q, k, v, segments, masks, C)[0]
 
 
-def _flash_forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, T: int, C: int) -> tuple:
-    out, log_sum = _forward(q, k, v, segments, masks, T, C)
+def _flash_forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> tuple:
+    out, log_sum = _forward(q, k, v, segments, masks, C)
     return out, (q, k, v, segments, out, log_sum)
 
 
-def _flash_backward(masks: tuple, T: int, C: int, saved: tuple, grad: Array) -> tuple:
+def _flash_backward(masks: tuple, C: int, saved: tuple, grad: Array) -> tuple:
     q, k, v, segments, out, log_sum = saved
     inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
 
     def step(state: tuple, piece: int, mask: Mask | None, i: Array, j: Array) -> tuple:
         dq, dk, dv = state
         q_i, k_j, g_i = q[piece][i], k[piece][j], grad[i]
-        s = _scores(q_i, k_j, mask, segments, i, j, T, C)
+        s = _scores(q_i, k_j, mask, segments, i, j, C)
         p = jnp.exp2(s - log_sum[i][..., None])  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
         dp = jnp.einsum("bkqh,bksh->bkqs", g_i, v[j], preferred_element_type=jnp.float32)
         ds = (p * (dp - inner[i][..., None]) * q_i.shape[-1] ** -0.5).astype(q_i.dtype)
@@ -157,7 +156,7 @@ def _flash_backward(masks: tuple, T: int, C: int, saved: tuple, grad: Array) -> 
         return jnp.zeros(x.shape, jnp.float32)
 
     state = (tuple(map(zeros, q)), tuple(map(zeros, k)), zeros(v))
-    dq, dk, dv = _over_pairs(step, state, masks, T, C, segments is not None)
+    dq, dk, dv = _over_pairs(step, state, masks, v.shape[0], C)
     return (*jax.tree.map(lambda x, y: x.astype(y.dtype), (dq, dk, dv), (q, k, v)), None)
 
 
