@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ctxext.door import load as load
     from ctxext.experiment import Experiment as Experiment
     from ctxext.lm import LM as LM
-    from ctxext.rope import RopeBase as RopeBase
     from ctxext.pipeline import run as run
+    from ctxext.rope import RopeBase as RopeBase
 
 __version__ = "0.1.0"
 __all__ = ["LM", "Experiment", "RopeBase", "evals", "load", "methods", "run"]

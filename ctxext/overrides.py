@@ -134,4 +134,4 @@ def leaves(value: Any, prefix: str = "") -> list[str]:
 
 def _suggestion(wrong: Any, known: Any) -> str:
     close = difflib.get_close_matches(sorted(wrong)[0], list(known), 1, 0.6)
-    return f"; did you mean {close[0].replace('_', '-')}?" if close else f"; --print-config shows what there is"
+    return f"; did you mean {close[0].replace('_', '-')}?" if close else "; --print-config shows what there is"

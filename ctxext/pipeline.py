@@ -74,7 +74,8 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
             trained = door.load(directory.path, trust=True)  # this very process wrote it
         elif experiment.rope is not None:
             trained = base.with_method(experiment.rope, experiment.attention)
-        name = f"{describe_methods(trained.scaling, trained.attention)}, {experiment.train.steps} steps at {experiment.train.seq_len}"
+        name = describe_methods(trained.scaling, trained.attention)
+        name += f", {experiment.train.steps} steps at {experiment.train.seq_len}"
         _evaluate(experiment, trained, name, directory, sinks)
     proof = None
     if experiment.export is not None:

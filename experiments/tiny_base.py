@@ -44,7 +44,7 @@ experiment = Experiment(
         )
     ),
     optim=Optim(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.05, weight_decay=0.1),
-    train=Train(steps=1000, seq_len=256, batch_size=32, checkpoint_every=100),
+    train=Train(steps=1400, seq_len=256, batch_size=32, checkpoint_every=100),
     evals=(
         Passkey(seq_lens=(256,), n=80),
         Passkey(seq_lens=(256,), n=80, task=tasks.KeyValue(num_pairs=4)),

@@ -2,15 +2,15 @@
 
     ctxext train experiments/tiny_start.py --run-dir runs/tiny-start
 
-Rows of the full window from the start stayed at chance for 5 M tokens (experiments/LOG.md). Then experiments/tiny_base.py.
+Rows of the full window from the start stayed at chance for 5 M tokens (experiments/LOG.md). What follows is
+experiments/tiny_base.py.
 """
-
-from tiny_base import model
 
 from ctxext import tasks
 from ctxext.data import Mix, Synthetic
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.optim import Optim
+from tiny_base import model
 
 experiment = Experiment(
     name="tiny-start",
