@@ -1,6 +1,8 @@
 """Checkpoints of a pure dict {params, opt_state}: asynchronous, atomic, the step in the directory's name."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Chec
 class Checkpoints:
     """The checkpoints of one run; a context manager that finishes what is being written.
 
-    A checkpoint that was cut off while being written does not count. Raises ValueError for one that is damaged.
+    A checkpoint that was cut off while being written does not count. Raises ValueError for one that is damaged, OSError
+    when there is no room for another.
     """
 
     def __init__(self, directory: Path, *, keep: int = KEEP) -> None:
@@ -52,7 +55,8 @@ class Checkpoints:
             return
         items = {PARAMS: params, OPT_STATE: _flat(opt_state)}
         arguments = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
-        self._manager.save(step, args=arguments, force=True)
+        with self._writing():
+            self._manager.save(step, args=arguments, force=True)
 
     def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any] | None:
         """(step, params, opt_state) of the newest checkpoint, bit for bit, or None; the arguments give the shapes."""
@@ -65,10 +69,23 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # also of a write that began earlier; the libraries below raise whatever they met
+            reason = "no space left" if "No space left" in str(error) else _first_line(error)
+            raise OSError(
+                f"a checkpoint cannot be written under {self.directory} ({reason}); the one before it is complete, so"
+                " that the same command goes on from there"
+            ) from error
 
     def close(self) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -88,10 +105,13 @@ def _restore(manager: ocp.CheckpointManager, step: int, shapes: dict[str, Any]) 
     except OtherModel:
         raise
     except Exception as error:  # the libraries below raise whatever they met
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise ValueError(
-            f"{where} cannot be read ({reason}): remove that directory to go on from the one before it"
+            f"{where} cannot be read ({_first_line(error)}): remove that directory to go on from the one before it"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 class OtherModel(ValueError):

@@ -23,17 +23,14 @@ class TrainProgress:
         self._task = self._bar.add_task(name, total=stop, completed=start, loss=float("nan"), speed=0.0)
         self._name, self._start, self._stop, self._clock = name, start, stop, time.perf_counter()
 
-    def update(self, step: int, loss: float) -> None:
-        self._bar.update(self._task, completed=step, loss=loss)
-
-    def log(self, row: dict[str, Any]) -> None:
-        """A row of metrics: on a terminal its speed, elsewhere one line."""
-        self._bar.update(self._task, speed=row["tokens_per_second"])
-        if self._lines:
-            done = row["step"] - self._start
-            left = (time.perf_counter() - self._clock) / done * (self._stop - row["step"])
-            print(f"{self._name}: step {row['step']}/{self._stop}  loss {row['loss']:.4f}  "
-                  f"{row['tokens_per_second']:,.0f} tokens/s  {left:.0f} s left", file=sys.stderr, flush=True)  # fmt: skip
+    def update(self, row: dict[str, Any]) -> None:
+        """A row of metrics: moves the bar; on no terminal, a row with a speed is one line."""
+        step, loss, speed = row["step"], row["loss"], row.get("tokens_per_second")
+        self._bar.update(self._task, completed=step, loss=loss, **({} if speed is None else {"speed": speed}))
+        if self._lines and speed is not None:
+            left = (time.perf_counter() - self._clock) / (step - self._start) * (self._stop - step)
+            text = f"{self._name}: step {step}/{self._stop}  loss {loss:.4f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+            print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "TrainProgress":
         self._bar.start()

@@ -101,10 +101,10 @@ class WandbSink:
             print(f"wandb is off for the rest of this run ({type(error).__name__}: {reason})", file=sys.stderr)
 
 
-def wandb_mode() -> str:
+def wandb_mode() -> Any:
     """WANDB_MODE if set; online with an API key, offline without."""
     if mode := os.environ.get("WANDB_MODE"):
-        return mode
+        return mode  # wandb refuses what it does not know
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     try:

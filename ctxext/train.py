@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 import shlex
 import signal
 import sys
@@ -31,15 +32,18 @@ class NotFinite(ValueError):
     """The loss or its gradient became NaN or infinite."""
 
 
-def make_step(loss: Callable[[Params, dict, Any], tuple[jax.Array, jax.Array]], optimizer: Transformation) -> Callable:
+Loss = Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, jax.Array]]
+
+
+def make_step(loss: Loss, optimizer: Transformation) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
     """`step(params, opt_state, batch, rotation) -> params, opt_state, metrics`, jitted, its state donated.
 
     batch: arrays [A, B, T]. The A microbatches are summed as nats and as weights, so that A x B rows give the step of
     one batch of A B rows, however the weights are spread.
     """
 
-    def step(params: Params, opt_state: Any, batch: dict, rotation: Any) -> tuple[Params, Any, dict]:
-        def add(total: tuple, micro: dict) -> tuple[tuple, None]:
+    def step(params: Params, opt_state: Any, batch: Any, rotation: Any) -> tuple[Any, Any, dict[str, Any]]:
+        def add(total: tuple, micro: Any) -> tuple[tuple, None]:
             (nats, weight), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro, rotation)
             return jax.tree.map(jnp.add, total, (nats, weight, gradient)), None
 
@@ -58,6 +62,40 @@ def _compiled(optim: Optim, steps: int, **static: Any) -> Callable:
     return make_step(functools.partial(batch_loss, **static), optim.build(steps))
 
 
+class _Measured:
+    """Metrics of steps, read one step late so that the device never waits for the host."""
+
+    def __init__(self, experiment: Experiment, start: int, report: Callable[[dict[str, Any]], None]) -> None:
+        self._train, self._report = experiment.train, report
+        self._learning_rate = experiment.optim.learning_rates(self._train.steps)
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self._clock, self._counted = time.perf_counter(), start
+
+    def put(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the step just started, read those of the one before."""
+        before, self._waiting = self._waiting, (step, metrics)
+        self._read(before)
+
+    def flush(self) -> None:
+        """Read what is waiting. Raises NotFinite if that step was not."""
+        before, self._waiting = self._waiting, None
+        self._read(before)
+
+    def _read(self, waiting: tuple[int, dict[str, jax.Array]] | None) -> None:
+        if waiting is None:
+            return
+        step, values = waiting[0], {name: float(value) for name, value in waiting[1].items()}
+        if not all(map(math.isfinite, values.values())):
+            raise NotFinite(f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}")
+        row = {"step": step, **values}
+        if step % self._train.log_every == 0 or step in (1, self._train.steps):
+            now, tokens = time.perf_counter(), self._train.accumulate * self._train.batch_size * self._train.seq_len
+            row["learning_rate"] = float(np.asarray(self._learning_rate(step - 1)))
+            row["tokens_per_second"] = (step - self._counted) * tokens / (now - self._clock)
+            self._clock, self._counted = now, step
+        self._report(row)
+
+
 def train(
     experiment: Experiment,
     run: RunDir,
@@ -71,14 +109,12 @@ def train(
 
     Returns the parameters, float32. SIGTERM, Ctrl-C or `stop` end the current step, save, and say how to resume; the
     signals then exit with 0 and 130. Raises ValueError if the loss is not finite (the newest checkpoint stays good) or
-    if the data changed since the run began.
+    if the data changed since the run began, OSError if a checkpoint cannot be written.
     """
-    settings = experiment.train
+    settings, config = experiment.train, base.config
     scaling = experiment.rope or base.scaling
     rows = experiment.data.open(base.tokenizer)
-    optimizer = experiment.optim.build(settings.steps)
-    learning_rate = experiment.optim.learning_rates(settings.steps)
-    config, T, A = base.config, settings.seq_len, settings.accumulate
+    A, B, T = settings.accumulate, settings.batch_size, settings.seq_len
     step_fn = _compiled(
         experiment.optim, settings.steps, config=config, attention=experiment.attention, kernel=settings.kernel,
         dtype=settings.dtype, remat=settings.remat,
@@ -89,78 +125,61 @@ def train(
         return scaling.rope(config.rope_base(), seq_len).rotation()
 
     def batch(step: int) -> Batch:
-        return make_batch(
-            rows, experiment.positions, seed=experiment.seed, step=step, batch_size=A * settings.batch_size, seq_len=T
-        )
+        return make_batch(rows, experiment.positions, seed=experiment.seed, step=step, batch_size=A * B, seq_len=T)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
-        device = jax.devices()[0].device_kind
-        facts = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256}
-        run.record({**facts, "device": device, "seed": experiment.seed}, fixed=("data", "tokenizer"))
+        facts = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256, "seed": experiment.seed}
+        run.record({**facts, "device": jax.devices()[0].device_kind}, fixed=("data", "tokenizer"))
         run.write_base(config, scaling, base.tokenizer.files)
         saved = stack.enter_context(Checkpoints(run.checkpoints))
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), base.params)
-        restored = saved.restore(shapes, jax.eval_shape(optimizer.init, shapes))
-        if restored:
-            start, params, opt_state = restored
-        else:  # a copy, because the step gives its arguments' memory away and the base is still needed
-            start, params = 0, jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base.params)
-            opt_state = jax.jit(optimizer.init)(params)
+        start, params, opt_state = _state(experiment, base, saved)
         run.rewind(start)
         asked = stack.enter_context(_signals())
         bar = stack.enter_context(TrainProgress(experiment.name, start, settings.steps, enabled=progress))
-        clock, counted = time.perf_counter(), start
-        waiting: tuple[int, dict] | None = None  # metrics are read one step late, so that the device never waits
 
-        def read() -> None:
-            nonlocal waiting, clock, counted
-            if waiting is None:
-                return
-            step, values = waiting[0], {name: float(value) for name, value in waiting[1].items()}
-            waiting = None
-            if not all(map(math.isfinite, values.values())):
-                where = (
-                    f"its last good checkpoint is step {saved.latest}" if saved.latest else "it has no checkpoint yet"
-                )
-                raise NotFinite(
-                    f"step {step} of {run.path}: loss {values['loss']}, gradient norm {values['grad_norm']}; {where};"
-                    " lower optim.learning_rate or optim.clip_norm, or look at the data of that step"
-                )
-            bar.update(step, values["loss"])
-            if step % settings.log_every == 0 or step in (1, settings.steps):
-                now = time.perf_counter()
-                speed = (step - counted) * A * settings.batch_size * T / (now - clock)
-                clock, counted = now, step
-                row = {
-                    "step": step,
-                    **values,
-                    "learning_rate": float(learning_rate(step - 1)),
-                    "tokens_per_second": speed,
-                }
+        def report(row: dict[str, Any]) -> None:
+            bar.update(row)
+            if "learning_rate" in row:
                 for sink in sinks:
                     sink.log(row)
-                bar.log(row)
 
-        done = start
-        for step, host in stack.enter_context(contextlib.closing(prefetch(batch, start, settings.steps))):
-            stacked = {k: v.reshape(A, settings.batch_size, T) for k, v in host._asdict().items()}
-            seq_len = int(np.max(host.positions)) + 1 if scaling.depends_on_length else T
-            params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len))
-            read()
-            done, waiting = step + 1, (step + 1, metrics)
-            stopping = bool(asked) or (stop is not None and stop.is_set())
-            if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
-                read()  # a state is saved only when the step that made it was finite
-                saved.save(done, params, opt_state)
-            if stopping and done < settings.steps:
-                break
+        measured, done = _Measured(experiment, start, report), start
+        try:
+            for step, host in stack.enter_context(contextlib.closing(prefetch(batch, start, settings.steps))):
+                stacked = {name: value.reshape(A, B, T) for name, value in host._asdict().items()}
+                seq_len = int(np.max(host.positions)) + 1 if scaling.depends_on_length else T
+                params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len))
+                done = step + 1
+                measured.put(done, metrics)
+                stopping = bool(asked) or (stop is not None and stop.is_set())
+                if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
+                    measured.flush()  # a state is saved only when the step that made it was finite
+                    saved.save(done, params, opt_state)
+                if stopping:
+                    break
+        except NotFinite as error:
+            saved.wait()
+            kept = f"its last good checkpoint is step {saved.latest}" if saved.latest else "it has no checkpoint yet"
+            advice = "lower optim.learning_rate or optim.clip_norm, or look at the data of that step"
+            raise NotFinite(f"{run.path}, {error}; {kept}; {advice}") from None
         saved.wait()
     if done < settings.steps:
         print(f"stopped after step {done} of {settings.steps}, saved; resume with: {_command()}", file=sys.stderr)
     if asked:
         raise SystemExit(0 if asked[0] == signal.SIGTERM else 130)
     return params
+
+
+def _state(experiment: Experiment, base: LM, saved: Checkpoints) -> tuple[int, Params, Any]:
+    """(steps done, params, opt_state), float32: the newest checkpoint's, or those of the base at step 0."""
+    optimizer = experiment.optim.build(experiment.train.steps)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), base.params)
+    if restored := saved.restore(shapes, jax.eval_shape(optimizer.init, shapes)):
+        return restored
+    # A copy, because the step gives its arguments' memory away and the base is still needed.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base.params)
+    return 0, params, jax.jit(optimizer.init)(params)
 
 
 def _command() -> str:
@@ -174,12 +193,12 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, _: Any) -> None:
         asked.append(number)
         signal.signal(number, before[number])
-        print("stopping after this step; once more stops at once", file=sys.stderr)
+        os.write(2, b"\nstopping after this step; once more stops at once\n")  # print is not safe in a handler
 
     for number in before:
         signal.signal(number, note)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from ctxext.checkpoint import Checkpoints, latest_step, load_params
 from ctxext.optim import Optim
 
@@ -101,3 +102,20 @@ def test_no_checkpoint(tmp_path):
     for directory in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match="train this run first"):
             load_params(directory)
+
+
+def test_no_space_left_is_one_line(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing \"a\": Failed: No space left on device [os_error_code='28']"
+        )
+
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, *state(1))
+        saved.wait()
+        monkeypatch.setattr(saved._manager, "save", fail)
+        with pytest.raises(
+            OSError, match=r"cannot be written under .* \(no space left\); the one before it is complete"
+        ):
+            saved.save(2, *state(2))
+    assert latest_step(tmp_path) == 1

@@ -257,7 +257,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(texts, tmp_p
 
     monkeypatch.setattr(train_module, "make_batch", poisoned)
     experiment = tiny_experiment(texts, steps=10, checkpoint_every=2)
-    with pytest.raises(NotFinite, match=r"step 5 of .*: loss nan, .*last good checkpoint is step 4") as caught:
+    with pytest.raises(NotFinite, match=r"run, step 5: loss nan, .*last good checkpoint is step 4") as caught:
         start(experiment, tmp_path / "run")
     assert "\n" not in str(caught.value)
     params, step = load_params(tmp_path / "run" / "checkpoints")

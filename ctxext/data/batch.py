@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,9 @@ def make_batch(
     return Batch(*(np.stack(field) for field in zip(*made, strict=True)))
 
 
-def prefetch(make: Callable[[int], Batch], start: int, stop: int, *, depth: int = 2) -> Iterator[tuple[int, Batch]]:
+def prefetch(
+    make: Callable[[int], Batch], start: int, stop: int, *, depth: int = 2
+) -> Generator[tuple[int, Batch], None, None]:
     """(step, make(step)) for the steps from `start` to before `stop`, made ahead of time in a thread."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
     closed = threading.Event()
