@@ -6,6 +6,7 @@ agree to float32), and once more under our exact angles, where the difference is
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,21 @@ def _errors(a: Any, b: Any) -> np.ndarray:
     return errors
 
 
+def settled(forward: Callable[[], np.ndarray], attempts: int = 4) -> np.ndarray:
+    """What `forward` gives twice in a row, to the bit.
+
+    On a busy machine torch 2.13 now and then gets some rows of its first pass in a process wrong by 2e-4, never again
+    after that; a proof must not depend on it.
+    """
+    last = forward()
+    for _ in range(attempts):
+        again = forward()
+        if np.array_equal(last, again):
+            break
+        last = again
+    return last
+
+
 def _read_numpy(directory: Path, probe: Probe) -> Reading:
     reader = NumpyReader(directory)
     inv_freq, m = reader.rope(int(probe.positions[-1]) + 1)
@@ -211,9 +227,14 @@ def _read_transformers(directory: Path, probe: Probe) -> Reading:
         directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     ).eval()
     tokens, positions = (torch.from_numpy(x[None]) for x in (probe.tokens, probe.positions))
-    with torch.no_grad():
+
+    def forward() -> np.ndarray:
         # Without a mask of ones, transformers 5 reads a jump in the positions as the start of another text.
         out = model(tokens, position_ids=positions, attention_mask=torch.ones_like(tokens), use_cache=False)
+        return out.logits[0, probe.rows].numpy()
+
+    with torch.no_grad():
+        logits = settled(forward)
         rotary = model.model.rotary_emb
         cos, sin = rotary(torch.zeros(1), positions[:, probe.rows])
     half = cos.shape[-1] // 2
@@ -224,5 +245,5 @@ def _read_transformers(directory: Path, probe: Probe) -> Reading:
     return Reading(
         "transformers", transformers.__version__, "float32", rotary.inv_freq.double().numpy(),
         float(rotary.attention_scaling), (cos[0, :, :half].numpy(), sin[0, :, :half].numpy()),
-        out.logits[0, probe.rows].numpy(), [tokenizer(text).input_ids for text in PROBES],
+        logits, [tokenizer(text).input_ids for text in PROBES],
     )  # fmt: skip
