@@ -112,6 +112,9 @@ def train(
     if the data changed since the run began, OSError if a checkpoint cannot be written.
     """
     settings, config = experiment.train, base.config
+    if config.attention_dropout:
+        raise ValueError(f"attention_dropout {config.attention_dropout} is not applied in training; set it to 0 in the "
+                         "config.json of the base")  # fmt: skip
     scaling = experiment.rope or base.scaling
     rows = experiment.data.open(base.tokenizer)
     A, B, T = settings.accumulate, settings.batch_size, settings.seq_len

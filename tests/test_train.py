@@ -295,3 +295,11 @@ def test_a_length_dependent_scaling_is_asked_for_the_positions_that_were_drawn(t
     experiment = dataclasses.replace(tiny_experiment(texts, steps=10), rope=Recorded(), positions=Far())
     start(experiment, tmp_path / "run")
     assert Recorded.asked == [164]
+
+
+def test_dropout_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+    base = tiny_base()
+    base = dataclasses.replace(base, config=dataclasses.replace(base.config, attention_dropout=0.1))
+    experiment = tiny_experiment(write_texts(tmp_path / "texts"))
+    with pytest.raises(ValueError, match="attention_dropout 0.1 is not applied"):
+        train(experiment, RunDir(tmp_path / "run").open(experiment), base)
