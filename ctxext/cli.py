@@ -94,9 +94,12 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def export(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import door
     from ctxext import export as module
 
-    module.export(_open(args, rest), args.out, to=args.to, dtype=args.dtype, seq_len=args.seq_len)
+    lm = _open(args, rest)
+    seq_len = args.seq_len or (None if args.method else door.declared_window(args.source))
+    module.export(lm, args.out, to=args.to, dtype=args.dtype, seq_len=seq_len)
     print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
 
 
@@ -116,7 +119,7 @@ def import_(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import door
     from ctxext import export as module
 
-    module.export(door.load(args.source), args.out, dtype=args.dtype)
+    module.export(door.load(args.source), args.out, dtype=args.dtype, seq_len=door.declared_window(args.source))
     print(f"wrote {args.out}")
 
 

@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from ctxext import checkpoint
 from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
@@ -28,6 +31,12 @@ def locate(source: str | Path) -> Path:
 def is_run(path: Path) -> bool:
     """True for a run directory, False for a checkpoint in HF format."""
     return (path / "base" / "model.json").is_file()
+
+
+def declared_window(source: str | Path) -> int | None:
+    """The extended window L' that an HF directory declares, which need not be factor x L; None for a run."""
+    path = locate(source)
+    return None if is_run(path) else hf.window(path)
 
 
 def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
@@ -77,7 +86,8 @@ def load(
     else:
         config, scaling = hf.read_config(path)
         tokenizer = load_tokenizer(path)
-        lm = LM(config, hf.load_params(path, config, dtype), tokenizer, scaling=scaling, **options)
+        params = jax.tree.map(jnp.asarray, hf.load_params(path, config, dtype))  # to the device, once
+        lm = LM(config, params, tokenizer, scaling=scaling, **options)
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
 

@@ -193,8 +193,8 @@ def _errors(a: Any, b: Any) -> np.ndarray:
 def settled(forward: Callable[[], np.ndarray], attempts: int = 4) -> np.ndarray:
     """What `forward` gives twice in a row, to the bit.
 
-    On a busy machine torch 2.13 now and then gets some rows of its first pass in a process wrong by 2e-4, never again
-    after that; a proof must not depend on it.
+    Seen on a busy machine with torch 2.13: some rows of the first pass in a process off by 2e-4, in 2 of about 10
+    processes and in none of 150 later passes. The cause was not found; a proof must not depend on it.
     """
     last = forward()
     for _ in range(attempts):

@@ -112,9 +112,12 @@ def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, cap
         assert main(["generate", str(source), *method, "--prompt", "def f(x):" * 12, "--max-new-tokens", "8"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+    # A declared window may differ from factor x L, as in Llama 3.1; importing keeps it.
+    (out / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
     imported = tmp_path / "imported"
     assert main(["import", str(out), "--out", str(imported)]) == 0
-    assert json.loads((imported / "config.json").read_text())["rope_scaling"] == config["rope_scaling"]
+    again = json.loads((imported / "config.json").read_text())
+    assert again["rope_scaling"] == config["rope_scaling"] and again["max_position_embeddings"] == 512
 
 
 def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
