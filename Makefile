@@ -14,7 +14,7 @@ ifndef PYTHON
 PYTHON := $(call first,python3.11 python3.12 python3,11)
 endif
 ifndef PYTHON312
-PYTHON312 := $(call first,python3.12,12)
+PYTHON312 := $(call first,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12),12)
 endif
 
 bin := .venv/bin

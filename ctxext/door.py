@@ -55,7 +55,8 @@ def open_base(experiment: Experiment) -> LM:
         return load(experiment.init)
     config, scaling = base_config(experiment)
     if experiment.tokenizer is None:
-        raise ValueError(f"experiment {experiment.name!r} starts from scratch: set `tokenizer` to a directory")
+        raise ValueError(f"experiment {experiment.name!r} names no base: give --init DIR (or, to start from random "
+                         "parameters, set `tokenizer` to a directory)")  # fmt: skip
     tokenizer = load_tokenizer(locate(experiment.tokenizer))
     return LM(config, init_params(config, experiment.seed), tokenizer, scaling=scaling)
 

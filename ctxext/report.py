@@ -132,9 +132,16 @@ def _differences(rows: Sequence[Row], task: str) -> list[str]:
     for group in pairs.values():
         a, b = ([100 * row["correct"] for row in side] for side in zip(*group, strict=True))
         documents = [row["haystack"][0][0] if row["haystack"] else None for row, _ in group]
-        cells.append({**group[0][1], "beyond_window": False, "interval": paired_bootstrap(a, b, documents)})
+        cells.append({**group[0][1], "beyond_window": False, "interval": _paired(a, b, documents)})
     title = f"{task}: difference to {_names(rows)[_series(rows[0])]}, percentage points [95 % paired interval]"
     return [_by_length(title, cells, lambda c: _points(c["interval"]))] if cells else []
+
+
+def _paired(a: list[float], b: list[float], documents: list[Any]) -> Interval:
+    if a == b:  # a bootstrap of equal pairs would be certain; what n agreeing pairs leave open is 0 of n
+        most = 100 * (wilson(0, len(a)).high or 0)
+        return Interval(0.0, -most, most)
+    return paired_bootstrap(a, b, documents)
 
 
 def _depth_grids(rows: Sequence[Row], task: str) -> list[str]:
