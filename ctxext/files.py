@@ -98,8 +98,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
+            file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make private files
             _sync(file)
-        temporary.chmod(0o755)
         os.replace(temporary, path)  # replaces an empty directory
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

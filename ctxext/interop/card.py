@@ -18,13 +18,14 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
     else:
         reach = f"{length} tokens (pre-trained with {original})"
     summary = f"\n## Measured\n\n```\n{facts['summary'].strip()}\n```\n" if facts.get("summary") else ""
+    title = "Llama with an extended context window" if length > original else "Llama"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [llama, long-context, ctxext]
 ---
 
-# Llama with an extended context window
+# {title}
 
 - context: {reach}
 - parameters: {config.num_parameters:,} in {settings["dtype"]}
