@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toy_tokenizer import toy_source, toy_tokenizer
 
@@ -81,6 +81,7 @@ def test_the_batch_changes_nothing():
 
 
 @given(st.integers(0, 300), st.integers(0, 70))
+@example(5, 2)
 def test_batches_keep_the_order_and_waste_little(count, limit):
     parts = list(batches(range(count), limit))
     assert [i for part in parts for i in part] == list(range(count))

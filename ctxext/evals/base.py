@@ -73,6 +73,8 @@ def item_rng(item: str) -> np.random.Generator:
 def batches(items: Sequence[T], limit: int) -> Iterator[list[T]]:
     """Batches of nearly equal size below `limit`; a model pads them all to one power of two, by at most a quarter."""
     sizes = [2**i for i in range(max(1, limit).bit_length())]
-    size = next(s for s in reversed(sizes) if -(-len(items) // s) * s <= 1.25 * len(items))
+    # A part of one among pairs would be a second shape; larger parts that differ by one pad to the same size.
+    fits = [s for s in sizes if -(-len(items) // s) * s <= 1.25 * len(items) and (s != 2 or len(items) % 2 == 0)]
+    size = fits[-1]
     for part in np.array_split(np.arange(len(items)), -(-len(items) // size)) if items else ():
         yield [items[i] for i in part]
