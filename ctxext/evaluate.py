@@ -143,8 +143,8 @@ def _append(sink: Path, row: dict[str, Any]) -> None:
     try:
         append_jsonl(sink, row)
     except ValueError as error:
-        raise ValueError(f"{row['item']}, {row['method']}: the model's output is not finite; try --dtype float32 "
-                         f"({error})") from error  # fmt: skip
+        raise ValueError(f"{row['item']}, {row['method']}: the model's output is not finite; try "
+                         f"--compute-dtype float32 ({error})") from error  # fmt: skip
 
 
 def _bar(progress: bool) -> Progress:

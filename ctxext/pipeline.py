@@ -1,6 +1,7 @@
 """The whole way of an experiment: base, zero-shot evaluation, training, evaluation, export, proof, tables."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,11 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         for method in experiment.zero_shot:
             lm = base.with_method(method)
             _evaluate(experiment, lm, f"{describe_methods(lm.scaling, lm.attention)}, zero-shot", directory, sinks)
-        trained = base
         if experiment.train.steps:
             train(experiment, directory, base, sinks=sinks)
             trained = door.load(directory.path, trust=True)  # this very process wrote it
-        elif experiment.rope is not None:
-            trained = base.with_method(experiment.rope, experiment.attention)
+        else:
+            trained = base.with_method(experiment.rope or base.scaling, experiment.attention)
         name = describe_methods(trained.scaling, trained.attention)
         name += f", {experiment.train.steps} steps at {experiment.train.seq_len}"
         _evaluate(experiment, trained, name, directory, sinks)
@@ -92,9 +92,13 @@ def _evaluate(experiment: Experiment, lm: LM, name: str, run: RunDir, sinks: lis
 def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:
     assert experiment.export is not None
     out = run.path / "export"
-    if not out.exists():
-        print(f"exporting to {out}", file=sys.stderr)
-        card = {"method": name, "experiment": experiment.name, "summary": report.tables(read_jsonl(run.rows_file))}
-        export(lm, out, to=experiment.export.to, dtype=experiment.export.dtype, seq_len=experiment.train.seq_len,
-               card=card)  # fmt: skip
+    if out.exists():
+        proof = prove(out, against=lm)
+        if not proof["weights_that_differ"]:
+            return proof
+        shutil.rmtree(out)  # of fewer steps than have been trained since
+    print(f"exporting to {out}", file=sys.stderr)
+    card = {"method": name, "experiment": experiment.name, "summary": report.tables(read_jsonl(run.rows_file))}
+    export(lm, out, to=experiment.export.to, dtype=experiment.export.dtype, seq_len=experiment.train.seq_len,
+           card=card)  # fmt: skip
     return prove(out, against=lm)

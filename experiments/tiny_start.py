@@ -2,8 +2,8 @@
 
     ctxext train experiments/tiny_start.py --run-dir runs/tiny-start
 
-Rows of the full window from the start stayed at chance for 5 M tokens (experiments/LOG.md). What follows is
-experiments/tiny_base.py.
+Rows of the full window from the start, with smaller initial weights, stayed at chance for 5 M tokens
+(experiments/LOG.md). What follows is experiments/tiny_base.py.
 """
 
 from ctxext import tasks

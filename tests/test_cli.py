@@ -88,6 +88,23 @@ def test_run_leaves_everything_behind(finished: tuple[Path, Path], capsys: pytes
     assert {cell["method"] for cell in again["retrieval"]} == methods
 
 
+def test_more_steps_are_exported_again(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    file, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    before = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
+    summary = data(capsys, "run", str(file), "--run-dir", str(tmp_path / "run"), "--no-wandb", "--train.steps", "4")
+    assert summary["proof"]["equal"] and not summary["proof"]["weights_that_differ"]
+    assert (tmp_path / "run" / "export" / "model.safetensors").read_bytes() != before
+
+
+def test_a_run_without_training_keeps_its_attention(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    text = finished[0].read_text().replace("rope=Yarn(factor=4.0)", "attention=SelfExtend(4, 16), export=None")
+    (tmp_path / "zero.py").write_text(text)
+    argv = [str(tmp_path / "zero.py"), "--run-dir", str(tmp_path / "run"), "--no-wandb", "--train.steps", "0"]
+    cells = data(capsys, "run", *argv)["retrieval"]
+    assert "self-extend(group_size=4, neighbor_window=16), 0 steps at 128" in {cell["method"] for cell in cells}
+
+
 def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     _, run = finished
     argv = ["eval", str(run), "--evals", "passkey", "--seq-len", "64", "--out", str(tmp_path)]

@@ -76,7 +76,7 @@ def test_segments_change_nothing(sizes: tuple[int, ...]):
     cut = {str(i): jax.tree.map(lambda x, a=a, n=n: x[a : a + n], params["segments"]["0"])
            for i, (a, n) in enumerate(zip(starts, sizes, strict=False))}  # fmt: skip
     tokens = tiny.tokens(1, 16)
-    one, many = (LM(config, {**params, "segments": s}, None).logits(tokens) for s in (params["segments"], cut))  # type: ignore[arg-type]
+    one, many = (LM(config, {**params, "segments": s}, None).logits(tokens) for s in (params["segments"], cut))
     np.testing.assert_allclose(one, many, atol=1e-5 * float(abs(one).max()))
     assert jax.tree.map(jnp.shape, cut) == jax.tree.map(
         lambda x: x.shape, param_shapes(config, segments=sizes)["segments"]

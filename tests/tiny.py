@@ -52,7 +52,7 @@ def lm(config: LlamaConfig = CONFIG, seed: int = 0, **options: Any) -> Any:
     """An LM without a tokenizer."""
     from ctxext.lm import LM
 
-    return LM(config, params(config, seed), None, **options)  # type: ignore[arg-type]
+    return LM(config, params(config, seed), None, **options)
 
 
 def tokens(rows: int, length: int, seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
