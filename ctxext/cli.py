@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Command = Callable[[argparse.Namespace, list[str]], Any]
 
@@ -167,9 +167,16 @@ def _refuse(rest: list[str]) -> None:
         raise ValueError(f"unknown option {rest[0]}; see --help")
 
 
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong option, as for any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"ctxext: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its own options; what a command does not know is left to overrides and method fields."""
-    root = argparse.ArgumentParser("ctxext", description="Stretch the context window of Llama models, and know "
+    root = Parser("ctxext", description="Stretch the context window of Llama models, and know "
                                    "whether it worked.", allow_abbrev=False)  # fmt: skip
     commands = root.add_subparsers(metavar="COMMAND", required=True)
 

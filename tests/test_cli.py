@@ -210,6 +210,14 @@ def test_bad_input_is_one_line(finished: tuple[Path, Path], base: Path, tmp_path
     assert not (tmp_path / "new" / "rows.jsonl").exists() and not (tmp_path / "new" / "checkpoints" / "1").exists()
 
 
+def test_a_wrong_option_is_one_line_too(base: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(base), "--out", str(tmp_path / "out"), "--dtype", "float12"])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1 and "float12" in lines[0] and "bfloat16" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "escaping", "wrong-shape"])
 def test_damaged_checkpoints(base: Path, tmp_path: Path, capsys, damage: str) -> None:
     broken = tmp_path / "broken"
