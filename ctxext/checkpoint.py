@@ -148,6 +148,8 @@ def latest_step(directory: Path) -> int:
 def load_params(directory: Path, shapes: Any = None) -> tuple[Any, int]:
     """Parameters alone and the steps they had, from the newest checkpoint under `directory`.
 
+    `shapes` with shardings put them on those devices, whatever mesh they were saved from.
+
     Raises ValueError if there is none, or if it is damaged.
     """
     step = latest_step(directory)

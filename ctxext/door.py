@@ -1,11 +1,10 @@
 """From a name or a directory to a model one can ask: HF checkpoints, run directories, the bundled base."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ctxext import checkpoint
 from ctxext.assets import TINY_LLAMA
@@ -15,9 +14,10 @@ from ctxext.experiment import BUNDLED, Experiment, from_json
 from ctxext.files import read_json
 from ctxext.interop import hf, hub
 from ctxext.lm import LM
-from ctxext.model import init_params
+from ctxext.model import init_params, param_shapes
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
+from ctxext.sharding import ONE_DEVICE, Mesh, shardings
 from ctxext.tokenizer import load_tokenizer
 
 
@@ -52,13 +52,15 @@ def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
 def open_base(experiment: Experiment) -> LM:
     """The model an experiment starts from, float32: a checkpoint, or random parameters of shape `model`."""
     if experiment.init is not None:
-        return load(experiment.init)
+        return load(experiment.init, mesh=experiment.mesh)
     config, scaling = base_config(experiment)
     if experiment.tokenizer is None:
         raise ValueError(f"experiment {experiment.name!r} names no base: give --init DIR (or, to start from random "
                          "parameters, set `tokenizer` to a directory)")  # fmt: skip
     tokenizer = load_tokenizer(locate(experiment.tokenizer))
-    return LM(config, init_params(config, experiment.seed), tokenizer, scaling=scaling)
+    mesh = experiment.mesh
+    params = jax.device_put(init_params(config, experiment.seed), shardings(mesh.shard(param_shapes(config))))
+    return LM(config, params, tokenizer, scaling=scaling, mesh=mesh)
 
 
 def load(
@@ -68,29 +70,35 @@ def load(
     dtype: str = "float32",
     kernel: Kernel = "blocked",
     angles: Angles = "exact",
+    mesh: Mesh = ONE_DEVICE,
     trust: bool = False,
 ) -> LM:
     """Open an HF directory, a run directory (its newest checkpoint), a hub name, or "tiny-llama".
 
-    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `trust`: import the
-    Python files that a run's methods come from.
+    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `mesh`: the devices
+    to share the parameters out over; only a device's own slices are read for it. `trust`: import the Python files that
+    a run's methods come from.
     Raises ValueError for a checkpoint that is incomplete, wrong, or carries a scaling that is not understood.
     """
     path = locate(path)
-    options: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "angles": angles}
+    options: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "angles": angles, "mesh": mesh}
     if is_run(path):
         run = RunDir(path)
         config, scaling = _run_base(path, trust=trust)
-        params, _ = checkpoint.load_params(run.checkpoints)
+        params, _ = checkpoint.load_params(run.checkpoints, mesh.shard(param_shapes(config)))
         attention = from_json(read_json(run.config_file)["attention"], trust=trust)
         lm = LM(config, params, load_tokenizer(path / "base"), scaling=scaling, attention=attention, **options)
     else:
         config, scaling = hf.read_config(path)
         tokenizer = load_tokenizer(path)
-        params = jax.tree.map(jnp.asarray, hf.load_params(path, config, dtype))  # to the device, once
+        params = hf.load_params(path, config, dtype, shapes=mesh.shard(param_shapes(config, dtype)), make=_spread)
         lm = LM(config, params, tokenizer, scaling=scaling, **options)
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
+
+
+def _spread(leaf: jax.ShapeDtypeStruct, read: Callable[..., Any]) -> jax.Array:
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
 
 def _run_base(path: Path, *, trust: bool) -> tuple[LlamaConfig, RopeScaling]:

@@ -19,6 +19,7 @@ from ctxext.model import DTYPES, REMAT
 from ctxext.optim import Optim
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeScaling
+from ctxext.sharding import ONE_DEVICE, Mesh
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
@@ -70,6 +71,8 @@ class Experiment:
     data: Source
     optim: Optim
     train: Train
+    mesh: Mesh = ONE_DEVICE
+    """Devices to share the work out over; it decides nothing but the rounding."""
     init: str | None = None
     model: LlamaConfig | None = None
     tokenizer: str | None = None
@@ -85,9 +88,9 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over everything but `train.steps`, which may grow; 4 and 4.0 are the same number."""
+        """Eight hex digits over what may not change: not `train.steps` and `mesh`; 4 and 4.0 are the same number."""
         config = json.loads(json.dumps(to_json(self)), parse_int=float)
-        del config["train"]["steps"]
+        del config["train"]["steps"], config["mesh"]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -17,9 +17,10 @@ from ctxext.attention.cache import caches_rotated, decode, empty_cache, prefill
 from ctxext.config import LlamaConfig
 from ctxext.model import Params, bind
 from ctxext.rope import Float32Rotation, Rotation
+from ctxext.sharding import Mesh, over_devices
 
 Semantics = Literal["frozen", "incremental"]
-STATIC = ("config", "attention", "kernel", "dtype", "num_slots", "max_new_tokens", "sample", "incremental")
+STATIC = ("config", "attention", "kernel", "dtype", "mesh", "num_slots", "max_new_tokens", "sample", "incremental")
 
 
 def sample_token(
@@ -51,6 +52,7 @@ def generate(
     attention: Attention,
     kernel: Kernel,
     dtype: str,
+    mesh: Mesh,
     num_slots: int,
     max_new_tokens: int,
     sample: bool,
@@ -76,6 +78,7 @@ def generate(
     shape = (config.num_hidden_layers, B, num_slots, config.num_key_value_heads, config.head_dim)
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     attend = prefill(attention, kernel, rotation(0), positions, rotated=rotated)
+    attend = over_devices(attend, mesh)
     hidden, cache = model.hidden(tokens, attend, empty_cache(shape, dtype), dtype=dtype)
     token = choose(hidden[rows, lengths - 1], 0)
     output = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
@@ -87,6 +90,7 @@ def generate(
     def body(state: tuple) -> tuple:
         step, token, cache, output, done = state
         attend = decode(attention, rotation(step), lengths + step - 1, num_slots, rotated=rotated)
+        attend = over_devices(attend, mesh)
         hidden, cache = model.hidden(token[:, None], attend, cache, dtype=dtype)
         following = jnp.where(done, token, choose(hidden[:, 0], step))
         done = done | (following[:, None] == stop[None]).any(-1)

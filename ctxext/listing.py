@@ -34,9 +34,7 @@ def methods_table(*, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def rope_table(
-    method: Any, head_dim: int, theta: float, original: int, seq_len: int | None, *, as_json: bool
-) -> str:
+def rope_table(method: Any, head_dim: int, theta: float, original: int, seq_len: int | None, *, as_json: bool) -> str:
     """inv_freq, attention factor and HF keys of a frequency method. Raises ValueError for another kind of method."""
     from ctxext.interop import ropespec
 

@@ -15,9 +15,10 @@ from ctxext.generate import Semantics, generate
 from ctxext.loss import token_losses
 from ctxext.model import DTYPES, Params, bind
 from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
+from ctxext.sharding import ONE_DEVICE, Mesh, over_devices
 from ctxext.tokenizer import Tokenizer
 
-STATIC = ("config", "attention", "kernel", "dtype")
+STATIC = ("config", "attention", "kernel", "dtype", "mesh")
 
 
 def bucket(length: int) -> int:
@@ -28,18 +29,21 @@ def bucket(length: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _logits(params: Params, tokens: Any, positions: Any, segment_ids: Any, rotation: Any, *,
-            config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str) -> jax.Array:  # fmt: skip
+            config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str,
+            mesh: Mesh) -> jax.Array:  # fmt: skip
     model = bind(config, params)
-    attend = over_sequence(attention, kernel, rotation, positions, segment_ids)
+    attend = over_devices(over_sequence(attention, kernel, rotation, positions, segment_ids), mesh)
     return model.logits(model.hidden(tokens, attend, dtype=dtype)[0])
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *,
-            config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str) -> jax.Array:  # fmt: skip
+            config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str,
+            mesh: Mesh) -> jax.Array:  # fmt: skip
     model = bind(config, params)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    hidden, _ = model.hidden(tokens, over_sequence(attention, kernel, rotation, positions), dtype=dtype)
+    attend = over_devices(over_sequence(attention, kernel, rotation, positions), mesh)
+    hidden, _ = model.hidden(tokens, attend, dtype=dtype)
     return token_losses(hidden, model.output_kernel(), targets)
 
 
@@ -59,6 +63,7 @@ class LM:
     dtype: str = "float32"
     kernel: Kernel = "blocked"
     angles: Angles = "exact"
+    mesh: Mesh = ONE_DEVICE
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("kernel", KERNELS), ("angles", ANGLES)):
@@ -82,7 +87,13 @@ class LM:
         return _rotation(self.scaling, self.config, seq_len if self.scaling.depends_on_length else 0, self.angles)
 
     def _static(self) -> dict[str, Any]:
-        return {"config": self.config, "attention": self.attention, "kernel": self.kernel, "dtype": self.dtype}
+        return {"config": self.config, "attention": self.attention, "kernel": self.kernel, "dtype": self.dtype,
+                "mesh": self.mesh}  # fmt: skip
+
+    def _rows(self, count: int) -> int:
+        """The padded number of rows: a power of two times what the mesh shares them out over."""
+        shards = self.mesh.row_shards
+        return shards << (-(-count // shards) - 1).bit_length()
 
     def logits(self, tokens: Any, *, positions: Any = None, segment_ids: Any = None) -> jax.Array:
         """Float32 [B, T, V] for tokens [B, T]; logits[t] predicts token t + 1."""
@@ -90,9 +101,9 @@ class LM:
         B, T = tokens.shape
         positions = np.broadcast_to(np.arange(T) if positions is None else positions, (B, T)).astype(np.int32)
         rotation = self.rotation(int(positions.max()) + 1)
-        rows, size = _rows(B), bucket(T)
-        segments = None if segment_ids is None else _pad(np.broadcast_to(segment_ids, (B, T)), rows, size)
-        arrays = _pad(tokens, rows, size), _pad(positions, rows, size), segments
+        rows, size = self._rows(B), bucket(T)
+        inputs = [tokens, positions, *([] if segment_ids is None else [np.broadcast_to(segment_ids, (B, T))])]
+        arrays = [self.mesh.rows(_pad(x, rows, size)) for x in inputs] + [None] * (segment_ids is None)
         return _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
 
     def loss(self, tokens: Any) -> np.ndarray:
@@ -101,8 +112,8 @@ class LM:
         B, T = tokens.shape
         if T < 2:
             raise ValueError("a loss needs at least two tokens")
-        rows, size = _rows(B), bucket(T - 1)
-        inputs, targets = _pad(tokens[:, :-1], rows, size), _pad(tokens[:, 1:], rows, size)
+        rows, size = self._rows(B), bucket(T - 1)
+        inputs, targets = (self.mesh.rows(_pad(x, rows, size)) for x in (tokens[:, :-1], tokens[:, 1:]))
         losses = _losses(self.params, inputs, targets, self.rotation(T), **self._static())
         return np.asarray(losses)[:B, : T - 1]
 
@@ -132,7 +143,7 @@ class LM:
                     for row, seed in zip(prompts, seeds, strict=True)]  # fmt: skip
             return np.concatenate(rows)
         count, longest = len(prompts), max(map(len, prompts))
-        prompts += [prompts[-1]] * (_rows(count) - count)  # copies, which stop when the original does
+        prompts += [prompts[-1]] * (self._rows(count) - count)  # copies, which stop when the original does
         padded = np.concatenate([_pad(row[None], 1, bucket(longest)) for row in prompts])
         lengths = np.array([len(row) for row in prompts], np.int32)
         incremental = semantics == "incremental" and self.scaling.depends_on_length
@@ -143,7 +154,7 @@ class LM:
             rotation = self.rotation(longest + max_new_tokens)
         stop = [-1] if eos_token_id is None else np.atleast_1d(eos_token_id)
         out = generate(
-            self.params, padded, lengths, rotation, jax.random.key(seed),
+            self.params, self.mesh.rows(padded), self.mesh.rows(lengths), rotation, jax.random.key(seed),
             jnp.float32(temperature or 1.0), jnp.float32(top_p), jnp.asarray(stop, jnp.int32), **self._static(),
             num_slots=padded.shape[1] + -(-max_new_tokens // 32) * 32, max_new_tokens=max_new_tokens,
             sample=temperature > 0, incremental=incremental,
@@ -165,10 +176,6 @@ class LM:
 @functools.lru_cache(maxsize=4096)
 def _rotation(scaling: RopeScaling, config: LlamaConfig, seq_len: int, angles: Angles) -> Rotation | Float32Rotation:
     return scaling.rope(config.rope_base(), seq_len).rotation(angles)
-
-
-def _rows(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def _pad(x: np.ndarray, rows: int, length: int) -> np.ndarray:

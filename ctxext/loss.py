@@ -10,6 +10,7 @@ from ctxext.attention import Attention, Kernel, over_sequence
 from ctxext.config import LlamaConfig
 from ctxext.model import Params, bind
 from ctxext.rope import Float32Rotation, Rotation
+from ctxext.sharding import ONE_DEVICE, Mesh, over_devices
 
 CHUNK = 2**24  # logits held at once, in elements
 
@@ -49,10 +50,12 @@ def batch_loss(
     kernel: Kernel,
     dtype: str,
     remat: str,
+    mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
     model = bind(config, params)
     attend = over_sequence(attention, kernel, rotation, batch["positions"], batch["segment_ids"])
+    attend = over_devices(attend, mesh)
     hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat)
     losses = token_losses(hidden, model.output_kernel(), batch["targets"])
     return (losses * batch["weights"]).sum(), batch["weights"].sum()

@@ -71,7 +71,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
             _evaluate(experiment, lm, f"{describe_methods(lm.scaling, lm.attention)}, zero-shot", directory, sinks)
         if experiment.train.steps:
             train(experiment, directory, base, sinks=sinks)
-            trained = door.load(directory.path, trust=True)  # this very process wrote it
+            trained = door.load(directory.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
         else:
             trained = base.with_method(experiment.rope or base.scaling, experiment.attention)
         name = describe_methods(trained.scaling, trained.attention)

@@ -77,9 +77,9 @@ def prove(directory: str | Path, *, against: LM | None = None) -> dict[str, Any]
     config, _ = hf.read_config(directory)
     # A scaling is looked at beyond the window of pre-training, also if it declares none.
     original, length = config.max_position_embeddings, max(hf.window(directory), config.max_position_embeddings + 1)
-    params = jax.tree.map(jax.numpy.asarray, hf.load_params(directory, config, "float32"))
+    params = door.load(directory, mesh=against.mesh).params
     different = _different_weights(params, against.params, stored)
-    ours = LM(against.config, params, against.tokenizer, scaling=against.scaling)
+    ours = LM(against.config, params, against.tokenizer, scaling=against.scaling, mesh=against.mesh)
     marks = [0, original - 1, original, length - 1]
     every = config.num_parameters * length <= EVERY_POSITION
     probe = _probe(marks, config.vocab_size, every=every)

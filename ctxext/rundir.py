@@ -32,12 +32,14 @@ class RunDir:
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
         """Create the directory, or check that it is this experiment's; `file` is copied beside the configuration.
 
-        Raises ValueError naming the first field that differs; `train.steps` alone may differ, and only grow.
+        Raises ValueError naming the first field that differs; `train.steps` may grow, and `mesh` may change.
         """
         config = to_json(experiment)
         if self.config_file.exists():
             old = read_json(self.config_file)
-            for name, there, here in _differences(old, config):
+            for name, there, here in _differences({"mesh": config["mesh"], **old}, config):
+                if name.startswith("mesh"):
+                    continue
                 if name != "train.steps":
                     raise ValueError(
                         f"{self.path} belongs to another experiment: {name} is {_short(there)} there and"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctxext.checkpoint import Checkpoints
+from ctxext.config import LlamaConfig
 from ctxext.data import Batch, make_batch, prefetch
 from ctxext.experiment import Experiment
 from ctxext.lm import LM
@@ -25,6 +26,7 @@ from ctxext.model import Params
 from ctxext.optim import Optim, Transformation, apply_updates, global_norm
 from ctxext.progress import TrainProgress
 from ctxext.rundir import RunDir
+from ctxext.sharding import Mesh, shardings
 from ctxext.tracking import Sink
 
 
@@ -35,31 +37,48 @@ class NotFinite(ValueError):
 Loss = Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, jax.Array]]
 
 
-def make_step(loss: Loss, optimizer: Transformation) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
+def make_step(
+    loss: Loss, optimizer: Transformation, shard: Callable[[Any], Any] | None = None
+) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
     """`step(params, opt_state, batch, rotation) -> params, opt_state, metrics`, jitted, its state donated.
+
+    shard: tree -> shardings, kept for parameters, gradients and optimiser state (None: one device).
 
     batch: arrays [A, B, T]. The A microbatches are summed as nats and as weights, so that A x B rows give the step of
     one batch of A B rows, however the weights are spread.
     """
 
+    def pin(tree: Any) -> Any:
+        return tree if shard is None else jax.lax.with_sharding_constraint(tree, shard(tree))
+
     def step(params: Params, opt_state: Any, batch: Any, rotation: Any) -> tuple[Any, Any, dict[str, Any]]:
         def add(total: tuple, micro: Any) -> tuple[tuple, None]:
             (nats, weight), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro, rotation)
-            return jax.tree.map(jnp.add, total, (nats, weight, gradient)), None
+            return jax.tree.map(jnp.add, total, (nats, weight, pin(gradient))), None
 
-        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
         (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
         gradient = jax.tree.map(lambda g: g / weight, gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics = {"loss": nats / weight, "grad_norm": global_norm(gradient), "weight": weight}
-        return apply_updates(params, updates), opt_state, metrics
+        return pin(apply_updates(params, updates)), pin(opt_state), metrics
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
+def compiled_step(experiment: Experiment, config: LlamaConfig) -> Callable:
+    """The jitted training step of an experiment on a base of this shape."""
+    settings = experiment.train
+    return _compiled(
+        experiment.optim, settings.steps, config=config, attention=experiment.attention, kernel=settings.kernel,
+        dtype=settings.dtype, remat=settings.remat, mesh=experiment.mesh,
+    )  # fmt: skip
+
+
 @functools.lru_cache(maxsize=8)  # resuming or repeating within a process compiles once
-def _compiled(optim: Optim, steps: int, **static: Any) -> Callable:
-    return make_step(functools.partial(batch_loss, **static), optim.build(steps))
+def _compiled(optim: Optim, steps: int, *, mesh: Mesh, **static: Any) -> Callable:
+    loss = functools.partial(batch_loss, mesh=mesh, **static)
+    return make_step(loss, optim.build(steps), lambda tree: shardings(mesh.shard(tree)))
 
 
 class _Measured:
@@ -117,11 +136,9 @@ def train(
                          "config.json of the base")  # fmt: skip
     scaling = experiment.rope or base.scaling
     rows = experiment.data.open(base.tokenizer)
-    A, B, T = settings.accumulate, settings.batch_size, settings.seq_len
-    step_fn = _compiled(
-        experiment.optim, settings.steps, config=config, attention=experiment.attention, kernel=settings.kernel,
-        dtype=settings.dtype, remat=settings.remat,
-    )  # fmt: skip
+    A, B, T, mesh = settings.accumulate, settings.batch_size, settings.seq_len, experiment.mesh
+    mesh.check_rows(B, what="train.batch_size")
+    step_fn = compiled_step(experiment, config)
 
     @functools.lru_cache(maxsize=256)
     def rotation(seq_len: int) -> Any:
@@ -133,7 +150,8 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
         facts = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256, "seed": experiment.seed}
-        run.record({**facts, "device": jax.devices()[0].device_kind}, fixed=("data", "tokenizer"))
+        where = {"device": jax.devices()[0].device_kind, "mesh": dict(mesh.build().shape)}
+        run.record({**facts, **where}, fixed=("data", "tokenizer"))
         run.write_base(config, scaling, base.tokenizer.files)
         saved = stack.enter_context(Checkpoints(run.checkpoints))
         start, params, opt_state = _state(experiment, base, saved)
@@ -150,7 +168,7 @@ def train(
         measured, done = _Measured(experiment, start, report), start
         try:
             for step, host in stack.enter_context(contextlib.closing(prefetch(batch, start, settings.steps))):
-                stacked = {name: value.reshape(A, B, T) for name, value in host._asdict().items()}
+                stacked = {name: mesh.rows(x.reshape(A, B, T), dim=1) for name, x in host._asdict().items()}
                 seq_len = int(np.max(host.positions)) + 1 if scaling.depends_on_length else T
                 params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len))
                 done = step + 1
@@ -177,12 +195,15 @@ def train(
 def _state(experiment: Experiment, base: LM, saved: Checkpoints) -> tuple[int, Params, Any]:
     """(steps done, params, opt_state), float32: the newest checkpoint's, or those of the base at step 0."""
     optimizer = experiment.optim.build(experiment.train.steps)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), base.params)
-    if restored := saved.restore(shapes, jax.eval_shape(optimizer.init, shapes)):
+    shapes = experiment.mesh.shard(base.params, jnp.float32)
+    opt_shapes = experiment.mesh.shard(jax.eval_shape(optimizer.init, shapes))
+    if restored := saved.restore(shapes, opt_shapes):
         return restored
     # A copy, because the step gives its arguments' memory away and the base is still needed.
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), base.params)
-    return 0, params, jax.jit(optimizer.init)(params)
+    params = jax.device_put(
+        jax.tree.map(lambda x: x.astype(jnp.float32), base.params), shardings(shapes), may_alias=False
+    )
+    return 0, params, jax.jit(optimizer.init, out_shardings=shardings(opt_shapes))(params)
 
 
 def _command() -> str:

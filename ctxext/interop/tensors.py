@@ -26,12 +26,15 @@ def numpy_dtype(name: str) -> np.dtype:
     return DTYPES[name]
 
 
+Index = tuple[slice, ...]
+
+
 class Entry(NamedTuple):
-    """A tensor before it is read; `dtype` is a name of `DTYPES`."""
+    """A tensor before it is read: `read()` gives all of it, `read(index)` a part; `dtype` is a name of `DTYPES`."""
 
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    read: Callable[..., np.ndarray]
 
 
 @contextlib.contextmanager
@@ -82,7 +85,8 @@ def _open(stack: contextlib.ExitStack, path: Path, names: list[str] | None) -> I
         view = file.get_slice(name)
         if view.get_dtype() not in STORED:
             raise ValueError(f"{name} in {path} has dtype {view.get_dtype()}; only BF16, F16 and F32 are read")
-        yield name, Entry(tuple(view.get_shape()), STORED[view.get_dtype()], lambda name=name: file.get_tensor(name))
+        whole = tuple(slice(0, size) for size in view.get_shape())
+        yield name, Entry(tuple(view.get_shape()), STORED[view.get_dtype()], lambda at=whole, view=view: view[at])
 
 
 def write_tensors(directory: Path, tensors: dict[str, Entry], dtype: str, *, max_shard_size: int = 5 * 10**9) -> None:

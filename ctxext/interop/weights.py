@@ -1,14 +1,16 @@
 """The parameter tree and Hugging Face's tensor names: unstack the layers, transpose the kernels."""
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ctxext.config import LlamaConfig
-from ctxext.interop.tensors import DTYPES, Entry, cast, numpy_dtype, open_tensors
+from ctxext.interop.tensors import DTYPES, Entry, Index, cast, numpy_dtype, open_tensors
 from ctxext.model import Params, param_shapes
 
 # Buffers that older transformers saved; they follow from the configuration.
@@ -31,9 +33,9 @@ class Slot(NamedTuple):
         value = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
         return value.T if self.transposed else value
 
-    def set(self, value: np.ndarray) -> None:
-        value = value.T if self.transposed else value
-        self.leaf[... if self.layer is None else self.layer] = value
+    def read(self, entry: Entry, index: Index) -> np.ndarray:
+        """Part `index` (of the leaf, or of its layer) of the stored tensor, in the leaf's orientation."""
+        return entry.read(index[::-1]).T if self.transposed else entry.read(index)
 
 
 def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -75,24 +77,54 @@ def entries(config: LlamaConfig, params: Params) -> dict[str, Entry]:
     return {name: Entry(slot.shape, "", slot.get) for name, slot in given.items()}
 
 
-def load_params(directory: str | Path, config: LlamaConfig, dtype: str = "float32") -> Params:
-    """The parameter tree of an HF directory as numpy arrays in `dtype`, read tensor by tensor into place.
+def whole(leaf: Any, read: Callable[[Index], np.ndarray]) -> np.ndarray:
+    """All of a leaf, in host memory."""
+    return read(tuple(slice(0, size) for size in leaf.shape))
 
-    Raises ValueError naming the tensor for one that is missing, unknown, of another shape or not finite.
+
+def load_params(
+    directory: str | Path,
+    config: LlamaConfig,
+    dtype: str = "float32",
+    *,
+    shapes: Params | None = None,
+    make: Callable[[Any, Callable[[Index], np.ndarray]], Any] = whole,
+) -> Params:
+    """The parameter tree of an HF directory in `dtype`, leaf by leaf.
+
+    `make(leaf of shapes, read)` builds a leaf from the parts it reads, so that a device's slice is all that is read for
+    it. Raises ValueError naming the tensor for one that is missing, unknown, of another shape or not finite.
     """
     kind = numpy_dtype(dtype)
-    shapes = param_shapes(config)
+    shapes = param_shapes(config, dtype) if shapes is None else shapes
     with open_tensors(directory) as found:
         stored = {name: entry for name, entry in found.items() if not DERIVED.fullmatch(name)}
-        _check(directory, config, stored, {name: slot.shape for name, slot in slots(shapes).items()})
-        params = _empty(shapes, kind)
-        for name, slot in slots(params).items():
-            slot.set(cast(stored[name].read(), kind, name))
-    return params
+        expected = slots(shapes)
+        _check(directory, config, stored, {name: slot.shape for name, slot in expected.items()})
+        parts: dict[int, list[tuple[str, Slot]]] = {}
+        for name, slot in expected.items():  # a stack's layers in order
+            parts.setdefault(id(slot.leaf), []).append((name, slot))
+
+        def leaf(shape: Any) -> Any:
+            return make(shape, functools.partial(_read, stored, parts[id(shape)], kind))
+
+        return jax.tree.map(leaf, shapes)
 
 
-def _empty(shapes: dict[str, Any], kind: np.dtype) -> Params:
-    return {k: _empty(v, kind) if isinstance(v, dict) else np.empty(v.shape, kind) for k, v in shapes.items()}
+def _read(stored: dict[str, Entry], parts: list[tuple[str, Slot]], kind: np.dtype, index: Index) -> np.ndarray:
+    """Part `index` of a leaf that is one tensor, or a stack with a tensor for each layer."""
+    name, slot = parts[0]
+    if slot.layer is None:
+        return cast(slot.read(stored[name], _bounded(index, slot.leaf.shape)), kind, name)
+    layers, *rest = _bounded(index, slot.leaf.shape)
+    out = np.empty([part.stop - part.start for part in (layers, *rest)], kind)
+    for row, (name, slot) in zip(out, parts[layers], strict=True):
+        row[...] = cast(slot.read(stored[name], tuple(rest)), kind, name)
+    return out
+
+
+def _bounded(index: Index, shape: tuple[int, ...]) -> Index:
+    return tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
 
 
 def _check(directory: Any, config: LlamaConfig, stored: dict[str, Entry], expected: dict[str, tuple[int, ...]]) -> None:
