@@ -78,7 +78,14 @@ def _open(args: argparse.Namespace, rest: list[str]) -> Any:
     """The model of SOURCE under those methods."""
     from ctxext import door
 
-    return door.load(args.source, method=_methods(args, rest), dtype=args.compute_dtype, trust=args.trust_run)
+    return door.load(args.source, method=_methods(args, rest), dtype=args.compute_dtype, mesh=_mesh(args),
+                     trust=args.trust_run)  # fmt: skip
+
+
+def _mesh(args: argparse.Namespace) -> Any:
+    from ctxext.sharding import Mesh
+
+    return Mesh.parse(args.mesh)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
@@ -88,7 +95,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     chosen = _methods(args, rest)
     sink, rows = module.evaluate_checkpoint(
         args.source, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len, budget=args.budget,
-        out=args.out, dtype=args.compute_dtype, trust=args.trust_run,
+        out=args.out, dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run,
     )  # fmt: skip
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
@@ -199,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
         sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
         sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
+        sub.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 tensor=1")
         sub.epilog = "Fields of the methods are options too: --method yarn --factor 4 --beta-fast 16"
 
     run_options(command("demo", demo, "the main job on the bundled base, in minutes"))

@@ -9,6 +9,7 @@ from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
+from ctxext.sharding import Mesh
 
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
@@ -24,6 +25,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"experiment     {experiment.name} ({experiment.fingerprint})",
         f"base           {experiment.init or 'from scratch'}, window {window}, theta {config.rope_theta:g}",
         f"parameters     {count:,}, {4 * count / 1e9:.2f} GB in float32",
+        f"mesh           {experiment.mesh.text}; state {_state_bytes(experiment.mesh, count)}",
         f"method         {label([rope])}, {label([experiment.attention])} attention, "
         f"{label([experiment.positions])} positions",
         f"               attention factor {table.attention_factor:.6g}, inv_freq {table.inv_freq[0]:.4g} .. "
@@ -38,3 +40,10 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
     for path, leaf in leaves:
         lines.append(f"  {'.'.join(str(key.key) for key in path):<46} {list(leaf.shape)}")
     return "\n".join(lines)
+
+
+def _state_bytes(mesh: Mesh, count: int) -> str:
+    """Float32 parameters, two moments and two gradients of a full fine-tune, cut by `fsdp` and `tensor`."""
+    if -1 in (mesh.fsdp, mesh.tensor):
+        return f"{20 * count / 1e9:.1f} GB, shared out over the devices there are"
+    return f"{20 * count / 1e9 / (mesh.fsdp * mesh.tensor):.1f} GB a device, activations come on top"

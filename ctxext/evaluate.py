@@ -88,6 +88,7 @@ def evaluate_checkpoint(
     source: TextSource = HELDOUT,
     out: Path | None = None,
     dtype: str = "float32",
+    mesh: Any = None,
     trust: bool = False,
     progress: bool = True,
 ) -> tuple[Path, list[dict[str, Any]]]:
@@ -99,7 +100,7 @@ def evaluate_checkpoint(
     """
     from ctxext import door  # loads jax
 
-    lm = door.load(path, dtype=dtype, trust=trust)
+    lm = door.load(path, dtype=dtype, trust=trust, **({} if mesh is None else {"mesh": mesh}))
     where = door.locate(path)
     run = door.is_run(where)
     sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"

@@ -7,6 +7,7 @@ Axes: `data` holds copies that take different rows, `fsdp` also different rows b
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,9 +41,21 @@ class Mesh:
     def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"mesh {self._text()}: every axis needs at least 1 device; one may be -1, for the rest")
+            raise ValueError(f"mesh {self.text}: every axis needs at least 1 device; one may be -1, for the rest")
 
-    def _text(self) -> str:
+    @classmethod
+    def parse(cls, sizes: Sequence[str]) -> "Mesh":
+        """`["fsdp=8", "tensor=2"]` as a mesh. Raises ValueError for an axis that is not one, or no number."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        pairs = [text.partition("=") for text in sizes]
+        for (axis, _, size), text in zip(pairs, sizes, strict=True):
+            if axis not in known or not re.fullmatch(r"-?\d+", size):
+                raise ValueError(f"--mesh {text}: give AXIS=DEVICES with AXIS one of {', '.join(known)}")
+        return cls(**{axis: int(size) for axis, _, size in pairs})
+
+    @property
+    def text(self) -> str:
+        """Sizes by axis, to read."""
         return " x ".join(f"{name} {size}" for name, size in dataclasses.asdict(self).items())
 
     def build(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
@@ -53,7 +66,7 @@ class Mesh:
         """Raise ValueError unless `rows` can be shared out evenly."""
         shards = self.row_shards
         if rows % shards:
-            raise ValueError(f"{what} {rows} cannot be shared out over {shards} devices (mesh {self._text()}: data x "
+            raise ValueError(f"{what} {rows} cannot be shared out over {shards} devices (mesh {self.text}: data x "
                              f"fsdp); make it a multiple of {shards}")  # fmt: skip
 
     @property
@@ -89,7 +102,8 @@ def _build(shape: Mesh, devices: tuple[Any, ...] | None) -> jax.sharding.Mesh:
     sizes = {name: len(found) // given if size == -1 else size for name, size in sizes.items()}
     total = int(np.prod(list(sizes.values())))
     if not 0 < total <= len(found):
-        raise ValueError(f"mesh {shape._text()} needs {max(total, given)} devices, this machine has {len(found)}")
+        raise ValueError(f"mesh {shape.text} needs {max(total, given)} devices, this machine has {len(found)}; "
+                         "lower it, as with --mesh.fsdp 1, and train.batch_size with it")  # fmt: skip
     types = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=found[:total])
 

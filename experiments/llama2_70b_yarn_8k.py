@@ -2,8 +2,8 @@
 
     ctxext run experiments/llama2_70b_yarn_8k.py --init LLAMA_2_70B_HF_DIR --data.path DIR_OF_LONG_TEXT
 
-Memory: 20 bytes a parameter (see there) are 1.4 TB, and a run does not spread over several devices yet: until it does,
-only --dry-run works with this file.
+Hardware: as there, eight devices of one machine; the compiler's count for a step is 208 GB a device, so devices of
+288 GB (MI355X, B300). A run does not spread over several machines yet.
 Time (an estimate; not run here): 6 x 69.0e9 parameters x 0.21e9 tokens = 8.7e19 FLOPs; at an assumed 40 % of 989
 TFLOP/s (bfloat16, the rate of an H100) 61 device hours.
 

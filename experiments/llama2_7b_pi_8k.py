@@ -5,8 +5,8 @@
 The paper trains LLaMA 1 for 1,000 steps. Learning rate, warm-up and the 64 rows a step are those of
 `llama2_7b_yarn_8k.py`, so that the two differ in the method and the number of steps alone: 0.52 B tokens.
 
-Memory: as there, 145 GB. Time (an estimate; not run here): 6 x 6.74e9 parameters x 0.52e9 tokens = 2.1e19 FLOPs; at an
-assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 15 device hours.
+Hardware: as there, eight devices, 27 GB each. Time (an estimate; not run here): 6 x 6.74e9 parameters x 0.52e9 tokens =
+2.1e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 15 device hours.
 
 Published, Llama 2 7B, PI s = 2 trained on 1 B tokens (the comparison model of arXiv 2309.00071), proof-pile perplexity,
 ten documents of >= 128k tokens cut to the window:

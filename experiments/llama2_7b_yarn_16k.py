@@ -4,9 +4,9 @@
 
 m = 0.1 ln 4 + 1 = 1.1386; 400 x 64 x 16,384 tokens are 0.42 B.
 
-Memory: 135 GB of state as there, and twice the activations. Time (an estimate; not run here): 6 x 6.74e9 parameters x
-0.42e9 tokens = 1.7e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 12 device hours, and
-attention, which the 6 N rule leaves out.
+Hardware: as there, eight devices; the compiler counts 36 GB each. Time (an estimate; not run here): 6 x 6.74e9
+parameters x 0.42e9 tokens = 1.7e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 12 device
+hours, and attention, which the 6 N rule leaves out.
 
 Published: the paper has no row for factor 4 of Llama 2 7B. The nearest are factor 16, trained at 64k, proof-pile
 perplexity 3.51 at 8,192 and 2.65 at 32,768 (ten documents of >= 128k tokens cut to the window), and, by another group

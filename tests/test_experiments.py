@@ -59,7 +59,7 @@ def test_recipe(name: str) -> None:
     # The estimate of the docstring: 6 N tokens FLOPs.
     docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
     flops = 6 * experiment.model.num_parameters * steps * tokens
-    stated = float(re.search(r"= (\d\.\de\d\d)\s+FLOPs", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
+    stated = float(re.search(r"=\s+(\d\.\de\d\d)\s+FLOPs", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
     assert stated == pytest.approx(flops, rel=0.05)
     hours = float(re.search(r"([\d.]+) device\s+hours", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
     assert hours == pytest.approx(flops / (0.4 * 989e12) / 3600, rel=0.05)

@@ -1,15 +1,20 @@
 """The same numbers on one, two, four and eight simulated devices; a device reads only its slices of a checkpoint."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from llamas import TINY, random_params, tokenizer
 from tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
 from ctxext import checkpoint, door
 from ctxext.config import SHAPES
+from ctxext.data import Batch
+from ctxext.experiment import load_experiment
 from ctxext.interop import hf, weights
 from ctxext.interop.tensors import open_tensors
 from ctxext.lm import LM
@@ -19,7 +24,7 @@ from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
 from ctxext.sharding import Mesh, shardings, spec
-from ctxext.train import train
+from ctxext.train import compiled_step, train
 
 MESHES = [Mesh(data=2), Mesh(fsdp=4), Mesh(tensor=2), Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=-1)]
 
@@ -161,6 +166,8 @@ def test_a_vocabulary_that_does_not_divide_stays_whole():
         (lambda: Mesh(data=-1, fsdp=-1), "one may be -1"),
         (lambda: Mesh(fsdp=9).build(), "needs 9 devices, this machine has 8"),
         (lambda: Mesh(data=16, fsdp=-1).build(), "needs 16 devices, this machine has 8"),
+        (lambda: Mesh.parse(["fdsp=4"]), "fdsp=4: give AXIS=DEVICES with AXIS one of data, fsdp, tensor"),
+        (lambda: Mesh.parse(["fsdp=four"]), "fsdp=four: give AXIS=DEVICES"),
         (lambda: Mesh(fsdp=4).check_rows(6, what="train.batch_size"), "train.batch_size 6 .* multiple of 4"),
     ],
 )
@@ -179,3 +186,27 @@ def test_parameters_of_a_model_by_hand_may_be_spread(alone):
     lm = LM(base.config, jax.device_put(base.params, shardings(mesh.shard(base.params))), base.tokenizer, mesh=mesh)
     tokens = np.arange(30)[None]
     np.testing.assert_allclose(np.asarray(lm.logits(tokens)), np.asarray(base.logits(tokens)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama2_7b_yarn_8k", pytest.param("llama2_70b_yarn_8k", marks=pytest.mark.check)])
+def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
+    path = Path(__file__).parents[1] / "experiments" / f"{name}.py"
+    stated = re.search(r"step is (\d+) GB a\s+device", path.read_text())
+    experiment = load_experiment(path)
+    config, mesh, T = experiment.model, experiment.mesh, experiment.train.seq_len
+    assert stated and config and experiment.rope
+    params = mesh.shard(param_shapes(config))
+    state = mesh.shard(jax.eval_shape(experiment.optim.build(experiment.train.steps).init, params))
+    rows = NamedSharding(mesh.build(), PartitionSpec(None, ("data", "fsdp")))
+    shape = (experiment.train.accumulate, experiment.train.batch_size, T)
+    batch = {
+        f: jax.ShapeDtypeStruct(shape, np.float32 if f == "weights" else np.int32, sharding=rows) for f in Batch._fields
+    }
+    rotation = experiment.rope.rope(config.rope_base(), T).rotation()
+    step = compiled_step(experiment, config).lower(params, state, batch, rotation).compile()
+    memory = step.memory_analysis()
+    assert (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9 == pytest.approx(int(stated[1]), rel=0.05)
+    # The largest thing ever gathered is one layer's matrix, or the output projection; never a stack of layers.
+    gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather", step.as_text())
+    assert gathered
+    assert max(np.prod([int(n) for n in x.split(",")]) for x in gathered) <= config.hidden_size * config.vocab_size
