@@ -220,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("eval", evaluate, "evaluate a run or an HF directory, with any method")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, kv, ppl")
+    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, kv, ppl, controls")
     sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1/2, 1, 2 and 4 windows")
     sub.add_argument("--budget", choices=["small", "full"], default="small")
     sub.add_argument("--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>")

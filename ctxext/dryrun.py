@@ -34,6 +34,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"({train.seq_len / window:g} windows)",
         f"steps          {train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in {train.dtype}",
         f"evaluations    {len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods before",
+        f"baselines      {', '.join(label([m]) for m in experiment.baselines) or 'none'} with the same training",
         f"export         {experiment.export.to + ' ' + experiment.export.dtype if experiment.export else 'none'}",
         "shapes",
     ]

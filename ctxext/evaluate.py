@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +25,20 @@ def evaluate(
     evals: Iterable[Eval],
     *,
     method_label: str,
+    rope: str = "",
+    steps: int = 0,
     sink: Path | None = None,
     checkpoint: str = "",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """The rows of all items of `evals`, each with `checkpoint`, `method` and `window`, in order.
+    """The rows of all items of `evals`, each with `checkpoint`, `method`, `rope`, `steps` and `window`, in order.
 
+    method_label: the name of this model in tables; rope: that of its method alone; steps: the fine-tuning behind it.
     Rows are appended to `sink` as they come; items that it already has under this checkpoint and method are read, not
     computed. Progress goes to stderr. Raises ValueError for an item that cannot be built or a model that is not finite.
     """
-    labels = {"checkpoint": checkpoint, "method": method_label, "window": lm.config.max_position_embeddings}
+    labels = {"checkpoint": checkpoint, "method": method_label, "rope": rope or method_label,
+              "steps": steps, "window": lm.config.max_position_embeddings}  # fmt: skip
     old = {row["item"]: row for row in (read_jsonl(sink) if sink else []) if labels.items() <= row.items()}
     rows: list[dict[str, Any]] = []
     with _bar(progress) as bar:
@@ -58,7 +62,9 @@ def evaluate(
 def standard_evals(
     names: Sequence[str], seq_lens: Sequence[int], budget: Budget, *, source: TextSource = HELDOUT
 ) -> tuple[Eval, ...]:
-    """The evaluations called `names` ("passkey", "kv", "ppl"): small takes 20 questions per length, full 180.
+    """The evaluations called `names`: "passkey", "kv" (small takes 20 questions per length, full 180), "ppl", and
+    "controls": passkeys at the longest length with the needle left out, and with the haystack left out.
+
 
     Raises ValueError for an unknown name.
     """
@@ -67,15 +73,17 @@ def standard_evals(
     depths = tuple(i / (4 if small else 8) for i in range(5 if small else 9))
     retrieval: dict[str, Any] = {"seq_lens": lengths, "depths": depths, "n": 4 if small else 20, "source": source}
     text = {"num_documents": 8, "num_windows": 1 if small else 4, "target_tokens": min(128, min(lengths) // 2)}
-    known = {
-        "passkey": lambda: Passkey(**retrieval),
-        "kv": lambda: Passkey(**retrieval, task=tasks.KeyValue()),
-        "ppl": lambda: Perplexity(lengths, **text, source=source),
+    last: dict[str, Any] = {**retrieval, "seq_lens": (max(lengths),)}
+    known: dict[str, Callable[[], tuple[Eval, ...]]] = {
+        "passkey": lambda: (Passkey(**retrieval),),
+        "kv": lambda: (Passkey(**retrieval, task=tasks.KeyValue()),),
+        "ppl": lambda: (Perplexity(lengths, **text, source=source),),
+        "controls": lambda: (Passkey(**last, condition="no-needle"), Passkey(**last, condition="needle-only")),
     }
     for name in names:
         if name not in known:
             raise ValueError(f"there is no evaluation {name!r}; known: {', '.join(known)}")
-    return tuple(known[name]() for name in names)
+    return tuple(evaluation for name in names for evaluation in known[name]())
 
 
 def evaluate_checkpoint(
@@ -107,27 +115,30 @@ def evaluate_checkpoint(
     window = lm.config.max_position_embeddings
     chosen = standard_evals(evals, seq_lens or (window // 2, window, 2 * window, 4 * window), budget, source=source)
     named = checkpoint_label(where)
+    steps = trained_steps(where)
     rows = []
     for method in methods:
         given = () if method is None else method if isinstance(method, tuple) else (method,)
         model = lm.with_method(*given)
         rows += evaluate(
-            model, chosen, method_label=describe(model.scaling, model.attention), sink=sink, checkpoint=named,
-            progress=progress,
+            model, chosen, method_label=describe(model.scaling, model.attention), steps=steps, sink=sink,
+            checkpoint=named, progress=progress,
         )  # fmt: skip
     return sink, rows
 
 
 def checkpoint_label(path: Path) -> str:
     """What a row calls a checkpoint: the directory's name, and the step of a run."""
-    from ctxext import checkpoint, door
+    steps, name = trained_steps(path), path.resolve().name
+    return f"{name} step {steps}" if steps else name
 
-    name = path.resolve().name
-    if not door.is_run(path):
-        return name
+
+def trained_steps(path: Path) -> int:
+    """Steps behind the newest checkpoint of a run; 0 for an HF directory."""
+    from ctxext import checkpoint, door
     from ctxext.rundir import RunDir
 
-    return f"{name} step {checkpoint.latest_step(RunDir(path).checkpoints)}"
+    return checkpoint.latest_step(RunDir(path).checkpoints) if door.is_run(path) else 0
 
 
 def describe(*methods: Any) -> str:
@@ -136,7 +147,9 @@ def describe(*methods: Any) -> str:
 
 
 def _title(evaluation: Eval) -> str:
-    return evaluation.task.name if isinstance(evaluation, Passkey) else evaluation.name
+    if not isinstance(evaluation, Passkey):
+        return evaluation.name
+    return evaluation.task.name + (f", {evaluation.condition}" if evaluation.condition != "needle" else "")
 
 
 def _append(sink: Path, row: dict[str, Any]) -> None:

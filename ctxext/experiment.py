@@ -65,6 +65,7 @@ class Experiment:
 
     `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model` from scratch.
     `zero_shot`: methods to evaluate on the base without training, beside the trained one.
+    `baselines`: frequencies to train with the very same budget, data and seed, for comparison with `rope`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Experiment:
     positions: Positions = Contiguous()
     evals: tuple[Any, ...] = ()
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
+    baselines: tuple[RopeScaling, ...] = ()
     export: Export | None = Export()
     seed: int = 0
 

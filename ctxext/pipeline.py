@@ -1,6 +1,7 @@
 """The whole way of an experiment: base, zero-shot evaluation, training, evaluation, export, proof, tables."""
 
 import dataclasses
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ctxext.experiment import Experiment
 from ctxext.export import check, export
 from ctxext.files import read_jsonl
 from ctxext.lm import LM
+from ctxext.methods import label
 from ctxext.prove import describe, prove
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink, start_sinks
@@ -67,26 +69,39 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
     base = door.open_base(experiment)
     with start_sinks(experiment, directory, wandb=wandb) as sinks:
         for method in experiment.zero_shot:
-            lm = base.with_method(method)
-            _evaluate(experiment, lm, f"{describe_methods(lm.scaling, lm.attention)}, zero-shot", directory, sinks)
+            _evaluate(experiment, base.with_method(method), 0, directory, sinks)
         if experiment.train.steps:
-            train(experiment, directory, base, sinks=sinks)
-            trained = door.load(directory.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
+            trained = _train(experiment, directory, base, sinks)
         else:
             trained = base.with_method(experiment.rope or base.scaling, experiment.attention)
-        name = describe_methods(trained.scaling, trained.attention)
-        name += f", {experiment.train.steps} steps at {experiment.train.seq_len}"
-        _evaluate(experiment, trained, name, directory, sinks)
+        name = _evaluate(experiment, trained, experiment.train.steps, directory, sinks)
+    for rope in experiment.baselines if experiment.train.steps else ():
+        slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
+        arm = dataclasses.replace(experiment, name=f"{experiment.name}-{slug}", rope=rope, zero_shot=(), baselines=(),
+                                  export=None)  # fmt: skip
+        place = RunDir(directory.baselines / slug).open(arm)
+        with start_sinks(arm, place, wandb=wandb) as sinks:
+            _evaluate(arm, _train(arm, place, base, sinks), arm.train.steps, directory, sinks)
     proof = None
     if experiment.export is not None:
         proof = _export(experiment, trained, name, directory)
     return Run(directory.path, read_jsonl(directory.rows_file), proof)
 
 
-def _evaluate(experiment: Experiment, lm: LM, name: str, run: RunDir, sinks: list[Sink]) -> None:
-    rows = evaluate(lm, experiment.evals, method_label=name, sink=run.rows_file)
+def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -> LM:
+    train(experiment, place, base, sinks=sinks)
+    return door.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
+
+
+def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]) -> str:
+    """Rows of one arm, into the run's file; returns the arm's name."""
+    how = f"{steps} steps at {experiment.train.seq_len}" if steps else "zero-shot"
+    method = describe_methods(lm.scaling, lm.attention)
+    name = f"{method}, {how}"
+    rows = evaluate(lm, experiment.evals, method_label=name, rope=method, steps=steps, sink=run.rows_file)
     for sink in sinks:
         sink.rows(rows)
+    return name
 
 
 def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:

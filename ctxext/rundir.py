@@ -27,6 +27,7 @@ class RunDir:
         self.provenance_file = self.path / "provenance.json"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
+        self.baselines = self.path / "baselines"
         self.base = self.path / "base"
 
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":

@@ -1,5 +1,9 @@
 """Models with a known score go through whole evaluations: the planted truth must come back, nothing more."""
 
+import dataclasses
+import hashlib
+import re
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -8,7 +12,7 @@ from toy_tokenizer import toy_source, toy_tokenizer
 
 from ctxext import tasks
 from ctxext.evals import Passkey, Perplexity
-from ctxext.evals.base import batches
+from ctxext.evals.base import batches, documents
 from ctxext.evals.oracle import SURPRISE, ContextCurve, EchoPrompt, PerfectReader, WindowReader
 from ctxext.files import append_jsonl, read_jsonl
 
@@ -35,6 +39,56 @@ def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
     assert [row["prompt_sha256"] for row in perfect] == [row["prompt_sha256"] for row in echo]  # paired
     assert len({row["prompt_sha256"] for row in perfect}) == len(perfect)  # a fresh prompt per item
     assert len({row["value"] for row in GRID(EchoPrompt(TOKENIZER))}) > 30
+
+
+# item names and prompts of version 0.1, in order
+ITEMS_AND_PROMPTS = {GRID: "05e072d773d91a10", KV: "9d9ef8e989915f1b"}
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_items_and_prompts_stay_what_they_were(evaluation):
+    rows = evaluation(EchoPrompt(TOKENIZER))
+    text = "".join(row["item"] + row["prompt_sha256"] for row in rows)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == ITEMS_AND_PROMPTS[evaluation]
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluation):
+    control = dataclasses.replace(evaluation, condition="no-needle")
+    ordinary, rows = list(evaluation(PerfectReader(TOKENIZER))), list(control(PerfectReader(TOKENIZER)))
+    assert not any(row["correct"] for row in rows)
+    haystack = documents(SOURCE, TOKENIZER)
+    for (item, (seq_len, depth, question)), row, twin in zip(control._grid().items(), rows, ordinary, strict=True):
+        assert (row["item"], twin["item"]) == (item, question) and item != question
+        keys = ("gold", "needle", "tokens", "seq_len", "depth", "distance", "haystack")
+        assert [row[key] for key in keys] == [twin[key] for key in keys]
+        prompt = control._example(PerfectReader(TOKENIZER), haystack, seq_len, depth, question).prompt
+        whole = evaluation._example(PerfectReader(TOKENIZER), haystack, seq_len, depth, question).prompt
+        inside = np.arange(row["needle"], row["needle"] + row["needle_tokens"])
+        assert len(prompt) == len(whole)
+        assert set(np.flatnonzero(prompt != whole)) <= set(inside)
+        assert row["value"] not in TOKENIZER.decode(prompt[inside].tolist())
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
+    control = dataclasses.replace(evaluation, condition="needle-only")
+    rows, ordinary = list(control(PerfectReader(TOKENIZER))), list(evaluation(PerfectReader(TOKENIZER)))
+    assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in rows)
+    records = evaluation.task.num_pairs if evaluation is KV else 1
+    record = r"\n# (?:key )?\w=\d+\n"
+    for (seq_len, depth, question), row, twin in zip(control._grid().values(), rows, ordinary, strict=True):
+        assert [row[key] for key in ("gold", "seq_len", "depth")] == [twin[key] for key in ("gold", "seq_len", "depth")]
+        assert row["condition"] == "needle-only" and row["haystack"] == []
+        example = control._example(PerfectReader(TOKENIZER), documents(SOURCE, TOKENIZER), seq_len, depth, question)
+        text = TOKENIZER.decode(example.prompt[1:].tolist())
+        assert re.fullmatch(rf"({record}){{{records}}}\n# (key )?\w=", text)
+        assert row["tokens"] == len(example.prompt) + len(example.answer) < seq_len
+
+
+def test_a_condition_that_is_none_says_which_there_are():
+    with pytest.raises(ValueError, match="'haystack' is not known; choose one of needle, no-needle, needle-only"):
+        Passkey(seq_lens=(64,), condition="haystack")  # pyright: ignore[reportArgumentType]
 
 
 @settings(max_examples=5, deadline=None)

@@ -1,8 +1,10 @@
 """A Llama-2-shaped checkpoint that transformers wrote goes the whole way: import, run, eval, export, proof, reload."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -10,19 +12,22 @@ from llamas import TINY, torch_llama
 
 import ctxext
 from ctxext.cli import main
+from ctxext.experiment import load_experiment
+from ctxext.methods import Linear
 
 EXPERIMENT = """
 from ctxext import tasks
 from ctxext.data import Mix, Stdlib, Synthetic
 from ctxext.evals import Passkey
 from ctxext.experiment import Experiment, Export, Train
-from ctxext.methods import Yarn
+from ctxext.methods import Linear, Yarn
 from ctxext.optim import Optim
 
 experiment = Experiment(
     name="whole-way", rope=Yarn(factor=2.0), data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
     optim=Optim(learning_rate=1e-3), train=Train(steps=2, seq_len=128, batch_size=2, remat="full"),
-    evals=(Passkey(seq_lens=(128,), depths=(0.5,), n=2),), export=Export(dtype="float32"),
+    evals=(Passkey(seq_lens=(128,), depths=(0.5,), n=2),), zero_shot=(Yarn(factor=2.0),), baselines=(Linear(2.0),),
+    export=Export(dtype="float32"),
 )
 """
 
@@ -51,3 +56,26 @@ def test_from_transformers_and_back(tmp_path: Path, capsys) -> None:
     for other in (ctxext.load(tmp_path / "base"), trained.with_method(ctxext.methods.make("none"))):
         assert np.abs(np.asarray(other.logits(tokens)) - theirs).max() > 1e-3 * scale
     assert main(["prove", str(run / "export"), "--against", str(run)]) == 0
+
+
+def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path) -> None:
+    torch_llama(tmp_path / "base")
+    (tmp_path / "experiment.py").write_text(EXPERIMENT)
+    experiment = dataclasses.replace(
+        load_experiment(tmp_path / "experiment.py"), init=str(tmp_path / "base"), export=None
+    )
+    rows = ctxext.run(experiment, run_dir=tmp_path / "run", wandb=False).rows
+    arms = {(row["rope"], row["steps"]): row["method"] for row in rows}
+    assert arms == {
+        ("yarn(factor=2)", 0): "yarn(factor=2), zero-shot",
+        ("yarn(factor=2)", 2): "yarn(factor=2), 2 steps at 128",
+        ("linear(factor=2)", 2): "linear(factor=2), 2 steps at 128",
+    }
+    assert len({row["prompt_sha256"] for row in rows}) == 2, "every arm is asked the same two questions"
+    alone = dataclasses.replace(experiment, rope=Linear(2.0), baselines=(), zero_shot=())
+    expected = ctxext.run(alone, run_dir=tmp_path / "alone", wandb=False)
+    baseline = ctxext.load(tmp_path / "run" / "baselines" / "linear-factor-2")
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), baseline.params, ctxext.load(expected.path).params)
+    assert jax.tree.all(equal)
+    again = ctxext.run(experiment, run_dir=tmp_path / "run", wandb=False).rows
+    assert again == rows, "a finished run is read, not repeated"

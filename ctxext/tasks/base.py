@@ -47,12 +47,15 @@ class Task(abc.ABC):
         self,
         rng: np.random.Generator,
         tokenizer: Encoder,
-        seq_len: int,
+        seq_len: int | None,
         *,
         depth: float | None = None,
         haystack: Haystack,
     ) -> Example:
-        """One question of exactly `seq_len` tokens, answer included; depth None: drawn. ValueError if it cannot fit."""
+        """One question of exactly `seq_len` tokens, answer included; depth None: drawn. ValueError if it cannot fit.
+
+        seq_len None: no haystack at all, the shortest prompt with what is asked, other records and the question.
+        """
 
     @abc.abstractmethod
     def training_row(
@@ -75,6 +78,14 @@ def encode_piece(tokenizer: Encoder, text: str) -> list[int]:
 def beginning(tokenizer: Encoder) -> list[int]:
     """What every prompt, row and window starts with: BOS where the tokenizer has one."""
     return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+
+def without_needle(example: Example, rng: np.random.Generator, haystack: Haystack) -> Example:
+    """The same prompt with haystack text where the needle was: who is right now has guessed."""
+    start, size = example.meta["needle"], example.meta["needle_tokens"]
+    text, pieces = draw_haystack(rng, haystack, size)
+    prompt = np.concatenate([example.prompt[:start], text, example.prompt[start + size :]])
+    return example._replace(prompt=prompt, meta={**example.meta, "in_place_of_needle": pieces})
 
 
 def draw_haystack(rng: np.random.Generator, haystack: Haystack, count: int) -> tuple[np.ndarray, list[list[int]]]:

@@ -27,7 +27,7 @@ class KeyValue(Task):
         self,
         rng: np.random.Generator,
         tokenizer: Encoder,
-        seq_len: int,
+        seq_len: int | None,
         *,
         depth: float | None = None,
         haystack: Haystack,

@@ -26,7 +26,7 @@ class Passkey(Task):
         self,
         rng: np.random.Generator,
         tokenizer: Encoder,
-        seq_len: int,
+        seq_len: int | None,
         *,
         depth: float | None = None,
         haystack: Haystack,

@@ -61,17 +61,21 @@ def draw_records(
 def records_example(
     rng: np.random.Generator,
     tokenizer: Encoder,
-    seq_len: int,
+    seq_len: int | None,
     records: Sequence[Record],
     *,
     task: str,
     depth: float | None,
     haystack: Haystack,
 ) -> Example:
-    """All records in `seq_len` tokens; the first is asked and sits at `depth` of the haystack, the others anywhere."""
+    """All records in `seq_len` tokens; the first is asked and sits at `depth` of the haystack, the others anywhere.
+
+    seq_len None: without any haystack.
+    """
     asked = records[0]
     head = beginning(tokenizer)
     needed = len(head) + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)
+    seq_len = needed if seq_len is None else seq_len
     if needed > seq_len:
         raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(records)} record(s), the question and "
                          f"the answer; the shortest is {needed} tokens")  # fmt: skip

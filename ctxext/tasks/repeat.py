@@ -24,7 +24,7 @@ class Repeat(Task):
         self,
         rng: np.random.Generator,
         tokenizer: Encoder,
-        seq_len: int,
+        seq_len: int | None,
         *,
         depth: float | None = None,
         haystack: Haystack,
@@ -32,6 +32,7 @@ class Repeat(Task):
         """The string at `depth` (0 first, 1 just before the cue) in exactly `seq_len` tokens, answer included."""
         head, size = beginning(tokenizer), self.num_cue + self.num_answer
         needed = len(head) + 2 * size
+        seq_len = needed if seq_len is None else seq_len
         if needed > seq_len:
             raise ValueError(f"{self.name}: a prompt of {seq_len} tokens cannot hold the string and its cue; "
                              f"the shortest is {needed} tokens")  # fmt: skip
