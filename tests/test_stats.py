@@ -3,8 +3,20 @@
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from scipy.optimize import isotonic_regression
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
-from ctxext.evals.stats import paired_bootstrap, ratio_bootstrap, wilson
+from ctxext.evals.stats import (
+    _non_increasing,
+    effective_length,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    ratio_bootstrap,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +36,7 @@ def test_wilson_equals_scipy_everywhere():
         for k in {0, 1, n // 3, n - 1, n}:
             expected = scipy_stats.binomtest(k, n).proportion_ci(method="wilson")
             np.testing.assert_allclose(wilson(k, n)[1:], [expected.low, expected.high], atol=1e-12)
+            np.testing.assert_allclose(wilson(k, n)[1:], proportion_confint(k, n, method="wilson"), atol=1e-12)
     assert wilson(0, 9)[1] == 0 and wilson(9, 9)[2] == 1
     for k, n in ((0, 0), (3, 2), (-1, 4)):
         with pytest.raises(ValueError, match="is not a rate"):
@@ -82,3 +95,100 @@ def test_ratio_weights_by_denominator_and_says_when_it_knows_no_interval():
         ratio_bootstrap([], [])
     with pytest.raises(ValueError, match="are not pairs"):
         paired_bootstrap([1], [1, 2])
+
+
+def test_bootstrap_of_pairs_equals_scipy_s():
+    rng = np.random.default_rng(4)
+    a, b = rng.random(80) < 0.5, rng.random(80) < 0.7
+    mine = paired_bootstrap(a, b, samples=20000)
+    theirs = scipy_stats.bootstrap(
+        (b * 1.0 - a,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    np.testing.assert_allclose([mine.low, mine.high], [theirs.low, theirs.high], atol=0.0126)  # a step of 1/80
+
+
+def test_without_clusters_correlated_items_look_more_certain_than_they_are():
+    """Items of one haystack are right or wrong together: 20 documents of 5 items, a planted difference of 0.2."""
+    rng = np.random.default_rng(6)
+    covered = np.zeros(2)
+    for trial in range(300):
+        document = np.repeat(np.arange(20), 5)
+        effect = np.repeat(rng.random((2, 20)) < [[0.5], [0.7]], 5, axis=1)
+        for i, clusters in enumerate((document.tolist(), None)):
+            _, low, high = paired_bootstrap(effect[0], effect[1], clusters, seed=trial, samples=300)
+            covered[i] += low <= 0.2 <= high
+    clustered, naive = covered / 300
+    assert 0.89 <= clustered <= 0.98
+    assert naive < 0.75
+
+
+def test_mcnemar_equals_statsmodels_exact_test():
+    for only_a, only_b in ((0, 0), (0, 5), (3, 9), (10, 10), (40, 21)):
+        table = [[7, only_a], [only_b, 3]]
+        assert mcnemar(only_a, only_b) == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue, abs=1e-12)
+    with pytest.raises(ValueError, match="cannot be negative"):
+        mcnemar(-1, 2)
+
+
+def test_holm_equals_statsmodels():
+    rng = np.random.default_rng(7)
+    for size in (1, 2, 7, 30):
+        p = rng.random(size) ** 3
+        np.testing.assert_allclose(holm(p.tolist()), multipletests(p, method="holm")[1], atol=1e-15)
+    assert holm([]) == []
+
+
+def answers(rates: dict[int, float], n: int = 200) -> tuple[list[int], list[bool], list[int]]:
+    """n items per length of which exactly a `rate` is right, each its own cluster."""
+    rows = [(length, i < round(rate * n)) for length, rate in rates.items() for i in range(n)]
+    return [length for length, _ in rows], [right for _, right in rows], list(range(len(rows)))
+
+
+def test_effective_length_of_known_rates():
+    home = [True] * 90 + [False] * 10  # the bar is 0.85 x 0.9 = 0.765
+    at = list(range(100))
+    found = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), home, at)
+    assert found.value == pytest.approx(2**9.5) and found.censored == ""  # half way between 0.865 and 0.665
+    assert (found.low, found.high) == (512, 1024)
+    assert effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), home, at)[::3] == (1024, ">")
+    assert effective_length(*answers({256: 0.5, 512: 0.9, 1024: 0.2}), home, at)[::3] == (256, "<")
+    # The rates are made non-increasing: a dip is pooled with the rise behind it, as isotonic regression does.
+    pooled = effective_length(*answers({256: 0.9, 512: 0.7, 768: 0.9, 1024: 0.1}), home, at)
+    share = (0.8 - 0.765) / (0.8 - 0.1)
+    assert pooled.value == pytest.approx(2 ** (np.log2(768) * (1 - share) + 10 * share))
+
+
+def test_rates_are_those_of_isotonic_regression():
+    rng = np.random.default_rng(8)
+    for _ in range(50):
+        asked = rng.integers(1, 30, size=6).astype(float)
+        right = rng.binomial(asked.astype(int), rng.random(6)).astype(float)
+        expected = isotonic_regression(right / asked, weights=asked, increasing=False).x
+        np.testing.assert_allclose(_non_increasing(right[None], asked[None])[0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("steepness", "middle"), [(2, 9.6), (4, 9.7), (8, 9.3), (20, 9.3)])
+def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, middle):
+    """Rates fall as a logistic in log2 length; documents carry five of 40 items each, their luck is shared.
+
+    A percentile interval of the interpolated crossing covers 0 to 95 % of such curves (measured): between two lengths
+    they are not straight. Bounds at lengths that were tried cover all of them, at the price of being coarse.
+    """
+    rng, lengths, covered, trials = np.random.default_rng(9), np.array([256, 512, 768, 1024]), 0, 150
+
+    def rate(x):
+        return 0.95 / (1 + np.exp(steepness * (x - middle)))
+
+    grid = np.linspace(7, 12, 5001)
+    truth = np.clip(2 ** grid[np.argmin(abs(rate(grid) - 0.85 * 0.95))], 256, 1024)
+    for trial in range(trials):
+        document = rng.integers(24, size=(4, 40))
+        luck = rng.normal(size=24)[document] * 0.45 + rng.normal(size=(4, 40)) * 0.2**0.5 * 2
+        right = scipy_stats.norm.cdf(luck, scale=luck.std()) < rate(np.log2(lengths))[:, None]
+        home = rng.random(40) < 0.95
+        found = effective_length(
+            np.repeat(lengths, 40).tolist(), right.ravel(), document.ravel().tolist(), home, list(range(40)),
+            samples=300, seed=trial,
+        )  # fmt: skip
+        covered += found.low <= truth <= found.high
+    assert covered / trials >= 0.93

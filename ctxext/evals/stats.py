@@ -1,7 +1,8 @@
 """Intervals for rates, differences and ratios; everything random is seeded, and the unit of chance is the cluster."""
 
+import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -77,3 +78,111 @@ def paired_bootstrap(
     difference = np.asarray(b, np.float64) - np.asarray(a, np.float64)
     ones = np.ones(len(difference))
     return ratio_bootstrap(difference, ones, clusters, samples=samples, seed=seed, level=level)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided McNemar p-value: 2 P(X <= min(b, c)), X ~ binomial(b + c, 1/2), at most 1.
+
+    only_a, only_b: items that one method has right and the other wrong. Raises ValueError for negative counts.
+    """
+    if min(only_a, only_b) < 0:
+        raise ValueError(f"counts of discordant pairs cannot be negative, got {only_a} and {only_b}")
+    n = only_a + only_b
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the given order: the k-th smallest of m times m - k + 1, made increasing."""
+    p, m = np.asarray(p_values, np.float64), len(p_values)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(m)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(m, 0, -1)))
+    return adjusted.tolist()
+
+
+class Effective(NamedTuple):
+    """An effective length and its 95 % bounds, tokens.
+
+    censored: ">" if the longest length tried is still above the bar, "<" if the shortest is already below it.
+    """
+
+    value: float
+    low: float
+    high: float
+    censored: Literal["", ">", "<"]
+
+
+def effective_length(
+    lengths: Sequence[int],
+    correct: Numbers,
+    clusters: Sequence[Hashable],
+    home: Numbers,
+    home_clusters: Sequence[Hashable],
+    *,
+    tau: float = 0.85,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Effective:
+    """The length up to which the rate stays at tau x the rate at home or above.
+
+    Rates by length are made non-increasing (isotonic regression); `value` is where they cross the bar, interpolated in
+    log2 length. Between two lengths that were tried nothing is known of the curve, so the bounds are lengths that were
+    tried: each redraw of the clusters (of home, too, which may be another model) gives the last length above the bar
+    and the first below it; `low` is a low quantile of the former, `high` a high one of the latter. Every redrawn rate
+    has a Gamma(1/2)-weighted right and wrong answer added (Jeffreys), or else 40 of 40 would count as certain.
+    lengths: tokens, an entry per item like `correct` and `clusters`; home: right or wrong per item of the comparison.
+    Raises ValueError if the sequences do not fit each other or are empty.
+    """
+    if not len(lengths) == len(correct) == len(clusters) or not len(home) == len(home_clusters):
+        raise ValueError("lengths, correct and clusters must be equally many, home and home_clusters too")
+    if not len(lengths) or not len(home):
+        raise ValueError("an effective length needs answers, and answers at home")
+    tried = np.unique(lengths)
+    right, asked = _by_cluster(clusters, np.searchsorted(tried, lengths), correct, len(tried))
+    home_right, home_asked = _by_cluster(home_clusters, np.zeros(len(home), int), home, 1)
+    rate = _non_increasing(right.sum(0)[None], asked.sum(0)[None])[0]
+    bar = tau * home_right.sum() / home_asked.sum()
+    above = int((rate >= bar).sum())
+    if above in (0, len(tried)):
+        value, censored = float(tried[0 if above == 0 else -1]), "<" if above == 0 else ">"
+    else:
+        share = (rate[above - 1] - bar) / (rate[above - 1] - rate[above])
+        value, censored = float(np.exp2(np.interp(share, [0, 1], np.log2(tried[above - 1 : above + 1])))), ""
+    rng = np.random.default_rng(seed)
+
+    def redraw(right: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        drawn = rng.multinomial(len(right), np.full(len(right), 1 / len(right)), size=samples)
+        yes, no = rng.gamma(0.5, size=(2, samples, right.shape[1]))
+        return drawn @ right + yes, drawn @ asked + yes + no
+
+    there, here = redraw(right, asked), redraw(home_right, home_asked)
+    counts = (_non_increasing(*there) >= tau * here[0] / here[1]).sum(-1)
+    last, first = tried[np.maximum(counts - 1, 0)], tried[np.minimum(counts, len(tried) - 1)]
+    low = np.quantile(last, (1 - level) / 2, method="lower")
+    high = np.quantile(first, (1 + level) / 2, method="higher")
+    return Effective(value, float(low), float(high), censored)
+
+
+def _by_cluster(
+    clusters: Sequence[Hashable], column: np.ndarray, correct: Numbers, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right and asked, [clusters, lengths]."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
+    right, asked = np.zeros((2, len(number), width))
+    index = [number[key] for key in clusters], column
+    np.add.at(right, index, np.asarray(correct, np.float64))
+    np.add.at(asked, index, 1.0)
+    return right, asked
+
+
+def _non_increasing(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Isotonic rates [..., lengths]: at i, the least over j <= i of the greatest mean over j .. k, k >= i."""
+    lengths = right.shape[-1]
+    yes, total = (np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, -1)], -1) for x in (right, asked))
+    out = np.full(right.shape, np.inf)
+    for j in range(lengths):
+        means = (yes[..., j + 1 :] - yes[..., j, None]) / (total[..., j + 1 :] - total[..., j, None])
+        greatest = np.maximum.accumulate(means[..., ::-1], -1)[..., ::-1]
+        out[..., j:] = np.minimum(out[..., j:], greatest)
+    return out
