@@ -170,7 +170,7 @@ def _by_cluster(
     """Right and asked, [clusters, lengths]."""
     number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
     right, asked = np.zeros((2, len(number), width))
-    index = [number[key] for key in clusters], column
+    index = np.array([number[key] for key in clusters]), column
     np.add.at(right, index, np.asarray(correct, np.float64))
     np.add.at(asked, index, 1.0)
     return right, asked
