@@ -3,14 +3,14 @@
     ctxext train experiments/tiny_start.py --run-dir runs/tiny-start
 
 Rows of the full window from the start, with smaller initial weights, stayed at chance for 5 M tokens
-(experiments/LOG.md). What follows is experiments/tiny_base.py.
+(experiments/LOG.md). What follows is experiments/tiny_window.py.
 """
 
 from ctxext import tasks
 from ctxext.data import Mix, Synthetic
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.optim import Optim
-from tiny_base import model
+from tiny_window import model
 
 experiment = Experiment(
     name="tiny-start",
