@@ -1,0 +1,69 @@
+"""Two arms on the questions that both were asked: pairs, differences, and the family their p-values belong to."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ctxext.evals.stats import Interval, holm, mcnemar, paired_bootstrap, wilson
+from ctxext.report.rows import Arm, Row, document
+
+ALPHA = 0.05
+Pair = tuple[Row, Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """b minus a: percentage `points` with a paired interval, exact McNemar `p`, and Holm's `adjusted` in a family."""
+
+    a: Arm
+    b: Arm
+    n: int
+    right_a: int
+    right_b: int
+    only_a: int
+    only_b: int
+    points: Interval
+    p: float
+    adjusted: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether a difference is shown at the 5 % level, all comparisons of the family taken together."""
+        return self.adjusted < ALPHA
+
+
+def pairs(a: Iterable[Row], b: Iterable[Row]) -> list[Pair]:
+    """Rows of both arms for the same prompt; with another tokenizer the same item is another prompt, and no pair."""
+    there = {row["item"]: row for row in a}
+    both = [(there[row["item"]], row) for row in b if row["item"] in there]
+    return [(x, y) for x, y in both if x["prompt_sha256"] == y["prompt_sha256"]]
+
+
+def paired(both: Sequence[Pair]) -> Interval:
+    """Percentage points of the second over the first; clusters are the haystack documents."""
+    a, b = ([100 * row["correct"] for row in side] for side in zip(*both, strict=True))
+    if a == b:  # a bootstrap of equal pairs would be certain; what n agreeing pairs leave open is 0 of n
+        most = 100 * (wilson(0, len(a)).high or 0)
+        return Interval(0.0, -most, most)
+    return paired_bootstrap(a, b, [document(row) for row, _ in both])
+
+
+def compare(a: Arm, b: Arm, both: Sequence[Pair]) -> Comparison:
+    """b against a over pairs, at least one; not yet adjusted."""
+    only_a = sum(x["correct"] and not y["correct"] for x, y in both)
+    only_b = sum(y["correct"] and not x["correct"] for x, y in both)
+    right_a, right_b = sum(x["correct"] for x, _ in both), sum(y["correct"] for _, y in both)
+    p = mcnemar(only_a, only_b)
+    return Comparison(a, b, len(both), right_a, right_b, only_a, only_b, paired(both), p, p)
+
+
+def family(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with p-values adjusted for each other."""
+    adjusted = holm([c.p for c in comparisons])
+    return [replace(c, adjusted=p) for c, p in zip(comparisons, adjusted, strict=True)]
+
+
+def flipped(c: Comparison) -> Comparison:
+    """The same comparison seen from the other side."""
+    low, high = (None if x is None else -x for x in (c.points.high, c.points.low))
+    return Comparison(c.b, c.a, c.n, c.right_b, c.right_a, c.only_b, c.only_a, Interval(-c.points.value, low, high),
+                      c.p, c.adjusted)  # fmt: skip

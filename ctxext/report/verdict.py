@@ -1,0 +1,178 @@
+"""The verdict in words: sentences that follow from rows, each left out where its data are missing."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ctxext.evals.stats import Effective, Interval
+from ctxext.report.compare import Comparison
+from ctxext.report.rows import Arm, Row, latest, questions
+from ctxext.report.study import TAU, Study, adjusted, between
+
+
+class Finding(NamedTuple):
+    """A sentence and the question it answers: works, far, compared, sure."""
+
+    answers: str
+    text: str
+
+
+def verdict(rows: Iterable[Row]) -> list[str]:
+    """Does it work, how far, compared with what, how sure: one sentence each and per arm, the answer first."""
+    return [finding.text for finding in findings(latest(rows))]
+
+
+def findings(rows: Sequence[Row], studies: Sequence[Study] | None = None) -> list[Finding]:
+    """The verdict with the question that each sentence answers; all retrieval tasks, p-values adjusted over all."""
+    if not rows:
+        return [Finding("works", "There are no rows: nothing was evaluated.")]
+    studies = [Study(q) for q in questions(rows)] if studies is None else studies
+    if not studies:
+        return [Finding("works", "No retrieval was asked; perplexity alone does not say how far a model reads.")]
+    made = adjusted(studies)
+    total = sum(map(len, made))
+    found = []
+    for study, mine in zip(studies, made, strict=True):
+        prefix = f"{study.question.task}: " if len(studies) > 1 else ""
+        found += [Finding(f.answers, prefix + f.text) for f in _about(study, mine, total)]
+    return found
+
+
+def _about(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
+    unscaled = [study.unscaled(arm) for arm in study.trained if not arm.plain]
+    return [
+        *_works(study, made),
+        *(Finding("far", text) for text in _far(study)),
+        *(Finding("compared", _against_unscaled(between(made, other, arm), total))
+          for arm, other in zip([a for a in study.trained if not a.plain], unscaled, strict=True)
+          if between(made, other, arm)),
+        *(Finding("compared", text) for text in _ties(study, made)),
+        *(Finding("compared", text) for text in _training(study, made)),
+        *(Finding("sure", text) for text in _asked(study)),
+    ]  # fmt: skip
+
+
+def _works(study: Study, made: Sequence[Comparison]) -> list[Finding]:
+    """The first sentence: does the best trained arm read beyond the window, and more than training alone would give?"""
+    best, length = study.best, study.question.longest
+    if best is None:
+        return [Finding("works", _no_best(study))]
+    far = study.reaches.get(best)
+    against = between(made, study.unscaled(best), best)
+    beyond = far is not None and far.low > best.window
+    more = against is not None and against.shown and against.points.value > 0
+    if far is None:
+        start = f"No bar for {best.words}, so no answer to how far it reads"
+    elif beyond:
+        start = f"Yes: {best.words} reads beyond the window"
+    else:
+        start = f"Not shown: {best.words} may read no further than the window"
+    joint = ", and" if beyond and more else ", but" if beyond or more else ";"
+    if against is None:
+        end = "; the same training without scaling is not here to compare with"
+    elif more:
+        end = f"{joint} answers more at {length} tokens than the same training without scaling"
+    elif against.shown:
+        end = f"{joint} answers less at {length} tokens than the same training without scaling"
+    else:
+        end = f"{joint} no difference to the same training without scaling is shown at {length} tokens"
+    return [Finding("works", f"{start}{end}.")]
+
+
+def _no_best(study: Study) -> str:
+    if any(arm.steps is None for arm in study.question.arms):
+        return "These rows do not say which arms were trained (an older version wrote them): no arms are compared."
+    if any(arm.trained for arm in study.question.arms):
+        return f"No trained arm with a method was asked at {study.question.longest} tokens."
+    return "No arm here was trained: these are zero-shot measurements."
+
+
+def _far(study: Study) -> list[str]:
+    focus = study.trained or list(study.reaches)
+    found = [(arm, study.reaches[arm]) for arm in focus if arm in study.reaches]
+    return [reach_text(arm, far, study.question.longest) for arm, far in sorted(found, key=lambda x: -x[1].value)]
+
+
+def reach_text(arm: Arm, far: Effective, longest: int) -> str:
+    """As in: yarn(factor=4) after 60 steps reads to 3.8x the window [3.1, > 4.0]."""
+    asked = f", the longest length asked being {longest} tokens" if far.censored == ">" else ""
+    return f"{arm.words} reads to {windows(far, arm)}{asked}."
+
+
+def windows(far: Effective, arm: Arm) -> str:
+    """An effective context in windows: `> 4.0x the window [3.6, > 4.0]`."""
+    value = f"{far.censored} {far.value / arm.window:.1f}".strip()
+    return f"{value}x the window {bounds(far, arm)}"
+
+
+def bounds(far: Effective, arm: Arm) -> str:
+    """The interval in windows."""
+    return f"[{far.low / arm.window:.1f}, {far.high / arm.window:.1f}]"
+
+
+def _against_unscaled(c: Comparison | None, total: int) -> str:
+    assert c is not None
+    return (f"{c.b.words} against the same training without scaling: {c.right_b}/{c.n} to {c.right_a}/{c.n}, "
+            f"{points(c.points)}, McNemar {p_text(c.p)}, {adjusted_text(c)} over {total} "
+            f"comparison{'s' * (total != 1)}.")  # fmt: skip
+
+
+def _ties(study: Study, made: Sequence[Comparison]) -> list[str]:
+    others = [between(made, study.best, arm) for arm in study.trained if study.best and arm != study.best]
+    same = [c for c in others if c is not None and not c.shown]
+    if not same or study.best is None:
+        return []
+    names = "; ".join(f"{c.b.words} ({points(c.points)}, {adjusted_text(c)})" for c in same)
+    return [f"Not distinguishable from the best here, {study.best.words}: {names}."]
+
+
+def _training(study: Study, made: Sequence[Comparison]) -> list[str]:
+    found = [between(made, study.zero_shot(arm), arm) for arm in study.trained]
+    return [_training_text(c) for c in found if c is not None]
+
+
+def _training_text(c: Comparison) -> str:
+    if c.shown:
+        said = "training helped" if c.points.value > 0 else "training hurt"
+    else:
+        said = "no effect of training is shown"
+    return (f"{c.b.words} against the same method zero-shot: {c.right_b}/{c.n} to {c.right_a}/{c.n}, "
+            f"{points(c.points)}, {adjusted_text(c)}: {said}.")  # fmt: skip
+
+
+def _asked(study: Study) -> list[str]:
+    question = study.question
+    sizes = sorted({len(rows) for arm in question.arms for n in question.seq_lens if (rows := question.of(arm, n))})
+    many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    depths = len({row["depth"] for row in question.rows})
+    lengths = _list([str(n) for n in question.seq_lens])
+    text = (f"Asked: {many} questions ({question.task}, {depths} depth{'s' * (depths != 1)}) of every arm at each of "
+            f"{lengths} tokens")  # fmt: skip
+    texts = [f"{text}; differences are at {question.longest} tokens." if study.comparisons() else f"{text}."]
+    for home in study.homes:
+        score = f"{home.right}/{len(home.rows)} at its window of {home.arm.window} tokens"
+        if home.right:
+            which = f" ({home.arm.series[0]})" if len(study.homes) > 1 else ""
+            texts.append(f"The bar is {TAU:g} of what the base{which} answers at home, {score}.")
+        else:
+            texts.append(f"The base answers {score}: there is no bar, and no effective context.")
+    if not study.homes:
+        texts.append("The base without scaling was not asked at its window: there is no bar, and no effective context.")
+    return texts
+
+
+def points(x: Interval) -> str:
+    """As in: +68 points [+52, +80]."""
+    return f"{x.value:+.0f} points" + ("" if x.low is None or x.high is None else f" [{x.low:+.0f}, {x.high:+.0f}]")
+
+
+def p_text(p: float, name: str = "p") -> str:
+    """As in: p = 0.012; p < 0.0001."""
+    return f"{name} < 0.0001" if p < 0.0001 else f"{name} = {p:.2g}"
+
+
+def adjusted_text(c: Comparison) -> str:
+    return p_text(c.adjusted, "Holm-adjusted p")
+
+
+def _list(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
