@@ -155,7 +155,9 @@ def _asked(study: Study) -> list[str]:
             texts.append(f"The bar is {TAU:g} of what the base{which} answers at home, {score}.")
         else:
             texts.append(f"The base answers {score}: there is no bar, and no effective context.")
-    if not study.homes:
+    if not study.homes and any(arm.steps is None for arm in question.arms):
+        texts.append("Nor do the rows say which arm is the base: there is no bar, and no effective context.")
+    elif not study.homes:
         texts.append("The base without scaling was not asked at its window: there is no bar, and no effective context.")
     return texts
 

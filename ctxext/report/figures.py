@@ -1,0 +1,209 @@
+"""The charts of the page, each with the numbers it shows as a table."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ctxext.evals.stats import Effective
+from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
+from ctxext.report.look import length_axis, linear_axis, log_axis
+from ctxext.report.rows import Arm, Row, cells, group, perplexity, position, rate, series
+from ctxext.report.runs import Spectrum
+from ctxext.report.study import TAU, Study
+from ctxext.report.verdict import bounds
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text in cells; the first of a row is its header."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle only (ceiling)"}
+Looks = dict[tuple[str, str], tuple[str, Style]]
+"""(short label, style) of every arm, the same in every chart."""
+
+
+def effective(study: Study, looks: Looks, key: str) -> Chart | None:
+    """Effective context of every arm, with arrows where the lengths asked do not bound it."""
+    far = sorted(study.reaches.items(), key=lambda item: -item[1].value)
+    if not far:
+        return None
+    lengths = [n / arm.window for arm, _ in far for n in study.question.seq_lens]
+    low, high = min(1.0, *lengths), max(4.0, *lengths)
+    axis = Axis("effective context, windows", low / 1.15, high * 1.15, _doublings(low, high), log=True)
+    dots, rows = [], []
+    for arm, value in far:
+        point = Point(value.value / arm.window, 0, value.low / arm.window, value.high / arm.window)
+        asked = [row["seq_len"] for row in study.question.of(arm)]
+        dots.append((Line("", arm.name, looks[arm.series][1], [point]), _arrows(value, min(asked), max(asked))))
+        sign = {">": "at the longest length still above the bar", "<": "at the shortest already below the bar"}
+        rows.append([arm.name, f"{value.censored} {value.value / arm.window:.2f}".strip(), bounds(value, arm),
+                     f"{value.censored} {value.value:.0f}".strip(), sign.get(value.censored, "")])  # fmt: skip
+    marks = [Mark(1, "the window"), Mark(4, "4x")]
+    title = f"{study.question.task}: effective context"
+    text = (f"Dots with 95 % intervals for {len(far)} arms: the length up to which each answers at least {TAU:g} of "
+            "what the base answers at home.")  # fmt: skip
+    return Chart(title, text, dot_chart(title, text, dots, axis, key=key, marks=marks),
+                 ["arm", "windows", "95 % interval, windows", "tokens", "censored"], rows)  # fmt: skip
+
+
+def _arrows(value: Effective, shortest: float, longest: float) -> str:
+    return "<" * (value.low <= shortest) + ">" * (value.high >= longest)
+
+
+def rates(study: Study, looks: Looks, key: str) -> Chart:
+    """Right answers by length with Wilson whiskers: every arm, the controls of one, and the base at home."""
+    question = study.question
+    names = {arm.series: arm.name for arm in question.arms}
+    lines, rows = [], []
+    for (who, kind), found in group(
+        cells(question.rows, rate) + cells(question.controls, rate),
+        lambda cell: (series(cell), cell.get("condition", "needle")),
+    ).items():
+        name = f"{names.get(who, who[1])}{', ' + CONTROLS.get(kind, kind) if kind != 'needle' else ''}"
+        rows += [[name, f"{cell['seq_len']:,}", f"{cell['correct']}/{cell['n']}", _percent(cell["rate"]),
+                  f"[{_percent(cell['low'])}, {_percent(cell['high'])}]", f"{cell['answer_probability']:.2f}"]
+                 for cell in found]  # fmt: skip
+        if kind == "needle" or who == _lead(study):
+            label, style = looks[who] if kind == "needle" else (CONTROLS.get(kind, kind), Style(7, True))
+            at = [Point(c["seq_len"], 100 * c["rate"], 100 * c["low"], 100 * c["high"]) for c in _sorted(found)]
+            lines.append(Line(label, name, style, at))
+    marks = [Mark(question.rows[0]["window"], "window")]
+    for home in study.homes[:1]:
+        marks.append(Mark(100 * TAU * home.right / len(home.rows), f"bar: {TAU:g} of the base at home", False))
+    title = f"{question.task}: right answers by length"
+    text = f"Lines for {len(lines)} arms and controls with 95 % Wilson whiskers; percent right against tokens."
+    y = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
+    svg = line_chart(title, text, lines, length_axis(question.seq_lens), y, key=key, marks=marks, height=330)
+    return Chart(title, text, svg, ["arm", "tokens", "right", "%", "95 % interval", "p(answer)"], rows, _legend(lines))
+
+
+def _lead(study: Study) -> tuple[str, str] | None:
+    """The arm whose controls are drawn: the best, else the first that has any."""
+    who = list(dict.fromkeys(series(row) for row in study.question.controls))
+    return study.best.series if study.best and study.best.series in who else who[0] if who else None
+
+
+def controls(study: Study) -> Table | None:
+    """Floor and ceiling of every arm, and the base at home, by length."""
+    question, lengths = study.question, study.question.seq_lens
+    names = {arm.series: arm.name for arm in question.arms}
+    lines = []
+    for (kind, who), found in group(cells(question.controls, rate), lambda c: (c["condition"], series(c))).items():
+        by_length = {cell["seq_len"]: _rate_text(cell) for cell in found}
+        lines.append([f"{CONTROLS.get(kind, kind)}, {names.get(who, who[1])}",
+                      *(by_length.get(n, "\u2013") for n in lengths)])  # fmt: skip
+    for home in study.homes:
+        cell = _rate_text(rate(home.rows))
+        lines.append([f"base at home, {home.arm.name}", *(cell if n == home.arm.window else "" for n in lengths)])
+    header = ["control", *(f"{n:,} tokens" for n in lengths)]
+    return Table(f"{question.task}: controls, right / asked [95 % interval, %]", header, lines) if lines else None
+
+
+def _rate_text(cell: Row) -> str:
+    return f"{cell['correct']}/{cell['n']} [{_percent(cell['low'])}, {_percent(cell['high'])}]"
+
+
+def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
+    """Perplexity of the same targets with more context; log y."""
+    found = cells(rows, perplexity)
+    lines = _lines(found, arms, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"]), "band")
+    title = "Perplexity of the same tokens with more context"
+    text = f"Lines for {len(lines)} arms with 95 % bands over documents; lower is better."
+    y = log_axis("perplexity", [p.y for line in lines for p in line.points])
+    svg = line_chart(title, text, lines, length_axis(sorted({c["seq_len"] for c in found})), y, key=key,
+                     marks=[Mark(found[0]["window"], "window")])  # fmt: skip
+    names = {arm.series: arm.name for arm in arms}
+    table = [[names[series(c)], f"{c['seq_len']:,}", f"{c['perplexity']:.2f}", _between(c["low"], c["high"], ".2f"),
+              f"{c['bits_per_byte']:.3f}", f"{c['count']:,}", str(c["documents"])] for c in found]  # fmt: skip
+    header = ["arm", "tokens", "perplexity", "95 % interval", "bits per byte", "target tokens", "documents"]
+    return Chart(title, text, svg, header, table, _legend(lines))
+
+
+def positions(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
+    """Nats per token by the number of tokens seen before, at the longest length."""
+    found = cells(rows, position)
+    lines, table = [], []
+    for arm, cell in ((arm, cell) for cell in found for arm in arms if arm.series == series(cell)):
+        edges = list(zip(cell["edges"], cell["edges"][1:], strict=False))
+        bins = list(zip(edges, cell["nll"], cell["low"], cell["high"], cell["count"], strict=True))
+        label, style = looks[arm.series]
+        at = [Point(math.sqrt(a * (b - 1)), nll, low, high) for (a, b), nll, low, high, _ in bins]
+        lines.append(Line(label, arm.name, style, at, "band", markers=False))
+        table += [[arm.name, f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}", f"{nll:.3f}",
+                   _between(low, high, ".3f"), f"{n:,}"] for (a, b), nll, low, high, n in bins]  # fmt: skip
+    title = f"Nats per token by position, at length {found[0]['seq_len']:,}"
+    text = f"Lines for {len(lines)} arms with 95 % bands over documents, against tokens seen before; lower is better."
+    last = found[0]["edges"][-1]
+    x = Axis("tokens seen before", 1, last, [(4**i, f"{4**i:,}") for i in range(12) if 4**i <= last], log=True)
+    y = linear_axis("nats per token", [p.y for line in lines for p in line.points])
+    svg = line_chart(title, text, lines, x, y, key=key, marks=[Mark(found[0]["window"], "window")])
+    return Chart(title, text, svg, ["arm", "tokens seen", "nats per token", "95 % interval", "tokens"], table,
+                 _legend(lines))  # fmt: skip
+
+
+def losses(curves: dict[str, list[Row]], styles: dict[str, Style], key: str) -> Chart:
+    """Training loss by step of a run and its baselines."""
+    lines = [
+        Line(name, name, styles[name], [Point(r["step"], r["loss"]) for r in rows], "none", markers=len(rows) < 40)
+        for name, rows in curves.items()
+    ]
+    title, text = "Training loss", f"Mean nats per token of logged steps, {len(lines)} curves on the same axes."
+    last = max(row["step"] for rows in curves.values() for row in rows)
+    y = linear_axis("nats per token", [p.y for line in lines for p in line.points])
+    svg = line_chart(title, text, lines, linear_axis("step", [0, last], zero=True), y, key=key)
+    table = [[name, f"{r['step']:,}", f"{r['loss']:.4f}"] for name, rows in curves.items() for r in rows]
+    return Chart(title, text, svg, ["trained", "step", "loss"], table, _legend(lines))
+
+
+def wavelengths(spectra: Sequence[Spectrum], styles: dict[str, Style], key: str) -> Chart:
+    """Tokens per turn of each pair, log y; above the window a pair never made a whole turn in pre-training."""
+    lines, table, window = [], [], spectra[0].window
+    for s in spectra:
+        at = [Point(i, w) for i, w in enumerate(s.wavelengths.tolist()) if math.isfinite(w)]
+        lines.append(Line(s.method, s.method, styles[s.method], at, "none", markers=len(at) <= 32))
+        table += [[s.method, str(i), f"{w:,.1f}" if math.isfinite(w) else "never turns", f"{w / window:.3g}"]
+                  for i, w in enumerate(s.wavelengths.tolist())]  # fmt: skip
+    slow = sum(w > window for w in spectra[0].wavelengths)
+    title = "Wavelength of every rotary pair"
+    text = (f"Tokens per turn against the number of the pair, {len(lines)} methods. Of {spectra[0].method}, {slow} of "
+            f"{len(spectra[0].wavelengths)} pairs are longer than the window of {window:,} tokens: they made no whole "
+            "turn in pre-training.")  # fmt: skip
+    y = log_axis("tokens per turn", [*(p.y for line in lines for p in line.points), 4 * window])
+    marks = [Mark(window, "the window", False), Mark(4 * window, "4x the window", False)]
+    svg = line_chart(title, text, lines, linear_axis("pair", [0, len(spectra[0].wavelengths) - 1], zero=True), y,
+                     key=key, marks=marks, height=330)  # fmt: skip
+    return Chart(title, text, svg, ["method", "pair", "tokens per turn", "windows"], table, _legend(lines))
+
+
+def _lines(found, arms, looks, point, interval) -> list[Line]:
+    return [
+        Line(looks[arm.series][0], arm.name, looks[arm.series][1],
+             [point(c) for c in _sorted(found) if series(c) == arm.series], interval)
+        for arm in arms if any(series(c) == arm.series for c in found)
+    ]  # fmt: skip
+
+
+def _sorted(found: Sequence[Row]) -> list[Row]:
+    return sorted(found, key=lambda cell: cell["seq_len"])
+
+
+def _legend(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    return [(swatch(line.style), line.name) for line in lines]
+
+
+def _doublings(low: float, high: float) -> list[tuple[float, str]]:
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    return [(2.0**i, f"{2.0**i:g}x") for i in powers]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _between(low: float | None, high: float | None, form: str) -> str:
+    return "one document gives none" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"

@@ -1,0 +1,107 @@
+"""Heatmaps as tables: k/n by length and depth or distance, and the paired difference of two arms."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ctxext.evals.stats import wilson
+from ctxext.report.colours import diverging, sequential
+from ctxext.report.compare import Comparison, compare, family, pairs
+from ctxext.report.rows import Arm, Question, Row, distance_bin, group
+
+FEW = 20
+"""Below this many questions a cell is hatched: its interval is too wide to say much."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One coloured cell: what stands in it large and small, and what it is called in words."""
+
+    text: str
+    small: str
+    background: str
+    colour: str
+    hatched: bool
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A table of cells; None where nothing was asked."""
+
+    caption: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell | None]]]
+    note: str = ""
+
+
+def by_depth(question: Question, arm: Arm) -> Heat:
+    """Length x depth asked."""
+    return _rates(question, arm, "depth", lambda row: row["depth"], _depth_text, "0 is the beginning of the text")
+
+
+def by_distance(question: Question, arm: Arm) -> Heat | None:
+    """Length x distance from the needle to the end, in windows; None for rows that do not say."""
+    if not all("distance" in row for row in question.of(arm)):
+        return None
+    return _rates(question, arm, "distance, windows", distance_bin, lambda b: f"{b[0]:g} to {b[1]:g}",
+                  "tokens from the needle to the end, in windows of pre-training")  # fmt: skip
+
+
+def _rates(question: Question, arm: Arm, corner: str, key: Callable[[Row], Any], text: Callable[[Any], str],
+           what: str) -> Heat:  # fmt: skip
+    rows = question.of(arm)
+    found = group(rows, lambda row: (key(row), row["seq_len"]))
+    lengths = sorted({row["seq_len"] for row in rows})
+    lines = [
+        (text(k), [_rate_cell(found[k, n]) if (k, n) in found else None for n in lengths])
+        for k in sorted({key(row) for row in rows})
+    ]
+    return Heat(f"{arm.words}: right / asked by length and {corner.split(',')[0]} ({what})", corner,
+                [_length_text(n, arm) for n in lengths], lines)  # fmt: skip
+
+
+def _rate_cell(rows: Sequence[Row]) -> Cell:
+    right, n = sum(row["correct"] for row in rows), len(rows)
+    value, low, high = wilson(right, n)
+    small = f"{100 * (low or 0):.0f}\u2013{100 * (high or 0):.0f} %"
+    return Cell(f"{right}/{n}", small, *sequential(value), n < FEW)
+
+
+def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
+    """b minus a on the same prompts by length and depth, in percentage points; None if they share no prompt.
+
+    Cells by depth are one family of Holm's, the line over all depths is another.
+    """
+    both = pairs(question.of(a), question.of(b))
+    if not both:
+        return None
+    by_cell = group(both, lambda pair: (pair[1]["depth"], pair[1]["seq_len"]))
+    by_length = group(both, lambda pair: pair[1]["seq_len"])
+    cells = dict(zip(by_cell, family([compare(a, b, x) for x in by_cell.values()]), strict=True))
+    totals = dict(zip(by_length, family([compare(a, b, x) for x in by_length.values()]), strict=True))
+    lengths = sorted(by_length)
+    lines = [
+        (_depth_text(d), [_difference_cell(cells[d, n]) if (d, n) in cells else None for n in lengths])
+        for d in sorted({d for d, _ in by_cell})
+    ]
+    lines.append(("all depths", [_difference_cell(totals[n]) for n in lengths]))
+    caption = f"{b.words} minus {a.words}: percentage points on the same questions, by length and depth"
+    note = (f"In small type: questions that only the first named got right : only the second, of all pairs. "
+            f"Framed, with a star: exact McNemar p < 0.05 after Holm over the {len(cells)} cells by depth, or over the "
+            f"{len(totals)} of all depths.")  # fmt: skip
+    return Heat(caption, "depth", [_length_text(n, b) for n in lengths], lines, note)
+
+
+def _difference_cell(c: Comparison) -> Cell:
+    small = f"{c.only_b} : {c.only_a} of {c.n}"
+    return Cell(f"{c.points.value:+.0f}", small, *diverging(c.points.value / 100), c.n < FEW, c.shown)
+
+
+def _depth_text(depth: float) -> str:
+    return f"{depth:g}"
+
+
+def _length_text(seq_len: int, arm: Arm) -> str:
+    return f"{seq_len:,} ({seq_len / arm.window:g}x)"

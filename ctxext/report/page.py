@@ -1,0 +1,155 @@
+"""One HTML file: sections of rows and run directories put into page.html; all is escaped, nothing is fetched."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ctxext import files
+from ctxext.report import figures, heat, runs
+from ctxext.report.charts import Chart, Style
+from ctxext.report.look import identity, looks, method_styles
+from ctxext.report.provenance import facts, proof_table
+from ctxext.report.rows import Arm, Row, arms, group, questions, settings
+from ctxext.report.study import Study
+from ctxext.report.verdict import Finding, findings
+
+HERE = Path(__file__).parent
+ASKED = {"works": "Does it work?", "far": "How far?", "compared": "Compared with what?", "sure": "How sure?"}
+
+
+@dataclass
+class Section:
+    """A part of the page; a section without anything to show is left out."""
+
+    key: str
+    title: str
+    lead: str
+    charts: list[Chart] = field(default_factory=list)
+    heats: list[heat.Heat] = field(default_factory=list)
+    folded: list[heat.Heat] = field(default_factory=list)
+    """Shown on request: the arms that were not trained."""
+    tables: list[figures.Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def filled(self) -> bool:
+        return bool(self.charts or self.heats or self.folded or self.tables or self.notes)
+
+
+def write(paths: Sequence[Path], out: Path) -> Path:
+    """Read the directories, write the page in one step, return where it is."""
+    found = runs.read(paths)
+    files.write_text(out, render(found))
+    return out
+
+
+def render(found: Sequence[runs.RunData]) -> str:
+    """The page as text."""
+    rows = [row for run in found for row in run.rows]
+    studies = [Study(question) for question in questions(rows)]
+    said = findings(rows, studies)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return environment.get_template("page.html").render(
+        title=f"Context window: {', '.join(run.name for run in found)}",
+        style=Markup((HERE / "style.css").read_text()),  # our own file, no data in it
+        svg=Markup,  # drawn by charts.py, which escapes
+        headline=[f.text for f in said if f.answers == "works"],
+        answers=[(title, texts) for key, title in ASKED.items() if (texts := _texts(said, key)) and key != "works"],
+        sections=[section for section in _sections(found, rows, studies) if section.filled],
+        proofs=[(run.name, proof_table(run.proof)) for run in found if run.proof],
+        provenance=[(run.name, facts(run)) for run in found],
+        several=len(found) > 1,
+    )
+
+
+def _texts(said: Sequence[Finding], key: str) -> list[str]:
+    return [finding.text for finding in said if finding.answers == key]
+
+
+def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Sequence[Study]) -> Iterator[Section]:
+    known = arms(rows)
+    curves = {_called(name, run, found): steps for run in found for name, steps in run.losses.items()}
+    spectra = {s.method: s for run in found for s in run.spectra}
+    styles = method_styles([*map(identity, known), *curves, *spectra])
+    look = looks(known, styles)
+    yield Section("reach", "How far each arm reads",
+                  "Effective context: the length up to which an arm answers at least 0.85 of what the base, unscaled, "
+                  "answers at its own window. Arrows: the lengths asked do not bound it on that side.",
+                  [c for i, s in enumerate(studies) if (c := figures.effective(s, look, f"reach{i}"))])  # fmt: skip
+    maps = Section("where", "Where answers are found", "Right / asked with 95 % Wilson intervals in percent. Hatched "
+                   "cells have fewer than 20 questions, too few to say much. A dash: nothing was asked.")  # fmt: skip
+    for study in studies:
+        shown, folded = _split(study)
+        maps.heats += [h for arm in shown for h in _heats(study, arm)]
+        maps.folded += [h for arm in folded for h in _heats(study, arm)]
+    yield maps
+    yield Section("difference", "Where two arms differ", "The same questions asked of both, so that only the arms "
+                  "differ. Blue: the first named is better, orange: the second. Hatched: fewer than 20 pairs.",
+                  heats=[h for study in studies for a, b in _contrast(study, found)
+                         if (h := heat.difference(study.question, a, b))])  # fmt: skip
+    yield _perplexity(rows, known, look)
+    yield Section("controls", "Rates and controls", "Every arm with 95 % Wilson whiskers. Floor: the same text without "
+                  "the needle, what guessing gives. Ceiling: the needle without the text, what the question alone "
+                  "allows. Bar: the base at home.",
+                  [figures.rates(study, look, f"rates{i}") for i, study in enumerate(studies)],
+                  tables=[table for study in studies if (table := figures.controls(study))])  # fmt: skip
+    yield Section("loss", "Training", "What was trained, on the same axes.",
+                  [figures.losses(curves, styles, "loss")] if curves else [])  # fmt: skip
+    yield _frequencies(found, list(spectra.values()), styles)
+
+
+def _called(name: str, run: runs.RunData, found: Sequence[runs.RunData]) -> str:
+    return f"{name} ({run.name})" if len(found) > 1 else name
+
+
+def _split(study: Study) -> tuple[list[Arm], list[Arm]]:
+    """Arms to show and arms to fold away: all are shown where none was trained."""
+    trained = study.trained or [arm for arm in study.question.arms if arm.trained]
+    return (trained, [arm for arm in study.question.arms if arm not in trained]) if trained else (
+        study.question.arms, [])  # fmt: skip
+
+
+def _heats(study: Study, arm: Arm) -> list[heat.Heat]:
+    distance = heat.by_distance(study.question, arm)
+    return [heat.by_depth(study.question, arm), *([distance] if distance else [])]
+
+
+def _contrast(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, Arm]]:
+    """(a, b): the best of the second run against the best of the first, else the best against no scaling."""
+    if len(found) > 1:
+        best = [next((a for a in study.trained if a.series[0] == run.name), None) for run in found[:2]]
+        if best[0] and best[1]:
+            return [(best[0], best[1])]
+    other = study.best and (study.unscaled(study.best) or study.zero_shot(study.best))
+    return [(other, study.best)] if study.best and other else []
+
+
+def _perplexity(rows: Sequence[Row], known: Sequence[Arm], look: figures.Looks) -> Section:
+    section = Section("perplexity", "Perplexity", "The same target tokens with more and more text before them, and the "
+                      "loss by position in the longest text. Lower is better; low perplexity alone does not show that "
+                      "far text is read.")  # fmt: skip
+    for i, found in enumerate(group([row for row in rows if row["eval"] == "ppl"], settings).values()):
+        section.charts.append(figures.perplexities(found, known, look, f"ppl{i}"))
+        if binned := [row for row in found if "by_position" in row]:
+            section.charts.append(figures.positions(binned, known, look, f"position{i}"))
+    return section
+
+
+def _frequencies(found: Sequence[runs.RunData], spectra: Sequence[runs.Spectrum], styles: dict[str, Style]) -> Section:
+    shapes = dict.fromkeys((s.window, len(s.wavelengths)) for s in spectra)
+    same = [[s for s in spectra if (s.window, len(s.wavelengths)) == shape] for shape in shapes]
+    charts = [figures.wavelengths(some, styles, f"waves{i}") for i, some in enumerate(same)]
+    return Section("wavelengths", "Why: the wavelengths", "A pair of a head turns once per wavelength. Pairs above the "
+                   "window never made a whole turn in pre-training, so that positions beyond it are new to them; a "
+                   "method stretches some of the pairs.", charts,
+                   notes=[_called(note, run, found) for run in found for note in run.notes])  # fmt: skip
+
+
+def default_out(paths: Sequence[Path]) -> Path:
+    """RUN/report.html for one directory, ./report.html for several."""
+    return Path(paths[0]) / "report.html" if len(paths) == 1 else Path(os.curdir) / "report.html"
