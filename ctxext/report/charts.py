@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 460, 46, 118, 16, 40
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 460, 46, 118, 30, 40
 GAP = 13
 """Pixels between direct labels."""
 NUM_COLOURS = 8
@@ -27,10 +27,12 @@ class Style(NamedTuple):
 
     index: int
     dashed: bool = False
+    control: bool = False
+    """Grey dots: no arm, but what arms are held against."""
 
     @property
     def css(self) -> str:
-        return f"c{self.index % NUM_COLOURS}{' dashed' * self.dashed}"
+        return "control dashed" if self.control else f"c{self.index % NUM_COLOURS}{' dashed' * self.dashed}"
 
 
 class Point(NamedTuple):
@@ -106,8 +108,7 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
     right, bottom = WIDTH - RIGHT, height - BOTTOM
     root = _root(title, description, key, height)
     _axes(root, x, y, right, bottom)
-    for mark in marks:
-        _mark(root, mark, x, y, right, bottom)
+    texts = [_mark(root, mark, x, y, right, bottom) for mark in marks]
     ends = []
     for number, line in enumerate(lines):
         if not line.points:
@@ -126,6 +127,7 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
         for px, py, _ in at if line.markers else ():
             _marker(group, line.style, px, py)
         ends.append((at[-1][0], at[-1][1], line))
+    root.extend(texts)  # above the lines
     _labels(root, ends, right, bottom)
     return _text(root)
 
@@ -137,11 +139,10 @@ def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x:
     bottom = TOP + step * len(dots) + 6
     root = _root(title, description, key, bottom + BOTTOM)
     _axes(root, x, Axis("", 0, 1, ()), right, bottom, left=start)
-    for mark in marks:
-        _mark(root, mark, x, x, right, bottom, left=start)
+    root.extend([_mark(root, mark, x, x, right, bottom, left=start) for mark in marks])
     for number, (line, arrows) in enumerate(dots):
         (point,) = line.points
-        top = TOP + step * number + 20
+        top = TOP + step * number + 18
         group = ET.SubElement(root, "g", {"class": line.style.css})
         ET.SubElement(group, "text", {"class": "dot-label", "x": str(start + 4), "y": str(top - 5)}).text = line.name
         low, value, high = (x.at(v, start, right) for v in (point.low or 0, point.x, point.high or 0))
@@ -178,21 +179,24 @@ def _axes(root: ET.Element, x: Axis, y: Axis, right: float, bottom: float, *, le
     middle = f"{(left + right) / 2:g}"
     ET.SubElement(group, "text", {"x": middle, "y": str(bottom + 34), "text-anchor": "middle"}).text = x.title
     if y.title:
-        ET.SubElement(group, "text", {"class": "y-title", "x": "2", "y": str(TOP - 5)}).text = y.title
+        ET.SubElement(group, "text", {"class": "y-title", "x": "2", "y": "11"}).text = y.title
 
 
-def _mark(root: ET.Element, mark: Mark, x: Axis, y: Axis, right: float, bottom: float, *, left: float = LEFT) -> None:
+def _mark(root: ET.Element, mark: Mark, x: Axis, y: Axis, right: float, bottom: float, *, left: float = LEFT
+          ) -> ET.Element:  # fmt: skip
+    """Draws the line and returns its text, which is to lie above all else."""
     group = ET.SubElement(root, "g", {"class": "mark"})
     if mark.upright:
         at = x.at(mark.value, left, right)
         ET.SubElement(group, "path", {"d": f"M{at:g} {TOP}V{bottom}"})
-        end = at > (left + right) / 2
-        place = {"x": f"{at - 3 if end else at + 3:g}", "y": str(TOP + 9), "text-anchor": "end" if end else "start"}
+        place = {"x": f"{at:g}", "y": str(TOP - 4), "text-anchor": "middle"}
     else:
         at = y.at(mark.value, bottom, TOP)
         ET.SubElement(group, "path", {"d": f"M{left} {at:g}H{right}"})
         place = {"x": str(left + 3), "y": f"{at - 4:g}"}
-    ET.SubElement(group, "text", place).text = mark.text
+    text = ET.Element("text", {"class": "mark-label", **place})
+    text.text = mark.text
+    return text
 
 
 def _marker(parent: ET.Element, style: Style, x: float, y: float) -> None:

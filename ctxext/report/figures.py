@@ -23,6 +23,7 @@ class Table:
 
 
 CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle only (ceiling)"}
+CONTROL_STYLES = {"no-needle": Style(4, control=True), "needle-only": Style(2, control=True)}
 Looks = dict[tuple[str, str], tuple[str, Style]]
 """(short label, style) of every arm, the same in every chart."""
 
@@ -40,15 +41,14 @@ def effective(study: Study, looks: Looks, key: str) -> Chart | None:
         point = Point(value.value / arm.window, 0, value.low / arm.window, value.high / arm.window)
         asked = [row["seq_len"] for row in study.question.of(arm)]
         dots.append((Line("", arm.name, looks[arm.series][1], [point]), _arrows(value, min(asked), max(asked))))
-        sign = {">": "at the longest length still above the bar", "<": "at the shortest already below the bar"}
-        rows.append([arm.name, f"{value.censored} {value.value / arm.window:.2f}".strip(), bounds(value, arm),
-                     f"{value.censored} {value.value:.0f}".strip(), sign.get(value.censored, "")])  # fmt: skip
+        rows.append([arm.name, f"{value.censored} {value.value / arm.window:.2f}".strip(),
+                     bounds(value, arm, study.question), f"{value.censored} {value.value:,.0f}".strip()])  # fmt: skip
     marks = [Mark(1, "the window"), Mark(4, "4x")]
     title = f"{study.question.task}: effective context"
     text = (f"Dots with 95 % intervals for {len(far)} arms: the length up to which each answers at least {TAU:g} of "
             "what the base answers at home.")  # fmt: skip
     return Chart(title, text, dot_chart(title, text, dots, axis, key=key, marks=marks),
-                 ["arm", "windows", "95 % interval, windows", "tokens", "censored"], rows)  # fmt: skip
+                 ["arm", "windows", "95 % interval", "tokens"], rows)  # fmt: skip
 
 
 def _arrows(value: Effective, shortest: float, longest: float) -> str:
@@ -64,17 +64,17 @@ def rates(study: Study, looks: Looks, key: str) -> Chart:
         cells(question.rows, rate) + cells(question.controls, rate),
         lambda cell: (series(cell), cell.get("condition", "needle")),
     ).items():
-        name = f"{names.get(who, who[1])}{', ' + CONTROLS.get(kind, kind) if kind != 'needle' else ''}"
+        name = f"{names.get(who, who[1])}{', ' + CONTROLS[kind] if kind != 'needle' else ''}"
         rows += [[name, f"{cell['seq_len']:,}", f"{cell['correct']}/{cell['n']}", _percent(cell["rate"]),
                   f"[{_percent(cell['low'])}, {_percent(cell['high'])}]", f"{cell['answer_probability']:.2f}"]
                  for cell in found]  # fmt: skip
         if kind == "needle" or who == _lead(study):
-            label, style = looks[who] if kind == "needle" else (CONTROLS.get(kind, kind), Style(7, True))
+            label, style = looks[who] if kind == "needle" else (kind.replace("-", " "), CONTROL_STYLES[kind])
             at = [Point(c["seq_len"], 100 * c["rate"], 100 * c["low"], 100 * c["high"]) for c in _sorted(found)]
             lines.append(Line(label, name, style, at))
     marks = [Mark(question.rows[0]["window"], "window")]
     for home in study.homes[:1]:
-        marks.append(Mark(100 * TAU * home.right / len(home.rows), f"bar: {TAU:g} of the base at home", False))
+        marks.append(Mark(100 * TAU * home.right / len(home.rows), f"the bar, {TAU:g} of home", False))
     title = f"{question.task}: right answers by length"
     text = f"Lines for {len(lines)} arms and controls with 95 % Wilson whiskers; percent right against tokens."
     y = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
@@ -95,17 +95,17 @@ def controls(study: Study) -> Table | None:
     lines = []
     for (kind, who), found in group(cells(question.controls, rate), lambda c: (c["condition"], series(c))).items():
         by_length = {cell["seq_len"]: _rate_text(cell) for cell in found}
-        lines.append([f"{CONTROLS.get(kind, kind)}, {names.get(who, who[1])}",
+        lines.append([f"{CONTROLS[kind]}, {names.get(who, who[1])}",
                       *(by_length.get(n, "\u2013") for n in lengths)])  # fmt: skip
     for home in study.homes:
         cell = _rate_text(rate(home.rows))
         lines.append([f"base at home, {home.arm.name}", *(cell if n == home.arm.window else "" for n in lengths)])
-    header = ["control", *(f"{n:,} tokens" for n in lengths)]
-    return Table(f"{question.task}: controls, right / asked [95 % interval, %]", header, lines) if lines else None
+    title = f"{question.task}: controls by length in tokens, right / asked [95 % interval, %]"
+    return Table(title, ["control", *(f"{n:,}" for n in lengths)], lines) if lines else None
 
 
 def _rate_text(cell: Row) -> str:
-    return f"{cell['correct']}/{cell['n']} [{_percent(cell['low'])}, {_percent(cell['high'])}]"
+    return f"{cell['correct']}/{cell['n']} [{_percent(cell['low'])},\u00a0{_percent(cell['high'])}]"
 
 
 def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:

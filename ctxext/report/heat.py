@@ -7,7 +7,7 @@ from typing import Any
 from ctxext.evals.stats import wilson
 from ctxext.report.colours import diverging, sequential
 from ctxext.report.compare import Comparison, compare, family, pairs
-from ctxext.report.rows import Arm, Question, Row, distance_bin, group
+from ctxext.report.rows import Arm, Question, Row, distance_bin, group, signed
 
 FEW = 20
 """Below this many questions a cell is hatched: its interval is too wide to say much."""
@@ -38,19 +38,19 @@ class Heat:
 
 def by_depth(question: Question, arm: Arm) -> Heat:
     """Length x depth asked."""
-    return _rates(question, arm, "depth", lambda row: row["depth"], _depth_text, "0 is the beginning of the text")
+    return _rates(question, arm, "depth", lambda row: row["depth"], _depth_text)
 
 
 def by_distance(question: Question, arm: Arm) -> Heat | None:
     """Length x distance from the needle to the end, in windows; None for rows that do not say."""
     if not all("distance" in row for row in question.of(arm)):
         return None
-    return _rates(question, arm, "distance, windows", distance_bin, lambda b: f"{b[0]:g} to {b[1]:g}",
-                  "tokens from the needle to the end, in windows of pre-training")  # fmt: skip
+    return _rates(question, arm, "distance, windows", distance_bin, lambda b: f"{b[0]:g}\u2013{b[1]:g}")
 
 
-def _rates(question: Question, arm: Arm, corner: str, key: Callable[[Row], Any], text: Callable[[Any], str],
-           what: str) -> Heat:  # fmt: skip
+def _rates(
+    question: Question, arm: Arm, corner: str, key: Callable[[Row], Any], text: Callable[[Any], str]
+) -> Heat:
     rows = question.of(arm)
     found = group(rows, lambda row: (key(row), row["seq_len"]))
     lengths = sorted({row["seq_len"] for row in rows})
@@ -58,8 +58,8 @@ def _rates(question: Question, arm: Arm, corner: str, key: Callable[[Row], Any],
         (text(k), [_rate_cell(found[k, n]) if (k, n) in found else None for n in lengths])
         for k in sorted({key(row) for row in rows})
     ]
-    return Heat(f"{arm.words}: right / asked by length and {corner.split(',')[0]} ({what})", corner,
-                [_length_text(n, arm) for n in lengths], lines)  # fmt: skip
+    caption = f"{arm.words}, by length and {corner.split(',')[0]}"
+    return Heat(caption, corner, [_length_text(n, arm) for n in lengths], lines)
 
 
 def _rate_cell(rows: Sequence[Row]) -> Cell:
@@ -87,7 +87,7 @@ def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
         for d in sorted({d for d, _ in by_cell})
     ]
     lines.append(("all depths", [_difference_cell(totals[n]) for n in lengths]))
-    caption = f"{b.words} minus {a.words}: percentage points on the same questions, by length and depth"
+    caption = f"{b.words} minus {a.words}, percentage points"
     note = (f"In small type: questions that only the first named got right : only the second, of all pairs. "
             f"Framed, with a star: exact McNemar p < 0.05 after Holm over the {len(cells)} cells by depth, or over the "
             f"{len(totals)} of all depths.")  # fmt: skip
@@ -96,7 +96,7 @@ def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
 
 def _difference_cell(c: Comparison) -> Cell:
     small = f"{c.only_b} : {c.only_a} of {c.n}"
-    return Cell(f"{c.points.value:+.0f}", small, *diverging(c.points.value / 100), c.n < FEW, c.shown)
+    return Cell(signed(c.points.value), small, *diverging(c.points.value / 100), c.n < FEW, c.shown)
 
 
 def _depth_text(depth: float) -> str:

@@ -29,7 +29,7 @@ def identity(arm: Arm) -> str:
 
 def _short(arm: Arm) -> str:
     """The name without fields, and how long it was trained: "yarn, 60 steps"."""
-    what = re.sub(r"\([^()]*\)", "", arm.what)
+    what = re.sub(r"\([^()]*\)", "", arm.what if arm.steps is not None else arm.series[1])
     where = arm.name[len(arm.series[1]) :]
     return what + ("" if arm.steps is None else f", {arm.steps} steps" if arm.steps else ", zero-shot") + where
 
@@ -63,4 +63,8 @@ def log_axis(title: str, values: Sequence[float]) -> Axis:
         inside = [m for m in inside if math.log10(m).is_integer()]
     if len(inside) < 3:
         inside = sorted({low, high, *(low + (high - low) * i / 4 for i in range(1, 4))})
-    return Axis(title, low, high, [(m, f"{m:,.6g}") for m in inside], log=True)
+    return Axis(title, low, high, [(m, _short_number(m)) for m in inside], log=True)
+
+
+def _short_number(x: float) -> str:
+    return f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e4 else f"{x:,.6g}"

@@ -1,6 +1,7 @@
 """One HTML file: sections of rows and run directories put into page.html; all is escaped, nothing is fetched."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ from ctxext.report.study import Study
 from ctxext.report.verdict import Finding, findings
 
 HERE = Path(__file__).parent
-ASKED = {"works": "Does it work?", "far": "How far?", "compared": "Compared with what?", "sure": "How sure?"}
+UNBROKEN = re.compile(r"(p )?[<>=] (?=\d)|\[[-+.,<> \d]{1,20}\]")
+"""Signs with their numbers, and intervals, which stay on one line."""
+ASKED = {"far": "How far?", "compared": "Compared with what?", "sure": "How sure?"}
 
 
 @dataclass
@@ -59,7 +62,7 @@ def render(found: Sequence[runs.RunData]) -> str:
         style=Markup((HERE / "style.css").read_text()),  # our own file, no data in it
         svg=Markup,  # drawn by charts.py, which escapes
         headline=[f.text for f in said if f.answers == "works"],
-        answers=[(title, texts) for key, title in ASKED.items() if (texts := _texts(said, key)) and key != "works"],
+        answers=[(title, *texts) for key, title in ASKED.items() if any(texts := _texts(said, key))],
         sections=[section for section in _sections(found, rows, studies) if section.filled],
         proofs=[(run.name, proof_table(run.proof)) for run in found if run.proof],
         provenance=[(run.name, facts(run)) for run in found],
@@ -67,8 +70,10 @@ def render(found: Sequence[runs.RunData]) -> str:
     )
 
 
-def _texts(said: Sequence[Finding], key: str) -> list[str]:
-    return [finding.text for finding in said if finding.answers == key]
+def _texts(said: Sequence[Finding], key: str) -> tuple[list[str], list[str]]:
+    """What is said of the best arm, and of the others; a sign stays with its number."""
+    found = [(f.main, UNBROKEN.sub(lambda m: m[0].replace(" ", "\u00a0"), f.text)) for f in said if f.answers == key]
+    return [text for main, text in found if main], [text for main, text in found if not main]
 
 
 def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Sequence[Study]) -> Iterator[Section]:
@@ -81,8 +86,10 @@ def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Seque
                   "Effective context: the length up to which an arm answers at least 0.85 of what the base, unscaled, "
                   "answers at its own window. Arrows: the lengths asked do not bound it on that side.",
                   [c for i, s in enumerate(studies) if (c := figures.effective(s, look, f"reach{i}"))])  # fmt: skip
-    maps = Section("where", "Where answers are found", "Right / asked with 95 % Wilson intervals in percent. Hatched "
-                   "cells have fewer than 20 questions, too few to say much. A dash: nothing was asked.")  # fmt: skip
+    maps = Section("where", "Where answers are found", "Right / asked with 95 % Wilson intervals in percent, yellow "
+                   "for all right. Depth 0 is the beginning of the text; distance is counted from the needle to the "
+                   "end, in windows of pre-training. Hatched: fewer than 20 questions, too few to say much. A dash: "
+                   "nothing was asked.")  # fmt: skip
     for study in studies:
         shown, folded = _split(study)
         maps.heats += [h for arm in shown for h in _heats(study, arm)]
@@ -95,12 +102,10 @@ def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Seque
     yield _perplexity(rows, known, look)
     yield Section("controls", "Rates and controls", "Every arm with 95 % Wilson whiskers. Floor: the same text without "
                   "the needle, what guessing gives. Ceiling: the needle without the text, what the question alone "
-                  "allows. Bar: the base at home.",
+                  "allows. The bar: 0.85 of the base at home.",
                   [figures.rates(study, look, f"rates{i}") for i, study in enumerate(studies)],
                   tables=[table for study in studies if (table := figures.controls(study))])  # fmt: skip
-    yield Section("loss", "Training", "What was trained, on the same axes.",
-                  [figures.losses(curves, styles, "loss")] if curves else [])  # fmt: skip
-    yield _frequencies(found, list(spectra.values()), styles)
+    yield _training(found, curves, list(spectra.values()), styles)
 
 
 def _called(name: str, run: runs.RunData, found: Sequence[runs.RunData]) -> str:
@@ -140,13 +145,15 @@ def _perplexity(rows: Sequence[Row], known: Sequence[Arm], look: figures.Looks) 
     return section
 
 
-def _frequencies(found: Sequence[runs.RunData], spectra: Sequence[runs.Spectrum], styles: dict[str, Style]) -> Section:
+def _training(found: Sequence[runs.RunData], curves: dict[str, list[Row]], spectra: Sequence[runs.Spectrum],
+              styles: dict[str, Style]) -> Section:  # fmt: skip
     shapes = dict.fromkeys((s.window, len(s.wavelengths)) for s in spectra)
     same = [[s for s in spectra if (s.window, len(s.wavelengths)) == shape] for shape in shapes]
     charts = [figures.wavelengths(some, styles, f"waves{i}") for i, some in enumerate(same)]
-    return Section("wavelengths", "Why: the wavelengths", "A pair of a head turns once per wavelength. Pairs above the "
-                   "window never made a whole turn in pre-training, so that positions beyond it are new to them; a "
-                   "method stretches some of the pairs.", charts,
+    loss = [figures.losses(curves, styles, "loss")] if curves else []
+    return Section("training", "Training and frequencies", "What was trained, on the same axes; and what each method "
+                   "does to the rotary pairs. A pair turns once per wavelength: one above the window never made a "
+                   "whole turn in pre-training, so that positions beyond the window are new to it.", loss + charts,
                    notes=[_called(note, run, found) for run in found for note in run.notes])  # fmt: skip
 
 

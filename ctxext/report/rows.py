@@ -190,3 +190,8 @@ def distance_bin(row: Row) -> tuple[float, float]:
     while x >= edges[-1]:
         edges.append(2 * edges[-1])
     return next((a, b) for a, b in zip(edges, edges[1:], strict=False) if a <= x < b)
+
+
+def signed(x: float) -> str:
+    """Whole percentage points with their sign; what rounds to zero is +0."""
+    return f"{round(x) + 0:+d}"

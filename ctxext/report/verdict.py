@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ctxext.evals.stats import Effective, Interval
 from ctxext.report.compare import Comparison
-from ctxext.report.rows import Arm, Row, latest, questions
+from ctxext.report.rows import Arm, Question, Row, latest, questions, signed
 from ctxext.report.study import TAU, Study, adjusted, between
 
 
@@ -14,6 +14,8 @@ class Finding(NamedTuple):
 
     answers: str
     text: str
+    main: bool = True
+    """False for what is said of other arms than the best."""
 
 
 def verdict(rows: Iterable[Row]) -> list[str]:
@@ -33,20 +35,20 @@ def findings(rows: Sequence[Row], studies: Sequence[Study] | None = None) -> lis
     found = []
     for study, mine in zip(studies, made, strict=True):
         prefix = f"{study.question.task}: " if len(studies) > 1 else ""
-        found += [Finding(f.answers, prefix + f.text) for f in _about(study, mine, total)]
+        found += [Finding(f.answers, prefix + f.text, f.main) for f in _about(study, mine, total)]
     return found
 
 
 def _about(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
-    unscaled = [study.unscaled(arm) for arm in study.trained if not arm.plain]
+    scaled = [arm for arm in study.trained if not arm.plain]
     return [
         *_works(study, made),
         *(Finding("far", text) for text in _far(study)),
-        *(Finding("compared", _against_unscaled(between(made, other, arm), total))
-          for arm, other in zip([a for a in study.trained if not a.plain], unscaled, strict=True)
-          if between(made, other, arm)),
+        *(Finding("compared", _against_unscaled(c, total), c.b == study.best)
+          for arm in scaled if (c := between(made, study.unscaled(arm), arm))),
         *(Finding("compared", text) for text in _ties(study, made)),
-        *(Finding("compared", text) for text in _training(study, made)),
+        *(Finding("compared", _training(c), c.b == (study.best or study.trained[0]))
+          for arm in study.trained if (c := between(made, study.zero_shot(arm), arm))),
         *(Finding("sure", text) for text in _asked(study)),
     ]  # fmt: skip
 
@@ -70,11 +72,11 @@ def _works(study: Study, made: Sequence[Comparison]) -> list[Finding]:
     if against is None:
         end = "; the same training without scaling is not here to compare with"
     elif more:
-        end = f"{joint} answers more at {length} tokens than the same training without scaling"
+        end = f"{joint} answers more at {length:,} tokens than the same training without scaling"
     elif against.shown:
-        end = f"{joint} answers less at {length} tokens than the same training without scaling"
+        end = f"{joint} answers less at {length:,} tokens than the same training without scaling"
     else:
-        end = f"{joint} no difference to the same training without scaling is shown at {length} tokens"
+        end = f"{joint} no difference to the same training without scaling is shown at {length:,} tokens"
     return [Finding("works", f"{start}{end}.")]
 
 
@@ -82,36 +84,35 @@ def _no_best(study: Study) -> str:
     if any(arm.steps is None for arm in study.question.arms):
         return "These rows do not say which arms were trained (an older version wrote them): no arms are compared."
     if any(arm.trained for arm in study.question.arms):
-        return f"No trained arm with a method was asked at {study.question.longest} tokens."
+        return f"No trained arm with a method was asked at {study.question.longest:,} tokens."
     return "No arm here was trained: these are zero-shot measurements."
 
 
 def _far(study: Study) -> list[str]:
     focus = study.trained or list(study.reaches)
     found = [(arm, study.reaches[arm]) for arm in focus if arm in study.reaches]
-    return [reach_text(arm, far, study.question.longest) for arm, far in sorted(found, key=lambda x: -x[1].value)]
+    return [reach_text(arm, far, study.question) for arm, far in sorted(found, key=lambda x: -x[1].value)]
 
 
-def reach_text(arm: Arm, far: Effective, longest: int) -> str:
+def reach_text(arm: Arm, far: Effective, question: Question) -> str:
     """As in: yarn(factor=4) after 60 steps reads to 3.8x the window [3.1, > 4.0]."""
-    asked = f", the longest length asked being {longest} tokens" if far.censored == ">" else ""
-    return f"{arm.words} reads to {windows(far, arm)}{asked}."
-
-
-def windows(far: Effective, arm: Arm) -> str:
-    """An effective context in windows: `> 4.0x the window [3.6, > 4.0]`."""
     value = f"{far.censored} {far.value / arm.window:.1f}".strip()
-    return f"{value}x the window {bounds(far, arm)}"
+    return f"{arm.words} reads to {value}x the window {bounds(far, arm, question)}."
 
 
-def bounds(far: Effective, arm: Arm) -> str:
-    """The interval in windows."""
-    return f"[{far.low / arm.window:.1f}, {far.high / arm.window:.1f}]"
+def bounds(far: Effective, arm: Arm, question: Question) -> str:
+    """The interval in windows; a bound at the end of what was asked may lie further out, and says so."""
+    asked = [row["seq_len"] for row in question.of(arm)]
+
+    def text(tokens: float) -> str:
+        sign = "> " if tokens >= max(asked) else "< " if tokens <= min(asked) else ""
+        return f"{sign}{tokens / arm.window:.1f}"
+
+    return f"[{text(far.low)}, {text(far.high)}]"
 
 
-def _against_unscaled(c: Comparison | None, total: int) -> str:
-    assert c is not None
-    return (f"{c.b.words} against the same training without scaling: {c.right_b}/{c.n} to {c.right_a}/{c.n}, "
+def _against_unscaled(c: Comparison, total: int) -> str:
+    return (f"{c.b.words}: {c.right_b}/{c.n} against {c.right_a}/{c.n} of the same training without scaling, "
             f"{points(c.points)}, McNemar {p_text(c.p)}, {adjusted_text(c)} over {total} "
             f"comparison{'s' * (total != 1)}.")  # fmt: skip
 
@@ -125,17 +126,12 @@ def _ties(study: Study, made: Sequence[Comparison]) -> list[str]:
     return [f"Not distinguishable from the best here, {study.best.words}: {names}."]
 
 
-def _training(study: Study, made: Sequence[Comparison]) -> list[str]:
-    found = [between(made, study.zero_shot(arm), arm) for arm in study.trained]
-    return [_training_text(c) for c in found if c is not None]
-
-
-def _training_text(c: Comparison) -> str:
+def _training(c: Comparison) -> str:
     if c.shown:
         said = "training helped" if c.points.value > 0 else "training hurt"
     else:
         said = "no effect of training is shown"
-    return (f"{c.b.words} against the same method zero-shot: {c.right_b}/{c.n} to {c.right_a}/{c.n}, "
+    return (f"{c.b.words}: {c.right_b}/{c.n} against {c.right_a}/{c.n} of the same method zero-shot, "
             f"{points(c.points)}, {adjusted_text(c)}: {said}.")  # fmt: skip
 
 
@@ -144,12 +140,12 @@ def _asked(study: Study) -> list[str]:
     sizes = sorted({len(rows) for arm in question.arms for n in question.seq_lens if (rows := question.of(arm, n))})
     many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     depths = len({row["depth"] for row in question.rows})
-    lengths = _list([str(n) for n in question.seq_lens])
+    lengths = _list([f"{n:,}" for n in question.seq_lens])
     text = (f"Asked: {many} questions ({question.task}, {depths} depth{'s' * (depths != 1)}) of every arm at each of "
             f"{lengths} tokens")  # fmt: skip
-    texts = [f"{text}; differences are at {question.longest} tokens." if study.comparisons() else f"{text}."]
+    texts = [f"{text}; differences are at {question.longest:,} tokens." if study.trained else f"{text}."]
     for home in study.homes:
-        score = f"{home.right}/{len(home.rows)} at its window of {home.arm.window} tokens"
+        score = f"{home.right}/{len(home.rows)} at its window of {home.arm.window:,} tokens"
         if home.right:
             which = f" ({home.arm.series[0]})" if len(study.homes) > 1 else ""
             texts.append(f"The bar is {TAU:g} of what the base{which} answers at home, {score}.")
@@ -159,12 +155,15 @@ def _asked(study: Study) -> list[str]:
         texts.append("Nor do the rows say which arm is the base: there is no bar, and no effective context.")
     elif not study.homes:
         texts.append("The base without scaling was not asked at its window: there is no bar, and no effective context.")
+    if study.trained:
+        texts.append("Intervals cover chance in questions and texts, not in training: every trained arm is one run.")
     return texts
 
 
 def points(x: Interval) -> str:
     """As in: +68 points [+52, +80]."""
-    return f"{x.value:+.0f} points" + ("" if x.low is None or x.high is None else f" [{x.low:+.0f}, {x.high:+.0f}]")
+    bounds = "" if x.low is None or x.high is None else f" [{signed(x.low)}, {signed(x.high)}]"
+    return f"{signed(x.value)} points{bounds}"
 
 
 def p_text(p: float, name: str = "p") -> str:
