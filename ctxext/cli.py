@@ -145,13 +145,12 @@ def generate(args: argparse.Namespace, rest: list[str]) -> None:
 def report(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ctxext import report as module
-    from ctxext.files import read_jsonl
 
-    missing = [run for run in args.runs if not (Path(run) / "rows.jsonl").is_file()]
-    if missing:
-        raise ValueError(f"{missing[0]} holds no rows.jsonl; give run directories, or the --out of ctxext eval")
-    rows = [row for run in args.runs for row in read_jsonl(Path(run) / "rows.jsonl")]
-    print(json.dumps(module.summary(rows)) if args.json else module.tables(rows))
+    rows = module.read_rows(args.runs)
+    words = "\n".join([*module.verdict(rows), "", module.tables(rows)])
+    print(json.dumps(module.summary(rows)) if args.json else words, flush=True)
+    page = module.write_report(args.runs, args.out)
+    print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)
 
 
 def methods(args: argparse.Namespace, rest: list[str]) -> None:
@@ -246,8 +245,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.0)
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--seed", type=int, default=0)
-    sub = command("report", report, "tables of one or many runs, recomputed from their rows")
-    sub.add_argument("runs", nargs="+", metavar="RUN")
+    sub = command("report", report, "verdict, tables and one HTML page of runs, recomputed from their rows")
+    sub.add_argument("runs", nargs="+", metavar="RUN", type=Path)
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
     command("methods", methods, "every method: seam, paper, fields")
     sub = command("rope", rope, "frequencies, attention factor and HF keys of a method")
     sub.add_argument("name", metavar="METHOD")

@@ -12,14 +12,24 @@ from ctxext.report.summary import summary
 from ctxext.report.text import tables
 from ctxext.report.verdict import verdict
 
-__all__ = ["Row", "latest", "summary", "tables", "verdict", "write_report"]
+__all__ = ["Row", "latest", "read_rows", "summary", "tables", "verdict", "write_report"]
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write one self-contained HTML page about run directories, or directories that hold rows.jsonl alone, to `out`.
+def read_rows(runs: Sequence[Path]) -> list[Row]:
+    """The rows of run directories; those of several are told apart by the run's name as their checkpoint.
 
     Raises ValueError for a directory without rows.
     """
+    from ctxext.report.runs import read
+
+    return [row for run in read(runs) for row in run.rows]
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one self-contained HTML page about run directories, or directories that hold rows.jsonl alone.
+
+    out: by default RUN/report.html for one, ./report.html for several. Raises ValueError for a directory without rows.
+    """
     from ctxext.report import page  # the template engine, and jax for frequencies
 
-    return page.write(runs, out)
+    return page.write(runs, out or page.default_out(runs))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ctxext import files
 from ctxext.report import figures, heat, runs
@@ -59,8 +58,7 @@ def render(found: Sequence[runs.RunData]) -> str:
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     return environment.get_template("page.html").render(
         title=f"Context window: {', '.join(run.name for run in found)}",
-        style=Markup((HERE / "style.css").read_text()),  # our own file, no data in it
-        svg=Markup,  # drawn by charts.py, which escapes
+        style=(HERE / "style.css").read_text(),
         headline=[f.text for f in said if f.answers == "works"],
         answers=[(title, *texts) for key, title in ASKED.items() if any(texts := _texts(said, key))],
         sections=[section for section in _sections(found, rows, studies) if section.filled],

@@ -1,0 +1,86 @@
+"""A page taken apart: elements with their attributes and text, tables by caption."""
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    parent: "Element | None" = None
+    children: list["Element | str"] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        whole = "".join(child if isinstance(child, str) else child.text for child in self.children)
+        return " ".join(whole.replace("\u00a0", " ").split())
+
+    @property
+    def classes(self) -> set[str]:
+        return set(self.attributes.get("class", "").split())
+
+    def all(self, tag: str = "", css: str = "") -> list["Element"]:
+        """Descendants in document order."""
+        found = []
+        for child in self.children:
+            if isinstance(child, Element):
+                if tag in ("", child.tag) and (not css or css in child.classes):
+                    found.append(child)
+                found += child.all(tag, css)
+        return found
+
+    def one(self, tag: str = "", css: str = "") -> "Element":
+        (found,) = self.all(tag, css)
+        return found
+
+
+class _Parser(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self.at = self.root
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names), f"<{tag}> says {names} twice"
+        element = Element(tag, {name: value or "" for name, value in attrs}, self.at)
+        self.at.children.append(element)
+        if tag not in VOID:
+            self.at = element
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.at.tag == tag and self.at.parent, f"</{tag}> closes <{self.at.tag}>"
+        self.at = self.at.parent
+
+    def handle_data(self, data: str) -> None:
+        self.at.children.append(data)
+
+
+def parse(text: str) -> Element:
+    """The page; every element has to be closed where it should be."""
+    parser = _Parser()
+    parser.feed(text)
+    parser.close()
+    assert parser.at is parser.root, f"<{parser.at.tag}> is not closed"
+    return parser.root
+
+
+def table(page: Element, caption: str) -> dict[tuple[str, str], Element]:
+    """Cells by (row header, column header) of the table with this caption."""
+    (found,) = [t for t in page.all("table") if t.one("caption").text == caption]
+    head, *lines = found.all("tr")
+    columns = [th.text for th in head.all("th")][1:]
+    cells = {}
+    for line in lines:
+        name = line.one("th").text
+        for column, cell in zip(columns, line.all("td"), strict=True):
+            cells[name, column] = cell
+    return cells
