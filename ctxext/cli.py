@@ -147,8 +147,10 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import report as module
 
     rows = module.read_rows(args.runs)
-    words = "\n".join([*module.verdict(rows), "", module.tables(rows)])
-    print(json.dumps(module.summary(rows)) if args.json else words, flush=True)
+    if args.json:
+        print(json.dumps(module.summary(rows)), flush=True)
+    else:
+        print("\n".join([*module.verdict(rows), "", module.tables(rows)]), flush=True)
     page = module.write_report(args.runs, args.out)
     print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)
 

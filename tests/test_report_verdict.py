@@ -102,8 +102,8 @@ def test_does_it_work():
 
 def test_what_was_asked_and_the_bar():
     said = verdict(ROWS)
-    assert "Asked: 20 questions (passkey, 5 depths) of every arm at each of 256, 512 and 1,024 tokens; differences are " \
-        "at 1,024 tokens." in said  # fmt: skip
+    asked = "Asked: 20 questions (passkey, 5 depths) of every arm at each of 256, 512 and 1,024 tokens"
+    assert f"{asked}; differences are at 1,024 tokens." in said
     assert "The bar is 0.85 of what the base answers at home, 20/20 at its window of 256 tokens." in said
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 from ctxext.evals.stats import Effective, effective_length
 from ctxext.report.compare import Comparison, compare, family, flipped, pairs
@@ -49,9 +50,9 @@ class Study:
         for arm in self.question.arms:
             home, rows = self.home(arm), self.question.of(arm)
             if home is not None and len({row["seq_len"] for row in rows}) > 1:
-                found[arm] = effective_length(
-                    [row["seq_len"] for row in rows], [row["correct"] for row in rows], [document(r) for r in rows],
-                    [row["correct"] for row in home.rows], [document(r) for r in home.rows], tau=TAU,
+                found[arm] = _effective(
+                    tuple(row["seq_len"] for row in rows), tuple(row["correct"] for row in rows),
+                    tuple(map(document, rows)), tuple(r["correct"] for r in home.rows), tuple(map(document, home.rows)),
                 )  # fmt: skip
         return found
 
@@ -89,6 +90,12 @@ class Study:
                     wanted.setdefault(frozenset((arm, other)), (other, arm))
         both = {key: pairs(*(self.question.of(arm, self.question.longest) for arm in key)) for key in wanted.values()}
         return [compare(a, b, rows) for (a, b), rows in both.items() if rows]
+
+
+@lru_cache(maxsize=256)
+def _effective(*data: tuple[Any, ...]) -> Effective:
+    """Kept, as the verdict, the tables and the page of the same rows all ask for it."""
+    return effective_length(*data, tau=TAU)
 
 
 def adjusted(studies: Sequence[Study]) -> list[list[Comparison]]:
