@@ -39,12 +39,12 @@ def label(rope: str, steps: int) -> str:
 
 def passkey_row(rope, steps, seq_len, depth, i, correct, *, condition="needle", method=None, checkpoint="", hint=0.7):
     distance = round((1 - depth) * (seq_len - 16)) + 6
-    where = "" if condition == "needle" else f"/{condition}"
+    control = "" if condition == "needle" else f"-{condition}"
     return {
         "checkpoint": checkpoint, "method": method or label(rope, steps), "window": WINDOW, "rope": rope,
-        "steps": steps, "eval": "passkey", "item": f"passkey/aa/{seq_len}/{depth}/{i}{where}",
+        "steps": steps, "eval": "passkey", "item": f"passkey/aa{control}/{seq_len}/{depth}/{i}",
         "task": {"name": "passkey", "digits": 5}, "seq_len": seq_len, "depth": depth, "depth_achieved": depth,
-        "tokens": seq_len, "prompt_sha256": f"{seq_len}/{depth}/{i}{where}", "prediction": [int(correct)],
+        "tokens": seq_len, "prompt_sha256": f"{seq_len}/{depth}/{i}{control}", "prediction": [int(correct)],
         "correct": bool(correct), "answer_probability": hint if correct else 0.02, "answer_nll": 0.1,
         "condition": condition, "distance": distance,
         "haystack": [] if condition == "needle-only" else [[int(12 * chance("d", seq_len, depth, i)), 0, seq_len]],

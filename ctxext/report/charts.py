@@ -134,13 +134,13 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
 
 def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x: Axis, *, key: str,
               marks: Sequence[Mark] = ()) -> str:  # fmt: skip
-    """A row per line: its first point's x with a whisker; an arrow ("<", ">") where the truth may lie further out."""
+    """A row per line: the x of its one point with a whisker, and an arrow if it is open to that side ("<" or ">")."""
     step, start, right = 38, 16, WIDTH - 16
     bottom = TOP + step * len(dots) + 6
     root = _root(title, description, key, bottom + BOTTOM)
     _axes(root, x, Axis("", 0, 1, ()), right, bottom, left=start)
     root.extend([_mark(root, mark, x, x, right, bottom, left=start) for mark in marks])
-    for number, (line, arrows) in enumerate(dots):
+    for number, (line, open_to) in enumerate(dots):
         (point,) = line.points
         top = TOP + step * number + 18
         group = ET.SubElement(root, "g", {"class": line.style.css})
@@ -148,11 +148,10 @@ def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x:
         low, value, high = (x.at(v, start, right) for v in (point.low or 0, point.x, point.high or 0))
         y = top + 8
         ET.SubElement(group, "path", {"class": "whisker wide", "d": f"M{low:g} {y}H{high:g}"})
-        for sign, end in (("<", low), (">", high)):
-            if sign in arrows:
-                turn = -1 if sign == "<" else 1
-                head = f"M{end:g} {y}h{8 * turn}m{-4 * turn}-4l{4 * turn} 4l{-4 * turn} 4"
-                ET.SubElement(group, "path", {"class": "whisker wide", "d": head})
+        if open_to:
+            end, turn = (low, -1) if open_to == "<" else (high, 1)
+            head = f"M{end:g} {y}h{10 * turn}m{-4 * turn}-4l{4 * turn} 4l{-4 * turn} 4"
+            ET.SubElement(group, "path", {"class": "whisker wide", "d": head})
         _marker(group, line.style, value, y)
     return _text(root)
 

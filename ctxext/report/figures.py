@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ctxext.evals.stats import Effective
 from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
 from ctxext.report.look import length_axis, linear_axis, log_axis
 from ctxext.report.rows import Arm, Row, cells, group, perplexity, position, rate, series
@@ -39,20 +38,15 @@ def effective(study: Study, looks: Looks, key: str) -> Chart | None:
     dots, rows = [], []
     for arm, value in far:
         point = Point(value.value / arm.window, 0, value.low / arm.window, value.high / arm.window)
-        asked = [row["seq_len"] for row in study.question.of(arm)]
-        dots.append((Line("", arm.name, looks[arm.series][1], [point]), _arrows(value, min(asked), max(asked))))
+        dots.append((Line("", arm.name, looks[arm.series][1], [point]), value.censored))
         rows.append([arm.name, f"{value.censored} {value.value / arm.window:.2f}".strip(),
-                     bounds(value, arm, study.question), f"{value.censored} {value.value:,.0f}".strip()])  # fmt: skip
+                     bounds(value, arm), f"{value.censored} {value.value:,.0f}".strip()])  # fmt: skip
     marks = [Mark(1, "the window"), Mark(4, "4x")]
     title = f"{study.question.task}: effective context"
     text = (f"Dots with 95 % intervals for {len(far)} arms: the length up to which each answers at least {TAU:g} of "
             "what the base answers at home.")  # fmt: skip
     return Chart(title, text, dot_chart(title, text, dots, axis, key=key, marks=marks),
                  ["arm", "windows", "95 % interval", "tokens"], rows)  # fmt: skip
-
-
-def _arrows(value: Effective, shortest: float, longest: float) -> str:
-    return "<" * (value.low <= shortest) + ">" * (value.high >= longest)
 
 
 def rates(study: Study, looks: Looks, key: str) -> Chart:

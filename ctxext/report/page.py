@@ -82,7 +82,8 @@ def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Seque
     look = looks(known, styles)
     yield Section("reach", "How far each arm reads",
                   "Effective context: the length up to which an arm answers at least 0.85 of what the base, unscaled, "
-                  "answers at its own window. Arrows: the lengths asked do not bound it on that side.",
+                  "answers at its own window. The ends of an interval are lengths that were asked; an arrow means that "
+                  "these end before the answer.",
                   [c for i, s in enumerate(studies) if (c := figures.effective(s, look, f"reach{i}"))])  # fmt: skip
     maps = Section("where", "Where answers are found", "Right / asked with 95 % Wilson intervals in percent, yellow "
                    "for all right. Depth 0 is the beginning of the text; distance is counted from the needle to the "

@@ -122,7 +122,8 @@ def questions(rows: Iterable[Row]) -> list[Question]:
     controls: dict[Any, list[Row]] = {}
     for row in asked:
         if condition(row) != "needle":
-            key = settings(row) if settings(row) in proper else by_task.get(json.dumps(row["task"], sort_keys=True))
+            key = settings(row).removesuffix(f"-{condition(row)}")
+            key = key if key in proper else by_task.get(json.dumps(row["task"], sort_keys=True))
             controls.setdefault(key, []).append(row)
     known = {arm.series: arm for arm in arms(list(rows))}
     return [

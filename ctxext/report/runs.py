@@ -81,7 +81,7 @@ def _read(path: Path) -> RunData:
     run, here = RunData(path, path.resolve().name, rows_of(path)), RunDir(path)
     run.config, run.provenance = (_json(file) for file in (here.config_file, here.provenance_file))
     run.proof = _json(here.export / "proof.json")
-    folders = [path, *sorted(p for p in (path / "baselines").glob("*") if p.is_dir())]
+    folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
     configs = {folder: _json(RunDir(folder).config_file) for folder in folders}
     for folder in folders:
         steps = [row for row in read_jsonl(RunDir(folder).metrics_file) if "loss" in row]

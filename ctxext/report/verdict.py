@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ctxext.evals.stats import Effective, Interval
 from ctxext.report.compare import Comparison
-from ctxext.report.rows import Arm, Question, Row, latest, questions, signed
+from ctxext.report.rows import Arm, Row, latest, questions, signed
 from ctxext.report.study import TAU, Study, adjusted, between
 
 
@@ -91,24 +91,19 @@ def _no_best(study: Study) -> str:
 def _far(study: Study) -> list[str]:
     focus = study.trained or list(study.reaches)
     found = [(arm, study.reaches[arm]) for arm in focus if arm in study.reaches]
-    return [reach_text(arm, far, study.question) for arm, far in sorted(found, key=lambda x: -x[1].value)]
+    return [reach_text(arm, far) for arm, far in sorted(found, key=lambda x: -x[1].value)]
 
 
-def reach_text(arm: Arm, far: Effective, question: Question) -> str:
-    """As in: yarn(factor=4) after 60 steps reads to 3.8x the window [3.1, > 4.0]."""
+def reach_text(arm: Arm, far: Effective) -> str:
+    """As in: yarn(factor=4) after 60 steps reads to > 4.0x the window [3.0, > 4.0]."""
     value = f"{far.censored} {far.value / arm.window:.1f}".strip()
-    return f"{arm.words} reads to {value}x the window {bounds(far, arm, question)}."
+    return f"{arm.words} reads to {value}x the window {bounds(far, arm)}."
 
 
-def bounds(far: Effective, arm: Arm, question: Question) -> str:
-    """The interval in windows; a bound at the end of what was asked may lie further out, and says so."""
-    asked = [row["seq_len"] for row in question.of(arm)]
-
-    def text(tokens: float) -> str:
-        sign = "> " if tokens >= max(asked) else "< " if tokens <= min(asked) else ""
-        return f"{sign}{tokens / arm.window:.1f}"
-
-    return f"[{text(far.low)}, {text(far.high)}]"
+def bounds(far: Effective, arm: Arm) -> str:
+    """The interval in windows, open on the side where the lengths asked do not bound it."""
+    low, high = ("< " if far.censored == "<" else ""), ("> " if far.censored == ">" else "")
+    return f"[{low}{far.low / arm.window:.1f}, {high}{far.high / arm.window:.1f}]"
 
 
 def _against_unscaled(c: Comparison, total: int) -> str:
