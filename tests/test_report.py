@@ -61,6 +61,12 @@ def test_pairs_that_all_agree_are_not_certain():
     assert line.split(maxsplit=1)[1].strip() == "+0 [-16, +16]"  # 0 of 20 may be 16 %
 
 
+def test_pairs_that_all_differ_are_not_certain():
+    rows = [retrieval(method, 128, i, method == "yarn", document=i) for method in ("none", "yarn") for i in range(20)]
+    line = next(x for x in tables(rows).split("\n\n")[1].splitlines() if x.startswith("yarn"))
+    assert line.split(maxsplit=1)[1].strip() == "+100 [+84, +100]"  # 20 of 20 may be 84 %
+
+
 def test_perplexity_is_of_sums_over_documents():
     rows = [ppl("none", 128, 0, 10.0, 10, 40), ppl("none", 128, 1, 90.0, 30, 80)]
     (cell,) = summary(rows)["perplexity"]

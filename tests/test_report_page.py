@@ -122,11 +122,14 @@ def test_other_tables(page: Element, run: Path, capsys: pytest.CaptureFixture) -
     assert len(far) == 3 * len(data["effective"])
     for entry in data["effective"]:
         assert far[entry["method"], "windows"].text == f"{entry['censored']} {entry['value'] / 256:.2f}".strip()
-    controls = table(page, "passkey: controls by length in tokens, right / asked [95 % interval, %]")
+    controls = table(page, "passkey: controls, right / asked [95 % interval, %]")
     rows = [r for r in ROWS if r.get("condition") == "no-needle" and r["steps"] == 60 and r["seq_len"] == 512]
     right, (low, high) = sum(r["correct"] for r in rows), wilson(sum(r["correct"] for r in rows), len(rows))
-    cell = controls["no needle (floor), yarn(factor=4), 60 steps at 1024", "512"]
+    cell = controls["yarn(factor=4), 60 steps at 1024", "no needle (floor), 512"]
     assert cell.text == f"{right}/{len(rows)} [{100 * low:.0f}, {100 * high:.0f}]"
+    assert controls["ntk(factor=4), zero-shot", "needle only (ceiling), 256"].text == "\u2013"
+    home = sum(row["correct"] for row in mine("none", 0, seq_len=256))
+    assert controls["none, zero-shot (the base)", "as asked, 256"].text.startswith(f"{home}/60 [")
     tables = {t.one("caption").text: t for t in page.all("table")}
     curve = tables["Perplexity of the same tokens with more context"].all("tr")[1:]
     said = [[e.text for e in tr.children if isinstance(e, Element)] for tr in curve]

@@ -41,9 +41,10 @@ def pairs(a: Iterable[Row], b: Iterable[Row]) -> list[Pair]:
 def paired(both: Sequence[Pair]) -> Interval:
     """Percentage points of the second over the first; clusters are the haystack documents."""
     a, b = ([100 * row["correct"] for row in side] for side in zip(*both, strict=True))
-    if a == b:  # a bootstrap of equal pairs would be certain; what n agreeing pairs leave open is 0 of n
-        most = 100 * (wilson(0, len(a)).high or 0)
-        return Interval(0.0, -most, most)
+    differences = {y - x for x, y in zip(a, b, strict=True)}
+    if len(differences) == 1:  # a bootstrap of equal pairs would be certain; what n of them leave open is 0 of n
+        (value,), open_ = differences, 100 * (wilson(0, len(a)).high or 0)
+        return Interval(float(value), max(-100.0, value - open_), min(100.0, value + open_))
     return paired_bootstrap(a, b, [document(row) for row, _ in both])
 
 

@@ -1,7 +1,7 @@
 """The charts of the page, each with the numbers it shows as a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
@@ -83,19 +83,21 @@ def _lead(study: Study) -> tuple[str, str] | None:
 
 
 def controls(study: Study) -> Table | None:
-    """Floor and ceiling of every arm, and the base at home, by length."""
-    question, lengths = study.question, study.question.seq_lens
-    names = {arm.series: arm.name for arm in question.arms}
+    """Floor and ceiling of every arm, beside its score in the window; None without controls."""
+    question, window = study.question, study.question.rows[0]["window"]
+    if not question.controls:
+        return None
+    at_home = [row for row in question.rows if row["seq_len"] == window]
+    found = {(c["condition"], c["seq_len"], series(c)): c for c in cells(question.controls, rate)}
+    found |= {("needle", window, series(c)): c for c in cells(at_home, rate)}
+    columns = sorted({key[:2] for key in found}, key=lambda key: (["needle", *CONTROLS].index(key[0]), key[1]))
+    bases = [home.arm for home in study.homes]
     lines = []
-    for (kind, who), found in group(cells(question.controls, rate), lambda c: (c["condition"], series(c))).items():
-        by_length = {cell["seq_len"]: _rate_text(cell) for cell in found}
-        lines.append([f"{CONTROLS[kind]}, {names.get(who, who[1])}",
-                      *(by_length.get(n, "\u2013") for n in lengths)])  # fmt: skip
-    for home in study.homes:
-        cell = _rate_text(rate(home.rows))
-        lines.append([f"base at home, {home.arm.name}", *(cell if n == home.arm.window else "" for n in lengths)])
-    title = f"{question.task}: controls by length in tokens, right / asked [95 % interval, %]"
-    return Table(title, ["control", *(f"{n:,}" for n in lengths)], lines) if lines else None
+    for arm in question.arms:
+        texts = [_rate_text(found[key]) if (key := (*column, arm.series)) in found else "\u2013" for column in columns]
+        lines.append([arm.name + (" (the base)" if arm in bases else ""), *texts])
+    header = [f"{CONTROLS.get(kind, 'as asked')}, {n:,}" for kind, n in columns]
+    return Table(f"{question.task}: controls, right / asked [95 % interval, %]", ["arm", *header], lines)
 
 
 def _rate_text(cell: Row) -> str:
@@ -105,10 +107,10 @@ def _rate_text(cell: Row) -> str:
 def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
     """Perplexity of the same targets with more context; log y."""
     found = cells(rows, perplexity)
-    lines = _lines(found, arms, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"]), "band")
+    lines = _lines(found, arms, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"]))
     title = "Perplexity of the same tokens with more context"
-    text = f"Lines for {len(lines)} arms with 95 % bands over documents; lower is better."
-    y = log_axis("perplexity", [p.y for line in lines for p in line.points])
+    text = f"Lines for {len(lines)} arms, {_banded(lines)}; lower is better."
+    y = log_axis("perplexity", _extent(lines))
     svg = line_chart(title, text, lines, length_axis(sorted({c["seq_len"] for c in found})), y, key=key,
                      marks=[Mark(found[0]["window"], "window")])  # fmt: skip
     names = {arm.series: arm.name for arm in arms}
@@ -127,14 +129,14 @@ def positions(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) 
         bins = list(zip(edges, cell["nll"], cell["low"], cell["high"], cell["count"], strict=True))
         label, style = looks[arm.series]
         at = [Point(math.sqrt(a * (b - 1)), nll, low, high) for (a, b), nll, low, high, _ in bins]
-        lines.append(Line(label, arm.name, style, at, "band", markers=False))
+        lines.append(Line(label, arm.name, style, at, _band(arm, arms), markers=False))
         table += [[arm.name, f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}", f"{nll:.3f}",
                    _between(low, high, ".3f"), f"{n:,}"] for (a, b), nll, low, high, n in bins]  # fmt: skip
     title = f"Nats per token by position, at length {found[0]['seq_len']:,}"
-    text = f"Lines for {len(lines)} arms with 95 % bands over documents, against tokens seen before; lower is better."
+    text = f"Lines for {len(lines)} arms against tokens seen before, {_banded(lines)}; lower is better."
     last = found[0]["edges"][-1]
     x = Axis("tokens seen before", 1, last, [(4**i, f"{4**i:,}") for i in range(12) if 4**i <= last], log=True)
-    y = linear_axis("nats per token", [p.y for line in lines for p in line.points])
+    y = linear_axis("nats per token", _extent(lines))
     svg = line_chart(title, text, lines, x, y, key=key, marks=[Mark(found[0]["window"], "window")])
     return Chart(title, text, svg, ["arm", "tokens seen", "nats per token", "95 % interval", "tokens"], table,
                  _legend(lines))  # fmt: skip
@@ -174,10 +176,26 @@ def wavelengths(spectra: Sequence[Spectrum], styles: dict[str, Style], key: str)
     return Chart(title, text, svg, ["method", "pair", "tokens per turn", "windows"], table, _legend(lines))
 
 
-def _lines(found, arms, looks, point, interval) -> list[Line]:
+def _band(arm: Arm, arms: Sequence[Arm]) -> str:
+    """Bands for what was trained, for all where nothing was: many bands on each other say nothing."""
+    return "band" if arm.trained or not any(a.trained for a in arms) else "none"
+
+
+def _banded(lines: Sequence[Line]) -> str:
+    some = any(line.interval == "none" for line in lines)
+    return f"{'those of trained arms ' if some else ''}with 95 % bands over documents"
+
+
+def _extent(lines: Sequence[Line]) -> list[float]:
+    """Every value that is drawn, the edges of bands too."""
+    drawn = [v for line in lines if line.interval == "band" for p in line.points for v in (p.low, p.high)]
+    return [p.y for line in lines for p in line.points] + [v for v in drawn if v is not None]
+
+
+def _lines(found: Sequence[Row], arms: Sequence[Arm], looks: Looks, point: Callable[[Row], Point]) -> list[Line]:
     return [
         Line(looks[arm.series][0], arm.name, looks[arm.series][1],
-             [point(c) for c in _sorted(found) if series(c) == arm.series], interval)
+             [point(c) for c in _sorted(found) if series(c) == arm.series], _band(arm, arms))
         for arm in arms if any(series(c) == arm.series for c in found)
     ]  # fmt: skip
 

@@ -5,12 +5,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ctxext.evals.stats import ratio_bootstrap, wilson
 
 Row = dict[str, Any]
 Series = tuple[str, str]
+T = TypeVar("T")
 BINS = (0, 0.25, 0.5, 1, 1.5, 2, 3, 4)
 """Edges of the distance bins in windows; beyond 4 they double."""
 
@@ -133,11 +134,11 @@ def questions(rows: Iterable[Row]) -> list[Question]:
     ]  # fmt: skip
 
 
-def group(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    """Rows by key, keys and rows in order of appearance."""
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
+def group(things: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Rows, or pairs of them, by key; keys and things in order of appearance."""
+    groups: dict[Any, list[T]] = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
     return groups
 
 
