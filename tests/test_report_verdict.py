@@ -142,6 +142,13 @@ def test_two_tasks_are_one_family_and_are_named():
     assert any("over 10 comparisons" in text for text in said)
 
 
+def test_the_same_task_asked_in_two_ways_is_two_questions():
+    other = [{**row, "item": row["item"].replace("/aa/", "/bb/"), "correct": False} for row in ROWS]
+    said = verdict([*ROWS, *other])
+    assert said[0].startswith("passkey [aa]: Yes: ") and all(text.startswith("passkey [") for text in said)
+    assert "passkey [bb]: The base answers 0/20 at its window of 256 tokens" in " ".join(said)
+
+
 def test_attention_methods_are_not_the_base():
     extend = [{**row, "method": "self-extend(group_size=4), zero-shot"} for row in arm(NONE, 0, {256: 20, 1024: 18})]
     (question,) = questions([*ROWS, *extend])

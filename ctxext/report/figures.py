@@ -42,7 +42,7 @@ def effective(study: Study, looks: Looks, key: str) -> Chart | None:
         rows.append([arm.name, f"{value.censored} {value.value / arm.window:.2f}".strip(),
                      bounds(value, arm), f"{value.censored} {value.value:,.0f}".strip()])  # fmt: skip
     marks = [Mark(1, "the window"), Mark(4, "4x")]
-    title = f"{study.question.task}: effective context"
+    title = f"{study.question.name}: effective context"
     text = (f"Dots with 95 % intervals for {len(far)} arms: the length up to which each answers at least {TAU:g} of "
             "what the base answers at home.")  # fmt: skip
     return Chart(title, text, dot_chart(title, text, dots, axis, key=key, marks=marks),
@@ -69,7 +69,7 @@ def rates(study: Study, looks: Looks, key: str) -> Chart:
     marks = [Mark(question.rows[0]["window"], "window")]
     for home in study.homes[:1]:
         marks.append(Mark(100 * TAU * home.right / len(home.rows), f"the bar, {TAU:g} of home", False))
-    title = f"{question.task}: right answers by length"
+    title = f"{question.name}: right answers by length"
     text = f"Lines for {len(lines)} arms and controls with 95 % Wilson whiskers; percent right against tokens."
     y = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
     svg = line_chart(title, text, lines, length_axis(question.seq_lens), y, key=key, marks=marks, height=330)
@@ -97,7 +97,7 @@ def controls(study: Study) -> Table | None:
         texts = [_rate_text(found[key]) if (key := (*column, arm.series)) in found else "\u2013" for column in columns]
         lines.append([arm.name + (" (the base)" if arm in bases else ""), *texts])
     header = [f"{CONTROLS.get(kind, 'as asked')}, {n:,}" for kind, n in columns]
-    return Table(f"{question.task}: controls, right / asked [95 % interval, %]", ["arm", *header], lines)
+    return Table(f"{question.name}: controls, right / asked [95 % interval, %]", ["arm", *header], lines)
 
 
 def _rate_text(cell: Row) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -90,9 +90,10 @@ def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Seque
                    "end, in windows of pre-training. Hatched: fewer than 20 questions, too few to say much. A dash: "
                    "nothing was asked.")  # fmt: skip
     for study in studies:
+        task = f"{study.question.name}: " if len(studies) > 1 else ""
         shown, folded = _split(study)
-        maps.heats += [h for arm in shown for h in _heats(study, arm)]
-        maps.folded += [h for arm in folded for h in _heats(study, arm)]
+        maps.heats += [replace(h, caption=task + h.caption) for arm in shown for h in _heats(study, arm)]
+        maps.folded += [replace(h, caption=task + h.caption) for arm in folded for h in _heats(study, arm)]
     yield maps
     yield Section("difference", "Where two arms differ", "The same questions asked of both, so that only the arms "
                   "differ. Blue: the first named is better, orange: the second. Hatched: fewer than 20 pairs.",

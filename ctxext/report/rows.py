@@ -95,6 +95,8 @@ def arms(rows: Sequence[Row]) -> list[Arm]:
 class Question:
     """One retrieval task with its settings: the rows of the questions proper, and of the controls."""
 
+    name: str
+    """The task, with the settings where the same task was asked in several ways."""
     task: str
     settings: str
     rows: list[Row]
@@ -127,10 +129,11 @@ def questions(rows: Iterable[Row]) -> list[Question]:
             key = key if key in proper else by_task.get(json.dumps(row["task"], sort_keys=True))
             controls.setdefault(key, []).append(row)
     known = {arm.series: arm for arm in arms(list(rows))}
+    asked_as = [found[0]["task"]["name"] for found in proper.values()]
     return [
-        Question(found[0]["task"]["name"], key, found, controls.get(key, []),
+        Question(f"{name} [{key}]" if asked_as.count(name) > 1 else name, name, key, found, controls.get(key, []),
                  [known[s] for s in dict.fromkeys(map(series, found))])
-        for key, found in proper.items()
+        for name, (key, found) in zip(asked_as, proper.items(), strict=True)
     ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def findings(rows: Sequence[Row], studies: Sequence[Study] | None = None) -> lis
     total = sum(map(len, made))
     found = []
     for study, mine in zip(studies, made, strict=True):
-        prefix = f"{study.question.task}: " if len(studies) > 1 else ""
+        prefix = f"{study.question.name}: " if len(studies) > 1 else ""
         found += [Finding(f.answers, prefix + f.text, f.main) for f in _about(study, mine, total)]
     return found
 
