@@ -37,10 +37,11 @@ class Run:
     @property
     def text(self) -> str:
         """Tables, proof and paths to read."""
-        lines = [report.tables(self.rows), ""]
+        lines = [*report.verdict(self.rows), "", report.tables(self.rows), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
-        return "\n".join([*lines, f"rows           {self.path / 'rows.jsonl'}", f"run directory  {self.path}"])
+        lines += [f"rows           {self.path / 'rows.jsonl'}", f"run directory  {self.path}"]
+        return "\n".join([*lines, f"report         {self.path / 'report.html'}"])
 
 
 def open_run(experiment: Experiment, run_dir: Path | None = None, file: Path | str | None = None) -> RunDir:
@@ -85,6 +86,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
     proof = None
     if experiment.export is not None:
         proof = _export(experiment, trained, name, directory)
+    report.write_report([directory.path])
     return Run(directory.path, read_jsonl(directory.rows_file), proof)
 
 

@@ -115,10 +115,11 @@ def wandb_mode() -> Any:
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, float]]:
-    """Mean of every true-or-false or fractional field by (seq_len, "eval/method")."""
+    """Mean of every true-or-false or fractional field by (seq_len, "eval/method"); controls are evals of their own."""
     groups: dict[tuple[int, str], dict[str, list[float]]] = {}
     for row in rows:
-        fields = groups.setdefault((row["seq_len"], f"{row['eval']}/{row['method']}"), {})
+        control = "" if row.get("condition", "needle") == "needle" else f" {row['condition']}"
+        fields = groups.setdefault((row["seq_len"], f"{row['eval']}{control}/{row['method']}"), {})
         for name, value in row.items():
             if isinstance(value, bool | float):
                 fields.setdefault(name, []).append(float(value))

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from ctxext.attention import Attention, Band, Causal, blocked, dense, over_sequence
 from ctxext.attention.blocked import block_size, visible_pairs
+from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.rope import RopeBase, Unscaled
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "attention.json").read_text())["cases"]
 METHODS = [Causal(), SelfExtend(4, 8), SelfExtend(3, 20), SelfExtend(8, 300)]
+SPARSE = [LMInfinite(16), LMInfinite(100, 3), LMInfinite(150, 0)]
 
 
 def distances(attention: Attention, length: int) -> np.ndarray:
@@ -67,6 +69,16 @@ def test_self_extend_is_plain_inside_its_window_and_with_groups_of_one():
     np.testing.assert_array_equal(extended[near], plain[near])
     np.testing.assert_array_equal(distances(SelfExtend(1, 20), 60), plain)
     assert np.nanmax(extended) == 59 // 4 + 20 - 20 // 4
+
+
+@pytest.mark.parametrize("attention", SPARSE, ids=repr)
+def test_lm_infinite_sees_what_is_near_and_what_is_first_at_a_bounded_distance(attention: LMInfinite):
+    """min(i - j, window) where i - j < window or j < num_global, nothing else."""
+    i, j = np.indices((300, 300))
+    seen = (i >= j) & ((i - j < attention.window) | (j < attention.num_global))
+    expected = np.where(seen, np.minimum(i - j, attention.window), np.nan)
+    np.testing.assert_array_equal(distances(attention, 300), expected)
+    assert hash(attention) == hash(eval(repr(attention)))
 
 
 def brute(mask: Band, query: range, key: range) -> tuple[bool, bool]:
@@ -188,6 +200,9 @@ def compare(attention: Attention, T: int, segments, dtype: str = "float32", tole
         (Causal(), 384),
         (SelfExtend(3, 20), 50),
         (SelfExtend(8, 200), 385),
+        (LMInfinite(20, 3), 50),
+        (LMInfinite(100, 10), 385),
+        (LMInfinite(200, 0), 385),
     ],
     ids=repr,
 )

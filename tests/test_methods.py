@@ -12,6 +12,7 @@ from ctxext import methods
 from ctxext.interop.ropespec import raise_hf
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
+from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.pose import PoSE
 from ctxext.methods.self_extend import SelfExtend
@@ -202,6 +203,8 @@ def test_factor_is_a_finite_number_of_at_least_one(method: type, factor: float):
         lambda: Llama3(8, low_freq_factor=0),
         lambda: SelfExtend(0, 8),
         lambda: SelfExtend(4, 0),
+        lambda: LMInfinite(0),
+        lambda: LMInfinite(16, -1),
         lambda: RopeBase(15, 1e4, 4096),
         lambda: RopeBase(128, 0, 4096),
         lambda: RopeBase(128, 1e4, 0),
@@ -215,7 +218,7 @@ def test_impossible_values_are_refused(make):
 def test_methods_are_discovered_and_found_by_any_name():
     known = methods.all_methods()
     expected = {"none": Unscaled, "linear": Linear, "ntk": NTK, "dynamic-ntk": DynamicNTK, "yarn": Yarn,
-                "llama3": Llama3, "pose": PoSE, "self-extend": SelfExtend}  # fmt: skip
+                "llama3": Llama3, "pose": PoSE, "self-extend": SelfExtend, "lm-infinite": LMInfinite}  # fmt: skip
     assert expected.items() <= known.items()
     assert {"causal", "contiguous"} <= set(known)
     for name in ("dynamic-ntk", "dynamic_ntk", "DynamicNTK", "dynamicntk"):

@@ -91,12 +91,15 @@ def test_does_it_work():
         "Yes: yarn(factor=4) after 60 steps reads beyond the window, but no difference to the same training without "
         "scaling is shown at 1,024 tokens.")  # fmt: skip
     assert first(*none, *arm(YARN, 60, {256: 4, 512: 4, 1024: 1})).startswith(
-        "Not shown: yarn(factor=4) after 60 steps may read no further than the window; no difference")
+        "Not shown: yarn(factor=4) after 60 steps may read no further than the window; no difference"
+    )
     better = arm(NONE, 60, {256: 20, 512: 20, 1024: 20})
     assert first(*better, *arm(YARN, 60, {256: 20, 512: 20, 1024: 8})).endswith(
-        "the window, but answers less at 1,024 tokens than the same training without scaling.")
+        "the window, but answers less at 1,024 tokens than the same training without scaling."
+    )
     assert first(*arm(YARN, 60, {256: 20, 512: 20, 1024: 16})).endswith(
-        "the window; the same training without scaling is not here to compare with.")
+        "the window; the same training without scaling is not here to compare with."
+    )
 
 
 def test_what_was_asked_and_the_bar():

@@ -158,6 +158,23 @@ def test_effective_length_of_known_rates():
     assert pooled.value == pytest.approx(2 ** (np.log2(768) * (1 - share) + 10 * share))
 
 
+def test_an_effective_length_that_cannot_be_known_is_refused_or_wide():
+    lengths, correct, at = answers({256: 0.9, 512: 0.9, 1024: 0.1})
+    home = [True] * 20
+    assert effective_length(lengths, correct, [0] * len(at), home, list(range(20)))[1:3] == (256, 1024)
+    assert effective_length(lengths, correct, at, home, [0] * 20)[1:3] == (256, 1024)
+    for tau in (0, 85):
+        with pytest.raises(ValueError, match="0 < tau <= 1"):
+            effective_length(lengths, correct, at, home, list(range(20)), tau=tau)
+    with pytest.raises(ValueError, match="right answers at home"):
+        effective_length(lengths, correct, at, [False] * 20, list(range(20)))
+    with pytest.raises(ValueError, match="equally many"):
+        effective_length(lengths, correct[1:], at, home, list(range(20)))
+    for p in (1.5, float("nan"), -0.1):
+        with pytest.raises(ValueError, match="0..1"):
+            holm([0.1, p])
+
+
 def test_rates_are_those_of_isotonic_regression():
     rng = np.random.default_rng(8)
     for _ in range(50):

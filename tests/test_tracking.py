@@ -14,6 +14,7 @@ from ctxext.tracking import WandbSink, start_sinks, wandb_mode
 ROWS = [
     {"eval": "passkey", "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
     {"eval": "passkey", "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
+    {"eval": "passkey", "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
     {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0},
 ]
 
@@ -47,8 +48,9 @@ def test_offline_wandb_holds_the_run(opened):
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     train = [(row["train/step"], row["train/loss"]) for row in history if "train/step" in row]
     assert train == [(10, 0.1), (20, 0.05)]
-    passkey, ppl = (row for row in history if "eval/seq_len" in row)
+    floor, passkey, ppl = (row for row in history if "eval/seq_len" in row)
     assert (passkey["eval/seq_len"], passkey["eval/passkey/yarn/correct"]) == (64, 0.5)
+    assert floor["eval/passkey no-needle/yarn/correct"] == 0
     assert passkey["eval/passkey/yarn/answer_nll"] == 1.0 and "eval/passkey/yarn/tokens" not in passkey
     assert (ppl["eval/seq_len"], ppl["eval/ppl/yarn/nll"]) == (128, 2.0)
     assert '"train/step"' in json.dumps([record for record in records if record["type"] == "metric"])

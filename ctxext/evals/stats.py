@@ -92,8 +92,13 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the given order: the k-th smallest of m times m - k + 1, made increasing."""
+    """Holm's adjusted p-values, in the given order: the k-th smallest of m times m - k + 1, made increasing.
+
+    Raises ValueError for what is no probability.
+    """
     p, m = np.asarray(p_values, np.float64), len(p_values)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must lie in 0..1, got {list(p_values)}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(m)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(m, 0, -1)))
@@ -132,12 +137,15 @@ def effective_length(
     and the first below it; `low` is a low quantile of the former, `high` a high one of the latter. Every redrawn rate
     has a Gamma(1/2)-weighted right and wrong answer added (Jeffreys), or else 40 of 40 would count as certain.
     lengths: tokens, an entry per item like `correct` and `clusters`; home: right or wrong per item of the comparison.
-    Raises ValueError if the sequences do not fit each other or are empty.
+    With one cluster the bounds are all that was tried. Raises ValueError if the sequences do not fit each other or are
+    empty, if nothing is right at home, and for a tau that is no part.
     """
     if not len(lengths) == len(correct) == len(clusters) or not len(home) == len(home_clusters):
         raise ValueError("lengths, correct and clusters must be equally many, home and home_clusters too")
-    if not len(lengths) or not len(home):
-        raise ValueError("an effective length needs answers, and answers at home")
+    if not len(lengths) or not np.any(home):
+        raise ValueError("an effective length needs answers, and right answers at home")
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau is the part of the rate at home that counts as reading, 0 < tau <= 1; got {tau}")
     tried = np.unique(lengths)
     right, asked = _by_cluster(clusters, np.searchsorted(tried, lengths), correct, len(tried))
     home_right, home_asked = _by_cluster(home_clusters, np.zeros(len(home), int), home, 1)
@@ -149,6 +157,8 @@ def effective_length(
     else:
         share = (rate[above - 1] - bar) / (rate[above - 1] - rate[above])
         value, censored = float(np.exp2(np.interp(share, [0, 1], np.log2(tried[above - 1 : above + 1])))), ""
+    if len(right) < 2 or len(home_right) < 2:
+        return Effective(value, float(tried[0]), float(tried[-1]), censored)
     rng = np.random.default_rng(seed)
 
     def redraw(right: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

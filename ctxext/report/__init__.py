@@ -1,7 +1,7 @@
 """What rows say: a verdict in words, numbers with intervals, text tables, and one page of a run or several.
 
-    rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
-    run directories -> runs.py -> figures.py, heat.py (what is drawn) -> charts.py (SVG) -> page.py (one HTML file)
+rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
+run directories -> runs.py -> figures.py, heat.py (what is drawn) -> charts.py (SVG) -> page.py (one HTML file)
 """
 
 from collections.abc import Sequence

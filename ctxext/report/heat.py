@@ -48,9 +48,7 @@ def by_distance(question: Question, arm: Arm) -> Heat | None:
     return _rates(question, arm, "distance, windows", distance_bin, lambda b: f"{b[0]:g}\u2013{b[1]:g}")
 
 
-def _rates(
-    question: Question, arm: Arm, corner: str, key: Callable[[Row], Any], text: Callable[[Any], str]
-) -> Heat:
+def _rates(question: Question, arm: Arm, corner: str, key: Callable[[Row], Any], text: Callable[[Any], str]) -> Heat:
     rows = question.of(arm)
     found = group(rows, lambda row: (key(row), row["seq_len"]))
     lengths = sorted({row["seq_len"] for row in rows})

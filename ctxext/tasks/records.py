@@ -75,7 +75,7 @@ def records_example(
     asked = records[0]
     head = beginning(tokenizer)
     needed = len(head) + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)
-    seq_len = needed if seq_len is None else seq_len
+    bare, seq_len = seq_len is None, needed if seq_len is None else seq_len
     if needed > seq_len:
         raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(records)} record(s), the question and "
                          f"the answer; the shortest is {needed} tokens")  # fmt: skip
@@ -86,6 +86,8 @@ def records_example(
     filler, pieces = draw_haystack(rng, haystack, seq_len - needed)
     cuts = [round(depth * len(filler)), *(int(rng.integers(len(filler) + 1)) for _ in records[1:])]
     order = sorted(range(len(records)), key=lambda i: (cuts[i], i))
+    if bare:  # without depths to sort by, the asked record must not always come first
+        order = rng.permutation(len(records)).tolist()
     parts: list[Any] = [head]
     starts, used, length = [0] * len(records), 0, len(head)
     for i in order:

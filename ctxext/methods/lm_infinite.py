@@ -1,0 +1,57 @@
+"""LM-Infinite (arXiv 2308.16137)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from ctxext.attention.pieces import Attention, Band, Mask, Piece
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Mask):
+    """The row's first `count` tokens, from queries at least `low` tokens behind them."""
+
+    count: int
+    low: int
+
+    def visible(self, query: Any, key: Any) -> Any:
+        return (query - key >= self.low) & (key < self.count)
+
+    def block(self, query: range, key: range) -> tuple[bool, bool]:
+        some = query[-1] - key[0] >= self.low and key[0] < self.count
+        every = query[0] - key[-1] >= self.low and key[-1] < self.count
+        return some, every
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """The same position for every token."""
+
+    position: int
+
+    def __call__(self, positions: Any) -> Any:
+        return 0 * positions + self.position
+
+
+@dataclasses.dataclass(frozen=True)
+class LMInfinite(Attention):
+    """The last `window` tokens and the row's first `num_global`, those at distance min(i - j, window).
+
+    It keeps a model fluent at any length and does not make it read farther: what is neither near nor first is not seen
+    (arXiv 2308.16137). No training needed. For rows of one document.
+    """
+
+    paper: ClassVar[str] = "2308.16137"
+    aliases: ClassVar[tuple[str, ...]] = ("lambda-mask",)
+    window: int
+    num_global: int = 10
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.num_global < 0:
+            raise ValueError(f"window must be at least 1 and num_global at least 0, got {self.window} and "
+                             f"{self.num_global}")  # fmt: skip
+
+    def pieces(self) -> tuple[Piece, ...]:
+        near = Piece(Band(0, self.window))
+        if not self.num_global:
+            return (near,)
+        return near, Piece(First(self.num_global, self.window), At(self.window), At(0))
