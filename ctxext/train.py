@@ -150,7 +150,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
         facts = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256, "seed": experiment.seed}
-        where = {"device": jax.devices()[0].device_kind, "mesh": dict(mesh.build().shape)}
+        where = {"device": jax.devices()[0].device_kind, "mesh": dict(mesh.build().shape), "command": _command()}
         run.record({**facts, **where}, fixed=("data", "tokenizer"))
         run.write_base(config, scaling, base.tokenizer.files)
         saved = stack.enter_context(Checkpoints(run.checkpoints))

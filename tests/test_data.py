@@ -9,7 +9,7 @@ import pytest
 from tiny_train import ByteTokenizer, write_texts
 from toy_tokenizer import toy_source, toy_tokenizer
 
-from ctxext.data import Files, Mix, Rows, Source, Stdlib, Synthetic, make_batch, prefetch, stdlib_documents
+from ctxext.data import Files, Mix, Rows, Short, Source, Stdlib, Synthetic, make_batch, prefetch, stdlib_documents
 from ctxext.data.corpus import Corpus, Row
 from ctxext.data.stdlib import HELDOUT, TRAIN
 from ctxext.positions import Contiguous
@@ -223,3 +223,21 @@ def test_rows_from_files_do_not_depend_on_the_machine(tmp_path):
     rows = Files(str(write_texts(tmp_path))).open(ByteTokenizer())
     digest = hashlib.sha256(b"".join(x.astype("<i4").tobytes() for x in batch(rows, 11, seq_len=64))).hexdigest()
     assert digest[:16] == "653b19e37a4f2bb0", "batches changed: every run in progress would go on with other data"
+
+
+def test_short_rows_are_packed_and_do_not_see_each_other():
+    """Each piece is the row that its source gives; targets inside a piece, segments counted through, the last cut."""
+    source, tokenizer = Synthetic(Passkey(), haystack=toy_source()), toy_tokenizer()
+    long = Short(source, 60).open(tokenizer).row(np.random.default_rng(3), 150)
+    rng, rows = np.random.default_rng(3), source.open(tokenizer)
+    for i, (start, stop) in enumerate([(0, 60), (60, 120), (120, 150)]):
+        short = rows.row(rng, 60)
+        for name in ("tokens", "targets", "weights"):
+            np.testing.assert_array_equal(getattr(long, name)[start:stop], getattr(short, name)[: stop - start])
+        assert set(long.segment_ids[start:stop].tolist()) == {i + 1}
+    assert long.tokens[60] == tokenizer.bos_id and {len(field) for field in long} == {150}
+    assert long.segment_ids.dtype == np.int32
+    documents = Short(toy_source(), 100).open(tokenizer).row(np.random.default_rng(4), 1000)
+    assert (np.diff(documents.segment_ids) >= 0).all() and documents.segment_ids.max() >= 10
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        Short(source, 1)

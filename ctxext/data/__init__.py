@@ -2,7 +2,7 @@
 
 from ctxext.data.batch import Batch, make_batch, prefetch
 from ctxext.data.corpus import Corpus, Row, Rows
-from ctxext.data.sources import Files, Mix, Source, Stdlib, Synthetic
+from ctxext.data.sources import Files, Mix, Short, Source, Stdlib, Synthetic
 from ctxext.data.stdlib import Document, stdlib_documents
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Mix",
     "Row",
     "Rows",
+    "Short",
     "Source",
     "Stdlib",
     "Synthetic",

@@ -102,6 +102,26 @@ class TaskRows(Rows):
         return {"kind": "synthetic", "task": repr(self.task), "haystack": self.haystack.provenance()}
 
 
+class PackedRows(Rows):
+    """Rows of `short` tokens one after another in each row, which do not see each other; the last may be cut off."""
+
+    def __init__(self, rows: Rows, short: int) -> None:
+        self.rows, self.short = rows, short
+
+    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
+        parts = [self.rows.row(rng, self.short) for _ in range(-(-seq_len // self.short))]
+        before = np.cumsum([0, *(int(part.segment_ids.max()) for part in parts[:-1])])
+        # Padding stays segment 0.
+        segments = [
+            np.where(part.segment_ids > 0, part.segment_ids + n, 0) for part, n in zip(parts, before, strict=True)
+        ]
+        whole = [part._replace(segment_ids=ids.astype(np.int32)) for part, ids in zip(parts, segments, strict=True)]
+        return Row(*(np.concatenate(field)[:seq_len] for field in zip(*whole, strict=True)))
+
+    def provenance(self) -> dict[str, Any]:
+        return {"kind": "packed", "seq_len": self.short, "rows": self.rows.provenance()}
+
+
 class MixedRows(Rows):
     """Every row comes from one of the parts, drawn by weight."""
 

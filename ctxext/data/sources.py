@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ctxext.data.corpus import Corpus, MixedRows, Rows, TaskRows, Tokens
+from ctxext.data.corpus import Corpus, MixedRows, PackedRows, Rows, TaskRows, Tokens
 from ctxext.data.stdlib import stdlib_documents
 from ctxext.tasks.base import Task
 
@@ -104,6 +104,21 @@ class Synthetic(Source):
 
     def open(self, tokenizer: Tokens) -> TaskRows:
         return TaskRows(self.task, tokenizer, self.haystack.open(tokenizer))
+
+
+@dataclass(frozen=True)
+class Short(Source):
+    """Rows of `seq_len` tokens packed into longer ones: short-context data in a long fine-tune (arXiv 2410.02660)."""
+
+    source: Source
+    seq_len: int
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 2:
+            raise ValueError(f"a short row needs at least 2 tokens, got {self.seq_len}")
+
+    def open(self, tokenizer: Tokens) -> PackedRows:
+        return PackedRows(self.source.open(tokenizer), self.seq_len)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _about(study: Study, made: Sequence[Comparison], total: int) -> list[Finding
         *(Finding("far", text) for text in _far(study)),
         *(Finding("compared", _against_unscaled(c, total), c.b == study.best)
           for arm in scaled if (c := between(made, study.unscaled(arm), arm))),
-        *(Finding("compared", text) for text in _ties(study, made)),
+        *(Finding("compared", text) for text in _others(study, made)),
         *(Finding("compared", _training(c), c.b == (study.best or study.trained[0]))
           for arm in study.trained if (c := between(made, study.zero_shot(arm), arm))),
         *(Finding("sure", text) for text in _asked(study)),
@@ -112,13 +112,17 @@ def _against_unscaled(c: Comparison, total: int) -> str:
             f"comparison{'s' * (total != 1)}.")  # fmt: skip
 
 
-def _ties(study: Study, made: Sequence[Comparison]) -> list[str]:
-    others = [between(made, study.best, arm) for arm in study.trained if study.best and arm != study.best]
-    same = [c for c in others if c is not None and not c.shown]
-    if not same or study.best is None:
+def _others(study: Study, made: Sequence[Comparison]) -> list[str]:
+    """The best arm against the other methods with the same training: which it beats, which it does not."""
+    if study.best is None:
         return []
-    names = "; ".join(f"{c.b.words} ({points(c.points)}, {adjusted_text(c)})" for c in same)
-    return [f"Not distinguishable from the best here, {study.best.words}: {names}."]
+    arms = [arm for arm in study.trained if arm != study.best and not arm.plain]
+    others = [c for arm in arms if (c := between(made, study.best, arm))]
+    texts = []
+    for shown, start in (True, "Answering less than"), (False, "Not distinguishable from"):
+        names = "; ".join(f"{c.b.words} ({points(c.points)}, {adjusted_text(c)})" for c in others if c.shown == shown)
+        texts += [f"{start} the best here, {study.best.words}: {names}."] if names else []
+    return texts
 
 
 def _training(c: Comparison) -> str:
