@@ -3,11 +3,12 @@
     ctxext demo                                   the bundled base, about five minutes on two cores
     ctxext run experiments/demo.py --init DIR     the same on your checkpoint
 
-No scaling, PI (arXiv 2306.15595), NTK-aware and YaRN (arXiv 2309.00071), each without training and after the same short
-fine-tune: 48 steps of 4 rows of four windows, from the same seed. The rows are text, key-value recall over all four
-windows, and passkeys packed in rows of one window, so that the question, passkey retrieval, was never trained beyond one
-window. Files and questions are held out. Controls: the needle left out (what guessing gives), the haystack left out (what the
-model can do at all), the base in its own window. YaRN's result is exported to PyTorch format and proven equal.
+No scaling, PI (arXiv 2306.15595), NTK-aware and YaRN (arXiv 2309.00071), each without training and after the same
+short fine-tune: 48 steps of 4 rows of four windows, from the same seed. The rows are text, key-value recall over all
+four windows, and passkeys packed in rows of one window, so that the question, passkey retrieval, was never trained
+beyond one window. Files and questions are held out. Controls: the needle left out (what guessing gives), the haystack
+left out (what the model can do at all), the base in its own window. YaRN's result is exported to PyTorch format and
+proven equal.
 """
 
 from ctxext import tasks
