@@ -15,6 +15,7 @@ from ctxext.methods.llama3 import Llama3
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, inverse_frequencies, rotate
+from ctxext.sharding import Mesh
 
 LLAMA2 = RopeBase(128, 1e4, 4096)
 SCALINGS = [Unscaled(), Linear(8.0), NTK(8.0), DynamicNTK(2.0), Yarn(8.0), Llama3(8.0)]
@@ -96,7 +97,7 @@ def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
     rotation = Yarn(4.0).rope(tiny.CONFIG.rope_base(), 64).rotation()
     ids = jnp.zeros((1, 32), jnp.int32)
     jaxpr = jax.make_jaxpr(
-        lambda *x: _logits(*x, config=tiny.CONFIG, attention=Causal(), kernel="dense", dtype="bfloat16")
+        lambda *x: _logits(*x, config=tiny.CONFIG, attention=Causal(), kernel="dense", dtype="bfloat16", mesh=Mesh())
     )(tiny.params(), ids, ids, None, rotation)
     found, bfloat16 = 0, 0
     for equation in equations(jaxpr.jaxpr):
