@@ -69,6 +69,11 @@ class Mesh:
             raise ValueError(f"{what} {rows} cannot be shared out over {shards} devices (mesh {self.text}: data x "
                              f"fsdp); make it a multiple of {shards}")  # fmt: skip
 
+    def idle(self) -> str:
+        """A line about devices that this mesh leaves idle; empty if there are none."""
+        used, there = self.build().size, len(jax.devices())
+        return f"{used} of {there} devices are used; --mesh.fsdp -1 takes all" if used < there else ""
+
     @property
     def row_shards(self) -> int:
         """Parts that a batch is cut into."""

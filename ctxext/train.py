@@ -138,6 +138,8 @@ def train(
     rows = experiment.data.open(base.tokenizer)
     A, B, T, mesh = settings.accumulate, settings.batch_size, settings.seq_len, experiment.mesh
     mesh.check_rows(B, what="train.batch_size")
+    if progress and (line := mesh.idle()):
+        print(line, file=sys.stderr)
     step_fn = compiled_step(experiment, config)
 
     @functools.lru_cache(maxsize=256)

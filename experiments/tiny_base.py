@@ -14,7 +14,7 @@ Geometry: heads of 64 and theta 200 in a window of 256, so that 9 of 32 pairs ne
 than 32 times in the window, here 2 of 32 do. Both at once need theta >= 32^(1 / (1 - 18/64 - 20/64)), some 5,070, and
 a window of 2 pi 32 theta^(20/64), some 2,890 tokens: too long for two cores. What follows for hyperparameters:
 beta_fast = 32 leaves all but two pairs to the ramp here; 20 of 64 pairs lie above the ramp with beta_fast near 8.
-Hardware: 2 CPU cores, some hours. Results and cost: experiments/LOG.md.
+Hardware: 2 shared CPU cores, about 6, 37 and 60 minutes for the stages. Results: experiments/LOG.md.
 """
 
 import dataclasses

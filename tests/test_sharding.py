@@ -176,6 +176,11 @@ def test_a_mesh_that_cannot_be_says_why(make, message):
         make()
 
 
+def test_idle_devices_are_named():
+    assert Mesh(fsdp=2).idle() == "2 of 8 devices are used; --mesh.fsdp -1 takes all"
+    assert Mesh(fsdp=-1).idle() == ""
+
+
 def test_minus_one_takes_the_devices_that_are_left():
     assert dict(Mesh(data=2, fsdp=-1).build().shape) == {"data": 2, "fsdp": 4, "tensor": 1}
 
