@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, N heads, H head_dim (d); a pair is (x_i, x_{i + H/2})
 import abc
 import dataclasses
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ class Rotation(NamedTuple):
     turns_high: Array
     turns_low: Array
     attention_factor: Array
+    leading: "tuple[Array, Rotation] | None" = None
+    """Where the first positions turn otherwise: how many, and how."""
 
     def tables(self, positions: Int[Array, "*shape"]) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
         """cos and sin times attention_factor, float32 [..., H/2]; within 1e-6 of float64 at any position."""
@@ -67,7 +69,8 @@ class Rotation(NamedTuple):
         carry = (p.astype(jnp.float32) * (low.astype(jnp.float32) * 2.0**-32)).astype(jnp.uint32)
         turns = jax.lax.bitcast_convert_type(p * high + carry, jnp.int32)  # signed: angles in [-pi, pi)
         angles = turns.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
-        return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
+        cos, sin = jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
+        return _leading(self.leading, positions, cos, sin)
 
 
 class Float32Rotation(NamedTuple):
@@ -75,36 +78,58 @@ class Float32Rotation(NamedTuple):
 
     inv_freq: Array
     attention_factor: Array
+    leading: "tuple[Array, Float32Rotation] | None" = None
 
     def tables(self, positions: Int[Array, "*shape"]) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
         """cos and sin times attention_factor, float32 [..., H/2]."""
         inv_freq = self.inv_freq.reshape((1,) * positions.ndim + self.inv_freq.shape)
         angles = positions.astype(jnp.float32)[..., None] * inv_freq
-        return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
+        cos, sin = jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
+        return _leading(self.leading, positions, cos, sin)
+
+
+def _leading(leading: Any, positions: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """The tables, with those of the leading positions put in where there are any."""
+    if leading is None:
+        return cos, sin
+    count, rotation = leading
+    first = (positions < count)[..., None]
+    plain_cos, plain_sin = rotation.tables(positions)
+    return jnp.where(first, plain_cos, cos), jnp.where(first, plain_sin, sin)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rope:
     """What a scaling returns: `inv_freq` float64 [H/2] on the host and the factor m on cos and sin.
 
-    Logits scale by attention_factor**2, as it multiplies both query and key.
+    Logits scale by attention_factor**2, as it multiplies both query and key. `leading`: how many of the first
+    positions keep other frequencies, and which, float64 [H/2]; their factor on cos and sin is 1.
     """
 
     inv_freq: np.ndarray
     attention_factor: float = 1.0
+    leading: tuple[int, np.ndarray] | None = None
 
     def rotation(self, angles: Angles = "exact") -> Rotation | Float32Rotation:
         """The device form. `exact` is right to 1e-6 at any position, `float32` repeats transformers' rounding."""
         if angles not in ANGLES:
             raise ValueError(f"angles {angles!r} are not known; choose one of {', '.join(ANGLES)}")
         with jax.ensure_compile_time_eval():  # a value, also when asked for inside a trace: callers keep it
-            factor = jnp.float32(self.attention_factor)
-            if angles == "float32":
-                return Float32Rotation(jnp.asarray(self.inv_freq, jnp.float32), factor)
-            words = [int(round(float(f) / (2 * np.pi) * 2.0**64)) % 2**64 for f in self.inv_freq]
-            high = np.array([w >> 32 for w in words], np.uint32)
-            low = np.array([w & 0xFFFFFFFF for w in words], np.uint32)
-            return Rotation(jnp.asarray(high), jnp.asarray(low), factor)
+            rotation = _on_device(self.inv_freq, self.attention_factor, angles)
+            if self.leading is None:
+                return rotation
+            count, inv_freq = self.leading
+            return rotation._replace(leading=(jnp.int32(count), _on_device(inv_freq, 1.0, angles)))
+
+
+def _on_device(inv_freq: np.ndarray, attention_factor: float, angles: Angles) -> Rotation | Float32Rotation:
+    factor = jnp.float32(attention_factor)
+    if angles == "float32":
+        return Float32Rotation(jnp.asarray(inv_freq, jnp.float32), factor)
+    words = [int(round(float(f) / (2 * np.pi) * 2.0**64)) % 2**64 for f in inv_freq]
+    high = np.array([w >> 32 for w in words], np.uint32)
+    low = np.array([w & 0xFFFFFFFF for w in words], np.uint32)
+    return Rotation(jnp.asarray(high), jnp.asarray(low), factor)
 
 
 class RopeScaling(abc.ABC):
@@ -122,6 +147,12 @@ def check_factor(factor: float) -> None:
     """Raises ValueError unless `factor`, the new window over the old one, is a number from 1 up."""
     if not 1 <= factor < math.inf:
         raise ValueError(f"factor must be a finite number of at least 1, got {factor}")
+
+
+def check_attention_factor(attention_factor: float | None) -> None:
+    """Raises ValueError unless it is None, which leaves it to the method, or a positive number."""
+    if attention_factor is not None and not 0 < attention_factor < math.inf:
+        raise ValueError(f"attention_factor must be positive and finite (1 changes nothing), got {attention_factor}")
 
 
 @dataclasses.dataclass(frozen=True)

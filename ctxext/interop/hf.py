@@ -83,7 +83,7 @@ def window(directory: str | Path) -> int:
     config, scaling = read_config(directory)
     if not scaling.depends_on_length:
         return data["max_position_embeddings"]
-    return max(config.max_position_embeddings, round(getattr(scaling, "factor", 1.0) * config.max_position_embeddings))
+    return max(data["max_position_embeddings"], round(getattr(scaling, "factor", 1.0) * config.max_position_embeddings))
 
 
 def save(

@@ -6,17 +6,22 @@ so that they cannot disagree.
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ctxext.config import LlamaConfig
+from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
+from ctxext.methods.long_rope import LongRope, su_attention_factor
 from ctxext.methods.ntk import NTK, DynamicNTK, ntk_theta
-from ctxext.methods.yarn import Yarn
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.methods.p_rope import PRope
+from ctxext.methods.yarn import Yarn, yarn_attention_factor
+from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
 
 LARGEST_DIVISOR = 1e12  # stands for a frequency of zero: JSON has no infinity
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
@@ -29,6 +34,7 @@ KEYS: dict[str, set[str]] = {
              "finetuned"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
     "longrope": {"factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"},
+    "proportional": {"factor"},
 }  # fmt: skip
 
 
@@ -38,14 +44,20 @@ def lower_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[st
     A static scaling without a type of its own travels as `longrope` with equal lists: any spectrum, to float32.
     Raises ValueError for what depends on the length in a way that the format cannot say.
     """
-    window = config.max_position_embeddings
+    scaling = scaling.yarn if isinstance(scaling, NTKByParts) and type(scaling) is NTKByParts else scaling
+    window, base = config.max_position_embeddings, config.rope_base()
     factor = float(getattr(scaling, "factor", 1.0))
     length, theta = max(seq_len, round(factor * window)), config.rope_theta
-    kind = type(scaling)
+    kind, rope = type(scaling), scaling.rope(base, length)
+    if rope.leading is not None:
+        raise ValueError(f"{kind.__name__} keeps plain RoPE at the first {rope.leading[0]} positions, which "
+                         "config.json cannot say; export it without them")  # fmt: skip
     if kind is Unscaled:
         spec: dict[str, Any] = {"rope_type": "default"}
     elif isinstance(scaling, NTK) and kind is NTK:
-        spec, theta = {"rope_type": "default"}, ntk_theta(config.rope_base(), factor)
+        spec, theta = {"rope_type": "default"}, ntk_theta(base, factor)
+    elif isinstance(scaling, ABF) and kind is ABF:
+        spec, theta = {"rope_type": "default"}, scaling.rope_theta
     elif kind is Linear:
         spec = {"rope_type": "linear", "factor": factor}
     elif kind is DynamicNTK:
@@ -54,14 +66,16 @@ def lower_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[st
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         spec = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
                 "original_max_position_embeddings": window}  # fmt: skip
-    elif isinstance(scaling, Yarn) and kind is Yarn and factor * window == round(factor * window):
-        # transformers 4 takes the factor from the two lengths, so they must say the same.
+    elif isinstance(scaling, Yarn) and kind is Yarn and _says_yarn(scaling, factor * window):
         spec, length = _yarn(scaling, factor, window), round(factor * window)
+    elif isinstance(scaling, LongRope) and kind is LongRope:
+        spec = _longrope(rope.attention_factor, factor, window, scaling.short_factor, scaling.long_factor)
     elif scaling.depends_on_length:
         raise ValueError(f"{kind.__name__} changes its frequencies with the length of the text, which config.json "
-                         "cannot say; export a static scaling")  # fmt: skip
+                         "cannot say; export a static scaling at the factor you need, such as Yarn")  # fmt: skip
     else:
-        spec = _carrier(scaling, config, length)
+        divisors = scaling.divisors if isinstance(scaling, Custom) else _divisors(kind.__name__, rope, base)
+        spec = _longrope(rope.attention_factor, length / window, window, divisors, divisors)
     original = {} if length == window else {"original_max_position_embeddings": window}
     return {
         "max_position_embeddings": length, **original, "rope_theta": theta,
@@ -70,28 +84,32 @@ def lower_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[st
     }  # fmt: skip
 
 
+def _says_yarn(scaling: Yarn, length: float) -> bool:
+    # transformers 4 takes the factor from the two lengths, so they must say the same.
+    return scaling.extrapolation_factor == 1 and length == round(length)
+
+
 def _yarn(scaling: Yarn, factor: float, window: int) -> dict[str, Any]:
     spec = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": window,
             "beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}  # fmt: skip
-    if scaling.attention_factor not in (None, 0.1 * math.log(factor) + 1):
+    if scaling.attention_factor not in (None, yarn_attention_factor(factor)):
         spec["attention_factor"] = scaling.attention_factor
     return spec if scaling.truncate else {**spec, "truncate": False}
 
 
-def _carrier(scaling: RopeScaling, config: LlamaConfig, length: int) -> dict[str, Any]:
-    base = config.rope_base()
-    rope = scaling.rope(base, length)
+def _divisors(name: str, rope: Rope, base: RopeBase) -> list[float]:
     if not (np.all(np.isfinite(rope.inv_freq)) and np.all(rope.inv_freq >= 0) and math.isfinite(rope.attention_factor)):
-        raise ValueError(f"{type(scaling).__name__} gives frequencies that are negative or not finite")
+        raise ValueError(f"{name} gives frequencies that are negative or not finite")
     with np.errstate(divide="ignore"):
-        divisors = np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR).tolist()
-    if isinstance(scaling, Custom):
-        divisors = list(scaling.divisors)  # as they were given, not divided twice
-    m = float(rope.attention_factor)
-    # Equal lists, because readers disagree on when to switch between them; vLLM reads m from the two mscales.
-    return {"rope_type": "longrope", "factor": length / config.max_position_embeddings,
-            "original_max_position_embeddings": config.max_position_embeddings, "attention_factor": m,
-            "short_factor": divisors, "long_factor": divisors, "short_mscale": m, "long_mscale": m}  # fmt: skip
+        return np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR).tolist()
+
+
+def _longrope(m: float, factor: float, window: int, short: Iterable[float], long: Iterable[float]) -> dict[str, Any]:
+    # For any static spectrum the lists are equal, because readers disagree on when to switch between them; vLLM reads m
+    # from the two mscales.
+    return {"rope_type": "longrope", "factor": factor, "original_max_position_embeddings": window,
+            "attention_factor": float(m), "short_factor": list(short), "long_factor": list(long),
+            "short_mscale": float(m), "long_mscale": float(m)}  # fmt: skip
 
 
 def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
@@ -109,7 +127,8 @@ def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
     unknown = sorted(spec.keys() - KEYS[kind] - COMMON)
     if unknown:
         raise ValueError(f"rope_type {kind!r} has no {', '.join(unknown)}; remove what is not needed")
-    if spec.get("partial_rotary_factor") not in (None, 1.0):
+    partial = _agreeing("partial_rotary_factor", config_json, spec)
+    if kind != "proportional" and partial not in (None, 1.0):
         raise ValueError("partial_rotary_factor other than 1 is not supported for model_type llama")
     length = config_json.get("max_position_embeddings")
     if type(length) is not int:
@@ -126,7 +145,7 @@ def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
     if kind == "linear" and original is None:
         original = _linear_window(length, Linear(_number(spec, "factor")).factor)
     window = length if original is None else original
-    return theta, window, _scaling(kind, spec, window, length)
+    return theta, window, _scaling(kind, spec | {"partial_rotary_factor": partial}, window, length)
 
 
 def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
@@ -138,7 +157,8 @@ def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
             continue
         if not isinstance(form, dict):
             raise ValueError(f"{name} must be an object, got {form!r}")
-        kinds = {form[key] for key in ("rope_type", "type") if form.get(key)}
+        # "su" is what the first LongRoPE checkpoints call it.
+        kinds = {"longrope" if form[key] == "su" else form[key] for key in ("rope_type", "type") if form.get(key)}
         if len(kinds) > 1:
             raise ValueError(f"{name} says both type {form['type']!r} and rope_type {form['rope_type']!r}; remove one")
         forms[name] = {k: v for k, v in form.items() if k not in ("rope_type", "type")}
@@ -184,7 +204,12 @@ def _scaling(kind: str, spec: dict[str, Any], window: int, length: int) -> RopeS
     if kind == "default":
         return Unscaled()
     if kind == "longrope":
-        return _custom(spec, window, length)
+        return _searched(spec, window, length)
+    if kind == "proportional":
+        given = {
+            key: 1.0 if spec.get(key) is None else _number(spec, key) for key in ("factor", "partial_rotary_factor")
+        }
+        return PRope(**given)
     factor = _number(spec, "factor")
     if kind == "linear":
         return Linear(factor)
@@ -200,17 +225,15 @@ def _scaling(kind: str, spec: dict[str, Any], window: int, length: int) -> RopeS
     return Yarn(factor, **betas, attention_factor=m, truncate=bool(spec.get("truncate", True)))
 
 
-def _custom(spec: dict[str, Any], window: int, length: int) -> RopeScaling:
+def _searched(spec: dict[str, Any], window: int, length: int) -> RopeScaling:
     short, long = spec.get("short_factor"), spec.get("long_factor")
     if not isinstance(short, list) or not isinstance(long, list):
         raise ValueError("rope_type 'longrope' needs the lists short_factor and long_factor")
-    if short != long:
-        raise ValueError("longrope with different short_factor and long_factor is not supported: its frequencies "
-                         "switch at the original window; make both the list you want")  # fmt: skip
+    short, long = (tuple(_number({"divisor": d}, "divisor") for d in x) for x in (short, long))
     factor = length / window if spec.get("factor") is None else _number(spec, "factor")
-    default = math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
+    default = su_attention_factor(factor, window)
     m = default if spec.get("attention_factor") is None else _number(spec, "attention_factor")
     for key in ("short_mscale", "long_mscale"):
         if spec.get(key) not in (None, m):
             raise ValueError(f"longrope says {key} {spec[key]} but attention_factor {m}; readers would disagree")
-    return Custom(tuple(_number({"divisor": d}, "divisor") for d in short), m)
+    return Custom(long, m) if short == long else LongRope(factor, short, long, None if m == default else m)

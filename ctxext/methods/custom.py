@@ -2,11 +2,26 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from ctxext.rope import Rope, RopeBase, RopeScaling
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor
+
+
+def check_divisors(name: str, divisors: Sequence[float]) -> None:
+    """Raises ValueError unless all are positive and finite."""
+    if not all(0 < divisor < math.inf for divisor in divisors):
+        raise ValueError(f"{name} must be positive and finite; 1e12 stands for a frequency of zero")
+
+
+def divided(base: RopeBase, name: str, divisors: Sequence[float]) -> np.ndarray:
+    """f_i / divisors_i, float64 [d/2]. Raises ValueError if their number is not head_dim / 2."""
+    if len(divisors) != base.head_dim // 2:
+        raise ValueError(f"{name}: {len(divisors)} divisors do not fit head_dim {base.head_dim}; "
+                         f"give {base.head_dim // 2}")  # fmt: skip
+    return base.inv_freq / np.asarray(divisors, np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +36,8 @@ class Custom(RopeScaling):
     attention_factor: float
 
     def __post_init__(self) -> None:
-        if not all(0 < divisor < math.inf for divisor in self.divisors):
-            raise ValueError("divisors must be positive and finite; 1e12 stands for a frequency of zero")
+        check_divisors("divisors", self.divisors)
+        check_attention_factor(self.attention_factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
-        if len(self.divisors) != base.head_dim // 2:
-            raise ValueError(f"{len(self.divisors)} divisors do not fit head_dim {base.head_dim}; "
-                             f"give {base.head_dim // 2}")  # fmt: skip
-        return Rope(base.inv_freq / np.asarray(self.divisors, np.float64), self.attention_factor)
+        return Rope(divided(base, "divisors", self.divisors), self.attention_factor)

@@ -1,4 +1,4 @@
-"""Position Interpolation (arXiv 2306.15595)."""
+"""Position Interpolation (arXiv 2306.15595), static or following the length."""
 
 import dataclasses
 from typing import ClassVar
@@ -19,3 +19,15 @@ class Linear(RopeScaling):
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         return Rope(base.inv_freq / self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicLinear(RopeScaling):
+    """Linear with factor l / L at length l > L, plain RoPE up to L (arXiv 2309.00071, section 3.3)."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("dynamic-pi",)
+    depends_on_length: ClassVar[bool] = True
+    paper: ClassVar[str] = "2309.00071"
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        return Rope(base.inv_freq / max(1.0, seq_len / base.original_max_position_embeddings))

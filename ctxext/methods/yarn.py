@@ -1,4 +1,4 @@
-"""YaRN (arXiv 2309.00071)."""
+"""YaRN (arXiv 2309.00071), static or following the length."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, check_factor
 
 
 def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: bool) -> np.ndarray:
@@ -28,11 +28,23 @@ def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: 
     return np.clip((np.arange(base.head_dim // 2) - low) / (high - low), 0, 1)
 
 
+def yarn_attention_factor(factor: float) -> float:
+    """m = 0.1 ln(factor) + 1, on cos and on sin."""
+    return 0.1 * math.log(factor) + 1
+
+
+def check_betas(beta_fast: float, beta_slow: float) -> None:
+    """Raises ValueError unless the ramp runs from more turns in the window to fewer."""
+    if not math.inf > beta_fast >= beta_slow > 0:
+        raise ValueError(f"need beta_fast >= beta_slow > 0, such as 32 and 1, got {beta_fast} and {beta_slow}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Yarn(RopeScaling):
     """f'_i = (1 - r_i) f_i + r_i f_i / factor with r the ramp over turns in L, m = 0.1 ln(factor) + 1 (2309.00071).
 
     `attention_factor` None is that m; logits scale by its square. `truncate` rounds the ends of the ramp outward.
+    `extrapolation_factor` e in [0, 1] keeps only a part, e (1 - r_i), of the plain frequencies.
     """
 
     paper: ClassVar[str] = "2309.00071"
@@ -41,16 +53,46 @@ class Yarn(RopeScaling):
     beta_slow: float = 1.0
     attention_factor: float | None = None
     truncate: bool = True
+    extrapolation_factor: float = 1.0
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
-        if not self.beta_fast >= self.beta_slow > 0:
-            raise ValueError(f"need beta_fast >= beta_slow > 0, got {self.beta_fast} and {self.beta_slow}")
-        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
-            raise ValueError(f"attention_factor must be positive, got {self.attention_factor}")
+        check_betas(self.beta_fast, self.beta_slow)
+        check_attention_factor(self.attention_factor)
+        if not 0 <= self.extrapolation_factor <= 1:
+            raise ValueError(f"extrapolation_factor must lie in 0 .. 1 (1 is the paper's), "
+                             f"got {self.extrapolation_factor}")  # fmt: skip
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         ramp = turns_ramp(base, self.beta_fast, self.beta_slow, truncate=self.truncate)
+        if self.extrapolation_factor != 1:
+            ramp = 1 - self.extrapolation_factor * (1 - ramp)
         inv_freq = base.inv_freq * (1 - ramp) + base.inv_freq / self.factor * ramp
-        default = 0.1 * math.log(self.factor) + 1
+        default = yarn_attention_factor(self.factor)
         return Rope(inv_freq, default if self.attention_factor is None else self.attention_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicYarn(RopeScaling):
+    """YaRN with factor l / L at length l > factor L; up to there with `factor`, that of the fine-tuning (2309.00071).
+
+    factor 1 is the pure form: plain RoPE up to L. `finetuned` False is plain up to factor L and then jumps to l / L,
+    as the authors' code does. A pure function of l: no state is kept from longer calls.
+    """
+
+    depends_on_length: ClassVar[bool] = True
+    paper: ClassVar[str] = "2309.00071"
+    factor: float
+    finetuned: bool = True
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+        check_betas(self.beta_fast, self.beta_slow)
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        factor = seq_len / base.original_max_position_embeddings
+        if factor <= self.factor:
+            factor = self.factor if self.finetuned else 1.0
+        return Yarn(factor, self.beta_fast, self.beta_slow).rope(base, seq_len)

@@ -1,0 +1,82 @@
+"""LongRoPE (arXiv 2402.13753): searched divisors, one per pair."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from ctxext.methods.custom import check_divisors, divided
+from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, check_factor
+
+
+def su_attention_factor(factor: float, window: int) -> float:
+    """m = sqrt(1 + ln(factor) / ln(window)), and 1 at factor 1."""
+    return math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRope(RopeScaling):
+    """f'_i = f_i / short_factor_i up to L tokens, f_i / long_factor_i beyond (arXiv 2402.13753).
+
+    `attention_factor` None is m = sqrt(1 + ln factor / ln L). The first `leading_positions` keep plain RoPE with m = 1.
+    Raises ValueError if a list has not one divisor per pair, highest frequency first.
+    """
+
+    depends_on_length: ClassVar[bool] = True
+    paper: ClassVar[str] = "2402.13753"
+    factor: float
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    attention_factor: float | None = None
+    leading_positions: int = 0
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+        check_divisors("short_factor", self.short_factor)
+        check_divisors("long_factor", self.long_factor)
+        check_attention_factor(self.attention_factor)
+        if self.leading_positions < 0:
+            raise ValueError(f"leading_positions must be 0 (none) or more, got {self.leading_positions}")
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        window = base.original_max_position_embeddings
+        short, long = divided(base, "short_factor", self.short_factor), divided(base, "long_factor", self.long_factor)
+        default = su_attention_factor(self.factor, window)
+        return Rope(
+            long if seq_len > window else short,
+            default if self.attention_factor is None else self.attention_factor,
+            (self.leading_positions, base.inv_freq) if self.leading_positions else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicLongRope(RopeScaling):
+    """LongRoPE with divisors 1 + (long_factor_i - 1) (l / L - 1) / (factor - 1) at length l (code of arXiv 2402.13753).
+
+    `clamp` False lets them fall under 1 below L, as the authors' code does; m is that of `factor` at every length.
+    """
+
+    depends_on_length: ClassVar[bool] = True
+    paper: ClassVar[str] = "2402.13753"
+    factor: float
+    long_factor: tuple[float, ...]
+    attention_factor: float | None = None
+    clamp: bool = True
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+        if self.factor == 1:
+            raise ValueError("factor must be above 1, such as 8: the divisors grow from L to factor L")
+        check_divisors("long_factor", self.long_factor)
+        check_attention_factor(self.attention_factor)
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        window = base.original_max_position_embeddings
+        grown = (seq_len / window - 1) / (self.factor - 1)
+        divisors = 1 + (np.asarray(self.long_factor) - 1) * (max(grown, 0.0) if self.clamp else grown)
+        if not (divisors > 0).all():
+            raise ValueError(f"at {seq_len} tokens divisors are not positive; set clamp to true")
+        default = su_attention_factor(self.factor, window)
+        m = default if self.attention_factor is None else self.attention_factor
+        return Rope(divided(base, "long_factor", divisors.tolist()), m)
