@@ -27,10 +27,10 @@ def methods_table(*, as_json: bool) -> str:
         })  # fmt: skip
     if as_json:
         return json.dumps(rows, indent=2)
-    lines = [f"{'name':<14} {'seam':<10} {'arXiv':<11} fields"]
+    lines = [f"{'name':<17} {'seam':<10} {'arXiv':<11} fields"]
     for row in rows:
         fields = [key if key in row["required"] else f"{key}={value}" for key, value in row["fields"].items()]
-        lines.append(f"{row['name']:<14} {row['seam']:<10} {row['paper']:<11} {', '.join(fields)}".rstrip())
+        lines.append(f"{row['name']:<17} {row['seam']:<10} {row['paper']:<11} {', '.join(fields)}".rstrip())
     return "\n".join(lines)
 
 
@@ -54,11 +54,13 @@ def rope_table(method: Any, head_dim: int, theta: float, original: int, seq_len:
     if as_json:
         return json.dumps({
             "method": label([method]), "inv_freq": rope.inv_freq.tolist(), "attention_factor": rope.attention_factor,
-            "hf_config": keys,
+            "leading_positions": rope.leading[0] if rope.leading else 0, "hf_config": keys,
         }, indent=2)  # fmt: skip
     lines = [f"{label([method])}: head_dim {head_dim}, theta {theta:g}, window {original}",
              f"attention factor {rope.attention_factor:.9g} (logits x {rope.attention_factor**2:.6g})",
              f"{'pair':>4} {'inv_freq':>15} {'of base':>9} {'wavelength':>12} {'turns in window':>16}"]  # fmt: skip
+    if rope.leading:
+        lines.insert(2, f"plain RoPE at the first {rope.leading[0]} positions")
     for i, (f, f0) in enumerate(zip(rope.inv_freq, base.inv_freq, strict=True)):
         wavelength = 2 * np.pi / f if f else np.inf
         lines.append(f"{i:>4} {f:>15.9g} {f / f0:>9.4f} {wavelength:>12.1f} {original / wavelength:>16.2f}")

@@ -75,7 +75,9 @@ def test_json_and_back(experiment: Experiment):
 
 def test_every_method_and_evaluation_goes_through_json():
     values: dict[str, Any] = {"factor": 2.0, "group_size": 4, "neighbor_window": 8, "max_position_embeddings": 64,
-                              "divisors": (1.0, 2.0), "attention_factor": 1.0, "window": 16}  # fmt: skip
+                              "divisors": (1.0, 2.0), "attention_factor": 1.0, "rope_theta": 5e5,
+                              "short_factor": (1.0, 2.0), "long_factor": (2.0, 4.0), "power": 0.5,
+                              "truncate_length": 64, "partial_rotary_factor": 0.5, "window": 16}  # fmt: skip
     for cls in methods.all_methods().values():
         needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         method = cls(**{name: values[name] for name in needed})

@@ -11,12 +11,14 @@ from textbook import Textbook
 
 from ctxext.attention import Causal
 from ctxext.generate import sample_token
+from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import RopeScaling, Unscaled
 
 NEW = 12
+LEADING = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8).tolist()), leading_positions=9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ def follows(tokens: np.ndarray, logits: np.ndarray, least: int) -> None:
 def test_cached_decoding_equals_recomputing(attention):
     """Across the edge of the window (25 tokens and 12 new ones) and beyond it (40); `frozen` is the default."""
     seen = set()
-    for scaling in (Unscaled(), Yarn(2.0), DynamicNTK(2.0)):
+    for scaling in (Unscaled(), Yarn(2.0), DynamicNTK(2.0), LEADING):
         lm = tiny.lm(attention=attention, scaling=scaling)
         for length in (25, 40):
             prompts = tiny.tokens(2, length, seed=length)
@@ -55,6 +57,19 @@ def test_cached_decoding_equals_recomputing(attention):
                 follows(new[row], np.asarray(logits)[row, length - 1 : -1], least=NEW // 2)
             seen.add(tuple(new[0]))
     assert len(seen) >= 5, "methods and prompts matter"
+
+
+def test_leading_positions_reach_the_model():
+    """Prefill and decoding honour them: at this length everything is plain up to position 30, and nothing after."""
+    plain, whole = tiny.lm(), tiny.lm(scaling=dataclasses.replace(LEADING, leading_positions=30))
+    tokens = tiny.tokens(1, 48)
+    a, b = np.asarray(plain.logits(tokens)), np.asarray(whole.logits(tokens))
+    np.testing.assert_allclose(b[:, :30], a[:, :30], atol=1e-5)
+    assert abs(b[:, 30:] - a[:, 30:]).max() > 1e-2
+    none = dataclasses.replace(LEADING, leading_positions=0)
+    assert abs(np.asarray(tiny.lm(scaling=none).logits(tokens)) - b).max() > 1e-2
+    new = tiny.lm(scaling=LEADING).generate(tokens, max_new_tokens=NEW, semantics="incremental")
+    assert new.shape == (1, NEW)
 
 
 def test_incremental_semantics_follow_the_length():

@@ -11,11 +11,18 @@ from llamas import FACTOR, LENGTH, TINY, WINDOW
 
 from ctxext.interop import hf
 from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf, raise_hf
+from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
-from ctxext.methods.linear import Linear
+from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
+from ctxext.methods.linear import DynamicLinear, Linear
 from ctxext.methods.llama3 import Llama3
+from ctxext.methods.long_rope import DynamicLongRope, LongRope
 from ctxext.methods.ntk import NTK, DynamicNTK
-from ctxext.methods.yarn import Yarn
+from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.methods.p_rope import PRope
+from ctxext.methods.part_ntk import DynamicPartNTK, PartNTK
+from ctxext.methods.revised_yarn import RevisedYarn
+from ctxext.methods.yarn import DynamicYarn, Yarn
 from ctxext.rope import Rope, RopeScaling, Unscaled
 
 LLAMA2 = dataclasses.replace(TINY, head_dim=128, max_position_embeddings=4096)
@@ -25,8 +32,20 @@ DIVISORS = tuple(np.linspace(1, 4, 64).tolist())
 NATIVE = [
     Unscaled(), Linear(4.0), Linear(1.5), NTK(4.0), DynamicNTK(2.0), Yarn(4.0), Yarn(4.0, attention_factor=1.0),
     Yarn(8.0, beta_fast=64.0, beta_slow=2.0, truncate=False), Llama3(8.0), Llama3(4.0, 2.0, 8.0),
-    Custom(DIVISORS, 1.25),
-]  # fmt: skip
+    Custom(DIVISORS, 1.25), LongRope(4.0, DIVISORS, DIVISORS[::-1]), LongRope(4.0, DIVISORS[::-1], DIVISORS, 1.25),
+    ABF(5e5), NTKByParts(4.0, truncate=False),
+]
+CARRIED = [
+    Yarn(4.0, extrapolation_factor=0.5), PartNTK(4.0), RevisedYarn(4.0), PowerBasis(4.0, 0.5),
+    TruncatedBasis(4.0, 4096), PRope(1.0, 0.75),
+]
+REFUSED = {
+    "DynamicLinear changes its frequencies with the length of the text.*export a static scaling": DynamicLinear(),
+    "DynamicYarn changes its": DynamicYarn(4.0), "DynamicPartNTK changes its": DynamicPartNTK(),
+    "DynamicLongRope changes its": DynamicLongRope(4.0, DIVISORS),
+    "LongRope keeps plain RoPE at the first 4 positions.*export it without them":
+        LongRope(4.0, DIVISORS, DIVISORS[::-1], leading_positions=4),
+}  # fmt: skip
 
 
 def short(value) -> str:
@@ -53,11 +72,46 @@ def config_json(scaling, config=LLAMA2, seq_len=8192):
 @pytest.mark.parametrize("scaling", NATIVE, ids=short)
 def test_round_trip_is_exact(scaling):
     theta, window, again = raise_hf(config_json(scaling))
-    if type(scaling) is NTK:  # is written as the base it stands for
+    if type(scaling) in (NTK, ABF):  # is written as the base it stands for
         assert again == Unscaled() and window == 4096
-        assert theta == pytest.approx(10000 * 4 ** (128 / 126), rel=1e-15)
+        assert theta == pytest.approx(5e5 if type(scaling) is ABF else 10000 * 4 ** (128 / 126), rel=1e-15)
+    elif type(scaling) is NTKByParts:
+        assert again == Yarn(4.0, attention_factor=1.0, truncate=False)
     else:
         assert (theta, window, again) == (10000.0, 4096, scaling)
+
+
+@pytest.mark.parametrize("scaling", CARRIED, ids=short)
+def test_what_has_no_type_of_its_own_is_carried(scaling):
+    data = config_json(scaling)
+    assert data["rope_scaling"]["rope_type"] == "longrope" and data["max_position_embeddings"] >= 8192
+    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (scaling, raise_hf(data)[2]))
+    np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=2e-12)
+    assert got.attention_factor == want.attention_factor
+
+
+@pytest.mark.parametrize("message", REFUSED, ids=short)
+def test_what_no_file_can_say_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        config_json(REFUSED[message])
+
+
+@pytest.mark.parametrize("at_top", [True, False])
+@pytest.mark.parametrize("place", ["rope_scaling su", "rope_scaling longrope", "rope_parameters longrope"])
+def test_published_longrope_configs(place, at_top):
+    """L at the top or inside, no factor: it is the ratio of the two lengths, and m follows from it."""
+    key, name = place.split()
+    spec = {"type" if key == "rope_scaling" else "rope_type": name, "short_factor": [1.0] * 64,
+            "long_factor": list(DIVISORS)}  # fmt: skip
+    data = {"max_position_embeddings": 131072, "rope_theta": 10000.0, key: spec}
+    (data if at_top else spec)["original_max_position_embeddings"] = 4096
+    theta, window, scaling = raise_hf(data)
+    assert (theta, window, scaling) == (1e4, 4096, LongRope(32.0, (1.0,) * 64, DIVISORS))
+    base = LLAMA2.rope_base()
+    assert scaling.rope(base, 4097).attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
+    np.testing.assert_array_equal(scaling.rope(base, 4096).inv_freq, base.inv_freq)
+    np.testing.assert_array_equal(scaling.rope(base, 4097).inv_freq, base.inv_freq / DIVISORS)
+    assert raise_hf(config_json(scaling, seq_len=131072)) == (theta, window, scaling)
 
 
 def test_lengths_and_both_forms_come_from_one_object():
@@ -91,7 +145,7 @@ def test_carrier_holds_any_static_spectrum():
 
 
 @pytest.mark.parametrize("form", ["v4", "v5", "both"])
-@pytest.mark.parametrize("scaling", [*NATIVE, NobodyKnowsThis()], ids=short)
+@pytest.mark.parametrize("scaling", [*NATIVE, *CARRIED, NobodyKnowsThis()], ids=short)
 def test_transformers_reads_our_frequencies(scaling, form):
     import transformers
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -172,7 +226,7 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
         ({"rope_scaling": YARN}, "needs original_max_position_embeddings.* quietly take 128"),
         ({"rope_scaling": {"factor": 2.0}}, "a factor but no rope_type"),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "'default' has no factor"),
-        ({"rope_scaling": {"rope_type": "su", "factor": 2.0}}, "'su' is not supported; known: default, linear"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "'ntk' is not supported; known: default, linear"),
         ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, "both type 'yarn' and"),
         ({"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
          "contradict each other in factor"),
@@ -190,7 +244,13 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor must be .*at least 1, got 0.5"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0, **ORIGINAL}},
          "low_freq_factor is missing"),
-        ({"rope_scaling": {**LONG, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}}, "different short_factor"),
+        ({"rope_scaling": {**LONG, "short_factor": [1.0] * 8, "long_factor": [0] * 8}}, "long_factor must be positive"),
+        ({"rope_scaling": {**LONG, "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}}, "long_factor: 7 divisors do"),
+        ({"rope_scaling": {**LONG, "short_factor": [1.0] * 8}}, "needs the lists short_factor and long_factor"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+         "'longrope' needs original_max_position_embeddings"),
+        ({"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 2}}, "must lie in 0 .. 1"),
+        ({"rope_scaling": LINEAR, "partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1"),
         ({"rope_scaling": {**LONG, "short_factor": [1.0] * 4, "long_factor": [1.0] * 4}}, "4 divisors do not fit"),
         ({"rope_scaling": {**LONG, "short_factor": [1.0] * 8, "long_factor": [1.0] * 8, "attention_factor": 1.1,
                            "long_mscale": 1.2}}, "readers would disagree"),

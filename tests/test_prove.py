@@ -16,10 +16,13 @@ from ctxext.attention import Causal
 from ctxext.export import export
 from ctxext.interop import numpy_reader
 from ctxext.lm import LM
+from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
+from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.p_rope import PRope
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.prove import describe, prove
@@ -46,7 +49,8 @@ def no_transformers(monkeypatch):
 
 
 SCALINGS = [Unscaled(), Linear(4.0), NTK(4.0), DynamicNTK(4.0), Llama3(4.0), Yarn(4.0, attention_factor=1.0),
-            Yarn(1.3), Custom((1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 1e12), 1.2)]  # fmt: skip
+            Yarn(1.3), Custom((1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 1e12), 1.2), ABF(5e5), PRope(1.0, 0.75),
+            LongRope(4.0, (1.0,) * 8, (1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0))]  # fmt: skip
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: type(s).__name__)

@@ -127,7 +127,10 @@ def frequencies(
         turns = [window * x / (2 * math.pi) for x in f]
         keep = np.array([1 if t > high else 0 if t < low else (t - low) / (high - low) for t in turns])
         f = keep * f + (1 - keep) * f / s
-    elif kind == "longrope":
+    elif kind == "proportional":
+        turning = int(spec.get("partial_rotary_factor", 1.0) * d // 2)
+        f = np.array([x / s if i < turning else 0.0 for i, x in enumerate(f)])
+    elif kind in ("longrope", "su"):
         f = f / np.array(spec["long_factor" if seq_len > window else "short_factor"])
         s = spec.get("factor", config["max_position_embeddings"] / window)
         m = spec.get("attention_factor", math.sqrt(1 + math.log(s) / math.log(window)) if s > 1 else 1.0)

@@ -69,6 +69,9 @@ class DynamicLongRope(RopeScaling):
         if self.factor == 1:
             raise ValueError("factor must be above 1, such as 8: the divisors grow from L to factor L")
         check_divisors("long_factor", self.long_factor)
+        if min(self.long_factor, default=1) < 1:
+            raise ValueError(f"long_factor must be at least 1 for every pair, as the divisors grow from 1 to it, "
+                             f"got {min(self.long_factor)}")  # fmt: skip
         check_attention_factor(self.attention_factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
