@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from ctxext import methods
+from ctxext.methods.abf import ABF
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.p_rope import PRope
 from ctxext.methods.pose import PoSE
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
@@ -55,8 +57,9 @@ def test_yarn_ramp_uses_the_original_window():
 
 def test_abf_is_a_change_of_theta():
     expected = [1, 1.28687382e-1, 1.65604409e-2, 2.13111960e-3, 2.74248188e-4, 8.01429487e-5, 3.52922762e-5]
-    inv_freq = Unscaled().rope(RopeBase(128, 5e5, 4096), 4096).inv_freq
-    np.testing.assert_allclose(inv_freq[PAIRS[:-1]], expected, rtol=1e-6)
+    for rope in (ABF(5e5).rope(LLAMA2, 4096), Unscaled().rope(RopeBase(128, 5e5, 4096), 4096)):
+        np.testing.assert_allclose(rope.inv_freq[PAIRS[:-1]], expected, rtol=1e-6)
+        assert rope.attention_factor == 1
 
 
 def same(a: Rope, b: Rope) -> bool:
@@ -92,13 +95,6 @@ def test_frequencies_fall_and_stay_between_interpolated_and_plain(scaling: RopeS
     assert (inv_freq >= LLAMA2.inv_freq / 4 * (1 - 1e-12)).all()
 
 
-@pytest.mark.parametrize("factor", [0.5, 0, -1, float("nan"), float("inf")])
-@pytest.mark.parametrize("method", [Linear, NTK, DynamicNTK, Yarn, Llama3])
-def test_factor_is_a_finite_number_of_at_least_one(method: type, factor: float):
-    with pytest.raises(ValueError, match="factor must be"):
-        method(factor)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -124,12 +120,14 @@ def test_impossible_values_are_refused(make):
 
 def test_methods_are_discovered_and_found_by_any_name():
     known = methods.all_methods()
-    expected = {"none": Unscaled, "linear": Linear, "ntk": NTK, "dynamic-ntk": DynamicNTK, "yarn": Yarn,
+    expected = {"abf": ABF, "p-rope": PRope, "none": Unscaled, "linear": Linear, "ntk": NTK, "yarn": Yarn,
+                "dynamic-ntk": DynamicNTK,
                 "llama3": Llama3, "pose": PoSE, "self-extend": SelfExtend, "lm-infinite": LMInfinite}  # fmt: skip
     assert expected.items() <= known.items()
     assert {"causal", "contiguous"} <= set(known)
     for name in ("dynamic-ntk", "dynamic_ntk", "DynamicNTK", "dynamicntk"):
         assert methods.find(name) is DynamicNTK
+    assert methods.find("long-rope") is methods.find("longrope") is methods.find("LongRope")
     assert methods.find("pi") is Linear and methods.Yarn is Yarn
     assert [methods.seam(known[name]) for name in ("yarn", "pose", "causal")] == ["rope", "positions", "attention"]
     words = ("DynamicNTK", "NTKByParts", "SelfExtend", "PoSE", "RePoSE", "ABF", "Llama3", "LMInfinite")

@@ -97,7 +97,7 @@ def same_as_theirs(rope: Rope, theirs: tuple[np.ndarray, float], base: np.ndarra
     assert theirs[1] == pytest.approx(rope.attention_factor, rel=1e-7)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(scalings, configs, st.floats(0.1, 40))
 def test_what_we_write_is_what_transformers_reads(scaling, config, share):
     """Every method: in its own type, or by the carrier, or refused because the length decides."""
