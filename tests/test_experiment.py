@@ -57,7 +57,7 @@ experiments = st.builds(
     model=st.none() | st.sampled_from(list(SHAPES.values())),
     rope=ropes,
     attention=attentions,
-    positions=st.just(Contiguous()) | st.builds(PoSE, st.integers(1, 10**6)),
+    positions=st.just(Contiguous()) | st.builds(PoSE, st.integers(1, 10**6), st.integers(2, 9)),
     zero_shot=st.lists(ropes.filter(bool) | attentions, max_size=3).map(tuple),
     export=st.none() | st.just(Export()),
     seed=st.integers(0, 2**32),
@@ -75,7 +75,7 @@ def test_json_and_back(experiment: Experiment):
 
 def test_every_method_and_evaluation_goes_through_json():
     values: dict[str, Any] = {"factor": 2.0, "group_size": 4, "neighbor_window": 8, "max_position_embeddings": 64,
-                              "divisors": (1.0, 2.0), "attention_factor": 1.0}  # fmt: skip
+                              "divisors": (1.0, 2.0), "attention_factor": 1.0, "window": 8}  # fmt: skip
     for cls in methods.all_methods().values():
         needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         method = cls(**{name: values[name] for name in needed})
