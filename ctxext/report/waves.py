@@ -75,7 +75,7 @@ def wavelengths(spectra: Sequence[Spectrum], styles: dict[str, Style], key: str,
                 f"{num_seen} of {num_pairs} pairs turned at least once: every angle was seen. Shaded: pairs that at "
                 f"{target:,} tokens turn farther than they ever did, {counts}.")  # fmt: skip
         marks = [Mark(window, f"the window, {window:,}", False)]
-        marks += [Mark(target, f"target, {target:,}; shaded: farther than ever", False)] if target != window else []
+        marks += [Mark(target, f"target, {target:,}; shaded: new angles", False)] if target != window else []
         marks += [Mark(num_seen - 0.5, "seen | never a whole turn")] if 0 < num_seen < num_pairs else []
     y = log_axis("tokens per turn", [*(p.y for line in lines for p in line.points), target or 4 * window, window])
     svg = line_chart(title, text, lines, linear_axis("pair", [0, max(1, num_pairs - 1)], zero=True), y, key=key,
