@@ -1,5 +1,6 @@
 """Training positions: bounds, distribution, and that the model sees what they say."""
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -130,7 +131,7 @@ def test_bad_input_says_what_would_work():
 POSITIONS = np.r_[0:10, 100:114][None].astype(np.int32)  # chunk 1: tokens 0..9; chunk 2: tokens 10..23
 
 
-LAST = [POSITIONS, *(np.asarray(method.sample(np.random.default_rng(1), (1, 24))) for method in METHODS)]
+ROWS = [POSITIONS, *(np.asarray(method.sample(np.random.default_rng(1), (1, 24))) for method in METHODS)]
 
 
 @pytest.mark.parametrize("kernel", ["dense", "blocked"])
@@ -149,7 +150,19 @@ def test_the_second_chunk_sees_the_first_and_nobody_the_future(kernel: str):
     assert abs(before[:, 10:] - contiguous[:, 10:]).max() > 1e-2
 
 
-@pytest.mark.parametrize("positions", LAST, ids=["by hand", *map(str, METHODS)])
+@functools.cache
+def gradients():
+    """d loss / d params of a batch, compiled once."""
+    rotation = Linear(4.0).rope(tiny.CONFIG.rope_base(), 128).rotation()
+
+    def loss(params, arrays):
+        return batch_loss(params, arrays, rotation, config=tiny.CONFIG, attention=Causal(), kernel="blocked",
+                          dtype="float32", remat="none")[0]  # fmt: skip
+
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("positions", ROWS, ids=["by hand", *map(str, METHODS)])
 def test_the_training_loss_reaches_across_every_jump(positions: np.ndarray):
     """d loss(last four tokens) / d embedding of a token that only the first chunk holds is not zero.
 
@@ -161,14 +174,8 @@ def test_the_training_loss_reaches_across_every_jump(positions: np.ndarray):
     arrays = {"tokens": tokens, "targets": np.full((1, 24), 3, np.int32), "positions": positions,
               "segment_ids": np.ones((1, 24), np.int32), "weights": weights[None].astype(np.float32)}  # fmt: skip
     arrays = jax.tree.map(jax.numpy.asarray, arrays)
-    rotation = Linear(4.0).rope(tiny.CONFIG.rope_base(), 128).rotation()
-
-    def loss(params):
-        return batch_loss(params, arrays, rotation, config=tiny.CONFIG, attention=Causal(), kernel="blocked",
-                          dtype="float32", remat="none")[0]  # fmt: skip
-
     assert int(positions[0, -4]) > 20, "the last tokens lie behind a jump"
-    gradient = np.asarray(jax.jit(jax.grad(loss))(tiny.params())["embed_tokens"]["embedding"])
+    gradient = np.asarray(gradients()(tiny.params(), arrays)["embed_tokens"]["embedding"])
     assert abs(gradient[1]).max() > 1e-3, "the first token is seen from behind every jump"
     assert abs(gradient[2]).max() == 0, "the token after the last target is not seen"
     assert abs(gradient[0]).max() == 0, "a token that does not occur"

@@ -12,10 +12,10 @@ from ctxext.positions import Positions, check_reach
 class PoSE(Positions):
     """N chunks of one row, chunk i moved by u_i ~ U{u_{i-1} .. L' - T} with u_0 = 0 (arXiv 2309.10400).
 
-    Every chunk but the last has U{1 .. floor((T + 1) / N)} tokens, the last the rest: for N = 2 the law of the released
-    code, where every distance below L' = `max_position_embeddings` is trained at the cost of T; for more chunks the
-    paper leaves the lengths open. The text stays contiguous; only positions jump. Raises ValueError if T exceeds L' or
-    is less than N.
+    Every chunk but the last has U{1 .. floor((T + 1) / N)} tokens, the last the rest. For N = 2 that is the released
+    code, which has no other; the lengths of more chunks are ours. Every distance below L' = `max_position_embeddings`
+    is trained at the cost of T. The text stays contiguous; only positions jump. Raises ValueError if T exceeds L' or is
+    less than N.
     """
 
     paper: ClassVar[str] = "2309.10400"
