@@ -264,6 +264,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--original", type=int, default=4096, help="the window L of pre-training, tokens")
     sub.add_argument("--seq-len", type=int, help="the target length, tokens; default: the largest factor x L")
     sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="draw wavelengths against the window")
+    sub.epilog = "Methods first, then their fields: ctxext rope none yarn --factor 2 --beta-fast 16 --plot waves.svg"
     return root
 
 
