@@ -163,11 +163,15 @@ def methods(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def rope(args: argparse.Namespace, rest: list[str]) -> None:
-    from ctxext.listing import rope_table
+    from ctxext import listing
     from ctxext.overrides import make_methods, parse_fields
 
-    (method,) = make_methods([args.name], parse_fields(rest))
-    print(rope_table(method, args.head_dim, args.theta, args.original, args.seq_len, as_json=args.json))
+    view = listing.RopeView.of(make_methods(args.names, parse_fields(rest)), args.head_dim, args.theta, args.original,
+                               args.seq_len)  # fmt: skip
+    page = view.plot(args.plot) if args.plot else None
+    print(view.json() if args.json else view.text(), flush=True)
+    if page:
+        print(f"\nplot: {page}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _refuse(rest: list[str]) -> None:
@@ -251,12 +255,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
     command("methods", methods, "every method: seam, paper, fields")
-    sub = command("rope", rope, "frequencies, attention factor and HF keys of a method")
-    sub.add_argument("name", metavar="METHOD")
+    sub = command("rope", rope, "frequencies, attention factor and HF keys of methods")
+    sub.add_argument(
+        "names", metavar="METHOD", nargs="+", help="name or FILE.py:Class; fields go to each that has them"
+    )
     sub.add_argument("--head-dim", type=int, default=128)
     sub.add_argument("--theta", type=float, default=10000.0)
     sub.add_argument("--original", type=int, default=4096, help="the window L of pre-training, tokens")
-    sub.add_argument("--seq-len", type=int, help="for scalings that depend on the length")
+    sub.add_argument("--seq-len", type=int, help="the target length, tokens; default: the largest factor x L")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="draw wavelengths against the window")
+    sub.epilog = "Methods first, then their fields: ctxext rope none yarn --factor 2 --beta-fast 16 --plot waves.svg"
     return root
 
 

@@ -101,13 +101,18 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         module = sys.modules[type(value).__module__]
         origin = module.__name__ if module.__name__.startswith("ctxext.") else str(module.__file__)
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"__type__": f"{origin}:{type(value).__name__}", **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and not _unsaid(f, value)}
+        return {"__type__": f"{origin}:{type(value).__name__}", **{name: to_json(x) for name, x in fields.items()}}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, str | int | float | bool) or value is None:
         return value
     raise ValueError(f"cannot write {value!r} as JSON; experiments hold numbers, text, tuples and dataclasses")
+
+
+def _unsaid(field: dataclasses.Field, value: Any) -> bool:
+    """A field that older runs lack is written only where it says something new, so that they are still resumed."""
+    return "added_later" in field.metadata and getattr(value, field.name) == field.default
 
 
 def from_json(value: Any, *, trust: bool = False) -> Any:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ctxext.config import SHAPES
 from ctxext.methods import all_methods, label, seam
-from ctxext.rope import RopeBase, RopeScaling
+from ctxext.report.waves import Spectrum, spectrum
+from ctxext.rope import Rope, RopeBase, RopeScaling
 
 
 def methods_table(*, as_json: bool) -> str:
@@ -34,34 +36,92 @@ def methods_table(*, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def rope_table(method: Any, head_dim: int, theta: float, original: int, seq_len: int | None, *, as_json: bool) -> str:
-    """inv_freq, attention factor and HF keys of a frequency method. Raises ValueError for another kind of method."""
-    from ctxext.interop import ropespec
+@dataclasses.dataclass(frozen=True)
+class RopeView:
+    """What methods make of one base at `seq_len` tokens, and which pairs `target` tokens take to new angles."""
 
-    if not isinstance(method, RopeScaling):
-        raise ValueError(f"{label([method])} does not change frequencies; ctxext methods shows which do")
-    base = RopeBase(head_dim, theta, original)
-    if method.depends_on_length and seq_len is None:
-        raise ValueError(f"{label([method])} depends on the length; give --seq-len")
-    rope = method.rope(base, seq_len or original)
-    try:
-        config = dataclasses.replace(
-            SHAPES["llama2-7b"], head_dim=head_dim, rope_theta=theta, max_position_embeddings=original
-        )
-        keys: Any = ropespec.lower_hf(method, config, seq_len or original)
-    except ValueError as error:
-        keys = f"not representable: {error}"
-    if as_json:
-        return json.dumps({
+    methods: tuple[RopeScaling, ...]
+    base: RopeBase
+    seq_len: int
+    target: int
+
+    @classmethod
+    def of(cls, methods: Sequence[Any], head_dim: int, theta: float, original: int, seq_len: int | None) -> "RopeView":
+        """Without `seq_len` the target is the largest factor times `original`.
+
+        Raises ValueError for methods of another kind, and for those that depend on a length that is not given.
+        """
+        for method in methods:
+            if not isinstance(method, RopeScaling):
+                raise ValueError(f"{label([method])} does not change frequencies; ctxext methods shows which do")
+            if method.depends_on_length and seq_len is None:
+                raise ValueError(f"{label([method])} depends on the length; give --seq-len")
+        if seq_len is not None and seq_len < 1:
+            raise ValueError(f"--seq-len must be at least 1, got {seq_len}")
+        target = seq_len or round(original * max(float(getattr(method, "factor", 1.0)) for method in methods))
+        return cls(tuple(methods), RopeBase(head_dim, theta, original), seq_len or original, target)
+
+    def json(self) -> str:
+        """An object for one method, a list of them for several."""
+        found = [{
             "method": label([method]), "inv_freq": rope.inv_freq.tolist(), "attention_factor": rope.attention_factor,
-            "leading_positions": rope.leading[0] if rope.leading else 0, "hf_config": keys,
-        }, indent=2)  # fmt: skip
-    lines = [f"{label([method])}: head_dim {head_dim}, theta {theta:g}, window {original}",
-             f"attention factor {rope.attention_factor:.9g} (logits x {rope.attention_factor**2:.6g})",
-             f"{'pair':>4} {'inv_freq':>15} {'of base':>9} {'wavelength':>12} {'turns in window':>16}"]  # fmt: skip
-    if rope.leading:
-        lines.insert(2, f"plain RoPE at the first {rope.leading[0]} positions")
-    for i, (f, f0) in enumerate(zip(rope.inv_freq, base.inv_freq, strict=True)):
-        wavelength = 2 * np.pi / f if f else np.inf
-        lines.append(f"{i:>4} {f:>15.9g} {f / f0:>9.4f} {wavelength:>12.1f} {original / wavelength:>16.2f}")
-    return "\n".join([*lines, f"HF config.json: {json.dumps(keys)}"])
+            "leading_positions": rope.leading[0] if rope.leading else 0, "hf_config": self._keys(method),
+        } for method, rope in self._ropes()]  # fmt: skip
+        return json.dumps(found[0] if len(found) == 1 else found, indent=2)
+
+    def text(self) -> str:
+        """Per method the attention factor and how many pairs never turn and are extrapolated; then a line per pair."""
+        base, window = self.base, self.base.original_max_position_embeddings
+        lines = [f"head_dim {base.head_dim}, theta {base.theta:g}, window {window:,}, target {self.target:,} tokens"]
+        if self.target == window:
+            lines[0] += " (--seq-len gives another target)"
+        for (method, rope), s in zip(self._ropes(), self.spectra, strict=True):
+            n = len(s.wavelengths)
+            lines += [f"{s.method}: attention factor {rope.attention_factor:.9g} (logits x "
+                      f"{rope.attention_factor**2:.6g})",
+                      f"  {s.slow.sum()} of {n} pairs never turn in {window:,} tokens; {(~s.seen).sum()} never did in "
+                      f"pre-training; {s.extrapolated(self.target).sum()} are extrapolated at {self.target:,}",
+                      *([f"  plain RoPE at the first {rope.leading[0]} positions"] if rope.leading else []),
+                      f"  HF config.json: {json.dumps(self._keys(method))}"]  # fmt: skip
+        return "\n".join([*lines, *(self._one() if len(self.methods) == 1 else self._several())])
+
+    def plot(self, out: Path) -> Path:
+        """Draw the wavelengths into FILE.svg or FILE.html."""
+        from ctxext import report
+
+        return report.plot_wavelengths(self.methods, self.base, self.seq_len, self.target, out)
+
+    @cached_property
+    def spectra(self) -> list[Spectrum]:
+        return [spectrum(method, self.base, self.seq_len) for method in self.methods]
+
+    def _one(self) -> Iterator[str]:
+        (spectrum,), ((_, rope),) = self.spectra, self._ropes()
+        yield f"{'pair':>4} {'inv_freq':>15} {'of base':>9} {'wavelength':>12} {'turns in window':>16}"
+        for i, (f, f0, wave) in enumerate(zip(rope.inv_freq, self.base.inv_freq, spectrum.wavelengths, strict=True)):
+            yield f"{i:>4} {f:>15.9g} {f / f0:>9.4f} {wave:>12.1f} {spectrum.window / wave:>16.2f}"
+
+    def _several(self) -> Iterator[str]:
+        widths = [max(12, len(s.method)) for s in self.spectra]
+        yield "wavelengths, tokens; * is extrapolated at the target"
+        yield "pair " + "  ".join(f"{s.method:>{w}}" for s, w in zip(self.spectra, widths, strict=True))
+        far = [s.extrapolated(self.target) for s in self.spectra]
+        for i in range(len(self.base.inv_freq)):
+            cells = [f"{f'{s.wavelengths[i]:.1f}' + ' *'[int(x[i])]:>{w + 1}}"
+                     for s, x, w in zip(self.spectra, far, widths, strict=True)]  # fmt: skip
+            yield (f"{i:>4} " + " ".join(cells)).rstrip()
+
+    def _ropes(self) -> list[tuple[RopeScaling, Rope]]:
+        return [(method, method.rope(self.base, self.seq_len)) for method in self.methods]
+
+    def _keys(self, method: RopeScaling) -> Any:
+        """The HF keys, or why there are none."""
+        from ctxext.interop import ropespec
+
+        base = self.base
+        config = dataclasses.replace(SHAPES["llama2-7b"], head_dim=base.head_dim, rope_theta=base.theta,
+                                     max_position_embeddings=base.original_max_position_embeddings)  # fmt: skip
+        try:
+            return ropespec.lower_hf(method, config, self.seq_len)
+        except ValueError as error:
+            return f"not representable: {error}"

@@ -45,8 +45,9 @@ def make_methods(names: Sequence[str], fields: dict[str, Any]) -> tuple[Any, ...
         used |= own
         methods.append(make(name, **{key: _typed(fields[key], types[key], key) for key in own}))
     if unknown := set(fields) - used:
-        known = {field.name for name in names for field in dataclasses.fields(find(name))}
-        raise ValueError(f"unknown option --{sorted(unknown)[0].replace('_', '-')}{_suggestion(unknown, known)}")
+        known = {f"--{field.name}" for name in names for field in dataclasses.fields(find(name))}
+        wrong = [f"--{field}" for field in sorted(unknown)]
+        raise ValueError(f"unknown option {wrong[0].replace('_', '-')}{_suggestion(wrong, known)}")
     return tuple(methods)
 
 

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class Positions(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        """Position ids, int32 [B, T], increasing along a row."""
+        """Position ids, int32 [B, T], strictly increasing along a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +26,13 @@ class Contiguous(Positions):
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         return np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+
+
+def check_reach(method: Any, length: int | None = None) -> None:
+    """Raises ValueError unless the positions of `method` are enough for a row of `length` tokens, and fit 32 bits."""
+    reach, name = method.max_position_embeddings, type(method).__name__
+    if not 1 <= reach <= 2**31:
+        raise ValueError(f"{name}: max_position_embeddings must be from 1 to {2**31} (32-bit positions), got {reach}")
+    if length is not None and reach < length:
+        raise ValueError(f"{name} reaches {reach} positions, fewer than the {length} tokens of a row; raise "
+                         f"positions.max_position_embeddings to at least {length}")  # fmt: skip

@@ -1,6 +1,7 @@
 """Every command on real directories, and every kind of bad input: one line, exit code 2, nothing half-written."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -151,7 +152,18 @@ def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
 
 def test_methods_and_rope(capsys) -> None:
     names = [row["name"] for row in data(capsys, "methods")]
-    assert {"none", "linear", "ntk", "dynamic-ntk", "yarn", "llama3", "pose", "self-extend", "causal"} <= set(names)
+    assert {
+        "none",
+        "linear",
+        "ntk",
+        "dynamic-ntk",
+        "yarn",
+        "llama3",
+        "pose",
+        "rand-pos",
+        "self-extend",
+        "causal",
+    } <= set(names)
     rope = data(capsys, "rope", "yarn", "--factor", "2")
     assert len(rope["inv_freq"]) == 64 and abs(rope["inv_freq"][40] / 1.94601715e-3 - 1) < 2e-6
     assert abs(rope["attention_factor"] - 1.0693147181) < 1e-9
@@ -159,35 +171,36 @@ def test_methods_and_rope(capsys) -> None:
     assert "--seq-len" in refused(capsys, "rope", "dynamic-ntk", "--factor", "2")
 
 
-METHOD = """
-import dataclasses
-from ctxext.rope import Rope, RopeBase, RopeScaling
-
-@dataclasses.dataclass(frozen=True)
-class Half(RopeScaling):
-    factor: float
-
-    def rope(self, base: RopeBase, seq_len: int) -> Rope:
-        inv_freq = base.inv_freq.copy()
-        inv_freq[len(inv_freq) // 2 :] /= self.factor
-        return Rope(inv_freq)
-"""
-
-
-def test_a_method_from_a_file_goes_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
+def test_methods_from_a_file_go_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
+    """The file of the README: flags, two training steps, evaluation, export, proof, and the plot."""
     file, _ = finished
-    (tmp_path / "mine.py").write_text(METHOD)
-    name = f"{tmp_path / 'mine.py'}:Half"
-    run = tmp_path / "run"
-    argv = ["run", str(file), "--method", name, "--run-dir", str(run), "--no-wandb", "--train.steps", "1"]
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (source,) = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, re.DOTALL)
+    mine = tmp_path / "mine.py"
+    mine.write_text(source)
+    half, strides, run = f"{mine}:HalfPI", f"{mine}:Strides", tmp_path / "run"
+    argv = ["run", str(file), "--method", half, "--rope.factor", "8", "--method", strides, "--positions.longest=3",
+            "--train.steps", "2", "--run-dir", str(run), "--no-wandb"]  # fmt: skip
+    assert main([*argv, "--print-config", "--dry-run"]) == 0
+    assert "half-pi(factor=8)" in capsys.readouterr().out and not run.exists()
     summary = data(capsys, *argv)
-    assert summary["proof"]["equal"]
-    assert json.loads((run / "export" / "config.json").read_text())["rope_parameters"]["rope_type"] == "longrope"
-    assert any("half" in cell["method"] for cell in summary["retrieval"])
+    config = json.loads((run / "config.json").read_text())
+    assert config["rope"] == {"__type__": half, "factor": 8.0} and config["positions"]["longest"] == 3
+    assert len(read_jsonl(run / "metrics.jsonl")) == 2
+    assert summary["proof"]["equal"] and any("half-pi" in cell["method"] for cell in summary["retrieval"])
+    rope = json.loads((run / "export" / "config.json").read_text())["rope_parameters"]
+    assert rope["rope_type"] == "longrope" and rope["long_factor"] == [1.0] * 4 + [8.0] * 4
     # A run is data: its code is imported only when that is asked for.
     assert "--trust-run" in refused(capsys, "eval", run)
     argv = ["eval", str(run), "--trust-run", "--evals", "passkey", "--seq-len", "64", "--out", str(tmp_path / "rows")]
     assert main(argv) == 0
+    out = ["--out", str(tmp_path / "again"), "--dtype", "float32"]
+    assert main(["export", str(run), "--trust-run", *out]) == 0 and data(capsys, "prove", out[1])["equal"]
+    plot = tmp_path / "waves.svg"
+    shape = ["--factor", "8", "--head-dim", "16", "--original", "64", "--seq-len", "512"]
+    assert main(["rope", half, "linear", *shape, "--plot", str(plot)]) == 0
+    assert "of half-pi(factor=8), 0 of linear(factor=8)" in plot.read_text()
+    assert "does not change frequencies" in refused(capsys, "rope", strides)
 
 
 def test_bad_input_is_one_line(finished: tuple[Path, Path], base: Path, tmp_path: Path, capsys) -> None:

@@ -43,7 +43,7 @@ def test_the_wheel_holds_the_package_and_the_model_and_nothing_else(wheel: Path)
     assert {"ctxext/__init__.py", "ctxext/py.typed", "ctxext/cli.py", *model} <= names
     assert any(re.fullmatch(r"ctxext/assets/tiny-llama/model.*\.safetensors", name) for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ctxext"}
-    assert {"ctxext/report/page.html", "ctxext/report/style.css"} <= names
+    assert {f"ctxext/report/{x}" for x in ("page.html", "chart.html", "macros.html", "style.css", "chart.css")} <= names
     tracked = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ctxext").rglob("*.py")}
     assert tracked == {name for name in names if name.endswith(".py")}
 

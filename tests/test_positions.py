@@ -1,14 +1,22 @@
 """Training positions: bounds, distribution, and that the model sees what they say."""
 
+import functools
+import itertools
+import math
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
 import tiny
 
 from ctxext.attention import Causal
+from ctxext.experiment import from_json, to_json
 from ctxext.loss import batch_loss
 from ctxext.methods.linear import Linear
 from ctxext.methods.pose import PoSE
+from ctxext.methods.rand_pos import RandPos
+from ctxext.methods.random_gaps import RandomGaps
 from ctxext.positions import Contiguous
 
 
@@ -21,44 +29,109 @@ def test_contiguous_positions_are_indices():
     assert out.dtype == np.int32 and out.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
-@pytest.mark.parametrize(("length", "reach"), [(1, 1), (1, 9), (2, 2), (2, 50), (3, 4), (64, 64), (64, 65), (64, 4096)])
+METHODS = [PoSE(96), PoSE(96, 3), PoSE(96, 24), RandPos(96), RandomGaps(96)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("length", [24, 25, 95, 96])
+def test_rows_increase_strictly_inside_the_target(method, length: int):
+    out = sample(method, (200, length))
+    assert out.shape == (200, length) and out.dtype == np.int32
+    assert out.min() >= 0 and out.max() < 96 and (np.diff(out, axis=1) >= 1).all()
+    assert length < 96 or (out == np.arange(96)).all(), "no room, no choice"
+    assert (out == sample(method, (200, length))).all() and (length > 25 or len(np.unique(out, axis=0)) > 20)
+
+
+@pytest.mark.parametrize(("length", "reach"), [(2, 2), (2, 50), (3, 4), (64, 64), (64, 65), (64, 4096)])
 def test_pose_is_two_runs_inside_the_window(length: int, reach: int):
     out = sample(PoSE(reach), (200, length))
     steps = np.diff(out, axis=1)
-    assert out.shape == (200, length) and out.dtype == np.int32
     assert (out[:, 0] == 0).all() and out.max() < reach
     assert (steps >= 1).all() and ((steps > 1).sum(1) <= 1).all(), "increasing, with at most one jump"
-    jumps = np.argmax(steps > 1, axis=1)[(steps > 1).any(1)] if length > 1 else np.array([], int)
-    assert (jumps + 1 <= max(1, length // 2)).all(), "the first chunk has at most half of the row"
+    jumps = np.argmax(steps > 1, axis=1)[(steps > 1).any(1)]
+    assert (jumps + 1 <= (length + 1) // 2).all(), "the first chunk has at most half of the row"
 
 
-def test_pose_draws_both_numbers_uniformly():
-    """r ~ U{1 .. T/2} and u ~ U{0 .. L' - T}, independent: every value within 5 sigma of its expected count."""
-    length, reach, n = 8, 16, 20000
-    out = sample(PoSE(reach), (n, length))
-    skip = out[:, -1] - (length - 1)
-    first = np.where(skip > 0, np.argmax(np.diff(out, axis=1) > 1, axis=1) + 1, 0)
-    counts = np.bincount(skip, minlength=reach - length + 1)
-    assert len(counts) == 9 and (abs(counts - n / 9) < 5 * (n / 9) ** 0.5).all()
-    table = np.histogram2d(first[skip > 0], skip[skip > 0], bins=[np.arange(1, 6), np.arange(1, 10)])[0]
-    assert table.shape == (4, 8) and (abs(table - n / 36) < 5 * (n / 36) ** 0.5).all()
+def test_two_chunks_are_drawn_as_before_there_were_more():
+    assert sample(PoSE(64), (3, 8), 7).tolist() == [
+        [0, 1, 2, 3, 55, 56, 57, 58], [0, 1, 2, 35, 36, 37, 38, 39], [0, 1, 2, 47, 48, 49, 50, 51]]  # fmt: skip
+    assert to_json(PoSE(64)) == {"__type__": "ctxext.methods.pose:PoSE", "max_position_embeddings": 64}
+    for pose in (PoSE(64), PoSE(64, 5)):
+        assert from_json(to_json(pose)) == pose
 
 
-def test_pose_is_a_function_of_the_generator():
-    pose = PoSE(512)
-    assert (sample(pose, (4, 32), 3) == sample(pose, (4, 32), 3)).all()
-    assert (sample(pose, (4, 32), 3) != sample(pose, (4, 32), 4)).any()
-    assert len({tuple(row) for row in sample(pose, (4, 32), 3)}) == 4, "rows differ"
+def follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
+    """Pearson's statistic of the rows against their probabilities, within 5 sigma of its expectation."""
+    assert abs(sum(law.values()) - 1) < 1e-12
+    found = Counter(map(tuple, rows.tolist()))
+    assert set(found) <= set(law) and min(law.values()) * len(rows) > 5
+    statistic = sum((found[row] - p * len(rows)) ** 2 / (p * len(rows)) for row, p in law.items())
+    assert abs(statistic - (len(law) - 1)) < 5 * (2 * (len(law) - 1)) ** 0.5
 
 
-def test_pose_refuses_rows_longer_than_its_window():
-    with pytest.raises(ValueError, match="raise positions.max_position_embeddings"):
-        sample(PoSE(63), (1, 64))
-    with pytest.raises(ValueError, match="must be"):
-        PoSE(0)
+@pytest.mark.parametrize(("length", "reach", "chunks"), [(8, 16, 2), (7, 11, 2), (8, 13, 3), (5, 9, 3), (9, 12, 4)])
+def test_pose_follows_its_law(length: int, reach: int, chunks: int):
+    """Every outcome with its probability: lengths uniform and independent, u_i ~ U{u_{i-1} .. L' - T}, u_0 = 0."""
+    longest, slack = (length + 1) // chunks, reach - length
+    law: dict[tuple[int, ...], float] = {}
+    for lengths in itertools.product(range(1, longest + 1), repeat=chunks - 1):
+        for skips in itertools.combinations_with_replacement(range(slack + 1), chunks - 1):
+            p = longest ** -(chunks - 1) * math.prod(1 / (slack + 1 - u) for u in (0, *skips[:-1]))
+            chunk = [i for i, n in enumerate((*lengths, length - sum(lengths))) for _ in range(n)]
+            row = tuple(t + (0, *skips)[c] for t, c in enumerate(chunk))
+            law[row] = law.get(row, 0) + p
+    follows(sample(PoSE(reach, chunks), (40000, length)), law)
+
+
+def test_randpos_draws_every_set_alike():
+    law = {row: 1 / math.comb(8, 3) for row in itertools.combinations(range(8), 3)}
+    follows(sample(RandPos(8), (20000, 3)), law)
+    first = {(k,): math.comb(39 - k, 19) / math.comb(40, 20) for k in range(6)}  # of 20 out of 40
+    out = sample(RandPos(40), (20000, 20))[:, :1]
+    follows(out[out < 6][:, None], {k: p / sum(first.values()) for k, p in first.items()})
+
+
+def test_random_gaps_follow_their_law():
+    """One and two tokens by hand: s_j / max(s_T, T) is U or 1; U1 / max(1, U1 + U2); U1 + U2 or 1."""
+    follows(sample(RandomGaps(5), (20000, 1)), {(0,): 1 / 8, (1,): 1 / 8, (2,): 1 / 8, (3,): 1 / 8, (4,): 1 / 2})
+    rows = sample(RandomGaps(6), (40000, 2))
+    follows(rows[:, :1], {(k,): n / 96 for k, n in enumerate((25, 35, 29, 7))})
+    follows(rows[:, 1:], {(k + 1,): n / 32 for k, n in enumerate((1, 3, 5, 7, 16))})
+
+
+def test_random_gaps_are_up_to_two_tokens_and_one_on_average():
+    F, T = 8, 256
+    rows = sample(RandomGaps(F * T), (4000, T))
+    gaps = np.diff(rows, axis=1) / F  # tokens, as Linear(F) reads them
+    assert gaps.min() == 1 / F and gaps.max() <= 2
+    full = rows[:, -1] == F * T - 1
+    assert abs(full.mean() - 0.5) < 5 * 0.5 / 4000**0.5, "half of the rows outgrow their tokens, and are shrunk to fit"
+    # s_T is about normal with variance T / 3, and E min(s_T, T) = T - sqrt(T / 3 / 2 pi).
+    expected = (F - 1) * (T - (T / 3 / (2 * np.pi)) ** 0.5) + T - 1 - 0.5 / 2
+    assert abs(rows[:, -1].mean() - expected) < 5 * (F - 1) * (T / 3) ** 0.5 / 4000**0.5
+
+
+def test_bad_input_says_what_would_work():
+    for method in (PoSE(63), PoSE(63, 4), RandPos(63), RandomGaps(63)):
+        with pytest.raises(
+            ValueError, match="63 positions.* 64 tokens .*positions.max_position_embeddings to at least 64"
+        ):
+            sample(method, (1, 64))
+        for reach in (0, 2**31 + 1):
+            with pytest.raises(ValueError, match="from 1 to 2147483648"):
+                type(method)(reach)
+    with pytest.raises(ValueError, match="at least 2 chunks.* contiguous"):
+        PoSE(64, 1)
+    with pytest.raises(ValueError, match="8 tokens into 9 chunks; .*num_chunks to at most 8, .*seq_len to at least 9"):
+        sample(PoSE(64, 9), (1, 8))
+    assert sample(PoSE(64, 8), (1, 8)).shape == (1, 8), "what the message says works"
+    assert sample(RandPos(2**31), (1, 8)).min() >= 0, "the last position fits into 32 bits"
 
 
 POSITIONS = np.r_[0:10, 100:114][None].astype(np.int32)  # chunk 1: tokens 0..9; chunk 2: tokens 10..23
+
+
+ROWS = [POSITIONS, *(np.asarray(method.sample(np.random.default_rng(1), (1, 24))) for method in METHODS)]
 
 
 @pytest.mark.parametrize("kernel", ["dense", "blocked"])
@@ -77,19 +150,32 @@ def test_the_second_chunk_sees_the_first_and_nobody_the_future(kernel: str):
     assert abs(before[:, 10:] - contiguous[:, 10:]).max() > 1e-2
 
 
-def test_the_training_loss_reaches_across_the_jump():
-    """d loss(chunk 2) / d embedding of a token that only chunk 1 holds is not zero."""
-    tokens = tiny.tokens(1, 24) % 90 + 7
-    tokens[0, 3] = 1
-    arrays = {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "positions": POSITIONS,
-              "segment_ids": np.ones((1, 24), np.int32), "weights": (POSITIONS >= 100).astype(np.float32)}  # fmt: skip
-    arrays = jax.tree.map(jax.numpy.asarray, arrays)
+@functools.cache
+def gradients():
+    """d loss / d params of a batch, compiled once."""
     rotation = Linear(4.0).rope(tiny.CONFIG.rope_base(), 128).rotation()
 
-    def loss(params):
+    def loss(params, arrays):
         return batch_loss(params, arrays, rotation, config=tiny.CONFIG, attention=Causal(), kernel="blocked",
                           dtype="float32", remat="none")[0]  # fmt: skip
 
-    gradient = jax.jit(jax.grad(loss))(tiny.params())["embed_tokens"]["embedding"]
-    assert abs(gradient[1]).max() > 1e-3
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("positions", ROWS, ids=["by hand", *map(str, METHODS)])
+def test_the_training_loss_reaches_across_every_jump(positions: np.ndarray):
+    """d loss(last four tokens) / d embedding of a token that only the first chunk holds is not zero.
+
+    That of a token behind them is: the mask goes by index.
+    """
+    tokens = tiny.tokens(1, 24) % 90 + 7
+    tokens[0, 0], tokens[0, 23] = 1, 2
+    weights = (np.arange(24) >= 19) & (np.arange(24) < 23)
+    arrays = {"tokens": tokens, "targets": np.full((1, 24), 3, np.int32), "positions": positions,
+              "segment_ids": np.ones((1, 24), np.int32), "weights": weights[None].astype(np.float32)}  # fmt: skip
+    arrays = jax.tree.map(jax.numpy.asarray, arrays)
+    assert int(positions[0, -4]) > 20, "the last tokens lie behind a jump"
+    gradient = np.asarray(gradients()(tiny.params(), arrays)["embed_tokens"]["embedding"])
+    assert abs(gradient[1]).max() > 1e-3, "the first token is seen from behind every jump"
+    assert abs(gradient[2]).max() == 0, "the token after the last target is not seen"
     assert abs(gradient[0]).max() == 0, "a token that does not occur"

@@ -5,30 +5,40 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.positions import Positions
+from ctxext.positions import Positions, check_reach
 
 
 @dataclasses.dataclass(frozen=True)
 class PoSE(Positions):
-    """Two chunks of one row, the second moved by u ~ U{0 .. seq_len' - T}; the first has r ~ U{1 .. T / 2} tokens.
+    """N chunks of one row, chunk i moved by u_i ~ U{u_{i-1} .. L' - T} with u_0 = 0 (arXiv 2309.10400).
 
-    Trains every distance up to `max_position_embeddings` (the target length in tokens) at the cost of T
-    (arXiv 2309.10400). The text itself stays contiguous; only positions jump. Raises ValueError if T exceeds it.
+    Every chunk but the last has U{1 .. floor((T + 1) / N)} tokens, the last the rest. For N = 2 that is the released
+    code, which has no other; the lengths of more chunks are ours. Every distance below L' = `max_position_embeddings`
+    is trained at the cost of T. The text stays contiguous; only positions jump. Raises ValueError if T exceeds L' or is
+    less than N.
     """
 
     paper: ClassVar[str] = "2309.10400"
     max_position_embeddings: int
+    num_chunks: int = dataclasses.field(default=2, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
-        if self.max_position_embeddings < 1:
-            raise ValueError(f"max_position_embeddings must be at least 1, got {self.max_position_embeddings}")
+        check_reach(self)
+        if self.num_chunks < 2:
+            raise ValueError(f"PoSE needs at least 2 chunks, got {self.num_chunks}; without jumps, leave PoSE out "
+                             "(--method contiguous)")  # fmt: skip
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         B, T = shape
-        if self.max_position_embeddings < T:
-            raise ValueError(f"PoSE reaches {self.max_position_embeddings} positions, fewer than the {T} tokens "
-                             "of a row; raise positions.max_position_embeddings")  # fmt: skip
-        index = np.arange(T, dtype=np.int32)[None]
-        first = rng.integers(1, max(2, T // 2 + 1), (B, 1))
-        skip = rng.integers(0, self.max_position_embeddings - T + 1, (B, 1))
-        return (index + np.where(index >= first, skip, 0)).astype(np.int32)
+        N, slack = self.num_chunks, self.max_position_embeddings - T
+        check_reach(self, T)
+        if T < N:
+            raise ValueError(f"PoSE cannot cut rows of {T} tokens into {N} chunks; set positions.num_chunks to at most "
+                             f"{T}, or train.seq_len to at least {N}")  # fmt: skip
+        starts = np.cumsum(rng.integers(1, (T + 1) // N + 1, (B, N - 1)), axis=1)
+        positions = np.broadcast_to(np.arange(T), (B, T)).copy()
+        skip = 0
+        for start in starts.T:
+            before, skip = skip, rng.integers(skip, slack + 1, (B, 1))
+            positions += np.where(np.arange(T) >= start[:, None], skip - before, 0)
+        return positions.astype(np.int32)

@@ -1,7 +1,7 @@
 """What rows say: a verdict in words, numbers with intervals, text tables, and one page of a run or several.
 
 rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
-run directories -> runs.py -> figures.py, heat.py (what is drawn) -> charts.py (SVG) -> page.py (one HTML file)
+run directories -> runs.py -> figures.py, waves.py, heat.py (what is drawn) -> charts.py (SVG) -> page.py (HTML)
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from ctxext.report.rows import Row, latest
 from ctxext.report.summary import summary
 from ctxext.report.text import tables
 from ctxext.report.verdict import verdict
+from ctxext.rope import RopeBase, RopeScaling
 
-__all__ = ["Row", "latest", "read_rows", "summary", "tables", "verdict", "write_report"]
+__all__ = ["Row", "latest", "plot_wavelengths", "read_rows", "summary", "tables", "verdict", "write_report"]
 
 
 def read_rows(runs: Sequence[Path]) -> list[Row]:
@@ -23,6 +24,19 @@ def read_rows(runs: Sequence[Path]) -> list[Row]:
     from ctxext.report.runs import read
 
     return [row for run in read(runs) for row in run.rows]
+
+
+def plot_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int, out: Path) -> Path:
+    """Draw the wavelengths at `seq_len` tokens of `methods` over `base` against the window and `target` tokens.
+
+    out: FILE.svg or FILE.html. Raises ValueError for another ending.
+    """
+    from ctxext.report import page
+    from ctxext.report.look import method_styles
+    from ctxext.report.waves import spectrum, wavelengths
+
+    spectra = [spectrum(method, base, seq_len) for method in methods]
+    return page.write_chart(wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target), out)
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:

@@ -1,8 +1,10 @@
-"""Small inline SVG charts: lines with whiskers or bands, and dots with whiskers. Colours are classes of style.css."""
+"""Small inline SVG charts: lines with whiskers or bands, and dots with whiskers. Colours are classes of chart.css."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
@@ -53,6 +55,8 @@ class Line:
     interval: str = "whisker"
     """"whisker", "band" or "none"."""
     markers: bool = True
+    shaded: frozenset[float] = frozenset()
+    """The x of points under which the line is broad."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
         if line.interval == "band" and len(bounded) > 1:
             around = [(px, high) for px, _, high in bounded] + [(px, low) for px, low, _ in reversed(bounded)]
             ET.SubElement(group, "path", {"class": "band", "d": f"{_path(around)}Z"})
+        for shade, points in groupby([(p.x in line.shaded, px, py) for px, py, p in at], itemgetter(0)):
+            if shade:
+                drawn = [(px, py) for _, px, py in points]
+                ET.SubElement(group, "path", {"class": "shade", "d": _path([*drawn, drawn[-1]])})  # a dot, if alone
         ET.SubElement(group, "path", {"class": "line", "d": _path([(px, py) for px, py, _ in at])})
         for px, low, high in bounded if line.interval == "whisker" else ():
             ET.SubElement(group, "path", {"class": "whisker", "d": f"M{px:g} {low:g}V{high:g}"})
@@ -130,6 +138,16 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
     root.extend(texts)  # above the lines
     _labels(root, ends, right, bottom)
     return _text(root)
+
+
+def standalone(svg: str, style: str) -> str:
+    """A drawing as a file of its own, with the style sheet that it needs."""
+    root = ET.fromstring(svg)
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    sheet = ET.Element("style")
+    sheet.text = f"{style}svg {{ background: var(--bg); }}\n"
+    root.insert(2, sheet)  # after its title and description
+    return _text(root) + "\n"
 
 
 def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x: Axis, *, key: str,

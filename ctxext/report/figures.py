@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
 from ctxext.report.look import length_axis, linear_axis, log_axis
 from ctxext.report.rows import Arm, Row, cells, group, perplexity, position, rate, series
-from ctxext.report.runs import Spectrum
 from ctxext.report.study import TAU, Study
 from ctxext.report.verdict import bounds
 
@@ -154,26 +153,6 @@ def losses(curves: dict[str, list[Row]], styles: dict[str, Style], key: str) -> 
     svg = line_chart(title, text, lines, linear_axis("step", [0, last], zero=True), y, key=key)
     table = [[name, f"{r['step']:,}", f"{r['loss']:.4f}"] for name, rows in curves.items() for r in rows]
     return Chart(title, text, svg, ["trained", "step", "loss"], table, _legend(lines))
-
-
-def wavelengths(spectra: Sequence[Spectrum], styles: dict[str, Style], key: str) -> Chart:
-    """Tokens per turn of each pair, log y; above the window a pair never made a whole turn in pre-training."""
-    lines, table, window = [], [], spectra[0].window
-    for s in spectra:
-        at = [Point(i, w) for i, w in enumerate(s.wavelengths.tolist()) if math.isfinite(w)]
-        lines.append(Line(s.method, s.method, styles[s.method], at, "none", markers=len(at) <= 32))
-        table += [[s.method, str(i), f"{w:,.1f}" if math.isfinite(w) else "never turns", f"{w / window:.3g}"]
-                  for i, w in enumerate(s.wavelengths.tolist())]  # fmt: skip
-    slow = sum(w > window for w in spectra[0].wavelengths)
-    title = "Wavelength of every rotary pair"
-    text = (f"Tokens per turn against the number of the pair, {len(lines)} methods. Of {spectra[0].method}, {slow} of "
-            f"{len(spectra[0].wavelengths)} pairs are longer than the window of {window:,} tokens: they made no whole "
-            "turn in pre-training.")  # fmt: skip
-    y = log_axis("tokens per turn", [*(p.y for line in lines for p in line.points), 4 * window])
-    marks = [Mark(window, "the window", False), Mark(4 * window, "4x the window", False)]
-    svg = line_chart(title, text, lines, linear_axis("pair", [0, len(spectra[0].wavelengths) - 1], zero=True), y,
-                     key=key, marks=marks, height=330)  # fmt: skip
-    return Chart(title, text, svg, ["method", "pair", "tokens per turn", "windows"], table, _legend(lines))
 
 
 def _band(arm: Arm, arms: Sequence[Arm]) -> str:

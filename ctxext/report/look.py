@@ -56,7 +56,8 @@ def linear_axis(title: str, values: Sequence[float], *, zero: bool = False) -> A
 def log_axis(title: str, values: Sequence[float]) -> Axis:
     """Powers of ten, or 1 2 5 where few of them lie between."""
     low, high = min(values), max(values)
-    marks = [m * 10.0**e for e in range(-6, 13) for m in (1, 2, 5)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [m * 10.0**e for e in powers for m in (1, 2, 5)]
     low, high = max(m for m in marks if m <= low), min(m for m in marks if m >= high)
     inside = [m for m in marks if low <= m <= high]
     if len(inside) > 7:
@@ -67,4 +68,6 @@ def log_axis(title: str, values: Sequence[float]) -> Axis:
 
 
 def _short_number(x: float) -> str:
+    if x >= 1e9:
+        return f"{x:.0e}".replace("e+", "e")
     return f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e4 else f"{x:,.6g}"

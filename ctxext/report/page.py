@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ctxext import files
-from ctxext.report import figures, heat, runs
-from ctxext.report.charts import Chart, Style
+from ctxext.report import figures, heat, runs, waves
+from ctxext.report.charts import Chart, Style, standalone
 from ctxext.report.look import identity, looks, method_styles
 from ctxext.report.provenance import facts, proof_table
 from ctxext.report.rows import Arm, Row, arms, group, questions, settings
@@ -20,6 +20,7 @@ from ctxext.report.verdict import Finding, findings
 HERE = Path(__file__).parent
 UNBROKEN = re.compile(r"(p )?[<>=] (?=\d)|\[[-+.,<> \d]{1,20}\]")
 """Signs with their numbers, and intervals, which stay on one line."""
+CHART_FILES = (".svg", ".html")
 ASKED = {"far": "How far?", "compared": "Compared with what?", "sure": "How sure?"}
 
 
@@ -54,11 +55,9 @@ def render(found: Sequence[runs.RunData]) -> str:
     rows = [row for run in found for row in run.rows]
     studies = [Study(question) for question in questions(rows)]
     said = findings(rows, studies)
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    return environment.get_template("page.html").render(
+    return _template("page.html").render(
         title=f"Context window: {', '.join(run.name for run in found)}",
-        style=(HERE / "style.css").read_text(),
+        style=_style("chart.css", "style.css"),
         headline=[f.text for f in said if f.answers == "works"],
         answers=[(title, *texts) for key, title in ASKED.items() if any(texts := _texts(said, key))],
         sections=[section for section in _sections(found, rows, studies) if section.filled],
@@ -66,6 +65,29 @@ def render(found: Sequence[runs.RunData]) -> str:
         provenance=[(run.name, facts(run)) for run in found],
         several=len(found) > 1,
     )
+
+
+def write_chart(chart: Chart, out: Path) -> Path:
+    """One chart in one step: FILE.svg is the drawing, FILE.html has its legend and numbers too.
+
+    Raises ValueError for another ending.
+    """
+    if out.suffix not in CHART_FILES:
+        raise ValueError(f"cannot draw {out}; name it {out.with_suffix('.svg')} or {out.with_suffix('.html')}")
+    if out.suffix == ".svg":
+        files.write_text(out, standalone(chart.svg, _style("chart.css")))
+    else:
+        files.write_text(out, _template("chart.html").render(chart=chart, style=_style("chart.css", "style.css")))
+    return out
+
+
+def _template(name: str) -> Template:
+    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True).get_template(name)  # fmt: skip
+
+
+def _style(*names: str) -> str:
+    return "".join((HERE / name).read_text() for name in names)
 
 
 def _texts(said: Sequence[Finding], key: str) -> tuple[list[str], list[str]]:
@@ -145,11 +167,11 @@ def _perplexity(rows: Sequence[Row], known: Sequence[Arm], look: figures.Looks) 
     return section
 
 
-def _training(found: Sequence[runs.RunData], curves: dict[str, list[Row]], spectra: Sequence[runs.Spectrum],
+def _training(found: Sequence[runs.RunData], curves: dict[str, list[Row]], spectra: Sequence[waves.Spectrum],
               styles: dict[str, Style]) -> Section:  # fmt: skip
     shapes = dict.fromkeys((s.window, len(s.wavelengths)) for s in spectra)
     same = [[s for s in spectra if (s.window, len(s.wavelengths)) == shape] for shape in shapes]
-    charts = [figures.wavelengths(some, styles, f"waves{i}") for i, some in enumerate(same)]
+    charts = [waves.wavelengths(some, styles, f"waves{i}") for i, some in enumerate(same)]
     loss = [figures.losses(curves, styles, "loss")] if curves else []
     return Section("training", "Training and frequencies", "What was trained, on the same axes; and what each method "
                    "does to the rotary pairs. A pair turns once per wavelength: one above the window never made a "

@@ -6,23 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctxext.experiment import from_json
 from ctxext.files import read_json, read_jsonl
 from ctxext.methods import label
 from ctxext.report.rows import Row, group, latest, series
+from ctxext.report.waves import Spectrum, spectrum
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """The wavelengths 2 pi / f of a method, in tokens, one per pair; a frequency of zero has none (inf)."""
-
-    method: str
-    wavelengths: np.ndarray
-    window: int
 
 
 @dataclass
@@ -128,10 +118,7 @@ def _spectra(run: RunData, here: RunDir, configs: Sequence[dict[str, Any]]) -> N
         try:
             method = from_json(value)
             if isinstance(method, RopeScaling):
-                inv_freq = np.asarray(method.rope(base, length).inv_freq, np.float64)
-                waves = np.divide(2 * np.pi, inv_freq, out=np.full(inv_freq.shape, np.inf), where=inv_freq > 0)
-                name = label([method])
-                found.setdefault(name, Spectrum(name, waves, base.original_max_position_embeddings))
+                found.setdefault(label([method]), spectrum(method, base, length))
         except ValueError as error:
             run.notes.append(f"wavelengths left out: {error}")
     run.spectra = list(found.values())
