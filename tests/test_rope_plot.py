@@ -82,7 +82,7 @@ def test_json_is_an_object_per_method(capsys):
     several = json.loads(said(capsys, *ARGV, "--json"))
     assert [one["method"] for one in several] == ["none", "linear(factor=2)", "ntk(factor=2)", "yarn(factor=2)"]
     assert several[3] == json.loads(said(capsys, "rope", "yarn", "--factor", 2, "--json"))
-    assert set(several[3]) == {"method", "inv_freq", "attention_factor", "hf_config"}
+    assert set(several[3]) == {"method", "inv_freq", "attention_factor", "leading_positions", "hf_config"}
 
 
 def test_the_drawing_holds_the_numbers(tmp_path: Path, capsys):
