@@ -107,8 +107,9 @@ def evaluate_checkpoint(
     directory.
     """
     from ctxext import door  # loads jax
+    from ctxext.sharding import ONE_DEVICE
 
-    lm = door.load(path, dtype=dtype, trust=trust, **({} if mesh is None else {"mesh": mesh}))
+    lm = door.load(path, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     where = door.locate(path)
     run = door.is_run(where)
     sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"

@@ -91,6 +91,10 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
 
 
 def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -> LM:
+    settings = experiment.train
+    rows = settings.batch_size * settings.accumulate
+    print(f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} tokens = "
+          f"{settings.steps * rows * settings.seq_len:,} tokens", file=sys.stderr)  # fmt: skip
     train(experiment, place, base, sinks=sinks)
     return door.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
 

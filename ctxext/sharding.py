@@ -58,9 +58,9 @@ class Mesh:
         """Sizes by axis, to read."""
         return " x ".join(f"{name} {size}" for name, size in dataclasses.asdict(self).items())
 
-    def build(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
-        """The mesh over the first of `devices` (all of this machine's by default). Raises ValueError if too few."""
-        return _build(self, None if devices is None else tuple(devices))
+    def build(self) -> jax.sharding.Mesh:
+        """The mesh over the first of this machine's devices. Raises ValueError if there are too few."""
+        return _build(self)
 
     def check_rows(self, rows: int, *, what: str) -> None:
         """Raise ValueError unless `rows` can be shared out evenly."""
@@ -100,8 +100,8 @@ ONE_DEVICE = Mesh()
 
 
 @functools.lru_cache(maxsize=32)
-def _build(shape: Mesh, devices: tuple[Any, ...] | None) -> jax.sharding.Mesh:
-    found = list(devices or jax.devices())
+def _build(shape: Mesh) -> jax.sharding.Mesh:
+    found = jax.devices()
     sizes = dataclasses.asdict(shape)
     given = int(np.prod([size for size in sizes.values() if size > 0]))
     sizes = {name: len(found) // given if size == -1 else size for name, size in sizes.items()}
@@ -133,7 +133,7 @@ def over_devices(attend: Attend, mesh: Mesh) -> Attend:
     built = mesh.build()
     if built.size == 1:
         return attend
-    rows = built.shape["data"] * built.shape["fsdp"]
+    rows = mesh.row_shards
 
     def pin(x: jax.Array) -> jax.Array:
         axes = ROWS if x.shape[0] % rows == 0 else None, "tensor" if x.shape[2] % built.shape["tensor"] == 0 else None
