@@ -1,0 +1,32 @@
+"""PoSE (arXiv 2309.10400) on the bundled base: rows of one window trained for 4x, against rows of all four windows.
+
+    ctxext run experiments/tiny_pose.py                   some minutes on two cores
+    ctxext run experiments/tiny_pose.py --seed 1          another training seed; the questions stay the same
+    ctxext report RUN... --seeds                          beside the runs of tiny_trained.py, the full-length training
+
+As many tokens, steps and questions as tiny_trained.py: 48 steps of 16 rows of one window instead of 4 rows of four.
+Results: experiments/LOG.md.
+"""
+
+import dataclasses
+
+from ctxext.config import LlamaConfig
+from ctxext.experiment import Experiment
+from ctxext.methods import NTK, Linear, PoSE
+from ctxext.rope import Unscaled
+from tiny_trained import experiment as trained
+
+
+def experiment(config: LlamaConfig) -> Experiment:
+    """The comparison on a base with this window."""
+    window, full = config.max_position_embeddings, trained(config)
+    train = dataclasses.replace(
+        full.train, seq_len=window, batch_size=full.train.seq_len // window * full.train.batch_size
+    )
+    return dataclasses.replace(
+        full,
+        name="tiny-pose",
+        train=train,
+        positions=PoSE(4 * window),
+        baselines=(Unscaled(), Linear(4.0), NTK(4.0)),
+    )
