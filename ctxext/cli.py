@@ -146,6 +146,12 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ctxext import report as module
 
+    if args.seeds:
+        tasks = module.across_seeds(args.runs, args.plot)
+        print(json.dumps([task.data for task in tasks]) if args.json else "\n\n".join(task.text for task in tasks))
+        return
+    if args.plot:
+        raise ValueError("--plot draws the arms of --seeds; the page of a run has its own charts")
     rows = module.read_rows(args.runs)
     if args.json:
         print(json.dumps(module.summary(rows)), flush=True)
@@ -254,6 +260,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command("report", report, "verdict, tables and one HTML page of runs, recomputed from their rows")
     sub.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
+    sub.add_argument("--seeds", action="store_true", help="the runs differ in their seed: put their arms together")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per arm")
     command("methods", methods, "every method: seam, paper, fields")
     sub = command("rope", rope, "frequencies, attention factor and HF keys of methods")
     sub.add_argument(
