@@ -8,11 +8,13 @@ import json
 import re
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from ctxext.experiment import Experiment
+from ctxext.files import read_json
 from ctxext.methods import find, make, seam
 
 
@@ -52,17 +54,31 @@ def make_methods(names: Sequence[str], fields: dict[str, Any]) -> tuple[Any, ...
 
 
 def _typed(value: Any, annotation: Any, name: str) -> Any:
-    """A parsed number or text as the field wants it; 4 is a fine float, "four" is not."""
-    if isinstance(value, list):
-        return tuple(value)
+    """A parsed number or text as the field wants it; 4 is a fine float, "four" is not; a vector may be FILE.json."""
+    if typing.get_origin(annotation) is tuple:
+        return _vector(value, name)
     wanted = typing.get_args(annotation) or (annotation,)
     if isinstance(value, int) and not isinstance(value, bool) and float in wanted:
         return float(value)
+    if bool in wanted and value in ("True", "False"):  # as --print-config and Python write it
+        return value == "True"
     plain = [kind for kind in wanted if isinstance(kind, type)]
     if plain and not isinstance(value, tuple(plain)):
         raise ValueError(f"--{name.replace('_', '-')} wants {' or '.join(kind.__name__ for kind in plain)}, "
                          f"got {value!r}")  # fmt: skip
     return value
+
+
+def _vector(value: Any, name: str) -> tuple[float, ...]:
+    """[1, 1.5] itself, or what FILE.json holds: such a list, or an object with one under the name of the field."""
+    field = name.rpartition(".")[2]
+    if isinstance(value, str) and value.endswith(".json"):
+        found = read_json(Path(value))
+        value = found.get(field) if isinstance(found, dict) else found
+    if not isinstance(value, list) or not all(isinstance(x, int | float) and x is not True for x in value):
+        raise ValueError(f"--{name.replace('_', '-')} wants numbers, as in '[1, 1.5, 2]', or FILE.json with such a "
+                         f"list or an object that has one as {field!r}")  # fmt: skip
+    return tuple(map(float, value))
 
 
 def swap_method(experiment: Experiment, name: str, arguments: Sequence[str]) -> Experiment:
@@ -94,6 +110,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[str]:
 
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     """The experiment with leaves replaced, e.g. ("--rope.factor", "8"). Raises ValueError, with a suggestion."""
+    experiment, arguments = _vectors(experiment, _pairs(arguments))
     if not arguments:
         return experiment
     hints = typing.get_type_hints(Experiment)
@@ -109,7 +126,7 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            result = tyro.cli(stand_in, args=list(_pairs(arguments)), config=(tyro.conf.AvoidSubcommands,))
+            result = tyro.cli(stand_in, args=arguments, config=(tyro.conf.AvoidSubcommands,))
     except SystemExit:
         unknown = [a.split("=")[0] for a in arguments if a.startswith("--")]
         known = [f"--{leaf}" for leaf in leaves(experiment)]
@@ -119,6 +136,23 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
         text = re.sub(r"[│╭╰─╮╯]+|-{3,}", " ", said.getvalue().split("Argument helptext")[0].split("For full")[0])
         raise ValueError(re.sub(r"\s+", " ", text).strip()) from None
     return dataclasses.replace(experiment, **{name: getattr(result, name) for name, *_ in fields})
+
+
+def _vectors(experiment: Experiment, arguments: Iterator[str]) -> tuple[Experiment, list[str]]:
+    """--rope.divisors=FILE.json and its like put in; the arguments that are left."""
+    rest = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        place, _, field = flag.removeprefix("--").replace("-", "_").partition(".")
+        part = getattr(experiment, place, None)
+        hints = typing.get_type_hints(type(part)) if dataclasses.is_dataclass(part) else {}
+        if hints.get(field) == tuple[float, ...]:
+            parsed = parse_fields([f"--{field}={value}"])[field]
+            changed = dataclasses.replace(part, **{field: _vector(parsed, f"{place}.{field}")})
+            experiment = dataclasses.replace(experiment, **{place: changed})
+        else:
+            rest.append(argument)
+    return experiment, rest
 
 
 def leaves(value: Any, prefix: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -48,10 +49,17 @@ def label(methods: Iterable[Any]) -> str:
     labels = []
     for method in methods:
         values = [(f.name, getattr(method, f.name), f.default) for f in dataclasses.fields(method)]
-        changed = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                   for name, value, default in values if value != default]  # fmt: skip
+        changed = [f"{name}={_short(value)}" for name, value, default in values if value != default]
         labels.append(method_name(method) + (f"({', '.join(changed)})" if changed else ""))
     return " + ".join(labels) or "none"
+
+
+def _short(value: Any) -> str:
+    """A number as it is; a long vector as its length and six digits of its hash."""
+    if isinstance(value, tuple) and len(value) > 4:
+        digest = hashlib.sha256(repr(tuple(map(float, value))).encode()).hexdigest()
+        return f"{len(value)} values #{digest[:6]}"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def seam(method: type) -> str:
