@@ -144,8 +144,8 @@ def _vectors(experiment: Experiment, arguments: Iterator[str]) -> tuple[Experime
     for argument in arguments:
         flag, _, value = argument.partition("=")
         place, _, field = flag.removeprefix("--").replace("-", "_").partition(".")
-        part = getattr(experiment, place, None)
-        hints = typing.get_type_hints(type(part)) if dataclasses.is_dataclass(part) else {}
+        part: Any = getattr(experiment, place, None)
+        hints = typing.get_type_hints(type(part))
         if hints.get(field) == tuple[float, ...]:
             parsed = parse_fields([f"--{field}={value}"])[field]
             changed = dataclasses.replace(part, **{field: _vector(parsed, f"{place}.{field}")})
