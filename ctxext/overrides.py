@@ -13,7 +13,8 @@ from typing import Any
 import tyro
 
 from ctxext.experiment import Experiment
-from ctxext.methods import find, make, seam
+from ctxext.methods import build, find, make, seam
+from ctxext.trainable import TRAINABLE
 
 
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
@@ -66,9 +67,12 @@ def _typed(value: Any, annotation: Any, name: str) -> Any:
 
 
 def swap_method(experiment: Experiment, name: str, arguments: Sequence[str]) -> Experiment:
-    """Put method `name` into its seam; fields of the same name are kept, others come from --<seam>.<field>."""
-    method = find(name)
-    place = seam(method)
+    """Put method `name` into its seam; fields of the same name are kept, others come from --<seam>.<field>.
+
+    What is trained counts as a seam here: "full", "lora" or "last-layers", with --trainable.<field>.
+    """
+    method = TRAINABLE.get(name) or find(name)
+    place = "trainable" if name in TRAINABLE else seam(method)
     given = parse_fields([a for a in _pairs(arguments) if a.startswith(f"--{place}.")])
     fields = {key.removeprefix(f"{place}."): value for key, value in given.items()}
     types, kept = typing.get_type_hints(method), getattr(experiment, place)
@@ -78,7 +82,8 @@ def swap_method(experiment: Experiment, name: str, arguments: Sequence[str]) -> 
     known = {field.name for field in dataclasses.fields(method)}
     if unknown := set(fields) - known:
         raise ValueError(f"unknown option --{place}.{sorted(unknown)[0]}{_suggestion(unknown, known)}")
-    instance = make(name, **{key: _typed(value, types[key], f"{place}.{key}") for key, value in fields.items()})
+    typed = {key: _typed(value, types[key], f"{place}.{key}") for key, value in fields.items()}
+    instance = build(method, name, typed)
     return dataclasses.replace(experiment, **{place: instance})
 
 
