@@ -52,16 +52,24 @@ def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
     return experiment.model, Unscaled()
 
 
-def open_base(experiment: Experiment) -> LM:
-    """The model an experiment starts from, float32: a checkpoint, or random parameters of shape `model`."""
+def open_base(experiment: Experiment, *, to_train: bool = False) -> LM:
+    """The model an experiment starts from, float32: a checkpoint, or random parameters of shape `model`.
+
+    `to_train`: parameters that training leaves as they are are read in the compute dtype, which training gives them
+    anyway, so that float32 copies of them never fill a device.
+    """
+    mesh, (config, scaling) = experiment.mesh, base_config(experiment)
     if experiment.init is not None:
-        return load(experiment.init, mesh=experiment.mesh)
-    config, scaling = base_config(experiment)
+        path = locate(experiment.init)
+        if not to_train or is_run(path):
+            return load(path, mesh=mesh)
+        shapes = mesh.shard(experiment.trainable.base_shapes(config, experiment.train.dtype))
+        params = hf.load_params(path, config, shapes=shapes, make=_spread)
+        return LM(config, params, load_tokenizer(path), scaling=scaling, mesh=mesh)
     if experiment.tokenizer is None:
         raise ValueError(f"experiment {experiment.name!r} names no base: give --init DIR (or, to start from random "
                          "parameters, set `tokenizer` to a directory)")  # fmt: skip
     tokenizer = load_tokenizer(locate(experiment.tokenizer))
-    mesh = experiment.mesh
     return LM(config, _random(config, experiment.seed, mesh), tokenizer, scaling=scaling, mesh=mesh)
 
 

@@ -55,6 +55,17 @@ class Trainable(abc.ABC):
         pattern = self.pattern(config)
         return split(jax.eval_shape(functools.partial(self.prepare, seed=0), param_shapes(config)), pattern)
 
+    def base_shapes(self, config: LlamaConfig, dtype: str) -> Params:
+        """The plain tree as `jax.ShapeDtypeStruct`: in `dtype` what is frozen whole, float32 what is trained."""
+        plain, (_, rest) = param_shapes(config), self.shapes(config)
+        frozen = {str(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(rest)}
+
+        def narrow(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            kept = frozen.get(str(path)) == leaf.shape  # a stack that is cut is trained in part
+            return jax.ShapeDtypeStruct(leaf.shape, dtype if kept else leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(narrow, plain)
+
 
 @dataclasses.dataclass(frozen=True)
 class Full(Trainable):

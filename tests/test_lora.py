@@ -23,6 +23,7 @@ from ctxext.lm import LM
 from ctxext.loss import batch_loss
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
+from ctxext.train import train
 from ctxext.trainable import LINEARS, Full, LastLayers, LoRA, join, split
 
 LORA = LoRA(rank=3, alpha=5.0, targets=LINEARS)
@@ -212,6 +213,27 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
         door.load(run)
     write(0)
     np.testing.assert_array_equal(door.load(run).logits(tokens), logits)
+
+
+def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path):
+    from llamas import TINY, random_params, tokenizer
+
+    hf.save(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    for number, trainable in enumerate((LoRA(rank=2, also=("norm",)), LastLayers(1))):
+        experiment = dataclasses.replace(
+            training(texts, trainable, dtype="bfloat16"), init=str(tmp_path / "base"), model=None
+        )
+        experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=2))
+        narrow, wide = door.open_base(experiment, to_train=True), door.open_base(experiment)
+        leaves = jax.tree_util.tree_leaves_with_path(narrow.params)
+        kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in leaves}
+        assert {name for name, kind in kinds.items() if kind == jnp.bfloat16} == {
+            name for name in kinds
+            if (not name.endswith("['weight']") if number == 0 else "embed_tokens" in name)
+        }  # fmt: skip
+        runs = [RunDir(tmp_path / f"{number} {i}").open(experiment) for i in (0, 1)]
+        states = [train(experiment, run, base, progress=False) for run, base in zip(runs, (narrow, wide), strict=True)]
+        assert bits(states[0]) == bits(states[1])
 
 
 def test_full_is_what_it_always_was():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, read_json, write_json
@@ -86,7 +85,7 @@ def read(directory: str | Path, config: LlamaConfig) -> tuple[LoRA, Params]:
         mine = {id(leaf) for leaf in jax.tree.leaves(shapes)}
         expected = {PREFIX + k: slot for k, slot in slots(join(shapes, rest)).items() if id(slot.leaf) in mine}
         _check(directory, {name: entry.shape for name, entry in stored.items()}, expected)
-        return lora, assemble(shapes, expected, stored, np.dtype(np.float32))
+        return lora, assemble(shapes, expected, stored)
 
 
 def _is_shape(leaf: Any) -> bool:

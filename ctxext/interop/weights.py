@@ -93,22 +93,22 @@ def load_params(
     shapes: Params | None = None,
     make: Callable[[Any, Callable[[Index], np.ndarray]], Any] = whole,
 ) -> Params:
-    """The parameter tree of an HF directory in `dtype`, leaf by leaf.
+    """The parameter tree of an HF directory in `dtype`, or in those of `shapes`, leaf by leaf.
 
     `make(leaf of shapes, read)` builds a leaf from the parts it reads, so that a device's slice is all that is read for
     it. Raises ValueError naming the tensor for one that is missing, unknown, of another shape or not finite.
     """
-    kind = numpy_dtype(dtype)
+    numpy_dtype(dtype)
     shapes = param_shapes(config, dtype) if shapes is None else shapes
     with open_tensors(directory) as found:
         stored = {name: entry for name, entry in found.items() if not DERIVED.fullmatch(name)}
         expected = slots(shapes)
         _check(directory, config, stored, {name: slot.shape for name, slot in expected.items()})
-        return assemble(shapes, expected, stored, kind, make=make)
+        return assemble(shapes, expected, stored, make)
 
 
 def assemble(
-    shapes: Params, expected: dict[str, Slot], stored: dict[str, Entry], kind: np.dtype, *, make: Any = whole
+    shapes: Params, expected: dict[str, Slot], stored: dict[str, Entry], make: Callable[..., Any] = whole
 ) -> Params:
     """The tree `shapes` filled with the stored tensors that `expected` has slots for, leaf by leaf."""
     parts: dict[int, list[tuple[str, Slot]]] = {}
@@ -116,7 +116,7 @@ def assemble(
         parts.setdefault(id(slot.leaf), []).append((name, slot))
 
     def leaf(shape: Any) -> Any:
-        return make(shape, functools.partial(_read, stored, parts[id(shape)], kind))
+        return make(shape, functools.partial(_read, stored, parts[id(shape)], np.dtype(shape.dtype)))
 
     return jax.tree.map(leaf, shapes)
 
