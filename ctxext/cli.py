@@ -78,8 +78,8 @@ def _open(args: argparse.Namespace, rest: list[str]) -> Any:
     """The model of SOURCE under those methods."""
     from ctxext import door
 
-    return door.load(args.source, method=_methods(args, rest), dtype=args.compute_dtype, mesh=_mesh(args),
-                     trust=args.trust_run)  # fmt: skip
+    return door.load(args.source, method=_methods(args, rest), adapter=args.adapter, dtype=args.compute_dtype,
+                     mesh=_mesh(args), trust=args.trust_run)  # fmt: skip
 
 
 def _mesh(args: argparse.Namespace) -> Any:
@@ -94,8 +94,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
     chosen = _methods(args, rest)
     sink, rows = module.evaluate_checkpoint(
-        args.source, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len, budget=args.budget,
-        out=args.out, dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run,
+        args.source, adapter=args.adapter, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len,
+        budget=args.budget, out=args.out, dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run,
     )  # fmt: skip
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
@@ -104,9 +104,17 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import door
     from ctxext import export as module
 
+    if args.to == "peft":
+        if rest or args.method or args.attention or args.adapter or args.dtype or args.seq_len:
+            raise ValueError("--to peft writes what a run trained, as it is, in float32; it takes --base and --out")
+        module.export_adapter(args.source, args.out, base=args.base, mesh=_mesh(args), trust=args.trust_run)
+        print(f"wrote {args.out}")
+        return
+    if args.base:
+        raise ValueError("--base belongs to --to peft")
     lm = _open(args, rest)
     seq_len = args.seq_len or (None if args.method else door.declared_window(args.source))
-    module.export(lm, args.out, to=args.to, dtype=args.dtype, seq_len=seq_len)
+    module.export(lm, args.out, to=args.to, dtype=args.dtype or "bfloat16", seq_len=seq_len)
     print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
 
 
@@ -215,6 +223,7 @@ def parser() -> argparse.ArgumentParser:
     def method_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
         sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
+        sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
         sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
         sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
         sub.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 tensor=1")
@@ -238,9 +247,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("export", export, "write a run or an HF directory for other readers", json_too=False)
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--to", choices=["hf"], default="hf")
+    sub.add_argument("--to", choices=["hf", "peft"], default="hf", help="a whole model, or what a LoRA run trained")
     sub.add_argument("--out", required=True)
-    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
+    sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: bfloat16")
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
     sub = command("prove", prove, "reload an export in independent readers and compare")
     sub.add_argument("source", metavar="DIR")

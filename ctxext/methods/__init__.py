@@ -40,7 +40,8 @@ def method_name(method: Any) -> str:
     name = (method if isinstance(method, type) else type(method)).__name__
     if name == "Unscaled":
         return "none"
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name.replace("PoSE", "Pose"))
+    name = name.replace("PoSE", "Pose").replace("LoRA", "Lora")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
     return words.lower()
 
 
@@ -110,7 +111,11 @@ def _from_file(file: str, class_name: str) -> type:
 
 def make(name: str, **fields: Any) -> Any:
     """An instance of the method `name`. Raises ValueError naming missing or unknown fields."""
-    method = find(name)
+    return build(find(name), name, fields)
+
+
+def build(method: type, name: str, fields: dict[str, Any]) -> Any:
+    """An instance of the dataclass `method`. Raises ValueError, calling it `name`, for missing or unknown fields."""
     known = {field.name: field for field in dataclasses.fields(method)}
     unknown = [field for field in fields if field not in known]
     required = [f.name for f in known.values() if f.default is f.default_factory is dataclasses.MISSING]
