@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ctxext import checkpoint
 from ctxext.assets import TINY_LLAMA
@@ -17,7 +18,7 @@ from ctxext.lm import LM
 from ctxext.model import init_params, param_shapes
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
-from ctxext.sharding import ONE_DEVICE, Mesh, shardings
+from ctxext.sharding import ONE_DEVICE, Mesh
 from ctxext.tokenizer import load_tokenizer
 
 
@@ -59,7 +60,8 @@ def open_base(experiment: Experiment) -> LM:
                          "parameters, set `tokenizer` to a directory)")  # fmt: skip
     tokenizer = load_tokenizer(locate(experiment.tokenizer))
     mesh = experiment.mesh
-    params = jax.device_put(init_params(config, experiment.seed), shardings(mesh.shard(param_shapes(config))))
+    whole, shapes = init_params(config, experiment.seed), mesh.shard(param_shapes(config))
+    params = jax.tree.map(lambda leaf, values: _spread(leaf, np.asarray(values).__getitem__), shapes, whole)
     return LM(config, params, tokenizer, scaling=scaling, mesh=mesh)
 
 
