@@ -102,9 +102,9 @@ def _worker(base: Path, flags: list[str]) -> dict:
         def __exit__(self, *error): ...
         def __enter__(self):
             def zeros(index):
-                return np.zeros([part.stop - part.start for part in index], np.float32)
+                return np.broadcast_to(np.float16(0), [part.stop - part.start for part in index])
 
-            return {name: counted(name, Entry(slot.shape, "float32", zeros)) for name, slot in slots.items()}
+            return {name: counted(name, Entry(slot.shape, "float16", zeros)) for name, slot in slots.items()}
 
     def one_layer(leaf, read):
         parts = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
@@ -112,7 +112,8 @@ def _worker(base: Path, flags: list[str]) -> dict:
             read((slice(0, 1), *index[1:]) if leaf.shape[0] == config.num_hidden_layers else index)
 
     weights.open_tensors = StandIn
-    weights.load_params(base, config, shapes=mesh.shard(param_shapes(config)), make=one_layer)
+    weights.cast = lambda array, *_: array
+    weights.load_params(base, config, "float16", shapes=mesh.shard(param_shapes(config)), make=one_layer)
     large = {name: count / np.prod(slots[name].shape) for name, count in counts.items()}
     tokens = np.arange(3 * 20).reshape(3, 20)
     return {

@@ -17,7 +17,7 @@ from ctxext.cli import main
 from ctxext.config import LlamaConfig
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
-from ctxext.model import init_params
+from ctxext.model import init_params, param_shapes
 from ctxext.rope import Unscaled
 from ctxext.sharding import Mesh
 from ctxext.tokenizer import load_tokenizer
@@ -68,7 +68,8 @@ def measured(run: Path) -> list[tuple]:
 
 
 def assert_same(run: Path, alone: Path) -> None:
-    (params, step), (wanted, _) = (load_params(path / "checkpoints") for path in (run, alone))
+    shapes = Mesh(fsdp=2, tensor=2).shard(param_shapes(CONFIG))
+    (params, step), (wanted, _) = (load_params(path / "checkpoints", shapes) for path in (run, alone))
     assert step == STEPS
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, wanted))
     assert measured(run) == measured(alone) and len(measured(run)) == STEPS
