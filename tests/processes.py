@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WAIT = 240
+WAIT = 400
 
 
 def start(arguments: list, cache: Path, *, processes: int = 2, devices: int = 4, script: str = "") -> list:
