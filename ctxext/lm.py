@@ -11,6 +11,7 @@ import numpy as np
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel, over_sequence
 from ctxext.config import LlamaConfig
+from ctxext.distributed import gather
 from ctxext.generate import Semantics, generate
 from ctxext.loss import token_losses
 from ctxext.model import DTYPES, Params, bind
@@ -104,7 +105,8 @@ class LM:
         rows, size = self._rows(B), bucket(T)
         inputs = [tokens, positions, *([] if segment_ids is None else [np.broadcast_to(segment_ids, (B, T))])]
         arrays = [self.mesh.rows(_pad(x, rows, size)) for x in inputs] + [None] * (segment_ids is None)
-        return _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
+        logits = _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
+        return logits if logits.is_fully_addressable else jnp.asarray(gather(logits))
 
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1], nats: -log p(token t + 1 | tokens up to t)."""
@@ -115,7 +117,7 @@ class LM:
         rows, size = self._rows(B), bucket(T - 1)
         inputs, targets = (self.mesh.rows(_pad(x, rows, size)) for x in (tokens[:, :-1], tokens[:, 1:]))
         losses = _losses(self.params, inputs, targets, self.rotation(T), **self._static())
-        return np.asarray(losses)[:B, : T - 1]
+        return gather(losses)[:B, : T - 1]
 
     def generate(
         self, tokens: Any, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
@@ -159,7 +161,7 @@ class LM:
             num_slots=padded.shape[1] + -(-max_new_tokens // 32) * 32, max_new_tokens=max_new_tokens,
             sample=temperature > 0, incremental=incremental,
         )  # fmt: skip
-        return np.asarray(out)[:count]
+        return gather(out)[:count]
 
     def _checked(self, tokens: Any) -> np.ndarray:
         tokens = np.asarray(tokens)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ctxext import distributed
 from ctxext.attention import Attend
 
 ROWS = ("data", "fsdp")
@@ -85,8 +86,14 @@ class Mesh:
         return shape["data"] * shape["fsdp"]
 
     def rows(self, array: np.ndarray, *, dim: int = 0) -> jax.Array:
-        """A host array on the devices, `dim` shared out over the rows axes."""
-        return jax.device_put(array, NamedSharding(self.build(), PartitionSpec(*[None] * dim, ROWS)))
+        """A host array on the devices, `dim` shared out over the rows axes; a process reads only its own rows."""
+        sharding = NamedSharding(self.build(), PartitionSpec(*[None] * dim, ROWS))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    def own_rows(self, count: int) -> list[int]:
+        """Which of `count` rows the devices of this process hold."""
+        parts = NamedSharding(self.build(), PartitionSpec(ROWS)).addressable_devices_indices_map((count,)).values()
+        return sorted({row for part in parts if part for row in range(*part[0].indices(count))})
 
     def shard(self, tree: Any, dtype: Any = None) -> Any:
         """The tree as `jax.ShapeDtypeStruct`s with their shardings: a tree of parameters or an optimiser's state."""
@@ -113,6 +120,9 @@ def _build(shape: Mesh) -> jax.sharding.Mesh:
     if not 0 < total <= len(found):
         raise ValueError(f"mesh {shape.text} needs {max(total, given)} devices, this machine has {len(found)}; "
                          "lower it, as with --mesh.fsdp 1, and train.batch_size with it")  # fmt: skip
+    if total < len(found) and distributed.count() > 1:
+        raise ValueError(f"mesh {shape.text} uses {total} of the {len(found)} devices, but every process has to take "
+                         "part: use all of them, as with --mesh.fsdp -1")  # fmt: skip
     types = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=found[:total])
 
