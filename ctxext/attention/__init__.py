@@ -4,18 +4,20 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
 from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
+from ctxext.attention.ring import ring
 from ctxext.rope import Float32Rotation, Rotation, rotate
 
 __all__ = ["KERNELS", "Attend", "Attention", "Band", "Causal", "Kernel", "Mask", "Piece", "blocked", "dense",
            "over_sequence"]  # fmt: skip
 
-Kernel = Literal["dense", "blocked"]
-KERNELS: tuple[Kernel, ...] = ("dense", "blocked")
+Kernel = Literal["dense", "blocked", "ring", "auto"]
+KERNELS: tuple[Kernel, ...] = ("dense", "blocked", "ring", "auto")
 Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
 """(q, k, v un-rotated, cache, layer index) -> (attention output [B, T, N, H], cache)."""
 
@@ -26,8 +28,13 @@ def over_sequence(
     rotation: Rotation | Float32Rotation,
     positions: Int[Array, "b t"],
     segment_ids: Int[Array, "b t"] | None = None,
+    place: Callable[[tuple[int, ...]], NamedSharding] | None = None,
 ) -> Attend:
-    """Attention of a whole sequence with itself; rotary tables are built once for all layers."""
+    """Attention of a whole sequence with itself; rotary tables are built once for all layers.
+
+    place: where an activation [B, T, heads, H] of a shape lies (None: on one device). Kernel "ring" wants it, and
+    everything along T in `ring.zigzag` order.
+    """
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
     pieces = attention.pieces()
@@ -40,7 +47,9 @@ def over_sequence(
     ) -> tuple[Float[Array, "b t n h"], Any]:
         queries = [rotate(q, *tables) for tables in query_tables]
         keys = [rotate(k, *tables) for tables in key_tables]
-        if kernel == "blocked":
+        if kernel == "ring" and place is not None:
+            return ring(queries, keys, v, masks, segment_ids=segment_ids, sharding=place(v.shape)), cache
+        if kernel in ("blocked", "ring", "auto"):
             return blocked(queries, keys, v, masks, segment_ids=segment_ids), cache
         index = jnp.arange(q.shape[1])[None]
         return dense(
