@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ctxext.attention import Attend, Attention, Kernel, over_sequence
@@ -156,8 +157,9 @@ def _build(shape: Mesh, found: tuple[Any, ...]) -> jax.sharding.Mesh:
     if not 0 < total <= len(found):
         raise ValueError(f"mesh {shape.text} needs {max(total, given)} devices, this machine has {len(found)}; "
                          "lower it, as with --mesh.fsdp 1, and train.batch_size with it")  # fmt: skip
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=found[:total])
+    lengths = tuple(sizes.values())
+    placed = create_device_mesh(lengths, found[:total], allow_split_physical_axes=True)  # 8 x 8 of a 4 x 4 x 4 torus
+    return jax.sharding.Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:

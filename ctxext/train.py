@@ -56,8 +56,13 @@ def make_step(
             (nats, weight), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro, rotation)
             return jax.tree.map(jnp.add, total, (nats, weight, pin(gradient))), None
 
-        zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
-        (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
+        if jax.tree.leaves(batch)[0].shape[0] == 1:  # nothing to add to: no second set of gradients
+            first = jax.tree.map(lambda x: x[0], batch)
+            (nats, weight), gradient = jax.value_and_grad(loss, has_aux=True)(params, first, rotation)
+            gradient = pin(gradient)
+        else:
+            zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
+            (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
         gradient = jax.tree.map(lambda g: g / weight, gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics = {"loss": nats / weight, "grad_norm": global_norm(gradient), "weight": weight}
