@@ -105,8 +105,8 @@ class Mesh:
         if self.build().shape["seq"] == 1:
             return "blocked" if kernel == "ring" else kernel  # a ring of one
         if kernel not in ("auto", "blocked", "ring"):
-            raise ValueError(f"kernel {kernel!r} needs whole sequences, mesh {self.text} cuts them; use blocked or auto, "
-                             "which become ring attention there, or mesh.seq 1")  # fmt: skip
+            raise ValueError(f"kernel {kernel!r} needs whole sequences, mesh {self.text} cuts them; use blocked or "
+                             "auto, which become ring attention there, or mesh.seq 1")  # fmt: skip
         return "ring"
 
     def activations(self, shape: tuple[int, ...], *, whole: bool = False) -> NamedSharding:
@@ -125,16 +125,25 @@ class Mesh:
         S = self.build().shape["seq"]
         return x if S == 1 else x[:, np.argsort(zigzag(x.shape[1], S))]
 
-    def shard(self, tree: Any, dtype: Any = None) -> Any:
-        """The tree as `jax.ShapeDtypeStruct`s with their shardings: a tree of parameters or an optimiser's state."""
+    def shard(self, tree: Any, dtype: Any = None, *, name: str = "") -> Any:
+        """The tree as `jax.ShapeDtypeStruct`s with their shardings: a tree of parameters or an optimiser's state.
+
+        name: the path of the tree itself, where it is a part of another or a single leaf.
+        """
         mesh = self.build()
 
         def place(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            sharding = NamedSharding(mesh, spec(name, leaf.shape, dict(mesh.shape)))
+            full = name + jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+            sharding = NamedSharding(mesh, spec(full, leaf.shape, dict(mesh.shape)))
             return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
 
         return jax.tree_util.tree_map_with_path(place, tree)
+
+    def pin(self, tree: Any, *, name: str = "") -> Any:
+        """The tree kept where `shard` puts it; so is its gradient, which then is summed in slices, never whole."""
+        if self.build().size == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, shardings(self.shard(tree, name=name)))
 
 
 ONE_DEVICE = Mesh()
@@ -177,7 +186,8 @@ def _divided(axes: Sequence[Any], shape: tuple[int, ...], sizes: dict[str, int])
     def parts(axis: Any) -> int:
         return int(np.prod([sizes[name] for name in (axis if isinstance(axis, tuple) else (axis,))]))
 
-    return PartitionSpec(*[axis if axis and n % parts(axis) == 0 else None for axis, n in zip(axes, shape)])
+    kept = zip(axes, shape, strict=False)  # dimensions behind the last axis stay whole
+    return PartitionSpec(*[axis if axis and n % parts(axis) == 0 else None for axis, n in kept])
 
 
 def shardings(tree: Any) -> Any:

@@ -27,7 +27,7 @@ LARGEST, SMALLEST = 256, 32
 def zigzag(seq_len: int, devices: int) -> np.ndarray:
     """Token index of every place, [T]: what each of the devices holds, one after the other."""
     chunks = np.arange(seq_len).reshape(2 * devices, -1)
-    return np.stack([chunks[:devices], chunks[:devices - 1 : -1]], 1).reshape(-1)
+    return np.stack([chunks[:devices], chunks[: devices - 1 : -1]], 1).reshape(-1)
 
 
 def block_size(chunk: int) -> int:
@@ -73,7 +73,7 @@ class _Trip:
         rows, seq, heads = sharding.spec[:3]
         self.tokens, self.heads = PartitionSpec(rows, seq), PartitionSpec(rows, seq, heads)
         self.sums = PartitionSpec(seq, rows, heads)  # of [M, B, K, G * C]
-        self.table = [(tile, _table(mask, self.S, self.chunk, self.C)[tile.mask is not None])
+        self.table = [(tile, work_table(mask, self.S, self.chunk, self.C)[tile.mask is not None])
                       for piece, mask in enumerate(masks)
                       for tile in (tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C))]  # fmt: skip
 
@@ -85,9 +85,7 @@ class _Trip:
             return body(jax.tree.map(lambda x: x[0], pairs), *arguments)
 
         specs = jax.tree.map(lambda _: PartitionSpec(self.axis), pairs)
-        mapped = jax.shard_map(
-            local, mesh=self.mesh, in_specs=(specs, *in_specs), out_specs=out_specs, check_vma=False
-        )
+        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=(specs, *in_specs), out_specs=out_specs, check_vma=False)
         return mapped(pairs, *arguments)
 
     def blocks(self, device: Array, segment_ids: Array | None) -> tiles.Blocks:
@@ -112,7 +110,7 @@ class _Trip:
 
 
 @functools.lru_cache(maxsize=64)
-def _table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """For pairs that are wholly and partly visible: local block pairs [S devices, S steps, P, 2] and how many."""
     h = chunk // C
     place = np.argsort(zigzag(2 * S * h, S))  # of every block in the order of the devices
