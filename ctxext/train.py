@@ -57,8 +57,13 @@ def make_step(
             (nats, weight), gradient = jax.value_and_grad(joined, has_aux=True)(params, micro)
             return jax.tree.map(jnp.add, total, (nats, weight, pin(gradient))), None
 
-        zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
-        (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
+        if jax.tree.leaves(batch)[0].shape[0] == 1:  # nothing to add to: no second set of gradients
+            first = jax.tree.map(lambda x: x[0], batch)
+            (nats, weight), gradient = jax.value_and_grad(joined, has_aux=True)(params, first)
+            gradient = pin(gradient)
+        else:
+            zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
+            (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
         gradient = jax.tree.map(lambda g: g / weight, gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics = {"loss": nats / weight, "grad_norm": global_norm(gradient), "weight": weight}
@@ -79,7 +84,8 @@ def compiled_step(experiment: Experiment, config: LlamaConfig) -> Callable:
 @functools.lru_cache(maxsize=8)  # resuming or repeating within a process compiles once
 def _compiled(optim: Optim, steps: int, trainable: Trainable, *, mesh: Mesh, **static: Any) -> Callable:
     def loss(params: Params, micro: Any, rotation: Any) -> tuple[jax.Array, jax.Array]:
-        return batch_loss(trainable.ready(params, micro), micro, rotation, mesh=mesh, **static)
+        batch = {name: micro[name] for name in Batch._fields}
+        return batch_loss(trainable.ready(params, micro), batch, rotation, mesh=mesh, **static)
 
     return make_step(loss, optim.build(steps), lambda tree: shardings(mesh.shard(tree)))
 
