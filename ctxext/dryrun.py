@@ -33,6 +33,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"batch          {train.batch_size} x {train.accumulate} rows of {train.seq_len} tokens "
         f"({train.seq_len / window:g} windows)",
         f"steps          {train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in {train.dtype}",
+        f"kernel         {experiment.mesh.kernel(train.kernel)}",
         f"evaluations    {len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods before",
         f"baselines      {', '.join(label([m]) for m in experiment.baselines) or 'none'} with the same training",
         f"export         {experiment.export.to + ' ' + experiment.export.dtype if experiment.export else 'none'}",
@@ -44,7 +45,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
 
 
 def _state_bytes(mesh: Mesh, count: int) -> str:
-    """Float32 parameters, two moments and two gradients of a full fine-tune, cut by `fsdp` and `tensor`."""
-    if -1 in (mesh.fsdp, mesh.tensor):
+    """Float32 parameters, two moments and two gradients of a full fine-tune, cut by `fsdp`, `seq` and `tensor`."""
+    if -1 in (mesh.fsdp, mesh.seq, mesh.tensor):
         return f"{20 * count / 1e9:.1f} GB, shared out over the devices there are"
-    return f"{20 * count / 1e9 / (mesh.fsdp * mesh.tensor):.1f} GB a device, activations come on top"
+    return f"{20 * count / 1e9 / (mesh.fsdp * mesh.seq * mesh.tensor):.1f} GB a device, activations come on top"
