@@ -113,7 +113,7 @@ class Mesh:
 
     def kernel(self, kernel: Kernel) -> Kernel:
         """The kernel for whole sequences: over a `seq` axis the ring. Raises ValueError for one that cannot be cut."""
-        if self.build().shape["seq"] == 1:
+        if self.seq == 1:
             return "blocked" if kernel == "ring" else kernel  # a ring of one
         if kernel not in ("auto", "blocked", "ring"):
             raise ValueError(f"kernel {kernel!r} needs whole sequences, mesh {self.text} cuts them; use blocked or "

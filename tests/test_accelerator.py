@@ -10,7 +10,8 @@ from ctxext.attention.accelerator import refusal, splash
 from ctxext.attention.pieces import Mask
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
-from ctxext.sharding import Mesh
+from ctxext.rope import RopeBase, Unscaled
+from ctxext.sharding import Mesh, attend_over
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,28 @@ def test_an_explicit_kernel_that_cannot_do_it_is_refused_with_the_reason(kernel,
     assert reason in refusal(kernel, masks, **facts)
     with pytest.raises(ValueError, match=f"kernel '{kernel}' cannot be used: .*{reason}.*; choose blocked, or auto"):
         choose(kernel, masks, **facts)
+
+
+def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
+    """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_LOG_DIR": "disabled"}  # fmt: skip
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    rotation = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation()
+    for mesh, found in (Mesh(fsdp=4).on(devices), "tpu_custom_call"), (Mesh(seq=4).on(devices), "collective-permute"):
+        shape = (4, 512, 2, 128)
+
+        def loss(x, mesh=mesh):
+            positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(512)[None], (4, 512)))
+            return (
+                attend_over(mesh, Causal(), "auto", rotation, positions)(x, x, x, None, 0)[0].astype(jnp.float32).sum()
+            )
+
+        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.activations(shape))
+        compiled = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("tpu",)).compile()
+        assert found in compiled.as_text()
