@@ -8,7 +8,7 @@ import scipy.stats
 from planted import chance, passkey_row, write_rows
 
 from ctxext.cli import main
-from ctxext.files import write_json
+from ctxext.files import read_jsonl, write_json
 from ctxext.report import across_seeds
 
 GOOD = {"none": 0.2, "yarn(factor=4)": 0.7}
@@ -46,6 +46,20 @@ def test_counts_rates_and_paired_differences(tmp_path):
     assert best.over_plain.value == pytest.approx(difference.mean())
     low, high = scipys.confidence_interval
     assert (best.over_plain.low, best.over_plain.high) == pytest.approx((low, high), abs=2.5)
+
+
+def test_one_method_trained_in_two_ways(tmp_path):
+    long = [run_of(tmp_path / str(seed), seed) for seed in (1, 2)]
+    short = [tmp_path / f"short-{seed}" for seed in (1, 2)]
+    for seed, path, other in zip((1, 2), long, short, strict=True):
+        rows = [row for row in read_jsonl(path / "rows.jsonl") if row["rope"] != "none"]
+        write_rows(other, [{**row, "method": row["method"].replace("1024", "256"), "correct": False} for row in rows])
+        write_json(other / "config.json", {"seed": seed})
+    (found,) = across_seeds([*long, *short])
+    ((a, b, points),) = found.twins
+    rate = 50 * sum(answers(seed, "yarn(factor=4)").mean() for seed in (1, 2))
+    assert (a, b) == ("yarn(factor=4), 48 steps at 1024", "yarn(factor=4), 48 steps at 256")
+    assert points.value == pytest.approx(-rate) and f"over  {a}  -{rate:.0f} [" in found.text
 
 
 def test_text_data_and_drawing(tmp_path, capsys):

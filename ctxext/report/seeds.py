@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.evals.stats import Interval, ratio_bootstrap
-from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart
+from ctxext.report.charts import Axis, Chart, Line, Point, Style, dot_chart
 from ctxext.report.compare import paired, pairs
 from ctxext.report.rows import Question, Row, document, group, questions
 from ctxext.report.runs import read_one
@@ -36,6 +36,8 @@ class Seeds:
     seeds: tuple[int, ...]
     plain: str
     arms: tuple[SeedArm, ...]
+    twins: tuple[tuple[str, str, Interval], ...]
+    """(arm, arm, points of the second over the first) of one method trained in two ways, at the longest length."""
 
     @property
     def seq_lens(self) -> list[int]:
@@ -46,7 +48,8 @@ class Seeds:
         """The same as JSON."""
         arms = [{"name": arm.name, "right": arm.right, "asked": arm.asked, "rate": arm.rate._asdict(),
                  "over_plain": arm.over_plain and arm.over_plain._asdict()} for arm in self.arms]  # fmt: skip
-        return {"task": self.task, "seeds": self.seeds, "plain": self.plain, "arms": arms}
+        twins = [{"a": a, "b": b, "points": interval._asdict()} for a, b, interval in self.twins]
+        return {"task": self.task, "seeds": self.seeds, "plain": self.plain, "arms": arms, "twins": twins}
 
     @property
     def text(self) -> str:
@@ -56,7 +59,11 @@ class Seeds:
                  for arm in self.arms]  # fmt: skip
         title = (f"{self.task}: right answers with training seeds {', '.join(map(str, self.seeds))}; percentage points "
                  f"over {self.plain!r} at {most:,} [95 % paired interval over documents, not adjusted]")  # fmt: skip
-        return grid(title, ["", *(f"{n:,}" for n in lengths), "points"], lines)
+        table = grid(title, ["", *(f"{n:,}" for n in lengths), "points"], lines)
+        twins = [[b, "over", a, points(interval)] for a, b, interval in self.twins]
+        return "\n\n".join(
+            [table, *([grid("one method, two trainings", ["", "", "", "points"], twins)] if twins else [])]
+        )
 
     @property
     def chart(self) -> Chart:
@@ -67,8 +74,7 @@ class Seeds:
         dots = [(Line("", arm.name, Style(0 if arm.name == self.plain else 1),
                       [Point(arm.rate.value, 0, arm.rate.low, arm.rate.high)]), "") for arm in self.arms]  # fmt: skip
         axis = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
-        plain = next(arm.rate.value for arm in self.arms if arm.name == self.plain)
-        svg = dot_chart(title, text, dots, axis, key="seeds", marks=[Mark(plain, "no scaling")])
+        svg = dot_chart(title, text, dots, axis, key="seeds")
         rows = [[arm.name, _counts(arm, most), f"{arm.rate.value:.0f}"] for arm in self.arms]
         return Chart(title, text, svg, ["arm", "right, by seed", "%"], rows)
 
@@ -116,7 +122,10 @@ def _question(question: Question) -> Seeds:
         raise ValueError("no arm was trained without scaling, which the others are held against; add Unscaled() to "
                          "the baselines of the experiment")  # fmt: skip
     arms = [_arm(method, by_arm[method], by_arm[plain], plain) for method in by_arm]
-    return Seeds(question.name, seeds, plain, tuple(sorted(arms, key=lambda arm: -arm.rate.value)))
+    same = group({arm.series[1]: arm for arm in question.arms}.values(), lambda arm: (arm.what, arm.rope)).values()
+    twins = [(a, b.series[1], _over(by_arm[a], by_arm[b.series[1]], question.longest))
+             for first, *others in same for a in [first.series[1]] for b in others]  # fmt: skip
+    return Seeds(question.name, seeds, plain, tuple(sorted(arms, key=lambda arm: -arm.rate.value)), tuple(twins))
 
 
 def _arm(method: str, found: dict[int, list[Row]], plain: dict[int, list[Row]], plain_name: str) -> SeedArm:
@@ -126,12 +135,14 @@ def _arm(method: str, found: dict[int, list[Row]], plain: dict[int, list[Row]], 
     most = max(by_length)
     answers = [100 * row["correct"] for row in by_length[most]]
     rate = ratio_bootstrap(answers, [1] * len(answers), [document(row) for row in by_length[most]])
-    over = None
-    if method != plain_name:
-        both = [pair for seed in sorted(found) for pair in pairs(_at(plain[seed], most), _at(found[seed], most))]
-        over = paired(both) if both else None
+    over = None if method == plain_name else _over(plain, found, most)
     return SeedArm(method, right, {n: len(rows) // len(found) for n, rows in by_length.items()}, rate, over)
 
 
-def _at(rows: Sequence[Row], seq_len: int) -> list[Row]:
-    return [row for row in rows if row["seq_len"] == seq_len]
+def _over(a: dict[int, list[Row]], b: dict[int, list[Row]], seq_len: int) -> Interval:
+    """Percentage points of b over a at one length, the same questions and seeds."""
+
+    def at(rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if row["seq_len"] == seq_len]
+
+    return paired([pair for seed in sorted(b) for pair in pairs(at(a[seed]), at(b[seed]))])
