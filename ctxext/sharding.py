@@ -39,7 +39,7 @@ class Mesh:
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.astuple(self)
+        sizes = [self.data, self.fsdp, self.tensor]
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(f"mesh {self.text}: every axis needs at least 1 device; one may be -1, for the rest")
 
@@ -58,9 +58,13 @@ class Mesh:
         """Sizes by axis, to read."""
         return " x ".join(f"{name} {size}" for name, size in dataclasses.asdict(self).items())
 
-    def build(self) -> jax.sharding.Mesh:
-        """The mesh over the first of this machine's devices. Raises ValueError if there are too few."""
-        return _build(self)
+    def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+        """The mesh over the first of `devices`, by default this machine's. Raises ValueError if there are too few."""
+        return _build(self, tuple(jax.devices() if devices is None else devices))
+
+    def on(self, devices: Sequence[Any]) -> "Mesh":
+        """The same axes over other devices than this machine's, as those that a compiler is told of."""
+        return _Elsewhere(self.data, self.fsdp, self.tensor, devices=tuple(devices))
 
     def check_rows(self, rows: int, *, what: str) -> None:
         """Raise ValueError unless `rows` can be shared out evenly."""
@@ -99,10 +103,17 @@ class Mesh:
 ONE_DEVICE = Mesh()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Elsewhere(Mesh):
+    devices: tuple[Any, ...] = ()
+
+    def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+        return super().build(self.devices if devices is None else devices)
+
+
 @functools.lru_cache(maxsize=32)
-def _build(shape: Mesh) -> jax.sharding.Mesh:
-    found = jax.devices()
-    sizes = dataclasses.asdict(shape)
+def _build(shape: Mesh, found: tuple[Any, ...]) -> jax.sharding.Mesh:
+    sizes = {axis: getattr(shape, axis) for axis in ("data", "fsdp", "tensor")}
     given = int(np.prod([size for size in sizes.values() if size > 0]))
     sizes = {name: len(found) // given if size == -1 else size for name, size in sizes.items()}
     total = int(np.prod(list(sizes.values())))
