@@ -88,8 +88,8 @@ def _open(args: argparse.Namespace, rest: list[str]) -> Any:
     """The model of SOURCE under those methods."""
     from ctxext import door
 
-    return door.load(args.source, method=_methods(args, rest), dtype=args.compute_dtype, mesh=_mesh(args),
-                     trust=args.trust_run)  # fmt: skip
+    return door.load(args.source, method=_methods(args, rest), adapter=args.adapter, dtype=args.compute_dtype,
+                     mesh=_mesh(args), trust=args.trust_run)  # fmt: skip
 
 
 def _mesh(args: argparse.Namespace) -> Any:
@@ -104,8 +104,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
     chosen = _methods(args, rest)
     sink, rows = module.evaluate_checkpoint(
-        args.source, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len, budget=args.budget,
-        out=args.out, dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run,
+        args.source, adapter=args.adapter, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len,
+        budget=args.budget, out=args.out, dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run,
     )  # fmt: skip
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
@@ -114,9 +114,17 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import door
     from ctxext import export as module
 
+    if args.to == "peft":
+        if rest or args.method or args.attention or args.adapter or args.dtype or args.seq_len:
+            raise ValueError("--to peft writes what a run trained, as it is, in float32; it takes --base and --out")
+        module.export_adapter(args.source, args.out, base=args.base, mesh=_mesh(args), trust=args.trust_run)
+        print(f"wrote {args.out}")
+        return
+    if args.base:
+        raise ValueError("--base belongs to --to peft")
     lm = _open(args, rest)
     seq_len = args.seq_len or (None if args.method else door.declared_window(args.source))
-    module.export(lm, args.out, to=args.to, dtype=args.dtype, seq_len=seq_len)
+    module.export(lm, args.out, to=args.to, dtype=args.dtype or "bfloat16", seq_len=seq_len)
     print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
 
 
@@ -156,6 +164,12 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ctxext import report as module
 
+    if args.seeds:
+        tasks = module.across_seeds(args.runs, args.plot)
+        print(json.dumps([task.data for task in tasks]) if args.json else "\n\n".join(task.text for task in tasks))
+        return
+    if args.plot:
+        raise ValueError("--plot draws the arms of --seeds; the page of a run has its own charts")
     rows = module.read_rows(args.runs)
     if args.json:
         print(json.dumps(module.summary(rows)), flush=True)
@@ -219,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
     def method_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
         sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
+        sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
         sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
         sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
         sub.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 tensor=1")
@@ -251,9 +266,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("export", export, "write a run or an HF directory for other readers", json_too=False)
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--to", choices=["hf"], default="hf")
+    sub.add_argument("--to", choices=["hf", "peft"], default="hf", help="a whole model, or what a LoRA run trained")
     sub.add_argument("--out", required=True)
-    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
+    sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: bfloat16")
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
     sub = command("prove", prove, "reload an export in independent readers and compare")
     sub.add_argument("source", metavar="DIR")
@@ -273,6 +289,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command("report", report, "verdict, tables and one HTML page of runs, recomputed from their rows")
     sub.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
+    sub.add_argument("--seeds", action="store_true", help="the runs differ in their seed: put their arms together")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per arm")
     command("methods", methods, "every method: seam, paper, fields")
     sub = command("rope", rope, "frequencies, attention factor and HF keys of methods")
     sub.add_argument(

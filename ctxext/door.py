@@ -1,10 +1,12 @@
 """From a name or a directory to a model one can ask: HF checkpoints, run directories, the bundled base."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ctxext import checkpoint
 from ctxext.assets import TINY_LLAMA
@@ -12,13 +14,14 @@ from ctxext.attention import Attention, Kernel
 from ctxext.config import LlamaConfig
 from ctxext.experiment import BUNDLED, Experiment, from_json
 from ctxext.files import read_json
-from ctxext.interop import hf, hub
+from ctxext.interop import hf, hub, peft
 from ctxext.lm import LM
-from ctxext.model import init_params, param_shapes
+from ctxext.model import Params, init_params, param_shapes
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
 from ctxext.sharding import ONE_DEVICE, Mesh, shardings
 from ctxext.tokenizer import load_tokenizer
+from ctxext.trainable import Full, Trainable, checksum, join, split
 
 
 def locate(source: str | Path) -> Path:
@@ -43,30 +46,42 @@ def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
     """Shape and frequencies that an experiment starts from; reads no weights. Raises ValueError if it names none."""
     if experiment.init is not None:
         path = locate(experiment.init)
-        return _run_base(path, trust=False) if is_run(path) else hf.read_config(path)
+        return run_base(path, trust=False) if is_run(path) else hf.read_config(path)
     if experiment.model is None:
         raise ValueError(f"experiment {experiment.name!r} needs a base: give --init DIR, or set `model` in the file")
     return experiment.model, Unscaled()
 
 
-def open_base(experiment: Experiment) -> LM:
-    """The model an experiment starts from, float32: a checkpoint, or random parameters of shape `model`."""
+def open_base(experiment: Experiment, *, to_train: bool = False) -> LM:
+    """The model an experiment starts from, float32: a checkpoint, or random parameters of shape `model`.
+
+    `to_train`: parameters that training leaves as they are are read in the compute dtype, which training gives them
+    anyway, so that float32 copies of them never fill a device.
+    """
+    mesh, (config, scaling) = experiment.mesh, base_config(experiment)
     if experiment.init is not None:
-        return load(experiment.init, mesh=experiment.mesh)
-    config, scaling = base_config(experiment)
+        path = locate(experiment.init)
+        if not to_train or is_run(path):
+            return load(path, mesh=mesh)
+        shapes = mesh.shard(experiment.trainable.base_shapes(config, experiment.train.dtype))
+        params = hf.load_params(path, config, shapes=shapes, make=_spread)
+        return LM(config, params, load_tokenizer(path), scaling=scaling, mesh=mesh)
     if experiment.tokenizer is None:
         raise ValueError(f"experiment {experiment.name!r} names no base: give --init DIR (or, to start from random "
                          "parameters, set `tokenizer` to a directory)")  # fmt: skip
     tokenizer = load_tokenizer(locate(experiment.tokenizer))
-    mesh = experiment.mesh
-    params = jax.device_put(init_params(config, experiment.seed), shardings(mesh.shard(param_shapes(config))))
-    return LM(config, params, tokenizer, scaling=scaling, mesh=mesh)
+    return LM(config, _random(config, experiment.seed, mesh), tokenizer, scaling=scaling, mesh=mesh)
+
+
+def _random(config: LlamaConfig, seed: int, mesh: Mesh) -> Params:
+    return jax.device_put(init_params(config, seed), shardings(mesh.shard(param_shapes(config))))
 
 
 def load(
     path: str | Path,
     *,
     method: RopeScaling | Attention | Iterable[Any] | None = None,
+    adapter: str | Path | None = None,
     dtype: str = "float32",
     kernel: Kernel = "blocked",
     angles: Angles = "exact",
@@ -75,7 +90,8 @@ def load(
 ) -> LM:
     """Open an HF directory, a run directory (its newest checkpoint), a hub name, or "tiny-llama".
 
-    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `mesh`: the devices
+    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `adapter`: a PEFT
+    directory to merge into the parameters. `mesh`: the devices
     to share the parameters out over; only a device's own slices are read for it. `trust`: import the Python files that
     a run's methods come from.
     Raises ValueError for a checkpoint that is incomplete, wrong, or carries a scaling that is not understood.
@@ -84,8 +100,8 @@ def load(
     options: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "angles": angles, "mesh": mesh}
     if is_run(path):
         run = RunDir(path)
-        config, scaling = _run_base(path, trust=trust)
-        params, _ = checkpoint.load_params(run.checkpoints, mesh.shard(param_shapes(config)))
+        config, scaling = run_base(path, trust=trust)
+        params = _run_params(run, config, mesh, trust=trust)
         attention = from_json(read_json(run.config_file)["attention"], trust=trust)
         lm = LM(config, params, load_tokenizer(path / "base"), scaling=scaling, attention=attention, **options)
     else:
@@ -93,6 +109,8 @@ def load(
         tokenizer = load_tokenizer(path)
         params = hf.load_params(path, config, dtype, shapes=mesh.shard(param_shapes(config, dtype)), make=_spread)
         lm = LM(config, params, tokenizer, scaling=scaling, **options)
+    if adapter is not None:
+        lm = dataclasses.replace(lm, params=_with_adapter(lm, Path(adapter)))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
 
@@ -101,6 +119,58 @@ def _spread(leaf: jax.ShapeDtypeStruct, read: Callable[..., Any]) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
 
-def _run_base(path: Path, *, trust: bool) -> tuple[LlamaConfig, RopeScaling]:
+def run_base(path: Path, *, trust: bool) -> tuple[LlamaConfig, RopeScaling]:
+    """Shape and frequencies of a run directory's model; reads no weights."""
     model, scaling = (read_json(path / "base" / name) for name in ("model.json", "scaling.json"))
     return from_json(model), from_json(scaling, trust=trust)
+
+
+def trained(run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE) -> tuple[Trainable, Params]:
+    """What a run trains, and the newest checkpoint of it."""
+    trainable = _trainable(read_json(run.config_file))
+    shapes, _ = trainable.shapes(config)
+    return trainable, checkpoint.load_params(run.checkpoints, mesh.shard(shapes))[0]
+
+
+def _trainable(settings: dict[str, Any]) -> Trainable:
+    return from_json(settings["trainable"]) if "trainable" in settings else Full()
+
+
+def frozen(run: RunDir, config: LlamaConfig, *, base: str | Path | None = None, mesh: Mesh = ONE_DEVICE,
+           trust: bool = False) -> Params:  # fmt: skip
+    """The parameters that a run left as they were, float32, from its own base or from `base`.
+
+    Raises ValueError if that cannot be opened or does not hold them, bit for bit in the run's compute dtype.
+    """
+    settings = read_json(run.config_file)
+    trainable = _trainable(settings)
+    source = base or settings["init"]
+    if source is None:
+        params = _random(config, settings["seed"], mesh)
+    else:
+        try:
+            params = load(source, mesh=mesh, trust=trust).params
+        except ValueError as error:
+            raise ValueError(f"{run.path} holds only what it trained, and its base {source} cannot be opened: {error}"
+                             ) from None  # fmt: skip
+    rest = split(trainable.prepare(params, settings["seed"]), trainable.pattern(config))[1]
+    kind = jnp.dtype(settings["train"]["dtype"])
+    if checksum(jax.tree.map(lambda x: x.astype(kind), rest)) != read_json(run.provenance_file).get("base"):
+        raise ValueError(f"{source or 'this version'} does not hold the parameters that {run.path} was trained on: "
+                         "restore them, or train again")  # fmt: skip
+    return rest
+
+
+def _run_params(run: RunDir, config: LlamaConfig, mesh: Mesh, *, trust: bool) -> Params:
+    trainable, params = trained(run, config, mesh)
+    if trainable == Full():
+        return params
+    merged = trainable.merged(join(params, frozen(run, config, mesh=mesh, trust=trust)))
+    return jax.device_put(merged, shardings(mesh.shard(param_shapes(config))))
+
+
+def _with_adapter(lm: LM, directory: Path) -> Params:
+    lora, params = peft.read(directory, lm.config)
+    rest = split(lora.prepare(lm.params, 0), lora.pattern(lm.config))[1]
+    merged = lora.merged(join(params, rest))
+    return jax.tree.map(lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), merged, lm.params)

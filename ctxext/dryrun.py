@@ -3,13 +3,13 @@
 import math
 
 import jax
+import jax.numpy as jnp
 
 from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
-from ctxext.sharding import Mesh
 
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
@@ -17,6 +17,9 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
     shapes = param_shapes(config)
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     count = sum(math.prod(leaf.shape) for _, leaf in leaves)
+    trained, frozen = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in experiment.trainable.shapes(config)
+    )
     rope = experiment.rope or scaling
     table = rope.rope(config.rope_base(), experiment.train.seq_len)
     train, window = experiment.train, config.max_position_embeddings
@@ -25,7 +28,8 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"experiment     {experiment.name} ({experiment.fingerprint})",
         f"base           {experiment.init or 'from scratch'}, window {window}, theta {config.rope_theta:g}",
         f"parameters     {count:,}, {4 * count / 1e9:.2f} GB in float32",
-        f"mesh           {experiment.mesh.text}; state {_state_bytes(experiment.mesh, count)}",
+        f"trained        {label([experiment.trainable])}: {trained:,} parameters",
+        f"mesh           {experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}",
         f"method         {label([rope])}, {label([experiment.attention])} attention, "
         f"{label([experiment.positions])} positions",
         f"               attention factor {table.attention_factor:.6g}, inv_freq {table.inv_freq[0]:.4g} .. "
@@ -43,8 +47,9 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
     return "\n".join(lines)
 
 
-def _state_bytes(mesh: Mesh, count: int) -> str:
-    """Float32 parameters, two moments and two gradients of a full fine-tune, cut by `fsdp` and `tensor`."""
+def _state_bytes(experiment: Experiment, trained: int, frozen: int) -> str:
+    """Float32 parameters, two moments and two gradients of what is trained, the rest once; cut by `fsdp`, `tensor`."""
+    mesh, size = experiment.mesh, 20 * trained + jnp.dtype(experiment.train.dtype).itemsize * frozen
     if -1 in (mesh.fsdp, mesh.tensor):
-        return f"{20 * count / 1e9:.1f} GB, shared out over the devices there are"
-    return f"{20 * count / 1e9 / (mesh.fsdp * mesh.tensor):.1f} GB a device, activations come on top"
+        return f"{size / 1e9:.1f} GB, shared out over the devices there are"
+    return f"{size / 1e9 / (mesh.fsdp * mesh.tensor):.1f} GB a device, activations come on top"

@@ -89,6 +89,7 @@ def standard_evals(
 def evaluate_checkpoint(
     path: str | Path,
     *,
+    adapter: Path | None = None,
     methods: Sequence[Any] = (None,),
     evals: Sequence[str] = ("passkey", "ppl"),
     seq_lens: Sequence[int] | None = None,
@@ -102,20 +103,20 @@ def evaluate_checkpoint(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
 
-    methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. seq_lens: by default
-    half, one, two and four windows. out: directory for rows.jsonl, by default the run, or `runs/eval-<name>` for an HF
-    directory.
+    methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
+    to merge. seq_lens: by default half, one, two and four windows. out: directory for rows.jsonl, by default the run,
+    or `runs/eval-<name>` for an HF directory.
     """
     from ctxext import door  # loads jax
     from ctxext.sharding import ONE_DEVICE
 
-    lm = door.load(path, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
+    lm = door.load(path, adapter=adapter, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     where = door.locate(path)
     run = door.is_run(where)
     sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"
     window = lm.config.max_position_embeddings
     chosen = standard_evals(evals, seq_lens or (window // 2, window, 2 * window, 4 * window), budget, source=source)
-    named = checkpoint_label(where)
+    named = checkpoint_label(where) + (f" + {adapter.resolve().name}" if adapter else "")
     steps = trained_steps(where)
     rows = []
     for method in methods:

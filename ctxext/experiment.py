@@ -20,6 +20,7 @@ from ctxext.optim import Optim
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeScaling
 from ctxext.sharding import ONE_DEVICE, Mesh
+from ctxext.trainable import Full, Trainable
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
@@ -82,6 +83,7 @@ class Experiment:
     """None keeps the frequencies that the checkpoint has."""
     attention: Attention = Causal()
     positions: Positions = Contiguous()
+    trainable: Trainable = dataclasses.field(default=Full(), metadata={"added_later": True})
     evals: tuple[Any, ...] = ()
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
     baselines: tuple[RopeScaling, ...] = ()

@@ -30,15 +30,25 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Linear(nnx.Module):
-    """x W + b."""
+    """x W + b, and (drop(x) A) B where the parameters hold an adapter (arXiv 2106.09685; its scale is in B here)."""
+
+    lora_a = lora_b = lora_key = lora_keep = None  # leaves that `bind` attaches if the tree has them
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool, std: float, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        x = x @ self.kernel[...].astype(x.dtype)  # parameters stay float32, products run in the compute dtype
-        return x if self.bias is None else x + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        y = x @ self.kernel[...].astype(x.dtype)  # parameters stay float32, products run in the compute dtype
+        if self.lora_a is not None and self.lora_b is not None:
+            y = y + (self._dropped(x) @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+    def _dropped(self, x: Float[Array, "... i"]) -> Float[Array, "... i"]:
+        if self.lora_key is None or self.lora_keep is None:
+            return x
+        keep = self.lora_keep[...]
+        return jnp.where(jax.random.bernoulli(self.lora_key[...], keep, x.shape), x / keep.astype(x.dtype), 0)
 
 
 class RMSNorm(nnx.Module):
@@ -158,15 +168,28 @@ class Llama(nnx.Module):
 
 
 @functools.lru_cache
-def _skeleton(config: LlamaConfig, segments: tuple[int, ...]) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Llama(config, segments, nnx.Rngs(0))), nnx.Param)
+def _skeleton(config: LlamaConfig, segments: tuple[int, ...], adapters: tuple[tuple, ...] = ()) -> tuple[Any, Any]:
+    def build() -> Llama:
+        model = Llama(config, segments, nnx.Rngs(0))
+        for number, block, linear, leaf in adapters:
+            module = getattr(getattr(model.segments[number], block), linear)
+            setattr(module, leaf, nnx.data(nnx.Param(jnp.zeros(()))))
+        return model
+
+    return nnx.split(nnx.eval_shape(build), nnx.Param)
+
+
+def _adapters(segments: Params) -> tuple[tuple[str, str, str, str], ...]:
+    """(segment, block, linear, leaf) of every adapter's leaf."""
+    paths = (tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(segments))
+    return tuple(path for path in paths if path[-1].startswith("lora_"))
 
 
 def bind(config: LlamaConfig, params: Params) -> Llama:
-    """The model around given parameters (arrays, tracers or shapes); nothing is copied."""
+    """The model around given parameters (arrays, tracers or shapes), with whatever adapters they hold; no copies."""
     segments = [params["segments"][str(i)] for i in range(len(params["segments"]))]
     sizes = tuple(layers["input_layernorm"]["weight"].shape[0] for layers in segments)
-    graph, state = _skeleton(config, sizes)
+    graph, state = _skeleton(config, sizes, _adapters(params["segments"]))
     state = jax.tree.map(lambda x: x, state)  # a fresh container: the next line fills it in place
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)

@@ -1,6 +1,7 @@
 """AdamW with warm-up, a schedule and clipping: what the context-extension papers train with."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -11,9 +12,31 @@ def _decayed(params: Any) -> Any:
     """True for matrices; norms and biases are not decayed (by name: stacked layers make them 2-D)."""
 
     def matrix(path: tuple, _: Any) -> bool:
-        return path[-1].key in ("kernel", "embedding")
+        return path[-1].key in ("kernel", "embedding", "lora_a", "lora_b")
 
     return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+def _multiplied(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Updates times the number of the first pattern that their path holds, which is another learning rate."""
+
+    def name(path: tuple) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator=".")
+
+    def init(params: Any) -> optax.EmptyState:
+        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in rates:
+            if not any(re.search(pattern, x) for x in names):
+                raise ValueError(f"optim.rates: {pattern!r} matches nothing that is trained, such as {names[0]}")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
+            return next((factor * leaf for pattern, factor in rates if re.search(pattern, name(path))), leaf)
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 @dataclass(frozen=True)
@@ -21,7 +44,8 @@ class Optim:
     """AdamW, arXiv:1711.05101: clip the global gradient norm, then decoupled weight decay, linear warm-up from 0.
 
     learning_rate: at its peak; schedule: what follows the warm-up; final_fraction: learning rate of the last step
-    as a fraction of the peak (not for "constant"). Raises ValueError for values that cannot train.
+    as a fraction of the peak (not for "constant"); rates: (regular expression over parameter paths, multiple of the
+    learning rate), the first match counts. Raises ValueError for values that cannot train.
     """
 
     learning_rate: float
@@ -33,6 +57,7 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    rates: tuple[tuple[str, float], ...] = field(default=(), metadata={"added_later": True})
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "linear"):
@@ -45,6 +70,13 @@ class Optim:
                 raise ValueError(f"optim.{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("optim.warmup_steps and optim.weight_decay must not be negative")
+        for pattern, factor in self.rates:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"optim.rates: {pattern!r} is no regular expression: {error}") from None
+            if not factor >= 0:
+                raise ValueError(f"optim.rates: the multiple for {pattern!r} must not be negative, got {factor}")
 
     def learning_rates(self, steps: int) -> optax.Schedule:
         """step (from 0) -> learning rate; step 0 of a warm-up is already above 0, so that no step is wasted."""
@@ -74,6 +106,7 @@ class Optim:
                 weight_decay=self.weight_decay,
                 mask=_decayed,
             ),
+            *([_multiplied(self.rates)] if self.rates else []),
         )
 
 

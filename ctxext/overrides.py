@@ -4,16 +4,20 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from ctxext.experiment import Experiment
-from ctxext.methods import find, make, seam
+from ctxext.files import read_json
+from ctxext.methods import build, find, make, seam
+from ctxext.trainable import TRAINABLE
 
 
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
@@ -52,12 +56,16 @@ def make_methods(names: Sequence[str], fields: dict[str, Any]) -> tuple[Any, ...
 
 
 def _typed(value: Any, annotation: Any, name: str) -> Any:
-    """A parsed number or text as the field wants it; 4 is a fine float, "four" is not."""
-    if isinstance(value, list):
-        return tuple(value)
+    """A parsed number or text as the field wants it; 4 is a fine float, "four" is not; a vector may be FILE.json."""
+    if annotation == tuple[float, ...]:
+        return _vector(value, name)
+    if typing.get_origin(annotation) is tuple:
+        return tuple(value) if isinstance(value, list) else (_typed(value, typing.get_args(annotation)[0], name),)
     wanted = typing.get_args(annotation) or (annotation,)
     if isinstance(value, int) and not isinstance(value, bool) and float in wanted:
         return float(value)
+    if bool in wanted and value in ("True", "False"):  # as --print-config and Python write it
+        return value == "True"
     plain = [kind for kind in wanted if isinstance(kind, type)]
     if plain and not isinstance(value, tuple(plain)):
         raise ValueError(f"--{name.replace('_', '-')} wants {' or '.join(kind.__name__ for kind in plain)}, "
@@ -65,35 +73,67 @@ def _typed(value: Any, annotation: Any, name: str) -> Any:
     return value
 
 
+def _vector(value: Any, name: str) -> tuple[float, ...]:
+    """[1, 1.5] itself, or what FILE.json holds: such a list, or an object with one under the name of the field."""
+    field = name.rpartition(".")[2]
+    if isinstance(value, str) and value.endswith(".json"):
+        found = read_json(Path(value))
+        value = found.get(field) if isinstance(found, dict) else found
+    if not isinstance(value, list) or not all(isinstance(x, int | float) and x is not True for x in value):
+        raise ValueError(f"--{name.replace('_', '-')} wants numbers, as in '[1, 1.5, 2]', or FILE.json with such a "
+                         f"list or an object that has one as {field!r}")  # fmt: skip
+    return tuple(map(float, value))
+
+
 def swap_method(experiment: Experiment, name: str, arguments: Sequence[str]) -> Experiment:
-    """Put method `name` into its seam; fields of the same name are kept, others come from --<seam>.<field>."""
-    method = find(name)
-    place = seam(method)
-    given = parse_fields([a for a in _pairs(arguments) if a.startswith(f"--{place}.")])
-    fields = {key.removeprefix(f"{place}."): value for key, value in given.items()}
+    """Put method `name` into its seam; fields of the same name are kept, others come from --<seam>.<field>.
+
+    What is trained counts as a seam here: "full", "lora" or "last-layers", with --trainable.<field>.
+    """
+    method = TRAINABLE.get(name) or find(name)
+    place = "trainable" if name in TRAINABLE else seam(method)
     types, kept = typing.get_type_hints(method), getattr(experiment, place)
+    switches = {f"__{place}.{field.name}" for field in dataclasses.fields(method) if types[field.name] is bool}
+    given = parse_fields(_of(place, arguments, switches))
+    fields = {key.removeprefix(f"{place}."): value for key, value in given.items()}
     for field in dataclasses.fields(method):
         if field.name not in fields and hasattr(kept, field.name) and type(kept) is not method:
             fields[field.name] = getattr(kept, field.name)
     known = {field.name for field in dataclasses.fields(method)}
     if unknown := set(fields) - known:
         raise ValueError(f"unknown option --{place}.{sorted(unknown)[0]}{_suggestion(unknown, known)}")
-    instance = make(name, **{key: _typed(value, types[key], f"{place}.{key}") for key, value in fields.items()})
+    typed = {key: _typed(value, types[key], f"{place}.{key}") for key, value in fields.items()}
+    instance = build(method, name, typed)
     return dataclasses.replace(experiment, **{place: instance})
 
 
+def _of(place: str, arguments: Sequence[str], switches: Collection[str]) -> list[str]:
+    """Flags of a seam with one value each, true for a switch; `override` puts in the further values of a tuple."""
+    given = []
+    for flag, value in itertools.pairwise([*_pairs(arguments), "--"]):
+        if flag.startswith(f"--{place}."):
+            alone = "=" not in flag
+            given.append(f"{flag}=true" if alone and flag.replace("-", "_") in switches else flag)
+            given += [value] if alone and not value.startswith("--") else []
+    return given
+
+
 def _pairs(arguments: Sequence[str]) -> Iterator[str]:
-    """Every flag joined with its value by "="."""
+    """Every flag joined with its value by "="; several values, of a tuple, are left as they are."""
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
-        if "=" not in flag and rest and not rest[0].startswith("--"):
-            flag += f"={rest.pop(0)}"
-        yield flag
+        values = list(itertools.takewhile(lambda text: not text.startswith("--"), rest))
+        del rest[: len(values)]
+        if "=" not in flag and len(values) == 1:
+            yield f"{flag}={values[0]}"
+        else:
+            yield from (flag, *values)
 
 
 def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     """The experiment with leaves replaced, e.g. ("--rope.factor", "8"). Raises ValueError, with a suggestion."""
+    experiment, arguments = _vectors(experiment, _pairs(arguments))
     if not arguments:
         return experiment
     hints = typing.get_type_hints(Experiment)
@@ -109,7 +149,7 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            result = tyro.cli(stand_in, args=list(_pairs(arguments)), config=(tyro.conf.AvoidSubcommands,))
+            result = tyro.cli(stand_in, args=arguments, config=(tyro.conf.AvoidSubcommands,))
     except SystemExit:
         unknown = [a.split("=")[0] for a in arguments if a.startswith("--")]
         known = [f"--{leaf}" for leaf in leaves(experiment)]
@@ -119,6 +159,23 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
         text = re.sub(r"[│╭╰─╮╯]+|-{3,}", " ", said.getvalue().split("Argument helptext")[0].split("For full")[0])
         raise ValueError(re.sub(r"\s+", " ", text).strip()) from None
     return dataclasses.replace(experiment, **{name: getattr(result, name) for name, *_ in fields})
+
+
+def _vectors(experiment: Experiment, arguments: Iterator[str]) -> tuple[Experiment, list[str]]:
+    """--rope.divisors=FILE.json and its like put in; the arguments that are left."""
+    rest = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        place, _, field = flag.removeprefix("--").replace("-", "_").partition(".")
+        part: Any = getattr(experiment, place, None)
+        hints = typing.get_type_hints(type(part))
+        if hints.get(field) == tuple[float, ...]:
+            parsed = parse_fields([f"--{field}={value}"])[field]
+            changed = dataclasses.replace(part, **{field: _vector(parsed, f"{place}.{field}")})
+            experiment = dataclasses.replace(experiment, **{place: changed})
+        else:
+            rest.append(argument)
+    return experiment, rest
 
 
 def leaves(value: Any, prefix: str = "") -> list[str]:

@@ -19,6 +19,7 @@ from ctxext.prove import describe, prove
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink, start_sinks
 from ctxext.train import train
+from ctxext.trainable import Full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def train_only(experiment: Experiment, run_dir: Path | None = None, *, file: Pat
     """Train or resume; returns the run directory."""
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, wandb=wandb) as sinks:
-        train(experiment, directory, door.open_base(experiment), sinks=sinks)
+        train(experiment, directory, door.open_base(experiment, to_train=True), sinks=sinks)
     return directory.path
 
 
@@ -72,6 +73,9 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         for method in experiment.zero_shot:
             _evaluate(experiment, base.with_method(method), 0, directory, sinks)
         if experiment.train.steps:
+            if experiment.trainable != Full():
+                del base  # evaluated; from here on it is only trained
+                base = door.open_base(experiment, to_train=True)
             trained = _train(experiment, directory, base, sinks)
         else:
             trained = base.with_method(experiment.rope or base.scaling, experiment.attention)

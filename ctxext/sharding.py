@@ -23,6 +23,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"\b(q|k|v|gate|up)_proj\.kernel$|\blm_head\.kernel$", ("fsdp", "tensor")),
     (r"\b(o|down)_proj\.kernel$", ("tensor", "fsdp")),
     (r"\b(q|k|v|gate|up)_proj\.bias$", ("tensor",)),
+    (r"\b(q|k|v|gate|up)_proj\.lora_a$", ("fsdp", None)),
+    (r"\b(q|k|v|gate|up)_proj\.lora_b$", (None, "tensor")),
+    (r"\b(o|down)_proj\.lora_a$", ("tensor", None)),
+    (r"\b(o|down)_proj\.lora_b$", (None, "fsdp")),
 )
 """Path of a leaf -> axes of its last dimensions; the layers of a stack and whatever matches no rule stay whole."""
 

@@ -27,7 +27,9 @@ from ctxext.optim import Optim, Transformation, apply_updates, global_norm
 from ctxext.progress import TrainProgress
 from ctxext.rundir import RunDir
 from ctxext.sharding import Mesh, shardings
+from ctxext.state import parts, start_state, state_shapes
 from ctxext.tracking import Sink
+from ctxext.trainable import Trainable, checksum, join
 
 
 class NotFinite(ValueError):
@@ -40,9 +42,10 @@ Loss = Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, jax.Array]
 def make_step(
     loss: Loss, optimizer: Transformation, shard: Callable[[Any], Any] | None = None
 ) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
-    """`step(params, opt_state, batch, rotation) -> params, opt_state, metrics`, jitted, its state donated.
+    """`step(params, opt_state, batch, rotation, frozen={}) -> params, opt_state, metrics`, jitted, its state donated.
 
-    shard: tree -> shardings, kept for parameters, gradients and optimiser state (None: one device).
+    frozen: the parameters that are not trained; the loss gets both as one tree. shard: tree -> shardings, kept for
+    parameters, gradients and optimiser state (None: one device).
 
     batch: arrays [A, B, T]. The A microbatches are summed as nats and as weights, so that A x B rows give the step of
     one batch of A B rows, however the weights are spread.
@@ -51,9 +54,14 @@ def make_step(
     def pin(tree: Any) -> Any:
         return tree if shard is None else jax.lax.with_sharding_constraint(tree, shard(tree))
 
-    def step(params: Params, opt_state: Any, batch: Any, rotation: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def step(
+        params: Params, opt_state: Any, batch: Any, rotation: Any, frozen: Params | None = None
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        def joined(params: Params, micro: Any) -> tuple[jax.Array, jax.Array]:
+            return loss(join(params, frozen or {}), micro, rotation)
+
         def add(total: tuple, micro: Any) -> tuple[tuple, None]:
-            (nats, weight), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro, rotation)
+            (nats, weight), gradient = jax.value_and_grad(joined, has_aux=True)(params, micro)
             return jax.tree.map(jnp.add, total, (nats, weight, pin(gradient))), None
 
         zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
@@ -70,14 +78,16 @@ def compiled_step(experiment: Experiment, config: LlamaConfig) -> Callable:
     """The jitted training step of an experiment on a base of this shape."""
     settings = experiment.train
     return _compiled(
-        experiment.optim, settings.steps, config=config, attention=experiment.attention, kernel=settings.kernel,
-        dtype=settings.dtype, remat=settings.remat, mesh=experiment.mesh,
+        experiment.optim, settings.steps, experiment.trainable, config=config, attention=experiment.attention,
+        kernel=settings.kernel, dtype=settings.dtype, remat=settings.remat, mesh=experiment.mesh,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)  # resuming or repeating within a process compiles once
-def _compiled(optim: Optim, steps: int, *, mesh: Mesh, **static: Any) -> Callable:
-    loss = functools.partial(batch_loss, mesh=mesh, **static)
+def _compiled(optim: Optim, steps: int, trainable: Trainable, *, mesh: Mesh, **static: Any) -> Callable:
+    def loss(params: Params, micro: Any, rotation: Any) -> tuple[jax.Array, jax.Array]:
+        return batch_loss(trainable.ready(params, micro), micro, rotation, mesh=mesh, **static)
+
     return make_step(loss, optim.build(steps), lambda tree: shardings(mesh.shard(tree)))
 
 
@@ -126,9 +136,9 @@ def train(
 ) -> Params:
     """Train `base` by `experiment` in the opened directory `run`, or go on from its newest checkpoint.
 
-    Returns the parameters, float32. SIGTERM, Ctrl-C or `stop` end the current step, save, and say how to resume; the
-    signals then exit with 0 and 130. Raises ValueError if the loss is not finite (the newest checkpoint stays good) or
-    if the data changed since the run began, OSError if a checkpoint cannot be written.
+    Returns the trained parameters, float32. SIGTERM, Ctrl-C or `stop` end the current step, save, and say how to
+    resume; the signals then exit with 0 and 130. Raises ValueError if the loss is not finite (the newest checkpoint
+    stays good) or if the data or the base changed since the run began, OSError if a checkpoint cannot be written.
     """
     settings, config = experiment.train, base.config
     if config.attention_dropout:
@@ -141,6 +151,8 @@ def train(
     if progress and (line := mesh.idle()):
         print(line, file=sys.stderr)
     step_fn = compiled_step(experiment, config)
+    shapes = state_shapes(experiment, config)
+    fresh, frozen = parts(experiment, base, shapes[2])
 
     @functools.lru_cache(maxsize=256)
     def rotation(seq_len: int) -> Any:
@@ -153,10 +165,12 @@ def train(
         stack.enter_context(run.lock())
         facts = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256, "seed": experiment.seed}
         where = {"device": jax.devices()[0].device_kind, "mesh": dict(mesh.build().shape), "command": _command()}
-        run.record({**facts, **where}, fixed=("data", "tokenizer"))
+        if frozen:
+            facts["base"] = checksum(frozen)  # what the checkpoints leave out
+        run.record({**facts, **where}, fixed=tuple(facts.keys() - {"seed"}))
         run.write_base(config, scaling, base.tokenizer.files)
         saved = stack.enter_context(Checkpoints(run.checkpoints))
-        start, params, opt_state = _state(experiment, base, saved)
+        start, params, opt_state = start_state(experiment, fresh, shapes, saved)
         run.rewind(start)
         asked = stack.enter_context(_signals())
         bar = stack.enter_context(TrainProgress(experiment.name, start, settings.steps, enabled=progress))
@@ -171,8 +185,9 @@ def train(
         try:
             for step, host in stack.enter_context(contextlib.closing(prefetch(batch, start, settings.steps))):
                 stacked = {name: mesh.rows(x.reshape(A, B, T), dim=1) for name, x in host._asdict().items()}
+                stacked |= experiment.trainable.noise(experiment.seed, step, A)
                 seq_len = int(np.max(host.positions)) + 1 if scaling.depends_on_length else T
-                params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len))
+                params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len), frozen)
                 done = step + 1
                 measured.put(done, metrics)
                 stopping = bool(asked) or (stop is not None and stop.is_set())
@@ -192,20 +207,6 @@ def train(
     if asked:
         raise SystemExit(0 if asked[0] == signal.SIGTERM else 130)
     return params
-
-
-def _state(experiment: Experiment, base: LM, saved: Checkpoints) -> tuple[int, Params, Any]:
-    """(steps done, params, opt_state), float32: the newest checkpoint's, or those of the base at step 0."""
-    optimizer = experiment.optim.build(experiment.train.steps)
-    shapes = experiment.mesh.shard(base.params, jnp.float32)
-    opt_shapes = experiment.mesh.shard(jax.eval_shape(optimizer.init, shapes))
-    if restored := saved.restore(shapes, opt_shapes):
-        return restored
-    # A copy, because the step gives its arguments' memory away and the base is still needed.
-    params = jax.device_put(
-        jax.tree.map(lambda x: x.astype(jnp.float32), base.params), shardings(shapes), may_alias=False
-    )
-    return 0, params, jax.jit(optimizer.init, out_shardings=shardings(opt_shapes))(params)
 
 
 def _command() -> str:

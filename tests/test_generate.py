@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from every_method import BY_LENGTH
 from textbook import Textbook
 
 from ctxext.attention import Causal
 from ctxext.generate import sample_token
+from ctxext.methods import method_name
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
@@ -72,19 +74,25 @@ def test_leading_positions_reach_the_model():
     assert new.shape == (1, NEW)
 
 
-def test_incremental_semantics_follow_the_length():
-    """Beyond the window, step by step in numpy: un-rotated keys, turned by the frequencies of the length so far."""
-    scaling, length = DynamicNTK(2.0), 36
-    prompts = tiny.tokens(2, length, seed=1)
-    lm, base = tiny.lm(scaling=scaling), tiny.CONFIG.rope_base()
-    new = lm.generate(prompts, max_new_tokens=24, semantics="incremental")
-    for prompt, out in zip(prompts, new, strict=True):
-        slow = Textbook(tiny.CONFIG, tiny.params())
-        logits = [slow.feed(prompt, scaling.rope(base, length))[-1]]
-        for step in range(1, 24):
-            logits.append(slow.feed(out[step - 1 : step], scaling.rope(base, length + step))[0])
-        follows(out, np.array(logits), least=16)
-    assert (new != lm.generate(prompts, max_new_tokens=24)).any(), "the two semantics differ"
+@pytest.mark.parametrize("scaling", BY_LENGTH, ids=method_name)
+def test_both_semantics_of_every_scaling_that_follows_the_length(scaling):
+    """Across the edge of the window (20 + 24 tokens) and beyond it, step by step in float64 numpy.
+
+    incremental: un-rotated keys, turned by the frequencies of the length so far; frozen: by those of the last length.
+    """
+    base, lm, differ = tiny.CONFIG.rope_base(), tiny.lm(scaling=scaling), False
+    for length in (20, 36):
+        prompts = tiny.tokens(2, length, seed=1)
+        found = {kind: lm.generate(prompts, max_new_tokens=24, semantics=kind) for kind in ("frozen", "incremental")}
+        for kind, new in found.items():
+            for prompt, out in zip(prompts, new, strict=True):
+                slow = Textbook(tiny.CONFIG, tiny.params())
+                at = [scaling.rope(base, length + (step if kind == "incremental" else 24)) for step in range(24)]
+                logits = [slow.feed(prompt, at[0])[-1]]
+                logits += [slow.feed(out[step - 1 : step], at[step])[0] for step in range(1, 24)]
+                follows(out, np.array(logits), least=10)
+        differ |= (found["frozen"] != found["incremental"]).any()
+    assert differ, "the two semantics differ"
 
 
 def test_incremental_is_frozen_where_frequencies_do_not_follow_the_length():

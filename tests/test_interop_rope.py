@@ -30,14 +30,29 @@ ORIGINAL = {"original_max_position_embeddings": WINDOW}
 SPREAD = [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 DIVISORS = tuple(np.linspace(1, 4, 64).tolist())
 NATIVE = [
-    Unscaled(), Linear(4.0), Linear(1.5), NTK(4.0), DynamicNTK(2.0), Yarn(4.0), Yarn(4.0, attention_factor=1.0),
-    Yarn(8.0, beta_fast=64.0, beta_slow=2.0, truncate=False), Llama3(8.0), Llama3(4.0, 2.0, 8.0),
-    Custom(DIVISORS, 1.25), LongRope(4.0, DIVISORS, DIVISORS[::-1]), LongRope(4.0, DIVISORS[::-1], DIVISORS, 1.25),
-    ABF(5e5), NTKByParts(4.0, truncate=False),
+    Unscaled(),
+    Linear(4.0),
+    Linear(1.5),
+    NTK(4.0),
+    DynamicNTK(2.0),
+    Yarn(4.0),
+    Yarn(4.0, attention_factor=1.0),
+    Yarn(8.0, beta_fast=64.0, beta_slow=2.0, truncate=False),
+    Llama3(8.0),
+    Llama3(4.0, 2.0, 8.0),
+    Custom(DIVISORS, 1.25),
+    LongRope(4.0, DIVISORS, DIVISORS[::-1]),
+    LongRope(4.0, DIVISORS[::-1], DIVISORS, 1.25),
+    ABF(5e5),
+    NTKByParts(4.0, truncate=False),
 ]
 CARRIED = [
-    Yarn(4.0, extrapolation_factor=0.5), PartNTK(4.0), RevisedYarn(4.0), PowerBasis(4.0, 0.5),
-    TruncatedBasis(4.0, 4096), PRope(1.0, 0.75),
+    Yarn(4.0, extrapolation_factor=0.5),
+    PartNTK(4.0),
+    RevisedYarn(4.0),
+    PowerBasis(4.0, 0.5),
+    TruncatedBasis(4.0, 4096),
+    PRope(1.0, 0.75),
 ]
 REFUSED = {
     "DynamicLinear changes its frequencies with the length of the text.*export a static scaling": DynamicLinear(),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ctxext.optim import Optim, apply_updates
@@ -50,6 +51,43 @@ def test_steps_equal_adamw_written_out():
         np.testing.assert_allclose(leaf, adamw(params, gradients, rates, optim)[jax.tree_util.keystr(path)], atol=2e-6)
 
 
+def test_a_group_s_rate_is_an_optimiser_of_its_own():
+    rng = np.random.default_rng(1)
+    rates = ((r"\bnorm\b", 4.0), (r"^segments\.", 0.5), (r"norm|embedding", 9.0))  # the first match counts
+    optim = Optim(learning_rate=0.1, warmup_steps=2, schedule="cosine", weight_decay=0.1, clip_norm=2.0, rates=rates)
+    params = jax.tree.map(jnp.float32, tree(rng))
+    multiples = {"embedding": 9.0, "weight": 4.0, "kernel": 0.5}
+    transformation = optim.build(5)
+    got, state = params, transformation.init(params)
+    clip = optax.clip_by_global_norm(2.0)
+    alone = {
+        name: optax.adamw(lambda t, m=m: m * optim.learning_rates(5)(t), b1=0.9, b2=0.95, eps=1e-8,
+                          weight_decay=0.0 if name == "weight" else 0.1)
+        for name, m in multiples.items()
+    }  # fmt: skip
+    expected = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    states = {name: alone[name].init(expected[name]) for name in alone}
+    for _ in range(5):
+        gradient = jax.tree.map(jnp.float32, tree(rng))
+        updates, state = transformation.update(gradient, state, got)
+        got = apply_updates(got, updates)
+        clipped, _ = clip.update(gradient, clip.init(params))
+        for path, g in jax.tree_util.tree_leaves_with_path(clipped):
+            name = path[-1].key
+            update, states[name] = alone[name].update(g, states[name], expected[name])
+            expected[name] = optax.apply_updates(expected[name], update)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(got):
+        np.testing.assert_allclose(leaf, expected[path[-1].key], rtol=2e-5, atol=1e-6)
+
+
+def test_a_rate_for_nothing_is_refused():
+    params = jax.tree.map(jnp.float32, tree(np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"optim.rates: 'nrom' matches nothing that is trained, such as embed_tokens"):
+        Optim(1e-3, rates=(("nrom", 2.0),)).build(5).init(params)
+    states = [Optim(1e-3, rates=rates).build(5).init(params) for rates in ((), (("norm", 2.0),))]
+    assert len(jax.tree.leaves(states[0])) == len(jax.tree.leaves(states[1])) and len(states[0]) == 2, "as ever"
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_schedules(schedule):
     optim = Optim(learning_rate=2.0, warmup_steps=4, schedule=schedule, final_fraction=0.1)
@@ -72,6 +110,8 @@ def test_no_warmup_starts_at_the_peak():
         ({"b2": 1.5}, "b2 must be between"),
         ({"weight_decay": -1.0}, "must not be negative"),
         ({"clip_norm": float("nan")}, "clip_norm must be positive"),
+        ({"rates": (("(", 1.0),)}, "is no regular expression"),
+        ({"rates": (("norm", -1.0),)}, "must not be negative, got -1.0"),
     ],
 )
 def test_values_that_cannot_train(change, message):

@@ -25,6 +25,7 @@ from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
 from ctxext.sharding import Mesh, shardings, spec
 from ctxext.train import compiled_step, train
+from ctxext.trainable import LINEARS, LastLayers, LoRA
 
 MESHES = [Mesh(data=2), Mesh(fsdp=4), Mesh(tensor=2), Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=-1)]
 
@@ -63,6 +64,50 @@ def test_training_on_many_devices_equals_one(mesh, alone, texts, tmp_path):
     differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)), params, alone[1])
     assert max(float(np.median(x)) for x in jax.tree.leaves(differences)) < 1e-6
     assert max(float(x.max()) for x in jax.tree.leaves(differences)) < step
+
+
+SUBSETS = {
+    "lora": LoRA(rank=4, targets=LINEARS, dropout=0.1, also=("norm", "embed_tokens")), "last-layers": LastLayers(1)
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def subsets_alone(texts, tmp_path_factory):
+    where = tmp_path_factory.mktemp("subsets")
+    return {name: run_on(Mesh(), where / name, texts, trainable=SUBSETS[name])[0] for name in SUBSETS}
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("lora", mesh) for mesh in (Mesh(fsdp=2), Mesh(fsdp=2, tensor=2), Mesh(data=2, fsdp=2, tensor=2))]
+    + [("last-layers", Mesh(fsdp=4, tensor=2))],
+    ids=str,
+)
+def test_training_a_subset_on_many_devices_equals_one(name, mesh, subsets_alone, texts, tmp_path):
+    losses, params = run_on(mesh, tmp_path / "run", texts, trainable=SUBSETS[name])
+    np.testing.assert_allclose(losses, subsets_alone[name], rtol=1e-5)
+    cut = {"lora_a": 0, "lora_b": 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        rows, columns = leaf.shape[-2:] if leaf.ndim == 3 else (0, 0)
+        if path[-1].key in cut:  # beside the kernel: A is cut as its inputs are, B as its outputs
+            inward = path[-2].key in ("o_proj", "down_proj")
+            first, second = (mesh.tensor, mesh.fsdp) if inward else (mesh.fsdp, mesh.tensor)
+            wanted = (rows // first, columns) if path[-1].key == "lora_a" else (rows, columns // second)
+            assert leaf.sharding.shard_shape(leaf.shape)[1:] == wanted
+            cut[path[-1].key] += 1
+    assert cut == dict.fromkeys(cut, 7 if name == "lora" else 0)
+
+
+def test_an_adapter_s_run_goes_on_and_opens_on_another_mesh(subsets_alone, texts, tmp_path):
+    short = tiny_experiment(texts, batch_size=8, steps=3).train
+    first, _ = run_on(Mesh(fsdp=4), tmp_path / "run", texts, train=short, trainable=SUBSETS["lora"])
+    then, _ = run_on(Mesh(data=2, tensor=2), tmp_path / "run", texts, trainable=SUBSETS["lora"])
+    np.testing.assert_allclose(np.concatenate([first, then]), subsets_alone["lora"], rtol=1e-5)
+    meshes = (Mesh(), Mesh(fsdp=4, tensor=2))
+    whole = [door._run_params(RunDir(tmp_path / "run"), CONFIG, mesh, trust=False) for mesh in meshes]
+    kernel = whole[1]["segments"]["0"]["self_attn"]["q_proj"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *whole)
 
 
 def test_every_device_holds_its_slice_of_parameters_and_moments(texts, tmp_path):

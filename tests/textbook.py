@@ -58,6 +58,10 @@ class Textbook:
 
     def turn(self, x: np.ndarray, positions: np.ndarray, rope: Rope) -> np.ndarray:
         half = x.shape[-1] // 2
-        z = (x[..., :half] + 1j * x[..., half:]) * rope.attention_factor
-        z = z * np.exp(1j * positions[:, None, None] * rope.inv_freq)
+        z, at = x[..., :half] + 1j * x[..., half:], positions[:, None, None]
+        turned = z * rope.attention_factor * np.exp(1j * at * rope.inv_freq)
+        if rope.leading:
+            count, inv_freq = rope.leading
+            turned = np.where(at < count, z * np.exp(1j * at * inv_freq), turned)
+        z = turned
         return np.concatenate([z.real, z.imag], -1)

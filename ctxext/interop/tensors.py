@@ -38,25 +38,26 @@ class Entry(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_tensors(directory: str | Path) -> Iterator[dict[str, Entry]]:
-    """Name -> Entry of one file or of the shards an index names; nothing but headers is read before `Entry.read`.
+def open_tensors(directory: str | Path, single: str = SINGLE) -> Iterator[dict[str, Entry]]:
+    """Name -> Entry of one file, `single`, or of the shards an index names.
 
-    Raises ValueError naming the file for a shard that is missing, cut off or outside the directory, and for a dtype
-    other than bfloat16, float16 and float32.
+    Nothing but headers is read before `Entry.read`. Raises ValueError naming the file for a shard that is missing, cut
+    off or outside the directory, and for a dtype other than bfloat16, float16 and float32.
     """
     directory = Path(directory)
-    shards = _shards(directory)
+    shards = _shards(directory, single)
     with contextlib.ExitStack() as stack:
         yield {name: entry for file, names in shards.items() for name, entry in _open(stack, directory / file, names)}
 
 
-def _shards(directory: Path) -> dict[str, list[str] | None]:
+def _shards(directory: Path, single: str) -> dict[str, list[str] | None]:
     """File name -> names of tensors in it, None for all."""
-    if not (directory / INDEX).is_file():
-        if not (directory / SINGLE).is_file():
+    if single != SINGLE or not (directory / INDEX).is_file():
+        if not (directory / single).is_file():
+            known = f"neither {SINGLE} nor {INDEX}" if single == SINGLE else f"no {single}"
             pickles = "; pickles are not read, convert them to safetensors" * bool([*directory.glob("*.bin")])
-            raise ValueError(f"{directory} has neither {SINGLE} nor {INDEX}{pickles}")
-        return {SINGLE: None}
+            raise ValueError(f"{directory} has {known}{pickles}")
+        return {single: None}
     index = read_json(directory / INDEX)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -109,14 +110,18 @@ def write_tensors(directory: Path, tensors: dict[str, Entry], dtype: str, *, max
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else SINGLE
         arrays = {name: cast(tensors[name].read(), kind, name) for name in names}
-        # Not an OSError by itself, even when the disk is full.
-        try:
-            save_file(arrays, directory / file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"cannot write {directory / file}: {error}") from None
+        write_file(directory / file, arrays)
         weight_map |= dict.fromkeys(names, file)
     if many:
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_file(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write one safetensors file. Raises OSError if it cannot be written."""
+    try:
+        save_file(arrays, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # not an OSError by itself, even when the disk is full
+        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -13,6 +13,9 @@ from ctxext.config import LlamaConfig
 from ctxext.interop.tensors import DTYPES, Entry, Index, cast, numpy_dtype, open_tensors
 from ctxext.model import Params, param_shapes
 
+# The last part of a tensor's name, where it is not "weight"; adapters as PEFT calls them.
+ENDINGS = {"bias": "bias", "lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+TRANSPOSED = ("kernel", "lora_a", "lora_b")
 # Buffers that older transformers saved; they follow from the configuration.
 DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -50,7 +53,7 @@ def slots(params: Params) -> dict[str, Slot]:
     """HF tensor name -> Slot, for a tree of arrays or shapes, in the order of the forward pass."""
 
     def name(*path: str) -> str:
-        return ".".join([*path[:-1], "bias" if path[-1] == "bias" else "weight"])
+        return ".".join([*path[:-1], ENDINGS.get(path[-1], "weight")])
 
     found, done = {name("model", "embed_tokens", "_"): Slot(params["embed_tokens"]["embedding"], None, False)}, 0
     for _, segment in sorted(params["segments"].items(), key=lambda item: int(item[0])):
@@ -58,7 +61,7 @@ def slots(params: Params) -> dict[str, Slot]:
         for layer in range(size):
             prefix = ("model", "layers", str(done + layer))
             for path, leaf in _leaves(segment):
-                found[name(*prefix, *path)] = Slot(leaf, layer, path[-1] == "kernel")
+                found[name(*prefix, *path)] = Slot(leaf, layer, path[-1] in TRANSPOSED)
         done += size
     found["model.norm.weight"] = Slot(params["norm"]["weight"], None, False)
     if "lm_head" in params:
@@ -90,25 +93,32 @@ def load_params(
     shapes: Params | None = None,
     make: Callable[[Any, Callable[[Index], np.ndarray]], Any] = whole,
 ) -> Params:
-    """The parameter tree of an HF directory in `dtype`, leaf by leaf.
+    """The parameter tree of an HF directory in `dtype`, or in those of `shapes`, leaf by leaf.
 
     `make(leaf of shapes, read)` builds a leaf from the parts it reads, so that a device's slice is all that is read for
     it. Raises ValueError naming the tensor for one that is missing, unknown, of another shape or not finite.
     """
-    kind = numpy_dtype(dtype)
+    numpy_dtype(dtype)
     shapes = param_shapes(config, dtype) if shapes is None else shapes
     with open_tensors(directory) as found:
         stored = {name: entry for name, entry in found.items() if not DERIVED.fullmatch(name)}
         expected = slots(shapes)
         _check(directory, config, stored, {name: slot.shape for name, slot in expected.items()})
-        parts: dict[int, list[tuple[str, Slot]]] = {}
-        for name, slot in expected.items():  # a stack's layers in order
-            parts.setdefault(id(slot.leaf), []).append((name, slot))
+        return assemble(shapes, expected, stored, make)
 
-        def leaf(shape: Any) -> Any:
-            return make(shape, functools.partial(_read, stored, parts[id(shape)], kind))
 
-        return jax.tree.map(leaf, shapes)
+def assemble(
+    shapes: Params, expected: dict[str, Slot], stored: dict[str, Entry], make: Callable[..., Any] = whole
+) -> Params:
+    """The tree `shapes` filled with the stored tensors that `expected` has slots for, leaf by leaf."""
+    parts: dict[int, list[tuple[str, Slot]]] = {}
+    for name, slot in expected.items():  # a stack's layers in order
+        parts.setdefault(id(slot.leaf), []).append((name, slot))
+
+    def leaf(shape: Any) -> Any:
+        return make(shape, functools.partial(_read, stored, parts[id(shape)], np.dtype(shape.dtype)))
+
+    return jax.tree.map(leaf, shapes)
 
 
 def _read(stored: dict[str, Entry], parts: list[tuple[str, Slot]], kind: np.dtype, index: Index) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -39,7 +40,8 @@ def method_name(method: Any) -> str:
     name = (method if isinstance(method, type) else type(method)).__name__
     if name == "Unscaled":
         return "none"
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name.replace("PoSE", "Pose"))
+    name = name.replace("PoSE", "Pose").replace("LoRA", "Lora")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
     return words.lower()
 
 
@@ -48,10 +50,17 @@ def label(methods: Iterable[Any]) -> str:
     labels = []
     for method in methods:
         values = [(f.name, getattr(method, f.name), f.default) for f in dataclasses.fields(method)]
-        changed = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                   for name, value, default in values if value != default]  # fmt: skip
+        changed = [f"{name}={_short(value)}" for name, value, default in values if value != default]
         labels.append(method_name(method) + (f"({', '.join(changed)})" if changed else ""))
     return " + ".join(labels) or "none"
+
+
+def _short(value: Any) -> str:
+    """A number as it is; a long vector as its length and six digits of its hash."""
+    if isinstance(value, tuple) and len(value) > 4:
+        digest = hashlib.sha256(repr(tuple(map(float, value))).encode()).hexdigest()
+        return f"{len(value)} values #{digest[:6]}"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def seam(method: type) -> str:
@@ -102,7 +111,11 @@ def _from_file(file: str, class_name: str) -> type:
 
 def make(name: str, **fields: Any) -> Any:
     """An instance of the method `name`. Raises ValueError naming missing or unknown fields."""
-    method = find(name)
+    return build(find(name), name, fields)
+
+
+def build(method: type, name: str, fields: dict[str, Any]) -> Any:
+    """An instance of the dataclass `method`. Raises ValueError, calling it `name`, for missing or unknown fields."""
     known = {field.name: field for field in dataclasses.fields(method)}
     unknown = [field for field in fields if field not in known]
     required = [f.name for f in known.values() if f.default is f.default_factory is dataclasses.MISSING]

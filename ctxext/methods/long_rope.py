@@ -55,6 +55,7 @@ class DynamicLongRope(RopeScaling):
     """LongRoPE with divisors 1 + (long_factor_i - 1) (l / L - 1) / (factor - 1) at length l (code of arXiv 2402.13753).
 
     `clamp` False lets them fall under 1 below L, as the authors' code does; m is that of `factor` at every length.
+    Raises ValueError for divisors below 1 or that fall from pair to pair.
     """
 
     depends_on_length: ClassVar[bool] = True
@@ -72,6 +73,11 @@ class DynamicLongRope(RopeScaling):
         if min(self.long_factor, default=1) < 1:
             raise ValueError(f"long_factor must be at least 1 for every pair, as the divisors grow from 1 to it, "
                              f"got {min(self.long_factor)}")  # fmt: skip
+        if list(self.long_factor) != sorted(self.long_factor):
+            at = int(np.argmax(np.diff(self.long_factor) < 0))
+            raise ValueError(f"long_factor must not fall from pair to pair, as the paper's search has it, but "
+                             f"{self.long_factor[at]:g} is followed by {self.long_factor[at + 1]:g}; LongRope and "
+                             "Custom take any vector")  # fmt: skip
         check_attention_factor(self.attention_factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:

@@ -45,7 +45,7 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     pairs = visible_pairs(job.attention, job.seq_len) if pairs is None else pairs
     attention = 4 * config.num_attention_heads * config.head_dim * pairs * job.batch_size * job.accumulate
     matrices, projection = 2 * layer_matrices(config) * tokens, 2 * config.vocab_size * config.hidden_size * tokens
-    adapters, weights = 2 * _adapters(trained) * tokens, 2 * _matrices(trained) * tokens
+    adapters, weights = 2 * _adapters(trained) * tokens, 2 * _matrices(trained, config) * tokens
     L, back = config.num_hidden_layers, job.backward_layers
     forward = L * (matrices + attention) + projection + adapters
     # Backward: gradients of every layer's inputs, none below the first trained layer, and of what is trained.
@@ -89,10 +89,9 @@ def _leaves(tree: Any, *names: str) -> int:
     return sum(int(np.prod(leaf.shape)) for path, leaf in found if path[-1].key in names)
 
 
-def _matrices(tree: Any) -> int:
-    """Numbers in matrices that multiply: no embedding, which is looked up, unless it is the output projection too."""
-    tied = _leaves(tree, "embedding") if "embed_tokens" in tree and "lm_head" not in tree else 0
-    return _leaves(tree, "kernel", "lora_a", "lora_b") + tied
+def _matrices(trained: Any, config: LlamaConfig) -> int:
+    """Numbers in trained matrices that multiply: no embedding, which is looked up, unless it is the projection too."""
+    return _leaves(trained, "kernel", "lora_a", "lora_b", *(["embedding"] if config.tie_word_embeddings else []))
 
 
 def _adapters(tree: Any) -> int:

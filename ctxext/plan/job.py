@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ctxext.attention import Attention
 from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment
-from ctxext.model import Params, param_shapes
+from ctxext.model import Params
 from ctxext.sharding import Mesh, spec
 
 AXES = ("data", "fsdp", "seq", "tensor")
@@ -28,8 +28,10 @@ class Trees:
     @classmethod
     def of(cls, experiment: Experiment, config: LlamaConfig) -> "Trees":
         """Parameters that are trained (float32), their optimiser's state, and the others in the compute dtype."""
-        trained = param_shapes(config)
-        return cls(trained, jax.eval_shape(experiment.optim.build(experiment.train.steps).init, trained), {})
+        trained, frozen = experiment.trainable.shapes(config)
+        optimizer = jax.eval_shape(experiment.optim.build(experiment.train.steps).init, trained)
+        dtype = experiment.train.dtype
+        return cls(trained, optimizer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """The longest context that fits, over meshes, rematerialisation and what is trained, by arithmetic."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from ctxext.plan.accelerators import Accelerator
 from ctxext.plan.job import Job
 from ctxext.plan.memory import memory
 from ctxext.sharding import Mesh
+from ctxext.trainable import TRAINABLE, Full, LoRA
 
 STEP = 1024  # tokens; lengths are multiples of it
 MARGIN = 0.1
@@ -24,6 +26,13 @@ class Candidate:
     experiment: Experiment
     seq_len: int
     needs: float
+    own: bool
+    """Trains what the experiment said; the others are suggestions."""
+
+    @property
+    def trains(self) -> str:
+        """The name of what is trained."""
+        return next(name for name, kind in TRAINABLE.items() if type(self.experiment.trainable) is kind)
 
     @property
     def flags(self) -> str:
@@ -37,16 +46,17 @@ class Candidate:
 
 def search(experiment: Experiment, config: LlamaConfig, device: Accelerator, devices: int) -> list[Candidate]:
     """Every candidate, the longest context first, then the fewest computed twice; one row a device or group of them."""
-    found = [longest(x, config, device, devices) for x in candidates(experiment, config, devices)]
+    ways = candidates(experiment, config, devices)
+    found = [longest(x, config, device, devices, own=x.trainable == experiment.trainable) for x in ways]
     return sorted(found, key=lambda c: (-c.seq_len, c.experiment.train.remat != "none", c.needs))
 
 
 def candidates(experiment: Experiment, config: LlamaConfig, devices: int) -> Iterator[Experiment]:
-    """The experiment on every mesh that uses all devices, without and with rematerialisation."""
-    for mesh in meshes(config, devices):
-        for remat in REMAT:
-            train = dataclasses.replace(experiment.train, batch_size=mesh.fsdp, remat=remat)
-            yield dataclasses.replace(experiment, mesh=mesh, train=train)
+    """The experiment on every mesh of all devices, with and without remat, training its own subset, all, or LoRA."""
+    subsets = dict.fromkeys((experiment.trainable, Full(), LoRA()))
+    for mesh, remat, trainable in itertools.product(meshes(config, devices), REMAT, subsets):
+        train = dataclasses.replace(experiment.train, batch_size=mesh.fsdp, remat=remat)
+        yield dataclasses.replace(experiment, mesh=mesh, train=train, trainable=trainable)
 
 
 def meshes(config: LlamaConfig, devices: int) -> list[Mesh]:
@@ -60,7 +70,9 @@ def meshes(config: LlamaConfig, devices: int) -> list[Mesh]:
     return found
 
 
-def longest(experiment: Experiment, config: LlamaConfig, device: Accelerator, devices: int) -> Candidate:
+def longest(
+    experiment: Experiment, config: LlamaConfig, device: Accelerator, devices: int, *, own: bool = True
+) -> Candidate:
     """The experiment with the longest context that fits."""
     job, room = Job.of(experiment, config, devices), device.memory * (1 - MARGIN)
 
@@ -74,4 +86,4 @@ def longest(experiment: Experiment, config: LlamaConfig, device: Accelerator, de
         middle = (fits + over) // 2
         fits, over = (middle, over) if needs(middle) <= room else (fits, middle)
     train = dataclasses.replace(experiment.train, seq_len=max(fits, 1) * STEP)
-    return Candidate(dataclasses.replace(experiment, train=train), fits * STEP, needs(max(fits, 1)))
+    return Candidate(dataclasses.replace(experiment, train=train), fits * STEP, needs(max(fits, 1)), own)

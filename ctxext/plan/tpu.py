@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ctxext.config import LlamaConfig
 from ctxext.data import Batch
 from ctxext.experiment import Experiment, from_json
-from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
 from ctxext.sharding import ROWS
+from ctxext.state import state_shapes
 from ctxext.train import compiled_step
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -27,15 +27,16 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
     """The training step of an experiment, lowered on shapes for the devices of its mesh; nothing is allocated."""
     mesh, train = experiment.mesh, experiment.train
     built = mesh.build()
-    params = mesh.shard(param_shapes(config))
-    state = mesh.shard(jax.eval_shape(experiment.optim.build(train.steps).init, params))
+    params, state, frozen = state_shapes(experiment, config)
     rows, whole = NamedSharding(built, PartitionSpec(None, ROWS)), NamedSharding(built, PartitionSpec())
     shape = (train.accumulate, train.batch_size, train.seq_len)
     batch = {name: jax.ShapeDtypeStruct(shape, np.float32 if name == "weights" else np.int32, sharding=rows)
              for name in Batch._fields}  # fmt: skip
     rotation = (experiment.rope or scaling).rope(config.rope_base(), train.seq_len).rotation()
     rotation = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), rotation)
-    traced = compiled_step(experiment, config).trace(params, state, batch, rotation)
+    noise = experiment.trainable.noise(experiment.seed, 0, train.accumulate)
+    batch |= {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in noise.items()}
+    traced = compiled_step(experiment, config).trace(params, state, batch, rotation, frozen)
     return traced.lower(lowering_platforms=(built.devices.flat[0].platform,))
 
 

@@ -118,12 +118,12 @@ class Plan:
         return "\n".join(lines)
 
     def _operations(self) -> list[str]:
-        flops, steps = self.flops, self.experiment.train.steps
-        lines = [f"a step is {flops.model:.3g} FLOPs, {flops.model / self.tokens:.3g} a token, and {flops.recomputed:.2g} "
-                 f"computed again; attention is {flops.attention / flops.total:.0%}"]  # fmt: skip
-        if self.seconds is not None and self.accelerator and self.accelerator.flops:
+        flops, steps, device = self.flops, self.experiment.train.steps, self.accelerator
+        lines = [f"a step is {flops.model:.3g} FLOPs, {flops.model / self.tokens:.3g} a token, and "
+                 f"{flops.recomputed:.2g} again; attention is {flops.attention / flops.total:.0%}"]  # fmt: skip
+        if self.seconds is not None and device and device.flops:
             lines.append(f"{self.seconds:.3g} s a step, {steps * self.seconds / 3600:.2g} h for {steps} steps, if "
-                         f"{MFU:.0%} of {self.accelerator.flops / 1e12:.0f} TFLOP/s a device is reached (assumed)")  # fmt: skip
+                         f"{MFU:.0%} of {device.flops / 1e12:.0f} TFLOP/s is reached (assumed)")  # fmt: skip
         return lines
 
     def _parameters(self) -> int:
@@ -140,18 +140,19 @@ class Plan:
                  if x.seq_len >= self.job.seq_len]  # fmt: skip
         if not found:
             return ["no mesh of these devices holds it; take more devices, or a shorter train.seq-len (see --search)"]
-        best = dataclasses.replace(found[0], seq_len=self.job.seq_len)
-        return [f"try {best.flags}"]
+        best = min(found, key=lambda c: not c.own).experiment  # what was asked to be trained, if any way fits
+        train = dataclasses.replace(best.train, seq_len=self.job.seq_len)
+        own = best.trainable == self.experiment.trainable
+        return [f"try {Candidate(dataclasses.replace(best, train=train), train.seq_len, 0, own).flags}"]
 
     def _search_lines(self) -> list[str]:
         if not self.candidates:
             return []
-        best: dict[tuple, Candidate] = {}
-        for candidate in self.candidates:  # sorted: the first of a mesh and remat is its longest
-            best.setdefault((candidate.experiment.mesh, candidate.experiment.train.remat), candidate)
         lines = [f"longest context that fits with {MARGIN:.0%} to spare (arithmetic)",
-                 f"  {'mesh':<40}{'remat':<8}{'tokens':>10}"]  # fmt: skip
-        lines += [f"  {c.experiment.mesh.text:<40}{c.experiment.train.remat:<8}{c.seq_len:>10,}" for c in best.values()]
+                 f"  {'mesh':<40}{'remat':<8}{'trained':<14}{'tokens':>10}"]  # fmt: skip
+        for c in self.candidates:
+            mesh, remat = c.experiment.mesh.text, c.experiment.train.remat
+            lines.append(f"  {mesh:<40}{remat:<8}{c.trains:<14}{c.seq_len:>10,}")
         return [*lines, f"the longest: {self.candidates[0].flags}", ""]
 
 

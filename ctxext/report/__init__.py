@@ -6,6 +6,7 @@ run directories -> runs.py -> figures.py, waves.py, heat.py (what is drawn) -> c
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxext.report.rows import Row, latest
 from ctxext.report.summary import summary
@@ -13,7 +14,20 @@ from ctxext.report.text import tables
 from ctxext.report.verdict import verdict
 from ctxext.rope import RopeBase, RopeScaling
 
-__all__ = ["Row", "latest", "plot_wavelengths", "read_rows", "summary", "tables", "verdict", "write_report"]
+if TYPE_CHECKING:
+    from ctxext.report.seeds import Seeds
+
+__all__ = [
+    "Row",
+    "across_seeds",
+    "latest",
+    "plot_wavelengths",
+    "read_rows",
+    "summary",
+    "tables",
+    "verdict",
+    "write_report",
+]
 
 
 def read_rows(runs: Sequence[Path]) -> list[Row]:
@@ -37,6 +51,20 @@ def plot_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: in
 
     spectra = [spectrum(method, base, seq_len) for method in methods]
     return page.write_chart(wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target), out)
+
+
+def across_seeds(runs: Sequence[Path], plot: Path | None = None) -> "list[Seeds]":
+    """Runs that differ in their training seed, put together: tables, and a drawing of the first task in `plot`.
+
+    plot: FILE.svg or FILE.html. Raises ValueError for runs that cannot be put together.
+    """
+    from ctxext.report import page
+    from ctxext.report.seeds import across_seeds as join
+
+    found = join(runs)
+    if plot and found:
+        page.write_chart(found[0].chart, plot)
+    return found
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:

@@ -35,7 +35,7 @@ def read(paths: Sequence[Path]) -> list[RunData]:
 
     Raises ValueError for a directory without rows.jsonl.
     """
-    runs = [_read(Path(path)) for path in paths]
+    runs = [read_one(Path(path)) for path in paths]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.path)
@@ -67,7 +67,8 @@ def _drop_repeated(runs: Sequence[RunData]) -> None:
         run.rows = kept
 
 
-def _read(path: Path) -> RunData:
+def read_one(path: Path) -> RunData:
+    """One directory. Raises ValueError if it has no rows.jsonl."""
     run, here = RunData(path, path.resolve().name, rows_of(path)), RunDir(path)
     run.config, run.provenance = (_json(file) for file in (here.config_file, here.provenance_file))
     run.proof = _json(here.export / "proof.json")

@@ -46,7 +46,7 @@ def _by_length(title: str, found: Sequence[Row], text: Callable[[Row], str]) -> 
     lines = [[name, *(texts.get((key, n), "-") for n in lengths)] for key, name in names(found).items()]
     windows = sorted({cell["window"] for cell in found if cell["beyond_window"]})
     note = f"\n* longer than the window of pre-training ({', '.join(map(str, windows))} tokens)" if windows else ""
-    return _grid(title, ["", *(f"{n}{'*' * (n in beyond)}" for n in lengths)], lines) + note
+    return grid(title, ["", *(f"{n}{'*' * (n in beyond)}" for n in lengths)], lines) + note
 
 
 def _differences(question: Question) -> list[str]:
@@ -57,7 +57,7 @@ def _differences(question: Question) -> list[str]:
         for n, both in group(pairs(question.of(first), question.of(arm)), lambda pair: pair[1]["seq_len"]).items():
             found.append({**both[0][1], "seq_len": n, "beyond_window": False, "interval": paired(both)})
     title = f"{question.task}: difference to {first.name}, percentage points [95 % paired interval]"
-    return [_by_length(title, found, lambda cell: _points(cell["interval"]))] if found else []
+    return [_by_length(title, found, lambda cell: points(cell["interval"]))] if found else []
 
 
 def _controls(question: Question) -> list[str]:
@@ -78,7 +78,7 @@ def _depth_grids(question: Question) -> list[str]:
         depths, lengths = sorted({d for d, _ in found}), sorted({n for _, n in found})
         lines = [[f"{d:g}", *(texts.get((d, n), "-") for n in lengths)] for d in depths]
         title = f"{question.task}, {arm.name}: right / asked by depth, 0 is first"
-        grids.append(_grid(title, ["", *map(str, lengths)], lines))
+        grids.append(grid(title, ["", *map(str, lengths)], lines))
     return grids
 
 
@@ -87,7 +87,7 @@ def _position_table(found: Sequence[Row]) -> str:
     edges, called = found[0]["edges"], names(found)
     header = ["tokens seen", *(f"{low}-{high - 1}" for low, high in zip(edges, edges[1:], strict=False))]
     lines = [[called[series(cell)], *(f"{x:.2f}" for x in cell["nll"])] for cell in found]
-    return _grid(f"nats per token by position at length {found[0]['seq_len']}", header, lines)
+    return grid(f"nats per token by position at length {found[0]['seq_len']}", header, lines)
 
 
 def _rate_text(cell: Row) -> str:
@@ -100,12 +100,13 @@ def _perplexity_text(cell: Row) -> str:
     return f"{cell['perplexity']:.2f}{bounds}"
 
 
-def _points(interval: Interval) -> str:
+def points(interval: Interval) -> str:
+    """Percentage points with their bounds."""
     bounds = "" if interval.low is None else f" [{interval.low:+.0f}, {interval.high:+.0f}]"
     return f"{interval.value:+.0f}{bounds}"
 
 
-def _grid(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def grid(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest entry, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     text = [

@@ -1,0 +1,137 @@
+"""Runs that differ in the training seed alone, put together: every seed's count, and paired differences over all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxext.evals.stats import Interval, ratio_bootstrap
+from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart
+from ctxext.report.compare import paired, pairs
+from ctxext.report.rows import Question, Row, document, group, questions
+from ctxext.report.runs import read_one
+from ctxext.report.text import grid, points
+
+
+@dataclass(frozen=True)
+class SeedArm:
+    """One method with one training, at the longest length: `right` by seed and length, and the rate over all seeds."""
+
+    name: str
+    right: dict[int, dict[int, int]]
+    """length -> seed -> right answers."""
+    asked: dict[int, int]
+    """length -> questions per seed."""
+    rate: Interval
+    """Percent at the longest length, over documents."""
+    over_plain: Interval | None
+    """Percentage points over plain fine-tuning, over documents; None for that itself."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A retrieval task answered by the same arms under several training seeds."""
+
+    task: str
+    seeds: tuple[int, ...]
+    plain: str
+    arms: tuple[SeedArm, ...]
+
+    @property
+    def seq_lens(self) -> list[int]:
+        return sorted({n for arm in self.arms for n in arm.asked})
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The same as JSON."""
+        arms = [{"name": arm.name, "right": arm.right, "asked": arm.asked, "rate": arm.rate._asdict(),
+                 "over_plain": arm.over_plain and arm.over_plain._asdict()} for arm in self.arms]  # fmt: skip
+        return {"task": self.task, "seeds": self.seeds, "plain": self.plain, "arms": arms}
+
+    @property
+    def text(self) -> str:
+        """A line per arm: right answers of every seed at each length, and the difference to plain fine-tuning."""
+        lengths, most = self.seq_lens, self.seq_lens[-1]
+        lines = [[arm.name, *(_counts(arm, n) for n in lengths), points(arm.over_plain) if arm.over_plain else ""]
+                 for arm in self.arms]  # fmt: skip
+        title = (f"{self.task}: right answers with training seeds {', '.join(map(str, self.seeds))}; percentage points "
+                 f"over {self.plain!r} at {most:,} [95 % paired interval over documents, not adjusted]")  # fmt: skip
+        return grid(title, ["", *(f"{n:,}" for n in lengths), "points"], lines)
+
+    @property
+    def chart(self) -> Chart:
+        """A dot per arm: percent right at the longest length."""
+        most = self.seq_lens[-1]
+        title = f"{self.task} at {most:,} tokens after training, mean of {len(self.seeds)} seeds"
+        text = "Dots with 95 % intervals over documents; percent right."
+        dots = [(Line("", arm.name, Style(0 if arm.name == self.plain else 1),
+                      [Point(arm.rate.value, 0, arm.rate.low, arm.rate.high)]), "") for arm in self.arms]  # fmt: skip
+        axis = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
+        plain = next(arm.rate.value for arm in self.arms if arm.name == self.plain)
+        svg = dot_chart(title, text, dots, axis, key="seeds", marks=[Mark(plain, "no scaling")])
+        rows = [[arm.name, _counts(arm, most), f"{arm.rate.value:.0f}"] for arm in self.arms]
+        return Chart(title, text, svg, ["arm", "right, by seed", "%"], rows)
+
+
+def _counts(arm: SeedArm, length: int) -> str:
+    if length not in arm.asked:
+        return "-"
+    return f"{', '.join(map(str, arm.right[length].values()))} of {arm.asked[length]}"
+
+
+def across_seeds(paths: Sequence[Path]) -> list[Seeds]:
+    """The tasks of runs, trained arms alone, best first.
+
+    Raises ValueError for fewer than two seeds, for a seed given twice with the same arm, without an arm that was
+    trained plainly (no scaling), or if the seeds of an arm were asked different questions.
+    """
+    rows: list[Row] = []
+    seen: dict[tuple[int, str], Path] = {}
+    for path in paths:
+        run = read_one(path)
+        if "seed" not in run.config:
+            raise ValueError(f"{path} has no config.json with a seed; give run directories")
+        seed, trained = run.config["seed"], [row for row in run.rows if row.get("steps")]
+        for method in dict.fromkeys(row["method"] for row in trained):
+            if other := seen.get((seed, method)):
+                raise ValueError(f"{other} and {path} both hold {method!r} with seed {seed}; give one of them")
+            seen[seed, method] = path
+        rows += [{**row, "checkpoint": str(seed)} for row in trained]
+    return [_question(question) for question in questions(rows)]
+
+
+def _question(question: Question) -> Seeds:
+    by_arm = {method: group(rows, lambda row: int(row["checkpoint"])) for method, rows in
+              group(question.rows, lambda row: row["method"]).items()}  # fmt: skip
+    seeds = tuple(sorted({seed for found in by_arm.values() for seed in found}))
+    if len(seeds) < 2:
+        raise ValueError(f"these runs have the training seed {', '.join(map(str, seeds))} alone; give runs of several")
+    for method, found in by_arm.items():
+        asked = {frozenset((row["item"], row["prompt_sha256"]) for row in rows) for rows in found.values()}
+        if len(asked) > 1 or len(found) < len(seeds):
+            raise ValueError(f"{method}: not every one of the seeds {', '.join(map(str, seeds))} was asked the same "
+                             "questions; let the runs finish, or leave out the seed that lacks them")  # fmt: skip
+    plain = next((arm.series[1] for arm in question.arms if arm.plain), None)
+    if plain is None:
+        raise ValueError("no arm was trained without scaling, which the others are held against; add Unscaled() to "
+                         "the baselines of the experiment")  # fmt: skip
+    arms = [_arm(method, by_arm[method], by_arm[plain], plain) for method in by_arm]
+    return Seeds(question.name, seeds, plain, tuple(sorted(arms, key=lambda arm: -arm.rate.value)))
+
+
+def _arm(method: str, found: dict[int, list[Row]], plain: dict[int, list[Row]], plain_name: str) -> SeedArm:
+    by_length = group([row for seed in sorted(found) for row in found[seed]], lambda row: row["seq_len"])
+    right = {n: {seed: sum(row["correct"] for row in found[seed] if row["seq_len"] == n) for seed in sorted(found)}
+             for n in sorted(by_length)}  # fmt: skip
+    most = max(by_length)
+    answers = [100 * row["correct"] for row in by_length[most]]
+    rate = ratio_bootstrap(answers, [1] * len(answers), [document(row) for row in by_length[most]])
+    over = None
+    if method != plain_name:
+        both = [pair for seed in sorted(found) for pair in pairs(_at(plain[seed], most), _at(found[seed], most))]
+        over = paired(both) if both else None
+    return SeedArm(method, right, {n: len(rows) // len(found) for n, rows in by_length.items()}, rate, over)
+
+
+def _at(rows: Sequence[Row], seq_len: int) -> list[Row]:
+    return [row for row in rows if row["seq_len"] == seq_len]

@@ -1,0 +1,28 @@
+"""Why the base loses near needles beyond its window: the same base with a theta under which every pair turns.
+
+    ctxext run experiments/tiny_near.py                   a quarter of an hour on two cores
+
+With its theta of 200, 9 of 32 pairs never complete a turn in the window of 256 tokens, as 18 of 64 do in Llama 2. With
+40 every pair does, so that beyond the window no pair meets a phase that it never saw. The bundled base is trained on by
+its own recipe under this theta, and asked near and far needles. Results: experiments/LOG.md.
+"""
+
+import dataclasses
+
+from ctxext.evals import Passkey
+from ctxext.experiment import BUNDLED, Train
+from ctxext.methods import ABF
+from ctxext.optim import Optim
+from tiny_base import DEPTHS
+from tiny_base import experiment as base
+
+experiment = dataclasses.replace(
+    base,
+    name="tiny-near",
+    init=BUNDLED,
+    rope=ABF(40.0),
+    optim=Optim(learning_rate=1.5e-3, warmup_steps=20, schedule="cosine", final_fraction=0.02, weight_decay=0.1),
+    train=Train(steps=600, seq_len=256, batch_size=8, accumulate=4, checkpoint_every=100),
+    evals=(Passkey(seq_lens=(256, 320, 512, 1024), depths=DEPTHS, n=20),),
+    export=None,
+)

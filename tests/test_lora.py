@@ -1,0 +1,240 @@
+"""Adapters: values and gradients against the dense formula, dropout, runs that resume, and what stays as it was."""
+
+import dataclasses
+import functools
+import shutil
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_train import At, bits, measured, start
+from tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
+
+from ctxext import door
+from ctxext.attention import Causal
+from ctxext.checkpoint import load_params
+from ctxext.data import Batch
+from ctxext.interop import hf
+from ctxext.lm import LM
+from ctxext.loss import batch_loss
+from ctxext.rope import Unscaled
+from ctxext.rundir import RunDir
+from ctxext.train import train
+from ctxext.trainable import LINEARS, Full, LastLayers, LoRA, join, split
+
+LORA = LoRA(rank=3, alpha=5.0, targets=LINEARS)
+STATIC = {"config": tiny.CONFIG, "attention": Causal(), "kernel": "dense", "remat": "none"}
+ROTATION = Unscaled().rope(tiny.CONFIG.rope_base(), 32).rotation()
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("data") / "texts")
+
+
+def batch(rows: int = 2, length: int = 24) -> dict[str, jax.Array]:
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    values = {"tokens": tiny.tokens(rows, length), "targets": tiny.tokens(rows, length, 1), "positions": positions,
+              "segment_ids": np.ones_like(positions), "weights": np.ones((rows, length), np.float32)}  # fmt: skip
+    assert set(values) == set(Batch._fields)
+    return {name: jnp.asarray(value) for name, value in values.items()}
+
+
+@jax.jit
+def plain_loss(params, micro):
+    return batch_loss(params, micro, ROTATION, dtype="float32", **STATIC)[0]
+
+
+def adapters(lora: LoRA, seed: int = 1) -> tuple[dict, dict]:
+    """(trained, frozen) of the tiny model, B random too: with B = 0 half of the formula would go untested."""
+    params = lora.prepare(tiny.params(), seed)
+    mine, rest = split(params, lora.pattern(tiny.CONFIG))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), mine), rest
+
+
+@functools.partial(jax.jit, static_argnames=("lora", "dtype"))
+def loss(mine, rest, micro, *, lora: LoRA, dtype: str = "float32"):
+    whole = lora.ready(join(mine, rest), micro)
+    return batch_loss(whole, micro, ROTATION, dtype=dtype, **STATIC)[0]
+
+
+def dense(mine: dict, rest: dict, lora: LoRA) -> dict:
+    """W + s A B, layer by layer in numpy, and none of the code under test."""
+    scale = lora.alpha / (np.sqrt(lora.rank) if lora.rslora else lora.rank)
+    out = jax.tree.map(np.asarray, rest)
+    for block, linears in mine["segments"]["0"].items():
+        for name, leaves in linears.items():
+            for layer in range(2):
+                delta = scale * np.float64(leaves["lora_a"][layer]) @ np.float64(leaves["lora_b"][layer])
+                kernel = out["segments"]["0"][block][name]["kernel"].copy()
+                kernel[layer] += delta
+                out["segments"]["0"][block][name]["kernel"] = kernel
+    return out
+
+
+@pytest.mark.parametrize("lora", [LORA, dataclasses.replace(LORA, rslora=True), LoRA(rank=1, targets=("k_proj",))])
+def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
+    mine, rest = adapters(lora)
+    expected = plain_loss(dense(mine, rest, lora), batch())
+    plain = plain_loss(rest, batch())
+    assert float(loss(mine, rest, batch(), lora=lora)) == pytest.approx(float(expected), rel=1e-5)
+    assert abs(float(expected) - float(plain)) > 1e-3 * float(plain)
+    merged = lora.merged(join(mine, rest))
+    assert jax.tree.structure(merged) == jax.tree.structure(tiny.params())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged, dense(mine, rest, lora))
+
+
+def test_gradients_are_the_chain_rule_through_the_merged_kernel():
+    mine, rest = adapters(LORA)
+    got = jax.grad(loss)(mine, rest, batch(), lora=LORA)
+    kernels = jax.tree.map(jnp.asarray, dense(mine, rest, LORA))
+    full = jax.grad(plain_loss)(kernels, batch())
+    for block, linears in got["segments"]["0"].items():
+        for name, gradient in linears.items():
+            G = np.float64(full["segments"]["0"][block][name]["kernel"])  # x^T dy
+            leaves = mine["segments"]["0"][block][name]
+            A, B = np.float64(leaves["lora_a"]), np.float64(leaves["lora_b"])
+            s = 5.0 / 3
+            np.testing.assert_allclose(gradient["lora_a"], s * G @ B.swapaxes(1, 2), atol=2e-5 * np.abs(G).max())
+            np.testing.assert_allclose(gradient["lora_b"], s * A.swapaxes(1, 2) @ G, atol=2e-5 * np.abs(G).max())
+
+
+def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
+    params = LoRA(rank=4).prepare(tiny.params(), 0)
+    mine, rest = split(params, LoRA().pattern(tiny.CONFIG))
+    assert bits(rest) == bits(tiny.params())
+    logits = [tiny.lm().logits(tiny.tokens(1, 20)), LM(tiny.CONFIG, params, None).logits(tiny.tokens(1, 20))]  # pyright: ignore
+    np.testing.assert_array_equal(*logits)
+    A = np.asarray(mine["segments"]["0"]["self_attn"]["o_proj"]["lora_a"])
+    assert np.abs(A).max() <= 64**-0.5 and A.std() == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
+    other = LoRA(rank=4, targets=("o_proj",)).prepare(tiny.params(), 0)["segments"]["0"]["self_attn"]["o_proj"]
+    np.testing.assert_array_equal(other["lora_a"], A)
+    reseeded, _ = split(LoRA(rank=4).prepare(tiny.params(), 1), LoRA().pattern(tiny.CONFIG))
+    assert not np.array_equal(reseeded["segments"]["0"]["self_attn"]["o_proj"]["lora_a"], A)
+
+
+def test_frozen_parameters_in_bfloat16_give_the_same_bits():
+    lora = dataclasses.replace(LORA, also=("norm",))
+    mine, rest = adapters(lora)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), rest)
+    gradients = [jax.value_and_grad(loss)(mine, p, batch(), lora=lora, dtype="bfloat16") for p in (rest, narrow)]
+    assert bits(gradients[0]) == bits(gradients[1])
+
+
+def test_dropout_is_inverted_dropout_of_the_adapter_s_input_alone():
+    """Small adapters make the loss linear in them, so that its mean over many draws is the loss without dropout."""
+    lora = dataclasses.replace(LORA, dropout=0.3, targets=("v_proj",))
+    mine, rest = adapters(lora)
+    mine = jax.tree.map(lambda x: 0.1 * x, mine)
+
+    def with_noise(micro: int) -> float:
+        noise = {"dropout": lora.noise(0, 3, 64)["dropout"][micro]}
+        return float(loss(mine, rest, batch() | noise, lora=lora))
+
+    plain = float(loss(mine, rest, batch(), lora=lora))
+    without = float(loss(jax.tree.map(jnp.zeros_like, mine), rest, batch(), lora=lora))
+    drawn = np.array([with_noise(i) for i in range(64)])
+    assert len(set(drawn.tolist())) == 64, "every microbatch draws anew"
+    assert abs(drawn.mean() - plain) < 4 * drawn.std() / 8 and abs(plain - without) > 8 * drawn.std() / 8
+    assert with_noise(5) == drawn[5]
+    whole = lora.ready(join(mine, rest), {"dropout": lora.noise(0, 0, 1)["dropout"][0]})
+    linear = whole["segments"]["0"]["self_attn"]["v_proj"]
+    mask = [np.asarray(jax.random.bernoulli(linear["lora_key"][layer], 0.7, (1, 999, 64))) for layer in (0, 1)]
+    assert mask[0].mean() == pytest.approx(0.7, abs=0.01)
+    assert (mask[0] != mask[1]).mean() == pytest.approx(0.42, abs=0.02), "layers draw apart"
+
+
+def training(texts, trainable, **changes):
+    return dataclasses.replace(tiny_experiment(texts, steps=10, **changes), trainable=trainable)
+
+
+SUBSETS = [
+    LoRA(rank=4, dropout=0.2, also=("norm", "embed_tokens")),
+    LastLayers(1),
+]
+
+
+@pytest.mark.parametrize("trainable", SUBSETS, ids=["lora", "last-layers"])
+def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(texts, tmp_path, trainable):
+    experiment, stop = training(texts, trainable, accumulate=2, batch_size=2), threading.Event()
+    whole = start(experiment, tmp_path / "whole")
+    start(experiment, tmp_path / "run", At(4, stop.set), stop=stop)
+    assert bits(start(experiment, tmp_path / "run")) == bits(whole)
+    assert measured(tmp_path / "run") == measured(tmp_path / "whole")
+    losses = [row[1] for row in measured(tmp_path / "whole")]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
+    # The checkpoint holds what was trained, and no more.
+    stored, _ = load_params(tmp_path / "run" / "checkpoints")
+    assert bits(stored) == bits(whole) and jax.tree.structure(stored) == jax.tree.structure(trainable.shapes(CONFIG)[0])
+    merged = door._run_params(RunDir(tmp_path / "run"), CONFIG, experiment.mesh, trust=False)
+    prepared = trainable.prepare(tiny_base().params, experiment.seed)
+    expected = trainable.merged(join(whole, split(prepared, trainable.pattern(CONFIG))[1]))
+    assert bits(merged) == bits(expected)
+    untouched = "gate_proj" if isinstance(trainable, LoRA) else "embed"
+    for (path, now), before in zip(
+        jax.tree_util.tree_leaves_with_path(merged), jax.tree.leaves(tiny_base().params), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        same = np.asarray(now) == np.asarray(before)
+        assert not same.all() or untouched in name or "mlp" in name, f"{name} was not trained"
+        assert same.all() or untouched not in name, f"{name} was trained"
+        if isinstance(trainable, LastLayers) and "segments" in name:
+            assert same[0].all() and not same[1].all()
+
+
+def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
+    from llamas import TINY, random_params, tokenizer
+
+    def write(seed: int) -> None:
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        hf.save(tmp_path / "base", TINY, random_params(seed=seed), Unscaled(), tokenizer(), dtype="float32")
+
+    write(0)
+    experiment = dataclasses.replace(training(texts, LoRA(rank=2)), init=str(tmp_path / "base"), model=None)
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=2))
+    from ctxext.pipeline import train_only
+
+    run = train_only(experiment, tmp_path / "run", wandb=False)
+    tokens = np.arange(40)[None]
+    logits = np.asarray(door.load(run).logits(tokens))
+    assert np.abs(logits - np.asarray(door.load(tmp_path / "base").logits(tokens))).max() > 1e-3
+    write(1)
+    with pytest.raises(ValueError, match="does not hold the parameters that .*run was trained on"):
+        door.load(run)
+    with pytest.raises(ValueError, match="was started with other base"):
+        train_only(experiment, tmp_path / "run", wandb=False)
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(ValueError, match="holds only what it trained, and its base .*base cannot be opened"):
+        door.load(run)
+    write(0)
+    np.testing.assert_array_equal(door.load(run).logits(tokens), logits)
+
+
+def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path):
+    from llamas import TINY, random_params, tokenizer
+
+    hf.save(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    for number, trainable in enumerate((LoRA(rank=2, also=("norm",)), LastLayers(1))):
+        experiment = dataclasses.replace(
+            training(texts, trainable, dtype="bfloat16"), init=str(tmp_path / "base"), model=None
+        )
+        experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=2))
+        narrow, wide = door.open_base(experiment, to_train=True), door.open_base(experiment)
+        leaves = jax.tree_util.tree_leaves_with_path(narrow.params)
+        kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in leaves}
+        assert {name for name, kind in kinds.items() if kind == jnp.bfloat16} == {
+            name for name in kinds
+            if (not name.endswith("['weight']") if number == 0 else "embed_tokens" in name)
+        }  # fmt: skip
+        runs = [RunDir(tmp_path / f"{number} {i}").open(experiment) for i in (0, 1)]
+        states = [train(experiment, run, base, progress=False) for run, base in zip(runs, (narrow, wide), strict=True)]
+        assert bits(states[0]) == bits(states[1])
+
+
+def test_full_is_what_it_always_was():
+    assert split(tiny.params(), Full().pattern(tiny.CONFIG)) == (tiny.params(), {})
