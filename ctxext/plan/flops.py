@@ -14,7 +14,7 @@ from ctxext.attention import Attention, Mask
 from ctxext.config import LlamaConfig
 from ctxext.plan.job import Job
 
-LEAF = 64  # pairs of blocks this small are counted one by one
+LEAF = 256  # pairs of blocks this small are counted one by one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,13 +39,13 @@ class Candidate:
         """The options of `ctxext train` that make the experiment this one."""
         train = self.experiment.train
         mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in dataclasses.asdict(self.experiment.mesh).items())
-        return (
-            f"{mesh} --train.batch-size {train.batch_size} --train.seq-len {self.seq_len} --train.remat {train.remat}"
-        )
+        method = "" if self.own else f"--method {self.trains} "
+        batch = f"--train.batch-size {train.batch_size} --train.seq-len {self.seq_len}"
+        return f"{method}{mesh} {batch} --train.remat {train.remat}"
 
 
 def search(experiment: Experiment, config: LlamaConfig, device: Accelerator, devices: int) -> list[Candidate]:
-    """Every candidate, the longest context first, then the fewest computed twice; one row a device or group of them."""
+    """Every candidate, the longest context first, then the fewest computed twice; one row a group of devices."""
     ways = candidates(experiment, config, devices)
     found = [longest(x, config, device, devices, own=x.trainable == experiment.trainable) for x in ways]
     return sorted(found, key=lambda c: (-c.seq_len, c.experiment.train.remat != "none", c.needs))
