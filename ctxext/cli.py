@@ -67,6 +67,16 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
         print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
 
 
+def plan(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import door
+    from ctxext.plan.view import Plan
+
+    experiment = _experiment(args, rest)
+    found = Plan.of(experiment, *door.base_config(experiment), on=args.topology, compiled=args.compile,
+                    precise=args.precise, searched=args.search)  # fmt: skip
+    print(found.json() if args.json else found.text())
+
+
 def _methods(args: argparse.Namespace, rest: list[str]) -> tuple[Any, ...]:
     """The methods of --method and --attention, with their fields from the other options."""
     from ctxext.overrides import make_methods, parse_fields
@@ -246,6 +256,15 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--init", metavar="DIR", help="base checkpoint: HF or run directory, or a hub name")
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
         run_options(sub)
+    sub = command("plan", plan, "does it fit: memory, operations, the longest context; nothing is allocated")
+    sub.add_argument("experiment", metavar="EXPERIMENT.py")
+    sub.add_argument("--init", metavar="DIR", help="base checkpoint whose shape to plan for; weights are not read")
+    sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
+    sub.add_argument("--topology", metavar="NAME", help="v4|v5e|v5p|v6e:CHIPS, h100:8, ...; default: all accelerators")
+    sub.add_argument("--search", action="store_true", help="the longest context that fits, over mesh and remat")
+    sub.add_argument("--compile", action="store_true", help="ask the TPU compiler, without a TPU: extra [plan]")
+    sub.add_argument("--precise", action="store_true", help="with --compile: at the effort of a real run, minutes")
+    sub.epilog = "Any leaf of the experiment can be overridden: --mesh.fsdp 16 --train.seq-len 32768"
     sub = command("eval", evaluate, "evaluate a run or an HF directory, with any method")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)

@@ -1,0 +1,121 @@
+"""Bytes that one device holds at the peak of a training step, from the structure of the step.
+
+What is held when (full rematerialisation, P parameters cut by fsdp x seq x tensor, b T tokens a device):
+
+    always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute dtype: 2 P
+    forward     the matrices once more in the compute dtype, cast before the layers' loop: 2 P; the input of every
+                layer: 2 L b T D (without rematerialisation: all that a layer saves)
+    loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and its gradient
+    backward    gradients 4 P, once more with accumulation; one layer recomputed, at the MLP: `layer_bytes`; that
+                layer's matrices, gathered
+
+The peak is the larger of loss and backward; both contain what comes above them.
+"""
+
+import dataclasses
+
+from ctxext.config import LlamaConfig
+from ctxext.loss import CHUNK
+from ctxext.plan.job import Job, count, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device by what holds them: throughout, and at the two moments that can be the peak."""
+
+    always: dict[str, int]
+    loss: dict[str, int]
+    backward: dict[str, int]
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """Everything held at the peak."""
+        return self.always | max(self.loss, self.backward, key=lambda parts: sum(parts.values()))
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.at_peak.values())
+
+
+def memory(job: Job) -> Memory:
+    """What a training step holds on each device, bytes."""
+    config, trees, tokens = job.config, job.trees, job.tokens
+    D, V, tensor = config.hidden_size, config.vocab_size, job.sizes["tensor"]
+    trained, gathers = job.bytes(trees.trained), job.sizes["fsdp"] * job.sizes["seq"] > 1
+    always = {
+        "trained parameters": trained,
+        "optimiser state": job.bytes(trees.optimizer),
+        "frozen parameters": job.bytes(trees.frozen),
+    }
+    stacks = trees.trained.get("segments", {})
+    copies = job.bytes(stacks) * job.width // 4 if job.width < 4 else 0
+    saved = saved_bytes(config, job.width, tensor) if job.remat == "none" else D * job.width
+    forward = {
+        f"matrices in {job.dtype}": copies,
+        "saved activations" if job.remat == "none" else "inputs of layers": job.backward_layers * tokens * saved,
+    }
+    projection = V * D // tensor
+    logits = min(CHUNK, tokens * V // tensor)
+    return Memory(
+        always,
+        loss=forward | {
+            "chunk of logits": logits * (8 + job.width),
+            "output projection": projection * (job.width + 4 * ("lm_head" in trees.trained)),
+            "hidden states": 4 * tokens * D * job.width,
+        },
+        backward=forward | {
+            "gradients": trained * (2 if job.accumulate > 1 else 1),
+            "one layer, going backward": max(tokens * layer_bytes(config, job.width, tensor), _dense_bytes(job)),
+            "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
+        },
+    )  # fmt: skip
+
+
+def layer_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
+    """Bytes a token of one layer recomputed, when the backward pass is at its MLP; width: of a number, in bytes.
+
+    The inputs of both halves, normed too (4 D), q, k, v and the attention's output (2 N H + 2 K H), gate, up and their
+    product (3 F) with the gradients of these (3 F), the output's gradient (D), and a norm in float32 (D).
+    """
+    D, F = config.hidden_size, config.intermediate_size
+    return width * (5 * D + (_heads(config) + 6 * F) // tensor) + 4 * D
+
+
+def _dense_bytes(job: Job) -> int:
+    """The moment of attention instead, where a kernel holds T x T scores and their gradient in float32; 0 elsewhere."""
+    config, tensor = job.config, job.sizes["tensor"]
+    if job.kernel != "dense":
+        return 0
+    scores = 8 * config.num_attention_heads // tensor * job.seq_len
+    return job.tokens * (scores + job.width * (5 * config.hidden_size + _heads(config) // tensor))
+
+
+def saved_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
+    """Bytes a token that every layer keeps for the backward pass without rematerialisation.
+
+    As in `layer_bytes`, but of the MLP what silu's derivative and the product need (6 F), and two float32 of each norm
+    (4 D).
+    """
+    D, F = config.hidden_size, config.intermediate_size
+    return width * (5 * D + (_heads(config) + 6 * F) // tensor) + 16 * D
+
+
+def _heads(config: LlamaConfig) -> int:
+    return 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+
+
+def cache_bytes(job: Job, slots: int) -> int:
+    """Keys and values of a batch of `slots` tokens a row while generating, on one device: 2 L B S K H numbers."""
+    config, rows = job.config, -(-job.batch_size // job.row_shards)
+    heads = -(-config.num_key_value_heads // job.sizes["tensor"])
+    return 2 * config.num_hidden_layers * rows * slots * heads * config.head_dim * job.width
+
+
+def _layer_parameters(job: Job) -> int:
+    """Numbers in one layer, of the segment that has most."""
+    sizes: dict[str, int] = {}
+    for tree in (job.trees.trained, job.trees.frozen):
+        for name, stack in tree.get("segments", {}).items():
+            sizes[name] = sizes.get(name, 0) + count(stack) // layers(stack)
+    return max(sizes.values())
