@@ -1,13 +1,19 @@
-"""Checkpoints of a pure dict {params, opt_state}: asynchronous, atomic, the step in the directory's name."""
+"""Checkpoints of a pure dict {params, opt_state}: asynchronous, atomic, sealed, the step in the directory's name."""
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from ctxext import distributed
+from ctxext.seal import damage, facts, seal, sealed
 
 KEEP = 2
 PARAMS, OPT_STATE = "params", "opt_state"
@@ -31,46 +37,112 @@ def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Chec
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
+@dataclasses.dataclass
+class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
+    """The newest ones and, if `best`, the one with the lowest known loss."""
+
+    keep: int
+    best: bool
+    losses: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        known = [step for step in steps if step in self.losses]
+        best = min(known, key=self.losses.__getitem__, default=None) if self.best else None
+        return [step == best or place >= len(steps) - self.keep for place, step in enumerate(steps)]
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that finishes what is being written.
 
-    A checkpoint that was cut off while being written does not count. Raises ValueError for one that is damaged, OSError
-    when there is no room for another.
+    A checkpoint that was cut off while being written does not count, one that is damaged is renamed to STEP.damaged and
+    the one before it used. Raises OSError when there is no room for another.
+
+    keep: how many of the newest stay; best: the one of the lowest loss stays too.
     """
 
-    def __init__(self, directory: Path, *, keep: int = KEEP) -> None:
+    def __init__(self, directory: Path, *, keep: int = KEEP, best: bool = False) -> None:
         self.directory = Path(directory).absolute()
-        policy = ocp.checkpoint_managers.LatestN(keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        self._policy = _Preserve(keep, best)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
         self._manager = _manager(self.directory, options)
+        self._sealing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        for step in self._manager.all_steps():
+            self._seal_if_bare(step)  # of an older version, or of a process that was killed just before
+            if (loss := facts(self._at(step)).get("loss")) is not None:
+                self._policy.losses[step] = loss
 
     @property
     def latest(self) -> int | None:
         """Steps done in the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, params: Any, opt_state: Any) -> None:
+    def save(self, step: int, params: Any, opt_state: Any, *, loss: float | None = None) -> None:
         """Copy the state now, write it in the background. An existing checkpoint of this step is left alone."""
+        with self._writing():
+            self._wait()
         if step in self._manager.all_steps():
             return
+        if loss is not None:
+            self._policy.losses[step] = loss
         items = {PARAMS: params, OPT_STATE: _flat(opt_state)}
         arguments = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
         with self._writing():
             self._manager.save(step, args=arguments, force=True)
+        self._sealing = threading.Thread(target=self._finish, args=(step, loss), name="seal")
+        self._sealing.start()
 
     def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any] | None:
-        """(step, params, opt_state) of the newest checkpoint, bit for bit, or None; the arguments give the shapes."""
+        """(step, params, opt_state) of the newest good checkpoint, bit for bit, or None; the arguments give shapes."""
         self.wait()
-        step = self.latest
-        if step is None:
-            return None
-        found = _restore(self._manager, step, {PARAMS: params, OPT_STATE: _flat(opt_state)})
-        return step, found[PARAMS], _unflat(found[OPT_STATE], opt_state)
+        while (step := self.latest) is not None:
+            if wrong := damage(self._at(step)):
+                self._set_aside(step, wrong)
+                self._manager.reload()
+                continue
+            found = _restore(self._manager, step, {PARAMS: params, OPT_STATE: _flat(opt_state)})
+            return step, found[PARAMS], _unflat(found[OPT_STATE], opt_state)
+        return None
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
         with self._writing():
+            self._wait()
+            distributed.wait()  # until the first has sealed it
+
+    def _wait(self) -> None:
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.join()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _finish(self, step: int, loss: float | None) -> None:
+        """In a thread: nobody else asks the manager for anything until it has ended."""
+        try:
             self._manager.wait_until_finished()
+            if distributed.first():
+                seal(self._at(step), loss=loss)
+        except Exception as error:  # raised where it is waited for
+            self._failure = error
+
+    def _at(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    @distributed.alone
+    def _seal_if_bare(self, step: int) -> None:
+        if not sealed(self._at(step)):
+            seal(self._at(step), loss=None)
+
+    @distributed.alone
+    def _set_aside(self, step: int, wrong: str) -> None:
+        names = (f"{step}.damaged{suffix}" for suffix in ("", *(f".{number}" for number in range(2, 1000))))
+        aside = next(path for name in names if not (path := self.directory / name).exists())
+        self._at(step).rename(aside)
+        print(f"checkpoint {self._at(step)} is damaged ({wrong}): renamed to {aside.name}, going on from the one "
+              "before it", file=sys.stderr)  # fmt: skip
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -85,7 +157,10 @@ class Checkpoints:
 
     def close(self) -> None:
         with self._writing():
-            self._manager.close()
+            try:
+                self._wait()
+            finally:
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -153,5 +228,9 @@ def load_params(directory: Path, shapes: Any = None) -> tuple[Any, int]:
     Raises ValueError if there is none, or if it is damaged.
     """
     step = latest_step(directory)
+    where = Path(directory).absolute() / str(step)
+    if sealed(where) and (wrong := damage(where, part=PARAMS)):
+        raise ValueError(f"checkpoint {where} is damaged ({wrong}): train on, which starts from the one before it, or "
+                         "move that directory away to read the one before it")  # fmt: skip
     with _reader(directory) as manager:
         return _restore(manager, step, {PARAMS: shapes})[PARAMS], step

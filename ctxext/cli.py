@@ -223,7 +223,15 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="print data instead of text")
         return sub
 
+    def process_options(sub: argparse.ArgumentParser) -> None:
+        many = sub.add_argument_group("many processes", "found by themselves under Slurm, Open MPI, Kubernetes and on "
+                                      "Cloud TPU; run the same command in each of them")  # fmt: skip
+        many.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0")
+        many.add_argument("--num-processes", type=int, metavar="N", help="1: alone, whatever the environment says")
+        many.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1; 0 writes and prints")
+
     def run_options(sub: argparse.ArgumentParser) -> None:
+        process_options(sub)
         sub.add_argument("--run-dir", type=Path, help="default: runs/<name>-<hash of the configuration>")
         sub.add_argument("--dry-run", action="store_true", help="shapes, parameters, steps; allocates nothing")
         sub.add_argument("--print-config", action="store_true", help="the resolved experiment as JSON")
@@ -231,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
         sub.epilog = "Any leaf of the experiment can be overridden: --train.steps 400 --rope.factor=8 --data.path DIR"
 
     def method_options(sub: argparse.ArgumentParser) -> None:
+        process_options(sub)
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
         sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
         sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
@@ -308,7 +317,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130."""
     args, rest = parser().parse_known_args(argv)
+    from ctxext import distributed
+
+    return distributed.leave(_run(args, rest))
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ctxext import distributed
+
     try:
+        if hasattr(args, "coordinator"):
+            distributed.start(args.coordinator, args.num_processes, args.process_id)
         return args.run(args, rest) or 0
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -316,8 +335,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("CTXEXT_TRACEBACK"):
             raise
+        distributed.speak()
         print(f"ctxext: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not distributed.joined() or os.environ.get("CTXEXT_TRACEBACK"):
+            raise
+        distributed.speak()  # in most cases another process has failed, and says why itself
+        print(f"ctxext: process {distributed.index()}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ctxext: interrupted", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ctxext import checkpoint
 from ctxext.assets import TINY_LLAMA
@@ -74,7 +75,8 @@ def open_base(experiment: Experiment, *, to_train: bool = False) -> LM:
 
 
 def _random(config: LlamaConfig, seed: int, mesh: Mesh) -> Params:
-    return jax.device_put(init_params(config, seed), shardings(mesh.shard(param_shapes(config))))
+    whole, shapes = init_params(config, seed), mesh.shard(param_shapes(config))
+    return jax.tree.map(lambda leaf, values: _spread(leaf, np.asarray(values).__getitem__), shapes, whole)
 
 
 def load(

@@ -37,6 +37,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"batch          {train.batch_size} x {train.accumulate} rows of {train.seq_len} tokens "
         f"({train.seq_len / window:g} windows)",
         f"steps          {train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in {train.dtype}",
+        f"kernel         {experiment.mesh.kernel(train.kernel)}",
         f"evaluations    {len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods before",
         f"baselines      {', '.join(label([m]) for m in experiment.baselines) or 'none'} with the same training",
         f"export         {experiment.export.to + ' ' + experiment.export.dtype if experiment.export else 'none'}",
@@ -48,8 +49,9 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
 
 
 def _state_bytes(experiment: Experiment, trained: int, frozen: int) -> str:
-    """Float32 parameters, two moments and two gradients of what is trained, the rest once; cut by `fsdp`, `tensor`."""
-    mesh, size = experiment.mesh, 20 * trained + jnp.dtype(experiment.train.dtype).itemsize * frozen
-    if -1 in (mesh.fsdp, mesh.tensor):
+    """Float32 parameters, two moments and the gradients (two, if they add up) of what is trained; the rest once."""
+    mesh, each = experiment.mesh, 16 if experiment.train.accumulate == 1 else 20
+    size = each * trained + jnp.dtype(experiment.train.dtype).itemsize * frozen
+    if -1 in (mesh.fsdp, mesh.seq, mesh.tensor):
         return f"{size / 1e9:.1f} GB, shared out over the devices there are"
-    return f"{size / 1e9 / (mesh.fsdp * mesh.tensor):.1f} GB a device, activations come on top"
+    return f"{size / 1e9 / (mesh.fsdp * mesh.seq * mesh.tensor):.1f} GB a device, activations come on top"

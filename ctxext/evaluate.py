@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ctxext import tasks
+from ctxext import distributed, tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import Eval, Passkey, Perplexity
 from ctxext.evals.base import Model
@@ -39,7 +39,8 @@ def evaluate(
     """
     labels = {"checkpoint": checkpoint, "method": method_label, "rope": rope or method_label,
               "steps": steps, "window": lm.config.max_position_embeddings}  # fmt: skip
-    old = {row["item"]: row for row in (read_jsonl(sink) if sink else []) if labels.items() <= row.items()}
+    found = distributed.once(lambda: read_jsonl(sink)) if sink else []  # the same for all, whoever is first
+    old = {row["item"]: row for row in found if labels.items() <= row.items()}
     rows: list[dict[str, Any]] = []
     with _bar(progress) as bar:
         for evaluation in evals:
@@ -48,7 +49,7 @@ def evaluate(
             task = bar.add_task(f"{_title(evaluation)}, {method_label}", total=len(missing))
             for row in evaluation.rows(lm, missing) if missing else ():
                 old[row["item"]] = {**labels, **row}
-                if sink:
+                if sink and distributed.first():
                     _append(sink, old[row["item"]])
                 bar.advance(task)
             rows += [old[item] for item in items]

@@ -40,11 +40,20 @@ class Train:
     kernel: Kernel = "blocked"
     log_every: int = 10
     checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    checkpoint_minutes: float | None = dataclasses.field(default=None, metadata={"added_later": True})
+    """Minutes after which a checkpoint is due as well."""
+    keep: int = dataclasses.field(default=2, metadata={"added_later": True})
+    """How many of the newest checkpoints stay."""
+    keep_best: bool = dataclasses.field(default=False, metadata={"added_later": True})
+    """Keep the checkpoint too whose steps since the one before had the lowest mean training loss."""
 
     def __post_init__(self) -> None:
-        for field in ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+        for field in ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise ValueError(f"train.checkpoint_minutes must be above 0, got {self.checkpoint_minutes}")
         if self.steps < 0:
             raise ValueError(f"train.steps must not be negative, got {self.steps}")
         for field, known in (("dtype", DTYPES), ("remat", REMAT), ("kernel", KERNELS)):

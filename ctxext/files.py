@@ -84,6 +84,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_free(path: str | Path) -> None:
+    """Raise ValueError if `path` exists and is not an empty directory."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} already exists; choose another directory or remove it first")
+
+
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling; rename it to `path` when the block succeeds, remove it when it fails.
@@ -91,8 +98,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     Raises ValueError if `path` exists and is not an empty directory.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} already exists; choose another directory or remove it first")
+    check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

@@ -78,7 +78,7 @@ def generate(
     shape = (config.num_hidden_layers, B, num_slots, config.num_key_value_heads, config.head_dim)
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     attend = prefill(attention, kernel, rotation(0), positions, rotated=rotated)
-    attend = over_devices(attend, mesh)
+    attend = over_devices(attend, mesh, whole=True)
     hidden, cache = model.hidden(tokens, attend, empty_cache(shape, dtype), dtype=dtype)
     token = choose(hidden[rows, lengths - 1], 0)
     output = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
@@ -90,7 +90,7 @@ def generate(
     def body(state: tuple) -> tuple:
         step, token, cache, output, done = state
         attend = decode(attention, rotation(step), lengths + step - 1, num_slots, rotated=rotated)
-        attend = over_devices(attend, mesh)
+        attend = over_devices(attend, mesh, whole=True)
         hidden, cache = model.hidden(token[:, None], attend, cache, dtype=dtype)
         following = jnp.where(done, token, choose(hidden[:, 0], step))
         done = done | (following[:, None] == stop[None]).any(-1)

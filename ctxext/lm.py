@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctxext.attention import KERNELS, Attention, Causal, Kernel, over_sequence
+from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.config import LlamaConfig
+from ctxext.distributed import gather
 from ctxext.generate import Semantics, generate
 from ctxext.loss import token_losses
 from ctxext.model import DTYPES, Params, bind
 from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
-from ctxext.sharding import ONE_DEVICE, Mesh, over_devices
+from ctxext.sharding import ONE_DEVICE, Mesh, attend_over
 from ctxext.tokenizer import Tokenizer
 
 STATIC = ("config", "attention", "kernel", "dtype", "mesh")
@@ -32,8 +33,10 @@ def _logits(params: Params, tokens: Any, positions: Any, segment_ids: Any, rotat
             config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str,
             mesh: Mesh) -> jax.Array:  # fmt: skip
     model = bind(config, params)
-    attend = over_devices(over_sequence(attention, kernel, rotation, positions, segment_ids), mesh)
-    return model.logits(model.hidden(tokens, attend, dtype=dtype)[0])
+    tokens, positions = mesh.ring_order(tokens), mesh.ring_order(positions)
+    segment_ids = None if segment_ids is None else mesh.ring_order(segment_ids)
+    attend = attend_over(mesh, attention, kernel, rotation, positions, segment_ids)
+    return model.logits(mesh.token_order(model.hidden(tokens, attend, dtype=dtype)[0]))
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -42,9 +45,10 @@ def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *,
             mesh: Mesh) -> jax.Array:  # fmt: skip
     model = bind(config, params)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    attend = over_devices(over_sequence(attention, kernel, rotation, positions), mesh)
+    tokens, positions, targets = (mesh.ring_order(x) for x in (tokens, positions, targets))
+    attend = attend_over(mesh, attention, kernel, rotation, positions)
     hidden, _ = model.hidden(tokens, attend, dtype=dtype)
-    return token_losses(hidden, model.output_kernel(), targets)
+    return mesh.token_order(token_losses(hidden, model.output_kernel(), targets, mesh))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,16 +99,22 @@ class LM:
         shards = self.mesh.row_shards
         return shards << (-(-count // shards) - 1).bit_length()
 
+    def _length(self, length: int) -> int:
+        """The padded length: its bucket, and for a ring two equal chunks for every device."""
+        chunks = 2 * self.mesh.build().shape["seq"]
+        return -(-bucket(length) // chunks) * chunks
+
     def logits(self, tokens: Any, *, positions: Any = None, segment_ids: Any = None) -> jax.Array:
         """Float32 [B, T, V] for tokens [B, T]; logits[t] predicts token t + 1."""
         tokens = self._checked(tokens)
         B, T = tokens.shape
         positions = np.broadcast_to(np.arange(T) if positions is None else positions, (B, T)).astype(np.int32)
         rotation = self.rotation(int(positions.max()) + 1)
-        rows, size = self._rows(B), bucket(T)
+        rows, size = self._rows(B), self._length(T)
         inputs = [tokens, positions, *([] if segment_ids is None else [np.broadcast_to(segment_ids, (B, T))])]
         arrays = [self.mesh.rows(_pad(x, rows, size)) for x in inputs] + [None] * (segment_ids is None)
-        return _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
+        logits = _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
+        return logits if logits.is_fully_addressable else jnp.asarray(gather(logits))
 
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1], nats: -log p(token t + 1 | tokens up to t)."""
@@ -112,10 +122,10 @@ class LM:
         B, T = tokens.shape
         if T < 2:
             raise ValueError("a loss needs at least two tokens")
-        rows, size = self._rows(B), bucket(T - 1)
+        rows, size = self._rows(B), self._length(T - 1)
         inputs, targets = (self.mesh.rows(_pad(x, rows, size)) for x in (tokens[:, :-1], tokens[:, 1:]))
         losses = _losses(self.params, inputs, targets, self.rotation(T), **self._static())
-        return np.asarray(losses)[:B, : T - 1]
+        return gather(losses)[:B, : T - 1]
 
     def generate(
         self, tokens: Any, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
@@ -159,7 +169,7 @@ class LM:
             num_slots=padded.shape[1] + -(-max_new_tokens // 32) * 32, max_new_tokens=max_new_tokens,
             sample=temperature > 0, incremental=incremental,
         )  # fmt: skip
-        return np.asarray(out)[:count]
+        return gather(out)[:count]
 
     def _checked(self, tokens: Any) -> np.ndarray:
         tokens = np.asarray(tokens)

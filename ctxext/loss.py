@@ -1,43 +1,73 @@
 """Next-token cross-entropy without ever holding [B, T, V] logits at long T."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention import Attention, Kernel, over_sequence
+from ctxext.attention import Attention, Kernel
 from ctxext.config import LlamaConfig
 from ctxext.model import Params, bind
 from ctxext.rope import Float32Rotation, Rotation
-from ctxext.sharding import ONE_DEVICE, Mesh, over_devices
+from ctxext.sharding import ONE_DEVICE, ROWS, Mesh, attend_over
 
-CHUNK = 2**24  # logits held at once, in elements
+CHUNK = 2**24  # logits held at once by a device, in elements
+MLP_TOKENS = 4096  # of a device, whose MLP is held at once going backward
+
+
+def over_chunks(function: Callable[..., Array], mesh: Mesh, tokens: int, *arrays: Array) -> Array:
+    """`function` of arrays [B, T, ...] on about `tokens` tokens of a device at a time, recomputed going backward.
+
+    Every device takes its chunks from its own part of the rows and of T.
+    """
+    B, T = arrays[0].shape[:2]
+    built, shards = mesh.build(), mesh.row_shards
+    S = built.shape["seq"]
+    part, function = T // S, jax.checkpoint(function)
+    size = max(1, tokens * shards // B)
+    if size >= part:
+        return function(*arrays)
+    chunks = -(-part // size)
+    size = -(-part // chunks)
+    owner = NamedSharding(built, PartitionSpec((*ROWS, "seq") if B % shards == 0 else None))
+
+    def cut(x: Array) -> Array:  # [B, T, ...] -> [chunks, B * S, size, ...]
+        x = x.reshape(B * S, part, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, chunks * size - part), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(B * S, chunks, size, *x.shape[2:]).swapaxes(0, 1)
+
+    def one(chunk: tuple[Array, ...]) -> Array:
+        if built.size == 1:
+            return function(*chunk)
+        # Pinned, or the partitioner forgets inside the loop who has which rows.
+        return jax.lax.with_sharding_constraint(function(*jax.lax.with_sharding_constraint(chunk, owner)), owner)
+
+    out = jax.lax.map(one, tuple(map(cut, arrays))).swapaxes(0, 1)
+    return out.reshape(B * S, chunks * size, *out.shape[3:])[:, :part].reshape(B, T, *out.shape[3:])
 
 
 def token_losses(
-    hidden: Float[Array, "b t d"], kernel: Float[Array, "d v"], targets: Int[Array, "b t"]
+    hidden: Float[Array, "b t d"], kernel: Float[Array, "d v"], targets: Int[Array, "b t"], mesh: Mesh = ONE_DEVICE
 ) -> Float[Array, "b t"]:
     """-log softmax(hidden kernel)[target], nats, float32; a chunk of tokens at a time, recomputed going backward."""
-    B, T, D = hidden.shape
 
-    @jax.checkpoint
     def losses(hidden: Array, targets: Array) -> Array:
-        narrow = kernel.astype(hidden.dtype)  # cast per chunk: the chunks' gradients then add up in the kernel's dtype
+        # Cast per chunk: the chunks' gradients then add up in the kernel's dtype.
+        narrow = mesh.pin(kernel, name="lm_head.kernel").astype(hidden.dtype)
         logits = jnp.matmul(hidden, narrow, preferred_element_type=jnp.float32)
         picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
         return jax.nn.logsumexp(logits, -1) - picked
 
-    size = max(1, CHUNK // (B * kernel.shape[1]))
-    if size >= T:
-        return losses(hidden, targets)
-    chunks = -(-T // size)
-    size = -(-T // chunks)
-    pad = chunks * size - T
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, chunks, size, D).swapaxes(0, 1)
-    targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(B, chunks, size).swapaxes(0, 1)
-    out = jax.lax.map(lambda chunk: losses(*chunk), (hidden, targets))
-    return out.swapaxes(0, 1).reshape(B, -1)[:, :T]
+    tokens = max(1, CHUNK * mesh.build().shape["tensor"] // kernel.shape[1])
+    return over_chunks(losses, mesh, tokens, hidden, targets)
+
+
+def _chunked_mlp(mlp: Any, x: Array, mesh: Mesh) -> Array:
+    return over_chunks(lambda x: mesh.pin(mlp)(x), mesh, MLP_TOKENS, x)
 
 
 def batch_loss(
@@ -54,8 +84,9 @@ def batch_loss(
 ) -> tuple[Array, Array]:
     """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
     model = bind(config, params)
-    attend = over_sequence(attention, kernel, rotation, batch["positions"], batch["segment_ids"])
-    attend = over_devices(attend, mesh)
-    hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat)
-    losses = token_losses(hidden, model.output_kernel(), batch["targets"])
+    batch = {name: mesh.ring_order(x) for name, x in batch.items()}  # a sum does not mind the order of its terms
+    attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
+    run_mlp = functools.partial(_chunked_mlp, mesh=mesh) if remat == "full" else None
+    hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, run_mlp=run_mlp)
+    losses = token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
     return (losses * batch["weights"]).sum(), batch["weights"].sum()

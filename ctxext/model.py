@@ -5,7 +5,7 @@ L layers. Parameters leave this file as a pure nested dict with string keys and 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -105,12 +105,15 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array, run_mlp: Callable | None
+    ) -> tuple[Array, Any]:
         with jax.named_scope("attention"):
             out, cache = self.self_attn(self.input_layernorm(x), attend, cache, layer)
             x = x + out
         with jax.named_scope("mlp"):
-            return x + self.mlp(self.post_attention_layernorm(x)), cache
+            y = self.post_attention_layernorm(x)
+            return x + (self.mlp(y) if run_mlp is None else run_mlp(self.mlp, y)), cache
 
 
 class Embedding(nnx.Module):
@@ -138,15 +141,19 @@ class Llama(nnx.Module):
         self.lm_head = None if config.tie_word_embeddings else Linear(*sizes, False, config.initializer_range, rngs)
 
     def hidden(
-        self, tokens: Int[Array, "b t"], attend: Attend, cache: Any = None, *, dtype: str, remat: str = "none"
-    ) -> tuple[Float[Array, "b t d"], Any]:
-        """The last layer's normed output, and the cache that `attend` filled."""
+        self, tokens: Int[Array, "b t"], attend: Attend, cache: Any = None, *, dtype: str, remat: str = "none",
+        run_mlp: Callable[[MLP, Array], Array] | None = None,
+    ) -> tuple[Float[Array, "b t d"], Any]:  # fmt: skip
+        """The last layer's normed output, and the cache that `attend` filled.
+
+        run_mlp: runs an MLP on its input where that is not to be done in one piece.
+        """
         if remat not in REMAT:
             raise ValueError(f"remat {remat!r} is not known; choose one of {', '.join(REMAT)}")
 
         def step(carry: tuple, layer: tuple[Layer, Array]) -> tuple[tuple, None]:
             x, cache = carry
-            return layer[0](x, attend, cache, layer[1]), None
+            return layer[0](x, attend, cache, layer[1], run_mlp), None
 
         if remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ctxext import door, report
+from ctxext import distributed, door, report
 from ctxext.evaluate import describe as describe_methods
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
@@ -90,7 +90,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
     proof = None
     if experiment.export is not None:
         proof = _export(experiment, trained, name, directory)
-    report.write_report([directory.path])
+    distributed.once(lambda: report.write_report([directory.path]) and None)
     return Run(directory.path, read_jsonl(directory.rows_file), proof)
 
 
@@ -121,7 +121,7 @@ def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str,
         proof = prove(out, against=lm)
         if not proof["weights_that_differ"]:
             return proof
-        shutil.rmtree(out)  # of fewer steps than have been trained since
+        distributed.once(lambda: shutil.rmtree(out))  # of fewer steps than have been trained since
     print(f"exporting to {out}", file=sys.stderr)
     card = {"method": name, "experiment": experiment.name, "summary": report.tables(read_jsonl(run.rows_file))}
     export(lm, out, to=experiment.export.to, dtype=experiment.export.dtype, seq_len=experiment.train.seq_len,

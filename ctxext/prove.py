@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ctxext import door
+from ctxext import distributed, door
 from ctxext.files import write_json, write_text
 from ctxext.interop import hf
 from ctxext.interop.card import with_proof
@@ -97,10 +97,9 @@ def prove(directory: str | Path, *, against: LM | None = None) -> dict[str, Any]
         "positions": marks, "tokens_read": len(probe.tokens), "weights_that_differ": different,
         "readers": readers, "readers_not_run": missing,
     }  # fmt: skip
-    write_json(directory / "proof.json", proof)
-    card = directory / "README.md"
-    if card.is_file():
-        write_text(card, with_proof(card.read_text(), f"```\n{describe(proof)}\n```"))
+    distributed.once(lambda: write_json(directory / "proof.json", proof))
+    if (card := directory / "README.md").is_file():
+        distributed.once(lambda: write_text(card, with_proof(card.read_text(), f"```\n{describe(proof)}\n```")))
     return proof
 
 

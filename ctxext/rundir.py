@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ctxext import distributed
 from ctxext.experiment import Experiment, to_json
 from ctxext.files import read_json, read_jsonl, write_bytes, write_json, write_text
 
@@ -35,6 +36,11 @@ class RunDir:
 
         Raises ValueError naming the first field that differs; `train.steps` may grow, and `mesh` may change.
         """
+        self._open(experiment, file)
+        return self
+
+    @distributed.alone
+    def _open(self, experiment: Experiment, file: Path | None) -> None:
         config = to_json(experiment)
         if self.config_file.exists():
             old = read_json(self.config_file)
@@ -49,14 +55,14 @@ class RunDir:
                 if there > here:
                     raise ValueError(f"{self.path} was started for {there} steps and cannot shrink to {here}")
             if old == config:
-                return self
+                return
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ValueError(f"{self.path} exists and is not a run directory; choose another --run-dir")
         if file is not None:
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
-        return self
 
+    @distributed.alone
     def write_base(self, model: Any, scaling: Any, tokenizer_files: dict[str, bytes]) -> None:
         """What the checkpoints are parameters of: shape, frequencies, tokenizer."""
         for name, data in tokenizer_files.items():
@@ -64,6 +70,7 @@ class RunDir:
         write_json(self.base / "scaling.json", to_json(scaling))
         write_json(self.base / "model.json", to_json(model))  # last: its presence says that this is a run
 
+    @distributed.alone
     def record(self, facts: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> None:
         """Write provenance.json: `facts` and the versions in use.
 
@@ -82,6 +89,7 @@ class RunDir:
             new["started_with"] = old.get("started_with", old["versions"])
         write_json(self.provenance_file, new)
 
+    @distributed.alone
     def rewind(self, step: int) -> None:
         """Drop the metrics after `step`, which a resumed run measures again."""
         rows = read_jsonl(self.metrics_file)
@@ -91,12 +99,17 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for training. Raises ValueError if another process does."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is training in {self.path}; wait for it or stop it") from None
+        """Hold the directory for training. Raises ValueError if a process of another run does."""
+        with contextlib.ExitStack() as held:
+
+            def take() -> None:
+                file = held.enter_context((self.path / ".lock").open("w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ValueError(f"another process is training in {self.path}; wait for it or stop it") from None
+
+            distributed.once(take)
             yield
 
 

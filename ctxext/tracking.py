@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from ctxext import distributed
 from ctxext.experiment import Experiment, to_json
 from ctxext.files import append_jsonl, write_text
 from ctxext.rundir import RunDir
@@ -128,9 +129,9 @@ def _means(rows: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, float]
 
 @contextlib.contextmanager
 def start_sinks(experiment: Experiment, run: RunDir, *, wandb: bool = True) -> Iterator[list[Sink]]:
-    """The sinks of a run, finished at the end of the block."""
-    sinks: list[Sink] = [JsonlSink(run.metrics_file)]
-    if wandb and wandb_mode() != "disabled":
+    """The sinks of a run, finished at the end of the block; of many processes only the first has any."""
+    sinks: list[Sink] = [JsonlSink(run.metrics_file)] if distributed.first() else []
+    if sinks and wandb and wandb_mode() != "disabled":
         sinks.append(WandbSink(experiment, run))
     failed = True
     try:

@@ -2,14 +2,10 @@
 
 import contextlib
 import functools
-import math
-import os
 import shlex
-import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,19 +18,16 @@ from ctxext.data import Batch, make_batch, prefetch
 from ctxext.experiment import Experiment
 from ctxext.lm import LM
 from ctxext.loss import batch_loss
+from ctxext.measured import Measured, NotFinite
 from ctxext.model import Params
 from ctxext.optim import Optim, Transformation, apply_updates, global_norm
 from ctxext.progress import TrainProgress
 from ctxext.rundir import RunDir
 from ctxext.sharding import Mesh, shardings
 from ctxext.state import parts, start_state, state_shapes
+from ctxext.stopping import Agenda, signals
 from ctxext.tracking import Sink
 from ctxext.trainable import Trainable, checksum, join
-
-
-class NotFinite(ValueError):
-    """The loss or its gradient became NaN or infinite."""
-
 
 Loss = Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, jax.Array]]
 
@@ -64,8 +57,13 @@ def make_step(
             (nats, weight), gradient = jax.value_and_grad(joined, has_aux=True)(params, micro)
             return jax.tree.map(jnp.add, total, (nats, weight, pin(gradient))), None
 
-        zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
-        (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
+        if jax.tree.leaves(batch)[0].shape[0] == 1:  # nothing to add to: no second set of gradients
+            first = jax.tree.map(lambda x: x[0], batch)
+            (nats, weight), gradient = jax.value_and_grad(joined, has_aux=True)(params, first)
+            gradient = pin(gradient)
+        else:
+            zero = (jnp.float32(0), jnp.float32(0), pin(jax.tree.map(jnp.zeros_like, params)))
+            (nats, weight, gradient), _ = jax.lax.scan(add, zero, batch)
         gradient = jax.tree.map(lambda g: g / weight, gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics = {"loss": nats / weight, "grad_norm": global_norm(gradient), "weight": weight}
@@ -86,43 +84,10 @@ def compiled_step(experiment: Experiment, config: LlamaConfig) -> Callable:
 @functools.lru_cache(maxsize=8)  # resuming or repeating within a process compiles once
 def _compiled(optim: Optim, steps: int, trainable: Trainable, *, mesh: Mesh, **static: Any) -> Callable:
     def loss(params: Params, micro: Any, rotation: Any) -> tuple[jax.Array, jax.Array]:
-        return batch_loss(trainable.ready(params, micro), micro, rotation, mesh=mesh, **static)
+        batch = {name: micro[name] for name in Batch._fields}
+        return batch_loss(trainable.ready(params, micro), batch, rotation, mesh=mesh, **static)
 
     return make_step(loss, optim.build(steps), lambda tree: shardings(mesh.shard(tree)))
-
-
-class _Measured:
-    """Metrics of steps, read one step late so that the device never waits for the host."""
-
-    def __init__(self, experiment: Experiment, start: int, report: Callable[[dict[str, Any]], None]) -> None:
-        self._train, self._report = experiment.train, report
-        self._learning_rate = experiment.optim.learning_rates(self._train.steps)
-        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
-        self._clock, self._counted = time.perf_counter(), start
-
-    def put(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of the step just started, read those of the one before."""
-        before, self._waiting = self._waiting, (step, metrics)
-        self._read(before)
-
-    def flush(self) -> None:
-        """Read what is waiting. Raises NotFinite if that step was not."""
-        before, self._waiting = self._waiting, None
-        self._read(before)
-
-    def _read(self, waiting: tuple[int, dict[str, jax.Array]] | None) -> None:
-        if waiting is None:
-            return
-        step, values = waiting[0], {name: float(value) for name, value in waiting[1].items()}
-        if not all(map(math.isfinite, values.values())):
-            raise NotFinite(f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}")
-        row = {"step": step, **values}
-        if step % self._train.log_every == 0 or step in (1, self._train.steps):
-            now, tokens = time.perf_counter(), self._train.accumulate * self._train.batch_size * self._train.seq_len
-            row["learning_rate"] = float(np.asarray(self._learning_rate(step - 1)))
-            row["tokens_per_second"] = (step - self._counted) * tokens / (now - self._clock)
-            self._clock, self._counted = now, step
-        self._report(row)
 
 
 def train(
@@ -150,6 +115,7 @@ def train(
     mesh.check_rows(B, what="train.batch_size")
     if progress and (line := mesh.idle()):
         print(line, file=sys.stderr)
+    own = {a * B + row for a in range(A) for row in mesh.own_rows(B)}
     step_fn = compiled_step(experiment, config)
     shapes = state_shapes(experiment, config)
     fresh, frozen = parts(experiment, base, shapes[2])
@@ -159,7 +125,8 @@ def train(
         return scaling.rope(config.rope_base(), seq_len).rotation()
 
     def batch(step: int) -> Batch:
-        return make_batch(rows, experiment.positions, seed=experiment.seed, step=step, batch_size=A * B, seq_len=T)
+        return make_batch(rows, experiment.positions, seed=experiment.seed, step=step, batch_size=A * B, seq_len=T,
+                          own=own)  # fmt: skip
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
@@ -169,10 +136,10 @@ def train(
             facts["base"] = checksum(frozen)  # what the checkpoints leave out
         run.record({**facts, **where}, fixed=tuple(facts.keys() - {"seed"}))
         run.write_base(config, scaling, base.tokenizer.files)
-        saved = stack.enter_context(Checkpoints(run.checkpoints))
+        saved = stack.enter_context(Checkpoints(run.checkpoints, keep=settings.keep, best=settings.keep_best))
         start, params, opt_state = start_state(experiment, fresh, shapes, saved)
         run.rewind(start)
-        asked = stack.enter_context(_signals())
+        agenda = Agenda(settings, stack.enter_context(signals()), stop)
         bar = stack.enter_context(TrainProgress(experiment.name, start, settings.steps, enabled=progress))
 
         def report(row: dict[str, Any]) -> None:
@@ -181,19 +148,20 @@ def train(
                 for sink in sinks:
                     sink.log(row)
 
-        measured, done = _Measured(experiment, start, report), start
+        measured, done = Measured(experiment, start, report), start
         try:
             for step, host in stack.enter_context(contextlib.closing(prefetch(batch, start, settings.steps))):
                 stacked = {name: mesh.rows(x.reshape(A, B, T), dim=1) for name, x in host._asdict().items()}
                 stacked |= experiment.trainable.noise(experiment.seed, step, A)
                 seq_len = int(np.max(host.positions)) + 1 if scaling.depends_on_length else T
+                agenda.ask()
                 params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len), frozen)
                 done = step + 1
                 measured.put(done, metrics)
-                stopping = bool(asked) or (stop is not None and stop.is_set())
-                if stopping or done % settings.checkpoint_every == 0 or done == settings.steps:
+                save, stopping = agenda.after(done)
+                if save:
                     measured.flush()  # a state is saved only when the step that made it was finite
-                    saved.save(done, params, opt_state)
+                    saved.save(done, params, opt_state, loss=measured.mean_loss())
                 if stopping:
                     break
         except NotFinite as error:
@@ -202,35 +170,13 @@ def train(
             advice = "lower optim.learning_rate or optim.clip_norm, or look at the data of that step"
             raise NotFinite(f"{run.path}, {error}; {kept}; {advice}") from None
         saved.wait()
+        code = agenda.exit_code()
     if done < settings.steps:
         print(f"stopped after step {done} of {settings.steps}, saved; resume with: {_command()}", file=sys.stderr)
-    if asked:
-        raise SystemExit(0 if asked[0] == signal.SIGTERM else 130)
+    if code is not None:
+        raise SystemExit(code)
     return params
 
 
 def _command() -> str:
     return shlex.join(["ctxext" if sys.argv[0].endswith(("ctxext", "__main__.py")) else sys.argv[0], *sys.argv[1:]])
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The first SIGTERM or Ctrl-C is noted in the list, a second one acts as usual."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _: Any) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
-        os.write(2, b"\nstopping after this step; once more stops at once\n")  # print is not safe in a handler
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxext.attention import Attention, Band, Causal, blocked, dense, over_sequence
-from ctxext.attention.blocked import block_size, visible_pairs
+from ctxext.attention.blocked import block_size
+from ctxext.attention.tiles import visible_pairs
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.rope import RopeBase, Unscaled

@@ -1,5 +1,9 @@
 """A checkpoint is what it was, to the last bit, or it is refused."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 
 from ctxext.checkpoint import Checkpoints, latest_step, load_params
 from ctxext.optim import Optim
+from ctxext.seal import damage, facts, seal
 
 
 def state(seed: int):
@@ -74,18 +79,96 @@ def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
+def files(checkpoint):
+    return sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+
+
+def damaged(good, kind, rng):
+    """The bytes with a random one of their bits flipped, or cut off at a random place."""
+    data = bytearray(good)
+    if kind == "truncated":
+        return bytes(data[: rng.integers(len(data))])
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys, kind):
+    with Checkpoints(tmp_path) as saved:
+        saved.save(10, *state(10))
+        saved.save(20, *state(20))
+    names, rng = files(tmp_path / "20"), np.random.default_rng(len(kind))
+    assert len(names) > 10 and {Path("sha256.json"), Path("_CHECKPOINT_METADATA")} < set(names)
+    for name in names:
+        file = tmp_path / "20" / name
+        good = file.read_bytes()
+        file.write_bytes(damaged(good, kind, rng))
+        if name.parts[0] != "opt_state":  # a reader of the parameters does not look at the rest
+            with pytest.raises(ValueError, match=rf"20 is damaged \({name} is not what was written\)") as caught:
+                load_params(tmp_path)
+            assert "\n" not in str(caught.value)
+        with Checkpoints(tmp_path) as saved:
+            step, *restored = saved.restore(*shapes(state(0)))
+        assert step == 10 and equal(tuple(restored), state(10))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"20 is damaged ({name} is not what was written): renamed to 20.damaged" in line
+        (tmp_path / "20.damaged").rename(tmp_path / "20")
+        file.write_bytes(good)
+    (tmp_path / "20" / names[-2]).unlink()
+    with Checkpoints(tmp_path) as saved:
+        assert saved.restore(*shapes(state(0)))[0] == 10
+        saved.save(20, *state(21))
+    with Checkpoints(tmp_path) as saved:
+        step, *restored = saved.restore(*shapes(state(0)))
+    assert step == 20 and equal(tuple(restored), state(21)) and (tmp_path / "20.damaged").is_dir()
+
+
+def test_every_bit_of_the_digests_matters(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    seal(tmp_path, loss=1.5)
+    good = (tmp_path / "sha256.json").read_bytes()
+    assert damage(tmp_path) is None and facts(tmp_path) == {"loss": 1.5}
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "sha256.json").write_bytes(bad)
+        assert damage(tmp_path) == "sha256.json is not what was written", bit
+
+
+def test_a_checkpoint_of_an_older_version_is_sealed_when_the_run_goes_on(tmp_path):
     with Checkpoints(tmp_path) as saved:
         saved.save(3, *state(1))
-    largest = max((tmp_path / "3" / "params").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
-    if damage == "truncated":
-        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    else:
-        largest.unlink()
-    with pytest.raises(ValueError, match="3 cannot be read .*: remove that directory") as caught:
-        load_params(tmp_path)
-    assert "\n" not in str(caught.value)
+    (tmp_path / "3" / "sha256.json").unlink()
+    assert equal(load_params(tmp_path)[0], state(1)[0])
+    with Checkpoints(tmp_path) as saved:
+        assert saved.restore(*shapes(state(0)))[0] == 3
+    assert damage(tmp_path / "3") is None
+
+
+def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
+    for losses in ({10: 3.0, 20: 1.0, 30: 2.0}, {40: 1.5, 50: 1.7}):
+        with Checkpoints(tmp_path, keep=1, best=True) as saved:
+            for step, loss in losses.items():
+                saved.save(step, *state(step), loss=loss)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "50"]
+    assert latest_step(tmp_path) == 50 and facts(tmp_path / "20") == {"loss": 1.0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(OSError, match=r"cannot be written under .* \(no space left\); .* complete"):
+            with Checkpoints(disk / "c") as saved:
+                for step in range(10, 100, 10):
+                    saved.save(step, *state(step))
+        last = latest_step(disk / "c")
+        assert 10 <= last < 90 and equal(load_params(disk / "c")[0], state(last)[0])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_another_model_is_refused(tmp_path):

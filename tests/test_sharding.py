@@ -27,7 +27,18 @@ from ctxext.sharding import Mesh, shardings, spec
 from ctxext.train import compiled_step, train
 from ctxext.trainable import LINEARS, LastLayers, LoRA
 
-MESHES = [Mesh(data=2), Mesh(fsdp=4), Mesh(tensor=2), Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=-1)]
+MESHES = [
+    Mesh(data=2),
+    Mesh(fsdp=4),
+    Mesh(tensor=2),
+    Mesh(data=2, fsdp=2, tensor=2),
+    Mesh(fsdp=-1),
+    Mesh(seq=2),
+    Mesh(fsdp=2, seq=2),
+    Mesh(seq=2, tensor=2),
+    Mesh(seq=8),
+    Mesh(fsdp=2, seq=2, tensor=2),
+]
 
 
 class Losses:
@@ -198,9 +209,9 @@ def test_eight_devices_hold_an_eighth_of_a_real_model(name):
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole():
-    sizes = {"data": 1, "fsdp": 4, "tensor": 2}
-    assert spec("embed_tokens.embedding", (32001, 4096), sizes) == jax.sharding.PartitionSpec(None, "fsdp")
-    assert spec("0.mu.lm_head.kernel", (4096, 32000), sizes) == jax.sharding.PartitionSpec("fsdp", "tensor")
+    sizes = {"data": 1, "fsdp": 4, "seq": 1, "tensor": 2}
+    assert spec("embed_tokens.embedding", (32001, 4096), sizes) == jax.sharding.PartitionSpec(None, ("fsdp", "seq"))
+    assert spec("0.mu.lm_head.kernel", (4096, 32000), sizes) == jax.sharding.PartitionSpec(("fsdp", "seq"), "tensor")
     assert spec("norm.weight", (4096,), sizes) == jax.sharding.PartitionSpec()
 
 
@@ -211,7 +222,7 @@ def test_a_vocabulary_that_does_not_divide_stays_whole():
         (lambda: Mesh(data=-1, fsdp=-1), "one may be -1"),
         (lambda: Mesh(fsdp=9).build(), "needs 9 devices, this machine has 8"),
         (lambda: Mesh(data=16, fsdp=-1).build(), "needs 16 devices, this machine has 8"),
-        (lambda: Mesh.parse(["fdsp=4"]), "fdsp=4: give AXIS=DEVICES with AXIS one of data, fsdp, tensor"),
+        (lambda: Mesh.parse(["fdsp=4"]), "fdsp=4: give AXIS=DEVICES with AXIS one of data, fsdp, seq, tensor"),
         (lambda: Mesh.parse(["fsdp=four"]), "fsdp=four: give AXIS=DEVICES"),
         (lambda: Mesh(fsdp=4).check_rows(6, what="train.batch_size"), "train.batch_size 6 .* multiple of 4"),
     ],
@@ -227,7 +238,7 @@ def test_idle_devices_are_named():
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(Mesh(data=2, fsdp=-1).build().shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(Mesh(data=2, fsdp=-1).build().shape) == {"data": 2, "fsdp": 4, "seq": 1, "tensor": 1}
 
 
 def test_parameters_of_a_model_by_hand_may_be_spread(alone):

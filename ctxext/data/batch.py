@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,17 +22,24 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    rows: Rows, positions: Positions, *, seed: int, step: int, batch_size: int, seq_len: int, first_row: int = 0
-) -> Batch:
-    """Rows `first_row` .. `first_row + batch_size` of training step `step`; row i depends on (seed, step, i) only."""
-    made = []
-    for index in range(first_row, first_row + batch_size):
+    rows: Rows, positions: Positions, *, seed: int, step: int, batch_size: int, seq_len: int, first_row: int = 0,
+    own: Collection[int] | None = None,
+) -> Batch:  # fmt: skip
+    """Rows `first_row` .. `first_row + batch_size` of training step `step`; row i depends on (seed, step, i) only.
+
+    own: the rows that are wanted here, None for all; of the others only the positions are made, the rest is zero.
+    """
+    shape = (batch_size, seq_len)
+    batch = Batch(*(np.zeros(shape, np.float32 if name == "weights" else np.int32) for name in Batch._fields))
+    for place, index in enumerate(range(first_row, first_row + batch_size)):
         # Two generators, so that the text does not change with the positions.
-        text, place = (np.random.default_rng([seed, step, index, stream]) for stream in (0, 1))
-        row = rows.row(text, seq_len)
-        where = positions.sample(place, (1, seq_len))[0]
-        made.append(Batch(row.tokens, row.targets, row.weights, where, row.segment_ids))
-    return Batch(*(np.stack(field) for field in zip(*made, strict=True)))
+        text, where = (np.random.default_rng([seed, step, index, stream]) for stream in (0, 1))
+        batch.positions[place] = positions.sample(where, (1, seq_len))[0]
+        if own is None or index in own:
+            row = rows.row(text, seq_len)
+            for name, value in row._asdict().items():
+                getattr(batch, name)[place] = value
+    return batch
 
 
 def prefetch(

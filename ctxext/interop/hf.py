@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ctxext import distributed
 from ctxext.config import LlamaConfig
-from ctxext.files import atomic_directory, read_json, write_bytes, write_json, write_text
+from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
 from ctxext.interop.card import model_card
 from ctxext.interop.ropespec import lower_hf, raise_hf
 from ctxext.interop.tensors import numpy_dtype, write_tensors
@@ -101,6 +102,11 @@ def save(
     tensors = entries(config, params)
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": settings["eos_token_id"], "do_sample": True,
                   "temperature": 0.6, "top_p": 0.9}  # fmt: skip
+    check_free(directory)
+    if not distributed.first():  # the first process writes what all of them hold
+        for entry in tensors.values():
+            entry.read()
+        return distributed.wait()
     with atomic_directory(directory) as out:
         write_json(out / "config.json", settings)
         write_json(out / "generation_config.json", generation)
@@ -108,3 +114,4 @@ def save(
             write_bytes(out / name, data)
         write_text(out / "README.md", model_card(settings, config, card or {}))
         write_tensors(out, tensors, dtype, max_shard_size=max_shard_size)
+    distributed.wait()

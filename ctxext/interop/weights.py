@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ctxext.config import LlamaConfig
+from ctxext.distributed import gather
 from ctxext.interop.tensors import DTYPES, Entry, Index, cast, numpy_dtype, open_tensors
 from ctxext.model import Params, param_shapes
 
@@ -33,7 +34,7 @@ class Slot(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
     def get(self) -> np.ndarray:
-        value = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
+        value = gather(self.leaf if self.layer is None else self.leaf[self.layer])
         return value.T if self.transposed else value
 
     def read(self, entry: Entry, index: Index) -> np.ndarray:

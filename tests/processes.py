@@ -1,0 +1,131 @@
+"""The command line in several processes on this machine, and what a worker process checks when run as a script."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WAIT = 400
+
+
+def start(arguments: list, cache: Path, *, processes: int = 2, devices: int = 4, script: str = "") -> list:
+    """`ctxext ARGUMENTS` (or a script) in `processes` processes that share `devices` simulated devices."""
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "WANDB_MODE": "disabled",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+    }  # fmt: skip
+    command = [sys.executable, *([script] if script else ["-m", "ctxext"]), *map(str, arguments)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    where = [
+        ["--coordinator", address, "--num-processes", str(processes), "--process-id", str(i)] for i in range(processes)
+    ]
+    pipes = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, *(flags if processes > 1 else [])], **pipes) for flags in where]
+
+
+def finish(started: list) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each."""
+    try:
+        texts = [process.communicate(timeout=WAIT) for process in started]
+        return [(process.returncode, *text) for process, text in zip(started, texts, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def until(condition: Callable[[], bool], started: list) -> None:
+    """Return when the condition holds; fails if a process ends before."""
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end and all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.01)
+
+
+def _worker(base: Path, flags: list[str]) -> dict:
+    """What this process reads of a checkpoint, which rows it holds, and what a model over all processes answers."""
+    from ctxext import distributed
+
+    distributed.start(flags[1], int(flags[3]), int(flags[5]))
+    import jax
+    import numpy as np
+
+    from ctxext import door
+    from ctxext.config import SHAPES
+    from ctxext.interop import weights
+    from ctxext.interop.tensors import Entry
+    from ctxext.model import param_shapes
+    from ctxext.sharding import Mesh
+
+    mesh = Mesh(fsdp=2, tensor=2)
+    counts: dict[str, int] = {}
+
+    def counted(name: str, entry: Entry) -> Entry:
+        def read(*index):
+            part = entry.read(*index)
+            counts[name] = counts.get(name, 0) + part.size
+            return part
+
+        return entry._replace(read=read)
+
+    opened = weights.open_tensors
+
+    class Counting:
+        def __init__(self, directory):
+            self.inner = opened(directory)
+
+        def __enter__(self):
+            return {name: counted(name, entry) for name, entry in self.inner.__enter__().items()}
+
+        def __exit__(self, *error):
+            return self.inner.__exit__(*error)
+
+    weights.open_tensors = Counting
+    lm = door.load(base, mesh=mesh)
+    tiny = {name: count / np.prod(slot.shape) for name, slot in weights.slots(param_shapes(lm.config)).items()
+            for count in [counts[name]]}  # fmt: skip
+
+    # 70B by its real shapes: a stand-in gives zeros of the size it is asked for; one layer of every stack is read.
+    counts.clear()
+    config = SHAPES["llama2-70b"]
+    slots = weights.slots(param_shapes(config))
+
+    class StandIn(Counting):
+        def __init__(self, directory): ...
+        def __exit__(self, *error): ...
+        def __enter__(self):
+            def zeros(index):
+                return np.broadcast_to(np.float16(0), [part.stop - part.start for part in index])
+
+            return {name: counted(name, Entry(slot.shape, "float16", zeros)) for name, slot in slots.items()}
+
+    def one_layer(leaf, read):
+        parts = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        for index in {str(part): part for part in parts}.values():
+            read((slice(0, 1), *index[1:]) if leaf.shape[0] == config.num_hidden_layers else index)
+
+    weights.open_tensors = StandIn
+    weights.cast = lambda array, *_: array
+    weights.load_params(base, config, "float16", shapes=mesh.shard(param_shapes(config)), make=one_layer)
+    large = {name: count / np.prod(slots[name].shape) for name, count in counts.items()}
+    tokens = np.arange(3 * 20).reshape(3, 20)
+    return {
+        "rows": mesh.own_rows(8), "tiny": tiny, "large": large, "devices": jax.device_count(),
+        "largest": int(distributed.largest(distributed.index() + 5)),
+        "once": distributed.once(lambda: {"from": distributed.index(), "text": "ä" * 300}),
+        "logits": np.asarray(lm.logits(tokens), np.float64).sum(-1).tolist(), "loss": lm.loss(tokens).tolist(),
+        "generate": lm.generate(list(tokens), max_new_tokens=5).tolist(),
+        "sampled": lm.generate(list(tokens), max_new_tokens=5, temperature=1.0, seed=3).tolist(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    result = _worker(Path(sys.argv[1]), sys.argv[3:])
+    Path(f"{sys.argv[2]}.{sys.argv[-1]}").write_text(json.dumps(result))

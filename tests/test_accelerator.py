@@ -1,0 +1,114 @@
+"""Kernels that vendors wrote: splash interpreted on the CPU against `dense`, and refusals with their reasons."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext.attention import Band, Causal, choose, dense
+from ctxext.attention.accelerator import refusal, splash
+from ctxext.attention.pieces import Mask
+from ctxext.methods import SelfExtend
+from ctxext.methods.lm_infinite import First
+from ctxext.rope import RopeBase, Unscaled
+from ctxext.sharding import Mesh, attend_over
+
+
+@pytest.mark.parametrize(
+    ("mask", "T", "packed", "mesh"),
+    [
+        (Band(), 256, True, None),
+        (Band(0, 100), 384, False, None),
+        (Band(), 128, True, Mesh(fsdp=2, tensor=2)),
+    ],
+)
+def test_splash_equals_dense_in_values_and_gradients(mask: Mask, T: int, packed: bool, mesh: Mesh | None):
+    B, N, K, H = 2, 4, 2, 16
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (N, K, K, N))
+    ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, T))), jnp.int32) if packed else None
+    index, place = jnp.arange(T)[None], mesh and mesh.activations((B, T, K, H))
+
+    def by_splash(q, k, v):
+        return splash(q, k, v, mask, segment_ids=ids, sharding=place, interpret=True)
+
+    def by_dense(q, k, v):
+        return dense([q], [k], v, [mask], query_index=index, key_index=index, query_segments=ids, key_segments=ids)
+
+    def both(kernel):
+        def total(q, k, v):
+            out = kernel(q, k, v)
+            return (out * weight).sum(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, gradients
+
+    for actual, expected in zip(jax.tree.leaves(both(by_splash)), jax.tree.leaves(both(by_dense)), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+
+
+PLAIN = {"seq_len": 8192, "dtype": "bfloat16", "packed": False}
+TWO = [piece.mask for piece in SelfExtend(4, 512).pieces()]
+ONE = [piece.mask for piece in Causal().pieces()]
+
+
+@pytest.mark.parametrize(
+    ("platform", "masks", "changes", "expected"),
+    [
+        ("cpu", ONE, {}, "blocked"),
+        ("tpu", ONE, {}, "splash"),
+        ("tpu", ONE, {"packed": True, "dtype": "float32"}, "splash"),
+        ("tpu", TWO, {}, "blocked"),
+        ("tpu", ONE, {"seq_len": 8200}, "blocked"),
+        ("gpu", ONE, {}, "cudnn"),
+        ("gpu", [Band(0, 1024)], {}, "cudnn"),
+        ("gpu", ONE, {"packed": True}, "blocked"),
+        ("gpu", ONE, {"dtype": "float32"}, "blocked"),
+        ("gpu", TWO, {}, "blocked"),
+    ],
+)
+def test_auto_takes_the_vendor_s_kernel_where_it_is_exact(platform, masks, changes, expected):
+    assert choose("auto", masks, platform=platform, **{**PLAIN, **changes}) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform", "masks", "changes", "reason"),
+    [
+        ("splash", "gpu", ONE, {}, "it is no kernel for gpu"),
+        ("splash", "tpu", TWO, {}, "it does one piece, this method has 2"),
+        ("splash", "tpu", ONE, {"seq_len": 8200}, "a multiple of 128 tokens, not 8200"),
+        ("cudnn", "gpu", [First(4, 0)], {}, "causal bands from distance 0"),
+        ("cudnn", "gpu", ONE, {"dtype": "float32"}, "it computes in bfloat16, not float32"),
+        ("cudnn", "gpu", ONE, {"packed": True}, "it knows no segments"),
+    ],
+)
+def test_an_explicit_kernel_that_cannot_do_it_is_refused_with_the_reason(kernel, platform, masks, changes, reason):
+    facts = {"platform": platform, **PLAIN, **changes}
+    assert reason in refusal(kernel, masks, **facts)
+    with pytest.raises(ValueError, match=f"kernel '{kernel}' cannot be used: .*{reason}.*; choose blocked, or auto"):
+        choose(kernel, masks, **facts)
+
+
+def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
+    """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_LOG_DIR": "disabled"}  # fmt: skip
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    rotation = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation()
+    for mesh, found in (Mesh(fsdp=4).on(devices), "tpu_custom_call"), (Mesh(seq=4).on(devices), "collective-permute"):
+        shape = (4, 512, 2, 128)
+
+        def loss(x, mesh=mesh):
+            positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(512)[None], (4, 512)))
+            return (
+                attend_over(mesh, Causal(), "auto", rotation, positions)(x, x, x, None, 0)[0].astype(jnp.float32).sum()
+            )
+
+        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.activations(shape))
+        compiled = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("tpu",)).compile()
+        assert found in compiled.as_text()
