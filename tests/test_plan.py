@@ -39,7 +39,7 @@ PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
 
 def step(model: str, seq_len: int, mesh: Mesh, trainable: Trainable = FULL, **train) -> tuple[Experiment, Job]:
     """The recipe's step on another model, length and mesh: bfloat16, full remat, one row a device."""
-    experiment, devices = load_experiment(RECIPE), math.prod(dataclasses.asdict(mesh).values())
+    experiment, devices = load_experiment(RECIPE), math.prod(mesh.sizes.values())
     settings = {"seq_len": seq_len, "batch_size": mesh.data * mesh.fsdp, "accumulate": 1, **train}
     experiment = dataclasses.replace(
         experiment, mesh=mesh, model=SHAPES[f"llama2-{model}"], trainable=trainable,
@@ -56,6 +56,7 @@ def step(model: str, seq_len: int, mesh: Mesh, trainable: Trainable = FULL, **tr
         ("7b", 8192, Mesh(fsdp=16), {}, 11.04),
         ("7b", 32768, Mesh(fsdp=16), {}, 21.60),
         ("13b", 32768, Mesh(fsdp=16), {}, 34.64),
+        ("7b", 32768, Mesh(fsdp=4, seq=4), {}, 11.05),
         ("7b", 8192, Mesh(), {"trainable": LoRA(rank=8)}, 15.90),
     ],
 )

@@ -14,8 +14,6 @@ from ctxext.experiment import Experiment
 from ctxext.model import Params
 from ctxext.sharding import Mesh, spec
 
-AXES = ("data", "fsdp", "seq", "tensor")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trees:
@@ -110,7 +108,7 @@ def count(tree: Any) -> int:
 
 def axes(mesh: Mesh, devices: int) -> dict[str, int]:
     """Devices along every axis, -1 resolved. Raises ValueError unless they are `devices` together."""
-    sizes = dict.fromkeys(AXES, 1) | dataclasses.asdict(mesh)
+    sizes = mesh.sizes
     given = math.prod(size for size in sizes.values() if size > 0)
     if -1 in sizes.values() and devices % given == 0:
         sizes = {name: devices // given if size == -1 else size for name, size in sizes.items()}

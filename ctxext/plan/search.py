@@ -38,7 +38,7 @@ class Candidate:
     def flags(self) -> str:
         """The options of `ctxext train` that make the experiment this one."""
         train = self.experiment.train
-        mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in dataclasses.asdict(self.experiment.mesh).items())
+        mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in self.experiment.mesh.sizes.items())
         method = "" if self.own else f"--method {self.trains} "
         batch = f"--train.batch-size {train.batch_size} --train.seq-len {self.seq_len}"
         return f"{method}{mesh} {batch} --train.remat {train.remat}"
@@ -61,7 +61,7 @@ def candidates(experiment: Experiment, config: LlamaConfig, devices: int) -> Ite
 
 def meshes(config: LlamaConfig, devices: int) -> list[Mesh]:
     """Meshes of all devices without copies: `data` 1, `tensor` a divisor of the key-value heads up to 8."""
-    cuts = [field.name for field in dataclasses.fields(Mesh) if field.name not in ("data", "fsdp")]
+    cuts = [axis for axis in Mesh().sizes if axis not in ("data", "fsdp")]
     found = [Mesh(fsdp=devices)]
     for axis in cuts:
         most = math.gcd(8, config.num_key_value_heads) if axis == "tensor" else devices

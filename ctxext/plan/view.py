@@ -44,7 +44,7 @@ class Plan:
         if accelerator is None:
             if compiled or searched:
                 raise ValueError("--compile and --search need --topology, such as v5p:2x2x4 or h100:8")
-            sizes = dataclasses.asdict(experiment.mesh).values()
+            sizes = experiment.mesh.sizes.values()
             if -1 in sizes:
                 raise ValueError(f"mesh {experiment.mesh.text} takes all devices there are; say which with --topology")
             devices = math.prod(sizes)
