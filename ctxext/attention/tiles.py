@@ -102,10 +102,12 @@ def _fold(step: Callable, state: Any, work: Work) -> Any:
     for tile, (pairs, count) in work:
         if pairs.shape[0]:
 
-            def body(n: Array, state: Any, tile: Tile = tile, pairs: Array = pairs) -> Any:
-                return step(state, tile, pairs[n, 0], pairs[n, 1])
+            def body(carry: tuple, tile: Tile = tile, pairs: Array = pairs) -> tuple:
+                n, state = carry
+                return n + 1, step(state, tile, pairs[n, 0], pairs[n, 1])
 
-            state = jax.lax.fori_loop(0, count, body, state)
+            # Not a scan: of that, rematerialisation keeps what depends on no parameter, the masks of all pairs.
+            state = jax.lax.while_loop(lambda carry, count=count: carry[0] < count, body, (0, state))[1]
     return state
 
 
