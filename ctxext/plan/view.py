@@ -114,7 +114,7 @@ class Plan:
         if self.accelerator:
             lines.append(f"usable memory: {self.accelerator.source}")
         if self.verdict and not self.verdict.precise:
-            lines.append("the compiler was asked at its quickest, so 4 % are kept free; --precise asks as a run does")
+            lines.append("the compiler was asked at its quickest, so 12 % are kept free; --precise asks as a run does")
         return "\n".join(lines)
 
     def _operations(self) -> list[str]:
