@@ -1,0 +1,118 @@
+"""What the command line takes: every command with its options, as one list to read. Nothing heavy is imported."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong option, as for any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"ctxext: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its own options; what a command does not know is left to overrides and method fields."""
+    root = Parser("ctxext", description="Stretch the context window of Llama models, and know "
+                                   "whether it worked.", allow_abbrev=False)  # fmt: skip
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, *, json_too: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=name)
+        if json_too:
+            sub.add_argument("--json", action="store_true", help="print data instead of text")
+        return sub
+
+    def process_options(sub: argparse.ArgumentParser) -> None:
+        many = sub.add_argument_group("many processes", "found by themselves under Slurm, Open MPI, Kubernetes and on "
+                                      "Cloud TPU; run the same command in each of them")  # fmt: skip
+        many.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0")
+        many.add_argument("--num-processes", type=int, metavar="N", help="1: alone, whatever the environment says")
+        many.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1; 0 writes and prints")
+
+    def run_options(sub: argparse.ArgumentParser) -> None:
+        process_options(sub)
+        sub.add_argument("--run-dir", type=Path, help="default: runs/<name>-<hash of the configuration>")
+        sub.add_argument("--dry-run", action="store_true", help="shapes, parameters, steps; allocates nothing")
+        sub.add_argument("--print-config", action="store_true", help="the resolved experiment as JSON")
+        sub.add_argument("--no-wandb", action="store_true", help="no wandb (otherwise online if configured)")
+        sub.epilog = "Any leaf of the experiment can be overridden: --train.steps 400 --rope.factor=8 --data.path DIR"
+
+    def method_options(sub: argparse.ArgumentParser) -> None:
+        process_options(sub)
+        sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
+        sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
+        sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
+        sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
+        sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
+        sub.add_argument(
+            "--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 seq=2"
+        )
+        sub.epilog = "Fields of the methods are options too: --method yarn --factor 4 --beta-fast 16"
+
+    run_options(command("demo", "the main job on the bundled base, in minutes"))
+    for name, text in (("run", "train -> eval -> export -> prove -> report"),
+                       ("train", "train only; resumes by itself if the run exists")):  # fmt: skip
+        sub = command(name, text)
+        sub.add_argument("experiment", metavar="EXPERIMENT.py")
+        sub.add_argument("--init", metavar="DIR", help="base checkpoint: HF or run directory, or a hub name")
+        sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
+        run_options(sub)
+    sub = command("plan", "does it fit: memory, operations, the longest context; nothing is allocated")
+    sub.add_argument("experiment", metavar="EXPERIMENT.py")
+    sub.add_argument("--init", metavar="DIR", help="base checkpoint whose shape to plan for; weights are not read")
+    sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
+    sub.add_argument("--topology", metavar="NAME", help="v4|v5e|v5p|v6e:CHIPS, h100:8, ...; default: all accelerators")
+    sub.add_argument("--search", action="store_true", help="the longest context that fits, over mesh and remat")
+    sub.add_argument("--compile", action="store_true", help="ask the TPU compiler, without a TPU: extra [plan]")
+    sub.add_argument("--precise", action="store_true", help="with --compile: at the effort of a real run, minutes")
+    sub.epilog = "Any leaf of the experiment can be overridden: --mesh.fsdp 16 --train.seq-len 32768"
+    sub = command("eval", "evaluate a run or an HF directory, with any method")
+    sub.add_argument("source", metavar="RUN|HF_DIR")
+    method_options(sub)
+    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, kv, ppl, controls")
+    sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1/2, 1, 2 and 4 windows")
+    sub.add_argument("--budget", choices=["small", "full"], default="small")
+    sub.add_argument("--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>")
+    sub = command("export", "write a run or an HF directory for other readers", json_too=False)
+    sub.add_argument("source", metavar="RUN|HF_DIR")
+    method_options(sub)
+    sub.add_argument("--to", choices=["hf", "peft"], default="hf", help="a whole model, or what a LoRA run trained")
+    sub.add_argument("--out", required=True)
+    sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: bfloat16")
+    sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
+    sub = command("prove", "reload an export in independent readers and compare")
+    sub.add_argument("source", metavar="DIR")
+    sub.add_argument("--against", metavar="RUN|HF_DIR", help="compare with this model instead of the export itself")
+    sub = command("import", "check an HF checkpoint and write it as a base directory", json_too=False)
+    sub.add_argument("source", metavar="SRC")
+    sub.add_argument("--out", required=True)
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
+    sub = command("generate", "continue a prompt", json_too=False)
+    sub.add_argument("source", metavar="RUN|HF_DIR")
+    method_options(sub)
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--max-new-tokens", type=int, default=64)
+    sub.add_argument("--temperature", type=float, default=0.0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command("report", "verdict, tables and one HTML page of runs, recomputed from their rows")
+    sub.add_argument("runs", nargs="+", metavar="RUN", type=Path)
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
+    sub.add_argument("--seeds", action="store_true", help="the runs differ in their seed: put their arms together")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per arm")
+    command("methods", "every method: seam, paper, fields")
+    sub = command("rope", "frequencies, attention factor and HF keys of methods")
+    sub.add_argument(
+        "names", metavar="METHOD", nargs="+", help="name or FILE.py:Class; fields go to each that has them"
+    )
+    sub.add_argument("--head-dim", type=int, default=128)
+    sub.add_argument("--theta", type=float, default=10000.0)
+    sub.add_argument("--original", type=int, default=4096, help="the window L of pre-training, tokens")
+    sub.add_argument("--seq-len", type=int, help="the target length, tokens; default: the largest factor x L")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="draw wavelengths against the window")
+    sub.epilog = "Methods first, then their fields: ctxext rope none yarn --factor 2 --beta-fast 16 --plot waves.svg"
+    return root
