@@ -47,9 +47,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
         sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
         sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
-        sub.add_argument(
-            "--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 seq=2"
-        )
+        sub.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 seq=2")
         sub.epilog = "Fields of the methods are options too: --method yarn --factor 4 --beta-fast 16"
 
     run_options(command("demo", "the main job on the bundled base, in minutes"))

@@ -6,8 +6,8 @@ What is held when (full rematerialisation, P parameters cut by fsdp x seq x tens
     forward     the matrices once more in the compute dtype, cast before the layers' loop: 2 P; the input of every
                 layer: 2 L b T D (without rematerialisation: all that a layer saves)
     loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and its gradient
-    backward    gradients 4 P, once more with accumulation; one layer recomputed, at the MLP: `layer_bytes`; that
-                layer's matrices, gathered
+    backward    gradients 4 P, once more with accumulation; one layer recomputed, at its MLP or at its attention,
+                whichever holds more: `mlp_bytes`, `attention_bytes`; that layer's matrices, gathered
 
 The peak is the larger of loss and backward; both contain what comes above them.
 """
@@ -15,7 +15,7 @@ The peak is the larger of loss and backward; both contain what comes above them.
 import dataclasses
 
 from ctxext.config import LlamaConfig
-from ctxext.loss import CHUNK
+from ctxext.loss import CHUNK, MLP_TOKENS
 from ctxext.plan.job import Job, count, layers
 
 
@@ -66,20 +66,35 @@ def memory(job: Job) -> Memory:
         },
         backward=forward | {
             "gradients": trained * (2 if job.accumulate > 1 else 1),
-            "one layer, going backward": max(tokens * layer_bytes(config, job.width, tensor), _dense_bytes(job)),
+            "one layer, going backward": max(mlp_bytes(job), attention_bytes(job), _dense_bytes(job)),
             "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
         },
     )  # fmt: skip
 
 
-def layer_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
-    """Bytes a token of one layer recomputed, when the backward pass is at its MLP; width: of a number, in bytes.
+def mlp_bytes(job: Job) -> int:
+    """Bytes of one layer when the backward pass is at its MLP, which full rematerialisation runs in chunks.
 
-    The inputs of both halves, normed too (4 D), q, k, v and the attention's output (2 N H + 2 K H), gate, up and their
-    product (3 F) with the gradients of these (3 F), the output's gradient (D), and a norm in float32 (D).
+    The inputs of both halves, normed too (4 D), q, k, v and the attention's output (2 N H + 2 K H), the output's
+    gradient (D), and a norm in float32 (D) of every token; gate, up and their product with the gradients of these (6 F)
+    of a chunk's.
     """
+    config, tensor = job.config, job.sizes["tensor"]
     D, F = config.hidden_size, config.intermediate_size
-    return width * (5 * D + (_heads(config) + 6 * F) // tensor) + 4 * D
+    chunk = min(job.tokens, MLP_TOKENS) if job.remat == "full" else job.tokens
+    return job.tokens * (job.width * (5 * D + _heads(config) // tensor) + 4 * D) + chunk * job.width * 6 * F // tensor
+
+
+def attention_bytes(job: Job) -> int:
+    """Bytes of one layer when the backward pass is at its attention.
+
+    Inputs, normed too, and gradients of both (6 D), a norm in float32 (D), q, k, v and the output with the gradients of
+    these (4 N H + 4 K H); where devices share a sequence, keys and values under way and their gradients (4 K H) too.
+    """
+    config, tensor = job.config, job.sizes["tensor"]
+    ring = 4 * config.num_key_value_heads * config.head_dim if job.sizes["seq"] > 1 else 0
+    return job.tokens * (job.width * (6 * config.hidden_size + (2 * _heads(config) + ring) // tensor)
+                         + 4 * config.hidden_size)  # fmt: skip
 
 
 def _dense_bytes(job: Job) -> int:
@@ -94,7 +109,7 @@ def _dense_bytes(job: Job) -> int:
 def saved_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
     """Bytes a token that every layer keeps for the backward pass without rematerialisation.
 
-    As in `layer_bytes`, but of the MLP what silu's derivative and the product need (6 F), and two float32 of each norm
+    As in `mlp_bytes`, but of the MLP what silu's derivative and the product need (6 F), and two float32 of each norm
     (4 D).
     """
     D, F = config.hidden_size, config.intermediate_size
