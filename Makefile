@@ -18,6 +18,7 @@ PYTHON312 := $(call first,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/b
 endif
 
 bin := .venv/bin
+pytest := -m pytest -n 2 --dist loadfile
 comma := ,
 constraints := $(wildcard constraints/*.txt)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -40,7 +41,7 @@ demo: .venv/.ready ## extend the bundled model's window, measure it, export it, 
 	@$(bin)/ctxext demo
 
 test: lint ## lint, types, architecture, tests (at most 10 minutes on 2 cores)
-	@$(bin)/python -m pytest $(PYTEST_ARGS)
+	@$(bin)/python $(pytest) $(PYTEST_ARGS)
 
 lint: .venv/.ready-test
 	@$(bin)/ruff check .
@@ -56,7 +57,7 @@ newest:
 	@echo "newest jax: skipped, no python3.12 that runs on the PATH (make check PYTHON312=/path/to/python3.12)"
 else
 newest: .venv312/.ready
-	@.venv312/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv312/bin/python $(pytest) $(PYTEST_ARGS)
 endif
 
 slow: .venv/.ready-test ## the long tests, by hand

@@ -21,7 +21,7 @@ os.environ |= {
 }
 
 # Python 3.12 is the lane of the newest jax, without torch: there, and only there, tests that import it are left out.
-READERS = ("torch", "transformers")
+READERS = ("torch", "transformers", "peft")
 NO_READERS = sys.version_info >= (3, 12) and find_spec("torch") is None
 TOP_LEVEL = re.compile(rf"^(?:import|from) (?:{'|'.join(READERS)})\b", re.MULTILINE)
 tests = Path(__file__).parent.glob("test_*.py")
