@@ -75,6 +75,7 @@ def assert_same(run: Path, alone: Path) -> None:
     assert measured(run) == measured(alone) and len(measured(run)) == STEPS
 
 
+@pytest.mark.check
 def test_killed_and_started_again_two_processes_end_where_one_ends(folder: Path, alone: Path) -> None:
     run = folder / "killed"
     started = processes.start(command(folder, "killed", "train"), folder / "cache")
@@ -95,6 +96,7 @@ def test_killed_and_started_again_two_processes_end_where_one_ends(folder: Path,
     assert "Gloo" not in out
 
 
+@pytest.mark.check
 def test_sigterm_to_one_stops_all_and_one_process_may_go_on(folder: Path, alone: Path) -> None:
     run = folder / "stopped"
     started = processes.start(command(folder, "stopped", "train"), folder / "cache")
