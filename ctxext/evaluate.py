@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctxext import distributed, tasks
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals import Eval, Passkey, Perplexity
+from ctxext.evals import Eval, Perplexity, Retrieval
 from ctxext.evals.base import Model
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
@@ -76,10 +76,10 @@ def standard_evals(
     text = {"num_documents": 8, "num_windows": 1 if small else 4, "target_tokens": min(128, min(lengths) // 2)}
     last: dict[str, Any] = {**retrieval, "seq_lens": (max(lengths),)}
     known: dict[str, Callable[[], tuple[Eval, ...]]] = {
-        "passkey": lambda: (Passkey(**retrieval),),
-        "kv": lambda: (Passkey(**retrieval, task=tasks.KeyValue()),),
+        "passkey": lambda: (Retrieval(**retrieval),),
+        "kv": lambda: (Retrieval(**retrieval, task=tasks.KeyValue()),),
         "ppl": lambda: (Perplexity(lengths, **text, source=source),),
-        "controls": lambda: (Passkey(**last, condition="no-needle"), Passkey(**last, condition="needle-only")),
+        "controls": lambda: (Retrieval(**last, condition="no-needle"), Retrieval(**last, condition="needle-only")),
     }
     for name in names:
         if name not in known:
@@ -150,7 +150,7 @@ def describe(*methods: Any) -> str:
 
 
 def _title(evaluation: Eval) -> str:
-    if not isinstance(evaluation, Passkey):
+    if not isinstance(evaluation, Retrieval):
         return evaluation.name
     return evaluation.task.name + (f", {evaluation.condition}" if evaluation.condition != "needle" else "")
 

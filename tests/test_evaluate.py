@@ -6,7 +6,7 @@ from tiny import config, params
 from toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
 from ctxext.door import load
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
 from ctxext.evaluate import describe, evaluate, evaluate_checkpoint, standard_evals
@@ -19,7 +19,7 @@ from ctxext.tasks import KeyValue
 from ctxext.tokenizer import Tokenizer
 
 TOKENIZER = toy_tokenizer()
-GRID = Passkey(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
+GRID = Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
 PPL = Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=16, source=toy_source())
 PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 
@@ -27,10 +27,10 @@ PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 class Interrupted(EchoPrompt):
     """Stops like a user who presses Ctrl-C when the longer prompts come."""
 
-    def loss(self, tokens):
-        if len(tokens[0]) > 64:
+    def branches(self, prompts, begun, **options):
+        if len(prompts[0]) > 64:
             raise KeyboardInterrupt
-        return super().loss(tokens)
+        return super().branches(prompts, begun, **options)
 
 
 def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
@@ -64,8 +64,9 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
 
 def test_a_model_that_is_not_finite_is_named(tmp_path):
     class Broken(EchoPrompt):
-        def loss(self, tokens):
-            return np.full_like(super().loss(tokens), np.nan)
+        def branches(self, prompts, begun, **options):
+            tokens, nats = super().branches(prompts, begun, **options)
+            return tokens, np.full_like(nats, np.nan)
 
     with pytest.raises(ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"):
         evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "rows.jsonl")
