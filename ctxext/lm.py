@@ -104,6 +104,10 @@ class LM:
         chunks = 2 * self.mesh.build().shape["seq"]
         return -(-bucket(length) // chunks) * chunks
 
+    def padded(self, lengths: Sequence[int]) -> tuple[int, int]:
+        """(rows, tokens): what rows of these lengths are padded to when they go through the model together."""
+        return self._rows(len(lengths)), self._length(max(lengths))
+
     def logits(self, tokens: Any, *, positions: Any = None, segment_ids: Any = None) -> jax.Array:
         """Float32 [B, T, V] for tokens [B, T]; logits[t] predicts token t + 1."""
         tokens = self._checked(tokens)
