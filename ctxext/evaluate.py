@@ -13,6 +13,7 @@ from ctxext import distributed, tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import Eval, Passkey, Perplexity
 from ctxext.evals.base import Model
+from ctxext.evals.perplexities import perplexities
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
 
@@ -63,9 +64,9 @@ def evaluate(
 def standard_evals(
     names: Sequence[str], seq_lens: Sequence[int], budget: Budget, *, source: TextSource = HELDOUT
 ) -> tuple[Eval, ...]:
-    """The evaluations called `names`: "passkey", "kv" (small takes 20 questions per length, full 180), "ppl", and
+    """The evaluations called `names`: "passkey", "kv" (small takes 20 questions per length, full 180), "ppl",
+    "ppl:<estimator>" of papers, "longppl" (key tokens by the model itself) or "longppl:DIR" (by another), and
     "controls": passkeys at the longest length with the needle left out, and with the haystack left out.
-
 
     Raises ValueError for an unknown name.
     """
@@ -79,12 +80,19 @@ def standard_evals(
         "passkey": lambda: (Passkey(**retrieval),),
         "kv": lambda: (Passkey(**retrieval, task=tasks.KeyValue()),),
         "ppl": lambda: (Perplexity(lengths, **text, source=source),),
+        **perplexities(names, lengths, small=small, source=source, load=_load),
         "controls": lambda: (Passkey(**last, condition="no-needle"), Passkey(**last, condition="needle-only")),
     }
     for name in names:
         if name not in known:
             raise ValueError(f"there is no evaluation {name!r}; known: {', '.join(known)}")
     return tuple(evaluation for name in names for evaluation in known[name]())
+
+
+def _load(path: str) -> Model:
+    from ctxext import door  # loads jax
+
+    return door.load(path)
 
 
 def evaluate_checkpoint(
@@ -151,7 +159,7 @@ def describe(*methods: Any) -> str:
 
 def _title(evaluation: Eval) -> str:
     if not isinstance(evaluation, Passkey):
-        return evaluation.name
+        return evaluation.title
     return evaluation.task.name + (f", {evaluation.condition}" if evaluation.condition != "needle" else "")
 
 
