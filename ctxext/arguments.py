@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command("eval", "evaluate a run or an HF directory, with any method")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], help="passkey, kv, ppl, controls")
+    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], metavar="NAME",
+                     help="passkey, kv, controls, ppl, ppl:token, ppl:yarn, ppl:longlora, ppl:truncate, longppl, "
+                          "longppl:DIR (key tokens found by DIR)")  # fmt: skip
     sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1/2, 1, 2 and 4 windows")
     sub.add_argument("--budget", choices=["small", "full"], default="small")
     sub.add_argument("--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>")

@@ -15,6 +15,7 @@ from ctxext import distributed, tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import Eval, Perplexity, Retrieval
 from ctxext.evals.base import Model
+from ctxext.evals.perplexities import perplexities
 from ctxext.evals.timing import Timed
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
@@ -74,7 +75,7 @@ def evaluate(
         for evaluation in evals:
             items, started, timed = evaluation.items(), time.monotonic(), Timed(lm)
             missing = [item for item in part.of(items) if item not in old]
-            task = bar.add_task(f"{_title(evaluation)}, {method_label}", total=len(missing))
+            task = bar.add_task(f"{evaluation.title}, {method_label}", total=len(missing))
             for row in evaluation.rows(timed, missing) if missing else ():
                 old[row["item"]] = {**labels, **row}
                 if sink and distributed.first():
@@ -84,7 +85,7 @@ def evaluate(
                 seconds = time.monotonic() - started
                 outside, padding = timed.shares(seconds)
                 share = f", {outside:.0%} outside the model, {padding:.0%} on padding" if missing else ""
-                print(f"{_title(evaluation)}, {method_label}: {len(missing)} new of {len(items)} rows in "
+                print(f"{evaluation.title}, {method_label}: {len(missing)} new of {len(items)} rows in "
                       f"{seconds:.1f} s{share}", file=sys.stderr, flush=True)  # fmt: skip
     if sink and part != WHOLE:  # the others have been busy too
         old |= {row["item"]: row for row in read_jsonl(sink) if labels.items() <= row.items()}
@@ -97,9 +98,9 @@ def evaluate(
 def standard_evals(
     names: Sequence[str], seq_lens: Sequence[int], budget: Budget, *, source: TextSource = HELDOUT
 ) -> tuple[Eval, ...]:
-    """The evaluations called `names`: "passkey", "kv" (small takes 20 questions per length, full 180), "ppl", and
+    """The evaluations called `names`: "passkey", "kv" (small takes 20 questions per length, full 180), "ppl",
+    "ppl:<estimator>" of papers, "longppl" (key tokens by the model itself) or "longppl:DIR" (by another), and
     "controls": passkeys at the longest length with the needle left out, and with the haystack left out.
-
 
     Raises ValueError for an unknown name.
     """
@@ -113,12 +114,19 @@ def standard_evals(
         "passkey": lambda: (Retrieval(**retrieval),),
         "kv": lambda: (Retrieval(**retrieval, task=tasks.KeyValue()),),
         "ppl": lambda: (Perplexity(lengths, **text, source=source),),
+        **perplexities(names, lengths, small=small, source=source, load=_load),
         "controls": lambda: (Retrieval(**last, condition="no-needle"), Retrieval(**last, condition="needle-only")),
     }
     for name in names:
         if name not in known:
             raise ValueError(f"there is no evaluation {name!r}; known: {', '.join(known)}")
     return tuple(evaluation for name in names for evaluation in known[name]())
+
+
+def _load(path: str) -> Model:
+    from ctxext import door  # loads jax
+
+    return door.load(path)
 
 
 def evaluate_checkpoint(
@@ -182,12 +190,6 @@ def trained_steps(path: Path) -> int:
 def describe(*methods: Any) -> str:
     """What rows call a choice of methods: `methods.label` without the identities "none" and "causal"."""
     return " + ".join(name for name in (label([m]) for m in methods) if name not in ("none", "causal")) or "none"
-
-
-def _title(evaluation: Eval) -> str:
-    if not isinstance(evaluation, Retrieval):
-        return evaluation.name
-    return evaluation.task.name + (f", {evaluation.condition}" if evaluation.condition != "needle" else "")
 
 
 def _append(sink: Path, row: dict[str, Any]) -> None:

@@ -69,6 +69,24 @@ class Tokenizer:
         """Text of token ids; control tokens such as <s> leave no trace."""
         return self._decode([int(i) for i in ids])
 
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text` and the characters [start, end) of each, as tokenizer.json says them.
+
+        Raises ValueError if the ids are not those of `encode` (a literal "</s>", or a model that has no such file).
+        """
+        encoded = self._fast.encode(text, add_special_tokens=False)
+        if encoded.ids != self.encode(text):
+            raise ValueError(f"{MODEL} and {JSON} disagree on the ids of this text, which has {len(text)} characters; "
+                             "is a special token written out in it?")  # fmt: skip
+        return encoded.ids, encoded.offsets
+
+    @functools.cached_property
+    def _fast(self) -> Any:
+        import tokenizers
+
+        made = _json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
+        return tokenizers.Tokenizer.from_str(made.decode())
+
     def check_fits(self, vocab_size: int) -> None:
         """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""
         if self.vocab_size > vocab_size:

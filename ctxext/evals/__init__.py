@@ -1,5 +1,7 @@
 """Evaluations: each yields JSON rows from a language model; tables come from rows."""
 
 from ctxext.evals.base import Eval as Eval
+from ctxext.evals.longppl import LongPPL as LongPPL
 from ctxext.evals.ppl import Perplexity as Perplexity
 from ctxext.evals.retrieval import Retrieval as Retrieval
+from ctxext.evals.rolling import RollingPerplexity as RollingPerplexity

@@ -43,6 +43,11 @@ class Eval(abc.ABC):
 
     name: ClassVar[str]
 
+    @property
+    def title(self) -> str:
+        """What progress calls it."""
+        return self.name
+
     @abc.abstractmethod
     def items(self) -> list[str]:
         """Names of all items, in order. Adding samples, lengths or depths keeps the old names."""
@@ -60,6 +65,26 @@ class Eval(abc.ABC):
 def documents(source: TextSource, tokenizer: Any) -> list[np.ndarray]:
     """The token ids of every document, kept for the next evaluation with the same tokenizer."""
     return source.open(tokenizer).documents()
+
+
+def choose(
+    evaluation: Eval, order: str, *, source: TextSource, tokenizer: Any, count: int, needed: int
+) -> list[tuple[int, np.ndarray]]:
+    """Numbers and ids of the first `count` documents that have `needed` tokens, shuffled by the name `order`.
+
+    Raises ValueError if there are fewer.
+    """
+    texts = documents(source, tokenizer)
+    chosen = [(int(i), texts[i]) for i in item_rng(order).permutation(len(texts)) if len(texts[i]) >= needed]
+    if len(chosen) < count:
+        raise ValueError(f"{evaluation.title}: {len(chosen)} of {len(texts)} documents have the {needed} tokens that "
+                         "the longest length, or min_tokens, needs: lower that or num_documents")  # fmt: skip
+    return chosen[:count]
+
+
+def num_bytes(tokenizer: Any, ids: np.ndarray) -> int:
+    """UTF-8 bytes of the text of token ids."""
+    return len(tokenizer.decode(ids.tolist()).encode())
 
 
 def fingerprint(*parts: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
+from ctxext.evals.base import Eval, Model, batches, choose, fingerprint, item_rng, num_bytes
 from ctxext.tasks.base import beginning
 
 
@@ -55,14 +55,8 @@ class Perplexity(Eval):
 
     def _chosen(self, lm: Model) -> list[tuple[int, np.ndarray]]:
         """Numbers and ids of the chosen documents, in an order that the seed shuffles."""
-        needed = max(self.seq_lens) - len(beginning(lm.tokenizer))
-        texts = documents(self.source, lm.tokenizer)
-        order = item_rng(f"ppl/{self._settings()}").permutation(len(texts))
-        chosen = [(int(i), texts[i]) for i in order if len(texts[i]) >= needed]
-        if len(chosen) < self.num_documents:
-            raise ValueError(f"ppl: {len(chosen)} of {len(texts)} documents have the {needed} tokens that length "
-                             f"{max(self.seq_lens)} needs: lower that or num_documents")  # fmt: skip
-        return chosen[: self.num_documents]
+        return choose(self, f"ppl/{self._settings()}", source=self.source, tokenizer=lm.tokenizer,
+                      count=self.num_documents, needed=max(self.seq_lens) - len(beginning(lm.tokenizer)))  # fmt: skip
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
         chosen, longest, head = self._chosen(lm), max(self.seq_lens), beginning(lm.tokenizer)
@@ -93,21 +87,17 @@ class Perplexity(Eval):
                         "target_sha256": hashlib.sha256(target.astype("<i4").tobytes()).hexdigest(),
                         "nll": float(nats[-self.target_tokens :].sum()),
                         "count": self.target_tokens,
-                        "bytes": _num_bytes(lm, np.append(context, target)) - _num_bytes(lm, context),
-                        **({"by_position": _by_position(nats)} if seq_len == longest else {}),
+                        "bytes": num_bytes(lm.tokenizer, np.append(context, target)) - num_bytes(lm.tokenizer, context),
+                        **({"by_position": by_position(nats)} if seq_len == longest else {}),
                     }
 
 
-def _num_bytes(lm: Model, ids: np.ndarray) -> int:
-    return len(lm.tokenizer.decode(ids.tolist()).encode())
-
-
-def _by_position(nats: np.ndarray) -> dict[str, list[Any]]:
-    """Sums of nats[t], the loss after t + 1 tokens, in bins that double."""
+def by_position(nats: np.ndarray, windows: int = 1) -> dict[str, list[Any]]:
+    """Sums of nats[t], the loss after t + 1 tokens, summed over `windows` windows, in bins that double."""
     seen = np.arange(1, len(nats) + 1)
     bins = np.log2(seen).astype(int)
     return {
         "edges": [2**i for i in range(bins[-1] + 1)] + [len(nats) + 1],
         "nll": np.bincount(bins, nats).tolist(),
-        "count": np.bincount(bins).tolist(),
+        "count": (windows * np.bincount(bins)).tolist(),
     }

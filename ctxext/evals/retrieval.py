@@ -58,6 +58,10 @@ class Retrieval(Eval):
         if self.together and not self.task.asks_many:
             raise ValueError(f"{self.task.name} asks one question about each text: leave `together` out")
 
+    @property
+    def title(self) -> str:
+        return self.task.name + (f", {self.condition}" if self.condition != "needle" else "")
+
     def items(self) -> list[str]:
         """`<task>/<settings>/<length>/<depth>/<i>`, with the condition after the settings if it is a control."""
         return list(self._grid())

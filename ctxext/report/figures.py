@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
 from ctxext.report.look import length_axis, linear_axis, log_axis
-from ctxext.report.rows import Arm, Row, cells, group, perplexity, position, rate, series
+from ctxext.report.rows import Arm, Row, by_estimator, cells, estimator, group, perplexity, position, rate, series
 from ctxext.report.study import TAU, Study
 from ctxext.report.verdict import bounds
 
@@ -104,10 +104,10 @@ def _rate_text(cell: Row) -> str:
 
 
 def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
-    """Perplexity of the same targets with more context; log y."""
-    found = cells(rows, perplexity)
+    """Perplexity by length, rows of one estimator; log y."""
+    found = [cell for cell in cells(rows, perplexity) if cell["count"]]
     lines = _lines(found, arms, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"]))
-    title = "Perplexity of the same tokens with more context"
+    title = estimator(rows[0])[0].upper() + estimator(rows[0])[1:]
     text = f"Lines for {len(lines)} arms, {_banded(lines)}; lower is better."
     y = log_axis("perplexity", _extent(lines))
     svg = line_chart(title, text, lines, length_axis(sorted({c["seq_len"] for c in found})), y, key=key,
@@ -131,7 +131,7 @@ def positions(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) 
         lines.append(Line(label, arm.name, style, at, _band(arm, arms), markers=False))
         table += [[arm.name, f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}", f"{nll:.3f}",
                    _between(low, high, ".3f"), f"{n:,}"] for (a, b), nll, low, high, n in bins]  # fmt: skip
-    title = f"Nats per token by position, at length {found[0]['seq_len']:,}"
+    title = f"Nats per token by position, at length {found[0]['seq_len']:,}{by_estimator(rows[0])}"
     text = f"Lines for {len(lines)} arms against tokens seen before, {_banded(lines)}; lower is better."
     last = found[0]["edges"][-1]
     x = Axis("tokens seen before", 1, last, [(4**i, f"{4**i:,}") for i in range(12) if 4**i <= last], log=True)

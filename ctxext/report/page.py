@@ -13,7 +13,7 @@ from ctxext.report import figures, heat, runs, waves
 from ctxext.report.charts import Chart, Style, standalone
 from ctxext.report.look import identity, looks, method_styles
 from ctxext.report.provenance import facts, proof_table
-from ctxext.report.rows import Arm, Row, arms, group, questions, settings
+from ctxext.report.rows import Arm, Row, arms, estimator, group, is_perplexity, questions, settings
 from ctxext.report.study import Study
 from ctxext.report.verdict import Finding, findings
 
@@ -157,10 +157,13 @@ def _contrast(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, Ar
 
 
 def _perplexity(rows: Sequence[Row], known: Sequence[Arm], look: figures.Looks) -> Section:
-    section = Section("perplexity", "Perplexity", "The same target tokens with more and more text before them, and the "
-                      "loss by position in the longest text. Lower is better; low perplexity alone does not show that "
-                      "far text is read.")  # fmt: skip
-    for i, found in enumerate(group([row for row in rows if row["eval"] == "ppl"], settings).values()):
+    section = Section("perplexity", "Perplexity", "Each estimator by its name: for one model their values differ, so "
+                      "they are never put together; and the loss by position in the longest text. Lower is better; low "
+                      "perplexity alone does not show that far text is read.")  # fmt: skip
+    for i, found in enumerate(group(filter(is_perplexity, rows), settings).values()):
+        if not any(row["count"] for row in found):
+            section.notes.append(f"{estimator(found[0])}: no document has one, so there is no number.")
+            continue
         section.charts.append(figures.perplexities(found, known, look, f"ppl{i}"))
         if binned := [row for row in found if "by_position" in row]:
             section.charts.append(figures.positions(binned, known, look, f"position{i}"))

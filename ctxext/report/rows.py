@@ -170,13 +170,46 @@ def rate(found: list[Row]) -> Row:
             "answer_probability": probability, "answer_nll": nll}  # fmt: skip
 
 
+def is_perplexity(row: Row) -> bool:
+    """Rows of text: "ppl" (same targets), "ppl:<estimator>" and "longppl"."""
+    return row["eval"].partition(":")[0] in ("ppl", "longppl")
+
+
+def estimator(row: Row) -> str:
+    """What is measured, in words; numbers of different estimators are never put together."""
+    if row["eval"] == "longppl":
+        return f"LongPPL: perplexity of key tokens, found by {row['keys_from']}"
+    if row.get("estimator", "same-target") == "same-target":
+        return "perplexity of the same tokens with more context"
+    stride = f", stride {row['stride']:,}" if row["stride"] else ""
+    return f"perplexity, estimator {row['estimator']} (mean over {row['mean']}s{stride})"
+
+
+def by_estimator(row: Row) -> str:
+    """For titles: which estimator's windows, where they are not the usual ones."""
+    name = row.get("estimator", "same-target")
+    return "" if name == "same-target" else f", estimator {name}"
+
+
 def perplexity(found: list[Row]) -> Row:
-    """exp(sum nll / sum count), its interval over documents, and bits per byte of text."""
-    nll, count = [row["nll"] for row in found], [row["count"] for row in found]
-    bounds = [None if x is None else math.exp(x) for x in ratio_bootstrap(nll, count, [document(r) for r in found])]
-    bits = sum(nll) / math.log(2) / sum(row["bytes"] for row in found)
-    return {"perplexity": bounds[0], "low": bounds[1], "high": bounds[2], "bits_per_byte": bits,
-            "count": sum(count), "documents": len({document(row) for row in found})}  # fmt: skip
+    """exp of the mean loss, over tokens or over windows as the estimator has it, and its interval over documents.
+
+    Bits per byte: the same mean in bits x tokens per byte of text. None where no document has a token to score.
+    """
+    scored = [row for row in found if row["count"]]
+    count, documents = sum(row["count"] for row in scored), [document(row) for row in scored]
+    if not scored:
+        nothing = dict.fromkeys(("perplexity", "low", "high", "nats_per_token", "bits_per_byte"))
+        return {**nothing, "count": 0, "documents": 0}
+    pairs = [(row["nll"], row["count"]) for row in scored]
+    if scored[0].get("mean") == "window":
+        windows = [list(zip(row["windows"]["nll"], row["windows"]["count"], strict=True)) for row in scored]
+        pairs = [(sum(nll / n for nll, n in each), len(each)) for each in windows]
+    bounds = ratio_bootstrap([nll for nll, _ in pairs], [n for _, n in pairs], documents)
+    value, low, high = (None if x is None else math.exp(x) for x in bounds)
+    bits = bounds.value / math.log(2) * count / sum(row["bytes"] for row in scored)
+    return {"perplexity": value, "low": low, "high": high, "nats_per_token": bounds.value, "bits_per_byte": bits,
+            "count": count, "documents": len(set(documents))}  # fmt: skip
 
 
 def position(found: list[Row]) -> Row:

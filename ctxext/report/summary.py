@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ctxext.report.rows import Row, cells, condition, latest, perplexity, position, questions, rate
+from ctxext.report.rows import Row, cells, condition, is_perplexity, latest, perplexity, position, questions, rate
 from ctxext.report.study import Study
 from ctxext.report.verdict import findings
 
@@ -22,7 +22,7 @@ def summary(rows: Iterable[Row]) -> dict[str, Any]:
         "effective": [entry for study in studies for entry in _effective(study)],
         "retrieval": cells([row for row in asked if condition(row) == "needle"], rate),
         "controls": cells([row for row in asked if condition(row) != "needle"], rate),
-        "perplexity": cells([row for row in rows if row["eval"] == "ppl"], perplexity),
+        "perplexity": cells(list(filter(is_perplexity, rows)), perplexity),
         "by_position": cells([row for row in rows if "by_position" in row], position),
     }
 

@@ -7,8 +7,11 @@ from ctxext.report.compare import paired, pairs
 from ctxext.report.rows import (
     Question,
     Row,
+    by_estimator,
     cells,
+    estimator,
     group,
+    is_perplexity,
     latest,
     names,
     perplexity,
@@ -30,11 +33,11 @@ def tables(rows: Iterable[Row], *, by_depth: bool = False) -> str:
         parts += _differences(question)
         parts += _controls(question)
         parts += _depth_grids(question) if by_depth else []
-    for found in group([row for row in rows if row["eval"] == "ppl"], settings).values():
-        title = "perplexity of the same tokens with more context [95 % interval over documents]"
+    for found in group(filter(is_perplexity, rows), settings).values():
+        title = f"{estimator(found[0])} [95 % interval over documents]"
         parts += [_by_length(title, cells(found, perplexity), _perplexity_text)]
     for found in group([row for row in rows if "by_position" in row], settings).values():
-        parts += [_position_table(cells(found, position))]
+        parts += [_position_table(cells(found, position), by_estimator(found[0]))]
     return "\n\n".join(parts) if parts else "no rows"
 
 
@@ -82,12 +85,12 @@ def _depth_grids(question: Question) -> list[str]:
     return grids
 
 
-def _position_table(found: Sequence[Row]) -> str:
+def _position_table(found: Sequence[Row], which: str) -> str:
     """Nats per token by the number of tokens seen before."""
     edges, called = found[0]["edges"], names(found)
     header = ["tokens seen", *(f"{low}-{high - 1}" for low, high in zip(edges, edges[1:], strict=False))]
     lines = [[called[series(cell)], *(f"{x:.2f}" for x in cell["nll"])] for cell in found]
-    return grid(f"nats per token by position at length {found[0]['seq_len']}", header, lines)
+    return grid(f"nats per token by position at length {found[0]['seq_len']}{which}", header, lines)
 
 
 def _rate_text(cell: Row) -> str:
@@ -96,6 +99,8 @@ def _rate_text(cell: Row) -> str:
 
 
 def _perplexity_text(cell: Row) -> str:
+    if cell["perplexity"] is None:
+        return "no key tokens"
     bounds = "" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]"
     return f"{cell['perplexity']:.2f}{bounds}"
 
