@@ -3,3 +3,4 @@
 from ctxext.evals.base import Eval as Eval
 from ctxext.evals.ppl import Perplexity as Perplexity
 from ctxext.evals.retrieval import Retrieval as Retrieval
+from ctxext.evals.ruler import ruler as ruler
