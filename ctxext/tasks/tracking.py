@@ -57,7 +57,7 @@ class VariableTracking(Task):
         names = [[encode_piece(tokenizer, f" {word}") for word in chain] for chain in words]
         answer, *wrong = [listed(tokenizer, chain) for chain in names]
         shot = self._shot(rng, tokenizer, words[-1], values[-1]) + wrong[-1] + encode_piece(tokenizer, "\n")
-        room = max(self.room, len(answer))
+        room = max(self.room, *map(len, [answer, *wrong]))
         placed = place(
             rng, tokenizer, seq_len, [(at, ids) for at, *_, ids in links], task=self.name, head=shot,
             tail=_question(tokenizer, values[0]), room=room, ordered=True,
@@ -70,7 +70,7 @@ class VariableTracking(Task):
         example = Example(
             placed.prompt, np.asarray(answer, np.int32), placed.depths[asked[0]], meta, metric="all",
             references=tuple(words[0]), decoys=tuple(word for chain in words[1:] for word in chain),
-            choices=tuple(np.asarray(ids, np.int32) for ids in wrong[:MOST_LISTS] if len(ids) <= room),
+            choices=tuple(np.asarray(ids, np.int32) for ids in wrong[:MOST_LISTS]),
             room=room, line=True,
         )  # fmt: skip
         return without_pieces(example) if self.hay == "noise" else example

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, beginning, encode_piece
-from ctxext.tasks.needles import listed, wrong_lists
+from ctxext.tasks.needles import listed, longest_list, wrong_lists
 from ctxext.tasks.place import place
 from ctxext.tasks.vocabulary import distinct
 
@@ -64,7 +64,7 @@ class CommonWords(Task):
         common = Words.of(tokenizer, islice(words, K), _about(rng, self.frequent, K))
         before = [*start, *shot.text(shot.shuffled(rng)), *question, *shot.answer(tokenizer, range(K)),
                   *encode_piece(tokenizer, "\n"), *start]  # fmt: skip
-        room = max(self.room, len(common.answer(tokenizer, range(K))))
+        room = max(self.room, longest_list(tokenizer, common.ids + shot.ids, K))
         others = Words([], [], [])
         left = (seq_len or 0) - len(beginning(tokenizer)) - len(before) - common.size - len(question) - room
         for word in words:
@@ -72,7 +72,8 @@ class CommonWords(Task):
             left -= more.size
             if others.words and (left < 0 if seq_len else len(others.words) == K):
                 break
-            others = others.joined(more)
+            for field, new in zip(others, more, strict=True):
+                field += new
         return _example(
             rng, tokenizer, seq_len, common.joined(others), range(K), before=before, question=question, room=room,
             shot=shot.words, task=self.name, haystack=haystack,
@@ -118,7 +119,7 @@ class FrequentWords(Task):
             most = max(0, counts[1 : K + 1].min() - 1)  # what is asked for is never in a tie
             return words._replace(counts=[*counts[: K + 1].tolist(), *np.minimum(counts[K + 1 :], most).tolist()])
 
-        room = max(self.room, len(words.answer(tokenizer, range(1, K + 1))))
+        room = max(self.room, longest_list(tokenizer, words.ids, K))
         budget = (seq_len or 0) - len(beginning(tokenizer)) - len(start) - len(question) - room
         fits = bisect_right(range(max(0, budget)), budget, key=lambda total: counted(total).size) - 1
         least = math.ceil(2 / share[1 : K + 1].min())
