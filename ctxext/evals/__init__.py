@@ -5,3 +5,4 @@ from ctxext.evals.longppl import LongPPL as LongPPL
 from ctxext.evals.ppl import Perplexity as Perplexity
 from ctxext.evals.retrieval import Retrieval as Retrieval
 from ctxext.evals.rolling import RollingPerplexity as RollingPerplexity
+from ctxext.evals.ruler import ruler_exact as ruler_exact

@@ -30,8 +30,8 @@ class Marked(TypedDict):
     answer_probability: float
     choices: int
     """K of the K-way choice, whose chance level is 1/K; 1 where there is nothing to choose from."""
-    chosen: bool
-    """Whether the right answer is the most likely of them, by nats per token."""
+    chosen: bool | None
+    """Whether the right answer is the most likely of them, by nats per token; None where there is no choice."""
 
 
 def mark(lm: Model, exams: Sequence[Sequence[Example]]) -> list[list[Marked]]:
@@ -96,5 +96,5 @@ def _marked(tokenizer: Any, example: Example, written: np.ndarray, nats: np.ndar
         "prediction": ids, "text": text, "metric": example.metric, "score": value, "correct": value == 1,
         "failure": mistake, "answer_logprobs": (-losses[0]).tolist(), "answer_nll": means[0],
         "answer_probability": float(np.exp(-losses[0].sum())), "choices": len(answers),
-        "chosen": means[0] < min(means[1:], default=np.inf),
+        "chosen": means[0] < min(means[1:]) if means[1:] else None,
     }  # fmt: skip

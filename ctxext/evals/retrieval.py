@@ -38,6 +38,8 @@ class Retrieval(Eval):
     reading of it: more questions for the same time, of which those about one text are one unit of chance.
     `condition`, for controls on the very same questions: "no-needle" has haystack text where the answer was, so that
     being right is guessing; "needle-only" has no haystack, so that being wrong is not a matter of length.
+    jitter: each depth is drawn up to so far from its place, and what would leave the text is at its end: 0.125 makes
+    five depths cover all of it. `label` is what the rows are called in a suite; it changes no question.
     About `batch_tokens` tokens go through the model together. Raises ValueError if a question cannot fit.
     """
 
@@ -51,12 +53,16 @@ class Retrieval(Eval):
     condition: Condition = "needle"
     batch_tokens: int = 16_384
     together: bool = False
+    jitter: float = 0.0
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
             raise ValueError(f"condition {self.condition!r} is not known; choose one of {', '.join(CONDITIONS)}")
         if self.together and not self.task.asks_many:
             raise ValueError(f"{self.task.name} asks one question about each text: leave `together` out")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter {self.jitter} is a part of the text: 0 to 1")
 
     @property
     def title(self) -> str:
@@ -68,7 +74,8 @@ class Retrieval(Eval):
 
     def _grid(self) -> dict[str, Cell]:
         shared = (self.depths,) if self.together else ()  # what stands in a text depends on all depths
-        settings = fingerprint(type(self.task).__name__, self.task, self.source, self.seed, *shared)
+        moved = (self.jitter,) if self.jitter else ()
+        settings = fingerprint(type(self.task).__name__, self.task, self.source, self.seed, *shared, *moved)
         named = settings if self.condition == "needle" else f"{settings}-{self.condition}"
         cells = [
             Cell(f"{self.task.name}/{named}/{seq_len}/{float(depth)}/{i}",
@@ -108,6 +115,7 @@ class Retrieval(Eval):
             "eval": self.name,
             "item": cell.item,
             "task": {"name": self.task.name, **dataclasses.asdict(self.task)},
+            **({"label": self.label} if self.label else {}),
             "condition": self.condition,
             "seq_len": cell.seq_len,
             "depth": cell.depth,
@@ -123,10 +131,13 @@ class Retrieval(Eval):
         """The questions of cells that share a text."""
         size = None if self.condition == "needle-only" else cells[0].seq_len
         rng = item_rng(cells[0].text)
+        depths = self.depths if self.together else (cells[0].depth,)
+        if self.jitter:
+            depths = [min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter))) for depth in depths]
         if self.together:
-            exam = self.task.exam(rng, tokenizer, size, depths=self.depths, haystack=haystack)
+            exam = self.task.exam(rng, tokenizer, size, depths=depths, haystack=haystack)
         else:
-            exam = [self.task.example(rng, tokenizer, size, depth=cells[0].depth, haystack=haystack)]
+            exam = [self.task.example(rng, tokenizer, size, depth=depths[0], haystack=haystack)]
         if self.condition == "no-needle":
             exam = tasks.without_needles(exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack)
         return [exam[self.depths.index(cell.depth)] for cell in cells] if self.together else exam

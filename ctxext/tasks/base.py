@@ -22,6 +22,9 @@ class Encoder(Protocol):
     @property
     def bos_id(self) -> int | None: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
     def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
 
 

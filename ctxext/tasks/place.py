@@ -31,25 +31,24 @@ def place(
     tail: Sequence[int],
     room: int,
     haystack: Haystack,
+    ordered: bool = False,
 ) -> Placed:
     """BOS, `head`, the haystack with `pieces` (depth, ids) in it, `tail`: `seq_len` tokens with `room` for the answer.
 
     A piece of depth None goes anywhere; of equal depths the earlier piece comes first. seq_len None: no haystack at
-    all, the pieces in any order. Raises ValueError if it cannot fit.
+    all, the pieces in any order, or as they are if `ordered`. Raises ValueError if it cannot fit.
     """
     head = [*beginning(tokenizer), *head]
     needed = len(head) + sum(len(ids) for _, ids in pieces) + len(tail) + room
     bare, seq_len = seq_len is None, needed if seq_len is None else seq_len
     if needed > seq_len:
         raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(pieces)} record(s), the question and "
-                         f"the answer; the shortest is {needed} tokens")  # fmt: skip
-    for depth, _ in pieces:
-        if depth is not None and not 0 <= depth <= 1:
-            raise ValueError(f"{task}: depth {depth} is outside 0..1")
+                         f"the answer with a tokenizer of {tokenizer.vocab_size} ids; the shortest is {needed} "
+                         "tokens")  # fmt: skip
     filler, drawn = draw_haystack(rng, haystack, seq_len - needed)
-    cuts = [int(rng.integers(len(filler) + 1)) if d is None else round(d * len(filler)) for d, _ in pieces]
+    cuts = [_cut(rng, depth, len(filler), task) for depth, _ in pieces]
     order = sorted(range(len(pieces)), key=lambda i: (cuts[i], i))
-    if bare:  # without depths to sort by, what is asked must not always come first
+    if bare and not ordered:  # without depths to sort by, what is asked must not always come first
         order = rng.permutation(len(pieces)).tolist()
     parts: list[Any] = [head]
     starts, used, length = [0] * len(pieces), 0, len(head)
@@ -60,3 +59,36 @@ def place(
     parts += [filler[used:], tail]
     prompt = np.concatenate([np.asarray(part, np.int32) for part in parts])
     return Placed(prompt, starts, [cut / len(filler) if len(filler) else 0.0 for cut in cuts], drawn)
+
+
+def place_between(
+    rng: np.random.Generator,
+    tokenizer: Encoder,
+    seq_len: int | None,
+    pieces: Sequence[tuple[float | None, Sequence[int]]],
+    lines: Sequence[Sequence[int]],
+    *,
+    task: str,
+    room: int,
+    haystack: Haystack,
+) -> Placed:
+    """As `place`, but the haystack is `lines` and a piece stands between two of them; text before them fills up.
+
+    Depths are shares of `lines`, so that at 0 only that text comes before a piece.
+    """
+    cuts = [_cut(rng, depth, len(lines), task) for depth, _ in pieces]
+    order = sorted([*((cut, 0, i) for i, cut in enumerate(cuts)), *((i, 1, i) for i in range(len(lines)))])
+    ids = [lines[i] if kind else pieces[i][1] for _, kind, i in order]
+    placed = place(rng, tokenizer, seq_len, [(1.0, line) for line in ids], task=task, tail=(), room=room,
+                   haystack=haystack, ordered=True)  # fmt: skip
+    starts = {i: start for (_, kind, i), start in zip(order, placed.starts, strict=True) if not kind}
+    depths = [cut / len(lines) if lines else 0.0 for cut in cuts]
+    return placed._replace(starts=[starts[i] for i in range(len(pieces))], depths=depths)
+
+
+def _cut(rng: np.random.Generator, depth: float | None, size: int, task: str) -> int:
+    if depth is None:
+        return int(rng.integers(size + 1))
+    if not 0 <= depth <= 1:
+        raise ValueError(f"{task}: depth {depth} is outside 0..1")
+    return round(depth * size)

@@ -26,8 +26,12 @@ class Record(NamedTuple):
         return self.newline + self.stem
 
     @property
+    def line(self) -> list[int]:
+        return self.question + self.value
+
+    @property
     def ids(self) -> list[int]:
-        return self.question + self.value + self.newline
+        return self.line + self.newline
 
 
 def max_records(names: Sequence[str], digits: int) -> int:
