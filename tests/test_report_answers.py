@@ -10,8 +10,10 @@ from planted import passkey_row, planted_run
 
 from ctxext.evals.stats import effective_length
 from ctxext.report import reach, summary, tables, write_report
+from ctxext.report.mistakes import KINDS
 from ctxext.report.rows import arms, questions
 from ctxext.report.study import Study
+from ctxext.tasks.scores import failure
 
 DEPTHS = (0.0, 0.5, 1.0)
 RNG = np.random.default_rng(0)
@@ -132,6 +134,16 @@ def test_kinds_of_mistakes_add_up():
     assert "mistakes, % of the questions asked: none was wrong" in tables(asked(256))
     old = [{k: v for k, v in row.items() if k != "failure"} for row in rows]
     assert "mistakes" not in tables(old) and summary(old)["mistakes"] == []
+
+
+def test_every_kind_of_mistake_has_its_place():
+    said = {
+        failure(text, ("4711", "42"), decoys=("99",), prompt="the prompt: 12 apples")
+        for text in ("", "99", "47", "none", "12 apples", "7")
+    }
+    assert said == set(KINDS)
+    with pytest.raises(ValueError, match="not known here: odd"):
+        tables(asked(256, change=lambda i: {"correct": False, "failure": "odd"}))
 
 
 def test_achieved_lengths():

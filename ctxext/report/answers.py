@@ -51,7 +51,7 @@ def _across(study: Study, measure: Measure) -> list[Mark]:
             if measure is RIGHT and home.right:
                 marks.append(Mark(TAU * value.value, f"the bar, {TAU:g} of home", False))
     if measure is CHOICE and (level := chance(study.question.rows)) is not None:
-        marks.append(Mark(level, f"chance, {level:.0f} %", False))
+        marks.append(Mark(level, f"chance, {level:.3g} %", False))
     return marks
 
 
@@ -93,10 +93,10 @@ def gain(study: Study, looks: Looks, key: str) -> Chart | None:
     silent = [arm.name for arm in study.question.arms if arm.series not in found]
     rows += [[name, "", "not asked", "", ""] for name in silent]
     title = f"{study.question.name}: context gain by length"
+    more = f"; {len(silent)} of {len(study.question.arms)} arms were not asked without the needle" if silent else ""
     text = ("How much less surprising the right answer is with the needle in the text than without it, the same "
-            f"questions; 95 % bootstrap intervals over documents. 0 is the floor; {len(silent)} of "
-            f"{len(study.question.arms)} arms were not asked without the needle.")  # fmt: skip
-    y, lengths = _axis(UNIT, lines), _lengths(lines)
+            f"questions; 95 % bootstrap intervals over documents. 0 is the floor{more}.")  # fmt: skip
+    y, lengths = _axis(UNIT, lines), sorted({*study.question.seq_lens, *_lengths(lines)})
     marks = [Mark(study.question.rows[0]["window"], "window"), Mark(0, "nothing gained", False)]
     svg = line_chart(title, text, lines, length_axis(lengths), y, key=key, marks=marks, height=330)
     return Chart(title, text, svg, ["arm", "tokens", "pairs", f"gain, {UNIT}", "95 % interval"], rows)

@@ -16,9 +16,15 @@ RIGHT = "right"
 
 
 def kinds(found: Sequence[Row]) -> dict[str, int]:
-    """How many answers are right, and how many wrong of each kind; every kind that `tasks.scores.failure` knows."""
+    """How many answers are right, and how many wrong of each kind that `tasks.scores.failure` knows.
+
+    Raises ValueError for another kind.
+    """
     counts = Counter(RIGHT if row["correct"] else row["failure"] for row in found)
-    return {kind: counts.get(kind, 0) for kind in (RIGHT, *KINDS)}
+    if alien := set(counts) - {RIGHT, *KINDS}:
+        raise ValueError(f"rows name kinds of mistakes that are not known here: {', '.join(sorted(alien))}; read them "
+                         "with the version that wrote them")  # fmt: skip
+    return {kind: counts[kind] for kind in (RIGHT, *KINDS)}
 
 
 def known(question: Question) -> bool:
@@ -59,7 +65,7 @@ def chart(question: Question, arms: Sequence[Arm], key: str) -> Chart | None:
                 rows.append([arm.name, f"{n:,}", *(f"{100 * x / len(found):.0f}" for x in counts.values())])
         groups.append((arm.name, bars))
     title = f"{question.name}: what answers are, by length"
-    description = f"Bars for {len(groups)} arms: percent of the questions asked, right and by kind of mistake."
+    description = "A bar per arm and length: percent of the questions asked, right and by kind of mistake."
     names = {RIGHT: RIGHT, **KINDS}
     legend = [(f'<svg viewBox="0 0 34 14" class="swatch k{i}" aria-hidden="true"><path d="M4 2H30V12H4Z"/></svg>', name)
               for i, (kind, name) in enumerate(names.items()) if kind in seen]  # fmt: skip

@@ -61,7 +61,7 @@ def _measures(question: Question) -> list[str]:
     for measure in BESIDE:
         found = [cell for cell in measured(question, measure) if "condition" not in cell]
         if found:
-            level = f", chance {chance(question.rows):.0f}" if measure is CHOICE else ""
+            level = f", chance {chance(question.rows):.3g}" if measure is CHOICE else ""
             title = f"{question.name}: {measure.title}{level} [95 % interval]"
             parts.append(by_length(title, found, lambda cell, form=measure.form: between(cell["interval"], form)))
     return parts
