@@ -101,6 +101,6 @@ def test_the_sentence_of_a_plan():
     shared = plan_sentence(100, 20)
     assert "100 questions a length about 20 texts, " in shared and "by 35 if they are right or wrong" in shared
     assert needed(0.35) <= 20 < needed(0.34)
-    assert plan_sentence(20, 20).endswith("(80 % power, if no answer differs the other way).")
+    assert plan_sentence(20, 20).endswith("(80 % power, if 10 % of the answers differ, or as many as it takes).")
     assert plan_sentence(3, 3) == "3 questions a length: too few to tell any two methods apart."
     assert "none if they are right or wrong together" in plan_sentence(60, 2)

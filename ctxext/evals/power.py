@@ -96,7 +96,7 @@ def plan_sentence(n_items: int, n_texts: int, *, depths: int = 1) -> str:
         f"{_points(together)} if they are right or wrong together" if math.isfinite(together) else
         " if the questions about one text are independent, none if they are right or wrong together"
     )  # fmt: skip
-    differ = "10 % of the answers differ" if alone <= 0.1 else "no answer differs the other way"
+    differ = "10 % of the answers differ" + (", or as many as it takes" if max(alone, together) > 0.1 else "")
     return (f"{cell}{about}, tell methods apart that differ by {_points(alone)} points or more at a length{shared} "
             f"(80 % power, if {differ}).")  # fmt: skip
 
