@@ -40,12 +40,16 @@ def label(rope: str, steps: int) -> str:
 def passkey_row(rope, steps, seq_len, depth, i, correct, *, condition="needle", method=None, checkpoint="", hint=0.7):
     distance = round((1 - depth) * (seq_len - 16)) + 6
     control = "" if condition == "needle" else f"-{condition}"
+    luck, kinds = chance("kind", rope, seq_len, depth, i), ("made up", "copied", "decoy", "nothing", "no number")
+    nats = 2.1 + 0.2 * luck if condition == "no-needle" else 0.1 if correct else 1.9
     return {
         "checkpoint": checkpoint, "method": method or label(rope, steps), "window": WINDOW, "rope": rope,
         "steps": steps, "eval": "retrieval", "item": f"passkey/aa{control}/{seq_len}/{depth}/{i}",
         "task": {"name": "passkey", "digits": 5}, "seq_len": seq_len, "depth": depth, "depth_achieved": depth,
         "tokens": seq_len, "prompt_sha256": f"{seq_len}/{depth}/{i}{control}", "prediction": [int(correct)],
-        "correct": bool(correct), "answer_probability": hint if correct else 0.02, "answer_nll": 0.1,
+        "correct": bool(correct), "answer_probability": hint if correct else 0.02, "answer_nll": nats,
+        "metric": "exact", "score": float(correct), "failure": None if correct else kinds[int(5 * luck**1.5)],
+        "choices": 4, "chosen": bool(correct) or luck < 0.25,
         "condition": condition, "distance": distance,
         "haystack": [] if condition == "needle-only" else [[int(12 * chance("d", seq_len, depth, i)), 0, seq_len]],
     }  # fmt: skip

@@ -62,7 +62,7 @@ def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int
     found = browse(tmp_path, "--window-size=1400,1000", "--virtual-time-budget=5000", "--dump-dom",
                    (tmp_path / "frame.html").as_uri())  # fmt: skip
     scroll, inner, charts, right, spilled = map(int, re.search(r"<title>([\d ]+)</title>", found)[1].split())  # pyright: ignore
-    assert inner == width and scroll <= inner and right <= inner and charts == 6 and spilled == 0
+    assert inner == width and scroll <= inner and right <= inner and charts == 12 and spilled == 0
 
 
 @pytest.mark.parametrize(("name", "options"), [("light", []), ("dark", [DARK])])

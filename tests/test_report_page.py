@@ -34,6 +34,14 @@ def mine(rope: str, steps: int, **fields) -> list[dict]:
             and row["method"] == label(rope, steps) and all(row[k] == v for k, v in fields.items())]  # fmt: skip
 
 
+KINDS = {"no needle (floor)": "no-needle", "needle only (ceiling)": "needle-only"}
+
+
+def controls(rope: str, steps: int, kind: str, **fields) -> list[dict]:
+    return [row for row in ROWS if row.get("condition") == kind and row["method"] == label(rope, steps)
+            and all(row[k] == v for k, v in fields.items())]  # fmt: skip
+
+
 def wilson(right: int, n: int) -> tuple[float, float]:
     low, high = stats.binomtest(right, n).proportion_ci(method="wilson")
     return low, high
@@ -64,9 +72,20 @@ def test_the_verdict_comes_first(page: Element, run: Path) -> None:
 def test_heatmaps_by_depth(page: Element, rope: str, steps: int) -> None:
     words = f"{rope} after {steps} steps" if steps else f"{rope}, zero-shot"
     cells = table(page, f"{words}, by length and depth")
-    assert len(cells) == 20
+    base = (rope, steps) == ("none", 0)
+    assert len(cells) == 20 + 8 + 4 * (not base)
+    asked = base or (rope, steps) == ("yarn(factor=4)", 60)  # the arms whose controls are planted
     for (depth, column), cell in cells.items():
-        rows = mine(rope, steps, depth=float(depth), seq_len=int(column.split(" ")[0].replace(",", "")))
+        seq_len = int(column.split(" ")[0].replace(",", ""))
+        if depth in KINDS and not asked:
+            assert cell.text == "not asked"
+            continue
+        if depth == "the base at home" and seq_len > 256:
+            assert cell.text == "\u2013"
+            continue
+        rows = (controls(rope, steps, KINDS[depth], seq_len=seq_len) if depth in KINDS else
+                mine("none", 0, seq_len=256) if depth == "the base at home" else
+                mine(rope, steps, depth=float(depth), seq_len=seq_len))  # fmt: skip
         right = sum(row["correct"] for row in rows)
         low, high = wilson(right, len(rows))
         assert cell.one("b").text == f"{right}/{len(rows)}"
@@ -122,14 +141,14 @@ def test_other_tables(page: Element, run: Path, capsys: pytest.CaptureFixture) -
     assert len(far) == 3 * len(data["effective"])
     for entry in data["effective"]:
         assert far[entry["method"], "windows"].text == f"{entry['censored']} {entry['value'] / 256:.2f}".strip()
-    controls = table(page, "passkey: controls, right / asked [95 % interval, %]")
+    floors = table(page, "passkey: controls, right / asked [95 % interval, %]")
     rows = [r for r in ROWS if r.get("condition") == "no-needle" and r["steps"] == 60 and r["seq_len"] == 512]
     right, (low, high) = sum(r["correct"] for r in rows), wilson(sum(r["correct"] for r in rows), len(rows))
-    cell = controls["yarn(factor=4), 60 steps at 1024", "no needle (floor), 512"]
+    cell = floors["yarn(factor=4), 60 steps at 1024", "no needle (floor), 512"]
     assert cell.text == f"{right}/{len(rows)} [{100 * low:.0f}, {100 * high:.0f}]"
-    assert controls["ntk(factor=4), zero-shot", "needle only (ceiling), 256"].text == "\u2013"
+    assert floors["ntk(factor=4), zero-shot", "needle only (ceiling), 256"].text == "not asked"
     home = sum(row["correct"] for row in mine("none", 0, seq_len=256))
-    assert controls["none, zero-shot (the base)", "as asked, 256"].text.startswith(f"{home}/60 [")
+    assert floors["none, zero-shot (the base)", "as asked, 256"].text.startswith(f"{home}/60 [")
     tables = {t.one("caption").text: t for t in page.all("table")}
     curve = tables["Perplexity of the same tokens with more context"].all("tr")[1:]
     said = [[e.text for e in tr.children if isinstance(e, Element)] for tr in curve]
@@ -153,17 +172,18 @@ def test_other_tables(page: Element, run: Path, capsys: pytest.CaptureFixture) -
 
 def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
     charts = page.all("svg", "chart")
-    assert len(charts) == 6
+    assert len(charts) == 12
     for chart in charts:
         title, description = chart.one("title"), chart.one("desc")
         assert chart.attributes["role"] == "img" and title.text and description.text
         assert chart.attributes["aria-labelledby"].split() == [title.attributes["id"], description.attributes["id"]]
         assert chart.parent and chart.parent.one("details").all("td")
+    named = {chart.one("title").text: chart for chart in charts}
     looks = {  # colour and marker of every method, dashes for what was not trained
         (line.attributes["class"], line.all("path", "marker")[0].attributes["d"])
-        for line in charts[1].all("g") if line.all("path", "marker")
+        for line in named["passkey: right answers by length"].all("g") if line.all("path", "marker")
     }  # fmt: skip
-    assert len(looks) == len(REACH)
+    assert len(looks) == len(REACH) + 2  # floor and ceiling of the best
 
 
 def test_landmarks(page: Element) -> None:
@@ -225,9 +245,12 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "sections"),
     [
-        (lambda row: True, ["reach", "where", "difference", "perplexity", "controls"]),
+        (lambda row: True, ["reach", "where", "difference", "mistakes", "perplexity", "controls", "sizes"]),
         (lambda row: row["eval"] == "ppl", ["perplexity"]),
-        (lambda row: row["eval"] == "retrieval" and row["steps"] == 0 and row["rope"] != "none", ["where", "controls"]),
+        (
+            lambda row: row["eval"] == "retrieval" and row["steps"] == 0 and row["rope"] != "none",
+            ["where", "mistakes", "controls", "sizes"],
+        ),
         (lambda row: False, []),
     ],
     ids=["rows alone", "perplexity alone", "no base", "nothing"],
@@ -253,7 +276,7 @@ def test_old_rows_and_code_of_others(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
     assert any("wavelengths left out" in p.text and "bomb.py" in p.text for p in root.all("p", "note"))
     ids = [s.attributes["id"] for s in root.all("section")]
-    assert ids == ["where", "perplexity", "controls", "training", "proof", "provenance", "reading"]
+    assert ids == ["where", "mistakes", "perplexity", "controls", "sizes", "training", "proof", "provenance", "reading"]
     assert not [t for t in root.all("caption") if "distance" in t.text]
 
 

@@ -1,8 +1,10 @@
 """The verdict says what planted rows hold: numbers by hand and by scipy, and nothing where data are missing."""
 
+import math
+
 import pytest
 from planted import DEPTHS, passkey_row, planted_rows
-from scipy import stats
+from scipy import optimize, stats
 
 from ctxext.evals.stats import effective_length
 from ctxext.report import summary, verdict
@@ -27,6 +29,13 @@ ROWS = [
     *arm(NTK, 60, {256: 20, 512: 20, 1024: 15}),
     *arm(YARN, 60, {256: 20, 512: 20, 1024: 16}),
 ]
+
+
+def detected(n, level):
+    """Points that n independent pairs show with 80 % power if all that differ do so in one direction."""
+    z_a, z_b = stats.norm.isf(level / 2), stats.norm.ppf(0.8)
+    d = optimize.brentq(lambda d: z_a * d**0.5 + z_b * (d - d * d) ** 0.5 - d * n**0.5, 1e-6, 1)
+    return math.ceil(100 * d)
 
 
 def starting(rows, start):
@@ -71,11 +80,13 @@ def test_compared_with_what():
     assert f"McNemar {'p < 0.0001' if p['yarn'] < 1e-4 else p['yarn']}" in text
     assert f"Holm-adjusted p = {holm['yarn']:.2g} " in text
     text = starting(ROWS, "Not distinguishable from the best here, yarn(factor=4) after 60 steps: ntk(factor=4)")
-    assert "-5 points" in text and "Holm-adjusted p = 1)" in text and "none" not in text
+    assert "-5 points" in text and "Holm-adjusted p = 1; " in text and "none" not in text
+    assert f"; {detected(20, 0.05 / 5)} points would have been)" in text
     text = starting(ROWS, f"{YARN} after 60 steps: 16/20 against 6/20 of the same method zero-shot")
     assert "+50 points" in text and f"Holm-adjusted p = {holm['zero']:.2g}: training helped." in text
     text = starting(ROWS, "none after 60 steps: 0/20 against 0/20 of the same method zero-shot")
-    assert text.endswith("+0 points [-16, +16], Holm-adjusted p = 1: no effect of training is shown.")
+    assert text.endswith("+0 points [-16, +16], Holm-adjusted p = 1: no effect of training is shown "
+                         f"({detected(20, 0.05 / 5)} points would have been).")  # fmt: skip
 
 
 def test_does_it_work():
@@ -89,7 +100,7 @@ def test_does_it_work():
     twin = arm(NONE, 60, {256: 20, 512: 20, 1024: 16})
     assert first(*twin, *arm(YARN, 60, {256: 20, 512: 20, 1024: 17})) == (
         "Yes: yarn(factor=4) after 60 steps reads beyond the window, but no difference to the same training without "
-        "scaling is shown at 1,024 tokens.")  # fmt: skip
+        f"scaling is shown at 1,024 tokens ({detected(20, 0.05 / 2)} points would have been).")  # fmt: skip
     assert first(*none, *arm(YARN, 60, {256: 4, 512: 4, 1024: 1})).startswith(
         "Not shown: yarn(factor=4) after 60 steps may read no further than the window; no difference"
     )

@@ -1,7 +1,8 @@
 """What rows say: a verdict in words, numbers with intervals, text tables, and one page of a run or several.
 
 rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
-run directories -> runs.py -> figures.py, waves.py, heat.py (what is drawn) -> charts.py (SVG) -> page.py (HTML)
+a part of an analysis each: measures.py, gain.py, controls.py, mistakes.py, sizes.py, reach.py, suites.py
+run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py (drawn by charts.py, bars.py) -> page.py (HTML)
 """
 
 from collections.abc import Sequence

@@ -71,7 +71,8 @@ class Axis:
 
     def at(self, value: float, start: float, end: float) -> float:
         """The pixel of a value; what lies outside is drawn at the edge."""
-        low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, max(value, 1e-300)))
+        ends = self.low, self.high, max(value, 1e-300) if self.log else value
+        low, high, x = map(math.log, ends) if self.log else ends
         share = min(1.0, max(0.0, (x - low) / (high - low)))
         return round(start + share * (end - start), 1)
 
@@ -102,17 +103,17 @@ def swatch(style: Style) -> str:
     """A piece of the line with its marker, for a legend."""
     root = ET.Element("svg", {"viewBox": "0 0 34 14", "class": f"swatch {style.css}", "aria-hidden": "true"})
     ET.SubElement(root, "path", {"class": "line", "d": "M1 7H33"})
-    _marker(root, style, 17, 7)
-    return _text(root)
+    draw_marker(root, style, 17, 7)
+    return to_text(root)
 
 
 def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: Axis, *, key: str,
                marks: Sequence[Mark] = (), height: int = 290) -> str:  # fmt: skip
     """The drawing; `key` makes its ids unique on the page."""
     right, bottom = WIDTH - RIGHT, height - BOTTOM
-    root = _root(title, description, key, height)
-    _axes(root, x, y, right, bottom)
-    texts = [_mark(root, mark, x, y, right, bottom) for mark in marks]
+    root = root_of(title, description, key, height)
+    draw_axes(root, x, y, right, bottom)
+    texts = [draw_mark(root, mark, x, y, right, bottom) for mark in marks]
     ends = []
     for number, line in enumerate(lines):
         if not line.points:
@@ -133,11 +134,11 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x: Axis, y: 
         for px, low, high in bounded if line.interval == "whisker" else ():
             ET.SubElement(group, "path", {"class": "whisker", "d": f"M{px:g} {low:g}V{high:g}"})
         for px, py, _ in at if line.markers else ():
-            _marker(group, line.style, px, py)
+            draw_marker(group, line.style, px, py)
         ends.append((at[-1][0], at[-1][1], line))
     root.extend(texts)  # above the lines
     _labels(root, ends, right, bottom)
-    return _text(root)
+    return to_text(root)
 
 
 def standalone(svg: str, style: str) -> str:
@@ -147,7 +148,7 @@ def standalone(svg: str, style: str) -> str:
     sheet = ET.Element("style")
     sheet.text = f"{style}svg {{ background: var(--bg); }}\n"
     root.insert(2, sheet)  # after its title and description
-    return _text(root) + "\n"
+    return to_text(root) + "\n"
 
 
 def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x: Axis, *, key: str,
@@ -155,9 +156,9 @@ def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x:
     """A row per line: the x of its one point with a whisker, and an arrow if it is open to that side ("<" or ">")."""
     step, start, right = 38, 16, WIDTH - 16
     bottom = TOP + step * len(dots) + 6
-    root = _root(title, description, key, bottom + BOTTOM)
-    _axes(root, x, Axis("", 0, 1, ()), right, bottom, left=start)
-    root.extend([_mark(root, mark, x, x, right, bottom, left=start) for mark in marks])
+    root = root_of(title, description, key, bottom + BOTTOM)
+    draw_axes(root, x, Axis("", 0, 1, ()), right, bottom, left=start)
+    root.extend([draw_mark(root, mark, x, x, right, bottom, left=start) for mark in marks])
     for number, (line, open_to) in enumerate(dots):
         (point,) = line.points
         top = TOP + step * number + 18
@@ -170,11 +171,11 @@ def dot_chart(title: str, description: str, dots: Sequence[tuple[Line, str]], x:
             end, turn = (low, -1) if open_to == "<" else (high, 1)
             head = f"M{end:g} {y}h{10 * turn}m{-4 * turn}-4l{4 * turn} 4l{-4 * turn} 4"
             ET.SubElement(group, "path", {"class": "whisker wide", "d": head})
-        _marker(group, line.style, value, y)
-    return _text(root)
+        draw_marker(group, line.style, value, y)
+    return to_text(root)
 
 
-def _root(title: str, description: str, key: str, height: float) -> ET.Element:
+def root_of(title: str, description: str, key: str, height: float) -> ET.Element:
     names = {"role": "img", "aria-labelledby": f"{key}-title {key}-desc"}
     root = ET.Element("svg", {"viewBox": f"0 0 {WIDTH} {height:g}", "class": "chart", **names})
     ET.SubElement(root, "title", {"id": f"{key}-title"}).text = title
@@ -182,7 +183,7 @@ def _root(title: str, description: str, key: str, height: float) -> ET.Element:
     return root
 
 
-def _axes(root: ET.Element, x: Axis, y: Axis, right: float, bottom: float, *, left: float = LEFT) -> None:
+def draw_axes(root: ET.Element, x: Axis, y: Axis, right: float, bottom: float, *, left: float = LEFT) -> None:
     group = ET.SubElement(root, "g", {"class": "axes"})
     for value, text in y.ticks:
         at = y.at(value, bottom, TOP)
@@ -199,7 +200,7 @@ def _axes(root: ET.Element, x: Axis, y: Axis, right: float, bottom: float, *, le
         ET.SubElement(group, "text", {"class": "y-title", "x": "2", "y": "11"}).text = y.title
 
 
-def _mark(root: ET.Element, mark: Mark, x: Axis, y: Axis, right: float, bottom: float, *, left: float = LEFT
+def draw_mark(root: ET.Element, mark: Mark, x: Axis, y: Axis, right: float, bottom: float, *, left: float = LEFT
           ) -> ET.Element:  # fmt: skip
     """Draws the line and returns its text, which is to lie above all else."""
     group = ET.SubElement(root, "g", {"class": "mark"})
@@ -210,13 +211,13 @@ def _mark(root: ET.Element, mark: Mark, x: Axis, y: Axis, right: float, bottom: 
     else:
         at = y.at(mark.value, bottom, TOP)
         ET.SubElement(group, "path", {"d": f"M{left} {at:g}H{right}"})
-        place = {"x": str(left + 3), "y": f"{at - 4:g}"}
+        place = {"x": str(left + 3), "y": f"{at - 4 if at > TOP + 12 else at + 13:g}"}  # not on upright ones' names
     text = ET.Element("text", {"class": "mark-label", **place})
     text.text = mark.text
     return text
 
 
-def _marker(parent: ET.Element, style: Style, x: float, y: float) -> None:
+def draw_marker(parent: ET.Element, style: Style, x: float, y: float) -> None:
     shape = SHAPES[style.index % len(SHAPES)]
     ET.SubElement(parent, "path", {"class": "marker", "d": shape, "transform": f"translate({x:g} {y:g})"})
 
@@ -244,5 +245,5 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
 
 
-def _text(root: ET.Element) -> str:
+def to_text(root: ET.Element) -> str:
     return ET.tostring(root, encoding="unicode")

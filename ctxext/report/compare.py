@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ctxext.evals.power import detectable, independent
 from ctxext.evals.stats import Interval, holm, mcnemar, paired_bootstrap, wilson
 from ctxext.report.rows import Arm, Row, document
 
@@ -24,6 +25,16 @@ class Comparison:
     points: Interval
     p: float
     adjusted: float
+    independent: float
+    """What the pairs are worth: how many that do not share documents."""
+
+    def seen(self, total: int) -> float:
+        """Percentage points that would have been shown with 80 % power, adjusted for `total` comparisons.
+
+        That as many pairs differ as did here, or as many as that takes; inf if no difference could have been.
+        """
+        share = (self.only_a + self.only_b) / self.n
+        return 100 * detectable(self.independent, discordant=share, level=ALPHA / total)
 
     @property
     def shown(self) -> bool:
@@ -54,7 +65,8 @@ def compare(a: Arm, b: Arm, both: Sequence[Pair]) -> Comparison:
     only_b = sum(y["correct"] and not x["correct"] for x, y in both)
     right_a, right_b = sum(x["correct"] for x, _ in both), sum(y["correct"] for _, y in both)
     p = mcnemar(only_a, only_b)
-    return Comparison(a, b, len(both), right_a, right_b, only_a, only_b, paired(both), p, p)
+    worth = independent([y["correct"] - x["correct"] for x, y in both], [document(row) for row, _ in both])
+    return Comparison(a, b, len(both), right_a, right_b, only_a, only_b, paired(both), p, p, worth)
 
 
 def family(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -67,4 +79,4 @@ def flipped(c: Comparison) -> Comparison:
     """The same comparison seen from the other side."""
     low, high = (None if x is None else -x for x in (c.points.high, c.points.low))
     return Comparison(c.b, c.a, c.n, c.right_b, c.right_a, c.only_b, c.only_a, Interval(-c.points.value, low, high),
-                      c.p, c.adjusted)  # fmt: skip
+                      c.p, c.adjusted, c.independent)  # fmt: skip

@@ -2,26 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from ctxext.evals.curves import simultaneous_band
 from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
+from ctxext.report.compare import pairs
 from ctxext.report.look import length_axis, linear_axis, log_axis
-from ctxext.report.rows import Arm, Row, by_estimator, cells, estimator, group, perplexity, position, rate, series
+from ctxext.report.rows import Arm, Row, by_estimator, cells, document, estimator, perplexity, position, series
 from ctxext.report.study import TAU, Study
 from ctxext.report.verdict import bounds
 
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text in cells; the first of a row is its header."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-CONTROLS = {"no-needle": "no needle (floor)", "needle-only": "needle only (ceiling)"}
-CONTROL_STYLES = {"no-needle": Style(4, control=True), "needle-only": Style(2, control=True)}
 Looks = dict[tuple[str, str], tuple[str, Style]]
 """(short label, style) of every arm, the same in every chart."""
 
@@ -33,7 +22,7 @@ def effective(study: Study, looks: Looks, key: str) -> Chart | None:
         return None
     lengths = [n / arm.window for arm, _ in far for n in study.question.seq_lens]
     low, high = min(1.0, *lengths), max(4.0, *lengths)
-    axis = Axis("effective context, windows", low / 1.15, high * 1.15, _doublings(low, high), log=True)
+    axis = Axis("effective context, windows", low / 1.15, high * 1.15, doublings(low, high), log=True)
     dots, rows = [], []
     for arm, value in far:
         point = Point(value.value / arm.window, 0, value.low / arm.window, value.high / arm.window)
@@ -48,59 +37,23 @@ def effective(study: Study, looks: Looks, key: str) -> Chart | None:
                  ["arm", "windows", "95 % interval", "tokens"], rows)  # fmt: skip
 
 
-def rates(study: Study, looks: Looks, key: str) -> Chart:
-    """Right answers by length with Wilson whiskers: every arm, the controls of one, and the base at home."""
-    question = study.question
-    names = {arm.series: arm.name for arm in question.arms}
-    lines, rows = [], []
-    for (who, kind), found in group(
-        cells(question.rows, rate) + cells(question.controls, rate),
-        lambda cell: (series(cell), cell.get("condition", "needle")),
-    ).items():
-        name = f"{names.get(who, who[1])}{', ' + CONTROLS[kind] if kind != 'needle' else ''}"
-        rows += [[name, f"{cell['seq_len']:,}", f"{cell['correct']}/{cell['n']}", _percent(cell["rate"]),
-                  f"[{_percent(cell['low'])}, {_percent(cell['high'])}]", f"{cell['answer_probability']:.2f}"]
-                 for cell in found]  # fmt: skip
-        if kind == "needle" or who == _lead(study):
-            label, style = looks[who] if kind == "needle" else (kind.replace("-", " "), CONTROL_STYLES[kind])
-            at = [Point(c["seq_len"], 100 * c["rate"], 100 * c["low"], 100 * c["high"]) for c in _sorted(found)]
-            lines.append(Line(label, name, style, at))
-    marks = [Mark(question.rows[0]["window"], "window")]
-    for home in study.homes[:1]:
-        marks.append(Mark(100 * TAU * home.right / len(home.rows), f"the bar, {TAU:g} of home", False))
-    title = f"{question.name}: right answers by length"
-    text = f"Lines for {len(lines)} arms and controls with 95 % Wilson whiskers; percent right against tokens."
-    y = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
-    svg = line_chart(title, text, lines, length_axis(question.seq_lens), y, key=key, marks=marks, height=330)
-    return Chart(title, text, svg, ["arm", "tokens", "right", "%", "95 % interval", "p(answer)"], rows, _legend(lines))
-
-
-def _lead(study: Study) -> tuple[str, str] | None:
-    """The arm whose controls are drawn: the best, else the first that has any."""
-    who = list(dict.fromkeys(series(row) for row in study.question.controls))
-    return study.best.series if study.best and study.best.series in who else who[0] if who else None
-
-
-def controls(study: Study) -> Table | None:
-    """Floor and ceiling of every arm, beside its score in the window; None without controls."""
-    question, window = study.question, study.question.rows[0]["window"]
-    if not question.controls:
+def difference(study: Study, a: Arm, b: Arm, looks: Looks, key: str) -> Chart | None:
+    """b minus a by length, with a band that holds for all lengths together; None for a single length."""
+    both = pairs(study.question.of(a), study.question.of(b))
+    if len({row["seq_len"] for row, _ in both}) < 2:
         return None
-    at_home = [row for row in question.rows if row["seq_len"] == window]
-    found = {(c["condition"], c["seq_len"], series(c)): c for c in cells(question.controls, rate)}
-    found |= {("needle", window, series(c)): c for c in cells(at_home, rate)}
-    columns = sorted({key[:2] for key in found}, key=lambda key: (["needle", *CONTROLS].index(key[0]), key[1]))
-    bases = [home.arm for home in study.homes]
-    lines = []
-    for arm in question.arms:
-        texts = [_rate_text(found[key]) if (key := (*column, arm.series)) in found else "\u2013" for column in columns]
-        lines.append([arm.name + (" (the base)" if arm in bases else ""), *texts])
-    header = [f"{CONTROLS.get(kind, 'as asked')}, {n:,}" for kind, n in columns]
-    return Table(f"{question.name}: controls, right / asked [95 % interval, %]", ["arm", *header], lines)
-
-
-def _rate_text(cell: Row) -> str:
-    return f"{cell['correct']}/{cell['n']} [{_percent(cell['low'])},\u00a0{_percent(cell['high'])}]"
+    band = simultaneous_band([y["correct"] - x["correct"] for x, y in both], [row["seq_len"] for row, _ in both],
+                             [document(row) for row, _ in both])  # fmt: skip
+    at = [Point(n, *(None if v is None else 100 * v for v in band[n])) for n in sorted(band)]  # pyright: ignore
+    line = Line(looks[b.series][0], f"{b.name} minus {a.name}", looks[b.series][1], at, "band")
+    title = f"{study.question.name}: {b.words} minus {a.words}"
+    text = ("Percentage points on the same questions. The band holds for all lengths together with 95 % (max-t, over "
+            "documents): where it leaves 0 out, a difference is shown.")  # fmt: skip
+    y = linear_axis("percentage points", [0.0, *_extent([line])])
+    svg = line_chart(title, text, [line], length_axis(sorted(band)), y, key=key,
+                     marks=[Mark(b.window, "window"), Mark(0, "no difference", False)])  # fmt: skip
+    rows = [[f"{p.x:,}", f"{p.y:+.0f}", _between(p.low, p.high, "+.0f")] for p in at]
+    return Chart(title, text, svg, ["tokens", "points", "95 % band, all lengths together"], rows, _legend([line]))
 
 
 def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
@@ -187,13 +140,10 @@ def _legend(lines: Sequence[Line]) -> list[tuple[str, str]]:
     return [(swatch(line.style), line.name) for line in lines]
 
 
-def _doublings(low: float, high: float) -> list[tuple[float, str]]:
+def doublings(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks in windows."""
     powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     return [(2.0**i, f"{2.0**i:g}x") for i in powers]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}"
 
 
 def _between(low: float | None, high: float | None, form: str) -> str:

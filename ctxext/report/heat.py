@@ -1,13 +1,15 @@
 """Heatmaps as tables: k/n by length and depth or distance, and the paired difference of two arms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ctxext.evals.stats import wilson
+from ctxext.report import controls
 from ctxext.report.colours import diverging, sequential
 from ctxext.report.compare import Comparison, compare, family, pairs
 from ctxext.report.rows import Arm, Question, Row, distance_bin, group, signed
+from ctxext.report.study import Study
 
 FEW = 20
 """Below this many questions a cell is hatched: its interval is too wide to say much."""
@@ -34,11 +36,21 @@ class Heat:
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell | None]]]
     note: str = ""
+    below: Sequence[tuple[str, Sequence[Cell | None]]] = ()
+    """What the rows are held against."""
 
 
-def by_depth(question: Question, arm: Arm) -> Heat:
-    """Length x depth asked."""
-    return _rates(question, arm, "depth", lambda row: row["depth"], _depth_text)
+def by_depth(study: Study, arm: Arm) -> Heat:
+    """Length x depth asked, with the arm's floor and ceiling and the base at home below."""
+    question, home = study.question, study.home(arm)
+    heat = _rates(question, arm, "depth", lambda row: row["depth"], depth_text)
+    lengths = sorted({row["seq_len"] for row in question.of(arm)})
+    below = [(name, [controls.of(question, arm.series, kind, n) for n in lengths])
+             for kind, name in controls.CONTROLS.items()]  # fmt: skip
+    if home is None or home.arm != arm:
+        below.append((controls.HOME, [home.rows if home and n == arm.window else [] for n in lengths]))
+    lines = [(name, [_rate_cell(rows) if rows else None for rows in each]) for name, each in below]
+    return replace(heat, below=lines)
 
 
 def by_distance(question: Question, arm: Arm) -> Heat | None:
@@ -57,7 +69,7 @@ def _rates(question: Question, arm: Arm, corner: str, key: Callable[[Row], Any],
         for k in sorted({key(row) for row in rows})
     ]
     caption = f"{arm.words}, by length and {corner.split(',')[0]}"
-    return Heat(caption, corner, [_length_text(n, arm) for n in lengths], lines)
+    return Heat(caption, corner, [length_text(n, arm) for n in lengths], lines)
 
 
 def _rate_cell(rows: Sequence[Row]) -> Cell:
@@ -81,7 +93,7 @@ def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
     totals = dict(zip(by_length, family([compare(a, b, x) for x in by_length.values()]), strict=True))
     lengths = sorted(by_length)
     lines = [
-        (_depth_text(d), [_difference_cell(cells[d, n]) if (d, n) in cells else None for n in lengths])
+        (depth_text(d), [_difference_cell(cells[d, n]) if (d, n) in cells else None for n in lengths])
         for d in sorted({d for d, _ in by_cell})
     ]
     lines.append(("all depths", [_difference_cell(totals[n]) for n in lengths]))
@@ -89,7 +101,7 @@ def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
     note = (f"In small type: questions that only the first named got right : only the second, of all pairs. "
             f"Framed, with a star: exact McNemar p < 0.05 after Holm over the {len(cells)} cells by depth, or over the "
             f"{len(totals)} of all depths.")  # fmt: skip
-    return Heat(caption, "depth", [_length_text(n, b) for n in lengths], lines, note)
+    return Heat(caption, "depth", [length_text(n, b) for n in lengths], lines, note)
 
 
 def _difference_cell(c: Comparison) -> Cell:
@@ -97,9 +109,11 @@ def _difference_cell(c: Comparison) -> Cell:
     return Cell(signed(c.points.value), small, *diverging(c.points.value / 100), c.n < FEW, c.shown)
 
 
-def _depth_text(depth: float) -> str:
+def depth_text(depth: float) -> str:
+    """0.25."""
     return f"{depth:g}"
 
 
-def _length_text(seq_len: int, arm: Arm) -> str:
+def length_text(seq_len: int, arm: Arm) -> str:
+    """1,024 (4x)."""
     return f"{seq_len:,} ({seq_len / arm.window:g}x)"

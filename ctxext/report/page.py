@@ -3,44 +3,26 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ctxext import files
-from ctxext.report import figures, heat, runs, waves
+from ctxext.report import figures, heat, runs, section, waves
 from ctxext.report.charts import Chart, Style, standalone
 from ctxext.report.look import identity, looks, method_styles
 from ctxext.report.provenance import facts, proof_table
 from ctxext.report.rows import Arm, Row, arms, estimator, group, is_perplexity, questions, settings
+from ctxext.report.section import Section
 from ctxext.report.study import Study
 from ctxext.report.verdict import Finding, findings
 
 HERE = Path(__file__).parent
-UNBROKEN = re.compile(r"(p )?[<>=] (?=\d)|\[[-+.,<> \d]{1,20}\]")
+UNBROKEN = re.compile(r"(p )?[<>=] (?=\d)|\[[-+.,<> \d]{1,20}\]|(?<=\d) / (?=\d)")
 """Signs with their numbers, and intervals, which stay on one line."""
 CHART_FILES = (".svg", ".html")
 ASKED = {"far": "How far?", "compared": "Compared with what?", "sure": "How sure?"}
-
-
-@dataclass
-class Section:
-    """A part of the page; a section without anything to show is left out."""
-
-    key: str
-    title: str
-    lead: str
-    charts: list[Chart] = field(default_factory=list)
-    heats: list[heat.Heat] = field(default_factory=list)
-    folded: list[heat.Heat] = field(default_factory=list)
-    """Shown on request: the arms that were not trained."""
-    tables: list[figures.Table] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def filled(self) -> bool:
-        return bool(self.charts or self.heats or self.folded or self.tables or self.notes)
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:
@@ -60,10 +42,11 @@ def render(found: Sequence[runs.RunData]) -> str:
         style=_style("chart.css", "style.css"),
         headline=[f.text for f in said if f.answers == "works"],
         answers=[(title, *texts) for key, title in ASKED.items() if any(texts := _texts(said, key))],
-        sections=[section for section in _sections(found, rows, studies) if section.filled],
+        sections=[part for part in _sections(found, rows, studies) if part.filled],
         proofs=[(run.name, proof_table(run.proof)) for run in found if run.proof],
         provenance=[(run.name, facts(run)) for run in found],
         several=len(found) > 1,
+        more="The other arms" if len(studies) < 2 else "The other arms and tasks",
     )
 
 
@@ -82,8 +65,14 @@ def write_chart(chart: Chart, out: Path) -> Path:
 
 
 def _template(name: str) -> Template:
-    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True).get_template(name)  # fmt: skip
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters["unbroken"] = _unbroken
+    return environment.get_template(name)
+
+
+def _unbroken(text: str) -> str:
+    return UNBROKEN.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
 def _style(*names: str) -> str:
@@ -91,8 +80,8 @@ def _style(*names: str) -> str:
 
 
 def _texts(said: Sequence[Finding], key: str) -> tuple[list[str], list[str]]:
-    """What is said of the best arm, and of the others; a sign stays with its number."""
-    found = [(f.main, UNBROKEN.sub(lambda m: m[0].replace(" ", "\u00a0"), f.text)) for f in said if f.answers == key]
+    """What is said of the best arm and the first task, and the rest; a sign stays with its number."""
+    found = [(f.main, _unbroken(f.text)) for f in said if f.answers == key]
     return [text for main, text in found if main], [text for main, text in found if not main]
 
 
@@ -102,31 +91,26 @@ def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Seque
     spectra = {s.method: s for run in found for s in run.spectra}
     styles = method_styles([*map(identity, known), *curves, *spectra])
     look = looks(known, styles)
-    yield Section("reach", "How far each arm reads",
-                  "Effective context: the length up to which an arm answers at least 0.85 of what the base, unscaled, "
-                  "answers at its own window. The ends of an interval are lengths that were asked; an arrow means that "
-                  "these end before the answer.",
-                  [c for i, s in enumerate(studies) if (c := figures.effective(s, look, f"reach{i}"))])  # fmt: skip
+    yield section.far(studies, rows, look)
     maps = Section("where", "Where answers are found", "Right / asked with 95 % Wilson intervals in percent, yellow "
                    "for all right. Depth 0 is the beginning of the text; distance is counted from the needle to the "
                    "end, in windows of pre-training. Hatched: fewer than 20 questions, too few to say much. A dash: "
                    "nothing was asked.")  # fmt: skip
     for study in studies:
         task = f"{study.question.name}: " if len(studies) > 1 else ""
-        shown, folded = _split(study)
+        shown, folded = section.split(study)
         maps.heats += [replace(h, caption=task + h.caption) for arm in shown for h in _heats(study, arm)]
         maps.folded += [replace(h, caption=task + h.caption) for arm in folded for h in _heats(study, arm)]
     yield maps
+    pairs = [(study, a, b) for study in studies for a, b in _contrasts(study, found)]
     yield Section("difference", "Where two arms differ", "The same questions asked of both, so that only the arms "
                   "differ. Blue: the first named is better, orange: the second. Hatched: fewer than 20 pairs.",
-                  heats=[h for study in studies for a, b in _contrast(study, found)
-                         if (h := heat.difference(study.question, a, b))])  # fmt: skip
+                  [c for i, x in enumerate(pairs) if (c := figures.difference(*x, look, f"difference{i}"))],
+                  [h for study, a, b in pairs if (h := heat.difference(study.question, a, b))])  # fmt: skip
+    yield section.wrong(studies)
     yield _perplexity(rows, known, look)
-    yield Section("controls", "Rates and controls", "Every arm with 95 % Wilson whiskers. Floor: the same text without "
-                  "the needle, what guessing gives. Ceiling: the needle without the text, what the question alone "
-                  "allows. The bar: 0.85 of the base at home.",
-                  [figures.rates(study, look, f"rates{i}") for i, study in enumerate(studies)],
-                  tables=[table for study in studies if (table := figures.controls(study))])  # fmt: skip
+    yield section.rates(studies, look)
+    yield section.lengths(studies)
     yield _training(found, curves, list(spectra.values()), styles)
 
 
@@ -134,40 +118,36 @@ def _called(name: str, run: runs.RunData, found: Sequence[runs.RunData]) -> str:
     return f"{name} ({run.name})" if len(found) > 1 else name
 
 
-def _split(study: Study) -> tuple[list[Arm], list[Arm]]:
-    """Arms to show and arms to fold away: all are shown where none was trained."""
-    trained = study.trained or [arm for arm in study.question.arms if arm.trained]
-    return (trained, [arm for arm in study.question.arms if arm not in trained]) if trained else (
-        study.question.arms, [])  # fmt: skip
-
-
 def _heats(study: Study, arm: Arm) -> list[heat.Heat]:
     distance = heat.by_distance(study.question, arm)
-    return [heat.by_depth(study.question, arm), *([distance] if distance else [])]
+    return [heat.by_depth(study, arm), *([distance] if distance else [])]
 
 
-def _contrast(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, Arm]]:
-    """(a, b): the best of the second run against the best of the first, else the best against no scaling."""
+def _contrasts(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, Arm]]:
+    """(a, b): the best of the second run against that of the first, else the best against no scaling and the next."""
     if len(found) > 1:
         best = [next((a for a in study.trained if a.series[0] == run.name), None) for run in found[:2]]
         if best[0] and best[1]:
             return [(best[0], best[1])]
-    other = study.best and (study.unscaled(study.best) or study.zero_shot(study.best))
-    return [(other, study.best)] if study.best and other else []
+    if study.best is None:
+        return []
+    second = next((arm for arm in study.trained if not arm.plain and arm != study.best), None)
+    others = [study.unscaled(study.best) or study.zero_shot(study.best), second]
+    return [(other, study.best) for other in others if other]
 
 
 def _perplexity(rows: Sequence[Row], known: Sequence[Arm], look: figures.Looks) -> Section:
-    section = Section("perplexity", "Perplexity", "Each estimator by its name: for one model their values differ, so "
-                      "they are never put together; and the loss by position in the longest text. Lower is better; low "
-                      "perplexity alone does not show that far text is read.")  # fmt: skip
+    made = Section("perplexity", "Perplexity", "Each estimator by its name: for one model their values differ, so they "
+                   "are never put together; and the loss by position in the longest text. Lower is better; low "
+                   "perplexity alone does not show that far text is read.")  # fmt: skip
     for i, found in enumerate(group(filter(is_perplexity, rows), settings).values()):
         if not any(row["count"] for row in found):
-            section.notes.append(f"{estimator(found[0])}: no document has one, so there is no number.")
+            made.notes.append(f"{estimator(found[0])}: no document has one, so there is no number.")
             continue
-        section.charts.append(figures.perplexities(found, known, look, f"ppl{i}"))
+        made.charts.append(figures.perplexities(found, known, look, f"ppl{i}"))
         if binned := [row for row in found if "by_position" in row]:
-            section.charts.append(figures.positions(binned, known, look, f"position{i}"))
-    return section
+            made.charts.append(figures.positions(binned, known, look, f"position{i}"))
+    return made
 
 
 def _training(found: Sequence[runs.RunData], curves: dict[str, list[Row]], spectra: Sequence[waves.Spectrum],

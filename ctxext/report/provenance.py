@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from ctxext.report.figures import Table
+from ctxext.report.plain import Table
 from ctxext.report.runs import RunData
 
 SHORT = 12

@@ -36,9 +36,14 @@ def condition(row: Row) -> str:
     return row.get("condition", "needle")
 
 
+def asks(row: Row) -> bool:
+    """Rows of questions about a text, suites of tasks included; not those of perplexity."""
+    return row["eval"] == "retrieval" or "suite" in row
+
+
 def document(row: Row) -> Any:
-    """The unit of chance: the document that the haystack, or the text, was taken from."""
-    return row["document"] if "document" in row else row["haystack"][0][0] if row["haystack"] else None
+    """The unit of chance: the document that the haystack, or the text, was taken from; without any, the item."""
+    return row["document"] if "document" in row else row["haystack"][0][0] if row["haystack"] else row["item"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Question:
 
 def questions(rows: Iterable[Row]) -> list[Question]:
     """The retrieval tasks among rows. Controls go to the questions of their settings, else of their task."""
-    asked = [row for row in latest(rows) if row["eval"] == "retrieval"]
+    asked = [row for row in latest(rows) if asks(row)]
     proper = group([row for row in asked if condition(row) == "needle"], settings)
     tasks = {key: json.dumps(found[0]["task"], sort_keys=True) for key, found in reversed(proper.items())}
     by_task = {task: key for key, task in tasks.items()}

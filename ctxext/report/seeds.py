@@ -8,9 +8,9 @@ from typing import Any
 from ctxext.evals.stats import Interval, ratio_bootstrap
 from ctxext.report.charts import Axis, Chart, Line, Point, Style, dot_chart
 from ctxext.report.compare import paired, pairs
+from ctxext.report.plain import grid, points
 from ctxext.report.rows import Question, Row, document, group, questions
 from ctxext.report.runs import read_one
-from ctxext.report.text import grid, points
 
 
 @dataclass(frozen=True)

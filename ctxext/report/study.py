@@ -46,15 +46,17 @@ class Study:
     @cached_property
     def reaches(self) -> dict[Arm, Effective]:
         """The effective context in tokens of every arm with a base at home and more than one length."""
-        found = {}
-        for arm in self.question.arms:
-            home, rows = self.home(arm), self.question.of(arm)
-            if home is not None and len({row["seq_len"] for row in rows}) > 1:
-                found[arm] = _effective(
-                    tuple(row["seq_len"] for row in rows), tuple(row["correct"] for row in rows),
-                    tuple(map(document, rows)), tuple(r["correct"] for r in home.rows), tuple(map(document, home.rows)),
-                )  # fmt: skip
-        return found
+        return {arm: far for arm in self.question.arms if (far := self.effective(arm, TAU))}
+
+    def effective(self, arm: Arm, tau: float) -> Effective | None:
+        """Up to where an arm keeps `tau` of the base at home; None without that, or with a single length."""
+        home, rows = self.home(arm), self.question.of(arm)
+        if home is None or len({row["seq_len"] for row in rows}) < 2:
+            return None
+        return _effective(
+            tau, tuple(row["seq_len"] for row in rows), tuple(row["correct"] for row in rows),
+            tuple(map(document, rows)), tuple(r["correct"] for r in home.rows), tuple(map(document, home.rows)),
+        )  # fmt: skip
 
     @cached_property
     def trained(self) -> list[Arm]:
@@ -92,10 +94,10 @@ class Study:
         return [compare(a, b, rows) for (a, b), rows in both.items() if rows]
 
 
-@lru_cache(maxsize=256)
-def _effective(*data: tuple[Any, ...]) -> Effective:
+@lru_cache(maxsize=1024)
+def _effective(tau: float, *data: tuple[Any, ...]) -> Effective:
     """Kept, as the verdict, the tables and the page of the same rows all ask for it."""
-    return effective_length(*data, tau=TAU)
+    return effective_length(*data, tau=tau)
 
 
 def adjusted(studies: Sequence[Study]) -> list[list[Comparison]]:

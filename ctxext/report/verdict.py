@@ -1,5 +1,6 @@
 """The verdict in words: sentences that follow from rows, each left out where its data are missing."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ class Finding(NamedTuple):
     answers: str
     text: str
     main: bool = True
-    """False for what is said of other arms than the best."""
+    """False for what is said of other arms than the best, and of other tasks than the first."""
 
 
 def verdict(rows: Iterable[Row]) -> list[str]:
@@ -33,27 +34,27 @@ def findings(rows: Sequence[Row], studies: Sequence[Study] | None = None) -> lis
     made = adjusted(studies)
     total = sum(map(len, made))
     found = []
-    for study, mine in zip(studies, made, strict=True):
+    for i, (study, mine) in enumerate(zip(studies, made, strict=True)):
         prefix = f"{study.question.name}: " if len(studies) > 1 else ""
-        found += [Finding(f.answers, prefix + f.text, f.main) for f in _about(study, mine, total)]
+        found += [Finding(f.answers, prefix + f.text, f.main and i == 0) for f in _about(study, mine, total)]
     return found
 
 
 def _about(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
     scaled = [arm for arm in study.trained if not arm.plain]
     return [
-        *_works(study, made),
+        *_works(study, made, total),
         *(Finding("far", text) for text in _far(study)),
         *(Finding("compared", _against_unscaled(c, total), c.b == study.best)
           for arm in scaled if (c := between(made, study.unscaled(arm), arm))),
-        *(Finding("compared", text) for text in _others(study, made)),
-        *(Finding("compared", _training(c), c.b == (study.best or study.trained[0]))
+        *(Finding("compared", text) for text in _others(study, made, total)),
+        *(Finding("compared", _training(c, total), c.b == (study.best or study.trained[0]))
           for arm in study.trained if (c := between(made, study.zero_shot(arm), arm))),
-        *(Finding("sure", text) for text in _asked(study)),
+        *(Finding("sure", text) for text in _asked(study, made)),
     ]  # fmt: skip
 
 
-def _works(study: Study, made: Sequence[Comparison]) -> list[Finding]:
+def _works(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
     """The first sentence: does the best trained arm read beyond the window, and more than training alone would give?"""
     best, length = study.best, study.question.longest
     if best is None:
@@ -76,7 +77,8 @@ def _works(study: Study, made: Sequence[Comparison]) -> list[Finding]:
     elif against.shown:
         end = f"{joint} answers less at {length:,} tokens than the same training without scaling"
     else:
-        end = f"{joint} no difference to the same training without scaling is shown at {length:,} tokens"
+        end = (f"{joint} no difference to the same training without scaling is shown at {length:,} tokens "
+               f"({could(against, total)})")  # fmt: skip
     return [Finding("works", f"{start}{end}.")]
 
 
@@ -112,7 +114,7 @@ def _against_unscaled(c: Comparison, total: int) -> str:
             f"comparison{'s' * (total != 1)}.")  # fmt: skip
 
 
-def _others(study: Study, made: Sequence[Comparison]) -> list[str]:
+def _others(study: Study, made: Sequence[Comparison], total: int) -> list[str]:
     """The best arm against the other methods with the same training: which it beats, which it does not."""
     if study.best is None:
         return []
@@ -120,21 +122,22 @@ def _others(study: Study, made: Sequence[Comparison]) -> list[str]:
     others = [c for arm in arms if (c := between(made, study.best, arm))]
     texts = []
     for shown, start in (True, "Answering less than"), (False, "Not distinguishable from"):
-        names = "; ".join(f"{c.b.words} ({points(c.points)}, {adjusted_text(c)})" for c in others if c.shown == shown)
+        told = [(c, "" if shown else f"; {could(c, total)}") for c in others if c.shown == shown]
+        names = "; ".join(f"{c.b.words} ({points(c.points)}, {adjusted_text(c)}{more})" for c, more in told)
         texts += [f"{start} the best here, {study.best.words}: {names}."] if names else []
     return texts
 
 
-def _training(c: Comparison) -> str:
+def _training(c: Comparison, total: int) -> str:
     if c.shown:
         said = "training helped" if c.points.value > 0 else "training hurt"
     else:
-        said = "no effect of training is shown"
+        said = f"no effect of training is shown ({could(c, total)})"
     return (f"{c.b.words}: {c.right_b}/{c.n} against {c.right_a}/{c.n} of the same method zero-shot, "
             f"{points(c.points)}, {adjusted_text(c)}: {said}.")  # fmt: skip
 
 
-def _asked(study: Study) -> list[str]:
+def _asked(study: Study, made: Sequence[Comparison]) -> list[str]:
     question = study.question
     sizes = sorted({len(rows) for arm in question.arms for n in question.seq_lens if (rows := question.of(arm, n))})
     many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -154,6 +157,10 @@ def _asked(study: Study) -> list[str]:
         texts.append("Nor do the rows say which arm is the base: there is no bar, and no effective context.")
     elif not study.homes:
         texts.append("The base without scaling was not asked at its window: there is no bar, and no effective context.")
+    if made:
+        n, (low, high) = max(c.n for c in made), (round(f(c.independent for c in made)) for f in (min, max))
+        texts.append(f"Answers about one document go together: {n} pairs count as {low} to {high} independent ones."
+                     if low < high else f"{n} pairs count as {low} independent ones.")  # fmt: skip
     if study.trained:
         texts.append("Intervals cover chance in questions and texts, not in training: every trained arm is one run.")
     return texts
@@ -163,6 +170,12 @@ def points(x: Interval) -> str:
     """As in: +68 points [+52, +80]."""
     bounds = "" if x.low is None or x.high is None else f" [{signed(x.low)}, {signed(x.high)}]"
     return f"{signed(x.value)} points{bounds}"
+
+
+def could(c: Comparison, total: int) -> str:
+    """What a comparison without a shown difference was able to show, as in: 14 points would have been."""
+    seen = c.seen(total)
+    return f"{math.ceil(seen - 1e-9)} points would have been" if seen <= 100 else "no difference could have been"
 
 
 def p_text(p: float, name: str = "p") -> str:

@@ -1,0 +1,81 @@
+"""Parts of the page that come from questions alone: how far, what answers are, and how long the texts were."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ctxext.report import answers, controls, figures, heat, mistakes, reach, sizes, suites
+from ctxext.report.charts import Chart
+from ctxext.report.plain import Table
+from ctxext.report.rows import Arm, Row
+from ctxext.report.study import Study
+
+
+@dataclass
+class Section:
+    """A part of the page; a section without anything to show is left out."""
+
+    key: str
+    title: str
+    lead: str
+    charts: list[Chart] = field(default_factory=list)
+    heats: list[heat.Heat] = field(default_factory=list)
+    folded: list[heat.Heat] = field(default_factory=list)
+    """Shown on request: the arms that were not trained."""
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def filled(self) -> bool:
+        return bool(self.charts or self.heats or self.folded or self.tables or self.notes)
+
+
+def split(study: Study) -> tuple[list[Arm], list[Arm]]:
+    """Arms to show and arms to fold away: all are shown where none was trained."""
+    trained = study.trained or [arm for arm in study.question.arms if arm.trained]
+    return (trained, [arm for arm in study.question.arms if arm not in trained]) if trained else (
+        study.question.arms, [])  # fmt: skip
+
+
+def far(studies: Sequence[Study], rows: Sequence[Row], look: figures.Looks) -> Section:
+    """Effective contexts, under the usual bar and others, over tasks; suites of tasks."""
+    made = Section("reach", "How far each arm reads",
+                   "Effective context: the length up to which an arm answers at least 0.85 of what the base, unscaled, "
+                   "answers at its own window. The ends of an interval are lengths that were asked; an arrow means "
+                   "that these end before the answer.")  # fmt: skip
+    made.charts = [c for i, s in enumerate(studies) if (c := figures.effective(s, look, f"reach{i}"))]
+    if over := reach.over_tasks(studies, look, "tasks"):
+        made.charts.insert(0, over)
+    made.tables = [*suites.tables(rows), *(table for study in studies if (table := reach.table(study)))]
+    return made
+
+
+def rates(studies: Sequence[Study], look: figures.Looks) -> Section:
+    """Rates, other measures and the context gain by length, with the controls."""
+    made = Section("controls", "Rates and controls", "Every arm with 95 % whiskers. Floor: the same text without the "
+                   "needle, what guessing gives. Ceiling: the needle without the text, what the question alone "
+                   "allows. The bar: 0.85 of the base at home.")  # fmt: skip
+    for i, study in enumerate(studies):
+        made.charts += answers.all_of(study, look, f"rates{i}")
+        made.tables.append(controls.table(study))
+        arm = study.best or next(iter(study.question.arms))
+        made.heats += [found] if (found := answers.gain_by_depth(study, arm)) else []
+    return made
+
+
+def wrong(studies: Sequence[Study]) -> Section:
+    """Kinds of mistakes of the arms that are shown."""
+    made = Section("mistakes", "What wrong answers are", "The first kind that applies: nothing written; another "
+                   "record's value from the text; a part of the answer; no number where one was asked; copied from the "
+                   "text; made up. An arm that does not find the needle copies or makes up; one that finds the wrong "
+                   "place gives another record's value.")  # fmt: skip
+    made.charts = [c for i, s in enumerate(studies) if (c := mistakes.chart(s.question, split(s)[0], f"mistakes{i}"))]
+    return made
+
+
+def lengths(studies: Sequence[Study]) -> Section:
+    """Achieved lengths and depths, and how much the questions are worth."""
+    made = Section("sizes", "How long the texts were", "Prompt and room for the answer, counted in the model's own "
+                   "tokens, beside the length that was asked for; and where the needle really lay.")  # fmt: skip
+    made.charts = [c for i, s in enumerate(studies) if (c := sizes.chart(s.question, f"sizes{i}"))]
+    made.tables = [table] if (table := sizes.table([study.question for study in studies])) else []
+    return made
