@@ -77,7 +77,7 @@ def test_compared_with_what():
     holm = {name: max(min(1, (5 - i) * q) for i, q in enumerate(order) if q <= value) for name, value in p.items()}
     text = starting(ROWS, f"{YARN} after 60 steps: 16/20 against 0/20 of the same training without scaling")
     assert "+80 points [+" in text and "over 5 comparisons." in text
-    assert f"McNemar {'p < 0.0001' if p['yarn'] < 1e-4 else p['yarn']}" in text
+    assert f"exact {'p < 0.0001' if p['yarn'] < 1e-4 else p['yarn']}" in text
     assert f"Holm-adjusted p = {holm['yarn']:.2g} " in text
     text = starting(ROWS, "Not distinguishable from the best here, yarn(factor=4) after 60 steps: ntk(factor=4)")
     assert "-5 points" in text and "Holm-adjusted p = 1; " in text and "none" not in text

@@ -1,5 +1,7 @@
 """Intervals against published values, scipy and simulation."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -15,6 +17,7 @@ from ctxext.evals.stats import (
     mcnemar,
     paired_bootstrap,
     ratio_bootstrap,
+    sign_flip,
     wilson,
 )
 
@@ -209,3 +212,20 @@ def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, m
         )  # fmt: skip
         covered += found.low <= truth <= found.high
     assert covered / trials >= 0.93
+
+
+@pytest.mark.parametrize("only_a, only_b", [(0, 0), (3, 3), (1, 9), (0, 6), (12, 4)])
+def test_sign_flip_with_clusters_of_one_is_mcnemar(only_a: int, only_b: int):
+    differences = [-1] * only_a + [1] * only_b + [0] * 7
+    assert sign_flip(differences, range(len(differences))) == pytest.approx(mcnemar(only_a, only_b))
+
+
+def test_sign_flip_is_the_permutation_test_over_clusters():
+    rng = np.random.default_rng(0)
+    differences, clusters = rng.integers(-1, 2, 40), rng.integers(0, 9, 40)
+    sums = np.array([differences[clusters == k].sum() for k in range(9)])
+    every = np.array([np.dot(signs, sums) for signs in itertools.product((-1, 1), repeat=9)])
+    assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(np.mean(abs(every) >= abs(sums.sum())))
+    moved = scipy_stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(moved.pvalue)
+    assert sign_flip([1] * 20, [0] * 20) == 1.0  # one text shows nothing, however much is asked about it

@@ -71,6 +71,16 @@ def independent(values: Numbers, clusters: Sequence[Hashable]) -> float:
     return 1.0 if k == 1 else len(x) / design_effect((sizes**2).sum() / len(x), intra_cluster(values, clusters))
 
 
+def worth(hits: Numbers, texts: Sequence[Hashable]) -> float:
+    """How many independent questions these are worth, where some share a text.
+
+    Where all are right or all are wrong nothing tells how alike they are: each text counts as one.
+    """
+    if len(set(texts)) == len(texts):
+        return len(texts)
+    return len(set(texts)) if len(set(hits)) == 1 else independent(hits, texts)
+
+
 def _clustered(values: Numbers, clusters: Sequence[Hashable]) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
     if len(values) != len(clusters) or not len(values):
         raise ValueError(f"{len(values)} values and {len(clusters)} clusters: as many of both, and at least one")

@@ -18,14 +18,14 @@ class Interval(NamedTuple):
     high: float | None
 
 
-def wilson(successes: int, trials: int, z: float = Z95) -> Interval:
+def wilson(successes: int, trials: int, z: float = Z95, *, worth: float | None = None) -> Interval:
     """Rate k/n with the Wilson score interval: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n.
 
-    Raises ValueError unless 0 <= k <= n and n > 0.
+    worth: how many independent trials they are worth, n in the interval. Raises ValueError unless 0 <= k <= n, n > 0.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes in {trials} trials is not a rate")
-    p, n = successes / trials, trials
+    p, n = successes / trials, trials if worth is None else worth
     centre = p + z * z / (2 * n)
     half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
@@ -89,6 +89,25 @@ def mcnemar(only_a: int, only_b: int) -> float:
         raise ValueError(f"counts of discordant pairs cannot be negative, got {only_a} and {only_b}")
     n = only_a + only_b
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+
+
+def sign_flip(differences: Sequence[int], clusters: Sequence[Hashable]) -> float:
+    """Exact two-sided p of paired differences if neither side is better: every cluster's sum is as often negative.
+
+    P(|sum of +-D_k| >= |sum D_k|) over all signs; D_k: the sum of a cluster's differences (arXiv 2411.00640 wants the
+    cluster to be the unit). With clusters of one and differences of -1, 0, 1 it is McNemar's exact test.
+    """
+    sums: dict[Hashable, int] = {}
+    for difference, key in zip(differences, clusters, strict=True):
+        sums[key] = sums.get(key, 0) + int(difference)
+    sizes = [abs(value) for value in sums.values() if value]
+    chance = np.ones(1)  # chance[i] is that of the sum i - len(chance) // 2
+    for size in sizes:
+        step = np.zeros(2 * size + 1)
+        step[[0, -1]] = 0.5
+        chance = np.convolve(chance, step)
+    reach = np.abs(np.arange(len(chance)) - len(chance) // 2)
+    return min(1.0, float(chance[reach >= abs(sum(sums.values()))].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ctxext.evals.power import detectable, independent
-from ctxext.evals.stats import Interval, holm, mcnemar, paired_bootstrap, wilson
-from ctxext.report.rows import Arm, Row, document
+from ctxext.evals.stats import Interval, holm, paired_bootstrap, sign_flip, wilson
+from ctxext.report.rows import Arm, Row, document, text
 
 ALPHA = 0.05
 Pair = tuple[Row, Row]
@@ -13,7 +13,7 @@ Pair = tuple[Row, Row]
 
 @dataclass(frozen=True)
 class Comparison:
-    """b minus a: percentage `points` with a paired interval, exact McNemar `p`, and Holm's `adjusted` in a family."""
+    """b minus a: percentage `points` with a paired interval, exact `p` by texts, and Holm's `adjusted` in a family."""
 
     a: Arm
     b: Arm
@@ -64,8 +64,9 @@ def compare(a: Arm, b: Arm, both: Sequence[Pair]) -> Comparison:
     only_a = sum(x["correct"] and not y["correct"] for x, y in both)
     only_b = sum(y["correct"] and not x["correct"] for x, y in both)
     right_a, right_b = sum(x["correct"] for x, _ in both), sum(y["correct"] for _, y in both)
-    p = mcnemar(only_a, only_b)
-    worth = independent([y["correct"] - x["correct"] for x, y in both], [document(row) for row, _ in both])
+    differences = [y["correct"] - x["correct"] for x, y in both]
+    p = sign_flip(differences, [text(row) for row, _ in both])
+    worth = independent(differences, [document(row) for row, _ in both])
     return Comparison(a, b, len(both), right_a, right_b, only_a, only_b, paired(both), p, p, worth)
 
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ctxext.evals.stats import wilson
 from ctxext.report import controls
 from ctxext.report.colours import diverging, sequential
 from ctxext.report.compare import Comparison, compare, family, pairs
-from ctxext.report.rows import Arm, Question, Row, distance_bin, group, signed
+from ctxext.report.rows import Arm, Question, Row, distance_bin, group, share, signed
 from ctxext.report.study import Study
 
 FEW = 20
@@ -74,7 +73,7 @@ def _rates(question: Question, arm: Arm, corner: str, key: Callable[[Row], Any],
 
 def _rate_cell(rows: Sequence[Row]) -> Cell:
     right, n = sum(row["correct"] for row in rows), len(rows)
-    value, low, high = wilson(right, n)
+    value, low, high = share(rows)
     small = f"{100 * (low or 0):.0f}\u2013{100 * (high or 0):.0f} %"
     return Cell(f"{right}/{n}", small, *sequential(value), n < FEW)
 
@@ -99,7 +98,7 @@ def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
     lines.append(("all depths", [_difference_cell(totals[n]) for n in lengths]))
     caption = f"{b.words} minus {a.words}, percentage points"
     note = (f"In small type: questions that only the first named got right : only the second, of all pairs. "
-            f"Framed, with a star: exact McNemar p < 0.05 after Holm over the {len(cells)} cells by depth, or over the "
+            f"Framed, with a star: exact p < 0.05 after Holm over the {len(cells)} cells by depth, or over the "
             f"{len(totals)} of all depths.")  # fmt: skip
     return Heat(caption, "depth", [length_text(n, b) for n in lengths], lines, note)
 

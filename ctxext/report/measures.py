@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ctxext.evals.stats import Interval, ratio_bootstrap, wilson
-from ctxext.report.rows import Question, Row, cells, document, rate
+from ctxext.report.rows import Question, Row, cells, document, rate, share
 
 FRACTIONAL = ("f1", "all")
 """Metrics whose score may lie between 0 and 1."""
@@ -25,7 +25,7 @@ class Measure(NamedTuple):
 
 def right(found: Sequence[Row]) -> Interval | None:
     """Percent right with Wilson's interval."""
-    return _percent(wilson(sum(row["correct"] for row in found), len(found)))
+    return _percent(share(found))
 
 
 def score(found: Sequence[Row]) -> Interval | None:
@@ -42,7 +42,7 @@ def choice(found: Sequence[Row]) -> Interval | None:
     """Percent in which the right answer was the most likely of several, with Wilson's interval."""
     if not all(row.get("choices", 1) > 1 for row in found):
         return None
-    return _percent(wilson(sum(row["chosen"] for row in found), len(found)))
+    return _percent(share(found, "chosen"))
 
 
 def nats(found: Sequence[Row]) -> Interval | None:

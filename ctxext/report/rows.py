@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ctxext.evals.stats import ratio_bootstrap, wilson
+from ctxext.evals.power import worth
+from ctxext.evals.stats import Interval, ratio_bootstrap, wilson
 
 Row = dict[str, Any]
 Series = tuple[str, str]
@@ -44,6 +45,17 @@ def asks(row: Row) -> bool:
 def document(row: Row) -> Any:
     """The unit of chance: the document that the haystack, or the text, was taken from; without any, the item."""
     return row["document"] if "document" in row else row["haystack"][0][0] if row["haystack"] else row["item"]
+
+
+def text(row: Row) -> str:
+    """What a question shares with the others about its text; the item where it has a text of its own."""
+    return row.get("exam", row["item"])
+
+
+def share(found: Sequence[Row], field: str = "correct") -> Interval:
+    """The rate of a true-or-false field, its Wilson interval by what the questions are worth that share texts."""
+    hits = [row[field] for row in found]
+    return wilson(sum(hits), len(hits), worth=worth(hits, [text(row) for row in found]))
 
 
 @dataclass(frozen=True)
@@ -134,10 +146,10 @@ def questions(rows: Iterable[Row]) -> list[Question]:
             key = key if key in proper else by_task.get(json.dumps(row["task"], sort_keys=True))
             controls.setdefault(key, []).append(row)
     known = {arm.series: arm for arm in arms(list(rows))}
-    asked_as = [found[0]["task"]["name"] for found in proper.values()]
+    asked_as = [found[0].get("label") or found[0]["task"]["name"] for found in proper.values()]
     return [
-        Question(f"{name} [{key}]" if asked_as.count(name) > 1 else name, name, key, found, controls.get(key, []),
-                 [known[s] for s in dict.fromkeys(map(series, found))])
+        Question(f"{name} [{key}]" if asked_as.count(name) > 1 else name, found[0]["task"]["name"], key, found,
+                 controls.get(key, []), [known[s] for s in dict.fromkeys(map(series, found))])
         for name, (key, found) in zip(asked_as, proper.items(), strict=True)
     ]  # fmt: skip
 
@@ -168,7 +180,7 @@ def cells(rows: Sequence[Row], measure: Callable[[list[Row]], Row]) -> list[Row]
 def rate(found: list[Row]) -> Row:
     """k/n with its Wilson interval, and how likely the answers were on average."""
     right = sum(row["correct"] for row in found)
-    value, low, high = wilson(right, len(found))
+    value, low, high = share(found)
     probability = sum(row["answer_probability"] for row in found) / len(found)
     nll = sum(row["answer_nll"] for row in found) / len(found)
     return {"correct": right, "n": len(found), "rate": value, "low": low, "high": high,

@@ -36,10 +36,10 @@ def means(rows: Iterable[Row]) -> list[Mean]:
         wanted = _wanted(suite, of_suite)
         for (*who, n), mine in group(of_suite, lambda row: (*series(row), row["seq_len"])).items():
             scores = [row.get("score", float(row["correct"])) for row in mine]
-            tasks = [json.dumps(row["task"], sort_keys=True) for row in mine]
+            tasks = [row.get("label") or json.dumps(row["task"], sort_keys=True) for row in mine]
             mean, error = mean_of_means(scores, tasks, [document(row) for row in mine])
             percent = Interval(*(None if x is None else 100 * x for x in mean))  # pyright: ignore[reportArgumentType]
-            here = tuple(dict.fromkeys(row["task"]["name"] for row in mine))
+            here = tuple(dict.fromkeys(map(_name, mine)))
             missing = tuple(name for name in wanted if _plain(name) not in map(_plain, here))
             found.append(Mean(suite, (who[0], who[1]), n, percent, error and 100 * error, here, missing))
     return found
@@ -47,9 +47,13 @@ def means(rows: Iterable[Row]) -> list[Mean]:
 
 def _wanted(suite: str, rows: list[Row]) -> list[str]:
     """What anybody was asked, and all of RULER's tasks if these are called like them."""
-    here = list(dict.fromkeys(row["task"]["name"] for row in rows))
+    here = list(dict.fromkeys(map(_name, rows)))
     known = RULER if suite.startswith("ruler") and set(map(_plain, here)) <= set(RULER) else ()
     return [*known, *(name for name in here if _plain(name) not in known)]
+
+
+def _name(row: Row) -> str:
+    return row.get("label", "").partition("/")[2] or row["task"]["name"]
 
 
 def _plain(name: str) -> str:

@@ -110,7 +110,7 @@ def bounds(far: Effective, arm: Arm) -> str:
 
 def _against_unscaled(c: Comparison, total: int) -> str:
     return (f"{c.b.words}: {c.right_b}/{c.n} against {c.right_a}/{c.n} of the same training without scaling, "
-            f"{points(c.points)}, McNemar {p_text(c.p)}, {adjusted_text(c)} over {total} "
+            f"{points(c.points)}, exact {p_text(c.p)}, {adjusted_text(c)} over {total} "
             f"comparison{'s' * (total != 1)}.")  # fmt: skip
 
 
