@@ -1,11 +1,14 @@
 """Pieces of text put into a haystack so that the prompt is exact to the token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Haystack, beginning, draw_haystack
+
+Draw = Callable[[int], tuple[np.ndarray, list[list[int]]]]
+"""So many tokens of text around what is asked for, and their pieces, as `draw_haystack` gives them."""
 
 
 class Placed(NamedTuple):
@@ -20,6 +23,12 @@ class Placed(NamedTuple):
     haystack: list[list[int]]
 
 
+def check_depth(depth: float | None, task: str) -> None:
+    """Raises ValueError unless `depth` is None or in 0..1."""
+    if depth is not None and not 0 <= depth <= 1:
+        raise ValueError(f"{task}: depth {depth} is outside 0..1")
+
+
 def place(
     rng: np.random.Generator,
     tokenizer: Encoder,
@@ -30,12 +39,13 @@ def place(
     head: Sequence[int] = (),
     tail: Sequence[int],
     room: int,
-    haystack: Haystack,
+    haystack: Haystack | Draw,
+    ordered: bool = False,
 ) -> Placed:
     """BOS, `head`, the haystack with `pieces` (depth, ids) in it, `tail`: `seq_len` tokens with `room` for the answer.
 
     A piece of depth None goes anywhere; of equal depths the earlier piece comes first. seq_len None: no haystack at
-    all, the pieces in any order. Raises ValueError if it cannot fit.
+    all, the pieces in any order, or `ordered` as given. Raises ValueError if it cannot fit.
     """
     head = [*beginning(tokenizer), *head]
     needed = len(head) + sum(len(ids) for _, ids in pieces) + len(tail) + room
@@ -44,12 +54,12 @@ def place(
         raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(pieces)} record(s), the question and "
                          f"the answer; the shortest is {needed} tokens")  # fmt: skip
     for depth, _ in pieces:
-        if depth is not None and not 0 <= depth <= 1:
-            raise ValueError(f"{task}: depth {depth} is outside 0..1")
-    filler, drawn = draw_haystack(rng, haystack, seq_len - needed)
+        check_depth(depth, task)
+    left = seq_len - needed
+    filler, drawn = haystack(left) if callable(haystack) else draw_haystack(rng, haystack, left)
     cuts = [int(rng.integers(len(filler) + 1)) if d is None else round(d * len(filler)) for d, _ in pieces]
     order = sorted(range(len(pieces)), key=lambda i: (cuts[i], i))
-    if bare:  # without depths to sort by, what is asked must not always come first
+    if bare and not ordered:  # without depths to sort by, what is asked must not always come first
         order = rng.permutation(len(pieces)).tolist()
     parts: list[Any] = [head]
     starts, used, length = [0] * len(pieces), 0, len(head)
