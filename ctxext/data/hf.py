@@ -42,7 +42,7 @@ class HFDocuments(TextSource):
         try:
             column = _read(path, self.field)
             column.validate(full=True)
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, MemoryError, UnicodeDecodeError, pyarrow.ArrowException) as error:  # bytes decide which
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
         except KeyError as error:
@@ -59,10 +59,13 @@ class HFDocuments(TextSource):
 def data_files(root: Path) -> list[Path]:
     """The Parquet or Arrow files of a file or directory. Raises ValueError if there is none, or more than one split."""
     if (root / "dataset_dict.json").is_file():
-        splits = read_json(root / "dataset_dict.json").get("splits", [])
-        raise ValueError(f"{root} holds several splits: choose one of {', '.join(str(root / name) for name in splits)}")
+        splits = sorted(path.parent for path in root.glob("*/state.json"))
+        raise ValueError(f"{root} holds several splits: choose one of {', '.join(map(str, splits))}")
     if (root / "state.json").is_file():  # what else lies beside them is a cache
-        paths = [root / entry["filename"] for entry in read_json(root / "state.json").get("_data_files", [])]
+        try:
+            paths = [root / entry["filename"] for entry in read_json(root / "state.json")["_data_files"]]
+        except (KeyError, TypeError):
+            raise ValueError(f"{root / 'state.json'} does not name the data files: save the dataset again") from None
     elif root.is_dir():
         paths = sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES)
     else:
