@@ -320,9 +320,11 @@ def places(value, path=()):
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), which=st.sampled_from([squad, hotpot]))
+@given(data=st.data(), which=st.sampled_from([squad, hotpot, own]))
 def test_a_corrupted_file_is_read_or_refused_in_one_line(tmp_path_factory, data, which):
     value = which()
+    lines = isinstance(value, str)
+    value = [json.loads(line) for line in value.split("\n\n")] if lines else value
     value = {"data": value["data"][:2]} if isinstance(value, dict) else value[:3]
     path = data.draw(st.sampled_from(list(places(value))))
     value, target = copy.deepcopy({"root": value}), "root"
@@ -333,9 +335,11 @@ def test_a_corrupted_file_is_read_or_refused_in_one_line(tmp_path_factory, data,
         del parent[target]
     else:
         parent[target] = data.draw(JSON)
-    content = json.dumps(value["root"]).encode()
+    root = value["root"]
+    content = "\n".join(map(json.dumps, root)) if lines and isinstance(root, list) else json.dumps(root)
+    content = content.encode()
     content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.integers(0, 9)) == 0 else content
-    file = tmp_path_factory.mktemp("corrupted") / "a.json"
+    file = tmp_path_factory.mktemp("corrupted") / ("a.jsonl" if lines else "a.json")
     file.write_bytes(content)
     try:
         read(file)

@@ -13,9 +13,9 @@ TRIES, CHUNK = 64, 2048
 
 
 def mentions(strings: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of `strings` as whole words, letters of either case, across line ends too."""
+    """Matches any of `strings` as whole words, letters of either case, whatever stands between the words."""
     words = sorted({" ".join(string.split()) for string in strings} - {""}, key=len, reverse=True)
-    alternatives = "|".join(r"\s+".join(map(re.escape, string.split(" "))) for string in words)
+    alternatives = "|".join(r"\W+".join(map(re.escape, string.split(" "))) for string in words)
     return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)" if words else r"(?!)", re.IGNORECASE)
 
 
