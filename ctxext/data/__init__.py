@@ -2,6 +2,8 @@
 
 from ctxext.data.batch import Batch, make_batch, prefetch
 from ctxext.data.corpus import Corpus, Row, Rows
+from ctxext.data.hf import HFDocuments
+from ctxext.data.names import haystack
 from ctxext.data.sources import Files, Mix, Short, Source, Stdlib, Synthetic
 from ctxext.data.stdlib import Document, stdlib_documents
 
@@ -10,6 +12,7 @@ __all__ = [
     "Corpus",
     "Document",
     "Files",
+    "HFDocuments",
     "Mix",
     "Row",
     "Rows",
@@ -17,6 +20,7 @@ __all__ = [
     "Source",
     "Stdlib",
     "Synthetic",
+    "haystack",
     "make_batch",
     "prefetch",
     "stdlib_documents",

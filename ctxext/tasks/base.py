@@ -1,7 +1,7 @@
 """What a retrieval task is: an exam question that is exact to the token, and a training row made of many of them."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -26,6 +26,8 @@ class Encoder(Protocol):
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
 
 
 class Example(NamedTuple):

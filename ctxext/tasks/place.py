@@ -1,11 +1,14 @@
 """Pieces of text put into a haystack so that the prompt is exact to the token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Haystack, beginning, draw_haystack
+
+Draw = Callable[[int], tuple[np.ndarray, list[list[int]]]]
+"""So many tokens of text around what is asked for, and their pieces, as `draw_haystack` gives them."""
 
 
 class Placed(NamedTuple):
@@ -20,6 +23,12 @@ class Placed(NamedTuple):
     haystack: list[list[int]]
 
 
+def check_depth(depth: float | None, task: str) -> None:
+    """Raises ValueError unless `depth` is None or in 0..1."""
+    if depth is not None and not 0 <= depth <= 1:
+        raise ValueError(f"{task}: depth {depth} is outside 0..1")
+
+
 def place(
     rng: np.random.Generator,
     tokenizer: Encoder,
@@ -30,7 +39,7 @@ def place(
     head: Sequence[int] = (),
     tail: Sequence[int],
     room: int,
-    haystack: Haystack,
+    haystack: Haystack | Draw,
     ordered: bool = False,
 ) -> Placed:
     """BOS, `head`, the haystack with `pieces` (depth, ids) in it, `tail`: `seq_len` tokens with `room` for the answer.
@@ -45,7 +54,8 @@ def place(
         raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(pieces)} record(s), the question and "
                          f"the answer with a tokenizer of {tokenizer.vocab_size} ids; the shortest is {needed} "
                          "tokens")  # fmt: skip
-    filler, drawn = draw_haystack(rng, haystack, seq_len - needed)
+    left = seq_len - needed
+    filler, drawn = haystack(left) if callable(haystack) else draw_haystack(rng, haystack, left)
     cuts = [_cut(rng, depth, len(filler), task) for depth, _ in pieces]
     order = sorted(range(len(pieces)), key=lambda i: (cuts[i], i))
     if bare and not ordered:  # without depths to sort by, what is asked must not always come first
@@ -87,8 +97,5 @@ def place_between(
 
 
 def _cut(rng: np.random.Generator, depth: float | None, size: int, task: str) -> int:
-    if depth is None:
-        return int(rng.integers(size + 1))
-    if not 0 <= depth <= 1:
-        raise ValueError(f"{task}: depth {depth} is outside 0..1")
-    return round(depth * size)
+    check_depth(depth, task)
+    return int(rng.integers(size + 1)) if depth is None else round(depth * size)
