@@ -25,7 +25,7 @@ class Cell:
     item: str
     text: str
     seq_len: int
-    depth: float
+    depth: float | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Retrieval(Eval):
     before it, and the choice among the right answer and the values that stand in the prompt for other records.
     A fresh haystack for each question or, `together`, for all questions of one length and number, which then share one
     reading of it: more questions for the same time, of which those about one text are one unit of chance.
+    A depth of None is drawn for each question; a row then says the nearest quarter as its depth.
     `condition`, for controls on the very same questions: "no-needle" has haystack text where the answer was, so that
     being right is guessing; "needle-only" has no haystack, so that being wrong is not a matter of length.
     About `batch_tokens` tokens go through the model together. Raises ValueError if a question cannot fit.
@@ -43,7 +44,7 @@ class Retrieval(Eval):
 
     name: ClassVar[str] = "retrieval"
     seq_lens: tuple[int, ...]
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    depths: tuple[float | None, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     n: int = 10
     task: tasks.Task = tasks.Passkey()
     source: TextSource = Stdlib("heldout")
@@ -57,6 +58,8 @@ class Retrieval(Eval):
             raise ValueError(f"condition {self.condition!r} is not known; choose one of {', '.join(CONDITIONS)}")
         if self.together and not self.task.asks_many:
             raise ValueError(f"{self.task.name} asks one question about each text: leave `together` out")
+        if self.together and None in self.depths:
+            raise ValueError("questions that share a text need their depths: leave None out, or `together`")
 
     def items(self) -> list[str]:
         """`<task>/<settings>/<length>/<depth>/<i>`, with the condition after the settings if it is a control."""
@@ -66,11 +69,11 @@ class Retrieval(Eval):
         shared = (self.depths,) if self.together else ()  # what stands in a text depends on all depths
         settings = fingerprint(type(self.task).__name__, self.task, self.source, self.seed, *shared)
         named = settings if self.condition == "needle" else f"{settings}-{self.condition}"
+        where = [(depth, "drawn" if depth is None else float(depth)) for depth in self.depths]
         cells = [
-            Cell(f"{self.task.name}/{named}/{seq_len}/{float(depth)}/{i}",
-                 f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{float(depth)}/{i}'}",
-                 seq_len, depth)
-            for seq_len in self.seq_lens for depth in self.depths for i in range(self.n)
+            Cell(f"{self.task.name}/{named}/{seq_len}/{place}/{i}",
+                 f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{place}/{i}'}", seq_len, depth)
+            for seq_len in self.seq_lens for depth, place in where for i in range(self.n)
         ]  # fmt: skip
         return {cell.item: cell for cell in cells}
 
@@ -106,7 +109,7 @@ class Retrieval(Eval):
             "task": {"name": self.task.name, **dataclasses.asdict(self.task)},
             "condition": self.condition,
             "seq_len": cell.seq_len,
-            "depth": cell.depth,
+            "depth": nearest_quarter(example.depth) if cell.depth is None else cell.depth,
             "depth_achieved": example.depth,
             "tokens": len(example.prompt) + example.budget,
             "prompt_sha256": hashlib.sha256(example.prompt.astype("<i4").tobytes()).hexdigest(),
@@ -120,9 +123,15 @@ class Retrieval(Eval):
         size = None if self.condition == "needle-only" else cells[0].seq_len
         rng = item_rng(cells[0].text)
         if self.together:
-            exam = self.task.exam(rng, tokenizer, size, depths=self.depths, haystack=haystack)
+            depths = [depth for depth in self.depths if depth is not None]
+            exam = self.task.exam(rng, tokenizer, size, depths=depths, haystack=haystack)
         else:
             exam = [self.task.example(rng, tokenizer, size, depth=cells[0].depth, haystack=haystack)]
         if self.condition == "no-needle":
             exam = tasks.without_needles(exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack)
         return [exam[self.depths.index(cell.depth)] for cell in cells] if self.together else exam
+
+
+def nearest_quarter(depth: float) -> float:
+    """0, 0.25, 0.5, 0.75 or 1: what a depth that was drawn is counted as in tables."""
+    return round(4 * depth) / 4
