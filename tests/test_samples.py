@@ -9,7 +9,7 @@ from toy_tokenizer import toy_source, toy_tokenizer
 
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
-from ctxext.evals.samples import Samples
+from ctxext.evals.samples import Samples, table
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.tasks.base import encode_piece
 
@@ -104,6 +104,19 @@ def test_part_of_the_answers_is_part_of_the_score(samples):
 
     scores = {row["task"]["name"]: row["score"] for row in samples(AnswerKey.of(samples, TOKENIZER, manner=two))}
     assert scores == {"niah_single_1": 1, "vt": pytest.approx(2 / 3), "qa_2": 1}  # of two names for a place one will do
+
+
+def test_the_table_says_scores_in_percent_and_lengths_as_they_are(samples):
+    sizes = sorted(len(asked(sample)) + 128 for sample in SAMPLES["niah_single_1/validation.jsonl"])
+    evaluation = Samples(samples.path, sizes[1], "made up")
+    first, *others = evaluation.items()
+    right = evaluation.rows(AnswerKey.of(evaluation, TOKENIZER), others)
+    lines = table([*right, *evaluation.rows(EchoPrompt(TOKENIZER), [first])])
+    assert [line["task"] for line in lines] == ["niah_single_1", "qa_2", "vt"]
+    assert lines[0] == {
+        "variant": "made up", "seq_len": sizes[1], "task": "niah_single_1", "n": 3,
+        "score": pytest.approx(200 / 3), "tokens": sizes, "excess": 1,
+    }  # fmt: skip
 
 
 def test_the_first_samples_and_batches_keep_their_names_and_rows(samples):

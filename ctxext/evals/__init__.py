@@ -2,4 +2,6 @@
 
 from ctxext.evals.base import Eval as Eval
 from ctxext.evals.ppl import Perplexity as Perplexity
+from ctxext.evals.protocols import passkey_protocol as passkey_protocol
 from ctxext.evals.retrieval import Retrieval as Retrieval
+from ctxext.evals.samples import Samples as Samples

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -145,3 +145,24 @@ def _example(tokenizer: Any, sample: Sample) -> Example:
         prompt, np.asarray(ids, np.int32), needles[0][0] / len(prompt) if needles else 0.0,
         {"needles": needles, **known, "haystack": []}, metric=metric, references=sample.references, room=room,
     )  # fmt: skip
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """RULER's numbers from the rows of one model: an entry per variant, nominal length and task, in order.
+
+    score: the mean, percent; tokens: least, median and most that the samples really take; excess: how many take more
+    than the nominal length. The benchmark's total at a length is the mean of `score` over its 13 tasks.
+    """
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"]["variant"], row["seq_len"], row["task"]["name"]), []).append(row)
+    out = []
+    for (variant, seq_len, task), found in groups.items():
+        tokens = [row["tokens"] for row in found]
+        out.append({
+            "variant": variant, "seq_len": seq_len, "task": task, "n": len(found),
+            "score": 100 * sum(row["score"] for row in found) / len(found),
+            "tokens": [min(tokens), float(np.median(tokens)), max(tokens)],
+            "excess": sum(row["excess"] > 0 for row in found),
+        })  # fmt: skip
+    return out
