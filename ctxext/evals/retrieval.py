@@ -25,7 +25,7 @@ class Cell:
     item: str
     text: str
     seq_len: int
-    depth: float
+    depth: float | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Retrieval(Eval):
     before it, and the choice among the right answer and the values that stand in the prompt for other records.
     A fresh haystack for each question or, `together`, for all questions of one length and number, which then share one
     reading of it: more questions for the same time, of which those about one text are one unit of chance.
+    A depth of None is drawn for each question; a row then says the nearest quarter as its depth.
     `condition`, for controls on the very same questions: "no-needle" has haystack text where the answer was, so that
     being right is guessing; "needle-only" has no haystack, so that being wrong is not a matter of length.
     jitter: each depth is drawn up to so far from its place, and what would leave the text is at its end: 0.125 makes
@@ -45,7 +46,7 @@ class Retrieval(Eval):
 
     name: ClassVar[str] = "retrieval"
     seq_lens: tuple[int, ...]
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    depths: tuple[float | None, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     n: int = 10
     task: tasks.Task = tasks.Passkey()
     source: TextSource = Stdlib("heldout")
@@ -63,6 +64,8 @@ class Retrieval(Eval):
             raise ValueError(f"{self.task.name} asks one question about each text: leave `together` out")
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter {self.jitter} is a part of the text: 0 to 1")
+        if None in self.depths and (self.together or self.jitter):
+            raise ValueError("depths that are drawn cannot be shared or moved: leave None out, or together and jitter")
 
     @property
     def title(self) -> str:
@@ -77,11 +80,11 @@ class Retrieval(Eval):
         moved = (self.jitter,) if self.jitter else ()
         settings = fingerprint(type(self.task).__name__, self.task, self.source, self.seed, *shared, *moved)
         named = settings if self.condition == "needle" else f"{settings}-{self.condition}"
+        where = [(depth, "drawn" if depth is None else float(depth)) for depth in self.depths]
         cells = [
-            Cell(f"{self.task.name}/{named}/{seq_len}/{float(depth)}/{i}",
-                 f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{float(depth)}/{i}'}",
-                 seq_len, depth)
-            for seq_len in self.seq_lens for depth in self.depths for i in range(self.n)
+            Cell(f"{self.task.name}/{named}/{seq_len}/{place}/{i}",
+                 f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{place}/{i}'}", seq_len, depth)
+            for seq_len in self.seq_lens for depth, place in where for i in range(self.n)
         ]  # fmt: skip
         return {cell.item: cell for cell in cells}
 
@@ -119,7 +122,7 @@ class Retrieval(Eval):
             **({"exam": cell.text} if self.together else {}),
             "condition": self.condition,
             "seq_len": cell.seq_len,
-            "depth": cell.depth,
+            "depth": nearest_quarter(example.depth) if cell.depth is None else cell.depth,
             "depth_achieved": example.depth,
             "tokens": len(example.prompt) + example.budget,
             "prompt_sha256": hashlib.sha256(example.prompt.astype("<i4").tobytes()).hexdigest(),
@@ -132,13 +135,20 @@ class Retrieval(Eval):
         """The questions of cells that share a text."""
         size = None if self.condition == "needle-only" else cells[0].seq_len
         rng = item_rng(cells[0].text)
-        depths = self.depths if self.together else (cells[0].depth,)
-        if self.jitter:
-            depths = [min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter))) for depth in depths]
+        given = self.depths if self.together else (cells[0].depth,)
+        depths = [self._moved(rng, depth) for depth in given if depth is not None]
         if self.together:
             exam = self.task.exam(rng, tokenizer, size, depths=depths, haystack=haystack)
         else:
-            exam = [self.task.example(rng, tokenizer, size, depth=depths[0], haystack=haystack)]
+            exam = [self.task.example(rng, tokenizer, size, depth=depths[0] if depths else None, haystack=haystack)]
         if self.condition == "no-needle":
             exam = tasks.without_needles(exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack)
         return [exam[self.depths.index(cell.depth)] for cell in cells] if self.together else exam
+
+    def _moved(self, rng: np.random.Generator, depth: float) -> float:
+        return min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter))) if self.jitter else depth
+
+
+def nearest_quarter(depth: float) -> float:
+    """0, 0.25, 0.5, 0.75 or 1: what a depth that was drawn is counted as in tables."""
+    return round(4 * depth) / 4
