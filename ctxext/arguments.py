@@ -70,11 +70,19 @@ def parser() -> argparse.ArgumentParser:
     sub = command("eval", "evaluate a run or an HF directory, with any method")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--evals", nargs="+", default=["passkey", "ppl"], metavar="NAME",
-                     help="passkey, kv, controls, ppl, ppl:token, ppl:yarn, ppl:longlora, ppl:truncate, longppl, "
-                          "longppl:DIR (key tokens found by DIR)")  # fmt: skip
-    sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1/2, 1, 2 and 4 windows")
-    sub.add_argument("--budget", choices=["small", "full"], default="small")
+    sub.add_argument("--evals", nargs="+", metavar="NAME",
+                     default=["passkey", "kv", "lines", "vt", "mqar", "ppl", "controls"],
+                     help="passkey, passkey:landmark|yarn|pi|longlora, kv, lines, vt, mqar, niah, niah-multikey, "
+                          "niah-multivalue, niah-multiquery, cwe, fwe, facts, association, qa, ruler, ruler:reference, "
+                          "ppl, ppl:token|yarn|longlora|truncate, longppl, longppl:DIR (key tokens found by DIR), "
+                          "controls (of all named; default: %(default)s)")  # fmt: skip
+    sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1, 2, 4 and 8 windows")
+    sub.add_argument("--budget", choices=["small", "full"], default="small",
+                     help="how much is asked; what it can show is said first")  # fmt: skip
+    sub.add_argument("--haystack", default="stdlib", metavar="PATH", help="stdlib, or text, JSONL, Parquet or Arrow")
+    sub.add_argument("--questions", type=Path, metavar="FILE", help="of qa: SQuAD, HotpotQA or JSONL")
+    sub.add_argument("--ruler", type=Path, metavar="DIR", help="of ruler:reference: samples (see: ctxext ruler)")
+    sub.add_argument("--wording", type=Path, metavar="FILE", help="of passkey:<protocol>: the authors' own text, JSON")
     sub.add_argument("--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>")
     sub.add_argument("--part", default="1/1", metavar="I/N", help="this process takes share I of N; same --out for all")
     sub = command("export", "write a run or an HF directory for other readers", json_too=False)
@@ -105,6 +113,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
     sub.add_argument("--seeds", action="store_true", help="the runs differ in their seed: put their arms together")
     sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per arm")
+    sub = command("ruler", "RULER's own samples for a model's tokenizer, by its package: extra [ruler]", json_too=False)
+    sub.add_argument("source", metavar="RUN|HF_DIR", help="whose tokenizer; weights are not read")
+    sub.add_argument("--seq-len", type=int, required=True, help="the nominal length, tokens")
+    sub.add_argument("--n", type=int, default=50, help="samples of each task")
+    sub.add_argument("--tasks", nargs="+", metavar="TASK", help="niah_single_1 ... qa_2; default: all 13")
+    sub.add_argument("--out", type=Path, required=True)
     sub = command("bench", "what things cost here: items per second, time outside the model")
     sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
     sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")

@@ -103,12 +103,15 @@ def _mesh(args: argparse.Namespace) -> Any:
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate as module
     from ctxext import report
+    from ctxext.data import haystack
+    from ctxext.suite import Choice
 
     chosen = _methods(args, rest)
+    asked = Choice((), args.budget, haystack(args.haystack), args.questions, args.ruler, args.wording)
     sink, rows = module.evaluate_checkpoint(
         args.source, adapter=args.adapter, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len,
-        budget=args.budget, out=args.out, part=module.Part.parse(args.part), dtype=args.compute_dtype,
-        mesh=_mesh(args), trust=args.trust_run,
+        asked=asked, out=args.out, part=module.Part.parse(args.part), dtype=args.compute_dtype, mesh=_mesh(args),
+        trust=args.trust_run,
     )  # fmt: skip
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
@@ -182,6 +185,18 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)
 
 
+def ruler(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from ctxext import door
+    from ctxext.evals.reference import TASKS, prepare
+    from ctxext.tokenizer import load_tokenizer
+
+    where = door.locate(args.source)
+    tokenizer = load_tokenizer(where / "base" if door.is_run(where) else where)
+    prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=args.tasks or TASKS)
+    print(f"wrote {args.out}; ask them with: ctxext eval {args.source} --evals ruler:reference --ruler {args.out}")
+
+
 def bench(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ctxext import bench as module
@@ -217,7 +232,8 @@ def _refuse(rest: list[str]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "demo": demo, "run": run, "train": train, "plan": plan, "eval": evaluate, "export": export, "prove": prove,
-    "import": import_, "generate": generate, "report": report, "bench": bench, "methods": methods, "rope": rope,
+    "import": import_, "generate": generate, "report": report, "ruler": ruler, "bench": bench, "methods": methods,
+    "rope": rope,
 }  # fmt: skip
 
 

@@ -4,23 +4,20 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ctxext import distributed, tasks
-from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals import Eval, Perplexity, Retrieval
+from ctxext import distributed
+from ctxext.evals import Eval
 from ctxext.evals.base import Model
-from ctxext.evals.perplexities import perplexities
 from ctxext.evals.timing import Timed
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
-
-Budget = Literal["small", "full"]
+from ctxext.suite import STANDARD, Choice, evaluations, promise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,6 @@ class Part:
 
 
 WHOLE = Part(1, 1)
-HELDOUT = Stdlib("heldout")
 
 
 def evaluate(
@@ -95,49 +91,14 @@ def evaluate(
     return [old[item] for item in wanted if item in old]
 
 
-def standard_evals(
-    names: Sequence[str], seq_lens: Sequence[int], budget: Budget, *, source: TextSource = HELDOUT
-) -> tuple[Eval, ...]:
-    """The evaluations called `names`: "passkey", "kv" (small takes 20 questions per length, full 180), "ppl",
-    "ppl:<estimator>" of papers, "longppl" (key tokens by the model itself) or "longppl:DIR" (by another), and
-    "controls": passkeys at the longest length with the needle left out, and with the haystack left out.
-
-    Raises ValueError for an unknown name.
-    """
-    lengths = tuple(seq_lens)
-    small = budget == "small"
-    depths = tuple(i / (4 if small else 8) for i in range(5 if small else 9))
-    retrieval: dict[str, Any] = {"seq_lens": lengths, "depths": depths, "n": 4 if small else 20, "source": source}
-    text = {"num_documents": 8, "num_windows": 1 if small else 4, "target_tokens": min(128, min(lengths) // 2)}
-    last: dict[str, Any] = {**retrieval, "seq_lens": (max(lengths),)}
-    known: dict[str, Callable[[], tuple[Eval, ...]]] = {
-        "passkey": lambda: (Retrieval(**retrieval),),
-        "kv": lambda: (Retrieval(**retrieval, task=tasks.KeyValue()),),
-        "ppl": lambda: (Perplexity(lengths, **text, source=source),),
-        **perplexities(names, lengths, small=small, source=source, load=_load),
-        "controls": lambda: (Retrieval(**last, condition="no-needle"), Retrieval(**last, condition="needle-only")),
-    }
-    for name in names:
-        if name not in known:
-            raise ValueError(f"there is no evaluation {name!r}; known: {', '.join(known)}")
-    return tuple(evaluation for name in names for evaluation in known[name]())
-
-
-def _load(path: str) -> Model:
-    from ctxext import door  # loads jax
-
-    return door.load(path)
-
-
 def evaluate_checkpoint(
     path: str | Path,
     *,
     adapter: Path | None = None,
     methods: Sequence[Any] = (None,),
-    evals: Sequence[str] = ("passkey", "ppl"),
+    evals: Sequence[str] = STANDARD,
     seq_lens: Sequence[int] | None = None,
-    budget: Budget = "small",
-    source: TextSource = HELDOUT,
+    asked: Choice | None = None,
     out: Path | None = None,
     dtype: str = "float32",
     mesh: Any = None,
@@ -148,8 +109,9 @@ def evaluate_checkpoint(
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
-    to merge. seq_lens: by default half, one, two and four windows. out: directory for rows.jsonl, by default the run,
-    or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
+    to merge. evals: names of `ctxext.suite`, asked as `asked` says but for its lengths: those of `seq_lens`, by default
+    one, two, four and eight windows. out: directory for rows.jsonl, by default the run, or `runs/eval-<name>` for an HF
+    directory. part: see `evaluate`.
     """
     from ctxext import door  # loads jax
     from ctxext.sharding import ONE_DEVICE
@@ -159,7 +121,11 @@ def evaluate_checkpoint(
     run = door.is_run(where)
     sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"
     window = lm.config.max_position_embeddings
-    chosen = standard_evals(evals, seq_lens or (window // 2, window, 2 * window, 4 * window), budget, source=source)
+    lengths = tuple(seq_lens or (window * times for times in (1, 2, 4, 8)))
+    asked = dataclasses.replace(asked or Choice(), seq_lens=lengths)
+    chosen = evaluations(evals, asked, load=lambda source: door.load(source, dtype=dtype))
+    if progress:
+        print("\n".join(promise(chosen)), file=sys.stderr)
     named = checkpoint_label(where) + (f" + {adapter.resolve().name}" if adapter else "")
     steps = trained_steps(where)
     rows = []

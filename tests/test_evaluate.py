@@ -11,13 +11,14 @@ from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
 from ctxext.evals.timing import Timed
-from ctxext.evaluate import Part, describe, evaluate, evaluate_checkpoint, standard_evals
+from ctxext.evaluate import Part, describe, evaluate, evaluate_checkpoint
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
 from ctxext.methods import make
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Unscaled
-from ctxext.tasks import KeyValue
+from ctxext.suite import Choice
+from ctxext.tasks import Passkey
 from ctxext.tokenizer import Tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -102,17 +103,6 @@ def test_a_model_that_is_not_finite_is_named(tmp_path):
         evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "rows.jsonl")
 
 
-def test_budgets_and_names():
-    small = standard_evals(("passkey", "kv", "ppl"), (256, 512), "small")
-    full = standard_evals(("passkey", "kv", "ppl"), (256, 512), "full")
-    assert [len(e.items()) for e in small] == [40, 40, 16]
-    assert [len(e.items()) for e in full] == [360, 360, 64]
-    assert set(small[0].items()) < set(full[0].items())  # more budget keeps what was measured
-    assert set(small[2].items()) < set(full[2].items())
-    with pytest.raises(ValueError, match="no evaluation 'ruler'; known: passkey, kv, ppl"):
-        standard_evals(("ruler",), (256,), "small")
-
-
 def test_labels_leave_identities_out():
     assert describe(make("none"), make("causal")) == "none"
     assert describe(make("yarn", factor=4.0), make("causal")) == "yarn(factor=4)"
@@ -125,17 +115,17 @@ def test_a_checkpoint_under_two_methods(tmp_path):
     tokenizer = Tokenizer({"tokenizer.model": toy_model()})
     shape = config(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2)
     hf.save(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
-    options: dict = {"evals": ("ppl",), "seq_lens": (120,), "source": toy_source()}
+    options: dict = {"evals": ("ppl",), "seq_lens": (120,), "asked": Choice(source=toy_source())}
     options["out"] = tmp_path / "out"
     with pytest.raises(ValueError, match="documents have the 119 tokens"):  # the toy source has three
         evaluate_checkpoint(tmp_path / "base", **options)
-    options["evals"] = ("kv",)
+    options["evals"] = ("passkey",)
     sink, rows = evaluate_checkpoint(tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options)
     assert sink == tmp_path / "out" / "rows.jsonl" and rows == read_jsonl(sink)[-40:]
     assert {(row["checkpoint"], row["method"]) for row in rows} == {("base", "none"), ("base", "yarn(factor=2)")}
     lm = load(tmp_path / "base", method=Yarn(factor=2.0))
     for row in rows[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
-        prompt = KeyValue().example(item_rng(row["item"]), tokenizer, 120, depth=row["depth"],
+        prompt = Passkey().example(item_rng(row["item"]), tokenizer, 120, depth=row["depth"],
                                     haystack=documents(toy_source(), tokenizer)).prompt  # fmt: skip
         for step in range(3):
             logits = np.asarray(lm.logits([[*prompt, *row["gold"][:step]]]), np.float64)[0, -1]

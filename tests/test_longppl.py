@@ -16,8 +16,9 @@ from ctxext.data.sources import TextSource
 from ctxext.evals import LongPPL
 from ctxext.evals.keys import Answers, Found, Given, inside, key_spans
 from ctxext.evals.oracle import SURPRISE, ContextCurve, OracleConfig, PerfectReader, WindowReader
-from ctxext.evaluate import evaluate, standard_evals
+from ctxext.evaluate import evaluate
 from ctxext.report import summary, tables, write_report
+from ctxext.suite import Choice, evaluations
 from ctxext.tasks import KeyValue
 
 CASES = json.loads((Path(__file__).parent / "golden" / "longppl.json").read_text())["cases"]
@@ -171,9 +172,9 @@ def test_refusals_and_names(models):
     with pytest.raises(ValueError, match="no spans are given for document 1, only for 1"):
         list(LongPPL((9,), num_documents=2, keys=Given(((),)), source=Texts(("abcdefgh", "abcdefgi")))(
             ContextCurve(Letters(), lambda seen: np.ones(len(seen)))))  # fmt: skip
-    itself, other = standard_evals(["longppl", f"longppl:{TINY_LLAMA}"], (128, 256, 512), "small")
+    itself, other = evaluations(["longppl", f"longppl:{TINY_LLAMA}"], Choice((128, 256, 512)), load=load)
     assert isinstance(itself, LongPPL) and isinstance(other, LongPPL)
     assert itself.seq_lens == (256, 512) and itself.keys == Found(128, 32)
     assert other.keys.origin == str(TINY_LLAMA) and not set(itself.items()) & set(other.items())
-    published = standard_evals(["longppl"], (8192,), "small")[0]
+    published = evaluations(["longppl"], Choice((8192,)))[0]
     assert isinstance(published, LongPPL) and published.keys == Found(4096, 1024, 2.0, 2.0)

@@ -15,8 +15,9 @@ from ctxext.data.sources import TextSource
 from ctxext.evals import RollingPerplexity
 from ctxext.evals.estimators import ESTIMATORS
 from ctxext.evals.oracle import ContextCurve, OracleConfig
-from ctxext.evaluate import evaluate, standard_evals
+from ctxext.evaluate import evaluate
 from ctxext.report import summary, tables
+from ctxext.suite import Choice, evaluations
 from ctxext.tasks.base import encode_piece
 
 TOKENIZER = toy_tokenizer()
@@ -295,9 +296,9 @@ def test_refusals_say_what_to_do():
 
 def test_names_of_the_command_line():
     names = ["ppl:token", "ppl:yarn", "ppl:longlora", "ppl:truncate"]
-    small = standard_evals(names, (128, 256), "small")
+    small = evaluations(names, Choice((128, 256)))
     assert [e.title for e in small] == names
-    full = standard_evals(names, (128, 256), "full")
+    full = evaluations(names, Choice((128, 256), "full"))
     assert set(small[1].items()) < set(full[1].items()) and len(full[1].items()) == 32
-    published = standard_evals(["ppl:yarn"], (2048, 4096), "full")[0]
+    published = evaluations(["ppl:yarn"], Choice((2048, 4096), "full"))[0]
     assert isinstance(published, RollingPerplexity) and published.stride == 256

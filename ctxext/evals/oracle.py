@@ -108,7 +108,8 @@ class AnswerKey(Oracle):
         for size in sorted({len(key) // 4 for key in self.known if len(key) // 4 <= len(prefix)}, reverse=True):
             example = self.known.get(np.asarray(prefix[:size], np.int32).tobytes())
             if example is not None:
-                answer, place = self.manner(example.answer.tolist()), len(prefix) - size
+                end = encode_piece(self.tokenizer, "\n")[-1:]  # what it knows is a line
+                answer, place = [*self.manner(example.answer.tolist()), *end], len(prefix) - size
                 near = self.window is None or example.meta["distance"] + len(example.answer) - 1 <= self.window
                 return answer[place] if near and place < len(answer) else None
         return None

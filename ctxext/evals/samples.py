@@ -56,7 +56,7 @@ class Samples(Eval):
     batch_tokens: int = 16_384
 
     def items(self) -> list[str]:
-        """`<task>/<variant's fingerprint>/<nominal length>/<file hash>-<line>`."""
+        """`<task>/<fingerprint of variant and task>/<nominal length>/<file hash>-<line>`."""
         return [sample.item for sample in self._samples()]
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -83,6 +83,8 @@ class Samples(Eval):
             "eval": self.name,
             "item": sample.item,
             "task": {"name": sample.task, "variant": self.variant},
+            "label": f"{self.variant}/{sample.task}",
+            "suite": self.variant,
             "condition": "needle",
             "seq_len": self.seq_len,
             "tokens": tokens,
@@ -113,7 +115,7 @@ class Samples(Eval):
             data = file.read_bytes()
         except OSError as error:
             raise ValueError(f"samples {file} cannot be read ({error.strerror})") from error
-        digest, settings = hashlib.sha256(data).hexdigest()[:8], fingerprint(self.variant)
+        digest, settings = hashlib.sha256(data).hexdigest()[:8], fingerprint(self.variant, task)
         lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
         for number, line in lines[: self.n]:
             place = f"{digest}-{number}"

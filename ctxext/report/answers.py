@@ -104,7 +104,7 @@ def gain(study: Study, looks: Looks, key: str) -> Chart | None:
 
 def gain_by_depth(study: Study, arm: Arm) -> Heat | None:
     """Context gain of an arm by length and depth; None without any, or at a single depth."""
-    cells = gains(study.question, lambda row: (row["depth"], row["seq_len"])).get(arm.series, [])
+    cells = gains(study.question, lambda row: (row.get("depth", 0.0), row["seq_len"])).get(arm.series, [])
     depths, lengths = sorted({c["depth"] for c in cells}), sorted({c["seq_len"] for c in cells})
     if len(depths) < 2:
         return None

@@ -7,7 +7,8 @@ from ctxext.evals.curves import simultaneous_band
 from ctxext.report.charts import Axis, Chart, Line, Mark, Point, Style, dot_chart, line_chart, swatch
 from ctxext.report.compare import pairs
 from ctxext.report.look import length_axis, linear_axis, log_axis
-from ctxext.report.rows import Arm, Row, by_estimator, cells, document, estimator, perplexity, position, series
+from ctxext.report.losses import by_estimator, estimator, perplexity, position
+from ctxext.report.rows import Arm, Row, cells, document, series
 from ctxext.report.study import TAU, Study
 from ctxext.report.verdict import bounds
 

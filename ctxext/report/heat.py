@@ -79,12 +79,12 @@ def _rate_cell(rows: Sequence[Row]) -> Cell:
 
 
 def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
-    """b minus a on the same prompts by length and depth, in percentage points; None if they share no prompt.
+    """b minus a on the same prompts by length and depth, in points; None if they share no prompt or have no depth.
 
     Cells by depth are one family of Holm's, the line over all depths is another.
     """
     both = pairs(question.of(a), question.of(b))
-    if not both:
+    if not both or not question.has_depth:
         return None
     by_cell = group(both, lambda pair: (pair[1]["depth"], pair[1]["seq_len"]))
     by_length = group(both, lambda pair: pair[1]["seq_len"])

@@ -12,8 +12,9 @@ from ctxext import files
 from ctxext.report import figures, heat, runs, section, waves
 from ctxext.report.charts import Chart, Style, standalone
 from ctxext.report.look import identity, looks, method_styles
+from ctxext.report.losses import estimator, is_perplexity
 from ctxext.report.provenance import facts, proof_table
-from ctxext.report.rows import Arm, Row, arms, estimator, group, is_perplexity, questions, settings
+from ctxext.report.rows import Arm, Row, arms, group, questions, settings
 from ctxext.report.section import Section
 from ctxext.report.study import Study
 from ctxext.report.verdict import Finding, findings
@@ -120,7 +121,8 @@ def _called(name: str, run: runs.RunData, found: Sequence[runs.RunData]) -> str:
 
 def _heats(study: Study, arm: Arm) -> list[heat.Heat]:
     distance = heat.by_distance(study.question, arm)
-    return [heat.by_depth(study, arm), *([distance] if distance else [])]
+    depth = [heat.by_depth(study, arm)] if study.question.has_depth else []
+    return [*depth, *([distance] if distance else [])]
 
 
 def _contrasts(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, Arm]]:

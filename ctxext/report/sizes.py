@@ -12,7 +12,7 @@ from ctxext.report.rows import Question, Row, group
 
 def prompts(question: Question) -> dict[int, list[Row]]:
     """Every prompt once, whichever arms it was put to, by nominal length."""
-    said = [row for row in question.rows if "tokens" in row and "depth_achieved" in row]
+    said = [row for row in question.rows if "tokens" in row]
     once = {(row["item"], row["prompt_sha256"]): row for row in said}
     return dict(sorted(group(once.values(), lambda row: row["seq_len"]).items()))
 
@@ -50,7 +50,7 @@ def table(questions: Sequence[Question]) -> Table | None:
 
 def farthest(rows: Sequence[Row]) -> float:
     """The largest distance of a depth from the one that was asked."""
-    return max(abs(row["depth_achieved"] - row["depth"]) for row in rows)
+    return max((abs(row["depth_achieved"] - row["depth"]) for row in rows if "depth" in row), default=0.0)
 
 
 def chart(question: Question, key: str) -> Chart | None:
@@ -68,6 +68,8 @@ def chart(question: Question, key: str) -> Chart | None:
 
 
 def _spread(rows: Sequence[Row], name: str, form: str) -> str:
-    values = [row[name] for row in rows]
+    values = [row[name] for row in rows if name in row]
+    if not values:
+        return "-"
     found = [f"{x:{form}}" for x in (min(values), median(values), max(values))]
     return found[0] if len(set(found)) == 1 else " / ".join(found)

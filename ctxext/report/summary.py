@@ -6,8 +6,9 @@ from typing import Any
 
 from ctxext.report import mistakes, reach, sizes, suites
 from ctxext.report.gain import gains
+from ctxext.report.losses import is_perplexity, perplexity, position
 from ctxext.report.measures import marks
-from ctxext.report.rows import Row, asks, cells, condition, is_perplexity, latest, perplexity, position, questions
+from ctxext.report.rows import Row, asks, cells, condition, latest, questions
 from ctxext.report.study import Study
 from ctxext.report.verdict import findings
 

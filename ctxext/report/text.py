@@ -5,25 +5,10 @@ from collections.abc import Iterable, Sequence
 from ctxext.report import controls, mistakes, sizes, suites
 from ctxext.report.compare import paired, pairs
 from ctxext.report.gain import UNIT, gains
+from ctxext.report.losses import by_estimator, estimator, is_perplexity, perplexity, position
 from ctxext.report.measures import BESIDE, CHOICE, chance, measured
 from ctxext.report.plain import NOT_ASKED, between, by_length, grid, points
-from ctxext.report.rows import (
-    Question,
-    Row,
-    by_estimator,
-    cells,
-    estimator,
-    group,
-    is_perplexity,
-    latest,
-    names,
-    perplexity,
-    position,
-    questions,
-    rate,
-    series,
-    settings,
-)
+from ctxext.report.rows import Question, Row, cells, group, latest, names, questions, rate, series, settings
 from ctxext.report.study import Study
 
 
@@ -37,7 +22,7 @@ def tables(rows: Iterable[Row], *, by_depth: bool = False) -> str:
         parts += _differences(question)
         parts += [controls.text(Study(question)), *_measures(question), *_gain(question), *mistakes.text(question)]
         parts += sizes.text(question)
-        parts += _depth_grids(question) if by_depth else []
+        parts += _depth_grids(question) if by_depth and question.has_depth else []
     parts += suites.text(rows)
     for found in group(filter(is_perplexity, rows), settings).values():
         title = f"{estimator(found[0])} [95 % interval over documents]"

@@ -141,7 +141,7 @@ def _asked(study: Study, made: Sequence[Comparison]) -> list[str]:
     question = study.question
     sizes = sorted({len(rows) for arm in question.arms for n in question.seq_lens if (rows := question.of(arm, n))})
     many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    depths = len({row["depth"] for row in question.rows})
+    depths = len({row.get("depth") for row in question.rows})
     lengths = _list([f"{n:,}" for n in question.seq_lens])
     text = (f"Asked: {many} questions ({question.task}, {depths} depth{'s' * (depths != 1)}) of every arm at each of "
             f"{lengths} tokens")  # fmt: skip
