@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ctxext import distributed
-from ctxext.evals import Eval
+from ctxext.evals import Eval, Retrieval
 from ctxext.evals.base import Model
 from ctxext.evals.timing import Timed
 from ctxext.files import append_jsonl, read_jsonl
@@ -129,6 +129,11 @@ def evaluate_checkpoint(
     named = checkpoint_label(where) + (f" + {adapter.resolve().name}" if adapter else "")
     steps = trained_steps(where)
     rows = []
+    if "controls" in evals and window in lengths and None not in methods:  # what the checkpoint itself reads at home
+        home = evaluations(evals, dataclasses.replace(asked, seq_lens=(window,)))
+        needles = [e for e in home if isinstance(e, Retrieval) and e.condition == "needle"]
+        rows += evaluate(lm, needles, method_label=describe(lm.scaling, lm.attention), steps=steps, sink=sink,
+                         checkpoint=named, part=part, progress=progress)  # fmt: skip
     for method in methods:
         given = () if method is None else method if isinstance(method, tuple) else (method,)
         model = lm.with_method(*given)

@@ -45,14 +45,14 @@ class Choice:
         return tuple(i / (4 if self.small else 8) for i in range(5 if self.small else 9))
 
     def ask(self, task: tasks.Task, *, together: bool = False) -> Retrieval:
-        """Questions of a task: 20 a length if the budget is small, 180 if it is full; three times as many if those of
-        one number are put `together`, which costs less all the same."""
-        n = (12 if together else 4) if self.small else (60 if together else 20)
+        """Questions of a task: 60 a length if the budget is small, 180 if it is full; 120 and 540 if those of one
+        number are put `together`, which costs less all the same."""
+        n = (24 if together else 12) if self.small else (60 if together else 20)
         return Retrieval(self.seq_lens, self.depths, n, task, self.source, together=together)
 
     def ask_everywhere(self, task: tasks.Task) -> Retrieval:
         """As many questions of a task about the whole text, which has no depth."""
-        return Retrieval(self.seq_lens, (0.0,), 20 if self.small else 180, task, self.source)
+        return Retrieval(self.seq_lens, (0.0,), 60 if self.small else 180, task, self.source)
 
 
 def evaluations(

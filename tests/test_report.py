@@ -9,10 +9,11 @@ from toy_tokenizer import toy_source, toy_tokenizer
 
 from ctxext import tasks
 from ctxext.evals import Perplexity, Retrieval
-from ctxext.evals.oracle import ContextCurve, EchoPrompt, OracleConfig, PerfectReader, WindowReader
+from ctxext.evals.oracle import AnswerKey, ContextCurve, EchoPrompt, OracleConfig, PerfectReader, WindowReader
 from ctxext.evals.stats import wilson
 from ctxext.evaluate import evaluate
 from ctxext.report import latest, summary, tables
+from ctxext.suite import Choice, evaluations
 
 
 def retrieval(method, seq_len, i, correct, *, depth=0.0, checkpoint="base", document=0):
@@ -114,3 +115,23 @@ def test_oracles_from_model_to_table(tmp_path):
         ["0", "4/4", "0/4"], ["0.5", "4/4", "0/4"], ["1", "4/4", "4/4"]]  # fmt: skip
     values = {c["seq_len"]: c["perplexity"] for c in summary(rows)["perplexity"]}
     assert values == {64: pytest.approx(math.e), 256: pytest.approx(math.e**2)}
+
+
+def test_the_overview_puts_all_tasks_of_an_arm_together():
+    tokenizer, source = toy_tokenizer(), toy_source()
+    asked = evaluations(("passkey", "kv", "fwe"), Choice((300, 512), source=source))
+    rows = []
+    for evaluation in asked:
+        for name, reader in (
+            ("none", AnswerKey.of(evaluation, tokenizer, window=400, config=OracleConfig(300))),
+            ("blind", EchoPrompt(tokenizer, OracleConfig(300))),
+        ):
+            rows += evaluate(reader, [evaluation], method_label=name, progress=False)
+    text = tables(rows)
+    table = next(part for part in text.split("\n\n") if part.startswith("none: % right"))
+    lines = {line.split()[0]: line for line in table.splitlines()[2:]}
+    right = [row for row in rows if row["method"] == "none" and row["task"]["name"] == "passkey" and row["correct"]]
+    share = 100 * sum(row["seq_len"] == 512 for row in right) / 60
+    assert f"100 [94, 100]  {share:.0f} [" in lines["passkey"] and "512*" in table
+    assert list(lines) == ["passkey", "kv", "fwe"]
+    assert "0 [0, 6]" in next(part for part in text.split("\n\n") if part.startswith("blind: % right"))

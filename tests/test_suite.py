@@ -73,7 +73,7 @@ def test_files_of_ones_own(tmp_path):
 
 def test_what_the_numbers_can_show_is_said_before():
     (alone, shared) = promise(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
-    assert alone.startswith("passkey: 4 questions a cell, 20 a length, tell methods apart that differ by ")
-    assert shared.startswith("kv: 12 questions a cell, 60 a length about 12 texts, tell ")
+    assert alone.startswith("passkey: 12 questions a cell, 60 a length, tell methods apart that differ by ")
+    assert shared.startswith("kv: 24 questions a cell, 120 a length about 24 texts, tell ")
     with pytest.raises(ValueError, match="there is no evaluation 'rule'; known: passkey, kv, lines"):
         evaluations(["rule"], SMALL)

@@ -7,6 +7,7 @@ from ctxext.report.compare import paired, pairs
 from ctxext.report.gain import UNIT, gains
 from ctxext.report.losses import by_estimator, estimator, is_perplexity, perplexity, position
 from ctxext.report.measures import BESIDE, CHOICE, chance, measured
+from ctxext.report.overview import overview
 from ctxext.report.plain import NOT_ASKED, between, by_length, grid, points
 from ctxext.report.rows import Question, Row, cells, group, latest, names, questions, rate, series, settings
 from ctxext.report.study import Study
@@ -15,8 +16,8 @@ from ctxext.report.study import Study
 def tables(rows: Iterable[Row], *, by_depth: bool = False) -> str:
     """Text tables of retrieval, paired differences and perplexity; `by_depth` adds a length x depth grid per method."""
     rows = latest(rows)
-    parts = []
-    for question in questions(rows):
+    parts, asked = [], questions(rows)
+    for question in asked:
         title = f"{question.name}: right / asked, % [95 % interval], p(answer)"
         parts += [by_length(title, cells(question.rows, rate), controls.rate_text)]
         parts += _differences(question)
@@ -29,6 +30,7 @@ def tables(rows: Iterable[Row], *, by_depth: bool = False) -> str:
         parts += [by_length(title, cells(found, perplexity), _perplexity_text)]
     for found in group([row for row in rows if "by_position" in row], settings).values():
         parts += [_position_table(cells(found, position), by_estimator(found[0]))]
+    parts += overview(asked)
     return "\n\n".join(parts) if parts else "no rows"
 
 
@@ -49,7 +51,8 @@ def _measures(question: Question) -> list[str]:
     for measure in BESIDE:
         found = [cell for cell in measured(question, measure) if "condition" not in cell]
         if found:
-            level = f", chance {chance(question.rows):.3g}" if measure is CHOICE else ""
+            level = chance(question.rows) if measure is CHOICE else None
+            level = "" if level is None else f", chance {level:.3g}"
             title = f"{question.name}: {measure.title}{level} [95 % interval]"
             parts.append(by_length(title, found, lambda cell, form=measure.form: between(cell["interval"], form)))
     return parts
