@@ -89,4 +89,6 @@ def batch_loss(
     run_mlp = functools.partial(_chunked_mlp, mesh=mesh) if remat == "full" else None
     hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, run_mlp=run_mlp)
     losses = token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
-    return (losses * batch["weights"]).sum(), batch["weights"].sum()
+    # The way back starts from the weights, so not before the losses: left to last, they keep the hidden states.
+    losses, weights = jax.lax.optimization_barrier((losses, batch["weights"]))
+    return (losses * weights).sum(), weights.sum()

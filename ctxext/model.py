@@ -29,6 +29,14 @@ DTYPES = ("float32", "bfloat16")
 """What the model computes in; angles, norms, softmax and loss are float32 in both."""
 
 
+def _narrow(kernel: Float[Array, "i o"], dtype: Any) -> Float[Array, "i o"]:
+    """The kernel in the compute dtype; rounded first, or XLA casts all layers ahead of their loop and keeps that."""
+    if kernel.dtype.itemsize > jnp.dtype(dtype).itemsize:
+        info = jnp.finfo(dtype)
+        kernel = jax.lax.reduce_precision(kernel, info.nexp, info.nmant)
+    return kernel.astype(dtype)
+
+
 class Linear(nnx.Module):
     """x W + b, and (drop(x) A) B where the parameters hold an adapter (arXiv 2106.09685; its scale is in B here)."""
 
@@ -39,7 +47,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        y = x @ self.kernel[...].astype(x.dtype)  # parameters stay float32, products run in the compute dtype
+        y = x @ _narrow(self.kernel[...], x.dtype)  # parameters stay float32, products run in the compute dtype
         if self.lora_a is not None and self.lora_b is not None:
             y = y + (self._dropped(x) @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -163,7 +171,9 @@ class Llama(nnx.Module):
             size = segment.input_layernorm.weight.shape[0]
             carry, _ = jax.lax.scan(step, carry, (segment, done + jnp.arange(size)))
             done += size
-        return self.norm(carry[0]), carry[1]
+        # Also a barrier to their gradients: else the norm's waits until after the layers and keeps what it is made of.
+        norm, x = jax.lax.optimization_barrier((self.norm, carry[0]))
+        return norm(x), carry[1]
 
     def output_kernel(self) -> Float[Array, "d v"]:
         """The output projection, which is the transposed embedding when they are tied."""

@@ -53,12 +53,13 @@ def step(model: str, seq_len: int, mesh: Mesh, trainable: Trainable = FULL, **tr
 @pytest.mark.parametrize(
     ("model", "seq_len", "mesh", "train", "peak"),
     [
-        ("7b", 8192, Mesh(fsdp=16), {}, 10.63),
-        ("7b", 32768, Mesh(fsdp=16), {}, 19.45),
-        ("7b", 32768, Mesh(fsdp=4, seq=4), {}, 10.70),
-        ("7b", 131072, Mesh(fsdp=8, seq=8), {}, 8.53),
-        ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 31.52),
-        ("7b", 8192, Mesh(), {"trainable": LoRA(rank=8)}, 15.93),
+        ("7b", 8192, Mesh(fsdp=16), {}, 9.62),
+        ("7b", 32768, Mesh(fsdp=16), {}, 17.83),
+        ("7b", 32768, Mesh(fsdp=4, seq=4), {}, 9.68),
+        ("7b", 131072, Mesh(fsdp=8, seq=8), {}, 8.23),
+        ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 29.80),
+        ("13b", 32768, Mesh(fsdp=16), {}, 29.39),
+        ("7b", 8192, Mesh(), {"trainable": LoRA(rank=8)}, 15.74),
     ],
 )
 def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, peak):
@@ -68,7 +69,7 @@ def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, p
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]")
 @pytest.mark.parametrize(
-    ("model", "seq_len", "mesh", "topology", "peak"), [("7b", 8192, Mesh(fsdp=16), "v5e:4x4", 10.63)]
+    ("model", "seq_len", "mesh", "topology", "peak"), [("7b", 8192, Mesh(fsdp=16), "v5e:4x4", 9.62)]
 )
 def test_the_compiler_still_says_so(model, seq_len, mesh, topology, peak):
     experiment, _ = step(model, seq_len, mesh)
@@ -243,7 +244,7 @@ def test_the_command_says_what_fits(capsys):
     assert code == 0 and "6,738,415,616 parameters" in out
     assert all(f"{name} (arithmetic)" in out for name in ACCELERATORS)
     code, out = plan(capsys, "--topology", "v5e:2x4")
-    assert "does not fit, needs 20." in out and "15.75" in out
+    assert "does not fit, needs 19." in out and "15.75" in out
     data = json.loads(plan(capsys, "--topology", "v5p:2x2x2", "--json")[1])
     assert data["verdicts"][0]["fits"] and data["parameters"] == PARAMETERS["7b"]
     assert sum(data["bytes_at_peak"].values()) == data["verdicts"][0]["needs"]

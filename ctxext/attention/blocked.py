@@ -42,7 +42,7 @@ def blocked(
     if segment_ids is not None:
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)), constant_values=-1)
     out: Array = _flash(q, k, v, tiles.split_segments(segment_ids, C), tuple(masks), C)
-    return tiles.join(out, C)[:, :T]
+    return out[:, :T]
 
 
 def _work(masks: tuple[Mask, ...], M: int, C: int) -> list[tuple[tiles.Tile, tiles.Pairs]]:
@@ -61,7 +61,7 @@ def _blocks(v: Array, segments: Array | None, C: int) -> tiles.Blocks:
 def _forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> tuple[Array, Array]:
     blocks = _blocks(v, segments, C)
     state = tiles.add_values(tiles.no_softmax(q[0]), q, k, v, blocks, blocks, _work(masks, v.shape[0], C))
-    return tiles.softmax(state, v.dtype)
+    return tiles.softmax(state, v.dtype, C)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -76,6 +76,7 @@ def _flash_forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: 
 
 def _flash_backward(masks: tuple, C: int, saved: tuple, grad: Array) -> tuple:
     q, k, v, segments, out, log_sum = saved
+    out, grad = (tiles.split(x, C, out.shape[2] // v.shape[2]) for x in (out, grad))
     inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     blocks, work = _blocks(v, segments, C), _work(masks, v.shape[0], C)
     state = tiles.no_gradients((q, k, v))

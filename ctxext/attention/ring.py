@@ -143,8 +143,7 @@ def _forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, shard
             return tiles.add_values(state, q, k, v, queries, keys, trip.work(pairs, r)), travelling
 
         state, _ = trip.round(step, tiles.no_softmax(q[0]), (k, v, segments))
-        out, log_sum = tiles.softmax(state, v.dtype)
-        return tiles.join(out, trip.C), log_sum
+        return tiles.softmax(state, v.dtype, trip.C)
 
     specs = (trip.heads, trip.heads, trip.heads, trip.tokens)
     return trip.run(local, (q, k, v, segment_ids), specs, (trip.heads, trip.sums))

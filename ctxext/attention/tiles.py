@@ -140,10 +140,12 @@ def add_values(state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys
     return _fold(step, state, work)
 
 
-def softmax(state: tuple, dtype: Any) -> tuple[Array, Array]:
-    """(weighted mean of the values, base-2 log-sum-exp of the scores) once every pair was visited."""
+def softmax(state: tuple, dtype: Any, size: int) -> tuple[Array, Array]:
+    """(weighted mean of the values, joined; base-2 log-sum-exp of the scores) once every pair was visited."""
     out, top, total = state
-    return (out / total[..., None]).astype(dtype), top + jnp.log2(total)
+    out = join((out / total[..., None]).astype(dtype), size)
+    # Cast here and now: else XLA keeps the float32 values and casts at every use.
+    return jax.lax.optimization_barrier(out), top + jnp.log2(total)
 
 
 def add_gradients(

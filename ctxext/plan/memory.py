@@ -3,8 +3,7 @@
 What is held when (full rematerialisation, P parameters cut by fsdp x seq x tensor, b T tokens a device):
 
     always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute dtype: 2 P
-    forward     the matrices once more in the compute dtype, cast before the layers' loop: 2 P; the input of every
-                layer: 2 L b T D (without rematerialisation: all that a layer saves)
+    forward     the input of every layer: 2 L b T D (without rematerialisation: all that a layer saves)
     loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and its gradient
     backward    gradients 4 P, once more with accumulation; one layer recomputed, at its MLP or at its attention,
                 whichever holds more: `mlp_bytes`, `attention_bytes`; that layer's matrices, gathered
@@ -48,11 +47,8 @@ def memory(job: Job) -> Memory:
         "optimiser state": job.bytes(trees.optimizer),
         "frozen parameters": job.bytes(trees.frozen),
     }
-    stacks = trees.trained.get("segments", {})
-    copies = job.bytes(stacks) * job.width // 4 if job.width < 4 else 0
     saved = saved_bytes(config, job.width, tensor) if job.remat == "none" else D * job.width
     forward = {
-        f"matrices in {job.dtype}": copies,
         "saved activations" if job.remat == "none" else "inputs of layers": job.backward_layers * tokens * saved,
     }
     projection = V * D // tensor
