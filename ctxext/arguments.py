@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1/2, 1, 2 and 4 windows")
     sub.add_argument("--budget", choices=["small", "full"], default="small")
     sub.add_argument("--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>")
+    sub.add_argument("--part", default="1/1", metavar="I/N", help="this process takes share I of N; same --out for all")
     sub = command("harness", "tasks of lm-evaluation-harness, of a model or against its base: extra [lm-eval]")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
@@ -113,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several")
     sub.add_argument("--seeds", action="store_true", help="the runs differ in their seed: put their arms together")
     sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per arm")
+    sub = command("bench", "what things cost here: items per second, time outside the model")
+    sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
+    sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")
     command("methods", "every method: seam, paper, fields")
     sub = command("rope", "frequencies, attention factor and HF keys of methods")
     sub.add_argument(

@@ -107,7 +107,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     chosen = _methods(args, rest)
     sink, rows = module.evaluate_checkpoint(
         args.source, adapter=args.adapter, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len,
-        budget=args.budget, out=args.out, dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run,
+        budget=args.budget, out=args.out, part=module.Part.parse(args.part), dtype=args.compute_dtype,
+        mesh=_mesh(args), trust=args.trust_run,
     )  # fmt: skip
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
@@ -193,6 +194,15 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)
 
 
+def bench(args: argparse.Namespace, rest: list[str]) -> None:
+    _refuse(rest)
+    from ctxext import bench as module
+    from ctxext import door
+
+    figures = module.measure(door.load(args.source), args.parts)
+    print(json.dumps(figures) if args.json else module.describe(figures))
+
+
 def methods(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ctxext.listing import methods_table
@@ -219,7 +229,8 @@ def _refuse(rest: list[str]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "demo": demo, "run": run, "train": train, "plan": plan, "eval": evaluate, "harness": harness, "export": export,
-    "prove": prove, "import": import_, "generate": generate, "report": report, "methods": methods, "rope": rope,
+    "prove": prove, "import": import_, "generate": generate, "report": report, "bench": bench, "methods": methods,
+    "rope": rope,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ proven equal.
 from ctxext import tasks
 from ctxext.config import LlamaConfig
 from ctxext.data import Mix, Short, Stdlib, Synthetic
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.methods.linear import Linear
 from ctxext.methods.ntk import NTK
@@ -48,9 +48,9 @@ def experiment(config: LlamaConfig) -> Experiment:
         optim=Optim(learning_rate=7e-4 if window <= 512 else 2e-5, warmup_steps=5, schedule="linear"),
         train=Train(steps=48, seq_len=FACTOR * window, batch_size=4, checkpoint_every=48),
         evals=(
-            Passkey(seq_lens=lengths, n=12),
-            Passkey(seq_lens=(FACTOR * window,), n=4, condition="no-needle"),
-            Passkey(seq_lens=(window,), n=4, condition="needle-only"),
+            Retrieval(seq_lens=lengths, n=12),
+            Retrieval(seq_lens=(FACTOR * window,), n=4, condition="no-needle"),
+            Retrieval(seq_lens=(window,), n=4, condition="needle-only"),
             Perplexity(seq_lens=(window, 2 * window, FACTOR * window), target_tokens=window // 2),
         ),
         zero_shot=(*others, yarn),

@@ -1,5 +1,7 @@
 """Checkpoint -> evaluations -> rows: appended one by one, never computed twice."""
 
+import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,12 +13,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctxext import distributed, tasks
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals import Eval, Passkey, Perplexity
+from ctxext.evals import Eval, Perplexity, Retrieval
 from ctxext.evals.base import Model
+from ctxext.evals.timing import Timed
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
 
 Budget = Literal["small", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Share `number` of `count` of the items: the first is 1. Every process takes every count-th item."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """ "2/4" is the second of four. Raises ValueError for anything else."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"--part {text!r} is no share of the work; the second of four is 2/4")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, items: Sequence[str]) -> Sequence[str]:
+        return items[self.number - 1 :: self.count]
+
+
+WHOLE = Part(1, 1)
 HELDOUT = Stdlib("heldout")
 
 
@@ -29,35 +54,44 @@ def evaluate(
     steps: int = 0,
     sink: Path | None = None,
     checkpoint: str = "",
+    part: Part = WHOLE,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """The rows of all items of `evals`, each with `checkpoint`, `method`, `rope`, `steps` and `window`, in order.
 
     method_label: the name of this model in tables; rope: that of its method alone; steps: the fine-tuning behind it.
     Rows are appended to `sink` as they come; items that it already has under this checkpoint and method are read, not
-    computed. Progress goes to stderr. Raises ValueError for an item that cannot be built or a model that is not finite.
+    computed. part: which share of the missing items is computed here, while other processes do theirs with the same
+    `sink`; what they have not written by the end is left out of the result. Progress goes to stderr. Raises ValueError
+    for an item that cannot be built or a model that is not finite.
     """
     labels = {"checkpoint": checkpoint, "method": method_label, "rope": rope or method_label,
               "steps": steps, "window": lm.config.max_position_embeddings}  # fmt: skip
     found = distributed.once(lambda: read_jsonl(sink)) if sink else []  # the same for all, whoever is first
     old = {row["item"]: row for row in found if labels.items() <= row.items()}
-    rows: list[dict[str, Any]] = []
+    evals = list(evals)
     with _bar(progress) as bar:
         for evaluation in evals:
-            items, started = evaluation.items(), time.monotonic()
-            missing = [item for item in items if item not in old]
+            items, started, timed = evaluation.items(), time.monotonic(), Timed(lm)
+            missing = [item for item in part.of(items) if item not in old]
             task = bar.add_task(f"{_title(evaluation)}, {method_label}", total=len(missing))
-            for row in evaluation.rows(lm, missing) if missing else ():
+            for row in evaluation.rows(timed, missing) if missing else ():
                 old[row["item"]] = {**labels, **row}
                 if sink and distributed.first():
                     _append(sink, old[row["item"]])
                 bar.advance(task)
-            rows += [old[item] for item in items]
-            if progress and bar.disable:
+            if progress and (bar.disable or part != WHOLE):
                 seconds = time.monotonic() - started
+                outside, padding = timed.shares(seconds)
+                share = f", {outside:.0%} outside the model, {padding:.0%} on padding" if missing else ""
                 print(f"{_title(evaluation)}, {method_label}: {len(missing)} new of {len(items)} rows in "
-                      f"{seconds:.1f} s", file=sys.stderr, flush=True)  # fmt: skip
-    return rows
+                      f"{seconds:.1f} s{share}", file=sys.stderr, flush=True)  # fmt: skip
+    if sink and part != WHOLE:  # the others have been busy too
+        old |= {row["item"]: row for row in read_jsonl(sink) if labels.items() <= row.items()}
+    wanted = [item for evaluation in evals for item in evaluation.items()]
+    if progress and (left := sum(item not in old for item in wanted)):
+        print(f"{left} of {len(wanted)} rows belong to other parts and are not there yet", file=sys.stderr, flush=True)
+    return [old[item] for item in wanted if item in old]
 
 
 def standard_evals(
@@ -76,10 +110,10 @@ def standard_evals(
     text = {"num_documents": 8, "num_windows": 1 if small else 4, "target_tokens": min(128, min(lengths) // 2)}
     last: dict[str, Any] = {**retrieval, "seq_lens": (max(lengths),)}
     known: dict[str, Callable[[], tuple[Eval, ...]]] = {
-        "passkey": lambda: (Passkey(**retrieval),),
-        "kv": lambda: (Passkey(**retrieval, task=tasks.KeyValue()),),
+        "passkey": lambda: (Retrieval(**retrieval),),
+        "kv": lambda: (Retrieval(**retrieval, task=tasks.KeyValue()),),
         "ppl": lambda: (Perplexity(lengths, **text, source=source),),
-        "controls": lambda: (Passkey(**last, condition="no-needle"), Passkey(**last, condition="needle-only")),
+        "controls": lambda: (Retrieval(**last, condition="no-needle"), Retrieval(**last, condition="needle-only")),
     }
     for name in names:
         if name not in known:
@@ -99,6 +133,7 @@ def evaluate_checkpoint(
     out: Path | None = None,
     dtype: str = "float32",
     mesh: Any = None,
+    part: Part = WHOLE,
     trust: bool = False,
     progress: bool = True,
 ) -> tuple[Path, list[dict[str, Any]]]:
@@ -106,7 +141,7 @@ def evaluate_checkpoint(
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
     to merge. seq_lens: by default half, one, two and four windows. out: directory for rows.jsonl, by default the run,
-    or `runs/eval-<name>` for an HF directory.
+    or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
     """
     from ctxext import door  # loads jax
     from ctxext.sharding import ONE_DEVICE
@@ -124,7 +159,7 @@ def evaluate_checkpoint(
         model = lm.with_method(*given)
         rows += evaluate(
             model, chosen, method_label=describe(model.scaling, model.attention), steps=steps, sink=sink,
-            checkpoint=named, progress=progress,
+            checkpoint=named, part=part, progress=progress,
         )  # fmt: skip
     return sink, rows
 
@@ -156,7 +191,7 @@ def describe(*methods: Any) -> str:
 
 
 def _title(evaluation: Eval) -> str:
-    if not isinstance(evaluation, Passkey):
+    if not isinstance(evaluation, Retrieval):
         return evaluation.name
     return evaluation.task.name + (f", {evaluation.condition}" if evaluation.condition != "needle" else "")
 

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -57,16 +58,19 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one row; a line is written in one call, so that a crash tears at most the last one."""
-    path = Path(path)
-    line = json.dumps(row, allow_nan=False) + "\n"
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:  # a torn last line is cut off before anything is added
-            file.seek(-1, os.SEEK_END)
+    """Append one row; a line is written in one call, so that a crash tears at most the last one.
+
+    Several processes may append to one file: each holds it locked meanwhile.
+    """
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with Path(path).open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        if end:  # a torn last line is cut off before anything is added
+            file.seek(end - 1)
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-    with path.open("a") as file:
         file.write(line)
 
 

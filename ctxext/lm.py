@@ -104,6 +104,10 @@ class LM:
         chunks = 2 * self.mesh.build().shape["seq"]
         return -(-bucket(length) // chunks) * chunks
 
+    def padded(self, lengths: Sequence[int]) -> tuple[int, int]:
+        """(rows, tokens): what rows of these lengths are padded to when they go through the model together."""
+        return self._rows(len(lengths)), self._length(max(lengths))
+
     def logits(self, tokens: Any, *, positions: Any = None, segment_ids: Any = None) -> jax.Array:
         """Float32 [B, T, V] for tokens [B, T]; logits[t] predicts token t + 1."""
         tokens = self._checked(tokens)
@@ -159,24 +163,61 @@ class LM:
                                   seed=int(seed), eos_token_id=eos_token_id, semantics=semantics)
                     for row, seed in zip(prompts, seeds, strict=True)]  # fmt: skip
             return np.concatenate(rows)
-        count, longest = len(prompts), max(map(len, prompts))
-        prompts += [prompts[-1]] * (self._rows(count) - count)  # copies, which stop when the original does
-        padded = np.concatenate([_pad(row[None], 1, bucket(longest)) for row in prompts])
-        lengths = np.array([len(row) for row in prompts], np.int32)
+        longest = max(map(len, prompts))
         incremental = semantics == "incremental" and self.scaling.depends_on_length
         if incremental:
-            steps = [self.rotation(longest + step) for step in range(max_new_tokens)]
-            rotation = jax.tree.map(lambda *x: jnp.stack(x), *steps)
+            rotations = [self.rotation(longest + step) for step in range(max_new_tokens)]
+            rotation = jax.tree.map(lambda *x: jnp.stack(x), *rotations)
         else:
             rotation = self.rotation(longest + max_new_tokens)
-        stop = [-1] if eos_token_id is None else np.atleast_1d(eos_token_id)
-        out = generate(
-            self.params, self.mesh.rows(padded), self.mesh.rows(lengths), rotation, jax.random.key(seed),
-            jnp.float32(temperature or 1.0), jnp.float32(top_p), jnp.asarray(stop, jnp.int32), **self._static(),
-            num_slots=padded.shape[1] + -(-max_new_tokens // 32) * 32, max_new_tokens=max_new_tokens,
-            sample=temperature > 0, incremental=incremental,
+        free = np.full((len(prompts), 1, max_new_tokens), -1, np.int32)
+        stop = () if eos_token_id is None else np.atleast_1d(eos_token_id)
+        return self._decode(prompts, free, max_new_tokens, rotation, stop, seed=seed, temperature=temperature,
+                            top_p=top_p, incremental=incremental)[0][:, 0]  # fmt: skip
+
+    def branches(
+        self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [B, K, max_new_tokens] of K branches of each prompt, and -log p of each, nats, float32.
+
+        Branch k of prompt b begins with the ids begun[b][k], which may be none, and goes on greedily; a prompt is read
+        once for all of its branches. A branch that writes one of the ids `stop` repeats it. Raises ValueError as
+        `generate` does, and for rows that have not equally many branches.
+        """
+        prompts = [self._checked(np.asarray(row)[None])[0] for row in prompts]
+        counts = {len(row) for row in begun}
+        if len(begun) != len(prompts) or len(counts) != 1 or 0 in counts:
+            raise ValueError("every prompt needs branches, and all equally many")
+        given = np.full((len(prompts), *counts, max_new_tokens), -1, np.int32)
+        for row, branches in zip(given, begun, strict=True):
+            for branch, ids in zip(row, branches, strict=True):
+                if len(ids):
+                    branch[: len(ids)] = self._checked(np.asarray(ids)[None])[0]
+        if self.scaling.depends_on_length and len(set(map(len, prompts))) > 1:
+            rows = [self.branches([p], [b], max_new_tokens=max_new_tokens, stop=stop)
+                    for p, b in zip(prompts, begun, strict=True)]  # fmt: skip
+            return np.concatenate([tokens for tokens, _ in rows]), np.concatenate([nats for _, nats in rows])
+        rotation = self.rotation(max(map(len, prompts)) + max_new_tokens)
+        return self._decode(prompts, given, max_new_tokens, rotation, stop)
+
+    def _decode(
+        self, prompts: list[np.ndarray], given: np.ndarray, steps: int, rotation: Any, stop: Any, *, seed: int = 0,
+        temperature: float = 0.0, top_p: float = 1.0, incremental: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        count = len(prompts)
+        more = self._rows(count) - count  # copies, which stop when the original does
+        prompts, given = prompts + [prompts[-1]] * more, np.concatenate([given, np.repeat(given[-1:], more, 0)])
+        size = bucket(max(map(len, prompts)))
+        padded = np.concatenate([_pad(row[None], 1, size) for row in prompts])
+        given = np.pad(given, ((0, 0), (0, 0), (0, -steps % 32)), constant_values=-1)
+        ids = np.full(-(-max(len(stop), 1) // 4) * 4, -1, np.int32)  # padded: their number compiles nothing anew
+        ids[: len(stop)] = stop
+        tokens, nats = generate(
+            self.params, self.mesh.rows(padded), self.mesh.rows(np.array([len(row) for row in prompts], np.int32)),
+            self.mesh.rows(given), jnp.int32(steps), rotation, jax.random.key(seed), jnp.float32(temperature or 1.0),
+            jnp.float32(top_p), jnp.asarray(ids), **self._static(), sample=temperature > 0, incremental=incremental,
         )  # fmt: skip
-        return gather(out)[:count]
+        return gather(tokens)[:count, :, :steps], gather(nats)[:count, :, :steps]
 
     def _checked(self, tokens: Any) -> np.ndarray:
         tokens = np.asarray(tokens)

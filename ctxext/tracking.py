@@ -120,7 +120,7 @@ def _means(rows: list[dict[str, Any]]) -> dict[tuple[int, str], dict[str, float]
     groups: dict[tuple[int, str], dict[str, list[float]]] = {}
     for row in rows:
         control = "" if row.get("condition", "needle") == "needle" else f" {row['condition']}"
-        fields = groups.setdefault((row["seq_len"], f"{row['eval']}{control}/{row['method']}"), {})
+        fields = groups.setdefault((row["seq_len"], f"{_asked(row)}{control}/{row['method']}"), {})
         for name, value in row.items():
             if isinstance(value, bool | float):
                 fields.setdefault(name, []).append(float(value))
@@ -143,3 +143,8 @@ def start_sinks(experiment: Experiment, run: RunDir, *, wandb: bool = True) -> I
     finally:
         for sink in sinks:
             sink.finish(failed)
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """The task of a retrieval, else the evaluation."""
+    return row["task"]["name"] if "task" in row else row["eval"]

@@ -16,7 +16,7 @@ with one trainer for all (CLEX README: RedPajama-Book, trained at 16k), at 4k / 
 
 import dataclasses
 
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.methods import NTK, Linear, Yarn
 from ctxext.rope import Unscaled
 from llama2_7b_yarn_8k import experiment as yarn_8k
@@ -26,6 +26,6 @@ experiment = dataclasses.replace(
     name="llama2-7b-yarn-16k",
     rope=Yarn(factor=4.0),
     train=dataclasses.replace(yarn_8k.train, seq_len=16384),
-    evals=(Perplexity(seq_lens=(4096, 8192, 16384)), Passkey(seq_lens=(4096, 8192, 16384))),
+    evals=(Perplexity(seq_lens=(4096, 8192, 16384)), Retrieval(seq_lens=(4096, 8192, 16384))),
     zero_shot=(Unscaled(), Linear(factor=4.0), NTK(factor=4.0), Yarn(factor=4.0)),
 )

@@ -26,7 +26,7 @@ other, not with this table.
 
 from ctxext.config import SHAPES
 from ctxext.data import Files
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment, Train
 from ctxext.methods import NTK, Linear, Yarn
 from ctxext.optim import Optim
@@ -43,6 +43,6 @@ experiment = Experiment(
         steps=400, seq_len=8192, batch_size=8, accumulate=8, dtype="bfloat16", remat="full", checkpoint_every=100
     ),
     mesh=Mesh(fsdp=8),
-    evals=(Perplexity(seq_lens=(2048, 4096, 8192)), Passkey(seq_lens=(2048, 4096, 8192))),
+    evals=(Perplexity(seq_lens=(2048, 4096, 8192)), Retrieval(seq_lens=(2048, 4096, 8192))),
     zero_shot=(Unscaled(), Linear(factor=2.0), NTK(factor=2.0), Yarn(factor=2.0)),
 )

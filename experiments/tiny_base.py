@@ -21,7 +21,7 @@ import dataclasses
 
 from ctxext import tasks
 from ctxext.data import Mix, Stdlib, Synthetic
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Export, Train
 from ctxext.optim import Optim
 from tiny_window import experiment as window
@@ -43,9 +43,9 @@ experiment = dataclasses.replace(
     optim=Optim(learning_rate=1.5e-3, warmup_steps=20, schedule="cosine", final_fraction=0.02, weight_decay=0.1),
     train=Train(steps=2800, seq_len=256, batch_size=8, accumulate=4, checkpoint_every=100),
     evals=(
-        Passkey(seq_lens=(256,), depths=DEPTHS, n=45),
-        Passkey(seq_lens=(256,), depths=DEPTHS, n=45, task=tasks.KeyValue(num_pairs=4)),
-        Passkey(seq_lens=(320, 512, 1024), depths=DEPTHS, n=20),
+        Retrieval(seq_lens=(256,), depths=DEPTHS, n=45),
+        Retrieval(seq_lens=(256,), depths=DEPTHS, n=45, task=tasks.KeyValue(num_pairs=4)),
+        Retrieval(seq_lens=(320, 512, 1024), depths=DEPTHS, n=20),
         Perplexity(seq_lens=(128, 256), target_tokens=64, num_windows=4),
     ),
 )

@@ -14,7 +14,7 @@ import dataclasses
 from ctxext.config import LlamaConfig
 from ctxext.demo import TURNS
 from ctxext.demo import experiment as demo
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
 from ctxext.methods import (
     ABF,
@@ -67,7 +67,7 @@ def experiment(config: LlamaConfig) -> Experiment:
         zero_shot=(Unscaled(), *dynamic, *static(2.0, config), *at_4x, *static(8.0, config)),
         baselines=(Unscaled(), *(method for method in at_4x if method != yarn)),
         evals=(
-            Passkey(seq_lens=tuple(window * times for times in (1, 2, 4, 8)), n=4),
+            Retrieval(seq_lens=tuple(window * times for times in (1, 2, 4, 8)), n=4),
             Perplexity(seq_lens=(window, 2 * window, 4 * window, 8 * window), target_tokens=window // 2),
         ),
         export=None,

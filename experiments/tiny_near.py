@@ -9,7 +9,7 @@ its own recipe under this theta, and asked near and far needles. Results: experi
 
 import dataclasses
 
-from ctxext.evals import Passkey
+from ctxext.evals import Retrieval
 from ctxext.experiment import BUNDLED, Train
 from ctxext.methods import ABF
 from ctxext.optim import Optim
@@ -23,6 +23,6 @@ experiment = dataclasses.replace(
     rope=ABF(40.0),
     optim=Optim(learning_rate=1.5e-3, warmup_steps=20, schedule="cosine", final_fraction=0.02, weight_decay=0.1),
     train=Train(steps=600, seq_len=256, batch_size=8, accumulate=4, checkpoint_every=100),
-    evals=(Passkey(seq_lens=(256, 320, 512, 1024), depths=DEPTHS, n=20),),
+    evals=(Retrieval(seq_lens=(256, 320, 512, 1024), depths=DEPTHS, n=20),),
     export=None,
 )

@@ -14,7 +14,7 @@ import dataclasses
 from ctxext.config import LlamaConfig
 from ctxext.demo import TURNS
 from ctxext.demo import experiment as demo
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
 from ctxext.methods import DynamicLinear, DynamicNTK, DynamicYarn, Yarn
 from ctxext.rope import Unscaled
@@ -33,6 +33,6 @@ def experiment(config: LlamaConfig) -> Experiment:
         rope=yarn,
         zero_shot=(Unscaled(),),
         baselines=(Unscaled(), *(method for method in static(4.0, config) if method != yarn), *dynamic),
-        evals=(Passkey(seq_lens=lengths, n=12), Perplexity(seq_lens=lengths, target_tokens=window // 2)),
+        evals=(Retrieval(seq_lens=lengths, n=12), Perplexity(seq_lens=lengths, target_tokens=window // 2)),
         export=None,
     )

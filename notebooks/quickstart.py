@@ -14,7 +14,7 @@ import numpy as np
 
 import ctxext
 from ctxext import report
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.evaluate import evaluate
 from ctxext.methods import NTK, Linear, SelfExtend, Yarn
 from ctxext.rope import Unscaled
@@ -46,7 +46,7 @@ for i in range(0, base.head_dim // 2, 4):
 
 # %%
 evals = (
-    Passkey(seq_lens=(window, 2 * window, 4 * window), depths=(0.1, 0.5, 0.9), n=2),
+    Retrieval(seq_lens=(window, 2 * window, 4 * window), depths=(0.1, 0.5, 0.9), n=2),
     Perplexity(seq_lens=(window, 2 * window, 4 * window), num_documents=2, target_tokens=window // 2),
 )
 rows = []

@@ -42,7 +42,7 @@ def passkey_row(rope, steps, seq_len, depth, i, correct, *, condition="needle", 
     control = "" if condition == "needle" else f"-{condition}"
     return {
         "checkpoint": checkpoint, "method": method or label(rope, steps), "window": WINDOW, "rope": rope,
-        "steps": steps, "eval": "passkey", "item": f"passkey/aa{control}/{seq_len}/{depth}/{i}",
+        "steps": steps, "eval": "retrieval", "item": f"passkey/aa{control}/{seq_len}/{depth}/{i}",
         "task": {"name": "passkey", "digits": 5}, "seq_len": seq_len, "depth": depth, "depth_achieved": depth,
         "tokens": seq_len, "prompt_sha256": f"{seq_len}/{depth}/{i}{control}", "prediction": [int(correct)],
         "correct": bool(correct), "answer_probability": hint if correct else 0.02, "answer_nll": 0.1,

@@ -8,13 +8,13 @@ import pytest
 import ctxext
 from ctxext import tasks
 from ctxext.assets import TINY_LLAMA
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.stats import wilson
 from ctxext.evaluate import evaluate
 from ctxext.methods import LMInfinite, Yarn
 from ctxext.report import summary
 
-HOME = Passkey(seq_lens=(256,), depths=(0, 0.25, 0.5, 0.75, 1), n=20, seed=1)
+HOME = Retrieval(seq_lens=(256,), depths=(0, 0.25, 0.5, 0.75, 1), n=20, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
 EXPERIMENT = """
 from ctxext import tasks
 from ctxext.data import Mix, Stdlib, Synthetic
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment, Train
 from ctxext.methods import Linear, SelfExtend, Yarn
 from ctxext.optim import Optim
@@ -32,7 +32,7 @@ experiment = Experiment(
     name="cli-test", init={init!r}, rope=Yarn(factor=4.0),
     data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
     optim=Optim(learning_rate=1e-3), train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1),
-    evals=(Passkey(seq_lens=(64, 256), depths=(0.0, 1.0), n=2), Perplexity(seq_lens=(64, 256), num_documents=2,
+    evals=(Retrieval(seq_lens=(64, 256), depths=(0.0, 1.0), n=2), Perplexity(seq_lens=(64, 256), num_documents=2,
                                                                            target_tokens=32)),
     zero_shot=(Unscaled(), Linear(4.0), SelfExtend(4, 16)),
 )

@@ -12,15 +12,15 @@ from toy_tokenizer import toy_source, toy_tokenizer
 from ctxext import tasks
 from ctxext.data.corpus import Corpus
 from ctxext.data.sources import TextSource
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import batches, documents
 from ctxext.evals.oracle import SURPRISE, ContextCurve, EchoPrompt, PerfectReader, WindowReader
 from ctxext.files import append_jsonl, read_jsonl
 
 TOKENIZER = toy_tokenizer()
 SOURCE = toy_source()
-GRID = Passkey(seq_lens=(64, 128, 300), depths=(0.0, 0.5, 1.0), n=4, source=SOURCE)
-KV = Passkey(seq_lens=(150, 300), depths=(0.0, 0.5, 1.0), n=3, source=SOURCE, task=tasks.KeyValue(num_pairs=4))
+GRID = Retrieval(seq_lens=(64, 128, 300), depths=(0.0, 0.5, 1.0), n=4, source=SOURCE)
+KV = Retrieval(seq_lens=(150, 300), depths=(0.0, 0.5, 1.0), n=3, source=SOURCE, task=tasks.KeyValue(num_pairs=4))
 PPL = Perplexity(seq_lens=(64, 128, 512), num_documents=3, target_tokens=32, num_windows=2, source=SOURCE)
 
 
@@ -64,7 +64,7 @@ class Counting(TextSource):
 
 def test_items_and_prompts_stay_what_they_were():
     """Rows measured with version 0.1 still say the same: golden hashes from before there were controls."""
-    passkey = Passkey(seq_lens=(128, 1000), depths=(0.0, 0.5), n=1, source=Counting())
+    passkey = Retrieval(seq_lens=(128, 1000), depths=(0.0, 0.5), n=1, source=Counting())
     kv = dataclasses.replace(passkey, seq_lens=(150,), task=tasks.KeyValue(num_pairs=4))
     repeat = dataclasses.replace(passkey, seq_lens=(64,), task=tasks.Repeat(num_cue=2, num_answer=2))
     rows = [row for evaluation in (passkey, kv, repeat) for row in evaluation(EchoPrompt(Bytes()))]
@@ -92,13 +92,14 @@ def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluati
     ordinary, rows = list(evaluation(PerfectReader(TOKENIZER))), list(control(PerfectReader(TOKENIZER)))
     assert not any(row["correct"] for row in rows)
     haystack = documents(SOURCE, TOKENIZER)
-    for (item, (seq_len, depth, question)), row, twin in zip(control._grid().items(), rows, ordinary, strict=True):
-        assert (row["item"], twin["item"]) == (item, question) and item != question
-        keys = ("gold", "needle", "tokens", "seq_len", "depth", "distance", "haystack")
+    for cell, own, row, twin in zip(control._grid().values(), evaluation._grid().values(), rows, ordinary, strict=True):
+        assert (row["item"], twin["item"]) == (cell.item, own.item) and cell.item != own.item
+        keys = ("gold", "needles", "tokens", "seq_len", "depth", "distance", "haystack")
         assert [row[key] for key in keys] == [twin[key] for key in keys]
-        prompt = control._example(PerfectReader(TOKENIZER), haystack, seq_len, depth, question).prompt
-        whole = evaluation._example(PerfectReader(TOKENIZER), haystack, seq_len, depth, question).prompt
-        inside = np.arange(row["needle"], row["needle"] + row["needle_tokens"])
+        prompt = control.ask(TOKENIZER, haystack, [cell])[0].prompt
+        whole = evaluation.ask(TOKENIZER, haystack, [own])[0].prompt
+        ((start, size),) = row["needles"]
+        inside = np.arange(start, start + size)
         assert len(prompt) == len(whole)
         assert set(np.flatnonzero(prompt != whole)) <= set(inside)
         assert row["value"] not in TOKENIZER.decode(prompt[inside].tolist())
@@ -111,18 +112,18 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
     assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in rows)
     records = evaluation.task.num_pairs if evaluation is KV else 1
     record = r"\n# (?:key )?\w=\d+\n"
-    for (seq_len, depth, question), row, twin in zip(control._grid().values(), rows, ordinary, strict=True):
+    for cell, row, twin in zip(control._grid().values(), rows, ordinary, strict=True):
         assert [row[key] for key in ("gold", "seq_len", "depth")] == [twin[key] for key in ("gold", "seq_len", "depth")]
         assert row["condition"] == "needle-only" and row["haystack"] == []
-        example = control._example(PerfectReader(TOKENIZER), documents(SOURCE, TOKENIZER), seq_len, depth, question)
+        example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
         text = TOKENIZER.decode(example.prompt[1:].tolist())
         assert re.fullmatch(rf"({record}){{{records}}}\n# (key )?\w=", text)
-        assert row["tokens"] == len(example.prompt) + len(example.answer) < seq_len
+        assert row["tokens"] == len(example.prompt) + len(example.answer) < cell.seq_len
 
 
 def test_a_condition_that_is_none_says_which_there_are():
     with pytest.raises(ValueError, match="'haystack' is not known; choose one of needle, no-needle, needle-only"):
-        Passkey(seq_lens=(64,), condition="haystack")  # pyright: ignore[reportArgumentType]
+        Retrieval(seq_lens=(64,), condition="haystack")  # pyright: ignore[reportArgumentType]
 
 
 @settings(max_examples=5, deadline=None)
@@ -151,20 +152,20 @@ def test_rows_are_json_exact_in_length_and_name_their_item(tmp_path):
 
 
 def test_more_samples_lengths_and_depths_keep_the_old_items():
-    more = Passkey(seq_lens=(300, 100, 64, 128), depths=(1.0, 0.75, 0.0, 0.5), n=6, source=SOURCE)
+    more = Retrieval(seq_lens=(300, 100, 64, 128), depths=(1.0, 0.75, 0.0, 0.5), n=6, source=SOURCE)
     assert set(GRID.items()) < set(more.items())
     chosen = GRID.items()[::7]
     old = [row for row in GRID(PerfectReader(TOKENIZER)) if row["item"] in chosen]
     new = list(more.rows(PerfectReader(TOKENIZER), chosen))
     assert sorted(old, key=lambda r: r["item"]) == sorted(new, key=lambda r: r["item"])
-    assert not set(GRID.items()) & set(Passkey(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1).items())
-    other_task = Passkey(seq_lens=(64,), n=1, source=SOURCE, task=tasks.Passkey(digits=4))
+    assert not set(GRID.items()) & set(Retrieval(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1).items())
+    other_task = Retrieval(seq_lens=(64,), n=1, source=SOURCE, task=tasks.Passkey(digits=4))
     assert not set(GRID.items()) & set(other_task.items())
 
 
 def test_the_batch_changes_nothing():
-    small = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=200)
-    large = Passkey(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=9999)
+    small = Retrieval(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=200)
+    large = Retrieval(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=9999)
     assert list(small(PerfectReader(TOKENIZER))) == list(large(PerfectReader(TOKENIZER)))
 
 
@@ -180,7 +181,7 @@ def test_batches_keep_the_order_and_waste_little(count, limit):
 
 def test_a_prompt_that_cannot_fit_names_task_length_and_minimum():
     with pytest.raises(ValueError, match=r"^passkey: a prompt of 20 tokens cannot hold .* the shortest is \d+ tokens$"):
-        list(Passkey(seq_lens=(20,), n=1, source=SOURCE)(PerfectReader(TOKENIZER)))
+        list(Retrieval(seq_lens=(20,), n=1, source=SOURCE)(PerfectReader(TOKENIZER)))
 
 
 # Perplexity ---------------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import tiny
 from tiny import config, params
 from toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
 from ctxext.door import load
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
-from ctxext.evaluate import describe, evaluate, evaluate_checkpoint, standard_evals
+from ctxext.evals.timing import Timed
+from ctxext.evaluate import Part, describe, evaluate, evaluate_checkpoint, standard_evals
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
 from ctxext.methods import make
@@ -19,7 +21,7 @@ from ctxext.tasks import KeyValue
 from ctxext.tokenizer import Tokenizer
 
 TOKENIZER = toy_tokenizer()
-GRID = Passkey(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
+GRID = Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
 PPL = Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=16, source=toy_source())
 PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 
@@ -27,10 +29,10 @@ PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 class Interrupted(EchoPrompt):
     """Stops like a user who presses Ctrl-C when the longer prompts come."""
 
-    def loss(self, tokens):
-        if len(tokens[0]) > 64:
+    def branches(self, prompts, begun, **options):
+        if len(prompts[0]) > 64:
             raise KeyboardInterrupt
-        return super().loss(tokens)
+        return super().branches(prompts, begun, **options)
 
 
 def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
@@ -62,10 +64,39 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     assert len(read_jsonl(sink)) == 24
 
 
+def test_parts_share_the_work_and_leave_what_one_process_would(tmp_path, capsys):
+    whole = evaluate(PERFECT, (GRID, PPL), method_label="none", progress=False)
+    sink = tmp_path / "rows.jsonl"
+    found = []
+    for number in (3, 1, 2):
+        part = Part.parse(f"{number}/3")
+        found.append(evaluate(PERFECT, (GRID, PPL), method_label="none", sink=sink, part=part))
+    assert [len(rows) for rows in found] == sorted(len(rows) for rows in found) and found[-1] == whole
+    assert len(read_jsonl(sink)) == len(whole)  # nothing twice
+    err = capsys.readouterr().err
+    assert "passkey, none: 2 new of 8 rows in" in err and "rows belong to other parts" in err
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(ValueError, match="is no share of the work"):
+            Part.parse(wrong)
+
+
+def test_the_share_of_time_outside_the_model(monkeypatch):
+    clock = iter([10.0, 13.0, 20.0, 21.0])
+    monkeypatch.setattr("ctxext.evals.timing.time.perf_counter", lambda: next(clock))
+    timed = Timed(PERFECT)
+    timed.loss(np.ones((2, 9), int))
+    timed.branches([[1, 2, 3]], [[[]]], max_new_tokens=1)
+    assert (timed.seconds, timed.tokens, timed.padded) == (4.0, 19, 19)  # an oracle pads nothing
+    timed.padded = 38
+    assert timed.shares(16.0) == (0.75, 0.125)
+    assert tiny.lm().padded([5, 40, 3]) == (4, 64)
+
+
 def test_a_model_that_is_not_finite_is_named(tmp_path):
     class Broken(EchoPrompt):
-        def loss(self, tokens):
-            return np.full_like(super().loss(tokens), np.nan)
+        def branches(self, prompts, begun, **options):
+            tokens, nats = super().branches(prompts, begun, **options)
+            return tokens, np.full_like(nats, np.nan)
 
     with pytest.raises(ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"):
         evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "rows.jsonl")

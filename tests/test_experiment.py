@@ -15,7 +15,7 @@ from ctxext import methods
 from ctxext.attention import Causal
 from ctxext.config import SHAPES
 from ctxext.data import Files, Mix, Stdlib, Synthetic
-from ctxext.evals.passkey import Passkey
+from ctxext.evals import Retrieval
 from ctxext.evals.ppl import Perplexity
 from ctxext.experiment import Experiment, Export, Train, from_json, load_experiment, to_json
 from ctxext.methods.linear import Linear
@@ -83,7 +83,7 @@ def test_every_method_and_evaluation_goes_through_json():
         method = cls(**{name: values[name] for name in needed})
         assert from_json(json.loads(json.dumps(to_json(method)))) == method
     experiment = dataclasses.replace(
-        BASE, evals=(Passkey(seq_lens=(64, 128)), Perplexity(seq_lens=(64, 128), target_tokens=32))
+        BASE, evals=(Retrieval(seq_lens=(64, 128)), Perplexity(seq_lens=(64, 128), target_tokens=32))
     )
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 

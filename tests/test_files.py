@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,15 @@ def test_a_directory_never_replaces_anything(tmp_path: Path):
         with pytest.raises(ValueError, match="already exists"), atomic_directory(taken):
             pytest.fail("must not get here")
     assert (tmp_path / "empty" / "file").read_text() == "x"
+
+
+def test_several_processes_append_to_one_file(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    code = "import sys; from ctxext.files import append_jsonl\n" + (
+        "for i in range(200): append_jsonl(sys.argv[1], {'who': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(who)]) for who in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    rows = read_jsonl(path)
+    for who in "012":
+        assert [row["i"] for row in rows if row["who"] == who] == list(range(200))

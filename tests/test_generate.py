@@ -13,6 +13,7 @@ from textbook import Textbook
 from ctxext.attention import Causal
 from ctxext.generate import sample_token
 from ctxext.methods import method_name
+from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
@@ -187,3 +188,35 @@ def test_rows_of_different_lengths_get_noise_of_their_own():
 def test_what_cannot_be_generated_is_refused(tokens, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         tiny.lm().generate(tokens, **{"max_new_tokens": 1, **options})
+
+
+@pytest.mark.parametrize("attention", [Causal(), SelfExtend(4, 8), LMInfinite(16, num_global=2)], ids=repr)
+@pytest.mark.parametrize("scaling", [Unscaled(), Yarn(2.0), DynamicNTK(2.0), LEADING], ids=method_name)
+def test_branches_equal_prompts_of_their_own(attention, scaling):
+    """Each branch against its whole text read at once; the prompts differ in length."""
+    lm = tiny.lm(attention=attention, scaling=scaling)
+    prompts = [tiny.tokens(1, 25, seed=1)[0], tiny.tokens(1, 30, seed=2)[0]]
+    begun = [[tiny.tokens(1, 5, seed=10 * b + k)[0][:k] for k in range(3)] for b in range(2)]
+    tokens, nats = lm.branches(prompts, begun, max_new_tokens=7)
+    assert tokens.shape == nats.shape == (2, 3, 7)
+    for b, prompt in enumerate(prompts):
+        longest = 30 if not scaling.depends_on_length else len(prompt)
+        fixed = lm.with_method(Fixed(scaling, longest + 7))
+        for k in range(3):
+            ids = np.concatenate([prompt, tokens[b, k]])
+            np.testing.assert_array_equal(tokens[b, k, :k], begun[b][k])
+            np.testing.assert_allclose(nats[b, k], fixed.loss(ids[None])[0, len(prompt) - 1 :], atol=2e-5)
+            follows(tokens[b, k, k:], np.asarray(fixed.logits(ids[None]))[0, len(prompt) - 1 + k : -1], least=2)
+
+
+def test_a_branch_stops_at_its_own_stop_ids_alone():
+    lm, prompt = tiny.lm(), tiny.tokens(1, 20)[0]
+    (free,), _ = lm.branches([prompt], [[[]]], max_new_tokens=6)
+    stop = int(free[0, 2])
+    first = free[0].tolist().index(stop)
+    tokens, nats = lm.branches([prompt, prompt], [[[], [stop, 5]], [[], []]], max_new_tokens=6, stop=[stop])
+    assert tokens[0, 0].tolist() == [*free[0, :first], *[stop] * (6 - first)] and (nats[0, 0, first + 1 :] == 0).all()
+    assert tokens[0, 1, :2].tolist() == [stop, 5] and (nats[0, 1, :3] > 0).all()  # given ids do not end a branch
+    for wrong in ([], [[[]], [[], []]], [[], []]):
+        with pytest.raises(ValueError, match="every prompt needs branches"):
+            lm.branches([prompt, prompt], wrong, max_new_tokens=2)

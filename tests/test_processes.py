@@ -26,7 +26,7 @@ CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
 STEPS = 40
 EXPERIMENT = f"""
 from ctxext.data import Stdlib
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment, Train
 from ctxext.methods import Linear
 from ctxext.optim import Optim
@@ -36,7 +36,7 @@ experiment = Experiment(
     name="processes", init={{init!r}}, rope=Linear(4.0), data=Stdlib("heldout"), optim=Optim(learning_rate=1e-3),
     train=Train(steps={STEPS}, seq_len=64, batch_size=4, accumulate=2, checkpoint_every=10, log_every=1),
     mesh=Mesh(fsdp=2, tensor=2),
-    evals=(Passkey(seq_lens=(64,), depths=(0.0, 1.0), n=2), Perplexity((64,), num_documents=2, target_tokens=32)),
+    evals=(Retrieval(seq_lens=(64,), depths=(0.0, 1.0), n=2), Perplexity((64,), num_documents=2, target_tokens=32)),
 )
 """
 

@@ -8,7 +8,7 @@ import pytest
 from toy_tokenizer import toy_source, toy_tokenizer
 
 from ctxext import tasks
-from ctxext.evals import Passkey, Perplexity
+from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.oracle import ContextCurve, EchoPrompt, OracleConfig, PerfectReader, WindowReader
 from ctxext.evals.stats import wilson
 from ctxext.evaluate import evaluate
@@ -17,7 +17,7 @@ from ctxext.report import latest, summary, tables
 
 def retrieval(method, seq_len, i, correct, *, depth=0.0, checkpoint="base", document=0):
     return {
-        "checkpoint": checkpoint, "method": method, "window": 128, "eval": "passkey", "task": {"name": "passkey"},
+        "checkpoint": checkpoint, "method": method, "window": 128, "eval": "retrieval", "task": {"name": "passkey"},
         "item": f"passkey/aa/{seq_len}/{depth}/{i}", "seq_len": seq_len, "depth": depth, "correct": correct,
         "prompt_sha256": f"{seq_len}/{i}", "answer_probability": 0.5, "answer_nll": 0.2, "haystack": [[document, 0, 9]],
     }  # fmt: skip
@@ -92,8 +92,8 @@ def test_a_newer_row_replaces_an_older_one_and_nothing_else_is_merged():
 def test_oracles_from_model_to_table(tmp_path):
     tokenizer, source = toy_tokenizer(), toy_source()
     config = OracleConfig(64)
-    grid = Passkey(seq_lens=(64, 256), depths=(0.0, 0.5, 1.0), n=4, source=source)
-    pairs = Passkey(seq_lens=(256,), depths=(0.5,), n=4, source=source, task=tasks.KeyValue(num_pairs=3))
+    grid = Retrieval(seq_lens=(64, 256), depths=(0.0, 0.5, 1.0), n=4, source=source)
+    pairs = Retrieval(seq_lens=(256,), depths=(0.5,), n=4, source=source, task=tasks.KeyValue(num_pairs=3))
     curve = Perplexity(seq_lens=(64, 256), num_documents=3, target_tokens=16, source=source)
     rows = []
     models = {"perfect": PerfectReader(tokenizer, config), "last-64": WindowReader(tokenizer, 64, config),

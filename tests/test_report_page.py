@@ -30,7 +30,7 @@ ROWS = planted_rows()
 
 
 def mine(rope: str, steps: int, **fields) -> list[dict]:
-    return [row for row in ROWS if row["eval"] == "passkey" and row["condition"] == "needle"
+    return [row for row in ROWS if row["eval"] == "retrieval" and row["condition"] == "needle"
             and row["method"] == label(rope, steps) and all(row[k] == v for k, v in fields.items())]  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     [
         (lambda row: True, ["reach", "where", "difference", "perplexity", "controls"]),
         (lambda row: row["eval"] == "ppl", ["perplexity"]),
-        (lambda row: row["eval"] == "passkey" and row["steps"] == 0 and row["rope"] != "none", ["where", "controls"]),
+        (lambda row: row["eval"] == "retrieval" and row["steps"] == 0 and row["rope"] != "none", ["where", "controls"]),
         (lambda row: False, []),
     ],
     ids=["rows alone", "perplexity alone", "no base", "nothing"],

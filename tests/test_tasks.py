@@ -38,7 +38,7 @@ def find(ids: np.ndarray, part: list[int]) -> list[int]:
 @few
 @given(tasks, seeds, st.integers(120, 3000), st.none() | st.floats(0, 1))
 def test_example_is_exact_to_the_token_and_records_what_it_holds(task, seed, seq_len, depth):
-    prompt, answer, achieved, meta = example(task, seed, seq_len, depth)
+    prompt, answer, achieved, meta, *_ = example(task, seed, seq_len, depth)
     assert prompt.dtype == answer.dtype == np.int32
     assert len(prompt) + len(answer) == seq_len
     assert prompt[0] == TOKENIZER.bos_id and (prompt[1:] != TOKENIZER.bos_id).all()
@@ -46,9 +46,10 @@ def test_example_is_exact_to_the_token_and_records_what_it_holds(task, seed, seq
     assert meta["value"][0] != "0" and len(meta["value"]) == task.digits
     stem = stem_of(task, meta["name"])
     needle = stem + answer.tolist() + NEWLINE
-    assert find(prompt, stem) == [meta["needle"], len(prompt) - len(stem)]  # in the needle and in the question only
-    assert prompt[meta["needle"] :][: meta["needle_tokens"]].tolist() == needle
-    assert meta["distance"] == meta["distances"][0] == len(prompt) - meta["needle"]
+    ((start, size),) = meta["needles"]
+    assert find(prompt, stem) == [start, len(prompt) - len(stem)]  # in the needle and in the question only
+    assert prompt[start : start + size].tolist() == needle
+    assert meta["distance"] == meta["distances"][0] == len(prompt) - start
     assert len(meta["distances"]) == len(set(meta["distances"])) == getattr(task, "num_pairs", 1)
     if depth is not None:
         assert abs(achieved - depth) <= 0.501 / max(1, sum(n for *_, n in meta["haystack"]))
@@ -59,12 +60,12 @@ def test_example_is_exact_to_the_token_and_records_what_it_holds(task, seed, seq
 def test_both_ends_are_reached_and_depth_moves_the_needle_monotonically(task, seed):
     depths = np.linspace(0, 1, 9)
     examples = [example(task, seed, 400, depth) for depth in depths]
-    needles = [e.meta["needle"] for e in examples]
+    needles = [e.meta["needles"][0][0] for e in examples]
     assert needles == sorted(needles) and len(set(needles)) == len(needles)
     assert [examples[0].depth, examples[-1].depth] == [0, 1]
     if isinstance(task, Passkey):
         assert needles[0] == 1
-        assert needles[-1] + 2 * examples[-1].meta["needle_tokens"] - len(NEWLINE) == 400
+        assert needles[-1] + 2 * examples[-1].meta["needles"][0][1] - len(NEWLINE) == 400
 
 
 @few
@@ -162,11 +163,11 @@ def test_other_bad_input():
 @few
 @given(seeds, st.integers(18, 900), st.floats(0, 1))
 def test_repeat_asks_for_the_rest_of_a_string_that_was_there(seed, seq_len, depth):
-    prompt, answer, achieved, meta = example(Repeat(), seed, seq_len, depth)
+    prompt, answer, achieved, meta, *_ = example(Repeat(), seed, seq_len, depth)
     assert len(prompt) + len(answer) == seq_len and prompt[0] == TOKENIZER.bos_id
-    string = prompt[meta["needle"] :][:8].tolist()
+    string = prompt[meta["needles"][0][0] :][:8].tolist()
     assert string == [*prompt[-4:], *answer] and len(set(string)) == 8
-    assert meta["distance"] == len(prompt) - meta["needle"]
+    assert meta["distance"] == len(prompt) - meta["needles"][0][0]
     assert abs(achieved - depth) <= 0.501 / (seq_len - 17)
     with pytest.raises(ValueError, match="repeat: a prompt of 16 tokens .* shortest is 17 tokens"):
         example(Repeat(), seed, 16, depth)

@@ -11,10 +11,11 @@ from ctxext.files import read_jsonl
 from ctxext.rundir import RunDir
 from ctxext.tracking import WandbSink, start_sinks, wandb_mode
 
+PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}}
 ROWS = [
-    {"eval": "passkey", "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
-    {"eval": "passkey", "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
-    {"eval": "passkey", "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
+    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
+    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
+    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
     {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0},
 ]
 

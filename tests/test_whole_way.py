@@ -18,7 +18,7 @@ from ctxext.methods import Linear
 EXPERIMENT = """
 from ctxext import tasks
 from ctxext.data import Mix, Stdlib, Synthetic
-from ctxext.evals import Passkey
+from ctxext.evals import Retrieval
 from ctxext.experiment import Experiment, Export, Train
 from ctxext.methods import Linear, Yarn
 from ctxext.optim import Optim
@@ -26,7 +26,7 @@ from ctxext.optim import Optim
 experiment = Experiment(
     name="whole-way", rope=Yarn(factor=2.0), data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
     optim=Optim(learning_rate=1e-3), train=Train(steps=2, seq_len=128, batch_size=2, remat="full"),
-    evals=(Passkey(seq_lens=(128,), depths=(0.5,), n=2),), zero_shot=(Yarn(factor=2.0),), baselines=(Linear(2.0),),
+    evals=(Retrieval(seq_lens=(128,), depths=(0.5,), n=2),), zero_shot=(Yarn(factor=2.0),), baselines=(Linear(2.0),),
     export=Export(dtype="float32"),
 )
 """

@@ -2,7 +2,8 @@
 
 Keys are cached rotated where one piece rotates them for good, un-rotated where several pieces do, where a key's
 position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
-Shapes: L layers, B batch, S slots, K key-value heads, H head_dim. Slot j holds token j.
+Shapes: L layers, B batch, S slots, K key-value heads, H head_dim. Slot j holds token j of the prompt; behind the prompt
+come the new tokens, those of all branches of one step together.
 """
 
 from typing import Any, NamedTuple
@@ -53,29 +54,38 @@ def prefill(
 
 
 def decode(
-    attention: Attention, rotation: Rotation | Float32Rotation, index: Int[Array, " b"], num_slots: int,
-    *, rotated: bool,
+    attention: Attention, rotation: Rotation | Float32Rotation, lengths: Int[Array, " b"], step: Any,
+    *, prompt_slots: int, branches: int, num_slots: int, rotated: bool,
 ) -> Attend:  # fmt: skip
-    """Attention of one new token per row, token number `index`, over the cache and itself."""
+    """Attention of token `step` of every branch over the prompt's cache, its own branch's, and itself.
+
+    The prompt of a row has `lengths` of the first `prompt_slots` slots. Token t of branch j lies in slot prompt_slots +
+    t * branches + j, and is token number length + t to whoever asks for its position.
+    """
     pieces = attention.pieces()
-    slots, rows = jnp.arange(num_slots)[None], jnp.arange(index.shape[0])
-    query_tables = [rotation.tables(piece.query_positions(index[:, None])) for piece in pieces]
-    if rotated:
-        key_tables = [rotation.tables(piece.key_positions(index[:, None])) for piece in pieces]
-    else:
-        key_tables = [rotation.tables(piece.key_positions(slots)) for piece in pieces]
+    slots, lengths = jnp.arange(num_slots)[None], lengths[:, None]
+    prompt = slots < prompt_slots
+    later, branch = jnp.divmod(slots - prompt_slots, branches)
+    index = jnp.where(prompt, slots, lengths + later)  # [B, S]
+    filled = jnp.where(prompt, slots < lengths, later <= step)
+    own = (jnp.arange(branches)[:, None] == branch) | prompt  # [branches, S]
+    allowed = filled[:, None] & own[None]
+    now = jnp.broadcast_to(lengths + step, (lengths.shape[0], branches))
+    query_tables = [rotation.tables(piece.query_positions(now)) for piece in pieces]
+    key_tables = [rotation.tables(piece.key_positions(now if rotated else index)) for piece in pieces]
 
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
+        start = (layer, 0, prompt_slots + step * branches, 0, 0)
         cache = Cache(
-            cache.keys.at[layer, rows, index].set(new[:, 0].astype(cache.keys.dtype)),
-            cache.values.at[layer, rows, index].set(v[:, 0].astype(cache.values.dtype)),
+            jax.lax.dynamic_update_slice(cache.keys, new[None].astype(cache.keys.dtype), start),
+            jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start),
         )
         stored = cache.keys[layer]
         keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
         out = dense(
             [rotate(q, *tables) for tables in query_tables], keys, cache.values[layer],
-            [piece.mask for piece in pieces], query_index=index[:, None], key_index=slots,
+            [piece.mask for piece in pieces], query_index=now, key_index=index, allowed=allowed,
         )  # fmt: skip
         return out, cache
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ctxext.attention.pieces import Mask
 
@@ -24,10 +24,11 @@ def dense(
     key_index: Int[Array, "#b s"],
     query_segments: Int[Array, "b t"] | None = None,
     key_segments: Int[Array, "b s"] | None = None,
+    allowed: Bool[Array, "b t s"] | None = None,
 ) -> Float[Array, "b t n h"]:
     """softmax(q k / sqrt(H)) v over the union of the pieces; scores and softmax in float32.
 
-    One rotated query and key per piece. Tokens of different segments never see each other.
+    One rotated query and key per piece. Tokens of different segments never see each other; `allowed` hides more.
     """
     B, T, N, H = queries[0].shape
     K = values.shape[2]
@@ -37,6 +38,8 @@ def dense(
         visible = mask.visible(query_index[:, :, None], key_index[:, None, :])
         if query_segments is not None and key_segments is not None:
             visible = visible & (query_segments[:, :, None] == key_segments[:, None, :])
+        if allowed is not None:
+            visible = visible & allowed
         piece = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
         scores = jnp.where(visible[:, None, None], piece, scores)  # masks are disjoint
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)

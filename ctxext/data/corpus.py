@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ctxext.tasks.base import Task
+from ctxext.tasks.base import TrainingTask
 
 
 class Tokens(Protocol):
@@ -90,7 +90,7 @@ class Corpus(Rows):
 class TaskRows(Rows):
     """Rows of one synthetic task, its records hidden in a haystack."""
 
-    def __init__(self, task: Task, tokenizer: Tokens, haystack: Corpus) -> None:
+    def __init__(self, task: TrainingTask, tokenizer: Tokens, haystack: Corpus) -> None:
         self.task, self.tokenizer, self.haystack = task, tokenizer, haystack
         self.texts = haystack.documents()
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ctxext.data.corpus import Corpus, MixedRows, PackedRows, Rows, TaskRows, Tokens
 from ctxext.data.stdlib import stdlib_documents
-from ctxext.tasks.base import Task
+from ctxext.tasks.base import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _stdlib(split: str, tokenizer: Tokens) -> Corpus:
 class Synthetic(Source):
     """Rows of a retrieval task, its records hidden in text from `haystack`."""
 
-    task: Task
+    task: TrainingTask
     haystack: TextSource = Stdlib("train")
 
     def open(self, tokenizer: Tokens) -> TaskRows:

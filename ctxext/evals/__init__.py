@@ -1,5 +1,5 @@
 """Evaluations: each yields JSON rows from a language model; tables come from rows."""
 
 from ctxext.evals.base import Eval as Eval
-from ctxext.evals.passkey import Passkey as Passkey
 from ctxext.evals.ppl import Perplexity as Perplexity
+from ctxext.evals.retrieval import Retrieval as Retrieval

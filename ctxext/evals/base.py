@@ -32,7 +32,9 @@ class Model(Protocol):
 
     def loss(self, tokens: Any) -> Any: ...
 
-    def generate(self, tokens: Any, *, max_new_tokens: int) -> Any: ...
+    def branches(
+        self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
+    ) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """Models whose right score is known, to test evaluations with: they read the prompt's ids and compute nothing else."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ctxext.tasks import Example
 from ctxext.tasks.base import encode_piece
 
-SURPRISE = 10.0
-"""Nats an oracle pays for a token it did not foresee."""
+FORESEEN, SURPRISE = 0.01, 10.0
+"""Nats an oracle pays for a token it foresaw, and for any other."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,53 @@ class OracleConfig:
 
 
 @dataclass(frozen=True)
-class WindowReader:
+class Oracle(abc.ABC):
+    """Says which token comes next, or None; all else follows from that."""
+
+    tokenizer: Any
+
+    @abc.abstractmethod
+    def foresee(self, prefix: np.ndarray) -> int | None:
+        """The next id after these."""
+
+    def loss(self, tokens: Any) -> np.ndarray:
+        """Float32 [B, T-1], nats."""
+        rows = np.asarray(tokens)
+        foreseen = [[self.foresee(row[: t + 1]) == row[t + 1] for t in range(len(row) - 1)] for row in rows]
+        return np.where(foreseen, FORESEEN, SURPRISE).astype(np.float32)
+
+    def branches(
+        self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 and nats float32, both [B, K, max_new_tokens]; token 0 where it foresees nothing."""
+        out = [[self._branch(np.asarray(prompt), ids, max_new_tokens, stop) for ids in branches]
+               for prompt, branches in zip(prompts, begun, strict=True)]  # fmt: skip
+        tokens, nats = np.moveaxis(np.asarray(out), 2, 0)
+        return tokens.astype(np.int32), nats.astype(np.float32)
+
+    def _branch(self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]) -> tuple[list, list]:
+        start, nats, ended = len(prefix), [], False
+        for step in range(steps):
+            next_id = prefix[-1] if ended else self.foresee(prefix)
+            token = begun[step] if step < len(begun) else next_id or 0
+            nats.append(0.0 if ended else FORESEEN if token == next_id else SURPRISE)
+            ended = ended or (step >= len(begun) and token in stop)
+            prefix = np.append(prefix, token)
+        return prefix[start:].tolist(), nats
+
+
+@dataclass(frozen=True)
+class WindowReader(Oracle):
     """Copies what followed an earlier line that begins like the last line; sees the last `window` tokens only.
 
     So it writes a whole answer exactly if `distance + len(answer) - 1 <= window` (0 sees nothing, None everything).
     """
 
-    tokenizer: Any
     window: int | None
     config: OracleConfig = OracleConfig()
 
-    def _next(self, prefix: np.ndarray, newline: int) -> int | None:
+    def foresee(self, prefix: np.ndarray) -> int | None:
+        newline = encode_piece(self.tokenizer, "\n")[-1]
         view = prefix[max(0, len(prefix) - self.window) :] if self.window is not None else prefix
         starts = np.flatnonzero(view == newline)
         if not len(starts):
@@ -41,24 +79,6 @@ class WindowReader:
                 return int(view[start + len(line)])
         return None
 
-    def loss(self, tokens: Any) -> np.ndarray:
-        """Float32 [B, T-1]: 0.01 nats for a token it foresaw, SURPRISE for any other."""
-        newline = encode_piece(self.tokenizer, "\n")[-1]
-        rows = np.asarray(tokens)
-        foreseen = [[self._next(row[: t + 1], newline) == row[t + 1] for t in range(len(row) - 1)] for row in rows]
-        return np.where(foreseen, 0.01, SURPRISE).astype(np.float32)
-
-    def generate(self, tokens: Any, *, max_new_tokens: int) -> np.ndarray:
-        """int32 [B, max_new_tokens]; 0 where it has nothing to copy."""
-        newline = encode_piece(self.tokenizer, "\n")[-1]
-        written = []
-        for prompt in tokens:
-            row = np.asarray(prompt)
-            for _ in range(max_new_tokens):
-                row = np.append(row, self._next(row, newline) or 0)
-            written.append(row[len(prompt) :])
-        return np.asarray(written, np.int32)
-
 
 def PerfectReader(tokenizer: Any, config: OracleConfig = OracleConfig()) -> WindowReader:
     """Sees everything: 100 % at any length and depth."""
@@ -66,34 +86,60 @@ def PerfectReader(tokenizer: Any, config: OracleConfig = OracleConfig()) -> Wind
 
 
 @dataclass(frozen=True)
-class EchoPrompt:
-    """Repeats the end of its prompt; whoever scores text of the prompt as an answer gives it points."""
+class AnswerKey(Oracle):
+    """Knows the answers to the questions of an evaluation; gives one only if all its needles are near enough.
 
-    tokenizer: Any
+    A needle is near if it lies within the last `window` tokens (None: always) before the end of the answer. `manner`
+    changes the ids that are written, to break the format of right answers.
+    """
+
+    known: dict[bytes, Example] = field(repr=False)
+    window: int | None = None
+    manner: Callable[[list[int]], list[int]] = list
     config: OracleConfig = OracleConfig()
 
-    def loss(self, tokens: Any) -> np.ndarray:
-        """Float32 [B, T-1], SURPRISE everywhere."""
-        return np.full((len(tokens), len(tokens[0]) - 1), SURPRISE, np.float32)
+    @classmethod
+    def of(cls, evaluation: Any, tokenizer: Any, **options: Any) -> "AnswerKey":
+        """The key to every question that `evaluation` asks."""
+        examples = evaluation.examples(tokenizer)
+        return cls(tokenizer, {e.prompt.astype(np.int32).tobytes(): e for e in examples}, **options)
 
-    def generate(self, tokens: Any, *, max_new_tokens: int) -> np.ndarray:
-        """int32 [B, max_new_tokens]: the last tokens of each prompt."""
-        return np.asarray([np.asarray(prompt)[-max_new_tokens:] for prompt in tokens], np.int32)
+    def foresee(self, prefix: np.ndarray) -> int | None:
+        for size in sorted({len(key) // 4 for key in self.known if len(key) // 4 <= len(prefix)}, reverse=True):
+            example = self.known.get(np.asarray(prefix[:size], np.int32).tobytes())
+            if example is not None:
+                answer, place = self.manner(example.answer.tolist()), len(prefix) - size
+                near = self.window is None or example.meta["distance"] + len(example.answer) - 1 <= self.window
+                return answer[place] if near and place < len(answer) else None
+        return None
 
 
 @dataclass(frozen=True)
-class ContextCurve:
+class EchoPrompt(Oracle):
+    """Repeats the end of its prompt; whoever scores text of the prompt as an answer gives it points."""
+
+    config: OracleConfig = OracleConfig()
+
+    def foresee(self, prefix: np.ndarray) -> int | None:
+        return None
+
+    def _branch(self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]) -> tuple[list, list]:
+        said = np.concatenate([prefix, begun]).astype(int)
+        written = [*begun, *np.tile(said, -(-steps // len(said)))[-(steps - len(begun)) or len(said) * steps :]]
+        return written[:steps], [SURPRISE] * steps
+
+
+@dataclass(frozen=True)
+class ContextCurve(Oracle):
     """A model whose loss depends on nothing but the number of tokens it has seen: `curve(seen)` nats."""
 
-    tokenizer: Any
     curve: Callable[[np.ndarray], np.ndarray]
     config: OracleConfig = OracleConfig()
+
+    def foresee(self, prefix: np.ndarray) -> int | None:
+        return None
 
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1]; entry t is the loss after t + 1 tokens."""
         B, T = np.shape(tokens)
         return np.broadcast_to(self.curve(np.arange(1, T)), (B, T - 1)).astype(np.float32)
-
-    def generate(self, tokens: Any, *, max_new_tokens: int) -> np.ndarray:
-        """Zeros."""
-        return np.zeros((len(tokens), max_new_tokens), np.int32)

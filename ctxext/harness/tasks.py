@@ -146,7 +146,8 @@ class Report:
 
     def save(self, out: Path | None = None) -> Path:
         """Write `results.json` and `samples.jsonl` under a name that says what was asked of whom; returns where."""
-        path = (out or self.directory) / "harness" / f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
+        name = f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
+        path = (out or self.directory) / "harness" / name
         if distributed.first():
             sides = {"model": self.model, "base": self.base}
             lines = [json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"

@@ -118,7 +118,7 @@ class Question:
 
 def questions(rows: Iterable[Row]) -> list[Question]:
     """The retrieval tasks among rows. Controls go to the questions of their settings, else of their task."""
-    asked = [row for row in latest(rows) if row["eval"] == "passkey"]
+    asked = [row for row in latest(rows) if row["eval"] == "retrieval"]
     proper = group([row for row in asked if condition(row) == "needle"], settings)
     tasks = {key: json.dumps(found[0]["task"], sort_keys=True) for key, found in reversed(proper.items())}
     by_task = {task: key for key, task in tasks.items()}

@@ -15,7 +15,7 @@ def summary(rows: Iterable[Row]) -> dict[str, Any]:
     document alone gives none. `settings` is equal where the items are the same. Effective contexts are in tokens.
     """
     rows = latest(rows)
-    asked = [row for row in rows if row["eval"] == "passkey"]
+    asked = [row for row in rows if row["eval"] == "retrieval"]
     studies = [Study(question) for question in questions(rows)]
     return {
         "verdict": [finding.text for finding in findings(rows, studies)],

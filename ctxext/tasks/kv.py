@@ -1,21 +1,23 @@
 """Key-value recall: several pairs scattered in a long text, one of them asked for, the others distract."""
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task
-from ctxext.tasks.records import Record, draw_records, max_records, records_example, records_row
+from ctxext.tasks.base import Encoder, Example, Haystack, TrainingTask
+from ctxext.tasks.records import Record, draw_records, max_records, records_exam, records_row
 
 NAMES = string.ascii_letters
 
 
 @dataclass(frozen=True)
-class KeyValue(Task):
+class KeyValue(TrainingTask):
     """`num_pairs` lines `# q=482` in the haystack; the prompt ends with `# q=` for one of them."""
 
+    asks_many: ClassVar[bool] = True
     name: ClassVar[str] = "kv"
     num_pairs: int = 8
     digits: int = 3
@@ -34,7 +36,20 @@ class KeyValue(Task):
     ) -> Example:
         """The asked pair at `depth`, the other pairs anywhere, in exactly `seq_len` tokens, answer included."""
         records = self._records(rng, tokenizer, self.num_pairs)
-        return records_example(rng, tokenizer, seq_len, records, task=self.name, depth=depth, haystack=haystack)
+        return records_exam(rng, tokenizer, seq_len, records, depths=[depth], task=self.name, haystack=haystack)[0]
+
+    def exam(
+        self,
+        rng: np.random.Generator,
+        tokenizer: Encoder,
+        seq_len: int | None,
+        *,
+        depths: Sequence[float],
+        haystack: Haystack,
+    ) -> list[Example]:
+        """A pair at each depth and a question for each; further pairs, if `num_pairs` is more, anywhere."""
+        records = self._records(rng, tokenizer, max(self.num_pairs, len(depths)))
+        return records_exam(rng, tokenizer, seq_len, records, depths=depths, task=self.name, haystack=haystack)
 
     def training_row(
         self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack

@@ -1,21 +1,23 @@
 """Passkey retrieval: one five-digit key in a long text, asked for at its end (the idea is of arXiv 2305.16300)."""
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task
-from ctxext.tasks.records import Record, draw_records, max_records, records_example, records_row
+from ctxext.tasks.base import Encoder, Example, Haystack, TrainingTask
+from ctxext.tasks.records import Record, draw_records, max_records, records_exam, records_row
 
 NAMES = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
-class Passkey(Task):
+class Passkey(TrainingTask):
     """`# key K=48213` once in the haystack; the prompt ends with `# key K=`; training rows hold several keys."""
 
+    asks_many: ClassVar[bool] = True
     name: ClassVar[str] = "passkey"
     digits: int = 5
 
@@ -33,7 +35,20 @@ class Passkey(Task):
     ) -> Example:
         """One key at `depth` (0 first, 1 just before the question) in exactly `seq_len` tokens, answer included."""
         records = self._records(rng, tokenizer, 1)
-        return records_example(rng, tokenizer, seq_len, records, task=self.name, depth=depth, haystack=haystack)
+        return records_exam(rng, tokenizer, seq_len, records, depths=[depth], task=self.name, haystack=haystack)[0]
+
+    def exam(
+        self,
+        rng: np.random.Generator,
+        tokenizer: Encoder,
+        seq_len: int | None,
+        *,
+        depths: Sequence[float],
+        haystack: Haystack,
+    ) -> list[Example]:
+        """A key at each depth, and a question for each."""
+        records = self._records(rng, tokenizer, len(depths))
+        return records_exam(rng, tokenizer, seq_len, records, depths=depths, task=self.name, haystack=haystack)
 
     def training_row(
         self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctxext.tasks.base import FILLER_WEIGHT, Encoder, Example, Haystack, beginning, draw_haystack, encode_piece
+from ctxext.tasks.place import place
 
 
 class Record(NamedTuple):
@@ -58,55 +59,44 @@ def draw_records(
     ]
 
 
-def records_example(
+def records_exam(
     rng: np.random.Generator,
     tokenizer: Encoder,
     seq_len: int | None,
     records: Sequence[Record],
     *,
+    depths: Sequence[float | None],
     task: str,
-    depth: float | None,
     haystack: Haystack,
-) -> Example:
-    """All records in `seq_len` tokens; the first is asked and sits at `depth` of the haystack, the others anywhere.
+) -> list[Example]:
+    """All records in `seq_len` tokens; each of `depths` is that of a record which is asked, the others are anywhere.
 
     seq_len None: without any haystack.
     """
-    asked = records[0]
-    head = beginning(tokenizer)
-    needed = len(head) + sum(len(record.ids) for record in records) + len(asked.question) + len(asked.value)
-    bare, seq_len = seq_len is None, needed if seq_len is None else seq_len
-    if needed > seq_len:
-        raise ValueError(f"{task}: a prompt of {seq_len} tokens cannot hold {len(records)} record(s), the question and "
-                         f"the answer; the shortest is {needed} tokens")  # fmt: skip
-    if depth is None:
-        depth = float(rng.random())
-    if not 0 <= depth <= 1:
-        raise ValueError(f"{task}: depth {depth} is outside 0..1")
-    filler, pieces = draw_haystack(rng, haystack, seq_len - needed)
-    cuts = [round(depth * len(filler)), *(int(rng.integers(len(filler) + 1)) for _ in records[1:])]
-    order = sorted(range(len(records)), key=lambda i: (cuts[i], i))
-    if bare:  # without depths to sort by, the asked record must not always come first
-        order = rng.permutation(len(records)).tolist()
-    parts: list[Any] = [head]
-    starts, used, length = [0] * len(records), 0, len(head)
-    for i in order:
-        parts += [filler[used : cuts[i]], records[i].ids]
-        starts[i] = length + cuts[i] - used
-        length, used = starts[i] + len(records[i].ids), cuts[i]
-    parts += [filler[used:], asked.question]
-    prompt = np.concatenate([np.asarray(part, np.int32) for part in parts])
-    meta = {
-        "name": asked.name,
-        "value": asked.digits,
-        "needle": starts[0],
-        "needle_tokens": len(asked.ids),
-        "distance": len(prompt) - starts[0],
-        "distances": [len(prompt) - start for start in starts],
-        "haystack": pieces,
-    }
-    achieved = cuts[0] / len(filler) if len(filler) else 0.0
-    return Example(prompt, np.asarray(asked.value, np.int32), achieved, meta)
+    asked = records[: len(depths)]
+    depths = [float(rng.random()) if depth is None else depth for depth in depths]
+    pieces = [(depth, record.ids) for depth, record in zip([*depths, *[None] * len(records)], records, strict=False)]
+    room = max(len(record.question) + len(record.value) for record in asked)
+    placed = place(rng, tokenizer, seq_len, pieces, task=task, tail=(), room=room, haystack=haystack)
+    out = []
+    for i, record in enumerate(asked):
+        prompt = np.concatenate([placed.prompt, np.asarray(record.question, np.int32)])
+        distances = [len(prompt) - start for start in placed.starts]
+        meta = {
+            "name": record.name,
+            "value": record.digits,
+            "needles": [[placed.starts[i], len(record.ids)]],
+            "distance": distances[i],
+            "distances": [distances[i], *distances[:i], *distances[i + 1 :]],
+            "haystack": placed.haystack,
+        }
+        others = [other for other in records if other is not record]
+        out.append(Example(
+            prompt, np.asarray(record.value, np.int32), placed.depths[i], meta,
+            decoys=tuple(other.digits for other in others), references=(record.digits,),
+            choices=tuple(np.asarray(other.value, np.int32) for other in others), shared=len(placed.prompt),
+        ))  # fmt: skip
+    return out
 
 
 def records_row(

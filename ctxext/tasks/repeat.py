@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, beginning, draw_haystack
+from ctxext.tasks.base import Encoder, Example, Haystack, TrainingTask, beginning, draw_haystack
 
 
 @dataclass(frozen=True)
-class Repeat(Task):
+class Repeat(TrainingTask):
     """`num_cue` + `num_answer` random tokens once in the haystack; the prompt ends with the first `num_cue` of them."""
 
     name: ClassVar[str] = "repeat"
@@ -48,7 +48,7 @@ class Repeat(Task):
         prompt, answer = np.concatenate(parts), string[self.num_cue :]
         needle = len(head) + cut
         distance = len(prompt) - needle
-        meta = {"needle": needle, "needle_tokens": size, "distance": distance, "haystack": pieces}
+        meta = {"needles": [[needle, size]], "distance": distance, "haystack": pieces}
         return Example(prompt, answer, cut / len(filler) if len(filler) else 0.0, meta)
 
     def training_row(
