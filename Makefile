@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check newest slow clean
+.PHONY: help demo test lint check newest harness slow clean
 
 # The first name that is really there, really runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
@@ -48,7 +48,7 @@ lint: .venv/.ready-test
 	@$(bin)/pyright
 	@$(bin)/lint-imports --no-cache --no-logo
 
-check: .venv/.ready-test newest ## the built wheel in an empty environment; the newest jax on Python 3.12
+check: .venv/.ready-test newest harness ## the built wheel alone; newest jax on Python 3.12; lm-evaluation-harness
 	@$(bin)/python -m pytest -m check $(PYTEST_ARGS)
 
 # The tests that need no torch, once more with the newest jax (tests/conftest.py says which).
@@ -60,11 +60,15 @@ newest: .venv312/.ready
 	@.venv312/bin/python $(pytest) $(PYTEST_ARGS)
 endif
 
+# The tests that need the extra lm-eval, which is too large for the environment of the others.
+harness: .venvharness/.ready
+	@.venvharness/bin/python -m pytest tests/test_harness.py $(PYTEST_ARGS)
+
 slow: .venv/.ready-test ## the long tests, by hand
 	@$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
 
 clean: ## remove environments and caches, keep runs/
-	rm -rf .venv .venv312 .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv312 .venvharness .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # A stamp is written only after its environment is complete, and is older than a later change of what it should hold.
 .venv/.ready: pyproject.toml $(constraints)
@@ -77,3 +81,5 @@ clean: ## remove environments and caches, keep runs/
 .venv312/.ready: pyproject.toml $(constraints)
 	$(call setup,.venv312,$(PYTHON312),[test])
 
+.venvharness/.ready: pyproject.toml $(constraints)
+	$(call setup,.venvharness,$(PYTHON),[test$(comma)lm-eval])

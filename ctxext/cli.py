@@ -116,6 +116,18 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
 
 
+def harness(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext.harness import tasks as module
+
+    request = module.Request(tuple(args.tasks), args.include_path, args.limit, args.num_fewshot, args.max_length,
+                             args.seed)  # fmt: skip
+    found = module.report(module.Asked.load(args.source, methods=_methods(args, rest), adapter=args.adapter,
+                                            dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run),
+                          request, against=args.against)  # fmt: skip
+    where = found.save(args.out)
+    print(json.dumps(found.data) if args.json else f"{found.text}\n\nresults and samples: {where}")
+
+
 def export(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import door
     from ctxext import export as module
@@ -231,8 +243,9 @@ def _refuse(rest: list[str]) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": demo, "run": run, "train": train, "plan": plan, "eval": evaluate, "export": export, "prove": prove,
-    "import": import_, "generate": generate, "report": report, "ruler": ruler, "bench": bench, "methods": methods,
+    "demo": demo, "run": run, "train": train, "plan": plan, "eval": evaluate, "harness": harness, "export": export,
+    "prove": prove, "import": import_, "generate": generate, "report": report, "ruler": ruler, "bench": bench,
+    "methods": methods,
     "rope": rope,
 }  # fmt: skip
 

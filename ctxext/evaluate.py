@@ -118,15 +118,14 @@ def evaluate_checkpoint(
 
     lm = door.load(path, adapter=adapter, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     where = door.locate(path)
-    run = door.is_run(where)
-    sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"
+    sink = (out or directory(where)) / "rows.jsonl"
     window = lm.config.max_position_embeddings
     lengths = tuple(seq_lens or (window * times for times in (1, 2, 4, 8)))
     asked = dataclasses.replace(asked or Choice(), seq_lens=lengths)
     chosen = evaluations(evals, asked, load=lambda source: door.load(source, dtype=dtype))
     if progress:
         print("\n".join(promise(chosen)), file=sys.stderr)
-    named = checkpoint_label(where) + (f" + {adapter.resolve().name}" if adapter else "")
+    named = checkpoint_label(where, adapter)
     steps = trained_steps(where)
     rows = []
     if "controls" in evals and window in lengths and None not in methods:  # what the checkpoint itself reads at home
@@ -144,10 +143,17 @@ def evaluate_checkpoint(
     return sink, rows
 
 
-def checkpoint_label(path: Path) -> str:
-    """What a row calls a checkpoint: the directory's name, and the step of a run."""
+def directory(path: Path) -> Path:
+    """Where results go by default: the run itself, or `runs/eval-<name>` for an HF directory."""
+    from ctxext import door
+
+    return path if door.is_run(path) else Path("runs") / f"eval-{path.resolve().name}"
+
+
+def checkpoint_label(path: Path, adapter: Path | None = None) -> str:
+    """What a row calls a checkpoint: the directory's name, the step of a run, and the adapter merged into it."""
     steps, name = trained_steps(path), path.resolve().name
-    return f"{name} step {steps}" if steps else name
+    return (f"{name} step {steps}" if steps else name) + (f" + {adapter.resolve().name}" if adapter else "")
 
 
 def trained_steps(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.config import LlamaConfig
 from ctxext.distributed import gather
 from ctxext.generate import Semantics, generate
-from ctxext.loss import token_losses
+from ctxext.loss import token_losses, token_scores
 from ctxext.model import DTYPES, Params, bind
 from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
 from ctxext.sharding import ONE_DEVICE, Mesh, attend_over
@@ -39,8 +39,8 @@ def _logits(params: Params, tokens: Any, positions: Any, segment_ids: Any, rotat
     return model.logits(mesh.token_order(model.hidden(tokens, attend, dtype=dtype)[0]))
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
-def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *,
+@functools.partial(jax.jit, static_argnames=(*STATIC, "measure"))
+def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *, measure: Callable[..., jax.Array],
             config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str,
             mesh: Mesh) -> jax.Array:  # fmt: skip
     model = bind(config, params)
@@ -48,7 +48,7 @@ def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *,
     tokens, positions, targets = (mesh.ring_order(x) for x in (tokens, positions, targets))
     attend = attend_over(mesh, attention, kernel, rotation, positions)
     hidden, _ = model.hidden(tokens, attend, dtype=dtype)
-    return mesh.token_order(token_losses(hidden, model.output_kernel(), targets, mesh))
+    return mesh.token_order(measure(hidden, model.output_kernel(), targets, mesh))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,14 +122,21 @@ class LM:
 
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1], nats: -log p(token t + 1 | tokens up to t)."""
+        return self._next(tokens, token_losses)
+
+    def scores(self, tokens: Any) -> np.ndarray:
+        """Float32 [B, T-1, 2]: the loss, and how far the best logit lies above token t + 1's (0: greedy takes it)."""
+        return self._next(tokens, token_scores)
+
+    def _next(self, tokens: Any, measure: Callable[..., jax.Array]) -> np.ndarray:
         tokens = self._checked(tokens)
         B, T = tokens.shape
         if T < 2:
             raise ValueError("a loss needs at least two tokens")
         rows, size = self._rows(B), self._length(T - 1)
         inputs, targets = (self.mesh.rows(_pad(x, rows, size)) for x in (tokens[:, :-1], tokens[:, 1:]))
-        losses = _losses(self.params, inputs, targets, self.rotation(T), **self._static())
-        return gather(losses)[:B, : T - 1]
+        found = _losses(self.params, inputs, targets, self.rotation(T), measure=measure, **self._static())
+        return gather(found)[:B, : T - 1]
 
     def generate(
         self, tokens: Any, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,

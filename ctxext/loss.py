@@ -54,16 +54,33 @@ def token_losses(
     hidden: Float[Array, "b t d"], kernel: Float[Array, "d v"], targets: Int[Array, "b t"], mesh: Mesh = ONE_DEVICE
 ) -> Float[Array, "b t"]:
     """-log softmax(hidden kernel)[target], nats, float32; a chunk of tokens at a time, recomputed going backward."""
+    return _of_logits(lambda logits, picked: jax.nn.logsumexp(logits, -1) - picked, hidden, kernel, targets, mesh)
 
-    def losses(hidden: Array, targets: Array) -> Array:
+
+def token_scores(
+    hidden: Float[Array, "b t d"], kernel: Float[Array, "d v"], targets: Int[Array, "b t"], mesh: Mesh = ONE_DEVICE
+) -> Float[Array, "b t 2"]:
+    """The loss of each target, nats, and how far the best logit lies above the target's: 0 where greedy takes it."""
+
+    def scores(logits: Array, picked: Array) -> Array:
+        return jnp.stack([jax.nn.logsumexp(logits, -1) - picked, logits.max(-1) - picked], -1)
+
+    return _of_logits(scores, hidden, kernel, targets, mesh)
+
+
+def _of_logits(
+    function: Callable[[Array, Array], Array], hidden: Array, kernel: Array, targets: Array, mesh: Mesh
+) -> Array:
+    """`function` of the logits [b, t, V] of a chunk of tokens and of those of the targets [b, t]."""
+
+    def chunk(hidden: Array, targets: Array) -> Array:
         # Cast per chunk: the chunks' gradients then add up in the kernel's dtype.
         narrow = mesh.pin(kernel, name="lm_head.kernel").astype(hidden.dtype)
         logits = jnp.matmul(hidden, narrow, preferred_element_type=jnp.float32)
-        picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-        return jax.nn.logsumexp(logits, -1) - picked
+        return function(logits, jnp.take_along_axis(logits, targets[..., None], -1)[..., 0])
 
     tokens = max(1, CHUNK * mesh.build().shape["tensor"] // kernel.shape[1])
-    return over_chunks(losses, mesh, tokens, hidden, targets)
+    return over_chunks(chunk, mesh, tokens, hidden, targets)
 
 
 def _chunked_mlp(mlp: Any, x: Array, mesh: Mesh) -> Array:

@@ -1,0 +1,97 @@
+"""Two models on the same questions of the harness: paired differences from the samples that it logs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ctxext.evals.stats import Interval, holm, mcnemar, paired_bootstrap, ratio_bootstrap, wilson
+
+Sample = Mapping[str, Any]
+NATS = {"word_perplexity": "nats per word", "byte_perplexity": "nats per byte"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one task, model minus base, over `n` documents.
+
+    Right or wrong answers: percentage points with the exact McNemar `p` and Holm's `adjusted` over all tasks and
+    metrics together. Perplexities: nats per `unit`, negative where the model predicts better. Others: of the mean.
+    """
+
+    task: str
+    filter: str
+    metric: str
+    unit: str
+    n: int
+    base: float
+    model: float
+    difference: Interval
+    only_base: int | None = None
+    only_model: int | None = None
+    p: float | None = None
+    adjusted: float | None = None
+
+
+def differences(model: Mapping[str, Sequence[Sample]], base: Mapping[str, Sequence[Sample]]) -> list[Difference]:
+    """All metrics that are numbers per document; task -> logged samples of both. Raises ValueError if they differ."""
+    found = [
+        made
+        for task, samples in model.items()
+        for metric, name, pairs in _pairs(task, samples, base[task])
+        if (made := _difference(task, name, metric, pairs)) is not None
+    ]
+    adjusted = iter(holm([d.p for d in found if d.p is not None]))
+    return [d if d.p is None else replace(d, adjusted=next(adjusted)) for d in found]
+
+
+def _pairs(
+    task: str, model: Sequence[Sample], base: Sequence[Sample]
+) -> Iterable[tuple[str, str, list[tuple[Any, Any]]]]:
+    """(metric, filter, (base, model) of each document) in the order of the samples."""
+    there = {_key(sample): sample for sample in base}
+    if [_key(sample) for sample in model] != list(there):
+        raise ValueError(f"{task}: the two models were not asked the same questions, so they are no pairs")
+    for name in dict.fromkeys(sample["filter"] for sample in model):
+        mine = [sample for sample in model if sample["filter"] == name]
+        for metric in mine[0]["metrics"]:
+            yield metric, name, [(plain(there[_key(sample)][metric]), plain(sample[metric])) for sample in mine]
+
+
+def _key(sample: Sample) -> tuple[Any, ...]:
+    return sample["filter"], sample["doc_id"], sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]
+
+
+def _difference(task: str, filter: str, metric: str, pairs: Sequence[tuple[Any, Any]]) -> Difference | None:
+    base, model = zip(*pairs, strict=True)
+    if metric in NATS:
+        weights = [weight for _, weight in base]
+        (a, b), total = ([-nats for nats, _ in side] for side in (base, model)), sum(weights)
+        interval = ratio_bootstrap([y - x for x, y in zip(a, b, strict=True)], weights)
+        return Difference(task, filter, metric, NATS[metric], len(pairs), sum(a) / total, sum(b) / total, interval)
+    if not all(isinstance(x, int | float) for pair in pairs for x in pair):
+        return None  # predictions to be put together, such as those of an F1 over all documents
+    a, b = (sum(side) / len(side) for side in (base, model))
+    if not set(base) | set(model) <= {0, 1}:
+        return Difference(task, filter, metric, "", len(pairs), a, b, paired_bootstrap(base, model))
+    only_base, only_model = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
+    if only_base == only_model == 0:  # a bootstrap of equal pairs would be certain; n of them leave 0 of n open
+        open_ = 100 * (wilson(0, len(pairs)).high or 0)
+        interval = Interval(0.0, -open_, open_)
+    else:
+        interval = paired_bootstrap([100 * x for x in base], [100 * x for x in model])
+    p = mcnemar(only_base, only_model)
+    return Difference(task, filter, metric, "points", len(pairs), 100 * a, 100 * b, interval, only_base, only_model, p)
+
+
+def plain(value: Any) -> Any:
+    """The same as strict JSON values: numpy's numbers as Python's, what is not finite as null, the rest as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(x) for x in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)

@@ -1,0 +1,172 @@
+"""The harness's own evaluation of a model, or of a model and its base on the same questions."""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxext import distributed, door
+from ctxext.evals.base import fingerprint
+from ctxext.evaluate import checkpoint_label, describe, directory, trained_steps
+from ctxext.files import write_json, write_text
+from ctxext.harness import tables
+from ctxext.harness.compare import Difference, differences, plain
+from ctxext.harness.model import HarnessLM
+from ctxext.lm import LM
+from ctxext.sharding import ONE_DEVICE, Mesh
+
+KEPT = ("results", "groups", "group_subtasks", "n-shot", "n-samples", "versions", "higher_is_better", "configs",
+        "lm_eval_version", "max_length")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask: names of tasks, groups or YAML files; `limit` documents of each, or a part below 1.
+
+    `include_path`: a directory of the user's own tasks. `max_length`: tokens; None is the window of pre-training.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: Path | None = None
+    limit: float | None = None
+    num_fewshot: int | None = None
+    max_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "max_length"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The harness's results as strict JSON values, and the samples behind them by task."""
+
+    results: dict[str, Any]
+    samples: dict[str, list[dict[str, Any]]]
+
+
+def ask(lm: LM, request: Request) -> Answer:
+    """`lm_eval.simple_evaluate` of `lm`. Raises ValueError for a task that does not exist."""
+    from lm_eval import simple_evaluate
+
+    manager = _manager(request.include_path)
+    for name in request.tasks:
+        if name not in manager.task_index and not Path(name).is_file():
+            close = difflib.get_close_matches(name, manager.task_index, 1)
+            hint = f"did you mean {close[0]}?" if close else "lm-eval ls tasks lists them; --include-path adds others"
+            raise ValueError(f"there is no task {name!r} in lm-evaluation-harness; {hint}")
+    model = HarnessLM(lm, max_length=request.max_length, seed=request.seed)
+    with _alone():
+        found: Any = simple_evaluate(
+            model, tasks=list(request.tasks), num_fewshot=request.num_fewshot, limit=request.limit,
+            task_manager=manager, log_samples=True, bootstrap_iters=1000,
+        )  # fmt: skip
+    return Answer(plain({key: found[key] for key in KEPT if key in found}), found["samples"])
+
+
+@functools.lru_cache(maxsize=1)
+def _manager(include_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)  # reads thousands of files
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Nothing on stdout, and no processes forked off for a bootstrap: jax's threads would not survive that."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.environ.pop("DISABLE_MULTIPROC")
+        if before is not None:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model with what it is called and where its results go by default."""
+
+    lm: LM
+    labels: dict[str, Any]
+    directory: Path
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, methods: tuple[Any, ...] = (), adapter: Path | None = None, dtype: str = "float32",
+        mesh: Mesh = ONE_DEVICE, trust: bool = False,
+    ) -> "Asked":  # fmt: skip
+        """The model of a run or an HF directory, see `door.load`."""
+        path = door.locate(source)
+        lm = door.load(path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust)
+        labels = {"checkpoint": checkpoint_label(path, adapter), "method": describe(lm.scaling, lm.attention),
+                  "steps": trained_steps(path), "window": lm.config.max_position_embeddings}  # fmt: skip
+        return cls(lm, labels, directory(path))
+
+    def other(self, source: str | Path) -> "Asked":
+        """Another checkpoint as it is, in the same dtype and on the same devices."""
+        return Asked.load(source, dtype=self.lm.dtype, mesh=self.lm.mesh)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answers of a model and, beside them, those of its base; `labels` say who they are."""
+
+    labels: dict[str, Any]
+    request: Request
+    model: Answer
+    base: Answer | None
+    differences: list[Difference]
+    directory: Path
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """All but the samples, as JSON values."""
+        found = [{**dataclasses.asdict(d), "difference": d.difference._asdict()} for d in self.differences]
+        return {**self.labels, **plain(dataclasses.asdict(self.request)), "results": self.model.results,
+                "base_results": None if self.base is None else self.base.results, "differences": found}  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        """A table of each model, and what differs."""
+        sides = {"base": self.base, "model": self.model}
+        parts = [tables.scores(side.results, name) for name, side in sides.items() if side]
+        return "\n\n".join([*parts, *([tables.table(self.differences)] if self.base else [])])
+
+    def save(self, out: Path | None = None) -> Path:
+        """Write `results.json` and `samples.jsonl` under a name that says what was asked of whom; returns where."""
+        name = f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
+        path = (out or self.directory) / "harness" / name
+        if distributed.first():
+            sides = {"model": self.model, "base": self.base}
+            lines = [json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"
+                     for of, side in sides.items() if side for task, samples in side.samples.items()
+                     for sample in samples]  # fmt: skip
+            write_text(path / "samples.jsonl", "".join(lines))
+            write_json(path / "results.json", self.data)
+        return path
+
+
+def report(model: Asked, request: Request, *, against: str | Path | None = None) -> Report:
+    """Ask a model and, if given, the base `against` the same.
+
+    Both within the smaller of their windows of pre-training, unless the request names a length.
+    """
+    both = [model, *([] if against is None else [model.other(against)])]
+    length = request.max_length or min(asked.lm.config.max_position_embeddings for asked in both)
+    request = dataclasses.replace(request, max_length=length)
+    mine, *others = [ask(asked.lm, request) for asked in both]
+    made = differences(mine.samples, others[0].samples) if others else []
+    labels = {**model.labels, "base": both[1].labels if others else None}
+    return Report(labels, request, mine, others[0] if others else None, made, model.directory)
