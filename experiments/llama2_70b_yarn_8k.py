@@ -3,7 +3,7 @@
     ctxext run experiments/llama2_70b_yarn_8k.py --init LLAMA_2_70B_HF_DIR --data.path DIR_OF_LONG_TEXT
 
 Hardware: as there, eight devices of one machine; the compiler's count for a step is 208 GB a device, so devices of
-288 GB (MI355X, B300). A run does not spread over several machines yet.
+288 GB (MI355X, B300); or four machines of eight H100, --mesh.fsdp 32 --train.batch-size 32 --train.accumulate 2.
 Time (an estimate; not run here): 6 x 69.0e9 parameters x 0.21e9 tokens = 8.7e19 FLOPs; at an assumed 40 % of 989
 TFLOP/s (bfloat16, the rate of an H100) 61 device hours.
 
