@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
         sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
         sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
+        sub.add_argument("--checkpoint", default="latest", metavar="latest|best|STEP",
+                         help="of a run; best: of the lowest training loss, see train.keep_best")  # fmt: skip
         sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
         sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
         sub.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 seq=2")

@@ -91,6 +91,7 @@ def evaluate_checkpoint(
     path: str | Path,
     *,
     adapter: Path | None = None,
+    checkpoint: int | str = "latest",
     methods: Sequence[Any] = (None,),
     evals: Sequence[str] = ("passkey", "ppl"),
     seq_lens: Sequence[int] | None = None,
@@ -105,20 +106,21 @@ def evaluate_checkpoint(
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
-    to merge. seq_lens: by default half, one, two and four windows. out: directory for rows.jsonl, by default the run,
-    or `runs/eval-<name>` for an HF directory.
+    to merge. checkpoint: which one of a run, see `door.step_of`. seq_lens: by default half, one, two and four windows.
+    out: directory for rows.jsonl, by default the run, or `runs/eval-<name>` for an HF directory.
     """
     from ctxext import door  # loads jax
     from ctxext.sharding import ONE_DEVICE
 
-    lm = door.load(path, adapter=adapter, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     where = door.locate(path)
+    steps = door.step_of(where, checkpoint)  # a run that goes on may have another latest one by the time it is read
+    lm = door.load(where, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     run = door.is_run(where)
     sink = (out or (where if run else Path("runs") / f"eval-{where.resolve().name}")) / "rows.jsonl"
     window = lm.config.max_position_embeddings
     chosen = standard_evals(evals, seq_lens or (window // 2, window, 2 * window, 4 * window), budget, source=source)
-    named = checkpoint_label(where) + (f" + {adapter.resolve().name}" if adapter else "")
-    steps = trained_steps(where)
+    parts = (f" step {steps}" if run else "", f" + {adapter.resolve().name}" if adapter else "")
+    named = where.resolve().name + "".join(parts)
     rows = []
     for method in methods:
         given = () if method is None else method if isinstance(method, tuple) else (method,)
@@ -128,20 +130,6 @@ def evaluate_checkpoint(
             checkpoint=named, progress=progress,
         )  # fmt: skip
     return sink, rows
-
-
-def checkpoint_label(path: Path) -> str:
-    """What a row calls a checkpoint: the directory's name, and the step of a run."""
-    steps, name = trained_steps(path), path.resolve().name
-    return f"{name} step {steps}" if steps else name
-
-
-def trained_steps(path: Path) -> int:
-    """Steps behind the newest checkpoint of a run; 0 for an HF directory."""
-    from ctxext import checkpoint, door
-    from ctxext.rundir import RunDir
-
-    return checkpoint.latest_step(RunDir(path).checkpoints) if door.is_run(path) else 0
 
 
 def describe(*methods: Any) -> str:

@@ -49,8 +49,9 @@ def check(
 
 
 def export_adapter(
-    source: str | Path, out: str | Path, *, base: str | Path | None = None, mesh: Mesh = ONE_DEVICE, trust: bool = False
-) -> Path:
+    source: str | Path, out: str | Path, *, base: str | Path | None = None, checkpoint: int | str = "latest",
+    mesh: Mesh = ONE_DEVICE, trust: bool = False,
+) -> Path:  # fmt: skip
     """Write what a LoRA run trained as a PEFT directory, to be loaded on `base`: by default the run's own base.
 
     The base is not copied. PEFT has no field for frequencies, so that the base must have those of the run in its own
@@ -61,7 +62,7 @@ def export_adapter(
         raise ValueError(f"{source} is no run directory; --to peft writes what a run trained")
     run = RunDir(path)
     (config, scaling), settings = door.run_base(path, trust=trust), read_json(run.config_file)
-    trainable, params = door.trained(run, config, mesh)
+    trainable, params = door.trained(run, config, mesh, checkpoint=checkpoint)
     if not isinstance(trainable, LoRA):
         raise ValueError(f"{source} did not train with --method lora; export the whole model with --to hf")
     base = base or settings["init"]

@@ -12,7 +12,7 @@ import pytest
 
 from ctxext import distributed, door
 from ctxext.assets import TINY_LLAMA
-from ctxext.checkpoint import latest_step, load_params
+from ctxext.checkpoint import find_step, load_params
 from ctxext.cli import main
 from ctxext.config import LlamaConfig
 from ctxext.files import read_jsonl
@@ -83,7 +83,7 @@ def test_killed_and_started_again_two_processes_end_where_one_ends(folder: Path,
     started[0].send_signal(signal.SIGKILL)
     first, second = processes.finish(started)
     assert first[0] == -signal.SIGKILL and second[0] != 0  # the other does not wait for ever
-    assert latest_step(run / "checkpoints") < STEPS
+    assert find_step(run / "checkpoints") < STEPS
     results = processes.finish(processes.start(command(folder, "killed"), folder / "cache"))
     for code, out, errors in results:
         assert code == 0, (out, errors)
@@ -104,7 +104,7 @@ def test_sigterm_to_one_stops_all_and_one_process_may_go_on(folder: Path, alone:
     started[1].send_signal(signal.SIGTERM)
     results = processes.finish(started)
     assert [code for code, *_ in results] == [0, 0], results
-    stopped = latest_step(run / "checkpoints")
+    stopped = find_step(run / "checkpoints")
     assert 5 <= stopped < STEPS and f"stopped after step {stopped} of {STEPS}, saved" in results[0][2]
     again = processes.start(command(folder, "stopped", "train"), folder / "cache", processes=1)
     ((code, _, errors),) = processes.finish(again)
