@@ -17,8 +17,9 @@ def test_this_jax_has_the_names(name) -> None:
     try:
         internals._private(name, "")
     except ValueError:
-        pytest.fail(f"jax {jax.__version__} dropped {'.'.join(name)}: put what took its place into ctxext/internals.py, "
-                    "the only file that knows it; until then cap jax in pyproject.toml")  # fmt: skip
+        names = f"jax {jax.__version__} dropped {'.'.join(name)}"
+        pytest.fail(f"{names}: put what took its place into ctxext/internals.py, the only file that knows it; until "
+                    "then cap jax in pyproject.toml")  # fmt: skip
 
 
 def test_they_answer_as_they_are_used() -> None:

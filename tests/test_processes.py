@@ -209,6 +209,31 @@ def test_the_environment_says_whether_there_are_others(environment, many, monkey
     assert len(asked) == many
 
 
+@pytest.mark.parametrize("launcher", [processes.slurm, processes.open_mpi], ids=lambda x: x.__name__)
+def test_a_launcher_s_environment_is_all_they_need_to_be_told(launcher, folder: Path, alone: Path) -> None:
+    """The variables of a real step, read by jax itself: the mesh needs both processes, the losses are those of one."""
+    run = folder / launcher.__name__
+    started = processes.start(
+        [*command(folder, run.name, "train"), "--train.steps", 2], folder / "cache", launcher=launcher
+    )
+    (code, out, errors), (other, silent, _) = processes.finish(started)
+    assert code == other == 0, errors
+    assert f"run directory: {run}" in out and silent == ""
+    assert measured(run) == measured(alone)[:2]
+
+
+def test_a_launcher_without_an_address_is_refused(folder: Path) -> None:
+    """Open MPI 5 sets the numbers and no address."""
+
+    def open_mpi_5(port: int, index: int, count: int) -> dict[str, str]:
+        return {key: value for key, value in processes.open_mpi(port, index, count).items() if "orte" not in key}
+
+    line = [*command(folder, "nowhere", "train"), "--train.steps", 2]
+    for code, _, errors in processes.finish(processes.start(line, folder / "cache", launcher=open_mpi_5)):
+        assert code == 2 and "cannot join the others" in errors and "--coordinator HOST:PORT" in errors
+    assert not (folder / "nowhere").exists()
+
+
 def _cannot() -> None:
     raise RuntimeError("nobody there\nand more")
 
