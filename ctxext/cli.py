@@ -134,11 +134,9 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
 
 def prove(args: argparse.Namespace, rest: list[str]) -> int:
     _refuse(rest)
-    from ctxext import door
     from ctxext import prove as module
 
-    against = door.load(args.against) if args.against else None
-    proof = module.prove(Path(args.source), against=against)
+    proof = module.prove(Path(args.source), against=args.against, checkpoint=args.checkpoint)
     print(json.dumps(proof) if args.json else module.describe(proof))
     return 0 if proof["equal"] else 1
 

@@ -113,6 +113,8 @@ def load(
     Raises ValueError for a checkpoint that is incomplete, wrong, or carries a scaling that is not understood.
     """
     path = locate(path)
+    if peft.is_adapter(path):
+        raise ValueError(f"{path} is a PEFT adapter: open its base, and give this as --adapter")
     step = step_of(path, checkpoint)
     options: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "angles": angles, "mesh": mesh}
     if is_run(path):
@@ -127,7 +129,7 @@ def load(
         params = hf.load_params(path, config, dtype, shapes=mesh.shard(param_shapes(config, dtype)), make=_spread)
         lm = LM(config, params, tokenizer, scaling=scaling, **options)
     if adapter is not None:
-        lm = dataclasses.replace(lm, params=_with_adapter(lm, Path(adapter)))
+        lm = adapted(lm, Path(adapter))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
 
@@ -188,8 +190,10 @@ def _run_params(run: RunDir, config: LlamaConfig, mesh: Mesh, *, trust: bool,
     return jax.device_put(merged, shardings(mesh.shard(param_shapes(config))))
 
 
-def _with_adapter(lm: LM, directory: Path) -> Params:
+def adapted(lm: LM, directory: Path) -> LM:
+    """The model with a PEFT directory merged into its parameters."""
     lora, params = peft.read(directory, lm.config)
     rest = split(lora.prepare(lm.params, 0), lora.pattern(lm.config))[1]
     merged = lora.merged(join(params, rest))
-    return jax.tree.map(lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), merged, lm.params)
+    back = jax.tree.map(lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), merged, lm.params)
+    return dataclasses.replace(lm, params=back)
