@@ -40,11 +40,16 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--no-wandb", action="store_true", help="no wandb (otherwise online if configured)")
         sub.epilog = "Any leaf of the experiment can be overridden: --train.steps 400 --rope.factor=8 --data.path DIR"
 
+    def checkpoint_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--checkpoint", default="latest", metavar="latest|best|STEP",
+                         help="of a run; best: of the lowest training loss, see train.keep_best")  # fmt: skip
+
     def method_options(sub: argparse.ArgumentParser) -> None:
         process_options(sub)
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="see ctxext methods")
         sub.add_argument("--attention", metavar="NAME|FILE.py:Class", help="an attention method")
         sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR", help="merge this adapter into the parameters")
+        checkpoint_option(sub)
         sub.add_argument("--trust-run", action="store_true", help="import the code that a run directory refers to")
         sub.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
         sub.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="devices: data=2 fsdp=4 seq=2")
@@ -104,9 +109,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
     sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: bfloat16")
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
-    sub = command("prove", "reload an export in independent readers and compare")
+    sub = command("prove", "reload an export, or a PEFT adapter on its base, in independent readers and compare")
     sub.add_argument("source", metavar="DIR")
-    sub.add_argument("--against", metavar="RUN|HF_DIR", help="compare with this model instead of the export itself")
+    sub.add_argument("--against", metavar="RUN|HF_DIR", help="compare with this model instead of the export itself; "
+                     "of an adapter, an HF_DIR is the base")  # fmt: skip
+    checkpoint_option(sub)
     sub = command("import", "check an HF checkpoint and write it as a base directory", json_too=False)
     sub.add_argument("source", metavar="SRC")
     sub.add_argument("--out", required=True)

@@ -207,30 +207,40 @@ def _check(where: str, found: dict[str, tuple[int, ...]], wanted: dict[str, tupl
 def _reader(directory: Path) -> ocp.CheckpointManager:
     if not Path(directory).is_dir():
         raise ValueError(f"no checkpoint under {directory}: train this run first")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    return _manager(Path(directory).absolute(), options)
+    return _manager(Path(directory).absolute(), ocp.CheckpointManagerOptions(read_only=True))
 
 
-def latest_step(directory: Path) -> int:
-    """Steps done in the newest complete checkpoint under `directory`. Raises ValueError if there is none."""
+def find_step(directory: Path, which: int | str = "latest") -> int:
+    """Steps done in the complete checkpoint `which`: "latest", "best" (the lowest training loss), or a number of steps.
+
+    Raises ValueError, listing those that are there, if that is none of them.
+    """
     with _reader(directory) as manager:
-        step = manager.latest_step()
-    if step is None:
+        steps = sorted(manager.all_steps())
+    if not steps:
         raise ValueError(f"no checkpoint under {directory}: train this run first")
-    return step
+    if which == "best":
+        losses: dict[int, Any] = {step: facts(Path(directory) / str(step)).get("loss") for step in steps}
+        if unknown := [step for step, loss in losses.items() if loss is None]:
+            raise ValueError(f"which checkpoint under {directory} is best cannot be said, as {unknown[0]} has no loss "
+                             f"with it; choose one of {', '.join(map(str, steps))}")  # fmt: skip
+        return min(losses, key=losses.__getitem__)
+    if which != "latest" and str(which) not in map(str, steps):
+        raise ValueError(f"no checkpoint {which} under {directory}; there are {', '.join(map(str, steps))}")
+    return steps[-1] if which == "latest" else int(which)
 
 
-def load_params(directory: Path, shapes: Any = None) -> tuple[Any, int]:
-    """Parameters alone and the steps they had, from the newest checkpoint under `directory`.
+def load_params(directory: Path, shapes: Any = None, *, which: int | str = "latest") -> tuple[Any, int]:
+    """Parameters alone and the steps they had, from the checkpoint `which` under `directory`, see `find_step`.
 
     `shapes` with shardings put them on those devices, whatever mesh they were saved from.
 
     Raises ValueError if there is none, or if it is damaged.
     """
-    step = latest_step(directory)
+    step = find_step(directory, which)
     where = Path(directory).absolute() / str(step)
     if sealed(where) and (wrong := damage(where, part=PARAMS)):
         raise ValueError(f"checkpoint {where} is damaged ({wrong}): train on, which starts from the one before it, or "
-                         "move that directory away to read the one before it")  # fmt: skip
+                         "read another with --checkpoint STEP")  # fmt: skip
     with _reader(directory) as manager:
         return _restore(manager, step, {PARAMS: shapes})[PARAMS], step

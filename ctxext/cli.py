@@ -90,8 +90,8 @@ def _open(args: argparse.Namespace, rest: list[str]) -> Any:
     """The model of SOURCE under those methods."""
     from ctxext import door
 
-    return door.load(args.source, method=_methods(args, rest), adapter=args.adapter, dtype=args.compute_dtype,
-                     mesh=_mesh(args), trust=args.trust_run)  # fmt: skip
+    return door.load(args.source, method=_methods(args, rest), adapter=args.adapter, checkpoint=args.checkpoint,
+                     dtype=args.compute_dtype, mesh=_mesh(args), trust=args.trust_run)  # fmt: skip
 
 
 def _mesh(args: argparse.Namespace) -> Any:
@@ -109,8 +109,9 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     chosen = _methods(args, rest)
     asked = Choice((), args.budget, haystack(args.haystack), args.questions, args.ruler, args.wording)
     sink, rows = module.evaluate_checkpoint(
-        args.source, adapter=args.adapter, methods=[chosen or None], evals=args.evals, seq_lens=args.seq_len,
-        asked=asked, out=args.out, part=module.Part.parse(args.part), dtype=args.compute_dtype, mesh=_mesh(args),
+        args.source, adapter=args.adapter, checkpoint=args.checkpoint, methods=[chosen or None], evals=args.evals,
+        seq_lens=args.seq_len, asked=asked, out=args.out, part=module.Part.parse(args.part), dtype=args.compute_dtype,
+        mesh=_mesh(args),
         trust=args.trust_run,
     )  # fmt: skip
     print(json.dumps(report.summary(rows)) if args.json else f"{report.tables(rows)}\n\nrows: {sink}")
@@ -135,7 +136,8 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
     if args.to == "peft":
         if rest or args.method or args.attention or args.adapter or args.dtype or args.seq_len:
             raise ValueError("--to peft writes what a run trained, as it is, in float32; it takes --base and --out")
-        module.export_adapter(args.source, args.out, base=args.base, mesh=_mesh(args), trust=args.trust_run)
+        module.export_adapter(args.source, args.out, base=args.base, checkpoint=args.checkpoint, mesh=_mesh(args),
+                              trust=args.trust_run)  # fmt: skip
         print(f"wrote {args.out}")
         return
     if args.base:
@@ -148,11 +150,9 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
 
 def prove(args: argparse.Namespace, rest: list[str]) -> int:
     _refuse(rest)
-    from ctxext import door
     from ctxext import prove as module
 
-    against = door.load(args.against) if args.against else None
-    proof = module.prove(Path(args.source), against=against)
+    proof = module.prove(Path(args.source), against=args.against, checkpoint=args.checkpoint)
     print(json.dumps(proof) if args.json else module.describe(proof))
     return 0 if proof["equal"] else 1
 

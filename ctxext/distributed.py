@@ -1,7 +1,6 @@
 """One program in several processes: joined at the start, agreed in what it decides, written down by the first alone."""
 
 import functools
-import importlib
 import itertools
 import json
 import os
@@ -12,6 +11,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+
+from ctxext import internals
 
 FLAGS = "--coordinator HOST:PORT --num-processes N --process-id I"
 HEARTBEAT = 60  # seconds without a sign of life, after which a process counts as lost and the others stop
@@ -61,11 +62,7 @@ def _surrounded() -> bool:
     indexed_job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
     if any(count.isdigit() and int(count) > 1 for count in counts) or any("," in x for x in hosts) or indexed_job:
         return True
-    if find_spec("libtpu") is None:
-        return False
-    import jax  # noqa: F401  # looks for TPU chips when it is imported
-
-    return bool(getattr(importlib.import_module("jax._src.cloud_tpu_init"), "running_in_cloud_tpu_vm", False))
+    return find_spec("libtpu") is not None and internals.on_tpu()
 
 
 def count() -> int:
@@ -148,8 +145,7 @@ def wait() -> None:
 
 
 def _from_first(text: str) -> str:
-    # By way of the coordinator, not of the devices: their collectives give up after half a minute on CPU.
-    client, key = importlib.import_module("jax._src.distributed").global_state.client, f"ctxext/{next(_rounds)}"
+    client, key = internals.client(), f"ctxext/{next(_rounds)}"
     if first():
         client.key_value_set(key, text)
         return text

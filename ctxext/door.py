@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctxext import checkpoint
 from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
+from ctxext.checkpoint import find_step, load_params
 from ctxext.config import LlamaConfig
 from ctxext.experiment import BUNDLED, Experiment, from_json
 from ctxext.files import read_json
@@ -41,6 +41,19 @@ def declared_window(source: str | Path) -> int | None:
     """The extended window L' that an HF directory declares, which need not be factor x L; None for a run."""
     path = locate(source)
     return None if is_run(path) else hf.window(path)
+
+
+def step_of(source: str | Path, checkpoint: int | str = "latest") -> int:
+    """Steps behind a checkpoint of a run: the "latest", the "best" (of the lowest training loss), or after so many.
+
+    0 for an HF directory. Raises ValueError, listing those that are there, for a checkpoint that is not.
+    """
+    path = locate(source)
+    if is_run(path):
+        return find_step(RunDir(path).checkpoints, checkpoint)
+    if checkpoint not in ("latest", 0):
+        raise ValueError(f"{source} is no run directory and has no checkpoint {checkpoint}; leave --checkpoint out")
+    return 0
 
 
 def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
@@ -84,26 +97,30 @@ def load(
     *,
     method: RopeScaling | Attention | Iterable[Any] | None = None,
     adapter: str | Path | None = None,
+    checkpoint: int | str = "latest",
     dtype: str = "float32",
     kernel: Kernel = "blocked",
     angles: Angles = "exact",
     mesh: Mesh = ONE_DEVICE,
     trust: bool = False,
 ) -> LM:
-    """Open an HF directory, a run directory (its newest checkpoint), a hub name, or "tiny-llama".
+    """Open an HF directory, a run directory, a hub name, or "tiny-llama".
 
     `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `adapter`: a PEFT
-    directory to merge into the parameters. `mesh`: the devices
-    to share the parameters out over; only a device's own slices are read for it. `trust`: import the Python files that
+    directory to merge into the parameters. `checkpoint`: which one of a run, see `step_of`. `mesh`: the devices to
+    share the parameters out over; only a device's own slices are read for it. `trust`: import the Python files that
     a run's methods come from.
     Raises ValueError for a checkpoint that is incomplete, wrong, or carries a scaling that is not understood.
     """
     path = locate(path)
+    if peft.is_adapter(path):
+        raise ValueError(f"{path} is a PEFT adapter: open its base, and give this as --adapter")
+    step = step_of(path, checkpoint)
     options: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "angles": angles, "mesh": mesh}
     if is_run(path):
         run = RunDir(path)
         config, scaling = run_base(path, trust=trust)
-        params = _run_params(run, config, mesh, trust=trust)
+        params = _run_params(run, config, mesh, trust=trust, checkpoint=step)
         attention = from_json(read_json(run.config_file)["attention"], trust=trust)
         lm = LM(config, params, load_tokenizer(path / "base"), scaling=scaling, attention=attention, **options)
     else:
@@ -112,7 +129,7 @@ def load(
         params = hf.load_params(path, config, dtype, shapes=mesh.shard(param_shapes(config, dtype)), make=_spread)
         lm = LM(config, params, tokenizer, scaling=scaling, **options)
     if adapter is not None:
-        lm = dataclasses.replace(lm, params=_with_adapter(lm, Path(adapter)))
+        lm = adapted(lm, Path(adapter))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
 
@@ -127,11 +144,12 @@ def run_base(path: Path, *, trust: bool) -> tuple[LlamaConfig, RopeScaling]:
     return from_json(model), from_json(scaling, trust=trust)
 
 
-def trained(run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE) -> tuple[Trainable, Params]:
-    """What a run trains, and the newest checkpoint of it."""
+def trained(run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE, *,
+            checkpoint: int | str = "latest") -> tuple[Trainable, Params]:  # fmt: skip
+    """What a run trains, and a checkpoint of it."""
     trainable = _trainable(read_json(run.config_file))
     shapes, _ = trainable.shapes(config)
-    return trainable, checkpoint.load_params(run.checkpoints, mesh.shard(shapes))[0]
+    return trainable, load_params(run.checkpoints, mesh.shard(shapes), which=checkpoint)[0]
 
 
 def _trainable(settings: dict[str, Any]) -> Trainable:
@@ -163,16 +181,19 @@ def frozen(run: RunDir, config: LlamaConfig, *, base: str | Path | None = None, 
     return rest
 
 
-def _run_params(run: RunDir, config: LlamaConfig, mesh: Mesh, *, trust: bool) -> Params:
-    trainable, params = trained(run, config, mesh)
+def _run_params(run: RunDir, config: LlamaConfig, mesh: Mesh, *, trust: bool,
+                checkpoint: int | str = "latest") -> Params:  # fmt: skip
+    trainable, params = trained(run, config, mesh, checkpoint=checkpoint)
     if trainable == Full():
         return params
     merged = trainable.merged(join(params, frozen(run, config, mesh=mesh, trust=trust)))
     return jax.device_put(merged, shardings(mesh.shard(param_shapes(config))))
 
 
-def _with_adapter(lm: LM, directory: Path) -> Params:
+def adapted(lm: LM, directory: Path) -> LM:
+    """The model with a PEFT directory merged into its parameters."""
     lora, params = peft.read(directory, lm.config)
     rest = split(lora.prepare(lm.params, 0), lora.pattern(lm.config))[1]
     merged = lora.merged(join(params, rest))
-    return jax.tree.map(lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), merged, lm.params)
+    back = jax.tree.map(lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), merged, lm.params)
+    return dataclasses.replace(lm, params=back)

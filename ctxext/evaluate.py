@@ -95,6 +95,7 @@ def evaluate_checkpoint(
     path: str | Path,
     *,
     adapter: Path | None = None,
+    checkpoint: int | str = "latest",
     methods: Sequence[Any] = (None,),
     evals: Sequence[str] = STANDARD,
     seq_lens: Sequence[int] | None = None,
@@ -109,15 +110,16 @@ def evaluate_checkpoint(
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
-    to merge. evals: names of `ctxext.suite`, asked as `asked` says but for its lengths: those of `seq_lens`, by default
-    one, two, four and eight windows. out: directory for rows.jsonl, by default the run, or `runs/eval-<name>` for an HF
-    directory. part: see `evaluate`.
+    to merge. checkpoint: which one of a run, see `door.step_of`. evals: names of `ctxext.suite`, asked as `asked` says
+    but for its lengths: those of `seq_lens`, by default one, two, four and eight windows. out: directory for
+    rows.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
     """
     from ctxext import door  # loads jax
     from ctxext.sharding import ONE_DEVICE
 
-    lm = door.load(path, adapter=adapter, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     where = door.locate(path)
+    steps = door.step_of(where, checkpoint)  # a run that goes on may have another latest one by the time it is read
+    lm = door.load(where, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
     sink = (out or directory(where)) / "rows.jsonl"
     window = lm.config.max_position_embeddings
     lengths = tuple(seq_lens or (window * times for times in (1, 2, 4, 8)))
@@ -125,8 +127,7 @@ def evaluate_checkpoint(
     chosen = evaluations(evals, asked, load=lambda source: door.load(source, dtype=dtype))
     if progress:
         print("\n".join(promise(chosen)), file=sys.stderr)
-    named = checkpoint_label(where, adapter)
-    steps = trained_steps(where)
+    named = checkpoint_label(where, steps, adapter)
     rows = []
     if "controls" in evals and window in lengths and None not in methods:  # what the checkpoint itself reads at home
         home = evaluations(evals, dataclasses.replace(asked, seq_lens=(window,)))
@@ -150,18 +151,12 @@ def directory(path: Path) -> Path:
     return path if door.is_run(path) else Path("runs") / f"eval-{path.resolve().name}"
 
 
-def checkpoint_label(path: Path, adapter: Path | None = None) -> str:
+def checkpoint_label(path: Path, steps: int, adapter: Path | None = None) -> str:
     """What a row calls a checkpoint: the directory's name, the step of a run, and the adapter merged into it."""
-    steps, name = trained_steps(path), path.resolve().name
-    return (f"{name} step {steps}" if steps else name) + (f" + {adapter.resolve().name}" if adapter else "")
+    from ctxext import door
 
-
-def trained_steps(path: Path) -> int:
-    """Steps behind the newest checkpoint of a run; 0 for an HF directory."""
-    from ctxext import checkpoint, door
-    from ctxext.rundir import RunDir
-
-    return checkpoint.latest_step(RunDir(path).checkpoints) if door.is_run(path) else 0
+    step = f" step {steps}" if door.is_run(path) else ""
+    return path.resolve().name + step + (f" + {adapter.resolve().name}" if adapter else "")
 
 
 def describe(*methods: Any) -> str:

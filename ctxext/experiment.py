@@ -46,7 +46,7 @@ class Train:
     keep: int = dataclasses.field(default=2, metadata={"added_later": True})
     """How many of the newest checkpoints stay."""
     keep_best: bool = dataclasses.field(default=False, metadata={"added_later": True})
-    """Keep the checkpoint too whose steps since the one before had the lowest mean training loss."""
+    """Keep the one whose steps since the one before had the lowest mean training loss too, for `--checkpoint best`."""
 
     def __post_init__(self) -> None:
         for field in ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):

@@ -49,19 +49,21 @@ def check(
 
 
 def export_adapter(
-    source: str | Path, out: str | Path, *, base: str | Path | None = None, mesh: Mesh = ONE_DEVICE, trust: bool = False
-) -> Path:
+    source: str | Path, out: str | Path, *, base: str | Path | None = None, checkpoint: int | str = "latest",
+    mesh: Mesh = ONE_DEVICE, trust: bool = False,
+) -> Path:  # fmt: skip
     """Write what a LoRA run trained as a PEFT directory, to be loaded on `base`: by default the run's own base.
 
     The base is not copied. PEFT has no field for frequencies, so that the base must have those of the run in its own
-    config.json. Raises ValueError if it has not, saying how to write one that does, or if it is another model.
+    config.json, which is copied, with the checksum of its parameters beside it, for a later `prove`. Raises ValueError
+    if it has not, saying how to write one that does, or if it is another model.
     """
     path = door.locate(source)
     if not door.is_run(path):
         raise ValueError(f"{source} is no run directory; --to peft writes what a run trained")
     run = RunDir(path)
     (config, scaling), settings = door.run_base(path, trust=trust), read_json(run.config_file)
-    trainable, params = door.trained(run, config, mesh)
+    trainable, params = door.trained(run, config, mesh, checkpoint=checkpoint)
     if not isinstance(trainable, LoRA):
         raise ValueError(f"{source} did not train with --method lora; export the whole model with --to hf")
     base = base or settings["init"]
@@ -70,18 +72,20 @@ def export_adapter(
                          "that with --to hf and name it with --base")  # fmt: skip
     there = hf.read_config(door.locate(base))
     lengths = (config.max_position_embeddings, settings["train"]["seq_len"])
-    if not all(_same_rope((config, scaling), there, length) for length in lengths):
+    if not all(same_rope((config, scaling), there, length) for length in lengths):
         raise ValueError(f"the run has other frequencies ({label([scaling])}) than {base}, and an adapter cannot carry "
                          f"them; write a base that has: ctxext export {base} --method NAME ... --out SCALED, then name "
                          "it with --base SCALED")  # fmt: skip
     door.frozen(run, config, base=base, mesh=mesh, trust=trust)  # refuses other weights
+    parameters = {"checksum": read_json(run.provenance_file)["base"], "dtype": settings["train"]["dtype"]}
+    recorded = {"config.json": read_json(door.locate(base) / "config.json"), peft.BASE: parameters}
     local = Path(base).exists() or base == BUNDLED  # else a name on the hub, which PEFT resolves too
     name = str(door.locate(base).resolve()) if local else str(base)
-    peft.save(out, config, trainable, params, base=name)
+    peft.save(out, config, trainable, params, base=name, beside=recorded)
     return Path(out)
 
 
-def _same_rope(one: tuple[LlamaConfig, RopeScaling], other: tuple[LlamaConfig, RopeScaling], seq_len: int) -> bool:
+def same_rope(one: tuple[LlamaConfig, RopeScaling], other: tuple[LlamaConfig, RopeScaling], seq_len: int) -> bool:
     """True if both rotate alike at this length; the lists of a config.json are exact to float32."""
     a, b = (scaling.rope(config.rope_base(), seq_len) for config, scaling in (one, other))
     alike = np.allclose(a.inv_freq, b.inv_freq, rtol=1e-6, atol=0) and a.leading is b.leading is None

@@ -45,7 +45,8 @@ def add_adapters(params: Params, targets: Collection[str], rank: int, seed: int)
 def ready(params: Params, targets: Collection[str], scale: float, rate: float, key: Key[Array, ""] | None) -> Params:
     """The tree as a training step runs it: s B in place of B and, with a `key`, what the linear needs for dropout.
 
-    Each layer of each module draws from a key of its own, which depends on nothing but `key`, layer and name.
+    Each layer of each module draws from a key of its own, which depends on nothing but `key`, layer and name, and from
+    it for each token by its place in the batch: neither chunks nor devices change a draw.
     """
 
     def prepare(path: str, linear: Params) -> Params:

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attention, Kernel
 from ctxext.config import LlamaConfig
-from ctxext.model import Params, bind
+from ctxext.model import Params, bind, drops
 from ctxext.rope import Float32Rotation, Rotation
 from ctxext.sharding import ONE_DEVICE, ROWS, Mesh, attend_over
 
@@ -83,8 +84,9 @@ def _of_logits(
     return over_chunks(chunk, mesh, tokens, hidden, targets)
 
 
-def _chunked_mlp(mlp: Any, x: Array, mesh: Mesh) -> Array:
-    return over_chunks(lambda x: mesh.pin(mlp)(x), mesh, MLP_TOKENS, x)
+def _chunked_mlp(mlp: Any, x: Array, places: Array | None, mesh: Mesh) -> Array:
+    arrays = (x,) if places is None else (x, places)
+    return over_chunks(lambda *chunk: mesh.pin(mlp)(*chunk), mesh, MLP_TOKENS, *arrays)
 
 
 def batch_loss(
@@ -100,11 +102,12 @@ def batch_loss(
     mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
-    model = bind(config, params)
+    model, shape = bind(config, params), batch["tokens"].shape
+    places = mesh.ring_order(jnp.arange(np.prod(shape)).reshape(shape)) if drops(params) else None
     batch = {name: mesh.ring_order(x) for name, x in batch.items()}  # a sum does not mind the order of its terms
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
     run_mlp = functools.partial(_chunked_mlp, mesh=mesh) if remat == "full" else None
-    hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, run_mlp=run_mlp)
+    hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, places=places, run_mlp=run_mlp)
     losses = token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
     # The way back starts from the weights, so not before the losses: left to last, they keep the hidden states.
     losses, weights = jax.lax.optimization_barrier((losses, batch["weights"]))

@@ -29,6 +29,10 @@ DTYPES = ("float32", "bfloat16")
 """What the model computes in; angles, norms, softmax and loss are float32 in both."""
 
 
+Places = Int[Array, "b t"] | None
+"""The numbers of tokens in their batch, which dropout draws by; None without it."""
+
+
 def _narrow(kernel: Float[Array, "i o"], dtype: Any) -> Float[Array, "i o"]:
     """The kernel in the compute dtype; rounded first, or XLA casts all layers ahead of their loop and keeps that."""
     if kernel.dtype.itemsize > jnp.dtype(dtype).itemsize:
@@ -46,17 +50,22 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
         self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
-    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+    def __call__(self, x: Float[Array, "b t i"], places: Places = None) -> Float[Array, "b t o"]:
         y = x @ _narrow(self.kernel[...], x.dtype)  # parameters stay float32, products run in the compute dtype
         if self.lora_a is not None and self.lora_b is not None:
-            y = y + (self._dropped(x) @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+            y = y + (self._dropped(x, places) @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
-    def _dropped(self, x: Float[Array, "... i"]) -> Float[Array, "... i"]:
+    def _dropped(self, x: Float[Array, "b t i"], places: Places) -> Float[Array, "b t i"]:
         if self.lora_key is None or self.lora_keep is None:
             return x
-        keep = self.lora_keep[...]
-        return jnp.where(jax.random.bernoulli(self.lora_key[...], keep, x.shape), x / keep.astype(x.dtype), 0)
+        assert places is not None
+        key, keep = self.lora_key[...], self.lora_keep[...]
+
+        def kept(place: Array) -> Array:  # a key for every token: its draw is the same in any chunk, on any device
+            return jax.random.bernoulli(jax.random.fold_in(key, place), keep, x.shape[-1:])
+
+        return jnp.where(jax.vmap(jax.vmap(kept))(places), x / keep.astype(x.dtype), 0)
 
 
 class RMSNorm(nnx.Module):
@@ -83,11 +92,13 @@ class SelfAttention(nnx.Module):
         self.o_proj = Linear(N * H, D, bias, std, rngs)
         self.head_dim = H
 
-    def __call__(self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array, places: Places
+    ) -> tuple[Array, Any]:
         B, T, _ = x.shape
-        q, k, v = (f(x).reshape(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (f(x, places).reshape(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
         out, cache = attend(q, k, v, cache, layer)
-        return self.o_proj(out.reshape(B, T, -1)), cache
+        return self.o_proj(out.reshape(B, T, -1), places), cache
 
 
 class MLP(nnx.Module):
@@ -100,8 +111,9 @@ class MLP(nnx.Module):
         self.down_proj = Linear(F, D, bias, std, rngs)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+    def __call__(self, x: Float[Array, "b t d"], places: Places = None) -> Float[Array, "b t d"]:
+        gate = ACTIVATIONS[self.hidden_act](self.gate_proj(x, places))
+        return self.down_proj(gate * self.up_proj(x, places), places)
 
 
 class Layer(nnx.Module):
@@ -114,14 +126,15 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array, run_mlp: Callable | None
-    ) -> tuple[Array, Any]:
+        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array, places: Places,
+        run_mlp: Callable | None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         with jax.named_scope("attention"):
-            out, cache = self.self_attn(self.input_layernorm(x), attend, cache, layer)
+            out, cache = self.self_attn(self.input_layernorm(x), attend, cache, layer, places)
             x = x + out
         with jax.named_scope("mlp"):
             y = self.post_attention_layernorm(x)
-            return x + (self.mlp(y) if run_mlp is None else run_mlp(self.mlp, y)), cache
+            return x + (self.mlp(y, places) if run_mlp is None else run_mlp(self.mlp, y, places)), cache
 
 
 class Embedding(nnx.Module):
@@ -150,18 +163,19 @@ class Llama(nnx.Module):
 
     def hidden(
         self, tokens: Int[Array, "b t"], attend: Attend, cache: Any = None, *, dtype: str, remat: str = "none",
-        run_mlp: Callable[[MLP, Array], Array] | None = None,
+        places: Places = None, run_mlp: Callable[[MLP, Array, Places], Array] | None = None,
     ) -> tuple[Float[Array, "b t d"], Any]:  # fmt: skip
         """The last layer's normed output, and the cache that `attend` filled.
 
-        run_mlp: runs an MLP on its input where that is not to be done in one piece.
+        places: for parameters that make it drop inputs, see `drops`. run_mlp: runs an MLP where that is not to be done
+        in one piece.
         """
         if remat not in REMAT:
             raise ValueError(f"remat {remat!r} is not known; choose one of {', '.join(REMAT)}")
 
         def step(carry: tuple, layer: tuple[Layer, Array]) -> tuple[tuple, None]:
             x, cache = carry
-            return layer[0](x, attend, cache, layer[1], run_mlp), None
+            return layer[0](x, attend, cache, layer[1], places, run_mlp), None
 
         if remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart
@@ -200,6 +214,11 @@ def _adapters(segments: Params) -> tuple[tuple[str, str, str, str], ...]:
     """(segment, block, linear, leaf) of every adapter's leaf."""
     paths = (tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(segments))
     return tuple(path for path in paths if path[-1].startswith("lora_"))
+
+
+def drops(params: Params) -> bool:
+    """Whether these parameters make the model drop inputs of its adapters."""
+    return any(leaf == "lora_key" for *_, leaf in _adapters(params["segments"]))
 
 
 def bind(config: LlamaConfig, params: Params) -> Llama:

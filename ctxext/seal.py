@@ -27,11 +27,8 @@ def sealed(directory: Path) -> bool:
 
 
 def facts(directory: Path) -> dict[str, Any]:
-    """What was sealed with the directory; nothing if that cannot be read."""
-    try:
-        return dict(read_json(directory / NAME)["facts"])
-    except (ValueError, KeyError, TypeError):
-        return {}
+    """What was sealed with the directory; nothing if that is not what was written."""
+    return (_content(directory) or {"facts": {}})["facts"]
 
 
 def damage(directory: Path, *, part: str = "") -> str | None:
@@ -39,9 +36,10 @@ def damage(directory: Path, *, part: str = "") -> str | None:
 
     Every process reads its share of the files, and all give the same answer.
     """
-    files = distributed.once(lambda: _files(directory))
-    if files is None:
+    content = distributed.once(lambda: _content(directory))
+    if content is None:
         return f"{NAME} is not what was written"
+    files = content["files"]
     names = [name for name in files if name.startswith(part) or "/" not in name]
     share = range(1 + distributed.index(), len(names) + 1, distributed.count())
     mine = [(number, names[number - 1]) for number in share]
@@ -49,11 +47,11 @@ def damage(directory: Path, *, part: str = "") -> str | None:
     return f"{names[found - 1]} is not what was written" if found else None
 
 
-def _files(directory: Path) -> dict[str, str] | None:
-    """The digest of each file, None if the list itself is damaged."""
+def _content(directory: Path) -> dict[str, Any] | None:
+    """Facts and the digest of each file, None if they themselves are damaged."""
     try:
         content = read_json(directory / NAME)
-        return content["files"] if content["sha256"] == _of_json(content["facts"], content["files"]) else None
+        return content if content["sha256"] == _of_json(content["facts"], content["files"]) else None
     except (ValueError, KeyError, TypeError):
         return None
 

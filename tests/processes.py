@@ -1,7 +1,9 @@
 """The command line in several processes on this machine, and what a worker process checks when run as a script."""
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -11,24 +13,62 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WAIT = 400
+PORTS = (65535 - 2**12 + 1, 65535)
+"""Where jax puts the coordinator of a job whose number it knows."""
 
 
-def start(arguments: list, cache: Path, *, processes: int = 2, devices: int = 4, script: str = "") -> list:
-    """`ctxext ARGUMENTS` (or a script) in `processes` processes that share `devices` simulated devices."""
+def free_port(low: int, high: int) -> int:
+    """A port in low..high that nobody on this machine listens on."""
+    for port in random.sample(range(low, high + 1), high + 1 - low):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    raise OSError(f"no free port in {low}..{high}")
+
+
+def slurm(port: int, index: int, count: int) -> dict[str, str]:
+    """What `srun --ntasks COUNT` on one node sets for a task (srun's manual, OUTPUT ENVIRONMENT VARIABLES)."""
+    node = {"SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_NUM_NODES": "1", "SLURMD_NODENAME": "localhost", "SLURM_NODEID": "0"}  # fmt: skip
+    step = {"SLURM_JOB_ID": str(4096 * 300 + port - PORTS[0]), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count),
+            "SLURM_STEP_NUM_TASKS": str(count), "SLURM_TASKS_PER_NODE": str(count)}  # fmt: skip
+    return {**node, **step, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+
+
+def open_mpi(port: int, index: int, count: int) -> dict[str, str]:
+    """What `mpirun -n COUNT` of Open MPI 4 on one node sets (Open MPI 5 names no coordinator)."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{4096 * (port - PORTS[0])}.0;tcp://127.0.0.1:{port}",
+        "OMPI_COMM_WORLD_SIZE": str(count), "OMPI_COMM_WORLD_LOCAL_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }  # fmt: skip
+
+
+def start(arguments: list, cache: Path, *, processes: int = 2, devices: int = 4, script: str = "",
+          launcher: Callable[[int, int, int], dict[str, str]] | None = None) -> list:  # fmt: skip
+    """`ctxext ARGUMENTS` (or a script) in `processes` processes that share `devices` simulated devices.
+
+    launcher: gives each its environment, as Slurm does, instead of flags.
+    """
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "WANDB_MODE": "disabled",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
     }  # fmt: skip
     command = [sys.executable, *([script] if script else ["-m", "ctxext"]), *map(str, arguments)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    port = free_port(*PORTS)
     where = [
-        ["--coordinator", address, "--num-processes", str(processes), "--process-id", str(i)] for i in range(processes)
+        ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes), "--process-id", str(i)]
+        for i in range(processes)
     ]
-    pipes = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([*command, *(flags if processes > 1 else [])], **pipes) for flags in where]
+    if processes == 1 or launcher is not None:
+        where = [[] for _ in where]
+    told = [launcher(port, i, processes) if launcher else {} for i in range(processes)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen([*command, *flags], env=environment | more, **pipes)
+        for flags, more in zip(where, told, strict=True)
+    ]
 
 
 def finish(started: list) -> list[tuple[int, str, str]]:

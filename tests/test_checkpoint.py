@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctxext.checkpoint import Checkpoints, latest_step, load_params
+from ctxext.checkpoint import Checkpoints, find_step, load_params
 from ctxext.optim import Optim
 from ctxext.seal import damage, facts, seal
 
@@ -46,7 +46,7 @@ def test_round_trip_keeps_every_bit_and_the_newest_two(tmp_path):
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["20", "30"]
     with Checkpoints(tmp_path / "c") as saved:
         step, *restored = saved.restore(*shapes(state(0)))
-    assert step == saved.latest == latest_step(tmp_path / "c") == 30
+    assert step == saved.latest == find_step(tmp_path / "c") == 30
     assert equal(tuple(restored), state(30))
     params, step = load_params(tmp_path / "c")
     assert step == 30 and equal(params, state(30)[0])
@@ -151,7 +151,17 @@ def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
             for step, loss in losses.items():
                 saved.save(step, *state(step), loss=loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "50"]
-    assert latest_step(tmp_path) == 50 and facts(tmp_path / "20") == {"loss": 1.0}
+    assert find_step(tmp_path) == 50 and facts(tmp_path / "20") == {"loss": 1.0}
+    for which, step in (("latest", 50), ("best", 20), (20, 20), ("50", 50)):
+        params, found = load_params(tmp_path, which=which)
+        assert found == find_step(tmp_path, which) == step and equal(params, state(step)[0])
+    for which in (30, "010", "newest", -1):
+        with pytest.raises(ValueError, match=rf"no checkpoint {which} under .*; there are 20, 50$"):
+            load_params(tmp_path, which=which)
+    seal_of_the_other = tmp_path / "50" / "sha256.json"
+    seal_of_the_other.write_text(seal_of_the_other.read_text().replace("1.7", "0.7"))
+    with pytest.raises(ValueError, match="best cannot be said, as 50 has no loss with it; choose one of 20, 50"):
+        find_step(tmp_path, "best")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
@@ -165,7 +175,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path):
             with Checkpoints(disk / "c") as saved:
                 for step in range(10, 100, 10):
                     saved.save(step, *state(step))
-        last = latest_step(disk / "c")
+        last = find_step(disk / "c")
         assert 10 <= last < 90 and equal(load_params(disk / "c")[0], state(last)[0])
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -202,4 +212,4 @@ def test_no_space_left_is_one_line(tmp_path, monkeypatch):
             OSError, match=r"cannot be written under .* \(no space left\); the one before it is complete"
         ):
             saved.save(2, *state(2))
-    assert latest_step(tmp_path) == 1
+    assert find_step(tmp_path) == 1

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import ctxext
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli import main
 from ctxext.config import LlamaConfig
@@ -114,6 +115,45 @@ def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Pat
     assert data(capsys, "report", str(tmp_path)) == summary
     main(["report", str(tmp_path)])
     assert "passkey" in capsys.readouterr().out
+
+
+def test_every_command_opens_the_checkpoint_it_is_told_to(base: Path, tmp_path: Path, capsys) -> None:
+    """A learning rate that ruins the model: the best checkpoint is an early one, and equals a run that ends there."""
+    file, run = tmp_path / "experiment.py", tmp_path / "run"
+    file.write_text(EXPERIMENT.format(init=str(base)))
+    ruin = ["--optim.learning-rate", "0.3", "--train.keep-best", "--train.keep", "1", "--no-wandb",
+            "--train.checkpoint-every", "1"]  # fmt: skip
+    assert main(["train", str(file), "--run-dir", str(run), "--train.steps", "3", *ruin]) == 0
+    losses = [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]
+    best = 1 + int(np.argmin(losses))
+    assert best < 3 and sorted(path.name for path in (run / "checkpoints").iterdir()) == [str(best), "3"]
+    ask = ["eval", str(run), "--evals", "ppl", "--seq-len", "64", "--out", str(tmp_path / "rows")]
+    for which in ("latest", "best", str(best)):
+        assert main([*ask, "--checkpoint", which]) == 0
+    rows = read_jsonl(tmp_path / "rows" / "rows.jsonl")
+    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]  # asked by its number, the best is not asked again
+    assert {(row["checkpoint"], row["steps"]) for row in first} == {("run step 3", 3)}
+    assert {(row["checkpoint"], row["steps"]) for row in second} == {(f"run step {best}", best)}
+    assert [row["item"] for row in first] == [row["item"] for row in second]
+    short = tmp_path / "short"
+    assert main(["train", str(file), "--run-dir", str(short), "--train.steps", str(best), *ruin]) == 0
+    tokens = np.arange(40)[None]
+    logits = [np.asarray(ctxext.load(run, checkpoint=which).logits(tokens)) for which in ("best", best, "latest")]
+    np.testing.assert_array_equal(logits[0], np.asarray(ctxext.load(short).logits(tokens)))
+    np.testing.assert_array_equal(logits[1], logits[0])
+    assert np.abs(logits[2] - logits[0]).max() > 1e-2
+    out = ["--out", str(tmp_path / "out"), "--dtype", "float32"]
+    assert main(["export", str(run), "--checkpoint", "best", *out]) == 0
+    np.testing.assert_array_equal(np.asarray(ctxext.load(tmp_path / "out").logits(tokens)), logits[0])
+    texts = []
+    for source, which in ((run, "best"), (short, "latest"), (run, "latest")):
+        capsys.readouterr()
+        main(["generate", str(source), "--checkpoint", which, "--prompt", "def f(x):", "--max-new-tokens", "8"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    there = f"no checkpoint 7 under {run / 'checkpoints'}; there are {best}, 3"
+    assert there in refused(capsys, *ask, "--checkpoint", 7)
+    assert "no run directory and has no checkpoint best" in refused(capsys, "eval", base, "--checkpoint", "best")
 
 
 def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, capsys) -> None:

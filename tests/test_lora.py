@@ -15,14 +15,17 @@ from test_train import At, bits, measured, start
 from tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
 from ctxext import door
+from ctxext import loss as loss_module
 from ctxext.attention import Causal
 from ctxext.checkpoint import load_params
 from ctxext.data import Batch
 from ctxext.interop import hf
 from ctxext.lm import LM
-from ctxext.loss import batch_loss
+from ctxext.loss import batch_loss, over_chunks
+from ctxext.model import bind
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
+from ctxext.sharding import Mesh, shardings
 from ctxext.train import train
 from ctxext.trainable import LINEARS, Full, LastLayers, LoRA, join, split
 
@@ -142,11 +145,55 @@ def test_dropout_is_inverted_dropout_of_the_adapter_s_input_alone():
     assert len(set(drawn.tolist())) == 64, "every microbatch draws anew"
     assert abs(drawn.mean() - plain) < 4 * drawn.std() / 8 and abs(plain - without) > 8 * drawn.std() / 8
     assert with_noise(5) == drawn[5]
-    whole = lora.ready(join(mine, rest), {"dropout": lora.noise(0, 0, 1)["dropout"][0]})
-    linear = whole["segments"]["0"]["self_attn"]["v_proj"]
-    mask = [np.asarray(jax.random.bernoulli(linear["lora_key"][layer], 0.7, (1, 999, 64))) for layer in (0, 1)]
-    assert mask[0].mean() == pytest.approx(0.7, abs=0.01)
-    assert (mask[0] != mask[1]).mean() == pytest.approx(0.42, abs=0.02), "layers draw apart"
+
+
+def masks(x: jax.Array, places: jax.Array, tokens: int) -> list[np.ndarray]:
+    """x after a dropout of 0.3: what each layer's gate_proj makes of it with W = 0 and A = B = 1, in chunks."""
+    lora = LoRA(rank=64, alpha=64.0, dropout=0.3, targets=("gate_proj",))
+    tree = lora.prepare(tiny.params(), 0)
+    linear, outputs = tree["segments"]["0"]["mlp"]["gate_proj"], tiny.CONFIG.intermediate_size
+    eyes = [jnp.broadcast_to(jnp.eye(64, width)[None], (2, 64, width)) for width in (64, outputs)]
+    linear |= {"kernel": 0 * linear["kernel"], "lora_a": eyes[0], "lora_b": eyes[1]}
+    model = bind(tiny.CONFIG, lora.ready(tree, {"dropout": lora.noise(0, 0, 1)["dropout"][0]}))
+    layers = [jax.tree.map(lambda x, i=i: x[i], model.segments["0"].mlp.gate_proj) for i in (0, 1)]
+    return [np.asarray(over_chunks(layer, Mesh(), tokens, x, places))[..., :64] for layer in layers]
+
+
+def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
+    places = jnp.arange(2 * 512).reshape(2, 512)
+    whole, cut = (masks(jnp.ones((2, 512, 64)), places, tokens) for tokens in (2**20, 128))
+    np.testing.assert_array_equal(cut, whole)
+    np.testing.assert_allclose(np.unique(whole), [0, 1 / 0.7], rtol=1e-6)
+    kept = np.array(whole) != 0
+    assert kept.mean() == pytest.approx(0.7, abs=0.006)  # 131,072 draws: 4.7 standard deviations
+    assert np.mean(whole) == pytest.approx(1, abs=0.009)
+    chunks = kept.reshape(2, 2, 8, 64, 64)
+    for one, other in ((kept[0], kept[1]), (kept[:, 0], kept[:, 1]), (chunks[:, :, 0], chunks[:, :, 1]),
+                       (kept[:, :, :-1], kept[:, :, 1:]), (kept[..., :-1], kept[..., 1:])):  # fmt: skip
+        assert (one != other).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), "layers, rows, chunks, tokens, inputs"
+
+
+def test_chunks_and_devices_change_no_draw(monkeypatch):
+    lora = dataclasses.replace(LORA, dropout=0.5, targets=("q_proj", "down_proj"))
+    mine, rest = adapters(lora)
+    micro = batch(2, 32) | {"dropout": lora.noise(0, 3, 1)["dropout"][0]}
+
+    def measured_on(mesh: Mesh, chunk: int) -> float:
+        monkeypatch.setattr(loss_module, "MLP_TOKENS", chunk)
+        static = STATIC | {"kernel": "blocked", "remat": "full", "mesh": mesh}
+
+        @jax.jit
+        def total(mine, rest, micro):
+            fields = {name: micro[name] for name in Batch._fields}
+            return batch_loss(lora.ready(join(mine, rest), micro), fields, ROTATION, dtype="float32", **static)[0]
+
+        return float(total(*(jax.device_put(tree, shardings(mesh.shard(tree))) for tree in (mine, rest)), micro))
+
+    whole = measured_on(Mesh(), 2**20)
+    for mesh in (Mesh(), Mesh(seq=2)):
+        assert measured_on(mesh, 8) == pytest.approx(whole, rel=2e-6), mesh
+    without = {name: x for name, x in micro.items() if name != "dropout"}
+    assert abs(float(loss(mine, rest, without, lora=lora)) - whole) > 1e-3 * whole
 
 
 def training(texts, trainable, **changes):

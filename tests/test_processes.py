@@ -12,7 +12,7 @@ import pytest
 
 from ctxext import distributed, door
 from ctxext.assets import TINY_LLAMA
-from ctxext.checkpoint import latest_step, load_params
+from ctxext.checkpoint import find_step, load_params
 from ctxext.cli import main
 from ctxext.config import LlamaConfig
 from ctxext.files import read_jsonl
@@ -83,7 +83,7 @@ def test_killed_and_started_again_two_processes_end_where_one_ends(folder: Path,
     started[0].send_signal(signal.SIGKILL)
     first, second = processes.finish(started)
     assert first[0] == -signal.SIGKILL and second[0] != 0  # the other does not wait for ever
-    assert latest_step(run / "checkpoints") < STEPS
+    assert find_step(run / "checkpoints") < STEPS
     results = processes.finish(processes.start(command(folder, "killed"), folder / "cache"))
     for code, out, errors in results:
         assert code == 0, (out, errors)
@@ -104,7 +104,7 @@ def test_sigterm_to_one_stops_all_and_one_process_may_go_on(folder: Path, alone:
     started[1].send_signal(signal.SIGTERM)
     results = processes.finish(started)
     assert [code for code, *_ in results] == [0, 0], results
-    stopped = latest_step(run / "checkpoints")
+    stopped = find_step(run / "checkpoints")
     assert 5 <= stopped < STEPS and f"stopped after step {stopped} of {STEPS}, saved" in results[0][2]
     again = processes.start(command(folder, "stopped", "train"), folder / "cache", processes=1)
     ((code, _, errors),) = processes.finish(again)
@@ -207,6 +207,31 @@ def test_the_environment_says_whether_there_are_others(environment, many, monkey
     else:
         distributed.start()
     assert len(asked) == many
+
+
+@pytest.mark.parametrize("launcher", [processes.slurm, processes.open_mpi], ids=lambda x: x.__name__)
+def test_a_launcher_s_environment_is_all_they_need_to_be_told(launcher, folder: Path, alone: Path) -> None:
+    """The variables of a real step, read by jax itself: the mesh needs both processes, the losses are those of one."""
+    run = folder / launcher.__name__
+    started = processes.start(
+        [*command(folder, run.name, "train"), "--train.steps", 2], folder / "cache", launcher=launcher
+    )
+    (code, out, errors), (other, silent, _) = processes.finish(started)
+    assert code == other == 0, errors
+    assert f"run directory: {run}" in out and silent == ""
+    assert measured(run) == measured(alone)[:2]
+
+
+def test_a_launcher_without_an_address_is_refused(folder: Path) -> None:
+    """Open MPI 5 sets the numbers and no address."""
+
+    def open_mpi_5(port: int, index: int, count: int) -> dict[str, str]:
+        return {key: value for key, value in processes.open_mpi(port, index, count).items() if "orte" not in key}
+
+    line = [*command(folder, "nowhere", "train"), "--train.steps", 2]
+    for code, _, errors in processes.finish(processes.start(line, folder / "cache", launcher=open_mpi_5)):
+        assert code == 2 and "cannot join the others" in errors and "--coordinator HOST:PORT" in errors
+    assert not (folder / "nowhere").exists()
 
 
 def _cannot() -> None:

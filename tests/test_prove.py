@@ -11,7 +11,6 @@ import pytest
 from llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 from safetensors.numpy import load_file, save_file
 
-from ctxext import prove as module
 from ctxext.attention import Causal
 from ctxext.export import export
 from ctxext.interop import numpy_reader
@@ -25,7 +24,8 @@ from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.p_rope import PRope
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
-from ctxext.prove import describe, prove
+from ctxext.prove import compare, describe, prove, readers
+from ctxext.prove import proof as module
 from ctxext.rope import Unscaled
 
 
@@ -131,7 +131,7 @@ def test_a_wrong_export_is_not_equal(copy, no_transformers, damage, broken):
     if broken == "logits":
         assert proof["weights_that_differ"] == ["model.layers.1.mlp.up_proj.weight"]
     else:
-        assert proof["readers"][0][broken] > module.FREQUENCY_TOLERANCE
+        assert proof["readers"][0][broken] > compare.FREQUENCY_TOLERANCE
         assert max(proof["readers"][0]["logits"]) > 1e-3
 
 
@@ -154,12 +154,12 @@ def test_forms_that_disagree_are_refused_by_the_independent_reader(copy):
 
 def test_a_reader_is_asked_until_it_repeats_itself():
     answers = iter([1.0, 2.0, 3.0, 3.0, 4.0])
-    assert module.settled(lambda: np.array([next(answers)])) == 3.0
+    assert readers.settled(lambda: np.array([next(answers)])) == 3.0
 
 
 def test_values_that_are_not_finite_never_pass():
     with pytest.raises(ValueError, match="not finite"):
-        module._errors(np.array([[np.nan]]), np.zeros((1, 1)))
+        compare.errors(np.array([[np.nan]]), np.zeros((1, 1)))
 
 
 def test_the_readers_independence():

@@ -19,7 +19,7 @@ from tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_
 
 from ctxext import train as train_module
 from ctxext.attention import Causal
-from ctxext.checkpoint import latest_step, load_params
+from ctxext.checkpoint import find_step, load_params
 from ctxext.data import Files, make_batch
 from ctxext.experiment import Experiment
 from ctxext.files import read_jsonl
@@ -185,7 +185,7 @@ def test_bfloat16_and_remat_keep_float32_parameters(texts):
 def test_a_stopped_run_goes_on_to_the_last_bit(texts, tmp_path, undisturbed, capsys, stop_at):
     experiment, stop = tiny_experiment(texts, steps=10), threading.Event()
     start(experiment, tmp_path / "run", At(stop_at, stop.set), stop=stop)
-    saved = latest_step(tmp_path / "run" / "checkpoints")
+    saved = find_step(tmp_path / "run" / "checkpoints")
     assert stop_at <= saved <= stop_at + 2
     assert f"stopped after step {saved} of 10, saved; resume with: " in capsys.readouterr().err
     params = start(experiment, tmp_path / "run")
@@ -199,7 +199,7 @@ def test_a_crash_loses_the_steps_since_the_last_checkpoint_and_repeats_them(text
     experiment = tiny_experiment(texts, steps=10)
     with pytest.raises(OSError, match="No space left"):
         start(experiment, tmp_path / "run", At(8, crash))
-    assert latest_step(tmp_path / "run" / "checkpoints") == 6
+    assert find_step(tmp_path / "run" / "checkpoints") == 6
     assert [step for step, *_ in measured(tmp_path / "run")] == list(range(1, 9))
     params = start(experiment, tmp_path / "run")
     assert (bits(params), measured(tmp_path / "run")) == undisturbed
@@ -219,7 +219,7 @@ def test_ctrl_c_saves_and_exits_with_130(texts, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         start(tiny_experiment(texts, steps=10), tmp_path / "run", At(2, lambda: signal.raise_signal(signal.SIGINT)))
     assert stopped.value.code == 130 and signal.getsignal(signal.SIGINT) is before
-    assert latest_step(tmp_path / "run" / "checkpoints") in (3, 4)
+    assert find_step(tmp_path / "run" / "checkpoints") in (3, 4)
     assert "resume with" in capsys.readouterr().err
 
 
@@ -244,7 +244,7 @@ def test_sigterm_to_a_process_and_the_same_command_again(texts, tmp_path, undist
     assert process.returncode == 0, errors
     stopped = re.search(r"stopped after step (\d+) of 10, saved; resume with: (.*)\n", errors)
     assert stopped and stopped[2].endswith(f"{tmp_path} 10")
-    assert latest_step(tmp_path / "run" / "checkpoints") == int(stopped[1]) < 10
+    assert find_step(tmp_path / "run" / "checkpoints") == int(stopped[1]) < 10
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
     params, step = load_params(tmp_path / "run" / "checkpoints")
     assert step == 10 and (bits(params), measured(tmp_path / "run")) == undisturbed

@@ -14,7 +14,7 @@ from typing import Any
 
 from ctxext import distributed, door
 from ctxext.evals.base import fingerprint
-from ctxext.evaluate import checkpoint_label, describe, directory, trained_steps
+from ctxext.evaluate import checkpoint_label, describe, directory
 from ctxext.files import write_json, write_text
 from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
@@ -110,8 +110,9 @@ class Asked:
         """The model of a run or an HF directory, see `door.load`."""
         path = door.locate(source)
         lm = door.load(path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust)
-        labels = {"checkpoint": checkpoint_label(path, adapter), "method": describe(lm.scaling, lm.attention),
-                  "steps": trained_steps(path), "window": lm.config.max_position_embeddings}  # fmt: skip
+        steps = door.step_of(path)
+        labels = {"checkpoint": checkpoint_label(path, steps, adapter), "method": describe(lm.scaling, lm.attention),
+                  "steps": steps, "window": lm.config.max_position_embeddings}  # fmt: skip
         return cls(lm, labels, directory(path))
 
     def other(self, source: str | Path) -> "Asked":

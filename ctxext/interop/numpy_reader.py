@@ -21,10 +21,30 @@ ACTIVATIONS = {
 }
 
 
-class NumpyReader:
-    """A Llama read from the files of `directory` alone."""
+class Adapter:
+    """A PEFT directory: W + s B A with s = alpha / r (arXiv 2106.09685), or alpha / sqrt(r) (arXiv 2312.03732)."""
 
     def __init__(self, directory: str | Path) -> None:
+        config = json.loads((Path(directory) / "adapter_config.json").read_text())
+        rank = config["r"]
+        self.scale: float = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        with safe_open(Path(directory) / "adapter_model.safetensors", "numpy") as file:
+            names = {name.removeprefix("base_model.model."): name for name in file.keys()}  # noqa: SIM118
+            self.tensors = {name: file.get_tensor(stored).astype(np.float64) for name, stored in names.items()}
+
+    def changed(self, name: str, weight: np.ndarray) -> np.ndarray:
+        """A tensor of the base with what the adapter adds to it or puts in its place."""
+        a, b = (self.tensors.get(f"{name.removesuffix('.weight')}.lora_{part}.weight") for part in "AB")
+        if a is not None and b is not None:
+            return weight + self.scale * b @ a
+        return self.tensors.get(name, weight)
+
+
+class NumpyReader:
+    """A Llama read from the files of `directory`, and of an `adapter` on it, alone."""
+
+    def __init__(self, directory: str | Path, adapter: str | Path | None = None) -> None:
+        self._adapter = None if adapter is None else Adapter(adapter)
         self.directory = Path(directory)
         self.config: dict[str, Any] = json.loads((self.directory / "config.json").read_text())
         index = self.directory / "model.safetensors.index.json"
@@ -35,7 +55,8 @@ class NumpyReader:
     def weight(self, name: str) -> np.ndarray:
         """One tensor, float64."""
         with safe_open(self.directory / self._files.get(name, "model.safetensors"), "numpy") as file:
-            return file.get_tensor(name).astype(np.float64)
+            weight = file.get_tensor(name).astype(np.float64)
+        return weight if self._adapter is None else self._adapter.changed(name, weight)
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """(frequencies [head_dim / 2], attention factor) at `seq_len` tokens.

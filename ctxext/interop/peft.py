@@ -17,6 +17,8 @@ from ctxext.model import Params
 from ctxext.trainable import LoRA, join
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base.json"
+"""Beside them, with the base's config.json: what the base's parameters were."""
 PREFIX = "base_model.model."
 MODULES = {
     "norm": ("norm", "input_layernorm", "post_attention_layernorm"), "embed_tokens": ("embed_tokens",),
@@ -31,9 +33,18 @@ MUST_BE_UNSET = (
 )  # fmt: skip
 
 
-def save(directory: str | Path, config: LlamaConfig, lora: LoRA, params: Params, *, base: str) -> None:
+def is_adapter(path: Path) -> bool:
+    """True for a PEFT directory."""
+    return (path / CONFIG).is_file()
+
+
+def save(
+    directory: str | Path, config: LlamaConfig, lora: LoRA, params: Params, *, base: str,
+    beside: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write adapter and modules_to_save, float32; all of it or nothing. `base`: where PEFT finds the base model.
 
+    beside: JSON files by name, which PEFT does not read.
     Raises ValueError for an existing directory and for what PEFT cannot say, OSError if the disk is full.
     """
     _check_tied(config, lora)
@@ -41,7 +52,8 @@ def save(directory: str | Path, config: LlamaConfig, lora: LoRA, params: Params,
     mine = {name: slot for name, slot in slots(join(params, rest)).items() if not _is_shape(slot.leaf)}
     arrays = {PREFIX + name: cast(slot.get(), numpy_dtype("float32"), name) for name, slot in mine.items()}
     with atomic_directory(directory) as out:
-        write_json(out / CONFIG, config_json(lora, base))
+        for name, value in {CONFIG: config_json(lora, base), **(beside or {})}.items():
+            write_json(out / name, value)
         write_file(out / TENSORS, arrays)
 
 
