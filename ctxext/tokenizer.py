@@ -223,14 +223,10 @@ def _template(processor: Any, pieces: list[str]) -> dict[str, Any] | None:
     if processor.bos_id() < 0:
         return None
     bos = pieces[processor.bos_id()]
-
-    def part(type_id: int, name: str) -> list[dict[str, Any]]:
-        start = {"SpecialToken": {"id": bos, "type_id": type_id}}
-        return [start, {"Sequence": {"id": name, "type_id": type_id}}]
-
+    first, second = ([{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+                     for i, name in enumerate("AB"))  # fmt: skip
     token = {"id": bos, "ids": [processor.bos_id()], "tokens": [bos]}
-    return {"type": "TemplateProcessing", "single": part(0, "A"), "pair": part(0, "A") + part(1, "B"),
-            "special_tokens": {bos: token}}  # fmt: skip
+    return {"type": "TemplateProcessing", "single": first, "pair": first + second, "special_tokens": {bos: token}}
 
 
 def _settings(model: bytes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def lm() -> ctxext.LM:
     return ctxext.load("tiny-llama")
 
 
-def right(lm: ctxext.LM, evaluation: Passkey) -> list[bool]:
+def right(lm: ctxext.LM, evaluation: Retrieval) -> list[bool]:
     return [row["correct"] for row in evaluation(lm)]
 
 

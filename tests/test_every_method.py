@@ -95,9 +95,9 @@ def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
 
 
 def door_rows(lm):
-    from ctxext.evaluate import standard_evals
+    from ctxext.suite import Choice, evaluations
 
-    (evaluation,) = standard_evals(("ppl",), (64,), "small")
+    (evaluation,) = evaluations(("ppl",), Choice((64,)))
     return evaluation.rows(lm, evaluation.items())
 
 
