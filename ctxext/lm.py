@@ -32,7 +32,7 @@ def bucket(length: int) -> int:
 def _logits(params: Params, tokens: Any, positions: Any, segment_ids: Any, rotation: Any, *,
             config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str,
             mesh: Mesh) -> jax.Array:  # fmt: skip
-    model = bind(config, params)
+    model = bind(config, mesh.lookup(params))
     tokens, positions = mesh.ring_order(tokens), mesh.ring_order(positions)
     segment_ids = None if segment_ids is None else mesh.ring_order(segment_ids)
     attend = attend_over(mesh, attention, kernel, rotation, positions, segment_ids)
@@ -43,7 +43,7 @@ def _logits(params: Params, tokens: Any, positions: Any, segment_ids: Any, rotat
 def _losses(params: Params, tokens: Any, targets: Any, rotation: Any, *, measure: Callable[..., jax.Array],
             config: LlamaConfig, attention: Attention, kernel: Kernel, dtype: str,
             mesh: Mesh) -> jax.Array:  # fmt: skip
-    model = bind(config, params)
+    model = bind(config, mesh.lookup(params))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     tokens, positions, targets = (mesh.ring_order(x) for x in (tokens, positions, targets))
     attend = attend_over(mesh, attention, kernel, rotation, positions)

@@ -102,7 +102,7 @@ def batch_loss(
     mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
-    model, shape = bind(config, params), batch["tokens"].shape
+    model, shape = bind(config, mesh.lookup(params)), batch["tokens"].shape
     places = mesh.ring_order(jnp.arange(np.prod(shape)).reshape(shape)) if drops(params) else None
     batch = {name: mesh.ring_order(x) for name, x in batch.items()}  # a sum does not mind the order of its terms
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])

@@ -150,6 +150,19 @@ class Mesh:
 
         return jax.tree_util.tree_map_with_path(place, tree)
 
+    def lookup(self, params: Any) -> Any:
+        """Parameters whose embedding is cut over `fsdp` alone, if both `fsdp` and `seq` cut the tokens too.
+
+        The partitioner moves one axis from the columns of what is looked up to its tokens; for two it would first
+        gather all activations on every device.
+        """
+        mesh = self.build()
+        if mesh.shape["fsdp"] == 1 or mesh.shape["seq"] == 1:
+            return params
+        table = params["embed_tokens"]["embedding"]
+        place = NamedSharding(mesh, _divided(("tensor", "fsdp"), table.shape, dict(mesh.shape)))
+        return {**params, "embed_tokens": {"embedding": jax.lax.with_sharding_constraint(table, place)}}
+
     def pin(self, tree: Any, *, name: str = "") -> Any:
         """The tree kept where `shard` puts it; so is its gradient, which then is summed in slices, never whole."""
         if self.build().size == 1:

@@ -213,11 +213,11 @@ def test_the_environment_says_whether_there_are_others(environment, many, monkey
 def test_a_launcher_s_environment_is_all_they_need_to_be_told(launcher, folder: Path, alone: Path) -> None:
     """The variables of a real step, read by jax itself: the mesh needs both processes, the losses are those of one."""
     run = folder / launcher.__name__
-    started = processes.start(
-        [*command(folder, run.name, "train"), "--train.steps", 2], folder / "cache", launcher=launcher
-    )
-    (code, out, errors), (other, silent, _) = processes.finish(started)
-    assert code == other == 0, errors
+    # A cache of its own: two processes of jax 0.12 that find a program in one disagree about its collectives.
+    cache = folder / f"cache of {run.name}"
+    started = processes.start([*command(folder, run.name, "train"), "--train.steps", 2], cache, launcher=launcher)
+    (code, out, errors), (other, silent, quiet) = processes.finish(started)
+    assert code == other == 0, (errors, quiet)
     assert f"run directory: {run}" in out and silent == ""
     assert measured(run) == measured(alone)[:2]
 

@@ -12,12 +12,14 @@ from llamas import TINY, random_params, tokenizer
 from tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
 from ctxext import checkpoint, door
+from ctxext.attention import Causal
 from ctxext.config import SHAPES
 from ctxext.data import Batch
 from ctxext.experiment import load_experiment
 from ctxext.interop import hf, weights
 from ctxext.interop.tensors import open_tensors
 from ctxext.lm import LM
+from ctxext.loss import batch_loss
 from ctxext.methods import SelfExtend
 from ctxext.model import param_shapes
 from ctxext.optim import Optim
@@ -81,6 +83,22 @@ def test_training_on_many_devices_equals_one(mesh, alone, texts, tmp_path):
 SUBSETS = {
     "lora": LoRA(rank=4, targets=LINEARS, dropout=0.1, also=("norm", "embed_tokens")), "last-layers": LastLayers(1)
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", [Mesh(fsdp=2, seq=2), Mesh(fsdp=2, seq=2, tensor=2)], ids=str)
+def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
+    config = dataclasses.replace(CONFIG, vocab_size=256)  # which the axes divide
+    params = mesh.shard(param_shapes(config))
+    batch = {name: jax.ShapeDtypeStruct((8, 64), "float32" if name == "weights" else "int32") for name in Batch._fields}
+    rotation = Unscaled().rope(config.rope_base(), 64).rotation()
+    static: dict = {"attention": Causal(), "kernel": "blocked", "dtype": "float32", "remat": "full", "mesh": mesh}
+
+    def loss(params, batch):
+        return batch_loss(params, batch, rotation, config=config, **static)[0]
+
+    text = jax.jit(jax.grad(loss), out_shardings=shardings(params)).lower(params, batch).compile().as_text()
+    assert "f32[4,32,64]" in text and "f32[8,64,64]" not in text  # the tokens of a device; all of them
+    assert "rematerialization" not in capfd.readouterr().err  # XLA's warning of the same
 
 
 @pytest.fixture(scope="module")
