@@ -21,14 +21,12 @@ PROBES = (
 class Tokenizer:
     """Encode and decode. `encode` adds nothing unless asked; `vocab_size` is the highest id plus one.
 
-    `adds_bos` says whether transformers puts a beginning-of-sequence id before a text, unasked. `files` are the
-    originals by name, to be copied on export. Raises ValueError for files that cannot be read.
+    `files` are the originals by name, to be copied on export. Raises ValueError for files that cannot be read.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
-    adds_bos: bool
     _piece: Any
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -44,15 +42,9 @@ class Tokenizer:
         self._encode, self._decode, self._piece = processor.encode, processor.decode, processor.id_to_piece
         self.vocab_size = processor.vocab_size()
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
-        self.adds_bos = self.bos_id is not None and self._settings.get("add_bos_token") is not False
 
     def _read_json(self, data: bytes) -> None:
-        import tokenizers
-
-        try:
-            fast = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{JSON} cannot be read: {error}") from None
+        fast = _fast(data)
         self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
         self._decode, self._piece = fast.decode, fast.id_to_token
         self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
@@ -62,8 +54,6 @@ class Tokenizer:
             return fast.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
 
         self.bos_id, self.eos_id = special("bos_token"), special("eos_token")
-        added = self.bos_id in fast.encode("", add_special_tokens=True).ids
-        self.adds_bos = self.bos_id is not None and bool(self._settings.get("add_bos_token", added))
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Token ids of `text`, behind a beginning-of-sequence id if `bos`. Raises ValueError if there is none."""
@@ -92,6 +82,16 @@ class Tokenizer:
 
         made = _json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
         return tokenizers.Tokenizer.from_str(made.decode())
+
+    @functools.cached_property
+    def adds_bos(self) -> bool:
+        """Whether readers put a beginning-of-sequence id before a text, unasked: tokenizer.json's post-processor.
+
+        Without that file: unless `add_bos_token` in tokenizer_config.json is false.
+        """
+        if self.bos_id is None or JSON not in self.files:
+            return self.bos_id is not None and self._settings.get("add_bos_token") is not False
+        return self.bos_id in _fast(self.files[JSON]).encode("", add_special_tokens=True).ids
 
     def piece(self, id: int) -> str:
         """How the vocabulary spells one id, control tokens too: "</s>"."""
@@ -248,6 +248,15 @@ def _processor(model: bytes) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one") from None
+
+
+def _fast(data: bytes) -> Any:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{JSON} cannot be read: {error}") from None
 
 
 def _json_bytes(value: Any) -> bytes:
