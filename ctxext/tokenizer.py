@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ PROBES = (
 class Tokenizer:
     """Encode and decode. `encode` adds nothing unless asked; `vocab_size` is the highest id plus one.
 
-    `files` are the originals by name, to be copied on export. Raises ValueError for files that cannot be read.
+    `piece` spells one id as the vocabulary does, "</s>" too. `files` are the originals by name, to be copied on export.
+    Raises ValueError for files that cannot be read.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
-    _piece: Any
+    piece: Callable[[int], Any]
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = dict(files)
@@ -39,14 +40,19 @@ class Tokenizer:
 
     def _read_sentencepiece(self, model: bytes) -> None:
         processor = _processor(model)
-        self._encode, self._decode, self._piece = processor.encode, processor.decode, processor.id_to_piece
+        self._encode, self._decode, self.piece = processor.encode, processor.decode, processor.id_to_piece
         self.vocab_size = processor.vocab_size()
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
 
     def _read_json(self, data: bytes) -> None:
-        fast = _fast(data)
+        import tokenizers
+
+        try:
+            fast = tokenizers.Tokenizer.from_str(data.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{JSON} cannot be read: {error}") from None
         self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
-        self._decode, self._piece = fast.decode, fast.id_to_token
+        self._decode, self.piece = fast.decode, fast.id_to_token
         self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
 
         def special(key: str) -> int | None:
@@ -85,17 +91,10 @@ class Tokenizer:
 
     @functools.cached_property
     def adds_bos(self) -> bool:
-        """Whether readers put a beginning-of-sequence id before a text, unasked: tokenizer.json's post-processor.
-
-        Without that file: unless `add_bos_token` in tokenizer_config.json is false.
-        """
+        """Whether readers begin a text with BOS unasked: tokenizer.json says it, or else `add_bos_token` (if not, yes)."""
         if self.bos_id is None or JSON not in self.files:
             return self.bos_id is not None and self._settings.get("add_bos_token") is not False
-        return self.bos_id in _fast(self.files[JSON]).encode("", add_special_tokens=True).ids
-
-    def piece(self, id: int) -> str:
-        """How the vocabulary spells one id, control tokens too: "</s>"."""
-        return self._piece(id)
+        return self.bos_id in Tokenizer({JSON: self.files[JSON]})._fast.encode("", add_special_tokens=True).ids
 
     def check_fits(self, vocab_size: int) -> None:
         """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""
@@ -248,15 +247,6 @@ def _processor(model: bytes) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one") from None
-
-
-def _fast(data: bytes) -> Any:
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{JSON} cannot be read: {error}") from None
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -82,11 +82,12 @@ def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setti
     settings = {k: v for k, v in json.loads(files[CONFIG]).items() if k != "add_bos_token"}
     written = {CONFIG: settings | ({} if setting is None else {"add_bos_token": setting})}
     written[JSON] = json.loads(files[JSON]) | ({} if template else {"post_processor": None})
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 420}')
     for name in (*names, CONFIG):
         (tmp_path / name).write_bytes(files[name] if name == MODEL else json.dumps(written[name]).encode())
     theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
-    ours = load_tokenizer(tmp_path)
-    assert ours.encode("a b", bos=ours.adds_bos) == theirs
+    ours = load_tokenizer(tmp_path)  # without tokenizer.json transformers 5 may give other ids, behind the same start
+    assert ours.adds_bos == (theirs[0] == ours.bos_id)
 
 
 def test_llama_adds_a_beginning_of_sequence_where_nothing_is_said():
