@@ -91,7 +91,7 @@ class Tokenizer:
 
     @functools.cached_property
     def adds_bos(self) -> bool:
-        """Whether readers begin a text with BOS unasked: tokenizer.json says it, or else `add_bos_token` (if not, yes)."""
+        """Whether readers begin a text with BOS unasked: by tokenizer.json, or else `add_bos_token` (default yes)."""
         if self.bos_id is None or JSON not in self.files:
             return self.bos_id is not None and self._settings.get("add_bos_token") is not False
         return self.bos_id in Tokenizer({JSON: self.files[JSON]})._fast.encode("", add_special_tokens=True).ids
