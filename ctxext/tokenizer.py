@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,14 @@ PROBES = (
 class Tokenizer:
     """Encode and decode. `encode` adds nothing unless asked; `vocab_size` is the highest id plus one.
 
-    `adds_bos` says whether transformers puts a beginning-of-sequence id before a text, unasked. `files` are the
-    originals by name, to be copied on export. Raises ValueError for files that cannot be read.
+    `piece` spells one id as the vocabulary does, "</s>" too. `files` are the originals by name, to be copied on export.
+    Raises ValueError for files that cannot be read.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
-    adds_bos: bool
-    _piece: Any
+    piece: Callable[[int], Any]
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = dict(files)
@@ -41,10 +40,9 @@ class Tokenizer:
 
     def _read_sentencepiece(self, model: bytes) -> None:
         processor = _processor(model)
-        self._encode, self._decode, self._piece = processor.encode, processor.decode, processor.id_to_piece
+        self._encode, self._decode, self.piece = processor.encode, processor.decode, processor.id_to_piece
         self.vocab_size = processor.vocab_size()
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
-        self.adds_bos = self.bos_id is not None and self._settings.get("add_bos_token") is not False
 
     def _read_json(self, data: bytes) -> None:
         import tokenizers
@@ -54,7 +52,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{JSON} cannot be read: {error}") from None
         self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
-        self._decode, self._piece = fast.decode, fast.id_to_token
+        self._decode, self.piece = fast.decode, fast.id_to_token
         self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
 
         def special(key: str) -> int | None:
@@ -62,8 +60,6 @@ class Tokenizer:
             return fast.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
 
         self.bos_id, self.eos_id = special("bos_token"), special("eos_token")
-        added = self.bos_id in fast.encode("", add_special_tokens=True).ids
-        self.adds_bos = self.bos_id is not None and bool(self._settings.get("add_bos_token", added))
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Token ids of `text`, behind a beginning-of-sequence id if `bos`. Raises ValueError if there is none."""
@@ -93,9 +89,12 @@ class Tokenizer:
         made = _json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
         return tokenizers.Tokenizer.from_str(made.decode())
 
-    def piece(self, id: int) -> str:
-        """How the vocabulary spells one id, control tokens too: "</s>"."""
-        return self._piece(id)
+    @functools.cached_property
+    def adds_bos(self) -> bool:
+        """Whether readers begin a text with BOS unasked: by tokenizer.json, or else `add_bos_token` (default yes)."""
+        if self.bos_id is None or JSON not in self.files:
+            return self.bos_id is not None and self._settings.get("add_bos_token") is not False
+        return self.bos_id in Tokenizer({JSON: self.files[JSON]})._fast.encode("", add_special_tokens=True).ids
 
     def check_fits(self, vocab_size: int) -> None:
         """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""

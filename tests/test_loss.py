@@ -11,7 +11,7 @@ import tiny
 
 from ctxext import loss as loss_module
 from ctxext.attention import Causal
-from ctxext.loss import batch_loss, token_losses
+from ctxext.loss import batch_loss, token_losses, token_scores
 from ctxext.rope import Unscaled
 
 B, T, D, V = 3, 37, 16, 50
@@ -48,6 +48,20 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
         for actual, right in zip(gradients, expected_gradients, strict=True):
             np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_hold_the_loss_and_say_what_greedy_takes(monkeypatch: pytest.MonkeyPatch):
+    """In any chunks: the same losses, and how far, in float64, the best logit lies above the target's."""
+    hidden, kernel, targets, _ = problem()
+    logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
+    targets = targets.at[:, ::3].set(jnp.asarray(logits.argmax(-1)[:, ::3], jnp.int32))
+    behind = logits.max(-1) - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    for chunk in (2**24, B * V * 8):
+        monkeypatch.setattr(loss_module, "CHUNK", chunk)
+        found = token_scores(hidden, kernel, targets)
+        np.testing.assert_array_equal(found[..., 0], token_losses(hidden, kernel, targets))
+        np.testing.assert_allclose(found[..., 1], behind, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(np.asarray(found[..., 1]) == 0, logits.argmax(-1) == np.asarray(targets))
 
 
 def test_few_logits_at_once(monkeypatch: pytest.MonkeyPatch):

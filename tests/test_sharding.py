@@ -209,6 +209,7 @@ def test_a_sharded_model_answers_like_a_whole_one(mesh, exported):
         one, many = whole.with_method(*method), spread.with_method(*method)
         np.testing.assert_allclose(np.asarray(many.logits(tokens)), np.asarray(one.logits(tokens)), atol=1e-5)
         np.testing.assert_allclose(many.loss(tokens), one.loss(tokens), atol=1e-5)
+        np.testing.assert_allclose(many.scores(tokens), one.scores(tokens), atol=1e-5)
         np.testing.assert_array_equal(
             many.generate(list(tokens), max_new_tokens=6), one.generate(list(tokens), max_new_tokens=6)
         )

@@ -69,6 +69,32 @@ def test_exported_files_in_transformers(tmp_path):
     assert theirs.decode(theirs("def f():\n    pass").input_ids, skip_special_tokens=True) == "def f():\n    pass"
 
 
+@pytest.mark.parametrize(
+    ("names", "setting"),
+    [((JSON,), None), ((JSON,), False), ((JSON, MODEL), True), ((MODEL,), True), ((MODEL,), False)],
+)
+@pytest.mark.parametrize("template", [True, False])
+def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setting, template):
+    """As transformers: the post-processor of tokenizer.json says it; without that file, `add_bos_token` does."""
+    from transformers import AutoTokenizer
+
+    files = Tokenizer({MODEL: model()}).export_files(256)
+    settings = {k: v for k, v in json.loads(files[CONFIG]).items() if k != "add_bos_token"}
+    written = {CONFIG: settings | ({} if setting is None else {"add_bos_token": setting})}
+    written[JSON] = json.loads(files[JSON]) | ({} if template else {"post_processor": None})
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 420}')
+    for name in (*names, CONFIG):
+        (tmp_path / name).write_bytes(files[name] if name == MODEL else json.dumps(written[name]).encode())
+    theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
+    ours = load_tokenizer(tmp_path)  # without tokenizer.json transformers 5 may give other ids, behind the same start
+    assert ours.adds_bos == (theirs[0] == ours.bos_id)
+
+
+def test_llama_adds_a_beginning_of_sequence_where_nothing_is_said():
+    tokenizer = Tokenizer({MODEL: model()})
+    assert tokenizer.adds_bos and (tokenizer.piece(1), tokenizer.piece(2)) == ("<s>", "</s>")
+
+
 def test_json_only_directory_keeps_its_settings(tmp_path):
     first = Tokenizer({MODEL: model()}).export_files(64)
     for name in (JSON, CONFIG):
