@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", choices=["hf", "peft"], default="hf", help="a whole model, or what a LoRA run trained")
     sub.add_argument("--out", required=True)
     sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
-    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as HF_DIR has it, or bfloat16")
+    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in HF_DIR, else bfloat16")
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
     sub = command("prove", "reload an export in independent readers and compare")
     sub.add_argument("source", metavar="DIR")

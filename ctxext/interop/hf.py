@@ -6,7 +6,7 @@ from typing import Any
 
 from ctxext import distributed
 from ctxext.config import LlamaConfig
-from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
+from ctxext.files import atomic_directory, check_free, read_json, within, write_bytes, write_json, write_text
 from ctxext.interop.card import model_card
 from ctxext.interop.ropespec import lower_hf, raise_hf
 from ctxext.interop.tensors import Entry, numpy_dtype, write_tensors
@@ -30,7 +30,7 @@ def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
 
     Raises ValueError naming the key for another model_type, missing or contradictory keys, and unknown scalings.
     """
-    path = Path(directory) / "config.json"
+    path = within(directory, "config.json")
     try:
         return _read(read_json(path))
     except ValueError as error:

@@ -153,7 +153,7 @@ def write_file(path: Path, tensors: dict[str, Entry], dtype: str) -> None:
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """`array` in `dtype`, contiguous. Raises ValueError if it holds or becomes NaN or infinity."""
     with np.errstate(over="ignore", invalid="ignore"):
-        out = np.ascontiguousarray(array, dtype=dtype)
+        out = np.asarray(array, dtype=dtype, order="C")
     if not _finite(out):
         why = "is not finite" if not np.isfinite(array).all() else f"overflows {dtype.name}; use bfloat16 or float32"
         raise ValueError(f"{name} {why}")
