@@ -218,7 +218,7 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
         (_edit("config.json", model_type="mistral"), "model_type 'mistral' is not supported, only 'llama'"),
         (_edit("config.json", hidden_act="swish2"), "hidden_act 'swish2' is not supported"),
         (_edit("config.json", rms_norm_eps="DELETE", vocab_size="DELETE"), "vocab_size, rms_norm_eps missing"),
-        (_edit("config.json", num_hidden_layers="2"), "num_hidden_layers must be an integer, got '2'"),
+        (_edit("config.json", num_hidden_layers="2"), "num_hidden_layers must be an integer .*, got '2'"),
         (_edit("config.json", head_dim=16.0), "head_dim must be an integer"),
         (_edit("config.json", quantization_config={"bits": 4}), "quantised weights"),
         (_edit("config.json", num_key_value_heads=3), "not a multiple of"),
