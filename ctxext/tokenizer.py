@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ctxext.added_tokens import ADDED, CONFIG, JSON, added_tokens, content, json_object
 from ctxext.files import read_json, within
 
-MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+MODEL = "tokenizer.model"
 PROBES = (
     "The quick brown fox; jumps over 12345 lazy dogs.", " leading", "trailing ", "two  spaces,   three", "a", " ", "  ",
     "\ttab\n\nlines\n", "1 2\r\n3", "def f(x):\n    return x ** 2  # note", "naïve café, über, ß", "日本語 and 中文",
@@ -21,7 +22,8 @@ PROBES = (
 class Tokenizer:
     """Encode and decode. `encode` adds nothing unless asked; `vocab_size` is the highest id plus one.
 
-    `files` are the originals by name, to be copied on export. Raises ValueError for files that cannot be read.
+    `files` are the originals by name, to be copied on export, `added` the tokens of other files with higher ids, which
+    `encode` does not give. Raises ValueError for files that cannot be read.
     """
 
     vocab_size: int
@@ -30,11 +32,12 @@ class Tokenizer:
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = dict(files)
-        self._settings: dict[str, Any] = json.loads(files.get(CONFIG, b"{}"))
+        self._settings: dict[str, Any] = json_object(files, CONFIG)
         if MODEL in files:
             self._read_sentencepiece(files[MODEL])
         else:
             self._read_json(files[JSON])
+        self.added = added_tokens(files, self.vocab_size)
 
     def _read_sentencepiece(self, model: bytes) -> None:
         processor = _processor(model)
@@ -51,11 +54,11 @@ class Tokenizer:
             raise ValueError(f"{JSON} cannot be read: {error}") from None
         self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
         self._decode = fast.decode
-        self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
         def special(key: str) -> int | None:
-            token = self._settings.get(key)
-            return fast.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
+            token = content(self._settings.get(key))
+            return None if token is None else fast.token_to_id(token)
 
         self.bos_id, self.eos_id = special("bos_token"), special("eos_token")
 
@@ -88,10 +91,13 @@ class Tokenizer:
         return tokenizers.Tokenizer.from_str(made.decode())
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""
-        if self.vocab_size > vocab_size:
-            raise ValueError(f"the tokenizer has {self.vocab_size} ids but the model's vocab_size is {vocab_size}; "
-                             "use the tokenizer the model was trained with")  # fmt: skip
+        """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`, which may be larger."""
+        size = max([self.vocab_size, *(token["id"] + 1 for token in self.added)])
+        if size > vocab_size:
+            outside = ", ".join(token["content"] for token in added_tokens(self.files, vocab_size))
+            way = f", or remove {outside} from {JSON} and {ADDED}" * bool(outside)
+            raise ValueError(f"the tokenizer has {size} ids but the model's vocab_size is {vocab_size}; use the "
+                             f"tokenizer the model was trained with{way}")  # fmt: skip
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -104,15 +110,28 @@ class Tokenizer:
         settings = dict(self._settings)
         if MODEL in files:
             fast = to_tokenizer_json(files[MODEL])
-            # Tokens that somebody added behind the model's own, for chat or padding, live in tokenizer.json only.
-            added = json.loads(files.get(JSON, b"{}")).get("added_tokens", [])
-            fast["added_tokens"] += [token for token in added if token["id"] >= self.vocab_size]
+            fast["added_tokens"] += self.added
             files[JSON] = _json_bytes(fast)
+            known = {token["content"] for token in self.added} | fast["model"]["vocab"].keys()
+            pad = content(settings.get("pad_token"))
             settings = _settings(files[MODEL]) | {k: v for k, v in settings.items() if k == "chat_template"}
+            settings |= {"pad_token": pad} if pad in known else {}
+        else:
+            files[JSON] = self._with_beginning()
         # Every other class name makes transformers 5 rebuild the tokenizer, with other ids.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model_max_length}
         settings.pop("auto_map", None)
         return files | {CONFIG: _json_bytes(settings)}
+
+    def _with_beginning(self) -> bytes:
+        """tokenizer.json that itself adds the bos token, where that was left to the class of older readers."""
+        bos, i = content(self._settings.get("bos_token")), self.bos_id
+        llama = str(self._settings.get("tokenizer_class")).startswith("LlamaTokenizer")
+        if bos is None or i is None or not self._settings.get("add_bos_token", llama):
+            return self.files[JSON]
+        if self._fast.encode("a").ids[:1] == [i]:
+            return self.files[JSON]
+        return _json_bytes(json_object(self.files, JSON) | {"post_processor": _template(bos, i)})
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -121,12 +140,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises ValueError if neither is there, one cannot be read, or config.json says a smaller vocabulary.
     """
     directory = Path(directory)
-    names = (MODEL, JSON, CONFIG, "chat_template.jinja")
+    names = (MODEL, JSON, CONFIG, ADDED, "chat_template.jinja")
     files = {name: within(directory, name).read_bytes() for name in names if (directory / name).is_file()}
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(f"{directory} has neither {MODEL} nor {JSON}; copy the tokenizer of the model there")
-    for name in files.keys() & {JSON, CONFIG}:
-        read_json(directory / name)  # names the file if it is broken
     try:
         tokenizer = Tokenizer(files)
         if (directory / "config.json").is_file():
@@ -189,7 +206,7 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         ]},
         "pre_tokenizer": None,
-        "post_processor": _template(processor, pieces),
+        "post_processor": None if processor.bos_id() < 0 else _template(pieces[processor.bos_id()], processor.bos_id()),
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
@@ -209,16 +226,12 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
     return result
 
 
-def _template(processor: Any, pieces: list[str]) -> dict[str, Any] | None:
-    if processor.bos_id() < 0:
-        return None
-    bos = pieces[processor.bos_id()]
-
+def _template(bos: str, i: int) -> dict[str, Any]:
     def part(type_id: int, name: str) -> list[dict[str, Any]]:
         start = {"SpecialToken": {"id": bos, "type_id": type_id}}
         return [start, {"Sequence": {"id": name, "type_id": type_id}}]
 
-    token = {"id": bos, "ids": [processor.bos_id()], "tokens": [bos]}
+    token = {"id": bos, "ids": [i], "tokens": [bos]}
     return {"type": "TemplateProcessing", "single": part(0, "A"), "pair": part(0, "A") + part(1, "B"),
             "special_tokens": {bos: token}}  # fmt: skip
 

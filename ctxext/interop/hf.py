@@ -89,7 +89,8 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     if fields.get("pad_token_id") == -1:  # how files of Llama 1 say that there is none
         fields["pad_token_id"] = None
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = fields.get(key) if isinstance(fields.get(key), tuple) else (fields.get(key),)
+        ids = fields.get(key)
+        ids = ids if isinstance(ids, tuple) else (ids,)
         if any(token is not None and not 0 <= token < data["vocab_size"] for token in ids):
             raise ValueError(f"{key} {fields[key]} lies outside the vocabulary of {data['vocab_size']}; set it to "
                              "null, or use the config.json of the model that has it")  # fmt: skip
