@@ -1,4 +1,4 @@
-"""Tokens that somebody added behind a tokenizer's own, for padding or chat, and the JSON files that name them."""
+"""The JSON files of a tokenizer: tokens that were added behind its own, for padding or chat, and how texts begin."""
 
 import json
 from typing import Any
@@ -42,3 +42,20 @@ def content(token: Any) -> str | None:
     """The text of a special token in tokenizer_config.json, which writes it plainly or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
+
+
+def template(bos: str, i: int) -> dict[str, Any]:
+    """The post_processor of tokenizer.json that begins every sequence with the token `bos`, whose id is i."""
+
+    def part(type_id: int, name: str) -> list[dict[str, Any]]:
+        start = {"SpecialToken": {"id": bos, "type_id": type_id}}
+        return [start, {"Sequence": {"id": name, "type_id": type_id}}]
+
+    token = {"id": bos, "ids": [i], "tokens": [bos]}
+    return {"type": "TemplateProcessing", "single": part(0, "A"), "pair": part(0, "A") + part(1, "B"),
+            "special_tokens": {bos: token}}  # fmt: skip
+
+
+def json_bytes(value: Any) -> bytes:
+    """Strict JSON to be read by people too."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ctxext.added_tokens import ADDED, CONFIG, JSON, added_tokens, content, json_object
+from ctxext.added_tokens import ADDED, CONFIG, JSON, added_tokens, content, json_bytes, json_object, template
 from ctxext.files import read_json, within
 
 MODEL = "tokenizer.model"
@@ -50,7 +50,10 @@ class Tokenizer:
 
         try:
             fast = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises bare Exception
+            fast.decode(fast.encode("a").ids)  # parts that name a token which is not there show only now
+        except BaseException as error:  # the library raises bare Exception, and what it calls panics is not even that
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise ValueError(f"{JSON} cannot be read: {error}") from None
         self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
         self._decode = fast.decode
@@ -87,7 +90,7 @@ class Tokenizer:
     def _fast(self) -> Any:
         import tokenizers
 
-        made = _json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
+        made = json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
         return tokenizers.Tokenizer.from_str(made.decode())
 
     def check_fits(self, vocab_size: int) -> None:
@@ -111,7 +114,7 @@ class Tokenizer:
         if MODEL in files:
             fast = to_tokenizer_json(files[MODEL])
             fast["added_tokens"] += self.added
-            files[JSON] = _json_bytes(fast)
+            files[JSON] = json_bytes(fast)
             known = {token["content"] for token in self.added} | fast["model"]["vocab"].keys()
             pad = content(settings.get("pad_token"))
             settings = _settings(files[MODEL]) | {k: v for k, v in settings.items() if k == "chat_template"}
@@ -121,7 +124,7 @@ class Tokenizer:
         # Every other class name makes transformers 5 rebuild the tokenizer, with other ids.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model_max_length}
         settings.pop("auto_map", None)
-        return files | {CONFIG: _json_bytes(settings)}
+        return files | {CONFIG: json_bytes(settings)}
 
     def _with_beginning(self) -> bytes:
         """tokenizer.json that itself adds the bos token, where that was left to the class of older readers."""
@@ -131,7 +134,7 @@ class Tokenizer:
             return self.files[JSON]
         if self._fast.encode("a").ids[:1] == [i]:
             return self.files[JSON]
-        return _json_bytes(json_object(self.files, JSON) | {"post_processor": _template(bos, i)})
+        return json_bytes(json_object(self.files, JSON) | {"post_processor": template(bos, i)})
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -206,7 +209,7 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         ]},
         "pre_tokenizer": None,
-        "post_processor": None if processor.bos_id() < 0 else _template(pieces[processor.bos_id()], processor.bos_id()),
+        "post_processor": None if processor.bos_id() < 0 else template(pieces[processor.bos_id()], processor.bos_id()),
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
@@ -226,16 +229,6 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
     return result
 
 
-def _template(bos: str, i: int) -> dict[str, Any]:
-    def part(type_id: int, name: str) -> list[dict[str, Any]]:
-        start = {"SpecialToken": {"id": bos, "type_id": type_id}}
-        return [start, {"Sequence": {"id": name, "type_id": type_id}}]
-
-    token = {"id": bos, "ids": [i], "tokens": [bos]}
-    return {"type": "TemplateProcessing", "single": part(0, "A"), "pair": part(0, "A") + part(1, "B"),
-            "special_tokens": {bos: token}}  # fmt: skip
-
-
 def _settings(model: bytes) -> dict[str, Any]:
     processor = _processor(model)
     ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
@@ -251,7 +244,3 @@ def _processor(model: bytes) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one") from None
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -21,6 +21,7 @@ __all__ = ["load_params", "read_config", "save", "window"]
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "rms_norm_eps")  # fmt: skip
+NUMBERS = ("rms_norm_eps", "attention_dropout", "initializer_range")
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 SIZES = (*REQUIRED[:-1], "num_key_value_heads", "head_dim")
 # Keys of `LlamaConfig` that a file may leave out, with the format's own meaning of that.
@@ -40,7 +41,7 @@ def _ids(value: Any) -> bool:
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(SIZES, (lambda x: type(x) is int and 1 <= x <= LARGEST, f"an integer from 1 to {LARGEST}")),
     **dict.fromkeys(FLAGS, (lambda x: type(x) is bool, "true or false")),
-    **dict.fromkeys(("attention_dropout", "initializer_range"), (_number, "a number of at least 0")),
+    **dict.fromkeys(NUMBERS, (_number, "a number of at least 0")),
     "rms_norm_eps": (lambda x: _number(x) and 0 < x < 1, "a number between 0 and 1, such as 1e-05"),
     "hidden_act": (lambda x: type(x) is str, "a name"),
     "eos_token_id": (_ids, "a token id or a list of them"),
@@ -86,6 +87,7 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     fields = {key: data[key] for key in given if data[key] is not None or key.endswith("token_id")}
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(fields["eos_token_id"])
+    fields |= {key: float(fields[key]) for key in NUMBERS if key in fields}
     if fields.get("pad_token_id") == -1:  # how files of Llama 1 say that there is none
         fields["pad_token_id"] = None
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -34,7 +34,7 @@ def integer(place: dict[str, Any], key: str) -> int | None:
     """A length in tokens, if it is there. Raises ValueError for anything but a positive integer."""
     value = place.get(key)
     if value is not None and (type(value) is not int or not 1 <= value < LONGEST):
-        raise ValueError(f"{key} must be an integer from 1 to {LONGEST - 1}, got {value!r}")
+        raise ValueError(f"{key} must be an integer from 1 to {LONGEST - 1}, got {repr(value)[:80]}")
     return value
 
 

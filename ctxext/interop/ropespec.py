@@ -121,7 +121,7 @@ def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
     spec, theta = _one_spec(config_json)
     kind = spec.get("rope_type") or "default"
     if kind not in KEYS:
-        raise ValueError(f"rope_type {kind!r} is not supported; known: {', '.join(KEYS)}")
+        raise ValueError(f"rope_type {kind[:80]!r} is not supported; known: {', '.join(KEYS)}")
     if kind == "default" and "rope_type" not in spec and "factor" in spec:
         raise ValueError("rope_scaling has a factor but no rope_type, which transformers reads as no scaling at all; "
                          "add the rope_type (linear, yarn, ...)")  # fmt: skip
@@ -160,10 +160,10 @@ def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
         if form is None:
             continue
         if not isinstance(form, dict):
-            raise ValueError(f"{name} must be an object, got {form!r}")
+            raise ValueError(f"{name} must be an object, got {repr(form)[:80]}")
         for key in ("rope_type", "type"):
             if form.get(key) is not None and not isinstance(form[key], str):
-                raise ValueError(f"{key} must be a name, got {form[key]!r}")
+                raise ValueError(f"{key} must be a name, got {repr(form[key])[:80]}")
         # "su" is what the first LongRoPE checkpoints call it.
         kinds = {"longrope" if form[key] == "su" else form[key] for key in ("rope_type", "type") if form.get(key)}
         if len(kinds) > 1:
@@ -186,14 +186,15 @@ def _agreeing(key: str, *places: dict[str, Any]) -> Any:
     """The value of `key` in whichever places have it, which must be the same."""
     values = [place[key] for place in places if place.get(key) is not None]
     if any(value != values[0] for value in values):
-        raise ValueError(f"{key} is given twice, as {values[0]} and {values[-1]}; remove the wrong one")
+        one, other = (repr(value)[:80] for value in (values[0], values[-1]))
+        raise ValueError(f"{key} is given twice, as {one} and {other}; remove the wrong one")
     return values[0] if values else None
 
 
 def _number(spec: dict[str, Any], key: str) -> float:
     value = spec.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
-        raise ValueError(f"{key} must be a number, got {value!r}" if key in spec else f"{key} is missing")
+        raise ValueError(f"{key} must be a number, got {repr(value)[:80]}" if key in spec else f"{key} is missing")
     return float(value)
 
 

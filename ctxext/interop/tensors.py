@@ -67,7 +67,8 @@ def _shards(directory: Path, single: str) -> dict[str, list[str] | None]:
     shards: dict[str, list[str] | None] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
-            raise ValueError(f"{directory / INDEX} names the shard {file!r}; shards lie in the directory itself")
+            raise ValueError(f"{directory / INDEX} names the shard {repr(file)[:80]}; shards lie in the directory "
+                             "itself")  # fmt: skip
         names = shards.setdefault(file, [])
         assert names is not None
         names.append(name)
