@@ -79,7 +79,9 @@ def _entries(directory: Path, file: str, names: list[str] | None) -> Iterator[tu
     path = within(directory, file)
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy the shard again")
-    with _opened(path) as stored:
+    with _opened(path) as stored, path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
         present = set(stored.keys())
         for name in sorted(present) if names is None else names:
             if name not in present:
@@ -87,7 +89,9 @@ def _entries(directory: Path, file: str, names: list[str] | None) -> Iterator[tu
             view = stored.get_slice(name)
             if view.get_dtype() not in STORED:
                 raise ValueError(f"{name} in {path} has dtype {view.get_dtype()}; only BF16, F16 and F32 are read")
-            yield name, Entry(tuple(view.get_shape()), STORED[view.get_dtype()], functools.partial(_read, path, name))
+            shape, dtype = tuple(view.get_shape()), STORED[view.get_dtype()]
+            start = 8 + length + header[name]["data_offsets"][0]
+            yield name, Entry(shape, dtype, functools.partial(_read, path, name, start, shape, DTYPES[dtype]))
 
 
 def _opened(path: Path) -> Any:
@@ -97,10 +101,17 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"{path} is cut off or damaged ({error}); copy it again") from None
 
 
-def _read(path: Path, name: str, index: Index | None = None) -> np.ndarray:
-    # Opened anew for each tensor: the pages of a mapped file count as memory in use until it is closed.
+def _read(
+    path: Path, name: str, start: int, shape: tuple[int, ...], kind: np.dtype, index: Index | None = None
+) -> np.ndarray:
+    if index is None:  # a plain read takes a tenth of the time that the library takes for the pages of a mapped file
+        values = np.fromfile(path, kind, math.prod(shape), offset=start)
+        if values.size != math.prod(shape):
+            raise ValueError(f"{path} has become shorter while it was read; copy it again")
+        return values.reshape(shape)
+    # Opened anew each time: mapped pages count as memory in use until the file is closed.
     with _opened(path) as stored:
-        return stored.get_tensor(name) if index is None else stored.get_slice(name)[index]
+        return stored.get_slice(name)[index]
 
 
 def write_tensors(directory: Path, tensors: dict[str, Entry], dtype: str, *, max_shard_size: int = 5 * 10**9) -> None:
