@@ -79,9 +79,9 @@ def _entries(directory: Path, file: str, names: list[str] | None) -> Iterator[tu
     path = within(directory, file)
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy the shard again")
-    with _opened(path) as stored, path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
+    with _opened(path) as stored, path.open("rb") as raw:
+        (length,) = struct.unpack("<Q", raw.read(8))
+        header = json.loads(raw.read(length))
         present = set(stored.keys())
         for name in sorted(present) if names is None else names:
             if name not in present:
