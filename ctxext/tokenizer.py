@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ctxext.files import read_json
+from ctxext.added_tokens import ADDED, CONFIG, JSON, added_tokens, content, json_bytes, json_object, template
+from ctxext.files import read_json, within
 
-MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+MODEL = "tokenizer.model"
 PROBES = (
     "The quick brown fox; jumps over 12345 lazy dogs.", " leading", "trailing ", "two  spaces,   three", "a", " ", "  ",
     "\ttab\n\nlines\n", "1 2\r\n3", "def f(x):\n    return x ** 2  # note", "naïve café, über, ß", "日本語 and 中文",
@@ -21,8 +22,9 @@ PROBES = (
 class Tokenizer:
     """Encode and decode. `encode` adds nothing unless asked; `vocab_size` is the highest id plus one.
 
-    `piece` spells one id as the vocabulary does, "</s>" too. `files` are the originals by name, to be copied on export.
-    Raises ValueError for files that cannot be read.
+    `piece` spells one id as the vocabulary does, "</s>" too. `files` are the originals by name, to be copied on export,
+    `added` the tokens of other files with higher ids, which `encode` does not give. Raises ValueError for files that
+    cannot be read.
     """
 
     vocab_size: int
@@ -32,11 +34,12 @@ class Tokenizer:
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = dict(files)
-        self._settings: dict[str, Any] = json.loads(files.get(CONFIG, b"{}"))
+        self._settings: dict[str, Any] = json_object(files, CONFIG)
         if MODEL in files:
             self._read_sentencepiece(files[MODEL])
         else:
             self._read_json(files[JSON])
+        self.added = added_tokens(files, self.vocab_size)
 
     def _read_sentencepiece(self, model: bytes) -> None:
         processor = _processor(model)
@@ -49,15 +52,18 @@ class Tokenizer:
 
         try:
             fast = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises bare Exception
+            fast.decode(fast.encode("a").ids)  # parts that name a token which is not there show only now
+        except BaseException as error:  # the library raises bare Exception, and what it calls panics is not even that
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise ValueError(f"{JSON} cannot be read: {error}") from None
         self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
         self._decode, self.piece = fast.decode, fast.id_to_token
-        self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
         def special(key: str) -> int | None:
-            token = self._settings.get(key)
-            return fast.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
+            token = content(self._settings.get(key))
+            return None if token is None else fast.token_to_id(token)
 
         self.bos_id, self.eos_id = special("bos_token"), special("eos_token")
 
@@ -86,7 +92,7 @@ class Tokenizer:
     def _fast(self) -> Any:
         import tokenizers
 
-        made = _json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
+        made = json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
         return tokenizers.Tokenizer.from_str(made.decode())
 
     @functools.cached_property
@@ -97,10 +103,13 @@ class Tokenizer:
         return self.bos_id in Tokenizer({JSON: self.files[JSON]})._fast.encode("", add_special_tokens=True).ids
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""
-        if self.vocab_size > vocab_size:
-            raise ValueError(f"the tokenizer has {self.vocab_size} ids but the model's vocab_size is {vocab_size}; "
-                             "use the tokenizer the model was trained with")  # fmt: skip
+        """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`, which may be larger."""
+        size = max([self.vocab_size, *(token["id"] + 1 for token in self.added)])
+        if size > vocab_size:
+            outside = ", ".join(token["content"] for token in added_tokens(self.files, vocab_size))
+            way = f", or remove {outside} from {JSON} and {ADDED}" * bool(outside)
+            raise ValueError(f"the tokenizer has {size} ids but the model's vocab_size is {vocab_size}; use the "
+                             f"tokenizer the model was trained with{way}")  # fmt: skip
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -113,15 +122,28 @@ class Tokenizer:
         settings = dict(self._settings)
         if MODEL in files:
             fast = to_tokenizer_json(files[MODEL])
-            # Tokens that somebody added behind the model's own, for chat or padding, live in tokenizer.json only.
-            added = json.loads(files.get(JSON, b"{}")).get("added_tokens", [])
-            fast["added_tokens"] += [token for token in added if token["id"] >= self.vocab_size]
-            files[JSON] = _json_bytes(fast)
+            fast["added_tokens"] += self.added
+            files[JSON] = json_bytes(fast)
+            known = {token["content"] for token in self.added} | fast["model"]["vocab"].keys()
+            pad = content(settings.get("pad_token"))
             settings = _settings(files[MODEL]) | {k: v for k, v in settings.items() if k == "chat_template"}
+            settings |= {"pad_token": pad} if pad in known else {}
+        else:
+            files[JSON] = self._with_beginning()
         # Every other class name makes transformers 5 rebuild the tokenizer, with other ids.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model_max_length}
         settings.pop("auto_map", None)
-        return files | {CONFIG: _json_bytes(settings)}
+        return files | {CONFIG: json_bytes(settings)}
+
+    def _with_beginning(self) -> bytes:
+        """tokenizer.json that itself adds the bos token, where that was left to the class of older readers."""
+        bos, i = content(self._settings.get("bos_token")), self.bos_id
+        llama = str(self._settings.get("tokenizer_class")).startswith("LlamaTokenizer")
+        if bos is None or i is None or not self._settings.get("add_bos_token", llama):
+            return self.files[JSON]
+        if self._fast.encode("a").ids[:1] == [i]:
+            return self.files[JSON]
+        return json_bytes(json_object(self.files, JSON) | {"post_processor": template(bos, i)})
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -130,12 +152,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises ValueError if neither is there, one cannot be read, or config.json says a smaller vocabulary.
     """
     directory = Path(directory)
-    names = (MODEL, JSON, CONFIG, "chat_template.jinja")
-    files = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+    names = (MODEL, JSON, CONFIG, ADDED, "chat_template.jinja")
+    files = {name: within(directory, name).read_bytes() for name in names if (directory / name).is_file()}
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(f"{directory} has neither {MODEL} nor {JSON}; copy the tokenizer of the model there")
-    for name in files.keys() & {JSON, CONFIG}:
-        read_json(directory / name)  # names the file if it is broken
     try:
         tokenizer = Tokenizer(files)
         if (directory / "config.json").is_file():
@@ -198,7 +218,7 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         ]},
         "pre_tokenizer": None,
-        "post_processor": _template(processor, pieces),
+        "post_processor": None if processor.bos_id() < 0 else template(pieces[processor.bos_id()], processor.bos_id()),
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
@@ -218,16 +238,6 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
     return result
 
 
-def _template(processor: Any, pieces: list[str]) -> dict[str, Any] | None:
-    if processor.bos_id() < 0:
-        return None
-    bos = pieces[processor.bos_id()]
-    first, second = ([{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
-                     for i, name in enumerate("AB"))  # fmt: skip
-    token = {"id": bos, "ids": [processor.bos_id()], "tokens": [bos]}
-    return {"type": "TemplateProcessing", "single": first, "pair": first + second, "special_tokens": {bos: token}}
-
-
 def _settings(model: bytes) -> dict[str, Any]:
     processor = _processor(model)
     ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
@@ -243,7 +253,3 @@ def _processor(model: bytes) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one") from None
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -115,19 +115,8 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
         return entry._replace(read=read)
 
-    opened = weights.open_tensors
-
-    class Counting:
-        def __init__(self, directory):
-            self.inner = opened(directory)
-
-        def __enter__(self):
-            return {name: counted(name, entry) for name, entry in self.inner.__enter__().items()}
-
-        def __exit__(self, *error):
-            return self.inner.__exit__(*error)
-
-    weights.open_tensors = Counting
+    found = weights.find_tensors
+    weights.find_tensors = lambda directory: {n: counted(n, entry) for n, entry in found(directory).items()}
     lm = door.load(base, mesh=mesh)
     tiny = {name: count / np.prod(slot.shape) for name, slot in weights.slots(param_shapes(lm.config)).items()
             for count in [counts[name]]}  # fmt: skip
@@ -137,21 +126,18 @@ def _worker(base: Path, flags: list[str]) -> dict:
     config = SHAPES["llama2-70b"]
     slots = weights.slots(param_shapes(config))
 
-    class StandIn(Counting):
-        def __init__(self, directory): ...
-        def __exit__(self, *error): ...
-        def __enter__(self):
-            def zeros(index):
-                return np.broadcast_to(np.float16(0), [part.stop - part.start for part in index])
+    def zeros(index):
+        return np.broadcast_to(np.float16(0), [part.stop - part.start for part in index])
 
-            return {name: counted(name, Entry(slot.shape, "float16", zeros)) for name, slot in slots.items()}
+    def stand_in(directory):
+        return {name: counted(name, Entry(slot.shape, "float16", zeros)) for name, slot in slots.items()}
 
     def one_layer(leaf, read):
         parts = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
         for index in {str(part): part for part in parts}.values():
             read((slice(0, 1), *index[1:]) if leaf.shape[0] == config.num_hidden_layers else index)
 
-    weights.open_tensors = StandIn
+    weights.find_tensors = stand_in
     weights.cast = lambda array, *_: array
     weights.load_params(base, config, "float16", shapes=mesh.shard(param_shapes(config)), make=one_layer)
     large = {name: count / np.prod(slots[name].shape) for name, count in counts.items()}

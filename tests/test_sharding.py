@@ -17,7 +17,7 @@ from ctxext.config import SHAPES
 from ctxext.data import Batch
 from ctxext.experiment import load_experiment
 from ctxext.interop import hf, weights
-from ctxext.interop.tensors import open_tensors
+from ctxext.interop.tensors import find_tensors
 from ctxext.lm import LM
 from ctxext.loss import batch_loss
 from ctxext.methods import SelfExtend
@@ -192,11 +192,10 @@ def test_a_device_s_slice_is_all_that_is_read_for_it(exported):
 
 
 def test_reading_a_part_of_a_tensor_reads_that_part(exported):
-    with open_tensors(exported) as found:
-        entry = found["model.layers.1.mlp.down_proj.weight"]
-        part = entry.read((slice(3, 9), slice(10, 40)))
-        np.testing.assert_array_equal(part, entry.read()[3:9, 10:40])
-        assert part.shape == (6, 30)
+    entry = find_tensors(exported)["model.layers.1.mlp.down_proj.weight"]
+    part = entry.read((slice(3, 9), slice(10, 40)))
+    np.testing.assert_array_equal(part, entry.read()[3:9, 10:40])
+    assert part.shape == (6, 30)
 
 
 @pytest.mark.parametrize(

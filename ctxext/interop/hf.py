@@ -1,15 +1,17 @@
 """Hugging Face directories: config.json and everything beside it, both directions."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ctxext import distributed
 from ctxext.config import LlamaConfig
-from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
+from ctxext.files import atomic_directory, check_free, read_json, within, write_bytes, write_json, write_text
 from ctxext.interop.card import model_card
+from ctxext.interop.lengths import declared
 from ctxext.interop.ropespec import lower_hf, raise_hf
-from ctxext.interop.tensors import numpy_dtype, write_tensors
+from ctxext.interop.tensors import Entry, numpy_dtype, write_tensors
 from ctxext.interop.weights import entries, load_params
 from ctxext.model import Params
 from ctxext.rope import RopeScaling
@@ -19,10 +21,32 @@ __all__ = ["load_params", "read_config", "save", "window"]
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "rms_norm_eps")  # fmt: skip
-INTEGERS = (*REQUIRED[:-1], "num_key_value_heads", "head_dim")
+NUMBERS = ("rms_norm_eps", "attention_dropout", "initializer_range")
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+SIZES = (*REQUIRED[:-1], "num_key_value_heads", "head_dim")
 # Keys of `LlamaConfig` that a file may leave out, with the format's own meaning of that.
-OPTIONAL = ("tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "attention_dropout", "initializer_range",
+OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range",
             "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+LARGEST = 2**24  # of a size; more is a mistake, and is found before anything of that size is made
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e300
+
+
+def _ids(value: Any) -> bool:
+    return all(type(x) is int for x in (value if isinstance(value, list) and value else [value]))
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(SIZES, (lambda x: type(x) is int and 1 <= x <= LARGEST, f"an integer from 1 to {LARGEST}")),
+    **dict.fromkeys(FLAGS, (lambda x: type(x) is bool, "true or false")),
+    **dict.fromkeys(NUMBERS, (_number, "a number of at least 0")),
+    "rms_norm_eps": (lambda x: _number(x) and 0 < x < 1, "a number between 0 and 1, such as 1e-05"),
+    "hidden_act": (lambda x: type(x) is str, "a name"),
+    "eos_token_id": (_ids, "a token id or a list of them"),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), (lambda x: type(x) is int, "a token id")),
+}  # fmt: skip
 
 
 def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
@@ -30,7 +54,7 @@ def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
 
     Raises ValueError naming the key for another model_type, missing or contradictory keys, and unknown scalings.
     """
-    path = Path(directory) / "config.json"
+    path = within(directory, "config.json")
     try:
         return _read(read_json(path))
     except ValueError as error:
@@ -44,9 +68,9 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     missing = [key for key in REQUIRED if data.get(key) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing")
-    wrong = [key for key in INTEGERS if data.get(key) is not None and type(data[key]) is not int]
-    if wrong:
-        raise ValueError(f"{wrong[0]} must be an integer, got {data[wrong[0]]!r}")
+    for key, value in data.items():
+        if value is not None and key in RULES and not RULES[key][0](value):
+            raise ValueError(f"{key} must be {RULES[key][1]}, got {str(value)[:50]!r}")
     for key, why in (("quantization_config", "quantised weights"), ("sliding_window", "a sliding window")):
         if data.get(key) is not None:
             raise ValueError(f"{why} ({key}) is not supported; use the original checkpoint")
@@ -63,6 +87,15 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     fields = {key: data[key] for key in given if data[key] is not None or key.endswith("token_id")}
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(fields["eos_token_id"])
+    fields |= {key: float(fields[key]) for key in NUMBERS if key in fields}
+    if fields.get("pad_token_id") == -1:  # how files of Llama 1 say that there is none
+        fields["pad_token_id"] = None
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = fields.get(key)
+        ids = ids if isinstance(ids, tuple) else (ids,)
+        if any(token is not None and not 0 <= token < data["vocab_size"] for token in ids):
+            raise ValueError(f"{key} {fields[key]} lies outside the vocabulary of {data['vocab_size']}; set it to "
+                             "null, or use the config.json of the model that has it")  # fmt: skip
     config = LlamaConfig(**fields, num_key_value_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim,
                          rope_theta=theta, max_position_embeddings=original)  # fmt: skip
     scaling.rope(config.rope_base(), original)  # lists that do not fit head_dim are refused here
@@ -82,24 +115,34 @@ def window(directory: str | Path) -> int:
     """The extended window L' in tokens that an HF directory declares."""
     data = read_json(Path(directory) / "config.json")
     config, scaling = read_config(directory)
-    if not scaling.depends_on_length:
-        return data["max_position_embeddings"]
-    return max(data["max_position_embeddings"], round(getattr(scaling, "factor", 1.0) * config.max_position_embeddings))
+    original, factor = config.max_position_embeddings, float(getattr(scaling, "factor", 1.0))
+    length = declared(data, factor)
+    # Files that leave max_position_embeddings as it was say the extended window by the factor alone.
+    return max(length, round(factor * original)) if scaling.depends_on_length or length == original else length
 
 
 def save(
     directory: str | Path, config: LlamaConfig, params: Params, scaling: RopeScaling, tokenizer: Tokenizer, *,
     dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
+    """`write` for a tree of parameters. Raises ValueError if it does not have the shapes of `config`."""
+    write(directory, config, entries(config, params), scaling, tokenizer, dtype=dtype, seq_len=seq_len,
+          max_shard_size=max_shard_size, card=card)  # fmt: skip
+
+
+def write(
+    directory: str | Path, config: LlamaConfig, tensors: dict[str, Entry], scaling: RopeScaling, tokenizer: Tokenizer,
+    *, dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write an HF directory that stock readers load; all of it or nothing. `seq_len`: the extended window L', tokens.
 
+    `tensors`: by their names in this format, read and written one at a time.
     Raises ValueError for what the format cannot say and for an existing directory, OSError if the disk is full.
     """
     numpy_dtype(dtype)
     tokenizer.check_fits(config.vocab_size)
     settings = config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
     length = settings["max_position_embeddings"]
-    tensors = entries(config, params)
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": settings["eos_token_id"], "do_sample": True,
                   "temperature": 0.6, "top_p": 0.9}  # fmt: skip
     check_free(directory)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.model",
-            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
+            "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"]  # fmt: skip
 
 
 def resolve(source: str | Path) -> Path:

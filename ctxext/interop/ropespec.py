@@ -4,7 +4,6 @@ transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_sc
 so that they cannot disagree.
 """
 
-import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.config import LlamaConfig
+from ctxext.interop.lengths import LONGEST, declared, integer, linear_window
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.linear import Linear
@@ -64,6 +64,7 @@ def lower_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[st
         spec, length = {"rope_type": "dynamic", "factor": factor}, window  # growth is measured from this length
     elif isinstance(scaling, Llama3) and kind is Llama3:
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        length = seq_len if seq_len > window else length  # Llama 3.2 has factor 32 and goes to 16 L
         spec = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
                 "original_max_position_embeddings": window}  # fmt: skip
     elif isinstance(scaling, Yarn) and kind is Yarn and _says_yarn(scaling, factor * window):
@@ -120,7 +121,7 @@ def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
     spec, theta = _one_spec(config_json)
     kind = spec.get("rope_type") or "default"
     if kind not in KEYS:
-        raise ValueError(f"rope_type {kind!r} is not supported; known: {', '.join(KEYS)}")
+        raise ValueError(f"rope_type {kind[:80]!r} is not supported; known: {', '.join(KEYS)}")
     if kind == "default" and "rope_type" not in spec and "factor" in spec:
         raise ValueError("rope_scaling has a factor but no rope_type, which transformers reads as no scaling at all; "
                          "add the rope_type (linear, yarn, ...)")  # fmt: skip
@@ -130,21 +131,24 @@ def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
     partial = _agreeing("partial_rotary_factor", config_json, spec)
     if kind != "proportional" and partial not in (None, 1.0):
         raise ValueError("partial_rotary_factor other than 1 is not supported for model_type llama")
-    length = config_json.get("max_position_embeddings")
-    if type(length) is not int:
-        raise ValueError(f"max_position_embeddings must be an integer, got {length!r}")
     original = _agreeing("original_max_position_embeddings", config_json, spec)
-    if original is not None and type(original) is not int:
-        raise ValueError(f"original_max_position_embeddings must be an integer, got {original!r}")
+    integer({"original_max_position_embeddings": original}, "original_max_position_embeddings")
+    factor = _number(spec, "factor") if kind == "linear" or spec.get("factor") is not None else None
+    if factor is not None and kind == "linear" and original is None:
+        original = linear_window(config_json, theta, Linear(factor).factor)
+    length = declared(config_json, factor)
     if kind in ("yarn", "llama3", "longrope") and original is None:
         raise ValueError(f"rope_type {kind!r} needs original_max_position_embeddings, the window before extension; "
                          f"transformers would quietly take {length}")  # fmt: skip
     if kind == "dynamic" and original not in (None, length):
         raise ValueError("rope_type 'dynamic' grows from max_position_embeddings; "
                          f"set it to original_max_position_embeddings ({original})")  # fmt: skip
-    if kind == "linear" and original is None:
-        original = _linear_window(length, Linear(_number(spec, "factor")).factor)
+    if original is not None and original > length:
+        raise ValueError(f"original_max_position_embeddings {original} is longer than max_position_embeddings "
+                         f"{length}; one of the two is wrong")  # fmt: skip
     window = length if original is None else original
+    if factor is not None and not factor * window < LONGEST:
+        raise ValueError(f"factor {factor:g} times {window} tokens is more than the {LONGEST - 1} positions there are")
     return theta, window, _scaling(kind, spec | {"partial_rotary_factor": partial}, window, length)
 
 
@@ -156,7 +160,10 @@ def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
         if form is None:
             continue
         if not isinstance(form, dict):
-            raise ValueError(f"{name} must be an object, got {form!r}")
+            raise ValueError(f"{name} must be an object, got {repr(form)[:80]}")
+        for key in ("rope_type", "type"):
+            if form.get(key) is not None and not isinstance(form[key], str):
+                raise ValueError(f"{key} must be a name, got {repr(form[key])[:80]}")
         # "su" is what the first LongRoPE checkpoints call it.
         kinds = {"longrope" if form[key] == "su" else form[key] for key in ("rope_type", "type") if form.get(key)}
         if len(kinds) > 1:
@@ -169,35 +176,26 @@ def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
         keys = sorted(k for k in specs[0].keys() | specs[1].keys() if specs[0].get(k) != specs[1].get(k))
         raise ValueError(f"rope_scaling and rope_parameters contradict each other in {', '.join(keys)}; remove one")
     # Configs from before the key existed are Llama 1 and 2, whose code has this number in it.
-    theta = 10000.0 if theta is None else theta
-    return (specs[0] if specs else {}), _number({"rope_theta": theta}, "rope_theta")
+    theta = 10000.0 if theta is None else _number({"rope_theta": theta}, "rope_theta")
+    if theta <= 1:
+        raise ValueError(f"rope_theta must be more than 1, got {theta:g}")
+    return (specs[0] if specs else {}), theta
 
 
 def _agreeing(key: str, *places: dict[str, Any]) -> Any:
     """The value of `key` in whichever places have it, which must be the same."""
     values = [place[key] for place in places if place.get(key) is not None]
     if any(value != values[0] for value in values):
-        raise ValueError(f"{key} is given twice, as {values[0]} and {values[-1]}; remove the wrong one")
+        one, other = (repr(value)[:80] for value in (values[0], values[-1]))
+        raise ValueError(f"{key} is given twice, as {one} and {other}; remove the wrong one")
     return values[0] if values else None
 
 
 def _number(spec: dict[str, Any], key: str) -> float:
     value = spec.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{key} must be a number, got {value!r}" if key in spec else f"{key} is missing")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
+        raise ValueError(f"{key} must be a number, got {repr(value)[:80]}" if key in spec else f"{key} is missing")
     return float(value)
-
-
-def _linear_window(length: int, factor: float) -> int:
-    # Published checkpoints differ in what max_position_embeddings means here; the frequencies do not depend on it.
-    window = length / factor
-    if not window.is_integer():
-        raise ValueError(f"max_position_embeddings {length} is no multiple of the linear factor {factor}; "
-                         "add original_max_position_embeddings, the window before extension")  # fmt: skip
-    logging.getLogger("ctxext").warning(
-        "linear scaling without original_max_position_embeddings: max_position_embeddings %d is read as the extended "
-        "window, so the original one is %d; add the key if that is wrong", length, window)  # fmt: skip
-    return int(window)
 
 
 def _scaling(kind: str, spec: dict[str, Any], window: int, length: int) -> RopeScaling:

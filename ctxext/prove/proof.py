@@ -9,7 +9,7 @@ from ctxext import distributed, door
 from ctxext.files import write_json, write_text
 from ctxext.interop import hf, peft
 from ctxext.interop.card import with_proof
-from ctxext.interop.tensors import numpy_dtype
+from ctxext.interop.tensors import find_tensors, numpy_dtype
 from ctxext.interop.weights import slots, storage_dtype
 from ctxext.lm import LM
 from ctxext.prove.compare import compare
@@ -46,7 +46,7 @@ def prove(
     read = subject.open(ONE_DEVICE if against is None else against.mesh)
     ours = read if against is None else LM(against.config, read.params, against.tokenizer, scaling=against.scaling,
                                            mesh=against.mesh)  # fmt: skip
-    stored = "float32" if subject.adapter else storage_dtype(directory)  # the merged parameters are no file
+    stored = "float32" if subject.adapter else storage_dtype(find_tensors(directory).values())  # the merged parameters are no file
     different = [] if against is None else _different_weights(read.params, against.params, stored)
     config, _ = hf.read_config(subject.base)
     # A scaling is looked at beyond the window of pre-training, also if it declares none.
