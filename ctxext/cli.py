@@ -128,9 +128,12 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
         return
     if args.base:
         raise ValueError("--base belongs to --to peft")
-    lm = _open(args, rest)
-    seq_len = args.seq_len or (None if args.method else door.declared_window(args.source))
-    module.export(lm, args.out, to=args.to, dtype=args.dtype or "bfloat16", seq_len=seq_len)
+    if args.adapter or door.is_run(door.locate(args.source)):
+        seq_len = args.seq_len or (None if args.method else door.declared_window(args.source))
+        module.export(_open(args, rest), args.out, to=args.to, dtype=args.dtype or "bfloat16", seq_len=seq_len)
+    else:
+        module.convert(args.source, args.out, methods=_methods(args, rest), to=args.to, dtype=args.dtype,
+                       seq_len=args.seq_len)  # fmt: skip
     print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
 
 
@@ -147,10 +150,9 @@ def prove(args: argparse.Namespace, rest: list[str]) -> int:
 
 def import_(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
-    from ctxext import door
     from ctxext import export as module
 
-    module.export(door.load(args.source), args.out, dtype=args.dtype, seq_len=door.declared_window(args.source))
+    module.convert(args.source, args.out, dtype=args.dtype)
     print(f"wrote {args.out}")
 
 

@@ -1,5 +1,6 @@
 """A model one can ask, written for other readers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from ctxext.config import LlamaConfig
 from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
 from ctxext.interop import hf, peft
+from ctxext.interop.weights import find_weights, storage_dtype
 from ctxext.lm import LM
 from ctxext.methods import label
+from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
 from ctxext.sharding import ONE_DEVICE, Mesh
+from ctxext.tokenizer import load_tokenizer
 from ctxext.trainable import LoRA
 
 FORMATS = ("hf",)
@@ -32,6 +36,29 @@ def export(
     check(lm.config, lm.scaling, lm.attention, to=to, dtype=dtype, seq_len=seq_len)
     hf.save(out, lm.config, lm.params, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len,
             max_shard_size=max_shard_size, card=card)  # fmt: skip
+    return Path(out)
+
+
+def convert(
+    source: str | Path, out: str | Path, *, methods: Iterable[RopeScaling | Attention] = (), to: str = "hf",
+    dtype: str | None = None, seq_len: int | None = None, max_shard_size: int = 5 * 10**9,
+) -> Path:  # fmt: skip
+    """Like `export`, for a checkpoint in HF format under `methods`: its parameters pass through one at a time.
+
+    `dtype`: by default as they are stored, or float32 if that is mixed; `seq_len`: by default the window L' that the
+    source declares, or factor x L where `methods` changes it. Raises ValueError as `export` and `door.load` do.
+    """
+    path, methods = door.locate(source), list(methods)
+    if door.is_run(path):
+        raise ValueError(f"{source} is a run directory, which is no HF checkpoint; write one with: ctxext export")
+    config, scaling = hf.read_config(path)
+    lm = LM(config, param_shapes(config), load_tokenizer(path), scaling=scaling).with_method(*methods)
+    tensors = find_weights(path, config)
+    dtype = dtype or storage_dtype(tensors.values())
+    seq_len = seq_len or (None if methods else hf.window(path))
+    check(config, lm.scaling, lm.attention, to=to, dtype=dtype, seq_len=seq_len)
+    hf.write(out, config, tensors, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len,
+             max_shard_size=max_shard_size)  # fmt: skip
     return Path(out)
 
 

@@ -53,8 +53,23 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be what it should be") from None
     except ValueError as error:  # also bytes that are no text
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def within(directory: str | Path, name: str) -> Path:
+    """The path of the file `name` in `directory`.
+
+    Raises ValueError if it is a link to somewhere else, other than from a snapshot of the hub's cache to its blobs.
+    """
+    path, home = Path(directory) / name, Path(directory).resolve()
+    target = path.resolve()
+    cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
+    if not any(target.is_relative_to(place) for place in (home, *cache)):
+        raise ValueError(f"{path} is a link to {target}, outside the directory; put a copy there instead")
+    return path
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:

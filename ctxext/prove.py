@@ -18,7 +18,7 @@ from ctxext.files import write_json, write_text
 from ctxext.interop import hf
 from ctxext.interop.card import with_proof
 from ctxext.interop.numpy_reader import NumpyReader
-from ctxext.interop.tensors import numpy_dtype
+from ctxext.interop.tensors import find_tensors, numpy_dtype
 from ctxext.interop.weights import slots, storage_dtype
 from ctxext.lm import LM
 from ctxext.rope import Angles, Rope, RopeBase, RopeScaling
@@ -71,7 +71,7 @@ def prove(directory: str | Path, *, against: LM | None = None) -> dict[str, Any]
     ValueError for a directory that cannot be read, OSError if it cannot be written.
     """
     directory = Path(directory)
-    stored = storage_dtype(directory)
+    stored = storage_dtype(find_tensors(directory).values())
     itself = against is None
     against = door.load(directory) if against is None else against
     config, _ = hf.read_config(directory)

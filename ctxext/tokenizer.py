@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ctxext.files import read_json
+from ctxext.files import read_json, within
 
 MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 PROBES = (
@@ -122,7 +122,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """
     directory = Path(directory)
     names = (MODEL, JSON, CONFIG, "chat_template.jinja")
-    files = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+    files = {name: within(directory, name).read_bytes() for name in names if (directory / name).is_file()}
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(f"{directory} has neither {MODEL} nor {JSON}; copy the tokenizer of the model there")
     for name in files.keys() & {JSON, CONFIG}:

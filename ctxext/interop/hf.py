@@ -6,10 +6,10 @@ from typing import Any
 
 from ctxext import distributed
 from ctxext.config import LlamaConfig
-from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
+from ctxext.files import atomic_directory, check_free, read_json, within, write_bytes, write_json, write_text
 from ctxext.interop.card import model_card
 from ctxext.interop.ropespec import lower_hf, raise_hf
-from ctxext.interop.tensors import numpy_dtype, write_tensors
+from ctxext.interop.tensors import Entry, numpy_dtype, write_tensors
 from ctxext.interop.weights import entries, load_params
 from ctxext.model import Params
 from ctxext.rope import RopeScaling
@@ -30,7 +30,7 @@ def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
 
     Raises ValueError naming the key for another model_type, missing or contradictory keys, and unknown scalings.
     """
-    path = Path(directory) / "config.json"
+    path = within(directory, "config.json")
     try:
         return _read(read_json(path))
     except ValueError as error:
@@ -91,15 +91,24 @@ def save(
     directory: str | Path, config: LlamaConfig, params: Params, scaling: RopeScaling, tokenizer: Tokenizer, *,
     dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
+    """`write` for a tree of parameters. Raises ValueError if it does not have the shapes of `config`."""
+    write(directory, config, entries(config, params), scaling, tokenizer, dtype=dtype, seq_len=seq_len,
+          max_shard_size=max_shard_size, card=card)  # fmt: skip
+
+
+def write(
+    directory: str | Path, config: LlamaConfig, tensors: dict[str, Entry], scaling: RopeScaling, tokenizer: Tokenizer,
+    *, dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write an HF directory that stock readers load; all of it or nothing. `seq_len`: the extended window L', tokens.
 
+    `tensors`: by their names in this format, read and written one at a time.
     Raises ValueError for what the format cannot say and for an existing directory, OSError if the disk is full.
     """
     numpy_dtype(dtype)
     tokenizer.check_fits(config.vocab_size)
     settings = config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
     length = settings["max_position_embeddings"]
-    tensors = entries(config, params)
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": settings["eos_token_id"], "do_sample": True,
                   "temperature": 0.6, "top_p": 0.9}  # fmt: skip
     check_free(directory)

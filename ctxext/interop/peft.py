@@ -11,7 +11,7 @@ import jax
 
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, read_json, write_json
-from ctxext.interop.tensors import cast, numpy_dtype, open_tensors, write_file
+from ctxext.interop.tensors import Entry, find_tensors, write_file
 from ctxext.interop.weights import Slot, assemble, slots
 from ctxext.model import Params
 from ctxext.trainable import LoRA, join
@@ -39,10 +39,10 @@ def save(directory: str | Path, config: LlamaConfig, lora: LoRA, params: Params,
     _check_tied(config, lora)
     _, rest = lora.shapes(config)
     mine = {name: slot for name, slot in slots(join(params, rest)).items() if not _is_shape(slot.leaf)}
-    arrays = {PREFIX + name: cast(slot.get(), numpy_dtype("float32"), name) for name, slot in mine.items()}
     with atomic_directory(directory) as out:
         write_json(out / CONFIG, config_json(lora, base))
-        write_file(out / TENSORS, arrays)
+        tensors = {PREFIX + name: Entry(slot.shape, "float32", slot.get) for name, slot in mine.items()}
+        write_file(out / TENSORS, tensors, "float32")
 
 
 def config_json(lora: LoRA, base: str) -> dict[str, Any]:
@@ -71,21 +71,21 @@ def read(directory: str | Path, config: LlamaConfig) -> tuple[LoRA, Params]:
     if data.get("init_lora_weights") not in PLAIN_INITS:
         raise ValueError(f"{path}: init_lora_weights {data['init_lora_weights']!r} changes the base too; merge the "
                          "adapter with PEFT and import the result")  # fmt: skip
-    with open_tensors(directory, TENSORS) as stored:
-        names = [name.removeprefix(PREFIX) for name in stored]
-        targets = {match[1]: None for name in names if (match := re.search(r"(\w+)\.lora_[AB]\.weight$", name))}
-        also = (part for part, modules in MODULES.items() if any(x.split(".")[-2] in modules for x in names))
-        try:
-            lora = LoRA(rank=data["r"], alpha=float(data["lora_alpha"]), dropout=float(data.get("lora_dropout") or 0),
-                        targets=tuple(targets), rslora=bool(data.get("use_rslora")), also=tuple(also))  # fmt: skip
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: r or lora_alpha is missing or no number ({error})") from None
-        _check_tied(config, lora)
-        shapes, rest = lora.shapes(config)
-        mine = {id(leaf) for leaf in jax.tree.leaves(shapes)}
-        expected = {PREFIX + k: slot for k, slot in slots(join(shapes, rest)).items() if id(slot.leaf) in mine}
-        _check(directory, {name: entry.shape for name, entry in stored.items()}, expected)
-        return lora, assemble(shapes, expected, stored)
+    stored = find_tensors(directory, TENSORS)
+    names = [name.removeprefix(PREFIX) for name in stored]
+    targets = {match[1]: None for name in names if (match := re.search(r"(\w+)\.lora_[AB]\.weight$", name))}
+    also = (part for part, modules in MODULES.items() if any(x.split(".")[-2] in modules for x in names))
+    try:
+        lora = LoRA(rank=data["r"], alpha=float(data["lora_alpha"]), dropout=float(data.get("lora_dropout") or 0),
+                    targets=tuple(targets), rslora=bool(data.get("use_rslora")), also=tuple(also))  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: r or lora_alpha is missing or no number ({error})") from None
+    _check_tied(config, lora)
+    shapes, rest = lora.shapes(config)
+    mine = {id(leaf) for leaf in jax.tree.leaves(shapes)}
+    expected = {PREFIX + k: slot for k, slot in slots(join(shapes, rest)).items() if id(slot.leaf) in mine}
+    _check(directory, {name: entry.shape for name, entry in stored.items()}, expected)
+    return lora, assemble(shapes, expected, stored)
 
 
 def _is_shape(leaf: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ctxext.config import LlamaConfig
 from ctxext.distributed import gather
-from ctxext.interop.tensors import DTYPES, Entry, Index, cast, numpy_dtype, open_tensors
+from ctxext.interop.tensors import Entry, Index, cast, find_tensors, numpy_dtype
 from ctxext.model import Params, param_shapes
 
 # The last part of a tensor's name, where it is not "weight"; adapters as PEFT calls them.
@@ -81,6 +81,20 @@ def entries(config: LlamaConfig, params: Params) -> dict[str, Entry]:
     return {name: Entry(slot.shape, "", slot.get) for name, slot in given.items()}
 
 
+def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, Entry]:
+    """Tensors of an HF directory before they are read: those of `entries`, for parameters that only pass through.
+
+    Raises ValueError naming the tensor for one that is missing, unknown or of another shape.
+    """
+    found = {name: entry for name, entry in find_tensors(directory).items() if not DERIVED.fullmatch(name)}
+    if config.num_hidden_layers > len(found):  # before anything is made for each layer
+        raise ValueError(f"config.json in {directory} says {config.num_hidden_layers} layers, but there are "
+                         f"{len(found)} tensors in all; one of the two is of another model")  # fmt: skip
+    expected = {name: slot.shape for name, slot in slots(param_shapes(config)).items()}
+    _check(directory, config, found, expected)
+    return {name: found[name] for name in expected}
+
+
 def whole(leaf: Any, read: Callable[[Index], np.ndarray]) -> np.ndarray:
     """All of a leaf, in host memory."""
     return read(tuple(slice(0, size) for size in leaf.shape))
@@ -101,11 +115,7 @@ def load_params(
     """
     numpy_dtype(dtype)
     shapes = param_shapes(config, dtype) if shapes is None else shapes
-    with open_tensors(directory) as found:
-        stored = {name: entry for name, entry in found.items() if not DERIVED.fullmatch(name)}
-        expected = slots(shapes)
-        _check(directory, config, stored, {name: slot.shape for name, slot in expected.items()})
-        return assemble(shapes, expected, stored, make)
+    return assemble(shapes, slots(shapes), find_weights(directory, config), make)
 
 
 def assemble(
@@ -158,8 +168,7 @@ def _check(directory: Any, config: LlamaConfig, stored: dict[str, Entry], expect
                          f"first {unknown[0]}{hint}")  # fmt: skip
 
 
-def storage_dtype(directory: str | Path) -> str:
-    """The widest dtype of the weights in an HF directory, e.g. "bfloat16"; reads headers only."""
-    with open_tensors(directory) as found:
-        names = {entry.dtype for entry in found.values()}
-    return names.pop() if len(names) == 1 else max(names, key=lambda name: DTYPES[name].itemsize)
+def storage_dtype(tensors: Iterable[Entry]) -> str:
+    """The dtype that holds all of them exactly: their own, or float32 if they have several."""
+    names = {entry.dtype for entry in tensors}
+    return names.pop() if len(names) == 1 else "float32"
