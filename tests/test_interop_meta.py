@@ -6,6 +6,7 @@ import json
 import math
 import os
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,8 +16,11 @@ import torch
 from llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 from safetensors.numpy import load_file
 
+from ctxext import door
+from ctxext.cli import main
 from ctxext.config import SHAPES
-from ctxext.interop import meta
+from ctxext.export import convert
+from ctxext.interop import meta, pth, pth_writer
 from ctxext.interop.meta_layout import halves, neighbours, part, place
 from ctxext.interop.tensors import DTYPES
 from ctxext.interop.weights import entries, slots
@@ -167,6 +171,29 @@ def test_layouts_of_the_published_models(tmp_path, monkeypatch, shape, shards, f
     assert held[f"{last}.feed_forward.w1.weight"] == held[f"{last}.feed_forward.w3.weight"] == (F // shards, D)
     copies = (2 * config.num_hidden_layers + 1) * D * (shards - 1)
     assert shards * sum(map(math.prod, held.values())) == files + copies
+
+
+def test_ranges_of_bytes_in_a_shard_of_70_billion(tmp_path):
+    """A sparse file as long as the real one, and a few numbers where the last layer's must lie."""
+    config = SHAPES["llama2-70b"]
+    shapes = {place(name)[0]: part(slot.shape, place(name)[1], 8)
+              for name, slot in slots(param_shapes(config)).items()}  # fmt: skip
+    records, end = {}, 64
+    for i, shape in enumerate(shapes.values()):
+        records[f"data/{i}"] = pth._Record(end, 2 * math.prod(shape), 0)
+        end += 2 * math.prod(shape)
+    assert end > 17e9
+    name = "layers.79.feed_forward.w2.weight"
+    start = records[f"data/{list(shapes).index(name)}"].start
+    with (tmp_path / "x.pth").open("wb") as file:
+        file.seek(start + 2 * (8191 * 28672 // 8 + 5))  # last row, column 5
+        file.write(np.array([1.5, -2.5], DTYPES["bfloat16"]).tobytes())
+        file.truncate(end)
+    found = pth._tensors(tmp_path / "x.pth", pth_writer._pickle(shapes, "bfloat16"), records)
+    assert {name: entry.shape for name, entry in found.items()} == shapes
+    corner = found[name].read((slice(8190, 8192), slice(4, 8)))
+    np.testing.assert_array_equal(corner.astype(np.float32), [[0, 0, 0, 0], [0, 1.5, -2.5, 0]])
+    assert not found["output.weight"].read((slice(3990, 4000), slice(0, 8192))).any()
 
 
 def test_params_json_is_that_of_the_published_models():
@@ -343,3 +370,41 @@ def test_a_damaged_directory_gives_one_clear_line(tmp_path, damage, message):
         for entry in meta.read(out).tensors.values():
             entry.read()
     assert "\n" not in str(error.value)
+
+
+def test_the_command_line(tmp_path, capsys):
+    """The bundled model goes to Meta's format and back, and the way out of a checkpoint that torch wrote."""
+    argv = ["export", "tiny-llama", "--method", "yarn", "--factor", "4", "--to", "meta", "--dtype", "f32"]
+    assert main([*argv, "--shards", "2", "--out", str(tmp_path / "meta")]) == 0
+    assert main(["import", str(tmp_path / "meta"), "--out", str(tmp_path / "hf")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'meta'}\nwrote {tmp_path / 'hf'}\n"
+    base, hf, ours = (door.load(path) for path in ("tiny-llama", tmp_path / "hf", tmp_path / "meta"))
+    wanted, found, loaded = (slots(lm.params) for lm in (base, hf, ours))
+    assert hf.scaling == ours.scaling == Yarn(4.0) and hf.config == ours.config
+    assert base.config.tie_word_embeddings  # which the format does not know
+    wanted["lm_head.weight"] = wanted["model.embed_tokens.weight"]
+    assert wanted.keys() == found.keys()
+    for name, slot in wanted.items():
+        np.testing.assert_array_equal(found[name].get(), slot.get(), name)
+        np.testing.assert_array_equal(loaded[name].get(), slot.get(), name)
+    out = foreign(tmp_path / "m", shards=2)
+    assert main(["import", str(out), "--out", str(tmp_path / "n")]) == 2
+    assert "give it with --original" in capsys.readouterr().err
+    assert main(["import", str(out), "--original", "64", "--out", str(tmp_path / "n")]) == 0
+    assert door.load(tmp_path / "n").config == dataclasses.replace(BASE, max_position_embeddings=64)
+    assert main(["import", str(tmp_path / "n"), "--original", "64", "--out", str(tmp_path / "o")]) == 2
+    assert main(["export", "tiny-llama", "--to", "meta", "--shards", "3", "--out", str(tmp_path / "o")]) == 2
+    assert "does not make 3 equal shards" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_an_import_holds_one_tensor_and_no_more(tmp_path):
+    """Wide layers: what numpy holds at most is a small part of the checkpoint."""
+    config = dataclasses.replace(SHARDS[8], intermediate_size=1024, num_hidden_layers=8)
+    out = save(tmp_path / "m", config, dtype="bfloat16", shards=2)
+    total = sum(path.stat().st_size for path in out.glob("*.pth"))
+    convert(out, tmp_path / "first")
+    tracemalloc.start()
+    convert(out, tmp_path / "hf")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 2 * 6e6 and peak < total / 4

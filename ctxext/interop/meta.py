@@ -4,7 +4,6 @@ params.json knows theta alone, so that rope.json beside it says the window and t
 """
 
 import contextlib
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
 from ctxext.interop.tensors import Entry, cast, numpy_dtype
-from ctxext.interop.weights import slots
+from ctxext.interop.weights import Checkpoint, slots
 from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
 from ctxext.tokenizer import MODEL, Tokenizer, load_tokenizer
@@ -30,19 +29,9 @@ KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_mul
 DERIVED = "rope.freqs"  # a buffer that follows from params.json
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A Meta directory: shape, scaling, extended window L' in tokens, and its tensors by HF's names and layout."""
-
-    config: LlamaConfig
-    scaling: RopeScaling
-    window: int
-    tensors: dict[str, Entry]
-    tokenizer: Tokenizer
-
-
 def is_meta(directory: Path) -> bool:
-    return (directory / PARAMS).is_file()
+    """True for a directory in Meta's format, not in Hugging Face's."""
+    return (directory / PARAMS).is_file() and not (directory / "config.json").is_file()
 
 
 def save(

@@ -130,7 +130,7 @@ def _interpret(pickled: bytes, storage: Callable[..., _Storage], tensor: Callabl
     """What data.pkl says, by the opcodes that torch.save uses for tensors; any other is refused."""
     stack: list[Any] = []
     marks: list[list[Any]] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for opcode, arg, _ in pickletools.genops(pickled):
         match opcode.name:
             case "PROTO":
