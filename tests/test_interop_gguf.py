@@ -101,6 +101,26 @@ def test_tensors_are_those_of_the_model(tmp_path, tied, dtype):
     assert keys["general.file_type"] == library.LlamaFileType["ALL_F32" if dtype == "float32" else f"MOSTLY_{stored}"]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_reads_weights_shape_and_token_ids(tmp_path, tied):
+    import torch
+    import transformers
+
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+    save(tmp_path / "m.gguf", config)
+    options = {"gguf_file": "m.gguf"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options)
+    state = model.state_dict()
+    for name, slot in slots(random_params(config)).items():
+        np.testing.assert_array_equal(state[name].numpy(), slot.get(), name)
+    for key in ("vocab_size", "num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings",
+                "bos_token_id", "eos_token_id"):  # fmt: skip
+        assert getattr(model.config, key) == getattr(config, key)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, **options)
+    for text in ("Hello  world", "def f(x):\n\treturn x", "naïve 日本語"):
+        assert theirs(text)["input_ids"] == tokenizer().encode(text, bos=True)
+
+
 def test_keys_are_the_shape_of_the_model(tmp_path):
     keys, _ = read(save(tmp_path / "m.gguf", scaling=Yarn(4.0)))
     assert keys | {
