@@ -4,6 +4,12 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def _dtype(name: str) -> str:
+    return DTYPES.get(name, name)
+
 
 class Parser(argparse.ArgumentParser):
     """One line for a wrong option, as for any other bad input."""
@@ -101,23 +107,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-length", type=int, metavar="N", help="tokens; default: the window of pre-training")
     sub.add_argument("--seed", type=int, default=0, help="of tasks that sample")
     sub.add_argument("--out", type=Path, help="directory for harness/; default: the run, or runs/eval-<name>")
-    sub = command("export", "write a run or an HF directory for other readers", json_too=False)
+    sub = command("export", "write a run or a checkpoint for other readers", json_too=False)
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
-    sub.add_argument("--to", choices=["hf", "peft"], default="hf", help="a whole model, or what a LoRA run trained")
+    sub.add_argument("--to", choices=["hf", "meta", "gguf", "peft"], default="hf",
+                     help="a whole model (gguf: one file), or what a LoRA run trained")
     sub.add_argument("--out", required=True)
     sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
-    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in HF_DIR, else bfloat16")
+    sub.add_argument("--dtype", type=_dtype, choices=[*DTYPES.values(), "q8_0"],
+                     help="or f32, f16, bf16; q8_0: of gguf (default: as in HF_DIR, else bfloat16)")
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
+    sub.add_argument("--shards", type=int, metavar="N", help="meta: consolidated.NN.pth files (default: by size)")
     sub = command("prove", "reload an export, or a PEFT adapter on its base, in independent readers and compare")
     sub.add_argument("source", metavar="DIR")
     sub.add_argument("--against", metavar="RUN|HF_DIR", help="compare with this model instead of the export itself; "
                      "of an adapter, an HF_DIR is the base")  # fmt: skip
     checkpoint_option(sub)
-    sub = command("import", "check an HF checkpoint and write it as a base directory", json_too=False)
+    sub = command("import", "check an HF or Meta checkpoint and write it as a base directory", json_too=False)
     sub.add_argument("source", metavar="SRC")
     sub.add_argument("--out", required=True)
-    sub.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as it is stored")
+    sub.add_argument("--dtype", type=_dtype, choices=[*DTYPES.values()], help="default: as it is stored")
+    sub.add_argument("--original", type=int, help="Meta: the window L of pre-training, which the format does not say")
     sub = command("generate", "continue a prompt", json_too=False)
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)

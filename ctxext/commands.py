@@ -129,7 +129,7 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import export as module
 
     if args.to == "peft":
-        if rest or args.method or args.attention or args.adapter or args.dtype or args.seq_len:
+        if rest or args.method or args.attention or args.adapter or args.dtype or args.seq_len or args.shards:
             raise ValueError("--to peft writes what a run trained, as it is, in float32; it takes --base and --out")
         module.export_adapter(args.source, args.out, base=args.base, checkpoint=args.checkpoint, mesh=_mesh(args),
                               trust=args.trust_run)  # fmt: skip
@@ -139,11 +139,12 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError("--base belongs to --to peft")
     if args.adapter or door.is_run(door.locate(args.source)):
         seq_len = args.seq_len or (None if args.method else door.declared_window(args.source))
-        module.export(_open(args, rest), args.out, to=args.to, dtype=args.dtype or "bfloat16", seq_len=seq_len)
+        module.export(_open(args, rest), args.out, to=args.to, dtype=args.dtype or "bfloat16", seq_len=seq_len,
+                      shards=args.shards)  # fmt: skip
     else:
         module.convert(args.source, args.out, methods=_methods(args, rest), to=args.to, dtype=args.dtype,
-                       seq_len=args.seq_len)  # fmt: skip
-    print(f"wrote {args.out}; check it with: ctxext prove {args.out}")
+                       seq_len=args.seq_len, shards=args.shards)  # fmt: skip
+    print(f"wrote {args.out}" + f"; check it with: ctxext prove {args.out}" * (args.to == "hf"))
 
 
 def prove(args: argparse.Namespace, rest: list[str]) -> int:
@@ -159,7 +160,7 @@ def import_(args: argparse.Namespace, rest: list[str]) -> None:
     _refuse(rest)
     from ctxext import export as module
 
-    module.convert(args.source, args.out, dtype=args.dtype)
+    module.convert(args.source, args.out, dtype=args.dtype, original=args.original)
     print(f"wrote {args.out}")
 
 

@@ -15,7 +15,8 @@ from ctxext.checkpoint import find_step, load_params
 from ctxext.config import LlamaConfig
 from ctxext.experiment import BUNDLED, Experiment, from_json
 from ctxext.files import read_json
-from ctxext.interop import hf, hub, peft
+from ctxext.interop import hf, hub, meta, peft
+from ctxext.interop.weights import Checkpoint, assemble, find_weights, slots
 from ctxext.lm import LM
 from ctxext.model import Params, init_params, param_shapes
 from ctxext.rope import Angles, RopeScaling, Unscaled
@@ -37,10 +38,24 @@ def is_run(path: Path) -> bool:
     return (path / "base" / "model.json").is_file()
 
 
+def read_checkpoint(path: Path, original: int | None = None) -> Checkpoint:
+    """A directory in HF or Meta format, before its numbers are read.
+
+    `original`: the window of pre-training in tokens, which Meta's own checkpoints do not say.
+    """
+    if meta.is_meta(path):
+        return meta.read(path, original)
+    if original is not None:
+        raise ValueError(f"--original is for Meta's format; config.json in {path} says the window of pre-training")
+    config, scaling = hf.read_config(path)
+    tokenizer = load_tokenizer(path)
+    return Checkpoint(config, scaling, hf.window(path), find_weights(path, config), tokenizer)
+
+
 def declared_window(source: str | Path) -> int | None:
     """The extended window L' that an HF directory declares, which need not be factor x L; None for a run."""
     path = locate(source)
-    return None if is_run(path) else hf.window(path)
+    return None if is_run(path) else read_checkpoint(path).window if meta.is_meta(path) else hf.window(path)
 
 
 def step_of(source: str | Path, checkpoint: int | str = "latest") -> int:
@@ -124,10 +139,10 @@ def load(
         attention = from_json(read_json(run.config_file)["attention"], trust=trust)
         lm = LM(config, params, load_tokenizer(path / "base"), scaling=scaling, attention=attention, **options)
     else:
-        config, scaling = hf.read_config(path)
-        tokenizer = load_tokenizer(path)
-        params = hf.load_params(path, config, dtype, shapes=mesh.shard(param_shapes(config, dtype)), make=_spread)
-        lm = LM(config, params, tokenizer, scaling=scaling, **options)
+        found = read_checkpoint(path)
+        shapes = mesh.shard(param_shapes(found.config, dtype))
+        params = assemble(shapes, slots(shapes), found.tensors, _spread)
+        lm = LM(found.config, params, found.tokenizer, scaling=found.scaling, **options)
     if adapter is not None:
         lm = adapted(lm, Path(adapter))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())

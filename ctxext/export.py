@@ -11,55 +11,71 @@ from ctxext.attention import Attention, Causal
 from ctxext.config import LlamaConfig
 from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
-from ctxext.interop import hf, peft
-from ctxext.interop.weights import find_weights, storage_dtype
+from ctxext.interop import gguf, hf, meta, peft
+from ctxext.interop.tensors import Entry
+from ctxext.interop.weights import entries, storage_dtype
 from ctxext.lm import LM
 from ctxext.methods import label
 from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
 from ctxext.sharding import ONE_DEVICE, Mesh
-from ctxext.tokenizer import load_tokenizer
 from ctxext.trainable import LoRA
 
-FORMATS = ("hf",)
+FORMATS = ("hf", "meta", "gguf")
 
 
 def export(
     lm: LM, out: str | Path, *, to: str = "hf", dtype: str = "bfloat16", seq_len: int | None = None,
-    card: dict[str, Any] | None = None, max_shard_size: int = 5 * 10**9,
+    card: dict[str, Any] | None = None, max_shard_size: int = 5 * 10**9, shards: int | None = None,
 ) -> Path:  # fmt: skip
-    """Write `lm` to the directory `out`; `seq_len` is the extended window L' in tokens, factor x L if None.
+    """Write `lm` to the directory `out`, for gguf to the file `out`; `seq_len`: the extended window L', tokens.
 
-    Raises ValueError, before anything is written, for a format, dtype or method that cannot be written down.
+    That is factor x L if None. `shards`: of meta, by default as many as Meta ships for that size; `card`,
+    `max_shard_size`: of hf. Raises ValueError, before anything is written, for a format, dtype or method that cannot
+    be written down.
     """
-    check(lm.config, lm.scaling, lm.attention, to=to, dtype=dtype, seq_len=seq_len)
-    hf.save(out, lm.config, lm.params, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len,
-            max_shard_size=max_shard_size, card=card)  # fmt: skip
-    return Path(out)
+    return _write(lm, entries(lm.config, lm.params), Path(out), to=to, dtype=dtype, seq_len=seq_len, card=card,
+                  max_shard_size=max_shard_size, shards=shards)  # fmt: skip
 
 
 def convert(
     source: str | Path, out: str | Path, *, methods: Iterable[RopeScaling | Attention] = (), to: str = "hf",
-    dtype: str | None = None, seq_len: int | None = None, max_shard_size: int = 5 * 10**9,
+    dtype: str | None = None, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, shards: int | None = None,
+    original: int | None = None,
 ) -> Path:  # fmt: skip
-    """Like `export`, for a checkpoint in HF format under `methods`: its parameters pass through one at a time.
+    """Like `export`, for a checkpoint in HF or Meta format: its parameters pass through one at a time.
 
     `dtype`: by default as they are stored, or float32 if that is mixed; `seq_len`: by default the window L' that the
-    source declares, or factor x L where `methods` changes it. Raises ValueError as `export` and `door.load` do.
+    source declares, or factor x L where `methods` changes it; `original`: the window L where the source, in Meta
+    format, does not say it. Raises ValueError as `export` and `door.load` do.
     """
     path, methods = door.locate(source), list(methods)
     if door.is_run(path):
         raise ValueError(f"{source} is a run directory, which is no HF checkpoint; write one with: ctxext export")
-    config, scaling = hf.read_config(path)
-    lm = LM(config, param_shapes(config), load_tokenizer(path), scaling=scaling).with_method(*methods)
-    tensors = find_weights(path, config)
-    dtype = dtype or storage_dtype(tensors.values())
-    seq_len = seq_len or (None if methods else hf.window(path))
-    check(config, lm.scaling, lm.attention, to=to, dtype=dtype, seq_len=seq_len)
-    hf.write(out, config, tensors, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len,
-             max_shard_size=max_shard_size)  # fmt: skip
-    return Path(out)
+    found = door.read_checkpoint(path, original)
+    lm = LM(found.config, param_shapes(found.config), found.tokenizer, scaling=found.scaling).with_method(*methods)
+    dtype = dtype or storage_dtype(found.tensors.values())
+    seq_len = seq_len or (None if methods else found.window)
+    return _write(lm, found.tensors, Path(out), to=to, dtype=dtype, seq_len=seq_len, card=None,
+                  max_shard_size=max_shard_size, shards=shards)  # fmt: skip
+
+
+def _write(
+    lm: LM, tensors: dict[str, Entry], out: Path, *, to: str, dtype: str, seq_len: int | None,
+    card: dict[str, Any] | None, max_shard_size: int, shards: int | None,
+) -> Path:  # fmt: skip
+    check(lm.config, lm.scaling, lm.attention, to=to, dtype=dtype, seq_len=seq_len)
+    if shards is not None and to != "meta":
+        raise ValueError("shards are counted in Meta's format alone; --shards belongs to --to meta")
+    if to == "meta":
+        meta.save(out, lm.config, tensors, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len, shards=shards)
+    elif to == "gguf":
+        gguf.save(out, lm.config, tensors, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len)
+    else:
+        hf.write(out, lm.config, tensors, lm.scaling, lm.tokenizer, dtype=dtype, seq_len=seq_len,
+                 max_shard_size=max_shard_size, card=card)  # fmt: skip
+    return out
 
 
 def check(
@@ -72,7 +88,12 @@ def check(
         raise ValueError(f"{type(attention).__name__} is a way to run a model that the {to} format has no field for; "
                          "export with causal attention (in an experiment: export=None) and choose it again when "
                          "loading")  # fmt: skip
-    hf.config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
+    if to == "meta":
+        meta.check(config, scaling, dtype=dtype, seq_len=seq_len)
+    elif to == "gguf":
+        gguf.check(config, scaling, dtype=dtype, seq_len=seq_len)
+    else:
+        hf.config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
 
 
 def export_adapter(

@@ -174,8 +174,8 @@ def test_the_readers_independence():
 
 def test_what_the_format_cannot_say_is_refused(tmp_path):
     lm = model()
-    with pytest.raises(ValueError, match="no format 'gguf'; known: hf"):
-        export(lm, tmp_path / "m", to="gguf")
+    with pytest.raises(ValueError, match="no format 'onnx'; known: hf, meta, gguf"):
+        export(lm, tmp_path / "m", to="onnx")
     with pytest.raises(ValueError, match="SelfExtend is a way to run a model that the hf format has no field for"):
         export(lm.with_method(SelfExtend(group_size=4, neighbor_window=16)), tmp_path / "m")
     with pytest.raises(ValueError, match="dtype 'float64' is not known"):

@@ -1,5 +1,6 @@
 """The parameter tree and Hugging Face's tensor names: unstack the layers, transpose the kernels."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +14,25 @@ from ctxext.config import LlamaConfig
 from ctxext.distributed import gather
 from ctxext.interop.tensors import Entry, Index, cast, find_tensors, numpy_dtype
 from ctxext.model import Params, param_shapes
+from ctxext.rope import RopeScaling
+from ctxext.tokenizer import Tokenizer
 
 # The last part of a tensor's name, where it is not "weight"; adapters as PEFT calls them.
 ENDINGS = {"bias": "bias", "lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 TRANSPOSED = ("kernel", "lora_a", "lora_b")
 # Buffers that older transformers saved; they follow from the configuration.
 DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A directory before its numbers are read. `window`: L' in tokens; `tensors`: by HF's names, in HF's layout."""
+
+    config: LlamaConfig
+    scaling: RopeScaling
+    window: int
+    tensors: dict[str, Entry]
+    tokenizer: Tokenizer
 
 
 class Slot(NamedTuple):

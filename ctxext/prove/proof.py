@@ -46,7 +46,8 @@ def prove(
     read = subject.open(ONE_DEVICE if against is None else against.mesh)
     ours = read if against is None else LM(against.config, read.params, against.tokenizer, scaling=against.scaling,
                                            mesh=against.mesh)  # fmt: skip
-    stored = "float32" if subject.adapter else storage_dtype(find_tensors(directory).values())  # the merged parameters are no file
+    # The merged parameters of an adapter are no file.
+    stored = "float32" if subject.adapter else storage_dtype(find_tensors(directory).values())
     different = [] if against is None else _different_weights(read.params, against.params, stored)
     config, _ = hf.read_config(subject.base)
     # A scaling is looked at beyond the window of pre-training, also if it declares none.
