@@ -156,7 +156,7 @@ class LM:
 
     def stream(
         self, tokens: Any, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
-        eos_token_id: int | Sequence[int] | None = None, semantics: Semantics = "frozen", chunk: int = 8,
+        eos_token_id: int | Sequence[int] | None = None, semantics: Semantics = "frozen", chunk: int = 4,
     ) -> Iterator[list[int]]:  # fmt: skip
         """What `generate` writes behind the one prompt `tokens`, as it comes: one token, then `chunk` at a time.
 

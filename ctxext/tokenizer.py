@@ -11,6 +11,7 @@ from typing import Any
 from ctxext.files import read_json
 
 MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 PROBES = (
     "The quick brown fox; jumps over 12345 lazy dogs.", " leading", "trailing ", "two  spaces,   three", "a", " ", "  ",
     "\ttab\n\nlines\n", "1 2\r\n3", "def f(x):\n    return x ** 2  # note", "naïve café, über, ß", "日本語 and 中文",
@@ -38,8 +39,9 @@ class Tokenizer:
 
     def _read_sentencepiece(self, model: bytes) -> None:
         processor = _processor(model)
-        self._encode, self._decode = processor.encode, processor.decode
-        self.vocab_size = processor.vocab_size()
+        self.vocab_size = size = processor.vocab_size()
+        self._encode = processor.encode
+        self._decode = lambda ids: processor.decode([i for i in ids if i < size])  # behind it are special tokens only
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
 
     def _read_json(self, data: bytes) -> None:
@@ -59,11 +61,15 @@ class Tokenizer:
 
         self.bos_id, self.eos_id = special("bos_token"), special("eos_token")
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        """Token ids of `text`, behind a beginning-of-sequence id if `bos`. Raises ValueError if there is none."""
+    def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
+        """Token ids of `text`, behind a beginning-of-sequence id if `bos`. Raises ValueError if there is none.
+
+        `special`: a special token written out in the text, as in a rendered chat, is that token.
+        """
         if bos and self.bos_id is None:
             raise ValueError(f"this tokenizer has no beginning-of-sequence token; name its bos_token in {CONFIG}")
-        return ([self.bos_id] if bos and self.bos_id is not None else []) + list(self._encode(text))
+        ids = self._fast.encode(text, add_special_tokens=False).ids if special else self._encode(text)
+        return ([self.bos_id] if bos and self.bos_id is not None else []) + list(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; control tokens such as <s> leave no trace."""
@@ -84,8 +90,7 @@ class Tokenizer:
     def _fast(self) -> Any:
         import tokenizers
 
-        made = _json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
-        return tokenizers.Tokenizer.from_str(made.decode())
+        return tokenizers.Tokenizer.from_str(self.export_files(0)[JSON].decode())
 
     def check_fits(self, vocab_size: int) -> None:
         """Raise ValueError if an id would lie outside a model's vocabulary of `vocab_size`."""
@@ -121,7 +126,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises ValueError if neither is there, one cannot be read, or config.json says a smaller vocabulary.
     """
     directory = Path(directory)
-    names = (MODEL, JSON, CONFIG, "chat_template.jinja")
+    names = (MODEL, JSON, CONFIG, TEMPLATE)
     files = {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(f"{directory} has neither {MODEL} nor {JSON}; copy the tokenizer of the model there")

@@ -139,7 +139,7 @@ def test_a_stream_is_what_generate_writes(scaling, semantics, options):
         chunks = list(lm.stream(prompt, chunk=chunk, **options))
         assert list(map(len, chunks)) == sizes and sum(chunks, []) == whole
     for stop in (whole[0], whole[8], whole[9]):  # the last one of a chunk, and the first of the next
-        chunks = list(lm.stream(prompt, eos_token_id=stop, **options))
+        chunks = list(lm.stream(prompt, eos_token_id=stop, chunk=8, **options))
         assert sum(chunks, []) == whole[: whole.index(stop) + 1] and all(chunks)
 
 
