@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("bench", "what things cost here: items per second, time outside the model")
     sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
     sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")
-    command("methods", "every method: seam, paper, fields")
+    command("methods", "every method: seam, paper, fields, and the formats that can say it")
     sub = command("rope", "frequencies, attention factor and HF keys of methods")
     sub.add_argument(
         "names", metavar="METHOD", nargs="+", help="name or FILE.py:Class; fields go to each that has them"
