@@ -1,6 +1,7 @@
 """Conversations as a model was trained to read them: by the chat template that came with it."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,5 +80,6 @@ def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
     raise ValueError("the checkpoint has no chat template; give one with --chat-template FILE, in Jinja")
 
 
+@functools.lru_cache(maxsize=8)
 def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
     return json.loads(tokenizer.export_files(0)[CONFIG]) | json.loads(tokenizer.files.get(CONFIG, b"{}"))

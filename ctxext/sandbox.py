@@ -27,7 +27,7 @@ def render(template: str, variables: dict[str, Any]) -> str:
     except subprocess.TimeoutExpired as late:
         done = subprocess.CompletedProcess(late.cmd, -signal.SIGKILL, b"", b"")
     if done.returncode < 0:
-        raise ValueError(f"the chat template was stopped after {CPU} s; --chat-template FILE gives another")
+        raise ValueError(f"the chat template was stopped: it may run for {CPU} s; --chat-template FILE gives another")
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         raise ValueError(f"the chat template cannot be rendered: {said[-1]}; --chat-template FILE gives another")
