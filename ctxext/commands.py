@@ -165,15 +165,18 @@ def import_(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def generate(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import answer as module
+
+    if not args.chat and (args.chat_template or args.system):
+        raise ValueError("--chat-template and --system belong to --chat")
+    talk = args.chat and not args.json and args.prompt is args.prompt_file is None and sys.stdin.isatty()
+    asked = module.typed() if talk else [module.read_prompt(args.prompt, args.prompt_file)]
     lm = _open(args, rest)
-    eos = lm.config.eos_token_id
-    tokens = lm.generate(
-        [lm.tokenizer.encode(args.prompt, bos=True)], max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed, eos_token_id=eos,
-    )[0].tolist()  # fmt: skip
-    stops = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    ends = [tokens.index(stop) for stop in stops if stop in tokens]
-    print(lm.tokenizer.decode(tokens[: min(ends)] if ends else tokens))
+    writer = module.Writer(lm, module.stop_ids(lm, args.source), args.max_new_tokens, args.temperature, args.top_p,
+                           args.seed, quiet=args.json)  # fmt: skip
+    found = writer.converse(asked, args.system, args.chat_template) if args.chat else writer.go_on(*asked)
+    if args.json:
+        print(json.dumps(found.data))
 
 
 def report(args: argparse.Namespace, rest: list[str]) -> None:

@@ -1,21 +1,25 @@
-"""Decoding: one compiled prefill and loop, greedy or sampled.
+"""Decoding: a compiled prefill and a compiled loop that goes on from any state, greedy or sampled.
 
 Two semantics for scalings that depend on the length: `frozen` (one set of frequencies for the whole call, cached
 decoding equals recomputing) and `incremental` (the frequencies of step t are those of the length at step t; deeper
 layers' cached states keep the older ones, as in any cache).
 """
 
+import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attention, Kernel
-from ctxext.attention.cache import caches_rotated, decode, empty_cache, prefill
+from ctxext.attention.cache import Cache, caches_rotated, decode, empty_cache, prefill
 from ctxext.config import LlamaConfig
-from ctxext.model import Params, bind
+from ctxext.distributed import gather
+from ctxext.model import Llama, Params, bind
 from ctxext.rope import Float32Rotation, Rotation
 from ctxext.sharding import Mesh, over_devices
 
@@ -37,79 +41,150 @@ def sample_token(
     return jnp.take_along_axis(order, choice[:, None], -1)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
-def generate(
-    params: Params,
-    tokens: Int[Array, "b t"],
-    lengths: Int[Array, " b"],
-    given: Int[Array, "b k n"],
-    steps: Int[Array, ""],
-    rotations: Rotation | Float32Rotation,
-    key: Array,
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
-    stop: Int[Array, " e"],
-    *,
-    config: LlamaConfig,
-    attention: Attention,
-    kernel: Kernel,
-    dtype: str,
-    mesh: Mesh,
-    sample: bool,
-    incremental: bool,
-) -> tuple[Int[Array, "b k n"], Float[Array, "b k n"]]:
-    """The first `steps` of n new tokens of k branches for right-padded prompts, and -log p of each, nats.
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn, see `sample_token`; temperature 0: the most likely. Raises ValueError outside the range."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {self.temperature} and {self.top_p}")
+
+
+GREEDY = Sampling()
+
+
+class Asked(NamedTuple):
+    """What to write behind right-padded prompts: n new tokens of k branches each, fixed for a whole call.
 
     Branches share the prompt and its cache and do not see each other. Where `given` is not -1 it is the token, whatever
-    the model would have said. A branch that met a `stop` id of its own repeats it, for nothing; -1 in `stop` matches
-    nothing. With `incremental`, every leaf of `rotations` has a leading axis: the prompt's frequencies, then those of
-    each step.
+    the model would have said. -1 in `stop` matches nothing. With `incremental`, every leaf of `rotations` has a leading
+    axis: the prompt's frequencies, then those of each step.
     """
-    (B, T), (_, K, N) = tokens.shape, given.shape
+
+    lengths: Int[Array, " b"]
+    given: Int[Array, "b k n"]
+    rotations: Rotation | Float32Rotation
+    key: Array
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
+    stop: Int[Array, " e"]
+
+
+class State(NamedTuple):
+    """After `step` tokens: the last ones, the cache, all tokens so far and -log p of each in nats, who is done."""
+
+    step: Int[Array, ""]
+    token: Int[Array, "b k"]
+    cache: Cache
+    tokens: Int[Array, "b k n"]
+    nats: Float[Array, "b k n"]
+    done: Array
+
+
+def ask(
+    prompts: Sequence[np.ndarray], given: np.ndarray, rotations: Any, stop: Any, sampling: Sampling, *, size: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, Asked]:  # fmt: skip
+    """The prompts padded to `size` tokens, and the rest; padded as well, so that few programs are compiled."""
+    tokens = np.stack([np.pad(row, (0, size - len(row))) for row in prompts])
+    lengths = np.array([len(row) for row in prompts], np.int32)
+    given = np.pad(given, ((0, 0), (0, 0), (0, -given.shape[-1] % 32)), constant_values=-1)
+    ids = np.full(-(-max(len(stop), 1) // 4) * 4, -1, np.int32)
+    ids[: len(stop)] = stop
+    return mesh.rows(tokens), Asked(
+        mesh.rows(lengths), mesh.rows(given), rotations, jax.random.key(sampling.seed),
+        jnp.float32(sampling.temperature or 1.0), jnp.float32(sampling.top_p), jnp.asarray(ids),
+    )  # fmt: skip
+
+
+def states(
+    params: Params, tokens: jax.Array, asked: Asked, steps: int, chunk: int, options: dict[str, Any]
+) -> Iterator[State]:
+    """The state after one token and after each `chunk` more, until all are done; once if `chunk` is all of `steps`."""
+    state = begin(params, tokens, asked, **options)
+    for until in [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]:
+        state = advance(params, state, asked, jnp.int32(until), **options)
+        yield state
+        if gather(state.done).all():
+            return
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def begin(
+    params: Params, tokens: Int[Array, "b t"], asked: Asked, *, config: LlamaConfig, attention: Attention,
+    kernel: Kernel, dtype: str, mesh: Mesh, sample: bool, incremental: bool,
+) -> State:  # fmt: skip
+    """Read the prompts and write the first token of every branch."""
+    (B, T), (_, K, N) = tokens.shape, asked.given.shape
     model = bind(config, params)
-    rotated = caches_rotated(attention, incremental=incremental)
-
-    def rotation(step: Array | int) -> Rotation | Float32Rotation:
-        return jax.tree.map(lambda x: x[step], rotations) if incremental else rotations
-
-    def choose(hidden: Float[Array, "b #k d"], step: Array | int) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
-        logits = jnp.broadcast_to(model.logits(hidden), (B, K, config.vocab_size))
-        if sample:
-            flat = logits.reshape(B * K, -1)
-            token = sample_token(flat, jax.random.fold_in(key, step), temperature, top_p).reshape(B, K)
-        else:
-            token = jnp.argmax(logits, -1)
-        token = jnp.where(given[:, :, step] < 0, token, given[:, :, step]).astype(jnp.int32)
-        picked = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
-        return token, jax.nn.logsumexp(logits, -1) - picked
-
-    def stopped(token: Int[Array, "b k"], step: Array | int) -> Array:
-        return (token[..., None] == stop[None, None]).any(-1) & (given[:, :, step] < 0)
-
     shape = (config.num_hidden_layers, B, T + K * N, config.num_key_value_heads, config.head_dim)
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    attend = prefill(attention, kernel, rotation(0), positions, rotated=rotated)
+    rotated = caches_rotated(attention, incremental=incremental)
+    attend = prefill(attention, kernel, _rotation(asked, 0, incremental), positions, rotated=rotated)
     attend = over_devices(attend, mesh, whole=True)
     hidden, cache = model.hidden(tokens, attend, empty_cache(shape, dtype), dtype=dtype)
-    token, nats = choose(hidden[jnp.arange(B), lengths - 1][:, None], 0)
-    output, losses = jnp.zeros((B, K, N), jnp.int32), jnp.zeros((B, K, N), jnp.float32)
+    token, nats = _choose(model, hidden[jnp.arange(B), asked.lengths - 1][:, None], asked, 0, sample)
+    written, losses = jnp.zeros((B, K, N), jnp.int32), jnp.zeros((B, K, N), jnp.float32)
+    return State(jnp.int32(1), token, cache, written.at[:, :, 0].set(token), losses.at[:, :, 0].set(nats),
+                 _stopped(asked, token, 0))  # fmt: skip
 
-    def unfinished(state: tuple) -> Array:
-        step, *_, done = state
-        return (step < steps) & ~done.all()
 
-    def body(state: tuple) -> tuple:
-        step, token, cache, output, losses, done = state
-        attend = decode(attention, rotation(step), lengths, step - 1, prompt_slots=T, branches=K,
-                        num_slots=shape[2], rotated=rotated)  # fmt: skip
+@functools.partial(jax.jit, static_argnames=STATIC, donate_argnames="state")
+def advance(
+    params: Params, state: State, asked: Asked, until: Int[Array, ""], *, config: LlamaConfig, attention: Attention,
+    kernel: Kernel, dtype: str, mesh: Mesh, sample: bool, incremental: bool,
+) -> State:  # fmt: skip
+    """Go on to `until` tokens, which compiles nothing anew, or until every branch is done; `state` is used up.
+
+    A branch that met a `stop` id of its own repeats it, for nothing; behind the last step its last token is repeated.
+    """
+    model = bind(config, params)
+    (_, K, N), slots = asked.given.shape, state.cache.keys.shape[2]
+    rotated = caches_rotated(attention, incremental=incremental)
+
+    def unfinished(state: State) -> Array:
+        return (state.step < until) & ~state.done.all()
+
+    def body(state: State) -> State:
+        step, token, done = state.step, state.token, state.done
+        attend = decode(attention, _rotation(asked, step, incremental), asked.lengths, step - 1,
+                        prompt_slots=slots - K * N, branches=K, num_slots=slots, rotated=rotated)  # fmt: skip
         attend = over_devices(attend, mesh, whole=True)
-        hidden, cache = model.hidden(token, attend, cache, dtype=dtype)
-        following, nats = choose(hidden, step)
+        hidden, cache = model.hidden(token, attend, state.cache, dtype=dtype)
+        following, nats = _choose(model, hidden, asked, step, sample)
         following, nats = jnp.where(done, token, following), jnp.where(done, 0, nats)
-        output, losses = output.at[:, :, step].set(following), losses.at[:, :, step].set(nats)
-        return step + 1, following, cache, output, losses, done | stopped(following, step)
+        return State(step + 1, following, cache, state.tokens.at[:, :, step].set(following),
+                     state.nats.at[:, :, step].set(nats), done | _stopped(asked, following, step))  # fmt: skip
 
-    first = (1, token, cache, output.at[:, :, 0].set(token), losses.at[:, :, 0].set(nats), stopped(token, 0))
-    step, token, _, output, losses, _ = jax.lax.while_loop(unfinished, body, first)
-    rest = jnp.arange(N)[None, None] >= step  # the loop ended early: every branch repeats its stop id
-    return jnp.where(rest, token[..., None], output), losses
+    state = jax.lax.while_loop(unfinished, body, state)
+    rest = jnp.arange(N)[None, None] >= state.step
+    return state._replace(tokens=jnp.where(rest, state.token[..., None], state.tokens))
+
+
+def _rotation(asked: Asked, step: Array | int, incremental: bool) -> Any:
+    return jax.tree.map(lambda x: x[step], asked.rotations) if incremental else asked.rotations
+
+
+def _choose(
+    model: Llama, hidden: Float[Array, "b #k d"], asked: Asked, step: Array | int, sample: bool
+) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+    given = asked.given[:, :, step]
+    logits = model.logits(hidden)
+    logits = jnp.broadcast_to(logits, (*given.shape, logits.shape[-1]))
+    if sample:
+        flat = logits.reshape(-1, logits.shape[-1])
+        key = jax.random.fold_in(asked.key, step)
+        token = sample_token(flat, key, asked.temperature, asked.top_p).reshape(given.shape)
+    else:
+        token = jnp.argmax(logits, -1)
+    token = jnp.where(given < 0, token, given).astype(jnp.int32)
+    picked = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+    return token, jax.nn.logsumexp(logits, -1) - picked
+
+
+def _stopped(asked: Asked, token: Int[Array, "b k"], step: Array | int) -> Array:
+    return (token[..., None] == asked.stop[None, None]).any(-1) & (asked.given[:, :, step] < 0)

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ctxext import matrix
 from ctxext.config import SHAPES
 from ctxext.methods import all_methods, label, seam
 from ctxext.report.waves import Spectrum, spectrum
@@ -14,7 +15,7 @@ from ctxext.rope import Rope, RopeBase, RopeScaling
 
 
 def methods_table(*, as_json: bool) -> str:
-    """Every discovered method: name, seam, paper, fields with their defaults."""
+    """Every discovered method: name, seam, paper, fields with their defaults, and where it can be exported."""
     rows = []
     for name, method in sorted(all_methods().items(), key=lambda item: (seam(item[1]), item[0])):
         fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(method)}
@@ -25,15 +26,18 @@ def methods_table(*, as_json: bool) -> str:
             "paper": getattr(method, "paper", ""),
             "summary": (method.__doc__ or "").split("\n")[0],
             "fields": fields,
+            "formats": matrix.places(matrix.example(method, SHAPES["llama2-7b"]), SHAPES["llama2-7b"]),
             "required": [f.name for f in dataclasses.fields(method) if f.default is dataclasses.MISSING],
         })  # fmt: skip
     if as_json:
         return json.dumps(rows, indent=2)
-    lines = [f"{'name':<17} {'seam':<10} {'arXiv':<11} fields"]
+    names = "".join(f"{name:<14}" for name in matrix.FORMATS)
+    lines = [f"{'name':<17} {'seam':<10} {'arXiv':<11} {names} fields"]
     for row in rows:
         fields = [key if key in row["required"] else f"{key}={value}" for key, value in row["fields"].items()]
-        lines.append(f"{row['name']:<17} {row['seam']:<10} {row['paper']:<11} {', '.join(fields)}".rstrip())
-    return "\n".join(lines)
+        cells = "".join(f"{place['how']:<14}" for place in row["formats"].values())
+        lines.append(f"{row['name']:<17} {row['seam']:<10} {row['paper']:<11} {cells} {', '.join(fields)}".rstrip())
+    return "\n".join([*lines, matrix.LEGEND])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,20 +12,16 @@ import numpy as np
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.config import LlamaConfig
 from ctxext.distributed import gather
-from ctxext.generate import Semantics, generate
+from ctxext.generate import GREEDY, Sampling, Semantics, ask, states
 from ctxext.loss import token_losses, token_scores
 from ctxext.model import DTYPES, Params, bind
+from ctxext.padding import bucket as bucket
+from ctxext.padding import pad
 from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
 from ctxext.sharding import ONE_DEVICE, Mesh, attend_over
 from ctxext.tokenizer import Tokenizer
 
 STATIC = ("config", "attention", "kernel", "dtype", "mesh")
-
-
-def bucket(length: int) -> int:
-    """The padded length: at most a quarter or 31 tokens more, so that few lengths are compiled (four an octave)."""
-    step = max(32, 2 ** max(0, length.bit_length() - 3))
-    return -(-length // step) * step
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -116,7 +112,7 @@ class LM:
         rotation = self.rotation(int(positions.max()) + 1)
         rows, size = self._rows(B), self._length(T)
         inputs = [tokens, positions, *([] if segment_ids is None else [np.broadcast_to(segment_ids, (B, T))])]
-        arrays = [self.mesh.rows(_pad(x, rows, size)) for x in inputs] + [None] * (segment_ids is None)
+        arrays = [self.mesh.rows(pad(x, rows, size)) for x in inputs] + [None] * (segment_ids is None)
         logits = _logits(self.params, *arrays, rotation, **self._static())[:B, :T]
         return logits if logits.is_fully_addressable else jnp.asarray(gather(logits))
 
@@ -134,7 +130,7 @@ class LM:
         if T < 2:
             raise ValueError("a loss needs at least two tokens")
         rows, size = self._rows(B), self._length(T - 1)
-        inputs, targets = (self.mesh.rows(_pad(x, rows, size)) for x in (tokens[:, :-1], tokens[:, 1:]))
+        inputs, targets = (self.mesh.rows(pad(x, rows, size)) for x in (tokens[:, :-1], tokens[:, 1:]))
         found = _losses(self.params, inputs, targets, self.rotation(T), measure=measure, **self._static())
         return gather(found)[:B, : T - 1]
 
@@ -147,12 +143,6 @@ class LM:
         `semantics` matters for length-dependent scalings alone, see `ctxext.generate`. Raises ValueError for an
         empty prompt or ids outside the vocabulary.
         """
-        if semantics not in ("frozen", "incremental"):
-            raise ValueError(f"semantics must be 'frozen' or 'incremental', got {semantics!r}")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if not temperature >= 0 or not 0 < top_p <= 1:
-            raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
         prompts = [self._checked(np.asarray(row)[None])[0] for row in tokens]
         if not prompts:
             raise ValueError("generate needs at least one prompt")
@@ -163,17 +153,23 @@ class LM:
                                   seed=int(seed), eos_token_id=eos_token_id, semantics=semantics)
                     for row, seed in zip(prompts, seeds, strict=True)]  # fmt: skip
             return np.concatenate(rows)
-        longest = max(map(len, prompts))
-        incremental = semantics == "incremental" and self.scaling.depends_on_length
-        if incremental:
-            rotations = [self.rotation(longest + step) for step in range(max_new_tokens)]
-            rotation = jax.tree.map(lambda *x: jnp.stack(x), *rotations)
-        else:
-            rotation = self.rotation(longest + max_new_tokens)
-        free = np.full((len(prompts), 1, max_new_tokens), -1, np.int32)
-        stop = () if eos_token_id is None else np.atleast_1d(eos_token_id)
-        return self._decode(prompts, free, max_new_tokens, rotation, stop, seed=seed, temperature=temperature,
-                            top_p=top_p, incremental=incremental)[0][:, 0]  # fmt: skip
+        sampling = Sampling(temperature, top_p, seed)
+        ((_, new, _),) = self._write(prompts, max_new_tokens, max_new_tokens, sampling, eos_token_id, semantics)
+        return new[:, 0]
+
+    def stream(
+        self, tokens: Any, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+        eos_token_id: int | Sequence[int] | None = None, semantics: Semantics = "frozen", chunk: int = 4,
+    ) -> Iterator[list[int]]:  # fmt: skip
+        """What `generate` writes behind the one prompt `tokens`, as it comes: one token, then `chunk` at a time.
+
+        Ends behind a stop id. Raises ValueError as `generate` does, when the first token is asked for.
+        """
+        prompts, said = [self._checked(np.asarray(tokens)[None])[0]], 0
+        sampling = Sampling(temperature, top_p, seed)
+        for count, new, _ in self._write(prompts, max_new_tokens, chunk, sampling, eos_token_id, semantics):
+            yield new[0, 0, said:count].tolist()
+            said = count
 
     def branches(
         self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
@@ -198,26 +194,41 @@ class LM:
                     for p, b in zip(prompts, begun, strict=True)]  # fmt: skip
             return np.concatenate([tokens for tokens, _ in rows]), np.concatenate([nats for _, nats in rows])
         rotation = self.rotation(max(map(len, prompts)) + max_new_tokens)
-        return self._decode(prompts, given, max_new_tokens, rotation, stop)
+        ((_, tokens, nats),) = self._decode(prompts, given, max_new_tokens, rotation, stop)
+        return tokens, nats
+
+    def _write(
+        self, prompts: list[np.ndarray], steps: int, chunk: int, sampling: Sampling,
+        eos_token_id: int | Sequence[int] | None, semantics: Semantics,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
+        if semantics not in ("frozen", "incremental"):
+            raise ValueError(f"semantics must be 'frozen' or 'incremental', got {semantics!r}")
+        if steps < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {steps}")
+        longest = max(map(len, prompts))
+        incremental = semantics == "incremental" and self.scaling.depends_on_length
+        if incremental:
+            rotations = [self.rotation(longest + step) for step in range(steps)]
+            rotation = jax.tree.map(lambda *x: jnp.stack(x), *rotations)
+        else:
+            rotation = self.rotation(longest + steps)
+        free = np.full((len(prompts), 1, steps), -1, np.int32)
+        stop = () if eos_token_id is None else np.atleast_1d(eos_token_id)
+        return self._decode(prompts, free, chunk, rotation, stop, sampling, incremental)
 
     def _decode(
-        self, prompts: list[np.ndarray], given: np.ndarray, steps: int, rotation: Any, stop: Any, *, seed: int = 0,
-        temperature: float = 0.0, top_p: float = 1.0, incremental: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        count = len(prompts)
+        self, prompts: list[np.ndarray], given: np.ndarray, chunk: int, rotation: Any, stop: Any,
+        sampling: Sampling = GREEDY, incremental: bool = False,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
+        """(how many, tokens [B, K, N], nats [B, K, N]) after one token and each `chunk` more; once if that is all."""
+        count, steps = len(prompts), given.shape[-1]
         more = self._rows(count) - count  # copies, which stop when the original does
         prompts, given = prompts + [prompts[-1]] * more, np.concatenate([given, np.repeat(given[-1:], more, 0)])
-        size = bucket(max(map(len, prompts)))
-        padded = np.concatenate([_pad(row[None], 1, size) for row in prompts])
-        given = np.pad(given, ((0, 0), (0, 0), (0, -steps % 32)), constant_values=-1)
-        ids = np.full(-(-max(len(stop), 1) // 4) * 4, -1, np.int32)  # padded: their number compiles nothing anew
-        ids[: len(stop)] = stop
-        tokens, nats = generate(
-            self.params, self.mesh.rows(padded), self.mesh.rows(np.array([len(row) for row in prompts], np.int32)),
-            self.mesh.rows(given), jnp.int32(steps), rotation, jax.random.key(seed), jnp.float32(temperature or 1.0),
-            jnp.float32(top_p), jnp.asarray(ids), **self._static(), sample=temperature > 0, incremental=incremental,
-        )  # fmt: skip
-        return gather(tokens)[:count, :, :steps], gather(nats)[:count, :, :steps]
+        padded, asked = ask(prompts, given, rotation, stop, sampling, size=bucket(max(map(len, prompts))),
+                            mesh=self.mesh)  # fmt: skip
+        options = {**self._static(), "sample": sampling.temperature > 0, "incremental": incremental}
+        for state in states(self.params, padded, asked, steps, chunk, options):
+            yield int(state.step), gather(state.tokens)[:count, :, :steps], gather(state.nats)[:count, :, :steps]
 
     def _checked(self, tokens: Any) -> np.ndarray:
         tokens = np.asarray(tokens)
@@ -234,7 +245,3 @@ class LM:
 @functools.lru_cache(maxsize=4096)
 def _rotation(scaling: RopeScaling, config: LlamaConfig, seq_len: int, angles: Angles) -> Rotation | Float32Rotation:
     return scaling.rope(config.rope_base(), seq_len).rotation(angles)
-
-
-def _pad(x: np.ndarray, rows: int, length: int) -> np.ndarray:
-    return np.pad(x, ((0, rows - x.shape[0]), (0, length - x.shape[1])))

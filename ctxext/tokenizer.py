@@ -2,21 +2,18 @@
 
 import functools
 import hashlib
-import io
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ctxext.added_tokens import ADDED, CONFIG, JSON, added_tokens, content, json_bytes, json_object, template
 from ctxext.files import read_json, within
+from ctxext.spm import MODEL as MODEL
+from ctxext.spm import PROBES as PROBES
+from ctxext.spm import spm_processor, spm_settings, to_tokenizer_json
+from ctxext.spm import train_tokenizer as train_tokenizer
 
-MODEL = "tokenizer.model"
-PROBES = (
-    "The quick brown fox; jumps over 12345 lazy dogs.", " leading", "trailing ", "two  spaces,   three", "a", " ", "  ",
-    "\ttab\n\nlines\n", "1 2\r\n3", "def f(x):\n    return x ** 2  # note", "naïve café, über, ß", "日本語 and 中文",
-    "emoji 🙂🚀", "▁",
-)  # fmt: skip
+TEMPLATE = "chat_template.jinja"
 
 
 class Tokenizer:
@@ -42,9 +39,10 @@ class Tokenizer:
         self.added = added_tokens(files, self.vocab_size)
 
     def _read_sentencepiece(self, model: bytes) -> None:
-        processor = _processor(model)
-        self._encode, self._decode, self.piece = processor.encode, processor.decode, processor.id_to_piece
-        self.vocab_size = processor.vocab_size()
+        processor = spm_processor(model)
+        self.vocab_size = size = processor.vocab_size()
+        self._encode, self.piece = processor.encode, processor.id_to_piece
+        self._decode = lambda ids: processor.decode([i for i in ids if i < size])  # behind it are special tokens only
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
 
     def _read_json(self, data: bytes) -> None:
@@ -67,11 +65,15 @@ class Tokenizer:
 
         self.bos_id, self.eos_id = special("bos_token"), special("eos_token")
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        """Token ids of `text`, behind a beginning-of-sequence id if `bos`. Raises ValueError if there is none."""
+    def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
+        """Token ids of `text`, behind a beginning-of-sequence id if `bos`. Raises ValueError if there is none.
+
+        `special`: a special token written out in the text, as in a rendered chat, is that token.
+        """
         if bos and self.bos_id is None:
             raise ValueError(f"this tokenizer has no beginning-of-sequence token; name its bos_token in {CONFIG}")
-        return ([self.bos_id] if bos and self.bos_id is not None else []) + list(self._encode(text))
+        ids = self._fast.encode(text, add_special_tokens=False).ids if special else self._encode(text)
+        return ([self.bos_id] if bos and self.bos_id is not None else []) + list(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; control tokens such as <s> leave no trace."""
@@ -92,8 +94,7 @@ class Tokenizer:
     def _fast(self) -> Any:
         import tokenizers
 
-        made = json_bytes(to_tokenizer_json(self.files[MODEL])) if MODEL in self.files else self.files[JSON]
-        return tokenizers.Tokenizer.from_str(made.decode())
+        return tokenizers.Tokenizer.from_str(self.export_files(0)[JSON].decode())
 
     @functools.cached_property
     def adds_bos(self) -> bool:
@@ -126,7 +127,7 @@ class Tokenizer:
             files[JSON] = json_bytes(fast)
             known = {token["content"] for token in self.added} | fast["model"]["vocab"].keys()
             pad = content(settings.get("pad_token"))
-            settings = _settings(files[MODEL]) | {k: v for k, v in settings.items() if k == "chat_template"}
+            settings = spm_settings(files[MODEL]) | {k: v for k, v in settings.items() if k == "chat_template"}
             settings |= {"pad_token": pad} if pad in known else {}
         else:
             files[JSON] = self._with_beginning()
@@ -152,7 +153,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises ValueError if neither is there, one cannot be read, or config.json says a smaller vocabulary.
     """
     directory = Path(directory)
-    names = (MODEL, JSON, CONFIG, ADDED, "chat_template.jinja")
+    names = (MODEL, JSON, CONFIG, ADDED, TEMPLATE)
     files = {name: within(directory, name).read_bytes() for name in names if (directory / name).is_file()}
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(f"{directory} has neither {MODEL} nor {JSON}; copy the tokenizer of the model there")
@@ -163,93 +164,3 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         return tokenizer
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece BPE model (arXiv 1808.06226) with Llama's settings, deterministic; ids 0 1 2 are <unk> <s> </s>.
-
-    Raises ValueError if the texts are too small for `vocab_size` pieces.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(line for text in texts for line in text.splitlines() if line),
-            model_writer=model, model_type="bpe", vocab_size=vocab_size, character_coverage=0.99995,
-            byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True, add_dummy_prefix=True,
-            remove_extra_whitespaces=False, normalization_rule_name="identity",
-            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, max_sentence_length=1 << 16, minloglevel=2,
-        )  # fmt: skip
-    except RuntimeError as error:
-        raise ValueError(f"no tokenizer of {vocab_size} pieces can be made of these texts: {error}") from None
-    return model.getvalue()
-
-
-def to_tokenizer_json(model: bytes) -> dict[str, Any]:
-    """The tokenizer.json that gives the ids of a SentencePiece BPE model, for the tokenizers library.
-
-    One difference by design: there, a literal "</s>" in text is the special token. Raises ValueError if the two
-    disagree on probe texts, as for models that are not BPE or normalise their input.
-    """
-    import tokenizers
-
-    processor = _processor(model)
-    size = processor.vocab_size()
-    pieces = [processor.id_to_piece(i) for i in range(size)]
-    ids = {piece: i for i, piece in enumerate(pieces)}
-    special = [i for i in range(size) if processor.is_control(i) or processor.is_unknown(i)]
-    normal = [i for i in range(size) if not (i in special or processor.is_byte(i) or processor.is_unused(i))]
-    scored = sorted((-processor.get_score(i), n) for n, i in enumerate(normal) if len(pieces[i]) > 1)
-    merges = []
-    for _, n in scored:  # by descending score, then by id
-        piece = pieces[normal[n]]
-        splits = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
-        merges += sorted(((a, b) for a, b in splits if a in ids and b in ids), key=lambda s: (ids[s[0]], ids[s[1]]))
-    unk = pieces[processor.unk_id()]
-    result = {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [
-            {"id": i, "content": pieces[i], "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True} for i in special
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        ]},
-        "pre_tokenizer": None,
-        "post_processor": None if processor.bos_id() < 0 else template(pieces[processor.bos_id()], processor.bos_id()),
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-        ]},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": ids, "merges": [list(pair) for pair in merges],
-        },
-    }  # fmt: skip
-    fast = tokenizers.Tokenizer.from_str(json.dumps(result))
-    for text in PROBES:
-        if fast.encode(text, add_special_tokens=False).ids != processor.encode(text):
-            raise ValueError(f"{MODEL} cannot be written as {JSON}: the ids of {text!r} would change "
-                             "(only BPE models with Llama's settings can)")  # fmt: skip
-    return result
-
-
-def _settings(model: bytes) -> dict[str, Any]:
-    processor = _processor(model)
-    ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
-    tokens = {key: processor.id_to_piece(i) for key, i in ids.items() if i >= 0}
-    return tokens | {"add_bos_token": processor.bos_id() >= 0, "add_eos_token": False, "legacy": False,
-                     "clean_up_tokenization_spaces": False}  # fmt: skip
-
-
-def _processor(model: bytes) -> Any:
-    import sentencepiece
-
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
-        raise ValueError(f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one") from None

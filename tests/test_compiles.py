@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ctxext.generate import generate
+from ctxext.generate import advance, begin
 from ctxext.lm import _logits, _losses, bucket
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
@@ -40,7 +40,7 @@ def test_a_bucket_is_its_own_bucket(length: int):
 
 def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
     lm = tiny.lm(CONFIG)
-    before = _losses._cache_size(), _logits._cache_size(), generate._cache_size()
+    before = _losses._cache_size(), _logits._cache_size(), begin._cache_size(), advance._cache_size()
     lengths = [3, 17, 32, 33, 40, 63, 64, 65]
     for scaling in SCALINGS:
         for length in lengths:
@@ -49,9 +49,17 @@ def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
             lm.with_method(scaling).logits(tiny.tokens(1, length))
             lm.with_method(scaling).generate(tiny.tokens(3, length), max_new_tokens=4)
             lm.with_method(scaling).generate(tiny.tokens(4, length), max_new_tokens=4, eos_token_id=7)
-    after = _losses._cache_size(), _logits._cache_size(), generate._cache_size()
+    after = _losses._cache_size(), _logits._cache_size(), begin._cache_size(), advance._cache_size()
     assert len({bucket(n) for n in lengths}) == 3
-    np.testing.assert_array_equal(np.subtract(after, before), [3, 1, 1])
+    np.testing.assert_array_equal(np.subtract(after, before), [3, 1, 1, 1])
+
+
+def test_a_stream_is_two_programs_whatever_its_length_and_chunks():
+    lm, before = tiny.lm(CONFIG), (begin._cache_size(), advance._cache_size())
+    for length, new, chunk in ((3, 9, 1), (3, 9, 4), (9, 30, 7), (32, 32, 8)):
+        assert len(list(lm.stream(tiny.tokens(1, length)[0], max_new_tokens=new, chunk=chunk))) > 1
+        lm.generate(tiny.tokens(1, length), max_new_tokens=new)
+    assert (begin._cache_size() - before[0], advance._cache_size() - before[1]) == (1, 1)
 
 
 def test_another_attention_is_another_program():

@@ -126,6 +126,23 @@ def test_a_stop_id_ends_a_row_and_repeats():
     np.testing.assert_array_equal(out, np.repeat(free[:, :1], NEW, 1))
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("scaling", "semantics"), [(Yarn(2.0), "frozen"), (DynamicNTK(2.0), "frozen"), (DynamicNTK(2.0), "incremental")]
+)
+def test_a_stream_is_what_generate_writes(scaling, semantics, options):
+    """In chunks of any size, token by token, across the edge of the window; it ends behind the first stop id."""
+    lm, prompt = tiny.lm(scaling=scaling), tiny.tokens(1, 25, seed=6)[0]
+    options |= {"max_new_tokens": 20, "semantics": semantics}
+    whole = lm.generate([prompt], **options)[0].tolist()
+    for chunk, sizes in ((1, [1] * 20), (8, [1, 8, 8, 3]), (19, [1, 19]), (50, [20])):
+        chunks = list(lm.stream(prompt, chunk=chunk, **options))
+        assert list(map(len, chunks)) == sizes and sum(chunks, []) == whole
+    for stop in (whole[0], whole[8], whole[9]):  # the last one of a chunk, and the first of the next
+        chunks = list(lm.stream(prompt, eos_token_id=stop, chunk=8, **options))
+        assert sum(chunks, []) == whole[: whole.index(stop) + 1] and all(chunks)
+
+
 LOGITS = np.array([1.0, -0.5, 2.0, 0.3, 1.7, -2.0, 0.0, 1.2], np.float32)
 
 
