@@ -94,7 +94,8 @@ class Tokenizer:
     def _fast(self) -> Any:
         import tokenizers
 
-        return tokenizers.Tokenizer.from_str(self.export_files(0)[JSON].decode())
+        made = self.export_files(0)[JSON] if MODEL in self.files else self.files[JSON]
+        return tokenizers.Tokenizer.from_str(made.decode())
 
     @functools.cached_property
     def adds_bos(self) -> bool:
