@@ -128,6 +128,7 @@ def test_training_a_subset_on_many_devices_equals_one(name, mesh, subsets_alone,
     assert cut == dict.fromkeys(cut, 7 if name == "lora" else 0)
 
 
+@pytest.mark.check
 def test_an_adapter_s_run_goes_on_and_opens_on_another_mesh(subsets_alone, texts, tmp_path):
     short = tiny_experiment(texts, batch_size=8, steps=3).train
     first, _ = run_on(Mesh(fsdp=4), tmp_path / "run", texts, train=short, trainable=SUBSETS["lora"])

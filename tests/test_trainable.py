@@ -64,6 +64,7 @@ def compiled(trainable, dtype):
     return step.memory_analysis(), count(params), count(frozen), other
 
 
+@pytest.mark.check
 def test_the_compiler_counts_the_subset_and_not_the_model():
     measured = {(trainable, "float32"): compiled(trainable, "float32") for trainable in CHOICES}
     full, total, *_ = measured[Full(), "float32"]
