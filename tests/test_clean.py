@@ -22,7 +22,9 @@ def words(text: str) -> list[str]:
 
 
 @few
-@given(seeds, st.integers(0, 6000), st.sampled_from([["argument"], ["raise", "Namespace"], ["the parser", "return value"]]))
+@given(
+    seeds, st.integers(0, 6000), st.sampled_from([["argument"], ["raise", "Namespace"], ["the parser", "return value"]])
+)
 def test_no_forbidden_word_is_left_and_the_pieces_are_the_text(seed, count, forbidden):
     text, pieces = draw_without(np.random.default_rng(seed), TOKENIZER, HAYSTACK, count, forbidden)
     assert text.dtype == np.int32 and len(text) == count
