@@ -1,0 +1,15 @@
+"""What every command does: thin, and everything heavy is imported when it runs."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from ctxext.commands.experiments import demo, plan, run, train
+from ctxext.commands.models import bench, evaluate, export, generate, harness, import_, prove
+from ctxext.commands.views import methods, report, rope, ruler
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], Any]] = {
+    "demo": demo, "run": run, "train": train, "plan": plan, "eval": evaluate, "harness": harness, "export": export,
+    "prove": prove, "import": import_, "generate": generate, "report": report, "ruler": ruler, "bench": bench,
+    "methods": methods, "rope": rope,
+}  # fmt: skip

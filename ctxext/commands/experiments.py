@@ -1,0 +1,71 @@
+"""What is done with an experiment: run it, train it, plan it."""
+
+import argparse
+import json
+from typing import Any
+
+
+def read_experiment(args: argparse.Namespace, rest: list[str]) -> Any:
+    """The experiment file with --init, --method and leaf overrides applied."""
+    from ctxext import door
+    from ctxext.experiment import BUNDLED, load_experiment
+    from ctxext.interop import hf
+    from ctxext.overrides import override, swap_method
+
+    init = args.init or BUNDLED
+    experiment = load_experiment(args.experiment, lambda: hf.read_config(door.locate(init))[0])
+    if args.init:
+        rest = ["--init", args.init, *rest]
+    for name in args.method or ():
+        experiment = swap_method(experiment, name, rest)
+    return override(experiment, rest)
+
+
+def _inspect(args: argparse.Namespace, experiment: Any) -> bool:
+    """Serve --print-config and --dry-run; True if one of them was asked for."""
+    from ctxext import door
+    from ctxext.experiment import to_json
+
+    if args.print_config:
+        print(json.dumps(to_json(experiment), indent=2))
+    if args.dry_run:
+        from ctxext.dryrun import dry_run
+
+        config, scaling = door.base_config(experiment)
+        print(dry_run(experiment, config, scaling))
+    return args.print_config or args.dry_run
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    experiment = read_experiment(args, rest)
+    if not _inspect(args, experiment):
+        from ctxext import pipeline as module
+
+        result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, wandb=not args.no_wandb)
+        print(json.dumps(result.summary) if args.json else result.text)
+
+
+def demo(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import demo as module
+
+    args.experiment, args.init, args.method = module.__file__, None, None
+    run(args, rest)
+
+
+def train(args: argparse.Namespace, rest: list[str]) -> None:
+    experiment = read_experiment(args, rest)
+    if not _inspect(args, experiment):
+        from ctxext import pipeline as module
+
+        path = module.train_only(experiment, args.run_dir, file=args.experiment, wandb=not args.no_wandb)
+        print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
+
+
+def plan(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import door
+    from ctxext.plan.view import Plan
+
+    experiment = read_experiment(args, rest)
+    found = Plan.of(experiment, *door.base_config(experiment), on=args.topology, compiled=args.compile,
+                    precise=args.precise, searched=args.search)  # fmt: skip
+    print(found.json() if args.json else found.text())
