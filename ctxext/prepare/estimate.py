@@ -36,9 +36,9 @@ def _guess(units: Sequence[Unit], tokenizer: Tokenizer, recipe: Recipe) -> tuple
     """(documents, tokens) of all units by what a few of them hold per byte."""
     seen, documents, tokens = 0, 0.0, 0.0
     chosen = {round(i * (len(units) - 1) / max(SAMPLES - 1, 1)) for i in range(SAMPLES)} if units else set()
-    for piece in (units[i].pieces[0] for i in sorted(chosen)):
+    for unit in (units[i] for i in sorted(chosen)):
         stop = seen + SAMPLE_BYTES // len(chosen)
-        for _, text, _, size in records(piece, recipe.field):
+        for _, text, _, size in (record for piece in unit.pieces for record in records(piece, recipe.field)):
             if text:
                 head = text[: SAMPLE_BYTES // len(chosen)]
                 tokens += len(tokenizer.encode(head)) * len(text) / len(head) + recipe.bos + recipe.eos
