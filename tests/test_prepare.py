@@ -336,6 +336,8 @@ def test_what_is_there_is_guarded(tmp_path):
         go([source], out)
     with pytest.raises(ValueError, match="already exists"):
         go([source], tmp_path)
+    with pytest.raises(ValueError, match="lies within .*, which is read"):
+        go([tmp_path], tmp_path / "x")
     with pytest.raises(ValueError, match="--no-bos"):
         go([source], tmp_path / "x", tokenizer=type("NoBos", (ByteTokenizer,), {"bos_id": None})())
     with pytest.raises(ValueError, match="there is no .*nowhere"):
@@ -379,5 +381,8 @@ def test_the_command(sources, whole, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"--data.path {tmp_path / 'out'}" in said and "a.jsonl: " in said
     assert main([*argv, "--held-out", "2"]) == 2 and "--held-out is a share" in capsys.readouterr().err
+    (tmp_path / "empty.txt").write_text("")
+    assert main(["prepare", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "x"), *argv[-2:]]) == 2
+    assert "nothing is left of" in capsys.readouterr().err
     assert main(["prepare", "no-such-file", *argv[-4:]]) == 2
     assert "no-such-file does not exist; give a data file" in capsys.readouterr().err

@@ -114,7 +114,9 @@ class _Parquet:
     def __init__(self, file: BinaryIO, field: str) -> None:
         import pyarrow.parquet
 
-        self._file, self._field = pyarrow.parquet.ParquetFile(file), field
+        # Read through a small buffer: a row group may be large.
+        self._file = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        self._field = field
         self.schema = self._file.schema_arrow
 
     def column(self) -> Any:

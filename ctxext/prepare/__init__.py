@@ -36,6 +36,9 @@ def prepare(
     nothing is left.
     """
     check(recipe, tokenizer, workers, max_rejects)
+    for root in sources:
+        if out.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"{out} lies within {root}, which is read: choose another --out")
     files = [source_files(root) for root in sources]
     stamps = _stamps(files)
     units = cut(files, recipe.field, unit_bytes)
@@ -138,11 +141,13 @@ def describe(index: dict[str, Any], out: Path) -> str:
     """Counts of every source and split, to read."""
     lines = []
     for source in index["sources"]:
-        kept = [f"{source[split]['documents']:,} documents, {source[split]['tokens']:,} tokens {name}"
-                for split, name in (("train", "to train"), ("heldout", "held out")) if source[split]["documents"]]
+        kept = [
+            f"{source[split]['documents']:,} documents, {source[split]['tokens']:,} tokens {name}"
+            for split, name in (("train", "to train"), ("heldout", "held out"))
+            if source[split]["documents"]
+        ]
         lost = [f"{source[name]:,} {name}" for name in ("rejected", "empty", "shorter", "longer") if source[name]]
         lines.append(f"{source['name']}: {'; '.join([*kept, *lost])}")
     made = index["tokenizer"]
     lines += [f"{index['dtype']} ids of tokenizer {made['sha256'][:12]}, BOS {made['bos_id']}, EOS {made['eos_id']}"]
     return "\n".join([*lines, f'wrote {out}; train on it with --data.path {out}, or data=Prepared("{out}")'])
-

@@ -1,6 +1,7 @@
 """What a worker does: one unit of documents into one part, a pure function of both. Nothing here needs jax."""
 
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Recipe:
             raise ValueError(f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens {self.min_tokens}")
 
     def split(self, text: str) -> str:
-        """"heldout" if the first 64 bits of sha256(text), as a fraction, are below `held_out`, else "train"."""
+        """Held out if the first 64 bits of sha256(text), as a fraction, are below `held_out`."""
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         return "heldout" if number < self.held_out * 2**64 else "train"
 
@@ -51,7 +52,7 @@ def encode(unit: Unit, recipe: Recipe, tokenizer: Tokens, part: Path) -> int:
     """Write the tokens of a unit, document lengths, and what was left out, as one .npz; returns how many tokens."""
     end = [tokenizer.eos_id] if recipe.eos else []
     dtype, most = id_dtype(tokenizer.vocab_size), recipe.max_tokens
-    ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    ids, lengths = {split: io.BytesIO() for split in SPLITS}, {split: [] for split in SPLITS}
     counts, rejects, out = [], [], {"empty": 0, "shorter": 0, "longer": 0}
     for place, piece in enumerate(unit.pieces):
         number = -1
@@ -68,13 +69,15 @@ def encode(unit: Unit, recipe: Recipe, tokenizer: Tokens, part: Path) -> int:
             elif most is not None and len(document) > most:
                 out["longer"] += 1
             else:
-                ids[recipe.split(text)].append(document)
+                split = recipe.split(text)
+                ids[split].write(document.data)
+                lengths[split].append(len(document))
         counts.append(number + 1)
     facts = {**out, "counts": counts, "rejects": rejects}
     arrays: dict[str, np.ndarray] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
-    for split, documents in ids.items():
-        arrays[split] = np.concatenate([np.zeros(0, dtype), *documents])
-        arrays[f"{split}_lengths"] = np.array([len(document) for document in documents], np.int64)
+    for split in SPLITS:
+        arrays[split] = np.frombuffer(ids[split].getbuffer(), dtype)
+        arrays[f"{split}_lengths"] = np.array(lengths[split], np.int64)
     with atomic_file(part) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     return sum(len(arrays[split]) for split in SPLITS)

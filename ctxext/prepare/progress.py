@@ -28,7 +28,7 @@ class Progress:
         now = time.perf_counter()
         if self._enabled and (now - self._said > SECONDS or self._done == self._total):
             self._said, passed = now, now - self._clock
-            left = passed * (self._total - self._done) / (self._done - self._before)
+            left = passed * (self._total - self._done) / max(self._done - self._before, 1)
             self._say(f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB  {self._tokens:,} tokens  "
                       f"{self._tokens / passed:,.0f} tokens/s  {left:.0f} s left")  # fmt: skip
 

@@ -77,4 +77,3 @@ def _read(parts: Sequence[Path], split: str) -> Iterator[tuple[np.ndarray, np.nd
     for path in parts:
         with np.load(path) as part:
             yield part[split], part[f"{split}_lengths"]
-
