@@ -128,6 +128,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True)
     sub.add_argument("--dtype", type=_dtype, choices=[*DTYPES.values()], help="default: as it is stored")
     sub.add_argument("--original", type=int, help="Meta: the window L of pre-training, which the format does not say")
+    sub = command("prepare", "text, JSONL, Parquet or a dataset -> token files that training maps; resumes by itself")
+    sub.add_argument("sources", nargs="+", metavar="SRC", help="files or directories, or datasets of the hub; a domain "
+                     "each")  # fmt: skip
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--tokenizer", required=True, metavar="HF_DIR|tokenizer.model", help="that of the model to train")
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the result is the same")
+    sub.add_argument("--field", default="text", help="key or column of the text (default: text)")
+    sub.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave shorter documents out")
+    sub.add_argument("--max-tokens", type=int, metavar="N", help="leave longer documents out")
+    sub.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="of documents, by their hash; 0.01")
+    for name in ("bos", "eos"):
+        sub.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help="of each document")
+    sub.add_argument("--max-rejects", type=float, default=0.01, metavar="SHARE", help="of broken lines (default: 0.01)")
+    sub.add_argument("--dry-run", action="store_true", help="files, sizes, tokens by a sample; writes nothing")
     sub = command("generate", "continue a prompt, or answer in a chat; text appears as it is written")
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)

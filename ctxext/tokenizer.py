@@ -113,7 +113,7 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has {size} ids but the model's vocab_size is {vocab_size}; use the "
                              f"tokenizer the model was trained with{way}")  # fmt: skip
 
-    @functools.cached_property
+    @property
     def sha256(self) -> str:
         """Hash of the file that decides the ids."""
         return hashlib.sha256(self.files.get(MODEL) or self.files[JSON]).hexdigest()

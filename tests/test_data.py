@@ -35,7 +35,7 @@ def same(a, b) -> bool:
 
 
 def test_a_document_is_bos_text_eos():
-    corpus = Corpus(TEXTS, ByteTokenizer())
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
     assert corpus.ids.dtype == np.uint16
     assert corpus.ids[:7].tolist() == [1, *(b + 3 for b in b"alpha"), 2]
     assert corpus.offsets.tolist() == [0, 7, 11, 24, 27]
@@ -43,7 +43,7 @@ def test_a_document_is_bos_text_eos():
 
 
 def test_rows_are_windows_of_the_documents_in_a_circle():
-    corpus = Corpus(TEXTS, ByteTokenizer())
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
     ids, number = corpus.ids.tolist(), np.repeat(np.arange(4), np.diff(corpus.offsets)).tolist()
     seen = np.zeros(len(ids), int)
     for step in range(300):
@@ -63,7 +63,7 @@ def test_rows_are_windows_of_the_documents_in_a_circle():
 
 
 def test_a_batch_depends_on_seed_step_and_row_alone():
-    corpus = Corpus(TEXTS, ByteTokenizer())
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
     first = batch(corpus, 5)
     batch(corpus, 9)
     assert same(first, batch(corpus, 5))
@@ -77,14 +77,14 @@ def test_positions_do_not_change_the_text():
         def sample(self, rng, shape):
             return (super().sample(rng, shape) + rng.integers(100)).astype(np.int32)
 
-    corpus = Corpus(TEXTS, ByteTokenizer())
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
     plain, shifted = batch(corpus), batch(corpus, positions=Shifted())
     assert np.array_equal(plain.tokens, shifted.tokens)
     assert len({*(shifted.positions - plain.positions)[:, 0].tolist()}) > 1
 
 
 def test_prefetch_gives_the_same_batches_and_raises_where_they_are_wanted():
-    corpus = Corpus(TEXTS, ByteTokenizer())
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
     got = list(prefetch(lambda step: batch(corpus, step), 3, 8))
     assert [step for step, _ in got] == [3, 4, 5, 6, 7]
     assert all(same(b, batch(corpus, step)) for step, b in got)
@@ -183,7 +183,7 @@ def test_missing_and_too_short_data(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.*cannot be read"):
         Files(str(tmp_path / "nowhere")).open(ByteTokenizer())
     with pytest.raises(ValueError, match="27 tokens in all, a row needs 28"):
-        batch(Corpus(TEXTS, ByteTokenizer()), seq_len=27)
+        batch(Corpus.of(TEXTS, ByteTokenizer()), seq_len=27)
 
 
 def test_a_tokenizer_without_bos_is_refused():
@@ -191,7 +191,7 @@ def test_a_tokenizer_without_bos_is_refused():
         bos_id = None
 
     with pytest.raises(ValueError, match="beginning-of-sequence"):
-        Corpus(TEXTS, NoBos())
+        Corpus.of(TEXTS, NoBos())
 
 
 def test_stdlib_is_split_by_file_and_hashed():

@@ -59,7 +59,7 @@ class Counting(TextSource):
     """Three documents of numbers."""
 
     def open(self, tokenizer):
-        return Corpus([" ".join(str(step * i) for i in range(500)) for step in (7, 11, 13)], tokenizer)
+        return Corpus.of([" ".join(str(step * i) for i in range(500)) for step in (7, 11, 13)], tokenizer)
 
 
 def test_items_and_prompts_stay_what_they_were():

@@ -320,13 +320,15 @@ def test_hub_names(tmp_path, monkeypatch):
         hub.resolve("./some/deep/path")
     asked = {}
 
-    def download(name, *, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+    def download(name, *, allow_patterns, repo_type="model"):
+        asked.update(name=name, patterns=allow_patterns, kind=repo_type)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hub.resolve("owner/model-7b") == tmp_path and asked["name"] == "owner/model-7b"
     assert not any(pattern.endswith((".bin", ".py", ".pth", "*")) for pattern in asked["patterns"])
+    assert hub.resolve("owner/books", dataset=True) == tmp_path and asked["kind"] == "dataset"
+    assert "*.parquet" in asked["patterns"] and not any(".py" in pattern for pattern in asked["patterns"])
 
     def offline(name, **_):
         raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub\nsecond line")

@@ -29,7 +29,7 @@ class Texts(TextSource):
     texts: tuple[str, ...]
 
     def open(self, tokenizer):
-        return Corpus(self.texts, tokenizer)
+        return Corpus.of(self.texts, tokenizer)
 
 
 @pytest.fixture(scope="module")

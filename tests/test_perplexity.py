@@ -30,7 +30,7 @@ class Long(TextSource):
     sizes: tuple[int, ...]
 
     def open(self, tokenizer):
-        return Corpus([chr(97 + i) * size for i, size in enumerate(self.sizes)], tokenizer)
+        return Corpus.of([chr(97 + i) * size for i, size in enumerate(self.sizes)], tokenizer)
 
 
 def curve(seen):

@@ -4,7 +4,7 @@ from ctxext.data.batch import Batch, make_batch, prefetch
 from ctxext.data.corpus import Corpus, Row, Rows
 from ctxext.data.hf import HFDocuments
 from ctxext.data.names import haystack
-from ctxext.data.sources import Files, Mix, Short, Source, Stdlib, Synthetic
+from ctxext.data.sources import Files, Mix, Prepared, Short, Source, Stdlib, Synthetic, Upsampled
 from ctxext.data.stdlib import Document, stdlib_documents
 
 __all__ = [
@@ -14,12 +14,14 @@ __all__ = [
     "Files",
     "HFDocuments",
     "Mix",
+    "Prepared",
     "Row",
     "Rows",
     "Short",
     "Source",
     "Stdlib",
     "Synthetic",
+    "Upsampled",
     "haystack",
     "make_batch",
     "prefetch",

@@ -19,8 +19,15 @@ class Tokens(Protocol):
     def bos_id(self) -> int | None: ...
     @property
     def eos_id(self) -> int | None: ...
+    @property
+    def sha256(self) -> str: ...
     def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id: uint16 or uint32, little-endian."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class Row(NamedTuple):
@@ -45,22 +52,37 @@ class Rows(abc.ABC):
 
 
 class Corpus(Rows):
-    """Documents as one flat array of token ids, each BOS text EOS; document i is ids[offsets[i] : offsets[i + 1]]."""
+    """Documents as one flat array of token ids; document i is ids[offsets[i] : offsets[i + 1]], BOS and EOS included.
 
-    def __init__(self, texts: Iterable[str], tokenizer: Tokens, *, files: dict[str, str] | None = None) -> None:
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    bos_id, eos_id: what each document begins and ends with, None for nothing. domains: how many documents come from
+    each source, in order; none: one source. facts: the provenance.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, offsets: np.ndarray, *, bos_id: int | None, eos_id: int | None,
+        facts: dict[str, Any], domains: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.ids, self.offsets, self.bos_id, self.eos_id = ids, offsets, bos_id, eos_id
+        self.domains, self.facts = tuple(domains) or (len(offsets) - 1,), facts
+
+    @classmethod
+    def of(cls, texts: Iterable[str], tokenizer: Tokens, *, files: dict[str, str] | None = None) -> "Corpus":
+        """Texts tokenized, each as BOS text EOS. Raises ValueError for a tokenizer without BOS."""
         if tokenizer.bos_id is None:
             raise ValueError("training needs a tokenizer with a beginning-of-sequence token: name its bos_token")
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        dtype = id_dtype(tokenizer.vocab_size)
         documents = [np.array([*tokenizer.encode(text, bos=True), *end], dtype) for text in texts]
-        self.ids = np.concatenate([np.zeros(0, dtype), *documents])
-        self.offsets = np.cumsum([0, *map(len, documents)])
-        self.files = files or {}
-        self.bos_id, self._end = tokenizer.bos_id, len(end)
+        ids, offsets = np.concatenate([np.zeros(0, dtype), *documents]), np.cumsum([0, *map(len, documents)])
+        digest = hashlib.sha256(ids.tobytes() + offsets.astype("<i8").tobytes())
+        facts = {"kind": "text", "documents": len(documents), "tokens": len(ids), "sha256": digest.hexdigest(),
+                 "files": files or {}}  # fmt: skip
+        return cls(ids, offsets, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, facts=facts)
 
     def documents(self) -> list[np.ndarray]:
         """The token ids of every document without BOS and EOS."""
-        return [self.ids[a + 1 : b - self._end] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+        begin, end = int(self.bos_id is not None), int(self.eos_id is not None)
+        return [self.ids[a + begin : b - end] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
 
     def row(self, rng: np.random.Generator, seq_len: int) -> Row:
         """A window over all documents in a circle, starting anywhere: every token is seen equally often.
@@ -75,7 +97,8 @@ class Corpus(Rows):
             )
         where = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
         ids = self.ids[where].astype(np.int32)
-        ids[0] = self.bos_id
+        if self.bos_id is not None:
+            ids[0] = self.bos_id
         document = np.searchsorted(self.offsets, where, side="right")
         # A document that comes back at the end of the circle is another segment than its tail at the start.
         segments = 1 + np.cumsum(np.diff(document, prepend=document[0]) != 0)
@@ -83,9 +106,7 @@ class Corpus(Rows):
         return Row(ids[:-1], ids[1:], weights, segments[:-1].astype(np.int32))
 
     def provenance(self) -> dict[str, Any]:
-        digest = hashlib.sha256(self.ids.tobytes() + self.offsets.astype("<i8").tobytes())
-        counts = {"documents": len(self.offsets) - 1, "tokens": len(self.ids)}
-        return {"kind": "text", **counts, "sha256": digest.hexdigest(), "files": self.files}
+        return self.facts
 
 
 class TaskRows(Rows):

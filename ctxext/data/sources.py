@@ -4,13 +4,16 @@ import abc
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ctxext.data.corpus import Corpus, MixedRows, PackedRows, Rows, TaskRows, Tokens
+from ctxext.data.prepared import is_prepared, open_prepared
 from ctxext.data.stdlib import stdlib_documents
+from ctxext.data.upsample import UpsampledRows
 from ctxext.tasks.base import TrainingTask
 
 
@@ -35,6 +38,7 @@ class TextSource(Source):
 class Files(TextSource):
     """Text on disk: a .txt file is one document, every line of a .jsonl file is one, a directory holds such files.
 
+    A directory that `ctxext prepare` wrote is its training part, so that --data.path may name either.
     field: the key of the text in a JSONL line.
     """
 
@@ -43,6 +47,8 @@ class Files(TextSource):
 
     def open(self, tokenizer: Tokens) -> Corpus:
         root = Path(self.path).expanduser()
+        if is_prepared(root):
+            return open_prepared(root, "train", tokenizer)
         names = sorted(p for p in root.rglob("*") if p.suffix in (".txt", ".jsonl")) if root.is_dir() else [root]
         if not names:
             raise ValueError(f"{root} holds no .txt or .jsonl file: set data.path to a directory or file that does")
@@ -61,7 +67,7 @@ class Files(TextSource):
             hashes[path.name if path is root else path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
             if not text.strip():
                 raise ValueError(f"data file {path} is empty: remove it or fill it")
-        return Corpus(texts, tokenizer, files=hashes)
+        return Corpus.of(texts, tokenizer, files=hashes)
 
     def _lines(self, path: Path, text: str) -> Iterator[str]:
         for number, line in enumerate(text.split("\n"), 1):
@@ -80,6 +86,17 @@ class Files(TextSource):
 
 
 @dataclass(frozen=True)
+class Prepared(TextSource):
+    """A directory that `ctxext prepare` wrote, mapped into memory; its tokenizer has to be the model's."""
+
+    path: str
+    split: Literal["train", "heldout"] = "train"
+
+    def open(self, tokenizer: Tokens) -> Corpus:
+        return open_prepared(Path(self.path).expanduser(), self.split, tokenizer)
+
+
+@dataclass(frozen=True)
 class Stdlib(TextSource):
     """The Python standard library's own source, split by file (`ctxext.data.stdlib`)."""
 
@@ -92,7 +109,7 @@ class Stdlib(TextSource):
 @functools.lru_cache(maxsize=4)  # text and the haystacks of several tasks are often the same 5 MB
 def _stdlib(split: str, tokenizer: Tokens) -> Corpus:
     documents = stdlib_documents(split)
-    return Corpus((d.text for d in documents), tokenizer, files={d.name: d.sha256 for d in documents})
+    return Corpus.of((d.text for d in documents), tokenizer, files={d.name: d.sha256 for d in documents})
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,26 @@ class Short(Source):
 
     def open(self, tokenizer: Tokens) -> PackedRows:
         return PackedRows(self.source.open(tokenizer), self.seq_len)
+
+
+@dataclass(frozen=True)
+class Upsampled(Source):
+    """Documents of at least `min_tokens` tokens are drawn `factor` times as often as shorter ones, arXiv 2402.10171.
+
+    Each domain keeps its share of the tokens; the domains are the sources that `ctxext prepare` was given, any other
+    source is one. For other shares, `Mix` directories of one domain each. Tokens are counted with BOS and EOS.
+    """
+
+    source: TextSource
+    min_tokens: int
+    factor: float
+
+    def __post_init__(self) -> None:
+        if self.min_tokens < 1 or not 0 < self.factor < math.inf:
+            raise ValueError(f"min_tokens must be at least 1 and factor above 0, got {self.min_tokens}, {self.factor}")
+
+    def open(self, tokenizer: Tokens) -> UpsampledRows:
+        return UpsampledRows(self.source.open(tokenizer), self.min_tokens, self.factor)
 
 
 @dataclass(frozen=True)

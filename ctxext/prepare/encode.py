@@ -1,0 +1,83 @@
+"""What a worker does: one unit of documents into one part, a pure function of both. Nothing here needs jax."""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxext.data.corpus import Tokens, id_dtype
+from ctxext.data.prepared import SPLITS
+from ctxext.files import atomic_file
+from ctxext.prepare.records import records
+from ctxext.prepare.units import Unit
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How documents become tokens.
+
+    field: the key or column of the text. bos, eos: whether each document begins and ends with that token. min_tokens,
+    max_tokens: shorter and longer documents are left out, counted with BOS and EOS. held_out: the share of documents,
+    by the hash of their text, that training does not see; the same text falls on the same side in every order.
+    """
+
+    field: str = "text"
+    bos: bool = True
+    eos: bool = True
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    held_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--held-out is a share from 0 to below 1, got {self.held_out}")
+        if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
+            raise ValueError(f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens {self.min_tokens}")
+
+    def split(self, text: str) -> str:
+        """Held out if the first 64 bits of sha256(text), as a fraction, are below `held_out`."""
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return "heldout" if number < self.held_out * 2**64 else "train"
+
+    def facts(self) -> dict[str, Any]:
+        """For the index; bos and eos are told as ids there."""
+        return {name: value for name, value in asdict(self).items() if name not in ("bos", "eos")}
+
+
+def encode(unit: Unit, recipe: Recipe, tokenizer: Tokens, part: Path) -> int:
+    """Write the tokens of a unit, document lengths, and what was left out, as one .npz; returns how many tokens."""
+    end = [tokenizer.eos_id] if recipe.eos else []
+    dtype, most = id_dtype(tokenizer.vocab_size), recipe.max_tokens
+    ids, lengths = {split: io.BytesIO() for split in SPLITS}, {split: [] for split in SPLITS}
+    counts, rejects, out = [], [], {"empty": 0, "shorter": 0, "longer": 0}
+    for place, piece in enumerate(unit.pieces):
+        number = -1
+        for number, text, reason, _ in records(piece, recipe.field):
+            if reason:
+                rejects.append((place, number, reason))
+                continue
+            if not text:
+                out["empty"] += 1
+                continue
+            document = np.array([*tokenizer.encode(text, bos=recipe.bos), *end], dtype)
+            if len(document) < recipe.min_tokens:
+                out["shorter"] += 1
+            elif most is not None and len(document) > most:
+                out["longer"] += 1
+            else:
+                split = recipe.split(text)
+                ids[split].write(document.data)
+                lengths[split].append(len(document))
+        counts.append(number + 1)
+    facts = {**out, "counts": counts, "rejects": rejects}
+    arrays: dict[str, np.ndarray] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+    for split in SPLITS:
+        arrays[split] = np.frombuffer(ids[split].getbuffer(), dtype)
+        arrays[f"{split}_lengths"] = np.array(lengths[split], np.int64)
+    with atomic_file(part) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    return sum(len(arrays[split]) for split in SPLITS)
