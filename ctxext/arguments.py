@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-dir", type=Path, help="default: runs/<name>-<hash of the configuration>")
         sub.add_argument("--dry-run", action="store_true", help="shapes, parameters, steps; allocates nothing")
         sub.add_argument("--print-config", action="store_true", help="the resolved experiment as JSON")
-        sub.add_argument("--no-wandb", action="store_true", help="no wandb (otherwise online if configured)")
+        sub.add_argument("--track", default="wandb", metavar="NAME,...", help="wandb (default; online if configured, "
+                         "else offline), tensorboard, trackio; metrics.jsonl is always written")  # fmt: skip
+        sub.add_argument("--no-wandb", action="store_true", help="not wandb")
         sub.epilog = "Any leaf of the experiment can be overridden: --train.steps 400 --rope.factor=8 --data.path DIR"
 
     def checkpoint_option(sub: argparse.ArgumentParser) -> None:

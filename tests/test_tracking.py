@@ -9,7 +9,8 @@ from tiny_train import tiny_experiment
 
 from ctxext.files import read_jsonl
 from ctxext.rundir import RunDir
-from ctxext.tracking import WandbSink, start_sinks, wandb_mode
+from ctxext.tracking import start_sinks
+from ctxext.tracking.wandb import WandbSink, wandb_mode
 
 PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}}
 ROWS = [
@@ -61,6 +62,8 @@ def test_offline_wandb_holds_the_run(opened):
 class Broken:
     """Stands for the wandb module or its run; the call named in `where` raises."""
 
+    dir = "run/files"
+
     def __init__(self, where: str) -> None:
         self.where, self.calls = where, []
 
@@ -91,7 +94,7 @@ def test_a_resumed_run_keeps_its_id(opened, monkeypatch):
     fake = Broken("")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        WandbSink(*opened).finish()
+        WandbSink(*opened, "group", "train").finish()
     first, second = (kwargs for name, kwargs in fake.calls if name == "init")
     assert first["id"] == second["id"] and first["resume"] == "allow"
 
@@ -107,7 +110,7 @@ def test_failure_reaches_wandb_and_a_clean_stop_is_none(opened, monkeypatch):
 
 def test_off_by_flag_and_by_mode(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
-    with start_sinks(*opened, wandb=False) as sinks:
+    with start_sinks(*opened, track=()) as sinks:
         assert len(sinks) == 1
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with start_sinks(*opened) as sinks:

@@ -1,0 +1,48 @@
+"""TensorBoard event files in the run directory: tensorboard --logdir runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxext.experiment import Experiment
+from ctxext.rundir import RunDir
+from ctxext.tracking.means import means, scalars
+
+
+class TensorBoardSink:
+    """Metrics by step, evaluations by length in tokens, heatmaps; a resumed run hides what it measures again."""
+
+    def __init__(self, experiment: Experiment, run: RunDir, group: str, job: str) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._make, self._directory, self._writer = SummaryWriter, str(run.path / "tensorboard"), None
+
+    def _open(self, step: int | None = None) -> Any:
+        if self._writer is None:
+            self._writer = self._make(self._directory, purge_step=step)
+        return self._writer
+
+    def log(self, row: dict[str, Any]) -> None:
+        writer, step = self._open(row["step"]), row["step"]
+        for name, value in scalars(row).items():
+            writer.add_scalar(name, value, step)
+        if "alarm" in row:
+            writer.add_text("alarm", row["alarm"], step)
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        for (seq_len, group), values in means(rows).items():
+            for name, value in values.items():
+                self._open().add_scalar(f"eval/{group}/{name}", value, seq_len)
+
+    def images(self, images: dict[str, np.ndarray]) -> None:
+        for name, pixels in images.items():
+            self._open().add_image(f"heatmaps/{name}", pixels, dataformats="HWC")
+
+    def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
+        pass  # TensorBoard knows no such thing
+
+    def finish(self, failed: bool = False) -> None:
+        if self._writer is not None:
+            self._writer.close()
