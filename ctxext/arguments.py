@@ -1,6 +1,7 @@
 """What the command line takes: every command with its options, as one list to read. Nothing heavy is imported."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -157,6 +158,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command("bench", "what things cost here: items per second, time outside the model")
     sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
     sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")
+    sub = command("dashboard", "save the wandb workspace of a project, print its address: extra [dashboard]")
+    sub.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ctxext"), metavar="NAME")
+    sub.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""), metavar="NAME", help="default: yours")
     command("methods", "every method: seam, paper, fields, and the formats that can say it")
     sub = command("rope", "frequencies, attention factor and HF keys of methods")
     sub.add_argument(

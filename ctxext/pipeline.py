@@ -91,10 +91,8 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
             proof = _export(experiment, trained, name, directory)
             for sink in sinks:
                 sink.artifact("export", [directory.export], {"method": name, "equal": not proof["weights_that_differ"]})
-        if track and sinks:
-            pictures = report.heatmaps(read_jsonl(directory.rows_file))
-            for sink in sinks:
-                sink.images(pictures)
+        for sink in sinks:
+            sink.images(lambda: report.heatmaps(read_jsonl(directory.rows_file)))
     for rope in experiment.baselines if experiment.train.steps else ():
         slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
         arm = dataclasses.replace(experiment, name=f"{experiment.name}-{slug}", rope=rope, zero_shot=(), baselines=(),

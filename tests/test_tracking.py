@@ -17,7 +17,8 @@ ROWS = [
     {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
     {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
     {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
-    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0},
+    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 4},
+    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 1},
 ]
 
 
@@ -55,6 +56,7 @@ def test_offline_wandb_holds_the_run(opened):
     assert floor["eval/passkey no-needle/yarn/correct"] == 0
     assert passkey["eval/passkey/yarn/answer_nll"] == 1.0 and "eval/passkey/yarn/tokens" not in passkey
     assert (ppl["eval/seq_len"], ppl["eval/ppl/yarn/nll"]) == (128, 2.0)
+    assert ppl["eval/ppl/yarn/nats_per_token"] == 0.8
     assert '"train/step"' in json.dumps([record for record in records if record["type"] == "metric"])
     assert '"factor"' in json.dumps([record for record in records if record["type"] in ("run", "config")])
 

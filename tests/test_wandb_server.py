@@ -1,7 +1,6 @@
 """The real wandb client against a stand-in server: a run arrives whole, goes on, is synced, and outlives the server."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -55,14 +54,15 @@ def test_a_run_arrives_whole_and_goes_on(served, opened):
             sink.log({"step": 10, "loss": 2.0, "learning_rate": 1e-3})
             sink.log({"step": 20, "short_loss": 3.0, "alarm": "step 20: worse"})
             sink.rows(ROWS)
-            sink.images({"passkey/yarn": np.full((8, 12, 3), 200, np.uint8)})
+            sink.images(lambda: {"passkey/yarn(factor=4)": np.full((8, 12, 3), 200, np.uint8)})
             sink.artifact("checkpoints", [checkpoint], {"steps": [20]})
     sent = backend.only()
     assert sent.exit_code == 0 and sent.column("train/step") == [10, 20]
     assert sent.column("train/loss") == [2.0] and sent.column("train/short_loss") == [3.0]
     assert sent.column("eval/seq_len") == [64] and sent.column("eval/passkey/yarn/correct") == [0.5]
     assert sent.config["rope"]["factor"] == 2.0 and sent.config["train"]["steps"] == 30
-    assert sent.config["fingerprint"] == experiment.fingerprint and "git_commit" in sent.config
+    assert sent.config["method"] == "linear(factor=2)" and "git_commit" in sent.config
+    assert sent.config["fingerprint"] == experiment.fingerprint
     fields = sent.fields
     assert (fields["project"], fields["displayName"], fields["groupName"], fields["jobType"]) == (
         "ctxext", "run", "tiny", "train")  # fmt: skip
@@ -74,9 +74,11 @@ def test_a_run_arrives_whole_and_goes_on(served, opened):
     assert [row[4:6] for row in json.loads(table)["data"]] == [["a", True], ["b", False]]
     (picture,) = (data for path, data in backend.uploads.items() if path.endswith(".png"))
     assert picture.startswith(b"\x89PNG") and picture[16:24] == bytes([0, 0, 0, 12, 0, 0, 0, 8])  # width, height
+    (shown,) = sent.column("heatmaps/passkey")
+    assert (shown["captions"], shown["count"]) == (["yarn(factor=4)"], 1)
     names = [artifact["artifactCollectionName"] for artifact in backend.artifacts]
     number = names.index("run-checkpoints") + 1
-    (path, entry), = manifest(backend, number)["contents"].items()
+    ((path, entry),) = manifest(backend, number)["contents"].items()
     assert (path, entry["ref"], entry["size"]) == ("20/params", (checkpoint / "params").resolve().as_uri(), 5)
     assert not any(data == b"12345" for data in backend.uploads.values())
     assert json.loads(backend.artifacts[number - 1]["metadata"]) == {"steps": [20]}

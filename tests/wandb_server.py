@@ -82,6 +82,9 @@ class Backend:
         versions = {"cliVersionInfo": {"max_cli_version": "99.0.0"}, "latestLocalVersionInfo": None}
         return {"viewer": ME, "serverInfo": versions}
 
+    def _GetDefaultEntity(self, _: Any) -> Any:
+        return {"viewer": ME}
+
     def _UpsertBucket(self, v: Any) -> Any:
         run_id = v.get("name") or v["id"].removeprefix("B_")
         new = run_id not in self.runs
@@ -89,9 +92,9 @@ class Backend:
         run.fields |= {name: value for name, value in v.items() if value is not None}
         project = {"id": "P", "name": v.get("project") or "p", "entity": ENTITY}
         return {"upsertBucket": {"inserted": new, "bucket": {
-            "id": f"B_{run_id}", "name": run_id, "displayName": run.fields.get("displayName", run_id), "project": project,
-            "description": "", "config": run.fields.get("config", "{}"), "sweepName": run.fields.get("sweep"),
-            "historyLineCount": len(run.history)}}}  # fmt: skip
+            "id": f"B_{run_id}", "name": run_id, "displayName": run.fields.get("displayName", run_id),
+            "description": "", "project": project, "config": run.fields.get("config", "{}"),
+            "sweepName": run.fields.get("sweep"), "historyLineCount": len(run.history)}}}  # fmt: skip
 
     def _RunResumeStatus(self, v: Any) -> Any:
         run, bucket = self.runs.get(v["name"]), None
@@ -136,6 +139,10 @@ class Backend:
     def _CommitArtifact(self, v: Any) -> Any:
         return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "d"}}}
 
+    def _UpsertView2(self, v: Any) -> Any:
+        self.views.append(v)
+        return {"upsertView": {"view": {"id": "V", "name": v["name"]}, "inserted": True}}
+
     def _UpsertSweep(self, v: Any) -> Any:
         project = {"id": "P", "name": "ctxext", "entity": ENTITY}
         return {"upsertSweep": {"sweep": {"name": "sweep1", "project": project}, "configValidationWarnings": []}}
@@ -152,8 +159,8 @@ class Backend:
         return {"createAgent": {"agent": {"id": "agent1"}}}
 
     def _Heartbeat(self, _: Any) -> Any:
-        order = self.orders.pop(0) if self.orders else {"type": "exit"}
-        return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps([order])}}
+        orders, self.orders = self.orders[:1], self.orders[1:]
+        return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(orders)}}
 
 
 def manifest(backend: Backend, number: int) -> dict[str, Any]:
@@ -217,9 +224,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def environment(url: str, home: Path) -> dict[str, str]:
     """What the client needs to know of a server, with everything that it keeps under `home`."""
+    home.mkdir(exist_ok=True)
     places = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
-    return {**places, "WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "x" * 40, "WANDB_SILENT": "true",
-            "WANDB_ERROR_REPORTING": "false", "NO_PROXY": "127.0.0.1,localhost"}  # fmt: skip
+    return {**places, "WANDB_DIR": str(home), "WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_SILENT": "true",
+            "WANDB_API_KEY": "x" * 40, "WANDB_ERROR_REPORTING": "false", "NO_PROXY": "127.0.0.1,localhost"}  # fmt: skip
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A heatmap as pixels, for trackers that show pictures: the colours and numbers of the page."""
 
+from typing import Any
+
 import numpy as np
 
 from ctxext.report.heat import Cell, Heat
@@ -29,14 +31,15 @@ def draw(heat: Heat) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _cell(pen, cell: Cell | None, left: int, top: int, large, small) -> None:
+def _cell(pen: Any, cell: Cell | None, left: int, top: int, large: Any, small: Any) -> None:
     middle = left + CELL[0] / 2
     if cell is None:
-        pen.text((middle, top + CELL[1] / 2), "\u2013", "#444444", large, anchor="mm")
+        pen.text((middle, top + CELL[1] / 2), "-", "#444444", large, anchor="mm")
         return
     pen.rectangle((left + 1, top + 1, left + CELL[0] - 2, top + CELL[1] - 2), cell.background)
     if cell.hatched:
         for x in range(left + 4, left + CELL[0] - 8, 8):
             pen.line((x, top + CELL[1] - 3, x + 4, top + CELL[1] - 7), cell.colour)
     pen.text((middle, top + 15), cell.text, cell.colour, large, anchor="mm")
-    pen.text((middle, top + 31), cell.small, cell.colour, small, anchor="mm")
+    plain = cell.small.replace("\u2013", "-")  # the font has no dash
+    pen.text((middle, top + 31), plain, cell.colour, small, anchor="mm")

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from ctxext import distributed
 from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
-from ctxext.tracking.jsonl import JsonlSink
+from ctxext.tracking.jsonl import Images, JsonlSink
 
 __all__ = ["JsonlSink", "Sink", "TRACKERS", "parse", "start_sinks"]
 
@@ -29,8 +27,8 @@ class Sink(Protocol):
     def rows(self, rows: list[dict[str, Any]]) -> None:
         """Rows of evaluations; the run keeps them in rows.jsonl itself."""
 
-    def images(self, images: dict[str, np.ndarray]) -> None:
-        """Pictures by name, uint8 [height, width, 3]."""
+    def images(self, draw: Callable[[], Images]) -> None:
+        """Pictures by name, drawn only for those who show them."""
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
         """Directories of a run that are worth keeping: referred to, never copied."""
@@ -78,8 +76,8 @@ class Guarded:
     def rows(self, rows: list[dict[str, Any]]) -> None:
         self._safe(lambda: self._sink and self._sink.rows(rows))
 
-    def images(self, images: dict[str, np.ndarray]) -> None:
-        self._safe(lambda: self._sink and self._sink.images(images))
+    def images(self, draw: Callable[[], Images]) -> None:
+        self._safe(lambda: self._sink and self._sink.images(draw))
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
         self._safe(lambda: self._sink and self._sink.artifact(kind, paths, facts))

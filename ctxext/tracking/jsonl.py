@@ -1,12 +1,15 @@
 """The file that reports and tests read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctxext.files import append_jsonl
+
+Images = dict[str, np.ndarray]
+"""Pictures by "task/arm", uint8 [height, width, 3]."""
 
 
 class JsonlSink:
@@ -21,7 +24,7 @@ class JsonlSink:
     def rows(self, rows: list[dict[str, Any]]) -> None:
         pass
 
-    def images(self, images: dict[str, np.ndarray]) -> None:
+    def images(self, draw: Callable[[], Images]) -> None:
         pass
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:

@@ -11,16 +11,25 @@ def scalars(row: Row) -> dict[str, float]:
 
 
 def means(rows: list[Row]) -> dict[tuple[int, str], dict[str, float]]:
-    """Mean of every true-or-false or fractional field by (seq_len, "eval/method"); controls are evals of their own."""
-    groups: dict[tuple[int, str], dict[str, list[float]]] = {}
+    """Mean of every true-or-false or fractional field by (seq_len, "eval/method"); controls are evals of their own.
+
+    Of texts also nats_per_token, sum of nats / sum of tokens.
+    """
+    groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         control = "" if row.get("condition", "needle") == "needle" else f" {row['condition']}"
-        fields = groups.setdefault((row["seq_len"], f"{_asked(row)}{control}/{row['method']}"), {})
-        for name, value in row.items():
-            if isinstance(value, bool | float):
-                fields.setdefault(name, []).append(float(value))
-    found = {key: {name: sum(v) / len(v) for name, v in fields.items()} for key, fields in groups.items()}
-    return dict(sorted(found.items()))
+        groups.setdefault((row["seq_len"], f"{_asked(row)}{control}/{row['method']}"), []).append(row)
+    return {key: _mean(found) for key, found in sorted(groups.items())}
+
+
+def _mean(rows: list[Row]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, bool | float))
+    values = {name: [float(row[name]) for row in rows if row.get(name) is not None] for name in names}
+    found = {name: sum(v) / len(v) for name, v in values.items()}
+    texts = [row for row in rows if "nll" in row and row.get("count")]
+    if texts:
+        found["nats_per_token"] = sum(row["nll"] for row in texts) / sum(row["count"] for row in texts)
+    return found
 
 
 def _asked(row: Row) -> str:

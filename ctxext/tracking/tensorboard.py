@@ -1,13 +1,12 @@
 """TensorBoard event files in the run directory: tensorboard --logdir runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
+from ctxext.tracking.jsonl import Images
 from ctxext.tracking.means import means, scalars
 
 
@@ -36,8 +35,8 @@ class TensorBoardSink:
             for name, value in values.items():
                 self._open().add_scalar(f"eval/{group}/{name}", value, seq_len)
 
-    def images(self, images: dict[str, np.ndarray]) -> None:
-        for name, pixels in images.items():
+    def images(self, draw: Callable[[], Images]) -> None:
+        for name, pixels in draw().items():
             self._open().add_image(f"heatmaps/{name}", pixels, dataformats="HWC")
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:

@@ -3,14 +3,13 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctxext.experiment import Experiment, to_json
 from ctxext.rundir import RunDir
+from ctxext.tracking.jsonl import Images
 from ctxext.tracking.means import means, scalars
 
 
@@ -21,10 +20,11 @@ class TrackioSink:
         import trackio
 
         self._trackio = trackio
+        config = {name: value for name, value in to_json(experiment).items() if name[0] != "_"} | {"job_type": job}
         with _aside():
             self._run = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", "ctxext"), name=run.path.name, group=group, resume="allow",
-                config={**to_json(experiment), "job_type": job}, embed=False, auto_log_gpu=False, auto_log_cpu=False,
+                config=config, embed=False, auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
 
     def log(self, row: dict[str, Any]) -> None:
@@ -37,15 +37,15 @@ class TrackioSink:
         for (seq_len, group), values in means(rows).items():
             self._run.log({"eval/seq_len": seq_len, **{f"eval/{group}/{name}": v for name, v in values.items()}})
 
-    def images(self, images: dict[str, np.ndarray]) -> None:
-        self._run.log({f"heatmaps/{name}": self._trackio.Image(pixels) for name, pixels in images.items()})
+    def images(self, draw: Callable[[], Images]) -> None:
+        self._run.log({f"heatmaps/{name}": self._trackio.Image(pixels) for name, pixels in draw().items()})
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
         pass  # it would copy them
 
     def finish(self, failed: bool = False) -> None:
         with _aside():
-            self._run.finish()
+            self._trackio.finish()  # not the run's own, which is called once more when Python ends, and prints
 
 
 @contextlib.contextmanager

@@ -7,21 +7,27 @@ import re
 import secrets
 import sys
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ctxext.attention import Causal
 from ctxext.experiment import Experiment, to_json
 from ctxext.files import write_text
-from ctxext.methods import method_name
+from ctxext.methods import label, method_name
+from ctxext.positions import Contiguous
+from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir, git_commit
+from ctxext.tracking.jsonl import Images
 from ctxext.tracking.means import means, scalars
+from ctxext.trainable import Full
 
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 120.0}
 """Seconds that a server may keep a run waiting at its beginning and end; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT
 change them. In between it is never waited for."""
+
+PLAIN = (None, Unscaled(), Causal(), Contiguous(), Full())
+"""What a method's name leaves out."""
 
 
 class WandbSink:
@@ -39,7 +45,8 @@ class WandbSink:
         if not id_file.exists():  # a sweep's agent has chosen it
             write_text(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         parts = (experiment.rope, experiment.attention, experiment.positions, experiment.trainable)
-        config = {**to_json(experiment), "fingerprint": experiment.fingerprint, "git_commit": git_commit()}
+        config = {**to_json(experiment), "method": label(part for part in parts if part not in PLAIN),
+                  "fingerprint": experiment.fingerprint, "git_commit": git_commit()}  # fmt: skip
         patience: dict[str, Any] = {name: float(os.environ.get(f"WANDB_{name.upper()}", seconds))
                                     for name, seconds in PATIENCE.items()}  # fmt: skip
 
@@ -81,8 +88,12 @@ class WandbSink:
         cells = [[_cell(row.get(name)) for name in columns] for row in self._table]
         self._run.log({"rows": self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
 
-    def images(self, images: dict[str, np.ndarray]) -> None:
-        self._run.log({f"heatmaps/{name}": self._wandb.Image(pixels) for name, pixels in images.items()})
+    def images(self, draw: Callable[[], Images]) -> None:
+        tasks: dict[str, list[Any]] = {}
+        for name, pixels in draw().items():
+            task, _, arm = name.partition("/")
+            tasks.setdefault(f"heatmaps/{task}", []).append(self._wandb.Image(pixels, caption=arm))
+        self._run.log(tasks)
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
         name = re.sub(r"[^\w.-]", "-", f"{self._path.name}-{kind}")
@@ -111,6 +122,21 @@ def wandb_mode() -> Any:
         return "online" if netrc.netrc().authenticators(host or "") else "offline"
     except (OSError, netrc.NetrcParseError):
         return "offline"
+
+
+def default_entity() -> str:
+    """Whose projects are meant if nobody is named. Raises ValueError without a login."""
+    if wandb_mode() != "online":
+        raise ValueError("not logged in to wandb: set WANDB_API_KEY or run `wandb login`; --json needs no login")
+    import wandb
+
+    try:
+        entity = wandb.Api().default_entity
+    except Exception as error:
+        raise ValueError(f"wandb does not answer: {error}") from error
+    if not entity:
+        raise ValueError("wandb knows no entity of yours; name one with --entity")
+    return entity
 
 
 def _cell(value: Any) -> Any:
