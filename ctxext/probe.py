@@ -17,7 +17,7 @@ from ctxext.attention import Attend, Attention, Kernel
 from ctxext.attention.largest import largest_logit
 from ctxext.config import LlamaConfig
 from ctxext.data import Batch, Rows, Stdlib, make_batch
-from ctxext.distributed import gather
+from ctxext.distributed import gather, once
 from ctxext.experiment import Experiment
 from ctxext.files import read_jsonl
 from ctxext.lm import LM
@@ -85,8 +85,8 @@ class Probe:
         metrics if it has one."""
         if not 0 < experiment.train.probe_every <= experiment.train.steps:
             return None
-        known = [row["short_loss"] for row in read_jsonl(run.metrics_file) if row["step"] == 0 and "short_loss" in row]
-        return cls(experiment, base, rows, known[0] if known else None)
+        found = once(lambda: [row["short_loss"] for row in read_jsonl(run.metrics_file) if row["step"] == 0])
+        return cls(experiment, base, rows, found[0] if found else None)
 
     def due(self, step: int) -> bool:
         """After this step, 0 being before the first; step 0 only if it has not been measured."""

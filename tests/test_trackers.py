@@ -113,7 +113,6 @@ def colour(pixels: np.ndarray) -> str:
 
 
 def test_a_heatmap_s_pixels_are_the_page_s_colours():
-    pytest.importorskip("PIL")
     cells = [Cell("12/12", "76\u2013100 %", *sequential(1.0), False), None]
     low = [Cell("0/3", "0\u201356 %", *sequential(0.0), True), Cell("+5", "2 : 1 of 8", *diverging(0.4), False)]
     heat = Heat("yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", cells)], below=[("floor", low)])
@@ -129,7 +128,6 @@ def test_a_heatmap_s_pixels_are_the_page_s_colours():
 
 
 def test_heatmaps_of_rows_are_by_task_and_arm():
-    pytest.importorskip("PIL")
     from test_report import retrieval
 
     rows = [retrieval(method, n, i, i < 5, depth=0.5)
