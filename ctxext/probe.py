@@ -5,6 +5,7 @@ layer. On held-out text of the base's window: the loss, and how far it has risen
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,10 @@ class Probe:
         return step % self._train.probe_every == 0 or step == self._train.steps
 
     def row(self, step: int, params: Params, frozen: Params) -> dict[str, Any]:
-        """A row of metrics; `alarm` is text where the loss on short text has risen by over `train.drift_alarm` nats."""
+        """A row of metrics; `alarm` is text where the loss on short text has risen by over `train.drift_alarm` nats.
+
+        What is not finite is left out and named in the alarm: the loss of a training step decides whether a run stops.
+        """
         whole = join(params, frozen)
         losses, peaks = self._ask(whole, self._long, self._rotations[0], watch=True)
         nats, weight = band_sums(losses, self._long.weights, tokens_seen(self._long.segment_ids),
@@ -105,15 +109,18 @@ class Probe:
         by_layer = {f"attention_logit/layer_{layer:02}": float(peak) for layer, peak in enumerate(peaks)}
         losses, _ = self._ask(whole, self._short, self._rotations[1], watch=False)
         short = float((losses.astype(np.float64) * self._short.weights).sum() / self._short.weights.sum())
-        row = {"step": step, **by_position, **by_layer, "attention_logit_max": float(peaks.max()), "short_loss": short}
+        found = {"step": step, "short_loss": short, "attention_logit_max": float(peaks.max()), **by_position, **by_layer}
         if step == 0:
             self._reference = short
-        if self._reference is None:  # the run was longer than planned
-            return row
-        row["short_drift"] = drift = short - self._reference
-        if drift > self._train.drift_alarm:
+        if self._reference is not None:  # there is none in a run that became longer than was planned
+            found["short_drift"] = short - self._reference
+        wrong = [name for name, value in found.items() if not math.isfinite(value)]
+        row: dict[str, Any] = {name: value for name, value in found.items() if name not in wrong}
+        if wrong:
+            row["alarm"] = f"step {step}: not finite on the rows that are watched: {', '.join(wrong)}"
+        elif found.get("short_drift", 0) > self._train.drift_alarm:
             row["alarm"] = (f"step {step}: the loss on held-out text of {self._window:,} tokens is {short:.3f} nats, "
-                            f"{drift:.3f} above step 0")  # fmt: skip
+                            f"{found['short_drift']:.3f} above step 0")  # fmt: skip
         return row
 
     def _ask(self, params: Params, batch: Batch, rotation: Any, *, watch: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -160,6 +160,16 @@ def test_many_devices_see_the_same(texts):
         assert look(mesh) == pytest.approx(alone, rel=1e-5)
 
 
+def test_what_is_not_finite_is_named_and_left_out(texts):
+    experiment, params = tiny_experiment(texts), tiny_base().params
+    embedding = params["embed_tokens"]["embedding"].at[ord("e") + 3].set(jnp.nan)
+    probe = Probe(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
+    row = probe.row(3, {**params, "embed_tokens": {"embedding": embedding}}, {})
+    assert row["step"] == 3 and "short_loss" not in row and "short_drift" not in row
+    assert row["alarm"].startswith("step 3: not finite") and "short_loss" in row["alarm"]
+    assert all(math.isfinite(value) for name, value in row.items() if name != "alarm")
+
+
 def test_speed_leaves_out_the_first_step_and_what_is_apart(monkeypatch):
     now, rows = [100.0], []
     monkeypatch.setattr(measured.time, "perf_counter", lambda: now[0])

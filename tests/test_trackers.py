@@ -6,6 +6,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,12 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    path = told(tmp_path, "tensorboard", EVENTS)
-    (file,) = (path / "tensorboard").glob("events.out.tfevents.*")
-    events = [Event.FromString(record) for record in records(file)]
-    values = {(v.tag, event.step): v for event in events for v in event.summary.value}
+    def events(kind: str) -> list[list]:
+        files = sorted((tmp_path / "run" / "tensorboard" / kind).glob("events.out.tfevents.*"))
+        return [[Event.FromString(record) for record in records(file)] for file in files]
+
+    told(tmp_path, "tensorboard", EVENTS)
+    values = {(v.tag, e.step): v for kind in ("train", "eval") for e in events(kind)[0] for v in e.summary.value}
     assert values["train/loss", 10].simple_value == 2 and values["train/mfu", 10].simple_value == 0.5
     assert values["train/short_loss", 20].simple_value == 3
     assert [values["eval/ppl/yarn/nll", n].simple_value for n in (64, 128)] == [66, 130]
@@ -62,10 +65,10 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
     assert alarm.tensor.string_val == [b"step 20: worse"]
     (picture,) = (v.image for (tag, _), v in values.items() if tag == "heatmaps/passkey/yarn")
     assert (picture.height, picture.width) == (8, 12) and picture.encoded_image_string.startswith(b"\x89PNG")
+    time.sleep(1.1)  # files are named by the second
     told(tmp_path, "tensorboard", [{"step": 15, "loss": 1.0}])  # from an older checkpoint: hide what came after
-    newest = max((path / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns)
-    starts = [e.step for r in records(newest) if (e := Event.FromString(r)).HasField("session_log")]
-    assert starts[:1] == [15] and not capsys.readouterr().err
+    starts = {kind: [e.step for e in events(kind)[1] if e.HasField("session_log")] for kind in ("train", "eval")}
+    assert starts == {"train": [15], "eval": [0]} and not capsys.readouterr().err
 
 
 def test_trackio_s_database_holds_the_run(tmp_path):

@@ -91,6 +91,14 @@ def test_a_run_arrives_whole_and_goes_on(served, opened):
     assert steps == sorted(set(steps))
 
 
+def gone(server: wandb_server.Server, how: str) -> None:
+    """The server's port is closed, or it takes requests and says nothing."""
+    if how == "closed":
+        wandb_server.stop(server)
+    else:
+        server.backend.answers.clear()
+
+
 def test_offline_runs_are_synced_into_one(served, opened, monkeypatch):
     backend, _ = served
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -106,9 +114,10 @@ def test_offline_runs_are_synced_into_one(served, opened, monkeypatch):
     assert sorted(backend.only().column("train/step")) == [10, 20]
 
 
-def test_a_server_that_is_away_makes_the_run_an_offline_one(served, opened, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
+def test_a_server_that_is_away_makes_the_run_an_offline_one(how, served, opened, monkeypatch, capsys):
     backend, server = served
-    wandb_server.stop(server)
+    gone(server, how)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     began = time.monotonic()
     with start_sinks(*opened) as sinks:
@@ -123,13 +132,14 @@ def test_a_server_that_is_away_makes_the_run_an_offline_one(served, opened, monk
     assert later.only().column("train/step") == [10]
 
 
-def test_a_server_that_dies_takes_nothing_with_it(served, opened, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
+def test_a_server_that_dies_takes_nothing_with_it(how, served, opened, monkeypatch, capsys):
     backend, server = served
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0})
-        wandb_server.stop(server)
+        gone(server, how)
         began = time.monotonic()
         for step in (20, 30):
             for sink in sinks:

@@ -52,6 +52,9 @@ class Backend:
         self.views: list[dict[str, Any]] = []
         self.orders: list[dict[str, Any]] = []
         """What a sweep's agent is told to do, one order per heartbeat."""
+        self.answers = threading.Event()
+        """While it is not set, requests are taken and nothing is said."""
+        self.answers.set()
 
     def only(self) -> Run:
         """The run, if there is one."""
@@ -182,6 +185,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def body(self) -> bytes:
+        self.server.backend.answers.wait()
         if self.headers.get("Transfer-Encoding") == "chunked":
             data = b""
             while size := int(self.rfile.readline(), 16):
@@ -245,5 +249,6 @@ def serving() -> Iterator[tuple[Backend, Server]]:
 
 def stop(server: Server) -> None:
     """The server goes away: its port is closed."""
+    server.backend.answers.set()
     server.shutdown()
     server.server_close()

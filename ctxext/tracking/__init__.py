@@ -54,7 +54,7 @@ TRACKERS = {
 
 def parse(names: str) -> tuple[str, ...]:
     """ "wandb,tensorboard" as names. Raises ValueError for an unknown one, or one whose package is not installed."""
-    found = tuple(dict.fromkeys(name for name in names.split(",") if name))
+    found = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in found:
         if name not in TRACKERS:
             raise ValueError(f"--track: there is no tracker {name!r}; known: {', '.join(TRACKERS)}")
