@@ -109,7 +109,8 @@ class Probe:
         by_layer = {f"attention_logit/layer_{layer:02}": float(peak) for layer, peak in enumerate(peaks)}
         losses, _ = self._ask(whole, self._short, self._rotations[1], watch=False)
         short = float((losses.astype(np.float64) * self._short.weights).sum() / self._short.weights.sum())
-        found = {"step": step, "short_loss": short, "attention_logit_max": float(peaks.max()), **by_position, **by_layer}
+        by_layer["attention_logit_max"] = float(peaks.max())
+        found = {"step": step, "short_loss": short, **by_layer, **by_position}
         if step == 0:
             self._reference = short
         if self._reference is not None:  # there is none in a run that became longer than was planned
