@@ -81,7 +81,8 @@ class Broken:
 
 @pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
 def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsys, where):
-    monkeypatch.setitem(sys.modules, "wandb", Broken(where))
+    fake = Broken(where)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 1})
@@ -90,6 +91,7 @@ def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsy
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"wandb is off for the rest of this run (RuntimeError: {where} is broken)"]
     assert len(read_jsonl(opened[1].metrics_file)) == 2
+    assert [name for name, _ in fake.calls].count("finish") == (where in ("log", "finish"))  # what has begun is ended
 
 
 def test_a_resumed_run_keeps_its_id(opened, monkeypatch):

@@ -64,11 +64,12 @@ def parse(names: str) -> tuple[str, ...]:
 
 
 class Guarded:
-    """A tracker whose first failure is one line on stderr and the last thing heard of it."""
+    """A tracker whose first failure is one line on stderr; from then on it is told nothing but the end."""
 
     def __init__(self, name: str, make: Callable[[], Sink]) -> None:
-        self._name = name
-        self._sink: Sink | None = self._safe(make)
+        self._name, self._well = name, True
+        self._sink: Sink | None = None
+        self._safe(lambda: setattr(self, "_sink", make()))
 
     def log(self, row: dict[str, Any]) -> None:
         self._safe(lambda: self._sink and self._sink.log(row))
@@ -83,14 +84,19 @@ class Guarded:
         self._safe(lambda: self._sink and self._sink.artifact(kind, paths, facts))
 
     def finish(self, failed: bool = False) -> None:
-        self._safe(lambda: self._sink and self._sink.finish(failed))
-        self._sink = None
+        if self._well:
+            self._safe(lambda: self._sink and self._sink.finish(failed))
+        elif self._sink is not None:
+            with contextlib.suppress(Exception):  # said already
+                self._sink.finish(failed)
 
-    def _safe(self, action: Callable[[], Any]) -> Any:
+    def _safe(self, action: Callable[[], Any]) -> None:
+        if not self._well:
+            return
         try:
-            return action()
+            action()
         except Exception as error:
-            self._sink = None
+            self._well = False
             reason = str(error).strip().partition("\n")[0]
             print(f"{self._name} is off for the rest of this run ({type(error).__name__}: {reason})", file=sys.stderr)
 
