@@ -1,6 +1,7 @@
 """What the command line takes: every command with its options, as one list to read. Nothing heavy is imported."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-dir", type=Path, help="default: runs/<name>-<hash of the configuration>")
         sub.add_argument("--dry-run", action="store_true", help="shapes, parameters, steps; allocates nothing")
         sub.add_argument("--print-config", action="store_true", help="the resolved experiment as JSON")
-        sub.add_argument("--no-wandb", action="store_true", help="no wandb (otherwise online if configured)")
+        sub.add_argument("--track", default="wandb", metavar="NAME,...", help="wandb (default; online if configured, "
+                         "else offline), tensorboard, trackio; metrics.jsonl is always written")  # fmt: skip
+        sub.add_argument("--no-wandb", action="store_true", help="not wandb")
         sub.epilog = "Any leaf of the experiment can be overridden: --train.steps 400 --rope.factor=8 --data.path DIR"
 
     def checkpoint_option(sub: argparse.ArgumentParser) -> None:
@@ -169,6 +172,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command("bench", "what things cost here: items per second, time outside the model")
     sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
     sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")
+    sub = command("dashboard", "save the wandb workspace of a project, print its address: extra [dashboard]")
+    sub.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ctxext"), metavar="NAME")
+    sub.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""), metavar="NAME", help="default: yours")
     command("methods", "every method: seam, paper, fields, and the formats that can say it")
     sub = command("rope", "frequencies, attention factor and HF keys of methods")
     sub.add_argument(

@@ -47,6 +47,10 @@ class Train:
     """How many of the newest checkpoints stay."""
     keep_best: bool = dataclasses.field(default=False, metadata={"added_later": True})
     """Keep the one whose steps since the one before had the lowest mean training loss too, for `--checkpoint best`."""
+    probe_every: int = dataclasses.field(default=100, metadata={"added_later": True})
+    """Steps between looks at fixed rows (`ctxext.probe`), of runs with at least as many; 0 for none."""
+    drift_alarm: float = dataclasses.field(default=0.1, metadata={"added_later": True})
+    """Nats by which the loss on short held-out text may rise over step 0 before a run says so."""
 
     def __post_init__(self) -> None:
         for field in ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
@@ -54,8 +58,9 @@ class Train:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             raise ValueError(f"train.checkpoint_minutes must be above 0, got {self.checkpoint_minutes}")
-        if self.steps < 0:
-            raise ValueError(f"train.steps must not be negative, got {self.steps}")
+        for field in ("steps", "probe_every", "drift_alarm"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
         for field, known in (("dtype", DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
             if getattr(self, field) not in known:
                 raise ValueError(f"train.{field} {getattr(self, field)!r} is not known; choose {' or '.join(known)}")

@@ -84,7 +84,7 @@ def _of_logits(
     return over_chunks(chunk, mesh, tokens, hidden, targets)
 
 
-def _chunked_mlp(mlp: Any, x: Array, places: Array | None, mesh: Mesh) -> Array:
+def chunked_mlp(mlp: Any, x: Array, places: Array | None, mesh: Mesh) -> Array:
     arrays = (x,) if places is None else (x, places)
     return over_chunks(lambda *chunk: mesh.pin(mlp)(*chunk), mesh, MLP_TOKENS, *arrays)
 
@@ -106,7 +106,7 @@ def batch_loss(
     places = mesh.ring_order(jnp.arange(np.prod(shape)).reshape(shape)) if drops(params) else None
     batch = {name: mesh.ring_order(x) for name, x in batch.items()}  # a sum does not mind the order of its terms
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
-    run_mlp = functools.partial(_chunked_mlp, mesh=mesh) if remat == "full" else None
+    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat == "full" else None
     hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, places=places, run_mlp=run_mlp)
     losses = token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
     # The way back starts from the weights, so not before the losses: left to last, they keep the hidden states.

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ctxext.rundir import RunDir
 from ctxext.tracking import Sink, start_sinks
 from ctxext.train import train
 from ctxext.trainable import Full
+
+TRACK = ("wandb",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +55,28 @@ def open_run(experiment: Experiment, run_dir: Path | None = None, file: Path | s
 
 
 def train_only(experiment: Experiment, run_dir: Path | None = None, *, file: Path | str | None = None,
-               wandb: bool = True) -> Path:  # fmt: skip
+               track: Sequence[str] = TRACK) -> Path:  # fmt: skip
     """Train or resume; returns the run directory."""
     directory = open_run(experiment, run_dir, file)
-    with start_sinks(experiment, directory, wandb=wandb) as sinks:
+    with start_sinks(experiment, directory, track=track) as sinks:
         train(experiment, directory, door.open_base(experiment, to_train=True), sinks=sinks)
+        _refer_to_checkpoints(directory, sinks)
     return directory.path
 
 
 def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str | None = None,
-        wandb: bool = True) -> Run:  # fmt: skip
-    """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated."""
+        track: Sequence[str] = TRACK) -> Run:  # fmt: skip
+    """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated.
+
+    track: names of `tracking.TRACKERS`, which are told beside metrics.jsonl.
+    """
     directory = open_run(experiment, run_dir, file)
     if experiment.export is not None:  # refused now, not after the training
         config, scaling = door.base_config(experiment)
         check(config, experiment.rope or scaling, experiment.attention, to=experiment.export.to,
               dtype=experiment.export.dtype, seq_len=experiment.train.seq_len)  # fmt: skip
-    base = door.open_base(experiment)
-    with start_sinks(experiment, directory, wandb=wandb) as sinks:
+    base, proof = door.open_base(experiment), None
+    with start_sinks(experiment, directory, track=track, job="run") as sinks:
         for method in experiment.zero_shot:
             _evaluate(experiment, base.with_method(method), 0, directory, sinks)
         if experiment.train.steps:
@@ -80,16 +87,19 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         else:
             trained = base.with_method(experiment.rope or base.scaling, experiment.attention)
         name = _evaluate(experiment, trained, experiment.train.steps, directory, sinks)
+        if experiment.export is not None:
+            proof = _export(experiment, trained, name, directory)
+            for sink in sinks:
+                sink.artifact("export", [directory.export], {"method": name, "equal": not proof["weights_that_differ"]})
+        for sink in sinks:
+            sink.images(lambda: report.heatmaps(read_jsonl(directory.rows_file)))
     for rope in experiment.baselines if experiment.train.steps else ():
         slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
         arm = dataclasses.replace(experiment, name=f"{experiment.name}-{slug}", rope=rope, zero_shot=(), baselines=(),
                                   export=None)  # fmt: skip
         place = RunDir(directory.baselines / slug).open(arm)
-        with start_sinks(arm, place, wandb=wandb) as sinks:
+        with start_sinks(arm, place, track=track, group=experiment.name, job="baseline") as sinks:
             _evaluate(arm, _train(arm, place, base, sinks), arm.train.steps, directory, sinks)
-    proof = None
-    if experiment.export is not None:
-        proof = _export(experiment, trained, name, directory)
     distributed.once(lambda: report.write_report([directory.path]) and None)
     return Run(directory.path, read_jsonl(directory.rows_file), proof)
 
@@ -100,7 +110,16 @@ def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -
     print(f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} tokens = "
           f"{settings.steps * rows * settings.seq_len:,} tokens", file=sys.stderr)  # fmt: skip
     train(experiment, place, base, sinks=sinks)
+    _refer_to_checkpoints(place, sinks)
     return door.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
+
+
+def _refer_to_checkpoints(run: RunDir, sinks: Sequence[Sink]) -> None:
+    """The checkpoints that are left when training is over."""
+    kept = sorted((path for path in run.checkpoints.glob("*") if path.name.isdecimal()), key=lambda p: int(p.name))
+    if kept:
+        for sink in sinks:
+            sink.artifact("checkpoints", kept, {"steps": [int(path.name) for path in kept]})
 
 
 def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]) -> str:

@@ -27,9 +27,10 @@ class TrainProgress:
         """A row of metrics: moves the bar; on no terminal, a row with a speed is one line."""
         step, loss, speed = row["step"], row["loss"], row.get("tokens_per_second")
         self._bar.update(self._task, completed=step, loss=loss, **({} if speed is None else {"speed": speed}))
-        if self._lines and speed is not None:
+        if self._lines and "learning_rate" in row:
             left = (time.perf_counter() - self._clock) / (step - self._start) * (self._stop - step)
-            text = f"{self._name}: step {step}/{self._stop}  loss {loss:.4f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+            rate = "" if speed is None else f"  {speed:,.0f} tokens/s"
+            text = f"{self._name}: step {step}/{self._stop}  loss {loss:.4f}{rate}  {left:.0f} s left"
             print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "TrainProgress":

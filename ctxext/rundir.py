@@ -78,7 +78,7 @@ class RunDir:
         with other data and nobody would see it.
         """
         versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-        new = {"versions": versions, "git_commit": _git_commit(), **facts}
+        new = {"versions": versions, "git_commit": git_commit(), **facts}
         if self.provenance_file.exists():
             old = read_json(self.provenance_file)
             for name, there, here in _differences({k: old.get(k) for k in fixed}, {k: facts[k] for k in fixed}):
@@ -139,7 +139,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of the source in use, "-dirty" if it has changes; None for an installed package."""
     where = Path(__file__).parent
     try:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctxext import distributed
 from ctxext.checkpoint import Checkpoints
 from ctxext.config import LlamaConfig
 from ctxext.data import Batch, make_batch, prefetch
@@ -21,6 +22,8 @@ from ctxext.loss import batch_loss
 from ctxext.measured import Measured, NotFinite
 from ctxext.model import Params
 from ctxext.optim import Optim, Transformation, apply_updates, global_norm
+from ctxext.plan.flops import seconds_at_peak
+from ctxext.probe import Probe
 from ctxext.progress import TrainProgress
 from ctxext.rundir import RunDir
 from ctxext.sharding import Mesh, shardings
@@ -131,7 +134,8 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
         facts = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256, "seed": experiment.seed}
-        where = {"device": jax.devices()[0].device_kind, "mesh": dict(mesh.build().shape), "command": _command()}
+        kind, devices = jax.devices()[0].device_kind, mesh.build()
+        where = {"device": kind, "mesh": dict(devices.shape), "command": _command()}
         if frozen:
             facts["base"] = checksum(frozen)  # what the checkpoints leave out
         run.record({**facts, **where}, fixed=tuple(facts.keys() - {"seed"}))
@@ -142,14 +146,22 @@ def train(
         agenda = Agenda(settings, stack.enter_context(signals()), stop)
         bar = stack.enter_context(TrainProgress(experiment.name, start, settings.steps, enabled=progress))
 
+        def log(row: dict[str, Any]) -> None:
+            if "alarm" in row and distributed.first():
+                print(f"alarm: {row['alarm']}", file=sys.stderr)
+            for sink in sinks:
+                sink.log(row)
+
         def report(row: dict[str, Any]) -> None:
             bar.update(row)
             if "learning_rate" in row:
-                for sink in sinks:
-                    sink.log(row)
+                log(row)
 
-        measured, done = Measured(experiment, start, report), start
+        measured, done = Measured(experiment, report, seconds_at_peak(experiment, config, kind, devices.size)), start
+        probe = Probe.of(experiment, base, rows, run)
         try:
+            if probe and start == 0 and probe.due(0):
+                log(probe.row(0, params, frozen))
             for step, host in stack.enter_context(contextlib.closing(prefetch(batch, start, settings.steps))):
                 stacked = {name: mesh.rows(x.reshape(A, B, T), dim=1) for name, x in host._asdict().items()}
                 stacked |= experiment.trainable.noise(experiment.seed, step, A)
@@ -158,6 +170,9 @@ def train(
                 params, opt_state, metrics = step_fn(params, opt_state, stacked, rotation(seq_len), frozen)
                 done = step + 1
                 measured.put(done, metrics)
+                if probe and probe.due(done):
+                    with measured.apart():
+                        log(probe.row(done, params, frozen))
                 save, stopping = agenda.after(done)
                 if save:
                     measured.flush()  # a state is saved only when the step that made it was finite

@@ -65,7 +65,7 @@ def run(texts: Path, base: Path, where: Path, trainable=RECIPES["plain"], rope=N
     experiment = dataclasses.replace(
         tiny_experiment(texts, steps=3, checkpoint_every=3), init=str(base), model=None, rope=rope, trainable=trainable
     )
-    return train_only(experiment, where, wandb=False)
+    return train_only(experiment, where, track=())
 
 
 @pytest.mark.parametrize("name", [x if x == "longlora" else pytest.param(x, marks=pytest.mark.check) for x in RECIPES])

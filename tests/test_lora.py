@@ -246,7 +246,7 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=2))
     from ctxext.pipeline import train_only
 
-    run = train_only(experiment, tmp_path / "run", wandb=False)
+    run = train_only(experiment, tmp_path / "run", track=())
     tokens = np.arange(40)[None]
     logits = np.asarray(door.load(run).logits(tokens))
     assert np.abs(logits - np.asarray(door.load(tmp_path / "base").logits(tokens))).max() > 1e-3
@@ -254,7 +254,7 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
     with pytest.raises(ValueError, match="does not hold the parameters that .*run was trained on"):
         door.load(run)
     with pytest.raises(ValueError, match="was started with other base"):
-        train_only(experiment, tmp_path / "run", wandb=False)
+        train_only(experiment, tmp_path / "run", track=())
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(ValueError, match="holds only what it trained, and its base .*base cannot be opened"):
         door.load(run)

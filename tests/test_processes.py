@@ -242,3 +242,17 @@ def test_one_process_is_its_own_first() -> None:
     assert distributed.first() and distributed.count() == 1 and not distributed.joined()
     assert distributed.largest(3) == 3 and distributed.once(lambda: 4) == 4 and distributed.leave(2) == 2
     assert Mesh(fsdp=4).own_rows(8) == list(range(8))
+
+
+@pytest.mark.check
+def test_two_processes_look_at_what_one_looks_at(folder: Path) -> None:
+    looks = []
+    for count in (1, 2):
+        line = [*command(folder, f"looks{count}", "train"), "--train.steps=4", "--train.probe-every=2"]
+        for code, _, errors in processes.finish(processes.start(line, folder / "cache", processes=count)):
+            assert code == 0, errors
+        rows = read_jsonl(folder / f"looks{count}" / "metrics.jsonl")
+        looks.append([row for row in rows if "short_loss" in row])
+    assert [row["step"] for row in looks[1]] == [0, 2, 4]
+    for one, two in zip(*looks, strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)

@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> Path:
         tiny_experiment(write_texts(folder / "texts"), steps=3, checkpoint_every=2, dtype="bfloat16"),
         init=str(folder / "base"), model=None, rope=None, trainable=LoRA(rank=4, alpha=8.0, also=("norm",)),
     )  # fmt: skip
-    train_only(experiment, folder / "run", wandb=False)
+    train_only(experiment, folder / "run", track=())
     export_adapter(folder / "run", folder / "adapter")
     return folder
 

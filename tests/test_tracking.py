@@ -9,14 +9,16 @@ from tiny_train import tiny_experiment
 
 from ctxext.files import read_jsonl
 from ctxext.rundir import RunDir
-from ctxext.tracking import WandbSink, start_sinks, wandb_mode
+from ctxext.tracking import start_sinks
+from ctxext.tracking.wandb import WandbSink, wandb_mode
 
 PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}}
 ROWS = [
     {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
     {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
     {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
-    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0},
+    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 4},
+    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 1},
 ]
 
 
@@ -54,12 +56,15 @@ def test_offline_wandb_holds_the_run(opened):
     assert floor["eval/passkey no-needle/yarn/correct"] == 0
     assert passkey["eval/passkey/yarn/answer_nll"] == 1.0 and "eval/passkey/yarn/tokens" not in passkey
     assert (ppl["eval/seq_len"], ppl["eval/ppl/yarn/nll"]) == (128, 2.0)
+    assert ppl["eval/ppl/yarn/nats_per_token"] == 0.8
     assert '"train/step"' in json.dumps([record for record in records if record["type"] == "metric"])
     assert '"factor"' in json.dumps([record for record in records if record["type"] in ("run", "config")])
 
 
 class Broken:
     """Stands for the wandb module or its run; the call named in `where` raises."""
+
+    dir = "run/files"
 
     def __init__(self, where: str) -> None:
         self.where, self.calls = where, []
@@ -76,7 +81,8 @@ class Broken:
 
 @pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
 def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsys, where):
-    monkeypatch.setitem(sys.modules, "wandb", Broken(where))
+    fake = Broken(where)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 1})
@@ -85,13 +91,14 @@ def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsy
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"wandb is off for the rest of this run (RuntimeError: {where} is broken)"]
     assert len(read_jsonl(opened[1].metrics_file)) == 2
+    assert [name for name, _ in fake.calls].count("finish") == (where in ("log", "finish"))  # what has begun is ended
 
 
 def test_a_resumed_run_keeps_its_id(opened, monkeypatch):
     fake = Broken("")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        WandbSink(*opened).finish()
+        WandbSink(*opened, "group", "train").finish()
     first, second = (kwargs for name, kwargs in fake.calls if name == "init")
     assert first["id"] == second["id"] and first["resume"] == "allow"
 
@@ -107,7 +114,7 @@ def test_failure_reaches_wandb_and_a_clean_stop_is_none(opened, monkeypatch):
 
 def test_off_by_flag_and_by_mode(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
-    with start_sinks(*opened, wandb=False) as sinks:
+    with start_sinks(*opened, track=()) as sinks:
         assert len(sinks) == 1
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with start_sinks(*opened) as sinks:

@@ -64,7 +64,7 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     experiment = dataclasses.replace(
         load_experiment(tmp_path / "experiment.py"), init=str(tmp_path / "base"), export=None
     )
-    rows = ctxext.run(experiment, run_dir=tmp_path / "run", wandb=False).rows
+    rows = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
     arms = {(row["rope"], row["steps"]): row["method"] for row in rows}
     assert arms == {
         ("yarn(factor=2)", 0): "yarn(factor=2), zero-shot",
@@ -73,9 +73,9 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     }
     assert len({row["prompt_sha256"] for row in rows}) == 2, "every arm is asked the same two questions"
     alone = dataclasses.replace(experiment, rope=Linear(2.0), baselines=(), zero_shot=())
-    expected = ctxext.run(alone, run_dir=tmp_path / "alone", wandb=False)
+    expected = ctxext.run(alone, run_dir=tmp_path / "alone", track=())
     baseline = ctxext.load(tmp_path / "run" / "baselines" / "linear-factor-2")
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), baseline.params, ctxext.load(expected.path).params)
     assert jax.tree.all(equal)
-    again = ctxext.run(experiment, run_dir=tmp_path / "run", wandb=False).rows
+    again = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
     assert again == rows, "a finished run is read, not repeated"

@@ -24,6 +24,7 @@ class Textbook:
         self.config, self.params = config, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         self.keys = [np.zeros((0, config.num_key_value_heads, config.head_dim))] * config.num_hidden_layers
         self.values = list(self.keys)
+        self.peaks = [-np.inf] * config.num_hidden_layers  # the largest score that a softmax has seen
 
     def feed(self, tokens, rope: Rope) -> np.ndarray:
         """Logits [T, V] after each of `tokens`; all keys so far are turned by the frequencies given now."""
@@ -39,6 +40,7 @@ class Textbook:
             q = self.turn(q, start + np.arange(T), rope)
             k = self.turn(self.keys[i], np.arange(start + T), rope).repeat(N // K, 1)
             scores = np.einsum("tnh,snh->nts", q, k) / H**0.5
+            self.peaks[i] = max(self.peaks[i], scores[:, np.tri(T, start + T, start) == 1].max())
             weights = np.exp(scores - scores.max(-1, keepdims=True)) * np.tri(T, start + T, start)
             weights /= weights.sum(-1, keepdims=True)
             out = np.einsum("nts,snh->tnh", weights, self.values[i].repeat(N // K, 1))

@@ -70,7 +70,7 @@ def main(root: Path, steps: int) -> None:
     experiment = tiny_experiment(root / "texts", steps=steps)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, checkpoint_every=1000))
     run = RunDir(root / "run").open(experiment)
-    with start_sinks(experiment, run, wandb=False) as sinks:
+    with start_sinks(experiment, run, track=()) as sinks:
         train(experiment, run, tiny_base(), sinks=[*sinks, Slow()])
 
 

@@ -36,12 +36,18 @@ def _inspect(args: argparse.Namespace, experiment: Any) -> bool:
     return args.print_config or args.dry_run
 
 
+def _trackers(args: argparse.Namespace) -> tuple[str, ...]:
+    from ctxext.tracking import parse
+
+    return tuple(name for name in parse(args.track) if not (args.no_wandb and name == "wandb"))
+
+
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = read_experiment(args, rest)
     if not _inspect(args, experiment):
         from ctxext import pipeline as module
 
-        result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, wandb=not args.no_wandb)
+        result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, track=_trackers(args))
         print(json.dumps(result.summary) if args.json else result.text)
 
 
@@ -57,7 +63,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
     if not _inspect(args, experiment):
         from ctxext import pipeline as module
 
-        path = module.train_only(experiment, args.run_dir, file=args.experiment, wandb=not args.no_wandb)
+        path = module.train_only(experiment, args.run_dir, file=args.experiment, track=_trackers(args))
         print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
 
 

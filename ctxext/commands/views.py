@@ -38,6 +38,16 @@ def ruler(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"wrote {args.out}; ask them with: ctxext eval {args.source} --evals ruler:reference --ruler {args.out}")
 
 
+def dashboard(args: argparse.Namespace, rest: list[str]) -> None:
+    refuse_rest(rest)
+    from ctxext import dashboard as module
+
+    if args.json:
+        print(json.dumps(module.as_json(args.project, args.entity)))
+    else:
+        print(module.save(args.project, args.entity))
+
+
 def methods(args: argparse.Namespace, rest: list[str]) -> None:
     refuse_rest(rest)
     from ctxext.listing import methods_table

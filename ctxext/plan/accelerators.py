@@ -62,6 +62,19 @@ def _cpu() -> Accelerator:
     return Accelerator("cpu", memory, None, "the memory of this machine, which all its devices share")
 
 
+# What jax calls the devices; a card of another form, such as the H100 for PCIe, has another peak.
+KINDS = {
+    r"TPU v4": "v4", r"TPU v5 lite|TPU v5e": "v5e", r"TPU v5p?": "v5p", r"TPU v6 lite|TPU v6e": "v6e",
+    r"NVIDIA A100-.*-40GB": "a100-40", r"NVIDIA A100-.*-80GB": "a100-80", r"NVIDIA H100 80GB HBM3": "h100-80",
+    r"NVIDIA H200": "h200-141", r"NVIDIA B200": "b200",
+}  # fmt: skip
+
+
+def of_kind(kind: str) -> Accelerator | None:
+    """The accelerator of a jax `device_kind`; None if it is none of these."""
+    return next((ACCELERATORS[name] for pattern, name in KINDS.items() if re.fullmatch(pattern, kind)), None)
+
+
 def topology(text: str) -> tuple[Accelerator, int]:
     """ "v5p:2x2x4" -> (v5p, 16 devices), "h100:8" -> (h100-80, 8). Raises ValueError for anything else."""
     name, _, size = text.lower().partition(":")

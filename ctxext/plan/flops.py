@@ -12,6 +12,8 @@ import numpy as np
 
 from ctxext.attention import Attention, Mask
 from ctxext.config import LlamaConfig
+from ctxext.experiment import Experiment
+from ctxext.plan.accelerators import of_kind
 from ctxext.plan.job import Job
 
 LEAF = 256  # pairs of blocks this small are counted one by one
@@ -57,6 +59,15 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     scores_again = back * attention // 2 if job.kernel != "dense" else 0
     return Flops(forward, backward, layers_again + projection + scores_again,
                  (L + (3 if job.remat == "full" else 2) * back) * attention + scores_again)  # fmt: skip
+
+
+def seconds_at_peak(experiment: Experiment, config: LlamaConfig, device_kind: str, devices: int) -> float | None:
+    """Least time of a step: forward and backward FLOPs / (devices x peak bfloat16 FLOP/s); MFU is this over the time
+    it takes (arXiv 2204.02311, appendix B). None for devices of unknown peak and for float32, which has another."""
+    device = of_kind(device_kind)
+    if device is None or device.flops is None or experiment.train.dtype != "bfloat16":
+        return None
+    return step_flops(Job.of(experiment, config, devices)).model / (devices * device.flops)
 
 
 def layer_matrices(config: LlamaConfig) -> int:

@@ -16,11 +16,14 @@ from ctxext.report.verdict import verdict
 from ctxext.rope import RopeBase, RopeScaling
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ctxext.report.seeds import Seeds
 
 __all__ = [
     "Row",
     "across_seeds",
+    "heatmaps",
     "latest",
     "plot_wavelengths",
     "read_rows",
@@ -52,6 +55,18 @@ def plot_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: in
 
     spectra = [spectrum(method, base, seq_len) for method in methods]
     return page.write_chart(wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target), out)
+
+
+def heatmaps(rows: Sequence[Row]) -> "dict[str, np.ndarray]":
+    """Length x depth of every arm and question, as pixels [height, width, 3] by "question/arm"."""
+    from ctxext.report.heat import by_depth
+    from ctxext.report.raster import draw
+    from ctxext.report.rows import questions
+    from ctxext.report.study import Study
+
+    studies = [Study(question) for question in questions(rows) if question.has_depth]
+    return {f"{study.question.name}/{arm.name}": draw(by_depth(study, arm))
+            for study in studies for arm in study.question.arms}  # fmt: skip
 
 
 def across_seeds(runs: Sequence[Path], plot: Path | None = None) -> "list[Seeds]":

@@ -1,0 +1,34 @@
+"""The file that reports and tests read."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxext.files import append_jsonl
+
+Images = dict[str, np.ndarray]
+"""Pictures by "task/arm", uint8 [height, width, 3]."""
+
+
+class JsonlSink:
+    """metrics.jsonl; evaluations, pictures and directories of a run have places of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, row: dict[str, Any]) -> None:
+        append_jsonl(self.path, row)
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        pass
+
+    def images(self, draw: Callable[[], Images]) -> None:
+        pass
+
+    def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, failed: bool = False) -> None:
+        pass
