@@ -121,7 +121,7 @@ def begin(
     """Read the prompts and write the first token of every branch."""
     (B, T), (_, K, N) = tokens.shape, asked.given.shape
     model = bind(config, params)
-    shape = (config.num_hidden_layers, B, T + K * N, config.num_key_value_heads, config.head_dim)
+    shape = (config.num_hidden_layers, B, config.num_key_value_heads, T + K * N, config.head_dim)
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     rotated = caches_rotated(attention, incremental=incremental)
     attend = prefill(attention, kernel, _rotation(asked, 0, incremental), positions, rotated=rotated)
@@ -143,7 +143,7 @@ def advance(
     A branch that met a `stop` id of its own repeats it, for nothing; behind the last step its last token is repeated.
     """
     model = bind(config, params)
-    (_, K, N), slots = asked.given.shape, state.cache.keys.shape[2]
+    (_, K, N), slots = asked.given.shape, state.cache.keys.shape[3]
     rotated = caches_rotated(attention, incremental=incremental)
 
     def unfinished(state: State) -> Array:

@@ -2,8 +2,9 @@
 
 Keys are cached rotated where one piece rotates them for good, un-rotated where several pieces do, where a key's
 position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
-Shapes: L layers, B batch, S slots, K key-value heads, H head_dim. Slot j holds token j of the prompt; behind the prompt
-come the new tokens, those of all branches of one step together.
+Shapes: L layers, B batch, K key-value heads, S slots, H head_dim: a head's keys lie together, as the products with them
+read them. Slot j holds token j of the prompt; behind the prompt come the new tokens, those of all branches of one step
+together.
 """
 
 from typing import Any, NamedTuple
@@ -18,15 +19,24 @@ from ctxext.rope import Float32Rotation, Rotation, rotate
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, [L, B, S, K, H]."""
+    """Keys and values of all layers, [L, B, K, S, H]."""
 
     keys: Array
     values: Array
 
 
 def empty_cache(shape: tuple[int, int, int, int, int], dtype: str) -> Cache:
-    """A cache of zeros [L, B, S, K, H]; no slot is read before it is written."""
+    """A cache of zeros [L, B, K, S, H]; no slot is read before it is written."""
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def _stored(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
+    """The cache with keys and values [B, T, K, H] from `slot` on."""
+
+    def put(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2)[None].astype(old.dtype), (layer, 0, 0, slot, 0))
+
+    return Cache(put(cache.keys, keys), put(cache.values, values))
 
 
 def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
@@ -44,11 +54,7 @@ def prefill(
 
     def attend_and_store(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         out, _ = attend(q, k, v, None, layer)
-        stored = rotate(k, *tables) if rotated else k
-        start = (layer, 0, 0, 0, 0)
-        keys = jax.lax.dynamic_update_slice(cache.keys, stored[None].astype(cache.keys.dtype), start)
-        values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
-        return out, Cache(keys, values)
+        return out, _stored(cache, rotate(k, *tables) if rotated else k, v, layer, 0)
 
     return attend_and_store
 
@@ -76,15 +82,11 @@ def decode(
 
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
-        start = (layer, 0, prompt_slots + step * branches, 0, 0)
-        cache = Cache(
-            jax.lax.dynamic_update_slice(cache.keys, new[None].astype(cache.keys.dtype), start),
-            jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start),
-        )
-        stored = cache.keys[layer]
+        cache = _stored(cache, new, v, layer, prompt_slots + step * branches)
+        stored, values = (x[layer].swapaxes(1, 2) for x in cache)
         keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
         out = dense(
-            [rotate(q, *tables) for tables in query_tables], keys, cache.values[layer],
+            [rotate(q, *tables) for tables in query_tables], keys, values,
             [piece.mask for piece in pieces], query_index=now, key_index=index, allowed=allowed,
         )  # fmt: skip
         return out, cache
