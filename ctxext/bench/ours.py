@@ -57,8 +57,8 @@ def _step(work: Work, weights: Path) -> Round:
     tokens = work.input_ids()
     counted = np.ones(tokens.shape, np.float32)
     counted[:, -1] = 0  # nothing follows the last token
-    batch = Batch(tokens, np.roll(tokens, -1, 1), counted, np.broadcast_to(np.arange(work.seq_len, dtype=np.int32), tokens.shape),
-                  np.ones_like(tokens))  # fmt: skip
+    positions = np.broadcast_to(np.arange(work.seq_len, dtype=np.int32), tokens.shape)
+    batch = Batch(tokens, np.roll(tokens, -1, 1), counted, positions, np.ones_like(tokens))
     inputs = {name: jnp.asarray(x[None]) for name, x in batch._asdict().items()}
     loss = functools.partial(batch_loss, config=lm.config, attention=Causal(), kernel="auto", dtype=work.dtype,
                              remat=work.remat)  # fmt: skip

@@ -1,6 +1,6 @@
 """A process that does one work on one side, once for every line it reads, and says what it took.
 
-    python -m ctxext.bench.worker ours|theirs WORK WEIGHTS
+python -m ctxext.bench.worker ours|theirs WORK WEIGHTS
 """
 
 import importlib
