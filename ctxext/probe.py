@@ -27,6 +27,7 @@ from ctxext.model import Params, bind
 from ctxext.positions import Contiguous
 from ctxext.rope import Float32Rotation, Rotation, rotate
 from ctxext.rundir import RunDir
+from ctxext.segments import segment_sizes
 from ctxext.sharding import Mesh, attend_over
 from ctxext.trainable import Trainable, join
 
