@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 
@@ -46,8 +47,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = read_experiment(args, rest)
     if not _inspect(args, experiment):
         from ctxext import pipeline as module
+        from ctxext.compiling import compiled
 
-        result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, track=_trackers(args))
+        with compiled() as count:
+            result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, track=_trackers(args))
+        print(count.text, file=sys.stderr)
         print(json.dumps(result.summary) if args.json else result.text)
 
 
