@@ -169,9 +169,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=int, default=50, help="samples of each task")
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="niah_single_1 ... qa_2; default: all 13")
     sub.add_argument("--out", type=Path, required=True)
-    sub = command("bench", "what things cost here: items per second, time outside the model")
+    sub = command("bench", "what things cost here, beside transformers on torch if asked")
     sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
-    sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")
+    sub.add_argument("--parts", nargs="+", default=["eval"], metavar="PART", help="eval (default), step, prefill, "
+                     "decode, attention, loss, memory (steps of 8k to 64k tokens), io")  # fmt: skip
+    sub.add_argument("--against", choices=["hf"], help="the same work by transformers on torch, in turns")
+    sub.add_argument("--rounds", type=int, default=5, help="of each work, after two that do not count")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="time and memory against the length")
     sub = command("dashboard", "save the wandb workspace of a project, print its address: extra [dashboard]")
     sub.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ctxext"), metavar="NAME")
     sub.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""), metavar="NAME", help="default: yours")

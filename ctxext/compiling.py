@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SHORTEST = 0.3
 """Seconds of compiling from which on a program is kept."""
@@ -46,12 +47,12 @@ class Compiled:
         """To read, in one line."""
         return f"{self.programs} programs compiled in {self.seconds:.0f} s, {self.cached} of them from the cache"
 
-    def _took(self, event: str, seconds: float, **_: object) -> None:
+    def _took(self, event: str, seconds: float, /, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.programs += 1
             self.seconds += seconds
 
-    def _event(self, event: str, **_: object) -> None:
+    def _event(self, event: str, /, **_: Any) -> None:
         self.cached += event == "/jax/compilation_cache/cache_hits"
 
 

@@ -114,11 +114,11 @@ def _with_gradients(hidden: Array, kernel: Array, targets: Array, weights: Array
         total += jnp.einsum("btd,btv->dv", hidden, slope)
         return mesh.pin(total, name="lm_head.kernel"), chunks.pin((losses, back))
 
-    zeros, arrays = jnp.zeros(kernel.shape, jnp.float32), (hidden, targets, weights)
+    zeros = jnp.zeros(kernel.shape, jnp.float32)
     if chunks.count == 1:
-        total, (losses, back) = step(zeros, arrays)
+        total, (losses, back) = step(zeros, (hidden, targets, weights))
     else:
-        total, out = jax.lax.scan(step, zeros, tuple(map(chunks.cut, arrays)))
+        total, out = jax.lax.scan(step, zeros, (chunks.cut(hidden), chunks.cut(targets), chunks.cut(weights)))
         losses, back = map(chunks.join, out)
     return (losses * weights).sum(), (back, total.astype(kernel.dtype), losses)
 
@@ -178,5 +178,5 @@ def batch_loss(
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
     run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat == "full" else None
     hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, places=places, run_mlp=run_mlp)
-    nats = weighted_loss(hidden, model.output_kernel(), batch["targets"], batch["weights"], mesh)
+    nats: Any = weighted_loss(hidden, model.output_kernel(), batch["targets"], batch["weights"], mesh)
     return nats, batch["weights"].sum()

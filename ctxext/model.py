@@ -175,7 +175,7 @@ class Llama(nnx.Module):
         if remat not in REMAT:
             raise ValueError(f"remat {remat!r} is not known; choose one of {', '.join(REMAT)}")
 
-        def step(carry: tuple, layer: tuple[Layer, Array]) -> tuple[tuple, None]:
+        def step(carry: tuple, layer: tuple[Layer, Array | None]) -> tuple[tuple, None]:
             x, cache = carry
             return layer[0](x, attend, cache, layer[1], places, run_mlp), None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.bench.limits import mfu, read_bandwidth, roofline
 from ctxext.bench.work import Work
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -24,7 +25,8 @@ class Side:
 
     def __init__(self, name: str, process: subprocess.Popen) -> None:
         self.name, self._process, self.rounds = name, process, []
-        self.version: str = self._read()["version"]
+        hello = self._read()
+        self.version, self.device = hello["version"], hello["device"]
 
     def round(self) -> dict[str, Any]:
         """Let it do the work once."""
@@ -66,6 +68,10 @@ def match(work: Work, weights: Path, sides: Sequence[str], *, rounds: int, warmu
                 side.rounds.append(side.round())
         found = {side.name: _summary(work, side, warmups) for side in teams}
     figures: dict[str, Any] = {"work": work.name, "tokens": work.tokens, "rounds": rounds, "sides": found}
+    if work.part == "decode" and teams[0].device == "cpu":
+        figures["read_bandwidth"] = bandwidth = read_bandwidth()
+        for side in found.values():
+            side["roofline"] = roofline(work, side["seconds"]["median"], bandwidth)
     if len(teams) == 2:
         one, other = ([r["seconds"] for r in side.rounds[warmups:]] for side in teams)
         figures["ratio"] = _spread([b / a for a, b in zip(one, other, strict=True)])
@@ -77,9 +83,10 @@ def match(work: Work, weights: Path, sides: Sequence[str], *, rounds: int, warmu
 
 def _summary(work: Work, side: Side, warmups: int) -> dict[str, Any]:
     seconds = [r["seconds"] for r in side.rounds[warmups:]]
-    return {"version": side.version, "seconds": _spread(seconds),
+    share = mfu(work, statistics.median(seconds), side.device) if work.part == "step" else None
+    return {"version": side.version, "device": side.device, "seconds": _spread(seconds),
             "tokens_per_second": work.tokens / statistics.median(seconds),
-            "peak_gib": max(r["peak"] for r in side.rounds) / GIB}  # fmt: skip
+            "peak_gib": max(r["peak"] for r in side.rounds) / GIB, **({"mfu": share} if share else {})}  # fmt: skip
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

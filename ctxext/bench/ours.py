@@ -41,6 +41,11 @@ def version() -> str:
     return f"jax {jax.__version__}"
 
 
+def device() -> str:
+    """The kind of device, "cpu" if it is none."""
+    return jax.devices()[0].device_kind
+
+
 def device_peak() -> int | None:
     """Peak bytes of an accelerator's own memory."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

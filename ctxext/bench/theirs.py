@@ -1,6 +1,7 @@
 """The other side of a match: transformers on torch, in its quickest common form. Beside proofs, who else knows them."""
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def version() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
+def device() -> str:
+    """The kind of device, "cpu" if it is none."""
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+
+
 def device_peak() -> int | None:
     """Peak bytes of an accelerator's own memory."""
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
@@ -49,9 +55,10 @@ def _settle() -> None:
 def _model(weights: Path, dtype: torch.dtype) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         weights, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    ).to(DEVICE)
+    )
+    return model.to(DEVICE)
 
 
 def _ids(work: Work) -> torch.Tensor:
@@ -66,7 +73,9 @@ def _step(work: Work, weights: Path) -> Round:
     model, ids = _model(weights, torch.float32).train(), _ids(work)
     model.config.use_cache = False
     if work.remat == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():  # that it has a new name in transformers 6
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     narrow = torch.autocast(DEVICE, torch.bfloat16, enabled=work.dtype == "bfloat16")
 
@@ -124,11 +133,12 @@ def _decode(work: Work, weights: Path) -> Round:
 def _attention(work: Work, _: Path) -> Round:
     heads = (work.batch, work.seq_len, work.shape.num_attention_heads, work.shape.head_dim)
     tensors = [x.transpose(1, 2).contiguous().to(getattr(torch, work.dtype)) for x in _normal(work, *[heads] * 4)]
-    weight, inputs = tensors.pop(), [x.requires_grad_() for x in tensors]
+    weight = tensors.pop()
+    q, k, v = (x.requires_grad_() for x in tensors)
 
     def call() -> tuple[torch.Tensor, ...]:
-        out = scaled_dot_product_attention(*inputs, is_causal=True)
-        return torch.autograd.grad((out * weight).float().sum(), inputs)
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.autograd.grad((out * weight).float().sum(), (q, k, v))
 
     return lambda: _timed(call, _norms)
 

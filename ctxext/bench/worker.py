@@ -14,7 +14,7 @@ from ctxext.bench.work import Work
 
 
 def main(side: str, work: str, weights: str) -> None:
-    """Lines of JSON out: first the version, then for every line in the seconds, the values, and the peak so far."""
+    """Lines of JSON out: version and device, then for every line in the seconds, the values, and the peak so far."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -23,7 +23,7 @@ def main(side: str, work: str, weights: str) -> None:
 
     module = importlib.import_module(f"ctxext.bench.{side}")
     once = module.start(Work.parse(work), Path(weights))
-    say(version=module.version())
+    say(version=module.version(), device=module.device())
     for _ in sys.stdin:
         seconds, value = once()
         say(seconds=seconds, value=value, peak=module.device_peak() or _resident())
