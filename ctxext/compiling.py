@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 SHORTEST = 0.3
 """Seconds of compiling from which on a program is kept."""
@@ -47,12 +46,12 @@ class Compiled:
         """To read, in one line."""
         return f"{self.programs} programs compiled in {self.seconds:.0f} s, {self.cached} of them from the cache"
 
-    def _took(self, event: str, seconds: float, /, **_: Any) -> None:
+    def _took(self, event: str, duration_secs: float, **kwargs: str | int | float) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.programs += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
 
-    def _event(self, event: str, /, **_: Any) -> None:
+    def _event(self, event: str, **kwargs: str | int | float) -> None:
         self.cached += event == "/jax/compilation_cache/cache_hits"
 
 

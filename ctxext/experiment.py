@@ -36,7 +36,8 @@ class Train:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and optimiser state are float32."""
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "attention", "full"] = "none"
+    """What the backward pass computes again: nothing, each layer but its attention, or all of it; see `ctxext plan`."""
     kernel: Kernel = "blocked"
     log_every: int = 10
     checkpoint_every: int = 200

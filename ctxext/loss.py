@@ -100,35 +100,37 @@ def weighted_loss(
     return (token_losses(hidden, kernel, targets, mesh) * weights).sum()
 
 
-def _with_gradients(hidden: Array, kernel: Array, targets: Array, weights: Array, mesh: Mesh) -> tuple[Array, tuple]:
+def _with_gradients(hidden: Any, kernel: Any, targets: Any, weights: Any, mesh: Mesh) -> tuple[Array, tuple]:
+    trained = kernel.perturbed
+    hidden, kernel, targets, weights = (x.value for x in (hidden, kernel, targets, weights))
     chunks = _Chunks.of(hidden.shape, mesh, _tokens(kernel, mesh))
 
-    def step(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+    def step(total: Any, chunk: tuple[Array, Array, Array]) -> tuple[Any, tuple[Array, Array]]:
         hidden, targets, weights = chunks.pin(chunk)
         logits, narrow = _logits(hidden, kernel, mesh)
         log_sum = jax.nn.logsumexp(logits, -1, keepdims=True)
         losses = (log_sum - jnp.take_along_axis(logits, targets[..., None], -1))[..., 0]
         hit = targets[..., None] == jnp.arange(kernel.shape[1])[None, None]
         slope = (jnp.exp(logits - log_sum) - hit) * weights[..., None]
-        back = (slope @ narrow.T).astype(hidden.dtype)
-        total += jnp.einsum("btd,btv->dv", hidden, slope)
-        return mesh.pin(total, name="lm_head.kernel"), chunks.pin((losses, back))
+        if trained:
+            total = mesh.pin(total + jnp.einsum("btd,btv->dv", hidden, slope), name="lm_head.kernel")
+        return total, chunks.pin((losses, (slope @ narrow.T).astype(hidden.dtype)))
 
-    zeros = jnp.zeros(kernel.shape, jnp.float32)
+    total = jnp.zeros(kernel.shape, jnp.float32) if trained else None
     if chunks.count == 1:
-        total, (losses, back) = step(zeros, (hidden, targets, weights))
+        total, (losses, back) = step(total, (hidden, targets, weights))
     else:
-        total, out = jax.lax.scan(step, zeros, (chunks.cut(hidden), chunks.cut(targets), chunks.cut(weights)))
+        total, out = jax.lax.scan(step, total, (chunks.cut(hidden), chunks.cut(targets), chunks.cut(weights)))
         losses, back = map(chunks.join, out)
-    return (losses * weights).sum(), (back, total.astype(kernel.dtype), losses)
+    return (losses * weights).sum(), (back, total if total is None else total.astype(kernel.dtype), losses)
 
 
-def _scaled(_: Mesh, saved: tuple, scale: Array) -> tuple:
-    back, total, losses = saved
-    return back * scale.astype(back.dtype), total * scale.astype(total.dtype), None, losses * scale
+def _scaled(_: Mesh, saved: tuple, scale: Any) -> tuple:
+    back, total, losses = jax.tree.map(lambda x: x * scale.astype(x.dtype), saved)
+    return back, total, None, losses
 
 
-weighted_loss.defvjp(_with_gradients, _scaled)
+weighted_loss.defvjp(_with_gradients, _scaled, symbolic_zeros=True)
 
 
 def _tokens(kernel: Array, mesh: Mesh) -> int:
@@ -176,7 +178,7 @@ def batch_loss(
     places = mesh.ring_order(jnp.arange(np.prod(shape)).reshape(shape)) if drops(params) else None
     batch = {name: mesh.ring_order(x) for name, x in batch.items()}  # a sum does not mind the order of its terms
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
-    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat == "full" else None
+    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     hidden, _ = model.hidden(batch["tokens"], attend, dtype=dtype, remat=remat, places=places, run_mlp=run_mlp)
     nats: Any = weighted_loss(hidden, model.output_kernel(), batch["targets"], batch["weights"], mesh)
     return nats, batch["weights"].sum()

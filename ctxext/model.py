@@ -25,10 +25,9 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-REMAT = ("none", "full")
+REMAT = ("none", "attention", "full")
 DTYPES = ("float32", "bfloat16")
 """What the model computes in; angles, norms, softmax and loss are float32 in both."""
-
 
 Places = Int[Array, "b t"] | None
 """The numbers of tokens in their batch, which dropout draws by; None without it."""
@@ -179,8 +178,9 @@ class Llama(nnx.Module):
             x, cache = carry
             return layer[0](x, attend, cache, layer[1], places, run_mlp), None
 
-        if remat == "full":
-            step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart
+        if remat != "none":
+            kept = jax.checkpoint_policies.save_only_these_names(*["attention"] * (remat == "attention"))
+            step = jax.checkpoint(step, prevent_cse=False, policy=kept)  # a scan keeps the recomputation apart
         x, filled = self.embed_tokens(tokens, dtype), []
         for i in range(len(self.segments)):
             segment, carry = self.segments[str(i)], (x, caches and caches[i])

@@ -146,7 +146,7 @@ def _losses(
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
     if watch:
         attend = _watched(attend, attention, rotation, batch)
-    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat == "full" else None
+    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     zeros = tuple(jnp.zeros(size, jnp.float32) for size in segment_sizes(params))
     hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=dtype, run_mlp=run_mlp)
     return mesh.token_order(token_losses(hidden, model.output_kernel(), batch["targets"], mesh)), jnp.concatenate(peaks)
