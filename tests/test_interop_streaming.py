@@ -192,8 +192,10 @@ def test_a_killed_export_never_looks_finished(tmp_path, max_shard_size):
     assert [*left.glob("*.safetensors")], "it died before it wrote any"
     with pytest.raises(ValueError, match="cut off or damaged|has neither model.safetensors nor"):
         find_weights(left, TINY)
-    convert(tmp_path / "m", tmp_path / "out")  # what is left is in nobody's way
-    assert hf.read_config(tmp_path / "out")[0] == TINY
+    convert(tmp_path / "m", tmp_path / "other")
+    assert left.exists(), "what is left of one export is not for another to remove"
+    convert(tmp_path / "m", tmp_path / "out")
+    assert hf.read_config(tmp_path / "out")[0] == TINY and not left.exists()
 
 
 def test_links_out_of_the_directory_are_refused_but_for_the_cache_of_the_hub(tmp_path):
