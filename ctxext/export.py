@@ -12,8 +12,8 @@ from ctxext.config import LlamaConfig
 from ctxext.experiment import BUNDLED, from_json
 from ctxext.files import read_json
 from ctxext.interop import gguf, hf, meta, peft
+from ctxext.interop.blocks import Entry
 from ctxext.interop.ropespec import LARGEST_DIVISOR
-from ctxext.interop.tensors import Entry
 from ctxext.interop.weights import entries, storage_dtype
 from ctxext.lm import LM
 from ctxext.methods import label

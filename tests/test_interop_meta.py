@@ -21,8 +21,8 @@ from ctxext.cli import main
 from ctxext.config import SHAPES
 from ctxext.export import convert
 from ctxext.interop import meta, pth, pth_writer
+from ctxext.interop.blocks import DTYPES
 from ctxext.interop.meta_layout import halves, neighbours, part, place
-from ctxext.interop.tensors import DTYPES
 from ctxext.interop.weights import entries, slots
 from ctxext.methods import ABF, NTK, DynamicNTK, Linear, LongRope, NTKByParts, RevisedYarn, Yarn
 from ctxext.model import param_shapes

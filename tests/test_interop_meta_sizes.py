@@ -15,7 +15,7 @@ from llamas import tokenizer
 
 from ctxext.config import SHAPES
 from ctxext.interop import meta
-from ctxext.interop.tensors import DTYPES, Entry
+from ctxext.interop.blocks import DTYPES, Entry
 from ctxext.interop.weights import slots
 from ctxext.model import param_shapes
 from ctxext.rope import Unscaled

@@ -13,11 +13,11 @@ import numpy as np
 from ctxext import distributed
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
+from ctxext.interop.blocks import Entry, cast, numpy_dtype
 from ctxext.interop.meta_layout import joined, neighbours, part, place, rotary_heads
 from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
-from ctxext.interop.tensors import Entry, cast, numpy_dtype
 from ctxext.interop.weights import Checkpoint, slots
 from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.interop.blocks import DTYPES
 from ctxext.interop.pth import DICT, LOCAL_HEADER, STORAGES, TENSOR
-from ctxext.interop.tensors import DTYPES
 
 ALIGNMENT = 64  # bytes, as torch.save aligns records
 
