@@ -2,8 +2,11 @@
 
 import functools
 import json
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -239,3 +242,21 @@ def test_fields_of_tokenizer_config(changes, alone):
 @fuzz(EDITS)
 def test_bytes_of_a_sentencepiece_model(edits):
     tokens(directory("one", **{MODEL: edited((good() / MODEL).read_bytes(), edits)}))
+
+
+def test_an_empty_sentencepiece_model_is_none():
+    """Found by the fuzzer below: the library opens it, and fails at the first text."""
+    with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model; remove it if"):
+        load_tokenizer(directory("one", **{MODEL: b""}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["header", "index", "config", "tokenizer_json", "tokenizer_config", "sentencepiece",
+                                    "archive", "pickled", "params"])  # fmt: skip
+def test_fuzzing_guided_by_coverage(reader, tmp_path):
+    pytest.importorskip("atheris", reason="the extra fuzz")
+    script = Path(__file__).with_name("fuzz_interop.py")
+    command = [sys.executable, script, reader, "-max_total_time=60", f"-artifact_prefix={tmp_path}/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not any(tmp_path.iterdir()), done.stderr[-3000:]
+    assert int(re.findall(r"Done (\d+) runs", done.stderr)[0]) > 1000

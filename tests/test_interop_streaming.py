@@ -148,7 +148,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
-def test_memory_is_that_of_a_few_tensors_not_of_the_checkpoint(tmp_path):
+def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
     config = dataclasses.replace(TINY, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, head_dim=256)
     shapes = {name: slot.shape for name, slot in slots(param_shapes(config)).items()}
     rng = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_memory_is_that_of_a_few_tensors_not_of_the_checkpoint(tmp_path):
     done = run_apart(MEMORY, *(tmp_path / name for name in ("small", "big", "small out", "big out")))
     assert done.returncode == 0, done.stderr
     assert size > 180e6 and largest < 10e6
-    assert int(done.stdout) < 6 * largest, "more than a few tensors were in memory"
+    assert int(done.stdout) < 2 * largest, "more than a tensor was in memory"
     assert hf.read_config(tmp_path / "big out")[1] == Yarn(4.0)
 
 

@@ -11,7 +11,9 @@ import numpy as np
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }  # fmt: skip
-BLOCK = 1 << 18  # elements that are looked at at once
+# Elements that are looked at, and written, at once: they stay in the cache, and larger writes make the system look for
+# larger pages, which can take ten times as long.
+BLOCK = 1 << 17
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -60,6 +62,18 @@ def blocks(entry: Entry, kind: np.dtype, name: str) -> Iterator[np.ndarray]:
     out = np.empty(max(BLOCK, math.prod(entry.shape[1:])), kind)
     for part in _stored(entry) if entry.pieces else _held(entry, name):
         yield cast(part, kind, name, out)
+
+
+def read_into(memory: np.ndarray, entry: Entry, name: str) -> np.ndarray:
+    """All of a tensor in the dtype of `memory`, which is where it then lies: fresh memory costs more than the reading.
+
+    Raises ValueError as `blocks` does.
+    """
+    end = 0
+    for block in blocks(entry, memory.dtype, name):
+        memory[end : end + block.size] = block.reshape(-1)
+        end += block.size
+    return memory[:end].reshape(entry.shape)
 
 
 def _stored(entry: Entry) -> Iterator[np.ndarray]:

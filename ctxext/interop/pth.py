@@ -118,7 +118,8 @@ def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[st
         pieces = (Piece(path, start, count * kind.itemsize),) * whole
 
         def read(index: Any = ...) -> np.ndarray:
-            if pieces and index is ...:
+            everything = index is ... or tuple(map(slice.indices, index, shape)) == tuple((0, n, 1) for n in shape)
+            if pieces and everything:
                 return read_piece(pieces[0], tuple(shape), kind)
             # Mapped anew for each tensor: pages count as memory in use until the file is closed.
             bytes_ = np.memmap(path, np.uint8, "r", start, ((last - offset + 1) * kind.itemsize,))
