@@ -244,10 +244,16 @@ def test_bytes_of_a_sentencepiece_model(edits):
     tokens(directory("one", **{MODEL: edited((good() / MODEL).read_bytes(), edits)}))
 
 
-def test_an_empty_sentencepiece_model_is_none():
-    """Found by the fuzzer below: the library opens it, and fails at the first text."""
+def test_tokenizers_that_open_and_fail_at_some_text_are_refused():
+    """Found by the fuzzer below: an empty model, and one whose unknown token is none of its tokens."""
     with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model; remove it if"):
         load_tokenizer(directory("one", **{MODEL: b""}))
+    data = json.loads((good() / JSON).read_text())
+    data["model"] |= {"unk_token": "<none>", "byte_fallback": False}
+    path = directory("one", **{JSON: json.dumps(data).encode()})
+    (path / MODEL).unlink()
+    with pytest.raises(ValueError, match="tokenizer.json cannot be read: Unk token `<none>` not found"):
+        load_tokenizer(path)
 
 
 @pytest.mark.slow
