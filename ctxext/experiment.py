@@ -5,10 +5,12 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
@@ -174,6 +176,31 @@ def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | N
     The function form is for lengths that follow the window of the checkpoint; `base_config` is asked only then.
     Raises ValueError if the file is missing or holds no experiment.
     """
+    value = getattr(_module(file), "experiment", None)
+    if callable(value) and base_config is not None:
+        value = value(base_config())
+    if not isinstance(value, Experiment):
+        raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
+    return value
+
+
+def load_sweep(file: str | Path, base_config: Callable[[], LlamaConfig] | None = None) -> dict[str, Experiment]:
+    """The experiments that `sweep()` of a Python file yields, by name; `sweep(config)` gets the base's LlamaConfig.
+
+    Raises ValueError if there is none, or two have one name.
+    """
+    function: Any = getattr(_module(file), "sweep", None)
+    if function is None:
+        raise ValueError(f"{file} defines no sweep(); let one yield experiments that differ in their names")
+    wanted = inspect.signature(function).parameters
+    found = list(function(base_config()) if wanted and base_config is not None else function())
+    named = {one.name: one for one in found if isinstance(one, Experiment)}
+    if not found or len(named) != len(found):
+        raise ValueError(f"sweep() of {file} has to yield experiments, at least one, each with a name of its own")
+    return named
+
+
+def _module(file: str | Path) -> ModuleType:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"{file} does not exist; give an experiment file such as experiments/demo.py")
@@ -188,9 +215,4 @@ def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | N
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
-    value = getattr(module, "experiment", None)
-    if callable(value) and base_config is not None:
-        value = value(base_config())
-    if not isinstance(value, Experiment):
-        raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
-    return value
+    return module
