@@ -1,7 +1,6 @@
 """Sweeps: real trials in processes, one that fails, what is done is not done again, one report over the rest."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctxext import sweep
+from ctxext.assets import TINY_LLAMA
 from ctxext.cli import main
 from ctxext.experiment import load_sweep
 
@@ -47,55 +47,51 @@ def asked(file: Path, out: Path, *more: str) -> list[str]:
     return ["sweep", str(file), "--out", str(out), "--track", "", *more]
 
 
-def holds_together(file: Path, out: Path, launcher: str, capsys: pytest.CaptureFixture) -> None:
+def command(arguments: list[str]) -> tuple[int, dict, str]:
+    """(status, what --json printed, stderr) of the command in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "ctxext", *arguments], capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def holds_together(file: Path, out: Path, *options: str) -> None:
     """Two trials end well, one names itself and its reason; once that is gone, it alone is run, and all are done."""
-    options = ("--launcher", launcher, "--jobs", "2", "--json")
-    assert main(asked(file, out, *options)) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert {name: bool(one["status"]) for name, one in found["trials"].items()} == {
-        "pi": False, "yarn": False, "lost": True,
-    }  # fmt: skip
-    assert "does not exist" in found["trials"]["lost"]["tail"] and (out / "report.html").exists()
-    text = (out / "report.html").read_text()
-    assert "pi" in text and "yarn" in text
+    asks = asked(file, out, "--jobs", "2", "--json", *options)
+    status, found, _ = command(asks)
+    trials = {name: bool(one["status"]) for name, one in found["trials"].items()}
+    assert status == 1 and trials == {"pi": False, "yarn": False, "lost": True}
+    assert "does not exist" in found["trials"]["lost"]["tail"]
+    page = (out / "report.html").read_text()
+    assert "linear(factor=2), zero-shot (pi)" in page and "yarn(factor=2), zero-shot (yarn)" in page
     rows = [json.loads(line) for line in (out / "yarn" / "rows.jsonl").read_text().splitlines()]
     assert {row["seq_len"] for row in rows} == {512} and rows[0]["rope"] == "yarn(factor=2)"
     before = {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
-    from ctxext.assets import TINY_LLAMA
-
     (file.parent / "base").symlink_to(TINY_LLAMA)
-    assert main(asked(file, out, *options)) == 0
-    captured = capsys.readouterr()
-    assert "1 of 3 trials to run" in captured.err
-    assert not any(one["status"] for one in json.loads(captured.out)["trials"].values())
+    status, found, said = command(asks)
+    assert status == 0 and "1 of 3 trials to run" in said
+    assert not any(one["status"] for one in found["trials"].values())
     assert before == {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in before}
 
 
-def test_here(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    holds_together(file, tmp_path / "out", "local", capsys)
+def test_here(file: Path, tmp_path: Path):
+    holds_together(file, tmp_path / "out")
 
 
 @pytest.mark.check
-def test_as_jobs_of_submitit(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_as_jobs_of_submitit(file: Path, tmp_path: Path):
     pytest.importorskip("submitit")
-    holds_together(file, tmp_path / "out", "submitit-local", capsys)
+    holds_together(file, tmp_path / "out", "--launcher", "submitit-local")
 
 
 @pytest.mark.slow
-def test_on_ray_with_two_nodes(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_on_ray_with_two_nodes(file: Path, tmp_path: Path):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        os.environ["RAY_ADDRESS"] = cluster.address
-        holds_together(file, tmp_path / "out", "ray", capsys)
+        holds_together(file, tmp_path / "out", "--launcher", "ray", "--address", cluster.address)
     finally:
-        os.environ.pop("RAY_ADDRESS", None)
-        import ray
-
-        ray.shutdown()
         cluster.shutdown()
 
 
