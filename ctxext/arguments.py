@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
                      default=["passkey", "kv", "lines", "vt", "mqar", "ppl", "controls"],
                      help="passkey, passkey:landmark|yarn|pi|longlora, kv, lines, vt, mqar, niah, niah-multikey, "
                           "niah-multivalue, niah-multiquery, cwe, fwe, facts, association, qa, ruler, ruler:reference, "
-                          "ppl, ppl:token|yarn|longlora|truncate, longppl, longppl:DIR (key tokens found by DIR), "
+                          "ppl, ppl:token|yarn|pi|longlora|truncate, longppl, longppl:DIR (key tokens found by DIR), "
                           "controls (of all named; default: %(default)s)")  # fmt: skip
     sub.add_argument("--seq-len", type=int, nargs="+", help="tokens; default: 1, 2, 4 and 8 windows")
     sub.add_argument("--budget", choices=["small", "full"], default="small",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.config import LlamaConfig
 from ctxext.data import Source
+from ctxext.evals import expected
 from ctxext.methods import find
 from ctxext.model import DTYPES, REMAT
 from ctxext.optim import Optim
@@ -26,6 +27,8 @@ from ctxext.trainable import Full, Trainable
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
+FREE = ("mesh", "expect")
+"""Fields of an experiment that decide nothing of its result, and may change between starts of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Experiment:
     `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model` from scratch.
     `zero_shot`: methods to evaluate on the base without training, beside the trained one.
     `baselines`: frequencies to train with the very same budget, data and seed, for comparison with `rope`.
+    `expect`: published numbers for the trained result, which reports hold against what `evals` measured.
     """
 
     name: str
@@ -102,16 +106,22 @@ class Experiment:
     positions: Positions = Contiguous()
     trainable: Trainable = dataclasses.field(default=Full(), metadata={"added_later": True})
     evals: tuple[Any, ...] = ()
+    expect: tuple[expected.Expected, ...] = dataclasses.field(default=(), metadata={"added_later": True})
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
     baselines: tuple[RopeScaling, ...] = ()
     export: Export | None = Export()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.expect:
+            expected.check(self.expect, self.evals)
+
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over what may not change: not `train.steps` and `mesh`; 4 and 4.0 are the same number."""
+        """Eight hex digits over what may not change: not `train.steps`, `mesh`, `expect`; 4 and 4.0 are the same number."""
         config = json.loads(json.dumps(to_json(self)), parse_int=float)
-        del config["train"]["steps"], config["mesh"]
+        del config["train"]["steps"]
+        config = {name: value for name, value in config.items() if name not in FREE}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 

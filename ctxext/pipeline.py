@@ -36,12 +36,14 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """Tables, proof and paths as data."""
-        return {"run": str(self.path), "proof": self.proof, **report.summary(self.rows)}
+        expected = [outcome.data for outcome in report.expectations([self.path])]
+        return {"run": str(self.path), "proof": self.proof, **report.summary(self.rows), "expected": expected}
 
     @property
     def text(self) -> str:
         """Tables, proof and paths to read."""
-        lines = [*report.verdict(self.rows), "", report.tables(self.rows), ""]
+        expected = [outcome.text for outcome in report.expectations([self.path])]
+        lines = [*report.verdict(self.rows), *expected, "", report.tables(self.rows), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
         lines += [f"rows           {self.path / 'rows.jsonl'}", f"run directory  {self.path}"]
@@ -96,7 +98,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
     for rope in experiment.baselines if experiment.train.steps else ():
         slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
         arm = dataclasses.replace(experiment, name=f"{experiment.name}-{slug}", rope=rope, zero_shot=(), baselines=(),
-                                  export=None)  # fmt: skip
+                                  expect=(), export=None)  # fmt: skip
         place = RunDir(directory.baselines / slug).open(arm)
         with start_sinks(arm, place, track=track, group=experiment.name, job="baseline") as sinks:
             _evaluate(arm, _train(arm, place, base, sinks), arm.train.steps, directory, sinks)

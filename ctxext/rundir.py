@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import distributed
-from ctxext.experiment import Experiment, to_json
+from ctxext.experiment import FREE, Experiment, to_json
 from ctxext.files import read_json, read_jsonl, write_bytes, write_json, write_text
 
 PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -34,7 +34,7 @@ class RunDir:
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
         """Create the directory, or check that it is this experiment's; `file` is copied beside the configuration.
 
-        Raises ValueError naming the first field that differs; `train.steps` may grow, and `mesh` may change.
+        Raises ValueError naming the first field that differs; `train.steps` may grow, `mesh` and `expect` may change.
         """
         self._open(experiment, file)
         return self
@@ -45,7 +45,7 @@ class RunDir:
         if self.config_file.exists():
             old = read_json(self.config_file)
             for name, there, here in _differences({"mesh": config["mesh"], **old}, config):
-                if name.startswith("mesh"):
+                if name.split(".")[0] in FREE:
                     continue
                 if name != "train.steps":
                     raise ValueError(

@@ -44,9 +44,9 @@ def ppl(evaluation, model):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "expected"), [("token", 3.749), ("yarn", 3.698), ("longlora", 3.911), ("truncate", 3.911)]
+    ("estimator", "expected"), [("token", 3.749), ("pi", 3.749), ("yarn", 3.698), ("longlora", 3.911), ("truncate", 3.911)]
 )
-def test_one_model_has_four_perplexities(estimator, expected):
+def test_one_model_has_many_perplexities(estimator, expected):
     """D = 32,768, L = 8,192, stride 256: the loss after c = 0 .. L - 1 tokens, BOS (or the first token) not counted."""
     model = ContextCurve(Letters(), lambda seen: curve(seen - 1))
     run = RollingPerplexity((8193,), estimator, num_documents=1, source=Long((32_768,)))
@@ -55,7 +55,7 @@ def test_one_model_has_four_perplexities(estimator, expected):
     assert cell["nats_per_token"] == pytest.approx(math.log(cell["perplexity"]))
     assert cell["bits_per_byte"] == pytest.approx(cell["nats_per_token"] / math.log(2))  # a byte is a token
     last = [row["windows"] for row in run(model)][0]
-    if estimator in ("token", "yarn"):
+    if estimator in ("token", "pi", "yarn"):
         assert last["count"] == [8192] + [256] * 96
         assert round(math.exp(sum(last["nll"][1:]) / sum(last["count"][1:])), 3) == 3.696
 
@@ -74,7 +74,7 @@ def definition(estimator, sizes, L, S, bos):
             head = int(bos)
             windows = [(0, L - head, 0)]
         else:
-            head = int(bos and estimator == "yarn")
+            head = int(bos and estimator in ("yarn", "pi"))
             windows, done, i = [], 0, 0
             while done < D:
                 end = min(D, i + L - head)
@@ -88,7 +88,7 @@ def definition(estimator, sizes, L, S, bos):
                     losses.append(1.2 + 2.5 * (seen + 1.0) ** -0.35)
             means.append(sum(losses) / len(losses))
             tokens += losses
-    return math.exp(np.mean(tokens if estimator == "token" else means))
+    return math.exp(np.mean(tokens if estimator in ("token", "pi") else means))
 
 
 @settings(max_examples=40, deadline=None)
@@ -279,7 +279,7 @@ def test_a_window_mean_is_not_a_token_mean_and_tables_say_which():
 
 
 def test_refusals_say_what_to_do():
-    with pytest.raises(ValueError, match="'hf' is not known; choose one of token, yarn, longlora, truncate"):
+    with pytest.raises(ValueError, match="'hf' is not known; choose one of token, yarn, pi, longlora, truncate"):
         RollingPerplexity((64,), "hf")
     with pytest.raises(ValueError, match="ppl:yarn: windows of 64 tokens at stride 64 .* give 1 <= stride <= 63"):
         RollingPerplexity((64,), "yarn", 64)
@@ -295,7 +295,7 @@ def test_refusals_say_what_to_do():
 
 
 def test_names_of_the_command_line():
-    names = ["ppl:token", "ppl:yarn", "ppl:longlora", "ppl:truncate"]
+    names = ["ppl:token", "ppl:yarn", "ppl:pi", "ppl:longlora", "ppl:truncate"]
     small = evaluations(names, Choice((128, 256)))
     assert [e.title for e in small] == names
     full = evaluations(names, Choice((128, 256), "full"))

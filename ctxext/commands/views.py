@@ -17,11 +17,12 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
         return
     if args.plot:
         raise ValueError("--plot draws the arms of --seeds; the page of a run has its own charts")
-    rows = module.read_rows(args.runs)
+    rows, expected = module.read_rows(args.runs), module.expectations(args.runs)
     if args.json:
-        print(json.dumps(module.summary(rows)), flush=True)
+        print(json.dumps({**module.summary(rows), "expected": [x.data for x in expected]}), flush=True)
     else:
-        print("\n".join([*module.verdict(rows), "", module.tables(rows)]), flush=True)
+        said = [*module.verdict(rows), *(x.text for x in expected)]
+        print("\n".join([*said, "", module.tables(rows)]), flush=True)
     page = module.write_report(args.runs, args.out)
     print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)
 

@@ -56,6 +56,8 @@ ESTIMATORS = {
     "token": Estimator(rolling, stream=True, bos="text", mean="token"),
     # YaRN (arXiv 2309.00071), eval/perplexity.py: the first window weighs as much as any that scores `stride` tokens
     "yarn": Estimator(rolling, stream=False, bos="window", mean="window"),
+    # Position Interpolation (arXiv 2306.15595) with S = 256 and PoSE (arXiv 2309.10400) with 1,024: eval_ppl.py of PoSE
+    "pi": Estimator(rolling, stream=False, bos="window", mean="token"),
     # LongLoRA (arXiv 2309.12307), eval.py
     "longlora": Estimator(whole, stream=True, bos="never", mean="window"),
     # YaRN's --truncate, behind its published tables

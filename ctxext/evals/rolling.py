@@ -35,7 +35,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class RollingPerplexity(Eval):
-    """Perplexity by an estimator of `ctxext.evals.estimators`: "token", "yarn", "longlora" or "truncate".
+    """Perplexity by an estimator of `ctxext.evals.estimators`: "token", "yarn", "pi", "longlora" or "truncate".
 
     Windows of `seq_len` tokens (BOS, where the estimator has one, included) start every `stride` tokens ("truncate" has
     one window per document) over `num_documents` documents of at least `min_tokens` tokens (at least the longest length

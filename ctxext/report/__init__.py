@@ -2,7 +2,7 @@
 
 rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
 a part of an analysis each: measures.py, gain.py, controls.py, mistakes.py, sizes.py, reach.py, suites.py
-run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py (drawn by charts.py, bars.py) -> page.py (HTML)
+run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py (drawn by charts.py, bars.py), published.py -> page.py (HTML)
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,13 @@ from ctxext.rope import RopeBase, RopeScaling
 if TYPE_CHECKING:
     import numpy as np
 
+    from ctxext.report.published import Outcome
     from ctxext.report.seeds import Seeds
 
 __all__ = [
     "Row",
     "across_seeds",
+    "expectations",
     "heatmaps",
     "latest",
     "plot_wavelengths",
@@ -42,6 +44,17 @@ def read_rows(runs: Sequence[Path]) -> list[Row]:
     from ctxext.report.runs import read
 
     return [row for run in read(runs) for row in run.rows]
+
+
+def expectations(runs: Sequence[Path]) -> "list[Outcome]":
+    """The published numbers that the experiments of run directories expect, beside what was measured.
+
+    Raises ValueError for a directory without rows.
+    """
+    from ctxext.report.published import outcomes
+    from ctxext.report.runs import read
+
+    return [outcome for run in read(runs) for outcome in outcomes(run)]
 
 
 def plot_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int, out: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ctxext import files
-from ctxext.report import figures, heat, runs, section, waves
+from ctxext.report import figures, heat, published, runs, section, waves
 from ctxext.report.charts import Chart, Style, standalone
 from ctxext.report.look import identity, looks, method_styles
 from ctxext.report.losses import estimator, is_perplexity
@@ -93,6 +93,7 @@ def _sections(found: Sequence[runs.RunData], rows: Sequence[Row], studies: Seque
     styles = method_styles([*map(identity, known), *curves, *spectra])
     look = looks(known, styles)
     yield section.far(studies, rows, look)
+    yield section.expected([outcome for run in found for outcome in published.outcomes(run)], len(found) > 1)
     maps = Section("where", "Where answers are found", "Right / asked with 95 % Wilson intervals in percent, yellow "
                    "for all right. Depth 0 is the beginning of the text; distance is counted from the needle to the "
                    "end, in windows of pre-training. Hatched: fewer than 20 questions, too few to say much. A dash: "

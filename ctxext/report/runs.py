@@ -27,6 +27,8 @@ class RunData:
     proof: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, list[Row]] = field(default_factory=dict)
     spectra: list[Spectrum] = field(default_factory=list)
+    method: str = ""
+    """What the experiment trains, as rows call it; "" if that is not known here."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -72,6 +74,8 @@ def read_one(path: Path) -> RunData:
     run, here = RunData(path, path.resolve().name, rows_of(path)), RunDir(path)
     run.config, run.provenance = (_json(file) for file in (here.config_file, here.provenance_file))
     run.proof = _json(here.export / "proof.json")
+    own = _json(here.base / "scaling.json")
+    run.method = _method_label({**run.config, "rope": run.config.get("rope") or own})
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
     configs = {folder: _json(RunDir(folder).config_file) for folder in folders}
     for folder in folders:

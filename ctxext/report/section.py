@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ctxext.report import answers, controls, figures, heat, mistakes, reach, sizes, suites
+from ctxext.report import answers, controls, figures, heat, mistakes, published, reach, sizes, suites
 from ctxext.report.charts import Chart
 from ctxext.report.plain import Table
 from ctxext.report.rows import Arm, Row
@@ -46,6 +46,16 @@ def far(studies: Sequence[Study], rows: Sequence[Row], look: figures.Looks) -> S
     if over := reach.over_tasks(studies, look, "tasks"):
         made.charts.insert(0, over)
     made.tables = [*suites.tables(rows), *(table for study in studies if (table := reach.table(study)))]
+    return made
+
+
+def expected(found: Sequence[published.Outcome], several: bool) -> Section:
+    """Published numbers beside those measured; without any expectation there is nothing to show."""
+    made = Section("expected", "As published?", "What the experiment expects of its trained result, and what was "
+                   "measured. It agrees when the whole 95 % interval lies within the tolerance, which is the recipe's "
+                   "and not the paper's, and disagrees when they have no point in common; in between the data allow "
+                   "both.")  # fmt: skip
+    made.tables = [published.table(found, several)] if found else []
     return made
 
 
