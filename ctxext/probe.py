@@ -167,6 +167,6 @@ def _watched(
             [piece.mask for piece in pieces], query_index=asking, key_index=batch["index"],
             query_segments=segments, key_segments=segments,
         )  # fmt: skip
-        return attend(q, k, v, None, layer)[0], peaks.at[layer].set(peak)
+        return attend(q, k, v, None, layer)[0], peaks.at[0 if layer is None else layer].set(peak)
 
     return watching

@@ -19,6 +19,7 @@ from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import RopeScaling, Unscaled
+from ctxext.segments import layers_apart, segment_sizes
 
 NEW = 12
 LEADING = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8).tolist()), leading_positions=9)
@@ -237,3 +238,18 @@ def test_a_branch_stops_at_its_own_stop_ids_alone():
     for wrong in ([], [[[]], [[], []]], [[], []]):
         with pytest.raises(ValueError, match="every prompt needs branches"):
             lm.branches([prompt, prompt], wrong, max_new_tokens=2)
+
+
+def test_layers_apart_are_views_of_the_same_numbers():
+    """Every layer a segment, in order, in the memory of the stack; what lies on several devices comes back as it is."""
+    params = jax.tree.map(jnp.asarray, tiny.params())
+    apart = layers_apart(params)
+    stack = params["segments"]["0"]
+    assert segment_sizes(apart) == (1,) * segment_sizes(params)[0] and len(apart["segments"]) > 1
+    for n in range(len(apart["segments"])):
+        for part, whole in zip(jax.tree.leaves(apart["segments"][str(n)]), jax.tree.leaves(stack), strict=True):
+            np.testing.assert_array_equal(part[0], whole[n])
+    kernel = stack["mlp"]["gate_proj"]["kernel"]
+    assert np.shares_memory(np.asarray(apart["segments"]["1"]["mlp"]["gate_proj"]["kernel"]), np.asarray(kernel))
+    spread = jax.device_put(params, jax.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P()))
+    assert layers_apart(spread) is spread

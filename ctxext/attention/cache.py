@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ctxext.attention import Attend, Attention, Kernel, over_sequence
-from ctxext.attention.dense import dense_by_head
+from ctxext.attention.dense import dense
 from ctxext.rope import Float32Rotation, Rotation, rotate
 
 
@@ -87,10 +87,9 @@ def decode(
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
         cache = _stored(cache, new, v, layer, prompt_slots + step * branches)
-        stored, values = (x if layer is None else x[layer] for x in cache)
-        turned = stored.swapaxes(1, 2)
-        keys = [stored] if rotated else [rotate(turned, *tables).swapaxes(1, 2) for tables in key_tables]
-        out = dense_by_head(
+        stored, values = ((x if layer is None else x[layer]).swapaxes(1, 2) for x in cache)
+        keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
+        out = dense(
             [rotate(q, *tables) for tables in query_tables], keys, values,
             [piece.mask for piece in pieces], query_index=now, key_index=index, allowed=allowed,
         )  # fmt: skip

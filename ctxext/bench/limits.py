@@ -14,7 +14,7 @@ from ctxext.plan.flops import layer_matrices, visible_pairs
 
 def read_bandwidth(size: int = 2**28, rounds: int = 7) -> float:
     """Bytes/s at which all cores together read memory that no cache holds; the best of some rounds."""
-    numbers, workers = np.ones(size // 4, np.float32), len(os.sched_getaffinity(0))
+    numbers, workers = np.ones(size // 4, np.float32), os.cpu_count() or 1
     parts = np.array_split(numbers, workers)
 
     def seconds(pool: ThreadPoolExecutor) -> float:

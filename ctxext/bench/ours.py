@@ -14,7 +14,7 @@ from ctxext import door
 from ctxext.attention import Causal, choose
 from ctxext.attention.accelerator import cudnn, splash
 from ctxext.attention.blocked import blocked
-from ctxext.bench.work import Work
+from ctxext.bench.work import Round, Work
 from ctxext.data import Batch
 from ctxext.generate import GREEDY, ask, states
 from ctxext.loss import batch_loss, token_losses
@@ -23,17 +23,7 @@ from ctxext.rope import Unscaled
 from ctxext.sharding import ONE_DEVICE
 from ctxext.train import make_step
 
-Round = Callable[[], tuple[float, list[float]]]
-"""Does the work once: (seconds, numbers that every side has to find)."""
-
 OPTIM = Optim(learning_rate=1e-4, weight_decay=0.0)
-
-
-def start(work: Work, weights: Path) -> Round:
-    """The work, ready to be done again and again."""
-    return {"step": _step, "prefill": _prefill, "decode": _decode, "attention": _attention, "loss": _loss}[work.part](
-        work, weights
-    )
 
 
 def version() -> str:
@@ -133,3 +123,6 @@ def _loss(work: Work, _: Path) -> Round:
 
 def _norms(gradients: tuple[jax.Array, ...]) -> list[float]:
     return [float(jnp.linalg.norm(x.astype(jnp.float32))) for x in gradients]
+
+
+PARTS = {"step": _step, "prefill": _prefill, "decode": _decode, "attention": _attention, "loss": _loss}

@@ -1,4 +1,4 @@
-"""The other side of a match: transformers on torch, in its quickest common form. Beside proofs, who else knows them."""
+"""The other side of a match: transformers on torch, with SDPA and the fused optimiser."""
 
 import time
 import warnings
@@ -11,17 +11,9 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from ctxext.bench.work import Work
+from ctxext.bench.work import Round, Work
 
-Round = Callable[[], tuple[float, list[float]]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def start(work: Work, weights: Path) -> Round:
-    """The work, ready to be done again and again."""
-    return {"step": _step, "prefill": _prefill, "decode": _decode, "attention": _attention, "loss": _loss}[work.part](
-        work, weights
-    )
 
 
 def version() -> str:
@@ -110,10 +102,10 @@ class _Stamps(transformers.StoppingCriteria):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> Any:
         _settle()
         self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _decode(work: Work, weights: Path) -> Round:
@@ -159,3 +151,6 @@ def _loss(work: Work, _: Path) -> Round:
 
 def _norms(gradients: tuple[torch.Tensor, ...]) -> list[float]:
     return [float(x.float().norm()) for x in gradients]
+
+
+PARTS = {"step": _step, "prefill": _prefill, "decode": _decode, "attention": _attention, "loss": _loss}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ NARROW = dataclasses.replace(SMALL, hidden_size=128, intermediate_size=344, num_
 """So small that a step on 65,536 tokens takes about a minute on two cores."""
 
 Part = Literal["step", "prefill", "decode", "attention", "loss"]
+Round = Callable[[], tuple[float, list[float]]]
+"""Does a work once: (seconds, numbers that every side has to find). A side has one for each part, made by its PARTS."""
 
 
 @dataclasses.dataclass(frozen=True)

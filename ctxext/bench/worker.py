@@ -22,7 +22,8 @@ def main(side: str, work: str, weights: str) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     module = importlib.import_module(f"ctxext.bench.{side}")
-    once = module.start(Work.parse(work), Path(weights))
+    asked = Work.parse(work)
+    once = module.PARTS[asked.part](asked, Path(weights))
     say(version=module.version(), device=module.device())
     for _ in sys.stdin:
         seconds, value = once()

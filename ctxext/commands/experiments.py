@@ -3,21 +3,29 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
+
+
+def _base_config(args: argparse.Namespace) -> Callable[[], Any]:
+    """Reads the shape of the base that --init names, when a file asks for it."""
+
+    def read() -> Any:
+        from ctxext import door
+        from ctxext.experiment import BUNDLED
+        from ctxext.interop import hf
+
+        return hf.read_config(door.locate(args.init or BUNDLED))[0]
+
+    return read
 
 
 def read_experiment(args: argparse.Namespace, rest: list[str]) -> Any:
     """The experiment file with --init, --method and leaf overrides applied."""
-    from ctxext import door
-    from ctxext.experiment import BUNDLED, load_experiment, load_sweep
-    from ctxext.interop import hf
+    from ctxext.experiment import load_experiment, load_sweep
     from ctxext.overrides import override, swap_method
 
-    init = args.init or BUNDLED
-
-    def base_config() -> Any:
-        return hf.read_config(door.locate(init))[0]
-
+    base_config = _base_config(args)
     if getattr(args, "trial", None):
         trials = load_sweep(args.experiment, base_config)
         if args.trial not in trials:
@@ -82,13 +90,10 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def sweep(args: argparse.Namespace, rest: list[str]) -> int:
-    from ctxext import door
     from ctxext import sweep as module
-    from ctxext.experiment import BUNDLED, load_sweep
-    from ctxext.interop import hf
+    from ctxext.experiment import load_sweep
 
-    init = args.init or BUNDLED
-    names = list(load_sweep(args.experiment, lambda: hf.read_config(door.locate(init))[0]))
+    names = list(load_sweep(args.experiment, _base_config(args)))
     if args.wandb_yaml:
         print(module.wandb_yaml(args.experiment, names, init=args.init), end="")
         return 0

@@ -61,7 +61,7 @@ def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resource
     before = read_json(record) if record.exists() else {}
     outcomes = {trial.name: Outcome(**before[trial.name]) for trial in trials
                 if trial.name in before and before[trial.name]["status"] == 0
-                and before[trial.name]["command"] == list(trial.command)}  # fmt: skip
+                and before[trial.name]["command"] == list(trial.command) and trial.run.is_dir()}  # fmt: skip
     rest = [trial for trial in trials if trial.name not in outcomes]
     print(f"{len(rest)} of {len(trials)} trials to run", file=sys.stderr)
     for outcome in launch(rest, resources) if rest else ():
