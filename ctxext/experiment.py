@@ -115,7 +115,7 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over what may not change: not `train.steps`, `mesh`, `expect`; 4 and 4.0 are the same number."""
+        """Eight hex digits over what may not change: not `train.steps` and `FREE`; 4 and 4.0 are the same number."""
         config = json.loads(json.dumps(to_json(self)), parse_int=float)
         del config["train"]["steps"]
         config = {name: value for name, value in config.items() if name not in FREE}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from html_page import parse, table
-from planted import experiment, label, passkey_row, planted_run, write_rows
+from planted import experiment, label, passkey_row, planted_run
 
 from ctxext.cli import main
 from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
@@ -130,9 +130,12 @@ def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out.splitlines()
     assert f"got {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(said)
     assert any(line.startswith("passkey (%) at 1,024 tokens: expected 20 ± 1 (") for line in said)
-    lines = table(parse(write_report([run]).read_text()), "Expected and measured")[1:]
-    assert lines[1] == ["passkey (%) at 1,024 tokens", "20 ± 1", "75 [50.5, 89.8]", "disagrees", ", ".join(["YaRN s = 2", "proof-pile; arXiv:2309.00071", "table 1"])]
-    assert [line[3] for line in lines] == [ppl["verdict"], "disagrees", "not measured"]
+    cells = table(parse(write_report([run]).read_text()), "Expected and measured")
+    columns = ("expected", "got [95 % interval]", "verdict")
+    line = [cells["passkey (%) at 1,024 tokens", column].text for column in columns]
+    assert line == ["20 ± 1", "75 [50.5, 89.8]", "disagrees"]  # Wilson's interval of 12 of 16
+    assert cells["ppl:truncate at 1,024 tokens", "verdict"].text == ppl["verdict"]
+    assert cells["ppl:truncate at 512 tokens", "got [95 % interval]"].text == "nothing"
 
 
 def test_only_the_expectation_may_change_between_starts(tmp_path: Path) -> None:
