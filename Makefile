@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check newest harness slow clean
+.PHONY: help demo test lint check newest harness transformers4 slow clean
 
 # The first name that is really there, really runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
@@ -24,13 +24,14 @@ constraints := $(wildcard constraints/*.txt)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# $(call setup,DIRECTORY,PYTHON,EXTRAS): an environment with this project, editable, and the pinned versions of what it needs.
+# $(call setup,DIRECTORY,PYTHON,EXTRAS,PINS): an environment with this project, editable, and the pinned versions of what
+# it needs, by default those of its Python.
 define setup
 	@test -n "$(2)" || { echo "no Python >= 3.11 found: make $@ PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(1) with $(2); the first time takes some minutes"
 	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(2) -m venv $(1)
 	@pins=$$($(1)/bin/python -c 'import sys; print("py312" if sys.version_info >= (3, 12) else "py311")'); \
-	$(1)/bin/python -m pip install --quiet --constraint constraints/$$pins.txt --editable '.$(3)'
+	$(1)/bin/python -m pip install --quiet --constraint constraints/$(or $(4),$$pins).txt --editable '.$(3)'
 	@touch $@
 endef
 
@@ -48,7 +49,7 @@ lint: .venv/.ready-test
 	@$(bin)/pyright
 	@$(bin)/lint-imports --no-cache --no-logo
 
-check: .venv/.ready-test newest harness ## the built wheel alone; newest jax on Python 3.12; lm-evaluation-harness
+check: .venv/.ready-test newest harness transformers4 ## the built wheel alone; newest jax on Python 3.12; other readers
 	@$(bin)/python -m pytest -m check $(PYTEST_ARGS)
 
 # The tests that need no torch, once more with the newest jax (tests/conftest.py says which).
@@ -64,11 +65,17 @@ endif
 harness: .venvharness/.ready
 	@.venvharness/bin/python -m pytest tests/test_harness.py $(PYTEST_ARGS)
 
+# transformers 4.57 as a reader and a writer, and the converter of Meta's checkpoints, which later wheels have not.
+converter := .venvtransformers4/converter/transformers/models/llama/convert_llama_weights_to_hf.py
+transformers4: .venvtransformers4/.ready
+	@LLAMA_CONVERTER="$(CURDIR)/.venvtransformers4/bin/python $(CURDIR)/$(converter)" .venvtransformers4/bin/python -m pytest \
+	-m "not slow" tests/test_transformers4.py tests/test_interop_meta.py::test_transformers_converter $(PYTEST_ARGS)
+
 slow: .venv/.ready-test ## the long tests, by hand
 	@$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
 
 clean: ## remove environments and caches, keep runs/
-	rm -rf .venv .venv312 .venvharness .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv312 .venvharness .venvtransformers4 .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # A stamp is written only after its environment is complete, and is older than a later change of what it should hold.
 .venv/.ready: pyproject.toml $(constraints)
@@ -83,3 +90,10 @@ clean: ## remove environments and caches, keep runs/
 
 .venvharness/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvharness,$(PYTHON),[test$(comma)lm-eval])
+
+.venvtransformers4/.ready: pyproject.toml $(constraints)
+	$(call setup,.venvtransformers4,$(PYTHON),[transformers4],transformers4)
+	@rm -rf .venvtransformers4/converter
+	@.venvtransformers4/bin/python -m pip download --quiet --no-deps --dest .venvtransformers4/converter transformers==4.44.2
+	@cd .venvtransformers4/converter && ../bin/python -m zipfile -e transformers-4.44.2-py3-none-any.whl .
+	@touch $@

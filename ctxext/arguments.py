@@ -71,7 +71,26 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("experiment", metavar="EXPERIMENT.py")
         sub.add_argument("--init", metavar="DIR", help="base checkpoint: HF or run directory, or a hub name")
         sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
+        sub.add_argument("--trial", metavar="NAME", help="one experiment of the file's sweep()")
         run_options(sub)
+    sub = command("sweep", "every experiment that sweep() of a file yields, here, on Ray or on Slurm; one report")
+    sub.add_argument("experiment", metavar="EXPERIMENT.py")
+    sub.add_argument("--init", metavar="DIR", help="base checkpoint: HF or run directory, or a hub name")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="a run directory for each trial, its log, "
+                     "and the report; the same command resumes what is not finished")  # fmt: skip
+    sub.add_argument("--launcher", default="local", choices=["local", "ray", "slurm", "submitit-local"],
+                     help="ray, slurm: extras of these names; submitit-local: Slurm's way on this machine")  # fmt: skip
+    sub.add_argument("--jobs", type=int, default=1, help="trials at a time")
+    sub.add_argument("--cpus", type=int, default=1, help="of a trial, for ray and slurm")
+    sub.add_argument("--gpus", type=int, default=0, help="of a trial, for ray and slurm")
+    sub.add_argument("--minutes", type=int, default=240, help="of a trial, for slurm; it is requeued and resumes")
+    sub.add_argument("--retries", type=int, default=0, help="of a trial that fails")
+    sub.add_argument("--partition", metavar="NAME", help="of slurm")
+    sub.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; default: one that is started here")
+    sub.add_argument("--track", default="wandb", metavar="NAME,...", help="as for ctxext run")
+    sub.add_argument("--dry-run", action="store_true", help="the trials' commands; runs nothing")
+    sub.add_argument("--wandb-yaml", action="store_true", help="the configuration for `wandb sweep`; runs nothing")
+    sub.epilog = "Any leaf can be overridden, for all trials: --train.steps 400"
     sub = command("plan", "does it fit: memory, operations, the longest context; nothing is allocated")
     sub.add_argument("experiment", metavar="EXPERIMENT.py")
     sub.add_argument("--init", metavar="DIR", help="base checkpoint whose shape to plan for; weights are not read")
@@ -169,9 +188,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=int, default=50, help="samples of each task")
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="niah_single_1 ... qa_2; default: all 13")
     sub.add_argument("--out", type=Path, required=True)
-    sub = command("bench", "what things cost here: items per second, time outside the model")
+    sub = command("bench", "what things cost here, beside transformers on torch if asked")
     sub.add_argument("source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama")
-    sub.add_argument("--parts", nargs="+", default=["eval"], help="eval")
+    sub.add_argument("--parts", nargs="+", default=["eval"], metavar="PART", help="eval (default), step, prefill, "
+                     "decode, attention, loss, memory (steps of 8k to 64k tokens), io")  # fmt: skip
+    sub.add_argument("--against", choices=["hf"], help="the same work by transformers on torch, in turns")
+    sub.add_argument("--rounds", type=int, default=5, help="of each work, after two that do not count")
+    sub.add_argument("--plot", type=Path, metavar="FILE.svg|FILE.html", help="time and memory against the length")
     sub = command("dashboard", "save the wandb workspace of a project, print its address: extra [dashboard]")
     sub.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "ctxext"), metavar="NAME")
     sub.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""), metavar="NAME", help="default: yours")

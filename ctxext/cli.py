@@ -12,7 +12,9 @@ from ctxext.commands import COMMANDS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130."""
     args, rest = parser().parse_known_args(argv)
-    from ctxext import distributed
+    from ctxext import compiling, distributed
+
+    compiling.keep_programs()
 
     return distributed.leave(_run(args, rest))
 

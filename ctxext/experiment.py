@@ -5,10 +5,12 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
@@ -39,7 +41,8 @@ class Train:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and optimiser state are float32."""
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "attention", "full"] = "none"
+    """What the backward pass computes again: nothing, each layer but its attention, or all of it; see `ctxext plan`."""
     kernel: Kernel = "blocked"
     log_every: int = 10
     checkpoint_every: int = 200
@@ -115,7 +118,7 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over what may not change: not `train.steps` and `FREE`; 4 and 4.0 are the same number."""
+        """Eight hex digits over what may not change: all but `train.steps` and FREE; 4 and 4.0 are the same number."""
         config = json.loads(json.dumps(to_json(self)), parse_int=float)
         del config["train"]["steps"]
         config = {name: value for name, value in config.items() if name not in FREE}
@@ -183,6 +186,31 @@ def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | N
     The function form is for lengths that follow the window of the checkpoint; `base_config` is asked only then.
     Raises ValueError if the file is missing or holds no experiment.
     """
+    value = getattr(_module(file), "experiment", None)
+    if callable(value) and base_config is not None:
+        value = value(base_config())
+    if not isinstance(value, Experiment):
+        raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
+    return value
+
+
+def load_sweep(file: str | Path, base_config: Callable[[], LlamaConfig] | None = None) -> dict[str, Experiment]:
+    """The experiments that `sweep()` of a Python file yields, by name; `sweep(config)` gets the base's LlamaConfig.
+
+    Raises ValueError if there is none, or two have one name.
+    """
+    function: Any = getattr(_module(file), "sweep", None)
+    if function is None:
+        raise ValueError(f"{file} defines no sweep(); let one yield experiments that differ in their names")
+    wanted = inspect.signature(function).parameters
+    found = list(function(base_config()) if wanted and base_config is not None else function())
+    named = {one.name: one for one in found if isinstance(one, Experiment)}
+    if not found or len(named) != len(found):
+        raise ValueError(f"sweep() of {file} has to yield experiments, at least one, each with a name of its own")
+    return named
+
+
+def _module(file: str | Path) -> ModuleType:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"{file} does not exist; give an experiment file such as experiments/demo.py")
@@ -197,9 +225,4 @@ def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | N
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
-    value = getattr(module, "experiment", None)
-    if callable(value) and base_config is not None:
-        value = value(base_config())
-    if not isinstance(value, Experiment):
-        raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
-    return value
+    return module

@@ -9,10 +9,11 @@ import numpy as np
 from ctxext import door
 from ctxext.attention import Attention, Causal
 from ctxext.config import LlamaConfig
-from ctxext.experiment import BUNDLED
+from ctxext.experiment import BUNDLED, from_json
 from ctxext.files import read_json
 from ctxext.interop import gguf, hf, meta, peft
-from ctxext.interop.tensors import Entry
+from ctxext.interop.blocks import Entry
+from ctxext.interop.ropespec import LARGEST_DIVISOR
 from ctxext.interop.weights import entries, storage_dtype
 from ctxext.lm import LM
 from ctxext.methods import label
@@ -84,16 +85,21 @@ def check(
     """Raise ValueError, with the reason, for a format, dtype or method that cannot be written down."""
     if to not in FORMATS:
         raise ValueError(f"there is no format {to!r}; known: {', '.join(FORMATS)}")
-    if attention != Causal():
-        raise ValueError(f"{type(attention).__name__} is a way to run a model that the {to} format has no field for; "
-                         "export with causal attention (in an experiment: export=None) and choose it again when "
-                         "loading")  # fmt: skip
+    check_attention(attention, to=to)
     if to == "meta":
         meta.check(config, scaling, dtype=dtype, seq_len=seq_len)
     elif to == "gguf":
         gguf.check(config, scaling, dtype=dtype, seq_len=seq_len)
     else:
         hf.config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
+
+
+def check_attention(attention: Attention, *, to: str) -> None:
+    """Raise ValueError for anything but causal attention, which no format has a field for."""
+    if attention != Causal():
+        raise ValueError(f"{type(attention).__name__} is a way to run a model that the {to} format has no field for; "
+                         "export with causal attention (in an experiment: export=None) and choose it again when "
+                         "loading")  # fmt: skip
 
 
 def export_adapter(
@@ -104,13 +110,15 @@ def export_adapter(
 
     The base is not copied. PEFT has no field for frequencies, so that the base must have those of the run in its own
     config.json, which is copied, with the checksum of its parameters beside it, for a later `prove`. Raises ValueError
-    if it has not, saying how to write one that does, or if it is another model.
+    if it has not, saying how to write one that does, if it is another model, and for what no config.json can say.
     """
     path = door.locate(source)
     if not door.is_run(path):
         raise ValueError(f"{source} is no run directory; --to peft writes what a run trained")
     run = RunDir(path)
     (config, scaling), settings = door.run_base(path, trust=trust), read_json(run.config_file)
+    check_attention(from_json(settings["attention"], trust=trust), to="peft")
+    check(config, scaling, Causal(), to="hf", dtype="float32")  # the base has to say these frequencies
     trainable, params = door.trained(run, config, mesh, checkpoint=checkpoint)
     if not isinstance(trainable, LoRA):
         raise ValueError(f"{source} did not train with --method lora; export the whole model with --to hf")
@@ -134,7 +142,7 @@ def export_adapter(
 
 
 def same_rope(one: tuple[LlamaConfig, RopeScaling], other: tuple[LlamaConfig, RopeScaling], seq_len: int) -> bool:
-    """True if both rotate alike at this length; the lists of a config.json are exact to float32."""
+    """True if both rotate alike at this length; a config.json is exact to float32, and has no frequency of zero."""
     a, b = (scaling.rope(config.rope_base(), seq_len) for config, scaling in (one, other))
-    alike = np.allclose(a.inv_freq, b.inv_freq, rtol=1e-6, atol=0) and a.leading is b.leading is None
+    alike = np.allclose(a.inv_freq, b.inv_freq, rtol=1e-6, atol=1 / LARGEST_DIVISOR) and a.leading is b.leading is None
     return alike and bool(np.isclose(a.attention_factor, b.attention_factor, rtol=1e-6))

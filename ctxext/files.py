@@ -1,12 +1,17 @@
-"""Files that are either whole or absent: temporary name, fsync, rename."""
+"""Files that are either whole or absent: temporary name, fsync, rename.
+
+Whoever is at work on a temporary name holds a lock on it, so that the next one removes what a killed process left.
+"""
 
 import contextlib
 import fcntl
 import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +24,68 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _new_file(where: Path, prefix: str) -> Path:
+    descriptor, name = tempfile.mkstemp(dir=where, prefix=prefix)
+    os.close(descriptor)
+    return Path(name)
+
+
+def _new_directory(where: Path, prefix: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=where, prefix=prefix))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _remove_left(where: Path, prefix: str) -> None:
+    """Remove the temporaries of `prefix` that nobody holds locked; all of them are of this host, as the prefix says."""
+    for path in where.iterdir():
+        if path.name.startswith(prefix) and len(path.name) == len(prefix) + 8:
+            with contextlib.suppress(OSError):  # it is at work, has gone, or the file system has no locks
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(path)
+                finally:
+                    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, make: Callable[[Path, str], Path]) -> Iterator[Path]:
+    """A hidden sibling, locked while the block runs; those of processes that were killed are removed before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.{zlib.crc32(platform.node().encode()):08x}."
+    _remove_left(path.parent, prefix)
+    temporary = descriptor = None
+    while descriptor is None or temporary is None:
+        temporary = make(path.parent, prefix)
+        with contextlib.suppress(FileNotFoundError):  # removed before it was locked: another one is made
+            descriptor = os.open(temporary, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks; then nothing is removed in it either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if descriptor is not None and not temporary.exists():
+            os.close(descriptor)
+            descriptor = None
+    try:
+        yield temporary
+    except BaseException:
+        _remove(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync(path.parent)
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling; it replaces `path` in one step when the block succeeds, or is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with _temporary(path, _new_file) as temporary:
         yield temporary
         temporary.chmod(0o644)  # mkstemp makes private files
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -125,15 +175,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with _temporary(path, _new_directory) as temporary:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
             file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make private files
             _sync(file)
         os.replace(temporary, path)  # replaces an empty directory
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync(path.parent)

@@ -21,6 +21,7 @@ from ctxext.config import LlamaConfig
 from ctxext.distributed import gather
 from ctxext.model import Llama, Params, bind
 from ctxext.rope import Float32Rotation, Rotation
+from ctxext.segments import layers_apart, segment_sizes
 from ctxext.sharding import Mesh, over_devices
 
 Semantics = Literal["frozen", "incremental"]
@@ -75,11 +76,11 @@ class Asked(NamedTuple):
 
 
 class State(NamedTuple):
-    """After `step` tokens: the last ones, the cache, all tokens so far and -log p of each in nats, who is done."""
+    """After `step` tokens: the last ones, the segments' caches, all tokens and -log p of each in nats, who is done."""
 
     step: Int[Array, ""]
     token: Int[Array, "b k"]
-    cache: Cache
+    caches: tuple[Cache, ...]
     tokens: Int[Array, "b k n"]
     nats: Float[Array, "b k n"]
     done: Array
@@ -105,6 +106,7 @@ def states(
     params: Params, tokens: jax.Array, asked: Asked, steps: int, chunk: int, options: dict[str, Any]
 ) -> Iterator[State]:
     """The state after one token and after each `chunk` more, until all are done; once if `chunk` is all of `steps`."""
+    params = layers_apart(params)
     state = begin(params, tokens, asked, **options)
     for until in [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]:
         state = advance(params, state, asked, jnp.int32(until), **options)
@@ -121,15 +123,16 @@ def begin(
     """Read the prompts and write the first token of every branch."""
     (B, T), (_, K, N) = tokens.shape, asked.given.shape
     model = bind(config, params)
-    shape = (config.num_hidden_layers, B, T + K * N, config.num_key_value_heads, config.head_dim)
+    shape = (B, config.num_key_value_heads, T + K * N, config.head_dim)
+    caches = tuple(empty_cache(size, shape, dtype) for size in segment_sizes(params))
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     rotated = caches_rotated(attention, incremental=incremental)
     attend = prefill(attention, kernel, _rotation(asked, 0, incremental), positions, rotated=rotated)
     attend = over_devices(attend, mesh, whole=True)
-    hidden, cache = model.hidden(tokens, attend, empty_cache(shape, dtype), dtype=dtype)
+    hidden, caches = model.hidden(tokens, attend, caches, dtype=dtype)
     token, nats = _choose(model, hidden[jnp.arange(B), asked.lengths - 1][:, None], asked, 0, sample)
     written, losses = jnp.zeros((B, K, N), jnp.int32), jnp.zeros((B, K, N), jnp.float32)
-    return State(jnp.int32(1), token, cache, written.at[:, :, 0].set(token), losses.at[:, :, 0].set(nats),
+    return State(jnp.int32(1), token, caches, written.at[:, :, 0].set(token), losses.at[:, :, 0].set(nats),
                  _stopped(asked, token, 0))  # fmt: skip
 
 
@@ -143,7 +146,7 @@ def advance(
     A branch that met a `stop` id of its own repeats it, for nothing; behind the last step its last token is repeated.
     """
     model = bind(config, params)
-    (_, K, N), slots = asked.given.shape, state.cache.keys.shape[2]
+    (_, K, N), slots = asked.given.shape, state.caches[0].keys.shape[-2]
     rotated = caches_rotated(attention, incremental=incremental)
 
     def unfinished(state: State) -> Array:
@@ -154,10 +157,10 @@ def advance(
         attend = decode(attention, _rotation(asked, step, incremental), asked.lengths, step - 1,
                         prompt_slots=slots - K * N, branches=K, num_slots=slots, rotated=rotated)  # fmt: skip
         attend = over_devices(attend, mesh, whole=True)
-        hidden, cache = model.hidden(token, attend, state.cache, dtype=dtype)
+        hidden, caches = model.hidden(token, attend, state.caches, dtype=dtype)
         following, nats = _choose(model, hidden, asked, step, sample)
         following, nats = jnp.where(done, token, following), jnp.where(done, 0, nats)
-        return State(step + 1, following, cache, state.tokens.at[:, :, step].set(following),
+        return State(step + 1, following, caches, state.tokens.at[:, :, step].set(following),
                      state.nats.at[:, :, step].set(nats), done | _stopped(asked, following, step))  # fmt: skip
 
     state = jax.lax.while_loop(unfinished, body, state)

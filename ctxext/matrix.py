@@ -12,7 +12,7 @@ from ctxext.config import LlamaConfig
 from ctxext.interop.gguf_keys import rope_keys
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import lower_hf
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.rope import RopeScaling
 
 FACTOR = 4.0
 
@@ -77,15 +77,15 @@ def example(method: type, config: LlamaConfig) -> Any:
 
 def places(method: Any, config: LlamaConfig) -> dict[str, dict[str, str]]:
     """Per format, {"how": ...} of an instance over `config`, which with "refused" has the "reason" too."""
-    return {name: _place(method, config, lower) for name, lower in FORMATS.items()}
+    return {name: _place(method, config, name) for name in FORMATS}
 
 
-def _place(method: Any, config: LlamaConfig, lower: Callable[..., str]) -> dict[str, str]:
+def _place(method: Any, config: LlamaConfig, name: str) -> dict[str, str]:
     try:
         if isinstance(method, RopeScaling):
-            return {"how": lower(method, config, round(FACTOR * config.max_position_embeddings))}
+            return {"how": FORMATS[name](method, config, round(FACTOR * config.max_position_embeddings))}
         if isinstance(method, Attention):
-            export.check(config, Unscaled(), method, to="hf", dtype="bfloat16")
+            export.check_attention(method, to="hf" if name == "vllm" else name)
             return {"how": "yes"}
         return {"how": "training"}  # positions leave no trace: what is exported is the scaling they trained
     except ValueError as error:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend
 from ctxext.config import LlamaConfig
+from ctxext.segments import segment_sizes
 
 Params = dict[str, Any]
 ACTIVATIONS = {
@@ -24,10 +25,9 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-REMAT = ("none", "full")
+REMAT = ("none", "attention", "full")
 DTYPES = ("float32", "bfloat16")
 """What the model computes in; angles, norms, softmax and loss are float32 in both."""
-
 
 Places = Int[Array, "b t"] | None
 """The numbers of tokens in their batch, which dropout draws by; None without it."""
@@ -77,7 +77,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         y = x.astype(jnp.float32)  # squares of bfloat16 lose the small entries
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return y.astype(x.dtype) * self.weight[...].astype(x.dtype).reshape(1, 1, -1)
+        # As a product: fused into a sum, the weight's gradient takes the mean anew for every element, on CPU.
+        return jnp.einsum("btd,d->btd", y.astype(x.dtype), self.weight[...].astype(x.dtype))
 
 
 class SelfAttention(nnx.Module):
@@ -93,7 +94,7 @@ class SelfAttention(nnx.Module):
         self.head_dim = H
 
     def __call__(
-        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array, places: Places
+        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array | None, places: Places
     ) -> tuple[Array, Any]:
         B, T, _ = x.shape
         q, k, v = (f(x, places).reshape(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
@@ -126,7 +127,7 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array, places: Places,
+        self, x: Float[Array, "b t d"], attend: Attend, cache: Any, layer: Array | None, places: Places,
         run_mlp: Callable | None,
     ) -> tuple[Array, Any]:  # fmt: skip
         with jax.named_scope("attention"):
@@ -162,10 +163,10 @@ class Llama(nnx.Module):
         self.lm_head = None if config.tie_word_embeddings else Linear(*sizes, False, config.initializer_range, rngs)
 
     def hidden(
-        self, tokens: Int[Array, "b t"], attend: Attend, cache: Any = None, *, dtype: str, remat: str = "none",
+        self, tokens: Int[Array, "b t"], attend: Attend, caches: Any = None, *, dtype: str, remat: str = "none",
         places: Places = None, run_mlp: Callable[[MLP, Array, Places], Array] | None = None,
     ) -> tuple[Float[Array, "b t d"], Any]:  # fmt: skip
-        """The last layer's normed output, and the cache that `attend` filled.
+        """The last layer's normed output, and the caches that `attend` filled, one for each segment.
 
         places: for parameters that make it drop inputs, see `drops`. run_mlp: runs an MLP where that is not to be done
         in one piece.
@@ -173,21 +174,24 @@ class Llama(nnx.Module):
         if remat not in REMAT:
             raise ValueError(f"remat {remat!r} is not known; choose one of {', '.join(REMAT)}")
 
-        def step(carry: tuple, layer: tuple[Layer, Array]) -> tuple[tuple, None]:
+        def step(carry: tuple, layer: tuple[Layer, Array | None]) -> tuple[tuple, None]:
             x, cache = carry
             return layer[0](x, attend, cache, layer[1], places, run_mlp), None
 
-        if remat == "full":
-            step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart
-        carry, done = (self.embed_tokens(tokens, dtype), cache), 0
-        for i in range(len(self.segments)):  # by number: a pytree's keys come back as "0", "1", "10", "2"
-            segment = self.segments[str(i)]
-            size = segment.input_layernorm.weight.shape[0]
-            carry, _ = jax.lax.scan(step, carry, (segment, done + jnp.arange(size)))
-            done += size
+        if remat != "none":
+            kept = jax.checkpoint_policies.save_only_these_names(*["attention"] * (remat == "attention"))
+            step = jax.checkpoint(step, prevent_cse=False, policy=kept)  # a scan keeps the recomputation apart
+        x, filled = self.embed_tokens(tokens, dtype), []
+        for i in range(len(self.segments)):
+            segment, carry = self.segments[str(i)], (x, caches and caches[i])
+            if (size := segment.input_layernorm.weight.shape[0]) == 1:
+                (x, cache), _ = step(carry, (jax.tree.map(lambda leaf: leaf[0], segment), None))
+            else:
+                (x, cache), _ = jax.lax.scan(step, carry, (segment, jnp.arange(size)))
+            filled.append(cache)
         # Also a barrier to their gradients: else the norm's waits until after the layers and keeps what it is made of.
-        norm, x = jax.lax.optimization_barrier((self.norm, carry[0]))
-        return norm(x), carry[1]
+        norm, x = jax.lax.optimization_barrier((self.norm, x))
+        return norm(x), tuple(filled)
 
     def output_kernel(self) -> Float[Array, "d v"]:
         """The output projection, which is the transposed embedding when they are tied."""
@@ -223,9 +227,7 @@ def drops(params: Params) -> bool:
 
 def bind(config: LlamaConfig, params: Params) -> Llama:
     """The model around given parameters (arrays, tracers or shapes), with whatever adapters they hold; no copies."""
-    segments = [params["segments"][str(i)] for i in range(len(params["segments"]))]
-    sizes = tuple(layers["input_layernorm"]["weight"].shape[0] for layers in segments)
-    graph, state = _skeleton(config, sizes, _adapters(params["segments"]))
+    graph, state = _skeleton(config, segment_sizes(params), _adapters(params["segments"]))
     state = jax.tree.map(lambda x: x, state)  # a fresh container: the next line fills it in place
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)

@@ -27,6 +27,7 @@ from ctxext.model import Params, bind
 from ctxext.positions import Contiguous
 from ctxext.rope import Float32Rotation, Rotation, rotate
 from ctxext.rundir import RunDir
+from ctxext.segments import segment_sizes
 from ctxext.sharding import Mesh, attend_over
 from ctxext.trainable import Trainable, join
 
@@ -145,16 +146,16 @@ def _losses(
     attend = attend_over(mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"])
     if watch:
         attend = _watched(attend, attention, rotation, batch)
-    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat == "full" else None
-    peaks = jnp.zeros(config.num_hidden_layers, jnp.float32)
-    hidden, peaks = model.hidden(batch["tokens"], attend, peaks, dtype=dtype, run_mlp=run_mlp)
-    return mesh.token_order(token_losses(hidden, model.output_kernel(), batch["targets"], mesh)), peaks
+    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
+    zeros = tuple(jnp.zeros(size, jnp.float32) for size in segment_sizes(params))
+    hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=dtype, run_mlp=run_mlp)
+    return mesh.token_order(token_losses(hidden, model.output_kernel(), batch["targets"], mesh)), jnp.concatenate(peaks)
 
 
 def _watched(
     attend: Attend, attention: Attention, rotation: Rotation | Float32Rotation, batch: Mapping[str, Array]
 ) -> Attend:
-    """`attend` whose cache is the largest logit of every layer so far [L]; padding asks nothing."""
+    """`attend` whose cache is the largest logit of every layer of a segment so far [L]; padding asks nothing."""
     pieces, segments = attention.pieces(), batch["segment_ids"]
     query_tables = [rotation.tables(piece.query_positions(batch["positions"])) for piece in pieces]
     key_tables = [rotation.tables(piece.key_positions(batch["positions"])) for piece in pieces]

@@ -102,6 +102,8 @@ def spm_processor(model: bytes) -> Any:
     import sentencepiece
 
     try:
+        if not model:  # which the library takes for a model that is still to come
+            raise RuntimeError
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one") from None

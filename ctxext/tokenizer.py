@@ -16,6 +16,19 @@ from ctxext.spm import train_tokenizer as train_tokenizer
 TEMPLATE = "chat_template.jinja"
 
 
+NOWHERE = "\U0010ffff"  # a character that no vocabulary has: an unknown token, or bytes
+
+
+def _clear(work: Callable[[], Any]) -> Any:
+    """What `work` gives. Raises ValueError where the library raises bare Exception, or panics, not even that."""
+    try:
+        return work()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise ValueError(f"{JSON} cannot be read: {error}") from None
+
+
 class Tokenizer:
     """Encode and decode. `encode` adds nothing unless asked; `vocab_size` is the highest id plus one.
 
@@ -48,15 +61,14 @@ class Tokenizer:
     def _read_json(self, data: bytes) -> None:
         import tokenizers
 
-        try:
+        def opened() -> Any:
             fast = tokenizers.Tokenizer.from_str(data.decode())
-            fast.decode(fast.encode("a").ids)  # parts that name a token which is not there show only now
-        except BaseException as error:  # the library raises bare Exception, and what it calls panics is not even that
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            raise ValueError(f"{JSON} cannot be read: {error}") from None
-        self._encode = lambda text: fast.encode(text, add_special_tokens=False).ids
-        self._decode, self.piece = fast.decode, fast.id_to_token
+            fast.decode(fast.encode(f"a{NOWHERE}").ids)  # parts that name a token which is not there show only now
+            return fast
+
+        fast = _clear(opened)
+        self._encode = lambda text: _clear(lambda: fast.encode(text, add_special_tokens=False).ids)
+        self._decode, self.piece = (lambda ids: _clear(lambda: fast.decode(ids))), fast.id_to_token
         self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
         def special(key: str) -> int | None:

@@ -15,4 +15,4 @@ import dataclasses
 from ctxext.config import SHAPES
 from llama2_7b_yarn_8k import experiment as yarn_7b
 
-experiment = dataclasses.replace(yarn_7b, name="llama2-13b-yarn-8k", model=SHAPES["llama2-13b"])
+experiment = dataclasses.replace(yarn_7b, name="llama2-13b-yarn-8k", model=SHAPES["llama2-13b"], expect=())

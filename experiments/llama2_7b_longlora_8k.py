@@ -13,11 +13,14 @@ Time (an estimate; not run here): 4 x 6.74e9 parameters x 0.52e9 tokens = 1.4e19
 gradient of their own; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 9.9 device hours.
 
 Published, Llama 2 7B at 8,192 tokens (README of LongQLoRA): PG19 validation / proof-pile perplexity 8.20 / 2.78 for
-LongLoRA with adapters, 7.93 / 2.73 for its full fine-tune.
+LongLoRA with adapters, 7.93 / 2.73 for its full fine-tune. "ppl:longlora" is that protocol, on the texts of a directory
+./proof-pile (its test split, 128 documents).
 """
 
 import dataclasses
 
+from ctxext.data import Files
+from ctxext.evals import Expected, RollingPerplexity
 from ctxext.trainable import LoRA
 from llama2_7b_pi_8k import experiment as pi
 
@@ -25,4 +28,8 @@ experiment = dataclasses.replace(
     pi,
     name="llama2-7b-longlora-8k",
     trainable=LoRA(rank=8, alpha=16.0, also=("norm", "embed_tokens")),
+    evals=(*pi.evals[:2], RollingPerplexity((8192,), "longlora", num_documents=128, source=Files("proof-pile"))),
+    expect=(
+        Expected("ppl:longlora", 8192, 2.78, 0.05, "LongLoRA, adapters, Llama 2 7B, proof-pile", "README of LongQLoRA"),
+    ),
 )

@@ -20,7 +20,9 @@ Published, LLaMA 1 7B to 8k (arXiv 2306.15595), PG19 perplexity at 8,192 after 0
 
 import dataclasses
 
+from ctxext.evals import Expected
 from ctxext.methods import Linear
+from llama2_7b_yarn_8k import TABLE
 from llama2_7b_yarn_8k import experiment as yarn
 
 experiment = dataclasses.replace(
@@ -28,4 +30,5 @@ experiment = dataclasses.replace(
     name="llama2-7b-pi-8k",
     rope=Linear(factor=2.0),
     train=dataclasses.replace(yarn.train, steps=1000),
+    expect=(Expected("ppl:truncate", 8192, 3.34, 0.05, "PI s = 2 on 1 B tokens, Llama 2 7B, proof-pile", TABLE),),
 )

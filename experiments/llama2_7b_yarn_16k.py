@@ -27,5 +27,6 @@ experiment = dataclasses.replace(
     rope=Yarn(factor=4.0),
     train=dataclasses.replace(yarn_8k.train, seq_len=16384),
     evals=(Perplexity(seq_lens=(4096, 8192, 16384)), Retrieval(seq_lens=(4096, 8192, 16384))),
+    expect=(),
     zero_shot=(Unscaled(), Linear(factor=4.0), NTK(factor=4.0), Yarn(factor=4.0)),
 )

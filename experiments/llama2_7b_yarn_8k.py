@@ -20,18 +20,27 @@ Published, proof-pile perplexity (ten documents of >= 128k tokens cut to the win
     PI s = 2          3.92    3.51    3.51    3.34     8.07
     NTK theta 20k     4.20    3.75    3.74    3.59     6.24
 
-The evaluations below follow another protocol (same targets with growing context, on other text): compare them with each
-other, not with this table.
+The evaluation "ppl:truncate" follows that protocol and its 8,192 column is expected below; it reads the texts of a
+directory ./proof-pile, ten documents of at least 131,072 tokens. The others (same targets with growing context, other
+text) are to be compared with each other, not with this table.
 """
 
 from ctxext.config import SHAPES
 from ctxext.data import Files
-from ctxext.evals import Perplexity, Retrieval
+from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
 from ctxext.experiment import Experiment, Train
 from ctxext.methods import NTK, Linear, Yarn
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 from ctxext.sharding import Mesh
+
+TABLE = "arXiv:2309.00071, table of s = 2"
+
+
+def proof_pile(*seq_lens: int) -> RollingPerplexity:
+    """Ten documents cut to the window, as behind the tables of the YaRN paper."""
+    return RollingPerplexity(seq_lens, "truncate", num_documents=10, min_tokens=131072, source=Files("proof-pile"))
+
 
 experiment = Experiment(
     name="llama2-7b-yarn-8k",
@@ -43,6 +52,11 @@ experiment = Experiment(
         steps=400, seq_len=8192, batch_size=8, accumulate=8, dtype="bfloat16", remat="full", checkpoint_every=100
     ),
     mesh=Mesh(fsdp=8),
-    evals=(Perplexity(seq_lens=(2048, 4096, 8192)), Retrieval(seq_lens=(2048, 4096, 8192))),
+    evals=(
+        Perplexity(seq_lens=(2048, 4096, 8192)),
+        Retrieval(seq_lens=(2048, 4096, 8192)),
+        proof_pile(2048, 4096, 8192),
+    ),
+    expect=(Expected("ppl:truncate", 8192, 3.35, 0.05, "YaRN s = 2, Llama 2 7B, proof-pile", TABLE),),
     zero_shot=(Unscaled(), Linear(factor=2.0), NTK(factor=2.0), Yarn(factor=2.0)),
 )

@@ -100,7 +100,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
     from ctxext import door
     from ctxext.config import SHAPES
     from ctxext.interop import weights
-    from ctxext.interop.tensors import Entry
+    from ctxext.interop.blocks import Entry
     from ctxext.model import param_shapes
     from ctxext.sharding import Mesh
 
@@ -113,7 +113,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
             counts[name] = counts.get(name, 0) + part.size
             return part
 
-        return entry._replace(read=read)
+        return entry._replace(read=read, pieces=())
 
     found = weights.find_tensors
     weights.find_tensors = lambda directory: {n: counted(n, entry) for n, entry in found(directory).items()}

@@ -131,11 +131,11 @@ def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert f"got {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(said)
     assert any(line.startswith("passkey (%) at 1,024 tokens: expected 20 ± 1 (") for line in said)
     cells = table(parse(write_report([run]).read_text()), "Expected and measured")
-    columns = ("expected", "got [95 % interval]", "verdict")
-    line = [cells["passkey (%) at 1,024 tokens", column].text for column in columns]
-    assert line == ["20 ± 1", "75 [50.5, 89.8]", "disagrees"]  # Wilson's interval of 12 of 16
-    assert cells["ppl:truncate at 1,024 tokens", "verdict"].text == ppl["verdict"]
-    assert cells["ppl:truncate at 512 tokens", "got [95 % interval]"].text == "nothing"
+    name = "passkey (%) at 1,024 tokens"
+    assert cells[name, "expected"].text == "20 ± 1" and cells[name, "got [95 % interval]"].text == "75 [50.5, 89.8]"
+    assert cells[name, "source"].text == "YaRN s = 2, proof-pile; arXiv:2309.00071, table 1"
+    verdicts = [cell.text for (_, column), cell in cells.items() if column == "verdict"]
+    assert verdicts == [ppl["verdict"], "disagrees", "not measured"]
 
 
 def test_only_the_expectation_may_change_between_starts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxext.config import LlamaConfig
+from ctxext.config import SHAPES, LlamaConfig
 from ctxext.experiment import Experiment, from_json, load_experiment, to_json
 from ctxext.methods import Linear, Yarn
 from ctxext.trainable import Full
@@ -28,6 +28,25 @@ RECIPES = {
 }
 
 
+# shape, steps, tokens a step, window, learning rate and warm-up of the other papers' recipes
+OTHERS = {
+    "llama1_7b_pose_16k": ("llama1-7b", 1000, 64 * 2048, 2048, 2e-5, 10),
+    "llama2_7b_abf_16k": ("llama2-7b", 3000, 128 * 16384, 16384, 2e-5, 20),
+    "llama2_7b_pi_32k": ("llama2-7b", 1000, 64 * 32768, 32768, 2e-5, 20),
+    "llama3_8b_128k": ("llama3-8b", 400, 64 * 131072, 131072, 2e-5, 20),
+    "llama3_8b_prolong_64k": ("llama3-8b", 5000, 64 * 65536, 65536, 1e-5, 500),
+}
+# (evaluation, tokens) -> perplexity, as published
+EXPECTED = {
+    "llama1_7b_pose_16k": {("ppl:pi", 2048): 2.95, ("ppl:pi", 4096): 2.74, ("ppl:pi", 8192): 2.61,
+                           ("ppl:pi", 16384): 2.60},
+    "llama2_7b_yarn_8k": {("ppl:truncate", 8192): 3.35},
+    "llama2_7b_pi_8k": {("ppl:truncate", 8192): 3.34},
+    "llama2_7b_pi_32k": {("ppl:truncate", 8192): 3.50, ("ppl:truncate", 32768): 2.64},
+    "llama2_7b_longlora_8k": {("ppl:longlora", 8192): 2.78},
+}  # fmt: skip
+
+
 def tiny_window() -> LlamaConfig:
     return LlamaConfig(1024, 64, 128, 2, 2, 1, 32, 1e-5, 1e4, 256)
 
@@ -42,7 +61,29 @@ def test_loads_and_explains_itself(path: Path) -> None:
 
 
 def test_every_llama_recipe_is_here() -> None:
-    assert {path.stem for path in FILES if path.stem.startswith("llama")} == set(RECIPES)
+    assert {path.stem for path in FILES if path.stem.startswith("llama")} == {*RECIPES, *OTHERS}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *OTHERS])
+def test_what_is_expected_is_what_was_published(name: str) -> None:
+    expect = load_experiment(FOLDER / f"{name}.py").expect
+    assert {(x.evaluation, x.seq_len): x.value for x in expect} == EXPECTED.get(name, {})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_recipe_of_another_paper(name: str) -> None:
+    experiment = load_experiment(FOLDER / f"{name}.py")
+    shape, steps, tokens, seq_len, rate, warmup = OTHERS[name]
+    train, optim = experiment.train, experiment.optim
+    assert experiment.model == SHAPES[shape] and train.batch_size % experiment.mesh.fsdp == 0
+    assert (train.steps, train.batch_size * train.accumulate * train.seq_len, train.seq_len) == (steps, tokens, seq_len)
+    assert (optim.learning_rate, optim.warmup_steps, optim.b1, optim.b2) == (rate, warmup, 0.9, 0.95)
+    docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
+    flops = 6 * SHAPES[shape].num_parameters * steps * tokens
+    stated = re.search(r"=\s+(\d\.\de\d\d)\s+FLOPs", docstring)
+    hours = re.search(r"([\d.]+)\s+device\s+hours", docstring)
+    assert stated is not None and float(stated[1]) == pytest.approx(flops, rel=0.05)
+    assert hours is not None and float(hours[1]) == pytest.approx(flops / (0.4 * 989e12) / 3600, rel=0.05)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -78,7 +119,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, "llama1_7b_pose_16k", "llama3_8b_128k"])
 def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRY_RUN, str(FOLDER / f"{name}.py")],
@@ -86,7 +127,8 @@ def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     numbers = set(re.findall(r"\d[\d,]*", done.stdout.replace(",", "")))
-    steps, tokens, _ = RECIPES[name]
-    assert {str(PARAMETERS[name.split("_")[1]]), str(steps)} <= numbers, done.stdout
+    experiment = load_experiment(FOLDER / f"{name}.py")
+    assert experiment.model is not None
+    assert {str(experiment.model.num_parameters), str(experiment.train.steps)} <= numbers, done.stdout
     assert float(done.stdout.split("peak GiB")[1]) < 1.5
     assert not list(tmp_path.iterdir()), "a dry run wrote something"

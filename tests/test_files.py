@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from ctxext.files import append_jsonl, atomic_directory, read_json, read_jsonl, write_bytes, write_json, write_text
+from ctxext.files import (
+    append_jsonl,
+    atomic_directory,
+    atomic_file,
+    read_json,
+    read_jsonl,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_write_replaces_in_one_step(tmp_path: Path):
@@ -120,6 +129,45 @@ def test_a_directory_never_replaces_anything(tmp_path: Path):
         with pytest.raises(ValueError, match="already exists"), atomic_directory(taken):
             pytest.fail("must not get here")
     assert (tmp_path / "empty" / "file").read_text() == "x"
+
+
+HOLD = """
+import sys, time
+from ctxext import files
+
+with getattr(files, sys.argv[1])(sys.argv[2]) as path:
+    (path / "part" if path.is_dir() else path).write_text("half")
+    print(path, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("kind", [atomic_directory, atomic_file])
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(tmp_path: Path, kind):
+    """Two processes are at work on one name; one is killed, and the next to come removes what it left, no more."""
+    out = tmp_path / "out"
+    dead, live = (
+        subprocess.Popen([sys.executable, "-c", HOLD, kind.__name__, str(out)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    try:
+        paths = [Path(str(process.stdout and process.stdout.readline()).strip()) for process in (dead, live)]
+        assert all(path.exists() for path in paths)
+        dead.kill()
+        dead.wait()
+        mine = tmp_path / f"{paths[0].name}.mine"  # like theirs, but longer
+        mine.write_text("x")
+        assert paths[0].exists() and not out.exists()
+        with kind(out) as path:
+            assert path not in paths and not paths[0].exists() and paths[1].exists() and mine.exists()
+            (path / "file" if path.is_dir() else path).write_text("whole")
+        assert (out / "file" if out.is_dir() else out).read_text() == "whole" and paths[1].exists()
+    finally:
+        for process in (dead, live):
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def test_several_processes_append_to_one_file(tmp_path: Path):

@@ -2,8 +2,11 @@
 
 import functools
 import json
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -239,3 +242,27 @@ def test_fields_of_tokenizer_config(changes, alone):
 @fuzz(EDITS)
 def test_bytes_of_a_sentencepiece_model(edits):
     tokens(directory("one", **{MODEL: edited((good() / MODEL).read_bytes(), edits)}))
+
+
+def test_tokenizers_that_open_and_fail_at_some_text_are_refused():
+    """Found by the fuzzer below: an empty model, and one whose unknown token is none of its tokens."""
+    with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model; remove it if"):
+        load_tokenizer(directory("one", **{MODEL: b""}))
+    data = json.loads((good() / JSON).read_text())
+    data["model"] |= {"unk_token": "<none>", "byte_fallback": False}
+    path = directory("one", **{JSON: json.dumps(data).encode()})
+    (path / MODEL).unlink()
+    with pytest.raises(ValueError, match="tokenizer.json cannot be read: Unk token `<none>` not found"):
+        load_tokenizer(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["header", "index", "config", "tokenizer_json", "tokenizer_config", "sentencepiece",
+                                    "archive", "pickled", "params"])  # fmt: skip
+def test_fuzzing_guided_by_coverage(reader, tmp_path):
+    pytest.importorskip("atheris", reason="the extra fuzz")
+    script = Path(__file__).with_name("fuzz_interop.py")
+    command = [sys.executable, script, reader, "-max_total_time=60", f"-artifact_prefix={tmp_path}/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not any(tmp_path.iterdir()), done.stderr[-3000:]
+    assert int(re.findall(r"Done (\d+) runs", done.stderr)[0]) > 1000

@@ -14,8 +14,8 @@ from llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
 from ctxext.cli import main
 from ctxext.interop import gguf
+from ctxext.interop.blocks import numpy_dtype
 from ctxext.interop.gguf_tokens import pieces
-from ctxext.interop.tensors import numpy_dtype
 from ctxext.interop.weights import entries, slots
 from ctxext.methods import (
     ABF,

@@ -13,6 +13,7 @@ from llamas import LENGTH, TINY, random_params, tokenizer
 from safetensors.numpy import load_file, save_file
 
 from ctxext.interop import hf, hub, tensors
+from ctxext.interop.blocks import numpy_dtype
 from ctxext.interop.weights import slots, storage_dtype
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
@@ -49,7 +50,7 @@ def assert_equal_trees(a, b):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_round_trip_is_bit_exact(tmp_path, shape, dtype, max_shard_size):
     config = SHAPES[shape]
-    params = random_params(config, dtype=tensors.numpy_dtype(dtype))
+    params = random_params(config, dtype=numpy_dtype(dtype))
     out = save(tmp_path / "m", config, params, Yarn(4.0), dtype, max_shard_size=max_shard_size)
     assert len([*out.glob("*.safetensors")]) == (1 if max_shard_size == 10**9 else len([*out.glob("model-*-of-*")]))
     assert (out / tensors.INDEX).exists() == (max_shard_size != 10**9)

@@ -21,8 +21,8 @@ from ctxext.cli import main
 from ctxext.config import SHAPES
 from ctxext.export import convert
 from ctxext.interop import meta, pth, pth_writer
+from ctxext.interop.blocks import DTYPES
 from ctxext.interop.meta_layout import halves, neighbours, part, place
-from ctxext.interop.tensors import DTYPES
 from ctxext.interop.weights import entries, slots
 from ctxext.methods import ABF, NTK, DynamicNTK, Linear, LongRope, NTKByParts, RevisedYarn, Yarn
 from ctxext.model import param_shapes
@@ -318,6 +318,23 @@ def test_what_torch_saved_is_read(tmp_path, rows):
         np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
     with pytest.raises(ValueError, match="does not say the window of pre-training; give it with --original: 4096"):
         meta.read(out)
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+def test_meta_to_hf_to_meta_is_bit_exact(tmp_path, shards):
+    """From what torch saved to what torch loads."""
+    first = foreign(tmp_path / "m", SHARDS[shards], shards)
+    convert(first, tmp_path / "hf", original=WINDOW)
+    convert(tmp_path / "hf", tmp_path / "again", to="meta", shards=shards)
+    for path in sorted(first.glob("*.pth")):
+        want, got = (torch.load(place / path.name, weights_only=True) for place in (first, tmp_path / "again"))
+        del want["rope.freqs"]
+        assert want.keys() == got.keys()
+        for name, tensor in want.items():
+            assert torch.equal(got[name].view(torch.int32), tensor.view(torch.int32)), name
+    assert (first / "tokenizer.model").read_bytes() == (tmp_path / "again" / "tokenizer.model").read_bytes()
+    params = [json.loads((place / "params.json").read_text()) for place in (first, tmp_path / "again")]
+    assert params[0] | {"vocab_size": 424} == params[1]
 
 
 def edit(file: str, **changes):

@@ -15,9 +15,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ctxext.interop.blocks import DTYPES
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
-from ctxext.interop.tensors import DTYPES
 
 WHOLE = torch.arange(60.0).reshape(5, 12)
 

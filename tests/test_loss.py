@@ -135,9 +135,15 @@ def test_batch_loss_is_the_reference_and_so_is_the_door():
 def test_remat_changes_neither_loss_nor_gradients():
     arrays = batch(tiny.tokens(1, LENGTH))
     value, gradients = loss_and_gradient(arrays, ROTATION)
-    again, others = loss_and_gradient(arrays, ROTATION, remat="full")
-    np.testing.assert_allclose(value, again, rtol=1e-6)
-    for a, b in zip(*map(jax.tree.leaves, (gradients, others)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(abs(b).max()))
+    for remat in ("attention", "full"):
+        again, others = loss_and_gradient(arrays, ROTATION, remat=remat)
+        np.testing.assert_allclose(value, again, rtol=1e-6)
+        for a, b in zip(*map(jax.tree.leaves, (gradients, others)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(abs(b).max()))
+
+    def loops(remat: str) -> int:
+        return str(jax.make_jaxpr(functools.partial(loss_and_gradient, remat=remat))(arrays, ROTATION)).count("while[")
+
+    assert loops("none") == loops("attention") < loops("full")  # attention is done again in the last alone
     with pytest.raises(ValueError, match="remat 'some' is not known"):
         loss_and_gradient(arrays, ROTATION, remat="some")

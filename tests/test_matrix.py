@@ -1,27 +1,39 @@
 """The matrix of `ctxext methods` against exports that are really written, and against what readers make of them."""
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from every_method import EVERY
 from llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+from tiny_train import tiny_experiment, write_texts
 
 from ctxext import export
 from ctxext.cli import main
+from ctxext.experiment import to_json
+from ctxext.files import write_json
 from ctxext.interop import hf
 from ctxext.lm import LM
 from ctxext.matrix import FORMATS, example, places
 from ctxext.methods import all_methods, seam
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.pipeline import train_only
 from ctxext.rope import RopeScaling, Unscaled
+from ctxext.trainable import LoRA
 
 METHODS = {name: example(method, TINY) for name, method in all_methods().items()}
+NOT_POSITIONS = [name for name in METHODS if seam(type(METHODS[name])) != "positions"]
+WIDE = dataclasses.replace(TINY, vocab_size=424)
 SCALINGS = {name: method for name, method in METHODS.items() if isinstance(method, RopeScaling)}
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if seam(type(METHODS[name])) != "positions"])
+@pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
     method, place = METHODS[name], places(METHODS[name], TINY)["hf"]
     lm = LM(TINY, random_params(), tokenizer()).with_method(method)
@@ -41,6 +53,66 @@ def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
         back = scaling.rope(config.rope_base(), length)
         ours = (method if isinstance(method, RopeScaling) else Unscaled()).rope(TINY.rope_base(), length)
         np.testing.assert_allclose(back.inv_freq, ours.inv_freq, rtol=1e-12, atol=2e-12)  # zeros
+
+
+def written_or_refused(place: dict[str, str], out: Path, write: Callable[[], object]) -> bool:
+    """True if it was written as the matrix says, False if refused with the very reason of the matrix."""
+    if place["how"] != "refused":
+        write()
+        return True
+    with pytest.raises(ValueError) as error:
+        write()
+    assert str(error.value) == place["reason"] and not out.exists()
+    return False
+
+
+@pytest.mark.parametrize("name", NOT_POSITIONS)
+def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
+    place, config = places(METHODS[name], WIDE), dataclasses.replace(WIDE, initializer_range=0.02)
+    lm = LM(config, random_params(config), tokenizer()).with_method(METHODS[name])
+    out = tmp_path / "out"
+    if written_or_refused(place["meta"], out, lambda: export.export(lm, out, to="meta", seq_len=LENGTH)):
+        scaled = json.loads((out / "rope.json").read_text())["method"] != "none"
+        assert scaled == (place["meta"]["how"] == "side-car")
+    out = tmp_path / "out.gguf"
+    if written_or_refused(place["gguf"], out, lambda: export.export(lm, out, to="gguf", seq_len=LENGTH)):
+        reader = gguf.GGUFReader(out)
+        kind = reader.fields.get("llama.rope.scaling.type")
+        divisors = any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
+        said = "divisors" if divisors else "default" if kind is None else kind.contents()
+        assert said == {"yes": "default"}.get(place["gguf"]["how"], place["gguf"]["how"])
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base, and a run that trained an adapter on it."""
+    where = tmp_path_factory.mktemp("run")
+    hf.save(where / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    experiment = tiny_experiment(write_texts(where / "texts"), steps=1, checkpoint_every=1)
+    experiment = dataclasses.replace(
+        experiment, init=str(where / "base"), model=None, rope=None, trainable=LoRA(rank=2)
+    )
+    return where / "base", train_only(experiment, where / "run", track=())
+
+
+@pytest.mark.parametrize("name", NOT_POSITIONS)
+def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
+    """The run's files say the method, as those of a run that trained it do; its base has the frequencies if any can."""
+    base, run = adapter_run
+    method, place, out = METHODS[name], places(METHODS[name], TINY)["peft"], tmp_path / "adapter"
+    shutil.copytree(run, tmp_path / "run")
+    if isinstance(method, RopeScaling):
+        write_json(tmp_path / "run" / "base" / "scaling.json", to_json(method))
+        if place["how"] != "refused":
+            lm = LM(TINY, random_params(), tokenizer(), scaling=method)
+            base = export.export(lm, tmp_path / "scaled", dtype="float32", seq_len=LENGTH)
+    else:
+        settings = json.loads((run / "config.json").read_text())
+        write_json(tmp_path / "run" / "config.json", settings | {"attention": to_json(method)})
+    if written_or_refused(place, out, lambda: export.export_adapter(tmp_path / "run", out, base=base)):
+        how = places(method, TINY)["hf"]["how"]
+        said = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
+        assert said == {"carrier": "longrope", "yes": "default"}.get(how, how)
 
 
 def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:

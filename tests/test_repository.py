@@ -68,13 +68,17 @@ def test_one_version() -> None:
     assert f"## {ctxext.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("lane", ["py311", "py312"])
-def test_pins_are_inside_the_bounds(lane: str) -> None:
+@pytest.mark.parametrize(
+    "lane, python, wanted",
+    [("py311", "3.11", ("test", "lint")), ("py312", "3.12", ("test", "lint")),
+     ("transformers4", "3.11", ("transformers4",))],
+)  # fmt: skip
+def test_pins_are_inside_the_bounds(lane: str, python: str, wanted: tuple[str, ...]) -> None:
     lines = (ROOT / "constraints" / f"{lane}.txt").read_text().splitlines()
     pins = dict(line.lower().replace("_", "-").split("==") for line in lines if not line.startswith("#"))
-    environment = {"python_version": lane[2] + "." + lane[3:], "extra": ""}
+    environment = {"python_version": python, "extra": ""}
     extras = PROJECT["optional-dependencies"]
-    for text in PROJECT["dependencies"] + extras["test"] + extras["lint"]:
+    for text in PROJECT["dependencies"] + [text for extra in wanted for text in extras[extra]]:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = requirement.name.lower().replace("_", "-")

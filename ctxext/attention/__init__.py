@@ -19,7 +19,7 @@ __all__ = ["KERNELS", "Attend", "Attention", "Band", "Causal", "Kernel", "Mask",
            "over_sequence"]  # fmt: skip
 
 Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
-"""(q, k, v un-rotated, cache, layer index) -> (attention output [B, T, N, H], cache)."""
+"""(q, k, v un-rotated, cache of a segment, layer of that segment) -> (attention output [B, T, N, H], cache)."""
 
 
 def over_sequence(

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention.pieces import Band, Mask
+from ctxext.attention.tiles import SAVED
 
 Kernel = Literal["dense", "blocked", "ring", "auto", "splash", "cudnn"]
 KERNELS: tuple[Kernel, ...] = ("dense", "blocked", "ring", "auto", "splash", "cudnn")
@@ -111,7 +112,8 @@ def _splash(mask: Mask, T: int, heads: int, interpret: bool) -> Any:
         block_kv_dkv_compute=size, block_q_dq=size, block_kv_dq=size,
     )  # fmt: skip
     many = masks.MultiHeadMask([_lazy_mask()(mask, T)] * heads)
-    return kernels.make_splash_mha(many, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
+    return kernels.make_splash_mha(many, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret,
+                                   residual_checkpoint_name=SAVED)  # fmt: skip
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def _flash(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C
 
 
 def _flash_forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> tuple:
-    out, log_sum = _forward(q, k, v, segments, masks, C)
+    out, log_sum = tiles.named(*_forward(q, k, v, segments, masks, C))
     return out, (q, k, v, segments, out, log_sum)
 
 

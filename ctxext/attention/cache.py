@@ -2,8 +2,9 @@
 
 Keys are cached rotated where one piece rotates them for good, un-rotated where several pieces do, where a key's
 position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
-Shapes: L layers, B batch, S slots, K key-value heads, H head_dim. Slot j holds token j of the prompt; behind the prompt
-come the new tokens, those of all branches of one step together.
+Shapes: L layers of a segment, B batch, K key-value heads, S slots, H head_dim: a head's keys lie together, as products
+read them. Slot j holds token j of the prompt; behind the prompt come the new tokens, those of all branches of one step
+together.
 """
 
 from typing import Any, NamedTuple
@@ -13,20 +14,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ctxext.attention import Attend, Attention, Kernel, over_sequence
-from ctxext.attention.dense import dense
+from ctxext.attention.dense import dense_by_head
 from ctxext.rope import Float32Rotation, Rotation, rotate
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, [L, B, S, K, H]."""
+    """Keys and values of a segment: [L, B, K, S, H], or [B, K, S, H] if it is one layer, whose number is None."""
 
     keys: Array
     values: Array
 
 
-def empty_cache(shape: tuple[int, int, int, int, int], dtype: str) -> Cache:
-    """A cache of zeros [L, B, S, K, H]; no slot is read before it is written."""
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: str) -> Cache:
+    """A cache of zeros, of `shape` [B, K, S, H] for every layer; no slot is read before it is written."""
+    whole = shape if layers == 1 else (layers, *shape)
+    return Cache(jnp.zeros(whole, dtype), jnp.zeros(whole, dtype))
+
+
+def _stored(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
+    """The cache with keys and values [B, T, K, H] from `slot` on."""
+
+    def put(old: Array, new: Array) -> Array:
+        new = new.swapaxes(1, 2).astype(old.dtype)
+        if layer is None:
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot, 0))
+        return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, slot, 0))
+
+    return Cache(put(cache.keys, keys), put(cache.values, values))
 
 
 def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
@@ -44,11 +58,7 @@ def prefill(
 
     def attend_and_store(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         out, _ = attend(q, k, v, None, layer)
-        stored = rotate(k, *tables) if rotated else k
-        start = (layer, 0, 0, 0, 0)
-        keys = jax.lax.dynamic_update_slice(cache.keys, stored[None].astype(cache.keys.dtype), start)
-        values = jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start)
-        return out, Cache(keys, values)
+        return out, _stored(cache, rotate(k, *tables) if rotated else k, v, layer, 0)
 
     return attend_and_store
 
@@ -76,15 +86,12 @@ def decode(
 
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
-        start = (layer, 0, prompt_slots + step * branches, 0, 0)
-        cache = Cache(
-            jax.lax.dynamic_update_slice(cache.keys, new[None].astype(cache.keys.dtype), start),
-            jax.lax.dynamic_update_slice(cache.values, v[None].astype(cache.values.dtype), start),
-        )
-        stored = cache.keys[layer]
-        keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
-        out = dense(
-            [rotate(q, *tables) for tables in query_tables], keys, cache.values[layer],
+        cache = _stored(cache, new, v, layer, prompt_slots + step * branches)
+        stored, values = (x if layer is None else x[layer] for x in cache)
+        turned = stored.swapaxes(1, 2)
+        keys = [stored] if rotated else [rotate(turned, *tables).swapaxes(1, 2) for tables in key_tables]
+        out = dense_by_head(
+            [rotate(q, *tables) for tables in query_tables], keys, values,
             [piece.mask for piece in pieces], query_index=now, key_index=index, allowed=allowed,
         )  # fmt: skip
         return out, cache

@@ -30,8 +30,27 @@ def dense(
 
     One rotated query and key per piece. Tokens of different segments never see each other; `allowed` hides more.
     """
+    return dense_by_head(
+        queries, [k.swapaxes(1, 2) for k in keys], values.swapaxes(1, 2), masks, query_index=query_index,
+        key_index=key_index, query_segments=query_segments, key_segments=key_segments, allowed=allowed,
+    )  # fmt: skip
+
+
+def dense_by_head(
+    queries: Sequence[Float[Array, "b t n h"]],
+    keys: Sequence[Float[Array, "b k s h"]],
+    values: Float[Array, "b k s h"],
+    masks: Sequence[Mask],
+    *,
+    query_index: Int[Array, "#b t"],
+    key_index: Int[Array, "#b s"],
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
+    allowed: Bool[Array, "b t s"] | None = None,
+) -> Float[Array, "b t n h"]:
+    """`dense` of keys and values that lie together by head."""
     B, T, N, H = queries[0].shape
-    K = values.shape[2]
+    K = values.shape[1]
     scores = jnp.full((1, 1, 1, 1, 1), HIDDEN, jnp.float32)
     for q, k, mask in zip(queries, keys, masks, strict=True):
         q = q.reshape(B, T, K, N // K, H)
@@ -40,7 +59,7 @@ def dense(
             visible = visible & (query_segments[:, :, None] == key_segments[:, None, :])
         if allowed is not None:
             visible = visible & allowed
-        piece = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+        piece = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
         scores = jnp.where(visible[:, None, None], piece, scores)  # masks are disjoint
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, values).reshape(B, T, N, H)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, values).reshape(B, T, N, H)

@@ -160,7 +160,7 @@ def _ring(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding
 
 
 def _ring_forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding) -> tuple:
-    out, log_sum = _forward(q, k, v, segment_ids, masks, sharding)
+    out, log_sum = tiles.named(*_forward(q, k, v, segment_ids, masks, sharding))
     return out, (q, k, v, segment_ids, out, log_sum)
 
 

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from ctxext.attention.pieces import Mask
 
 HIDDEN = -1e30
+SAVED = "attention"
 LOG2E = float(np.log2(np.e))  # exp2 is cheaper than exp, and exp(x) = exp2(x log2 e)
 
 
@@ -146,6 +148,11 @@ def softmax(state: tuple, dtype: Any, size: int) -> tuple[Array, Array]:
     out = join((out / total[..., None]).astype(dtype), size)
     # Cast here and now: else XLA keeps the float32 values and casts at every use.
     return jax.lax.optimization_barrier(out), top + jnp.log2(total)
+
+
+def named(out: Array, log_sum: Array) -> tuple[Array, Array]:
+    """Both by the name under which rematerialisation can keep them, so that attention is not done twice."""
+    return checkpoint_name(out, SAVED), checkpoint_name(log_sum, SAVED)
 
 
 def add_gradients(

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ctxext.commands.data import prepare
-from ctxext.commands.experiments import demo, plan, run, train
+from ctxext.commands.experiments import demo, plan, run, sweep, train
 from ctxext.commands.models import bench, evaluate, export, generate, harness, import_, prove
 from ctxext.commands.views import dashboard, methods, report, rope, ruler
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], Any]] = {
-    "demo": demo, "run": run, "train": train, "plan": plan, "eval": evaluate, "harness": harness, "export": export,
-    "prove": prove, "import": import_, "prepare": prepare, "generate": generate, "report": report,
+    "demo": demo, "run": run, "train": train, "plan": plan, "sweep": sweep, "eval": evaluate, "harness": harness,
+    "export": export, "prove": prove, "import": import_, "prepare": prepare, "generate": generate, "report": report,
     "ruler": ruler, "bench": bench, "methods": methods, "rope": rope, "dashboard": dashboard,
 }  # fmt: skip

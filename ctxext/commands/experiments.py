@@ -2,18 +2,29 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 
 def read_experiment(args: argparse.Namespace, rest: list[str]) -> Any:
     """The experiment file with --init, --method and leaf overrides applied."""
     from ctxext import door
-    from ctxext.experiment import BUNDLED, load_experiment
+    from ctxext.experiment import BUNDLED, load_experiment, load_sweep
     from ctxext.interop import hf
     from ctxext.overrides import override, swap_method
 
     init = args.init or BUNDLED
-    experiment = load_experiment(args.experiment, lambda: hf.read_config(door.locate(init))[0])
+
+    def base_config() -> Any:
+        return hf.read_config(door.locate(init))[0]
+
+    if getattr(args, "trial", None):
+        trials = load_sweep(args.experiment, base_config)
+        if args.trial not in trials:
+            raise ValueError(f"{args.experiment} has no trial {args.trial!r}; it has {', '.join(trials)}")
+        experiment = trials[args.trial]
+    else:
+        experiment = load_experiment(args.experiment, base_config)
     if args.init:
         rest = ["--init", args.init, *rest]
     for name in args.method or ():
@@ -46,8 +57,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = read_experiment(args, rest)
     if not _inspect(args, experiment):
         from ctxext import pipeline as module
+        from ctxext.compiling import compiled
 
-        result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, track=_trackers(args))
+        with compiled() as count:
+            result = module.run(experiment, run_dir=args.run_dir, file=args.experiment, track=_trackers(args))
+        print(count.text, file=sys.stderr)
         print(json.dumps(result.summary) if args.json else result.text)
 
 
@@ -65,6 +79,29 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
 
         path = module.train_only(experiment, args.run_dir, file=args.experiment, track=_trackers(args))
         print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
+
+
+def sweep(args: argparse.Namespace, rest: list[str]) -> int:
+    from ctxext import door
+    from ctxext import sweep as module
+    from ctxext.experiment import BUNDLED, load_sweep
+    from ctxext.interop import hf
+
+    init = args.init or BUNDLED
+    names = list(load_sweep(args.experiment, lambda: hf.read_config(door.locate(init))[0]))
+    if args.wandb_yaml:
+        print(module.wandb_yaml(args.experiment, names, init=args.init), end="")
+        return 0
+    given = [*(["--init", args.init] if args.init else []), *(["--track", args.track]), *rest]
+    trials = [module.Trial.of(args.experiment, name, args.out, given) for name in names]
+    if args.dry_run:
+        print("\n".join(trial.text for trial in trials))
+        return 0
+    resources = module.Resources(args.jobs, args.cpus, args.gpus, args.minutes, args.retries, args.partition,
+                                 args.address)  # fmt: skip
+    found = module.sweep(trials, args.out, args.launcher, resources)
+    print(json.dumps(found.data) if args.json else found.text)
+    return 1 if found.failed else 0
 
 
 def plan(args: argparse.Namespace, rest: list[str]) -> None:

@@ -95,7 +95,11 @@ def generate(args: argparse.Namespace, rest: list[str]) -> None:
 def bench(args: argparse.Namespace, rest: list[str]) -> None:
     refuse_rest(rest)
     from ctxext import bench as module
-    from ctxext import door
+    from ctxext.bench import view
 
-    figures = module.measure(door.load(args.source), args.parts)
-    print(json.dumps(figures) if args.json else module.describe(figures))
+    if args.plot and "memory" not in args.parts:
+        raise ValueError("--plot draws time and memory against the length; add memory to --parts")
+    figures = module.measure(args.source, args.parts, against=args.against, rounds=args.rounds)
+    print(json.dumps(figures) if args.json else view.describe(figures), flush=True)
+    for page in view.plot(figures, args.plot) if args.plot else ():
+        print(f"plot: {page}", file=sys.stderr)

@@ -9,11 +9,11 @@ import numpy as np
 from ctxext import distributed
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_file
+from ctxext.interop.blocks import Entry, cast, numpy_dtype
 from ctxext.interop.gguf_keys import check as check  # asked before anything is read
 from ctxext.interop.gguf_keys import hyperparameters, rope_keys
 from ctxext.interop.gguf_tokens import vocabulary
 from ctxext.interop.meta_layout import neighbours, rotary_heads
-from ctxext.interop.tensors import Entry, cast, numpy_dtype
 from ctxext.rope import RopeScaling
 from ctxext.tokenizer import Tokenizer
 

@@ -13,11 +13,11 @@ import numpy as np
 from ctxext import distributed
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
+from ctxext.interop.blocks import Entry, numpy_dtype, read_into
 from ctxext.interop.meta_layout import joined, neighbours, part, place, rotary_heads
 from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
-from ctxext.interop.tensors import Entry, cast, numpy_dtype
 from ctxext.interop.weights import Checkpoint, slots
 from ctxext.model import param_shapes
 from ctxext.rope import RopeScaling
@@ -62,9 +62,10 @@ def save(
         with contextlib.ExitStack() as stack:
             files = [out / f"consolidated.{i:02d}.pth" for i in range(shards)]
             puts = [stack.enter_context(create(file, shapes, dtype)) for file in files]
+            memory = np.empty(max(math.prod(entry.shape) for entry in tensors.values()), numpy_dtype(dtype))
             for name, entry in tensors.items():
-                array = cast(entry.read(), numpy_dtype(dtype), name)
-                array, dim = neighbours(array, rotary_heads(name, config)), places[name][1]
+                array = neighbours(read_into(memory, entry, name), rotary_heads(name, config))
+                dim = places[name][1]
                 parts = [array] * shards if dim is None else np.split(array, shards, dim)
                 for put, values in zip(puts, parts, strict=True):
                     put(values)

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from ctxext.config import LlamaConfig
-from ctxext.interop.tensors import Entry, Index
+from ctxext.interop.blocks import Entry, Index
 
 # HF's name -> Meta's, and the dimension that the shards divide: 0 columns, 1 rows of the product; None: copied to each.
 OUTER = {"model.embed_tokens": ("tok_embeddings", 1), "model.norm": ("norm", None), "lm_head": ("output", 0)}
@@ -58,7 +58,9 @@ def _swapped(rows: np.ndarray, heads: int, pairs: tuple[int, int]) -> np.ndarray
 def joined(name: str, parts: list[Entry], dim: int | None, heads: int | None) -> Entry:
     """The tensor that the shards' `parts` make, in HF's layout. Reading raises ValueError if copies differ."""
     shape = tuple(n * len(parts) if i == dim else n for i, n in enumerate(parts[0].shape))
-    return Entry(shape, parts[0].dtype, functools.partial(_read, name, parts, shape, dim, heads))
+    in_order = heads is None and (dim == 0 or len(parts) == 1) and all(part.pieces for part in parts)
+    pieces = tuple(piece for part in parts for piece in part.pieces) if in_order else ()
+    return Entry(shape, parts[0].dtype, functools.partial(_read, name, parts, shape, dim, heads), pieces)
 
 
 def _read(

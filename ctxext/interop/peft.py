@@ -11,7 +11,8 @@ import jax
 
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, read_json, write_json
-from ctxext.interop.tensors import Entry, find_tensors, write_file
+from ctxext.interop.blocks import Entry
+from ctxext.interop.tensors import find_tensors, write_file
 from ctxext.interop.weights import Slot, assemble, slots
 from ctxext.model import Params
 from ctxext.trainable import LoRA, join

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ctxext.interop.tensors import DTYPES, Entry
+from ctxext.interop.blocks import DTYPES, Entry, Piece, read_piece
 
 STORAGES = {"torch FloatStorage": "float32", "torch HalfStorage": "float16", "torch BFloat16Storage": "bfloat16"}
 DICT, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
@@ -113,12 +113,19 @@ def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[st
         kind = DTYPES[of.dtype]
         start, steps = of.start + offset * kind.itemsize, [step * kind.itemsize for step in strides]
 
+        count = math.prod(shape)
+        whole = steps == [kind.itemsize * math.prod(shape[i + 1 :]) * (n > 1) for i, n in enumerate(shape)]
+        pieces = (Piece(path, start, count * kind.itemsize),) * whole
+
         def read(index: Any = ...) -> np.ndarray:
+            everything = index is ... or tuple(map(slice.indices, index, shape)) == tuple((0, n, 1) for n in shape)
+            if pieces and everything:
+                return read_piece(pieces[0], tuple(shape), kind)
             # Mapped anew for each tensor: pages count as memory in use until the file is closed.
             bytes_ = np.memmap(path, np.uint8, "r", start, ((last - offset + 1) * kind.itemsize,))
             return np.array(np.ndarray(shape, kind, bytes_, strides=steps)[index])
 
-        return Entry(tuple(shape), of.dtype, read)
+        return Entry(tuple(shape), of.dtype, read, pieces)
 
     found = _interpret(pickled, storage, tensor)
     if wrong := [name for name, value in found.items() if not isinstance(value, Entry)]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.interop.blocks import DTYPES
 from ctxext.interop.pth import DICT, LOCAL_HEADER, STORAGES, TENSOR
-from ctxext.interop.tensors import DTYPES
 
+WRITE = 1 << 18  # bytes; larger writes make the system look for larger pages, which can take ten times as long
 ALIGNMENT = 64  # bytes, as torch.save aligns records
 
 
@@ -33,7 +34,8 @@ def create(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> Iterat
             padding = -header % ALIGNMENT
             info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
             with archive.open(info, "w") as record:
-                record.write(data)
+                for start in range(0, size, WRITE):
+                    record.write(data[start : start + WRITE])
 
         def put_array(array: np.ndarray) -> None:
             put(f"data/{next(keys)}", np.ascontiguousarray(array, kind).reshape(-1).view(np.uint8))

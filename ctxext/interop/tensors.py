@@ -4,40 +4,18 @@ import functools
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ctxext.files import read_json, within, write_json
+from ctxext.interop.blocks import DTYPES, Entry, Index, Piece, blocks, numpy_dtype, read_piece
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES: dict[str, np.dtype] = {
-    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
-BLOCK = 1 << 18  # elements that are looked at at once, so that they stay in the cache
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The numpy form of "float32", "float16" or "bfloat16". Raises ValueError for any other name."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-Index = tuple[slice, ...]
-
-
-class Entry(NamedTuple):
-    """A tensor before it is read: `read()` gives all of it, `read(index)` a part; `dtype` is a name of `DTYPES`."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[..., np.ndarray]
 
 
 def find_tensors(directory: str | Path, single: str = SINGLE) -> dict[str, Entry]:
@@ -90,8 +68,9 @@ def _entries(directory: Path, file: str, names: list[str] | None) -> Iterator[tu
             if view.get_dtype() not in STORED:
                 raise ValueError(f"{name} in {path} has dtype {view.get_dtype()}; only BF16, F16 and F32 are read")
             shape, dtype = tuple(view.get_shape()), STORED[view.get_dtype()]
-            start = 8 + length + header[name]["data_offsets"][0]
-            yield name, Entry(shape, dtype, functools.partial(_read, path, name, start, shape, DTYPES[dtype]))
+            start, size = 8 + length + header[name]["data_offsets"][0], math.prod(shape) * DTYPES[dtype].itemsize
+            piece = Piece(path, start, size)
+            yield name, Entry(shape, dtype, functools.partial(_read, piece, name, shape, DTYPES[dtype]), (piece,))
 
 
 def _opened(path: Path) -> Any:
@@ -102,20 +81,19 @@ def _opened(path: Path) -> Any:
 
 
 def _read(
-    path: Path, name: str, start: int, shape: tuple[int, ...], kind: np.dtype, index: Index | None = None
-) -> np.ndarray:
-    if index is None:  # a plain read takes a tenth of the time that the library takes for the pages of a mapped file
-        values = np.fromfile(path, kind, math.prod(shape), offset=start)
-        if values.size != math.prod(shape):
-            raise ValueError(f"{path} has become shorter while it was read; copy it again")
-        return values.reshape(shape)
+    piece: Piece, name: str, shape: tuple[int, ...], kind: np.dtype, index: Index | None = None
+) -> np.ndarray:  # fmt: skip
+    if index is None:
+        return read_piece(piece, shape, kind)
     # Opened anew each time: mapped pages count as memory in use until the file is closed.
-    with _opened(path) as stored:
+    with _opened(piece.path) as stored:
         return stored.get_slice(name)[index]
 
 
 def write_tensors(directory: Path, tensors: dict[str, Entry], dtype: str, *, max_shard_size: int = 5 * 10**9) -> None:
-    """Write model.safetensors, or shards of at most `max_shard_size` bytes with their index; one tensor in memory.
+    """Write model.safetensors, or shards of at most `max_shard_size` bytes with their index.
+
+    At most one tensor is in memory, and of one that lies in a file no more than a block.
 
     Raises ValueError for values that are not finite, or not finite once in `dtype`.
     """
@@ -142,7 +120,7 @@ def write_tensors(directory: Path, tensors: dict[str, Entry], dtype: str, *, max
 def write_file(path: Path, tensors: dict[str, Entry], dtype: str) -> None:
     """Write one safetensors file in `dtype`, tensor by tensor behind a header that names them all.
 
-    Raises ValueError as `cast` does.
+    Raises ValueError as `blocks` does.
     """
     kind = numpy_dtype(dtype)
     code = next(code for code, name in STORED.items() if name == dtype)
@@ -156,26 +134,5 @@ def write_file(path: Path, tensors: dict[str, Entry], dtype: str) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, entry in tensors.items():
-            array = cast(entry.read(), kind, name)
-            if array.shape != entry.shape:
-                raise ValueError(f"{name} has shape {list(array.shape)}, not {list(entry.shape)}; its file has changed")
-            file.write(array.reshape(-1).view(np.uint8).data)
-
-
-def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """`array` in `dtype`, contiguous. Raises ValueError if it holds or becomes NaN or infinity."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        out = np.asarray(array, dtype=dtype, order="C")
-    if not _finite(out):
-        why = "is not finite" if not np.isfinite(array).all() else f"overflows {dtype.name}; use bfloat16 or float32"
-        raise ValueError(f"{name} {why}")
-    return out
-
-
-def _finite(array: np.ndarray) -> bool:
-    """True if no exponent is all ones, block by block; isfinite takes ten times as long for bfloat16."""
-    kind = np.dtype(f"u{array.itemsize}")
-    infinity = np.array(np.inf, array.dtype).view(kind)
-    bits = array.reshape(-1).view(kind)
-    blocks = (bits[start : start + BLOCK] for start in range(0, bits.size, BLOCK))
-    return all(((block & infinity) != infinity).all() for block in blocks)
+            for block in blocks(entry, kind, name):
+                file.write(block.reshape(-1).view(np.uint8).data)

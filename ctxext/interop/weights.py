@@ -12,7 +12,8 @@ import numpy as np
 
 from ctxext.config import LlamaConfig
 from ctxext.distributed import gather
-from ctxext.interop.tensors import Entry, Index, cast, find_tensors, numpy_dtype
+from ctxext.interop.blocks import Entry, Index, cast, numpy_dtype
+from ctxext.interop.tensors import find_tensors
 from ctxext.model import Params, param_shapes
 from ctxext.rope import RopeScaling
 from ctxext.tokenizer import Tokenizer

@@ -16,6 +16,8 @@ from ctxext.experiment import Experiment
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.job import Job
 
+UNNAMED = ("dense", "cudnn")
+"""Kernels whose output rematerialisation cannot keep by name."""
 LEAF = 256  # pairs of blocks this small are counted one by one
 
 
@@ -52,13 +54,14 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     forward = L * (matrices + attention) + projection + adapters
     # Backward: gradients of every layer's inputs, none below the first trained layer, and of what is trained.
     backward = back * (matrices + 2 * attention) + projection + adapters + weights
-    # Again: with remat the layers, up to their last product, whose result no gradient needs; chunks of logits and tiles
-    # of scores (half of attention) in any case.
+    # Again: with remat the layers, up to their last product, whose result no gradient needs; tiles of scores (half of
+    # attention) in any case.
     last = 2 * config.hidden_size * config.intermediate_size * tokens
-    layers_again = back * (matrices - last + attention) + adapters if job.remat == "full" else 0
+    attends_again = job.remat == "full" or (job.remat == "attention" and job.kernel in UNNAMED)
+    layers_again = back * (matrices - last + attends_again * attention) + adapters if job.remat != "none" else 0
     scores_again = back * attention // 2 if job.kernel != "dense" else 0
-    return Flops(forward, backward, layers_again + projection + scores_again,
-                 (L + (3 if job.remat == "full" else 2) * back) * attention + scores_again)  # fmt: skip
+    return Flops(forward, backward, layers_again + scores_again,
+                 (L + (2 + attends_again) * back) * attention + scores_again)  # fmt: skip
 
 
 def seconds_at_peak(experiment: Experiment, config: LlamaConfig, device_kind: str, devices: int) -> float | None:

@@ -48,6 +48,8 @@ def memory(job: Job) -> Memory:
         "frozen parameters": job.bytes(trees.frozen),
     }
     saved = saved_bytes(config, job.width, tensor) if job.remat == "none" else D * job.width
+    if job.remat == "attention":  # its output too, and the log-sum-exp of every head
+        saved += config.num_attention_heads * (config.head_dim * job.width + 4) // tensor
     forward = {
         "saved activations" if job.remat == "none" else "inputs of layers": job.backward_layers * tokens * saved,
     }
@@ -77,7 +79,7 @@ def mlp_bytes(job: Job) -> int:
     """
     config, tensor = job.config, job.sizes["tensor"]
     D, F = config.hidden_size, config.intermediate_size
-    chunk = min(job.tokens, MLP_TOKENS) if job.remat == "full" else job.tokens
+    chunk = min(job.tokens, MLP_TOKENS) if job.remat != "none" else job.tokens
     return job.tokens * (job.width * (5 * D + _heads(config) // tensor) + 4 * D) + chunk * job.width * 6 * F // tensor
 
 

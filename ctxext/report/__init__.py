@@ -2,8 +2,7 @@
 
 rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
 a part of an analysis each: measures.py, gain.py, controls.py, mistakes.py, sizes.py, reach.py, suites.py
-run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py (drawn by charts.py, bars.py) -> page.py (HTML)
-                           -> published.py (expected numbers)
+run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py, published.py (by charts.py, bars.py) -> page.py
 """
 
 from collections.abc import Sequence

@@ -97,5 +97,5 @@ def table(found: Sequence[Outcome], several: bool) -> Table:
     """One line per expected number."""
     lines = [[f"{x.run}: {x.measurement}" if several else x.measurement, x.wanted, x.found, x.verdict,
               f"{x.expected.what}; {x.expected.source}"] for x in found]  # fmt: skip
-    header = ["measurement", "expected", "got [95 % interval]", "verdict", "source"]
-    return Table("Expected and measured", header, lines)
+    head = ["measurement", "expected", "got [95 % interval]", "verdict", "source"]
+    return Table("Expected and measured", head, lines)

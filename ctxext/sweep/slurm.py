@@ -1,0 +1,53 @@
+"""Trials as an array of Slurm jobs through submitit: requeued when their time is over, they resume."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ctxext.sweep.trial import Outcome, Resources, Trial
+
+
+class _Job:
+    """Performs a trial; what submitit pickles and, before the time is over, puts back into the queue."""
+
+    def __call__(self, trial: Trial, retries: int) -> Outcome:
+        return trial.perform(retries)
+
+    def checkpoint(self, trial: Trial, retries: int) -> Any:
+        """The same again: a trial goes on from its own newest checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, trial, retries)
+
+
+def array(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
+    """One array job of all trials, `resources.jobs` at a time. Raises ValueError without submitit or Slurm."""
+    return _array(trials, resources, "slurm")
+
+
+def local_array(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
+    """The same jobs as processes of this machine."""
+    return _array(trials, resources, "local")
+
+
+def _array(trials: Sequence[Trial], resources: Resources, cluster: str) -> Iterator[Outcome]:
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise ValueError("this launcher needs submitit: pip install 'ctxext[slurm]'") from None
+    folder = trials[0].run.parent / "submitit"
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    except RuntimeError as error:
+        raise ValueError(f"Slurm cannot be used here: {error}") from None
+    executor.update_parameters(timeout_min=resources.minutes, cpus_per_task=resources.cpus,
+                               gpus_per_node=resources.gpus, name="ctxext")  # fmt: skip
+    if cluster == "slurm":
+        executor.update_parameters(slurm_array_parallelism=resources.jobs)
+        if resources.partition:
+            executor.update_parameters(slurm_partition=resources.partition)
+    jobs = executor.map_array(_Job(), list(trials), [resources.retries] * len(trials))
+    for trial, job in zip(trials, jobs, strict=True):
+        try:
+            yield job.result()
+        except Exception:  # the job itself was lost: cancelled, out of memory, out of requeues
+            yield trial.outcome(1)

@@ -1,0 +1,13 @@
+"""What `wandb sweep` reads: the trials by name, run by the same command line, `${args}` and all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def wandb_yaml(file: str | Path, names: Sequence[str], *, init: str | None = None) -> str:
+    """A grid over the trials; add parameters such as optim.learning_rate, whose names are leaves of the experiment."""
+    command = ["${env}", "ctxext", "run", str(file), *(["--init", init] if init else []), "${args}"]
+    lines = ["method: grid", "command:", *(f"  - {json.dumps(part)}" for part in command), "parameters:", "  trial:",
+             f"    values: {json.dumps(list(names))}"]  # fmt: skip
+    return "\n".join(lines) + "\n"
