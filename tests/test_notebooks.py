@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 SHOWN = {
     "01_frequencies": ([r"18 of them never made a whole turn", r"attention factor +1.0000 +1.0000 +1.0000 +1.0693",
                         r"63 +0.08 +1.000 +0.500 +0.500 +0.500"], 2),
-    "02_extend": ([r"yarn\(factor=4, beta_fast=8\) after 48 steps reads to", "equal: True; read by numpy"], 3),
+    "02_extend": ([r"yarn\(factor=4, beta_fast=8\) after 48 steps reads to", "equal: True; read by numpy"], 2),
     "03_your_method": ([r"Step\(factor=4.0\)", r"step\(factor=4\) +\d+/20"], 2),
     "04_honest_evaluation": ([r"4 of 5 +80 % +\[38, 96\]", "no needle", r"truncate +\d", ": disagrees."], 3),
     "05_llama2_8k": (["6,738,415,616", r"h100-80 \(arithmetic\): fits", "'factor': 2.0",
