@@ -37,7 +37,8 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Tables, proof and paths as data."""
         expected = [outcome.data for outcome in report.expectations([self.path])]
-        return {"run": str(self.path), "proof": self.proof, **report.summary(self.rows), "expected": expected}
+        found = {"run": str(self.path), "proof": self.proof, **report.summary(self.rows)}
+        return found | ({"expected": expected} if expected else {})
 
     @property
     def text(self) -> str:

@@ -19,7 +19,8 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError("--plot draws the arms of --seeds; the page of a run has its own charts")
     rows, expected = module.read_rows(args.runs), module.expectations(args.runs)
     if args.json:
-        print(json.dumps({**module.summary(rows), "expected": [x.data for x in expected]}), flush=True)
+        also = {"expected": [x.data for x in expected]} if expected else {}
+        print(json.dumps(module.summary(rows) | also), flush=True)
     else:
         said = [*module.verdict(rows), *(x.text for x in expected)]
         print("\n".join([*said, "", module.tables(rows)]), flush=True)
