@@ -11,6 +11,10 @@ from xml.etree import ElementTree as ET
 
 import notebook_cells
 import pytest
+from html_page import parse
+from planted import planted_run
+
+from ctxext.report import drawings, write_report
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -75,3 +79,14 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
             element.get("d", "") for element in ET.fromstring(path.read_text()).iter() if "L" in element.get("d", "")
         ]
         assert lines and not any("nan" in line or "inf" in line for line in lines), path.name
+
+
+def test_drawings_are_the_charts_of_the_page(tmp_path: Path) -> None:
+    """Under the same titles, and each a file that stands alone."""
+    path = planted_run(tmp_path / "run")
+    page = parse(write_report([path]).read_text())
+    titles = [figure.one("figcaption").one("b").text.rstrip(".") for figure in page.all("figure", "drawn")]
+    found = drawings([path])
+    assert list(found) == titles and len(titles) > 5
+    for drawing in found.values():
+        assert ET.fromstring(drawing._repr_svg_()).tag == "{http://www.w3.org/2000/svg}svg"
