@@ -1,6 +1,7 @@
 """Every experiment file loads, explains itself, and its dry run resolves shapes and steps without allocating."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ctxext.cli import main
 from ctxext.config import SHAPES, LlamaConfig
 from ctxext.experiment import Experiment, from_json, load_experiment, to_json
 from ctxext.methods import Linear, Yarn
@@ -30,6 +32,7 @@ RECIPES = {
 
 # shape, steps, tokens a step, window, learning rate and warm-up of the other papers' recipes
 OTHERS = {
+    "llama1_7b_pi_8k": ("llama1-7b", 1000, 64 * 8192, 8192, 2e-5, 20),
     "llama1_7b_pose_16k": ("llama1-7b", 1000, 64 * 2048, 2048, 2e-5, 10),
     "llama2_7b_abf_16k": ("llama2-7b", 3000, 128 * 16384, 16384, 2e-5, 20),
     "llama2_7b_pi_32k": ("llama2-7b", 1000, 64 * 32768, 32768, 2e-5, 20),
@@ -38,6 +41,7 @@ OTHERS = {
 }
 # (evaluation, tokens) -> perplexity, as published
 EXPECTED = {
+    "llama1_7b_pi_8k": {("ppl:pi", 2048): 2.79, ("ppl:pi", 4096): 2.57, ("ppl:pi", 8192): 2.39},
     "llama1_7b_pose_16k": {("ppl:pi", 2048): 2.95, ("ppl:pi", 4096): 2.74, ("ppl:pi", 8192): 2.61,
                            ("ppl:pi", 16384): 2.60},
     "llama2_7b_yarn_8k": {("ppl:truncate", 8192): 3.35},
@@ -111,7 +115,7 @@ def test_recipe(name: str) -> None:
 DRY_RUN = """
 import sys
 from ctxext.cli import main
-sys.argv = ["ctxext", "run", sys.argv[1], "--data.path", "no-such-directory", "--dry-run"]
+sys.argv = ["ctxext", "run", sys.argv[1], "--dry-run"]  # its data are not here
 code = main()
 status = open("/proc/self/status").read()  # ru_maxrss would count the parent that this process was forked from
 print("peak GiB", int(status.split("VmHWM:")[1].split()[0]) / 2**20)
@@ -119,7 +123,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "llama1_7b_pose_16k", "llama3_8b_128k"])
+@pytest.mark.parametrize("name", [*RECIPES, *OTHERS])
 def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRY_RUN, str(FOLDER / f"{name}.py")],
@@ -132,3 +136,18 @@ def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     assert {str(experiment.model.num_parameters), str(experiment.train.steps)} <= numbers, done.stdout
     assert float(done.stdout.split("peak GiB")[1]) < 1.5
     assert not list(tmp_path.iterdir()), "a dry run wrote something"
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *OTHERS])
+def test_plan_counts_the_step(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(FOLDER / f"{name}.py"), "--json"]) == 0
+    plan, experiment = json.loads(capsys.readouterr().out), load_experiment(FOLDER / f"{name}.py")
+    train, mesh = experiment.train, experiment.mesh
+    assert experiment.model is not None
+    assert plan["devices"] == mesh.fsdp * mesh.seq * mesh.tensor
+    assert plan["tokens_per_step"] == train.batch_size * train.accumulate * train.seq_len
+    # 2 N operations a token and the scores, which here are counted for the visible half: 2 x 2 x T / 2 x F H a layer
+    heads = experiment.model.num_hidden_layers * experiment.model.num_attention_heads * experiment.model.head_dim
+    table = experiment.model.vocab_size * experiment.model.hidden_size  # the embedding is looked up
+    forward = 2 * (experiment.model.num_parameters - table) + 2 * train.seq_len * heads
+    assert plan["flops"]["forward"] == pytest.approx(forward * plan["tokens_per_step"], rel=0.02)

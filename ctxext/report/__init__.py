@@ -18,12 +18,16 @@ from ctxext.rope import RopeBase, RopeScaling
 if TYPE_CHECKING:
     import numpy as np
 
+    from ctxext.report.charts import Chart
+    from ctxext.report.drawing import Drawing
     from ctxext.report.published import Outcome
     from ctxext.report.seeds import Seeds
 
 __all__ = [
     "Row",
     "across_seeds",
+    "draw_wavelengths",
+    "drawings",
     "expectations",
     "heatmaps",
     "latest",
@@ -63,11 +67,34 @@ def plot_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: in
     out: FILE.svg or FILE.html. Raises ValueError for another ending.
     """
     from ctxext.report import page
+
+    return page.write_chart(_wavelengths(methods, base, seq_len, target), out)
+
+
+def draw_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int) -> "Drawing":
+    """The chart of `plot_wavelengths`, for a notebook."""
+    from ctxext.report.drawing import Drawing
+
+    return Drawing(_wavelengths(methods, base, seq_len, target))
+
+
+def _wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int) -> "Chart":
     from ctxext.report.look import method_styles
     from ctxext.report.waves import spectrum, wavelengths
 
     spectra = [spectrum(method, base, seq_len) for method in methods]
-    return page.write_chart(wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target), out)
+    return wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target)
+
+
+def drawings(runs: Sequence[Path]) -> "dict[str, Drawing]":
+    """Every chart that the page of these directories has, by its title, for a notebook.
+
+    Raises ValueError for a directory without rows.
+    """
+    from ctxext.report import page
+    from ctxext.report.drawing import Drawing
+
+    return {chart.title: Drawing(chart) for part in page.sections(runs) for chart in part.charts}
 
 
 def heatmaps(rows: Sequence[Row]) -> "dict[str, np.ndarray]":

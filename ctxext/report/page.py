@@ -51,6 +51,13 @@ def render(found: Sequence[runs.RunData]) -> str:
     )
 
 
+def sections(paths: Sequence[Path]) -> list[Section]:
+    """The parts of the page of these directories."""
+    found = runs.read(paths)
+    rows = [row for run in found for row in run.rows]
+    return list(_sections(found, rows, [Study(question) for question in questions(rows)]))
+
+
 def write_chart(chart: Chart, out: Path) -> Path:
     """One chart in one step: FILE.svg is the drawing, FILE.html has its legend and numbers too.
 
