@@ -123,7 +123,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *OTHERS])
+@pytest.mark.parametrize("name", [*RECIPES, *(pytest.param(name, marks=pytest.mark.check) for name in OTHERS)])
 def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRY_RUN, str(FOLDER / f"{name}.py")],
