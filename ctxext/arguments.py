@@ -141,9 +141,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
     sub.add_argument("--shards", type=int, metavar="N", help="meta: consolidated.NN.pth files (default: by size)")
     sub = command("prove", "reload an export, or a PEFT adapter on its base, in independent readers and compare")
-    sub.add_argument("source", metavar="DIR")
+    sub.add_argument("source", metavar="DIR|FILE.gguf", help="in HF, Meta or GGUF format, ours or not")
     sub.add_argument("--against", metavar="RUN|HF_DIR", help="compare with this model instead of the export itself; "
-                     "of an adapter, an HF_DIR is the base")  # fmt: skip
+                     "GGUF needs one; of an adapter, an HF_DIR is the base")  # fmt: skip
+    sub.add_argument("--method", action="append", metavar="NAME", help="of --against, with its fields as options")
+    sub.add_argument("--original", type=int, help="Meta: the window L of pre-training, where rope.json is missing")
     checkpoint_option(sub)
     sub = command("import", "check an HF or Meta checkpoint and write it as a base directory", json_too=False)
     sub.add_argument("source", metavar="SRC")

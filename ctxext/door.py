@@ -118,13 +118,14 @@ def load(
     angles: Angles = "exact",
     mesh: Mesh = ONE_DEVICE,
     trust: bool = False,
+    original: int | None = None,
 ) -> LM:
-    """Open an HF directory, a run directory, a hub name, or "tiny-llama".
+    """Open an HF directory, a Meta directory, a run directory, a hub name, or "tiny-llama".
 
     `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries. `adapter`: a PEFT
     directory to merge into the parameters. `checkpoint`: which one of a run, see `step_of`. `mesh`: the devices to
     share the parameters out over; only a device's own slices are read for it. `trust`: import the Python files that
-    a run's methods come from.
+    a run's methods come from. `original`: the window of pre-training, tokens, where Meta's format does not say it.
     Raises ValueError for a checkpoint that is incomplete, wrong, or carries a scaling that is not understood.
     """
     path = locate(path)
@@ -139,7 +140,7 @@ def load(
         attention = from_json(read_json(run.config_file)["attention"], trust=trust)
         lm = LM(config, params, load_tokenizer(path / "base"), scaling=scaling, attention=attention, **options)
     else:
-        found = read_checkpoint(path)
+        found = read_checkpoint(path, original)
         shapes = mesh.shard(param_shapes(found.config, dtype))
         params = assemble(shapes, slots(shapes), found.tensors, _spread)
         lm = LM(found.config, params, found.tokenizer, scaling=found.scaling, **options)

@@ -261,25 +261,8 @@ def test_the_command_line(tmp_path, capsys):
     out = tmp_path / "tiny-f16.gguf"
     argv = ["export", "tiny-llama", "--method", "linear", "--factor", "2", "--to", "gguf", "--dtype", "f16"]
     assert main([*argv, "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert capsys.readouterr().out.startswith(f"wrote {out}; check it with: ctxext prove {out} --against tiny-llama ")
     keys, _ = read(out)
     assert keys["llama.rope.scaling.type"] == "linear" and keys["general.file_type"] == 1
     assert main([*argv, "--shards", "2", "--out", str(tmp_path / "x.gguf")]) == 2
     assert "--shards belongs to --to meta" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scaling", [*NATIVE, *CARRIED], ids=str)
-def test_logits_of_llama_cpp(tmp_path, scaling):
-    """Largest difference seen between llama.cpp and transformers: 0.007 where logits spread by 0.40."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
-    from ctxext.lm import LM
-
-    path = save(tmp_path / "m.gguf", scaling=scaling, seq_len=LENGTH)
-    tokens = np.random.default_rng(0).integers(3, CONFIG.vocab_size, LENGTH)
-    model = llama_cpp.Llama(str(path), n_ctx=LENGTH, logits_all=True, verbose=False, n_threads=2)
-    model.eval(tokens.tolist())
-    lm = LM(CONFIG, random_params(CONFIG), tokenizer(), scaling=scaling)
-    ours = np.asarray(lm.logits(tokens[None]))[0]
-    rows = [0, WINDOW - 1, WINDOW, LENGTH - 1]
-    assert np.abs(np.asarray(model.scores)[rows] - ours[rows]).max() < 0.05 * ours.std()

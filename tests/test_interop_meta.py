@@ -394,7 +394,9 @@ def test_the_command_line(tmp_path, capsys):
     argv = ["export", "tiny-llama", "--method", "yarn", "--factor", "4", "--to", "meta", "--dtype", "f32"]
     assert main([*argv, "--shards", "2", "--out", str(tmp_path / "meta")]) == 0
     assert main(["import", str(tmp_path / "meta"), "--out", str(tmp_path / "hf")]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'meta'}\nwrote {tmp_path / 'hf'}\n"
+    meta_dir, hf_dir = tmp_path / "meta", tmp_path / "hf"
+    said = f"wrote {meta_dir}; check it with: ctxext prove {meta_dir}\nwrote {hf_dir}\n"
+    assert capsys.readouterr().out == said
     base, hf, ours = (door.load(path) for path in ("tiny-llama", tmp_path / "hf", tmp_path / "meta"))
     wanted, found, loaded = (slots(lm.params) for lm in (base, hf, ours))
     assert hf.scaling == ours.scaling == Yarn(4.0) and hf.config == ours.config

@@ -18,7 +18,7 @@ from ctxext.export import export
 from ctxext.interop.weights import slots
 from ctxext.lm import LM
 from ctxext.loss import batch_loss
-from ctxext.prove.readers import settled
+from ctxext.prove.pytorch import settled
 
 TIGHT = 2e-5  # with transformers' float32 angles
 EXACT = 5e-5  # with ours: its rounding of p * f, up to 255 * 2^-24 rad and more where frequencies add up

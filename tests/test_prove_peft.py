@@ -66,7 +66,7 @@ def test_an_adapter_is_proven_on_the_base_that_it_names(trained, copy, capsys):
     assert (ours["reader"], theirs["reader"]) == ("numpy", "peft") and theirs["token_ids_equal"]
     assert max(ours["logits"]) < 1e-5 and ours["greedy"] == theirs["greedy"] == 0
     assert "EQUAL to our own reading of the adapter, read by numpy" in said and " on transformers " in said
-    assert said.count("greedy continuation equal") == 2 and "parameters are those that it was trained on" in said
+    assert said.count("greedy continuation of 64 tokens equal") == 2 and "parameters are those that it was trained on" in said
 
 
 @pytest.mark.usefixtures("readers")
@@ -75,16 +75,16 @@ def test_the_greedy_continuation_is_the_one_that_peft_generates(trained):
     import transformers
     from peft import PeftModel
 
-    from ctxext.prove.proof import _continued, _probe
+    from ctxext.prove.probe import continuation
     from ctxext.prove.subject import Subject
     from ctxext.sharding import ONE_DEVICE
 
     lm = Subject.of(trained / "adapter").open(ONE_DEVICE)
-    probe = _continued(lm, _probe([0, LENGTH - 1], TINY.vocab_size, every=True))
+    probe = continuation(lm, np.random.default_rng(0).integers(0, TINY.vocab_size, LENGTH), LENGTH)
     stock = transformers.AutoModelForCausalLM.from_pretrained(trained / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(stock, trained / "adapter").eval()
     prompt = torch.tensor(probe.tokens[None, :16])
-    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "temperature": None, "top_p": None}
+    options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None, "temperature": None, "top_p": None}
     tokens = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
     np.testing.assert_array_equal(tokens[0].numpy(), probe.tokens)
 
@@ -126,7 +126,7 @@ def test_both_readers_merge_every_kind(trained, tmp_path, lora):
 
 
 def test_a_reader_that_scales_otherwise_is_noticed(copy, numpy_alone, monkeypatch):
-    from ctxext.interop import numpy_reader
+    from ctxext.prove.textbook import hf as numpy_reader
 
     changed = numpy_reader.Adapter.changed
     monkeypatch.setattr(numpy_reader.Adapter, "changed", lambda self, name, x: x + 0.9 * (changed(self, name, x) - x))

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from llamas import TINY
 
 from ctxext.experiment import from_json, to_json
-from ctxext.interop.numpy_reader import frequencies
 from ctxext.interop.ropespec import lower_hf, raise_hf
 from ctxext.methods import all_methods, seam
 from ctxext.methods.abf import ABF
@@ -28,6 +27,7 @@ from ctxext.methods.p_rope import PRope
 from ctxext.methods.part_ntk import DynamicPartNTK, PartNTK
 from ctxext.methods.revised_yarn import RevisedYarn
 from ctxext.methods.yarn import DynamicYarn, Yarn
+from ctxext.prove.textbook.hf import frequencies
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
 
 LLAMA2 = RopeBase(128, 1e4, 4096)

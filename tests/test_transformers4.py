@@ -29,7 +29,8 @@ from ctxext.lm import LM  # noqa: E402
 from ctxext.matrix import example, places  # noqa: E402
 from ctxext.methods import all_methods  # noqa: E402
 from ctxext.prove import prove  # noqa: E402
-from ctxext.prove.readers import Probe, read_torch  # noqa: E402
+from ctxext.prove.probe import Probe
+from ctxext.prove.pytorch import read as read_torch  # noqa: E402
 from ctxext.prove.subject import Subject  # noqa: E402
 from ctxext.rope import RopeScaling, Unscaled  # noqa: E402
 
@@ -144,3 +145,18 @@ def test_weights_come_back_bit_by_bit(to: str, dtype: str, tmp_path: Path) -> No
     for name, tensor in written.items():
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
+    """The trap that a proof names: a scaling under rope_parameters alone does nothing here."""
+    ours = model(m.Linear(4.0))
+    export(ours, tmp_path / "out", dtype="float32", seq_len=LENGTH)
+    path = tmp_path / "out" / "config.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in data.items() if k not in ("rope_scaling", "rope_theta")}))
+    plain = np.asarray(model(Unscaled()).logits(TOKENS[None]))[0]
+    assert np.abs(logits(tmp_path / "out") - plain).max() <= CLOSE
+    proof = prove(tmp_path / "out", against=ours)
+    numpy, theirs = proof["readers"]
+    assert numpy["equal"] and not theirs["equal"] and not proof["equal"]
+    assert "without the scaling" in {trap["reader"]: trap["what"] for trap in proof["traps"]}["transformers 4"]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -57,14 +58,17 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
     else:
         module.convert(args.source, args.out, methods=read_methods(args, rest), to=args.to, dtype=args.dtype,
                        seq_len=args.seq_len, shards=args.shards)  # fmt: skip
-    print(f"wrote {args.out}" + f"; check it with: ctxext prove {args.out}" * (args.to == "hf"))
+    source = ["--against", args.source, *(x for name in args.method or () for x in ("--method", name)), *rest]
+    words = ["ctxext", "prove", args.out, *(source if args.to == "gguf" else ())]
+    print(f"wrote {args.out}; check it with: {shlex.join(words)}" if not args.adapter else f"wrote {args.out}")
 
 
 def prove(args: argparse.Namespace, rest: list[str]) -> int:
-    refuse_rest(rest)
     from ctxext import prove as module
+    from ctxext.overrides import make_methods, parse_fields
 
-    proof = module.prove(Path(args.source), against=args.against, checkpoint=args.checkpoint)
+    proof = module.prove(Path(args.source), against=args.against, checkpoint=args.checkpoint, original=args.original,
+                         methods=make_methods(args.method or [], parse_fields(rest)))  # fmt: skip
     print(json.dumps(proof) if args.json else module.describe(proof))
     return 0 if proof["equal"] else 1
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from ctxext.config import LlamaConfig
 from ctxext.files import read_json
-from ctxext.interop.ropespec import lower_hf, raise_hf
+from ctxext.interop.card import BEGIN, END
+from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf, raise_hf
 from ctxext.methods import label
 from ctxext.rope import RopeBase, RopeScaling
 
@@ -18,6 +19,12 @@ README = """# Llama in Meta's format
 - weights: {dtype}, {shards} shard(s); queries and keys in Meta's order of rows
 
 {warning}
+
+## Proof
+
+{begin}
+Not compared with another reader yet.
+{end}
 """
 PLAIN = "The frequencies are those that Llama 2 was pre-trained with: Meta's code runs this checkpoint as it is."
 OTHER_THETA = """Only theta is another one, {rope_theta}, and stands in `params.json`. The code of Code Llama reads it;
@@ -64,7 +71,7 @@ def readme(rope: dict[str, Any], *, dtype: str, shards: int) -> str:
     """README.md, which says whether Meta's code understands the checkpoint, and what to do if it does not."""
     plain = rope["rope_scaling"] is None
     warning = SCALED if not plain else PLAIN if rope["rope_theta"] == 10000.0 else OTHER_THETA.format(**rope)
-    return README.format(**rope, dtype=dtype, shards=shards, warning=warning)
+    return README.format(**rope, dtype=dtype, shards=shards, warning=warning, begin=BEGIN, end=END)
 
 
 def read_rope(path: Path, theta: float | None, head_dim: int, original: int | None) -> tuple[
@@ -85,7 +92,8 @@ def read_rope(path: Path, theta: float | None, head_dim: int, original: int | No
         found, window, scaling = raise_hf(data)
         rope = scaling.rope(RopeBase(head_dim, found, window), data["max_position_embeddings"])
         m, inv_freq = data["attention_factor"], np.asarray(data["inv_freq"], np.float64)
-        if inv_freq.shape != rope.inv_freq.shape or not np.allclose(inv_freq, rope.inv_freq, rtol=1e-6, atol=0):
+        near = 1 / LARGEST_DIVISOR  # what stands for a frequency of zero
+        if inv_freq.shape != rope.inv_freq.shape or not np.allclose(inv_freq, rope.inv_freq, rtol=1e-6, atol=near):
             raise ValueError("inv_freq and rope_parameters contradict each other")
         if not np.isclose(m, rope.attention_factor, rtol=1e-6):
             raise ValueError("attention_factor and rope_parameters contradict each other")

@@ -1,8 +1,10 @@
 """Reload what was written in readers that share no code with us, and compare: frequencies, tables, logits, token ids.
 
-A plain-numpy reader runs always; transformers, and peft for an adapter, run when they are installed.
+A plain-numpy reader runs always; transformers, peft for an adapter, torch for Meta's shards and llama.cpp for GGUF run
+when they are installed.
 """
 
-from ctxext.prove.proof import describe, prove
+from ctxext.prove.proof import prove
+from ctxext.prove.text import describe
 
 __all__ = ["describe", "prove"]

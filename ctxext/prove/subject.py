@@ -1,7 +1,8 @@
-"""What is proven: an export, or a PEFT adapter on the base that it was trained for."""
+"""What is proven: an export in any format, or a PEFT adapter on the base that it was trained for."""
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +10,40 @@ import jax.numpy as jnp
 from ctxext import door
 from ctxext.export import same_rope
 from ctxext.files import read_json
-from ctxext.interop import hf, peft
+from ctxext.interop import hf, meta, peft
+from ctxext.interop.weights import slots
 from ctxext.lm import LM
+from ctxext.model import param_shapes
+from ctxext.prove import from_gguf
+from ctxext.prove.textbook import GGUFTextbook
 from ctxext.sharding import Mesh
 from ctxext.trainable import checksum, split
 
 SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+Kind = Literal["export", "adapter", "meta", "gguf"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A directory, and the HF directory whose config.json, tokenizer and tensors it is read with: itself, or a base."""
+    """A directory, or a GGUF file; `base`: the HF directory that an adapter is read with, else the same.
+
+    `original`: the window of pre-training in tokens, where Meta's format does not say it.
+    """
 
     directory: Path
     base: Path
+    kind: Kind = "export"
+    original: int | None = None
 
     @classmethod
-    def of(cls, directory: Path, base: str | Path | None = None) -> "Subject":
+    def of(cls, directory: Path, base: str | Path | None = None, original: int | None = None) -> "Subject":
         """`base`: in place of the one that an adapter names. Raises ValueError for one that cannot be opened."""
         if not peft.is_adapter(directory):
-            return cls(directory, directory)
+            kind = "gguf" if directory.is_file() else "meta" if meta.is_meta(directory) else "export"
+            if original is not None and kind != "meta":
+                raise ValueError(f"--original is for Meta's format; {directory} says the window of pre-training")
+            return cls(directory, directory, kind, original)
         named = base or read_json(directory / peft.CONFIG).get("base_model_name_or_path")
         if not named:
             raise ValueError(f"{directory} names no base; give one with --against BASE")
@@ -39,22 +53,56 @@ class Subject:
         except ValueError as error:
             hint = "" if base else f"; {directory / peft.CONFIG} names it, another can be given with --against BASE"
             raise ValueError(f"the base of {directory} cannot be opened: {error}{hint}") from None
-        return cls(directory, path)
+        return cls(directory, path, "adapter")
 
     @property
     def adapter(self) -> Path | None:
         """The directory, if it holds an adapter."""
-        return None if self.base == self.directory else self.directory
+        return self.directory if self.kind == "adapter" else None
 
     @property
     def recorded(self) -> bool:
         """True if an adapter says what base it was trained on, so that `open` can compare."""
         return (self.directory / peft.BASE).is_file()
 
-    def open(self, mesh: Mesh) -> LM:
-        """Our own reading, float32. Raises ValueError for a base of other shape, frequencies or parameters."""
-        if self.adapter is None:
-            return door.load(self.directory, mesh=mesh)
+    @property
+    def window(self) -> int:
+        """The extended window L' in tokens that it declares."""
+        if self.kind == "gguf":
+            return GGUFTextbook(self.directory).window
+        return hf.window(self.base) if self.kind != "meta" else meta.read(self.directory, self.original).window
+
+    @property
+    def report(self) -> Path:
+        """Where its proof is written."""
+        return self.directory.with_suffix(".proof.json") if self.kind == "gguf" else self.directory / "proof.json"
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return {"meta": "export", "gguf": "file"}.get(self.kind, self.kind)
+
+    def dtypes(self) -> dict[str, str]:
+        """The dtype that each tensor is stored in, by HF's names; that of merged parameters is float32."""
+        if self.kind == "gguf":
+            return from_gguf.dtypes(self.directory)
+        if self.kind == "adapter":
+            return {name: "float32" for name in slots(param_shapes(hf.read_config(self.base)[0]))}
+        found = door.read_checkpoint(self.directory, self.original)
+        return {name: entry.dtype for name, entry in found.tensors.items()}
+
+    def open(self, mesh: Mesh, like: LM | None = None) -> LM:
+        """Our own reading, float32; of a GGUF file its parameters in the model `like`.
+
+        Raises ValueError for a base of other shape, frequencies or parameters.
+        """
+        if self.kind == "gguf":
+            if like is None:
+                raise ValueError(f"{self.directory} is compared with what it was written from; give that with "
+                                 "--against RUN or HF_DIR")  # fmt: skip
+            return from_gguf.open_like(self.directory, like)
+        if self.kind != "adapter":
+            return door.load(self.directory, mesh=mesh, original=self.original)
         if self.recorded:
             self._check_config()
         lm = door.load(self.base, mesh=mesh)
@@ -82,3 +130,4 @@ class Subject:
         if checksum(jax.tree.map(lambda x: x.astype(jnp.dtype(said["dtype"])), rest)) != said["checksum"]:
             raise ValueError(f"{self.base} does not hold the parameters that {self.directory} was trained on; give the "
                              "right base with --against BASE")  # fmt: skip
+

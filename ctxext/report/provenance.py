@@ -73,7 +73,8 @@ def proof_table(proof: dict[str, Any]) -> tuple[str, Table, list[str]]:
     names = " and ".join(f"{r.get('reader')} {r.get('version')}" for r in readers) or "no reader"
     equal = "EQUAL" if proof.get("equal") else "NOT EQUAL"
     verdict = f"{equal} to {proof.get('against', 'the model')}, read by {names} ({proof.get('dtype')} weights)."
-    kinds = {"tables": "cos and sin", "logits": "logits, its angles", "logits_exact_angles": "logits, exact angles"}
+    kinds = {"tables": "cos and sin", "rotated": "rotated q and k", "logits": "logits, its angles",
+             "logits_exact_angles": "logits, exact angles"}  # fmt: skip
     lines = [
         [f"{r.get('reader')}: {text}", *(f"{x:.1e}" for x in r[kind])]
         for r in readers for kind, text in kinds.items() if r.get(kind)
@@ -82,6 +83,7 @@ def proof_table(proof: dict[str, Any]) -> tuple[str, Table, list[str]]:
         f"Frequencies in {r['reader']} differ by {r['inv_freq']:.1e} (relative)." for r in readers if "inv_freq" in r
     ]
     notes += [f"Not read by {name}: {why}." for name, why in proof.get("readers_not_run", {}).items()]
+    notes += [f"Wrong in {trap['reader']}: {trap['what']}." for trap in proof.get("traps", [])]
     if proof.get("weights_that_differ"):
         notes.append(f"Weights that differ: {', '.join(proof['weights_that_differ'])}.")
     positions = [f"position {p:,}" for p in proof.get("positions", [])]

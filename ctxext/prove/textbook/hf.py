@@ -1,8 +1,4 @@
-"""A second reader of Hugging Face directories, by the textbook: numpy and float64, one layer in memory at a time.
-
-It shares no code with the model, the rotary embeddings or the loader that it checks, on purpose: formulas are written
-again from the papers, and the rotation is a product of complex numbers.
-"""
+"""Hugging Face directories, and PEFT adapters on them, as transformers documents them."""
 
 import json
 import math
@@ -12,13 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-ACTIVATIONS = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
-    "gelu_new": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "relu": lambda x: np.maximum(x, 0),
-}
+from ctxext.prove.textbook.llama import Textbook
 
 
 class Adapter:
@@ -40,7 +30,7 @@ class Adapter:
         return self.tensors.get(name, weight)
 
 
-class NumpyReader:
+class HFTextbook(Textbook):
     """A Llama read from the files of `directory`, and of an `adapter` on it, alone."""
 
     def __init__(self, directory: str | Path, adapter: str | Path | None = None) -> None:
@@ -50,19 +40,25 @@ class NumpyReader:
         index = self.directory / "model.safetensors.index.json"
         self._files: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.exists() else {}
         heads = self.config["num_attention_heads"]
-        self.head_dim: int = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        self.num_hidden_layers, self.hidden_act = self.config["num_hidden_layers"], self.config["hidden_act"]
+        self.rms_norm_eps = self.config["rms_norm_eps"]
 
     def weight(self, name: str) -> np.ndarray:
-        """One tensor, float64."""
         with safe_open(self.directory / self._files.get(name, "model.safetensors"), "numpy") as file:
             weight = file.get_tensor(name).astype(np.float64)
         return weight if self._adapter is None else self._adapter.changed(name, weight)
 
-    def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
-        """(frequencies [head_dim / 2], attention factor) at `seq_len` tokens.
+    def bias(self, name: str) -> np.ndarray | float:
+        biased = self.config.get("mlp_bias" if ".mlp." in name else "attention_bias", False)
+        return self.weight(name) if biased else 0.0
 
-        Raises ValueError if the keys for transformers 4 and for transformers 5 give different ones.
-        """
+    def output(self) -> np.ndarray:
+        tied = self.config.get("tie_word_embeddings", False)
+        return self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+    def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
+        """As transformers 4 and 5 read it. Raises ValueError if their keys give different frequencies."""
         old, new, read = self.config.get("rope_scaling"), self.config.get("rope_parameters"), []
         if old or not new or "rope_theta" in self.config:  # as transformers 4 reads it
             theta = self.config.get("rope_theta", 10000.0)
@@ -73,46 +69,6 @@ class NumpyReader:
         if any(not np.array_equal(f, read[0][0]) or m != read[0][1] for f, m in read):
             raise ValueError("rope_scaling and rope_parameters give different frequencies")
         return read[0]
-
-    def logits(self, tokens: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Logits [len(rows), vocabulary] of tokens [T] at increasing positions [T]; each sees those before it."""
-        f, m = self.rope(int(positions.max()) + 1)
-        turn = (m * np.exp(1j * np.outer(positions, f)))[:, None]
-        x = self.weight("model.embed_tokens.weight")[tokens]
-        for layer in range(self.config["num_hidden_layers"]):
-            at = f"model.layers.{layer}"
-            x = x + self._attention(self._norm(x, f"{at}.input_layernorm"), turn, f"{at}.self_attn")
-            y = self._norm(x, f"{at}.post_attention_layernorm")
-            gate = ACTIVATIONS[self.config["hidden_act"]](self._linear(y, f"{at}.mlp.gate_proj"))
-            x = x + self._linear(gate * self._linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
-        tied = self.config.get("tie_word_embeddings", False)
-        head = self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
-        return self._norm(x[rows], "model.norm") @ head.T
-
-    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        return self.weight(f"{name}.weight") * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"])
-
-    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        biased = self.config.get("mlp_bias" if ".mlp." in name else "attention_bias", False)
-        return x @ self.weight(f"{name}.weight").T + (self.weight(f"{name}.bias") if biased else 0)
-
-    def _attention(self, x: np.ndarray, turn: np.ndarray, name: str) -> np.ndarray:
-        T, half = len(x), self.head_dim // 2
-        q, k, v = (self._linear(x, f"{name}.{part}_proj").reshape(T, -1, self.head_dim) for part in "qkv")
-
-        def rotated(y: np.ndarray) -> np.ndarray:
-            z = (y[..., :half] + 1j * y[..., half:]) * turn
-            return np.concatenate([z.real, z.imag], -1)
-
-        group = q.shape[1] // k.shape[1]
-        q, k = rotated(q), rotated(k)
-        out = np.empty_like(q)
-        later = np.triu(np.ones((T, T), bool), 1)
-        for head in range(q.shape[1]):
-            scores = np.where(later, -np.inf, q[:, head] @ k[:, head // group].T / math.sqrt(self.head_dim))
-            p = np.exp(scores - scores.max(-1, keepdims=True))
-            out[:, head] = p / p.sum(-1, keepdims=True) @ v[:, head // group]
-        return self._linear(out.reshape(T, -1), f"{name}.o_proj")
 
 
 def frequencies(
