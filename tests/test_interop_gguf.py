@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+from llamas import LENGTH, TINY, random_params, tokenizer
 
 from ctxext.cli import main
 from ctxext.interop import gguf

@@ -66,7 +66,8 @@ def test_an_adapter_is_proven_on_the_base_that_it_names(trained, copy, capsys):
     assert (ours["reader"], theirs["reader"]) == ("numpy", "peft") and theirs["token_ids_equal"]
     assert max(ours["logits"]) < 1e-5 and ours["greedy"] == theirs["greedy"] == 0
     assert "EQUAL to our own reading of the adapter, read by numpy" in said and " on transformers " in said
-    assert said.count("greedy continuation of 64 tokens equal") == 2 and "parameters are those that it was trained on" in said
+    assert said.count("greedy continuation of 64 tokens equal") == 2
+    assert "parameters are those that it was trained on" in said
 
 
 @pytest.mark.usefixtures("readers")

@@ -57,9 +57,10 @@ def continuation(ours: LM, prompt: np.ndarray, window: int) -> Probe:
     """A prompt and our greedy continuation of it, compared where the next token is chosen.
 
     By induction a reader's own continuation is the same if each of our tokens is its likeliest. Stops at `window`, and
-    at the window of pre-training where frequencies grow with the length, as one pass has but one set of them.
+    below the window of pre-training where frequencies grow with the length: one pass has but one set of them, and
+    transformers 4 keeps grown ones until a text is shorter than that window.
     """
-    end = ours.config.max_position_embeddings if ours.scaling.depends_on_length else window
+    end = ours.config.max_position_embeddings - 1 if ours.scaling.depends_on_length else window
     prompt = prompt[: max(1, min(PROMPT, end - 1))]
     count = max(1, min(CONTINUED, end - len(prompt)))
     tokens = np.concatenate([prompt, ours.generate(prompt[None], max_new_tokens=count)[0]])
