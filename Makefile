@@ -71,11 +71,11 @@ transformers4: .venvtransformers4/.ready
 	@LLAMA_CONVERTER="$(CURDIR)/.venvtransformers4/bin/python $(CURDIR)/$(converter)" .venvtransformers4/bin/python -m pytest \
 	-m "not slow" tests/test_transformers4.py tests/test_interop_meta.py::test_transformers_converter $(PYTEST_ARGS)
 
-slow: .venv/.ready-test ## the long tests, by hand
-	@$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
+slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, the TPU compiler, the docs' commands
+	@.venvslow/bin/python -m pytest -m slow -ra $(PYTEST_ARGS)
 
 clean: ## remove environments and caches, keep runs/
-	rm -rf .venv .venv312 .venvharness .venvtransformers4 .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv312 .venvharness .venvtransformers4 .venvslow .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # A stamp is written only after its environment is complete, and is older than a later change of what it should hold.
 .venv/.ready: pyproject.toml $(constraints)
@@ -90,6 +90,10 @@ clean: ## remove environments and caches, keep runs/
 
 .venvharness/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvharness,$(PYTHON),[test$(comma)lm-eval])
+
+# In it pip builds llama.cpp, which takes some minutes.
+.venvslow/.ready: pyproject.toml $(constraints)
+	$(call setup,.venvslow,$(PYTHON),[test$(comma)fuzz$(comma)ray$(comma)plan$(comma)llamacpp])
 
 .venvtransformers4/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvtransformers4,$(PYTHON),[transformers4],transformers4)

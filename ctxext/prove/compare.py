@@ -24,7 +24,6 @@ from ctxext.tokenizer import PROBES
 FREQUENCY_TOLERANCE = 2e-6  # relative; two float32 powers differ by a place or two
 TABLE_TOLERANCE = 2e-6
 LOGIT_TOLERANCE = 2e-5  # for values up to 1, in proportion above
-COARSE_TOLERANCE = 0.05  # of the logits' standard deviation; a wrong scaling is off by several of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ def compare(ours: LM, reading: Reading, probes: list[Probe]) -> dict[str, Any]:
         as_read = dataclasses.replace(ours, scaling=frequencies, angles=reading.angles)
     wanted = _logits(as_read, probe)
     largest = max(1.0, float(np.abs(wanted).max()))
-    limit = COARSE_TOLERANCE * float(wanted.std()) if reading.coarse else LOGIT_TOLERANCE * largest
+    limit = max(LOGIT_TOLERANCE * largest, reading.coarse * float(wanted.std()))
     result: dict[str, Any] = {"reader": reading.name, "version": reading.version, "angles": reading.angles}
     limits: dict[str, float] = {"logits": limit, "greedy": limit}
     if reading.inv_freq is not None and reading.attention_factor is not None:
