@@ -26,8 +26,8 @@ class Reading:
 
     Frequencies in radians per token, and m; cos and sin, and the first layer's rotated queries and keys [rows, heads,
     head_dim], at the first probe's rows; logits of each probe; ids of `tokenizer.PROBES`. `rounded`: its frequencies
-    are float32, so that it is compared under these; `coarse`: the share of the logits' standard deviation that its lower
-    precision may cost, 0 for float32 throughout.
+    are float32, so that it is compared under these; `coarse`: the share of the logits' standard deviation that its
+    lower precision may cost, 0 for float32 throughout.
     """
 
     name: str

@@ -41,8 +41,8 @@ class HFTextbook(Textbook):
         self._files: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.exists() else {}
         heads = self.config["num_attention_heads"]
         self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
-        self.num_hidden_layers, self.hidden_act = self.config["num_hidden_layers"], self.config["hidden_act"]
-        self.rms_norm_eps = self.config["rms_norm_eps"]
+        self.num_hidden_layers, self.rms_norm_eps = self.config["num_hidden_layers"], self.config["rms_norm_eps"]
+        self.hidden_act = self.config.get("hidden_act", "silu")
 
     def weight(self, name: str) -> np.ndarray:
         with safe_open(self.directory / self._files.get(name, "model.safetensors"), "numpy") as file:
