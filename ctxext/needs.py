@@ -29,7 +29,8 @@ class Need(NamedTuple):
         """What is said where there is nothing: the command that makes it."""
         shortest = f" --min-tokens {self.tokens + 2}" * bool(self.tokens)  # `prepare` counts BOS and EOS
         asked = f"{self.documents} documents of at least {self.tokens:,} tokens: " * bool(self.tokens)
-        option = ", or name other text with --data.path" * (self.reader == "data")
+        option = (", or name other text with --data.path" if self.reader == "data" else
+                  "; `ctxext train` does without it")  # fmt: skip
         return (f"{self.reader} reads {self.path}, which is not there: {asked}ctxext prepare YOUR_TEXTS --out "
                 f"{shlex.quote(self.path)} --tokenizer {tokenizer_of}{shortest}{option}")  # fmt: skip
 

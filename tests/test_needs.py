@@ -60,7 +60,7 @@ def test_the_error_s_commands_make_what_is_missing(here: Path, capsys: pytest.Ca
     assert "data reads long-text, which is not there" in line and "--data.path" in line
     assert not (here / "runs").exists()
     for part in line.split("which is not there")[1:]:
-        command = part[part.index("ctxext prepare") :].split(", or name")[0].split(";")[0]
+        command = part[part.index("ctxext prepare") :].split(", or name")[0].partition(";")[0]
         assert main([*shlex.split(command.replace("YOUR_TEXTS", source))[1:]]) == 0
     capsys.readouterr()
     assert main(["run", "needy.py", "--no-wandb"]) == 0
