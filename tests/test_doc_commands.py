@@ -14,7 +14,7 @@ from stand_in import write_llama2
 from ctxext.data.stdlib import stdlib_documents
 
 ROOT = Path(__file__).parents[1]
-WINDOW, VOCAB = 256, 480
+WINDOW, VOCAB = 256, 2000
 NOT_RUN = {
     "pip install": "asks a package index",
     "make ": "sets up environments, and runs the tests themselves",
@@ -25,12 +25,13 @@ NOT_RUN = {
 }
 """Beginnings of commands that are not run, and why."""
 SHORTER = {
-    r"(run|train) (?!.*--dry-run)(.*)": r"\1 \2 --train.steps 2",
-    r"train (.*)": r"train \1 --train.seq-len 128",
+    r"ctxext (run|train) (?!.*--dry-run)(.*)": r"ctxext \1 \2 --train.steps 2",
+    r"ctxext train (.*)": r"ctxext train \1 --train.seq-len 128",
     r"run experiments/llama2_7b_yarn_8k.py (.*)": r"run experiments/llama2_7b_yarn_8k.py \1 --train.accumulate 1",
     r"eval ((?!.*--seq-len).*)": rf"eval \1 --seq-len {WINDOW} {2 * WINDOW}",
     r"--seq-len 4096 8192 --budget full": "--seq-len 1024 2048",
     r"demo.py(?!.*--init)": "demo.py --init small-base",
+    r"export tiny-llama": "export small-base",  # what the line before trained
 }
 """What makes a command short enough for two cores: pattern -> replacement, one after the other."""
 RUN = ["config.json", "provenance.json", "metrics.jsonl", "rows.jsonl", "checkpoints", "base/model.json",
@@ -45,6 +46,7 @@ LEAVES = {
     "eval DIR --part": ["shared/rows.jsonl"],
     "export runs/llama2": ["llama2-8k.gguf"],
     "export runs/my-lora-run": ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"],
+    "export tiny-llama": ["scaled/config.json", "scaled/model.safetensors"],
     "run experiments/demo.py --method lora": [f"runs/my-lora-run/{name}" for name in RUN],
     "run experiments/demo.py --method mine.py": ["runs/demo-*/export/proof.json", "runs/demo-*/report.html"],
     "rope mine.py:HalfPI": ["waves.html"],
@@ -98,7 +100,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / name / f"{number}.txt").write_text(text)
     (place / "my-proof-pile").mkdir()
     whole = "".join(texts)
-    for number in range(10):  # about 2.4 characters a token
+    for number in range(10):  # about 3 characters a token
         (place / "my-proof-pile" / f"{number}.txt").write_text(whole[number * 400_000 :][:500_000])
     (place / "book.txt").write_text(texts[0][:300])
     paragraphs = [{"context": f"The capital of country {i} is town {i}.", "qas": [{
