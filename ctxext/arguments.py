@@ -133,11 +133,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", metavar="RUN|HF_DIR")
     method_options(sub)
     sub.add_argument("--to", choices=["hf", "meta", "gguf", "peft"], default="hf",
-                     help="a whole model (gguf: one file), or what a LoRA run trained")
+                     help="a whole model (gguf: one file), or what a LoRA run trained")  # fmt: skip
     sub.add_argument("--out", required=True)
     sub.add_argument("--base", metavar="HF_DIR", help="peft: the base to load it on (default: the run's own)")
     sub.add_argument("--dtype", type=_dtype, choices=[*DTYPES.values(), "q8_0"],
-                     help="or f32, f16, bf16; q8_0: of gguf (default: as in HF_DIR, else bfloat16)")
+                     help="or f32, f16, bf16; q8_0: of gguf (default: as in HF_DIR, else bfloat16)")  # fmt: skip
     sub.add_argument("--seq-len", type=int, help="the extended window L' in tokens (default: factor x L)")
     sub.add_argument("--shards", type=int, metavar="N", help="meta: consolidated.NN.pth files (default: by size)")
     sub = command("prove", "reload an export, or a PEFT adapter on its base, in independent readers and compare")

@@ -36,7 +36,8 @@ def workspace(entity: str, project: str) -> Any:
             by_step("MFU", "mfu"),
             by_step("largest attention logit", "attention_logit_max"),
             matching("largest attention logit of each layer", "train/attention_logit/.*", x="train/step"),
-            by_step("loss on short held-out text above step 0, nats", "short_drift"),
+            by_step("short-context drift: loss on short held-out text above step 0, nats", "short_drift"),
+            by_step("loss on short held-out text, nats per token", "short_loss"),
         ],
         "Length generalisation": [
             matching("loss by tokens seen", "train/loss_by_position/.*", x="train/step"),

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ctxext import needs
 from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment
 from ctxext.methods import label
@@ -41,6 +42,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"evaluations    {len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods before",
         f"baselines      {', '.join(label([m]) for m in experiment.baselines) or 'none'} with the same training",
         f"export         {experiment.export.to + ' ' + experiment.export.dtype if experiment.export else 'none'}",
+        *(f"missing        {text}" for text in needs.missing(experiment)),
         "shapes",
     ]
     for path, leaf in leaves:

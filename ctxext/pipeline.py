@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxext import distributed, door, report
+from ctxext import distributed, door, needs, report
 from ctxext.evaluate import describe as describe_methods
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
@@ -59,7 +59,8 @@ def open_run(experiment: Experiment, run_dir: Path | None = None, file: Path | s
 
 def train_only(experiment: Experiment, run_dir: Path | None = None, *, file: Path | str | None = None,
                track: Sequence[str] = TRACK) -> Path:  # fmt: skip
-    """Train or resume; returns the run directory."""
+    """Train or resume; returns the run directory. Raises ValueError for text that is not there."""
+    needs.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
         train(experiment, directory, door.open_base(experiment, to_train=True), sinks=sinks)
@@ -71,8 +72,10 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         track: Sequence[str] = TRACK) -> Run:  # fmt: skip
     """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated.
 
+    Raises ValueError, before anything else, for text that is not there, of training or of an evaluation.
     track: names of `tracking.TRACKERS`, which are told beside metrics.jsonl.
     """
+    needs.check(experiment)
     directory = open_run(experiment, run_dir, file)
     if experiment.export is not None:  # refused now, not after the training
         config, scaling = door.base_config(experiment)

@@ -6,14 +6,21 @@ import re
 import pytest
 import wandb
 import wandb_server
+from tiny_train import tiny_base, tiny_experiment, write_texts
 
 from ctxext import dashboard
 from ctxext.cli import main
+from ctxext.files import read_jsonl
+from ctxext.rundir import RunDir
+from ctxext.tracking import start_sinks
+from ctxext.tracking.means import scalars
+from ctxext.train import train
 
 SECTIONS = ["Training", "Length generalisation", "Retrieval", "Comparison of methods"]
 LOGGED = [
     *(f"train/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "short_drift",
-                                   "attention_logit_max", "attention_logit/layer_00", "loss_by_position/32-63")),
+                                   "short_loss", "attention_logit_max", "attention_logit/layer_00",
+                                   "loss_by_position/32-63")),
     *(f"eval/{name}" for name in ("ppl/yarn(factor=4)/nats_per_token", "ppl:yarn/none/nats_per_token",
                                   "longppl/none/nats_per_token", "passkey/yarn, 48 steps at 1024/correct",
                                   "passkey no-needle/none/answer_nll")),
@@ -42,6 +49,26 @@ def test_sections_show_what_is_logged(capsys):
     assert len(lengths) == 4 and all(config["xLogScale"] for config in lengths)
     assert {config["xAxis"] for config in configs if "xAxis" in config} == {"train/step", "eval/seq_len"}
     assert any("heatmaps/passkey" in config.get("mediaKeys", ()) for config in configs)
+
+
+def test_all_that_training_logs_is_drawn(tmp_path):
+    """A real run's metrics: loss and speed, the probe's logits of each layer, loss by position, and the drift."""
+    pytest.importorskip("wandb_workspaces")
+    experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=4, probe_every=2)
+    run = RunDir(tmp_path / "run").open(experiment)
+    with start_sinks(experiment, run, track=()) as sinks:
+        train(experiment, run, tiny_base(), sinks=sinks, progress=False)
+    logged = {key for row in read_jsonl(run.metrics_file) for key in scalars(row)}
+    assert {"train/short_loss", "train/short_drift", "train/attention_logit_max", "train/attention_logit/layer_00",
+            "train/attention_logit/layer_01", "train/loss_by_position/32-63"} <= logged  # fmt: skip
+    configs = [panel["config"] for section in SECTIONS[:2] for panel in panels(dashboard.as_json("p"))[section]]
+    for key in logged - {"train/weight"}:
+        assert any(key in (config.get("metrics") or ()) or re.fullmatch(config.get("metricRegex", ""), key)
+                   for config in configs if config.get("xAxis") == "train/step"), key  # fmt: skip
+    training = panels(dashboard.as_json("p"))["Training"]
+    shown = {name: panel["config"]["chartTitle"] for panel in training for name in panel["config"].get("metrics") or ()}
+    assert "largest attention logit" in shown["train/attention_logit_max"]
+    assert "short-context drift" in shown["train/short_drift"] and "short" in shown["train/short_loss"]
 
 
 def test_it_is_saved_in_the_own_project(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import ctxext
@@ -66,6 +67,18 @@ def test_import_is_light_and_the_door_opens() -> None:
 def test_one_version() -> None:
     assert ctxext.__version__ == PROJECT["version"]
     assert f"## {ctxext.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+    assert (cited["title"], cited["version"], cited["license"], cited["abstract"], cited["keywords"]) == tuple(
+        PROJECT[name] for name in ("name", "version", "license", "description", "keywords")
+    )
+    (entry,) = re.findall(r"^@software\{(.*)\}$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (author,) = cited["authors"]
+    for part in (cited["title"], f"{{{author['name']}}}", cited["version"], cited["license"]):
+        assert f"= {{{part}}}" in entry
 
 
 @pytest.mark.parametrize(

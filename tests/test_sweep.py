@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ctxext import sweep
 from ctxext.assets import TINY_LLAMA
@@ -150,8 +151,7 @@ def test_trials_and_what_is_refused(file: Path, tmp_path: Path, capsys: pytest.C
 
 def test_the_yaml_of_wandb_runs_the_same_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Read by PyYAML, and its command filled in as an agent does it."""
-    yaml = pytest.importorskip("yaml")
-    assert main(asked(file, tmp_path / "out", "--wandb-yaml")) == 0
+    assert main(asked(file, tmp_path / "out", "--wandb-yaml", "--train.steps", "7")) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["method"] == "grid" and config["parameters"] == {"trial": {"values": ["pi", "yarn", "lost"]}}
     command = [part for part in config["command"] if part != "${env}"]
@@ -160,3 +160,4 @@ def test_the_yaml_of_wandb_runs_the_same_command(file: Path, tmp_path: Path, cap
     assert command[0] == "ctxext" and main([*command[1:], "--print-config"]) == 0
     resolved = json.loads(capsys.readouterr().out)
     assert resolved["name"] == "yarn" and resolved["optim"]["learning_rate"] == 0.002
+    assert resolved["train"]["steps"] == 7

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import wandb
 import wandb_server
+import yaml
 from wandb_server import manifest
 
 from ctxext.assets import TINY_LLAMA
@@ -40,11 +41,12 @@ experiment = Experiment(
 )
 """
 SWEEP = """
-method: grid
-parameters:
-  rope.factor: {{values: [4]}}
-  train.steps: {{values: [1]}}
-command: ["${{env}}", {python!r}, "-m", "ctxext", "train", {file!r}, "--run-dir", {run!r}, "${{args}}"]
+import dataclasses
+
+def sweep():
+    plain = dataclasses.replace(experiment, evals=(), zero_shot=(), baselines=(), export=None)
+    yield dataclasses.replace(plain, name="pi", rope=Linear(2.0))
+    yield dataclasses.replace(plain, name="yarn")
 """
 
 
@@ -85,26 +87,37 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.check
-def test_a_sweep_s_agent_runs_the_command_line(file, tmp_path):
-    """`wandb sweep` and `wandb agent`; what the sweep chose arrives as --rope.factor=4 and --train.steps=1."""
-    run = tmp_path / "run"
-    (tmp_path / "sweep.yaml").write_text(SWEEP.format(python=sys.executable, file=str(file), run=str(run)))
+def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
+    """`ctxext sweep --wandb-yaml`, a parameter added by hand, `wandb sweep`, and `wandb agent` until it has to exit."""
+    file.write_text(file.read_text() + SWEEP)
     with wandb_server.serving() as (backend, _):
         environment = {
             **os.environ, **wandb_server.environment(backend.url, tmp_path / "home"), "WANDB_SILENT": "false",
             "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
-        common = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-        wandb_command = [sys.executable, "-m", "wandb"]
-        made = subprocess.run([*wandb_command, "sweep", "--project", "ctxext", "sweep.yaml"], **common)
+
+        def command(*arguments: str) -> subprocess.CompletedProcess:
+            return subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, env=environment, timeout=300,
+                                  capture_output=True, text=True)  # fmt: skip
+
+        made = command("ctxext", "sweep", str(file), "--out", "out", "--wandb-yaml", "--train.steps", "1")
+        assert made.returncode == 0, made.stderr
+        (tmp_path / "sweep.yaml").write_text(f"{made.stdout}  optim.learning_rate:\n    value: 0.002\n")
+        made = command("wandb", "sweep", "--project", "ctxext", "sweep.yaml")
         assert "wandb agent me/ctxext/sweep1" in made.stderr
-        args = {"rope.factor": {"value": 4}, "train.steps": {"value": 1}}
-        backend.sweep = (tmp_path / "sweep.yaml").read_text()
-        backend.orders = [{"type": "run", "run_id": "chosen01", "args": args, "program": ""}]
-        done = subprocess.run([*wandb_command, "agent", "--count", "1", "me/ctxext/sweep1"], **common)
-    assert "--rope.factor=4 --train.steps=1" in done.stderr
-    config = read_json(run / "config.json")
-    assert (config["rope"]["factor"], config["train"]["steps"]) == (4, 1), done.stderr
-    sent = backend.runs["chosen01"]
-    assert sent.fields["sweep"] == "sweep1" and sent.exit_code == 0 and sent.column("train/step") == [1]
-    assert sent.config["rope"]["factor"] == 4 and (run / "wandb" / "run_id").read_text() == "chosen01"
+        assert yaml.safe_load(backend.sweep)["command"][:3] == ["${env}", "ctxext", "run"]
+        handed_out = {order["run_id"]: {name: entry["value"] for name, entry in order["args"].items()}
+                      for order in backend.orders}  # fmt: skip
+        done = command("wandb", "agent", "me/ctxext/sweep1")
+    assert [args["trial"] for args in handed_out.values()] == ["pi", "yarn"] and not backend.orders, done.stderr
+    kept = {(path / "wandb" / "run_id").read_text(): read_json(path / "config.json")
+            for path in (tmp_path / "runs").iterdir()}  # fmt: skip
+    assert kept.keys() == backend.runs.keys() == handed_out.keys(), done.stderr
+    for run_id, sent in backend.runs.items():
+        assert sent.fields["sweep"] == "sweep1" and sent.exit_code == 0 and sent.column("train/step") == [1]
+        for config in (sent.config, kept[run_id]):
+            assert config["name"] == handed_out[run_id]["trial"] and config["train"]["steps"] == 1
+            assert config["optim"]["learning_rate"] == handed_out[run_id]["optim.learning_rate"] == 0.002
+    ropes = {config["name"]: config["rope"]["__type__"] for config in kept.values()}
+    assert ropes == {"pi": "ctxext.methods.linear:Linear", "yarn": "ctxext.methods.yarn:Yarn"}

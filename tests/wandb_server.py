@@ -6,6 +6,7 @@ client tolerates where it only probes for features.
 
 import dataclasses
 import gzip
+import itertools
 import json
 import re
 import threading
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ME = {"id": "u", "entity": "me", "username": "me", "email": "me@example.org", "admin": False, "flags": "{}",
       "apiKeys": {"edges": []}, "teams": {"edges": [{"node": {"id": "t", "name": "me"}}]}}  # fmt: skip
@@ -50,8 +53,10 @@ class Backend:
         self.uploads: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
+        self.sweep = ""
+        """The YAML of the sweep, as it was registered."""
         self.orders: list[dict[str, Any]] = []
-        """What a sweep's agent is told to do, one order per heartbeat."""
+        """What the sweep's agent is told to do, one order per heartbeat; when there are no more, to exit."""
         self.answers = threading.Event()
         """While it is not set, requests are taken and nothing is said."""
         self.answers.set()
@@ -147,7 +152,9 @@ class Backend:
         return {"upsertView": {"view": {"id": "V", "name": v["name"]}, "inserted": True}}
 
     def _UpsertSweep(self, v: Any) -> Any:
-        project = {"id": "P", "name": "ctxext", "entity": ENTITY}
+        self.sweep, project = v["config"], {"id": "P", "name": v["projectName"], "entity": ENTITY}
+        self.orders = [{"type": "run", "run_id": f"trial{number:03}", "args": args, "program": ""}
+                       for number, args in enumerate(grid(self.sweep))]  # fmt: skip
         return {"upsertSweep": {"sweep": {"name": "sweep1", "project": project}, "configValidationWarnings": []}}
 
     def _SweepWithRuns(self, v: Any) -> Any:
@@ -155,15 +162,21 @@ class Backend:
                  "method": "grid", "runs": {"edges": []}}  # fmt: skip
         return {"project": {"sweep": sweep}}
 
-    sweep = ""
-    """The YAML of the sweep."""
-
     def _CreateAgent(self, _: Any) -> Any:
         return {"createAgent": {"agent": {"id": "agent1"}}}
 
     def _Heartbeat(self, _: Any) -> Any:
-        orders, self.orders = self.orders[:1], self.orders[1:]
+        orders, self.orders = self.orders[:1] or [{"type": "exit"}], self.orders[1:]
         return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(orders)}}
+
+
+def grid(text: str) -> list[dict[str, Any]]:
+    """The arguments of every trial of a grid search, in order, as an agent gets them."""
+    config = yaml.safe_load(text)
+    assert config["method"] == "grid"
+    values = [found.get("values", [found.get("value")]) for found in config["parameters"].values()]
+    return [{name: {"value": value} for name, value in zip(config["parameters"], chosen, strict=True)}
+            for chosen in itertools.product(*values)]  # fmt: skip
 
 
 def manifest(backend: Backend, number: int) -> dict[str, Any]:

@@ -94,10 +94,10 @@ def sweep(args: argparse.Namespace, rest: list[str]) -> int:
     from ctxext.experiment import load_sweep
 
     names = list(load_sweep(args.experiment, _base_config(args)))
-    if args.wandb_yaml:
-        print(module.wandb_yaml(args.experiment, names, init=args.init), end="")
-        return 0
     given = [*(["--init", args.init] if args.init else []), *(["--track", args.track]), *rest]
+    if args.wandb_yaml:
+        print(module.wandb_yaml(args.experiment, names, given), end="")
+        return 0
     trials = [module.Trial.of(args.experiment, name, args.out, given) for name in names]
     if args.dry_run:
         print("\n".join(trial.text for trial in trials))

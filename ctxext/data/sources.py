@@ -51,14 +51,14 @@ class Files(TextSource):
             return open_prepared(root, "train", tokenizer)
         names = sorted(p for p in root.rglob("*") if p.suffix in (".txt", ".jsonl")) if root.is_dir() else [root]
         if not names:
-            raise ValueError(f"{root} holds no .txt or .jsonl file: set data.path to a directory or file that does")
+            raise ValueError(f"{root} holds no .txt or .jsonl file: name a directory or file that does")
         texts, hashes = [], {}
         for path in names:
             try:
                 data = path.read_bytes()
                 text = data.decode("utf-8")
             except OSError as error:
-                raise ValueError(f"data file {path} cannot be read ({error.strerror}): check data.path") from error
+                raise ValueError(f"data file {path} cannot be read ({error.strerror})") from error
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"data file {path} is not UTF-8 text (byte {error.start}): convert it first"

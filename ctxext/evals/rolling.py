@@ -68,8 +68,8 @@ class RollingPerplexity(Eval):
         if self._stride is not None and not 1 <= self.stride <= most:
             raise ValueError(f"{self.title}: windows of {min(self.seq_lens)} tokens at stride {self.stride} would "
                              f"leave tokens out; give 1 <= stride <= {most}")  # fmt: skip
-        if self.max_tokens is not None and self.max_tokens < max(self._needed, 2):
-            raise ValueError(f"{self.title}: max_tokens {self.max_tokens} is below the {self._needed} tokens that a "
+        if self.max_tokens is not None and self.max_tokens < max(self.needed, 2):
+            raise ValueError(f"{self.title}: max_tokens {self.max_tokens} is below the {self.needed} tokens that a "
                              "document must have")  # fmt: skip
 
     @property
@@ -81,7 +81,8 @@ class RollingPerplexity(Eval):
         return None if self._how.spans is first else self.stride
 
     @property
-    def _needed(self) -> int:
+    def needed(self) -> int:
+        """Tokens that a document must have, BOS and EOS not counted."""
         return max(self.min_tokens, 1 if self._how.stream else max(self.seq_lens))
 
     @property
@@ -104,7 +105,7 @@ class RollingPerplexity(Eval):
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
         order = f"ppl/{fingerprint(self.source, self.seed)}"
         chosen = choose(self, order, source=self.source, tokenizer=lm.tokenizer, count=self.num_documents,
-                        needed=self._needed)  # fmt: skip
+                        needed=self.needed)  # fmt: skip
         bos, joint = beginning(lm.tokenizer), encode_piece(lm.tokenizer, "\n\n")
         names, longest = set(items), max(self.seq_lens)
         for seq_len in self.seq_lens:

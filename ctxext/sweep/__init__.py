@@ -87,4 +87,3 @@ def _launcher(name: str) -> Launcher:
     else:
         raise ValueError(f"there is no launcher {name!r}; known: local, ray, slurm, submitit-local")
     return launch
-

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def wandb_yaml(file: str | Path, names: Sequence[str], *, init: str | None = None) -> str:
-    """A grid over the trials; add parameters such as optim.learning_rate, whose names are leaves of the experiment."""
-    command = ["${env}", "ctxext", "run", str(file), *(["--init", init] if init else []), "${args}"]
+def wandb_yaml(file: str | Path, names: Sequence[str], given: Sequence[str] = ()) -> str:
+    """A grid over the trials; add parameters such as optim.learning_rate, whose names are leaves of the experiment.
+
+    given: options of every trial.
+    """
+    command = ["${env}", "ctxext", "run", str(file), *given, "${args}"]
     lines = ["method: grid", "command:", *(f"  - {json.dumps(part)}" for part in command), "parameters:", "  trial:",
              f"    values: {json.dumps(list(names))}"]  # fmt: skip
     return "\n".join(lines) + "\n"
