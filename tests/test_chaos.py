@@ -82,4 +82,4 @@ def saving(run: Path) -> bool:
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss"]) for row in read_jsonl(run / "metrics.jsonl")]
+    return [(row["step"], row["loss"]) for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]

@@ -84,6 +84,7 @@ def test_as_jobs_of_submitit(file: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of the cluster's processes, which use no jax
 def test_on_ray_with_two_nodes(file: Path, tmp_path: Path):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster

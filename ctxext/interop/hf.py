@@ -1,13 +1,13 @@
 """Hugging Face directories: config.json and everything beside it, both directions."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ctxext import distributed
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, check_free, read_json, within, write_bytes, write_json, write_text
+from ctxext.interop import rules
 from ctxext.interop.card import model_card
 from ctxext.interop.lengths import declared
 from ctxext.interop.ropespec import lower_hf, raise_hf
@@ -27,22 +27,15 @@ SIZES = (*REQUIRED[:-1], "num_key_value_heads", "head_dim")
 # Keys of `LlamaConfig` that a file may leave out, with the format's own meaning of that.
 OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range",
             "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
-LARGEST = 2**24  # of a size; more is a mistake, and is found before anything of that size is made
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e300
 
 
 def _ids(value: Any) -> bool:
     return all(type(x) is int for x in (value if isinstance(value, list) and value else [value]))
 
 
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(SIZES, (lambda x: type(x) is int and 1 <= x <= LARGEST, f"an integer from 1 to {LARGEST}")),
-    **dict.fromkeys(FLAGS, (lambda x: type(x) is bool, "true or false")),
-    **dict.fromkeys(NUMBERS, (_number, "a number of at least 0")),
-    "rms_norm_eps": (lambda x: _number(x) and 0 < x < 1, "a number between 0 and 1, such as 1e-05"),
+RULES: dict[str, rules.Rule] = {
+    **dict.fromkeys(SIZES, rules.SIZE), **dict.fromkeys(FLAGS, rules.FLAG), **dict.fromkeys(NUMBERS, rules.NUMBER),
+    "rms_norm_eps": rules.EPSILON,
     "hidden_act": (lambda x: type(x) is str, "a name"),
     "eos_token_id": (_ids, "a token id or a list of them"),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), (lambda x: type(x) is int, "a token id")),
@@ -68,9 +61,7 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     missing = [key for key in REQUIRED if data.get(key) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing")
-    for key, value in data.items():
-        if value is not None and key in RULES and not RULES[key][0](value):
-            raise ValueError(f"{key} must be {RULES[key][1]}, got {str(value)[:50]!r}")
+    rules.check(data, RULES)
     for key, why in (("quantization_config", "quantised weights"), ("sliding_window", "a sliding window")):
         if data.get(key) is not None:
             raise ValueError(f"{why} ({key}) is not supported; use the original checkpoint")

@@ -13,6 +13,7 @@ import numpy as np
 from ctxext import distributed
 from ctxext.config import LlamaConfig
 from ctxext.files import atomic_directory, check_free, read_json, write_bytes, write_json, write_text
+from ctxext.interop import rules
 from ctxext.interop.blocks import Entry, numpy_dtype, read_into
 from ctxext.interop.meta_layout import joined, neighbours, part, place, rotary_heads
 from ctxext.interop.meta_rope import read_rope, readme, rope_json
@@ -24,8 +25,11 @@ from ctxext.rope import RopeScaling
 from ctxext.tokenizer import MODEL, Tokenizer, load_tokenizer
 
 PARAMS, ROPE = "params.json", "rope.json"
-KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier", "norm_eps", "vocab_size",
-         "rope_theta", "max_seq_len", "max_batch_size"}  # fmt: skip
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len", "max_batch_size")
+RULES: dict[str, rules.Rule] = {
+    **dict.fromkeys(SIZES, rules.SIZE), "vocab_size": (lambda x: x == -1 or rules.SIZE[0](x), f"-1 or {rules.SIZE[1]}"),
+    "norm_eps": rules.EPSILON, "ffn_dim_multiplier": rules.NUMBER, "rope_theta": rules.NUMBER,
+}  # fmt: skip
 DERIVED = "rope.freqs"  # a buffer that follows from params.json
 
 
@@ -133,9 +137,13 @@ def read(directory: str | Path, original: int | None = None) -> Checkpoint:
     directory = Path(directory)
     path = directory / PARAMS
     params = read_json(path)
-    unknown = sorted(params.keys() - KNOWN) if isinstance(params, dict) else ["no object"]
+    unknown = sorted(params.keys() - RULES.keys()) if isinstance(params, dict) else ["no object"]
     if unknown:
         raise ValueError(f"{path}: {unknown[0]} is not supported; import the model in Hugging Face's format")
+    try:
+        rules.check(params, RULES)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     files = sorted(directory.glob("consolidated.*.pth"))
     if not files or [file.name for file in files] != [f"consolidated.{i:02d}.pth" for i in range(len(files))]:
         raise ValueError(f"{directory} lacks shards: consolidated.00.pth and so on without a gap; copy it again")
