@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check newest harness transformers4 slow clean
+.PHONY: help demo test lint check newest harness transformers4 slow gpu clean
 
 # The first name that is really there, really runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
@@ -74,8 +74,15 @@ transformers4: .venvtransformers4/.ready
 slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, the TPU compiler, the docs' commands
 	@.venvslow/bin/python -m pytest -m slow -ra $(PYTEST_ARGS)
 
+# The extra that brings this accelerator's jax: cuda or tpu.
+ACCELERATOR ?= cuda
+
+gpu: .venvgpu/.ready ## where there is a GPU (or ACCELERATOR=tpu): numerics, memory against the plan, speed
+	@CTXEXT_TEST_PLATFORM=$(ACCELERATOR),cpu .venvgpu/bin/python -m pytest -m gpu -ra -s tests/test_device.py $(PYTEST_ARGS)
+	@.venvgpu/bin/ctxext bench --parts step prefill decode attention loss $(if $(filter cuda,$(ACCELERATOR)),--against hf)
+
 clean: ## remove environments and caches, keep runs/
-	rm -rf .venv .venv312 .venvharness .venvtransformers4 .venvslow .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv312 .venvharness .venvtransformers4 .venvslow .venvgpu .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # A stamp is written only after its environment is complete, and is older than a later change of what it should hold.
 .venv/.ready: pyproject.toml $(constraints)
@@ -94,6 +101,9 @@ clean: ## remove environments and caches, keep runs/
 # In it pip builds llama.cpp, which takes some minutes.
 .venvslow/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvslow,$(PYTHON),[test$(comma)fuzz$(comma)ray$(comma)plan$(comma)llamacpp])
+
+.venvgpu/.ready: pyproject.toml $(constraints)
+	$(call setup,.venvgpu,$(PYTHON),[test$(comma)$(ACCELERATOR)])
 
 .venvtransformers4/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvtransformers4,$(PYTHON),[transformers4],transformers4)

@@ -1,4 +1,7 @@
-"""Eight simulated CPU devices, strict promotion and no network, set before anything imports jax."""
+"""Eight simulated CPU devices, strict promotion and no network, set before anything imports jax.
+
+CTXEXT_TEST_PLATFORM=cuda,cpu (or tpu,cpu) runs on that device instead: `make gpu`.
+"""
 
 import os
 import re
@@ -11,7 +14,7 @@ import pytest
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ |= {
-    "JAX_PLATFORMS": "cpu",
+    "JAX_PLATFORMS": os.environ.get("CTXEXT_TEST_PLATFORM", "cpu"),
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",

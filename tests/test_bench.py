@@ -1,7 +1,9 @@
 """The bench's two sides do the same work, its limits are counted right, and it says what it cannot do."""
 
+import contextlib
 import dataclasses
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 from jax.stages import Lowered
 
 from ctxext import bench
-from ctxext.bench import limits, match, ours, view
+from ctxext.bench import limits, match, ours, trace, view
 from ctxext.bench.weights import random_weights
 from ctxext.bench.work import NARROW, Work, standard
 from ctxext.cli import main
@@ -104,6 +106,30 @@ def test_bandwidth_is_of_the_quickest_round(monkeypatch: pytest.MonkeyPatch):
     assert limits.read_bandwidth(2**20, 3) == 2**21 and sum(read) == 3 * 2**20 and len(read) == 6
 
 
+def test_an_accelerator_s_time_is_that_of_its_kernels_without_gaps_and_overlaps():
+    """Two kernels that overlap for 1 us, one apart; what is no kernel, and another device, do not count."""
+    trace_of = """
+        planes { name: "/device:GPU:1" lines { name: "Stream #1" events { metadata_id: 1 duration_ps: 77000000 } } }
+        planes { name: "/device:GPU:0"
+                 lines { name: "Stream #14(Compute)" timestamp_ns: 500
+                         events { metadata_id: 1 offset_ps: 0 duration_ps: 5000000 }
+                         events { metadata_id: 1 offset_ps: 4000000 duration_ps: 5000000 } }
+                 lines { name: "Stream #15(MemcpyD2H)" timestamp_ns: 20500
+                         events { metadata_id: 1 offset_ps: 0 duration_ps: 2000000 } }
+                 lines { name: "XLA Modules" events { metadata_id: 1 duration_ps: 99000000 } }
+                 event_metadata { key: 1 value { id: 1 name: "gemm" } } }
+        planes { name: "/host:CPU" lines { name: "Stream #2" events { metadata_id: 1 duration_ps: 88000000 } } }"""
+    data = jax.profiler.ProfileData
+    profile = data.from_serialized_xspace(data.text_proto_to_serialized_xspace(trace_of))
+    assert trace.busy(profile) == pytest.approx(11e-6)
+    ran = []
+    assert trace.device_seconds(lambda: ran.append(jax.numpy.ones(3).block_until_ready())) is None and ran
+    seconds = {"median": 1.0, "low": 1.0, "high": 1.0}
+    side = {"seconds": seconds, "tokens_per_second": 9.0, "peak_gib": 1.0, "device_seconds": 0.91, "version": "jax"}
+    found = {"work": "prefill", "sides": {"ours": side}}
+    assert "the device busy for 0.91 s" in view.describe({"prefill": {"matches": [found]}})
+
+
 def test_only_bfloat16_on_a_known_device_has_an_mfu():
     work = standard("gpu")["step"][0]
     share = limits.mfu(work, 1.0, "NVIDIA H100 80GB HBM3")
@@ -115,6 +141,14 @@ def test_only_bfloat16_on_a_known_device_has_an_mfu():
 def test_a_side_that_fails_says_so(tmp_path: Path):
     with pytest.raises(ValueError, match="the side 'ours' of the bench ended without an answer"):
         match.match(WORKS[0], tmp_path / "nothing", ["ours"], rounds=1)
+
+
+def test_sides_on_different_devices_are_no_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sides = {"ours": ("jax 1", "NVIDIA H200"), "theirs": ("torch 2", "cpu")}
+    monkeypatch.setattr(match, "opened", lambda name, *_: contextlib.nullcontext(
+        types.SimpleNamespace(version=sides[name][0], device=sides[name][1])))  # fmt: skip
+    with pytest.raises(ValueError, match="different devices: jax 1 on NVIDIA H200; torch 2 on cpu; install a torch"):
+        match.match(WORKS[0], tmp_path, list(sides), rounds=1)
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):

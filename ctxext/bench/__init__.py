@@ -39,7 +39,7 @@ def measure(
 
 
 def _platform() -> str:
-    """"cpu", "gpu" or "tpu"; asked in a process that gives the device back."""
+    """ "cpu", "gpu" or "tpu"; asked in a process that gives the device back."""
     code = "import jax; print(jax.default_backend())"
     said = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
     return said.split()[-1]

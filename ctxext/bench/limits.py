@@ -54,4 +54,3 @@ def mfu(work: Work, seconds: float, device_kind: str) -> float | None:
     if device is None or device.flops is None or work.dtype != "bfloat16":
         return None
     return model_flops(work) / seconds / device.flops
-

@@ -30,8 +30,15 @@ class Side:
 
     def round(self) -> dict[str, Any]:
         """Let it do the work once."""
+        return self._ask("go")
+
+    def device_seconds(self) -> float | None:
+        """What the device itself took for the work, once; None on a CPU."""
+        return self._ask("trace")["device_seconds"]
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        print("go", file=self._process.stdin, flush=True)
+        print(line, file=self._process.stdin, flush=True)
         return self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -59,10 +66,16 @@ def opened(name: str, work: Work, weights: Path) -> Iterator[Side]:
 def match(work: Work, weights: Path, sides: Sequence[str], *, rounds: int, warmups: int = 2) -> dict[str, Any]:
     """Medians and extremes over `rounds` rounds in turns; `ratio`: of speeds, ours over theirs, in each round.
 
-    "same": the values of both sides agree, in every round of a training run as well. Raises ValueError if a side fails.
+    "device_seconds", on an accelerator: its own time for one more round, but for a decode, whose rounds have a prefill.
+    "same": the values of both sides agree, in every round of a training run as well. Raises ValueError if a side fails
+    or runs on another kind of device.
     """
     with contextlib.ExitStack() as stack:
         teams = [stack.enter_context(opened(name, work, weights)) for name in sides]
+        if len({side.device == "cpu" for side in teams}) > 1:
+            where = "; ".join(f"{side.version} on {side.device}" for side in teams)
+            raise ValueError(f"the sides run on different devices: {where}; install a torch, or a jax, that knows the "
+                             "accelerator")  # fmt: skip
         for number in range(warmups + rounds):
             for side in teams if number % 2 else teams[::-1]:
                 side.rounds.append(side.round())
@@ -83,10 +96,12 @@ def match(work: Work, weights: Path, sides: Sequence[str], *, rounds: int, warmu
 
 def _summary(work: Work, side: Side, warmups: int) -> dict[str, Any]:
     seconds = [r["seconds"] for r in side.rounds[warmups:]]
+    own = side.device_seconds() if side.device != "cpu" and work.part != "decode" else None
     share = mfu(work, statistics.median(seconds), side.device) if work.part == "step" else None
     return {"version": side.version, "device": side.device, "seconds": _spread(seconds),
             "tokens_per_second": work.tokens / statistics.median(seconds),
-            "peak_gib": max(r["peak"] for r in side.rounds) / GIB, **({"mfu": share} if share else {})}  # fmt: skip
+            "peak_gib": max(r["peak"] for r in side.rounds) / GIB, **({"mfu": share} if share else {}),
+            **({"device_seconds": own} if own else {})}  # fmt: skip
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

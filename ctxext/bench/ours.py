@@ -14,6 +14,7 @@ from ctxext import door
 from ctxext.attention import Causal, choose
 from ctxext.attention.accelerator import cudnn, splash
 from ctxext.attention.blocked import blocked
+from ctxext.bench.trace import device_seconds
 from ctxext.bench.work import Round, Work
 from ctxext.data import Batch
 from ctxext.generate import GREEDY, ask, states
@@ -22,6 +23,8 @@ from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 from ctxext.sharding import ONE_DEVICE
 from ctxext.train import make_step
+
+__all__ = ["PARTS", "device", "device_peak", "device_seconds", "version"]
 
 OPTIM = Optim(learning_rate=1e-4, weight_decay=0.0)
 

@@ -31,6 +31,16 @@ def device_peak() -> int | None:
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
 
+def device_seconds(call: Callable[[], Any]) -> float | None:
+    """Seconds of kernels on the accelerator while `call` runs; None on a CPU."""
+    if DEVICE != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        _settle()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
 def _timed(call: Callable[[], Any], value: Callable[[Any], list[float]]) -> tuple[float, list[float]]:
     _settle()
     started = time.perf_counter()

@@ -19,8 +19,10 @@ def describe(figures: dict[str, Any]) -> str:
                       f"items/s; {x['outside']:.1%} of the time outside the model, {x['padding']:.1%} on padding"
                       for name, x in found.items()]  # fmt: skip
         elif part == "io":
-            lines.append(f"io: {found['bytes'] / 1e9:.2f} GB converted in {found['convert']['seconds']:.2f} s, copied "
-                         f"in {found['copy']['seconds']:.2f} s; {_spread(found['ratio'])} of copying's speed")
+            lines.append(
+                f"io: {found['bytes'] / 1e9:.2f} GB converted in {found['convert']['seconds']:.2f} s, copied "
+                f"in {found['copy']['seconds']:.2f} s; {_spread(found['ratio'])} of copying's speed"
+            )
         else:
             lines += [line for one in found["matches"] for line in _match(one)]
     return "\n".join(lines)
@@ -33,8 +35,12 @@ def _match(found: dict[str, Any]) -> list[str]:
         seconds = side["seconds"]
         share = f", {side['roofline']:.0%} of the memory roofline" if "roofline" in side else ""
         share += f", MFU {side['mfu']:.1%}" if "mfu" in side else ""
-        out.append(f"  {NAMES[name]:13}{side['tokens_per_second']:>10,.0f} tokens/s ({seconds['low']:.3g} "
-                   f"to {seconds['high']:.3g} s), peak {side['peak_gib']:.2f} GiB{share}  [{side['version']}]")
+        if "device_seconds" in side:
+            share += f", the device busy for {side['device_seconds']:.3g} s"
+        out.append(
+            f"  {NAMES[name]:13}{side['tokens_per_second']:>10,.0f} tokens/s ({seconds['low']:.3g} "
+            f"to {seconds['high']:.3g} s), peak {side['peak_gib']:.2f} GiB{share}  [{side['version']}]"
+        )
     if "ratio" in found:
         same = "same results" if found["same"] else "RESULTS DIFFER"
         out.append(f"  speed {_spread(found['ratio'])}, memory {found['memory_ratio']:.2f}, {same}")

@@ -1,5 +1,7 @@
 """A process that does one work on one side, once for every line it reads, and says what it took.
 
+The line "trace" asks for the device's own time instead of the clock's.
+
 python -m ctxext.bench.worker ours|theirs WORK WEIGHTS
 """
 
@@ -14,7 +16,10 @@ from ctxext.bench.work import Work
 
 
 def main(side: str, work: str, weights: str) -> None:
-    """Lines of JSON out: version and device, then for every line in the seconds, the values, and the peak so far."""
+    """Lines of JSON out: version and device, then for every line in the seconds, the values, and the peak so far.
+
+    After "trace" it is device_seconds alone, null where the device keeps no time of its own.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -25,7 +30,10 @@ def main(side: str, work: str, weights: str) -> None:
     asked = Work.parse(work)
     once = module.PARTS[asked.part](asked, Path(weights))
     say(version=module.version(), device=module.device())
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.strip() == "trace":
+            say(device_seconds=module.device_seconds(once))
+            continue
         seconds, value = once()
         say(seconds=seconds, value=value, peak=module.device_peak() or _resident())
 
