@@ -67,6 +67,9 @@ def evaluate(
     found = distributed.once(lambda: read_jsonl(sink)) if sink else []  # the same for all, whoever is first
     old = {row["item"]: row for row in found if labels.items() <= row.items()}
     evals = list(evals)
+    for evaluation in evals:
+        if not old.keys() >= set(part.of(evaluation.items())):
+            evaluation.check(lm.tokenizer)
     with _bar(progress) as bar:
         for evaluation in evals:
             items, started, timed = evaluation.items(), time.monotonic(), Timed(lm)

@@ -18,7 +18,7 @@ from ctxext.lm import LM
 from ctxext.methods import label
 from ctxext.prove import describe, prove
 from ctxext.rundir import RunDir
-from ctxext.tracking import Sink, start_sinks
+from ctxext.tracking import Sink, kept_offline, start_sinks
 from ctxext.train import train
 from ctxext.trainable import Full
 
@@ -48,6 +48,8 @@ class Run:
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
         lines += [f"rows           {self.path / 'rows.jsonl'}", f"run directory  {self.path}"]
+        if upload := kept_offline(self.path):
+            lines.append(f"not uploaded   {upload}")
         return "\n".join([*lines, f"report         {self.path / 'report.html'}"])
 
 
@@ -72,7 +74,8 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         track: Sequence[str] = TRACK) -> Run:  # fmt: skip
     """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated.
 
-    Raises ValueError, before anything else, for text that is not there, of training or of an evaluation.
+    Raises ValueError, before anything else, for text that is not there, of training or of an evaluation, and for
+    questions that do not fit their length.
     track: names of `tracking.TRACKERS`, which are told beside metrics.jsonl.
     """
     needs.check(experiment)
@@ -82,6 +85,8 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         check(config, experiment.rope or scaling, experiment.attention, to=experiment.export.to,
               dtype=experiment.export.dtype, seq_len=experiment.train.seq_len)  # fmt: skip
     base, proof = door.open_base(experiment), None
+    for evaluation in experiment.evals:
+        evaluation.check(base.tokenizer)
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
         for method in experiment.zero_shot:
             _evaluate(experiment, base.with_method(method), 0, directory, sinks)

@@ -102,3 +102,23 @@ def test_every_text_of_a_recipe_is_named(here: Path, capsys: pytest.CaptureFixtu
     mixed = Mix(((1.0, Upsampled(Files("a"), 10, 2.0)), (1.0, Stdlib("train")), (1.0, Files("b"))))
     experiment = dataclasses.replace(load_experiment(here / "needy.py"), data=mixed, evals=())
     assert [need.path for need in needs.needs(experiment)] == ["a", "b"]
+
+
+def test_questions_and_documents_that_do_not_fit_are_said_before_training(here: Path, capsys) -> None:
+    """A text that is there and too short, and a needle longer than its length; nothing has been trained by then."""
+    texts(here / "long-text", 40)
+    texts(here / "proof-pile", 40, 5, 60)
+    run = ["run", "needy.py", "--no-wandb", "--run-dir", "out"]
+    assert "2 of 3 documents have the 500 tokens that the longest length" in said_at_the_end(run, capsys)
+    long = FILE.replace("RollingPerplexity((128,), \"truncate\", num_documents=3, min_tokens=500, source=Files(",
+                        "Retrieval((16, 128), n=1, source=Files(")  # fmt: skip
+    (here / "needy.py").write_text(long.replace("import RollingPerplexity", "import Retrieval"))
+    run[-1] = "other"
+    assert "passkey: " in (line := said_at_the_end(run, capsys)) and "16" in line
+    for name in ("out", "other"):
+        assert not list((here / name).glob("checkpoints/*")) and not (here / name / "metrics.jsonl").exists()
+
+
+def said_at_the_end(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(command) == 2
+    return capsys.readouterr().err.splitlines()[-1]

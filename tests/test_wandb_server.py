@@ -14,7 +14,7 @@ from tiny_train import tiny_experiment
 from wandb_server import manifest
 
 from ctxext.rundir import RunDir
-from ctxext.tracking import start_sinks
+from ctxext.tracking import kept_offline, start_sinks
 
 PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}, "method": "yarn", "seq_len": 64}
 ROWS = [{**PASSKEY, "item": "a", "correct": True, "depth": 0.5}, {**PASSKEY, "item": "b", "correct": False, "depth": 1}]
@@ -110,7 +110,9 @@ def test_offline_runs_are_synced_into_one(served, opened, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     folders = sorted((opened[1].path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
+    assert kept_offline(opened[1].path) == f"wandb sync {opened[1].path}/wandb/offline-run-*"
     sync(*folders)
+    assert kept_offline(opened[1].path) == ""
     assert sorted(backend.only().column("train/step")) == [10, 20]
 
 

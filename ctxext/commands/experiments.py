@@ -84,9 +84,12 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = read_experiment(args, rest)
     if not _inspect(args, experiment):
         from ctxext import pipeline as module
+        from ctxext.tracking import kept_offline
 
         path = module.train_only(experiment, args.run_dir, file=args.experiment, track=_trackers(args))
         print(json.dumps({"run": str(path)}) if args.json else f"run directory: {path}")
+        if not args.json and (upload := kept_offline(path)):
+            print(f"not uploaded: {upload}")
 
 
 def sweep(args: argparse.Namespace, rest: list[str]) -> int:

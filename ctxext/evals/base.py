@@ -56,6 +56,9 @@ class Eval(abc.ABC):
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
         """Rows (plain JSON values, with `eval`, `item`, `seq_len`) of the named items."""
 
+    def check(self, tokenizer: Any) -> None:  # noqa: B027, most have nothing that could be too long
+        """Raises ValueError if its items cannot be built, as far as a few of them show; what a run asks first."""
+
     def __call__(self, lm: Model) -> Iterator[dict[str, Any]]:
         """All rows."""
         return self.rows(lm, self.items())

@@ -44,11 +44,16 @@ class LongPPL(Eval):
             for document in range(self.num_documents)
         }
 
-    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        bos = len(beginning(lm.tokenizer))
+    def check(self, tokenizer: Any) -> None:
+        self._chosen(tokenizer)
+
+    def _chosen(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
         order = f"longppl/{fingerprint(self.source, self.seed)}"
-        chosen = choose(self, order, source=self.source, tokenizer=lm.tokenizer, count=self.num_documents,
-                        needed=max(self.seq_lens) - bos)  # fmt: skip
+        return choose(self, order, source=self.source, tokenizer=tokenizer, count=self.num_documents,
+                      needed=max(self.seq_lens) - len(beginning(tokenizer)))  # fmt: skip
+
+    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
+        bos, chosen = len(beginning(lm.tokenizer)), self._chosen(lm.tokenizer)
         names = set(items)
         for item, (seq_len, k) in self._grid().items():
             if item in names:

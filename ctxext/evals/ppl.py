@@ -53,13 +53,16 @@ class Perplexity(Eval):
     def _settings(self) -> str:
         return fingerprint(self.source, self.seed, self.target_tokens, max(self.seq_lens))
 
-    def _chosen(self, lm: Model) -> list[tuple[int, np.ndarray]]:
+    def check(self, tokenizer: Any) -> None:
+        self._chosen(tokenizer)
+
+    def _chosen(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
         """Numbers and ids of the chosen documents, in an order that the seed shuffles."""
-        return choose(self, f"ppl/{self._settings()}", source=self.source, tokenizer=lm.tokenizer,
-                      count=self.num_documents, needed=max(self.seq_lens) - len(beginning(lm.tokenizer)))  # fmt: skip
+        return choose(self, f"ppl/{self._settings()}", source=self.source, tokenizer=tokenizer,
+                      count=self.num_documents, needed=max(self.seq_lens) - len(beginning(tokenizer)))  # fmt: skip
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        chosen, longest, head = self._chosen(lm), max(self.seq_lens), beginning(lm.tokenizer)
+        chosen, longest, head = self._chosen(lm.tokenizer), max(self.seq_lens), beginning(lm.tokenizer)
         names = set(items)
         wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]
         for seq_len in self.seq_lens:

@@ -107,6 +107,12 @@ class Retrieval(Eval):
                     for cell, example, marked in zip(cells, examples, marks, strict=True):
                         yield self._row(lm, cell, example, marked)
 
+    def check(self, tokenizer: Any) -> None:
+        """Asks the first question of every length."""
+        first = {cells[0].seq_len: cells for cells in reversed(self._texts(self._grid().values()).values())}
+        for cells in first.values():
+            self.ask(tokenizer, documents(self.source, tokenizer), cells)
+
     def examples(self, tokenizer: Any) -> Iterator[Example]:
         """Every question, in no particular order."""
         haystack = documents(self.source, tokenizer)

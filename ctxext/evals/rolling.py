@@ -102,10 +102,16 @@ class RollingPerplexity(Eval):
             for document in range(self.num_documents)
         }
 
-    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
+    def check(self, tokenizer: Any) -> None:
+        self._chosen(tokenizer)
+
+    def _chosen(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
         order = f"ppl/{fingerprint(self.source, self.seed)}"
-        chosen = choose(self, order, source=self.source, tokenizer=lm.tokenizer, count=self.num_documents,
-                        needed=self.needed)  # fmt: skip
+        return choose(self, order, source=self.source, tokenizer=tokenizer, count=self.num_documents,
+                      needed=self.needed)  # fmt: skip
+
+    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
+        chosen = self._chosen(lm.tokenizer)
         bos, joint = beginning(lm.tokenizer), encode_piece(lm.tokenizer, "\n\n")
         names, longest = set(items), max(self.seq_lens)
         for seq_len in self.seq_lens:

@@ -130,4 +130,3 @@ class Subject:
         if checksum(jax.tree.map(lambda x: x.astype(jnp.dtype(said["dtype"])), rest)) != said["checksum"]:
             raise ValueError(f"{self.base} does not hold the parameters that {self.directory} was trained on; give the "
                              "right base with --against BASE")  # fmt: skip
-

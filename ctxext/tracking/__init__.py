@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
 from ctxext.tracking.jsonl import Images, JsonlSink
 
-__all__ = ["JsonlSink", "Sink", "TRACKERS", "parse", "start_sinks"]
+__all__ = ["JsonlSink", "Sink", "TRACKERS", "kept_offline", "parse", "start_sinks"]
 
 
 class Sink(Protocol):
@@ -61,6 +62,13 @@ def parse(names: str) -> tuple[str, ...]:
         if (tracker := TRACKERS[name]).extra and importlib.util.find_spec(tracker.package) is None:
             raise ValueError(f"--track {name} needs {tracker.package}: pip install 'ctxext[{tracker.extra}]'")
     return found
+
+
+def kept_offline(run: Path) -> str:
+    """The command that uploads what wandb keeps in a run directory; empty if there is nothing that is not uploaded."""
+    folders = [path for path in run.rglob("wandb/offline-run-*") if not list(path.glob("*.synced"))]
+    parts = dict.fromkeys(f"{shlex.quote(str(path.parent))}/offline-run-*" for path in sorted(folders))
+    return f"wandb sync {' '.join(parts)}" if parts else ""
 
 
 class Guarded:
