@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext.attention import Attention, Band, Causal, blocked, dense, over_sequence
+from ctxext.attention import Attention, Band, Causal, blocked, dense, over_sequence, tiles
 from ctxext.attention.blocked import block_size
-from ctxext.attention.tiles import visible_pairs
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.rope import RopeBase, Unscaled
@@ -100,7 +99,7 @@ def test_a_mask_knows_its_blocks(mask: Band, query: range, key: range):
 @settings(max_examples=100, deadline=None)
 @given(bands, st.integers(1, 8), st.integers(1, 12))
 def test_visible_pairs_cover_the_mask_exactly(mask: Band, blocks: int, size: int):
-    full, partly = visible_pairs(mask, blocks, size)
+    full, partly = tiles.visible_pairs(mask, blocks, size)
     index = np.arange(blocks * size)
     visible = mask.visible(index[:, None], index[None]).reshape(blocks, size, blocks, size)
     some, every = visible.any((1, 3)), visible.all((1, 3))
@@ -211,16 +210,43 @@ def test_blocked_equals_dense_in_values_and_gradients(attention: Attention, T: i
     compare(attention, T, None)
 
 
-def test_blocked_equals_dense_on_packed_rows():
-    compare(SelfExtend(4, 30), 300, jnp.asarray(packed(2, 300)))
+@pytest.mark.parametrize(
+    ("attention", "T"),
+    [(SelfExtend(4, 30), 300), (Causal(), 700), (SelfExtend(8, 200), 700), (LMInfinite(150, 4), 700)],
+    ids=repr,
+)
+def test_blocked_equals_dense_on_packed_rows(attention: Attention, T: int):
+    compare(attention, T, jnp.asarray(packed(2, T)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(bands, st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
+def test_of_packed_rows_only_pairs_with_a_common_segment_are_visited(mask: Band, blocks: int, size: int, seed: int):
+    """Blocks with some pair that the mask shows and some of one segment, once; unmasked only where all are seen."""
+    T = blocks * size
+    segments = np.stack([packed(1, T, seed)[0], packed(1, T, seed + 1)[0]])
+    where = tiles.Blocks(jnp.arange(blocks) * size, tiles.split_segments(jnp.asarray(segments), size))
+    pairs = tiles.visible_pairs(mask, blocks, size)
+    work = [(tiles.Tile(0, inside, size), tiles.Pairs(jnp.asarray(x), len(x)))
+            for x, inside in zip(pairs, (None, mask), strict=True)]  # fmt: skip
+    index, cut = np.arange(T), (-1, blocks, size, blocks, size)
+    shown = mask.visible(index[:, None], index[None]).reshape(cut)
+    same = (segments[:, :, None] == segments[:, None, :]).reshape(cut)
+    visits = np.zeros((blocks, blocks), int)
+    for tile, (chosen, count) in tiles.within_segments(work, where, where):
+        for i, j in np.asarray(chosen)[: int(count)]:
+            visits[i, j] += 1
+            assert tile.mixed == (tile.mask is not None)
+            assert tile.mixed or (shown & same)[:, i, :, j].all()
+    np.testing.assert_array_equal(visits, shown.any((0, 2, 4)) & same.any((0, 2, 4)))
 
 
 def test_blocked_equals_dense_in_bfloat16():
     compare(SelfExtend(8, 200), 300, None, "bfloat16", 0.01)
 
 
-def test_larger_blocks_beyond_2048_tokens():
-    assert (block_size(2048), block_size(2049), block_size(5)) == (128, 256, 5)
+def test_larger_blocks_of_longer_texts():
+    assert [block_size(T) for T in (5, 300, 1023, 1024, 2047, 2048, 65536)] == [5, 128, 128, 256, 256, 512, 512]
     q, k, v, masks = rows(SelfExtend(16, 700), 2100, B=1, N=2, K=1)
     np.testing.assert_allclose(jax.jit(lambda *x: blocked(*x, masks))(q, k, v), by_dense(q, k, v, masks), atol=1e-5)
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from ctxext.attention import tiles
 from ctxext.attention.pieces import Mask
 
-LARGEST, SMALLEST = 256, 32
+LARGEST, SMALLEST = 512, 32
 """Bounds on the tokens of a block; chunks shorter than the larger one are one block."""
 
 
@@ -94,9 +94,11 @@ class _Trip:
         start = jnp.concatenate([device * self.chunk + early, (2 * self.S - 1 - device) * self.chunk + early])
         return tiles.Blocks(start, segment_ids)
 
-    def work(self, pairs: Any, r: Array) -> tiles.Work:
+    def work(self, pairs: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks) -> tiles.Work:
         """This device's pairs at step r."""
-        return [(tile, tiles.Pairs(x[r], count[r])) for (tile, _), (x, count) in zip(self.table, pairs, strict=True)]
+        all_pairs = [tiles.Pairs(x[r], count[r]) for x, count in pairs]
+        work = [(tile, mine) for (tile, _), mine in zip(self.table, all_pairs, strict=True)]
+        return tiles.within_segments(work, queries, keys)
 
     def round(self, step: Any, here: Any, travelling: Any) -> tuple[Any, Any]:
         """Fold `here, travelling = step(r, here, travelling)`, handing the second on each time, until it is home."""
@@ -140,10 +142,10 @@ def _forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, shard
         def step(r: Array, state: tuple, travelling: tuple) -> tuple:
             k, v, segments = travelling
             keys = trip.blocks((me - r) % trip.S, segments)
-            return tiles.add_values(state, q, k, v, queries, keys, trip.work(pairs, r)), travelling
+            return tiles.add_values(state, q, k, v, queries, keys, trip.work(pairs, r, queries, keys)), travelling
 
         state, _ = trip.round(step, tiles.no_softmax(q[0]), (k, v, segments))
-        return tiles.softmax(state, v.dtype, trip.C)
+        return tiles.softmax(state, q[0], v.dtype, trip.C)
 
     specs = (trip.heads, trip.heads, trip.heads, trip.tokens)
     return trip.run(local, (q, k, v, segment_ids), specs, (trip.heads, trip.sums))
@@ -180,7 +182,7 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
             (k, v, segments), (dk, dv) = travelling
             keys = trip.blocks((me - r) % trip.S, segments)
             dq, dk, dv = tiles.add_gradients(
-                (dq, dk, dv), q, k, v, (grad, inner, log_sum), queries, keys, trip.work(pairs, r)
+                (dq, dk, dv), q, k, v, (grad, inner, log_sum), queries, keys, trip.work(pairs, r, queries, keys)
             )
             return dq, ((k, v, segments), (dk, dv))
 

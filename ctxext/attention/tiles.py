@@ -6,6 +6,7 @@ log-sum-exp. Shapes: B batch, K key-value heads, G queries per key head, H head_
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,21 +38,23 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """What a piece's pairs share: its number, its mask where only some token pairs are visible, and C."""
+    """What a piece's pairs share: its number, its mask where only some token pairs are visible, C, and whether tokens
+    may be of different segments."""
 
     piece: int
     mask: Mask | None
     size: int
+    mixed: bool = True
 
     def scores(self, q: Array, k: Array, queries: Blocks, keys: Blocks, i: Array, j: Array) -> Array:
-        """Base-2 scores of one block pair, float32 [B, K, G * C, C]; hidden pairs at -1e30."""
-        s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5 * LOG2E)
+        """Products q k of one block pair, float32 [B, K, G * C, C]; hidden pairs at -1e30."""
+        s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         visible = None
         if self.mask is not None:
             inside = jnp.arange(self.size)
             query, key = queries.start[i] + inside[:, None], keys.start[j] + inside[None, :]
             visible = self.mask.visible(query, key)[None]
-        if queries.segments is not None and keys.segments is not None:
+        if self.mixed and queries.segments is not None and keys.segments is not None:
             same = queries.segments[i][:, :, None] == keys.segments[j][:, None, :]
             visible = same if visible is None else visible & same
         if visible is None:
@@ -77,6 +80,37 @@ def visible_pairs(mask: Mask, num_blocks: int, size: int) -> tuple[np.ndarray, n
     return np.array(full, np.int32).reshape(-1, 2), np.array(partly, np.int32).reshape(-1, 2)
 
 
+def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
+    """Of packed rows: without the pairs that have no segment in common, and those inside a single one on their own.
+
+    A piece's pairs come as those without its mask and those with it, and so they go.
+    """
+    if queries.segments is None or keys.segments is None:
+        return work
+    query, key = (_span(segments) for segments in (queries.segments, keys.segments))
+    found = []
+    for (tile, plain), (masked, partly) in zip(work[::2], work[1::2], strict=True):
+        pairs = jnp.concatenate([plain.pairs, partly.pairs])
+        index, P = jnp.arange(len(pairs)), len(plain.pairs)
+        visited = jnp.where(index < P, index < plain.count, index - P < partly.count)
+        (low, high), (key_low, key_high) = (tuple(x[pairs[:, n]] for x in span) for n, span in enumerate((query, key)))
+        visited &= ((low <= key_high) & (key_low <= high)).any(1)
+        inside = visited & (index < P) & ((low == high) & (key_low == key_high) & (low == key_low)).all(1)
+        found += [(dataclasses.replace(tile, mixed=False), _chosen(pairs[:P], inside[:P])),
+                  (masked, _chosen(pairs, visited & ~inside))]  # fmt: skip
+    return found
+
+
+def _span(segments: Array) -> tuple[Array, Array]:
+    """The first and last segment of each block, [M, B] each; padding comes last."""
+    ids = jnp.where(segments > 0, segments, jnp.iinfo(jnp.int32).max)
+    return ids.min(-1), ids.max(-1)
+
+
+def _chosen(pairs: Array, chosen: Array) -> Pairs:
+    return Pairs(pairs[jnp.argsort(~chosen, stable=True)], chosen.sum())
+
+
 def split(x: Array, size: int, groups: int) -> Array:
     """[B, M * C, K * G, H] -> [M, B, K, G * C, H]."""
     B, T, heads, H = x.shape
@@ -97,6 +131,11 @@ def split_segments(segment_ids: Array | None, size: int) -> Array | None:
     if segment_ids is None:
         return None
     return segment_ids.reshape(segment_ids.shape[0], -1, size).transpose(1, 0, 2)
+
+
+def _to_base_2(q: Array) -> float:
+    """What makes products q k the exponents of 2; applied with the exponential, as a pass of its own costs a tenth."""
+    return q.shape[-1] ** -0.5 * LOG2E
 
 
 def _fold(step: Callable, state: Any, work: Work) -> Any:
@@ -124,14 +163,17 @@ def no_softmax(q: Array) -> tuple[Array, Array, Array]:
 
 def add_values(state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys: Blocks, work: Work) -> tuple:
     """The softmax state after the pairs of `work`."""
+    scale = _to_base_2(q[0])
 
     def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
         out, top, total = state
         s = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j)
         old = top[i]
         new = jnp.maximum(old, s.max(-1))
-        p = jnp.exp2(s - new[..., None])
-        shrink = jnp.exp2(old - new)  # 0 at a row's first visible key: what hidden blocks before it counted is gone
+        p = jnp.exp2((s - new[..., None]) * scale)
+        shrink = jnp.exp2(
+            (old - new) * scale
+        )  # 0 at a row's first visible key: it forgets hidden blocks
         update = jnp.einsum("bkqs,bksh->bkqh", p.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
         return (
             out.at[i].set(out[i] * shrink[..., None] + update),
@@ -142,12 +184,12 @@ def add_values(state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys
     return _fold(step, state, work)
 
 
-def softmax(state: tuple, dtype: Any, size: int) -> tuple[Array, Array]:
+def softmax(state: tuple, q: Array, dtype: Any, size: int) -> tuple[Array, Array]:
     """(weighted mean of the values, joined; base-2 log-sum-exp of the scores) once every pair was visited."""
     out, top, total = state
     out = join((out / total[..., None]).astype(dtype), size)
     # Cast here and now: else XLA keeps the float32 values and casts at every use.
-    return jax.lax.optimization_barrier(out), top + jnp.log2(total)
+    return jax.lax.optimization_barrier(out), top * _to_base_2(q) + jnp.log2(total)
 
 
 def named(out: Array, log_sum: Array) -> tuple[Array, Array]:
@@ -160,22 +202,29 @@ def add_gradients(
 ) -> tuple:
     """(dq, dk, dv), float32, after the pairs of `work`; saved: gradient of the output, its product with it, log-sum."""
     grad, inner, log_sum = saved
+    # Products over the queries want them as columns: with rows, CPUs take three times as long.
+    scale = _to_base_2(q[0])
+    columns, grad_columns = tuple(x.swapaxes(-1, -2) for x in q), grad.swapaxes(-1, -2)
 
     def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
         dq, dk, dv = state
         q_i, k_j, g_i = q[tile.piece][i], k[tile.piece][j], grad[i]
         s = tile.scores(q_i, k_j, queries, keys, i, j)
-        p = jnp.exp2(s - log_sum[i][..., None])  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
+        p = jnp.exp2(s * scale - log_sum[i][..., None])  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
         dp = jnp.einsum("bkqh,bksh->bkqs", g_i, v[j], preferred_element_type=jnp.float32)
         ds = (p * (dp - inner[i][..., None]) * q_i.shape[-1] ** -0.5).astype(q_i.dtype)
-        dv_j = jnp.einsum("bkqs,bkqh->bksh", p.astype(g_i.dtype), g_i, preferred_element_type=jnp.float32)
+        by_key = partial(jnp.einsum, "bkhq,bkqs->bkhs", preferred_element_type=jnp.float32)
+        dv_j, dk_j = by_key(grad_columns[i], p.astype(g_i.dtype)), by_key(columns[tile.piece][i], ds)
         dq_i = jnp.einsum("bkqs,bksh->bkqh", ds, k_j, preferred_element_type=jnp.float32)
-        dk_j = jnp.einsum("bkqs,bkqh->bksh", ds, q_i, preferred_element_type=jnp.float32)
         dq = tuple(x.at[i].add(dq_i) if n == tile.piece else x for n, x in enumerate(dq))
         dk = tuple(x.at[j].add(dk_j) if n == tile.piece else x for n, x in enumerate(dk))
         return dq, dk, dv.at[j].add(dv_j)
 
-    return _fold(step, state, work)
+    def turned(state: tuple) -> tuple:
+        dq, dk, dv = state
+        return dq, tuple(x.swapaxes(-1, -2) for x in dk), dv.swapaxes(-1, -2)
+
+    return turned(_fold(step, turned(state), work))
 
 
 def no_gradients(tree: Any) -> Any:
