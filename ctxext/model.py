@@ -102,6 +102,19 @@ class SelfAttention(nnx.Module):
         return self.o_proj(out.reshape(B, T, -1), places), cache
 
 
+def _product(act: str, gate: Array, up: Array) -> Array:
+    return ACTIVATIONS[act](gate) * up
+
+
+def _product_backward(act: str, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    _, backward = jax.vjp(functools.partial(_product, act), *saved)
+    return jax.lax.optimization_barrier(backward(grad))  # else XLA makes both anew for each use, one of them turned
+
+
+_gated = jax.custom_vjp(_product, nondiff_argnums=(0,))
+_gated.defvjp(lambda act, gate, up: (_product(act, gate, up), (gate, up)), _product_backward)
+
+
 class MLP(nnx.Module):
     """down(act(gate x) * up x), SwiGLU for silu (arXiv 2002.05202)."""
 
@@ -113,8 +126,10 @@ class MLP(nnx.Module):
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: Float[Array, "b t d"], places: Places = None) -> Float[Array, "b t d"]:
-        gate = ACTIVATIONS[self.hidden_act](self.gate_proj(x, places))
-        return self.down_proj(gate * self.up_proj(x, places), places)
+        gate, up = self.gate_proj(x, places), self.up_proj(x, places)
+        # Going backward the product is made again: it costs little, and saved it takes as much as gate or up.
+        down = jax.checkpoint(lambda gate, up: self.down_proj(_gated(self.hidden_act, gate, up), places))
+        return down(gate, up)
 
 
 class Layer(nnx.Module):
