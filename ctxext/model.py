@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend
@@ -41,6 +42,28 @@ def _narrow(kernel: Float[Array, "i o"], dtype: Any) -> Float[Array, "i o"]:
     return kernel.astype(dtype)
 
 
+@jax.custom_vjp
+def _matmul(x: Array, kernel: Array) -> Array:
+    return x @ kernel
+
+
+def _matmul_forward(x: Any, kernel: Any) -> tuple[Array, tuple]:
+    return x.value @ kernel.value, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+
+
+def _matmul_backward(saved: tuple, grad: Any) -> tuple:
+    """What autodiff gives, but with the narrower of `x` and `grad` as what the weights' gradient turns: CPUs copy it."""
+    x, kernel = saved
+    if isinstance(grad, SymbolicZero):
+        return None, None
+    wide = x is not None and x.shape[-1] > grad.shape[-1]
+    weights = x if x is None else jnp.einsum("bto,bti->oi", grad, x).T if wide else jnp.einsum("bti,bto->io", x, grad)
+    return None if kernel is None else grad @ kernel.T, weights
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
+
+
 class Linear(nnx.Module):
     """x W + b, and (drop(x) A) B where the parameters hold an adapter (arXiv 2106.09685; its scale is in B here)."""
 
@@ -51,7 +74,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
     def __call__(self, x: Float[Array, "b t i"], places: Places = None) -> Float[Array, "b t o"]:
-        y = x @ _narrow(self.kernel[...], x.dtype)  # parameters stay float32, products run in the compute dtype
+        y = _matmul(x, _narrow(self.kernel[...], x.dtype))  # parameters stay float32, products run in the compute dtype
         if self.lora_a is not None and self.lora_b is not None:
             y = y + (self._dropped(x, places) @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

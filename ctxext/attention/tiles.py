@@ -171,9 +171,7 @@ def add_values(state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys
         old = top[i]
         new = jnp.maximum(old, s.max(-1))
         p = jnp.exp2((s - new[..., None]) * scale)
-        shrink = jnp.exp2(
-            (old - new) * scale
-        )  # 0 at a row's first visible key: it forgets hidden blocks
+        shrink = jnp.exp2((old - new) * scale)  # 0 at a row's first visible key: it forgets hidden blocks
         update = jnp.einsum("bkqs,bksh->bkqh", p.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
         return (
             out.at[i].set(out[i] * shrink[..., None] + update),
