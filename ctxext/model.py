@@ -52,7 +52,7 @@ def _matmul_forward(x: Any, kernel: Any) -> tuple[Array, tuple]:
 
 
 def _matmul_backward(saved: tuple, grad: Any) -> tuple:
-    """What autodiff gives, but with the narrower of `x` and `grad` as what the weights' gradient turns: CPUs copy it."""
+    """As by autodiff, but the weights' gradient turns the narrower of `x` and `grad`, which CPUs copy for it."""
     x, kernel = saved
     if isinstance(grad, SymbolicZero):
         return None, None
