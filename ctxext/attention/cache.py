@@ -2,9 +2,9 @@
 
 Keys are cached rotated where one piece rotates them for good, un-rotated where several pieces do, where a key's
 position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
-Shapes: L layers of a segment, B batch, K key-value heads, S slots, H head_dim: a head's keys lie together, as products
-read them. Slot j holds token j of the prompt; behind the prompt come the new tokens, those of all branches of one step
-together.
+Shapes: L layers of a segment, B batch, K key-value heads, S slots, H head_dim: a head's keys lie together, and its
+values turned, as products read them. Slot j holds token j of the prompt; behind the prompt come the new tokens, those
+of all branches of one step together.
 """
 
 from typing import Any, NamedTuple
@@ -19,28 +19,40 @@ from ctxext.rope import Float32Rotation, Rotation, rotate
 
 
 class Cache(NamedTuple):
-    """Keys and values of a segment: [L, B, K, S, H], or [B, K, S, H] if it is one layer, whose number is None."""
+    """Keys [L, B, K, S, H] and values [L, B, K, H, S] of a segment, or without L if it is one layer, numbered None.
+
+    Also without B where it is one: for a product XLA reshapes an axis of one away, and then copies the whole cache.
+    """
 
     keys: Array
     values: Array
 
 
 def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: str) -> Cache:
-    """A cache of zeros, of `shape` [B, K, S, H] for every layer; no slot is read before it is written."""
-    whole = shape if layers == 1 else (layers, *shape)
-    return Cache(jnp.zeros(whole, dtype), jnp.zeros(whole, dtype))
+    """A cache of zeros, for `shape` [B, K, S, H] of every layer; no slot is read before it is written."""
+    B, K, S, H = shape
+    heads = tuple(n for n in (layers, B) if n != 1) + (K,)
+    return Cache(jnp.zeros((*heads, S, H), dtype), jnp.zeros((*heads, H, S), dtype))
 
 
 def _stored(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
     """The cache with keys and values [B, T, K, H] from `slot` on."""
 
-    def put(old: Array, new: Array) -> Array:
-        new = new.swapaxes(1, 2).astype(old.dtype)
-        if layer is None:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot, 0))
-        return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, slot, 0))
+    def put(old: Array, new: Array, *place: Any) -> Array:
+        new = (new[0] if len(new) == 1 else new).astype(old.dtype)
+        new, where = (new, ()) if layer is None else (new[None], (layer,))
+        return jax.lax.dynamic_update_slice(old, new, (*where, *[0] * (new.ndim - len(where) - 2), *place))
 
-    return Cache(put(cache.keys, keys), put(cache.values, values))
+    return Cache(
+        put(cache.keys, keys.swapaxes(1, 2), slot, 0), put(cache.values, values.transpose(0, 2, 3, 1), 0, slot)
+    )
+
+
+def _read(cache: Cache, layer: Any, batch: int) -> tuple[Array, Array]:
+    """Keys and values [B, S, K, H] of a layer."""
+    keys, values = cache if layer is None else (x[layer] for x in cache)
+    keys, values = (x[None] if batch == 1 else x for x in (keys, values))
+    return keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2)
 
 
 def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
@@ -87,7 +99,7 @@ def decode(
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
         cache = _stored(cache, new, v, layer, prompt_slots + step * branches)
-        stored, values = ((x if layer is None else x[layer]).swapaxes(1, 2) for x in cache)
+        stored, values = _read(cache, layer, len(q))
         keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
         out = dense(
             [rotate(q, *tables) for tables in query_tables], keys, values,

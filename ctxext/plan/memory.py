@@ -107,11 +107,11 @@ def _dense_bytes(job: Job) -> int:
 def saved_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
     """Bytes a token that every layer keeps for the backward pass without rematerialisation.
 
-    As in `mlp_bytes`, but of the MLP what silu's derivative and the product need (6 F), and two float32 of each norm
+    As in `mlp_bytes`, but of the MLP gate and up alone (2 F), and two float32 of each norm
     (4 D).
     """
     D, F = config.hidden_size, config.intermediate_size
-    return width * (5 * D + (_heads(config) + 6 * F) // tensor) + 16 * D
+    return width * (5 * D + (_heads(config) + 2 * F) // tensor) + 16 * D
 
 
 def _heads(config: LlamaConfig) -> int:
