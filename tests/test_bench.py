@@ -27,7 +27,14 @@ WORKS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+QUICK = ("prefill", "attention")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [x if x.part in QUICK else pytest.param(x, marks=pytest.mark.check) for x in WORKS],
+    ids=lambda work: work.name,
+)
 def test_both_sides_find_the_same(work: Work, tmp_path: Path):
     """Losses and gradient norms of three training steps, the next token and its nats, 8 tokens, norms of gradients."""
     theirs = pytest.importorskip("ctxext.bench.theirs")

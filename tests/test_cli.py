@@ -117,6 +117,7 @@ def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Pat
     assert "passkey" in capsys.readouterr().out
 
 
+@pytest.mark.check
 def test_every_command_opens_the_checkpoint_it_is_told_to(base: Path, tmp_path: Path, capsys) -> None:
     """A learning rate that ruins the model: the best checkpoint is an early one, and equals a run that ends there."""
     file, run = tmp_path / "experiment.py", tmp_path / "run"

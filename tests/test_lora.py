@@ -173,6 +173,7 @@ def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
         assert (one != other).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), "layers, rows, chunks, tokens, inputs"
 
 
+@pytest.mark.check
 def test_chunks_and_devices_change_no_draw(monkeypatch):
     lora = dataclasses.replace(LORA, dropout=0.5, targets=("q_proj", "down_proj"))
     mine, rest = adapters(lora)

@@ -149,6 +149,7 @@ def test_a_run_that_became_long_enough_has_no_step_0(texts, tmp_path):
     assert [(row["step"], "short_drift" in row) for row in looks] == [(4, False)]
 
 
+@pytest.mark.check
 def test_many_devices_see_the_same(texts):
     def look(mesh: Mesh) -> dict:
         experiment = dataclasses.replace(tiny_experiment(texts), trainable=LoRA(rank=2, dropout=0.1), mesh=mesh)

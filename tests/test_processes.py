@@ -209,6 +209,7 @@ def test_the_environment_says_whether_there_are_others(environment, many, monkey
     assert len(asked) == many
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("launcher", [processes.slurm, processes.open_mpi], ids=lambda x: x.__name__)
 def test_a_launcher_s_environment_is_all_they_need_to_be_told(launcher, folder: Path, alone: Path) -> None:
     """The variables of a real step, read by jax itself: the mesh needs both processes, the losses are those of one."""
