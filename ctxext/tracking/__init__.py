@@ -64,11 +64,15 @@ def parse(names: str) -> tuple[str, ...]:
     return found
 
 
+OFFLINE = ("wandb/offline-run-*", "baselines/*/wandb/offline-run-*")
+"""What wandb keeps in a run directory, and in those of its baselines."""
+
+
 def kept_offline(run: Path) -> str:
     """The command that uploads what wandb keeps in a run directory; empty if there is nothing that is not uploaded."""
-    folders = [path for path in run.rglob("wandb/offline-run-*") if not list(path.glob("*.synced"))]
-    parts = dict.fromkeys(f"{shlex.quote(str(path.parent))}/offline-run-*" for path in sorted(folders))
-    return f"wandb sync {' '.join(parts)}" if parts else ""
+    waiting = [f"{shlex.quote(str(run))}/{pattern}" for pattern in OFFLINE
+               if any(not list(path.glob("*.synced")) for path in run.glob(pattern))]  # fmt: skip
+    return f"wandb sync {' '.join(waiting)}" if waiting else ""
 
 
 class Guarded:
