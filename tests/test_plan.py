@@ -255,7 +255,8 @@ def test_the_command_says_what_fits(capsys):
     assert sum(data["bytes_at_peak"].values()) == data["verdicts"][0]["needs"]
 
 
-@pytest.mark.parametrize("topology", [pytest.param("v5p:2x2x4", marks=pytest.mark.check), "h100:8"])
+@pytest.mark.check
+@pytest.mark.parametrize("topology", ["v5p:2x2x4", "h100:8"])
 def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
     found = json.loads(plan(capsys, "--topology", topology, "--search", "--json")[1])["candidates"]
     for winner in (found[0], next(x for x in found if "--method" not in x["flags"])):

@@ -41,7 +41,7 @@ MESHES = [
     Mesh(seq=8),
     Mesh(fsdp=2, seq=2, tensor=2),
 ]
-MIXED = [Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=-1), Mesh(seq=8), Mesh(fsdp=2, seq=2, tensor=2)]
+MIXED = [Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=2, seq=2, tensor=2)]
 
 
 class Losses:
