@@ -37,8 +37,12 @@ def _matmul_backward(saved: tuple, grad: Any) -> tuple:
     x, kernel = saved
     if isinstance(grad, SymbolicZero):
         return None, None
-    wide = x is not None and x.shape[-1] > grad.shape[-1]
-    weights = x if x is None else jnp.einsum("bto,bti->oi", grad, x).T if wide else jnp.einsum("bti,bto->io", x, grad)
+    if x is None:
+        weights = None
+    elif x.shape[-1] > grad.shape[-1]:
+        weights = jnp.einsum("bto,bti->oi", grad, x).T
+    else:
+        weights = jnp.einsum("bti,bto->io", x, grad)
     return None if kernel is None else grad @ kernel.T, weights
 
 

@@ -219,6 +219,12 @@ def test_blocked_equals_dense_on_packed_rows(attention: Attention, T: int):
     compare(attention, T, jnp.asarray(packed(2, T)))
 
 
+def test_segments_may_have_any_numbers_in_any_order():
+    """Whole blocks of one segment each, zero and negative ones too, of which none may be taken for another."""
+    ids = np.array([[0, -1, 0, 3, -1, 3], [-2, -2, 0, 0, 1, -2]])
+    compare(Causal(), 768, jnp.asarray(np.repeat(ids, 128, 1), jnp.int32))
+
+
 @settings(max_examples=25, deadline=None)
 @given(bands, st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
 def test_of_packed_rows_only_pairs_with_a_common_segment_are_visited(mask: Band, blocks: int, size: int, seed: int):

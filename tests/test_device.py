@@ -140,4 +140,4 @@ def test_the_bench_says_what_the_device_did(accelerator: str):
     for side in (one["sides"]["ours"] for one in found):
         assert side["device"] == jax.devices()[0].device_kind
         assert 0 < side["device_seconds"] < 1.5 * side["seconds"]["high"]
-        assert 0.05 < side.get("mfu", 0.05001) < 1
+        assert "mfu" not in side or 0.05 < side["mfu"] < 1  # of an accelerator whose peak is known

@@ -96,8 +96,7 @@ class _Trip:
 
     def work(self, pairs: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks) -> tiles.Work:
         """This device's pairs at step r."""
-        all_pairs = [tiles.Pairs(x[r], count[r]) for x, count in pairs]
-        work = [(tile, mine) for (tile, _), mine in zip(self.table, all_pairs, strict=True)]
+        work = [(tile, tiles.Pairs(x[r], count[r])) for (tile, _), (x, count) in zip(self.table, pairs, strict=True)]
         return tiles.within_segments(work, queries, keys)
 
     def round(self, step: Any, here: Any, travelling: Any) -> tuple[Any, Any]:

@@ -103,7 +103,7 @@ def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
 
 def _span(segments: Array) -> tuple[Array, Array]:
     """The first and last segment of each block, [M, B] each; padding comes last."""
-    ids = jnp.where(segments > 0, segments, jnp.iinfo(jnp.int32).max)
+    ids = jnp.where(segments > 0, segments, jnp.iinfo(jnp.int32).max + segments)
     return ids.min(-1), ids.max(-1)
 
 

@@ -107,8 +107,7 @@ def _dense_bytes(job: Job) -> int:
 def saved_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
     """Bytes a token that every layer keeps for the backward pass without rematerialisation.
 
-    As in `mlp_bytes`, but of the MLP gate and up alone (2 F), and two float32 of each norm
-    (4 D).
+    As in `mlp_bytes`, but of the MLP gate and up alone (2 F), and two float32 of each norm (4 D).
     """
     D, F = config.hidden_size, config.intermediate_size
     return width * (5 * D + (_heads(config) + 2 * F) // tensor) + 16 * D
