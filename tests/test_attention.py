@@ -252,7 +252,10 @@ def test_blocked_equals_dense_in_bfloat16():
 
 
 def test_larger_blocks_of_longer_texts():
-    assert [block_size(T) for T in (5, 300, 1023, 1024, 2047, 2048, 65536)] == [5, 128, 128, 256, 256, 512, 512]
+    lengths = (5, 300, 1023, 1024, 2047, 2048, 65536)
+    assert [block_size(T, "cpu", 8) for T in lengths] == [5, 128, 128, 256, 256, 512, 512]
+    assert [block_size(T, "gpu", 8) for T in lengths] == [5, 128, 256, 512, 512, 1024, 1024]
+    assert [block_size(8192, "gpu", n) for n in (32, 64, 65, 256, 1024, 4096)] == [1024, 1024, 512, 512, 256, 128]
     q, k, v, masks = rows(SelfExtend(16, 700), 2100, B=1, N=2, K=1)
     np.testing.assert_allclose(jax.jit(lambda *x: blocked(*x, masks))(q, k, v), by_dense(q, k, v, masks), atol=1e-5)
 

@@ -23,11 +23,11 @@ from ctxext.loss import batch_loss
 from ctxext.methods import LMInfinite, SelfExtend
 from ctxext.plan import compiled
 from ctxext.plan.accelerators import ACCELERATORS, GIB, topology
+from ctxext.plan.compiler import needs_and_has
 from ctxext.plan.flops import step_flops, visible_pairs
 from ctxext.plan.job import Job, axes, count
 from ctxext.plan.memory import cache_bytes, memory
 from ctxext.plan.search import MARGIN, meshes, search
-from ctxext.plan.tpu import needs_and_has
 from ctxext.rope import RopeBase, Unscaled
 from ctxext.sharding import Mesh
 from ctxext.trainable import Full, LastLayers, LoRA, Trainable, join

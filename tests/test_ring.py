@@ -122,9 +122,9 @@ def test_causal_work_is_the_same_on_every_device_and_at_every_step_but_the_first
 
 
 def test_lengths_that_cannot_be_cut_are_refused():
-    assert [block_size(chunk) for chunk in (1, 40, 256, 512, 4096, 320)] == [1, 40, 256, 512, 512, 320]
+    assert [block_size(chunk, 512) for chunk in (1, 40, 256, 512, 4096, 320)] == [1, 40, 256, 512, 512, 320]
     with pytest.raises(ValueError, match="make the length a multiple of 64 x mesh.seq"):
-        block_size(2 * 521)
+        block_size(2 * 521, 512)
     x = jnp.zeros((1, 12, 2, 8))
     masks = [piece.mask for piece in Causal().pieces()]
     with pytest.raises(ValueError, match="make the length a multiple of 16"):

@@ -85,7 +85,10 @@ SUBSETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mesh", [Mesh(fsdp=2, seq=2), Mesh(fsdp=2, seq=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [Mesh(fsdp=4), Mesh(seq=4), Mesh(fsdp=2, seq=2), Mesh(fsdp=2, tensor=2), Mesh(fsdp=2, seq=2, tensor=2)], ids=str,
+)  # fmt: skip
 def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
     config = dataclasses.replace(CONFIG, vocab_size=256)  # which the axes divide
     params = mesh.shard(param_shapes(config))
@@ -97,7 +100,8 @@ def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
         return batch_loss(params, batch, rotation, config=config, **static)[0]
 
     text = jax.jit(jax.grad(loss), out_shardings=shardings(params)).lower(params, batch).compile().as_text()
-    assert "f32[4,32,64]" in text and "f32[8,64,64]" not in text  # the tokens of a device; all of them
+    own = f"f32[{8 // mesh.row_shards},{64 // mesh.seq},64]"
+    assert own in text and "f32[8,64,64]" not in text  # the tokens of a device; all of them
     assert "rematerialization" not in capfd.readouterr().err  # XLA's warning of the same
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention.accelerator import KERNELS, Kernel, choose, cudnn, splash
+from ctxext.attention.accelerator import KERNELS, Kernel, choose, cudnn, platform_of, splash
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
 from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
@@ -48,9 +47,8 @@ def over_sequence(
         queries = [rotate(q, *tables) for tables in query_tables]
         keys = [rotate(k, *tables) for tables in key_tables]
         sharding = None if place is None else place(v.shape)
-        platform = jax.default_backend() if sharding is None else next(iter(sharding.device_set)).platform
         T, packed = q.shape[1], segment_ids is not None
-        chosen = choose(kernel, masks, platform=platform, seq_len=T, dtype=q.dtype, packed=packed)
+        chosen = choose(kernel, masks, platform=platform_of(sharding), seq_len=T, dtype=q.dtype, packed=packed)
         if chosen == "ring" and sharding is not None:
             return ring(queries, keys, v, masks, segment_ids=segment_ids, sharding=sharding), cache
         if chosen == "splash":
@@ -58,7 +56,7 @@ def over_sequence(
         if chosen == "cudnn":
             return cudnn(queries[0], keys[0], v, masks[0], sharding=sharding), cache
         if chosen in ("blocked", "ring"):  # a ring of one device
-            return blocked(queries, keys, v, masks, segment_ids=segment_ids), cache
+            return blocked(queries, keys, v, masks, segment_ids=segment_ids, sharding=sharding), cache
         index = jnp.arange(T)[None]
         return dense(
             queries, keys, v, masks, query_index=index, key_index=index,

@@ -17,9 +17,32 @@ from ctxext.attention.tiles import SAVED
 
 Kernel = Literal["dense", "blocked", "ring", "auto", "splash", "cudnn"]
 KERNELS: tuple[Kernel, ...] = ("dense", "blocked", "ring", "auto", "splash", "cudnn")
-VENDOR: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+GPU = ("gpu", "cuda")
+VENDOR: dict[str, Kernel] = {"tpu": "splash", **dict.fromkeys(GPU, "cudnn")}
 LANES = 128
 """Splash wants blocks of whole vector registers."""
+
+
+def platform_of(sharding: NamedSharding | None) -> str:
+    """The platform of the devices where an array lies; None: on one device of the default platform."""
+    return jax.default_backend() if sharding is None else next(iter(sharding.device_set)).platform
+
+
+def heads_of(shape: tuple[int, ...], sharding: NamedSharding | None) -> int:
+    """Rows x heads of an array [B, T, N, H] on one device."""
+    B, _, N, _ = shape if sharding is None else sharding.shard_shape(shape)
+    return B * N
+
+
+def largest_block(platform: str, heads: int) -> int:
+    """Most tokens of a block in `blocked` and `ring`; heads: rows x query heads on one device.
+
+    512, but on GPU 1024, where a pair of blocks is some 30 kernels to launch however small it is, or less if its scores
+    took over 256 MiB. That is arithmetic on the compiled program: no GPU was measured.
+    """
+    if platform not in GPU:
+        return 512
+    return next((size for size in (1024, 512, 256) if heads * size**2 <= 2**26), 128)
 
 
 def refusal(kernel: Kernel, masks: Sequence[Mask], *, platform: str, seq_len: int, dtype: Any, packed: bool) -> str:

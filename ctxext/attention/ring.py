@@ -18,10 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import tiles
+from ctxext.attention.accelerator import heads_of, largest_block, platform_of
 from ctxext.attention.pieces import Mask
 
-LARGEST, SMALLEST = 512, 32
-"""Bounds on the tokens of a block; chunks shorter than the larger one are one block."""
+SMALLEST = 32
+"""Fewest tokens of a block, but for chunks that are shorter."""
 
 
 def zigzag(seq_len: int, devices: int) -> np.ndarray:
@@ -30,11 +31,11 @@ def zigzag(seq_len: int, devices: int) -> np.ndarray:
     return np.stack([chunks[:devices], chunks[: devices - 1 : -1]], 1).reshape(-1)
 
 
-def block_size(chunk: int) -> int:
+def block_size(chunk: int, largest: int) -> int:
     """Tokens per block, a divisor of the chunk's. Raises ValueError where there is only a tiny one."""
-    size = next(size for size in range(min(LARGEST, chunk), 0, -1) if chunk % size == 0)
+    size = next(size for size in range(min(largest, chunk), 0, -1) if chunk % size == 0)
     if size < min(SMALLEST, chunk):
-        raise ValueError(f"chunks of {chunk} tokens cannot be cut into equal blocks of {SMALLEST} to {LARGEST}; make "
+        raise ValueError(f"chunks of {chunk} tokens cannot be cut into equal blocks of {SMALLEST} to {largest}; make "
                          f"the length a multiple of {2 * SMALLEST} x mesh.seq")  # fmt: skip
     return size
 
@@ -68,7 +69,7 @@ class _Trip:
         self.mesh, self.axis = sharding.mesh, sharding.spec[1]
         self.S = self.mesh.shape[self.axis]
         self.chunk = shape[1] // (2 * self.S)
-        self.C = block_size(self.chunk)
+        self.C = block_size(self.chunk, largest_block(platform_of(sharding), heads_of(shape, sharding)))
         self.masks = masks
         rows, seq, heads = sharding.spec[:3]
         self.tokens, self.heads = PartitionSpec(rows, seq), PartitionSpec(rows, seq, heads)
@@ -130,7 +131,7 @@ def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray
 
 
 def _forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding) -> tuple:
-    trip = _Trip(masks, sharding, v.shape)
+    trip = _Trip(masks, sharding, q[0].shape)
 
     def local(pairs: Any, q: tuple, k: tuple, v: Array, segment_ids: Any) -> tuple[Array, Array]:
         me, groups = jax.lax.axis_index(trip.axis), q[0].shape[2] // v.shape[2]
@@ -167,7 +168,7 @@ def _ring_forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, 
 
 def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Array) -> tuple:
     q, k, v, segment_ids, out, log_sum = saved
-    trip = _Trip(masks, sharding, v.shape)
+    trip = _Trip(masks, sharding, q[0].shape)
 
     def local(pairs: Any, q: tuple, k: tuple, v: Array, segment_ids: Any, out: Array, log_sum: Array, grad: Array):
         me, groups, dtype = jax.lax.axis_index(trip.axis), q[0].shape[2] // v.shape[2], v.dtype

@@ -1,6 +1,6 @@
-"""The TPU compiler's own answer, without a TPU: the training step is compiled in a process of its own.
+"""The compiler's own answer, without the device: the training step is compiled in a process of its own.
 
-python -m ctxext.plan.tpu < request > answer        what `ask` runs
+python -m ctxext.plan.compiler < request > answer        what `ask` runs
 """
 
 import dataclasses
@@ -13,17 +13,19 @@ from typing import Any
 
 from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment, to_json
-from ctxext.plan.accelerators import ACCELERATORS
+from ctxext.plan import accelerators
 from ctxext.rope import RopeScaling
 
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # the TPU is only compiled for
+    "JAX_PLATFORMS": "cpu",  # the device is only compiled for
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",  # no look-ups in a cloud
     "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
+COMPILERS = {"tpu": (("libtpu",), "plan"), "gpu": (("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"), "plan-gpu")}
+"""Per platform: where its compiler may be, and the extra that brings it."""
 MARGIN = 0.12
-"""Quick compiles have shown peaks up to 9 % below those of the default effort."""
+"""Quick compiles for TPUs have shown peaks up to 9 % below those of the default effort."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +46,28 @@ class Verdict:
 def ask(
     experiment: Experiment, config: LlamaConfig, scaling: RopeScaling, topology: str, *, precise: bool = False
 ) -> Verdict:
-    """Compile the experiment's step for a TPU topology. precise: with the effort of a real run, minutes.
+    """Compile the experiment's step for a topology. precise: with the effort of a real run; for GPUs it always is.
 
-    Raises ValueError for an accelerator that is no TPU, without libtpu, or if the compiler fails otherwise.
+    Raises ValueError for a CPU, without the compiler of the accelerator, or if that fails.
     """
-    name = topology.partition(":")[0]
-    if not (name in ACCELERATORS and ACCELERATORS[name].platform == "tpu"):
-        tpus = ", ".join(x.name for x in ACCELERATORS.values() if x.platform == "tpu")
-        raise ValueError(f"--compile asks the TPU compiler, which knows {tpus}; not {topology}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("--compile needs the TPU compiler, which runs on any machine: pip install 'ctxext[plan]'")
+    device, _ = accelerators.topology(topology)
+    if device.platform == "cpu":
+        raise ValueError(f"--compile asks the compilers of {', '.join(accelerators.ACCELERATORS)}; not of {topology}")
+    wheels, extra = COMPILERS[device.platform]
+    if not any(map(_is_there, wheels)):
+        raise ValueError(f"--compile needs the compiler of {device.name}, which runs on any machine: "
+                         f"pip install 'ctxext[{extra}]'")  # fmt: skip
+    precise = precise or device.platform == "gpu"
     request = {name: to_json(x) for name, x in (("experiment", experiment), ("config", config), ("scaling", scaling))}
-    answer = _call({**request, "topology": topology}, precise)
-    return Verdict(answer["needs"], answer["has"] or ACCELERATORS[name].memory, answer["seconds"], precise)
+    answer = _call({**request, "topology": topology.lower()}, precise)
+    return Verdict(answer["needs"], answer["has"] or device.memory, answer["seconds"], precise)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def _call(request: dict[str, Any], precise: bool) -> dict[str, Any]:
@@ -64,9 +75,9 @@ def _call(request: dict[str, Any], precise: bool) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if key not in hidden} | ENVIRONMENT
     if not precise:
         environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1.0"  # read when jax is imported
-    done = subprocess.run([sys.executable, "-m", "ctxext.plan.tpu"], input=json.dumps(request), env=environment,
+    done = subprocess.run([sys.executable, "-m", "ctxext.plan.compiler"], input=json.dumps(request), env=environment,
                           capture_output=True, text=True)  # fmt: skip
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ValueError(f"the TPU compiler failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        raise ValueError(f"the compiler failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
     return json.loads(done.stdout.splitlines()[-1])

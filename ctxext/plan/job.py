@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -84,13 +85,14 @@ class Job:
             return self.config.num_hidden_layers
         return sum(layers(stack) for stack in trained.get("segments", {}).values())
 
-    def bytes(self, tree: Any) -> int:
-        """Bytes of a tree on one device, under the mesh's table of rules."""
-        found = jax.tree_util.tree_leaves_with_path(tree)
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize // self._parts(path, leaf) for path, leaf in found)
+    def bytes(self, tree: Any, only: str = "") -> int:
+        """Bytes of a tree on one device, under the mesh's table of rules; only: of the paths where this is found."""
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        named = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize // self._parts(name, leaf) for name, leaf in named
+                   if re.search(only, name))  # fmt: skip
 
-    def _parts(self, path: tuple, leaf: Any) -> int:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+    def _parts(self, name: str, leaf: Any) -> int:
         cut = [axis for axis in spec(name, leaf.shape, self.sizes) if axis]
         names = [name for axis in cut for name in (axis if isinstance(axis, tuple) else (axis,))]
         return math.prod(self.sizes[name] for name in names)

@@ -2,7 +2,8 @@
 
 What is held when (full rematerialisation, P parameters cut by fsdp x seq x tensor, b T tokens a device):
 
-    always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute dtype: 2 P
+    always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute dtype: 2 P; on GPUs
+                what `turned_bytes` says
     forward     the input of every layer: 2 L b T D (without rematerialisation: all that a layer saves)
     loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and its gradient
     backward    gradients 4 P, once more with accumulation; one layer recomputed, at its MLP or at its attention,
@@ -37,8 +38,8 @@ class Memory:
         return sum(self.at_peak.values())
 
 
-def memory(job: Job) -> Memory:
-    """What a training step holds on each device, bytes."""
+def memory(job: Job, platform: str = "tpu") -> Memory:
+    """What a training step holds on each device of a platform ("tpu", "gpu", "cpu"), bytes."""
     config, trees, tokens = job.config, job.trees, job.tokens
     D, V, tensor = config.hidden_size, config.vocab_size, job.sizes["tensor"]
     trained, gathers = job.bytes(trees.trained), job.sizes["fsdp"] * job.sizes["seq"] > 1
@@ -46,6 +47,7 @@ def memory(job: Job) -> Memory:
         "trained parameters": trained,
         "optimiser state": job.bytes(trees.optimizer),
         "frozen parameters": job.bytes(trees.frozen),
+        "matrices turned around": turned_bytes(job) if platform == "gpu" and gathers else 0,
     }
     saved = saved_bytes(config, job.width, tensor) if job.remat == "none" else D * job.width
     if job.remat == "attention":  # its output too, and the log-sum-exp of every head
@@ -68,6 +70,12 @@ def memory(job: Job) -> Memory:
             "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
         },
     )  # fmt: skip
+
+
+def turned_bytes(job: Job) -> int:
+    """Bytes of o_proj and down_proj, all layers: what devices gather along a last dimension the GPU compiler keeps a
+    second time, that dimension first."""
+    return sum(job.bytes(tree, r"\b(o|down)_proj\.kernel$") for tree in (job.trees.trained, job.trees.frozen))
 
 
 def mlp_bytes(job: Job) -> int:

@@ -77,7 +77,7 @@ def longest(
     job, room = Job.of(experiment, config, devices), device.memory * (1 - MARGIN)
 
     def needs(steps: int) -> float:
-        return memory(dataclasses.replace(job, seq_len=steps * STEP)).peak
+        return memory(dataclasses.replace(job, seq_len=steps * STEP), device.platform).peak
 
     fits, over = 0, 1
     while needs(over) <= room:

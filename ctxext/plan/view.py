@@ -54,7 +54,8 @@ class Plan:
             experiment = candidates[0].experiment
         job = Job.of(experiment, config, devices)
         verdict = ask(experiment, config, scaling, on, precise=precise) if compiled and on else None
-        return cls(experiment, job, accelerator, memory(job), step_flops(job), verdict, candidates)
+        found = memory(job, accelerator.platform) if accelerator else memory(job)
+        return cls(experiment, job, accelerator, found, step_flops(job), verdict, candidates)
 
     @property
     def seconds(self) -> float | None:
@@ -71,8 +72,9 @@ class Plan:
     def verdicts(self) -> list[dict[str, Any]]:
         """Per accelerator: does it fit, bytes needed and usable, who says so."""
         by = [self.accelerator] if self.accelerator else list(ACCELERATORS.values())
-        rows = [{"accelerator": x.name, "by": "arithmetic", "needs": self.memory.peak, "has": x.memory,
-                 "fits": self.memory.peak <= x.memory} for x in by]  # fmt: skip
+        needs = [memory(self.job, x.platform).peak for x in by]
+        rows = [{"accelerator": x.name, "by": "arithmetic", "needs": peak, "has": x.memory, "fits": peak <= x.memory}
+                for x, peak in zip(by, needs, strict=True)]  # fmt: skip
         if self.verdict:
             rows.append({"accelerator": by[0].name, "by": "compiler", "needs": self.verdict.needs,
                          "has": self.verdict.has, "fits": self.verdict.fits})  # fmt: skip

@@ -1,4 +1,7 @@
-"""The other process of `compiled.ask`: jax settles its platforms, and libtpu its topology, once and for all."""
+"""The other process of `compiled.ask`: jax settles its platforms, and libtpu its topology, once and for all.
+
+No device is there: XLA compiles for a description of it. Of a TPU, libtpu has that; of a GPU, `gpu`.
+"""
 
 import dataclasses
 import json
@@ -15,6 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ctxext.config import LlamaConfig
 from ctxext.data import Batch
 from ctxext.experiment import Experiment, from_json
+from ctxext.plan.accelerators import topology
+from ctxext.plan.gpu import CHIPS
 from ctxext.rope import RopeScaling
 from ctxext.sharding import ROWS
 from ctxext.state import state_shapes
@@ -37,7 +42,18 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
     noise = experiment.trainable.noise(experiment.seed, 0, train.accumulate)
     batch |= {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in noise.items()}
     traced = compiled_step(experiment, config).trace(params, state, batch, rotation, frozen)
-    return traced.lower(lowering_platforms=(built.devices.flat[0].platform,))
+    platform = built.devices.flat[0].platform
+    return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+
+
+def devices(name: str) -> Any:
+    """Devices of a topology such as "v5p:2x2x4" or "h100:8", to compile for."""
+    accelerator, count = topology(name)
+    if accelerator.platform == "gpu":
+        chip, one_machine = CHIPS[accelerator.name], f"1x1x{count}"
+        return topologies.get_topology_desc(name, "cuda", target_config=chip.target, topology=one_machine).devices
+    one_chip = {"chips_per_host_bounds": (1, 1, 1)} if re.search(r":1(x1)+$", name) else {}
+    return topologies.get_topology_desc(name, "tpu", **one_chip).devices
 
 
 def needs_and_has(error: str) -> tuple[float, float]:
@@ -56,9 +72,8 @@ def needs_and_has(error: str) -> tuple[float, float]:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """{"needs": bytes a device, "has": bytes, or None where it fits, "seconds": of compiling}."""
     experiment, config, scaling = (from_json(request[x], trust=True) for x in ("experiment", "config", "scaling"))
-    one_chip = {"chips_per_host_bounds": (1, 1, 1)} if re.search(r":1(x1)+$", request["topology"]) else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"], **one_chip)
-    lowered = lowered_step(dataclasses.replace(experiment, mesh=experiment.mesh.on(found.devices)), config, scaling)
+    mesh = experiment.mesh.on(devices(request["topology"]))
+    lowered = lowered_step(dataclasses.replace(experiment, mesh=mesh), config, scaling)
     start, has = time.perf_counter(), None
     try:
         needs = lowered.compile().memory_analysis().peak_memory_in_bytes
