@@ -71,7 +71,7 @@ transformers4: .venvtransformers4/.ready
 	@LLAMA_CONVERTER="$(CURDIR)/.venvtransformers4/bin/python $(CURDIR)/$(converter)" .venvtransformers4/bin/python -m pytest \
 	-m "not slow" tests/test_transformers4.py tests/test_interop_meta.py::test_transformers_converter $(PYTEST_ARGS)
 
-slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, the TPU compiler, the docs' commands
+slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, other devices' compilers, the docs' commands
 	@.venvslow/bin/python -m pytest -m slow -ra $(PYTEST_ARGS)
 
 # The extra that brings this accelerator's jax: cuda or tpu.
@@ -100,7 +100,7 @@ clean: ## remove environments and caches, keep runs/
 
 # In it pip builds llama.cpp, which takes some minutes.
 .venvslow/.ready: pyproject.toml $(constraints)
-	$(call setup,.venvslow,$(PYTHON),[test$(comma)fuzz$(comma)ray$(comma)plan$(comma)llamacpp])
+	$(call setup,.venvslow,$(PYTHON),[test$(comma)fuzz$(comma)ray$(comma)plan$(comma)plan-gpu$(comma)llamacpp])
 
 .venvgpu/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvgpu,$(PYTHON),[test$(comma)$(ACCELERATOR)])

@@ -1,5 +1,7 @@
 """Kernels that vendors wrote: splash interpreted on the CPU against `dense`, and refusals with their reasons."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from ctxext.attention.accelerator import refusal, splash
 from ctxext.attention.pieces import Mask
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
+from ctxext.plan.compiler import devices
 from ctxext.rope import RopeBase, Unscaled
 from ctxext.sharding import Mesh, attend_over
 
@@ -89,6 +92,7 @@ def test_an_explicit_kernel_that_cannot_do_it_is_refused_with_the_reason(kernel,
         choose(kernel, masks, **facts)
 
 
+@pytest.mark.slow
 def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
     """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
     pytest.importorskip("libtpu")
@@ -99,16 +103,54 @@ def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypat
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    rotation = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation()
-    for mesh, found in (Mesh(fsdp=4).on(devices), "tpu_custom_call"), (Mesh(seq=4).on(devices), "collective-permute"):
-        shape = (4, 512, 2, 128)
+    assert "tpu_custom_call" in compiled_for("tpu", Mesh(fsdp=4).on(devices), 512).as_text()
+    assert "collective-permute" in compiled_for("tpu", Mesh(seq=4).on(devices), 512).as_text()
 
-        def loss(x, mesh=mesh):
-            positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(512)[None], (4, 512)))
-            return (
-                attend_over(mesh, Causal(), "auto", rotation, positions)(x, x, x, None, 0)[0].astype(jnp.float32).sum()
-            )
 
-        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.activations(shape))
-        compiled = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("tpu",)).compile()
-        assert found in compiled.as_text()
+def compiled_for(platform: str, mesh: Mesh, T: int, *, window: int | None = None, packed: bool = False):
+    """Attention of T tokens by kernel auto, in bfloat16, and its gradients, for the devices of a mesh."""
+    rotation, shape = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation(), (4, T, 2, 128)
+
+    def loss(q, k, v, segments):
+        positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(T)[None], (4, T)))
+        attend = attend_over(mesh, Windowed(window), "auto", rotation, positions, segments if packed else None)
+        return attend(q, k, v, None, 0)[0].astype(jnp.float32).sum()
+
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.activations(shape))
+    segments = jax.ShapeDtypeStruct((4, T), jnp.int32, sharding=mesh.activations((4, T)))
+    return jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x, segments).lower(lowering_platforms=(platform,)).compile()
+
+
+@dataclasses.dataclass(frozen=True)
+class Windowed(Causal):
+    """Causal attention to the last tokens."""
+
+    window: int | None
+
+    def pieces(self):
+        return tuple(dataclasses.replace(piece, mask=Band(0, self.window)) for piece in super().pieces())
+
+
+@pytest.fixture
+def gpus():
+    """Eight H100 to compile for."""
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra [plan-gpu]")
+    return devices("h100:8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 1000])
+def test_the_gpu_compiler_accepts_cudnn_without_a_device(window, gpus):
+    text = compiled_for("cuda", Mesh(fsdp=4, tensor=2).on(gpus), 4096, window=window).as_text()
+    for call in ('"__cudnn$fmhaSoftmax"', '"__cudnn$fmhaSoftmaxBackward"'):
+        line = next(line for line in text.splitlines() if call in line)
+        assert '"mask_type": "CAUSAL"' in line and f'"sliding_window_length": {window or 0},' in line
+    assert "while(" not in text  # no blocks beside it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [Mesh(fsdp=4, tensor=2), Mesh(fsdp=2, seq=4)], ids=str)
+def test_packed_rows_on_gpus_take_memory_linear_in_their_length(mesh, gpus):
+    short, long = (compiled_for("cuda", mesh.on(gpus), T, packed=True).memory_analysis().temp_size_in_bytes
+                   for T in (16384, 65536))  # fmt: skip
+    assert long < 4.1 * short

@@ -1,4 +1,4 @@
-"""`ctxext plan`: memory against the TPU compiler's own peaks, operations against the traced program, and refusals."""
+"""`ctxext plan`: memory against the compilers' own peaks, operations against the traced program, and refusals."""
 
 import dataclasses
 import importlib.util
@@ -22,9 +22,10 @@ from ctxext.experiment import Experiment, load_experiment
 from ctxext.loss import batch_loss
 from ctxext.methods import LMInfinite, SelfExtend
 from ctxext.plan import compiled
-from ctxext.plan.accelerators import ACCELERATORS, GIB, topology
+from ctxext.plan.accelerators import ACCELERATORS, GIB, PREALLOCATED, of_kind, topology
 from ctxext.plan.compiler import needs_and_has
 from ctxext.plan.flops import step_flops, visible_pairs
+from ctxext.plan.gpu import CHIPS
 from ctxext.plan.job import Job, axes, count
 from ctxext.plan.memory import cache_bytes, memory
 from ctxext.plan.search import MARGIN, meshes, search
@@ -66,15 +67,61 @@ def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, p
     assert memory(step(model, seq_len, mesh, **train)[1]).peak / GIB == pytest.approx(peak, rel=0.1)
 
 
+# The same by the GPU compiler for H100 (jax-cuda12-plugin 0.10.2), as `ctxext plan ... --topology h100:N --compile`.
+ON_GPU = [
+    ("7b", 8192, Mesh(fsdp=8), {}, 17.21),
+    ("7b", 8192, Mesh(fsdp=8), {"remat": "none"}, 60.95),
+    ("7b", 8192, Mesh(fsdp=8), {"remat": "attention"}, 18.90),
+    ("7b", 8192, Mesh(fsdp=4, tensor=2), {}, 16.71),
+    ("7b", 65536, Mesh(fsdp=2, seq=2, tensor=2), {}, 24.44),
+    ("7b", 131072, Mesh(seq=8), {}, 19.97),
+    ("7b", 8192, Mesh(seq=8), {"trainable": LoRA()}, 2.96),
+    ("70b", 8192, Mesh(seq=8), {"trainable": LoRA()}, 24.95),
+    ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 32.61),
+    ("70b", 8192, Mesh(fsdp=32), {"accumulate": 2}, 56.98),
+    ("13b", 8192, Mesh(), {"trainable": LoRA(), "accumulate": 64}, 29.53),
+]
+
+
+@pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
+def test_memory_on_gpus_is_within_a_twentieth_of_the_compiler(model, seq_len, mesh, train, peak):
+    assert memory(step(model, seq_len, mesh, **train)[1], "gpu").peak / GIB == pytest.approx(peak, rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]")
-@pytest.mark.parametrize(
-    ("model", "seq_len", "mesh", "topology", "peak"), [("7b", 8192, Mesh(fsdp=16), "v5e:4x4", 9.62)]
-)
-def test_the_compiler_still_says_so(model, seq_len, mesh, topology, peak):
-    experiment, _ = step(model, seq_len, mesh)
-    verdict = compiled.ask(experiment, SHAPES[f"llama2-{model}"], Unscaled(), topology, precise=True)
-    assert verdict.needs / GIB == pytest.approx(peak, rel=0.02) and verdict.fits
+def test_the_tpu_compiler_still_says_so():
+    experiment, _ = step("7b", 8192, Mesh(fsdp=16))
+    verdict = compiled.ask(experiment, SHAPES["llama2-7b"], Unscaled(), "v5e:4x4", precise=True)
+    assert verdict.needs / GIB == pytest.approx(9.62, rel=0.02) and verdict.fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
+def test_the_gpu_compiler_still_says_so(model, seq_len, mesh, train, peak):
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra [plan-gpu]")
+    experiment, job = step(model, seq_len, mesh, **train)
+    verdict = compiled.ask(experiment, SHAPES[f"llama2-{model}"], Unscaled(), f"h100:{job.devices}")
+    assert verdict.needs / GIB == pytest.approx(peak, rel=0.02) and verdict.fits == (peak < 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_gpu_compiler_knows_every_chip(name):
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra [plan-gpu]")
+    experiment, _ = step("7b", 8192, Mesh(fsdp=8))
+    verdict = compiled.ask(experiment, SHAPES["llama2-7b"], Unscaled(), f"{name}:8")
+    assert verdict.needs / GIB == pytest.approx(17.2, rel=0.02)
+
+
+def test_every_gpu_can_be_described_to_its_compiler():
+    gpus = [x for x in ACCELERATORS.values() if x.platform == "gpu"]
+    assert [x.name for x in gpus] == [*CHIPS]
+    for gpu in gpus:
+        chip = CHIPS[gpu.name]
+        assert of_kind(chip.name) is gpu
+        assert gpu.memory / PREALLOCATED == pytest.approx(chip.memory, rel=0.02)
+        assert f'device_description_str: "{chip.name}"' in chip.target
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
@@ -276,7 +323,7 @@ def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
         (["--mesh.fsdp", "-1"], "say which with --topology"),
         (["--search"], "need --topology"),
         (["--compile"], "need --topology"),
-        (["--topology", "h100:8", "--compile"], "--compile asks the TPU compiler, which knows v4, v5e, v5p, v6e"),
+        (["--topology", "cpu:8", "--compile"], "--compile asks the compilers of v4, v5e, .*, b200; not of cpu:8"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(options, message, capsys):
@@ -285,6 +332,7 @@ def test_what_does_not_fit_together_is_refused(options, message, capsys):
     assert re.search(message, err), err
 
 
-def test_compiling_without_the_compiler_says_what_to_install(capsys, monkeypatch):
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:2x4", "plan"), ("h100:8", "plan-gpu")])
+def test_compiling_without_the_compiler_says_what_to_install(topology, extra, capsys, monkeypatch):
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'ctxext[plan]'" in plan(capsys, "--topology", "v5e:2x4", "--compile")[1]
+    assert f"pip install 'ctxext[{extra}]'" in plan(capsys, "--topology", topology, "--compile")[1]
