@@ -12,6 +12,7 @@ from ctxext.attention.accelerator import refusal, splash
 from ctxext.attention.pieces import Mask
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
+from ctxext.plan.compiled import compiler_is_there
 from ctxext.plan.compiler import devices
 from ctxext.rope import RopeBase, Unscaled
 from ctxext.sharding import Mesh, attend_over
@@ -134,7 +135,8 @@ class Windowed(Causal):
 @pytest.fixture
 def gpus():
     """Eight H100 to compile for."""
-    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra [plan-gpu]")
+    if not compiler_is_there("gpu"):
+        pytest.skip("needs the extra [plan-gpu]")
     return devices("h100:8")
 
 

@@ -12,6 +12,7 @@ import pytest
 from stand_in import write_llama2
 
 from ctxext.data.stdlib import stdlib_documents
+from ctxext.plan.compiled import compiler_is_there
 
 ROOT = Path(__file__).parents[1]
 WINDOW, VOCAB = 256, 2000
@@ -21,8 +22,10 @@ NOT_RUN = {
     "srun ": "wants a Slurm cluster of four machines",
     "ctxext ruler ": "wants the extra ruler",
     "ctxext harness ": "wants the extra lm-eval, and downloads its tasks",
-    "ctxext plan experiments/llama2_7b_yarn_8k.py --topology v5e:4x4": "wants the extra plan, a TPU compiler",
-}
+    **{f"ctxext plan experiments/llama2_7b_yarn_8k.py --topology {topology}": f"wants the compiler of {platform}s"
+       for topology, platform in {"v5e:4x4": "tpu", "h100:8 --compile": "gpu"}.items()
+       if not compiler_is_there(platform)},
+}  # fmt: skip
 """Beginnings of commands that are not run, and why."""
 SHORTER = {
     r"ctxext (run|train) (?!.*--dry-run)(.*)": r"ctxext \1 \2 --train.steps 2",

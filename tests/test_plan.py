@@ -1,7 +1,6 @@
 """`ctxext plan`: memory against the compilers' own peaks, operations against the traced program, and refusals."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import re
@@ -82,6 +81,8 @@ ON_GPU = [
     ("13b", 8192, Mesh(), {"trainable": LoRA(), "accumulate": 64}, 29.53),
 ]
 
+NEEDS_GPU_COMPILER = pytest.mark.skipif(not compiled.compiler_is_there("gpu"), reason="needs the extra [plan-gpu]")
+
 
 @pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
 def test_memory_on_gpus_is_within_a_twentieth_of_the_compiler(model, seq_len, mesh, train, peak):
@@ -89,7 +90,7 @@ def test_memory_on_gpus_is_within_a_twentieth_of_the_compiler(model, seq_len, me
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [plan]")
+@pytest.mark.skipif(not compiled.compiler_is_there("tpu"), reason="needs the extra [plan]")
 def test_the_tpu_compiler_still_says_so():
     experiment, _ = step("7b", 8192, Mesh(fsdp=16))
     verdict = compiled.ask(experiment, SHAPES["llama2-7b"], Unscaled(), "v5e:4x4", precise=True)
@@ -97,18 +98,18 @@ def test_the_tpu_compiler_still_says_so():
 
 
 @pytest.mark.slow
+@NEEDS_GPU_COMPILER
 @pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
 def test_the_gpu_compiler_still_says_so(model, seq_len, mesh, train, peak):
-    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra [plan-gpu]")
     experiment, job = step(model, seq_len, mesh, **train)
     verdict = compiled.ask(experiment, SHAPES[f"llama2-{model}"], Unscaled(), f"h100:{job.devices}")
     assert verdict.needs / GIB == pytest.approx(peak, rel=0.02) and verdict.fits == (peak < 60)
 
 
 @pytest.mark.slow
+@NEEDS_GPU_COMPILER
 @pytest.mark.parametrize("name", CHIPS)
 def test_the_gpu_compiler_knows_every_chip(name):
-    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra [plan-gpu]")
     experiment, _ = step("7b", 8192, Mesh(fsdp=8))
     verdict = compiled.ask(experiment, SHAPES["llama2-7b"], Unscaled(), f"{name}:8")
     assert verdict.needs / GIB == pytest.approx(17.2, rel=0.02)

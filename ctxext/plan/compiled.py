@@ -53,21 +53,25 @@ def ask(
     device, _ = accelerators.topology(topology)
     if device.platform == "cpu":
         raise ValueError(f"--compile asks the compilers of {', '.join(accelerators.ACCELERATORS)}; not of {topology}")
-    wheels, extra = COMPILERS[device.platform]
-    if not any(map(_is_there, wheels)):
+    if not compiler_is_there(device.platform):
         raise ValueError(f"--compile needs the compiler of {device.name}, which runs on any machine: "
-                         f"pip install 'ctxext[{extra}]'")  # fmt: skip
+                         f"pip install 'ctxext[{COMPILERS[device.platform][1]}]'")  # fmt: skip
     precise = precise or device.platform == "gpu"
     request = {name: to_json(x) for name, x in (("experiment", experiment), ("config", config), ("scaling", scaling))}
     answer = _call({**request, "topology": topology.lower()}, precise)
     return Verdict(answer["needs"], answer["has"] or device.memory, answer["seconds"], precise)
 
 
-def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
-        return False
+def compiler_is_there(platform: str) -> bool:
+    """Whether the compiler of "tpu" or "gpu" is installed."""
+
+    def found(module: str) -> bool:
+        try:
+            return importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # of the package that it is in
+            return False
+
+    return any(map(found, COMPILERS[platform][0]))
 
 
 def _call(request: dict[str, Any], precise: bool) -> dict[str, Any]:
