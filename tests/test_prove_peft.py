@@ -116,7 +116,8 @@ def test_numpy_alone_compares_it_with_the_run(trained, copy, numpy_alone, capsys
 )
 def test_both_readers_merge_every_kind(trained, tmp_path, lora):
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), lora.shapes(TINY)[0])
+    # As large as the weights, not larger: attention to one token alone would turn on the last bit.
+    params = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), lora.shapes(TINY)[0])
     peft.save(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
     proof = prove(tmp_path / "adapter")
     assert proof["equal"] and [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]
