@@ -50,7 +50,7 @@ lint: .venv/.ready-test
 	@$(bin)/lint-imports --no-cache --no-logo
 
 check: .venv/.ready-test newest harness transformers4 ## the built wheel alone; newest jax on Python 3.12; other readers
-	@$(bin)/python -m pytest -m check $(PYTEST_ARGS)
+	@$(bin)/python $(pytest) -m check $(PYTEST_ARGS)
 
 # The tests that need no torch, once more with the newest jax (tests/conftest.py says which).
 ifeq ($(PYTHON312),)

@@ -44,6 +44,7 @@ def test_it_is_lost_beyond_its_window_unless_extended(lm):
     assert np.mean(right(lm.with_method(Yarn(factor=2.0, beta_fast=8.0)), beyond)) >= 0.5
 
 
+@pytest.mark.check
 def test_through_the_mask_of_its_window_near_needles_stay_and_far_ones_do_not(lm):
     rows = list(dataclasses.replace(HOME, seq_lens=(512,), n=16)(lm.with_method(LMInfinite(window=256))))
     near = [row["correct"] for row in rows if row["distance"] < 250]

@@ -90,6 +90,7 @@ def test_run_leaves_everything_behind(finished: tuple[Path, Path], capsys: pytes
     assert {cell["method"] for cell in again["retrieval"]} == methods
 
 
+@pytest.mark.check
 def test_more_steps_are_exported_again(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     file, run = finished
     shutil.copytree(run, tmp_path / "run")
@@ -212,6 +213,7 @@ def test_methods_and_rope(capsys) -> None:
     assert "--seq-len" in refused(capsys, "rope", "dynamic-ntk", "--factor", "2")
 
 
+@pytest.mark.check
 def test_methods_from_a_file_go_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
     """The file of the README: flags, two training steps, evaluation, export, proof, and the plot."""
     file, _ = finished

@@ -77,6 +77,7 @@ def base(tmp_path_factory):
     return path
 
 
+@pytest.mark.check
 def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
     """`ctxext eval DIR --method NAME --field value` for each: the losses are those of the same method in Python."""
     seen = set()

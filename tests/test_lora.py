@@ -263,6 +263,7 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
     np.testing.assert_array_equal(door.load(run).logits(tokens), logits)
 
 
+@pytest.mark.check
 def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path):
     from llamas import TINY, random_params, tokenizer
 

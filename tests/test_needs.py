@@ -52,6 +52,7 @@ def said(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.check
 def test_the_error_s_commands_make_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All that is missing in one line, nothing is written; its commands, pasted, are all that a run needs."""
     source = texts(here / "books", 40, 60, 80)

@@ -143,6 +143,7 @@ def test_the_alarm_is_heard_and_the_reference_outlives_a_resume(texts, tmp_path,
     assert more[-1]["short_drift"] == more[-1]["short_loss"] - looks[0]["short_loss"]
 
 
+@pytest.mark.check
 def test_a_run_that_became_long_enough_has_no_step_0(texts, tmp_path):
     start(tiny_experiment(texts, steps=3, probe_every=4), tmp_path / "run")
     _, _, looks = start(tiny_experiment(texts, steps=4, probe_every=4), tmp_path / "run")

@@ -280,6 +280,7 @@ def test_old_rows_and_code_of_others(tmp_path: Path) -> None:
     assert not [t for t in root.all("caption") if "distance" in t.text]
 
 
+@pytest.mark.check
 def test_several_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     ours = [row for row in ROWS if row["steps"] == 0 or row["rope"] == "ntk(factor=4)"]
     other = planted_run(tmp_path / "other", ours, name="other")

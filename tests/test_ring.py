@@ -71,7 +71,9 @@ def test_ring_equals_dense_in_values_and_gradients(attention: Attention, mesh: M
         np.testing.assert_allclose(actual, expected, atol=1e-5 * max(1, abs(expected).max()), rtol=0)
 
 
-@pytest.mark.parametrize("mesh", [Mesh(seq=2), Mesh(seq=8), Mesh(fsdp=2, seq=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(Mesh(seq=2), marks=pytest.mark.check), Mesh(seq=8), Mesh(fsdp=2, seq=2, tensor=2)], ids=str
+)
 @pytest.mark.parametrize("attention", [Causal(), pytest.param(SelfExtend(4, 12), marks=pytest.mark.check)], ids=str)
 def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(attention: Attention, mesh: Mesh):
     """Positions that skip, segments and weights all travel with their tokens."""

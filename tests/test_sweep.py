@@ -73,6 +73,7 @@ def holds_together(file: Path, out: Path, *options: str) -> None:
     assert before == {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in before}
 
 
+@pytest.mark.check
 def test_here(file: Path, tmp_path: Path):
     holds_together(file, tmp_path / "out")
 

@@ -100,6 +100,7 @@ def test_layers_before_the_last_ones_have_no_backward_pass():
     assert (flops(Full()), flops(LastLayers(2)), flops(LastLayers(4))) == (2, 3, 2)
 
 
+@pytest.mark.check
 def test_frozen_parameters_keep_every_bit_and_the_base_is_not_given_away(tmp_path):
     texts, base = write_texts(tmp_path / "texts"), tiny_base()
     before = checksum(base.params)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import torch
 import transformers
 from llamas import TINY, torch_llama
@@ -58,6 +59,7 @@ def test_from_transformers_and_back(tmp_path: Path, capsys) -> None:
     assert main(["prove", str(run / "export"), "--against", str(run)]) == 0
 
 
+@pytest.mark.check
 def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path) -> None:
     torch_llama(tmp_path / "base")
     (tmp_path / "experiment.py").write_text(EXPERIMENT)
