@@ -45,7 +45,7 @@ def follows(tokens: np.ndarray, logits: np.ndarray, least: int) -> None:
     np.testing.assert_array_equal(tokens[:steps], logits.argmax(-1)[:steps])
 
 
-@pytest.mark.parametrize("attention", [Causal(), SelfExtend(4, 8)], ids=repr)
+@pytest.mark.parametrize("attention", [Causal(), pytest.param(SelfExtend(4, 8), marks=pytest.mark.check)], ids=repr)
 def test_cached_decoding_equals_recomputing(attention):
     """Across the edge of the window (25 tokens and 12 new ones) and beyond it (40); `frozen` is the default."""
     seen = set()
@@ -209,7 +209,9 @@ def test_what_cannot_be_generated_is_refused(tokens, options: dict, message: str
 
 
 @pytest.mark.parametrize("attention", [Causal(), SelfExtend(4, 8), LMInfinite(16, num_global=2)], ids=repr)
-@pytest.mark.parametrize("scaling", [Yarn(2.0), DynamicNTK(2.0)], ids=method_name)
+@pytest.mark.parametrize(
+    "scaling", [pytest.param(Yarn(2.0), marks=pytest.mark.check), DynamicNTK(2.0)], ids=method_name
+)
 def test_branches_equal_prompts_of_their_own(attention, scaling):
     """Each branch against its whole text read at once; the prompts differ in length."""
     lm = tiny.lm(attention=attention, scaling=scaling)

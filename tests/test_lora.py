@@ -121,6 +121,7 @@ def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
     assert not np.array_equal(reseeded["segments"]["0"]["self_attn"]["o_proj"]["lora_a"], A)
 
 
+@pytest.mark.check
 def test_frozen_parameters_in_bfloat16_give_the_same_bits():
     lora = dataclasses.replace(LORA, also=("norm",))
     mine, rest = adapters(lora)

@@ -257,6 +257,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.check
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the children of a process are read from /proc")
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     sources, out = write_sources(tmp_path / "in", 3000), tmp_path / "out"

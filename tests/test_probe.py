@@ -130,6 +130,7 @@ def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_pat
     assert last["attention_logit_max"] == max(by_layer)
 
 
+@pytest.mark.check
 def test_the_alarm_is_heard_and_the_reference_outlives_a_resume(texts, tmp_path, capsys):
     wild = tiny_experiment(texts, steps=4, probe_every=2, drift_alarm=0.5, log_every=5)
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=0.5))

@@ -138,6 +138,7 @@ def test_bad_input_is_one_line_of_the_first_process(folder: Path, alone: Path) -
     )
 
 
+@pytest.mark.check
 def test_a_process_reads_and_holds_its_share_and_answers_like_the_others(folder: Path) -> None:
     out = folder / "worker"
     for code, _, errors in processes.finish(

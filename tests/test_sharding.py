@@ -124,7 +124,7 @@ def subsets_alone(texts, tmp_path_factory):
         ("lora", Mesh(fsdp=2)),
         pytest.param("lora", Mesh(fsdp=2, tensor=2), marks=pytest.mark.check),
         pytest.param("lora", Mesh(data=2, fsdp=2, tensor=2), marks=pytest.mark.check),
-        ("last-layers", Mesh(fsdp=4, tensor=2)),
+        pytest.param("last-layers", Mesh(fsdp=4, tensor=2), marks=pytest.mark.check),
     ],
     ids=str,
 )

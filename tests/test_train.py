@@ -223,6 +223,7 @@ def test_ctrl_c_saves_and_exits_with_130(texts, tmp_path, capsys):
     assert "resume with" in capsys.readouterr().err
 
 
+@pytest.mark.check
 def test_sigterm_to_a_process_and_the_same_command_again(texts, tmp_path, undisturbed):
     (tmp_path / "texts").symlink_to(texts)
     command = [sys.executable, str(Path(__file__).with_name("tiny_train.py")), str(tmp_path), "10"]
