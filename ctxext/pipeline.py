@@ -80,6 +80,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
     """
     needs.check(experiment)
     directory = open_run(experiment, run_dir, file)
+    distributed.once(lambda: directory.rows_file.touch())  # empty where no evaluation is asked for
     if experiment.export is not None:  # refused now, not after the training
         config, scaling = door.base_config(experiment)
         check(config, experiment.rope or scaling, experiment.attention, to=experiment.export.to,

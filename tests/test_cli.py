@@ -213,6 +213,15 @@ def test_methods_and_rope(capsys) -> None:
     assert "--seq-len" in refused(capsys, "rope", "dynamic-ntk", "--factor", "2")
 
 
+def test_a_run_that_evaluates_nothing_ends_well(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file, without = tmp_path / "experiment.py", "evals=(), zero_shot=(), baselines=(), export=None"
+    file.write_text(f"import dataclasses\n{EXPERIMENT.format(init=str(base))}"
+                    f"experiment = dataclasses.replace(experiment, {without})\n")  # fmt: skip
+    found = data(capsys, "run", str(file), "--run-dir", str(tmp_path / "run"), "--no-wandb", "--train.steps", "1")
+    assert found["verdict"] == ["There are no rows: nothing was evaluated."] and found["proof"] is None
+    assert (tmp_path / "run" / "report.html").is_file() and read_jsonl(tmp_path / "run" / "rows.jsonl") == []
+
+
 @pytest.mark.check
 def test_methods_from_a_file_go_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
     """The file of the README: flags, two training steps, evaluation, export, proof, and the plot."""

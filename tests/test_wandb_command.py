@@ -111,6 +111,7 @@ def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
                       for order in backend.orders}  # fmt: skip
         done = command("wandb", "agent", "me/ctxext/sweep1")
     assert [args["trial"] for args in handed_out.values()] == ["pi", "yarn"] and not backend.orders, done.stderr
+    assert "ctxext: " not in done.stdout + done.stderr  # no error of a trial, which an agent only counts
     kept = {(path / "wandb" / "run_id").read_text(): read_json(path / "config.json")
             for path in (tmp_path / "runs").iterdir()}  # fmt: skip
     assert kept.keys() == backend.runs.keys() == handed_out.keys(), done.stderr

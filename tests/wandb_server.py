@@ -56,7 +56,7 @@ class Backend:
         self.sweep = ""
         """The YAML of the sweep, as it was registered."""
         self.orders: list[dict[str, Any]] = []
-        """What the sweep's agent is told to do, one order per heartbeat; when there are no more, to exit."""
+        """What the sweep's agent is told to do, one order per heartbeat; when no more and no run are left, to exit."""
         self.answers = threading.Event()
         """While it is not set, requests are taken and nothing is said."""
         self.answers.set()
@@ -165,8 +165,9 @@ class Backend:
     def _CreateAgent(self, _: Any) -> Any:
         return {"createAgent": {"agent": {"id": "agent1"}}}
 
-    def _Heartbeat(self, _: Any) -> Any:
-        orders, self.orders = self.orders[:1] or [{"type": "exit"}], self.orders[1:]
+    def _Heartbeat(self, v: Any) -> Any:
+        running = [name for name, runs in json.loads(v["runState"] or "{}").items() if runs]
+        orders, self.orders = self.orders[:1] or ([] if running else [{"type": "exit"}]), self.orders[1:]
         return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(orders)}}
 
 
