@@ -15,7 +15,7 @@ from ctxext.interop import gguf
 from ctxext.interop.weights import entries
 from ctxext.methods import Yarn
 from ctxext.prove.from_gguf import q8_0
-from ctxext.prove.textbook.gguf import GGUFTextbook
+from ctxext.prove.textbook.gguf import GGUFTextbook, frequencies
 from ctxext.prove.textbook.gguf_file import GGUFFile
 from ctxext.tokenizer import MODEL, PROBES
 
@@ -105,3 +105,8 @@ def test_numbers_that_are_too_large_do_not_hang_or_fill_memory(tmp_path):
         path.write_bytes(header + body)
         with pytest.raises(ValueError, match="is no whole GGUF file"):
             GGUFFile(path)
+
+
+def test_divisors_are_one_a_pair():
+    with pytest.raises(ValueError, match=r"shape \(8,\) for 0 pairs is not read here"):
+        frequencies({}, np.ones(8, np.float32), 0)

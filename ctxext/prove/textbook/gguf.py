@@ -81,11 +81,13 @@ def frequencies(keys: dict[str, Any], divisors: np.ndarray | None, d: int) -> tu
     """(radians per token of each pair, factor on cos and sin) that llama.cpp takes from a file's keys.
 
     YaRN's betas are 32 and 1 whatever the file says, as llama.cpp's programs overrule them. Raises ValueError for a
-    type of scaling that is not read here.
+    type of scaling that is not read here, and for divisors that are not one a pair.
     """
     theta, kind = keys.get("llama.rope.freq_base", 10000.0), keys.get("llama.rope.scaling.type", "linear")
     factor, m = keys.get("llama.rope.scaling.factor", 0.0) or 1.0, keys.get("llama.rope.scaling.attn_factor", 1.0)
     f = theta ** (-2 * np.arange(d // 2) / d)
+    if divisors is not None and divisors.shape != f.shape:
+        raise ValueError(f"rope_freqs.weight of shape {divisors.shape} for {len(f)} pairs is not read here")
     f = f if divisors is None else f / divisors.astype(np.float64)
     if kind == "none":
         return f, m
