@@ -97,9 +97,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--method", action="append", metavar="NAME|FILE.py:Class", help="put a method into its seam")
     sub.add_argument("--topology", metavar="NAME", help="v4|v5e|v5p|v6e:CHIPS, h100:8, ...; default: all accelerators")
     sub.add_argument("--search", action="store_true", help="the longest context that fits, over mesh and remat")
-    sub.add_argument(
-        "--compile", action="store_true", help="ask the compiler, without the device: extras [plan], [plan-gpu]"
-    )
+    sub.add_argument("--compile", action="store_true", help="ask its compiler, no device needed: [plan], [plan-gpu]")
     sub.add_argument("--precise", action="store_true", help="with --compile: at the effort of a real run, minutes")
     sub.epilog = "Any leaf of the experiment can be overridden: --mesh.fsdp 16 --train.seq-len 32768"
     sub = command("eval", "evaluate a run or an HF directory, with any method")

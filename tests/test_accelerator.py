@@ -12,7 +12,7 @@ from ctxext.attention.accelerator import refusal, splash
 from ctxext.attention.pieces import Mask
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
-from ctxext.plan.compiled import compiler_is_there
+from ctxext.plan.compiled import ENVIRONMENT, compiler_is_there
 from ctxext.plan.compiler import devices
 from ctxext.rope import RopeBase, Unscaled
 from ctxext.sharding import Mesh, attend_over
@@ -96,16 +96,13 @@ def test_an_explicit_kernel_that_cannot_do_it_is_refused_with_the_reason(kernel,
 @pytest.mark.slow
 def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
     """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
-    pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_LOG_DIR": "disabled"}  # fmt: skip
-    for name, value in told.items():
+    if not compiler_is_there("tpu"):
+        pytest.skip("needs the extra [plan]")
+    for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    assert "tpu_custom_call" in compiled_for("tpu", Mesh(fsdp=4).on(devices), 512).as_text()
-    assert "collective-permute" in compiled_for("tpu", Mesh(seq=4).on(devices), 512).as_text()
+    tpus = devices("v5e:2x2")
+    assert "tpu_custom_call" in compiled_for("tpu", Mesh(fsdp=4).on(tpus), 512).as_text()
+    assert "collective-permute" in compiled_for("tpu", Mesh(seq=4).on(tpus), 512).as_text()
 
 
 def compiled_for(platform: str, mesh: Mesh, T: int, *, window: int | None = None, packed: bool = False):

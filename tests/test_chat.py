@@ -127,7 +127,7 @@ def test_a_file_and_a_name_choose_the_template(tmp_path):
     (tmp_path / "mine.jinja").write_text("mine")
     assert chat_of(Tokenizer(files(CHATML)), tmp_path / "mine.jinja").text(TALK) == "mine"
     several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
-    assert chat_of(Tokenizer(files(several))).text(TALK) == "yes"  # type: ignore[arg-type]
+    assert chat_of(Tokenizer(files(several))).text(TALK) == "yes"
     other = files(None)
     other.pop(MODEL)
     other[CONFIG] = json.dumps(json.loads(other[CONFIG]) | {"eos_token": "<|im_end|>"}).encode()

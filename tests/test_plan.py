@@ -63,7 +63,7 @@ def step(model: str, seq_len: int, mesh: Mesh, trainable: Trainable = FULL, **tr
     ],
 )
 def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, peak):
-    assert memory(step(model, seq_len, mesh, **train)[1]).peak / GIB == pytest.approx(peak, rel=0.1)
+    assert memory(step(model, seq_len, mesh, **train)[1], "tpu").peak / GIB == pytest.approx(peak, rel=0.1)
 
 
 # The same by the GPU compiler for H100 (jax-cuda12-plugin 0.10.2), as `ctxext plan ... --topology h100:N --compile`.
@@ -130,11 +130,11 @@ def test_parameters_optimiser_and_gradients_are_exact(model):
     _, job = step(model, 4096, Mesh(fsdp=8))
     N, whole = PARAMETERS[model], 4096 * 4
     assert count(job.trees.trained) == N
-    found = memory(job)
+    found = memory(job, "tpu")
     for name, numbers in (("trained parameters", N), ("optimiser state", 2 * N)):
         assert 4 * numbers / 8 <= found.always[name] < 1.001 * 4 * numbers / 8 + whole  # norms are whole everywhere
     assert found.backward["gradients"] == found.always["trained parameters"]
-    twice = memory(dataclasses.replace(job, accumulate=2))
+    twice = memory(dataclasses.replace(job, accumulate=2), "tpu")
     assert twice.backward["gradients"] == 2 * found.backward["gradients"]
 
 
@@ -241,7 +241,7 @@ def test_a_step_of_7b_by_hand():
 def test_the_arithmetic_takes_no_time():
     _, job = step("70b", 131072, Mesh(fsdp=8))
     start = time.process_time()
-    memory(job), step_flops(job)
+    memory(job, "tpu"), step_flops(job)
     assert time.process_time() - start < 1
 
 
@@ -253,9 +253,9 @@ def test_search_finds_the_edge():
     assert found[0].seq_len == max(c.seq_len for c in found) > 8192
     for candidate in found[:3]:
         job = Job.of(candidate.experiment, SHAPES["llama2-7b"], devices)
-        assert memory(job).peak <= (1 - MARGIN) * device.memory
+        assert memory(job, "tpu").peak <= (1 - MARGIN) * device.memory
         longer = dataclasses.replace(job, seq_len=job.seq_len + 1024)
-        assert memory(longer).peak > (1 - MARGIN) * device.memory
+        assert memory(longer, "tpu").peak > (1 - MARGIN) * device.memory
 
 
 def test_meshes_use_all_devices_and_whole_heads():

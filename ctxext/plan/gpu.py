@@ -1,11 +1,11 @@
 """What XLA's compiler has to know of a GPU to compile for it where there is none: its target configuration.
 
-Numbers: the vendor's data sheets and whitepapers, as XLA reads them from such devices.
+Numbers: XLA's own descriptions of these devices (openxla/xla, xla/backends/gpu/target_config/specs).
 """
 
 import dataclasses
 
-CUDA, CUDNN = "major: 12 minor: 8", "major: 9 minor: 8"  # the least that jax 0.10 runs with
+CUDA, CUDNN = "major: 12 minor: 8", "major: 9 minor: 8"  # as in those, and as the extra plan-gpu asks for
 SYSTEM = 1024  # bytes of shared memory that CUDA keeps of every block
 
 

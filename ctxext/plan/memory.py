@@ -38,7 +38,7 @@ class Memory:
         return sum(self.at_peak.values())
 
 
-def memory(job: Job, platform: str = "tpu") -> Memory:
+def memory(job: Job, platform: str) -> Memory:
     """What a training step holds on each device of a platform ("tpu", "gpu", "cpu"), bytes."""
     config, trees, tokens = job.config, job.trees, job.tokens
     D, V, tensor = config.hidden_size, config.vocab_size, job.sizes["tensor"]

@@ -54,7 +54,7 @@ class Plan:
             experiment = candidates[0].experiment
         job = Job.of(experiment, config, devices)
         verdict = ask(experiment, config, scaling, on, precise=precise) if compiled and on else None
-        found = memory(job, accelerator.platform) if accelerator else memory(job)
+        found = memory(job, accelerator.platform if accelerator else "tpu")
         return cls(experiment, job, accelerator, found, step_flops(job), verdict, candidates)
 
     @property
@@ -103,7 +103,7 @@ class Plan:
             f"{self._parameters():,} parameters, {count(job.trees.trained):,} of them trained",
             f"{self.tokens:,} tokens a step: {job.batch_size} x {job.accumulate} rows of {job.seq_len:,}",
             "",
-            "a device holds at the peak of a step, GiB (arithmetic)",
+            f"a {self.accelerator.name if self.accelerator else 'TPU'} holds at the peak of a step, GiB (arithmetic)",
             *[f"  {name:<28}{size / GIB:>8.2f}" for name, size in found.items() if size],
             f"  {'together':<28}{self.memory.peak / GIB:>8.2f}",
             "",
