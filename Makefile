@@ -63,13 +63,13 @@ endif
 
 # The tests that need the extra lm-eval, which is too large for the environment of the others.
 harness: .venvharness/.ready
-	@.venvharness/bin/python -m pytest tests/test_harness.py $(PYTEST_ARGS)
+	@.venvharness/bin/python -m pytest tests/harness/test_harness.py $(PYTEST_ARGS)
 
 # transformers 4.57 as a reader and a writer, and the converter of Meta's checkpoints, which later wheels have not.
 converter := .venvtransformers4/converter/transformers/models/llama/convert_llama_weights_to_hf.py
 transformers4: .venvtransformers4/.ready
 	@LLAMA_CONVERTER="$(CURDIR)/.venvtransformers4/bin/python $(CURDIR)/$(converter)" .venvtransformers4/bin/python -m pytest \
-	-m "not slow" tests/test_transformers4.py tests/test_interop_meta.py::test_transformers_converter $(PYTEST_ARGS)
+	-m "not slow" tests/interop/test_transformers4.py tests/interop/test_meta.py::test_transformers_converter $(PYTEST_ARGS)
 
 slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, other devices' compilers, the docs' commands
 	@.venvslow/bin/python -m pytest -m slow -ra $(PYTEST_ARGS)
@@ -78,7 +78,7 @@ slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, othe
 ACCELERATOR ?= cuda
 
 gpu: .venvgpu/.ready ## where there is a GPU (or ACCELERATOR=tpu): numerics, memory against the plan, speed
-	@CTXEXT_TEST_PLATFORM=$(ACCELERATOR),cpu .venvgpu/bin/python -m pytest -m gpu -ra -s tests/test_device.py $(PYTEST_ARGS)
+	@CTXEXT_TEST_PLATFORM=$(ACCELERATOR),cpu .venvgpu/bin/python -m pytest -m gpu -ra -s tests/end_to_end/test_device.py $(PYTEST_ARGS)
 	@.venvgpu/bin/ctxext bench --parts step prefill decode attention loss $(if $(filter cuda,$(ACCELERATOR)),--against hf)
 
 clean: ## remove environments and caches, keep runs/

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctxext import evals as evals
     from ctxext import methods as methods
-    from ctxext.door import load as load
     from ctxext.experiment import Experiment as Experiment
-    from ctxext.lm import LM as LM
+    from ctxext.loading import load as load
+    from ctxext.model.lm import LM as LM
     from ctxext.pipeline import run as run
     from ctxext.rope import RopeBase as RopeBase
 
@@ -19,8 +19,8 @@ __version__ = "0.1.0"
 __all__ = ["LM", "Experiment", "RopeBase", "evals", "load", "methods", "run"]
 
 _DOORS = {
-    "LM": "ctxext.lm",
-    "load": "ctxext.door",
+    "LM": "ctxext.model.lm",
+    "load": "ctxext.loading",
     "Experiment": "ctxext.experiment",
     "run": "ctxext.pipeline",
     "RopeBase": "ctxext.rope",

@@ -2,6 +2,6 @@
 
 import sys
 
-from ctxext.cli import main
+from ctxext.cli.main import main
 
 sys.exit(main())

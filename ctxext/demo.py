@@ -12,13 +12,13 @@ proven equal.
 """
 
 from ctxext import tasks
-from ctxext.config import LlamaConfig
 from ctxext.data import Mix, Short, Stdlib, Synthetic
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.methods.linear import Linear
 from ctxext.methods.ntk import NTK
 from ctxext.methods.yarn import Yarn
+from ctxext.model.config import LlamaConfig
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 
@@ -45,7 +45,9 @@ def experiment(config: LlamaConfig) -> Experiment:
                 (0.3, Short(Synthetic(tasks.Passkey()), window)),
             )
         ),
-        optim=Optim(learning_rate=7e-4 if window <= 512 else 2e-5, warmup_steps=5, schedule="linear"),
+        optim=Optim(
+            learning_rate=7e-4 if window <= 512 else 2e-5, warmup_steps=5, schedule="linear"
+        ),
         train=Train(steps=48, seq_len=FACTOR * window, batch_size=4, checkpoint_every=48),
         evals=(
             Retrieval(seq_lens=lengths, n=12),

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ctxext import distributed
 from ctxext.evals import Eval, Retrieval
 from ctxext.evals.base import Model
+from ctxext.evals.suite import STANDARD, Choice, evaluations, promise
 from ctxext.evals.timing import Timed
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
-from ctxext.suite import STANDARD, Choice, evaluations, promise
+from ctxext.parallel import distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,16 @@ def evaluate(
     `sink`; what they have not written by the end is left out of the result. Progress goes to stderr. Raises ValueError
     for an item that cannot be built or a model that is not finite.
     """
-    labels = {"checkpoint": checkpoint, "method": method_label, "rope": rope or method_label,
-              "steps": steps, "window": lm.config.max_position_embeddings}  # fmt: skip
-    found = distributed.once(lambda: read_jsonl(sink)) if sink else []  # the same for all, whoever is first
+    labels = {
+        "checkpoint": checkpoint,
+        "method": method_label,
+        "rope": rope or method_label,
+        "steps": steps,
+        "window": lm.config.max_position_embeddings,
+    }
+    found = (
+        distributed.once(lambda: read_jsonl(sink)) if sink else []
+    )  # the same for all, whoever is first
     old = {row["item"]: row for row in found if labels.items() <= row.items()}
     evals = list(evals)
     for evaluation in evals:
@@ -83,14 +90,26 @@ def evaluate(
             if progress and (bar.disable or part != WHOLE):
                 seconds = time.monotonic() - started
                 outside, padding = timed.shares(seconds)
-                share = f", {outside:.0%} outside the model, {padding:.0%} on padding" if missing else ""
-                print(f"{evaluation.title}, {method_label}: {len(missing)} new of {len(items)} rows in "
-                      f"{seconds:.1f} s{share}", file=sys.stderr, flush=True)  # fmt: skip
+                share = (
+                    f", {outside:.0%} outside the model, {padding:.0%} on padding"
+                    if missing
+                    else ""
+                )
+                print(
+                    f"{evaluation.title}, {method_label}: {len(missing)} new of {len(items)} rows in "
+                    f"{seconds:.1f} s{share}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     if sink and part != WHOLE:  # the others have been busy too
         old |= {row["item"]: row for row in read_jsonl(sink) if labels.items() <= row.items()}
     wanted = [item for evaluation in evals for item in evaluation.items()]
     if progress and (left := sum(item not in old for item in wanted)):
-        print(f"{left} of {len(wanted)} rows belong to other parts and are not there yet", file=sys.stderr, flush=True)
+        print(
+            f"{left} of {len(wanted)} rows belong to other parts and are not there yet",
+            file=sys.stderr,
+            flush=True,
+        )
     return [old[item] for item in wanted if item in old]
 
 
@@ -113,58 +132,81 @@ def evaluate_checkpoint(
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
-    to merge. checkpoint: which one of a run, see `door.step_of`. evals: names of `ctxext.suite`, asked as `asked` says
+    to merge. checkpoint: which one of a run, see `loading.step_of`. evals: names of `ctxext.evals.suite`, asked as `asked` says
     but for its lengths: those of `seq_lens`, by default one, two, four and eight windows. out: directory for
     rows.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
     """
-    from ctxext import door  # loads jax
-    from ctxext.sharding import ONE_DEVICE
+    from ctxext import loading  # loads jax
+    from ctxext.parallel.mesh import ONE_DEVICE
 
-    where = door.locate(path)
-    steps = door.step_of(where, checkpoint)  # a run that goes on may have another latest one by the time it is read
-    lm = door.load(where, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE)
+    where = loading.locate(path)
+    steps = loading.step_of(
+        where, checkpoint
+    )  # a run that goes on may have another latest one by the time it is read
+    lm = loading.load(
+        where, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE
+    )
     sink = (out or directory(where)) / "rows.jsonl"
     window = lm.config.max_position_embeddings
     lengths = tuple(seq_lens or (window * times for times in (1, 2, 4, 8)))
     asked = dataclasses.replace(asked or Choice(), seq_lens=lengths)
-    chosen = evaluations(evals, asked, load=lambda source: door.load(source, dtype=dtype))
+    chosen = evaluations(evals, asked, load=lambda source: loading.load(source, dtype=dtype))
     if progress:
         print("\n".join(promise(chosen)), file=sys.stderr)
     named = checkpoint_label(where, steps, adapter)
     rows = []
-    if "controls" in evals and window in lengths and None not in methods:  # what the checkpoint itself reads at home
+    if (
+        "controls" in evals and window in lengths and None not in methods
+    ):  # what the checkpoint itself reads at home
         home = evaluations(evals, dataclasses.replace(asked, seq_lens=(window,)))
         needles = [e for e in home if isinstance(e, Retrieval) and e.condition == "needle"]
-        rows += evaluate(lm, needles, method_label=describe(lm.scaling, lm.attention), steps=steps, sink=sink,
-                         checkpoint=named, part=part, progress=progress)  # fmt: skip
+        rows += evaluate(
+            lm,
+            needles,
+            method_label=describe(lm.scaling, lm.attention),
+            steps=steps,
+            sink=sink,
+            checkpoint=named,
+            part=part,
+            progress=progress,
+        )
     for method in methods:
         given = () if method is None else method if isinstance(method, tuple) else (method,)
         model = lm.with_method(*given)
         rows += evaluate(
-            model, chosen, method_label=describe(model.scaling, model.attention), steps=steps, sink=sink,
-            checkpoint=named, part=part, progress=progress,
-        )  # fmt: skip
+            model,
+            chosen,
+            method_label=describe(model.scaling, model.attention),
+            steps=steps,
+            sink=sink,
+            checkpoint=named,
+            part=part,
+            progress=progress,
+        )
     return sink, rows
 
 
 def directory(path: Path) -> Path:
     """Where results go by default: the run itself, or `runs/eval-<name>` for an HF directory."""
-    from ctxext import door
+    from ctxext import loading
 
-    return path if door.is_run(path) else Path("runs") / f"eval-{path.resolve().name}"
+    return path if loading.is_run(path) else Path("runs") / f"eval-{path.resolve().name}"
 
 
 def checkpoint_label(path: Path, steps: int, adapter: Path | None = None) -> str:
     """What a row calls a checkpoint: the directory's name, the step of a run, and the adapter merged into it."""
-    from ctxext import door
+    from ctxext import loading
 
-    step = f" step {steps}" if door.is_run(path) else ""
+    step = f" step {steps}" if loading.is_run(path) else ""
     return path.resolve().name + step + (f" + {adapter.resolve().name}" if adapter else "")
 
 
 def describe(*methods: Any) -> str:
     """What rows call a choice of methods: `methods.label` without the identities "none" and "causal"."""
-    return " + ".join(name for name in (label([m]) for m in methods) if name not in ("none", "causal")) or "none"
+    return (
+        " + ".join(name for name in (label([m]) for m in methods) if name not in ("none", "causal"))
+        or "none"
+    )
 
 
 def _append(sink: Path, row: dict[str, Any]) -> None:
@@ -172,11 +214,18 @@ def _append(sink: Path, row: dict[str, Any]) -> None:
     try:
         append_jsonl(sink, row)
     except ValueError as error:
-        raise ValueError(f"{row['item']}, {row['method']}: the model's output is not finite; try "
-                         f"--compute-dtype float32 ({error})") from error  # fmt: skip
+        raise ValueError(
+            f"{row['item']}, {row['method']}: the model's output is not finite; try "
+            f"--compute-dtype float32 ({error})"
+        ) from error
 
 
 def _bar(progress: bool) -> Progress:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, disable=not (progress and console.is_terminal))

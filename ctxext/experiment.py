@@ -14,16 +14,16 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
-from ctxext.config import LlamaConfig
 from ctxext.data import Source
 from ctxext.evals import expected
 from ctxext.methods import find
-from ctxext.model import DTYPES, REMAT
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import DTYPES, REMAT
+from ctxext.model.trainable import Full, Trainable
 from ctxext.optim import Optim
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeScaling
-from ctxext.sharding import ONE_DEVICE, Mesh
-from ctxext.trainable import Full, Trainable
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
@@ -47,29 +47,42 @@ class Train:
     log_every: int = 10
     checkpoint_every: int = 200
     """Steps between checkpoints."""
-    checkpoint_minutes: float | None = dataclasses.field(default=None, metadata={"added_later": True})
+    checkpoint_minutes: float | None = dataclasses.field(
+        default=None, metadata={"added_later": True}
+    )
     """Minutes after which a checkpoint is due as well."""
     keep: int = dataclasses.field(default=2, metadata={"added_later": True})
     """How many of the newest checkpoints stay."""
     keep_best: bool = dataclasses.field(default=False, metadata={"added_later": True})
     """Keep the one whose steps since the one before had the lowest mean training loss too, for `--checkpoint best`."""
     probe_every: int = dataclasses.field(default=100, metadata={"added_later": True})
-    """Steps between looks at fixed rows (`ctxext.probe`), of runs with at least as many; 0 for none."""
+    """Steps between looks at fixed rows (`ctxext.training.monitor`), of runs with at least as many; 0 for none."""
     drift_alarm: float = dataclasses.field(default=0.1, metadata={"added_later": True})
     """Nats by which the loss on short held-out text may rise over step 0 before a run says so."""
 
     def __post_init__(self) -> None:
-        for field in ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
+        for field in (
+            "seq_len",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
-            raise ValueError(f"train.checkpoint_minutes must be above 0, got {self.checkpoint_minutes}")
+            raise ValueError(
+                f"train.checkpoint_minutes must be above 0, got {self.checkpoint_minutes}"
+            )
         for field in ("steps", "probe_every", "drift_alarm"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
         for field, known in (("dtype", DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
             if getattr(self, field) not in known:
-                raise ValueError(f"train.{field} {getattr(self, field)!r} is not known; choose {' or '.join(known)}")
+                raise ValueError(
+                    f"train.{field} {getattr(self, field)!r} is not known; choose {' or '.join(known)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +119,9 @@ class Experiment:
     positions: Positions = Contiguous()
     trainable: Trainable = dataclasses.field(default=Full(), metadata={"added_later": True})
     evals: tuple[Any, ...] = ()
-    expect: tuple[expected.Expected, ...] = dataclasses.field(default=(), metadata={"added_later": True})
+    expect: tuple[expected.Expected, ...] = dataclasses.field(
+        default=(), metadata={"added_later": True}
+    )
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
     baselines: tuple[RopeScaling, ...] = ()
     export: Export | None = Export()
@@ -130,13 +145,22 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         module = sys.modules[type(value).__module__]
         origin = module.__name__ if module.__name__.startswith("ctxext.") else str(module.__file__)
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and not _unsaid(f, value)}
-        return {"__type__": f"{origin}:{type(value).__name__}", **{name: to_json(x) for name, x in fields.items()}}
+        fields = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if f.init and not _unsaid(f, value)
+        }
+        return {
+            "__type__": f"{origin}:{type(value).__name__}",
+            **{name: to_json(x) for name, x in fields.items()},
+        }
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, str | int | float | bool) or value is None:
         return value
-    raise ValueError(f"cannot write {value!r} as JSON; experiments hold numbers, text, tuples and dataclasses")
+    raise ValueError(
+        f"cannot write {value!r} as JSON; experiments hold numbers, text, tuples and dataclasses"
+    )
 
 
 def _unsaid(field: dataclasses.Field, value: Any) -> bool:
@@ -158,7 +182,9 @@ def from_json(value: Any, *, trust: bool = False) -> Any:
     fields = {key: from_json(item, trust=trust) for key, item in value.items() if key != "__type__"}
     unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
     if unknown:
-        raise ValueError(f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?")
+        raise ValueError(
+            f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?"
+        )
     try:
         return cls(**fields)
     except TypeError as error:  # a field is missing, or holds something of another kind
@@ -172,7 +198,9 @@ def _known_class(tag: str, trust: bool) -> Any:
             raise ValueError(f"this run uses code from {module}; pass --trust-run to import it")
         return find(tag)
     cls, parts = None, module.split(".")
-    if parts[0] == "ctxext" and all(part.isidentifier() and not part.startswith("_") for part in parts):
+    if parts[0] == "ctxext" and all(
+        part.isidentifier() and not part.startswith("_") for part in parts
+    ):
         with contextlib.suppress(ImportError):
             cls = getattr(importlib.import_module(module), name, None)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module):
@@ -180,7 +208,9 @@ def _known_class(tag: str, trust: bool) -> Any:
     return cls
 
 
-def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | None = None) -> Experiment:
+def load_experiment(
+    file: str | Path, base_config: Callable[[], LlamaConfig] | None = None
+) -> Experiment:
     """The `experiment` of a Python file: a value, or a function of the base's LlamaConfig that returns one.
 
     The function form is for lengths that follow the window of the checkpoint; `base_config` is asked only then.
@@ -194,26 +224,34 @@ def load_experiment(file: str | Path, base_config: Callable[[], LlamaConfig] | N
     return value
 
 
-def load_sweep(file: str | Path, base_config: Callable[[], LlamaConfig] | None = None) -> dict[str, Experiment]:
+def load_sweep(
+    file: str | Path, base_config: Callable[[], LlamaConfig] | None = None
+) -> dict[str, Experiment]:
     """The experiments that `sweep()` of a Python file yields, by name; `sweep(config)` gets the base's LlamaConfig.
 
     Raises ValueError if there is none, or two have one name.
     """
     function: Any = getattr(_module(file), "sweep", None)
     if function is None:
-        raise ValueError(f"{file} defines no sweep(); let one yield experiments that differ in their names")
+        raise ValueError(
+            f"{file} defines no sweep(); let one yield experiments that differ in their names"
+        )
     wanted = inspect.signature(function).parameters
     found = list(function(base_config()) if wanted and base_config is not None else function())
     named = {one.name: one for one in found if isinstance(one, Experiment)}
     if not found or len(named) != len(found):
-        raise ValueError(f"sweep() of {file} has to yield experiments, at least one, each with a name of its own")
+        raise ValueError(
+            f"sweep() of {file} has to yield experiments, at least one, each with a name of its own"
+        )
     return named
 
 
 def _module(file: str | Path) -> ModuleType:
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"{file} does not exist; give an experiment file such as experiments/demo.py")
+        raise ValueError(
+            f"{file} does not exist; give an experiment file such as experiments/demo.py"
+        )
     spec = importlib.util.spec_from_file_location(f"_ctxext_experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{file} is not a Python file")

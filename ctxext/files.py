@@ -42,7 +42,9 @@ def _remove_left(where: Path, prefix: str) -> None:
     """Remove the temporaries of `prefix` that nobody holds locked; all of them are of this host, as the prefix says."""
     for path in where.iterdir():
         if path.name.startswith(prefix) and len(path.name) == len(prefix) + 8:
-            with contextlib.suppress(OSError):  # it is at work, has gone, or the file system has no locks
+            with contextlib.suppress(
+                OSError
+            ):  # it is at work, has gone, or the file system has no locks
                 descriptor = os.open(path, os.O_RDONLY)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,9 +62,13 @@ def _temporary(path: Path, make: Callable[[Path, str], Path]) -> Iterator[Path]:
     temporary = descriptor = None
     while descriptor is None or temporary is None:
         temporary = make(path.parent, prefix)
-        with contextlib.suppress(FileNotFoundError):  # removed before it was locked: another one is made
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # removed before it was locked: another one is made
             descriptor = os.open(temporary, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # a file system without locks; then nothing is removed in it either
+            with contextlib.suppress(
+                OSError
+            ):  # a file system without locks; then nothing is removed in it either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         if descriptor is not None and not temporary.exists():
             os.close(descriptor)
@@ -125,7 +131,9 @@ def within(directory: str | Path, name: str) -> Path:
     target = path.resolve()
     cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
     if not any(target.is_relative_to(place) for place in (home, *cache)):
-        raise ValueError(f"{path} is a link to {target}, outside the directory; put a copy there instead")
+        raise ValueError(
+            f"{path} is a link to {target}, outside the directory; put a copy there instead"
+        )
     return path
 
 
@@ -150,7 +158,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a torn last line is dropped. Raises ValueError naming any other bad line."""
     if not Path(path).exists():
         return []
-    lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
+    lines = (
+        Path(path).read_bytes().split(b"\n")[:-1]
+    )  # what follows the last line end is torn, or nothing
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -27,12 +27,16 @@ def _multiplied(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransform
         names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for pattern, _ in rates:
             if not any(re.search(pattern, x) for x in names):
-                raise ValueError(f"optim.rates: {pattern!r} matches nothing that is trained, such as {names[0]}")
+                raise ValueError(
+                    f"optim.rates: {pattern!r} matches nothing that is trained, such as {names[0]}"
+                )
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
-            return next((factor * leaf for pattern, factor in rates if re.search(pattern, name(path))), leaf)
+            return next(
+                (factor * leaf for pattern, factor in rates if re.search(pattern, name(path))), leaf
+            )
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
@@ -61,7 +65,9 @@ class Optim:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "linear"):
-            raise ValueError(f"optim.schedule {self.schedule!r} is unknown: choose constant, cosine or linear")
+            raise ValueError(
+                f"optim.schedule {self.schedule!r} is unknown: choose constant, cosine or linear"
+            )
         for name in ("learning_rate", "clip_norm", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name} must be positive, got {getattr(self, name)}")
@@ -74,16 +80,22 @@ class Optim:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"optim.rates: {pattern!r} is no regular expression: {error}") from None
+                raise ValueError(
+                    f"optim.rates: {pattern!r} is no regular expression: {error}"
+                ) from None
             if not factor >= 0:
-                raise ValueError(f"optim.rates: the multiple for {pattern!r} must not be negative, got {factor}")
+                raise ValueError(
+                    f"optim.rates: the multiple for {pattern!r} must not be negative, got {factor}"
+                )
 
     def learning_rates(self, steps: int) -> optax.Schedule:
         """step (from 0) -> learning rate; step 0 of a warm-up is already above 0, so that no step is wasted."""
         after = max(steps - 1 - self.warmup_steps, 1)
         body = {
             "constant": lambda: optax.constant_schedule(self.learning_rate),
-            "cosine": lambda: optax.cosine_decay_schedule(self.learning_rate, after, self.final_fraction),
+            "cosine": lambda: optax.cosine_decay_schedule(
+                self.learning_rate, after, self.final_fraction
+            ),
             "linear": lambda: optax.linear_schedule(
                 self.learning_rate, self.learning_rate * self.final_fraction, after
             ),

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxext import distributed, door, needs, report
+from ctxext import loading, report, requirements
 from ctxext.evaluate import describe as describe_methods
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
 from ctxext.export import check, export
 from ctxext.files import read_jsonl
-from ctxext.lm import LM
 from ctxext.methods import label
+from ctxext.model.lm import LM
+from ctxext.model.trainable import Full
+from ctxext.parallel import distributed
 from ctxext.prove import describe, prove
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink, kept_offline, start_sinks
-from ctxext.train import train
-from ctxext.trainable import Full
+from ctxext.training.loop import train
 
 TRACK = ("wandb",)
 
@@ -53,39 +54,57 @@ class Run:
         return "\n".join([*lines, f"report         {self.path / 'report.html'}"])
 
 
-def open_run(experiment: Experiment, run_dir: Path | None = None, file: Path | str | None = None) -> RunDir:
+def open_run(
+    experiment: Experiment, run_dir: Path | None = None, file: Path | str | None = None
+) -> RunDir:
     """The directory of this experiment, new or to be resumed. Raises ValueError if it belongs to another one."""
     path = run_dir or Path("runs") / f"{experiment.name}-{experiment.fingerprint}"
     return RunDir(Path(path)).open(experiment, Path(file) if file else None)
 
 
-def train_only(experiment: Experiment, run_dir: Path | None = None, *, file: Path | str | None = None,
-               track: Sequence[str] = TRACK) -> Path:  # fmt: skip
+def train_only(
+    experiment: Experiment,
+    run_dir: Path | None = None,
+    *,
+    file: Path | str | None = None,
+    track: Sequence[str] = TRACK,
+) -> Path:
     """Train or resume; returns the run directory. Raises ValueError for text that is not there."""
-    needs.check(experiment, training_only=True)
+    requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
-        train(experiment, directory, door.open_base(experiment, to_train=True), sinks=sinks)
+        train(experiment, directory, loading.open_base(experiment, to_train=True), sinks=sinks)
         _refer_to_checkpoints(directory, sinks)
     return directory.path
 
 
-def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str | None = None,
-        track: Sequence[str] = TRACK) -> Run:  # fmt: skip
+def run(
+    experiment: Experiment,
+    *,
+    run_dir: Path | None = None,
+    file: Path | str | None = None,
+    track: Sequence[str] = TRACK,
+) -> Run:
     """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated.
 
     Raises ValueError, before anything else, for text that is not there, of training or of an evaluation, and for
     questions that do not fit their length.
     track: names of `tracking.TRACKERS`, which are told beside metrics.jsonl.
     """
-    needs.check(experiment)
+    requirements.check(experiment)
     directory = open_run(experiment, run_dir, file)
     distributed.once(lambda: directory.rows_file.touch())  # empty where no evaluation is asked for
     if experiment.export is not None:  # refused now, not after the training
-        config, scaling = door.base_config(experiment)
-        check(config, experiment.rope or scaling, experiment.attention, to=experiment.export.to,
-              dtype=experiment.export.dtype, seq_len=experiment.train.seq_len)  # fmt: skip
-    base, proof = door.open_base(experiment), None
+        config, scaling = loading.base_config(experiment)
+        check(
+            config,
+            experiment.rope or scaling,
+            experiment.attention,
+            to=experiment.export.to,
+            dtype=experiment.export.dtype,
+            seq_len=experiment.train.seq_len,
+        )
+    base, proof = loading.open_base(experiment), None
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
@@ -94,7 +113,7 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         if experiment.train.steps:
             if experiment.trainable != Full():
                 del base  # evaluated; from here on it is only trained
-                base = door.open_base(experiment, to_train=True)
+                base = loading.open_base(experiment, to_train=True)
             trained = _train(experiment, directory, base, sinks)
         else:
             trained = base.with_method(experiment.rope or base.scaling, experiment.attention)
@@ -102,13 +121,24 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
         if experiment.export is not None:
             proof = _export(experiment, trained, name, directory)
             for sink in sinks:
-                sink.artifact("export", [directory.export], {"method": name, "equal": not proof["weights_that_differ"]})
+                sink.artifact(
+                    "export",
+                    [directory.export],
+                    {"method": name, "equal": not proof["weights_that_differ"]},
+                )
         for sink in sinks:
             sink.images(lambda: report.heatmaps(read_jsonl(directory.rows_file)))
     for rope in experiment.baselines if experiment.train.steps else ():
         slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
-        arm = dataclasses.replace(experiment, name=f"{experiment.name}-{slug}", rope=rope, zero_shot=(), baselines=(),
-                                  expect=(), export=None)  # fmt: skip
+        arm = dataclasses.replace(
+            experiment,
+            name=f"{experiment.name}-{slug}",
+            rope=rope,
+            zero_shot=(),
+            baselines=(),
+            expect=(),
+            export=None,
+        )
         place = RunDir(directory.baselines / slug).open(arm)
         with start_sinks(arm, place, track=track, group=experiment.name, job="baseline") as sinks:
             _evaluate(arm, _train(arm, place, base, sinks), arm.train.steps, directory, sinks)
@@ -119,16 +149,22 @@ def run(experiment: Experiment, *, run_dir: Path | None = None, file: Path | str
 def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -> LM:
     settings = experiment.train
     rows = settings.batch_size * settings.accumulate
-    print(f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} tokens = "
-          f"{settings.steps * rows * settings.seq_len:,} tokens", file=sys.stderr)  # fmt: skip
+    print(
+        f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} tokens = "
+        f"{settings.steps * rows * settings.seq_len:,} tokens",
+        file=sys.stderr,
+    )
     train(experiment, place, base, sinks=sinks)
     _refer_to_checkpoints(place, sinks)
-    return door.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
+    return loading.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
 
 
 def _refer_to_checkpoints(run: RunDir, sinks: Sequence[Sink]) -> None:
     """The checkpoints that are left when training is over."""
-    kept = sorted((path for path in run.checkpoints.glob("*") if path.name.isdecimal()), key=lambda p: int(p.name))
+    kept = sorted(
+        (path for path in run.checkpoints.glob("*") if path.name.isdecimal()),
+        key=lambda p: int(p.name),
+    )
     if kept:
         for sink in sinks:
             sink.artifact("checkpoints", kept, {"steps": [int(path.name) for path in kept]})
@@ -139,7 +175,9 @@ def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: li
     how = f"{steps} steps at {experiment.train.seq_len}" if steps else "zero-shot"
     method = describe_methods(lm.scaling, lm.attention)
     name = f"{method}, {how}"
-    rows = evaluate(lm, experiment.evals, method_label=name, rope=method, steps=steps, sink=run.rows_file)
+    rows = evaluate(
+        lm, experiment.evals, method_label=name, rope=method, steps=steps, sink=run.rows_file
+    )
     for sink in sinks:
         sink.rows(rows)
     return name
@@ -154,7 +192,17 @@ def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str,
             return proof
         distributed.once(lambda: shutil.rmtree(out))  # of fewer steps than have been trained since
     print(f"exporting to {out}", file=sys.stderr)
-    card = {"method": name, "experiment": experiment.name, "summary": report.tables(read_jsonl(run.rows_file))}
-    export(lm, out, to=experiment.export.to, dtype=experiment.export.dtype, seq_len=experiment.train.seq_len,
-           card=card)  # fmt: skip
+    card = {
+        "method": name,
+        "experiment": experiment.name,
+        "summary": report.tables(read_jsonl(run.rows_file)),
+    }
+    export(
+        lm,
+        out,
+        to=experiment.export.to,
+        dtype=experiment.export.dtype,
+        seq_len=experiment.train.seq_len,
+        card=card,
+    )
     return prove(out, against=lm)

@@ -32,7 +32,11 @@ def check_reach(method: Any, length: int | None = None) -> None:
     """Raises ValueError unless the positions of `method` are enough for a row of `length` tokens, and fit 32 bits."""
     reach, name = method.max_position_embeddings, type(method).__name__
     if not 1 <= reach <= 2**31:
-        raise ValueError(f"{name}: max_position_embeddings must be from 1 to {2**31} (32-bit positions), got {reach}")
+        raise ValueError(
+            f"{name}: max_position_embeddings must be from 1 to {2**31} (32-bit positions), got {reach}"
+        )
     if length is not None and reach < length:
-        raise ValueError(f"{name} reaches {reach} positions, fewer than the {length} tokens of a row; raise "
-                         f"positions.max_position_embeddings to at least {length}")  # fmt: skip
+        raise ValueError(
+            f"{name} reaches {reach} positions, fewer than the {length} tokens of a row; raise "
+            f"positions.max_position_embeddings to at least {length}"
+        )

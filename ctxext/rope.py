@@ -32,8 +32,10 @@ class RopeBase:
         if self.theta <= 0:
             raise ValueError(f"rope_theta must be positive, got {self.theta}")
         if self.original_max_position_embeddings < 1:
-            raise ValueError(f"original_max_position_embeddings must be positive, "
-                             f"got {self.original_max_position_embeddings}")  # fmt: skip
+            raise ValueError(
+                f"original_max_position_embeddings must be positive, "
+                f"got {self.original_max_position_embeddings}"
+            )
 
     @property
     def inv_freq(self) -> np.ndarray:
@@ -59,7 +61,9 @@ class Rotation(NamedTuple):
     leading: "tuple[Array, Rotation] | None" = None
     """Where the first positions turn otherwise: how many, and how."""
 
-    def tables(self, positions: Int[Array, "*shape"]) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
+    def tables(
+        self, positions: Int[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
         """cos and sin times attention_factor, float32 [..., H/2]; within 1e-6 of float64 at any position."""
         p = positions.astype(jnp.uint32)[..., None]
         # p * low / 2^32 in float32, cut to whole numbers, is off by one place of the high word for p < 2^22 and by at
@@ -67,7 +71,9 @@ class Rotation(NamedTuple):
         shape = (1,) * positions.ndim + self.turns_high.shape
         high, low = self.turns_high.reshape(shape), self.turns_low.reshape(shape)
         carry = (p.astype(jnp.float32) * (low.astype(jnp.float32) * 2.0**-32)).astype(jnp.uint32)
-        turns = jax.lax.bitcast_convert_type(p * high + carry, jnp.int32)  # signed: angles in [-pi, pi)
+        turns = jax.lax.bitcast_convert_type(
+            p * high + carry, jnp.int32
+        )  # signed: angles in [-pi, pi)
         angles = turns.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
         cos, sin = jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
         return _leading(self.leading, positions, cos, sin)
@@ -80,7 +86,9 @@ class Float32Rotation(NamedTuple):
     attention_factor: Array
     leading: "tuple[Array, Float32Rotation] | None" = None
 
-    def tables(self, positions: Int[Array, "*shape"]) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
+    def tables(
+        self, positions: Int[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
         """cos and sin times attention_factor, float32 [..., H/2]."""
         inv_freq = self.inv_freq.reshape((1,) * positions.ndim + self.inv_freq.shape)
         angles = positions.astype(jnp.float32)[..., None] * inv_freq
@@ -114,7 +122,9 @@ class Rope:
         """The device form. `exact` is right to 1e-6 at any position, `float32` repeats transformers' rounding."""
         if angles not in ANGLES:
             raise ValueError(f"angles {angles!r} are not known; choose one of {', '.join(ANGLES)}")
-        with jax.ensure_compile_time_eval():  # a value, also when asked for inside a trace: callers keep it
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # a value, also when asked for inside a trace: callers keep it
             rotation = _on_device(self.inv_freq, self.attention_factor, angles)
             if self.leading is None:
                 return rotation
@@ -122,7 +132,9 @@ class Rope:
             return rotation._replace(leading=(jnp.int32(count), _on_device(inv_freq, 1.0, angles)))
 
 
-def _on_device(inv_freq: np.ndarray, attention_factor: float, angles: Angles) -> Rotation | Float32Rotation:
+def _on_device(
+    inv_freq: np.ndarray, attention_factor: float, angles: Angles
+) -> Rotation | Float32Rotation:
     factor = jnp.float32(attention_factor)
     if angles == "float32":
         return Float32Rotation(jnp.asarray(inv_freq, jnp.float32), factor)
@@ -152,7 +164,9 @@ def check_factor(factor: float) -> None:
 def check_attention_factor(attention_factor: float | None) -> None:
     """Raises ValueError unless it is None, which leaves it to the method, or a positive number."""
     if attention_factor is not None and not 0 < attention_factor < math.inf:
-        raise ValueError(f"attention_factor must be positive and finite (1 changes nothing), got {attention_factor}")
+        raise ValueError(
+            f"attention_factor must be positive and finite (1 changes nothing), got {attention_factor}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +184,10 @@ def rotate(
     x: Float[Array, "b t n h"], cos: Float[Array, "#b t h2"], sin: Float[Array, "#b t h2"]
 ) -> Float[Array, "b t n h"]:
     """Turn every pair (x_i, x_{i + H/2}) by its angle; computed in float32, returned in the dtype of `x`."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # bfloat16 products would lose position
+    first, second = jnp.split(
+        x.astype(jnp.float32), 2, axis=-1
+    )  # bfloat16 products would lose position
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
+        x.dtype
+    )

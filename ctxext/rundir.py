@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ctxext import distributed
 from ctxext.experiment import FREE, Experiment, to_json
 from ctxext.files import read_json, read_jsonl, write_bytes, write_json, write_text
+from ctxext.parallel import distributed
 
 PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -53,11 +53,15 @@ class RunDir:
                         f" {_short(here)} here; choose another --run-dir"
                     )
                 if there > here:
-                    raise ValueError(f"{self.path} was started for {there} steps and cannot shrink to {here}")
+                    raise ValueError(
+                        f"{self.path} was started for {there} steps and cannot shrink to {here}"
+                    )
             if old == config:
                 return
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"{self.path} exists and is not a run directory; choose another --run-dir")
+            raise ValueError(
+                f"{self.path} exists and is not a run directory; choose another --run-dir"
+            )
         if file is not None:
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
@@ -68,7 +72,9 @@ class RunDir:
         for name, data in tokenizer_files.items():
             write_bytes(self.base / name, data)
         write_json(self.base / "scaling.json", to_json(scaling))
-        write_json(self.base / "model.json", to_json(model))  # last: its presence says that this is a run
+        write_json(
+            self.base / "model.json", to_json(model)
+        )  # last: its presence says that this is a run
 
     @distributed.alone
     def record(self, facts: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> None:
@@ -77,11 +83,15 @@ class RunDir:
         Raises ValueError if one of the `fixed` facts is no longer what an earlier start recorded: the run would go on
         with other data and nobody would see it.
         """
-        versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+        versions = {"python": platform.python_version()} | {
+            name: _version(name) for name in PACKAGES
+        }
         new = {"versions": versions, "git_commit": git_commit(), **facts}
         if self.provenance_file.exists():
             old = read_json(self.provenance_file)
-            for name, there, here in _differences({k: old.get(k) for k in fixed}, {k: facts[k] for k in fixed}):
+            for name, there, here in _differences(
+                {k: old.get(k) for k in fixed}, {k: facts[k] for k in fixed}
+            ):
                 raise ValueError(
                     f"{self.path} was started with other {name.split('.')[0]}: {name} is {_short(there)} there and"
                     f" {_short(here)} here; restore it, or choose another --run-dir"
@@ -107,7 +117,9 @@ class RunDir:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise ValueError(f"another process is training in {self.path}; wait for it or stop it") from None
+                    raise ValueError(
+                        f"another process is training in {self.path}; wait for it or stop it"
+                    ) from None
 
             distributed.once(take)
             yield
@@ -115,7 +127,11 @@ class RunDir:
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted field, value there, value here), in the order of `here`."""
-    if isinstance(there, dict) and isinstance(here, dict) and there.get("__type__") == here.get("__type__"):
+    if (
+        isinstance(there, dict)
+        and isinstance(here, dict)
+        and there.get("__type__") == here.get("__type__")
+    ):
         for key in [*here, *(key for key in there if key not in here)]:
             yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
@@ -127,7 +143,9 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, A
 
 def _short(value: Any) -> str:
     text = (
-        value["__type__"].rpartition(":")[2] if isinstance(value, dict) and "__type__" in value else json.dumps(value)
+        value["__type__"].rpartition(":")[2]
+        if isinstance(value, dict) and "__type__" in value
+        else json.dumps(value)
     )
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -146,6 +164,8 @@ def git_commit() -> str | None:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
         subprocess.run(tracked, cwd=where, check=True, capture_output=True, timeout=10)
-        return subprocess.run(command, cwd=where, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, cwd=where, check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

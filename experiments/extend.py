@@ -15,11 +15,11 @@ not run here): 6 x 6.74e9 parameters x 13e6 tokens = 5.3e17 FLOPs, 0.4 device ho
 Nothing is expected: no paper has this number for your text.
 """
 
-from ctxext.config import LlamaConfig
 from ctxext.data import Files
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.methods import Yarn
+from ctxext.model.config import LlamaConfig
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 

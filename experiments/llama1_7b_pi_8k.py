@@ -22,10 +22,10 @@ Published, proof-pile perplexity, 128 documents cut at 32,768 tokens, windows th
 
 import dataclasses
 
-from ctxext.config import SHAPES
 from ctxext.data import Files
 from ctxext.evals import Expected, Retrieval, RollingPerplexity
 from ctxext.methods import Linear
+from ctxext.model.config import SHAPES
 from ctxext.rope import Unscaled
 from llama2_7b_pi_8k import experiment as pi
 
@@ -38,14 +38,21 @@ experiment = dataclasses.replace(
     rope=Linear(factor=4.0),
     evals=(
         RollingPerplexity(
-            tuple(PUBLISHED), "pi", 256, num_documents=128, min_tokens=32768, max_tokens=32768,
+            tuple(PUBLISHED),
+            "pi",
+            256,
+            num_documents=128,
+            min_tokens=32768,
+            max_tokens=32768,
             source=Files("proof-pile"),
         ),
         Retrieval(seq_lens=tuple(PUBLISHED)),
     ),
     expect=tuple(
-        Expected("ppl:pi", length, value, 0.05, "PI 2k -> 8k, LLaMA 1 7B, proof-pile", "arXiv:2306.15595")
+        Expected(
+            "ppl:pi", length, value, 0.05, "PI 2k -> 8k, LLaMA 1 7B, proof-pile", "arXiv:2306.15595"
+        )
         for length, value in PUBLISHED.items()
     ),
     zero_shot=(Unscaled(), Linear(factor=4.0)),
-)  # fmt: skip
+)

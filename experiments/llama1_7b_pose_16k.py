@@ -16,10 +16,10 @@ a directory ./proof-pile; that they are cut at 32,768 tokens is our reading of e
 
 import dataclasses
 
-from ctxext.config import SHAPES
 from ctxext.data import Files
 from ctxext.evals import Expected, Retrieval, RollingPerplexity
 from ctxext.methods import Linear, PoSE
+from ctxext.model.config import SHAPES
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 from llama2_7b_yarn_8k import experiment as yarn
@@ -37,12 +37,25 @@ experiment = dataclasses.replace(
     train=dataclasses.replace(yarn.train, steps=1000, seq_len=2048),
     evals=(
         RollingPerplexity(
-            LENGTHS, "pi", 1024, num_documents=50, min_tokens=32768, max_tokens=32768, source=Files("proof-pile")
+            LENGTHS,
+            "pi",
+            1024,
+            num_documents=50,
+            min_tokens=32768,
+            max_tokens=32768,
+            source=Files("proof-pile"),
         ),
         Retrieval(seq_lens=LENGTHS),
     ),
     expect=tuple(
-        Expected("ppl:pi", length, value, 0.05, "PoSE 2k -> 16k, LLaMA 1 7B, proof-pile", "arXiv:2309.10400, table 1")
+        Expected(
+            "ppl:pi",
+            length,
+            value,
+            0.05,
+            "PoSE 2k -> 16k, LLaMA 1 7B, proof-pile",
+            "arXiv:2309.10400, table 1",
+        )
         for length, value in zip(LENGTHS, PUBLISHED, strict=True)
     ),
     zero_shot=(Unscaled(), Linear(factor=8.0)),

@@ -12,7 +12,9 @@ Published: the paper has no row for factor 2 of Llama 2 13B. Its larger factors,
 
 import dataclasses
 
-from ctxext.config import SHAPES
+from ctxext.model.config import SHAPES
 from llama2_7b_yarn_8k import experiment as yarn_7b
 
-experiment = dataclasses.replace(yarn_7b, name="llama2-13b-yarn-8k", model=SHAPES["llama2-13b"], expect=())
+experiment = dataclasses.replace(
+    yarn_7b, name="llama2-13b-yarn-8k", model=SHAPES["llama2-13b"], expect=()
+)

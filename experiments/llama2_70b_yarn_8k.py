@@ -14,7 +14,9 @@ the base model 2.9571 at 4,096 and 56.10 at 8,192.
 
 import dataclasses
 
-from ctxext.config import SHAPES
+from ctxext.model.config import SHAPES
 from llama2_7b_yarn_8k import experiment as yarn_7b
 
-experiment = dataclasses.replace(yarn_7b, name="llama2-70b-yarn-8k", model=SHAPES["llama2-70b"], expect=())
+experiment = dataclasses.replace(
+    yarn_7b, name="llama2-70b-yarn-8k", model=SHAPES["llama2-70b"], expect=()
+)

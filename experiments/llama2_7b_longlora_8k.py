@@ -21,15 +21,25 @@ import dataclasses
 
 from ctxext.data import Files
 from ctxext.evals import Expected, RollingPerplexity
-from ctxext.trainable import LoRA
+from ctxext.model.trainable import LoRA
 from llama2_7b_pi_8k import experiment as pi
 
 experiment = dataclasses.replace(
     pi,
     name="llama2-7b-longlora-8k",
     trainable=LoRA(rank=8, alpha=16.0, also=("norm", "embed_tokens")),
-    evals=(*pi.evals[:2], RollingPerplexity((8192,), "longlora", num_documents=128, source=Files("proof-pile"))),
+    evals=(
+        *pi.evals[:2],
+        RollingPerplexity((8192,), "longlora", num_documents=128, source=Files("proof-pile")),
+    ),
     expect=(
-        Expected("ppl:longlora", 8192, 2.78, 0.05, "LongLoRA, adapters, Llama 2 7B, proof-pile", "README of LongQLoRA"),
+        Expected(
+            "ppl:longlora",
+            8192,
+            2.78,
+            0.05,
+            "LongLoRA, adapters, Llama 2 7B, proof-pile",
+            "README of LongQLoRA",
+        ),
     ),
 )

@@ -30,7 +30,14 @@ experiment = dataclasses.replace(
     train=dataclasses.replace(pi.train, seq_len=32768),
     evals=(proof_pile(4096, *PUBLISHED), Retrieval(seq_lens=(4096, 8192, 16384, 32768))),
     expect=tuple(
-        Expected("ppl:truncate", length, value, 0.05, "Together's Llama-2-7B-32K, proof-pile", "arXiv:2309.00071")
+        Expected(
+            "ppl:truncate",
+            length,
+            value,
+            0.05,
+            "Together's Llama-2-7B-32K, proof-pile",
+            "arXiv:2309.00071",
+        )
         for length, value in PUBLISHED.items()
     ),
     zero_shot=(Unscaled(), Linear(factor=8.0)),

@@ -30,5 +30,14 @@ experiment = dataclasses.replace(
     name="llama2-7b-pi-8k",
     rope=Linear(factor=2.0),
     train=dataclasses.replace(yarn.train, steps=1000),
-    expect=(Expected("ppl:truncate", 8192, 3.34, 0.05, "PI s = 2 on 1 B tokens, Llama 2 7B, proof-pile", TABLE),),
+    expect=(
+        Expected(
+            "ppl:truncate",
+            8192,
+            3.34,
+            0.05,
+            "PI s = 2 on 1 B tokens, Llama 2 7B, proof-pile",
+            TABLE,
+        ),
+    ),
 )

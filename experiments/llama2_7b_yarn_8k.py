@@ -25,31 +25,41 @@ directory ./proof-pile, ten documents of at least 131,072 tokens. The others (sa
 text) are to be compared with each other, not with this table.
 """
 
-from ctxext.config import SHAPES
 from ctxext.data import Files
 from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
 from ctxext.experiment import Experiment, Train
 from ctxext.methods import NTK, Linear, Yarn
+from ctxext.model.config import SHAPES
 from ctxext.optim import Optim
+from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Unscaled
-from ctxext.sharding import Mesh
 
 TABLE = "arXiv:2309.00071, table of s = 2"
 
 
 def proof_pile(*seq_lens: int) -> RollingPerplexity:
     """Ten documents cut to the window, as behind the tables of the YaRN paper."""
-    return RollingPerplexity(seq_lens, "truncate", num_documents=10, min_tokens=131072, source=Files("proof-pile"))
+    return RollingPerplexity(
+        seq_lens, "truncate", num_documents=10, min_tokens=131072, source=Files("proof-pile")
+    )
 
 
 experiment = Experiment(
     name="llama2-7b-yarn-8k",
-    model=SHAPES["llama2-7b"],  # the shape that --init is expected to have, and what --dry-run counts
+    model=SHAPES[
+        "llama2-7b"
+    ],  # the shape that --init is expected to have, and what --dry-run counts
     data=Files("long-text"),
     rope=Yarn(factor=2.0),
     optim=Optim(learning_rate=2e-5, warmup_steps=20),
     train=Train(
-        steps=400, seq_len=8192, batch_size=8, accumulate=8, dtype="bfloat16", remat="full", checkpoint_every=100
+        steps=400,
+        seq_len=8192,
+        batch_size=8,
+        accumulate=8,
+        dtype="bfloat16",
+        remat="full",
+        checkpoint_every=100,
     ),
     mesh=Mesh(fsdp=8),
     evals=(
@@ -57,6 +67,8 @@ experiment = Experiment(
         Retrieval(seq_lens=(2048, 4096, 8192)),
         proof_pile(2048, 4096, 8192),
     ),
-    expect=(Expected("ppl:truncate", 8192, 3.35, 0.05, "YaRN s = 2, Llama 2 7B, proof-pile", TABLE),),
+    expect=(
+        Expected("ppl:truncate", 8192, 3.35, 0.05, "YaRN s = 2, Llama 2 7B, proof-pile", TABLE),
+    ),
     zero_shot=(Unscaled(), Linear(factor=2.0), NTK(factor=2.0), Yarn(factor=2.0)),
 )

@@ -15,11 +15,11 @@ Published: nothing at this budget, so nothing is expected.
 
 import dataclasses
 
-from ctxext.config import SHAPES
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.methods import Llama3
+from ctxext.model.config import SHAPES
+from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Unscaled
-from ctxext.sharding import Mesh
 from llama2_7b_yarn_8k import experiment as yarn
 
 LENGTHS = (8192, 32768, 131072)

@@ -16,13 +16,13 @@ Published: task averages of the later stages, which are not measured here, so no
 
 import dataclasses
 
-from ctxext.config import SHAPES
 from ctxext.data import Files, Mix
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.methods import ABF
+from ctxext.model.config import SHAPES
 from ctxext.optim import Optim
+from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Unscaled
-from ctxext.sharding import Mesh
 from llama2_7b_yarn_8k import experiment as yarn
 
 LENGTHS = (8192, 16384, 32768, 65536)

@@ -40,7 +40,13 @@ experiment = dataclasses.replace(
             (0.1, Synthetic(tasks.Repeat())),
         )
     ),
-    optim=Optim(learning_rate=1.5e-3, warmup_steps=20, schedule="cosine", final_fraction=0.02, weight_decay=0.1),
+    optim=Optim(
+        learning_rate=1.5e-3,
+        warmup_steps=20,
+        schedule="cosine",
+        final_fraction=0.02,
+        weight_decay=0.1,
+    ),
     train=Train(steps=2800, seq_len=256, batch_size=8, accumulate=4, checkpoint_every=100),
     evals=(
         Retrieval(seq_lens=(256,), depths=DEPTHS, n=45),

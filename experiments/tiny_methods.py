@@ -11,7 +11,6 @@ Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.config import LlamaConfig
 from ctxext.demo import TURNS
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
@@ -32,6 +31,7 @@ from ctxext.methods import (
     TruncatedBasis,
     Yarn,
 )
+from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling, Unscaled
 
 
@@ -68,7 +68,9 @@ def experiment(config: LlamaConfig) -> Experiment:
         baselines=(Unscaled(), *(method for method in at_4x if method != yarn)),
         evals=(
             Retrieval(seq_lens=tuple(window * times for times in (1, 2, 4, 8)), n=4),
-            Perplexity(seq_lens=(window, 2 * window, 4 * window, 8 * window), target_tokens=window // 2),
+            Perplexity(
+                seq_lens=(window, 2 * window, 4 * window, 8 * window), target_tokens=window // 2
+            ),
         ),
         export=None,
     )

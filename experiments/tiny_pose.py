@@ -10,9 +10,9 @@ Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment
 from ctxext.methods import NTK, Linear, PoSE
+from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
 from tiny_trained import experiment as trained
 

@@ -11,12 +11,12 @@ Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.config import LlamaConfig
 from ctxext.demo import TURNS
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
 from ctxext.methods import DynamicLinear, DynamicNTK, DynamicYarn, Yarn
+from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
 from tiny_methods import static
 
@@ -32,7 +32,14 @@ def experiment(config: LlamaConfig) -> Experiment:
         name="tiny-trained",
         rope=yarn,
         zero_shot=(Unscaled(),),
-        baselines=(Unscaled(), *(method for method in static(4.0, config) if method != yarn), *dynamic),
-        evals=(Retrieval(seq_lens=lengths, n=12), Perplexity(seq_lens=lengths, target_tokens=window // 2)),
+        baselines=(
+            Unscaled(),
+            *(method for method in static(4.0, config) if method != yarn),
+            *dynamic,
+        ),
+        evals=(
+            Retrieval(seq_lens=lengths, n=12),
+            Perplexity(seq_lens=lengths, target_tokens=window // 2),
+        ),
         export=None,
     )

@@ -5,9 +5,9 @@ ctxext train experiments/tiny_window.py --run-dir runs/tiny-window
 """
 
 from ctxext import tasks
-from ctxext.config import LlamaConfig
 from ctxext.data import Mix, Stdlib, Synthetic, stdlib_documents
 from ctxext.experiment import Experiment, Train
+from ctxext.model.config import LlamaConfig
 from ctxext.optim import Optim
 
 VOCABULARY = 1024
@@ -36,7 +36,13 @@ experiment = Experiment(
             (0.1, Synthetic(tasks.Repeat())),
         )
     ),
-    optim=Optim(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.05, weight_decay=0.1),
+    optim=Optim(
+        learning_rate=2e-3,
+        warmup_steps=20,
+        schedule="cosine",
+        final_fraction=0.05,
+        weight_decay=0.1,
+    ),
     train=Train(steps=1400, seq_len=256, batch_size=32, checkpoint_every=100),
     export=None,
 )
@@ -44,7 +50,7 @@ experiment = Experiment(
 if __name__ == "__main__":
     from ctxext.assets import TINY_LLAMA
     from ctxext.files import write_bytes
-    from ctxext.tokenizer import train_tokenizer
+    from ctxext.tokenization.tokenizer import train_tokenizer
 
     texts = [document.text for document in stdlib_documents("train")]
     write_bytes(TINY_LLAMA / "tokenizer.model", train_tokenizer(texts, VOCABULARY))

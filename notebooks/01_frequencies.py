@@ -20,7 +20,9 @@ from ctxext.rope import Unscaled
 
 llama2 = ctxext.RopeBase(head_dim=128, theta=10_000.0, original_max_position_embeddings=4096)
 wavelengths = 2 * np.pi / llama2.inv_freq
-print(f"{len(wavelengths)} pairs, from {wavelengths[0]:.1f} to {wavelengths[-1]:,.0f} tokens a turn")
+print(
+    f"{len(wavelengths)} pairs, from {wavelengths[0]:.1f} to {wavelengths[-1]:,.0f} tokens a turn"
+)
 print(f"{(wavelengths > 4096).sum()} of them never made a whole turn within the window of 4,096")
 
 # %% [markdown]
@@ -50,7 +52,10 @@ print(f"{'pair':>9}  {'turns':>7}" + "".join(f"{name:>10}" for name in ropes))
 for i in (0, 10, 20, 30, 40, 46, 50, 63):
     ratios = "".join(f"{rope.inv_freq[i] / llama2.inv_freq[i]:10.3f}" for rope in ropes.values())
     print(f"{i:>9}  {4096 / wavelengths[i]:>7.2f}{ratios}")
-print(f"{'attention factor':>18}" + "".join(f"{rope.attention_factor:10.4f}" for rope in ropes.values()))
+print(
+    f"{'attention factor':>18}"
+    + "".join(f"{rope.attention_factor:10.4f}" for rope in ropes.values())
+)
 
 # %% [markdown]
 # ## Sixteen thousand tokens, by another base
@@ -60,7 +65,9 @@ print(f"{'attention factor':>18}" + "".join(f"{rope.attention_factor:10.4f}" for
 # factor 4, is YaRN's idea with a blend that is linear in turns, and no factor on the logits.
 
 # %%
-report.draw_wavelengths([Linear(4.0), Yarn(4.0), Llama3(4.0), ABF(1e6)], llama2, seq_len=16_384, target=16_384)
+report.draw_wavelengths(
+    [Linear(4.0), Yarn(4.0), Llama3(4.0), ABF(1e6)], llama2, seq_len=16_384, target=16_384
+)
 
 # %% [markdown]
 # What a chart of frequencies does not say is how well a model reads: that takes a model. Notebook 2 extends one.

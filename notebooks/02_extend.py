@@ -85,5 +85,7 @@ charts["Perplexity of the same tokens with more context"]
 
 # %%
 assert run.proof is not None
-print(f"equal: {run.proof['equal']}; read by {', '.join(r['reader'] for r in run.proof['readers'])}")
+print(
+    f"equal: {run.proof['equal']}; read by {', '.join(r['reader'] for r in run.proof['readers'])}"
+)
 print(sorted(path.name for path in (run.path / "export").iterdir()))

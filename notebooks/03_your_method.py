@@ -58,7 +58,9 @@ print(mine)
 llama2 = ctxext.RopeBase(head_dim=128, theta=10_000.0, original_max_position_embeddings=4096)
 ratio = mine.rope(llama2, 16_384).inv_freq / llama2.inv_freq
 assert np.allclose(ratio[:46], 1) and np.allclose(ratio[46:], 1 / 4)
-report.draw_wavelengths([Unscaled(), Linear(4.0), Yarn(4.0), mine], llama2, seq_len=16_384, target=16_384)
+report.draw_wavelengths(
+    [Unscaled(), Linear(4.0), Yarn(4.0), mine], llama2, seq_len=16_384, target=16_384
+)
 
 # %% [markdown]
 # The step at pair 46 is the weak spot: two pairs that turned nearly alike now differ four times. YaRN blends there.
@@ -75,7 +77,9 @@ lengths = (window, 2 * window, 4 * window)
 evals = (Retrieval(lengths, n=4), Perplexity(lengths, target_tokens=window // 2))
 for method in (Unscaled(), Yarn(4.0, beta_fast=8.0), mine):
     name = describe(method)
-    evaluate(lm.with_method(method), evals, method_label=name, sink=folder / "rows.jsonl", progress=False)
+    evaluate(
+        lm.with_method(method), evals, method_label=name, sink=folder / "rows.jsonl", progress=False
+    )
 print(report.tables(report.read_rows([folder])))
 
 # %%

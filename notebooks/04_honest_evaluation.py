@@ -20,7 +20,7 @@ from ctxext.evals.power import detectable
 from ctxext.evals.stats import Interval, wilson
 from ctxext.evaluate import describe, evaluate
 from ctxext.methods import NTK, Yarn
-from ctxext.report.published import Outcome
+from ctxext.report.analysis.published import Outcome
 from ctxext.rope import Unscaled
 
 lm = ctxext.load("tiny-llama")
@@ -38,7 +38,9 @@ for right, asked in ((4, 5), (16, 20), (80, 100)):
     value, low, high = wilson(right, asked)
     print(f"{right:>3} of {asked:<3}  {100 * value:.0f} %  [{100 * low:.0f}, {100 * high:.0f}]")
 for n in (20, 100, 400):
-    print(f"{n:>4} pairs show a difference of {100 * detectable(n):.0f} points with 80 % power, and no smaller one")
+    print(
+        f"{n:>4} pairs show a difference of {100 * detectable(n):.0f} points with 80 % power, and no smaller one"
+    )
 
 # %% [markdown]
 # ## Ask, with controls
@@ -56,7 +58,13 @@ evals = (
 )
 folder = Path(tempfile.mkdtemp())
 for method in arms:
-    evaluate(lm.with_method(method), evals, method_label=describe(method), sink=folder / "rows.jsonl", progress=False)
+    evaluate(
+        lm.with_method(method),
+        evals,
+        method_label=describe(method),
+        sink=folder / "rows.jsonl",
+        progress=False,
+    )
 rows = report.read_rows([folder])
 charts = report.drawings([folder])
 charts["passkey: right answers by length"]
@@ -78,8 +86,12 @@ print(report.tables(rows))
 # %%
 yarn = lm.with_method(arms[-1])
 for estimator in ("token", "pi", "yarn", "longlora", "truncate"):
-    measured = RollingPerplexity((2 * window,), estimator, window // 2, num_documents=4, max_tokens=8 * window)
-    (cell,) = report.summary(evaluate(yarn, (measured,), method_label="yarn", progress=False))["perplexity"]
+    measured = RollingPerplexity(
+        (2 * window,), estimator, window // 2, num_documents=4, max_tokens=8 * window
+    )
+    (cell,) = report.summary(evaluate(yarn, (measured,), method_label="yarn", progress=False))[
+        "perplexity"
+    ]
     print(f"{estimator:>9}  {cell['perplexity']:6.2f}  [{cell['low']:.2f}, {cell['high']:.2f}]")
 
 # %% [markdown]
@@ -104,7 +116,9 @@ charts[f"Nats per token by position, at length {4 * window:,}"]
 # report says so.
 
 # %%
-published = Expected("ppl:truncate", 8192, 3.35, 0.05, "YaRN s = 2, Llama 2 7B, proof-pile", "arXiv:2309.00071")
+published = Expected(
+    "ppl:truncate", 8192, 3.35, 0.05, "YaRN s = 2, Llama 2 7B, proof-pile", "arXiv:2309.00071"
+)
 for got in (Interval(3.36, 3.33, 3.39), Interval(3.41, 3.36, 3.46), Interval(3.52, 3.45, 3.60)):
     print(Outcome("a run", published, got).text)
 

@@ -22,15 +22,19 @@ import jax
 
 import ctxext
 from ctxext import report
-from ctxext.cli import main
+from ctxext.cli.main import main
 from ctxext.data import Files
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import load_experiment
-from ctxext.sharding import Mesh
+from ctxext.parallel.mesh import Mesh
 
 RECIPE = Path("../experiments/llama2_7b_yarn_8k.py")
-WEIGHTS = os.environ.get("LLAMA2", "meta-llama/Llama-2-7b-hf")  # a directory in HF layout, or a name of the hub
-TEXT = os.environ.get("LONG_TEXT", "long-text")  # a directory of .txt or .jsonl files, or what `ctxext prepare` wrote
+WEIGHTS = os.environ.get(
+    "LLAMA2", "meta-llama/Llama-2-7b-hf"
+)  # a directory in HF layout, or a name of the hub
+TEXT = os.environ.get(
+    "LONG_TEXT", "long-text"
+)  # a directory of .txt or .jsonl files, or what `ctxext prepare` wrote
 STEPS = int(os.environ.get("STEPS", "400"))
 ROWS = int(os.environ.get("ROWS", "64"))  # a step
 recipe = load_experiment(RECIPE)
@@ -80,9 +84,16 @@ experiment = dataclasses.replace(
     data=Files(TEXT),
     mesh=Mesh(fsdp=devices),
     train=dataclasses.replace(
-        recipe.train, steps=STEPS, batch_size=devices, accumulate=max(1, ROWS // devices), log_every=1
+        recipe.train,
+        steps=STEPS,
+        batch_size=devices,
+        accumulate=max(1, ROWS // devices),
+        log_every=1,
     ),
-    evals=(Retrieval((4096, 8192), depths=(0.1, 0.5, 0.9), n=2), Perplexity((4096, 8192), num_documents=4)),
+    evals=(
+        Retrieval((4096, 8192), depths=(0.1, 0.5, 0.9), n=2),
+        Perplexity((4096, 8192), num_documents=4),
+    ),
     expect=(),
     zero_shot=recipe.zero_shot[:1],
 )
@@ -101,8 +112,16 @@ report.drawings([run.path])["Perplexity of the same tokens with more context"]
 # %%
 assert run.proof is not None and run.proof["equal"]
 config = json.loads((run.path / "export" / "config.json").read_text())
-print({name: config[name] for name in ("max_position_embeddings", "rope_parameters", "rope_scaling") if name in config})
-print(f"read by {', '.join(reader['reader'] for reader in run.proof['readers'])}, at {run.proof['positions']}")
+print(
+    {
+        name: config[name]
+        for name in ("max_position_embeddings", "rope_parameters", "rope_scaling")
+        if name in config
+    }
+)
+print(
+    f"read by {', '.join(reader['reader'] for reader in run.proof['readers'])}, at {run.proof['positions']}"
+)
 
 # %% [markdown]
 # `ctxext export RUN --to meta|peft|gguf --out DIR` writes the other formats; `ctxext prove DIR` checks any of them

@@ -21,7 +21,9 @@ from ctxext.rope import Unscaled
 
 lm = ctxext.load("tiny-llama")
 window = lm.config.max_position_embeddings
-print(f"{lm.config.num_parameters:,} parameters, window {window} tokens, vocabulary {lm.tokenizer.vocab_size}")
+print(
+    f"{lm.config.num_parameters:,} parameters, window {window} tokens, vocabulary {lm.tokenizer.vocab_size}"
+)
 
 # %% [markdown]
 # ## A method is a function from frequencies to frequencies
@@ -31,7 +33,12 @@ print(f"{lm.config.num_parameters:,} parameters, window {window} tokens, vocabul
 
 # %%
 base = lm.config.rope_base()
-methods = {"none": Unscaled(), "PI": Linear(factor=4.0), "NTK": NTK(factor=4.0), "YaRN": Yarn(factor=4.0)}
+methods = {
+    "none": Unscaled(),
+    "PI": Linear(factor=4.0),
+    "NTK": NTK(factor=4.0),
+    "YaRN": Yarn(factor=4.0),
+}
 ropes = {name: method.rope(base, 4 * window) for name, method in methods.items()}
 print("pair  turns in window  " + "  ".join(f"{name:>6}" for name in ropes))
 for i in range(0, base.head_dim // 2, 4):
@@ -47,10 +54,15 @@ for i in range(0, base.head_dim // 2, 4):
 # %%
 evals = (
     Retrieval(seq_lens=(window, 2 * window, 4 * window), depths=(0.1, 0.5, 0.9), n=2),
-    Perplexity(seq_lens=(window, 2 * window, 4 * window), num_documents=2, target_tokens=window // 2),
+    Perplexity(
+        seq_lens=(window, 2 * window, 4 * window), num_documents=2, target_tokens=window // 2
+    ),
 )
 rows = []
-for name, method in {**methods, "Self-Extend": SelfExtend(group_size=8, neighbor_window=128)}.items():
+for name, method in {
+    **methods,
+    "Self-Extend": SelfExtend(group_size=8, neighbor_window=128),
+}.items():
     rows += evaluate(lm.with_method(method), evals, method_label=name)
 print(report.tables(rows))
 

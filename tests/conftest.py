@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
 os.environ |= {
     "JAX_PLATFORMS": os.environ.get("CTXEXT_TEST_PLATFORM", "cpu"),
     "JAX_NUMPY_RANK_PROMOTION": "raise",
@@ -27,8 +29,12 @@ os.environ |= {
 READERS = ("torch", "transformers", "peft")
 NO_READERS = sys.version_info >= (3, 12) and find_spec("torch") is None
 TOP_LEVEL = re.compile(rf"^(?:import|from) (?:{'|'.join(READERS)})\b", re.MULTILINE)
-tests = Path(__file__).parent.glob("test_*.py")
-collect_ignore = [path.name for path in tests if NO_READERS and TOP_LEVEL.search(path.read_text())]
+TESTS = Path(__file__).parent
+collect_ignore = [
+    str(path.relative_to(TESTS))
+    for path in TESTS.rglob("test_*.py")
+    if NO_READERS and TOP_LEVEL.search(path.read_text())
+]
 
 
 def _skip_without_readers() -> Generator[None, object, object]:

@@ -2,24 +2,24 @@
 
 import numpy as np
 import pytest
-import tiny
-from tiny import config, params
-from toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
-from ctxext.door import load
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
+from ctxext.evals.suite import Choice
 from ctxext.evals.timing import Timed
 from ctxext.evaluate import Part, describe, evaluate, evaluate_checkpoint
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
+from ctxext.loading import load
 from ctxext.methods import make
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Unscaled
-from ctxext.suite import Choice
 from ctxext.tasks import Passkey
-from ctxext.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer
+from support import tiny
+from support.tiny import config, params
+from support.toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 GRID = Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
@@ -38,10 +38,15 @@ class Interrupted(EchoPrompt):
 
 def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
     sink = tmp_path / "run" / "rows.jsonl"
-    rows = evaluate(PERFECT, (GRID, PPL), method_label="yarn factor=4", sink=sink, checkpoint="base")
+    rows = evaluate(
+        PERFECT, (GRID, PPL), method_label="yarn factor=4", sink=sink, checkpoint="base"
+    )
     assert [row["item"] for row in rows] == GRID.items() + PPL.items()
     assert read_jsonl(sink) == rows
-    assert all((row["checkpoint"], row["method"], row["window"]) == ("base", "yarn factor=4", 64) for row in rows)
+    assert all(
+        (row["checkpoint"], row["method"], row["window"]) == ("base", "yarn factor=4", 64)
+        for row in rows
+    )
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[0].startswith("passkey, yarn factor=4: 8 new of 8 rows in ")
@@ -57,7 +62,9 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     with sink.open("a") as file:
         file.write('{"torn')
     rows = evaluate(PERFECT, (GRID,), method_label="none", sink=sink)
-    assert [row["correct"] for row in rows] == [False] * 4 + [True] * 4  # the first four are not computed again
+    assert [row["correct"] for row in rows] == [False] * 4 + [
+        True
+    ] * 4  # the first four are not computed again
     assert "passkey, none: 4 new of 8 rows" in capsys.readouterr().err
     assert read_jsonl(sink) == rows
     for label in ({"method_label": "yarn"}, {"method_label": "none", "checkpoint": "step 10"}):
@@ -72,7 +79,9 @@ def test_parts_share_the_work_and_leave_what_one_process_would(tmp_path, capsys)
     for number in (3, 1, 2):
         part = Part.parse(f"{number}/3")
         found.append(evaluate(PERFECT, (GRID, PPL), method_label="none", sink=sink, part=part))
-    assert [len(rows) for rows in found] == sorted(len(rows) for rows in found) and found[-1] == whole
+    assert [len(rows) for rows in found] == sorted(len(rows) for rows in found) and found[
+        -1
+    ] == whole
     assert len(read_jsonl(sink)) == len(whole)  # nothing twice
     err = capsys.readouterr().err
     assert "passkey, none: 2 new of 8 rows in" in err and "rows belong to other parts" in err
@@ -99,34 +108,54 @@ def test_a_model_that_is_not_finite_is_named(tmp_path):
             tokens, nats = super().branches(prompts, begun, **options)
             return tokens, np.full_like(nats, np.nan)
 
-    with pytest.raises(ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"):
+    with pytest.raises(
+        ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"
+    ):
         evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "rows.jsonl")
 
 
 def test_labels_leave_identities_out():
     assert describe(make("none"), make("causal")) == "none"
     assert describe(make("yarn", factor=4.0), make("causal")) == "yarn(factor=4)"
-    both = describe(make("linear", factor=2.0), make("self-extend", group_size=4, neighbor_window=64))
+    both = describe(
+        make("linear", factor=2.0), make("self-extend", group_size=4, neighbor_window=64)
+    )
     assert both == "linear(factor=2) + self-extend(group_size=4, neighbor_window=64)"
 
 
 def test_a_checkpoint_under_two_methods(tmp_path):
     """A random model in an HF directory, asked as the command line asks."""
     tokenizer = Tokenizer({"tokenizer.model": toy_model()})
-    shape = config(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2)
+    shape = config(
+        vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
+    )
     hf.save(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
     options: dict = {"evals": ("ppl",), "seq_lens": (120,), "asked": Choice(source=toy_source())}
     options["out"] = tmp_path / "out"
-    with pytest.raises(ValueError, match="documents have the 119 tokens"):  # the toy source has three
+    with pytest.raises(
+        ValueError, match="documents have the 119 tokens"
+    ):  # the toy source has three
         evaluate_checkpoint(tmp_path / "base", **options)
     options["evals"] = ("passkey",)
     sink, rows = evaluate_checkpoint(tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options)
     assert sink == tmp_path / "out" / "rows.jsonl" and rows == read_jsonl(sink)[-120:]
-    assert {(row["checkpoint"], row["method"]) for row in rows} == {("base", "none"), ("base", "yarn(factor=2)")}
+    assert {(row["checkpoint"], row["method"]) for row in rows} == {
+        ("base", "none"),
+        ("base", "yarn(factor=2)"),
+    }
     lm = load(tmp_path / "base", method=Yarn(factor=2.0))
     for row in rows[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
-        prompt = Passkey().example(item_rng(row["item"]), tokenizer, 120, depth=row["depth"],
-                                    haystack=documents(toy_source(), tokenizer)).prompt  # fmt: skip
+        prompt = (
+            Passkey()
+            .example(
+                item_rng(row["item"]),
+                tokenizer,
+                120,
+                depth=row["depth"],
+                haystack=documents(toy_source(), tokenizer),
+            )
+            .prompt
+        )
         for step in range(3):
             logits = np.asarray(lm.logits([[*prompt, *row["gold"][:step]]]), np.float64)[0, -1]
             logprob = logits[row["gold"][step]] - np.logaddexp.reduce(logits)

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxext import methods
 from ctxext.attention import Causal
-from ctxext.config import SHAPES
 from ctxext.data import Files, Mix, Stdlib, Synthetic
 from ctxext.evals import Retrieval
-from ctxext.evals.ppl import Perplexity
+from ctxext.evals.growing_context import Perplexity
 from ctxext.experiment import Experiment, Export, Train, from_json, load_experiment, to_json
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
@@ -24,19 +22,25 @@ from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.pose import PoSE
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
+from ctxext.model.config import SHAPES
 from ctxext.optim import Optim
 from ctxext.positions import Contiguous
 from ctxext.rope import Unscaled
 from ctxext.tasks import KeyValue, Repeat
+from support import tiny
 
-BASE = Experiment("x", Stdlib("train"), Optim(2e-5), Train(steps=10, seq_len=64, batch_size=2), init="tiny-llama")
+BASE = Experiment(
+    "x", Stdlib("train"), Optim(2e-5), Train(steps=10, seq_len=64, batch_size=2), init="tiny-llama"
+)
 
 factors = st.integers(1, 64) | st.floats(1, 64)
 ropes = st.one_of(
     st.none(),
     st.just(Unscaled()),
     *(st.builds(cls, factors) for cls in (Linear, NTK, DynamicNTK, Llama3)),
-    st.builds(Yarn, factors, attention_factor=st.none() | st.floats(0.5, 2), truncate=st.booleans()),
+    st.builds(
+        Yarn, factors, attention_factor=st.none() | st.floats(0.5, 2), truncate=st.booleans()
+    ),
 )
 attentions = st.just(Causal()) | st.builds(SelfExtend, st.integers(1, 64), st.integers(1, 1024))
 sources = st.recursive(
@@ -44,7 +48,9 @@ sources = st.recursive(
     | st.just(Stdlib("train"))
     | st.just(Synthetic(Repeat()))
     | st.just(Synthetic(KeyValue())),
-    lambda inner: st.lists(st.tuples(st.floats(0.1, 1), inner), min_size=1, max_size=3).map(lambda x: Mix(tuple(x))),
+    lambda inner: st.lists(st.tuples(st.floats(0.1, 1), inner), min_size=1, max_size=3).map(
+        lambda x: Mix(tuple(x))
+    ),
     max_leaves=4,
 )
 experiments = st.builds(
@@ -52,7 +58,12 @@ experiments = st.builds(
     name=st.text(),
     data=sources,
     optim=st.builds(Optim, st.floats(1e-6, 1), warmup_steps=st.integers(0, 100)),
-    train=st.builds(Train, steps=st.integers(0, 100), seq_len=st.integers(1, 10**6), batch_size=st.integers(1, 64)),
+    train=st.builds(
+        Train,
+        steps=st.integers(0, 100),
+        seq_len=st.integers(1, 10**6),
+        batch_size=st.integers(1, 64),
+    ),
     init=st.none() | st.text(),
     model=st.none() | st.sampled_from(list(SHAPES.values())),
     rope=ropes,
@@ -74,16 +85,28 @@ def test_json_and_back(experiment: Experiment):
 
 
 def test_every_method_and_evaluation_goes_through_json():
-    values: dict[str, Any] = {"factor": 2.0, "group_size": 4, "neighbor_window": 8, "max_position_embeddings": 64,
-                              "divisors": (1.0, 2.0), "attention_factor": 1.0, "rope_theta": 5e5,
-                              "short_factor": (1.0, 2.0), "long_factor": (2.0, 4.0), "power": 0.5,
-                              "truncate_length": 64, "partial_rotary_factor": 0.5, "window": 16}  # fmt: skip
+    values: dict[str, Any] = {
+        "factor": 2.0,
+        "group_size": 4,
+        "neighbor_window": 8,
+        "max_position_embeddings": 64,
+        "divisors": (1.0, 2.0),
+        "attention_factor": 1.0,
+        "rope_theta": 5e5,
+        "short_factor": (1.0, 2.0),
+        "long_factor": (2.0, 4.0),
+        "power": 0.5,
+        "truncate_length": 64,
+        "partial_rotary_factor": 0.5,
+        "window": 16,
+    }
     for cls in methods.all_methods().values():
         needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         method = cls(**{name: values[name] for name in needed})
         assert from_json(json.loads(json.dumps(to_json(method)))) == method
     experiment = dataclasses.replace(
-        BASE, evals=(Retrieval(seq_lens=(64, 128)), Perplexity(seq_lens=(64, 128), target_tokens=32))
+        BASE,
+        evals=(Retrieval(seq_lens=(64, 128)), Perplexity(seq_lens=(64, 128), target_tokens=32)),
     )
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
@@ -95,10 +118,18 @@ def test_the_fingerprint_is_everything_but_the_number_of_steps():
     assert len(BASE.fingerprint) == 8 and int(BASE.fingerprint, 16) >= 0
     assert with_(train=dataclasses.replace(BASE.train, steps=999)) == BASE.fingerprint
     others = {
-        with_(name="y"), with_(seed=1), with_(rope=Yarn(2.0)), with_(rope=Linear(2.0)), with_(rope=Linear(4.0)),
-        with_(attention=SelfExtend(2, 8)), with_(positions=PoSE(128)), with_(optim=Optim(1e-5)),
-        with_(train=dataclasses.replace(BASE.train, seq_len=65)), with_(init=None), with_(export=None),
-    }  # fmt: skip
+        with_(name="y"),
+        with_(seed=1),
+        with_(rope=Yarn(2.0)),
+        with_(rope=Linear(2.0)),
+        with_(rope=Linear(4.0)),
+        with_(attention=SelfExtend(2, 8)),
+        with_(positions=PoSE(128)),
+        with_(optim=Optim(1e-5)),
+        with_(train=dataclasses.replace(BASE.train, seq_len=65)),
+        with_(init=None),
+        with_(export=None),
+    }
     assert len(others | {BASE.fingerprint}) == 12
     assert with_(rope=Linear(4)) == with_(rope=Linear(4.0)), "equal experiments have equal names"
 
@@ -106,12 +137,28 @@ def test_the_fingerprint_is_everything_but_the_number_of_steps():
 @pytest.mark.parametrize(
     "tag",
     [
-        "", 5, None, "Yarn", "os:system", "builtins:eval", "subprocess:Popen", "ctxext.methods.yarn:Nothing",
-        "ctxext.methods.yarn:math", "ctxext.methods.yarn:turns_ramp", "ctxext.methods:Yarn", "ctxext.nowhere:Yarn",
-        "ctxext.nowhere.deeper:Yarn", "ctxext.files.deeper:Yarn", "ctxext.files:Path", "ctxext.__main__:main",
-        "ctxext..methods.yarn:Yarn", "ctxextra.methods:Yarn", "tests.tiny:CONFIG", "ctxext.rope:RopeScaling:x",
+        "",
+        5,
+        None,
+        "Yarn",
+        "os:system",
+        "builtins:eval",
+        "subprocess:Popen",
+        "ctxext.methods.yarn:Nothing",
+        "ctxext.methods.yarn:math",
+        "ctxext.methods.yarn:turns_ramp",
+        "ctxext.methods:Yarn",
+        "ctxext.nowhere:Yarn",
+        "ctxext.nowhere.deeper:Yarn",
+        "ctxext.files.deeper:Yarn",
+        "ctxext.files:Path",
+        "ctxext.__main__:main",
+        "ctxext..methods.yarn:Yarn",
+        "ctxextra.methods:Yarn",
+        "tests.tiny:CONFIG",
+        "ctxext.rope:RopeScaling:x",
     ],
-)  # fmt: skip
+)
 def test_a_type_that_is_not_ours_is_refused(tag):
     with pytest.raises(ValueError, match="unknown type"):
         from_json({"__type__": tag, "factor": 2.0})
@@ -149,7 +196,9 @@ class Mine(RopeScaling):
 
 def test_code_beside_the_package_runs_only_when_trusted(tmp_path: Path):
     (tmp_path / "mine.py").write_text(MINE)
-    experiment = dataclasses.replace(BASE, rope=methods.make(f"{tmp_path}/mine.py:Mine", factor=3.0))
+    experiment = dataclasses.replace(
+        BASE, rope=methods.make(f"{tmp_path}/mine.py:Mine", factor=3.0)
+    )
     data = json.loads(json.dumps(to_json(experiment)))
     assert data["rope"] == {"__type__": f"{tmp_path}/mine.py:Mine", "factor": 3.0}
     assert from_json(data, trust=True) == experiment
@@ -171,10 +220,17 @@ def test_only_values_go_into_json(value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("steps", -1), ("seq_len", 0), ("batch_size", 0), ("accumulate", 0), ("log_every", 0), ("checkpoint_every", 0),
-        ("dtype", "float99"), ("remat", "some"), ("kernel", "flash"),
+        ("steps", -1),
+        ("seq_len", 0),
+        ("batch_size", 0),
+        ("accumulate", 0),
+        ("log_every", 0),
+        ("checkpoint_every", 0),
+        ("dtype", "float99"),
+        ("remat", "some"),
+        ("kernel", "flash"),
     ],
-)  # fmt: skip
+)
 def test_impossible_training_is_refused(field: str, value):
     with pytest.raises(ValueError, match=f"train.{field}"):
         dataclasses.replace(BASE.train, **{field: value})
@@ -204,13 +260,16 @@ def test_a_file_holds_a_value_a_function_or_a_variant(tmp_path: Path):
     )
     first = load_experiment(tmp_path / "first_recipe.py")
     assert first.rope == Linear(2.0)
-    assert load_experiment(str(tmp_path / "variant.py")) == dataclasses.replace(first, name="variant")
+    assert load_experiment(str(tmp_path / "variant.py")) == dataclasses.replace(
+        first, name="variant"
+    )
     assert load_experiment(tmp_path / "function.py", lambda: tiny.CONFIG).train.seq_len == 128
     assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "does not exist"), ("x = 1", "defines no"), ("experiment = 3", "defines no")]
+    ("text", "message"),
+    [(None, "does not exist"), ("x = 1", "defines no"), ("experiment = 3", "defines no")],
 )
 def test_a_file_without_an_experiment_is_refused(tmp_path: Path, text: str | None, message: str):
     if text is not None:

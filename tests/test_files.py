@@ -32,7 +32,9 @@ def test_write_replaces_in_one_step(tmp_path: Path):
 
 
 @pytest.mark.parametrize("broken", ["replace", "fsync"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch, broken: str):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch, broken: str
+):
     path = tmp_path / "file.txt"
     write_text(path, "old")
 
@@ -65,7 +67,9 @@ def test_bad_json_names_the_file(tmp_path: Path, content: bytes):
 
 def test_rows_survive_odd_text(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
-    rows = [{"n": i, "text": text} for i, text in enumerate(["a", "line\nbreak", "\u2028\x0b\x85", "ü"])]
+    rows = [
+        {"n": i, "text": text} for i, text in enumerate(["a", "line\nbreak", "\u2028\x0b\x85", "ü"])
+    ]
     for row in rows:
         append_jsonl(path, row)
     assert read_jsonl(path) == rows
@@ -143,15 +147,22 @@ with getattr(files, sys.argv[1])(sys.argv[2]) as path:
 
 
 @pytest.mark.parametrize("kind", [atomic_directory, atomic_file])
-def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(tmp_path: Path, kind):
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
+    tmp_path: Path, kind
+):
     """Two processes are at work on one name; one is killed, and the next to come removes what it left, no more."""
     out = tmp_path / "out"
     dead, live = (
-        subprocess.Popen([sys.executable, "-c", HOLD, kind.__name__, str(out)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD, kind.__name__, str(out)], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     )
     try:
-        paths = [Path(str(process.stdout and process.stdout.readline()).strip()) for process in (dead, live)]
+        paths = [
+            Path(str(process.stdout and process.stdout.readline()).strip())
+            for process in (dead, live)
+        ]
         assert all(path.exists() for path in paths)
         dead.kill()
         dead.wait()
@@ -159,7 +170,9 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
         mine.write_text("x")
         assert paths[0].exists() and not out.exists()
         with kind(out) as path:
-            assert path not in paths and not paths[0].exists() and paths[1].exists() and mine.exists()
+            assert (
+                path not in paths and not paths[0].exists() and paths[1].exists() and mine.exists()
+            )
             (path / "file" if path.is_dir() else path).write_text("whole")
         assert (out / "file" if out.is_dir() else out).read_text() == "whole" and paths[1].exists()
     finally:
@@ -175,7 +188,9 @@ def test_several_processes_append_to_one_file(tmp_path: Path):
     code = "import sys; from ctxext.files import append_jsonl\n" + (
         "for i in range(200): append_jsonl(sys.argv[1], {'who': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(who)]) for who in range(3)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), str(who)]) for who in range(3)
+    ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     rows = read_jsonl(path)
     for who in "012":

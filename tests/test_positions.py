@@ -8,16 +8,16 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from ctxext.attention import Causal
 from ctxext.experiment import from_json, to_json
-from ctxext.loss import batch_loss
 from ctxext.methods.linear import Linear
 from ctxext.methods.pose import PoSE
 from ctxext.methods.rand_pos import RandPos
 from ctxext.methods.random_gaps import RandomGaps
+from ctxext.model.loss import batch_loss
 from ctxext.positions import Contiguous
+from support import tiny
 
 
 def sample(positions, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -39,23 +39,35 @@ def test_rows_increase_strictly_inside_the_target(method, length: int):
     assert out.shape == (200, length) and out.dtype == np.int32
     assert out.min() >= 0 and out.max() < 96 and (np.diff(out, axis=1) >= 1).all()
     assert length < 96 or (out == np.arange(96)).all(), "no room, no choice"
-    assert (out == sample(method, (200, length))).all() and (length > 25 or len(np.unique(out, axis=0)) > 20)
+    assert (out == sample(method, (200, length))).all() and (
+        length > 25 or len(np.unique(out, axis=0)) > 20
+    )
 
 
-@pytest.mark.parametrize(("length", "reach"), [(2, 2), (2, 50), (3, 4), (64, 64), (64, 65), (64, 4096)])
+@pytest.mark.parametrize(
+    ("length", "reach"), [(2, 2), (2, 50), (3, 4), (64, 64), (64, 65), (64, 4096)]
+)
 def test_pose_is_two_runs_inside_the_window(length: int, reach: int):
     out = sample(PoSE(reach), (200, length))
     steps = np.diff(out, axis=1)
     assert (out[:, 0] == 0).all() and out.max() < reach
-    assert (steps >= 1).all() and ((steps > 1).sum(1) <= 1).all(), "increasing, with at most one jump"
+    assert (steps >= 1).all() and ((steps > 1).sum(1) <= 1).all(), (
+        "increasing, with at most one jump"
+    )
     jumps = np.argmax(steps > 1, axis=1)[(steps > 1).any(1)]
     assert (jumps + 1 <= (length + 1) // 2).all(), "the first chunk has at most half of the row"
 
 
 def test_two_chunks_are_drawn_as_before_there_were_more():
     assert sample(PoSE(64), (3, 8), 7).tolist() == [
-        [0, 1, 2, 3, 55, 56, 57, 58], [0, 1, 2, 35, 36, 37, 38, 39], [0, 1, 2, 47, 48, 49, 50, 51]]  # fmt: skip
-    assert to_json(PoSE(64)) == {"__type__": "ctxext.methods.pose:PoSE", "max_position_embeddings": 64}
+        [0, 1, 2, 3, 55, 56, 57, 58],
+        [0, 1, 2, 35, 36, 37, 38, 39],
+        [0, 1, 2, 47, 48, 49, 50, 51],
+    ]
+    assert to_json(PoSE(64)) == {
+        "__type__": "ctxext.methods.pose:PoSE",
+        "max_position_embeddings": 64,
+    }
     for pose in (PoSE(64), PoSE(64, 5)):
         assert from_json(to_json(pose)) == pose
 
@@ -69,7 +81,9 @@ def follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
     assert abs(statistic - (len(law) - 1)) < 5 * (2 * (len(law) - 1)) ** 0.5
 
 
-@pytest.mark.parametrize(("length", "reach", "chunks"), [(8, 16, 2), (7, 11, 2), (8, 13, 3), (5, 9, 3), (9, 12, 4)])
+@pytest.mark.parametrize(
+    ("length", "reach", "chunks"), [(8, 16, 2), (7, 11, 2), (8, 13, 3), (5, 9, 3), (9, 12, 4)]
+)
 def test_pose_follows_its_law(length: int, reach: int, chunks: int):
     """Every outcome with its probability: lengths uniform and independent, u_i ~ U{u_{i-1} .. L' - T}, u_0 = 0."""
     longest, slack = (length + 1) // chunks, reach - length
@@ -93,7 +107,10 @@ def test_randpos_draws_every_set_alike():
 
 def test_random_gaps_follow_their_law():
     """One and two tokens by hand: s_j / max(s_T, T) is U or 1; U1 / max(1, U1 + U2); U1 + U2 or 1."""
-    follows(sample(RandomGaps(5), (20000, 1)), {(0,): 1 / 8, (1,): 1 / 8, (2,): 1 / 8, (3,): 1 / 8, (4,): 1 / 2})
+    follows(
+        sample(RandomGaps(5), (20000, 1)),
+        {(0,): 1 / 8, (1,): 1 / 8, (2,): 1 / 8, (3,): 1 / 8, (4,): 1 / 2},
+    )
     rows = sample(RandomGaps(6), (40000, 2))
     follows(rows[:, :1], {(k,): n / 96 for k, n in enumerate((25, 35, 29, 7))})
     follows(rows[:, 1:], {(k + 1,): n / 32 for k, n in enumerate((1, 3, 5, 7, 16))})
@@ -105,7 +122,9 @@ def test_random_gaps_are_up_to_two_tokens_and_one_on_average():
     gaps = np.diff(rows, axis=1) / F  # tokens, as Linear(F) reads them
     assert gaps.min() == 1 / F and gaps.max() <= 2
     full = rows[:, -1] == F * T - 1
-    assert abs(full.mean() - 0.5) < 5 * 0.5 / 4000**0.5, "half of the rows outgrow their tokens, and are shrunk to fit"
+    assert abs(full.mean() - 0.5) < 5 * 0.5 / 4000**0.5, (
+        "half of the rows outgrow their tokens, and are shrunk to fit"
+    )
     # s_T is about normal with variance T / 3, and E min(s_T, T) = T - sqrt(T / 3 / 2 pi).
     expected = (F - 1) * (T - (T / 3 / (2 * np.pi)) ** 0.5) + T - 1 - 0.5 / 2
     assert abs(rows[:, -1].mean() - expected) < 5 * (F - 1) * (T / 3) ** 0.5 / 4000**0.5
@@ -114,7 +133,8 @@ def test_random_gaps_are_up_to_two_tokens_and_one_on_average():
 def test_bad_input_says_what_would_work():
     for method in (PoSE(63), PoSE(63, 4), RandPos(63), RandomGaps(63)):
         with pytest.raises(
-            ValueError, match="63 positions.* 64 tokens .*positions.max_position_embeddings to at least 64"
+            ValueError,
+            match="63 positions.* 64 tokens .*positions.max_position_embeddings to at least 64",
         ):
             sample(method, (1, 64))
         for reach in (0, 2**31 + 1):
@@ -122,16 +142,24 @@ def test_bad_input_says_what_would_work():
                 type(method)(reach)
     with pytest.raises(ValueError, match="at least 2 chunks.* contiguous"):
         PoSE(64, 1)
-    with pytest.raises(ValueError, match="8 tokens into 9 chunks; .*num_chunks to at most 8, .*seq_len to at least 9"):
+    with pytest.raises(
+        ValueError,
+        match="8 tokens into 9 chunks; .*num_chunks to at most 8, .*seq_len to at least 9",
+    ):
         sample(PoSE(64, 9), (1, 8))
     assert sample(PoSE(64, 8), (1, 8)).shape == (1, 8), "what the message says works"
     assert sample(RandPos(2**31), (1, 8)).min() >= 0, "the last position fits into 32 bits"
 
 
-POSITIONS = np.r_[0:10, 100:114][None].astype(np.int32)  # chunk 1: tokens 0..9; chunk 2: tokens 10..23
+POSITIONS = np.r_[0:10, 100:114][None].astype(
+    np.int32
+)  # chunk 1: tokens 0..9; chunk 2: tokens 10..23
 
 
-ROWS = [POSITIONS, *(np.asarray(method.sample(np.random.default_rng(1), (1, 24))) for method in METHODS)]
+ROWS = [
+    POSITIONS,
+    *(np.asarray(method.sample(np.random.default_rng(1), (1, 24))) for method in METHODS),
+]
 
 
 @pytest.mark.parametrize("kernel", ["dense", "blocked"])
@@ -156,8 +184,16 @@ def gradients():
     rotation = Linear(4.0).rope(tiny.CONFIG.rope_base(), 128).rotation()
 
     def loss(params, arrays):
-        return batch_loss(params, arrays, rotation, config=tiny.CONFIG, attention=Causal(), kernel="blocked",
-                          dtype="float32", remat="none")[0]  # fmt: skip
+        return batch_loss(
+            params,
+            arrays,
+            rotation,
+            config=tiny.CONFIG,
+            attention=Causal(),
+            kernel="blocked",
+            dtype="float32",
+            remat="none",
+        )[0]
 
     return jax.jit(jax.grad(loss))
 
@@ -171,8 +207,13 @@ def test_the_training_loss_reaches_across_every_jump(positions: np.ndarray):
     tokens = tiny.tokens(1, 24) % 90 + 7
     tokens[0, 0], tokens[0, 23] = 1, 2
     weights = (np.arange(24) >= 19) & (np.arange(24) < 23)
-    arrays = {"tokens": tokens, "targets": np.full((1, 24), 3, np.int32), "positions": positions,
-              "segment_ids": np.ones((1, 24), np.int32), "weights": weights[None].astype(np.float32)}  # fmt: skip
+    arrays = {
+        "tokens": tokens,
+        "targets": np.full((1, 24), 3, np.int32),
+        "positions": positions,
+        "segment_ids": np.ones((1, 24), np.int32),
+        "weights": weights[None].astype(np.float32),
+    }
     arrays = jax.tree.map(jax.numpy.asarray, arrays)
     assert int(positions[0, -4]) > 20, "the last tokens lie behind a jump"
     gradient = np.asarray(gradients()(tiny.params(), arrays)["embed_tokens"]["embedding"])

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxext.attention import Causal
-from ctxext.lm import _logits
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.yarn import Yarn
+from ctxext.model.lm import _logits
+from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, inverse_frequencies, rotate
-from ctxext.sharding import Mesh
+from support import tiny
 
 LLAMA2 = RopeBase(128, 1e4, 4096)
 SCALINGS = [Unscaled(), Linear(8.0), NTK(8.0), DynamicNTK(2.0), Yarn(8.0), Llama3(8.0)]
@@ -78,9 +78,14 @@ def test_float32_angles_repeat_transformers():
 
 def test_shapes_depend_on_the_head_alone():
     """One program for every method, factor and length."""
-    forms = {angles: {str(jax.tree.map(lambda x: (x.shape, x.dtype), s.rope(LLAMA2, n).rotation(angles)))
-                      for s in [*SCALINGS, Yarn(2.0, attention_factor=1.0)] for n in (1, 4096, 10**6)}
-             for angles in ("exact", "float32")}  # fmt: skip
+    forms = {
+        angles: {
+            str(jax.tree.map(lambda x: (x.shape, x.dtype), s.rope(LLAMA2, n).rotation(angles)))
+            for s in [*SCALINGS, Yarn(2.0, attention_factor=1.0)]
+            for n in (1, 4096, 10**6)
+        }
+        for angles in ("exact", "float32")
+    }
     assert [len(form) for form in forms.values()] == [1, 1]
 
 
@@ -97,11 +102,20 @@ def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
     rotation = Yarn(4.0).rope(tiny.CONFIG.rope_base(), 64).rotation()
     ids = jnp.zeros((1, 32), jnp.int32)
     jaxpr = jax.make_jaxpr(
-        lambda *x: _logits(*x, config=tiny.CONFIG, attention=Causal(), kernel="dense", dtype="bfloat16", mesh=Mesh())
+        lambda *x: _logits(
+            *x,
+            config=tiny.CONFIG,
+            attention=Causal(),
+            kernel="dense",
+            dtype="bfloat16",
+            mesh=Mesh(),
+        )
     )(tiny.params(), ids, ids, None, rotation)
     found, bfloat16 = 0, 0
     for equation in equations(jaxpr.jaxpr):
-        kinds = [x.aval.dtype for x in (*equation.invars, *equation.outvars) if hasattr(x.aval, "dtype")]
+        kinds = [
+            x.aval.dtype for x in (*equation.invars, *equation.outvars) if hasattr(x.aval, "dtype")
+        ]
         bfloat16 += jnp.bfloat16 in kinds
         if equation.primitive.name in ("cos", "sin"):
             found += 1
@@ -118,7 +132,11 @@ def test_rotation_is_the_matrix_of_the_pair():
     positions = rng.integers(0, 10**6, (2, 5))
     rope = Rope(rng.uniform(0, 1, 4), 1.25)
     got = np.asarray(rotate(jnp.asarray(x), *tables(rope.rotation(), jnp.asarray(positions))))
-    z = (x[..., :4] + 1j * x[..., 4:]) * 1.25 * np.exp(1j * positions[..., None, None] * rope.inv_freq)
+    z = (
+        (x[..., :4] + 1j * x[..., 4:])
+        * 1.25
+        * np.exp(1j * positions[..., None, None] * rope.inv_freq)
+    )
     np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=1e-5)
 
 
@@ -145,17 +163,25 @@ def test_scores_know_distances_only_and_carry_m_squared(angles: str, m: float):
     expected = score(17, 5)
     assert expected == pytest.approx(m**2 * score(17, 5, Rope(rope.inv_freq)), rel=1e-5)
     for start in (0, 1000, 131000):
-        assert score(start + 12, start) == pytest.approx(expected, abs=1e-4 if angles == "exact" else 0.3)
+        assert score(start + 12, start) == pytest.approx(
+            expected, abs=1e-4 if angles == "exact" else 0.3
+        )
     assert score(5, 17) != pytest.approx(expected, abs=1e-2)
 
 
 def test_inv_freq_is_float64_of_the_definition():
     assert inverse_frequencies(128, 1e4).dtype == np.float64
-    np.testing.assert_allclose(LLAMA2.inv_freq, [1e4 ** (-2 * i / 128) for i in range(64)], rtol=1e-15)
+    np.testing.assert_allclose(
+        LLAMA2.inv_freq, [1e4 ** (-2 * i / 128) for i in range(64)], rtol=1e-15
+    )
 
 
 def test_a_rotation_asked_for_inside_a_trace_is_a_value():
     """`LM` keeps rotations; one that belongs to a trace would be of no use afterwards."""
     kept = []
-    jax.jit(lambda: kept.extend(Linear(2.0).rope(LLAMA2, 0).rotation(angles) for angles in ("exact", "float32")))()
+    jax.jit(
+        lambda: kept.extend(
+            Linear(2.0).rope(LLAMA2, 0).rotation(angles) for angles in ("exact", "float32")
+        )
+    )()
     assert all(x.sum() > 0 for x in jax.tree.leaves(kept))

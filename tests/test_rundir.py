@@ -5,13 +5,13 @@ import json
 import multiprocessing
 
 import pytest
-from tiny_train import CONFIG, tiny_experiment
 
 from ctxext.experiment import from_json
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
 from ctxext.rundir import RunDir
+from support.tiny_train import CONFIG, tiny_experiment
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def test_steps_may_grow_and_not_shrink(tmp_path, here):
 def test_another_experiment_is_refused_by_its_first_difference(tmp_path, here, change, message):
     run = RunDir(tmp_path / "run").open(here)
     before = run.config_file.read_bytes()
-    with pytest.raises(ValueError, match=f"belongs to another experiment: {message}; choose another --run-dir"):
+    with pytest.raises(
+        ValueError, match=f"belongs to another experiment: {message}; choose another --run-dir"
+    ):
         run.open(dataclasses.replace(here, **change))
     assert run.config_file.read_bytes() == before
 
@@ -75,9 +77,13 @@ def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, here):
     run = RunDir(tmp_path / "run").open(here)
     run.record({"data": {"sha256": "a"}, "device": "cpu"}, fixed=("data",))
     facts = json.loads(run.provenance_file.read_text())
-    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "ctxext"} <= set(facts["versions"])
+    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "ctxext"} <= set(
+        facts["versions"]
+    )
     assert facts["device"] == "cpu" and "git_commit" in facts
-    run.record({"data": {"sha256": "a"}, "device": "gpu"}, fixed=("data",))  # another device is recorded, not refused
+    run.record(
+        {"data": {"sha256": "a"}, "device": "gpu"}, fixed=("data",)
+    )  # another device is recorded, not refused
     assert json.loads(run.provenance_file.read_text())["device"] == "gpu"
     with pytest.raises(ValueError, match=r'other data: data\.sha256 is "a" there and "b" here'):
         run.record({"data": {"sha256": "b"}, "device": "gpu"}, fixed=("data",))

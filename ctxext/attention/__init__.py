@@ -14,8 +14,20 @@ from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
 from ctxext.attention.ring import ring
 from ctxext.rope import Float32Rotation, Rotation, rotate
 
-__all__ = ["KERNELS", "Attend", "Attention", "Band", "Causal", "Kernel", "Mask", "Piece", "blocked", "choose", "dense",
-           "over_sequence"]  # fmt: skip
+__all__ = [
+    "KERNELS",
+    "Attend",
+    "Attention",
+    "Band",
+    "Causal",
+    "Kernel",
+    "Mask",
+    "Piece",
+    "blocked",
+    "choose",
+    "dense",
+    "over_sequence",
+]
 
 Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
 """(q, k, v un-rotated, cache of a segment, layer of that segment) -> (attention output [B, T, N, H], cache)."""
@@ -42,25 +54,41 @@ def over_sequence(
     key_tables = [rotation.tables(piece.key_positions(positions)) for piece in pieces]
 
     def attend(
-        q: Float[Array, "b t n h"], k: Float[Array, "b t k h"], v: Float[Array, "b t k h"], cache: Any, layer: Any
+        q: Float[Array, "b t n h"],
+        k: Float[Array, "b t k h"],
+        v: Float[Array, "b t k h"],
+        cache: Any,
+        layer: Any,
     ) -> tuple[Float[Array, "b t n h"], Any]:
         queries = [rotate(q, *tables) for tables in query_tables]
         keys = [rotate(k, *tables) for tables in key_tables]
         sharding = None if place is None else place(v.shape)
         T, packed = q.shape[1], segment_ids is not None
-        chosen = choose(kernel, masks, platform=platform_of(sharding), seq_len=T, dtype=q.dtype, packed=packed)
+        chosen = choose(
+            kernel, masks, platform=platform_of(sharding), seq_len=T, dtype=q.dtype, packed=packed
+        )
         if chosen == "ring" and sharding is not None:
             return ring(queries, keys, v, masks, segment_ids=segment_ids, sharding=sharding), cache
         if chosen == "splash":
-            return splash(queries[0], keys[0], v, masks[0], segment_ids=segment_ids, sharding=sharding), cache
+            return splash(
+                queries[0], keys[0], v, masks[0], segment_ids=segment_ids, sharding=sharding
+            ), cache
         if chosen == "cudnn":
             return cudnn(queries[0], keys[0], v, masks[0], sharding=sharding), cache
         if chosen in ("blocked", "ring"):  # a ring of one device
-            return blocked(queries, keys, v, masks, segment_ids=segment_ids, sharding=sharding), cache
+            return blocked(
+                queries, keys, v, masks, segment_ids=segment_ids, sharding=sharding
+            ), cache
         index = jnp.arange(T)[None]
         return dense(
-            queries, keys, v, masks, query_index=index, key_index=index,
-            query_segments=segment_ids, key_segments=segment_ids,
-        ), cache  # fmt: skip
+            queries,
+            keys,
+            v,
+            masks,
+            query_index=index,
+            key_index=index,
+            query_segments=segment_ids,
+            key_segments=segment_ids,
+        ), cache
 
     return attend

@@ -45,7 +45,9 @@ def largest_block(platform: str, heads: int) -> int:
     return next((size for size in (1024, 512, 256) if heads * size**2 <= 2**26), 128)
 
 
-def refusal(kernel: Kernel, masks: Sequence[Mask], *, platform: str, seq_len: int, dtype: Any, packed: bool) -> str:
+def refusal(
+    kernel: Kernel, masks: Sequence[Mask], *, platform: str, seq_len: int, dtype: Any, packed: bool
+) -> str:
     """Why splash or cuDNN cannot do these pieces exactly, to read; empty if it can."""
     if VENDOR.get(platform) != kernel:
         return f"it is no kernel for {platform}"
@@ -88,7 +90,9 @@ def splash(
 
     def local(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
         kernel = _splash(mask, q.shape[1], q.shape[2], interpret)
-        q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # the kernel does not scale
+        q, k, v = (
+            x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)
+        )  # the kernel does not scale
         segments = None if segment_ids is None else kernels.SegmentIds(segment_ids, segment_ids)
         return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)
 
@@ -110,7 +114,7 @@ def cudnn(
         window = None if mask.high is None else (mask.high - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, local_window_size=window, implementation="cudnn"
-        )  # fmt: skip
+        )
 
     return _spread(local, sharding)(q, k, v, None)
 
@@ -122,7 +126,9 @@ def _spread(local: Callable, sharding: NamedSharding | None) -> Callable:
     rows, _, heads = sharding.spec[:3]
     whole, tokens = PartitionSpec(rows, None, heads), PartitionSpec(rows)
     specs = (whole, whole, whole, tokens)
-    return jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    return jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=specs, out_specs=whole, check_vma=False
+    )
 
 
 def _splash(mask: Mask, T: int, heads: int, interpret: bool) -> Any:
@@ -131,12 +137,24 @@ def _splash(mask: Mask, T: int, heads: int, interpret: bool) -> Any:
 
     size = next(size for size in (512, 256, LANES) if T % size == 0)
     blocks = kernels.BlockSizes(
-        block_q=size, block_kv=size, block_kv_compute=size, block_q_dkv=size, block_kv_dkv=size,
-        block_kv_dkv_compute=size, block_q_dq=size, block_kv_dq=size,
-    )  # fmt: skip
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
     many = masks.MultiHeadMask([_lazy_mask()(mask, T)] * heads)
-    return kernels.make_splash_mha(many, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret,
-                                   residual_checkpoint_name=SAVED)  # fmt: skip
+    return kernels.make_splash_mha(
+        many,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=blocks,
+        interpret=interpret,
+        residual_checkpoint_name=SAVED,
+    )
 
 
 @functools.cache
@@ -152,7 +170,9 @@ def _lazy_mask() -> Any:
             self.mask, self.mask_function = mask, mask.visible
 
         def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-            query, key = (range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True))
+            query, key = (
+                range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True)
+            )
             some, every = self.mask.block(query, key)
             if some and not every:
                 return super().__getitem__(index)

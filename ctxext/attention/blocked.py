@@ -43,7 +43,10 @@ def blocked(
     sharding: that of `values`, if they lie on several devices.
     """
     _, T, N, _ = queries[0].shape
-    K, C = values.shape[2], block_size(T, platform_of(sharding), heads_of(queries[0].shape, sharding))
+    K, C = (
+        values.shape[2],
+        block_size(T, platform_of(sharding), heads_of(queries[0].shape, sharding)),
+    )
     pad = -T % C
 
     # Masks are causal, so that no token sees the padding after the last one; every token sees itself, so that no sum
@@ -51,7 +54,11 @@ def blocked(
     def split(x: Array, groups: int) -> Array:
         return tiles.split(jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))), C, groups)
 
-    q, k, v = tuple(split(x, N // K) for x in queries), tuple(split(x, 1) for x in keys), split(values, 1)
+    q, k, v = (
+        tuple(split(x, N // K) for x in queries),
+        tuple(split(x, 1) for x in keys),
+        split(values, 1),
+    )
     if segment_ids is not None:
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)), constant_values=-1)
     out: Array = _flash(q, k, v, tiles.split_segments(segment_ids, C), tuple(masks), C)
@@ -71,9 +78,13 @@ def _blocks(v: Array, segments: Array | None, C: int) -> tiles.Blocks:
     return tiles.Blocks(jnp.arange(v.shape[0]) * C, segments)
 
 
-def _forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> tuple[Array, Array]:
+def _forward(
+    q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int
+) -> tuple[Array, Array]:
     blocks = _blocks(v, segments, C)
-    state = tiles.add_values(tiles.no_softmax(q[0]), q, k, v, blocks, blocks, _work(masks, blocks, C))
+    state = tiles.add_values(
+        tiles.no_softmax(q[0]), q, k, v, blocks, blocks, _work(masks, blocks, C)
+    )
     return tiles.softmax(state, q[0], v.dtype, C)
 
 
@@ -82,7 +93,9 @@ def _flash(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C
     return _forward(q, k, v, segments, masks, C)[0]
 
 
-def _flash_forward(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> tuple:
+def _flash_forward(
+    q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int
+) -> tuple:
     out, log_sum = tiles.named(*_forward(q, k, v, segments, masks, C))
     return out, (q, k, v, segments, out, log_sum)
 

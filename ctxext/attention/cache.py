@@ -41,10 +41,13 @@ def _stored(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> 
     def put(old: Array, new: Array, *place: Any) -> Array:
         new = (new[0] if len(new) == 1 else new).astype(old.dtype)
         new, where = (new, ()) if layer is None else (new[None], (layer,))
-        return jax.lax.dynamic_update_slice(old, new, (*where, *[0] * (new.ndim - len(where) - 2), *place))
+        return jax.lax.dynamic_update_slice(
+            old, new, (*where, *[0] * (new.ndim - len(where) - 2), *place)
+        )
 
     return Cache(
-        put(cache.keys, keys.swapaxes(1, 2), slot, 0), put(cache.values, values.transpose(0, 2, 3, 1), 0, slot)
+        put(cache.keys, keys.swapaxes(1, 2), slot, 0),
+        put(cache.values, values.transpose(0, 2, 3, 1), 0, slot),
     )
 
 
@@ -61,14 +64,20 @@ def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
 
 
 def prefill(
-    attention: Attention, kernel: Kernel, rotation: Rotation | Float32Rotation, positions: Int[Array, "b t"],
-    *, rotated: bool,
-) -> Attend:  # fmt: skip
+    attention: Attention,
+    kernel: Kernel,
+    rotation: Rotation | Float32Rotation,
+    positions: Int[Array, "b t"],
+    *,
+    rotated: bool,
+) -> Attend:
     """Attention over the prompt that also fills slots 0 .. T-1. Right padding is overwritten before it is seen."""
     attend = over_sequence(attention, kernel, rotation, positions)
     tables = rotation.tables(attention.pieces()[0].key_positions(positions))
 
-    def attend_and_store(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
+    def attend_and_store(
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any
+    ) -> tuple[Array, Cache]:
         out, _ = attend(q, k, v, None, layer)
         return out, _stored(cache, rotate(k, *tables) if rotated else k, v, layer, 0)
 
@@ -76,9 +85,16 @@ def prefill(
 
 
 def decode(
-    attention: Attention, rotation: Rotation | Float32Rotation, lengths: Int[Array, " b"], step: Any,
-    *, prompt_slots: int, branches: int, num_slots: int, rotated: bool,
-) -> Attend:  # fmt: skip
+    attention: Attention,
+    rotation: Rotation | Float32Rotation,
+    lengths: Int[Array, " b"],
+    step: Any,
+    *,
+    prompt_slots: int,
+    branches: int,
+    num_slots: int,
+    rotated: bool,
+) -> Attend:
     """Attention of token `step` of every branch over the prompt's cache, its own branch's, and itself.
 
     The prompt of a row has `lengths` of the first `prompt_slots` slots. Token t of branch j lies in slot prompt_slots +
@@ -94,7 +110,9 @@ def decode(
     allowed = filled[:, None] & own[None]
     now = jnp.broadcast_to(lengths + step, (lengths.shape[0], branches))
     query_tables = [rotation.tables(piece.query_positions(now)) for piece in pieces]
-    key_tables = [rotation.tables(piece.key_positions(now if rotated else index)) for piece in pieces]
+    key_tables = [
+        rotation.tables(piece.key_positions(now if rotated else index)) for piece in pieces
+    ]
 
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
@@ -102,9 +120,14 @@ def decode(
         stored, values = _read(cache, layer, len(q))
         keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
         out = dense(
-            [rotate(q, *tables) for tables in query_tables], keys, values,
-            [piece.mask for piece in pieces], query_index=now, key_index=index, allowed=allowed,
-        )  # fmt: skip
+            [rotate(q, *tables) for tables in query_tables],
+            keys,
+            values,
+            [piece.mask for piece in pieces],
+            query_index=now,
+            key_index=index,
+            allowed=allowed,
+        )
         return out, cache
 
     return attend

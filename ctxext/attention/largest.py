@@ -31,7 +31,9 @@ def largest_logit(
     chunks = -(-T // size)
 
     def cut(x: Array, value: int = 0) -> Array:  # [B, T, ...] -> [chunks, B, size, ...]
-        x = jnp.pad(x, ((0, 0), (0, chunks * size - T), *[(0, 0)] * (x.ndim - 2)), constant_values=value)
+        x = jnp.pad(
+            x, ((0, 0), (0, chunks * size - T), *[(0, 0)] * (x.ndim - 2)), constant_values=value
+        )
         return x.reshape(B, chunks, size, *x.shape[2:]).swapaxes(0, 1)
 
     def one(chunk: tuple) -> Array:
@@ -39,7 +41,9 @@ def largest_logit(
         top = jnp.float32(-jnp.inf)
         for q, k, mask in zip(parts, keys, masks, strict=True):
             q = q.reshape(B, size, K, N // K, H)
-            scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+            scores = (
+                jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+            )
             visible = mask.visible(index[:, :, None], key_index[:, None, :])
             visible = visible & (segments[:, :, None] == key_segments[:, None, :])
             top = jnp.maximum(top, jnp.where(visible[:, None, None], scores, -jnp.inf).max())

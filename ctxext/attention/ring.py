@@ -35,8 +35,10 @@ def block_size(chunk: int, largest: int) -> int:
     """Tokens per block, a divisor of the chunk's. Raises ValueError where there is only a tiny one."""
     size = next(size for size in range(min(largest, chunk), 0, -1) if chunk % size == 0)
     if size < min(SMALLEST, chunk):
-        raise ValueError(f"chunks of {chunk} tokens cannot be cut into equal blocks of {SMALLEST} to {largest}; make "
-                         f"the length a multiple of {2 * SMALLEST} x mesh.seq")  # fmt: skip
+        raise ValueError(
+            f"chunks of {chunk} tokens cannot be cut into equal blocks of {SMALLEST} to {largest}; make "
+            f"the length a multiple of {2 * SMALLEST} x mesh.seq"
+        )
     return size
 
 
@@ -56,8 +58,10 @@ def ring(
     """
     T, S = values.shape[1], sharding.mesh.shape[sharding.spec[1]]
     if T % (2 * S):
-        raise ValueError(f"{T} tokens cannot be cut into two equal chunks for each of mesh.seq {S} devices; make the "
-                         f"length a multiple of {2 * S}")  # fmt: skip
+        raise ValueError(
+            f"{T} tokens cannot be cut into two equal chunks for each of mesh.seq {S} devices; make the "
+            f"length a multiple of {2 * S}"
+        )
     out: Array = _ring(tuple(queries), tuple(keys), values, segment_ids, tuple(masks), sharding)
     return out
 
@@ -65,18 +69,24 @@ def ring(
 class _Trip:
     """What both trips share. Inside `shard_map`, on one device of S."""
 
-    def __init__(self, masks: tuple[Mask, ...], sharding: NamedSharding, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, masks: tuple[Mask, ...], sharding: NamedSharding, shape: tuple[int, ...]
+    ) -> None:
         self.mesh, self.axis = sharding.mesh, sharding.spec[1]
         self.S = self.mesh.shape[self.axis]
         self.chunk = shape[1] // (2 * self.S)
-        self.C = block_size(self.chunk, largest_block(platform_of(sharding), heads_of(shape, sharding)))
+        self.C = block_size(
+            self.chunk, largest_block(platform_of(sharding), heads_of(shape, sharding))
+        )
         self.masks = masks
         rows, seq, heads = sharding.spec[:3]
         self.tokens, self.heads = PartitionSpec(rows, seq), PartitionSpec(rows, seq, heads)
         self.sums = PartitionSpec(seq, rows, heads)  # of [M, B, K, G * C]
-        self.table = [(tile, work_table(mask, self.S, self.chunk, self.C)[tile.mask is not None])
-                      for piece, mask in enumerate(masks)
-                      for tile in (tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C))]  # fmt: skip
+        self.table = [
+            (tile, work_table(mask, self.S, self.chunk, self.C)[tile.mask is not None])
+            for piece, mask in enumerate(masks)
+            for tile in (tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C))
+        ]
 
     def run(self, body: Any, arguments: tuple, in_specs: tuple, out_specs: Any) -> Any:
         """`body(work, *arguments)` on every device; `work[r]` are its pairs with the keys of the r-th device before."""
@@ -86,18 +96,25 @@ class _Trip:
             return body(jax.tree.map(lambda x: x[0], pairs), *arguments)
 
         specs = jax.tree.map(lambda _: PartitionSpec(self.axis), pairs)
-        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=(specs, *in_specs), out_specs=out_specs, check_vma=False)
+        mapped = jax.shard_map(
+            local, mesh=self.mesh, in_specs=(specs, *in_specs), out_specs=out_specs, check_vma=False
+        )
         return mapped(pairs, *arguments)
 
     def blocks(self, device: Array, segment_ids: Array | None) -> tiles.Blocks:
         """Where the blocks of a device lie."""
         early = jnp.arange(0, self.chunk, self.C)
-        start = jnp.concatenate([device * self.chunk + early, (2 * self.S - 1 - device) * self.chunk + early])
+        start = jnp.concatenate(
+            [device * self.chunk + early, (2 * self.S - 1 - device) * self.chunk + early]
+        )
         return tiles.Blocks(start, segment_ids)
 
     def work(self, pairs: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks) -> tiles.Work:
         """This device's pairs at step r."""
-        work = [(tile, tiles.Pairs(x[r], count[r])) for (tile, _), (x, count) in zip(self.table, pairs, strict=True)]
+        work = [
+            (tile, tiles.Pairs(x[r], count[r]))
+            for (tile, _), (x, count) in zip(self.table, pairs, strict=True)
+        ]
         return tiles.within_segments(work, queries, keys)
 
     def round(self, step: Any, here: Any, travelling: Any) -> tuple[Any, Any]:
@@ -130,7 +147,9 @@ def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray
     return tuple(made)
 
 
-def _forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding) -> tuple:
+def _forward(
+    q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
+) -> tuple:
     trip = _Trip(masks, sharding, q[0].shape)
 
     def local(pairs: Any, q: tuple, k: tuple, v: Array, segment_ids: Any) -> tuple[Array, Array]:
@@ -142,7 +161,9 @@ def _forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, shard
         def step(r: Array, state: tuple, travelling: tuple) -> tuple:
             k, v, segments = travelling
             keys = trip.blocks((me - r) % trip.S, segments)
-            return tiles.add_values(state, q, k, v, queries, keys, trip.work(pairs, r, queries, keys)), travelling
+            return tiles.add_values(
+                state, q, k, v, queries, keys, trip.work(pairs, r, queries, keys)
+            ), travelling
 
         state, _ = trip.round(step, tiles.no_softmax(q[0]), (k, v, segments))
         return tiles.softmax(state, q[0], v.dtype, trip.C)
@@ -153,15 +174,23 @@ def _forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, shard
 
 def _split(trip: _Trip, groups: int, q: tuple, k: tuple, v: Array) -> tuple:
     C = trip.C
-    return tuple(tiles.split(x, C, groups) for x in q), tuple(tiles.split(x, C, 1) for x in k), tiles.split(v, C, 1)
+    return (
+        tuple(tiles.split(x, C, groups) for x in q),
+        tuple(tiles.split(x, C, 1) for x in k),
+        tiles.split(v, C, 1),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _ring(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding) -> Array:
+def _ring(
+    q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
+) -> Array:
     return _forward(q, k, v, segment_ids, masks, sharding)[0]
 
 
-def _ring_forward(q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding) -> tuple:
+def _ring_forward(
+    q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
+) -> tuple:
     out, log_sum = tiles.named(*_forward(q, k, v, segment_ids, masks, sharding))
     return out, (q, k, v, segment_ids, out, log_sum)
 
@@ -170,7 +199,16 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
     q, k, v, segment_ids, out, log_sum = saved
     trip = _Trip(masks, sharding, q[0].shape)
 
-    def local(pairs: Any, q: tuple, k: tuple, v: Array, segment_ids: Any, out: Array, log_sum: Array, grad: Array):
+    def local(
+        pairs: Any,
+        q: tuple,
+        k: tuple,
+        v: Array,
+        segment_ids: Any,
+        out: Array,
+        log_sum: Array,
+        grad: Array,
+    ):
         me, groups, dtype = jax.lax.axis_index(trip.axis), q[0].shape[2] // v.shape[2], v.dtype
         q, k, v = _split(trip, groups, q, k, v)
         out, grad = (tiles.split(x, trip.C, groups) for x in (out, grad))
@@ -182,7 +220,14 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
             (k, v, segments), (dk, dv) = travelling
             keys = trip.blocks((me - r) % trip.S, segments)
             dq, dk, dv = tiles.add_gradients(
-                (dq, dk, dv), q, k, v, (grad, inner, log_sum), queries, keys, trip.work(pairs, r, queries, keys)
+                (dq, dk, dv),
+                q,
+                k,
+                v,
+                (grad, inner, log_sum),
+                queries,
+                keys,
+                trip.work(pairs, r, queries, keys),
             )
             return dq, ((k, v, segments), (dk, dv))
 

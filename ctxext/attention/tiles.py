@@ -46,7 +46,9 @@ class Tile:
     size: int
     mixed: bool = True
 
-    def scores(self, q: Array, k: Array, queries: Blocks, keys: Blocks, i: Array, j: Array) -> Array:
+    def scores(
+        self, q: Array, k: Array, queries: Blocks, keys: Blocks, i: Array, j: Array
+    ) -> Array:
         """Products q k of one block pair, float32 [B, K, G * C, C]; hidden pairs at -1e30."""
         s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         visible = None
@@ -93,11 +95,19 @@ def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
         pairs = jnp.concatenate([plain.pairs, partly.pairs])
         index, P = jnp.arange(len(pairs)), len(plain.pairs)
         visited = jnp.where(index < P, index < plain.count, index - P < partly.count)
-        (low, high), (key_low, key_high) = (tuple(x[pairs[:, n]] for x in span) for n, span in enumerate((query, key)))
+        (low, high), (key_low, key_high) = (
+            tuple(x[pairs[:, n]] for x in span) for n, span in enumerate((query, key))
+        )
         visited &= ((low <= key_high) & (key_low <= high)).any(1)
-        inside = visited & (index < P) & ((low == high) & (key_low == key_high) & (low == key_low)).all(1)
-        found += [(dataclasses.replace(tile, mixed=False), _chosen(pairs[:P], inside[:P])),
-                  (masked, _chosen(pairs, visited & ~inside))]  # fmt: skip
+        inside = (
+            visited
+            & (index < P)
+            & ((low == high) & (key_low == key_high) & (low == key_low)).all(1)
+        )
+        found += [
+            (dataclasses.replace(tile, mixed=False), _chosen(pairs[:P], inside[:P])),
+            (masked, _chosen(pairs, visited & ~inside)),
+        ]
     return found
 
 
@@ -148,7 +158,9 @@ def _fold(step: Callable, state: Any, work: Work) -> Any:
                 return n + 1, step(state, tile, pairs[n, 0], pairs[n, 1])
 
             # Not a scan: of that, rematerialisation keeps what depends on no parameter, the masks of all pairs.
-            state = jax.lax.while_loop(lambda carry, count=count: carry[0] < count, body, (0, state))[1]
+            state = jax.lax.while_loop(
+                lambda carry, count=count: carry[0] < count, body, (0, state)
+            )[1]
     return state
 
 
@@ -161,7 +173,9 @@ def no_softmax(q: Array) -> tuple[Array, Array, Array]:
     )
 
 
-def add_values(state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys: Blocks, work: Work) -> tuple:
+def add_values(
+    state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys: Blocks, work: Work
+) -> tuple:
     """The softmax state after the pairs of `work`."""
     scale = _to_base_2(q[0])
 
@@ -171,8 +185,12 @@ def add_values(state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys
         old = top[i]
         new = jnp.maximum(old, s.max(-1))
         p = jnp.exp2((s - new[..., None]) * scale)
-        shrink = jnp.exp2((old - new) * scale)  # 0 at a row's first visible key: it forgets hidden blocks
-        update = jnp.einsum("bkqs,bksh->bkqh", p.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
+        shrink = jnp.exp2(
+            (old - new) * scale
+        )  # 0 at a row's first visible key: it forgets hidden blocks
+        update = jnp.einsum(
+            "bkqs,bksh->bkqh", p.astype(v.dtype), v[j], preferred_element_type=jnp.float32
+        )
         return (
             out.at[i].set(out[i] * shrink[..., None] + update),
             top.at[i].set(new),
@@ -196,7 +214,14 @@ def named(out: Array, log_sum: Array) -> tuple[Array, Array]:
 
 
 def add_gradients(
-    state: tuple, q: tuple, k: tuple, v: Array, saved: tuple, queries: Blocks, keys: Blocks, work: Work
+    state: tuple,
+    q: tuple,
+    k: tuple,
+    v: Array,
+    saved: tuple,
+    queries: Blocks,
+    keys: Blocks,
+    work: Work,
 ) -> tuple:
     """(dq, dk, dv), float32, after the pairs of `work`; saved: gradient of the output, its product with it, log-sum."""
     grad, inner, log_sum = saved
@@ -208,11 +233,16 @@ def add_gradients(
         dq, dk, dv = state
         q_i, k_j, g_i = q[tile.piece][i], k[tile.piece][j], grad[i]
         s = tile.scores(q_i, k_j, queries, keys, i, j)
-        p = jnp.exp2(s * scale - log_sum[i][..., None])  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
+        p = jnp.exp2(
+            s * scale - log_sum[i][..., None]
+        )  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
         dp = jnp.einsum("bkqh,bksh->bkqs", g_i, v[j], preferred_element_type=jnp.float32)
         ds = (p * (dp - inner[i][..., None]) * q_i.shape[-1] ** -0.5).astype(q_i.dtype)
         by_key = partial(jnp.einsum, "bkhq,bkqs->bkhs", preferred_element_type=jnp.float32)
-        dv_j, dk_j = by_key(grad_columns[i], p.astype(g_i.dtype)), by_key(columns[tile.piece][i], ds)
+        dv_j, dk_j = (
+            by_key(grad_columns[i], p.astype(g_i.dtype)),
+            by_key(columns[tile.piece][i], ds),
+        )
         dq_i = jnp.einsum("bkqs,bksh->bkqh", ds, k_j, preferred_element_type=jnp.float32)
         dq = tuple(x.at[i].add(dq_i) if n == tile.piece else x for n, x in enumerate(dq))
         dk = tuple(x.at[j].add(dk_j) if n == tile.piece else x for n, x in enumerate(dk))

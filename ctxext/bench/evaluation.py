@@ -7,7 +7,7 @@ from typing import Any
 from ctxext import tasks
 from ctxext.evals import Retrieval
 from ctxext.evals.timing import Timed
-from ctxext.lm import LM
+from ctxext.model.lm import LM
 
 
 def overhead(lm: LM, items: int = 1000) -> dict[str, Any]:
@@ -20,13 +20,25 @@ def overhead(lm: LM, items: int = 1000) -> dict[str, Any]:
     out = {}
     for name, whole in (
         ("passkey", Retrieval(seq_lens=(window, 2 * window), n=items // 10)),
-        ("kv together", Retrieval(seq_lens=(window, 2 * window), n=items // 10, task=tasks.KeyValue(), together=True)),
+        (
+            "kv together",
+            Retrieval(
+                seq_lens=(window, 2 * window), n=items // 10, task=tasks.KeyValue(), together=True
+            ),
+        ),
     ):
-        list(dataclasses.replace(whole, seed=1)(lm))  # every program that is used is compiled, and no row is the same
+        list(
+            dataclasses.replace(whole, seed=1)(lm)
+        )  # every program that is used is compiled, and no row is the same
         timed, started = Timed(lm), time.perf_counter()
         rows = list(whole(timed))
         seconds = time.perf_counter() - started
         outside, padding = timed.shares(seconds)
-        out[name] = {"items": len(rows), "seconds": seconds, "items_per_second": len(rows) / seconds,
-                     "outside": outside, "padding": padding}  # fmt: skip
+        out[name] = {
+            "items": len(rows),
+            "seconds": seconds,
+            "items_per_second": len(rows) / seconds,
+            "outside": outside,
+            "padding": padding,
+        }
     return out

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import export
+from ctxext.bench.cases import SMALL
 from ctxext.bench.weights import write
-from ctxext.bench.work import SMALL
 
-SHAPE = dataclasses.replace(SMALL, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16,
-                            num_attention_heads=16, num_key_value_heads=16)  # fmt: skip
+SHAPE = dataclasses.replace(
+    SMALL,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+)
 """218 M parameters, 0.9 GB in float32."""
 
 
@@ -33,7 +39,10 @@ def throughput(rounds: int = 5) -> dict[str, Any]:
             shutil.rmtree(out)
             return took
 
-        ways = {"convert": lambda out: export.convert(source, out), "copy": lambda out: _copy(source, out)}
+        ways = {
+            "convert": lambda out: export.convert(source, out),
+            "copy": lambda out: _copy(source, out),
+        }
         times = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds + 1)][1:]
     found = {name: {"seconds": statistics.median(t[name] for t in times)} for name in ways}
     ratios = [t["copy"] / t["convert"] for t in times]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ctxext.attention import Causal
-from ctxext.bench.work import Work
+from ctxext.bench.cases import Work
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.flops import layer_matrices, visible_pairs
 
@@ -29,7 +29,9 @@ def read_bandwidth(size: int = 2**28, rounds: int = 7) -> float:
 def decode_bytes(work: Work) -> float:
     """Bytes that have to be read for one new token of every row: all matrices once, and the keys and values so far."""
     shape, width = work.shape, 4 if work.dtype == "float32" else 2
-    matrices = shape.num_hidden_layers * layer_matrices(shape) + shape.vocab_size * shape.hidden_size
+    matrices = (
+        shape.num_hidden_layers * layer_matrices(shape) + shape.vocab_size * shape.hidden_size
+    )
     slots = work.seq_len + (work.new_tokens + 1) / 2
     numbers = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
     return width * (matrices + work.batch * slots * numbers)
@@ -43,8 +45,12 @@ def roofline(work: Work, seconds: float, bandwidth: float) -> float:
 def model_flops(work: Work) -> float:
     """Operations of a training step's forward and backward pass, which MFU counts (arXiv 2204.02311)."""
     shape = work.shape
-    matrices = shape.num_hidden_layers * layer_matrices(shape) + shape.vocab_size * shape.hidden_size
-    attention = 4 * shape.num_attention_heads * shape.head_dim * visible_pairs(Causal(), work.seq_len)
+    matrices = (
+        shape.num_hidden_layers * layer_matrices(shape) + shape.vocab_size * shape.hidden_size
+    )
+    attention = (
+        4 * shape.num_attention_heads * shape.head_dim * visible_pairs(Causal(), work.seq_len)
+    )
     return 3 * work.batch * (2 * matrices * work.seq_len + shape.num_hidden_layers * attention)
 
 

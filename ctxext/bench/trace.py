@@ -22,9 +22,19 @@ def device_seconds(call: Callable[[], Any]) -> float | None:
 
 def busy(profile: Any) -> float | None:
     """Seconds covered by at least one kernel of the first device's plane; None if the trace has none."""
-    planes = sorted((plane for plane in profile.planes if plane.name.startswith("/device:")), key=lambda x: x.name)
-    found = [covered((event.start_ns, event.end_ns) for line in plane.lines if line.name.startswith(LINES)
-                     for event in line.events) for plane in planes]  # fmt: skip
+    planes = sorted(
+        (plane for plane in profile.planes if plane.name.startswith("/device:")),
+        key=lambda x: x.name,
+    )
+    found = [
+        covered(
+            (event.start_ns, event.end_ns)
+            for line in plane.lines
+            if line.name.startswith(LINES)
+            for event in line.events
+        )
+        for plane in planes
+    ]
     return next((ns / 1e9 for ns in found if ns), None)
 
 

@@ -12,7 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
-from ctxext.bench.work import Work
+from ctxext.bench.cases import Work
 
 
 def main(side: str, work: str, weights: str) -> None:

@@ -22,15 +22,24 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    rows: Rows, positions: Positions, *, seed: int, step: int, batch_size: int, seq_len: int, first_row: int = 0,
+    rows: Rows,
+    positions: Positions,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    seq_len: int,
+    first_row: int = 0,
     own: Collection[int] | None = None,
-) -> Batch:  # fmt: skip
+) -> Batch:
     """Rows `first_row` .. `first_row + batch_size` of training step `step`; row i depends on (seed, step, i) only.
 
     own: the rows that are wanted here, None for all; of the others only the positions are made, the rest is zero.
     """
     shape = (batch_size, seq_len)
-    batch = Batch(*(np.zeros(shape, np.float32 if name == "weights" else np.int32) for name in Batch._fields))
+    batch = Batch(
+        *(np.zeros(shape, np.float32 if name == "weights" else np.int32) for name in Batch._fields)
+    )
     for place, index in enumerate(range(first_row, first_row + batch_size)):
         # Two generators, so that the text does not change with the positions.
         text, where = (np.random.default_rng([seed, step, index, stream]) for stream in (0, 1))

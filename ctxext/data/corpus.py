@@ -59,30 +59,51 @@ class Corpus(Rows):
     """
 
     def __init__(
-        self, ids: np.ndarray, offsets: np.ndarray, *, bos_id: int | None, eos_id: int | None,
-        facts: dict[str, Any], domains: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        facts: dict[str, Any],
+        domains: Sequence[int] = (),
+    ) -> None:
         self.ids, self.offsets, self.bos_id, self.eos_id = ids, offsets, bos_id, eos_id
         self.domains, self.facts = tuple(domains) or (len(offsets) - 1,), facts
 
     @classmethod
-    def of(cls, texts: Iterable[str], tokenizer: Tokens, *, files: dict[str, str] | None = None) -> "Corpus":
+    def of(
+        cls, texts: Iterable[str], tokenizer: Tokens, *, files: dict[str, str] | None = None
+    ) -> "Corpus":
         """Texts tokenized, each as BOS text EOS. Raises ValueError for a tokenizer without BOS."""
         if tokenizer.bos_id is None:
-            raise ValueError("training needs a tokenizer with a beginning-of-sequence token: name its bos_token")
+            raise ValueError(
+                "training needs a tokenizer with a beginning-of-sequence token: name its bos_token"
+            )
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         dtype = id_dtype(tokenizer.vocab_size)
         documents = [np.array([*tokenizer.encode(text, bos=True), *end], dtype) for text in texts]
-        ids, offsets = np.concatenate([np.zeros(0, dtype), *documents]), np.cumsum([0, *map(len, documents)])
+        ids, offsets = (
+            np.concatenate([np.zeros(0, dtype), *documents]),
+            np.cumsum([0, *map(len, documents)]),
+        )
         digest = hashlib.sha256(ids.tobytes() + offsets.astype("<i8").tobytes())
-        facts = {"kind": "text", "documents": len(documents), "tokens": len(ids), "sha256": digest.hexdigest(),
-                 "files": files or {}}  # fmt: skip
+        facts = {
+            "kind": "text",
+            "documents": len(documents),
+            "tokens": len(ids),
+            "sha256": digest.hexdigest(),
+            "files": files or {},
+        }
         return cls(ids, offsets, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, facts=facts)
 
     def documents(self) -> list[np.ndarray]:
         """The token ids of every document without BOS and EOS."""
         begin, end = int(self.bos_id is not None), int(self.eos_id is not None)
-        return [self.ids[a + begin : b - end] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+        return [
+            self.ids[a + begin : b - end]
+            for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        ]
 
     def row(self, rng: np.random.Generator, seq_len: int) -> Row:
         """A window over all documents in a circle, starting anywhere: every token is seen equally often.
@@ -121,7 +142,11 @@ class TaskRows(Rows):
         return Row(tokens[:-1], tokens[1:], weights[1:], np.ones(seq_len, np.int32))
 
     def provenance(self) -> dict[str, Any]:
-        return {"kind": "synthetic", "task": repr(self.task), "haystack": self.haystack.provenance()}
+        return {
+            "kind": "synthetic",
+            "task": repr(self.task),
+            "haystack": self.haystack.provenance(),
+        }
 
 
 class PackedRows(Rows):
@@ -135,9 +160,13 @@ class PackedRows(Rows):
         before = np.cumsum([0, *(int(part.segment_ids.max()) for part in parts[:-1])])
         # Padding stays segment 0.
         segments = [
-            np.where(part.segment_ids > 0, part.segment_ids + n, 0) for part, n in zip(parts, before, strict=True)
+            np.where(part.segment_ids > 0, part.segment_ids + n, 0)
+            for part, n in zip(parts, before, strict=True)
         ]
-        whole = [part._replace(segment_ids=ids.astype(np.int32)) for part, ids in zip(parts, segments, strict=True)]
+        whole = [
+            part._replace(segment_ids=ids.astype(np.int32))
+            for part, ids in zip(parts, segments, strict=True)
+        ]
         return Row(*(np.concatenate(field)[:seq_len] for field in zip(*whole, strict=True)))
 
     def provenance(self) -> dict[str, Any]:

@@ -49,9 +49,15 @@ class Files(TextSource):
         root = Path(self.path).expanduser()
         if is_prepared(root):
             return open_prepared(root, "train", tokenizer)
-        names = sorted(p for p in root.rglob("*") if p.suffix in (".txt", ".jsonl")) if root.is_dir() else [root]
+        names = (
+            sorted(p for p in root.rglob("*") if p.suffix in (".txt", ".jsonl"))
+            if root.is_dir()
+            else [root]
+        )
         if not names:
-            raise ValueError(f"{root} holds no .txt or .jsonl file: name a directory or file that does")
+            raise ValueError(
+                f"{root} holds no .txt or .jsonl file: name a directory or file that does"
+            )
         texts, hashes = [], {}
         for path in names:
             try:
@@ -64,7 +70,9 @@ class Files(TextSource):
                     f"data file {path} is not UTF-8 text (byte {error.start}): convert it first"
                 ) from error
             texts += list(self._lines(path, text)) if path.suffix == ".jsonl" else [text]
-            hashes[path.name if path is root else path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
+            hashes[path.name if path is root else path.relative_to(root).as_posix()] = (
+                hashlib.sha256(data).hexdigest()
+            )
             if not text.strip():
                 raise ValueError(f"data file {path} is empty: remove it or fill it")
         return Corpus.of(texts, tokenizer, files=hashes)
@@ -109,7 +117,9 @@ class Stdlib(TextSource):
 @functools.lru_cache(maxsize=4)  # text and the haystacks of several tasks are often the same 5 MB
 def _stdlib(split: str, tokenizer: Tokens) -> Corpus:
     documents = stdlib_documents(split)
-    return Corpus.of((d.text for d in documents), tokenizer, files={d.name: d.sha256 for d in documents})
+    return Corpus.of(
+        (d.text for d in documents), tokenizer, files={d.name: d.sha256 for d in documents}
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,9 @@ class Upsampled(Source):
 
     def __post_init__(self) -> None:
         if self.min_tokens < 1 or not 0 < self.factor < math.inf:
-            raise ValueError(f"min_tokens must be at least 1 and factor above 0, got {self.min_tokens}, {self.factor}")
+            raise ValueError(
+                f"min_tokens must be at least 1 and factor above 0, got {self.min_tokens}, {self.factor}"
+            )
 
     def open(self, tokenizer: Tokens) -> UpsampledRows:
         return UpsampledRows(self.source.open(tokenizer), self.min_tokens, self.factor)
@@ -166,7 +178,9 @@ class Mix(Source):
 
     def __post_init__(self) -> None:
         if not self.parts or not all(weight > 0 for weight, _ in self.parts):
-            raise ValueError("a Mix needs at least one part, and every weight must be positive: ((0.7, source), ...)")
+            raise ValueError(
+                "a Mix needs at least one part, and every weight must be positive: ((0.7, source), ...)"
+            )
 
     def open(self, tokenizer: Tokens) -> MixedRows:
         return MixedRows([(weight, source.open(tokenizer)) for weight, source in self.parts])

@@ -2,10 +2,10 @@
 
 from ctxext.evals.base import Eval as Eval
 from ctxext.evals.expected import Expected as Expected
+from ctxext.evals.growing_context import Perplexity as Perplexity
 from ctxext.evals.longppl import LongPPL as LongPPL
-from ctxext.evals.ppl import Perplexity as Perplexity
-from ctxext.evals.protocols import passkey_protocol as passkey_protocol
+from ctxext.evals.published_passkeys import passkey_protocol as passkey_protocol
 from ctxext.evals.retrieval import Retrieval as Retrieval
-from ctxext.evals.rolling import RollingPerplexity as RollingPerplexity
+from ctxext.evals.rolling_perplexity import RollingPerplexity as RollingPerplexity
 from ctxext.evals.ruler import ruler_exact as ruler_exact
-from ctxext.evals.samples import Samples as Samples
+from ctxext.evals.ruler_samples import Samples as Samples

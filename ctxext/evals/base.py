@@ -33,7 +33,12 @@ class Model(Protocol):
     def loss(self, tokens: Any) -> Any: ...
 
     def branches(
-        self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
+        self,
+        prompts: Any,
+        begun: Sequence[Sequence[Any]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
     ) -> tuple[Any, Any]: ...
 
 
@@ -78,10 +83,16 @@ def choose(
     Raises ValueError if there are fewer.
     """
     texts = documents(source, tokenizer)
-    chosen = [(int(i), texts[i]) for i in item_rng(order).permutation(len(texts)) if len(texts[i]) >= needed]
+    chosen = [
+        (int(i), texts[i])
+        for i in item_rng(order).permutation(len(texts))
+        if len(texts[i]) >= needed
+    ]
     if len(chosen) < count:
-        raise ValueError(f"{evaluation.title}: {len(chosen)} of {len(texts)} documents have the {needed} tokens that "
-                         "the longest length, or min_tokens, needs: lower that or num_documents")  # fmt: skip
+        raise ValueError(
+            f"{evaluation.title}: {len(chosen)} of {len(texts)} documents have the {needed} tokens that "
+            "the longest length, or min_tokens, needs: lower that or num_documents"
+        )
     return chosen[:count]
 
 
@@ -104,7 +115,11 @@ def batches(items: Sequence[T], limit: int) -> Iterator[list[T]]:
     """Batches of nearly equal size below `limit`; a model pads them all to one power of two, by at most a quarter."""
     sizes = [2**i for i in range(max(1, limit).bit_length())]
     # A part of one among pairs would be a second shape; larger parts that differ by one pad to the same size.
-    fits = [s for s in sizes if -(-len(items) // s) * s <= 1.25 * len(items) and (s != 2 or len(items) % 2 == 0)]
+    fits = [
+        s
+        for s in sizes
+        if -(-len(items) // s) * s <= 1.25 * len(items) and (s != 2 or len(items) % 2 == 0)
+    ]
     size = fits[-1]
     for part in np.array_split(np.arange(len(items)), -(-len(items) // size)) if items else ():
         yield [items[i] for i in part]

@@ -29,7 +29,10 @@ def simultaneous_band(
     """
     places, means, drawn, num_clusters = _draw(differences, at, clusters, samples, seed)
     if num_clusters < 2:
-        return {place: Interval(float(mean), None, None) for place, mean in zip(places, means, strict=True)}
+        return {
+            place: Interval(float(mean), None, None)
+            for place, mean in zip(places, means, strict=True)
+        }
     # drawn means vary by (k - 1) / (k + 1) of what means of k clusters do
     spread = drawn.std(0) * ((num_clusters + 1) / (num_clusters - 1)) ** 0.5
     varies = spread > 1e-12
@@ -65,8 +68,12 @@ def mean_of_means(
     if value in (0, 1):
         return wilson(round(value * num_clusters), num_clusters), 0.0
     wider = ((num_clusters + 1) / (num_clusters - 1)) ** 0.5
-    low, high = value + wider * (np.quantile(drawn.mean(1), [(1 - level) / 2, (1 + level) / 2]) - value)
-    return Interval(value, max(0.0, float(low)), min(1.0, float(high))), float(drawn.mean(1).std() * wider)
+    low, high = value + wider * (
+        np.quantile(drawn.mean(1), [(1 - level) / 2, (1 + level) / 2]) - value
+    )
+    return Interval(value, max(0.0, float(low)), min(1.0, float(high))), float(
+        drawn.mean(1).std() * wider
+    )
 
 
 def _draw(
@@ -74,8 +81,10 @@ def _draw(
 ) -> tuple[list[K], np.ndarray, np.ndarray, int]:
     """Places, means [places], drawn means [samples, places], number of clusters."""
     if not len(values) == len(at) == len(clusters) or not len(values):
-        raise ValueError(f"{len(values)} values at {len(at)} places of {len(clusters)} clusters: all must be equally "
-                         "many, and at least one")  # fmt: skip
+        raise ValueError(
+            f"{len(values)} values at {len(at)} places of {len(clusters)} clusters: all must be equally "
+            "many, and at least one"
+        )
     places = {place: i for i, place in enumerate(dict.fromkeys(at))}
     number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
     index = np.array([number[key] for key in clusters]), np.array([places[place] for place in at])
@@ -83,4 +92,9 @@ def _draw(
     np.add.at(sums, index, np.asarray(values, np.float64))
     np.add.at(counts, index, 1.0)
     weights = np.random.default_rng(seed).exponential(size=(samples, len(number)))
-    return list(places), sums.sum(0) / counts.sum(0), (weights @ sums) / (weights @ counts), len(number)
+    return (
+        list(places),
+        sums.sum(0) / counts.sum(0),
+        (weights @ sums) / (weights @ counts),
+        len(number),
+    )

@@ -29,12 +29,18 @@ class Expected:
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
-            raise ValueError(f"expect.metric {self.metric!r} is not known; choose {' or '.join(get_args(Metric))}")
+            raise ValueError(
+                f"expect.metric {self.metric!r} is not known; choose {' or '.join(get_args(Metric))}"
+            )
         if not (math.isfinite(self.value) and 0 < self.tolerance < math.inf):
-            raise ValueError(f"an expected value and its tolerance must be finite, the tolerance above 0, got "
-                             f"{self.value} +- {self.tolerance}")  # fmt: skip
+            raise ValueError(
+                f"an expected value and its tolerance must be finite, the tolerance above 0, got "
+                f"{self.value} +- {self.tolerance}"
+            )
         if not self.what or not self.source:
-            raise ValueError("an expected number says what it is of, and its source: give `what` and `source`")
+            raise ValueError(
+                "an expected number says what it is of, and its source: give `what` and `source`"
+            )
 
     @property
     def measurement(self) -> tuple[str, int, Metric]:
@@ -64,7 +70,11 @@ def check(expect: Sequence[Expected], evals: Sequence[Eval]) -> None:
     known = list(measurements(evals))
     for wanted in (expected.measurement for expected in expect):
         if known.count(wanted) != 1:
-            how = f"{known.count(wanted)} of evals measure" if wanted in known else "none of evals measures"
+            how = (
+                f"{known.count(wanted)} of evals measure"
+                if wanted in known
+                else "none of evals measures"
+            )
             there = "; ".join(dict.fromkeys(map(_words, known))) or "nothing"
             raise ValueError(f"expect: {how} {_words(wanted)}; measured: {there}")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model, choose, fingerprint, num_bytes
-from ctxext.evals.keys import Found, Keys
+from ctxext.evals.key_tokens import Found, Keys
 from ctxext.tasks.base import beginning
 
 
@@ -16,7 +16,7 @@ from ctxext.tasks.base import beginning
 class LongPPL(Eval):
     """exp(mean loss of the key tokens) over the first `seq_len` tokens (BOS counted) of `num_documents` documents.
 
-    `keys` says which tokens those are (`ctxext.evals.keys`); the mean over documents is weighted by their number, and a
+    `keys` says which tokens those are (`ctxext.evals.key_tokens`); the mean over documents is weighted by their number, and a
     document without any counts for nothing. Rows also hold the loss of all tokens of the same pass (`all_nll`,
     `all_count`). Raises ValueError for documents that are too short.
     """
@@ -30,7 +30,9 @@ class LongPPL(Eval):
 
     def __post_init__(self) -> None:
         if not self.seq_lens or min(self.seq_lens) < 3 or self.num_documents < 1:
-            raise ValueError("longppl: needs lengths of at least 3 tokens and num_documents of at least 1")
+            raise ValueError(
+                "longppl: needs lengths of at least 3 tokens and num_documents of at least 1"
+            )
 
     def items(self) -> list[str]:
         """`longppl/<settings>/<length>/<document>`; the settings hold the longest length, which picks documents."""
@@ -49,8 +51,14 @@ class LongPPL(Eval):
 
     def _chosen(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
         order = f"longppl/{fingerprint(self.source, self.seed)}"
-        return choose(self, order, source=self.source, tokenizer=tokenizer, count=self.num_documents,
-                      needed=max(self.seq_lens) - len(beginning(tokenizer)))  # fmt: skip
+        return choose(
+            self,
+            order,
+            source=self.source,
+            tokenizer=tokenizer,
+            count=self.num_documents,
+            needed=max(self.seq_lens) - len(beginning(tokenizer)),
+        )
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
         bos, chosen = len(beginning(lm.tokenizer)), self._chosen(lm.tokenizer)

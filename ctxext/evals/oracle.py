@@ -34,19 +34,30 @@ class Oracle(abc.ABC):
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1], nats."""
         rows = np.asarray(tokens)
-        foreseen = [[self.foresee(row[: t + 1]) == row[t + 1] for t in range(len(row) - 1)] for row in rows]
+        foreseen = [
+            [self.foresee(row[: t + 1]) == row[t + 1] for t in range(len(row) - 1)] for row in rows
+        ]
         return np.where(foreseen, FORESEEN, SURPRISE).astype(np.float32)
 
     def branches(
-        self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
+        self,
+        prompts: Any,
+        begun: Sequence[Sequence[Any]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 and nats float32, both [B, K, max_new_tokens]; token 0 where it foresees nothing."""
-        out = [[self._branch(np.asarray(prompt), ids, max_new_tokens, stop) for ids in branches]
-               for prompt, branches in zip(prompts, begun, strict=True)]  # fmt: skip
+        out = [
+            [self._branch(np.asarray(prompt), ids, max_new_tokens, stop) for ids in branches]
+            for prompt, branches in zip(prompts, begun, strict=True)
+        ]
         tokens, nats = np.moveaxis(np.asarray(out), 2, 0)
         return tokens.astype(np.int32), nats.astype(np.float32)
 
-    def _branch(self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]) -> tuple[list, list]:
+    def _branch(
+        self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]
+    ) -> tuple[list, list]:
         start, nats, ended = len(prefix), [], False
         for step in range(steps):
             next_id = prefix[-1] if ended else self.foresee(prefix)
@@ -105,12 +116,17 @@ class AnswerKey(Oracle):
         return cls(tokenizer, {e.prompt.astype(np.int32).tobytes(): e for e in examples}, **options)
 
     def foresee(self, prefix: np.ndarray) -> int | None:
-        for size in sorted({len(key) // 4 for key in self.known if len(key) // 4 <= len(prefix)}, reverse=True):
+        for size in sorted(
+            {len(key) // 4 for key in self.known if len(key) // 4 <= len(prefix)}, reverse=True
+        ):
             example = self.known.get(np.asarray(prefix[:size], np.int32).tobytes())
             if example is not None:
                 end = encode_piece(self.tokenizer, "\n")[-1:]  # what it knows is a line
                 answer, place = [*self.manner(example.answer.tolist()), *end], len(prefix) - size
-                near = self.window is None or example.meta["distance"] + len(example.answer) - 1 <= self.window
+                near = (
+                    self.window is None
+                    or example.meta["distance"] + len(example.answer) - 1 <= self.window
+                )
                 return answer[place] if near and place < len(answer) else None
         return None
 
@@ -124,9 +140,14 @@ class EchoPrompt(Oracle):
     def foresee(self, prefix: np.ndarray) -> int | None:
         return None
 
-    def _branch(self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]) -> tuple[list, list]:
+    def _branch(
+        self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]
+    ) -> tuple[list, list]:
         said = np.concatenate([prefix, begun]).astype(int)
-        written = [*begun, *np.tile(said, -(-steps // len(said)))[-(steps - len(begun)) or len(said) * steps :]]
+        written = [
+            *begun,
+            *np.tile(said, -(-steps // len(said)))[-(steps - len(begun)) or len(said) * steps :],
+        ]
         return written[:steps], [SURPRISE] * steps
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from ctxext.evals.stats import Numbers
 
 
-def needed(effect: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05) -> int:
+def needed(
+    effect: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05
+) -> int:
     """Pairs for McNemar's test to find a difference in rate: (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2.
 
     effect: d, 0 < d <= 1; discordant: the share psi of pairs of which one is right and the other wrong, raised to d if
@@ -17,11 +19,15 @@ def needed(effect: float, *, discordant: float = 0.1, power: float = 0.8, level:
     finds such a difference in 0.74 to 0.8 of all cases where this says 0.8. Raises ValueError for what is no share.
     """
     if not 0 < effect <= 1 or not 0 <= discordant <= 1:
-        raise ValueError(f"the effect must lie in (0, 1] and discordant in [0, 1], got {effect} and {discordant}")
+        raise ValueError(
+            f"the effect must lie in (0, 1] and discordant in [0, 1], got {effect} and {discordant}"
+        )
     return math.ceil(_pairs(effect, discordant, power, level) - 1e-9)
 
 
-def detectable(n: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05) -> float:
+def detectable(
+    n: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05
+) -> float:
     """The smallest difference in rate that `n` independent pairs show: what `needed` is the inverse of.
 
     inf where even all against none would not be shown.
@@ -33,7 +39,9 @@ def detectable(n: float, *, discordant: float = 0.1, power: float = 0.8, level: 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if _pairs(middle, discordant, power, level) <= n else (middle, high)
+        low, high = (
+            (low, middle) if _pairs(middle, discordant, power, level) <= n else (middle, high)
+        )
     return high
 
 
@@ -68,7 +76,11 @@ def design_effect(size: float, rho: float) -> float:
 def independent(values: Numbers, clusters: Sequence[Hashable]) -> float:
     """How many independent values these are worth: N / design effect, with the mean size that a value sees."""
     x, k, sizes, _ = _clustered(values, clusters)
-    return 1.0 if k == 1 else len(x) / design_effect((sizes**2).sum() / len(x), intra_cluster(values, clusters))
+    return (
+        1.0
+        if k == 1
+        else len(x) / design_effect((sizes**2).sum() / len(x), intra_cluster(values, clusters))
+    )
 
 
 def worth(hits: Numbers, texts: Sequence[Hashable]) -> float:
@@ -81,9 +93,13 @@ def worth(hits: Numbers, texts: Sequence[Hashable]) -> float:
     return len(set(texts)) if len(set(hits)) == 1 else independent(hits, texts)
 
 
-def _clustered(values: Numbers, clusters: Sequence[Hashable]) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+def _clustered(
+    values: Numbers, clusters: Sequence[Hashable]
+) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
     if len(values) != len(clusters) or not len(values):
-        raise ValueError(f"{len(values)} values and {len(clusters)} clusters: as many of both, and at least one")
+        raise ValueError(
+            f"{len(values)} values and {len(clusters)} clusters: as many of both, and at least one"
+        )
     number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
     index = np.array([number[key] for key in clusters])
     return np.asarray(values, np.float64), len(number), np.bincount(index), index
@@ -96,19 +112,31 @@ def plan_sentence(n_items: int, n_texts: int, *, depths: int = 1) -> str:
     power, if 10 % of the answers differ). Where questions share texts both ends are said: independent, and one unit.
     """
     alone, together = detectable(n_items), detectable(n_texts)
-    cell = (f"{n_items // depths} questions a cell, {n_items} a length"
-            if depths > 1 else f"{n_items} questions a length")  # fmt: skip
+    cell = (
+        f"{n_items // depths} questions a cell, {n_items} a length"
+        if depths > 1
+        else f"{n_items} questions a length"
+    )
     if not math.isfinite(together if n_texts == n_items else alone):
         return f"{cell}: too few to tell any two methods apart."
     about = "" if n_texts == n_items else f" about {n_texts} texts"
-    shared = "" if n_texts == n_items else (
-        " if the questions about one text are independent, by "
-        f"{_points(together)} if they are right or wrong together" if math.isfinite(together) else
-        " if the questions about one text are independent, none if they are right or wrong together"
-    )  # fmt: skip
-    differ = "10 % of the answers differ" + (", or as many as it takes" if max(alone, together) > 0.1 else "")
-    return (f"{cell}{about}, tell methods apart that differ by {_points(alone)} points or more at a length{shared} "
-            f"(80 % power, if {differ}).")  # fmt: skip
+    shared = (
+        ""
+        if n_texts == n_items
+        else (
+            " if the questions about one text are independent, by "
+            f"{_points(together)} if they are right or wrong together"
+            if math.isfinite(together)
+            else " if the questions about one text are independent, none if they are right or wrong together"
+        )
+    )
+    differ = "10 % of the answers differ" + (
+        ", or as many as it takes" if max(alone, together) > 0.1 else ""
+    )
+    return (
+        f"{cell}{about}, tell methods apart that differ by {_points(alone)} points or more at a length{shared} "
+        f"(80 % power, if {differ})."
+    )
 
 
 def _points(share: float) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
-from ctxext.evals.marks import Marked, mark
+from ctxext.evals.scoring import Marked, mark
 from ctxext.tasks import Example
 
 Condition = Literal["needle", "no-needle", "needle-only"]
@@ -59,13 +59,19 @@ class Retrieval(Eval):
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
-            raise ValueError(f"condition {self.condition!r} is not known; choose one of {', '.join(CONDITIONS)}")
+            raise ValueError(
+                f"condition {self.condition!r} is not known; choose one of {', '.join(CONDITIONS)}"
+            )
         if self.together and not self.task.asks_many:
-            raise ValueError(f"{self.task.name} asks one question about each text: leave `together` out")
+            raise ValueError(
+                f"{self.task.name} asks one question about each text: leave `together` out"
+            )
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter {self.jitter} is a part of the text: 0 to 1")
         if None in self.depths and (self.together or self.jitter):
-            raise ValueError("depths that are drawn cannot be shared or moved: leave None out, or together and jitter")
+            raise ValueError(
+                "depths that are drawn cannot be shared or moved: leave None out, or together and jitter"
+            )
 
     @property
     def title(self) -> str:
@@ -76,16 +82,26 @@ class Retrieval(Eval):
         return list(self._grid())
 
     def _grid(self) -> dict[str, Cell]:
-        shared = (self.depths,) if self.together else ()  # what stands in a text depends on all depths
+        shared = (
+            (self.depths,) if self.together else ()
+        )  # what stands in a text depends on all depths
         moved = (self.jitter,) if self.jitter else ()
-        settings = fingerprint(type(self.task).__name__, self.task, self.source, self.seed, *shared, *moved)
+        settings = fingerprint(
+            type(self.task).__name__, self.task, self.source, self.seed, *shared, *moved
+        )
         named = settings if self.condition == "needle" else f"{settings}-{self.condition}"
         where = [(depth, "drawn" if depth is None else float(depth)) for depth in self.depths]
         cells = [
-            Cell(f"{self.task.name}/{named}/{seq_len}/{place}/{i}",
-                 f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{place}/{i}'}", seq_len, depth)
-            for seq_len in self.seq_lens for depth, place in where for i in range(self.n)
-        ]  # fmt: skip
+            Cell(
+                f"{self.task.name}/{named}/{seq_len}/{place}/{i}",
+                f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{place}/{i}'}",
+                seq_len,
+                depth,
+            )
+            for seq_len in self.seq_lens
+            for depth, place in where
+            for i in range(self.n)
+        ]
         return {cell.item: cell for cell in cells}
 
     @staticmethod
@@ -109,7 +125,10 @@ class Retrieval(Eval):
 
     def check(self, tokenizer: Any) -> None:
         """Asks the first question of every length."""
-        first = {cells[0].seq_len: cells for cells in reversed(self._texts(self._grid().values()).values())}
+        first = {
+            cells[0].seq_len: cells
+            for cells in reversed(self._texts(self._grid().values()).values())
+        }
         for cells in first.values():
             self.ask(tokenizer, documents(self.source, tokenizer), cells)
 
@@ -137,7 +156,9 @@ class Retrieval(Eval):
             **example.meta,
         }
 
-    def ask(self, tokenizer: Any, haystack: Sequence[np.ndarray], cells: Sequence[Cell]) -> list[Example]:
+    def ask(
+        self, tokenizer: Any, haystack: Sequence[np.ndarray], cells: Sequence[Cell]
+    ) -> list[Example]:
         """The questions of cells that share a text."""
         size = None if self.condition == "needle-only" else cells[0].seq_len
         rng = item_rng(cells[0].text)
@@ -146,13 +167,23 @@ class Retrieval(Eval):
         if self.together:
             exam = self.task.exam(rng, tokenizer, size, depths=depths, haystack=haystack)
         else:
-            exam = [self.task.example(rng, tokenizer, size, depth=depths[0] if depths else None, haystack=haystack)]
+            exam = [
+                self.task.example(
+                    rng, tokenizer, size, depth=depths[0] if depths else None, haystack=haystack
+                )
+            ]
         if self.condition == "no-needle":
-            exam = tasks.without_needles(exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack)
+            exam = tasks.without_needles(
+                exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack
+            )
         return [exam[self.depths.index(cell.depth)] for cell in cells] if self.together else exam
 
     def _moved(self, rng: np.random.Generator, depth: float) -> float:
-        return min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter))) if self.jitter else depth
+        return (
+            min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter)))
+            if self.jitter
+            else depth
+        )
 
 
 def nearest_quarter(depth: float) -> float:

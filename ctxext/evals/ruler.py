@@ -58,8 +58,10 @@ def ruler_exact(
     Rows have the `label` `ruler-exact/<RULER's name>`. Raises ValueError if `n` is not a multiple of the depths.
     """
     if n < 1 or n % len(depths):
-        raise ValueError(f"ruler: {n} questions cannot be spread evenly over {len(depths)} depths: "
-                         f"ask for a multiple of {len(depths)}")  # fmt: skip
+        raise ValueError(
+            f"ruler: {n} questions cannot be spread evenly over {len(depths)} depths: "
+            f"ask for a multiple of {len(depths)}"
+        )
     jitter = 0.5 / max(1, len(depths) - 1)
     lengths: dict[tuple[str, Task], list[int]] = {}
     for seq_len in seq_lens:
@@ -68,9 +70,19 @@ def ruler_exact(
     suite = []
     for (name, task), sizes in lengths.items():
         place = ((0.0,), n, 0.0) if name in EVERYWHERE else (depths, n // len(depths), jitter)
-        suite.append(Retrieval(
-            tuple(sizes), place[0], place[1], task, source, seed, condition, jitter=place[2], label=f"{VARIANT}/{name}",
-        ))  # fmt: skip
+        suite.append(
+            Retrieval(
+                tuple(sizes),
+                place[0],
+                place[1],
+                task,
+                source,
+                seed,
+                condition,
+                jitter=place[2],
+                label=f"{VARIANT}/{name}",
+            )
+        )
     return tuple(suite)
 
 

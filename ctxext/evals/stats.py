@@ -50,15 +50,19 @@ def ratio_bootstrap(
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     keys = range(len(top)) if clusters is None else clusters
     if not len(top) == len(bottom) == len(keys) or not len(top):
-        raise ValueError(f"{len(top)} numerators, {len(bottom)} denominators and {len(keys)} clusters: "
-                         "all must be equally many, and at least one")  # fmt: skip
+        raise ValueError(
+            f"{len(top)} numerators, {len(bottom)} denominators and {len(keys)} clusters: "
+            "all must be equally many, and at least one"
+        )
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     index = [number[key] for key in keys]
     tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
     value = float(tops.sum() / bottoms.sum())
     if len(number) < 2:
         return Interval(value, None, None)
-    drawn = np.random.default_rng(seed).multinomial(len(number), np.full(len(number), 1 / len(number)), size=samples)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(number), np.full(len(number), 1 / len(number)), size=samples
+    )
     low, high = np.quantile((drawn @ tops) / (drawn @ bottoms), [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
@@ -74,7 +78,9 @@ def paired_bootstrap(
 ) -> Interval:
     """mean(b) - mean(a) over the same items in the same order, with a bootstrap interval that redraws clusters."""
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} items are not pairs: compare the items that both have")
+        raise ValueError(
+            f"{len(a)} and {len(b)} items are not pairs: compare the items that both have"
+        )
     difference = np.asarray(b, np.float64) - np.asarray(a, np.float64)
     ones = np.ones(len(difference))
     return ratio_bootstrap(difference, ones, clusters, samples=samples, seed=seed, level=level)
@@ -86,7 +92,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
     only_a, only_b: items that one method has right and the other wrong. Raises ValueError for negative counts.
     """
     if min(only_a, only_b) < 0:
-        raise ValueError(f"counts of discordant pairs cannot be negative, got {only_a} and {only_b}")
+        raise ValueError(
+            f"counts of discordant pairs cannot be negative, got {only_a} and {only_b}"
+        )
     n = only_a + only_b
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
 
@@ -160,11 +168,15 @@ def effective_length(
     empty, if nothing is right at home, and for a tau that is no part.
     """
     if not len(lengths) == len(correct) == len(clusters) or not len(home) == len(home_clusters):
-        raise ValueError("lengths, correct and clusters must be equally many, home and home_clusters too")
+        raise ValueError(
+            "lengths, correct and clusters must be equally many, home and home_clusters too"
+        )
     if not len(lengths) or not np.any(home):
         raise ValueError("an effective length needs answers, and right answers at home")
     if not 0 < tau <= 1:
-        raise ValueError(f"tau is the part of the rate at home that counts as reading, 0 < tau <= 1; got {tau}")
+        raise ValueError(
+            f"tau is the part of the rate at home that counts as reading, 0 < tau <= 1; got {tau}"
+        )
     tried = np.unique(lengths)
     right, asked = _by_cluster(clusters, np.searchsorted(tried, lengths), correct, len(tried))
     home_right, home_asked = _by_cluster(home_clusters, np.zeros(len(home), int), home, 1)
@@ -175,7 +187,10 @@ def effective_length(
         value, censored = float(tried[0 if above == 0 else -1]), "<" if above == 0 else ">"
     else:
         share = (rate[above - 1] - bar) / (rate[above - 1] - rate[above])
-        value, censored = float(np.exp2(np.interp(share, [0, 1], np.log2(tried[above - 1 : above + 1])))), ""
+        value, censored = (
+            float(np.exp2(np.interp(share, [0, 1], np.log2(tried[above - 1 : above + 1])))),
+            "",
+        )
     if len(right) < 2 or len(home_right) < 2:
         return Effective(value, float(tried[0]), float(tried[-1]), censored)
     rng = np.random.default_rng(seed)
@@ -208,10 +223,14 @@ def _by_cluster(
 def _non_increasing(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Isotonic rates [..., lengths]: at i, the least over j <= i of the greatest mean over j .. k, k >= i."""
     lengths = right.shape[-1]
-    yes, total = (np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, -1)], -1) for x in (right, asked))
+    yes, total = (
+        np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, -1)], -1) for x in (right, asked)
+    )
     out = np.full(right.shape, np.inf)
     for j in range(lengths):
-        means = (yes[..., j + 1 :] - yes[..., j, None]) / (total[..., j + 1 :] - total[..., j, None])
+        means = (yes[..., j + 1 :] - yes[..., j, None]) / (
+            total[..., j + 1 :] - total[..., j, None]
+        )
         greatest = np.maximum.accumulate(means[..., ::-1], -1)[..., ::-1]
         out[..., j:] = np.minimum(out[..., j:], greatest)
     return out

@@ -34,7 +34,12 @@ class Timed:
         return self._call([len(row) - 1 for row in tokens], lambda: self.model.loss(tokens))
 
     def branches(
-        self, prompts: Any, begun: Sequence[Sequence[Any]], *, max_new_tokens: int, stop: Sequence[int] = ()
+        self,
+        prompts: Any,
+        begun: Sequence[Sequence[Any]],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
     ) -> tuple[Any, Any]:
         return self._call(
             [len(prompt) for prompt in prompts],

@@ -33,7 +33,9 @@ class Difference:
     adjusted: float | None = None
 
 
-def differences(model: Mapping[str, Sequence[Sample]], base: Mapping[str, Sequence[Sample]]) -> list[Difference]:
+def differences(
+    model: Mapping[str, Sequence[Sample]], base: Mapping[str, Sequence[Sample]]
+) -> list[Difference]:
     """All metrics that are numbers per document; task -> logged samples of both. Raises ValueError if they differ."""
     found = [
         made
@@ -51,37 +53,67 @@ def _pairs(
     """(metric, filter, (base, model) of each document) in the order of the samples."""
     there = {_key(sample): sample for sample in base}
     if [_key(sample) for sample in model] != list(there):
-        raise ValueError(f"{task}: the two models were not asked the same questions, so they are no pairs")
+        raise ValueError(
+            f"{task}: the two models were not asked the same questions, so they are no pairs"
+        )
     for name in dict.fromkeys(sample["filter"] for sample in model):
         mine = [sample for sample in model if sample["filter"] == name]
         for metric in mine[0]["metrics"]:
-            yield metric, name, [(plain(there[_key(sample)][metric]), plain(sample[metric])) for sample in mine]
+            yield (
+                metric,
+                name,
+                [(plain(there[_key(sample)][metric]), plain(sample[metric])) for sample in mine],
+            )
 
 
 def _key(sample: Sample) -> tuple[Any, ...]:
-    return sample["filter"], sample["doc_id"], sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]
+    return (
+        sample["filter"],
+        sample["doc_id"],
+        sample["doc_hash"],
+        sample["prompt_hash"],
+        sample["target_hash"],
+    )
 
 
-def _difference(task: str, filter: str, metric: str, pairs: Sequence[tuple[Any, Any]]) -> Difference | None:
+def _difference(
+    task: str, filter: str, metric: str, pairs: Sequence[tuple[Any, Any]]
+) -> Difference | None:
     base, model = zip(*pairs, strict=True)
     if metric in NATS:
         weights = [weight for _, weight in base]
         (a, b), total = ([-nats for nats, _ in side] for side in (base, model)), sum(weights)
         interval = ratio_bootstrap([y - x for x, y in zip(a, b, strict=True)], weights)
-        return Difference(task, filter, metric, NATS[metric], len(pairs), sum(a) / total, sum(b) / total, interval)
+        return Difference(
+            task, filter, metric, NATS[metric], len(pairs), sum(a) / total, sum(b) / total, interval
+        )
     if not all(isinstance(x, int | float) for pair in pairs for x in pair):
         return None  # predictions to be put together, such as those of an F1 over all documents
     a, b = (sum(side) / len(side) for side in (base, model))
     if not set(base) | set(model) <= {0, 1}:
         return Difference(task, filter, metric, "", len(pairs), a, b, paired_bootstrap(base, model))
     only_base, only_model = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
-    if only_base == only_model == 0:  # a bootstrap of equal pairs would be certain; n of them leave 0 of n open
+    if (
+        only_base == only_model == 0
+    ):  # a bootstrap of equal pairs would be certain; n of them leave 0 of n open
         open_ = 100 * (wilson(0, len(pairs)).high or 0)
         interval = Interval(0.0, -open_, open_)
     else:
         interval = paired_bootstrap([100 * x for x in base], [100 * x for x in model])
     p = mcnemar(only_base, only_model)
-    return Difference(task, filter, metric, "points", len(pairs), 100 * a, 100 * b, interval, only_base, only_model, p)
+    return Difference(
+        task,
+        filter,
+        metric,
+        "points",
+        len(pairs),
+        100 * a,
+        100 * b,
+        interval,
+        only_base,
+        only_model,
+        p,
+    )
 
 
 def plain(value: Any) -> Any:

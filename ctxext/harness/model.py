@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 
 from ctxext.evals.base import batches
-from ctxext.lm import LM, bucket
+from ctxext.model.lm import LM, bucket
 
 try:
     from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ImportError:
-    raise ValueError("lm-evaluation-harness is not installed: pip install 'ctxext[lm-eval]'") from None
+    raise ValueError(
+        "lm-evaluation-harness is not installed: pip install 'ctxext[lm-eval]'"
+    ) from None
 
 FIRST = 32  # tokens written before one looks for stop strings; each later look comes after as many as there are
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
@@ -40,12 +46,19 @@ class Decoding:
         sample = options["do_sample"]
         for name in options.keys() - KNOWN:
             if options[name] not in NEUTRAL.get(name, ()) and not (name == "top_k" and not sample):
-                raise ValueError(f"generation_kwargs: {name} is not supported here; known: {', '.join(sorted(KNOWN))}")
+                raise ValueError(
+                    f"generation_kwargs: {name} is not supported here; known: {', '.join(sorted(KNOWN))}"
+                )
         temperature = float(options.get("temperature", 0.0)) if sample else 0.0
         if sample and not temperature > 0:
             raise ValueError("generation_kwargs: do_sample needs a temperature above 0")
         until = handle_stop_sequences(options["until"], eos)
-        return cls(tuple(filter(None, until)), options["max_gen_toks"], temperature, float(options.get("top_p", 1.0)))
+        return cls(
+            tuple(filter(None, until)),
+            options["max_gen_toks"],
+            temperature,
+            float(options.get("top_p", 1.0)),
+        )
 
 
 class HarnessLM(TemplateLM):
@@ -57,23 +70,35 @@ class HarnessLM(TemplateLM):
     """
 
     def __init__(
-        self, lm: LM, *, max_length: int | None = None, max_gen_toks: int = 256, batch_tokens: int = 16_384,
+        self,
+        lm: LM,
+        *,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        batch_tokens: int = 16_384,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.max_length = max_length or lm.config.max_position_embeddings
         self._lm, self._tokenizer = lm, lm.tokenizer
         self._max_gen_toks, self._batch_tokens, self._seed = max_gen_toks, batch_tokens, seed
-        bos, eos = (None if i is None else lm.tokenizer.piece(i) for i in (lm.tokenizer.bos_id, lm.tokenizer.eos_id))
+        bos, eos = (
+            None if i is None else lm.tokenizer.piece(i)
+            for i in (lm.tokenizer.bos_id, lm.tokenizer.eos_id)
+        )
         self._bos, self._eos = bos, eos
-        stops = np.atleast_1d([] if lm.config.eos_token_id is None else lm.config.eos_token_id).tolist()
+        stops = np.atleast_1d(
+            [] if lm.config.eos_token_id is None else lm.config.eos_token_id
+        ).tolist()
         self._stops = sorted({int(i) for i in [*stops, lm.tokenizer.eos_id] if i is not None})
 
     @property
     def eot_token_id(self) -> int:
         """The end of text. Raises ValueError if the tokenizer has none."""
         if self._tokenizer.eos_id is None:
-            raise ValueError("this tokenizer has no end-of-sequence token; name its eos_token in tokenizer_config.json")
+            raise ValueError(
+                "this tokenizer has no end-of-sequence token; name its eos_token in tokenizer_config.json"
+            )
         return self._tokenizer.eos_id
 
     @property
@@ -85,17 +110,25 @@ class HarnessLM(TemplateLM):
         """Ids behind a beginning-of-sequence id if the tokenizer adds one, never two; none for False."""
         if add_special_tokens is None and self._bos and string.startswith(self._bos):
             return self._tokenizer.encode(string.removeprefix(self._bos), bos=True)
-        return self._tokenizer.encode(string, bos=self._tokenizer.adds_bos and add_special_tokens is not False)
+        return self._tokenizer.encode(
+            string, bos=self._tokenizer.adds_bos and add_special_tokens is not False
+        )
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """log p of whole texts, nats; every token once, in windows of `max_length` that do not overlap if they can."""
         texts = [request.args[0] for request in requests]
         windows = [
-            [(None, *make_disjoint_window(window))
-             for window in get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)]
+            [
+                (None, *make_disjoint_window(window))
+                for window in get_rolling_token_windows(
+                    self.tok_encode(text), self.prefix_token_id, self.max_length, 1
+                )
+            ]
             for text in texts
-        ]  # fmt: skip
-        answers = iter(self._loglikelihood_tokens(list(itertools.chain(*windows)), disable_tqdm=disable_tqdm))
+        ]
+        answers = iter(
+            self._loglikelihood_tokens(list(itertools.chain(*windows)), disable_tqdm=disable_tqdm)
+        )
         totals = [sum(next(answers)[0] for _ in own) for own in windows]
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
@@ -107,14 +140,23 @@ class HarnessLM(TemplateLM):
         """(log p of the continuation, nats; whether greedy decoding would write it) of (key, context, continuation)."""
         for _, _, continuation in requests:
             if not 1 <= len(continuation) <= self.max_length:
-                raise ValueError(f"a continuation of {len(continuation)} tokens cannot be scored in a window of "
-                                 f"{self.max_length}; give a larger --max-length, or check the task")  # fmt: skip
-        rows = [np.array(context + rest, np.int32)[-self.max_length - 1 :] for _, context, rest in requests]
+                raise ValueError(
+                    f"a continuation of {len(continuation)} tokens cannot be scored in a window of "
+                    f"{self.max_length}; give a larger --max-length, or check the task"
+                )
+        rows = [
+            np.array(context + rest, np.int32)[-self.max_length - 1 :]
+            for _, context, rest in requests
+        ]
         answers: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(rows), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
+        with tqdm(
+            total=len(rows), desc="Running loglikelihood requests", disable=disable_tqdm
+        ) as bar:
             for batch in self._batches([len(row) - 1 for row in rows], bucket):
                 longest = max(len(rows[i]) for i in batch)
-                scores = self._lm.scores(np.stack([np.pad(rows[i], (0, longest - len(rows[i]))) for i in batch]))
+                scores = self._lm.scores(
+                    np.stack([np.pad(rows[i], (0, longest - len(rows[i]))) for i in batch])
+                )
                 for i, row in zip(batch, scores, strict=True):
                     end, (key, _, continuation) = len(rows[i]) - 1, requests[i]
                     nats, behind = row[end - len(continuation) : end].T
@@ -130,7 +172,9 @@ class HarnessLM(TemplateLM):
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
         texts: dict[int, str] = {}
-        with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
+        with tqdm(
+            total=len(requests), desc="Running generate_until requests", disable=disable_tqdm
+        ) as bar:
             for number, group in enumerate(groups.values()):
                 how = Decoding.of(requests[group[0]].args[1], self._max_gen_toks, self._eos)
                 prompts = [self._prompt(requests[i].args[0], how) for i in group]
@@ -144,12 +188,16 @@ class HarnessLM(TemplateLM):
         """The last tokens of a context that leave room for the answer."""
         room = self.max_length - how.max_gen_toks
         if room < 1:
-            raise ValueError(f"max_gen_toks {how.max_gen_toks} leaves no room for a prompt in a window of "
-                             f"{self.max_length} tokens; give a larger --max-length")  # fmt: skip
+            raise ValueError(
+                f"max_gen_toks {how.max_gen_toks} leaves no room for a prompt in a window of "
+                f"{self.max_length} tokens; give a larger --max-length"
+            )
         tokens = self.tok_encode(context)[-room:]
         return tokens or [self.prefix_token_id]
 
-    def _write(self, prompts: Sequence[list[int]], how: Decoding, number: int) -> Iterator[tuple[int, str]]:
+    def _write(
+        self, prompts: Sequence[list[int]], how: Decoding, number: int
+    ) -> Iterator[tuple[int, str]]:
         """(index, text) of every prompt as it is finished.
 
         The second look comes after twice as many tokens, and so on: at most twice of what was needed is written.
@@ -158,15 +206,25 @@ class HarnessLM(TemplateLM):
         unfinished, written = list(range(len(prompts))), 0
         while unfinished:
             step = min(max(FIRST, written), how.max_gen_toks - written)
-            if self._lm.scaling.depends_on_length:  # frequencies are those of the length that is announced
+            if (
+                self._lm.scaling.depends_on_length
+            ):  # frequencies are those of the length that is announced
                 step = how.max_gen_toks
             waiting = [prompts[i] + new[i] for i in unfinished]
-            for part, batch in enumerate(self._batches([len(row) + step for row in waiting], _octave)):
-                seed = np.random.SeedSequence((self._seed, number, written, part)).generate_state(1)[0]
+            for part, batch in enumerate(
+                self._batches([len(row) + step for row in waiting], _octave)
+            ):
+                seed = np.random.SeedSequence((self._seed, number, written, part)).generate_state(
+                    1
+                )[0]
                 out = self._lm.generate(
-                    [waiting[i] for i in batch], max_new_tokens=step, temperature=how.temperature, top_p=how.top_p,
-                    seed=int(seed), eos_token_id=self._stops or None,
-                )  # fmt: skip
+                    [waiting[i] for i in batch],
+                    max_new_tokens=step,
+                    temperature=how.temperature,
+                    top_p=how.top_p,
+                    seed=int(seed),
+                    eos_token_id=self._stops or None,
+                )
                 for i, ids in zip(batch, out.tolist(), strict=True):
                     new[unfinished[i]] += ids
             written += step
@@ -174,7 +232,11 @@ class HarnessLM(TemplateLM):
             for i in unfinished:
                 ids = list(itertools.takewhile(lambda token: token not in self._stops, new[i]))
                 text = self._tokenizer.decode(ids)
-                if len(ids) < len(new[i]) or written >= how.max_gen_toks or any(stop in text for stop in how.until):
+                if (
+                    len(ids) < len(new[i])
+                    or written >= how.max_gen_toks
+                    or any(stop in text for stop in how.until)
+                ):
                     yield i, postprocess_generated_text(text, list(how.until), None)
                 else:
                     left.append(i)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ctxext.evals.stats import Interval
 from ctxext.harness.compare import Difference
-from ctxext.report.text import grid
+from ctxext.report.pages.text import grid
 
 
 def scores(results: Mapping[str, Any], title: str) -> str:
@@ -19,26 +19,46 @@ def scores(results: Mapping[str, Any], title: str) -> str:
             metric, _, filter = key.partition(",")
             if not filter or metric.endswith("_stderr"):
                 continue
-            better = {True: "up", False: "down"}.get(results["higher_is_better"].get(name, {}).get(metric), "")
-            lines.append([name, filter, str(results["n-shot"].get(name, "")), metric, better, _number(value),
-                          _number(found.get(f"{metric}_stderr,{filter}"))])  # fmt: skip
+            better = {True: "up", False: "down"}.get(
+                results["higher_is_better"].get(name, {}).get(metric), ""
+            )
+            lines.append(
+                [
+                    name,
+                    filter,
+                    str(results["n-shot"].get(name, "")),
+                    metric,
+                    better,
+                    _number(value),
+                    _number(found.get(f"{metric}_stderr,{filter}")),
+                ]
+            )
     return grid(title, ["task", "filter", "n-shot", "metric", "better", "value", "stderr"], lines)
 
 
 def table(found: Sequence[Difference]) -> str:
     """A line per difference: both values, the difference with its 95 % interval, discordant documents and p-values."""
     lines = [
-        [f"{d.task} {d.metric}" + f", {d.filter}" * (d.filter != "none"), str(d.n), f"{d.base:.4g}", f"{d.model:.4g}",
-         _interval(d.difference), d.unit, "" if d.p is None else f"{d.only_base}:{d.only_model}",
-         "" if d.adjusted is None else f"{d.adjusted:.2g}"]
+        [
+            f"{d.task} {d.metric}" + f", {d.filter}" * (d.filter != "none"),
+            str(d.n),
+            f"{d.base:.4g}",
+            f"{d.model:.4g}",
+            _interval(d.difference),
+            d.unit,
+            "" if d.p is None else f"{d.only_base}:{d.only_model}",
+            "" if d.adjusted is None else f"{d.adjusted:.2g}",
+        ]
         for d in found
-    ]  # fmt: skip
+    ]
     header = ["", "n", "base", "model", "difference", "", "only base:only model", "McNemar p, Holm"]
     return grid("model minus base on the same documents [95 % paired interval]", header, lines)
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "" if value in (None, "N/A") else str(value)
+    return (
+        f"{value:.4f}" if isinstance(value, float) else "" if value in (None, "N/A") else str(value)
+    )
 
 
 def _interval(x: Interval) -> str:

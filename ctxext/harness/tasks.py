@@ -12,18 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxext import distributed, door
+from ctxext import loading
 from ctxext.evals.base import fingerprint
 from ctxext.evaluate import checkpoint_label, describe, directory
 from ctxext.files import write_json, write_text
 from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
 from ctxext.harness.model import HarnessLM
-from ctxext.lm import LM
-from ctxext.sharding import ONE_DEVICE, Mesh
+from ctxext.model.lm import LM
+from ctxext.parallel import distributed
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 
-KEPT = ("results", "groups", "group_subtasks", "n-shot", "n-samples", "versions", "higher_is_better", "configs",
-        "lm_eval_version", "max_length")  # fmt: skip
+KEPT = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "n-shot",
+    "n-samples",
+    "versions",
+    "higher_is_better",
+    "configs",
+    "lm_eval_version",
+    "max_length",
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +73,23 @@ def ask(lm: LM, request: Request) -> Answer:
     for name in request.tasks:
         if name not in manager.task_index and not Path(name).is_file():
             close = difflib.get_close_matches(name, manager.task_index, 1)
-            hint = f"did you mean {close[0]}?" if close else "lm-eval ls tasks lists them; --include-path adds others"
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else "lm-eval ls tasks lists them; --include-path adds others"
+            )
             raise ValueError(f"there is no task {name!r} in lm-evaluation-harness; {hint}")
     model = HarnessLM(lm, max_length=request.max_length, seed=request.seed)
     with _alone():
         found: Any = simple_evaluate(
-            model, tasks=list(request.tasks), num_fewshot=request.num_fewshot, limit=request.limit,
-            task_manager=manager, log_samples=True, bootstrap_iters=1000,
-        )  # fmt: skip
+            model,
+            tasks=list(request.tasks),
+            num_fewshot=request.num_fewshot,
+            limit=request.limit,
+            task_manager=manager,
+            log_samples=True,
+            bootstrap_iters=1000,
+        )
     return Answer(plain({key: found[key] for key in KEPT if key in found}), found["samples"])
 
 
@@ -104,15 +124,27 @@ class Asked:
 
     @classmethod
     def load(
-        cls, source: str | Path, *, methods: tuple[Any, ...] = (), adapter: Path | None = None, dtype: str = "float32",
-        mesh: Mesh = ONE_DEVICE, trust: bool = False,
-    ) -> "Asked":  # fmt: skip
-        """The model of a run or an HF directory, see `door.load`."""
-        path = door.locate(source)
-        lm = door.load(path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust)
-        steps = door.step_of(path)
-        labels = {"checkpoint": checkpoint_label(path, steps, adapter), "method": describe(lm.scaling, lm.attention),
-                  "steps": steps, "window": lm.config.max_position_embeddings}  # fmt: skip
+        cls,
+        source: str | Path,
+        *,
+        methods: tuple[Any, ...] = (),
+        adapter: Path | None = None,
+        dtype: str = "float32",
+        mesh: Mesh = ONE_DEVICE,
+        trust: bool = False,
+    ) -> "Asked":
+        """The model of a run or an HF directory, see `loading.load`."""
+        path = loading.locate(source)
+        lm = loading.load(
+            path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust
+        )
+        steps = loading.step_of(path)
+        labels = {
+            "checkpoint": checkpoint_label(path, steps, adapter),
+            "method": describe(lm.scaling, lm.attention),
+            "steps": steps,
+            "window": lm.config.max_position_embeddings,
+        }
         return cls(lm, labels, directory(path))
 
     def other(self, source: str | Path) -> "Asked":
@@ -134,9 +166,17 @@ class Report:
     @property
     def data(self) -> dict[str, Any]:
         """All but the samples, as JSON values."""
-        found = [{**dataclasses.asdict(d), "difference": d.difference._asdict()} for d in self.differences]
-        return {**self.labels, **plain(dataclasses.asdict(self.request)), "results": self.model.results,
-                "base_results": None if self.base is None else self.base.results, "differences": found}  # fmt: skip
+        found = [
+            {**dataclasses.asdict(d), "difference": d.difference._asdict()}
+            for d in self.differences
+        ]
+        return {
+            **self.labels,
+            **plain(dataclasses.asdict(self.request)),
+            "results": self.model.results,
+            "base_results": None if self.base is None else self.base.results,
+            "differences": found,
+        }
 
     @property
     def text(self) -> str:
@@ -151,9 +191,13 @@ class Report:
         path = (out or self.directory) / "harness" / name
         if distributed.first():
             sides = {"model": self.model, "base": self.base}
-            lines = [json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"
-                     for of, side in sides.items() if side for task, samples in side.samples.items()
-                     for sample in samples]  # fmt: skip
+            lines = [
+                json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"
+                for of, side in sides.items()
+                if side
+                for task, samples in side.samples.items()
+                for sample in samples
+            ]
             write_text(path / "samples.jsonl", "".join(lines))
             write_json(path / "results.json", self.data)
         return path

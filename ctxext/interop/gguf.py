@@ -6,30 +6,42 @@ from typing import Any
 
 import numpy as np
 
-from ctxext import distributed
-from ctxext.config import LlamaConfig
 from ctxext.files import atomic_file
-from ctxext.interop.blocks import Entry, cast, numpy_dtype
-from ctxext.interop.gguf_keys import check as check  # asked before anything is read
-from ctxext.interop.gguf_keys import hyperparameters, rope_keys
-from ctxext.interop.gguf_tokens import vocabulary
+from ctxext.interop.gguf_metadata import check as check  # asked before anything is read
+from ctxext.interop.gguf_metadata import hyperparameters, rope_keys
+from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.interop.meta_layout import neighbours, rotary_heads
+from ctxext.interop.tensor_blocks import Entry, cast, numpy_dtype
+from ctxext.model.config import LlamaConfig
+from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
-from ctxext.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 
 
 def save(
-    path: str | Path, config: LlamaConfig, tensors: dict[str, Entry], scaling: RopeScaling, tokenizer: Tokenizer, *,
-    dtype: str, seq_len: int | None = None,
-) -> None:  # fmt: skip
+    path: str | Path,
+    config: LlamaConfig,
+    tensors: dict[str, Entry],
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    seq_len: int | None = None,
+) -> None:
     """Write one .gguf file, all of it or nothing, one tensor in memory. `tensors`: by HF's names, in HF's layout.
 
     `dtype` is that of the matrices; vectors are float32. Raises ValueError for what the format cannot say, for an
@@ -44,7 +56,9 @@ def save(
     library = _library()
     keys, divisors = rope_keys(config, scaling, seq_len or config.max_position_embeddings)
     keys |= hyperparameters(config, path.stem, scaling) | vocabulary(tokenizer, config)
-    arrays = tensors | ({} if divisors is None else {"rope_freqs": Entry(divisors.shape, "", lambda: divisors)})
+    arrays = tensors | (
+        {} if divisors is None else {"rope_freqs": Entry(divisors.shape, "", lambda: divisors)}
+    )
     if not distributed.first():  # the first process writes what all of them hold
         for entry in tensors.values():
             entry.read()
@@ -58,7 +72,9 @@ def save(
         kinds = {name: _kind(library, entry, dtype) for name, entry in arrays.items()}
         for name, entry in arrays.items():
             shape = library.quant_shape_to_byte_shape(entry.shape, kinds[name])
-            writer.add_tensor_info(tensor_name(name), shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[name])
+            writer.add_tensor_info(
+                tensor_name(name), shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[name]
+            )
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -4,42 +4,65 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ctxext import distributed
-from ctxext.config import LlamaConfig
-from ctxext.files import atomic_directory, check_free, read_json, within, write_bytes, write_json, write_text
-from ctxext.interop import rules
-from ctxext.interop.card import model_card
-from ctxext.interop.lengths import declared
+from ctxext.files import (
+    atomic_directory,
+    check_free,
+    read_json,
+    within,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from ctxext.interop import validation
+from ctxext.interop.context_lengths import declared
+from ctxext.interop.hf_weights import entries, load_params
+from ctxext.interop.model_card import model_card
 from ctxext.interop.ropespec import lower_hf, raise_hf
-from ctxext.interop.tensors import Entry, numpy_dtype, write_tensors
-from ctxext.interop.weights import entries, load_params
-from ctxext.model import Params
+from ctxext.interop.safetensors_files import Entry, numpy_dtype, write_tensors
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import Params
+from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
-from ctxext.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer
 
 __all__ = ["load_params", "read_config", "save", "window"]
 
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "rms_norm_eps")  # fmt: skip
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "rms_norm_eps",
+)
 NUMBERS = ("rms_norm_eps", "attention_dropout", "initializer_range")
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 SIZES = (*REQUIRED[:-1], "num_key_value_heads", "head_dim")
 # Keys of `LlamaConfig` that a file may leave out, with the format's own meaning of that.
-OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range",
-            "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+OPTIONAL = (
+    *FLAGS,
+    "hidden_act",
+    "attention_dropout",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 def _ids(value: Any) -> bool:
     return all(type(x) is int for x in (value if isinstance(value, list) and value else [value]))
 
 
-RULES: dict[str, rules.Rule] = {
-    **dict.fromkeys(SIZES, rules.SIZE), **dict.fromkeys(FLAGS, rules.FLAG), **dict.fromkeys(NUMBERS, rules.NUMBER),
-    "rms_norm_eps": rules.EPSILON,
+RULES: dict[str, validation.Rule] = {
+    **dict.fromkeys(SIZES, validation.SIZE),
+    **dict.fromkeys(FLAGS, validation.FLAG),
+    **dict.fromkeys(NUMBERS, validation.NUMBER),
+    "rms_norm_eps": validation.EPSILON,
     "hidden_act": (lambda x: type(x) is str, "a name"),
     "eos_token_id": (_ids, "a token id or a list of them"),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), (lambda x: type(x) is int, "a token id")),
-}  # fmt: skip
+}
 
 
 def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
@@ -61,8 +84,11 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     missing = [key for key in REQUIRED if data.get(key) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing")
-    rules.check(data, RULES)
-    for key, why in (("quantization_config", "quantised weights"), ("sliding_window", "a sliding window")):
+    validation.check(data, RULES)
+    for key, why in (
+        ("quantization_config", "quantised weights"),
+        ("sliding_window", "a sliding window"),
+    ):
         if data.get(key) is not None:
             raise ValueError(f"{why} ({key}) is not supported; use the original checkpoint")
     theta, original, scaling = raise_hf(data)
@@ -70,8 +96,10 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     head_dim = data.get("head_dim")
     if head_dim is None:
         if data["hidden_size"] % heads:
-            raise ValueError(f"hidden_size {data['hidden_size']} is no multiple of num_attention_heads {heads}; "
-                             "add head_dim")  # fmt: skip
+            raise ValueError(
+                f"hidden_size {data['hidden_size']} is no multiple of num_attention_heads {heads}; "
+                "add head_dim"
+            )
         head_dim = data["hidden_size"] // heads
     kv_heads = data.get("num_key_value_heads")
     given = (key for key in (*REQUIRED, *OPTIONAL) if key in data)
@@ -85,21 +113,36 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
         ids = fields.get(key)
         ids = ids if isinstance(ids, tuple) else (ids,)
         if any(token is not None and not 0 <= token < data["vocab_size"] for token in ids):
-            raise ValueError(f"{key} {fields[key]} lies outside the vocabulary of {data['vocab_size']}; set it to "
-                             "null, or use the config.json of the model that has it")  # fmt: skip
-    config = LlamaConfig(**fields, num_key_value_heads=heads if kv_heads is None else kv_heads, head_dim=head_dim,
-                         rope_theta=theta, max_position_embeddings=original)  # fmt: skip
+            raise ValueError(
+                f"{key} {fields[key]} lies outside the vocabulary of {data['vocab_size']}; set it to "
+                "null, or use the config.json of the model that has it"
+            )
+    config = LlamaConfig(
+        **fields,
+        num_key_value_heads=heads if kv_heads is None else kv_heads,
+        head_dim=head_dim,
+        rope_theta=theta,
+        max_position_embeddings=original,
+    )
     scaling.rope(config.rope_base(), original)  # lists that do not fit head_dim are refused here
     return config, scaling
 
 
-def config_json(config: LlamaConfig, scaling: RopeScaling, *, seq_len: int, dtype: str) -> dict[str, Any]:
+def config_json(
+    config: LlamaConfig, scaling: RopeScaling, *, seq_len: int, dtype: str
+) -> dict[str, Any]:
     """config.json for transformers 4 and 5. Raises ValueError for a scaling it cannot say."""
     fields = dataclasses.asdict(config)
     fields["eos_token_id"] = list(eos) if isinstance(eos := config.eos_token_id, tuple) else eos
     fields |= lower_hf(scaling, config, seq_len)
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **fields, "use_cache": True,
-            "dtype": dtype, "torch_dtype": dtype}  # fmt: skip
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **fields,
+        "use_cache": True,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
 
 
 def window(directory: str | Path) -> int:
@@ -109,22 +152,51 @@ def window(directory: str | Path) -> int:
     original, factor = config.max_position_embeddings, float(getattr(scaling, "factor", 1.0))
     length = declared(data, factor)
     # Files that leave max_position_embeddings as it was say the extended window by the factor alone.
-    return max(length, round(factor * original)) if scaling.depends_on_length or length == original else length
+    return (
+        max(length, round(factor * original))
+        if scaling.depends_on_length or length == original
+        else length
+    )
 
 
 def save(
-    directory: str | Path, config: LlamaConfig, params: Params, scaling: RopeScaling, tokenizer: Tokenizer, *,
-    dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+    directory: str | Path,
+    config: LlamaConfig,
+    params: Params,
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    seq_len: int | None = None,
+    max_shard_size: int = 5 * 10**9,
+    card: dict[str, Any] | None = None,
+) -> None:
     """`write` for a tree of parameters. Raises ValueError if it does not have the shapes of `config`."""
-    write(directory, config, entries(config, params), scaling, tokenizer, dtype=dtype, seq_len=seq_len,
-          max_shard_size=max_shard_size, card=card)  # fmt: skip
+    write(
+        directory,
+        config,
+        entries(config, params),
+        scaling,
+        tokenizer,
+        dtype=dtype,
+        seq_len=seq_len,
+        max_shard_size=max_shard_size,
+        card=card,
+    )
 
 
 def write(
-    directory: str | Path, config: LlamaConfig, tensors: dict[str, Entry], scaling: RopeScaling, tokenizer: Tokenizer,
-    *, dtype: str, seq_len: int | None = None, max_shard_size: int = 5 * 10**9, card: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+    directory: str | Path,
+    config: LlamaConfig,
+    tensors: dict[str, Entry],
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    seq_len: int | None = None,
+    max_shard_size: int = 5 * 10**9,
+    card: dict[str, Any] | None = None,
+) -> None:
     """Write an HF directory that stock readers load; all of it or nothing. `seq_len`: the extended window L', tokens.
 
     `tensors`: by their names in this format, read and written one at a time.
@@ -132,10 +204,17 @@ def write(
     """
     numpy_dtype(dtype)
     tokenizer.check_fits(config.vocab_size)
-    settings = config_json(config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype)
+    settings = config_json(
+        config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype
+    )
     length = settings["max_position_embeddings"]
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": settings["eos_token_id"], "do_sample": True,
-                  "temperature": 0.6, "top_p": 0.9}  # fmt: skip
+    generation = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": settings["eos_token_id"],
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
     check_free(directory)
     if not distributed.first():  # the first process writes what all of them hold
         for entry in tensors.values():

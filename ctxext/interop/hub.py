@@ -3,8 +3,17 @@
 import re
 from pathlib import Path
 
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.model",
-            "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"]  # fmt: skip
+PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+]
 
 DATA_PATTERNS = ["*.parquet", "*.arrow", "*.jsonl", "*.txt", "*state.json"]
 
@@ -19,18 +28,30 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
     if Path(source).exists():
         return Path(source)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        kind, name = ("data file or directory,", "dataset") if dataset else ("checkpoint directory", "model")
+        kind, name = (
+            ("data file or directory,", "dataset") if dataset else ("checkpoint directory", "model")
+        )
         raise ValueError(f"{source} does not exist; give a {kind} or a hub name (owner/{name})")
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError(f"{source} is no local directory; to download it: pip install 'ctxext[hub]'") from None
+        raise ValueError(
+            f"{source} is no local directory; to download it: pip install 'ctxext[hub]'"
+        ) from None
     try:
         if dataset:
-            found = huggingface_hub.snapshot_download(str(source), repo_type="dataset", allow_patterns=DATA_PATTERNS)
+            found = huggingface_hub.snapshot_download(
+                str(source), repo_type="dataset", allow_patterns=DATA_PATTERNS
+            )
         else:
             found = huggingface_hub.snapshot_download(str(source), allow_patterns=PATTERNS)
         return Path(found)
-    except (OSError, ValueError, RuntimeError) as error:  # the library's own errors derive from these
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # the library's own errors derive from these
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{source} is no local directory and cannot be downloaded: {reason}") from None
+        raise ValueError(
+            f"{source} is no local directory and cannot be downloaded: {reason}"
+        ) from None

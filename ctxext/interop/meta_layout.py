@@ -8,18 +8,26 @@ import re
 
 import numpy as np
 
-from ctxext.config import LlamaConfig
-from ctxext.interop.blocks import Entry, Index
+from ctxext.interop.tensor_blocks import Entry, Index
+from ctxext.model.config import LlamaConfig
 
 # HF's name -> Meta's, and the dimension that the shards divide: 0 columns, 1 rows of the product; None: copied to each.
-OUTER = {"model.embed_tokens": ("tok_embeddings", 1), "model.norm": ("norm", None), "lm_head": ("output", 0)}
+OUTER = {
+    "model.embed_tokens": ("tok_embeddings", 1),
+    "model.norm": ("norm", None),
+    "lm_head": ("output", 0),
+}
 LAYER = {
-    "self_attn.q_proj": ("attention.wq", 0), "self_attn.k_proj": ("attention.wk", 0),
-    "self_attn.v_proj": ("attention.wv", 0), "self_attn.o_proj": ("attention.wo", 1),
-    "mlp.gate_proj": ("feed_forward.w1", 0), "mlp.up_proj": ("feed_forward.w3", 0),
-    "mlp.down_proj": ("feed_forward.w2", 1), "input_layernorm": ("attention_norm", None),
+    "self_attn.q_proj": ("attention.wq", 0),
+    "self_attn.k_proj": ("attention.wk", 0),
+    "self_attn.v_proj": ("attention.wv", 0),
+    "self_attn.o_proj": ("attention.wo", 1),
+    "mlp.gate_proj": ("feed_forward.w1", 0),
+    "mlp.up_proj": ("feed_forward.w3", 0),
+    "mlp.down_proj": ("feed_forward.w2", 1),
+    "input_layernorm": ("attention_norm", None),
     "post_attention_layernorm": ("ffn_norm", None),
-}  # fmt: skip
+}
 
 
 def place(name: str) -> tuple[str, int | None]:
@@ -58,30 +66,44 @@ def _swapped(rows: np.ndarray, heads: int, pairs: tuple[int, int]) -> np.ndarray
 def joined(name: str, parts: list[Entry], dim: int | None, heads: int | None) -> Entry:
     """The tensor that the shards' `parts` make, in HF's layout. Reading raises ValueError if copies differ."""
     shape = tuple(n * len(parts) if i == dim else n for i, n in enumerate(parts[0].shape))
-    in_order = heads is None and (dim == 0 or len(parts) == 1) and all(part.pieces for part in parts)
+    in_order = (
+        heads is None and (dim == 0 or len(parts) == 1) and all(part.pieces for part in parts)
+    )
     pieces = tuple(piece for part in parts for piece in part.pieces) if in_order else ()
-    return Entry(shape, parts[0].dtype, functools.partial(_read, name, parts, shape, dim, heads), pieces)
+    return Entry(
+        shape, parts[0].dtype, functools.partial(_read, name, parts, shape, dim, heads), pieces
+    )
 
 
 def _read(
-    name: str, parts: list[Entry], shape: tuple[int, ...], dim: int | None, heads: int | None,
+    name: str,
+    parts: list[Entry],
+    shape: tuple[int, ...],
+    dim: int | None,
+    heads: int | None,
     index: Index | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     spans = [slice(None)] * len(shape) if index is None else index
     (start, stop), *rest = [span.indices(size)[:2] for span, size in zip(spans, shape, strict=True)]
     if heads is None:
         return _join(name, parts, dim, [(start, stop), *rest])
     d = shape[0] // heads  # whole heads, as their rows are mixed
     low, high = start // d * d, -(-stop // d) * d
-    return halves(_join(name, parts, dim, [(low, high), *rest]), (high - low) // d)[start - low : stop - low]
+    return halves(_join(name, parts, dim, [(low, high), *rest]), (high - low) // d)[
+        start - low : stop - low
+    ]
 
 
-def _join(name: str, parts: list[Entry], dim: int | None, spans: list[tuple[int, int]]) -> np.ndarray:
+def _join(
+    name: str, parts: list[Entry], dim: int | None, spans: list[tuple[int, int]]
+) -> np.ndarray:
     index = [slice(*span) for span in spans]
     if dim is None:
         first, *others = [entry.read(tuple(index)) for entry in parts]
         if any(not np.array_equal(first, other) for other in others):
-            raise ValueError(f"{name} differs between shards, which hold copies of it; they are of different models")
+            raise ValueError(
+                f"{name} differs between shards, which hold copies of it; they are of different models"
+            )
         return first
     size, (start, stop) = parts[0].shape[dim], spans[dim]
     pieces = []

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.config import LlamaConfig
 from ctxext.files import read_json
-from ctxext.interop.card import BEGIN, END
+from ctxext.interop.model_card import BEGIN, END
 from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf, raise_hf
 from ctxext.methods import label
+from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeBase, RopeScaling
 
 README = """# Llama in Meta's format
@@ -57,34 +57,47 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
     Raises ValueError for frequencies that depend on the length of the text.
     """
     if scaling.depends_on_length:
-        raise ValueError(f"{type(scaling).__name__} changes its frequencies with the length of the text, which Meta's "
-                         "format cannot say; export a static scaling at the factor you need, such as Yarn")  # fmt: skip
+        raise ValueError(
+            f"{type(scaling).__name__} changes its frequencies with the length of the text, which Meta's "
+            "format cannot say; export a static scaling at the factor you need, such as Yarn"
+        )
     keys, window = lower_hf(scaling, config, seq_len), config.max_position_embeddings
     rope = scaling.rope(config.rope_base(), seq_len)
     return {
-        "method": label([scaling]), "original_max_position_embeddings": window, **keys,
-        "attention_factor": float(rope.attention_factor), "inv_freq": rope.inv_freq.tolist(),
-    }  # fmt: skip
+        "method": label([scaling]),
+        "original_max_position_embeddings": window,
+        **keys,
+        "attention_factor": float(rope.attention_factor),
+        "inv_freq": rope.inv_freq.tolist(),
+    }
 
 
 def readme(rope: dict[str, Any], *, dtype: str, shards: int) -> str:
     """README.md, which says whether Meta's code understands the checkpoint, and what to do if it does not."""
     plain = rope["rope_scaling"] is None
-    warning = SCALED if not plain else PLAIN if rope["rope_theta"] == 10000.0 else OTHER_THETA.format(**rope)
+    warning = (
+        SCALED
+        if not plain
+        else PLAIN
+        if rope["rope_theta"] == 10000.0
+        else OTHER_THETA.format(**rope)
+    )
     return README.format(**rope, dtype=dtype, shards=shards, warning=warning, begin=BEGIN, end=END)
 
 
-def read_rope(path: Path, theta: float | None, head_dim: int, original: int | None) -> tuple[
-    float, int, RopeScaling, int
-]:  # fmt: skip
+def read_rope(
+    path: Path, theta: float | None, head_dim: int, original: int | None
+) -> tuple[float, int, RopeScaling, int]:
     """(theta, window L, scaling, extended window L') of rope.json, or of params.json's `theta` and `original`.
 
     Raises ValueError if they contradict each other, or if nothing says the window.
     """
     if not path.is_file():
         if original is None:
-            raise ValueError(f"{path.parent} does not say the window of pre-training; give it with --original: 4096 "
-                             "for Llama 2, 2048 for Llama 1, 16384 for Code Llama")  # fmt: skip
+            raise ValueError(
+                f"{path.parent} does not say the window of pre-training; give it with --original: 4096 "
+                "for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
+            )
         keys = {"max_position_embeddings": original, "rope_theta": theta}
         return *raise_hf(keys), original
     data = read_json(path)
@@ -93,13 +106,18 @@ def read_rope(path: Path, theta: float | None, head_dim: int, original: int | No
         rope = scaling.rope(RopeBase(head_dim, found, window), data["max_position_embeddings"])
         m, inv_freq = data["attention_factor"], np.asarray(data["inv_freq"], np.float64)
         near = 1 / LARGEST_DIVISOR  # what stands for a frequency of zero
-        if inv_freq.shape != rope.inv_freq.shape or not np.allclose(inv_freq, rope.inv_freq, rtol=1e-6, atol=near):
+        if inv_freq.shape != rope.inv_freq.shape or not np.allclose(
+            inv_freq, rope.inv_freq, rtol=1e-6, atol=near
+        ):
             raise ValueError("inv_freq and rope_parameters contradict each other")
         if not np.isclose(m, rope.attention_factor, rtol=1e-6):
             raise ValueError("attention_factor and rope_parameters contradict each other")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    for key, here, there in (("rope_theta", found, theta), ("window of pre-training", window, original)):
+    for key, here, there in (
+        ("rope_theta", found, theta),
+        ("window of pre-training", window, original),
+    ):
         if there is not None and here != there:
             raise ValueError(f"{path} says the {key} is {here}, not {there}; which is it?")
     return found, window, scaling, data["max_position_embeddings"]

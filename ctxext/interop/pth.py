@@ -16,9 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ctxext.interop.blocks import DTYPES, Entry, Piece, read_piece
+from ctxext.interop.tensor_blocks import DTYPES, Entry, Piece, read_piece
 
-STORAGES = {"torch FloatStorage": "float32", "torch HalfStorage": "float16", "torch BFloat16Storage": "bfloat16"}
+STORAGES = {
+    "torch FloatStorage": "float32",
+    "torch HalfStorage": "float16",
+    "torch BFloat16Storage": "bfloat16",
+}
 DICT, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 CONSTANTS: dict[str, Any] = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "EMPTY_TUPLE": ()}
 LOCAL_HEADER = 30  # bytes, before name and extra field
@@ -53,8 +57,10 @@ def open_archive(path: str | Path) -> dict[str, Entry]:
     with path.open("rb") as file:
         start = file.read(4)
         if start[:2] == b"\x80\x02":
-            raise ValueError(f"{path} has the format of torch before 1.6, which is not read; write it again with a "
-                             "newer one: torch.save(torch.load(FILE, weights_only=True), FILE)")  # fmt: skip
+            raise ValueError(
+                f"{path} has the format of torch before 1.6, which is not read; write it again with a "
+                "newer one: torch.save(torch.load(FILE, weights_only=True), FILE)"
+            )
         if start != b"PK\x03\x04":
             raise ValueError(f"{path} is no file of torch.save; copy it again")
         try:
@@ -64,16 +70,31 @@ def open_archive(path: str | Path) -> dict[str, Entry]:
             return _tensors(path, _content(file, records["data.pkl"]), records)
         except (ValueError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"{path} cannot be read; copy or save it again ({error})") from None
-        except (KeyError, IndexError, TypeError, OverflowError, NotImplementedError, struct.error) as error:
-            raise ValueError(f"{path} is damaged; copy or save it again ({type(error).__name__}: {error})") from None
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            OverflowError,
+            NotImplementedError,
+            struct.error,
+        ) as error:
+            raise ValueError(
+                f"{path} is damaged; copy or save it again ({type(error).__name__}: {error})"
+            ) from None
 
 
 def _records(file: BinaryIO) -> dict[str, _Record]:
     """The records by name, without the directory that all of them lie in."""
     end, found = file.seek(0, 2), {}
     for info in zipfile.ZipFile(file).infolist():
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-            raise ValueError(f"record {info.filename!r} is compressed or encrypted, which torch.save never does")
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.compress_size != info.file_size
+            or info.flag_bits & 1
+        ):
+            raise ValueError(
+                f"record {info.filename!r} is compressed or encrypted, which torch.save never does"
+            )
         if info.header_offset < 0:
             raise ValueError(f"record {info.filename!r} is cut off")
         file.seek(info.header_offset)
@@ -96,17 +117,28 @@ def _content(file: BinaryIO, record: _Record) -> bytes:
 
 def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[str, Entry]:
     def storage(kind: Any, of: Any, key: Any, device: Any, numel: Any) -> _Storage:
-        if not (kind == "storage" and isinstance(of, _Global) and of.name in STORAGES and type(key) is str):
+        if not (
+            kind == "storage"
+            and isinstance(of, _Global)
+            and of.name in STORAGES
+            and type(key) is str
+        ):
             raise ValueError("a storage is none of float32, float16 and bfloat16")
         dtype, (start, size, _) = STORAGES[of.name], records[f"data/{key}"]
         if type(numel) is not int or numel * DTYPES[dtype].itemsize != size:
-            raise ValueError(f"data/{key} has {size} bytes, not the {numel} x {dtype} that data.pkl says")
+            raise ValueError(
+                f"data/{key} has {size} bytes, not the {numel} x {dtype} that data.pkl says"
+            )
         return _Storage(dtype, start, numel)
 
     def tensor(of: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Entry:
-        if not isinstance(of, _Storage) or any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+        if not isinstance(of, _Storage) or any(
+            type(n) is not int or n < 0 for n in (offset, *shape, *strides)
+        ):
             raise ValueError("a tensor has no storage, or sizes that are no numbers")
-        strides = [step * (n > 1) for n, step in zip(shape, strides, strict=True)]  # any, where there is but one
+        strides = [
+            step * (n > 1) for n, step in zip(shape, strides, strict=True)
+        ]  # any, where there is but one
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if not 0 < math.prod(shape) <= of.size or last >= of.size or len(shape) > 8:
             raise ValueError(f"a tensor does not lie within its {of.size} numbers")
@@ -114,11 +146,15 @@ def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[st
         start, steps = of.start + offset * kind.itemsize, [step * kind.itemsize for step in strides]
 
         count = math.prod(shape)
-        whole = steps == [kind.itemsize * math.prod(shape[i + 1 :]) * (n > 1) for i, n in enumerate(shape)]
+        whole = steps == [
+            kind.itemsize * math.prod(shape[i + 1 :]) * (n > 1) for i, n in enumerate(shape)
+        ]
         pieces = (Piece(path, start, count * kind.itemsize),) * whole
 
         def read(index: Any = ...) -> np.ndarray:
-            everything = index is ... or tuple(map(slice.indices, index, shape)) == tuple((0, n, 1) for n in shape)
+            everything = index is ... or tuple(map(slice.indices, index, shape)) == tuple(
+                (0, n, 1) for n in shape
+            )
             if pieces and everything:
                 return read_piece(pieces[0], tuple(shape), kind)
             # Mapped anew for each tensor: pages count as memory in use until the file is closed.
@@ -133,7 +169,9 @@ def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[st
     return found
 
 
-def _interpret(pickled: bytes, storage: Callable[..., _Storage], tensor: Callable[..., Entry]) -> dict[str, Any]:
+def _interpret(
+    pickled: bytes, storage: Callable[..., _Storage], tensor: Callable[..., Entry]
+) -> dict[str, Any]:
     """What data.pkl says, by the opcodes that torch.save uses for tensors; any other is refused."""
     stack: list[Any] = []
     marks: list[list[Any]] = []
@@ -171,8 +209,10 @@ def _interpret(pickled: bytes, storage: Callable[..., _Storage], tensor: Callabl
                 stack.append(storage(*stack.pop()))
             case "GLOBAL":
                 if arg not in (DICT, TENSOR, *STORAGES):
-                    raise ValueError(f"it asks for {str(arg).replace(' ', '.'):.99}, which no tensor needs; none "
-                                     "of it was run")  # fmt: skip
+                    raise ValueError(
+                        f"it asks for {str(arg).replace(' ', '.'):.99}, which no tensor needs; none "
+                        "of it was run"
+                    )
                 stack.append(_Global(str(arg)))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()

@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.interop.blocks import DTYPES
 from ctxext.interop.pth import DICT, LOCAL_HEADER, STORAGES, TENSOR
+from ctxext.interop.tensor_blocks import DTYPES
 
-WRITE = 1 << 18  # bytes; larger writes make the system look for larger pages, which can take ten times as long
+WRITE = (
+    1 << 18
+)  # bytes; larger writes make the system look for larger pages, which can take ten times as long
 ALIGNMENT = 64  # bytes, as torch.save aligns records
 
 
 @contextlib.contextmanager
-def create(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> Iterator[Callable[[np.ndarray], None]]:
+def create(
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype: str
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a file that torch.load(weights_only=True) reads: yields a function to put the arrays, in this order.
 
     Raises OSError if it cannot be written.
@@ -52,7 +56,13 @@ def _pickle(shapes: dict[str, tuple[int, ...]], dtype: str) -> bytes:
     items = []
     for key, (name, shape) in enumerate(shapes.items()):
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        place = _tuple(_text("storage"), _global(storage), _text(str(key)), _text("cpu"), _int(math.prod(shape)))
+        place = _tuple(
+            _text("storage"),
+            _global(storage),
+            _text(str(key)),
+            _text("cpu"),
+            _int(math.prod(shape)),
+        )
         sizes = (_tuple(*map(_int, numbers)) for numbers in (shape, strides))
         arguments = _tuple(place + b"Q", _int(0), *sizes, b"\x89", _global(DICT) + b")R")
         items.append(_text(name) + _global(TENSOR) + arguments + b"R")
@@ -68,7 +78,11 @@ def _text(text: str) -> bytes:
 
 
 def _int(number: int) -> bytes:
-    return b"J" + struct.pack("<i", number) if number < 2**31 else b"\x8a\x08" + struct.pack("<q", number)
+    return (
+        b"J" + struct.pack("<i", number)
+        if number < 2**31
+        else b"\x8a\x08" + struct.pack("<q", number)
+    )
 
 
 def _global(name: str) -> bytes:

@@ -23,14 +23,20 @@ SEAMS: dict[str, type] = {"rope": RopeScaling, "attention": Attention, "position
 
 
 def _classes(module: ModuleType) -> list[type]:
-    found = [x for x in vars(module).values() if inspect.isclass(x) and issubclass(x, tuple(SEAMS.values()))]
+    found = [
+        x
+        for x in vars(module).values()
+        if inspect.isclass(x) and issubclass(x, tuple(SEAMS.values()))
+    ]
     return [x for x in found if x.__module__ == module.__name__ and not inspect.isabstract(x)]
 
 
 @functools.cache
 def all_methods() -> dict[str, type]:
     """Every method by its command-line name, e.g. "dynamic-ntk"."""
-    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    modules = [
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    ]
     classes = [Unscaled, Causal, Contiguous, *(c for module in modules for c in _classes(module))]
     return {method_name(c): c for c in classes}
 
@@ -105,7 +111,9 @@ def _from_file(file: str, class_name: str) -> type:
             raise
     method = getattr(sys.modules[module_name], class_name, None)
     if not (inspect.isclass(method) and issubclass(method, tuple(SEAMS.values()))):
-        raise ValueError(f"{file} has no method class {class_name}; it must extend RopeScaling, Attention or Positions")
+        raise ValueError(
+            f"{file} has no method class {class_name}; it must extend RopeScaling, Attention or Positions"
+        )
     return method
 
 
@@ -118,7 +126,9 @@ def build(method: type, name: str, fields: dict[str, Any]) -> Any:
     """An instance of the dataclass `method`. Raises ValueError, calling it `name`, for missing or unknown fields."""
     known = {field.name: field for field in dataclasses.fields(method)}
     unknown = [field for field in fields if field not in known]
-    required = [f.name for f in known.values() if f.default is f.default_factory is dataclasses.MISSING]
+    required = [
+        f.name for f in known.values() if f.default is f.default_factory is dataclasses.MISSING
+    ]
     missing = [field for field in required if field not in fields]
     if unknown or missing:
         wrong = f"has no field {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"

@@ -16,7 +16,9 @@ class ABF(RopeScaling):
 
     def __post_init__(self) -> None:
         if not 1 < self.rope_theta < math.inf:
-            raise ValueError(f"rope_theta must be a finite number above 1, such as 500000, got {self.rope_theta}")
+            raise ValueError(
+                f"rope_theta must be a finite number above 1, such as 500000, got {self.rope_theta}"
+            )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         return Rope(inverse_frequencies(base.head_dim, self.rope_theta))

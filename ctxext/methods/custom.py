@@ -19,8 +19,10 @@ def check_divisors(name: str, divisors: Sequence[float]) -> None:
 def divided(base: RopeBase, name: str, divisors: Sequence[float]) -> np.ndarray:
     """f_i / divisors_i, float64 [d/2]. Raises ValueError if their number is not head_dim / 2."""
     if len(divisors) != base.head_dim // 2:
-        raise ValueError(f"{name}: {len(divisors)} divisors do not fit head_dim {base.head_dim}; "
-                         f"give {base.head_dim // 2}")  # fmt: skip
+        raise ValueError(
+            f"{name}: {len(divisors)} divisors do not fit head_dim {base.head_dim}; "
+            f"give {base.head_dim // 2}"
+        )
     return base.inv_freq / np.asarray(divisors, np.float64)
 
 

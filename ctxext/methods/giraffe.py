@@ -25,7 +25,9 @@ class PowerBasis(RopeScaling):
     def __post_init__(self) -> None:
         check_factor(self.factor)
         if not 0 < self.power < math.inf:
-            raise ValueError(f"power must be positive and finite, such as 0.5, got {self.power}; 0 would be Linear")
+            raise ValueError(
+                f"power must be positive and finite, such as 0.5, got {self.power}; 0 would be Linear"
+            )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         return Rope(_falling(base, self.factor, self.power))
@@ -47,11 +49,17 @@ class TruncatedBasis(RopeScaling):
     def __post_init__(self) -> None:
         check_factor(self.factor)
         if self.truncate_length < 1:
-            raise ValueError("truncate_length must be at least 1, such as the window of pre-training, "
-                             f"got {self.truncate_length}")  # fmt: skip
+            raise ValueError(
+                "truncate_length must be at least 1, such as the window of pre-training, "
+                f"got {self.truncate_length}"
+            )
         if not 0 <= self.power < math.inf:
             raise ValueError(f"power must be a finite number from 0 (off) up, got {self.power}")
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         inv_freq, cutoff = _falling(base, self.factor, self.power), 2 * np.pi / self.truncate_length
-        return Rope(np.where(inv_freq >= cutoff, inv_freq, np.where(inv_freq >= cutoff / 8, cutoff / 16, 0.0)))
+        return Rope(
+            np.where(
+                inv_freq >= cutoff, inv_freq, np.where(inv_freq >= cutoff / 8, cutoff / 16, 0.0)
+            )
+        )

@@ -23,10 +23,14 @@ class Llama3(RopeScaling):
     def __post_init__(self) -> None:
         check_factor(self.factor)
         if not self.high_freq_factor > self.low_freq_factor > 0:
-            raise ValueError(f"need high_freq_factor > low_freq_factor > 0, got "
-                             f"{self.high_freq_factor} and {self.low_freq_factor}")  # fmt: skip
+            raise ValueError(
+                f"need high_freq_factor > low_freq_factor > 0, got "
+                f"{self.high_freq_factor} and {self.low_freq_factor}"
+            )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         turns = base.original_max_position_embeddings * base.inv_freq / (2 * np.pi)
-        keep = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        keep = np.clip(
+            (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1
+        )
         return Rope(keep * base.inv_freq + (1 - keep) * base.inv_freq / self.factor)

@@ -47,8 +47,10 @@ class LMInfinite(Attention):
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.num_global < 0:
-            raise ValueError(f"window must be at least 1 and num_global at least 0, got {self.window} and "
-                             f"{self.num_global}")  # fmt: skip
+            raise ValueError(
+                f"window must be at least 1 and num_global at least 0, got {self.window} and "
+                f"{self.num_global}"
+            )
 
     def pieces(self) -> tuple[Piece, ...]:
         near = Piece(Band(0, self.window))

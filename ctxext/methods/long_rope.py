@@ -37,11 +37,16 @@ class LongRope(RopeScaling):
         check_divisors("long_factor", self.long_factor)
         check_attention_factor(self.attention_factor)
         if self.leading_positions < 0:
-            raise ValueError(f"leading_positions must be 0 (none) or more, got {self.leading_positions}")
+            raise ValueError(
+                f"leading_positions must be 0 (none) or more, got {self.leading_positions}"
+            )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         window = base.original_max_position_embeddings
-        short, long = divided(base, "short_factor", self.short_factor), divided(base, "long_factor", self.long_factor)
+        short, long = (
+            divided(base, "short_factor", self.short_factor),
+            divided(base, "long_factor", self.long_factor),
+        )
         default = su_attention_factor(self.factor, window)
         return Rope(
             long if seq_len > window else short,
@@ -68,22 +73,30 @@ class DynamicLongRope(RopeScaling):
     def __post_init__(self) -> None:
         check_factor(self.factor)
         if self.factor == 1:
-            raise ValueError("factor must be above 1, such as 8: the divisors grow from L to factor L")
+            raise ValueError(
+                "factor must be above 1, such as 8: the divisors grow from L to factor L"
+            )
         check_divisors("long_factor", self.long_factor)
         if min(self.long_factor, default=1) < 1:
-            raise ValueError(f"long_factor must be at least 1 for every pair, as the divisors grow from 1 to it, "
-                             f"got {min(self.long_factor)}")  # fmt: skip
+            raise ValueError(
+                f"long_factor must be at least 1 for every pair, as the divisors grow from 1 to it, "
+                f"got {min(self.long_factor)}"
+            )
         if list(self.long_factor) != sorted(self.long_factor):
             at = int(np.argmax(np.diff(self.long_factor) < 0))
-            raise ValueError(f"long_factor must not fall from pair to pair, as the paper's search has it, but "
-                             f"{self.long_factor[at]:g} is followed by {self.long_factor[at + 1]:g}; LongRope and "
-                             "Custom take any vector")  # fmt: skip
+            raise ValueError(
+                f"long_factor must not fall from pair to pair, as the paper's search has it, but "
+                f"{self.long_factor[at]:g} is followed by {self.long_factor[at + 1]:g}; LongRope and "
+                "Custom take any vector"
+            )
         check_attention_factor(self.attention_factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         window = base.original_max_position_embeddings
         grown = (seq_len / window - 1) / (self.factor - 1)
-        divisors = 1 + (np.asarray(self.long_factor) - 1) * (max(grown, 0.0) if self.clamp else grown)
+        divisors = 1 + (np.asarray(self.long_factor) - 1) * (
+            max(grown, 0.0) if self.clamp else grown
+        )
         if not (divisors > 0).all():
             raise ValueError(f"at {seq_len} tokens divisors are not positive; set clamp to true")
         default = su_attention_factor(self.factor, window)

@@ -27,7 +27,13 @@ class NTKByParts(RopeScaling):
     @property
     def yarn(self) -> Yarn:
         """The same frequencies, said as YaRN."""
-        return Yarn(self.factor, self.beta_fast, self.beta_slow, attention_factor=1.0, truncate=self.truncate)
+        return Yarn(
+            self.factor,
+            self.beta_fast,
+            self.beta_slow,
+            attention_factor=1.0,
+            truncate=self.truncate,
+        )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         return self.yarn.rope(base, seq_len)

@@ -23,9 +23,13 @@ class PRope(RopeScaling):
     def __post_init__(self) -> None:
         check_factor(self.factor)
         if not 0 <= self.partial_rotary_factor <= 1:
-            raise ValueError(f"partial_rotary_factor must lie in 0 .. 1, such as 0.75, "
-                             f"got {self.partial_rotary_factor}")  # fmt: skip
+            raise ValueError(
+                f"partial_rotary_factor must lie in 0 .. 1, such as 0.75, "
+                f"got {self.partial_rotary_factor}"
+            )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         turning = int(self.partial_rotary_factor * base.head_dim // 2)
-        return Rope(np.where(np.arange(base.head_dim // 2) < turning, base.inv_freq / self.factor, 0.0))
+        return Rope(
+            np.where(np.arange(base.head_dim // 2) < turning, base.inv_freq / self.factor, 0.0)
+        )

@@ -7,7 +7,10 @@ from ctxext.methods.ntk import ntk_theta
 from ctxext.methods.yarn import turns_ramp
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor, inverse_frequencies
 
-BETAS, GAMMAS = (1.25, 0.75), (16.0, 2.0)  # turns in the window; found by the authors' experiments on Llama
+BETAS, GAMMAS = (
+    (1.25, 0.75),
+    (16.0, 2.0),
+)  # turns in the window; found by the authors' experiments on Llama
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,9 @@ class PartNTK(RopeScaling):
         check_factor(self.factor)
         for name in ("ntk_factor", "extrapolation_factor"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0 .. 1 (1 is the authors'), got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must lie in 0 .. 1 (1 is the authors'), got {getattr(self, name)}"
+                )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         ntk = self.ntk_factor * (1 - turns_ramp(base, *BETAS, truncate=True))
@@ -45,4 +50,6 @@ class DynamicPartNTK(RopeScaling):
     paper: ClassVar[str] = "2309.00071"
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
-        return PartNTK(max(1.0, seq_len / base.original_max_position_embeddings)).rope(base, seq_len)
+        return PartNTK(max(1.0, seq_len / base.original_max_position_embeddings)).rope(
+            base, seq_len
+        )

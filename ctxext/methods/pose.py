@@ -25,16 +25,20 @@ class PoSE(Positions):
     def __post_init__(self) -> None:
         check_reach(self)
         if self.num_chunks < 2:
-            raise ValueError(f"PoSE needs at least 2 chunks, got {self.num_chunks}; without jumps, leave PoSE out "
-                             "(--method contiguous)")  # fmt: skip
+            raise ValueError(
+                f"PoSE needs at least 2 chunks, got {self.num_chunks}; without jumps, leave PoSE out "
+                "(--method contiguous)"
+            )
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         B, T = shape
         N, slack = self.num_chunks, self.max_position_embeddings - T
         check_reach(self, T)
         if T < N:
-            raise ValueError(f"PoSE cannot cut rows of {T} tokens into {N} chunks; set positions.num_chunks to at most "
-                             f"{T}, or train.seq_len to at least {N}")  # fmt: skip
+            raise ValueError(
+                f"PoSE cannot cut rows of {T} tokens into {N} chunks; set positions.num_chunks to at most "
+                f"{T}, or train.seq_len to at least {N}"
+            )
         starts = np.cumsum(rng.integers(1, (T + 1) // N + 1, (B, N - 1)), axis=1)
         positions = np.broadcast_to(np.arange(T), (B, T)).copy()
         skip = 0

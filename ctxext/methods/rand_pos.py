@@ -26,5 +26,8 @@ class RandPos(Positions):
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         B, T = shape
         check_reach(self, T)
-        rows = [rng.choice(self.max_position_embeddings, T, replace=False, shuffle=False) for _ in range(B)]
+        rows = [
+            rng.choice(self.max_position_embeddings, T, replace=False, shuffle=False)
+            for _ in range(B)
+        ]
         return np.sort(np.reshape(rows, shape), axis=1).astype(np.int32)

@@ -30,4 +30,6 @@ class RandomGaps(Positions):
         check_reach(self, T)
         sums = np.cumsum(2 * rng.random(shape), axis=1)
         shares = sums / np.maximum(sums[:, -1:], T)
-        return (np.arange(T) + np.floor((self.max_position_embeddings - T) * shares)).astype(np.int32)
+        return (np.arange(T) + np.floor((self.max_position_embeddings - T) * shares)).astype(
+            np.int32
+        )

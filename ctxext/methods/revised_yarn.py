@@ -29,5 +29,7 @@ class RevisedYarn(RopeScaling):
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         ramp = turns_ramp(base, self.beta_fast, self.beta_slow, truncate=True)
         default = yarn_attention_factor(self.factor)
-        return Rope(base.inv_freq / (ramp * self.factor + 1 - ramp),
-                    default if self.attention_factor is None else self.attention_factor)  # fmt: skip
+        return Rope(
+            base.inv_freq / (ramp * self.factor + 1 - ramp),
+            default if self.attention_factor is None else self.attention_factor,
+        )

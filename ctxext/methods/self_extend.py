@@ -31,8 +31,10 @@ class SelfExtend(Attention):
 
     def __post_init__(self) -> None:
         if self.group_size < 1 or self.neighbor_window < 1:
-            raise ValueError(f"group_size and neighbor_window must be at least 1, got "
-                             f"{self.group_size} and {self.neighbor_window}")  # fmt: skip
+            raise ValueError(
+                f"group_size and neighbor_window must be at least 1, got "
+                f"{self.group_size} and {self.neighbor_window}"
+            )
 
     def pieces(self) -> tuple[Piece, ...]:
         size, window = self.group_size, self.neighbor_window

@@ -22,7 +22,10 @@ def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: 
     low, high = pair(beta_fast), pair(beta_slow)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, base.head_dim - 1)  # the authors clamp at d - 1, not at d / 2 - 1
+    low, high = (
+        max(low, 0),
+        min(high, base.head_dim - 1),
+    )  # the authors clamp at d - 1, not at d / 2 - 1
     if low == high:
         high += 0.001
     return np.clip((np.arange(base.head_dim // 2) - low) / (high - low), 0, 1)
@@ -36,7 +39,9 @@ def yarn_attention_factor(factor: float) -> float:
 def check_betas(beta_fast: float, beta_slow: float) -> None:
     """Raises ValueError unless the ramp runs from more turns in the window to fewer."""
     if not math.inf > beta_fast >= beta_slow > 0:
-        raise ValueError(f"need beta_fast >= beta_slow > 0, such as 32 and 1, got {beta_fast} and {beta_slow}")
+        raise ValueError(
+            f"need beta_fast >= beta_slow > 0, such as 32 and 1, got {beta_fast} and {beta_slow}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +65,10 @@ class Yarn(RopeScaling):
         check_betas(self.beta_fast, self.beta_slow)
         check_attention_factor(self.attention_factor)
         if not 0 <= self.extrapolation_factor <= 1:
-            raise ValueError(f"extrapolation_factor must lie in 0 .. 1 (1 is the paper's), "
-                             f"got {self.extrapolation_factor}")  # fmt: skip
+            raise ValueError(
+                f"extrapolation_factor must lie in 0 .. 1 (1 is the paper's), "
+                f"got {self.extrapolation_factor}"
+            )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         ramp = turns_ramp(base, self.beta_fast, self.beta_slow, truncate=self.truncate)

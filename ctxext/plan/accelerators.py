@@ -44,7 +44,9 @@ def _gpu(name: str, gib: float, flops: float) -> Accelerator:
 ACCELERATORS: dict[str, Accelerator] = {
     x.name: x
     for x in (
-        _tpu("v4", 15.25, 275e12, 3, per_chip=2),  # the compiler's default: both cores of a chip are devices
+        _tpu(
+            "v4", 15.25, 275e12, 3, per_chip=2
+        ),  # the compiler's default: both cores of a chip are devices
         _tpu("v5e", 15.75, 197e12, 2),
         _tpu("v5p", 95.74, 459e12, 3),
         _tpu("v6e", 31.25, 918e12, 2),
@@ -59,35 +61,53 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 def _cpu() -> Accelerator:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Accelerator("cpu", memory, None, "the memory of this machine, which all its devices share")
+    return Accelerator(
+        "cpu", memory, None, "the memory of this machine, which all its devices share"
+    )
 
 
 # What jax calls the devices; a card of another form, such as the H100 for PCIe, has another peak.
 KINDS = {
-    r"TPU v4": "v4", r"TPU v5 lite|TPU v5e": "v5e", r"TPU v5p?": "v5p", r"TPU v6 lite|TPU v6e": "v6e",
-    r"NVIDIA A100-.*-40GB": "a100-40", r"NVIDIA A100-.*-80GB": "a100-80", r"NVIDIA H100 80GB HBM3": "h100-80",
-    r"NVIDIA H200": "h200-141", r"NVIDIA B200": "b200",
-}  # fmt: skip
+    r"TPU v4": "v4",
+    r"TPU v5 lite|TPU v5e": "v5e",
+    r"TPU v5p?": "v5p",
+    r"TPU v6 lite|TPU v6e": "v6e",
+    r"NVIDIA A100-.*-40GB": "a100-40",
+    r"NVIDIA A100-.*-80GB": "a100-80",
+    r"NVIDIA H100 80GB HBM3": "h100-80",
+    r"NVIDIA H200": "h200-141",
+    r"NVIDIA B200": "b200",
+}
 
 
 def of_kind(kind: str) -> Accelerator | None:
     """The accelerator of a jax `device_kind`; None if it is none of these."""
-    return next((ACCELERATORS[name] for pattern, name in KINDS.items() if re.fullmatch(pattern, kind)), None)
+    return next(
+        (ACCELERATORS[name] for pattern, name in KINDS.items() if re.fullmatch(pattern, kind)), None
+    )
 
 
 def topology(text: str) -> tuple[Accelerator, int]:
     """ "v5p:2x2x4" -> (v5p, 16 devices), "h100:8" -> (h100-80, 8). Raises ValueError for anything else."""
     name, _, size = text.lower().partition(":")
-    close = [x for x in ACCELERATORS if x == name] or [x for x in ACCELERATORS if x.split("-")[0] == name]
+    close = [x for x in ACCELERATORS if x == name] or [
+        x for x in ACCELERATORS if x.split("-")[0] == name
+    ]
     if name != "cpu" and len(close) != 1:
         known = ", ".join([*ACCELERATORS, "cpu"])
-        raise ValueError(f"--topology {text}: accelerator {name!r} is not one of {known}; as v5p:2x2x4 or h100:8")
+        raise ValueError(
+            f"--topology {text}: accelerator {name!r} is not one of {known}; as v5p:2x2x4 or h100:8"
+        )
     device = _cpu() if name == "cpu" else ACCELERATORS[close[0]]
     example = f"{device.name}:{'x'.join(['2'] * device.dims) or '8'}"
     if not re.fullmatch(r"\d+(x\d+)*", size) or size.count("x") + 1 != max(device.dims, 1):
-        raise ValueError(f"--topology {text}: write {device.name} with {device.dims or 'one'} "
-                         f"number{'s' if device.dims else ''}, such as {example}")  # fmt: skip
+        raise ValueError(
+            f"--topology {text}: write {device.name} with {device.dims or 'one'} "
+            f"number{'s' if device.dims else ''}, such as {example}"
+        )
     count = math.prod(map(int, size.split("x"))) * device.per_chip
     if count < 1:
         raise ValueError(f"--topology {text} has no device")
-    return (dataclasses.replace(device, memory=device.memory / count) if name == "cpu" else device), count
+    return (
+        dataclasses.replace(device, memory=device.memory / count) if name == "cpu" else device
+    ), count

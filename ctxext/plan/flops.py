@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from ctxext.attention import Attention, Mask
-from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment
+from ctxext.model.config import LlamaConfig
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.job import Job
 
@@ -47,8 +47,13 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     config, trained = job.config, job.trees.trained
     tokens = job.batch_size * job.accumulate * job.seq_len
     pairs = visible_pairs(job.attention, job.seq_len) if pairs is None else pairs
-    attention = 4 * config.num_attention_heads * config.head_dim * pairs * job.batch_size * job.accumulate
-    matrices, projection = 2 * layer_matrices(config) * tokens, 2 * config.vocab_size * config.hidden_size * tokens
+    attention = (
+        4 * config.num_attention_heads * config.head_dim * pairs * job.batch_size * job.accumulate
+    )
+    matrices, projection = (
+        2 * layer_matrices(config) * tokens,
+        2 * config.vocab_size * config.hidden_size * tokens,
+    )
     adapters, weights = 2 * _adapters(trained) * tokens, 2 * _matrices(trained, config) * tokens
     L, back = config.num_hidden_layers, job.backward_layers
     forward = L * (matrices + attention) + projection + adapters
@@ -58,13 +63,23 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     # attention) in any case.
     last = 2 * config.hidden_size * config.intermediate_size * tokens
     attends_again = job.remat == "full" or (job.remat == "attention" and job.kernel in UNNAMED)
-    layers_again = back * (matrices - last + attends_again * attention) + adapters if job.remat != "none" else 0
+    layers_again = (
+        back * (matrices - last + attends_again * attention) + adapters
+        if job.remat != "none"
+        else 0
+    )
     scores_again = back * attention // 2 if job.kernel != "dense" else 0
-    return Flops(forward, backward, layers_again + scores_again,
-                 (L + (2 + attends_again) * back) * attention + scores_again)  # fmt: skip
+    return Flops(
+        forward,
+        backward,
+        layers_again + scores_again,
+        (L + (2 + attends_again) * back) * attention + scores_again,
+    )
 
 
-def seconds_at_peak(experiment: Experiment, config: LlamaConfig, device_kind: str, devices: int) -> float | None:
+def seconds_at_peak(
+    experiment: Experiment, config: LlamaConfig, device_kind: str, devices: int
+) -> float | None:
     """Least time of a step: forward and backward FLOPs / (devices x peak bfloat16 FLOP/s); MFU is this over the time
     it takes (arXiv 2204.02311, appendix B). None for devices of unknown peak and for float32, which has another."""
     device = of_kind(device_kind)
@@ -93,8 +108,11 @@ def _visible(mask: Mask, query: range, key: range) -> int:
     if len(query) <= LEAF:
         return int(np.sum(mask.visible(np.array(query)[:, None], np.array(key)[None, :])))
     half, mid = query[len(query) // 2], key[len(key) // 2]
-    quarters = [(q, k) for q in (range(query.start, half), range(half, query.stop))
-                for k in (range(key.start, mid), range(mid, key.stop))]  # fmt: skip
+    quarters = [
+        (q, k)
+        for q in (range(query.start, half), range(half, query.stop))
+        for k in (range(key.start, mid), range(mid, key.stop))
+    ]
     return sum(_visible(mask, *quarter) for quarter in quarters)
 
 
@@ -105,7 +123,13 @@ def _leaves(tree: Any, *names: str) -> int:
 
 def _matrices(trained: Any, config: LlamaConfig) -> int:
     """Numbers in trained matrices that multiply: no embedding, which is looked up, unless it is the projection too."""
-    return _leaves(trained, "kernel", "lora_a", "lora_b", *(["embedding"] if config.tie_word_embeddings else []))
+    return _leaves(
+        trained,
+        "kernel",
+        "lora_a",
+        "lora_b",
+        *(["embedding"] if config.tie_word_embeddings else []),
+    )
 
 
 def _adapters(tree: Any) -> int:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ctxext.attention import Attention
-from ctxext.config import LlamaConfig
 from ctxext.experiment import Experiment
-from ctxext.model import Params
-from ctxext.sharding import Mesh, spec
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import Params
+from ctxext.parallel.mesh import Mesh, spec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +30,9 @@ class Trees:
         trained, frozen = experiment.trainable.shapes(config)
         optimizer = jax.eval_shape(experiment.optim.build(experiment.train.steps).init, trained)
         dtype = experiment.train.dtype
-        return cls(trained, optimizer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen))
+        return cls(
+            trained, optimizer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen)
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,11 +54,23 @@ class Job:
     def of(cls, experiment: Experiment, config: LlamaConfig, devices: int) -> "Job":
         """The step of an experiment on so many devices. Raises ValueError if its mesh or batch does not fit them."""
         sizes, train = axes(experiment.mesh, devices), experiment.train
-        job = cls(config, Trees.of(experiment, config), experiment.attention, sizes, train.batch_size,
-                  train.accumulate, train.seq_len, train.dtype, train.remat, train.kernel)  # fmt: skip
+        job = cls(
+            config,
+            Trees.of(experiment, config),
+            experiment.attention,
+            sizes,
+            train.batch_size,
+            train.accumulate,
+            train.seq_len,
+            train.dtype,
+            train.remat,
+            train.kernel,
+        )
         if train.batch_size % job.row_shards:
-            raise ValueError(f"train.batch_size {train.batch_size} cannot be shared out over {job.row_shards} devices "
-                             f"(data x fsdp); make it a multiple of {job.row_shards}")  # fmt: skip
+            raise ValueError(
+                f"train.batch_size {train.batch_size} cannot be shared out over {job.row_shards} devices "
+                f"(data x fsdp); make it a multiple of {job.row_shards}"
+            )
         return job
 
     @property
@@ -88,9 +102,14 @@ class Job:
     def bytes(self, tree: Any, only: str = "") -> int:
         """Bytes of a tree on one device, under the mesh's table of rules; only: of the paths where this is found."""
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        named = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize // self._parts(name, leaf) for name, leaf in named
-                   if re.search(only, name))  # fmt: skip
+        named = [
+            (jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves
+        ]
+        return sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize // self._parts(name, leaf)
+            for name, leaf in named
+            if re.search(only, name)
+        )
 
     def _parts(self, name: str, leaf: Any) -> int:
         cut = [axis for axis in spec(name, leaf.shape, self.sizes) if axis]
@@ -115,6 +134,8 @@ def axes(mesh: Mesh, devices: int) -> dict[str, int]:
     if -1 in sizes.values() and devices % given == 0:
         sizes = {name: devices // given if size == -1 else size for name, size in sizes.items()}
     elif given != devices or -1 in sizes.values():
-        raise ValueError(f"mesh {mesh.text} is for {given} devices, the topology has {devices}; "
-                         "--mesh.fsdp -1 takes them all")  # fmt: skip
+        raise ValueError(
+            f"mesh {mesh.text} is for {given} devices, the topology has {devices}; "
+            "--mesh.fsdp -1 takes them all"
+        )
     return sizes

@@ -14,8 +14,8 @@ The peak is the larger of loss and backward; both contain what comes above them.
 
 import dataclasses
 
-from ctxext.config import LlamaConfig
-from ctxext.loss import CHUNK, MLP_TOKENS
+from ctxext.model.config import LlamaConfig
+from ctxext.model.loss import CHUNK, MLP_TOKENS
 from ctxext.plan.job import Job, count, layers
 
 
@@ -53,29 +53,38 @@ def memory(job: Job, platform: str) -> Memory:
     if job.remat == "attention":  # its output too, and the log-sum-exp of every head
         saved += config.num_attention_heads * (config.head_dim * job.width + 4) // tensor
     forward = {
-        "saved activations" if job.remat == "none" else "inputs of layers": job.backward_layers * tokens * saved,
+        "saved activations" if job.remat == "none" else "inputs of layers": job.backward_layers
+        * tokens
+        * saved,
     }
     projection = V * D // tensor
     logits = min(CHUNK, tokens * V // tensor)
     return Memory(
         always,
-        loss=forward | {
+        loss=forward
+        | {
             "chunk of logits": logits * (8 + job.width),
             "output projection": projection * (job.width + 4 * ("lm_head" in trees.trained)),
             "hidden states": 4 * tokens * D * job.width,
         },
-        backward=forward | {
+        backward=forward
+        | {
             "gradients": trained * (2 if job.accumulate > 1 else 1),
-            "one layer, going backward": max(mlp_bytes(job), attention_bytes(job), _dense_bytes(job)),
+            "one layer, going backward": max(
+                mlp_bytes(job), attention_bytes(job), _dense_bytes(job)
+            ),
             "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
         },
-    )  # fmt: skip
+    )
 
 
 def turned_bytes(job: Job) -> int:
     """Bytes of o_proj and down_proj, all layers: what devices gather along a last dimension the GPU compiler keeps a
     second time, that dimension first."""
-    return sum(job.bytes(tree, r"\b(o|down)_proj\.kernel$") for tree in (job.trees.trained, job.trees.frozen))
+    return sum(
+        job.bytes(tree, r"\b(o|down)_proj\.kernel$")
+        for tree in (job.trees.trained, job.trees.frozen)
+    )
 
 
 def mlp_bytes(job: Job) -> int:
@@ -88,7 +97,10 @@ def mlp_bytes(job: Job) -> int:
     config, tensor = job.config, job.sizes["tensor"]
     D, F = config.hidden_size, config.intermediate_size
     chunk = min(job.tokens, MLP_TOKENS) if job.remat != "none" else job.tokens
-    return job.tokens * (job.width * (5 * D + _heads(config) // tensor) + 4 * D) + chunk * job.width * 6 * F // tensor
+    return (
+        job.tokens * (job.width * (5 * D + _heads(config) // tensor) + 4 * D)
+        + chunk * job.width * 6 * F // tensor
+    )
 
 
 def attention_bytes(job: Job) -> int:
@@ -99,8 +111,10 @@ def attention_bytes(job: Job) -> int:
     """
     config, tensor = job.config, job.sizes["tensor"]
     ring = 4 * config.num_key_value_heads * config.head_dim if job.sizes["seq"] > 1 else 0
-    return job.tokens * (job.width * (6 * config.hidden_size + (2 * _heads(config) + ring) // tensor)
-                         + 4 * config.hidden_size)  # fmt: skip
+    return job.tokens * (
+        job.width * (6 * config.hidden_size + (2 * _heads(config) + ring) // tensor)
+        + 4 * config.hidden_size
+    )
 
 
 def _dense_bytes(job: Job) -> int:

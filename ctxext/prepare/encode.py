@@ -12,8 +12,8 @@ import numpy as np
 from ctxext.data.corpus import Tokens, id_dtype
 from ctxext.data.prepared import SPLITS
 from ctxext.files import atomic_file
+from ctxext.prepare.chunks import Unit
 from ctxext.prepare.records import records
-from ctxext.prepare.units import Unit
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Recipe:
         if not 0 <= self.held_out < 1:
             raise ValueError(f"--held-out is a share from 0 to below 1, got {self.held_out}")
         if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
-            raise ValueError(f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens {self.min_tokens}")
+            raise ValueError(
+                f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens {self.min_tokens}"
+            )
 
     def split(self, text: str) -> str:
         """Held out if the first 64 bits of sha256(text), as a fraction, are below `held_out`."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from ctxext.data.corpus import id_dtype
 from ctxext.data.prepared import OFFSETS
+from ctxext.prepare.chunks import Unit, cut, source_files
 from ctxext.prepare.encode import Recipe
 from ctxext.prepare.records import records
-from ctxext.prepare.units import Unit, cut, source_files
-from ctxext.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer
 
 SAMPLES, SAMPLE_BYTES = 8, 1 << 20
 """Units of a source that are looked into, and how much of them in all."""
@@ -26,22 +26,37 @@ def estimate(sources: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) -> d
     for number, (root, there) in enumerate(zip(sources, files, strict=True)):
         mine = [unit for unit in units if unit.source == number]
         documents, tokens = _guess(mine, tokenizer, recipe)
-        told.append({"name": root.resolve().name, "files": {name: path.stat().st_size for name, path in there.items()},
-                     "units": len(mine), "documents": documents, "tokens": tokens,
-                     "bytes": tokens * itemsize + documents * OFFSETS.itemsize})  # fmt: skip
+        told.append(
+            {
+                "name": root.resolve().name,
+                "files": {name: path.stat().st_size for name, path in there.items()},
+                "units": len(mine),
+                "documents": documents,
+                "tokens": tokens,
+                "bytes": tokens * itemsize + documents * OFFSETS.itemsize,
+            }
+        )
     return {"dry_run": True, "dtype": id_dtype(tokenizer.vocab_size).name, "sources": told}
 
 
 def _guess(units: Sequence[Unit], tokenizer: Tokenizer, recipe: Recipe) -> tuple[int, int]:
     """(documents, tokens) of all units by what a few of them hold per byte."""
     seen, documents, tokens = 0, 0.0, 0.0
-    chosen = {round(i * (len(units) - 1) / max(SAMPLES - 1, 1)) for i in range(SAMPLES)} if units else set()
+    chosen = (
+        {round(i * (len(units) - 1) / max(SAMPLES - 1, 1)) for i in range(SAMPLES)}
+        if units
+        else set()
+    )
     for unit in (units[i] for i in sorted(chosen)):
         stop = seen + SAMPLE_BYTES // len(chosen)
-        for _, text, _, size in (record for piece in unit.pieces for record in records(piece, recipe.field)):
+        for _, text, _, size in (
+            record for piece in unit.pieces for record in records(piece, recipe.field)
+        ):
             if text:
                 head = text[: SAMPLE_BYTES // len(chosen)]
-                tokens += len(tokenizer.encode(head)) * len(text) / len(head) + recipe.bos + recipe.eos
+                tokens += (
+                    len(tokenizer.encode(head)) * len(text) / len(head) + recipe.bos + recipe.eos
+                )
                 documents += 1
             seen += size
             if seen >= stop:
@@ -55,8 +70,15 @@ def describe(plan: dict[str, Any]) -> str:
     lines = []
     for source in plan["sources"]:
         size = sum(source["files"].values())
-        lines.append(f"{source['name']}: {len(source['files']):,} files, {size / 1e6:,.1f} MB, {source['units']:,} "
-                     f"units; about {source['documents']:,} documents, {source['tokens']:,} tokens")  # fmt: skip
+        lines.append(
+            f"{source['name']}: {len(source['files']):,} files, {size / 1e6:,.1f} MB, {source['units']:,} "
+            f"units; about {source['documents']:,} documents, {source['tokens']:,} tokens"
+        )
     need = sum(source["bytes"] for source in plan["sources"])
-    return "\n".join([*lines, f"about {need / 1e6:,.1f} MB of {plan['dtype']} ids and offsets, twice that while it is "
-                              "written; nothing has been written"])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            f"about {need / 1e6:,.1f} MB of {plan['dtype']} ids and offsets, twice that while it is "
+            "written; nothing has been written",
+        ]
+    )

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ctxext.prepare.units import Unit
+from ctxext.prepare.chunks import Unit
 
 SECONDS = 5.0
 """Between two lines."""
@@ -29,8 +29,10 @@ class Progress:
         if self._enabled and (now - self._said > SECONDS or self._done == self._total):
             self._said, passed = now, now - self._clock
             left = passed * (self._total - self._done) / max(self._done - self._before, 1)
-            self._say(f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB  {self._tokens:,} tokens  "
-                      f"{self._tokens / passed:,.0f} tokens/s  {left:.0f} s left")  # fmt: skip
+            self._say(
+                f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB  {self._tokens:,} tokens  "
+                f"{self._tokens / passed:,.0f} tokens/s  {left:.0f} s left"
+            )
 
     def _say(self, text: str) -> None:
         print(f"prepare: {text}", file=sys.stderr, flush=True)

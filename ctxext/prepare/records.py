@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ctxext.data.hf import SUFFIXES, values
-from ctxext.prepare.units import Piece
+from ctxext.data.columnar import SUFFIXES, values
+from ctxext.prepare.chunks import Piece
 
 LONGEST = 1 << 28
 """Bytes of a JSONL line; a longer one is no document but a file without line ends, which would fill the memory."""
@@ -29,7 +29,9 @@ def records(piece: Piece, field: str) -> Iterator[Record]:
     path = Path(piece.path)
     if path.suffix in SUFFIXES:
         for number, value in enumerate(values(path, field, piece.first, piece.stop)):
-            text, reason = ("", f'no text in the column "{field}"') if value is None else _decoded(value)
+            text, reason = (
+                ("", f'no text in the column "{field}"') if value is None else _decoded(value)
+            )
             yield Record(number, text, reason, len(value or b""))
     elif path.suffix == ".jsonl":
         with path.open("rb") as file:
@@ -90,11 +92,20 @@ def _parsed(line: bytes, field: str) -> tuple[str, str]:
     value = row[field]
     if not isinstance(value, str):
         return "", f'"{field}" is {_kind(value)}, not text'
-    return value, "" if _is_unicode(value) else f'"{field}" holds half a surrogate pair, which is no character'
+    return value, "" if _is_unicode(
+        value
+    ) else f'"{field}" holds half a surrogate pair, which is no character'
 
 
 def _kind(value: object) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
     return names.get(type(value), "null")
 
 

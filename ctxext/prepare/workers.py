@@ -10,9 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from ctxext.prepare.chunks import Unit
 from ctxext.prepare.encode import Recipe, encode
-from ctxext.prepare.units import Unit
-from ctxext.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer
 
 _tokenizer: Tokenizer | None = None  # of this worker
 
@@ -35,15 +35,19 @@ def encode_all(
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise ValueError("a worker was killed, for lack of memory most likely: run the same command again, with fewer "
-                         "--workers; what is done stays done") from None  # fmt: skip
+        raise ValueError(
+            "a worker was killed, for lack of memory most likely: run the same command again, with fewer "
+            "--workers; what is done stays done"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _begin(files: dict[str, bytes]) -> None:
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which lets us finish
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the first process, which lets us finish
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _tokenizer = Tokenizer(files)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ctxext.data.prepared import OFFSETS, SPLITS, file_hash, offset_file, token_file
 from ctxext.files import atomic_file, write_text
-from ctxext.prepare.units import Unit
+from ctxext.prepare.chunks import Unit
 
 REJECTS = "rejects.jsonl"
 LEFT_OUT = ("rejected", "empty", "shorter", "longer")
@@ -33,8 +33,14 @@ class Tally:
                 self.records += count
             for place, number, reason in facts["rejects"]:
                 piece = unit.pieces[place]
-                self.rejects.append({"source": unit.source, "file": piece.name,
-                                     **_place(piece.path, starts[place] + number), "reason": reason})  # fmt: skip
+                self.rejects.append(
+                    {
+                        "source": unit.source,
+                        "file": piece.name,
+                        **_place(piece.path, starts[place] + number),
+                        "reason": reason,
+                    }
+                )
             mine = self.left_out[unit.source]
             mine["rejected"] += len(facts["rejects"])
             for name in LEFT_OUT[1:]:
@@ -58,7 +64,10 @@ def join(
     counts = [{split: {"documents": 0, "tokens": 0} for split in SPLITS} for _ in range(sources)]
     for split in SPLITS:
         documents, tokens = 0, 0
-        with atomic_file(token_file(root, split)) as ids, atomic_file(offset_file(root, split)) as offsets:
+        with (
+            atomic_file(token_file(root, split)) as ids,
+            atomic_file(offset_file(root, split)) as offsets,
+        ):
             with ids.open("wb") as to_ids, offsets.open("wb") as to_offsets:
                 to_offsets.write(np.zeros(1, OFFSETS).tobytes())
                 for unit, (part, lengths) in zip(units, _read(parts, split), strict=True):
@@ -68,8 +77,12 @@ def join(
                     mine["documents"] += len(lengths)
                     mine["tokens"] += len(part)
                     documents, tokens = documents + len(lengths), tokens + len(part)
-            splits[split] = {"documents": documents, "tokens": tokens, "tokens_sha256": file_hash(ids),
-                             "offsets_sha256": file_hash(offsets)}  # fmt: skip
+            splits[split] = {
+                "documents": documents,
+                "tokens": tokens,
+                "tokens_sha256": file_hash(ids),
+                "offsets_sha256": file_hash(offsets),
+            }
     return splits, counts
 
 

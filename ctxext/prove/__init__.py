@@ -5,6 +5,6 @@ when they are installed.
 """
 
 from ctxext.prove.proof import prove
-from ctxext.prove.text import describe
+from ctxext.prove.proof_text import describe
 
 __all__ = ["describe", "prove"]

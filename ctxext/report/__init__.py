@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctxext.report.rows import Row, latest
-from ctxext.report.summary import summary
-from ctxext.report.text import tables
-from ctxext.report.verdict import verdict
+from ctxext.report.analysis.records import Row, latest
+from ctxext.report.pages.summary import summary
+from ctxext.report.pages.text import tables
+from ctxext.report.pages.verdict import verdict
 from ctxext.rope import RopeBase, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ctxext.report.charts import Chart
-    from ctxext.report.drawing import Drawing
-    from ctxext.report.published import Outcome
-    from ctxext.report.seeds import Seeds
+    from ctxext.report.analysis.published import Outcome
+    from ctxext.report.analysis.seeds import Seeds
+    from ctxext.report.drawing.charts import Chart
+    from ctxext.report.drawing.notebook import Drawing
 
 __all__ = [
     "Row",
@@ -45,7 +45,7 @@ def read_rows(runs: Sequence[Path]) -> list[Row]:
 
     Raises ValueError for a directory without rows.
     """
-    from ctxext.report.runs import read
+    from ctxext.report.analysis.runs import read
 
     return [row for run in read(runs) for row in run.rows]
 
@@ -55,32 +55,38 @@ def expectations(runs: Sequence[Path]) -> "list[Outcome]":
 
     Raises ValueError for a directory without rows.
     """
-    from ctxext.report.published import outcomes
-    from ctxext.report.runs import read
+    from ctxext.report.analysis.published import outcomes
+    from ctxext.report.analysis.runs import read
 
     return [outcome for run in read(runs) for outcome in outcomes(run)]
 
 
-def plot_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int, out: Path) -> Path:
+def plot_wavelengths(
+    methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int, out: Path
+) -> Path:
     """Draw the wavelengths at `seq_len` tokens of `methods` over `base` against the window and `target` tokens.
 
     out: FILE.svg or FILE.html. Raises ValueError for another ending.
     """
-    from ctxext.report import page
+    from ctxext.report.pages import page
 
     return page.write_chart(_wavelengths(methods, base, seq_len, target), out)
 
 
-def draw_wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int) -> "Drawing":
+def draw_wavelengths(
+    methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int
+) -> "Drawing":
     """The chart of `plot_wavelengths`, for a notebook."""
-    from ctxext.report.drawing import Drawing
+    from ctxext.report.drawing.notebook import Drawing
 
     return Drawing(_wavelengths(methods, base, seq_len, target))
 
 
-def _wavelengths(methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int) -> "Chart":
-    from ctxext.report.look import method_styles
-    from ctxext.report.waves import spectrum, wavelengths
+def _wavelengths(
+    methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int
+) -> "Chart":
+    from ctxext.report.analysis.wavelengths import spectrum, wavelengths
+    from ctxext.report.drawing.appearance import method_styles
 
     spectra = [spectrum(method, base, seq_len) for method in methods]
     return wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target)
@@ -91,22 +97,27 @@ def drawings(runs: Sequence[Path]) -> "dict[str, Drawing]":
 
     Raises ValueError for a directory without rows.
     """
-    from ctxext.report import page
-    from ctxext.report.drawing import Drawing
+    from ctxext.report.drawing.notebook import Drawing
+    from ctxext.report.pages import page
 
-    return {chart.title: Drawing(chart) for part in page.sections(runs) for chart in part.charts}
+    return {
+        chart.title: Drawing(chart) for part in page.page_sections(runs) for chart in part.charts
+    }
 
 
 def heatmaps(rows: Sequence[Row]) -> "dict[str, np.ndarray]":
     """Length x depth of every arm and question, as pixels [height, width, 3] by "question/arm"."""
-    from ctxext.report.heat import by_depth
-    from ctxext.report.raster import draw
-    from ctxext.report.rows import questions
-    from ctxext.report.study import Study
+    from ctxext.report.analysis.records import questions
+    from ctxext.report.analysis.study import Study
+    from ctxext.report.drawing.heatmap import by_depth
+    from ctxext.report.drawing.raster import draw
 
     studies = [Study(question) for question in questions(rows) if question.has_depth]
-    return {f"{study.question.name}/{arm.name}": draw(by_depth(study, arm))
-            for study in studies for arm in study.question.arms}  # fmt: skip
+    return {
+        f"{study.question.name}/{arm.name}": draw(by_depth(study, arm))
+        for study in studies
+        for arm in study.question.arms
+    }
 
 
 def across_seeds(runs: Sequence[Path], plot: Path | None = None) -> "list[Seeds]":
@@ -114,8 +125,8 @@ def across_seeds(runs: Sequence[Path], plot: Path | None = None) -> "list[Seeds]
 
     plot: FILE.svg or FILE.html. Raises ValueError for runs that cannot be put together.
     """
-    from ctxext.report import page
-    from ctxext.report.seeds import across_seeds as join
+    from ctxext.report.analysis.seeds import across_seeds as join
+    from ctxext.report.pages import page
 
     found = join(runs)
     if plot and found:
@@ -128,6 +139,6 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
     out: by default RUN/report.html for one, ./report.html for several. Raises ValueError for a directory without rows.
     """
-    from ctxext.report import page  # the template engine, and jax for frequencies
+    from ctxext.report.pages import page  # the template engine, and jax for frequencies
 
     return page.write(runs, out or page.default_out(runs))

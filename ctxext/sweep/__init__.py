@@ -46,7 +46,11 @@ class Swept:
             lines = [*report.verdict(rows), "", report.tables(rows), "", f"report: {self.page}"]
         for name in self.failed:
             one = self.outcomes[name]
-            lines += ["", f"trial {name} failed with status {one.status}; its log: {one.log}", one.tail]
+            lines += [
+                "",
+                f"trial {name} failed with status {one.status}; its log: {one.log}",
+                one.tail,
+            ]
         done = len(self.outcomes) - len(self.failed)
         return "\n".join([*lines, "", f"{done} of {len(self.outcomes)} trials are done"])
 
@@ -59,16 +63,25 @@ def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resource
     """
     launch, record = _launcher(launcher), out / "sweep.json"
     before = read_json(record) if record.exists() else {}
-    outcomes = {trial.name: Outcome(**before[trial.name]) for trial in trials
-                if trial.name in before and before[trial.name]["status"] == 0
-                and before[trial.name]["command"] == list(trial.command) and trial.run.is_dir()}  # fmt: skip
+    outcomes = {
+        trial.name: Outcome(**before[trial.name])
+        for trial in trials
+        if trial.name in before
+        and before[trial.name]["status"] == 0
+        and before[trial.name]["command"] == list(trial.command)
+        and trial.run.is_dir()
+    }
     rest = [trial for trial in trials if trial.name not in outcomes]
     print(f"{len(rest)} of {len(trials)} trials to run", file=sys.stderr)
     for outcome in launch(rest, resources) if rest else ():
         outcomes[outcome.name] = outcome
-        write_json(record, before | {name: dataclasses.asdict(one) for name, one in outcomes.items()})
-        print(f"trial {outcome.name}: {'done' if not outcome.status else f'FAILED, status {outcome.status}'}",
-              file=sys.stderr)  # fmt: skip
+        write_json(
+            record, before | {name: dataclasses.asdict(one) for name, one in outcomes.items()}
+        )
+        print(
+            f"trial {outcome.name}: {'done' if not outcome.status else f'FAILED, status {outcome.status}'}",
+            file=sys.stderr,
+        )
     outcomes = {trial.name: outcomes[trial.name] for trial in trials}
     runs = [trial.run for trial in trials if not outcomes[trial.name].status]
     page = report.write_report(runs, out / "report.html") if runs else None

@@ -18,11 +18,20 @@ def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
     except ModuleNotFoundError:
         raise ValueError("this launcher needs ray: pip install 'ctxext[ray]'") from None
     try:
-        ray.init(address=resources.address, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True,
-                 configure_logging=False)  # fmt: skip
+        ray.init(
+            address=resources.address,
+            include_dashboard=False,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+            configure_logging=False,
+        )
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {resources.address}: {error}") from None
-    room = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": resources.retries + 3}
+    room = {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "max_retries": resources.retries + 3,
+    }
     perform = ray.remote(**room)(Trial.perform)
     waiting = {perform.remote(trial, resources.retries): trial for trial in trials}
     while waiting:

@@ -39,8 +39,12 @@ def _array(trials: Sequence[Trial], resources: Resources, cluster: str) -> Itera
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     except RuntimeError as error:
         raise ValueError(f"Slurm cannot be used here: {error}") from None
-    executor.update_parameters(timeout_min=resources.minutes, cpus_per_task=resources.cpus,
-                               gpus_per_node=resources.gpus, name="ctxext")  # fmt: skip
+    executor.update_parameters(
+        timeout_min=resources.minutes,
+        cpus_per_task=resources.cpus,
+        gpus_per_node=resources.gpus,
+        name="ctxext",
+    )
     if cluster == "slurm":
         executor.update_parameters(slurm_array_parallelism=resources.jobs)
         if resources.partition:

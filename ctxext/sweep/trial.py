@@ -46,7 +46,11 @@ class Trial:
     def of(cls, file: str | Path, name: str, out: Path, given: Sequence[str]) -> "Trial":
         """`ctxext run FILE --trial NAME` with the overrides `given`; absolute, as a launcher may run it elsewhere."""
         run = (out / name).resolve()
-        return cls(name, ("run", str(Path(file).resolve()), "--trial", name, "--run-dir", str(run), *given), run)
+        return cls(
+            name,
+            ("run", str(Path(file).resolve()), "--trial", name, "--run-dir", str(run), *given),
+            run,
+        )
 
     @property
     def text(self) -> str:
@@ -62,8 +66,13 @@ class Trial:
         """The command in a process and session of its own, its output appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            return subprocess.Popen([sys.executable, "-u", "-m", "ctxext", *self.command], stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+            return subprocess.Popen(
+                [sys.executable, "-u", "-m", "ctxext", *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def perform(self, retries: int = 0) -> Outcome:
         """Start it and wait, up to `retries` times more while it fails. What stops us lets it save and stop, too."""
@@ -76,8 +85,14 @@ class Trial:
 
     def outcome(self, status: int) -> Outcome:
         """With the end of the log if it failed."""
-        lines = self.log.read_text(errors="replace").splitlines() if status and self.log.exists() else []
-        return Outcome(self.name, status, list(self.command), str(self.log), "\n".join(lines[-TAIL:]))
+        lines = (
+            self.log.read_text(errors="replace").splitlines()
+            if status and self.log.exists()
+            else []
+        )
+        return Outcome(
+            self.name, status, list(self.command), str(self.log), "\n".join(lines[-TAIL:])
+        )
 
 
 def stop(processes: Collection[subprocess.Popen]) -> None:

@@ -11,6 +11,12 @@ def wandb_yaml(file: str | Path, names: Sequence[str], given: Sequence[str] = ()
     given: options of every trial.
     """
     command = ["${env}", "ctxext", "run", str(file), *given, "${args}"]
-    lines = ["method: grid", "command:", *(f"  - {json.dumps(part)}" for part in command), "parameters:", "  trial:",
-             f"    values: {json.dumps(list(names))}"]  # fmt: skip
+    lines = [
+        "method: grid",
+        "command:",
+        *(f"  - {json.dumps(part)}" for part in command),
+        "parameters:",
+        "  trial:",
+        f"    values: {json.dumps(list(names))}",
+    ]
     return "\n".join(lines) + "\n"

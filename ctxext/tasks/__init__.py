@@ -16,6 +16,6 @@ from ctxext.tasks.niah import Niah as Niah
 from ctxext.tasks.passkey import Passkey as Passkey
 from ctxext.tasks.qa import QA as QA
 from ctxext.tasks.repeat import Repeat as Repeat
-from ctxext.tasks.tracking import VariableTracking as VariableTracking
+from ctxext.tasks.variable_tracking import VariableTracking as VariableTracking
 from ctxext.tasks.words import CommonWords as CommonWords
 from ctxext.tasks.words import FrequentWords as FrequentWords

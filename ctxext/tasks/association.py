@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.clean import draw_without
-from ctxext.tasks.pairs import FUNCTION_WORDS, NAMES, NEEDLES, PAIRS, QUESTION
-from ctxext.tasks.place import place
+from ctxext.tasks.building.clean import draw_without
+from ctxext.tasks.building.pairs import FUNCTION_WORDS, NAMES, NEEDLES, PAIRS, QUESTION
+from ctxext.tasks.building.placement import place
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,38 @@ class Association(Task):
         """A needle at each depth and a question for each; further needles, if `num_needles` is more, anywhere."""
         count = max(self.num_needles, len(depths))
         if not 1 <= count <= len(NAMES):
-            raise ValueError(f"{self.name}: {count} needles do not fit {len(NAMES)} names: ask for 1 to {len(NAMES)}")
+            raise ValueError(
+                f"{self.name}: {count} needles do not fit {len(NAMES)} names: ask for 1 to {len(NAMES)}"
+            )
         names = [NAMES[i] for i in rng.permutation(len(NAMES))[:count]]
         pairs = [PAIRS[i] for i in rng.permutation(len(PAIRS))[:count]]
         forms = [NEEDLES[i] for i in rng.integers(len(NEEDLES), size=count)]
-        needles = [form.format(name=name, fact=pair.fact) for form, name, pair in zip(forms, names, pairs, strict=True)]
-        asked = [QUESTION.format(asked=pair.fact if self.literal else pair.asked) for pair in pairs[: len(depths)]]
+        needles = [
+            form.format(name=name, fact=pair.fact)
+            for form, name, pair in zip(forms, names, pairs, strict=True)
+        ]
+        asked = [
+            QUESTION.format(asked=pair.fact if self.literal else pair.asked)
+            for pair in pairs[: len(depths)]
+        ]
         ids = [encode_piece(tokenizer, f"\n{needle}\n") for needle in needles]
-        tails = [np.asarray(encode_piece(tokenizer, f"\n{question}"), np.int32) for question in asked]
-        answers = {name: np.asarray(encode_piece(tokenizer, f" {name}"), np.int32) for name in NAMES}
+        tails = [
+            np.asarray(encode_piece(tokenizer, f"\n{question}"), np.int32) for question in asked
+        ]
+        answers = {
+            name: np.asarray(encode_piece(tokenizer, f" {name}"), np.int32) for name in NAMES
+        }
         room = max(map(len, answers.values()))
         placed = place(
-            rng, tokenizer, seq_len, list(zip([*depths, *[None] * (count - len(depths))], ids, strict=True)),
-            task=self.name, tail=(), room=max(map(len, tails)) + room,
+            rng,
+            tokenizer,
+            seq_len,
+            list(zip([*depths, *[None] * (count - len(depths))], ids, strict=True)),
+            task=self.name,
+            tail=(),
+            room=max(map(len, tails)) + room,
             haystack=lambda size: draw_without(rng, tokenizer, haystack, size, NAMES),
-        )  # fmt: skip
+        )
         out = []
         for i, tail in enumerate(tails):
             prompt, others = np.concatenate([placed.prompt, tail]), [*names[:i], *names[i + 1 :]]
@@ -82,11 +99,21 @@ class Association(Task):
                 "distances": [distances[i], *distances[:i], *distances[i + 1 :]],
                 "haystack": placed.haystack,
             }
-            out.append(Example(
-                prompt, answers[names[i]], placed.depths[i], meta, metric="any", references=(names[i],),
-                decoys=tuple(others), choices=tuple(answers[name] for name in others), room=room, line=True,
-                shared=len(placed.prompt),
-            ))  # fmt: skip
+            out.append(
+                Example(
+                    prompt,
+                    answers[names[i]],
+                    placed.depths[i],
+                    meta,
+                    metric="any",
+                    references=(names[i],),
+                    decoys=tuple(others),
+                    choices=tuple(answers[name] for name in others),
+                    room=room,
+                    line=True,
+                    shared=len(placed.prompt),
+                )
+            )
         return out
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from ctxext.tasks.scores import Metric
+from ctxext.tasks.building.scores import Metric
 
 FILLER_WEIGHT = 0.1
 """Weight of haystack text against 1 for answers in a training row: keeps the language, does not drown the answers."""
@@ -136,19 +136,27 @@ def without_needle(example: Example, rng: np.random.Generator, haystack: Haystac
     return without_needles([example], rng, haystack)[0]
 
 
-def without_needles(examples: Sequence[Example], rng: np.random.Generator, haystack: Haystack) -> list[Example]:
+def without_needles(
+    examples: Sequence[Example], rng: np.random.Generator, haystack: Haystack
+) -> list[Example]:
     """The questions of one exam with haystack text where any of their needles was."""
     prompts, replaced = [example.prompt.copy() for example in examples], []
-    for start, size in sorted({(start, size) for example in examples for start, size in example.meta["needles"]}):
+    for start, size in sorted(
+        {(start, size) for example in examples for start, size in example.meta["needles"]}
+    ):
         text, pieces = draw_haystack(rng, haystack, size)
         replaced += pieces
         for prompt in prompts:
             prompt[start : start + size] = text
-    return [example._replace(prompt=prompt, meta={**example.meta, "in_place_of_needle": replaced})
-            for example, prompt in zip(examples, prompts, strict=True)]  # fmt: skip
+    return [
+        example._replace(prompt=prompt, meta={**example.meta, "in_place_of_needle": replaced})
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
 
 
-def draw_haystack(rng: np.random.Generator, haystack: Haystack, count: int) -> tuple[np.ndarray, list[list[int]]]:
+def draw_haystack(
+    rng: np.random.Generator, haystack: Haystack, count: int
+) -> tuple[np.ndarray, list[list[int]]]:
     """`count` tokens of running text: int32[count] and its pieces [document, start, length].
 
     Documents are drawn in proportion to their length, each entered at a random place; a piece that ends with its

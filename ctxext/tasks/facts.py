@@ -9,9 +9,9 @@ from typing import ClassVar, get_args
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.clean import draw_without
-from ctxext.tasks.place import check_depth, place
-from ctxext.tasks.world import Kind, tell
+from ctxext.tasks.building.clean import draw_without
+from ctxext.tasks.building.placement import check_depth, place
+from ctxext.tasks.building.world import Kind, tell
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class Facts(Task):
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"{self.name}: {self.kind!r} is not known; choose one of {', '.join(get_args(Kind))}")
+            raise ValueError(
+                f"{self.name}: {self.kind!r} is not known; choose one of {', '.join(get_args(Kind))}"
+            )
 
     def example(
         self,
@@ -47,18 +49,31 @@ class Facts(Task):
         story = tell(rng, self.kind, self.num_facts)
         places = np.sort(rng.random(self.num_facts))
         if depth is not None:
-            last = story.support[-1]  # order statistics on both sides of one that is given are uniform again
-            before, after = rng.random(last) * depth, depth + rng.random(self.num_facts - last - 1) * (1 - depth)
+            last = story.support[
+                -1
+            ]  # order statistics on both sides of one that is given are uniform again
+            before, after = (
+                rng.random(last) * depth,
+                depth + rng.random(self.num_facts - last - 1) * (1 - depth),
+            )
             places = np.concatenate([np.sort(before), [depth], np.sort(after)])
         facts = [encode_piece(tokenizer, f"\n{fact}\n") for fact in story.facts]
         words = {label: encode_piece(tokenizer, f" {label}") for label in story.labels}
-        others = [label for label in story.labels if label != story.answer and label not in story.question]
+        others = [
+            label for label in story.labels if label != story.answer and label not in story.question
+        ]
         room = max(map(len, words.values()))
         placed = place(
-            rng, tokenizer, seq_len, list(zip(places.tolist(), facts, strict=True)), task=f"{self.name}, {self.kind}",
-            tail=encode_piece(tokenizer, f"\n{story.question}"), room=room, ordered=True,
+            rng,
+            tokenizer,
+            seq_len,
+            list(zip(places.tolist(), facts, strict=True)),
+            task=f"{self.name}, {self.kind}",
+            tail=encode_piece(tokenizer, f"\n{story.question}"),
+            room=room,
+            ordered=True,
             haystack=lambda count: draw_without(rng, tokenizer, haystack, count, [story.answer]),
-        )  # fmt: skip
+        )
         needles = [[placed.starts[i], len(facts[i])] for i in story.support]
         meta = {
             "value": story.answer,
@@ -68,7 +83,14 @@ class Facts(Task):
             "haystack": placed.haystack,
         }
         return Example(
-            placed.prompt, np.asarray(words[story.answer], np.int32), placed.depths[story.support[-1]], meta,
-            metric="label", references=(story.answer,), decoys=tuple(others),
-            choices=tuple(np.asarray(words[label], np.int32) for label in others), room=room, line=True,
-        )  # fmt: skip
+            placed.prompt,
+            np.asarray(words[story.answer], np.int32),
+            placed.depths[story.support[-1]],
+            meta,
+            metric="label",
+            references=(story.answer,),
+            decoys=tuple(others),
+            choices=tuple(np.asarray(words[label], np.int32) for label in others),
+            room=room,
+            line=True,
+        )

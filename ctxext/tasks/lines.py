@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.needles import Question, needles_exam
-from ctxext.tasks.records import Record
-from ctxext.tasks.vocabulary import distinct
+from ctxext.tasks.building.needles import Question, needles_exam
+from ctxext.tasks.building.records import Record
+from ctxext.tasks.building.vocabulary import distinct
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,19 @@ class Lines(Task):
     ) -> list[Example]:
         records = self._records(rng, tokenizer)
         questions = [Question(record.question, [record]) for record in islice(records, len(depths))]
-        return needles_exam(rng, tokenizer, seq_len, questions, (), filling=records, depths=depths, task=self.name,
-                            metric="first-number", room=self.room, haystack=haystack)  # fmt: skip
+        return needles_exam(
+            rng,
+            tokenizer,
+            seq_len,
+            questions,
+            (),
+            filling=records,
+            depths=depths,
+            task=self.name,
+            metric="first-number",
+            room=self.room,
+            haystack=haystack,
+        )
 
     @staticmethod
     def _records(rng: np.random.Generator, tokenizer: Encoder) -> Iterator[Record]:

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, TrainingTask, beginning, draw_haystack
-from ctxext.tasks.needles import MOST_CHOICES
-from ctxext.tasks.place import place
+from ctxext.tasks.building.needles import MOST_CHOICES
+from ctxext.tasks.building.placement import place
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,33 @@ class Mqar(TrainingTask):
     ) -> list[Example]:
         pairs, rest = self._tokens(rng, tokenizer, max(self.num_pairs, len(depths)), haystack)
         wanted = [float(rng.random()) if depth is None else depth for depth in depths]
-        pieces = [*zip([*wanted, *[None] * (len(pairs) - len(wanted))], pairs.tolist(), strict=True)]
-        placed = place(rng, tokenizer, seq_len, pieces, task=self.name, tail=(), room=2, haystack=[rest])
+        pieces = [
+            *zip([*wanted, *[None] * (len(pairs) - len(wanted))], pairs.tolist(), strict=True)
+        ]
+        placed = place(
+            rng, tokenizer, seq_len, pieces, task=self.name, tail=(), room=2, haystack=[rest]
+        )
         around = rng.choice(rest, len(placed.prompt))
         text = np.where(np.isin(placed.prompt, rest), around, placed.prompt)
         out = []
         for i, (key, _) in enumerate(pairs[: len(depths)]):
             prompt = np.append(text, key)
-            meta = {"needles": [[placed.starts[i], 2]], "distance": len(prompt) - placed.starts[i], "haystack": []}
+            meta = {
+                "needles": [[placed.starts[i], 2]],
+                "distance": len(prompt) - placed.starts[i],
+                "haystack": [],
+            }
             others = rng.permutation(np.delete(pairs[:, 1], i))[:MOST_CHOICES]
-            out.append(Example(prompt, pairs[i, 1:], placed.depths[i], meta, choices=tuple(others[:, None]),
-                               shared=len(text)))  # fmt: skip
+            out.append(
+                Example(
+                    prompt,
+                    pairs[i, 1:],
+                    placed.depths[i],
+                    meta,
+                    choices=tuple(others[:, None]),
+                    shared=len(text),
+                )
+            )
         return out
 
     def training_row(
@@ -77,8 +93,10 @@ class Mqar(TrainingTask):
         head = beginning(tokenizer)
         count = min(self.num_pairs, (length - len(head)) // 4)
         if count < 1:
-            raise ValueError(f"{self.name}: a training row of {length} tokens cannot hold a pair twice; "
-                             f"the shortest is {len(head) + 4} tokens")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: a training row of {length} tokens cannot hold a pair twice; "
+                f"the shortest is {len(head) + 4} tokens"
+            )
         pairs, rest = self._tokens(rng, tokenizer, count, haystack)
         around = rng.choice(rest, length - len(head) - 4 * count)
         order = rng.permutation(np.repeat(np.arange(count), 2))
@@ -88,7 +106,9 @@ class Mqar(TrainingTask):
         tokens = np.insert(around, cuts, pairs[order].ravel())
         weights = np.insert(np.zeros(len(around)), cuts, asked)
         row = np.concatenate([np.asarray(head, np.int32), tokens])
-        return row, (np.append(np.zeros(len(head)), weights) * (length - 1) / count).astype(np.float32)
+        return row, (np.append(np.zeros(len(head)), weights) * (length - 1) / count).astype(
+            np.float32
+        )
 
     def _tokens(
         self, rng: np.random.Generator, tokenizer: Encoder, count: int, haystack: Haystack
@@ -97,6 +117,8 @@ class Mqar(TrainingTask):
         passage, _ = draw_haystack(rng, haystack, max(4096, 64 * count))
         known = rng.permutation(np.unique(passage))
         if len(known) <= 2 * count:
-            raise ValueError(f"{self.name}: {count} pairs need more than {2 * count} different tokens, the haystack "
-                             f"has {len(known)} of {tokenizer.vocab_size}: ask for fewer pairs")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: {count} pairs need more than {2 * count} different tokens, the haystack "
+                f"has {len(known)} of {tokenizer.vocab_size}: ask for fewer pairs"
+            )
         return known[: 2 * count].reshape(count, 2), known[2 * count :]

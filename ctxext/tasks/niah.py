@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.needles import Question, needles_exam
-from ctxext.tasks.noise import noise, without_pieces
-from ctxext.tasks.records import Record
-from ctxext.tasks.vocabulary import KINDS, Kind, distinct
+from ctxext.tasks.building.needles import Question, needles_exam
+from ctxext.tasks.building.noise import noise, without_pieces
+from ctxext.tasks.building.records import Record
+from ctxext.tasks.building.vocabulary import KINDS, Kind, distinct
 
 Hay = Literal["text", "noise", "needles"]
 HAYS: tuple[Hay, ...] = get_args(Hay)
@@ -37,12 +37,20 @@ class Niah(Task):
     room: int = 0
 
     def __post_init__(self) -> None:
-        for field, value, known in (("key", self.key, KINDS), ("value", self.value, KINDS), ("hay", self.hay, HAYS)):
+        for field, value, known in (
+            ("key", self.key, KINDS),
+            ("value", self.value, KINDS),
+            ("hay", self.hay, HAYS),
+        ):
             if value not in known:
-                raise ValueError(f"niah: {field} {value!r} is not known; choose one of {', '.join(known)}")
+                raise ValueError(
+                    f"niah: {field} {value!r} is not known; choose one of {', '.join(known)}"
+                )
         if not 1 <= self.num_queries <= self.num_keys or self.num_values < 1:
-            raise ValueError(f"niah: {self.num_queries} of {self.num_keys} keys with {self.num_values} values each "
-                             "cannot be asked for: 1 <= num_queries <= num_keys and num_values >= 1")  # fmt: skip
+            raise ValueError(
+                f"niah: {self.num_queries} of {self.num_keys} keys with {self.num_values} values each "
+                "cannot be asked for: 1 <= num_queries <= num_keys and num_values >= 1"
+            )
 
     def example(
         self,
@@ -82,10 +90,18 @@ class Niah(Task):
         further = max(0, self.num_keys - len(depths) * self.num_queries) * self.num_values
         others = list(islice(records, further))
         exam = needles_exam(
-            rng, tokenizer, seq_len, questions, others, filling=records if self.hay == "needles" else None,
-            depths=depths, task=self.name, metric="all", room=self.room,
+            rng,
+            tokenizer,
+            seq_len,
+            questions,
+            others,
+            filling=records if self.hay == "needles" else None,
+            depths=depths,
+            task=self.name,
+            metric="all",
+            room=self.room,
             haystack=noise(tokenizer) if self.hay == "noise" else haystack,
-        )  # fmt: skip
+        )
         return list(map(without_pieces, exam)) if self.hay == "noise" else exam
 
     def _records(self, rng: np.random.Generator, tokenizer: Encoder) -> Iterator[Record]:
@@ -93,7 +109,9 @@ class Niah(Task):
         newline, keys = encode_piece(tokenizer, "\n"), distinct(rng, self.key)
         values = keys if self.key == self.value else distinct(rng, self.value)
         for key in keys:
-            stem = encode_piece(tokenizer, f"Note: {'the' if self.num_values == 1 else 'one'} code for {key} is")
+            stem = encode_piece(
+                tokenizer, f"Note: {'the' if self.num_values == 1 else 'one'} code for {key} is"
+            )
             for value in islice(values, self.num_values):
                 yield Record(key, value, newline, stem, encode_piece(tokenizer, f" {value}"))
 

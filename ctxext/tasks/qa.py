@@ -10,9 +10,15 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.clean import draw_without, says
-from ctxext.tasks.place import place
-from ctxext.tasks.questions import Document, Question, Questions, file_sha256, read_questions
+from ctxext.tasks.building.clean import draw_without, says
+from ctxext.tasks.building.placement import place
+from ctxext.tasks.building.questions import (
+    Document,
+    Question,
+    Questions,
+    file_sha256,
+    read_questions,
+)
 
 Filler = Literal["file", "haystack"]
 QAMetric = Literal["f1", "any"]
@@ -45,7 +51,9 @@ class QA(Task):
     def __post_init__(self) -> None:
         for value, known in ((self.metric, get_args(QAMetric)), (self.filler, get_args(Filler))):
             if value not in known:
-                raise ValueError(f"{self.name}: {value!r} is not known; choose one of {', '.join(known)}")
+                raise ValueError(
+                    f"{self.name}: {value!r} is not known; choose one of {', '.join(known)}"
+                )
         if self.shots < 0 or self.room < 1:
             raise ValueError(f"{self.name}: shots must be at least 0 and room at least 1")
 
@@ -95,12 +103,22 @@ class QA(Task):
             return self._others(rng, tokenizer, question, (before, count - before))
 
         placed = place(
-            rng, tokenizer, seq_len, [(depth, ids) for ids in pieces], room=room, haystack=draw, ordered=True,
-            task=f"{self.name}, question {question.name} of {self.path}", head=head,
+            rng,
+            tokenizer,
+            seq_len,
+            [(depth, ids) for ids in pieces],
+            room=room,
+            haystack=draw,
+            ordered=True,
+            task=f"{self.name}, question {question.name} of {self.path}",
+            head=head,
             tail=encode_piece(tokenizer, f"\n\nQuestion: {question.text}\nAnswer:"),
-        )  # fmt: skip
-        needles = [[start, len(ids)] for start, ids, number in zip(placed.starts, pieces, block, strict=True)
-                   if number in question.gold]  # fmt: skip
+        )
+        needles = [
+            [start, len(ids)]
+            for start, ids, number in zip(placed.starts, pieces, block, strict=True)
+            if number in question.gold
+        ]
         meta = {
             "file_sha256": self.sha256,
             "question": question.name,
@@ -109,17 +127,34 @@ class QA(Task):
             "distance": len(placed.prompt) - needles[0][0],
             "haystack": placed.haystack,
         }
-        return Example(placed.prompt, np.asarray(answers[0], np.int32), placed.depths[0], meta, metric=self.metric,
-                       references=question.answers, room=room, line=True)  # fmt: skip
+        return Example(
+            placed.prompt,
+            np.asarray(answers[0], np.int32),
+            placed.depths[0],
+            meta,
+            metric=self.metric,
+            references=question.answers,
+            room=room,
+            line=True,
+        )
 
     def _prefix(self, rng: np.random.Generator, question: Question) -> str:
         """Other questions with their answers, which say none of the answers to this one."""
         others = self.file.questions
-        shots = (f"{others[i].text}\nAnswer: {others[i].answers[0]}" for i in rng.permutation(len(others)))
-        clean = list(itertools.islice((shot for shot in shots if not says(shot, question.answers)), self.shots))
+        shots = (
+            f"{others[i].text}\nAnswer: {others[i].answers[0]}"
+            for i in rng.permutation(len(others))
+        )
+        clean = list(
+            itertools.islice(
+                (shot for shot in shots if not says(shot, question.answers)), self.shots
+            )
+        )
         if len(clean) < self.shots:
-            raise ValueError(f"{self.name}: {self.path} has {len(clean)} other questions that do not give question "
-                             f"{question.name} away: set shots to that, or give more questions")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: {self.path} has {len(clean)} other questions that do not give question "
+                f"{question.name} away: set shots to that, or give more questions"
+            )
         return "\n\n".join(f"Question: {shot}" for shot in clean)
 
     def _others(
@@ -130,9 +165,11 @@ class QA(Task):
         order = rng.permutation(len(documents))
         if self.related_first:
             order = order[np.argsort(~np.isin(order, question.article), kind="stable")]
-        others = ((number, _ids(tokenizer, documents[number]))
-                  for number in order[~np.isin(order, self.block(question))].tolist()
-                  if not says("\n".join(documents[number]), question.answers))  # fmt: skip
+        others = (
+            (number, _ids(tokenizer, documents[number]))
+            for number in order[~np.isin(order, self.block(question))].tolist()
+            if not says("\n".join(documents[number]), question.answers)
+        )
         enough, missing = [], sum(sides)
         while missing > 0 and (drawn := next(others, None)):
             enough.append(drawn)
@@ -162,14 +199,20 @@ def _pool(task: QA, sha256: str) -> list[Question]:
         return sum(len(file.documents[number].text) for number in task.block(question))
 
     def alone(question: Question) -> bool:
-        rest = (file.documents[number].text for number in question.article if number not in question.gold)
+        rest = (
+            file.documents[number].text
+            for number in question.article
+            if number not in question.gold
+        )
         return not any(says(text, question.answers) for text in rest)
 
     most = math.inf if task.max_chars is None else task.max_chars
     pool = [q for q in file.questions if size(q) <= most and (not task.article or alone(q))]
     if not pool:
-        raise ValueError(f"{task.name}: {task.path} has no question about a text of at most {most} characters"
-                         + ", answered in one place of its article" * task.article)  # fmt: skip
+        raise ValueError(
+            f"{task.name}: {task.path} has no question about a text of at most {most} characters"
+            + ", answered in one place of its article" * task.article
+        )
     return pool
 
 

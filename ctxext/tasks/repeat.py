@@ -34,17 +34,27 @@ class Repeat(TrainingTask):
         needed = len(head) + 2 * size
         seq_len = needed if seq_len is None else seq_len
         if needed > seq_len:
-            raise ValueError(f"{self.name}: a prompt of {seq_len} tokens cannot hold the string and its cue; "
-                             f"the shortest is {needed} tokens")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: a prompt of {seq_len} tokens cannot hold the string and its cue; "
+                f"the shortest is {needed} tokens"
+            )
         depth = float(rng.random()) if depth is None else depth
         if not 0 <= depth <= 1:
             raise ValueError(f"{self.name}: depth {depth} is outside 0..1")
         string = _random_tokens(rng, haystack, size)
         if len(string) < size:
-            raise ValueError(f"{self.name}: the haystack has fewer than {size} different tokens: give it more text")
+            raise ValueError(
+                f"{self.name}: the haystack has fewer than {size} different tokens: give it more text"
+            )
         filler, pieces = draw_haystack(rng, haystack, seq_len - needed)
         cut = round(depth * len(filler))
-        parts = [np.asarray(head, np.int32), filler[:cut], string, filler[cut:], string[: self.num_cue]]
+        parts = [
+            np.asarray(head, np.int32),
+            filler[:cut],
+            string,
+            filler[cut:],
+            string[: self.num_cue],
+        ]
         prompt, answer = np.concatenate(parts), string[self.num_cue :]
         needle = len(head) + cut
         distance = len(prompt) - needle
@@ -59,11 +69,16 @@ class Repeat(TrainingTask):
         Weights: 0 on BOS, a first saying and the first token of a second one (all chance), 1 on the rest of it; then
         scaled to the sum length - 1, so that a row counts in a mixture as much as a row of text.
         """
-        parts, weights = [np.asarray(beginning(tokenizer), np.int32)], [np.zeros(len(beginning(tokenizer)))]
+        parts, weights = (
+            [np.asarray(beginning(tokenizer), np.int32)],
+            [np.zeros(len(beginning(tokenizer)))],
+        )
         left = length - len(parts[0])
         if left < 4:
-            raise ValueError(f"{self.name}: a training row of {length} tokens is too short; "
-                             f"the shortest is {length - left + 4} tokens")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: a training row of {length} tokens is too short; "
+                f"the shortest is {length - left + 4} tokens"
+            )
         while left:
             string = _random_tokens(rng, haystack, int(rng.integers(2, max(3, left // 2 + 1))))
             weight = np.ones(2 * len(string))

@@ -14,9 +14,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ctxext.tasks.base import Encoder, Example, Haystack, Task, beginning, encode_piece
-from ctxext.tasks.needles import listed, longest_list, wrong_lists
-from ctxext.tasks.place import place
-from ctxext.tasks.vocabulary import distinct
+from ctxext.tasks.building.needles import listed, longest_list, wrong_lists
+from ctxext.tasks.building.placement import place
+from ctxext.tasks.building.vocabulary import distinct
 
 DOTS = "..."
 """What the most frequent word of a coded text is written as."""
@@ -41,10 +41,14 @@ class CommonWords(Task):
     def __post_init__(self) -> None:
         words, *shot = self.shot
         if not 1 <= self.num_common < words:
-            raise ValueError(f"cwe: num_common is {self.num_common}, the example has {words} words: give it more words")
+            raise ValueError(
+                f"cwe: num_common is {self.num_common}, the example has {words} words: give it more words"
+            )
         for often, seldom in ((self.frequent, self.rare), shot):
             if not 0 < seldom + seldom // 3 < often - often // 3:
-                raise ValueError(f"cwe: about {often} and about {seldom} times may be the same: set them further apart")
+                raise ValueError(
+                    f"cwe: about {often} and about {seldom} times may be the same: set them further apart"
+                )
 
     def example(
         self,
@@ -60,13 +64,30 @@ class CommonWords(Task):
         words = distinct(rng, "coined")
         start = encode_piece(tokenizer, "\nList:")
         question = encode_piece(tokenizer, f"\nThe {K} words of the list that occur most often:")
-        shot = Words.of(tokenizer, islice(words, shown), [*_about(rng, often, K), *_about(rng, seldom, shown - K)])
+        shot = Words.of(
+            tokenizer,
+            islice(words, shown),
+            [*_about(rng, often, K), *_about(rng, seldom, shown - K)],
+        )
         common = Words.of(tokenizer, islice(words, K), _about(rng, self.frequent, K))
-        before = [*start, *shot.text(shot.shuffled(rng)), *question, *shot.answer(tokenizer, range(K)),
-                  *encode_piece(tokenizer, "\n"), *start]  # fmt: skip
+        before = [
+            *start,
+            *shot.text(shot.shuffled(rng)),
+            *question,
+            *shot.answer(tokenizer, range(K)),
+            *encode_piece(tokenizer, "\n"),
+            *start,
+        ]
         room = max(self.room, longest_list(tokenizer, common.ids + shot.ids, K))
         others = Words([], [], [])
-        left = (seq_len or 0) - len(beginning(tokenizer)) - len(before) - common.size - len(question) - room
+        left = (
+            (seq_len or 0)
+            - len(beginning(tokenizer))
+            - len(before)
+            - common.size
+            - len(question)
+            - room
+        )
         for word in words:
             more = Words.of(tokenizer, [word], _about(rng, self.rare, 1))
             left -= more.size
@@ -75,9 +96,18 @@ class CommonWords(Task):
             for field, new in zip(others, more, strict=True):
                 field += new
         return _example(
-            rng, tokenizer, seq_len, common.joined(others), range(K), before=before, question=question, room=room,
-            shot=shot.words, task=self.name, haystack=haystack,
-        )  # fmt: skip
+            rng,
+            tokenizer,
+            seq_len,
+            common.joined(others),
+            range(K),
+            before=before,
+            question=question,
+            room=room,
+            shot=shot.words,
+            task=self.name,
+            haystack=haystack,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +125,9 @@ class FrequentWords(Task):
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_asked <= 8 or self.alpha <= 0:
-            raise ValueError(f"fwe: num_asked is 1 to 8 and alpha positive, not {self.num_asked} and {self.alpha}")
+            raise ValueError(
+                f"fwe: num_asked is 1 to 8 and alpha positive, not {self.num_asked} and {self.alpha}"
+            )
 
     def example(
         self,
@@ -109,24 +141,41 @@ class FrequentWords(Task):
         """As many words as fit in exactly `seq_len` tokens, room for the answer included."""
         K, different = self.num_asked, max(10, (seq_len or 0) // 50)
         start = encode_piece(tokenizer, "\nCoded text:")
-        question = encode_piece(tokenizer, f"\nThe {K} words that occur most often in it, dots aside:")
-        words = Words.of(tokenizer, [DOTS, *islice(distinct(rng, "coined"), different - 1)], [0] * different)
+        question = encode_piece(
+            tokenizer, f"\nThe {K} words that occur most often in it, dots aside:"
+        )
+        words = Words.of(
+            tokenizer, [DOTS, *islice(distinct(rng, "coined"), different - 1)], [0] * different
+        )
         share = np.arange(1, different + 1) ** -self.alpha * rng.uniform(0.9, 1.1, different)
         share /= share.sum()
 
         def counted(total: int) -> Words:
             counts = np.floor(total * share).astype(int)
             most = max(0, counts[1 : K + 1].min() - 1)  # what is asked for is never in a tie
-            return words._replace(counts=[*counts[: K + 1].tolist(), *np.minimum(counts[K + 1 :], most).tolist()])
+            return words._replace(
+                counts=[*counts[: K + 1].tolist(), *np.minimum(counts[K + 1 :], most).tolist()]
+            )
 
         room = max(self.room, longest_list(tokenizer, words.ids, K))
         budget = (seq_len or 0) - len(beginning(tokenizer)) - len(start) - len(question) - room
-        fits = bisect_right(range(max(0, budget)), budget, key=lambda total: counted(total).size) - 1
+        fits = (
+            bisect_right(range(max(0, budget)), budget, key=lambda total: counted(total).size) - 1
+        )
         least = math.ceil(2 / share[1 : K + 1].min())
         return _example(
-            rng, tokenizer, seq_len, counted(max(fits, least)), range(1, K + 1), before=start, question=question,
-            room=room, shot=(), task=self.name, haystack=haystack,
-        )  # fmt: skip
+            rng,
+            tokenizer,
+            seq_len,
+            counted(max(fits, least)),
+            range(1, K + 1),
+            before=start,
+            question=question,
+            room=room,
+            shot=(),
+            task=self.name,
+            haystack=haystack,
+        )
 
 
 class Words(NamedTuple):
@@ -185,18 +234,42 @@ def _example(
     """`before`, the words in a random order, `question`; a few tokens of text come first, to fill up."""
     order = words.shuffled(rng)
     piece = [*before, *words.text(order)]
-    placed = place(rng, tokenizer, seq_len, [(1.0, piece)], task=task, tail=question, room=room, haystack=haystack)
+    placed = place(
+        rng,
+        tokenizer,
+        seq_len,
+        [(1.0, piece)],
+        task=task,
+        tail=question,
+        room=room,
+        haystack=haystack,
+    )
     sizes = np.array([len(words.ids[i]) for i in order])
     starts = placed.starts[0] + len(before) + np.cumsum(sizes) - sizes
     needed = np.isin(order, asked)
     spans = np.stack([starts, sizes], 1)[needed].tolist()
     gold = words.falling(asked)
-    others = [i for i, count in enumerate(words.counts) if count and i not in asked and words.words[i] != DOTS]
-    meta = {"needles": spans, "distance": len(placed.prompt) - spans[0][0], "haystack": placed.haystack,
-            "counts": [words.counts[i] for i in gold], "num_words": len(order)}  # fmt: skip
+    others = [
+        i
+        for i, count in enumerate(words.counts)
+        if count and i not in asked and words.words[i] != DOTS
+    ]
+    meta = {
+        "needles": spans,
+        "distance": len(placed.prompt) - spans[0][0],
+        "haystack": placed.haystack,
+        "counts": [words.counts[i] for i in gold],
+        "num_words": len(order),
+    }
     return Example(
-        placed.prompt, np.asarray(words.answer(tokenizer, asked), np.int32), float(np.argmax(needed) / len(order)),
-        meta, metric="all", references=tuple(words.words[i] for i in gold),
+        placed.prompt,
+        np.asarray(words.answer(tokenizer, asked), np.int32),
+        float(np.argmax(needed) / len(order)),
+        meta,
+        metric="all",
+        references=tuple(words.words[i] for i in gold),
         decoys=(*(words.words[i] for i in others), *shot),
-        choices=wrong_lists(rng, tokenizer, [words.ids[i] for i in others], len(asked), room), room=room, line=True,
-    )  # fmt: skip
+        choices=wrong_lists(rng, tokenizer, [words.ids[i] for i in others], len(asked), room),
+        room=room,
+        line=True,
+    )

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ctxext import distributed
 from ctxext.experiment import Experiment
+from ctxext.parallel import distributed
 from ctxext.rundir import RunDir
 from ctxext.tracking.jsonl import Images, JsonlSink
 
@@ -48,7 +48,9 @@ class Tracker(NamedTuple):
 
 TRACKERS = {
     "wandb": Tracker("ctxext.tracking.wandb:WandbSink", "wandb", ""),
-    "tensorboard": Tracker("ctxext.tracking.tensorboard:TensorBoardSink", "tensorboardX", "tensorboard"),
+    "tensorboard": Tracker(
+        "ctxext.tracking.tensorboard:TensorBoardSink", "tensorboardX", "tensorboard"
+    ),
     "trackio": Tracker("ctxext.tracking.trackio:TrackioSink", "trackio", "trackio"),
 }
 
@@ -60,7 +62,9 @@ def parse(names: str) -> tuple[str, ...]:
         if name not in TRACKERS:
             raise ValueError(f"--track: there is no tracker {name!r}; known: {', '.join(TRACKERS)}")
         if (tracker := TRACKERS[name]).extra and importlib.util.find_spec(tracker.package) is None:
-            raise ValueError(f"--track {name} needs {tracker.package}: pip install 'ctxext[{tracker.extra}]'")
+            raise ValueError(
+                f"--track {name} needs {tracker.package}: pip install 'ctxext[{tracker.extra}]'"
+            )
     return found
 
 
@@ -70,8 +74,11 @@ OFFLINE = ("wandb/offline-run-*", "baselines/*/wandb/offline-run-*")
 
 def kept_offline(run: Path) -> str:
     """The command that uploads what wandb keeps in a run directory; empty if there is nothing that is not uploaded."""
-    waiting = [f"{shlex.quote(str(run))}/{pattern}" for pattern in OFFLINE
-               if any(not list(path.glob("*.synced")) for path in run.glob(pattern))]  # fmt: skip
+    waiting = [
+        f"{shlex.quote(str(run))}/{pattern}"
+        for pattern in OFFLINE
+        if any(not list(path.glob("*.synced")) for path in run.glob(pattern))
+    ]
     return f"wandb sync {' '.join(waiting)}" if waiting else ""
 
 
@@ -110,12 +117,20 @@ class Guarded:
         except Exception as error:
             self._well = False
             reason = str(error).strip().partition("\n")[0]
-            print(f"{self._name} is off for the rest of this run ({type(error).__name__}: {reason})", file=sys.stderr)
+            print(
+                f"{self._name} is off for the rest of this run ({type(error).__name__}: {reason})",
+                file=sys.stderr,
+            )
 
 
 @contextlib.contextmanager
 def start_sinks(
-    experiment: Experiment, run: RunDir, *, track: Sequence[str] = ("wandb",), group: str = "", job: str = "train"
+    experiment: Experiment,
+    run: RunDir,
+    *,
+    track: Sequence[str] = ("wandb",),
+    group: str = "",
+    job: str = "train",
 ) -> Iterator[list[Sink]]:
     """The sinks of a run, finished at the end of the block; of many processes only the first has any.
 

@@ -20,12 +20,20 @@ class TrackioSink:
         import trackio
 
         self._trackio = trackio
-        config = {name: value for name, value in to_json(experiment).items() if name[0] != "_"} | {"job_type": job}
+        config = {name: value for name, value in to_json(experiment).items() if name[0] != "_"} | {
+            "job_type": job
+        }
         with _aside():
             self._run = trackio.init(
-                project=os.environ.get("TRACKIO_PROJECT", "ctxext"), name=run.path.name, group=group, resume="allow",
-                config=config, embed=False, auto_log_gpu=False, auto_log_cpu=False,
-            )  # fmt: skip
+                project=os.environ.get("TRACKIO_PROJECT", "ctxext"),
+                name=run.path.name,
+                group=group,
+                resume="allow",
+                config=config,
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
 
     def log(self, row: dict[str, Any]) -> None:
         self._run.log(scalars(row), step=row["step"])
@@ -35,10 +43,17 @@ class TrackioSink:
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
         for (seq_len, group), values in means(rows).items():
-            self._run.log({"eval/seq_len": seq_len, **{f"eval/{group}/{name}": v for name, v in values.items()}})
+            self._run.log(
+                {
+                    "eval/seq_len": seq_len,
+                    **{f"eval/{group}/{name}": v for name, v in values.items()},
+                }
+            )
 
     def images(self, draw: Callable[[], Images]) -> None:
-        self._run.log({f"heatmaps/{name}": self._trackio.Image(pixels) for name, pixels in draw().items()})
+        self._run.log(
+            {f"heatmaps/{name}": self._trackio.Image(pixels) for name, pixels in draw().items()}
+        )
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
         pass  # it would copy them

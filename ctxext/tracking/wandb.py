@@ -15,12 +15,12 @@ from ctxext.attention import Causal
 from ctxext.experiment import Experiment, to_json
 from ctxext.files import write_text
 from ctxext.methods import label, method_name
+from ctxext.model.trainable import Full
 from ctxext.positions import Contiguous
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir, git_commit
 from ctxext.tracking.jsonl import Images
 from ctxext.tracking.means import means, scalars
-from ctxext.trainable import Full
 
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 120.0}
 """Seconds that a server may keep a run waiting at its beginning and end; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT
@@ -45,19 +45,34 @@ class WandbSink:
         if not id_file.exists():  # a sweep's agent has chosen it
             write_text(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         parts = (experiment.rope, experiment.attention, experiment.positions, experiment.trainable)
-        config = {**to_json(experiment), "method": label(part for part in parts if part not in PLAIN),
-                  "fingerprint": experiment.fingerprint, "git_commit": git_commit()}  # fmt: skip
-        patience: dict[str, Any] = {name: float(os.environ.get(f"WANDB_{name.upper()}", seconds))
-                                    for name, seconds in PATIENCE.items()}  # fmt: skip
+        config = {
+            **to_json(experiment),
+            "method": label(part for part in parts if part not in PLAIN),
+            "fingerprint": experiment.fingerprint,
+            "git_commit": git_commit(),
+        }
+        patience: dict[str, Any] = {
+            name: float(os.environ.get(f"WANDB_{name.upper()}", seconds))
+            for name, seconds in PATIENCE.items()
+        }
 
         def start(mode: Any) -> Any:
             return wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "ctxext"), name=run.path.name, id=id_file.read_text(),
-                group=os.environ.get("WANDB_RUN_GROUP", group), job_type=os.environ.get("WANDB_JOB_TYPE", job),
-                tags=[method_name(part) for part in parts if part is not None], config=config, resume="allow",
-                mode=mode, dir=run.path, reinit="create_new",
-                settings=wandb.Settings(silent=True, console="off", finish_timeout_raises=True, **patience),
-            )  # fmt: skip
+                project=os.environ.get("WANDB_PROJECT", "ctxext"),
+                name=run.path.name,
+                id=id_file.read_text(),
+                group=os.environ.get("WANDB_RUN_GROUP", group),
+                job_type=os.environ.get("WANDB_JOB_TYPE", job),
+                tags=[method_name(part) for part in parts if part is not None],
+                config=config,
+                resume="allow",
+                mode=mode,
+                dir=run.path,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    silent=True, console="off", finish_timeout_raises=True, **patience
+                ),
+            )
 
         mode = wandb_mode()
         try:
@@ -68,8 +83,11 @@ class WandbSink:
             wandb.teardown()  # its service would call the run's id taken
             self._run = start("offline")
             reason = str(error).strip().partition("\n")[0]
-            print(f"wandb does not answer ({reason}); this run is kept offline, to be uploaded with: wandb sync "
-                  f"{Path(self._run.dir).parent}", file=sys.stderr)  # fmt: skip
+            print(
+                f"wandb does not answer ({reason}); this run is kept offline, to be uploaded with: wandb sync "
+                f"{Path(self._run.dir).parent}",
+                file=sys.stderr,
+            )
         # Own axes: wandb's step cannot go back when a run resumes from an older checkpoint.
         for axis in ("train/step", "eval/seq_len"):
             self._run.define_metric(axis)
@@ -82,11 +100,18 @@ class WandbSink:
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
         for (seq_len, group), values in means(rows).items():
-            self._run.log({"eval/seq_len": seq_len, **{f"eval/{group}/{name}": v for name, v in values.items()}})
+            self._run.log(
+                {
+                    "eval/seq_len": seq_len,
+                    **{f"eval/{group}/{name}": v for name, v in values.items()},
+                }
+            )
         self._table += rows
         columns = list(dict.fromkeys(name for row in self._table for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in self._table]
-        self._run.log({"rows": self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
+        self._run.log(
+            {"rows": self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)}
+        )
 
     def images(self, draw: Callable[[], Images]) -> None:
         tasks: dict[str, list[Any]] = {}
@@ -98,7 +123,9 @@ class WandbSink:
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
         name = re.sub(r"[^\w.-]", "-", f"{self._path.name}-{kind}")
         artifact = self._wandb.Artifact(name, type=kind, metadata=facts)
-        for path in paths:  # names and sizes alone: hashing a checkpoint takes minutes, and it has its own seal
+        for path in (
+            paths
+        ):  # names and sizes alone: hashing a checkpoint takes minutes, and it has its own seal
             artifact.add_reference(path.resolve().as_uri(), name=path.name, checksum=False)
         self._run.log_artifact(artifact)
 
@@ -107,8 +134,10 @@ class WandbSink:
         try:
             self._run.finish(exit_code=int(failed))
         except TimeoutError:
-            print(f"wandb has not taken everything; upload the rest with: wandb sync --no-skip-online {folder}",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"wandb has not taken everything; upload the rest with: wandb sync --no-skip-online {folder}",
+                file=sys.stderr,
+            )
 
 
 def wandb_mode() -> Any:
@@ -118,7 +147,9 @@ def wandb_mode() -> Any:
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     try:
-        host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+        host = urllib.parse.urlsplit(
+            os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        ).hostname
         return "online" if netrc.netrc().authenticators(host or "") else "offline"
     except (OSError, netrc.NetrcParseError):
         return "offline"
@@ -127,7 +158,9 @@ def wandb_mode() -> Any:
 def default_entity() -> str:
     """Whose projects are meant if nobody is named. Raises ValueError without a login."""
     if wandb_mode() != "online":
-        raise ValueError("not logged in to wandb: set WANDB_API_KEY or run `wandb login`; --json needs no login")
+        raise ValueError(
+            "not logged in to wandb: set WANDB_API_KEY or run `wandb login`; --json needs no login"
+        )
     import wandb
 
     try:

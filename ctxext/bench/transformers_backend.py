@@ -1,0 +1,186 @@
+"""The other side of a match: transformers on torch, with SDPA and the fused optimiser."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from ctxext.bench.cases import Round, Work
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def version() -> str:
+    """What ran it."""
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def device() -> str:
+    """The kind of device, "cpu" if it is none."""
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+
+
+def device_peak() -> int | None:
+    """Peak bytes of an accelerator's own memory."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
+
+
+def device_seconds(call: Callable[[], Any]) -> float | None:
+    """Seconds of kernels on the accelerator while `call` runs; None on a CPU."""
+    if DEVICE != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        _settle()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
+def _timed(
+    call: Callable[[], Any], value: Callable[[Any], list[float]]
+) -> tuple[float, list[float]]:
+    _settle()
+    started = time.perf_counter()
+    out = call()
+    _settle()
+    return time.perf_counter() - started, value(out)
+
+
+def _settle() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _model(weights: Path, dtype: torch.dtype) -> Any:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        weights, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    return model.to(DEVICE)
+
+
+def _ids(work: Work) -> torch.Tensor:
+    return torch.from_numpy(work.input_ids().astype(np.int64)).to(DEVICE)
+
+
+def _normal(work: Work, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.from_numpy(x).to(DEVICE) for x in work.normal(*shapes)]
+
+
+def _step(work: Work, weights: Path) -> Round:
+    model, ids = _model(weights, torch.float32).train(), _ids(work)
+    model.config.use_cache = False
+    if work.remat == "full":
+        with warnings.catch_warnings():  # that it has a new name in transformers 6
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), 1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
+    )
+    narrow = torch.autocast(DEVICE, torch.bfloat16, enabled=work.dtype == "bfloat16")
+
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        with narrow:
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), norm
+
+    return lambda: _timed(call, lambda out: [float(x) for x in out])
+
+
+def _prefill(work: Work, weights: Path) -> Round:
+    model, ids = _model(weights, getattr(torch, work.dtype)).eval(), _ids(work)
+
+    @torch.inference_mode()
+    def call() -> torch.Tensor:
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1).logits[0, -1].float()
+
+    def value(logits: torch.Tensor) -> list[float]:
+        return [float(logits.logsumexp(-1) - logits.max()), float(logits.argmax())]
+
+    return lambda: _timed(call, value)
+
+
+class _Stamps(transformers.StoppingCriteria):
+    """Notes when each token was there, and never stops."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> Any:
+        _settle()
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _decode(work: Work, weights: Path) -> Round:
+    model, ids = _model(weights, getattr(torch, work.dtype)).eval(), _ids(work)
+    model.generation_config.eos_token_id = None
+
+    @torch.inference_mode()
+    def once() -> tuple[float, list[float]]:
+        stamps = _Stamps()
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=work.new_tokens,
+            do_sample=False,
+            stopping_criteria=[stamps],
+        )
+        return stamps.times[-1] - stamps.times[0], out[:, work.seq_len :].flatten().tolist()
+
+    return once
+
+
+def _attention(work: Work, _: Path) -> Round:
+    heads = (work.batch, work.seq_len, work.shape.num_attention_heads, work.shape.head_dim)
+    tensors = [
+        x.transpose(1, 2).contiguous().to(getattr(torch, work.dtype))
+        for x in _normal(work, *[heads] * 4)
+    ]
+    weight = tensors.pop()
+    q, k, v = (x.requires_grad_() for x in tensors)
+
+    def call() -> tuple[torch.Tensor, ...]:
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.autograd.grad((out * weight).float().sum(), (q, k, v))
+
+    return lambda: _timed(call, _norms)
+
+
+def _loss(work: Work, _: Path) -> Round:
+    D, V = work.shape.hidden_size, work.shape.vocab_size
+    hidden, kernel = _normal(work, (work.batch, work.seq_len, D), (V, D))
+    targets = _ids(work).flatten()
+    hidden = hidden.to(getattr(torch, work.dtype)).requires_grad_()
+    kernel = (kernel * D**-0.5).requires_grad_()
+
+    def call() -> tuple[torch.Tensor, ...]:
+        logits = (hidden @ kernel.to(hidden.dtype).T).float()
+        return torch.autograd.grad(cross_entropy(logits.flatten(0, 1), targets), (hidden, kernel))
+
+    return lambda: _timed(call, _norms)
+
+
+def _norms(gradients: tuple[torch.Tensor, ...]) -> list[float]:
+    return [float(x.float().norm()) for x in gradients]
+
+
+PARTS = {
+    "step": _step,
+    "prefill": _prefill,
+    "decode": _decode,
+    "attention": _attention,
+    "loss": _loss,
+}

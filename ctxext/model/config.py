@@ -1,0 +1,122 @@
+"""What a Llama is: the shape of the model, in Hugging Face's names, and the published shapes by name."""
+
+import dataclasses
+
+from ctxext.rope import RopeBase
+
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Everything an HF `model_type: llama` config says about the function, rotary scaling apart.
+
+    `max_position_embeddings` is the window of pre-training (tokens), also for a model that was extended since.
+    Raises ValueError for shapes that do not fit together.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    hidden_act: str = "silu"
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        )
+        for field in sizes:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}; correct config.json"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"hidden_act {self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}"
+            )
+
+    def rope_base(self) -> RopeBase:
+        """The un-scaled rotary embedding this model was pre-trained with."""
+        return RopeBase(self.head_dim, self.rope_theta, self.max_position_embeddings)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, by arithmetic; the tied output projection counts once."""
+        D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
+        q, kv = self.num_attention_heads * H, self.num_key_value_heads * H
+        attention = D * (q + 2 * kv) + q * D + self.attention_bias * (q + 2 * kv + D)
+        mlp = 3 * D * F + self.mlp_bias * (2 * F + D)
+        embeddings = self.vocab_size * D * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * (attention + mlp + 2 * D) + embeddings + D
+
+
+def _llama(
+    D: int, F: int, L: int, N: int, K: int, theta: float, window: int, vocab: int, **more
+) -> LlamaConfig:
+    more = {"rms_norm_eps": 1e-5, "head_dim": D // N, **more}
+    return LlamaConfig(
+        vocab, D, F, L, N, K, rope_theta=theta, max_position_embeddings=window, **more
+    )
+
+
+def _llama3(D: int, F: int, L: int, N: int, K: int, window: int, **more) -> LlamaConfig:
+    # From 3.1 on, 8,192 is the window that the Llama-3 frequency scaling starts from (factor 8, or 32 for 3.2).
+    return _llama(
+        D, F, L, N, K, 5e5, window, 128256, bos_token_id=128000, eos_token_id=128001, **more
+    )
+
+
+SHAPES: dict[str, LlamaConfig] = {
+    "llama1-7b": _llama(4096, 11008, 32, 32, 32, 1e4, 2048, 32000, rms_norm_eps=1e-6),
+    "llama1-13b": _llama(5120, 13824, 40, 40, 40, 1e4, 2048, 32000, rms_norm_eps=1e-6),
+    "llama1-33b": _llama(6656, 17920, 60, 52, 52, 1e4, 2048, 32000, rms_norm_eps=1e-6),
+    "llama1-65b": _llama(8192, 22016, 80, 64, 64, 1e4, 2048, 32000),
+    "llama2-7b": _llama(4096, 11008, 32, 32, 32, 1e4, 4096, 32000),
+    "llama2-13b": _llama(5120, 13824, 40, 40, 40, 1e4, 4096, 32000),
+    "llama2-70b": _llama(8192, 28672, 80, 64, 8, 1e4, 4096, 32000),
+    "codellama-7b": _llama(4096, 11008, 32, 32, 32, 1e6, 16384, 32016),
+    "codellama-13b": _llama(5120, 13824, 40, 40, 40, 1e6, 16384, 32016),
+    "codellama-34b": _llama(8192, 22016, 48, 64, 8, 1e6, 16384, 32000),
+    "codellama-70b": _llama(8192, 28672, 80, 64, 8, 1e6, 16384, 32016),
+    "codellama-70b-instruct": _llama(
+        8192, 28672, 80, 64, 8, 1e4, 4096, 32016
+    ),  # Python too: no long-context stage
+    "llama3-8b": _llama3(4096, 14336, 32, 32, 8, 8192),
+    "llama3-70b": _llama3(8192, 28672, 80, 64, 8, 8192),
+    "llama3.1-405b": _llama3(16384, 53248, 126, 128, 8, 8192),
+    "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, 8192, tie_word_embeddings=True),
+    "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, 8192, tie_word_embeddings=True),
+    "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 1e4, 2048, 32000),
+}
+for _name in (
+    "llama3.1-8b",
+    "llama3.1-70b",
+    "llama3.3-70b",
+):  # the shape of Llama 3; what differs is the scaling
+    SHAPES[_name] = SHAPES[f"llama3-{_name.rsplit('-')[-1]}"]

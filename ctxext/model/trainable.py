@@ -1,0 +1,245 @@
+"""What a run trains: a pattern over the paths of the parameters splits their tree in two.
+
+Gradients, optimiser state and checkpoints see the trained part alone; the rest is kept in the compute dtype, which
+gives the same forward pass, because every product casts its parameters to it.
+"""
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctxext.model import lora
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import Params, param_shapes
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEARS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+WHOLE = {"norm": r"norm\.weight$", "embed_tokens": r"^embed_tokens\.", "lm_head": r"^lm_head\."}
+"""What may be trained whole beside adapters, and the paths it means."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable(abc.ABC):
+    """A choice of parameters, and the form that they are trained in."""
+
+    @abc.abstractmethod
+    def pattern(self, config: LlamaConfig) -> str:
+        """Regular expression over dotted paths of `prepare`d parameters. Raises ValueError if the model lacks them."""
+
+    def prepare(self, params: Params, seed: int) -> Params:
+        """A plain tree as it is trained: adapters added, or the stack of layers cut."""
+        return params
+
+    def noise(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
+        """What a step's microbatches need beside the data: arrays [accumulate, ...], a function of the arguments."""
+        return {}
+
+    def ready(self, params: Params, micro: Mapping[str, Any]) -> Params:
+        """All parameters as one microbatch runs them; `micro` holds its part of `noise`."""
+        return params
+
+    def merged(self, params: Params) -> Params:
+        """All parameters as a plain tree again, float32 where it had to be computed."""
+        return params
+
+    def shapes(self, config: LlamaConfig) -> tuple[Params, Params]:
+        """(trained, rest) as `jax.ShapeDtypeStruct`, float32. Raises ValueError like `pattern`."""
+        pattern = self.pattern(config)
+        return split(
+            jax.eval_shape(functools.partial(self.prepare, seed=0), param_shapes(config)), pattern
+        )
+
+    def base_shapes(self, config: LlamaConfig, dtype: str) -> Params:
+        """The plain tree as `jax.ShapeDtypeStruct`: in `dtype` what is frozen whole, float32 what is trained."""
+        plain, (_, rest) = param_shapes(config), self.shapes(config)
+        frozen = {str(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(rest)}
+
+        def narrow(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            kept = frozen.get(str(path)) == leaf.shape  # a stack that is cut is trained in part
+            return jax.ShapeDtypeStruct(leaf.shape, dtype if kept else leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(narrow, plain)
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Trainable):
+    """Every parameter."""
+
+    def pattern(self, config: LlamaConfig) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA(Trainable):
+    """Adapters s A B beside the `targets` of every layer (arXiv 2106.09685); the rest stays as it is, but for `also`.
+
+    s = alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv 2312.03732). also: any of "norm", "embed_tokens",
+    "lm_head", trained whole; LongLoRA's recipe is ("norm", "embed_tokens") (arXiv 2309.12307). Raises ValueError for
+    values that cannot train.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ATTENTION
+    rslora: bool = False
+    also: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"trainable.rank must be at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise ValueError(f"trainable.alpha must be positive, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"trainable.dropout must be at least 0 and below 1, got {self.dropout}"
+            )
+        if not self.targets:
+            raise ValueError(f"trainable.targets is empty; choose from {', '.join(LINEARS)}")
+        for name, given, known in (
+            ("targets", self.targets, LINEARS),
+            ("also", self.also, tuple(WHOLE)),
+        ):
+            if unknown := [x for x in given if x not in known]:
+                raise ValueError(
+                    f"trainable.{name}: {unknown[0]!r} is not one of {', '.join(known)}"
+                )
+            if len(set(given)) < len(given):
+                raise ValueError(f"trainable.{name} names something twice: {', '.join(given)}")
+
+    @property
+    def scale(self) -> float:
+        """s, which is never trained."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def pattern(self, config: LlamaConfig) -> str:
+        if "lm_head" in self.also and config.tie_word_embeddings:
+            raise ValueError(
+                "trainable.also: this model's lm_head is its embedding; name embed_tokens instead"
+            )
+        return "|".join([r"\.lora_[ab]$", *(WHOLE[name] for name in self.also)])
+
+    def prepare(self, params: Params, seed: int) -> Params:
+        return lora.add_adapters(params, self.targets, self.rank, seed)
+
+    def noise(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
+        if not self.dropout:
+            return {}
+        draws = [(seed % 2**32, step, micro) for micro in range(accumulate)]
+        return {"dropout": np.array(draws, np.uint32)}
+
+    def ready(self, params: Params, micro: Mapping[str, Any]) -> Params:
+        key = None
+        if "dropout" in micro:
+            seed, step, index = micro["dropout"]
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), index)
+        return lora.ready(params, self.targets, self.scale, self.dropout, key)
+
+    def merged(self, params: Params) -> Params:
+        return lora.merge(params, self.targets, self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastLayers(Trainable):
+    """The last `n` layers, the final norm and the output projection; a tied projection stays, it is the embedding.
+
+    The layers before them are a segment of their own, which has no backward pass.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"trainable.n must be at least 1, got {self.n}")
+
+    def pattern(self, config: LlamaConfig) -> str:
+        if self.n > config.num_hidden_layers:
+            raise ValueError(
+                f"trainable.n {self.n} is more than the {config.num_hidden_layers} layers of the model"
+            )
+        last = 1 if self.n < config.num_hidden_layers else 0
+        return rf"^segments\.{last}\.|^norm\.|^lm_head\."
+
+    def prepare(self, params: Params, seed: int) -> Params:
+        stack = params["segments"]["0"]
+        first = jax.tree.leaves(stack)[0].shape[0] - self.n
+        parts = [(0, first), (first, None)] if first else [(0, None)]
+        cut = {
+            str(i): jax.tree.map(lambda x, a=a, b=b: x[a:b], stack)
+            for i, (a, b) in enumerate(parts)
+        }
+        return {**params, "segments": cut}
+
+    def merged(self, params: Params) -> Params:
+        parts = [params["segments"][str(i)] for i in range(len(params["segments"]))]
+        return {**params, "segments": {"0": jax.tree.map(lambda *x: jnp.concatenate(x), *parts)}}
+
+
+TRAINABLE: dict[str, type[Trainable]] = {"full": Full, "lora": LoRA, "last-layers": LastLayers}
+"""By the name that the command line uses."""
+
+
+def split(params: Params, pattern: str) -> tuple[Params, Params]:
+    """(leaves whose path holds a match, the others), two trees for `join`."""
+    found = re.compile(pattern).search
+    return _part(params, lambda path: bool(found(path))), _part(
+        params, lambda path: not found(path)
+    )
+
+
+def _part(tree: Params, keep: Callable[[str], bool], path: tuple[str, ...] = ()) -> Params:
+    out: Params = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if inside := _part(value, keep, (*path, key)):
+                out[key] = inside
+        elif keep(".".join((*path, key))):
+            out[key] = value
+    return out
+
+
+def join(one: Params, other: Params) -> Params:
+    """The tree with the leaves of both."""
+    out = dict(other)
+    for key, value in one.items():
+        out[key] = join(value, other[key]) if isinstance(value, dict) and key in other else value
+    return out
+
+
+@jax.jit
+def _digests(tree: Params) -> list[jax.Array]:
+    def digest(leaf: jax.Array) -> jax.Array:
+        place = jnp.zeros(leaf.shape, jnp.uint32)
+        for dim, size in enumerate(leaf.shape):
+            place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
+        kind = {4: jnp.uint32, 2: jnp.uint16}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32) + place * np.uint32(
+            0x9E3779B9
+        )
+        for shift, factor in (
+            (16, 0x85EBCA6B),
+            (13, 0xC2B2AE35),
+            (16, 1),
+        ):  # one to one: no single change is missed
+            bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
+        return bits.sum(dtype=jnp.uint32)
+
+    return [digest(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def checksum(tree: Params) -> str:
+    """Sixteen hex digits over every bit, its place and name; equal on any mesh, whole numbers add up in any order."""
+    names = [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    numbers = [int(value) for value in _digests(tree)]
+    return hashlib.sha256(repr((names, numbers)).encode()).hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""What XLA's compiler has to know of a GPU to compile for it where there is none: its target configuration.
+
+Numbers: XLA's own descriptions of these devices (openxla/xla, xla/backends/gpu/target_config/specs).
+"""
+
+import dataclasses
+
+CUDA, CUDNN = (
+    "major: 12 minor: 8",
+    "major: 9 minor: 8",
+)  # as in those, and as the extra plan-gpu asks for
+SYSTEM = 1024  # bytes of shared memory that CUDA keeps of every block
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A GPU by its name: compute capability, multiprocessors, float32 units and shared bytes of each, bytes/s and bytes
+    of memory, bytes of L2 cache, GHz."""
+
+    name: str
+    capability: int
+    cores: int
+    units: int
+    shared: int
+    bandwidth: float
+    memory: int
+    l2: int
+    clock: float
+
+    @property
+    def target(self) -> str:
+        """A `GpuTargetConfigProto` as text."""
+        return f"""
+            gpu_device_info {{
+              threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+              registers_per_block_limit: 65536 registers_per_core_limit: 65536
+              block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+              core_count: {self.cores} fpus_per_core: {self.units} clock_rate_ghz: {self.clock}
+              shared_memory_per_block: 49152 shared_memory_per_block_optin: {self.shared - SYSTEM}
+              shared_memory_per_core: {self.shared}
+              l2_cache_size: {self.l2} memory_bandwidth: {self.bandwidth:.0f} device_memory_size: {self.memory}
+              cuda_compute_capability {{ major: {self.capability} }}
+            }}
+            platform_name: "CUDA" runtime_version {{ {CUDA} }} dnn_version_info {{ {CUDNN} }}
+            device_description_str: "{self.name}"
+        """
+
+
+MIB = 2**20
+CHIPS: dict[str, Chip] = {
+    "a100-40": Chip(
+        "NVIDIA A100-SXM4-40GB", 8, 108, 64, 164 * 1024, 1.555e12, 40370 * MIB, 40 * MIB, 1.41
+    ),
+    "a100-80": Chip(
+        "NVIDIA A100-SXM4-80GB", 8, 108, 64, 164 * 1024, 2.039e12, 81157 * MIB, 40 * MIB, 1.41
+    ),
+    "h100-80": Chip(
+        "NVIDIA H100 80GB HBM3", 9, 132, 128, 228 * 1024, 3.352e12, 81007 * MIB, 50 * MIB, 1.98
+    ),
+    "h200-141": Chip("NVIDIA H200", 9, 132, 128, 228 * 1024, 4.8e12, 144384 * MIB, 50 * MIB, 1.98),
+    "b200": Chip("NVIDIA B200", 10, 148, 128, 228 * 1024, 7.672e12, 182642 * MIB, 126 * MIB, 1.965),
+}
+"""By the names of `accelerators.ACCELERATORS`."""

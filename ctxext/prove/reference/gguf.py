@@ -1,0 +1,164 @@
+"""GGUF files of architecture llama, as llama.cpp's code reads them."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxext.prove.reference.gguf_file import GGUFFile
+from ctxext.prove.reference.llama import Textbook
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+BYTE = 6
+"""The kind of a piece that stands for a byte."""
+
+
+class GGUFTextbook(Textbook):
+    """A Llama read from one file. Raises ValueError for another architecture, and for keys that are missing."""
+
+    neighbours = True
+    rounded = True
+
+    def __init__(self, path: str | Path) -> None:
+        self.file = GGUFFile(path)
+        keys = self.keys = self.file.keys
+        if keys.get("general.architecture") != "llama":
+            raise ValueError(
+                f"{path} is of architecture {keys.get('general.architecture')!r}, not llama"
+            )
+        try:
+            self.num_hidden_layers = keys["llama.block_count"]
+            self.rms_norm_eps = keys["llama.attention.layer_norm_rms_epsilon"]
+            heads, width = keys["llama.attention.head_count"], keys["llama.embedding_length"]
+            self.head_dim = keys.get("llama.attention.key_length", width // heads)
+            self.window: int = keys["llama.context_length"]
+        except KeyError as error:
+            raise ValueError(f"{path} lacks the key {error}") from None
+
+    def tensor_name(self, name: str) -> str:
+        """The file's name of one of Hugging Face's."""
+        stem = name.removesuffix(".weight")
+        if not stem.startswith("model.layers."):
+            return f"{NAMES[stem]}.weight"
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{NAMES[part]}.weight"
+
+    def weight(self, name: str) -> np.ndarray:
+        return self.file.numbers(self.tensor_name(name)).astype(np.float64)
+
+    def output(self) -> np.ndarray:
+        return self.weight(
+            "lm_head.weight"
+            if "output.weight" in self.file.tensors
+            else "model.embed_tokens.weight"
+        )
+
+    def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
+        """Without flags: what the file says, at any length."""
+        divisors = (
+            self.file.numbers("rope_freqs.weight")
+            if "rope_freqs.weight" in self.file.tensors
+            else None
+        )
+        return frequencies(self.keys, divisors, self.head_dim)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """BOS where the file asks for it, then SentencePiece's merges."""
+        bos = self.keys.get("tokenizer.ggml.add_bos_token", True)
+        begin = [self.keys["tokenizer.ggml.bos_token_id"]] if bos else []
+        tokens, scores, kinds = (
+            self.keys[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+        )
+        ids = {text: i for i, text in enumerate(tokens)}
+        data = {
+            int(text[3:5], 16): ids[text]
+            for text, kind in zip(tokens, kinds, strict=True)
+            if kind == BYTE
+        }
+        unknown = self.keys.get("tokenizer.ggml.unknown_token_id", 0)
+        space = " " * bool(self.keys.get("tokenizer.ggml.add_space_prefix", True))
+        found = []
+        for text in texts:
+            parts = merged((space + text).replace(" ", "▁") if text else "", ids, scores)
+            known = (
+                [ids[p]] if p in ids else [data.get(b, unknown) for b in p.encode()] for p in parts
+            )
+            found.append([*begin, *(i for part in known for i in part)])
+        return found
+
+
+def frequencies(
+    keys: dict[str, Any], divisors: np.ndarray | None, d: int
+) -> tuple[np.ndarray, float]:
+    """(radians per token of each pair, factor on cos and sin) that llama.cpp takes from a file's keys.
+
+    YaRN's betas are 32 and 1 whatever the file says, as llama.cpp's programs overrule them. Raises ValueError for a
+    type of scaling that is not read here, and for divisors that are not one a pair.
+    """
+    theta, kind = (
+        keys.get("llama.rope.freq_base", 10000.0),
+        keys.get("llama.rope.scaling.type", "linear"),
+    )
+    factor, m = (
+        keys.get("llama.rope.scaling.factor", 0.0) or 1.0,
+        keys.get("llama.rope.scaling.attn_factor", 1.0),
+    )
+    f = theta ** (-2 * np.arange(d // 2) / d)
+    if divisors is not None and divisors.shape != f.shape:
+        raise ValueError(
+            f"rope_freqs.weight of shape {divisors.shape} for {len(f)} pairs is not read here"
+        )
+    f = f if divisors is None else f / divisors.astype(np.float64)
+    if kind == "none":
+        return f, m
+    if kind == "linear":
+        return f / factor, m
+    if kind != "yarn":
+        raise ValueError(f"llama.rope.scaling.type {kind!r} is not read here")
+    window = keys.get("llama.rope.scaling.original_context_length") or keys["llama.context_length"]
+    low, high = (
+        d * math.log(window / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (32, 1)
+    )
+    low, high = max(0, math.floor(low)), min(d - 1, math.ceil(high))
+    kept = 1 - np.clip((np.arange(d // 2) - low) / max(0.001, high - low), 0, 1)
+    return f / factor * (1 - kept) + f * kept, m * (1 + 0.1 * math.log(factor))
+
+
+def merged(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
+    """The pieces left when neighbours that make a known piece are joined, highest score first, then leftmost."""
+    parts: list[str | None] = list(text)
+    before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))
+    queue: list[tuple[float, int, int, str]] = []
+
+    def offer(left: int, right: int) -> None:
+        if left >= 0 and right < len(parts) and (both := f"{parts[left]}{parts[right]}") in ids:
+            heapq.heappush(queue, (-scores[ids[both]], left, right, both))
+
+    for i in range(len(parts) - 1):
+        offer(i, i + 1)
+    while queue:
+        _, left, right, both = heapq.heappop(queue)
+        if parts[left] is None or parts[right] is None or f"{parts[left]}{parts[right]}" != both:
+            continue  # one of the two has been joined since
+        parts[left], parts[right], after[left] = both, None, after[right]
+        if after[right] < len(parts):
+            before[after[right]] = left
+        offer(before[left], left)
+        offer(left, after[left])
+    return [part for part in parts if part is not None]

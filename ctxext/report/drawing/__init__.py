@@ -1,0 +1,1 @@
+"""Drawings: SVG charts, heatmaps and their colours."""

@@ -1,0 +1,1 @@
+"""What a person reads: the verdict, text tables, and the HTML page."""

@@ -1,0 +1,106 @@
+"""The texts that an experiment reads from disk, looked for before anything long starts."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ctxext import loading
+from ctxext.data import Source
+from ctxext.data.prepared import is_prepared, open_prepared
+from ctxext.experiment import Experiment
+from ctxext.tokenization.tokenizer import load_tokenizer
+
+
+class Need(NamedTuple):
+    """A directory or file of text, who reads it, and how much has to be in it."""
+
+    path: str
+    split: str
+    reader: str
+    documents: int = 1
+    tokens: int = 0
+    """Of each of those documents, BOS and EOS not counted."""
+
+    def missing(self, tokenizer_of: str) -> str:
+        """What is said where there is nothing: the command that makes it."""
+        shortest = f" --min-tokens {self.tokens + 2}" * bool(
+            self.tokens
+        )  # `prepare` counts BOS and EOS
+        asked = f"{self.documents} documents of at least {self.tokens:,} tokens: " * bool(
+            self.tokens
+        )
+        option = (
+            ", or name other text with --data.path"
+            if self.reader == "data"
+            else "; `ctxext train` does without it"
+        )
+        return (
+            f"{self.reader} reads {self.path}, which is not there: {asked}ctxext prepare YOUR_TEXTS --out "
+            f"{shlex.quote(self.path)} --tokenizer {tokenizer_of}{shortest}{option}"
+        )
+
+
+def missing(experiment: Experiment, *, training_only: bool = False) -> list[str]:
+    """A sentence for each text that is not there; reads nothing."""
+    tokenizer = shlex.quote(experiment.init or experiment.tokenizer or "HF_DIR")
+    absent = [
+        need for need in needs(experiment, training_only=training_only) if not _place(need).exists()
+    ]
+    return list(dict.fromkeys(need.missing(tokenizer) for need in absent))
+
+
+def check(experiment: Experiment, *, training_only: bool = False) -> None:
+    """Raises ValueError for text that is not there, and for prepared tokens that are unfinished, of another tokenizer,
+    or too few for an evaluation."""
+    if absent := missing(experiment, training_only=training_only):
+        raise ValueError("; ".join(absent))
+    prepared = [
+        need for need in needs(experiment, training_only=training_only) if is_prepared(_place(need))
+    ]
+    source = experiment.init or experiment.tokenizer
+    if not prepared or source is None:
+        return
+    where = loading.locate(source)
+    tokenizer = load_tokenizer(where / "base" if loading.is_run(where) else where)
+    for need in prepared:
+        corpus = open_prepared(_place(need), need.split, tokenizer)
+        ends = (corpus.bos_id is not None) + (corpus.eos_id is not None)
+        enough = int(np.count_nonzero(np.diff(corpus.offsets) - ends >= need.tokens))
+        if enough < need.documents:
+            there = f"{need.path}, which has {enough} of {len(corpus.offsets) - 1}"
+            raise ValueError(
+                f"{need.reader} reads {need.documents} documents of at least {need.tokens:,} tokens from "
+                f"{there}: prepare more text"
+            )
+
+
+def needs(experiment: Experiment, *, training_only: bool = False) -> Iterator[Need]:
+    """What training reads, and what the evaluations do."""
+    if experiment.train.steps:
+        for path, split in _files(experiment.data):
+            yield Need(path, split, "data")
+    for one in () if training_only else experiment.evals:
+        for path, split in _files(one):
+            yield Need(
+                path, split, one.title, getattr(one, "num_documents", 1), getattr(one, "needed", 0)
+            )
+
+
+def _files(value: Any) -> Iterator[tuple[str, str]]:
+    """(path, split) of every source of text on disk in a value."""
+    if isinstance(value, Source) and isinstance(path := getattr(value, "path", None), str):
+        yield path, getattr(value, "split", "train")
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _files(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _files(getattr(value, field.name))
+
+
+def _place(need: Need) -> Path:
+    return Path(need.path).expanduser()

@@ -1,0 +1,1 @@
+"""What tasks are built from: records, haystacks, vocabularies, placement and scoring."""

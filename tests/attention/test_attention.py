@@ -1,0 +1,371 @@
+"""Pieces, masks and kernels: against the authors' distances, against loops in float64, and against each other."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxext.attention import Attention, Band, Causal, blocked, dense, over_sequence, tiles
+from ctxext.attention.blocked import block_size
+from ctxext.methods.lm_infinite import LMInfinite
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.rope import RopeBase, Unscaled
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attention.json").read_text())["cases"]
+METHODS = [Causal(), SelfExtend(4, 8), SelfExtend(3, 20), SelfExtend(8, 300)]
+SPARSE = [LMInfinite(16), LMInfinite(100, 3), LMInfinite(150, 0)]
+
+
+def distances(attention: Attention, length: int) -> np.ndarray:
+    """Rotary distance of every pair, NaN where hidden; fails if two pieces claim the same pair."""
+    index, out = np.arange(length), np.full((length, length), np.nan)
+    for piece in attention.pieces():
+        visible = piece.mask.visible(index[:, None], index[None])
+        assert np.isnan(out[visible]).all(), "pieces overlap"
+        distance = piece.query_positions(index)[:, None] - piece.key_positions(index)[None]
+        out[visible] = distance[visible]
+    return out
+
+
+def test_self_extend_applies_the_distances_of_the_authors_code():
+    """The whole-number variants, token by token; the fractional one of a single file only where it is whole."""
+    cases = [case for case in GOLDEN if case["method"] == "self_extend"]
+    whole = 0
+    for case in cases:
+        p, T = case["params"], case["params"]["T"]
+        expected = np.full((T, T), np.nan)
+        for i, row in enumerate(case["distance"]):
+            expected[i, : len(row)] = [np.nan if value is None else value for value in row]
+        if np.nanmax(abs(expected - np.round(expected))) > 0.01:
+            assert case["variant"] == "Llama.py" and p["neighbor_window"] % p["group_size"]
+            continue
+        whole += 1
+        np.testing.assert_array_equal(
+            distances(SelfExtend(p["group_size"], p["neighbor_window"]), T), expected, case["id"]
+        )
+    assert (len(cases), whole) == (36, 33)
+
+
+@pytest.mark.parametrize("attention", METHODS, ids=repr)
+def test_pieces_are_disjoint_causal_and_cover_the_past(attention: Attention):
+    table = distances(attention, 340)
+    past = np.tri(340, dtype=bool)
+    assert (np.isnan(table) == ~past).all()
+    assert (np.diag(table) == 0).all() and (table[past] >= 0).all()
+    assert hash(attention) == hash(eval(repr(attention))), (
+        "methods are static arguments of compiled functions"
+    )
+    assert hash(attention.pieces()) == hash(attention.pieces())
+
+
+def test_self_extend_is_plain_inside_its_window_and_with_groups_of_one():
+    plain = distances(Causal(), 60)
+    extended = distances(SelfExtend(4, 20), 60)
+    near = plain < 20
+    np.testing.assert_array_equal(extended[near], plain[near])
+    np.testing.assert_array_equal(distances(SelfExtend(1, 20), 60), plain)
+    assert np.nanmax(extended) == 59 // 4 + 20 - 20 // 4
+
+
+@pytest.mark.parametrize("attention", SPARSE, ids=repr)
+def test_lm_infinite_sees_what_is_near_and_what_is_first_at_a_bounded_distance(
+    attention: LMInfinite,
+):
+    """min(i - j, window) where i - j < window or j < num_global, nothing else."""
+    i, j = np.indices((300, 300))
+    seen = (i >= j) & ((i - j < attention.window) | (j < attention.num_global))
+    expected = np.where(seen, np.minimum(i - j, attention.window), np.nan)
+    np.testing.assert_array_equal(distances(attention, 300), expected)
+    assert hash(attention) == hash(eval(repr(attention)))
+
+
+def brute(mask: Band, query: range, key: range) -> tuple[bool, bool]:
+    pairs = [bool(mask.visible(q, k)) for q in query for k in key]
+    return any(pairs), all(pairs)
+
+
+spans = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda x: range(x[0], sum(x)))
+bands = st.tuples(st.integers(0, 20), st.none() | st.integers(1, 20)).map(
+    lambda x: Band(x[0], x[1] and x[0] + x[1])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(bands, spans, spans)
+def test_a_mask_knows_its_blocks(mask: Band, query: range, key: range):
+    assert mask.block(query, key) == brute(mask, query, key)
+
+
+@settings(max_examples=100, deadline=None)
+@given(bands, st.integers(1, 8), st.integers(1, 12))
+def test_visible_pairs_cover_the_mask_exactly(mask: Band, blocks: int, size: int):
+    full, partly = tiles.visible_pairs(mask, blocks, size)
+    index = np.arange(blocks * size)
+    visible = mask.visible(index[:, None], index[None]).reshape(blocks, size, blocks, size)
+    some, every = visible.any((1, 3)), visible.all((1, 3))
+    assert {(i, j) for i, j in full} == set(zip(*np.nonzero(every), strict=True))
+    assert {(i, j) for i, j in partly} == set(zip(*np.nonzero(some & ~every), strict=True))
+
+
+def rows(
+    attention: Attention,
+    T: int,
+    *,
+    B: int = 2,
+    N: int = 4,
+    K: int = 2,
+    H: int = 8,
+    dtype="float32",
+    seed=0,
+):
+    """Random queries and keys per piece, values, and masks; pieces have different ones, as after rotation."""
+    rng = np.random.default_rng(seed)
+    pieces = attention.pieces()
+
+    def draw(heads: int):
+        return jnp.asarray(1.5 * rng.normal(size=(B, T, heads, H)), dtype)
+
+    return (
+        tuple(draw(N) for _ in pieces),
+        tuple(draw(K) for _ in pieces),
+        draw(K),
+        [p.mask for p in pieces],
+    )
+
+
+def packed(B: int, T: int, seed: int = 0) -> np.ndarray:
+    """Documents 1, 2, ... of random lengths, then padding 0; every row cut elsewhere."""
+    rng = np.random.default_rng(seed)
+    out = np.zeros((B, T), np.int32)
+    for row in out:
+        cuts = np.sort(rng.choice(T, min(4, T), replace=False))
+        row[:] = np.searchsorted(cuts, np.arange(T), side="right") + 1
+        row[T - T // 7 :] = 0
+    return out
+
+
+def loops(queries, keys, values, masks, segments=None) -> np.ndarray:
+    """softmax(q k / sqrt(H)) v by three loops in float64."""
+    queries, keys = (
+        [np.asarray(q, np.float64) for q in queries],
+        [np.asarray(k, np.float64) for k in keys],
+    )
+    values = np.asarray(values, np.float64)
+    B, T, N, H = queries[0].shape
+    group, out = N // values.shape[2], np.zeros((B, T, N, H))
+    for b in range(B):
+        for n in range(N):
+            for t in range(T):
+                weight = {}
+                for q, k, mask in zip(queries, keys, masks, strict=True):
+                    for s in range(T):
+                        if mask.visible(t, s) and (
+                            segments is None or segments[b, t] == segments[b, s]
+                        ):
+                            weight[s] = np.exp(q[b, t, n] @ k[b, s, n // group] / H**0.5)
+                out[b, t, n] = sum(w * values[b, s, n // group] for s, w in weight.items()) / sum(
+                    weight.values()
+                )
+    return out
+
+
+def by_dense(q, k, v, masks, segments=None):
+    index = jnp.arange(v.shape[1])[None]
+    return dense(
+        q,
+        k,
+        v,
+        masks,
+        query_index=index,
+        key_index=index,
+        query_segments=segments,
+        key_segments=segments,
+    )
+
+
+def by_blocks(q, k, v, masks, segments=None):
+    return blocked(q, k, v, masks, segment_ids=segments)
+
+
+@pytest.mark.parametrize(
+    ("attention", "with_segments"),
+    [(Causal(), False), (SelfExtend(2, 5), False), (SelfExtend(2, 5), True)],
+)
+def test_both_kernels_equal_loops_in_float64(attention: Attention, with_segments: bool):
+    q, k, v, masks = rows(attention, 23)
+    segments = packed(2, 23) if with_segments else None
+    expected = loops(q, k, v, masks, segments)
+    segments = None if segments is None else jnp.asarray(segments)
+    for kernel in (by_dense, by_blocks):
+        out = jax.jit(lambda *x, kernel=kernel: kernel(*x, masks, segments))(q, k, v)
+        np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+def compare(
+    attention: Attention, T: int, segments, dtype: str = "float32", tolerance: float = 3e-6
+):
+    q, k, v, masks = rows(attention, T, dtype=dtype)
+    grad = jnp.asarray(np.random.default_rng(9).normal(size=q[0].shape), dtype)
+
+    def both(kernel):
+        def total(q, k, v):
+            out = kernel(q, k, v, masks, segments)
+            return (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(), out
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+
+    (_, out), gradients = both(by_blocks)
+    (_, expected), expected_gradients = both(by_dense)
+    assert out.dtype == jnp.dtype(dtype)
+    for actual, right in zip(
+        jax.tree.leaves((out, gradients)),
+        jax.tree.leaves((expected, expected_gradients)),
+        strict=True,
+    ):
+        actual, right = np.asarray(actual, np.float32), np.asarray(right, np.float32)
+        np.testing.assert_allclose(actual, right, atol=tolerance * max(1, abs(right).max()), rtol=0)
+
+
+# shorter than a block, two blocks and a bit, a multiple of the block, one token over
+@pytest.mark.parametrize(
+    ("attention", "T"),
+    [
+        (Causal(), 1),
+        (Causal(), 50),
+        (Causal(), 300),
+        (Causal(), 384),
+        (SelfExtend(3, 20), 50),
+        (SelfExtend(8, 200), 385),
+        (LMInfinite(20, 3), 50),
+        (LMInfinite(100, 10), 385),
+        (LMInfinite(200, 0), 385),
+    ],
+    ids=repr,
+)
+def test_blocked_equals_dense_in_values_and_gradients(attention: Attention, T: int):
+    compare(attention, T, None)
+
+
+@pytest.mark.parametrize(
+    ("attention", "T"),
+    [
+        (SelfExtend(4, 30), 300),
+        (Causal(), 700),
+        (SelfExtend(8, 200), 700),
+        (LMInfinite(150, 4), 700),
+    ],
+    ids=repr,
+)
+def test_blocked_equals_dense_on_packed_rows(attention: Attention, T: int):
+    compare(attention, T, jnp.asarray(packed(2, T)))
+
+
+def test_segments_may_have_any_numbers_in_any_order():
+    """Whole blocks of one segment each, zero and negative ones too, of which none may be taken for another."""
+    ids = np.array([[0, -1, 0, 3, -1, 3], [-2, -2, 0, 0, 1, -2]])
+    compare(Causal(), 768, jnp.asarray(np.repeat(ids, 128, 1), jnp.int32))
+
+
+@settings(max_examples=25, deadline=None)
+@given(bands, st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
+def test_of_packed_rows_only_pairs_with_a_common_segment_are_visited(
+    mask: Band, blocks: int, size: int, seed: int
+):
+    """Blocks with some pair that the mask shows and some of one segment, once; unmasked only where all are seen."""
+    T = blocks * size
+    segments = np.stack([packed(1, T, seed)[0], packed(1, T, seed + 1)[0]])
+    where = tiles.Blocks(
+        jnp.arange(blocks) * size, tiles.split_segments(jnp.asarray(segments), size)
+    )
+    pairs = tiles.visible_pairs(mask, blocks, size)
+    work = [
+        (tiles.Tile(0, inside, size), tiles.Pairs(jnp.asarray(x), len(x)))
+        for x, inside in zip(pairs, (None, mask), strict=True)
+    ]
+    index, cut = np.arange(T), (-1, blocks, size, blocks, size)
+    shown = mask.visible(index[:, None], index[None]).reshape(cut)
+    same = (segments[:, :, None] == segments[:, None, :]).reshape(cut)
+    visits = np.zeros((blocks, blocks), int)
+    for tile, (chosen, count) in tiles.within_segments(work, where, where):
+        for i, j in np.asarray(chosen)[: int(count)]:
+            visits[i, j] += 1
+            assert tile.mixed == (tile.mask is not None)
+            assert tile.mixed or (shown & same)[:, i, :, j].all()
+    np.testing.assert_array_equal(visits, shown.any((0, 2, 4)) & same.any((0, 2, 4)))
+
+
+def test_blocked_equals_dense_in_bfloat16():
+    compare(SelfExtend(8, 200), 300, None, "bfloat16", 0.01)
+
+
+def test_larger_blocks_of_longer_texts():
+    lengths = (5, 300, 1023, 1024, 2047, 2048, 65536)
+    assert [block_size(T, "cpu", 8) for T in lengths] == [5, 128, 128, 256, 256, 512, 512]
+    assert [block_size(T, "gpu", 8) for T in lengths] == [5, 128, 256, 512, 512, 1024, 1024]
+    assert [block_size(8192, "gpu", n) for n in (32, 64, 65, 256, 1024, 4096)] == [
+        1024,
+        1024,
+        512,
+        512,
+        256,
+        128,
+    ]
+    q, k, v, masks = rows(SelfExtend(16, 700), 2100, B=1, N=2, K=1)
+    np.testing.assert_allclose(
+        jax.jit(lambda *x: blocked(*x, masks))(q, k, v), by_dense(q, k, v, masks), atol=1e-5
+    )
+
+
+def test_blocked_survives_scores_far_from_zero():
+    """The online softmax keeps its running maximum: scores around +-3000 neither overflow nor vanish."""
+    q, k, v, masks = rows(Causal(), 200)
+    q = (q[0] * 500,)
+    out, gradient = jax.jit(
+        jax.value_and_grad(
+            lambda v: (blocked(q, k, v, masks).sum(), blocked(q, k, v, masks)), has_aux=True
+        )
+    )(v)
+    np.testing.assert_allclose(
+        out[1], by_dense(q, k, v, masks), atol=2e-3
+    )  # float32 scores of 3000 are off by 2e-4
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blocked"])
+def test_rotation_follows_positions_and_masks_follow_indices(kernel: str):
+    """Positions moved by a constant, also past the future's, change nothing: the mask never looks at them."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    rotation = Unscaled().rope(RopeBase(8, 1e4, 64), 64).rotation()
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def attend(positions, attention):
+        return over_sequence(attention, kernel, rotation, positions)(q, k, v, None, 0)[0]
+
+    index = jnp.arange(40)[None]
+    for attention in (Causal(), SelfExtend(4, 8)):
+        plain = attend(index, attention)
+        np.testing.assert_allclose(attend(index + 1000, attention), plain, atol=1e-5)
+        reverse = attend(39 - index, attention)
+        assert abs(reverse - plain).max() > 0.05
+        np.testing.assert_allclose(reverse[:, 0], v[:, 0, jnp.array([0, 0, 1, 1])], atol=1e-6)
+
+
+def test_memory_of_blocked_grows_linearly():
+    """Temporary memory of the compiled forward and backward pass; that of `dense` grows with the square."""
+
+    def temporary(kernel, T: int) -> int:
+        q, k, v, masks = rows(SelfExtend(8, 256), T, B=1, N=2, K=1)
+        step = jax.jit(jax.grad(lambda q, k, v: kernel(q, k, v, masks).sum(), (0, 1, 2)))
+        return step.lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
+
+    small, large = (temporary(blocked, T) for T in (1024, 4096))
+    assert large < 5 * small
+    assert temporary(by_dense, 4096) > 9 * temporary(by_dense, 1024)
+    assert temporary(by_dense, 4096) > 10 * large

@@ -1,0 +1,189 @@
+"""Kernels that vendors wrote: splash interpreted on the CPU against `dense`, and refusals with their reasons."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext.attention import Band, Causal, choose, dense
+from ctxext.attention.accelerator import refusal, splash
+from ctxext.attention.pieces import Mask
+from ctxext.methods import SelfExtend
+from ctxext.methods.lm_infinite import First
+from ctxext.parallel.mesh import Mesh, attend_over
+from ctxext.plan.compile_request import ENVIRONMENT, compiler_is_there
+from ctxext.plan.compile_worker import devices
+from ctxext.rope import RopeBase, Unscaled
+
+
+@pytest.mark.parametrize(
+    ("mask", "T", "packed", "mesh"),
+    [
+        (Band(), 256, True, None),
+        (Band(0, 100), 384, False, None),
+        (Band(), 128, True, Mesh(fsdp=2, tensor=2)),
+    ],
+)
+def test_splash_equals_dense_in_values_and_gradients(
+    mask: Mask, T: int, packed: bool, mesh: Mesh | None
+):
+    B, N, K, H = 2, 4, 2, 16
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (
+        jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (N, K, K, N)
+    )
+    ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, T))), jnp.int32) if packed else None
+    index, place = jnp.arange(T)[None], mesh and mesh.activations((B, T, K, H))
+
+    def by_splash(q, k, v):
+        return splash(q, k, v, mask, segment_ids=ids, sharding=place, interpret=True)
+
+    def by_dense(q, k, v):
+        return dense(
+            [q],
+            [k],
+            v,
+            [mask],
+            query_index=index,
+            key_index=index,
+            query_segments=ids,
+            key_segments=ids,
+        )
+
+    def both(kernel):
+        def total(q, k, v):
+            out = kernel(q, k, v)
+            return (out * weight).sum(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, gradients
+
+    for actual, expected in zip(
+        jax.tree.leaves(both(by_splash)), jax.tree.leaves(both(by_dense)), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+
+
+PLAIN = {"seq_len": 8192, "dtype": "bfloat16", "packed": False}
+TWO = [piece.mask for piece in SelfExtend(4, 512).pieces()]
+ONE = [piece.mask for piece in Causal().pieces()]
+
+
+@pytest.mark.parametrize(
+    ("platform", "masks", "changes", "expected"),
+    [
+        ("cpu", ONE, {}, "blocked"),
+        ("tpu", ONE, {}, "splash"),
+        ("tpu", ONE, {"packed": True, "dtype": "float32"}, "splash"),
+        ("tpu", TWO, {}, "blocked"),
+        ("tpu", ONE, {"seq_len": 8200}, "blocked"),
+        ("gpu", ONE, {}, "cudnn"),
+        ("gpu", [Band(0, 1024)], {}, "cudnn"),
+        ("gpu", ONE, {"packed": True}, "blocked"),
+        ("gpu", ONE, {"dtype": "float32"}, "blocked"),
+        ("gpu", TWO, {}, "blocked"),
+    ],
+)
+def test_auto_takes_the_vendor_s_kernel_where_it_is_exact(platform, masks, changes, expected):
+    assert choose("auto", masks, platform=platform, **{**PLAIN, **changes}) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform", "masks", "changes", "reason"),
+    [
+        ("splash", "gpu", ONE, {}, "it is no kernel for gpu"),
+        ("splash", "tpu", TWO, {}, "it does one piece, this method has 2"),
+        ("splash", "tpu", ONE, {"seq_len": 8200}, "a multiple of 128 tokens, not 8200"),
+        ("cudnn", "gpu", [First(4, 0)], {}, "causal bands from distance 0"),
+        ("cudnn", "gpu", ONE, {"dtype": "float32"}, "it computes in bfloat16, not float32"),
+        ("cudnn", "gpu", ONE, {"packed": True}, "it knows no segments"),
+    ],
+)
+def test_an_explicit_kernel_that_cannot_do_it_is_refused_with_the_reason(
+    kernel, platform, masks, changes, reason
+):
+    facts = {"platform": platform, **PLAIN, **changes}
+    assert reason in refusal(kernel, masks, **facts)
+    with pytest.raises(
+        ValueError, match=f"kernel '{kernel}' cannot be used: .*{reason}.*; choose blocked, or auto"
+    ):
+        choose(kernel, masks, **facts)
+
+
+@pytest.mark.slow
+def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
+    """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
+    if not compiler_is_there("tpu"):
+        pytest.skip("needs the extra [plan]")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    tpus = devices("v5e:2x2")
+    assert "tpu_custom_call" in compiled_for("tpu", Mesh(fsdp=4).on(tpus), 512).as_text()
+    assert "collective-permute" in compiled_for("tpu", Mesh(seq=4).on(tpus), 512).as_text()
+
+
+def compiled_for(
+    platform: str, mesh: Mesh, T: int, *, window: int | None = None, packed: bool = False
+):
+    """Attention of T tokens by kernel auto, in bfloat16, and its gradients, for the devices of a mesh."""
+    rotation, shape = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation(), (4, T, 2, 128)
+
+    def loss(q, k, v, segments):
+        positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(T)[None], (4, T)))
+        attend = attend_over(
+            mesh, Windowed(window), "auto", rotation, positions, segments if packed else None
+        )
+        return attend(q, k, v, None, 0)[0].astype(jnp.float32).sum()
+
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.activations(shape))
+    segments = jax.ShapeDtypeStruct((4, T), jnp.int32, sharding=mesh.activations((4, T)))
+    return (
+        jax.jit(jax.grad(loss, (0, 1, 2)))
+        .trace(x, x, x, segments)
+        .lower(lowering_platforms=(platform,))
+        .compile()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Windowed(Causal):
+    """Causal attention to the last tokens."""
+
+    window: int | None
+
+    def pieces(self):
+        return tuple(
+            dataclasses.replace(piece, mask=Band(0, self.window)) for piece in super().pieces()
+        )
+
+
+@pytest.fixture
+def gpus():
+    """Eight H100 to compile for."""
+    if not compiler_is_there("gpu"):
+        pytest.skip("needs the extra [plan-gpu]")
+    return devices("h100:8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 1000])
+def test_the_gpu_compiler_accepts_cudnn_without_a_device(window, gpus):
+    text = compiled_for("cuda", Mesh(fsdp=4, tensor=2).on(gpus), 4096, window=window).as_text()
+    for call in ('"__cudnn$fmhaSoftmax"', '"__cudnn$fmhaSoftmaxBackward"'):
+        line = next(line for line in text.splitlines() if call in line)
+        assert (
+            '"mask_type": "CAUSAL"' in line and f'"sliding_window_length": {window or 0},' in line
+        )
+    assert "while(" not in text  # no blocks beside it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [Mesh(fsdp=4, tensor=2), Mesh(fsdp=2, seq=4)], ids=str)
+def test_packed_rows_on_gpus_take_memory_linear_in_their_length(mesh, gpus):
+    short, long = (
+        compiled_for("cuda", mesh.on(gpus), T, packed=True).memory_analysis().temp_size_in_bytes
+        for T in (16384, 65536)
+    )
+    assert long < 4.1 * short

@@ -1,0 +1,188 @@
+"""Ring attention on simulated devices: values and gradients of `dense`, whatever the method, the packing, the order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext.attention import Attention, Causal, dense
+from ctxext.attention.ring import block_size, ring, work_table, zigzag
+from ctxext.data import Batch
+from ctxext.methods import LMInfinite, PoSE, SelfExtend
+from ctxext.model.loss import batch_loss
+from ctxext.parallel.mesh import Mesh
+from ctxext.rope import RopeBase, Unscaled
+from support import tiny
+
+
+def packed(B: int, T: int) -> np.ndarray:
+    """Documents 1, 2, ... cut anywhere, then padding 0."""
+    rng = np.random.default_rng(3)
+    cuts = np.sort(rng.integers(0, T, (B, 4)), axis=1)
+    rows = (np.arange(T)[None, :, None] >= cuts[:, None]).sum(-1) + 1
+    return np.where(np.arange(T) < T - T // 7, rows, 0).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("attention", "mesh", "T", "segments"),
+    [
+        (Causal(), Mesh(seq=2), 64, False),
+        (Causal(), Mesh(seq=4), 24, True),
+        (Causal(), Mesh(seq=8), 96, False),
+        (Causal(), Mesh(seq=2), 2048, True),  # four blocks in each of a device's two chunks
+        (Causal(), Mesh(fsdp=2, seq=2, tensor=2), 64, True),
+        (SelfExtend(3, 20), Mesh(seq=2), 96, True),
+        (SelfExtend(8, 30), Mesh(seq=4), 96, False),
+        (SelfExtend(2, 9), Mesh(seq=8), 64, True),
+        (LMInfinite(20, 3), Mesh(seq=4), 128, False),
+        (LMInfinite(20, 3), Mesh(seq=8), 128, False),
+    ],
+    ids=str,
+)
+def test_ring_equals_dense_in_values_and_gradients(
+    attention: Attention, mesh: Mesh, T: int, segments: bool
+):
+    B, N, K, H = 2, 4, 2, 8
+    rng, pieces = np.random.default_rng(0), attention.pieces()
+    masks = [piece.mask for piece in pieces]
+
+    def draw(heads: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(B, T, heads, H)), jnp.float32)
+
+    q, k, v, weight = (
+        tuple(draw(N) for _ in pieces),
+        tuple(draw(K) for _ in pieces),
+        draw(K),
+        draw(N),
+    )
+    ids = jnp.asarray(packed(B, T)) if segments else None
+    index = jnp.arange(T)[None]
+
+    def by_ring(q, k, v):
+        q, k, v = jax.tree.map(mesh.ring_order, (q, k, v))
+        there = None if ids is None else mesh.ring_order(ids)
+        return mesh.token_order(
+            ring(q, k, v, masks, segment_ids=there, sharding=mesh.activations(v.shape))
+        )
+
+    def by_dense(q, k, v):
+        return dense(
+            q, k, v, masks, query_index=index, key_index=index, query_segments=ids, key_segments=ids
+        )
+
+    def both(kernel):
+        def total(q, k, v):
+            out = kernel(q, k, v)
+            return (out * weight).sum(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, gradients
+
+    for actual, expected in zip(
+        jax.tree.leaves(both(by_ring)), jax.tree.leaves(both(by_dense)), strict=True
+    ):
+        np.testing.assert_allclose(
+            actual, expected, atol=1e-5 * max(1, abs(expected).max()), rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(Mesh(seq=2), marks=pytest.mark.check),
+        Mesh(seq=8),
+        Mesh(fsdp=2, seq=2, tensor=2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "attention", [Causal(), pytest.param(SelfExtend(4, 12), marks=pytest.mark.check)], ids=str
+)
+def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
+    attention: Attention, mesh: Mesh
+):
+    """Positions that skip, segments and weights all travel with their tokens."""
+    B, T = 2, 64
+    rng = np.random.default_rng(1)
+    tokens, targets = (rng.integers(0, tiny.VOCAB, (B, T)).astype(np.int32) for _ in range(2))
+    positions = PoSE(max_position_embeddings=256).sample(rng, (B, T)).astype(np.int32)
+    weights = (rng.random((B, T)) < 0.7).astype(np.float32)
+    batch = Batch(tokens, targets, weights, positions, packed(B, T))._asdict()
+    batch = {field: jnp.asarray(x) for field, x in batch.items()}
+    rotation = Unscaled().rope(RopeBase(16, 1e4, 32), 256).rotation()
+
+    def step(mesh: Mesh, kernel):
+        def loss(params):
+            return batch_loss(
+                params,
+                batch,
+                rotation,
+                config=tiny.CONFIG,
+                attention=attention,
+                kernel=kernel,
+                dtype="float32",
+                remat="full",
+                mesh=mesh,
+            )[0]
+
+        return jax.jit(jax.value_and_grad(loss))(tiny.params())
+
+    one, many = step(Mesh(), "dense"), step(mesh, "auto")
+    for actual, expected in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(
+            actual, expected, atol=1e-5 * max(1, abs(expected).max()), rtol=1e-5
+        )
+
+
+def test_zigzag_gives_every_device_an_early_and_a_late_chunk():
+    np.testing.assert_array_equal(zigzag(12, 3), [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7])
+    np.testing.assert_array_equal(zigzag(8, 1), np.arange(8))
+
+
+@pytest.mark.parametrize("S", [2, 4, 8])
+def test_causal_work_is_the_same_on_every_device_and_at_every_step_but_the_first(S: int):
+    """With h blocks in a chunk a device visits 2 h^2 pairs with each other device, and hidden pairs not at all."""
+    h = 4
+    visited = np.zeros((2 * S * h,) * 2, int)
+    total = np.zeros((S, S), int)
+    for mask in (piece.mask for piece in Causal().pieces()):
+        for pairs, counts in work_table(mask, S, h * 32, 32):
+            total += counts
+            order = zigzag(2 * S * h, S).reshape(S, 2 * h)
+            for d, r in np.ndindex(S, S):
+                for i, j in pairs[d, r, : counts[d, r]]:
+                    visited[order[d][i], order[(d - r) % S][j]] += 1
+    np.testing.assert_array_equal(visited, np.tril(np.ones_like(visited)))
+    assert (total[:, 1:] == 2 * h * h).all()
+    assert (total[:, 0] == 2 * h * h + h).all()
+
+
+def test_lengths_that_cannot_be_cut_are_refused():
+    assert [block_size(chunk, 512) for chunk in (1, 40, 256, 512, 4096, 320)] == [
+        1,
+        40,
+        256,
+        512,
+        512,
+        320,
+    ]
+    with pytest.raises(ValueError, match="make the length a multiple of 64 x mesh.seq"):
+        block_size(2 * 521, 512)
+    x = jnp.zeros((1, 12, 2, 8))
+    masks = [piece.mask for piece in Causal().pieces()]
+    with pytest.raises(ValueError, match="make the length a multiple of 16"):
+        ring([x], [x], x, masks, sharding=Mesh(seq=8).activations((1, 16, 2, 8)))
+
+
+def test_the_kernel_over_a_cut_sequence_is_the_ring():
+    assert [Mesh(seq=2).kernel(kernel) for kernel in ("auto", "blocked", "ring")] == ["ring"] * 3
+    assert [Mesh().kernel(kernel) for kernel in ("auto", "dense", "ring")] == [
+        "auto",
+        "dense",
+        "blocked",
+    ]
+    for kernel in ("dense", "splash", "cudnn"):
+        with pytest.raises(
+            ValueError, match=f"kernel '{kernel}' needs whole sequences, mesh .* seq 4 .* cuts them"
+        ):
+            Mesh(seq=4).kernel(kernel)

@@ -1,0 +1,199 @@
+"""What `ctxext generate` prints and says: whole characters as they come, stops, chats of several turns, bad input."""
+
+import io
+import json
+import random
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ctxext import loading
+from ctxext.cli import generate as module
+from ctxext.cli.generate import BROKEN, Writer, certain, stop_ids
+from ctxext.cli.main import main
+from ctxext.interop import hf
+from ctxext.methods.linear import Linear
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import init_params
+from ctxext.rope import Unscaled
+from ctxext.tokenization.chat import chat_of
+from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer
+from tokenization.test_chat import CHATML, files, model
+
+LETTERS = list("abcde   \n\t.0") + ["é", "日", "本", "🙂", "👩‍🚀", "ß", "नि"]
+PLAIN = Tokenizer({MODEL: model()})
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [PLAIN, Tokenizer({JSON: PLAIN.export_files(8)[JSON]})], ids=["spm", "json"]
+)
+def test_the_stream_is_the_text_and_never_half_a_character(tokenizer):
+    """In chunks of any size; what is joined is the decoded whole behind the decoded prompt."""
+    rng = random.Random(0)
+    for _ in range(200):
+        prompt = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 9))))
+        new = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 30))))[
+            rng.randrange(2) :
+        ]
+        chunks, at = [], 0
+        while at < len(new):
+            chunks.append(new[at : (at := at + rng.randrange(1, 5))])
+        pieces = list(certain(tokenizer, prompt, chunks))
+        assert "".join(pieces) == tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
+        assert all(pieces) and BROKEN not in "".join(pieces)
+    smile = tokenizer.encode("🙂")[1:]
+    assert len(smile) == 4, "as bytes"
+    assert list(certain(tokenizer, prompt, [[i] for i in smile])) == ["🙂"]
+    assert list(certain(tokenizer, prompt, [smile[:3]])) == [], "the rest of it never came"
+    broken = "".join(certain(tokenizer, prompt, [smile[:2], tokenizer.encode("a b"), smile]))
+    assert broken.endswith("a b🙂") and set(broken[:-4]) <= {BROKEN, " "}, (
+        "bytes that are no text stay so"
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory):
+    """An untrained model with added tokens and a ChatML template; its answers are made of any ids."""
+    config = LlamaConfig(448, 32, 48, 1, 2, 2, 16, 1e-5, 1e4, 64)
+    path = tmp_path_factory.mktemp("model") / "hf"
+    params = jax.tree.map(
+        lambda x: np.asarray(x) * (8 if x.ndim > 1 else 1), init_params(config, 0)
+    )
+    hf.save(path, config, params, Unscaled(), Tokenizer(files(CHATML)), dtype="float32")
+    return path
+
+
+def said(capsys, *argv) -> str:
+    capsys.readouterr()
+    assert main(["generate", *map(str, argv)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--temperature", 0.9, "--top-p", 0.8, "--seed", 4]], ids=["greedy", "drawn"]
+)
+def test_text_and_data_are_those_of_generate(directory, capsys, options):
+    prompt, method = "def f(x):\n", ["--method", "linear", "--factor", 2]
+    argv = [directory, "--prompt", prompt, "--max-new-tokens", 30, *method, *options]
+    data = json.loads(said(capsys, *argv, "--json"))
+    lm = loading.load(directory, method=Linear(2.0))
+    ids = lm.tokenizer.encode(prompt, bos=True)
+    fields = dict(zip(("temperature", "top_p", "seed"), options[1::2], strict=False))
+    new = lm.generate([ids], max_new_tokens=30, **fields, eos_token_id=2)[0].tolist()
+    assert data["ids"] == (new[: new.index(2)] if 2 in new else new) and data[
+        "prompt_tokens"
+    ] == len(ids)
+    assert (
+        data["stop"] == ("eos" if 2 in new else "length")
+        and data["tokens_per_second"] > 0 < data["seconds"]
+    )
+    whole = lm.tokenizer.decode(ids + data["ids"])[len(lm.tokenizer.decode(ids)) :]
+    assert data["text"] == whole.rstrip(BROKEN) and said(capsys, *argv) == data["text"] + "\n"
+
+
+def test_it_stops_at_every_kind_of_end(directory, tmp_path):
+    lm = loading.load(directory)
+    assert stop_ids(lm, directory) == [2]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    assert stop_ids(lm, tmp_path) == [2, 7]
+    free = Writer(lm, [], 20, quiet=True).go_on("def f(x):")
+    end = free.ids[5]
+    at = free.ids.index(end)
+    found = Writer(lm, [end], 20, quiet=True).go_on("def f(x):")
+    assert (found.ids, found.stop, free.stop) == (
+        free.ids[:at],
+        "eos",
+        "length",
+    ) and free.text.startswith(found.text)
+    assert Writer(lm, free.ids[:1], 20, quiet=True).go_on("def f(x):").text == ""
+    one = Writer(lm, [], 1, quiet=True).go_on("def f(x):")
+    assert one.ids == free.ids[:1] and one.tokens_per_second is None
+
+
+def test_the_prompt_of_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch):
+    text, short = "é = 'a'\n\n", ["--max-new-tokens", 8]
+    (tmp_path / "prompt").write_bytes(text.encode())
+    expected = said(capsys, directory, "--prompt", text, *short)
+    assert said(capsys, directory, "--prompt-file", tmp_path / "prompt", *short) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert said(capsys, directory, "--prompt-file", "-", *short) == expected
+
+
+def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
+    """Every answer is that of the whole conversation so far, and asked for by the template."""
+    options = ["--chat", "--system", "Be kind.", "--max-new-tokens", 12]
+    monkeypatch.setattr(module, "typed", lambda: (line for line in ("one", "two")))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    typed = said(capsys, directory, *options)
+    lm, messages, texts = loading.load(directory), [{"role": "system", "content": "Be kind."}], []
+    for question in ("one", "two"):
+        messages.append({"role": "user", "content": question})
+        ids = chat_of(lm.tokenizer).encode(messages)
+        new = lm.generate([ids], max_new_tokens=12, eos_token_id=2)[0].tolist()
+        new = new[: new.index(2)] if 2 in new else new
+        text = (
+            lm.tokenizer.decode(ids + new)[len(lm.tokenizer.decode(ids)) :].lstrip().rstrip(BROKEN)
+        )
+        messages.append({"role": "assistant", "content": text})
+        texts.append(text)
+    assert typed == "".join(text + "\n" for text in texts) and texts[0] != texts[1]
+    single = json.loads(said(capsys, directory, *options, "--prompt", "one", "--json"))
+    assert single["text"] == texts[0] and single["prompt_tokens"] == len(
+        chat_of(lm.tokenizer).encode(messages[:2])
+    )
+
+
+def test_lines_are_typed_up_to_the_end_of_input(monkeypatch):
+    lines = iter(["one", "  ", "two"])
+
+    def line(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", line)
+    assert list(module.typed()) == ["one", "two"]
+
+
+def test_llama_2s_markers_are_said_once(tmp_path, directory, capsys):
+    settings = json.loads((directory / CONFIG).read_text())
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in directory.iterdir():
+        (plain / path.name).write_bytes(path.read_bytes())
+    (plain / CONFIG).write_text(
+        json.dumps({k: v for k, v in settings.items() if k != "chat_template"})
+    )
+    assert (
+        main(["generate", str(plain), "--chat", "--prompt", "a", "--max-new-tokens", "4", "--json"])
+        == 0
+    )
+    out = capsys.readouterr()
+    assert (
+        out.err.count("Llama 2's [INST] markers") == 1 and json.loads(out.out)["prompt_tokens"] > 8
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give --prompt TEXT or --prompt-file"),
+        (["--chat"], "give --prompt TEXT or --prompt-file"),
+        (["--prompt", "a", "--system", "b"], "belong to --chat"),
+        (["--prompt-file", "BINARY"], "not UTF-8"),
+        (["--prompt-file", "nowhere"], "nowhere"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "at least 1"),
+        (["--prompt", "a", "--top-p", "2"], "top_p"),
+        (["--chat", "--prompt", "a", "--chat-template", "BAD"], "reaches for '__class__'"),
+    ],
+)
+def test_bad_input_is_one_line(directory, tmp_path, capsys, argv, message):
+    (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
+    (tmp_path / "BAD").write_text("{{ messages.__class__ }}")
+    argv = [str(tmp_path / x) if x in ("BINARY", "BAD") else x for x in argv]
+    assert main(["generate", str(directory), *argv]) == 2
+    out = capsys.readouterr()
+    assert message in out.err and len(out.err.splitlines()) == 1 and not out.out

@@ -1,0 +1,207 @@
+"""The matrix of `ctxext methods` against exports that are really written, and against what readers make of them."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from ctxext import export
+from ctxext.cli.main import main
+from ctxext.cli.support_matrix import FORMATS, example, places
+from ctxext.experiment import to_json
+from ctxext.files import write_json
+from ctxext.interop import hf
+from ctxext.methods import all_methods, seam
+from ctxext.methods.long_rope import LongRope
+from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.model.lm import LM
+from ctxext.model.trainable import LoRA
+from ctxext.pipeline import train_only
+from ctxext.rope import RopeScaling, Unscaled
+from support.every_method import EVERY
+from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+from support.tiny_train import tiny_experiment, write_texts
+
+METHODS = {name: example(method, TINY) for name, method in all_methods().items()}
+NOT_POSITIONS = [name for name in METHODS if seam(type(METHODS[name])) != "positions"]
+WIDE = dataclasses.replace(TINY, vocab_size=424)
+SCALINGS = {name: method for name, method in METHODS.items() if isinstance(method, RopeScaling)}
+
+
+@pytest.mark.parametrize("name", NOT_POSITIONS)
+def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
+    method, place = METHODS[name], places(METHODS[name], TINY)["hf"]
+    lm = LM(TINY, random_params(), tokenizer()).with_method(method)
+    if place["how"] == "refused":
+        with pytest.raises(ValueError) as error:
+            export.export(lm, tmp_path / "out", seq_len=LENGTH)
+        assert str(error.value) == place["reason"] and not (tmp_path / "out").exists()
+        return
+    export.export(lm, tmp_path / "out", seq_len=LENGTH)
+    spec = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
+    expected = {"carrier": "longrope", "yes": "default"}.get(place["how"], place["how"])
+    assert spec["rope_type"] == expected and (place["how"] == "carrier") == (
+        "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
+    )
+    config, scaling = hf.read_config(tmp_path / "out")
+    for length in (WINDOW, LENGTH):
+        back = scaling.rope(config.rope_base(), length)
+        ours = (method if isinstance(method, RopeScaling) else Unscaled()).rope(
+            TINY.rope_base(), length
+        )
+        np.testing.assert_allclose(back.inv_freq, ours.inv_freq, rtol=1e-12, atol=2e-12)  # zeros
+
+
+def written_or_refused(place: dict[str, str], out: Path, write: Callable[[], object]) -> bool:
+    """True if it was written as the matrix says, False if refused with the very reason of the matrix."""
+    if place["how"] != "refused":
+        write()
+        return True
+    with pytest.raises(ValueError) as error:
+        write()
+    assert str(error.value) == place["reason"] and not out.exists()
+    return False
+
+
+@pytest.mark.parametrize("name", NOT_POSITIONS)
+def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
+    place, config = places(METHODS[name], WIDE), dataclasses.replace(WIDE, initializer_range=0.02)
+    lm = LM(config, random_params(config), tokenizer()).with_method(METHODS[name])
+    out = tmp_path / "out"
+    if written_or_refused(
+        place["meta"], out, lambda: export.export(lm, out, to="meta", seq_len=LENGTH)
+    ):
+        scaled = json.loads((out / "rope.json").read_text())["method"] != "none"
+        assert scaled == (place["meta"]["how"] == "side-car")
+    out = tmp_path / "out.gguf"
+    if written_or_refused(
+        place["gguf"], out, lambda: export.export(lm, out, to="gguf", seq_len=LENGTH)
+    ):
+        reader = gguf.GGUFReader(out)
+        kind = reader.fields.get("llama.rope.scaling.type")
+        divisors = any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
+        said = "divisors" if divisors else "default" if kind is None else kind.contents()
+        assert said == {"yes": "default"}.get(place["gguf"]["how"], place["gguf"]["how"])
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base, and a run that trained an adapter on it."""
+    where = tmp_path_factory.mktemp("run")
+    hf.save(where / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    experiment = tiny_experiment(write_texts(where / "texts"), steps=1, checkpoint_every=1)
+    experiment = dataclasses.replace(
+        experiment, init=str(where / "base"), model=None, rope=None, trainable=LoRA(rank=2)
+    )
+    return where / "base", train_only(experiment, where / "run", track=())
+
+
+@pytest.mark.parametrize("name", NOT_POSITIONS)
+def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
+    """The run's files say the method, as those of a run that trained it do; its base has the frequencies if any can."""
+    base, run = adapter_run
+    method, place, out = METHODS[name], places(METHODS[name], TINY)["peft"], tmp_path / "adapter"
+    shutil.copytree(run, tmp_path / "run")
+    if isinstance(method, RopeScaling):
+        write_json(tmp_path / "run" / "base" / "scaling.json", to_json(method))
+        if place["how"] != "refused":
+            lm = LM(TINY, random_params(), tokenizer(), scaling=method)
+            base = export.export(lm, tmp_path / "scaled", dtype="float32", seq_len=LENGTH)
+    else:
+        settings = json.loads((run / "config.json").read_text())
+        write_json(tmp_path / "run" / "config.json", settings | {"attention": to_json(method)})
+    if written_or_refused(
+        place, out, lambda: export.export_adapter(tmp_path / "run", out, base=base)
+    ):
+        how = places(method, TINY)["hf"]["how"]
+        said = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
+        assert said == {"carrier": "longrope", "yes": "default"}.get(how, how)
+
+
+def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:
+    """Frequencies and m of the export in vLLM, one table for all lengths: transformers' functions and vLLM's own m."""
+    import torch
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    data = hf.config_json(TINY, scaling, seq_len=LENGTH, dtype="float32")
+    spec = data["rope_parameters"]
+    kind = spec["rope_type"]
+    if kind == "default":
+        return spec["rope_theta"] ** (-np.arange(0, 16, 2) / 16), 1.0
+    length = (
+        round(spec["factor"] * data["max_position_embeddings"]) if kind == "dynamic" else LENGTH
+    )
+    inv_freq, _ = ROPE_INIT_FUNCTIONS[kind](
+        transformers.LlamaConfig(**data), torch.device("cpu"), seq_len=length
+    )
+    m = {"yarn": 0.1 * np.log(spec["factor"]) + 1, "longrope": spec.get("long_mscale")}.get(
+        kind, 1.0
+    )
+    return inv_freq.numpy(), m
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SCALINGS if places(SCALINGS[name], TINY)["hf"]["how"] != "refused"]
+)
+def test_vllm_gives_the_method_where_the_matrix_says_so(name):
+    inv_freq, m = vllm_reads(SCALINGS[name])
+
+    def same(length: int) -> bool:
+        ours = SCALINGS[name].rope(TINY.rope_base(), length)
+        return bool(
+            np.allclose(inv_freq, ours.inv_freq, rtol=1e-5, atol=2e-12)
+            and np.isclose(m, ours.attention_factor)
+        )
+
+    how = places(SCALINGS[name], TINY)["vllm"]["how"]
+    assert (same(WINDOW // 2), same(LENGTH)) in {
+        "refused": [(False, False), (False, True)],
+        "long list": [(False, True)],
+    }.get(how, [(True, True)])
+
+
+@pytest.mark.parametrize("method", EVERY, ids=repr)
+def test_other_fields_are_judged_by_themselves(method):
+    place = places(method, TINY)["hf"]
+    try:
+        hf.config_json(TINY, method, seq_len=LENGTH, dtype="float32")
+    except ValueError as error:
+        assert place == {"how": "refused", "reason": str(error)}
+    else:
+        assert place["how"] != "refused"
+
+
+def test_the_command_shows_it(capsys):
+    assert main(["methods", "--json"]) == 0
+    rows = {row["name"]: row["formats"] for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == METHODS.keys() and all(
+        list(row) == list(FORMATS) for row in rows.values()
+    )
+    assert all(
+        bool(place.get("reason")) == (place["how"] == "refused")
+        for row in rows.values()
+        for place in row.values()
+    )
+    assert [
+        rows[name]["hf"]["how"]
+        for name in ("yarn", "linear", "ntk", "revised-yarn", "long-rope", "pose")
+    ] == ["yarn", "linear", "default", "carrier", "longrope", "training"]
+    assert "September 2026" in rows["ntk-by-parts"]["vllm"]["reason"] and isinstance(
+        METHODS["ntk-by-parts"], NTKByParts
+    )
+    assert rows["self-extend"]["hf"]["reason"].startswith("SelfExtend is a way to run a model")
+    assert main(["methods"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    for name, row in rows.items():
+        cells = "".join(f"{place['how']:<14}" for place in row.values()).rstrip()
+        assert cells in lines[name]
+    leading = places(
+        LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8)), leading_positions=9), TINY
+    )["hf"]
+    assert "plain RoPE at the first 9 positions" in leading["reason"]

@@ -1,0 +1,160 @@
+"""Parquet and Arrow files, written here by pyarrow, as sources of documents; and what a haystack is called."""
+
+import hashlib
+import json
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ctxext.data import Files, HFDocuments, Stdlib, haystack
+from support.tiny_train import ByteTokenizer
+
+TEXTS = ["erste Zeile\nzweite", "", "naïve 日本", "x" * 5000]
+
+
+def table(column: str = "text", texts=TEXTS, kind=None) -> pyarrow.Table:
+    return pyarrow.table(
+        {"id": list(range(len(texts))), column: pyarrow.array(texts, kind or pyarrow.string())}
+    )
+
+
+def write_stream(path, data: pyarrow.Table) -> None:
+    with (
+        pyarrow.OSFile(str(path), "wb") as file,
+        pyarrow.ipc.new_stream(file, data.schema) as writer,
+    ):
+        writer.write_table(data, max_chunksize=2)
+
+
+def write_file(path, data: pyarrow.Table) -> None:
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, data.schema) as writer:
+        writer.write_table(data)
+
+
+def saved(root, *parts: pyarrow.Table) -> None:
+    """What `datasets.Dataset.save_to_disk` leaves, and a cache beside it."""
+    root.mkdir()
+    names = [f"data-{i:05}-of-{len(parts):05}.arrow" for i in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
+        write_stream(root / name, part)
+    (root / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": name} for name in names]})
+    )
+    (root / "dataset_info.json").write_text("{}")
+    write_stream(root / "cache-0123456789abcdef.arrow", table(texts=["of a map, no document"]))
+
+
+def read(source) -> list[str]:
+    return [
+        bytes((ids - 3).astype("u1")).decode() for ids in source.open(ByteTokenizer()).documents()
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()], ids=str
+)
+def test_every_row_is_a_document(tmp_path, kind):
+    whole = [text for text in TEXTS if text]
+    write_stream(tmp_path / "stream.arrow", table(kind=kind))
+    write_file(tmp_path / "file.arrow", table(kind=kind))
+    names = ["stream.arrow", "file.arrow"]
+    if kind != pyarrow.string_view():  # not written to Parquet
+        pyarrow.parquet.write_table(table(kind=kind), tmp_path / "one.parquet", row_group_size=2)
+        names.append("one.parquet")
+    for name in names:
+        assert read(HFDocuments(str(tmp_path / name))) == whole
+    assert read(HFDocuments(str(tmp_path))) == whole * len(names)
+    files = HFDocuments(str(tmp_path)).open(ByteTokenizer()).provenance()["files"]
+    assert files == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names
+    }
+
+
+def test_a_saved_dataset_is_its_parts_in_order_and_a_split_has_to_be_named(tmp_path):
+    first, second = table("body", ["a", "b"]), table("body", ["c"])
+    saved(tmp_path / "one", first, second)
+    assert read(HFDocuments(str(tmp_path / "one"), field="body")) == ["a", "b", "c"]
+    both = tmp_path / "both"
+    both.mkdir()
+    saved(both / "train", first)
+    saved(both / "test", second)
+    (both / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(ValueError, match="several splits: choose one of .*both/test, .*both/train"):
+        read(HFDocuments(str(both)))
+    assert read(HFDocuments(str(both / "test"), field="body")) == ["c"]
+    for content in (
+        "[]",
+        "{}",
+        '{"_data_files": [{"name": "a"}]}',
+        '{"_data_files": [3]}',
+        '{"_data_files": [{"filename": 3}]}',
+    ):
+        (both / "test" / "state.json").write_text(content)
+        with pytest.raises(ValueError, match="state.json does not name the data files"):
+            read(HFDocuments(str(both / "test")))
+
+
+def whole_file(root, name: str, data: pyarrow.Table) -> bytes:
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(data, root / name)
+    else:
+        write_stream(root / name, data)
+    return (root / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_broken_files_are_named(tmp_path, name):
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            read(HFDocuments(str(tmp_path / name)))
+        assert "\n" not in str(error.value) and name in str(error.value)
+
+    content = whole_file(tmp_path, name, table())
+    for size in (0, 5, len(content) // 2):
+        (tmp_path / name).write_bytes(content[:size])
+        refused("cannot be read as (parquet|arrow)")
+    (tmp_path / name).unlink()
+    refused("cannot be read as (parquet|arrow): .*No such file")
+    whole_file(tmp_path, name, table("body"))
+    refused('has no column "text", but id, body')
+    whole_file(tmp_path, name, table(texts=["a", None]))
+    refused('row 1: no text in the column "text"')
+    whole_file(tmp_path, name, table(texts=[1, 2], kind=pyarrow.int64()))
+    refused("holds int64, not text")
+    whole_file(tmp_path, name, table(texts=["", ""]))
+    refused("holds no text")
+    raw = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    whole_file(tmp_path, name, pyarrow.table({"text": raw}))
+    refused("cannot be read as (parquet|arrow): .*UTF8")
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    whole_file(tmp_path, "a.parquet", table())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"a\.parquet: pip install 'ctxext\[data\]'"):
+        read(HFDocuments(str(tmp_path)))
+
+
+def test_a_haystack_by_name(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("A text.")
+    (tmp_path / "table").mkdir()
+    whole_file(tmp_path / "table", "a.parquet", table("body"))
+    saved(tmp_path / "saved", table())
+    (tmp_path / "notes.md").write_text("no")
+    assert haystack("stdlib") == Stdlib("heldout")
+    assert haystack(str(tmp_path / "text")) == Files(str(tmp_path / "text"))
+    assert haystack(str(tmp_path / "text" / "a.txt")) == Files(str(tmp_path / "text" / "a.txt"))
+    assert haystack(str(tmp_path / "table"), field="body") == HFDocuments(
+        str(tmp_path / "table"), "body"
+    )
+    assert haystack(str(tmp_path / "saved")) == HFDocuments(str(tmp_path / "saved"))
+    for name, message in (
+        ("nowhere", 'there is no haystack .*give "stdlib", or'),
+        ("notes.md", "holds no .txt"),
+        (".", r"holds both .*\.parquet.*\.txt files"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            haystack(str(tmp_path / name))

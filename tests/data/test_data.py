@@ -1,0 +1,279 @@
+"""Batches against a slow, literal reading of what they promise."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from ctxext.data import (
+    Files,
+    Mix,
+    Rows,
+    Short,
+    Source,
+    Stdlib,
+    Synthetic,
+    make_batch,
+    prefetch,
+    stdlib_documents,
+)
+from ctxext.data.corpus import Corpus, Row
+from ctxext.data.stdlib import HELDOUT, TRAIN
+from ctxext.positions import Contiguous
+from ctxext.tasks import Passkey
+from support.tiny_train import ByteTokenizer, write_texts
+from support.toy_tokenizer import toy_source, toy_tokenizer
+
+TEXTS = ["alpha", "be", "gamma delta", "x"]
+
+
+def batch(rows, step=0, *, seed=0, batch_size=4, seq_len=16, first_row=0, positions=None):
+    return make_batch(
+        rows,
+        positions or Contiguous(),
+        seed=seed,
+        step=step,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        first_row=first_row,
+    )
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+
+
+def test_a_document_is_bos_text_eos():
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    assert corpus.ids.dtype == np.uint16
+    assert corpus.ids[:7].tolist() == [1, *(b + 3 for b in b"alpha"), 2]
+    assert corpus.offsets.tolist() == [0, 7, 11, 24, 27]
+    assert [bytes((d - 3).astype(np.uint8)).decode() for d in corpus.documents()] == TEXTS
+
+
+def test_rows_are_windows_of_the_documents_in_a_circle():
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    ids, number = corpus.ids.tolist(), np.repeat(np.arange(4), np.diff(corpus.offsets)).tolist()
+    seen = np.zeros(len(ids), int)
+    for step in range(300):
+        tokens, targets, weights, positions, segments = (
+            x[0] for x in batch(corpus, step, batch_size=1)
+        )
+        circle = [ids[(s + t) % 27] for s in range(27) for t in range(17)]
+        starts = [s for s in range(27) if circle[17 * s + 1 : 17 * s + 17] == targets.tolist()]
+        assert len(starts) == 1 and tokens[0] == 1
+        where = [(starts[0] + t) % 27 for t in range(17)]
+        seen[where[1:]] += 1
+        assert tokens[1:].tolist() == [ids[w] for w in where[1:16]]
+        expected = [
+            float(number[a] == number[b]) for a, b in zip(where[:-1], where[1:], strict=True)
+        ]
+        assert weights.tolist() == expected and weights.dtype == np.float32
+        assert segments[0] == 1 and np.all(np.diff(segments) == [1 - w for w in expected[:-1]])
+        assert positions.tolist() == list(range(16))
+    # 300 windows of 16 targets over 27 tokens: 178 each on average, and no token is seen much more or less often.
+    assert seen.min() > 130 and seen.max() < 230
+
+
+def test_a_batch_depends_on_seed_step_and_row_alone():
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    first = batch(corpus, 5)
+    batch(corpus, 9)
+    assert same(first, batch(corpus, 5))
+    assert same([x[2:] for x in first], batch(corpus, 5, batch_size=2, first_row=2))
+    assert not np.array_equal(first.tokens, batch(corpus, 6).tokens)
+    assert not np.array_equal(first.tokens, batch(corpus, 5, seed=1).tokens)
+
+
+def test_positions_do_not_change_the_text():
+    class Shifted(Contiguous):
+        def sample(self, rng, shape):
+            return (super().sample(rng, shape) + rng.integers(100)).astype(np.int32)
+
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    plain, shifted = batch(corpus), batch(corpus, positions=Shifted())
+    assert np.array_equal(plain.tokens, shifted.tokens)
+    assert len({*(shifted.positions - plain.positions)[:, 0].tolist()}) > 1
+
+
+def test_prefetch_gives_the_same_batches_and_raises_where_they_are_wanted():
+    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    got = list(prefetch(lambda step: batch(corpus, step), 3, 8))
+    assert [step for step, _ in got] == [3, 4, 5, 6, 7]
+    assert all(same(b, batch(corpus, step)) for step, b in got)
+    ahead = prefetch(lambda step: batch(corpus, step), 0, 10**9)
+    next(ahead)
+    ahead.close()  # ends the thread; the test would hang otherwise
+
+    def broken(step):
+        raise ValueError(f"row {step} is broken")
+
+    with pytest.raises(ValueError, match="row 0 is broken"):
+        next(prefetch(broken, 0, 2))
+
+
+def test_synthetic_rows_are_the_task_s_with_targets_shifted():
+    tokenizer = toy_tokenizer()
+    source = Synthetic(Passkey(), haystack=toy_source())
+    rows = source.open(tokenizer)
+    got = batch(rows, 3, batch_size=2, seq_len=200)
+    for index in range(2):
+        rng = np.random.default_rng([0, 3, index, 0])
+        tokens, weights = Passkey().training_row(rng, tokenizer, 201, rows.haystack.documents())
+        assert got.tokens[index].tolist() == tokens[:-1].tolist()
+        assert got.targets[index].tolist() == tokens[1:].tolist()
+        assert got.weights[index].tolist() == weights[1:].tolist()
+    assert np.all(got.segment_ids == 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Source):
+    token: int
+
+    def open(self, tokenizer) -> "ConstantRows":
+        return ConstantRows(self.token)
+
+
+class ConstantRows(Rows):
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def row(self, rng, seq_len) -> Row:
+        row = np.full(seq_len, self.token, np.int32)
+        return Row(row, row, row.astype(np.float32), row)
+
+    def provenance(self):
+        return {"token": self.token}
+
+
+def test_a_mix_draws_rows_by_weight():
+    mix = Mix(((3, Constant(7)), (1, Mix(((1, Constant(8)), (1, Constant(9)))))))
+    rows = mix.open(ByteTokenizer())
+    tokens = batch(rows, batch_size=2000, seq_len=1).tokens[:, 0]
+    counts = [int((tokens == t).sum()) for t in (7, 8, 9)]
+    for count, share in zip(
+        counts, (0.75, 0.125, 0.125), strict=True
+    ):  # four standard deviations of a binomial
+        assert abs(count - 2000 * share) < 4 * np.sqrt(2000 * share * (1 - share))
+    assert rows.provenance()["weights"] == [0.75, 0.25]
+    with pytest.raises(ValueError, match="positive"):
+        Mix(((0.0, Constant(7)),))
+
+
+def test_files_reads_text_lines_and_directories(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.jsonl").write_text(
+        json.dumps({"body": "third"}) + "\n\n" + json.dumps({"body": "4"}) + "\n"
+    )
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "ignored.md").write_text("no")
+    corpus = Files(str(tmp_path), field="body").open(ByteTokenizer())
+    assert [bytes((d - 3).astype(np.uint8)) for d in corpus.documents()] == [
+        b"first",
+        b"second",
+        b"third",
+        b"4",
+    ]
+    facts = corpus.provenance()
+    assert (facts["documents"], facts["tokens"]) == (4, 25)
+    assert (
+        facts["files"]["sub/c.jsonl"]
+        == hashlib.sha256((tmp_path / "sub" / "c.jsonl").read_bytes()).hexdigest()
+    )
+    (tmp_path / "a.txt").write_text("First")
+    assert (
+        Files(str(tmp_path), field="body").open(ByteTokenizer()).provenance()["sha256"]
+        != facts["sha256"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r'a\.jsonl, line 2: no text under "text"'),
+        ("a.jsonl", b"[1]\n", "line 1: no text"),
+        ("a.jsonl", b"", "empty"),
+        ("a.txt", b" \n", "empty"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.md", b"x", "no .txt or .jsonl"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Files(str(tmp_path)).open(ByteTokenizer())
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_too_short_data(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.*cannot be read"):
+        Files(str(tmp_path / "nowhere")).open(ByteTokenizer())
+    with pytest.raises(ValueError, match="27 tokens in all, a row needs 28"):
+        batch(Corpus.of(TEXTS, ByteTokenizer()), seq_len=27)
+
+
+def test_a_tokenizer_without_bos_is_refused():
+    class NoBos(ByteTokenizer):
+        bos_id = None
+
+    with pytest.raises(ValueError, match="beginning-of-sequence"):
+        Corpus.of(TEXTS, NoBos())
+
+
+def test_stdlib_is_split_by_file_and_hashed():
+    assert not set(TRAIN) & set(HELDOUT) and len({*TRAIN, *HELDOUT}) == len(TRAIN) + len(HELDOUT)
+    documents = stdlib_documents("heldout")
+    assert [d.name for d in documents] == HELDOUT
+    import argparse
+
+    first = next(d for d in documents if d.name == "argparse.py")
+    with open(argparse.__file__, "rb") as file:
+        assert first.sha256 == hashlib.sha256(file.read()).hexdigest()
+    assert sum(len(d.text) > 75_000 for d in documents) >= 5
+    assert sum(len(d.text) for d in stdlib_documents("train")) > 4_000_000
+
+
+def test_stdlib_missing_file_and_unknown_split(tmp_path):
+    with pytest.raises(ValueError, match="_collections_abc.py cannot be read"):
+        stdlib_documents("train", tmp_path)
+    with pytest.raises(ValueError, match="unknown stdlib split"):
+        stdlib_documents("test")
+
+
+def test_the_stdlib_is_tokenized_once():
+    tokenizer = ByteTokenizer()
+    assert Stdlib("heldout").open(tokenizer) is Stdlib("heldout").open(tokenizer)
+
+
+def test_rows_from_files_do_not_depend_on_the_machine(tmp_path):
+    rows = Files(str(write_texts(tmp_path))).open(ByteTokenizer())
+    digest = hashlib.sha256(
+        b"".join(x.astype("<i4").tobytes() for x in batch(rows, 11, seq_len=64))
+    ).hexdigest()
+    assert digest[:16] == "653b19e37a4f2bb0", (
+        "batches changed: every run in progress would go on with other data"
+    )
+
+
+def test_short_rows_are_packed_and_do_not_see_each_other():
+    """Each piece is the row that its source gives; targets inside a piece, segments counted through, the last cut."""
+    source, tokenizer = Synthetic(Passkey(), haystack=toy_source()), toy_tokenizer()
+    long = Short(source, 60).open(tokenizer).row(np.random.default_rng(3), 150)
+    rng, rows = np.random.default_rng(3), source.open(tokenizer)
+    for i, (start, stop) in enumerate([(0, 60), (60, 120), (120, 150)]):
+        short = rows.row(rng, 60)
+        for name in ("tokens", "targets", "weights"):
+            np.testing.assert_array_equal(
+                getattr(long, name)[start:stop], getattr(short, name)[: stop - start]
+            )
+        assert set(long.segment_ids[start:stop].tolist()) == {i + 1}
+    assert long.tokens[60] == tokenizer.bos_id and {len(field) for field in long} == {150}
+    assert long.segment_ids.dtype == np.int32
+    documents = Short(toy_source(), 100).open(tokenizer).row(np.random.default_rng(4), 1000)
+    assert (np.diff(documents.segment_ids) >= 0).all() and documents.segment_ids.max() >= 10
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        Short(source, 1)

@@ -1,0 +1,265 @@
+"""Prepared tokens in training: the same rows as from the text, damage refused, long documents drawn more often."""
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ctxext.cli.overrides import override
+from ctxext.data import Files, Mix, Prepared, Short, Source, Upsampled, haystack, make_batch
+from ctxext.data.corpus import Corpus
+from ctxext.data.upsample import document_weights
+from ctxext.experiment import from_json, to_json
+from ctxext.files import read_json, read_jsonl
+from ctxext.positions import Contiguous
+from ctxext.prepare import Recipe, prepare
+from ctxext.rundir import RunDir
+from ctxext.tracking import JsonlSink
+from ctxext.training.loop import train
+from support.tiny_train import ByteTokenizer, tiny_base, tiny_experiment, write_texts
+
+
+def prepared(out: Path, *sources: Path, held_out: float = 0.0, **recipe) -> Path:
+    prepare(
+        sources, out, ByteTokenizer(), recipe=Recipe(held_out=held_out, **recipe), progress=False
+    )  # pyright: ignore
+    return out
+
+
+def same_rows(one: Source, two: Source) -> None:
+    first, second = (
+        make_batch(
+            source.open(ByteTokenizer()), Contiguous(), seed=3, step=5, batch_size=6, seq_len=200
+        )
+        for source in (one, two)
+    )
+    for name, a, b in zip(first._fields, first, second, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("data") / "texts")
+
+
+@pytest.fixture(scope="module")
+def out(texts, tmp_path_factory) -> Path:
+    return prepared(tmp_path_factory.mktemp("prepared") / "out", texts)
+
+
+def test_rows_are_those_of_the_text_itself(texts, out):
+    same_rows(Files(str(texts)), Prepared(str(out)))
+    same_rows(Files(str(texts)), Files(str(out)))  # what --data.path of a published recipe makes
+    corpus = Prepared(str(out)).open(ByteTokenizer())
+    assert isinstance(corpus.ids, np.memmap) and isinstance(corpus.offsets, np.memmap)
+    plain = Files(str(texts)).open(ByteTokenizer())
+    for a, b in zip(corpus.documents(), plain.documents(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    facts = corpus.provenance()
+    assert (facts["documents"], facts["tokens"]) == (8, len(plain.ids))
+    assert (
+        facts["tokens_sha256"] == read_json(out / "index.json")["splits"]["train"]["tokens_sha256"]
+    )
+
+
+def test_without_bos_and_eos_a_row_has_none(texts, tmp_path):
+    corpus = Prepared(str(prepared(tmp_path / "out", texts, bos=False, eos=False))).open(
+        ByteTokenizer()
+    )
+    text = "".join((texts / f"{i}.txt").read_text() for i in range(8))
+    assert bytes((corpus.ids - 3).astype("u1")).decode() == text
+    assert [bytes((d - 3).astype("u1")).decode() for d in corpus.documents()][1] == (
+        texts / "1.txt"
+    ).read_text()
+    assert corpus.row(np.random.default_rng(0), 500).tokens.min() >= 3
+
+
+def test_held_out_documents_are_not_trained_on_and_are_the_haystack(texts, tmp_path):
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(200)))
+    root = prepared(tmp_path / "out", lines, held_out=0.3)
+    parts = [
+        {
+            tuple(ids.tolist())
+            for ids in Prepared(str(root), split).open(ByteTokenizer()).documents()
+        }
+        for split in ("train", "heldout")
+    ]
+    assert len(parts[0]) + len(parts[1]) == 200 and not parts[0] & parts[1] and len(parts[1]) > 30
+    assert haystack(str(root)) == Prepared(str(root), "heldout")
+    assert haystack(str(prepared(tmp_path / "all", texts))) == Prepared(
+        str(tmp_path / "all"), "train"
+    )
+    with pytest.raises(ValueError, match="holds no heldout documents"):
+        Prepared(str(tmp_path / "all"), "heldout").open(ByteTokenizer())
+
+
+def test_what_cannot_be_trained_on_is_refused(texts, tmp_path):
+    def refused(message: str, tokenizer=ByteTokenizer) -> None:
+        with pytest.raises(ValueError, match=message):
+            Prepared(str(root)).open(tokenizer())
+
+    root = prepared(tmp_path / "out", texts)
+    refused(
+        r"prepared with another tokenizer \(bytes\) than the model's \(other\)",
+        type("Other", (ByteTokenizer,), {"sha256": "other"}),
+    )
+    refused(
+        "prepared with BOS 1 and EOS 2, the model's are 1 and 5",
+        type("End", (ByteTokenizer,), {"eos_id": 5}),
+    )
+    for name in ("train.tokens", "train.offsets", "heldout.offsets"):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[:-1])
+        refused(rf"{name} has {len(data) - 1:,} bytes, its index says {len(data):,}")
+        (root / name).unlink()
+        refused(f"{name} is missing")
+        (root / name).write_bytes(data)
+    index = read_json(root / "index.json")
+    for change, message in (
+        ({"version": 2}, "version 2"),
+        ({"complete": False}, "not complete"),
+        ({"format": "x"}, "is not an index of tokens"),
+        ({"splits": {}}, "is damaged"),
+        ({"splits": 3}, "is damaged"),
+    ):
+        (root / "index.json").write_text(json.dumps(index | change))
+        refused(message)
+    (root / "index.json").write_text("[]")
+    refused("is not an index of tokens")
+    (root / "index.json").write_text("{")
+    refused("not valid JSON")
+
+
+def test_trained_on_it_the_losses_are_those_of_the_text(texts, out, tmp_path):
+    losses = []
+    for name, source in (("text", Files(str(texts))), ("prepared", Prepared(str(out)))):
+        experiment = tiny_experiment(source, steps=2)
+        assert from_json(to_json(experiment)) == experiment
+        run = RunDir(tmp_path / name).open(experiment)
+        train(experiment, run, tiny_base(), sinks=[JsonlSink(run.metrics_file)], progress=False)
+        losses.append([row["loss"] for row in read_jsonl(run.metrics_file)])
+        facts = read_json(run.provenance_file)["data"]
+        assert facts["kind"] == name and facts["documents"] == 8
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    upsampled = Upsampled(Prepared(str(out)), min_tokens=200, factor=4.0)
+    experiment = tiny_experiment(upsampled, steps=2)
+    changed = override(experiment, ["--data.source.path", str(tmp_path), "--data.factor", "2"]).data
+    assert (
+        changed == Upsampled(Prepared(str(tmp_path)), 200, 2.0)
+        and from_json(to_json(experiment)) == experiment
+    )
+    params = train(
+        experiment, RunDir(tmp_path / "up").open(experiment), tiny_base(), progress=False
+    )
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
+
+
+LENGTHS, DOMAINS = [3, 9, 40, 5, 5, 64, 2, 17, 33], (3, 4, 2)
+
+
+def corpus_of(lengths: list[int], domains: tuple[int, ...]) -> Corpus:
+    """Document i is made of the token i + 10 alone."""
+    ids = np.repeat(np.arange(len(lengths)) + 10, lengths).astype(np.uint16)
+    return Corpus(
+        ids, np.cumsum([0, *lengths]), bos_id=None, eos_id=None, domains=domains, facts={}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Source):
+    corpus: Corpus
+
+    def open(self, tokenizer) -> Corpus:
+        return self.corpus
+
+
+def shares(factor: Fraction, min_tokens: int) -> list[Fraction]:
+    """The share of every document among the tokens, by counting a corpus in which long documents are repeated."""
+    result, first = [], 0
+    for count in DOMAINS:
+        lengths = LENGTHS[first : first + count]
+        copies = [factor.numerator if n >= min_tokens else factor.denominator for n in lengths]
+        tokens = [
+            n * times for n, times in zip(lengths, copies, strict=True)
+        ]  # of all the copies of a document
+        mixture = Fraction(sum(lengths), sum(LENGTHS))
+        result += [mixture * Fraction(n, sum(tokens)) for n in tokens]
+        first += count
+    return result
+
+
+@pytest.mark.parametrize("factor", [Fraction(10), Fraction(5, 2), Fraction(1)])
+def test_weights_are_those_of_repeated_documents_and_keep_the_mixture(factor):
+    lengths = np.array(LENGTHS)
+    found = document_weights(lengths, DOMAINS, 30, float(factor)) * lengths
+    np.testing.assert_allclose(found, [float(share) for share in shares(factor, 30)], rtol=1e-12)
+    ends = np.cumsum(DOMAINS)
+    mixture = [lengths[a - n : a].sum() / lengths.sum() for a, n in zip(ends, DOMAINS, strict=True)]
+    np.testing.assert_allclose(
+        [found[a - n : a].sum() for a, n in zip(ends, DOMAINS, strict=True)], mixture
+    )
+    if factor == 1:
+        np.testing.assert_allclose(found, lengths / lengths.sum())
+
+
+def test_rows_see_every_document_by_its_share_at_every_place():
+    """Against the paper's way: documents drawn one by one from their domains, short ones mostly thrown away, packed."""
+    corpus = corpus_of(LENGTHS, DOMAINS)
+    rows = Upsampled(Given(corpus), 30, 10.0).open(ByteTokenizer())  # pyright: ignore
+    windows = np.array([rows.row(np.random.default_rng(i), 50).tokens for i in range(4000)]) - 10
+    wanted = [float(share) for share in shares(Fraction(10), 30)]
+    for place in (0, 7, 49):  # not only at the start: the stream is stationary
+        counts = np.bincount(windows[:, place], minlength=len(LENGTHS))
+        deviation = np.sqrt(4000 * np.array(wanted) * (1 - np.array(wanted)))
+        assert (np.abs(counts - 4000 * np.array(wanted)) < 4.5 * deviation).all()
+    rng, stream = np.random.default_rng(0), dict.fromkeys(range(len(LENGTHS)), 0)
+    spent = [0.0] * len(DOMAINS)
+    first = np.cumsum([0, *DOMAINS])
+    mixture = [sum(LENGTHS[a:b]) / sum(LENGTHS) for a, b in zip(first[:-1], first[1:], strict=True)]
+    while sum(spent) < 300_000:  # the domain that is furthest behind its budget is next
+        domain = int(np.argmin([s / m for s, m in zip(spent, mixture, strict=True)]))
+        number = int(rng.integers(first[domain], first[domain + 1]))
+        if LENGTHS[number] >= 30 or rng.random() < 0.1:
+            stream[number] += LENGTHS[number]
+            spent[domain] += LENGTHS[number]
+    np.testing.assert_allclose([stream[i] / sum(spent) for i in stream], wanted, atol=0.015)
+
+
+def test_a_row_is_pieces_of_documents_that_do_not_see_each_other(texts, out):
+    rows = Upsampled(Prepared(str(out)), 200, 3.0).open(ByteTokenizer())
+    whole = [(texts / f"{i}.txt").read_bytes() for i in range(8)]
+    for seed in range(20):
+        row = rows.row(np.random.default_rng(seed), 700)
+        assert row.tokens[0] == 1 and [len(field) for field in row] == [700] * 4
+        np.testing.assert_array_equal(row.tokens[1:], row.targets[:-1])
+        change = np.append(np.diff(row.segment_ids), 0)
+        np.testing.assert_array_equal(row.weights[:-1], 1 - change[:-1])
+        inner = [row.tokens[row.segment_ids == s] for s in range(2, row.segment_ids[-1])]
+        for ids in inner:  # whole documents, BOS text EOS
+            assert ids[0] == 1 and ids[-1] == 2 and bytes((ids[1:-1] - 3).astype("u1")) in whole
+        start = bytes((row.tokens[1:][row.segment_ids[1:] == 1] - 3).astype("u1"))
+        assert any(start[:-1] in text for text in whole)
+    again = rows.row(np.random.default_rng(19), 700)
+    np.testing.assert_array_equal(row.tokens, again.tokens)
+    assert rows.provenance()["factor"] == 3.0 and rows.provenance()["rows"]["kind"] == "prepared"
+
+
+def test_domains_are_the_sources_and_it_mixes_with_the_rest(texts, out, tmp_path):
+    other = write_texts(tmp_path / "other", 3)
+    root = prepared(tmp_path / "two", texts, other)
+    assert Prepared(str(root)).open(ByteTokenizer()).domains == (8, 3)
+    source = Mix(
+        ((0.6, Upsampled(Prepared(str(root)), 100, 5.0)), (0.4, Short(Prepared(str(out)), 32)))
+    )
+    rows = source.open(ByteTokenizer())
+    assert rows.row(np.random.default_rng(0), 128).tokens.shape == (128,)
+    with pytest.raises(ValueError, match="no document has the 5000 tokens"):
+        Upsampled(Prepared(str(root)), 5000, 5.0).open(ByteTokenizer())
+    for min_tokens, factor in ((0, 2.0), (5, 0.0), (5, float("inf")), (5, float("nan"))):
+        with pytest.raises(ValueError, match="at least 1 and factor above 0"):
+            Upsampled(Prepared(str(root)), min_tokens, factor)

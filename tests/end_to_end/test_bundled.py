@@ -1,0 +1,64 @@
+"""The bundled base is good at home and lost beyond: what the README says of it, on fresh questions of another seed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import ctxext
+from ctxext import tasks
+from ctxext.assets import TINY_LLAMA
+from ctxext.evals import Perplexity, Retrieval
+from ctxext.evals.stats import wilson
+from ctxext.evaluate import evaluate
+from ctxext.methods import LMInfinite, Yarn
+from ctxext.report.pages import summary
+
+HOME = Retrieval(seq_lens=(256,), depths=(0, 0.25, 0.5, 0.75, 1), n=20, seed=1)
+
+
+@pytest.fixture(scope="module")
+def lm() -> ctxext.LM:
+    return ctxext.load("tiny-llama")
+
+
+def right(lm: ctxext.LM, evaluation: Retrieval) -> list[bool]:
+    return [row["correct"] for row in evaluation(lm)]
+
+
+def test_it_is_small_and_plain():
+    assert sum(path.stat().st_size for path in TINY_LLAMA.glob("*.safetensors")) <= 8e6
+
+
+@pytest.mark.parametrize(
+    ("task", "least"), [(tasks.Passkey(), 0.95), (tasks.KeyValue(num_pairs=4), 0.85)]
+)
+def test_it_answers_at_home(lm, task, least):
+    answers = right(lm, dataclasses.replace(HOME, task=task))
+    high = wilson(sum(answers), len(answers)).high
+    assert high is not None and high >= least, f"{sum(answers)} of {len(answers)}"
+    assert np.mean(answers) >= least - 0.05
+
+
+def test_it_is_lost_beyond_its_window_unless_extended(lm):
+    beyond = dataclasses.replace(HOME, seq_lens=(512,), n=8)
+    assert wilson(sum(right(lm, beyond)), 40).high <= 0.15  # pyright: ignore[reportOptionalOperand]
+    assert np.mean(right(lm.with_method(Yarn(factor=2.0, beta_fast=8.0)), beyond)) >= 0.5
+
+
+@pytest.mark.check
+def test_through_the_mask_of_its_window_near_needles_stay_and_far_ones_do_not(lm):
+    rows = list(
+        dataclasses.replace(HOME, seq_lens=(512,), n=16)(lm.with_method(LMInfinite(window=256)))
+    )
+    near = [row["correct"] for row in rows if row["distance"] < 250]
+    far = [row["correct"] for row in rows if row["distance"] > 260]
+    assert len(near) >= 25 and len(far) >= 40
+    assert np.mean(near) >= 0.8
+    assert wilson(sum(far), len(far)).high <= 0.15  # pyright: ignore[reportOptionalOperand]
+
+
+def test_it_reads_files_that_it_never_saw(lm):
+    evaluation = Perplexity(seq_lens=(256,), target_tokens=64, num_windows=4)
+    (cell,) = summary(evaluate(lm, [evaluation], method_label="none", progress=False))["perplexity"]
+    assert cell["bits_per_byte"] <= 1.4

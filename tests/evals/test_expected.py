@@ -1,0 +1,200 @@
+"""Published numbers as data: refused where nothing measures them, and judged by both intervals, not by the value."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from ctxext.cli.main import main
+from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
+from ctxext.evals.stats import Interval, ratio_bootstrap
+from ctxext.experiment import from_json, to_json
+from ctxext.files import write_json
+from ctxext.report import expectations, write_report
+from ctxext.report.analysis.published import Outcome
+from ctxext.rundir import RunDir
+from support.html_page import parse, table
+from support.planted import experiment, label, passkey_row, planted_run
+
+PAPER = dict(what="YaRN s = 2, proof-pile", source="arXiv:2309.00071, table 1")
+TRUNCATE = RollingPerplexity((512, 1024), "truncate", num_documents=2)
+NUMBER = Expected("ppl:truncate", 1024, 3.35, 0.05, **PAPER)
+YARN = "yarn(factor=4)"
+
+
+def expecting(*expect, evals=(TRUNCATE,)):
+    return dataclasses.replace(experiment(YARN), evals=evals, expect=expect)
+
+
+def test_what_is_measured_is_accepted_and_written():
+    passkey = Retrieval((256,), n=1)
+    floor = Retrieval(
+        (256,), n=1, condition="no-needle"
+    )  # a control of the same name measures something else
+    accuracy = Expected("passkey", 256, 94.3, 5.0, metric="accuracy", **PAPER)
+    made = expecting(NUMBER, accuracy, evals=(TRUNCATE, Perplexity((512,)), passkey, floor))
+    assert from_json(json.loads(json.dumps(to_json(made)))) == made
+    assert "expect" not in to_json(experiment(YARN)), "older runs would not be resumed"
+
+
+@pytest.mark.parametrize(
+    ("expect", "evals", "said"),
+    [
+        (
+            dataclasses.replace(NUMBER, seq_len=2048),
+            (TRUNCATE,),
+            "none of evals measures perplexity of ppl:truncate at "
+            "2048; measured: perplexity of ppl:truncate at 512; perplexity of ppl:truncate at 1024",
+        ),
+        (
+            dataclasses.replace(NUMBER, metric="accuracy"),
+            (TRUNCATE,),
+            "accuracy of ppl:truncate at 1024; measured",
+        ),
+        (
+            dataclasses.replace(NUMBER, evaluation="ppl"),
+            (TRUNCATE,),
+            "perplexity of ppl at 1024; measured",
+        ),
+        (
+            dataclasses.replace(NUMBER, evaluation="passkey", metric="accuracy"),
+            (Retrieval((1024,), n=1, condition="needle-only"),),
+            "measured: nothing",
+        ),
+        (NUMBER, (), "measured: nothing"),
+        (
+            NUMBER,
+            (TRUNCATE, dataclasses.replace(TRUNCATE, seed=1)),
+            "2 of evals measure perplexity of ppl:truncate",
+        ),
+    ],
+)
+def test_what_nothing_measures_is_refused(expect, evals, said):
+    with pytest.raises(ValueError) as error:
+        expecting(expect, evals=evals)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tolerance": 0.0}, "tolerance above 0"),
+        ({"value": math.nan}, "finite"),
+        ({"source": ""}, "source"),
+        ({"metric": "bleu"}, "choose perplexity or accuracy"),
+    ],
+)
+def test_what_is_no_number_with_a_source_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(NUMBER, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("got", "verdict"),
+    [
+        (Interval(3.35, 3.31, 3.39), "agrees"),
+        (Interval(3.31, 3.301, 3.399), "agrees"),
+        (Interval(3.41, 3.36, 3.46), "not distinguishable from agreement"),
+        (
+            Interval(3.35, 3.00, 4.00),
+            "not distinguishable from agreement",
+        ),  # the value alone would have agreed
+        (Interval(3.45, 3.40, 3.50), "not distinguishable from agreement"),
+        (Interval(3.45, 3.41, 3.50), "disagrees"),
+        (Interval(3.20, 3.10, 3.29), "disagrees"),
+        (Interval(3.35, None, None), "no interval"),
+        (None, "not measured"),
+    ],
+)
+def test_the_verdict(got, verdict):
+    assert Outcome("run", NUMBER, got).verdict == verdict
+
+
+def test_the_sentence():
+    said = Outcome("run", NUMBER, Interval(3.41, 3.36, 3.46)).text
+    assert said == (
+        "ppl:truncate at 1,024 tokens: expected 3.35 ± 0.05 (YaRN s = 2, proof-pile; arXiv:2309.00071, "
+        "table 1), got 3.41 [3.36, 3.46]: not distinguishable from agreement."
+    )
+
+
+NATS = [math.log(3.2), math.log(3.3), math.log(3.4), math.log(3.5)]
+
+
+def ppl_row(rope, steps, document, nats):
+    return {
+        "checkpoint": "",
+        "method": label(rope, steps),
+        "window": 256,
+        "rope": rope,
+        "steps": steps,
+        "eval": "ppl:truncate",
+        "estimator": "truncate",
+        "mean": "window",
+        "item": f"ppl:truncate/cc/1024/{document}",
+        "seq_len": 1024,
+        "stride": None,
+        "document": document,
+        "nll": nats * 1000,
+        "count": 1000,
+        "bytes": 3000,
+        "windows": {"nll": [nats * 1000], "count": [1000]},
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The trained arm beside others that fit better and must not be taken for it."""
+    rows = [ppl_row(YARN, 60, i, nats) for i, nats in enumerate(NATS)]
+    rows += [
+        ppl_row(rope, steps, i, math.log(9.0))
+        for i in range(4)
+        for rope, steps in ((YARN, 0), ("none", 60))
+    ]
+    rows += [passkey_row(YARN, 60, 1024, 0.5, i, i < 12) for i in range(16)]
+    rows += [passkey_row(YARN, 60, 1024, 0.5, i, False, condition="no-needle") for i in range(16)]
+    path = planted_run(tmp_path / "run", rows)
+    accuracy = Expected("passkey", 1024, 20.0, 1.0, metric="accuracy", **PAPER)
+    evals = (TRUNCATE, Retrieval((1024,), n=1))
+    later = Expected("ppl:truncate", 512, 3.4, 0.05, **PAPER)
+    write_json(path / "config.json", to_json(expecting(NUMBER, accuracy, later, evals=evals)))
+    return path
+
+
+def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--json"]) == 0
+    ppl, passkey, later = json.loads(capsys.readouterr().out)["expected"]
+    value, low, high = map(math.exp, ratio_bootstrap(NATS, [1] * 4, range(4)))  # pyright: ignore[reportArgumentType]
+    assert value == pytest.approx(math.exp(sum(NATS) / 4)) and low < 3.3 < 3.4 < high
+    assert ppl["got"] == pytest.approx({"value": value, "low": low, "high": high})
+    assert ppl["verdict"] == "not distinguishable from agreement"
+    assert passkey["got"]["value"] == 75.0 and passkey["verdict"] == "disagrees"
+    assert later["got"] is None and later["verdict"] == "not measured"
+    assert main(["report", str(run)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"got {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(said)
+    assert any(line.startswith("passkey (%) at 1,024 tokens: expected 20 ± 1 (") for line in said)
+    cells = table(parse(write_report([run]).read_text()), "Expected and measured")
+    name = "passkey (%) at 1,024 tokens"
+    assert (
+        cells[name, "expected"].text == "20 ± 1"
+        and cells[name, "got [95 % interval]"].text == "75 [50.5, 89.8]"
+    )
+    assert cells[name, "source"].text == "YaRN s = 2, proof-pile; arXiv:2309.00071, table 1"
+    verdicts = [cell.text for (_, column), cell in cells.items() if column == "verdict"]
+    assert verdicts == [ppl["verdict"], "disagrees", "not measured"]
+
+
+def test_only_the_expectation_may_change_between_starts(tmp_path: Path) -> None:
+    first, second = expecting(NUMBER), expecting(dataclasses.replace(NUMBER, tolerance=0.1))
+    assert first.fingerprint == second.fingerprint == expecting().fingerprint
+    RunDir(tmp_path).open(first)
+    assert from_json(json.loads((RunDir(tmp_path).open(second)).config_file.read_text())) == second
+
+
+def test_without_expectations_nothing_is_said(tmp_path: Path) -> None:
+    path = planted_run(tmp_path / "run")
+    assert expectations([path]) == []
+    assert "As published?" not in write_report([path]).read_text()

@@ -1,0 +1,229 @@
+"""LongPPL: the published package's key tokens and values, planted keys of an oracle, and the edge cases."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctxext import load
+from ctxext.assets import TINY_LLAMA
+from ctxext.data.corpus import Corpus
+from ctxext.data.sources import TextSource
+from ctxext.evals import LongPPL
+from ctxext.evals.key_tokens import Answers, Found, Given, inside, key_spans
+from ctxext.evals.oracle import SURPRISE, ContextCurve, OracleConfig, PerfectReader, WindowReader
+from ctxext.evals.suite import Choice, evaluations
+from ctxext.evaluate import evaluate
+from ctxext.report import tables, write_report
+from ctxext.report.pages import summary
+from ctxext.tasks import KeyValue
+from support.letters import TEXT, Letters, write_letters
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "longppl.json").read_text())["cases"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts(TextSource):
+    texts: tuple[str, ...]
+
+    def open(self, tokenizer):
+        return Corpus.of(self.texts, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("letters")
+    write_letters(folder)
+    return {"tiny-llama": load(TINY_LLAMA), "letters": load(folder)}
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case['tested']} by {case['evaluator']}, {case['alpha']}"
+)
+def test_the_published_package_says_the_same(models, case):
+    """Key spans, their tokens under another tokenizer, LongPPL, perplexity; only the evaluator reads BOS."""
+    other = case["tested"] != case["evaluator"]
+    found = Found(
+        case["trunc_len"],
+        case["stride"],
+        case["alpha"],
+        case["beta"],
+        case["evaluator"] if other else "",
+        models.get if other else None,
+    )
+    assert key_spans(models[case["evaluator"]], TEXT, found) == tuple(map(tuple, case["spans"]))
+    run = LongPPL((case["num_tokens"] + 1,), num_documents=1, keys=found, source=Texts((TEXT,)))
+    (row,) = run(models[case["tested"]])
+    assert row["count"] == (case["num_keys"] or 0)
+    assert row["all_count"] == case["num_tokens"] - 1
+    assert math.exp(row["all_nll"] / row["all_count"]) == pytest.approx(case["ppl"], rel=1e-4)
+    if case["num_keys"]:
+        assert math.exp(row["nll"] / row["count"]) == pytest.approx(case["longppl"], rel=1e-4)
+    assert row["keys_from"] == (case["evaluator"] if other else "the model itself")
+
+
+def planted_text(seed, lines):
+    """Lines that all begin with a letter pair of their own, but for one that comes again: text, span of its digits."""
+    rng = np.random.default_rng(seed)
+    pairs = [a + b for a in "abcdefghijklmnopqrst" for b in "uvwxyz"]
+    rng.shuffle(pairs)
+    made = [f"{pair}={''.join(map(str, rng.integers(0, 10, 5)))}\n" for pair in pairs[:lines]]
+    made.append(made[0])
+    text = "".join(made)
+    return text, (len(text) - 6, len(text) - 1)
+
+
+class PlantedOracle(WindowReader):
+    """Foresees what an earlier line with the same beginning (two letters at least) went on with."""
+
+    def loss(self, tokens):
+        rows = np.asarray(tokens)
+        nats = np.full((len(rows), rows.shape[1] - 1), SURPRISE, np.float32)
+        for row, losses in zip(rows, nats, strict=True):
+            text = self.tokenizer.decode(row)
+            skipped = len(row) - len(text)  # BOS
+            for t in range(1, len(text)):
+                line = text[text.rfind("\n", 0, t) + 1 : t]
+                before = text.find("\n" + line, 0, t - len(line) - 1)
+                at = (
+                    0
+                    if text.startswith(line) and t > len(line)
+                    else before + 1
+                    if before >= 0
+                    else -1
+                )
+                if (
+                    len(line) >= 3
+                    and at >= 0
+                    and at + len(line) < t
+                    and text[at + len(line)] == text[t]
+                ):
+                    losses[t + skipped - 1] = 0.01
+        return nats
+
+
+@pytest.mark.parametrize("trunc_len", [40, 64, 100])
+def test_planted_digits_are_found_and_nothing_else(trunc_len):
+    """Only the first line explains the digits of the last, and no truncated context reaches it."""
+    oracle = PlantedOracle(Letters(), None, OracleConfig(64))
+    texts, spans = zip(*(planted_text(seed, 40) for seed in range(3)), strict=True)
+    for text, (start, stop) in zip(texts, spans, strict=True):
+        assert key_spans(oracle, text, Found(trunc_len, trunc_len // 4)) == (
+            (start, stop + 1),
+        )  # and the line's end
+    size = len(texts[0]) + 1
+    run = LongPPL(
+        (size,), num_documents=3, keys=Found(trunc_len, trunc_len // 4), source=Texts(texts)
+    )
+    for row in run(oracle):
+        assert row["keys"] == list(range(size - 7, size - 1))
+        assert row["nll"] / row["count"] == pytest.approx(0.01) and row["bytes"] == 6
+    given = dataclasses.replace(run, keys=Given(tuple((span,) for span in spans)))
+    for row in given(oracle):
+        assert row["keys"] == list(range(size - 7, size - 2))
+    blind = ContextCurve(Letters(), lambda seen: np.full(len(seen), SURPRISE))
+    assert not any(row["count"] for row in run(blind))  # it finds none,
+    (cell,) = summary(evaluate(blind, (given,), method_label="blind", progress=False))["perplexity"]
+    assert (
+        cell["perplexity"] == pytest.approx(math.exp(SURPRISE)) and cell["count"] == 15
+    )  # told, it knows none
+
+
+def test_answers_of_a_task_are_keys():
+    oracle = PerfectReader(Letters(), OracleConfig(64))
+    source = Texts(tuple("the quick brown fox jumps over a lazy dog; " * 30 for _ in range(2)))
+    run = LongPPL((300, 600), num_documents=2, keys=Answers(KeyValue(num_pairs=4)), source=source)
+    rows = list(run(oracle))
+    assert [row["item"] for row in rows] == run.items()
+    for row in rows:
+        assert (
+            row["keys"] == list(range(row["seq_len"] - 3, row["seq_len"]))
+            and row["all_count"] == row["seq_len"] - 1
+        )
+        assert row["nll"] == pytest.approx(0.03) and row["bytes"] == 3
+    assert list(run.rows(oracle, run.items()[2:3])) == rows[2:3]
+    assert set(run.items()) < set(dataclasses.replace(run, num_documents=3).items())
+
+
+def test_documents_count_by_their_key_tokens(tmp_path):
+    """Key losses 1, 1, 1 and 3 in two documents, a third without any: exp(6 / 4)."""
+    texts = ("abcdefgh", "abcdefgh", "abcdefgh")
+    losses = {1: 1.0, 2: 1.0, 3: 1.0, 6: 3.0}
+    model = ContextCurve(
+        Letters(), lambda seen: np.array([losses.get(int(s), 9.0) for s in seen]), OracleConfig(4)
+    )
+    run = LongPPL(
+        (9,), num_documents=3, keys=Given((((1, 4),), ((6, 7),), ())), source=Texts(texts)
+    )
+    rows = evaluate(model, (run,), method_label="m", sink=tmp_path / "rows.jsonl", progress=False)
+    (cell,) = summary(rows)["perplexity"]
+    assert cell["perplexity"] == pytest.approx(math.exp(6 / 4)) and (
+        cell["count"],
+        cell["documents"],
+    ) == (4, 2)
+    assert "LongPPL: perplexity of key tokens, found by given spans" in tables(rows)
+    assert "LongPPL: perplexity of key tokens" in write_report([tmp_path]).read_text()
+
+
+def test_without_key_tokens_there_is_no_number(tmp_path):
+    run = LongPPL((9,), num_documents=1, keys=Given(((),)), source=Texts(("abcdefgh",)))
+    model = ContextCurve(Letters(), lambda seen: np.ones(len(seen)), OracleConfig(4))
+    rows = evaluate(model, (run,), method_label="m", sink=tmp_path / "rows.jsonl", progress=False)
+    (cell,) = summary(rows)["perplexity"]
+    assert (cell["perplexity"], cell["low"], cell["count"], cell["documents"]) == (None, None, 0, 0)
+    assert "no key tokens" in tables(rows)
+    assert "there is no number" in write_report([tmp_path]).read_text()
+
+
+def test_spans_go_over_to_the_tokens_of_another_tokenizer():
+    tokens = [(0, 3), (3, 5), (5, 9), (9, 9), (9, 12), (12, 14)]
+    assert inside(tokens, ()).tolist() == []
+    assert inside(tokens, ((0, 5),)).tolist() == [1]  # the first token has no loss
+    assert inside(tokens, ((3, 8),)).tolist() == [1]  # (5, 9) reaches out
+    assert inside(tokens, ((5, 12), (12, 13))).tolist() == [2, 3, 4]
+
+
+def test_spans_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    from ctxext.tokenization.tokenizer import load_tokenizer
+
+    theirs = transformers.AutoTokenizer.from_pretrained(TINY_LLAMA)
+    for text in (TEXT, "naïve 日本 x  12🙂\r\n", " a"):
+        ids, spans = load_tokenizer(TINY_LLAMA).spans(text)
+        expected = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert (ids, spans) == (
+            expected["input_ids"],
+            [tuple(x) for x in expected["offset_mapping"]],
+        )
+    with pytest.raises(ValueError, match="disagree on the ids"):
+        load_tokenizer(TINY_LLAMA).spans("the end</s>")
+
+
+def test_refusals_and_names(models):
+    with pytest.raises(
+        ValueError, match="a document of 9 tokens has no key tokens after trunc_len 9"
+    ):
+        list(
+            LongPPL((9,), num_documents=1, keys=Found(9, 2), source=Texts(("abcdefgh",)))(
+                ContextCurve(Letters(), lambda seen: np.ones(len(seen)))
+            )
+        )
+    with pytest.raises(ValueError, match="give `load`, which opens the evaluator"):
+        Found(evaluator="somewhere")
+    with pytest.raises(ValueError, match="no spans are given for document 1, only for 1"):
+        list(
+            LongPPL(
+                (9,), num_documents=2, keys=Given(((),)), source=Texts(("abcdefgh", "abcdefgi"))
+            )(ContextCurve(Letters(), lambda seen: np.ones(len(seen))))
+        )
+    itself, other = evaluations(
+        ["longppl", f"longppl:{TINY_LLAMA}"], Choice((128, 256, 512)), load=load
+    )
+    assert isinstance(itself, LongPPL) and isinstance(other, LongPPL)
+    assert itself.seq_lens == (256, 512) and itself.keys == Found(128, 32)
+    assert other.keys.origin == str(TINY_LLAMA) and not set(itself.items()) & set(other.items())
+    published = evaluations(["longppl"], Choice((8192,)))[0]
+    assert isinstance(published, LongPPL) and published.keys == Found(4096, 1024, 2.0, 2.0)

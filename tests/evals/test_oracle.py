@@ -1,0 +1,292 @@
+"""Models with a known score go through whole evaluations: the planted truth must come back, nothing more."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ctxext import tasks
+from ctxext.data.corpus import Corpus
+from ctxext.data.sources import TextSource
+from ctxext.evals import Perplexity, Retrieval
+from ctxext.evals.base import batches, documents
+from ctxext.evals.oracle import SURPRISE, ContextCurve, EchoPrompt, PerfectReader, WindowReader
+from ctxext.files import append_jsonl, read_jsonl
+from support.toy_tokenizer import toy_source, toy_tokenizer
+
+TOKENIZER = toy_tokenizer()
+SOURCE = toy_source()
+GRID = Retrieval(seq_lens=(64, 128, 300), depths=(0.0, 0.5, 1.0), n=4, source=SOURCE)
+KV = Retrieval(
+    seq_lens=(150, 300),
+    depths=(0.0, 0.5, 1.0),
+    n=3,
+    source=SOURCE,
+    task=tasks.KeyValue(num_pairs=4),
+)
+PPL = Perplexity(
+    seq_lens=(64, 128, 512), num_documents=3, target_tokens=32, num_windows=2, source=SOURCE
+)
+
+
+def without(row, *keys):
+    return {key: value for key, value in row.items() if key not in keys}
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
+    perfect = list(evaluation(PerfectReader(TOKENIZER)))
+    echo = list(evaluation(EchoPrompt(TOKENIZER)))
+    assert (
+        len(perfect)
+        == len(echo)
+        == len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
+    )
+    assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in perfect)
+    assert all(row["text"].strip() == row["value"] for row in perfect)
+    assert not any(row["correct"] for row in echo)
+    assert all(row["answer_nll"] == SURPRISE for row in echo)
+    assert [row["prompt_sha256"] for row in perfect] == [
+        row["prompt_sha256"] for row in echo
+    ]  # paired
+    assert len({row["prompt_sha256"] for row in perfect}) == len(perfect)  # a fresh prompt per item
+    assert len({row["value"] for row in GRID(EchoPrompt(TOKENIZER))}) > 30
+
+
+class Bytes:
+    """A token per byte, so that ids are the same on every machine."""
+
+    bos_id, eos_id, vocab_size = 0, 258, 259
+
+    def encode(self, text, *, bos=False):
+        return [0] * bos + [byte + 1 for byte in text.encode()]
+
+    def decode(self, ids):
+        return bytes(min(255, max(0, int(i) - 1)) for i in ids).decode(errors="replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(TextSource):
+    """Three documents of numbers."""
+
+    def open(self, tokenizer):
+        return Corpus.of(
+            [" ".join(str(step * i) for i in range(500)) for step in (7, 11, 13)], tokenizer
+        )
+
+
+def test_items_and_prompts_stay_what_they_were():
+    """Rows measured with version 0.1 still say the same: golden hashes from before there were controls."""
+    passkey = Retrieval(seq_lens=(128, 1000), depths=(0.0, 0.5), n=1, source=Counting())
+    kv = dataclasses.replace(passkey, seq_lens=(150,), task=tasks.KeyValue(num_pairs=4))
+    repeat = dataclasses.replace(
+        passkey, seq_lens=(64,), task=tasks.Repeat(num_cue=2, num_answer=2)
+    )
+    rows = [row for evaluation in (passkey, kv, repeat) for row in evaluation(EchoPrompt(Bytes()))]
+    assert {row["item"]: row["prompt_sha256"][:16] for row in rows} == {
+        "passkey/41db438f/128/0.0/0": "a4412d33f9a52138",
+        "passkey/41db438f/128/0.5/0": "b12581e18c63d8db",
+        "passkey/41db438f/1000/0.0/0": "c10092449470af51",
+        "passkey/41db438f/1000/0.5/0": "d72c8bbadd7ca56c",
+        "kv/99627fe5/150/0.0/0": "251b9b1b24f40e18",
+        "kv/99627fe5/150/0.5/0": "5d40149afe9f37de",
+        "repeat/d7db7c0a/64/0.0/0": "682d0e662332a7bf",
+        "repeat/d7db7c0a/64/0.5/0": "33afe9d993377caa",
+    }
+
+
+def test_without_haystack_the_asked_pair_is_anywhere():
+    bare = dataclasses.replace(KV, condition="needle-only", n=100)
+    first = [row["distances"][0] == max(row["distances"]) for row in bare(EchoPrompt(TOKENIZER))]
+    assert 0.2 < np.mean(first) < 0.3  # one of four; 600 questions
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluation):
+    control = dataclasses.replace(evaluation, condition="no-needle")
+    ordinary, rows = (
+        list(evaluation(PerfectReader(TOKENIZER))),
+        list(control(PerfectReader(TOKENIZER))),
+    )
+    assert not any(row["correct"] for row in rows)
+    haystack = documents(SOURCE, TOKENIZER)
+    for cell, own, row, twin in zip(
+        control._grid().values(), evaluation._grid().values(), rows, ordinary, strict=True
+    ):
+        assert (row["item"], twin["item"]) == (cell.item, own.item) and cell.item != own.item
+        keys = ("gold", "needles", "tokens", "seq_len", "depth", "distance", "haystack")
+        assert [row[key] for key in keys] == [twin[key] for key in keys]
+        prompt = control.ask(TOKENIZER, haystack, [cell])[0].prompt
+        whole = evaluation.ask(TOKENIZER, haystack, [own])[0].prompt
+        ((start, size),) = row["needles"]
+        inside = np.arange(start, start + size)
+        assert len(prompt) == len(whole)
+        assert set(np.flatnonzero(prompt != whole)) <= set(inside)
+        assert row["value"] not in TOKENIZER.decode(prompt[inside].tolist())
+
+
+@pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
+def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
+    control = dataclasses.replace(evaluation, condition="needle-only")
+    rows, ordinary = (
+        list(control(PerfectReader(TOKENIZER))),
+        list(evaluation(PerfectReader(TOKENIZER))),
+    )
+    assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in rows)
+    records = evaluation.task.num_pairs if evaluation is KV else 1
+    record = r"\n# (?:key )?\w=\d+\n"
+    for cell, row, twin in zip(control._grid().values(), rows, ordinary, strict=True):
+        assert [row[key] for key in ("gold", "seq_len", "depth")] == [
+            twin[key] for key in ("gold", "seq_len", "depth")
+        ]
+        assert row["condition"] == "needle-only" and row["haystack"] == []
+        example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
+        text = TOKENIZER.decode(example.prompt[1:].tolist())
+        assert re.fullmatch(rf"({record}){{{records}}}\n# (key )?\w=", text)
+        assert row["tokens"] == len(example.prompt) + len(example.answer) < cell.seq_len
+
+
+def test_a_condition_that_is_none_says_which_there_are():
+    with pytest.raises(
+        ValueError, match="'haystack' is not known; choose one of needle, no-needle, needle-only"
+    ):
+        Retrieval(seq_lens=(64,), condition="haystack")  # pyright: ignore[reportArgumentType]
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(20, 310))
+def test_the_planted_window_comes_back(window):
+    """A reader of the last W tokens succeeds exactly at distances up to W - len(answer) + 1, written and scored."""
+    rows = list(GRID(WindowReader(TOKENIZER, window)))
+    for row in rows:
+        reach = row["distance"] + len(row["gold"]) - 1
+        assert row["correct"] == (reach <= window)
+        assert (row["answer_nll"] == pytest.approx(0.01)) == (reach <= window)
+    at_the_front = {row["seq_len"]: row["correct"] for row in rows if row["depth"] == 0}
+    assert at_the_front == {seq_len: seq_len - 2 <= window for seq_len in GRID.seq_lens}
+
+
+def test_rows_are_json_exact_in_length_and_name_their_item(tmp_path):
+    rows = list(GRID(PerfectReader(TOKENIZER)))
+    assert [row["item"] for row in rows] == GRID.items()
+    for row in rows:
+        append_jsonl(tmp_path / "rows.jsonl", row)
+        assert row["tokens"] == row["seq_len"]
+        assert row["task"] == {"name": "passkey", "digits": 5}
+        assert abs(row["depth_achieved"] - row["depth"]) < 0.03
+        assert row["answer_probability"] == pytest.approx(np.exp(sum(row["answer_logprobs"])))
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_more_samples_lengths_and_depths_keep_the_old_items():
+    more = Retrieval(seq_lens=(300, 100, 64, 128), depths=(1.0, 0.75, 0.0, 0.5), n=6, source=SOURCE)
+    assert set(GRID.items()) < set(more.items())
+    chosen = GRID.items()[::7]
+    old = [row for row in GRID(PerfectReader(TOKENIZER)) if row["item"] in chosen]
+    new = list(more.rows(PerfectReader(TOKENIZER), chosen))
+    assert sorted(old, key=lambda r: r["item"]) == sorted(new, key=lambda r: r["item"])
+    assert not set(GRID.items()) & set(
+        Retrieval(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1).items()
+    )
+    other_task = Retrieval(seq_lens=(64,), n=1, source=SOURCE, task=tasks.Passkey(digits=4))
+    assert not set(GRID.items()) & set(other_task.items())
+
+
+def test_the_batch_changes_nothing():
+    small = Retrieval(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=200)
+    large = Retrieval(seq_lens=(64, 128), depths=(0.3,), n=5, source=SOURCE, batch_tokens=9999)
+    assert list(small(PerfectReader(TOKENIZER))) == list(large(PerfectReader(TOKENIZER)))
+
+
+@given(st.integers(0, 300), st.integers(0, 70))
+@example(5, 2)
+def test_batches_keep_the_order_and_waste_little(count, limit):
+    parts = list(batches(range(count), limit))
+    assert [i for part in parts for i in part] == list(range(count))
+    padded = {1 << (len(part) - 1).bit_length() for part in parts}
+    assert len(padded) <= 1 and all(size <= max(1, limit) for size in padded)  # one shape
+    assert sum(padded) * len(parts) <= 1.25 * count
+
+
+def test_a_prompt_that_cannot_fit_names_task_length_and_minimum():
+    with pytest.raises(
+        ValueError,
+        match=r"^passkey: a prompt of 20 tokens cannot hold .* the shortest is \d+ tokens$",
+    ):
+        list(Retrieval(seq_lens=(20,), n=1, source=SOURCE)(PerfectReader(TOKENIZER)))
+
+
+# Perplexity ---------------------------------------------------------------------------------------------------------
+
+
+def curve(seen):
+    return 1.2 + 2.5 * (seen + 1.0) ** -0.35
+
+
+def test_same_target_perplexity_in_closed_form():
+    """A loss that depends on the tokens seen only: targets at seq_len S have seen S - 32 .. S - 1 tokens."""
+    rows = list(PPL(ContextCurve(TOKENIZER, curve)))
+    for seq_len in PPL.seq_lens:
+        mine = [row for row in rows if row["seq_len"] == seq_len]
+        assert len(mine) == 6 and all(row["count"] == 32 for row in mine)
+        nll = sum(row["nll"] for row in mine) / sum(row["count"] for row in mine)
+        expected = np.mean([1.2 + 2.5 * (c + 1) ** -0.35 for c in range(seq_len - 32, seq_len)])
+        assert nll == pytest.approx(expected, rel=1e-6)
+    bins = [row["by_position"] for row in rows if "by_position" in row]
+    assert len(bins) == 6
+    assert bins[0]["edges"] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert bins[0]["count"] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    for low, high, nll in zip(bins[0]["edges"], bins[0]["edges"][1:], bins[0]["nll"], strict=False):
+        assert nll == pytest.approx(
+            sum(1.2 + 2.5 * (c + 1) ** -0.35 for c in range(low, high)), rel=1e-6
+        )
+
+
+def test_every_length_predicts_the_same_tokens_with_more_context():
+    class Recorder(ContextCurve):
+        def loss(self, tokens):
+            windows.extend(np.asarray(tokens).tolist())
+            return super().loss(tokens)
+
+    windows: list[list[int]] = []
+    rows = list(PPL(Recorder(TOKENIZER, curve)))
+    assert [row["item"] for row in rows] == PPL.items()
+    by_length = {s: [w for w in windows if len(w) == s] for s in PPL.seq_lens}
+    documents = SOURCE.open(TOKENIZER).documents()
+    for i, longest in enumerate(by_length[512]):
+        assert longest[0] == TOKENIZER.bos_id
+        row = rows[12 + i]
+        end = row["target_start"] + row["count"]
+        np.testing.assert_array_equal(longest[1:], documents[row["document"]][end - 511 : end])
+        for shorter in (64, 128):
+            assert by_length[shorter][i] == [TOKENIZER.bos_id, *longest[-shorter + 1 :]]
+    for key in ("document", "window_index", "target_start", "target_sha256", "count", "bytes"):
+        assert (
+            [r[key] for r in rows[:6]]
+            == [r[key] for r in rows[6:12]]
+            == [r[key] for r in rows[12:]]
+        )
+    for row in rows:
+        ids = documents[row["document"]][row["target_start"] :][: row["count"]]
+        assert (
+            abs(row["bytes"] - len(TOKENIZER.decode(ids).encode())) <= 1
+        )  # a first space is lost when decoded alone
+
+
+def test_perplexity_refuses_what_it_cannot_measure():
+    with pytest.raises(
+        ValueError, match="ppl: target_tokens 64 must be at least 1 and below every length"
+    ):
+        Perplexity(seq_lens=(64,), target_tokens=64)
+    with pytest.raises(
+        ValueError,
+        match=r"ppl: \d of 3 documents have the 49999 tokens .* lower that or num_documents",
+    ):
+        list(
+            Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)(
+                ContextCurve(TOKENIZER, curve)
+            )
+        )

@@ -1,0 +1,358 @@
+"""Estimators by name: closed forms, sums written from the definitions, and the published loops over transformers."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxext.data.corpus import Corpus
+from ctxext.data.sources import TextSource
+from ctxext.evals import RollingPerplexity
+from ctxext.evals.oracle import ContextCurve, OracleConfig
+from ctxext.evals.perplexity_estimators import ESTIMATORS
+from ctxext.evals.suite import Choice, evaluations
+from ctxext.evaluate import evaluate
+from ctxext.report import tables
+from ctxext.report.pages import summary
+from ctxext.tasks.base import encode_piece
+from support.letters import Letters
+from support.toy_tokenizer import toy_source, toy_tokenizer
+
+TOKENIZER = toy_tokenizer()
+
+
+@dataclasses.dataclass(frozen=True)
+class Long(TextSource):
+    """Documents of the given sizes, each of one letter of its own."""
+
+    sizes: tuple[int, ...]
+
+    def open(self, tokenizer):
+        return Corpus.of([chr(97 + i) * size for i, size in enumerate(self.sizes)], tokenizer)
+
+
+def curve(seen):
+    """The model of the closed form: nats after `seen` tokens."""
+    return 1.2 + 2.5 * (seen + 1.0) ** -0.35
+
+
+def ppl(evaluation, model):
+    (cell,) = summary(evaluate(model, (evaluation,), method_label="none", progress=False))[
+        "perplexity"
+    ]
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("token", 3.749), ("pi", 3.749), ("yarn", 3.698), ("longlora", 3.911), ("truncate", 3.911)],
+)
+def test_one_model_has_many_perplexities(estimator, expected):
+    """D = 32,768, L = 8,192, stride 256: the loss after c = 0 .. L - 1 tokens, BOS (or the first token) not counted."""
+    model = ContextCurve(Letters(), lambda seen: curve(seen - 1))
+    run = RollingPerplexity((8193,), estimator, num_documents=1, source=Long((32_768,)))
+    cell = ppl(run, model)
+    assert round(cell["perplexity"], 3) == expected
+    assert cell["nats_per_token"] == pytest.approx(math.log(cell["perplexity"]))
+    assert cell["bits_per_byte"] == pytest.approx(
+        cell["nats_per_token"] / math.log(2)
+    )  # a byte is a token
+    last = [row["windows"] for row in run(model)][0]
+    if estimator in ("token", "pi", "yarn"):
+        assert last["count"] == [8192] + [256] * 96
+        assert round(math.exp(sum(last["nll"][1:]) / sum(last["count"][1:])), 3) == 3.696
+
+
+def definition(estimator, sizes, L, S, bos):
+    """(weights, losses) of every scored position, one at a time."""
+    docs, means, tokens = list(sizes), [], []
+    if estimator in ("token", "longlora"):  # one stream, two newlines between documents
+        docs = [sum(sizes) + 2 * (len(sizes) - 1) + (bos and estimator == "token")]
+    for D in docs:
+        if estimator == "longlora":
+            starts = [i for i in range(D) if i % S == 0 and i + L < D][:-1]
+            windows = [(i, i + L, i) for i in starts]
+            head = 0
+        elif estimator == "truncate":
+            head = int(bos)
+            windows = [(0, L - head, 0)]
+        else:
+            head = int(bos and estimator in ("yarn", "pi"))
+            windows, done, i = [], 0, 0
+            while done < D:
+                end = min(D, i + L - head)
+                windows.append((i, end, done))
+                done, i = end, i + S
+        for start, stop, scored in windows:
+            losses = []
+            for t in range(scored, stop):
+                seen = head + t - start
+                if seen > 0:
+                    losses.append(1.2 + 2.5 * (seen + 1.0) ** -0.35)
+            means.append(sum(losses) / len(losses))
+            tokens += losses
+    return math.exp(np.mean(tokens if estimator in ("token", "pi") else means))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(ESTIMATORS)), st.integers(6, 60), st.data())
+def test_every_estimator_is_the_sum_of_its_definition(estimator, L, data):
+    S = data.draw(st.integers(1, L - 1))
+    bos = data.draw(st.booleans()) if estimator != "token" else True  # a corpus has BOS
+    sizes = tuple(data.draw(st.lists(st.integers(2 * L + 2, 5 * L), min_size=1, max_size=3)))
+    run = RollingPerplexity(
+        (L,), estimator, S, num_documents=len(sizes), source=Long(sizes), batch_tokens=3 * L
+    )
+    tokenizer = Letters()
+    model = ContextCurve(tokenizer, curve)
+    if not bos:
+        tokenizer = Letters(None)
+        source = _Fixed(sizes)
+        run, model = dataclasses.replace(run, source=source), ContextCurve(tokenizer, curve)
+    assert ppl(run, model)["perplexity"] == pytest.approx(
+        definition(estimator, sizes, L, S, bos), rel=1e-6
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fixed(Long):
+    """The same documents for a tokenizer without BOS."""
+
+    def open(self, tokenizer):
+        return super().open(Letters())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random Llama in transformers, and the same weights here."""
+    pytest.importorskip("torch")
+    from ctxext import load
+    from support.llamas import torch_llama
+
+    folder = tmp_path_factory.mktemp("llama")
+    return torch_llama(folder), load(folder)
+
+
+def torch_losses(model, ids, labels):
+    import torch
+
+    with torch.no_grad():
+        return float(model(torch.tensor([ids]), labels=torch.tensor([labels])).loss)
+
+
+def test_the_recipe_of_the_transformers_documentation(tiny):
+    """Its loop, mean losses by transformers; the documentation weights a window by its tokens less one, or all."""
+    torch_model, lm = tiny
+    L, S = 64, 24
+    run = RollingPerplexity((L,), "token", S, num_documents=2, max_tokens=150, source=toy_source())
+    rows = sorted(run(lm), key=lambda row: row["item"])
+    documents = toy_source().open(lm.tokenizer).documents()
+    first, second = (documents[row["document"]][:150].tolist() for row in rows)
+    ids = [lm.tokenizer.bos_id, *first, *encode_piece(lm.tokenizer, "\n\n"), *second]
+    means, sizes, previous = [], [], 0
+    for begin in range(0, len(ids), S):
+        end = min(begin + L, len(ids))
+        target = end - previous
+        labels = ids[begin:end].copy()
+        labels[:-target] = [-100] * (len(labels) - target)
+        means.append(torch_losses(torch_model, ids[begin:end], labels))
+        sizes.append(target)
+        previous = end
+        if end == len(ids):
+            break
+    nll = [x for row in rows for x in row["windows"]["nll"]]
+    count = [x for row in rows for x in row["windows"]["count"]]
+    assert count == [L - 1, *sizes[1:]] and sum(count) == len(ids) - 1
+    np.testing.assert_allclose(np.divide(nll, count), means, rtol=2e-5)
+    cell = ppl(run, lm)
+    assert cell["perplexity"] == pytest.approx(math.exp(np.average(means, weights=count)), rel=2e-5)
+    weights = [n - 1 for n in sizes]  # the documentation's own count, from the same rows
+    assert math.exp(np.average(np.divide(nll, count), weights=weights)) == pytest.approx(
+        math.exp(np.average(means, weights=weights)), rel=2e-5
+    )
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_the_procedure_behind_the_yarn_tables(tiny, truncate):
+    """Every document by itself, BOS and L - 1 tokens a window, the mean of transformers' mean losses."""
+    torch_model, lm = tiny
+    L, S, cut = 64, 16, 130
+    name = "truncate" if truncate else "yarn"
+    run = RollingPerplexity((L,), name, S, num_documents=3, max_tokens=cut, source=toy_source())
+    means = []
+    for document in toy_source().open(lm.tokenizer).documents():
+        ids = document[:cut].tolist()
+        ids, stride = (ids[: L - 1], L - 1) if truncate else (ids, S)
+        reached = 0
+        for begin in range(0, len(ids), stride):
+            end = min(begin + L - 1, len(ids))
+            window = [lm.tokenizer.bos_id, *ids[begin:end]]
+            labels = window.copy()
+            labels[: -(end - reached)] = [-100] * (len(window) - (end - reached))
+            means.append(torch_losses(torch_model, window, labels))
+            reached = end
+            if end == len(ids):
+                break
+    cell = ppl(run, lm)
+    assert cell["perplexity"] == pytest.approx(math.exp(np.mean(means)), rel=2e-5)
+    assert (cell["documents"], len(means)) == (3, 3 if truncate else 3 * 6)
+
+
+def test_rows_hold_their_windows_and_positions():
+    model = ContextCurve(TOKENIZER, curve, OracleConfig(64))
+    for name in ESTIMATORS:
+        run = RollingPerplexity(
+            (32, 64), name, 16, num_documents=3, max_tokens=500, source=toy_source()
+        )
+        rows = sorted(run(model), key=lambda row: (row["seq_len"], row["item"]))
+        assert [row["item"] for row in rows] == run.items()
+        for row in rows:
+            assert (row["estimator"], row["eval"]) == (name, f"ppl:{name}")
+            assert row["nll"] == pytest.approx(sum(row["windows"]["nll"]))
+            assert row["count"] == sum(row["windows"]["count"])
+            assert ("by_position" in row) == (row["seq_len"] == 64)
+        for row in rows[3:]:
+            bins = row["by_position"]
+            assert bins["edges"] == [1, 2, 4, 8, 16, 32, 64]
+            whole = bins["count"][0]
+            assert bins["count"] == [whole * n for n in (1, 2, 4, 8, 16, 32)] and whole >= 1
+            for low, high, nll in zip(bins["edges"], bins["edges"][1:], bins["nll"], strict=False):
+                assert nll == pytest.approx(
+                    whole * sum(curve(c) for c in range(low, high)), rel=1e-5
+                )
+        if name == "yarn":  # every token of a document is scored once
+            documents = toy_source().open(TOKENIZER).documents()
+            for row in rows[3:]:
+                text = TOKENIZER.decode(documents[row["document"]][:500])
+                assert row["count"] == 500
+                assert abs(row["bytes"] - len(text.encode())) <= len(row["windows"]["nll"])
+
+
+def test_all_estimators_read_the_same_documents_and_items_stay():
+    model = ContextCurve(TOKENIZER, curve)
+    common: dict = {
+        "seq_lens": (64,),
+        "stride": 16,
+        "min_tokens": 64,
+        "max_tokens": 300,
+        "source": toy_source(),
+    }
+    runs = [RollingPerplexity(estimator=name, num_documents=2, **common) for name in ESTIMATORS]
+    read = [
+        [row["document"] for row in sorted(run(model), key=lambda r: r["item"])] for run in runs
+    ]
+    assert read == [read[0]] * len(ESTIMATORS)
+    assert len({item for run in runs for item in run.items()}) == 2 * len(ESTIMATORS)
+    for run in runs:
+        more = dataclasses.replace(run, num_documents=3)
+        kept = set(run.items()) < set(more.items())
+        assert kept == (
+            not ESTIMATORS[run.estimator].stream
+        )  # another stream is another measurement
+        old = {row["item"]: row for row in run(model)}
+        some = run.items()[1:]
+        assert list(run.rows(model, some)) == [old[item] for item in some]  # resumed
+        if kept:
+            assert {row["item"]: row for row in more(model) if row["item"] in old} == old
+        alone = dataclasses.replace(run, batch_tokens=1)
+        assert {row["item"]: row for row in alone(model)} == old
+    first = runs[1]
+    assert not set(first.items()) & set(dataclasses.replace(first, stride=8).items())
+    truncated = runs[-1]
+    assert truncated.items() == dataclasses.replace(truncated, stride=8).items()  # it has no stride
+
+
+def test_windows_of_one_length_are_one_shape():
+    shapes = set()
+
+    class Counting(ContextCurve):
+        def loss(self, tokens):
+            shapes.add(np.shape(tokens)[1])
+            return super().loss(tokens)
+
+    run = RollingPerplexity(
+        (64,), "yarn", 16, num_documents=3, max_tokens=63 + 16 * 9, source=toy_source()
+    )
+    list(run(Counting(TOKENIZER, curve)))
+    assert shapes == {64}
+    list(dataclasses.replace(run, max_tokens=300)(Counting(TOKENIZER, curve)))
+    assert shapes == {
+        64,
+        61,
+    }  # the end of a document: 237 = 14 * 16 + 13 tokens after the first window
+
+
+def test_a_window_mean_is_not_a_token_mean_and_tables_say_which():
+    """Two documents by hand: windows (4 nats, 4 tokens), (1, 1) and (9, 3)."""
+
+    def row(name, mean, document, nll, count):
+        return {
+            "checkpoint": "b",
+            "method": "none",
+            "window": 64,
+            "eval": f"ppl:{name}",
+            "estimator": name,
+            "mean": mean,
+            "stride": 4,
+            "item": f"ppl:{name}/{name}/64/{document}",
+            "seq_len": 64,
+            "document": document,
+            "nll": sum(nll),
+            "count": sum(count),
+            "bytes": 2 * sum(count),
+            "windows": {"nll": nll, "count": count},
+        }
+
+    rows = [
+        row(name, mean, *x)
+        for name, mean in (("token", "token"), ("yarn", "window"))
+        for x in ((0, [4.0, 1.0], [4, 1]), (1, [9.0], [3]), (2, [], []))
+    ]
+    token, yarn = summary(rows)["perplexity"]
+    assert token["perplexity"] == pytest.approx(math.exp(14 / 8))
+    assert yarn["perplexity"] == pytest.approx(math.exp((1 + 1 + 3) / 3))
+    assert yarn["bits_per_byte"] == pytest.approx(5 / 3 / 2 / math.log(2))
+    assert yarn["low"] == pytest.approx(math.e) and yarn["high"] == pytest.approx(
+        math.exp(3)
+    )  # one document alone
+    assert (yarn["documents"], yarn["count"]) == (2, 8)  # the third has no window
+    text = tables(rows)
+    assert "perplexity, estimator token (mean over tokens, stride 4)" in text
+    assert "perplexity, estimator yarn (mean over windows, stride 4)" in text
+
+
+def test_refusals_say_what_to_do():
+    with pytest.raises(
+        ValueError, match="'hf' is not known; choose one of token, yarn, pi, longlora, truncate"
+    ):
+        RollingPerplexity((64,), "hf")
+    with pytest.raises(
+        ValueError, match="ppl:yarn: windows of 64 tokens at stride 64 .* give 1 <= stride <= 63"
+    ):
+        RollingPerplexity((64,), "yarn", 64)
+    RollingPerplexity((64,), "token", 64)
+    with pytest.raises(ValueError, match="max_tokens 32 is below the 64 tokens"):
+        RollingPerplexity((64,), "truncate", max_tokens=32)
+    model = ContextCurve(TOKENIZER, curve)
+    with pytest.raises(ValueError, match=r"ppl:yarn: \d of 3 documents have the 50000 tokens"):
+        list(RollingPerplexity((50_000,), num_documents=3, source=toy_source())(model))
+    with pytest.raises(
+        ValueError, match="ppl:longlora: the documents hold no window of 200 tokens"
+    ):
+        short = RollingPerplexity(
+            (200,), "longlora", 64, num_documents=2, max_tokens=110, source=toy_source()
+        )
+        list(short(model))
+
+
+def test_names_of_the_command_line():
+    names = ["ppl:token", "ppl:yarn", "ppl:pi", "ppl:longlora", "ppl:truncate"]
+    small = evaluations(names, Choice((128, 256)))
+    assert [e.title for e in small] == names
+    full = evaluations(names, Choice((128, 256), "full"))
+    assert set(small[1].items()) < set(full[1].items()) and len(full[1].items()) == 32
+    published = evaluations(["ppl:yarn"], Choice((2048, 4096), "full"))[0]
+    assert isinstance(published, RollingPerplexity) and published.stride == 256

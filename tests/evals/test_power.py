@@ -1,0 +1,138 @@
+"""Sample sizes against published figures and simulation, correlation within clusters against a brute-force ANOVA."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
+
+from ctxext.evals.power import (
+    design_effect,
+    detectable,
+    independent,
+    intra_cluster,
+    needed,
+    plan_sentence,
+)
+from ctxext.evals.stats import mcnemar
+
+
+def test_the_known_sample_sizes():
+    found = {
+        (d, psi): needed(d / 100, discordant=psi / 100) for d in (5, 10) for psi in (5, 10, 20)
+    }
+    assert (found[5, 10], found[5, 5], found[5, 20]) == (312, 155, 626)
+    assert (found[10, 10], found[10, 20]) == (77, 155)
+    assert (
+        found[10, 5] == found[10, 10]
+    )  # no difference is larger than the share of pairs that differ
+
+
+@pytest.mark.parametrize("n", [4, 20, 60, 100, 312, 5000])
+def test_detectable_is_the_inverse(n):
+    for discordant in (0, 0.05, 0.1, 0.4):
+        effect = detectable(n, discordant=discordant)
+        if math.isfinite(effect):
+            assert needed(effect, discordant=discordant) <= n
+            assert needed(0.99 * effect, discordant=discordant) > 0.98 * n
+    assert detectable(3) == detectable(0) == math.inf
+    assert detectable(n, level=0.005) > detectable(n) or n == 4
+    assert detectable(n, power=0.9) > detectable(n)
+
+
+@pytest.mark.parametrize(
+    ("n", "discordant", "level"),
+    [(312, 0.1, 0.05), (77, 0.1, 0.05), (100, 0.2, 0.05), (60, 0.3, 0.05), (300, 0.2, 0.005)],
+)
+def test_simulated_pairs_find_it_with_that_power(n, discordant, level):
+    effect = detectable(n, discordant=discordant, level=level)
+    psi = max(discordant, effect)
+    rng = np.random.default_rng(0)
+    b, c, _ = rng.multinomial(n, [(psi + effect) / 2, (psi - effect) / 2, 1 - psi], size=4000).T
+    if (
+        psi > 1.2 * effect
+    ):  # with all of them on one side there are too few different outcomes for a normal quantile
+        z = (b - c) / np.sqrt(b + c)
+        assert np.mean(abs(z) > stats.norm.isf(level / 2)) == pytest.approx(0.8, abs=0.03)
+    exact = np.mean([mcnemar(int(x), int(y)) < level for x, y in zip(b, c, strict=True)])
+    assert 0.73 <= exact <= 0.81
+
+
+def brute_force_icc(values, clusters):
+    """Table of a one-way analysis of variance, sums written out."""
+    groups = [
+        [v for v, c in zip(values, clusters, strict=True) if c == key]
+        for key in sorted(set(clusters))
+    ]
+    total, k = len(values), len(groups)
+    grand = sum(values) / total
+    between = sum(len(g) * (sum(g) / len(g) - grand) ** 2 for g in groups) / (k - 1)
+    within = sum((v - sum(g) / len(g)) ** 2 for g in groups for v in g) / (total - k)
+    f = stats.f_oneway(*groups).statistic
+    assert between / within == pytest.approx(f)
+    m = (total - sum(len(g) ** 2 for g in groups) / total) / (k - 1)
+    return (f - 1) / (f - 1 + m)
+
+
+def test_correlation_within_clusters():
+    rng = np.random.default_rng(1)
+    for sizes in ([5] * 20, rng.integers(1, 9, size=30)):
+        clusters = np.repeat(np.arange(len(sizes)), sizes)
+        values = rng.random(len(clusters)) < np.repeat(rng.beta(1, 1, size=len(sizes)), sizes)
+        assert intra_cluster(values, clusters.tolist()) == pytest.approx(
+            brute_force_icc(values.astype(float).tolist(), clusters.tolist())
+        )
+    for values, clusters in (
+        ([1, 1, 1], [0, 0, 1]),
+        ([0, 1, 1], [0, 1, 2]),
+        ([0, 1, 1], [0, 0, 0]),
+    ):
+        assert intra_cluster(values, clusters) == 0
+    assert intra_cluster([0, 0, 1, 1], [0, 0, 1, 1]) == 1
+    with pytest.raises(ValueError, match="as many of both"):
+        intra_cluster([1], [1, 2])
+
+
+def test_a_planted_correlation_comes_back():
+    rng = np.random.default_rng(2)
+    clusters = np.repeat(np.arange(400), 6)
+    values = np.repeat(rng.normal(size=400), 6) * 0.3**0.5 + rng.normal(size=2400) * 0.7**0.5
+    rho = intra_cluster(values, clusters.tolist())
+    assert rho == pytest.approx(0.3, abs=0.04)
+    fit = MixedLM(values, np.ones((2400, 1)), clusters).fit()
+    assert rho == pytest.approx(fit.cov_re[0, 0] / (fit.cov_re[0, 0] + fit.scale), abs=0.005)
+
+
+def test_the_design_effect_is_how_much_more_the_mean_varies():
+    rng = np.random.default_rng(3)
+    clusters, means, worth = np.repeat(np.arange(40), 5), [], []
+    for _ in range(1500):
+        values = rng.random(200) < np.repeat(
+            rng.beta(2, 2, size=40), 5
+        )  # correlation 1 / (2 + 2 + 1)
+        means.append(values.mean())
+        worth.append(independent(values, clusters.tolist()))
+    assert np.var(means) / (0.25 / 200) == pytest.approx(design_effect(5, 0.2), rel=0.1) == 1.8
+    assert np.mean(worth) == pytest.approx(200 / 1.8, rel=0.1)
+    assert design_effect(5, -0.1) == 1 and independent([0, 1], ["a", "a"]) == 1
+
+
+def test_the_sentence_of_a_plan():
+    said = plan_sentence(100, 100, depths=5)
+    assert said == (
+        "20 questions a cell, 100 a length, tell methods apart that differ by 9 points or more at a length "
+        "(80 % power, if 10 % of the answers differ)."
+    )
+    assert needed(0.09) <= 100 < needed(0.08)
+    shared = plan_sentence(100, 20)
+    assert (
+        "100 questions a length about 20 texts, " in shared
+        and "by 35 if they are right or wrong" in shared
+    )
+    assert needed(0.35) <= 20 < needed(0.34)
+    assert plan_sentence(20, 20).endswith(
+        "(80 % power, if 10 % of the answers differ, or as many as it takes)."
+    )
+    assert plan_sentence(3, 3) == "3 questions a length: too few to tell any two methods apart."
+    assert "none if they are right or wrong together" in plan_sentence(60, 2)

@@ -1,0 +1,238 @@
+"""Passkey procedures of others: lengths by their own loops, keys, scores and bars, against brute force and counting."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctxext.evals import Retrieval
+from ctxext.evals.oracle import AnswerKey, EchoPrompt
+from ctxext.evals.published_passkeys import BARS, PROTOCOLS, passkey_protocol, reached
+from ctxext.tasks import KeyValue
+from ctxext.tasks.base import encode_piece
+from ctxext.tasks.building.published_passkeys import (
+    PI,
+    Landmark,
+    LongLora,
+    Wording,
+    Yarn,
+    first_true,
+    read_wording,
+)
+from support.toy_tokenizer import toy_source, toy_tokenizer
+
+TOKENIZER = toy_tokenizer()
+SHORT = Wording("Find it.", "It rains. Go on.", "The key is {key}.", "So it is")
+
+
+def small(name, seq_lens=(200, 300), **options):
+    return replace(passkey_protocol(name, seq_lens, **options), source=toy_source())
+
+
+def tokens(task, n):
+    return len(task.prompt(TOKENIZER, 23_456, n // 2, n - n // 2)[0])
+
+
+def test_the_prompt_is_five_lines_with_noise_cut_by_characters():
+    ids, (start, size) = Landmark(SHORT).prompt(TOKENIZER, 407, 25, 20)
+    assert ids[0] == TOKENIZER.bos_id
+    lines = [
+        "Find it.",
+        "It rains. Go on. It rains",
+        "The key is 407.",
+        "It rains. Go on. It ",
+        "So it is",
+    ]
+    assert TOKENIZER.decode(ids) == "\n".join(lines)
+    assert TOKENIZER.decode(ids[start : start + size]) == "The key is 407."
+    assert ids == TOKENIZER.encode("\n".join(lines), bos=True)
+
+
+@pytest.mark.parametrize("seq_len", [200, 333, 1000])
+def test_yarn_raises_the_noise_until_there_are_enough_tokens_and_takes_the_one_before(seq_len):
+    task, n, last, count = Yarn(), 0, 0, 0
+    while count < seq_len:
+        last, n = n, n + 128
+        count = tokens(task, n)
+    example = task.example(np.random.default_rng(0), TOKENIZER, seq_len, haystack=[])
+    assert example.meta["characters"] == last
+    assert abs(len(example.prompt) - tokens(task, last)) <= 8  # no room is kept for the answer
+
+
+@pytest.mark.parametrize("seq_len", [150, 333, 1000])
+def test_landmark_and_pi_use_the_most_noise_that_fits(seq_len):
+    hundreds = max(n for n in range(0, 20_000, 100) if tokens(Landmark(SHORT), n) <= seq_len)
+    assert Landmark(SHORT).characters(TOKENIZER, seq_len) == hundreds
+    assert max(n for n in range(4 * seq_len) if tokens(PI(SHORT), n) + 10 <= seq_len) == PI(
+        SHORT
+    ).characters(TOKENIZER, seq_len)
+
+
+def test_longlora_counts_characters_alone():
+    """The first eight lengths at its interval of 1000 tokens."""
+    lengths = [LongLora().characters(TOKENIZER, 1000 * (i + 1)) for i in range(8)]
+    assert lengths == [1024 * k for k in (3, 7, 10, 14, 18, 21, 25, 29)]
+
+
+def test_pi_asks_at_32_equally_spaced_distances():
+    evaluation = small("pi", (2000,), n=1)
+    rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+    assert len(rows) == 32 and all(row["correct"] for row in rows)
+    wanted = [2000 * i / 32 for i in range(32, 0, -1)]
+    # at both ends the statement and the question take their tokens
+    assert max(abs(row["distance"] - k) for row, k in zip(rows, wanted, strict=True)) < 100
+    gaps = -np.diff([row["distance"] for row in rows])
+    assert np.all(abs(gaps - 1850 / 32) < 4)  # what is left for noise, in equal parts
+    assert all(abs(row["tokens"] - 2000) < 4 and len(row["value"]) == 5 for row in rows)
+
+
+def test_keys_are_uniform_numbers_and_not_five_digits():
+    rng = np.random.default_rng(0)
+    keys = [
+        int(Landmark().example(rng, TOKENIZER, None, haystack=[]).meta["value"])
+        for _ in range(4000)
+    ]
+    assert 1 <= min(keys) < 50 and 49_900 < max(keys) <= 50_000
+    assert np.mean([key >= 10_000 for key in keys]) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_trials_as_published_and_rows_named_after_the_procedure(name):
+    published = {"landmark": 50, "yarn": 20, "pi": 10, "longlora": 10}
+    evaluation = passkey_protocol(name, (1024,))
+    assert evaluation.n == published[name] and evaluation.task.name == f"passkey-{name}"
+    assert len(evaluation.items()) == evaluation.n * (32 if name == "pi" else 1)
+    few = small(name, n=3)
+    rows = list(few(EchoPrompt(TOKENIZER)))
+    assert not any(row["correct"] for row in rows)
+    assert all(
+        row["item"].startswith(f"passkey-{name}/") and row["task"]["name"] == f"passkey-{name}"
+        for row in rows
+    )
+    assert [row["item"] for row in rows] == few.items() and len(
+        {row["document"] for row in rows}
+    ) > len(rows) - 3
+    key = {row["item"]: row for row in few(AnswerKey.of(few, TOKENIZER))}
+    assert all(row["correct"] for row in key.values())
+
+
+def test_depths_that_are_drawn_are_uniform_and_say_their_nearest_quarter():
+    rows = list(small("landmark", (300,), n=200)(EchoPrompt(TOKENIZER)))
+    achieved = np.sort([row["depth_achieved"] for row in rows])
+    assert (
+        np.max(abs(achieved - np.linspace(0, 1, 200))) < 0.1
+    )  # Kolmogorov's distance; 1.36/sqrt(200) = 0.096 at 5 %
+    assert all(row["depth"] in (0, 0.25, 0.5, 0.75, 1) for row in rows)
+    assert all(abs(row["depth"] - row["depth_achieved"]) <= 0.125 for row in rows)
+    with pytest.raises(ValueError, match="depths that are drawn cannot be shared or moved"):
+        Retrieval((64,), depths=(0.5, None), task=KeyValue(), together=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "first", "exact"),
+    [
+        (" {}", 1, 1),
+        (" 0{}", 1, 0),
+        (": it is {}, not 1", 1, 0),
+        (" 1, no: {}", 0, 0),
+        ("", 0, 0),
+        (" {}5", 0, 1),
+    ],
+)
+def test_the_first_number_counts_or_the_very_ids(written, first, exact):
+    """LongLoRA writes as many ids as the key has, so that what would come after them is not seen."""
+    wanted = {"landmark": first, "yarn": first, "pi": first, "longlora": exact}
+    for name, right in wanted.items():
+        evaluation = small(name, (200,), n=3)
+
+        def manner(ids):
+            return encode_piece(TOKENIZER, written.format(TOKENIZER.decode(ids).strip()))
+
+        rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner)))
+        assert [row["correct"] for row in rows] == [bool(right)] * len(rows), name
+
+
+def test_without_its_needle_or_its_noise():
+    evaluation = small("yarn", (300,), n=5)
+    (lost, bare) = (
+        list(replace(evaluation, condition=c)(EchoPrompt(TOKENIZER)))
+        for c in ("no-needle", "needle-only")
+    )
+    source = [np.asarray(TOKENIZER.encode("word " * 50))]
+    control = replace(evaluation, condition="no-needle")
+    for cell, row in zip(control._grid().values(), lost, strict=True):
+        (example,) = control.ask(TOKENIZER, source, [cell])
+        assert not re.search(r"\d", TOKENIZER.decode(example.prompt)) and row["seq_len"] == 300
+    assert all(row["characters"] == 0 and row["tokens"] < 170 for row in bare)
+
+
+def test_other_words_are_other_questions(tmp_path):
+    parts = {
+        "statement": "Find it.",
+        "noise": "It rains. Go on.",
+        "needle": "The key is {key}.",
+        "question": "So it is",
+    }
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(parts))
+    theirs, ours = small("yarn", text=path), small("yarn")
+    assert read_wording(path) == theirs.task.wording == SHORT
+    assert not set(theirs.items()) & set(ours.items())
+    for wrong in (parts | {"more": ""}, {"noise": "x"}, [1], parts | {"noise": 3}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(
+            ValueError, match="must hold a JSON object of texts with the keys statement, noise, n"
+        ):
+            read_wording(path)
+    with pytest.raises(ValueError, match="needle must say {key}"):
+        Wording(needle="nothing")
+
+
+def test_what_cannot_be_asked_says_so():
+    with pytest.raises(
+        ValueError, match="no passkey protocol 'pose'; known: landmark, yarn, pi, longlora"
+    ):
+        passkey_protocol("pose", (1024,))
+    with pytest.raises(
+        ValueError, match=r"passkey-yarn: the shortest prompt is \d+ tokens, and 19 are too few"
+    ):
+        list(small("yarn", (20,))(EchoPrompt(TOKENIZER)))
+
+
+@given(st.integers(0, 500))
+def test_the_first_true_is_found(n):
+    assert first_true(lambda x: x >= n) == n
+
+
+@given(st.data(), st.sampled_from(sorted(BARS)))
+def test_the_success_bar_is_what_counting_says(data, name):
+    lengths = data.draw(
+        st.lists(st.sampled_from([256, 512, 1024, 2048, 4096]), min_size=1, max_size=60)
+    )
+    correct = data.draw(st.lists(st.integers(0, 1), min_size=len(lengths), max_size=len(lengths)))
+    percent = {"yarn": 80, "pi": 20, "longlora": 100, "pose": 90}[name]
+    best = None
+    for length in sorted(set(lengths)):
+        answers = [right for x, right in zip(lengths, correct, strict=True) if x == length]
+        if 100 * sum(answers) >= percent * len(answers):
+            best = length
+        elif name == "pi":
+            break
+    assert reached(name, lengths, correct) == best
+
+
+def test_bars_of_a_known_table():
+    """Right of 20 at each length: 80 % is enough, and a dip below does not end what YaRN counts."""
+    right = {1024: 20, 2048: 10, 4096: 16, 8192: 15, 16384: 3}
+    lengths = [length for length in right for _ in range(20)]
+    correct = [int(i < k) for k in right.values() for i in range(20)]
+    assert reached("yarn", lengths, correct) == 4096
+    assert reached("pi", lengths, correct) == 8192
+    assert reached("longlora", lengths, correct) == 1024
+    assert reached("pose", [1024], [0]) is None
+    with pytest.raises(ValueError, match="'landmark' has no bar; known: yarn, pi, longlora, pose"):
+        reached("landmark", lengths, correct)

@@ -1,0 +1,221 @@
+"""RULER `exact` and the tasks it is made of, through whole evaluations by models with a known score."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ctxext.evals import Retrieval
+from ctxext.evals.oracle import AnswerKey, EchoPrompt, PerfectReader, WindowReader
+from ctxext.evals.ruler import ruler_exact, ruler_tasks, ruler_title
+from ctxext.tasks import (
+    CommonWords,
+    FrequentWords,
+    KeyValue,
+    Lines,
+    Niah,
+    Passkey,
+    VariableTracking,
+)
+from ctxext.tasks.base import encode_piece
+from ctxext.tasks.building.scores import failure
+from support.synthetic import TASKS, TOKENIZERS, check
+from support.toy_tokenizer import toy_source
+
+TOKENIZER = TOKENIZERS["bundled"]
+SOURCE = toy_source()
+LONGER = [
+    dataclasses.replace(task, room=90) if task.name in ("niah", "vt", "cwe") else task
+    for task in TASKS
+]
+
+
+def exam_of(task, n=1, **options) -> Retrieval:
+    depths = (0.0,) if task.name in ("cwe", "fwe") else (0.0, 0.5, 1.0)
+    return Retrieval((700, 900), depths, n, task, SOURCE, **options)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_the_planted_window_comes_back_and_an_echo_has_nothing(task):
+    """Right exactly where all that is needed lies within the window, counted from the end of the answer."""
+    evaluation = exam_of(task, n=2)
+    questions = list(evaluation.examples(TOKENIZER))
+    reach = sorted({e.meta["distance"] + len(e.answer) - 1 for e in questions})
+    for window in (None, reach[0] - 1, reach[len(reach) // 2]):
+        rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, window=window)))
+        assert len(rows) == len(questions)
+        for row in rows:
+            near = window is None or row["distance"] + len(row["gold"]) - 1 <= window
+            assert row["correct"] == near and row["score"] == near
+            assert row["chosen"] == (near if row["choices"] > 1 else None)
+            assert row["tokens"] == row["seq_len"]
+    echo = list(evaluation(EchoPrompt(TOKENIZER)))
+    assert not any(row["correct"] for row in echo)
+    if (
+        len(questions[0].references) == 1 and task.name != "lines"
+    ):  # a needle just before the question can be a part
+        assert not any(row["score"] for row in echo)
+
+
+@pytest.mark.parametrize("task", [Niah(), Niah(hay="needles"), Niah(hay="noise"), Lines()], ids=str)
+def test_who_copies_what_stood_behind_the_same_words_is_right_within_its_window(task):
+    evaluation = exam_of(task)
+    assert all(
+        row["correct"] and row["chosen"] is not False
+        for row in evaluation(PerfectReader(TOKENIZER))
+    )
+    rows = list(evaluation(WindowReader(TOKENIZER, 400)))
+    assert {row["correct"] for row in rows} == {True, False}
+    assert all(row["correct"] == (row["distance"] + len(row["gold"]) - 1 <= 400) for row in rows)
+
+
+def spoiled(manner):
+    """Scores of right answers that are written in some manner, by name of the task."""
+    out = {}
+    for task in LONGER:
+        evaluation = exam_of(task)
+        rows = evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner))
+        out[task] = [(row["score"], row["failure"]) for row in rows]
+    return out
+
+
+def test_a_broken_format_scores_as_the_metric_says():
+    newline, prefix = encode_piece(TOKENIZER, "\n"), encode_piece(TOKENIZER, " It is")
+    for task, scores in spoiled(lambda ids: newline + ids).items():  # the answer is a line
+        assert all(score == 0 for score, _ in scores), task
+    for task, scores in spoiled(
+        lambda ids: prefix + ids
+    ).items():  # a phrase before it is no harm where there is room
+        if getattr(task, "room", 0):
+            assert all(score == 1 for score, _ in scores), task
+        elif task.name == "lines":  # the number is cut off
+            assert all(score == 0 for score, _ in scores), task
+    for task, scores in spoiled(lambda ids: ids[: len(ids) // 2]).items():  # half of it is a part
+        assert all(score < 1 for score, _ in scores), task
+        if task.name == "vt":
+            assert {kind for _, kind in scores} == {"part"}
+
+
+def test_a_wrong_value_of_the_prompt_is_told_from_nothing():
+    for task in TASKS:
+        for e in exam_of(task).examples(TOKENIZER):
+            for decoy in e.decoys:
+                assert failure(f" {decoy}", e.references, decoys=e.decoys) == "decoy"
+    assert any(e.decoys for e in exam_of(Lines()).examples(TOKENIZER))
+
+
+def test_controls_without_needle_and_without_haystack():
+    for task in TASKS:
+        bare = exam_of(task, condition="needle-only")
+        assert all(row["correct"] for row in bare(AnswerKey.of(bare, TOKENIZER)))
+        whole, control = exam_of(task), exam_of(task, condition="no-needle")
+        known, asked = list(whole.examples(TOKENIZER)), list(control.examples(TOKENIZER))
+        assert [e.answer.tolist() for e in known] == [e.answer.tolist() for e in asked]
+        assert all((a.prompt != b.prompt).any() for a, b in zip(known, asked, strict=True))
+
+
+def test_together_many_questions_read_one_text():
+    for task in TASKS:
+        if task.asks_many:
+            evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, together=True)
+            rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+            assert len(rows) == 6 and all(row["correct"] and row["tokens"] <= 900 for row in rows)
+        else:
+            with pytest.raises(ValueError, match=f"{task.name} asks one question about each text"):
+                Retrieval((900,), task=task, source=SOURCE, together=True)
+
+
+def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked():
+    evaluation = Retrieval((600,), n=40, source=SOURCE, jitter=0.125)
+    depths = [(row["depth"], row["depth_achieved"]) for row in evaluation(EchoPrompt(TOKENIZER))]
+    assert all(abs(asked - real) <= 0.127 for asked, real in depths)
+    real = np.array([r for _, r in depths])
+    assert (real == 0).sum() > 8 and (real == 1).sum() > 8  # 20 expected of each
+    assert (np.histogram(real, 8, (0.0001, 0.9999))[0] > 9).all()  # 20 expected of each
+    assert not set(evaluation.items()) & set(Retrieval((600,), n=40, source=SOURCE).items())
+    assert dataclasses.replace(evaluation, label="x").items() == evaluation.items()
+    with pytest.raises(ValueError, match=r"jitter 2.0 is a part of the text"):
+        Retrieval((600,), jitter=2.0)
+
+
+def test_the_suite_has_the_numbers_of_the_paper():
+    """arXiv 2404.06654, table 5 (needles) and appendix B; room for answers as in the published configuration."""
+    found = ruler_tasks(4096)
+    needles = {name: t for name, t in found.items() if isinstance(t, Niah)}
+    numbers = {
+        name: (t.num_keys, t.num_values, t.num_queries, t.key, t.value, t.hay)
+        for name, t in needles.items()
+    }
+    assert numbers == {
+        "niah_single_1": (1, 1, 1, "words", "number", "noise"),
+        "niah_single_2": (1, 1, 1, "words", "number", "text"),
+        "niah_single_3": (1, 1, 1, "words", "uuid", "text"),
+        "niah_multikey_1": (4, 1, 1, "words", "number", "text"),
+        "niah_multikey_2": (1, 1, 1, "words", "number", "needles"),
+        "niah_multikey_3": (1, 1, 1, "uuid", "uuid", "needles"),
+        "niah_multivalue": (1, 4, 1, "words", "number", "text"),
+        "niah_multiquery": (4, 1, 4, "words", "number", "text"),
+    }
+    assert {t.room for t in needles.values()} == {128}
+    assert found["vt"] == VariableTracking(num_chains=1, hops=4, room=30)
+    assert found["cwe"] == CommonWords(
+        num_common=10, frequent=30, rare=3, shot=(40, 10, 3), room=120
+    )
+    assert ruler_tasks(4095)["cwe"] == CommonWords(
+        num_common=10, frequent=6, rare=1, shot=(20, 3, 1), room=120
+    )
+    assert found["fwe"] == FrequentWords(num_asked=3, alpha=2.0, room=50)
+    assert len(found) == 11 and list(ruler_tasks(4096, (Passkey(), KeyValue())))[11:] == [
+        "qa_1",
+        "qa_2",
+    ]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_suite_is_exact_balanced_and_solvable(name):
+    suite = ruler_exact((1500, 4096), 5, source=SOURCE)
+    assert len(suite) == 12  # cwe has a configuration of its own below 4096
+    for evaluation in suite:
+        lengths = []
+        for e in evaluation.examples(TOKENIZERS[name]):
+            check(evaluation.task, name, e)
+            lengths.append(len(e.prompt) + e.budget)
+            again = TOKENIZERS[name].encode(TOKENIZERS[name].decode(e.prompt[1:]))
+            assert abs(len(again) - len(e.prompt[1:])) <= 5  # only where a needle cuts a word
+        assert sorted(lengths) == sorted(5 * list(evaluation.seq_lens))
+    assert (
+        ruler_title(suite)
+        == "ruler-exact, 11 of 13 tasks, without qa_1 and qa_2 (they need question files)"
+    )
+    assert (
+        ruler_title(ruler_exact((4096,), 5, qa=(Passkey(), KeyValue())))
+        == "ruler-exact, 13 of 13 tasks"
+    )
+
+
+def test_the_suite_keeps_its_items_names_them_and_refuses_uneven_numbers():
+    few, more = (
+        ruler_exact((1500,), 10, source=SOURCE),
+        ruler_exact((1500, 2000), 20, source=SOURCE),
+    )
+    assert all(len(e.items()) == 10 for e in few)
+    for a, b in zip(few, more, strict=True):
+        assert a.label == b.label and set(a.items()) < set(b.items())
+    items = [item for evaluation in more for item in evaluation.items()]
+    assert len(set(items)) == len(items) == 11 * 40
+    rows = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))
+    assert [row["label"] for row in rows] == ["ruler-exact/cwe"] * 10
+    assert all(row["correct"] and row["task"]["frequent"] == 6 for row in rows)
+    assert len({tuple(row["counts"]) for row in rows}) > 5
+    with pytest.raises(
+        ValueError, match="ruler: 7 questions cannot be spread evenly over 5 depths"
+    ):
+        ruler_exact((1500,), 7)
+    with pytest.raises(
+        ValueError,
+        match=r"^niah: a prompt of 256 tokens cannot hold .* 1024 ids; the shortest is \d+",
+    ):
+        [
+            list(evaluation.examples(TOKENIZER))
+            for evaluation in ruler_exact((256,), 5, source=SOURCE)
+        ]

@@ -1,0 +1,279 @@
+"""Intervals against published values, scipy and simulation."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from scipy.optimize import isotonic_regression
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from ctxext.evals.stats import (
+    _non_increasing,
+    effective_length,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    ratio_bootstrap,
+    sign_flip,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [
+        (10, 10, 72, 100),
+        (20, 20, 84, 100),
+        (50, 50, 93, 100),
+        (100, 100, 96, 100),
+        (500, 500, 99.2, 100),
+        (18, 20, 70, 97),
+        (90, 100, 83, 94.5),
+        (450, 500, 87, 92),
+    ],
+)
+def test_wilson_gives_the_known_values(k, n, low, high):
+    rate, lower, upper = wilson(k, n)
+    assert rate == k / n
+    assert lower is not None and upper is not None
+    assert 100 * lower == pytest.approx(low, abs=0.5) and 100 * upper == pytest.approx(
+        high, abs=0.5
+    )
+
+
+def test_wilson_equals_scipy_everywhere():
+    for n in (1, 2, 7, 30, 501):
+        for k in {0, 1, n // 3, n - 1, n}:
+            expected = scipy_stats.binomtest(k, n).proportion_ci(method="wilson")
+            np.testing.assert_allclose(wilson(k, n)[1:], [expected.low, expected.high], atol=1e-12)
+            np.testing.assert_allclose(
+                wilson(k, n)[1:], proportion_confint(k, n, method="wilson"), atol=1e-12
+            )
+    assert wilson(0, 9)[1] == 0 and wilson(9, 9)[2] == 1
+    for k, n in ((0, 0), (3, 2), (-1, 4)):
+        with pytest.raises(ValueError, match="is not a rate"):
+            wilson(k, n)
+
+
+def test_wilson_covers():
+    rng = np.random.default_rng(0)
+    for p in (0.1, 0.5, 0.9):
+        hits = rng.binomial(40, p, size=2000)
+        bounds = [wilson(int(k), 40) for k in hits]
+        covered = np.mean([low <= p <= high for _, low, high in bounds])
+        assert 0.92 <= covered <= 0.98
+
+
+def test_bootstrap_of_a_mean_agrees_with_the_normal_interval_and_is_seeded():
+    rng = np.random.default_rng(1)
+    x = rng.normal(3, 2, size=400)
+    mean, low, high = ratio_bootstrap(list(x), [1.0] * 400)
+    se = x.std(ddof=1) / 20
+    assert mean == pytest.approx(x.mean(), abs=1e-12)
+    np.testing.assert_allclose([low, high], [mean - 1.96 * se, mean + 1.96 * se], atol=0.15 * se)
+    assert ratio_bootstrap(list(x), [1.0] * 400) == (mean, low, high)
+    assert ratio_bootstrap(list(x), [1.0] * 400, seed=5) != (mean, low, high)
+
+
+def test_bootstrap_redraws_clusters_not_items():
+    """Twenty copies of each of 50 values are 50 observations, not 1000."""
+    x = np.random.default_rng(2).normal(size=50)
+    alone = ratio_bootstrap(list(x), [1.0] * 50)
+    copied = ratio_bootstrap(
+        list(np.repeat(x, 20)), [1.0] * 1000, list(np.repeat(np.arange(50), 20))
+    )
+    np.testing.assert_allclose(copied, alone, atol=1e-12)
+    naive = ratio_bootstrap(list(np.repeat(x, 20)), [1.0] * 1000)
+    assert naive.high - naive.low < 0.4 * (alone.high - alone.low)
+
+
+def test_clustered_bootstrap_covers():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for trial in range(200):
+        sizes = rng.integers(1, 6, size=60)
+        effect = np.repeat(rng.normal(0.3, 1, size=60), sizes)
+        a = rng.normal(size=len(effect))
+        b = a + effect + 0.1 * rng.normal(size=len(effect))
+        clusters = np.repeat(np.arange(60), sizes)
+        _, low, high = paired_bootstrap(list(a), list(b), list(clusters), seed=trial, samples=400)
+        covered += low <= 0.3 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_ratio_weights_by_denominator_and_says_when_it_knows_no_interval():
+    assert ratio_bootstrap([10, 30], [1, 9]).value == 4
+    assert ratio_bootstrap([10, 30], [1, 9], ["same", "same"]) == (4, None, None)
+    assert paired_bootstrap([0, 1, 1], [1, 1, 0]).value == 0
+    with pytest.raises(ValueError, match="all must be equally many"):
+        ratio_bootstrap([], [])
+    with pytest.raises(ValueError, match="are not pairs"):
+        paired_bootstrap([1], [1, 2])
+
+
+def test_bootstrap_of_pairs_equals_scipy_s():
+    rng = np.random.default_rng(4)
+    a, b = rng.random(80) < 0.5, rng.random(80) < 0.7
+    mine = paired_bootstrap(a, b, samples=20000)
+    theirs = scipy_stats.bootstrap(
+        (b * 1.0 - a,),
+        np.mean,
+        n_resamples=20000,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    np.testing.assert_allclose(
+        [mine.low, mine.high], [theirs.low, theirs.high], atol=0.0126
+    )  # a step of 1/80
+
+
+def test_without_clusters_correlated_items_look_more_certain_than_they_are():
+    """Items of one haystack are right or wrong together: 20 documents of 5 items, a planted difference of 0.2."""
+    rng = np.random.default_rng(6)
+    covered = np.zeros(2)
+    for trial in range(300):
+        document = np.repeat(np.arange(20), 5)
+        effect = np.repeat(rng.random((2, 20)) < [[0.5], [0.7]], 5, axis=1)
+        for i, clusters in enumerate((document.tolist(), None)):
+            _, low, high = paired_bootstrap(effect[0], effect[1], clusters, seed=trial, samples=300)
+            covered[i] += low <= 0.2 <= high
+    clustered, naive = covered / 300
+    assert 0.89 <= clustered <= 0.98
+    assert naive < 0.75
+
+
+def test_mcnemar_equals_statsmodels_exact_test():
+    for only_a, only_b in ((0, 0), (0, 5), (3, 9), (10, 10), (40, 21)):
+        table = [[7, only_a], [only_b, 3]]
+        assert mcnemar(only_a, only_b) == pytest.approx(
+            statsmodels_mcnemar(table, exact=True).pvalue, abs=1e-12
+        )
+    with pytest.raises(ValueError, match="cannot be negative"):
+        mcnemar(-1, 2)
+
+
+def test_holm_equals_statsmodels():
+    rng = np.random.default_rng(7)
+    for size in (1, 2, 7, 30):
+        p = rng.random(size) ** 3
+        np.testing.assert_allclose(holm(p.tolist()), multipletests(p, method="holm")[1], atol=1e-15)
+    assert holm([]) == []
+
+
+def answers(rates: dict[int, float], n: int = 200) -> tuple[list[int], list[bool], list[int]]:
+    """n items per length of which exactly a `rate` is right, each its own cluster."""
+    rows = [(length, i < round(rate * n)) for length, rate in rates.items() for i in range(n)]
+    return [length for length, _ in rows], [right for _, right in rows], list(range(len(rows)))
+
+
+def test_effective_length_of_known_rates():
+    home = [True] * 90 + [False] * 10  # the bar is 0.85 x 0.9 = 0.765
+    at = list(range(100))
+    found = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), home, at)
+    assert (
+        found.value == pytest.approx(2**9.5) and found.censored == ""
+    )  # half way between 0.865 and 0.665
+    assert (found.low, found.high) == (512, 1024)
+    assert effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), home, at)[::3] == (
+        1024,
+        ">",
+    )
+    assert effective_length(*answers({256: 0.5, 512: 0.9, 1024: 0.2}), home, at)[::3] == (256, "<")
+    # The rates are made non-increasing: a dip is pooled with the rise behind it, as isotonic regression does.
+    pooled = effective_length(*answers({256: 0.9, 512: 0.7, 768: 0.9, 1024: 0.1}), home, at)
+    share = (0.8 - 0.765) / (0.8 - 0.1)
+    assert pooled.value == pytest.approx(2 ** (np.log2(768) * (1 - share) + 10 * share))
+
+
+def test_an_effective_length_that_cannot_be_known_is_refused_or_wide():
+    lengths, correct, at = answers({256: 0.9, 512: 0.9, 1024: 0.1})
+    home = [True] * 20
+    assert effective_length(lengths, correct, [0] * len(at), home, list(range(20)))[1:3] == (
+        256,
+        1024,
+    )
+    assert effective_length(lengths, correct, at, home, [0] * 20)[1:3] == (256, 1024)
+    for tau in (0, 85):
+        with pytest.raises(ValueError, match="0 < tau <= 1"):
+            effective_length(lengths, correct, at, home, list(range(20)), tau=tau)
+    with pytest.raises(ValueError, match="right answers at home"):
+        effective_length(lengths, correct, at, [False] * 20, list(range(20)))
+    with pytest.raises(ValueError, match="equally many"):
+        effective_length(lengths, correct[1:], at, home, list(range(20)))
+    for p in (1.5, float("nan"), -0.1):
+        with pytest.raises(ValueError, match="0..1"):
+            holm([0.1, p])
+
+
+def test_rates_are_those_of_isotonic_regression():
+    rng = np.random.default_rng(8)
+    for _ in range(50):
+        asked = rng.integers(1, 30, size=6).astype(float)
+        right = rng.binomial(asked.astype(int), rng.random(6)).astype(float)
+        expected = isotonic_regression(right / asked, weights=asked, increasing=False).x
+        np.testing.assert_allclose(
+            _non_increasing(right[None], asked[None])[0], expected, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize(("steepness", "middle"), [(2, 9.6), (4, 9.7), (8, 9.3), (20, 9.3)])
+def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, middle):
+    """Rates fall as a logistic in log2 length; documents carry five of 40 items each, their luck is shared.
+
+    A percentile interval of the interpolated crossing covers 0 to 95 % of such curves (measured): between two lengths
+    they are not straight. Bounds at lengths that were tried cover all of them, at the price of being coarse.
+    """
+    rng, lengths, covered, trials = (
+        np.random.default_rng(9),
+        np.array([256, 512, 768, 1024]),
+        0,
+        150,
+    )
+
+    def rate(x):
+        return 0.95 / (1 + np.exp(steepness * (x - middle)))
+
+    grid = np.linspace(7, 12, 5001)
+    truth = np.clip(2 ** grid[np.argmin(abs(rate(grid) - 0.85 * 0.95))], 256, 1024)
+    for trial in range(trials):
+        document = rng.integers(24, size=(4, 40))
+        luck = rng.normal(size=24)[document] * 0.45 + rng.normal(size=(4, 40)) * 0.2**0.5 * 2
+        right = scipy_stats.norm.cdf(luck, scale=luck.std()) < rate(np.log2(lengths))[:, None]
+        home = rng.random(40) < 0.95
+        found = effective_length(
+            np.repeat(lengths, 40).tolist(),
+            right.ravel(),
+            document.ravel().tolist(),
+            home,
+            list(range(40)),
+            samples=300,
+            seed=trial,
+        )
+        covered += found.low <= truth <= found.high
+    assert covered / trials >= 0.93
+
+
+@pytest.mark.parametrize("only_a, only_b", [(0, 0), (3, 3), (1, 9), (0, 6), (12, 4)])
+def test_sign_flip_with_clusters_of_one_is_mcnemar(only_a: int, only_b: int):
+    differences = [-1] * only_a + [1] * only_b + [0] * 7
+    assert sign_flip(differences, range(len(differences))) == pytest.approx(mcnemar(only_a, only_b))
+
+
+def test_sign_flip_is_the_permutation_test_over_clusters():
+    rng = np.random.default_rng(0)
+    differences, clusters = rng.integers(-1, 2, 40), rng.integers(0, 9, 40)
+    sums = np.array([differences[clusters == k].sum() for k in range(9)])
+    every = np.array([np.dot(signs, sums) for signs in itertools.product((-1, 1), repeat=9)])
+    assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(
+        np.mean(abs(every) >= abs(sums.sum()))
+    )
+    moved = scipy_stats.permutation_test(
+        (sums,), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
+    assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(moved.pvalue)
+    assert (
+        sign_flip([1] * 20, [0] * 20) == 1.0
+    )  # one text shows nothing, however much is asked about it

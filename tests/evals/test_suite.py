@@ -1,0 +1,116 @@
+"""The names of the command line, and what each asks for."""
+
+import json
+
+import pytest
+
+from ctxext.evals import Retrieval, Samples
+from ctxext.evals.oracle import AnswerKey, OracleConfig
+from ctxext.evals.suite import STANDARD, Choice, evaluations, promise
+from ctxext.evaluate import evaluate
+from support.toy_tokenizer import toy_source, toy_tokenizer
+
+TOKENIZER, SOURCE = toy_tokenizer(), toy_source()
+SMALL = Choice((256, 512), source=SOURCE)
+FULL = Choice((256, 512), "full", source=SOURCE)
+
+
+def needles(evals):
+    return [e for e in evals if isinstance(e, Retrieval) and e.condition == "needle"]
+
+
+def test_more_budget_keeps_what_was_measured():
+    for name in ("passkey", "niah-multikey", "association", "facts", "fwe", "ppl"):
+        for less, more in zip(evaluations([name], SMALL), evaluations([name], FULL), strict=True):
+            assert len(less.items()) < len(more.items())
+            if not getattr(less, "together", False):  # another number of depths is another text
+                assert set(less.items()) < set(more.items())
+
+
+def test_the_standard_suite_is_read_by_whoever_knows_the_answers():
+    asked = evaluations(STANDARD, Choice((256,), source=SOURCE))
+    assert [e.title for e in asked[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
+    for evaluation in needles(asked):
+        rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+        assert rows and all(
+            row["correct"] and row["failure"] is None and row["tokens"] <= 256 for row in rows
+        )
+
+
+def test_controls_are_those_of_every_retrieval_that_is_asked():
+    asked = evaluations(("kv", "controls", "ppl"), SMALL)
+    kv, ppl, floor, ceiling = asked
+    assert (floor.condition, floor.seq_lens, ceiling.condition, ceiling.seq_lens) == (
+        "no-needle",
+        (256, 512),
+        "needle-only",
+        (256,),
+    )
+    twins = {item.replace("-no-needle", "") for item in floor.items()}
+    assert twins < set(kv.items()) and ppl.title == "ppl"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "passkey:yarn",
+        "passkey:landmark",
+        "niah",
+        "niah-multivalue",
+        "niah-multiquery",
+        "facts",
+        "association",
+        "fwe",
+    ],
+)
+def test_every_name_gives_rows_and_labels_apart(name: str):
+    asked = evaluations([name], Choice((512,), source=SOURCE))
+    rows = [
+        row
+        for e in asked
+        for row in evaluate(
+            AnswerKey.of(e, TOKENIZER, config=OracleConfig(512)),
+            [e],
+            method_label="key",
+            progress=False,
+        )
+    ]
+    assert rows and all(row["correct"] for row in rows)
+    assert len({row["item"] for row in rows}) == len(rows)
+
+
+def test_files_of_ones_own(tmp_path):
+    with pytest.raises(ValueError, match="qa reads a file of yours: give --questions FILE"):
+        evaluations(["qa"], SMALL)
+    with pytest.raises(ValueError, match="ruler:reference reads a file of yours: give --ruler DIR"):
+        evaluations(["ruler:reference"], SMALL)
+    (tmp_path / "niah_single_1.jsonl").write_text(
+        json.dumps({"input": "a 17 b", "outputs": ["17"]}) + "\n"
+    )
+    (samples,) = evaluations(["ruler:reference"], Choice((4096,), ruler=tmp_path))
+    assert isinstance(samples, Samples) and samples.seq_len == 4096 and len(samples.items()) == 1
+    with pytest.raises(ValueError, match="does not say the length of its samples"):
+        evaluations(["ruler:reference"], Choice((4096, 8192), ruler=tmp_path))
+    lines = [
+        {
+            "question": f"Who keeps the {x}?",
+            "answers": [f"Ada {x}"],
+            "document": f"Ada {x} keeps the {x}. " * 3,
+        }
+        for x in map("ref{}".format, range(60))
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (qa,) = evaluations(["qa"], Choice((512,), source=SOURCE, questions=tmp_path / "own.jsonl"))
+    assert all(row["correct"] for row in qa(AnswerKey.of(qa, TOKENIZER)))
+
+
+def test_what_the_numbers_can_show_is_said_before():
+    (alone, shared) = promise(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
+    assert alone.startswith(
+        "passkey: 12 questions a cell, 60 a length, tell methods apart that differ by "
+    )
+    assert shared.startswith("kv: 24 questions a cell, 120 a length about 24 texts, tell ")
+    with pytest.raises(
+        ValueError, match="there is no evaluation 'rule'; known: passkey, kv, lines"
+    ):
+        evaluations(["rule"], SMALL)

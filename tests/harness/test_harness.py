@@ -1,0 +1,381 @@
+"""As a model of lm-evaluation-harness, against the harness's own Hugging Face backend on the same checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support import llamas
+
+lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval, see `make harness`")
+
+import torch  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from ctxext import loading  # noqa: E402
+from ctxext.cli.main import main  # noqa: E402
+from ctxext.harness.model import HarnessLM  # noqa: E402
+from ctxext.methods.ntk import DynamicNTK  # noqa: E402
+
+WORDS = "def return self the value name of class import from None for in if not list string object module".split()
+CLOSE = 1e-4
+
+
+def text(seed: int, words: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, words))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama written by transformers: 64 tokens of window, tokenizer.model and tokenizer.json."""
+    path = tmp_path_factory.mktemp("base") / "hf"
+    llamas.torch_llama(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fast(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without tokenizer.model, so that both sides decode with the same library."""
+    path = tmp_path_factory.mktemp("fast") / "hf"
+    shutil.copytree(checkpoint, path)
+    (path / "tokenizer.model").unlink()
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> HFLM:
+    return HFLM(str(checkpoint), device="cpu", dtype=torch.float32, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def ours(fast: Path) -> HarnessLM:
+    return HarnessLM(loading.load(fast, angles="float32"))
+
+
+def requests(*args: tuple) -> list[Any]:
+    return [SimpleNamespace(args=arg, task_name="t") for arg in args]
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "fast"])
+def test_what_a_text_is_encoded_to(
+    source: str, theirs: HFLM, request: pytest.FixtureRequest
+) -> None:
+    ours = HarnessLM(loading.load(request.getfixturevalue(source)))
+    assert (ours.max_length, ours.eot_token_id, ours.prefix_token_id) == (64, 2, 1)
+    assert (theirs.max_length, theirs.eot_token_id, theirs.prefix_token_id) == (64, 2, 1)
+    for string in (
+        "",
+        " ",
+        "value of",
+        " value of ",
+        "\nname\n\n",
+        "naïve 日本語",
+        "<s>class",
+        "<s> class",
+    ):
+        for special in (None, False):
+            if not (special is False and "<s>" in string):
+                assert ours.tok_encode(string, special) == theirs.tok_encode(string, special), (
+                    string,
+                    special,
+                )
+    for pair in (("value of ", "name"), ("a  ", " b"), ("x", " "), ("class", "es"), (" ", "y")):
+        assert ours._encode_pair(*pair) == theirs._encode_pair(*pair)
+
+
+def test_loglikelihood(ours: HarnessLM, theirs: HFLM) -> None:
+    """Empty contexts, trailing spaces, one context with many continuations, contexts longer than the window."""
+    pairs = [(text(i, 1 + 3 * i), " " + text(100 + i, 1 + i % 4)) for i in range(12)]
+    pairs += [("", text(i, 3)) for i in range(3)] + [
+        ("", "<s>value")[:0] or ("", "v"),
+        ("name ", "value"),
+        (" ", "x"),
+    ]
+    pairs += [("the answer is", f" {choice}") for choice in ("A", "B", "None", "a list of")]
+    pairs += [(text(i, 90), " " + text(i + 1, 4)) for i in range(3)]
+    # What each writes greedily is greedy; after the first wrong token it no longer is.
+    for context in ("def", text(5, 6), text(6, 60)):
+        (written,) = theirs.generate_until(requests((context, {"until": [], "max_gen_toks": 4})))
+        pairs.append((context, written))
+    with np.errstate(all="raise"):
+        mine = ours.loglikelihood(requests(*pairs), disable_tqdm=True)
+    other = theirs.loglikelihood(requests(*pairs), disable_tqdm=True)
+    np.testing.assert_allclose([a for a, _ in mine], [a for a, _ in other], atol=CLOSE, rtol=0)
+    assert [g for _, g in mine] == [g for _, g in other]
+    assert np.ptp([a for a, _ in mine]) > 5
+
+
+def test_greedy_is_what_would_be_written(ours: HarnessLM) -> None:
+    context = text(3, 8)
+    tokens = ours.tok_encode(context)
+    new = ours._lm.generate([tokens], max_new_tokens=5)[0].tolist()
+    wrong = [*new[:4], (new[4] + 1) % 400]
+    (_, right), (_, late) = ours._loglikelihood_tokens(
+        [(None, tokens, new), (None, tokens, wrong)], disable_tqdm=True
+    )
+    assert right and not late
+
+
+def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
+    """Texts of one token, of exactly a window, and of several."""
+    texts = ["x", "", *(text(i, n) for i, n in enumerate((3, 20, 21, 22, 40, 90, 200)))]
+    lengths = [len(ours.tok_encode(t)) for t in texts]
+    assert min(lengths) == 1 and sorted(lengths)[-1] > 4 * 64
+    mine = ours.loglikelihood_rolling(requests(*((t,) for t in texts)), disable_tqdm=True)
+    other = theirs.loglikelihood_rolling(requests(*((t,) for t in texts)), disable_tqdm=True)
+    np.testing.assert_allclose(mine, other, atol=CLOSE, rtol=1e-6)
+
+
+def test_generate_until(ours: HarnessLM, theirs: HFLM) -> None:
+    """Equal strings: no stop, stops of one and more tokens, long contexts, several kinds of requests at once."""
+    contexts = [text(1, 4), text(2, 6), text(3, 8), text(9, 90)]
+    free = theirs.generate_until(
+        requests(*((c, {"until": [], "max_gen_toks": 40}) for c in contexts))
+    )
+    stops = [free[0][4:7], free[1][10:11], free[2][-5:-2], "\n"]
+    asked = [(c, {"until": [], "max_gen_toks": 40}) for c in contexts]
+    asked += [
+        (c, {"until": stops, "max_gen_toks": 40, "do_sample": False, "temperature": 0.0})
+        for c in contexts
+    ]
+    asked += [(c, {"until": stops[0], "max_new_tokens": 5}) for c in contexts]
+    mine = ours.generate_until(requests(*asked), disable_tqdm=True)
+    other = theirs.generate_until(requests(*asked), disable_tqdm=True)
+    assert mine == other
+    assert mine[:4] == free and all(len(a) < len(b) for a, b in zip(mine[4:7], free, strict=False))
+    assert all(stop not in written for written in mine[4:8] for stop in stops)
+
+
+def test_sampling(ours: HarnessLM, fast: Path) -> None:
+    """Seeded; repeats of one request, other seeds and temperatures differ; little temperature is greedy."""
+    asked = requests(
+        *[("value of", {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 2.0})] * 3
+    )
+    first = ours.generate_until(asked, disable_tqdm=True)
+    assert len(set(first)) == 3 and first == ours.generate_until(asked, disable_tqdm=True)
+    assert first != HarnessLM(ours._lm, seed=1).generate_until(asked, disable_tqdm=True)
+    cold = {"until": [], "max_gen_toks": 8, "temperature": 1e-3, "top_p": 1e-3}
+    greedy = {
+        "until": [],
+        "max_gen_toks": 8,
+        "temperature": 0.7,
+        "do_sample": False,
+        "top_k": 50,
+        "num_beams": 1,
+    }
+    a, b = ours.generate_until(
+        requests(("value of", cold), ("value of", greedy)), disable_tqdm=True
+    )
+    assert a == b
+
+
+def test_frequencies_by_length_do_not_depend_on_neighbours(ours: HarnessLM) -> None:
+    """Rows of many lengths together give what each gives alone, beyond the window of pre-training."""
+    model = HarnessLM(ours._lm.with_method(DynamicNTK(4.0)), max_length=128)
+    pairs = [(text(i, 12 + i), " " + text(50 + i, 2)) for i in range(4)]
+    asked = requests(*pairs, *pairs[:1])
+    together = model.loglikelihood(asked, disable_tqdm=True)
+    alone = [model.loglikelihood([request], disable_tqdm=True)[0] for request in asked]
+    np.testing.assert_allclose([a for a, _ in together], [a for a, _ in alone], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_beams": 4}, "num_beams is not supported"),
+        ({"do_sample": True}, "temperature above 0"),
+        ({"do_sample": True, "temperature": 1.0, "top_k": 5}, "top_k is not supported"),
+        ({"max_gen_toks": 64}, "no room for a prompt in a window of 64"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(ours: HarnessLM, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours.generate_until(requests(("value", {"until": ["x"], **given})), disable_tqdm=True)
+
+
+def test_a_continuation_longer_than_the_window_is_refused(ours: HarnessLM) -> None:
+    with pytest.raises(ValueError, match="cannot be scored in a window of 64"):
+        ours.loglikelihood(requests(("value", " " + text(0, 90))), disable_tqdm=True)
+
+
+CHOICE = """
+task: toy_choice
+output_type: multiple_choice
+test_split: test
+fewshot_split: train
+num_fewshot: 1
+doc_to_text: "{{question}} is"
+doc_to_target: label
+doc_to_choice: ["A", "B", "a list of names", "None"]
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+"""
+WRITE = """
+task: toy_write
+output_type: generate_until
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["e", "\\n"], max_gen_toks: 12, do_sample: false}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+PAGES = """
+task: toy_pages
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{page}}"
+metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
+"""
+TASKS = ("toy_choice", "toy_write", "toy_pages")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessLM) -> Path:
+    """A directory with three tasks of twelve documents, two of them answered by this very model."""
+    path = tmp_path_factory.mktemp("tasks")
+    questions = [text(i, 2 + i % 5) for i in range(12)]
+    how = {"until": ["e", "\n"], "max_gen_toks": 12}
+    written = ours.generate_until(
+        requests(*((question, how) for question in questions)), disable_tqdm=True
+    )
+    answers = [answer if i % 3 else "nothing" for i, answer in enumerate(written)]
+    for split in ("train", "test"):
+        lines = [
+            json.dumps({"question": q, "label": i % 4, "answer": a, "page": text(i, 5 + 4 * i)})
+            for i, (q, a) in enumerate(zip(questions, answers, strict=True))
+        ]
+        (path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    files = {split: str(path / f"{split}.jsonl") for split in ("train", "test")}
+    local = f"dataset_path: json\ndataset_kwargs: {json.dumps({'data_files': files, 'cache_dir': str(path / 'cache')})}"
+    for name, task in zip(TASKS, (CHOICE, WRITE, PAGES), strict=True):
+        (path / f"{name}.yaml").write_text(f"{task}\n{local}\n")
+    return path
+
+
+def numbers(results: dict[str, Any]) -> dict[tuple[str, str], float]:
+    return {
+        (task, name): value
+        for task, found in results.items()
+        for name, value in found.items()
+        if isinstance(value, float)
+    }
+
+
+def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, capsys) -> None:
+    """The command's results are those of the harness with its own backend: every metric and every sample."""
+    options = ["--tasks", *TASKS, "--include-path", str(tasks), "--out", str(tmp_path)]
+    assert main(["harness", str(fast), *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    other: Any = lm_eval.simple_evaluate(
+        theirs, tasks=list(TASKS), task_manager=manager, bootstrap_iters=1000
+    )
+    expected = numbers(other["results"])
+    assert (
+        numbers(found["results"]["results"]) == pytest.approx(expected, rel=1e-4)
+        and len(expected) >= 9
+    )
+    assert 0 < expected["toy_choice", "acc,none"] < 1
+    assert expected["toy_write", "exact_match,none"] == pytest.approx(2 / 3)
+    (lines,) = (tmp_path / "harness").glob("*/samples.jsonl")
+    samples = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len(samples) == 36
+    for sample in samples:
+        (match,) = [
+            s for s in other["samples"][sample["task"]] if s["doc_hash"] == sample["doc_hash"]
+        ]
+        assert sample["prompt_hash"] == match["prompt_hash"] and sample["of"] == "model"
+        mine, theirs_ = sample["filtered_resps"], match["filtered_resps"]
+        if sample["task"] == "toy_write":
+            assert mine == theirs_
+        elif sample["task"] == "toy_choice":
+            np.testing.assert_allclose([x for x, _ in mine], [x for x, _ in theirs_], atol=1e-4)
+        else:
+            np.testing.assert_allclose(mine, theirs_, rtol=1e-6, atol=1e-4)
+
+
+def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None:
+    """Another scaling against the base, document by document; the same model against itself differs nowhere."""
+    options = [
+        "--tasks",
+        *TASKS,
+        "--include-path",
+        str(tasks),
+        "--out",
+        str(tmp_path),
+        "--limit",
+        "8",
+    ]
+    assert (
+        main(
+            [
+                "harness",
+                str(fast),
+                "--method",
+                "linear",
+                "--factor",
+                "4",
+                *options,
+                "--against",
+                str(fast),
+                "--json",
+            ]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    made = {(d["task"], d["metric"]): d for d in found["differences"]}
+    assert {unit for d in made.values() if (unit := d["unit"])} == {
+        "points",
+        "nats per word",
+        "nats per byte",
+    }
+    (lines,) = (tmp_path / "harness").glob("*/samples.jsonl")
+    samples = [json.loads(line) for line in lines.read_text().splitlines()]
+    for of, side in (("base", "base_results"), ("model", "results")):
+        match = [s["exact_match"] for s in samples if s["of"] == of and s["task"] == "toy_write"]
+        assert made["toy_write", "exact_match"][of] == pytest.approx(100 * sum(match) / 8)
+        perplexity = found[side]["results"]["toy_pages"]["word_perplexity,none"]
+        assert np.exp(made["toy_pages", "word_perplexity"][of]) == pytest.approx(perplexity)
+    assert found["method"] == "linear(factor=4)" and found["base"]["method"] == "none"
+    write = made["toy_write", "exact_match"]
+    assert (
+        write["base"] > write["model"]
+        and write["only_base"] > 0
+        and write["p"] <= write["adjusted"] <= 1
+    )
+
+    options = [
+        "--tasks",
+        "toy_choice",
+        "toy_pages",
+        "--include-path",
+        str(tasks),
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(["harness", str(fast), *options, "--limit", "2", "--against", str(fast)]) == 0
+    text = capsys.readouterr().out
+    assert "toy_choice" in text and "0:0" in text and "nats per byte" in text
+
+
+def test_bad_input_is_one_line(fast: Path, tasks: Path, capsys) -> None:
+    def refused(*argv: str) -> str:
+        assert main(["harness", str(fast), *argv]) == 2
+        return [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("ctxext: ")
+        ][0]
+
+    assert "did you mean toy_choice" in refused(
+        "--tasks", "toy_choise", "--include-path", str(tasks)
+    )
+    assert "limit must be positive" in refused("--tasks", "toy_choice", "--limit", "0")
+    assert "unknown option" in refused("--tasks", "toy_choice", "--factor", "2")

@@ -1,0 +1,413 @@
+"""Files of any content: one clear line, or exactly what independent readers make of them; never a crash or a hang."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from ctxext.interop import hf, safetensors_files
+from ctxext.interop.hf_weights import find_weights, load_params, slots
+from ctxext.methods.yarn import Yarn
+from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, load_tokenizer
+from support.llamas import LENGTH, TINY, random_params, tokenizer
+
+QUICK, LONG = 60, 2000
+SMALL = safetensors_files.SINGLE
+
+
+def fuzz(*strategies: st.SearchStrategy) -> Callable[[Callable], Callable]:
+    """Run a check on a few examples in the quick tier, and on thousands by hand."""
+
+    def decorate(check: Callable) -> Callable:
+        def run(count: int) -> None:
+            options = settings(
+                max_examples=count,
+                deadline=5000,
+                database=None,
+                derandomize=count == QUICK,
+                suppress_health_check=list(HealthCheck),
+            )
+            options(given(*strategies)(check))()
+
+        run.__name__, run.__doc__ = check.__name__, check.__doc__
+        return pytest.mark.parametrize(
+            "count", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)]
+        )(run)
+
+    return decorate
+
+
+NUMBERS = st.one_of(
+    st.integers(-3, 70),
+    st.sampled_from([2**24, 2**31, 2**32, 2**63, 2**64, 10**400, -(2**63)]),
+    st.booleans(),
+    st.floats(),
+    st.sampled_from([0.0, 1e-300, 1e300, 1e-5, 1.0, 2.0, 10000.0]),
+)
+SCALARS = st.one_of(
+    NUMBERS,
+    st.none(),
+    st.text(max_size=6),
+    st.sampled_from(
+        [
+            "linear",
+            "yarn",
+            "dynamic",
+            "llama3",
+            "longrope",
+            "su",
+            "default",
+            "proportional",
+            "silu",
+            "../x",
+            "/etc/passwd",
+            "model.safetensors",
+            "F32",
+            "BF16",
+            "<s>",
+            "[PAD]",
+        ]
+    ),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+EDITS = st.lists(
+    st.tuples(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from(["set", "cut", "add"])),
+    min_size=1,
+    max_size=4,
+)
+
+
+@functools.cache
+def good() -> Path:
+    out = Path(tempfile.mkdtemp(prefix="fuzz")) / "good"
+    hf.save(
+        out, TINY, random_params(), Yarn(4.0), tokenizer(), dtype="float32", max_shard_size=60_000
+    )
+    hf.save(out.parent / "one", TINY, random_params(), Yarn(4.0), tokenizer(), dtype="float32")
+    return out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _clean():
+    yield
+    shutil.rmtree(good().parent)
+
+
+def directory(name: str, **files: bytes) -> Path:
+    """A copy of a good directory with some files in place of its own."""
+    out = good().parent / "bad"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(good().parent / name, out)
+    for file, data in files.items():
+        (out / file).write_bytes(data)
+    return out
+
+
+def edited(data: bytes, edits: list[tuple[int, int, str]], limit: int | None = None) -> bytes:
+    out = bytearray(data)
+    for at, value, kind in edits:
+        at %= max(1, min(len(out), limit or len(out)))
+        if kind == "cut":
+            del out[at : at + 1 + value % 8]
+        elif kind == "add":
+            out[at:at] = bytes([value])
+        else:
+            out[at : at + 1] = bytes([value])
+    return bytes(out)
+
+
+def outcome(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or None for one clear line."""
+    try:
+        return work()
+    except ValueError as error:
+        line = " ".join(
+            str(error).split()
+        )  # as the command line prints it; names in files may hold line ends
+        assert 20 < len(line) < 2000, error
+        return None
+
+
+def weights(path: Path) -> None:
+    """Either refused, or equal to the library's reading of the same files."""
+    params = outcome(lambda: load_params(path, TINY))
+    if params is not None:
+        stored = {
+            name: x for file in path.glob("*.safetensors") for name, x in load_file(file).items()
+        }
+        for name, slot in slots(params).items():
+            np.testing.assert_array_equal(slot.get(), stored[name].astype(np.float32), name)
+        assert all(np.isfinite(slot.get()).all() for slot in slots(params).values())
+
+
+@fuzz(EDITS)
+def test_bytes_of_the_header(edits):
+    data = (good().parent / "one" / SMALL).read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    weights(directory("one", **{SMALL: edited(data, edits, end + 64)}))
+
+
+@fuzz(st.sampled_from(["dtype", "shape", "data_offsets", "name"]), st.integers(0, 100), VALUES)
+def test_fields_of_the_header(key, which, value):
+    data = (good().parent / "one" / SMALL).read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:end])
+    name = [*header][1 + which % (len(header) - 1)]
+    if key == "name":
+        header[str(value)] = header.pop(name)
+    else:
+        header[name][key] = value
+    text = json.dumps(header).encode()
+    weights(directory("one", **{SMALL: struct.pack("<Q", len(text)) + text + data[end:]}))
+
+
+@fuzz(
+    st.sampled_from(["weight_map", "entry", "metadata", "all", "name"]), st.integers(0, 100), VALUES
+)
+def test_index(key, which, value):
+    index = json.loads((good() / safetensors_files.INDEX).read_text())
+    name = [*index["weight_map"]][which % len(index["weight_map"])]
+    if key == "entry":
+        index["weight_map"][name] = value
+    elif key == "name":
+        index["weight_map"][str(value)] = index["weight_map"].pop(name)
+    elif key == "all":
+        index = value
+    else:
+        index[key] = value
+    weights(directory("good", **{safetensors_files.INDEX: json.dumps(index).encode()}))
+
+
+@fuzz(EDITS)
+def test_bytes_of_the_index(edits):
+    weights(
+        directory(
+            "good",
+            **{
+                safetensors_files.INDEX: edited(
+                    (good() / safetensors_files.INDEX).read_bytes(), edits
+                )
+            },
+        )
+    )
+
+
+KEYS = [
+    *json.loads(json.dumps(hf.config_json(TINY, Yarn(4.0), seq_len=LENGTH, dtype="float32"))),
+    "max_sequence_length",
+    "quantization_config",
+    "partial_rotary_factor",
+]
+ROPE = [
+    "rope_type",
+    "type",
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "short_factor",
+    "long_factor",
+    "short_mscale",
+    "long_mscale",
+    "partial_rotary_factor",
+    "rope_theta",
+]
+
+
+def config(data: Any) -> None:
+    """Either refused, or every field as it stands in the file and frequencies that turn."""
+    path = directory("one", **{"config.json": json.dumps(data).encode()})
+    found = outcome(lambda: (*hf.read_config(path), hf.window(path)))
+    if found is None:
+        return
+    config, scaling, window = found
+    for key in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "rms_norm_eps",
+        "intermediate_size",
+    ):
+        assert getattr(config, key) == data[key] and type(data[key]) in (int, float)
+    rope = scaling.rope(config.rope_base(), window)
+    assert rope.inv_freq.shape == (config.head_dim // 2,)
+    assert (
+        np.isfinite(rope.inv_freq).all()
+        and (rope.inv_freq >= 0).all()
+        and np.isfinite(rope.attention_factor)
+    )
+    assert type(window) is int and window >= config.max_position_embeddings
+    outcome(lambda: find_weights(path, config))
+
+
+@fuzz(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
+def test_keys_of_the_config(changes):
+    config(json.loads((good() / "config.json").read_text()) | changes)
+
+
+@fuzz(
+    st.sampled_from(
+        ["linear", "yarn", "dynamic", "llama3", "longrope", "su", "default", "proportional"]
+    ),
+    st.dictionaries(
+        st.sampled_from(ROPE),
+        st.one_of(NUMBERS, VALUES, st.lists(NUMBERS, min_size=8, max_size=8)),
+        max_size=6,
+    ),
+    st.sampled_from(["rope_scaling", "rope_parameters"]),
+    NUMBERS,
+)
+def test_keys_of_the_scaling(kind, spec, key, length):
+    data = json.loads((good() / "config.json").read_text()) | {
+        "rope_scaling": None,
+        "rope_parameters": None,
+    }
+    config(
+        data | {key: {"rope_type": kind, "factor": 4.0, **spec}, "max_position_embeddings": length}
+    )
+
+
+@fuzz(EDITS)
+def test_bytes_of_the_config(edits):
+    path = directory("one", **{"config.json": edited((good() / "config.json").read_bytes(), edits)})
+    outcome(lambda: (*hf.read_config(path), hf.window(path)))
+
+
+def tokens(path: Path) -> None:
+    """Either refused, or a tokenizer whose ids lie in the vocabulary and that is written again, or says why not."""
+    found = outcome(lambda: load_tokenizer(path))
+    if found is not None:
+        for text in ("a b", "def f(x):\n    return 1", ""):
+            ids = outcome(lambda text=text: found.encode(text))
+            assert ids is None or all(0 <= i < TINY.vocab_size for i in ids)
+        outcome(lambda: found.export_files(LENGTH))
+
+
+@fuzz(st.sampled_from([JSON, CONFIG]), EDITS, st.booleans())
+def test_bytes_of_tokenizer_json(name, edits, alone):
+    path = directory("one", **{name: edited((good() / name).read_bytes(), edits)})
+    if alone:
+        (path / MODEL).unlink()
+    tokens(path)
+
+
+FIELDS = [
+    "added_tokens",
+    "normalizer",
+    "post_processor",
+    "decoder",
+    "model",
+    "pre_tokenizer",
+    "padding",
+    "truncation",
+    "vocab",
+    "merges",
+    "unk_token",
+    "byte_fallback",
+]
+
+
+@fuzz(st.sampled_from(FIELDS), VALUES, st.booleans())
+def test_fields_of_tokenizer_json(key, value, alone):
+    data = json.loads((good() / JSON).read_text())
+    (data["model"] if key in data["model"] else data)[key] = value
+    path = directory("one", **{JSON: json.dumps(data).encode()})
+    if alone:
+        (path / MODEL).unlink()
+    tokens(path)
+
+
+SETTINGS = [
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "add_bos_token",
+    "tokenizer_class",
+    "chat_template",
+]
+
+
+@fuzz(st.dictionaries(st.sampled_from(SETTINGS), VALUES, min_size=1), st.booleans())
+def test_fields_of_tokenizer_config(changes, alone):
+    path = directory("one", **{CONFIG: json.dumps(changes).encode()})
+    if alone:
+        (path / MODEL).unlink()
+    tokens(path)
+
+
+@fuzz(EDITS)
+def test_bytes_of_a_sentencepiece_model(edits):
+    tokens(directory("one", **{MODEL: edited((good() / MODEL).read_bytes(), edits)}))
+
+
+def test_tokenizers_that_open_and_fail_at_some_text_are_refused():
+    """Found by the fuzzer below: an empty model, and one whose unknown token is none of its tokens."""
+    with pytest.raises(
+        ValueError, match="tokenizer.model is not a SentencePiece model; remove it if"
+    ):
+        load_tokenizer(directory("one", **{MODEL: b""}))
+    data = json.loads((good() / JSON).read_text())
+    data["model"] |= {"unk_token": "<none>", "byte_fallback": False}
+    path = directory("one", **{JSON: json.dumps(data).encode()})
+    (path / MODEL).unlink()
+    with pytest.raises(
+        ValueError, match="tokenizer.json cannot be read: Unk token `<none>` not found"
+    ):
+        load_tokenizer(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "header",
+        "index",
+        "config",
+        "tokenizer_json",
+        "tokenizer_config",
+        "sentencepiece",
+        "archive",
+        "pickled",
+        "params",
+    ],
+)
+def test_fuzzing_guided_by_coverage(reader, tmp_path):
+    pytest.importorskip("atheris", reason="the extra fuzz")
+    script = Path(__file__).parents[1] / "support" / "fuzz_interop.py"
+    command = [
+        sys.executable,
+        script,
+        reader,
+        "-max_total_time=60",
+        f"-artifact_prefix={tmp_path}/",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not any(tmp_path.iterdir()), done.stderr[-3000:]
+    assert int(re.findall(r"Done (\d+) runs", done.stderr)[0]) > 1000

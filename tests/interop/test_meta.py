@@ -1,0 +1,601 @@
+"""Meta's format: bit-exact both ways, read by torch and by transformers' converter, right shapes for the real sizes."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import subprocess
+import tracemalloc
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from ctxext import loading
+from ctxext.cli.main import main
+from ctxext.export import convert
+from ctxext.interop import meta, pth, pth_writer
+from ctxext.interop.hf_weights import entries, slots
+from ctxext.interop.meta_layout import halves, neighbours, part, place
+from ctxext.interop.tensor_blocks import DTYPES
+from ctxext.methods import ABF, NTK, DynamicNTK, Linear, LongRope, NTKByParts, RevisedYarn, Yarn
+from ctxext.model.config import SHAPES
+from ctxext.model.decoder import param_shapes
+from ctxext.rope import RopeScaling, Unscaled, rotate
+from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+
+BASE = dataclasses.replace(TINY, initializer_range=0.02, vocab_size=424)
+SHARDS = {
+    1: BASE,  # grouped queries
+    2: BASE,
+    8: dataclasses.replace(BASE, hidden_size=256, num_attention_heads=16, num_key_value_heads=8),
+}
+
+
+def save(
+    directory: Path,
+    config=BASE,
+    scaling: RopeScaling = Unscaled(),
+    dtype="float32",
+    params=None,
+    **options,
+) -> Path:
+    params = random_params(config, dtype=DTYPES[dtype]) if params is None else params
+    meta.save(
+        directory, config, entries(config, params), scaling, tokenizer(), dtype=dtype, **options
+    )
+    return directory
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shards", SHARDS)
+def test_hf_to_meta_to_hf_is_bit_exact(tmp_path, shards, dtype):
+    config = SHARDS[shards]
+    params = random_params(config, dtype=DTYPES[dtype])
+    out = save(tmp_path / "m", config, Yarn(4.0), dtype, params, shards=shards)
+    files = sorted(path.name for path in out.glob("*.pth"))
+    assert files == [f"consolidated.{i:02d}.pth" for i in range(shards)]
+    found = meta.read(out)
+    assert (found.config, found.scaling, found.window) == (config, Yarn(4.0), LENGTH)
+    for name, slot in slots(params).items():
+        assert found.tensors[name].dtype == dtype
+        np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
+    meta.save(
+        tmp_path / "again",
+        found.config,
+        found.tensors,
+        found.scaling,
+        found.tokenizer,
+        dtype=dtype,
+        shards=shards,
+    )
+    for path in out.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+def test_any_part_is_that_of_the_whole(tmp_path, shards):
+    found = meta.read(save(tmp_path / "m", SHARDS[shards], shards=shards))
+    rng = np.random.default_rng(0)
+    for name, entry in found.tensors.items():
+        whole = entry.read()
+        for _ in range(5):
+            index = tuple(
+                slice(*sorted(rng.choice(size + 1, 2, replace=False).tolist()))
+                for size in entry.shape
+            )
+            np.testing.assert_array_equal(entry.read(index), whole[index], name)
+
+
+def test_torch_reads_the_shards_and_they_hold_what_metas_code_wants(tmp_path):
+    config, params = SHARDS[8], random_params(SHARDS[8])
+    out = save(tmp_path / "m", config, params=params, shards=2)
+    loaded = [torch.load(out / f"consolidated.0{i}.pth", weights_only=True) for i in range(2)]
+    layer = "layers.1.attention"
+    own = slots(params)
+    for new, old, dim in (("wv", "v_proj", 0), ("wo", "o_proj", 1)):
+        joined = torch.cat([shard[f"{layer}.{new}.weight"] for shard in loaded], dim).numpy()
+        np.testing.assert_array_equal(joined, own[f"model.layers.1.self_attn.{old}.weight"].get())
+    for shard in loaded:
+        np.testing.assert_array_equal(shard["norm.weight"].numpy(), params["norm"]["weight"])
+    # Meta's rotation of neighbours as complex numbers against ours of halves, whose scores must agree.
+    rng = np.random.default_rng(0)
+    x, d = rng.standard_normal((1, 7, config.hidden_size)).astype(np.float32), config.head_dim
+    freqs = config.rope_base().inv_freq
+    turn = np.exp(1j * np.outer(np.arange(7), freqs))[:, None]
+    ours, theirs = [], []
+    cos, sin = (jnp.asarray(t[None, :, 0], jnp.float32) for t in (turn.real, turn.imag))
+    for new, old, heads in (("wq", "q_proj", 16), ("wk", "k_proj", 8)):
+        w = (
+            torch.cat([shard[f"{layer}.{new}.weight"] for shard in loaded])
+            .numpy()
+            .astype(np.float64)
+        )
+        y = (x @ w.T).reshape(7, heads, d)
+        theirs.append((y[..., 0::2] + 1j * y[..., 1::2]) * turn)
+        kernel = params["segments"]["0"]["self_attn"][old]["kernel"][1]
+        ours.append(rotate(jnp.asarray(x @ kernel).reshape(1, 7, heads, d), cos, sin)[0])
+    q, k = theirs
+    expected = np.einsum("tnp,snp->nts", q, np.repeat(k, 2, 1).conj()).real
+    found = np.einsum("tnh,snh->nts", ours[0], np.repeat(ours[1], 2, 1))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+# Of the 21 tensors that transformers' own converter (convert_llama_weights_to_hf.py of 4.44.2, run under 4.57.6 with
+# torch 2.13.0) made of the two directories below; they did not depend on the number of shards.
+CONVERTED = "9cc3f3c23dbe5ab669cc3380365e513e87c074eaab6809fa85531f0f627459ce"
+SHARD_HASHES = {
+    1: "5ab9f614227d349b503940f3aa4a36d5ccf56af375adbe70a08eed65e8a564ad",
+    2: "c58091ee26046bdfa6f4e730134bb48b59366b24592e8ab93317b5e7b8d16593",
+}
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+
+
+@pytest.mark.parametrize("shards", SHARD_HASHES)
+def test_what_transformers_converter_was_given_and_what_it_made(tmp_path, shards):
+    out = save(tmp_path / "m", TINY, dtype="bfloat16", shards=shards)
+    given = {}
+    for path in sorted(out.glob("*.pth")):
+        state = torch.load(path, weights_only=True)
+        given |= {
+            f"{path.name}/{name}": tensor.view(torch.int16).numpy()
+            for name, tensor in state.items()
+        }
+    assert digest(given) == SHARD_HASHES[shards]
+    own = slots(random_params(TINY, dtype=DTYPES["bfloat16"]))
+    assert digest({name: slot.get() for name, slot in own.items()}) == CONVERTED
+
+
+@pytest.mark.check
+@pytest.mark.skipif(
+    "LLAMA_CONVERTER" not in os.environ,
+    reason="LLAMA_CONVERTER='PYTHON SCRIPT': a Python with "
+    "transformers 4.57.6 and convert_llama_weights_to_hf.py of the 4.44.2 wheel",
+)
+@pytest.mark.parametrize("shards", SHARD_HASHES)
+def test_transformers_converter(tmp_path, shards):
+    out = save(tmp_path / "m", TINY, dtype="bfloat16", shards=shards)
+    options = (
+        f"--input_dir {out} --output_dir {tmp_path / 'hf'} --num_shards {shards} --llama_version 2"
+    )
+    subprocess.run(
+        [*os.environ["LLAMA_CONVERTER"].split(), *options.split()], check=True, capture_output=True
+    )
+    assert digest(load_file(tmp_path / "hf" / "model.safetensors")) == CONVERTED
+
+
+def test_rows_of_one_head_by_hand():
+    rows = np.arange(12)[:, None]  # two heads of six
+    np.testing.assert_array_equal(neighbours(rows, 2)[:, 0], [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11])
+    np.testing.assert_array_equal(halves(neighbours(rows, 2), 2), rows)
+
+
+@pytest.mark.parametrize(
+    "shape, shards, files",
+    [
+        ("llama2-7b", 1, 6738415616),
+        ("llama2-13b", 2, 13015864320),
+        ("llama1-65b", 8, 65285660672),
+        ("llama2-70b", 8, 68976648192),
+        ("codellama-34b", 4, 33743970304),
+    ],
+)
+def test_layouts_of_the_published_models(tmp_path, monkeypatch, shape, shards, files):
+    """Real shapes, no numbers: what every shard would hold, by name and by bytes."""
+    config = SHAPES[shape]
+    assert meta.check(config, Unscaled(), dtype="bfloat16") == shards
+    held = {
+        place(name)[0]: part(slot.shape, place(name)[1], shards)
+        for name, slot in slots(param_shapes(config)).items()
+    }
+    D, F, kv = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_key_value_heads * config.head_dim,
+    )
+    assert len(held) == 9 * config.num_hidden_layers + 3
+    assert held["tok_embeddings.weight"] == (config.vocab_size, D // shards)
+    assert held["output.weight"] == (config.vocab_size // shards, D)
+    assert held["norm.weight"] == held["layers.3.ffn_norm.weight"] == (D,)
+    last = f"layers.{config.num_hidden_layers - 1}"
+    assert (
+        held[f"{last}.attention.wk.weight"]
+        == held[f"{last}.attention.wv.weight"]
+        == (kv // shards, D)
+    )
+    assert held[f"{last}.attention.wq.weight"] == (D // shards, D)
+    assert held[f"{last}.attention.wo.weight"] == (D, D // shards)
+    assert held[f"{last}.feed_forward.w2.weight"] == (D, F // shards)
+    assert (
+        held[f"{last}.feed_forward.w1.weight"]
+        == held[f"{last}.feed_forward.w3.weight"]
+        == (F // shards, D)
+    )
+    copies = (2 * config.num_hidden_layers + 1) * D * (shards - 1)
+    assert shards * sum(map(math.prod, held.values())) == files + copies
+
+
+def test_ranges_of_bytes_in_a_shard_of_70_billion(tmp_path):
+    """A sparse file as long as the real one, and a few numbers where the last layer's must lie."""
+    config = SHAPES["llama2-70b"]
+    shapes = {
+        place(name)[0]: part(slot.shape, place(name)[1], 8)
+        for name, slot in slots(param_shapes(config)).items()
+    }
+    records, end = {}, 64
+    for i, shape in enumerate(shapes.values()):
+        records[f"data/{i}"] = pth._Record(end, 2 * math.prod(shape), 0)
+        end += 2 * math.prod(shape)
+    assert end > 17e9
+    name = "layers.79.feed_forward.w2.weight"
+    start = records[f"data/{list(shapes).index(name)}"].start
+    with (tmp_path / "x.pth").open("wb") as file:
+        file.seek(start + 2 * (8191 * 28672 // 8 + 5))  # last row, column 5
+        file.write(np.array([1.5, -2.5], DTYPES["bfloat16"]).tobytes())
+        file.truncate(end)
+    found = pth._tensors(tmp_path / "x.pth", pth_writer._pickle(shapes, "bfloat16"), records)
+    assert {name: entry.shape for name, entry in found.items()} == shapes
+    corner = found[name].read((slice(8190, 8192), slice(4, 8)))
+    np.testing.assert_array_equal(corner.astype(np.float32), [[0, 0, 0, 0], [0, 1.5, -2.5, 0]])
+    assert not found["output.weight"].read((slice(3990, 4000), slice(0, 8192))).any()
+
+
+def test_params_json_is_that_of_the_published_models():
+    seven = {
+        "dim": 4096,
+        "multiple_of": 256,
+        "n_heads": 32,
+        "n_layers": 32,
+        "norm_eps": 1e-5,
+        "vocab_size": 32000,
+    }
+    assert meta.params_json(SHAPES["llama2-7b"], 10000.0) == seven
+    seventy = {
+        "dim": 8192,
+        "multiple_of": 4096,
+        "ffn_dim_multiplier": 1.3,
+        "n_heads": 64,
+        "n_kv_heads": 8,
+        "n_layers": 80,
+        "norm_eps": 1e-5,
+        "vocab_size": 32000,
+    }
+    assert meta.params_json(SHAPES["llama2-70b"], 10000.0) == seventy
+    assert meta.params_json(SHAPES["codellama-7b"], 1e6)["rope_theta"] == 1e6
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *range(60)])
+def test_every_width_is_what_metas_formula_gives(shape):
+    rng = np.random.default_rng(shape if isinstance(shape, int) else 0)
+    config = (
+        SHAPES[shape]
+        if isinstance(shape, str)
+        else dataclasses.replace(
+            BASE,
+            hidden_size=int(rng.integers(8, 9000)),
+            intermediate_size=int(rng.integers(1, 40000)),
+        )
+    )
+    params = meta.params_json(config, 10000.0)
+    hidden = int(2 * (4 * params["dim"]) / 3)  # the lines of Meta's FeedForward
+    if params.get("ffn_dim_multiplier") is not None:
+        hidden = int(params["ffn_dim_multiplier"] * hidden)
+    assert (
+        params["multiple_of"] * ((hidden + params["multiple_of"] - 1) // params["multiple_of"])
+        == config.intermediate_size
+    )
+
+
+STATIC = [
+    Unscaled(),
+    Linear(4.0),
+    Yarn(4.0),
+    Yarn(4.0, 16.0),
+    NTKByParts(4.0),
+    RevisedYarn(4.0),
+    NTK(4.0),
+    ABF(5e5),
+]
+
+
+@pytest.mark.parametrize("scaling", STATIC)
+def test_rope_json_says_the_frequencies(tmp_path, scaling):
+    out = save(tmp_path / "m", scaling=scaling, seq_len=LENGTH)
+    rope = json.loads((out / "rope.json").read_text())
+    expected = scaling.rope(BASE.rope_base(), LENGTH)
+    np.testing.assert_array_equal(rope["inv_freq"], expected.inv_freq)
+    assert rope["attention_factor"] == expected.attention_factor
+    assert (rope["original_max_position_embeddings"], rope["max_position_embeddings"]) == (
+        WINDOW,
+        LENGTH,
+    )
+    found = meta.read(out)
+    again = found.scaling.rope(found.config.rope_base(), LENGTH)
+    np.testing.assert_allclose(again.inv_freq, expected.inv_freq, rtol=1e-12)
+    assert again.attention_factor == expected.attention_factor and found.window == LENGTH
+    text, theta = (
+        (out / "README.md").read_text(),
+        json.loads((out / "params.json").read_text()).get("rope_theta"),
+    )
+    assert ("Stock Llama 2 code ignores this scaling" in text) == (rope["rope_scaling"] is not None)
+    assert theta == (None if rope["rope_theta"] == 10000.0 else rope["rope_theta"])
+
+
+def test_the_code_in_the_readme_gives_the_tables(tmp_path, monkeypatch):
+    out = save(tmp_path / "m", scaling=Yarn(4.0), seq_len=LENGTH)
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace("import llama.model\n", "").replace("llama.model.", "made_")
+    space = {}
+    monkeypatch.chdir(out)
+    exec(code, space)
+    table = space["made_precompute_freqs_cis"](16, 2 * LENGTH).numpy()
+    rope = Yarn(4.0).rope(BASE.rope_base(), LENGTH)
+    expected = rope.attention_factor * np.exp(1j * np.outer(np.arange(2 * LENGTH), rope.inv_freq))
+    np.testing.assert_allclose(table, expected, atol=2e-7)
+
+
+def test_what_the_format_cannot_say_is_refused_before_anything_is_written(tmp_path):
+    cases = [
+        (
+            BASE,
+            DynamicNTK(4.0),
+            {},
+            "DynamicNTK changes its frequencies with the length of the text",
+        ),
+        (BASE, LongRope(4.0, (1.0,) * 8, (4.0,) * 8), {}, "LongRope changes its frequencies"),
+        (dataclasses.replace(BASE, attention_bias=True), Unscaled(), {}, "no field for biases"),
+        (
+            dataclasses.replace(BASE, hidden_act="gelu"),
+            Unscaled(),
+            {},
+            "no field for the activation gelu",
+        ),
+        (
+            dataclasses.replace(BASE, head_dim=24),
+            Unscaled(),
+            {},
+            "no field for heads wider or narrower",
+        ),
+        (
+            dataclasses.replace(BASE, eos_token_id=(2, 5)),
+            Unscaled(),
+            {},
+            r"where they are 1 and 2, not 1 and \(2, 5\)",
+        ),
+        (BASE, Unscaled(), {"shards": 4}, "does not make 4 equal shards; --shards must divide 2"),
+        (BASE, Unscaled(), {"shards": 0}, "does not make 0 equal shards"),
+        (BASE, Unscaled(), {"dtype": "float8"}, "dtype 'float8' is not known"),
+        (dataclasses.replace(BASE, vocab_size=400), Unscaled(), {}, "the tokenizer has 420 ids"),
+    ]
+    for config, scaling, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            save(tmp_path / "m", config, scaling, params=random_params(config), **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_tied_output_is_written_out(tmp_path):
+    config = dataclasses.replace(BASE, tie_word_embeddings=True)
+    found = meta.read(save(tmp_path / "m", config))
+    np.testing.assert_array_equal(
+        found.tensors["lm_head.weight"].read(), random_params(config)["embed_tokens"]["embedding"]
+    )
+    assert not found.config.tie_word_embeddings
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path):
+    tensors = entries(BASE, random_params(BASE))
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    tensors["model.norm.weight"] = tensors["model.norm.weight"]._replace(read=broken)
+    with pytest.raises(OSError, match="No space left"):
+        meta.save(tmp_path / "m", BASE, tensors, Unscaled(), tokenizer(), dtype="float32", shards=2)
+    assert not any(tmp_path.iterdir())
+
+
+def foreign(directory: Path, config=BASE, shards=1, rows=False, **changes) -> Path:
+    """A checkpoint that torch wrote, as Meta ships them: no rope.json, vocab_size -1, a buffer of frequencies."""
+    out = save(directory, config, shards=shards)
+    (out / "rope.json").unlink()
+    params = json.loads((out / "params.json").read_text()) | {"vocab_size": -1} | changes
+    (out / "params.json").write_text(json.dumps({k: v for k, v in params.items() if v != "DELETE"}))
+    whole = torch.from_numpy(random_params(config)["embed_tokens"]["embedding"]).chunk(shards)
+    for i, path in enumerate(sorted(out.glob("*.pth"))):
+        state = torch.load(path, weights_only=True)
+        state["rope.freqs"] = torch.ones(config.head_dim // 2)
+        if rows:
+            state["tok_embeddings.weight"] = whole[i]
+        torch.save(state, path)
+    return out
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["columns", "llama3"])
+def test_what_torch_saved_is_read(tmp_path, rows):
+    out = foreign(tmp_path / "m", shards=2, rows=rows)
+    found = meta.read(out, original=WINDOW)
+    assert (found.config, found.scaling, found.window) == (BASE, Unscaled(), WINDOW)
+    for name, slot in slots(random_params(BASE)).items():
+        np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
+    with pytest.raises(
+        ValueError, match="does not say the window of pre-training; give it with --original: 4096"
+    ):
+        meta.read(out)
+
+
+@pytest.mark.parametrize("shards", SHARDS)
+def test_meta_to_hf_to_meta_is_bit_exact(tmp_path, shards):
+    """From what torch saved to what torch loads."""
+    first = foreign(tmp_path / "m", SHARDS[shards], shards)
+    convert(first, tmp_path / "hf", original=WINDOW)
+    convert(tmp_path / "hf", tmp_path / "again", to="meta", shards=shards)
+    for path in sorted(first.glob("*.pth")):
+        want, got = (
+            torch.load(place / path.name, weights_only=True)
+            for place in (first, tmp_path / "again")
+        )
+        del want["rope.freqs"]
+        assert want.keys() == got.keys()
+        for name, tensor in want.items():
+            assert torch.equal(got[name].view(torch.int32), tensor.view(torch.int32)), name
+    assert (first / "tokenizer.model").read_bytes() == (
+        tmp_path / "again" / "tokenizer.model"
+    ).read_bytes()
+    params = [
+        json.loads((place / "params.json").read_text()) for place in (first, tmp_path / "again")
+    ]
+    assert params[0] | {"vocab_size": 424} == params[1]
+
+
+def edit(file: str, **changes):
+    def apply(out: Path):
+        data = json.loads((out / file).read_text()) | changes
+        (out / file).write_text(json.dumps({k: v for k, v in data.items() if v != "DELETE"}))
+
+    return apply
+
+
+def state(i: int, change):
+    def apply(out: Path):
+        path = out / f"consolidated.0{i}.pth"
+        found = torch.load(path, weights_only=True)
+        change(found)
+        torch.save(found, path)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda out: (out / "consolidated.00.pth").unlink(),
+            "lacks shards: consolidated.00.pth and so on without",
+        ),
+        (lambda out: (out / "params.json").unlink(), "params.json does not exist"),
+        (lambda out: (out / "params.json").write_text("[]"), "no object is not supported"),
+        (edit("params.json", moe={}), "moe is not supported"),
+        (edit("params.json", use_scaled_rope=True), "use_scaled_rope is not supported"),
+        (edit("params.json", n_heads="DELETE"), "lacks or misstates 'n_heads'"),
+        (edit("params.json", n_heads=0), "params.json: n_heads must be an integer from 1 to"),
+        (edit("params.json", n_heads=None), "lacks or misstates"),
+        (
+            edit("params.json", dim=10**17, n_heads=5),
+            "params.json: dim must be an integer from 1 to",
+        ),
+        (
+            edit("params.json", norm_eps=1e105),
+            "params.json: norm_eps must be a number between 0 and 1",
+        ),
+        (
+            edit("params.json", ffn_dim_multiplier="1.3"),
+            "params.json: ffn_dim_multiplier must be a number",
+        ),
+        (edit("params.json", dim="64"), "params.json: dim must be an integer"),
+        (edit("params.json", n_layers=10**6), "says n_layers 1000000, the shards have 2"),
+        (edit("params.json", vocab_size=500), "says vocab_size 500, the shards have 424 rows"),
+        (
+            edit("params.json", dim=128, n_heads=8),
+            r"has shape \[424, 32\] in 2 shards, but .* says \[424, 128\]",
+        ),
+        (edit("params.json", n_kv_heads=4), "layers.0.attention.wk.weight in .* has shape"),
+        (
+            edit("params.json", rope_theta=5e5),
+            "says the rope_theta is 10000.0, not 500000.0; which is it",
+        ),
+        (
+            edit("rope.json", attention_factor=1.0),
+            "attention_factor and rope_parameters contradict each other",
+        ),
+        (edit("rope.json", inv_freq=[1.0]), "inv_freq and rope_parameters contradict each other"),
+        (edit("rope.json", inv_freq="DELETE"), "inv_freq"),
+        (state(1, lambda s: s.pop("norm.weight")), "disagree on having norm.weight"),
+        (state(1, lambda s: s.update({"x": s["norm.weight"]})), "disagree on having x"),
+        (
+            state(1, lambda s: s.update({"norm.weight": s["norm.weight"] + 1})),
+            "norm.weight differs between shards",
+        ),
+        (
+            state(1, lambda s: s.update({"norm.weight": s["norm.weight"][:5]})),
+            "norm.weight in .* has shape",
+        ),
+    ],
+)
+def test_a_damaged_directory_gives_one_clear_line(tmp_path, damage, message):
+    out = save(tmp_path / "m", scaling=Yarn(4.0), shards=2)
+    damage(out)
+    with pytest.raises(ValueError, match=message) as error:
+        for entry in meta.read(out).tensors.values():
+            entry.read()
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line(tmp_path, capsys):
+    """The bundled model goes to Meta's format and back, and the way out of a checkpoint that torch wrote."""
+    argv = [
+        "export",
+        "tiny-llama",
+        "--method",
+        "yarn",
+        "--factor",
+        "4",
+        "--to",
+        "meta",
+        "--dtype",
+        "f32",
+    ]
+    assert main([*argv, "--shards", "2", "--out", str(tmp_path / "meta")]) == 0
+    assert main(["import", str(tmp_path / "meta"), "--out", str(tmp_path / "hf")]) == 0
+    meta_dir, hf_dir = tmp_path / "meta", tmp_path / "hf"
+    said = f"wrote {meta_dir}; check it with: ctxext prove {meta_dir}\nwrote {hf_dir}\n"
+    assert capsys.readouterr().out == said
+    base, hf, ours = (
+        loading.load(path) for path in ("tiny-llama", tmp_path / "hf", tmp_path / "meta")
+    )
+    wanted, found, loaded = (slots(lm.params) for lm in (base, hf, ours))
+    assert hf.scaling == ours.scaling == Yarn(4.0) and hf.config == ours.config
+    assert base.config.tie_word_embeddings  # which the format does not know
+    wanted["lm_head.weight"] = wanted["model.embed_tokens.weight"]
+    assert wanted.keys() == found.keys()
+    for name, slot in wanted.items():
+        np.testing.assert_array_equal(found[name].get(), slot.get(), name)
+        np.testing.assert_array_equal(loaded[name].get(), slot.get(), name)
+    out = foreign(tmp_path / "m", shards=2)
+    assert main(["import", str(out), "--out", str(tmp_path / "n")]) == 2
+    assert "give it with --original" in capsys.readouterr().err
+    assert main(["import", str(out), "--original", "64", "--out", str(tmp_path / "n")]) == 0
+    assert loading.load(tmp_path / "n").config == dataclasses.replace(
+        BASE, max_position_embeddings=64
+    )
+    assert (
+        main(["import", str(tmp_path / "n"), "--original", "64", "--out", str(tmp_path / "o")]) == 2
+    )
+    assert (
+        main(
+            ["export", "tiny-llama", "--to", "meta", "--shards", "3", "--out", str(tmp_path / "o")]
+        )
+        == 2
+    )
+    assert (
+        "does not make 3 equal shards" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    )
+
+
+def test_an_import_holds_one_tensor_and_no_more(tmp_path):
+    """Wide layers: what numpy holds at most is a small part of the checkpoint."""
+    config = dataclasses.replace(SHARDS[8], intermediate_size=1024, num_hidden_layers=8)
+    out = save(tmp_path / "m", config, dtype="bfloat16", shards=2)
+    total = sum(path.stat().st_size for path in out.glob("*.pth"))
+    convert(out, tmp_path / "first")
+    tracemalloc.start()
+    convert(out, tmp_path / "hf")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 2 * 6e6 and peak < total / 4

@@ -1,0 +1,259 @@
+"""Adapters cross over both ways: PEFT loads ours on the exported base, we merge PEFT's, and the logits agree."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from ctxext import loading
+from ctxext.cli.main import main
+from ctxext.export import export, export_adapter
+from ctxext.interop import hf
+from ctxext.interop import peft as ours
+from ctxext.methods import Linear
+from ctxext.model.trainable import LINEARS, LastLayers, LoRA
+from ctxext.pipeline import train_only
+from ctxext.rope import Unscaled
+from support.llamas import TINY, random_params, tokenizer, torch_llama
+from support.tiny_train import tiny_experiment, write_texts
+
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 50))
+RECIPES = {
+    "plain": LoRA(rank=4, alpha=8.0),
+    "every linear, rslora": LoRA(rank=3, alpha=5.0, targets=LINEARS, rslora=True, dropout=0.1),
+    "longlora": LoRA(also=("norm", "embed_tokens", "lm_head")),
+}
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)
+
+
+def theirs(model) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(
+            torch.tensor(TOKENS), attention_mask=torch.ones(TOKENS.shape, dtype=torch.long)
+        ).logits.numpy()
+
+
+def close(a: np.ndarray, b: np.ndarray) -> None:
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def stock(path: Path):
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base"
+    hf.save(path, TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    return path
+
+
+def run(texts: Path, base: Path, where: Path, trainable=RECIPES["plain"], rope=None) -> Path:
+    experiment = dataclasses.replace(
+        tiny_experiment(texts, steps=3, checkpoint_every=3),
+        init=str(base),
+        model=None,
+        rope=rope,
+        trainable=trainable,
+    )
+    return train_only(experiment, where, track=())
+
+
+@pytest.mark.parametrize(
+    "name", [x if x == "longlora" else pytest.param(x, marks=pytest.mark.check) for x in RECIPES]
+)
+def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
+    path = run(texts, base, tmp_path / "run", RECIPES[name])
+    assert main(["export", str(path), "--to", "peft", "--out", str(tmp_path / "adapter")]) == 0
+    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == str(base.resolve())
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
+    expected = np.asarray(loading.load(path, angles="float32").logits(TOKENS))
+    close(theirs(model), expected)
+    close(theirs(model.merge_and_unload()), expected)
+    assert np.abs(theirs(stock(base)) - expected).max() > 1e-3 * np.abs(expected).max()
+    # Back again: the same adapter, to the bit.
+    lora, params = ours.read(tmp_path / "adapter", TINY)
+    assert (lora.rank, lora.scale, set(lora.targets), set(lora.also)) == (
+        RECIPES[name].rank,
+        RECIPES[name].scale,
+        set(RECIPES[name].targets),
+        set(RECIPES[name].also),
+    )
+    ours.save(tmp_path / "again", TINY, lora, params, base="x")
+    first, second = (
+        load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "again")
+    )
+    assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+    merged = loading.load(base, adapter=tmp_path / "adapter", angles="float32")
+    close(np.asarray(merged.logits(TOKENS)), expected)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
+    torch.manual_seed(0)
+    model = torch_llama(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=5,
+        lora_alpha=12,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        use_rslora=rslora,
+        task_type="CAUSAL_LM",
+        modules_to_save=["embed_tokens", "norm", "input_layernorm", "post_attention_layernorm"],
+        lora_dropout=0.05,
+    )
+    wrapped = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    expected = theirs(wrapped)
+    close(
+        np.asarray(
+            loading.load(tmp_path / "base", adapter=tmp_path / "adapter", angles="float32").logits(
+                TOKENS
+            )
+        ),
+        expected,
+    )
+    plain = np.asarray(loading.load(tmp_path / "base", angles="float32").logits(TOKENS))
+    assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
+    lora, _ = ours.read(tmp_path / "adapter", TINY)
+    assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.also) and set(lora.also) == {
+        "norm",
+        "embed_tokens",
+    }
+
+
+def test_other_frequencies_need_a_base_that_says_so(texts, base, tmp_path):
+    path = run(texts, base, tmp_path / "run", rope=Linear(2.0))
+    with pytest.raises(
+        ValueError,
+        match=r"other frequencies \(linear\(factor=2\)\) than .*base, .* name it with --base",
+    ):
+        export_adapter(path, tmp_path / "adapter")
+    export(loading.load(base, method=Linear(2.0)), tmp_path / "scaled", dtype="float32")
+    argv = [
+        "export",
+        str(path),
+        "--to",
+        "peft",
+        "--base",
+        str(tmp_path / "scaled"),
+        "--out",
+        str(tmp_path / "adapter"),
+    ]
+    assert main(argv) == 0
+    model = peft.PeftModel.from_pretrained(stock(tmp_path / "scaled"), tmp_path / "adapter")
+    close(theirs(model), np.asarray(loading.load(path, angles="float32").logits(TOKENS)))
+    export(loading.load(base, method=Linear(2.0)), tmp_path / "rounded", dtype="bfloat16")
+    with pytest.raises(ValueError, match="rounded does not hold the parameters"):
+        export_adapter(path, tmp_path / "other", base=tmp_path / "rounded")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_command_line_merges_an_adapter_and_names_it_in_its_rows(texts, base, tmp_path, capsys):
+    export_adapter(run(texts, base, tmp_path / "run"), tmp_path / "mine")
+    for more in (), ("--adapter", str(tmp_path / "mine")):
+        argv = [
+            "eval",
+            str(base),
+            "--evals",
+            "passkey",
+            "--seq-len",
+            "64",
+            "--out",
+            str(tmp_path),
+            *more,
+        ]
+        assert main(argv) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["checkpoint"] for row in rows} == {"base", "base + mine"}
+
+
+def test_what_cannot_be_written_says_why(texts, base, tmp_path):
+    with pytest.raises(ValueError, match="is no run directory"):
+        export_adapter(base, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="did not train with --method lora"):
+        export_adapter(run(texts, base, tmp_path / "run", LastLayers(1)), tmp_path / "adapter")
+    tied = dataclasses.replace(TINY, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="PEFT would part them"):
+        ours.save(tmp_path / "adapter", tied, LoRA(also=("embed_tokens",)), {}, base="x")
+    assert (
+        main(
+            [
+                "export",
+                str(base),
+                "--to",
+                "peft",
+                "--dtype",
+                "float16",
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "only adapters of peft_type LORA"),
+        ({"bias": "all"}, "bias 'all' is not supported"),
+        ({"use_dora": True}, "use_dora is not supported; merge"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is not supported"),
+        ({"init_lora_weights": "pissa"}, "'pissa' changes the base too"),
+        ({"r": 0}, "rank must be at least 1"),
+        ({"r": None}, "r or lora_alpha is missing"),
+        ({"r": 3}, r"lora_A.weight in .* has shape \[4, 64\], this base needs \[3, 64\]"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
+    lora = LoRA(rank=4)
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), lora.shapes(TINY)[0])
+    ours.save(tmp_path / "adapter", TINY, lora, params, base="x")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        ours.read(tmp_path / "adapter", TINY)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "model.layers.1.self_attn.q_proj.lora_B.weight",
+            "lacks .*; only adapters over every layer",
+        ),
+        ("model.layers.0.self_attn.q_proj.bias", "holds .*bias, which is no part"),
+    ],
+)
+def test_a_tensor_missing_or_too_many_is_named(name, message, tmp_path):
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), LoRA().shapes(TINY)[0])
+    ours.save(tmp_path / "adapter", TINY, LoRA(), params, base="x")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if not tensors.pop(ours.PREFIX + name, None) is not None:
+        tensors[ours.PREFIX + name] = np.ones(3, np.float32)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=message):
+        ours.read(tmp_path / "adapter", TINY)

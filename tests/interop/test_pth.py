@@ -1,0 +1,315 @@
+"""Torch archives: what torch.save wrote is read, what we write torch.load reads, and nothing in one is ever run."""
+
+import collections
+import functools
+import io
+import os
+import pickle
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ctxext.interop.pth import open_archive
+from ctxext.interop.pth_writer import create
+from ctxext.interop.tensor_blocks import DTYPES
+
+WHOLE = torch.arange(60.0).reshape(5, 12)
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().numpy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_views_and_shared_storages_of_torch(tmp_path, dtype):
+    x = WHOLE.to(getattr(torch, dtype))
+    state = {
+        "whole": x,
+        "turned": x.t(),
+        "part": x[1:4, 3:7],
+        "steps": x[::2, ::5],
+        "row": x[2],
+        "one": x[:1, :1],
+        "spread": x[:, :1].expand(5, 3),
+        "number": x[4, 11],
+    }
+    for given_ in (state, collections.OrderedDict(state)):
+        torch.save(given_, tmp_path / "x.pth")
+        found = open_archive(tmp_path / "x.pth")
+        assert list(found) == list(state) and {entry.dtype for entry in found.values()} == {dtype}
+        for name, tensor in state.items():
+            assert found[name].shape == tuple(tensor.shape)
+            np.testing.assert_array_equal(
+                found[name].read().astype(np.float32), as_numpy(tensor), name
+            )
+        np.testing.assert_array_equal(
+            found["turned"].read((slice(2, 5), slice(1, 3))), found["turned"].read()[2:5, 1:3]
+        )
+
+
+def test_a_state_dict_with_its_versions(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    torch.save(module.state_dict(), tmp_path / "x.pth")
+    found = open_archive(tmp_path / "x.pth")
+    for name, tensor in module.state_dict().items():
+        np.testing.assert_array_equal(found[name].read(), tensor.numpy())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_loads_what_we_write(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    shapes = {"a.weight": (3, 5), "naïve": (7,), "cube": (2, 3, 4), "number": ()}
+    arrays = {
+        name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in shapes.items()
+    }
+    with create(tmp_path / "x.00.pth", shapes, dtype) as put:
+        for array in arrays.values():
+            put(array)
+    for options in ({}, {"mmap": True}):
+        loaded = torch.load(tmp_path / "x.00.pth", weights_only=True, **options)
+        assert list(loaded) == list(shapes) and {t.dtype for t in loaded.values()} == {
+            getattr(torch, dtype)
+        }
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(as_numpy(loaded[name]), array.astype(np.float32))
+    for name, entry in open_archive(tmp_path / "x.00.pth").items():
+        np.testing.assert_array_equal(entry.read(), arrays[name])
+    with zipfile.ZipFile(tmp_path / "x.00.pth") as archive:
+        assert archive.testzip() is None
+        assert all(
+            (i.header_offset + 30 + len(i.filename) + len(i.extra)) % 64 == 0
+            for i in archive.infolist()
+        )
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_code_in_a_pickle_is_named_and_never_run(tmp_path, protocol):
+    marker = tmp_path / "was-run"
+    for evil in (
+        Evil(os.system, f"touch {marker}"),
+        Evil(eval, f"open({str(marker)!r}, 'w')"),
+        Evil(os.mkdir, str(marker)),
+    ):
+        for content in (evil, {"x": WHOLE, "y": evil}):
+            torch.save(
+                content, tmp_path / "x.pth", pickle_protocol=protocol
+            ) if protocol == 2 else archive(tmp_path / "x.pth", pickle.dumps({"y": evil}, protocol))
+            named = r"asks for (posix\.system|__builtin__\.eval|posix\.mkdir)"
+            with pytest.raises(
+                ValueError,
+                match=named if protocol == 2 else "asks for|opcode [A-Z_0-9]+ is no part",
+            ):
+                open_archive(tmp_path / "x.pth")
+    assert not marker.exists()
+
+
+def archive(path: Path, pickled: bytes, **records: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in {"data.pkl": pickled, "byteorder": b"little", **records}.items():
+            file.writestr(f"x/{name}", data)
+    return path
+
+
+def refused(tmp_path: Path, pickled: bytes, message: str, **records: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message) as error:
+            open_archive(archive(tmp_path / "x.pth", pickled, **records))
+        assert (
+            tracemalloc.get_traced_memory()[1] < 2e6
+        )  # nothing is allocated by what a header says
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value) and "x.pth" in str(error.value)
+
+
+class Global:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self) -> None: ...
+
+
+class Stored(tuple):
+    """A persistent id, in the pickles made here."""
+
+
+class Tensor(tuple):
+    """The arguments that a tensor is rebuilt from, in the pickles made here."""
+
+
+class Pickler(pickle._Pickler):
+    def persistent_id(self, value):
+        return tuple(value) if isinstance(value, Stored) else None
+
+    def save(self, value, save_persistent_id=True):
+        if isinstance(value, Global):
+            return self.write(b"c" + value.name.encode() + b"\n")
+        if isinstance(value, Tensor):
+            return self.save_reduce(Global("torch._utils\n_rebuild_tensor_v2"), tuple(value))
+        return super().save(value, save_persistent_id)
+
+
+def tensor_pickle(
+    kind="BFloat16Storage", key="0", numel=6, offset=0, shape=(2, 3), strides=(3, 1)
+) -> bytes:
+    """data.pkl of one tensor, with whatever sizes are asked for."""
+    stored = Stored(("storage", Global(f"torch\n{kind}"), key, "cpu", numel))
+    out = io.BytesIO()
+    Pickler(out, 2).dump({"a": Tensor((stored, offset, shape, strides, False, {}))})
+    return out.getvalue()
+
+
+DATA = {"data/0": bytes(12)}
+
+
+def test_the_pickles_of_these_tests_are_good(tmp_path):
+    found = open_archive(archive(tmp_path / "x.pth", tensor_pickle(), **DATA))
+    np.testing.assert_array_equal(found["a"].read(), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"numel": 10**12}, r"data/0 has 12 bytes, not the 1000000000000 x bfloat16"),
+        ({"numel": -6}, "data/0 has 12 bytes"),
+        ({"numel": 5}, "data/0 has 12 bytes"),
+        ({"numel": "6"}, "data/0 has 12 bytes"),
+        ({"shape": (10**6, 10**6), "strides": (0, 0)}, "does not lie within its 6 numbers"),
+        ({"shape": (3, 3)}, "does not lie within"),
+        ({"shape": (2, 3), "strides": (4, 1)}, "does not lie within"),
+        ({"shape": (2, 3), "strides": (2**80, 1)}, "does not lie within"),
+        ({"shape": (2, 3), "strides": (-3, 1)}, "sizes that are no numbers"),
+        ({"shape": (2,)}, "longer than"),
+        ({"shape": (0, 3)}, "does not lie within"),
+        ({"shape": (2.0, 3)}, "opcode BINFLOAT is no part"),
+        ({"shape": (True, 3)}, "sizes that are no numbers"),
+        ({"shape": 6}, "is damaged"),
+        ({"shape": (1,) * 100, "strides": (1,) * 100}, "does not lie within"),
+        ({"offset": 1}, "does not lie within"),
+        ({"offset": -1}, "sizes that are no numbers"),
+        ({"offset": 2**70}, "does not lie within"),
+        ({"key": "1"}, "is damaged; .*data/1"),
+        ({"key": "../../etc/passwd"}, "is damaged; .*passwd"),
+        ({"key": ("0",)}, "a storage is none of float32, float16 and bfloat16"),
+        ({"kind": "DoubleStorage"}, r"asks for torch\.DoubleStorage, which no tensor needs"),
+        ({"kind": "QInt8Storage"}, r"asks for torch\.QInt8Storage"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_allocated(tmp_path, changes, message):
+    refused(tmp_path, tensor_pickle(**changes), message, **DATA)
+
+
+@pytest.mark.parametrize(
+    "pickled, message",
+    [
+        (b"", "damaged|cannot be read"),
+        (b"\x80\x02}", "cannot be read"),
+        (b"\x80\x02N.", "holds no dictionary of tensors"),
+        (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "'a' is no tensor"),
+        (b"\x80\x02}K\x01K\x01s.", "something else than names and tensors"),
+        (b"\x80\x02X\xff\xff\xff\x7fa.", "cannot be read"),  # a text of 2 GB
+        (b"\x80\x02r\xff\xff\xff\x7f.", "is damaged"),  # a memo of 2^31 places
+        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "holds no dictionary"),
+        (
+            b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.",
+            "cannot be read",
+        ),  # a bytearray of 2^40 bytes
+        (b"\x80\x02u.", "is damaged"),
+        (b"\x80\x02Q.", "is damaged"),
+        (b"\x80\x02)R.", "is damaged"),
+        (b"\x80\x02))R.", "it calls what is no tensor"),
+        (b"\x80\x02h\x05.", "is damaged"),
+        (b"\x80\x02" + b"(" * 5000 + b"t" * 5000 + b".", "holds no dictionary"),
+        (
+            b"\x80\x02}" + b")" + b"\x85" * 30_000 + b"K\x01s.",
+            "something else than names",
+        ),  # hashing it would crash
+        (b"\x80\x02c__builtin__\nexec\n)R.", r"asks for __builtin__\.exec"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "opcode SHORT_BINUNICODE"),
+    ],
+)
+def test_hostile_pickles_are_refused(tmp_path, pickled, message):
+    refused(tmp_path, pickled, message, **DATA)
+
+
+@functools.cache
+def good() -> bytes:
+    out = io.BytesIO()
+    torch.save({"a": WHOLE[:3].bfloat16(), "b": torch.ones(4)}, out)
+    return out.getvalue()
+
+
+def never_worse_than_an_error(path: Path) -> None:
+    try:
+        found = open_archive(path)
+    except ValueError as error:
+        assert "\n" not in str(error).replace(str(path), "")
+        return
+    for entry in found.values():
+        assert entry.read().size <= path.stat().st_size
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_altered_archives(tmp_path_factory, data):
+    whole = bytearray(good())
+    if data.draw(st.booleans()):
+        del whole[data.draw(st.integers(0, len(whole) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 4)) if whole else 0):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "altered.pth"
+    path.write_bytes(whole)
+    never_worse_than_an_error(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.binary(max_size=60), st.lists(st.integers(0, 10**4), min_size=1, max_size=6)))
+@example(b"\x80\x02(((((tttttQ.")
+def test_altered_pickles(tmp_path_factory, change):
+    pickled = bytearray(tensor_pickle())
+    if isinstance(change, bytes):
+        pickled = b"\x80\x02" + change + b"."
+    else:
+        for number in change:
+            pickled[number % len(pickled)] = number // len(pickled) % 256
+    never_worse_than_an_error(
+        archive(tmp_path_factory.getbasetemp() / "pickled.pth", bytes(pickled), **DATA)
+    )
+
+
+def test_other_files_are_told_apart(tmp_path):
+    path = tmp_path / "x.pth"
+    with pytest.raises(ValueError, match="x.pth is missing"):
+        open_archive(path)
+    torch.save({"a": WHOLE}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        ValueError,
+        match=r"torch before 1.6, .* torch.save\(torch.load\(FILE, weights_only=True\), FILE\)",
+    ):
+        open_archive(path)
+    for content in (b"", b"hello", b"version https://git-lfs.github.com/spec/v1\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="x.pth is no file of torch.save"):
+            open_archive(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", bytes(10**7))  # small on disk
+    with pytest.raises(ValueError, match="'x/data.pkl' is compressed or encrypted"):
+        open_archive(path)
+    archive(path, tensor_pickle(), **DATA, byteorder=b"big")
+    with pytest.raises(ValueError, match="its byteorder is not little"):
+        open_archive(path)

@@ -1,0 +1,404 @@
+"""The rope keys of config.json, against transformers' own reading of them, and every refusal."""
+
+import dataclasses
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+
+from ctxext.interop import hf
+from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf, raise_hf
+from ctxext.methods.abf import ABF
+from ctxext.methods.custom import Custom
+from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
+from ctxext.methods.linear import DynamicLinear, Linear
+from ctxext.methods.llama3 import Llama3
+from ctxext.methods.long_rope import DynamicLongRope, LongRope
+from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.methods.p_rope import PRope
+from ctxext.methods.part_ntk import DynamicPartNTK, PartNTK
+from ctxext.methods.revised_yarn import RevisedYarn
+from ctxext.methods.yarn import DynamicYarn, Yarn
+from ctxext.rope import Rope, RopeScaling, Unscaled
+from support.llamas import FACTOR, LENGTH, TINY, WINDOW
+
+LLAMA2 = dataclasses.replace(TINY, head_dim=128, max_position_embeddings=4096)
+ORIGINAL = {"original_max_position_embeddings": WINDOW}
+SPREAD = [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+DIVISORS = tuple(np.linspace(1, 4, 64).tolist())
+NATIVE = [
+    Unscaled(),
+    Linear(4.0),
+    Linear(1.5),
+    NTK(4.0),
+    DynamicNTK(2.0),
+    Yarn(4.0),
+    Yarn(4.0, attention_factor=1.0),
+    Yarn(8.0, beta_fast=64.0, beta_slow=2.0, truncate=False),
+    Llama3(8.0),
+    Llama3(4.0, 2.0, 8.0),
+    Custom(DIVISORS, 1.25),
+    LongRope(4.0, DIVISORS, DIVISORS[::-1]),
+    LongRope(4.0, DIVISORS[::-1], DIVISORS, 1.25),
+    ABF(5e5),
+    NTKByParts(4.0, truncate=False),
+]
+CARRIED = [
+    Yarn(4.0, extrapolation_factor=0.5),
+    PartNTK(4.0),
+    RevisedYarn(4.0),
+    PowerBasis(4.0, 0.5),
+    TruncatedBasis(4.0, 4096),
+    PRope(1.0, 0.75),
+]
+REFUSED = {
+    "DynamicLinear changes its frequencies with the length of the text.*export a static scaling": DynamicLinear(),
+    "DynamicYarn changes its": DynamicYarn(4.0),
+    "DynamicPartNTK changes its": DynamicPartNTK(),
+    "DynamicLongRope changes its": DynamicLongRope(4.0, DIVISORS),
+    "LongRope keeps plain RoPE at the first 4 positions.*export it without them": LongRope(
+        4.0, DIVISORS, DIVISORS[::-1], leading_positions=4
+    ),
+}
+
+
+def short(value) -> str:
+    return str(value)[:60]
+
+
+@dataclasses.dataclass(frozen=True)
+class NobodyKnowsThis(RopeScaling):
+    """A static method that no format has a type for; its lowest pairs stand still."""
+
+    def rope(self, base, seq_len):
+        return Rope(np.where(np.arange(64) < 60, base.inv_freq * 0.9, 0.0), 1.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FollowsLength(NobodyKnowsThis):
+    depends_on_length = True
+
+
+def config_json(scaling, config=LLAMA2, seq_len=8192):
+    return json.loads(
+        json.dumps(
+            hf.config_json(config, scaling, seq_len=seq_len, dtype="float32"), allow_nan=False
+        )
+    )
+
+
+@pytest.mark.parametrize("scaling", NATIVE, ids=short)
+def test_round_trip_is_exact(scaling):
+    theta, window, again = raise_hf(config_json(scaling))
+    if type(scaling) in (NTK, ABF):  # is written as the base it stands for
+        assert again == Unscaled() and window == 4096
+        assert theta == pytest.approx(
+            5e5 if type(scaling) is ABF else 10000 * 4 ** (128 / 126), rel=1e-15
+        )
+    elif type(scaling) is NTKByParts:
+        assert again == Yarn(4.0, attention_factor=1.0, truncate=False)
+    else:
+        assert (theta, window, again) == (10000.0, 4096, scaling)
+
+
+@pytest.mark.parametrize("scaling", CARRIED, ids=short)
+def test_what_has_no_type_of_its_own_is_carried(scaling):
+    data = config_json(scaling)
+    assert (
+        data["rope_scaling"]["rope_type"] == "longrope" and data["max_position_embeddings"] >= 8192
+    )
+    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (scaling, raise_hf(data)[2]))
+    np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=2e-12)
+    assert got.attention_factor == want.attention_factor
+
+
+@pytest.mark.parametrize("message", REFUSED, ids=short)
+def test_what_no_file_can_say_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        config_json(REFUSED[message])
+
+
+@pytest.mark.parametrize("at_top", [True, False])
+@pytest.mark.parametrize(
+    "place", ["rope_scaling su", "rope_scaling longrope", "rope_parameters longrope"]
+)
+def test_published_longrope_configs(place, at_top):
+    """L at the top or inside, no factor: it is the ratio of the two lengths, and m follows from it."""
+    key, name = place.split()
+    spec = {
+        "type" if key == "rope_scaling" else "rope_type": name,
+        "short_factor": [1.0] * 64,
+        "long_factor": list(DIVISORS),
+    }
+    data = {"max_position_embeddings": 131072, "rope_theta": 10000.0, key: spec}
+    (data if at_top else spec)["original_max_position_embeddings"] = 4096
+    theta, window, scaling = raise_hf(data)
+    assert (theta, window, scaling) == (1e4, 4096, LongRope(32.0, (1.0,) * 64, DIVISORS))
+    base = LLAMA2.rope_base()
+    assert scaling.rope(base, 4097).attention_factor == pytest.approx(
+        math.sqrt(1 + math.log(32) / math.log(4096))
+    )
+    np.testing.assert_array_equal(scaling.rope(base, 4096).inv_freq, base.inv_freq)
+    np.testing.assert_array_equal(scaling.rope(base, 4097).inv_freq, base.inv_freq / DIVISORS)
+    assert raise_hf(config_json(scaling, seq_len=131072)) == (theta, window, scaling)
+
+
+def test_lengths_and_both_forms_come_from_one_object():
+    data = config_json(Yarn(4.0))
+    assert data["max_position_embeddings"] == 16384 and type(data["max_position_embeddings"]) is int
+    assert (
+        data["original_max_position_embeddings"]
+        == 4096
+        == data["rope_scaling"]["original_max_position_embeddings"]
+    )
+    assert data["rope_parameters"] == data["rope_scaling"] | {"rope_theta": 10000.0}
+    assert "attention_factor" not in data["rope_scaling"] and "mscale" not in data["rope_scaling"]
+    assert config_json(Yarn(4.0, attention_factor=1.0))["rope_scaling"]["attention_factor"] == 1.0
+    assert config_json(DynamicNTK(4.0))["max_position_embeddings"] == 4096
+    assert config_json(Linear(4.0))["max_position_embeddings"] == 16384
+    assert config_json(Linear(1.5), seq_len=5000)["max_position_embeddings"] == 6144
+    default = config_json(Unscaled())
+    assert default["rope_scaling"] is None and default["rope_parameters"]["rope_type"] == "default"
+    assert default["dtype"] == default["torch_dtype"] == "float32"
+
+
+def test_carrier_holds_any_static_spectrum():
+    spec = config_json(NobodyKnowsThis())["rope_scaling"]
+    assert spec["rope_type"] == "longrope" and spec["short_factor"] == spec["long_factor"]
+    assert spec["attention_factor"] == spec["short_mscale"] == spec["long_mscale"] == 1.1
+    assert spec["long_factor"][-1] == LARGEST_DIVISOR
+    _, _, again = raise_hf(config_json(NobodyKnowsThis()))
+    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (NobodyKnowsThis(), again))
+    np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=1e-12)
+    assert got.attention_factor == want.attention_factor
+    # A factor that gives no whole window would be read differently by transformers 4, so yarn travels the same way.
+    assert config_json(Yarn(1.3))["rope_scaling"]["rope_type"] == "longrope"
+    with pytest.raises(ValueError, match="FollowsLength changes its frequencies with the length"):
+        config_json(FollowsLength())
+
+
+@pytest.mark.parametrize("form", ["v4", "v5", "both"])
+@pytest.mark.parametrize("scaling", [*NATIVE, *CARRIED, NobodyKnowsThis()], ids=short)
+def test_transformers_reads_our_frequencies(scaling, form):
+    import transformers
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    data = config_json(scaling)
+    for key in {"v4": ["rope_parameters"], "v5": ["rope_scaling", "rope_theta"], "both": []}[form]:
+        del data[key]
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**data))
+    import torch
+
+    length = hf_length(scaling)
+    theirs(torch.zeros(1), torch.tensor([[length - 1]]))  # lets dynamic types see the length
+    ours = scaling.rope(LLAMA2.rope_base(), length)
+    np.testing.assert_allclose(theirs.inv_freq.numpy(), ours.inv_freq, rtol=1e-6, atol=2e-12)
+    assert theirs.attention_scaling == pytest.approx(ours.attention_factor, rel=1e-7)
+    base = LLAMA2.rope_base().inv_freq
+    assert (np.abs(ours.inv_freq / base - 1).max() > 1e-3) == (scaling != Unscaled()), (
+        "a scaling that does nothing"
+    )
+
+
+def hf_length(scaling) -> int:
+    return 12288 if scaling.depends_on_length else 8192
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "yarn", "factor": 4.0, **ORIGINAL, "mscale": 0.7, "mscale_all_dim": 0.5},
+        {"rope_type": "yarn", "factor": 4.0, **ORIGINAL, "mscale": 0.7},
+        {"rope_type": "yarn", "factor": 4.0, **ORIGINAL, "beta_fast": 0, "beta_slow": 2},
+        {
+            "rope_type": "longrope",
+            "factor": 4.0,
+            **ORIGINAL,
+            "short_factor": SPREAD,
+            "long_factor": SPREAD,
+        },
+        {
+            "rope_type": "longrope",
+            **ORIGINAL,
+            "attention_factor": 1.0,
+            "short_factor": SPREAD,
+            "long_factor": SPREAD,
+        },
+        {"rope_type": "dynamic", "factor": 3.0},
+        {"rope_type": "linear", "factor": 4.0},
+    ],
+    ids=lambda rope: "-".join(rope)[:60],
+)
+def test_we_read_what_transformers_reads(rope, caplog):
+    import transformers
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    length = WINDOW if rope["rope_type"] == "dynamic" else LENGTH
+    data = dataclasses.asdict(TINY) | {
+        "rope_parameters": {"rope_theta": 5000.0, **rope},
+        "model_type": "llama",
+    }
+    data |= {"max_position_embeddings": length, "rope_theta": 5000.0}
+    config, scaling = hf._read(data)
+    theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(data))))
+    ours = scaling.rope(config.rope_base(), WINDOW)
+    np.testing.assert_allclose(theirs.inv_freq.numpy(), ours.inv_freq, rtol=1e-6)
+    assert theirs.attention_scaling == pytest.approx(ours.attention_factor, rel=1e-7)
+    assert config.max_position_embeddings == WINDOW and config.rope_theta == 5000.0
+
+
+def test_linear_without_an_original_window_says_what_it_assumes(caplog):
+    data = {"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    with caplog.at_level(logging.WARNING, "ctxext"):
+        assert raise_hf(data) == (10000.0, 4096, Linear(4.0))
+    assert "so the original one is 4096" in caplog.text
+    caplog.clear()
+    data["original_max_position_embeddings"] = 16384
+    assert raise_hf(data) == (10000.0, 16384, Linear(4.0)) and not caplog.text
+
+
+def test_golden_yarn_config_of_a_published_llama2():
+    spec = {
+        "factor": 2.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+        "finetuned": True,
+    }
+    theta, window, scaling = raise_hf({"max_position_embeddings": 8192, "rope_scaling": spec})
+    rope = scaling.rope(
+        dataclasses.replace(LLAMA2, rope_theta=theta, max_position_embeddings=window).rope_base(),
+        8192,
+    )
+    np.testing.assert_allclose(
+        rope.inv_freq[[20, 30, 40]], [5.62341288e-2, 1.07707502e-2, 1.94601715e-3], rtol=1e-6
+    )
+    assert rope.attention_factor == pytest.approx(0.1 * math.log(2) + 1)
+
+
+YARN = {"rope_type": "yarn", "factor": 2.0}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"rope_scaling": YARN}, "needs original_max_position_embeddings.* quietly take 128"),
+        ({"rope_scaling": {"factor": 2.0}}, "a factor but no rope_type"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "'default' has no factor"),
+        (
+            {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}},
+            "'ntk' is not supported; known: default, linear",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}},
+            "both type 'yarn' and",
+        ),
+        (
+            {"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+            "contradict each other in factor",
+        ),
+        (
+            {"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "default"}},
+            "contradict each other in factor, rope_type",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            "rope_theta is given",
+        ),
+        (
+            {"rope_scaling": {**YARN, **ORIGINAL}, "original_max_position_embeddings": 32},
+            "original_max_position_embeddings is given twice",
+        ),
+        ({"rope_scaling": {**YARN, **ORIGINAL, "attn_factor": 1.2}}, "'yarn' has no attn_factor"),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, **ORIGINAL}},
+            "grows from max_position_embeddings",
+        ),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor must be a number"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "no multiple of the linear factor",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+            "factor must be .*at least 1, got 0.5",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0, **ORIGINAL}},
+            "low_freq_factor is missing",
+        ),
+        (
+            {"rope_scaling": {**LONG, "short_factor": [1.0] * 8, "long_factor": [0] * 8}},
+            "long_factor must be positive",
+        ),
+        (
+            {"rope_scaling": {**LONG, "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}},
+            "long_factor: 7 divisors do",
+        ),
+        (
+            {"rope_scaling": {**LONG, "short_factor": [1.0] * 8}},
+            "needs the lists short_factor and long_factor",
+        ),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+            "'longrope' needs original_max_position_embeddings",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 2}},
+            "must lie in 0 .. 1",
+        ),
+        (
+            {"rope_scaling": LINEAR, "partial_rotary_factor": 0.5},
+            "partial_rotary_factor other than 1",
+        ),
+        (
+            {"rope_scaling": {**LONG, "short_factor": [1.0] * 4, "long_factor": [1.0] * 4}},
+            "4 divisors do not fit",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    **LONG,
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [1.0] * 8,
+                    "attention_factor": 1.1,
+                    "long_mscale": 1.2,
+                }
+            },
+            "readers would disagree",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"max_position_embeddings": 128.0}, "max_position_embeddings must be an integer"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": "big"}},
+            "rope_theta must be a number",
+        ),
+    ],
+    ids=lambda x: "" if isinstance(x, dict) else x[:40],
+)
+def test_what_is_not_understood_is_refused(data, message, tmp_path):
+    fields = dataclasses.asdict(TINY) | {"model_type": "llama", "max_position_embeddings": 128}
+    del fields["rope_theta"]
+    (tmp_path / "config.json").write_text(json.dumps(fields | data))
+    with pytest.raises(ValueError, match=message) as error:
+        hf.read_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_lower_is_what_the_rope_command_prints():
+    assert lower_hf(Linear(float(FACTOR)), TINY, LENGTH) == {
+        "max_position_embeddings": 256,
+        **ORIGINAL,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    }

@@ -1,0 +1,266 @@
+"""Checkpoints that only pass through: the same bits, the library's files, memory for a few tensors, all or nothing."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ctxext.export import convert, export
+from ctxext.files import within
+from ctxext.interop import hf, safetensors_files
+from ctxext.interop.hf_weights import find_weights, slots, storage_dtype
+from ctxext.interop.tensor_blocks import BLOCK, Entry, cast, numpy_dtype
+from ctxext.loading import load
+from ctxext.methods.linear import Linear
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.methods.yarn import Yarn
+from ctxext.model.decoder import param_shapes
+from ctxext.rope import Unscaled
+from support.llamas import LENGTH, TINY, random_params, tokenizer
+
+SHAPES = {
+    "plain": TINY,
+    "tied": dataclasses.replace(TINY, tie_word_embeddings=True),
+    "biased": dataclasses.replace(TINY, attention_bias=True, mlp_bias=True),
+}
+WORDS = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
+
+
+def checkpoint(path: Path, config=TINY, dtype="float32", scaling=None) -> Path:
+    """Written without the code under test, but for config.json and the tokenizer."""
+    kind = numpy_dtype(dtype)
+    params = slots(random_params(config))
+    values = {name: np.ascontiguousarray(slot.get()).astype(kind) for name, slot in params.items()}
+    path.mkdir()
+    save_file(values, path / "model.safetensors", metadata={"format": "pt"})
+    settings = hf.config_json(
+        config, scaling or Unscaled(), seq_len=config.max_position_embeddings, dtype=dtype
+    )
+    (path / "config.json").write_text(json.dumps(settings))
+    for name, data in tokenizer().export_files(LENGTH).items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    return {
+        name: value
+        for file in path.glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
+
+
+@pytest.mark.parametrize("dtype", WORDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_and_out_again_changes_no_bit(tmp_path, shape, dtype):
+    first = checkpoint(tmp_path / "first", SHAPES[shape], dtype)
+    convert(first, tmp_path / "base")
+    convert(tmp_path / "base", tmp_path / "last", max_shard_size=40_000)
+    want, got = read_all(first), read_all(tmp_path / "last")
+    assert want.keys() == got.keys() and len([*(tmp_path / "last").glob("*.safetensors")]) > 3
+    for name, value in want.items():
+        assert value.dtype == got[name].dtype == numpy_dtype(dtype)
+        np.testing.assert_array_equal(value.view(WORDS[dtype]), got[name].view(WORDS[dtype]), name)
+    assert hf.read_config(first) == hf.read_config(tmp_path / "last") == (SHAPES[shape], Unscaled())
+    assert (first / "tokenizer.model").read_bytes() == (
+        tmp_path / "last" / "tokenizer.model"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", WORDS)
+def test_files_are_those_of_the_library(tmp_path, dtype):
+    kind = numpy_dtype(dtype)
+    rng = np.random.default_rng(0)
+    shapes = {"a.weight": (3, 5), "b": (7,), "c.é": (), "d": (0, 4), "e": (2, 1, 3)}
+    arrays = {
+        name: np.asarray(rng.standard_normal(shape)).astype(kind) for name, shape in shapes.items()
+    }
+    save_file(arrays, tmp_path / "theirs", metadata={"format": "pt"})
+    entries = {name: Entry(x.shape, dtype, lambda x=x: x) for name, x in arrays.items()}
+    safetensors_files.write_file(tmp_path / "ours", entries, dtype)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_method_on_the_way_is_that_of_a_loaded_model(tmp_path):
+    source = checkpoint(tmp_path / "m", dtype="float16")
+    convert(source, tmp_path / "passed", methods=[Yarn(4.0)], dtype="bfloat16")
+    export(load(source, method=Yarn(4.0)), tmp_path / "loaded", dtype="bfloat16")
+    files = {file.name for file in (tmp_path / "passed").iterdir()}
+    assert (
+        files == {file.name for file in (tmp_path / "loaded").iterdir()}
+        and "model.safetensors" in files
+    )
+    for name in files:
+        assert (tmp_path / "passed" / name).read_bytes() == (
+            tmp_path / "loaded" / name
+        ).read_bytes(), name
+
+
+def test_dtype_and_window_are_kept_unless_asked(tmp_path):
+    source = checkpoint(tmp_path / "m", dtype="float16", scaling=Linear(4.0))
+    convert(source, tmp_path / "same")
+    assert hf.window(tmp_path / "same") == LENGTH and hf.read_config(tmp_path / "same")[
+        1
+    ] == Linear(4.0)
+    assert storage_dtype(find_weights(tmp_path / "same", TINY).values()) == "float16"
+    stored = load_file(source / "model.safetensors")
+    mixed = {
+        name: x.astype(ml_dtypes.bfloat16) if "norm" in name else x for name, x in stored.items()
+    }
+    save_file(mixed, source / "model.safetensors")
+    convert(source, tmp_path / "mixed")  # neither of the two 16-bit types holds the other
+    for name, value in read_all(tmp_path / "mixed").items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, mixed[name].astype(np.float32), name)
+
+
+@pytest.mark.parametrize("dtype", WORDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, BLOCK + 10, -1])
+def test_every_element_is_looked_at(tmp_path, dtype, bad, at):
+    values = np.full(BLOCK + 100_000, 3e4, numpy_dtype(dtype))
+    np.testing.assert_array_equal(cast(values, values.dtype, "x"), values)
+    values[at] = bad
+    with pytest.raises(ValueError, match="x is not finite"):
+        cast(values, values.dtype, "x")
+
+
+def test_nothing_is_written_of_a_checkpoint_that_is_wrong_in_the_middle(tmp_path):
+    source = checkpoint(tmp_path / "m")
+    stored = load_file(source / "model.safetensors")
+    save_file(
+        stored | {"model.norm.weight": stored["model.norm.weight"] * np.nan},
+        source / "model.safetensors",
+    )
+    with pytest.raises(ValueError, match="model.norm.weight is not finite"):
+        convert(source, tmp_path / "out")
+    with pytest.raises(ValueError, match="SelfExtend is a way to run a model"):
+        convert(source, tmp_path / "out", methods=[SelfExtend(4, 16)])
+    (tmp_path / "run" / "base").mkdir(parents=True)
+    (tmp_path / "run" / "base" / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match="run is a run directory, which is no HF checkpoint"):
+        convert(tmp_path / "run", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "run"]
+
+
+def run_apart(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+MEMORY = """
+import sys
+from ctxext.export import convert
+from ctxext.methods.yarn import Yarn
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+convert(sys.argv[1], sys.argv[3], methods=[Yarn(2.0)])  # a small one first, which imports and compiles what it needs
+before = peak()
+convert(sys.argv[2], sys.argv[4], methods=[Yarn(4.0)])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's account of memory"
+)
+def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
+    config = dataclasses.replace(
+        TINY, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, head_dim=256
+    )
+    shapes = {name: slot.shape for name, slot in slots(param_shapes(config)).items()}
+    rng = np.random.default_rng(0)
+    entries = {
+        name: Entry(shape, "bfloat16", lambda s=shape: rng.random(s, np.float32).astype("bfloat16"))
+        for name, shape in shapes.items()
+    }
+    hf.write(
+        tmp_path / "big",
+        config,
+        entries,
+        Unscaled(),
+        tokenizer(),
+        dtype="bfloat16",
+        max_shard_size=10**8,
+    )
+    checkpoint(tmp_path / "small")
+    size = sum(file.stat().st_size for file in (tmp_path / "big").glob("*.safetensors"))
+    largest = 2 * max(int(np.prod(shape)) for shape in shapes.values())
+    done = run_apart(
+        MEMORY, *(tmp_path / name for name in ("small", "big", "small out", "big out"))
+    )
+    assert done.returncode == 0, done.stderr
+    assert size > 180e6 and largest < 10e6
+    assert int(done.stdout) < 2 * largest, "more than a tensor was in memory"
+    assert hf.read_config(tmp_path / "big out")[1] == Yarn(4.0)
+
+
+KILLED = """
+import os, signal, sys
+from ctxext.export import convert
+from ctxext.interop import blocks
+
+calls, real = [], blocks.cast
+
+def cast(array, dtype, name, out):
+    calls.append(name)
+    if len(calls) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(array, dtype, name, out)
+
+blocks.cast = cast
+convert(sys.argv[1], sys.argv[2], max_shard_size=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("max_shard_size", [10**9, 60_000])
+def test_a_killed_export_never_looks_finished(tmp_path, max_shard_size):
+    checkpoint(tmp_path / "m")
+    done = run_apart(KILLED, tmp_path / "m", tmp_path / "out", max_shard_size)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    left = next(path for path in tmp_path.iterdir() if path.name.startswith(".out."))
+    assert [*left.glob("*.safetensors")], "it died before it wrote any"
+    with pytest.raises(ValueError, match="cut off or damaged|has neither model.safetensors nor"):
+        find_weights(left, TINY)
+    convert(tmp_path / "m", tmp_path / "other")
+    assert left.exists(), "what is left of one export is not for another to remove"
+    convert(tmp_path / "m", tmp_path / "out")
+    assert hf.read_config(tmp_path / "out")[0] == TINY and not left.exists()
+
+
+def test_links_out_of_the_directory_are_refused_but_for_the_cache_of_the_hub(tmp_path):
+    source = checkpoint(tmp_path / "m")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("model.safetensors", "tokenizer.model", "config.json"):
+        (source / name).rename(tmp_path / "elsewhere" / name)
+        (source / name).symlink_to(tmp_path / "elsewhere" / name)
+        with pytest.raises(
+            ValueError, match=f"{name} is a link to .*elsewhere.*put a copy there instead"
+        ):
+            load(source)
+        (source / name).unlink()
+        (tmp_path / "elsewhere" / name).rename(source / name)
+    (source / "model.safetensors").rename(source / "weights.safetensors")
+    (source / "model.safetensors").symlink_to("weights.safetensors")  # within
+    (tmp_path / "linked").symlink_to(source)
+    assert load(tmp_path / "linked").config == TINY
+    snapshot, blobs = (tmp_path / "models--x" / name for name in ("snapshots/0123", "blobs"))
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(source.iterdir()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert load(snapshot).config == TINY
+    with pytest.raises(ValueError, match="outside the directory"):
+        within(snapshot, "../../other")

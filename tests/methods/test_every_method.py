@@ -1,0 +1,144 @@
+"""Every frequency method through the model, through training and from the command line, held against float64 numpy."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ctxext import loading
+from ctxext.assets import TINY_LLAMA
+from ctxext.cli.main import main
+from ctxext.data import make_batch
+from ctxext.experiment import to_json
+from ctxext.files import read_jsonl
+from ctxext.interop import hf
+from ctxext.methods import all_methods, label, method_name, seam
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import init_params
+from ctxext.rope import Unscaled
+from ctxext.rundir import RunDir
+from ctxext.tokenization.tokenizer import load_tokenizer
+from ctxext.tracking import JsonlSink
+from ctxext.training.loop import train
+from support import tiny
+from support.every_method import BY_LENGTH, EVERY, flags
+from support.reference_llama import Textbook
+from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
+
+SMALL = LlamaConfig(1024, 32, 48, 1, 2, 2, 16, 1e-5, 1e4, 32)
+
+
+def test_none_is_missing():
+    assert {type(x) for x in EVERY} == {x for x in all_methods().values() if seam(x) == "rope"}
+    assert len({label([x]) for x in EVERY}) == len(EVERY) and len(BY_LENGTH) == 6
+    assert max(len(label([x])) for x in EVERY) < 110, "long vectors are shortened"
+
+
+@pytest.mark.parametrize("scaling", EVERY, ids=method_name)
+@pytest.mark.parametrize("length", [20, 100])
+def test_the_model_turns_by_its_frequencies(scaling, length):
+    tokens = tiny.tokens(1, length, seed=length)
+    rope = scaling.rope(tiny.CONFIG.rope_base(), length)
+    theirs = Textbook(tiny.CONFIG, tiny.params()).feed(tokens[0], rope)
+    ours = np.asarray(tiny.lm(scaling=scaling).logits(tokens))[0]
+    np.testing.assert_allclose(ours, theirs, atol=3e-5)
+    bf16 = np.asarray(tiny.lm(scaling=scaling, dtype="bfloat16").logits(tokens))[0]
+    assert np.corrcoef(bf16.ravel(), theirs.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize("scaling", EVERY, ids=method_name)
+def test_training_turns_by_its_frequencies(scaling, tmp_path):
+    """The loss of the first step is that of the textbook; the second differs, so that something was learned."""
+    experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=2, batch_size=2)
+    experiment = dataclasses.replace(experiment, rope=scaling)
+    run = RunDir(tmp_path / "run").open(experiment)
+    train(experiment, run, tiny_base(), sinks=[JsonlSink(run.metrics_file)], progress=False)
+    losses = [row["loss"] for row in read_jsonl(run.metrics_file)]
+    rows = experiment.data.open(tiny_base().tokenizer)
+    batch = make_batch(rows, experiment.positions, seed=0, step=0, batch_size=2, seq_len=64)
+    assert (batch.segment_ids == batch.segment_ids[:, :1]).all(), "one document a row"
+    nats = 0.0
+    for i in range(2):
+        logits = Textbook(CONFIG, tiny_base().params).feed(
+            batch.tokens[i], scaling.rope(CONFIG.rope_base(), 64)
+        )
+        top = logits.max(-1, keepdims=True)
+        losses_ = (
+            np.log(np.exp(logits - top).sum(-1))
+            + top[:, 0]
+            - logits[np.arange(64), batch.targets[i]]
+        )
+        nats += (losses_ * batch.weights[i]).sum()
+    assert (
+        losses[0] == pytest.approx(nats / batch.weights.sum(), abs=2e-5) and losses[1] != losses[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """An HF directory with weights sharp enough that frequencies matter."""
+    path = tmp_path_factory.mktemp("base") / "hf"
+    params = jax.tree.map(
+        lambda x: np.asarray(x) * (6 if x.ndim == 3 else 1), init_params(SMALL, 0)
+    )
+    hf.save(path, SMALL, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
+    return path
+
+
+@pytest.mark.check
+def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
+    """`ctxext eval DIR --method NAME --field value` for each: the losses are those of the same method in Python."""
+    seen = set()
+    for scaling in EVERY:
+        out = tmp_path / method_name(scaling)
+        argv = ["eval", str(base), "--method", method_name(scaling), *flags(scaling, tmp_path)]
+        assert main([*argv, "--evals", "ppl", "--seq-len", "64", "--out", str(out)]) == 0, (
+            capsys.readouterr().err
+        )
+        rows = read_jsonl(out / "rows.jsonl")
+        assert {row["method"] for row in rows} == {label([scaling])}
+        lm = loading.load(base, method=scaling)
+        again = {row["item"]: row["nll"] for row in door_rows(lm)}
+        for row in rows:
+            assert row["nll"] == pytest.approx(again[row["item"]], rel=1e-6)
+        seen.add(tuple(round(row["nll"], 3) for row in rows))
+    assert len(seen) == len(EVERY), "every method gives other losses"
+
+
+def door_rows(lm):
+    from ctxext.evals.suite import Choice, evaluations
+
+    (evaluation,) = evaluations(("ppl",), Choice((64,)))
+    return evaluation.rows(lm, evaluation.items())
+
+
+@pytest.mark.parametrize("name", ["custom", "long-rope"])
+def test_vectors_from_a_file_in_an_experiment(name, base, tmp_path, capsys):
+    file = tmp_path / "experiment.py"
+    file.write_text(
+        "from ctxext.data import Stdlib\nfrom ctxext.experiment import Experiment, Train\n"
+        "from ctxext.optim import Optim\n"
+        f"experiment = Experiment(name='x', init={str(base)!r}, data=Stdlib('train'), optim=Optim(1e-3),"
+        " train=Train(steps=1, seq_len=128, batch_size=1))\n"
+    )
+    scaling = next(x for x in EVERY if method_name(x) == name)
+    argv = [
+        "train",
+        str(file),
+        "--method",
+        name,
+        *flags(scaling, tmp_path, "--rope."),
+        "--print-config",
+    ]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["rope"] == json.loads(json.dumps(to_json(scaling)))
+    (tmp_path / "bad.json").write_text('{"other": [1, 2]}')
+    field = "divisors" if name == "custom" else "long-factor"
+    bad = [
+        f"--rope.{field}={tmp_path / 'bad.json'}" if x.startswith(f"--rope.{field}") else x
+        for x in argv
+    ]
+    assert main([x for x in bad if not x.endswith(".json") or "bad" in x or name != "custom"]) == 2
+    assert "wants numbers" in capsys.readouterr().err

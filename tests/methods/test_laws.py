@@ -1,0 +1,441 @@
+"""Laws of the frequency methods over random settings: transformers' own initialisers, the limits, JSON, precision."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxext.experiment import from_json, to_json
+from ctxext.interop.ropespec import lower_hf, raise_hf
+from ctxext.methods import all_methods, seam
+from ctxext.methods.abf import ABF
+from ctxext.methods.custom import Custom
+from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
+from ctxext.methods.linear import DynamicLinear, Linear
+from ctxext.methods.llama3 import Llama3
+from ctxext.methods.long_rope import DynamicLongRope, LongRope
+from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.methods.p_rope import PRope
+from ctxext.methods.part_ntk import DynamicPartNTK, PartNTK
+from ctxext.methods.revised_yarn import RevisedYarn
+from ctxext.methods.yarn import DynamicYarn, Yarn
+from ctxext.prove.reference.hf import frequencies
+from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
+from support.llamas import TINY
+
+LLAMA2 = RopeBase(128, 1e4, 4096)
+HALF = TINY.head_dim // 2
+factors = st.integers(1, 64) | st.floats(1, 64)
+thetas = st.floats(1e3, 1e8)
+maybe_m = st.none() | st.floats(0.5, 2)
+divisors = st.lists(st.floats(0.5, 100), min_size=HALF, max_size=HALF).map(tuple)
+at_least_one = divisors.map(lambda x: tuple(sorted(max(1, d) for d in x)))
+betas = st.tuples(st.floats(0.25, 8), st.floats(1.5, 32)).map(
+    lambda x: {"beta_slow": x[0], "beta_fast": x[0] * x[1]}
+)
+
+
+def with_betas(
+    method: type, *args: st.SearchStrategy, **fields: st.SearchStrategy
+) -> st.SearchStrategy:
+    return st.tuples(betas, st.builds(functools.partial, st.just(method), *args, **fields)).map(
+        lambda x: x[1](**x[0])
+    )
+
+
+SCALINGS = {
+    Unscaled: st.just(Unscaled()),
+    ABF: st.builds(ABF, thetas),
+    Linear: st.builds(Linear, factors),
+    DynamicLinear: st.just(DynamicLinear()),
+    NTK: st.builds(NTK, factors),
+    DynamicNTK: st.builds(DynamicNTK, factors),
+    Yarn: with_betas(
+        Yarn,
+        factors,
+        attention_factor=maybe_m,
+        truncate=st.booleans(),
+        extrapolation_factor=st.just(1.0) | st.floats(0, 1),
+    ),
+    DynamicYarn: with_betas(DynamicYarn, factors, st.booleans()),
+    NTKByParts: with_betas(NTKByParts, factors, truncate=st.booleans()),
+    PartNTK: st.builds(PartNTK, factors, st.floats(0, 1), st.floats(0, 1)),
+    DynamicPartNTK: st.just(DynamicPartNTK()),
+    RevisedYarn: with_betas(RevisedYarn, factors, attention_factor=maybe_m),
+    Llama3: st.builds(Llama3, factors, st.floats(0.5, 2), st.floats(3, 32)),
+    LongRope: st.builds(LongRope, factors, divisors, divisors, maybe_m),
+    DynamicLongRope: st.builds(DynamicLongRope, st.floats(1.5, 64), at_least_one, maybe_m),
+    PowerBasis: st.builds(PowerBasis, factors, st.floats(0.1, 2)),
+    TruncatedBasis: st.builds(
+        TruncatedBasis, factors, st.integers(16, 10**6), st.just(0.0) | st.floats(0, 2)
+    ),
+    PRope: st.builds(PRope, factors, st.floats(0, 1)),
+    Custom: st.builds(Custom, divisors, st.floats(0.5, 2)),
+}
+LENGTH_IS_SAID = {DynamicNTK, LongRope}
+scalings = st.sampled_from(list(SCALINGS)).flatmap(SCALINGS.get)
+configs = st.builds(
+    functools.partial(dataclasses.replace, TINY),
+    rope_theta=thetas,
+    max_position_embeddings=st.integers(64, 131072),
+)
+
+
+def test_every_frequency_method_is_here():
+    assert set(SCALINGS) == {method for method in all_methods().values() if seam(method) == "rope"}
+
+
+def transformers_reads(keys: dict, seq_len: int) -> tuple[np.ndarray, float]:
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = transformers.LlamaConfig(
+        **dataclasses.asdict(TINY) | json.loads(json.dumps(keys, allow_nan=False))
+    )
+    kind = config.rope_parameters["rope_type"]
+    if kind == "default":
+        theirs = LlamaRotaryEmbedding(config)
+        return theirs.inv_freq.double().numpy(), theirs.attention_scaling
+    inv_freq, m = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=seq_len)
+    return inv_freq.double().numpy(), m
+
+
+def same_as_theirs(rope: Rope, theirs: tuple[np.ndarray, float], base: np.ndarray) -> None:
+    """They compute in float32: a part in a million of a power, and a rounding of the blend times what is blended."""
+    assert (abs(theirs[0] - rope.inv_freq) <= 3e-6 * rope.inv_freq + 3e-7 * base + 2e-12).all()
+    assert theirs[1] == pytest.approx(rope.attention_factor, rel=1e-7)
+
+
+@settings(max_examples=300, deadline=None)
+@given(scalings, configs, st.floats(0.1, 40))
+def test_what_we_write_is_what_transformers_reads(scaling, config, share):
+    """Every method: in its own type, or by the carrier, or refused because the length decides."""
+    base, seq_len = config.rope_base(), round(share * config.max_position_embeddings)
+    if scaling.depends_on_length and type(scaling) not in LENGTH_IS_SAID:
+        with pytest.raises(
+            ValueError, match="changes its frequencies with the length.*export a static scaling"
+        ):
+            lower_hf(scaling, config, seq_len)
+        return
+    keys = lower_hf(scaling, config, seq_len)
+    rope = scaling.rope(base, seq_len)
+    same_as_theirs(rope, transformers_reads(keys, seq_len), base.inv_freq)
+    theta, window, again = raise_hf(keys)
+    mine = again.rope(RopeBase(TINY.head_dim, theta, window), seq_len)
+    np.testing.assert_allclose(mine.inv_freq, rope.inv_freq, rtol=1e-13, atol=2e-12)
+    assert mine.attention_factor == pytest.approx(rope.attention_factor, rel=1e-15)
+    assert not again.depends_on_length or type(again) is type(scaling)
+
+
+listed = divisors.map(list)
+THEIRS = {
+    "default": {},
+    "linear": {"factor": factors},
+    "dynamic": {"factor": factors},
+    "yarn": {
+        "factor": factors,
+        "attention_factor": maybe_m,
+        "truncate": st.booleans(),
+        "mscale": st.none() | st.floats(0.5, 2),
+        "mscale_all_dim": st.none() | st.floats(0.5, 2),
+    },
+    "llama3": {
+        "factor": factors,
+        "low_freq_factor": st.floats(0.5, 2),
+        "high_freq_factor": st.floats(3, 32),
+    },
+    "longrope": {
+        "factor": st.none() | factors,
+        "attention_factor": maybe_m,
+        "short_factor": listed,
+        "long_factor": listed,
+    },
+    "proportional": {"factor": factors, "partial_rotary_factor": st.floats(0, 1)},
+}
+NO_WINDOW = {"default", "linear", "dynamic", "proportional"}
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.data(),
+    st.sampled_from(list(THEIRS)),
+    thetas,
+    st.integers(64, 32768),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_what_transformers_reads_is_what_we_read(data, kind, theta, window, times, old):
+    spec = {
+        "rope_type": kind,
+        **{k: v for k, x in THEIRS[kind].items() if (v := data.draw(x)) is not None},
+    }
+    if kind == "yarn":
+        spec |= data.draw(betas)
+    length = window if kind in NO_WINDOW else window * times
+    extra = {} if kind in NO_WINDOW - {"linear"} else {"original_max_position_embeddings": window}
+    keys = {
+        "max_position_embeddings": length,
+        "rope_parameters": {**spec, **extra, "rope_theta": theta},
+    }
+    if old:  # as transformers 4 writes it; the first LongRoPE checkpoints have another name, and L at the top
+        spec["type"] = "su" if kind == "longrope" else spec["rope_type"]
+        del spec["rope_type"]
+        ours = {
+            "max_position_embeddings": length,
+            "rope_theta": theta,
+            "rope_scaling": spec,
+            **extra,
+        }
+    seq_len = data.draw(st.integers(1, 4 * length))
+    read_theta, read_window, scaling = raise_hf(ours if old else keys)
+    assert (read_theta, read_window) == (theta, window)
+    base = RopeBase(TINY.head_dim, theta, window)
+    rope = scaling.rope(base, seq_len)
+    same_as_theirs(rope, transformers_reads(keys, seq_len), base.inv_freq)
+    second = frequencies(keys["rope_parameters"], theta, TINY.head_dim, seq_len, keys)
+    np.testing.assert_allclose(second[0], rope.inv_freq, rtol=1e-10)
+    assert second[1] == pytest.approx(rope.attention_factor, rel=1e-12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(scalings)
+def test_json_gives_the_same_method(scaling: RopeScaling):
+    assert from_json(json.loads(json.dumps(to_json(scaling), allow_nan=False))) == scaling
+
+
+ORDERED = set(SCALINGS) - {Custom, LongRope}  # whose order is that of the given lists
+
+
+@settings(max_examples=500, deadline=None)
+@given(scalings, configs, st.floats(0.1, 40))
+def test_wavelengths_grow_from_pair_to_pair(scaling, config, share):
+    if type(scaling) not in ORDERED:
+        return
+    base = config.rope_base()
+    inv_freq = scaling.rope(base, round(share * config.max_position_embeddings)).inv_freq
+    assert (
+        inv_freq.dtype == np.float64
+        and (np.diff(inv_freq) <= 1e-15).all()
+        and (inv_freq >= 0).all()
+    )
+    if type(scaling) is not ABF:
+        assert (inv_freq <= base.inv_freq * (1 + 1e-12)).all()
+
+
+ONE, LONG = (1.0,) * 64, tuple(np.linspace(1, 8, 64).tolist())
+PLAIN = [  # what nothing is asked of, and what the length does not reach
+    *(
+        method(1.0)
+        for method in (
+            Linear,
+            NTK,
+            DynamicNTK,
+            NTKByParts,
+            PartNTK,
+            Yarn,
+            DynamicYarn,
+            RevisedYarn,
+            Llama3,
+        )
+    ),
+    ABF(1e4),
+    PRope(1.0, 1.0),
+    LongRope(1.0, ONE, ONE),
+    Custom(ONE, 1.0),
+    DynamicLinear(),
+    DynamicPartNTK(),
+    DynamicYarn(4.0, finetuned=False),
+    DynamicLongRope(4.0, (4.0,) * 64, attention_factor=1.0),
+    TruncatedBasis(1.0, 10**6),
+    PowerBasis(1.0, 1e-18),
+]
+
+
+@pytest.mark.parametrize("scaling", PLAIN, ids=lambda s: str(s)[:50])
+def test_what_is_not_stretched_is_plain_rope(scaling: RopeScaling):
+    for seq_len in (1, 2048, 4096):
+        rope = scaling.rope(LLAMA2, seq_len)
+        np.testing.assert_allclose(rope.inv_freq, LLAMA2.inv_freq, rtol=1e-14)
+        assert rope.attention_factor == 1 and rope.leading is None
+
+
+def test_dynamic_methods_are_their_static_selves_at_the_length():
+    def same(a: RopeScaling, b: RopeScaling, seq_len: int) -> bool:
+        x, y = a.rope(LLAMA2, seq_len), b.rope(LLAMA2, seq_len)
+        return (
+            np.allclose(x.inv_freq, y.inv_freq, rtol=1e-14, atol=0)
+            and x.attention_factor == y.attention_factor
+        )
+
+    assert same(DynamicLinear(), Linear(3.0), 12288) and same(DynamicPartNTK(), PartNTK(3.0), 12288)
+    assert same(DynamicYarn(1.0), Yarn(3.0), 12288) and same(
+        NTKByParts(3.0), Yarn(3.0, attention_factor=1.0), 0
+    )
+    for seq_len in (1, 4096, 4097, 8192):  # fine-tuned: never less than what training saw
+        assert same(DynamicYarn(2.0), Yarn(2.0), seq_len)
+        assert same(DynamicYarn(2.0, finetuned=False), Unscaled(), seq_len)
+    assert same(DynamicYarn(2.0), DynamicYarn(2.0, finetuned=False), 8193)
+    searched, whole = DynamicLongRope(8.0, LONG), LongRope(8.0, ONE, LONG)
+    assert (
+        same(searched, whole, 32768) and same(searched, whole, 4096) and same(searched, whole, 100)
+    )
+    unclamped = dataclasses.replace(searched, clamp=False)
+    assert (unclamped.rope(LLAMA2, 2048).inv_freq[1:] > LLAMA2.inv_freq[1:]).all()
+    assert same(unclamped, searched, 10000) and not same(unclamped, searched, 2048)
+
+
+tables = jax.jit(lambda rotation, positions: rotation.tables(positions))
+EVERY = [
+    ABF(5e5),
+    NTKByParts(8.0),
+    PartNTK(8.0),
+    RevisedYarn(8.0),
+    DynamicLinear(),
+    DynamicYarn(4.0),
+    DynamicPartNTK(),
+    PowerBasis(8.0, 0.5),
+    TruncatedBasis(8.0, 4096),
+    PRope(1.0, 0.75),
+    DynamicLongRope(8.0, LONG),
+    LongRope(8.0, ONE, LONG, leading_positions=256),
+]
+
+
+@pytest.mark.parametrize("scaling", EVERY, ids=lambda s: type(s).__name__)
+def test_tables_are_exact_at_131071(scaling: RopeScaling):
+    positions = np.r_[0:300, 4090:4100, 131000:131072]
+    rope = scaling.rope(LLAMA2, 131072)
+    inv_freq, m = (
+        np.tile(rope.inv_freq, (len(positions), 1)),
+        np.full((len(positions), 1), rope.attention_factor),
+    )
+    if rope.leading is not None:
+        first = (positions < 256)[:, None]
+        inv_freq, m = np.where(first, LLAMA2.inv_freq, inv_freq), np.where(first, 1.0, m)
+    angles = positions[:, None] * inv_freq.astype(np.longdouble)
+    for angle, tolerance in (("exact", 1e-6), ("float32", 2e-2)):
+        cos, sin = tables(rope.rotation(angle), jnp.asarray(positions, jnp.int32))
+        assert abs(np.asarray(cos, np.float64) - m * np.cos(angles)).max() <= tolerance
+        assert abs(np.asarray(sin, np.float64) - m * np.sin(angles)).max() <= tolerance
+
+
+@pytest.mark.parametrize("angles", ["exact", "float32"])
+def test_leading_positions_keep_plain_rope(angles: str):
+    method = LongRope(8.0, ONE, LONG, leading_positions=4)
+    positions = jnp.asarray([[0, 3, 4, 5], [70000, 2, 3, 131071]], jnp.int32)
+    first = np.asarray(positions < 4)[..., None]
+    plain, rest = (
+        s.rope(LLAMA2, 8192).rotation(angles) for s in (Unscaled(), LongRope(8.0, ONE, LONG))
+    )
+    before = tables._cache_size()
+    got = tables(method.rope(LLAMA2, 8192).rotation(angles), positions)
+    for actual, a, b in zip(got, tables(plain, positions), tables(rest, positions), strict=True):
+        np.testing.assert_array_equal(actual, np.where(first, a, b))
+    # One program more, whatever their number, the list in use, or where it is asked for.
+    kept = []
+    jax.jit(lambda: kept.append(method.rope(LLAMA2, 8192).rotation(angles)))()
+    for rotation in (
+        dataclasses.replace(method, leading_positions=9).rope(LLAMA2, 100).rotation(angles),
+        *kept,
+    ):
+        tables(rotation, positions)
+    assert tables._cache_size() - before <= 2
+
+
+SHORT = (1.0,) * HALF
+BAD = [
+    (lambda: ABF(1.0), "rope_theta must be a finite number above 1, such as 500000, got 1.0"),
+    (lambda: ABF(float("inf")), "rope_theta must be a finite"),
+    (
+        lambda: PowerBasis(2.0, 0.0),
+        "power must be positive and finite, such as 0.5, got 0.0; 0 would be Linear",
+    ),
+    (
+        lambda: TruncatedBasis(2.0, 0),
+        "truncate_length must be at least 1, such as the window of pre-training, got 0",
+    ),
+    (lambda: TruncatedBasis(2.0, 64, -1.0), "power must be a finite number from 0"),
+    (lambda: PRope(1.0, 1.5), "partial_rotary_factor must lie in 0 .. 1, such as 0.75, got 1.5"),
+    (lambda: PRope(1.0, float("nan")), "partial_rotary_factor must lie"),
+    (
+        lambda: PartNTK(2.0, ntk_factor=2.0),
+        r"ntk_factor must lie in 0 .. 1 \(1 is the authors'\), got 2.0",
+    ),
+    (lambda: PartNTK(2.0, extrapolation_factor=-1.0), "extrapolation_factor must lie"),
+    (lambda: Yarn(2.0, extrapolation_factor=1.1), "extrapolation_factor must lie"),
+    (
+        lambda: Yarn(2.0, attention_factor=0.0),
+        r"attention_factor must be positive and finite \(1 changes nothing\)",
+    ),
+    (lambda: RevisedYarn(2.0, attention_factor=-1.0), "attention_factor must be positive"),
+    (
+        lambda: RevisedYarn(2.0, 1.0, 2.0),
+        "need beta_fast >= beta_slow > 0, such as 32 and 1, got 1.0 and 2.0",
+    ),
+    (lambda: NTKByParts(2.0, 1.0, 2.0), "need beta_fast >= beta_slow"),
+    (lambda: DynamicYarn(2.0, True, float("inf")), "need beta_fast >= beta_slow"),
+    (
+        lambda: LongRope(2.0, (0.0,), SHORT),
+        "short_factor must be positive and finite; 1e12 stands for",
+    ),
+    (lambda: LongRope(2.0, SHORT, (float("inf"),)), "long_factor must be positive and finite"),
+    (lambda: LongRope(2.0, SHORT, SHORT, 0.0), "attention_factor must be positive"),
+    (
+        lambda: LongRope(2.0, SHORT, SHORT, leading_positions=-1),
+        r"leading_positions must be 0 \(none\) or more",
+    ),
+    (
+        lambda: LongRope(2.0, SHORT, SHORT).rope(LLAMA2, 1),
+        "short_factor: 8 divisors do not fit head_dim 128; give 64",
+    ),
+    (
+        lambda: LongRope(2.0, ONE, SHORT).rope(LLAMA2, 1),
+        "long_factor: 8 divisors do not fit head_dim 128; give 64",
+    ),
+    (lambda: DynamicLongRope(1.0, ONE), "factor must be above 1, such as 8"),
+    (lambda: DynamicLongRope(2.0, (-1.0,)), "long_factor must be positive"),
+    (
+        lambda: DynamicLongRope(2.0, (2.0, 0.5)),
+        "long_factor must be at least 1 for every pair.*got 0.5",
+    ),
+    (
+        lambda: DynamicLongRope(2.0, (1.0, 3.0, 2.0)),
+        "must not fall.* 3 is followed by 2; LongRope and Custom take any",
+    ),
+    (
+        lambda: DynamicLongRope(2.0, (3.0,) * 64, clamp=False).rope(LLAMA2, 1),
+        "not positive; set clamp to true",
+    ),
+    (lambda: Custom(ONE, float("nan")), "attention_factor must be positive"),
+]
+
+
+@pytest.mark.parametrize("make, message", BAD, ids=[message[:60] for _, message in BAD])
+def test_bad_settings_name_the_rule_and_what_would_work(make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "method", [m for m in SCALINGS if any(f.name == "factor" for f in dataclasses.fields(m))]
+)
+def test_factor_is_a_finite_number_of_at_least_one(method: type, factor: float):
+    needed = {
+        "short_factor": ONE,
+        "long_factor": ONE,
+        "power": 0.5,
+        "truncate_length": 64,
+        "partial_rotary_factor": 1,
+    }
+    known = {f.name for f in dataclasses.fields(method)}
+    with pytest.raises(ValueError, match="factor must be a finite number of at least 1"):
+        method(factor=factor, **{k: v for k, v in needed.items() if k in known})

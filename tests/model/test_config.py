@@ -1,0 +1,96 @@
+"""Named shapes against published parameter counts; shapes that cannot be."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from ctxext.model.config import SHAPES, LlamaConfig
+from ctxext.model.decoder import param_shapes
+from ctxext.rope import RopeBase
+from support import tiny
+
+PUBLISHED = {  # parameters, as the checkpoints' own indexes count them
+    "llama1-7b": 6_738_415_616,
+    "llama1-13b": 13_015_864_320,
+    "llama1-33b": 32_528_943_616,
+    "llama1-65b": 65_285_660_672,
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "llama2-70b": 68_976_648_192,
+    "codellama-7b": 6_738_546_688,
+    "codellama-13b": 13_016_028_160,
+    "codellama-34b": 33_743_970_304,
+    "codellama-70b": 68_976_910_336,
+    "codellama-70b-instruct": 68_976_910_336,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+    "llama3.1-405b": 405_853_388_800,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama3.3-70b": 70_553_706_496,
+    "tinyllama-1.1b": 1_100_048_384,
+}
+
+
+def count(config: LlamaConfig) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(config)))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_named_shapes_have_the_published_size(name: str):
+    assert SHAPES[name].num_parameters == count(SHAPES[name]) == PUBLISHED[name]
+    assert set(SHAPES) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("attention_bias", [False, True])
+@pytest.mark.parametrize("mlp_bias", [False, True])
+def test_the_arithmetic_counts_every_parameter(tied: bool, attention_bias: bool, mlp_bias: bool):
+    config = tiny.config(
+        tie_word_embeddings=tied,
+        attention_bias=attention_bias,
+        mlp_bias=mlp_bias,
+        head_dim=24,
+        num_hidden_layers=3,
+    )
+    assert config.num_parameters == count(config)
+
+
+def test_families():
+    assert {
+        SHAPES[name].rope_theta for name in SHAPES if name.startswith(("llama1", "llama2"))
+    } == {1e4}
+    assert {SHAPES[name].rope_theta for name in SHAPES if name.startswith("llama3")} == {5e5}
+    long = {SHAPES[f"codellama-{size}"] for size in ("7b", "13b", "34b", "70b")}
+    assert {(config.rope_theta, config.max_position_embeddings) for config in long} == {
+        (1e6, 16384)
+    }
+    windows = {
+        name: SHAPES[name].max_position_embeddings
+        for name in ("llama1-65b", "llama2-7b", "llama3.1-8b")
+    }
+    assert windows == {"llama1-65b": 2048, "llama2-7b": 4096, "llama3.1-8b": 8192}
+    assert SHAPES["llama2-7b"].rope_base() == RopeBase(128, 1e4, 4096)
+    assert all(hash(config) == hash(dataclasses.replace(config)) for config in SHAPES.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_key_value_heads", 3, "not a multiple"),
+        ("num_key_value_heads", 0, "num_key_value_heads must be positive"),
+        ("num_attention_heads", -4, "num_attention_heads must be positive"),
+        ("head_dim", 15, "odd"),
+        ("head_dim", 0, "head_dim must be positive"),
+        ("hidden_act", "swish", "'swish' is not supported"),
+        ("vocab_size", 0, "vocab_size must be positive"),
+        ("num_hidden_layers", 0, "num_hidden_layers must be positive"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(field: str, value, message: str):
+    with pytest.raises(ValueError, match=message):
+        tiny.config(**{field: value})

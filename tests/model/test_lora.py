@@ -1,0 +1,358 @@
+"""Adapters: values and gradients against the dense formula, dropout, runs that resume, and what stays as it was."""
+
+import dataclasses
+import functools
+import shutil
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext import loading
+from ctxext.attention import Causal
+from ctxext.data import Batch
+from ctxext.interop import hf
+from ctxext.model import loss as loss_module
+from ctxext.model.decoder import bind
+from ctxext.model.lm import LM
+from ctxext.model.loss import batch_loss, over_chunks
+from ctxext.model.trainable import LINEARS, Full, LastLayers, LoRA, join, split
+from ctxext.parallel.mesh import Mesh, shardings
+from ctxext.rope import Unscaled
+from ctxext.rundir import RunDir
+from ctxext.training.checkpoint import load_params
+from ctxext.training.loop import train
+from support import tiny
+from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
+from training.test_loop import At, bits, measured, start
+
+LORA = LoRA(rank=3, alpha=5.0, targets=LINEARS)
+STATIC = {"config": tiny.CONFIG, "attention": Causal(), "kernel": "dense", "remat": "none"}
+ROTATION = Unscaled().rope(tiny.CONFIG.rope_base(), 32).rotation()
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("data") / "texts")
+
+
+def batch(rows: int = 2, length: int = 24) -> dict[str, jax.Array]:
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    values = {
+        "tokens": tiny.tokens(rows, length),
+        "targets": tiny.tokens(rows, length, 1),
+        "positions": positions,
+        "segment_ids": np.ones_like(positions),
+        "weights": np.ones((rows, length), np.float32),
+    }
+    assert set(values) == set(Batch._fields)
+    return {name: jnp.asarray(value) for name, value in values.items()}
+
+
+@jax.jit
+def plain_loss(params, micro):
+    return batch_loss(params, micro, ROTATION, dtype="float32", **STATIC)[0]
+
+
+def adapters(lora: LoRA, seed: int = 1) -> tuple[dict, dict]:
+    """(trained, frozen) of the tiny model, B random too: with B = 0 half of the formula would go untested."""
+    params = lora.prepare(tiny.params(), seed)
+    mine, rest = split(params, lora.pattern(tiny.CONFIG))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), mine
+    ), rest
+
+
+@functools.partial(jax.jit, static_argnames=("lora", "dtype"))
+def loss(mine, rest, micro, *, lora: LoRA, dtype: str = "float32"):
+    whole = lora.ready(join(mine, rest), micro)
+    return batch_loss(whole, micro, ROTATION, dtype=dtype, **STATIC)[0]
+
+
+def dense(mine: dict, rest: dict, lora: LoRA) -> dict:
+    """W + s A B, layer by layer in numpy, and none of the code under test."""
+    scale = lora.alpha / (np.sqrt(lora.rank) if lora.rslora else lora.rank)
+    out = jax.tree.map(np.asarray, rest)
+    for block, linears in mine["segments"]["0"].items():
+        for name, leaves in linears.items():
+            for layer in range(2):
+                delta = (
+                    scale
+                    * np.float64(leaves["lora_a"][layer])
+                    @ np.float64(leaves["lora_b"][layer])
+                )
+                kernel = out["segments"]["0"][block][name]["kernel"].copy()
+                kernel[layer] += delta
+                out["segments"]["0"][block][name]["kernel"] = kernel
+    return out
+
+
+@pytest.mark.parametrize(
+    "lora", [LORA, dataclasses.replace(LORA, rslora=True), LoRA(rank=1, targets=("k_proj",))]
+)
+def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
+    mine, rest = adapters(lora)
+    expected = plain_loss(dense(mine, rest, lora), batch())
+    plain = plain_loss(rest, batch())
+    assert float(loss(mine, rest, batch(), lora=lora)) == pytest.approx(float(expected), rel=1e-5)
+    assert abs(float(expected) - float(plain)) > 1e-3 * float(plain)
+    merged = lora.merged(join(mine, rest))
+    assert jax.tree.structure(merged) == jax.tree.structure(tiny.params())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged, dense(mine, rest, lora)
+    )
+
+
+def test_gradients_are_the_chain_rule_through_the_merged_kernel():
+    mine, rest = adapters(LORA)
+    got = jax.grad(loss)(mine, rest, batch(), lora=LORA)
+    kernels = jax.tree.map(jnp.asarray, dense(mine, rest, LORA))
+    full = jax.grad(plain_loss)(kernels, batch())
+    for block, linears in got["segments"]["0"].items():
+        for name, gradient in linears.items():
+            G = np.float64(full["segments"]["0"][block][name]["kernel"])  # x^T dy
+            leaves = mine["segments"]["0"][block][name]
+            A, B = np.float64(leaves["lora_a"]), np.float64(leaves["lora_b"])
+            s = 5.0 / 3
+            np.testing.assert_allclose(
+                gradient["lora_a"], s * G @ B.swapaxes(1, 2), atol=2e-5 * np.abs(G).max()
+            )
+            np.testing.assert_allclose(
+                gradient["lora_b"], s * A.swapaxes(1, 2) @ G, atol=2e-5 * np.abs(G).max()
+            )
+
+
+def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
+    params = LoRA(rank=4).prepare(tiny.params(), 0)
+    mine, rest = split(params, LoRA().pattern(tiny.CONFIG))
+    assert bits(rest) == bits(tiny.params())
+    logits = [
+        tiny.lm().logits(tiny.tokens(1, 20)),
+        LM(tiny.CONFIG, params, None).logits(tiny.tokens(1, 20)),
+    ]  # pyright: ignore
+    np.testing.assert_array_equal(*logits)
+    A = np.asarray(mine["segments"]["0"]["self_attn"]["o_proj"]["lora_a"])
+    assert np.abs(A).max() <= 64**-0.5 and A.std() == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
+    other = LoRA(rank=4, targets=("o_proj",)).prepare(tiny.params(), 0)["segments"]["0"][
+        "self_attn"
+    ]["o_proj"]
+    np.testing.assert_array_equal(other["lora_a"], A)
+    reseeded, _ = split(LoRA(rank=4).prepare(tiny.params(), 1), LoRA().pattern(tiny.CONFIG))
+    assert not np.array_equal(reseeded["segments"]["0"]["self_attn"]["o_proj"]["lora_a"], A)
+
+
+@pytest.mark.check
+def test_frozen_parameters_in_bfloat16_give_the_same_bits():
+    lora = dataclasses.replace(LORA, also=("norm",))
+    mine, rest = adapters(lora)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), rest)
+    gradients = [
+        jax.value_and_grad(loss)(mine, p, batch(), lora=lora, dtype="bfloat16")
+        for p in (rest, narrow)
+    ]
+    assert bits(gradients[0]) == bits(gradients[1])
+
+
+def test_dropout_is_inverted_dropout_of_the_adapter_s_input_alone():
+    """Small adapters make the loss linear in them, so that its mean over many draws is the loss without dropout."""
+    lora = dataclasses.replace(LORA, dropout=0.3, targets=("v_proj",))
+    mine, rest = adapters(lora)
+    mine = jax.tree.map(lambda x: 0.1 * x, mine)
+
+    def with_noise(micro: int) -> float:
+        noise = {"dropout": lora.noise(0, 3, 64)["dropout"][micro]}
+        return float(loss(mine, rest, batch() | noise, lora=lora))
+
+    plain = float(loss(mine, rest, batch(), lora=lora))
+    without = float(loss(jax.tree.map(jnp.zeros_like, mine), rest, batch(), lora=lora))
+    drawn = np.array([with_noise(i) for i in range(64)])
+    assert len(set(drawn.tolist())) == 64, "every microbatch draws anew"
+    assert (
+        abs(drawn.mean() - plain) < 4 * drawn.std() / 8
+        and abs(plain - without) > 8 * drawn.std() / 8
+    )
+    assert with_noise(5) == drawn[5]
+
+
+def masks(x: jax.Array, places: jax.Array, tokens: int) -> list[np.ndarray]:
+    """x after a dropout of 0.3: what each layer's gate_proj makes of it with W = 0 and A = B = 1, in chunks."""
+    lora = LoRA(rank=64, alpha=64.0, dropout=0.3, targets=("gate_proj",))
+    tree = lora.prepare(tiny.params(), 0)
+    linear, outputs = tree["segments"]["0"]["mlp"]["gate_proj"], tiny.CONFIG.intermediate_size
+    eyes = [jnp.broadcast_to(jnp.eye(64, width)[None], (2, 64, width)) for width in (64, outputs)]
+    linear |= {"kernel": 0 * linear["kernel"], "lora_a": eyes[0], "lora_b": eyes[1]}
+    model = bind(tiny.CONFIG, lora.ready(tree, {"dropout": lora.noise(0, 0, 1)["dropout"][0]}))
+    layers = [jax.tree.map(lambda x, i=i: x[i], model.segments["0"].mlp.gate_proj) for i in (0, 1)]
+    return [np.asarray(over_chunks(layer, Mesh(), tokens, x, places))[..., :64] for layer in layers]
+
+
+def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
+    places = jnp.arange(2 * 512).reshape(2, 512)
+    whole, cut = (masks(jnp.ones((2, 512, 64)), places, tokens) for tokens in (2**20, 128))
+    np.testing.assert_array_equal(cut, whole)
+    np.testing.assert_allclose(np.unique(whole), [0, 1 / 0.7], rtol=1e-6)
+    kept = np.array(whole) != 0
+    assert kept.mean() == pytest.approx(0.7, abs=0.006)  # 131,072 draws: 4.7 standard deviations
+    assert np.mean(whole) == pytest.approx(1, abs=0.009)
+    chunks = kept.reshape(2, 2, 8, 64, 64)
+    for one, other in (
+        (kept[0], kept[1]),
+        (kept[:, 0], kept[:, 1]),
+        (chunks[:, :, 0], chunks[:, :, 1]),
+        (kept[:, :, :-1], kept[:, :, 1:]),
+        (kept[..., :-1], kept[..., 1:]),
+    ):
+        assert (one != other).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), (
+            "layers, rows, chunks, tokens, inputs"
+        )
+
+
+@pytest.mark.check
+def test_chunks_and_devices_change_no_draw(monkeypatch):
+    lora = dataclasses.replace(LORA, dropout=0.5, targets=("q_proj", "down_proj"))
+    mine, rest = adapters(lora)
+    micro = batch(2, 32) | {"dropout": lora.noise(0, 3, 1)["dropout"][0]}
+
+    def measured_on(mesh: Mesh, chunk: int) -> float:
+        monkeypatch.setattr(loss_module, "MLP_TOKENS", chunk)
+        static = STATIC | {"kernel": "blocked", "remat": "full", "mesh": mesh}
+
+        @jax.jit
+        def total(mine, rest, micro):
+            fields = {name: micro[name] for name in Batch._fields}
+            return batch_loss(
+                lora.ready(join(mine, rest), micro), fields, ROTATION, dtype="float32", **static
+            )[0]
+
+        return float(
+            total(
+                *(jax.device_put(tree, shardings(mesh.shard(tree))) for tree in (mine, rest)), micro
+            )
+        )
+
+    whole = measured_on(Mesh(), 2**20)
+    for mesh in (Mesh(), Mesh(seq=2)):
+        assert measured_on(mesh, 8) == pytest.approx(whole, rel=2e-6), mesh
+    without = {name: x for name, x in micro.items() if name != "dropout"}
+    assert abs(float(loss(mine, rest, without, lora=lora)) - whole) > 1e-3 * whole
+
+
+def training(texts, trainable, **changes):
+    return dataclasses.replace(tiny_experiment(texts, steps=10, **changes), trainable=trainable)
+
+
+SUBSETS = [
+    LoRA(rank=4, dropout=0.2, also=("norm", "embed_tokens")),
+    LastLayers(1),
+]
+
+
+@pytest.mark.parametrize("trainable", SUBSETS, ids=["lora", "last-layers"])
+def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(
+    texts, tmp_path, trainable
+):
+    experiment, stop = training(texts, trainable, accumulate=2, batch_size=2), threading.Event()
+    whole = start(experiment, tmp_path / "whole")
+    start(experiment, tmp_path / "run", At(4, stop.set), stop=stop)
+    assert bits(start(experiment, tmp_path / "run")) == bits(whole)
+    assert measured(tmp_path / "run") == measured(tmp_path / "whole")
+    losses = [row[1] for row in measured(tmp_path / "whole")]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
+    # The checkpoint holds what was trained, and no more.
+    stored, _ = load_params(tmp_path / "run" / "checkpoints")
+    assert bits(stored) == bits(whole) and jax.tree.structure(stored) == jax.tree.structure(
+        trainable.shapes(CONFIG)[0]
+    )
+    merged = loading._run_params(RunDir(tmp_path / "run"), CONFIG, experiment.mesh, trust=False)
+    prepared = trainable.prepare(tiny_base().params, experiment.seed)
+    expected = trainable.merged(join(whole, split(prepared, trainable.pattern(CONFIG))[1]))
+    assert bits(merged) == bits(expected)
+    untouched = "gate_proj" if isinstance(trainable, LoRA) else "embed"
+    for (path, now), before in zip(
+        jax.tree_util.tree_leaves_with_path(merged),
+        jax.tree.leaves(tiny_base().params),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path)
+        same = np.asarray(now) == np.asarray(before)
+        assert not same.all() or untouched in name or "mlp" in name, f"{name} was not trained"
+        assert same.all() or untouched not in name, f"{name} was trained"
+        if isinstance(trainable, LastLayers) and "segments" in name:
+            assert same[0].all() and not same[1].all()
+
+
+def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
+    from support.llamas import TINY, random_params, tokenizer
+
+    def write(seed: int) -> None:
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        hf.save(
+            tmp_path / "base",
+            TINY,
+            random_params(seed=seed),
+            Unscaled(),
+            tokenizer(),
+            dtype="float32",
+        )
+
+    write(0)
+    experiment = dataclasses.replace(
+        training(texts, LoRA(rank=2)), init=str(tmp_path / "base"), model=None
+    )
+    experiment = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, steps=2)
+    )
+    from ctxext.pipeline import train_only
+
+    run = train_only(experiment, tmp_path / "run", track=())
+    tokens = np.arange(40)[None]
+    logits = np.asarray(loading.load(run).logits(tokens))
+    assert np.abs(logits - np.asarray(loading.load(tmp_path / "base").logits(tokens))).max() > 1e-3
+    write(1)
+    with pytest.raises(ValueError, match="does not hold the parameters that .*run was trained on"):
+        loading.load(run)
+    with pytest.raises(ValueError, match="was started with other base"):
+        train_only(experiment, tmp_path / "run", track=())
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(
+        ValueError, match="holds only what it trained, and its base .*base cannot be opened"
+    ):
+        loading.load(run)
+    write(0)
+    np.testing.assert_array_equal(loading.load(run).logits(tokens), logits)
+
+
+@pytest.mark.check
+def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path):
+    from support.llamas import TINY, random_params, tokenizer
+
+    hf.save(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    for number, trainable in enumerate((LoRA(rank=2, also=("norm",)), LastLayers(1))):
+        experiment = dataclasses.replace(
+            training(texts, trainable, dtype="bfloat16"), init=str(tmp_path / "base"), model=None
+        )
+        experiment = dataclasses.replace(
+            experiment, train=dataclasses.replace(experiment.train, steps=2)
+        )
+        narrow, wide = loading.open_base(experiment, to_train=True), loading.open_base(experiment)
+        leaves = jax.tree_util.tree_leaves_with_path(narrow.params)
+        kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in leaves}
+        assert {name for name, kind in kinds.items() if kind == jnp.bfloat16} == {
+            name
+            for name in kinds
+            if (not name.endswith("['weight']") if number == 0 else "embed_tokens" in name)
+        }
+        runs = [RunDir(tmp_path / f"{number} {i}").open(experiment) for i in (0, 1)]
+        states = [
+            train(experiment, run, base, progress=False)
+            for run, base in zip(runs, (narrow, wide), strict=True)
+        ]
+        assert bits(states[0]) == bits(states[1])
+
+
+def test_full_is_what_it_always_was():
+    assert split(tiny.params(), Full().pattern(tiny.CONFIG)) == (tiny.params(), {})

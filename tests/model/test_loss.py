@@ -1,0 +1,185 @@
+"""Cross-entropy in chunks against the textbook, in values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ctxext.attention import Causal
+from ctxext.model import loss as loss_module
+from ctxext.model.loss import batch_loss, token_losses, token_scores
+from ctxext.rope import Unscaled
+from support import tiny
+
+B, T, D, V = 3, 37, 16, 50
+
+
+def problem(dtype: str = "float32"):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(B, T, D)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(D, V)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+    weights = jnp.asarray(rng.uniform(size=(B, T)), jnp.float32)
+    return hidden, kernel, targets, weights
+
+
+def reference(hidden, kernel, targets):
+    return optax.softmax_cross_entropy_with_integer_labels(
+        hidden.astype(jnp.float32) @ kernel, targets
+    )
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    """All at once, one token over a chunk, five chunks, and one token at a time."""
+    hidden, kernel, targets, weights = problem()
+
+    def total(function):
+        def weighted(hidden, kernel):
+            losses = function(hidden, kernel, targets)
+            return (losses * weights).sum(), losses
+
+        return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))(hidden, kernel)
+
+    (_, expected), expected_gradients = total(reference)
+    for chunk in (2**24, B * V * (T - 1), B * V * 8, 1):
+        monkeypatch.setattr(loss_module, "CHUNK", chunk)
+        (_, losses), gradients = total(token_losses)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+        for actual, right in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_hold_the_loss_and_say_what_greedy_takes(monkeypatch: pytest.MonkeyPatch):
+    """In any chunks: the same losses, and how far, in float64, the best logit lies above the target's."""
+    hidden, kernel, targets, _ = problem()
+    logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
+    targets = targets.at[:, ::3].set(jnp.asarray(logits.argmax(-1)[:, ::3], jnp.int32))
+    behind = logits.max(-1) - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    for chunk in (2**24, B * V * 8):
+        monkeypatch.setattr(loss_module, "CHUNK", chunk)
+        found = token_scores(hidden, kernel, targets)
+        np.testing.assert_array_equal(found[..., 0], token_losses(hidden, kernel, targets))
+        np.testing.assert_allclose(found[..., 1], behind, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(
+            np.asarray(found[..., 1]) == 0, logits.argmax(-1) == np.asarray(targets)
+        )
+
+
+def test_few_logits_at_once(monkeypatch: pytest.MonkeyPatch):
+    """No array of [B, T, V] anywhere, forward or backward."""
+    monkeypatch.setattr(loss_module, "CHUNK", B * V * 4)
+    hidden, kernel, targets, weights = problem()
+    step = jax.value_and_grad(lambda h, k: (token_losses(h, k, targets) * weights).sum(), (0, 1))
+    text = str(jax.make_jaxpr(step)(hidden, kernel))
+    assert f"{B},4,{V}" in text and f"{B},{T},{V}" not in text and f"{B},40,{V}" not in text
+
+
+def test_bfloat16_gradients_of_many_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch):
+    """A bfloat16 sum over 200 equal chunks stalls far below the truth."""
+    monkeypatch.setattr(loss_module, "CHUNK", V)
+    hidden = jnp.broadcast_to(problem("bfloat16")[0][:1, :1], (1, 600, D))
+    kernel, targets = problem()[1], jnp.zeros((1, 600), jnp.int32)
+    gradient = jax.jit(jax.grad(lambda k: token_losses(hidden, k, targets).sum()))(kernel)
+    expected = jax.grad(lambda k: reference(hidden, k, targets).sum())(kernel)
+    np.testing.assert_allclose(
+        gradient, expected, rtol=0.02, atol=0.02 * float(abs(expected).max())
+    )
+
+
+LENGTH = 28  # one shape, so one compiled step for the tests below
+
+
+def batch(
+    tokens: np.ndarray, segments: np.ndarray | None = None, positions: np.ndarray | None = None
+) -> dict:
+    """Targets are the next token; a target in another segment, or in padding (0), weighs nothing."""
+    rows, length = tokens.shape
+    segments = np.ones_like(tokens) if segments is None else segments
+    positions = (
+        np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+        if positions is None
+        else positions
+    )
+    tokens, segments, positions = (
+        np.pad(x, ((0, 0), (0, LENGTH - length))) for x in (tokens, segments, positions)
+    )
+    inside = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
+    arrays = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "weights": inside.astype(np.float32),
+        "positions": positions[:, :-1],
+        "segment_ids": segments[:, :-1],
+    }
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+@functools.partial(jax.jit, static_argnames="remat")
+def loss_and_gradient(arrays: dict, rotation, remat: str = "none"):
+    def loss(params):
+        return batch_loss(
+            params,
+            arrays,
+            rotation,
+            config=tiny.CONFIG,
+            attention=Causal(),
+            kernel="blocked",
+            dtype="float32",
+            remat=remat,
+        )[0]
+
+    return jax.value_and_grad(loss)(tiny.params())
+
+
+ROTATION = Unscaled().rope(tiny.CONFIG.rope_base(), 64).rotation()
+
+
+def test_packed_documents_weigh_as_if_they_stood_alone():
+    """Two documents and padding in one row: the sum of both losses, and the sum of both gradients."""
+    first, second = tiny.tokens(1, 14, 1), tiny.tokens(1, 9, 2)
+    segments, positions = (
+        np.array([[1] * 14 + [2] * 9], np.int32),
+        np.r_[0:14, 0:9][None].astype(np.int32),
+    )
+    packed = batch(np.concatenate([first, second], 1), segments, positions)
+    assert float(packed["weights"].sum()) == 13 + 8
+    together, gradient = loss_and_gradient(packed, ROTATION)
+    losses, gradients = zip(
+        *(loss_and_gradient(batch(x), ROTATION) for x in (first, second)), strict=True
+    )
+    np.testing.assert_allclose(together, sum(losses), rtol=1e-6)
+    for actual, a, b in zip(*map(jax.tree.leaves, (gradient, *gradients)), strict=True):
+        np.testing.assert_allclose(actual, a + b, rtol=1e-4, atol=1e-4 * float(abs(a + b).max()))
+
+
+def test_batch_loss_is_the_reference_and_so_is_the_door():
+    tokens = tiny.tokens(1, LENGTH)
+    value, _ = loss_and_gradient(batch(tokens), ROTATION)
+    logits = tiny.lm(kernel="dense").logits(tokens[:, :-1])
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    np.testing.assert_allclose(value, expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(tiny.lm().loss(tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_remat_changes_neither_loss_nor_gradients():
+    arrays = batch(tiny.tokens(1, LENGTH))
+    value, gradients = loss_and_gradient(arrays, ROTATION)
+    for remat in ("attention", "full"):
+        again, others = loss_and_gradient(arrays, ROTATION, remat=remat)
+        np.testing.assert_allclose(value, again, rtol=1e-6)
+        for a, b in zip(*map(jax.tree.leaves, (gradients, others)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(abs(b).max()))
+
+    def loops(remat: str) -> int:
+        return str(
+            jax.make_jaxpr(functools.partial(loss_and_gradient, remat=remat))(arrays, ROTATION)
+        ).count("while[")
+
+    assert (
+        loops("none") == loops("attention") < loops("full")
+    )  # attention is done again in the last alone
+    with pytest.raises(ValueError, match="remat 'some' is not known"):
+        loss_and_gradient(arrays, ROTATION, remat="some")

@@ -1,0 +1,219 @@
+"""What is trained: the split of the tree, the memory that the compiler counts for it, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from ctxext.cli.overrides import override, swap_method
+from ctxext.data import Batch, Files
+from ctxext.experiment import Experiment, Train, from_json, to_json
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import param_shapes
+from ctxext.model.trainable import Full, LastLayers, LoRA, checksum, join, split
+from ctxext.optim import Optim
+from ctxext.rope import Unscaled
+from ctxext.rundir import RunDir
+from ctxext.training.loop import compiled_step, train
+from ctxext.training.state import state_shapes
+from model.test_lora import training
+from support import tiny
+from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
+
+MIDDLE = LlamaConfig(2048, 256, 512, 6, 4, 2, 64, 1e-5, 1e4, 256)
+CHOICES = [Full(), LoRA(), LoRA(also=("norm", "embed_tokens")), LastLayers(2)]
+
+
+def names(tree) -> set[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves}
+
+
+def count(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("trainable", [*CHOICES, LastLayers(6)], ids=str)
+def test_every_parameter_is_on_one_side_and_the_trained_ones_are_those_meant(trainable):
+    mine, rest = trainable.shapes(MIDDLE)
+    assert not names(mine) & names(rest)
+    D, F, KV, L = 256, 512, 128, 6
+    layer = 2 * D * D + 2 * D * KV + 3 * D * F + 2 * D
+    adapters = 8 * L * (2 * (D + D) + 2 * (D + KV))
+    wanted = {
+        Full(): L * layer + 2 * 2048 * D + D,
+        LoRA(): adapters,
+        LoRA(also=("norm", "embed_tokens")): adapters + 2048 * D + (2 * L + 1) * D,
+        LastLayers(2): 2 * layer + D + 2048 * D,
+        LastLayers(6): 6 * layer + D + 2048 * D,
+    }[trainable]
+    assert count(mine) == wanted
+    assert count(mine) + count(rest) == MIDDLE.num_parameters + (
+        adapters if isinstance(trainable, LoRA) else 0
+    )
+
+
+def compiled(trainable, dtype):
+    settings = Train(2, 256, 2, dtype=dtype, remat="full")
+    experiment = Experiment(
+        "x", Files("x"), Optim(1e-3), settings, model=MIDDLE, trainable=trainable
+    )
+    params, opt_state, frozen = state_shapes(experiment, MIDDLE)
+    shape = (1, 2, 256)
+    batch = {
+        f: jax.ShapeDtypeStruct(shape, np.float32 if f == "weights" else np.int32)
+        for f in Batch._fields
+    }
+    rotation = Unscaled().rope(MIDDLE.rope_base(), 256).rotation()
+    step = (
+        compiled_step(experiment, MIDDLE)
+        .lower(params, opt_state, batch, rotation, frozen)
+        .compile()
+    )
+    other = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((batch, rotation)))
+    return step.memory_analysis(), count(params), count(frozen), other
+
+
+@pytest.mark.check
+def test_the_compiler_counts_the_subset_and_not_the_model():
+    measured = {(trainable, "float32"): compiled(trainable, "float32") for trainable in CHOICES}
+    full, total, *_ = measured[Full(), "float32"]
+    measured[LoRA(), "bfloat16"] = compiled(LoRA(), "bfloat16")
+    for (trainable, dtype), (memory, mine, rest, other) in measured.items():
+        # float32 parameters and two moments, the rest once, and AdamW's count of steps with the schedule's
+        exact = 12 * mine + {"float32": 4, "bfloat16": 2}[dtype] * rest + other
+        assert exact <= memory.argument_size_in_bytes <= exact + 64, trainable
+        assert 12 * mine <= memory.output_size_in_bytes <= 12 * mine + 1024  # a pointer each
+        if (
+            trainable != Full() and dtype == "float32"
+        ):  # a CPU multiplies bfloat16 by way of float32 copies
+            # What is not trained has no float32 gradient, which is the least that must be gone.
+            assert full.temp_size_in_bytes - memory.temp_size_in_bytes > 4 * (total - mine)
+
+
+def test_layers_before_the_last_ones_have_no_backward_pass():
+    def flops(trainable) -> float:
+        mine, rest = split(trainable.prepare(tiny.params(config), 0), trainable.pattern(config))
+        from ctxext.attention import Causal
+        from ctxext.model.loss import batch_loss
+
+        def loss(mine, batch):
+            static = {
+                "config": config,
+                "attention": Causal(),
+                "kernel": "dense",
+                "dtype": "float32",
+                "remat": "none",
+            }
+            return batch_loss(trainable.ready(join(mine, rest), {}), batch, rotation, **static)[0]
+
+        rows = np.zeros((1, 64), np.int32)
+        batch = {
+            f: jax.numpy.asarray(rows, np.float32 if f == "weights" else np.int32)
+            for f in Batch._fields
+        }
+        text = str(jax.make_jaxpr(jax.grad(loss))(mine, batch))
+        return text.count("scan[")
+
+    config = tiny.config(num_hidden_layers=4)
+    rotation = Unscaled().rope(config.rope_base(), 64).rotation()
+    # Forward and backward over one stack are two scans; over a frozen and a trained one three, not four.
+    assert (flops(Full()), flops(LastLayers(2)), flops(LastLayers(4))) == (2, 3, 2)
+
+
+@pytest.mark.check
+def test_frozen_parameters_keep_every_bit_and_the_base_is_not_given_away(tmp_path):
+    texts, base = write_texts(tmp_path / "texts"), tiny_base()
+    before = checksum(base.params)
+    for number, trainable in enumerate((LoRA(), LastLayers(1))):
+        experiment = training(texts, trainable)
+        experiment = dataclasses.replace(
+            experiment, train=dataclasses.replace(experiment.train, steps=2)
+        )
+        train(experiment, RunDir(tmp_path / str(number)).open(experiment), base, progress=False)
+        assert checksum(base.params) == before
+
+
+def test_a_checksum_sees_one_bit_and_an_exchange():
+    tree = {
+        "a": jax.numpy.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        "b": jax.numpy.ones((3,), jax.numpy.bfloat16),
+    }
+    one = np.array(tree["a"])
+    one.view(np.uint32)[1, 2, 3] ^= 1
+    swapped = np.array(tree["a"])
+    swapped[0, 0, 0], swapped[1, 0, 0] = swapped[1, 0, 0], swapped[0, 0, 0]
+    others = [
+        {**tree, "a": one},
+        {**tree, "a": swapped},
+        {"a": tree["a"], "c": tree["b"]},
+        {**tree, "a": tree["a"].reshape(4, 3, 2)},
+    ]
+    assert len({checksum(t) for t in (tree, *others)}) == 5
+    assert checksum(jax.tree.map(np.asarray, tree)) == checksum(tree)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoRA(rank=0), "trainable.rank must be at least 1, got 0"),
+        (lambda: LoRA(alpha=0.0), "trainable.alpha must be positive"),
+        (lambda: LoRA(alpha=float("nan")), "trainable.alpha must be positive"),
+        (lambda: LoRA(dropout=1.0), "trainable.dropout must be at least 0 and below 1"),
+        (lambda: LoRA(targets=()), "trainable.targets is empty"),
+        (lambda: LoRA(targets=("q",)), "trainable.targets: 'q' is not one of q_proj, k_proj"),
+        (lambda: LoRA(targets=("q_proj", "q_proj")), "names something twice"),
+        (
+            lambda: LoRA(also=("embed",)),
+            "trainable.also: 'embed' is not one of norm, embed_tokens, lm_head",
+        ),
+        (lambda: LastLayers(0), "trainable.n must be at least 1"),
+        (lambda: LastLayers(3).shapes(CONFIG), "trainable.n 3 is more than the 2 layers"),
+        (
+            lambda: LoRA(also=("lm_head",)).shapes(CONFIG),
+            "lm_head is its embedding; name embed_tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_says_why(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_experiment_says_what_it_trains_only_if_it_is_not_everything(tmp_path):
+    plain = tiny_experiment(tmp_path)
+    assert "trainable" not in to_json(plain) and "rates" not in to_json(plain)["optim"]
+    some = dataclasses.replace(plain, trainable=LoRA(also=("norm",)))
+    assert from_json(to_json(some)) == some and some.fingerprint != plain.fingerprint
+    assert dataclasses.replace(plain, trainable=Full()).fingerprint == plain.fingerprint
+
+
+def test_the_command_line_chooses_what_is_trained(tmp_path):
+    plain = tiny_experiment(tmp_path)
+    argv = ["--trainable.rank", "16", "--trainable.also", "norm", "embed_tokens"]
+    assert override(swap_method(plain, "lora", argv), argv).trainable == LoRA(
+        rank=16, also=("norm", "embed_tokens")
+    )
+    assert swap_method(plain, "lora", ["--trainable.targets", "q_proj"]).trainable == LoRA(
+        targets=("q_proj",)
+    )
+    assert swap_method(plain, "last-layers", ["--trainable.n=2"]).trainable == LastLayers(2)
+    assert swap_method(swap_method(plain, "lora", []), "full", []) == plain
+    again = override(
+        swap_method(plain, "lora", argv[:2]), ["--trainable.alpha", "32", "--trainable.rslora"]
+    )
+    assert again.trainable == LoRA(rank=16, alpha=32.0, rslora=True)
+    argv = ["--trainable.rslora", "--trainable.rank", "4"]
+    assert override(swap_method(plain, "lora", argv), argv).trainable == LoRA(rank=4, rslora=True)
+    with pytest.raises(ValueError, match="'last-layers' needs n"):
+        swap_method(plain, "last-layers", [])
+    with pytest.raises(ValueError, match="unknown option --trainable.rang; did you mean rank"):
+        swap_method(plain, "lora", ["--trainable.rang", "4"])
+
+
+def test_split_and_join_are_inverse():
+    tree = param_shapes(tiny.CONFIG)
+    for pattern in ("", "norm", r"\bkernel$", "nothing"):
+        one, other = split(tree, pattern)
+        assert join(one, other) == tree and names(one) | names(other) == names(tree)

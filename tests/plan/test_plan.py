@@ -1,0 +1,410 @@
+"""`ctxext plan`: memory against the compilers' own peaks, operations against the traced program, and refusals."""
+
+import dataclasses
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ctxext.attention import Causal
+from ctxext.cli.main import main
+from ctxext.data import Batch
+from ctxext.experiment import Experiment, load_experiment
+from ctxext.methods import LMInfinite, SelfExtend
+from ctxext.model.config import SHAPES
+from ctxext.model.loss import batch_loss
+from ctxext.model.trainable import Full, LastLayers, LoRA, Trainable, join
+from ctxext.parallel.mesh import Mesh
+from ctxext.plan import compile_request
+from ctxext.plan.accelerators import ACCELERATORS, GIB, PREALLOCATED, of_kind, topology
+from ctxext.plan.compile_worker import needs_and_has
+from ctxext.plan.flops import step_flops, visible_pairs
+from ctxext.plan.gpu_target import CHIPS
+from ctxext.plan.job import Job, axes, count
+from ctxext.plan.memory import cache_bytes, memory
+from ctxext.plan.search import MARGIN, meshes, search
+from ctxext.rope import RopeBase, Unscaled
+from support import tiny
+from support.tiny_train import tiny_experiment
+
+RECIPE = Path(__file__).parents[2] / "experiments" / "llama2_7b_yarn_8k.py"
+FULL = Full()
+PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
+
+
+def step(
+    model: str, seq_len: int, mesh: Mesh, trainable: Trainable = FULL, **train
+) -> tuple[Experiment, Job]:
+    """The recipe's step on another model, length and mesh: bfloat16, full remat, one row a device."""
+    experiment, devices = load_experiment(RECIPE), math.prod(mesh.sizes.values())
+    settings = {"seq_len": seq_len, "batch_size": mesh.data * mesh.fsdp, "accumulate": 1, **train}
+    experiment = dataclasses.replace(
+        experiment,
+        mesh=mesh,
+        model=SHAPES[f"llama2-{model}"],
+        trainable=trainable,
+        train=dataclasses.replace(experiment.train, **settings),
+    )
+    return experiment, Job.of(experiment, SHAPES[f"llama2-{model}"], devices)
+
+
+# GiB a device by the compiler at default effort (libtpu 0.0.42.1, jax 0.10.2), as `ctxext plan EXPERIMENT --topology
+# TOPOLOGY --compile --precise` prints it; experiments/LOG.md has the topologies.
+@pytest.mark.parametrize(
+    ("model", "seq_len", "mesh", "train", "peak"),
+    [
+        ("7b", 8192, Mesh(fsdp=16), {}, 9.62),
+        ("7b", 32768, Mesh(fsdp=16), {}, 17.83),
+        ("7b", 32768, Mesh(fsdp=4, seq=4), {}, 9.68),
+        ("7b", 131072, Mesh(fsdp=8, seq=8), {}, 8.23),
+        ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 29.80),
+        ("13b", 32768, Mesh(fsdp=16), {}, 29.39),
+        ("7b", 8192, Mesh(), {"trainable": LoRA(rank=8)}, 15.74),
+    ],
+)
+def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, peak):
+    assert memory(step(model, seq_len, mesh, **train)[1], "tpu").peak / GIB == pytest.approx(
+        peak, rel=0.1
+    )
+
+
+# The same by the GPU compiler for H100 (jax-cuda12-plugin 0.10.2), as `ctxext plan ... --topology h100:N --compile`.
+ON_GPU = [
+    ("7b", 8192, Mesh(fsdp=8), {}, 17.21),
+    ("7b", 8192, Mesh(fsdp=8), {"remat": "none"}, 60.95),
+    ("7b", 8192, Mesh(fsdp=8), {"remat": "attention"}, 18.90),
+    ("7b", 8192, Mesh(fsdp=4, tensor=2), {}, 16.71),
+    ("7b", 65536, Mesh(fsdp=2, seq=2, tensor=2), {}, 24.44),
+    ("7b", 131072, Mesh(seq=8), {}, 19.97),
+    ("7b", 8192, Mesh(seq=8), {"trainable": LoRA()}, 2.96),
+    ("70b", 8192, Mesh(seq=8), {"trainable": LoRA()}, 24.95),
+    ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 32.61),
+    ("70b", 8192, Mesh(fsdp=32), {"accumulate": 2}, 56.98),
+    ("13b", 8192, Mesh(), {"trainable": LoRA(), "accumulate": 64}, 29.53),
+]
+
+NEEDS_GPU_COMPILER = pytest.mark.skipif(
+    not compile_request.compiler_is_there("gpu"), reason="needs the extra [plan-gpu]"
+)
+
+
+@pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
+def test_memory_on_gpus_is_within_a_twentieth_of_the_compiler(model, seq_len, mesh, train, peak):
+    assert memory(step(model, seq_len, mesh, **train)[1], "gpu").peak / GIB == pytest.approx(
+        peak, rel=0.05
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compile_request.compiler_is_there("tpu"), reason="needs the extra [plan]")
+def test_the_tpu_compiler_still_says_so():
+    experiment, _ = step("7b", 8192, Mesh(fsdp=16))
+    verdict = compile_request.ask(
+        experiment, SHAPES["llama2-7b"], Unscaled(), "v5e:4x4", precise=True
+    )
+    assert verdict.needs / GIB == pytest.approx(9.62, rel=0.02) and verdict.fits
+
+
+@pytest.mark.slow
+@NEEDS_GPU_COMPILER
+@pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
+def test_the_gpu_compiler_still_says_so(model, seq_len, mesh, train, peak):
+    experiment, job = step(model, seq_len, mesh, **train)
+    verdict = compile_request.ask(
+        experiment, SHAPES[f"llama2-{model}"], Unscaled(), f"h100:{job.devices}"
+    )
+    assert verdict.needs / GIB == pytest.approx(peak, rel=0.02) and verdict.fits == (peak < 60)
+
+
+@pytest.mark.slow
+@NEEDS_GPU_COMPILER
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_gpu_compiler_knows_every_chip(name):
+    experiment, _ = step("7b", 8192, Mesh(fsdp=8))
+    verdict = compile_request.ask(experiment, SHAPES["llama2-7b"], Unscaled(), f"{name}:8")
+    assert verdict.needs / GIB == pytest.approx(17.2, rel=0.02)
+
+
+def test_every_gpu_can_be_described_to_its_compiler():
+    gpus = [x for x in ACCELERATORS.values() if x.platform == "gpu"]
+    assert [x.name for x in gpus] == [*CHIPS]
+    for gpu in gpus:
+        chip = CHIPS[gpu.name]
+        assert of_kind(chip.name) is gpu
+        assert gpu.memory / PREALLOCATED == pytest.approx(chip.memory, rel=0.02)
+        assert f'device_description_str: "{chip.name}"' in chip.target
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_parameters_optimiser_and_gradients_are_exact(model):
+    _, job = step(model, 4096, Mesh(fsdp=8))
+    N, whole = PARAMETERS[model], 4096 * 4
+    assert count(job.trees.trained) == N
+    found = memory(job, "tpu")
+    for name, numbers in (("trained parameters", N), ("optimiser state", 2 * N)):
+        assert (
+            4 * numbers / 8 <= found.always[name] < 1.001 * 4 * numbers / 8 + whole
+        )  # norms are whole everywhere
+    assert found.backward["gradients"] == found.always["trained parameters"]
+    twice = memory(dataclasses.replace(job, accumulate=2), "tpu")
+    assert twice.backward["gradients"] == 2 * found.backward["gradients"]
+
+
+def test_bytes_are_those_that_the_mesh_places():
+    mesh = Mesh(data=2, fsdp=2, tensor=2)
+    _, job = step("7b", 4096, mesh)
+    placed = jax.tree.leaves(mesh.shard(job.trees.optimizer))
+    counted = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
+    assert job.bytes(job.trees.optimizer) == counted
+
+
+def test_the_cache_is_what_generation_allocates():
+    _, job = step("70b", 4096, Mesh(fsdp=2, tensor=4))
+    config = SHAPES["llama2-70b"]
+    whole = (
+        2
+        * np.prod((config.num_hidden_layers, 2, 6000, config.num_key_value_heads, config.head_dim))
+        * 2
+    )
+    assert cache_bytes(job, 6000) == whole // 8
+
+
+@pytest.mark.parametrize("attention", [Causal(), LMInfinite(2, 24), SelfExtend(4, 16)], ids=str)
+@pytest.mark.parametrize("T", [1, 63, 300, 1000])
+def test_visible_pairs_are_counted_exactly(attention, T):
+    index = np.arange(T)
+    masks = [piece.mask.visible(index[:, None], index[None, :]) for piece in attention.pieces()]
+    assert visible_pairs(attention, T) == sum(int(np.sum(mask)) for mask in masks)
+
+
+def products(jaxpr, times: int = 1) -> int:
+    """Multiply-adds of all matrix products in a traced program, times 2, loops counted as often as they run.
+
+    A norm's weight, which scales, is a `dot_general` without a free dimension on its side, and no matrix product.
+    """
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), (batch, _) = eqn.params["dimension_numbers"]
+            if any(x.aval.ndim == len(contract) + len(batch) for x in eqn.invars):
+                continue
+            inner = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+            total += 2 * times * inner * math.prod(eqn.outvars[0].aval.shape)
+        assert eqn.primitive.name != "while", "how often it runs is not known here"
+        inside = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+        for value in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                total += products(getattr(value, "jaxpr", value), inside)
+    return total
+
+
+def traced(config, *, remat: str, gradient: bool, trainable: Trainable = FULL):
+    """(job, its loss and gradient as a function, the arguments) with the dense kernel, which does all pairs."""
+    experiment = tiny_experiment(Path("texts"), seq_len=48, batch_size=2)
+    experiment = dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(
+            experiment.train, remat=remat, kernel="dense", seq_len=48, batch_size=2
+        ),
+    )
+    job = Job.of(dataclasses.replace(experiment, trainable=trainable), config, 1)
+    batch = {
+        x: jax.ShapeDtypeStruct((2, 48), np.float32 if x == "weights" else np.int32)
+        for x in Batch._fields
+    }
+    rotation = Unscaled().rope(RopeBase(config.head_dim, 1e4, 32), 48).rotation()
+
+    def loss(trained, frozen, batch):
+        params = trainable.ready(join(trained, frozen), batch)
+        return batch_loss(
+            params,
+            batch,
+            rotation,
+            config=config,
+            attention=Causal(),
+            kernel="dense",
+            dtype="float32",
+            remat=remat,
+        )
+
+    function = jax.value_and_grad(loss, has_aux=True) if gradient else loss
+    return job, function, (*trainable.shapes(config), batch)
+
+
+@pytest.mark.parametrize(
+    "trainable", [LoRA(rank=4), LoRA(rank=4, also=("embed_tokens", "norm")), LastLayers(1)], ids=str
+)
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+def test_operations_of_subsets_are_within_a_hundredth(trainable, remat):
+    for gradient in False, True:
+        job, function, arguments = traced(
+            tiny.config(), remat=remat, gradient=gradient, trainable=trainable
+        )
+        flops = step_flops(job, pairs=48 * 48)
+        counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+        assert (flops.total if gradient else flops.forward) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_hidden_layers": 3}, {"tie_word_embeddings": True}], ids=str
+)
+def test_operations_are_those_of_the_traced_program(changes, remat):
+    config = tiny.config(**changes)
+    for gradient in False, True:
+        job, function, arguments = traced(config, remat=remat, gradient=gradient)
+        flops = step_flops(job, pairs=48 * 48)
+        assert products(jax.make_jaxpr(function)(*arguments).jaxpr) == (
+            flops.total if gradient else flops.forward
+        )
+
+
+def test_operations_agree_with_the_compiler_s_count():
+    config = tiny.config(
+        num_hidden_layers=1, hidden_size=256, intermediate_size=768, head_dim=64
+    )  # a loop counts once
+    job, function, arguments = traced(config, remat="none", gradient=True)
+    analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    counted = analysis["flops"] if analysis else 0
+    assert step_flops(job, pairs=48 * 48).total == pytest.approx(
+        counted, rel=0.05
+    )  # it counts element by element too
+
+
+def test_a_step_of_7b_by_hand():
+    _, job = step("7b", 8192, Mesh(fsdp=8))
+    matrices = PARAMETERS["7b"] - 32000 * 4096 - 65 * 4096  # no look-up and no norms
+    attention = (
+        32 * 6 * 2 * 4096 * (8192 + 1) / 2
+    )  # three passes, scores and values, half of the pairs
+    assert step_flops(job).model / (8 * 8192) == pytest.approx(6 * matrices + attention, rel=1e-9)
+
+
+def test_the_arithmetic_takes_no_time():
+    _, job = step("70b", 131072, Mesh(fsdp=8))
+    start = time.process_time()
+    memory(job, "tpu"), step_flops(job)
+    assert time.process_time() - start < 1
+
+
+def test_search_finds_the_edge():
+    experiment, _ = step("7b", 8192, Mesh(fsdp=16))
+    device, devices = topology("v5e:4x4")
+    found = search(experiment, SHAPES["llama2-7b"], device, devices)
+    assert {c.experiment.train.remat for c in found} == {"none", "attention", "full"}
+    assert found[0].seq_len == max(c.seq_len for c in found) > 8192
+    for candidate in found[:3]:
+        job = Job.of(candidate.experiment, SHAPES["llama2-7b"], devices)
+        assert memory(job, "tpu").peak <= (1 - MARGIN) * device.memory
+        longer = dataclasses.replace(job, seq_len=job.seq_len + 1024)
+        assert memory(longer, "tpu").peak > (1 - MARGIN) * device.memory
+
+
+def test_meshes_use_all_devices_and_whole_heads():
+    for mesh in meshes(SHAPES["llama2-70b"], 16):
+        sizes = axes(mesh, 16)
+        assert math.prod(sizes.values()) == 16 and 8 % sizes["tensor"] == 0
+    assert Mesh(fsdp=2, tensor=8) in meshes(SHAPES["llama2-70b"], 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "devices"),
+    [
+        ("v5p:2x2x4", "v5p", 16),
+        ("v4:2x2x1", "v4", 8),
+        ("V6E:1x1", "v6e", 1),
+        ("h100:8", "h100-80", 8),
+        ("a100-40:4", "a100-40", 4),
+        ("cpu:2", "cpu", 2),
+    ],
+)
+def test_topologies(text, name, devices):
+    assert (topology(text)[0].name, topology(text)[1]) == (name, devices)
+
+
+@pytest.mark.parametrize(
+    ("error", "needs", "has"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: ... Total hbm usage (28.15G) exceeds available HBM (15.75G)",
+            28.15,
+            15.75,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 213.00G of 95.74G hbm.",
+            213.0,
+            95.74,
+        ),
+    ],
+)
+def test_the_compiler_s_refusal_is_read(error, needs, has):
+    assert needs_and_has(error) == (needs * GIB, has * GIB)
+
+
+def plan(capsys, *options: str) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["plan", str(RECIPE), *options])
+    out, err = capsys.readouterr()
+    return code, err if code else out
+
+
+def test_the_command_says_what_fits(capsys):
+    code, out = plan(capsys)
+    assert code == 0 and "6,738,415,616 parameters" in out
+    assert all(f"{name} (arithmetic)" in out for name in ACCELERATORS)
+    code, out = plan(capsys, "--topology", "v5e:2x4")
+    assert "does not fit, needs 19." in out and "15.75" in out
+    data = json.loads(plan(capsys, "--topology", "v5p:2x2x2", "--json")[1])
+    assert data["verdicts"][0]["fits"] and data["parameters"] == PARAMETERS["7b"]
+    assert sum(data["bytes_at_peak"].values()) == data["verdicts"][0]["needs"]
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("topology", ["v5p:2x2x4", "h100:8"])
+def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
+    found = json.loads(plan(capsys, "--topology", topology, "--search", "--json")[1])["candidates"]
+    for winner in (found[0], next(x for x in found if "--method" not in x["flags"])):
+        data = json.loads(
+            plan(capsys, "--topology", topology, *winner["flags"].split(), "--json")[1]
+        )
+        assert data["verdicts"][0]["fits"] and data["verdicts"][0]["needs"] == winner["needs"]
+    assert "--method lora" in found[0]["flags"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology", "v9:2x2"], "accelerator 'v9' is not one of v4, v5e"),
+        (["--topology", "a100:8"], "accelerator 'a100' is not one of"),
+        (["--topology", "v5p:2x2"], "write v5p with 3 numbers, such as v5p:2x2x2"),
+        (
+            ["--topology", "v5p:2x2x4"],
+            "is for 8 devices, the topology has 16; --mesh.fsdp -1 takes them all",
+        ),
+        (["--topology", "v5p:2x2x4", "--mesh.fsdp", "16"], "train.batch_size 8 .* multiple of 16"),
+        (["--mesh.fsdp", "-1"], "say which with --topology"),
+        (["--search"], "need --topology"),
+        (["--compile"], "need --topology"),
+        (
+            ["--topology", "cpu:8", "--compile"],
+            "--compile asks the compilers of v4, v5e, .*, b200; not of cpu:8",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(options, message, capsys):
+    code, err = plan(capsys, *options)
+    assert code == 2
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:2x4", "plan"), ("h100:8", "plan-gpu")])
+def test_compiling_without_the_compiler_says_what_to_install(topology, extra, capsys, monkeypatch):
+    monkeypatch.setattr(compile_request.importlib.util, "find_spec", lambda name: None)
+    assert f"pip install 'ctxext[{extra}]'" in plan(capsys, "--topology", topology, "--compile")[1]

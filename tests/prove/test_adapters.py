@@ -1,0 +1,230 @@
+"""The proof of an adapter: on the base that it was trained for, in readers that merge it themselves, and no other."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ctxext import loading
+from ctxext.cli.main import main
+from ctxext.export import export_adapter
+from ctxext.interop import hf, peft
+from ctxext.methods import Linear, Yarn
+from ctxext.model.trainable import LINEARS, LoRA
+from ctxext.pipeline import train_only
+from ctxext.prove import describe, prove
+from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+from support.tiny_train import tiny_experiment, write_texts
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)
+SCALING = Yarn(LENGTH / WINDOW)
+
+
+def write_base(path: Path, config=TINY, scaling=SCALING, seed: int = 0) -> Path:
+    hf.save(path, config, random_params(config, seed=seed), scaling, tokenizer(), dtype="bfloat16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A directory with `base`, a `run` of LoRA on it, and the run's `adapter`."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_base(folder / "base")
+    experiment = dataclasses.replace(
+        tiny_experiment(
+            write_texts(folder / "texts"), steps=3, checkpoint_every=2, dtype="bfloat16"
+        ),
+        init=str(folder / "base"),
+        model=None,
+        rope=None,
+        trainable=LoRA(rank=4, alpha=8.0, also=("norm",)),
+    )
+    train_only(experiment, folder / "run", track=())
+    export_adapter(folder / "run", folder / "adapter")
+    return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained / "adapter", tmp_path / "adapter"))
+
+
+@pytest.fixture
+def numpy_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+@pytest.mark.usefixtures("readers")
+def test_an_adapter_is_proven_on_the_base_that_it_names(trained, copy, capsys):
+    assert main(["prove", str(copy)]) == 0
+    said = capsys.readouterr().out
+    proof = json.loads((copy / "proof.json").read_text())
+    assert (
+        proof["equal"]
+        and proof["base_checked"]
+        and proof["base"] == str((trained / "base").resolve())
+    )
+    assert (
+        proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1] and proof["tokens_read"] == LENGTH
+    )
+    ours, theirs = proof["readers"]
+    assert (ours["reader"], theirs["reader"]) == ("numpy", "peft") and theirs["token_ids_equal"]
+    assert max(ours["logits"]) < 1e-5 and ours["greedy"] == theirs["greedy"] == 0
+    assert (
+        "EQUAL to our own reading of the adapter, read by numpy" in said
+        and " on transformers " in said
+    )
+    assert said.count("greedy continuation of 64 tokens equal") == 2
+    assert "parameters are those that it was trained on" in said
+
+
+@pytest.mark.usefixtures("readers")
+def test_the_greedy_continuation_is_the_one_that_peft_generates(trained):
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    from ctxext.parallel.mesh import ONE_DEVICE
+    from ctxext.prove.artifact import Subject
+    from ctxext.prove.reader_output import continuation
+
+    lm = Subject.of(trained / "adapter").open(ONE_DEVICE)
+    probe = continuation(lm, np.random.default_rng(0).integers(0, TINY.vocab_size, LENGTH), LENGTH)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(trained / "base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(stock, trained / "adapter").eval()
+    prompt = torch.tensor(probe.tokens[None, :16])
+    options = {
+        "max_new_tokens": 64,
+        "do_sample": False,
+        "eos_token_id": None,
+        "temperature": None,
+        "top_p": None,
+    }
+    tokens = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
+    np.testing.assert_array_equal(tokens[0].numpy(), probe.tokens)
+
+
+def test_numpy_alone_compares_it_with_the_run(trained, copy, numpy_alone, capsys):
+    assert main(["prove", str(copy), "--against", str(trained / "run"), "--json"]) == 0
+    proof = json.loads(capsys.readouterr().out)
+    assert (
+        proof["equal"]
+        and proof["weights_that_differ"] == []
+        and proof["against"] == "the model that was exported"
+    )
+    assert proof["readers_not_run"] == {"peft": "torch is not installed"}
+    early, two = copy.parent / "early", ["--checkpoint", "2"]
+    assert main(["export", str(trained / "run"), "--to", "peft", "--out", str(early), *two]) == 0
+    for adapter, code in ((early, 0), (copy, 1)):  # two steps; three
+        assert main(["prove", str(adapter), "--against", str(trained / "run"), *two]) == code
+    file = copy / "adapter_model.safetensors"
+    name = "model.layers.1.self_attn.v_proj"
+    tensors = load_file(file)
+    tensors[f"base_model.model.{name}.lora_A.weight"][0, 0] += 0.1
+    save_file(tensors, file)
+    proof = prove(copy, against=trained / "run")
+    assert (
+        not proof["equal"]
+        and proof["weights_that_differ"] == [f"{name}.weight"]
+        and "NOT EQUAL" in describe(proof)
+    )
+    assert prove(copy)["equal"]  # readers agree on what it says
+
+
+@pytest.mark.usefixtures("readers")
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoRA(rank=3, alpha=5.0, targets=LINEARS, rslora=True),
+        LoRA(rank=2, also=("norm", "embed_tokens", "lm_head")),
+    ],
+)
+def test_both_readers_merge_every_kind(trained, tmp_path, lora):
+    rng = np.random.default_rng(0)
+    # As large as the weights, not larger: attention to one token alone would turn on the last bit.
+    params = jax.tree.map(
+        lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), lora.shapes(TINY)[0]
+    )
+    peft.save(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
+    proof = prove(tmp_path / "adapter")
+    assert proof["equal"] and [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]
+    assert not proof["base_checked"] and "NOT CHECKED to be the one" in describe(proof)
+    plain, merged = (
+        loading.load(trained / "base", adapter=a) for a in (None, tmp_path / "adapter")
+    )
+    tokens = np.arange(20)[None]
+    assert np.abs(np.asarray(plain.logits(tokens)) - np.asarray(merged.logits(tokens))).max() > 0.1
+
+
+def test_a_reader_that_scales_otherwise_is_noticed(copy, numpy_alone, monkeypatch):
+    from ctxext.prove.reference import hf as numpy_reader
+
+    changed = numpy_reader.Adapter.changed
+    monkeypatch.setattr(
+        numpy_reader.Adapter,
+        "changed",
+        lambda self, name, x: x + 0.9 * (changed(self, name, x) - x),
+    )
+    proof = prove(copy)
+    assert not proof["equal"] and max(proof["readers"][0]["logits"]) > 1e-4
+
+
+OTHERS = {
+    "of other parameters": (
+        {"seed": 1},
+        "does not hold the parameters that .*adapter was trained on",
+    ),
+    "of other frequencies": (
+        {"scaling": Linear(LENGTH / WINDOW)},
+        "has other frequencies than .*ctxext export BASE",
+    ),
+    "of another shape": (
+        {"config": dataclasses.replace(TINY, num_hidden_layers=3)},
+        "was trained on a base with num_hidden_layers 2, .* has 3",
+    ),
+    "of another window": (
+        {"config": dataclasses.replace(TINY, max_position_embeddings=2 * WINDOW)},
+        f"with max_position_embeddings {WINDOW}, .* has {2 * WINDOW}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_base_that_does_not_fit_is_refused(name, copy, tmp_path):
+    changes, message = OTHERS[name]
+    base = write_base(tmp_path / "other", **changes)
+    with pytest.raises(ValueError, match=message):
+        prove(copy, against=base)
+    assert not (copy / "proof.json").exists()
+
+
+def test_a_base_that_cannot_be_opened_is_named(trained, copy, tmp_path, numpy_alone):
+    config = copy / "adapter_config.json"
+    for named, message in (
+        (
+            str(tmp_path / "gone"),
+            "the base of .*adapter cannot be opened: .*gone does not exist.*--against BASE",
+        ),
+        (str(tmp_path), "config.json does not exist"),
+        (None, "names no base; give one with --against BASE"),
+    ):
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named})
+        )
+        with pytest.raises(ValueError, match=message):
+            prove(copy)
+    assert prove(copy, against=trained / "base")["equal"]  # the right one, wherever it lies now
+    with pytest.raises(ValueError, match="is one of a run; name that with --against RUN"):
+        prove(copy, against=trained / "base", checkpoint="best")
+    with pytest.raises(
+        ValueError, match="is a PEFT adapter: open its base, and give this as --adapter"
+    ):
+        loading.load(copy)

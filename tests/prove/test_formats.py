@@ -1,0 +1,433 @@
+"""The proof of Meta's directories and of GGUF files: what it says of good ones, and that no planted mistake passes."""
+
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from ctxext.cli.main import main
+from ctxext.export import export
+from ctxext.interop import gguf, meta, meta_layout
+from ctxext.methods import ABF, NTK, Custom, Linear, Llama3, PRope, Yarn
+from ctxext.model.lm import LM
+from ctxext.prove import describe, prove
+from ctxext.rope import Unscaled
+from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+
+CONFIG = dataclasses.replace(TINY, num_attention_heads=4, num_key_value_heads=2)
+SCALINGS = [
+    Unscaled(),
+    Linear(4.0),
+    NTK(4.0),
+    Llama3(4.0),
+    Yarn(4.0),
+    Yarn(4.0, attention_factor=1.3),
+    ABF(5e5),
+    Yarn(4.0, beta_slow=0.25),
+    Custom((1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 1e12), 1.2),
+    PRope(1.0, 0.75),
+]
+library = pytest.importorskip("gguf", reason="needs the extra gguf")
+
+
+def model(scaling=None, config=CONFIG) -> LM:
+    return LM(config, random_params(config), tokenizer(), scaling=scaling or Yarn(4.0))
+
+
+def write(tmp_path: Path, to: str, lm: LM | None = None, **options) -> Path:
+    out = tmp_path / ("m.gguf" if to == "gguf" else "m")
+    return export(lm or model(), out, to=to, **{"dtype": "float32", "seq_len": LENGTH} | options)
+
+
+def said(proof: dict, name: str = "numpy") -> dict:
+    return next(reader for reader in proof["readers"] if reader["reader"] == name)
+
+
+@pytest.mark.parametrize("to", ["meta", "gguf"])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+def test_every_kind_is_proven(to, scaling, tmp_path):
+    lm = model(scaling)
+    proof = prove(write(tmp_path, to, lm), against=lm)
+    numpy = said(proof)
+    assert proof["equal"] and proof["kind"] == to and proof["weights_that_differ"] == []
+    assert (
+        proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1]
+        and proof["tokens_continued"] == 64
+    )
+    assert (
+        max(numpy["logits"]) < 2e-5 and max(numpy["rotated"]) < 2e-5 and max(numpy["tables"]) < 2e-6
+    )
+    assert numpy["greedy"] == 0 and numpy["token_ids_equal"]
+
+
+@pytest.mark.parametrize(
+    "to, dtype",
+    [
+        ("meta", "bfloat16"),
+        ("meta", "float16"),
+        ("gguf", "float16"),
+        ("gguf", "bfloat16"),
+        ("gguf", "q8_0"),
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_dtype_is_proven(to, dtype, tied, tmp_path):
+    lm = model(config=dataclasses.replace(CONFIG, tie_word_embeddings=tied))
+    out = write(tmp_path, to, lm, dtype=dtype)
+    if to == "meta" and tied:  # the format has two matrices, of which one is a copy
+        head = {"lm_head": {"kernel": lm.params["embed_tokens"]["embedding"].T}}
+        lm = dataclasses.replace(lm, config=CONFIG, params=lm.params | head)
+    proof = prove(out, against=lm)
+    assert proof["equal"] and proof["dtype"] == dtype and said(proof)["token_ids_equal"]
+
+
+@pytest.mark.usefixtures("readers")
+def test_meta_in_shards_is_read_by_torch_too_and_says_what_ignores_it(tmp_path, capsys):
+    out = write(tmp_path, "meta", shards=2)
+    assert main(["prove", str(out)]) == 0
+    text, proof = capsys.readouterr().out, json.loads((out / "proof.json").read_text())
+    assert [reader["reader"] for reader in proof["readers"]] == ["numpy", "torch"]
+    assert (
+        "EQUAL to our own reading of the export, read by numpy" in text
+        and text.count("token ids equal") == 2
+    )
+    assert (
+        "wrong in Meta's code: does not read rope.json" in text
+        and "rotated q and k, layer 0" in text
+    )
+    card = (out / "README.md").read_text()
+    assert "EQUAL to our own reading" in card and "Not compared" not in card
+
+
+def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
+    base = export(model(Unscaled()), tmp_path / "base", dtype="float32")
+    argv = [
+        "export",
+        str(base),
+        "--method",
+        "yarn",
+        "--factor",
+        "4",
+        "--to",
+        "gguf",
+        "--out",
+        str(tmp_path / "m.gguf"),
+    ]
+    assert main(argv) == 0
+    hint = capsys.readouterr().out.split("check it with: ctxext ")[1].split()
+    assert hint == [
+        "prove",
+        str(tmp_path / "m.gguf"),
+        "--against",
+        str(base),
+        "--method",
+        "yarn",
+        "--factor",
+        "4",
+    ]
+    assert main(hint) == 0 and "EQUAL to the model that was exported" in capsys.readouterr().out
+    assert json.loads((tmp_path / "m.proof.json").read_text())["equal"]
+    assert main(hint[:4]) == 1  # without the method
+    assert "NOT EQUAL" in capsys.readouterr().out
+    assert (
+        main(hint[:2]) == 2 and "give that with --against RUN or HF_DIR" in capsys.readouterr().err
+    )
+    assert main([*hint[:2], "--method", "yarn", "--factor", "4"]) == 2
+    assert "name it with --against" in capsys.readouterr().err
+    assert (
+        main([*hint, "--original", "64"]) == 2
+        and "--original is for Meta" in capsys.readouterr().err
+    )
+
+
+def test_meta_without_a_side_car_needs_its_window(tmp_path, capsys):
+    out = write(tmp_path, "meta", model(Unscaled()), seq_len=None)
+    (out / "rope.json").unlink()
+    assert main(["prove", str(out)]) == 2 and "give it with --original" in capsys.readouterr().err
+    assert main(["prove", str(out), "--original", str(WINDOW)]) == 0
+
+
+def one_order(monkeypatch):
+    """Rows as they are, in what writes and in what reads: each is right beside the other."""
+    for place, name in (
+        (gguf, "neighbours"),
+        (meta, "neighbours"),
+        (meta_layout, "halves"),
+        (from_gguf, "halves"),
+    ):
+        monkeypatch.setattr(place, name, lambda rows, heads: rows)
+
+
+def heads_of_queries(monkeypatch):
+    """Keys permuted as if they had as many heads as queries: right for 7B and 13B, wrong for 70B."""
+
+    def heads(name, config):
+        return (
+            config.num_attention_heads
+            if name.endswith(("q_proj.weight", "k_proj.weight"))
+            else None
+        )
+
+    for place in (gguf, meta, from_gguf):
+        monkeypatch.setattr(place, "rotary_heads", heads)
+
+
+@pytest.mark.parametrize("to", ["meta", "gguf"])
+@pytest.mark.parametrize("mistake", [one_order, heads_of_queries])
+def test_a_wrong_order_of_rows_is_noticed_though_reader_and_writer_agree(
+    mistake, to, tmp_path, monkeypatch
+):
+    mistake(monkeypatch)
+    proof = prove(write(tmp_path, to), against=model())
+    numpy = said(proof)
+    assert (
+        proof["weights_that_differ"] == [] and not proof["equal"] and "NOT EQUAL" in describe(proof)
+    )
+    assert (
+        max(numpy["rotated"]) > 0.1 and max(numpy["logits"]) > 0.01 and max(numpy["tables"]) < 2e-6
+    )
+
+
+def edit(path: Path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def no_side_car(out: Path):
+    (out / "rope.json").unlink()
+    return {"original": WINDOW}
+
+
+def other_epsilon(out: Path):
+    edit(out / "params.json", norm_eps=0.1)
+
+
+def swapped_shards(out: Path):
+    one, other = (out / f"consolidated.0{i}.pth" for i in (0, 1))
+    one.rename(out / "x")
+    other.rename(one)
+    (out / "x").rename(other)
+
+
+def no_beginning(out: Path):
+    stream = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox"] * 9),
+        model_writer=stream,
+        model_type="bpe",
+        vocab_size=40,
+        bos_id=3,
+        eos_id=2,
+        unk_id=0,
+        pad_id=1,
+        minloglevel=2,
+    )
+    (out / "tokenizer.model").write_bytes(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    "damage, broken",
+    [
+        (no_side_car, "inv_freq"),
+        (other_epsilon, "logits"),
+        (swapped_shards, "weights"),
+        (no_beginning, "tokens"),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_a_wrong_meta_directory_is_not_equal(damage, broken, tmp_path):
+    out = write(tmp_path, "meta", shards=2)
+    options = damage(out) or {}
+    proof = prove(out, against=model(), **options)
+    assert not proof["equal"] and "NOT EQUAL" in describe(proof)
+    numpy = said(proof)
+    if broken == "weights":
+        assert "model.layers.0.self_attn.q_proj.weight" in proof["weights_that_differ"]
+    elif broken == "tokens":
+        assert not numpy["token_ids_equal"] and "TOKEN IDS DIFFER" in describe(proof)
+    else:
+        assert np.max(numpy[broken]) > 1e-3
+
+
+def changed_keys(**changes):
+    def mistake(monkeypatch):
+        keys, vocabulary = gguf.rope_keys, gguf.vocabulary
+
+        def wrong_keys(*args):
+            found, divisors = keys(*args)
+            if changes.get("divisors") == "inverted":
+                divisors = 1 / divisors
+            named = {
+                f"llama.{k.replace('__', '.')}": v
+                for k, v in changes.items()
+                if k.startswith("rope")
+            }
+            return {k: v for k, v in (found | named).items() if v is not None}, divisors
+
+        def wrong_vocabulary(*args):
+            return vocabulary(*args) | {
+                f"tokenizer.ggml.{k}": v for k, v in changes.items() if k.startswith("add")
+            }
+
+        monkeypatch.setattr(gguf, "rope_keys", wrong_keys)
+        monkeypatch.setattr(gguf, "vocabulary", wrong_vocabulary)
+
+    return mistake
+
+
+CARRIED = Yarn(4.0, beta_slow=0.25)
+MISTAKES = {
+    "no attention factor": (
+        changed_keys(rope__scaling__attn_factor=None),
+        CARRIED,
+        "attention_factor",
+    ),
+    "attention factor twice": (
+        changed_keys(rope__scaling__attn_factor=1.2966),
+        CARRIED,
+        "attention_factor",
+    ),
+    "attention factor of yarn twice": (
+        changed_keys(rope__scaling__attn_factor=1.1386),
+        Yarn(4.0),
+        "attention_factor",
+    ),
+    "divisors upside down": (changed_keys(divisors="inverted"), CARRIED, "inv_freq"),
+    "another theta": (changed_keys(rope__freq_base=5e5), Yarn(4.0), "inv_freq"),
+    "no factor": (changed_keys(rope__scaling__factor=None), Linear(4.0), "inv_freq"),
+    "another window": (
+        changed_keys(rope__scaling__original_context_length=LENGTH),
+        Yarn(4.0),
+        "inv_freq",
+    ),
+    "no beginning": (changed_keys(add_bos_token=False), Yarn(4.0), "tokens"),
+    "no space before the text": (changed_keys(add_space_prefix=False), Yarn(4.0), "tokens"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_wrong_gguf_file_is_not_equal(name, tmp_path, monkeypatch):
+    mistake, scaling, broken = MISTAKES[name]
+    mistake(monkeypatch)
+    proof = prove(write(tmp_path, "gguf", model(scaling)), against=model(scaling))
+    numpy = said(proof)
+    assert not proof["equal"]
+    if broken == "tokens":
+        assert not numpy["token_ids_equal"] and max(numpy["logits"]) < 2e-5
+    else:
+        assert numpy[broken] > 1e-2 and max(numpy["logits_exact_angles"]) > 1e-3
+
+
+def test_a_model_that_is_another_is_refused_or_not_equal(tmp_path):
+    out = write(tmp_path, "gguf")
+    other = dataclasses.replace(model(), params=random_params(CONFIG, seed=1))
+    assert not prove(out, against=other)["equal"]
+    for changes, message in (
+        (
+            {"num_hidden_layers": 3},
+            "blk.2.* and the file lacks it; is it what the file was written from",
+        ),
+        ({"intermediate_size": 128}, r"ffn_down.weight is \[64, 128\] .* the file has \[64, 96\]"),
+        (
+            {"num_hidden_layers": 1},
+            "holds blk.1.* which the model that it is compared with has not",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prove(out, against=model(config=dataclasses.replace(CONFIG, **changes)))
+
+
+def traps(path: Path, **options) -> dict[str, str]:
+    return {trap["reader"]: trap["what"] for trap in prove(path, **options)["traps"]}
+
+
+def test_the_traps_of_each_format(tmp_path, monkeypatch):
+    lm = model(Yarn(4.0, beta_slow=0.25, attention_factor=1.3))
+    hf = export(lm, tmp_path / "hf", dtype="float32")
+    found = traps(hf)
+    assert found.keys() == {"vLLM before September 2026", "llama.cpp's converter", "llama.cpp"}
+    (hf / "tokenizer.json").unlink()
+    data = json.loads((hf / "config.json").read_text())
+    new = {key: value for key, value in data.items() if key not in ("rope_scaling", "rope_theta")}
+    (hf / "config.json").write_text(json.dumps(new))
+    assert {"transformers 4", "transformers 5"} <= traps(hf).keys()
+    file = write(tmp_path, "gguf", lm)
+    assert "keep the text within the window" in traps(file, against=lm)["llama.cpp"]
+    plain = write(tmp_path, "meta", model(Unscaled()), seq_len=None)
+    assert traps(plain) == {}
+    edit(plain / "params.json", rope_theta=1e6)
+    edit(
+        plain / "rope.json",
+        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        inv_freq=[1e6 ** (-i / 8) for i in range(8)],
+    )
+    assert traps(plain).keys() == {"Llama 2's code"}
+    assert export(model(Linear(4.0)), tmp_path / "linear") and traps(tmp_path / "linear") == {}
+
+
+def test_files_that_are_damaged_are_refused_by_name(tmp_path):
+    out = write(tmp_path, "gguf")
+    data = out.read_bytes()
+    for length in (0, 3, 40, 1000, len(data) - 1):
+        (tmp_path / "cut.gguf").write_bytes(data[:length])
+        with pytest.raises(
+            ValueError, match="cut.gguf is no whole GGUF file; copy or write it again"
+        ):
+            prove(tmp_path / "cut.gguf", against=model())
+    folder = write(tmp_path, "meta")
+    shutil.copy(folder / "tokenizer.model", folder / "consolidated.00.pth")
+    with pytest.raises(ValueError, match="no file of torch.save"):
+        prove(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+def test_llama_cpp_agrees(scaling, dtype, tmp_path):
+    """Logits at both windows' ends, 64 greedy tokens and token ids, without a flag."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
+    lm = model(scaling)
+    proof = prove(write(tmp_path, "gguf", lm, dtype=dtype), against=lm)
+    theirs = said(proof, "llama.cpp")
+    assert proof["equal"] and proof["readers_not_run"] == {} and theirs["token_ids_equal"]
+    assert max(theirs["logits"]) < {"float32": 1e-5, "float16": 0.005, "q8_0": 0.15}[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MISTAKES)
+def test_llama_cpp_notices_what_the_plain_reader_notices(name, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
+    mistake, scaling, _ = MISTAKES[name]
+    mistake(monkeypatch)
+    proof = prove(write(tmp_path, "gguf", model(scaling)), against=model(scaling))
+    assert not said(proof, "llama.cpp")["equal"]
+
+
+@pytest.mark.slow
+def test_llama_cpp_overrules_the_betas_of_a_file(tmp_path, monkeypatch):
+    """The trap that `traps` names: with a type and betas of its own, the file is run with 32 and 1."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
+    betas = {
+        "rope__scaling__type": "yarn",
+        "rope__scaling__factor": 4.0,
+        "rope__scaling__attn_factor": None,
+        "rope__scaling__original_context_length": WINDOW,
+        "rope__scaling__yarn_beta_slow": 0.25,
+    }
+    lm = model(Yarn(4.0, beta_slow=0.25))
+    changed_keys(**betas)(monkeypatch)
+    named = gguf.rope_keys
+    monkeypatch.setattr(gguf, "rope_keys", lambda *args: (named(*args)[0], None))
+    file = write(tmp_path, "gguf", lm)
+    proof = prove(file, against=lm)
+    assert not said(proof, "llama.cpp")["equal"] and not said(proof)["equal"]
+    assert any(
+        "betas 32 and 1" in trap["what"] for trap in proof["traps"] if trap["reader"] == "llama.cpp"
+    )
+    as_run = prove(file, against=model(Yarn(4.0)))  # what the programs make of it
+    assert said(as_run, "llama.cpp")["equal"] and said(as_run)["equal"]

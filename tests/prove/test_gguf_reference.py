@@ -1,0 +1,125 @@
+"""The plain reader of GGUF beside llama.cpp's own package and SentencePiece, and on files that are no whole ones."""
+
+import inspect
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ctxext.interop import gguf
+from ctxext.interop.hf_weights import entries
+from ctxext.methods import Yarn
+from ctxext.prove.gguf_parameters import q8_0
+from ctxext.prove.reference.gguf import GGUFTextbook, frequencies
+from ctxext.prove.reference.gguf_file import GGUFFile
+from ctxext.tokenization.tokenizer import MODEL, PROBES
+from support.llamas import LENGTH, TINY, random_params, tokenizer
+
+library = pytest.importorskip("gguf", reason="needs the extra gguf")
+
+
+def save(path: Path, dtype: str = "float32") -> Path:
+    tensors = entries(TINY, random_params(TINY))
+    gguf.save(
+        path, TINY, tensors, Yarn(4.0, beta_fast=8.0), tokenizer(), dtype=dtype, seq_len=LENGTH
+    )
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
+def test_keys_and_numbers_are_those_of_the_package(dtype, tmp_path):
+    path = save(tmp_path / "m.gguf", dtype)
+    ours, theirs = GGUFFile(path), library.GGUFReader(path)
+    keys = {
+        name: field.contents()
+        for name, field in theirs.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    assert ours.keys == keys and len(keys) > 20
+    assert ours.tensors.keys() == {tensor.name for tensor in theirs.tensors}
+    for tensor in theirs.tensors:
+        wanted = library.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
+        np.testing.assert_array_equal(ours.numbers(tensor.name), wanted, tensor.name)
+
+
+def test_what_q8_0_keeps_is_what_the_package_keeps():
+    rng = np.random.default_rng(0)
+    values = (
+        rng.standard_normal((64, 96)).astype(np.float32)
+        * np.geomspace(1e-6, 1e3, 64, dtype=np.float32)[:, None]
+    )
+    values[3, :32] = 0
+    kind = library.GGMLQuantizationType.Q8_0
+    np.testing.assert_array_equal(
+        q8_0(values), library.dequantize(library.quantize(values, kind), kind)
+    )
+
+
+def test_token_ids_are_those_of_sentencepiece(tmp_path):
+    reader = GGUFTextbook(save(tmp_path / "m.gguf"))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().files[MODEL])
+    rng = np.random.default_rng(0)
+    alphabet = list("etaoin  shrdlu\t\n.,(){}=:_0123é日🙂")
+    texts = [*PROBES, "", *("".join(rng.choice(alphabet, n)) for n in rng.integers(1, 60, 2000))]
+    texts += inspect.getsource(inspect).splitlines()[:500]
+    for text, ids in zip(texts, reader.token_ids(texts), strict=True):
+        assert ids == [1, *processor.encode(text)], repr(text)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_damaged_files_are_refused_or_read_never_worse(tmp_path_factory, data):
+    good = _good(tmp_path_factory)
+    header = len(good) - 4 * sum(x.size for x in map(np.asarray, _leaves()))
+    at = data.draw(st.integers(0, header - 9))
+    kind = data.draw(st.sampled_from(["byte", "large", "cut"]))
+    bad = bytearray(good)
+    if kind == "byte":
+        bad[at] = data.draw(st.integers(0, 255))
+    elif kind == "large":
+        bad[at : at + 8] = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1)))
+    else:
+        bad = bad[:at]
+    path = tmp_path_factory.getbasetemp() / "bad.gguf"
+    path.write_bytes(bytes(bad))
+    try:
+        reader = GGUFTextbook(path)
+        reader.rope(LENGTH)
+    except ValueError as error:
+        assert "bad.gguf" in str(error) or "is not read here" in str(error)
+
+
+def _leaves():
+    return [entry.read() for entry in entries(TINY, random_params(TINY)).values()]
+
+
+FILES: dict[str, bytes] = {}
+
+
+def _good(factory) -> bytes:
+    if not FILES:
+        FILES["good"] = save(factory.mktemp("good") / "m.gguf").read_bytes()
+    return FILES["good"]
+
+
+def test_numbers_that_are_too_large_do_not_hang_or_fill_memory(tmp_path):
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60)
+    array = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 4, 2**60)
+    string = struct.pack("<Q", 1) + b"a" + struct.pack("<IQ", 8, 2**62)
+    nested = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    for body in (b"", array, string, nested):
+        path = tmp_path / "m.gguf"
+        path.write_bytes(header + body)
+        with pytest.raises(ValueError, match="is no whole GGUF file"):
+            GGUFFile(path)
+
+
+def test_divisors_are_one_a_pair():
+    with pytest.raises(ValueError, match=r"shape \(8,\) for 0 pairs is not read here"):
+        frequencies({}, np.ones(8, np.float32), 0)

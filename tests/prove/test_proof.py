@@ -1,0 +1,216 @@
+"""The proof: what it says about a good export, and that it notices every way of being wrong we could think of."""
+
+import ast
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ctxext.attention import Causal
+from ctxext.export import export
+from ctxext.methods.abf import ABF
+from ctxext.methods.custom import Custom
+from ctxext.methods.linear import Linear
+from ctxext.methods.llama3 import Llama3
+from ctxext.methods.long_rope import LongRope
+from ctxext.methods.ntk import NTK, DynamicNTK
+from ctxext.methods.p_rope import PRope
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.methods.yarn import Yarn
+from ctxext.model.lm import LM
+from ctxext.prove import compare, describe, prove, pytorch_readers
+from ctxext.prove import proof as module
+from ctxext.prove.reference import hf as numpy_reader
+from ctxext.rope import Unscaled
+from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
+
+
+def model(scaling=None, config=TINY) -> LM:
+    return LM(config, random_params(config), tokenizer(), scaling=scaling or Yarn(4.0))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    return export(model(), tmp_path_factory.mktemp("export") / "m", card={"method": "yarn"})
+
+
+@pytest.fixture
+def copy(exported, tmp_path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "m"))
+
+
+@pytest.fixture
+def no_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+SCALINGS = [
+    Unscaled(),
+    Linear(4.0),
+    NTK(4.0),
+    DynamicNTK(4.0),
+    Llama3(4.0),
+    Yarn(4.0, attention_factor=1.0),
+    Yarn(1.3),
+    Custom((1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 1e12), 1.2),
+    ABF(5e5),
+    PRope(1.0, 0.75),
+    LongRope(4.0, (1.0,) * 8, (1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0)),
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: type(s).__name__)
+def test_numpy_reader_alone_proves_every_kind(tmp_path, scaling, no_transformers):
+    lm = model(scaling)
+    proof = prove(export(lm, tmp_path / "m", dtype="float32"), against=lm)
+    assert proof["equal"] and [r["reader"] for r in proof["readers"]] == ["numpy"]
+    assert proof["readers_not_run"] == {"transformers": "torch is not installed"}
+    assert max(proof["readers"][0]["logits"]) < 1e-5 and max(proof["readers"][0]["tables"]) < 1e-6
+    assert "not read by transformers: torch is not installed" in describe(proof)
+
+
+@pytest.mark.usefixtures("readers")
+def test_both_readers_and_what_is_written(copy):
+    proof = prove(copy, against=model())
+    assert proof["equal"] and proof["weights_that_differ"] == [] and proof["dtype"] == "bfloat16"
+    assert (
+        proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1] and proof["tokens_read"] == LENGTH
+    )
+    numpy, transformers = proof["readers"]
+    assert transformers["token_ids_equal"] and max(transformers["logits"]) <= 2e-5
+    assert len(transformers["logits_exact_angles"]) == 4
+    assert json.loads((copy / "proof.json").read_text()) == proof
+    card = (copy / "README.md").read_text()
+    assert (
+        "EQUAL to the model that was exported, read by numpy" in card and "Not compared" not in card
+    )
+    assert f"{max(transformers['logits']):.1e}" in card
+    again = prove(copy, against=model())  # a second proof replaces the first
+    assert again == proof and (copy / "README.md").read_text() == card
+
+
+def test_without_a_model_the_export_is_compared_with_our_own_reading(copy, no_transformers):
+    proof = prove(copy)
+    assert proof["equal"] and "EQUAL to our own reading of the export" in describe(proof)
+
+
+def test_a_card_that_is_not_ours_is_left_alone(copy, no_transformers):
+    (copy / "README.md").write_text("mine")
+    prove(copy)
+    assert (copy / "README.md").read_text() == "mine" and (copy / "proof.json").exists()
+
+
+def test_large_models_are_read_at_few_positions(copy, no_transformers, monkeypatch):
+    monkeypatch.setattr(module, "EVERY_POSITION", 0)
+    proof = prove(copy)
+    assert proof["equal"] and proof["tokens_read"] < 80 and proof["positions"][-1] == LENGTH - 1
+
+
+def _config(**changes):
+    def edit(out: Path):
+        data = json.loads((out / "config.json").read_text())
+        for key, value in changes.items():
+            for form in ("rope_scaling", "rope_parameters"):
+                data[form][key] = value
+        (out / "config.json").write_text(json.dumps(data))
+
+    return edit
+
+
+def _weights(out: Path):
+    stored = load_file(out / "model.safetensors")
+    value = stored["model.layers.1.mlp.up_proj.weight"].copy()
+    value[5, 7] += np.asarray(0.01, value.dtype)
+    save_file(stored | {"model.layers.1.mlp.up_proj.weight": value}, out / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage, broken",
+    [
+        (_config(attention_factor=1.0), "attention_factor"),
+        (_config(factor=4.01), "inv_freq"),
+        (_config(beta_slow=0.1), "inv_freq"),
+        (_weights, "logits"),
+    ],
+    ids=["m", "factor", "beta", "weight"],
+)
+def test_a_wrong_export_is_not_equal(copy, no_transformers, damage, broken):
+    damage(copy)
+    proof = prove(copy, against=model())
+    assert not proof["equal"] and "NOT EQUAL" in describe(proof)
+    if broken == "logits":
+        assert proof["weights_that_differ"] == ["model.layers.1.mlp.up_proj.weight"]
+    else:
+        assert proof["readers"][0][broken] > compare.FREQUENCY_TOLERANCE
+        assert max(proof["readers"][0]["logits"]) > 1e-3
+
+
+@pytest.mark.usefixtures("readers")
+def test_a_wrong_tokenizer_is_not_equal(copy):
+    data = json.loads((copy / "tokenizer.json").read_text())
+    data["model"]["merges"] = data["model"]["merges"][10:]
+    (copy / "tokenizer.json").write_text(json.dumps(data))
+    proof = prove(copy, against=model())
+    assert not proof["equal"] and "TOKEN IDS DIFFER" in describe(proof)
+
+
+def test_forms_that_disagree_are_refused_by_the_independent_reader(copy):
+    data = json.loads((copy / "config.json").read_text())
+    data["rope_parameters"]["factor"] = 2.0
+    (copy / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="give different frequencies"):
+        numpy_reader.HFTextbook(copy).rope(LENGTH)
+
+
+def test_a_reader_is_asked_until_it_repeats_itself():
+    answers = iter([1.0, 2.0, 3.0, 3.0, 4.0])
+    assert pytorch_readers.settled(lambda: np.array([next(answers)])) == 3.0
+
+
+def test_values_that_are_not_finite_never_pass():
+    with pytest.raises(ValueError, match="not finite"):
+        compare.errors(np.array([[np.nan]]), np.zeros((1, 1)))
+
+
+def test_the_readers_independence():
+    """Not one line of the model, the rope or the loaders is behind the readers that check them."""
+    for path in Path(numpy_reader.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {
+            node.module if isinstance(node, ast.ImportFrom) else alias.name
+            for node in imports
+            for alias in node.names
+        }
+        own = {name for name in names if name.startswith("ctxext.prove.reference")}
+        assert names - own <= {
+            "abc",
+            "collections.abc",
+            "heapq",
+            "json",
+            "math",
+            "pathlib",
+            "struct",
+            "typing",
+            "numpy",
+            "ml_dtypes",
+            "safetensors",
+            "sentencepiece",
+        }
+
+
+def test_what_the_format_cannot_say_is_refused(tmp_path):
+    lm = model()
+    with pytest.raises(ValueError, match="no format 'onnx'; known: hf, meta, gguf"):
+        export(lm, tmp_path / "m", to="onnx")
+    with pytest.raises(
+        ValueError, match="SelfExtend is a way to run a model that the hf format has no field for"
+    ):
+        export(lm.with_method(SelfExtend(group_size=4, neighbor_window=16)), tmp_path / "m")
+    with pytest.raises(ValueError, match="dtype 'float64' is not known"):
+        export(lm, tmp_path / "m", dtype="float64")
+    assert lm.attention == Causal() and not any(tmp_path.iterdir())

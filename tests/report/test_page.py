@@ -1,0 +1,414 @@
+"""The page holds the numbers of planted rows, stands alone, escapes everything, and leaves out what is not there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from ctxext.cli.main import main
+from ctxext.report import read_rows, write_report
+from ctxext.report.pages import verdict
+from support.html_page import Element, parse, table
+from support.planted import (
+    REACH,
+    ROPES,
+    SEQ_LENS,
+    label,
+    passkey_row,
+    planted_rows,
+    planted_run,
+    write_rows,
+)
+
+HOSTILE = "<script>alert('1')</script>\"&"
+BEST = "yarn(factor=4) after 60 steps"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted_run(tmp_path_factory.mktemp("planted") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Element:
+    return parse(write_report([run]).read_text())
+
+
+ROWS = planted_rows()
+
+
+def mine(rope: str, steps: int, **fields) -> list[dict]:
+    return [
+        row
+        for row in ROWS
+        if row["eval"] == "retrieval"
+        and row["condition"] == "needle"
+        and row["method"] == label(rope, steps)
+        and all(row[k] == v for k, v in fields.items())
+    ]
+
+
+KINDS = {"no needle (floor)": "no-needle", "needle only (ceiling)": "needle-only"}
+
+
+def controls(rope: str, steps: int, kind: str, **fields) -> list[dict]:
+    return [
+        row
+        for row in ROWS
+        if row.get("condition") == kind
+        and row["method"] == label(rope, steps)
+        and all(row[k] == v for k, v in fields.items())
+    ]
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    low, high = stats.binomtest(right, n).proportion_ci(method="wilson")
+    return low, high
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_verdict_comes_first(page: Element, run: Path) -> None:
+    main_part = page.one("main")
+    header = next(child for child in main_part.children if isinstance(child, Element))
+    assert header.tag == "header"
+    said = verdict(read_rows([run]))
+    assert header.one("p", "headline").text == said[0]
+    assert sorted(e.text for e in header.all("dd") + header.all("p") if not e.all()) == sorted(said)
+    assert [dt.text for dt in header.all("dt")] == ["How far?", "Compared with what?", "How sure?"]
+
+
+@pytest.mark.parametrize(("rope", "steps"), REACH)
+def test_heatmaps_by_depth(page: Element, rope: str, steps: int) -> None:
+    words = f"{rope} after {steps} steps" if steps else f"{rope}, zero-shot"
+    cells = table(page, f"{words}, by length and depth")
+    base = (rope, steps) == ("none", 0)
+    assert len(cells) == 20 + 8 + 4 * (not base)
+    asked = base or (rope, steps) == ("yarn(factor=4)", 60)  # the arms whose controls are planted
+    for (depth, column), cell in cells.items():
+        seq_len = int(column.split(" ")[0].replace(",", ""))
+        if depth in KINDS and not asked:
+            assert cell.text == "not asked"
+            continue
+        if depth == "the base at home" and seq_len > 256:
+            assert cell.text == "\u2013"
+            continue
+        rows = (
+            controls(rope, steps, KINDS[depth], seq_len=seq_len)
+            if depth in KINDS
+            else mine("none", 0, seq_len=256)
+            if depth == "the base at home"
+            else mine(rope, steps, depth=float(depth), seq_len=seq_len)
+        )
+        right = sum(row["correct"] for row in rows)
+        low, high = wilson(right, len(rows))
+        assert cell.one("b").text == f"{right}/{len(rows)}"
+        assert cell.one("small").text == f"{100 * low:.0f}\u2013{100 * high:.0f} %"
+
+
+def test_heatmaps_by_distance_and_where_they_are_hatched(page: Element) -> None:
+    cells = table(page, f"{BEST}, by length and distance")
+    found = {}
+    for row in mine("yarn(factor=4)", 60):
+        x = row["distance"] / 256
+        low = max(edge for edge in (0, 0.25, 0.5, 1, 1.5, 2, 3) if edge <= x)
+        found.setdefault((low, row["seq_len"]), []).append(row["correct"])
+    seen = {}
+    for (name, column), cell in cells.items():
+        if "none" not in cell.classes:
+            key = float(name.split("\u2013")[0]), int(column.split(" ")[0].replace(",", ""))
+            seen[key] = cell.one("b").text, "hatched" in cell.classes
+    assert seen == {key: (f"{sum(x)}/{len(x)}", len(x) < 20) for key, x in found.items()}
+    assert {hatched for _, hatched in seen.values()} == {True, False}
+
+
+def test_difference_and_its_marks(page: Element) -> None:
+    cells = table(page, f"{BEST} minus none after 60 steps, percentage points")
+    expected, p = {}, {}
+    for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
+        for n in SEQ_LENS:
+            a, b = (mine(rope, 60, depth=depth, seq_len=n) for rope in ("none", "yarn(factor=4)"))
+            only_b = sum(y["correct"] > x["correct"] for x, y in zip(a, b, strict=True))
+            only_a = sum(y["correct"] < x["correct"] for x, y in zip(a, b, strict=True))
+            p[depth, n] = (
+                stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+            )
+            expected[depth, n] = (
+                f"{round(100 * (only_b - only_a) / len(a)):+d}",
+                f"{only_b} : {only_a} of {len(a)}",
+            )
+    order = sorted(p, key=p.__getitem__)
+    shown, largest = set(), 0.0
+    for rank, key in enumerate(order):
+        largest = max(largest, (len(p) - rank) * p[key])
+        shown |= {key} if largest < 0.05 else set()
+    assert 0 < len(shown) < len(p)
+    for (depth, column), cell in cells.items():
+        if depth != "all depths":
+            key = float(depth), int(column.split(" ")[0].replace(",", ""))
+            assert (cell.one("b").text.rstrip("\u2605"), cell.one("small").text) == expected[key]
+            assert ("marked" in cell.classes) == (key in shown) == bool(cell.all("span", "star"))
+    right = [
+        sum(r["correct"] for r in mine(rope, 60, seq_len=1024))
+        for rope in ("none", "yarn(factor=4)")
+    ]
+    assert (
+        cells["all depths", "1,024 (4x)"]
+        .one("b")
+        .text.startswith(f"{100 * (right[1] - right[0]) / 60:+.0f}")
+    )
+    assert "hatched" not in cells["all depths", "1,024 (4x)"].classes
+
+
+def test_other_tables(page: Element, run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", str(run), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    far = table(page, "passkey: effective context")
+    assert len(far) == 3 * len(data["effective"])
+    for entry in data["effective"]:
+        assert (
+            far[entry["method"], "windows"].text
+            == f"{entry['censored']} {entry['value'] / 256:.2f}".strip()
+        )
+    floors = table(page, "passkey: controls, right / asked [95 % interval, %]")
+    rows = [
+        r
+        for r in ROWS
+        if r.get("condition") == "no-needle" and r["steps"] == 60 and r["seq_len"] == 512
+    ]
+    right, (low, high) = (
+        sum(r["correct"] for r in rows),
+        wilson(sum(r["correct"] for r in rows), len(rows)),
+    )
+    cell = floors["yarn(factor=4), 60 steps at 1024", "no needle (floor), 512"]
+    assert cell.text == f"{right}/{len(rows)} [{100 * low:.0f}, {100 * high:.0f}]"
+    assert floors["ntk(factor=4), zero-shot", "needle only (ceiling), 256"].text == "not asked"
+    home = sum(row["correct"] for row in mine("none", 0, seq_len=256))
+    assert floors["none, zero-shot (the base)", "as asked, 256"].text.startswith(f"{home}/60 [")
+    tables = {t.one("caption").text: t for t in page.all("table")}
+    curve = tables["Perplexity of the same tokens with more context"].all("tr")[1:]
+    said = [[e.text for e in tr.children if isinstance(e, Element)] for tr in curve]
+    assert [(x[0], x[2], x[4]) for x in said] == [
+        (c["method"], f"{c['perplexity']:.2f}", f"{c['bits_per_byte']:.3f}")
+        for c in data["perplexity"]
+    ]
+    waves = tables["Wavelength of every rotary pair"].all("tr")[1:]
+    pairs = {(tr.one("th").text, tr.all("td")[0].text): tr.all("td")[1].text for tr in waves}
+    assert len(pairs) == 16 * len(ROPES)
+    assert pairs["none", "0"] == "6.3" and pairs["linear(factor=4)", "0"] == "25.1"
+    assert pairs["none", "15"] == f"{2 * 3.141592653589793 * 1e4 ** (15 / 16):,.1f}"
+    losses = {tr.one("th").text for tr in tables["Training loss"].all("tr")[1:]}
+    assert losses == set(ROPES)
+    assert {"EQUAL to the model that was exported, read by numpy 2.4.6 (bfloat16 weights)."} <= {
+        b.text for b in page.all("b")
+    }
+    facts = {x.one("dt").text: x.one("dd").text for x in page.one("dl", "facts").all("div")}
+    assert facts["training"] == "60 steps x 4 rows x 1,024 tokens = 245,760 tokens, float32"
+    assert facts["commit"] == "2588a9100000-dirty" and facts["tokenizer"] == "d34bb20655eb"
+    assert facts["data"] == "text 181 documents 2,131,688 tokens 1fc34e6e938f"
+    assert facts["to reproduce"].startswith("ctxext run run/experiment.py")
+
+
+def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
+    charts = page.all("svg", "chart")
+    assert len(charts) == 12
+    for chart in charts:
+        title, description = chart.one("title"), chart.one("desc")
+        assert chart.attributes["role"] == "img" and title.text and description.text
+        assert chart.attributes["aria-labelledby"].split() == [
+            title.attributes["id"],
+            description.attributes["id"],
+        ]
+        assert chart.parent and chart.parent.one("details").all("td")
+    named = {chart.one("title").text: chart for chart in charts}
+    looks = {  # colour and marker of every method, dashes for what was not trained
+        (line.attributes["class"], line.all("path", "marker")[0].attributes["d"])
+        for line in named["passkey: right answers by length"].all("g")
+        if line.all("path", "marker")
+    }
+    assert len(looks) == len(REACH) + 2  # floor and ceiling of the best
+
+
+def test_landmarks(page: Element) -> None:
+    assert page.one("html").attributes["lang"] == "en"
+    assert len(page.all("h1")) == 1 and len(page.all("main")) == len(page.all("nav")) == 1
+    order = [e.tag for e in page.all() if re.fullmatch("h[1-6]", e.tag)]
+    assert order[0] == "h1" and set(order[1:]) == {"h2"}
+    ids = [e.attributes["id"] for e in page.all() if "id" in e.attributes]
+    assert len(ids) == len(set(ids))
+    links = [a.attributes["href"] for a in page.one("nav").all("a")]
+    assert [link[1:] for link in links] == [
+        e.attributes["id"] for e in page.all() if e.tag in ("header", "section")
+    ]
+    for heat in page.all("table"):
+        assert (
+            all(th.attributes["scope"] in ("col", "row") for th in heat.all("th"))
+            and heat.one("caption").text
+        )
+
+
+def test_nothing_comes_from_outside(page: Element, run: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert not re.search(
+        r"https?://|//[a-z]|url\(|@import|<script|<link|<img|<iframe|javascript:", text
+    )
+    for element in page.all():
+        assert not {"src", "srcset", "onload", "onclick", "action", "background", "poster"} & set(
+            element.attributes
+        )
+        assert all(
+            name not in element.attributes or element.attributes[name].startswith("#")
+            for name in ("href", "xlink:href")
+        )
+    text.encode("ascii", "xmlcharrefreplace")
+    assert len(text) < 1_000_000
+
+
+def test_text_can_be_read_on_its_colour(page: Element, run: Path) -> None:
+    cells = page.all("td", "cell")
+    colours = {tuple(re.findall(r"#[0-9a-f]{6}", cell.attributes["style"])) for cell in cells}
+    assert len(colours) > 10 and min(contrast(*pair) for pair in colours) >= 4.5
+    for cell in cells:  # stripes lighten under dark text and darken under light text
+        assert ("on-dark" in cell.classes) == cell.attributes["style"].endswith("color:#ffffff")
+    style = page.one("style").text
+    blocks = re.findall(r":root \{([^}]*)\}", style)
+    assert len(blocks) == 3  # light, dark, print
+    for block in blocks:
+        names = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+        for name in ("ink", "soft", "link", *(f"c{i}" for i in range(8))):
+            for behind in ("bg", "panel"):
+                assert contrast(names[name], names[behind]) >= 4.5, (name, behind, names[name])
+
+
+def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+    rows = [passkey_row("none", 0, n, 0.5, i, True) for n in (256, 1024) for i in range(4)]
+    rows += [
+        passkey_row(HOSTILE, 9, n, 0.5, i, i > 1, method=f"{HOSTILE}, 9 steps", checkpoint=HOSTILE)
+        for n in (256, 1024)
+        for i in range(4)
+    ]
+    rows += [
+        {**row, "task": {"name": HOSTILE}, "item": f"{HOSTILE.replace('/', '')}/zz/{i}"}
+        for i, row in enumerate(rows)
+    ]
+    run = planted_run(tmp_path / "<b onclick=x>&amp;'\"", rows, name=HOSTILE)
+    (run / "baselines" / "<i>").mkdir()
+    (run / "baselines" / "<i>" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    root = parse(write_report([run], tmp_path / "page.html").read_text())
+    assert (
+        not root.all("script")
+        and not root.all("i")
+        and not [e for e in root.all() if "onclick" in e.attributes]
+    )
+    assert "<b onclick=x>&amp;'\"" in root.one("h1").text
+    assert any(HOSTILE in th.text for th in root.all("th")) and any(
+        HOSTILE in t.text for t in root.all("text")
+    )
+    assert any(HOSTILE in dd.text for dd in root.one("dl", "facts").all("dd"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "sections"),
+    [
+        (
+            lambda row: True,
+            ["reach", "where", "difference", "mistakes", "perplexity", "controls", "sizes"],
+        ),
+        (lambda row: row["eval"] == "ppl", ["perplexity"]),
+        (
+            lambda row: row["eval"] == "retrieval" and row["steps"] == 0 and row["rope"] != "none",
+            ["where", "mistakes", "controls", "sizes"],
+        ),
+        (lambda row: False, []),
+    ],
+    ids=["rows alone", "perplexity alone", "no base", "nothing"],
+)
+def test_what_is_not_there_is_left_out(tmp_path: Path, keep, sections: list[str]) -> None:
+    write_rows(tmp_path / "hf", [row for row in planted_rows(2) if keep(row)])
+    root = parse(write_report([tmp_path / "hf"]).read_text())
+    assert [s.attributes["id"] for s in root.all("section")] == [*sections, "provenance", "reading"]
+    assert root.one("p", "headline").text
+
+
+def test_old_rows_and_code_of_others(tmp_path: Path) -> None:
+    new = ("rope", "steps", "condition", "distance")
+    old = [
+        {k: v for k, v in row.items() if k not in new}
+        for row in planted_rows(2)
+        if "condition" not in row or row["condition"] == "needle"
+    ]
+    run = planted_run(tmp_path / "run", old)
+    config = json.loads((run / "config.json").read_text())
+    bomb = tmp_path / "bomb.py"
+    bomb.write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
+    config["rope"] = {"__type__": f"{bomb}:Bomb", "factor": 4.0}
+    (run / "config.json").write_text(json.dumps(config))
+    root = parse(write_report([run]).read_text())
+    assert not (tmp_path / "exploded").exists()
+    assert any(
+        "wavelengths left out" in p.text and "bomb.py" in p.text for p in root.all("p", "note")
+    )
+    ids = [s.attributes["id"] for s in root.all("section")]
+    assert ids == [
+        "where",
+        "mistakes",
+        "perplexity",
+        "controls",
+        "sizes",
+        "training",
+        "proof",
+        "provenance",
+        "reading",
+    ]
+    assert not [t for t in root.all("caption") if "distance" in t.text]
+
+
+@pytest.mark.check
+def test_several_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    ours = [row for row in ROWS if row["steps"] == 0 or row["rope"] == "ntk(factor=4)"]
+    other = planted_run(tmp_path / "other", ours, name="other")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(run), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(verdict(read_rows([run, other]))[0]) and out.endswith(
+        "page: report.html\n"
+    )
+    root = parse((tmp_path / "report.html").read_text())
+    names = {th.text for th in root.all("th") if th.attributes["scope"] == "row"}
+    assert {
+        "ntk(factor=4), 60 steps at 1024 (run)",
+        "ntk(factor=4), 60 steps at 1024 (other)",
+    } <= names
+    assert (
+        "none, zero-shot (run)" in names and "none, zero-shot (other)" not in names
+    )  # the same answers, once
+    captions = [c.text for c in root.all("caption")]
+    assert f"ntk(factor=4) after 60 steps (other) minus {BEST} (run), percentage points" in captions
+    assert {"yarn(factor=4) (run)", "yarn(factor=4) (other)"} <= names
+    assert len(root.all("dl", "facts")) == 2
+
+
+def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "deep" / "page.html"
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    said = verdict(read_rows([run]))
+    assert (
+        text.splitlines()[: len(said)] == said
+        and "passkey: right / asked" in text
+        and out.is_file()
+    )
+    assert sorted(p.name for p in out.parent.iterdir()) == ["page.html"]  # no temporary file stays
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no rows.jsonl" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Several training seeds in one table: counts by hand, intervals by scipy, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ctxext.cli.main import main
+from ctxext.files import read_jsonl, write_json
+from ctxext.report import across_seeds
+from support.planted import chance, passkey_row, write_rows
+
+GOOD = {"none": 0.2, "yarn(factor=4)": 0.7}
+
+
+def run_of(path, seed, *, n=40, ropes=GOOD, prompt=""):
+    rows = [
+        passkey_row(rope, 48, seq_len, 0.5, i, chance(rope, i // 2, i % 2 and seed) < ropes[rope])
+        for rope in ropes
+        for seq_len in (256, 1024)
+        for i in range(n)
+    ]
+    for row in rows:
+        row["prompt_sha256"] += prompt
+    rows += [
+        passkey_row("none", 0, 1024, 0.5, i, True) for i in range(n)
+    ]  # zero-shot: no seed decides it
+    write_rows(path, rows)
+    write_json(path / "config.json", {"seed": seed})
+    return path
+
+
+def answers(seed, rope, n=40):
+    return np.array([chance(rope, i // 2, i % 2 and seed) < GOOD[rope] for i in range(n)])
+
+
+def test_counts_rates_and_paired_differences(tmp_path):
+    (found,) = across_seeds([run_of(tmp_path / str(seed), seed) for seed in (3, 1, 2)])
+    assert found.seeds == (1, 2, 3)
+    best, plain = found.arms
+    assert (best.name, plain.name) == ("yarn(factor=4), 48 steps at 1024", "none, 48 steps at 1024")
+    assert best.right[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
+    assert best.asked == {256: 40, 1024: 40} and plain.over_plain is None
+    difference = np.concatenate(
+        [answers(s, "yarn(factor=4)") * 100.0 - answers(s, "none") * 100.0 for s in (1, 2, 3)]
+    )
+    document = np.tile([int(12 * chance("d", 1024, 0.5, i)) for i in range(40)], 3)
+    sums = np.array(
+        [[difference[document == d].sum(), (document == d).sum()] for d in sorted(set(document))]
+    )
+    scipys = scipy.stats.bootstrap(
+        (sums[:, 0], sums[:, 1]),
+        lambda a, b: a.sum() / b.sum(),
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        rng=0,
+        n_resamples=4000,
+    )
+    assert best.over_plain.value == pytest.approx(difference.mean())
+    low, high = scipys.confidence_interval
+    assert (best.over_plain.low, best.over_plain.high) == pytest.approx((low, high), abs=2.5)
+
+
+def test_one_method_trained_in_two_ways(tmp_path):
+    long = [run_of(tmp_path / str(seed), seed) for seed in (1, 2)]
+    short = [tmp_path / f"short-{seed}" for seed in (1, 2)]
+    for seed, path, other in zip((1, 2), long, short, strict=True):
+        rows = [row for row in read_jsonl(path / "rows.jsonl") if row["rope"] != "none"]
+        write_rows(
+            other,
+            [
+                {**row, "method": row["method"].replace("1024", "256"), "correct": False}
+                for row in rows
+            ],
+        )
+        write_json(other / "config.json", {"seed": seed})
+    (found,) = across_seeds([*long, *short])
+    ((a, b, points),) = found.twins
+    rate = 50 * sum(answers(seed, "yarn(factor=4)").mean() for seed in (1, 2))
+    assert (a, b) == ("yarn(factor=4), 48 steps at 1024", "yarn(factor=4), 48 steps at 256")
+    assert points.value == pytest.approx(-rate) and f"over  {a}  -{rate:.0f} [" in found.text
+
+
+def test_text_data_and_drawing(tmp_path, capsys):
+    runs = [str(run_of(tmp_path / str(seed), seed)) for seed in (1, 2)]
+    assert main(["report", *runs, "--seeds", "--plot", str(tmp_path / "seeds.svg")]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("yarn"))
+    counts = ", ".join(str(answers(seed, "yarn(factor=4)").sum()) for seed in (1, 2))
+    assert f"  {counts} of 40" in line and line.endswith("]")
+    assert "yarn(factor=4), 48 steps at 1024" in (tmp_path / "seeds.svg").read_text()
+    assert main(["report", *runs, "--seeds", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["seeds"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "changes", "message"),
+    [
+        ((1,), {}, "the training seed 1 alone"),
+        ((1, 1), {}, "both hold 'none, 48 steps at 1024' with seed 1"),
+        ((1, 2), {"prompt": "other"}, "was asked the same questions"),
+        ((1, 2), {"n": 20}, "was asked the same questions"),
+        ((1, 2), {"ropes": {"none": 0.2}}, "not every one of the seeds 1, 2"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(tmp_path, seeds, changes, message):
+    runs = [
+        run_of(tmp_path / str(i), seed, **(changes if i else {})) for i, seed in enumerate(seeds)
+    ]
+    with pytest.raises(ValueError, match=message):
+        across_seeds(runs)
+
+
+def test_a_plain_arm_is_needed(tmp_path):
+    runs = [run_of(tmp_path / str(seed), seed, ropes={"yarn(factor=4)": 0.7}) for seed in (1, 2)]
+    with pytest.raises(ValueError, match="add Unscaled"):
+        across_seeds(runs)

@@ -1,0 +1,193 @@
+"""Every command of README.md and CONTRIBUTING.md is run as it is written, on stand-ins, or named with the reason."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctxext.data.stdlib import stdlib_documents
+from ctxext.plan.compile_request import compiler_is_there
+from support.write_llama2 import write_llama2
+
+ROOT = Path(__file__).parents[2]
+WINDOW, VOCAB = 256, 2000
+NOT_RUN = {
+    "pip install": "asks a package index",
+    "make ": "sets up environments, and runs the tests themselves",
+    "srun ": "wants a Slurm cluster of four machines",
+    "ctxext ruler ": "wants the extra ruler",
+    "ctxext harness ": "wants the extra lm-eval, and downloads its tasks",
+    **{
+        f"ctxext plan experiments/llama2_7b_yarn_8k.py --topology {topology}": f"wants the compiler of {platform}s"
+        for topology, platform in {"v5e:4x4": "tpu", "h100:8 --compile": "gpu"}.items()
+        if not compiler_is_there(platform)
+    },
+}
+"""Beginnings of commands that are not run, and why."""
+SHORTER = {
+    r"ctxext (run|train) (?!.*--dry-run)(.*)": r"ctxext \1 \2 --train.steps 2",
+    r"ctxext train (.*)": r"ctxext train \1 --train.seq-len 128",
+    r"run experiments/llama2_7b_yarn_8k.py (.*)": r"run experiments/llama2_7b_yarn_8k.py \1 --train.accumulate 1",
+    r"eval ((?!.*--seq-len).*)": rf"eval \1 --seq-len {WINDOW} {2 * WINDOW}",
+    r"--seq-len 4096 8192 --budget full": "--seq-len 1024 2048",
+    r"demo.py(?!.*--init)": "demo.py --init small-base",
+    r"export tiny-llama": "export small-base",  # what the line before trained
+}
+"""What makes a command short enough for two cores: pattern -> replacement, one after the other."""
+RUN = [
+    "config.json",
+    "provenance.json",
+    "metrics.jsonl",
+    "rows.jsonl",
+    "checkpoints",
+    "base/model.json",
+    "export/config.json",
+    "export/README.md",
+    "export/proof.json",
+    "report.html",
+]
+LEAVES = {
+    "run experiments/llama2_7b_yarn_8k.py": [f"runs/llama2-7b-yarn-8k-*/{name}" for name in RUN],
+    "run experiments/extend.py": [
+        f"runs/mine/{name}" for name in (*RUN, "wandb/offline-run-*/*.wandb")
+    ],
+    "prepare my-long-texts": ["my-tokens/index.json"],
+    "prepare my-proof-pile": ["proof-pile/index.json"],
+    "dashboard": ["dashboard.json"],
+    "eval meta-llama-dir": ["runs/eval-meta-llama-dir/rows.jsonl"],
+    "eval DIR --part": ["shared/rows.jsonl"],
+    "export runs/llama2": ["llama2-8k.gguf"],
+    "export runs/my-lora-run": ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"],
+    "export tiny-llama": ["scaled/config.json", "scaled/model.safetensors"],
+    "run experiments/demo.py --method lora": [f"runs/my-lora-run/{name}" for name in RUN],
+    "run experiments/demo.py --method mine.py": [
+        "runs/demo-*/export/proof.json",
+        "runs/demo-*/report.html",
+    ],
+    "rope mine.py:HalfPI": ["waves.html"],
+}
+"""Files that the docs promise of a command, by its beginning."""
+FIRST = ("ctxext", "make", "pip", "srun")
+
+
+def blocks() -> dict[str, list[str]]:
+    """The commands of every code block without a language, by the file and line where it begins."""
+    found = {}
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text()
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            if not match[1]:
+                lines = [re.split(r"\s+# ", line)[0] for line in match[2].splitlines()]
+                found[f"{name}:{text.count(chr(10), 0, match.start()) + 1}"] = lines
+    return found
+
+
+def reason(command: str) -> str:
+    """Why a command is not run; empty if it is."""
+    return "".join(why for start, why in NOT_RUN.items() if command.startswith(start))
+
+
+BLOCKS = blocks()
+
+
+def test_a_block_holds_commands_and_each_exception_is_one() -> None:
+    commands = [command for block in BLOCKS.values() for command in block]
+    assert [command for command in commands if not command.startswith(FIRST)] == []
+    for start in NOT_RUN:
+        assert any(command.startswith(start) for command in commands), (
+            f"{start}: no such command is left"
+        )
+    shown = [command.removeprefix("ctxext ") for command in commands]
+    for start in LEAVES:
+        assert any(command.startswith(start) for command in shown), (
+            f"{start}: no such command is left"
+        )
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the docs call by a name, small: checkpoints of Llama 2's form, texts, questions, the method of the page."""
+    place = tmp_path_factory.mktemp("stand-ins")
+    for name in ("meta-llama-dir", "small-base"):
+        write_llama2(place / name, window=WINDOW, vocab=VOCAB)
+    (place / "DIR").symlink_to("meta-llama-dir")
+    (place / "EVALUATOR").symlink_to("meta-llama-dir")
+    texts = [document.text for document in stdlib_documents("train")]
+    for name, several in {
+        "my-long-texts": texts[:8],
+        "my-texts": texts[8:16],
+        "TEXT": texts[:8],
+    }.items():
+        (place / name).mkdir()
+        for number, text in enumerate(several):
+            (place / name / f"{number}.txt").write_text(text)
+    (place / "my-proof-pile").mkdir()
+    whole = "".join(texts)
+    for number in range(10):  # about 3 characters a token
+        (place / "my-proof-pile" / f"{number}.txt").write_text(whole[number * 400_000 :][:500_000])
+    (place / "book.txt").write_text(texts[0][:300])
+    paragraphs = [
+        {
+            "context": f"The capital of country {i} is town {i}.",
+            "qas": [
+                {
+                    "id": str(i),
+                    "question": f"What is the capital of country {i}?",
+                    "is_impossible": False,
+                    "answers": [{"text": f"town {i}", "answer_start": 0}],
+                }
+            ],
+        }
+        for i in range(40)
+    ]
+    (place / "dev-v2.0.json").write_text(
+        json.dumps({"data": [{"title": "capitals", "paragraphs": paragraphs}]})
+    )
+    readme = (ROOT / "README.md").read_text()
+    (place / "mine.py").write_text(readme.split("```python\n# mine.py")[1].split("```")[0])
+    (place / "experiments").symlink_to(ROOT / "experiments")
+    program = place / "bin" / "ctxext"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ctxext "$@"\n')
+    program.chmod(0o755)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where", [name for name, block in BLOCKS.items() if not all(map(reason, block))]
+)
+def test_the_commands_of_a_block(where: str, stand_ins: Path, tmp_path: Path) -> None:
+    """In the order of the page, in one directory; each ends well and leaves what the page says."""
+    for path in stand_ins.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    environment = {
+        **os.environ,
+        "PATH": f"{stand_ins / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=16",
+        "WANDB_MODE": "offline",
+    }
+    for command in BLOCKS[where]:
+        if reason(command):
+            continue
+        short = command
+        for pattern, replacement in SHORTER.items():
+            short = re.sub(pattern, replacement, short)
+        done = subprocess.run(
+            ["bash", "-c", short], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{short}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        print(f"$ {short}\n{done.stdout}\n{done.stderr[-500:]}")
+        for start, names in LEAVES.items():
+            for name in (
+                names
+                if command.startswith(f"ctxext {start}") and "--dry-run" not in command
+                else ()
+            ):
+                assert list(tmp_path.glob(name)), f"{short} leaves no {name}"

@@ -1,0 +1,130 @@
+"""Every notebook is its script, and runs: what it prints and draws holds numbers that were made elsewhere."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from ctxext.report import drawings, write_report
+from support import notebook_cells
+from support.html_page import parse
+from support.planted import planted_run
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+# Patterns of what each prints, and how many figures it shows.
+SHOWN = {
+    "01_frequencies": (
+        [
+            r"18 of them never made a whole turn",
+            r"attention factor +1.0000 +1.0000 +1.0000 +1.0693",
+            r"63 +0.08 +1.000 +0.500 +0.500 +0.500",
+        ],
+        2,
+    ),
+    "02_extend": (
+        [r"yarn\(factor=4, beta_fast=8\) after 48 steps reads to", "equal: True; read by numpy"],
+        2,
+    ),
+    "03_your_method": ([r"Step\(factor=4.0\)", r"step\(factor=4\) +\d+/20"], 2),
+    "04_honest_evaluation": (
+        [r"4 of 5 +80 % +\[38, 96\]", "no needle", r"truncate +\d", ": disagrees."],
+        3,
+    ),
+    "05_llama2_8k": (
+        [
+            "6,738,415,616",
+            r"h100-80 \(arithmetic\): fits",
+            "'factor': 2.0",
+            "read by numpy, transformers",
+        ],
+        2,
+    ),
+    "quickstart": (["YaRN", "%"], 0),
+}
+
+
+def test_every_script_is_here() -> None:
+    assert set(SHOWN) == set(SCRIPTS) == {path.stem for path in FOLDER.glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_notebook_is_the_script(name: str) -> None:
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text())
+    cells = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in notebook["cells"]]
+    script = notebook_cells.cells((FOLDER / f"{name}.py").read_text())
+    assert cells == script, f"jupytext --to ipynb notebooks/{name}.py"
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+
+
+def stand_in(folder: Path) -> dict[str, str]:
+    """A Llama of random weights with Llama 2's window, written by transformers, and text for a step or two."""
+    pytest.importorskip("transformers")
+    from support.llamas import torch_llama
+
+    (folder / "weights").mkdir()
+    torch_llama(folder / "weights", max_position_embeddings=4096)
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text(
+        (Path(json.__file__).parent / "decoder.py").read_text() * 8
+    )
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    return {
+        "LLAMA2": str(folder / "weights"),
+        "LONG_TEXT": str(folder / "text"),
+        "STEPS": "2",
+        "ROWS": "1",
+    }
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    settings = stand_in(tmp_path) if name == "05_llama2_8k" else {}
+    environment = {
+        **os.environ,
+        "PYTHONWARNINGS": "error::DeprecationWarning:ctxext",
+        "XLA_FLAGS": "",
+        **settings,
+    }
+    done = subprocess.run(
+        [sys.executable, notebook_cells.__file__, str(FOLDER / f"{name}.py"), str(tmp_path)],
+        cwd=tmp_path / "notebooks",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    patterns, figures = SHOWN[name]
+    for pattern in patterns:
+        assert re.search(pattern, done.stdout), f"{pattern} is not in\n{done.stdout}"
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == figures
+    for path in drawn:
+        lines = [
+            element.get("d", "")
+            for element in ET.fromstring(path.read_text()).iter()
+            if "L" in element.get("d", "")
+        ]
+        assert lines and not any("nan" in line or "inf" in line for line in lines), path.name
+
+
+def test_drawings_are_the_charts_of_the_page(tmp_path: Path) -> None:
+    """Under the same titles, and each a file that stands alone."""
+    path = planted_run(tmp_path / "run")
+    page = parse(write_report([path]).read_text())
+    titles = [
+        figure.one("figcaption").one("b").text.rstrip(".") for figure in page.all("figure", "drawn")
+    ]
+    found = drawings([path])
+    assert list(found) == titles and len(titles) > 5
+    for drawing in found.values():
+        assert ET.fromstring(drawing._repr_svg_()).tag == "{http://www.w3.org/2000/svg}svg"

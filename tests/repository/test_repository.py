@@ -1,0 +1,150 @@
+"""What holds for the repository as a whole: short files, light imports, pins inside bounds, a README that is true."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import ctxext
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "ctxext"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+LONG: dict[str, str] = {}
+"""Files of more than 250 lines, each with its reason."""
+HEAVY = (
+    "jax",
+    "flax",
+    "numpy",
+    "torch",
+    "transformers",
+    "wandb",
+    "orbax",
+    "optax",
+    "tokenizers",
+    "sentencepiece",
+)
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_modules_are_short_and_say_what_they_are_for(path: Path) -> None:
+    text = path.read_text()
+    name = path.relative_to(ROOT).as_posix()
+    lines = text.count("\n")
+    assert lines <= 250 or name in LONG, (
+        f"{name} has {lines} lines: split it, or give the reason in LONG"
+    )
+    assert not (name in LONG and lines <= 250), f"{name} is short again: take it off LONG"
+    assert ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("command", [[], ["--help"]], ids=["bare", "--help"])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["ctxext", *{command}]
+from ctxext.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print("heavy:", sorted(set({HEAVY}) & set(sys.modules)))
+"""
+    out = python(code)
+    assert out.splitlines()[-1] == "heavy: []"
+    assert not command or ("demo" in out and "export" in out)
+
+
+def test_import_is_light_and_the_door_opens() -> None:
+    assert (
+        python(f"import sys, ctxext; print(sorted(set({HEAVY}) & set(sys.modules)))").strip()
+        == "[]"
+    )
+    for name in ctxext.__all__:
+        assert getattr(ctxext, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = ctxext.no_such_name
+
+
+def test_one_version() -> None:
+    assert ctxext.__version__ == PROJECT["version"]
+    assert f"## {ctxext.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+    assert (
+        cited["title"],
+        cited["version"],
+        cited["license"],
+        cited["abstract"],
+        cited["keywords"],
+    ) == tuple(PROJECT[name] for name in ("name", "version", "license", "description", "keywords"))
+    (entry,) = re.findall(r"^@software\{(.*)\}$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (author,) = cited["authors"]
+    for part in (cited["title"], f"{{{author['name']}}}", cited["version"], cited["license"]):
+        assert f"= {{{part}}}" in entry
+
+
+@pytest.mark.parametrize(
+    "lane, python, wanted",
+    [
+        ("py311", "3.11", ("test", "lint")),
+        ("py312", "3.12", ("test", "lint")),
+        ("transformers4", "3.11", ("transformers4",)),
+    ],
+)
+def test_pins_are_inside_the_bounds(lane: str, python: str, wanted: tuple[str, ...]) -> None:
+    lines = (ROOT / "constraints" / f"{lane}.txt").read_text().splitlines()
+    pins = dict(
+        line.lower().replace("_", "-").split("==") for line in lines if not line.startswith("#")
+    )
+    environment = {"python_version": python, "extra": ""}
+    extras = PROJECT["optional-dependencies"]
+    for text in PROJECT["dependencies"] + [text for extra in wanted for text in extras[extra]]:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            name = requirement.name.lower().replace("_", "-")
+            assert pins.get(name) and requirement.specifier.contains(pins[name]), (
+                f"{text}: pinned {pins.get(name)}"
+            )
+
+
+def test_no_path_of_one_machine() -> None:
+    pattern = re.compile(r"(?<![\w.])/(work|root|home|Users|mnt|farm)/\w")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    for name in files.stdout.splitlines():
+        if (ROOT / name).suffix in (".py", ".md", ".toml", ".txt", ".yaml", ".ipynb", "") and (
+            ROOT / name
+        ).is_file():
+            for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+                assert not pattern.search(line), f"{name}:{number}: {line.strip()}"
+
+
+def test_readme_names_every_file_of_the_package_and_no_other() -> None:
+    tree = (ROOT / "README.md").read_text().split("```text\nctxext/\n")[1].split("```")[0]
+    columns = [match[1] for match in re.finditer(r"^  (\S+(?: \S+)*)  ", tree, re.MULTILINE)]
+    named = {name.rstrip("/") for column in columns for name in column.split()}
+    real = {
+        path.name
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert named == real

@@ -1,0 +1,208 @@
+"""Coverage-guided fuzzing of what reads other people's files: python tests/fuzz_interop.py READER -max_total_time=60
+
+Needs the extra `fuzz`. Whatever the bytes, a reader says one clear line or gives what an independent one gives.
+"""
+
+import functools
+import json
+import math
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import atheris
+import numpy as np
+
+with atheris.instrument_imports(include=["ctxext"]):
+    from ctxext.interop import hf, meta, pth, pth_writer, safetensors_files
+    from ctxext.interop.hf_weights import find_weights
+    from ctxext.interop.tensor_blocks import Entry
+    from ctxext.methods.yarn import Yarn
+    from ctxext.model.config import LlamaConfig
+    from ctxext.tokenization import tokenizer
+
+from safetensors.numpy import load_file  # noqa: E402
+
+from support.llamas import LENGTH, TINY, random_params  # noqa: E402
+from support.llamas import tokenizer as tiny_tokenizer  # noqa: E402
+
+WHERE = Path(tempfile.mkdtemp(prefix="fuzz"))
+GOOD, BAD = WHERE / "good", WHERE / "bad"
+TEXTS = ("", "a b", "def f(x):\n    return 1", "<s>naïve 日本語")
+
+
+def outcome(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or None for one clear line; anything else is a finding."""
+    try:
+        return work()
+    except ValueError as error:
+        line = " ".join(str(error).split())
+        assert 20 < len(line) < 2000, line
+        return None
+
+
+def read_all(find: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray] | None:
+    found = outcome(find)
+    return (
+        None
+        if found is None
+        else outcome(lambda: {name: entry.read() for name, entry in found.items()})
+    )
+
+
+def header(data: bytes) -> None:
+    """model.safetensors, against the library's own reading."""
+    (BAD / safetensors_files.SINGLE).write_bytes(data)
+    found = read_all(lambda: safetensors_files.find_tensors(BAD))
+    if found is not None:
+        stored = load_file(BAD / safetensors_files.SINGLE)
+        assert found.keys() == stored.keys() and all(
+            found[n].tobytes() == x.tobytes() for n, x in stored.items()
+        )
+
+
+def index(data: bytes) -> None:
+    (GOOD / safetensors_files.INDEX).write_bytes(data)
+    found = outcome(lambda: find_weights(GOOD, TINY))
+    assert found is None or len(found) == len(random_tensors())
+
+
+def config(data: bytes) -> None:
+    """config.json: fields as they stand in it, and frequencies that turn."""
+    (BAD / "config.json").write_bytes(data)
+    found = outcome(lambda: (*hf.read_config(BAD), hf.window(BAD)))
+    if found is not None:
+        shape, scaling, window = found
+        assert (
+            isinstance(shape, LlamaConfig)
+            and type(window) is int
+            and window >= shape.max_position_embeddings
+        )
+        assert shape.vocab_size == json.loads(data)["vocab_size"]
+        rope = scaling.rope(shape.rope_base(), window)
+        assert (
+            np.isfinite(rope.inv_freq).all()
+            and (rope.inv_freq >= 0).all()
+            and math.isfinite(rope.attention_factor)
+        )
+
+
+def _tokens(files: dict[str, bytes]) -> None:
+    found = outcome(lambda: tokenizer.Tokenizer(files))
+    if found is not None:
+        for text in TEXTS:
+            ids = outcome(functools.partial(found.encode, text))
+            assert ids is None or all(0 <= i < found.vocab_size for i in ids)
+        outcome(lambda: found.export_files(LENGTH))
+
+
+def tokenizer_json(data: bytes) -> None:
+    _tokens({tokenizer.JSON: data})
+
+
+def tokenizer_config(data: bytes) -> None:
+    _tokens({tokenizer.JSON: good()["tokenizer_json"], tokenizer.CONFIG: data})
+
+
+def sentencepiece(data: bytes) -> None:
+    _tokens({tokenizer.MODEL: data})
+
+
+def archive(data: bytes) -> None:
+    """A .pth archive; no more numbers than it has bytes."""
+    (BAD / "x.pth").write_bytes(data)
+    found = read_all(lambda: pth.open_archive(BAD / "x.pth"))
+    assert found is None or all(x.size <= len(data) for x in found.values())
+
+
+def pickled(data: bytes) -> None:
+    """data.pkl in an archive whose checksums are right."""
+    with zipfile.ZipFile(BAD / "x.pth", "w") as file:
+        for name, content in {"data.pkl": data, "data/0": bytes(12), "data/1": bytes(52)}.items():
+            file.writestr(f"x/{name}", content)
+    found = read_all(lambda: pth.open_archive(BAD / "x.pth"))
+    assert found is None or all(x.size <= 64 for x in found.values())
+
+
+def params(data: bytes) -> None:
+    """params.json of Meta's format, beside good shards."""
+    (WHERE / "meta" / "params.json").write_bytes(data)
+    outcome(lambda: meta.read(WHERE / "meta", original=64))
+
+
+READERS = {
+    f.__name__: f
+    for f in (
+        header,
+        index,
+        config,
+        tokenizer_json,
+        tokenizer_config,
+        sentencepiece,
+        archive,
+        pickled,
+        params,
+    )
+}
+
+
+def random_tensors() -> dict[str, Any]:
+    return safetensors_files.find_tensors(WHERE / "one")
+
+
+@functools.cache
+def good() -> dict[str, bytes]:
+    """A valid file for each reader, from which the fuzzer sets out."""
+    small = {"a.weight": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
+    entries = {name: Entry(x.shape, "float32", lambda x=x: x) for name, x in small.items()}
+    safetensors_files.write_file(WHERE / "small.safetensors", entries, "float32")
+    with pth_writer.create(
+        WHERE / "small.pth", {name: x.shape for name, x in small.items()}, "float32"
+    ) as put:
+        for x in small.values():
+            put(x)
+    files = tiny_tokenizer().export_files(LENGTH)
+    return {
+        "header": (WHERE / "small.safetensors").read_bytes(),
+        "index": (GOOD / safetensors_files.INDEX).read_bytes(),
+        "config": (GOOD / "config.json").read_bytes(),
+        "tokenizer_json": files[tokenizer.JSON],
+        "tokenizer_config": files[tokenizer.CONFIG],
+        "sentencepiece": files[tokenizer.MODEL],
+        "archive": (WHERE / "small.pth").read_bytes(),
+        "pickled": pth_writer._pickle({"a": (2, 3)}, "bfloat16"),
+        "params": (WHERE / "meta" / "params.json").read_bytes(),
+    }
+
+
+def main() -> None:
+    name = sys.argv.pop(1)
+    BAD.mkdir()
+    hf.save(
+        GOOD,
+        TINY,
+        random_params(),
+        Yarn(4.0),
+        tiny_tokenizer(),
+        dtype="float32",
+        max_shard_size=60_000,
+    )
+    hf.save(WHERE / "one", TINY, random_params(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
+    meta.save(WHERE / "meta", TINY, random_tensors(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
+    (WHERE / "corpus").mkdir()
+    (WHERE / "corpus" / "good").write_bytes(good()[name])
+    atheris.Setup(
+        [*sys.argv, "-timeout=20", "-rss_limit_mb=4096", str(WHERE / "corpus")], READERS[name]
+    )
+    try:
+        atheris.Fuzz()
+    finally:
+        shutil.rmtree(WHERE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Synthetic tasks of all kinds, tokenizers of 97 to 1024 ids, and a check of all that a question says about itself."""
+
+import functools
+import string
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+import ctxext
+from ctxext.tasks import CommonWords, FrequentWords, Lines, Mqar, Niah, Task, VariableTracking
+from ctxext.tokenization.tokenizer import load_tokenizer
+from support.solvers import solve
+from support.toy_tokenizer import toy_texts, toy_tokenizer
+
+
+class Characters:
+    """A token per character: 95 that print, the newline, and BOS."""
+
+    ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+    bos_id, eos_id, vocab_size = 0, None, 97
+
+    def encode(self, text, *, bos=False):
+        return [0] * bos + [self.ALPHABET.index(c) + 1 for c in text]
+
+    def decode(self, ids):
+        return "".join(self.ALPHABET[int(i) - 1] for i in ids if i)
+
+
+TOKENIZERS = {
+    "toy": toy_tokenizer(),
+    "bundled": load_tokenizer(Path(ctxext.__file__).parent / "assets" / "tiny-llama"),
+    "characters": Characters(),
+}
+TASKS: list[Task] = [
+    Niah(),
+    Niah(hay="noise", room=60),
+    Niah(value="uuid", key="number"),
+    Niah(num_keys=4),
+    Niah(hay="needles"),
+    Niah(hay="needles", key="uuid", value="uuid"),
+    Niah(num_values=4, value="words"),
+    Niah(num_keys=4, num_queries=4),
+    Niah(num_keys=3, num_queries=2, num_values=2, hay="needles"),
+    Lines(),
+    Lines(room=20),
+    VariableTracking(),
+    VariableTracking(num_chains=3, hops=2, hay="text"),
+    CommonWords(num_common=4, frequent=6, rare=1, shot=(8, 3, 1)),
+    FrequentWords(),
+    Mqar(),
+    Mqar(num_pairs=2),
+]
+
+
+@functools.cache
+def haystack(name: str) -> list[np.ndarray]:
+    keep = set(string.printable) - set("\t\r\x0b\x0c")
+    texts = ["".join(c for c in text if c in keep) for text in toy_texts()]
+    return [np.asarray(TOKENIZERS[name].encode(text), np.int32) for text in texts]
+
+
+def example(
+    task: Task, seed: int, seq_len: int | None, depth: float | None = None, name: str = "bundled"
+):
+    return task.example(
+        np.random.default_rng(seed), TOKENIZERS[name], seq_len, depth=depth, haystack=haystack(name)
+    )
+
+
+def text_of(name: str, ids) -> str:
+    return TOKENIZERS[name].decode(np.asarray(ids)[1:].tolist())
+
+
+def answer_of(task: Task, name: str, prompt: np.ndarray) -> list:
+    """Ids for Mqar: what follows every earlier occurrence of the last token."""
+    if isinstance(task, Mqar):
+        return [[int(prompt[i + 1])] for i in np.flatnonzero(prompt[:-1] == prompt[-1])]
+    return solve(task.name, text_of(name, prompt))
+
+
+def check(task: Task, name: str, e) -> None:
+    """All that a question says about itself is true."""
+    tokenizer = TOKENIZERS[name]
+    assert e.prompt.dtype == e.answer.dtype == np.int32 and 0 <= e.depth <= 1
+    assert e.prompt[0] == tokenizer.bos_id and (e.prompt[1:] != tokenizer.bos_id).all()
+    assert len(e.answer) <= e.budget and e.meta["distance"] == len(e.prompt) - min(
+        s for s, _ in e.meta["needles"]
+    )
+    spans = e.meta["needles"]
+    assert spans == sorted(spans) and all(
+        a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False)
+    )
+    assert len(e.choices) <= 15 and all(
+        c.dtype == np.int32 and len(c) <= e.budget for c in e.choices
+    )
+    assert len({tuple(c.tolist()) for c in [e.answer, *e.choices]}) == 1 + len(e.choices)
+    held = [e.prompt[start : start + size].tolist() for start, size in spans]
+    if isinstance(task, Mqar):
+        assert answer_of(task, name, e.prompt) == [e.answer.tolist()] and held == [
+            [e.prompt[-1], *e.answer]
+        ]
+        assert len(e.choices) == min(15, task.num_pairs - 1) or task.num_pairs < 8
+        return
+    assert answer_of(task, name, e.prompt) == list(e.references) or task.name in ("cwe", "fwe")
+    assert set(answer_of(task, name, e.prompt)) == set(e.references)
+    assert tokenizer.decode(e.answer.tolist()).strip() == ", ".join(e.references)
+    assert not set(e.references) & set(e.decoys)
+    texts = [tokenizer.decode(ids) for ids in held]
+    if task.name in ("cwe", "fwe"):
+        assert Counter(t.strip() for t in texts) == dict(
+            zip(e.references, e.meta["counts"], strict=True)
+        )
+        assert e.meta["counts"] == sorted(e.meta["counts"], reverse=True)
+    else:
+        assert len(texts) == len(e.references)
+        assert all(sum(reference in t for t in texts) >= 1 for reference in e.references)
+    prompt = text_of(name, e.prompt)
+    assert all(decoy in prompt for decoy in e.decoys)
+    assert all(
+        part in e.decoys
+        for c in e.choices
+        for part in tokenizer.decode(c.tolist()).strip().split(", ")
+    )

@@ -1,0 +1,60 @@
+"""A model small enough for every test: 2 layers, 64 wide, 4 query and 2 key heads, with logits of order one."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import Params, param_shapes
+
+VOCAB = 97
+CONFIG = LlamaConfig(
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    max_position_embeddings=32,
+)
+
+
+def config(**changes: Any) -> LlamaConfig:
+    """CONFIG with some fields changed."""
+    return dataclasses.replace(CONFIG, **changes)
+
+
+@functools.cache
+def params(config: LlamaConfig = CONFIG, seed: int = 0) -> Params:
+    """Parameters with sharp attention and logits of order one; norms and biases are random too."""
+    rng = np.random.default_rng(seed)
+
+    def randomise(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        name, noise = path[-1].key, rng.normal(size=x.shape).astype(np.float32)
+        if name == "weight":
+            return 1 + 0.3 * noise
+        if name == "embedding":
+            return noise if not config.tie_word_embeddings else 0.2 * noise
+        return (0.3 if name == "bias" else 1.5 * x.shape[-2] ** -0.5) * noise
+
+    with jax.ensure_compile_time_eval():
+        arrays = jax.tree_util.tree_map_with_path(randomise, param_shapes(config))
+        return jax.tree.map(jax.numpy.asarray, arrays)
+
+
+def lm(config: LlamaConfig = CONFIG, seed: int = 0, **options: Any) -> Any:
+    """An LM without a tokenizer."""
+    from ctxext.model.lm import LM
+
+    return LM(config, params(config, seed), None, **options)
+
+
+def tokens(rows: int, length: int, seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
+    """Random token ids, int32 [rows, length]."""
+    return np.random.default_rng(seed).integers(0, vocab, (rows, length)).astype(np.int32)

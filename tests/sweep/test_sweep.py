@@ -1,0 +1,187 @@
+"""Sweeps: real trials in processes, one that fails, what is done is not done again, one report over the rest."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ctxext import sweep
+from ctxext.assets import TINY_LLAMA
+from ctxext.cli.main import main
+from ctxext.experiment import load_sweep
+
+FILE = """
+import dataclasses
+from pathlib import Path
+from ctxext.data import Stdlib
+from ctxext.evals import Retrieval
+from ctxext.experiment import Experiment, Train
+from ctxext.methods.linear import Linear
+from ctxext.methods.yarn import Yarn
+from ctxext.optim import Optim
+
+one = Experiment(
+    name="pi", init="tiny-llama", rope=Linear(2.0), data=Stdlib("train"), optim=Optim(learning_rate=1e-4),
+    train=Train(steps=0, seq_len=512, batch_size=1), evals=(Retrieval(seq_lens=(512,), n=2),), export=None,
+)
+
+def sweep():
+    yield one
+    yield dataclasses.replace(one, name="yarn", rope=Yarn(2.0))
+    yield dataclasses.replace(one, name="lost", init=str(Path(__file__).parent / "base"))
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "three.py"
+    path.write_text(FILE)
+    return path
+
+
+def asked(file: Path, out: Path, *more: str) -> list[str]:
+    return ["sweep", str(file), "--out", str(out), "--track", "", *more]
+
+
+def command(arguments: list[str]) -> tuple[int, dict, str]:
+    """(status, what --json printed, stderr) of the command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ctxext", *arguments], capture_output=True, text=True
+    )
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def holds_together(file: Path, out: Path, *options: str) -> None:
+    """Two trials end well, one names itself and its reason; once that is gone, it alone is run, and all are done."""
+    asks = asked(file, out, "--jobs", "2", "--json", *options)
+    status, found, _ = command(asks)
+    trials = {name: bool(one["status"]) for name, one in found["trials"].items()}
+    assert status == 1 and trials == {"pi": False, "yarn": False, "lost": True}
+    assert "does not exist" in found["trials"]["lost"]["tail"]
+    page = (out / "report.html").read_text()
+    assert "linear(factor=2), zero-shot (pi)" in page and "yarn(factor=2), zero-shot (yarn)" in page
+    rows = [json.loads(line) for line in (out / "yarn" / "rows.jsonl").read_text().splitlines()]
+    assert {row["seq_len"] for row in rows} == {512} and rows[0]["rope"] == "yarn(factor=2)"
+    before = {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
+    (file.parent / "base").symlink_to(TINY_LLAMA)
+    status, found, said = command(asks)
+    assert status == 0 and "1 of 3 trials to run" in said
+    assert not any(one["status"] for one in found["trials"].values())
+    assert before == {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in before}
+
+
+@pytest.mark.check
+def test_here(file: Path, tmp_path: Path):
+    holds_together(file, tmp_path / "out")
+
+
+@pytest.mark.check
+def test_as_jobs_of_submitit(file: Path, tmp_path: Path):
+    pytest.importorskip("submitit")
+    holds_together(file, tmp_path / "out", "--launcher", "submitit-local")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning"
+)  # of the cluster's processes, which use no jax
+def test_on_ray_with_two_nodes(file: Path, tmp_path: Path):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        holds_together(file, tmp_path / "out", "--launcher", "ray", "--address", cluster.address)
+    finally:
+        cluster.shutdown()
+
+
+def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ctxext.sweep.local import launch
+
+    counter = tmp_path / "tried"
+
+    def start(trial: sweep.Trial) -> subprocess.Popen:
+        code = (
+            f"import pathlib, sys; p = pathlib.Path({str(counter)!r}); n = p.read_text() if p.exists() else ''; "
+            "p.write_text(n + 'x'); sys.exit(len(n) < 2)"
+        )
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    monkeypatch.setattr(sweep.Trial, "start", start)
+    trial, once = sweep.Trial.of("a.py", "one", tmp_path, []), sweep.Resources(retries=1)
+    assert [one.status for one in launch([trial], once)] == [1] and counter.read_text() == "xx"
+    assert [one.status for one in launch([trial], once)] == [0] and counter.read_text() == "xxx"
+    counter.unlink()
+    assert trial.perform(retries=1).status == 1 and trial.perform(retries=1).status == 0
+
+
+@pytest.mark.check
+def test_stopping_a_sweep_stops_its_trials_which_save(file: Path, tmp_path: Path):
+    """SIGTERM while a trial trains: it saves, and the same command resumes it."""
+    text = (
+        file.read_text()
+        .replace("steps=0", "steps=400, checkpoint_every=400")
+        .split("    yield dataclasses")[0]
+    )
+    file.write_text(text)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ctxext", *asked(file, out)], stderr=subprocess.DEVNULL
+    )
+    log = out / "pi" / "metrics.jsonl"
+    until = time.monotonic() + 90
+    while (
+        not (log.exists() and log.read_text().count("\n"))
+        and time.monotonic() < until
+        and process.poll() is None
+    ):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)  # not SIGINT, which a shell's background jobs ignore
+    assert process.wait(60) == 143
+    assert "saved; resume with" in (out / "pi.log").read_text()
+    assert [
+        int(path.name) for path in (out / "pi" / "checkpoints").glob("*") if path.name.isdecimal()
+    ]
+
+
+def test_trials_and_what_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert list(load_sweep(file)) == ["pi", "yarn", "lost"]
+    assert main(asked(file, tmp_path / "out", "--dry-run", "--train.steps", "3")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "--trial yarn" in lines[1] and lines[1].endswith("--train.steps 3")
+    assert not (tmp_path / "out").exists()
+    assert main(["run", str(file), "--trial", "yarn", "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "yarn"
+    assert main(["run", str(file), "--trial", "none"]) == 2
+    assert "has no trial 'none'; it has pi, yarn, lost" in capsys.readouterr().err
+    (tmp_path / "twins.py").write_text(FILE.replace('name="yarn"', 'name="pi"'))
+    with pytest.raises(ValueError, match="each with a name of its own"):
+        load_sweep(tmp_path / "twins.py")
+    (tmp_path / "nothing.py").write_text("x = 1")
+    with pytest.raises(ValueError, match="defines no sweep"):
+        load_sweep(tmp_path / "nothing.py")
+
+
+def test_the_yaml_of_wandb_runs_the_same_command(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Read by PyYAML, and its command filled in as an agent does it."""
+    assert main(asked(file, tmp_path / "out", "--wandb-yaml", "--train.steps", "7")) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["method"] == "grid" and config["parameters"] == {
+        "trial": {"values": ["pi", "yarn", "lost"]}
+    }
+    command = [part for part in config["command"] if part != "${env}"]
+    at = command.index("${args}")
+    command[at : at + 1] = ["--trial=yarn", "--optim.learning_rate=0.002"]
+    assert command[0] == "ctxext" and main([*command[1:], "--print-config"]) == 0
+    resolved = json.loads(capsys.readouterr().out)
+    assert resolved["name"] == "yarn" and resolved["optim"]["learning_rate"] == 0.002
+    assert resolved["train"]["steps"] == 7

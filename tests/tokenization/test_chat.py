@@ -1,0 +1,191 @@
+"""Chat templates against transformers' rendering and ids, Llama 2's markers against SentencePiece, bad templates."""
+
+import functools
+import inspect
+import json
+import time
+
+import pytest
+
+from ctxext.tokenization.chat import chat_of
+from ctxext.tokenization.chat_sandbox import render
+from ctxext.tokenization.tokenizer import (
+    CONFIG,
+    JSON,
+    MODEL,
+    TEMPLATE,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+TALK = [
+    {"role": "system", "content": "Answer briefly.\nNo jokes."},
+    {"role": "user", "content": "  What is <b>'日本'</b>?\n"},
+    {"role": "assistant", "content": " A country. "},
+    {"role": "user", "content": "Where's it? {{ 7 * 7 }} {% if %}"},
+]
+# The structure of well-known templates in words of our own, and what each needs of the environment.
+INST = """
+{%- if messages[0]['role'] == 'system' %}
+    {%- set rest = messages[1:] %}{% set start = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' %}
+{%- else %}
+    {%- set rest = messages %}{% set start = '' %}
+{%- endif %}
+{%- for m in rest %}
+    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('user and assistant must take turns') }}
+    {%- endif %}
+    {%- if m['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + (start if loop.first else '') + m['content'].strip() + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + m['content'] | trim + ' ' + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+CHATML = """{% for m in messages %}
+{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\n' }}
+{% endif %}
+"""
+HEADERS = """{{- bos_token }}
+{%- set date = strftime_now('%Y') if strftime_now is defined else 'unknown' %}
+{%- macro head(role) %}{{ '<|start|>' ~ role ~ '<|end|>\\n\\n' }}{% endmacro %}
+{{- head('system') ~ 'Year: ' ~ date ~ '\n' ~ {'tools': none, 'a': '<é>'} | tojson(indent=2) }}
+{%- set seen = namespace(count=0) %}
+{%- for m in messages %}
+    {%- if m.role not in ('user', 'assistant') %}{% continue %}{% endif %}
+    {%- set seen.count = seen.count + 1 %}
+    {%- if m.role == 'assistant' %}
+        {{- head(m.role) }}{% generation %}{{ m.content | trim }}{{ eos_token }}{% endgeneration %}
+    {%- else %}
+        {{- head(m.role) ~ m.content | trim ~ unk_token }}
+    {%- endif %}
+    {%- if seen.count >= 3 %}{% break %}{% endif %}
+{%- endfor %}
+{{- head('assistant') if add_generation_prompt }}"""
+TEMPLATES = {"inst": INST, "chatml": CHATML, "headers": HEADERS}
+
+
+@functools.cache
+def model() -> bytes:
+    return train_tokenizer([inspect.getsource(inspect)], 420)
+
+
+def files(
+    template: str | None,
+    added: tuple[str, ...] = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>"),
+):
+    """A tokenizer with a template and tokens that somebody added for it."""
+    made = Tokenizer({MODEL: model()}).export_files(256)
+    fast = json.loads(made[JSON])
+    fast["added_tokens"] += [
+        {**fast["added_tokens"][0], "id": 420 + i, "content": text} for i, text in enumerate(added)
+    ]
+    settings = json.loads(made[CONFIG]) | ({"chat_template": template} if template else {})
+    return {MODEL: model(), JSON: json.dumps(fast).encode(), CONFIG: json.dumps(settings).encode()}
+
+
+@pytest.mark.parametrize("where", ["settings", "file", "json only"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_text_and_ids_are_those_of_transformers(name, where, tmp_path):
+    from transformers import AutoTokenizer
+
+    given = files(None if where == "file" else TEMPLATES[name])
+    given |= {TEMPLATE: TEMPLATES[name].encode()} if where == "file" else {}
+    ours = Tokenizer(
+        {key: data for key, data in given.items() if where != "json only" or key != MODEL}
+    )
+    for file, data in ours.export_files(256).items():
+        (tmp_path / file).write_bytes(data)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for talk in (TALK, TALK[1:], TALK[1:2]):
+        chat = chat_of(ours)
+        assert chat.text(talk) == theirs.apply_chat_template(
+            talk, tokenize=False, add_generation_prompt=True
+        )
+        ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        begun = ids[0] == ours.bos_id
+        assert begun == (name != "chatml"), "one template leaves it to the tokenizer"
+        assert chat.encode(talk) == (ids if begun else [ours.bos_id, *ids])
+        assert chat_of(load_tokenizer(tmp_path)).encode(talk) == chat.encode(talk)
+    assert 421 in ids or name != "chatml", "added tokens are tokens"
+
+
+def test_without_a_template_it_is_what_llama_2_was_trained_on():
+    """Its own code encodes question and answer of each turn as one text between <s> and </s>."""
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model())
+    chat = chat_of(Tokenizer({MODEL: model()}))
+    assert "Llama 2" in chat.note and not chat_of(Tokenizer(files(CHATML))).note
+    system = "<<SYS>>\nAnswer briefly.\nNo jokes.\n<</SYS>>\n\n"
+    first = f"[INST] {(system + TALK[1]['content']).strip()} [/INST] A country. "
+    last = f"[INST] {TALK[3]['content']} [/INST]"
+    expected = [1, *reference.encode(first), 2, 1, *reference.encode(last)]
+    assert chat.encode(TALK) == expected
+
+
+def test_the_beginning_is_there_once_and_only_where_it_is_wanted():
+    twice = chat_of(Tokenizer(files("{{ bos_token }}{{ messages[0].content }}"))).encode(
+        [{"content": "a"}]
+    )
+    assert twice.count(1) == 1 and twice == chat_of(
+        Tokenizer(files("{{ messages[0].content }}"))
+    ).encode([{"content": "a"}])
+    without = files("{{ messages[0].content }}")
+    without[CONFIG] = json.dumps(json.loads(without[CONFIG]) | {"add_bos_token": False}).encode()
+    assert chat_of(Tokenizer(without)).encode([{"content": "a"}]) == twice[1:]
+
+
+def test_a_file_and_a_name_choose_the_template(tmp_path):
+    (tmp_path / "mine.jinja").write_text("mine")
+    assert chat_of(Tokenizer(files(CHATML)), tmp_path / "mine.jinja").text(TALK) == "mine"
+    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    assert chat_of(Tokenizer(files(several))).text(TALK) == "yes"
+    other = files(None)
+    other.pop(MODEL)
+    other[CONFIG] = json.dumps(json.loads(other[CONFIG]) | {"eos_token": "<|im_end|>"}).encode()
+    with pytest.raises(ValueError, match="has no chat template; give one with --chat-template"):
+        chat_of(Tokenizer(other))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages.__class__ }}", "reaches for '__class__' of a list"),
+        ("{{ ''['__class__']['__mro__'] }}", "reaches for '__class__' of a str"),
+        ("{{ messages|attr('__init__') }}", "reaches for '__init__'"),
+        ("{{ '{0.__class__}'.format(messages) }}", "reaches for '__class__'"),
+        ("{{ raise_exception.__globals__ }}", "reaches for '__globals__' of a function"),
+        ("{{ cycler.__init__.__globals__.os }}", "reaches for '__init__'"),
+        ("{{ messages.append(1) }}", "reaches for 'append'"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "more than 1,00"),
+        ("{{ 'a' * 10 ** 12 }}", "memory"),
+        ("{{ ('%' ~ 10 ** 11 ~ 'd') % 1 }}", ""),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ raise_exception('one\ntwo') }}", "rendered: one two; --chat-template"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0].content + 1 }}", "str"),
+    ],
+)
+def test_bad_templates_end_in_one_line(template, message):
+    with pytest.raises(
+        ValueError, match="^the chat template .*; --chat-template FILE gives another$"
+    ) as error:
+        render(template, {"messages": TALK})
+    assert (
+        message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+    )
+
+
+def test_endless_templates_are_stopped(monkeypatch):
+    monkeypatch.setattr(sandbox, "CPU", 1)
+    start = time.process_time()
+    with pytest.raises(ValueError, match="stopped: it may run for 1 s"):
+        render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", {})
+    assert time.process_time() - start < 1, "it ran elsewhere"

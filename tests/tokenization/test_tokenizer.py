@@ -1,0 +1,205 @@
+"""The tokenizer against SentencePiece itself and, through tokenizer.json, against transformers."""
+
+import functools
+import inspect
+import json
+import random
+
+import pytest
+
+from ctxext.tokenization.tokenizer import (
+    CONFIG,
+    JSON,
+    MODEL,
+    Tokenizer,
+    load_tokenizer,
+    to_tokenizer_json,
+    train_tokenizer,
+)
+
+ALPHABET = list("abcdefghijklmnopqrstuvwxyzABCDEF      \t\n0123456789.,;()é") + [
+    "ü",
+    "日",
+    "語",
+    "🙂",
+    "▁",
+    "\r",
+    "ß",
+]
+
+
+@functools.cache
+def model() -> bytes:
+    return train_tokenizer([inspect.getsource(inspect), "été à la naïve 日本 " * 5], 420)
+
+
+def random_texts(count: int) -> list[str]:
+    rng = random.Random(0)
+    return ["".join(rng.choices(ALPHABET, k=rng.randrange(60))) for _ in range(count)]
+
+
+def test_encode_equals_sentencepiece_and_bos_is_explicit():
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model())
+    tokenizer = Tokenizer({MODEL: model()})
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (420, 1, 2)
+    for text in random_texts(200):
+        ids = tokenizer.encode(text)
+        assert ids == reference.encode(text)
+        assert tokenizer.encode(text, bos=True) == [1, *ids]
+        assert tokenizer.decode(ids) == text.replace(
+            "▁", " "
+        )  # SentencePiece's own sign for a space
+        assert tokenizer.decode([1, *ids, 2]) == tokenizer.decode(ids)
+
+
+def test_training_is_deterministic_and_has_llama_settings():
+    again = train_tokenizer([inspect.getsource(inspect), "été à la naïve 日本 " * 5], 420)
+    assert again == model()
+    digits = Tokenizer({MODEL: model()}).encode("2024")
+    assert len(digits) == 5  # a leading-space piece and four digits: split_digits
+    with pytest.raises(ValueError, match="no tokenizer of 5000 pieces"):
+        train_tokenizer(["too little text"], 5000)
+
+
+def test_json_gives_the_same_ids_on_random_strings():
+    reference = Tokenizer({MODEL: model()})
+    fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
+    assert fast.vocab_size == 420 and fast.bos_id is None
+    for text in random_texts(3000):
+        assert fast.encode(text) == reference.encode(text), text
+        assert fast.decode(reference.encode(text)) == reference.decode(reference.encode(text))
+
+
+def test_exported_files_in_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = Tokenizer({MODEL: model()})
+    for name, data in tokenizer.export_files(256).items():
+        (tmp_path / name).write_bytes(data)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, MODEL, CONFIG]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 256
+    for text in random_texts(300):
+        assert theirs(text).input_ids == tokenizer.encode(text, bos=True)
+        assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+    assert (
+        theirs.decode(theirs("def f():\n    pass").input_ids, skip_special_tokens=True)
+        == "def f():\n    pass"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "setting"),
+    [((JSON,), None), ((JSON,), False), ((JSON, MODEL), True), ((MODEL,), True), ((MODEL,), False)],
+)
+@pytest.mark.parametrize("template", [True, False])
+def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setting, template):
+    """As transformers: the post-processor of tokenizer.json says it; without that file, `add_bos_token` does."""
+    from transformers import AutoTokenizer
+
+    files = Tokenizer({MODEL: model()}).export_files(256)
+    settings = {k: v for k, v in json.loads(files[CONFIG]).items() if k != "add_bos_token"}
+    written = {CONFIG: settings | ({} if setting is None else {"add_bos_token": setting})}
+    written[JSON] = json.loads(files[JSON]) | ({} if template else {"post_processor": None})
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 420}')
+    for name in (*names, CONFIG):
+        (tmp_path / name).write_bytes(
+            files[name] if name == MODEL else json.dumps(written[name]).encode()
+        )
+    theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
+    ours = load_tokenizer(
+        tmp_path
+    )  # without tokenizer.json transformers 5 may give other ids, behind the same start
+    assert ours.adds_bos == (theirs[0] == ours.bos_id)
+
+
+def test_llama_adds_a_beginning_of_sequence_where_nothing_is_said():
+    tokenizer = Tokenizer({MODEL: model()})
+    assert tokenizer.adds_bos and (tokenizer.piece(1), tokenizer.piece(2)) == ("<s>", "</s>")
+
+
+def test_json_only_directory_keeps_its_settings(tmp_path):
+    first = Tokenizer({MODEL: model()}).export_files(64)
+    for name in (JSON, CONFIG):
+        (tmp_path / name).write_bytes(first[name])
+    settings = json.loads(first[CONFIG]) | {
+        "chat_template": "{{ messages }}",
+        "tokenizer_class": "LlamaTokenizerFast",
+    }
+    (tmp_path / CONFIG).write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (1, 2, 420)
+    assert tokenizer.encode("a b", bos=True) == Tokenizer({MODEL: model()}).encode("a b", bos=True)
+    files = tokenizer.export_files(128)
+    exported = json.loads(files[CONFIG])
+    assert files[JSON] == first[JSON] and MODEL not in files
+    assert exported["chat_template"] == "{{ messages }}" and exported["model_max_length"] == 128
+    assert exported["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_tokens_added_behind_the_model_survive_export():
+    files = Tokenizer({MODEL: model()}).export_files(64)
+    fast = json.loads(files[JSON])
+    pad = fast["added_tokens"][0] | {"id": 420, "content": "[PAD]"}
+    files[JSON] = json.dumps(fast | {"added_tokens": [*fast["added_tokens"], pad]}).encode()
+    again = Tokenizer(files)
+    assert again.vocab_size == 420  # of what encode can give
+    exported = again.export_files(64)[JSON]
+    assert json.loads(exported)["added_tokens"][-1] == pad
+    assert (
+        Tokenizer({JSON: exported}).encode("a[PAD]b")[1:2] == [420]
+        and Tokenizer({JSON: exported}).vocab_size == 421
+    )
+
+
+def test_sha256_follows_the_file_that_decides(tmp_path):
+    files = Tokenizer({MODEL: model()}).export_files(64)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    both = load_tokenizer(tmp_path)
+    assert both.sha256 == Tokenizer({MODEL: model()}).sha256
+    (tmp_path / MODEL).unlink()
+    assert load_tokenizer(tmp_path).sha256 != both.sha256
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "neither tokenizer.model nor tokenizer.json"),
+        ({MODEL: b"not a model"}, "not a SentencePiece model"),
+        ({JSON: b"{}"}, "tokenizer.json cannot be read"),
+        ({JSON: b"{}", CONFIG: b"{"}, "not valid JSON"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, files, message):
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_models_that_json_cannot_say_are_refused():
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(inspect.getsource(inspect).splitlines()),
+        model_writer=out,
+        vocab_size=300,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(ValueError, match="cannot be written as tokenizer.json"):
+        to_tokenizer_json(out.getvalue())
+
+
+def test_bos_is_refused_where_there_is_none():
+    fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
+    with pytest.raises(ValueError, match="no beginning-of-sequence token"):
+        fast.encode("a", bos=True)

@@ -1,0 +1,263 @@
+"""A tokenizer of 32,000 pieces in every reader, and tokens that were added behind it."""
+
+import functools
+import importlib.util
+import json
+import random
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from ctxext import loading
+from ctxext.interop import hf
+from ctxext.tokenization.tokenizer import (
+    CONFIG,
+    JSON,
+    MODEL,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+from support.llamas import LENGTH, TINY
+
+ADDED = "added_tokens.json"
+PARTS = (
+    "the",
+    "Context",
+    "window",
+    "é",
+    "ß",
+    "日本",
+    "🙂",
+    "\u200b",
+    "\u00a0",
+    "ﬁ",
+    "\t",
+    "\n",
+    "\r\n",
+    " ",
+    "  ",
+    "   ",
+    "0",
+    "3.14",
+    "def f(x):",
+    "<0x0A>",
+    "▁",
+    "<",
+    "s>",
+    "[INST]",
+    "\x00",
+    "\ufeff",
+    "Ω≈ç",
+    "a\u0301",
+    "क्षि",
+    "ﷺ",
+    "!?",
+)
+
+
+@functools.cache
+def sources() -> tuple[str, ...]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [*sorted(root.glob("*.py")), *sorted(root.glob("*/*.py"))[:400]]
+    return tuple(path.read_text(errors="ignore") for path in files)
+
+
+@functools.cache
+def trained() -> bytes:
+    return train_tokenizer(sources(), 32000)
+
+
+@functools.cache
+def published() -> bytes:
+    """A published SentencePiece model of 32,000 pieces, where a package that ships one is installed."""
+    found = importlib.util.find_spec("mistral_common")
+    if found is None or found.origin is None:
+        pytest.skip("mistral-common is not installed")
+    return (Path(found.origin).parent / "data" / "tokenizer.model.v1").read_bytes()
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Mixtures of parts, of characters from everywhere, and of pieces of real text; no special token is written out."""
+    rng, corpus = random.Random(seed), "".join(sources())
+
+    def one() -> str:
+        kind = rng.randrange(3)
+        if kind == 0:
+            return "".join(rng.choices(PARTS, k=rng.randrange(30)))
+        if kind == 1:
+            return "".join(
+                chr(rng.choice([*range(32, 127), *rng.choices(range(1, 0xD800), k=30)]))
+                for _ in range(20)
+            )
+        start = rng.randrange(len(corpus))
+        return corpus[start : start + rng.randrange(600)]
+
+    made = (one() for _ in range(count))
+    return [
+        text for text in made if not any(special in text for special in ("<s>", "</s>", "<unk>"))
+    ]
+
+
+@pytest.mark.parametrize("model", [trained, published])
+def test_every_reader_gives_the_ids_of_sentencepiece(tmp_path, model):
+    import sentencepiece
+    import tokenizers
+
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model())
+    assert reference.vocab_size() == 32000
+    ours = Tokenizer({MODEL: model()})
+    for name, data in ours.export_files(LENGTH).items():
+        (tmp_path / name).write_bytes(data)
+    again = load_tokenizer(tmp_path)
+    assert again.export_files(LENGTH) == ours.export_files(LENGTH)
+    assert (tmp_path / MODEL).read_bytes() == model()
+    fast = tokenizers.Tokenizer.from_file(str(tmp_path / JSON))
+    tried = texts(3000, 0)
+    ids = [reference.encode(text) for text in tried]
+    assert len({i for row in ids for i in row}) > 3000, "the texts exercise few of the pieces"
+    for text, want, encoding in zip(tried, ids, fast.encode_batch(tried), strict=True):
+        assert ours.encode(text) == again.encode(text) == want
+        assert encoding.ids == [reference.bos_id(), *want], text
+        assert fast.decode(want) == reference.decode(want) == ours.decode(want)
+        assert ours.encode(text, bos=True) == [reference.bos_id(), *want]
+
+
+@pytest.mark.parametrize("model", [trained, published])
+def test_transformers_gives_them_too(tmp_path, model):
+    from transformers import AutoTokenizer
+
+    ours = Tokenizer({MODEL: model()})
+    for name, data in ours.export_files(LENGTH).items():
+        (tmp_path / name).write_bytes(data)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == 32000
+    (tmp_path / MODEL).unlink()  # tokenizer.json alone, in and out again
+    alone = load_tokenizer(tmp_path)
+    (tmp_path / "again").mkdir()
+    for name, data in alone.export_files(LENGTH).items():
+        (tmp_path / "again" / name).write_bytes(data)
+    last = AutoTokenizer.from_pretrained(tmp_path / "again")
+    for text in texts(500, 1):
+        want = ours.encode(text, bos=True)
+        assert (
+            theirs(text).input_ids == last(text).input_ids == alone.encode(text, bos=True) == want
+        ), text
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tokenizer_class": "LlamaTokenizerFast"}, {"add_bos_token": True}]
+)
+def test_bos_that_was_left_to_the_class_of_old_readers_is_written_down(tmp_path, settings):
+    from transformers import AutoTokenizer
+
+    files = Tokenizer({MODEL: trained()}).export_files(LENGTH)
+    bare = json.loads(files[JSON]) | {"post_processor": None}
+    source = Tokenizer(
+        {
+            JSON: json.dumps(bare).encode(),
+            CONFIG: json.dumps({"bos_token": "<s>", **settings}).encode(),
+        }
+    )
+    for name, data in source.export_files(LENGTH).items():
+        (tmp_path / name).write_bytes(data)
+    assert AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids == source.encode(
+        "a b", bos=True
+    )
+    plain = {
+        JSON: json.dumps(bare).encode(),
+        CONFIG: b'{"bos_token": "<s>", "tokenizer_class": "X"}',
+    }
+    assert (
+        json.loads(Tokenizer(plain).export_files(LENGTH)[JSON])["post_processor"] is None
+    )  # as it says itself
+
+
+def alpaca(added: dict[str, int]) -> dict[str, bytes]:
+    """The slow tokenizers of Alpaca and LongAlpaca: a model, and the padding token beside it."""
+    pad = {
+        "content": "[PAD]",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+    }
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "pad_token": pad,
+        "bos_token": "<s>",
+        "padding_side": "right",
+    }
+    return {
+        MODEL: trained(),
+        ADDED: json.dumps(added).encode(),
+        CONFIG: json.dumps(settings).encode(),
+    }
+
+
+def write(path: Path, files: dict[str, bytes], vocab_size: int) -> Path:
+    path.mkdir()
+    settings = hf.config_json(TINY, loading.Unscaled(), seq_len=LENGTH, dtype="float32") | {
+        "vocab_size": vocab_size
+    }
+    for name, data in files.items() | {"config.json": json.dumps(settings).encode()}.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def test_a_padding_token_that_the_model_has_survives(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(write(tmp_path / "in", alpaca({"[PAD]": 32000}), 32001))
+    assert tokenizer.vocab_size == 32000 and [token["id"] for token in tokenizer.added] == [32000]
+    out = write(tmp_path / "out", tokenizer.export_files(LENGTH), 32001)
+    theirs = AutoTokenizer.from_pretrained(out)
+    assert (theirs.pad_token_id, len(theirs)) == (32000, 32001)
+    assert theirs("a").input_ids == tokenizer.encode("a", bos=True)
+    assert theirs("a[PAD]").input_ids[-1] == 32000
+    assert load_tokenizer(out).export_files(LENGTH) == tokenizer.export_files(LENGTH)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 64])
+def test_a_vocabulary_larger_than_the_tokenizer_is_fine(tmp_path, extra):
+    assert (
+        load_tokenizer(write(tmp_path / "in", {MODEL: trained()}, 32000 + extra)).vocab_size
+        == 32000
+    )
+
+
+@pytest.mark.parametrize(
+    "form", ["added_tokens.json", "tokenizer.json beside the model", "tokenizer.json alone"]
+)
+def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_path, form):
+    files = alpaca({"[PAD]": 32000})
+    if form != "added_tokens.json":
+        files = Tokenizer(files).export_files(LENGTH)
+        files = {name: files[name] for name in ([MODEL] * ("beside" in form) + [JSON, CONFIG])}
+    with pytest.raises(
+        ValueError,
+        match="has 32001 ids but the model's vocab_size is 32000; .*remove \\[PAD\\] from",
+    ):
+        load_tokenizer(write(tmp_path / "in", files, 32000))
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({ADDED: b"[]"}, "added_tokens.json must hold an object"),
+        ({ADDED: b"{"}, "added_tokens.json is not valid JSON"),
+        ({ADDED: b'{"x": "32000"}'}, "an added token needs an id and its content"),
+        ({ADDED: b'{"x": 32000, "y": 32000}'}, "id 32000 is both 'x' and 'y'"),
+        ({CONFIG: b"[]"}, "tokenizer_config.json must hold an object"),
+        ({JSON: b'{"added_tokens": {}}'}, "added_tokens of tokenizer.json must be a list"),
+        (
+            {JSON: b'{"added_tokens": [{"id": 32000}]}'},
+            "an added token needs an id and its content",
+        ),
+    ],
+)
+def test_malformed_files_beside_the_model_are_named(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(write(tmp_path / "in", {MODEL: trained()} | files, 40000))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

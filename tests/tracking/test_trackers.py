@@ -1,0 +1,195 @@
+"""TensorBoard's event files and trackio's database, read back; heatmaps as pixels; names that are not trackers."""
+
+import json
+import os
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctxext import report, tracking
+from ctxext.report.drawing.colours import diverging, sequential
+from ctxext.report.drawing.heatmap import Cell, Heat
+from ctxext.report.drawing.raster import CELL, LABEL, LINE, draw
+from ctxext.rundir import RunDir
+from ctxext.tracking import start_sinks
+from support.tiny_train import tiny_experiment
+
+EVENTS = [
+    {"step": 10, "loss": 2.0, "mfu": 0.5},
+    {"step": 20, "short_loss": 3.0, "alarm": "step 20: worse"},
+]
+ROWS = [{"eval": "ppl", "method": "yarn", "seq_len": n, "nll": 2.0 + n} for n in (64, 128)]
+PIXELS = np.full((8, 12, 3), 200, np.uint8)
+
+
+def told(tmp_path: Path, tracker: str, events: list[dict]) -> Path:
+    experiment = tiny_experiment(tmp_path / "texts")
+    run = RunDir(tmp_path / "run").open(experiment)
+    with start_sinks(experiment, run, track=[tracker]) as sinks:
+        for sink in sinks:
+            for event in events:
+                sink.log(event)
+            sink.rows(ROWS)
+            sink.images(lambda: {"passkey/yarn": PIXELS})
+            sink.artifact("export", [run.path], {})
+    return run.path
+
+
+def records(file: Path) -> list[bytes]:
+    """Of a TFRecord file: length, its checksum, data, its checksum."""
+    data, found = file.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        found.append(data[12 : 12 + size])
+        data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_files_hold_the_run(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    def events(kind: str) -> list[list]:
+        files = sorted((tmp_path / "run" / "tensorboard" / kind).glob("events.out.tfevents.*"))
+        return [[Event.FromString(record) for record in records(file)] for file in files]
+
+    told(tmp_path, "tensorboard", EVENTS)
+    values = {
+        (v.tag, e.step): v
+        for kind in ("train", "eval")
+        for e in events(kind)[0]
+        for v in e.summary.value
+    }
+    assert (
+        values["train/loss", 10].simple_value == 2 and values["train/mfu", 10].simple_value == 0.5
+    )
+    assert values["train/short_loss", 20].simple_value == 3
+    assert [values["eval/ppl/yarn/nll", n].simple_value for n in (64, 128)] == [66, 130]
+    (alarm,) = (v for (tag, _), v in values.items() if tag.startswith("alarm"))
+    assert alarm.tensor.string_val == [b"step 20: worse"]
+    (picture,) = (v.image for (tag, _), v in values.items() if tag == "heatmaps/passkey/yarn")
+    assert (picture.height, picture.width) == (8, 12) and picture.encoded_image_string.startswith(
+        b"\x89PNG"
+    )
+    time.sleep(1.1)  # files are named by the second
+    told(
+        tmp_path, "tensorboard", [{"step": 15, "loss": 1.0}]
+    )  # from an older checkpoint: hide what came after
+    starts = {
+        kind: [e.step for e in events(kind)[1] if e.HasField("session_log")]
+        for kind in ("train", "eval")
+    }
+    assert starts == {"train": [15], "eval": [0]} and not capsys.readouterr().err
+
+
+def test_trackio_s_database_holds_the_run(tmp_path):
+    pytest.importorskip("trackio")
+    code = """
+from pathlib import Path
+from tracking.test_trackers import EVENTS, told
+told(Path("."), "trackio", EVENTS)
+told(Path("."), "trackio", [{"step": 30, "loss": 1.0}])
+print("the end")
+"""
+    places = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    home = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(places)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, **home},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "the end\n" and "off for the rest" not in done.stderr
+    with sqlite3.connect(tmp_path / "trackio" / "ctxext.db") as database:
+        found = database.execute(
+            "select run_name, run_id, step, metrics from metrics order by id"
+        ).fetchall()
+        ((text,),) = database.execute("select text from alerts").fetchall()
+    assert {name for name, *_ in found} == {"run"} and len({run_id for _, run_id, *_ in found}) == 1
+    logged = [(step, json.loads(metrics)) for *_, step, metrics in found]
+    assert [(step, row["train/loss"]) for step, row in logged if "train/loss" in row] == [
+        (10, 2.0),
+        (30, 1.0),
+    ]
+    assert [row["eval/ppl/yarn/nll"] for _, row in logged if "eval/seq_len" in row] == 2 * [66, 130]
+    assert text == "step 20: worse" and any("heatmaps/passkey/yarn" in row for _, row in logged)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("wandb,mlflow", "no tracker 'mlflow'; known: wandb, tensorboard, trackio"),
+        ("aim", "no tracker 'aim'"),
+    ],
+)
+def test_other_names_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        tracking.parse(names)
+    assert tracking.parse("wandb,wandb") == ("wandb",) and tracking.parse("") == ()
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(
+        tracking.TRACKERS, "tensorboard", tracking.Tracker("", "no_such_package", "tensorboard")
+    )
+    with pytest.raises(
+        ValueError, match=r"needs no_such_package: pip install 'ctxext\[tensorboard\]'"
+    ):
+        tracking.parse("tensorboard")
+
+
+def colour(pixels: np.ndarray) -> str:
+    return "#" + "".join(f"{value:02x}" for value in pixels)
+
+
+def test_a_heatmap_s_pixels_are_the_page_s_colours():
+    cells = [Cell("12/12", "76\u2013100 %", *sequential(1.0), False), None]
+    low = [
+        Cell("0/3", "0\u201356 %", *sequential(0.0), True),
+        Cell("+5", "2 : 1 of 8", *diverging(0.4), False),
+    ]
+    heat = Heat("yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", cells)], below=[("floor", low)])
+    pixels = draw(heat)
+    assert pixels.dtype == np.uint8 and pixels.shape[0] == 2 * LINE + 2 * CELL[1] + 6
+    corner = {
+        (i, j): colour(pixels[2 * LINE + CELL[1] * j + 3, LABEL + CELL[0] * i + 3])
+        for i in (0, 1)
+        for j in (0, 1)
+    }
+    assert corner == {
+        (0, 0): sequential(1.0)[0],
+        (1, 0): "#ffffff",
+        (0, 1): sequential(0.0)[0],
+        (1, 1): diverging(0.4)[0],
+    }
+    first = pixels[2 * LINE + 2 : 2 * LINE + CELL[1] - 2, LABEL + 2 : LABEL + CELL[0] - 2].reshape(
+        -1, 3
+    )
+    shares = {
+        colour(c): n / len(first)
+        for c, n in zip(*np.unique(first, axis=0, return_counts=True), strict=True)
+    }
+    assert (
+        shares[sequential(1.0)[0]] > 0.75 and shares[sequential(1.0)[1]] > 0.004
+    )  # text on its ground
+
+
+def test_heatmaps_of_rows_are_by_task_and_arm():
+    from report.test_report import retrieval
+
+    rows = [
+        retrieval(method, n, i, i < 5, depth=0.5)
+        for method in ("none", "yarn")
+        for n in (128, 256)
+        for i in range(9)
+    ]
+    assert list(report.heatmaps(rows)) == ["passkey/none", "passkey/yarn"]

@@ -1,0 +1,146 @@
+"""A real wandb, offline, read back with its own tool; and a wandb that breaks in every place."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ctxext.files import read_jsonl
+from ctxext.rundir import RunDir
+from ctxext.tracking import start_sinks
+from ctxext.tracking.wandb import WandbSink, wandb_mode
+from support.tiny_train import tiny_experiment
+
+PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}}
+ROWS = [
+    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
+    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
+    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
+    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 4},
+    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 1},
+]
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
+    experiment = tiny_experiment(tmp_path / "texts")
+    return experiment, RunDir(tmp_path / "run").open(experiment)
+
+
+def inspect(directory) -> list[dict]:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_offline_wandb_holds_the_run(opened):
+    experiment, run = opened
+    with start_sinks(experiment, run) as sinks:
+        for step in (10, 20):
+            for sink in sinks:
+                sink.log({"step": step, "loss": 1 / step})
+        for sink in sinks:
+            sink.rows(ROWS)
+    assert [row["step"] for row in read_jsonl(run.metrics_file)] == [10, 20]
+    identity = (run.path / "wandb" / "run_id").read_text()
+    (folder,) = run.path.glob(f"wandb/offline-run-*-{identity}")
+    records = inspect(folder)
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    train = [(row["train/step"], row["train/loss"]) for row in history if "train/step" in row]
+    assert train == [(10, 0.1), (20, 0.05)]
+    floor, passkey, ppl = (row for row in history if "eval/seq_len" in row)
+    assert (passkey["eval/seq_len"], passkey["eval/passkey/yarn/correct"]) == (64, 0.5)
+    assert floor["eval/passkey no-needle/yarn/correct"] == 0
+    assert (
+        passkey["eval/passkey/yarn/answer_nll"] == 1.0 and "eval/passkey/yarn/tokens" not in passkey
+    )
+    assert (ppl["eval/seq_len"], ppl["eval/ppl/yarn/nll"]) == (128, 2.0)
+    assert ppl["eval/ppl/yarn/nats_per_token"] == 0.8
+    assert '"train/step"' in json.dumps(
+        [record for record in records if record["type"] == "metric"]
+    )
+    assert '"factor"' in json.dumps(
+        [record for record in records if record["type"] in ("run", "config")]
+    )
+
+
+class Broken:
+    """Stands for the wandb module or its run; the call named in `where` raises."""
+
+    dir = "run/files"
+
+    def __init__(self, where: str) -> None:
+        self.where, self.calls = where, []
+
+    def __getattr__(self, name: str):
+        def call(*args, **kwargs):
+            self.calls.append((name, kwargs))
+            if name == self.where:
+                raise RuntimeError(f"{name} is broken\nwith details")
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
+def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsys, where):
+    fake = Broken(where)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with start_sinks(*opened) as sinks:
+        for sink in sinks:
+            sink.log({"step": 1})
+            sink.log({"step": 2})
+            sink.rows(ROWS)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"wandb is off for the rest of this run (RuntimeError: {where} is broken)"]
+    assert len(read_jsonl(opened[1].metrics_file)) == 2
+    assert [name for name, _ in fake.calls].count("finish") == (
+        where in ("log", "finish")
+    )  # what has begun is ended
+
+
+def test_a_resumed_run_keeps_its_id(opened, monkeypatch):
+    fake = Broken("")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        WandbSink(*opened, "group", "train").finish()
+    first, second = (kwargs for name, kwargs in fake.calls if name == "init")
+    assert first["id"] == second["id"] and first["resume"] == "allow"
+
+
+def test_failure_reaches_wandb_and_a_clean_stop_is_none(opened, monkeypatch):
+    fake = Broken("")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for error in (ValueError, SystemExit):
+        with pytest.raises(error), start_sinks(*opened):
+            raise error
+    assert [kwargs["exit_code"] for name, kwargs in fake.calls if name == "finish"] == [1, 0]
+
+
+def test_off_by_flag_and_by_mode(opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    with start_sinks(*opened, track=()) as sinks:
+        assert len(sinks) == 1
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with start_sinks(*opened) as sinks:
+        assert len(sinks) == 1
+
+
+def test_online_only_when_configured(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert wandb_mode() == "offline"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.delenv("NETRC")
+    assert wandb_mode() == "online"
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert wandb_mode() == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_mode() == "offline"

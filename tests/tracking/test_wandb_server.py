@@ -1,0 +1,183 @@
+"""The real wandb client against a stand-in server: a run arrives whole, goes on, is synced, and outlives the server."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wandb
+
+from ctxext.rundir import RunDir
+from ctxext.tracking import kept_offline, start_sinks
+from support import wandb_server
+from support.tiny_train import tiny_experiment
+from support.wandb_server import manifest
+
+PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}, "method": "yarn", "seq_len": 64}
+ROWS = [
+    {**PASSKEY, "item": "a", "correct": True, "depth": 0.5},
+    {**PASSKEY, "item": "b", "correct": False, "depth": 1},
+]
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    with wandb_server.serving() as (backend, server):
+        for name, value in wandb_server.environment(backend.url, tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # a process remembers the first server it hears of
+        yield backend, server
+        wandb.teardown()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    experiment = tiny_experiment(tmp_path / "texts", steps=30)
+    return experiment, RunDir(tmp_path / "run").open(experiment)
+
+
+def sync(*arguments: str | Path) -> None:
+    """`wandb sync ARGUMENTS`, as a user types it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", *map(str, arguments)],
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_arrives_whole_and_goes_on(served, opened):
+    backend, _ = served
+    experiment, run = opened
+    checkpoint = run.path / "checkpoints" / "20"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "params").write_bytes(b"12345")
+    with start_sinks(experiment, run) as sinks:
+        for sink in sinks:
+            sink.log({"step": 10, "loss": 2.0, "learning_rate": 1e-3})
+            sink.log({"step": 20, "short_loss": 3.0, "alarm": "step 20: worse"})
+            sink.rows(ROWS)
+            sink.images(lambda: {"passkey/yarn(factor=4)": np.full((8, 12, 3), 200, np.uint8)})
+            sink.artifact("checkpoints", [checkpoint], {"steps": [20]})
+    sent = backend.only()
+    assert sent.exit_code == 0 and sent.column("train/step") == [10, 20]
+    assert sent.column("train/loss") == [2.0] and sent.column("train/short_loss") == [3.0]
+    assert sent.column("eval/seq_len") == [64] and sent.column("eval/passkey/yarn/correct") == [0.5]
+    assert sent.config["rope"]["factor"] == 2.0 and sent.config["train"]["steps"] == 30
+    assert sent.config["method"] == "linear(factor=2)" and "git_commit" in sent.config
+    assert sent.config["fingerprint"] == experiment.fingerprint
+    fields = sent.fields
+    assert (fields["project"], fields["displayName"], fields["groupName"], fields["jobType"]) == (
+        "ctxext",
+        "run",
+        "tiny",
+        "train",
+    )
+    assert fields["tags"] == ["linear", "causal", "contiguous", "full"]
+    assert [alert["text"] for alert in sent.alerts] == ["step 20: worse"]
+
+    (table,) = (data for path, data in backend.uploads.items() if "media/table/rows" in path)
+    assert json.loads(table)["columns"] == [
+        "eval",
+        "task",
+        "method",
+        "seq_len",
+        "item",
+        "correct",
+        "depth",
+    ]
+    assert [row[4:6] for row in json.loads(table)["data"]] == [["a", True], ["b", False]]
+    (picture,) = (data for path, data in backend.uploads.items() if path.endswith(".png"))
+    assert picture.startswith(b"\x89PNG") and picture[16:24] == bytes(
+        [0, 0, 0, 12, 0, 0, 0, 8]
+    )  # width, height
+    (shown,) = sent.column("heatmaps/passkey")
+    assert (shown["captions"], shown["count"]) == (["yarn(factor=4)"], 1)
+    names = [artifact["artifactCollectionName"] for artifact in backend.artifacts]
+    number = names.index("run-checkpoints") + 1
+    ((path, entry),) = manifest(backend, number)["contents"].items()
+    assert (path, entry["ref"], entry["size"]) == (
+        "20/params",
+        (checkpoint / "params").resolve().as_uri(),
+        5,
+    )
+    assert not any(data == b"12345" for data in backend.uploads.values())
+    assert json.loads(backend.artifacts[number - 1]["metadata"]) == {"steps": [20]}
+
+    with start_sinks(experiment, run) as sinks:
+        for sink in sinks:
+            sink.log({"step": 30, "loss": 1.0})
+    assert backend.only().column("train/step") == [10, 20, 30]
+    steps = backend.only().column("_step")
+    assert steps == sorted(set(steps))
+
+
+def gone(server: wandb_server.Server, how: str) -> None:
+    """The server's port is closed, or it takes requests and says nothing."""
+    if how == "closed":
+        wandb_server.stop(server)
+    else:
+        server.backend.answers.clear()
+
+
+def test_offline_runs_are_synced_into_one(served, opened, monkeypatch):
+    backend, _ = served
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (10, 20):
+        with start_sinks(*opened) as sinks:
+            for sink in sinks:
+                sink.log({"step": step, "loss": 1 / step})
+    assert not backend.operations
+    monkeypatch.setenv("WANDB_MODE", "online")
+    folders = sorted((opened[1].path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert kept_offline(opened[1].path) == f"wandb sync {opened[1].path}/wandb/offline-run-*"
+    sync(*folders)
+    assert kept_offline(opened[1].path) == ""
+    assert sorted(backend.only().column("train/step")) == [10, 20]
+
+
+@pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
+def test_a_server_that_is_away_makes_the_run_an_offline_one(
+    how, served, opened, monkeypatch, capsys
+):
+    backend, server = served
+    gone(server, how)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    began = time.monotonic()
+    with start_sinks(*opened) as sinks:
+        for sink in sinks:
+            sink.log({"step": 10, "loss": 2.0})
+    assert time.monotonic() - began < 15 and not backend.runs
+    said = capsys.readouterr().err
+    assert "wandb does not answer" in said and said.count("\n") == 1
+    with wandb_server.serving() as (later, _):
+        monkeypatch.setenv("WANDB_BASE_URL", later.url)
+        sync(*said.rpartition("wandb sync ")[2].split())
+    assert later.only().column("train/step") == [10]
+
+
+@pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
+def test_a_server_that_dies_takes_nothing_with_it(how, served, opened, monkeypatch, capsys):
+    backend, server = served
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    with start_sinks(*opened) as sinks:
+        for sink in sinks:
+            sink.log({"step": 10, "loss": 2.0})
+        gone(server, how)
+        began = time.monotonic()
+        for step in (20, 30):
+            for sink in sinks:
+                sink.log({"step": step, "loss": 1.0})
+        assert time.monotonic() - began < 1  # a step does not wait
+    assert time.monotonic() - began < 15
+    said = capsys.readouterr().err
+    assert "wandb has not taken everything" in said and said.count("\n") == 1
+    with wandb_server.serving() as (later, _):
+        monkeypatch.setenv("WANDB_BASE_URL", later.url)
+        sync(*said.rpartition("wandb sync ")[2].split())
+    assert later.only().column("train/step") == [10, 20, 30]

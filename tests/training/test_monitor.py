@@ -1,0 +1,275 @@
+"""What a run is watched for: equal to sums by hand and to the textbook, and without a trace in the training."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext.attention import Causal, largest
+from ctxext.attention.largest import largest_logit
+from ctxext.data import Stdlib, make_batch
+from ctxext.experiment import load_experiment
+from ctxext.files import read_jsonl
+from ctxext.methods.linear import Linear
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.model.config import SHAPES
+from ctxext.model.trainable import Full, LoRA
+from ctxext.parallel.mesh import Mesh
+from ctxext.plan.accelerators import of_kind
+from ctxext.plan.flops import seconds_at_peak
+from ctxext.positions import Contiguous
+from ctxext.rundir import RunDir
+from ctxext.tracking import JsonlSink
+from ctxext.training import metrics
+from ctxext.training.loop import train
+from ctxext.training.monitor import NEVER, Probe, band_sums, bands, tokens_seen
+from support.reference_llama import Textbook
+from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
+
+RECIPE = Path(__file__).parents[2] / "experiments" / "llama2_7b_yarn_8k.py"
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 3, 3, 3, 0], [5] * 10])
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("data") / "texts")
+
+
+def start(experiment, path, base=None):
+    run = RunDir(path).open(experiment)
+    params = train(
+        experiment, run, base or tiny_base(), sinks=[JsonlSink(run.metrics_file)], progress=False
+    )
+    rows = read_jsonl(run.metrics_file)
+    return params, [r for r in rows if "loss" in r], [r for r in rows if "short_loss" in r]
+
+
+def bits(tree) -> bytes:
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
+
+
+def test_bands_are_doublings_that_end_at_the_length():
+    assert bands(131072) == [0, 2048, 4096, 8192, 16384, 32768, 65536, 131072]
+    assert (
+        bands(64) == [0, 1, 2, 4, 8, 16, 32, 64] and bands(3) == [0, 1, 2, 3] and bands(1) == [0, 1]
+    )
+
+
+def test_tokens_seen_are_those_of_the_own_document():
+    assert tokens_seen(SEGMENTS).tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3, 0], list(range(10))]
+
+
+def test_band_sums_are_exact():
+    rng = np.random.default_rng(0)
+    losses, weights = rng.gamma(2, 2, (2, 3, 50)).astype(np.float32)
+    seen, edges = rng.integers(0, 40, (3, 50)), [0, 3, 4, 11, 40]
+    nats, weight = band_sums(losses, weights, seen, edges)
+    for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        inside = [
+            (float(a), float(w))
+            for a, w, n in zip(losses.flat, weights.flat, seen.flat, strict=True)
+            if low <= n < high
+        ]
+        assert nats[i] == pytest.approx(math.fsum(a * w for a, w in inside), rel=1e-14)
+        assert weight[i] == pytest.approx(math.fsum(w for _, w in inside), rel=1e-14)
+    assert band_sums(losses[:, :1], weights[:, :1], seen[:, :1] * 0, edges)[0][1:].tolist() == [
+        0,
+        0,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("attention", [Causal(), SelfExtend(2, 3)], ids=["causal", "self-extend"])
+@pytest.mark.parametrize("held", [2**24, 300], ids=["at once", "in chunks"])
+def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
+    monkeypatch.setattr(largest, "SCORES", held)
+    masks, rng = [piece.mask for piece in attention.pieces()], np.random.default_rng(1)
+    queries, keys = (
+        [rng.normal(size=(2, 10, n, 8)).astype(np.float32) for _ in masks] for n in (4, 2)
+    )
+    index = np.broadcast_to(np.arange(10), (2, 10))
+    asked = np.where(SEGMENTS == 0, -1, index)
+    found = largest_logit(
+        [jnp.asarray(q) for q in queries],
+        [jnp.asarray(k) for k in keys],
+        masks,
+        query_index=jnp.asarray(asked),
+        key_index=jnp.asarray(index),
+        query_segments=jnp.asarray(SEGMENTS),
+        key_segments=jnp.asarray(SEGMENTS),
+    )
+    scores = [
+        float(q[b, t, n].astype(np.float64) @ k[b, s, n // 2]) / 8**0.5
+        for q, k, mask in zip(queries, keys, masks, strict=True)
+        for b in range(2)
+        for n in range(4)
+        for t in range(10)
+        for s in range(t + 1)
+        if SEGMENTS[b, s] == SEGMENTS[b, t] != 0 and mask.visible(t, s)
+    ]
+    assert float(found) == pytest.approx(max(scores), rel=1e-6)
+
+
+def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_path):
+    blind = tiny_experiment(texts, probe_every=0)
+    seeing = tiny_experiment(texts, probe_every=4)
+    params, steps, nothing = start(blind, tmp_path / "blind")
+    again, steps_too, looks = start(seeing, tmp_path / "seeing")
+    assert bits(again) == bits(params) and not nothing
+    assert [(r["loss"], r["grad_norm"]) for r in steps_too] == [
+        (r["loss"], r["grad_norm"]) for r in steps
+    ]
+    assert [row["step"] for row in looks] == [0, 4, 6]
+    assert looks[0]["short_drift"] == 0
+    for row in looks[1:]:
+        assert row["short_drift"] == row["short_loss"] - looks[0]["short_loss"]
+
+    rows = make_batch(
+        seeing.data.open(ByteTokenizer()),
+        Contiguous(),
+        seed=0,
+        step=NEVER,
+        batch_size=4,
+        seq_len=64,
+    )
+    short = make_batch(
+        Stdlib("heldout").open(ByteTokenizer()),
+        Contiguous(),
+        seed=0,
+        step=0,
+        batch_size=4,
+        seq_len=32,
+    )
+    rope = Linear(2.0).rope(CONFIG.rope_base(), 64)
+    peaks, sums = [-np.inf] * 2, {}
+    for batch in (rows, short):
+        for tokens, targets, weights, _, segments in zip(*batch, strict=True):
+            for segment in np.unique(segments[segments > 0]):
+                own, book = segments == segment, Textbook(CONFIG, again)
+                logits = book.feed(tokens[own], rope)
+                nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(own.sum()), targets[own]]
+                if batch is rows:
+                    peaks = np.maximum(peaks, book.peaks)
+                for seen, (loss, weight) in enumerate(zip(nats, weights[own], strict=True)):
+                    band = "short" if batch is short else seen.bit_length()  # 0, 1, 2-3, 4-7, ...
+                    total = sums.setdefault(band, np.zeros(2))
+                    total += np.array([loss * weight, weight])
+    means = {band: nats / weight for band, (nats, weight) in sums.items()}
+    last = looks[-1]
+    by_position = [value for name, value in last.items() if name.startswith("loss_by_position/")]
+    np.testing.assert_allclose(by_position, [means[i] for i in range(7)], rtol=2e-5)
+    assert "loss_by_position/32-63" in last and last["short_loss"] == pytest.approx(
+        means["short"], rel=2e-5
+    )
+    by_layer = [last["attention_logit/layer_00"], last["attention_logit/layer_01"]]
+    np.testing.assert_allclose(by_layer, peaks, rtol=2e-5)
+    assert last["attention_logit_max"] == max(by_layer)
+
+
+@pytest.mark.check
+def test_the_alarm_is_heard_and_the_reference_outlives_a_resume(texts, tmp_path, capsys):
+    wild = tiny_experiment(texts, steps=4, probe_every=2, drift_alarm=0.5, log_every=5)
+    wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=0.5))
+    _, _, looks = start(wild, tmp_path / "run")
+    assert capsys.readouterr().err.count("alarm: step ") == sum("alarm" in row for row in looks) > 0
+    for row in looks:
+        assert ("alarm" in row) == (row["short_drift"] > 0.5)
+    longer = dataclasses.replace(wild, train=dataclasses.replace(wild.train, steps=6))
+    _, _, more = start(longer, tmp_path / "run")
+    assert [row["step"] for row in more] == [0, 2, 4, 6]
+    assert more[-1]["short_drift"] == more[-1]["short_loss"] - looks[0]["short_loss"]
+
+
+@pytest.mark.check
+def test_a_run_that_became_long_enough_has_no_step_0(texts, tmp_path):
+    start(tiny_experiment(texts, steps=3, probe_every=4), tmp_path / "run")
+    _, _, looks = start(tiny_experiment(texts, steps=4, probe_every=4), tmp_path / "run")
+    assert [(row["step"], "short_drift" in row) for row in looks] == [(4, False)]
+
+
+@pytest.mark.check
+def test_many_devices_see_the_same(texts):
+    def look(mesh: Mesh) -> dict:
+        experiment = dataclasses.replace(
+            tiny_experiment(texts), trainable=LoRA(rank=2, dropout=0.1), mesh=mesh
+        )
+        params = experiment.trainable.prepare(tiny_base().params, 0)
+        return Probe(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), None).row(
+            0, params, {}
+        )
+
+    alone = look(Mesh())
+    for mesh in (Mesh(fsdp=2, seq=2), Mesh(data=2, tensor=2)):
+        assert look(mesh) == pytest.approx(alone, rel=1e-5)
+
+
+def test_what_is_not_finite_is_named_and_left_out(texts):
+    experiment, params = tiny_experiment(texts), tiny_base().params
+    embedding = params["embed_tokens"]["embedding"].at[ord("e") + 3].set(jnp.nan)
+    probe = Probe(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
+    row = probe.row(3, {**params, "embed_tokens": {"embedding": embedding}}, {})
+    assert row["step"] == 3 and "short_loss" not in row and "short_drift" not in row
+    assert row["alarm"].startswith("step 3: not finite") and "short_loss" in row["alarm"]
+    assert all(math.isfinite(value) for name, value in row.items() if name != "alarm")
+
+
+def test_speed_leaves_out_the_first_step_and_what_is_apart(monkeypatch):
+    now, rows = [100.0], []
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    experiment = tiny_experiment(None, steps=9, log_every=4)  # 4 rows of 64 tokens
+    meter = metrics.Measured(experiment, rows.append, seconds_at_peak=0.5)
+    good = {name: jnp.float32(1) for name in ("loss", "grad_norm", "weight")}
+    for step in range(1, 10):
+        meter.put(step, good)  # reads the step before
+        now[0] += 60 if step == 1 else 2
+        if step == 6:
+            with meter.apart():
+                now[0] += 1000
+    meter.flush()
+    speeds = {row["step"]: (row["tokens_per_second"], row["mfu"]) for row in rows if "mfu" in row}
+    assert speeds == {4: (128, 0.25), 8: (128, 0.25), 9: (128, 0.25)}
+    assert [row["step"] for row in rows if "learning_rate" in row] == [1, 4, 8, 9]
+
+
+def test_seconds_at_peak_of_7b_by_the_papers_formula():
+    """PaLM, appendix B: 6 N + 12 L H Q T FLOPs a token, for attention without a mask; a causal one sees half."""
+    experiment = load_experiment(RECIPE)
+    batch = experiment.train.batch_size * experiment.train.accumulate
+    experiment = dataclasses.replace(experiment, trainable=Full(), mesh=Mesh(fsdp=8))
+    experiment = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, dtype="bfloat16")
+    )
+    multiplies = 6_738_415_616 - 32000 * 4096 - 65 * 4096  # no embedding, no norms
+    work = batch * 8192 * (6 * multiplies + 12 * 32 * 32 * 128 * 8193 / 2)
+    found = seconds_at_peak(experiment, SHAPES["llama2-7b"], "NVIDIA H100 80GB HBM3", 8)
+    assert found == pytest.approx(work / (8 * 989e12), rel=1e-9)
+    assert seconds_at_peak(experiment, SHAPES["llama2-7b"], "cpu", 8) is None
+    precise = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, dtype="float32")
+    )
+    assert seconds_at_peak(precise, SHAPES["llama2-7b"], "TPU v5p", 8) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA H200", "h200-141"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("cpu", None),
+    ],
+)
+def test_devices_are_known_by_what_jax_calls_them(kind, name):
+    found = of_kind(kind)
+    assert (found and found.name) == name

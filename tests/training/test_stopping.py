@@ -1,0 +1,116 @@
+"""When a run saves and stops: by steps, minutes, signals, the caller; and which rows a process makes."""
+
+import dataclasses
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctxext.data import Files, make_batch
+from ctxext.experiment import Train
+from ctxext.parallel import distributed
+from ctxext.positions import Contiguous
+from ctxext.rundir import RunDir
+from ctxext.training import stopping
+from ctxext.training.checksums import facts
+from ctxext.training.loop import train
+from ctxext.training.stopping import Agenda
+from support.tiny_train import ByteTokenizer, tiny_base, tiny_experiment, write_texts
+
+SETTINGS = Train(steps=100, seq_len=8, batch_size=1, checkpoint_every=10)
+
+
+def test_by_steps_by_signals_and_by_the_caller() -> None:
+    noted, stop = [], threading.Event()
+    agenda = Agenda(SETTINGS, noted, stop)
+    assert [agenda.after(done) for done in (9, 10, 100)] == [
+        (False, False),
+        (True, False),
+        (True, False),
+    ]
+    assert agenda.exit_code() is None
+    stop.set()
+    assert agenda.after(11) == (True, True) and agenda.exit_code() is None
+    noted.append(signal.SIGINT)
+    assert agenda.after(11) == (True, True) and agenda.exit_code() == 130
+    noted[0] = signal.SIGTERM
+    assert agenda.exit_code() == 0
+
+
+def test_by_minutes_since_the_last_checkpoint(monkeypatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
+    agenda = Agenda(dataclasses.replace(SETTINGS, checkpoint_minutes=0.5), [], None)
+    saves = []
+    for done in range(1, 15):  # 12 seconds a step
+        now += 12
+        saves += [done] * agenda.after(done)[0]
+    assert saves == [3, 6, 9, 10, 13]
+
+
+def test_the_largest_wish_of_all_processes_is_done_by_all(monkeypatch) -> None:
+    others = stopping.NOTHING
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(distributed, "largest", lambda mine: max(mine, others))
+    minutes = dataclasses.replace(SETTINGS, checkpoint_minutes=1e-9)
+    agenda = Agenda(minutes, [], None)
+
+    def next_step() -> tuple[bool, bool]:
+        agenda.ask()
+        return agenda.after(3)
+
+    assert next_step() == (False, False)  # the clock is the first process's
+    others = stopping.SAVE
+    assert next_step() == (True, False)
+    others = stopping.TERMINATE
+    assert next_step() == (True, True) and agenda.exit_code() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint_minutes": 0.0}, "train.checkpoint_minutes must be above 0, got 0.0"),
+        ({"keep": 0}, "train.keep must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS, **changes)
+
+
+def test_a_run_keeps_what_it_is_told_and_writes_the_mean_loss_beside_it(tmp_path: Path) -> None:
+    experiment = tiny_experiment(
+        write_texts(tmp_path / "texts"), steps=8, checkpoint_every=2, keep=3
+    )
+    losses: list[float] = []
+
+    class Sink:
+        def log(self, row: dict) -> None:
+            losses.append(row["loss"])
+
+        def rows(self, rows: list) -> None: ...
+        def finish(self, failed: bool = False) -> None: ...
+
+    run = RunDir(tmp_path / "run").open(experiment)
+    train(experiment, run, tiny_base(), sinks=[Sink()], progress=False)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["4", "6", "8"]
+    for step in (4, 6, 8):
+        assert facts(run.checkpoints / str(step)) == {
+            "loss": pytest.approx(sum(losses[step - 2 : step]) / 2)
+        }
+
+
+def test_a_process_makes_its_own_rows_and_everybody_s_positions(tmp_path: Path) -> None:
+    rows = Files(str(write_texts(tmp_path / "texts"))).open(ByteTokenizer())
+    options = {"seed": 0, "step": 5, "batch_size": 6, "seq_len": 32}
+    whole = make_batch(rows, Contiguous(), **options)
+    mine = make_batch(rows, Contiguous(), **options, own={1, 4})
+    np.testing.assert_array_equal(mine.positions, whole.positions)
+    for name in ("tokens", "targets", "weights", "segment_ids"):
+        ours, all_of_them = getattr(mine, name), getattr(whole, name)
+        assert ours.dtype == all_of_them.dtype and all_of_them.any(axis=1).all()
+        np.testing.assert_array_equal(ours[[1, 4]], all_of_them[[1, 4]])
+        assert not ours[[0, 2, 3, 5]].any()
