@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctxext.evals import Eval, Retrieval
 from ctxext.evals.base import Model
-from ctxext.evals.suite import STANDARD, Choice, evaluations, promise
+from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, promise
 from ctxext.evals.timing import Timed
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods import label
@@ -70,7 +70,7 @@ def evaluate(
         "window": lm.config.max_position_embeddings,
     }
     found = (
-        distributed.once(lambda: read_jsonl(sink)) if sink else []
+        distributed.broadcast_from_primary(lambda: read_jsonl(sink)) if sink else []
     )  # the same for all, whoever is first
     old = {row["item"]: row for row in found if labels.items() <= row.items()}
     evals = list(evals)
@@ -84,7 +84,7 @@ def evaluate(
             task = bar.add_task(f"{evaluation.title}, {method_label}", total=len(missing))
             for row in evaluation.rows(timed, missing) if missing else ():
                 old[row["item"]] = {**labels, **row}
-                if sink and distributed.first():
+                if sink and distributed.is_primary():
                     _append(sink, old[row["item"]])
                 bar.advance(task)
             if progress and (bar.disable or part != WHOLE):
@@ -121,7 +121,7 @@ def evaluate_checkpoint(
     methods: Sequence[Any] = (None,),
     evals: Sequence[str] = STANDARD,
     seq_lens: Sequence[int] | None = None,
-    asked: Choice | None = None,
+    asked: SuiteConfig | None = None,
     out: Path | None = None,
     dtype: str = "float32",
     mesh: Any = None,
@@ -134,7 +134,7 @@ def evaluate_checkpoint(
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
     to merge. checkpoint: which one of a run, see `loading.step_of`. evals: names of `ctxext.evals.suite`, asked as `asked` says
     but for its lengths: those of `seq_lens`, by default one, two, four and eight windows. out: directory for
-    rows.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
+    records.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
     """
     from ctxext import loading  # loads jax
     from ctxext.parallel.mesh import ONE_DEVICE
@@ -146,10 +146,10 @@ def evaluate_checkpoint(
     lm = loading.load(
         where, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE
     )
-    sink = (out or directory(where)) / "rows.jsonl"
+    sink = (out or directory(where)) / "records.jsonl"
     window = lm.config.max_position_embeddings
     lengths = tuple(seq_lens or (window * times for times in (1, 2, 4, 8)))
-    asked = dataclasses.replace(asked or Choice(), seq_lens=lengths)
+    asked = dataclasses.replace(asked or SuiteConfig(), seq_lens=lengths)
     chosen = evaluations(evals, asked, load=lambda source: loading.load(source, dtype=dtype))
     if progress:
         print("\n".join(promise(chosen)), file=sys.stderr)

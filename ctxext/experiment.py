@@ -55,7 +55,7 @@ class Train:
     """How many of the newest checkpoints stay."""
     keep_best: bool = dataclasses.field(default=False, metadata={"added_later": True})
     """Keep the one whose steps since the one before had the lowest mean training loss too, for `--checkpoint best`."""
-    probe_every: int = dataclasses.field(default=100, metadata={"added_later": True})
+    monitor_every: int = dataclasses.field(default=100, metadata={"added_later": True})
     """Steps between looks at fixed rows (`ctxext.training.monitor`), of runs with at least as many; 0 for none."""
     drift_alarm: float = dataclasses.field(default=0.1, metadata={"added_later": True})
     """Nats by which the loss on short held-out text may rise over step 0 before a run says so."""
@@ -75,7 +75,7 @@ class Train:
             raise ValueError(
                 f"train.checkpoint_minutes must be above 0, got {self.checkpoint_minutes}"
             )
-        for field in ("steps", "probe_every", "drift_alarm"):
+        for field in ("steps", "monitor_every", "drift_alarm"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
         for field, known in (("dtype", DTYPES), ("remat", REMAT), ("kernel", KERNELS)):

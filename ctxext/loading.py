@@ -220,7 +220,7 @@ def frozen(
             raise ValueError(
                 f"{run.path} holds only what it trained, and its base {source} cannot be opened: {error}"
             ) from None
-    rest = split(trainable.prepare(params, settings["seed"]), trainable.pattern(config))[1]
+    rest = split(trainable.init(params, settings["seed"]), trainable.pattern(config))[1]
     kind = jnp.dtype(settings["train"]["dtype"])
     if checksum(jax.tree.map(lambda x: x.astype(kind), rest)) != read_json(run.provenance_file).get(
         "base"
@@ -238,15 +238,15 @@ def _run_params(
     trainable, params = trained(run, config, mesh, checkpoint=checkpoint)
     if trainable == Full():
         return params
-    merged = trainable.merged(join(params, frozen(run, config, mesh=mesh, trust=trust)))
+    merged = trainable.merge(join(params, frozen(run, config, mesh=mesh, trust=trust)))
     return jax.device_put(merged, shardings(mesh.shard(param_shapes(config))))
 
 
 def adapted(lm: LM, directory: Path) -> LM:
     """The model with a PEFT directory merged into its parameters."""
     lora, params = peft.read(directory, lm.config)
-    rest = split(lora.prepare(lm.params, 0), lora.pattern(lm.config))[1]
-    merged = lora.merged(join(params, rest))
+    rest = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
+    merged = lora.merge(join(params, rest))
     back = jax.tree.map(
         lambda x, old: jax.device_put(jnp.asarray(x, old.dtype), old.sharding), merged, lm.params
     )

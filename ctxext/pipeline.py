@@ -48,7 +48,7 @@ class Run:
         lines = [*report.verdict(self.rows), *expected, "", report.tables(self.rows), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
-        lines += [f"rows           {self.path / 'rows.jsonl'}", f"run directory  {self.path}"]
+        lines += [f"rows           {self.path / 'records.jsonl'}", f"run directory  {self.path}"]
         if upload := kept_offline(self.path):
             lines.append(f"not uploaded   {upload}")
         return "\n".join([*lines, f"report         {self.path / 'report.html'}"])
@@ -93,7 +93,9 @@ def run(
     """
     requirements.check(experiment)
     directory = open_run(experiment, run_dir, file)
-    distributed.once(lambda: directory.rows_file.touch())  # empty where no evaluation is asked for
+    distributed.broadcast_from_primary(
+        lambda: directory.records_file.touch()
+    )  # empty where no evaluation is asked for
     if experiment.export is not None:  # refused now, not after the training
         config, scaling = loading.base_config(experiment)
         check(
@@ -127,10 +129,10 @@ def run(
                     {"method": name, "equal": not proof["weights_that_differ"]},
                 )
         for sink in sinks:
-            sink.images(lambda: report.heatmaps(read_jsonl(directory.rows_file)))
+            sink.images(lambda: report.heatmaps(read_jsonl(directory.records_file)))
     for rope in experiment.baselines if experiment.train.steps else ():
         slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
-        arm = dataclasses.replace(
+        variant = dataclasses.replace(
             experiment,
             name=f"{experiment.name}-{slug}",
             rope=rope,
@@ -139,11 +141,15 @@ def run(
             expect=(),
             export=None,
         )
-        place = RunDir(directory.baselines / slug).open(arm)
-        with start_sinks(arm, place, track=track, group=experiment.name, job="baseline") as sinks:
-            _evaluate(arm, _train(arm, place, base, sinks), arm.train.steps, directory, sinks)
-    distributed.once(lambda: report.write_report([directory.path]) and None)
-    return Run(directory.path, read_jsonl(directory.rows_file), proof)
+        place = RunDir(directory.baselines / slug).open(variant)
+        with start_sinks(
+            variant, place, track=track, group=experiment.name, job="baseline"
+        ) as sinks:
+            _evaluate(
+                variant, _train(variant, place, base, sinks), variant.train.steps, directory, sinks
+            )
+    distributed.broadcast_from_primary(lambda: report.write_report([directory.path]) and None)
+    return Run(directory.path, read_jsonl(directory.records_file), proof)
 
 
 def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -> LM:
@@ -171,12 +177,12 @@ def _refer_to_checkpoints(run: RunDir, sinks: Sequence[Sink]) -> None:
 
 
 def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]) -> str:
-    """Rows of one arm, into the run's file; returns the arm's name."""
+    """Rows of one variant, into the run's file; returns the variant's name."""
     how = f"{steps} steps at {experiment.train.seq_len}" if steps else "zero-shot"
     method = describe_methods(lm.scaling, lm.attention)
     name = f"{method}, {how}"
     rows = evaluate(
-        lm, experiment.evals, method_label=name, rope=method, steps=steps, sink=run.rows_file
+        lm, experiment.evals, method_label=name, rope=method, steps=steps, sink=run.records_file
     )
     for sink in sinks:
         sink.rows(rows)
@@ -190,12 +196,14 @@ def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str,
         proof = prove(out, against=lm)
         if not proof["weights_that_differ"]:
             return proof
-        distributed.once(lambda: shutil.rmtree(out))  # of fewer steps than have been trained since
+        distributed.broadcast_from_primary(
+            lambda: shutil.rmtree(out)
+        )  # of fewer steps than have been trained since
     print(f"exporting to {out}", file=sys.stderr)
     card = {
         "method": name,
         "experiment": experiment.name,
-        "summary": report.tables(read_jsonl(run.rows_file)),
+        "summary": report.tables(read_jsonl(run.records_file)),
     }
     export(
         lm,

@@ -24,7 +24,7 @@ class RunDir:
         self.path = Path(path)
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.rows_file = self.path / "rows.jsonl"
+        self.records_file = self.path / "records.jsonl"
         self.provenance_file = self.path / "provenance.json"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
@@ -39,7 +39,7 @@ class RunDir:
         self._open(experiment, file)
         return self
 
-    @distributed.alone
+    @distributed.primary_only
     def _open(self, experiment: Experiment, file: Path | None) -> None:
         config = to_json(experiment)
         if self.config_file.exists():
@@ -66,7 +66,7 @@ class RunDir:
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
 
-    @distributed.alone
+    @distributed.primary_only
     def write_base(self, model: Any, scaling: Any, tokenizer_files: dict[str, bytes]) -> None:
         """What the checkpoints are parameters of: shape, frequencies, tokenizer."""
         for name, data in tokenizer_files.items():
@@ -76,7 +76,7 @@ class RunDir:
             self.base / "model.json", to_json(model)
         )  # last: its presence says that this is a run
 
-    @distributed.alone
+    @distributed.primary_only
     def record(self, facts: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> None:
         """Write provenance.json: `facts` and the versions in use.
 
@@ -99,7 +99,7 @@ class RunDir:
             new["started_with"] = old.get("started_with", old["versions"])
         write_json(self.provenance_file, new)
 
-    @distributed.alone
+    @distributed.primary_only
     def rewind(self, step: int) -> None:
         """Drop the metrics after `step`, which a resumed run measures again."""
         rows = read_jsonl(self.metrics_file)
@@ -121,7 +121,7 @@ class RunDir:
                         f"another process is training in {self.path}; wait for it or stop it"
                     ) from None
 
-            distributed.once(take)
+            distributed.broadcast_from_primary(take)
             yield
 
 

@@ -42,7 +42,7 @@ def experiment(config: LlamaConfig) -> Experiment:
             batch_size=1,
             accumulate=16,
             remat="full",
-            probe_every=20,
+            monitor_every=20,
             checkpoint_every=100,
         ),
         evals=(

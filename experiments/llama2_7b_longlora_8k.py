@@ -27,7 +27,7 @@ from llama2_7b_pi_8k import experiment as pi
 experiment = dataclasses.replace(
     pi,
     name="llama2-7b-longlora-8k",
-    trainable=LoRA(rank=8, alpha=16.0, also=("norm", "embed_tokens")),
+    trainable=LoRA(rank=8, alpha=16.0, modules_to_save=("norm", "embed_tokens")),
     evals=(
         *pi.evals[:2],
         RollingPerplexity((8192,), "longlora", num_documents=128, source=Files("proof-pile")),

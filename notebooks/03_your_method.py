@@ -78,7 +78,11 @@ evals = (Retrieval(lengths, n=4), Perplexity(lengths, target_tokens=window // 2)
 for method in (Unscaled(), Yarn(4.0, beta_fast=8.0), mine):
     name = describe(method)
     evaluate(
-        lm.with_method(method), evals, method_label=name, sink=folder / "rows.jsonl", progress=False
+        lm.with_method(method),
+        evals,
+        method_label=name,
+        sink=folder / "records.jsonl",
+        progress=False,
     )
 print(report.tables(report.read_rows([folder])))
 

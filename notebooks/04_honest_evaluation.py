@@ -25,7 +25,7 @@ from ctxext.rope import Unscaled
 
 lm = ctxext.load("tiny-llama")
 window = lm.config.max_position_embeddings
-arms = (Unscaled(), NTK(4.0), Yarn(4.0, beta_fast=8.0))
+variants = (Unscaled(), NTK(4.0), Yarn(4.0, beta_fast=8.0))
 
 # %% [markdown]
 # ## A rate has an interval
@@ -45,7 +45,7 @@ for n in (20, 100, 400):
 # %% [markdown]
 # ## Ask, with controls
 #
-# The same questions of every arm. Two controls bound what the rates can mean: without the needle in the text, being
+# The same questions of every variant. Two controls bound what the rates can mean: without the needle in the text, being
 # right is guessing (the floor); without the text around it, being wrong is no matter of length (the ceiling).
 
 # %%
@@ -57,12 +57,12 @@ evals = (
     Perplexity(lengths, target_tokens=window // 2),
 )
 folder = Path(tempfile.mkdtemp())
-for method in arms:
+for method in variants:
     evaluate(
         lm.with_method(method),
         evals,
         method_label=describe(method),
-        sink=folder / "rows.jsonl",
+        sink=folder / "records.jsonl",
         progress=False,
     )
 rows = report.read_rows([folder])
@@ -71,7 +71,7 @@ charts["passkey: right answers by length"]
 
 # %% [markdown]
 # The bar is 0.85 of what the plain base answers at its own window: "reads to two windows" means above the bar there.
-# Intervals of two arms that overlap do not mean that the arms are equal, nor apart ones that they differ: the questions
+# Intervals of two variants that overlap do not mean that the variants are equal, nor apart ones that they differ: the questions
 # are the same, so the differences are paired. The tables say it per length, and print what was not shown as not shown.
 
 # %%
@@ -84,7 +84,7 @@ print(report.tables(rows))
 # over windows. The same model on the same documents, window of 512 tokens:
 
 # %%
-yarn = lm.with_method(arms[-1])
+yarn = lm.with_method(variants[-1])
 for estimator in ("token", "pi", "yarn", "longlora", "truncate"):
     measured = RollingPerplexity(
         (2 * window,), estimator, window // 2, num_documents=4, max_tokens=8 * window
@@ -96,7 +96,7 @@ for estimator in ("token", "pi", "yarn", "longlora", "truncate"):
 
 # %% [markdown]
 # So a perplexity is compared with another only under the same estimator on the same text. The intervals are wide
-# because documents differ far more than arms do, and these are few. Whether far text is used at all is seen when only
+# because documents differ far more than variants do, and these are few. Whether far text is used at all is seen when only
 # the context grows and the predicted tokens stay the same:
 
 # %%
@@ -123,5 +123,5 @@ for got in (Interval(3.36, 3.33, 3.39), Interval(3.41, 3.36, 3.46), Interval(3.5
     print(Outcome("a run", published, got).text)
 
 # %% [markdown]
-# What no interval covers: another seed of training, another task, another base, and that the best arm was picked on the
+# What no interval covers: another seed of training, another task, another base, and that the best variant was picked on the
 # very questions that it is then praised for.

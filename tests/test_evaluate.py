@@ -6,7 +6,7 @@ import pytest
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
-from ctxext.evals.suite import Choice
+from ctxext.evals.suite import SuiteConfig
 from ctxext.evals.timing import Timed
 from ctxext.evaluate import Part, describe, evaluate, evaluate_checkpoint
 from ctxext.files import read_jsonl
@@ -30,14 +30,14 @@ PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 class Interrupted(EchoPrompt):
     """Stops like a user who presses Ctrl-C when the longer prompts come."""
 
-    def branches(self, prompts, begun, **options):
+    def continuations(self, prompts, prefixes, **options):
         if len(prompts[0]) > 64:
             raise KeyboardInterrupt
-        return super().branches(prompts, begun, **options)
+        return super().continuations(prompts, prefixes, **options)
 
 
 def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
-    sink = tmp_path / "run" / "rows.jsonl"
+    sink = tmp_path / "run" / "records.jsonl"
     rows = evaluate(
         PERFECT, (GRID, PPL), method_label="yarn factor=4", sink=sink, checkpoint="base"
     )
@@ -55,7 +55,7 @@ def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
 
 
 def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
-    sink = tmp_path / "rows.jsonl"
+    sink = tmp_path / "records.jsonl"
     with pytest.raises(KeyboardInterrupt):
         evaluate(Interrupted(TOKENIZER, OracleConfig(64)), (GRID,), method_label="none", sink=sink)
     assert len(read_jsonl(sink)) == 4
@@ -74,7 +74,7 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
 
 def test_parts_share_the_work_and_leave_what_one_process_would(tmp_path, capsys):
     whole = evaluate(PERFECT, (GRID, PPL), method_label="none", progress=False)
-    sink = tmp_path / "rows.jsonl"
+    sink = tmp_path / "records.jsonl"
     found = []
     for number in (3, 1, 2):
         part = Part.parse(f"{number}/3")
@@ -95,7 +95,7 @@ def test_the_share_of_time_outside_the_model(monkeypatch):
     monkeypatch.setattr("ctxext.evals.timing.time.perf_counter", lambda: next(clock))
     timed = Timed(PERFECT)
     timed.loss(np.ones((2, 9), int))
-    timed.branches([[1, 2, 3]], [[[]]], max_new_tokens=1)
+    timed.continuations([[1, 2, 3]], [[[]]], max_new_tokens=1)
     assert (timed.seconds, timed.tokens, timed.padded) == (4.0, 19, 19)  # an oracle pads nothing
     timed.padded = 38
     assert timed.shares(16.0) == (0.75, 0.125)
@@ -104,14 +104,14 @@ def test_the_share_of_time_outside_the_model(monkeypatch):
 
 def test_a_model_that_is_not_finite_is_named(tmp_path):
     class Broken(EchoPrompt):
-        def branches(self, prompts, begun, **options):
-            tokens, nats = super().branches(prompts, begun, **options)
+        def continuations(self, prompts, prefixes, **options):
+            tokens, nats = super().continuations(prompts, prefixes, **options)
             return tokens, np.full_like(nats, np.nan)
 
     with pytest.raises(
         ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"
     ):
-        evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "rows.jsonl")
+        evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "records.jsonl")
 
 
 def test_labels_leave_identities_out():
@@ -130,7 +130,11 @@ def test_a_checkpoint_under_two_methods(tmp_path):
         vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
     )
     hf.save(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
-    options: dict = {"evals": ("ppl",), "seq_lens": (120,), "asked": Choice(source=toy_source())}
+    options: dict = {
+        "evals": ("ppl",),
+        "seq_lens": (120,),
+        "asked": SuiteConfig(source=toy_source()),
+    }
     options["out"] = tmp_path / "out"
     with pytest.raises(
         ValueError, match="documents have the 119 tokens"
@@ -138,7 +142,7 @@ def test_a_checkpoint_under_two_methods(tmp_path):
         evaluate_checkpoint(tmp_path / "base", **options)
     options["evals"] = ("passkey",)
     sink, rows = evaluate_checkpoint(tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options)
-    assert sink == tmp_path / "out" / "rows.jsonl" and rows == read_jsonl(sink)[-120:]
+    assert sink == tmp_path / "out" / "records.jsonl" and rows == read_jsonl(sink)[-120:]
     assert {(row["checkpoint"], row["method"]) for row in rows} == {
         ("base", "none"),
         ("base", "yarn(factor=2)"),

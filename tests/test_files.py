@@ -66,7 +66,7 @@ def test_bad_json_names_the_file(tmp_path: Path, content: bytes):
 
 
 def test_rows_survive_odd_text(tmp_path: Path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "records.jsonl"
     rows = [
         {"n": i, "text": text} for i, text in enumerate(["a", "line\nbreak", "\u2028\x0b\x85", "ü"])
     ]
@@ -81,7 +81,7 @@ def test_rows_survive_odd_text(tmp_path: Path):
 @pytest.mark.parametrize("torn", ['{"n": 2', '{"n": 2}', '{"text": "\\u00'])
 def test_a_torn_last_line_is_dropped_by_reader_and_writer_alike(tmp_path: Path, torn: str):
     """A row without its line end counts as never written, so that whoever resumes writes it again."""
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "records.jsonl"
     append_jsonl(path, {"n": 1})
     with path.open("a") as file:
         file.write(torn)
@@ -91,7 +91,7 @@ def test_a_torn_last_line_is_dropped_by_reader_and_writer_alike(tmp_path: Path, 
 
 
 def test_a_file_of_one_torn_line_starts_over(tmp_path: Path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "records.jsonl"
     path.write_text('{"n"')
     assert read_jsonl(path) == []
     append_jsonl(path, {"n": 1})
@@ -99,9 +99,9 @@ def test_a_file_of_one_torn_line_starts_over(tmp_path: Path):
 
 
 def test_a_bad_line_in_the_middle_is_an_error(tmp_path: Path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "records.jsonl"
     path.write_text('{"n": 1}\n{"n"\n{"n": 3}\n')
-    with pytest.raises(ValueError, match="rows.jsonl, line 2"):
+    with pytest.raises(ValueError, match="records.jsonl, line 2"):
         read_jsonl(path)
     with pytest.raises(ValueError):
         append_jsonl(path, {"n": float("inf")})
@@ -184,7 +184,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
 
 
 def test_several_processes_append_to_one_file(tmp_path: Path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "records.jsonl"
     code = "import sys; from ctxext.files import append_jsonl\n" + (
         "for i in range(200): append_jsonl(sys.argv[1], {'who': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
     )

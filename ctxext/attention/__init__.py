@@ -26,14 +26,14 @@ __all__ = [
     "blocked",
     "choose",
     "dense",
-    "over_sequence",
+    "make_attention",
 ]
 
 Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
 """(q, k, v un-rotated, cache of a segment, layer of that segment) -> (attention output [B, T, N, H], cache)."""
 
 
-def over_sequence(
+def make_attention(
     attention: Attention,
     kernel: Kernel,
     rotation: Rotation | Float32Rotation,

@@ -4,7 +4,7 @@ Keys are cached rotated where one piece rotates them for good, un-rotated where 
 position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
 Shapes: L layers of a segment, B batch, K key-value heads, S slots, H head_dim: a head's keys lie together, and its
 values turned, as products read them. Slot j holds token j of the prompt; behind the prompt come the new tokens, those
-of all branches of one step together.
+of all continuations of one step together.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ctxext.attention import Attend, Attention, Kernel, over_sequence
+from ctxext.attention import Attend, Attention, Kernel, make_attention
 from ctxext.attention.dense import dense
 from ctxext.rope import Float32Rotation, Rotation, rotate
 
@@ -72,7 +72,7 @@ def prefill(
     rotated: bool,
 ) -> Attend:
     """Attention over the prompt that also fills slots 0 .. T-1. Right padding is overwritten before it is seen."""
-    attend = over_sequence(attention, kernel, rotation, positions)
+    attend = make_attention(attention, kernel, rotation, positions)
     tables = rotation.tables(attention.pieces()[0].key_positions(positions))
 
     def attend_and_store(
@@ -91,24 +91,24 @@ def decode(
     step: Any,
     *,
     prompt_slots: int,
-    branches: int,
+    continuations: int,
     num_slots: int,
     rotated: bool,
 ) -> Attend:
-    """Attention of token `step` of every branch over the prompt's cache, its own branch's, and itself.
+    """Attention of token `step` of every continuation over the prompt's cache, its own continuation's, and itself.
 
-    The prompt of a row has `lengths` of the first `prompt_slots` slots. Token t of branch j lies in slot prompt_slots +
-    t * branches + j, and is token number length + t to whoever asks for its position.
+    The prompt of a row has `lengths` of the first `prompt_slots` slots. Token t of continuation j lies in slot prompt_slots +
+    t * continuations + j, and is token number length + t to whoever asks for its position.
     """
     pieces = attention.pieces()
     slots, lengths = jnp.arange(num_slots)[None], lengths[:, None]
     prompt = slots < prompt_slots
-    later, branch = jnp.divmod(slots - prompt_slots, branches)
+    later, continuation = jnp.divmod(slots - prompt_slots, continuations)
     index = jnp.where(prompt, slots, lengths + later)  # [B, S]
     filled = jnp.where(prompt, slots < lengths, later <= step)
-    own = (jnp.arange(branches)[:, None] == branch) | prompt  # [branches, S]
+    own = (jnp.arange(continuations)[:, None] == continuation) | prompt  # [continuations, S]
     allowed = filled[:, None] & own[None]
-    now = jnp.broadcast_to(lengths + step, (lengths.shape[0], branches))
+    now = jnp.broadcast_to(lengths + step, (lengths.shape[0], continuations))
     query_tables = [rotation.tables(piece.query_positions(now)) for piece in pieces]
     key_tables = [
         rotation.tables(piece.key_positions(now if rotated else index)) for piece in pieces
@@ -116,7 +116,7 @@ def decode(
 
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
         new = rotate(k, *key_tables[0]) if rotated else k
-        cache = _stored(cache, new, v, layer, prompt_slots + step * branches)
+        cache = _stored(cache, new, v, layer, prompt_slots + step * continuations)
         stored, values = _read(cache, layer, len(q))
         keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
         out = dense(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ctxext.attention.pieces import Mask
 
-HIDDEN = -1e30  # finite: a row of -inf would be NaN
+MASK_VALUE = -1e30  # finite: a row of -inf would be NaN
 
 
 def dense(
@@ -32,7 +32,7 @@ def dense(
     """
     B, T, N, H = queries[0].shape
     K = values.shape[2]
-    scores = jnp.full((1, 1, 1, 1, 1), HIDDEN, jnp.float32)
+    scores = jnp.full((1, 1, 1, 1, 1), MASK_VALUE, jnp.float32)
     for q, k, mask in zip(queries, keys, masks, strict=True):
         q = q.reshape(B, T, K, N // K, H)
         visible = mask.visible(query_index[:, :, None], key_index[:, None, :])

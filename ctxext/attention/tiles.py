@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from ctxext.attention.pieces import Mask
 
-HIDDEN = -1e30
+MASK_VALUE = -1e30
 SAVED = "attention"
 LOG2E = float(np.log2(np.e))  # exp2 is cheaper than exp, and exp(x) = exp2(x log2 e)
 
@@ -63,7 +63,7 @@ class Tile:
             return s
         B, K, GC, C = s.shape
         grouped = s.reshape(B, K, GC // C, C, C)
-        return jnp.where(visible[:, None, None], grouped, HIDDEN).reshape(s.shape)
+        return jnp.where(visible[:, None, None], grouped, MASK_VALUE).reshape(s.shape)
 
 
 Work = Sequence[tuple[Tile, Pairs]]
@@ -168,7 +168,7 @@ def no_softmax(q: Array) -> tuple[Array, Array, Array]:
     """The state before any pair was visited: weighted values, running maxima, sums of weights."""
     return (
         jnp.zeros(q.shape, jnp.float32),
-        jnp.full(q.shape[:-1], HIDDEN, jnp.float32),
+        jnp.full(q.shape[:-1], MASK_VALUE, jnp.float32),
         jnp.zeros(q.shape[:-1], jnp.float32),
     )
 

@@ -237,7 +237,9 @@ def parser() -> argparse.ArgumentParser:
         help="of passkey:<protocol>: the authors' own text, JSON",
     )
     sub.add_argument(
-        "--out", type=Path, help="directory for rows.jsonl; default: the run, or runs/eval-<name>"
+        "--out",
+        type=Path,
+        help="directory for records.jsonl; default: the run, or runs/eval-<name>",
     )
     sub.add_argument(
         "--part",
@@ -426,10 +428,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--seeds",
         action="store_true",
-        help="the runs differ in their seed: put their arms together",
+        help="the runs differ in their seed: put their variants together",
     )
     sub.add_argument(
-        "--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per arm"
+        "--plot", type=Path, metavar="FILE.svg|FILE.html", help="with --seeds: a dot per variant"
     )
     sub = command(
         "ruler",

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     compilation.keep_programs()
 
-    return distributed.leave(_run(args, rest))
+    return distributed.exit_with(_run(args, rest))
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
 
     try:
         if hasattr(args, "coordinator"):
-            distributed.start(args.coordinator, args.num_processes, args.process_id)
+            distributed.initialize(args.coordinator, args.num_processes, args.process_id)
         return COMMANDS[args.command](args, rest) or 0
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,15 +33,15 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("CTXEXT_TRACEBACK"):
             raise
-        distributed.speak()
+        distributed.unmute()
         print(f"ctxext: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Exception as error:
-        if not distributed.joined() or os.environ.get("CTXEXT_TRACEBACK"):
+        if not distributed.is_initialized() or os.environ.get("CTXEXT_TRACEBACK"):
             raise
-        distributed.speak()  # in most cases another process has failed, and says why itself
+        distributed.unmute()  # in most cases another process has failed, and says why itself
         print(
-            f"ctxext: process {distributed.index()}: {type(error).__name__}: {error}",
+            f"ctxext: process {distributed.process_index()}: {type(error).__name__}: {error}",
             file=sys.stderr,
         )
         return 1

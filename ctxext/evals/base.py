@@ -32,10 +32,10 @@ class Model(Protocol):
 
     def loss(self, tokens: Any) -> Any: ...
 
-    def branches(
+    def continuations(
         self,
         prompts: Any,
-        begun: Sequence[Sequence[Any]],
+        prefixes: Sequence[Sequence[Any]],
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),

@@ -12,7 +12,7 @@ Metric = Literal["perplexity", "accuracy"]
 
 @dataclass(frozen=True)
 class Expected:
-    """value +- tolerance is what the trained arm should show in `evaluation` at `seq_len` tokens.
+    """value +- tolerance is what the trained variant should show in `evaluation` at `seq_len` tokens.
 
     evaluation: the first part of its items' names, as "ppl:truncate" or "passkey". value: a perplexity, or an accuracy
     in percent. tolerance: how far a sound reproduction may be off; papers give none, so that it is the recipe's. what:

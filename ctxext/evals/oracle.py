@@ -39,31 +39,31 @@ class Oracle(abc.ABC):
         ]
         return np.where(foreseen, FORESEEN, SURPRISE).astype(np.float32)
 
-    def branches(
+    def continuations(
         self,
         prompts: Any,
-        begun: Sequence[Sequence[Any]],
+        prefixes: Sequence[Sequence[Any]],
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 and nats float32, both [B, K, max_new_tokens]; token 0 where it foresees nothing."""
         out = [
-            [self._branch(np.asarray(prompt), ids, max_new_tokens, stop) for ids in branches]
-            for prompt, branches in zip(prompts, begun, strict=True)
+            [self._branch(np.asarray(prompt), ids, max_new_tokens, stop) for ids in continuations]
+            for prompt, continuations in zip(prompts, prefixes, strict=True)
         ]
         tokens, nats = np.moveaxis(np.asarray(out), 2, 0)
         return tokens.astype(np.int32), nats.astype(np.float32)
 
     def _branch(
-        self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]
+        self, prefix: np.ndarray, prefixes: Any, steps: int, stop: Sequence[int]
     ) -> tuple[list, list]:
         start, nats, ended = len(prefix), [], False
         for step in range(steps):
             next_id = prefix[-1] if ended else self.foresee(prefix)
-            token = begun[step] if step < len(begun) else next_id or 0
+            token = prefixes[step] if step < len(prefixes) else next_id or 0
             nats.append(0.0 if ended else FORESEEN if token == next_id else SURPRISE)
-            ended = ended or (step >= len(begun) and token in stop)
+            ended = ended or (step >= len(prefixes) and token in stop)
             prefix = np.append(prefix, token)
         return prefix[start:].tolist(), nats
 
@@ -141,12 +141,12 @@ class EchoPrompt(Oracle):
         return None
 
     def _branch(
-        self, prefix: np.ndarray, begun: Any, steps: int, stop: Sequence[int]
+        self, prefix: np.ndarray, prefixes: Any, steps: int, stop: Sequence[int]
     ) -> tuple[list, list]:
-        said = np.concatenate([prefix, begun]).astype(int)
+        said = np.concatenate([prefix, prefixes]).astype(int)
         written = [
-            *begun,
-            *np.tile(said, -(-steps // len(said)))[-(steps - len(begun)) or len(said) * steps :],
+            *prefixes,
+            *np.tile(said, -(-steps // len(said)))[-(steps - len(prefixes)) or len(said) * steps :],
         ]
         return written[:steps], [SURPRISE] * steps
 

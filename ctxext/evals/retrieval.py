@@ -62,7 +62,7 @@ class Retrieval(Eval):
             raise ValueError(
                 f"condition {self.condition!r} is not known; choose one of {', '.join(CONDITIONS)}"
             )
-        if self.together and not self.task.asks_many:
+        if self.together and not self.task.supports_shared_context:
             raise ValueError(
                 f"{self.task.name} asks one question about each text: leave `together` out"
             )

@@ -37,16 +37,18 @@ class Marked(TypedDict):
 def mark(lm: Model, exams: Sequence[Sequence[Example]]) -> list[list[Marked]]:
     """Every question of every exam. A text is read once for its questions and for all that is asked about them."""
     prompts = [exam[0].prompt[: _shared(exam[0])] for exam in exams]
-    plans = [[branch for example in exam for branch in _branches(example)] for exam in exams]
+    plans = [
+        [continuation for example in exam for continuation in _branches(example)] for exam in exams
+    ]
     most = max(map(len, plans))
-    begun = [plan + [plan[-1]] * (most - len(plan)) for plan in plans]
+    prefixes = [plan + [plan[-1]] * (most - len(plan)) for plan in plans]
     stop = _stop_ids(lm.tokenizer, exams)
     steps = max(
         len(e.prompt) - _shared(e) + max(e.budget, *map(len, [e.answer, *e.choices]))
         for x in exams
         for e in x
     )
-    written, nats = lm.branches(prompts, begun, max_new_tokens=steps, stop=stop)
+    written, nats = lm.continuations(prompts, prefixes, max_new_tokens=steps, stop=stop)
     out = []
     for exam, tokens, losses in zip(exams, written, np.asarray(nats, np.float64), strict=True):
         row, marks = 0, []
@@ -65,7 +67,7 @@ def _shared(example: Example) -> int:
 
 
 def _branches(example: Example) -> list[np.ndarray]:
-    """What the branches of a question begin with: itself, itself and each answer that could be meant."""
+    """What the continuations of a question begin with: itself, itself and each answer that could be meant."""
     own = example.prompt[_shared(example) :]
     return [own, *(np.concatenate([own, answer]) for answer in (example.answer, *example.choices))]
 

@@ -23,7 +23,7 @@ HELDOUT = Stdlib("heldout")
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class SuiteConfig:
     """How much is asked, about which texts.
 
     questions: a file for "qa"; ruler: a directory of RULER's own samples; wording: a file for "passkey:<protocol>".
@@ -56,7 +56,7 @@ class Choice:
 
 
 def evaluations(
-    names: Sequence[str], choice: Choice, *, load: Callable[[str], Model] | None = None
+    names: Sequence[str], choice: SuiteConfig, *, load: Callable[[str], Model] | None = None
 ) -> tuple[Eval, ...]:
     """The evaluations called `names`; "controls" are those of every retrieval that is named with it.
 
@@ -76,7 +76,7 @@ def evaluations(
 
 
 def _known(
-    names: Sequence[str], choice: Choice, load: Any
+    names: Sequence[str], choice: SuiteConfig, load: Any
 ) -> dict[str, Callable[[], tuple[Eval, ...]]]:
     lengths = choice.seq_lens
     target = {
@@ -120,7 +120,7 @@ def _known(
     return known
 
 
-def _controls(evaluation: Eval, choice: Choice) -> tuple[Eval, ...]:
+def _controls(evaluation: Eval, choice: SuiteConfig) -> tuple[Eval, ...]:
     """Every length without the needle, which also shows what the needle is worth; at the shortest it alone."""
     if not isinstance(evaluation, Retrieval):
         return ()

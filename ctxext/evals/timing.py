@@ -12,7 +12,7 @@ from ctxext.evals.base import Model
 
 @dataclasses.dataclass
 class Timed:
-    """A model that keeps count; `loss` and `branches` are those of `model`.
+    """A model that keeps count; `loss` and `continuations` are those of `model`.
 
     seconds: spent in its calls; tokens, padded: read by it, and what they were padded to.
     """
@@ -33,17 +33,19 @@ class Timed:
     def loss(self, tokens: Any) -> Any:
         return self._call([len(row) - 1 for row in tokens], lambda: self.model.loss(tokens))
 
-    def branches(
+    def continuations(
         self,
         prompts: Any,
-        begun: Sequence[Sequence[Any]],
+        prefixes: Sequence[Sequence[Any]],
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),
     ) -> tuple[Any, Any]:
         return self._call(
             [len(prompt) for prompt in prompts],
-            lambda: self.model.branches(prompts, begun, max_new_tokens=max_new_tokens, stop=stop),
+            lambda: self.model.continuations(
+                prompts, prefixes, max_new_tokens=max_new_tokens, stop=stop
+            ),
         )
 
     def _call(self, lengths: Sequence[int], call: Callable[[], Any]) -> Any:

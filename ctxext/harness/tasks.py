@@ -189,7 +189,7 @@ class Report:
         """Write `results.json` and `samples.jsonl` under a name that says what was asked of whom; returns where."""
         name = f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
         path = (out or self.directory) / "harness" / name
-        if distributed.first():
+        if distributed.is_primary():
             sides = {"model": self.model, "base": self.base}
             lines = [
                 json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"

@@ -59,10 +59,10 @@ def save(
     arrays = tensors | (
         {} if divisors is None else {"rope_freqs": Entry(divisors.shape, "", lambda: divisors)}
     )
-    if not distributed.first():  # the first process writes what all of them hold
+    if not distributed.is_primary():  # the first process writes what all of them hold
         for entry in tensors.values():
             entry.read()
-        return distributed.wait()
+        return distributed.barrier()
     with atomic_file(path) as temporary:
         writer = library.GGUFWriter(None, "llama")
         _add_keys(library, writer, keys)
@@ -84,7 +84,7 @@ def save(
                 writer.write_tensor_data(_stored(library, array, kinds[name], name))
         finally:
             writer.close()
-    distributed.wait()
+    distributed.barrier()
 
 
 def _library() -> Any:

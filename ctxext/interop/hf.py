@@ -216,10 +216,10 @@ def write(
         "top_p": 0.9,
     }
     check_free(directory)
-    if not distributed.first():  # the first process writes what all of them hold
+    if not distributed.is_primary():  # the first process writes what all of them hold
         for entry in tensors.values():
             entry.read()
-        return distributed.wait()
+        return distributed.barrier()
     with atomic_directory(directory) as out:
         write_json(out / "config.json", settings)
         write_json(out / "generation_config.json", generation)
@@ -227,4 +227,4 @@ def write(
             write_bytes(out / name, data)
         write_text(out / "README.md", model_card(settings, config, card or {}))
         write_tensors(out, tensors, dtype, max_shard_size=max_shard_size)
-    distributed.wait()
+    distributed.barrier()

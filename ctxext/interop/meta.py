@@ -69,10 +69,10 @@ def save(
     if config.tie_word_embeddings:
         tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     check_free(directory)
-    if not distributed.first():  # the first process writes what all of them hold
+    if not distributed.is_primary():  # the first process writes what all of them hold
         for entry in tensors.values():
             entry.read()
-        return distributed.wait()
+        return distributed.barrier()
     places = {name: place(name) for name in tensors}
     shapes = {new: part(tensors[name].shape, dim, shards) for name, (new, dim) in places.items()}
     with atomic_directory(directory) as out:
@@ -92,7 +92,7 @@ def save(
                 parts = [array] * shards if dim is None else np.split(array, shards, dim)
                 for put, values in zip(puts, parts, strict=True):
                     put(values)
-    distributed.wait()
+    distributed.barrier()
 
 
 def check(

@@ -26,7 +26,7 @@ MODULES = {
     "embed_tokens": ("embed_tokens",),
     "lm_head": ("lm_head",),
 }
-"""PEFT's modules_to_save for each name in `LoRA.also`."""
+"""PEFT's modules_to_save for each name in `LoRA.modules_to_save`."""
 PLAIN_INITS = (
     None,
     True,
@@ -98,7 +98,8 @@ def config_json(lora: LoRA, base: str) -> dict[str, Any]:
         "use_rslora": lora.rslora,
         "target_modules": list(lora.targets),
         "bias": "none",
-        "modules_to_save": [name for part in lora.also for name in MODULES[part]] or None,
+        "modules_to_save": [name for part in lora.modules_to_save for name in MODULES[part]]
+        or None,
         "fan_in_fan_out": False,
     }
 
@@ -138,7 +139,7 @@ def read(directory: str | Path, config: LlamaConfig) -> tuple[LoRA, Params]:
             dropout=float(data.get("lora_dropout") or 0),
             targets=tuple(targets),
             rslora=bool(data.get("use_rslora")),
-            also=tuple(also),
+            modules_to_save=tuple(also),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: r or lora_alpha is missing or no number ({error})") from None
@@ -157,7 +158,7 @@ def _is_shape(leaf: Any) -> bool:
 
 
 def _check_tied(config: LlamaConfig, lora: LoRA) -> None:
-    if config.tie_word_embeddings and {"embed_tokens", "lm_head"} & set(lora.also):
+    if config.tie_word_embeddings and {"embed_tokens", "lm_head"} & set(lora.modules_to_save):
         raise ValueError(
             "the embedding of this model is its output projection too, and PEFT would part them; export "
             "the merged model with --to hf instead"

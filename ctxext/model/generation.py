@@ -21,7 +21,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Llama, Params, bind
 from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.parallel.distributed import gather
-from ctxext.parallel.mesh import Mesh, over_devices
+from ctxext.parallel.mesh import Mesh, shard_attention
 from ctxext.rope import Float32Rotation, Rotation
 
 Semantics = Literal["frozen", "incremental"]
@@ -61,9 +61,9 @@ GREEDY = Sampling()
 
 
 class Asked(NamedTuple):
-    """What to write behind right-padded prompts: n new tokens of k branches each, fixed for a whole call.
+    """What to write behind right-padded prompts: n new tokens of k continuations each, fixed for a whole call.
 
-    Branches share the prompt and its cache and do not see each other. Where `given` is not -1 it is the token, whatever
+    Continuation share the prompt and its cache and do not see each other. Where `given` is not -1 it is the token, whatever
     the model would have said. -1 in `stop` matches nothing. With `incremental`, every leaf of `rotations` has a leading
     axis: the prompt's frequencies, then those of each step.
     """
@@ -142,7 +142,7 @@ def begin(
     sample: bool,
     incremental: bool,
 ) -> State:
-    """Read the prompts and write the first token of every branch."""
+    """Read the prompts and write the first token of every continuation."""
     (B, T), (_, K, N) = tokens.shape, asked.given.shape
     model = bind(config, params)
     shape = (B, config.num_key_value_heads, T + K * N, config.head_dim)
@@ -152,7 +152,7 @@ def begin(
     attend = prefill(
         attention, kernel, _rotation(asked, 0, incremental), positions, rotated=rotated
     )
-    attend = over_devices(attend, mesh, whole=True)
+    attend = shard_attention(attend, mesh, whole=True)
     hidden, caches = model.hidden(tokens, attend, caches, dtype=dtype)
     token, nats = _choose(
         model, hidden[jnp.arange(B), asked.lengths - 1][:, None], asked, 0, sample
@@ -183,9 +183,9 @@ def advance(
     sample: bool,
     incremental: bool,
 ) -> State:
-    """Go on to `until` tokens, which compiles nothing anew, or until every branch is done; `state` is used up.
+    """Go on to `until` tokens, which compiles nothing anew, or until every continuation is done; `state` is used up.
 
-    A branch that met a `stop` id of its own repeats it, for nothing; behind the last step its last token is repeated.
+    A continuation that met a `stop` id of its own repeats it, for nothing; behind the last step its last token is repeated.
     """
     model = bind(config, params)
     (_, K, N), slots = asked.given.shape, state.caches[0].keys.shape[-2]
@@ -202,11 +202,11 @@ def advance(
             asked.lengths,
             step - 1,
             prompt_slots=slots - K * N,
-            branches=K,
+            continuations=K,
             num_slots=slots,
             rotated=rotated,
         )
-        attend = over_devices(attend, mesh, whole=True)
+        attend = shard_attention(attend, mesh, whole=True)
         hidden, caches = model.hidden(token, attend, state.caches, dtype=dtype)
         following, nats = _choose(model, hidden, asked, step, sample)
         following, nats = jnp.where(done, token, following), jnp.where(done, 0, nats)

@@ -17,7 +17,7 @@ from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket as bucket
 from ctxext.model.padding import pad
 from ctxext.parallel.distributed import gather
-from ctxext.parallel.mesh import ONE_DEVICE, Mesh, attend_over
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh, make_sharded_attention
 from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -38,10 +38,10 @@ def _logits(
     dtype: str,
     mesh: Mesh,
 ) -> jax.Array:
-    model = bind(config, mesh.lookup(params))
+    model = bind(config, mesh.reshard_embedding(params))
     tokens, positions = mesh.ring_order(tokens), mesh.ring_order(positions)
     segment_ids = None if segment_ids is None else mesh.ring_order(segment_ids)
-    attend = attend_over(mesh, attention, kernel, rotation, positions, segment_ids)
+    attend = make_sharded_attention(mesh, attention, kernel, rotation, positions, segment_ids)
     return model.logits(mesh.token_order(model.hidden(tokens, attend, dtype=dtype)[0]))
 
 
@@ -59,10 +59,10 @@ def _losses(
     dtype: str,
     mesh: Mesh,
 ) -> jax.Array:
-    model = bind(config, mesh.lookup(params))
+    model = bind(config, mesh.reshard_embedding(params))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     tokens, positions, targets = (mesh.ring_order(x) for x in (tokens, positions, targets))
-    attend = attend_over(mesh, attention, kernel, rotation, positions)
+    attend = make_sharded_attention(mesh, attention, kernel, rotation, positions)
     hidden, _ = model.hidden(tokens, attend, dtype=dtype)
     return mesh.token_order(measure(hidden, model.output_kernel(), targets, mesh))
 
@@ -242,33 +242,33 @@ class LM:
             yield new[0, 0, said:count].tolist()
             said = count
 
-    def branches(
+    def continuations(
         self,
         prompts: Any,
-        begun: Sequence[Sequence[Any]],
+        prefixes: Sequence[Sequence[Any]],
         *,
         max_new_tokens: int,
         stop: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, K, max_new_tokens] of K branches of each prompt, and -log p of each, nats, float32.
+        """Tokens int32 [B, K, max_new_tokens] of K continuations of each prompt, and -log p of each, nats, float32.
 
-        Branch k of prompt b begins with the ids begun[b][k], which may be none, and goes on greedily; a prompt is read
-        once for all of its branches. A branch that writes one of the ids `stop` repeats it. Raises ValueError as
-        `generate` does, and for rows that have not equally many branches.
+        Continuation k of prompt b begins with the ids prefixes[b][k], which may be none, and goes on greedily; a prompt is read
+        once for all of its continuations. A continuation that writes one of the ids `stop` repeats it. Raises ValueError as
+        `generate` does, and for rows that have not equally many continuations.
         """
         prompts = [self._checked(np.asarray(row)[None])[0] for row in prompts]
-        counts = {len(row) for row in begun}
-        if len(begun) != len(prompts) or len(counts) != 1 or 0 in counts:
-            raise ValueError("every prompt needs branches, and all equally many")
+        counts = {len(row) for row in prefixes}
+        if len(prefixes) != len(prompts) or len(counts) != 1 or 0 in counts:
+            raise ValueError("every prompt needs continuations, and all equally many")
         given = np.full((len(prompts), *counts, max_new_tokens), -1, np.int32)
-        for row, branches in zip(given, begun, strict=True):
-            for branch, ids in zip(row, branches, strict=True):
+        for row, continuations in zip(given, prefixes, strict=True):
+            for continuation, ids in zip(row, continuations, strict=True):
                 if len(ids):
-                    branch[: len(ids)] = self._checked(np.asarray(ids)[None])[0]
+                    continuation[: len(ids)] = self._checked(np.asarray(ids)[None])[0]
         if self.scaling.depends_on_length and len(set(map(len, prompts))) > 1:
             rows = [
-                self.branches([p], [b], max_new_tokens=max_new_tokens, stop=stop)
-                for p, b in zip(prompts, begun, strict=True)
+                self.continuations([p], [b], max_new_tokens=max_new_tokens, stop=stop)
+                for p, b in zip(prompts, prefixes, strict=True)
             ]
             return np.concatenate([tokens for tokens, _ in rows]), np.concatenate(
                 [nats for _, nats in rows]

@@ -48,7 +48,7 @@ def add_adapters(params: Params, targets: Collection[str], rank: int, seed: int)
     return _over(params, targets, add)
 
 
-def ready(
+def materialize(
     params: Params, targets: Collection[str], scale: float, rate: float, key: Key[Array, ""] | None
 ) -> Params:
     """The tree as a training step runs it: s B in place of B and, with a `key`, what the linear needs for dropout.
@@ -71,9 +71,9 @@ def ready(
 def merge(params: Params, targets: Collection[str], scale: float) -> Params:
     """The tree without adapters: W + s A B, float32."""
 
-    def merged(_: str, linear: Params) -> Params:
+    def merge_one(_: str, linear: Params) -> Params:
         a, b, kernel = (linear[name].astype(jnp.float32) for name in ("lora_a", "lora_b", "kernel"))
         rest = {name: value for name, value in linear.items() if name not in ("lora_a", "lora_b")}
         return {**rest, "kernel": kernel + scale * jnp.matmul(a, b, precision="highest")}
 
-    return _over(params, targets, merged)
+    return _over(params, targets, merge_one)

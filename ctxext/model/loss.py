@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from ctxext.attention import Attention, Kernel
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, bind, drops
-from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh, attend_over
+from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh, make_sharded_attention
 from ctxext.rope import Float32Rotation, Rotation
 
 CHUNK = 2**24  # logits held at once by a device, in elements
@@ -31,7 +31,7 @@ def over_chunks(function: Callable[..., Array], mesh: Mesh, tokens: int, *arrays
         return function(*arrays)
 
     def one(chunk: tuple[Array, ...]) -> Array:
-        return chunks.pin(function(*chunks.pin(chunk)))
+        return chunks.with_sharding_constraint(function(*chunks.with_sharding_constraint(chunk)))
 
     return chunks.join(jax.lax.map(one, tuple(map(chunks.cut, arrays))))
 
@@ -68,7 +68,7 @@ class _Chunks:
         x = x.swapaxes(0, 1).reshape(B * S, self.count * self.size, *x.shape[3:])
         return x[:, : T // S].reshape(B, T, *x.shape[2:])
 
-    def pin(self, tree: Any) -> Any:
+    def with_sharding_constraint(self, tree: Any) -> Any:
         """Pinned, or the partitioner forgets inside the loop who has which rows."""
         return (
             tree
@@ -123,17 +123,19 @@ def _with_gradients(
     chunks = _Chunks.of(hidden.shape, mesh, _tokens(kernel, mesh))
 
     def step(total: Any, chunk: tuple[Array, Array, Array]) -> tuple[Any, tuple[Array, Array]]:
-        hidden, targets, weights = chunks.pin(chunk)
+        hidden, targets, weights = chunks.with_sharding_constraint(chunk)
         logits, narrow = _logits(hidden, kernel, mesh)
         log_sum = jax.nn.logsumexp(logits, -1, keepdims=True)
         losses = (log_sum - jnp.take_along_axis(logits, targets[..., None], -1))[..., 0]
         hit = targets[..., None] == jnp.arange(kernel.shape[1])[None, None]
         slope = (jnp.exp(logits - log_sum) - hit) * weights[..., None]
         if trained:
-            total = mesh.pin(
+            total = mesh.with_sharding_constraint(
                 total + jnp.einsum("btd,btv->dv", hidden, slope), name="lm_head.kernel"
             )
-        return total, chunks.pin((losses, (slope @ narrow.T).astype(hidden.dtype)))
+        return total, chunks.with_sharding_constraint(
+            (losses, (slope @ narrow.T).astype(hidden.dtype))
+        )
 
     total = jnp.zeros(kernel.shape, jnp.float32) if trained else None
     if chunks.count == 1:
@@ -165,7 +167,7 @@ def _tokens(kernel: Array, mesh: Mesh) -> int:
 def _logits(hidden: Array, kernel: Array, mesh: Mesh) -> tuple[Array, Array]:
     """Float32 [b, t, V], and the kernel as it was used."""
     # Cast per chunk: the chunks' gradients then add up in the kernel's dtype.
-    narrow = mesh.pin(kernel, name="lm_head.kernel").astype(hidden.dtype)
+    narrow = mesh.with_sharding_constraint(kernel, name="lm_head.kernel").astype(hidden.dtype)
     return jnp.matmul(hidden, narrow, preferred_element_type=jnp.float32), narrow
 
 
@@ -187,7 +189,9 @@ def _of_logits(
 
 def chunked_mlp(mlp: Any, x: Array, places: Array | None, mesh: Mesh) -> Array:
     arrays = (x,) if places is None else (x, places)
-    return over_chunks(lambda *chunk: mesh.pin(mlp)(*chunk), mesh, MLP_TOKENS, *arrays)
+    return over_chunks(
+        lambda *chunk: mesh.with_sharding_constraint(mlp)(*chunk), mesh, MLP_TOKENS, *arrays
+    )
 
 
 def batch_loss(
@@ -203,12 +207,12 @@ def batch_loss(
     mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
-    model, shape = bind(config, mesh.lookup(params)), batch["tokens"].shape
+    model, shape = bind(config, mesh.reshard_embedding(params)), batch["tokens"].shape
     places = mesh.ring_order(jnp.arange(np.prod(shape)).reshape(shape)) if drops(params) else None
     batch = {
         name: mesh.ring_order(x) for name, x in batch.items()
     }  # a sum does not mind the order of its terms
-    attend = attend_over(
+    attend = make_sharded_attention(
         mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
     )
     run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None

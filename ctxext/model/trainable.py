@@ -32,21 +32,21 @@ class Trainable(abc.ABC):
 
     @abc.abstractmethod
     def pattern(self, config: LlamaConfig) -> str:
-        """Regular expression over dotted paths of `prepare`d parameters. Raises ValueError if the model lacks them."""
+        """Regular expression over dotted paths of `init`ialised parameters. Raises ValueError if the model lacks them."""
 
-    def prepare(self, params: Params, seed: int) -> Params:
+    def init(self, params: Params, seed: int) -> Params:
         """A plain tree as it is trained: adapters added, or the stack of layers cut."""
         return params
 
-    def noise(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
+    def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
         """What a step's microbatches need beside the data: arrays [accumulate, ...], a function of the arguments."""
         return {}
 
-    def ready(self, params: Params, micro: Mapping[str, Any]) -> Params:
-        """All parameters as one microbatch runs them; `micro` holds its part of `noise`."""
+    def materialize(self, params: Params, micro: Mapping[str, Any]) -> Params:
+        """All parameters as one microbatch runs them; `micro` holds its part of `dropout_seeds`."""
         return params
 
-    def merged(self, params: Params) -> Params:
+    def merge(self, params: Params) -> Params:
         """All parameters as a plain tree again, float32 where it had to be computed."""
         return params
 
@@ -54,7 +54,7 @@ class Trainable(abc.ABC):
         """(trained, rest) as `jax.ShapeDtypeStruct`, float32. Raises ValueError like `pattern`."""
         pattern = self.pattern(config)
         return split(
-            jax.eval_shape(functools.partial(self.prepare, seed=0), param_shapes(config)), pattern
+            jax.eval_shape(functools.partial(self.init, seed=0), param_shapes(config)), pattern
         )
 
     def base_shapes(self, config: LlamaConfig, dtype: str) -> Params:
@@ -79,9 +79,9 @@ class Full(Trainable):
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Trainable):
-    """Adapters s A B beside the `targets` of every layer (arXiv 2106.09685); the rest stays as it is, but for `also`.
+    """Adapters s A B beside the `targets` of every layer (arXiv 2106.09685); the rest stays as it is, but for `modules_to_save`.
 
-    s = alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv 2312.03732). also: any of "norm", "embed_tokens",
+    s = alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv 2312.03732). modules_to_save: any of "norm", "embed_tokens",
     "lm_head", trained whole; LongLoRA's recipe is ("norm", "embed_tokens") (arXiv 2309.12307). Raises ValueError for
     values that cannot train.
     """
@@ -91,7 +91,7 @@ class LoRA(Trainable):
     dropout: float = 0.0
     targets: tuple[str, ...] = ATTENTION
     rslora: bool = False
-    also: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -106,7 +106,7 @@ class LoRA(Trainable):
             raise ValueError(f"trainable.targets is empty; choose from {', '.join(LINEARS)}")
         for name, given, known in (
             ("targets", self.targets, LINEARS),
-            ("also", self.also, tuple(WHOLE)),
+            ("modules_to_save", self.modules_to_save, tuple(WHOLE)),
         ):
             if unknown := [x for x in given if x not in known]:
                 raise ValueError(
@@ -121,29 +121,29 @@ class LoRA(Trainable):
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def pattern(self, config: LlamaConfig) -> str:
-        if "lm_head" in self.also and config.tie_word_embeddings:
+        if "lm_head" in self.modules_to_save and config.tie_word_embeddings:
             raise ValueError(
-                "trainable.also: this model's lm_head is its embedding; name embed_tokens instead"
+                "trainable.modules_to_save: this model's lm_head is its embedding; name embed_tokens instead"
             )
-        return "|".join([r"\.lora_[ab]$", *(WHOLE[name] for name in self.also)])
+        return "|".join([r"\.lora_[ab]$", *(WHOLE[name] for name in self.modules_to_save)])
 
-    def prepare(self, params: Params, seed: int) -> Params:
+    def init(self, params: Params, seed: int) -> Params:
         return lora.add_adapters(params, self.targets, self.rank, seed)
 
-    def noise(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
+    def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
         if not self.dropout:
             return {}
         draws = [(seed % 2**32, step, micro) for micro in range(accumulate)]
         return {"dropout": np.array(draws, np.uint32)}
 
-    def ready(self, params: Params, micro: Mapping[str, Any]) -> Params:
+    def materialize(self, params: Params, micro: Mapping[str, Any]) -> Params:
         key = None
         if "dropout" in micro:
             seed, step, index = micro["dropout"]
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), index)
-        return lora.ready(params, self.targets, self.scale, self.dropout, key)
+        return lora.materialize(params, self.targets, self.scale, self.dropout, key)
 
-    def merged(self, params: Params) -> Params:
+    def merge(self, params: Params) -> Params:
         return lora.merge(params, self.targets, self.scale)
 
 
@@ -168,7 +168,7 @@ class LastLayers(Trainable):
         last = 1 if self.n < config.num_hidden_layers else 0
         return rf"^segments\.{last}\.|^norm\.|^lm_head\."
 
-    def prepare(self, params: Params, seed: int) -> Params:
+    def init(self, params: Params, seed: int) -> Params:
         stack = params["segments"]["0"]
         first = jax.tree.leaves(stack)[0].shape[0] - self.n
         parts = [(0, first), (first, None)] if first else [(0, None)]
@@ -178,7 +178,7 @@ class LastLayers(Trainable):
         }
         return {**params, "segments": cut}
 
-    def merged(self, params: Params) -> Params:
+    def merge(self, params: Params) -> Params:
         parts = [params["segments"][str(i)] for i in range(len(params["segments"]))]
         return {**params, "segments": {"0": jax.tree.map(lambda *x: jnp.concatenate(x), *parts)}}
 

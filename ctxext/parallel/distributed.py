@@ -26,7 +26,7 @@ GOODBYE = 10  # seconds that a failing process waits for the others to fail as w
 _rounds = itertools.count()  # every process asks in the same order
 
 
-def start(
+def initialize(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
     """Join the other processes, before anything else uses jax; all but the first fall silent.
@@ -62,8 +62,8 @@ def start(
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print from C is no output of ours
     sys.stdout = os.fdopen(out, "w")
-    if not first():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # a failure is told, see `speak`
+    if not is_primary():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # a failure is told, see `unmute`
 
 
 def _surrounded() -> bool:
@@ -83,40 +83,40 @@ def _surrounded() -> bool:
     return find_spec("libtpu") is not None and jax_internals.on_tpu()
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes there are."""
     import jax
 
     return jax.process_count()
 
 
-def index() -> int:
+def process_index() -> int:
     """The number of this process, from 0."""
     import jax
 
     return jax.process_index()
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """True in the process that writes and speaks."""
-    return index() == 0
+    return process_index() == 0
 
 
-def joined() -> bool:
-    """True if `start` found other processes."""
+def is_initialized() -> bool:
+    """True if `initialize` found other processes."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
-def speak() -> None:
+def unmute() -> None:
     """Let a process that fell silent be heard, because it fails."""
-    if joined() and not first():
+    if is_initialized() and not is_primary():
         sys.stderr = sys.__stderr__
 
 
-def leave(code: int) -> int:
+def exit_with(code: int) -> int:
     """The exit code of a command; a failing process ends here, without waiting for ever for others that hang."""
-    if code and joined():
+    if code and is_initialized():
         import jax
 
         goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
@@ -129,17 +129,17 @@ def leave(code: int) -> int:
     return code
 
 
-def once(action: Callable[[], Any]) -> Any:
+def broadcast_from_primary(action: Callable[[], Any]) -> Any:
     """The result of `action` (plain JSON), which process 0 alone performs; where it fails, all of them end."""
-    if count() == 1:
+    if process_count() == 1:
         return action()
     answer, failure = None, None
-    if first():
+    if is_primary():
         try:
             answer = action()
         except Exception as error:
             failure = error
-    failed, answer = json.loads(_from_first(json.dumps([failure is not None, answer])))
+    failed, answer = json.loads(_from_primary(json.dumps([failure is not None, answer])))
     if failure is not None:
         raise failure
     if failed:
@@ -147,46 +147,46 @@ def once(action: Callable[[], Any]) -> Any:
     return answer
 
 
-def alone(method: Callable[..., None]) -> Callable[..., None]:
+def primary_only(method: Callable[..., None]) -> Callable[..., None]:
     """A function that process 0 alone performs, while the others wait for its end."""
 
     @functools.wraps(method)
     def waited(*args: Any, **options: Any) -> None:
-        once(lambda: method(*args, **options))
+        broadcast_from_primary(lambda: method(*args, **options))
 
     return waited
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when process 0 has come this far."""
-    once(lambda: None)
+    broadcast_from_primary(lambda: None)
 
 
-def _from_first(text: str) -> str:
+def _from_primary(text: str) -> str:
     client, key = jax_internals.client(), f"ctxext/{next(_rounds)}"
-    if first():
+    if is_primary():
         client.key_value_set(key, text)
         return text
     return client.blocking_key_value_get(key, 1000 * PATIENCE)
 
 
-def largest(value: int) -> Any:
+def all_reduce_max(value: int) -> Any:
     """The largest of the processes' numbers; asked here, known when it is read with `int`."""
-    if count() == 1:
+    if process_count() == 1:
         return value
     import jax
 
-    sharding, reduce = _largest()
+    sharding, reduce = _max_reducer()
     mine = np.full((1, jax.local_device_count()), value, np.int32)
     return reduce(jax.make_array_from_process_local_data(sharding, mine))
 
 
 @functools.cache
-def _largest() -> Any:
+def _max_reducer() -> Any:
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    mesh = Mesh(np.array(jax.devices()).reshape(count(), -1), ("process", "device"))
+    mesh = Mesh(np.array(jax.devices()).reshape(process_count(), -1), ("process", "device"))
     whole = NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, PartitionSpec("process", "device")), jax.jit(
         jax.numpy.max, out_shardings=whole

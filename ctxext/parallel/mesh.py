@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ctxext.attention import Attend, Attention, Kernel, over_sequence
+from ctxext.attention import Attend, Attention, Kernel, make_attention
 from ctxext.attention.ring import zigzag
 from ctxext.parallel import distributed
 from ctxext.rope import Float32Rotation, Rotation
@@ -172,7 +172,7 @@ class Mesh:
 
         return jax.tree_util.tree_map_with_path(place, tree)
 
-    def lookup(self, params: Any) -> Any:
+    def reshard_embedding(self, params: Any) -> Any:
         """Parameters whose embedding is cut over `fsdp` alone, if both `fsdp` and `seq` cut the tokens too.
 
         The partitioner moves one axis from the columns of what is looked up to its tokens; for two it would first
@@ -188,7 +188,7 @@ class Mesh:
             "embed_tokens": {"embedding": jax.lax.with_sharding_constraint(table, place)},
         }
 
-    def pin(self, tree: Any, *, name: str = "") -> Any:
+    def with_sharding_constraint(self, tree: Any, *, name: str = "") -> Any:
         """The tree kept where `shard` puts it; so is its gradient, which then is summed in slices, never whole."""
         if self.build().size == 1:
             return tree
@@ -217,7 +217,7 @@ def _build(shape: Mesh, found: tuple[Any, ...]) -> jax.sharding.Mesh:
             f"mesh {shape.text} needs {max(total, given)} devices, this machine has {len(found)}; "
             "lower it, as with --mesh.fsdp 1, and train.batch_size with it"
         )
-    if total < len(found) and distributed.count() > 1:
+    if total < len(found) and distributed.process_count() > 1:
         raise ValueError(
             f"mesh {shape.text} uses {total} of the {len(found)} devices, but every process has to take "
             "part: use all of them, as with --mesh.fsdp -1"
@@ -255,7 +255,7 @@ def shardings(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def over_devices(attend: Attend, mesh: Mesh, *, whole: bool = False) -> Attend:
+def shard_attention(attend: Attend, mesh: Mesh, *, whole: bool = False) -> Attend:
     """`attend` with rows, tokens and heads kept where they are: this pins the activations of every layer.
 
     whole: every device of the `seq` axis has all tokens.
@@ -275,7 +275,7 @@ def over_devices(attend: Attend, mesh: Mesh, *, whole: bool = False) -> Attend:
     return pinned
 
 
-def attend_over(
+def make_sharded_attention(
     mesh: Mesh,
     attention: Attention,
     kernel: Kernel,
@@ -284,7 +284,7 @@ def attend_over(
     segment_ids: jax.Array | None = None,
 ) -> Attend:
     """Attention of whole sequences over the devices of a mesh; tokens come in its `ring_order`."""
-    attend = over_sequence(
+    attend = make_attention(
         attention, mesh.kernel(kernel), rotation, positions, segment_ids, mesh.activations
     )
-    return over_devices(attend, mesh)
+    return shard_attention(attend, mesh)

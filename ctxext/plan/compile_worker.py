@@ -48,7 +48,7 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
     rotation = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), rotation
     )
-    noise = experiment.trainable.noise(experiment.seed, 0, train.accumulate)
+    noise = experiment.trainable.dropout_seeds(experiment.seed, 0, train.accumulate)
     batch |= {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in noise.items()
     }

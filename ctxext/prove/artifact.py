@@ -162,7 +162,7 @@ class Subject:
     def _check_parameters(self, lm: LM) -> None:
         lora, _ = peft.read(self.directory, lm.config)
         said = read_json(self.directory / peft.BASE)
-        rest = split(lora.prepare(lm.params, 0), lora.pattern(lm.config))[1]
+        rest = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
         if (
             checksum(jax.tree.map(lambda x: x.astype(jnp.dtype(said["dtype"])), rest))
             != said["checksum"]

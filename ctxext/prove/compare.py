@@ -108,7 +108,7 @@ def _queries_keys(
     params: Params, tokens: Any, cos: Any, sin: Any, *, config: LlamaConfig, mesh: Mesh
 ) -> list[Any]:
     """Of the first layer, rotated: [batch, tokens, heads, head_dim]."""
-    model = bind(config, mesh.lookup(params))
+    model = bind(config, mesh.reshard_embedding(params))
     layer = jax.tree.map(lambda leaf: leaf[0], model.segments["0"])
     x = layer.input_layernorm(model.embed_tokens(tokens, "float32"))
     maps = (layer.self_attn.q_proj, layer.self_attn.k_proj)

@@ -103,9 +103,9 @@ def prove(
     }
     if subject.kind == "adapter":
         proof |= {"base": str(subject.base), "base_checked": subject.recorded}
-    distributed.once(lambda: write_json(subject.report, proof))
+    distributed.broadcast_from_primary(lambda: write_json(subject.report, proof))
     if (card := directory / "README.md").is_file():
-        distributed.once(
+        distributed.broadcast_from_primary(
             lambda: write_text(card, with_proof(card.read_text(), f"```\n{describe(proof)}\n```"))
         )
     return proof

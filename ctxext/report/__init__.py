@@ -106,7 +106,7 @@ def drawings(runs: Sequence[Path]) -> "dict[str, Drawing]":
 
 
 def heatmaps(rows: Sequence[Row]) -> "dict[str, np.ndarray]":
-    """Length x depth of every arm and question, as pixels [height, width, 3] by "question/arm"."""
+    """Length x depth of every variant and question, as pixels [height, width, 3] by "question/variant"."""
     from ctxext.report.analysis.records import questions
     from ctxext.report.analysis.study import Study
     from ctxext.report.drawing.heatmap import by_depth
@@ -114,9 +114,9 @@ def heatmaps(rows: Sequence[Row]) -> "dict[str, np.ndarray]":
 
     studies = [Study(question) for question in questions(rows) if question.has_depth]
     return {
-        f"{study.question.name}/{arm.name}": draw(by_depth(study, arm))
+        f"{study.question.name}/{variant.name}": draw(by_depth(study, variant))
         for study in studies
-        for arm in study.question.arms
+        for variant in study.question.variants
     }
 
 
@@ -135,7 +135,7 @@ def across_seeds(runs: Sequence[Path], plot: Path | None = None) -> "list[Seeds]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one self-contained HTML page about run directories, or directories that hold rows.jsonl alone.
+    """Write one self-contained HTML page about run directories, or directories that hold records.jsonl alone.
 
     out: by default RUN/report.html for one, ./report.html for several. Raises ValueError for a directory without rows.
     """

@@ -25,7 +25,7 @@ class Association(Task):
     """
 
     name: ClassVar[str] = "association"
-    asks_many: ClassVar[bool] = True
+    supports_shared_context: ClassVar[bool] = True
     num_needles: int = 4
     literal: bool = False
 

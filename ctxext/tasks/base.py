@@ -69,7 +69,7 @@ class Task(abc.ABC):
     """A generator of questions about a long text, pure in `rng`; its fields are all that its wording depends on."""
 
     name: ClassVar[str]
-    asks_many: ClassVar[bool] = False
+    supports_shared_context: ClassVar[bool] = False
     """Whether `exam` can ask several questions about one text."""
 
     @abc.abstractmethod

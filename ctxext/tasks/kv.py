@@ -23,7 +23,7 @@ NAMES = string.ascii_letters
 class KeyValue(TrainingTask):
     """`num_pairs` lines `# q=482` in the haystack; the prompt ends with `# q=` for one of them."""
 
-    asks_many: ClassVar[bool] = True
+    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "kv"
     num_pairs: int = 8
     digits: int = 3

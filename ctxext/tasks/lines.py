@@ -17,7 +17,7 @@ from ctxext.tasks.building.vocabulary import distinct
 class Lines(Task):
     """As many lines `The drawer amber-falcon holds 4821377` as fit; the first number that is written counts."""
 
-    asks_many: ClassVar[bool] = True
+    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "lines"
     room: int = 0
 

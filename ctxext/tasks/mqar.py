@@ -19,7 +19,7 @@ class Mqar(TrainingTask):
     none is a control token, and none was never seen.
     """
 
-    asks_many: ClassVar[bool] = True
+    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "mqar"
     num_pairs: int = 8
 

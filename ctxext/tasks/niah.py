@@ -26,7 +26,7 @@ class Niah(Task):
     found; `room` tokens are kept for them at least.
     """
 
-    asks_many: ClassVar[bool] = True
+    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "niah"
     num_keys: int = 1
     num_values: int = 1

@@ -23,7 +23,7 @@ NAMES = string.ascii_uppercase
 class Passkey(TrainingTask):
     """`# key K=48213` once in the haystack; the prompt ends with `# key K=`; training rows hold several keys."""
 
-    asks_many: ClassVar[bool] = True
+    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "passkey"
     digits: int = 5
 

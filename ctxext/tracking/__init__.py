@@ -26,7 +26,7 @@ class Sink(Protocol):
         """One row of training metrics after `step` finished steps; an `alarm` is text for somebody to read."""
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Rows of evaluations; the run keeps them in rows.jsonl itself."""
+        """Rows of evaluations; the run keeps them in records.jsonl itself."""
 
     def images(self, draw: Callable[[], Images]) -> None:
         """Pictures by name, drawn only for those who show them."""
@@ -137,7 +137,7 @@ def start_sinks(
     group: what the run is compared with, by default all runs of an experiment's name; job: "train", "run" (with
     evaluations) or "baseline".
     """
-    sinks: list[Sink] = [JsonlSink(run.metrics_file)] if distributed.first() else []
+    sinks: list[Sink] = [JsonlSink(run.metrics_file)] if distributed.is_primary() else []
     for name in parse(",".join(track)) if sinks else ():
         if name != "wandb" or (os.environ.get("WANDB_MODE") != "disabled" and not _taken(job)):
             arguments = (TRACKERS[name], experiment, run, group or experiment.name, job)

@@ -9,7 +9,7 @@ import numpy as np
 from ctxext.files import append_jsonl
 
 Images = dict[str, np.ndarray]
-"""Pictures by "task/arm", uint8 [height, width, 3]."""
+"""Pictures by "task/variant", uint8 [height, width, 3]."""
 
 
 class JsonlSink:

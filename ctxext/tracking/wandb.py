@@ -116,8 +116,10 @@ class WandbSink:
     def images(self, draw: Callable[[], Images]) -> None:
         tasks: dict[str, list[Any]] = {}
         for name, pixels in draw().items():
-            task, _, arm = name.partition("/")
-            tasks.setdefault(f"heatmaps/{task}", []).append(self._wandb.Image(pixels, caption=arm))
+            task, _, variant = name.partition("/")
+            tasks.setdefault(f"heatmaps/{task}", []).append(
+                self._wandb.Image(pixels, caption=variant)
+            )
         self._run.log(tasks)
 
     def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ class Checkpoints:
         """Return when everything saved is on disk."""
         with self._writing():
             self._wait()
-            distributed.wait()  # until the first has sealed it
+            distributed.barrier()  # until the first has sealed it
 
     def _wait(self) -> None:
         sealing, self._sealing = self._sealing, None
@@ -129,7 +129,7 @@ class Checkpoints:
         """In a thread: nobody else asks the manager for anything until it has ended."""
         try:
             self._manager.wait_until_finished()
-            if distributed.first():
+            if distributed.is_primary():
                 seal(self._at(step), loss=loss)
         except Exception as error:  # raised where it is waited for
             self._failure = error
@@ -137,12 +137,12 @@ class Checkpoints:
     def _at(self, step: int) -> Path:
         return self.directory / str(step)
 
-    @distributed.alone
+    @distributed.primary_only
     def _seal_if_bare(self, step: int) -> None:
         if not sealed(self._at(step)):
             seal(self._at(step), loss=None)
 
-    @distributed.alone
+    @distributed.primary_only
     def _set_aside(self, step: int, wrong: str) -> None:
         names = (
             f"{step}.damaged{suffix}"

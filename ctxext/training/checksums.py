@@ -44,14 +44,14 @@ def damage(directory: Path, *, part: str = "") -> str | None:
 
     Every process reads its share of the files, and all give the same answer.
     """
-    content = distributed.once(lambda: _content(directory))
+    content = distributed.broadcast_from_primary(lambda: _content(directory))
     if content is None:
         return f"{NAME} is not what was written"
     files = content["files"]
     names = [name for name in files if name.startswith(part) or "/" not in name]
-    share = range(1 + distributed.index(), len(names) + 1, distributed.count())
+    share = range(1 + distributed.process_index(), len(names) + 1, distributed.process_count())
     mine = [(number, names[number - 1]) for number in share]
-    found = int(distributed.largest(_wrong(directory, files, mine)))
+    found = int(distributed.all_reduce_max(_wrong(directory, files, mine)))
     return f"{names[found - 1]} is not what was written" if found else None
 
 

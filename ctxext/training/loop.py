@@ -26,8 +26,8 @@ from ctxext.plan.flops import seconds_at_peak
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink
 from ctxext.training.checkpoint import Checkpoints
-from ctxext.training.metrics import Measured, NotFinite
-from ctxext.training.monitor import Probe
+from ctxext.training.metrics import Metrics, NotFinite
+from ctxext.training.monitor import Monitor
 from ctxext.training.progress import TrainProgress
 from ctxext.training.state import parts, start_state, state_shapes
 from ctxext.training.stopping import Agenda, signals
@@ -97,7 +97,9 @@ def _compiled(
 ) -> Callable:
     def loss(params: Params, micro: Any, rotation: Any) -> tuple[jax.Array, jax.Array]:
         batch = {name: micro[name] for name in Batch._fields}
-        return batch_loss(trainable.ready(params, micro), batch, rotation, mesh=mesh, **static)
+        return batch_loss(
+            trainable.materialize(params, micro), batch, rotation, mesh=mesh, **static
+        )
 
     return make_step(loss, optim.build(steps), lambda tree: shardings(mesh.shard(tree)))
 
@@ -173,7 +175,7 @@ def train(
         )
 
         def log(row: dict[str, Any]) -> None:
-            if "alarm" in row and distributed.first():
+            if "alarm" in row and distributed.is_primary():
                 print(f"alarm: {row['alarm']}", file=sys.stderr)
             for sink in sinks:
                 sink.log(row)
@@ -184,10 +186,10 @@ def train(
                 log(row)
 
         measured, done = (
-            Measured(experiment, report, seconds_at_peak(experiment, config, kind, devices.size)),
+            Metrics(experiment, report, seconds_at_peak(experiment, config, kind, devices.size)),
             start,
         )
-        probe = Probe.of(experiment, base, rows, run)
+        probe = Monitor.of(experiment, base, rows, run)
         try:
             if probe and start == 0 and probe.due(0):
                 log(probe.row(0, params, frozen))
@@ -197,7 +199,7 @@ def train(
                 stacked = {
                     name: mesh.rows(x.reshape(A, B, T), dim=1) for name, x in host._asdict().items()
                 }
-                stacked |= experiment.trainable.noise(experiment.seed, step, A)
+                stacked |= experiment.trainable.dropout_seeds(experiment.seed, step, A)
                 seq_len = int(np.max(host.positions)) + 1 if scaling.depends_on_length else T
                 agenda.ask()
                 params, opt_state, metrics = step_fn(

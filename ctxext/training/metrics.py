@@ -16,7 +16,7 @@ class NotFinite(ValueError):
     """The loss or its gradient became NaN or infinite."""
 
 
-class Measured:
+class Metrics:
     """Metrics of steps, read one step late so that the device never waits for the host.
 
     tokens_per_second: since the last row, the first step of a process and its compilation left out. mfu: the model's

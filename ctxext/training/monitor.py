@@ -25,8 +25,8 @@ from ctxext.model.lm import LM
 from ctxext.model.loss import chunked_mlp, token_losses
 from ctxext.model.segments import segment_sizes
 from ctxext.model.trainable import Trainable, join
-from ctxext.parallel.distributed import gather, once
-from ctxext.parallel.mesh import Mesh, attend_over
+from ctxext.parallel.distributed import broadcast_from_primary, gather
+from ctxext.parallel.mesh import Mesh, make_sharded_attention
 from ctxext.positions import Contiguous
 from ctxext.rope import Float32Rotation, Rotation, rotate
 from ctxext.rundir import RunDir
@@ -60,8 +60,8 @@ def band_sums(
     return np.bincount(band, losses.reshape(-1) * weight, n), np.bincount(band, weight, n)
 
 
-class Probe:
-    """Measures every `train.probe_every` steps; see `of`."""
+class Monitor:
+    """Measures every `train.monitor_every` steps; see `of`."""
 
     def __init__(
         self, experiment: Experiment, base: LM, rows: Rows, reference: float | None
@@ -101,12 +101,12 @@ class Probe:
         self._rotations = rotation(T), rotation(self._window)
 
     @classmethod
-    def of(cls, experiment: Experiment, base: LM, rows: Rows, run: RunDir) -> "Probe | None":
-        """None where `train.probe_every` is 0 or beyond the last step. The loss at step 0 is read from the run's
+    def of(cls, experiment: Experiment, base: LM, rows: Rows, run: RunDir) -> "Monitor | None":
+        """None where `train.monitor_every` is 0 or beyond the last step. The loss at step 0 is read from the run's
         metrics if it has one."""
-        if not 0 < experiment.train.probe_every <= experiment.train.steps:
+        if not 0 < experiment.train.monitor_every <= experiment.train.steps:
             return None
-        found = once(
+        found = broadcast_from_primary(
             lambda: [row["short_loss"] for row in read_jsonl(run.metrics_file) if row["step"] == 0]
         )
         return cls(experiment, base, rows, found[0] if found else None)
@@ -115,7 +115,7 @@ class Probe:
         """After this step, 0 being before the first; step 0 only if it has not been measured."""
         if step == 0:
             return self._reference is None
-        return step % self._train.probe_every == 0 or step == self._train.steps
+        return step % self._train.monitor_every == 0 or step == self._train.steps
 
     def row(self, step: int, params: Params, frozen: Params) -> dict[str, Any]:
         """A row of metrics; `alarm` is text where the loss on short text has risen by over `train.drift_alarm` nats.
@@ -198,11 +198,11 @@ def _losses(
     trainable: Trainable,
 ) -> tuple[Float[Array, "b t"], Float[Array, "l"]]:
     """(nats of every token, largest attention logit of every layer), the latter only if `watch`."""
-    params = trainable.ready(params, {})
-    model = bind(config, mesh.lookup(params))
+    params = trainable.materialize(params, {})
+    model = bind(config, mesh.reshard_embedding(params))
     index = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1])[None], batch["tokens"].shape)
     batch = {name: mesh.ring_order(x) for name, x in {**batch, "index": index}.items()}
-    attend = attend_over(
+    attend = make_sharded_attention(
         mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
     )
     if watch:

@@ -33,9 +33,7 @@ def state_shapes(experiment: Experiment, config: LlamaConfig) -> Shapes:
 def parts(experiment: Experiment, base: LM, frozen: Params) -> tuple[Params, Params]:
     """(what is trained, as the base has it; the rest, in the compute dtype and where the shapes `frozen` say)."""
     trainable, kind = experiment.trainable, jnp.dtype(experiment.train.dtype)
-    mine, rest = split(
-        trainable.prepare(base.params, experiment.seed), trainable.pattern(base.config)
-    )
+    mine, rest = split(trainable.init(base.params, experiment.seed), trainable.pattern(base.config))
     return mine, jax.device_put(jax.tree.map(lambda x: x.astype(kind), rest), shardings(frozen))
 
 

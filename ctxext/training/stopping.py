@@ -26,12 +26,12 @@ class Agenda:
 
     def ask(self) -> None:
         """Ask the other processes, before a step is started, so that the answer does not wait for that step."""
-        self._question = distributed.largest(self._own())
+        self._question = distributed.all_reduce_max(self._own())
 
     def after(self, done: int) -> tuple[bool, bool]:
         """(save, stop) after step `done`."""
         # A process that is alone need not have asked in advance.
-        self._wish = int(self._question) if distributed.count() > 1 else self._own()
+        self._wish = int(self._question) if distributed.process_count() > 1 else self._own()
         stop = self._wish >= STOP
         save = (
             self._wish >= SAVE
@@ -45,7 +45,7 @@ class Agenda:
     def exit_code(self) -> int | None:
         """What the process is to exit with: 0 after SIGTERM, 130 after Ctrl-C, None if there was neither."""
         self._wish = max(
-            self._wish, int(distributed.largest(self._own()))
+            self._wish, int(distributed.all_reduce_max(self._own()))
         )  # also of a signal in the last step
         return {TERMINATE: 0, INTERRUPT: 130}.get(self._wish)
 
@@ -56,7 +56,7 @@ class Agenda:
             return STOP
         minutes = self._settings.checkpoint_minutes
         due = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        return SAVE if due and distributed.first() else NOTHING
+        return SAVE if due and distributed.is_primary() else NOTHING
 
 
 @contextlib.contextmanager

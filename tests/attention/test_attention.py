@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext.attention import Attention, Band, Causal, blocked, dense, over_sequence, tiles
+from ctxext.attention import Attention, Band, Causal, blocked, dense, make_attention, tiles
 from ctxext.attention.blocked import block_size
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.self_extend import SelfExtend
@@ -346,7 +346,7 @@ def test_rotation_follows_positions_and_masks_follow_indices(kernel: str):
 
     @functools.partial(jax.jit, static_argnums=1)
     def attend(positions, attention):
-        return over_sequence(attention, kernel, rotation, positions)(q, k, v, None, 0)[0]
+        return make_attention(attention, kernel, rotation, positions)(q, k, v, None, 0)[0]
 
     index = jnp.arange(40)[None]
     for attention in (Causal(), SelfExtend(4, 8)):

@@ -12,7 +12,7 @@ from ctxext.attention.accelerator import refusal, splash
 from ctxext.attention.pieces import Mask
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
-from ctxext.parallel.mesh import Mesh, attend_over
+from ctxext.parallel.mesh import Mesh, make_sharded_attention
 from ctxext.plan.compile_request import ENVIRONMENT, compiler_is_there
 from ctxext.plan.compile_worker import devices
 from ctxext.rope import RopeBase, Unscaled
@@ -132,7 +132,7 @@ def compiled_for(
 
     def loss(q, k, v, segments):
         positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(T)[None], (4, T)))
-        attend = attend_over(
+        attend = make_sharded_attention(
             mesh, Windowed(window), "auto", rotation, positions, segments if packed else None
         )
         return attend(q, k, v, None, 0)[0].astype(jnp.float32).sum()

@@ -82,21 +82,21 @@ def test_run_leaves_everything_behind(
         "config.json",
         "experiment.py",
         "metrics.jsonl",
-        "rows.jsonl",
+        "records.jsonl",
         "checkpoints",
         "base",
         "export",
         "provenance.json",
     }
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
-    rows = read_jsonl(run / "rows.jsonl")
+    rows = read_jsonl(run / "records.jsonl")
     methods = {row["method"] for row in rows}
     assert len(methods) == 4 and len(rows) == 4 * (2 * 2 * 2 + 2 * 2)
     proof = json.loads((run / "export" / "proof.json").read_text())
     assert proof["equal"] and "numpy" in [reader["reader"] for reader in proof["readers"]]
     # The same command again finds everything done: no row is added and the tables are the same.
     again = data(capsys, "run", str(file), "--run-dir", str(run), "--no-wandb")
-    assert read_jsonl(run / "rows.jsonl") == rows
+    assert read_jsonl(run / "records.jsonl") == rows
     assert {cell["method"] for cell in again["retrieval"]} == methods
 
 
@@ -179,7 +179,7 @@ def test_every_command_opens_the_checkpoint_it_is_told_to(
     ask = ["eval", str(run), "--evals", "ppl", "--seq-len", "64", "--out", str(tmp_path / "rows")]
     for which in ("latest", "best", str(best)):
         assert main([*ask, "--checkpoint", which]) == 0
-    rows = read_jsonl(tmp_path / "rows" / "rows.jsonl")
+    rows = read_jsonl(tmp_path / "rows" / "records.jsonl")
     first, second = (
         rows[: len(rows) // 2],
         rows[len(rows) // 2 :],
@@ -349,7 +349,7 @@ def test_a_run_that_evaluates_nothing_ends_well(
         found["verdict"] == ["There are no rows: nothing was evaluated."] and found["proof"] is None
     )
     assert (tmp_path / "run" / "report.html").is_file() and read_jsonl(
-        tmp_path / "run" / "rows.jsonl"
+        tmp_path / "run" / "records.jsonl"
     ) == []
 
 
@@ -443,7 +443,7 @@ def test_bad_input_is_one_line(
         capsys, *train, "--method", "pose", "--positions.max-position-embeddings", 64
     )
     assert (
-        not (tmp_path / "new" / "rows.jsonl").exists()
+        not (tmp_path / "new" / "records.jsonl").exists()
         and not (tmp_path / "new" / "checkpoints" / "1").exists()
     )
 

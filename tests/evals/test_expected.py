@@ -146,7 +146,7 @@ def ppl_row(rope, steps, document, nats):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The trained arm beside others that fit better and must not be taken for it."""
+    """The trained variant beside others that fit better and must not be taken for it."""
     rows = [ppl_row(YARN, 60, i, nats) for i, nats in enumerate(NATS)]
     rows += [
         ppl_row(rope, steps, i, math.log(9.0))

@@ -15,7 +15,7 @@ from ctxext.data.sources import TextSource
 from ctxext.evals import LongPPL
 from ctxext.evals.key_tokens import Answers, Found, Given, inside, key_spans
 from ctxext.evals.oracle import SURPRISE, ContextCurve, OracleConfig, PerfectReader, WindowReader
-from ctxext.evals.suite import Choice, evaluations
+from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
 from ctxext.report import tables, write_report
 from ctxext.report.pages import summary
@@ -158,7 +158,9 @@ def test_documents_count_by_their_key_tokens(tmp_path):
     run = LongPPL(
         (9,), num_documents=3, keys=Given((((1, 4),), ((6, 7),), ())), source=Texts(texts)
     )
-    rows = evaluate(model, (run,), method_label="m", sink=tmp_path / "rows.jsonl", progress=False)
+    rows = evaluate(
+        model, (run,), method_label="m", sink=tmp_path / "records.jsonl", progress=False
+    )
     (cell,) = summary(rows)["perplexity"]
     assert cell["perplexity"] == pytest.approx(math.exp(6 / 4)) and (
         cell["count"],
@@ -171,7 +173,9 @@ def test_documents_count_by_their_key_tokens(tmp_path):
 def test_without_key_tokens_there_is_no_number(tmp_path):
     run = LongPPL((9,), num_documents=1, keys=Given(((),)), source=Texts(("abcdefgh",)))
     model = ContextCurve(Letters(), lambda seen: np.ones(len(seen)), OracleConfig(4))
-    rows = evaluate(model, (run,), method_label="m", sink=tmp_path / "rows.jsonl", progress=False)
+    rows = evaluate(
+        model, (run,), method_label="m", sink=tmp_path / "records.jsonl", progress=False
+    )
     (cell,) = summary(rows)["perplexity"]
     assert (cell["perplexity"], cell["low"], cell["count"], cell["documents"]) == (None, None, 0, 0)
     assert "no key tokens" in tables(rows)
@@ -220,10 +224,10 @@ def test_refusals_and_names(models):
             )(ContextCurve(Letters(), lambda seen: np.ones(len(seen))))
         )
     itself, other = evaluations(
-        ["longppl", f"longppl:{TINY_LLAMA}"], Choice((128, 256, 512)), load=load
+        ["longppl", f"longppl:{TINY_LLAMA}"], SuiteConfig((128, 256, 512)), load=load
     )
     assert isinstance(itself, LongPPL) and isinstance(other, LongPPL)
     assert itself.seq_lens == (256, 512) and itself.keys == Found(128, 32)
     assert other.keys.origin == str(TINY_LLAMA) and not set(itself.items()) & set(other.items())
-    published = evaluations(["longppl"], Choice((8192,)))[0]
+    published = evaluations(["longppl"], SuiteConfig((8192,)))[0]
     assert isinstance(published, LongPPL) and published.keys == Found(4096, 1024, 2.0, 2.0)

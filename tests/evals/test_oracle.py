@@ -173,12 +173,12 @@ def test_rows_are_json_exact_in_length_and_name_their_item(tmp_path):
     rows = list(GRID(PerfectReader(TOKENIZER)))
     assert [row["item"] for row in rows] == GRID.items()
     for row in rows:
-        append_jsonl(tmp_path / "rows.jsonl", row)
+        append_jsonl(tmp_path / "records.jsonl", row)
         assert row["tokens"] == row["seq_len"]
         assert row["task"] == {"name": "passkey", "digits": 5}
         assert abs(row["depth_achieved"] - row["depth"]) < 0.03
         assert row["answer_probability"] == pytest.approx(np.exp(sum(row["answer_logprobs"])))
-    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+    assert read_jsonl(tmp_path / "records.jsonl") == rows
 
 
 def test_more_samples_lengths_and_depths_keep_the_old_items():

@@ -13,7 +13,7 @@ from ctxext.data.sources import TextSource
 from ctxext.evals import RollingPerplexity
 from ctxext.evals.oracle import ContextCurve, OracleConfig
 from ctxext.evals.perplexity_estimators import ESTIMATORS
-from ctxext.evals.suite import Choice, evaluations
+from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
 from ctxext.report import tables
 from ctxext.report.pages import summary
@@ -350,9 +350,9 @@ def test_refusals_say_what_to_do():
 
 def test_names_of_the_command_line():
     names = ["ppl:token", "ppl:yarn", "ppl:pi", "ppl:longlora", "ppl:truncate"]
-    small = evaluations(names, Choice((128, 256)))
+    small = evaluations(names, SuiteConfig((128, 256)))
     assert [e.title for e in small] == names
-    full = evaluations(names, Choice((128, 256), "full"))
+    full = evaluations(names, SuiteConfig((128, 256), "full"))
     assert set(small[1].items()) < set(full[1].items()) and len(full[1].items()) == 32
-    published = evaluations(["ppl:yarn"], Choice((2048, 4096), "full"))[0]
+    published = evaluations(["ppl:yarn"], SuiteConfig((2048, 4096), "full"))[0]
     assert isinstance(published, RollingPerplexity) and published.stride == 256

@@ -116,7 +116,7 @@ def test_controls_without_needle_and_without_haystack():
 
 def test_together_many_questions_read_one_text():
     for task in TASKS:
-        if task.asks_many:
+        if task.supports_shared_context:
             evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, together=True)
             rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
             assert len(rows) == 6 and all(row["correct"] and row["tokens"] <= 900 for row in rows)

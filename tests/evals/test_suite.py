@@ -6,13 +6,13 @@ import pytest
 
 from ctxext.evals import Retrieval, Samples
 from ctxext.evals.oracle import AnswerKey, OracleConfig
-from ctxext.evals.suite import STANDARD, Choice, evaluations, promise
+from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, promise
 from ctxext.evaluate import evaluate
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
 TOKENIZER, SOURCE = toy_tokenizer(), toy_source()
-SMALL = Choice((256, 512), source=SOURCE)
-FULL = Choice((256, 512), "full", source=SOURCE)
+SMALL = SuiteConfig((256, 512), source=SOURCE)
+FULL = SuiteConfig((256, 512), "full", source=SOURCE)
 
 
 def needles(evals):
@@ -28,7 +28,7 @@ def test_more_budget_keeps_what_was_measured():
 
 
 def test_the_standard_suite_is_read_by_whoever_knows_the_answers():
-    asked = evaluations(STANDARD, Choice((256,), source=SOURCE))
+    asked = evaluations(STANDARD, SuiteConfig((256,), source=SOURCE))
     assert [e.title for e in asked[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
     for evaluation in needles(asked):
         rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
@@ -64,7 +64,7 @@ def test_controls_are_those_of_every_retrieval_that_is_asked():
     ],
 )
 def test_every_name_gives_rows_and_labels_apart(name: str):
-    asked = evaluations([name], Choice((512,), source=SOURCE))
+    asked = evaluations([name], SuiteConfig((512,), source=SOURCE))
     rows = [
         row
         for e in asked
@@ -87,10 +87,10 @@ def test_files_of_ones_own(tmp_path):
     (tmp_path / "niah_single_1.jsonl").write_text(
         json.dumps({"input": "a 17 b", "outputs": ["17"]}) + "\n"
     )
-    (samples,) = evaluations(["ruler:reference"], Choice((4096,), ruler=tmp_path))
+    (samples,) = evaluations(["ruler:reference"], SuiteConfig((4096,), ruler=tmp_path))
     assert isinstance(samples, Samples) and samples.seq_len == 4096 and len(samples.items()) == 1
     with pytest.raises(ValueError, match="does not say the length of its samples"):
-        evaluations(["ruler:reference"], Choice((4096, 8192), ruler=tmp_path))
+        evaluations(["ruler:reference"], SuiteConfig((4096, 8192), ruler=tmp_path))
     lines = [
         {
             "question": f"Who keeps the {x}?",
@@ -100,7 +100,9 @@ def test_files_of_ones_own(tmp_path):
         for x in map("ref{}".format, range(60))
     ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (qa,) = evaluations(["qa"], Choice((512,), source=SOURCE, questions=tmp_path / "own.jsonl"))
+    (qa,) = evaluations(
+        ["qa"], SuiteConfig((512,), source=SOURCE, questions=tmp_path / "own.jsonl")
+    )
     assert all(row["correct"] for row in qa(AnswerKey.of(qa, TOKENIZER)))
 
 

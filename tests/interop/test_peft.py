@@ -28,7 +28,7 @@ TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 50))
 RECIPES = {
     "plain": LoRA(rank=4, alpha=8.0),
     "every linear, rslora": LoRA(rank=3, alpha=5.0, targets=LINEARS, rslora=True, dropout=0.1),
-    "longlora": LoRA(also=("norm", "embed_tokens", "lm_head")),
+    "longlora": LoRA(modules_to_save=("norm", "embed_tokens", "lm_head")),
 }
 
 pytestmark = pytest.mark.filterwarnings(
@@ -91,11 +91,11 @@ def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
     assert np.abs(theirs(stock(base)) - expected).max() > 1e-3 * np.abs(expected).max()
     # Back again: the same adapter, to the bit.
     lora, params = ours.read(tmp_path / "adapter", TINY)
-    assert (lora.rank, lora.scale, set(lora.targets), set(lora.also)) == (
+    assert (lora.rank, lora.scale, set(lora.targets), set(lora.modules_to_save)) == (
         RECIPES[name].rank,
         RECIPES[name].scale,
         set(RECIPES[name].targets),
-        set(RECIPES[name].also),
+        set(RECIPES[name].modules_to_save),
     )
     ours.save(tmp_path / "again", TINY, lora, params, base="x")
     first, second = (
@@ -137,7 +137,9 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
     plain = np.asarray(loading.load(tmp_path / "base", angles="float32").logits(TOKENS))
     assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
     lora, _ = ours.read(tmp_path / "adapter", TINY)
-    assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.also) and set(lora.also) == {
+    assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.modules_to_save) and set(
+        lora.modules_to_save
+    ) == {
         "norm",
         "embed_tokens",
     }
@@ -185,7 +187,7 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_rows(texts, base
             *more,
         ]
         assert main(argv) == 0
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert {row["checkpoint"] for row in rows} == {"base", "base + mine"}
 
 
@@ -196,7 +198,7 @@ def test_what_cannot_be_written_says_why(texts, base, tmp_path):
         export_adapter(run(texts, base, tmp_path / "run", LastLayers(1)), tmp_path / "adapter")
     tied = dataclasses.replace(TINY, tie_word_embeddings=True)
     with pytest.raises(ValueError, match="PEFT would part them"):
-        ours.save(tmp_path / "adapter", tied, LoRA(also=("embed_tokens",)), {}, base="x")
+        ours.save(tmp_path / "adapter", tied, LoRA(modules_to_save=("embed_tokens",)), {}, base="x")
     assert (
         main(
             [

@@ -97,7 +97,7 @@ def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
         assert main([*argv, "--evals", "ppl", "--seq-len", "64", "--out", str(out)]) == 0, (
             capsys.readouterr().err
         )
-        rows = read_jsonl(out / "rows.jsonl")
+        rows = read_jsonl(out / "records.jsonl")
         assert {row["method"] for row in rows} == {label([scaling])}
         lm = loading.load(base, method=scaling)
         again = {row["item"]: row["nll"] for row in door_rows(lm)}
@@ -108,9 +108,9 @@ def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
 
 
 def door_rows(lm):
-    from ctxext.evals.suite import Choice, evaluations
+    from ctxext.evals.suite import SuiteConfig, evaluations
 
-    (evaluation,) = evaluations(("ppl",), Choice((64,)))
+    (evaluation,) = evaluations(("ppl",), SuiteConfig((64,)))
     return evaluation.rows(lm, evaluation.items())
 
 

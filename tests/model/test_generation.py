@@ -240,18 +240,18 @@ def test_what_cannot_be_generated_is_refused(tokens, options: dict, message: str
     "scaling", [pytest.param(Yarn(2.0), marks=pytest.mark.check), DynamicNTK(2.0)], ids=method_name
 )
 def test_branches_equal_prompts_of_their_own(attention, scaling):
-    """Each branch against its whole text read at once; the prompts differ in length."""
+    """Each continuation against its whole text read at once; the prompts differ in length."""
     lm = tiny.lm(attention=attention, scaling=scaling)
     prompts = [tiny.tokens(1, 25, seed=1)[0], tiny.tokens(1, 30, seed=2)[0]]
-    begun = [[tiny.tokens(1, 5, seed=10 * b + k)[0][:k] for k in range(3)] for b in range(2)]
-    tokens, nats = lm.branches(prompts, begun, max_new_tokens=7)
+    prefixes = [[tiny.tokens(1, 5, seed=10 * b + k)[0][:k] for k in range(3)] for b in range(2)]
+    tokens, nats = lm.continuations(prompts, prefixes, max_new_tokens=7)
     assert tokens.shape == nats.shape == (2, 3, 7)
     for b, prompt in enumerate(prompts):
         longest = 30 if not scaling.depends_on_length else len(prompt)
         fixed = lm.with_method(Fixed(scaling, longest + 7))
         for k in range(3):
             ids = np.concatenate([prompt, tokens[b, k]])
-            np.testing.assert_array_equal(tokens[b, k, :k], begun[b][k])
+            np.testing.assert_array_equal(tokens[b, k, :k], prefixes[b][k])
             np.testing.assert_allclose(
                 nats[b, k], fixed.loss(ids[None])[0, len(prompt) - 1 :], atol=2e-5
             )
@@ -264,10 +264,10 @@ def test_branches_equal_prompts_of_their_own(attention, scaling):
 
 def test_a_branch_stops_at_its_own_stop_ids_alone():
     lm, prompt = tiny.lm(), tiny.tokens(1, 20)[0]
-    (free,), _ = lm.branches([prompt], [[[]]], max_new_tokens=6)
+    (free,), _ = lm.continuations([prompt], [[[]]], max_new_tokens=6)
     stop = int(free[0, 2])
     first = free[0].tolist().index(stop)
-    tokens, nats = lm.branches(
+    tokens, nats = lm.continuations(
         [prompt, prompt], [[[], [stop, 5]], [[], []]], max_new_tokens=6, stop=[stop]
     )
     assert (
@@ -276,10 +276,10 @@ def test_a_branch_stops_at_its_own_stop_ids_alone():
     )
     assert (
         tokens[0, 1, :2].tolist() == [stop, 5] and (nats[0, 1, :3] > 0).all()
-    )  # given ids do not end a branch
+    )  # given ids do not end a continuation
     for wrong in ([], [[[]], [[], []]], [[], []]):
-        with pytest.raises(ValueError, match="every prompt needs branches"):
-            lm.branches([prompt, prompt], wrong, max_new_tokens=2)
+        with pytest.raises(ValueError, match="every prompt needs continuations"):
+            lm.continuations([prompt, prompt], wrong, max_new_tokens=2)
 
 
 def test_layers_apart_are_views_of_the_same_numbers():

@@ -59,7 +59,7 @@ def plain_loss(params, micro):
 
 def adapters(lora: LoRA, seed: int = 1) -> tuple[dict, dict]:
     """(trained, frozen) of the tiny model, B random too: with B = 0 half of the formula would go untested."""
-    params = lora.prepare(tiny.params(), seed)
+    params = lora.init(tiny.params(), seed)
     mine, rest = split(params, lora.pattern(tiny.CONFIG))
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -69,7 +69,7 @@ def adapters(lora: LoRA, seed: int = 1) -> tuple[dict, dict]:
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def loss(mine, rest, micro, *, lora: LoRA, dtype: str = "float32"):
-    whole = lora.ready(join(mine, rest), micro)
+    whole = lora.materialize(join(mine, rest), micro)
     return batch_loss(whole, micro, ROTATION, dtype=dtype, **STATIC)[0]
 
 
@@ -100,7 +100,7 @@ def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
     plain = plain_loss(rest, batch())
     assert float(loss(mine, rest, batch(), lora=lora)) == pytest.approx(float(expected), rel=1e-5)
     assert abs(float(expected) - float(plain)) > 1e-3 * float(plain)
-    merged = lora.merged(join(mine, rest))
+    merged = lora.merge(join(mine, rest))
     assert jax.tree.structure(merged) == jax.tree.structure(tiny.params())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged, dense(mine, rest, lora)
@@ -127,7 +127,7 @@ def test_gradients_are_the_chain_rule_through_the_merged_kernel():
 
 
 def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
-    params = LoRA(rank=4).prepare(tiny.params(), 0)
+    params = LoRA(rank=4).init(tiny.params(), 0)
     mine, rest = split(params, LoRA().pattern(tiny.CONFIG))
     assert bits(rest) == bits(tiny.params())
     logits = [
@@ -137,17 +137,17 @@ def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
     np.testing.assert_array_equal(*logits)
     A = np.asarray(mine["segments"]["0"]["self_attn"]["o_proj"]["lora_a"])
     assert np.abs(A).max() <= 64**-0.5 and A.std() == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
-    other = LoRA(rank=4, targets=("o_proj",)).prepare(tiny.params(), 0)["segments"]["0"][
-        "self_attn"
-    ]["o_proj"]
+    other = LoRA(rank=4, targets=("o_proj",)).init(tiny.params(), 0)["segments"]["0"]["self_attn"][
+        "o_proj"
+    ]
     np.testing.assert_array_equal(other["lora_a"], A)
-    reseeded, _ = split(LoRA(rank=4).prepare(tiny.params(), 1), LoRA().pattern(tiny.CONFIG))
+    reseeded, _ = split(LoRA(rank=4).init(tiny.params(), 1), LoRA().pattern(tiny.CONFIG))
     assert not np.array_equal(reseeded["segments"]["0"]["self_attn"]["o_proj"]["lora_a"], A)
 
 
 @pytest.mark.check
 def test_frozen_parameters_in_bfloat16_give_the_same_bits():
-    lora = dataclasses.replace(LORA, also=("norm",))
+    lora = dataclasses.replace(LORA, modules_to_save=("norm",))
     mine, rest = adapters(lora)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), rest)
     gradients = [
@@ -164,7 +164,7 @@ def test_dropout_is_inverted_dropout_of_the_adapter_s_input_alone():
     mine = jax.tree.map(lambda x: 0.1 * x, mine)
 
     def with_noise(micro: int) -> float:
-        noise = {"dropout": lora.noise(0, 3, 64)["dropout"][micro]}
+        noise = {"dropout": lora.dropout_seeds(0, 3, 64)["dropout"][micro]}
         return float(loss(mine, rest, batch() | noise, lora=lora))
 
     plain = float(loss(mine, rest, batch(), lora=lora))
@@ -181,11 +181,13 @@ def test_dropout_is_inverted_dropout_of_the_adapter_s_input_alone():
 def masks(x: jax.Array, places: jax.Array, tokens: int) -> list[np.ndarray]:
     """x after a dropout of 0.3: what each layer's gate_proj makes of it with W = 0 and A = B = 1, in chunks."""
     lora = LoRA(rank=64, alpha=64.0, dropout=0.3, targets=("gate_proj",))
-    tree = lora.prepare(tiny.params(), 0)
+    tree = lora.init(tiny.params(), 0)
     linear, outputs = tree["segments"]["0"]["mlp"]["gate_proj"], tiny.CONFIG.intermediate_size
     eyes = [jnp.broadcast_to(jnp.eye(64, width)[None], (2, 64, width)) for width in (64, outputs)]
     linear |= {"kernel": 0 * linear["kernel"], "lora_a": eyes[0], "lora_b": eyes[1]}
-    model = bind(tiny.CONFIG, lora.ready(tree, {"dropout": lora.noise(0, 0, 1)["dropout"][0]}))
+    model = bind(
+        tiny.CONFIG, lora.materialize(tree, {"dropout": lora.dropout_seeds(0, 0, 1)["dropout"][0]})
+    )
     layers = [jax.tree.map(lambda x, i=i: x[i], model.segments["0"].mlp.gate_proj) for i in (0, 1)]
     return [np.asarray(over_chunks(layer, Mesh(), tokens, x, places))[..., :64] for layer in layers]
 
@@ -215,7 +217,7 @@ def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
 def test_chunks_and_devices_change_no_draw(monkeypatch):
     lora = dataclasses.replace(LORA, dropout=0.5, targets=("q_proj", "down_proj"))
     mine, rest = adapters(lora)
-    micro = batch(2, 32) | {"dropout": lora.noise(0, 3, 1)["dropout"][0]}
+    micro = batch(2, 32) | {"dropout": lora.dropout_seeds(0, 3, 1)["dropout"][0]}
 
     def measured_on(mesh: Mesh, chunk: int) -> float:
         monkeypatch.setattr(loss_module, "MLP_TOKENS", chunk)
@@ -225,7 +227,11 @@ def test_chunks_and_devices_change_no_draw(monkeypatch):
         def total(mine, rest, micro):
             fields = {name: micro[name] for name in Batch._fields}
             return batch_loss(
-                lora.ready(join(mine, rest), micro), fields, ROTATION, dtype="float32", **static
+                lora.materialize(join(mine, rest), micro),
+                fields,
+                ROTATION,
+                dtype="float32",
+                **static,
             )[0]
 
         return float(
@@ -246,7 +252,7 @@ def training(texts, trainable, **changes):
 
 
 SUBSETS = [
-    LoRA(rank=4, dropout=0.2, also=("norm", "embed_tokens")),
+    LoRA(rank=4, dropout=0.2, modules_to_save=("norm", "embed_tokens")),
     LastLayers(1),
 ]
 
@@ -268,8 +274,8 @@ def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(
         trainable.shapes(CONFIG)[0]
     )
     merged = loading._run_params(RunDir(tmp_path / "run"), CONFIG, experiment.mesh, trust=False)
-    prepared = trainable.prepare(tiny_base().params, experiment.seed)
-    expected = trainable.merged(join(whole, split(prepared, trainable.pattern(CONFIG))[1]))
+    prepared = trainable.init(tiny_base().params, experiment.seed)
+    expected = trainable.merge(join(whole, split(prepared, trainable.pattern(CONFIG))[1]))
     assert bits(merged) == bits(expected)
     untouched = "gate_proj" if isinstance(trainable, LoRA) else "embed"
     for (path, now), before in zip(
@@ -331,7 +337,7 @@ def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path
     from support.llamas import TINY, random_params, tokenizer
 
     hf.save(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
-    for number, trainable in enumerate((LoRA(rank=2, also=("norm",)), LastLayers(1))):
+    for number, trainable in enumerate((LoRA(rank=2, modules_to_save=("norm",)), LastLayers(1))):
         experiment = dataclasses.replace(
             training(texts, trainable, dtype="bfloat16"), init=str(tmp_path / "base"), model=None
         )

@@ -22,7 +22,7 @@ from support import tiny
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
 MIDDLE = LlamaConfig(2048, 256, 512, 6, 4, 2, 64, 1e-5, 1e4, 256)
-CHOICES = [Full(), LoRA(), LoRA(also=("norm", "embed_tokens")), LastLayers(2)]
+CHOICES = [Full(), LoRA(), LoRA(modules_to_save=("norm", "embed_tokens")), LastLayers(2)]
 
 
 def names(tree) -> set[str]:
@@ -44,7 +44,7 @@ def test_every_parameter_is_on_one_side_and_the_trained_ones_are_those_meant(tra
     wanted = {
         Full(): L * layer + 2 * 2048 * D + D,
         LoRA(): adapters,
-        LoRA(also=("norm", "embed_tokens")): adapters + 2048 * D + (2 * L + 1) * D,
+        LoRA(modules_to_save=("norm", "embed_tokens")): adapters + 2048 * D + (2 * L + 1) * D,
         LastLayers(2): 2 * layer + D + 2048 * D,
         LastLayers(6): 6 * layer + D + 2048 * D,
     }[trainable]
@@ -94,7 +94,7 @@ def test_the_compiler_counts_the_subset_and_not_the_model():
 
 def test_layers_before_the_last_ones_have_no_backward_pass():
     def flops(trainable) -> float:
-        mine, rest = split(trainable.prepare(tiny.params(config), 0), trainable.pattern(config))
+        mine, rest = split(trainable.init(tiny.params(config), 0), trainable.pattern(config))
         from ctxext.attention import Causal
         from ctxext.model.loss import batch_loss
 
@@ -106,7 +106,9 @@ def test_layers_before_the_last_ones_have_no_backward_pass():
                 "dtype": "float32",
                 "remat": "none",
             }
-            return batch_loss(trainable.ready(join(mine, rest), {}), batch, rotation, **static)[0]
+            return batch_loss(
+                trainable.materialize(join(mine, rest), {}), batch, rotation, **static
+            )[0]
 
         rows = np.zeros((1, 64), np.int32)
         batch = {
@@ -165,13 +167,13 @@ def test_a_checksum_sees_one_bit_and_an_exchange():
         (lambda: LoRA(targets=("q",)), "trainable.targets: 'q' is not one of q_proj, k_proj"),
         (lambda: LoRA(targets=("q_proj", "q_proj")), "names something twice"),
         (
-            lambda: LoRA(also=("embed",)),
-            "trainable.also: 'embed' is not one of norm, embed_tokens, lm_head",
+            lambda: LoRA(modules_to_save=("embed",)),
+            "trainable.modules_to_save: 'embed' is not one of norm, embed_tokens, lm_head",
         ),
         (lambda: LastLayers(0), "trainable.n must be at least 1"),
         (lambda: LastLayers(3).shapes(CONFIG), "trainable.n 3 is more than the 2 layers"),
         (
-            lambda: LoRA(also=("lm_head",)).shapes(CONFIG),
+            lambda: LoRA(modules_to_save=("lm_head",)).shapes(CONFIG),
             "lm_head is its embedding; name embed_tokens",
         ),
     ],
@@ -184,16 +186,16 @@ def test_what_cannot_be_trained_says_why(make, message):
 def test_an_experiment_says_what_it_trains_only_if_it_is_not_everything(tmp_path):
     plain = tiny_experiment(tmp_path)
     assert "trainable" not in to_json(plain) and "rates" not in to_json(plain)["optim"]
-    some = dataclasses.replace(plain, trainable=LoRA(also=("norm",)))
+    some = dataclasses.replace(plain, trainable=LoRA(modules_to_save=("norm",)))
     assert from_json(to_json(some)) == some and some.fingerprint != plain.fingerprint
     assert dataclasses.replace(plain, trainable=Full()).fingerprint == plain.fingerprint
 
 
 def test_the_command_line_chooses_what_is_trained(tmp_path):
     plain = tiny_experiment(tmp_path)
-    argv = ["--trainable.rank", "16", "--trainable.also", "norm", "embed_tokens"]
+    argv = ["--trainable.rank", "16", "--trainable.modules_to_save", "norm", "embed_tokens"]
     assert override(swap_method(plain, "lora", argv), argv).trainable == LoRA(
-        rank=16, also=("norm", "embed_tokens")
+        rank=16, modules_to_save=("norm", "embed_tokens")
     )
     assert swap_method(plain, "lora", ["--trainable.targets", "q_proj"]).trainable == LoRA(
         targets=("q_proj",)

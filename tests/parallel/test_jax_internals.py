@@ -79,8 +79,8 @@ def test_a_machine_with_libtpu_asks_and_may_be_told(monkeypatch) -> None:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "find_spec", lambda name: name == "libtpu")
-    distributed.start()  # libtpu, as `plan --compile` needs it, but no chips
+    distributed.initialize()  # libtpu, as `plan --compile` needs it, but no chips
     monkeypatch.setattr(internals, "ON_TPU", ("jax._src.cloud_tpu_init", "gone"))
     with pytest.raises(ValueError, match="--num-processes 1"):
-        distributed.start()
-    distributed.start(num_processes=1)
+        distributed.initialize()
+    distributed.initialize(num_processes=1)

@@ -91,7 +91,7 @@ def test_training_on_many_devices_equals_one(mesh, alone, texts, tmp_path):
 
 
 SUBSETS = {
-    "lora": LoRA(rank=4, targets=LINEARS, dropout=0.1, also=("norm", "embed_tokens")),
+    "lora": LoRA(rank=4, targets=LINEARS, dropout=0.1, modules_to_save=("norm", "embed_tokens")),
     "last-layers": LastLayers(1),
 }
 

@@ -99,7 +99,7 @@ def test_killed_and_started_again_two_processes_end_where_one_ends(
     for code, out, errors in results:
         assert code == 0, (out, errors)
     assert_same(run, alone)
-    for path in "export/model.safetensors", "export/config.json", "rows.jsonl":
+    for path in "export/model.safetensors", "export/config.json", "records.jsonl":
         assert (run / path).read_bytes() == (alone / path).read_bytes(), path
     (_, out, errors), (_, silent, quiet) = results
     assert f"run directory  {run}" in out and "step 40/40" in errors
@@ -139,7 +139,7 @@ def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
                 processes.start(line, folder / "cache", processes=number)
             ):
                 assert code == 0, (out, errors)
-    for path in "e{}/rows.jsonl", "x{}/hf/model.safetensors", "x{}/hf/README.md":
+    for path in "e{}/records.jsonl", "x{}/hf/model.safetensors", "x{}/hf/README.md":
         one, two = ((folder / path.format(number)).read_bytes() for number in (1, 2))
         assert one == two and one, path
 
@@ -243,11 +243,11 @@ def test_the_environment_says_whether_there_are_others(environment, many, monkey
         with pytest.raises(
             ValueError, match=r"cannot join the others \(nobody there\); .*--num-processes 1"
         ):
-            distributed.start()
+            distributed.initialize()
         assert asked == [(None, None, None)]  # where they are, jax finds out
-        distributed.start(num_processes=1)
+        distributed.initialize(num_processes=1)
     else:
-        distributed.start()
+        distributed.initialize()
     assert len(asked) == many
 
 
@@ -296,11 +296,15 @@ def _cannot() -> None:
 
 
 def test_one_process_is_its_own_first() -> None:
-    assert distributed.first() and distributed.count() == 1 and not distributed.joined()
     assert (
-        distributed.largest(3) == 3
-        and distributed.once(lambda: 4) == 4
-        and distributed.leave(2) == 2
+        distributed.is_primary()
+        and distributed.process_count() == 1
+        and not distributed.is_initialized()
+    )
+    assert (
+        distributed.all_reduce_max(3) == 3
+        and distributed.broadcast_from_primary(lambda: 4) == 4
+        and distributed.exit_with(2) == 2
     )
     assert Mesh(fsdp=4).own_rows(8) == list(range(8))
 
@@ -312,7 +316,7 @@ def test_two_processes_look_at_what_one_looks_at(folder: Path) -> None:
         line = [
             *command(folder, f"looks{count}", "train"),
             "--train.steps=4",
-            "--train.probe-every=2",
+            "--train.monitor-every=2",
         ]
         for code, _, errors in processes.finish(
             processes.start(line, folder / "cache", processes=count)

@@ -222,7 +222,7 @@ def traced(config, *, remat: str, gradient: bool, trainable: Trainable = FULL):
     rotation = Unscaled().rope(RopeBase(config.head_dim, 1e4, 32), 48).rotation()
 
     def loss(trained, frozen, batch):
-        params = trainable.ready(join(trained, frozen), batch)
+        params = trainable.materialize(join(trained, frozen), batch)
         return batch_loss(
             params,
             batch,
@@ -239,7 +239,9 @@ def traced(config, *, remat: str, gradient: bool, trainable: Trainable = FULL):
 
 
 @pytest.mark.parametrize(
-    "trainable", [LoRA(rank=4), LoRA(rank=4, also=("embed_tokens", "norm")), LastLayers(1)], ids=str
+    "trainable",
+    [LoRA(rank=4), LoRA(rank=4, modules_to_save=("embed_tokens", "norm")), LastLayers(1)],
+    ids=str,
 )
 @pytest.mark.parametrize("remat", ["none", "attention", "full"])
 def test_operations_of_subsets_are_within_a_hundredth(trainable, remat):

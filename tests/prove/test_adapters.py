@@ -45,7 +45,7 @@ def trained(tmp_path_factory) -> Path:
         init=str(folder / "base"),
         model=None,
         rope=None,
-        trainable=LoRA(rank=4, alpha=8.0, also=("norm",)),
+        trainable=LoRA(rank=4, alpha=8.0, modules_to_save=("norm",)),
     )
     train_only(experiment, folder / "run", track=())
     export_adapter(folder / "run", folder / "adapter")
@@ -144,7 +144,7 @@ def test_numpy_alone_compares_it_with_the_run(trained, copy, numpy_alone, capsys
     "lora",
     [
         LoRA(rank=3, alpha=5.0, targets=LINEARS, rslora=True),
-        LoRA(rank=2, also=("norm", "embed_tokens", "lm_head")),
+        LoRA(rank=2, modules_to_save=("norm", "embed_tokens", "lm_head")),
     ],
 )
 def test_both_readers_merge_every_kind(trained, tmp_path, lora):

@@ -10,7 +10,7 @@ from ctxext.evals.stats import effective_length
 from ctxext.report import tables, write_report
 from ctxext.report.analysis import effective_context
 from ctxext.report.analysis.mistakes import KINDS
-from ctxext.report.analysis.records import arms, questions
+from ctxext.report.analysis.records import questions, variants
 from ctxext.report.analysis.study import Study
 from ctxext.report.pages import summary
 from ctxext.tasks.building.scores import failure
@@ -37,9 +37,9 @@ def part(text, start):
     return found
 
 
-def numbers(text, start, arm="none, zero-shot"):
-    line = next(x for x in part(text, start).splitlines() if x.startswith(arm))
-    return line[len(arm) :].strip()
+def numbers(text, start, variant="none, zero-shot"):
+    line = next(x for x in part(text, start).splitlines() if x.startswith(variant))
+    return line[len(variant) :].strip()
 
 
 def test_mean_scores_where_answers_can_be_partly_right():
@@ -120,7 +120,7 @@ def test_context_gain_is_of_the_same_question_and_its_interval_of_documents():
     said = f"{cells[0]['value']:.2f} [{cells[0]['low']:.2f}, {cells[0]['high']:.2f}] of 60"
     assert said in part(tables(rows), "passkey: context gain, nats per token")
     other = [{**row, "method": "other"} for row in rows if row["condition"] == "needle"]
-    assert "; 1 other arm not asked without the needle" in tables([*rows, *other])
+    assert "; 1 other variant not asked without the needle" in tables([*rows, *other])
     alien = [{**row, "item": row["item"].replace("/aa-", "/zz-")} for row in rows]
     assert summary(alien)["gain"] == []  # controls on other questions have no pair
     assert part(tables(asked(256)), "passkey: context gain").endswith(
@@ -148,8 +148,8 @@ def test_controls_that_were_not_asked_are_named():
     lines = [" ".join(line.split()) for line in text.splitlines()[2:]]
     assert lines == [
         "no needle (floor), none, zero-shot not asked 0/6 0 [0, 39] p 0.50",
-        "no needle (floor), 1 other arm not asked not asked",
-        "needle only (ceiling), every arm not asked not asked",
+        "no needle (floor), 1 other variant not asked not asked",
+        "needle only (ceiling), every variant not asked not asked",
         "the base at home, none, zero-shot 30/30 100 [89, 100] p 0.70",
     ]
     low, high = scipy.stats.binomtest(0, 6).proportion_ci(method="wilson")
@@ -245,7 +245,9 @@ def test_a_suite_is_the_mean_over_tasks_and_says_what_it_lacks():
         f"70.0 [{first['percent']['low']:.1f}, {first['percent']['high']:.1f}] SE {first['error']:.1f}, 3/13"
         in text
     )
-    assert "fwe, qa_2: every arm at 256\n" in text and "qa_1, qa_2: every arm at 512" in text
+    assert (
+        "fwe, qa_2: every variant at 256\n" in text and "qa_1, qa_2: every variant at 512" in text
+    )
     own = [{**row, "suite": "mine"} for row in rows]
     assert [m["missing"] for m in summary(own)["suites"]] == [(), ("cwe", "qa_1")]
     json.dumps(summary(rows), allow_nan=False)
@@ -263,8 +265,8 @@ ROWS = [
 
 def test_other_bars():
     (question,) = questions(ROWS)
-    study, yarn = Study(question), arms(ROWS)[1]
-    mine, home = question.of(yarn), question.of(arms(ROWS)[0])
+    study, yarn = Study(question), variants(ROWS)[1]
+    mine, home = question.of(yarn), question.of(variants(ROWS)[0])
     for tau in effective_context.TAUS:
         expected = effective_length(
             [r["seq_len"] for r in mine],
@@ -307,7 +309,7 @@ def test_the_page_of_several_tasks(tmp_path):
     far = [
         tr
         for t in page.all("table")
-        if t.one("caption").text == "Effective context by arm and task"
+        if t.one("caption").text == "Effective context by variant and task"
         for tr in t.all("tr")[1:]
     ]
     entries = {e["task"]: e for e in summary(rows)["effective"] if e["method"].startswith("yarn")}

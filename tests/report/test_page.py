@@ -95,7 +95,10 @@ def test_heatmaps_by_depth(page: Element, rope: str, steps: int) -> None:
     cells = table(page, f"{words}, by length and depth")
     base = (rope, steps) == ("none", 0)
     assert len(cells) == 20 + 8 + 4 * (not base)
-    asked = base or (rope, steps) == ("yarn(factor=4)", 60)  # the arms whose controls are planted
+    asked = base or (rope, steps) == (
+        "yarn(factor=4)",
+        60,
+    )  # the variants whose controls are planted
     for (depth, column), cell in cells.items():
         seq_len = int(column.split(" ")[0].replace(",", ""))
         if depth in KINDS and not asked:
@@ -411,4 +414,4 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     )
     assert sorted(p.name for p in out.parent.iterdir()) == ["page.html"]  # no temporary file stays
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds no rows.jsonl" in capsys.readouterr().err
+    assert "holds no records.jsonl" in capsys.readouterr().err

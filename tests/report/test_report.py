@@ -17,7 +17,7 @@ from ctxext.evals.oracle import (
     WindowReader,
 )
 from ctxext.evals.stats import wilson
-from ctxext.evals.suite import Choice, evaluations
+from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
 from ctxext.report import latest, tables
 from ctxext.report.pages import summary
@@ -178,7 +178,7 @@ def test_oracles_from_model_to_table(tmp_path):
 
 def test_the_overview_puts_all_tasks_of_an_arm_together():
     tokenizer, source = toy_tokenizer(), toy_source()
-    asked = evaluations(("passkey", "kv", "fwe"), Choice((300, 512), source=source))
+    asked = evaluations(("passkey", "kv", "fwe"), SuiteConfig((300, 512), source=source))
     rows = []
     for evaluation in asked:
         for name, reader in (

@@ -38,7 +38,7 @@ def answers(seed, rope, n=40):
 def test_counts_rates_and_paired_differences(tmp_path):
     (found,) = across_seeds([run_of(tmp_path / str(seed), seed) for seed in (3, 1, 2)])
     assert found.seeds == (1, 2, 3)
-    best, plain = found.arms
+    best, plain = found.variants
     assert (best.name, plain.name) == ("yarn(factor=4), 48 steps at 1024", "none, 48 steps at 1024")
     assert best.right[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
     assert best.asked == {256: 40, 1024: 40} and plain.over_plain is None
@@ -67,7 +67,7 @@ def test_one_method_trained_in_two_ways(tmp_path):
     long = [run_of(tmp_path / str(seed), seed) for seed in (1, 2)]
     short = [tmp_path / f"short-{seed}" for seed in (1, 2)]
     for seed, path, other in zip((1, 2), long, short, strict=True):
-        rows = [row for row in read_jsonl(path / "rows.jsonl") if row["rope"] != "none"]
+        rows = [row for row in read_jsonl(path / "records.jsonl") if row["rope"] != "none"]
         write_rows(
             other,
             [

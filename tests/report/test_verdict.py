@@ -14,8 +14,8 @@ from support.planted import DEPTHS, passkey_row, planted_rows
 YARN, NONE, NTK = "yarn(factor=4)", "none", "ntk(factor=4)"
 
 
-def arm(rope, steps, right, n=4, **more):
-    """An arm that answers the first right[length] of n questions at each of five depths."""
+def variant(rope, steps, right, n=4, **more):
+    """An variant that answers the first right[length] of n questions at each of five depths."""
     return [
         passkey_row(rope, steps, seq_len, depth, i, i + n * d < k, **more)
         for seq_len, k in right.items()
@@ -25,11 +25,11 @@ def arm(rope, steps, right, n=4, **more):
 
 
 ROWS = [
-    *arm(NONE, 0, {256: 20, 512: 0, 1024: 0}),
-    *arm(YARN, 0, {256: 18, 512: 15, 1024: 6}),
-    *arm(NONE, 60, {256: 20, 512: 10, 1024: 0}),
-    *arm(NTK, 60, {256: 20, 512: 20, 1024: 15}),
-    *arm(YARN, 60, {256: 20, 512: 20, 1024: 16}),
+    *variant(NONE, 0, {256: 20, 512: 0, 1024: 0}),
+    *variant(YARN, 0, {256: 18, 512: 15, 1024: 6}),
+    *variant(NONE, 60, {256: 20, 512: 10, 1024: 0}),
+    *variant(NTK, 60, {256: 20, 512: 20, 1024: 15}),
+    *variant(YARN, 60, {256: 20, 512: 20, 1024: 16}),
 ]
 
 
@@ -54,15 +54,15 @@ def test_how_far_by_hand():
         e for e in summary(ROWS)["effective"] if e["method"] == f"{YARN}, 60 steps at 1024"
     )
     assert entry["value"] == pytest.approx(512 * 2**0.75) and entry["censored"] == ""
-    far = [*ROWS, *arm(NTK, 0, {256: 20, 512: 20, 1024: 18})]
+    far = [*ROWS, *variant(NTK, 0, {256: 20, 512: 20, 1024: 18})]
     assert not any(
         text.startswith(f"{NTK}, zero-shot") for text in verdict(far)
-    )  # trained arms alone are named
+    )  # trained variants alone are named
     beyond = [row for row in far if row["steps"] == 0]
     assert starting(beyond, f"{NTK}, zero-shot").startswith(
         f"{NTK}, zero-shot reads to > 4.0x the window ["
     )
-    below = [*ROWS, *arm("linear(factor=4)", 60, {256: 3, 512: 3, 1024: 3})]
+    below = [*ROWS, *variant("linear(factor=4)", 60, {256: 3, 512: 3, 1024: 3})]
     text = starting(below, "linear(factor=4) after 60 steps reads")
     assert text == "linear(factor=4) after 60 steps reads to < 1.0x the window [< 1.0, 1.0]."
 
@@ -116,35 +116,33 @@ def test_compared_with_what():
 
 def test_does_it_work():
     def first(*more):
-        return verdict([*arm(NONE, 0, {256: 20, 512: 0, 1024: 0}), *more])[0]
+        return verdict([*variant(NONE, 0, {256: 20, 512: 0, 1024: 0}), *more])[0]
 
-    none = arm(NONE, 60, {256: 20, 512: 10, 1024: 0})
-    assert first(*none, *arm(YARN, 60, {256: 20, 512: 20, 1024: 16})) == (
+    none = variant(NONE, 60, {256: 20, 512: 10, 1024: 0})
+    assert first(*none, *variant(YARN, 60, {256: 20, 512: 20, 1024: 16})) == (
         "Yes: yarn(factor=4) after 60 steps reads beyond the window, and answers more at 1,024 tokens than the same "
         "training without scaling."
     )
-    twin = arm(NONE, 60, {256: 20, 512: 20, 1024: 16})
-    assert first(*twin, *arm(YARN, 60, {256: 20, 512: 20, 1024: 17})) == (
+    twin = variant(NONE, 60, {256: 20, 512: 20, 1024: 16})
+    assert first(*twin, *variant(YARN, 60, {256: 20, 512: 20, 1024: 17})) == (
         "Yes: yarn(factor=4) after 60 steps reads beyond the window, but no difference to the same training without "
         f"scaling is shown at 1,024 tokens ({detected(20, 0.05 / 2)} points would have been)."
     )
-    assert first(*none, *arm(YARN, 60, {256: 4, 512: 4, 1024: 1})).startswith(
+    assert first(*none, *variant(YARN, 60, {256: 4, 512: 4, 1024: 1})).startswith(
         "Not shown: yarn(factor=4) after 60 steps may read no further than the window; no difference"
     )
-    better = arm(NONE, 60, {256: 20, 512: 20, 1024: 20})
-    assert first(*better, *arm(YARN, 60, {256: 20, 512: 20, 1024: 8})).endswith(
+    better = variant(NONE, 60, {256: 20, 512: 20, 1024: 20})
+    assert first(*better, *variant(YARN, 60, {256: 20, 512: 20, 1024: 8})).endswith(
         "the window, but answers less at 1,024 tokens than the same training without scaling."
     )
-    assert first(*arm(YARN, 60, {256: 20, 512: 20, 1024: 16})).endswith(
+    assert first(*variant(YARN, 60, {256: 20, 512: 20, 1024: 16})).endswith(
         "the window; the same training without scaling is not here to compare with."
     )
 
 
 def test_what_was_asked_and_the_bar():
     said = verdict(ROWS)
-    asked = (
-        "Asked: 20 questions (passkey, 5 depths) of every arm at each of 256, 512 and 1,024 tokens"
-    )
+    asked = "Asked: 20 questions (passkey, 5 depths) of every variant at each of 256, 512 and 1,024 tokens"
     assert f"{asked}; differences are at 1,024 tokens." in said
     assert (
         "The bar is 0.85 of what the base answers at home, 20/20 at its window of 256 tokens."
@@ -173,15 +171,17 @@ def test_nothing_is_invented():
     )
     old = [{k: v for k, v in row.items() if k not in ("rope", "steps")} for row in ROWS]
     said = verdict(old)
-    assert said[0].startswith("These rows do not say which arms were trained") and len(said) == 3
+    assert (
+        said[0].startswith("These rows do not say which variants were trained") and len(said) == 3
+    )
     assert not any("reads to" in text or "against" in text for text in said)
     zero = verdict([row for row in ROWS if row["steps"] == 0])
-    assert zero[0] == "No arm here was trained: these are zero-shot measurements."
+    assert zero[0] == "No variant here was trained: these are zero-shot measurements."
     assert not any("against" in text for text in zero) and any("reads to" in text for text in zero)
 
 
 def test_controls_are_no_questions():
-    controls = arm(YARN, 60, {256: 0, 1024: 0}, condition="no-needle")
+    controls = variant(YARN, 60, {256: 0, 1024: 0}, condition="no-needle")
     assert verdict([*ROWS, *controls]) == verdict(ROWS)
     data = summary([*ROWS, *controls])
     assert data["retrieval"] == summary(ROWS)["retrieval"]
@@ -213,7 +213,7 @@ def test_the_same_task_asked_in_two_ways_is_two_questions():
 def test_attention_methods_are_not_the_base():
     extend = [
         {**row, "method": "self-extend(group_size=4), zero-shot"}
-        for row in arm(NONE, 0, {256: 20, 1024: 18})
+        for row in variant(NONE, 0, {256: 20, 1024: 18})
     ]
     (question,) = questions([*ROWS, *extend])
-    assert [home.arm.series[1] for home in Study(question).homes] == ["none, zero-shot"]
+    assert [home.variant.series[1] for home in Study(question).homes] == ["none, zero-shot"]

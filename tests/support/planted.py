@@ -26,7 +26,7 @@ ROPES = {
     "ntk(factor=4)": NTK(4.0),
     "yarn(factor=4)": Yarn(4.0),
 }
-REACH = {  # tokens up to which an arm reads, and how well it reads there
+REACH = {  # tokens up to which an variant reads, and how well it reads there
     ("none", 0): (350, 0.95),
     ("none", 60): (430, 0.95),
     ("linear(factor=4)", 0): (128, 0.3),
@@ -99,7 +99,7 @@ def passkey_row(
 
 
 def retrieval(rope: str, steps: int, n: int = 12) -> list[dict]:
-    """Rows of an arm: whether an item is right depends on its difficulty, the same for all, and on the arm's reach."""
+    """Rows of an variant: whether an item is right depends on its difficulty, the same for all, and on the variant's reach."""
     far, good = REACH[rope, steps]
     rows = []
     for seq_len in SEQ_LENS:
@@ -108,7 +108,7 @@ def retrieval(rope: str, steps: int, n: int = 12) -> list[dict]:
                 distance = round((1 - depth) * (seq_len - 16)) + 6
                 odds = good / (1 + math.exp((0.5 * distance + 0.5 * seq_len - far) / 60))
                 mixed = 0.75 * chance("hard", seq_len, depth, i) + 0.25 * chance(
-                    "arm", rope, steps, seq_len, depth, i
+                    "variant", rope, steps, seq_len, depth, i
                 )
                 rows.append(passkey_row(rope, steps, seq_len, depth, i, mixed < odds))
     return rows
@@ -128,7 +128,7 @@ def controls(rope: str, steps: int, n: int = 10) -> list[dict]:
 
 
 def perplexity(rope: str, steps: int) -> list[dict]:
-    """Text gets easier with context within an arm's reach and harder beyond it."""
+    """Text gets easier with context within an variant's reach and harder beyond it."""
     far, _ = REACH[rope, steps]
     rows = []
     for seq_len in SEQ_LENS:
@@ -186,7 +186,7 @@ def experiment(rope: str, name: str = "planted") -> Experiment:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    write_text(path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path / "records.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_metrics(path: Path, rope: str) -> None:

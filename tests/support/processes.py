@@ -125,7 +125,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
     """What this process reads of a checkpoint, which rows it holds, and what a model over all processes answers."""
     from ctxext.parallel import distributed
 
-    distributed.start(flags[1], int(flags[3]), int(flags[5]))
+    distributed.initialize(flags[1], int(flags[3]), int(flags[5]))
     import jax
     import numpy as np
 
@@ -188,8 +188,10 @@ def _worker(base: Path, flags: list[str]) -> dict:
         "tiny": tiny,
         "large": large,
         "devices": jax.device_count(),
-        "largest": int(distributed.largest(distributed.index() + 5)),
-        "once": distributed.once(lambda: {"from": distributed.index(), "text": "ä" * 300}),
+        "largest": int(distributed.all_reduce_max(distributed.process_index() + 5)),
+        "once": distributed.broadcast_from_primary(
+            lambda: {"from": distributed.process_index(), "text": "ä" * 300}
+        ),
         "logits": np.asarray(lm.logits(tokens), np.float64).sum(-1).tolist(),
         "loss": lm.loss(tokens).tolist(),
         "generate": lm.generate(list(tokens), max_new_tokens=5).tolist(),

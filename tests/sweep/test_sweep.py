@@ -65,14 +65,14 @@ def holds_together(file: Path, out: Path, *options: str) -> None:
     assert "does not exist" in found["trials"]["lost"]["tail"]
     page = (out / "report.html").read_text()
     assert "linear(factor=2), zero-shot (pi)" in page and "yarn(factor=2), zero-shot (yarn)" in page
-    rows = [json.loads(line) for line in (out / "yarn" / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "yarn" / "records.jsonl").read_text().splitlines()]
     assert {row["seq_len"] for row in rows} == {512} and rows[0]["rope"] == "yarn(factor=2)"
-    before = {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
+    before = {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
     (file.parent / "base").symlink_to(TINY_LLAMA)
     status, found, said = command(asks)
     assert status == 0 and "1 of 3 trials to run" in said
     assert not any(one["status"] for one in found["trials"].values())
-    assert before == {name: (out / name / "rows.jsonl").stat().st_mtime_ns for name in before}
+    assert before == {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in before}
 
 
 @pytest.mark.check

@@ -21,7 +21,7 @@ from ctxext.tasks import (
 from ctxext.tasks.building.vocabulary import ADJECTIVES, NOUNS, distinct
 from support.synthetic import TASKS, TOKENIZERS, answer_of, check, example, haystack, text_of
 
-MANY = [task for task in TASKS if task.asks_many]
+MANY = [task for task in TASKS if task.supports_shared_context]
 few = settings(max_examples=60, deadline=None)
 tasks, names, seeds = (
     st.sampled_from(TASKS),

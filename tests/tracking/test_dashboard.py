@@ -75,7 +75,7 @@ def test_sections_show_what_is_logged(capsys):
 def test_all_that_training_logs_is_drawn(tmp_path):
     """A real run's metrics: loss and speed, the probe's logits of each layer, loss by position, and the drift."""
     pytest.importorskip("wandb_workspaces")
-    experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=4, probe_every=2)
+    experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=4, monitor_every=2)
     run = RunDir(tmp_path / "run").open(experiment)
     with start_sinks(experiment, run, track=()) as sinks:
         train(experiment, run, tiny_base(), sinks=sinks, progress=False)

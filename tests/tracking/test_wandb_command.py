@@ -34,7 +34,7 @@ from ctxext.rope import Unscaled
 
 experiment = Experiment(
     name="tracked", init={init!r}, rope=Yarn(factor=2.0), data=Stdlib("heldout"), optim=Optim(learning_rate=1e-3),
-    train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1, probe_every=2),
+    train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1, monitor_every=2),
     evals=(Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2),
            Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=32)),
     zero_shot=(Unscaled(),), baselines=(Linear(2.0),),
@@ -81,10 +81,10 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
             64,
             128,
         }
-    rows = read_jsonl(tmp_path / "run" / "rows.jsonl")
-    arms = list(dict.fromkeys(row["method"] for row in rows))
+    rows = read_jsonl(tmp_path / "run" / "records.jsonl")
+    variants = list(dict.fromkeys(row["method"] for row in rows))
     (shown,) = runs["run"].column("heatmaps/passkey")
-    assert shown["captions"] == arms[:2] and len(arms) == 3
+    assert shown["captions"] == variants[:2] and len(variants) == 3
     found = {
         artifact["artifactCollectionName"]: number
         for number, artifact in enumerate(backend.artifacts, 1)

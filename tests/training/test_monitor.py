@@ -26,7 +26,7 @@ from ctxext.rundir import RunDir
 from ctxext.tracking import JsonlSink
 from ctxext.training import metrics
 from ctxext.training.loop import train
-from ctxext.training.monitor import NEVER, Probe, band_sums, bands, tokens_seen
+from ctxext.training.monitor import NEVER, Monitor, band_sums, bands, tokens_seen
 from support.reference_llama import Textbook
 from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
@@ -115,8 +115,8 @@ def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
 
 
 def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_path):
-    blind = tiny_experiment(texts, probe_every=0)
-    seeing = tiny_experiment(texts, probe_every=4)
+    blind = tiny_experiment(texts, monitor_every=0)
+    seeing = tiny_experiment(texts, monitor_every=4)
     params, steps, nothing = start(blind, tmp_path / "blind")
     again, steps_too, looks = start(seeing, tmp_path / "seeing")
     assert bits(again) == bits(params) and not nothing
@@ -172,7 +172,7 @@ def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_pat
 
 @pytest.mark.check
 def test_the_alarm_is_heard_and_the_reference_outlives_a_resume(texts, tmp_path, capsys):
-    wild = tiny_experiment(texts, steps=4, probe_every=2, drift_alarm=0.5, log_every=5)
+    wild = tiny_experiment(texts, steps=4, monitor_every=2, drift_alarm=0.5, log_every=5)
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=0.5))
     _, _, looks = start(wild, tmp_path / "run")
     assert capsys.readouterr().err.count("alarm: step ") == sum("alarm" in row for row in looks) > 0
@@ -186,8 +186,8 @@ def test_the_alarm_is_heard_and_the_reference_outlives_a_resume(texts, tmp_path,
 
 @pytest.mark.check
 def test_a_run_that_became_long_enough_has_no_step_0(texts, tmp_path):
-    start(tiny_experiment(texts, steps=3, probe_every=4), tmp_path / "run")
-    _, _, looks = start(tiny_experiment(texts, steps=4, probe_every=4), tmp_path / "run")
+    start(tiny_experiment(texts, steps=3, monitor_every=4), tmp_path / "run")
+    _, _, looks = start(tiny_experiment(texts, steps=4, monitor_every=4), tmp_path / "run")
     assert [(row["step"], "short_drift" in row) for row in looks] == [(4, False)]
 
 
@@ -197,8 +197,8 @@ def test_many_devices_see_the_same(texts):
         experiment = dataclasses.replace(
             tiny_experiment(texts), trainable=LoRA(rank=2, dropout=0.1), mesh=mesh
         )
-        params = experiment.trainable.prepare(tiny_base().params, 0)
-        return Probe(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), None).row(
+        params = experiment.trainable.init(tiny_base().params, 0)
+        return Monitor(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), None).row(
             0, params, {}
         )
 
@@ -210,7 +210,7 @@ def test_many_devices_see_the_same(texts):
 def test_what_is_not_finite_is_named_and_left_out(texts):
     experiment, params = tiny_experiment(texts), tiny_base().params
     embedding = params["embed_tokens"]["embedding"].at[ord("e") + 3].set(jnp.nan)
-    probe = Probe(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
+    probe = Monitor(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
     row = probe.row(3, {**params, "embed_tokens": {"embedding": embedding}}, {})
     assert row["step"] == 3 and "short_loss" not in row and "short_drift" not in row
     assert row["alarm"].startswith("step 3: not finite") and "short_loss" in row["alarm"]
@@ -221,7 +221,7 @@ def test_speed_leaves_out_the_first_step_and_what_is_apart(monkeypatch):
     now, rows = [100.0], []
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
     experiment = tiny_experiment(None, steps=9, log_every=4)  # 4 rows of 64 tokens
-    meter = metrics.Measured(experiment, rows.append, seconds_at_peak=0.5)
+    meter = metrics.Metrics(experiment, rows.append, seconds_at_peak=0.5)
     good = {name: jnp.float32(1) for name in ("loss", "grad_norm", "weight")}
     for step in range(1, 10):
         meter.put(step, good)  # reads the step before

@@ -13,10 +13,10 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate as module
     from ctxext import report
     from ctxext.data import haystack
-    from ctxext.evals.suite import Choice
+    from ctxext.evals.suite import SuiteConfig
 
     chosen = read_methods(args, rest)
-    asked = Choice(
+    asked = SuiteConfig(
         (), args.budget, haystack(args.haystack), args.questions, args.ruler, args.wording
     )
     sink, rows = module.evaluate_checkpoint(

@@ -20,7 +20,9 @@ def report(args: argparse.Namespace, rest: list[str]) -> None:
         )
         return
     if args.plot:
-        raise ValueError("--plot draws the arms of --seeds; the page of a run has its own charts")
+        raise ValueError(
+            "--plot draws the variants of --seeds; the page of a run has its own charts"
+        )
     rows, expected = module.read_rows(args.runs), module.expectations(args.runs)
     if args.json:
         also = {"expected": [x.data for x in expected]} if expected else {}

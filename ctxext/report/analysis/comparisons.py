@@ -1,11 +1,11 @@
-"""Two arms on the questions that both were asked: pairs, differences, and the family their p-values belong to."""
+"""Two variants on the questions that both were asked: pairs, differences, and the family their p-values belong to."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ctxext.evals.power import detectable, independent
 from ctxext.evals.stats import Interval, holm, paired_bootstrap, sign_flip, wilson
-from ctxext.report.analysis.records import Arm, Row, document, text
+from ctxext.report.analysis.records import Row, Variant, document, text
 
 ALPHA = 0.05
 Pair = tuple[Row, Row]
@@ -15,8 +15,8 @@ Pair = tuple[Row, Row]
 class Comparison:
     """b minus a: percentage `points` with a paired interval, exact `p` by texts, and Holm's `adjusted` in a family."""
 
-    a: Arm
-    b: Arm
+    a: Variant
+    b: Variant
     n: int
     right_a: int
     right_b: int
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def pairs(a: Iterable[Row], b: Iterable[Row]) -> list[Pair]:
-    """Rows of both arms for the same prompt; with another tokenizer the same item is another prompt, and no pair."""
+    """Rows of both variants for the same prompt; with another tokenizer the same item is another prompt, and no pair."""
     there = {row["item"]: row for row in a}
     both = [(there[row["item"]], row) for row in b if row["item"] in there]
     return [(x, y) for x, y in both if x["prompt_sha256"] == y["prompt_sha256"]]
@@ -61,7 +61,7 @@ def paired(both: Sequence[Pair]) -> Interval:
     return paired_bootstrap(a, b, [document(row) for row, _ in both])
 
 
-def compare(a: Arm, b: Arm, both: Sequence[Pair]) -> Comparison:
+def compare(a: Variant, b: Variant, both: Sequence[Pair]) -> Comparison:
     """b against a over pairs, at least one; not yet adjusted."""
     only_a = sum(x["correct"] and not y["correct"] for x, y in both)
     only_b = sum(y["correct"] and not x["correct"] for x, y in both)

@@ -12,9 +12,9 @@ UNIT = "nats per token"
 def gains(
     question: Question, key: Callable[[Row], Any] = lambda row: row["seq_len"]
 ) -> dict[Any, list[Row]]:
-    """Per arm, and per `key` of the question (its length): entries with `interval`, `n` and the fields of a cell.
+    """Per variant, and per `key` of the question (its length): entries with `interval`, `n` and the fields of a cell.
 
-    gain = mean of nll(answer | no needle) - nll(answer | needle) over questions asked both ways of the same arm, nats
+    gain = mean of nll(answer | no needle) - nll(answer | needle) over questions asked both ways of the same variant, nats
     per token, with a bootstrap over documents.
     """
     proper = {(series(row), row["item"]): row for row in question.rows}
@@ -25,11 +25,12 @@ def gains(
             found.append((other, row["answer_nll"] - other["answer_nll"]))
     by_arm = group(found, lambda pair: series(pair[0]))
     return {
-        arm.series: [
-            _entry(part) for part in group(by_arm[arm.series], lambda pair: key(pair[0])).values()
+        variant.series: [
+            _entry(part)
+            for part in group(by_arm[variant.series], lambda pair: key(pair[0])).values()
         ]
-        for arm in question.arms
-        if arm.series in by_arm
+        for variant in question.variants
+        if variant.series in by_arm
     }
 
 

@@ -13,13 +13,13 @@ HOME = "the base at home"
 
 
 def lead(study: Study) -> Series | None:
-    """The arm whose controls are drawn: the best, else the first that has any."""
+    """The variant whose controls are drawn: the best, else the first that has any."""
     who = list(dict.fromkeys(series(row) for row in study.question.controls))
     return study.best.series if study.best and study.best.series in who else who[0] if who else None
 
 
 def of(question: Question, who: Series | None, kind: str, seq_len: int | None = None) -> list[Row]:
-    """The control rows of an arm, of one length or of all."""
+    """The control rows of an variant, of one length or of all."""
     return [
         r
         for r in question.controls
@@ -30,7 +30,7 @@ def of(question: Question, who: Series | None, kind: str, seq_len: int | None = 
 def said(study: Study) -> str:
     """Where each control was asked, for the caption of a figure."""
     who, question = lead(study), study.question
-    names = [arm.name for arm in question.arms if arm.series == who]
+    names = [variant.name for variant in question.variants if variant.series == who]
     texts = []
     for kind, name in CONTROLS.items():
         lengths = sorted({row["seq_len"] for row in of(question, who, kind)})
@@ -45,7 +45,7 @@ def said(study: Study) -> str:
 
 
 def table(study: Study) -> Table:
-    """Floor and ceiling of every arm, beside its score in the window."""
+    """Floor and ceiling of every variant, beside its score in the window."""
     question, window = study.question, study.question.rows[0]["window"]
     at_home = [row for row in question.rows if row["seq_len"] == window]
     found = {(c["condition"], c["seq_len"], series(c)): c for c in cells(question.controls, rate)}
@@ -57,38 +57,41 @@ def table(study: Study) -> Table:
     columns = sorted(
         [*asked, *missing], key=lambda key: (["needle", *CONTROLS].index(key[0]), key[1])
     )
-    bases = [home.arm for home in study.homes]
+    bases = [home.variant for home in study.homes]
     lines = []
-    for arm in question.arms:
+    for variant in question.variants:
         texts = [
-            _text(found[k, n, arm.series]) if (k, n, arm.series) in found else NOT_ASKED
+            _text(found[k, n, variant.series]) if (k, n, variant.series) in found else NOT_ASKED
             for k, n in columns
         ]
-        lines.append([arm.name + (" (the base)" if arm in bases else ""), *texts])
+        lines.append([variant.name + (" (the base)" if variant in bases else ""), *texts])
     header = [f"{CONTROLS.get(kind, 'as asked')}, {n:,}" for kind, n in columns]
     return Table(
-        f"{question.name}: controls, right / asked [95 % interval, %]", ["arm", *header], lines
+        f"{question.name}: controls, right / asked [95 % interval, %]", ["variant", *header], lines
     )
 
 
 def text(study: Study) -> str:
-    """The same for the command line: a line per control and arm that was asked it, and the base at home."""
+    """The same for the command line: a line per control and variant that was asked it, and the base at home."""
     question = study.question
     lengths = sorted({row["seq_len"] for row in [*question.rows, *question.controls]})
     lines = []
     for kind, name in CONTROLS.items():
-        arms = [arm for arm in question.arms if of(question, arm.series, kind)]
+        variants = [variant for variant in question.variants if of(question, variant.series, kind)]
         lines += [
-            [f"{name}, {arm.name}", *(_length(of(question, arm.series, kind, n)) for n in lengths)]
-            for arm in arms
+            [
+                f"{name}, {variant.name}",
+                *(_length(of(question, variant.series, kind, n)) for n in lengths),
+            ]
+            for variant in variants
         ]
-        if left := len(question.arms) - len(arms):
-            who = f"{left} other arm{'s' * (left != 1)}" if arms else "every arm"
+        if left := len(question.variants) - len(variants):
+            who = f"{left} other variant{'s' * (left != 1)}" if variants else "every variant"
             lines.append([f"{name}, {who}", *[NOT_ASKED] * len(lengths)])
     lines += [
         [
-            f"{HOME}, {home.arm.name}",
-            *(_length(home.rows if n == home.arm.window else [], "") for n in lengths),
+            f"{HOME}, {home.variant.name}",
+            *(_length(home.rows if n == home.variant.window else [], "") for n in lengths),
         ]
         for home in study.homes
     ] or [[HOME, *[NOT_ASKED] * len(lengths)]]

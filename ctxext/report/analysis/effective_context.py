@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ctxext.evals.stats import Effective
-from ctxext.report.analysis.records import Arm, group
+from ctxext.report.analysis.records import Variant, group
 from ctxext.report.analysis.study import TAU, Study
 from ctxext.report.drawing.charts import Axis, Chart, Line, Mark, Point, dot_chart
 from ctxext.report.pages.figures import Looks, doublings
@@ -14,8 +14,10 @@ TAUS = (0.2, 0.8, 0.85, 0.9)
 """Bars in use: PI (arXiv 2306.15595) 0.2, YaRN (arXiv 2309.00071) 0.8, ours 0.85, PoSE (arXiv 2309.10400) 0.9."""
 
 
-def nolima(study: Study, arm: Arm, *, short: int | None = None, tau: float = TAU) -> int | None:
-    """NoLiMa's effective length (arXiv 2502.05167): the longest length with at least `tau` of the arm's base score.
+def nolima(
+    study: Study, variant: Variant, *, short: int | None = None, tau: float = TAU
+) -> int | None:
+    """NoLiMa's effective length (arXiv 2502.05167): the longest length with at least `tau` of the variant's base score.
 
     The base score is the mean of the rates at lengths up to `short` tokens, by default the window; lengths between may
     fail. None without short lengths or right answers there, 0 if no length passes.
@@ -23,53 +25,54 @@ def nolima(study: Study, arm: Arm, *, short: int | None = None, tau: float = TAU
     rates = {
         n: sum(row["correct"] for row in rows) / len(rows)
         for n in study.question.seq_lens
-        if (rows := study.question.of(arm, n))
+        if (rows := study.question.of(variant, n))
     }
-    base = [rate for n, rate in rates.items() if n <= (short or arm.window)]
+    base = [rate for n, rate in rates.items() if n <= (short or variant.window)]
     if not any(base):
         return None
     return max((n for n, rate in rates.items() if rate >= tau * sum(base) / len(base)), default=0)
 
 
 def table(study: Study) -> Table | None:
-    """Windows per arm and bar, and by NoLiMa's rule; None where no arm has an effective context."""
-    arms = sorted(study.reaches, key=lambda arm: -study.reaches[arm].value)
-    if not arms:
+    """Windows per variant and bar, and by NoLiMa's rule; None where no variant has an effective context."""
+    variants = sorted(study.reaches, key=lambda variant: -study.reaches[variant].value)
+    if not variants:
         return None
     lines = []
-    for arm in arms:
+    for variant in variants:
         cells = [
-            _text(far, arm) if (far := study.effective(arm, tau)) else "\u2013" for tau in TAUS
+            _text(far, variant) if (far := study.effective(variant, tau)) else "\u2013"
+            for tau in TAUS
         ]
-        lines.append([arm.name, *cells, _own(study, arm)])
-    header = ["arm", *(f"{tau:g} of the base" for tau in TAUS), f"{TAU:g} of its own (NoLiMa)"]
+        lines.append([variant.name, *cells, _own(study, variant)])
+    header = ["variant", *(f"{tau:g} of the base" for tau in TAUS), f"{TAU:g} of its own (NoLiMa)"]
     note = (
         "Windows [95 % interval]. Papers use different bars, so their lengths do not compare: 0.2 in PI's, 0.8 in "
-        "YaRN's, 0.9 in PoSE's. NoLiMa's rule asks each arm to keep its own mean score at lengths within the "
+        "YaRN's, 0.9 in PoSE's. NoLiMa's rule asks each variant to keep its own mean score at lengths within the "
         "window, knows no interval, and lets lengths between fail."
     )
     return Table(f"{study.question.name}: effective context under other bars", header, lines, note)
 
 
-def _text(far: Effective, arm: Arm) -> str:
-    return f"{far.censored} {far.value / arm.window:.1f} {bounds(far, arm)}".strip()
+def _text(far: Effective, variant: Variant) -> str:
+    return f"{far.censored} {far.value / variant.window:.1f} {bounds(far, variant)}".strip()
 
 
-def _own(study: Study, arm: Arm) -> str:
-    found = nolima(study, arm)
+def _own(study: Study, variant: Variant) -> str:
+    found = nolima(study, variant)
     if found is None:
         return "no base score"
-    most = max(row["seq_len"] for row in study.question.of(arm))
-    return "none" if found == 0 else f"{'> ' * (found == most)}{found / arm.window:.1f}"
+    most = max(row["seq_len"] for row in study.question.of(variant))
+    return "none" if found == 0 else f"{'> ' * (found == most)}{found / variant.window:.1f}"
 
 
 def over_tasks(studies: Sequence[Study], looks: Looks, key: str) -> Chart | None:
-    """A dot with its interval per task and arm, trained arms alone if there are any; None for one task."""
+    """A dot with its interval per task and variant, trained variants alone if there are any; None for one task."""
     shown = [
-        (study, arm, far)
+        (study, variant, far)
         for study in studies
-        for arm, far in study.reaches.items()
-        if arm.trained or not study.trained
+        for variant, far in study.reaches.items()
+        if variant.trained or not study.trained
     ]
     if len({study.question.name for study, _, _ in shown}) < 2:
         return None
@@ -78,27 +81,29 @@ def over_tasks(studies: Sequence[Study], looks: Looks, key: str) -> Chart | None
         mine, key=lambda who: -sum(far.value for _, _, far in mine[who]) / len(mine[who])
     )
     shown.sort(key=lambda entry: order.index(entry[1].series))
-    lengths = [n / arm.window for study, arm, _ in shown for n in study.question.seq_lens]
+    lengths = [n / variant.window for study, variant, _ in shown for n in study.question.seq_lens]
     low, high = min(1.0, *lengths), max(4.0, *lengths)
     axis = Axis(
         "effective context, windows", low / 1.15, high * 1.15, doublings(low, high), log=True
     )
     dots, rows = [], []
-    for study, arm, far in shown:
-        point = Point(far.value / arm.window, 0, far.low / arm.window, far.high / arm.window)
-        label, style = looks[arm.series]
+    for study, variant, far in shown:
+        point = Point(
+            far.value / variant.window, 0, far.low / variant.window, far.high / variant.window
+        )
+        label, style = looks[variant.series]
         dots.append((Line("", f"{label}: {study.question.name}", style, [point]), far.censored))
         rows.append(
             [
-                arm.name,
+                variant.name,
                 study.question.name,
-                f"{far.censored} {far.value / arm.window:.2f}".strip(),
-                bounds(far, arm),
+                f"{far.censored} {far.value / variant.window:.2f}".strip(),
+                bounds(far, variant),
             ]
         )
-    title = "Effective context by arm and task"
+    title = "Effective context by variant and task"
     text = (
-        f"Dots with 95 % intervals for {len(order)} arms and {len({s.question.name for s, _, _ in shown})} tasks; "
+        f"Dots with 95 % intervals for {len(order)} variants and {len({s.question.name for s, _, _ in shown})} tasks; "
         f"the bar is {TAU:g} of what the base answers at home on the same task."
     )
     marks = [Mark(1, "the window"), Mark(4, "4x")]
@@ -106,6 +111,6 @@ def over_tasks(studies: Sequence[Study], looks: Looks, key: str) -> Chart | None
         title,
         text,
         dot_chart(title, text, dots, axis, key=key, marks=marks),
-        ["arm", "task", "windows", "95 % interval"],
+        ["variant", "task", "windows", "95 % interval"],
         rows,
     )

@@ -11,7 +11,7 @@ from ctxext.report.pages.tables import Table, grid
 
 
 def prompts(question: Question) -> dict[int, list[Row]]:
-    """Every prompt once, whichever arms it was put to, by nominal length."""
+    """Every prompt once, whichever variants it was put to, by nominal length."""
     said = [row for row in question.rows if "tokens" in row]
     once = {(row["item"], row["prompt_sha256"]): row for row in said}
     return dict(sorted(group(once.values(), lambda row: row["seq_len"]).items()))

@@ -95,7 +95,7 @@ def marks(found: list[Row]) -> dict[str, Any]:
 
 
 def measured(question: Question, measure: Measure) -> list[Row]:
-    """An entry per arm, length and condition: `interval`, and `rows` that it was made of."""
+    """An entry per variant, length and condition: `interval`, and `rows` that it was made of."""
 
     def entry(found: list[Row]) -> dict[str, Any]:
         return {"interval": measure.of(found), "rows": found}

@@ -1,9 +1,9 @@
-"""What wrong answers are, by arm and length: the share of each kind of mistake, in words and as bars."""
+"""What wrong answers are, by variant and length: the share of each kind of mistake, in words and as bars."""
 
 from collections import Counter
 from collections.abc import Sequence
 
-from ctxext.report.analysis.records import Arm, Question, Row, group
+from ctxext.report.analysis.records import Question, Row, Variant, group
 from ctxext.report.drawing.bars import Bar, stacked
 from ctxext.report.drawing.charts import Chart
 from ctxext.report.pages.tables import grid
@@ -39,18 +39,18 @@ def known(question: Question) -> bool:
 
 
 def text(question: Question) -> list[str]:
-    """Percent of the questions asked, a line per arm and length with mistakes; kinds that none was are left out."""
+    """Percent of the questions asked, a line per variant and length with mistakes; kinds that none was are left out."""
     if not known(question):
         return []
     some, lines = [kind for kind, count in kinds(question.rows).items() if count], []
-    for arm in question.arms:
-        asked = group(question.of(arm), lambda row: row["seq_len"])
+    for variant in question.variants:
+        asked = group(question.of(variant), lambda row: row["seq_len"])
         wrong = {
             n: rows for n, rows in sorted(asked.items()) if not all(row["correct"] for row in rows)
         }
         lines += [
             [
-                arm.name if n == min(wrong) else "",
+                variant.name if n == min(wrong) else "",
                 str(n),
                 *(_percent(kinds(rows)[k], rows) for k in some),
             ]
@@ -68,15 +68,15 @@ def _percent(count: int, rows: Sequence[Row]) -> str:
     return f"{100 * count / len(rows):.0f}" if count else "."
 
 
-def chart(question: Question, arms: Sequence[Arm], key: str) -> Chart | None:
-    """A bar per length for each of `arms`: right, then each kind of mistake."""
+def chart(question: Question, variants: Sequence[Variant], key: str) -> Chart | None:
+    """A bar per length for each of `variants`: right, then each kind of mistake."""
     if not known(question):
         return None
     groups, rows, seen = [], [], {RIGHT}
-    for arm in arms:
+    for variant in variants:
         bars = []
         for n in question.seq_lens:
-            if found := question.of(arm, n):
+            if found := question.of(variant, n):
                 counts = kinds(found)
                 seen |= {kind for kind, count in counts.items() if count}
                 bars.append(
@@ -86,13 +86,15 @@ def chart(question: Question, arms: Sequence[Arm], key: str) -> Chart | None:
                     )
                 )
                 rows.append(
-                    [arm.name, f"{n:,}", *(f"{100 * x / len(found):.0f}" for x in counts.values())]
+                    [
+                        variant.name,
+                        f"{n:,}",
+                        *(f"{100 * x / len(found):.0f}" for x in counts.values()),
+                    ]
                 )
-        groups.append((arm.name, bars))
+        groups.append((variant.name, bars))
     title = f"{question.name}: what answers are, by length"
-    description = (
-        "A bar per arm and length: percent of the questions asked, right and by kind of mistake."
-    )
+    description = "A bar per variant and length: percent of the questions asked, right and by kind of mistake."
     names = {RIGHT: RIGHT, **KINDS}
     legend = [
         (
@@ -106,7 +108,7 @@ def chart(question: Question, arms: Sequence[Arm], key: str) -> Chart | None:
         title,
         description,
         stacked(title, description, groups, key=key),
-        ["arm", "tokens", *(f"{kind}, %" for kind in names)],
+        ["variant", "tokens", *(f"{kind}, %" for kind in names)],
         rows,
         legend,
     )

@@ -1,38 +1,42 @@
-"""All tasks of an arm in one table: what to read first."""
+"""All tasks of an variant in one table: what to read first."""
 
 from collections.abc import Sequence
 
 from ctxext.report.analysis.measures import chance, choice, right, score
-from ctxext.report.analysis.records import Arm, Question, Row
+from ctxext.report.analysis.records import Question, Row, Variant
 from ctxext.report.analysis.study import Study
 from ctxext.report.pages.tables import between, grid
 
 
 def overview(asked: Sequence[Question]) -> list[str]:
-    """A table per arm: percent right by task and length, how far it reads, and where only the choice is above chance.
+    """A table per variant: percent right by task and length, how far it reads, and where only the choice is above chance.
 
-    Nothing for a single task, and for arms that were asked at one length alone.
+    Nothing for a single task, and for variants that were asked at one length alone.
     """
-    arms = {arm.series: arm for question in asked for arm in question.arms}
+    variants = {variant.series: variant for question in asked for variant in question.variants}
     sizes = {
-        key: {row["seq_len"] for question in asked for row in question.of(arm)}
-        for key, arm in arms.items()
+        key: {row["seq_len"] for question in asked for row in question.of(variant)}
+        for key, variant in variants.items()
     }
     return [
-        _table(arm, asked) for key, arm in arms.items() if len(asked) > 1 and len(sizes[key]) > 1
+        _table(variant, asked)
+        for key, variant in variants.items()
+        if len(asked) > 1 and len(sizes[key]) > 1
     ]
 
 
-def _table(arm: Arm, asked: Sequence[Question]) -> str:
-    mine = [(question, Study(question)) for question in asked if question.of(arm)]
+def _table(variant: Variant, asked: Sequence[Question]) -> str:
+    mine = [(question, Study(question)) for question in asked if question.of(variant)]
     lengths = sorted({n for question, _ in mine for n in question.seq_lens})
     lines = [
-        [question.name, *(_cell(question.of(arm, n)) for n in lengths), _reach(study, arm)]
+        [question.name, *(_cell(question.of(variant, n)) for n in lengths), _reach(study, variant)]
         for question, study in mine
     ]
-    title = f"{arm.name}: % right [95 %]; c: the right one of K chosen, above chance, where it was not written"
+    title = f"{variant.name}: % right [95 %]; c: the right one of K chosen, above chance, where it was not written"
     return grid(
-        title, ["", *(f"{n}{'*' * (n > arm.window)}" for n in lengths), "reads to, windows"], lines
+        title,
+        ["", *(f"{n}{'*' * (n > variant.window)}" for n in lengths), "reads to, windows"],
+        lines,
     )
 
 
@@ -48,9 +52,9 @@ def _cell(rows: list[Row]) -> str:
     return text
 
 
-def _reach(study: Study, arm: Arm) -> str:
-    far = study.reaches.get(arm)
+def _reach(study: Study, variant: Variant) -> str:
+    far = study.reaches.get(variant)
     if far is None:
         return "nothing read at home" if study.homes else "no base at home"
-    low, high = far.low / arm.window, far.high / arm.window
-    return f"{far.censored} {far.value / arm.window:.1f} [{low:.1f}, {high:.1f}]".strip()
+    low, high = far.low / variant.window, far.high / variant.window
+    return f"{far.censored} {far.value / variant.window:.1f} [{low:.1f}, {high:.1f}]".strip()

@@ -19,7 +19,7 @@ Verdict = Literal[
 
 @dataclass(frozen=True)
 class Outcome:
-    """An expected number and what the trained arm showed; `got` is None where no row measures it."""
+    """An expected number and what the trained variant showed; `got` is None where no row measures it."""
 
     run: str
     expected: Expected
@@ -87,17 +87,17 @@ def outcomes(run: RunData) -> list[Outcome]:
     """Every number that the experiment of a run expects, in its order."""
     steps = run.config.get("train", {}).get("steps")
     mine = [row for row in run.rows if row.get("steps") == steps and row.get("rope") == run.method]
-    arm = next(iter(group(mine, series).values()), [])
+    variant = next(iter(group(mine, series).values()), [])
     return [
-        Outcome(run.name, wanted, _measured(wanted, arm))
+        Outcome(run.name, wanted, _measured(wanted, variant))
         for wanted in from_json(run.config.get("expect", []))
     ]
 
 
-def _measured(wanted: Expected, arm: Sequence[dict[str, Any]]) -> Interval | None:
+def _measured(wanted: Expected, variant: Sequence[dict[str, Any]]) -> Interval | None:
     found = [
         row
-        for row in arm
+        for row in variant
         if condition(row) == "needle"
         and row["seq_len"] == wanted.seq_len
         and row["item"].partition("/")[0] == wanted.evaluation

@@ -1,4 +1,4 @@
-"""Rows put into groups: who answered (arms), what was asked (questions), and the numbers of each group."""
+"""Rows put into groups: who answered (variants), what was asked (questions), and the numbers of each group."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def share(found: Sequence[Row], field: str = "correct") -> Interval:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """A checkpoint under a method; `rope` and `steps` are None where rows of an older version do not say."""
 
     series: Series
@@ -108,7 +108,7 @@ def names(cells: Iterable[Row]) -> dict[Series, str]:
     return {(c, m): f"{m} ({c})" if several and c else m for c, m in found}
 
 
-def arms(rows: Sequence[Row]) -> list[Arm]:
+def variants(rows: Sequence[Row]) -> list[Variant]:
     """Everything that answered, in order of appearance."""
     first: dict[Series, Row] = {}
     for row in rows:
@@ -117,7 +117,7 @@ def arms(rows: Sequence[Row]) -> list[Arm]:
         )
     called = names(rows)
     return [
-        Arm(key, called[key], x["window"], x.get("rope"), x.get("steps"))
+        Variant(key, called[key], x["window"], x.get("rope"), x.get("steps"))
         for key, x in first.items()
     ]
 
@@ -132,7 +132,7 @@ class Question:
     settings: str
     rows: list[Row]
     controls: list[Row]
-    arms: list[Arm]
+    variants: list[Variant]
 
     @property
     def seq_lens(self) -> list[int]:
@@ -147,9 +147,11 @@ class Question:
         """Whether every question is about one place of its text."""
         return all("depth" in row for row in self.rows)
 
-    def of(self, arm: Arm, seq_len: int | None = None) -> list[Row]:
-        """The rows of an arm, of one length or of all."""
-        return [r for r in self.rows if series(r) == arm.series and seq_len in (None, r["seq_len"])]
+    def of(self, variant: Variant, seq_len: int | None = None) -> list[Row]:
+        """The rows of an variant, of one length or of all."""
+        return [
+            r for r in self.rows if series(r) == variant.series and seq_len in (None, r["seq_len"])
+        ]
 
 
 def questions(rows: Iterable[Row]) -> list[Question]:
@@ -166,7 +168,7 @@ def questions(rows: Iterable[Row]) -> list[Question]:
             key = settings(row).removesuffix(f"-{condition(row)}")
             key = key if key in proper else by_task.get(json.dumps(row["task"], sort_keys=True))
             controls.setdefault(key, []).append(row)
-    known = {arm.series: arm for arm in arms(list(rows))}
+    known = {variant.series: variant for variant in variants(list(rows))}
     asked_as = [found[0].get("label") or found[0]["task"]["name"] for found in proper.values()]
     return [
         Question(

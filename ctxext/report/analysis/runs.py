@@ -35,7 +35,7 @@ class RunData:
 def read(paths: Sequence[Path]) -> list[RunData]:
     """The directories, in order; rows of several are told apart by the name of their run as `checkpoint`.
 
-    Raises ValueError for a directory without rows.jsonl.
+    Raises ValueError for a directory without records.jsonl.
     """
     runs = [read_one(Path(path)) for path in paths]
     if len({run.name for run in runs}) < len(runs):
@@ -49,16 +49,16 @@ def read(paths: Sequence[Path]) -> list[RunData]:
 
 
 def rows_of(path: Path) -> list[Row]:
-    """Raises ValueError if the directory has no rows.jsonl."""
-    if not RunDir(path).rows_file.is_file():
+    """Raises ValueError if the directory has no records.jsonl."""
+    if not RunDir(path).records_file.is_file():
         raise ValueError(
-            f"{path} holds no rows.jsonl; give run directories, or the --out of ctxext eval"
+            f"{path} holds no records.jsonl; give run directories, or the --out of ctxext eval"
         )
-    return latest(read_jsonl(RunDir(path).rows_file))
+    return latest(read_jsonl(RunDir(path).records_file))
 
 
 def _drop_repeated(runs: Sequence[RunData]) -> None:
-    """The same model evaluated in two runs, such as the base zero-shot, is one arm: that of the first run."""
+    """The same model evaluated in two runs, such as the base zero-shot, is one variant: that of the first run."""
     seen: set[Any] = set()
     for run in runs:
         kept = []
@@ -77,7 +77,7 @@ def _drop_repeated(runs: Sequence[RunData]) -> None:
 
 
 def read_one(path: Path) -> RunData:
-    """One directory. Raises ValueError if it has no rows.jsonl."""
+    """One directory. Raises ValueError if it has no records.jsonl."""
     run, here = RunData(path, path.resolve().name, rows_of(path)), RunDir(path)
     run.config, run.provenance = (_json(file) for file in (here.config_file, here.provenance_file))
     run.proof = _json(here.export / "proof.json")

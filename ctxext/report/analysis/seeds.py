@@ -30,52 +30,52 @@ class SeedArm:
 
 @dataclass(frozen=True)
 class Seeds:
-    """A retrieval task answered by the same arms under several training seeds."""
+    """A retrieval task answered by the same variants under several training seeds."""
 
     task: str
     seeds: tuple[int, ...]
     plain: str
-    arms: tuple[SeedArm, ...]
+    variants: tuple[SeedArm, ...]
     twins: tuple[tuple[str, str, Interval], ...]
-    """(arm, arm, points of the second over the first) of one method trained in two ways, at the longest length."""
+    """(variant, variant, points of the second over the first) of one method trained in two ways, at the longest length."""
 
     @property
     def seq_lens(self) -> list[int]:
-        return sorted({n for arm in self.arms for n in arm.asked})
+        return sorted({n for variant in self.variants for n in variant.asked})
 
     @property
     def data(self) -> dict[str, Any]:
         """The same as JSON."""
-        arms = [
+        variants = [
             {
-                "name": arm.name,
-                "right": arm.right,
-                "asked": arm.asked,
-                "rate": arm.rate._asdict(),
-                "over_plain": arm.over_plain and arm.over_plain._asdict(),
+                "name": variant.name,
+                "right": variant.right,
+                "asked": variant.asked,
+                "rate": variant.rate._asdict(),
+                "over_plain": variant.over_plain and variant.over_plain._asdict(),
             }
-            for arm in self.arms
+            for variant in self.variants
         ]
         twins = [{"a": a, "b": b, "points": interval._asdict()} for a, b, interval in self.twins]
         return {
             "task": self.task,
             "seeds": self.seeds,
             "plain": self.plain,
-            "arms": arms,
+            "variants": variants,
             "twins": twins,
         }
 
     @property
     def text(self) -> str:
-        """A line per arm: right answers of every seed at each length, and the difference to plain fine-tuning."""
+        """A line per variant: right answers of every seed at each length, and the difference to plain fine-tuning."""
         lengths, most = self.seq_lens, self.seq_lens[-1]
         lines = [
             [
-                arm.name,
-                *(_counts(arm, n) for n in lengths),
-                points(arm.over_plain) if arm.over_plain else "",
+                variant.name,
+                *(_counts(variant, n) for n in lengths),
+                points(variant.over_plain) if variant.over_plain else "",
             ]
-            for arm in self.arms
+            for variant in self.variants
         ]
         title = (
             f"{self.task}: right answers with training seeds {', '.join(map(str, self.seeds))}; percentage points "
@@ -96,7 +96,7 @@ class Seeds:
 
     @property
     def chart(self) -> Chart:
-        """A dot per arm: percent right at the longest length."""
+        """A dot per variant: percent right at the longest length."""
         most = self.seq_lens[-1]
         title = f"{self.task} at {most:,} tokens after training, mean of {len(self.seeds)} seeds"
         text = "Dots with 95 % intervals over documents; percent right."
@@ -104,31 +104,34 @@ class Seeds:
             (
                 Line(
                     "",
-                    arm.name,
-                    Style(0 if arm.name == self.plain else 1),
-                    [Point(arm.rate.value, 0, arm.rate.low, arm.rate.high)],
+                    variant.name,
+                    Style(0 if variant.name == self.plain else 1),
+                    [Point(variant.rate.value, 0, variant.rate.low, variant.rate.high)],
                 ),
                 "",
             )
-            for arm in self.arms
+            for variant in self.variants
         ]
         axis = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
         svg = dot_chart(title, text, dots, axis, key="seeds")
-        rows = [[arm.name, _counts(arm, most), f"{arm.rate.value:.0f}"] for arm in self.arms]
-        return Chart(title, text, svg, ["arm", "right, by seed", "%"], rows)
+        rows = [
+            [variant.name, _counts(variant, most), f"{variant.rate.value:.0f}"]
+            for variant in self.variants
+        ]
+        return Chart(title, text, svg, ["variant", "right, by seed", "%"], rows)
 
 
-def _counts(arm: SeedArm, length: int) -> str:
-    if length not in arm.asked:
+def _counts(variant: SeedArm, length: int) -> str:
+    if length not in variant.asked:
         return "-"
-    return f"{', '.join(map(str, arm.right[length].values()))} of {arm.asked[length]}"
+    return f"{', '.join(map(str, variant.right[length].values()))} of {variant.asked[length]}"
 
 
 def across_seeds(paths: Sequence[Path]) -> list[Seeds]:
-    """The tasks of runs, trained arms alone, best first.
+    """The tasks of runs, trained variants alone, best first.
 
-    Raises ValueError for fewer than two seeds, for a seed given twice with the same arm, without an arm that was
-    trained plainly (no scaling), or if the seeds of an arm were asked different questions.
+    Raises ValueError for fewer than two seeds, for a seed given twice with the same variant, without an variant that was
+    trained plainly (no scaling), or if the seeds of an variant were asked different questions.
     """
     rows: list[Row] = []
     seen: dict[tuple[int, str], Path] = {}
@@ -167,15 +170,16 @@ def _question(question: Question) -> Seeds:
                 f"{method}: not every one of the seeds {', '.join(map(str, seeds))} was asked the same "
                 "questions; let the runs finish, or leave out the seed that lacks them"
             )
-    plain = next((arm.series[1] for arm in question.arms if arm.plain), None)
+    plain = next((variant.series[1] for variant in question.variants if variant.plain), None)
     if plain is None:
         raise ValueError(
-            "no arm was trained without scaling, which the others are held against; add Unscaled() to "
+            "no variant was trained without scaling, which the others are held against; add Unscaled() to "
             "the baselines of the experiment"
         )
-    arms = [_arm(method, by_arm[method], by_arm[plain], plain) for method in by_arm]
+    variants = [_arm(method, by_arm[method], by_arm[plain], plain) for method in by_arm]
     same = group(
-        {arm.series[1]: arm for arm in question.arms}.values(), lambda arm: (arm.what, arm.rope)
+        {variant.series[1]: variant for variant in question.variants}.values(),
+        lambda variant: (variant.what, variant.rope),
     ).values()
     twins = [
         (a, b.series[1], _over(by_arm[a], by_arm[b.series[1]], question.longest))
@@ -187,7 +191,7 @@ def _question(question: Question) -> Seeds:
         question.name,
         seeds,
         plain,
-        tuple(sorted(arms, key=lambda arm: -arm.rate.value)),
+        tuple(sorted(variants, key=lambda variant: -variant.rate.value)),
         tuple(twins),
     )
 

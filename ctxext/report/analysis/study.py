@@ -1,4 +1,4 @@
-"""One retrieval task analysed: how far every arm reaches, which arm is best, and the comparisons that were made."""
+"""One retrieval task analysed: how far every variant reaches, which variant is best, and the comparisons that were made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxext.evals.stats import Effective, effective_length
 from ctxext.report.analysis.comparisons import Comparison, compare, family, flipped, pairs
-from ctxext.report.analysis.records import Arm, Question, Row, document
+from ctxext.report.analysis.records import Question, Row, Variant, document
 
 TAU = 0.85
 """The bar of the effective context, as a part of the base's own score at home."""
@@ -17,7 +17,7 @@ TAU = 0.85
 class Home:
     """The base as it is, at its own window: what the bar is a part of."""
 
-    arm: Arm
+    variant: Variant
     rows: list[Row]
 
     @property
@@ -34,23 +34,35 @@ class Study:
     @cached_property
     def homes(self) -> list[Home]:
         """Every base in the rows: neither scaled nor trained, asked at its window."""
-        bases = [arm for arm in self.question.arms if arm.plain and arm.steps == 0]
-        return [Home(arm, rows) for arm in bases if (rows := self.question.of(arm, arm.window))]
+        bases = [
+            variant for variant in self.question.variants if variant.plain and variant.steps == 0
+        ]
+        return [
+            Home(variant, rows)
+            for variant in bases
+            if (rows := self.question.of(variant, variant.window))
+        ]
 
-    def home(self, arm: Arm) -> Home | None:
-        """The base an arm is held against: of its own run, else the only one; None without one that ever answers."""
-        there = [home for home in self.homes if home.right and home.arm.window == arm.window]
-        own = [home for home in there if home.arm.series[0] == arm.series[0]]
+    def home(self, variant: Variant) -> Home | None:
+        """The base an variant is held against: of its own run, else the only one; None without one that ever answers."""
+        there = [
+            home for home in self.homes if home.right and home.variant.window == variant.window
+        ]
+        own = [home for home in there if home.variant.series[0] == variant.series[0]]
         return own[0] if own else there[0] if len(there) == 1 else None
 
     @cached_property
-    def reaches(self) -> dict[Arm, Effective]:
-        """The effective context in tokens of every arm with a base at home and more than one length."""
-        return {arm: far for arm in self.question.arms if (far := self.effective(arm, TAU))}
+    def reaches(self) -> dict[Variant, Effective]:
+        """The effective context in tokens of every variant with a base at home and more than one length."""
+        return {
+            variant: far
+            for variant in self.question.variants
+            if (far := self.effective(variant, TAU))
+        }
 
-    def effective(self, arm: Arm, tau: float) -> Effective | None:
-        """Up to where an arm keeps `tau` of the base at home; None without that, or with a single length."""
-        home, rows = self.home(arm), self.question.of(arm)
+    def effective(self, variant: Variant, tau: float) -> Effective | None:
+        """Up to where an variant keeps `tau` of the base at home; None without that, or with a single length."""
+        home, rows = self.home(variant), self.question.of(variant)
         if home is None or len({row["seq_len"] for row in rows}) < 2:
             return None
         return _effective(
@@ -63,51 +75,53 @@ class Study:
         )
 
     @cached_property
-    def trained(self) -> list[Arm]:
-        """Trained arms that were asked at the longest length, the best first: by rate there, then by reach."""
+    def trained(self) -> list[Variant]:
+        """Trained variants that were asked at the longest length, the best first: by rate there, then by reach."""
         asked = [
-            arm
-            for arm in self.question.arms
-            if arm.trained and self.question.of(arm, self.question.longest)
+            variant
+            for variant in self.question.variants
+            if variant.trained and self.question.of(variant, self.question.longest)
         ]
         return sorted(asked, key=self._merit, reverse=True)
 
-    def _merit(self, arm: Arm) -> tuple[float, float]:
-        rows, far = self.question.of(arm, self.question.longest), self.reaches.get(arm)
+    def _merit(self, variant: Variant) -> tuple[float, float]:
+        rows, far = self.question.of(variant, self.question.longest), self.reaches.get(variant)
         return sum(row["correct"] for row in rows) / len(rows), far.value if far else 0.0
 
     @cached_property
-    def best(self) -> Arm | None:
-        """The best trained arm whose method changes something."""
-        return next((arm for arm in self.trained if not arm.plain), None)
+    def best(self) -> Variant | None:
+        """The best trained variant whose method changes something."""
+        return next((variant for variant in self.trained if not variant.plain), None)
 
-    def unscaled(self, arm: Arm) -> Arm | None:
+    def unscaled(self, variant: Variant) -> Variant | None:
         """The same training without any method, of the same run if there are several."""
-        same = [x for x in self.trained if x.plain and x.steps == arm.steps and x != arm]
+        same = [x for x in self.trained if x.plain and x.steps == variant.steps and x != variant]
         return next(
-            (x for x in same if x.series[0] == arm.series[0]), same[0] if len(same) == 1 else None
+            (x for x in same if x.series[0] == variant.series[0]),
+            same[0] if len(same) == 1 else None,
         )
 
-    def zero_shot(self, arm: Arm) -> Arm | None:
+    def zero_shot(self, variant: Variant) -> Variant | None:
         """The same method without training."""
         same = [
             x
-            for x in self.question.arms
-            if x.steps == 0 and (x.what, x.rope) == (arm.what, arm.rope)
+            for x in self.question.variants
+            if x.steps == 0 and (x.what, x.rope) == (variant.what, variant.rope)
         ]
         return next(
-            (x for x in same if x.series[0] == arm.series[0]), same[0] if len(same) == 1 else None
+            (x for x in same if x.series[0] == variant.series[0]),
+            same[0] if len(same) == 1 else None,
         )
 
     def comparisons(self) -> list[Comparison]:
-        """At the longest length: each trained arm against its unscaled and zero-shot twins and against the best."""
-        wanted: dict[frozenset[Arm], tuple[Arm, Arm]] = {}
-        for arm in self.trained:
-            for other in (self.unscaled(arm), self.zero_shot(arm), self.best):
-                if other is not None and other != arm:
-                    wanted.setdefault(frozenset((arm, other)), (other, arm))
+        """At the longest length: each trained variant against its unscaled and zero-shot twins and against the best."""
+        wanted: dict[frozenset[Variant], tuple[Variant, Variant]] = {}
+        for variant in self.trained:
+            for other in (self.unscaled(variant), self.zero_shot(variant), self.best):
+                if other is not None and other != variant:
+                    wanted.setdefault(frozenset((variant, other)), (other, variant))
         both = {
-            key: pairs(*(self.question.of(arm, self.question.longest) for arm in key))
+            key: pairs(*(self.question.of(variant, self.question.longest) for variant in key))
             for key in wanted.values()
         }
         return [compare(a, b, rows) for (a, b), rows in both.items() if rows]
@@ -126,7 +140,7 @@ def adjusted(studies: Sequence[Study]) -> list[list[Comparison]]:
     return [[next(flat) for _ in found] for found in each]
 
 
-def between(made: Sequence[Comparison], a: Arm | None, b: Arm | None) -> Comparison | None:
+def between(made: Sequence[Comparison], a: Variant | None, b: Variant | None) -> Comparison | None:
     """b against a among the comparisons made, or None."""
     for c in made:
         if (c.a, c.b) == (a, b):

@@ -31,7 +31,7 @@ TITLE = (
 
 
 class Mean(NamedTuple):
-    """The mean over tasks (%) of one arm at one length, over documents; `missing` tasks are no part of it."""
+    """The mean over tasks (%) of one variant at one length, over documents; `missing` tasks are no part of it."""
 
     suite: str
     series: tuple[str, str]
@@ -44,7 +44,7 @@ class Mean(NamedTuple):
 
 
 def means(rows: Iterable[Row]) -> list[Mean]:
-    """Every arm and length of every suite; a task is known by its name and fields, and all weigh the same."""
+    """Every variant and length of every suite; a task is known by its name and fields, and all weigh the same."""
     asked = [row for row in latest(rows) if row.get("suite") and condition(row) == "needle"]
     found = []
     for suite, of_suite in group(asked, lambda row: row["suite"]).items():
@@ -78,7 +78,7 @@ def _plain(name: str) -> str:
 
 
 def _parts(found: list[Mean]) -> tuple[list[int], list[list[str]], list[str]]:
-    """Lengths, a line per arm, and what is missing."""
+    """Lengths, a line per variant, and what is missing."""
     lengths = sorted({mean.seq_len for mean in found})
     called = names([{"checkpoint": m.series[0], "method": m.series[1]} for m in found])
     at = {(mean.series, mean.seq_len): mean for mean in found}
@@ -94,14 +94,14 @@ def _parts(found: list[Mean]) -> tuple[list[int], list[list[str]], list[str]]:
 
 
 def _where(found: list[Mean], called: dict[tuple[str, str], str]) -> str:
-    """As in: every arm at 256, 512; yarn at 1,024."""
+    """As in: every variant at 256, 512; yarn at 1,024."""
     at = {
         who: ", ".join(f"{m.seq_len:,}" for m in some)
         for who, some in group(found, lambda m: m.series).items()
     }
     alike = group(at, lambda who: at[who])
     return "; ".join(
-        f"{'every arm' if len(who) == len(called) else ', '.join(called[w] for w in who)} at {lengths}"
+        f"{'every variant' if len(who) == len(called) else ', '.join(called[w] for w in who)} at {lengths}"
         for lengths, who in alike.items()
     )
 
@@ -131,5 +131,5 @@ def tables(rows: Iterable[Row]) -> list[Table]:
         lengths, lines, notes = _parts(some)
         title = f"{suite}: {TITLE}"
         note = "".join(f"{x.capitalize()}. " for x in notes).strip()
-        found.append(Table(title, ["arm", *(f"{n:,}" for n in lengths)], lines, note))
+        found.append(Table(title, ["variant", *(f"{n:,}" for n in lengths)], lines, note))
     return found

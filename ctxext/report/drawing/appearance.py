@@ -1,23 +1,26 @@
-"""How arms look and how axes are divided, the same on the whole page."""
+"""How variants look and how axes are divided, the same on the whole page."""
 
 import math
 import re
 from collections.abc import Iterable, Sequence
 
-from ctxext.report.analysis.records import Arm
+from ctxext.report.analysis.records import Variant
 from ctxext.report.drawing.charts import Axis, Style
 
 
 def looks(
-    arms: Sequence[Arm], styles: dict[str, Style]
+    variants: Sequence[Variant], styles: dict[str, Style]
 ) -> dict[tuple[str, str], tuple[str, Style]]:
-    """(short label, style) per arm: one colour and marker per method, dashes for what was not trained."""
-    short = {arm.series: _short(arm) for arm in arms}
-    if len(set(short.values())) < len(arms):
-        short = {arm.series: arm.name for arm in arms}
+    """(short label, style) per variant: one colour and marker per method, dashes for what was not trained."""
+    short = {variant.series: _short(variant) for variant in variants}
+    if len(set(short.values())) < len(variants):
+        short = {variant.series: variant.name for variant in variants}
     return {
-        arm.series: (short[arm.series], styles[identity(arm)]._replace(dashed=arm.steps == 0))
-        for arm in arms
+        variant.series: (
+            short[variant.series],
+            styles[identity(variant)]._replace(dashed=variant.steps == 0),
+        )
+        for variant in variants
     }
 
 
@@ -27,18 +30,30 @@ def method_styles(names: Iterable[str]) -> dict[str, Style]:
     return {"none": Style(0), **{name: Style(1 + i) for i, name in enumerate(others)}}
 
 
-def identity(arm: Arm) -> str:
+def identity(variant: Variant) -> str:
     """What shares a colour and a marker: a method of a checkpoint, trained or not."""
-    return arm.name if arm.steps is None else arm.what + arm.name[len(arm.series[1]) :]
+    return (
+        variant.name
+        if variant.steps is None
+        else variant.what + variant.name[len(variant.series[1]) :]
+    )
 
 
-def _short(arm: Arm) -> str:
+def _short(variant: Variant) -> str:
     """The name without fields, and how long it was trained: "yarn, 60 steps"."""
-    what = re.sub(r"\([^()]*\)", "", arm.what if arm.steps is not None else arm.series[1])
-    where = arm.name[len(arm.series[1]) :]
+    what = re.sub(
+        r"\([^()]*\)", "", variant.what if variant.steps is not None else variant.series[1]
+    )
+    where = variant.name[len(variant.series[1]) :]
     return (
         what
-        + ("" if arm.steps is None else f", {arm.steps} steps" if arm.steps else ", zero-shot")
+        + (
+            ""
+            if variant.steps is None
+            else f", {variant.steps} steps"
+            if variant.steps
+            else ", zero-shot"
+        )
         + where
     )
 

@@ -30,7 +30,7 @@ class Style(NamedTuple):
     index: int
     dashed: bool = False
     control: bool = False
-    """Grey dots: no arm, but what arms are held against."""
+    """Grey dots: no variant, but what variants are held against."""
 
     @property
     def css(self) -> str:

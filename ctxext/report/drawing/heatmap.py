@@ -1,4 +1,4 @@
-"""Heatmaps as tables: k/n by length and depth or distance, and the paired difference of two arms."""
+"""Heatmaps as tables: k/n by length and depth or distance, and the paired difference of two variants."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,15 @@ from typing import Any
 
 from ctxext.report.analysis import controls
 from ctxext.report.analysis.comparisons import Comparison, compare, family, pairs
-from ctxext.report.analysis.records import Arm, Question, Row, distance_bin, group, share, signed
+from ctxext.report.analysis.records import (
+    Question,
+    Row,
+    Variant,
+    distance_bin,
+    group,
+    share,
+    signed,
+)
 from ctxext.report.analysis.study import Study
 from ctxext.report.drawing.colours import diverging, sequential
 
@@ -39,44 +47,48 @@ class Heat:
     """What the rows are held against."""
 
 
-def by_depth(study: Study, arm: Arm) -> Heat:
-    """Length x depth asked, with the arm's floor and ceiling and the base at home below."""
-    question, home = study.question, study.home(arm)
-    heat = _rates(question, arm, "depth", lambda row: row["depth"], depth_text)
-    lengths = sorted({row["seq_len"] for row in question.of(arm)})
+def by_depth(study: Study, variant: Variant) -> Heat:
+    """Length x depth asked, with the variant's floor and ceiling and the base at home below."""
+    question, home = study.question, study.home(variant)
+    heat = _rates(question, variant, "depth", lambda row: row["depth"], depth_text)
+    lengths = sorted({row["seq_len"] for row in question.of(variant)})
     below = [
-        (name, [controls.of(question, arm.series, kind, n) for n in lengths])
+        (name, [controls.of(question, variant.series, kind, n) for n in lengths])
         for kind, name in controls.CONTROLS.items()
     ]
-    if home is None or home.arm != arm:
+    if home is None or home.variant != variant:
         below.append(
-            (controls.HOME, [home.rows if home and n == arm.window else [] for n in lengths])
+            (controls.HOME, [home.rows if home and n == variant.window else [] for n in lengths])
         )
     lines = [(name, [_rate_cell(rows) if rows else None for rows in each]) for name, each in below]
     return replace(heat, below=lines)
 
 
-def by_distance(question: Question, arm: Arm) -> Heat | None:
+def by_distance(question: Question, variant: Variant) -> Heat | None:
     """Length x distance from the needle to the end, in windows; None for rows that do not say."""
-    if not all("distance" in row for row in question.of(arm)):
+    if not all("distance" in row for row in question.of(variant)):
         return None
     return _rates(
-        question, arm, "distance, windows", distance_bin, lambda b: f"{b[0]:g}\u2013{b[1]:g}"
+        question, variant, "distance, windows", distance_bin, lambda b: f"{b[0]:g}\u2013{b[1]:g}"
     )
 
 
 def _rates(
-    question: Question, arm: Arm, corner: str, key: Callable[[Row], Any], text: Callable[[Any], str]
+    question: Question,
+    variant: Variant,
+    corner: str,
+    key: Callable[[Row], Any],
+    text: Callable[[Any], str],
 ) -> Heat:
-    rows = question.of(arm)
+    rows = question.of(variant)
     found = group(rows, lambda row: (key(row), row["seq_len"]))
     lengths = sorted({row["seq_len"] for row in rows})
     lines = [
         (text(k), [_rate_cell(found[k, n]) if (k, n) in found else None for n in lengths])
         for k in sorted({key(row) for row in rows})
     ]
-    caption = f"{arm.words}, by length and {corner.split(',')[0]}"
-    return Heat(caption, corner, [length_text(n, arm) for n in lengths], lines)
+    caption = f"{variant.words}, by length and {corner.split(',')[0]}"
+    return Heat(caption, corner, [length_text(n, variant) for n in lengths], lines)
 
 
 def _rate_cell(rows: Sequence[Row]) -> Cell:
@@ -86,7 +98,7 @@ def _rate_cell(rows: Sequence[Row]) -> Cell:
     return Cell(f"{right}/{n}", small, *sequential(value), n < FEW)
 
 
-def difference(question: Question, a: Arm, b: Arm) -> Heat | None:
+def difference(question: Question, a: Variant, b: Variant) -> Heat | None:
     """b minus a on the same prompts by length and depth, in points; None if they share no prompt or have no depth.
 
     Cells by depth are one family of Holm's, the line over all depths is another.
@@ -128,6 +140,6 @@ def depth_text(depth: float) -> str:
     return f"{depth:g}"
 
 
-def length_text(seq_len: int, arm: Arm) -> str:
+def length_text(seq_len: int, variant: Variant) -> str:
     """1,024 (4x)."""
-    return f"{seq_len:,} ({seq_len / arm.window:g}x)"
+    return f"{seq_len:,} ({seq_len / variant.window:g}x)"

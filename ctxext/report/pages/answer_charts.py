@@ -1,4 +1,4 @@
-"""Charts of answers by length: every arm, one arm's floor and ceiling, the base at home; and what context gains."""
+"""Charts of answers by length: every variant, one variant's floor and ceiling, the base at home; and what context gains."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from ctxext.evals.stats import Interval
 from ctxext.report.analysis import controls
 from ctxext.report.analysis.context_gain import UNIT, gains
 from ctxext.report.analysis.measures import CHOICE, NATS, RIGHT, SCORE, Measure, chance, measured
-from ctxext.report.analysis.records import Arm, Row, group, series
+from ctxext.report.analysis.records import Row, Variant, group, series
 from ctxext.report.analysis.study import TAU, Study
 from ctxext.report.drawing.appearance import length_axis, linear_axis
 from ctxext.report.drawing.charts import Axis, Chart, Line, Mark, Point, line_chart, swatch
@@ -22,15 +22,13 @@ def curve(study: Study, looks: Looks, measure: Measure, key: str) -> Chart | Non
     question, found = study.question, measured(study.question, measure)
     if not found:
         return None
-    arms = {arm.series: arm.name for arm in question.arms}
+    variants = {variant.series: variant.name for variant in question.variants}
     lines, rows = [], []
     for (who, kind), cells in group(
         found, lambda c: (series(c), c.get("condition", "needle"))
     ).items():
         cells = sorted(cells, key=lambda cell: cell["seq_len"])
-        name = (
-            f"{arms.get(who, who[1])}{', ' + controls.CONTROLS[kind] if kind != 'needle' else ''}"
-        )
+        name = f"{variants.get(who, who[1])}{', ' + controls.CONTROLS[kind] if kind != 'needle' else ''}"
         rows += [[name, f"{c['seq_len']:,}", *_numbers(c, measure)] for c in cells]
         if kind == "needle" or who == controls.lead(study):
             label, style = (
@@ -53,7 +51,7 @@ def curve(study: Study, looks: Looks, measure: Measure, key: str) -> Chart | Non
         title, text, lines, length_axis(_lengths(lines)), y, key=key, marks=marks, height=330
     )
     counted = ["right" if measure is RIGHT else "chosen" if measure is CHOICE else "questions"]
-    header = ["arm", "tokens", *counted, measure.title, "95 % interval"]
+    header = ["variant", "tokens", *counted, measure.title, "95 % interval"]
     legend = (
         [(swatch(line.style), line.name) for line in lines] if measure is RIGHT else []
     )  # the same for all
@@ -106,15 +104,15 @@ def gain(study: Study, looks: Looks, key: str) -> Chart | None:
     if not found:
         return None
     lines, rows = [], []
-    for arm in study.question.arms:
-        cells = sorted(found.get(arm.series, []), key=lambda cell: cell["seq_len"])
+    for variant in study.question.variants:
+        cells = sorted(found.get(variant.series, []), key=lambda cell: cell["seq_len"])
         points = [Point(c["seq_len"], *c["interval"]) for c in cells]
         if cells:
-            label, style = looks[arm.series]
-            lines.append(Line(label, arm.name, style, points))
+            label, style = looks[variant.series]
+            lines.append(Line(label, variant.name, style, points))
         rows += [
             [
-                arm.name,
+                variant.name,
                 f"{c['seq_len']:,}",
                 str(c["n"]),
                 f"{c['interval'].value:.2f}",
@@ -122,11 +120,11 @@ def gain(study: Study, looks: Looks, key: str) -> Chart | None:
             ]
             for c in cells
         ]
-    silent = [arm.name for arm in study.question.arms if arm.series not in found]
+    silent = [variant.name for variant in study.question.variants if variant.series not in found]
     rows += [[name, "", "not asked", "", ""] for name in silent]
     title = f"{study.question.name}: context gain by length"
     more = (
-        f"; {len(silent)} of {len(study.question.arms)} arms were not asked without the needle"
+        f"; {len(silent)} of {len(study.question.variants)} variants were not asked without the needle"
         if silent
         else ""
     )
@@ -138,14 +136,14 @@ def gain(study: Study, looks: Looks, key: str) -> Chart | None:
     marks = [Mark(study.question.rows[0]["window"], "window"), Mark(0, "nothing gained", False)]
     svg = line_chart(title, text, lines, length_axis(lengths), y, key=key, marks=marks, height=330)
     return Chart(
-        title, text, svg, ["arm", "tokens", "pairs", f"gain, {UNIT}", "95 % interval"], rows
+        title, text, svg, ["variant", "tokens", "pairs", f"gain, {UNIT}", "95 % interval"], rows
     )
 
 
-def gain_by_depth(study: Study, arm: Arm) -> Heat | None:
-    """Context gain of an arm by length and depth; None without any, or at a single depth."""
+def gain_by_depth(study: Study, variant: Variant) -> Heat | None:
+    """Context gain of an variant by length and depth; None without any, or at a single depth."""
     cells = gains(study.question, lambda row: (row.get("depth", 0.0), row["seq_len"])).get(
-        arm.series, []
+        variant.series, []
     )
     depths, lengths = sorted({c["depth"] for c in cells}), sorted({c["seq_len"] for c in cells})
     if len(depths) < 2:
@@ -158,9 +156,9 @@ def gain_by_depth(study: Study, arm: Arm) -> Heat | None:
     ]
     note = "Blue: the answer is more likely with the needle. In small type the 95 % interval over documents."
     return Heat(
-        f"{arm.words}: context gain, {UNIT}",
+        f"{variant.words}: context gain, {UNIT}",
         "depth",
-        [length_text(n, arm) for n in lengths],
+        [length_text(n, variant) for n in lengths],
         lines,
         note,
     )

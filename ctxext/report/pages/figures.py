@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ctxext.evals.curves import simultaneous_band
 from ctxext.report.analysis.comparisons import pairs
 from ctxext.report.analysis.losses import by_estimator, estimator, perplexity, position
-from ctxext.report.analysis.records import Arm, Row, cells, document, series
+from ctxext.report.analysis.records import Row, Variant, cells, document, series
 from ctxext.report.analysis.study import TAU, Study
 from ctxext.report.drawing.appearance import length_axis, linear_axis, log_axis
 from ctxext.report.drawing.charts import (
@@ -23,47 +23,49 @@ from ctxext.report.drawing.charts import (
 from ctxext.report.pages.verdict import bounds
 
 Looks = dict[tuple[str, str], tuple[str, Style]]
-"""(short label, style) of every arm, the same in every chart."""
+"""(short label, style) of every variant, the same in every chart."""
 
 
 def effective(study: Study, looks: Looks, key: str) -> Chart | None:
-    """Effective context of every arm, with arrows where the lengths asked do not bound it."""
+    """Effective context of every variant, with arrows where the lengths asked do not bound it."""
     far = sorted(study.reaches.items(), key=lambda item: -item[1].value)
     if not far:
         return None
-    lengths = [n / arm.window for arm, _ in far for n in study.question.seq_lens]
+    lengths = [n / variant.window for variant, _ in far for n in study.question.seq_lens]
     low, high = min(1.0, *lengths), max(4.0, *lengths)
     axis = Axis(
         "effective context, windows", low / 1.15, high * 1.15, doublings(low, high), log=True
     )
     dots, rows = [], []
-    for arm, value in far:
-        point = Point(value.value / arm.window, 0, value.low / arm.window, value.high / arm.window)
-        dots.append((Line("", arm.name, looks[arm.series][1], [point]), value.censored))
+    for variant, value in far:
+        point = Point(
+            value.value / variant.window, 0, value.low / variant.window, value.high / variant.window
+        )
+        dots.append((Line("", variant.name, looks[variant.series][1], [point]), value.censored))
         rows.append(
             [
-                arm.name,
-                f"{value.censored} {value.value / arm.window:.2f}".strip(),
-                bounds(value, arm),
+                variant.name,
+                f"{value.censored} {value.value / variant.window:.2f}".strip(),
+                bounds(value, variant),
                 f"{value.censored} {value.value:,.0f}".strip(),
             ]
         )
     marks = [Mark(1, "the window"), Mark(4, "4x")]
     title = f"{study.question.name}: effective context"
     text = (
-        f"Dots with 95 % intervals for {len(far)} arms: the length up to which each answers at least {TAU:g} of "
+        f"Dots with 95 % intervals for {len(far)} variants: the length up to which each answers at least {TAU:g} of "
         "what the base answers at home."
     )
     return Chart(
         title,
         text,
         dot_chart(title, text, dots, axis, key=key, marks=marks),
-        ["arm", "windows", "95 % interval", "tokens"],
+        ["variant", "windows", "95 % interval", "tokens"],
         rows,
     )
 
 
-def difference(study: Study, a: Arm, b: Arm, looks: Looks, key: str) -> Chart | None:
+def difference(study: Study, a: Variant, b: Variant, looks: Looks, key: str) -> Chart | None:
     """b minus a by length, with a band that holds for all lengths together; None for a single length."""
     both = pairs(study.question.of(a), study.question.of(b))
     if len({row["seq_len"] for row, _ in both}) < 2:
@@ -101,14 +103,14 @@ def difference(study: Study, a: Arm, b: Arm, looks: Looks, key: str) -> Chart | 
     )
 
 
-def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
+def perplexities(rows: Sequence[Row], variants: Sequence[Variant], looks: Looks, key: str) -> Chart:
     """Perplexity by length, rows of one estimator; log y."""
     found = [cell for cell in cells(rows, perplexity) if cell["count"]]
     lines = _lines(
-        found, arms, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"])
+        found, variants, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"])
     )
     title = estimator(rows[0])[0].upper() + estimator(rows[0])[1:]
-    text = f"Lines for {len(lines)} arms, {_banded(lines)}; lower is better."
+    text = f"Lines for {len(lines)} variants, {_banded(lines)}; lower is better."
     y = log_axis("perplexity", _extent(lines))
     svg = line_chart(
         title,
@@ -119,7 +121,7 @@ def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: st
         key=key,
         marks=[Mark(found[0]["window"], "window")],
     )
-    names = {arm.series: arm.name for arm in arms}
+    names = {variant.series: variant.name for variant in variants}
     table = [
         [
             names[series(c)],
@@ -133,7 +135,7 @@ def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: st
         for c in found
     ]
     header = [
-        "arm",
+        "variant",
         "tokens",
         "perplexity",
         "95 % interval",
@@ -144,19 +146,21 @@ def perplexities(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: st
     return Chart(title, text, svg, header, table, _legend(lines))
 
 
-def positions(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) -> Chart:
+def positions(rows: Sequence[Row], variants: Sequence[Variant], looks: Looks, key: str) -> Chart:
     """Nats per token by the number of tokens seen before, at the longest length."""
     found = cells(rows, position)
     lines, table = [], []
-    for arm, cell in ((arm, cell) for cell in found for arm in arms if arm.series == series(cell)):
+    for variant, cell in (
+        (variant, cell) for cell in found for variant in variants if variant.series == series(cell)
+    ):
         edges = list(zip(cell["edges"], cell["edges"][1:], strict=False))
         bins = list(zip(edges, cell["nll"], cell["low"], cell["high"], cell["count"], strict=True))
-        label, style = looks[arm.series]
+        label, style = looks[variant.series]
         at = [Point(math.sqrt(a * (b - 1)), nll, low, high) for (a, b), nll, low, high, _ in bins]
-        lines.append(Line(label, arm.name, style, at, _band(arm, arms), markers=False))
+        lines.append(Line(label, variant.name, style, at, _band(variant, variants), markers=False))
         table += [
             [
-                arm.name,
+                variant.name,
                 f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}",
                 f"{nll:.3f}",
                 _between(low, high, ".3f"),
@@ -165,7 +169,7 @@ def positions(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) 
             for (a, b), nll, low, high, n in bins
         ]
     title = f"Nats per token by position, at length {found[0]['seq_len']:,}{by_estimator(rows[0])}"
-    text = f"Lines for {len(lines)} arms against tokens seen before, {_banded(lines)}; lower is better."
+    text = f"Lines for {len(lines)} variants against tokens seen before, {_banded(lines)}; lower is better."
     last = found[0]["edges"][-1]
     x = Axis(
         "tokens seen before",
@@ -180,7 +184,7 @@ def positions(rows: Sequence[Row], arms: Sequence[Arm], looks: Looks, key: str) 
         title,
         text,
         svg,
-        ["arm", "tokens seen", "nats per token", "95 % interval", "tokens"],
+        ["variant", "tokens seen", "nats per token", "95 % interval", "tokens"],
         table,
         _legend(lines),
     )
@@ -212,14 +216,14 @@ def losses(curves: dict[str, list[Row]], styles: dict[str, Style], key: str) -> 
     return Chart(title, text, svg, ["trained", "step", "loss"], table, _legend(lines))
 
 
-def _band(arm: Arm, arms: Sequence[Arm]) -> str:
+def _band(variant: Variant, variants: Sequence[Variant]) -> str:
     """Bands for what was trained, for all where nothing was: many bands on each other say nothing."""
-    return "band" if arm.trained or not any(a.trained for a in arms) else "none"
+    return "band" if variant.trained or not any(a.trained for a in variants) else "none"
 
 
 def _banded(lines: Sequence[Line]) -> str:
     some = any(line.interval == "none" for line in lines)
-    return f"{'those of trained arms ' if some else ''}with 95 % bands over documents"
+    return f"{'those of trained variants ' if some else ''}with 95 % bands over documents"
 
 
 def _extent(lines: Sequence[Line]) -> list[float]:
@@ -231,18 +235,18 @@ def _extent(lines: Sequence[Line]) -> list[float]:
 
 
 def _lines(
-    found: Sequence[Row], arms: Sequence[Arm], looks: Looks, point: Callable[[Row], Point]
+    found: Sequence[Row], variants: Sequence[Variant], looks: Looks, point: Callable[[Row], Point]
 ) -> list[Line]:
     return [
         Line(
-            looks[arm.series][0],
-            arm.name,
-            looks[arm.series][1],
-            [point(c) for c in _sorted(found) if series(c) == arm.series],
-            _band(arm, arms),
+            looks[variant.series][0],
+            variant.name,
+            looks[variant.series][1],
+            [point(c) for c in _sorted(found) if series(c) == variant.series],
+            _band(variant, variants),
         )
-        for arm in arms
-        if any(series(c) == arm.series for c in found)
+        for variant in variants
+        if any(series(c) == variant.series for c in found)
     ]
 
 

@@ -12,7 +12,7 @@ from ctxext import files
 from ctxext.report.analysis import published, runs, wavelengths
 from ctxext.report.analysis.losses import estimator, is_perplexity
 from ctxext.report.analysis.provenance import facts, proof_table
-from ctxext.report.analysis.records import Arm, Row, arms, group, questions, settings
+from ctxext.report.analysis.records import Row, Variant, group, questions, settings, variants
 from ctxext.report.analysis.study import Study
 from ctxext.report.drawing import heatmap
 from ctxext.report.drawing.appearance import identity, looks, method_styles
@@ -52,7 +52,7 @@ def render(found: Sequence[runs.RunData]) -> str:
         proofs=[(run.name, proof_table(run.proof)) for run in found if run.proof],
         provenance=[(run.name, facts(run)) for run in found],
         several=len(found) > 1,
-        more="The other arms" if len(studies) < 2 else "The other arms and tasks",
+        more="The other variants" if len(studies) < 2 else "The other variants and tasks",
     )
 
 
@@ -100,7 +100,7 @@ def _style(*paths: Path) -> str:
 
 
 def _texts(said: Sequence[Finding], key: str) -> tuple[list[str], list[str]]:
-    """What is said of the best arm and the first task, and the rest; a sign stays with its number."""
+    """What is said of the best variant and the first task, and the rest; a sign stays with its number."""
     found = [(f.main, _unbroken(f.text)) for f in said if f.answers == key]
     return [text for main, text in found if main], [text for main, text in found if not main]
 
@@ -108,7 +108,7 @@ def _texts(said: Sequence[Finding], key: str) -> tuple[list[str], list[str]]:
 def _sections(
     found: Sequence[runs.RunData], rows: Sequence[Row], studies: Sequence[Study]
 ) -> Iterator[Section]:
-    known = arms(rows)
+    known = variants(rows)
     curves = {
         _called(name, run, found): steps for run in found for name, steps in run.losses.items()
     }
@@ -131,17 +131,21 @@ def _sections(
         task = f"{study.question.name}: " if len(studies) > 1 else ""
         shown, folded = sections.split(study)
         maps.heats += [
-            replace(h, caption=task + h.caption) for arm in shown for h in _heats(study, arm)
+            replace(h, caption=task + h.caption)
+            for variant in shown
+            for h in _heats(study, variant)
         ]
         maps.folded += [
-            replace(h, caption=task + h.caption) for arm in folded for h in _heats(study, arm)
+            replace(h, caption=task + h.caption)
+            for variant in folded
+            for h in _heats(study, variant)
         ]
     yield maps
     pairs = [(study, a, b) for study in studies for a, b in _contrasts(study, found)]
     yield Section(
         "difference",
-        "Where two arms differ",
-        "The same questions asked of both, so that only the arms "
+        "Where two variants differ",
+        "The same questions asked of both, so that only the variants "
         "differ. Blue: the first named is better, orange: the second. Hatched: fewer than 20 pairs.",
         [c for i, x in enumerate(pairs) if (c := figures.difference(*x, look, f"difference{i}"))],
         [h for study, a, b in pairs if (h := heatmap.difference(study.question, a, b))],
@@ -157,13 +161,13 @@ def _called(name: str, run: runs.RunData, found: Sequence[runs.RunData]) -> str:
     return f"{name} ({run.name})" if len(found) > 1 else name
 
 
-def _heats(study: Study, arm: Arm) -> list[heatmap.Heat]:
-    distance = heatmap.by_distance(study.question, arm)
-    depth = [heatmap.by_depth(study, arm)] if study.question.has_depth else []
+def _heats(study: Study, variant: Variant) -> list[heatmap.Heat]:
+    distance = heatmap.by_distance(study.question, variant)
+    depth = [heatmap.by_depth(study, variant)] if study.question.has_depth else []
     return [*depth, *([distance] if distance else [])]
 
 
-def _contrasts(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, Arm]]:
+def _contrasts(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Variant, Variant]]:
     """(a, b): the best of the second run against that of the first, else the best against no scaling and the next."""
     if len(found) > 1:
         best = [
@@ -173,12 +177,14 @@ def _contrasts(study: Study, found: Sequence[runs.RunData]) -> list[tuple[Arm, A
             return [(best[0], best[1])]
     if study.best is None:
         return []
-    second = next((arm for arm in study.trained if not arm.plain and arm != study.best), None)
+    second = next(
+        (variant for variant in study.trained if not variant.plain and variant != study.best), None
+    )
     others = [study.unscaled(study.best) or study.zero_shot(study.best), second]
     return [(other, study.best) for other in others if other]
 
 
-def _perplexity(rows: Sequence[Row], known: Sequence[Arm], look: figures.Looks) -> Section:
+def _perplexity(rows: Sequence[Row], known: Sequence[Variant], look: figures.Looks) -> Section:
     made = Section(
         "perplexity",
         "Perplexity",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ctxext.report.analysis import controls, effective_context, lengths, mistakes, published, suites
-from ctxext.report.analysis.records import Arm, Row
+from ctxext.report.analysis.records import Row, Variant
 from ctxext.report.analysis.study import Study
 from ctxext.report.drawing import heatmap
 from ctxext.report.drawing.charts import Chart
@@ -22,7 +22,7 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     heats: list[heatmap.Heat] = field(default_factory=list)
     folded: list[heatmap.Heat] = field(default_factory=list)
-    """Shown on request: the arms that were not trained."""
+    """Shown on request: the variants that were not trained."""
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -31,13 +31,13 @@ class Section:
         return bool(self.charts or self.heats or self.folded or self.tables or self.notes)
 
 
-def split(study: Study) -> tuple[list[Arm], list[Arm]]:
-    """Arms to show and arms to fold away: all are shown where none was trained."""
-    trained = study.trained or [arm for arm in study.question.arms if arm.trained]
+def split(study: Study) -> tuple[list[Variant], list[Variant]]:
+    """Variants to show and variants to fold away: all are shown where none was trained."""
+    trained = study.trained or [variant for variant in study.question.variants if variant.trained]
     return (
-        (trained, [arm for arm in study.question.arms if arm not in trained])
+        (trained, [variant for variant in study.question.variants if variant not in trained])
         if trained
-        else (study.question.arms, [])
+        else (study.question.variants, [])
     )
 
 
@@ -45,8 +45,8 @@ def far(studies: Sequence[Study], rows: Sequence[Row], look: figures.Looks) -> S
     """Effective contexts, under the usual bar and others, over tasks; suites of tasks."""
     made = Section(
         "reach",
-        "How far each arm reads",
-        "Effective context: the length up to which an arm answers at least 0.85 of what the base, unscaled, "
+        "How far each variant reads",
+        "Effective context: the length up to which an variant answers at least 0.85 of what the base, unscaled, "
         "answers at its own window. The ends of an interval are lengths that were asked; an arrow means "
         "that these end before the answer.",
     )
@@ -81,26 +81,26 @@ def rates(studies: Sequence[Study], look: figures.Looks) -> Section:
     made = Section(
         "controls",
         "Rates and controls",
-        "Every arm with 95 % whiskers. Floor: the same text without the "
+        "Every variant with 95 % whiskers. Floor: the same text without the "
         "needle, what guessing gives. Ceiling: the needle without the text, what the question alone "
         "allows. The bar: 0.85 of the base at home.",
     )
     for i, study in enumerate(studies):
         made.charts += answer_charts.all_of(study, look, f"rates{i}")
         made.tables.append(controls.table(study))
-        arm = study.best or next(iter(study.question.arms))
-        made.heats += [found] if (found := answer_charts.gain_by_depth(study, arm)) else []
+        variant = study.best or next(iter(study.question.variants))
+        made.heats += [found] if (found := answer_charts.gain_by_depth(study, variant)) else []
     return made
 
 
 def wrong(studies: Sequence[Study]) -> Section:
-    """Kinds of mistakes of the arms that are shown."""
+    """Kinds of mistakes of the variants that are shown."""
     made = Section(
         "mistakes",
         "What wrong answers are",
         "The first kind that applies: nothing written; another "
         "record's value from the text; a part of the answer; no number where one was asked; copied from the "
-        "text; made up. An arm that does not find the needle copies or makes up; one that finds the wrong "
+        "text; made up. An variant that does not find the needle copies or makes up; one that finds the wrong "
         "place gives another record's value.",
     )
     made.charts = [

@@ -53,29 +53,29 @@ def _effective(study: Study) -> list[Row]:
     return [
         {
             **_of(study),
-            "checkpoint": arm.series[0],
-            "method": arm.series[1],
-            "window": arm.window,
+            "checkpoint": variant.series[0],
+            "method": variant.series[1],
+            "window": variant.window,
             **far._asdict(),
         }
-        for arm, far in study.reaches.items()
+        for variant, far in study.reaches.items()
     ]
 
 
 def _other_bars(study: Study) -> list[Row]:
     named = {
-        arm: {**_of(study), "checkpoint": arm.series[0], "method": arm.series[1]}
-        for arm in study.reaches
+        variant: {**_of(study), "checkpoint": variant.series[0], "method": variant.series[1]}
+        for variant in study.reaches
     }
     found = [
         {**said, "tau": tau, **far._asdict()}
-        for arm, said in named.items()
+        for variant, said in named.items()
         for tau in effective_context.TAUS
-        if (far := study.effective(arm, tau))
+        if (far := study.effective(variant, tau))
     ]
     return found + [
-        {**said, "rule": "nolima", "value": effective_context.nolima(study, arm)}
-        for arm, said in named.items()
+        {**said, "rule": "nolima", "value": effective_context.nolima(study, variant)}
+        for variant, said in named.items()
     ]
 
 

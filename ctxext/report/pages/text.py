@@ -58,11 +58,11 @@ def tables(rows: Iterable[Row], *, by_depth: bool = False) -> str:
 
 def _differences(question: Question) -> list[str]:
     """Percentage points against the first method on the items that both have."""
-    first, *others = question.arms
+    first, *others = question.variants
     found = []
-    for arm in others:
+    for variant in others:
         for n, both in group(
-            pairs(question.of(first), question.of(arm)), lambda pair: pair[1]["seq_len"]
+            pairs(question.of(first), question.of(variant)), lambda pair: pair[1]["seq_len"]
         ).items():
             found.append(
                 {**both[0][1], "seq_len": n, "beyond_window": False, "interval": paired(both)}
@@ -94,8 +94,8 @@ def _gain(question: Question) -> list[str]:
     found = [cell for cells in gains(question).values() for cell in cells]
     if not found:
         return [f"{title}: {NOT_ASKED} (it takes the same questions with the needle and without)"]
-    if silent := len(question.arms) - len(gains(question)):
-        title += f"; {silent} other arm{'s' * (silent != 1)} not asked without the needle"
+    if silent := len(question.variants) - len(gains(question)):
+        title += f"; {silent} other variant{'s' * (silent != 1)} not asked without the needle"
     return [
         by_length(title, found, lambda cell: f"{between(cell['interval'], '.2f')} of {cell['n']}")
     ]
@@ -104,14 +104,14 @@ def _gain(question: Question) -> list[str]:
 def _depth_grids(question: Question) -> list[str]:
     """k/n by depth and length, a grid for each method."""
     grids = []
-    for arm in question.arms:
-        found = group(question.of(arm), lambda row: (row["depth"], row["seq_len"]))
+    for variant in question.variants:
+        found = group(question.of(variant), lambda row: (row["depth"], row["seq_len"]))
         texts = {
             key: f"{sum(row['correct'] for row in rows)}/{len(rows)}" for key, rows in found.items()
         }
         depths, lengths = sorted({d for d, _ in found}), sorted({n for _, n in found})
         lines = [[f"{d:g}", *(texts.get((d, n), "-") for n in lengths)] for d in depths]
-        title = f"{question.name}, {arm.name}: right / asked by depth, 0 is first"
+        title = f"{question.name}, {variant.name}: right / asked by depth, 0 is first"
         grids.append(grid(title, ["", *map(str, lengths)], lines))
     return grids
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ctxext.evals.stats import Effective, Interval
 from ctxext.report.analysis.comparisons import Comparison
-from ctxext.report.analysis.records import Arm, Row, latest, questions, signed
+from ctxext.report.analysis.records import Row, Variant, latest, questions, signed
 from ctxext.report.analysis.study import TAU, Study, adjusted, between
 
 
@@ -16,11 +16,11 @@ class Finding(NamedTuple):
     answers: str
     text: str
     main: bool = True
-    """False for what is said of other arms than the best, and of other tasks than the first."""
+    """False for what is said of other variants than the best, and of other tasks than the first."""
 
 
 def verdict(rows: Iterable[Row]) -> list[str]:
-    """Does it work, how far, compared with what, how sure: one sentence each and per arm, the answer first."""
+    """Does it work, how far, compared with what, how sure: one sentence each and per variant, the answer first."""
     return [finding.text for finding in findings(latest(rows))]
 
 
@@ -49,27 +49,27 @@ def findings(rows: Sequence[Row], studies: Sequence[Study] | None = None) -> lis
 
 
 def _about(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
-    scaled = [arm for arm in study.trained if not arm.plain]
+    scaled = [variant for variant in study.trained if not variant.plain]
     return [
         *_works(study, made, total),
         *(Finding("far", text) for text in _far(study)),
         *(
             Finding("compared", _against_unscaled(c, total), c.b == study.best)
-            for arm in scaled
-            if (c := between(made, study.unscaled(arm), arm))
+            for variant in scaled
+            if (c := between(made, study.unscaled(variant), variant))
         ),
         *(Finding("compared", text) for text in _others(study, made, total)),
         *(
             Finding("compared", _training(c, total), c.b == (study.best or study.trained[0]))
-            for arm in study.trained
-            if (c := between(made, study.zero_shot(arm), arm))
+            for variant in study.trained
+            if (c := between(made, study.zero_shot(variant), variant))
         ),
         *(Finding("sure", text) for text in _asked(study, made)),
     ]
 
 
 def _works(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
-    """The first sentence: does the best trained arm read beyond the window, and more than training alone would give?"""
+    """The first sentence: does the best trained variant read beyond the window, and more than training alone would give?"""
     best, length = study.best, study.question.longest
     if best is None:
         return [Finding("works", _no_best(study))]
@@ -99,29 +99,29 @@ def _works(study: Study, made: Sequence[Comparison], total: int) -> list[Finding
 
 
 def _no_best(study: Study) -> str:
-    if any(arm.steps is None for arm in study.question.arms):
-        return "These rows do not say which arms were trained (an older version wrote them): no arms are compared."
-    if any(arm.trained for arm in study.question.arms):
-        return f"No trained arm with a method was asked at {study.question.longest:,} tokens."
-    return "No arm here was trained: these are zero-shot measurements."
+    if any(variant.steps is None for variant in study.question.variants):
+        return "These rows do not say which variants were trained (an older version wrote them): no variants are compared."
+    if any(variant.trained for variant in study.question.variants):
+        return f"No trained variant with a method was asked at {study.question.longest:,} tokens."
+    return "No variant here was trained: these are zero-shot measurements."
 
 
 def _far(study: Study) -> list[str]:
     focus = study.trained or list(study.reaches)
-    found = [(arm, study.reaches[arm]) for arm in focus if arm in study.reaches]
-    return [reach_text(arm, far) for arm, far in sorted(found, key=lambda x: -x[1].value)]
+    found = [(variant, study.reaches[variant]) for variant in focus if variant in study.reaches]
+    return [reach_text(variant, far) for variant, far in sorted(found, key=lambda x: -x[1].value)]
 
 
-def reach_text(arm: Arm, far: Effective) -> str:
+def reach_text(variant: Variant, far: Effective) -> str:
     """As in: yarn(factor=4) after 60 steps reads to > 4.0x the window [3.0, > 4.0]."""
-    value = f"{far.censored} {far.value / arm.window:.1f}".strip()
-    return f"{arm.words} reads to {value}x the window {bounds(far, arm)}."
+    value = f"{far.censored} {far.value / variant.window:.1f}".strip()
+    return f"{variant.words} reads to {value}x the window {bounds(far, variant)}."
 
 
-def bounds(far: Effective, arm: Arm) -> str:
+def bounds(far: Effective, variant: Variant) -> str:
     """The interval in windows, open on the side where the lengths asked do not bound it."""
     low, high = ("< " if far.censored == "<" else ""), ("> " if far.censored == ">" else "")
-    return f"[{low}{far.low / arm.window:.1f}, {high}{far.high / arm.window:.1f}]"
+    return f"[{low}{far.low / variant.window:.1f}, {high}{far.high / variant.window:.1f}]"
 
 
 def _against_unscaled(c: Comparison, total: int) -> str:
@@ -133,11 +133,11 @@ def _against_unscaled(c: Comparison, total: int) -> str:
 
 
 def _others(study: Study, made: Sequence[Comparison], total: int) -> list[str]:
-    """The best arm against the other methods with the same training: which it beats, which it does not."""
+    """The best variant against the other methods with the same training: which it beats, which it does not."""
     if study.best is None:
         return []
-    arms = [arm for arm in study.trained if arm != study.best and not arm.plain]
-    others = [c for arm in arms if (c := between(made, study.best, arm))]
+    variants = [variant for variant in study.trained if variant != study.best and not variant.plain]
+    others = [c for variant in variants if (c := between(made, study.best, variant))]
     texts = []
     for shown, start in (True, "Answering less than"), (False, "Not distinguishable from"):
         told = [(c, "" if shown else f"; {could(c, total)}") for c in others if c.shown == shown]
@@ -164,31 +164,31 @@ def _asked(study: Study, made: Sequence[Comparison]) -> list[str]:
     sizes = sorted(
         {
             len(rows)
-            for arm in question.arms
+            for variant in question.variants
             for n in question.seq_lens
-            if (rows := question.of(arm, n))
+            if (rows := question.of(variant, n))
         }
     )
     many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     depths = len({row.get("depth") for row in question.rows})
     lengths = _list([f"{n:,}" for n in question.seq_lens])
     text = (
-        f"Asked: {many} questions ({question.task}, {depths} depth{'s' * (depths != 1)}) of every arm at each of "
+        f"Asked: {many} questions ({question.task}, {depths} depth{'s' * (depths != 1)}) of every variant at each of "
         f"{lengths} tokens"
     )
     texts = [
         f"{text}; differences are at {question.longest:,} tokens." if study.trained else f"{text}."
     ]
     for home in study.homes:
-        score = f"{home.right}/{len(home.rows)} at its window of {home.arm.window:,} tokens"
+        score = f"{home.right}/{len(home.rows)} at its window of {home.variant.window:,} tokens"
         if home.right:
-            which = f" ({home.arm.series[0]})" if len(study.homes) > 1 else ""
+            which = f" ({home.variant.series[0]})" if len(study.homes) > 1 else ""
             texts.append(f"The bar is {TAU:g} of what the base{which} answers at home, {score}.")
         else:
             texts.append(f"The base answers {score}: there is no bar, and no effective context.")
-    if not study.homes and any(arm.steps is None for arm in question.arms):
+    if not study.homes and any(variant.steps is None for variant in question.variants):
         texts.append(
-            "Nor do the rows say which arm is the base: there is no bar, and no effective context."
+            "Nor do the rows say which variant is the base: there is no bar, and no effective context."
         )
     elif not study.homes:
         texts.append(
@@ -206,7 +206,7 @@ def _asked(study: Study, made: Sequence[Comparison]) -> list[str]:
         )
     if study.trained:
         texts.append(
-            "Intervals cover chance in questions and texts, not in training: every trained arm is one run."
+            "Intervals cover chance in questions and texts, not in training: every trained variant is one run."
         )
     return texts
 
