@@ -11,11 +11,29 @@ Z95 = 1.959963984540054
 
 
 class Interval(NamedTuple):
-    """An estimate and its bounds; the bounds are None where the data (one cluster) cannot give any."""
+    """An estimate and its bounds; the bounds are None where the data (one cluster) cannot give any.
+
+    A format specification applies to each number: `f"{interval:.1f}"` is "3.4 [3.0, 4.0]".
+    """
 
     value: float
     low: float | None
     high: float | None
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} {self.bounds(spec)}".rstrip()
+
+    def bounds(self, spec: str, missing: str = "") -> str:
+        """The bounds alone, such as "[3.0, 4.0]"; `missing` where there are none."""
+        if self.low is None or self.high is None:
+            return missing
+        return f"[{self.low:{spec}}, {self.high:{spec}}]"
+
+    def scaled(self, factor: float) -> "Interval":
+        """The interval of `factor` (positive) times the quantity, such as percent of a share."""
+        low = None if self.low is None else factor * self.low
+        high = None if self.high is None else factor * self.high
+        return Interval(factor * self.value, low, high)
 
 
 def wilson(successes: int, trials: int, z: float = Z95, *, worth: float | None = None) -> Interval:
@@ -142,6 +160,23 @@ class Effective(NamedTuple):
     low: float
     high: float
     censored: Literal["", ">", "<"]
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.estimate(spec)} {self.bounds(spec)}"
+
+    def estimate(self, spec: str) -> str:
+        """The value alone, such as "> 4.0"."""
+        return f"{self.censored} {self.value:{spec}}".lstrip()
+
+    def bounds(self, spec: str) -> str:
+        """The bounds alone, such as "[3.0, > 4.0]": open on the side that the lengths tried leave open."""
+        low = "< " if self.censored == "<" else ""
+        high = "> " if self.censored == ">" else ""
+        return f"[{low}{self.low:{spec}}, {high}{self.high:{spec}}]"
+
+    def in_units_of(self, length: float) -> "Effective":
+        """The same in units of `length` tokens, such as windows of pre-training."""
+        return Effective(self.value / length, self.low / length, self.high / length, self.censored)
 
 
 def effective_length(

@@ -11,6 +11,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from ctxext.evals.stats import (
+    Effective,
+    Interval,
     _non_increasing,
     effective_length,
     holm,
@@ -277,3 +279,15 @@ def test_sign_flip_is_the_permutation_test_over_clusters():
     assert (
         sign_flip([1] * 20, [0] * 20) == 1.0
     )  # one text shows nothing, however much is asked about it
+
+
+def test_intervals_format_themselves():
+    interval = Interval(3.41, 3.36, 3.46)
+    assert f"{interval:.2f}" == "3.41 [3.36, 3.46]" and interval.bounds(".1f") == "[3.4, 3.5]"
+    assert f"{Interval(-0.3, -5.2, 4.0):+z.0f}" == "+0 [-5, +4]"
+    assert f"{Interval(0.5, None, None).scaled(100):.0f}" == "50"
+    assert Interval(0.5, None, None).bounds(".0f", missing="none") == "none"
+    assert Interval(0.9, 0.7, 0.97).scaled(100) == (90, 70, 97)
+    open_above = Effective(1024, 768, 1024, ">").in_units_of(256)
+    assert f"{open_above:.1f}" == "> 4.0 [3.0, > 4.0]"
+    assert f"{Effective(256, 256, 512, '<'):.0f}" == "< 256 [< 256, 512]"
