@@ -1,11 +1,13 @@
 """Rotary position embeddings: frequencies, angles and the one rotation.
 
-RoPE (arXiv 2104.09864) turns pair i of a head by the angle p * f_i at position p, with f_i = theta^(-2i/d).
-Shapes: B batch, T tokens, N heads, H head_dim (d); a pair is (x_i, x_{i + H/2}), the rotate-half layout.
+RoPE (arXiv 2104.09864) turns pair i of a head by the angle p * f_i at position p, with
+f_i = theta^(-2i/d). A pair is (x_i, x_{i + H/2}), the rotate-half layout.
+Shapes: B batch, T tokens, N heads, H head_dim (d).
 """
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -17,10 +19,16 @@ from jaxtyping import Array, Float, Int
 Angles = Literal["exact", "float32"]
 ANGLES: tuple[Angles, ...] = ("exact", "float32")
 
+LONG = 16
+"""How many windows long the text is for which a scaling of fixed frequencies is checked."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeBase:
-    """The rotary embedding of pre-training: head_dim d, theta, and the window L in tokens. No defaults on purpose."""
+    """The rotary embedding of pre-training: head_dim d, theta, and the window L in tokens.
+
+    There are no defaults on purpose. Raises ValueError for an odd head_dim and for sizes below 1.
+    """
 
     head_dim: int
     theta: float
@@ -44,47 +52,52 @@ class RopeBase:
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
-    """theta^(-2i/d) for i < d/2, float64, radians per token."""
+    """theta^(-2i/d) for i < d/2, float64 [d/2], radians per token."""
     return theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
 class Rotation(NamedTuple):
-    """Frequencies on the device: a pytree whose shapes depend on head_dim alone, so no factor or length recompiles.
+    """Frequencies on the device, exact at any position.
 
-    `turns_high`, `turns_low`: f / 2 pi as a 64-bit binary fraction, two uint32 words [H/2]. A product with the
-    position modulo 2^32 is then the exact fraction of a turn, at any position below 2^31 and without float64.
+    A pytree whose shapes depend on head_dim alone, so that no factor and no length recompiles.
+    `turns_high` and `turns_low` are the words of f / 2 pi as a 64-bit binary fraction, uint32
+    [H/2] each. Its product with the position, modulo 2^32, is the exact fraction of a turn at any
+    position below 2^31, without float64.
     """
 
     turns_high: Array
     turns_low: Array
     attention_factor: Array
     leading: "tuple[Array, Rotation] | None" = None
-    """Where the first positions turn otherwise: how many, and how."""
+    """How many of the first positions rotate differently, and how."""
 
     def tables(
         self, positions: Int[Array, "*shape"]
     ) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
-        """cos and sin times attention_factor, float32 [..., H/2]; within 1e-6 of float64 at any position."""
+        """cos and sin times attention_factor, float32 [..., H/2], within 1e-6 of float64."""
         p = positions.astype(jnp.uint32)[..., None]
-        # p * low / 2^32 in float32, cut to whole numbers, is off by one place of the high word for p < 2^22 and by at
-        # most 400 for p < 2^31: 1e-7 turns.
         shape = (1,) * positions.ndim + self.turns_high.shape
-        high, low = self.turns_high.reshape(shape), self.turns_low.reshape(shape)
+        high = self.turns_high.reshape(shape)
+        low = self.turns_low.reshape(shape)
+        # p * low / 2^32 in float32, cut to whole numbers, is off by one unit of the high word for
+        # p < 2^22 and by at most 400 for p < 2^31: 1e-7 turns.
         carry = (p.astype(jnp.float32) * (low.astype(jnp.float32) * 2.0**-32)).astype(jnp.uint32)
-        turns = jax.lax.bitcast_convert_type(
-            p * high + carry, jnp.int32
-        )  # signed: angles in [-pi, pi)
+        # Read as a signed number, the fraction gives angles in [-pi, pi).
+        turns = jax.lax.bitcast_convert_type(p * high + carry, jnp.int32)
         angles = turns.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
-        cos, sin = jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
-        return _leading(self.leading, positions, cos, sin)
+        return _cos_sin(angles, positions, self.attention_factor, self.leading)
 
 
 class Float32Rotation(NamedTuple):
-    """Angles as float32 products p * f, the arithmetic of transformers; off by 4e-3 rad at position 131,071."""
+    """Angles as float32 products p * f, the arithmetic of transformers.
+
+    At position 131,071 they are off by 4e-3 rad.
+    """
 
     inv_freq: Array
     attention_factor: Array
     leading: "tuple[Array, Float32Rotation] | None" = None
+    """How many of the first positions rotate differently, and how."""
 
     def tables(
         self, positions: Int[Array, "*shape"]
@@ -92,26 +105,29 @@ class Float32Rotation(NamedTuple):
         """cos and sin times attention_factor, float32 [..., H/2]."""
         inv_freq = self.inv_freq.reshape((1,) * positions.ndim + self.inv_freq.shape)
         angles = positions.astype(jnp.float32)[..., None] * inv_freq
-        cos, sin = jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
-        return _leading(self.leading, positions, cos, sin)
+        return _cos_sin(angles, positions, self.attention_factor, self.leading)
 
 
-def _leading(leading: Any, positions: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
-    """The tables, with those of the leading positions put in where there are any."""
+def _cos_sin(
+    angles: Array, positions: Array, attention_factor: Array, leading: Any
+) -> tuple[Array, Array]:
+    """The two tables, with those of the leading positions where there are any."""
+    cos = jnp.cos(angles) * attention_factor
+    sin = jnp.sin(angles) * attention_factor
     if leading is None:
         return cos, sin
     count, rotation = leading
-    first = (positions < count)[..., None]
-    plain_cos, plain_sin = rotation.tables(positions)
-    return jnp.where(first, plain_cos, cos), jnp.where(first, plain_sin, sin)
+    is_leading = (positions < count)[..., None]
+    leading_cos, leading_sin = rotation.tables(positions)
+    return jnp.where(is_leading, leading_cos, cos), jnp.where(is_leading, leading_sin, sin)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rope:
-    """What a scaling returns: `inv_freq` float64 [H/2] on the host and the factor m on cos and sin.
+    """The result of a scaling: `inv_freq`, float64 [H/2] on the host, and a factor on cos and sin.
 
-    Logits scale by attention_factor**2, as it multiplies both query and key. `leading`: how many of the first
-    positions keep other frequencies, and which, float64 [H/2]; their factor on cos and sin is 1.
+    Logits scale by attention_factor**2, as it multiplies both query and key. `leading` is how many
+    of the first positions keep other frequencies, and those, float64 [H/2]; their factor is 1.
     """
 
     inv_freq: np.ndarray
@@ -119,17 +135,31 @@ class Rope:
     leading: tuple[int, np.ndarray] | None = None
 
     def rotation(self, angles: Angles = "exact") -> Rotation | Float32Rotation:
-        """The device form. `exact` is right to 1e-6 at any position, `float32` repeats transformers' rounding."""
+        """The device form: "exact" to 1e-6 at any position, "float32" with transformers' rounding.
+
+        Raises ValueError for other `angles`.
+        """
         if angles not in ANGLES:
             raise ValueError(f"angles {angles!r} are not known; choose one of {', '.join(ANGLES)}")
-        with (
-            jax.ensure_compile_time_eval()
-        ):  # a value, also when asked for inside a trace: callers keep it
+        # Callers keep the result, so that it must be a value even when asked for inside a trace.
+        with jax.ensure_compile_time_eval():
             rotation = _on_device(self.inv_freq, self.attention_factor, angles)
             if self.leading is None:
                 return rotation
             count, inv_freq = self.leading
             return rotation._replace(leading=(jnp.int32(count), _on_device(inv_freq, 1.0, angles)))
+
+    def equals(self, other: "Rope") -> bool:
+        """True if both rotate every position by exactly the same angles, with the same factor."""
+        if (self.leading is None) != (other.leading is None):
+            return False
+        if self.leading is not None and other.leading is not None:
+            same_count = self.leading[0] == other.leading[0]
+            if not same_count or not np.array_equal(self.leading[1], other.leading[1]):
+                return False
+        return self.attention_factor == other.attention_factor and np.array_equal(
+            self.inv_freq, other.inv_freq
+        )
 
 
 def _on_device(
@@ -139,8 +169,8 @@ def _on_device(
     if angles == "float32":
         return Float32Rotation(jnp.asarray(inv_freq, jnp.float32), factor)
     words = [int(round(float(f) / (2 * np.pi) * 2.0**64)) % 2**64 for f in inv_freq]
-    high = np.array([w >> 32 for w in words], np.uint32)
-    low = np.array([w & 0xFFFFFFFF for w in words], np.uint32)
+    high = np.array([word >> 32 for word in words], np.uint32)
+    low = np.array([word & 0xFFFFFFFF for word in words], np.uint32)
     return Rotation(jnp.asarray(high), jnp.asarray(low), factor)
 
 
@@ -148,25 +178,11 @@ class RopeScaling(abc.ABC):
     """The first seam: which frequencies. Subclasses are frozen dataclasses and final."""
 
     depends_on_length: ClassVar[bool] = False
-    """True where `rope` changes with `seq_len`; caches then keep keys un-rotated."""
+    """True where `rope` changes with `seq_len`; decode caches then keep keys un-rotated."""
 
     @abc.abstractmethod
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         """Frequencies for a context of `seq_len` tokens over the pre-trained `base`."""
-
-
-def check_factor(factor: float) -> None:
-    """Raises ValueError unless `factor`, the new window over the old one, is a number from 1 up."""
-    if not 1 <= factor < math.inf:
-        raise ValueError(f"factor must be a finite number of at least 1, got {factor}")
-
-
-def check_attention_factor(attention_factor: float | None) -> None:
-    """Raises ValueError unless it is None, which leaves it to the method, or a positive number."""
-    if attention_factor is not None and not 0 < attention_factor < math.inf:
-        raise ValueError(
-            f"attention_factor must be positive and finite (1 changes nothing), got {attention_factor}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,14 +196,86 @@ class Unscaled(RopeScaling):
         return Rope(base.inv_freq)
 
 
+def rope_at(scaling: RopeScaling, base: RopeBase, seq_len: int) -> Rope:
+    """The frequencies of `scaling` for a context of `seq_len` tokens, its declaration checked.
+
+    Training, evaluation, export and planning all ask here, always with the true length. A scaling
+    that does not declare `depends_on_length` gives the same Rope object at every length. Raises
+    ValueError if its frequencies change with the length all the same: it would train with some
+    and evaluate with others.
+    """
+    rope = scaling.rope(base, seq_len)
+    if scaling.depends_on_length:
+        return rope
+    window = base.original_max_position_embeddings
+    fixed = _rope_of_any_length(scaling, base)
+    _check_declaration(scaling, (window, fixed), (seq_len, rope))
+    return fixed
+
+
+@functools.lru_cache(maxsize=4096)
+def rotation_at(
+    scaling: RopeScaling, base: RopeBase, seq_len: int, angles: Angles = "exact"
+) -> Rotation | Float32Rotation:
+    """`rope_at` in its device form, cached; raises ValueError as it does.
+
+    Frequencies that do not follow the length are the same arrays at every length.
+    """
+    return _rotation(rope_at(scaling, base, seq_len), angles)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rotation(rope: Rope, angles: Angles) -> Rotation | Float32Rotation:
+    return rope.rotation(angles)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rope_of_any_length(scaling: RopeScaling, base: RopeBase) -> Rope:
+    """The Rope of fixed frequencies, as at the window, compared with that of a long text."""
+    window = base.original_max_position_embeddings
+    rope = scaling.rope(base, window)
+    try:
+        long_rope = scaling.rope(base, LONG * window)
+    except ValueError:  # a scaling may refuse lengths, and nobody asked for this one
+        return rope
+    _check_declaration(scaling, (window, rope), (LONG * window, long_rope))
+    return rope
+
+
+def _check_declaration(
+    scaling: RopeScaling, one: tuple[int, Rope], other: tuple[int, Rope]
+) -> None:
+    if not one[1].equals(other[1]):
+        raise ValueError(
+            f"{type(scaling).__name__} gives other frequencies at {other[0]} tokens than at "
+            f"{one[0]}, but does not say so; set depends_on_length = True in the class"
+        )
+
+
+def check_factor(factor: float) -> None:
+    """Raise ValueError unless `factor`, new window over old window, is finite and at least 1."""
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"factor must be a finite number of at least 1, got {factor}")
+
+
+def check_attention_factor(attention_factor: float | None) -> None:
+    """Raise ValueError unless it is positive and finite, or None, which leaves it to the method."""
+    if attention_factor is not None and not 0 < attention_factor < math.inf:
+        raise ValueError(
+            f"attention_factor must be positive and finite (1 changes nothing), "
+            f"got {attention_factor}"
+        )
+
+
 def rotate(
     x: Float[Array, "b t n h"], cos: Float[Array, "#b t h2"], sin: Float[Array, "#b t h2"]
 ) -> Float[Array, "b t n h"]:
-    """Turn every pair (x_i, x_{i + H/2}) by its angle; computed in float32, returned in the dtype of `x`."""
-    first, second = jnp.split(
-        x.astype(jnp.float32), 2, axis=-1
-    )  # bfloat16 products would lose position
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
-        x.dtype
-    )
+    """Turn every pair (x_i, x_{i + H/2}) by its angle; returned in the dtype of `x`.
+
+    Computed in float32, because products in bfloat16 would lose the position.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos = cos[:, :, None, :]
+    sin = sin[:, :, None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)

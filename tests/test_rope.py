@@ -1,5 +1,7 @@
 """Rotary tables against float64, their precision inside a bfloat16 model, and the one rotation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,16 @@ from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.yarn import Yarn
 from ctxext.model.lm import _logits
 from ctxext.parallel.mesh import Mesh
-from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, inverse_frequencies, rotate
+from ctxext.rope import (
+    Rope,
+    RopeBase,
+    RopeScaling,
+    Unscaled,
+    inverse_frequencies,
+    rope_at,
+    rotate,
+    rotation_at,
+)
 from support import tiny
 
 LLAMA2 = RopeBase(128, 1e4, 4096)
@@ -63,7 +74,7 @@ def test_special_frequencies():
 
 
 def test_float32_angles_repeat_transformers():
-    """float32(p) * float32(f), then cos and sin; the table that transformers builds, and its error at 131,071."""
+    """cos and sin of float32(p) * float32(f), as in transformers, and their error at 131,071."""
     rope = Yarn(8.0).rope(LLAMA2, 32768)
     angles = np.asarray(POSITIONS, np.float32)[:, None] * rope.inv_freq.astype(np.float32)
     got = tables(rope.rotation("float32"), jnp.asarray(POSITIONS, jnp.int32))
@@ -185,3 +196,48 @@ def test_a_rotation_asked_for_inside_a_trace_is_a_value():
         )
     )()
     assert all(x.sum() > 0 for x in jax.tree.leaves(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class FollowsTheLength(RopeScaling):
+    """Reads `seq_len` beyond `start` tokens, and may forget to declare it."""
+
+    start: int = 0
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        return Rope(base.inv_freq / (1 + max(0, seq_len - self.start)))
+
+
+def test_a_scaling_that_follows_the_length_undeclared_is_refused():
+    """At the first length when a long text already differs, else at the first length that does."""
+    message = "FollowsTheLength gives other frequencies at .* set depends_on_length = True"
+    for ask in (rope_at, rotation_at):
+        with pytest.raises(ValueError, match=message):
+            ask(FollowsTheLength(), LLAMA2, 4096)
+        far = FollowsTheLength(start=10**6)
+        ask(far, LLAMA2, 10**6)
+        with pytest.raises(ValueError, match=message):
+            ask(far, LLAMA2, 10**6 + 1)
+
+
+def test_fixed_frequencies_are_one_object_at_every_length():
+    yarn, dynamic = Yarn(8.0), DynamicNTK(2.0)
+    assert rope_at(yarn, LLAMA2, 1) is rope_at(yarn, LLAMA2, 10**6)
+    assert rotation_at(yarn, LLAMA2, 1) is rotation_at(yarn, LLAMA2, 10**6)
+    assert rope_at(yarn, LLAMA2, 1).equals(yarn.rope(LLAMA2, 32768))
+    for length in (4096, 8192):
+        assert rope_at(dynamic, LLAMA2, length).equals(dynamic.rope(LLAMA2, length))
+    assert not rope_at(dynamic, LLAMA2, 8192).equals(rope_at(dynamic, LLAMA2, 4096))
+
+
+def test_a_scaling_may_refuse_lengths_that_nobody_asked_for():
+    @dataclasses.dataclass(frozen=True)
+    class UpToItsReach(RopeScaling):
+        def rope(self, base: RopeBase, seq_len: int) -> Rope:
+            if seq_len > 8192:
+                raise ValueError(f"{seq_len} tokens are out of reach")
+            return Rope(base.inv_freq)
+
+    assert rope_at(UpToItsReach(), LLAMA2, 8192).equals(Rope(LLAMA2.inv_freq))
+    with pytest.raises(ValueError, match="out of reach"):
+        rope_at(UpToItsReach(), LLAMA2, 8193)
