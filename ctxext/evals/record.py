@@ -1,0 +1,394 @@
+"""Evaluation records: who answered, what was asked and how it went, as typed parts.
+
+A run keeps them in records.jsonl, one per line. Labels for people are made from the parts
+(`EvaluatedModel.label`, `Question.title`) and never parsed.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
+
+from ctxext.files import read_jsonl
+
+Condition = Literal["needle", "no-needle", "needle-only"]
+"""Whether the text holds the answer; the other two are controls. "no-needle": haystack text
+replaces the needles, so that a right answer is a guess. "needle-only": there is no haystack, so
+that a wrong answer has nothing to do with length."""
+
+Metric = Literal["accuracy", "perplexity"]
+Mean = Literal["token", "window"]
+
+
+class Measurement(NamedTuple):
+    """Something that an evaluation measures, at one length: accuracy of "passkey" at 1,024."""
+
+    evaluation: str
+    """The task of questions ("passkey"), or the name of a perplexity ("ppl:yarn")."""
+    seq_len: int
+    metric: Metric
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Who answered: the weights, their training and the methods they are run with."""
+
+    window: int
+    """Tokens that the base model was pre-trained for."""
+    rope: str = "none"
+    """Label of the frequency method (`methods.label`); "none" changes nothing."""
+    attention: str = "causal"
+    """Label of the attention method; "causal" changes nothing."""
+    checkpoint: str = ""
+    """Name of the weights; "" for those of the run that holds the record."""
+    steps: int = 0
+    """Fine-tuning steps that the weights have had."""
+    train_seq_len: int | None = None
+    """Tokens per training row of the experiment; None for a checkpoint evaluated on its own."""
+
+    @property
+    def method(self) -> str:
+        """Both methods without those that change nothing: "yarn(factor=4)", or "none"."""
+        changing = [x for x in (self.rope, self.attention) if x not in ("none", "causal")]
+        return " + ".join(changing) or "none"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether neither frequencies nor attention are changed."""
+        return self.method == "none"
+
+    @property
+    def label(self) -> str:
+        """The method and its training, for people: "yarn(factor=4), 60 steps at 256"."""
+        if self.train_seq_len is None:
+            return self.method
+        if self.steps == 0:
+            return f"{self.method}, zero-shot"
+        return f"{self.method}, {self.steps} steps at {self.train_seq_len}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What makes records dependent on each other: those with equal values belong together.
+
+    A record that shares nothing has its own item name in both.
+    """
+
+    document: int | str
+    """The document that the text was taken from: the unit that intervals resample."""
+    text: str
+    """The text itself, where several questions are asked about one."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked about a text."""
+
+    task: str
+    fields: dict[str, Any]
+    """The fields of the task: everything that its wording depends on."""
+    condition: Condition
+    needle_item: str
+    """The item that asks the same question with its needle in the text; a control's twin."""
+    tokens: int
+    """Tokens of the prompt and of the space for the answer, BOS included."""
+    prompt_sha256: str
+    """Of the token ids: the same item is another prompt under another tokenizer."""
+    gold: tuple[int, ...]
+    """Token ids of the right answer."""
+    depth: float | None = None
+    """Where the needle should be, 0 (start) to 1; None for a question about the whole text."""
+    depth_achieved: float | None = None
+    needles: tuple[tuple[int, ...], ...] = ()
+    """(start, length) in tokens of each span of the prompt that the answer depends on."""
+    distance: int | None = None
+    """Tokens from the first needle to the end of the prompt."""
+    distances: tuple[int, ...] = ()
+    """The same for each record of the text, the one asked for first."""
+    haystack: tuple[tuple[int, ...], ...] = ()
+    """(document, start, length) of each piece of text around the needles."""
+    suite: str = ""
+    """The suite of tasks that this belongs to, such as "ruler-exact"."""
+    label: str = ""
+    """The task's name within the suite."""
+
+    @property
+    def title(self) -> str:
+        """The name of the question in tables: "ruler-exact/vt", or the task."""
+        return f"{self.suite}/{self.label}" if self.suite else self.label or self.task
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """How one question was answered: written freely, teacher-forced, and chosen among several."""
+
+    prediction: tuple[int, ...]
+    """Token ids that were written, up to the first that ends the answer."""
+    text: str
+    """The same as text."""
+    metric: str
+    """How the text is scored, see `tasks.building.scores.Metric`."""
+    score: float
+    """0 to 1, by the metric."""
+    correct: bool
+    """Whether the score is 1."""
+    answer_logprobs: tuple[float, ...]
+    """log p of each token of the right answer, given the true tokens before it."""
+    answer_nll: float
+    """Mean nats per token of the right answer."""
+    answer_probability: float
+    choices: int = 1
+    """K of the K-way choice, whose chance level is 1/K; 1 where there is nothing to choose from."""
+    chosen: bool | None = None
+    """Whether the right answer is the most likely of them, by nats per token."""
+    failure: str | None = None
+    """The kind of mistake (`tasks.building.scores.failure`); None for a right answer."""
+
+
+@dataclass(frozen=True)
+class LossEstimator:
+    """Which perplexity the losses belong to; those of different estimators are not comparable."""
+
+    name: str
+    """"same-target", "longppl", or one of `perplexity_estimators.ESTIMATORS`."""
+    mean: Mean = "token"
+    """What is averaged: all tokens, or windows after the mean over each window's tokens."""
+    stride: int | None = None
+    """Tokens between windows, where the estimator rolls."""
+    keys_from: str = ""
+    """Where the key tokens of LongPPL come from."""
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """Sums over each window of a document, in order: nats, and tokens that were scored."""
+
+    nll: tuple[float, ...]
+    count: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PositionLosses:
+    """Sums of nats, and tokens, by bins [edge, next edge) of the tokens that were seen before."""
+
+    edges: tuple[int, ...]
+    nll: tuple[float, ...]
+    count: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LossScores:
+    """Sums over the scored tokens of a text: exp(sum nll / sum count) is a perplexity."""
+
+    nll: float
+    """Nats."""
+    count: int
+    """Tokens."""
+    num_bytes: int
+    """UTF-8 bytes of those tokens."""
+    windows: WindowLosses | None = None
+    by_position: PositionLosses | None = None
+    all_nll: float | None = None
+    """Nats of all tokens, where only some are scored."""
+    all_count: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecord(abc.ABC):
+    """One evaluated item of one model. Either an `AnswerRecord` or a `LossRecord`."""
+
+    kind: ClassVar[str]
+    metric: ClassVar[Metric]
+
+    model: EvaluatedModel
+    evaluation: str
+    """Name of the evaluation: "retrieval", "samples", "ppl", "ppl:yarn", "longppl"."""
+    item: str
+    """Name that is unique among all items of all evaluations; the same for every model."""
+    settings: str
+    """Fingerprint of the evaluation: items with different settings are never put together."""
+    seq_len: int
+    """Nominal length of the text, in tokens."""
+    cluster: Cluster
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Further facts, plain JSON, which nothing computes with."""
+
+    @property
+    @abc.abstractmethod
+    def measurement(self) -> Measurement:
+        """What the record is a part of."""
+
+    @property
+    def beyond_window(self) -> bool:
+        return self.seq_len > self.model.window
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON; what has its default value is left out."""
+        return {"kind": self.kind, **_encode(self)}
+
+
+@typing.final
+@dataclass(frozen=True, kw_only=True)
+class AnswerRecord(EvalRecord):
+    """The answer to one question about a text."""
+
+    kind = "answer"
+    metric = "accuracy"
+    question: Question
+    scores: AnswerScores
+
+    @property
+    def measurement(self) -> Measurement:
+        return Measurement(self.question.task, self.seq_len, self.metric)
+
+
+@typing.final
+@dataclass(frozen=True, kw_only=True)
+class LossRecord(EvalRecord):
+    """The losses of one text."""
+
+    kind = "losses"
+    metric = "perplexity"
+    estimator: LossEstimator
+    scores: LossScores
+
+    @property
+    def measurement(self) -> Measurement:
+        return Measurement(self.evaluation, self.seq_len, self.metric)
+
+
+KINDS: dict[str, type[EvalRecord]] = {kind.kind: kind for kind in (AnswerRecord, LossRecord)}
+
+
+def from_json(value: Any) -> EvalRecord:
+    """The record that `to_json` wrote. Raises ValueError that says which part is wrong."""
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, not one of {', '.join(KINDS)}")
+    parts = {name: part for name, part in value.items() if name != "kind"}
+    return _decoder(KINDS[kind])(parts, "record")
+
+
+def read_records(path: str | Path) -> list[EvalRecord]:
+    """The records of a records.jsonl, in order; none if the file does not exist.
+
+    A torn last line is dropped. Raises ValueError naming the file and the line of a bad record.
+    """
+    records = []
+    for number, value in enumerate(read_jsonl(path), 1):
+        try:
+            records.append(from_json(value))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}, is not an evaluation record of this version: {error}. "
+                "Move the file away and evaluate again"
+            ) from None
+    return records
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        values = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            name: _encode(part)
+            for name, (f, part) in values.items()
+            if part != (f.default if f.default_factory is dataclasses.MISSING else {})
+        }
+    if isinstance(value, list | tuple):
+        return [_encode(part) for part in value]
+    return value
+
+
+Decoder = Callable[[Any, str], Any]
+"""(JSON value, its name for messages) -> the typed value; raises ValueError."""
+
+SCALARS: dict[Any, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+}
+
+
+@functools.cache
+def _decoder(hint: Any) -> Decoder:
+    """The strict decoder of a type that records use."""
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_decoder(hint)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return _tuple_decoder(args[0])
+    if origin in (Union, types.UnionType):
+        return _union_decoder(args)
+    if origin is dict:
+        return _check(lambda value: isinstance(value, dict), "an object")
+    if origin is Literal:
+        return _check(lambda value: value in args, f"one of {', '.join(map(str, args))}")
+    allowed = SCALARS[hint]
+    is_bool = hint is bool
+    return _check(
+        lambda value: isinstance(value, allowed) and isinstance(value, bool) == is_bool,
+        f"of type {hint.__name__}",
+    )
+
+
+def _check(accepts: Callable[[Any], bool], expected: str) -> Decoder:
+    def decode(value: Any, name: str) -> Any:
+        if not accepts(value):
+            raise ValueError(f"{name} is {value!r}, not {expected}")
+        return value
+
+    return decode
+
+
+def _dataclass_decoder(kind: Any) -> Decoder:
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    decoders = {f.name: _decoder(hints[f.name]) for f in fields}
+    optional = {
+        f.name
+        for f in fields
+        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+    }
+
+    def decode(value: Any, name: str) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {value!r}, not an object")
+        if unknown := value.keys() - decoders.keys():
+            raise ValueError(f"{name} has unknown fields: {', '.join(sorted(unknown))}")
+        if missing := decoders.keys() - optional - value.keys():
+            raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        return kind(**{key: decoders[key](part, key) for key, part in value.items()})
+
+    return decode
+
+
+def _tuple_decoder(element: Any) -> Decoder:
+    decode_element = _decoder(element)
+
+    def decode(value: Any, name: str) -> Any:
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is {value!r}, not a list")
+        return tuple(decode_element(part, name) for part in value)
+
+    return decode
+
+
+def _union_decoder(alternatives: tuple[Any, ...]) -> Decoder:
+    decoders = [_decoder(kind) for kind in alternatives if kind is not type(None)]
+
+    def decode(value: Any, name: str) -> Any:
+        if value is None and type(None) in alternatives:
+            return None
+        for decoder in decoders[:-1]:
+            with contextlib.suppress(ValueError):
+                return decoder(value, name)
+        return decoders[-1](value, name)
+
+    return decode
