@@ -170,6 +170,6 @@ class RopeView:
             max_position_embeddings=base.original_max_position_embeddings,
         )
         try:
-            return ropespec.lower_hf(method, config, self.seq_len)
+            return ropespec.rope_to_config(method, config, self.seq_len)
         except ValueError as error:
             return f"not representable: {error}"

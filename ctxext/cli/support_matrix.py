@@ -10,7 +10,7 @@ from ctxext import export
 from ctxext.attention import Attention
 from ctxext.interop.gguf_metadata import rope_keys
 from ctxext.interop.meta_rope import rope_json
-from ctxext.interop.ropespec import lower_hf
+from ctxext.interop.ropespec import RopeSpec, rope_spec
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
 
@@ -19,26 +19,27 @@ FACTOR = 4.0
 
 def hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
     """The rope_type that transformers 4 and 5 read, or "carrier": longrope with equal lists. Raises ValueError."""
-    spec = lower_hf(scaling, config, seq_len)["rope_parameters"]
-    kind = spec["rope_type"]
-    return "carrier" if kind == "longrope" and spec["short_factor"] == spec["long_factor"] else kind
+    return _hf_name(rope_spec(scaling, config, seq_len))
+
+
+def _hf_name(spec: RopeSpec) -> str:
+    return "carrier" if spec.generic else spec.rope_type
 
 
 def vllm(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """What vLLM makes of the HF export, by its code, read and not run. Raises ValueError where that is wrong."""
-    kind, spec = hf(scaling, config, seq_len), lower_hf(scaling, config, seq_len)["rope_parameters"]
-    if kind == "dynamic":
+    """How vLLM reads the HF export, by its code, which was not run. Raises ValueError where that is wrong."""
+    spec = rope_spec(scaling, config, seq_len)
+    if spec.rope_type == "dynamic":
         raise ValueError(
             "vLLM freezes dynamic frequencies at factor x L, and its versions disagree on the formula; "
             "export a static scaling at the factor you need, such as NTK"
         )
-    if kind == "yarn" and "attention_factor" in spec:
+    if spec.rope_type == "yarn" and "attention_factor" in spec.keys:
         raise ValueError(
             "vLLM before September 2026 ignores an attention_factor of yarn and puts in YaRN's own"
         )
-    return (
-        "long list" if kind == "longrope" else kind
-    )  # at every length, once max_model_len is longer than the window
+    # At every length, once max_model_len is longer than the window.
+    return "long list" if spec.rope_type == "longrope" and not spec.generic else _hf_name(spec)
 
 
 def peft(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:

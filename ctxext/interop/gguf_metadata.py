@@ -1,22 +1,25 @@
-"""What a GGUF file says beside its tensors: the shape, and the frequencies in the ways that llama.cpp reads them."""
+"""The metadata of a GGUF file: the shape of the model, and the frequencies in the forms that llama.cpp reads."""
 
 from typing import Any
 
 import numpy as np
 
-from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf
+from ctxext.interop.rope_types import ROPE_TYPES
+from ctxext.interop.ropespec import RopeSpec, frequency_divisors, rope_spec
 from ctxext.methods import label
+from ctxext.methods.yarn import Yarn
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
-BLOCK = 32  # numbers that share a scale in q8_0
+Q8_0_BLOCK = 32
+"""Consecutive numbers that share a scale in q8_0."""
 
 
 def check(
     config: LlamaConfig, scaling: RopeScaling, *, dtype: str, seq_len: int | None = None
 ) -> None:
-    """Raise ValueError, with the reason, for what a GGUF file of architecture llama cannot say."""
+    """Raise ValueError, with the reason, for what a GGUF file of architecture llama cannot represent."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     rope_keys(config, scaling, seq_len or config.max_position_embeddings)
@@ -25,20 +28,18 @@ def check(
         config.intermediate_size,
         config.num_attention_heads * config.head_dim,
     )
-    for wrong, what in (
-        (config.attention_bias or config.mlp_bias, "biases are not written to GGUF"),
-        (config.hidden_act != "silu", f"llama.cpp computes silu, not {config.hidden_act}"),
-        (
-            isinstance(config.eos_token_id, tuple),
-            "GGUF has one id for the end of a text, and this model several",
+    refusals = {
+        "biases are not written to GGUF": config.attention_bias or config.mlp_bias,
+        f"llama.cpp computes silu, not {config.hidden_act}": config.hidden_act != "silu",
+        "GGUF has one id for the end of a text, and this model has several": isinstance(
+            config.eos_token_id, tuple
         ),
-        (
-            dtype == "q8_0" and any(width % BLOCK for width in widths),
-            f"q8_0 needs widths that {BLOCK} divides",
-        ),
-    ):
-        if wrong:
-            raise ValueError(f"{what}; export with --to hf or another dtype")
+        f"q8_0 needs widths that are multiples of {Q8_0_BLOCK}": dtype == "q8_0"
+        and any(width % Q8_0_BLOCK for width in widths),
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise ValueError(f"{reason}; export with --to hf or another dtype")
 
 
 def hyperparameters(config: LlamaConfig, name: str, scaling: RopeScaling) -> dict[str, Any]:
@@ -61,43 +62,40 @@ def hyperparameters(config: LlamaConfig, name: str, scaling: RopeScaling) -> dic
 def rope_keys(
     config: LlamaConfig, scaling: RopeScaling, seq_len: int
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """(llama.rope.* and the context length, divisors float32 [head_dim / 2] for rope_freqs.weight or None).
+    """(llama.rope.* and the context length, divisors float32 [H/2] for rope_freqs.weight or None).
 
-    Plain linear and plain YaRN have types of their own. Any other static spectrum travels as divisors with m as
-    attn_factor and no type, because llama.cpp's programs overrule the betas of YaRN that a file says.
-    Raises ValueError for frequencies that depend on the length of the text.
+    Plain linear scaling and plain YaRN have types of their own. Any other static spectrum is written as divisors, with
+    its attention factor as attn_factor and without a type, because llama.cpp's programs override the betas of YaRN that
+    a file holds. Raises ValueError for frequencies that depend on the length of the text.
     """
     if scaling.depends_on_length:
         raise ValueError(
             f"{type(scaling).__name__} changes its frequencies with the length of the text, which GGUF "
-            "cannot say; export a static scaling at the factor you need, such as Yarn"
+            "cannot represent; export a static scaling at the factor you need, such as Yarn"
         )
-    said, base = lower_hf(scaling, config, seq_len), config.rope_base()
-    spec, window = said["rope_parameters"], config.max_position_embeddings
+    spec = rope_spec(scaling, config, seq_len)
     keys: dict[str, Any] = {
-        "llama.context_length": said["max_position_embeddings"],
+        "llama.context_length": spec.length,
         "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": float(said["rope_theta"]),
+        "llama.rope.freq_base": float(spec.rope_theta),
     }
-    kind, plain_yarn = spec["rope_type"], {"beta_fast": 32.0, "beta_slow": 1.0}
-    if kind == "default":
+    if spec.rope_type == "default":
         return keys, None
-    extra = spec.keys() - {
-        "rope_type",
-        "rope_theta",
-        "factor",
-        "original_max_position_embeddings",
-        *plain_yarn,
-    }
-    if kind == "linear" or (
-        kind == "yarn" and not extra and all(spec[k] == v for k, v in plain_yarn.items())
-    ):
-        return keys | {
-            "llama.rope.scaling.type": kind,
-            "llama.rope.scaling.factor": float(spec["factor"]),
-            "llama.rope.scaling.original_context_length": window,
-        }, None
+    if spec.rope_type == "linear" or _is_plain_yarn(spec):
+        keys |= {
+            "llama.rope.scaling.type": spec.rope_type,
+            "llama.rope.scaling.factor": float(spec.keys["factor"]),
+            "llama.rope.scaling.original_context_length": spec.window,
+        }
+        return keys, None
+    base = config.rope_base()
     rope = scaling.rope(base, seq_len)
-    with np.errstate(divide="ignore"):
-        divisors = np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR).astype(np.float32)
-    return keys | {"llama.rope.scaling.attn_factor": float(rope.attention_factor)}, divisors
+    keys["llama.rope.scaling.attn_factor"] = float(rope.attention_factor)
+    return keys, frequency_divisors(rope, base).astype(np.float32)
+
+
+def _is_plain_yarn(spec: RopeSpec) -> bool:
+    """True for YaRN with the paper's own constants, the only form that llama.cpp's type yarn means."""
+    to_keys = ROPE_TYPES["yarn"].to_keys
+    assert to_keys is not None
+    return spec.rope_type == "yarn" and spec.keys == to_keys(Yarn(spec.keys["factor"]), spec.window)

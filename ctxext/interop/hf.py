@@ -14,10 +14,10 @@ from ctxext.files import (
     write_text,
 )
 from ctxext.interop import validation
-from ctxext.interop.context_lengths import declared
+from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.hf_weights import entries, load_params
 from ctxext.interop.model_card import model_card
-from ctxext.interop.ropespec import lower_hf, raise_hf
+from ctxext.interop.ropespec import rope_from_config, rope_to_config
 from ctxext.interop.safetensors_files import Entry, numpy_dtype, write_tensors
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
@@ -91,13 +91,13 @@ def _read(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     ):
         if data.get(key) is not None:
             raise ValueError(f"{why} ({key}) is not supported; use the original checkpoint")
-    theta, original, scaling = raise_hf(data)
+    theta, original, scaling = rope_from_config(data)
     heads = data["num_attention_heads"]
     head_dim = data.get("head_dim")
     if head_dim is None:
         if data["hidden_size"] % heads:
             raise ValueError(
-                f"hidden_size {data['hidden_size']} is no multiple of num_attention_heads {heads}; "
+                f"hidden_size {data['hidden_size']} is not a multiple of num_attention_heads {heads}; "
                 "add head_dim"
             )
         head_dim = data["hidden_size"] // heads
@@ -134,7 +134,7 @@ def config_json(
     """config.json for transformers 4 and 5. Raises ValueError for a scaling it cannot say."""
     fields = dataclasses.asdict(config)
     fields["eos_token_id"] = list(eos) if isinstance(eos := config.eos_token_id, tuple) else eos
-    fields |= lower_hf(scaling, config, seq_len)
+    fields |= rope_to_config(scaling, config, seq_len)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -150,7 +150,7 @@ def window(directory: str | Path) -> int:
     data = read_json(Path(directory) / "config.json")
     config, scaling = read_config(directory)
     original, factor = config.max_position_embeddings, float(getattr(scaling, "factor", 1.0))
-    length = declared(data, factor)
+    length = declared_length(data, factor)
     # Files that leave max_position_embeddings as it was say the extended window by the factor alone.
     return (
         max(length, round(factor * original))

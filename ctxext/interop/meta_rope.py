@@ -7,7 +7,7 @@ import numpy as np
 
 from ctxext.files import read_json
 from ctxext.interop.model_card import BEGIN, END
-from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf, raise_hf
+from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeBase, RopeScaling
@@ -61,7 +61,7 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
             f"{type(scaling).__name__} changes its frequencies with the length of the text, which Meta's "
             "format cannot say; export a static scaling at the factor you need, such as Yarn"
         )
-    keys, window = lower_hf(scaling, config, seq_len), config.max_position_embeddings
+    keys, window = rope_to_config(scaling, config, seq_len), config.max_position_embeddings
     rope = scaling.rope(config.rope_base(), seq_len)
     return {
         "method": label([scaling]),
@@ -99,10 +99,10 @@ def read_rope(
                 "for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
             )
         keys = {"max_position_embeddings": original, "rope_theta": theta}
-        return *raise_hf(keys), original
+        return *rope_from_config(keys), original
     data = read_json(path)
     try:
-        found, window, scaling = raise_hf(data)
+        found, window, scaling = rope_from_config(data)
         rope = scaling.rope(RopeBase(head_dim, found, window), data["max_position_embeddings"])
         m, inv_freq = data["attention_factor"], np.asarray(data["inv_freq"], np.float64)
         near = 1 / LARGEST_DIVISOR  # what stands for a frequency of zero

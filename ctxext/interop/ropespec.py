@@ -1,216 +1,180 @@
-"""One rotary embedding, lowered to the keys of config.json and raised from them.
+"""One rotary embedding as the keys of config.json, written and read.
 
-transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_scaling`; both come from one object here,
-so that they cannot disagree.
+transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_scaling`; both are written from one
+`RopeSpec`, so that they cannot disagree. The types themselves are the rows of `rope_types.ROPE_TYPES`.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ctxext.interop.context_lengths import LONGEST, declared, integer, linear_window
+from ctxext.interop.context_lengths import LONGEST, declared_length, linear_window, token_count
+from ctxext.interop.rope_types import (
+    COMMON_KEYS,
+    ROPE_TYPES,
+    Keys,
+    longest_length,
+    longrope_keys,
+    number,
+    type_of,
+)
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.linear import Linear
-from ctxext.methods.llama3 import Llama3
-from ctxext.methods.long_rope import LongRope, su_attention_factor
-from ctxext.methods.ntk import NTK, DynamicNTK, ntk_theta
+from ctxext.methods.ntk import NTK, ntk_theta
 from ctxext.methods.ntk_by_parts import NTKByParts
-from ctxext.methods.p_rope import PRope
-from ctxext.methods.yarn import Yarn, yarn_attention_factor
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
 
-LARGEST_DIVISOR = 1e12  # stands for a frequency of zero: JSON has no infinity
-COMMON = {
-    "rope_type",
-    "type",
-    "rope_theta",
-    "partial_rotary_factor",
-    "original_max_position_embeddings",
-}
-KEYS: dict[str, set[str]] = {
-    "default": set(),
-    "linear": {"factor"},
-    "dynamic": {"factor"},
-    # Whether a yarn checkpoint was fine-tuned changes nothing: its factor is static.
-    "yarn": {
-        "factor",
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-        "finetuned",
-    },
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
-    "longrope": {
-        "factor",
-        "attention_factor",
-        "short_factor",
-        "long_factor",
-        "short_mscale",
-        "long_mscale",
-    },
-    "proportional": {"factor"},
+LARGEST_DIVISOR = 1e12
+"""The divisor that stands for a frequency of zero, as JSON has no infinity."""
+
+# Methods that are another one with other settings, or with another theta.
+EQUIVALENTS: dict[type, Callable[[Any, RopeBase], tuple[RopeScaling, float]]] = {
+    NTKByParts: lambda scaling, base: (scaling.yarn, base.theta),
+    NTK: lambda scaling, base: (Unscaled(), ntk_theta(base, float(scaling.factor))),
+    ABF: lambda scaling, base: (Unscaled(), scaling.rope_theta),
 }
 
 
-def lower_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[str, Any]:
-    """The keys of config.json that say `scaling` over `config`, for contexts of `seq_len` tokens.
+@dataclasses.dataclass(frozen=True)
+class RopeSpec:
+    """One rotary embedding in the terms of config.json: a rope_type with its keys, theta and both windows."""
 
-    A static scaling without a type of its own travels as `longrope` with equal lists: any spectrum, to float32.
-    Raises ValueError for what depends on the length in a way that the format cannot say.
+    rope_type: str
+    keys: Keys
+    """The keys of this rope_type, as in its row of `ROPE_TYPES`."""
+    rope_theta: float
+    window: int
+    """The window of pre-training, L, in tokens."""
+    length: int
+    """The extended window, L', in tokens."""
+
+    @property
+    def generic(self) -> bool:
+        """True for longrope with equal lists, which represents any static spectrum."""
+        return (
+            self.rope_type == "longrope" and self.keys["short_factor"] == self.keys["long_factor"]
+        )
+
+    def config_keys(self) -> dict[str, Any]:
+        """The keys of config.json, in the forms of transformers 4 and 5."""
+        parameters = {"rope_type": self.rope_type, **self.keys}
+        extended = self.length != self.window
+        original = {"original_max_position_embeddings": self.window} if extended else {}
+        return {
+            "max_position_embeddings": self.length,
+            **original,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None if self.rope_type == "default" else parameters,
+            "rope_parameters": {**parameters, "rope_theta": self.rope_theta},
+        }
+
+
+def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSpec:
+    """How config.json represents `scaling` over `config`, for contexts of `seq_len` tokens.
+
+    A static scaling without a type of its own becomes longrope with equal lists, which holds any spectrum to float32.
+    Raises ValueError, with the reason, for frequencies that follow the length in a way the format has no type for.
     """
-    scaling = (
-        scaling.yarn if isinstance(scaling, NTKByParts) and type(scaling) is NTKByParts else scaling
-    )
-    window, base = config.max_position_embeddings, config.rope_base()
-    factor = float(getattr(scaling, "factor", 1.0))
-    length, theta = max(seq_len, round(factor * window)), config.rope_theta
-    kind, rope = type(scaling), scaling.rope(base, length)
+    name = type(scaling).__name__
+    base = config.rope_base()
+    window = base.original_max_position_embeddings
+    length = longest_length(scaling, window, seq_len)
+    rope = scaling.rope(base, length)
     if rope.leading is not None:
         raise ValueError(
-            f"{kind.__name__} keeps plain RoPE at the first {rope.leading[0]} positions, which "
-            "config.json cannot say; export it without them"
+            f"{name} keeps plain RoPE at the first {rope.leading[0]} positions, which config.json "
+            "cannot represent; export it without them"
         )
-    if kind is Unscaled:
-        spec: dict[str, Any] = {"rope_type": "default"}
-    elif isinstance(scaling, NTK) and kind is NTK:
-        spec, theta = {"rope_type": "default"}, ntk_theta(base, factor)
-    elif isinstance(scaling, ABF) and kind is ABF:
-        spec, theta = {"rope_type": "default"}, scaling.rope_theta
-    elif kind is Linear:
-        spec = {"rope_type": "linear", "factor": factor}
-    elif kind is DynamicNTK:
-        spec, length = (
-            {"rope_type": "dynamic", "factor": factor},
-            window,
-        )  # growth is measured from this length
-    elif isinstance(scaling, Llama3) and kind is Llama3:
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        length = seq_len if seq_len > window else length  # Llama 3.2 has factor 32 and goes to 16 L
-        spec = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": window,
-        }
-    elif isinstance(scaling, Yarn) and kind is Yarn and _says_yarn(scaling, factor * window):
-        spec, length = _yarn(scaling, factor, window), round(factor * window)
-    elif isinstance(scaling, LongRope) and kind is LongRope:
-        spec = _longrope(
-            rope.attention_factor, factor, window, scaling.short_factor, scaling.long_factor
-        )
-    elif scaling.depends_on_length:
+    method, theta = scaling, config.rope_theta
+    if type(scaling) in EQUIVALENTS:
+        method, theta = EQUIVALENTS[type(scaling)](scaling, base)
+    rope_type = type_of(method, window)
+    if rope_type is not None:
+        row = ROPE_TYPES[rope_type]
+        assert row.to_keys is not None
+        keys = row.to_keys(method, window)
+        # NTK extends the window too, although it is written as plain RoPE with another theta.
+        return RopeSpec(rope_type, keys, theta, window, row.length(scaling, window, seq_len))
+    if scaling.depends_on_length:
         raise ValueError(
-            f"{kind.__name__} changes its frequencies with the length of the text, which config.json "
-            "cannot say; export a static scaling at the factor you need, such as Yarn"
+            f"{name} changes its frequencies with the length of the text, which config.json cannot "
+            "represent; export a static scaling at the factor you need, such as Yarn"
         )
-    else:
-        divisors = (
-            scaling.divisors
-            if isinstance(scaling, Custom)
-            else _divisors(kind.__name__, rope, base)
-        )
-        spec = _longrope(rope.attention_factor, length / window, window, divisors, divisors)
-    original = {} if length == window else {"original_max_position_embeddings": window}
-    return {
-        "max_position_embeddings": length,
-        **original,
-        "rope_theta": theta,
-        "rope_scaling": None if spec["rope_type"] == "default" else spec,
-        "rope_parameters": {**spec, "rope_theta": theta},
-    }
+    divisors = scaling.divisors if isinstance(scaling, Custom) else _divisors(name, rope, base)
+    factor = length / window
+    keys = longrope_keys(rope.attention_factor, factor, window, short=divisors, long=divisors)
+    return RopeSpec("longrope", keys, theta, window, length)
 
 
-def _says_yarn(scaling: Yarn, length: float) -> bool:
-    # transformers 4 takes the factor from the two lengths, so they must say the same.
-    return scaling.extrapolation_factor == 1 and length == round(length)
-
-
-def _yarn(scaling: Yarn, factor: float, window: int) -> dict[str, Any]:
-    spec = {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": window,
-        "beta_fast": scaling.beta_fast,
-        "beta_slow": scaling.beta_slow,
-    }
-    if scaling.attention_factor not in (None, yarn_attention_factor(factor)):
-        spec["attention_factor"] = scaling.attention_factor
-    return spec if scaling.truncate else {**spec, "truncate": False}
+def rope_to_config(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[str, Any]:
+    """The keys of config.json for `scaling` over `config`. Raises ValueError as `rope_spec` does."""
+    return rope_spec(scaling, config, seq_len).config_keys()
 
 
 def _divisors(name: str, rope: Rope, base: RopeBase) -> list[float]:
-    if not (
-        np.all(np.isfinite(rope.inv_freq))
-        and np.all(rope.inv_freq >= 0)
-        and math.isfinite(rope.attention_factor)
-    ):
+    usable = np.isfinite(rope.inv_freq) & (rope.inv_freq >= 0)
+    if not usable.all() or not math.isfinite(rope.attention_factor):
         raise ValueError(f"{name} gives frequencies that are negative or not finite")
+    return frequency_divisors(rope, base).tolist()
+
+
+def frequency_divisors(rope: Rope, base: RopeBase) -> np.ndarray:
+    """Frequencies of `base` over those of `rope`, float64 [H/2]; `LARGEST_DIVISOR` for a frequency of zero."""
     with np.errstate(divide="ignore"):
-        return np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR).tolist()
+        return np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR)
 
 
-def _longrope(
-    m: float, factor: float, window: int, short: Iterable[float], long: Iterable[float]
-) -> dict[str, Any]:
-    # For any static spectrum the lists are equal, because readers disagree on when to switch between them; vLLM reads m
-    # from the two mscales.
-    return {
-        "rope_type": "longrope",
-        "factor": factor,
-        "original_max_position_embeddings": window,
-        "attention_factor": float(m),
-        "short_factor": list(short),
-        "long_factor": list(long),
-        "short_mscale": float(m),
-        "long_mscale": float(m),
-    }
-
-
-def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
-    """(rope_theta, original window L in tokens, scaling) that a config.json says, in either form or both.
+def rope_from_config(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
+    """(rope_theta, original window L in tokens, scaling) of a config.json, in either form or both.
 
     Raises ValueError naming the key for contradictions, missing lengths, unknown types and keys.
     """
-    spec, theta = _one_spec(config_json)
-    kind = spec.get("rope_type") or "default"
-    if kind not in KEYS:
-        raise ValueError(f"rope_type {kind[:80]!r} is not supported; known: {', '.join(KEYS)}")
-    if kind == "default" and "rope_type" not in spec and "factor" in spec:
+    keys, theta = _one_form(config_json)
+    rope_type = keys.get("rope_type") or "default"
+    if rope_type not in ROPE_TYPES:
+        raise ValueError(
+            f"rope_type {rope_type[:80]!r} is not supported; known: {', '.join(ROPE_TYPES)}"
+        )
+    row = ROPE_TYPES[rope_type]
+    if "rope_type" not in keys and "factor" in keys:
         raise ValueError(
             "rope_scaling has a factor but no rope_type, which transformers reads as no scaling at all; "
             "add the rope_type (linear, yarn, ...)"
         )
-    unknown = sorted(spec.keys() - KEYS[kind] - COMMON)
+    unknown = sorted(keys.keys() - row.keys - COMMON_KEYS)
     if unknown:
         raise ValueError(
-            f"rope_type {kind!r} has no {', '.join(unknown)}; remove what is not needed"
+            f"rope_type {rope_type!r} has no {', '.join(unknown)}; remove what is not needed"
         )
-    partial = _agreeing("partial_rotary_factor", config_json, spec)
-    if kind != "proportional" and partial not in (None, 1.0):
+    partial = _agreed_value("partial_rotary_factor", config_json, keys)
+    if "partial_rotary_factor" not in row.keys and partial not in (None, 1.0):
         raise ValueError("partial_rotary_factor other than 1 is not supported for model_type llama")
-    original = _agreeing("original_max_position_embeddings", config_json, spec)
-    integer({"original_max_position_embeddings": original}, "original_max_position_embeddings")
-    factor = _number(spec, "factor") if kind == "linear" or spec.get("factor") is not None else None
-    if factor is not None and kind == "linear" and original is None:
+    window, length = _windows(config_json, rope_type, keys, theta)
+    keys = keys | {"partial_rotary_factor": partial}
+    return theta, window, row.from_keys(keys, window, length)
+
+
+def _windows(
+    config_json: dict[str, Any], rope_type: str, keys: Keys, theta: float
+) -> tuple[int, int]:
+    """The original window L and the extended window L', in tokens."""
+    key = "original_max_position_embeddings"
+    original = token_count({key: _agreed_value(key, config_json, keys)}, key)
+    factor = None
+    if rope_type == "linear" or keys.get("factor") is not None:
+        factor = number(keys, "factor")
+    if factor is not None and rope_type == "linear" and original is None:
         original = linear_window(config_json, theta, Linear(factor).factor)
-    length = declared(config_json, factor)
-    if kind in ("yarn", "llama3", "longrope") and original is None:
+    length = declared_length(config_json, factor)
+    if original is None and ROPE_TYPES[rope_type].needs_window:
         raise ValueError(
-            f"rope_type {kind!r} needs original_max_position_embeddings, the window before extension; "
-            f"transformers would quietly take {length}"
-        )
-    if kind == "dynamic" and original not in (None, length):
-        raise ValueError(
-            "rope_type 'dynamic' grows from max_position_embeddings; "
-            f"set it to original_max_position_embeddings ({original})"
+            f"rope_type {rope_type!r} needs original_max_position_embeddings, the window before "
+            f"extension; transformers would silently assume {length}"
         )
     if original is not None and original > length:
         raise ValueError(
@@ -222,114 +186,55 @@ def raise_hf(config_json: dict[str, Any]) -> tuple[float, int, RopeScaling]:
         raise ValueError(
             f"factor {factor:g} times {window} tokens is more than the {LONGEST - 1} positions there are"
         )
-    return theta, window, _scaling(kind, spec | {"partial_rotary_factor": partial}, window, length)
+    return window, length
 
 
-def _one_spec(config_json: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    """The scaling without aliases, and theta; old and new keys may both be there if they say the same."""
-    forms = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        form = config_json.get(name)
-        if form is None:
-            continue
-        if not isinstance(form, dict):
-            raise ValueError(f"{name} must be an object, got {repr(form)[:80]}")
-        for key in ("rope_type", "type"):
-            if form.get(key) is not None and not isinstance(form[key], str):
-                raise ValueError(f"{key} must be a name, got {repr(form[key])[:80]}")
-        # "su" is what the first LongRoPE checkpoints call it.
-        kinds = {
-            "longrope" if form[key] == "su" else form[key]
-            for key in ("rope_type", "type")
-            if form.get(key)
-        }
-        if len(kinds) > 1:
-            raise ValueError(
-                f"{name} says both type {form['type']!r} and rope_type {form['rope_type']!r}; remove one"
-            )
-        forms[name] = {k: v for k, v in form.items() if k not in ("rope_type", "type")}
-        forms[name] |= {"rope_type": kinds.pop()} if kinds else {}
-    theta = _agreeing("rope_theta", config_json, *forms.values())
-    specs = [{k: v for k, v in form.items() if k != "rope_theta"} for form in forms.values()]
-    if len(specs) == 2 and specs[0] != specs[1]:
-        keys = sorted(
-            k for k in specs[0].keys() | specs[1].keys() if specs[0].get(k) != specs[1].get(k)
-        )
+def _one_form(config_json: dict[str, Any]) -> tuple[Keys, float]:
+    """The keys of the scaling without aliases, and theta; both forms may be there if they agree."""
+    forms = [
+        _without_aliases(name, config_json[name])
+        for name in ("rope_scaling", "rope_parameters")
+        if config_json.get(name) is not None
+    ]
+    theta = _agreed_value("rope_theta", config_json, *forms)
+    scalings = [{k: v for k, v in form.items() if k != "rope_theta"} for form in forms]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        one, other = scalings
+        differing = sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
         raise ValueError(
-            f"rope_scaling and rope_parameters contradict each other in {', '.join(keys)}; remove one"
+            f"rope_scaling and rope_parameters contradict each other in {', '.join(differing)}; "
+            "remove one"
         )
     # Configs from before the key existed are Llama 1 and 2, whose code has this number in it.
-    theta = 10000.0 if theta is None else _number({"rope_theta": theta}, "rope_theta")
+    theta = 10000.0 if theta is None else number({"rope_theta": theta}, "rope_theta")
     if theta <= 1:
         raise ValueError(f"rope_theta must be more than 1, got {theta:g}")
-    return (specs[0] if specs else {}), theta
+    return (scalings[0] if scalings else {}), theta
 
 
-def _agreeing(key: str, *places: dict[str, Any]) -> Any:
-    """The value of `key` in whichever places have it, which must be the same."""
-    values = [place[key] for place in places if place.get(key) is not None]
+def _without_aliases(name: str, form: Any) -> Keys:
+    """The keys under `name`, with one `rope_type` in place of the older `type`."""
+    if not isinstance(form, dict):
+        raise ValueError(f"{name} must be an object, got {repr(form)[:80]}")
+    rope_types = set()
+    for key in ("rope_type", "type"):
+        value = form.get(key)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key} must be a name, got {repr(value)[:80]}")
+        if value:
+            rope_types.add("longrope" if value == "su" else value)  # the first LongRoPE files
+    if len(rope_types) > 1:
+        raise ValueError(
+            f"{name} has both type {form['type']!r} and rope_type {form['rope_type']!r}; remove one"
+        )
+    keys = {k: v for k, v in form.items() if k not in ("rope_type", "type")}
+    return keys | {"rope_type": rope_types.pop()} if rope_types else keys
+
+
+def _agreed_value(key: str, *sources: dict[str, Any]) -> Any:
+    """The value of `key` in whichever sources have it. Raises ValueError if they contradict each other."""
+    values = [source[key] for source in sources if source.get(key) is not None]
     if any(value != values[0] for value in values):
         one, other = (repr(value)[:80] for value in (values[0], values[-1]))
         raise ValueError(f"{key} is given twice, as {one} and {other}; remove the wrong one")
     return values[0] if values else None
-
-
-def _number(spec: dict[str, Any], key: str) -> float:
-    value = spec.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
-        raise ValueError(
-            f"{key} must be a number, got {repr(value)[:80]}"
-            if key in spec
-            else f"{key} is missing"
-        )
-    return float(value)
-
-
-def _scaling(kind: str, spec: dict[str, Any], window: int, length: int) -> RopeScaling:
-    if kind == "default":
-        return Unscaled()
-    if kind == "longrope":
-        return _searched(spec, window, length)
-    if kind == "proportional":
-        given = {
-            key: 1.0 if spec.get(key) is None else _number(spec, key)
-            for key in ("factor", "partial_rotary_factor")
-        }
-        return PRope(**given)
-    factor = _number(spec, "factor")
-    if kind == "linear":
-        return Linear(factor)
-    if kind == "dynamic":
-        return DynamicNTK(factor)
-    if kind == "llama3":
-        return Llama3(factor, _number(spec, "low_freq_factor"), _number(spec, "high_freq_factor"))
-    m = None if spec.get("attention_factor") is None else _number(spec, "attention_factor")
-    if (
-        m is None and spec.get("mscale") and spec.get("mscale_all_dim")
-    ):  # as transformers: both, or neither counts
-        top, bottom = (
-            0.1 * _number(spec, key) * math.log(factor) + 1 for key in ("mscale", "mscale_all_dim")
-        )
-        m = top / bottom
-    betas = {key: _number(spec, key) for key in ("beta_fast", "beta_slow") if spec.get(key)}
-    return Yarn(factor, **betas, attention_factor=m, truncate=bool(spec.get("truncate", True)))
-
-
-def _searched(spec: dict[str, Any], window: int, length: int) -> RopeScaling:
-    short, long = spec.get("short_factor"), spec.get("long_factor")
-    if not isinstance(short, list) or not isinstance(long, list):
-        raise ValueError("rope_type 'longrope' needs the lists short_factor and long_factor")
-    short, long = (tuple(_number({"divisor": d}, "divisor") for d in x) for x in (short, long))
-    factor = length / window if spec.get("factor") is None else _number(spec, "factor")
-    default = su_attention_factor(factor, window)
-    m = default if spec.get("attention_factor") is None else _number(spec, "attention_factor")
-    for key in ("short_mscale", "long_mscale"):
-        if spec.get(key) not in (None, m):
-            raise ValueError(
-                f"longrope says {key} {spec[key]} but attention_factor {m}; readers would disagree"
-            )
-    return (
-        Custom(long, m)
-        if short == long
-        else LongRope(factor, short, long, None if m == default else m)
-    )

@@ -228,7 +228,7 @@ def test_llama_cpp_gets_the_frequencies_without_flags(tmp_path, scaling):
 def test_what_depends_on_the_length_is_refused_with_the_reason(tmp_path, scaling):
     with pytest.raises(
         ValueError,
-        match="changes its frequencies with the length of the text, which GGUF cannot say",
+        match="changes its frequencies with the length of the text, which GGUF cannot represent",
     ):
         save(tmp_path / "m.gguf", scaling=scaling)
     assert not any(tmp_path.iterdir())

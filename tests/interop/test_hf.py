@@ -307,7 +307,7 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
         (_edit("config.json", head_dim=16.0), "head_dim must be an integer"),
         (_edit("config.json", quantization_config={"bits": 4}), "quantised weights"),
         (_edit("config.json", num_key_value_heads=3), "not a multiple of"),
-        (_edit("config.json", head_dim=None, hidden_size=66), "hidden_size 66 is no multiple"),
+        (_edit("config.json", head_dim=None, hidden_size=66), "hidden_size 66 is not a multiple"),
         (lambda out: (out / "config.json").unlink(), "config.json does not exist"),
         (lambda out: (out / "config.json").write_text("[1]"), "model_type None is not supported"),
     ],

@@ -364,7 +364,7 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
         ),
         (
             {"rope_scaling": linear(3.0), "max_position_embeddings": 16384},
-            "no multiple of the linear factor 3",
+            "not a multiple of the linear factor 3",
         ),
         # LongChat 16k condenses positions by eight in code of its own, and says so nowhere else.
         (

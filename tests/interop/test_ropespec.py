@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctxext.interop import hf
-from ctxext.interop.ropespec import LARGEST_DIVISOR, lower_hf, raise_hf
+from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
@@ -92,7 +92,7 @@ def config_json(scaling, config=LLAMA2, seq_len=8192):
 
 @pytest.mark.parametrize("scaling", NATIVE, ids=short)
 def test_round_trip_is_exact(scaling):
-    theta, window, again = raise_hf(config_json(scaling))
+    theta, window, again = rope_from_config(config_json(scaling))
     if type(scaling) in (NTK, ABF):  # is written as the base it stands for
         assert again == Unscaled() and window == 4096
         assert theta == pytest.approx(
@@ -110,7 +110,7 @@ def test_what_has_no_type_of_its_own_is_carried(scaling):
     assert (
         data["rope_scaling"]["rope_type"] == "longrope" and data["max_position_embeddings"] >= 8192
     )
-    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (scaling, raise_hf(data)[2]))
+    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (scaling, rope_from_config(data)[2]))
     np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=2e-12)
     assert got.attention_factor == want.attention_factor
 
@@ -135,7 +135,7 @@ def test_published_longrope_configs(place, at_top):
     }
     data = {"max_position_embeddings": 131072, "rope_theta": 10000.0, key: spec}
     (data if at_top else spec)["original_max_position_embeddings"] = 4096
-    theta, window, scaling = raise_hf(data)
+    theta, window, scaling = rope_from_config(data)
     assert (theta, window, scaling) == (1e4, 4096, LongRope(32.0, (1.0,) * 64, DIVISORS))
     base = LLAMA2.rope_base()
     assert scaling.rope(base, 4097).attention_factor == pytest.approx(
@@ -143,7 +143,7 @@ def test_published_longrope_configs(place, at_top):
     )
     np.testing.assert_array_equal(scaling.rope(base, 4096).inv_freq, base.inv_freq)
     np.testing.assert_array_equal(scaling.rope(base, 4097).inv_freq, base.inv_freq / DIVISORS)
-    assert raise_hf(config_json(scaling, seq_len=131072)) == (theta, window, scaling)
+    assert rope_from_config(config_json(scaling, seq_len=131072)) == (theta, window, scaling)
 
 
 def test_lengths_and_both_forms_come_from_one_object():
@@ -170,7 +170,7 @@ def test_carrier_holds_any_static_spectrum():
     assert spec["rope_type"] == "longrope" and spec["short_factor"] == spec["long_factor"]
     assert spec["attention_factor"] == spec["short_mscale"] == spec["long_mscale"] == 1.1
     assert spec["long_factor"][-1] == LARGEST_DIVISOR
-    _, _, again = raise_hf(config_json(NobodyKnowsThis()))
+    _, _, again = rope_from_config(config_json(NobodyKnowsThis()))
     want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (NobodyKnowsThis(), again))
     np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=1e-12)
     assert got.attention_factor == want.attention_factor
@@ -253,11 +253,11 @@ def test_we_read_what_transformers_reads(rope, caplog):
 def test_linear_without_an_original_window_says_what_it_assumes(caplog):
     data = {"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
     with caplog.at_level(logging.WARNING, "ctxext"):
-        assert raise_hf(data) == (10000.0, 4096, Linear(4.0))
+        assert rope_from_config(data) == (10000.0, 4096, Linear(4.0))
     assert "so the original one is 4096" in caplog.text
     caplog.clear()
     data["original_max_position_embeddings"] = 16384
-    assert raise_hf(data) == (10000.0, 16384, Linear(4.0)) and not caplog.text
+    assert rope_from_config(data) == (10000.0, 16384, Linear(4.0)) and not caplog.text
 
 
 def test_golden_yarn_config_of_a_published_llama2():
@@ -267,7 +267,9 @@ def test_golden_yarn_config_of_a_published_llama2():
         "type": "yarn",
         "finetuned": True,
     }
-    theta, window, scaling = raise_hf({"max_position_embeddings": 8192, "rope_scaling": spec})
+    theta, window, scaling = rope_from_config(
+        {"max_position_embeddings": 8192, "rope_scaling": spec}
+    )
     rope = scaling.rope(
         dataclasses.replace(LLAMA2, rope_theta=theta, max_position_embeddings=window).rope_base(),
         8192,
@@ -286,7 +288,7 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
 @pytest.mark.parametrize(
     "data, message",
     [
-        ({"rope_scaling": YARN}, "needs original_max_position_embeddings.* quietly take 128"),
+        ({"rope_scaling": YARN}, "needs original_max_position_embeddings.* silently assume 128"),
         ({"rope_scaling": {"factor": 2.0}}, "a factor but no rope_type"),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "'default' has no factor"),
         (
@@ -322,7 +324,7 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
         ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor must be a number"),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
-            "no multiple of the linear factor",
+            "not a multiple of the linear factor",
         ),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
@@ -395,7 +397,7 @@ def test_what_is_not_understood_is_refused(data, message, tmp_path):
 
 
 def test_lower_is_what_the_rope_command_prints():
-    assert lower_hf(Linear(float(FACTOR)), TINY, LENGTH) == {
+    assert rope_to_config(Linear(float(FACTOR)), TINY, LENGTH) == {
         "max_position_embeddings": 256,
         **ORIGINAL,
         "rope_theta": 10000.0,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctxext.interop.ropespec import raise_hf
+from ctxext.interop.ropespec import rope_from_config
 from ctxext.methods.abf import ABF
 from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
 from ctxext.methods.linear import DynamicLinear, Linear
@@ -159,6 +159,6 @@ def test_golden_as_config_json_says_it():
             "max_position_embeddings": length,
             "rope_parameters": {"rope_type": kinds[case["method"]], **p},
         }
-        theta, window, scaling = raise_hf(keys)
+        theta, window, scaling = rope_from_config(keys)
         agrees(case, scaling, RopeBase(head_dim, theta, window), seq_len)
     assert len(cases) == 212

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxext.experiment import from_json, to_json
-from ctxext.interop.ropespec import lower_hf, raise_hf
+from ctxext.interop.ropespec import rope_from_config, rope_to_config
 from ctxext.methods import all_methods, seam
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
@@ -123,12 +123,12 @@ def test_what_we_write_is_what_transformers_reads(scaling, config, share):
         with pytest.raises(
             ValueError, match="changes its frequencies with the length.*export a static scaling"
         ):
-            lower_hf(scaling, config, seq_len)
+            rope_to_config(scaling, config, seq_len)
         return
-    keys = lower_hf(scaling, config, seq_len)
+    keys = rope_to_config(scaling, config, seq_len)
     rope = scaling.rope(base, seq_len)
     same_as_theirs(rope, transformers_reads(keys, seq_len), base.inv_freq)
-    theta, window, again = raise_hf(keys)
+    theta, window, again = rope_from_config(keys)
     mine = again.rope(RopeBase(TINY.head_dim, theta, window), seq_len)
     np.testing.assert_allclose(mine.inv_freq, rope.inv_freq, rtol=1e-13, atol=2e-12)
     assert mine.attention_factor == pytest.approx(rope.attention_factor, rel=1e-15)
@@ -195,7 +195,7 @@ def test_what_transformers_reads_is_what_we_read(data, kind, theta, window, time
             **extra,
         }
     seq_len = data.draw(st.integers(1, 4 * length))
-    read_theta, read_window, scaling = raise_hf(ours if old else keys)
+    read_theta, read_window, scaling = rope_from_config(ours if old else keys)
     assert (read_theta, read_window) == (theta, window)
     base = RopeBase(TINY.head_dim, theta, window)
     rope = scaling.rope(base, seq_len)
