@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check newest harness transformers4 slow gpu clean
+.PHONY: help demo test docs lint check newest harness transformers4 slow gpu clean
 
 # The first name that is really there, really runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
@@ -35,7 +35,7 @@ define setup
 	@touch $@
 endef
 
-help: ## these lines
+help: ## print these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 18
 
 demo: .venv/.ready ## extend the bundled model's window, measure it, export it, prove the export equal
@@ -45,9 +45,13 @@ test: lint ## lint, types, architecture, tests (at most 10 minutes on 2 cores)
 	@$(bin)/python $(pytest) $(PYTEST_ARGS)
 
 lint: .venv/.ready-test
+	@$(bin)/ruff format --check .
 	@$(bin)/ruff check .
 	@$(bin)/pyright
 	@$(bin)/lint-imports --no-cache --no-logo
+
+docs: .venv/.ready-test ## write the pages of docs/ that are generated from the code
+	@$(bin)/python docs/generate.py
 
 check: .venv/.ready-test newest harness transformers4 ## the built wheel alone; newest jax on Python 3.12; other readers
 	@$(bin)/python $(pytest) -m check $(PYTEST_ARGS)

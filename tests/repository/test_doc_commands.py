@@ -1,4 +1,4 @@
-"""Every command of README.md and CONTRIBUTING.md is run as it is written, on stand-ins, or named with the reason."""
+"""Every command in the README, CONTRIBUTING and docs/ is run as written, on stand-ins, or named with the reason."""
 
 import json
 import os
@@ -15,7 +15,13 @@ from ctxext.plan.compile_request import compiler_is_there
 from support.write_llama2 import write_llama2
 
 ROOT = Path(__file__).parents[2]
-WINDOW, VOCAB = 256, 2000
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+]
+WINDOW = 256
+VOCAB = 2000
 NOT_RUN = {
     "pip install": "asks a package index",
     "make ": "sets up environments, and runs the tests themselves",
@@ -60,8 +66,8 @@ LEAVES = {
     "prepare my-proof-pile": ["proof-pile/index.json"],
     "dashboard": ["dashboard.json"],
     "eval meta-llama-dir": ["runs/eval-meta-llama-dir/records.jsonl"],
-    "eval DIR --part": ["shared/records.jsonl"],
-    "export runs/llama2": ["llama2-8k.gguf"],
+    "eval DIR --shard": ["shared/records.jsonl"],
+    "export runs/mine": ["llama2-8k.gguf"],
     "export runs/my-lora-run": ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"],
     "export tiny-llama": ["scaled/config.json", "scaled/model.safetensors"],
     "run experiments/demo.py --method lora": [f"runs/my-lora-run/{name}" for name in RUN],
@@ -78,7 +84,7 @@ FIRST = ("ctxext", "make", "pip", "srun")
 def blocks() -> dict[str, list[str]]:
     """The commands of every code block without a language, by the file and line where it begins."""
     found = {}
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name in PAGES:
         text = (ROOT / name).read_text()
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             if not match[1]:

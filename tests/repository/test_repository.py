@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: short files, light imports, pins inside bounds, a README that is true."""
+"""What holds for the repository as a whole: docstrings, light imports, pins inside bounds, no machine paths."""
 
 import ast
 import re
@@ -17,8 +17,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ctxext"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LONG: dict[str, str] = {}
-"""Files of more than 250 lines, each with its reason."""
 HEAVY = (
     "jax",
     "flax",
@@ -41,15 +39,8 @@ def python(code: str) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_modules_are_short_and_say_what_they_are_for(path: Path) -> None:
-    text = path.read_text()
-    name = path.relative_to(ROOT).as_posix()
-    lines = text.count("\n")
-    assert lines <= 250 or name in LONG, (
-        f"{name} has {lines} lines: split it, or give the reason in LONG"
-    )
-    assert not (name in LONG and lines <= 250), f"{name} is short again: take it off LONG"
-    assert ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
+def test_every_module_has_a_docstring(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 @pytest.mark.parametrize("command", [[], ["--help"]], ids=["bare", "--help"])
@@ -69,7 +60,7 @@ print("heavy:", sorted(set({HEAVY}) & set(sys.modules)))
     assert not command or ("demo" in out and "export" in out)
 
 
-def test_import_is_light_and_the_door_opens() -> None:
+def test_the_python_api_imports_lazily() -> None:
     assert (
         python(f"import sys, ctxext; print(sorted(set({HEAVY}) & set(sys.modules)))").strip()
         == "[]"
@@ -136,15 +127,3 @@ def test_no_path_of_one_machine() -> None:
         ).is_file():
             for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
                 assert not pattern.search(line), f"{name}:{number}: {line.strip()}"
-
-
-def test_readme_names_every_file_of_the_package_and_no_other() -> None:
-    tree = (ROOT / "README.md").read_text().split("```text\nctxext/\n")[1].split("```")[0]
-    columns = [match[1] for match in re.finditer(r"^  (\S+(?: \S+)*)  ", tree, re.MULTILINE)]
-    named = {name.rstrip("/") for column in columns for name in column.split()}
-    real = {
-        path.name
-        for path in PACKAGE.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").is_file()
-    }
-    assert named == real
