@@ -1,16 +1,19 @@
-"""Your checkpoint, your text, twice the window: YaRN by a short fine-tune, beside the base and zero-shot YaRN.
+"""Your checkpoint, your text, twice the window: YaRN by a short fine-tune, compared with the base
+and zero-shot YaRN.
 
     ctxext run experiments/extend.py --init HF_DIR --data.path TEXTS_OR_PREPARED_TOKENS
 
-100 steps of 16 rows of two windows, learning rate 2e-5, rematerialised; all lengths follow the window L of the
-checkpoint. The text is yours (.txt, .jsonl, or what `ctxext prepare` wrote); questions and perplexity use text that it
-is not trained on, the Python standard library's. Other lengths are options: --rope.factor 4 --train.seq-len 16384 (the
-evaluations stay at one and two windows); adapters instead of all parameters: --method lora.
+100 steps of 16 rows of two windows, learning rate 2e-5, rematerialised; all lengths follow the
+window L of the checkpoint. The text is yours (.txt, .jsonl, or what `ctxext prepare` wrote);
+questions and perplexity use text that it is not trained on, the Python standard library's. Other
+lengths are options: --rope.factor 4 --train.seq-len 16384 (the evaluations stay at one and two
+windows); adapters instead of all parameters: --method lora.
 
-For Llama 2 7B (L = 4,096): 100 x 16 x 8,192 tokens are 13 M; with Adam in float32 it wants eight devices of 80 GB
-(--mesh.fsdp 8 --train.batch-size 8 --train.accumulate 2), as adapters one (`ctxext plan` counts it). Time (an estimate;
-not run here): 6 x 6.74e9 parameters x 13e6 tokens = 5.3e17 FLOPs, 0.4 device hours at an assumed 40 % of 989 TFLOP/s
-(bfloat16, the rate of an H100); evaluations come on top.
+For Llama 2 7B (L = 4,096): 100 x 16 x 8,192 tokens are 13 M; with Adam in float32 it wants eight
+devices of 80 GB (--mesh.fsdp 8 --train.batch-size 8 --train.accumulate 2), as adapters one (`ctxext
+plan` counts it). Time (an estimate; not run here): 6 x 6.74e9 parameters x 13e6 tokens = 5.3e17
+FLOPs, 0.4 device hours at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100), plus
+evaluations.
 
 Nothing is expected: no paper has this number for your text.
 """

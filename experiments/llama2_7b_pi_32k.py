@@ -1,16 +1,18 @@
-"""Position Interpolation, Llama 2 7B, 4,096 -> 32,768 tokens, as Together's Llama-2-7B-32K has it (factor 8).
+"""Position Interpolation, Llama 2 7B, 4,096 -> 32,768 tokens, as in Together's Llama-2-7B-32K
+(factor 8).
 
-    ctxext run experiments/llama2_7b_pi_32k.py --init LLAMA_2_7B_HF_DIR --data.path DIR_OF_LONG_TEXT
+    ctxext run experiments/llama2_7b_pi_32k.py --init HF_DIR --data.path TEXT_DIR
 
-Factor and window are those of the released checkpoint's config.json. How it was trained is published in words alone (a
-mixture of books, papers and instructions); steps, rows and learning rate are those of `llama2_7b_pi_8k.py`.
+Factor and window are those of the released checkpoint's config.json. Its training is only described
+in words (a mixture of books, papers and instructions); steps, rows and learning rate are those of
+`llama2_7b_pi_8k.py`.
 
-Hardware: eight devices, 8 rows at a time. Time (an estimate; not run here): 6 x 6.74e9 parameters x 2.1e9 tokens =
-8.5e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 60 device hours, and attention, which
-the 6 N rule leaves out.
+Hardware: eight devices, 8 rows at a time. Time (an estimate; we have not run it): 6 x 6.74e9
+parameters x 2.1e9 tokens = 8.5e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of
+an H100) 60 device hours, plus attention, which the 6 N rule leaves out.
 
-Published for the released model, proof-pile perplexity by the protocol of the YaRN paper: 3.50 at 8,192 tokens, 2.64 at
-32,768.
+Published for the released model, proof-pile perplexity by the protocol of the YaRN paper: 3.50 at
+8,192 tokens, 2.64 at 32,768.
 """
 
 import dataclasses

@@ -1,28 +1,32 @@
 """YaRN, Llama 2 7B, 4,096 -> 8,192 tokens (arXiv 2309.00071).
 
-    ctxext run experiments/llama2_7b_yarn_8k.py --init LLAMA_2_7B_HF_DIR --data.path DIR_OF_LONG_TEXT
+    ctxext run experiments/llama2_7b_yarn_8k.py --init HF_DIR --data.path TEXT_DIR
 
-Settings of the paper: factor 2, beta 32 / 1, m = 0.1 ln 2 + 1 = 1.0693; 400 steps, learning rate 2e-5 after 20 steps of
-warm-up, AdamW (0.9, 0.95) without weight decay, 64 rows a step. 400 x 64 x 8,192 tokens are 0.21 B; the paper states
-0.4 B for this row and does not say where the difference comes from. The paper trained on PG19 in rows of 64k; here the
-data is whatever long text DIR holds (.txt or .jsonl).
+Settings of the paper: factor 2, beta 32 / 1, m = 0.1 ln 2 + 1 = 1.0693; 400 steps, learning rate
+2e-5 after 20 steps of warm-up, AdamW (0.9, 0.95) without weight decay, 64 rows per step. 400 x 64 x
+8,192 tokens are 0.21 B; the paper states 0.4 B for this row and does not say where the difference
+comes from. The paper trained on PG19 in rows of 64k; here the data is whatever long text TEXT_DIR
+holds (.txt or .jsonl).
 
-Hardware: eight devices of one machine, 8 rows at a time (mesh.fsdp 8: parameters, moments and gradients are cut in
-eight). The compiler's count for a step is 27 GB a device. One device of 160 GB does it too: --mesh.fsdp 1
---train.batch-size 1 --train.accumulate 64. The base is kept beside the trained copy, 4 bytes a parameter more.
-Time (an estimate; not run here): 6 x 6.74e9 parameters x 0.21e9 tokens = 8.5e18 FLOPs; at an assumed 40 % of 989
-TFLOP/s (bfloat16, the rate of an H100) 6 device hours; evaluations come on top.
+Hardware: eight devices of one machine, 8 rows at a time (mesh.fsdp 8: parameters, moments and
+gradients are split in eight). The compiler counts 27 GB per device for a step. One device of 160 GB
+also works: --mesh.fsdp 1 --train.batch-size 1 --train.accumulate 64. The base is kept next to the
+trained copy, 4 more bytes per parameter. Time (an estimate; we have not run it): 6 x 6.74e9
+parameters x 0.21e9 tokens = 8.5e18 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of
+an H100) 6 device hours, plus evaluations.
 
-Published, proof-pile perplexity (ten documents of >= 128k tokens cut to the window; paper, table of s = 2):
+Published, proof-pile perplexity (ten documents of >= 128k tokens cut to the window; paper, table of
+s = 2):
 
     window           2,048   4,096   6,144   8,192   10,240
     YaRN s = 2        3.91    3.50    3.51    3.35     6.04
     PI s = 2          3.92    3.51    3.51    3.34     8.07
     NTK theta 20k     4.20    3.75    3.74    3.59     6.24
 
-The evaluation "ppl:truncate" follows that protocol and its 8,192 column is expected below; it reads the texts of a
-directory ./proof-pile, ten documents of at least 131,072 tokens. The others (same targets with growing context, other
-text) are to be compared with each other, not with this table.
+The evaluation "ppl:truncate" follows that protocol, and its 8,192 column is expected below; it
+reads the texts in ./proof-pile, ten documents of at least 131,072 tokens. Compare the other
+evaluations (the same targets with growing context, on other text) with each other, not with this
+table.
 """
 
 from ctxext.data import Files
@@ -38,7 +42,7 @@ TABLE = "arXiv:2309.00071, table of s = 2"
 
 
 def proof_pile(*seq_lens: int) -> RollingPerplexity:
-    """Ten documents cut to the window, as behind the tables of the YaRN paper."""
+    """Ten documents cut to the window, the protocol of the YaRN paper's tables."""
     return RollingPerplexity(
         seq_lens, "truncate", num_documents=10, min_tokens=131072, source=Files("proof-pile")
     )
@@ -46,9 +50,8 @@ def proof_pile(*seq_lens: int) -> RollingPerplexity:
 
 experiment = Experiment(
     name="llama2-7b-yarn-8k",
-    model=SHAPES[
-        "llama2-7b"
-    ],  # the shape that --init is expected to have, and what --dry-run counts
+    # The shape that --init is expected to have, and what --dry-run counts.
+    model=SHAPES["llama2-7b"],
     data=Files("long-text"),
     rope=Yarn(factor=2.0),
     optim=Optim(learning_rate=2e-5, warmup_steps=20),

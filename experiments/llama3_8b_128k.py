@@ -1,14 +1,16 @@
 """The frequencies of Llama 3.1, Llama 3 8B, 8,192 -> 131,072 tokens (arXiv 2407.21783).
 
-    ctxext run experiments/llama3_8b_128k.py --init LLAMA_3_8B_HF_DIR --data.path DIR_OF_LONG_TEXT
+    ctxext run experiments/llama3_8b_128k.py --init HF_DIR --data.path TEXT_DIR
 
-Frequencies as in the config.json of Llama 3.1: factor 8, low and high 1 and 4, original window 8,192. Meta went there
-in six stages over about 800 B tokens, each until short tasks were as good as before and needles were found; this is one
-stage of 400 steps of 64 rows, the budget of the YaRN recipes, to see what the frequencies alone do.
+Frequencies as in the config.json of Llama 3.1: factor 8, low and high 1 and 4, original window
+8,192. Meta took six stages and about 800 B tokens, each stage until short tasks had recovered and
+needles were found. This is one stage of 400 steps of 64 rows, the budget of the YaRN recipes, to
+see what the frequencies alone do.
 
-Hardware: 64 devices, 8 of them along a row (mesh.fsdp 8, mesh.seq 8). Time (an estimate; not run here): 6 x 8.03e9
-parameters x 3.4e9 tokens = 1.6e20 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 114 device
-hours, and attention, which at this length is the larger part.
+Hardware: 64 devices, 8 of them along a row (mesh.fsdp 8, mesh.seq 8). Time (an estimate; we have
+not run it): 6 x 8.03e9 parameters x 3.4e9 tokens = 1.6e20 FLOPs; at an assumed 40 % of 989 TFLOP/s
+(bfloat16, the rate of an H100) 114 device hours, plus attention, which is the larger part at this
+length.
 
 Published: nothing at this budget, so nothing is expected.
 """

@@ -1,17 +1,19 @@
 """ProLong's first stage, Llama 3 8B, 8,192 -> 65,536 tokens (arXiv 2410.02660).
 
-    ctxext run experiments/llama3_8b_prolong_64k.py --init LLAMA_3_8B_HF_DIR
+    ctxext run experiments/llama3_8b_prolong_64k.py --init HF_DIR
 
-Settings of the released code: rope_theta 8e6 in place of 5e5; 5,000 steps of 4 M tokens in rows of 65,536, documents
-masked from each other; learning rate 1e-5 after 500 steps of warm-up, cosine to a tenth. 60 % of the tokens are long
-(30 % whole code repositories, 30 % books), 40 % a short mixture, each from a directory of text files of that name
-here. The released run starts from the instruction-tuned model.
+Settings of the released code: rope_theta 8e6 in place of 5e5; 5,000 steps of 4 M tokens in rows of
+65,536, documents masked from one another; learning rate 1e-5 after 500 steps of warm-up, cosine to
+a tenth. 60 % of the tokens are long (30 % whole code repositories, 30 % books), 40 % a short
+mixture, each read from a local directory of text files of that name. The released run starts from
+the instruction-tuned model.
 
-Hardware: 32 devices, 4 of them along a row (mesh.fsdp 8, mesh.seq 4). Time (an estimate; not run here): 6 x 8.03e9
-parameters x 21e9 tokens = 1.0e21 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 709 device
-hours, and attention, which the 6 N rule leaves out.
+Hardware: 32 devices, 4 of them along a row (mesh.fsdp 8, mesh.seq 4). Time (an estimate; we have
+not run it): 6 x 8.03e9 parameters x 21e9 tokens = 1.0e21 FLOPs; at an assumed 40 % of 989 TFLOP/s
+(bfloat16, the rate of an H100) 709 device hours, plus attention, which the 6 N rule leaves out.
 
-Published: task averages of the later stages, which are not measured here, so nothing is expected.
+Published: task averages of the later stages, which this recipe does not measure, so nothing is
+expected.
 """
 
 import dataclasses

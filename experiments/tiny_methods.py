@@ -1,12 +1,13 @@
-"""Every frequency method on the bundled base: zero-shot at 2x, 4x and 8x, and after the demo's short training at 4x.
+"""Every frequency method on the bundled base: zero-shot at 2x, 4x and 8x, and after the demo's
+short training at 4x.
 
-    ctxext run experiments/tiny_methods.py --train.steps 0        zero-shot alone, some minutes on two cores
-    ctxext run experiments/tiny_methods.py                        and trained, about half an hour
-    ctxext run experiments/tiny_methods.py --seed 1               another training seed; the questions stay the same
+    ctxext run experiments/tiny_methods.py --train.steps 0    zero-shot only: minutes on two cores
+    ctxext run experiments/tiny_methods.py                    and trained: half an hour
+    ctxext run experiments/tiny_methods.py --seed 1           another seed, the same questions
 
-Twenty passkey questions at each of one, two, four and eight windows. YaRN's ramp is that of `demo.py` (beta_fast 8);
-beta_fast 32, the paper's, stands beside it. ABF's theta is what NTK-aware scaling would take it to, a little more.
-Results: experiments/LOG.md.
+Twenty passkey questions at each of one, two, four and eight windows. YaRN's ramp is that of
+`demo.py` (beta_fast 8); beta_fast 32, the paper's, is included as well. ABF's theta is what
+NTK-aware scaling would take it to, a little more. Results: experiments/LOG.md.
 """
 
 import dataclasses

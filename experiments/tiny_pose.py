@@ -1,11 +1,12 @@
-"""PoSE (arXiv 2309.10400) on the bundled base: rows of one window trained for 4x, against rows of all four windows.
+"""PoSE (arXiv 2309.10400) on the bundled base: rows of one window trained for 4x, against rows of
+all four windows.
 
-    ctxext run experiments/tiny_pose.py                   some minutes on two cores
-    ctxext run experiments/tiny_pose.py --seed 1          another training seed; the questions stay the same
-    ctxext report RUN... --seeds                          beside the runs of tiny_trained.py, the full-length training
+    ctxext run experiments/tiny_pose.py    minutes on two cores
+    ctxext run experiments/tiny_pose.py --seed 1    another training seed, the same questions
+    ctxext report RUN... --seeds    together with runs of tiny_trained.py (full-length rows)
 
-As many tokens, steps and questions as tiny_trained.py: 48 steps of 16 rows of one window instead of 4 rows of four.
-Results: experiments/LOG.md.
+As many tokens, steps and questions as tiny_trained.py: 48 steps of 16 rows of one window instead of
+4 rows of four. Results: experiments/LOG.md.
 """
 
 import dataclasses

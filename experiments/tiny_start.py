@@ -1,9 +1,10 @@
-"""The first stage of the bundled base: retrieval rows of 64 tokens, where copying is learned before distance.
+"""The first stage of the bundled base: retrieval rows of 64 tokens, where copying is learned before
+distance.
 
     ctxext train experiments/tiny_start.py --run-dir runs/tiny-start
 
-Rows of the full window from the start, with smaller initial weights, stayed at chance for 5 M tokens
-(experiments/LOG.md). What follows is experiments/tiny_window.py.
+Rows of the full window from the start, with smaller initial weights, stayed at chance for 5 M
+tokens (experiments/LOG.md). What follows is experiments/tiny_window.py.
 """
 
 from ctxext import tasks

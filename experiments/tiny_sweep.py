@@ -1,9 +1,10 @@
-"""Three ways of stretching the bundled base four times, from two seeds each: a sweep in minutes on two cores.
+"""Three ways of stretching the bundled base four times, from two seeds each: a sweep in minutes on
+two cores.
 
     ctxext sweep experiments/tiny_sweep.py --out runs/tiny-sweep
 
-Expected: YaRN ahead of PI on passkeys at four windows; between NTK-aware and YaRN, two seeds of 24 steps tell little,
-and the report says so.
+Expected: YaRN ahead of PI on passkeys at four windows; between NTK-aware and YaRN, two seeds of 24
+steps tell little, and the report says so.
 """
 
 import dataclasses

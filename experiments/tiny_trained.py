@@ -1,12 +1,13 @@
-"""Every frequency method on the bundled base after one short training at 4x, the demo's, beside plain fine-tuning.
+"""Every frequency method on the bundled base after one short training at 4x, the demo's, and
+plain fine-tuning.
 
     ctxext run experiments/tiny_trained.py                about half an hour on two cores
-    ctxext run experiments/tiny_trained.py --seed 1       another training seed; the questions stay the same
+    ctxext run experiments/tiny_trained.py --seed 1       another seed, the same questions
     ctxext report RUN RUN RUN --seeds                     the runs of several seeds in one table
 
-Sixty passkey questions at each of one, two and four windows. Without training, at more factors: tiny_methods.py.
-LongRoPE and Custom are absent: their vectors come from a search, and none is published for a base of this size.
-Results: experiments/LOG.md.
+Sixty passkey questions at each of one, two and four windows. Without training, at more factors:
+tiny_methods.py. LongRoPE and Custom are absent: their vectors come from a search, and none is
+published for a base of this size. Results: experiments/LOG.md.
 """
 
 import dataclasses

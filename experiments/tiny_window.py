@@ -1,7 +1,8 @@
-"""The second stage of the bundled base: rows of the whole window, 256 tokens. What it is and why: tiny_base.py.
+"""The second stage of the bundled base: rows of the whole window, 256 tokens. What it is and why:
+tiny_base.py.
 
-python experiments/tiny_window.py             the tokenizer: 1,024 BPE pieces, from the training files
-ctxext train experiments/tiny_window.py --run-dir runs/tiny-window
+python experiments/tiny_window.py             the tokenizer: 1,024 BPE pieces, from the training
+files ctxext train experiments/tiny_window.py --run-dir runs/tiny-window
 """
 
 from ctxext import tasks
@@ -23,7 +24,8 @@ model = LlamaConfig(
     rope_theta=200.0,
     max_position_embeddings=256,
     tie_word_embeddings=True,
-    initializer_range=0.08,  # about 128^-0.5; with the usual 0.02 nothing was retrieved after 5 M tokens
+    # About 128^-0.5; with the usual 0.02 nothing was retrieved after 5 M tokens.
+    initializer_range=0.08,
 )
 experiment = Experiment(
     name="tiny-window",

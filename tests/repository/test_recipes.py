@@ -132,7 +132,7 @@ def test_recipe(name: str) -> None:
     )
     stated = float(re.search(r"=\s+(\d\.\de\d\d)\s+FLOPs", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
     assert stated == pytest.approx(flops, rel=0.05)
-    hours = float(re.search(r"([\d.]+) device\s+hours", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
+    hours = float(re.search(r"([\d.]+)\s+device\s+hours", docstring)[1])  # pyright: ignore[reportOptionalSubscript]
     assert hours == pytest.approx(flops / (0.4 * 989e12) / 3600, rel=0.05)
 
 
