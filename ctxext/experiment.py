@@ -1,6 +1,5 @@
-"""An experiment is a frozen value in a Python file; here it is loaded, written as JSON and read back."""
+"""An experiment is a frozen value in a Python file; here it is declared and loaded."""
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -11,12 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.data import Source
 from ctxext.evals import expected
-from ctxext.methods import find
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import DTYPES, REMAT
 from ctxext.model.trainable import Full, Trainable
@@ -24,10 +22,11 @@ from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeScaling
+from ctxext.serialization import to_json
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
-FREE = ("mesh", "expect")
+MUTABLE_FIELDS = ("mesh", "expect")
 """Fields of an experiment that decide nothing of its result, and may change between starts of a run."""
 
 
@@ -35,6 +34,7 @@ FREE = ("mesh", "expect")
 class Train:
     """How long and how: `steps` optimiser steps of batch_size x accumulate rows of `seq_len` tokens."""
 
+    type_tag: ClassVar[str] = "train"
     steps: int
     seq_len: int
     batch_size: int
@@ -47,17 +47,15 @@ class Train:
     log_every: int = 10
     checkpoint_every: int = 200
     """Steps between checkpoints."""
-    checkpoint_minutes: float | None = dataclasses.field(
-        default=None, metadata={"added_later": True}
-    )
+    checkpoint_minutes: float | None = None
     """Minutes after which a checkpoint is due as well."""
-    keep: int = dataclasses.field(default=2, metadata={"added_later": True})
+    keep: int = 2
     """How many of the newest checkpoints stay."""
-    keep_best: bool = dataclasses.field(default=False, metadata={"added_later": True})
+    keep_best: bool = False
     """Keep the one whose steps since the one before had the lowest mean training loss too, for `--checkpoint best`."""
-    monitor_every: int = dataclasses.field(default=100, metadata={"added_later": True})
+    monitor_every: int = 100
     """Steps between looks at fixed rows (`ctxext.training.monitor`), of runs with at least as many; 0 for none."""
-    drift_alarm: float = dataclasses.field(default=0.1, metadata={"added_later": True})
+    drift_alarm: float = 0.1
     """Nats by which the loss on short held-out text may rise over step 0 before a run says so."""
 
     def __post_init__(self) -> None:
@@ -89,6 +87,7 @@ class Train:
 class Export:
     """The format that a finished run is written in."""
 
+    type_tag: ClassVar[str] = "export"
     to: Literal["hf"] = "hf"
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
 
@@ -103,6 +102,7 @@ class Experiment:
     `expect`: published numbers for the trained result, which reports hold against what `evals` measured.
     """
 
+    type_tag: ClassVar[str] = "experiment"
     name: str
     data: Source
     optim: Optim
@@ -117,11 +117,9 @@ class Experiment:
     """None keeps the frequencies that the checkpoint has."""
     attention: Attention = Causal()
     positions: Positions = Contiguous()
-    trainable: Trainable = dataclasses.field(default=Full(), metadata={"added_later": True})
+    trainable: Trainable = Full()
     evals: tuple[Any, ...] = ()
-    expect: tuple[expected.Expected, ...] = dataclasses.field(
-        default=(), metadata={"added_later": True}
-    )
+    expect: tuple[expected.Expected, ...] = ()
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
     baselines: tuple[RopeScaling, ...] = ()
     export: Export | None = Export()
@@ -133,79 +131,11 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over what may not change: all but `train.steps` and FREE; 4 and 4.0 are the same number."""
+        """Eight hex digits over what may not change: all but `train.steps` and MUTABLE_FIELDS; 4 and 4.0 are the same number."""
         config = json.loads(json.dumps(to_json(self)), parse_int=float)
         del config["train"]["steps"]
-        config = {name: value for name, value in config.items() if name not in FREE}
+        config = {name: value for name, value in config.items() if name not in MUTABLE_FIELDS}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def to_json(value: Any) -> Any:
-    """Plain JSON; a dataclass becomes an object with a "__type__" of module:Class."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        module = sys.modules[type(value).__module__]
-        origin = module.__name__ if module.__name__.startswith("ctxext.") else str(module.__file__)
-        fields = {
-            f.name: getattr(value, f.name)
-            for f in dataclasses.fields(value)
-            if f.init and not _unsaid(f, value)
-        }
-        return {
-            "__type__": f"{origin}:{type(value).__name__}",
-            **{name: to_json(x) for name, x in fields.items()},
-        }
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
-    raise ValueError(
-        f"cannot write {value!r} as JSON; experiments hold numbers, text, tuples and dataclasses"
-    )
-
-
-def _unsaid(field: dataclasses.Field, value: Any) -> bool:
-    """A field that older runs lack is written only where it says something new, so that they are still resumed."""
-    return "added_later" in field.metadata and getattr(value, field.name) == field.default
-
-
-def from_json(value: Any, *, trust: bool = False) -> Any:
-    """The inverse of `to_json`. Code outside the package is imported only with `trust`.
-
-    Raises ValueError for an unknown type or field.
-    """
-    if isinstance(value, list):
-        return tuple(from_json(item, trust=trust) for item in value)
-    if not isinstance(value, dict):
-        return value
-    tag = str(value.get("__type__", ""))
-    cls = _known_class(tag, trust)
-    fields = {key: from_json(item, trust=trust) for key, item in value.items() if key != "__type__"}
-    unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
-    if unknown:
-        raise ValueError(
-            f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?"
-        )
-    try:
-        return cls(**fields)
-    except TypeError as error:  # a field is missing, or holds something of another kind
-        raise ValueError(f"{tag} does not fit this version: {error}") from None
-
-
-def _known_class(tag: str, trust: bool) -> Any:
-    module, _, name = tag.rpartition(":")
-    if module.endswith(".py"):
-        if not trust:
-            raise ValueError(f"this run uses code from {module}; pass --trust-run to import it")
-        return find(tag)
-    cls, parts = None, module.split(".")
-    if parts[0] == "ctxext" and all(
-        part.isidentifier() and not part.startswith("_") for part in parts
-    ):
-        with contextlib.suppress(ImportError):
-            cls = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module):
-        raise ValueError(f"unknown type {tag!r} in the configuration")
-    return cls
 
 
 def load_experiment(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ctxext import loading
 from ctxext.attention import Attention, Causal
-from ctxext.experiment import BUNDLED, from_json
+from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
 from ctxext.interop import gguf, hf, meta, peft
 from ctxext.interop.hf_weights import entries, storage_dtype
@@ -22,6 +22,7 @@ from ctxext.model.trainable import LoRA
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
+from ctxext.serialization import from_json
 
 FORMATS = ("hf", "meta", "gguf")
 

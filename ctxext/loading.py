@@ -11,7 +11,7 @@ import numpy as np
 
 from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
-from ctxext.experiment import BUNDLED, Experiment, from_json
+from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
 from ctxext.interop import hf, hub, meta, peft
 from ctxext.interop.hf_weights import Checkpoint, assemble, find_weights, slots
@@ -22,6 +22,7 @@ from ctxext.model.trainable import Full, Trainable, checksum, join, split
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
+from ctxext.serialization import from_json
 from ctxext.tokenization.tokenizer import load_tokenizer
 from ctxext.training.checkpoint import find_step, load_params
 
@@ -187,13 +188,9 @@ def trained(
     run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE, *, checkpoint: int | str = "latest"
 ) -> tuple[Trainable, Params]:
     """What a run trains, and a checkpoint of it."""
-    trainable = _trainable(read_json(run.config_file))
+    trainable = from_json(read_json(run.config_file)["trainable"])
     shapes, _ = trainable.shapes(config)
     return trainable, load_params(run.checkpoints, mesh.shard(shapes), which=checkpoint)[0]
-
-
-def _trainable(settings: dict[str, Any]) -> Trainable:
-    return from_json(settings["trainable"]) if "trainable" in settings else Full()
 
 
 def frozen(
@@ -209,7 +206,7 @@ def frozen(
     Raises ValueError if that cannot be opened or does not hold them, bit for bit in the run's compute dtype.
     """
     settings = read_json(run.config_file)
-    trainable = _trainable(settings)
+    trainable = from_json(settings["trainable"])
     source = base or settings["init"]
     if source is None:
         params = _random(config, settings["seed"], mesh)

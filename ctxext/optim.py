@@ -1,8 +1,8 @@
 """AdamW with warm-up, a schedule and clipping: what the context-extension papers train with."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import jax
 import optax
@@ -52,6 +52,7 @@ class Optim:
     learning rate), the first match counts. Raises ValueError for values that cannot train.
     """
 
+    type_tag: ClassVar[str] = "optim"
     learning_rate: float
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -61,7 +62,7 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    rates: tuple[tuple[str, float], ...] = field(default=(), metadata={"added_later": True})
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "linear"):

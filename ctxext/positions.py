@@ -13,6 +13,8 @@ class Positions(abc.ABC):
     Positions are drawn on the host, where the batch is made, from the generator of that (seed, step, row).
     """
 
+    type_tag: ClassVar[str] = "positions/"
+
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         """Position ids, int32 [B, T], strictly increasing along a row."""

@@ -177,6 +177,7 @@ def _on_device(
 class RopeScaling(abc.ABC):
     """The first seam: which frequencies. Subclasses are frozen dataclasses and final."""
 
+    type_tag: ClassVar[str] = "rope/"
     depends_on_length: ClassVar[bool] = False
     """True where `rope` changes with `seq_len`; decode caches then keep keys un-rotated."""
 

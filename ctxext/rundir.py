@@ -4,15 +4,17 @@ import contextlib
 import fcntl
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ctxext.experiment import FREE, Experiment, to_json
+from ctxext.experiment import MUTABLE_FIELDS, Experiment
 from ctxext.files import read_json, read_jsonl, write_bytes, write_json, write_text
 from ctxext.parallel import distributed
+from ctxext.serialization import to_json
 
 PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -44,8 +46,8 @@ class RunDir:
         config = to_json(experiment)
         if self.config_file.exists():
             old = read_json(self.config_file)
-            for name, there, here in _differences({"mesh": config["mesh"], **old}, config):
-                if name.split(".")[0] in FREE:
+            for name, there, here in _differences(old, config):
+                if name.split(".")[0] in MUTABLE_FIELDS:
                     continue
                 if name != "train.steps":
                     raise ValueError(
@@ -142,11 +144,10 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, A
 
 
 def _short(value: Any) -> str:
-    text = (
-        value["__type__"].rpartition(":")[2]
-        if isinstance(value, dict) and "__type__" in value
-        else json.dumps(value)
-    )
+    """A JSON value in at most 60 characters; of a dataclass the last part of its type tag."""
+    if isinstance(value, dict) and "__type__" in value:
+        return re.split("[:/]", value["__type__"])[-1]
+    text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -1,7 +1,9 @@
 """Experiments: to JSON and back, what a directory from elsewhere may not do, identity, loading a file."""
 
 import dataclasses
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext import methods
-from ctxext.attention import Causal
-from ctxext.data import Files, Mix, Stdlib, Synthetic
+from ctxext import methods, serialization
+from ctxext.attention import Attention, Causal
+from ctxext.data import Files, Mix, Source, Stdlib, Synthetic
 from ctxext.evals import Retrieval
+from ctxext.evals.base import Eval
 from ctxext.evals.growing_context import Perplexity
-from ctxext.experiment import Experiment, Export, Train, from_json, load_experiment, to_json
+from ctxext.experiment import Experiment, Export, Train, load_experiment
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.ntk import NTK, DynamicNTK
@@ -23,10 +26,13 @@ from ctxext.methods.pose import PoSE
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model.config import SHAPES
+from ctxext.model.trainable import Trainable
 from ctxext.optim import Optim
-from ctxext.positions import Contiguous
-from ctxext.rope import Unscaled
+from ctxext.positions import Contiguous, Positions
+from ctxext.rope import RopeScaling, Unscaled
+from ctxext.serialization import from_json, to_json
 from ctxext.tasks import KeyValue, Repeat
+from ctxext.tasks.base import Task
 from support import tiny
 
 BASE = Experiment(
@@ -157,12 +163,69 @@ def test_the_fingerprint_is_everything_but_the_number_of_steps():
         "ctxextra.methods:Yarn",
         "tests.tiny:CONFIG",
         "ctxext.rope:RopeScaling:x",
+        "ctxext.methods.yarn:Yarn",
+        "ctxext.experiment",
+        "rope/",
+        "rope/Yarn",
+        "rope/yarn:Yarn",
+        "rope/../rope/yarn",
+        "/rope/yarn",
+        "mesh/mesh",
+        "os/system",
     ],
 )
 def test_a_type_that_is_not_ours_is_refused(tag):
     with pytest.raises(ValueError, match="unknown type"):
         from_json({"__type__": tag, "factor": 2.0})
     assert "ctxext.__main__" not in sys.modules, "reading a configuration runs no program"
+
+
+def test_an_unknown_tag_imports_nothing():
+    serialization.tagged_classes()
+    modules = set(sys.modules)
+    for tag in ("antigravity", "antigravity:x", "ctxext.harness.tasks:Request", "this/zen"):
+        with pytest.raises(ValueError, match="unknown type"):
+            from_json({"__type__": tag})
+    assert set(sys.modules) == modules
+
+
+def test_tags_are_unique_and_name_no_module():
+    tags = serialization.tagged_classes()  # which asserts that no two classes share one
+    assert {serialization.type_tag(cls): cls for cls in tags.values()} == tags
+    assert all(re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+)*", tag) for tag in tags)
+    assert {
+        "rope/none",
+        "rope/yarn",
+        "attention/self-extend",
+        "positions/pose",
+        "eval/retrieval",
+        "task/passkey",
+        "task/passkey/yarn",
+        "data/files",
+        "trainable/lora",
+        "mesh",
+        "train",
+        "optim",
+        "export",
+        "model",
+        "expected",
+        "experiment",
+    } <= set(tags)
+
+
+def test_every_part_of_an_experiment_has_a_tag():
+    """A class that an experiment can hold and that has none could not be written."""
+    bases = (RopeScaling, Attention, Positions, Trainable, Source, Task, Eval)
+    tagged = set(serialization.tagged_classes().values())
+    for base in bases:
+        for cls in subclasses(base):
+            ours = cls.__module__.startswith(serialization.PACKAGES)
+            assert not ours or inspect.isabstract(cls) or cls in tagged, cls
+
+
+def subclasses(cls: type) -> set[type]:
+    direct = cls.__subclasses__()
+    return {*direct, *(found for child in direct for found in subclasses(child))}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +240,7 @@ def test_a_type_that_is_not_ours_is_refused(tag):
 )
 def test_fields_that_do_not_fit_are_refused(fields: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        from_json({"__type__": "ctxext.methods.yarn:Yarn", **fields})
+        from_json({"__type__": "rope/yarn", **fields})
 
 
 MINE = """
@@ -240,6 +303,7 @@ HEAD = """
 from ctxext import Experiment, methods
 from ctxext.data import Stdlib
 from ctxext.experiment import Train
+from ctxext.model.trainable import Trainable
 from ctxext.optim import Optim
 """
 

@@ -64,6 +64,7 @@ class Piece:
 class Attention(abc.ABC):
     """Who sees whom. Subclasses are frozen, hashable dataclasses and final."""
 
+    type_tag: ClassVar[str] = "attention/"
     static_keys: ClassVar[bool] = True
     """False where a key's rotary position changes as the text grows; caches then keep keys un-rotated."""
 

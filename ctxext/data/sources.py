@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ctxext.data.corpus import Corpus, MixedRows, PackedRows, Rows, TaskRows, Tokens
 from ctxext.data.prepared import is_prepared, open_prepared
@@ -20,6 +20,8 @@ from ctxext.tasks.base import TrainingTask
 @dataclass(frozen=True)
 class Source(abc.ABC):
     """A description of data; nothing is read before `open`."""
+
+    type_tag: ClassVar[str] = "data/"
 
     @abc.abstractmethod
     def open(self, tokenizer: Tokens) -> Rows:

@@ -46,6 +46,7 @@ class Model(Protocol):
 class Eval(abc.ABC):
     """Yields a row per item; an item's name says all that decides its prompt, the tokenizer apart."""
 
+    type_tag: ClassVar[str] = "eval/"
     name: ClassVar[str]
 
     @property

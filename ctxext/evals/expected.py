@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from ctxext.evals.base import Eval
 
@@ -19,6 +19,7 @@ class Expected:
     model and text of the number; source: the paper and table, or the file. Raises ValueError for what is no such thing.
     """
 
+    type_tag: ClassVar[str] = "expected"
     evaluation: str
     seq_len: int
     value: float

@@ -4,7 +4,7 @@ import abc
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Keyed(NamedTuple):
 @dataclass(frozen=True)
 class Keys(abc.ABC):
     """Says which tokens of a document are key tokens."""
+
+    type_tag: ClassVar[str] = "key-tokens/"
 
     @property
     @abc.abstractmethod

@@ -20,7 +20,7 @@ class PoSE(Positions):
 
     paper: ClassVar[str] = "2309.10400"
     max_position_embeddings: int
-    num_chunks: int = dataclasses.field(default=2, metadata={"added_later": True})
+    num_chunks: int = 2
 
     def __post_init__(self) -> None:
         check_reach(self)

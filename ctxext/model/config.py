@@ -1,6 +1,7 @@
 """What a Llama is: the shape of the model, in Hugging Face's names, and the published shapes by name."""
 
 import dataclasses
+from typing import ClassVar
 
 from ctxext.rope import RopeBase
 
@@ -15,6 +16,7 @@ class LlamaConfig:
     Raises ValueError for shapes that do not fit together.
     """
 
+    type_tag: ClassVar[str] = "model"
     vocab_size: int
     hidden_size: int
     intermediate_size: int

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ WHOLE = {"norm": r"norm\.weight$", "embed_tokens": r"^embed_tokens\.", "lm_head"
 @dataclasses.dataclass(frozen=True)
 class Trainable(abc.ABC):
     """A choice of parameters, and the form that they are trained in."""
+
+    type_tag: ClassVar[str] = "trainable/"
 
     @abc.abstractmethod
     def pattern(self, config: LlamaConfig) -> str:

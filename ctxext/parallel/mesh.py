@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -45,9 +45,10 @@ class Mesh:
     Results differ between meshes by rounding alone, so that a run may go on with another one.
     """
 
+    type_tag: ClassVar[str] = "mesh"
     data: int = 1
     fsdp: int = 1
-    seq: int = dataclasses.field(default=1, metadata={"added_later": True})
+    seq: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from typing import Any
 
-from ctxext.experiment import Experiment, to_json
+from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.plan import accelerators
 from ctxext.rope import RopeScaling
+from ctxext.serialization import to_json
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # the device is only compiled for

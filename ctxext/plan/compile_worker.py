@@ -16,12 +16,13 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ctxext.data import Batch
-from ctxext.experiment import Experiment, from_json
+from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.parallel.mesh import ROWS
 from ctxext.plan.accelerators import topology
 from ctxext.plan.gpu_target import CHIPS
 from ctxext.rope import RopeScaling
+from ctxext.serialization import from_json
 from ctxext.training.loop import compiled_step
 from ctxext.training.state import state_shapes
 

@@ -68,6 +68,7 @@ class Example(NamedTuple):
 class Task(abc.ABC):
     """A generator of questions about a long text, pure in `rng`; its fields are all that its wording depends on."""
 
+    type_tag: ClassVar[str] = "task/"
     name: ClassVar[str]
     supports_shared_context: ClassVar[bool] = False
     """Whether `exam` can ask several questions about one text."""

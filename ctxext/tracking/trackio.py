@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxext.experiment import Experiment, to_json
+from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
+from ctxext.serialization import to_json
 from ctxext.tracking.jsonl import Images
 from ctxext.tracking.means import means, scalars
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.attention import Causal
-from ctxext.experiment import Experiment, to_json
+from ctxext.experiment import Experiment
 from ctxext.files import write_text
 from ctxext.methods import label, method_name
 from ctxext.model.trainable import Full
 from ctxext.positions import Contiguous
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir, git_commit
+from ctxext.serialization import to_json
 from ctxext.tracking.jsonl import Images
 from ctxext.tracking.means import means, scalars
 

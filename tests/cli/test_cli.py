@@ -294,8 +294,7 @@ def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
     assert main(argv) == 0
     config = json.loads(capsys.readouterr().out)
     assert (
-        config["rope"] == {"__type__": "ctxext.methods.ntk:NTK", "factor": 8.0}
-        and config["train"]["steps"] == 7
+        config["rope"] == {"__type__": "rope/ntk", "factor": 8.0} and config["train"]["steps"] == 7
     )
     assert main(["train", str(file), "--method", "pi", "--dry-run"]) == 0
     said = capsys.readouterr().out

@@ -13,7 +13,6 @@ import pytest
 from ctxext import export
 from ctxext.cli.main import main
 from ctxext.cli.support_matrix import FORMATS, example, places
-from ctxext.experiment import to_json
 from ctxext.files import write_json
 from ctxext.interop import hf
 from ctxext.methods import all_methods, seam
@@ -23,6 +22,7 @@ from ctxext.model.lm import LM
 from ctxext.model.trainable import LoRA
 from ctxext.pipeline import train_only
 from ctxext.rope import RopeScaling, Unscaled
+from ctxext.serialization import to_json
 from support.every_method import EVERY
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 from support.tiny_train import tiny_experiment, write_texts

@@ -13,11 +13,11 @@ from ctxext.cli.overrides import override
 from ctxext.data import Files, Mix, Prepared, Short, Source, Upsampled, haystack, make_batch
 from ctxext.data.corpus import Corpus
 from ctxext.data.upsample import document_weights
-from ctxext.experiment import from_json, to_json
 from ctxext.files import read_json, read_jsonl
 from ctxext.positions import Contiguous
 from ctxext.prepare import Recipe, prepare
 from ctxext.rundir import RunDir
+from ctxext.serialization import from_json, to_json
 from ctxext.tracking import JsonlSink
 from ctxext.training.loop import train
 from support.tiny_train import ByteTokenizer, tiny_base, tiny_experiment, write_texts

@@ -11,7 +11,6 @@ from ctxext import loading
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.data import make_batch
-from ctxext.experiment import to_json
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
 from ctxext.methods import all_methods, label, method_name, seam
@@ -19,6 +18,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
+from ctxext.serialization import to_json
 from ctxext.tokenization.tokenizer import load_tokenizer
 from ctxext.tracking import JsonlSink
 from ctxext.training.loop import train

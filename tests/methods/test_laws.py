@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext.experiment import from_json, to_json
 from ctxext.interop.ropespec import rope_from_config, rope_to_config
 from ctxext.methods import all_methods, seam
 from ctxext.methods.abf import ABF
@@ -28,6 +27,7 @@ from ctxext.methods.revised_yarn import RevisedYarn
 from ctxext.methods.yarn import DynamicYarn, Yarn
 from ctxext.prove.reference.hf import frequencies
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
+from ctxext.serialization import from_json, to_json
 from support.llamas import TINY
 
 LLAMA2 = RopeBase(128, 1e4, 4096)

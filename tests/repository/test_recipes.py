@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from ctxext.cli.main import main
-from ctxext.experiment import Experiment, from_json, load_experiment, to_json
+from ctxext.experiment import Experiment, load_experiment
 from ctxext.methods import Linear, Yarn
 from ctxext.model.config import SHAPES, LlamaConfig
 from ctxext.model.trainable import Full
+from ctxext.serialization import from_json, to_json
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.glob("*.py"))

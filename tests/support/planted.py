@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ctxext.data import Stdlib
-from ctxext.experiment import Experiment, Train, to_json
+from ctxext.experiment import Experiment, Train
 from ctxext.files import write_json, write_text
 from ctxext.methods.linear import Linear
 from ctxext.methods.ntk import NTK
@@ -16,6 +16,7 @@ from ctxext.methods.yarn import Yarn
 from ctxext.model.config import LlamaConfig
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
+from ctxext.serialization import to_json
 
 WINDOW = 256
 SEQ_LENS = (256, 512, 768, 1024)

@@ -160,4 +160,4 @@ def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
                 == 0.002
             )
     ropes = {config["name"]: config["rope"]["__type__"] for config in kept.values()}
-    assert ropes == {"pi": "ctxext.methods.linear:Linear", "yarn": "ctxext.methods.yarn:Yarn"}
+    assert ropes == {"pi": "rope/linear", "yarn": "rope/yarn"}

@@ -45,7 +45,7 @@ def read_experiment(args: argparse.Namespace, rest: list[str]) -> Any:
 def _inspect(args: argparse.Namespace, experiment: Any) -> bool:
     """Serve --print-config and --dry-run; True if one of them was asked for."""
     from ctxext import loading
-    from ctxext.experiment import to_json
+    from ctxext.serialization import to_json
 
     if args.print_config:
         print(json.dumps(to_json(experiment), indent=2))

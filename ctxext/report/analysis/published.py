@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from ctxext.evals.expected import Expected
 from ctxext.evals.stats import Interval
-from ctxext.experiment import from_json
 from ctxext.report.analysis.losses import perplexity
 from ctxext.report.analysis.records import condition, group, rate, series
 from ctxext.report.analysis.runs import RunData
 from ctxext.report.pages.tables import Table, between
+from ctxext.serialization import from_json
 
 Verdict = Literal[
     "agrees", "disagrees", "not distinguishable from agreement", "no interval", "not measured"

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxext.experiment import from_json
 from ctxext.files import read_json, read_jsonl
 from ctxext.methods import label
 from ctxext.report.analysis.records import Row, group, latest, series
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
+from ctxext.serialization import from_json
 
 
 @dataclass

@@ -24,6 +24,7 @@ class Wording:
     noise: sentences that are repeated and cut by characters; needle: says {key}; question: ends where the key is next.
     """
 
+    type_tag: ClassVar[str] = "passkey-wording"
     statement: str = "A number is hidden somewhere in the pages below, which are otherwise of no interest. Find it."
     noise: str = "Rain fell on the roof. A dog slept by the door. The tea was warm. Nobody came in. The day was long."
     needle: str = "The hidden number is {key}. Keep it well: {key} is the hidden number."
@@ -56,6 +57,7 @@ class PasskeyProtocol(Task):
     really take. Depth None: the noise before the needle is uniform, in characters. The haystack is not used.
     """
 
+    type_tag: ClassVar[str] = "task/passkey/"
     keys: ClassVar[tuple[int, int]] = (1, 50_000)
     """The smallest key and the largest."""
     trials: ClassVar[int]
