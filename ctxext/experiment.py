@@ -129,6 +129,10 @@ class Experiment:
         if self.expect:
             expected.check(self.expect, self.evals)
 
+    def effective_scaling(self, base: RopeScaling) -> RopeScaling:
+        """The scaling that is trained: `rope`, or that of the base checkpoint where it is None."""
+        return self.rope or base
+
     @property
     def fingerprint(self) -> str:
         """Eight hex digits over what may not change: all but `train.steps` and MUTABLE_FIELDS; 4 and 4.0 are the same number."""

@@ -18,13 +18,14 @@ from ctxext.interop.hf_weights import Checkpoint, assemble, find_weights, slots
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, init_params, param_shapes
 from ctxext.model.lm import LM
-from ctxext.model.trainable import Full, Trainable, checksum, join, split
+from ctxext.model.trainable import Full, Trainable, join, split
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json
 from ctxext.tokenization.tokenizer import load_tokenizer
 from ctxext.training.checkpoint import find_step, load_params
+from ctxext.training.checksums import parameter_checksum
 
 
 def locate(source: str | Path) -> Path:
@@ -219,9 +220,9 @@ def frozen(
             ) from None
     rest = split(trainable.init(params, settings["seed"]), trainable.pattern(config))[1]
     kind = jnp.dtype(settings["train"]["dtype"])
-    if checksum(jax.tree.map(lambda x: x.astype(kind), rest)) != read_json(run.provenance_file).get(
-        "base"
-    ):
+    if parameter_checksum(jax.tree.map(lambda x: x.astype(kind), rest)) != read_json(
+        run.provenance_file
+    ).get("base"):
         raise ValueError(
             f"{source or 'this version'} does not hold the parameters that {run.path} was trained on: "
             "restore them, or train again"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ctxext import loading, report, requirements
 from ctxext.evaluate import describe as describe_methods
 from ctxext.evaluate import evaluate
@@ -15,9 +17,11 @@ from ctxext.experiment import Experiment
 from ctxext.export import check, export
 from ctxext.files import read_jsonl
 from ctxext.methods import label
+from ctxext.model.config import LlamaConfig
 from ctxext.model.lm import LM
 from ctxext.model.trainable import Full
 from ctxext.parallel import distributed
+from ctxext.plan.flops import seconds_at_peak
 from ctxext.prove import describe, prove
 from ctxext.rundir import RunDir
 from ctxext.tracking import Sink, kept_offline, start_sinks
@@ -73,7 +77,9 @@ def train_only(
     requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
-        train(experiment, directory, loading.open_base(experiment, to_train=True), sinks=sinks)
+        base = loading.open_base(experiment, to_train=True)
+        peak = _seconds_at_peak(experiment, base.config)
+        train(experiment, directory, base, sinks=sinks, seconds_at_peak=peak)
         _refer_to_checkpoints(directory, sinks)
     return directory.path
 
@@ -100,7 +106,7 @@ def run(
         config, scaling = loading.base_config(experiment)
         check(
             config,
-            experiment.rope or scaling,
+            experiment.effective_scaling(scaling),
             experiment.attention,
             to=experiment.export.to,
             dtype=experiment.export.dtype,
@@ -118,7 +124,9 @@ def run(
                 base = loading.open_base(experiment, to_train=True)
             trained = _train(experiment, directory, base, sinks)
         else:
-            trained = base.with_method(experiment.rope or base.scaling, experiment.attention)
+            trained = base.with_method(
+                experiment.effective_scaling(base.scaling), experiment.attention
+            )
         name = _evaluate(experiment, trained, experiment.train.steps, directory, sinks)
         if experiment.export is not None:
             proof = _export(experiment, trained, name, directory)
@@ -160,9 +168,16 @@ def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -
         f"{settings.steps * rows * settings.seq_len:,} tokens",
         file=sys.stderr,
     )
-    train(experiment, place, base, sinks=sinks)
+    peak = _seconds_at_peak(experiment, base.config)
+    train(experiment, place, base, sinks=sinks, seconds_at_peak=peak)
     _refer_to_checkpoints(place, sinks)
     return loading.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
+
+
+def _seconds_at_peak(experiment: Experiment, config: LlamaConfig) -> float | None:
+    """Least time of a training step on the devices of this machine, None if their peak is unknown."""
+    device_kind = jax.devices()[0].device_kind
+    return seconds_at_peak(experiment, config, device_kind, experiment.mesh.build().size)
 
 
 def _refer_to_checkpoints(run: RunDir, sinks: Sequence[Sink]) -> None:

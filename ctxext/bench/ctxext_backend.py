@@ -22,7 +22,7 @@ from ctxext.model.loss import batch_loss, token_losses
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE
 from ctxext.rope import Unscaled
-from ctxext.training.loop import make_step
+from ctxext.training.step import make_step
 
 __all__ = ["PARTS", "device", "device_peak", "device_seconds", "version"]
 

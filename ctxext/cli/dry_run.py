@@ -10,7 +10,7 @@ from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, rope_at
 
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
@@ -22,8 +22,8 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for tree in experiment.trainable.shapes(config)
     )
-    rope = experiment.rope or scaling
-    table = rope.rope(config.rope_base(), experiment.train.seq_len)
+    rope = experiment.effective_scaling(scaling)
+    table = rope_at(rope, config.rope_base(), experiment.train.seq_len)
     train, window = experiment.train, config.max_position_embeddings
     rows = train.batch_size * train.accumulate
     lines = [

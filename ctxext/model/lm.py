@@ -18,7 +18,15 @@ from ctxext.model.padding import bucket as bucket
 from ctxext.model.padding import pad
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, make_sharded_attention
-from ctxext.rope import ANGLES, Angles, Float32Rotation, RopeScaling, Rotation, Unscaled
+from ctxext.rope import (
+    ANGLES,
+    Angles,
+    Float32Rotation,
+    RopeScaling,
+    Rotation,
+    Unscaled,
+    rotation_at,
+)
 from ctxext.tokenization.tokenizer import Tokenizer
 
 STATIC = ("config", "attention", "kernel", "dtype", "mesh")
@@ -108,9 +116,7 @@ class LM:
 
     def rotation(self, seq_len: int) -> Rotation | Float32Rotation:
         """The method's frequencies for a context of `seq_len` tokens."""
-        return _rotation(
-            self.scaling, self.config, seq_len if self.scaling.depends_on_length else 0, self.angles
-        )
+        return rotation_at(self.scaling, self.config.rope_base(), seq_len, self.angles)
 
     def _static(self) -> dict[str, Any]:
         return {
@@ -349,10 +355,3 @@ class LM:
                 f"{tokens.min()}..{tokens.max()}; is this the model's tokenizer?"
             )
         return tokens.astype(np.int32)
-
-
-@functools.lru_cache(maxsize=4096)
-def _rotation(
-    scaling: RopeScaling, config: LlamaConfig, seq_len: int, angles: Angles
-) -> Rotation | Float32Rotation:
-    return scaling.rope(config.rope_base(), seq_len).rotation(angles)

@@ -7,7 +7,6 @@ gives the same forward pass, because every product casts its parameters to it.
 import abc
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -214,34 +213,3 @@ def join(one: Params, other: Params) -> Params:
     for key, value in one.items():
         out[key] = join(value, other[key]) if isinstance(value, dict) and key in other else value
     return out
-
-
-@jax.jit
-def _digests(tree: Params) -> list[jax.Array]:
-    def digest(leaf: jax.Array) -> jax.Array:
-        place = jnp.zeros(leaf.shape, jnp.uint32)
-        for dim, size in enumerate(leaf.shape):
-            place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-        kind = {4: jnp.uint32, 2: jnp.uint16}[leaf.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32) + place * np.uint32(
-            0x9E3779B9
-        )
-        for shift, factor in (
-            (16, 0x85EBCA6B),
-            (13, 0xC2B2AE35),
-            (16, 1),
-        ):  # one to one: no single change is missed
-            bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
-        return bits.sum(dtype=jnp.uint32)
-
-    return [digest(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def checksum(tree: Params) -> str:
-    """Sixteen hex digits over every bit, its place and name; equal on any mesh, whole numbers add up in any order."""
-    names = [
-        f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-    numbers = [int(value) for value in _digests(tree)]
-    return hashlib.sha256(repr((names, numbers)).encode()).hexdigest()[:16]

@@ -21,10 +21,10 @@ from ctxext.model.config import LlamaConfig
 from ctxext.parallel.mesh import ROWS
 from ctxext.plan.accelerators import topology
 from ctxext.plan.gpu_target import CHIPS
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, rotation_at
 from ctxext.serialization import from_json
-from ctxext.training.loop import compiled_step
 from ctxext.training.state import state_shapes
+from ctxext.training.step import compiled_step
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -45,7 +45,8 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
         )
         for name in Batch._fields
     }
-    rotation = (experiment.rope or scaling).rope(config.rope_base(), train.seq_len).rotation()
+    scaling = experiment.effective_scaling(scaling)
+    rotation = rotation_at(scaling, config.rope_base(), train.seq_len)
     rotation = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), rotation
     )

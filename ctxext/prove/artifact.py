@@ -14,10 +14,11 @@ from ctxext.interop import hf, meta, peft
 from ctxext.interop.hf_weights import slots
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
-from ctxext.model.trainable import checksum, split
+from ctxext.model.trainable import split
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove import gguf_parameters
 from ctxext.prove.reference import GGUFTextbook
+from ctxext.training.checksums import parameter_checksum
 
 SHAPE = (
     "vocab_size",
@@ -164,7 +165,7 @@ class Subject:
         said = read_json(self.directory / peft.BASE)
         rest = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
         if (
-            checksum(jax.tree.map(lambda x: x.astype(jnp.dtype(said["dtype"])), rest))
+            parameter_checksum(jax.tree.map(lambda x: x.astype(jnp.dtype(said["dtype"])), rest))
             != said["checksum"]
         ):
             raise ValueError(

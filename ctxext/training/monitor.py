@@ -28,7 +28,7 @@ from ctxext.model.trainable import Trainable, join
 from ctxext.parallel.distributed import broadcast_from_primary, gather
 from ctxext.parallel.mesh import Mesh, make_sharded_attention
 from ctxext.positions import Contiguous
-from ctxext.rope import Float32Rotation, Rotation, rotate
+from ctxext.rope import Float32Rotation, Rotation, rotate, rotation_at
 from ctxext.rundir import RunDir
 
 NEVER = 2**32 - 1
@@ -77,14 +77,10 @@ class Monitor:
             "mesh": experiment.mesh,
             "trainable": experiment.trainable,
         }
-        scaling, original = (
-            experiment.rope or base.scaling,
-            base.config.rope_base().original_max_position_embeddings,
-        )
+        scaling = experiment.effective_scaling(base.scaling)
+        rope_base = base.config.rope_base()
+        original = rope_base.original_max_position_embeddings
         self._window = original - original % (2 * self._mesh.build().shape["seq"])
-
-        def rotation(seq_len: int) -> Any:
-            return scaling.rope(base.config.rope_base(), seq_len).rotation()
 
         size, T = settings.batch_size, settings.seq_len
         self._long = make_batch(
@@ -98,7 +94,9 @@ class Monitor:
             batch_size=size,
             seq_len=self._window,
         )
-        self._rotations = rotation(T), rotation(self._window)
+        self._rotations = tuple(
+            rotation_at(scaling, rope_base, seq_len) for seq_len in (T, self._window)
+        )
 
     @classmethod
     def of(cls, experiment: Experiment, base: LM, rows: Rows, run: RunDir) -> "Monitor | None":

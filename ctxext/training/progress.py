@@ -1,49 +1,94 @@
-"""Progress on stderr: one bar on a terminal, plain lines elsewhere."""
+"""What a run reports while it trains: progress on stderr, rows of metrics to the trackers."""
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ctxext.experiment import Experiment
+from ctxext.parallel import distributed
+from ctxext.tracking import Sink
 
-class TrainProgress:
-    """Loss, tokens per second and time left of steps `start` to `stop`."""
 
-    def __init__(self, name: str, start: int, stop: int, *, enabled: bool = True) -> None:
-        console = Console(stderr=True)
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        columns += [
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
-            TimeRemainingColumn(),
-        ]
-        self._bar = Progress(
-            *columns, console=console, disable=not (enabled and console.is_terminal)
-        )
-        self._lines = enabled and not console.is_terminal
-        self._task = self._bar.add_task(
-            name, total=stop, completed=start, loss=float("nan"), speed=0.0
-        )
-        self._name, self._start, self._stop, self._clock = name, start, stop, time.perf_counter()
+class TrainLog:
+    """Passes rows of metrics on to a progress display and to the trackers; a context manager."""
 
-    def update(self, row: dict[str, Any]) -> None:
-        """A row of metrics: moves the bar; on no terminal, a row with a speed is one line."""
-        step, loss, speed = row["step"], row["loss"], row.get("tokens_per_second")
-        self._bar.update(
-            self._task, completed=step, loss=loss, **({} if speed is None else {"speed": speed})
-        )
-        if self._lines and "learning_rate" in row:
-            left = (time.perf_counter() - self._clock) / (step - self._start) * (self._stop - step)
-            rate = "" if speed is None else f"  {speed:,.0f} tokens/s"
-            text = (
-                f"{self._name}: step {step}/{self._stop}  loss {loss:.4f}{rate}  {left:.0f} s left"
-            )
-            print(text, file=sys.stderr, flush=True)
+    def __init__(
+        self, experiment: Experiment, start: int, sinks: Sequence[Sink], *, progress: bool
+    ) -> None:
+        steps = experiment.train.steps
+        self._progress = TrainProgress(experiment.name, start, steps, enabled=progress)
+        self._sinks = sinks
 
-    def __enter__(self) -> "TrainProgress":
-        self._bar.start()
+    def step(self, row: dict[str, Any]) -> None:
+        """Show the row of a step; one that is due for logging has a learning rate and is kept."""
+        self._progress.update(row)
+        if "learning_rate" in row:
+            self.write(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keep a row, and print the alarm that it may hold."""
+        if "alarm" in row and distributed.is_primary():
+            print(f"alarm: {row['alarm']}", file=sys.stderr)
+        for sink in self._sinks:
+            sink.log(row)
+
+    def __enter__(self) -> "TrainLog":
+        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+class TrainProgress:
+    """Loss, tokens per second and time left of steps `start` to `stop`.
+
+    One bar on a terminal, plain lines elsewhere, nothing unless `enabled`.
+    """
+
+    def __init__(self, name: str, start: int, stop: int, *, enabled: bool) -> None:
+        console = Console(stderr=True)
+        on_terminal = console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (enabled and on_terminal),
+        )
+        self._prints_lines = enabled and not on_terminal
+        self._task = self._bar.add_task(
+            name, total=stop, completed=start, loss=float("nan"), speed=0.0
+        )
+        self._name = name
+        self._first = start
+        self._last = stop
+        self._started = time.perf_counter()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Move the bar to the step of a row; off a terminal, print a line for a logged row."""
+        speed = row.get("tokens_per_second")
+        fields = {"loss": row["loss"]} | ({} if speed is None else {"speed": speed})
+        self._bar.update(self._task, completed=row["step"], **fields)
+        if self._prints_lines and "learning_rate" in row:
+            print(self._line(row["step"], row["loss"], speed), file=sys.stderr, flush=True)
+
+    def _line(self, step: int, loss: float, speed: float | None) -> str:
+        seconds_per_step = (time.perf_counter() - self._started) / (step - self._first)
+        left = seconds_per_step * (self._last - step)
+        rate = "" if speed is None else f"  {speed:,.0f} tokens/s"
+        return f"{self._name}: step {step}/{self._last}  loss {loss:.4f}{rate}  {left:.0f} s left"
+
+    def start(self) -> None:
+        """Show the bar."""
+        self._bar.start()
+
+    def stop(self) -> None:
+        """Leave the bar as it is and free the terminal."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""What a training step holds: trained parameters, their optimiser state, and the parameters that stay as they are."""
+"""The state of a training step: trained parameters, optimiser state, and frozen parameters."""
 
 from typing import Any
 
@@ -14,15 +14,18 @@ from ctxext.parallel.mesh import shardings
 from ctxext.training.checkpoint import Checkpoints
 
 Shapes = tuple[Params, Any, Params]
+"""Trained parameters, optimiser state and frozen parameters as `jax.ShapeDtypeStruct`."""
 
 
 def state_shapes(experiment: Experiment, config: LlamaConfig) -> Shapes:
-    """(trained parameters, optimiser state, frozen parameters) as shapes with shardings; allocates nothing.
+    """The shapes of the state, with shardings; allocates nothing.
 
-    Raises ValueError if the model does not have what the experiment trains.
+    Raises ValueError if the model does not have the parameters that the experiment trains.
     """
-    mesh, (params, frozen) = experiment.mesh, experiment.trainable.shapes(config)
-    opt_state = jax.eval_shape(experiment.optim.build(experiment.train.steps).init, params)
+    mesh = experiment.mesh
+    params, frozen = experiment.trainable.shapes(config)
+    optimizer = experiment.optim.build(experiment.train.steps)
+    opt_state = jax.eval_shape(optimizer.init, params)
     return (
         mesh.shard(params),
         mesh.shard(opt_state),
@@ -30,23 +33,30 @@ def state_shapes(experiment: Experiment, config: LlamaConfig) -> Shapes:
     )
 
 
-def parts(experiment: Experiment, base: LM, frozen: Params) -> tuple[Params, Params]:
-    """(what is trained, as the base has it; the rest, in the compute dtype and where the shapes `frozen` say)."""
-    trainable, kind = experiment.trainable, jnp.dtype(experiment.train.dtype)
-    mine, rest = split(trainable.init(base.params, experiment.seed), trainable.pattern(base.config))
-    return mine, jax.device_put(jax.tree.map(lambda x: x.astype(kind), rest), shardings(frozen))
+def split_params(experiment: Experiment, base: LM, shapes: Shapes) -> tuple[Params, Params]:
+    """(trained parameters as the base has them, frozen ones in the compute dtype, sharded)."""
+    trainable = experiment.trainable
+    dtype = jnp.dtype(experiment.train.dtype)
+    params = trainable.init(base.params, experiment.seed)
+    trained, frozen = split(params, trainable.pattern(base.config))
+    frozen = jax.tree.map(lambda x: x.astype(dtype), frozen)
+    return trained, jax.device_put(frozen, shardings(shapes[2]))
 
 
 def start_state(
-    experiment: Experiment, fresh: Params, shapes: Shapes, saved: Checkpoints
+    experiment: Experiment, base_params: Params, shapes: Shapes, checkpoints: Checkpoints
 ) -> tuple[int, Params, Any]:
-    """(steps done, trained parameters, optimiser state): the newest checkpoint's, or `fresh` in float32 at step 0."""
+    """(steps done, trained parameters, optimiser state) to start from.
+
+    They are the newest checkpoint's, or `base_params` in float32 at step 0.
+    """
     param_shapes, opt_shapes, _ = shapes
-    if restored := saved.restore(param_shapes, opt_shapes):
+    restored = checkpoints.restore(param_shapes, opt_shapes)
+    if restored is not None:
         return restored
     # A copy, because the step gives its arguments' memory away and the base is still needed.
     params = jax.device_put(
-        jax.tree.map(lambda x: x.astype(jnp.float32), fresh),
+        jax.tree.map(lambda x: x.astype(jnp.float32), base_params),
         shardings(param_shapes),
         may_alias=False,
     )

@@ -1,6 +1,10 @@
-"""When to save and when to stop: steps, minutes, signals and the caller, agreed between the processes."""
+"""When a run saves and when it stops: by steps, minutes, signals and the caller.
+
+The processes of a run agree: each says what it requests, and all do the largest request.
+"""
 
 import contextlib
+import enum
 import os
 import signal
 import threading
@@ -11,76 +15,103 @@ from typing import Any
 from ctxext.experiment import Train
 from ctxext.parallel import distributed
 
-NOTHING, SAVE, STOP, INTERRUPT, TERMINATE = range(5)
-"""What a process may wish for after a step; the largest wish of all processes is done by all."""
+
+class Request(enum.IntEnum):
+    """What a process may request after a step; a larger one includes the smaller ones."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+    INTERRUPT = 3
+    TERMINATE = 4
 
 
-class Agenda:
-    """What comes after each step; `noted` holds the signals that came."""
+EXIT_CODES = {Request.INTERRUPT: 130, Request.TERMINATE: 0}
+"""Exit codes after Ctrl-C and after SIGTERM."""
 
-    def __init__(self, settings: Train, noted: list[int], stop: threading.Event | None) -> None:
-        self._settings, self._noted, self._stop = settings, noted, stop
-        self._saved = time.monotonic()
-        self._question: Any = NOTHING
-        self._wish = NOTHING
 
-    def ask(self) -> None:
-        """Ask the other processes, before a step is started, so that the answer does not wait for that step."""
-        self._question = distributed.all_reduce_max(self._own())
+class StoppingPolicy:
+    """Decides after each step whether to save and whether to stop.
+
+    received: the signals that have come so far, as `signals` lists them; stop: set by the caller.
+    """
+
+    def __init__(self, settings: Train, received: list[int], stop: threading.Event | None) -> None:
+        self._settings = settings
+        self._received = received
+        self._stop = stop
+        self._last_save = time.monotonic()
+        self._polled: Any = Request.NOTHING
+        self._request = int(Request.NOTHING)
+
+    def poll(self) -> None:
+        """Ask all processes for their requests.
+
+        This is done before a step is started, so that the answer does not wait for that step.
+        """
+        self._polled = distributed.all_reduce_max(self._own_request())
 
     def after(self, done: int) -> tuple[bool, bool]:
-        """(save, stop) after step `done`."""
-        # A process that is alone need not have asked in advance.
-        self._wish = int(self._question) if distributed.process_count() > 1 else self._own()
-        stop = self._wish >= STOP
+        """(save, stop) after step `done`, counted from 1."""
+        # A single process need not have polled before the step: it is asked now.
+        is_single = distributed.process_count() == 1
+        self._request = self._own_request() if is_single else int(self._polled)
+        settings = self._settings
         save = (
-            self._wish >= SAVE
-            or done % self._settings.checkpoint_every == 0
-            or done == self._settings.steps
+            self._request >= Request.SAVE
+            or done % settings.checkpoint_every == 0
+            or done == settings.steps
         )
         if save:
-            self._saved = time.monotonic()
-        return save, stop
+            self._last_save = time.monotonic()
+        return save, self._request >= Request.STOP
 
     def exit_code(self) -> int | None:
-        """What the process is to exit with: 0 after SIGTERM, 130 after Ctrl-C, None if there was neither."""
-        self._wish = max(
-            self._wish, int(distributed.all_reduce_max(self._own()))
-        )  # also of a signal in the last step
-        return {TERMINATE: 0, INTERRUPT: 130}.get(self._wish)
+        """0 after SIGTERM, 130 after Ctrl-C, also during the last step; None if there was neither."""
+        last_requests = int(distributed.all_reduce_max(self._own_request()))
+        self._request = max(self._request, last_requests)
+        return EXIT_CODES.get(Request(self._request))
 
-    def _own(self) -> int:
-        if self._noted:
-            return TERMINATE if self._noted[0] == signal.SIGTERM else INTERRUPT
+    def _own_request(self) -> int:
+        if self._received:
+            is_sigterm = self._received[0] == signal.SIGTERM
+            return int(Request.TERMINATE if is_sigterm else Request.INTERRUPT)
         if self._stop is not None and self._stop.is_set():
-            return STOP
+            return int(Request.STOP)
+        return int(Request.SAVE if self._minutes_are_over() else Request.NOTHING)
+
+    def _minutes_are_over(self) -> bool:
+        """True if a checkpoint is due by the clock, which is that of the primary process."""
         minutes = self._settings.checkpoint_minutes
-        due = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        return SAVE if due and distributed.is_primary() else NOTHING
+        if minutes is None or not distributed.is_primary():
+            return False
+        return time.monotonic() - self._last_save >= 60 * minutes
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """The first SIGTERM or Ctrl-C is noted in the list, a second one acts as usual."""
-    asked: list[int] = []
+    """List the first SIGTERM or Ctrl-C instead of acting on it; a second one acts as usual.
+
+    Outside the main thread, where Python handles no signals, the list stays empty.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
-    before: dict[int, Any] = {
+    handlers: dict[int, Any] = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
     }
 
-    def note(number: int, _: Any) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
-        os.write(
-            2, b"\nstopping after this step; once more stops at once\n"
-        )  # print is not safe in a handler
+    def receive(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, handlers[number])
+        # print is not safe in a signal handler.
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
 
-    for number in before:
-        signal.signal(number, note)
+    for number in handlers:
+        signal.signal(number, receive)
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -11,13 +11,15 @@ from ctxext.data import Batch, Files
 from ctxext.experiment import Experiment, Train
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
-from ctxext.model.trainable import Full, LastLayers, LoRA, checksum, join, split
+from ctxext.model.trainable import Full, LastLayers, LoRA, join, split
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json, to_json
-from ctxext.training.loop import compiled_step, train
+from ctxext.training.checksums import parameter_checksum
+from ctxext.training.loop import train
 from ctxext.training.state import state_shapes
+from ctxext.training.step import compiled_step
 from model.test_lora import training
 from support import tiny
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
@@ -128,14 +130,14 @@ def test_layers_before_the_last_ones_have_no_backward_pass():
 @pytest.mark.check
 def test_frozen_parameters_keep_every_bit_and_the_base_is_not_given_away(tmp_path):
     texts, base = write_texts(tmp_path / "texts"), tiny_base()
-    before = checksum(base.params)
+    before = parameter_checksum(base.params)
     for number, trainable in enumerate((LoRA(), LastLayers(1))):
         experiment = training(texts, trainable)
         experiment = dataclasses.replace(
             experiment, train=dataclasses.replace(experiment.train, steps=2)
         )
         train(experiment, RunDir(tmp_path / str(number)).open(experiment), base, progress=False)
-        assert checksum(base.params) == before
+        assert parameter_checksum(base.params) == before
 
 
 def test_a_checksum_sees_one_bit_and_an_exchange():
@@ -153,8 +155,8 @@ def test_a_checksum_sees_one_bit_and_an_exchange():
         {"a": tree["a"], "c": tree["b"]},
         {**tree, "a": tree["a"].reshape(4, 3, 2)},
     ]
-    assert len({checksum(t) for t in (tree, *others)}) == 5
-    assert checksum(jax.tree.map(np.asarray, tree)) == checksum(tree)
+    assert len({parameter_checksum(t) for t in (tree, *others)}) == 5
+    assert parameter_checksum(jax.tree.map(np.asarray, tree)) == parameter_checksum(tree)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from ctxext.parallel.mesh import Mesh, shardings, spec
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
 from ctxext.training import checkpoint
-from ctxext.training.loop import compiled_step, train
+from ctxext.training.loop import train
+from ctxext.training.step import compiled_step
 from support.llamas import TINY, random_params, tokenizer
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 

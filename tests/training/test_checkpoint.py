@@ -11,7 +11,7 @@ import pytest
 
 from ctxext.optim import Optim
 from ctxext.training.checkpoint import Checkpoints, find_step, load_params
-from ctxext.training.checksums import damage, facts, seal
+from ctxext.training.checksums import find_corruption, recorded_facts, write_checksums
 
 
 def state(seed: int):
@@ -129,24 +129,24 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
 
 def test_every_bit_of_the_digests_matters(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
-    seal(tmp_path, loss=1.5)
+    write_checksums(tmp_path, {"loss": 1.5})
     good = (tmp_path / "sha256.json").read_bytes()
-    assert damage(tmp_path) is None and facts(tmp_path) == {"loss": 1.5}
+    assert find_corruption(tmp_path) is None and recorded_facts(tmp_path) == {"loss": 1.5}
     for bit in range(8 * len(good)):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         (tmp_path / "sha256.json").write_bytes(bad)
-        assert damage(tmp_path) == "sha256.json is not what was written", bit
+        assert find_corruption(tmp_path) == "sha256.json is not what was written", bit
 
 
-def test_a_checkpoint_of_an_older_version_is_sealed_when_the_run_goes_on(tmp_path):
+def test_a_checkpoint_whose_process_was_killed_before_its_checksums_gets_them_on_resuming(tmp_path):
     with Checkpoints(tmp_path) as saved:
         saved.save(3, *state(1))
     (tmp_path / "3" / "sha256.json").unlink()
     assert equal(load_params(tmp_path)[0], state(1)[0])
     with Checkpoints(tmp_path) as saved:
         assert saved.restore(*shapes(state(0)))[0] == 3
-    assert damage(tmp_path / "3") is None
+    assert find_corruption(tmp_path / "3") is None
 
 
 def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
@@ -155,17 +155,17 @@ def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
             for step, loss in losses.items():
                 saved.save(step, *state(step), loss=loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "50"]
-    assert find_step(tmp_path) == 50 and facts(tmp_path / "20") == {"loss": 1.0}
+    assert find_step(tmp_path) == 50 and recorded_facts(tmp_path / "20") == {"loss": 1.0}
     for which, step in (("latest", 50), ("best", 20), (20, 20), ("50", 50)):
         params, found = load_params(tmp_path, which=which)
         assert found == find_step(tmp_path, which) == step and equal(params, state(step)[0])
     for which in (30, "010", "newest", -1):
         with pytest.raises(ValueError, match=rf"no checkpoint {which} under .*; there are 20, 50$"):
             load_params(tmp_path, which=which)
-    seal_of_the_other = tmp_path / "50" / "sha256.json"
-    seal_of_the_other.write_text(seal_of_the_other.read_text().replace("1.7", "0.7"))
+    checksums = tmp_path / "50" / "sha256.json"
+    checksums.write_text(checksums.read_text().replace("1.7", "0.7"))
     with pytest.raises(
-        ValueError, match="best cannot be said, as 50 has no loss with it; choose one of 20, 50"
+        ValueError, match="is not known, because 50 has no loss recorded; choose one of 20, 50"
     ):
         find_step(tmp_path, "best")
 

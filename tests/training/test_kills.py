@@ -15,7 +15,7 @@ from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import load_tokenizer
 from ctxext.training.checkpoint import load_params
-from ctxext.training.checksums import damage, sealed
+from ctxext.training.checksums import find_corruption, has_checksums
 from parallel.test_processes import CONFIG
 from support import processes
 
@@ -66,7 +66,7 @@ def test_fifty_kills_end_in_the_same_parameters(tmp_path: Path) -> None:
         )
         in_save, lost = in_save + saving(run), lost + (rows(run) <= before)
         done = [path for path in (run / "checkpoints").glob("*") if path.name.isdigit()]
-        assert all(damage(path) is None for path in done if sealed(path))
+        assert all(find_corruption(path) is None for path in done if has_checksums(path))
     ((code, _, errors),) = processes.finish(start("chaos"))
     assert code == 0 and "damaged" not in errors, errors
     print(f"{KILLS} kills, {in_save} of them during a save, {lost} before any new step")

@@ -27,9 +27,10 @@ from ctxext.positions import Contiguous
 from ctxext.rope import RopeScaling, Unscaled
 from ctxext.rundir import RunDir
 from ctxext.tracking import JsonlSink
-from ctxext.training import loop as train_module
+from ctxext.training import batches
 from ctxext.training.checkpoint import find_step, load_params
-from ctxext.training.loop import NotFinite, make_step, train
+from ctxext.training.loop import NotFinite, train
+from ctxext.training.step import make_step
 from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -314,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(texts, tmp_p
         batch = make_batch(*args, step=step, **options)
         return batch if step != 4 else batch._replace(weights=batch.weights * np.float32("nan"))
 
-    monkeypatch.setattr(train_module, "make_batch", poisoned)
+    monkeypatch.setattr(batches, "make_batch", poisoned)
     experiment = tiny_experiment(texts, steps=10, checkpoint_every=2)
     with pytest.raises(
         NotFinite, match=r"run, step 5: loss nan, .*last good checkpoint is step 4"

@@ -224,10 +224,10 @@ def test_speed_leaves_out_the_first_step_and_what_is_apart(monkeypatch):
     meter = metrics.Metrics(experiment, rows.append, seconds_at_peak=0.5)
     good = {name: jnp.float32(1) for name in ("loss", "grad_norm", "weight")}
     for step in range(1, 10):
-        meter.put(step, good)  # reads the step before
+        meter.record(step, good)  # reads the step before
         now[0] += 60 if step == 1 else 2
         if step == 6:
-            with meter.apart():
+            with meter.exclude():
                 now[0] += 1000
     meter.flush()
     speeds = {row["step"]: (row["tokens_per_second"], row["mfu"]) for row in rows if "mfu" in row}

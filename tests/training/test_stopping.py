@@ -14,59 +14,59 @@ from ctxext.parallel import distributed
 from ctxext.positions import Contiguous
 from ctxext.rundir import RunDir
 from ctxext.training import stopping
-from ctxext.training.checksums import facts
+from ctxext.training.checksums import recorded_facts
 from ctxext.training.loop import train
-from ctxext.training.stopping import Agenda
+from ctxext.training.stopping import StoppingPolicy
 from support.tiny_train import ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
 SETTINGS = Train(steps=100, seq_len=8, batch_size=1, checkpoint_every=10)
 
 
 def test_by_steps_by_signals_and_by_the_caller() -> None:
-    noted, stop = [], threading.Event()
-    agenda = Agenda(SETTINGS, noted, stop)
-    assert [agenda.after(done) for done in (9, 10, 100)] == [
+    received, stop = [], threading.Event()
+    policy = StoppingPolicy(SETTINGS, received, stop)
+    assert [policy.after(done) for done in (9, 10, 100)] == [
         (False, False),
         (True, False),
         (True, False),
     ]
-    assert agenda.exit_code() is None
+    assert policy.exit_code() is None
     stop.set()
-    assert agenda.after(11) == (True, True) and agenda.exit_code() is None
-    noted.append(signal.SIGINT)
-    assert agenda.after(11) == (True, True) and agenda.exit_code() == 130
-    noted[0] = signal.SIGTERM
-    assert agenda.exit_code() == 0
+    assert policy.after(11) == (True, True) and policy.exit_code() is None
+    received.append(signal.SIGINT)
+    assert policy.after(11) == (True, True) and policy.exit_code() == 130
+    received[0] = signal.SIGTERM
+    assert policy.exit_code() == 0
 
 
 def test_by_minutes_since_the_last_checkpoint(monkeypatch) -> None:
     now = 1000.0
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
-    agenda = Agenda(dataclasses.replace(SETTINGS, checkpoint_minutes=0.5), [], None)
+    policy = StoppingPolicy(dataclasses.replace(SETTINGS, checkpoint_minutes=0.5), [], None)
     saves = []
     for done in range(1, 15):  # 12 seconds a step
         now += 12
-        saves += [done] * agenda.after(done)[0]
+        saves += [done] * policy.after(done)[0]
     assert saves == [3, 6, 9, 10, 13]
 
 
 def test_the_largest_wish_of_all_processes_is_done_by_all(monkeypatch) -> None:
-    others = stopping.NOTHING
-    monkeypatch.setattr(distributed, "count", lambda: 2)
-    monkeypatch.setattr(distributed, "first", lambda: False)
-    monkeypatch.setattr(distributed, "largest", lambda mine: max(mine, others))
+    others = stopping.Request.NOTHING
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "is_primary", lambda: False)
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda mine: max(mine, others))
     minutes = dataclasses.replace(SETTINGS, checkpoint_minutes=1e-9)
-    agenda = Agenda(minutes, [], None)
+    policy = StoppingPolicy(minutes, [], None)
 
     def next_step() -> tuple[bool, bool]:
-        agenda.ask()
-        return agenda.after(3)
+        policy.poll()
+        return policy.after(3)
 
     assert next_step() == (False, False)  # the clock is the first process's
-    others = stopping.SAVE
+    others = stopping.Request.SAVE
     assert next_step() == (True, False)
-    others = stopping.TERMINATE
-    assert next_step() == (True, True) and agenda.exit_code() == 0
+    others = stopping.Request.TERMINATE
+    assert next_step() == (True, True) and policy.exit_code() == 0
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_run_keeps_what_it_is_told_and_writes_the_mean_loss_beside_it(tmp_path
     train(experiment, run, tiny_base(), sinks=[Sink()], progress=False)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["4", "6", "8"]
     for step in (4, 6, 8):
-        assert facts(run.checkpoints / str(step)) == {
+        assert recorded_facts(run.checkpoints / str(step)) == {
             "loss": pytest.approx(sum(losses[step - 2 : step]) / 2)
         }
 

@@ -1,0 +1,74 @@
+"""The inputs of training steps: drawn on the host ahead of time, then put on the devices."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ctxext.data import Batch, Rows, make_batch, prefetch
+from ctxext.experiment import Experiment
+from ctxext.model.lm import LM
+from ctxext.rope import Float32Rotation, Rotation, rotation_at
+
+
+class Batches:
+    """The batches of a run; each is a function of the experiment's seed and the step alone.
+
+    Raises ValueError if the rows of a batch cannot be divided among the devices.
+    """
+
+    def __init__(self, experiment: Experiment, base: LM, rows: Rows) -> None:
+        settings = experiment.train
+        experiment.mesh.check_rows(settings.batch_size, what="train.batch_size")
+        self._experiment = experiment
+        self._rows = rows
+        self._own = {
+            micro * settings.batch_size + row
+            for micro in range(settings.accumulate)
+            for row in experiment.mesh.own_rows(settings.batch_size)
+        }
+        self._scaling = experiment.effective_scaling(base.scaling)
+        self._rope_base = base.config.rope_base()
+        self._longest = 0
+
+    def prefetch(
+        self, start: int, stop: int
+    ) -> contextlib.AbstractContextManager[Iterator[tuple[int, Batch]]]:
+        """(step, batch) of the steps from `start` to before `stop`, drawn ahead in a thread."""
+        return contextlib.closing(prefetch(self.draw, start, stop))
+
+    def draw(self, step: int) -> Batch:
+        """The A B rows of a step, of which this process makes those of its own devices."""
+        settings = self._experiment.train
+        return make_batch(
+            self._rows,
+            self._experiment.positions,
+            seed=self._experiment.seed,
+            step=step,
+            batch_size=settings.accumulate * settings.batch_size,
+            seq_len=settings.seq_len,
+            own=self._own,
+        )
+
+    def on_devices(self, step: int, batch: Batch) -> dict[str, jax.Array | np.ndarray]:
+        """Arrays [A, B, T] for the step, and the dropout seeds of its microbatches."""
+        experiment = self._experiment
+        settings = experiment.train
+        shape = (settings.accumulate, settings.batch_size, settings.seq_len)
+        arrays: dict[str, Any] = {
+            name: experiment.mesh.rows(x.reshape(shape), dim=1)
+            for name, x in batch._asdict().items()
+        }
+        seeds = experiment.trainable.dropout_seeds(experiment.seed, step, settings.accumulate)
+        return {**arrays, **seeds}
+
+    def rotation(self, batch: Batch) -> Rotation | Float32Rotation:
+        """The frequencies for a context that reaches to the largest position of the batch."""
+        seq_len = int(np.max(batch.positions)) + 1
+        if not self._scaling.depends_on_length:
+            # The same at every length: asked again only where positions reach further than before.
+            self._longest = max(self._longest, seq_len)
+            seq_len = self._longest
+        return rotation_at(self._scaling, self._rope_base, seq_len)
