@@ -132,7 +132,8 @@ def evaluate_checkpoint(
     """Evaluate an HF or run directory under each of `methods`; returns the rows file and the rows.
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries. adapter: a PEFT directory
-    to merge. checkpoint: which one of a run, see `loading.step_of`. evals: names of `ctxext.evals.suite`, asked as `asked` says
+    to merge. checkpoint: which one of a run, see `loading.checkpoint_step`.
+    evals: names of `ctxext.evals.suite`, asked as `asked` says
     but for its lengths: those of `seq_lens`, by default one, two, four and eight windows. out: directory for
     records.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. part: see `evaluate`.
     """
@@ -140,7 +141,7 @@ def evaluate_checkpoint(
     from ctxext.parallel.mesh import ONE_DEVICE
 
     where = loading.locate(path)
-    steps = loading.step_of(
+    steps = loading.checkpoint_step(
         where, checkpoint
     )  # a run that goes on may have another latest one by the time it is read
     lm = loading.load(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.data import Source
 from ctxext.evals import expected
+from ctxext.interop.formats import find_format
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import DTYPES, REMAT
 from ctxext.model.trainable import Full, Trainable
@@ -85,11 +86,14 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The format that a finished run is written in."""
+    """The format that a finished run is written in: a name of `ctxext.interop.formats.FORMATS`."""
 
     type_tag: ClassVar[str] = "export"
-    to: Literal["hf"] = "hf"
+    to: str = "hf"
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        find_format(self.to)  # raises ValueError for an unknown name
 
 
 @dataclasses.dataclass(frozen=True)

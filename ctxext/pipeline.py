@@ -16,6 +16,7 @@ from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
 from ctxext.export import check, export
 from ctxext.files import read_jsonl
+from ctxext.interop.formats import WriteOptions, find_format
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.lm import LM
@@ -77,7 +78,7 @@ def train_only(
     requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
-        base = loading.open_base(experiment, to_train=True)
+        base = loading.load_base(experiment, for_training=True)
         peak = _seconds_at_peak(experiment, base.config)
         train(experiment, directory, base, sinks=sinks, seconds_at_peak=peak)
         _refer_to_checkpoints(directory, sinks)
@@ -109,10 +110,9 @@ def run(
             experiment.effective_scaling(scaling),
             experiment.attention,
             to=experiment.export.to,
-            dtype=experiment.export.dtype,
-            seq_len=experiment.train.seq_len,
+            options=WriteOptions(experiment.export.dtype, experiment.train.seq_len),
         )
-    base, proof = loading.open_base(experiment), None
+    base, proof = loading.load_base(experiment), None
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
@@ -121,7 +121,7 @@ def run(
         if experiment.train.steps:
             if experiment.trainable != Full():
                 del base  # evaluated; from here on it is only trained
-                base = loading.open_base(experiment, to_train=True)
+                base = loading.load_base(experiment, for_training=True)
             trained = _train(experiment, directory, base, sinks)
         else:
             trained = base.with_method(
@@ -206,14 +206,14 @@ def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: li
 
 def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:
     assert experiment.export is not None
-    out = run.path / "export"
+    suffix = find_format(experiment.export.to).suffix
+    out = run.export / f"model{suffix}" if suffix else run.export
     if out.exists():
         proof = prove(out, against=lm)
         if not proof["weights_that_differ"]:
             return proof
-        distributed.broadcast_from_primary(
-            lambda: shutil.rmtree(out)
-        )  # of fewer steps than have been trained since
+        # The run has been trained further since.
+        distributed.broadcast_from_primary(lambda: shutil.rmtree(run.export))
     print(f"exporting to {out}", file=sys.stderr)
     card = {
         "method": name,

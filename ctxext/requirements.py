@@ -12,7 +12,6 @@ from ctxext import loading
 from ctxext.data import Source
 from ctxext.data.prepared import is_prepared, open_prepared
 from ctxext.experiment import Experiment
-from ctxext.tokenization.tokenizer import load_tokenizer
 
 
 class Need(NamedTuple):
@@ -39,8 +38,9 @@ class Need(NamedTuple):
             else "; `ctxext train` does without it"
         )
         return (
-            f"{self.reader} reads {self.path}, which is not there: {asked}ctxext prepare YOUR_TEXTS --out "
-            f"{shlex.quote(self.path)} --tokenizer {tokenizer_of}{shortest}{option}"
+            f"{self.reader} reads {self.path}, which is not there: {asked}ctxext prepare "
+            f"YOUR_TEXTS --out {shlex.quote(self.path)} --tokenizer "
+            f"{tokenizer_of}{shortest}{option}"
         )
 
 
@@ -64,8 +64,7 @@ def check(experiment: Experiment, *, training_only: bool = False) -> None:
     source = experiment.init or experiment.tokenizer
     if not prepared or source is None:
         return
-    where = loading.locate(source)
-    tokenizer = load_tokenizer(where / "base" if loading.is_run(where) else where)
+    tokenizer = loading.open_tokenizer(source)
     for need in prepared:
         corpus = open_prepared(_place(need), need.split, tokenizer)
         ends = (corpus.bos_id is not None) + (corpus.eos_id is not None)
@@ -73,8 +72,8 @@ def check(experiment: Experiment, *, training_only: bool = False) -> None:
         if enough < need.documents:
             there = f"{need.path}, which has {enough} of {len(corpus.offsets) - 1}"
             raise ValueError(
-                f"{need.reader} reads {need.documents} documents of at least {need.tokens:,} tokens from "
-                f"{there}: prepare more text"
+                f"{need.reader} reads {need.documents} documents of at least {need.tokens:,} "
+                f"tokens from {there}: prepare more text"
             )
 
 

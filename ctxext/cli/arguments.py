@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +11,15 @@ DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 def _dtype(name: str) -> str:
     return DTYPES.get(name, name)
+
+
+class _ExportFormats:
+    """The formats of `export --to`, imported only when they are needed, because that imports jax."""
+
+    def __iter__(self) -> Iterator[str]:
+        from ctxext.interop.formats import FORMATS
+
+        return iter([*FORMATS, "peft"])
 
 
 class Parser(argparse.ArgumentParser):
@@ -279,9 +289,11 @@ def parser() -> argparse.ArgumentParser:
     method_options(sub)
     sub.add_argument(
         "--to",
-        choices=["hf", "meta", "gguf", "peft"],
+        choices=_ExportFormats(),
         default="hf",
-        help="a whole model (gguf: one file), or what a LoRA run trained",
+        metavar="FORMAT",
+        help="%(choices)s: a whole model (gguf: one file), or for peft what a LoRA run trained "
+        "(default: hf)",
     )
     sub.add_argument("--out", required=True)
     sub.add_argument(

@@ -40,7 +40,7 @@ def methods_table(*, as_json: bool) -> str:
         )
     if as_json:
         return json.dumps(rows, indent=2)
-    names = "".join(f"{name:<14}" for name in support_matrix.FORMATS)
+    names = "".join(f"{name:<14}" for name in support_matrix.COLUMNS)
     lines = [f"{'name':<17} {'seam':<10} {'arXiv':<11} {names} fields"]
     for row in rows:
         fields = [
@@ -51,7 +51,8 @@ def methods_table(*, as_json: bool) -> str:
         lines.append(
             f"{row['name']:<17} {row['seam']:<10} {row['paper']:<11} {cells} {', '.join(fields)}".rstrip()
         )
-    return "\n".join([*lines, support_matrix.LEGEND])
+    reasons = '--json has the reason of every "refused".'
+    return "\n".join([*lines, "", *support_matrix.LEGEND, reasons])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,26 +8,16 @@ import numpy as np
 
 from ctxext import export
 from ctxext.attention import Attention
-from ctxext.interop.gguf_metadata import rope_keys
-from ctxext.interop.meta_rope import rope_json
-from ctxext.interop.ropespec import RopeSpec, rope_spec
+from ctxext.interop.formats import FORMATS, encode_rope_hf
+from ctxext.interop.ropespec import rope_spec
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
 
 FACTOR = 4.0
 
 
-def hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """The rope_type that transformers 4 and 5 read, or "carrier": longrope with equal lists. Raises ValueError."""
-    return _hf_name(rope_spec(scaling, config, seq_len))
-
-
-def _hf_name(spec: RopeSpec) -> str:
-    return "carrier" if spec.generic else spec.rope_type
-
-
-def vllm(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """How vLLM reads the HF export, by its code, which was not run. Raises ValueError where that is wrong."""
+def _vllm(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
+    """How vLLM reads the HF export, by its code, which is not run. Raises ValueError where that is wrong."""
     spec = rope_spec(scaling, config, seq_len)
     if spec.rope_type == "dynamic":
         raise ValueError(
@@ -36,40 +26,32 @@ def vllm(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
         )
     if spec.rope_type == "yarn" and "attention_factor" in spec.keys:
         raise ValueError(
-            "vLLM before September 2026 ignores an attention_factor of yarn and puts in YaRN's own"
+            "vLLM before September 2026 ignores an attention_factor of yarn and uses YaRN's own"
         )
     # At every length, once max_model_len is longer than the window.
-    return "long list" if spec.rope_type == "longrope" and not spec.generic else _hf_name(spec)
+    if spec.rope_type == "longrope" and not spec.generic:
+        return "long list"
+    return encode_rope_hf(scaling, config, seq_len)
 
 
-def peft(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """An adapter has no field for frequencies: the config.json of its base says them. Raises ValueError."""
-    return f"base: {hf(scaling, config, seq_len)}"
+def _peft(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
+    """An adapter has no field for frequencies: the config.json of its base holds them. Raises ValueError."""
+    return f"base: {encode_rope_hf(scaling, config, seq_len)}"
 
 
-def meta(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """Meta's params.json says nothing of frequencies but theta: rope.json beside it does. Raises ValueError."""
-    return "plain" if rope_json(config, scaling, seq_len)["method"] == "none" else "side-car"
-
-
-def gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """The scaling type of llama.cpp, "default" for theta alone, or "divisors": rope_freqs.weight. Raises ValueError."""
-    keys, divisors = rope_keys(config, scaling, seq_len)
-    return "divisors" if divisors is not None else keys.get("llama.rope.scaling.type", "default")
-
-
-FORMATS: dict[str, Callable[[RopeScaling, LlamaConfig, int], str]] = {
-    "hf": hf,
-    "vllm": vllm,
-    "meta": meta,
-    "gguf": gguf,
-    "peft": peft,
+COLUMNS: dict[str, Callable[[RopeScaling, LlamaConfig, int], str]] = {
+    **{name: row.encode_rope for name, row in FORMATS.items()},
+    "vllm": _vllm,
+    "peft": _peft,
 }
-LEGEND = f"""
-hf: config.json for transformers 4 and 5; vllm: what vLLM's code reads of it (not run); peft: with a LoRA adapter.
-meta: side-car, a rope.json that stock Llama code ignores; gguf: divisors, one per frequency, without any flag.
-carrier: longrope with equal lists, which says any fixed frequencies; long list: at every length, short texts too.
-Examples at factor {FACTOR:g}; other fields can change the answer. --json has the reason of every "refused"."""
+"""The formats that ctxext writes, a reader of the HF format, and adapters."""
+LEGEND = (
+    *(f"{name}: {row.rope_legend}." for name, row in FORMATS.items()),
+    "vllm: how vLLM's code reads the HF export (not run); long list: for short texts too.",
+    "peft: a LoRA adapter, on a base in HF format that has these frequencies.",
+    f"The examples have factor {FACTOR:g}; other fields can change the answer.",
+)
+"""Explains the columns, line by line."""
 
 
 def example(method: type, config: LlamaConfig) -> Any:
@@ -101,14 +83,14 @@ def example(method: type, config: LlamaConfig) -> Any:
 
 def places(method: Any, config: LlamaConfig) -> dict[str, dict[str, str]]:
     """Per format, {"how": ...} of an instance over `config`, which with "refused" has the "reason" too."""
-    return {name: _place(method, config, name) for name in FORMATS}
+    return {name: _place(method, config, name) for name in COLUMNS}
 
 
 def _place(method: Any, config: LlamaConfig, name: str) -> dict[str, str]:
     try:
         if isinstance(method, RopeScaling):
             return {
-                "how": FORMATS[name](method, config, round(FACTOR * config.max_position_embeddings))
+                "how": COLUMNS[name](method, config, round(FACTOR * config.max_position_embeddings))
             }
         if isinstance(method, Attention):
             export.check_attention(method, to="hf" if name == "vllm" else name)

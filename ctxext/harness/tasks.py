@@ -138,7 +138,7 @@ class Asked:
         lm = loading.load(
             path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust
         )
-        steps = loading.step_of(path)
+        steps = loading.checkpoint_step(path)
         labels = {
             "checkpoint": checkpoint_label(path, steps, adapter),
             "method": describe(lm.scaling, lm.attention),

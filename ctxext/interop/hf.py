@@ -15,7 +15,7 @@ from ctxext.files import (
 )
 from ctxext.interop import validation
 from ctxext.interop.context_lengths import declared_length
-from ctxext.interop.hf_weights import entries, load_params
+from ctxext.interop.hf_weights import Checkpoint, entries, find_weights, load_params
 from ctxext.interop.model_card import model_card
 from ctxext.interop.ropespec import rope_from_config, rope_to_config
 from ctxext.interop.safetensors_files import Entry, numpy_dtype, write_tensors
@@ -23,9 +23,9 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
-from ctxext.tokenization.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["load_params", "read_config", "save", "window"]
+__all__ = ["load_params", "read", "read_config", "save", "window"]
 
 REQUIRED = (
     "vocab_size",
@@ -157,6 +157,17 @@ def window(directory: str | Path) -> int:
         if scaling.depends_on_length or length == original
         else length
     )
+
+
+def read(directory: str | Path) -> Checkpoint:
+    """An HF directory; numbers stay on disk until an entry is read.
+
+    Raises ValueError naming the file, key or tensor for what is missing, contradictory or not supported.
+    """
+    config, scaling = read_config(directory)
+    tokenizer = load_tokenizer(directory)
+    tensors = find_weights(directory, config)
+    return Checkpoint(config, scaling, window(directory), tensors, tokenizer)
 
 
 def save(

@@ -137,7 +137,7 @@ class Subject:
         lm = loading.load(self.base, mesh=mesh)
         if self.recorded:
             self._check_parameters(lm)
-        return loading.adapted(lm, self.directory)
+        return loading.merge_adapter(lm, self.directory)
 
     def _check_config(self) -> None:
         trained, here = hf.read_config(self.directory), hf.read_config(self.base)

@@ -12,7 +12,7 @@ import pytest
 
 from ctxext import export
 from ctxext.cli.main import main
-from ctxext.cli.support_matrix import FORMATS, example, places
+from ctxext.cli.support_matrix import COLUMNS, example, places
 from ctxext.files import write_json
 from ctxext.interop import hf
 from ctxext.methods import all_methods, seam
@@ -44,8 +44,8 @@ def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
         return
     export.export(lm, tmp_path / "out", seq_len=LENGTH)
     spec = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
-    expected = {"carrier": "longrope", "yes": "default"}.get(place["how"], place["how"])
-    assert spec["rope_type"] == expected and (place["how"] == "carrier") == (
+    expected = {"generic": "longrope", "yes": "default"}.get(place["how"], place["how"])
+    assert spec["rope_type"] == expected and (place["how"] == "generic") == (
         "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
     )
     config, scaling = hf.read_config(tmp_path / "out")
@@ -77,7 +77,7 @@ def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
         place["meta"], out, lambda: export.export(lm, out, to="meta", seq_len=LENGTH)
     ):
         scaled = json.loads((out / "rope.json").read_text())["method"] != "none"
-        assert scaled == (place["meta"]["how"] == "side-car")
+        assert scaled == (place["meta"]["how"] == "rope.json")
     out = tmp_path / "out.gguf"
     if written_or_refused(
         place["gguf"], out, lambda: export.export(lm, out, to="gguf", seq_len=LENGTH)
@@ -120,7 +120,7 @@ def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
     ):
         how = places(method, TINY)["hf"]["how"]
         said = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
-        assert said == {"carrier": "longrope", "yes": "default"}.get(how, how)
+        assert said == {"generic": "longrope", "yes": "default"}.get(how, how)
 
 
 def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:
@@ -181,7 +181,7 @@ def test_the_command_shows_it(capsys):
     assert main(["methods", "--json"]) == 0
     rows = {row["name"]: row["formats"] for row in json.loads(capsys.readouterr().out)}
     assert rows.keys() == METHODS.keys() and all(
-        list(row) == list(FORMATS) for row in rows.values()
+        list(row) == list(COLUMNS) for row in rows.values()
     )
     assert all(
         bool(place.get("reason")) == (place["how"] == "refused")
@@ -191,7 +191,7 @@ def test_the_command_shows_it(capsys):
     assert [
         rows[name]["hf"]["how"]
         for name in ("yarn", "linear", "ntk", "revised-yarn", "long-rope", "pose")
-    ] == ["yarn", "linear", "default", "carrier", "longrope", "training"]
+    ] == ["yarn", "linear", "default", "generic", "longrope", "training"]
     assert "September 2026" in rows["ntk-by-parts"]["vllm"]["reason"] and isinstance(
         METHODS["ntk-by-parts"], NTKByParts
     )

@@ -192,7 +192,7 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_rows(texts, base
 
 
 def test_what_cannot_be_written_says_why(texts, base, tmp_path):
-    with pytest.raises(ValueError, match="is no run directory"):
+    with pytest.raises(ValueError, match="is not a run directory"):
         export_adapter(base, tmp_path / "adapter")
     with pytest.raises(ValueError, match="did not train with --method lora"):
         export_adapter(run(texts, base, tmp_path / "run", LastLayers(1)), tmp_path / "adapter")

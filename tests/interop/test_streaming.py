@@ -145,7 +145,7 @@ def test_nothing_is_written_of_a_checkpoint_that_is_wrong_in_the_middle(tmp_path
         convert(source, tmp_path / "out", methods=[SelfExtend(4, 16)])
     (tmp_path / "run" / "base").mkdir(parents=True)
     (tmp_path / "run" / "base" / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match="run is a run directory, which is no HF checkpoint"):
+    with pytest.raises(ValueError, match="run is a run directory, not a checkpoint"):
         convert(tmp_path / "run", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "run"]
 

@@ -273,7 +273,7 @@ def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(
     assert bits(stored) == bits(whole) and jax.tree.structure(stored) == jax.tree.structure(
         trainable.shapes(CONFIG)[0]
     )
-    merged = loading._run_params(RunDir(tmp_path / "run"), CONFIG, experiment.mesh, trust=False)
+    merged = loading.load_run_params(RunDir(tmp_path / "run"), CONFIG, experiment.mesh, trust=False)
     prepared = trainable.init(tiny_base().params, experiment.seed)
     expected = trainable.merge(join(whole, split(prepared, trainable.pattern(CONFIG))[1]))
     assert bits(merged) == bits(expected)
@@ -344,7 +344,10 @@ def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path
         experiment = dataclasses.replace(
             experiment, train=dataclasses.replace(experiment.train, steps=2)
         )
-        narrow, wide = loading.open_base(experiment, to_train=True), loading.open_base(experiment)
+        narrow, wide = (
+            loading.load_base(experiment, for_training=True),
+            loading.load_base(experiment),
+        )
         leaves = jax.tree_util.tree_leaves_with_path(narrow.params)
         kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in leaves}
         assert {name for name, kind in kinds.items() if kind == jnp.bfloat16} == {

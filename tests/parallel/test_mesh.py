@@ -182,7 +182,8 @@ def test_an_adapter_s_run_goes_on_and_opens_on_another_mesh(subsets_alone, texts
     np.testing.assert_allclose(np.concatenate([first, then]), subsets_alone["lora"], rtol=1e-5)
     meshes = (Mesh(), Mesh(fsdp=4, tensor=2))
     whole = [
-        loading._run_params(RunDir(tmp_path / "run"), CONFIG, mesh, trust=False) for mesh in meshes
+        loading.load_run_params(RunDir(tmp_path / "run"), CONFIG, mesh, trust=False)
+        for mesh in meshes
     ]
     kernel = whole[1]["segments"]["0"]["self_attn"]["q_proj"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)

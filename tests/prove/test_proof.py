@@ -208,7 +208,7 @@ def test_what_the_format_cannot_say_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no format 'onnx'; known: hf, meta, gguf"):
         export(lm, tmp_path / "m", to="onnx")
     with pytest.raises(
-        ValueError, match="SelfExtend is a way to run a model that the hf format has no field for"
+        ValueError, match="SelfExtend is a way to run a model, for which the hf format has no field"
     ):
         export(lm.with_method(SelfExtend(group_size=4, neighbor_window=16)), tmp_path / "m")
     with pytest.raises(ValueError, match="dtype 'float64' is not known"):

@@ -13,9 +13,8 @@ def _base_config(args: argparse.Namespace) -> Callable[[], Any]:
     def read() -> Any:
         from ctxext import loading
         from ctxext.experiment import BUNDLED
-        from ctxext.interop import hf
 
-        return hf.read_config(loading.locate(args.init or BUNDLED))[0]
+        return loading.read_config(args.init or BUNDLED)[0]
 
     return read
 

@@ -38,10 +38,8 @@ def ruler(args: argparse.Namespace, rest: list[str]) -> None:
     refuse_rest(rest)
     from ctxext import loading
     from ctxext.evals.ruler_reference import TASKS, prepare
-    from ctxext.tokenization.tokenizer import load_tokenizer
 
-    where = loading.locate(args.source)
-    tokenizer = load_tokenizer(where / "base" if loading.is_run(where) else where)
+    tokenizer = loading.open_tokenizer(args.source)
     prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=args.tasks or TASKS)
     print(
         f"wrote {args.out}; ask them with: ctxext eval {args.source} --evals ruler:reference --ruler {args.out}"

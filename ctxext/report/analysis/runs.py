@@ -80,7 +80,8 @@ def read_one(path: Path) -> RunData:
     """One directory. Raises ValueError if it has no records.jsonl."""
     run, here = RunData(path, path.resolve().name, rows_of(path)), RunDir(path)
     run.config, run.provenance = (_json(file) for file in (here.config_file, here.provenance_file))
-    run.proof = _json(here.export / "proof.json")
+    for file in sorted(here.export.glob("*proof.json")):  # model.proof.json next to a single file
+        run.proof = _json(file)
     own = _json(here.base / "scaling.json")
     run.method = _method_label({**run.config, "rope": run.config.get("rope") or own})
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]

@@ -1,0 +1,205 @@
+"""The formats that a whole model is written in: one row each.
+
+Everything else is derived from this table: what `ctxext.export` and `Export.to` of an experiment
+accept, the choices of the command line, the columns of the support matrix, what `ctxext.load` opens
+and what `prove` recognises. The independent reader that a format is proven with lives in
+`ctxext/prove/reference/`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ctxext.interop import gguf, hf, meta
+from ctxext.interop.gguf_metadata import rope_keys
+from ctxext.interop.hf_weights import Checkpoint
+from ctxext.interop.meta_rope import rope_json
+from ctxext.interop.ropespec import rope_spec
+from ctxext.interop.tensor_blocks import Entry
+from ctxext.model.config import LlamaConfig
+from ctxext.rope import RopeScaling
+from ctxext.tokenization.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteOptions:
+    """How a model is written.
+
+    `seq_len`: the extended window L' in tokens, factor x L if None. `card` (facts for the README)
+    and `max_shard_size` (bytes) are for HF, `shards` (a number of files, by default as many as Meta
+    ships for that size) for Meta's format.
+    """
+
+    dtype: str
+    seq_len: int | None = None
+    card: dict[str, Any] | None = None
+    max_shard_size: int = 5 * 10**9
+    shards: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One format.
+
+    `check`: raises ValueError, with the reason, for a model that the format cannot represent;
+    writes nothing. `encode_rope`: a short name for the way in which frequencies are stored, for the
+    support matrix; raises ValueError for frequencies that the format cannot represent.
+    `rope_legend` explains those names. `recognize`: whether a path holds this format. `read`: opens
+    a checkpoint without reading its numbers, given the window of pre-training where the format does
+    not declare it; None for a format that is only written. `suffix`: of the one file that is
+    written, empty where it is a directory.
+    """
+
+    check: Callable[[LlamaConfig, RopeScaling, WriteOptions], object]
+    write: Callable[
+        [Path, LlamaConfig, dict[str, Entry], RopeScaling, Tokenizer, WriteOptions], None
+    ]
+    encode_rope: Callable[[RopeScaling, LlamaConfig, int], str]
+    rope_legend: str
+    recognize: Callable[[Path], bool]
+    read: Callable[[Path, int | None], Checkpoint] | None = None
+    suffix: str = ""
+    takes_shards: bool = False
+
+
+def _check_hf(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) -> None:
+    seq_len = options.seq_len or config.max_position_embeddings
+    hf.config_json(config, scaling, seq_len=seq_len, dtype=options.dtype)
+
+
+def _write_hf(
+    out: Path,
+    config: LlamaConfig,
+    tensors: dict[str, Entry],
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    options: WriteOptions,
+) -> None:
+    hf.write(
+        out,
+        config,
+        tensors,
+        scaling,
+        tokenizer,
+        dtype=options.dtype,
+        seq_len=options.seq_len,
+        max_shard_size=options.max_shard_size,
+        card=options.card,
+    )
+
+
+def encode_rope_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
+    """The rope_type that transformers 4 and 5 read; "generic" for longrope with two equal lists."""
+    spec = rope_spec(scaling, config, seq_len)
+    return "generic" if spec.generic else spec.rope_type
+
+
+def _read_hf(directory: Path, original: int | None) -> Checkpoint:
+    if original is not None:
+        raise ValueError(
+            f"--original is for Meta's format; config.json in {directory} declares the window of "
+            "pre-training"
+        )
+    return hf.read(directory)
+
+
+def _check_meta(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) -> None:
+    meta.check(config, scaling, dtype=options.dtype, seq_len=options.seq_len)
+
+
+def _write_meta(
+    out: Path,
+    config: LlamaConfig,
+    tensors: dict[str, Entry],
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    options: WriteOptions,
+) -> None:
+    meta.save(
+        out,
+        config,
+        tensors,
+        scaling,
+        tokenizer,
+        dtype=options.dtype,
+        seq_len=options.seq_len,
+        shards=options.shards,
+    )
+
+
+def _encode_rope_meta(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
+    plain = rope_json(config, scaling, seq_len)["method"] == "none"
+    return "plain" if plain else "rope.json"
+
+
+def _check_gguf(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) -> None:
+    gguf.check(config, scaling, dtype=options.dtype, seq_len=options.seq_len)
+
+
+def _write_gguf(
+    out: Path,
+    config: LlamaConfig,
+    tensors: dict[str, Entry],
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    options: WriteOptions,
+) -> None:
+    gguf.save(
+        out,
+        config,
+        tensors,
+        scaling,
+        tokenizer,
+        dtype=options.dtype,
+        seq_len=options.seq_len,
+    )
+
+
+def _encode_rope_gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
+    keys, divisors = rope_keys(config, scaling, seq_len)
+    if divisors is not None:
+        return "divisors"
+    return keys.get("llama.rope.scaling.type", "default")
+
+
+FORMATS: dict[str, Format] = {
+    "hf": Format(
+        check=_check_hf,
+        write=_write_hf,
+        encode_rope=encode_rope_hf,
+        rope_legend="the rope_type in config.json, for transformers 4 and 5; generic: longrope "
+        "with equal lists, which represents any fixed frequencies",
+        recognize=lambda path: (path / "config.json").is_file(),
+        read=_read_hf,
+    ),
+    "meta": Format(
+        check=_check_meta,
+        write=_write_meta,
+        encode_rope=_encode_rope_meta,
+        rope_legend="rope.json: its own file of frequencies, which Meta's unpatched code ignores",
+        recognize=meta.is_meta,
+        read=meta.read,
+        takes_shards=True,
+    ),
+    "gguf": Format(
+        check=_check_gguf,
+        write=_write_gguf,
+        encode_rope=_encode_rope_gguf,
+        rope_legend="the scaling type of llama.cpp; divisors: one per frequency; no flags needed",
+        recognize=Path.is_file,
+        suffix=".gguf",
+    ),
+}
+
+
+def find_format(name: str) -> Format:
+    """The format called `name`. Raises ValueError, listing the known ones, if there is none."""
+    if name not in FORMATS:
+        raise ValueError(f"there is no format {name!r}; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def recognize(path: Path) -> str:
+    """The name of the format in `path`; "hf" if there is none, whose reader says what is missing."""
+    return next((name for name, row in FORMATS.items() if row.recognize(path)), "hf")
