@@ -1,21 +1,40 @@
-"""Retrieval tasks: generators, pure in their random stream."""
+"""Retrieval tasks, one file per task; they are discovered, not listed: `ctxext.tasks.<Class>`."""
 
-from ctxext.tasks.association import Association as Association
+import functools
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
 from ctxext.tasks.base import FILLER_WEIGHT as FILLER_WEIGHT
 from ctxext.tasks.base import Example as Example
 from ctxext.tasks.base import Haystack as Haystack
+from ctxext.tasks.base import SuiteOptions as SuiteOptions
 from ctxext.tasks.base import Task as Task
+from ctxext.tasks.base import TaskContext as TaskContext
 from ctxext.tasks.base import TrainingTask as TrainingTask
-from ctxext.tasks.base import without_needle as without_needle
 from ctxext.tasks.base import without_needles as without_needles
-from ctxext.tasks.facts import Facts as Facts
-from ctxext.tasks.kv import KeyValue as KeyValue
-from ctxext.tasks.lines import Lines as Lines
-from ctxext.tasks.mqar import Mqar as Mqar
-from ctxext.tasks.niah import Niah as Niah
-from ctxext.tasks.passkey import Passkey as Passkey
-from ctxext.tasks.qa import QA as QA
-from ctxext.tasks.repeat import Repeat as Repeat
-from ctxext.tasks.variable_tracking import VariableTracking as VariableTracking
-from ctxext.tasks.words import CommonWords as CommonWords
-from ctxext.tasks.words import FrequentWords as FrequentWords
+
+
+@functools.cache
+def task_classes() -> tuple[type[Task], ...]:
+    """Every concrete task class of this package's files, by file."""
+    classes: list[type[Task]] = []
+    for module_info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        classes += [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value)
+            and issubclass(value, Task)
+            and value.__module__ == module.__name__
+            and not inspect.isabstract(value)
+        ]
+    return tuple(classes)
+
+
+def __getattr__(name: str) -> Any:
+    for task in task_classes():
+        if task.__name__ == name:
+            return task
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""A name found by what is known about the world, not by repeated words: needle and question share none of substance.
+"""A name found by world knowledge, not by repeated words: needle and question share no content word.
 
-The idea is that of arXiv 2502.05167; pairs and names are our own (`tasks.pairs`).
+The idea is that of arXiv 2502.05167; the sentences and names are our own (`building.implications`).
 """
 
 import re
@@ -10,119 +10,118 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.building.clean import draw_without
-from ctxext.tasks.building.pairs import FUNCTION_WORDS, NAMES, NEEDLES, PAIRS, QUESTION
-from ctxext.tasks.building.placement import place
+from ctxext.tasks.base import (
+    Example,
+    SharedContextTask,
+    SuiteLayout,
+    SuiteOptions,
+    Task,
+    TaskContext,
+    as_ids,
+)
+from ctxext.tasks.building.clean_text import draw_without
+from ctxext.tasks.building.implications import (
+    FUNCTION_WORDS,
+    IMPLICATIONS,
+    NAMES,
+    QUESTION,
+    SENTENCES,
+)
+from ctxext.tasks.building.placement import Frame, Insertion, place
 
 
 @dataclass(frozen=True)
-class Association(Task):
-    """`num_needles` sentences about different people in the haystack; asked is who of them something follows for.
+class Association(SharedContextTask):
+    """`num_needles` sentences about different people; the question is whom something follows for.
 
-    literal: the control, which asks for the very words of the needle; what the two differ by is the association. Row
-    field `overlap`: the share of the question's content words that stand in its needle. The haystack says no name.
+    literal: the control, which asks with the very words of the needle; the difference between the
+    two is the association. `overlap` in a record: the share of the question's content words that
+    its needle contains. The haystack mentions none of the names.
     """
 
     name: ClassVar[str] = "association"
-    supports_shared_context: ClassVar[bool] = True
+    suite_layout: ClassVar[SuiteLayout] = "shared-context"
     num_needles: int = 4
     literal: bool = False
 
-    def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
-    ) -> Example:
-        """The needle asked for at `depth`, the others anywhere, in exactly `seq_len` tokens, answer included."""
-        depth = float(rng.random()) if depth is None else depth
-        return self.exam(rng, tokenizer, seq_len, depths=[depth], haystack=haystack)[0]
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        return (cls(literal=False), cls(literal=True))
 
-    def exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depths: Sequence[float],
-        haystack: Haystack,
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
-        """A needle at each depth and a question for each; further needles, if `num_needles` is more, anywhere."""
+        """A needle at each depth and a question for each; further needles anywhere."""
+        rng = context.rng
+        depths = [context.draw_depth(depth) for depth in depths]
         count = max(self.num_needles, len(depths))
         if not 1 <= count <= len(NAMES):
             raise ValueError(
-                f"{self.name}: {count} needles do not fit {len(NAMES)} names: ask for 1 to {len(NAMES)}"
+                f"{self.name}: {count} needles do not fit {len(NAMES)} names: "
+                f"ask for 1 to {len(NAMES)}"
             )
         names = [NAMES[i] for i in rng.permutation(len(NAMES))[:count]]
-        pairs = [PAIRS[i] for i in rng.permutation(len(PAIRS))[:count]]
-        forms = [NEEDLES[i] for i in rng.integers(len(NEEDLES), size=count)]
+        implications = [IMPLICATIONS[i] for i in rng.permutation(len(IMPLICATIONS))[:count]]
+        sentences = [SENTENCES[i] for i in rng.integers(len(SENTENCES), size=count)]
         needles = [
-            form.format(name=name, fact=pair.fact)
-            for form, name, pair in zip(forms, names, pairs, strict=True)
+            sentence.format(name=name, fact=implication.fact)
+            for sentence, name, implication in zip(sentences, names, implications, strict=True)
         ]
-        asked = [
-            QUESTION.format(asked=pair.fact if self.literal else pair.asked)
-            for pair in pairs[: len(depths)]
+        questions = [
+            QUESTION.format(consequence=i.fact if self.literal else i.consequence)
+            for i in implications[: len(depths)]
         ]
-        ids = [encode_piece(tokenizer, f"\n{needle}\n") for needle in needles]
-        tails = [
-            np.asarray(encode_piece(tokenizer, f"\n{question}"), np.int32) for question in asked
-        ]
-        answers = {
-            name: np.asarray(encode_piece(tokenizer, f" {name}"), np.int32) for name in NAMES
-        }
-        room = max(map(len, answers.values()))
-        placed = place(
-            rng,
-            tokenizer,
+        needle_ids = [context.encode(f"\n{needle}\n") for needle in needles]
+        question_ids = [as_ids(context.encode(f"\n{question}")) for question in questions]
+        answers = {name: as_ids(context.encode(f" {name}")) for name in NAMES}
+        max_new_tokens = max(map(len, answers.values()))
+        needle_depths = [*depths, *[None] * (count - len(depths))]
+        placement = place(
+            context,
             seq_len,
-            list(zip([*depths, *[None] * (count - len(depths))], ids, strict=True)),
+            list(map(Insertion, needle_depths, needle_ids)),
+            Frame(max(map(len, question_ids)) + max_new_tokens),
             task=self.name,
-            tail=(),
-            room=max(map(len, tails)) + room,
-            haystack=lambda size: draw_without(rng, tokenizer, haystack, size, NAMES),
+            draw_filler=lambda size: draw_without(context, size, NAMES),
         )
-        out = []
-        for i, tail in enumerate(tails):
-            prompt, others = np.concatenate([placed.prompt, tail]), [*names[:i], *names[i + 1 :]]
-            distances = [len(prompt) - start for start in placed.starts]
+        examples = []
+        for i, ids in enumerate(question_ids):
+            prompt = np.concatenate([placement.prompt, ids])
+            others = [*names[:i], *names[i + 1 :]]
+            distances = [len(prompt) - start for start in placement.starts]
             meta = {
                 "value": names[i],
-                "pair": PAIRS.index(pairs[i]),
-                "overlap": overlap(asked[i], needles[i]),
-                "needles": [[placed.starts[i], len(ids[i])]],
+                "pair": IMPLICATIONS.index(implications[i]),
+                "overlap": overlap(questions[i], needles[i]),
+                "needles": [[placement.starts[i], len(needle_ids[i])]],
                 "distance": distances[i],
                 "distances": [distances[i], *distances[:i], *distances[i + 1 :]],
-                "haystack": placed.haystack,
+                "haystack": placement.excerpts,
             }
-            out.append(
+            examples.append(
                 Example(
                     prompt,
                     answers[names[i]],
-                    placed.depths[i],
+                    placement.depths[i],
                     meta,
+                    max_new_tokens,
                     metric="any",
                     references=(names[i],),
-                    decoys=tuple(others),
+                    distractors=tuple(others),
                     choices=tuple(answers[name] for name in others),
-                    room=room,
-                    line=True,
-                    shared=len(placed.prompt),
+                    stop_at_newline=True,
+                    num_shared_tokens=len(placement.prompt),
                 )
             )
-        return out
+        return examples
 
 
 def content_words(text: str) -> set[str]:
-    """Words in lower case without those that only hold a sentence together."""
+    """The words in lower case, without those that only hold a sentence together."""
     return set(re.findall(r"[^\W\d_]+", text.lower())) - FUNCTION_WORDS
 
 
 def overlap(question: str, needle: str) -> float:
-    """The share of the question's content words that stand in the needle, 0..1."""
-    asked = content_words(question)
-    return len(asked & content_words(needle)) / len(asked)
+    """The share of the question's content words that the needle contains, 0..1."""
+    words = content_words(question)
+    return len(words & content_words(needle)) / len(words)

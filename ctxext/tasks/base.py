@@ -1,108 +1,163 @@
-"""What a retrieval task is: an exam question that is exact to the token, and a training row made of many of them."""
+"""The contract of retrieval tasks: questions exact to the token, and training rows made of many.
+
+A task is one file in this package. It declares its command-line name and how an evaluation suite
+asks it; `task_classes` finds it.
+"""
 
 import abc
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from ctxext.tasks.building.scores import Metric
+from ctxext.tokenization.protocol import TokenizerLike
 
 FILLER_WEIGHT = 0.1
-"""Weight of haystack text against 1 for answers in a training row: keeps the language, does not drown the answers."""
+"""Loss weight of haystack text in a training row, against 1 for answers: enough to keep the
+language without drowning the answers."""
 
 Haystack = Sequence[np.ndarray]
 """One array of token ids per document, without BOS."""
 
+SuiteLayout = Literal["depths", "shared-context", "whole-text"]
+"""How a suite asks a task: one text per question and depth; one text for the questions of all
+depths; one text per question, without a depth."""
 
-class Encoder(Protocol):
-    """The part of a tokenizer that tasks use."""
 
-    @property
-    def bos_id(self) -> int | None: ...
+@dataclass(frozen=True)
+class TaskContext:
+    """What questions and training rows are drawn from."""
 
-    @property
-    def vocab_size(self) -> int: ...
+    rng: np.random.Generator
+    tokenizer: TokenizerLike
+    haystack: Haystack
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` inside a document (`encode_fragment`)."""
+        return encode_fragment(self.tokenizer, text)
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    @functools.cached_property
+    def newline(self) -> list[int]:
+        return self.encode("\n")
+
+    @functools.cached_property
+    def bos(self) -> list[int]:
+        """The ids that every prompt and row starts with (`bos_prefix`)."""
+        return bos_prefix(self.tokenizer)
+
+    def draw_haystack(self, count: int) -> tuple[np.ndarray, list[list[int]]]:
+        """`count` tokens of running text and their excerpts (`draw_haystack`)."""
+        return draw_haystack(self.rng, self.haystack, count)
+
+    def draw_depth(self, depth: float | None) -> float:
+        """`depth`, or a uniform draw from 0..1 where it is None."""
+        return float(self.rng.random()) if depth is None else depth
 
 
 class Example(NamedTuple):
-    """One exam question: the prompt and the room for its answer are the requested length, BOS counted.
+    """One question: prompt and `max_new_tokens` together have the requested length, BOS included.
 
-    prompt: int32[P] starts with BOS where the tokenizer has one; answer: int32[A], the right continuation; depth: where
-    what is asked for sits in the haystack, 0..1, as achieved; meta: plain JSON values, among them `needles`, the spans
-    [start, length] of the prompt that the answer depends on, `distance`, the tokens from the first of them to the end
-    of the prompt, and the `haystack` pieces.
+    prompt: int32[P], starting with BOS where the tokenizer has one; answer: int32[A], the right
+    continuation; depth: where the answer is in the haystack, 0..1, as achieved; meta: plain JSON
+    values, among them `needles` (the spans [start, length] of the prompt that the answer depends
+    on), `distance` (tokens from the first needle to the end of the prompt) and the `haystack`
+    excerpts; max_new_tokens: the most tokens a model may write.
     """
 
     prompt: np.ndarray
     answer: np.ndarray
     depth: float
     meta: dict[str, Any]
+    max_new_tokens: int
     metric: Metric = "exact"
-    """How what is written is scored; "exact" wants the very ids of `answer` first."""
+    """How the written text is scored; "exact" compares its first ids with `answer`."""
     references: tuple[str, ...] = ()
     """Texts of right answers, for every other metric."""
-    decoys: tuple[str, ...] = ()
-    """Wrong values that stand in the prompt (for the metric "label": the other labels)."""
+    distractors: tuple[str, ...] = ()
+    """Wrong values that occur in the prompt (for the metric "label": the other labels)."""
     choices: tuple[np.ndarray, ...] = ()
-    """Wrong continuations int32[..]: the K-way choice is among these and `answer`."""
-    room: int = 0
-    """Tokens kept free for what is written; 0: as many as `answer` has."""
-    line: bool = False
-    """What is written counts up to the end of its first line."""
-    shared: int = 0
-    """How many tokens the prompt has in common with the other questions of its exam; 0: all are its own."""
+    """Wrong continuations, int32 each: a K-way choice is among these and `answer`."""
+    stop_at_newline: bool = False
+    """Only the first line that is written counts."""
+    num_shared_tokens: int = 0
+    """Length of the prefix shared with the other questions about this text; 0: nothing shared."""
 
-    @property
-    def budget(self) -> int:
-        """The tokens that are written at most."""
-        return self.room or len(self.answer)
+
+class SuiteOptions(NamedTuple):
+    """What a suite knows when it chooses the settings of a task."""
+
+    min_seq_len: int
+    """Tokens of the shortest length."""
+    questions: Path | None = None
+    """The file given as --questions."""
 
 
 @dataclass(frozen=True)
 class Task(abc.ABC):
-    """A generator of questions about a long text, pure in `rng`; its fields are all that its wording depends on."""
+    """A generator of questions about long texts, pure in its random stream.
+
+    Everything that the wording depends on is a field.
+    """
 
     type_tag: ClassVar[str] = "task/"
     name: ClassVar[str]
+    """Its name on the command line and in records."""
+    suite_layout: ClassVar[SuiteLayout] = "depths"
     supports_shared_context: ClassVar[bool] = False
-    """Whether `exam` can ask several questions about one text."""
+
+    @classmethod
+    def suite_names(cls) -> tuple[str, ...]:
+        """The names that `--evals` knows it by; empty for a task that is only trained."""
+        return (cls.name,)
+
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> "tuple[Task, ...]":
+        """The tasks asked under `suite_name`, one of `suite_names()`.
+
+        Raises ValueError if an option that it needs is missing.
+        """
+        return (cls(),)
 
     @abc.abstractmethod
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """One question of exactly `seq_len` tokens, room for the answer included; depth None: drawn.
+        """One question of exactly `seq_len` tokens, answer included; depth None: drawn.
 
-        seq_len None: no haystack at all, the shortest prompt with what is asked, other records and the question.
-        Raises ValueError if it cannot fit.
+        seq_len None: no haystack, only needles, distractors and the question. Raises ValueError if
+        it does not fit.
         """
 
-    def exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depths: Sequence[float],
-        haystack: Haystack,
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
-        """A question for each of `depths` about one text, so that a model reads it once; at most `seq_len` tokens each.
+        """One question per depth about a single text, which a model then reads only once.
 
-        Raises ValueError if the task asks one question a text, or if it cannot fit.
+        The longest has exactly `seq_len` tokens. Raises ValueError if the task asks one question
+        per text, or if it does not fit.
         """
         raise ValueError(f"{self.name} asks one question about each text: leave `together` out")
+
+
+@dataclass(frozen=True)
+class SharedContextTask(Task):
+    """A task that can ask several questions about one text."""
+
+    supports_shared_context: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
+    ) -> list[Example]: ...
+
+    def example(
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
+    ) -> Example:
+        return self.shared_examples(context, seq_len, [depth])[0]
 
 
 @dataclass(frozen=True)
@@ -110,43 +165,44 @@ class TrainingTask(Task):
     """A task that can also be trained."""
 
     @abc.abstractmethod
-    def training_row(
-        self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """tokens int32[length], weights float32[length]: weights[t] is the loss weight of token t as a target."""
+    def training_row(self, context: TaskContext, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """tokens int32[length] and weights float32[length], the loss weight of each as a target."""
 
 
-def encode_piece(tokenizer: Encoder, text: str) -> list[int]:
-    """The ids of `text` as it reads inside a document, so that the ids of pieces may be joined.
+def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Token ids as int32."""
+    return np.asarray(ids, np.int32)
 
-    A SentencePiece tokenizer puts a space before the text it is given; encoding after a newline and cutting the
-    newline off again leaves none. Joined pieces are never encoded a second time.
+
+def encode_fragment(tokenizer: TokenizerLike, text: str) -> list[int]:
+    """The ids of `text` inside a document, so that the ids of several fragments may be joined.
+
+    A SentencePiece tokenizer puts a space before the text it encodes; encoding after a newline and
+    cutting the newline off again leaves none. Joined fragments are never encoded a second time.
     """
     newline = tokenizer.encode("\n")
     ids = tokenizer.encode("\n" + text)
     return ids[len(newline) :] if ids[: len(newline)] == newline else tokenizer.encode(text)
 
 
-def beginning(tokenizer: Encoder) -> list[int]:
-    """What every prompt, row and window starts with: BOS where the tokenizer has one."""
+def bos_prefix(tokenizer: TokenizerLike) -> list[int]:
+    """The first ids of every prompt, row and window: BOS where the tokenizer has one."""
     return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-
-
-def without_needle(example: Example, rng: np.random.Generator, haystack: Haystack) -> Example:
-    """The same prompt with haystack text where the needles were: who is right now has guessed."""
-    return without_needles([example], rng, haystack)[0]
 
 
 def without_needles(
     examples: Sequence[Example], rng: np.random.Generator, haystack: Haystack
 ) -> list[Example]:
-    """The questions of one exam with haystack text where any of their needles was."""
-    prompts, replaced = [example.prompt.copy() for example in examples], []
-    for start, size in sorted(
-        {(start, size) for example in examples for start, size in example.meta["needles"]}
-    ):
-        text, pieces = draw_haystack(rng, haystack, size)
-        replaced += pieces
+    """The same questions about one text with haystack text in place of all their needles.
+
+    An answer that is still right was guessed.
+    """
+    prompts = [example.prompt.copy() for example in examples]
+    spans = {(start, size) for example in examples for start, size in example.meta["needles"]}
+    replaced = []
+    for start, size in sorted(spans):
+        text, excerpts = draw_haystack(rng, haystack, size)
+        replaced += excerpts
         for prompt in prompts:
             prompt[start : start + size] = text
     return [
@@ -158,21 +214,21 @@ def without_needles(
 def draw_haystack(
     rng: np.random.Generator, haystack: Haystack, count: int
 ) -> tuple[np.ndarray, list[list[int]]]:
-    """`count` tokens of running text: int32[count] and its pieces [document, start, length].
+    """`count` tokens of running text, int32[count], and its excerpts [document, start, length].
 
-    Documents are drawn in proportion to their length, each entered at a random place; a piece that ends with its
-    document is followed by another. ValueError without text.
+    Documents are drawn in proportion to their length and entered at a random token; an excerpt that
+    reaches the end of its document is followed by another. Raises ValueError without any text.
     """
     sizes = np.array([len(document) for document in haystack], np.float64)
     if not sizes.sum():
         raise ValueError("the haystack is empty: give at least one document with text in it")
-    pieces: list[list[int]] = []
+    excerpts: list[list[int]] = []
     missing = count
     while missing:
         document = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
         start = int(rng.integers(len(haystack[document])))
         length = min(missing, len(haystack[document]) - start)
-        pieces.append([document, start, length])
+        excerpts.append([document, start, length])
         missing -= length
-    text = [np.asarray(haystack[d][s : s + n], np.int32) for d, s, n in pieces]
-    return np.concatenate([np.zeros(0, np.int32), *text]), pieces
+    text = [as_ids(haystack[d][s : s + n]) for d, s, n in excerpts]
+    return np.concatenate([np.zeros(0, np.int32), *text]), excerpts

@@ -1,6 +1,6 @@
-"""Facts about a small world scattered in a long text, in their order, and a question that some of them decide.
+"""Facts about a small world in a long text, in their order, and a question that some of them decide.
 
-The idea is that of arXiv 2406.10149; world and words are our own (`tasks.world`).
+The idea is that of arXiv 2406.10149; world and words are our own (`building.world`).
 """
 
 from dataclasses import dataclass
@@ -8,89 +8,85 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.building.clean import draw_without
-from ctxext.tasks.building.placement import check_depth, place
-from ctxext.tasks.building.world import Kind, tell
+from ctxext.tasks.base import Example, SuiteOptions, Task, TaskContext, as_ids
+from ctxext.tasks.building.clean_text import draw_without
+from ctxext.tasks.building.placement import Frame, Insertion, check_depth, place
+from ctxext.tasks.building.world import QuestionKind, tell
 
 
 @dataclass(frozen=True)
 class Facts(Task):
-    """`num_facts` sentences in the haystack and a question of `kind` (`world.tell`), which a single word completes.
+    """`num_facts` sentences and a question of `kind` (`world.tell`) that a single word completes.
 
-    Right is who writes that word and no other of its kind, those in the question left aside. The haystack does not say
-    it.
+    An answer is right if it contains that word and no other of its kind; words of the question do
+    not count. The haystack does not mention the answer.
     """
 
     name: ClassVar[str] = "facts"
-    kind: Kind = "place"
+    kind: QuestionKind = "place"
     num_facts: int = 8
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        kinds = get_args(QuestionKind)
+        if self.kind not in kinds:
             raise ValueError(
-                f"{self.name}: {self.kind!r} is not known; choose one of {', '.join(get_args(Kind))}"
+                f"{self.name}: {self.kind!r} is not known; choose one of {', '.join(kinds)}"
             )
+
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        return tuple(cls(kind) for kind in get_args(QuestionKind))
 
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """The last fact that decides the answer is at `depth`, in exactly `seq_len` tokens, answer included.
+        """The last fact that decides the answer is at `depth`, in exactly `seq_len` tokens.
 
-        Where all facts are is a sorted draw of uniform numbers, given that this one of them is `depth`.
+        The depths of all facts are a sorted draw of uniform numbers, given that one is `depth`.
         """
+        rng = context.rng
         check_depth(depth, self.name)
         story = tell(rng, self.kind, self.num_facts)
-        places = np.sort(rng.random(self.num_facts))
+        depths = np.sort(rng.random(self.num_facts))
         if depth is not None:
-            last = story.support[
-                -1
-            ]  # order statistics on both sides of one that is given are uniform again
-            before, after = (
-                rng.random(last) * depth,
-                depth + rng.random(self.num_facts - last - 1) * (1 - depth),
-            )
-            places = np.concatenate([np.sort(before), [depth], np.sort(after)])
-        facts = [encode_piece(tokenizer, f"\n{fact}\n") for fact in story.facts]
-        words = {label: encode_piece(tokenizer, f" {label}") for label in story.labels}
-        others = [
+            # Given one of them, the order statistics on both of its sides are uniform again.
+            last = story.support[-1]
+            before = rng.random(last) * depth
+            after = depth + rng.random(self.num_facts - last - 1) * (1 - depth)
+            depths = np.concatenate([np.sort(before), [depth], np.sort(after)])
+        facts = [context.encode(f"\n{fact}\n") for fact in story.facts]
+        words = {label: context.encode(f" {label}") for label in story.labels}
+        distractors = [
             label for label in story.labels if label != story.answer and label not in story.question
         ]
-        room = max(map(len, words.values()))
-        placed = place(
-            rng,
-            tokenizer,
+        max_new_tokens = max(map(len, words.values()))
+        placement = place(
+            context,
             seq_len,
-            list(zip(places.tolist(), facts, strict=True)),
+            list(map(Insertion, depths.tolist(), facts)),
+            Frame(max_new_tokens, tail=context.encode(f"\n{story.question}")),
             task=f"{self.name}, {self.kind}",
-            tail=encode_piece(tokenizer, f"\n{story.question}"),
-            room=room,
             ordered=True,
-            haystack=lambda count: draw_without(rng, tokenizer, haystack, count, [story.answer]),
+            draw_filler=lambda count: draw_without(context, count, [story.answer]),
         )
-        needles = [[placed.starts[i], len(facts[i])] for i in story.support]
+        needles = [[placement.starts[i], len(facts[i])] for i in story.support]
+        distances = [len(placement.prompt) - start for start, _ in needles]
         meta = {
             "value": story.answer,
             "needles": needles,
-            "distance": len(placed.prompt) - needles[0][0],
-            "distances": [len(placed.prompt) - start for start, _ in needles],
-            "haystack": placed.haystack,
+            "distance": distances[0],
+            "distances": distances,
+            "haystack": placement.excerpts,
         }
         return Example(
-            placed.prompt,
-            np.asarray(words[story.answer], np.int32),
-            placed.depths[story.support[-1]],
+            placement.prompt,
+            as_ids(words[story.answer]),
+            placement.depths[story.support[-1]],
             meta,
+            max_new_tokens,
             metric="label",
             references=(story.answer,),
-            decoys=tuple(others),
-            choices=tuple(np.asarray(words[label], np.int32) for label in others),
-            room=room,
-            line=True,
+            distractors=tuple(distractors),
+            choices=tuple(as_ids(words[label]) for label in distractors),
+            stop_at_newline=True,
         )

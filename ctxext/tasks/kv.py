@@ -1,4 +1,4 @@
-"""Key-value recall: several pairs scattered in a long text, one of them asked for, the others distract."""
+"""Key-value recall: several pairs scattered in a long text; one is asked for, the rest distract."""
 
 import string
 from collections.abc import Sequence
@@ -7,67 +7,35 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, TrainingTask
-from ctxext.tasks.building.records import (
-    Record,
-    draw_records,
-    max_records,
-    records_exam,
-    records_row,
-)
+from ctxext.tasks.base import Example, SharedContextTask, SuiteLayout, TaskContext, TrainingTask
+from ctxext.tasks.building.exact_recall import recall_examples, recall_row
+from ctxext.tasks.building.needles import Needle, draw_digit_needles, max_digit_needles
 
-NAMES = string.ascii_letters
+KEYS = string.ascii_letters
 
 
 @dataclass(frozen=True)
-class KeyValue(TrainingTask):
+class KeyValue(SharedContextTask, TrainingTask):
     """`num_pairs` lines `# q=482` in the haystack; the prompt ends with `# q=` for one of them."""
 
-    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "kv"
+    suite_layout: ClassVar[SuiteLayout] = "shared-context"
     num_pairs: int = 8
     digits: int = 3
 
-    def _records(self, rng: np.random.Generator, tokenizer: Encoder, count: int) -> list[Record]:
-        return draw_records(
-            rng, tokenizer, count, names=NAMES, stem=lambda k: f"# {k}=", digits=self.digits
+    def _needles(self, context: TaskContext, count: int) -> list[Needle]:
+        return draw_digit_needles(
+            context, count, keys=KEYS, stem=lambda key: f"# {key}=", digits=self.digits
         )
 
-    def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
-    ) -> Example:
-        """The asked pair at `depth`, the other pairs anywhere, in exactly `seq_len` tokens, answer included."""
-        records = self._records(rng, tokenizer, self.num_pairs)
-        return records_exam(
-            rng, tokenizer, seq_len, records, depths=[depth], task=self.name, haystack=haystack
-        )[0]
-
-    def exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depths: Sequence[float],
-        haystack: Haystack,
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
-        """A pair at each depth and a question for each; further pairs, if `num_pairs` is more, anywhere."""
-        records = self._records(rng, tokenizer, max(self.num_pairs, len(depths)))
-        return records_exam(
-            rng, tokenizer, seq_len, records, depths=depths, task=self.name, haystack=haystack
-        )
+        """A pair at each depth and a question for each; further pairs of `num_pairs` anywhere."""
+        needles = self._needles(context, max(self.num_pairs, len(depths)))
+        return recall_examples(context, seq_len, needles, depths=depths, task=self.name)
 
-    def training_row(
-        self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Episodes of which half to all is pairs and questions; weights as in `records_row`."""
-        records = self._records(rng, tokenizer, max_records(NAMES, self.digits))
-        return records_row(
-            rng, tokenizer, length, records, task=self.name, share=(0.5, 1), haystack=haystack
-        )
+    def training_row(self, context: TaskContext, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes of which half to all is pairs and questions (`recall_row`)."""
+        needles = self._needles(context, max_digit_needles(KEYS, self.digits))
+        return recall_row(context, length, needles, task=self.name, needle_share=(0.5, 1))

@@ -1,77 +1,49 @@
-"""A text that is nothing but records, line after line, one of them asked for (the idea is LongEval's)."""
+"""Line retrieval: a text of nothing but numbered records, one of them asked for (as in LongEval)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
 
-import numpy as np
-
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.building.needles import Question, needles_exam
-from ctxext.tasks.building.records import Record
+from ctxext.tasks.base import Example, SharedContextTask, SuiteLayout, TaskContext
+from ctxext.tasks.building.needle_questions import AnswerFormat, NeedleQuestion, ask_needles
+from ctxext.tasks.building.needles import Needle, make_needle
 from ctxext.tasks.building.vocabulary import distinct
 
 
 @dataclass(frozen=True)
-class Lines(Task):
-    """As many lines `The drawer amber-falcon holds 4821377` as fit; the first number that is written counts."""
+class Lines(SharedContextTask):
+    """As many lines `The drawer amber-falcon holds 4821377` as fit; one number is asked for.
 
-    supports_shared_context: ClassVar[bool] = True
+    The first number that is written counts. max_new_tokens: kept free for the answer, at least.
+    """
+
     name: ClassVar[str] = "lines"
-    room: int = 0
+    suite_layout: ClassVar[SuiteLayout] = "shared-context"
+    max_new_tokens: int = 0
 
-    def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
-    ) -> Example:
-        """The asked line at `depth` of all lines in exactly `seq_len` tokens, room for the answer included."""
-        return self._exam(rng, tokenizer, seq_len, [depth], haystack)[0]
-
-    def exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depths: Sequence[float],
-        haystack: Haystack,
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
-        """A line at each depth and a question for each."""
-        return self._exam(rng, tokenizer, seq_len, depths, haystack)
-
-    def _exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        depths: Sequence[float | None],
-        haystack: Haystack,
-    ) -> list[Example]:
-        records = self._records(rng, tokenizer)
-        questions = [Question(record.question, [record]) for record in islice(records, len(depths))]
-        return needles_exam(
-            rng,
-            tokenizer,
+        """A line at each depth, as a share of all lines, and a question for each."""
+        needles = self._needles(context)
+        questions = [
+            NeedleQuestion(needle.question, [needle]) for needle in islice(needles, len(depths))
+        ]
+        return ask_needles(
+            context,
             seq_len,
             questions,
             (),
-            filling=records,
             depths=depths,
             task=self.name,
-            metric="first-number",
-            room=self.room,
-            haystack=haystack,
+            answer=AnswerFormat("first-number", self.max_new_tokens),
+            line_source=needles,
         )
 
     @staticmethod
-    def _records(rng: np.random.Generator, tokenizer: Encoder) -> Iterator[Record]:
-        newline, values = encode_piece(tokenizer, "\n"), distinct(rng, "number")
-        for name, value in zip(distinct(rng, "words"), values, strict=False):
-            stem = encode_piece(tokenizer, f"The drawer {name} holds")
-            yield Record(name, value, newline, stem, encode_piece(tokenizer, f" {value}"))
+    def _needles(context: TaskContext) -> Iterator[Needle]:
+        values = distinct(context.rng, "number")
+        for key, value in zip(distinct(context.rng, "words"), values, strict=False):
+            stem = f"The drawer {key} holds"
+            yield make_needle(context, key, value, stem=stem, before_value=" ")

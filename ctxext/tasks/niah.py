@@ -1,16 +1,15 @@
-"""Needles in a haystack: codes with names somewhere in a long text (the family of RULER, arXiv 2404.06654)."""
+"""Needles in a haystack: codes with names in a long text (the family of RULER, arXiv 2404.06654)."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Literal, get_args
 
-import numpy as np
-
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.building.needles import Question, needles_exam
-from ctxext.tasks.building.noise import noise, without_pieces
-from ctxext.tasks.building.records import Record
+from ctxext.tasks.base import Example, SharedContextTask, SuiteOptions, Task, TaskContext
+from ctxext.tasks.building.needle_questions import AnswerFormat, NeedleQuestion, ask_needles
+from ctxext.tasks.building.needles import Needle, make_needle
+from ctxext.tasks.building.noise import noise, without_excerpts
 from ctxext.tasks.building.vocabulary import KINDS, Kind, distinct
 
 Hay = Literal["text", "noise", "needles"]
@@ -18,15 +17,14 @@ HAYS: tuple[Hay, ...] = get_args(Hay)
 
 
 @dataclass(frozen=True)
-class Niah(Task):
-    """`num_keys` names with `num_values` codes each; the codes of `num_queries` of them are asked for at the end.
+class Niah(SharedContextTask):
+    """`num_keys` keys with `num_values` codes each; the codes of `num_queries` keys are asked for.
 
-    One of the asked needles stands at the depth, all others anywhere. The haystack is text, one passage of `noise`
-    again and again, or `needles`: lines like those that are asked for, as many as fit. The score is the share of codes
-    found; `room` tokens are kept for them at least.
+    One of the needles asked for is at the depth, all others anywhere. hay: the haystack is text,
+    one passage of noise over and over, or needles like those asked for, as many as fit. The score
+    is the share of the codes. max_new_tokens: kept free for the answer, at least.
     """
 
-    supports_shared_context: ClassVar[bool] = True
     name: ClassVar[str] = "niah"
     num_keys: int = 1
     num_values: int = 1
@@ -34,7 +32,7 @@ class Niah(Task):
     key: Kind = "words"
     value: Kind = "number"
     hay: Hay = "text"
-    room: int = 0
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         for field, value, known in (
@@ -48,77 +46,61 @@ class Niah(Task):
                 )
         if not 1 <= self.num_queries <= self.num_keys or self.num_values < 1:
             raise ValueError(
-                f"niah: {self.num_queries} of {self.num_keys} keys with {self.num_values} values each "
-                "cannot be asked for: 1 <= num_queries <= num_keys and num_values >= 1"
+                f"niah: {self.num_queries} of {self.num_keys} keys with {self.num_values} values "
+                "each cannot be asked for: 1 <= num_queries <= num_keys and num_values >= 1"
             )
 
-    def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
-    ) -> Example:
-        """An asked needle at `depth`, all others anywhere, in exactly `seq_len` tokens, room for answers included."""
-        return self._exam(rng, tokenizer, seq_len, [depth], haystack)[0]
+    @classmethod
+    def suite_names(cls) -> tuple[str, ...]:
+        return ("niah", "niah-multikey", "niah-multivalue", "niah-multiquery")
 
-    def exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depths: Sequence[float],
-        haystack: Haystack,
-    ) -> list[Example]:
-        """`num_queries` keys for each depth and a question for them; `num_keys` in all, or more if the questions do."""
-        return self._exam(rng, tokenizer, seq_len, depths, haystack)
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        settings = {
+            "niah": cls(),
+            "niah-multikey": cls(num_keys=4),
+            "niah-multivalue": cls(num_values=4),
+            "niah-multiquery": cls(num_keys=4, num_queries=4),
+        }
+        return (settings[suite_name],)
 
-    def _exam(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        depths: Sequence[float | None],
-        haystack: Haystack,
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
-        records = self._records(rng, tokenizer)
+        """`num_queries` keys for each depth and a question for them; further keys anywhere."""
+        needles = self._needles(context)
         per_question = self.num_queries * self.num_values
-        questions = [self._question(tokenizer, list(islice(records, per_question))) for _ in depths]
-        further = max(0, self.num_keys - len(depths) * self.num_queries) * self.num_values
-        others = list(islice(records, further))
-        exam = needles_exam(
-            rng,
-            tokenizer,
+        questions = [self._question(context, list(islice(needles, per_question))) for _ in depths]
+        num_distractors = max(0, self.num_keys - len(depths) * self.num_queries) * self.num_values
+        distractors = list(islice(needles, num_distractors))
+        if self.hay == "noise":
+            context = dataclasses.replace(context, haystack=noise(context))
+        examples = ask_needles(
+            context,
             seq_len,
             questions,
-            others,
-            filling=records if self.hay == "needles" else None,
+            distractors,
             depths=depths,
             task=self.name,
-            metric="all",
-            room=self.room,
-            haystack=noise(tokenizer) if self.hay == "noise" else haystack,
+            answer=AnswerFormat("all", self.max_new_tokens),
+            line_source=needles if self.hay == "needles" else None,
         )
-        return list(map(without_pieces, exam)) if self.hay == "noise" else exam
+        return list(map(without_excerpts, examples)) if self.hay == "noise" else examples
 
-    def _records(self, rng: np.random.Generator, tokenizer: Encoder) -> Iterator[Record]:
-        """Endless records, `num_values` after one another with the same key; no key and no value occurs twice."""
-        newline, keys = encode_piece(tokenizer, "\n"), distinct(rng, self.key)
-        values = keys if self.key == self.value else distinct(rng, self.value)
+    def _needles(self, context: TaskContext) -> Iterator[Needle]:
+        """Endless needles, `num_values` in a row with the same key; no key or value occurs twice."""
+        keys = distinct(context.rng, self.key)
+        values = keys if self.key == self.value else distinct(context.rng, self.value)
+        article = "the" if self.num_values == 1 else "one"
         for key in keys:
-            stem = encode_piece(
-                tokenizer, f"Note: {'the' if self.num_values == 1 else 'one'} code for {key} is"
-            )
             for value in islice(values, self.num_values):
-                yield Record(key, value, newline, stem, encode_piece(tokenizer, f" {value}"))
+                stem = f"Note: {article} code for {key} is"
+                yield make_needle(context, key, value, stem=stem, before_value=" ")
 
-    def _question(self, tokenizer: Encoder, records: list[Record]) -> Question:
-        if len(records) == 1:
-            return Question(records[0].question, records)
-        keys = list(dict.fromkeys(record.name for record in records))
+    def _question(self, context: TaskContext, needles: list[Needle]) -> NeedleQuestion:
+        if len(needles) == 1:
+            return NeedleQuestion(needles[0].question, needles)
+        keys = list(dict.fromkeys(needle.key for needle in needles))
         names = " and ".join(keys) + (", in this order," if len(keys) > 1 else "")
-        text = f"Note: all the codes for {names} are"
-        return Question(encode_piece(tokenizer, "\n") + encode_piece(tokenizer, text), records)
+        ids = context.newline + context.encode(f"Note: all the codes for {names} are")
+        return NeedleQuestion(ids, needles)

@@ -1,21 +1,21 @@
-"""Questions of a file, asked about their documents among others of that file (the idea is of arXiv 2307.03172)."""
+"""Questions of a file, asked about their documents among others of that file (arXiv 2307.03172)."""
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.building.clean import draw_without, says
-from ctxext.tasks.building.placement import place
-from ctxext.tasks.building.questions import (
-    Document,
-    Question,
-    Questions,
+from ctxext.tasks.base import Example, SuiteOptions, Task, TaskContext, as_ids
+from ctxext.tasks.building.clean_text import draw_without, mentions
+from ctxext.tasks.building.placement import Frame, Insertion, place
+from ctxext.tasks.building.question_files import (
+    FileQuestion,
+    Passage,
+    QuestionFile,
     file_sha256,
     read_questions,
 )
@@ -26,16 +26,18 @@ QAMetric = Literal["f1", "any"]
 
 @dataclass(frozen=True)
 class QA(Task):
-    """A question of a SQuAD or HotpotQA file or of one's own (`tasks.questions`) behind documents of that file.
+    """A question of a SQuAD, HotpotQA or own file (`building.question_files`) after its documents.
 
-    The documents that answer it stand together at the depth asked for, others on both sides, the last of each side cut
-    at the token; none of these says an answer. metric: word F1, or whether one answer is contained in what is written;
-    the best of the answers counts. shots: other questions with their answers before it all, for base models. article:
-    instead of the passage with the answer all passages of its article, in their order; asked are only questions whose
-    answers stand in no other of them. related_first: other passages of the same article come before those of others,
-    and are harder. filler: "haystack" has the haystack around instead. max_chars: longer texts are not asked about.
-    Nothing is cut out of a text that is asked about: what is too long is a ValueError that names the question. room:
-    tokens for the answer, at least. Items are named by what the file holds, not by where it is.
+    The documents that answer it are together at the depth, others of the file on both sides, the
+    last of each side cut to the token; none of these mentions an answer. metric: word F1, or
+    whether an answer is contained in what is written; the best of the answers counts. shots: other
+    questions with their answers before everything, for base models. article: instead of the passage
+    with the answer all passages of its article, in their order; only questions are asked whose
+    answers occur in no other of them. related_first: other passages of the same article come before
+    those of other articles, and are harder. filler: "haystack" has the haystack around instead.
+    max_chars: longer texts are not asked about. Nothing is cut out of a text that is asked about:
+    one that is too long is a ValueError that names the question. max_new_tokens: kept free for the
+    answer, at least. Items are named by the file's content, not its path.
     """
 
     name: ClassVar[str] = "qa"
@@ -46,7 +48,7 @@ class QA(Task):
     related_first: bool = True
     filler: Filler = "file"
     max_chars: int | None = None
-    room: int = 32
+    max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
         for value, known in ((self.metric, get_args(QAMetric)), (self.filler, get_args(Filler))):
@@ -54,69 +56,69 @@ class QA(Task):
                 raise ValueError(
                     f"{self.name}: {value!r} is not known; choose one of {', '.join(known)}"
                 )
-        if self.shots < 0 or self.room < 1:
-            raise ValueError(f"{self.name}: shots must be at least 0 and room at least 1")
+        if self.shots < 0 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"{self.name}: shots must be at least 0 and max_new_tokens at least 1"
+            )
+
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        if options.questions is None:
+            raise ValueError("qa asks the questions of a file: give --questions FILE")
+        return (cls(str(options.questions)),)
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file. Raises ValueError if it cannot be read."""
+        """The hash of the file. Raises ValueError if it cannot be read."""
         return file_sha256(self.path)
 
     def __repr__(self) -> str:
-        """Decides the names of items, as for every task; so it reads the file."""
+        """The settings and the file's hash, which name the items; so this reads the file."""
         settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "path"]
         return f"QA({', '.join(settings)}, sha256={self.sha256!r})"
 
     @property
-    def file(self) -> Questions:
-        """What the file holds."""
+    def file(self) -> QuestionFile:
         return read_questions(self.path, self.sha256)
 
-    def block(self, question: Question) -> tuple[int, ...]:
-        """The documents that stand together at the depth asked for."""
+    def block(self, question: FileQuestion) -> tuple[int, ...]:
+        """The numbers of the documents that are together at the depth."""
         return question.article if self.article else question.gold
 
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """A question of the file, its documents at `depth`, in exactly `seq_len` tokens, room for the answer in it."""
+        """A question of the file, its documents at `depth`, in exactly `seq_len` tokens."""
+        rng = context.rng
         pool = _pool(self, self.sha256)
         question = pool[int(rng.integers(len(pool)))]
-        depth = float(rng.random()) if depth is None else depth
+        block_depth = context.draw_depth(depth)
         block = list(self.block(question))
         block = block if self.article else rng.permutation(block).tolist()
-        pieces = [_ids(tokenizer, self.file.documents[number]) for number in block]
-        answers = [encode_piece(tokenizer, f" {answer}") for answer in question.answers]
-        room = max(self.room, *map(len, answers))
-        head = encode_piece(tokenizer, self._prefix(rng, question)) if self.shots else []
+        block_ids = [_encode(context, self.file.passages[number]) for number in block]
+        answers = [context.encode(f" {answer}") for answer in question.answers]
+        max_new_tokens = max(self.max_new_tokens, *map(len, answers))
+        head = context.encode(self._shots(rng, question)) if self.shots else []
+        tail = context.encode(f"\n\nQuestion: {question.text}\nAnswer:")
 
-        def draw(count: int) -> tuple[np.ndarray, list[list[int]]]:
+        def draw_filler(count: int) -> tuple[np.ndarray, list[list[int]]]:
             if self.filler == "haystack":
-                return draw_without(rng, tokenizer, haystack, count, question.answers)
-            before = round(depth * count)
-            return self._others(rng, tokenizer, question, (before, count - before))
+                return draw_without(context, count, question.answers)
+            before = round(block_depth * count)
+            return self._draw_passages(context, question, (before, count - before))
 
-        placed = place(
-            rng,
-            tokenizer,
+        placement = place(
+            context,
             seq_len,
-            [(depth, ids) for ids in pieces],
-            room=room,
-            haystack=draw,
-            ordered=True,
+            [Insertion(block_depth, ids) for ids in block_ids],
+            Frame(max_new_tokens, head, tail),
             task=f"{self.name}, question {question.name} of {self.path}",
-            head=head,
-            tail=encode_piece(tokenizer, f"\n\nQuestion: {question.text}\nAnswer:"),
+            ordered=True,
+            draw_filler=draw_filler,
         )
         needles = [
             [start, len(ids)]
-            for start, ids, number in zip(placed.starts, pieces, block, strict=True)
+            for start, ids, number in zip(placement.starts, block_ids, block, strict=True)
             if number in question.gold
         ]
         meta = {
@@ -124,98 +126,108 @@ class QA(Task):
             "question": question.name,
             "value": question.answers[0],
             "needles": needles,
-            "distance": len(placed.prompt) - needles[0][0],
-            "haystack": placed.haystack,
+            "distance": len(placement.prompt) - needles[0][0],
+            "haystack": placement.excerpts,
         }
         return Example(
-            placed.prompt,
-            np.asarray(answers[0], np.int32),
-            placed.depths[0],
+            placement.prompt,
+            as_ids(answers[0]),
+            placement.depths[0],
             meta,
+            max_new_tokens,
             metric=self.metric,
             references=question.answers,
-            room=room,
-            line=True,
+            stop_at_newline=True,
         )
 
-    def _prefix(self, rng: np.random.Generator, question: Question) -> str:
-        """Other questions with their answers, which say none of the answers to this one."""
+    def _shots(self, rng: np.random.Generator, question: FileQuestion) -> str:
+        """Other questions with their answers that mention none of the answers to this one."""
         others = self.file.questions
         shots = (
             f"{others[i].text}\nAnswer: {others[i].answers[0]}"
             for i in rng.permutation(len(others))
         )
-        clean = list(
-            itertools.islice(
-                (shot for shot in shots if not says(shot, question.answers)), self.shots
-            )
-        )
-        if len(clean) < self.shots:
+        usable = (shot for shot in shots if not mentions(shot, question.answers))
+        chosen = list(itertools.islice(usable, self.shots))
+        if len(chosen) < self.shots:
             raise ValueError(
-                f"{self.name}: {self.path} has {len(clean)} other questions that do not give question "
-                f"{question.name} away: set shots to that, or give more questions"
+                f"{self.name}: {self.path} has {len(chosen)} other questions that do not give "
+                f"question {question.name} away: set shots to that, or give more questions"
             )
-        return "\n\n".join(f"Question: {shot}" for shot in clean)
+        return "\n\n".join(f"Question: {shot}" for shot in chosen)
 
-    def _others(
-        self, rng: np.random.Generator, tokenizer: Encoder, question: Question, sides: Sequence[int]
+    def _draw_passages(
+        self, context: TaskContext, question: FileQuestion, sides: tuple[int, int]
     ) -> tuple[np.ndarray, list[list[int]]]:
-        """Documents that say no answer, for each of `sides` as many tokens as it says, and their pieces."""
-        documents = self.file.documents
-        order = rng.permutation(len(documents))
-        if self.related_first:
-            order = order[np.argsort(~np.isin(order, question.article), kind="stable")]
-        others = (
-            (number, _ids(tokenizer, documents[number]))
-            for number in order[~np.isin(order, self.block(question))].tolist()
-            if not says("\n".join(documents[number]), question.answers)
-        )
-        enough, missing = [], sum(sides)
-        while missing > 0 and (drawn := next(others, None)):
-            enough.append(drawn)
-            missing -= len(drawn[1])
-        mixed = itertools.chain((enough[i] for i in rng.permutation(len(enough))), others)
-        text, pieces = [], []
+        """Passages that mention no answer, for each of `sides` so many tokens, and their excerpts."""
+        others = self._other_passages(context, question)
+        # Enough of the first ones are shuffled; what both sides cut off may need a few more.
+        enough = []
+        missing = sum(sides)
+        while missing > 0:
+            passage = next(others, None)
+            if passage is None:
+                break
+            enough.append(passage)
+            missing -= len(passage[1])
+        shuffled = [enough[i] for i in context.rng.permutation(len(enough))]
+        passages = itertools.chain(shuffled, others)
+        text: list[int] = []
+        excerpts = []
         for side in sides:
             while side:
-                number, ids = next(mixed, (-1, []))
+                number, ids = next(passages, (-1, []))
                 if not ids:
                     raise ValueError(
-                        f"{self.name}: {sum(sides)} tokens are needed around question {question.name}, {self.path} has "
-                        f'{len(text)} that do not say the answer: ask for less, or set filler to "haystack"'
+                        f"{self.name}: {sum(sides)} tokens are needed around question "
+                        f"{question.name}, {self.path} has {len(text)} that do not mention the "
+                        'answer: ask for less, or set filler to "haystack"'
                     )
-                text += ids[:side]
-                pieces.append([number, 0, min(side, len(ids))])
-                side -= pieces[-1][2]
-        return np.asarray(text, np.int32), pieces
+                size = min(side, len(ids))
+                text += ids[:size]
+                excerpts.append([number, 0, size])
+                side -= size
+        return as_ids(text), excerpts
+
+    def _other_passages(
+        self, context: TaskContext, question: FileQuestion
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Numbers and ids of the passages that are not the question's and mention no answer."""
+        passages = self.file.passages
+        order = context.rng.permutation(len(passages))
+        if self.related_first:
+            order = order[np.argsort(~np.isin(order, question.article), kind="stable")]
+        return (
+            (number, _encode(context, passages[number]))
+            for number in order[~np.isin(order, self.block(question))].tolist()
+            if not mentions("\n".join(passages[number]), question.answers)
+        )
 
 
 @functools.lru_cache(maxsize=8)
-def _pool(task: QA, sha256: str) -> list[Question]:
+def _pool(task: QA, sha256: str) -> Sequence[FileQuestion]:
     """The questions that are asked. Raises ValueError if there is none."""
     file = read_questions(task.path, sha256)
+    max_chars = math.inf if task.max_chars is None else task.max_chars
 
-    def size(question: Question) -> int:
-        return sum(len(file.documents[number].text) for number in task.block(question))
+    def is_short(question: FileQuestion) -> bool:
+        return sum(len(file.passages[number].text) for number in task.block(question)) <= max_chars
 
-    def alone(question: Question) -> bool:
-        rest = (
-            file.documents[number].text
-            for number in question.article
-            if number not in question.gold
-        )
-        return not any(says(text, question.answers) for text in rest)
+    def is_unique(question: FileQuestion) -> bool:
+        """Whether no other passage of its article mentions an answer."""
+        rest = set(question.article) - set(question.gold)
+        return not any(mentions(file.passages[number].text, question.answers) for number in rest)
 
-    most = math.inf if task.max_chars is None else task.max_chars
-    pool = [q for q in file.questions if size(q) <= most and (not task.article or alone(q))]
+    pool = [q for q in file.questions if is_short(q) and (not task.article or is_unique(q))]
     if not pool:
+        where = ", answered in one place of its article" if task.article else ""
         raise ValueError(
-            f"{task.name}: {task.path} has no question about a text of at most {most} characters"
-            + ", answered in one place of its article" * task.article
+            f"{task.name}: {task.path} has no question about a text of at most {max_chars} "
+            f"characters{where}"
         )
     return pool
 
 
-def _ids(tokenizer: Encoder, document: Document) -> list[int]:
-    title = f" {document.title}" if document.title else ""
-    return encode_piece(tokenizer, f"\n\nDocument:{title}\n{document.text}")
+def _encode(context: TaskContext, passage: Passage) -> list[int]:
+    title = f" {passage.title}" if passage.title else ""
+    return context.encode(f"\n\nDocument:{title}\n{passage.text}")

@@ -1,7 +1,8 @@
-"""Copying in its purest form: a string of random tokens is said twice. It forms the heads that retrieval needs.
+"""Copying in its purest form: a string of random tokens occurs twice.
 
-Every token of the second saying is a question, so a model learns it long before it learns to copy digits, and then
-copies those too (induction heads, arXiv 2209.11895).
+It forms the heads that retrieval needs. Every token of the second occurrence is a question, so a
+model learns it long before it learns to copy digits, and then copies those too (induction heads,
+arXiv 2209.11895).
 """
 
 from dataclasses import dataclass
@@ -9,28 +10,28 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, TrainingTask, beginning, draw_haystack
+from ctxext.tasks.base import Example, TaskContext, TrainingTask, as_ids
+from ctxext.tasks.building.placement import check_depth
 
 
 @dataclass(frozen=True)
 class Repeat(TrainingTask):
-    """`num_cue` + `num_answer` random tokens once in the haystack; the prompt ends with the first `num_cue` of them."""
+    """`num_cue` + `num_answer` random tokens in the haystack; the prompt ends with the cue again."""
 
     name: ClassVar[str] = "repeat"
     num_cue: int = 4
     num_answer: int = 4
 
+    @classmethod
+    def suite_names(cls) -> tuple[str, ...]:
+        return ()
+
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """The string at `depth` (0 first, 1 just before the cue) in exactly `seq_len` tokens, answer included."""
-        head, size = beginning(tokenizer), self.num_cue + self.num_answer
+        """The string at `depth` (0 first, 1 just before the cue), in exactly `seq_len` tokens."""
+        head = context.bos
+        size = self.num_cue + self.num_answer
         needed = len(head) + 2 * size
         seq_len = needed if seq_len is None else seq_len
         if needed > seq_len:
@@ -38,59 +39,56 @@ class Repeat(TrainingTask):
                 f"{self.name}: a prompt of {seq_len} tokens cannot hold the string and its cue; "
                 f"the shortest is {needed} tokens"
             )
-        depth = float(rng.random()) if depth is None else depth
-        if not 0 <= depth <= 1:
-            raise ValueError(f"{self.name}: depth {depth} is outside 0..1")
-        string = _random_tokens(rng, haystack, size)
+        depth = context.draw_depth(depth)
+        check_depth(depth, self.name)
+        string = _random_tokens(context, size)
         if len(string) < size:
             raise ValueError(
-                f"{self.name}: the haystack has fewer than {size} different tokens: give it more text"
+                f"{self.name}: the haystack has fewer than {size} different tokens: "
+                "give it more text"
             )
-        filler, pieces = draw_haystack(rng, haystack, seq_len - needed)
+        filler, excerpts = context.draw_haystack(seq_len - needed)
         cut = round(depth * len(filler))
-        parts = [
-            np.asarray(head, np.int32),
-            filler[:cut],
-            string,
-            filler[cut:],
-            string[: self.num_cue],
-        ]
-        prompt, answer = np.concatenate(parts), string[self.num_cue :]
-        needle = len(head) + cut
-        distance = len(prompt) - needle
-        meta = {"needles": [[needle, size]], "distance": distance, "haystack": pieces}
-        return Example(prompt, answer, cut / len(filler) if len(filler) else 0.0, meta)
+        cue = string[: self.num_cue]
+        prompt = np.concatenate([as_ids(head), filler[:cut], string, filler[cut:], cue])
+        start = len(head) + cut
+        meta = {
+            "needles": [[start, size]],
+            "distance": len(prompt) - start,
+            "haystack": excerpts,
+        }
+        achieved = cut / len(filler) if len(filler) else 0.0
+        return Example(prompt, string[self.num_cue :], achieved, meta, self.num_answer)
 
-    def training_row(
-        self, rng: np.random.Generator, tokenizer: Encoder, length: int, haystack: Haystack
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Strings, each said twice, until the row is full.
+    def training_row(self, context: TaskContext, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Strings, each twice, until the row is full.
 
-        Weights: 0 on BOS, a first saying and the first token of a second one (all chance), 1 on the rest of it; then
-        scaled to the sum length - 1, so that a row counts in a mixture as much as a row of text.
+        Weights: 0 on BOS, a first occurrence and the first token of a second one (all chance), 1 on
+        the rest of it; then scaled to the sum length - 1, so that a row counts in a mixture as much
+        as a row of text.
         """
-        parts, weights = (
-            [np.asarray(beginning(tokenizer), np.int32)],
-            [np.zeros(len(beginning(tokenizer)))],
-        )
-        left = length - len(parts[0])
+        parts = [as_ids(context.bos)]
+        weights = [np.zeros(len(context.bos))]
+        left = length - len(context.bos)
         if left < 4:
             raise ValueError(
                 f"{self.name}: a training row of {length} tokens is too short; "
                 f"the shortest is {length - left + 4} tokens"
             )
         while left:
-            string = _random_tokens(rng, haystack, int(rng.integers(2, max(3, left // 2 + 1))))
+            size = int(context.rng.integers(2, max(3, left // 2 + 1)))
+            string = _random_tokens(context, size)
             weight = np.ones(2 * len(string))
             weight[: len(string) + 1] = 0
             parts.append(np.tile(string, 2)[:left])
             weights.append(weight[:left])
             left -= len(parts[-1])
         weight = np.concatenate(weights)
-        return np.concatenate(parts), (weight * (length - 1) / weight.sum()).astype(np.float32)
+        scaled = weight * (length - 1) / weight.sum()
+        return np.concatenate(parts), scaled.astype(np.float32)
 
 
-def _random_tokens(rng: np.random.Generator, haystack: Haystack, count: int) -> np.ndarray:
-    """Up to `count` different tokens of a passage of the haystack, shuffled, so that none foretells the next."""
-    passage, _ = draw_haystack(rng, haystack, max(64, 8 * count))
-    return rng.permutation(np.unique(passage))[:count]
+def _random_tokens(context: TaskContext, count: int) -> np.ndarray:
+    """Up to `count` different tokens of the haystack, shuffled, so that none predicts the next."""
+    passage, _ = context.draw_haystack(max(64, 8 * count))
+    return context.rng.permutation(np.unique(passage))[:count]

@@ -1,121 +1,124 @@
-"""Variable tracking: names set to a value, to a name of it, to a name of that (RULER's vt, arXiv 2404.06654)."""
+"""Variable tracking: names set to a value, to such a name, and so on (vt of RULER, arXiv 2404.06654)."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, encode_piece
-from ctxext.tasks.building.needles import MOST_LISTS, listed
-from ctxext.tasks.building.noise import SENTENCES, noise, without_pieces
-from ctxext.tasks.building.placement import place
+from ctxext.tasks.base import Example, SuiteOptions, Task, TaskContext, as_ids
+from ctxext.tasks.building.noise import SENTENCES, noise, without_excerpts
+from ctxext.tasks.building.placement import Frame, Insertion, place
+from ctxext.tasks.building.value_lists import MAX_LIST_CHOICES, join_values
 from ctxext.tasks.building.vocabulary import distinct
+
+
+class _Link(NamedTuple):
+    """One assignment: its depth, the number of its chain, its place in the chain, its ids."""
+
+    depth: float
+    chain: int
+    hop: int
+    ids: list[int]
 
 
 @dataclass(frozen=True)
 class VariableTracking(Task):
-    """`num_chains` values, each handed on `hops` times: `Let zubad be 48213.`, `Let fikon be zubad.`, and so on.
+    """`num_chains` values, each passed on `hops` times: `Let zubad be 48213.`, `Let fikon be zubad.`
 
-    Asked are all names of one value, after an example that is drawn anew for each question. The score is the share of
-    names found; `room` tokens are kept for them at least. The first link stands at the depth, the others behind it.
+    All names of one value are asked for, after an example drawn anew for each question. The score
+    is the share of the names. max_new_tokens: kept free for the answer, at least. The first link is
+    at the depth, the others after it.
     """
 
     name: ClassVar[str] = "vt"
     num_chains: int = 1
     hops: int = 4
     hay: Literal["text", "noise"] = "noise"
-    room: int = 0
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.num_chains < 1 or self.hops < 1 or self.hay not in ("text", "noise"):
             raise ValueError(
-                f"vt: {self.num_chains} chains of {self.hops} hops in {self.hay!r}: give at least one of "
-                "each, and text or noise"
+                f"vt: {self.num_chains} chains of {self.hops} hops in {self.hay!r}: give at least "
+                "one of each, and text or noise"
             )
 
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        return (cls(hops=4 if options.min_seq_len >= 512 else 1),)
+
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """The first link at `depth` and all others behind it, in exactly `seq_len` tokens, room for names included."""
-        size, chains = self.hops + 1, self.num_chains + 1
-        words = np.reshape(
-            list(islice(distinct(rng, "coined"), chains * size)), (chains, size)
-        ).tolist()
-        values = [str(value) for value in 10_000 + rng.choice(90_000, chains, replace=False)]
-        depths = np.sort(rng.random((self.num_chains, size)), 1)
+        """The first link at `depth` and all others after it, in exactly `seq_len` tokens."""
+        rng = context.rng
+        length = self.hops + 1
+        num_drawn = self.num_chains + 1  # the last chain is that of the example
+        words = list(islice(distinct(rng, "coined"), num_drawn * length))
+        chains = np.reshape(words, (num_drawn, length)).tolist()
+        values = [str(value) for value in 10_000 + rng.choice(90_000, num_drawn, replace=False)]
+        depths = np.sort(rng.random((self.num_chains, length)), 1)
         if depth is not None:
             depths[0] = [depth, *np.sort(rng.uniform(min(depth, 1.0), 1.0, self.hops))]
         links = sorted(
-            (float(depths[i, j]), i, j, encode_piece(tokenizer, f"\n{line}\n"))
+            _Link(float(depths[i, j]), i, j, context.encode(f"\n{line}\n"))
             for i in range(self.num_chains)
-            for j, line in enumerate(_lines(words[i], values[i]))
+            for j, line in enumerate(_lines(chains[i], values[i]))
         )
-        names = [[encode_piece(tokenizer, f" {word}") for word in chain] for chain in words]
-        answer, *wrong = [listed(tokenizer, chain) for chain in names]
-        shot = (
-            self._shot(rng, tokenizer, words[-1], values[-1])
-            + wrong[-1]
-            + encode_piece(tokenizer, "\n")
-        )
-        room = max(self.room, *map(len, [answer, *wrong]))
-        placed = place(
-            rng,
-            tokenizer,
+        name_ids = [[context.encode(f" {word}") for word in chain] for chain in chains]
+        answer, *wrong = [join_values(context, ids) for ids in name_ids]
+        shot = _worked_example(context, chains[-1], values[-1]) + wrong[-1] + context.newline
+        max_new_tokens = max(self.max_new_tokens, *map(len, [answer, *wrong]))
+        if self.hay == "noise":
+            context = dataclasses.replace(context, haystack=noise(context))
+        placement = place(
+            context,
             seq_len,
-            [(at, ids) for at, *_, ids in links],
+            [Insertion(link.depth, link.ids) for link in links],
+            Frame(max_new_tokens, head=shot, tail=_question(context, values[0])),
             task=self.name,
-            head=shot,
-            tail=_question(tokenizer, values[0]),
-            room=room,
             ordered=True,
-            haystack=noise(tokenizer) if self.hay == "noise" else haystack,
         )
-        asked = [n for n, (_, chain, *_) in enumerate(links) if chain == 0]
-        spans = [[placed.starts[n], len(links[n][-1])] for n in asked]
+        gold = [i for i, link in enumerate(links) if link.chain == 0]
+        spans = [[placement.starts[i], len(links[i].ids)] for i in gold]
         meta = {
             "needles": spans,
-            "distance": len(placed.prompt) - spans[0][0],
+            "distance": len(placement.prompt) - spans[0][0],
             "value": values[0],
-            "haystack": placed.haystack,
+            "haystack": placement.excerpts,
         }
         example = Example(
-            placed.prompt,
-            np.asarray(answer, np.int32),
-            placed.depths[asked[0]],
+            placement.prompt,
+            as_ids(answer),
+            placement.depths[gold[0]],
             meta,
+            max_new_tokens,
             metric="all",
-            references=tuple(words[0]),
-            decoys=tuple(word for chain in words[1:] for word in chain),
-            choices=tuple(np.asarray(ids, np.int32) for ids in wrong[:MOST_LISTS]),
-            room=room,
-            line=True,
+            references=tuple(chains[0]),
+            distractors=tuple(word for chain in chains[1:] for word in chain),
+            choices=tuple(as_ids(ids) for ids in wrong[:MAX_LIST_CHOICES]),
+            stop_at_newline=True,
         )
-        return without_pieces(example) if self.hay == "noise" else example
+        return without_excerpts(example) if self.hay == "noise" else example
 
-    @staticmethod
-    def _shot(
-        rng: np.random.Generator, tokenizer: Encoder, words: Sequence[str], value: str
-    ) -> list[int]:
-        """A chain of its own in a layout of its own, and the question about it."""
-        text = ""
-        for line in _lines(words, value):
-            text += "".join(rng.permutation(SENTENCES)[: rng.integers(3)]) + f"\n{line}\n"
-        return encode_piece(tokenizer, text) + _question(tokenizer, value)
+
+def _worked_example(context: TaskContext, words: Sequence[str], value: str) -> list[int]:
+    """A chain in a random layout and the question about it."""
+    text = ""
+    for line in _lines(words, value):
+        sentences = context.rng.permutation(SENTENCES)[: context.rng.integers(3)]
+        text += "".join(sentences) + f"\n{line}\n"
+    return context.encode(text) + _question(context, value)
 
 
 def _lines(words: Sequence[str], value: str) -> list[str]:
-    return [
-        f"Let {name} be {before}." for name, before in zip(words, (value, *words), strict=False)
-    ]
+    """The assignments of a chain: the first word to the value, each other to the word before."""
+    assigned = (value, *words[:-1])
+    return [f"Let {word} be {to}." for word, to in zip(words, assigned, strict=True)]
 
 
-def _question(tokenizer: Encoder, value: str) -> list[int]:
-    return encode_piece(tokenizer, f"\nNames that stand for {value}, from first to last:")
+def _question(context: TaskContext, value: str) -> list[int]:
+    return context.encode(f"\nNames that stand for {value}, from first to last:")

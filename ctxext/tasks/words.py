@@ -1,7 +1,7 @@
-"""Counting words over a whole text: which occur most often (RULER's cwe and fwe, arXiv 2404.06654).
+"""Counting words over a whole text: which occur most often (cwe and fwe of RULER, arXiv 2404.06654).
 
-What is asked for is everywhere, so that `depth` moves nothing. All words are coined and of one length, so that none
-is found inside another.
+The answer is spread over the whole text, so that `depth` moves nothing. All words are coined and of
+one length, so that none occurs inside another.
 """
 
 import math
@@ -13,172 +13,175 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, Haystack, Task, beginning, encode_piece
-from ctxext.tasks.building.needles import listed, longest_list, wrong_lists
-from ctxext.tasks.building.placement import place
+from ctxext.tasks.base import Example, SuiteLayout, SuiteOptions, Task, TaskContext, as_ids
+from ctxext.tasks.building.placement import Frame, Insertion, place
+from ctxext.tasks.building.value_lists import join_values, max_list_tokens, wrong_lists
 from ctxext.tasks.building.vocabulary import distinct
 
 DOTS = "..."
-"""What the most frequent word of a coded text is written as."""
+"""How the most frequent word of a coded text is written."""
 
 
 @dataclass(frozen=True)
 class CommonWords(Task):
-    """A list in which `num_common` words occur about `frequent` times and as many others as fit about `rare` times.
+    """A list in which `num_common` words are frequent and as many rare words as fit.
 
-    Each word has a count of its own, up to a third more or less. Before it stands an example that is drawn anew for
-    each question: `shot` is its number of different words and about how often they occur. The score is the share of
-    words found; `room` tokens are kept for them at least.
+    Common words occur about `frequent` times, the others about `rare` times, each up to a third
+    more or less. The list comes after an example drawn anew for each question; shot: its number of
+    different words and about how often common and rare ones occur. The score is the share of the
+    words. max_new_tokens: kept free for the answer, at least.
     """
 
     name: ClassVar[str] = "cwe"
+    suite_layout: ClassVar[SuiteLayout] = "whole-text"
     num_common: int = 10
     frequent: int = 30
     rare: int = 3
     shot: tuple[int, int, int] = (40, 10, 3)
-    room: int = 0
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        words, *shot = self.shot
-        if not 1 <= self.num_common < words:
+        num_words, *shot_counts = self.shot
+        if not 1 <= self.num_common < num_words:
             raise ValueError(
-                f"cwe: num_common is {self.num_common}, the example has {words} words: give it more words"
+                f"cwe: num_common is {self.num_common}, the example has {num_words} words: "
+                "give it more words"
             )
-        for often, seldom in ((self.frequent, self.rare), shot):
-            if not 0 < seldom + seldom // 3 < often - often // 3:
+        for frequent, rare in ((self.frequent, self.rare), shot_counts):
+            if not 0 < rare + rare // 3 < frequent - frequent // 3:
                 raise ValueError(
-                    f"cwe: about {often} and about {seldom} times may be the same: set them further apart"
+                    f"cwe: about {frequent} and about {rare} times may be the same: "
+                    "set them further apart"
                 )
 
+    @classmethod
+    def for_length(cls, seq_len: int) -> "CommonWords":
+        """RULER's settings: below 4096 tokens words occur 6 times and once, not 30 and 3 times."""
+        if seq_len < 4096:
+            return cls(frequent=6, rare=1, shot=(20, 3, 1), max_new_tokens=120)
+        return cls(max_new_tokens=120)
+
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        return (cls.for_length(options.min_seq_len),)
+
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """As many rare words as fit in exactly `seq_len` tokens, room for the answer included."""
-        K, (shown, often, seldom) = self.num_common, self.shot
+        """As many rare words as fit in exactly `seq_len` tokens, answer included."""
+        rng = context.rng
+        num_common = self.num_common
+        shot_words, shot_frequent, shot_rare = self.shot
         words = distinct(rng, "coined")
-        start = encode_piece(tokenizer, "\nList:")
-        question = encode_piece(tokenizer, f"\nThe {K} words of the list that occur most often:")
-        shot = Words.of(
-            tokenizer,
-            islice(words, shown),
-            [*_about(rng, often, K), *_about(rng, seldom, shown - K)],
+        start = context.encode("\nList:")
+        question = context.encode(f"\nThe {num_common} words of the list that occur most often:")
+        shot = WordCounts.encode(
+            context,
+            islice(words, shot_words),
+            [
+                *_about(rng, shot_frequent, num_common),
+                *_about(rng, shot_rare, shot_words - num_common),
+            ],
         )
-        common = Words.of(tokenizer, islice(words, K), _about(rng, self.frequent, K))
+        common = WordCounts.encode(
+            context, islice(words, num_common), _about(rng, self.frequent, num_common)
+        )
         before = [
             *start,
             *shot.text(shot.shuffled(rng)),
             *question,
-            *shot.answer(tokenizer, range(K)),
-            *encode_piece(tokenizer, "\n"),
+            *shot.answer(context, range(num_common)),
+            *context.newline,
             *start,
         ]
-        room = max(self.room, longest_list(tokenizer, common.ids + shot.ids, K))
-        others = Words([], [], [])
-        left = (
-            (seq_len or 0)
-            - len(beginning(tokenizer))
-            - len(before)
-            - common.size
-            - len(question)
-            - room
-        )
+        longest = max_list_tokens(context, common.ids + shot.ids, num_common)
+        max_new_tokens = max(self.max_new_tokens, longest)
+        fixed = len(context.bos) + len(before) + common.num_tokens + len(question) + max_new_tokens
+        left = (seq_len or 0) - fixed
+        rare = WordCounts([], [], [])
         for word in words:
-            more = Words.of(tokenizer, [word], _about(rng, self.rare, 1))
-            left -= more.size
-            if others.words and (left < 0 if seq_len else len(others.words) == K):
+            new = WordCounts.encode(context, [word], _about(rng, self.rare, 1))
+            left -= new.num_tokens
+            is_full = left < 0 if seq_len else len(rare.words) == num_common
+            if rare.words and is_full:
                 break
-            for field, new in zip(others, more, strict=True):
-                field += new
+            for values, new_values in zip(rare, new, strict=True):
+                values += new_values
         return _example(
-            rng,
-            tokenizer,
+            context,
             seq_len,
-            common.joined(others),
-            range(K),
-            before=before,
-            question=question,
-            room=room,
-            shot=shot.words,
+            common.joined(rare),
+            range(num_common),
+            Frame(max_new_tokens, head=before, tail=question),
             task=self.name,
-            haystack=haystack,
+            shot=shot.words,
         )
 
 
 @dataclass(frozen=True)
 class FrequentWords(Task):
-    """Words as frequent as 1 / rank**alpha, as many as fit; the first is written `...`, the `num_asked` next are asked.
+    """As many words as fit, as frequent as 1 / rank**alpha; the first is written `...`.
 
-    One different word for 50 tokens (10 at least), each with a frequency of its own, up to a tenth more or less. The
-    score is the share of words found; `room` tokens are kept for them at least.
+    The `num_asked` next are asked for. There is one different word per 50 tokens, 10 at least; each
+    frequency is up to a tenth more or less. The score is the share of the words. max_new_tokens:
+    kept free for the answer, at least.
     """
 
     name: ClassVar[str] = "fwe"
+    suite_layout: ClassVar[SuiteLayout] = "whole-text"
     num_asked: int = 3
     alpha: float = 2.0
-    room: int = 0
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_asked <= 8 or self.alpha <= 0:
             raise ValueError(
-                f"fwe: num_asked is 1 to 8 and alpha positive, not {self.num_asked} and {self.alpha}"
+                "fwe: num_asked is 1 to 8 and alpha positive, "
+                f"not {self.num_asked} and {self.alpha}"
             )
 
     def example(
-        self,
-        rng: np.random.Generator,
-        tokenizer: Encoder,
-        seq_len: int | None,
-        *,
-        depth: float | None = None,
-        haystack: Haystack,
+        self, context: TaskContext, seq_len: int | None, depth: float | None = None
     ) -> Example:
-        """As many words as fit in exactly `seq_len` tokens, room for the answer included."""
-        K, different = self.num_asked, max(10, (seq_len or 0) // 50)
-        start = encode_piece(tokenizer, "\nCoded text:")
-        question = encode_piece(
-            tokenizer, f"\nThe {K} words that occur most often in it, dots aside:"
+        """As many words as fit in exactly `seq_len` tokens, answer included."""
+        rng = context.rng
+        num_asked = self.num_asked
+        num_words = max(10, (seq_len or 0) // 50)
+        start = context.encode("\nCoded text:")
+        question = context.encode(
+            f"\nThe {num_asked} words that occur most often in it, dots aside:"
         )
-        words = Words.of(
-            tokenizer, [DOTS, *islice(distinct(rng, "coined"), different - 1)], [0] * different
-        )
-        share = np.arange(1, different + 1) ** -self.alpha * rng.uniform(0.9, 1.1, different)
+        coined = islice(distinct(rng, "coined"), num_words - 1)
+        words = WordCounts.encode(context, [DOTS, *coined], [0] * num_words)
+        share = np.arange(1, num_words + 1) ** -self.alpha * rng.uniform(0.9, 1.1, num_words)
         share /= share.sum()
 
-        def counted(total: int) -> Words:
+        def with_total(total: int) -> WordCounts:
             counts = np.floor(total * share).astype(int)
-            most = max(0, counts[1 : K + 1].min() - 1)  # what is asked for is never in a tie
-            return words._replace(
-                counts=[*counts[: K + 1].tolist(), *np.minimum(counts[K + 1 :], most).tolist()]
-            )
+            # The words asked for never tie with another.
+            most = max(0, counts[1 : num_asked + 1].min() - 1)
+            counts[num_asked + 1 :] = np.minimum(counts[num_asked + 1 :], most)
+            return words._replace(counts=counts.tolist())
 
-        room = max(self.room, longest_list(tokenizer, words.ids, K))
-        budget = (seq_len or 0) - len(beginning(tokenizer)) - len(start) - len(question) - room
-        fits = (
-            bisect_right(range(max(0, budget)), budget, key=lambda total: counted(total).size) - 1
-        )
-        least = math.ceil(2 / share[1 : K + 1].min())
+        longest = max_list_tokens(context, words.ids, num_asked)
+        max_new_tokens = max(self.max_new_tokens, longest)
+        fixed = len(context.bos) + len(start) + len(question) + max_new_tokens
+        free = (seq_len or 0) - fixed
+        totals = range(max(0, free))
+        fits = bisect_right(totals, free, key=lambda total: with_total(total).num_tokens) - 1
+        least = math.ceil(2 / share[1 : num_asked + 1].min())
         return _example(
-            rng,
-            tokenizer,
+            context,
             seq_len,
-            counted(max(fits, least)),
-            range(1, K + 1),
-            before=start,
-            question=question,
-            room=room,
-            shot=(),
+            with_total(max(fits, least)),
+            range(1, num_asked + 1),
+            Frame(max_new_tokens, head=start, tail=question),
             task=self.name,
-            haystack=haystack,
+            shot=(),
         )
 
 
-class Words(NamedTuple):
+class WordCounts(NamedTuple):
     """Words, the ids of each with a space before it, and how often each occurs."""
 
     words: list[str]
@@ -186,90 +189,86 @@ class Words(NamedTuple):
     counts: list[int]
 
     @classmethod
-    def of(cls, tokenizer: Encoder, words: Iterable[str], counts: Sequence[int]) -> "Words":
+    def encode(
+        cls, context: TaskContext, words: Iterable[str], counts: Sequence[int]
+    ) -> "WordCounts":
         words = list(words)
-        return cls(words, [encode_piece(tokenizer, f" {word}") for word in words], list(counts))
+        return cls(words, [context.encode(f" {word}") for word in words], list(counts))
 
-    def joined(self, other: "Words") -> "Words":
-        return Words(self.words + other.words, self.ids + other.ids, self.counts + other.counts)
+    def joined(self, other: "WordCounts") -> "WordCounts":
+        return WordCounts(self.words + other.words, self.ids + other.ids, self.counts + other.counts)
 
     @property
-    def size(self) -> int:
-        """How many tokens they are, each as often as it occurs."""
+    def num_tokens(self) -> int:
+        """Tokens of all occurrences."""
         return sum(count * len(ids) for count, ids in zip(self.counts, self.ids, strict=True))
 
     def shuffled(self, rng: np.random.Generator) -> np.ndarray:
-        """The place of every occurrence's word, in a random order."""
+        """The index of the word of every occurrence, in random order."""
         return rng.permutation(np.repeat(np.arange(len(self.words)), self.counts))
 
     def text(self, order: Iterable[int]) -> list[int]:
         return [token for i in order for token in self.ids[i]]
 
-    def falling(self, asked: Iterable[int]) -> list[int]:
-        return sorted(asked, key=lambda i: -self.counts[i])
+    def by_count(self, indices: Iterable[int]) -> list[int]:
+        """`indices`, the most frequent word first."""
+        return sorted(indices, key=lambda i: -self.counts[i])
 
-    def answer(self, tokenizer: Encoder, asked: Iterable[int]) -> list[int]:
-        """The asked words, the most frequent first."""
-        return listed(tokenizer, [self.ids[i] for i in self.falling(asked)])
+    def answer(self, context: TaskContext, indices: Iterable[int]) -> list[int]:
+        """The ids of those words, the most frequent first."""
+        return join_values(context, [self.ids[i] for i in self.by_count(indices)])
 
 
 def _about(rng: np.random.Generator, count: int, size: int) -> list[int]:
+    """`size` numbers around `count`, up to a third more or less."""
     return rng.integers(count - count // 3, count + count // 3, size, endpoint=True).tolist()
 
 
 def _example(
-    rng: np.random.Generator,
-    tokenizer: Encoder,
+    context: TaskContext,
     seq_len: int | None,
-    words: Words,
-    asked: Sequence[int],
+    words: WordCounts,
+    answer: Sequence[int],
+    frame: Frame,
     *,
-    before: Sequence[int],
-    question: Sequence[int],
-    room: int,
-    shot: Sequence[str],
     task: str,
-    haystack: Haystack,
+    shot: Sequence[str],
 ) -> Example:
-    """`before`, the words in a random order, `question`; a few tokens of text come first, to fill up."""
-    order = words.shuffled(rng)
-    piece = [*before, *words.text(order)]
-    placed = place(
-        rng,
-        tokenizer,
-        seq_len,
-        [(1.0, piece)],
-        task=task,
-        tail=question,
-        room=room,
-        haystack=haystack,
-    )
+    """The frame's head, the words in random order, the question; a little text first, to fill up.
+
+    answer: indices of the words that are asked for; shot: the words of the example before it.
+    """
+    order = words.shuffled(context.rng)
+    max_new_tokens = frame.reserved
+    insertion = Insertion(1.0, [*frame.head, *words.text(order)])
+    placement = place(context, seq_len, [insertion], frame._replace(head=()), task=task)
     sizes = np.array([len(words.ids[i]) for i in order])
-    starts = placed.starts[0] + len(before) + np.cumsum(sizes) - sizes
-    needed = np.isin(order, asked)
-    spans = np.stack([starts, sizes], 1)[needed].tolist()
-    gold = words.falling(asked)
-    others = [
+    starts = placement.starts[0] + len(frame.head) + np.cumsum(sizes) - sizes
+    is_answer = np.isin(order, answer)
+    spans = np.stack([starts, sizes], 1)[is_answer].tolist()
+    gold = words.by_count(answer)
+    wrong = [
         i
         for i, count in enumerate(words.counts)
-        if count and i not in asked and words.words[i] != DOTS
+        if count and i not in answer and words.words[i] != DOTS
     ]
     meta = {
         "needles": spans,
-        "distance": len(placed.prompt) - spans[0][0],
-        "haystack": placed.haystack,
+        "distance": len(placement.prompt) - spans[0][0],
+        "haystack": placement.excerpts,
         "counts": [words.counts[i] for i in gold],
         "num_words": len(order),
     }
+    wrong_ids = [words.ids[i] for i in wrong]
     return Example(
-        placed.prompt,
-        np.asarray(words.answer(tokenizer, asked), np.int32),
-        float(np.argmax(needed) / len(order)),
+        placement.prompt,
+        as_ids(words.answer(context, answer)),
+        float(np.argmax(is_answer) / len(order)),
         meta,
+        max_new_tokens,
         metric="all",
         references=tuple(words.words[i] for i in gold),
-        decoys=(*(words.words[i] for i in others), *shot),
-        choices=wrong_lists(rng, tokenizer, [words.ids[i] for i in others], len(asked), room),
-        room=room,
-        line=True,
+        distractors=(*(words.words[i] for i in wrong), *shot),
+        choices=wrong_lists(context, wrong_ids, len(answer), max_new_tokens),
+        stop_at_newline=True,
     )

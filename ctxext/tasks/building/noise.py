@@ -1,8 +1,8 @@
-"""A haystack that says the same few sentences over and over: nothing in it is ever new."""
+"""A haystack that repeats the same few sentences: nothing in it is ever new."""
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Example, encode_piece
+from ctxext.tasks.base import Example, TaskContext, as_ids
 
 SENTENCES = (
     " Rain fell on the hills all day.",
@@ -12,11 +12,11 @@ SENTENCES = (
 )
 
 
-def noise(tokenizer: Encoder) -> list[np.ndarray]:
+def noise(context: TaskContext) -> list[np.ndarray]:
     """One long document."""
-    return [np.tile(np.asarray(encode_piece(tokenizer, "".join(SENTENCES)), np.int32), 1000)]
+    return [np.tile(as_ids(context.encode("".join(SENTENCES))), 1000)]
 
 
-def without_pieces(example: Example) -> Example:
-    """The same question; its haystack was noise, of which no document is to be recorded."""
+def without_excerpts(example: Example) -> Example:
+    """The same question without the excerpts of its haystack, for one that was noise."""
     return example._replace(meta={**example.meta, "haystack": []})

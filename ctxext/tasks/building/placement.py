@@ -1,118 +1,140 @@
-"""Pieces of text put into a haystack so that the prompt is exact to the token."""
+"""Spans of text inserted into a haystack so that the prompt is exact to the token."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import Encoder, Haystack, beginning, draw_haystack
+from ctxext.tasks.base import TaskContext, as_ids
 
-Draw = Callable[[int], tuple[np.ndarray, list[list[int]]]]
-"""So many tokens of text around what is asked for, and their pieces, as `draw_haystack` gives them."""
+DrawFiller = Callable[[int], tuple[np.ndarray, list[list[int]]]]
+"""Returns that many tokens of text and their excerpts, like `draw_haystack`."""
 
 
-class Placed(NamedTuple):
-    """prompt: int32[P]; starts: where each piece begins in it; depths: 0..1 of the haystack, as achieved.
+class Insertion(NamedTuple):
+    """A span of token ids and its depth in the haystack, 0..1; None: drawn."""
 
-    haystack: pieces [document, start, length] of the text around.
+    depth: float | None
+    ids: Sequence[int]
+
+
+class Frame(NamedTuple):
+    """What a prompt holds besides the haystack and its insertions.
+
+    head: ids after BOS; tail: ids after the haystack; reserved: tokens kept free after the tail.
+    """
+
+    reserved: int
+    head: Sequence[int] = ()
+    tail: Sequence[int] = ()
+
+
+class Placement(NamedTuple):
+    """A prompt, int32[P], and where each insertion is.
+
+    starts: first token of each insertion; depths: 0..1 of the haystack, as achieved; excerpts:
+    [document, start, length] of the text around them.
     """
 
     prompt: np.ndarray
     starts: list[int]
     depths: list[float]
-    haystack: list[list[int]]
+    excerpts: list[list[int]]
 
 
 def check_depth(depth: float | None, task: str) -> None:
-    """Raises ValueError unless `depth` is None or in 0..1."""
+    """Raise ValueError unless `depth` is None or in 0..1."""
     if depth is not None and not 0 <= depth <= 1:
         raise ValueError(f"{task}: depth {depth} is outside 0..1")
 
 
 def place(
-    rng: np.random.Generator,
-    tokenizer: Encoder,
+    context: TaskContext,
     seq_len: int | None,
-    pieces: Sequence[tuple[float | None, Sequence[int]]],
+    insertions: Sequence[Insertion],
+    frame: Frame,
     *,
     task: str,
-    head: Sequence[int] = (),
-    tail: Sequence[int],
-    room: int,
-    haystack: Haystack | Draw,
     ordered: bool = False,
-) -> Placed:
-    """BOS, `head`, the haystack with `pieces` (depth, ids) in it, `tail`: `seq_len` tokens with `room` for the answer.
+    draw_filler: DrawFiller | None = None,
+) -> Placement:
+    """BOS, head, the haystack with `insertions`, tail: `seq_len` tokens with those kept free.
 
-    A piece of depth None goes anywhere; of equal depths the earlier piece comes first. seq_len None: no haystack at
-    all, the pieces in any order, or as they are if `ordered`. Raises ValueError if it cannot fit.
+    Of equal depths the earlier insertion comes first. seq_len None: no haystack, the insertions in
+    random order, or as they are if `ordered`. draw_filler: draws the text around them; None: from
+    the haystack. Raises ValueError if it does not fit.
     """
-    head = [*beginning(tokenizer), *head]
-    needed = len(head) + sum(len(ids) for _, ids in pieces) + len(tail) + room
-    bare, seq_len = seq_len is None, needed if seq_len is None else seq_len
-    if needed > seq_len:
+    head = [*context.bos, *frame.head]
+    inserted = sum(len(insertion.ids) for insertion in insertions)
+    needed = len(head) + inserted + len(frame.tail) + frame.reserved
+    if seq_len is not None and needed > seq_len:
         raise ValueError(
-            f"{task}: a prompt of {seq_len} tokens cannot hold {len(pieces)} record(s), the question and "
-            f"the answer with a tokenizer of {tokenizer.vocab_size} ids; the shortest is {needed} "
-            "tokens"
+            f"{task}: a prompt of {seq_len} tokens cannot hold {len(insertions)} record(s), the "
+            f"question and the answer with a tokenizer of {context.tokenizer.vocab_size} ids; the "
+            f"shortest is {needed} tokens"
         )
-    left = seq_len - needed
-    filler, drawn = haystack(left) if callable(haystack) else draw_haystack(rng, haystack, left)
-    cuts = [_cut(rng, depth, len(filler), task) for depth, _ in pieces]
-    order = sorted(range(len(pieces)), key=lambda i: (cuts[i], i))
-    if bare and not ordered:  # without depths to sort by, what is asked must not always come first
-        order = rng.permutation(len(pieces)).tolist()
-    parts: list[Any] = [head]
-    starts, used, length = [0] * len(pieces), 0, len(head)
+    free = 0 if seq_len is None else seq_len - needed
+    filler, excerpts = (draw_filler or context.draw_haystack)(free)
+    cuts = [_cut(context, insertion.depth, len(filler), task) for insertion in insertions]
+    order = sorted(range(len(insertions)), key=lambda i: (cuts[i], i))
+    if seq_len is None and not ordered:
+        # Without depths to sort by, the needle asked for must not always come first.
+        order = context.rng.permutation(len(insertions)).tolist()
+    parts: list[Sequence[int] | np.ndarray] = [head]
+    starts = [0] * len(insertions)
+    length = len(head)
+    used = 0
     for i in order:
-        parts += [filler[used : cuts[i]], pieces[i][1]]
+        ids = insertions[i].ids
+        parts += [filler[used : cuts[i]], ids]
         starts[i] = length + cuts[i] - used
-        length, used = starts[i] + len(pieces[i][1]), cuts[i]
-    parts += [filler[used:], tail]
-    prompt = np.concatenate([np.asarray(part, np.int32) for part in parts])
-    return Placed(
-        prompt, starts, [cut / len(filler) if len(filler) else 0.0 for cut in cuts], drawn
-    )
+        length = starts[i] + len(ids)
+        used = cuts[i]
+    parts += [filler[used:], frame.tail]
+    prompt = np.concatenate([as_ids(part) for part in parts])
+    depths = [cut / len(filler) if len(filler) else 0.0 for cut in cuts]
+    return Placement(prompt, starts, depths, excerpts)
 
 
 def place_between(
-    rng: np.random.Generator,
-    tokenizer: Encoder,
+    context: TaskContext,
     seq_len: int | None,
-    pieces: Sequence[tuple[float | None, Sequence[int]]],
+    insertions: Sequence[Insertion],
     lines: Sequence[Sequence[int]],
     *,
     task: str,
-    room: int,
-    haystack: Haystack,
-) -> Placed:
-    """As `place`, but the haystack is `lines` and a piece stands between two of them; text before them fills up.
+    reserved: int,
+) -> Placement:
+    """Like `place` with `lines` as the haystack: insertions go between two of them.
 
-    Depths are shares of `lines`, so that at 0 only that text comes before a piece.
+    Haystack text before all lines fills the rest up. Depths are shares of `lines`, so that only
+    that text comes before an insertion at depth 0.
     """
-    cuts = [_cut(rng, depth, len(lines), task) for depth, _ in pieces]
+    cuts = [_cut(context, insertion.depth, len(lines), task) for insertion in insertions]
+    # (line number, 0 for an insertion or 1 for a line, index): insertions come before their line.
     order = sorted(
         [*((cut, 0, i) for i, cut in enumerate(cuts)), *((i, 1, i) for i in range(len(lines)))]
     )
-    ids = [lines[i] if kind else pieces[i][1] for _, kind, i in order]
-    placed = place(
-        rng,
-        tokenizer,
+    ids = [lines[i] if is_line else insertions[i].ids for _, is_line, i in order]
+    placement = place(
+        context,
         seq_len,
-        [(1.0, line) for line in ids],
+        [Insertion(1.0, line) for line in ids],
+        Frame(reserved),
         task=task,
-        tail=(),
-        room=room,
-        haystack=haystack,
         ordered=True,
     )
-    starts = {
-        i: start for (_, kind, i), start in zip(order, placed.starts, strict=True) if not kind
-    }
+    starts = [0] * len(insertions)
+    for (_, is_line, i), start in zip(order, placement.starts, strict=True):
+        if not is_line:
+            starts[i] = start
     depths = [cut / len(lines) if lines else 0.0 for cut in cuts]
-    return placed._replace(starts=[starts[i] for i in range(len(pieces))], depths=depths)
+    return placement._replace(starts=starts, depths=depths)
 
 
-def _cut(rng: np.random.Generator, depth: float | None, size: int, task: str) -> int:
+def _cut(context: TaskContext, depth: float | None, size: int, task: str) -> int:
+    """How many of `size` tokens or lines come before an insertion of this depth."""
     check_depth(depth, task)
-    return int(rng.integers(size + 1)) if depth is None else round(depth * size)
+    if depth is None:
+        return int(context.rng.integers(size + 1))
+    return round(depth * size)

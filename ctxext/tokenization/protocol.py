@@ -1,0 +1,24 @@
+"""The part of a tokenizer that tasks and data use, so that a simpler one can stand in."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class TokenizerLike(Protocol):
+    """Text to token ids and back, with the ids of its special tokens and a hash of its files."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
