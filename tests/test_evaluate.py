@@ -15,7 +15,7 @@ from ctxext.loading import load
 from ctxext.methods import make
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Unscaled
-from ctxext.tasks import Passkey
+from ctxext.tasks import Passkey, TaskContext
 from ctxext.tokenization.tokenizer import Tokenizer
 from support import tiny
 from support.tiny import config, params
@@ -149,17 +149,9 @@ def test_a_checkpoint_under_two_methods(tmp_path):
     }
     lm = load(tmp_path / "base", method=Yarn(factor=2.0))
     for row in rows[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
-        prompt = (
-            Passkey()
-            .example(
-                item_rng(row["item"]),
-                tokenizer,
-                120,
-                depth=row["depth"],
-                haystack=documents(toy_source(), tokenizer),
-            )
-            .prompt
-        )
+        haystack = documents(toy_source(), tokenizer)
+        context = TaskContext(item_rng(row["item"]), tokenizer, haystack)
+        prompt = Passkey().example(context, 120, row["depth"]).prompt
         for step in range(3):
             logits = np.asarray(lm.logits([[*prompt, *row["gold"][:step]]]), np.float64)[0, -1]
             logprob = logits[row["gold"][step]] - np.logaddexp.reduce(logits)

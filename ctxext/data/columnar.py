@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ctxext.data.corpus import Corpus, Tokens
+from ctxext.data.corpus import Corpus
 from ctxext.data.prepared import file_hash
 from ctxext.data.sources import TextSource
 from ctxext.files import read_json
+from ctxext.tokenization.protocol import TokenizerLike
 
 SUFFIXES = (".parquet", ".arrow")
 
@@ -26,7 +27,7 @@ class HFDocuments(TextSource):
     path: str
     field: str = "text"
 
-    def open(self, tokenizer: Tokens) -> Corpus:
+    def open(self, tokenizer: TokenizerLike) -> Corpus:
         root = Path(self.path).expanduser()
         texts, hashes = [], {}
         for path in data_files(root):

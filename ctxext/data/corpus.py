@@ -3,26 +3,12 @@
 import abc
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import TrainingTask
-
-
-class Tokens(Protocol):
-    """The part of a tokenizer that data needs."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def eos_id(self) -> int | None: ...
-    @property
-    def sha256(self) -> str: ...
-    def encode(self, text: str, *, bos: bool = False) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
+from ctxext.tasks.base import TaskContext, TrainingTask
+from ctxext.tokenization.protocol import TokenizerLike
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -73,7 +59,7 @@ class Corpus(Rows):
 
     @classmethod
     def of(
-        cls, texts: Iterable[str], tokenizer: Tokens, *, files: dict[str, str] | None = None
+        cls, texts: Iterable[str], tokenizer: TokenizerLike, *, files: dict[str, str] | None = None
     ) -> "Corpus":
         """Texts tokenized, each as BOS text EOS. Raises ValueError for a tokenizer without BOS."""
         if tokenizer.bos_id is None:
@@ -133,12 +119,13 @@ class Corpus(Rows):
 class TaskRows(Rows):
     """Rows of one synthetic task, its records hidden in a haystack."""
 
-    def __init__(self, task: TrainingTask, tokenizer: Tokens, haystack: Corpus) -> None:
+    def __init__(self, task: TrainingTask, tokenizer: TokenizerLike, haystack: Corpus) -> None:
         self.task, self.tokenizer, self.haystack = task, tokenizer, haystack
         self.texts = haystack.documents()
 
     def row(self, rng: np.random.Generator, seq_len: int) -> Row:
-        tokens, weights = self.task.training_row(rng, self.tokenizer, seq_len + 1, self.texts)
+        context = TaskContext(rng, self.tokenizer, self.texts)
+        tokens, weights = self.task.training_row(context, seq_len + 1)
         return Row(tokens[:-1], tokens[1:], weights[1:], np.ones(seq_len, np.int32))
 
     def provenance(self) -> dict[str, Any]:

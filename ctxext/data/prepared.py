@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.data.corpus import Corpus, Tokens
+from ctxext.data.corpus import Corpus
 from ctxext.files import read_json
+from ctxext.tokenization.protocol import TokenizerLike
 
 FORMAT, VERSION = "ctxext tokens", 1
 INDEX = "index.json"
@@ -88,7 +89,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_prepared(root: Path, split: str, tokenizer: Tokens) -> Corpus:
+def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
     """The documents of a split, mapped, not read. Raises ValueError if another tokenizer made them, or there are none.
 
     The sizes of the files are compared with the index; their hashes are not computed here.

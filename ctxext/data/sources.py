@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ctxext.data.corpus import Corpus, MixedRows, PackedRows, Rows, TaskRows, Tokens
+from ctxext.data.corpus import Corpus, MixedRows, PackedRows, Rows, TaskRows
 from ctxext.data.prepared import is_prepared, open_prepared
 from ctxext.data.stdlib import stdlib_documents
 from ctxext.data.upsample import UpsampledRows
 from ctxext.tasks.base import TrainingTask
+from ctxext.tokenization.protocol import TokenizerLike
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Source(abc.ABC):
     type_tag: ClassVar[str] = "data/"
 
     @abc.abstractmethod
-    def open(self, tokenizer: Tokens) -> Rows:
+    def open(self, tokenizer: TokenizerLike) -> Rows:
         """Read and tokenize. Raises ValueError with the file, and the line where there is one."""
 
 
@@ -33,7 +34,7 @@ class TextSource(Source):
     """A source of documents."""
 
     @abc.abstractmethod
-    def open(self, tokenizer: Tokens) -> Corpus: ...
+    def open(self, tokenizer: TokenizerLike) -> Corpus: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Files(TextSource):
     path: str
     field: str = "text"
 
-    def open(self, tokenizer: Tokens) -> Corpus:
+    def open(self, tokenizer: TokenizerLike) -> Corpus:
         root = Path(self.path).expanduser()
         if is_prepared(root):
             return open_prepared(root, "train", tokenizer)
@@ -102,7 +103,7 @@ class Prepared(TextSource):
     path: str
     split: Literal["train", "heldout"] = "train"
 
-    def open(self, tokenizer: Tokens) -> Corpus:
+    def open(self, tokenizer: TokenizerLike) -> Corpus:
         return open_prepared(Path(self.path).expanduser(), self.split, tokenizer)
 
 
@@ -112,12 +113,12 @@ class Stdlib(TextSource):
 
     split: Literal["train", "heldout"]
 
-    def open(self, tokenizer: Tokens) -> Corpus:
+    def open(self, tokenizer: TokenizerLike) -> Corpus:
         return _stdlib(self.split, tokenizer)
 
 
 @functools.lru_cache(maxsize=4)  # text and the haystacks of several tasks are often the same 5 MB
-def _stdlib(split: str, tokenizer: Tokens) -> Corpus:
+def _stdlib(split: str, tokenizer: TokenizerLike) -> Corpus:
     documents = stdlib_documents(split)
     return Corpus.of(
         (d.text for d in documents), tokenizer, files={d.name: d.sha256 for d in documents}
@@ -131,7 +132,7 @@ class Synthetic(Source):
     task: TrainingTask
     haystack: TextSource = Stdlib("train")
 
-    def open(self, tokenizer: Tokens) -> TaskRows:
+    def open(self, tokenizer: TokenizerLike) -> TaskRows:
         return TaskRows(self.task, tokenizer, self.haystack.open(tokenizer))
 
 
@@ -146,7 +147,7 @@ class Short(Source):
         if self.seq_len < 2:
             raise ValueError(f"a short row needs at least 2 tokens, got {self.seq_len}")
 
-    def open(self, tokenizer: Tokens) -> PackedRows:
+    def open(self, tokenizer: TokenizerLike) -> PackedRows:
         return PackedRows(self.source.open(tokenizer), self.seq_len)
 
 
@@ -168,7 +169,7 @@ class Upsampled(Source):
                 f"min_tokens must be at least 1 and factor above 0, got {self.min_tokens}, {self.factor}"
             )
 
-    def open(self, tokenizer: Tokens) -> UpsampledRows:
+    def open(self, tokenizer: TokenizerLike) -> UpsampledRows:
         return UpsampledRows(self.source.open(tokenizer), self.min_tokens, self.factor)
 
 
@@ -184,5 +185,5 @@ class Mix(Source):
                 "a Mix needs at least one part, and every weight must be positive: ((0.7, source), ...)"
             )
 
-    def open(self, tokenizer: Tokens) -> MixedRows:
+    def open(self, tokenizer: TokenizerLike) -> MixedRows:
         return MixedRows([(weight, source.open(tokenizer)) for weight, source in self.parts])

@@ -9,7 +9,7 @@ import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model, batches, choose, fingerprint, item_rng, num_bytes
-from ctxext.tasks.base import beginning
+from ctxext.tasks.base import bos_prefix
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Perplexity(Eval):
             source=self.source,
             tokenizer=tokenizer,
             count=self.num_documents,
-            needed=max(self.seq_lens) - len(beginning(tokenizer)),
+            needed=max(self.seq_lens) - len(bos_prefix(tokenizer)),
         )
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
         chosen, longest, head = (
             self._chosen(lm.tokenizer),
             max(self.seq_lens),
-            beginning(lm.tokenizer),
+            bos_prefix(lm.tokenizer),
         )
         names = set(items)
         wanted = [(item, *cell) for item, cell in self._grid().items() if item in names]

@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ctxext.evals.base import Model, batches, item_rng
-from ctxext.tasks import Task
-from ctxext.tasks.base import beginning
+from ctxext.tasks import Task, TaskContext
+from ctxext.tasks.base import bos_prefix
 
 Spans = tuple[tuple[int, int], ...]
 """Characters [start, end) of a text, ascending."""
@@ -122,10 +122,9 @@ class Answers(Keys):
         return f"answers of {self.task.name}"
 
     def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> Keyed:
-        size = len(document) + len(beginning(lm.tokenizer))
-        example = self.task.example(
-            item_rng(item), lm.tokenizer, size, depth=self.depth, haystack=[document]
-        )
+        size = len(document) + len(bos_prefix(lm.tokenizer))
+        context = TaskContext(item_rng(item), lm.tokenizer, [document])
+        example = self.task.example(context, size, self.depth)
         return Keyed(
             np.concatenate([example.prompt, example.answer]), np.arange(len(example.prompt), size)
         )
@@ -134,7 +133,7 @@ class Answers(Keys):
 def key_spans(model: Model, text: str, how: Found) -> Spans:
     """Where `model` has its key tokens; neighbours are joined. Raises ValueError if the text is too short for any."""
     ids, spans = model.tokenizer.spans(text)
-    head = beginning(model.tokenizer)
+    head = bos_prefix(model.tokenizer)
     tokens, spans = np.asarray(head + ids, np.int32), [(0, 0)] * len(head) + list(spans)
     if len(tokens) <= how.trunc_len:
         raise ValueError(

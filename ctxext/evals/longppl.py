@@ -9,7 +9,7 @@ import numpy as np
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model, choose, fingerprint, num_bytes
 from ctxext.evals.key_tokens import Found, Keys
-from ctxext.tasks.base import beginning
+from ctxext.tasks.base import bos_prefix
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class LongPPL(Eval):
             source=self.source,
             tokenizer=tokenizer,
             count=self.num_documents,
-            needed=max(self.seq_lens) - len(beginning(tokenizer)),
+            needed=max(self.seq_lens) - len(bos_prefix(tokenizer)),
         )
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        bos, chosen = len(beginning(lm.tokenizer)), self._chosen(lm.tokenizer)
+        bos, chosen = len(bos_prefix(lm.tokenizer)), self._chosen(lm.tokenizer)
         names = set(items)
         for item, (seq_len, k) in self._grid().items():
             if item in names:

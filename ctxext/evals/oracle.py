@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.tasks import Example
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks.base import encode_fragment
 
 FORESEEN, SURPRISE = 0.01, 10.0
 """Nats an oracle pays for a token it foresaw, and for any other."""
@@ -79,7 +79,7 @@ class WindowReader(Oracle):
     config: OracleConfig = OracleConfig()
 
     def foresee(self, prefix: np.ndarray) -> int | None:
-        newline = encode_piece(self.tokenizer, "\n")[-1]
+        newline = encode_fragment(self.tokenizer, "\n")[-1]
         view = prefix[max(0, len(prefix) - self.window) :] if self.window is not None else prefix
         starts = np.flatnonzero(view == newline)
         if not len(starts):
@@ -121,7 +121,7 @@ class AnswerKey(Oracle):
         ):
             example = self.known.get(np.asarray(prefix[:size], np.int32).tobytes())
             if example is not None:
-                end = encode_piece(self.tokenizer, "\n")[-1:]  # what it knows is a line
+                end = encode_fragment(self.tokenizer, "\n")[-1:]  # what it knows is a line
                 answer, place = [*self.manner(example.answer.tolist()), *end], len(prefix) - size
                 near = (
                     self.window is None

@@ -149,7 +149,7 @@ class Retrieval(Eval):
             "seq_len": cell.seq_len,
             "depth": nearest_quarter(example.depth) if cell.depth is None else cell.depth,
             "depth_achieved": example.depth,
-            "tokens": len(example.prompt) + example.budget,
+            "tokens": len(example.prompt) + example.max_new_tokens,
             "prompt_sha256": hashlib.sha256(example.prompt.astype("<i4").tobytes()).hexdigest(),
             "gold": example.answer.tolist(),
             **marked,
@@ -164,14 +164,11 @@ class Retrieval(Eval):
         rng = item_rng(cells[0].text)
         given = self.depths if self.together else (cells[0].depth,)
         depths = [self._moved(rng, depth) for depth in given if depth is not None]
+        context = tasks.TaskContext(rng, tokenizer, haystack)
         if self.together:
-            exam = self.task.exam(rng, tokenizer, size, depths=depths, haystack=haystack)
+            exam = self.task.shared_examples(context, size, depths)
         else:
-            exam = [
-                self.task.example(
-                    rng, tokenizer, size, depth=depths[0] if depths else None, haystack=haystack
-                )
-            ]
+            exam = [self.task.example(context, size, depths[0] if depths else None)]
         if self.condition == "no-needle":
             exam = tasks.without_needles(
                 exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack

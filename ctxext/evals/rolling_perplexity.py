@@ -11,7 +11,7 @@ from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model, batches, choose, fingerprint, num_bytes
 from ctxext.evals.growing_context import by_position
 from ctxext.evals.perplexity_estimators import ESTIMATORS, Estimator, Window, first, windows
-from ctxext.tasks.base import beginning, encode_piece
+from ctxext.tasks.base import bos_prefix, encode_fragment
 
 
 @dataclass
@@ -136,7 +136,7 @@ class RollingPerplexity(Eval):
 
     def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
         chosen = self._chosen(lm.tokenizer)
-        bos, joint = beginning(lm.tokenizer), encode_piece(lm.tokenizer, "\n\n")
+        bos, joint = bos_prefix(lm.tokenizer), encode_fragment(lm.tokenizer, "\n\n")
         names, longest = set(items), max(self.seq_lens)
         for seq_len in self.seq_lens:
             wanted = {

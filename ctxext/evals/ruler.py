@@ -24,21 +24,18 @@ def ruler_tasks(seq_len: int, qa: tuple[Task, Task] | None = None) -> dict[str, 
 
     Below 4096 tokens words repeat 6 times and once instead of 30 and 3 times, as RULER has it.
     """
-    common = CommonWords(room=120)
-    if seq_len < 4096:
-        common = CommonWords(frequent=6, rare=1, shot=(20, 3, 1), room=120)
     return {
-        "niah_single_1": Niah(hay="noise", room=128),
-        "niah_single_2": Niah(room=128),
-        "niah_single_3": Niah(value="uuid", room=128),
-        "niah_multikey_1": Niah(num_keys=4, room=128),
-        "niah_multikey_2": Niah(hay="needles", room=128),
-        "niah_multikey_3": Niah(hay="needles", key="uuid", value="uuid", room=128),
-        "niah_multivalue": Niah(num_values=4, room=128),
-        "niah_multiquery": Niah(num_keys=4, num_queries=4, room=128),
-        "vt": VariableTracking(room=30),
-        "cwe": common,
-        "fwe": FrequentWords(room=50),
+        "niah_single_1": Niah(hay="noise", max_new_tokens=128),
+        "niah_single_2": Niah(max_new_tokens=128),
+        "niah_single_3": Niah(value="uuid", max_new_tokens=128),
+        "niah_multikey_1": Niah(num_keys=4, max_new_tokens=128),
+        "niah_multikey_2": Niah(hay="needles", max_new_tokens=128),
+        "niah_multikey_3": Niah(hay="needles", key="uuid", value="uuid", max_new_tokens=128),
+        "niah_multivalue": Niah(num_values=4, max_new_tokens=128),
+        "niah_multiquery": Niah(num_keys=4, num_queries=4, max_new_tokens=128),
+        "vt": VariableTracking(max_new_tokens=30),
+        "cwe": CommonWords.for_length(seq_len),
+        "fwe": FrequentWords(max_new_tokens=50),
         **dict(zip(QA, qa or (), strict=False)),
     }
 

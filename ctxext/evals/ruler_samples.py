@@ -13,7 +13,7 @@ from ctxext.evals.base import Eval, Model, batches, fingerprint
 from ctxext.evals.retrieval import nearest_quarter
 from ctxext.evals.scoring import mark
 from ctxext.tasks import Example
-from ctxext.tasks.base import beginning, encode_piece
+from ctxext.tasks.base import bos_prefix, encode_fragment
 from ctxext.tasks.building.scores import Metric
 
 FAMILIES: dict[str, tuple[Metric, int]] = {
@@ -81,7 +81,7 @@ class Samples(Eval):
         return (_example(tokenizer, sample) for sample in self._samples())
 
     def _row(self, sample: Sample, example: Example) -> dict[str, Any]:
-        tokens = len(example.prompt) + example.budget
+        tokens = len(example.prompt) + example.max_new_tokens
         depth = {"depth": nearest_quarter(example.depth), "depth_achieved": example.depth}
         return {
             "eval": self.name,
@@ -144,11 +144,11 @@ class Samples(Eval):
 
 
 def _example(tokenizer: Any, sample: Sample) -> Example:
-    metric, room = FAMILIES[sample.task.split("_")[0]]
-    text, head = sample.prompt, beginning(tokenizer)
+    metric, max_new_tokens = FAMILIES[sample.task.split("_")[0]]
+    text, head = sample.prompt, bos_prefix(tokenizer)
     prompt = np.asarray(head + tokenizer.encode(text), np.int32)
     answer = ", ".join(sample.references) if metric == "all" else sample.references[0]
-    ids = encode_piece(tokenizer, answer if text[-1:].isspace() else f" {answer}")
+    ids = encode_fragment(tokenizer, answer if text[-1:].isspace() else f" {answer}")
     needles: list[list[int]] = []
     if sample.task.startswith("niah") and all(
         text.count(reference) == 1 for reference in sample.references
@@ -167,9 +167,9 @@ def _example(tokenizer: Any, sample: Sample) -> Example:
         np.asarray(ids, np.int32),
         needles[0][0] / len(prompt) if needles else 0.0,
         {"needles": needles, **known, "haystack": []},
+        max_new_tokens,
         metric=metric,
         references=sample.references,
-        room=room,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ctxext.evals.base import Model
 from ctxext.tasks import Example
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks.base import encode_fragment
 from ctxext.tasks.building.scores import failure, score
 
 
@@ -44,7 +44,7 @@ def mark(lm: Model, exams: Sequence[Sequence[Example]]) -> list[list[Marked]]:
     prefixes = [plan + [plan[-1]] * (most - len(plan)) for plan in plans]
     stop = _stop_ids(lm.tokenizer, exams)
     steps = max(
-        len(e.prompt) - _shared(e) + max(e.budget, *map(len, [e.answer, *e.choices]))
+        len(e.prompt) - _shared(e) + max(e.max_new_tokens, *map(len, [e.answer, *e.choices]))
         for x in exams
         for e in x
     )
@@ -63,7 +63,7 @@ def mark(lm: Model, exams: Sequence[Sequence[Example]]) -> list[list[Marked]]:
 
 
 def _shared(example: Example) -> int:
-    return example.shared or len(example.prompt)
+    return example.num_shared_tokens or len(example.prompt)
 
 
 def _branches(example: Example) -> list[np.ndarray]:
@@ -77,23 +77,23 @@ def _stop_ids(tokenizer: Any, exams: Sequence[Sequence[Example]]) -> list[int]:
     if all(example.metric == "exact" for exam in exams for example in exam):
         return []  # exactly the answer's ids are written
     ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    lines = all(example.line for exam in exams for example in exam)
-    return ends + ([encode_piece(tokenizer, "\n")[-1]] if lines else [])
+    lines = all(example.stop_at_newline for exam in exams for example in exam)
+    return ends + ([encode_fragment(tokenizer, "\n")[-1]] if lines else [])
 
 
 def _marked(
     tokenizer: Any, example: Example, written: np.ndarray, nats: np.ndarray, stop: Sequence[int]
 ) -> Marked:
     own = len(example.prompt) - _shared(example)
-    ids = np.asarray(written)[own:][: example.budget].tolist()
+    ids = np.asarray(written)[own:][: example.max_new_tokens].tolist()
     ends = [ids.index(end) for end in stop if end in ids]
     ids = ids[: min(ends)] if ends else ids
     text = tokenizer.decode(ids)
-    counted = text.split("\n")[0] if example.line else text
+    counted = text.split("\n")[0] if example.stop_at_newline else text
     if example.metric == "exact":
         value = float(ids[: len(example.answer)] == example.answer.tolist())
     else:
-        value = score(example.metric, counted, example.references, labels=example.decoys)
+        value = score(example.metric, counted, example.references, labels=example.distractors)
     answers = [example.answer, *example.choices]
     losses = [row[own:][: len(answer)] for row, answer in zip(nats[1:], answers, strict=True)]
     means = [float(loss.mean()) for loss in losses]
@@ -101,7 +101,7 @@ def _marked(
     if value < 1:
         references = example.references or (tokenizer.decode(example.answer.tolist()).strip(),)
         prompt = tokenizer.decode(example.prompt.tolist())
-        mistake = failure(counted, references, decoys=example.decoys, prompt=prompt)
+        mistake = failure(counted, references, distractors=example.distractors, prompt=prompt)
     return {
         "prediction": ids,
         "text": text,

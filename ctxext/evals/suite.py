@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
@@ -12,9 +12,7 @@ from ctxext.evals.base import Model
 from ctxext.evals.perplexity_names import perplexities
 from ctxext.evals.power import plan_sentence
 from ctxext.evals.published_passkeys import PROTOCOLS
-from ctxext.evals.ruler import ruler_tasks
 from ctxext.evals.ruler_reference import MANIFEST, prepared
-from ctxext.tasks.building.world import Kind
 
 Budget = Literal["small", "full"]
 STANDARD = ("passkey", "kv", "lines", "vt", "mqar", "ppl", "controls")
@@ -44,15 +42,23 @@ class SuiteConfig:
     def depths(self) -> tuple[float, ...]:
         return tuple(i / (4 if self.small else 8) for i in range(5 if self.small else 9))
 
-    def ask(self, task: tasks.Task, *, together: bool = False) -> Retrieval:
-        """Questions of a task: 60 a length if the budget is small, 180 if it is full; 120 and 540 if those of one
-        number are put `together`, which costs less all the same."""
-        n = (24 if together else 12) if self.small else (60 if together else 20)
-        return Retrieval(self.seq_lens, self.depths, n, task, self.source, together=together)
+    def ask(self, task: tasks.Task) -> Retrieval:
+        """Questions of a task, laid out as it declares (`Task.suite_layout`).
 
-    def ask_everywhere(self, task: tasks.Task) -> Retrieval:
-        """As many questions of a task about the whole text, which has no depth."""
-        return Retrieval(self.seq_lens, (0.0,), 60 if self.small else 180, task, self.source)
+        A small budget has 60 questions per length and a full one 180; where questions share a text,
+        which costs less all the same, 120 and 540.
+        """
+        match task.suite_layout:
+            case "whole-text":
+                return Retrieval(
+                    self.seq_lens, (0.0,), 60 if self.small else 180, task, self.source
+                )
+            case "shared-context":
+                n = 24 if self.small else 60
+                return Retrieval(self.seq_lens, self.depths, n, task, self.source, together=True)
+            case "depths":
+                n = 12 if self.small else 20
+                return Retrieval(self.seq_lens, self.depths, n, task, self.source)
 
 
 def evaluations(
@@ -86,24 +92,7 @@ def _known(
     }
     per_task = 20 if choice.small else 100
     known: dict[str, Callable[[], tuple[Eval, ...]]] = {
-        "passkey": lambda: (choice.ask(tasks.Passkey()),),
-        "kv": lambda: (choice.ask(tasks.KeyValue(), together=True),),
-        "lines": lambda: (choice.ask(tasks.Lines(), together=True),),
-        "vt": lambda: (choice.ask(tasks.VariableTracking(hops=4 if min(lengths) >= 512 else 1)),),
-        "mqar": lambda: (choice.ask(tasks.Mqar(), together=True),),
-        "niah": lambda: (choice.ask(tasks.Niah()),),
-        "niah-multikey": lambda: (choice.ask(tasks.Niah(num_keys=4)),),
-        "niah-multivalue": lambda: (choice.ask(tasks.Niah(num_values=4)),),
-        "niah-multiquery": lambda: (choice.ask(tasks.Niah(num_keys=4, num_queries=4)),),
-        "cwe": lambda: (choice.ask_everywhere(ruler_tasks(min(lengths))["cwe"]),),
-        "fwe": lambda: (choice.ask_everywhere(tasks.FrequentWords()),),
-        "facts": lambda: tuple(choice.ask(tasks.Facts(kind)) for kind in get_args(Kind)),
-        "association": lambda: tuple(
-            choice.ask(tasks.Association(literal=x), together=True) for x in (False, True)
-        ),
-        "qa": lambda: (
-            choice.ask(tasks.QA(str(_given(choice.questions, "qa", "--questions FILE")))),
-        ),
+        **{name: lambda name=name: _retrieval(name, choice) for name in tasks.by_suite_name()},
         "ruler": lambda: ruler_exact(lengths, per_task, source=choice.source),
         "ruler:reference": lambda: (
             _samples(_given(choice.ruler, "ruler:reference", "--ruler DIR"), lengths),
@@ -118,6 +107,11 @@ def _known(
         **perplexities(names, lengths, small=choice.small, source=choice.source, load=load),
     }
     return known
+
+
+def _retrieval(name: str, choice: SuiteConfig) -> tuple[Eval, ...]:
+    options = tasks.SuiteOptions(min(choice.seq_lens), choice.questions)
+    return tuple(map(choice.ask, tasks.by_suite_name()[name].for_suite(name, options)))
 
 
 def _controls(evaluation: Eval, choice: SuiteConfig) -> tuple[Eval, ...]:

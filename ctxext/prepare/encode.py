@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.data.corpus import Tokens, id_dtype
+from ctxext.data.corpus import id_dtype
 from ctxext.data.prepared import SPLITS
 from ctxext.files import atomic_file
 from ctxext.prepare.chunks import Unit
 from ctxext.prepare.records import records
+from ctxext.tokenization.protocol import TokenizerLike
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if name not in ("bos", "eos")}
 
 
-def encode(unit: Unit, recipe: Recipe, tokenizer: Tokens, part: Path) -> int:
+def encode(unit: Unit, recipe: Recipe, tokenizer: TokenizerLike, part: Path) -> int:
     """Write the tokens of a unit, document lengths, and what was left out, as one .npz; returns how many tokens."""
     end = [tokenizer.eos_id] if recipe.eos else []
     dtype, most = id_dtype(tokenizer.vocab_size), recipe.max_tokens

@@ -33,6 +33,17 @@ def task_classes() -> tuple[type[Task], ...]:
     return tuple(classes)
 
 
+@functools.cache
+def by_suite_name() -> dict[str, type[Task]]:
+    """The class that each task name of `--evals` belongs to."""
+    return {name: task for task in task_classes() for name in task.suite_names()}
+
+
+def suite_classes() -> tuple[type[Task], ...]:
+    """The classes that have a name for `--evals`."""
+    return tuple(dict.fromkeys(by_suite_name().values()))
+
+
 def __getattr__(name: str) -> Any:
     for task in task_classes():
         if task.__name__ == name:

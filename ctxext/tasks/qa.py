@@ -57,9 +57,7 @@ class QA(Task):
                     f"{self.name}: {value!r} is not known; choose one of {', '.join(known)}"
                 )
         if self.shots < 0 or self.max_new_tokens < 1:
-            raise ValueError(
-                f"{self.name}: shots must be at least 0 and max_new_tokens at least 1"
-            )
+            raise ValueError(f"{self.name}: shots must be at least 0 and max_new_tokens at least 1")
 
     @classmethod
     def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:

@@ -196,7 +196,9 @@ class WordCounts(NamedTuple):
         return cls(words, [context.encode(f" {word}") for word in words], list(counts))
 
     def joined(self, other: "WordCounts") -> "WordCounts":
-        return WordCounts(self.words + other.words, self.ids + other.ids, self.counts + other.counts)
+        return WordCounts(
+            self.words + other.words, self.ids + other.ids, self.counts + other.counts
+        )
 
     @property
     def num_tokens(self) -> int:

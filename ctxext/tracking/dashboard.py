@@ -4,7 +4,7 @@ import importlib.util
 import json
 from typing import Any
 
-TASKS = ("passkey", "kv", "lines", "vt", "mqar", "niah", "cwe", "fwe", "facts", "association", "qa")
+from ctxext.tasks import suite_classes
 
 
 def workspace(entity: str, project: str) -> Any:
@@ -61,7 +61,7 @@ def workspace(entity: str, project: str) -> Any:
             by_length("nats per answer by length", "eval/[^/]*/.*/answer_nll"),
             wr.MediaBrowser(
                 title="length x depth",
-                media_keys=[f"heatmaps/{task}" for task in TASKS],
+                media_keys=[f"heatmaps/{task.name}" for task in suite_classes()],
                 num_columns=2,
             ),
         ],

@@ -17,7 +17,7 @@ from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
 from ctxext.report import tables
 from ctxext.report.pages import summary
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks.base import encode_fragment
 from support.letters import Letters
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
@@ -151,7 +151,7 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
     rows = sorted(run(lm), key=lambda row: row["item"])
     documents = toy_source().open(lm.tokenizer).documents()
     first, second = (documents[row["document"]][:150].tolist() for row in rows)
-    ids = [lm.tokenizer.bos_id, *first, *encode_piece(lm.tokenizer, "\n\n"), *second]
+    ids = [lm.tokenizer.bos_id, *first, *encode_fragment(lm.tokenizer, "\n\n"), *second]
     means, sizes, previous = [], [], 0
     for begin in range(0, len(ids), S):
         end = min(begin + L, len(ids))

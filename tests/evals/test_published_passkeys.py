@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
 from ctxext.evals.published_passkeys import BARS, PROTOCOLS, passkey_protocol, reached
-from ctxext.tasks import KeyValue
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks import KeyValue, TaskContext
+from ctxext.tasks.base import encode_fragment
 from ctxext.tasks.building.published_passkeys import (
     PI,
     Landmark,
@@ -58,7 +58,7 @@ def test_yarn_raises_the_noise_until_there_are_enough_tokens_and_takes_the_one_b
     while count < seq_len:
         last, n = n, n + 128
         count = tokens(task, n)
-    example = task.example(np.random.default_rng(0), TOKENIZER, seq_len, haystack=[])
+    example = task.example(TaskContext(np.random.default_rng(0), TOKENIZER, []), seq_len)
     assert example.meta["characters"] == last
     assert abs(len(example.prompt) - tokens(task, last)) <= 8  # no room is kept for the answer
 
@@ -93,7 +93,7 @@ def test_pi_asks_at_32_equally_spaced_distances():
 def test_keys_are_uniform_numbers_and_not_five_digits():
     rng = np.random.default_rng(0)
     keys = [
-        int(Landmark().example(rng, TOKENIZER, None, haystack=[]).meta["value"])
+        int(Landmark().example(TaskContext(rng, TOKENIZER, []), None).meta["value"])
         for _ in range(4000)
     ]
     assert 1 <= min(keys) < 50 and 49_900 < max(keys) <= 50_000
@@ -150,7 +150,7 @@ def test_the_first_number_counts_or_the_very_ids(written, first, exact):
         evaluation = small(name, (200,), n=3)
 
         def manner(ids):
-            return encode_piece(TOKENIZER, written.format(TOKENIZER.decode(ids).strip()))
+            return encode_fragment(TOKENIZER, written.format(TOKENIZER.decode(ids).strip()))
 
         rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner)))
         assert [row["correct"] for row in rows] == [bool(right)] * len(rows), name

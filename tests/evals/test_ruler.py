@@ -17,7 +17,7 @@ from ctxext.tasks import (
     Passkey,
     VariableTracking,
 )
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks.base import encode_fragment
 from ctxext.tasks.building.scores import failure
 from support.synthetic import TASKS, TOKENIZERS, check
 from support.toy_tokenizer import toy_source
@@ -25,7 +25,7 @@ from support.toy_tokenizer import toy_source
 TOKENIZER = TOKENIZERS["bundled"]
 SOURCE = toy_source()
 LONGER = [
-    dataclasses.replace(task, room=90) if task.name in ("niah", "vt", "cwe") else task
+    dataclasses.replace(task, max_new_tokens=90) if task.name in ("niah", "vt", "cwe") else task
     for task in TASKS
 ]
 
@@ -80,13 +80,13 @@ def spoiled(manner):
 
 
 def test_a_broken_format_scores_as_the_metric_says():
-    newline, prefix = encode_piece(TOKENIZER, "\n"), encode_piece(TOKENIZER, " It is")
+    newline, prefix = encode_fragment(TOKENIZER, "\n"), encode_fragment(TOKENIZER, " It is")
     for task, scores in spoiled(lambda ids: newline + ids).items():  # the answer is a line
         assert all(score == 0 for score, _ in scores), task
     for task, scores in spoiled(
         lambda ids: prefix + ids
     ).items():  # a phrase before it is no harm where there is room
-        if getattr(task, "room", 0):
+        if getattr(task, "max_new_tokens", 0):
             assert all(score == 1 for score, _ in scores), task
         elif task.name == "lines":  # the number is cut off
             assert all(score == 0 for score, _ in scores), task
@@ -99,9 +99,9 @@ def test_a_broken_format_scores_as_the_metric_says():
 def test_a_wrong_value_of_the_prompt_is_told_from_nothing():
     for task in TASKS:
         for e in exam_of(task).examples(TOKENIZER):
-            for decoy in e.decoys:
-                assert failure(f" {decoy}", e.references, decoys=e.decoys) == "decoy"
-    assert any(e.decoys for e in exam_of(Lines()).examples(TOKENIZER))
+            for decoy in e.distractors:
+                assert failure(f" {decoy}", e.references, distractors=e.distractors) == "distractor"
+    assert any(e.distractors for e in exam_of(Lines()).examples(TOKENIZER))
 
 
 def test_controls_without_needle_and_without_haystack():
@@ -156,15 +156,15 @@ def test_the_suite_has_the_numbers_of_the_paper():
         "niah_multivalue": (1, 4, 1, "words", "number", "text"),
         "niah_multiquery": (4, 1, 4, "words", "number", "text"),
     }
-    assert {t.room for t in needles.values()} == {128}
-    assert found["vt"] == VariableTracking(num_chains=1, hops=4, room=30)
+    assert {t.max_new_tokens for t in needles.values()} == {128}
+    assert found["vt"] == VariableTracking(num_chains=1, hops=4, max_new_tokens=30)
     assert found["cwe"] == CommonWords(
-        num_common=10, frequent=30, rare=3, shot=(40, 10, 3), room=120
+        num_common=10, frequent=30, rare=3, shot=(40, 10, 3), max_new_tokens=120
     )
     assert ruler_tasks(4095)["cwe"] == CommonWords(
-        num_common=10, frequent=6, rare=1, shot=(20, 3, 1), room=120
+        num_common=10, frequent=6, rare=1, shot=(20, 3, 1), max_new_tokens=120
     )
-    assert found["fwe"] == FrequentWords(num_asked=3, alpha=2.0, room=50)
+    assert found["fwe"] == FrequentWords(num_asked=3, alpha=2.0, max_new_tokens=50)
     assert len(found) == 11 and list(ruler_tasks(4096, (Passkey(), KeyValue())))[11:] == [
         "qa_1",
         "qa_2",
@@ -179,7 +179,7 @@ def test_the_suite_is_exact_balanced_and_solvable(name):
         lengths = []
         for e in evaluation.examples(TOKENIZERS[name]):
             check(evaluation.task, name, e)
-            lengths.append(len(e.prompt) + e.budget)
+            lengths.append(len(e.prompt) + e.max_new_tokens)
             again = TOKENIZERS[name].encode(TOKENIZERS[name].decode(e.prompt[1:]))
             assert abs(len(again) - len(e.prompt[1:])) <= 5  # only where a needle cuts a word
         assert sorted(lengths) == sorted(5 * list(evaluation.seq_lens))

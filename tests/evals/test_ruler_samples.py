@@ -10,7 +10,7 @@ from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
 from ctxext.evals.ruler_samples import Samples, table
 from ctxext.files import append_jsonl, read_jsonl
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks.base import encode_fragment
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -149,7 +149,7 @@ def test_the_planted_window_comes_back(samples):
 
 def test_part_of_the_answers_is_part_of_the_score(samples):
     def two(ids):
-        return encode_piece(TOKENIZER, " ".join(TOKENIZER.decode(ids).lower().split(", ")[:2]))
+        return encode_fragment(TOKENIZER, " ".join(TOKENIZER.decode(ids).lower().split(", ")[:2]))
 
     scores = {
         row["task"]["name"]: row["score"]

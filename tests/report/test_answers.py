@@ -159,15 +159,16 @@ def test_controls_that_were_not_asked_are_named():
 
 
 def test_kinds_of_mistakes_add_up():
-    kinds = ["decoy"] * 4 + ["made up"] * 2 + ["nothing"] * 1 + [None] * 13
+    kinds = ["distractor"] * 4 + ["made up"] * 2 + ["nothing"] * 1 + [None] * 13
     rows = asked(256, change=lambda i: {"failure": kinds[i], "correct": kinds[i] is None})
     (cell,) = summary(rows)["mistakes"]
     assert {
-        k: cell[k] for k in ("right", "part", "decoy", "copied", "no number", "made up", "nothing")
+        k: cell[k]
+        for k in ("right", "part", "distractor", "copied", "no number", "made up", "nothing")
     } == {
         "right": 39,
         "part": 0,
-        "decoy": 12,
+        "distractor": 12,
         "copied": 0,
         "no number": 0,
         "made up": 6,
@@ -178,7 +179,7 @@ def test_kinds_of_mistakes_add_up():
         "passkey: right and kinds of mistakes, % of the questions asked, where any was wrong",
     )
     assert [line.split() for line in text.splitlines()[1:]] == [
-        ["right", "decoy", "made", "up", "nothing"],
+        ["right", "distractor", "made", "up", "nothing"],
         ["none,", "zero-shot", "256", "65", "20", "10", "5"],
     ]
     assert "mistakes, % of the questions asked: none was wrong" in tables(asked(256))
@@ -188,7 +189,7 @@ def test_kinds_of_mistakes_add_up():
 
 def test_every_kind_of_mistake_has_its_place():
     said = {
-        failure(text, ("4711", "42"), decoys=("99",), prompt="the prompt: 12 apples")
+        failure(text, ("4711", "42"), distractors=("99",), prompt="the prompt: 12 apples")
         for text in ("", "99", "47", "none", "12 apples", "7")
     }
     assert said == set(KINDS)
@@ -300,7 +301,7 @@ def test_the_page_of_several_tasks(tmp_path):
             "item": row["item"].replace("passkey/aa", "kv/bb"),
             "tokens": row["seq_len"] - 3,
             "correct": row["correct"] and row["depth"] > 0,
-            "failure": "decoy",
+            "failure": "distractor",
         }
         for row in ROWS
     ]

@@ -65,7 +65,7 @@ def passkey_row(
     control = "" if condition == "needle" else f"-{condition}"
     luck, kinds = (
         chance("kind", rope, seq_len, depth, i),
-        ("made up", "copied", "decoy", "nothing", "no number"),
+        ("made up", "copied", "distractor", "nothing", "no number"),
     )
     nats = 2.1 + 0.2 * luck if condition == "no-needle" else 0.1 if correct else 1.9
     return {

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 
 import ctxext
-from ctxext.tasks import CommonWords, FrequentWords, Lines, Mqar, Niah, Task, VariableTracking
+from ctxext.tasks import (
+    CommonWords,
+    FrequentWords,
+    Lines,
+    Mqar,
+    Niah,
+    Task,
+    TaskContext,
+    VariableTracking,
+)
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.solvers import solve
 from support.toy_tokenizer import toy_texts, toy_tokenizer
@@ -18,7 +27,10 @@ class Characters:
     """A token per character: 95 that print, the newline, and BOS."""
 
     ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-    bos_id, eos_id, vocab_size = 0, None, 97
+    bos_id = 0
+    eos_id = None
+    vocab_size = 97
+    sha256 = "characters"
 
     def encode(self, text, *, bos=False):
         return [0] * bos + [self.ALPHABET.index(c) + 1 for c in text]
@@ -34,7 +46,7 @@ TOKENIZERS = {
 }
 TASKS: list[Task] = [
     Niah(),
-    Niah(hay="noise", room=60),
+    Niah(hay="noise", max_new_tokens=60),
     Niah(value="uuid", key="number"),
     Niah(num_keys=4),
     Niah(hay="needles"),
@@ -43,7 +55,7 @@ TASKS: list[Task] = [
     Niah(num_keys=4, num_queries=4),
     Niah(num_keys=3, num_queries=2, num_values=2, hay="needles"),
     Lines(),
-    Lines(room=20),
+    Lines(max_new_tokens=20),
     VariableTracking(),
     VariableTracking(num_chains=3, hops=2, hay="text"),
     CommonWords(num_common=4, frequent=6, rare=1, shot=(8, 3, 1)),
@@ -63,9 +75,8 @@ def haystack(name: str) -> list[np.ndarray]:
 def example(
     task: Task, seed: int, seq_len: int | None, depth: float | None = None, name: str = "bundled"
 ):
-    return task.example(
-        np.random.default_rng(seed), TOKENIZERS[name], seq_len, depth=depth, haystack=haystack(name)
-    )
+    context = TaskContext(np.random.default_rng(seed), TOKENIZERS[name], haystack(name))
+    return task.example(context, seq_len, depth)
 
 
 def text_of(name: str, ids) -> str:
@@ -84,7 +95,7 @@ def check(task: Task, name: str, e) -> None:
     tokenizer = TOKENIZERS[name]
     assert e.prompt.dtype == e.answer.dtype == np.int32 and 0 <= e.depth <= 1
     assert e.prompt[0] == tokenizer.bos_id and (e.prompt[1:] != tokenizer.bos_id).all()
-    assert len(e.answer) <= e.budget and e.meta["distance"] == len(e.prompt) - min(
+    assert len(e.answer) <= e.max_new_tokens and e.meta["distance"] == len(e.prompt) - min(
         s for s, _ in e.meta["needles"]
     )
     spans = e.meta["needles"]
@@ -92,7 +103,7 @@ def check(task: Task, name: str, e) -> None:
         a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False)
     )
     assert len(e.choices) <= 15 and all(
-        c.dtype == np.int32 and len(c) <= e.budget for c in e.choices
+        c.dtype == np.int32 and len(c) <= e.max_new_tokens for c in e.choices
     )
     assert len({tuple(c.tolist()) for c in [e.answer, *e.choices]}) == 1 + len(e.choices)
     held = [e.prompt[start : start + size].tolist() for start, size in spans]
@@ -105,7 +116,7 @@ def check(task: Task, name: str, e) -> None:
     assert answer_of(task, name, e.prompt) == list(e.references) or task.name in ("cwe", "fwe")
     assert set(answer_of(task, name, e.prompt)) == set(e.references)
     assert tokenizer.decode(e.answer.tolist()).strip() == ", ".join(e.references)
-    assert not set(e.references) & set(e.decoys)
+    assert not set(e.references) & set(e.distractors)
     texts = [tokenizer.decode(ids) for ids in held]
     if task.name in ("cwe", "fwe"):
         assert Counter(t.strip() for t in texts) == dict(
@@ -116,9 +127,9 @@ def check(task: Task, name: str, e) -> None:
         assert len(texts) == len(e.references)
         assert all(sum(reference in t for t in texts) >= 1 for reference in e.references)
     prompt = text_of(name, e.prompt)
-    assert all(decoy in prompt for decoy in e.decoys)
+    assert all(decoy in prompt for decoy in e.distractors)
     assert all(
-        part in e.decoys
+        part in e.distractors
         for c in e.choices
         for part in tokenizer.decode(c.tolist()).strip().split(", ")
     )

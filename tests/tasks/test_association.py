@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
-from ctxext.tasks import Association
+from ctxext.tasks import Association, TaskContext
 from ctxext.tasks.association import content_words, overlap
-from ctxext.tasks.base import encode_piece
-from ctxext.tasks.building.pairs import NAMES, NEEDLES, PAIRS, QUESTION
+from ctxext.tasks.base import encode_fragment
+from ctxext.tasks.building.implications import IMPLICATIONS, NAMES, QUESTION, SENTENCES
 from support.toy_tokenizer import toy_documents, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 HAYSTACK = toy_documents(TOKENIZER)
-NEWLINE = encode_piece(TOKENIZER, "\n")
+NEWLINE = encode_fragment(TOKENIZER, "\n")
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 SOURCE = toy_source()
@@ -28,9 +28,8 @@ PLAIN = Association()
 def example(
     seed: int, seq_len: int | None, *, depth: float | None = None, task: Association = PLAIN
 ):
-    return task.example(
-        np.random.default_rng(seed), TOKENIZER, seq_len, depth=depth, haystack=HAYSTACK
-    )
+    context = TaskContext(np.random.default_rng(seed), TOKENIZER, HAYSTACK)
+    return task.example(context, seq_len, depth)
 
 
 # The commonest words of English that carry no matter, written down apart from the package's own list.
@@ -47,22 +46,22 @@ def stems(text: str) -> set[str]:
 
 
 def test_no_question_shares_a_stem_with_any_needle_but_literal_ones_share_all():
-    assert len(PAIRS) == len(set(PAIRS)) == 40
-    for pair in PAIRS:
-        for other in PAIRS:
-            assert not stems(pair.asked) & stems(other.fact), (pair, other)
-        assert content_words(pair.fact) and content_words(pair.asked)
-        for form in NEEDLES:
+    assert len(IMPLICATIONS) == len(set(IMPLICATIONS)) == 40
+    for pair in IMPLICATIONS:
+        for other in IMPLICATIONS:
+            assert not stems(pair.consequence) & stems(other.fact), (pair, other)
+        assert content_words(pair.fact) and content_words(pair.consequence)
+        for form in SENTENCES:
             needle = form.format(name="Alina", fact=pair.fact)
-            assert overlap(QUESTION.format(asked=pair.asked), needle) == 0
-            assert overlap(QUESTION.format(asked=pair.fact), needle) == 1
+            assert overlap(QUESTION.format(consequence=pair.consequence), needle) == 0
+            assert overlap(QUESTION.format(consequence=pair.fact), needle) == 1
 
 
 def test_names_are_told_apart():
     assert len(NAMES) == len(set(NAMES)) and not any(
         a != b and a.lower() in b.lower() for a in NAMES for b in NAMES
     )
-    said = " ".join(pair.fact + " " + pair.asked for pair in PAIRS)
+    said = " ".join(pair.fact + " " + pair.consequence for pair in IMPLICATIONS)
     assert not any(name.lower() in said.lower() for name in NAMES)
 
 
@@ -84,20 +83,21 @@ def test_exact_to_the_token_with_the_needle_where_it_is_said_to_be(
     seed, seq_len, depth, literal, count
 ):
     asked = example(seed, seq_len, depth=depth, task=Association(count, literal))
-    assert seq_len is None or len(asked.prompt) + asked.budget == seq_len
+    assert seq_len is None or len(asked.prompt) + asked.max_new_tokens == seq_len
     text = TOKENIZER.decode(asked.prompt.tolist())
     said = sentences(text)
     assert len(said) == count and set(said) == {
-        *asked.decoys,
+        *asked.distractors,
         *asked.references,
     }  # and the haystack names nobody
     ((start, size),) = asked.meta["needles"]
     needle = TOKENIZER.decode(asked.prompt[start : start + size].tolist()).strip()
     assert needle == said[asked.meta["value"]]
-    pair = PAIRS[asked.meta["pair"]]
+    pair = IMPLICATIONS[asked.meta["pair"]]
     assert pair.fact in needle
     assert (
-        text.split("\n")[-1] == f"The person who {pair.fact if literal else pair.asked} is called"
+        text.split("\n")[-1]
+        == f"The person who {pair.fact if literal else pair.consequence} is called"
     )
     assert asked.meta["overlap"] == literal
     assert asked.meta["distance"] == len(asked.prompt) - start
@@ -143,7 +143,7 @@ def test_the_planted_reader_comes_back(task, together):
 def test_without_its_needle_the_name_is_nowhere():
     control = Retrieval(**GRID, task=Association(), condition="no-needle")
     for asked in control.examples(TOKENIZER):
-        assert set(sentences(TOKENIZER.decode(asked.prompt.tolist()))) == set(asked.decoys)
+        assert set(sentences(TOKENIZER.decode(asked.prompt.tolist()))) == set(asked.distractors)
 
 
 def test_bad_input():

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
-from ctxext.tasks import Facts
-from ctxext.tasks.base import encode_piece
+from ctxext.tasks import Facts, TaskContext
+from ctxext.tasks.base import encode_fragment
 from ctxext.tasks.building.scores import score
 from ctxext.tasks.building.world import NUMBERS, PLACES
 from support.toy_tokenizer import toy_documents, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 HAYSTACK = toy_documents(TOKENIZER)
-NEWLINE = encode_piece(TOKENIZER, "\n")
+NEWLINE = encode_fragment(TOKENIZER, "\n")
 KINDS = ("place", "object", "before", "relation", "count")
 few = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -81,9 +81,8 @@ def example(
     kind: str, seed: int, seq_len: int | None, depth: float | None = None, num_facts: int = 8
 ):
     task = Facts(kind, num_facts)
-    return task.example(
-        np.random.default_rng(seed), TOKENIZER, seq_len, depth=depth, haystack=HAYSTACK
-    )
+    context = TaskContext(np.random.default_rng(seed), TOKENIZER, HAYSTACK)
+    return task.example(context, seq_len, depth)
 
 
 @few
@@ -92,7 +91,7 @@ def example(
 )
 def test_the_text_says_the_answer_to_one_who_replays_it(kind, seed, seq_len, depth):
     asked = example(kind, seed, seq_len, depth)
-    assert seq_len is None or len(asked.prompt) + asked.budget == seq_len
+    assert seq_len is None or len(asked.prompt) + asked.max_new_tokens == seq_len
     text = TOKENIZER.decode(asked.prompt.tolist())
     facts, question = read(text), text.split("\n")[-1]
     assert len(facts) == 8
@@ -143,13 +142,16 @@ def test_right_is_the_word_and_no_other_of_its_kind_but_those_of_the_question():
     asked = example("before", 3, 700)
     named = re.search(r"in the (\w+)\?", TOKENIZER.decode(asked.prompt.tolist()).split("\n")[-1])[1]
     (right,), wrong = asked.references, [p for p in PLACES if p not in (asked.references[0], named)]
-    assert sorted(asked.decoys) == sorted(wrong) and len(asked.choices) == len(wrong)
+    assert sorted(asked.distractors) == sorted(wrong) and len(asked.choices) == len(wrong)
     assert (
-        score(asked.metric, f" {right}, not the {named}", asked.references, labels=asked.decoys)
+        score(
+            asked.metric, f" {right}, not the {named}", asked.references, labels=asked.distractors
+        )
         == 1
     )
     assert (
-        score(asked.metric, f" {right} or {wrong[0]}", asked.references, labels=asked.decoys) == 0
+        score(asked.metric, f" {right} or {wrong[0]}", asked.references, labels=asked.distractors)
+        == 0
     )
     assert not any(a != b and a in b for a in PLACES for b in PLACES)
     assert not any(a != b and a in b for a in NUMBERS for b in NUMBERS)

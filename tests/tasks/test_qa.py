@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
-from ctxext.tasks import QA
-from ctxext.tasks.base import encode_piece
-from ctxext.tasks.building.questions import file_sha256, read_questions
+from ctxext.tasks import QA, TaskContext
+from ctxext.tasks.base import encode_fragment
+from ctxext.tasks.building.question_files import file_sha256, read_questions
 from support.toy_tokenizer import toy_documents, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 HAYSTACK = toy_documents(TOKENIZER)
-NEWLINE = encode_piece(TOKENIZER, "\n")
+NEWLINE = encode_fragment(TOKENIZER, "\n")
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -109,9 +109,8 @@ def read(path):
 
 
 def example(task, seed, seq_len, depth=None):
-    return task.example(
-        np.random.default_rng(seed), TOKENIZER, seq_len, depth=depth, haystack=HAYSTACK
-    )
+    context = TaskContext(np.random.default_rng(seed), TOKENIZER, HAYSTACK)
+    return task.example(context, seq_len, depth)
 
 
 def test_three_formats_are_read_into_one_form(files):
@@ -122,15 +121,15 @@ def test_three_formats_are_read_into_one_form(files):
         ("own.jsonl", 12, 12),
     ):
         file = read(files / name)
-        assert (len(file.questions), len(file.documents)) == (questions, documents)
+        assert (len(file.questions), len(file.passages)) == (questions, documents)
         question = file.questions[0]
         assert (question.text, question.answers[0]) == first[1:]
-        assert file.documents[question.gold[0]].text == first[0]
+        assert file.passages[question.gold[0]].text == first[0]
         for question in file.questions:
-            assert any(question.answers[0] in file.documents[i].text for i in question.gold)
+            assert any(question.answers[0] in file.passages[i].text for i in question.gold)
             assert set(question.gold) <= set(question.article)
     squad, hot, mine = (read(files / name) for name in ("squad.json", "hotpot.json", "own.jsonl"))
-    assert squad.documents[0].title == "Velm town" and squad.questions[0].article == (0, 1, 2, 3)
+    assert squad.passages[0].title == "Velm town" and squad.questions[0].article == (0, 1, 2, 3)
     assert hot.questions[3].gold == (0, 3) and hot.questions[3].name == "Velm-3"
     assert (
         mine.questions[0].answers == ("Oda Brask", "ODA BRASK")
@@ -143,7 +142,7 @@ TASKS = {
     "squad": lambda root: QA(str(root / "squad.json")),
     "far": lambda root: QA(str(root / "squad.json"), related_first=False, shots=0, metric="any"),
     "article": lambda root: QA(str(root / "squad.json"), article=True, shots=1),
-    "hotpot": lambda root: QA(str(root / "hotpot.json"), room=20),
+    "hotpot": lambda root: QA(str(root / "hotpot.json"), max_new_tokens=20),
     "own": lambda root: QA(str(root / "own.jsonl"), shots=3),
     "haystack": lambda root: QA(str(root / "own.jsonl"), filler="haystack"),
 }
@@ -169,14 +168,17 @@ def parts(text: str) -> tuple[str, list[str], str]:
 def test_the_prompt_is_exact_and_holds_what_the_file_says(files, name, seed, seq_len, depth):
     task = TASKS[name](files)
     asked = example(task, seed, seq_len, depth)
-    assert len(asked.prompt) + asked.budget == seq_len and asked.budget == task.room
+    assert (
+        len(asked.prompt) + asked.max_new_tokens == seq_len
+        and asked.max_new_tokens == task.max_new_tokens
+    )
     file = task.file
     (question,) = [q for q in file.questions if q.name == asked.meta["question"]]
     assert (
         asked.references == question.answers
         and TOKENIZER.decode(asked.answer.tolist()).strip() == question.answers[0]
     )
-    gold = {file.documents[i].text for i in question.gold}
+    gold = {file.passages[i].text for i in question.gold}
     spans = [TOKENIZER.decode(asked.prompt[a : a + n].tolist()) for a, n in asked.meta["needles"]]
     assert {span.split("\n", 3)[3] for span in spans} == gold and len(spans) == len(gold)
     text = TOKENIZER.decode(asked.prompt.tolist())
@@ -198,7 +200,7 @@ def test_the_prompt_is_exact_and_holds_what_the_file_says(files, name, seed, seq
     if name == "haystack":
         assert len(documents) == len(gold)
         return
-    whole = {(f" {d.title}" if d.title else "") + f"\n{d.text}" for d in file.documents}
+    whole = {(f" {d.title}" if d.title else "") + f"\n{d.text}" for d in file.passages}
     uncut = [document for document in documents if document in whole]
     cut = [document for document in documents if document not in whole]
     assert (
@@ -214,7 +216,7 @@ def test_an_article_is_whole_and_in_order(files, seed):
     asked = example(task, seed, 1500, 0.5)
     (question,) = [q for q in task.file.questions if q.name == asked.meta["question"]]
     text = TOKENIZER.decode(asked.prompt.tolist())
-    places = [text.index(task.file.documents[i].text) for i in question.article]
+    places = [text.index(task.file.passages[i].text) for i in question.article]
     assert places == sorted(places) and len(places) == 4
     together = text[places[0] : places[-1]]
     assert together.count("\n\nDocument:") == 3
@@ -275,7 +277,7 @@ def test_names_of_items_follow_the_file_and_not_its_place(tmp_path):
     assert len(task.file.questions) == 12
     path.write_text(own().replace("1500", "1501"))
     assert items(path) != old
-    assert "1501" in QA(str(path)).file.documents[0].text and "1500" in task.file.documents[0].text
+    assert "1501" in QA(str(path)).file.passages[0].text and "1500" in task.file.passages[0].text
     stale = QA(str(moved))
     assert stale.sha256 and moved.write_text("{}")
     with pytest.raises(ValueError, match="has changed while it was in use"):
@@ -311,7 +313,7 @@ def test_what_does_not_fit_is_named_and_never_cut(files):
         ({"metric": "exact"}, "'exact' is not known; choose one of f1, any"),
         ({"filler": "none"}, "'none' is not known; choose one of file, haystack"),
         ({"shots": -1}, "shots must be at least 0"),
-        ({"room": 0}, "room at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens at least 1"),
     ],
 )
 def test_settings_that_there_are_not(files, change, message):
@@ -343,8 +345,8 @@ LINE = {"question": "Q?", "answers": ["A"], "document": "A."}
         ("a.jsonl", {**LINE, "answers": []}, r"a\.jsonl, line 1: \$ has no answer"),
         ("a.jsonl", {"question": "Q?", "answers": ["A"]}, r'line 1: \$ has no "document"'),
         ("a.jsonl", {**LINE, "documents": []}, r"\$\.documents is empty"),
-        ("a.jsonl", {**LINE, "documents": [" "]}, r"\$\.documents\[0\] is no text"),
-        ("a.jsonl", {**LINE, "question": "\ud800?"}, r"\$\.question holds half a character"),
+        ("a.jsonl", {**LINE, "documents": [" "]}, r"\$\.documents\[0\] is not a text"),
+        ("a.jsonl", {**LINE, "question": "\ud800?"}, r"\$\.question holds half a surrogate pair"),
         ("a.jsonl", {**LINE, "answers": ["Yes"]}, "holds 1 questions, and none"),
     ],
 )

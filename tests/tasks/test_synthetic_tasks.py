@@ -15,6 +15,7 @@ from ctxext.tasks import (
     Lines,
     Mqar,
     Niah,
+    TaskContext,
     VariableTracking,
     without_needles,
 )
@@ -34,7 +35,7 @@ tasks, names, seeds = (
 @given(tasks, names, seeds, st.integers(700, 1600), st.none() | st.floats(0, 1))
 def test_exact_to_the_token_and_the_answer_can_be_read(task, name, seed, seq_len, depth):
     e = example(task, seed, seq_len, depth, name)
-    assert len(e.prompt) + e.budget == seq_len
+    assert len(e.prompt) + e.max_new_tokens == seq_len
     check(task, name, e)
 
 
@@ -49,12 +50,14 @@ def test_without_a_length_it_is_the_shortest_that_can_be_solved(task, name, seed
 @few
 @given(st.sampled_from(MANY), names, seeds, st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_questions_of_an_exam_are_about_one_text(task, name, seed, depths):
-    rng = np.random.default_rng(seed)
-    exam = task.exam(rng, TOKENIZERS[name], 1500, depths=depths, haystack=haystack(name))
-    assert len(exam) == len(depths) and max(len(e.prompt) + e.budget for e in exam) == 1500
+    context = TaskContext(np.random.default_rng(seed), TOKENIZERS[name], haystack(name))
+    exam = task.shared_examples(context, 1500, depths)
+    assert len(exam) == len(depths) and max(len(e.prompt) + e.max_new_tokens for e in exam) == 1500
     for e in exam:
         check(task, name, e)
-        np.testing.assert_array_equal(e.prompt[: e.shared], exam[0].prompt[: e.shared])
+        np.testing.assert_array_equal(
+            e.prompt[: e.num_shared_tokens], exam[0].prompt[: e.num_shared_tokens]
+        )
     assert len({tuple(e.answer.tolist()) for e in exam}) == len(exam)
 
 
@@ -94,7 +97,7 @@ def test_both_ends_are_reached_and_depth_moves_the_needle(task):
     assert [found[0].depth, found[-1].depth] == [0, 1]
     assert all(abs(e.depth - depth) < 0.06 for e, depth in zip(found, depths, strict=True))
     first, last = found[0].meta["needles"][0][0], found[-1].meta["needles"]
-    if task in (Niah(), Niah(hay="noise", room=60)):
+    if task in (Niah(), Niah(hay="noise", max_new_tokens=60)):
         assert first == 1
         question = (
             last[0][1] - 9
@@ -132,10 +135,10 @@ def test_no_word_is_found_inside_another():
     for seed in range(20):
         for task in (CommonWords(frequent=6, rare=1, shot=(20, 3, 1)), FrequentWords()):
             e = example(task, seed, 2000)
-            assert not [(r, d) for r in e.references for d in e.decoys if r in d]
+            assert not [(r, d) for r in e.references for d in e.distractors if r in d]
     coined = list(islice(distinct(np.random.default_rng(0), "coined"), 68_600))
     assert len(set(coined)) == 68_600 == 14**3 * 5**2 and {len(word) for word in coined} == {5}
-    with pytest.raises(ValueError, match="all there is of the kind 'coined' is used"):
+    with pytest.raises(ValueError, match="all strings of the kind 'coined' are used up"):
         list(distinct(np.random.default_rng(0), "coined"))
 
 
@@ -176,7 +179,7 @@ def test_what_cannot_fit_is_one_line_with_task_length_and_tokenizer(task, name):
         example(task, 0, 6, 0.5, name)
     least = int(str(error.value).split()[-2])
     e = example(task, 0, least, 0.5, name)
-    assert len(e.prompt) + e.budget == least
+    assert len(e.prompt) + e.max_new_tokens == least
     check(task, name, e)
     with pytest.raises(ValueError, match=f"a prompt of {least - 1} tokens"):
         example(task, 0, least - 1, 0.5, name)
@@ -209,9 +212,8 @@ def test_bad_settings():
 @few
 @given(names, seeds, st.integers(5, 300))
 def test_recall_rows_weight_only_what_can_be_known(name, seed, length):
-    tokens, weights = Mqar().training_row(
-        np.random.default_rng(seed), TOKENIZERS[name], length, haystack(name)
-    )
+    context = TaskContext(np.random.default_rng(seed), TOKENIZERS[name], haystack(name))
+    tokens, weights = Mqar().training_row(context, length)
     assert (tokens.shape, tokens.dtype, weights.dtype) == ((length,), np.int32, np.float32)
     assert weights.sum() == pytest.approx(length - 1, rel=1e-5)
     answers = np.flatnonzero(weights)
@@ -224,4 +226,4 @@ def test_recall_rows_weight_only_what_can_be_known(name, seed, length):
     with pytest.raises(
         ValueError, match="mqar: a training row of 4 tokens cannot hold .* the shortest is 5"
     ):
-        Mqar().training_row(np.random.default_rng(0), TOKENIZERS[name], 4, haystack(name))
+        Mqar().training_row(context, 4)

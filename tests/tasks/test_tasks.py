@@ -5,32 +5,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext.tasks import FILLER_WEIGHT, KeyValue, Passkey, Repeat, Task
-from ctxext.tasks.base import draw_haystack, encode_piece
+from ctxext.tasks import FILLER_WEIGHT, KeyValue, Passkey, Repeat, Task, TaskContext
+from ctxext.tasks.base import draw_haystack, encode_fragment
 from support.toy_tokenizer import toy_documents, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 HAYSTACK = toy_documents(TOKENIZER)
 TASKS = [Passkey(), Passkey(digits=3), KeyValue(), KeyValue(num_pairs=2, digits=1)]
-NEWLINE = encode_piece(TOKENIZER, "\n")
+NEWLINE = encode_fragment(TOKENIZER, "\n")
 few = settings(max_examples=40, deadline=None)
 tasks = st.sampled_from(TASKS)
 seeds = st.integers(0, 2**32 - 1)
 
 
 def example(task: Task, seed: int, seq_len: int, depth: float | None):
-    return task.example(
-        np.random.default_rng(seed), TOKENIZER, seq_len, depth=depth, haystack=HAYSTACK
-    )
+    context = TaskContext(np.random.default_rng(seed), TOKENIZER, HAYSTACK)
+    return task.example(context, seq_len, depth)
 
 
 def row(task: Task, seed: int, length: int):
-    return task.training_row(np.random.default_rng(seed), TOKENIZER, length, HAYSTACK)
+    context = TaskContext(np.random.default_rng(seed), TOKENIZER, HAYSTACK)
+    return task.training_row(context, length)
 
 
 def stem_of(task: Task, name: str) -> list[int]:
     text = f"# key {name}=" if isinstance(task, Passkey) else f"# {name}="
-    return NEWLINE + encode_piece(TOKENIZER, text)
+    return NEWLINE + encode_fragment(TOKENIZER, text)
 
 
 def find(ids: np.ndarray, part: list[int]) -> list[int]:
@@ -46,7 +46,7 @@ def test_example_is_exact_to_the_token_and_records_what_it_holds(task, seed, seq
     assert prompt.dtype == answer.dtype == np.int32
     assert len(prompt) + len(answer) == seq_len
     assert prompt[0] == TOKENIZER.bos_id and (prompt[1:] != TOKENIZER.bos_id).all()
-    assert answer.tolist() == encode_piece(TOKENIZER, meta["value"])
+    assert answer.tolist() == encode_fragment(TOKENIZER, meta["value"])
     assert meta["value"][0] != "0" and len(meta["value"]) == task.digits
     stem = stem_of(task, meta["name"])
     needle = stem + answer.tolist() + NEWLINE
@@ -173,7 +173,7 @@ def test_other_bad_input():
     with pytest.raises(ValueError, match="depth 1.5 is outside"):
         example(Passkey(), 0, 100, 1.5)
     with pytest.raises(ValueError, match="haystack is empty"):
-        Passkey().example(np.random.default_rng(0), TOKENIZER, 100, haystack=[])
+        Passkey().example(TaskContext(np.random.default_rng(0), TOKENIZER, []), 100)
     with pytest.raises(ValueError, match="99 records do not fit 52 names"):
         example(KeyValue(num_pairs=99), 0, 1000, 0.5)
 

@@ -10,7 +10,7 @@ from ctxext.report.pages.tables import grid
 
 KINDS = {
     "part": "a part of the answer",
-    "decoy": "a wrong value from the text",
+    "distractor": "a wrong value from the text",
     "copied": "copied from the text",
     "no number": "no number where one was asked",
     "made up": "made up",

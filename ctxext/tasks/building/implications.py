@@ -85,7 +85,11 @@ NAMES = (
     "Zacharias",
 )
 
-SENTENCES = ("{name} {fact}.", "Everybody knows that {name} {fact}.", "The one who {fact} is {name}.")
+SENTENCES = (
+    "{name} {fact}.",
+    "Everybody knows that {name} {fact}.",
+    "The one who {fact} is {name}.",
+)
 QUESTION = "The person who {consequence} is called"
 
 FUNCTION_WORDS = frozenset(

@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ctxext.files import read_json
 from ctxext.tasks.base import Example, Task, TaskContext, as_ids, bos_prefix
 from ctxext.tasks.building.placement import check_depth

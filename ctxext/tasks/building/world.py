@@ -140,7 +140,7 @@ def _events(rng: np.random.Generator, count: int, verbs: Sequence[Verb]) -> list
             "take": [(p, thing) for p in PEOPLE for thing in THINGS if can_take(p, thing)],
             "drop": [(person, thing) for thing, person in holder_of.items()],
         }
-        possible = [verb for verb in verbs if options[verb]]
+        possible: list[Verb] = [verb for verb in verbs if options[verb]]
         verb = possible[int(rng.integers(len(possible)))]
         person, what = options[verb][int(rng.integers(len(options[verb])))]
         events.append(Event(verb, person, what))
