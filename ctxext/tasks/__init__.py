@@ -36,7 +36,8 @@ def task_classes() -> tuple[type[Task], ...]:
 @functools.cache
 def by_suite_name() -> dict[str, type[Task]]:
     """The class that each task name of `--evals` belongs to."""
-    return {name: task for task in task_classes() for name in task.suite_names()}
+    names = {name: task for task in task_classes() for name in task.suite_names()}
+    return dict(sorted(names.items()))
 
 
 def suite_classes() -> tuple[type[Task], ...]:

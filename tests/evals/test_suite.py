@@ -80,7 +80,7 @@ def test_every_name_gives_rows_and_labels_apart(name: str):
 
 
 def test_files_of_ones_own(tmp_path):
-    with pytest.raises(ValueError, match="qa reads a file of yours: give --questions FILE"):
+    with pytest.raises(ValueError, match="qa asks the questions of a file: give --questions FILE"):
         evaluations(["qa"], SMALL)
     with pytest.raises(ValueError, match="ruler:reference reads a file of yours: give --ruler DIR"):
         evaluations(["ruler:reference"], SMALL)
@@ -113,6 +113,6 @@ def test_what_the_numbers_can_show_is_said_before():
     )
     assert shared.startswith("kv: 24 questions a cell, 120 a length about 24 texts, tell ")
     with pytest.raises(
-        ValueError, match="there is no evaluation 'rule'; known: passkey, kv, lines"
+        ValueError, match="there is no evaluation 'rule'; known: association, cwe, facts"
     ):
         evaluations(["rule"], SMALL)
