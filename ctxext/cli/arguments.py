@@ -22,6 +22,18 @@ class _ExportFormats:
         return iter([*FORMATS, "peft"])
 
 
+class _TaskNames:
+    """The tasks of `eval --evals`, imported only to print them; other names are checked later."""
+
+    def __iter__(self) -> Iterator[str]:
+        from ctxext.tasks import by_suite_name
+
+        return iter(by_suite_name())
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
 class Parser(argparse.ArgumentParser):
     """One line for a wrong option, as for any other bad input."""
 
@@ -214,8 +226,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         default=["passkey", "kv", "lines", "vt", "mqar", "ppl", "controls"],
-        help="passkey, passkey:landmark|yarn|pi|longlora, kv, lines, vt, mqar, niah, niah-multikey, "
-        "niah-multivalue, niah-multiquery, cwe, fwe, facts, association, qa, ruler, ruler:reference, "
+        choices=_TaskNames(),  # pyright: ignore[reportArgumentType]
+        help="%(choices)s, passkey:landmark|yarn|pi|longlora, ruler, ruler:reference, "
         "ppl, ppl:token|yarn|pi|longlora|truncate, longppl, longppl:DIR (key tokens found by DIR), "
         "controls (of all named; default: %(default)s)",
     )
