@@ -1,10 +1,14 @@
 """The decode cache and attention over it.
 
-Keys are cached rotated where one piece rotates them for good, un-rotated where several pieces do, where a key's
-position changes, or where the frequencies follow the length; un-rotated keys are turned when they are read.
-Shapes: L layers of a segment, B batch, K key-value heads, S slots, H head_dim: a head's keys lie together, and its
-values turned, as products read them. Slot j holds token j of the prompt; behind the prompt come the new tokens, those
-of all continuations of one step together.
+Keys are cached rotated where one piece rotates them for good. They are cached not rotated where
+several pieces rotate them or the frequencies follow the length, and are then rotated when read.
+
+Slot j < prompt_slots holds token j of the prompt. After the prompt come the new tokens, those of
+all continuations of one step together: token t of continuation j is in slot
+prompt_slots + t * continuations + j, and its token index is the prompt's length + t.
+
+Shapes: L layers of a segment, B batch, T tokens, K key-value heads, S slots, H head_dim. A head's
+keys are [S, H] and its values [H, S], as the products of attention read them.
 """
 
 from typing import Any, NamedTuple
@@ -19,9 +23,10 @@ from ctxext.rope import Float32Rotation, Rotation, rotate
 
 
 class Cache(NamedTuple):
-    """Keys [L, B, K, S, H] and values [L, B, K, H, S] of a segment, or without L if it is one layer, numbered None.
+    """Keys [L, B, K, S, H] and values [L, B, K, H, S] of a segment.
 
-    Also without B where it is one: for a product XLA reshapes an axis of one away, and then copies the whole cache.
+    Without L for a segment of one layer, whose number is None, and without B for a batch of one:
+    XLA would reshape an axis of one away for every product, and copy the whole cache.
     """
 
     keys: Array
@@ -29,21 +34,24 @@ class Cache(NamedTuple):
 
 
 def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: str) -> Cache:
-    """A cache of zeros, for `shape` [B, K, S, H] of every layer; no slot is read before it is written."""
+    """A cache of zeros, for `shape` [B, K, S, H] of every layer; slots are written before read."""
     B, K, S, H = shape
-    heads = tuple(n for n in (layers, B) if n != 1) + (K,)
-    return Cache(jnp.zeros((*heads, S, H), dtype), jnp.zeros((*heads, H, S), dtype))
+    leading = tuple(n for n in (layers, B) if n != 1)
+    return Cache(jnp.zeros((*leading, K, S, H), dtype), jnp.zeros((*leading, K, H, S), dtype))
 
 
-def _stored(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
-    """The cache with keys and values [B, T, K, H] from `slot` on."""
+def _write(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
+    """The cache with keys and values [B, T, K, H] written from `slot` on."""
 
-    def put(old: Array, new: Array, *place: Any) -> Array:
+    def put(old: Array, new: Array, *start: Any) -> Array:
+        """`new` [B, K, ...] at `start` of the last two axes."""
         new = (new[0] if len(new) == 1 else new).astype(old.dtype)
-        new, where = (new, ()) if layer is None else (new[None], (layer,))
-        return jax.lax.dynamic_update_slice(
-            old, new, (*where, *[0] * (new.ndim - len(where) - 2), *place)
-        )
+        leading: tuple = ()
+        if layer is not None:
+            new = new[None]
+            leading = (layer,)
+        zeros = [0] * (new.ndim - len(leading) - 2)
+        return jax.lax.dynamic_update_slice(old, new, (*leading, *zeros, *start))
 
     return Cache(
         put(cache.keys, keys.swapaxes(1, 2), slot, 0),
@@ -59,8 +67,8 @@ def _read(cache: Cache, layer: Any, batch: int) -> tuple[Array, Array]:
 
 
 def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
-    """True if rotated keys can be cached: one piece, fixed key positions, frequencies that stay."""
-    return attention.static_keys and len(attention.pieces()) == 1 and not incremental
+    """True if rotated keys can be cached: one piece, and frequencies that do not change."""
+    return len(attention.pieces()) == 1 and not incremental
 
 
 def prefill(
@@ -71,7 +79,10 @@ def prefill(
     *,
     rotated: bool,
 ) -> Attend:
-    """Attention over the prompt that also fills slots 0 .. T-1. Right padding is overwritten before it is seen."""
+    """Make attention over the prompt that also fills slots 0 .. T-1.
+
+    Slots of right padding are overwritten before they are seen. rotated: see `caches_rotated`.
+    """
     attend = make_attention(attention, kernel, rotation, positions)
     tables = rotation.tables(attention.pieces()[0].key_positions(positions))
 
@@ -79,7 +90,7 @@ def prefill(
         q: Array, k: Array, v: Array, cache: Cache, layer: Any
     ) -> tuple[Array, Cache]:
         out, _ = attend(q, k, v, None, layer)
-        return out, _stored(cache, rotate(k, *tables) if rotated else k, v, layer, 0)
+        return out, _write(cache, rotate(k, *tables) if rotated else k, v, layer, 0)
 
     return attend_and_store
 
@@ -95,37 +106,44 @@ def decode(
     num_slots: int,
     rotated: bool,
 ) -> Attend:
-    """Attention of token `step` of every continuation over the prompt's cache, its own continuation's, and itself.
+    """Make attention of token `step` of every continuation.
 
-    The prompt of a row has `lengths` of the first `prompt_slots` slots. Token t of continuation j lies in slot prompt_slots +
-    t * continuations + j, and is token number length + t to whoever asks for its position.
+    It sees the prompt, the earlier tokens of its own continuation, and itself. The prompt of a row
+    fills `lengths` of the first `prompt_slots` slots. rotated: see `caches_rotated`.
     """
     pieces = attention.pieces()
-    slots, lengths = jnp.arange(num_slots)[None], lengths[:, None]
-    prompt = slots < prompt_slots
-    later, continuation = jnp.divmod(slots - prompt_slots, continuations)
-    index = jnp.where(prompt, slots, lengths + later)  # [B, S]
-    filled = jnp.where(prompt, slots < lengths, later <= step)
-    own = (jnp.arange(continuations)[:, None] == continuation) | prompt  # [continuations, S]
-    allowed = filled[:, None] & own[None]
-    now = jnp.broadcast_to(lengths + step, (lengths.shape[0], continuations))
-    query_tables = [rotation.tables(piece.query_positions(now)) for piece in pieces]
-    key_tables = [
-        rotation.tables(piece.key_positions(now if rotated else index)) for piece in pieces
-    ]
+    slots = jnp.arange(num_slots)[None]
+    lengths = lengths[:, None]
+    in_prompt = slots < prompt_slots
+    slot_step, slot_continuation = jnp.divmod(slots - prompt_slots, continuations)
+
+    key_index = jnp.where(in_prompt, slots, lengths + slot_step)  # [B, S]
+    filled = jnp.where(in_prompt, slots < lengths, slot_step <= step)  # [B, S]
+    own = (
+        jnp.arange(continuations)[:, None] == slot_continuation
+    ) | in_prompt  # [continuations, S]
+    allowed = filled[:, None] & own[None]  # [B, continuations, S]
+    query_index = jnp.broadcast_to(lengths + step, (lengths.shape[0], continuations))
+
+    query_tables = [rotation.tables(piece.query_positions(query_index)) for piece in pieces]
+    # Rotated keys are rotated once, when they are written; others all, whenever they are read.
+    key_positions = query_index if rotated else key_index
+    key_tables = [rotation.tables(piece.key_positions(key_positions)) for piece in pieces]
 
     def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
-        new = rotate(k, *key_tables[0]) if rotated else k
-        cache = _stored(cache, new, v, layer, prompt_slots + step * continuations)
-        stored, values = _read(cache, layer, len(q))
-        keys = [stored] if rotated else [rotate(stored, *tables) for tables in key_tables]
+        new_keys = rotate(k, *key_tables[0]) if rotated else k
+        cache = _write(cache, new_keys, v, layer, prompt_slots + step * continuations)
+        cached_keys, values = _read(cache, layer, len(q))
+        keys = [cached_keys]
+        if not rotated:
+            keys = [rotate(cached_keys, *tables) for tables in key_tables]
         out = dense(
             [rotate(q, *tables) for tables in query_tables],
             keys,
             values,
             [piece.mask for piece in pieces],
-            query_index=now,
-            key_index=index,
+            query_index=query_index,
+            key_index=key_index,
             allowed=allowed,
         )
         return out, cache

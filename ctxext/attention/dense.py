@@ -1,6 +1,7 @@
-"""The reference kernel: obviously right, holds T x S scores.
+"""The reference kernel: obviously right, and holds all T x S scores.
 
-Shapes: B batch, T queries, S keys, K key-value heads, G = N / K queries per key head, H head_dim.
+Shapes: B batch, T queries, S keys, N query heads, K key-value heads, N / K queries per key head,
+H head_dim.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ctxext.attention.pieces import Mask
 
-MASK_VALUE = -1e30  # finite: a row of -inf would be NaN
+MASK_VALUE = -1e30
+"""The score of a hidden pair. Finite, because a row of -inf would be NaN."""
 
 
 def dense(
@@ -28,7 +30,8 @@ def dense(
 ) -> Float[Array, "b t n h"]:
     """softmax(q k / sqrt(H)) v over the union of the pieces; scores and softmax in float32.
 
-    One rotated query and key per piece. Tokens of different segments never see each other; `allowed` hides more.
+    One rotated query and key and one mask per piece. The masks read `query_index` and `key_index`.
+    Tokens of different segments never see each other; `allowed` hides more.
     """
     B, T, N, H = queries[0].shape
     K = values.shape[2]

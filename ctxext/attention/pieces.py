@@ -1,7 +1,7 @@
 """The third seam: who sees whom, at which rotary position.
 
-A method is a tuple of pieces, the terms of one softmax. Masks speak of token indices, rotations of positions: packing,
-padding and position skipping never fool a mask.
+A method is a tuple of pieces, the terms of one softmax. Masks read token indices, rotations read
+positions, so that packing, padding and position skipping never fool a mask.
 """
 
 import abc
@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 PositionMap = Callable[[Any], Any]
-"""Position ids in, rotary positions out, elementwise; hashable (a function, or a frozen dataclass with __call__)."""
+"""Position ids in, rotary positions out, elementwise.
+
+Hashable: a function, or a frozen dataclass with __call__.
+"""
 
 
 class Mask(abc.ABC):
-    """A predicate on (query index, key index). Subclasses are frozen dataclasses; all are causal."""
+    """A predicate on token indices (query, key). Subclasses are frozen dataclasses and causal."""
 
     @abc.abstractmethod
     def visible(self, query: Any, key: Any) -> Any:
@@ -27,18 +30,19 @@ class Mask(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Band(Mask):
-    """Visible at distances low <= query - key < high; `high` None has no bound. low >= 0."""
+    """Visible at distances low <= query - key < high; `high` None is no bound, low >= 0."""
 
     low: int = 0
     high: int | None = None
 
     def visible(self, query: Any, key: Any) -> Any:
         distance = query - key
-        near = distance >= self.low
-        return near if self.high is None else near & (distance < self.high)
+        far_enough = distance >= self.low
+        return far_enough if self.high is None else far_enough & (distance < self.high)
 
     def block(self, query: range, key: range) -> tuple[bool, bool]:
-        nearest, farthest = query[0] - key[-1], query[-1] - key[0]
+        nearest = query[0] - key[-1]
+        farthest = query[-1] - key[0]
         some = farthest >= self.low and (self.high is None or nearest < self.high)
         every = nearest >= self.low and (self.high is None or farthest < self.high)
         return some, every
@@ -65,8 +69,6 @@ class Attention(abc.ABC):
     """Who sees whom. Subclasses are frozen, hashable dataclasses and final."""
 
     type_tag: ClassVar[str] = "attention/"
-    static_keys: ClassVar[bool] = True
-    """False where a key's rotary position changes as the text grows; caches then keep keys un-rotated."""
 
     @abc.abstractmethod
     def pieces(self) -> tuple[Piece, ...]:

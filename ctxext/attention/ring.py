@@ -1,10 +1,15 @@
-"""Attention of sequences cut over devices: keys and values go round a ring, no device ever holds them all.
+"""Attention of sequences that are cut over devices: keys and values travel round a ring.
 
-Ring attention (arXiv 2310.01889) over blocks, with its own backward pass: a second trip, on which the scores are
-recomputed from the log-sum-exp over ALL keys while the gradients of keys and values travel with them. A causal mask
-leaves the devices different amounts of work unless each holds an early and a late part: of 2S chunks, device d of S
-holds chunks d and 2S - 1 - d ("zigzag"). Batches come in that order; masks speak of the index before.
-Shapes: B batch, T tokens, K key-value heads, G queries per key head, H head_dim, M blocks of C tokens on a device.
+Ring attention (arXiv 2310.01889) over blocks: no device ever holds all keys. Its own backward pass
+is a second round, on which the scores are recomputed from the log-sum-exp over ALL keys, while
+the gradients of keys and values travel with them.
+
+A causal mask leaves the devices different amounts of work unless each holds an early and a late
+part: of 2 S chunks, device d of S holds chunks d and 2 S - 1 - d ("zigzag"). Batches come in that
+order; masks read the token index from before.
+
+Shapes: B batch, T tokens, N query heads, K key-value heads, G = N / K, H head_dim, M blocks of C
+tokens on a device, P block pairs; see `tiles` for blocked arrays.
 """
 
 import functools
@@ -18,26 +23,28 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import tiles
-from ctxext.attention.accelerator import heads_of, largest_block, platform_of
+from ctxext.attention.devices import platform_of, rows_times_heads
 from ctxext.attention.pieces import Mask
 
 SMALLEST = 32
-"""Fewest tokens of a block, but for chunks that are shorter."""
+"""Fewest tokens per block, unless chunks are shorter."""
 
 
-def zigzag(seq_len: int, devices: int) -> np.ndarray:
-    """Token index of every place, [T]: what each of the devices holds, one after the other."""
-    chunks = np.arange(seq_len).reshape(2 * devices, -1)
-    return np.stack([chunks[:devices], chunks[: devices - 1 : -1]], 1).reshape(-1)
+def zigzag(seq_len: int, num_devices: int) -> np.ndarray:
+    """The token index at every place, [T]: what the first device holds, then the second, and so on."""
+    chunks = np.arange(seq_len).reshape(2 * num_devices, -1)
+    early = chunks[:num_devices]
+    late = chunks[: num_devices - 1 : -1]
+    return np.stack([early, late], 1).reshape(-1)
 
 
 def block_size(chunk: int, largest: int) -> int:
-    """Tokens per block, a divisor of the chunk's. Raises ValueError where there is only a tiny one."""
+    """Tokens per block, a divisor of the chunk's. Raises ValueError if all divisors are tiny."""
     size = next(size for size in range(min(largest, chunk), 0, -1) if chunk % size == 0)
     if size < min(SMALLEST, chunk):
         raise ValueError(
-            f"chunks of {chunk} tokens cannot be cut into equal blocks of {SMALLEST} to {largest}; make "
-            f"the length a multiple of {2 * SMALLEST} x mesh.seq"
+            f"chunks of {chunk} tokens cannot be cut into equal blocks of {SMALLEST} to {largest}; "
+            f"make the length a multiple of {2 * SMALLEST} x mesh.seq"
         )
     return size
 
@@ -53,89 +60,34 @@ def ring(
 ) -> Float[Array, "b t n h"]:
     """Equal to `dense` over one sequence in `zigzag` order, everything in that order.
 
-    sharding: that of `values`, its second entry being the axis of the ring. Tokens of different segments never see
-    each other. Raises ValueError if T does not divide into chunks and blocks.
+    sharding: that of `values`; its second entry is the axis of the ring. Tokens of different
+    segments never see each other. Raises ValueError if T does not divide into chunks and blocks.
     """
-    T, S = values.shape[1], sharding.mesh.shape[sharding.spec[1]]
+    T = values.shape[1]
+    S = sharding.mesh.shape[sharding.spec[1]]
     if T % (2 * S):
         raise ValueError(
-            f"{T} tokens cannot be cut into two equal chunks for each of mesh.seq {S} devices; make the "
-            f"length a multiple of {2 * S}"
+            f"{T} tokens cannot be cut into two equal chunks for each of mesh.seq {S} devices; "
+            f"make the length a multiple of {2 * S}"
         )
     out: Array = _ring(tuple(queries), tuple(keys), values, segment_ids, tuple(masks), sharding)
     return out
 
 
-class _Trip:
-    """What both trips share. Inside `shard_map`, on one device of S."""
-
-    def __init__(
-        self, masks: tuple[Mask, ...], sharding: NamedSharding, shape: tuple[int, ...]
-    ) -> None:
-        self.mesh, self.axis = sharding.mesh, sharding.spec[1]
-        self.S = self.mesh.shape[self.axis]
-        self.chunk = shape[1] // (2 * self.S)
-        self.C = block_size(
-            self.chunk, largest_block(platform_of(sharding), heads_of(shape, sharding))
-        )
-        self.masks = masks
-        rows, seq, heads = sharding.spec[:3]
-        self.tokens, self.heads = PartitionSpec(rows, seq), PartitionSpec(rows, seq, heads)
-        self.sums = PartitionSpec(seq, rows, heads)  # of [M, B, K, G * C]
-        self.table = [
-            (tile, work_table(mask, self.S, self.chunk, self.C)[tile.mask is not None])
-            for piece, mask in enumerate(masks)
-            for tile in (tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C))
-        ]
-
-    def run(self, body: Any, arguments: tuple, in_specs: tuple, out_specs: Any) -> Any:
-        """`body(work, *arguments)` on every device; `work[r]` are its pairs with the keys of the r-th device before."""
-        pairs = [(jnp.asarray(pairs), jnp.asarray(counts)) for _, (pairs, counts) in self.table]
-
-        def local(pairs: Any, *arguments: Any) -> Any:
-            return body(jax.tree.map(lambda x: x[0], pairs), *arguments)
-
-        specs = jax.tree.map(lambda _: PartitionSpec(self.axis), pairs)
-        mapped = jax.shard_map(
-            local, mesh=self.mesh, in_specs=(specs, *in_specs), out_specs=out_specs, check_vma=False
-        )
-        return mapped(pairs, *arguments)
-
-    def blocks(self, device: Array, segment_ids: Array | None) -> tiles.Blocks:
-        """Where the blocks of a device lie."""
-        early = jnp.arange(0, self.chunk, self.C)
-        start = jnp.concatenate(
-            [device * self.chunk + early, (2 * self.S - 1 - device) * self.chunk + early]
-        )
-        return tiles.Blocks(start, segment_ids)
-
-    def work(self, pairs: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks) -> tiles.Work:
-        """This device's pairs at step r."""
-        work = [
-            (tile, tiles.Pairs(x[r], count[r]))
-            for (tile, _), (x, count) in zip(self.table, pairs, strict=True)
-        ]
-        return tiles.within_segments(work, queries, keys)
-
-    def round(self, step: Any, here: Any, travelling: Any) -> tuple[Any, Any]:
-        """Fold `here, travelling = step(r, here, travelling)`, handing the second on each time, until it is home."""
-        onward = [(d, (d + 1) % self.S) for d in range(self.S)]
-
-        def body(r: Array, state: tuple) -> tuple:
-            here, travelling = step(r, *state)
-            return here, jax.lax.ppermute(travelling, self.axis, onward)
-
-        return jax.lax.fori_loop(0, self.S, body, (here, travelling))
-
-
 @functools.lru_cache(maxsize=64)
 def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """For pairs that are wholly and partly visible: local block pairs [S devices, S steps, P, 2] and how many."""
-    h = chunk // C
-    place = np.argsort(zigzag(2 * S * h, S))  # of every block in the order of the devices
-    made = []
-    for pairs in tiles.visible_pairs(mask, 2 * S * h, C):
-        (device, source), local = place[pairs].T // (2 * h), place[pairs] % (2 * h)
+    """What every device visits at every step, for the fully and for the partly visible block pairs.
+
+    Each is (local block pairs [S devices, S steps, P, 2], how many of the P they are [S, S]).
+    """
+    blocks_per_chunk = chunk // C
+    num_blocks = 2 * S * blocks_per_chunk
+    blocks_per_device = 2 * blocks_per_chunk
+    place = np.argsort(zigzag(num_blocks, S))  # of every block, in the order of the devices
+    tables = []
+    for pairs in tiles.visible_pairs(mask, num_blocks, C):
+        device, source = place[pairs].T // blocks_per_device
+        local = place[pairs] % blocks_per_device
         step = (device - source) % S
         counts = np.zeros((S, S), np.int32)
         np.add.at(counts, (device, step), 1)
@@ -143,41 +95,121 @@ def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray
         for d in range(S):
             for r in range(S):
                 table[d, r, : counts[d, r]] = local[(device == d) & (step == r)]
-        made.append((table, counts))
-    return tuple(made)
+        tables.append((table, counts))
+    return tuple(tables)
 
 
-def _forward(
+class _Round:
+    """One round of the ring, forward or backward: what both share, seen from one device of S.
+
+    At step r of S, a device has the keys of the r-th device before it.
+    """
+
+    def __init__(
+        self, masks: tuple[Mask, ...], sharding: NamedSharding, shape: tuple[int, ...]
+    ) -> None:
+        """masks: one per piece; shape: that of the queries [B, T, N, H]."""
+        self.mesh = sharding.mesh
+        self.axis = sharding.spec[1]
+        self.S = self.mesh.shape[self.axis]
+        self.chunk = shape[1] // (2 * self.S)
+        heads = rows_times_heads(shape, sharding)
+        self.C = block_size(self.chunk, tiles.largest_block(platform_of(sharding), heads))
+
+        rows, seq, heads_axis = sharding.spec[:3]
+        self.token_spec = PartitionSpec(rows, seq)
+        self.head_spec = PartitionSpec(rows, seq, heads_axis)
+        self.lse_spec = PartitionSpec(seq, rows, heads_axis)  # of [M, B, K, G * C]
+
+        self.tiles: list[tiles.Tile] = []
+        self.tables: list[tuple[np.ndarray, np.ndarray]] = []
+        for piece, mask in enumerate(masks):
+            full, partly = work_table(mask, self.S, self.chunk, self.C)
+            self.tiles += [tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C)]
+            self.tables += [full, partly]
+
+    def run(self, body: Any, arguments: tuple, in_specs: tuple, out_specs: Any) -> Any:
+        """`body(own_tables, *arguments)` on every device, with its own part of the work tables."""
+        tables = [(jnp.asarray(pairs), jnp.asarray(counts)) for pairs, counts in self.tables]
+
+        def local(tables: Any, *arguments: Any) -> Any:
+            return body(jax.tree.map(lambda x: x[0], tables), *arguments)
+
+        table_specs = jax.tree.map(lambda _: PartitionSpec(self.axis), tables)
+        mapped = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(table_specs, *in_specs),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+        return mapped(tables, *arguments)
+
+    def split(self, q: tuple, k: tuple, v: Array) -> tuple[tuple, tuple, Array]:
+        """Queries, keys and values in blocks."""
+        groups = q[0].shape[2] // v.shape[2]
+        return (
+            tuple(tiles.split(x, self.C, groups) for x in q),
+            tuple(tiles.split(x, self.C, 1) for x in k),
+            tiles.split(v, self.C, 1),
+        )
+
+    def blocks(self, device: Array, segments: Array | None) -> tiles.Blocks:
+        """Where the blocks of a device are: those of its early chunk, then those of its late one."""
+        offsets = jnp.arange(0, self.chunk, self.C)
+        early = device * self.chunk + offsets
+        late = (2 * self.S - 1 - device) * self.chunk + offsets
+        return tiles.Blocks(jnp.concatenate([early, late]), segments)
+
+    def work(
+        self, own_tables: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks
+    ) -> tiles.Work:
+        """What this device visits at step r."""
+        work = [
+            (tile, tiles.Pairs(pairs[r], counts[r]))
+            for tile, (pairs, counts) in zip(self.tiles, own_tables, strict=True)
+        ]
+        return tiles.within_segments(work, queries, keys)
+
+    def fold(self, step: Any, staying: Any, travelling: Any) -> tuple[Any, Any]:
+        """Fold `staying, travelling = step(r, staying, travelling)` over all steps.
+
+        After each step, what travels is handed on; after the last one it is back home.
+        """
+        onward = [(d, (d + 1) % self.S) for d in range(self.S)]
+
+        def body(r: Array, state: tuple) -> tuple:
+            staying, travelling = step(r, *state)
+            return staying, jax.lax.ppermute(travelling, self.axis, onward)
+
+        return jax.lax.fori_loop(0, self.S, body, (staying, travelling))
+
+
+def _output_and_lse(
     q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    trip = _Trip(masks, sharding, q[0].shape)
+    trip = _Round(masks, sharding, q[0].shape)
 
-    def local(pairs: Any, q: tuple, k: tuple, v: Array, segment_ids: Any) -> tuple[Array, Array]:
-        me, groups = jax.lax.axis_index(trip.axis), q[0].shape[2] // v.shape[2]
-        q, k, v = _split(trip, groups, q, k, v)
+    def local(tables: Any, q: tuple, k: tuple, v: Array, segment_ids: Any) -> tuple[Array, Array]:
+        device = jax.lax.axis_index(trip.axis)
+        q, k, v = trip.split(q, k, v)
         segments = tiles.split_segments(segment_ids, trip.C)
-        queries = trip.blocks(me, segments)
+        queries = trip.blocks(device, segments)
 
         def step(r: Array, state: tuple, travelling: tuple) -> tuple:
             k, v, segments = travelling
-            keys = trip.blocks((me - r) % trip.S, segments)
-            return tiles.add_values(
-                state, q, k, v, queries, keys, trip.work(pairs, r, queries, keys)
-            ), travelling
+            keys = trip.blocks((device - r) % trip.S, segments)
+            work = trip.work(tables, r, queries, keys)
+            return tiles.accumulate_softmax(state, q, k, v, queries, keys, work), travelling
 
-        state, _ = trip.round(step, tiles.no_softmax(q[0]), (k, v, segments))
-        return tiles.softmax(state, q[0], v.dtype, trip.C)
+        state, _ = trip.fold(step, tiles.empty_softmax(q[0]), (k, v, segments))
+        return tiles.finish_softmax(state, q[0], v.dtype, trip.C)
 
-    specs = (trip.heads, trip.heads, trip.heads, trip.tokens)
-    return trip.run(local, (q, k, v, segment_ids), specs, (trip.heads, trip.sums))
-
-
-def _split(trip: _Trip, groups: int, q: tuple, k: tuple, v: Array) -> tuple:
-    C = trip.C
-    return (
-        tuple(tiles.split(x, C, groups) for x in q),
-        tuple(tiles.split(x, C, 1) for x in k),
-        tiles.split(v, C, 1),
+    return trip.run(
+        local,
+        (q, k, v, segment_ids),
+        in_specs=(trip.head_spec, trip.head_spec, trip.head_spec, trip.token_spec),
+        out_specs=(trip.head_spec, trip.lse_spec),
     )
 
 
@@ -185,59 +217,58 @@ def _split(trip: _Trip, groups: int, q: tuple, k: tuple, v: Array) -> tuple:
 def _ring(
     q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
 ) -> Array:
-    return _forward(q, k, v, segment_ids, masks, sharding)[0]
+    return _output_and_lse(q, k, v, segment_ids, masks, sharding)[0]
 
 
 def _ring_forward(
     q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    out, log_sum = tiles.named(*_forward(q, k, v, segment_ids, masks, sharding))
-    return out, (q, k, v, segment_ids, out, log_sum)
+    out, lse = tiles.named(*_output_and_lse(q, k, v, segment_ids, masks, sharding))
+    return out, (q, k, v, segment_ids, out, lse)
 
 
 def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Array) -> tuple:
-    q, k, v, segment_ids, out, log_sum = saved
-    trip = _Trip(masks, sharding, q[0].shape)
+    q, k, v, segment_ids, out, lse = saved
+    trip = _Round(masks, sharding, q[0].shape)
 
     def local(
-        pairs: Any,
+        tables: Any,
         q: tuple,
         k: tuple,
         v: Array,
         segment_ids: Any,
         out: Array,
-        log_sum: Array,
+        lse: Array,
         grad: Array,
     ):
-        me, groups, dtype = jax.lax.axis_index(trip.axis), q[0].shape[2] // v.shape[2], v.dtype
-        q, k, v = _split(trip, groups, q, k, v)
+        device = jax.lax.axis_index(trip.axis)
+        groups, dtype = q[0].shape[2] // v.shape[2], v.dtype
+        q, k, v = trip.split(q, k, v)
         out, grad = (tiles.split(x, trip.C, groups) for x in (out, grad))
-        inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+        delta = tiles.output_delta(out, grad)
         segments = tiles.split_segments(segment_ids, trip.C)
-        queries = trip.blocks(me, segments)
+        queries = trip.blocks(device, segments)
 
         def step(r: Array, dq: tuple, travelling: tuple) -> tuple:
             (k, v, segments), (dk, dv) = travelling
-            keys = trip.blocks((me - r) % trip.S, segments)
-            dq, dk, dv = tiles.add_gradients(
-                (dq, dk, dv),
-                q,
-                k,
-                v,
-                (grad, inner, log_sum),
-                queries,
-                keys,
-                trip.work(pairs, r, queries, keys),
+            keys = trip.blocks((device - r) % trip.S, segments)
+            work = trip.work(tables, r, queries, keys)
+            dq, dk, dv = tiles.accumulate_gradients(
+                (dq, dk, dv), q, k, v, (grad, delta, lse), queries, keys, work
             )
             return dq, ((k, v, segments), (dk, dv))
 
-        travelling = (k, v, segments), tiles.no_gradients((k, v))
-        dq, (_, (dk, dv)) = trip.round(step, tiles.no_gradients(q), travelling)
+        travelling = (k, v, segments), tiles.zero_gradients((k, v))
+        dq, (_, (dk, dv)) = trip.fold(step, tiles.zero_gradients(q), travelling)
         return jax.tree.map(lambda x: tiles.join(x, trip.C).astype(dtype), (dq, dk, dv))
 
-    specs = (trip.heads, trip.heads, trip.heads, trip.tokens, trip.heads, trip.sums, trip.heads)
-    arguments = (q, k, v, segment_ids, out, log_sum, grad)
-    dq, dk, dv = trip.run(local, arguments, specs, (trip.heads, trip.heads, trip.heads))
+    per_head = trip.head_spec
+    dq, dk, dv = trip.run(
+        local,
+        (q, k, v, segment_ids, out, lse, grad),
+        in_specs=(per_head, per_head, per_head, trip.token_spec, per_head, trip.lse_spec, per_head),
+        out_specs=(per_head, per_head, per_head),
+    )
     return dq, dk, dv, None
 
 

@@ -1,7 +1,11 @@
-"""One block pair at a time of an online softmax, forward and backward: what `blocked` and `ring` fold over pairs.
+"""The online softmax over block pairs, forward and backward: the core of `blocked` and `ring`.
 
-The online softmax of FlashAttention (arXiv 2205.14135); the backward pass recomputes the scores from the saved
-log-sum-exp. Shapes: B batch, K key-value heads, G queries per key head, H head_dim, M blocks of C tokens.
+Tokens come in blocks, and only pairs of a query block and a key block of which something is
+visible are visited, one after the other (FlashAttention, arXiv 2205.14135). The backward pass
+recomputes the scores from the saved log-sum-exp.
+
+Shapes: B batch, T tokens, K key-value heads, G queries per key head, H head_dim, M blocks of C
+tokens, P block pairs. Blocked arrays are [M, B, K, C, H], those of queries [M, B, K, G * C, H].
 """
 
 import dataclasses
@@ -15,15 +19,22 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
+from ctxext.attention.dense import MASK_VALUE
+from ctxext.attention.devices import GPU
 from ctxext.attention.pieces import Mask
 
-MASK_VALUE = -1e30
-SAVED = "attention"
-LOG2E = float(np.log2(np.e))  # exp2 is cheaper than exp, and exp(x) = exp2(x log2 e)
+SAVED_NAME = "attention"
+"""The name by which rematerialisation can keep the output of attention and its log-sum-exp."""
+
+LOG2E = float(np.log2(np.e))
+"""exp(x) = exp2(x log2 e), and exp2 is the cheaper one."""
 
 
 class Blocks(NamedTuple):
-    """Where blocks of tokens lie: the index of each one's first token [M], and its segment ids [M, B, C] if packed."""
+    """Where blocks are: the token index of each one's first token [M], and segments [M, B, C].
+
+    Segments are None unless rows are packed.
+    """
 
     start: Array
     segments: Array | None
@@ -38,8 +49,14 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """What a piece's pairs share: its number, its mask where only some token pairs are visible, C, and whether tokens
-    may be of different segments."""
+    """How the scores of some block pairs of a piece are computed.
+
+    Attributes:
+        piece: the number of the piece.
+        mask: its mask; None if every pair of tokens in these blocks is visible.
+        size: C, tokens per block.
+        mixed: the tokens may be of different segments, which then have to be compared.
+    """
 
     piece: int
     mask: Mask | None
@@ -49,30 +66,44 @@ class Tile:
     def scores(
         self, q: Array, k: Array, queries: Blocks, keys: Blocks, i: Array, j: Array
     ) -> Array:
-        """Products q k of one block pair, float32 [B, K, G * C, C]; hidden pairs at -1e30."""
-        s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+        """Products q k of block pair (i, j), float32 [B, K, G * C, C]; hidden ones MASK_VALUE."""
+        products = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         visible = None
         if self.mask is not None:
-            inside = jnp.arange(self.size)
-            query, key = queries.start[i] + inside[:, None], keys.start[j] + inside[None, :]
-            visible = self.mask.visible(query, key)[None]
+            offsets = jnp.arange(self.size)
+            query_index = queries.start[i] + offsets[:, None]
+            key_index = keys.start[j] + offsets[None, :]
+            visible = self.mask.visible(query_index, key_index)[None]
         if self.mixed and queries.segments is not None and keys.segments is not None:
-            same = queries.segments[i][:, :, None] == keys.segments[j][:, None, :]
-            visible = same if visible is None else visible & same
+            same_segment = queries.segments[i][:, :, None] == keys.segments[j][:, None, :]
+            visible = same_segment if visible is None else visible & same_segment
         if visible is None:
-            return s
-        B, K, GC, C = s.shape
-        grouped = s.reshape(B, K, GC // C, C, C)
-        return jnp.where(visible[:, None, None], grouped, MASK_VALUE).reshape(s.shape)
+            return products
+        B, K, GC, C = products.shape
+        grouped = products.reshape(B, K, GC // C, C, C)
+        return jnp.where(visible[:, None, None], grouped, MASK_VALUE).reshape(products.shape)
 
 
 Work = Sequence[tuple[Tile, Pairs]]
-"""Everything to visit: the pairs of every piece, those with a mask apart from those without."""
+"""All block pairs to visit: of each piece first the fully visible ones, then the partly visible."""
+
+
+def largest_block(platform: str, rows_times_heads: int) -> int:
+    """The most tokens per block on a platform, for so many rows x query heads per device.
+
+    512, and on GPU 1024, where a pair of blocks costs about 30 kernel launches however small it
+    is, or less if its scores would take more than 256 MiB. The figures for GPU are arithmetic on
+    the compiled program: none was measured.
+    """
+    if platform not in GPU:
+        return 512
+    return next((size for size in (1024, 512, 256) if rows_times_heads * size**2 <= 2**26), 128)
 
 
 def visible_pairs(mask: Mask, num_blocks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Block pairs [P, 2] whose every pair of tokens is visible, and those where only some are."""
-    full, partly = [], []
+    full: list[tuple[int, int]] = []
+    partly: list[tuple[int, int]] = []
     blocks = [range(i * size, (i + 1) * size) for i in range(num_blocks)]
     for i, query in enumerate(blocks):
         for j, key in enumerate(blocks[: i + 1]):
@@ -83,41 +114,42 @@ def visible_pairs(mask: Mask, num_blocks: int, size: int) -> tuple[np.ndarray, n
 
 
 def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
-    """Of packed rows: without the pairs that have no segment in common, and those inside a single one on their own.
+    """The work that the segments of packed rows leave.
 
-    A piece's pairs come as those without its mask and those with it, and so they go.
+    Block pairs without a common segment are not visited. Fully visible pairs inside a single
+    segment need no comparison; all the others get the mask, and so need not be kept apart.
     """
     if queries.segments is None or keys.segments is None:
         return work
-    query, key = (_span(segments) for segments in (queries.segments, keys.segments))
-    found = []
-    for (tile, plain), (masked, partly) in zip(work[::2], work[1::2], strict=True):
-        pairs = jnp.concatenate([plain.pairs, partly.pairs])
-        index, P = jnp.arange(len(pairs)), len(plain.pairs)
-        visited = jnp.where(index < P, index < plain.count, index - P < partly.count)
-        (low, high), (key_low, key_high) = (
-            tuple(x[pairs[:, n]] for x in span) for n, span in enumerate((query, key))
-        )
+    first_query, last_query = _segment_range(queries.segments)
+    first_key, last_key = _segment_range(keys.segments)
+    remaining = []
+    for (full_tile, full), (masked_tile, partly) in zip(work[::2], work[1::2], strict=True):
+        pairs = jnp.concatenate([full.pairs, partly.pairs])
+        index = jnp.arange(len(pairs))
+        num_full = len(full.pairs)
+        is_full = index < num_full
+        visited = jnp.where(is_full, index < full.count, index - num_full < partly.count)
+
+        low, high = first_query[pairs[:, 0]], last_query[pairs[:, 0]]
+        key_low, key_high = first_key[pairs[:, 1]], last_key[pairs[:, 1]]
         visited &= ((low <= key_high) & (key_low <= high)).any(1)
-        inside = (
-            visited
-            & (index < P)
-            & ((low == high) & (key_low == key_high) & (low == key_low)).all(1)
-        )
-        found += [
-            (dataclasses.replace(tile, mixed=False), _chosen(pairs[:P], inside[:P])),
-            (masked, _chosen(pairs, visited & ~inside)),
-        ]
-    return found
+        one_segment = (low == high) & (key_low == key_high) & (low == key_low)
+        inside = visited & is_full & one_segment.all(1)
+
+        unmixed_tile = dataclasses.replace(full_tile, mixed=False)
+        remaining.append((unmixed_tile, _chosen_first(pairs[:num_full], inside[:num_full])))
+        remaining.append((masked_tile, _chosen_first(pairs, visited & ~inside)))
+    return remaining
 
 
-def _span(segments: Array) -> tuple[Array, Array]:
+def _segment_range(segments: Array) -> tuple[Array, Array]:
     """The first and last segment of each block, [M, B] each; padding comes last."""
     ids = jnp.where(segments > 0, segments, jnp.iinfo(jnp.int32).max + segments)
     return ids.min(-1), ids.max(-1)
 
 
-def _chosen(pairs: Array, chosen: Array) -> Pairs:
+def _chosen_first(pairs: Array, chosen: Array) -> Pairs:
     return Pairs(pairs[jnp.argsort(~chosen, stable=True)], chosen.sum())
 
 
@@ -143,29 +175,8 @@ def split_segments(segment_ids: Array | None, size: int) -> Array | None:
     return segment_ids.reshape(segment_ids.shape[0], -1, size).transpose(1, 0, 2)
 
 
-def _to_base_2(q: Array) -> float:
-    """What makes products q k the exponents of 2; applied with the exponential, as a pass of its own costs a tenth."""
-    return q.shape[-1] ** -0.5 * LOG2E
-
-
-def _fold(step: Callable, state: Any, work: Work) -> Any:
-    """Fold `step(state, tile, i, j)` over the pairs of all pieces."""
-    for tile, (pairs, count) in work:
-        if pairs.shape[0]:
-
-            def body(carry: tuple, tile: Tile = tile, pairs: Array = pairs) -> tuple:
-                n, state = carry
-                return n + 1, step(state, tile, pairs[n, 0], pairs[n, 1])
-
-            # Not a scan: of that, rematerialisation keeps what depends on no parameter, the masks of all pairs.
-            state = jax.lax.while_loop(
-                lambda carry, count=count: carry[0] < count, body, (0, state)
-            )[1]
-    return state
-
-
-def no_softmax(q: Array) -> tuple[Array, Array, Array]:
-    """The state before any pair was visited: weighted values, running maxima, sums of weights."""
+def empty_softmax(q: Array) -> tuple[Array, Array, Array]:
+    """The state before any block pair: weighted values, running maxima, sums of weights."""
     return (
         jnp.zeros(q.shape, jnp.float32),
         jnp.full(q.shape[:-1], MASK_VALUE, jnp.float32),
@@ -173,47 +184,53 @@ def no_softmax(q: Array) -> tuple[Array, Array, Array]:
     )
 
 
-def add_values(
+def accumulate_softmax(
     state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys: Blocks, work: Work
 ) -> tuple:
-    """The softmax state after the pairs of `work`."""
-    scale = _to_base_2(q[0])
+    """The softmax state with the block pairs of `work` taken in."""
+    scale = _base_2_scale(q[0])
 
     def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
-        out, top, total = state
-        s = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j)
-        old = top[i]
-        new = jnp.maximum(old, s.max(-1))
-        p = jnp.exp2((s - new[..., None]) * scale)
-        shrink = jnp.exp2(
-            (old - new) * scale
-        )  # 0 at a row's first visible key: it forgets hidden blocks
+        values, maxima, sums = state
+        scores = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j)
+        old_max = maxima[i]
+        new_max = jnp.maximum(old_max, scores.max(-1))
+        weights = jnp.exp2((scores - new_max[..., None]) * scale)
+        # At a row's first visible key this is 0, so that it forgets the hidden blocks before.
+        shrink = jnp.exp2((old_max - new_max) * scale)
         update = jnp.einsum(
-            "bkqs,bksh->bkqh", p.astype(v.dtype), v[j], preferred_element_type=jnp.float32
+            "bkqs,bksh->bkqh", weights.astype(v.dtype), v[j], preferred_element_type=jnp.float32
         )
         return (
-            out.at[i].set(out[i] * shrink[..., None] + update),
-            top.at[i].set(new),
-            total.at[i].set(total[i] * shrink + p.sum(-1)),
+            values.at[i].set(values[i] * shrink[..., None] + update),
+            maxima.at[i].set(new_max),
+            sums.at[i].set(sums[i] * shrink + weights.sum(-1)),
         )
 
     return _fold(step, state, work)
 
 
-def softmax(state: tuple, q: Array, dtype: Any, size: int) -> tuple[Array, Array]:
-    """(weighted mean of the values, joined; base-2 log-sum-exp of the scores) once every pair was visited."""
-    out, top, total = state
-    out = join((out / total[..., None]).astype(dtype), size)
-    # Cast here and now: else XLA keeps the float32 values and casts at every use.
-    return jax.lax.optimization_barrier(out), top * _to_base_2(q) + jnp.log2(total)
+def finish_softmax(state: tuple, q: Array, dtype: Any, size: int) -> tuple[Array, Array]:
+    """The output [B, T, N, H] and the base-2 log-sum-exp (lse) of the scores [M, B, K, G * C]."""
+    values, maxima, sums = state
+    out = join((values / sums[..., None]).astype(dtype), size)
+    # Cast here and now; otherwise XLA keeps the float32 values and casts at every use.
+    out = jax.lax.optimization_barrier(out)
+    lse = maxima * _base_2_scale(q) + jnp.log2(sums)
+    return out, lse
 
 
-def named(out: Array, log_sum: Array) -> tuple[Array, Array]:
-    """Both by the name under which rematerialisation can keep them, so that attention is not done twice."""
-    return checkpoint_name(out, SAVED), checkpoint_name(log_sum, SAVED)
+def named(out: Array, lse: Array) -> tuple[Array, Array]:
+    """Both under SAVED_NAME, so that rematerialisation can keep them instead of recomputing."""
+    return checkpoint_name(out, SAVED_NAME), checkpoint_name(lse, SAVED_NAME)
 
 
-def add_gradients(
+def output_delta(out: Array, grad: Array) -> Array:
+    """delta = sum of output x gradient per query and head, float32, of the backward pass."""
+    return (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+
+
+def accumulate_gradients(
     state: tuple,
     q: tuple,
     k: tuple,
@@ -223,38 +240,68 @@ def add_gradients(
     keys: Blocks,
     work: Work,
 ) -> tuple:
-    """(dq, dk, dv), float32, after the pairs of `work`; saved: gradient of the output, its product with it, log-sum."""
-    grad, inner, log_sum = saved
-    # Products over the queries want them as columns: with rows, CPUs take three times as long.
-    scale = _to_base_2(q[0])
-    columns, grad_columns = tuple(x.swapaxes(-1, -2) for x in q), grad.swapaxes(-1, -2)
+    """(dq, dk, dv), float32, with the block pairs of `work` taken in.
+
+    saved: the gradient of the output, `output_delta`, and the log-sum-exp.
+    """
+    grad, delta, lse = saved
+    scale = _base_2_scale(q[0])
+    # Products that sum over the queries want them as columns: with rows, CPUs take three times as
+    # long. dk and dv are therefore transposed while they grow.
+    q_columns = tuple(x.swapaxes(-1, -2) for x in q)
+    grad_columns = grad.swapaxes(-1, -2)
 
     def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
         dq, dk, dv = state
-        q_i, k_j, g_i = q[tile.piece][i], k[tile.piece][j], grad[i]
-        s = tile.scores(q_i, k_j, queries, keys, i, j)
-        p = jnp.exp2(
-            s * scale - log_sum[i][..., None]
-        )  # hidden pairs: exp2(-1e30) = 0; padding has no gradient
-        dp = jnp.einsum("bkqh,bksh->bkqs", g_i, v[j], preferred_element_type=jnp.float32)
-        ds = (p * (dp - inner[i][..., None]) * q_i.shape[-1] ** -0.5).astype(q_i.dtype)
-        by_key = partial(jnp.einsum, "bkhq,bkqs->bkhs", preferred_element_type=jnp.float32)
-        dv_j, dk_j = (
-            by_key(grad_columns[i], p.astype(g_i.dtype)),
-            by_key(columns[tile.piece][i], ds),
-        )
-        dq_i = jnp.einsum("bkqs,bksh->bkqh", ds, k_j, preferred_element_type=jnp.float32)
+        q_i, k_j, grad_i = q[tile.piece][i], k[tile.piece][j], grad[i]
+        scores = tile.scores(q_i, k_j, queries, keys, i, j)
+        # Hidden pairs: exp2(-1e30) = 0. Padding has no gradient.
+        weights = jnp.exp2(scores * scale - lse[i][..., None])
+        d_weights = jnp.einsum("bkqh,bksh->bkqs", grad_i, v[j], preferred_element_type=jnp.float32)
+        d_scores = weights * (d_weights - delta[i][..., None]) * q_i.shape[-1] ** -0.5
+        d_scores = d_scores.astype(q_i.dtype)
+        over_queries = partial(jnp.einsum, "bkhq,bkqs->bkhs", preferred_element_type=jnp.float32)
+        dv_j = over_queries(grad_columns[i], weights.astype(grad_i.dtype))
+        dk_j = over_queries(q_columns[tile.piece][i], d_scores)
+        dq_i = jnp.einsum("bkqs,bksh->bkqh", d_scores, k_j, preferred_element_type=jnp.float32)
         dq = tuple(x.at[i].add(dq_i) if n == tile.piece else x for n, x in enumerate(dq))
         dk = tuple(x.at[j].add(dk_j) if n == tile.piece else x for n, x in enumerate(dk))
         return dq, dk, dv.at[j].add(dv_j)
 
-    def turned(state: tuple) -> tuple:
+    def transposed(state: tuple) -> tuple:
         dq, dk, dv = state
         return dq, tuple(x.swapaxes(-1, -2) for x in dk), dv.swapaxes(-1, -2)
 
-    return turned(_fold(step, turned(state), work))
+    return transposed(_fold(step, transposed(state), work))
 
 
-def no_gradients(tree: Any) -> Any:
+def zero_gradients(tree: Any) -> Any:
     """Float32 zeros in the shapes of a tree."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
+
+
+def _base_2_scale(q: Array) -> float:
+    """1 / sqrt(H) x log2 e, which makes products q k exponents of 2.
+
+    It is applied with the exponential: a pass over the queries for it costs a tenth.
+    """
+    return q.shape[-1] ** -0.5 * LOG2E
+
+
+def _fold(step: Callable, state: Any, work: Work) -> Any:
+    """Fold `step(state, tile, i, j)` over the block pairs (i, j) of all pieces."""
+    for tile, (pairs, count) in work:
+        if not pairs.shape[0]:
+            continue
+
+        def is_unfinished(carry: tuple, count: Any = count) -> Any:
+            return carry[0] < count
+
+        def visit(carry: tuple, tile: Tile = tile, pairs: Array = pairs) -> tuple:
+            n, state = carry
+            return n + 1, step(state, tile, pairs[n, 0], pairs[n, 1])
+
+        # Not a scan: of a scan, rematerialisation would keep the masks of all pairs, because they
+        # depend on no parameter.
+        _, state = jax.lax.while_loop(is_unfinished, visit, (0, state))
+    return state

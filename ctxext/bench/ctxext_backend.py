@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctxext import loading
-from ctxext.attention import Causal, choose
-from ctxext.attention.accelerator import cudnn, splash
-from ctxext.attention.blocked import blocked
+from ctxext.attention import Causal
+from ctxext.attention.kernels import evaluate
 from ctxext.bench.cases import Round, Work
 from ctxext.bench.trace import device_seconds
 from ctxext.data import Batch
@@ -137,23 +136,13 @@ def _attention(work: Work, _: Path) -> Round:
     heads = (work.batch, work.seq_len, work.shape.num_attention_heads, work.shape.head_dim)
     q, k, v, weight = (jnp.asarray(x, work.dtype) for x in work.normal(*[heads] * 4))
     masks = [piece.mask for piece in Causal().pieces()]
-    chosen = choose(
-        "auto",
-        masks,
-        platform=jax.default_backend(),
-        seq_len=work.seq_len,
-        dtype=q.dtype,
-        packed=False,
-    )
-    kernel = {
-        "splash": lambda q, k, v: splash(q, k, v, masks[0]),
-        "cudnn": lambda q, k, v: cudnn(q, k, v, masks[0]),
-    }
-    attend = kernel.get(chosen, lambda q, k, v: blocked([q], [k], v, masks))
-    both = jax.jit(
-        jax.grad(lambda *x: (attend(*x) * weight).astype(jnp.float32).sum(), argnums=(0, 1, 2))
-    )
-    return lambda: _timed(lambda: both(q, k, v), _norms)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        out = evaluate("auto", [q], [k], v, masks)
+        return (out * weight).astype(jnp.float32).sum()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    return lambda: _timed(lambda: gradients(q, k, v), _norms)
 
 
 def _loss(work: Work, _: Path) -> Round:

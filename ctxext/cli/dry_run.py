@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ctxext import requirements
+from ctxext.attention.kernels import explain
+from ctxext.attention.request import Request
 from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
@@ -39,7 +41,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         f"batch          {train.batch_size} x {train.accumulate} rows of {train.seq_len} tokens "
         f"({train.seq_len / window:g} windows)",
         f"steps          {train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in {train.dtype}",
-        f"kernel         {experiment.mesh.kernel(train.kernel)}",
+        f"kernel         {_kernel(experiment)}",
         f"evaluations    {len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods before",
         f"baselines      {', '.join(label([m]) for m in experiment.baselines) or 'none'} with the same training",
         f"export         {experiment.export.to + ' ' + experiment.export.dtype if experiment.export else 'none'}",
@@ -49,6 +51,20 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
     for path, leaf in leaves:
         lines.append(f"  {'.'.join(str(key.key) for key in path):<46} {list(leaf.shape)}")
     return "\n".join(lines)
+
+
+def _kernel(experiment: Experiment) -> str:
+    """The kernel that training will use on this machine, and why."""
+    train = experiment.train
+    request = Request(
+        masks=tuple(piece.mask for piece in experiment.attention.pieces()),
+        platform=jax.default_backend(),
+        seq_len=train.seq_len,
+        dtype=train.dtype,
+        packed=True,  # a training batch always has segments
+        cut=experiment.mesh.seq != 1,
+    )
+    return explain(train.kernel, request)
 
 
 def _state_bytes(experiment: Experiment, trained: int, frozen: int) -> str:

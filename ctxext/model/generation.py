@@ -20,8 +20,9 @@ from ctxext.attention.cache import Cache, caches_rotated, decode, empty_cache, p
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Llama, Params, bind
 from ctxext.model.segments import layers_apart, segment_sizes
+from ctxext.parallel.attention import shard_attention
 from ctxext.parallel.distributed import gather
-from ctxext.parallel.mesh import Mesh, shard_attention
+from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Float32Rotation, Rotation
 
 Semantics = Literal["frozen", "incremental"]

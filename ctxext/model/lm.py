@@ -16,8 +16,9 @@ from ctxext.model.generation import GREEDY, Sampling, Semantics, ask, states
 from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket as bucket
 from ctxext.model.padding import pad
+from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import gather
-from ctxext.parallel.mesh import ONE_DEVICE, Mesh, make_sharded_attention
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.rope import (
     ANGLES,
     Angles,
@@ -47,10 +48,10 @@ def _logits(
     mesh: Mesh,
 ) -> jax.Array:
     model = bind(config, mesh.reshard_embedding(params))
-    tokens, positions = mesh.ring_order(tokens), mesh.ring_order(positions)
-    segment_ids = None if segment_ids is None else mesh.ring_order(segment_ids)
+    tokens, positions = ring_order(tokens, mesh), ring_order(positions, mesh)
+    segment_ids = None if segment_ids is None else ring_order(segment_ids, mesh)
     attend = make_sharded_attention(mesh, attention, kernel, rotation, positions, segment_ids)
-    return model.logits(mesh.token_order(model.hidden(tokens, attend, dtype=dtype)[0]))
+    return model.logits(token_order(model.hidden(tokens, attend, dtype=dtype)[0], mesh))
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, "measure"))
@@ -69,10 +70,10 @@ def _losses(
 ) -> jax.Array:
     model = bind(config, mesh.reshard_embedding(params))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    tokens, positions, targets = (mesh.ring_order(x) for x in (tokens, positions, targets))
+    tokens, positions, targets = (ring_order(x, mesh) for x in (tokens, positions, targets))
     attend = make_sharded_attention(mesh, attention, kernel, rotation, positions)
     hidden, _ = model.hidden(tokens, attend, dtype=dtype)
-    return mesh.token_order(measure(hidden, model.output_kernel(), targets, mesh))
+    return token_order(measure(hidden, model.output_kernel(), targets, mesh), mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

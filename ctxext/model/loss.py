@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from ctxext.attention import Attention, Kernel
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, bind, drops
-from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh, make_sharded_attention
+from ctxext.parallel.attention import make_sharded_attention, ring_order
+from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh
 from ctxext.rope import Float32Rotation, Rotation
 
 CHUNK = 2**24  # logits held at once by a device, in elements
@@ -208,9 +209,9 @@ def batch_loss(
 ) -> tuple[Array, Array]:
     """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
     model, shape = bind(config, mesh.reshard_embedding(params)), batch["tokens"].shape
-    places = mesh.ring_order(jnp.arange(np.prod(shape)).reshape(shape)) if drops(params) else None
+    places = ring_order(jnp.arange(np.prod(shape)).reshape(shape), mesh) if drops(params) else None
     batch = {
-        name: mesh.ring_order(x) for name, x in batch.items()
+        name: ring_order(x, mesh) for name, x in batch.items()
     }  # a sum does not mind the order of its terms
     attend = make_sharded_attention(
         mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]

@@ -11,13 +11,12 @@ import jax
 import numpy as np
 
 from ctxext.attention import Attention, Mask
+from ctxext.attention.kernels import HOLDS_SCORES, UNNAMED_OUTPUT
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.job import Job
 
-UNNAMED = ("dense", "cudnn")
-"""Kernels whose output rematerialisation cannot keep by name."""
 LEAF = 256  # pairs of blocks this small are counted one by one
 
 
@@ -62,13 +61,15 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     # Again: with remat the layers, up to their last product, whose result no gradient needs; tiles of scores (half of
     # attention) in any case.
     last = 2 * config.hidden_size * config.intermediate_size * tokens
-    attends_again = job.remat == "full" or (job.remat == "attention" and job.kernel in UNNAMED)
+    attends_again = job.remat == "full" or (
+        job.remat == "attention" and job.kernel in UNNAMED_OUTPUT
+    )
     layers_again = (
         back * (matrices - last + attends_again * attention) + adapters
         if job.remat != "none"
         else 0
     )
-    scores_again = back * attention // 2 if job.kernel != "dense" else 0
+    scores_again = back * attention // 2 if job.kernel not in HOLDS_SCORES else 0
     return Flops(
         forward,
         backward,

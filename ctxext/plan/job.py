@@ -13,7 +13,7 @@ from ctxext.attention import Attention
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
-from ctxext.parallel.mesh import Mesh, spec
+from ctxext.parallel.mesh import Mesh, partition_spec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class Job:
         )
 
     def _parts(self, name: str, leaf: Any) -> int:
-        cut = [axis for axis in spec(name, leaf.shape, self.sizes) if axis]
+        cut = [axis for axis in partition_spec(name, leaf.shape, self.sizes) if axis]
         names = [name for axis in cut for name in (axis if isinstance(axis, tuple) else (axis,))]
         return math.prod(self.sizes[name] for name in names)
 

@@ -14,6 +14,7 @@ The peak is the larger of loss and backward; both contain what comes above them.
 
 import dataclasses
 
+from ctxext.attention.kernels import HOLDS_SCORES
 from ctxext.model.config import LlamaConfig
 from ctxext.model.loss import CHUNK, MLP_TOKENS
 from ctxext.plan.job import Job, count, layers
@@ -120,7 +121,7 @@ def attention_bytes(job: Job) -> int:
 def _dense_bytes(job: Job) -> int:
     """The moment of attention instead, where a kernel holds T x T scores and their gradient in float32; 0 elsewhere."""
     config, tensor = job.config, job.sizes["tensor"]
-    if job.kernel != "dense":
+    if job.kernel not in HOLDS_SCORES:
         return 0
     scores = 8 * config.num_attention_heads // tensor * job.seq_len
     return job.tokens * (scores + job.width * (5 * config.hidden_size + _heads(config) // tensor))

@@ -25,8 +25,9 @@ from ctxext.model.lm import LM
 from ctxext.model.loss import chunked_mlp, token_losses
 from ctxext.model.segments import segment_sizes
 from ctxext.model.trainable import Trainable, join
+from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import broadcast_from_primary, gather
-from ctxext.parallel.mesh import Mesh, make_sharded_attention
+from ctxext.parallel.mesh import Mesh
 from ctxext.positions import Contiguous
 from ctxext.rope import Float32Rotation, Rotation, rotate, rotation_at
 from ctxext.rundir import RunDir
@@ -199,7 +200,7 @@ def _losses(
     params = trainable.materialize(params, {})
     model = bind(config, mesh.reshard_embedding(params))
     index = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1])[None], batch["tokens"].shape)
-    batch = {name: mesh.ring_order(x) for name, x in {**batch, "index": index}.items()}
+    batch = {name: ring_order(x, mesh) for name, x in {**batch, "index": index}.items()}
     attend = make_sharded_attention(
         mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
     )
@@ -208,8 +209,8 @@ def _losses(
     run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     zeros = tuple(jnp.zeros(size, jnp.float32) for size in segment_sizes(params))
     hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=dtype, run_mlp=run_mlp)
-    return mesh.token_order(
-        token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
+    return token_order(
+        token_losses(hidden, model.output_kernel(), batch["targets"], mesh), mesh
     ), jnp.concatenate(peaks)
 
 

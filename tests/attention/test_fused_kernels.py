@@ -1,4 +1,4 @@
-"""Kernels that vendors wrote: splash interpreted on the CPU against `dense`, and refusals with their reasons."""
+"""The fused kernels of libraries: splash interpreted on the CPU against `dense`, and compilers."""
 
 import dataclasses
 
@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctxext.attention import Band, Causal, choose, dense
-from ctxext.attention.accelerator import refusal, splash
+from ctxext.attention import Band, Causal, dense
 from ctxext.attention.pieces import Mask
-from ctxext.methods import SelfExtend
-from ctxext.methods.lm_infinite import First
-from ctxext.parallel.mesh import Mesh, make_sharded_attention
+from ctxext.attention.splash import splash
+from ctxext.parallel.attention import make_sharded_attention, ring_order
+from ctxext.parallel.mesh import Mesh
 from ctxext.plan.compile_request import ENVIRONMENT, compiler_is_there
 from ctxext.plan.compile_worker import devices
 from ctxext.rope import RopeBase, Unscaled
@@ -35,10 +34,11 @@ def test_splash_equals_dense_in_values_and_gradients(
         jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (N, K, K, N)
     )
     ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, T))), jnp.int32) if packed else None
-    index, place = jnp.arange(T)[None], mesh and mesh.activations((B, T, K, H))
+    index = jnp.arange(T)[None]
+    sharding = mesh.activations((B, T, K, H)) if mesh else None
 
     def by_splash(q, k, v):
-        return splash(q, k, v, mask, segment_ids=ids, sharding=place, interpret=True)
+        return splash([q], [k], v, [mask], segment_ids=ids, sharding=sharding, interpret=True)
 
     def by_dense(q, k, v):
         return dense(
@@ -66,52 +66,6 @@ def test_splash_equals_dense_in_values_and_gradients(
         np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
-PLAIN = {"seq_len": 8192, "dtype": "bfloat16", "packed": False}
-TWO = [piece.mask for piece in SelfExtend(4, 512).pieces()]
-ONE = [piece.mask for piece in Causal().pieces()]
-
-
-@pytest.mark.parametrize(
-    ("platform", "masks", "changes", "expected"),
-    [
-        ("cpu", ONE, {}, "blocked"),
-        ("tpu", ONE, {}, "splash"),
-        ("tpu", ONE, {"packed": True, "dtype": "float32"}, "splash"),
-        ("tpu", TWO, {}, "blocked"),
-        ("tpu", ONE, {"seq_len": 8200}, "blocked"),
-        ("gpu", ONE, {}, "cudnn"),
-        ("gpu", [Band(0, 1024)], {}, "cudnn"),
-        ("gpu", ONE, {"packed": True}, "blocked"),
-        ("gpu", ONE, {"dtype": "float32"}, "blocked"),
-        ("gpu", TWO, {}, "blocked"),
-    ],
-)
-def test_auto_takes_the_vendor_s_kernel_where_it_is_exact(platform, masks, changes, expected):
-    assert choose("auto", masks, platform=platform, **{**PLAIN, **changes}) == expected
-
-
-@pytest.mark.parametrize(
-    ("kernel", "platform", "masks", "changes", "reason"),
-    [
-        ("splash", "gpu", ONE, {}, "it is no kernel for gpu"),
-        ("splash", "tpu", TWO, {}, "it does one piece, this method has 2"),
-        ("splash", "tpu", ONE, {"seq_len": 8200}, "a multiple of 128 tokens, not 8200"),
-        ("cudnn", "gpu", [First(4, 0)], {}, "causal bands from distance 0"),
-        ("cudnn", "gpu", ONE, {"dtype": "float32"}, "it computes in bfloat16, not float32"),
-        ("cudnn", "gpu", ONE, {"packed": True}, "it knows no segments"),
-    ],
-)
-def test_an_explicit_kernel_that_cannot_do_it_is_refused_with_the_reason(
-    kernel, platform, masks, changes, reason
-):
-    facts = {"platform": platform, **PLAIN, **changes}
-    assert reason in refusal(kernel, masks, **facts)
-    with pytest.raises(
-        ValueError, match=f"kernel '{kernel}' cannot be used: .*{reason}.*; choose blocked, or auto"
-    ):
-        choose(kernel, masks, **facts)
-
-
 @pytest.mark.slow
 def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
     """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
@@ -131,7 +85,7 @@ def compiled_for(
     rotation, shape = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation(), (4, T, 2, 128)
 
     def loss(q, k, v, segments):
-        positions = mesh.ring_order(jnp.broadcast_to(jnp.arange(T)[None], (4, T)))
+        positions = ring_order(jnp.broadcast_to(jnp.arange(T)[None], (4, T)), mesh)
         attend = make_sharded_attention(
             mesh, Windowed(window), "auto", rotation, positions, segments if packed else None
         )
@@ -176,7 +130,7 @@ def test_the_gpu_compiler_accepts_cudnn_without_a_device(window, gpus):
         assert (
             '"mask_type": "CAUSAL"' in line and f'"sliding_window_length": {window or 0},' in line
         )
-    assert "while(" not in text  # no blocks beside it
+    assert "while(" not in text  # and no loop over blocks
 
 
 @pytest.mark.slow

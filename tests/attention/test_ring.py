@@ -10,6 +10,7 @@ from ctxext.attention.ring import block_size, ring, work_table, zigzag
 from ctxext.data import Batch
 from ctxext.methods import LMInfinite, PoSE, SelfExtend
 from ctxext.model.loss import batch_loss
+from ctxext.parallel.attention import ring_order, token_order
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import RopeBase, Unscaled
 from support import tiny
@@ -60,9 +61,9 @@ def test_ring_equals_dense_in_values_and_gradients(
 
     def by_ring(q, k, v):
         q, k, v = jax.tree.map(mesh.ring_order, (q, k, v))
-        there = None if ids is None else mesh.ring_order(ids)
-        return mesh.token_order(
-            ring(q, k, v, masks, segment_ids=there, sharding=mesh.activations(v.shape))
+        there = None if ids is None else ring_order(ids, mesh)
+        return token_order(
+            ring(q, k, v, masks, segment_ids=there, sharding=mesh.activations(v.shape)), mesh
         )
 
     def by_dense(q, k, v):
@@ -172,17 +173,3 @@ def test_lengths_that_cannot_be_cut_are_refused():
     masks = [piece.mask for piece in Causal().pieces()]
     with pytest.raises(ValueError, match="make the length a multiple of 16"):
         ring([x], [x], x, masks, sharding=Mesh(seq=8).activations((1, 16, 2, 8)))
-
-
-def test_the_kernel_over_a_cut_sequence_is_the_ring():
-    assert [Mesh(seq=2).kernel(kernel) for kernel in ("auto", "blocked", "ring")] == ["ring"] * 3
-    assert [Mesh().kernel(kernel) for kernel in ("auto", "dense", "ring")] == [
-        "auto",
-        "dense",
-        "blocked",
-    ]
-    for kernel in ("dense", "splash", "cudnn"):
-        with pytest.raises(
-            ValueError, match=f"kernel '{kernel}' needs whole sequences, mesh .* seq 4 .* cuts them"
-        ):
-            Mesh(seq=4).kernel(kernel)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ctxext import bench
-from ctxext.attention import Attention, Band, Causal, blocked, choose, dense
-from ctxext.attention.accelerator import cudnn, splash
+from ctxext.attention import Attention, Band, Causal, blocked, dense
+from ctxext.attention.kernels import TABLE, choose
+from ctxext.attention.request import Request
 from ctxext.bench import comparison
 from ctxext.bench.cases import LARGE, SMALL, Work
 from ctxext.bench.ctxext_backend import OPTIM, PARTS
@@ -104,11 +105,11 @@ def test_blocks_equal_dense(attention: Attention, packed: bool):
 def test_the_vendor_s_kernel_equals_dense(accelerator: str, mask: Band, T: int):
     """In bfloat16, against float32 of the same numbers: the root mean square of the error, relative."""
     numbers = heads(T, "bfloat16")
-    chosen = choose(
-        "auto", [mask], platform=accelerator, seq_len=T, dtype=jnp.bfloat16, packed=False
-    )
-    kernel = {"cudnn": cudnn, "splash": splash}[chosen]
-    ours = values_and_gradients(lambda q, k, v: kernel(q, k, v, mask), *numbers)
+    request = Request((mask,), accelerator, seq_len=T, dtype=jnp.bfloat16, packed=False)
+    chosen = choose("auto", request)
+    assert chosen in ("cudnn", "splash")
+    attend = TABLE[chosen].attend
+    ours = values_and_gradients(lambda q, k, v: attend([q], [k], v, [mask]), *numbers)
     wanted = values_and_gradients(by_dense([mask]), *(x.astype(jnp.float32) for x in numbers))
     for found, exact in zip(ours, wanted, strict=True):
         error = jnp.linalg.norm(found.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)

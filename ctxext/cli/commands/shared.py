@@ -1,6 +1,8 @@
 """What several commands read from their options."""
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -30,9 +32,23 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
 
 def read_mesh(args: argparse.Namespace) -> Any:
     """The mesh of --mesh."""
+    return parse_mesh(args.mesh)
+
+
+def parse_mesh(arguments: Sequence[str]) -> Any:
+    """The mesh of `["fsdp=8", "tensor=2"]`. Raises ValueError for an unknown axis or no number."""
     from ctxext.parallel.mesh import Mesh
 
-    return Mesh.parse(args.mesh)
+    axes = list(Mesh().sizes)
+    sizes = {}
+    for argument in arguments:
+        axis, _, size = argument.partition("=")
+        if axis not in axes or not re.fullmatch(r"-?\d+", size):
+            raise ValueError(
+                f"--mesh {argument}: give AXIS=DEVICES with AXIS one of {', '.join(axes)}"
+            )
+        sizes[axis] = int(size)
+    return Mesh(**sizes)
 
 
 def refuse_rest(rest: list[str]) -> None:

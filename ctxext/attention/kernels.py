@@ -1,0 +1,160 @@
+"""The kernels: what each can do, why it refuses, and how it is called. Nothing else chooses one.
+
+A kernel evaluates the pieces of a method and equals `dense` wherever it does not refuse. To add
+one, write its function and its `refusal` in a file of this folder, its name in `Kernel`, and a row
+of `TABLE`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int
+
+from ctxext.attention import cudnn, splash
+from ctxext.attention.blocked import blocked
+from ctxext.attention.dense import dense
+from ctxext.attention.devices import GPU, platform_of
+from ctxext.attention.pieces import Mask
+from ctxext.attention.request import Request
+from ctxext.attention.ring import ring
+
+Kernel = Literal["dense", "blocked", "ring", "splash", "cudnn", "auto"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+"""What one may ask for: the rows of `TABLE`, or "auto" for the first automatic one that can."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One kernel."""
+
+    attend: Callable[..., Array]
+    """(queries, keys, values, masks, *, segment_ids, sharding) -> [B, T, N, H]; see `evaluate`."""
+    refusal: Callable[[Request], str] | None = None
+    """Why it cannot do a request exactly, empty if it can; None: it can do every request."""
+    platforms: tuple[str, ...] = ()
+    """Where it runs; empty: everywhere."""
+    cut: bool = False
+    """It evaluates sequences that are cut over devices, the others whole ones."""
+    automatic: bool = True
+    """"auto" may choose it."""
+    holds_scores: bool = False
+    """It holds the scores [T, S] of all heads at once, and computes none a second time."""
+    names_output: bool = True
+    """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
+
+
+def _dense(
+    queries: Sequence[Array],
+    keys: Sequence[Array],
+    values: Array,
+    masks: Sequence[Mask],
+    *,
+    segment_ids: Array | None,
+    sharding: NamedSharding | None,
+) -> Array:
+    """`dense` of a sequence with itself; the partitioner needs no help with it."""
+    index = jnp.arange(values.shape[1])[None]
+    return dense(
+        queries,
+        keys,
+        values,
+        masks,
+        query_index=index,
+        key_index=index,
+        query_segments=segment_ids,
+        key_segments=segment_ids,
+    )
+
+
+TABLE: dict[Kernel, Row] = {
+    "splash": Row(splash.splash, splash.refusal, platforms=("tpu",)),
+    "cudnn": Row(cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False),
+    "ring": Row(ring, cut=True),
+    "blocked": Row(blocked),
+    "dense": Row(_dense, automatic=False, holds_scores=True, names_output=False),
+}
+"""Every kernel, in the order in which "auto" tries them."""
+
+HOLDS_SCORES = {name for name, row in TABLE.items() if row.holds_scores}
+UNNAMED_OUTPUT = {name for name, row in TABLE.items() if not row.names_output}
+
+
+def refusal(kernel: Kernel, request: Request) -> str:
+    """Why a kernel cannot do a request exactly; empty if it can."""
+    row = TABLE[kernel]
+    if row.platforms and request.platform not in row.platforms:
+        return f"it does not run on {request.platform}"
+    if request.cut and not row.cut:
+        return "it needs whole sequences, but mesh.seq cuts them over devices"
+    if row.cut and not request.cut:
+        return "it is for sequences that mesh.seq cuts over devices"
+    return row.refusal(request) if row.refusal else ""
+
+
+def choose(kernel: Kernel, request: Request) -> Kernel:
+    """The kernel that evaluates a request; never "auto".
+
+    "auto" is the first automatic one that does not refuse. "blocked" and "ring" are one algorithm,
+    over whole and over cut sequences: either becomes the one that fits. Raises ValueError for an
+    unknown kernel and for one that refuses.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
+    if kernel == "auto":
+        automatic: list[Kernel] = [name for name, row in TABLE.items() if row.automatic]
+        return next(name for name in automatic if not refusal(name, request))
+    if kernel in ("blocked", "ring"):
+        return "ring" if request.cut else "blocked"
+    if reason := refusal(kernel, request):
+        raise ValueError(f"kernel {kernel!r} cannot be used: {reason}; choose blocked or auto")
+    return kernel
+
+
+def explain(kernel: Kernel, request: Request) -> str:
+    """The choice as a line: "blocked (auto; not cudnn: it computes in bfloat16, not float32)".
+
+    Names what "auto" passed over among the kernels of the platform. Raises ValueError as `choose`.
+    """
+    chosen = choose(kernel, request)
+    if chosen == kernel:
+        return chosen
+    reasons = [kernel]
+    if kernel == "auto":
+        for name, row in TABLE.items():
+            if name == chosen:
+                break
+            if request.platform in row.platforms:
+                reasons.append(f"not {name}: {refusal(name, request)}")
+    return f"{chosen} ({'; '.join(reasons)})"
+
+
+def evaluate(
+    kernel: Kernel,
+    queries: Sequence[Float[Array, "b t n h"]],
+    keys: Sequence[Float[Array, "b t k h"]],
+    values: Float[Array, "b t k h"],
+    masks: Sequence[Mask],
+    *,
+    segment_ids: Int[Array, "b t"] | None = None,
+    sharding: NamedSharding | None = None,
+    cut: bool = False,
+) -> Float[Array, "b t n h"]:
+    """Attention of sequences with themselves, by the kernel that `choose` names.
+
+    One rotated query and key and one mask per piece. Tokens of different segments never see each
+    other. sharding: that of `values`, if they are on several devices. cut: it cuts sequences, whose
+    tokens come in `ring.zigzag` order. Raises ValueError if the kernel refuses.
+    """
+    request = Request(
+        masks=tuple(masks),
+        platform=platform_of(sharding),
+        seq_len=values.shape[1],
+        dtype=queries[0].dtype,
+        packed=segment_ids is not None,
+        cut=cut,
+    )
+    row = TABLE[choose(kernel, request)]
+    return row.attend(queries, keys, values, masks, segment_ids=segment_ids, sharding=sharding)

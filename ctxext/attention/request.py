@@ -1,0 +1,22 @@
+"""The facts of a call that decide which kernels can do it."""
+
+import dataclasses
+from typing import Any
+
+from ctxext.attention.pieces import Mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Attention of a sequence with itself, as a kernel is asked for it."""
+
+    masks: tuple[Mask, ...]
+    """One mask per piece of the method."""
+    platform: str
+    """Where it runs: "cpu", "gpu", "cuda" or "tpu"."""
+    seq_len: int
+    dtype: Any
+    packed: bool
+    """Rows hold several documents, whose tokens must not see each other."""
+    cut: bool = False
+    """Every sequence is cut over several devices (mesh.seq)."""
