@@ -60,7 +60,7 @@ def test_ring_equals_dense_in_values_and_gradients(
     index = jnp.arange(T)[None]
 
     def by_ring(q, k, v):
-        q, k, v = jax.tree.map(mesh.ring_order, (q, k, v))
+        q, k, v = jax.tree.map(lambda x: ring_order(x, mesh), (q, k, v))
         there = None if ids is None else ring_order(ids, mesh)
         return token_order(
             ring(q, k, v, masks, segment_ids=there, sharding=mesh.activations(v.shape)), mesh
