@@ -17,7 +17,7 @@ from ctxext.data import Source
 from ctxext.evals import expected
 from ctxext.interop.formats import find_format
 from ctxext.model.config import LlamaConfig
-from ctxext.model.decoder import DTYPES, REMAT
+from ctxext.model.decoder import COMPUTE_DTYPES, REMAT
 from ctxext.model.trainable import Full, Trainable
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
@@ -77,7 +77,7 @@ class Train:
         for field in ("steps", "monitor_every", "drift_alarm"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
-        for field, known in (("dtype", DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
+        for field, known in (("dtype", COMPUTE_DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"train.{field} {getattr(self, field)!r} is not known; choose {' or '.join(known)}"

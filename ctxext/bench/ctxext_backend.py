@@ -16,7 +16,7 @@ from ctxext.attention.kernels import evaluate
 from ctxext.bench.cases import Round, Work
 from ctxext.bench.trace import device_seconds
 from ctxext.data import Batch
-from ctxext.model.generation import GREEDY, ask, states
+from ctxext.model.generation import GREEDY, decode_states, make_request
 from ctxext.model.loss import batch_loss, token_losses
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE
@@ -97,7 +97,7 @@ def _asked(work: Work, weights: Path, new_tokens: int) -> Callable[[int], Any]:
         incremental=False,
     )
     free = np.full((work.batch, 1, new_tokens), -1, np.int32)
-    tokens, asked = ask(
+    tokens, request = make_request(
         list(work.input_ids()),
         free,
         lm.rotation(work.seq_len + new_tokens),
@@ -106,14 +106,14 @@ def _asked(work: Work, weights: Path, new_tokens: int) -> Callable[[int], Any]:
         size=work.seq_len,
         mesh=ONE_DEVICE,
     )
-    return lambda chunk: states(lm.params, tokens, asked, new_tokens, chunk, options)
+    return lambda chunk: decode_states(lm.params, tokens, request, new_tokens, chunk, options)
 
 
 def _prefill(work: Work, weights: Path) -> Round:
     write = _asked(work, weights, 1)
 
     def value(state: Any) -> list[float]:
-        return [float(state.nats[0, 0, 0]), float(state.token[0, 0])]
+        return [float(state.nll[0, 0, 0]), float(state.token[0, 0])]
 
     return lambda: _timed(lambda: next(write(1)), value)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ctxext.evals.base import batches
-from ctxext.model.lm import LM, bucket
+from ctxext.model.lm import LM
+from ctxext.model.padding import bucket
 
 try:
     from lm_eval.api.model import TemplateLM

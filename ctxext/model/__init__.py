@@ -1,1 +1,1 @@
-"""The decoder and everything around its parameters: shapes, adapters, loss, generation, and the LM one can ask."""
+"""The decoder and its parameters: shapes, adapters, loss, generation, and the LM of the API."""

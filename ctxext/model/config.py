@@ -1,4 +1,4 @@
-"""What a Llama is: the shape of the model, in Hugging Face's names, and the published shapes by name."""
+"""The shape of a Llama, with Hugging Face's names, and the published shapes by name."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,10 +10,10 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Everything an HF `model_type: llama` config says about the function, rotary scaling apart.
+    """The fields of an HF `model_type: llama` config that decide the function, but rotary scaling.
 
-    `max_position_embeddings` is the window of pre-training (tokens), also for a model that was extended since.
-    Raises ValueError for shapes that do not fit together.
+    `max_position_embeddings` is the window of pre-training (tokens), also for a model that has been
+    extended. Raises ValueError for shapes that do not fit together.
     """
 
     type_tag: ClassVar[str] = "model"
@@ -49,8 +49,9 @@ class LlamaConfig:
             "max_position_embeddings",
         )
         for field in sizes:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+            size = getattr(self, field)
+            if size < 1:
+                raise ValueError(f"{field} must be positive, got {size}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -69,9 +70,10 @@ class LlamaConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters, by arithmetic; the tied output projection counts once."""
+        """The number of parameters; a tied output projection counts once."""
         D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
-        q, kv = self.num_attention_heads * H, self.num_key_value_heads * H
+        q = self.num_attention_heads * H
+        kv = self.num_key_value_heads * H
         attention = D * (q + 2 * kv) + q * D + self.attention_bias * (q + 2 * kv + D)
         mlp = 3 * D * F + self.mlp_bias * (2 * F + D)
         embeddings = self.vocab_size * D * (1 if self.tie_word_embeddings else 2)
@@ -88,7 +90,8 @@ def _llama(
 
 
 def _llama3(D: int, F: int, L: int, N: int, K: int, window: int, **more) -> LlamaConfig:
-    # From 3.1 on, 8,192 is the window that the Llama-3 frequency scaling starts from (factor 8, or 32 for 3.2).
+    # From 3.1 on, the window is the 8,192 tokens that Llama 3's frequency scaling starts from
+    # (factor 8, or 32 for 3.2).
     return _llama(
         D, F, L, N, K, 5e5, window, 128256, bos_token_id=128000, eos_token_id=128001, **more
     )
@@ -106,9 +109,8 @@ SHAPES: dict[str, LlamaConfig] = {
     "codellama-13b": _llama(5120, 13824, 40, 40, 40, 1e6, 16384, 32016),
     "codellama-34b": _llama(8192, 22016, 48, 64, 8, 1e6, 16384, 32000),
     "codellama-70b": _llama(8192, 28672, 80, 64, 8, 1e6, 16384, 32016),
-    "codellama-70b-instruct": _llama(
-        8192, 28672, 80, 64, 8, 1e4, 4096, 32016
-    ),  # Python too: no long-context stage
+    # Also the shape of codellama-70b-python; these two had no long-context stage.
+    "codellama-70b-instruct": _llama(8192, 28672, 80, 64, 8, 1e4, 4096, 32016),
     "llama3-8b": _llama3(4096, 14336, 32, 32, 8, 8192),
     "llama3-70b": _llama3(8192, 28672, 80, 64, 8, 8192),
     "llama3.1-405b": _llama3(16384, 53248, 126, 128, 8, 8192),
@@ -116,9 +118,6 @@ SHAPES: dict[str, LlamaConfig] = {
     "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, 8192, tie_word_embeddings=True),
     "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 1e4, 2048, 32000),
 }
-for _name in (
-    "llama3.1-8b",
-    "llama3.1-70b",
-    "llama3.3-70b",
-):  # the shape of Llama 3; what differs is the scaling
+# These have the shape of Llama 3; only their frequency scaling differs.
+for _name in ("llama3.1-8b", "llama3.1-70b", "llama3.3-70b"):
     SHAPES[_name] = SHAPES[f"llama3-{_name.rsplit('-')[-1]}"]

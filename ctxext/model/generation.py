@@ -1,8 +1,11 @@
-"""Decoding: a compiled prefill and a compiled loop that goes on from any state, greedy or sampled.
+"""Decoding: a compiled prefill, then a compiled loop that continues from any state.
 
-Two semantics for scalings that depend on the length: `frozen` (one set of frequencies for the whole call, cached
-decoding equals recomputing) and `incremental` (the frequencies of step t are those of the length at step t; deeper
-layers' cached states keep the older ones, as in any cache).
+For scalings that depend on the length there are two semantics. With `frozen`, one set of
+frequencies serves the whole call, and cached decoding equals recomputing. With `incremental`, the
+frequencies of step t are those of the length at step t, while cached states of deeper layers keep
+the older ones, as in any cache.
+
+Shapes: B prompts (rows), K continuations of each, N new tokens, T prompt length, V vocabulary.
 """
 
 import dataclasses
@@ -32,20 +35,27 @@ STATIC = ("config", "attention", "kernel", "dtype", "mesh", "sample", "increment
 def sample_token(
     logits: Float[Array, "b v"], key: Array, temperature: Float[Array, ""], top_p: Float[Array, ""]
 ) -> Int[Array, " b"]:
-    """Draw from softmax(logits / temperature), cut to the smallest set of probability >= top_p (arXiv 1904.09751)."""
+    """Draw from softmax(logits / temperature), cut to the nucleus (arXiv 1904.09751).
+
+    The nucleus is the smallest set of tokens whose probability is at least `top_p`.
+    """
     logits = logits / temperature
     order = jnp.argsort(-logits, axis=-1)
     ordered = jnp.take_along_axis(logits, order, -1)
     probability = jax.nn.softmax(ordered, -1)
-    before = jnp.cumsum(probability, -1) - probability
-    kept = jnp.where(before < top_p, ordered, -jnp.inf)  # the most likely token always stays
-    choice = jax.random.categorical(key, kept, axis=-1)
+    probability_before = jnp.cumsum(probability, -1) - probability
+    # The most likely token always stays: nothing comes before it.
+    nucleus = jnp.where(probability_before < top_p, ordered, -jnp.inf)
+    choice = jax.random.categorical(key, nucleus, axis=-1)
     return jnp.take_along_axis(order, choice[:, None], -1)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn, see `sample_token`; temperature 0: the most likely. Raises ValueError outside the range."""
+    """How tokens are drawn, see `sample_token`; temperature 0 takes the most likely one.
+
+    Raises ValueError for values out of range.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -61,69 +71,91 @@ class Sampling:
 GREEDY = Sampling()
 
 
-class Asked(NamedTuple):
-    """What to write behind right-padded prompts: n new tokens of k continuations each, fixed for a whole call.
+class DecodeRequest(NamedTuple):
+    """What to write after right-padded prompts; it stays the same for a whole call.
 
-    Continuation share the prompt and its cache and do not see each other. Where `given` is not -1 it is the token, whatever
-    the model would have said. -1 in `stop` matches nothing. With `incremental`, every leaf of `rotations` has a leading
-    axis: the prompt's frequencies, then those of each step.
+    Each prompt gets K continuations of N tokens, which share its cache and do not see each other.
     """
 
     lengths: Int[Array, " b"]
-    given: Int[Array, "b k n"]
+    """Tokens of each prompt, without the padding."""
+    forced_tokens: Int[Array, "b k n"]
+    """Tokens to take in place of the model's; -1 where the model chooses."""
     rotations: Rotation | Float32Rotation
+    """With `incremental`, its leaves have a leading axis: the prompt's frequencies, then each
+    step's."""
     key: Array
     temperature: Float[Array, ""]
     top_p: Float[Array, ""]
-    stop: Int[Array, " e"]
+    stop_ids: Int[Array, " e"]
+    """A continuation ends after one of these; -1 matches nothing."""
 
 
-class State(NamedTuple):
-    """After `step` tokens: the last ones, the segments' caches, all tokens and -log p of each in nats, who is done."""
+class DecodeState(NamedTuple):
+    """The continuations after `step` tokens."""
 
     step: Int[Array, ""]
     token: Int[Array, "b k"]
+    """The last token of each continuation."""
     caches: tuple[Cache, ...]
+    """One per segment of the model."""
     tokens: Int[Array, "b k n"]
-    nats: Float[Array, "b k n"]
+    nll: Float[Array, "b k n"]
+    """-log p of each token, nats."""
     done: Array
+    """Which continuations have met a stop id, [B, K]."""
 
 
-def ask(
+def make_request(
     prompts: Sequence[np.ndarray],
-    given: np.ndarray,
+    forced_tokens: np.ndarray,
     rotations: Any,
-    stop: Any,
+    stop_ids: Sequence[int] | np.ndarray,
     sampling: Sampling,
     *,
     size: int,
     mesh: Mesh,
-) -> tuple[jax.Array, Asked]:
-    """The prompts padded to `size` tokens, and the rest; padded as well, so that few programs are compiled."""
-    tokens = np.stack([np.pad(row, (0, size - len(row))) for row in prompts])
-    lengths = np.array([len(row) for row in prompts], np.int32)
-    given = np.pad(given, ((0, 0), (0, 0), (0, -given.shape[-1] % 32)), constant_values=-1)
-    ids = np.full(-(-max(len(stop), 1) // 4) * 4, -1, np.int32)
-    ids[: len(stop)] = stop
-    return mesh.rows(tokens), Asked(
-        mesh.rows(lengths),
-        mesh.rows(given),
-        rotations,
-        jax.random.key(sampling.seed),
-        jnp.float32(sampling.temperature or 1.0),
-        jnp.float32(sampling.top_p),
-        jnp.asarray(ids),
+) -> tuple[jax.Array, DecodeRequest]:
+    """The prompts padded to [B, `size`], and the request for their continuations.
+
+    The lengths of the request are padded too, so that few programs are compiled.
+    """
+    tokens = np.stack([np.pad(prompt, (0, size - len(prompt))) for prompt in prompts])
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    forced_padding = -forced_tokens.shape[-1] % 32
+    forced_tokens = np.pad(forced_tokens, ((0, 0), (0, 0), (0, forced_padding)), constant_values=-1)
+    padded_ids = np.full(-(-max(len(stop_ids), 1) // 4) * 4, -1, np.int32)
+    padded_ids[: len(stop_ids)] = stop_ids
+    request = DecodeRequest(
+        lengths=mesh.rows(lengths),
+        forced_tokens=mesh.rows(forced_tokens),
+        rotations=rotations,
+        key=jax.random.key(sampling.seed),
+        temperature=jnp.float32(sampling.temperature or 1.0),
+        top_p=jnp.float32(sampling.top_p),
+        stop_ids=jnp.asarray(padded_ids),
     )
+    return mesh.rows(tokens), request
 
 
-def states(
-    params: Params, tokens: jax.Array, asked: Asked, steps: int, chunk: int, options: dict[str, Any]
-) -> Iterator[State]:
-    """The state after one token and after each `chunk` more, until all are done; once if `chunk` is all of `steps`."""
+def decode_states(
+    params: Params,
+    tokens: jax.Array,
+    request: DecodeRequest,
+    steps: int,
+    chunk: int,
+    options: dict[str, Any],
+) -> Iterator[DecodeState]:
+    """Yield the state after one token and after each `chunk` more, until all are done.
+
+    If `chunk` covers all of `steps`, only the final state comes. options: the static arguments of
+    `begin` and `advance`.
+    """
     params = layers_apart(params)
-    state = begin(params, tokens, asked, **options)
-    for until in [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]:
-        state = advance(params, state, asked, jnp.int32(until), **options)
+    state = begin(params, tokens, request, **options)
+    ends = [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]
+    for end in ends:
+        state = advance(params, state, request, jnp.int32(end), **options)
         yield state
         if gather(state.done).all():
             return
@@ -133,7 +165,7 @@ def states(
 def begin(
     params: Params,
     tokens: Int[Array, "b t"],
-    asked: Asked,
+    request: DecodeRequest,
     *,
     config: LlamaConfig,
     attention: Attention,
@@ -142,38 +174,36 @@ def begin(
     mesh: Mesh,
     sample: bool,
     incremental: bool,
-) -> State:
+) -> DecodeState:
     """Read the prompts and write the first token of every continuation."""
-    (B, T), (_, K, N) = tokens.shape, asked.given.shape
+    B, T = tokens.shape
+    _, K, N = request.forced_tokens.shape
     model = bind(config, params)
     shape = (B, config.num_key_value_heads, T + K * N, config.head_dim)
     caches = tuple(empty_cache(size, shape, dtype) for size in segment_sizes(params))
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     rotated = caches_rotated(attention, incremental=incremental)
-    attend = prefill(
-        attention, kernel, _rotation(asked, 0, incremental), positions, rotated=rotated
-    )
+    rotation = _rotation(request, 0, incremental)
+    attend = prefill(attention, kernel, rotation, positions, rotated=rotated)
     attend = shard_attention(attend, mesh, whole=True)
     hidden, caches = model.hidden(tokens, attend, caches, dtype=dtype)
-    token, nats = _choose(
-        model, hidden[jnp.arange(B), asked.lengths - 1][:, None], asked, 0, sample
-    )
-    written, losses = jnp.zeros((B, K, N), jnp.int32), jnp.zeros((B, K, N), jnp.float32)
-    return State(
-        jnp.int32(1),
-        token,
-        caches,
-        written.at[:, :, 0].set(token),
-        losses.at[:, :, 0].set(nats),
-        _stopped(asked, token, 0),
+    last_hidden = hidden[jnp.arange(B), request.lengths - 1][:, None]
+    token, nll = _next_token(model, last_hidden, request, 0, sample)
+    return DecodeState(
+        step=jnp.int32(1),
+        token=token,
+        caches=caches,
+        tokens=jnp.zeros((B, K, N), jnp.int32).at[:, :, 0].set(token),
+        nll=jnp.zeros((B, K, N), jnp.float32).at[:, :, 0].set(nll),
+        done=_is_stop(request, token, 0),
     )
 
 
 @functools.partial(jax.jit, static_argnames=STATIC, donate_argnames="state")
 def advance(
     params: Params,
-    state: State,
-    asked: Asked,
+    state: DecodeState,
+    request: DecodeRequest,
     until: Int[Array, ""],
     *,
     config: LlamaConfig,
@@ -183,24 +213,26 @@ def advance(
     mesh: Mesh,
     sample: bool,
     incremental: bool,
-) -> State:
-    """Go on to `until` tokens, which compiles nothing anew, or until every continuation is done; `state` is used up.
+) -> DecodeState:
+    """Write up to `until` tokens, or until every continuation is done; `state` is donated.
 
-    A continuation that met a `stop` id of its own repeats it, for nothing; behind the last step its last token is repeated.
+    Another `until` compiles nothing. A continuation that has chosen a stop id repeats it at nll 0;
+    the tokens after the last step repeat the last one.
     """
     model = bind(config, params)
-    (_, K, N), slots = asked.given.shape, state.caches[0].keys.shape[-2]
+    _, K, N = request.forced_tokens.shape
+    slots = state.caches[0].keys.shape[-2]
     rotated = caches_rotated(attention, incremental=incremental)
 
-    def unfinished(state: State) -> Array:
+    def unfinished(state: DecodeState) -> Array:
         return (state.step < until) & ~state.done.all()
 
-    def body(state: State) -> State:
-        step, token, done = state.step, state.token, state.done
+    def write_one(state: DecodeState) -> DecodeState:
+        step = state.step
         attend = decode(
             attention,
-            _rotation(asked, step, incremental),
-            asked.lengths,
+            _rotation(request, step, incremental),
+            request.lengths,
             step - 1,
             prompt_slots=slots - K * N,
             continuations=K,
@@ -208,43 +240,54 @@ def advance(
             rotated=rotated,
         )
         attend = shard_attention(attend, mesh, whole=True)
-        hidden, caches = model.hidden(token, attend, state.caches, dtype=dtype)
-        following, nats = _choose(model, hidden, asked, step, sample)
-        following, nats = jnp.where(done, token, following), jnp.where(done, 0, nats)
-        return State(
-            step + 1,
-            following,
-            caches,
-            state.tokens.at[:, :, step].set(following),
-            state.nats.at[:, :, step].set(nats),
-            done | _stopped(asked, following, step),
+        hidden, caches = model.hidden(state.token, attend, state.caches, dtype=dtype)
+        token, nll = _next_token(model, hidden, request, step, sample)
+        token = jnp.where(state.done, state.token, token)
+        nll = jnp.where(state.done, 0, nll)
+        return DecodeState(
+            step=step + 1,
+            token=token,
+            caches=caches,
+            tokens=state.tokens.at[:, :, step].set(token),
+            nll=state.nll.at[:, :, step].set(nll),
+            done=state.done | _is_stop(request, token, step),
         )
 
-    state = jax.lax.while_loop(unfinished, body, state)
-    rest = jnp.arange(N)[None, None] >= state.step
-    return state._replace(tokens=jnp.where(rest, state.token[..., None], state.tokens))
+    state = jax.lax.while_loop(unfinished, write_one, state)
+    unwritten = jnp.arange(N)[None, None] >= state.step
+    return state._replace(tokens=jnp.where(unwritten, state.token[..., None], state.tokens))
 
 
-def _rotation(asked: Asked, step: Array | int, incremental: bool) -> Any:
-    return jax.tree.map(lambda x: x[step], asked.rotations) if incremental else asked.rotations
+def _rotation(request: DecodeRequest, step: Array | int, incremental: bool) -> Any:
+    if not incremental:
+        return request.rotations
+    return jax.tree.map(lambda x: x[step], request.rotations)
 
 
-def _choose(
-    model: Llama, hidden: Float[Array, "b #k d"], asked: Asked, step: Array | int, sample: bool
+def _next_token(
+    model: Llama,
+    hidden: Float[Array, "b #k d"],
+    request: DecodeRequest,
+    step: Array | int,
+    sample: bool,
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
-    given = asked.given[:, :, step]
+    """The token of a step, forced, drawn or most likely, and its -log p in nats."""
+    forced = request.forced_tokens[:, :, step]
     logits = model.logits(hidden)
-    logits = jnp.broadcast_to(logits, (*given.shape, logits.shape[-1]))
+    logits = jnp.broadcast_to(logits, (*forced.shape, logits.shape[-1]))
     if sample:
         flat = logits.reshape(-1, logits.shape[-1])
-        key = jax.random.fold_in(asked.key, step)
-        token = sample_token(flat, key, asked.temperature, asked.top_p).reshape(given.shape)
+        key = jax.random.fold_in(request.key, step)
+        drawn = sample_token(flat, key, request.temperature, request.top_p)
+        chosen = drawn.reshape(forced.shape)
     else:
-        token = jnp.argmax(logits, -1)
-    token = jnp.where(given < 0, token, given).astype(jnp.int32)
-    picked = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
-    return token, jax.nn.logsumexp(logits, -1) - picked
+        chosen = jnp.argmax(logits, -1)
+    token = jnp.where(forced < 0, chosen, forced).astype(jnp.int32)
+    token_logits = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+    return token, jax.nn.logsumexp(logits, -1) - token_logits
 
 
-def _stopped(asked: Asked, token: Int[Array, "b k"], step: Array | int) -> Array:
-    return (token[..., None] == asked.stop[None, None]).any(-1) & (asked.given[:, :, step] < 0)
+def _is_stop(request: DecodeRequest, token: Int[Array, "b k"], step: Array | int) -> Array:
+    """True where the model itself chose a stop id."""
+    matches = token[..., None] == request.stop_ids[None, None]
+    return matches.any(-1) & (request.forced_tokens[:, :, step] < 0)

@@ -1,5 +1,6 @@
-"""x W + b and adapters: the products that carry nearly all parameters, with a backward pass that CPUs do quickly.
+"""x W + b with adapters: the products that hold nearly all parameters.
 
+Their backward pass is written by hand, because autodiff's is slow on CPUs.
 Shapes: B batch, T tokens, i and o the sizes of input and output; kernels are [in, out].
 """
 
@@ -11,12 +12,59 @@ from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-Places = Int[Array, "b t"] | None
-"""The numbers of tokens in their batch, which dropout draws by; None without it."""
+TokenIndices = Int[Array, "b t"] | None
+"""The number of each token in its batch, which seeds its dropout; None without dropout."""
 
 
-def _narrow(kernel: Float[Array, "i o"], dtype: Any) -> Float[Array, "i o"]:
-    """The kernel in the compute dtype; rounded first, or XLA casts all layers ahead of their loop and keeps that."""
+class Linear(nnx.Module):
+    """x W + b, and + (dropout(x) A) B if the parameters hold an adapter (arXiv 2106.09685).
+
+    The scale of the adapter is already in B, see `lora.materialize`. Parameters stay float32;
+    products run in the compute dtype.
+    """
+
+    # Leaves that `decoder.bind` attaches if the parameter tree has them.
+    lora_a = lora_b = lora_key = lora_keep = None
+
+    def __init__(self, in_dim: int, out_dim: int, bias: bool, std: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
+        self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
+
+    def __call__(
+        self, x: Float[Array, "b t i"], token_indices: TokenIndices = None
+    ) -> Float[Array, "b t o"]:
+        y = _matmul(x, _cast_kernel(self.kernel[...], x.dtype))
+        if self.lora_a is not None and self.lora_b is not None:
+            a = self.lora_a[...].astype(x.dtype)
+            b = self.lora_b[...].astype(x.dtype)
+            y = y + (self._dropout(x, token_indices) @ a) @ b
+        if self.bias is None:
+            return y
+        return y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+    def _dropout(
+        self, x: Float[Array, "b t i"], token_indices: TokenIndices
+    ) -> Float[Array, "b t i"]:
+        if self.lora_key is None or self.lora_keep is None:
+            return x
+        assert token_indices is not None
+        key = self.lora_key[...]
+        keep = self.lora_keep[...]
+
+        # One key per token, so that its draw is the same in any chunk and on any device.
+        def is_kept(index: Array) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, index), keep, x.shape[-1:])
+
+        kept = jax.vmap(jax.vmap(is_kept))(token_indices)
+        return jnp.where(kept, x / keep.astype(x.dtype), 0)
+
+
+def _cast_kernel(kernel: Float[Array, "i o"], dtype: Any) -> Float[Array, "i o"]:
+    """The kernel in the compute dtype.
+
+    It is rounded first: otherwise XLA casts the kernels of all layers before their loop and keeps
+    them in memory.
+    """
     if kernel.dtype.itemsize > jnp.dtype(dtype).itemsize:
         info = jnp.finfo(dtype)
         kernel = jax.lax.reduce_precision(kernel, info.nexp, info.nmant)
@@ -29,63 +77,27 @@ def _matmul(x: Array, kernel: Array) -> Array:
 
 
 def _matmul_forward(x: Any, kernel: Any) -> tuple[Array, tuple]:
-    return x.value @ kernel.value, (
-        x.value if kernel.perturbed else None,
-        kernel.value if x.perturbed else None,
-    )
+    saved_x = x.value if kernel.perturbed else None
+    saved_kernel = kernel.value if x.perturbed else None
+    return x.value @ kernel.value, (saved_x, saved_kernel)
 
 
 def _matmul_backward(saved: tuple, grad: Any) -> tuple:
-    """As by autodiff, but the weights' gradient turns the narrower of `x` and `grad`, which CPUs copy for it."""
+    """The gradients of autodiff, except that the smaller of `x` and `grad` is transposed.
+
+    The gradient of the kernel is a product over tokens, for which CPUs copy one of the two.
+    """
     x, kernel = saved
     if isinstance(grad, SymbolicZero):
         return None, None
     if x is None:
-        weights = None
+        kernel_grad = None
     elif x.shape[-1] > grad.shape[-1]:
-        weights = jnp.einsum("bto,bti->oi", grad, x).T
+        kernel_grad = jnp.einsum("bto,bti->oi", grad, x).T
     else:
-        weights = jnp.einsum("bti,bto->io", x, grad)
-    return None if kernel is None else grad @ kernel.T, weights
+        kernel_grad = jnp.einsum("bti,bto->io", x, grad)
+    x_grad = None if kernel is None else grad @ kernel.T
+    return x_grad, kernel_grad
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
-
-
-class Linear(nnx.Module):
-    """x W + b, and (drop(x) A) B where the parameters hold an adapter (arXiv 2106.09685; its scale is in B here)."""
-
-    lora_a = lora_b = lora_key = lora_keep = (
-        None  # leaves that `bind` attaches if the tree has them
-    )
-
-    def __init__(self, in_dim: int, out_dim: int, bias: bool, std: float, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
-        self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
-
-    def __call__(self, x: Float[Array, "b t i"], places: Places = None) -> Float[Array, "b t o"]:
-        y = _matmul(
-            x, _narrow(self.kernel[...], x.dtype)
-        )  # parameters stay float32, products run in the compute dtype
-        if self.lora_a is not None and self.lora_b is not None:
-            y = y + (self._dropped(x, places) @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[
-                ...
-            ].astype(x.dtype)
-        return (
-            y
-            if self.bias is None
-            else y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-        )
-
-    def _dropped(self, x: Float[Array, "b t i"], places: Places) -> Float[Array, "b t i"]:
-        if self.lora_key is None or self.lora_keep is None:
-            return x
-        assert places is not None
-        key, keep = self.lora_key[...], self.lora_keep[...]
-
-        def kept(
-            place: Array,
-        ) -> Array:  # a key for every token: its draw is the same in any chunk, on any device
-            return jax.random.bernoulli(jax.random.fold_in(key, place), keep, x.shape[-1:])
-
-        return jnp.where(jax.vmap(jax.vmap(kept))(places), x / keep.astype(x.dtype), 0)

@@ -1,4 +1,7 @@
-"""Next-token cross-entropy without ever holding [B, T, V] logits at long T."""
+"""Next-token cross-entropy that never holds the logits [B, T, V] of a long T.
+
+Losses are negative log-likelihoods (nll) in nats, float32.
+"""
 
 import dataclasses
 import functools
@@ -13,21 +16,24 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attention, Kernel
 from ctxext.model.config import LlamaConfig
-from ctxext.model.decoder import Params, bind, drops
+from ctxext.model.decoder import Params, bind, has_dropout
 from ctxext.parallel.attention import make_sharded_attention, ring_order
 from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh
 from ctxext.rope import Float32Rotation, Rotation
 
-CHUNK = 2**24  # logits held at once by a device, in elements
-MLP_TOKENS = 4096  # of a device, whose MLP is held at once going backward
+CHUNK = 2**24
+"""Logits that one device holds at a time, in elements."""
+MLP_TOKENS = 4096
+"""Tokens per device whose MLP activations the backward pass holds at a time."""
 
 
 def over_chunks(function: Callable[..., Array], mesh: Mesh, tokens: int, *arrays: Array) -> Array:
-    """`function` of arrays [B, T, ...] on about `tokens` tokens of a device at a time, recomputed going backward.
+    """`function` of arrays [B, T, ...], about `tokens` tokens per device at a time.
 
-    Every device takes its chunks from its own part of the rows and of T.
+    The backward pass recomputes it. Every device takes its chunks from its own part of B and T.
     """
-    chunks, function = _Chunks.of(arrays[0].shape, mesh, tokens), jax.checkpoint(function)
+    chunks = _Chunks.of(arrays[0].shape, mesh, tokens)
+    function = jax.checkpoint(function)
     if chunks.count == 1:
         return function(*arrays)
 
@@ -39,43 +45,48 @@ def over_chunks(function: Callable[..., Array], mesh: Mesh, tokens: int, *arrays
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """How arrays [B, T, ...] are cut into `count` arrays [B * S, size, ...], S devices along T, the last one padded."""
+    """How arrays [B, T, ...] are cut into `count` arrays [B * S, size, ...], S devices along T.
+
+    The last chunk is padded.
+    """
 
     shape: tuple[int, int]
-    parts: int
+    seq_shards: int
     count: int
     size: int
-    owner: NamedSharding
+    sharding: NamedSharding
 
     @classmethod
     def of(cls, shape: tuple[int, ...], mesh: Mesh, tokens: int) -> "_Chunks":
-        """`tokens`: about as many of a device at a time."""
-        (B, T), shards, built = shape[:2], mesh.row_shards, mesh.build()
+        """Cut so that each device has about `tokens` tokens per chunk."""
+        B, T = shape[:2]
+        row_shards = mesh.row_shards
+        built = mesh.build()
         S = built.shape["seq"]
-        count = -(-(T // S) // max(1, tokens * shards // B))
-        owner = NamedSharding(built, PartitionSpec((*ROWS, "seq") if B % shards == 0 else None))
-        return cls((B, T), S, count, -(-(T // S) // count), owner)
+        tokens_per_row = max(1, tokens * row_shards // B)
+        count = -(-(T // S) // tokens_per_row)
+        size = -(-(T // S) // count)
+        spec = PartitionSpec((*ROWS, "seq") if B % row_shards == 0 else None)
+        return cls((B, T), S, count, size, NamedSharding(built, spec))
 
     def cut(self, x: Array) -> Array:
         """[B, T, ...] -> [count, B * S, size, ...]."""
-        (B, T), S = self.shape, self.parts
+        (B, T), S = self.shape, self.seq_shards
         x = x.reshape(B * S, T // S, *x.shape[2:])
         x = jnp.pad(x, ((0, 0), (0, self.count * self.size - T // S), *[(0, 0)] * (x.ndim - 2)))
         return x.reshape(B * S, self.count, self.size, *x.shape[2:]).swapaxes(0, 1)
 
     def join(self, x: Array) -> Array:
         """The inverse of `cut`."""
-        (B, T), S = self.shape, self.parts
+        (B, T), S = self.shape, self.seq_shards
         x = x.swapaxes(0, 1).reshape(B * S, self.count * self.size, *x.shape[3:])
         return x[:, : T // S].reshape(B, T, *x.shape[2:])
 
     def with_sharding_constraint(self, tree: Any) -> Any:
-        """Pinned, or the partitioner forgets inside the loop who has which rows."""
-        return (
-            tree
-            if self.owner.mesh.size == 1
-            else jax.lax.with_sharding_constraint(tree, self.owner)
-        )
+        """The tree with its rows where they are; in a loop the partitioner loses track of that."""
+        if self.sharding.mesh.size == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.sharding)
 
 
 def token_losses(
@@ -84,10 +95,12 @@ def token_losses(
     targets: Int[Array, "b t"],
     mesh: Mesh = ONE_DEVICE,
 ) -> Float[Array, "b t"]:
-    """-log softmax(hidden kernel)[target], nats, float32; a chunk of tokens at a time, recomputed going backward."""
-    return _of_logits(
-        lambda logits, picked: jax.nn.logsumexp(logits, -1) - picked, hidden, kernel, targets, mesh
-    )
+    """-log softmax(hidden kernel)[target], a chunk of tokens at a time."""
+
+    def losses(logits: Array, target_logits: Array) -> Array:
+        return jax.nn.logsumexp(logits, -1) - target_logits
+
+    return _of_logits(losses, hidden, kernel, targets, mesh)
 
 
 def token_scores(
@@ -96,10 +109,14 @@ def token_scores(
     targets: Int[Array, "b t"],
     mesh: Mesh = ONE_DEVICE,
 ) -> Float[Array, "b t 2"]:
-    """The loss of each target, nats, and how far the best logit lies above the target's: 0 where greedy takes it."""
+    """Each target's loss, and by how much the best logit exceeds its logit.
 
-    def scores(logits: Array, picked: Array) -> Array:
-        return jnp.stack([jax.nn.logsumexp(logits, -1) - picked, logits.max(-1) - picked], -1)
+    The difference is 0 where greedy decoding picks the target.
+    """
+
+    def scores(logits: Array, target_logits: Array) -> Array:
+        losses = jax.nn.logsumexp(logits, -1) - target_logits
+        return jnp.stack([losses, logits.max(-1) - target_logits], -1)
 
     return _of_logits(scores, hidden, kernel, targets, mesh)
 
@@ -112,64 +129,65 @@ def weighted_loss(
     weights: Float[Array, "b t"],
     mesh: Mesh = ONE_DEVICE,
 ) -> Float[Array, ""]:
-    """The sum of w (-log softmax(hidden kernel)[target]), nats; gradients come with it, so no logits are made twice."""
+    """The sum of w (-log softmax(hidden kernel)[target]).
+
+    Under differentiation the forward pass computes the gradients too, so that no logits are
+    computed twice.
+    """
     return (token_losses(hidden, kernel, targets, mesh) * weights).sum()
 
 
-def _with_gradients(
+def _loss_and_gradients(
     hidden: Any, kernel: Any, targets: Any, weights: Any, mesh: Mesh
 ) -> tuple[Array, tuple]:
-    trained = kernel.perturbed
+    kernel_is_trained = kernel.perturbed
     hidden, kernel, targets, weights = (x.value for x in (hidden, kernel, targets, weights))
-    chunks = _Chunks.of(hidden.shape, mesh, _tokens(kernel, mesh))
+    chunks = _Chunks.of(hidden.shape, mesh, _tokens_per_chunk(kernel, mesh))
 
-    def step(total: Any, chunk: tuple[Array, Array, Array]) -> tuple[Any, tuple[Array, Array]]:
+    def step(kernel_grad: Any, chunk: tuple[Array, Array, Array]) -> tuple[Any, tuple]:
         hidden, targets, weights = chunks.with_sharding_constraint(chunk)
-        logits, narrow = _logits(hidden, kernel, mesh)
-        log_sum = jax.nn.logsumexp(logits, -1, keepdims=True)
-        losses = (log_sum - jnp.take_along_axis(logits, targets[..., None], -1))[..., 0]
-        hit = targets[..., None] == jnp.arange(kernel.shape[1])[None, None]
-        slope = (jnp.exp(logits - log_sum) - hit) * weights[..., None]
-        if trained:
-            total = mesh.with_sharding_constraint(
-                total + jnp.einsum("btd,btv->dv", hidden, slope), name="lm_head.kernel"
+        logits, cast_kernel = _logits(hidden, kernel, mesh)
+        lse = jax.nn.logsumexp(logits, -1, keepdims=True)
+        losses = (lse - jnp.take_along_axis(logits, targets[..., None], -1))[..., 0]
+        is_target = targets[..., None] == jnp.arange(kernel.shape[1])[None, None]
+        logits_grad = (jnp.exp(logits - lse) - is_target) * weights[..., None]
+        if kernel_is_trained:
+            kernel_grad = mesh.with_sharding_constraint(
+                kernel_grad + jnp.einsum("btd,btv->dv", hidden, logits_grad), name="lm_head.kernel"
             )
-        return total, chunks.with_sharding_constraint(
-            (losses, (slope @ narrow.T).astype(hidden.dtype))
-        )
+        hidden_grad = (logits_grad @ cast_kernel.T).astype(hidden.dtype)
+        return kernel_grad, chunks.with_sharding_constraint((losses, hidden_grad))
 
-    total = jnp.zeros(kernel.shape, jnp.float32) if trained else None
+    kernel_grad = jnp.zeros(kernel.shape, jnp.float32) if kernel_is_trained else None
     if chunks.count == 1:
-        total, (losses, back) = step(total, (hidden, targets, weights))
+        kernel_grad, (losses, hidden_grad) = step(kernel_grad, (hidden, targets, weights))
     else:
-        total, out = jax.lax.scan(
-            step, total, (chunks.cut(hidden), chunks.cut(targets), chunks.cut(weights))
-        )
-        losses, back = map(chunks.join, out)
-    return (losses * weights).sum(), (
-        back,
-        total if total is None else total.astype(kernel.dtype),
-        losses,
-    )
+        inputs = (chunks.cut(hidden), chunks.cut(targets), chunks.cut(weights))
+        kernel_grad, outputs = jax.lax.scan(step, kernel_grad, inputs)
+        losses, hidden_grad = map(chunks.join, outputs)
+    if kernel_grad is not None:
+        kernel_grad = kernel_grad.astype(kernel.dtype)
+    return (losses * weights).sum(), (hidden_grad, kernel_grad, losses)
 
 
-def _scaled(_: Mesh, saved: tuple, scale: Any) -> tuple:
-    back, total, losses = jax.tree.map(lambda x: x * scale.astype(x.dtype), saved)
-    return back, total, None, losses
+def _scale_gradients(_: Mesh, saved: tuple, scale: Any) -> tuple:
+    hidden_grad, kernel_grad, losses = jax.tree.map(lambda x: x * scale.astype(x.dtype), saved)
+    return hidden_grad, kernel_grad, None, losses
 
 
-weighted_loss.defvjp(_with_gradients, _scaled, symbolic_zeros=True)
+weighted_loss.defvjp(_loss_and_gradients, _scale_gradients, symbolic_zeros=True)
 
 
-def _tokens(kernel: Array, mesh: Mesh) -> int:
+def _tokens_per_chunk(kernel: Array, mesh: Mesh) -> int:
+    """Tokens whose logits over the vocabulary fill one chunk per device."""
     return max(1, CHUNK * mesh.build().shape["tensor"] // kernel.shape[1])
 
 
 def _logits(hidden: Array, kernel: Array, mesh: Mesh) -> tuple[Array, Array]:
-    """Float32 [b, t, V], and the kernel as it was used."""
-    # Cast per chunk: the chunks' gradients then add up in the kernel's dtype.
-    narrow = mesh.with_sharding_constraint(kernel, name="lm_head.kernel").astype(hidden.dtype)
-    return jnp.matmul(hidden, narrow, preferred_element_type=jnp.float32), narrow
+    """Logits, float32 [b, t, V], and the kernel in the dtype in which it was used."""
+    # Cast per chunk: the gradients of the chunks then add up in the kernel's dtype.
+    kernel = mesh.with_sharding_constraint(kernel, name="lm_head.kernel").astype(hidden.dtype)
+    return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32), kernel
 
 
 def _of_logits(
@@ -179,20 +197,23 @@ def _of_logits(
     targets: Array,
     mesh: Mesh,
 ) -> Array:
-    """`function` of the logits [b, t, V] of a chunk of tokens and of those of the targets [b, t]."""
+    """`function` of the logits [b, t, V] of each chunk and of the targets' logits [b, t]."""
 
-    def chunk(hidden: Array, targets: Array) -> Array:
+    def of_chunk(hidden: Array, targets: Array) -> Array:
         logits, _ = _logits(hidden, kernel, mesh)
         return function(logits, jnp.take_along_axis(logits, targets[..., None], -1)[..., 0])
 
-    return over_chunks(chunk, mesh, _tokens(kernel, mesh), hidden, targets)
+    return over_chunks(of_chunk, mesh, _tokens_per_chunk(kernel, mesh), hidden, targets)
 
 
-def chunked_mlp(mlp: Any, x: Array, places: Array | None, mesh: Mesh) -> Array:
-    arrays = (x,) if places is None else (x, places)
-    return over_chunks(
-        lambda *chunk: mesh.with_sharding_constraint(mlp)(*chunk), mesh, MLP_TOKENS, *arrays
-    )
+def chunked_mlp(mlp: Any, x: Array, token_indices: Array | None, mesh: Mesh) -> Array:
+    """Apply an MLP to about MLP_TOKENS tokens per device at a time."""
+
+    def of_chunk(*chunk: Array) -> Array:
+        return mesh.with_sharding_constraint(mlp)(*chunk)
+
+    arrays = (x,) if token_indices is None else (x, token_indices)
+    return over_chunks(of_chunk, mesh, MLP_TOKENS, *arrays)
 
 
 def batch_loss(
@@ -207,20 +228,26 @@ def batch_loss(
     remat: str,
     mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Array, Array]:
-    """(sum of weighted losses in nats, sum of weights) of a batch with the fields of `data.Batch`, all [B, T]."""
-    model, shape = bind(config, mesh.reshard_embedding(params)), batch["tokens"].shape
-    places = ring_order(jnp.arange(np.prod(shape)).reshape(shape), mesh) if drops(params) else None
-    batch = {
-        name: ring_order(x, mesh) for name, x in batch.items()
-    }  # a sum does not mind the order of its terms
+    """(sum of weighted losses, sum of weights) of a batch: the fields of `data.Batch`, [B, T]."""
+    model = bind(config, mesh.reshard_embedding(params))
+    shape = batch["tokens"].shape
+    token_indices = None
+    if has_dropout(params):
+        token_indices = ring_order(jnp.arange(np.prod(shape)).reshape(shape), mesh)
+    # Any order of the tokens will do: the loss is a sum.
+    batch = {name: ring_order(x, mesh) for name, x in batch.items()}
     attend = make_sharded_attention(
         mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
     )
-    run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     hidden, _ = model.hidden(
-        batch["tokens"], attend, dtype=dtype, remat=remat, places=places, run_mlp=run_mlp
+        batch["tokens"],
+        attend,
+        dtype=dtype,
+        remat=remat,
+        token_indices=token_indices,
+        run_mlp=functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None,
     )
-    nats: Any = weighted_loss(
+    nll: Any = weighted_loss(
         hidden, model.output_kernel(), batch["targets"], batch["weights"], mesh
     )
-    return nats, batch["weights"].sum()
+    return nll, batch["weights"].sum()

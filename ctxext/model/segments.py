@@ -1,4 +1,4 @@
-"""Segments of a parameter tree: stacks of equal layers, run by a scan each, or layers by themselves."""
+"""Segments of a parameter tree: stacks of equal layers, each run by one scan, or single layers."""
 
 from typing import Any
 
@@ -7,34 +7,35 @@ import numpy as np
 
 
 def segment_sizes(params: dict[str, Any]) -> tuple[int, ...]:
-    """How many layers each segment has."""
-    segments = params["segments"]  # by number: a pytree's keys come back as "0", "1", "10", "2"
-    return tuple(
-        segments[str(i)]["input_layernorm"]["weight"].shape[0] for i in range(len(segments))
-    )
+    """The number of layers of each segment."""
+    segments = params["segments"]
+    # By number: the keys of a pytree come back as "0", "1", "10", "2".
+    names = [str(i) for i in range(len(segments))]
+    return tuple(segments[name]["input_layernorm"]["weight"].shape[0] for name in names)
 
 
 def layers_apart(params: dict[str, Any]) -> dict[str, Any]:
-    """The same numbers, every layer a segment: views of arrays in the memory of one CPU; others come back as they are.
+    """The same parameters with every layer as its own segment, if all are in one CPU's memory.
 
-    There, XLA copies what a product reads of a stack, which is as much as a token costs otherwise.
+    They are views: of a stack, XLA on CPU copies what a product reads, which takes as long as all
+    the rest of decoding a token. Elsewhere the parameters are returned as they are.
     """
     if not all(_on_one_cpu(leaf) for leaf in jax.tree.leaves(params["segments"])):
         return params
-    apart = [
-        jax.tree.map(
-            lambda leaf, n=n: jax.device_put(np.asarray(leaf)[n : n + 1], may_alias=True),
-            params["segments"][str(i)],
-        )
+
+    def view(leaf: jax.Array, layer: int) -> jax.Array:
+        return jax.device_put(np.asarray(leaf)[layer : layer + 1], may_alias=True)
+
+    layers = [
+        jax.tree.map(lambda leaf, layer=layer: view(leaf, layer), params["segments"][str(i)])
         for i, size in enumerate(segment_sizes(params))
-        for n in range(size)
+        for layer in range(size)
     ]
-    return {**params, "segments": {str(i): layer for i, layer in enumerate(apart)}}
+    return {**params, "segments": {str(i): layer for i, layer in enumerate(layers)}}
 
 
 def _on_one_cpu(leaf: Any) -> bool:
-    return (
-        isinstance(leaf, jax.Array)
-        and {device.platform for device in leaf.devices()} == {"cpu"}
-        and len(leaf.devices()) == 1
-    )
+    if not isinstance(leaf, jax.Array):
+        return False
+    devices = leaf.devices()
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)

@@ -1,7 +1,7 @@
-"""What a run trains: a pattern over the paths of the parameters splits their tree in two.
+"""The parameters that a run trains: a pattern over their paths splits the tree in two.
 
-Gradients, optimiser state and checkpoints see the trained part alone; the rest is kept in the compute dtype, which
-gives the same forward pass, because every product casts its parameters to it.
+Gradients, optimiser state and checkpoints hold the trained part alone. The rest is kept in the
+compute dtype; the forward pass is the same, because every product casts its parameters to it.
 """
 
 import abc
@@ -21,53 +21,65 @@ from ctxext.model.decoder import Params, param_shapes
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEARS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
-WHOLE = {"norm": r"norm\.weight$", "embed_tokens": r"^embed_tokens\.", "lm_head": r"^lm_head\."}
-"""What may be trained whole beside adapters, and the paths it means."""
+MODULE_PATTERNS = {
+    "norm": r"norm\.weight$",
+    "embed_tokens": r"^embed_tokens\.",
+    "lm_head": r"^lm_head\.",
+}
+"""Modules that may be trained whole next to adapters, with the pattern of their paths."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainable(abc.ABC):
-    """A choice of parameters, and the form that they are trained in."""
+    """A choice of parameters, and the form in which they are trained."""
 
     type_tag: ClassVar[str] = "trainable/"
 
     @abc.abstractmethod
     def pattern(self, config: LlamaConfig) -> str:
-        """Regular expression over dotted paths of `init`ialised parameters. Raises ValueError if the model lacks them."""
+        """Regular expression for the dotted paths, after `init`, of the trained parameters.
+
+        Raises ValueError if the model lacks them.
+        """
 
     def init(self, params: Params, seed: int) -> Params:
-        """A plain tree as it is trained: adapters added, or the stack of layers cut."""
+        """The tree in the form that is trained: with adapters, or with the layers cut in two."""
         return params
 
     def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
-        """What a step's microbatches need beside the data: arrays [accumulate, ...], a function of the arguments."""
+        """What the microbatches of a step need in addition to data: arrays [accumulate, ...].
+
+        A function of the arguments alone.
+        """
         return {}
 
     def materialize(self, params: Params, micro: Mapping[str, Any]) -> Params:
-        """All parameters as one microbatch runs them; `micro` holds its part of `dropout_seeds`."""
+        """All parameters as a microbatch runs them; `micro` holds its part of `dropout_seeds`."""
         return params
 
     def merge(self, params: Params) -> Params:
-        """All parameters as a plain tree again, float32 where it had to be computed."""
+        """All parameters as a plain tree again; those that had to be computed are float32."""
         return params
 
     def shapes(self, config: LlamaConfig) -> tuple[Params, Params]:
-        """(trained, rest) as `jax.ShapeDtypeStruct`, float32. Raises ValueError like `pattern`."""
+        """(trained, frozen) as float32 `jax.ShapeDtypeStruct`. Raises ValueError as `pattern`."""
         pattern = self.pattern(config)
-        return split(
-            jax.eval_shape(functools.partial(self.init, seed=0), param_shapes(config)), pattern
-        )
+        init = functools.partial(self.init, seed=0)
+        return split(jax.eval_shape(init, param_shapes(config)), pattern)
 
     def base_shapes(self, config: LlamaConfig, dtype: str) -> Params:
-        """The plain tree as `jax.ShapeDtypeStruct`: in `dtype` what is frozen whole, float32 what is trained."""
-        plain, (_, rest) = param_shapes(config), self.shapes(config)
-        frozen = {str(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(rest)}
+        """The base's tree as `jax.ShapeDtypeStruct`: `dtype` for what is frozen, else float32."""
+        _, frozen = self.shapes(config)
+        frozen_shapes = {
+            str(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(frozen)
+        }
 
         def narrow(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            kept = frozen.get(str(path)) == leaf.shape  # a stack that is cut is trained in part
-            return jax.ShapeDtypeStruct(leaf.shape, dtype if kept else leaf.dtype)
+            # A stack that `init` cuts has another shape: only a part of it is frozen.
+            is_frozen = frozen_shapes.get(str(path)) == leaf.shape
+            return jax.ShapeDtypeStruct(leaf.shape, dtype if is_frozen else leaf.dtype)
 
-        return jax.tree_util.tree_map_with_path(narrow, plain)
+        return jax.tree_util.tree_map_with_path(narrow, param_shapes(config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +92,12 @@ class Full(Trainable):
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Trainable):
-    """Adapters s A B beside the `targets` of every layer (arXiv 2106.09685); the rest stays as it is, but for `modules_to_save`.
+    """Adapters s A B next to the `targets` of every layer (arXiv 2106.09685).
 
-    s = alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv 2312.03732). modules_to_save: any of "norm", "embed_tokens",
-    "lm_head", trained whole; LongLoRA's recipe is ("norm", "embed_tokens") (arXiv 2309.12307). Raises ValueError for
-    values that cannot train.
+    s = alpha / rank, or alpha / sqrt(rank) with `rslora` (arXiv 2312.03732). Of the other
+    parameters only `modules_to_save` are trained, any of "norm", "embed_tokens" and "lm_head";
+    LongLoRA's recipe is ("norm", "embed_tokens") (arXiv 2309.12307). Raises ValueError for values
+    that cannot train.
     """
 
     rank: int = 8
@@ -105,28 +118,31 @@ class LoRA(Trainable):
             )
         if not self.targets:
             raise ValueError(f"trainable.targets is empty; choose from {', '.join(LINEARS)}")
-        for name, given, known in (
-            ("targets", self.targets, LINEARS),
-            ("modules_to_save", self.modules_to_save, tuple(WHOLE)),
-        ):
-            if unknown := [x for x in given if x not in known]:
-                raise ValueError(
-                    f"trainable.{name}: {unknown[0]!r} is not one of {', '.join(known)}"
-                )
-            if len(set(given)) < len(given):
-                raise ValueError(f"trainable.{name} names something twice: {', '.join(given)}")
+        self._check_names("targets", LINEARS)
+        self._check_names("modules_to_save", tuple(MODULE_PATTERNS))
+
+    def _check_names(self, field: str, known: tuple[str, ...]) -> None:
+        names = getattr(self, field)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"trainable.{field}: {name!r} is not one of {', '.join(known)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"trainable.{field} names something twice: {', '.join(names)}")
 
     @property
     def scale(self) -> float:
-        """s, which is never trained."""
+        """The factor s, which is not trained."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def pattern(self, config: LlamaConfig) -> str:
         if "lm_head" in self.modules_to_save and config.tie_word_embeddings:
             raise ValueError(
-                "trainable.modules_to_save: this model's lm_head is its embedding; name embed_tokens instead"
+                "trainable.modules_to_save: this model's lm_head is its embedding; "
+                "name embed_tokens instead"
             )
-        return "|".join([r"\.lora_[ab]$", *(WHOLE[name] for name in self.modules_to_save)])
+        return "|".join(
+            [r"\.lora_[ab]$", *(MODULE_PATTERNS[name] for name in self.modules_to_save)]
+        )
 
     def init(self, params: Params, seed: int) -> Params:
         return lora.add_adapters(params, self.targets, self.rank, seed)
@@ -134,8 +150,8 @@ class LoRA(Trainable):
     def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
         if not self.dropout:
             return {}
-        draws = [(seed % 2**32, step, micro) for micro in range(accumulate)]
-        return {"dropout": np.array(draws, np.uint32)}
+        seeds = [(seed % 2**32, step, micro) for micro in range(accumulate)]
+        return {"dropout": np.array(seeds, np.uint32)}
 
     def materialize(self, params: Params, micro: Mapping[str, Any]) -> Params:
         key = None
@@ -150,9 +166,10 @@ class LoRA(Trainable):
 
 @dataclasses.dataclass(frozen=True)
 class LastLayers(Trainable):
-    """The last `n` layers, the final norm and the output projection; a tied projection stays, it is the embedding.
+    """The last `n` layers, the final norm and the output projection, unless that is the embedding.
 
-    The layers before them are a segment of their own, which has no backward pass.
+    The layers before them are a separate segment, which has no backward pass. Raises ValueError for
+    `n` below 1.
     """
 
     n: int
@@ -164,52 +181,55 @@ class LastLayers(Trainable):
     def pattern(self, config: LlamaConfig) -> str:
         if self.n > config.num_hidden_layers:
             raise ValueError(
-                f"trainable.n {self.n} is more than the {config.num_hidden_layers} layers of the model"
+                f"trainable.n {self.n} is more than the model's {config.num_hidden_layers} layers"
             )
-        last = 1 if self.n < config.num_hidden_layers else 0
-        return rf"^segments\.{last}\.|^norm\.|^lm_head\."
+        last_segment = 1 if self.n < config.num_hidden_layers else 0
+        return rf"^segments\.{last_segment}\.|^norm\.|^lm_head\."
 
     def init(self, params: Params, seed: int) -> Params:
         stack = params["segments"]["0"]
-        first = jax.tree.leaves(stack)[0].shape[0] - self.n
-        parts = [(0, first), (first, None)] if first else [(0, None)]
-        cut = {
-            str(i): jax.tree.map(lambda x, a=a, b=b: x[a:b], stack)
-            for i, (a, b) in enumerate(parts)
-        }
-        return {**params, "segments": cut}
+        num_frozen = jax.tree.leaves(stack)[0].shape[0] - self.n
+        if not num_frozen:
+            return params
+        frozen = jax.tree.map(lambda x: x[:num_frozen], stack)
+        trained = jax.tree.map(lambda x: x[num_frozen:], stack)
+        return {**params, "segments": {"0": frozen, "1": trained}}
 
     def merge(self, params: Params) -> Params:
-        parts = [params["segments"][str(i)] for i in range(len(params["segments"]))]
-        return {**params, "segments": {"0": jax.tree.map(lambda *x: jnp.concatenate(x), *parts)}}
+        segments = [params["segments"][str(i)] for i in range(len(params["segments"]))]
+        stack = jax.tree.map(lambda *x: jnp.concatenate(x), *segments)
+        return {**params, "segments": {"0": stack}}
 
 
 TRAINABLE: dict[str, type[Trainable]] = {"full": Full, "lora": LoRA, "last-layers": LastLayers}
-"""By the name that the command line uses."""
+"""Subsets of the parameters by their names on the command line."""
 
 
 def split(params: Params, pattern: str) -> tuple[Params, Params]:
-    """(leaves whose path holds a match, the others), two trees for `join`."""
-    found = re.compile(pattern).search
-    return _part(params, lambda path: bool(found(path))), _part(
-        params, lambda path: not found(path)
-    )
+    """(leaves whose path matches the pattern somewhere, the others), two trees for `join`."""
+    matches = re.compile(pattern).search
+    matching = _filter_leaves(params, lambda path: bool(matches(path)))
+    others = _filter_leaves(params, lambda path: not matches(path))
+    return matching, others
 
 
-def _part(tree: Params, keep: Callable[[str], bool], path: tuple[str, ...] = ()) -> Params:
-    out: Params = {}
+def _filter_leaves(tree: Params, keep: Callable[[str], bool], path: tuple[str, ...] = ()) -> Params:
+    """The tree of the leaves whose dotted path is to be kept, without empty branches."""
+    kept: Params = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            if inside := _part(value, keep, (*path, key)):
-                out[key] = inside
+            branch = _filter_leaves(value, keep, (*path, key))
+            if branch:
+                kept[key] = branch
         elif keep(".".join((*path, key))):
-            out[key] = value
-    return out
+            kept[key] = value
+    return kept
 
 
 def join(one: Params, other: Params) -> Params:
     """The tree with the leaves of both."""
-    out = dict(other)
+    joined = dict(other)
     for key, value in one.items():
-        out[key] = join(value, other[key]) if isinstance(value, dict) and key in other else value
-    return out
+        in_both = isinstance(value, dict) and key in other
+        joined[key] = join(value, other[key]) if in_both else value
+    return joined

@@ -9,7 +9,8 @@ from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model.generation import advance, begin
-from ctxext.model.lm import _logits, _losses, bucket
+from ctxext.model.lm import _logits, _next_token_values
+from ctxext.model.padding import bucket
 from ctxext.rope import Unscaled
 from support import tiny
 
@@ -43,7 +44,7 @@ def test_a_bucket_is_its_own_bucket(length: int):
 def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
     lm = tiny.lm(CONFIG)
     before = (
-        _losses._cache_size(),
+        _next_token_values._cache_size(),
         _logits._cache_size(),
         begin._cache_size(),
         advance._cache_size(),
@@ -58,7 +59,12 @@ def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
             lm.with_method(scaling).generate(
                 tiny.tokens(4, length), max_new_tokens=4, eos_token_id=7
             )
-    after = _losses._cache_size(), _logits._cache_size(), begin._cache_size(), advance._cache_size()
+    after = (
+        _next_token_values._cache_size(),
+        _logits._cache_size(),
+        begin._cache_size(),
+        advance._cache_size(),
+    )
     assert len({bucket(n) for n in lengths}) == 3
     np.testing.assert_array_equal(np.subtract(after, before), [3, 1, 1, 1])
 
@@ -74,7 +80,7 @@ def test_a_stream_is_two_programs_whatever_its_length_and_chunks():
 def test_another_attention_is_another_program():
     lm, tokens = tiny.lm(CONFIG), tiny.tokens(1, 9)
     lm.loss(tokens)
-    before = _losses._cache_size()
+    before = _next_token_values._cache_size()
     for attention in (SelfExtend(2, 4), SelfExtend(2, 4), SelfExtend(2, 5)):
         lm.with_method(attention).loss(tokens)
-    assert _losses._cache_size() - before == 2
+    assert _next_token_values._cache_size() - before == 2
