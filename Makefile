@@ -1,5 +1,5 @@
-# Two commands matter: `make demo` and `make test`. Each sets up what it needs in .venv and then does its job.
-# PYTHON=/path/to/python chooses the interpreter, PYTEST_ARGS="-k rope -x" narrows the tests.
+# Two commands matter: `make demo` and `make test`. Each sets up the environment it needs in .venv first.
+# PYTHON=/path/to/python chooses the interpreter, PYTEST_ARGS="-k rope -x" selects tests.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test docs lint check newest harness transformers4 slow gpu clean
 
-# The first name that is really there, really runs (a version manager's shim may not) and is new enough.
+# The first name that exists, runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
 first = $(firstword $(foreach name,$(1),$(call runs,$(name),$(2))))
 ifndef PYTHON
@@ -24,8 +24,8 @@ constraints := $(wildcard constraints/*.txt)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# $(call setup,DIRECTORY,PYTHON,EXTRAS,PINS): an environment with this project, editable, and the pinned versions of what
-# it needs, by default those of its Python.
+# $(call setup,DIRECTORY,PYTHON,EXTRAS,PINS): an environment with this project (editable) and the pinned versions of its
+# dependencies, by default those for its Python version.
 define setup
 	@test -n "$(2)" || { echo "no Python >= 3.11 found: make $@ PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(1) with $(2); the first time takes some minutes"
@@ -38,10 +38,10 @@ endef
 help: ## print these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 18
 
-demo: .venv/.ready ## extend the bundled model's window, measure it, export it, prove the export equal
+demo: .venv/.ready ## extend the bundled model's window, measure it, export it, prove the export
 	@$(bin)/ctxext demo
 
-test: lint ## lint, types, architecture, tests (at most 10 minutes on 2 cores)
+test: lint ## format, lint, types, architecture, tests (at most 10 minutes on 2 cores)
 	@$(bin)/python $(pytest) $(PYTEST_ARGS)
 
 lint: .venv/.ready-test
@@ -53,10 +53,10 @@ lint: .venv/.ready-test
 docs: .venv/.ready-test ## write the pages of docs/ that are generated from the code
 	@$(bin)/python docs/generate.py
 
-check: .venv/.ready-test newest harness transformers4 ## the built wheel alone; newest jax on Python 3.12; other readers
+check: .venv/.ready-test newest harness transformers4 ## the built wheel, newest jax on Python 3.12, other readers
 	@$(bin)/python $(pytest) -m check $(PYTEST_ARGS)
 
-# The tests that need no torch, once more with the newest jax (tests/conftest.py says which).
+# The tests that do not need torch, again with the newest jax (tests/conftest.py selects them).
 ifeq ($(PYTHON312),)
 newest:
 	@echo "newest jax: skipped, no python3.12 that runs on the PATH (make check PYTHON312=/path/to/python3.12)"
@@ -65,30 +65,30 @@ newest: .venv312/.ready
 	@.venv312/bin/python $(pytest) $(PYTEST_ARGS)
 endif
 
-# The tests that need the extra lm-eval, which is too large for the environment of the others.
+# The tests that need the extra lm-eval, which is too large for the main environment.
 harness: .venvharness/.ready
 	@.venvharness/bin/python -m pytest tests/harness/test_harness.py $(PYTEST_ARGS)
 
-# transformers 4.57 as a reader and a writer, and the converter of Meta's checkpoints, which later wheels have not.
+# transformers 4.57 as reader and writer, and the converter of Meta checkpoints, which later wheels no longer contain.
 converter := .venvtransformers4/converter/transformers/models/llama/convert_llama_weights_to_hf.py
 transformers4: .venvtransformers4/.ready
 	@LLAMA_CONVERTER="$(CURDIR)/.venvtransformers4/bin/python $(CURDIR)/$(converter)" .venvtransformers4/bin/python -m pytest \
 	-m "not slow" tests/interop/test_transformers4.py tests/interop/test_meta.py::test_transformers_converter $(PYTEST_ARGS)
 
-slow: .venvslow/.ready ## the long tests, by hand: fuzzing, llama.cpp, Ray, other devices' compilers, the docs' commands
+slow: .venvslow/.ready ## by hand: fuzzing, llama.cpp, Ray, compilers for other devices, every command of the docs
 	@.venvslow/bin/python -m pytest -m slow -ra $(PYTEST_ARGS)
 
 # The extra that brings this accelerator's jax: cuda or tpu.
 ACCELERATOR ?= cuda
 
-gpu: .venvgpu/.ready ## where there is a GPU (or ACCELERATOR=tpu): numerics, memory against the plan, speed
+gpu: .venvgpu/.ready ## with a GPU (or ACCELERATOR=tpu): numerics, memory compared with the plan, speed
 	@CTXEXT_TEST_PLATFORM=$(ACCELERATOR),cpu .venvgpu/bin/python -m pytest -m gpu -ra -s tests/end_to_end/test_device.py $(PYTEST_ARGS)
 	@.venvgpu/bin/ctxext bench --parts step prefill decode attention loss $(if $(filter cuda,$(ACCELERATOR)),--against hf)
 
 clean: ## remove environments and caches, keep runs/
 	rm -rf .venv .venv312 .venvharness .venvtransformers4 .venvslow .venvgpu .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
-# A stamp is written only after its environment is complete, and is older than a later change of what it should hold.
+# A stamp is written only when its environment is complete; a later change of the requirements makes it out of date.
 .venv/.ready: pyproject.toml $(constraints)
 	$(call setup,.venv,$(PYTHON),)
 
@@ -102,7 +102,7 @@ clean: ## remove environments and caches, keep runs/
 .venvharness/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvharness,$(PYTHON),[test$(comma)lm-eval])
 
-# In it pip builds llama.cpp, which takes some minutes.
+# pip builds llama.cpp from source here, which takes some minutes.
 .venvslow/.ready: pyproject.toml $(constraints)
 	$(call setup,.venvslow,$(PYTHON),[test$(comma)fuzz$(comma)ray$(comma)plan$(comma)plan-gpu$(comma)llamacpp])
 

@@ -6,9 +6,10 @@
 # %% [markdown]
 # # 2. Extend the bundled model
 #
-# The package carries a model of about a million parameters that was trained with a window of 256 tokens. Here it gets
-# four times that by YaRN and a short fine-tune, is exported to PyTorch format and proven equal. Some minutes on two
-# cores; `ctxext demo` is the same with more questions and all the controls.
+# The package contains a model of about a million parameters that was trained with a window of 256
+# tokens. This notebook extends it to four times that with YaRN and a short fine-tune, exports it to
+# PyTorch format and proves the export equal. It takes some minutes on two cores; `ctxext demo` does
+# the same with more questions and all the controls.
 
 # %%
 import tempfile
@@ -31,9 +32,10 @@ print(f"{lm.config.num_parameters:,} parameters, window {window} tokens")
 # %% [markdown]
 # ## An experiment is a value
 #
-# Base, method, data, training and evaluations; nothing happens when it is made. Passkeys are trained in rows of one
-# window alone, so that the question asked below was never trained at the lengths that are asked. `beta_fast` is 8
-# because with a window of 256 no pair turns more than 32 times often enough; with Llama 2 it stays 32.
+# Base, method, data, training and evaluations; creating it runs nothing. Passkeys are trained in
+# rows of one window only, so the question below was never trained at the lengths that are asked.
+# `beta_fast` is 8 because in a window of 256 tokens hardly any pair turns more than 32 times; for
+# Llama 2 it stays 32.
 
 # %%
 experiment = ctxext.Experiment(
@@ -60,9 +62,10 @@ run = ctxext.run(experiment, run_dir=Path(tempfile.mkdtemp()) / "run", track=())
 # %% [markdown]
 # ## Does it work?
 #
-# The verdict says what the rows support and what they do not. YaRN alone, without training, does much of the work on
-# this base; what training adds shows in perplexity first, and takes more than 20 questions a length to be told apart in
-# answers (`ctxext demo` asks 60, and trains the other methods as well).
+# The verdict states what the records support and what they do not. On this base, YaRN does much of
+# the work without training. What training adds shows in perplexity first; to detect it in answers
+# takes more than 20 questions per length (`ctxext demo` asks 60, and trains the other methods as
+# well).
 
 # %%
 print("\n".join(report.verdict(run.rows)))
@@ -72,7 +75,8 @@ charts = report.drawings([run.path])
 charts["passkey: right answers by length"]
 
 # %% [markdown]
-# Low perplexity is necessary, not enough: a model that ignores all but the last 256 tokens has a flat curve.
+# Low perplexity is necessary but not sufficient: a model that ignores all but the last 256 tokens
+# has a flat curve.
 
 # %%
 charts["Perplexity of the same tokens with more context"]
@@ -80,8 +84,8 @@ charts["Perplexity of the same tokens with more context"]
 # %% [markdown]
 # ## The export
 #
-# The directory below loads in transformers. The proof computed the logits again from its files alone, in plain numpy,
-# and in transformers where that is installed.
+# The directory below loads in transformers. The proof recomputed the logits from its files alone,
+# in plain numpy, and in transformers where it is installed.
 
 # %%
 assert run.proof is not None

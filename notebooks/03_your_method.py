@@ -6,8 +6,9 @@
 # %% [markdown]
 # # 3. Add your own method
 #
-# A method that changes frequencies is a frozen dataclass with one pure function, `rope(base, seq_len)`. Put it into a
-# file of its own, and everything else takes it by name: training, evaluation, export, plots, the command line.
+# A method that changes frequencies is a frozen dataclass with one pure function, `rope(base,
+# seq_len)`. Put it in its own file, and training, evaluation, export, plots and the command line
+# accept it by name.
 
 # %%
 import tempfile
@@ -48,11 +49,11 @@ mine = make(f"{folder}/mine.py:Step", factor=4.0)
 print(mine)
 
 # %% [markdown]
-# ## First the numbers
+# ## First check the numbers
 #
-# The frequencies are wrong before anything else is: compare them with what the formula says, by hand, at Llama 2's
-# size. Pair 45 turns once in 4,080 tokens, pair 46 once in 4,712: with a window of 4,096 the second is the first slow
-# one.
+# If a method is wrong, its frequencies are usually wrong first. Compare them by hand with the
+# formula, at Llama 2's size. Pair 45 turns once in 4,080 tokens, pair 46 once in 4,712: with a
+# window of 4,096 the second is the first slow one.
 
 # %%
 llama2 = ctxext.RopeBase(head_dim=128, theta=10_000.0, original_max_position_embeddings=4096)
@@ -63,12 +64,13 @@ report.draw_wavelengths(
 )
 
 # %% [markdown]
-# The step at pair 46 is the weak spot: two pairs that turned nearly alike now differ four times. YaRN blends there.
+# The step at pair 46 is the weak spot: two pairs that used to turn at nearly the same rate now
+# differ by a factor of four. YaRN blends there.
 #
-# ## Then a model
+# ## Then try a model
 #
-# Zero-shot on the bundled base, at one, two and four windows, the same questions for all. Rows go into a directory,
-# from which tables and charts are made.
+# Zero-shot on the bundled base, at one, two and four windows, with the same questions for all.
+# Records go to a directory, from which tables and charts are computed.
 
 # %%
 lm = ctxext.load("tiny-llama")
@@ -90,16 +92,18 @@ print(report.tables(report.read_rows([folder])))
 report.drawings([folder])["Perplexity of the same tokens with more context"]
 
 # %% [markdown]
-# Perplexity alone would call the two alike; the questions above do not, and the step reads less even at home.
+# By perplexity alone the two look alike. The questions above tell them apart: the step reads less,
+# even inside the window.
 #
-# ## Everywhere else by name
+# ## Use it everywhere by name
 #
 # ```
 # ctxext rope mine.py:Step yarn --factor 2 --plot waves.html
 # ctxext eval HF_DIR --method mine.py:Step --factor 4
-# ctxext run experiments/demo.py --method mine.py:Step --rope.factor 4
+# ctxext run experiments/demo.py --method mine.py:Step --factor 4
 # ```
 #
-# An export writes frequencies that no format has a name for as explicit per-pair factors, which transformers reads. A
-# method that moves tokens in training (as PoSE does) is a `Positions`, one that changes who attends to whom (as
-# Self-Extend does) an `Attention`; both are as short. Before you believe it works, read notebook 4.
+# Frequencies that no format has a name for are exported as explicit per-pair factors, which
+# transformers reads. A method that moves tokens in training (like PoSE) is a `Positions`; one that
+# changes who attends to whom (like Self-Extend) is an `Attention`. Both are as short. Before you
+# believe that a method works, read notebook 4.

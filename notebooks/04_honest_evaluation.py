@@ -6,8 +6,8 @@
 # %% [markdown]
 # # 4. Read an evaluation honestly
 #
-# One number per method is what tables in papers show. This notebook asks the bundled model, without any training, and
-# shows what has to stand beside such a number before it means anything.
+# Tables in papers show one number per method. This notebook questions the bundled model, without
+# any training, and shows what must accompany such a number before it means anything.
 
 # %%
 import tempfile
@@ -30,23 +30,23 @@ variants = (Unscaled(), NTK(4.0), Yarn(4.0, beta_fast=8.0))
 # %% [markdown]
 # ## A rate has an interval
 #
-# Four right of five looks like 80 %, and could as well come from a model that is right half of the time. Wilson's
-# interval says what a rate leaves open: 20 questions a length, as below, leave some thirty points.
+# Four right of five looks like 80 %, but a model that is right half of the time could have produced
+# it. Wilson's interval shows the uncertainty of a rate: with 20 questions per length, as below, it
+# is some thirty points wide.
 
 # %%
 for right, asked in ((4, 5), (16, 20), (80, 100)):
     value, low, high = wilson(right, asked)
     print(f"{right:>3} of {asked:<3}  {100 * value:.0f} %  [{100 * low:.0f}, {100 * high:.0f}]")
 for n in (20, 100, 400):
-    print(
-        f"{n:>4} pairs show a difference of {100 * detectable(n):.0f} points with 80 % power, and no smaller one"
-    )
+    print(f"{n:>4} pairs detect a difference of {100 * detectable(n):.0f} points with 80 % power")
 
 # %% [markdown]
 # ## Ask, with controls
 #
-# The same questions of every variant. Two controls bound what the rates can mean: without the needle in the text, being
-# right is guessing (the floor); without the text around it, being wrong is no matter of length (the ceiling).
+# Every variant gets the same questions. Two controls bound what the rates can mean. Without the
+# needle in the text, a right answer is a guess (the floor); without the text around the needle, a
+# wrong answer has nothing to do with length (the ceiling).
 
 # %%
 lengths = (window, 2 * window, 4 * window)
@@ -70,9 +70,11 @@ charts = report.drawings([folder])
 charts["passkey: right answers by length"]
 
 # %% [markdown]
-# The bar is 0.85 of what the plain base answers at its own window: "reads to two windows" means above the bar there.
-# Intervals of two variants that overlap do not mean that the variants are equal, nor apart ones that they differ: the questions
-# are the same, so the differences are paired. The tables say it per length, and print what was not shown as not shown.
+# The threshold is 85 % of the plain base's accuracy in its own window: an effective context of two
+# windows means above the threshold up to there. Overlapping intervals do not mean that two variants
+# are equal, and separate ones do not prove that they differ: the questions are the same, so
+# differences are paired. The tables give them per length, and say so where a difference is not
+# significant.
 
 # %%
 print(report.tables(rows))
@@ -80,8 +82,9 @@ print(report.tables(rows))
 # %% [markdown]
 # ## Perplexity is not one number
 #
-# Papers slide windows over documents or over one stream, score all positions or the last ones, average over tokens or
-# over windows. The same model on the same documents, window of 512 tokens:
+# Papers slide windows over documents or over one stream, score all positions or the last ones, and
+# average over tokens or over windows. Here is the same model on the same documents, with a window
+# of 512 tokens:
 
 # %%
 yarn = lm.with_method(variants[-1])
@@ -95,15 +98,17 @@ for estimator in ("token", "pi", "yarn", "longlora", "truncate"):
     print(f"{estimator:>9}  {cell['perplexity']:6.2f}  [{cell['low']:.2f}, {cell['high']:.2f}]")
 
 # %% [markdown]
-# So a perplexity is compared with another only under the same estimator on the same text. The intervals are wide
-# because documents differ far more than variants do, and these are few. Whether far text is used at all is seen when only
-# the context grows and the predicted tokens stay the same:
+# So perplexities are comparable only under the same estimator on the same text. The intervals are
+# wide because documents differ far more than variants do, and there are few of them. Whether a
+# model uses distant text at all shows when only the context grows and the predicted tokens stay the
+# same:
 
 # %%
 charts["Perplexity of the same tokens with more context"]
 
 # %% [markdown]
-# And by position: a model that is lost beyond its window shows it there, while an average over positions hides it.
+# And by position: a model that fails beyond its window shows it here, while an average over
+# positions hides it.
 
 # %%
 charts[f"Nats per token by position, at length {4 * window:,}"]
@@ -111,9 +116,9 @@ charts[f"Nats per token by position, at length {4 * window:,}"]
 # %% [markdown]
 # ## Does it agree with the paper?
 #
-# A recipe in `experiments/` holds the published number with a tolerance. Agreement means that the whole measured
-# interval lies within it, disagreement that they have no point in common; in between the data allow both, and a
-# report says so.
+# A recipe in `experiments/` holds the published number with a tolerance. They agree if the whole
+# measured interval is within the tolerance, and disagree if the two do not overlap; in between the
+# data allow both, and the report says so.
 
 # %%
 published = Expected(
@@ -123,5 +128,5 @@ for got in (Interval(3.36, 3.33, 3.39), Interval(3.41, 3.36, 3.46), Interval(3.5
     print(Outcome("a run", published, got).text)
 
 # %% [markdown]
-# What no interval covers: another seed of training, another task, another base, and that the best variant was picked on the
-# very questions that it is then praised for.
+# No interval covers another training seed, another task, another base, or the fact that the best
+# variant was chosen on the very questions that it is then praised for.

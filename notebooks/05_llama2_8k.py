@@ -6,11 +6,11 @@
 # %% [markdown]
 # # 5. From Llama 2 weights to an 8k model
 #
-# YaRN's recipe for Llama 2 7B, on GPUs or TPUs: what it asks for, whether it fits, the run, the export. Up to "The
-# run" nothing is loaded and a laptop is enough. From there on it takes the weights, and for 7B about 27 GB of memory
-# on each of eight devices; the 400 steps are an estimated 6 hours of one H100. This project has no such run of its
-# own to show: the tests execute this notebook on a stand-in, a Llama checkpoint of random weights and two small
-# layers.
+# YaRN's recipe for Llama 2 7B, on GPUs or TPUs: what it needs, whether it fits, the run, the
+# export. Up to "The run" nothing is loaded and a laptop is enough. After that you need the weights,
+# and for 7B about 27 GB of memory on each of eight devices; the 400 steps take an estimated 6 hours
+# of one H100. We have not run it on real weights: the tests execute this notebook on a stand-in, a
+# Llama checkpoint with random weights and two small layers.
 
 # %%
 import dataclasses
@@ -29,22 +29,20 @@ from ctxext.experiment import load_experiment
 from ctxext.parallel.mesh import Mesh
 
 RECIPE = Path("../experiments/llama2_7b_yarn_8k.py")
-WEIGHTS = os.environ.get(
-    "LLAMA2", "meta-llama/Llama-2-7b-hf"
-)  # a directory in HF layout, or a name of the hub
-TEXT = os.environ.get(
-    "LONG_TEXT", "long-text"
-)  # a directory of .txt or .jsonl files, or what `ctxext prepare` wrote
+# A directory in HF layout, or a hub name.
+WEIGHTS = os.environ.get("LLAMA2", "meta-llama/Llama-2-7b-hf")
+# A directory of .txt or .jsonl files, or the output of `ctxext prepare`.
+TEXT = os.environ.get("LONG_TEXT", "long-text")
 STEPS = int(os.environ.get("STEPS", "400"))
-ROWS = int(os.environ.get("ROWS", "64"))  # a step
+ROWS_PER_STEP = int(os.environ.get("ROWS", "64"))
 recipe = load_experiment(RECIPE)
 
 # %% [markdown]
-# Meta's own files (`consolidated.*.pth`) become such a directory with `ctxext import META_DIR --out DIR`.
+# Meta's own files (`consolidated.*.pth`) are converted with `ctxext import META_DIR --out DIR`.
 #
 # ## What it will do
 #
-# Parameters, method, steps and memory, before anything is loaded; the same as
+# Parameters, method, steps and memory, before anything is loaded. The same as
 # `ctxext run ../experiments/llama2_7b_yarn_8k.py --dry-run`.
 
 # %%
@@ -53,13 +51,14 @@ assert main(["run", str(RECIPE), "--dry-run"]) == 0
 # %% [markdown]
 # ## Will it fit?
 #
-# By arithmetic for each kind of device; `--compile` asks the TPU compiler, which needs no TPU.
+# By arithmetic, for each kind of device; `--compile` asks the TPU or GPU compiler, which needs no
+# device.
 
 # %%
 assert main(["plan", str(RECIPE)]) == 0
 
 # %% [markdown]
-# Adapters fit where the full fine-tune does not: `--method lora --trainable.rank 8`, or the recipe of LongLoRA.
+# Adapters fit where the full fine-tune does not: `--method lora --rank 8`, or the LongLoRA recipe.
 #
 # ## What the method does to Llama 2
 
@@ -71,9 +70,10 @@ report.draw_wavelengths(recipe.zero_shot, base, seq_len=8192, target=8192)
 # %% [markdown]
 # ## The run
 #
-# Rows are spread over the devices there are; 64 rows make a step, as in the paper. The evaluations are smaller than the
-# recipe's, for a first look; the published 3.35 is for ten proof-pile documents of 128k tokens, and with those in
-# `proof-pile/` the recipe as it stands holds its result against that number.
+# Rows are spread over all devices; 64 rows make a step, as in the paper. The evaluations are
+# smaller than the recipe's, for a first look. The published 3.35 is for ten proof-pile documents of
+# 128k tokens; with those in `proof-pile/`, the unchanged recipe compares its result with that
+# number.
 
 # %%
 devices = len(jax.devices())
@@ -87,7 +87,7 @@ experiment = dataclasses.replace(
         recipe.train,
         steps=STEPS,
         batch_size=devices,
-        accumulate=max(1, ROWS // devices),
+        accumulate=max(1, ROWS_PER_STEP // devices),
         log_every=1,
     ),
     evals=(
@@ -106,8 +106,8 @@ report.drawings([run.path])["Perplexity of the same tokens with more context"]
 # %% [markdown]
 # ## Take it elsewhere
 #
-# `export/` is a directory for transformers: the scaling stands in its config.json under the names that transformers
-# reads, and the proof compared logits at the window's edges.
+# `export/` is a directory for transformers: its config.json holds the scaling under the names that
+# transformers reads, and the proof compared logits at the window's edges.
 
 # %%
 assert run.proof is not None and run.proof["equal"]
@@ -124,5 +124,5 @@ print(
 )
 
 # %% [markdown]
-# `ctxext export RUN --to meta|peft|gguf --out DIR` writes the other formats; `ctxext prove DIR` checks any of them
-# again.
+# `ctxext export RUN --to meta|peft|gguf --out DIR` writes the other formats; `ctxext prove DIR`
+# checks any of them.

@@ -6,8 +6,9 @@
 # %% [markdown]
 # # ctxext in five minutes
 #
-# The bundled model was trained with a window of 256 tokens. This notebook opens it, looks at what context-extension
-# methods do to its rotary frequencies, and measures how far the model reads under each, without any training.
+# The bundled model was trained with a window of 256 tokens. This notebook opens it, looks at what
+# context-extension methods do to its rotary frequencies, and measures how far the model reads under
+# each of them, without any training.
 
 # %%
 import numpy as np
@@ -28,8 +29,9 @@ print(
 # %% [markdown]
 # ## A method is a function from frequencies to frequencies
 #
-# Position Interpolation slows every pair down by the factor, NTK raises the base, YaRN leaves the fast pairs alone and
-# interpolates the slow ones. The table shows each method's frequency relative to plain RoPE.
+# Position Interpolation slows every pair down by the factor, NTK raises the base, YaRN leaves the
+# fast pairs alone and interpolates the slow ones. The table shows each method's frequency relative
+# to plain RoPE.
 
 # %%
 base = lm.config.rope_base()
@@ -48,8 +50,9 @@ for i in range(0, base.head_dim // 2, 4):
 # %% [markdown]
 # ## Does it read that far?
 #
-# Each item hides a key in text that the model never saw and asks for it; lengths are exact to the token. One row per
-# item; the tables are made from rows, every rate with its 95 % interval.
+# Each item hides a key in text that the model never saw and asks for it; lengths are exact to the
+# token. There is one record per item; tables are computed from records, and every rate has its 95 %
+# interval.
 
 # %%
 evals = (
@@ -75,5 +78,5 @@ tokens = lm.with_method(Yarn(factor=4.0)).generate([prompt], max_new_tokens=24)
 print(lm.tokenizer.decode(prompt + tokens[0].tolist()))
 
 # %% [markdown]
-# Next: a short fine-tune, export to PyTorch format and the proof that it is equal, in one command each:
+# Next: a short fine-tune, export to PyTorch format and the proof that it is equal, in one command:
 # `ctxext demo` for this model, `ctxext run experiments/demo.py --init HF_DIR` for yours.

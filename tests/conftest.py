@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, strict promotion and no network, set before anything imports jax.
+"""Set up eight simulated CPU devices, strict promotion and no network before anything imports jax.
 
 CTXEXT_TEST_PLATFORM=cuda,cpu (or tpu,cpu) runs on that device instead: `make gpu`.
 """
@@ -25,7 +25,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
-# Python 3.12 is the lane of the newest jax, without torch: there, and only there, tests that import it are left out.
+# The Python 3.12 lane has the newest jax and no torch: only there, tests of torch are skipped.
 READERS = ("torch", "transformers", "peft")
 NO_READERS = sys.version_info >= (3, 12) and find_spec("torch") is None
 TOP_LEVEL = re.compile(rf"^(?:import|from) (?:{'|'.join(READERS)})\b", re.MULTILINE)
@@ -52,6 +52,7 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_without_readers)
 
 @pytest.fixture
 def readers() -> None:
-    """For a test that expects the PyTorch readers without importing them: `@pytest.mark.usefixtures("readers")`."""
+    """Skip the test where the PyTorch readers are missing:
+    `@pytest.mark.usefixtures("readers")`."""
     for name in READERS:
         __import__(name)

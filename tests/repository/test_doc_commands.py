@@ -1,4 +1,5 @@
-"""Every command in the README, CONTRIBUTING and docs/ is run as written, on stand-ins, or named with the reason."""
+"""Every command in the README, CONTRIBUTING and docs/ is run as written, on stand-ins, or named
+with the reason."""
 
 import json
 import os
@@ -22,29 +23,30 @@ PAGES = [
 ]
 WINDOW = 256
 VOCAB = 2000
+YARN_7B = "experiments/llama2_7b_yarn_8k.py"
 NOT_RUN = {
-    "pip install": "asks a package index",
-    "make ": "sets up environments, and runs the tests themselves",
-    "srun ": "wants a Slurm cluster of four machines",
-    "ctxext ruler ": "wants the extra ruler",
-    "ctxext harness ": "wants the extra lm-eval, and downloads its tasks",
+    "pip install": "needs a package index",
+    "make ": "sets up environments and runs these tests",
+    "srun ": "needs a Slurm cluster of four machines",
+    "ctxext ruler ": "needs the extra ruler",
+    "ctxext harness ": "needs the extra lm-eval, and downloads its tasks",
     **{
-        f"ctxext plan experiments/llama2_7b_yarn_8k.py --topology {topology}": f"wants the compiler of {platform}s"
+        f"ctxext plan {YARN_7B} --topology {topology}": f"needs the compiler of {platform}s"
         for topology, platform in {"v5e:4x4": "tpu", "h100:8 --compile": "gpu"}.items()
         if not compiler_is_there(platform)
     },
 }
-"""Beginnings of commands that are not run, and why."""
+"""Commands that are not run, by how they begin, and why."""
 SHORTER = {
     r"ctxext (run|train) (?!.*--dry-run)(.*)": r"ctxext \1 \2 --train.steps 2",
     r"ctxext train (.*)": r"ctxext train \1 --train.seq-len 128",
-    r"run experiments/llama2_7b_yarn_8k.py (.*)": r"run experiments/llama2_7b_yarn_8k.py \1 --train.accumulate 1",
+    rf"run {YARN_7B} (.*)": rf"run {YARN_7B} \1 --train.accumulate 1",
     r"eval ((?!.*--seq-len).*)": rf"eval \1 --seq-len {WINDOW} {2 * WINDOW}",
     r"--seq-len 4096 8192 --budget full": "--seq-len 1024 2048",
     r"demo.py(?!.*--init)": "demo.py --init small-base",
     r"export tiny-llama": "export small-base",  # what the line before trained
 }
-"""What makes a command short enough for two cores: pattern -> replacement, one after the other."""
+"""Replacements that make a command short enough for two cores, applied in order."""
 RUN = [
     "config.json",
     "provenance.json",
@@ -77,12 +79,12 @@ LEAVES = {
     ],
     "rope mine.py:HalfPI": ["waves.html"],
 }
-"""Files that the docs promise of a command, by its beginning."""
+"""Files that a command must leave, by how the command begins."""
 FIRST = ("ctxext", "make", "pip", "srun")
 
 
 def blocks() -> dict[str, list[str]]:
-    """The commands of every code block without a language, by the file and line where it begins."""
+    """Commands of every code block without a language, by the file and line where it begins."""
     found = {}
     for name in PAGES:
         text = (ROOT / name).read_text()
@@ -94,30 +96,31 @@ def blocks() -> dict[str, list[str]]:
 
 
 def reason(command: str) -> str:
-    """Why a command is not run; empty if it is."""
+    """The reason why a command is not run; empty if it is."""
     return "".join(why for start, why in NOT_RUN.items() if command.startswith(start))
 
 
 BLOCKS = blocks()
 
 
-def test_a_block_holds_commands_and_each_exception_is_one() -> None:
+def test_blocks_hold_commands_and_every_exception_matches_one() -> None:
     commands = [command for block in BLOCKS.values() for command in block]
     assert [command for command in commands if not command.startswith(FIRST)] == []
     for start in NOT_RUN:
         assert any(command.startswith(start) for command in commands), (
-            f"{start}: no such command is left"
+            f"{start}: no command begins like this"
         )
     shown = [command.removeprefix("ctxext ") for command in commands]
     for start in LEAVES:
         assert any(command.startswith(start) for command in shown), (
-            f"{start}: no such command is left"
+            f"{start}: no command begins like this"
         )
 
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the docs call by a name, small: checkpoints of Llama 2's form, texts, questions, the method of the page."""
+    """Small stand-ins for the names in the docs: checkpoints like Llama 2, texts, questions, a
+    method."""
     place = tmp_path_factory.mktemp("stand-ins")
     for name in ("meta-llama-dir", "small-base"):
         write_llama2(place / name, window=WINDOW, vocab=VOCAB)
@@ -169,7 +172,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "where", [name for name, block in BLOCKS.items() if not all(map(reason, block))]
 )
 def test_the_commands_of_a_block(where: str, stand_ins: Path, tmp_path: Path) -> None:
-    """In the order of the page, in one directory; each ends well and leaves what the page says."""
+    """Run in page order in one directory, each command succeeds and leaves the files it
+    promises."""
     for path in stand_ins.iterdir():
         (tmp_path / path.name).symlink_to(path)
     environment = {
@@ -196,4 +200,4 @@ def test_the_commands_of_a_block(where: str, stand_ins: Path, tmp_path: Path) ->
                 if command.startswith(f"ctxext {start}") and "--dry-run" not in command
                 else ()
             ):
-                assert list(tmp_path.glob(name)), f"{short} leaves no {name}"
+                assert list(tmp_path.glob(name)), f"{short} did not write {name}"

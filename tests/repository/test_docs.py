@@ -1,4 +1,5 @@
-"""The README and the pages in docs/ are true: commands, code, links, and the pages generated from the code."""
+"""The README and the pages in docs/ are true: commands, code, links, and the pages generated from
+the code."""
 
 import importlib.util
 import json

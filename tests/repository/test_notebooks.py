@@ -1,4 +1,5 @@
-"""Every notebook is its script, and runs: what it prints and draws holds numbers that were made elsewhere."""
+"""Every notebook equals its script and runs; its output contains numbers that were computed
+independently."""
 
 import json
 import os
@@ -19,11 +20,11 @@ from support.planted import planted_run
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
-# Patterns of what each prints, and how many figures it shows.
+# Patterns that each notebook prints, and its number of figures.
 SHOWN = {
     "01_frequencies": (
         [
-            r"18 of them never made a whole turn",
+            r"18 of them never complete a turn",
             r"attention factor +1.0000 +1.0000 +1.0000 +1.0693",
             r"63 +0.08 +1.000 +0.500 +0.500 +0.500",
         ],
@@ -51,12 +52,12 @@ SHOWN = {
 }
 
 
-def test_every_script_is_here() -> None:
+def test_every_script_has_a_notebook_and_expectations() -> None:
     assert set(SHOWN) == set(SCRIPTS) == {path.stem for path in FOLDER.glob("*.ipynb")}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_notebook_is_the_script(name: str) -> None:
+def test_the_notebook_equals_its_script(name: str) -> None:
     notebook = json.loads((FOLDER / f"{name}.ipynb").read_text())
     cells = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in notebook["cells"]]
     script = notebook_cells.cells((FOLDER / f"{name}.py").read_text())
@@ -65,7 +66,7 @@ def test_the_notebook_is_the_script(name: str) -> None:
 
 
 def stand_in(folder: Path) -> dict[str, str]:
-    """A Llama of random weights with Llama 2's window, written by transformers, and text for a step or two."""
+    """A random Llama with Llama 2's window, written by transformers, and text for a step or two."""
     pytest.importorskip("transformers")
     from support.llamas import torch_llama
 
@@ -118,7 +119,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
 
 
 def test_drawings_are_the_charts_of_the_page(tmp_path: Path) -> None:
-    """Under the same titles, and each a file that stands alone."""
+    """Under the same titles, and each one a self-contained file."""
     path = planted_run(tmp_path / "run")
     page = parse(write_report([path]).read_text())
     titles = [

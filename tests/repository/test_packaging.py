@@ -1,4 +1,4 @@
-"""The wheel alone, in an empty environment and an empty directory, does the demo."""
+"""The wheel runs the demo by itself, in an empty environment and an empty directory."""
 
 import json
 import os
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.check
 
 
 def call(*command: str | Path, cwd: Path, seconds: int = 600) -> str:
-    """Standard output of a command that has to succeed, with nothing of this process's Python or jax settings."""
+    """Standard output of a command that must succeed, without this process's Python or jax
+    settings."""
     hidden = ("PYTHON", "JAX_", "XLA_", "WANDB_", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     environment |= {"JAX_PLATFORMS": "cpu", "WANDB_MODE": "offline"}
@@ -34,14 +35,14 @@ def call(*command: str | Path, cwd: Path, seconds: int = 600) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    # By way of the source distribution, so that this one is complete too.
+    # Built from the source distribution, so that this is checked for completeness too.
     call(sys.executable, "-m", "build", "--outdir", out, ROOT, cwd=out)
     (built,) = out.glob("*.whl")
     assert len(list(out.glob("*.tar.gz"))) == 1
     return built
 
 
-def test_the_wheel_holds_the_package_and_the_model_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package_and_the_model(wheel: Path) -> None:
     assert wheel.stat().st_size < 10e6
     names = set(zipfile.ZipFile(wheel).namelist())
     model = {f"ctxext/assets/tiny-llama/{name}" for name in ("config.json", "tokenizer.model")}

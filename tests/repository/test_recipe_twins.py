@@ -1,4 +1,5 @@
-"""Every recipe scaled down to the bundled base: same method, positions, adapter, schedule and factor, a short run."""
+"""Every recipe, scaled down to the bundled base: the same method, positions, adapter, schedule and
+factor."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +21,8 @@ WINDOW, STEPS = 256, 16
 
 
 def twin(recipe: Experiment) -> Experiment:
-    """Lengths in the proportions of the recipe, beta_fast as the bundled base's short window wants it."""
+    """Lengths in the recipe's proportions, with the beta_fast that suits the bundled base's
+    window."""
     assert recipe.model is not None
     scale = WINDOW / recipe.model.max_position_embeddings
     positions, rope, seq_len = recipe.positions, recipe.rope, int(recipe.train.seq_len * scale)
@@ -57,8 +59,8 @@ def twin(recipe: Experiment) -> Experiment:
 
 @pytest.mark.check
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_twin_reads_far_beyond_the_window(name: str, tmp_path: Path):
-    """Same held-out documents, far beyond the base's window: after 16 steps each is better read than by the base."""
+def test_a_twin_lowers_the_loss_far_beyond_the_window(name: str, tmp_path: Path):
+    """On held-out documents far beyond the window, 16 steps lower the loss of the base."""
     small = twin(load_experiment(FOLDER / f"{name}.py"))
     rows = run(small, run_dir=tmp_path / "run", track=()).rows
     nats = {

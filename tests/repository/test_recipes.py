@@ -1,4 +1,5 @@
-"""Every experiment file loads, explains itself, and its dry run resolves shapes and steps without allocating."""
+"""Every experiment file loads, explains itself, and its dry run resolves shapes and steps without
+allocating."""
 
 import ast
 import json
@@ -20,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.glob("*.py"))
 # Published parameter counts of the Llama 2 family.
 PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
-# steps, tokens a step and method of each recipe, as in its docstring
+# Steps, tokens per step and method of each recipe, as in its docstring.
 RECIPES = {
     "llama2_7b_pi_8k": (1000, 64 * 8192, Linear(factor=2.0)),
     "llama2_7b_longlora_8k": (1000, 64 * 8192, Linear(factor=2.0)),
@@ -31,7 +32,7 @@ RECIPES = {
 }
 
 
-# shape, steps, tokens a step, window, learning rate and warm-up of the other papers' recipes
+# Shape, steps, tokens per step, window, learning rate and warm-up of the other papers' recipes.
 OTHERS = {
     "llama1_7b_pi_8k": ("llama1-7b", 1000, 64 * 8192, 8192, 2e-5, 20),
     "llama1_7b_pose_16k": ("llama1-7b", 1000, 64 * 2048, 2048, 2e-5, 10),
@@ -40,7 +41,7 @@ OTHERS = {
     "llama3_8b_128k": ("llama3-8b", 400, 64 * 131072, 131072, 2e-5, 20),
     "llama3_8b_prolong_64k": ("llama3-8b", 5000, 64 * 65536, 65536, 1e-5, 500),
 }
-# (evaluation, tokens) -> perplexity, as published
+# (evaluation, tokens) -> perplexity, as published.
 EXPECTED = {
     "llama1_7b_pi_8k": {("ppl:pi", 2048): 2.79, ("ppl:pi", 4096): 2.57, ("ppl:pi", 8192): 2.39},
     "llama1_7b_pose_16k": {
@@ -66,15 +67,15 @@ def test_loads_and_explains_itself(path: Path) -> None:
     assert isinstance(experiment, Experiment)
     assert from_json(to_json(experiment)) == experiment
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert f"experiments/{path.name}" in docstring, "the docstring holds no command"
+    assert f"experiments/{path.name}" in docstring, "the docstring does not show the command"
 
 
-def test_every_llama_recipe_is_here() -> None:
+def test_every_llama_recipe_is_checked_below() -> None:
     assert {path.stem for path in FILES if path.stem.startswith("llama")} == {*RECIPES, *OTHERS}
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])
-def test_what_is_expected_is_what_was_published(name: str) -> None:
+def test_expected_numbers_are_the_published_ones(name: str) -> None:
     expect = load_experiment(FOLDER / f"{name}.py").expect
     assert {(x.evaluation, x.seq_len): x.value for x in expect} == EXPECTED.get(name, {})
 
@@ -123,7 +124,7 @@ def test_recipe(name: str) -> None:
     window, factor = experiment.model.max_position_embeddings, method.factor
     assert (window, train.seq_len) == (4096, int(window * factor))
     assert experiment.model.num_parameters == PARAMETERS[name.split("_")[1]]
-    # The estimate of the docstring: 6 N tokens FLOPs, 4 where kernels are frozen and need no gradient of their own.
+    # The estimate: 6 N FLOPs per token, 4 N where frozen kernels need no weight gradient.
     docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
     flops = (
         (6 if experiment.trainable == Full() else 4)
@@ -140,9 +141,9 @@ def test_recipe(name: str) -> None:
 DRY_RUN = """
 import sys
 from ctxext.cli.main import main
-sys.argv = ["ctxext", "run", sys.argv[1], "--dry-run"]  # its data are not here
+sys.argv = ["ctxext", "run", sys.argv[1], "--dry-run"]  # its data is missing
 code = main()
-status = open("/proc/self/status").read()  # ru_maxrss would count the parent that this process was forked from
+status = open("/proc/self/status").read()  # ru_maxrss would include the parent process
 print("peak GiB", int(status.split("VmHWM:")[1].split()[0]) / 2**20)
 sys.exit(code)
 """
@@ -178,7 +179,7 @@ def test_plan_counts_the_step(name: str, capsys: pytest.CaptureFixture[str]) -> 
     assert experiment.model is not None
     assert plan["devices"] == mesh.fsdp * mesh.seq * mesh.tensor
     assert plan["tokens_per_step"] == train.batch_size * train.accumulate * train.seq_len
-    # 2 N operations a token and the scores, which here are counted for the visible half: 2 x 2 x T / 2 x F H a layer
+    # 2 N operations per token, plus the visible half of the scores: 2 x 2 x T / 2 x F H per layer
     heads = (
         experiment.model.num_hidden_layers
         * experiment.model.num_attention_heads

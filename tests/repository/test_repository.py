@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: docstrings, light imports, pins inside bounds, no machine paths."""
+"""The repository as a whole: docstrings, light imports, pins within bounds, no machine paths."""
 
 import ast
 import re
@@ -32,7 +32,7 @@ HEAVY = (
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints."""
+    """The output of a fresh interpreter that runs `code`."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -71,12 +71,12 @@ def test_the_python_api_imports_lazily() -> None:
         _ = ctxext.no_such_name
 
 
-def test_one_version() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert ctxext.__version__ == PROJECT["version"]
     assert f"## {ctxext.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_matches_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
     assert (
@@ -100,7 +100,7 @@ def test_the_citation_is_of_this_version() -> None:
         ("transformers4", "3.11", ("transformers4",)),
     ],
 )
-def test_pins_are_inside_the_bounds(lane: str, python: str, wanted: tuple[str, ...]) -> None:
+def test_pins_are_within_the_bounds(lane: str, python: str, wanted: tuple[str, ...]) -> None:
     lines = (ROOT / "constraints" / f"{lane}.txt").read_text().splitlines()
     pins = dict(
         line.lower().replace("_", "-").split("==") for line in lines if not line.startswith("#")
