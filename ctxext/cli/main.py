@@ -1,22 +1,84 @@
-"""The command line: reads it, runs one command, and turns bad input into one line."""
+"""Read the command line, run one command, and turn bad input into one line."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from ctxext.cli.arguments import parser
-from ctxext.cli.commands import COMMANDS
+from ctxext.cli.commands import all_commands
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints a wrong option as one line, and tells its own options from those of methods and experiments."""
+
+    def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """(words for this parser, options that it does not know, each with the words after it)."""
+        known: list[str] = []
+        unknown: list[str] = []
+        words_of_option = known
+        for word in words:
+            if word.partition("=")[0] in self._option_string_actions:
+                words_of_option = known
+            elif word.startswith("--"):
+                words_of_option = unknown
+            words_of_option.append(word)
+        return known, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"ctxext: {message}; see {self.prog} --help\n")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, and adds the default to the help of an option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = (None, False, "", [], argparse.SUPPRESS)
+        if not action.help or not action.option_strings or action.default in unset:
+            return action.help
+        default = action.default
+        text = " ".join(default) if isinstance(default, list) else "%(default)s"
+        return f"{action.help} Default: {text}."
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command line, and that of each command."""
+    root = Parser(
+        "ctxext",
+        description="Stretch the context window of Llama models, and know whether it worked.",
+        epilog="Begin with: ctxext demo",
+        allow_abbrev=False,
+    )
+    subparsers = root.add_subparsers(metavar="COMMAND", required=True)
+    by_command: dict[str, Parser] = {}
+    for name, command in all_commands().items():
+        title, _, description = (command.__doc__ or "").partition("\n")
+        subparser = subparsers.add_parser(
+            name,
+            help=title,
+            description=f"{title}\n{description}".rstrip(),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        subparser.set_defaults(command=command)
+        command.add_options(subparser)
+        by_command[name] = subparser
+    return root, by_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130."""
-    args, rest = parser().parse_known_args(argv)
-    from ctxext.cli import compilation
+    words = list(sys.argv[1:] if argv is None else argv)
+    root, by_command = parsers()
+    if not words or words[0] not in by_command:
+        root.parse_args(words)  # prints help, or what is wrong, and exits
+    command_parser = by_command[words[0]]
+    known, rest = command_parser.split(words[1:])
+    args = command_parser.parse_args(known)
+    from ctxext.cli import compile_cache
     from ctxext.parallel import distributed
 
-    compilation.keep_programs()
-
+    compile_cache.keep_programs()
     return distributed.exit_with(_run(args, rest))
 
 
@@ -26,8 +88,9 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         if hasattr(args, "coordinator"):
             distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-        return COMMANDS[args.command](args, rest) or 0
-    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        return args.command.run(args, rest) or 0
+    except BrokenPipeError:
+        # Whoever reads our output, such as head, has stopped reading.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
@@ -39,11 +102,10 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     except Exception as error:
         if not distributed.is_initialized() or os.environ.get("CTXEXT_TRACEBACK"):
             raise
-        distributed.unmute()  # in most cases another process has failed, and says why itself
-        print(
-            f"ctxext: process {distributed.process_index()}: {type(error).__name__}: {error}",
-            file=sys.stderr,
-        )
+        # In most cases another process has failed and prints the reason itself.
+        distributed.unmute()
+        message = f"process {distributed.process_index()}: {type(error).__name__}: {error}"
+        print(f"ctxext: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ctxext: interrupted", file=sys.stderr)

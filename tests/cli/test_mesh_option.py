@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctxext.cli.commands.shared import parse_mesh
+from ctxext.cli.options import parse_mesh
 from ctxext.parallel.mesh import Mesh
 
 

@@ -141,4 +141,4 @@ def test_vectors_from_a_file_in_an_experiment(name, base, tmp_path, capsys):
         for x in argv
     ]
     assert main([x for x in bad if not x.endswith(".json") or "bad" in x or name != "custom"]) == 2
-    assert "wants numbers" in capsys.readouterr().err
+    assert "must be numbers" in capsys.readouterr().err

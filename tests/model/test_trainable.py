@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ctxext.cli.overrides import override, swap_method
+from ctxext.cli.overrides import override
 from ctxext.data import Batch, Files
 from ctxext.experiment import Experiment, Train
 from ctxext.model.config import LlamaConfig
@@ -196,24 +196,23 @@ def test_the_trainable_subset_is_part_of_an_experiment(tmp_path):
 def test_the_command_line_chooses_what_is_trained(tmp_path):
     plain = tiny_experiment(tmp_path)
     argv = ["--trainable.rank", "16", "--trainable.modules_to_save", "norm", "embed_tokens"]
-    assert override(swap_method(plain, "lora", argv), argv).trainable == LoRA(
-        rank=16, modules_to_save=("norm", "embed_tokens")
-    )
-    assert swap_method(plain, "lora", ["--trainable.targets", "q_proj"]).trainable == LoRA(
+    lora = override(plain, argv, methods=["lora"])
+    assert lora.trainable == LoRA(rank=16, modules_to_save=("norm", "embed_tokens"))
+    assert override(plain, ["--targets", "q_proj"], methods=["lora"]).trainable == LoRA(
         targets=("q_proj",)
     )
-    assert swap_method(plain, "last-layers", ["--trainable.n=2"]).trainable == LastLayers(2)
-    assert swap_method(swap_method(plain, "lora", []), "full", []) == plain
-    again = override(
-        swap_method(plain, "lora", argv[:2]), ["--trainable.alpha", "32", "--trainable.rslora"]
+    assert override(plain, ["--n=2"], methods=["last-layers"]).trainable == LastLayers(2)
+    assert override(lora, [], methods=["full"]) == plain
+    again = override(lora, ["--trainable.alpha", "32", "--trainable.rslora"])
+    assert again.trainable == LoRA(
+        rank=16, alpha=32.0, rslora=True, modules_to_save=("norm", "embed_tokens")
     )
-    assert again.trainable == LoRA(rank=16, alpha=32.0, rslora=True)
-    argv = ["--trainable.rslora", "--trainable.rank", "4"]
-    assert override(swap_method(plain, "lora", argv), argv).trainable == LoRA(rank=4, rslora=True)
+    short = override(plain, ["--rslora", "--rank", "4"], methods=["lora"])
+    assert short.trainable == LoRA(rank=4, rslora=True)
     with pytest.raises(ValueError, match="'last-layers' needs n"):
-        swap_method(plain, "last-layers", [])
-    with pytest.raises(ValueError, match="unknown option --trainable.rang; did you mean rank"):
-        swap_method(plain, "lora", ["--trainable.rang", "4"])
+        override(plain, [], methods=["last-layers"])
+    with pytest.raises(ValueError, match="unknown option --rang; did you mean --rank?"):
+        override(plain, ["--rang", "4"], methods=["lora"])
 
 
 def test_split_and_join_are_inverse():

@@ -1,31 +1,31 @@
-"""What every command does: thin, and everything heavy is imported when it runs."""
+"""The commands, one module each.
+
+A module named after its command holds everything about it: its docstring is the help, `add_options` declares its
+options and `run` does it. What it needs beyond argparse is imported in `run`, so that `--help` is fast.
+"""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import importlib
+import pkgutil
+from typing import Protocol
 
-from ctxext.cli.commands.data import prepare
-from ctxext.cli.commands.experiments import demo, plan, run, sweep, train
-from ctxext.cli.commands.models import bench, evaluate, export, generate, harness, import_, prove
-from ctxext.cli.commands.views import dashboard, methods, report, rope, ruler
 
-COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], Any]] = {
-    "demo": demo,
-    "run": run,
-    "train": train,
-    "plan": plan,
-    "sweep": sweep,
-    "eval": evaluate,
-    "harness": harness,
-    "export": export,
-    "prove": prove,
-    "import": import_,
-    "prepare": prepare,
-    "generate": generate,
-    "report": report,
-    "ruler": ruler,
-    "bench": bench,
-    "methods": methods,
-    "rope": rope,
-    "dashboard": dashboard,
-}
+class Command(Protocol):
+    """The interface of a module in this package."""
+
+    __doc__: str | None
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options of the command."""
+
+    def run(self, args: argparse.Namespace, rest: list[str]) -> int | None:
+        """Run it and return its exit status, None for 0. `rest` is what argparse did not know."""
+
+
+def all_commands() -> dict[str, Command]:
+    """Every command by its name; a trailing underscore, as in `import_`, is not part of it."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules: dict[str, Command] = {}
+    for name in names:
+        modules[name.rstrip("_")] = importlib.import_module(f"{__name__}.{name}")  # type: ignore
+    return modules

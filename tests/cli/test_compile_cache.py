@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ctxext.cli.compilation import keep_programs
+from ctxext.cli.compile_cache import keep_programs
 from support.processes import ROOT
 
 SCRIPT = """
 import json, os
-from ctxext.cli.compilation import compiled, keep_programs
+from ctxext.cli.compile_cache import count_compilations, keep_programs
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 keep_programs()
 import jax, jax.numpy as jnp
 x = jnp.arange(8.0)
-with compiled() as count:
+with count_compilations() as count:
     jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) @ x)(x))
     jax.block_until_ready(jax.jit(lambda x: jnp.cos(x) @ x)(x))
 print(json.dumps([count.programs, count.cached, count.seconds > 0, count.text]))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ctxext import loading
-from ctxext.cli import generate as module
-from ctxext.cli.generate import BROKEN, Writer, certain, stop_ids
+from ctxext.cli import text_generation
 from ctxext.cli.main import main
+from ctxext.cli.text_generation import REPLACEMENT, TextGenerator, decode_stream, stop_ids
 from ctxext.interop import hf
 from ctxext.methods.linear import Linear
 from ctxext.model.config import LlamaConfig
@@ -40,15 +40,15 @@ def test_the_stream_is_the_text_and_never_half_a_character(tokenizer):
         chunks, at = [], 0
         while at < len(new):
             chunks.append(new[at : (at := at + rng.randrange(1, 5))])
-        pieces = list(certain(tokenizer, prompt, chunks))
+        pieces = list(decode_stream(tokenizer, prompt, chunks))
         assert "".join(pieces) == tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
-        assert all(pieces) and BROKEN not in "".join(pieces)
+        assert all(pieces) and REPLACEMENT not in "".join(pieces)
     smile = tokenizer.encode("🙂")[1:]
     assert len(smile) == 4, "as bytes"
-    assert list(certain(tokenizer, prompt, [[i] for i in smile])) == ["🙂"]
-    assert list(certain(tokenizer, prompt, [smile[:3]])) == [], "the rest of it never came"
-    broken = "".join(certain(tokenizer, prompt, [smile[:2], tokenizer.encode("a b"), smile]))
-    assert broken.endswith("a b🙂") and set(broken[:-4]) <= {BROKEN, " "}, (
+    assert list(decode_stream(tokenizer, prompt, [[i] for i in smile])) == ["🙂"]
+    assert list(decode_stream(tokenizer, prompt, [smile[:3]])) == [], "the rest of it never came"
+    broken = "".join(decode_stream(tokenizer, prompt, [smile[:2], tokenizer.encode("a b"), smile]))
+    assert broken.endswith("a b🙂") and set(broken[:-4]) <= {REPLACEMENT, " "}, (
         "bytes that are no text stay so"
     )
 
@@ -90,7 +90,7 @@ def test_text_and_data_are_those_of_generate(directory, capsys, options):
         and data["tokens_per_second"] > 0 < data["seconds"]
     )
     whole = lm.tokenizer.decode(ids + data["ids"])[len(lm.tokenizer.decode(ids)) :]
-    assert data["text"] == whole.rstrip(BROKEN) and said(capsys, *argv) == data["text"] + "\n"
+    assert data["text"] == whole.rstrip(REPLACEMENT) and said(capsys, *argv) == data["text"] + "\n"
 
 
 def test_it_stops_at_every_kind_of_end(directory, tmp_path):
@@ -98,17 +98,20 @@ def test_it_stops_at_every_kind_of_end(directory, tmp_path):
     assert stop_ids(lm, directory) == [2]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
     assert stop_ids(lm, tmp_path) == [2, 7]
-    free = Writer(lm, [], 20, quiet=True).go_on("def f(x):")
+    free = TextGenerator(lm, [], max_new_tokens=20, quiet=True).complete("def f(x):")
     end = free.ids[5]
     at = free.ids.index(end)
-    found = Writer(lm, [end], 20, quiet=True).go_on("def f(x):")
+    found = TextGenerator(lm, [end], max_new_tokens=20, quiet=True).complete("def f(x):")
     assert (found.ids, found.stop, free.stop) == (
         free.ids[:at],
         "eos",
         "length",
     ) and free.text.startswith(found.text)
-    assert Writer(lm, free.ids[:1], 20, quiet=True).go_on("def f(x):").text == ""
-    one = Writer(lm, [], 1, quiet=True).go_on("def f(x):")
+    assert (
+        TextGenerator(lm, free.ids[:1], max_new_tokens=20, quiet=True).complete("def f(x):").text
+        == ""
+    )
+    one = TextGenerator(lm, [], max_new_tokens=1, quiet=True).complete("def f(x):")
     assert one.ids == free.ids[:1] and one.tokens_per_second is None
 
 
@@ -124,7 +127,7 @@ def test_the_prompt_of_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch
 def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
     """Every answer is that of the whole conversation so far, and asked for by the template."""
     options = ["--chat", "--system", "Be kind.", "--max-new-tokens", 12]
-    monkeypatch.setattr(module, "typed", lambda: (line for line in ("one", "two")))
+    monkeypatch.setattr(text_generation, "typed_lines", lambda: (line for line in ("one", "two")))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     typed = said(capsys, directory, *options)
     lm, messages, texts = loading.load(directory), [{"role": "system", "content": "Be kind."}], []
@@ -134,7 +137,9 @@ def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
         new = lm.generate([ids], max_new_tokens=12, eos_token_id=2)[0].tolist()
         new = new[: new.index(2)] if 2 in new else new
         text = (
-            lm.tokenizer.decode(ids + new)[len(lm.tokenizer.decode(ids)) :].lstrip().rstrip(BROKEN)
+            lm.tokenizer.decode(ids + new)[len(lm.tokenizer.decode(ids)) :]
+            .lstrip()
+            .rstrip(REPLACEMENT)
         )
         messages.append({"role": "assistant", "content": text})
         texts.append(text)
@@ -155,7 +160,7 @@ def test_lines_are_typed_up_to_the_end_of_input(monkeypatch):
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", line)
-    assert list(module.typed()) == ["one", "two"]
+    assert list(text_generation.typed_lines()) == ["one", "two"]
 
 
 def test_llama_2s_markers_are_said_once(tmp_path, directory, capsys):

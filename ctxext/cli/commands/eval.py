@@ -1,0 +1,112 @@
+"""Evaluate a run or a checkpoint, with any method.
+
+ctxext eval runs/mine
+ctxext eval HF_DIR --method yarn --factor 4 --evals passkey ppl --seq-len 4096 16384
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument(
+        "--evals",
+        nargs="+",
+        metavar="NAME",
+        default=["passkey", "kv", "lines", "vt", "mqar", "ppl", "controls"],
+        choices=options.LazyNames(_tasks, others=True),  # pyright: ignore[reportArgumentType]
+        help="Retrieval: %(choices)s, and as published passkey:landmark|yarn|pi|longlora. Suites: ruler, and "
+        "ruler:reference with RULER's own samples. Text: ppl, ppl:token|yarn|pi|longlora|truncate, longppl, and "
+        "longppl:DIR with the key tokens that the model in DIR finds. controls: every named retrieval without its "
+        "needle and without its haystack.",
+    )
+    parser.add_argument(
+        "--seq-len",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="Lengths in tokens; default: 1, 2, 4 and 8 windows.",
+    )
+    parser.add_argument(
+        "--budget",
+        choices=["small", "full"],
+        default="small",
+        help="How many questions per length; which differences they can show is printed first.",
+    )
+    parser.add_argument(
+        "--haystack",
+        default="stdlib",
+        metavar="PATH",
+        help="The text around needles and for perplexity: stdlib, or text, JSONL, Parquet or Arrow files.",
+    )
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="The questions of qa: SQuAD, HotpotQA, JSONL.",
+    )
+    parser.add_argument(
+        "--ruler",
+        type=Path,
+        metavar="DIR",
+        help="The samples of ruler:reference, which `ctxext ruler` writes.",
+    )
+    parser.add_argument(
+        "--wording",
+        type=Path,
+        metavar="FILE",
+        help="The authors' own text for passkey:<protocol>, in JSON.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="Where records.jsonl is; default: the run, or runs/eval-<name>.",
+    )
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="I/N",
+        help="The part of the work that this process does; all processes share --out.",
+    )
+    options.add_json(parser)
+
+
+def _tasks() -> Iterable[str]:
+    from ctxext.tasks import by_suite_name
+
+    return by_suite_name()
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import evaluate, report
+    from ctxext.data import haystack
+    from ctxext.evals.suite import SuiteConfig
+
+    methods = options.read_methods(args, rest)
+    suite = SuiteConfig(
+        (), args.budget, haystack(args.haystack), args.questions, args.ruler, args.wording
+    )
+    sink, rows = evaluate.evaluate_checkpoint(
+        args.source,
+        adapter=args.adapter,
+        checkpoint=args.checkpoint,
+        methods=[methods or None],
+        evals=args.evals,
+        seq_lens=args.seq_len,
+        asked=suite,
+        out=args.out,
+        part=evaluate.Part.parse(args.shard),
+        dtype=args.compute_dtype,
+        mesh=options.read_mesh(args),
+        trust=args.trust_run,
+    )
+    if args.json:
+        print(json.dumps(report.summary(rows)))
+    else:
+        print(f"{report.tables(rows)}\n\nrecords: {sink}")

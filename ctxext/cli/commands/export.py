@@ -1,0 +1,115 @@
+"""Write a run or a checkpoint for other programs: HF, Meta or GGUF format, or a PEFT adapter.
+
+ctxext export runs/mine --out llama2-8k
+ctxext export HF_DIR --method yarn --factor 2 --out scaled
+ctxext export runs/mine --to gguf --out llama2-8k.gguf --dtype q8_0
+"""
+
+import argparse
+import shlex
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument(
+        "--to",
+        choices=options.LazyNames(_formats),  # pyright: ignore[reportArgumentType]
+        default="hf",
+        metavar="FORMAT",
+        help="%(choices)s: a whole model (gguf: one file), or for peft what a LoRA run trained.",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="PATH", help="The directory or GGUF file to write."
+    )
+    parser.add_argument(
+        "--base",
+        metavar="HF_DIR",
+        help="With --to peft: the base that the adapter is for; default: the run's own.",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=options.dtype,
+        choices=[*options.DTYPES.values(), "q8_0"],
+        help="The number type, also as f32, f16, bf16; q8_0 is for gguf; default: that of HF_DIR, else bfloat16.",
+    )
+    parser.add_argument(
+        "--seq-len",
+        type=int,
+        metavar="N",
+        help="The extended window L' in tokens; default: factor x L.",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="With --to meta: the number of consolidated.NN.pth files; default: by size.",
+    )
+
+
+def _formats() -> list[str]:
+    from ctxext.interop.formats import FORMATS
+
+    return [*FORMATS, "peft"]
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    if args.to == "peft":
+        _export_adapter(args, rest)
+        print(f"wrote {args.out}")
+        return
+    if args.base:
+        raise ValueError("--base belongs to --to peft")
+    _export_model(args, rest)
+    if args.adapter:
+        print(f"wrote {args.out}")
+        return
+    words = ["ctxext", "prove", args.out]
+    if args.to == "gguf":
+        methods = [word for name in args.method for word in ("--method", name)]
+        words += ["--against", args.source, *methods, *rest]
+    print(f"wrote {args.out}; check it with: {shlex.join(words)}")
+
+
+def _export_adapter(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import export
+
+    if rest or args.method or args.adapter or args.dtype or args.seq_len or args.shards:
+        raise ValueError(
+            "--to peft writes what a run trained, as it is, in float32; it takes only --base and --out"
+        )
+    export.export_adapter(
+        args.source,
+        args.out,
+        base=args.base,
+        checkpoint=args.checkpoint,
+        mesh=options.read_mesh(args),
+        trust=args.trust_run,
+    )
+
+
+def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
+    """A run is loaded and written; a checkpoint is converted tensor by tensor."""
+    from ctxext import export, loading
+
+    if args.adapter or loading.is_run(loading.locate(args.source)):
+        seq_len = args.seq_len or (None if args.method else loading.declared_window(args.source))
+        export.export(
+            options.open_model(args, rest),
+            args.out,
+            to=args.to,
+            dtype=args.dtype or "bfloat16",
+            seq_len=seq_len,
+            shards=args.shards,
+        )
+    else:
+        export.convert(
+            args.source,
+            args.out,
+            methods=options.read_methods(args, rest),
+            to=args.to,
+            dtype=args.dtype,
+            seq_len=args.seq_len,
+            shards=args.shards,
+        )

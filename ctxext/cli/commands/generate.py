@@ -1,0 +1,80 @@
+"""Continue a prompt, or answer in a chat; text appears while it is generated.
+
+ctxext generate RUN --prompt "Once upon a time"
+ctxext generate HF_DIR --method ntk --factor 2 --prompt-file book.txt --temperature 0.7 --top-p 0.9
+ctxext generate RUN --chat
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="The text to continue or to answer.")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE|-", help="A file with the text, in UTF-8; - reads a pipe."
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="How many tokens are generated, unless EOS comes first.",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="The temperature of sampling; 0 takes the most likely token.",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="Sample from the most likely tokens whose probabilities add up to this.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="The seed of sampling.")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="Use the model's chat template; without a prompt, chat turn by turn.",
+    )
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="Another template, in Jinja."
+    )
+    parser.add_argument("--system", metavar="TEXT", help="The system message of the chat.")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext.cli import text_generation
+
+    if not args.chat and (args.chat_template or args.system):
+        raise ValueError("--chat-template and --system belong to --chat")
+    no_prompt = args.prompt is None and args.prompt_file is None
+    if args.chat and no_prompt and not args.json and sys.stdin.isatty():
+        prompts = text_generation.typed_lines()
+    else:
+        prompts = iter([text_generation.read_prompt(args.prompt, args.prompt_file)])
+    lm = options.open_model(args, rest)
+    generator = text_generation.TextGenerator(
+        lm,
+        text_generation.stop_ids(lm, args.source),
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        quiet=args.json,
+    )
+    if args.chat:
+        completion = generator.chat(prompts, args.system, args.chat_template)
+    else:
+        completion = generator.complete(next(prompts))
+    if args.json:
+        print(json.dumps(completion.data))

@@ -1,0 +1,50 @@
+"""Tell whether an experiment fits: memory, operations, and the longest context. Nothing is allocated.
+
+ctxext plan experiments/llama2_7b_yarn_8k.py --topology h100:8
+ctxext plan experiments/llama2_7b_yarn_8k.py --mesh.fsdp 16 --train.seq-len 32768
+"""
+
+import argparse
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_experiment(parser)
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="v4|v5e|v5p|v6e:CHIPS, h100:8, ...; default: every accelerator.",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="Find the longest context that fits, over mesh and rematerialisation.",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="Ask the compiler of the accelerator, for which no device is needed: extra plan or plan-gpu.",
+    )
+    parser.add_argument(
+        "--precise",
+        action="store_true",
+        help="With --compile: optimise as much as a real run does, which takes minutes.",
+    )
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext import loading
+    from ctxext.plan.tables import Plan
+
+    experiment = options.read_experiment(args, rest)
+    plan = Plan.of(
+        experiment,
+        *loading.base_config(experiment),
+        on=args.topology,
+        compiled=args.compile,
+        precise=args.precise,
+        searched=args.search,
+    )
+    print(plan.json() if args.json else plan.text())

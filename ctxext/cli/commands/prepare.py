@@ -1,0 +1,97 @@
+"""Turn text, JSONL, Parquet or datasets into token files that training maps into memory.
+
+    ctxext prepare my-texts --out my-tokens --tokenizer HF_DIR --workers 8
+
+The same command resumes an interrupted one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="Files, directories or datasets of the hub; each is a domain.",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="Where the token files are written."
+    )
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="HF_DIR|tokenizer.model",
+        help="The tokenizer of the model to train.",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Processes; their number does not change the result.",
+    )
+    parser.add_argument("--field", default="text", help="The key or column that holds the text.")
+    parser.add_argument(
+        "--min-tokens", type=int, default=0, metavar="N", help="Leave out shorter documents."
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="Leave out longer documents.")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="The fraction of documents, chosen by their hash, to hold out, such as 0.01.",
+    )
+    for name in ("bos", "eos"):
+        parser.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help=f"Add {name.upper()} to each document.",
+        )
+    parser.add_argument(
+        "--max-rejects",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="The fraction of lines that may be broken.",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print files, sizes, and tokens estimated from a sample; write nothing.",
+    )
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    options.refuse_rest(rest)
+    from ctxext import prepare
+    from ctxext.interop import hub
+    from ctxext.loading import open_tokenizer
+    from ctxext.prepare import estimate
+
+    recipe = prepare.Recipe(
+        args.field, args.bos, args.eos, args.min_tokens, args.max_tokens, args.held_out
+    )
+    tokenizer = open_tokenizer(args.tokenizer)
+    sources = [hub.resolve(source, dataset=True) for source in args.sources]
+    if args.dry_run:
+        prepare.check(recipe, tokenizer, args.workers, args.max_rejects)
+        plan = estimate.estimate(sources, tokenizer, recipe)
+        print(json.dumps(plan) if args.json else estimate.describe(plan))
+        return
+    index = prepare.prepare(
+        sources,
+        args.out,
+        tokenizer,
+        recipe=recipe,
+        workers=args.workers,
+        max_rejects=args.max_rejects,
+    )
+    print(json.dumps(index) if args.json else prepare.describe(index, args.out))

@@ -1,0 +1,49 @@
+"""Reload an export, or a PEFT adapter on its base, in independent readers and compare.
+
+    ctxext prove llama2-8k
+    ctxext prove llama2-8k.gguf --against runs/mine
+
+It exits with 0 if they are equal and with 1 if not.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="DIR|FILE.gguf",
+        help="An export in HF, Meta or GGUF format, from any writer.",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RUN|HF_DIR",
+        help="The model to compare with, instead of the export itself. GGUF needs one; for an adapter it is the base.",
+    )
+    options.add_method(parser)
+    parser.add_argument(
+        "--original",
+        type=int,
+        metavar="N",
+        help="Meta format without rope.json: the window L of pre-training, in tokens.",
+    )
+    options.add_checkpoint(parser)
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ctxext import prove
+
+    proof = prove.prove(
+        Path(args.source),
+        against=args.against,
+        checkpoint=args.checkpoint,
+        original=args.original,
+        methods=options.read_methods(args, rest),
+    )
+    print(json.dumps(proof) if args.json else prove.describe(proof))
+    return 0 if proof["equal"] else 1

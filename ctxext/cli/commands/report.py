@@ -1,0 +1,73 @@
+"""Report on runs: verdict, tables, and one HTML page, computed again from their records.
+
+ctxext report runs/mine
+ctxext report runs/seed-* --seeds --plot seeds.svg
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="Run directories.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="The page; default: RUN/report.html, or ./report.html for several runs.",
+    )
+    parser.add_argument(
+        "--seeds",
+        action="store_true",
+        help="The runs differ only in their seed: summarise their variants over the seeds.",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.svg|FILE.html",
+        help="With --seeds: draw one dot per variant.",
+    )
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    options.refuse_rest(rest)
+    if args.plot and not args.seeds:
+        raise ValueError(
+            "--plot draws the variants of --seeds; the page of a run has its own charts"
+        )
+    if args.seeds:
+        _report_seeds(args)
+    else:
+        _report_runs(args)
+
+
+def _report_seeds(args: argparse.Namespace) -> None:
+    from ctxext import report
+
+    tasks = report.across_seeds(args.runs, args.plot)
+    if args.json:
+        print(json.dumps([task.data for task in tasks]))
+    else:
+        print("\n\n".join(task.text for task in tasks))
+
+
+def _report_runs(args: argparse.Namespace) -> None:
+    from ctxext import report
+
+    rows = report.read_rows(args.runs)
+    expected = report.expectations(args.runs)
+    if args.json:
+        summary = report.summary(rows)
+        if expected:
+            summary["expected"] = [outcome.data for outcome in expected]
+        print(json.dumps(summary), flush=True)
+    else:
+        lines = [*report.verdict(rows), *(outcome.text for outcome in expected)]
+        print("\n".join([*lines, "", report.tables(rows)]), flush=True)
+    page = report.write_report(args.runs, args.out)
+    print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)

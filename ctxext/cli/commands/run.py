@@ -1,0 +1,36 @@
+"""Train, evaluate, export, prove and report an experiment; the same command resumes it.
+
+ctxext run experiments/demo.py
+ctxext run experiments/demo.py --init DIR --method yarn --factor 8 --train.steps 400
+ctxext run experiments/demo.py --dry-run
+"""
+
+import argparse
+import json
+import sys
+
+from ctxext.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_experiment(parser)
+    parser.add_argument("--trial", metavar="NAME", help="One experiment of the file's sweep().")
+    options.add_run(parser)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    experiment = options.read_experiment(args, rest, trial=args.trial)
+    if options.inspect(args, experiment):
+        return
+    from ctxext import pipeline
+    from ctxext.cli.compile_cache import count_compilations
+
+    with count_compilations() as count:
+        result = pipeline.run(
+            experiment,
+            run_dir=args.run_dir,
+            file=args.experiment,
+            track=options.read_trackers(args),
+        )
+    print(count.text, file=sys.stderr)
+    print(json.dumps(result.summary) if args.json else result.text)

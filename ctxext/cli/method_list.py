@@ -1,0 +1,50 @@
+"""Every discovered method as text or data, with the formats that can represent it."""
+
+import dataclasses
+import json
+from typing import Any
+
+from ctxext.cli import support_matrix
+from ctxext.methods import all_methods, seam
+from ctxext.model.config import SHAPES
+
+
+def method_list(*, as_json: bool) -> str:
+    """Name, seam, paper, formats and fields of every method."""
+    methods = sorted(all_methods().items(), key=lambda item: (seam(item[1]), item[0]))
+    rows = [_row(name, method) for name, method in methods]
+    if as_json:
+        return json.dumps(rows, indent=2)
+    formats = "".join(f"{name:<14}" for name in support_matrix.COLUMNS)
+    lines = [f"{'name':<17} {'seam':<10} {'arXiv':<11} {formats} fields"]
+    lines += [_line(row) for row in rows]
+    reasons = '--json has the reason of every "refused".'
+    return "\n".join([*lines, "", *support_matrix.LEGEND, reasons])
+
+
+def _row(name: str, method: type) -> dict[str, Any]:
+    fields = dataclasses.fields(method)
+    config = SHAPES["llama2-7b"]
+    return {
+        "name": name,
+        "aliases": list(getattr(method, "aliases", ())),
+        "seam": seam(method),
+        "paper": getattr(method, "paper", ""),
+        "summary": (method.__doc__ or "").split("\n")[0],
+        "fields": {
+            field.name: None if field.default is dataclasses.MISSING else field.default
+            for field in fields
+        },
+        "formats": support_matrix.places(support_matrix.example(method, config), config),
+        "required": [field.name for field in fields if field.default is dataclasses.MISSING],
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    fields = [
+        name if name in row["required"] else f"{name}={default}"
+        for name, default in row["fields"].items()
+    ]
+    formats = "".join(f"{support['how']:<14}" for support in row["formats"].values())
+    columns = f"{row['name']:<17} {row['seam']:<10} {row['paper']:<11} {formats}"
+    return f"{columns} {', '.join(fields)}".rstrip()

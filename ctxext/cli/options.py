@@ -1,0 +1,277 @@
+"""Options that several commands share, each group with what reads it. Nothing heavy is imported here."""
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+"""Short names of number types."""
+
+
+def dtype(name: str) -> str:
+    """The full name of a number type: "bf16" is "bfloat16"."""
+    return DTYPES.get(name, name)
+
+
+class LazyNames:
+    """Choices of an option that are loaded only to be checked or printed, because that imports jax."""
+
+    def __init__(self, load: Callable[[], Iterable[str]], *, others: bool = False) -> None:
+        """others: accept every other name too, because it is checked later."""
+        self._load = load
+        self._others = others
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._load())
+
+    def __contains__(self, name: str) -> bool:
+        return self._others or name in self._load()
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="Print data instead of text.")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """--coordinator, --num-processes and --process-id; `main` reads them."""
+    group = parser.add_argument_group(
+        "many processes",
+        "Run the same command in each process. Slurm, Open MPI, Kubernetes and Cloud TPU set these by themselves.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="A free port of process 0.")
+    group.add_argument(
+        "--num-processes",
+        type=int,
+        metavar="N",
+        help="How many processes take part; 1 ignores what the environment says.",
+    )
+    group.add_argument(
+        "--process-id",
+        type=int,
+        metavar="I",
+        help="The number of this process, 0 to N - 1; process 0 writes and prints.",
+    )
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """--method; the fields of the method are left to `method_options`."""
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME|FILE.py:Class",
+        help="Frequencies, attention or positions, see ctxext methods; may be given several times. The fields of a "
+        "method are options too: --method yarn --factor 4 --beta-fast 16.",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="latest|best|STEP",
+        help="Which checkpoint of a run; best is the one of the lowest training loss, see train.keep_best.",
+    )
+
+
+# A model: a source, and the method to run it with
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """SOURCE and the options that `open_model` reads."""
+    parser.add_argument("source", metavar="RUN|HF_DIR", help="A run, a checkpoint or a hub name.")
+    add_method(parser)
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="PEFT_DIR",
+        help="Merge this adapter into the parameters.",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--trust-run",
+        action="store_true",
+        help="Import the Python files that a run directory refers to.",
+    )
+    parser.add_argument(
+        "--compute-dtype",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="The number type of the forward pass.",
+    )
+    parser.add_argument(
+        "--mesh",
+        nargs="+",
+        default=[],
+        metavar="AXIS=N",
+        help="Devices along each axis, as data=2 fsdp=4 seq=2.",
+    )
+    add_processes(parser)
+
+
+def read_methods(args: argparse.Namespace, rest: list[str]) -> tuple[Any, ...]:
+    """The methods of --method, with their fields from the other options."""
+    from ctxext.cli.method_options import make_methods
+
+    return make_methods(args.method, rest)
+
+
+def read_mesh(args: argparse.Namespace) -> Any:
+    """The mesh of --mesh."""
+    return parse_mesh(args.mesh)
+
+
+def parse_mesh(arguments: Sequence[str]) -> Any:
+    """The mesh of `["fsdp=8", "tensor=2"]`. Raises ValueError for an unknown axis or no number."""
+    from ctxext.parallel.mesh import Mesh
+
+    axes = list(Mesh().sizes)
+    sizes = {}
+    for argument in arguments:
+        axis, _, size = argument.partition("=")
+        if axis not in axes or not re.fullmatch(r"-?\d+", size):
+            raise ValueError(
+                f"--mesh {argument}: give AXIS=DEVICES with AXIS one of {', '.join(axes)}"
+            )
+        sizes[axis] = int(size)
+    return Mesh(**sizes)
+
+
+def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
+    """The model of SOURCE under the methods of --method."""
+    from ctxext import loading
+
+    return loading.load(
+        args.source,
+        method=read_methods(args, rest),
+        adapter=args.adapter,
+        checkpoint=args.checkpoint,
+        dtype=args.compute_dtype,
+        mesh=read_mesh(args),
+        trust=args.trust_run,
+    )
+
+
+# An experiment: a file, and what the command line changes in it
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """EXPERIMENT.py and the options that `read_experiment` reads."""
+    parser.add_argument("experiment", metavar="EXPERIMENT.py", help="A file with an experiment.")
+    parser.add_argument(
+        "--init", metavar="DIR", help="The base checkpoint: an HF or run directory, or a hub name."
+    )
+    add_method(parser)
+    parser.epilog = "Every leaf of the experiment is an option: --train.steps 400 --rope.factor 8 --data.path DIR"
+
+
+def base_config(args: argparse.Namespace) -> Callable[[], Any]:
+    """Reads the shape of the base that --init names, when an experiment file asks for it."""
+
+    def read() -> Any:
+        from ctxext import loading
+        from ctxext.experiment import BUNDLED
+
+        return loading.read_config(args.init or BUNDLED)[0]
+
+    return read
+
+
+def read_experiment(args: argparse.Namespace, rest: list[str], *, trial: str | None = None) -> Any:
+    """The experiment of the file, or one of its sweep, with --init, --method and every leaf option applied.
+
+    Raises ValueError for an unknown trial or option.
+    """
+    from ctxext.experiment import load_experiment, load_sweep
+
+    if trial is None:
+        experiment = load_experiment(args.experiment, base_config(args))
+    else:
+        trials = load_sweep(args.experiment, base_config(args))
+        if trial not in trials:
+            raise ValueError(
+                f"{args.experiment} has no trial {trial!r}; it has {', '.join(trials)}"
+            )
+        experiment = trials[trial]
+    return change_experiment(experiment, args, rest)
+
+
+def change_experiment(experiment: Any, args: argparse.Namespace, rest: list[str]) -> Any:
+    """An experiment with --init, --method and every leaf option applied. Raises ValueError for an unknown option."""
+    from ctxext.cli.overrides import override
+
+    init = ["--init", args.init] if args.init else []
+    return override(experiment, [*init, *rest], methods=args.method)
+
+
+# A run of an experiment
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The options of demo, run and train."""
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="Where the run is kept; default: runs/<name>-<hash of the configuration>.",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print shapes, parameters and steps, and stop before anything is allocated.",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print the resolved experiment as JSON."
+    )
+    add_track(parser)
+    parser.add_argument("--no-wandb", action="store_true", help="Leave wandb out of --track.")
+    add_processes(parser)
+    add_json(parser)
+
+
+def add_track(parser: argparse.ArgumentParser) -> None:
+    """--track."""
+    parser.add_argument(
+        "--track",
+        default="wandb",
+        metavar="NAME,...",
+        help="Trackers to log to: wandb (online if it is configured, else offline), tensorboard, trackio. "
+        "metrics.jsonl is always written.",
+    )
+
+
+def read_trackers(args: argparse.Namespace) -> tuple[str, ...]:
+    """The names of --track, without wandb under --no-wandb."""
+    from ctxext.tracking import parse
+
+    return tuple(name for name in parse(args.track) if not (args.no_wandb and name == "wandb"))
+
+
+def inspect(args: argparse.Namespace, experiment: Any) -> bool:
+    """Serve --print-config and --dry-run. Returns whether one of them was given, so that nothing is to be run."""
+    import json
+
+    from ctxext.serialization import to_json
+
+    if args.print_config:
+        print(json.dumps(to_json(experiment), indent=2))
+    if args.dry_run:
+        from ctxext import loading
+        from ctxext.cli.dry_run import dry_run
+
+        config, scaling = loading.base_config(experiment)
+        print(dry_run(experiment, config, scaling))
+    return args.print_config or args.dry_run
+
+
+# Options that no command takes
+
+
+def refuse_rest(rest: list[str]) -> None:
+    """Raises ValueError if an option is left over."""
+    if rest:
+        raise ValueError(f"unknown option {rest[0]}; see --help")

@@ -1,0 +1,149 @@
+"""The frequencies that methods give, as text, data or a drawing."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ctxext.methods import label
+from ctxext.model.config import SHAPES
+from ctxext.report.analysis.wavelengths import Spectrum, spectrum
+from ctxext.rope import Rope, RopeBase, RopeScaling
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeView:
+    """The frequencies of methods over one base at `seq_len` tokens, and the pairs that extrapolate at `target`."""
+
+    methods: tuple[RopeScaling, ...]
+    base: RopeBase
+    seq_len: int
+    target: int
+
+    @classmethod
+    def of(
+        cls,
+        methods: Sequence[Any],
+        *,
+        head_dim: int,
+        theta: float,
+        original: int,
+        seq_len: int | None,
+    ) -> "RopeView":
+        """Without `seq_len` the target is the largest factor times `original`.
+
+        Raises ValueError for methods that are not frequencies, and for those that depend on the length without one.
+        """
+        for method in methods:
+            if not isinstance(method, RopeScaling):
+                raise ValueError(
+                    f"{label([method])} does not change frequencies; ctxext methods lists those that do"
+                )
+            if method.depends_on_length and seq_len is None:
+                raise ValueError(f"{label([method])} depends on the length; give --seq-len")
+        if seq_len is not None and seq_len < 1:
+            raise ValueError(f"--seq-len must be at least 1, got {seq_len}")
+        factor = max(float(getattr(method, "factor", 1.0)) for method in methods)
+        return cls(
+            methods=tuple(methods),
+            base=RopeBase(head_dim, theta, original),
+            seq_len=seq_len or original,
+            target=seq_len or round(original * factor),
+        )
+
+    def json(self) -> str:
+        """An object for one method, a list of them for several."""
+        methods = [
+            {
+                "method": label([method]),
+                "inv_freq": rope.inv_freq.tolist(),
+                "attention_factor": rope.attention_factor,
+                "leading_positions": rope.leading[0] if rope.leading else 0,
+                "hf_config": self._hf_config(method),
+            }
+            for method, rope in self._ropes()
+        ]
+        return json.dumps(methods[0] if len(methods) == 1 else methods, indent=2)
+
+    def text(self) -> str:
+        """For each method a summary, then a line per pair of dimensions."""
+        base = self.base
+        window = base.original_max_position_embeddings
+        header = f"head_dim {base.head_dim}, theta {base.theta:g}, window {window:,}, target {self.target:,} tokens"
+        if self.target == window:
+            header += " (--seq-len gives another target)"
+        lines = [header]
+        for (method, rope), waves in zip(self._ropes(), self.spectra, strict=True):
+            lines += self._summary(method, rope, waves)
+        lines += self._pairs_of_one() if len(self.methods) == 1 else self._pairs_of_several()
+        return "\n".join(lines)
+
+    def plot(self, out: Path) -> Path:
+        """Draw the wavelengths into FILE.svg or FILE.html."""
+        from ctxext import report
+
+        return report.plot_wavelengths(self.methods, self.base, self.seq_len, self.target, out)
+
+    @cached_property
+    def spectra(self) -> list[Spectrum]:
+        """The wavelengths of each method."""
+        return [spectrum(method, self.base, self.seq_len) for method in self.methods]
+
+    def _summary(self, method: RopeScaling, rope: Rope, waves: Spectrum) -> Iterator[str]:
+        """The attention factor, how many pairs never turn or are extrapolated, and the HF keys."""
+        window = self.base.original_max_position_embeddings
+        scale = rope.attention_factor
+        yield f"{waves.method}: attention factor {scale:.9g} (logits x {scale**2:.6g})"
+        yield (
+            f"  {waves.slow.sum()} of {len(waves.wavelengths)} pairs never turn in {window:,} tokens; "
+            f"{(~waves.seen).sum()} never did in pre-training; "
+            f"{waves.extrapolated(self.target).sum()} are extrapolated at {self.target:,}"
+        )
+        if rope.leading:
+            yield f"  plain RoPE at the first {rope.leading[0]} positions"
+        yield f"  HF config.json: {json.dumps(self._hf_config(method))}"
+
+    def _pairs_of_one(self) -> Iterator[str]:
+        (waves,) = self.spectra
+        ((_, rope),) = self._ropes()
+        yield f"{'pair':>4} {'inv_freq':>15} {'of base':>9} {'wavelength':>12} {'turns in window':>16}"
+        pairs = zip(rope.inv_freq, self.base.inv_freq, waves.wavelengths, strict=True)
+        for pair, (inv_freq, plain, wavelength) in enumerate(pairs):
+            ratio = inv_freq / plain
+            turns = waves.window / wavelength
+            yield f"{pair:>4} {inv_freq:>15.9g} {ratio:>9.4f} {wavelength:>12.1f} {turns:>16.2f}"
+
+    def _pairs_of_several(self) -> Iterator[str]:
+        widths = [max(12, len(waves.method)) for waves in self.spectra]
+        names = [
+            f"{waves.method:>{width}}" for waves, width in zip(self.spectra, widths, strict=True)
+        ]
+        yield "wavelengths, tokens; * is extrapolated at the target"
+        yield "pair " + "  ".join(names)
+        extrapolated = [waves.extrapolated(self.target) for waves in self.spectra]
+        for pair in range(len(self.base.inv_freq)):
+            line = f"{pair:>4} "
+            for waves, marked, width in zip(self.spectra, extrapolated, widths, strict=True):
+                cell = f"{waves.wavelengths[pair]:.1f}{'*' if marked[pair] else ' '}"
+                line += f"{cell:>{width + 1}} "
+            yield line.rstrip()
+
+    def _ropes(self) -> list[tuple[RopeScaling, Rope]]:
+        return [(method, method.rope(self.base, self.seq_len)) for method in self.methods]
+
+    def _hf_config(self, method: RopeScaling) -> Any:
+        """The HF keys, or the reason why there are none."""
+        from ctxext.interop import ropespec
+
+        config = dataclasses.replace(
+            SHAPES["llama2-7b"],
+            head_dim=self.base.head_dim,
+            rope_theta=self.base.theta,
+            max_position_embeddings=self.base.original_max_position_embeddings,
+        )
+        try:
+            return ropespec.rope_to_config(method, config, self.seq_len)
+        except ValueError as error:
+            return f"not representable: {error}"

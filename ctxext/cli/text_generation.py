@@ -1,0 +1,179 @@
+"""Complete a prompt or chat: text as soon as it is certain, where it stopped, and how fast it was."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxext import loading
+from ctxext.files import read_json
+from ctxext.model.lm import LM
+from ctxext.tokenization.chat import chat_of
+from ctxext.tokenization.tokenizer import Tokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders write for bytes that are not a character, or not yet one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """The generated text; `ids` are its tokens without the stop token."""
+
+    text: str
+    ids: list[int]
+    stop: str
+    """ "eos" or "length"."""
+    prompt_tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    """Speed after the first token, so that compilation does not count; None if there is no second one."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The completion as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextGenerator:
+    """A model with its sampling options; prints what it generates, unless `quiet`."""
+
+    lm: LM
+    stop_ids: Sequence[int]
+    _: dataclasses.KW_ONLY
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    quiet: bool = False
+
+    def complete(self, prompt: str) -> Completion:
+        """Continue `prompt` up to a stop token. Raises ValueError as `LM.generate` does."""
+        return self._generate(self.lm.tokenizer.encode(prompt, bos=True))
+
+    def chat(
+        self, questions: Iterable[str], system: str | None = None, template: Path | None = None
+    ) -> Completion:
+        """Answer each question with the whole conversation as context; returns the last answer.
+
+        Raises ValueError for a missing or wrong chat template, and if there is no question.
+        """
+        chat = chat_of(self.lm.tokenizer, template)
+        if chat.note:
+            print(f"ctxext: {chat.note}", file=sys.stderr)
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        answer = None
+        for question in questions:
+            messages.append({"role": "user", "content": question})
+            answer = self._generate(chat.encode(messages), strip_leading=True)
+            messages.append({"role": "assistant", "content": answer.text})
+        if answer is None:
+            raise ValueError("the chat has no question")
+        return answer
+
+    def _generate(self, prompt: Sequence[int], *, strip_leading: bool = False) -> Completion:
+        """strip_leading: leave out white space before the first word."""
+        start = time.perf_counter()
+        ids: list[int] = []
+        times: list[float] = []
+
+        def chunks() -> Iterator[list[int]]:
+            for chunk in self.lm.stream(
+                prompt,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                seed=self.seed,
+                eos_token_id=self.stop_ids,
+            ):
+                times.append(time.perf_counter())
+                ids.extend(chunk)
+                yield [token for token in chunk if token not in self.stop_ids]
+
+        texts: list[str] = []
+        for text in decode_stream(self.lm.tokenizer, prompt, chunks()):
+            if strip_leading and not texts:
+                text = text.lstrip()
+            if text:
+                texts.append(text)
+                self._print(text)
+        self._print("\n")
+        stopped = ids[-1] in self.stop_ids
+        return Completion(
+            text="".join(texts),
+            ids=ids[:-1] if stopped else ids,
+            stop="eos" if stopped else "length",
+            prompt_tokens=len(prompt),
+            seconds=time.perf_counter() - start,
+            tokens_per_second=(len(ids) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+        )
+
+    def _print(self, text: str) -> None:
+        if not self.quiet:
+            print(text, end="", flush=True)
+
+
+def decode_stream(
+    tokenizer: Tokenizer, prompt: Sequence[int], chunks: Iterable[Sequence[int]]
+) -> Iterator[str]:
+    """The text of chunks of ids after `prompt`, in parts that no later id changes: never half a character.
+
+    Joined, the parts are what the decoded whole has after the decoded prompt, leading space included, without a
+    character that the last id leaves unfinished.
+    """
+    context = list(prompt)
+    new: list[int] = []
+    printed = tokenizer.decode(context)
+    for chunk in chunks:
+        new = [*new, *chunk]
+        text = tokenizer.decode(context + new)
+        complete = text.rstrip(REPLACEMENT)
+        if len(complete) > len(printed):
+            yield complete[len(printed) :]
+            printed = complete
+        new_text = tokenizer.decode(new) if complete == text else ""
+        if new_text:  # what came before `new` no longer changes how later ids decode
+            context = new
+            new = []
+            printed = new_text
+
+
+def stop_ids(lm: LM, source: str | Path) -> list[int]:
+    """The ids that end an answer: those of config.json, of generation_config.json and of the tokenizer."""
+    file = loading.locate(source) / "generation_config.json"
+    configured = read_json(file).get("eos_token_id") if file.is_file() else None
+    ids: set[int] = set()
+    for entry in (lm.config.eos_token_id, configured, lm.tokenizer.eos_id):
+        if isinstance(entry, int):
+            ids.add(entry)
+        elif entry is not None:
+            ids.update(entry)
+    return sorted(ids)
+
+
+def read_prompt(text: str | None, file: str | None) -> str:
+    """The text itself, or the content of a file, "-" for standard input. Raises ValueError if neither is given."""
+    if text is not None:
+        return text
+    if file is None:
+        raise ValueError(
+            "give --prompt TEXT or --prompt-file FILE (- for a pipe); in a terminal, --chat asks for one"
+        )
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from None
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines typed in a terminal, up to the end of input (Ctrl-D); empty ones are skipped."""
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if line.strip():
+            yield line

@@ -1,0 +1,205 @@
+"""Methods and leaves on the command line: one spelling for all commands, values by their types, suggestions."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ctxext.cli.flags import Flag, parse_flags, parse_value
+from ctxext.cli.main import main
+from ctxext.cli.method_options import make_methods
+from ctxext.cli.overrides import leaves, override
+from ctxext.data import Stdlib
+from ctxext.experiment import Experiment, Train
+from ctxext.methods.custom import Custom
+from ctxext.methods.pose import PoSE
+from ctxext.methods.self_extend import SelfExtend
+from ctxext.methods.yarn import Yarn
+from ctxext.model.trainable import LoRA
+from ctxext.optim import Optim
+from ctxext.parallel.mesh import Mesh
+
+EXPERIMENT = Experiment(
+    "x", Stdlib("train"), Optim(1e-3), Train(steps=3, seq_len=64, batch_size=2), rope=Yarn(2.0)
+)
+
+SPELLINGS = [
+    ("yarn", ["--factor", "8", "--beta-fast", "16"], Yarn(8.0, beta_fast=16.0)),
+    ("yarn", ["--factor=8", "--beta_fast=16"], Yarn(8.0, beta_fast=16.0)),
+    ("yarn", ["--rope.factor", "8", "--rope.beta-fast=16"], Yarn(8.0, beta_fast=16.0)),
+    ("yarn", ["--factor", "8", "--no-truncate"], Yarn(8.0, truncate=False)),
+    ("yarn", ["--factor", "8", "--truncate", "false"], Yarn(8.0, truncate=False)),
+    ("yarn", ["--factor", "8", "--attention-factor", "none"], Yarn(8.0)),
+    (
+        "self-extend",
+        ["--group-size", "4", "--attention.neighbor-window", "16"],
+        SelfExtend(4, 16),
+    ),
+    ("pose", ["--max-position-embeddings", "128"], PoSE(128)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "method"), SPELLINGS)
+def test_a_method_is_spelled_the_same_for_a_model_and_for_an_experiment(name, options, method):
+    assert make_methods([name], options) == (method,)
+    experiment = override(EXPERIMENT, options, methods=[name])
+    assert method in (experiment.rope, experiment.attention, experiment.positions)
+
+
+def test_every_command_takes_the_plain_spelling(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "experiment.py"
+    file.write_text(
+        "from ctxext.data import Stdlib\nfrom ctxext.experiment import Experiment, Train\n"
+        "from ctxext.optim import Optim\n"
+        "experiment = Experiment('x', Stdlib('train'), Optim(1e-3), Train(1, 64, 1))\n"
+        "def sweep():\n    yield experiment\n"
+    )
+    method = ["--method", "yarn", "--factor", "8"]
+    for command in ("run", "train"):
+        assert main([command, str(file), *method, "--print-config"]) == 0
+        config = json.loads(capsys.readouterr().out)
+        assert (config["rope"]["__type__"], config["rope"]["factor"]) == ("rope/yarn", 8.0)
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), *method, "--dry-run"]) == 0
+    assert "--method yarn" in capsys.readouterr().out
+    assert main(["rope", *method, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "yarn(factor=8)"
+    sweep = ["sweep", str(file), "--out", str(tmp_path / "out"), "--method", "yarn", "--factr", "8"]
+    for wrong in (
+        ["run", str(file), "--method", "yarn", "--factr", "8"],
+        ["plan", str(file), "--method", "yarn", "--factr", "8"],
+        ["eval", "tiny-llama", "--method", "yarn", "--factr", "8"],
+        ["export", "tiny-llama", "--out", str(tmp_path / "o"), "--method", "yarn", "--factr", "8"],
+        ["generate", "tiny-llama", "--prompt", "a", "--method", "yarn", "--factr", "8"],
+        ["prove", str(tmp_path), "--method", "yarn", "--factr", "8"],
+        ["rope", "--method", "yarn", "--factr", "8"],
+        sweep,
+    ):
+        assert main(wrong) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--factr" in line and "did you mean --factor?" in line
+
+
+def test_fields_go_to_every_method_that_has_them():
+    both = make_methods(["yarn", "linear", "pose"], ["--factor", "4", *POSE])
+    assert [getattr(method, "factor", None) for method in both] == [4.0, 4.0, None]
+    experiment = override(
+        EXPERIMENT,
+        ["--factor", "4", "--rank", "2", "--train.steps", "9", *POSE],
+        methods=["yarn", "lora", "pose"],
+    )
+    assert (experiment.rope, experiment.trainable) == (Yarn(4.0), LoRA(rank=2))
+    assert (experiment.positions, experiment.train.steps) == (PoSE(64), 9)
+
+
+POSE = ["--max-position-embeddings", "64"]
+
+
+def test_a_method_keeps_the_fields_it_shares_with_the_one_it_replaces():
+    start = dataclasses.replace(EXPERIMENT, rope=Yarn(4.0, beta_fast=16.0))
+    assert override(start, [], methods=["yarn"]).rope == start.rope
+    replaced = override(start, [], methods=["ntk"]).rope
+    assert (type(replaced).__name__, replaced.factor) == ("NTK", 4.0)
+
+
+def test_leaves_are_replaced_together():
+    """-1 and -1 in turn would be refused halfway; only the whole has to be valid."""
+    start = dataclasses.replace(EXPERIMENT, mesh=Mesh(data=-1))
+    changed = override(start, ["--mesh.fsdp", "-1", "--mesh.data", "1", "--seed=7"])
+    assert (changed.mesh, changed.seed) == (Mesh(data=1, fsdp=-1), 7)
+    assert override(EXPERIMENT, ["--train.steps", "5", "--train.steps=6"]).train.steps == 6
+    assert override(EXPERIMENT, ["--train.keep-best"]).train.keep_best
+    assert override(EXPERIMENT, ["--optim.rates", '[["lm_head", 0.5]]']).optim.rates == (
+        ("lm_head", 0.5),
+    )
+    assert override(EXPERIMENT, ["--init", "none"]).init is None
+    assert override(EXPERIMENT, []) == EXPERIMENT
+    assert {"train.seq_len", "rope.factor", "export.dtype", "init", "seed"} <= set(
+        leaves(EXPERIMENT)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.stps", "4"], r"unknown option --train.stps; did you mean --train.steps\?"),
+        (["--factor", "4"], r"unknown option --factor; did you mean --rope.factor\?"),
+        (["--zzz", "4"], "unknown option --zzz; --print-config shows"),
+        (["--train.steps", "four"], "--train.steps must be a whole number, got 'four'"),
+        (["--train.steps"], "--train.steps needs a value: a whole number"),
+        (["--train.steps", "1", "2"], "--train.steps takes one value, got 1 2"),
+        (["--train.dtype", "f8"], "--train.dtype must be float32 or bfloat16, got 'f8'"),
+        (["--train.keep-best", "maybe"], "--train.keep-best must be true or false, got 'maybe'"),
+        (["--rope", "yarn"], "--rope is not a single value"),
+        (["--evals", "ppl"], "--evals is not a single value"),
+        (["--model.head-dim", "4"], "this experiment has no model"),
+        (["4"], "unexpected argument '4'"),
+        (["--train.steps", "-1"], "train.steps must not be negative"),
+    ],
+)
+def test_wrong_leaves_are_one_clear_line(arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        override(EXPERIMENT, arguments)
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "message"),
+    [
+        (["yarn"], [], "'yarn' needs factor"),
+        (["yarn"], ["--factor", "four"], "--factor must be a number, got 'four'"),
+        (["yarn"], ["--fctr", "4"], r"unknown option --fctr; did you mean --factor\?"),
+        (["linear"], ["--zzz", "4"], "the fields of these methods are --factor"),
+        ([], ["--zzz", "4"], "after --method NAME"),
+        (["yrn"], [], "did you mean 'yarn'"),
+        (["custom"], ["--divisors", "a"], "--divisors must be numbers"),
+    ],
+)
+def test_wrong_fields_are_one_clear_line(names: list[str], arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        make_methods(names, arguments)
+
+
+def test_vectors_are_words_json_or_a_file(tmp_path: Path):
+    (tmp_path / "list.json").write_text("[1, 2.5]")
+    (tmp_path / "object.json").write_text('{"divisors": [1, 2.5], "other": 3}')
+    expected = (Custom((1.0, 2.5), 1.0),)
+    for values in (
+        ["1", "2.5"],
+        ["[1, 2.5]"],
+        [str(tmp_path / "list.json")],
+        [str(tmp_path / "object.json")],
+    ):
+        options = ["--divisors", *values, "--attention-factor", "1"]
+        assert make_methods(["custom"], options) == expected
+    (tmp_path / "object.json").write_text('{"other": [1, 2.5]}')
+    with pytest.raises(ValueError, match="--divisors must be numbers"):
+        make_methods(["custom"], ["--divisors", str(tmp_path / "object.json")])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "texts", "value"),
+    [
+        (int | float, ["3"], 3),
+        (int | float, ["3.5"], 3.5),
+        (str | None, ["none"], None),
+        (str | None, ["7"], "7"),
+        (int | tuple[int, ...] | None, ["[1, 2]"], (1, 2)),
+        (tuple[str, ...], ["a", "b"], ("a", "b")),
+        (tuple[str, ...], ["[]"], ()),
+        (tuple[int, float], ["1", "2"], (1, 2.0)),
+        (Literal["a", 2], ["2"], 2),
+        (bool, [], True),
+    ],
+)
+def test_values_by_their_type(annotation, texts: list[str], value):
+    parsed = parse_value(Flag("x", tuple(texts)), annotation)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_flags_keep_their_order_and_values():
+    assert parse_flags(["--a=1", "--b-c", "2", "3", "--d"]) == [
+        Flag("a", ("1",)),
+        Flag("b_c", ("2", "3")),
+        Flag("d", ()),
+    ]
