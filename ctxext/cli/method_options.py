@@ -34,8 +34,9 @@ def replace_methods(
 ) -> Experiment:
     """The experiment with each named method in its seam.
 
-    The trainable subset counts as a seam here: "full", "lora" or "last-layers". Fields of the same name keep the value that
-    they have in the experiment. Raises ValueError for an unknown method and for a missing or wrong field.
+    The trainable subset counts as a seam here: "full", "lora" or "last-layers". A method of another
+    class keeps the values of the fields that both have; one of the same class begins with its
+    defaults. Raises ValueError for an unknown method and for a missing or wrong field.
     """
     for name in names:
         method, seam_name = _method_of_experiment(name)
@@ -97,8 +98,8 @@ def _method_of_experiment(name: str) -> tuple[type, str]:
 
 
 def _shared_fields(current: Any, method: type) -> dict[str, Any]:
-    """The values of the fields that `current` has in common with `method`."""
-    if current is None:
+    """The values of the fields that `current`, unless it is of the same class, has in common with `method`."""
+    if current is None or type(current) is method:
         return {}
     names = {field.name for field in dataclasses.fields(method)}
     shared = [field.name for field in dataclasses.fields(current) if field.name in names]

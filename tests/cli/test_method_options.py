@@ -98,7 +98,7 @@ POSE = ["--max-position-embeddings", "64"]
 
 def test_a_method_keeps_the_fields_it_shares_with_the_one_it_replaces():
     start = dataclasses.replace(EXPERIMENT, rope=Yarn(4.0, beta_fast=16.0))
-    assert override(start, [], methods=["yarn"]).rope == start.rope
+    assert override(start, ["--factor", "8"], methods=["yarn"]).rope == Yarn(8.0)
     replaced = override(start, [], methods=["ntk"]).rope
     assert (type(replaced).__name__, replaced.factor) == ("NTK", 4.0)
 

@@ -1,6 +1,6 @@
 """Run the whole way on the bundled model: train, evaluate, export, prove, report.
 
-    ctxext demo
+ctxext demo
 
 It takes minutes. The experiment is ctxext/demo.py; its leaves are options, as in `ctxext run`.
 """

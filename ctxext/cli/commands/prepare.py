@@ -1,6 +1,6 @@
 """Turn text, JSONL, Parquet or datasets into token files that training maps into memory.
 
-    ctxext prepare my-texts --out my-tokens --tokenizer HF_DIR --workers 8
+ctxext prepare my-texts --out my-tokens --tokenizer HF_DIR --workers 8
 
 The same command resumes an interrupted one.
 """

@@ -1,7 +1,7 @@
 """Reload an export, or a PEFT adapter on its base, in independent readers and compare.
 
-    ctxext prove llama2-8k
-    ctxext prove llama2-8k.gguf --against runs/mine
+ctxext prove llama2-8k
+ctxext prove llama2-8k.gguf --against runs/mine
 
 It exits with 0 if they are equal and with 1 if not.
 """

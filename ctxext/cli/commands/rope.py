@@ -1,7 +1,7 @@
 """Print the frequencies, the attention factor and the HF keys of methods.
 
-    ctxext rope yarn --factor 4
-    ctxext rope none yarn ntk --factor 4 --beta-fast 16 --plot waves.svg
+ctxext rope yarn --factor 4
+ctxext rope none yarn ntk --factor 4 --beta-fast 16 --plot waves.svg
 
 Methods come first, then their fields; each field goes to every method that has it.
 """
