@@ -1,4 +1,4 @@
-"""The second seam: which position every training token is given."""
+"""The second seam: which positions the tokens of a training batch get."""
 
 import abc
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 class Positions(abc.ABC):
     """Training-time positions. Subclasses are frozen dataclasses and final.
 
-    Positions are drawn on the host, where the batch is made, from the generator of that (seed, step, row).
+    They are drawn on the host, where the batch is made, from the generator of its seed and step.
     """
 
     type_tag: ClassVar[str] = "positions/"
@@ -22,7 +22,7 @@ class Positions(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Contiguous(Positions):
-    """Position = index in the row."""
+    """The position of a token is its index in the row."""
 
     paper: ClassVar[str] = ""
 
@@ -31,11 +31,13 @@ class Contiguous(Positions):
 
 
 def check_reach(method: Any, length: int | None = None) -> None:
-    """Raises ValueError unless the positions of `method` are enough for a row of `length` tokens, and fit 32 bits."""
-    reach, name = method.max_position_embeddings, type(method).__name__
+    """Raise ValueError unless the positions of `method` fit 32 bits and rows of `length` tokens."""
+    reach = method.max_position_embeddings
+    name = type(method).__name__
     if not 1 <= reach <= 2**31:
         raise ValueError(
-            f"{name}: max_position_embeddings must be from 1 to {2**31} (32-bit positions), got {reach}"
+            f"{name}: max_position_embeddings must be from 1 to {2**31} (32-bit positions), "
+            f"got {reach}"
         )
     if length is not None and reach < length:
         raise ValueError(

@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
-"""(q, k, v not rotated, cache of a segment, layer of that segment) -> (output [B, T, N, H], cache)."""
+"""(q, k, v, cache of a segment, layer of that segment) -> (output [B, T, N, H], cache).
+
+q, k and v come before their rotation.
+"""
 
 
 def make_attention(
@@ -40,7 +43,7 @@ def make_attention(
     sharding_of: Callable[[tuple[int, ...]], NamedSharding] | None = None,
     cut: bool = False,
 ) -> Attend:
-    """Make attention of whole sequences with themselves; rotary tables are built once for all layers.
+    """Make attention of sequences with themselves; rotary tables are built once for all layers.
 
     sharding_of: the sharding of an activation [B, T, heads, H] by its shape; None: one device.
     cut: that cuts the sequences, and everything along T comes in `ring.zigzag` order.

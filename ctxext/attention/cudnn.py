@@ -1,4 +1,4 @@
-"""cuDNN's fused attention on NVIDIA GPUs, for methods of one causal band, in two bytes per number."""
+"""cuDNN's fused attention on NVIDIA GPUs, for methods of one causal band in 16-bit numbers."""
 
 from collections.abc import Sequence
 

@@ -31,7 +31,7 @@ SMALLEST = 32
 
 
 def zigzag(seq_len: int, num_devices: int) -> np.ndarray:
-    """The token index at every place, [T]: what the first device holds, then the second, and so on."""
+    """The token index at every place, [T]: those of the first device, of the second, and so on."""
     chunks = np.arange(seq_len).reshape(2 * num_devices, -1)
     early = chunks[:num_devices]
     late = chunks[: num_devices - 1 : -1]
@@ -155,7 +155,7 @@ class _Round:
         )
 
     def blocks(self, device: Array, segments: Array | None) -> tiles.Blocks:
-        """Where the blocks of a device are: those of its early chunk, then those of its late one."""
+        """Where the blocks of a device are: first those of its early, then of its late chunk."""
         offsets = jnp.arange(0, self.chunk, self.C)
         early = device * self.chunk + offsets
         late = (2 * self.S - 1 - device) * self.chunk + offsets

@@ -1,12 +1,9 @@
 """Where each method can be written down: an example of it is lowered to every format, and what comes of it is named."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ctxext import export
+from ctxext import export, methods
 from ctxext.attention import Attention
 from ctxext.interop.formats import FORMATS, encode_rope_hf
 from ctxext.interop.ropespec import rope_spec
@@ -55,30 +52,8 @@ LEGEND = (
 
 
 def example(method: type, config: LlamaConfig) -> Any:
-    """An instance of a method for `config`, by its required fields alone. Raises KeyError for an unknown one."""
-    longest = round(FACTOR * config.max_position_embeddings)
-    divisors = tuple(np.geomspace(1, FACTOR, config.head_dim // 2).tolist())
-    known = {
-        "factor": FACTOR,
-        "rope_theta": 50 * config.rope_theta,
-        "power": 0.5,
-        "partial_rotary_factor": 0.75,
-        "truncate_length": longest,
-        "max_position_embeddings": longest,
-        "divisors": divisors,
-        "attention_factor": 1.1,
-        "short_factor": (1.0,) * len(divisors),
-        "long_factor": divisors,
-        "group_size": 4,
-        "window": 1024,
-        "neighbor_window": 1024,
-    }
-    required = [
-        f.name
-        for f in dataclasses.fields(method)
-        if f.default is f.default_factory is dataclasses.MISSING
-    ]
-    return method(**{name: known[name] for name in required})
+    """The instance of a method whose exports the matrix shows, at FACTOR and over `config`."""
+    return methods.example(method, config.rope_base(), factor=FACTOR)
 
 
 def places(method: Any, config: LlamaConfig) -> dict[str, dict[str, str]]:

@@ -1,4 +1,7 @@
-"""Context-extension methods, one file per paper. The list is discovered, not kept."""
+"""Context-extension methods, one file per paper. The list of them is discovered, never kept.
+
+Each extends one of the three seams: RopeScaling, Attention or Positions.
+"""
 
 import dataclasses
 import difflib
@@ -10,39 +13,44 @@ import inspect
 import pkgutil
 import re
 import sys
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ctxext.attention.pieces import Attention, Causal
 from ctxext.positions import Contiguous, Positions
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.rope import RopeBase, RopeScaling, Unscaled
 
 SEAMS: dict[str, type] = {"rope": RopeScaling, "attention": Attention, "positions": Positions}
 
 
-def _classes(module: ModuleType) -> list[type]:
-    found = [
-        x
-        for x in vars(module).values()
-        if inspect.isclass(x) and issubclass(x, tuple(SEAMS.values()))
-    ]
-    return [x for x in found if x.__module__ == module.__name__ and not inspect.isabstract(x)]
-
-
 @functools.cache
 def all_methods() -> dict[str, type]:
-    """Every method by its command-line name, e.g. "dynamic-ntk"."""
-    modules = [
-        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    """Every method by its command-line name, such as "dynamic-ntk"."""
+    classes: list[type] = [Unscaled, Causal, Contiguous]
+    for info in pkgutil.iter_modules(__path__):
+        classes += _method_classes(importlib.import_module(f"{__name__}.{info.name}"))
+    return {method_name(cls): cls for cls in classes}
+
+
+def _method_classes(module: ModuleType) -> list[type]:
+    """The methods that a module defines, not those it imports."""
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, tuple(SEAMS.values()))
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
     ]
-    classes = [Unscaled, Causal, Contiguous, *(c for module in modules for c in _classes(module))]
-    return {method_name(c): c for c in classes}
 
 
 def method_name(method: Any) -> str:
-    """Kebab-case name of a method class or instance: DynamicNTK -> dynamic-ntk, NTKByParts -> ntk-by-parts."""
+    """Kebab-case name of a method class or instance, such as dynamic-ntk for DynamicNTK."""
     name = (method if isinstance(method, type) else type(method)).__name__
     if name == "Unscaled":
         return "none"
@@ -52,12 +60,16 @@ def method_name(method: Any) -> str:
 
 
 def label(methods: Iterable[Any]) -> str:
-    """What rows and tables call a choice of methods: "yarn(factor=4)", joined by " + "; defaults are left out."""
+    """What records and tables call some methods: "yarn(factor=4)", joined by " + ".
+
+    Fields at their defaults are left out; no method is "none".
+    """
     labels = []
     for method in methods:
-        values = [(f.name, getattr(method, f.name), f.default) for f in dataclasses.fields(method)]
-        changed = [f"{name}={_short(value)}" for name, value, default in values if value != default]
-        labels.append(method_name(method) + (f"({', '.join(changed)})" if changed else ""))
+        fields = dataclasses.fields(method)
+        changed = [f for f in fields if getattr(method, f.name) != f.default]
+        values = [f"{f.name}={_short(getattr(method, f.name))}" for f in changed]
+        labels.append(method_name(method) + (f"({', '.join(values)})" if values else ""))
     return " + ".join(labels) or "none"
 
 
@@ -80,17 +92,18 @@ def find(name: str) -> type:
     Raises ValueError with a suggestion for an unknown name.
     """
     if ".py:" in name:
-        return _from_file(*name.rsplit(":", 1))
-    known = all_methods()
-    names = dict(known)
-    for method in known.values():
+        file, _, class_name = name.rpartition(":")
+        return _from_file(file, class_name)
+    methods = all_methods()
+    names = dict(methods)
+    for method in methods.values():
         names |= {alias: method for alias in getattr(method, "aliases", ())}
         names[method.__name__.lower()] = method
     key = name.lower().replace("_", "-")
     if key in names:
         return names[key]
     close = difflib.get_close_matches(key, names, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(methods))}"
     raise ValueError(f"there is no method {name!r}; {hint} (a file works too: FILE.py:Class)")
 
 
@@ -103,7 +116,7 @@ def _from_file(file: str, class_name: str) -> type:
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses look their module up
+        sys.modules[module_name] = module  # dataclasses look up the module of their class
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -112,9 +125,19 @@ def _from_file(file: str, class_name: str) -> type:
     method = getattr(sys.modules[module_name], class_name, None)
     if not (inspect.isclass(method) and issubclass(method, tuple(SEAMS.values()))):
         raise ValueError(
-            f"{file} has no method class {class_name}; it must extend RopeScaling, Attention or Positions"
+            f"{file} has no method class {class_name}; "
+            "it must extend RopeScaling, Attention or Positions"
         )
     return method
+
+
+def required_fields(method: type) -> list[dataclasses.Field]:
+    """The fields of a method that have no default."""
+    return [
+        field
+        for field in dataclasses.fields(method)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
 
 
 def make(name: str, **fields: Any) -> Any:
@@ -123,17 +146,67 @@ def make(name: str, **fields: Any) -> Any:
 
 
 def build(method: type, name: str, fields: dict[str, Any]) -> Any:
-    """An instance of the dataclass `method`. Raises ValueError, calling it `name`, for missing or unknown fields."""
-    known = {field.name: field for field in dataclasses.fields(method)}
+    """An instance of `method`, called `name` in messages.
+
+    Raises ValueError for missing or unknown fields.
+    """
+    known = [field.name for field in dataclasses.fields(method)]
     unknown = [field for field in fields if field not in known]
-    required = [
-        f.name for f in known.values() if f.default is f.default_factory is dataclasses.MISSING
-    ]
-    missing = [field for field in required if field not in fields]
+    missing = [field.name for field in required_fields(method) if field.name not in fields]
     if unknown or missing:
         wrong = f"has no field {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise ValueError(f"method {name!r} {wrong}; its fields are: {', '.join(known) or 'none'}")
     return method(**fields)
+
+
+def example(method: type, base: RopeBase, *, factor: float) -> Any:
+    """An instance of a method, by its required fields alone, that stretches `base` by `factor`.
+
+    A field's value is its metadata["example"] if it declares one, or follows from its name if that
+    is a standard one, or from its type: a method in a new file needs no entry anywhere else. Raises
+    ValueError if the method refuses these values.
+    """
+    types = typing.get_type_hints(method)
+    reason: Exception | None = None
+    for fraction in (False, True):
+        values = {
+            field.name: _example_value(field, types[field.name], base, factor, fraction)
+            for field in required_fields(method)
+        }
+        try:
+            return method(**values)
+        except (TypeError, ValueError) as error:
+            reason = error
+    raise ValueError(
+        f"{method.__name__} refuses the values of its example ({reason}); declare one for each "
+        'required field, such as: power: float = field(metadata={"example": 0.5})'
+    )
+
+
+def _example_value(
+    field: dataclasses.Field, kind: Any, base: RopeBase, factor: float, fraction: bool
+) -> Any:
+    """The value of one field; fraction: a number that follows from its type alone is in 0 .. 1."""
+    if "example" in field.metadata:
+        return field.metadata["example"]
+    num_pairs = base.head_dim // 2
+    length = round(factor * base.original_max_position_embeddings)
+    by_name: dict[str, Any] = {
+        "factor": factor,
+        "rope_theta": 50 * base.theta,
+        "attention_factor": 1.1,
+        "max_position_embeddings": length,
+        "short_factor": (1.0,) * num_pairs,
+    }
+    by_type: dict[Any, Any] = {
+        float: 0.5 if fraction else factor,
+        int: 1 if fraction else length,
+        bool: False,
+        tuple[float, ...]: tuple(np.geomspace(1, factor, num_pairs).tolist()),
+        RopeScaling: Unscaled(),
+        Attention: Causal(),
+    }
+    return by_name.get(field.name, by_type.get(kind))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, inverse_frequencies
 
 @dataclasses.dataclass(frozen=True)
 class ABF(RopeScaling):
-    """f'_i = rope_theta^(-2i/d): another base, chosen freely, and training that gets used to it (arXiv 2309.16039)."""
+    """f'_i = rope_theta^(-2i/d): another base, and training that adapts to it (2309.16039)."""
 
     paper: ClassVar[str] = "2309.16039"
     rope_theta: float

@@ -1,4 +1,4 @@
-"""Given frequencies: learned, searched, or read from a checkpoint."""
+"""Any fixed frequencies: learned, searched, or read from a checkpoint."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor
 
 
 def check_divisors(name: str, divisors: Sequence[float]) -> None:
-    """Raises ValueError unless all are positive and finite."""
+    """Raise ValueError unless all are positive and finite."""
     if not all(0 < divisor < math.inf for divisor in divisors):
         raise ValueError(f"{name} must be positive and finite; 1e12 stands for a frequency of zero")
 
@@ -28,9 +28,10 @@ def divided(base: RopeBase, name: str, divisors: Sequence[float]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Custom(RopeScaling):
-    """f'_i = f_i / divisors_i, m = attention_factor: any static spectrum, as LongRoPE writes one (arXiv 2402.13753).
+    """f'_i = f_i / divisors_i, m = attention_factor: any static spectrum (arXiv 2402.13753).
 
-    `divisors`: one per pair, highest frequency first. Raises ValueError if their number is not head_dim / 2.
+    `divisors`: one per pair, highest frequency first. Raises ValueError if they are not
+    head_dim / 2.
     """
 
     paper: ClassVar[str] = "2402.13753"

@@ -23,7 +23,7 @@ class Linear(RopeScaling):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicLinear(RopeScaling):
-    """Linear with factor l / L at length l > L, plain RoPE up to L (arXiv 2309.00071, section 3.3)."""
+    """Linear with factor l / L at length l > L, plain RoPE up to L (arXiv 2309.00071, 3.3)."""
 
     aliases: ClassVar[tuple[str, ...]] = ("dynamic-pi",)
     depends_on_length: ClassVar[bool] = True

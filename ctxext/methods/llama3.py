@@ -10,9 +10,10 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
 
 @dataclasses.dataclass(frozen=True)
 class Llama3(RopeScaling):
-    """Keep f for wavelengths under L / high, f / factor over L / low, blend between (arXiv 2407.21783).
+    """f for wavelengths under L / high, f / factor over L / low, blended between (2407.21783).
 
-    The blend is linear in turns per window: u = (L / wavelength - low) / (high - low), f' = (1 - u) f / factor + u f.
+    The blend is linear in turns per window: f' = (1 - u) f / factor + u f with
+    u = (L / wavelength - low) / (high - low). low, high = `low_freq_factor`, `high_freq_factor`.
     """
 
     paper: ClassVar[str] = "2407.21783"
@@ -30,7 +31,6 @@ class Llama3(RopeScaling):
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         turns = base.original_max_position_embeddings * base.inv_freq / (2 * np.pi)
-        keep = np.clip(
-            (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1
-        )
+        blend_width = self.high_freq_factor - self.low_freq_factor
+        keep = np.clip((turns - self.low_freq_factor) / blend_width, 0, 1)
         return Rope(keep * base.inv_freq + (1 - keep) * base.inv_freq / self.factor)

@@ -8,7 +8,7 @@ from ctxext.attention.pieces import Attention, Band, Mask, Piece
 
 @dataclasses.dataclass(frozen=True)
 class First(Mask):
-    """The row's first `count` tokens, from queries at least `low` tokens behind them."""
+    """The row's first `count` tokens, for queries at least `low` tokens after them."""
 
     count: int
     low: int
@@ -34,15 +34,16 @@ class At:
 
 @dataclasses.dataclass(frozen=True)
 class LMInfinite(Attention):
-    """The last `window` tokens and the row's first `num_global`, those at distance min(i - j, window).
+    """The last `window` tokens and the row's first `num_global`, at distances of at most `window`.
 
-    It keeps a model fluent at any length and does not make it read farther: what is neither near nor first is not seen
-    (arXiv 2308.16137). No training needed. For rows of one document.
+    A pair is rotated at distance min(i - j, window). This keeps a model fluent at any length but
+    does not make it read farther: what is neither near nor first is not seen (arXiv 2308.16137).
+    It needs no training, and rows of one document.
     """
 
     paper: ClassVar[str] = "2308.16137"
     aliases: ClassVar[tuple[str, ...]] = ("lambda-mask",)
-    window: int
+    window: int = dataclasses.field(metadata={"example": 1024})
     num_global: int = 10
 
     def __post_init__(self) -> None:

@@ -19,8 +19,9 @@ def su_attention_factor(factor: float, window: int) -> float:
 class LongRope(RopeScaling):
     """f'_i = f_i / short_factor_i up to L tokens, f_i / long_factor_i beyond (arXiv 2402.13753).
 
-    `attention_factor` None is m = sqrt(1 + ln factor / ln L). The first `leading_positions` keep plain RoPE with m = 1.
-    Raises ValueError if a list has not one divisor per pair, highest frequency first.
+    `attention_factor` None is m = sqrt(1 + ln factor / ln L). The first `leading_positions` keep
+    plain RoPE with m = 1. Raises ValueError if a list does not have one divisor per pair, highest
+    frequency first.
     """
 
     depends_on_length: ClassVar[bool] = True
@@ -43,24 +44,22 @@ class LongRope(RopeScaling):
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         window = base.original_max_position_embeddings
-        short, long = (
-            divided(base, "short_factor", self.short_factor),
-            divided(base, "long_factor", self.long_factor),
-        )
-        default = su_attention_factor(self.factor, window)
-        return Rope(
-            long if seq_len > window else short,
-            default if self.attention_factor is None else self.attention_factor,
-            (self.leading_positions, base.inv_freq) if self.leading_positions else None,
-        )
+        short = divided(base, "short_factor", self.short_factor)
+        long = divided(base, "long_factor", self.long_factor)
+        m = self.attention_factor
+        if m is None:
+            m = su_attention_factor(self.factor, window)
+        leading = (self.leading_positions, base.inv_freq) if self.leading_positions else None
+        return Rope(long if seq_len > window else short, m, leading)
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicLongRope(RopeScaling):
-    """LongRoPE with divisors 1 + (long_factor_i - 1) (l / L - 1) / (factor - 1) at length l (code of arXiv 2402.13753).
+    """LongRoPE whose divisors grow with the length (code of arXiv 2402.13753).
 
-    `clamp` False lets them fall under 1 below L, as the authors' code does; m is that of `factor` at every length.
-    Raises ValueError for divisors below 1 or that fall from pair to pair.
+    They are 1 + (long_factor_i - 1) (l / L - 1) / (factor - 1) at length l. `clamp` False lets them
+    fall below 1 for l < L, as the authors' code does. m is that of `factor` at every length. Raises
+    ValueError for divisors below 1 or that fall from pair to pair.
     """
 
     depends_on_length: ClassVar[bool] = True
@@ -79,26 +78,27 @@ class DynamicLongRope(RopeScaling):
         check_divisors("long_factor", self.long_factor)
         if min(self.long_factor, default=1) < 1:
             raise ValueError(
-                f"long_factor must be at least 1 for every pair, as the divisors grow from 1 to it, "
-                f"got {min(self.long_factor)}"
+                "long_factor must be at least 1 for every pair, because the divisors grow from 1 "
+                f"to it, got {min(self.long_factor)}"
             )
         if list(self.long_factor) != sorted(self.long_factor):
             at = int(np.argmax(np.diff(self.long_factor) < 0))
             raise ValueError(
-                f"long_factor must not fall from pair to pair, as the paper's search has it, but "
-                f"{self.long_factor[at]:g} is followed by {self.long_factor[at + 1]:g}; LongRope and "
-                "Custom take any vector"
+                "long_factor must not fall from pair to pair, as in the paper's search, but "
+                f"{self.long_factor[at]:g} is followed by {self.long_factor[at + 1]:g}; "
+                "LongRope and Custom take any vector"
             )
         check_attention_factor(self.attention_factor)
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         window = base.original_max_position_embeddings
-        grown = (seq_len / window - 1) / (self.factor - 1)
-        divisors = 1 + (np.asarray(self.long_factor) - 1) * (
-            max(grown, 0.0) if self.clamp else grown
-        )
+        growth = (seq_len / window - 1) / (self.factor - 1)  # 0 at L, 1 at factor L
+        if self.clamp:
+            growth = max(growth, 0.0)
+        divisors = 1 + (np.asarray(self.long_factor) - 1) * growth
         if not (divisors > 0).all():
             raise ValueError(f"at {seq_len} tokens divisors are not positive; set clamp to true")
-        default = su_attention_factor(self.factor, window)
-        m = default if self.attention_factor is None else self.attention_factor
+        m = self.attention_factor
+        if m is None:
+            m = su_attention_factor(self.factor, window)
         return Rope(divided(base, "long_factor", divisors.tolist()), m)

@@ -13,7 +13,7 @@ def ntk_theta(base: RopeBase, alpha: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class NTK(RopeScaling):
-    """theta' = theta factor^(d / (d - 2)), f'_i = theta'^(-2i/d) (described in arXiv 2309.00071, section 3.1)."""
+    """f'_i = theta'^(-2i/d) with theta' = theta factor^(d / (d - 2)) (arXiv 2309.00071, 3.1)."""
 
     aliases: ClassVar[tuple[str, ...]] = ("ntk-aware",)
     paper: ClassVar[str] = "2309.00071"
@@ -28,9 +28,10 @@ class NTK(RopeScaling):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicNTK(RopeScaling):
-    """NTK with alpha = factor l / L - (factor - 1) at length l > L, plain RoPE up to L (arXiv 2309.00071, section 3.3).
+    """NTK with alpha = factor l / L - (factor - 1) at length l > L (arXiv 2309.00071, 3.3).
 
-    factor 1 is the pure form, alpha = l / L. A pure function of l: no state is kept from longer calls.
+    Plain RoPE up to L. factor 1 is the pure form, alpha = l / L. A pure function of l: no state is
+    kept from longer calls.
     """
 
     depends_on_length: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""NTK-by-parts (arXiv 2309.00071, section 3.2): YaRN's frequencies without its temperature."""
+"""NTK-by-parts (arXiv 2309.00071, 3.2): YaRN's frequencies without its temperature."""
 
 import dataclasses
 from typing import ClassVar
@@ -9,9 +9,10 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor
 
 @dataclasses.dataclass(frozen=True)
 class NTKByParts(RopeScaling):
-    """f'_i = (1 - r_i) f_i + r_i f_i / factor with r the ramp over turns in L, m = 1 (arXiv 2309.00071, section 3.2).
+    """f'_i = (1 - r_i) f_i + r_i f_i / factor, m = 1 (arXiv 2309.00071, 3.2).
 
-    The ramp is linear in the pair, as in the authors' code, where the paper has it linear in turns.
+    r is the ramp over turns in L, linear in the pair as in the authors' code, while the paper has
+    it linear in turns.
     """
 
     paper: ClassVar[str] = "2309.00071"
@@ -26,7 +27,7 @@ class NTKByParts(RopeScaling):
 
     @property
     def yarn(self) -> Yarn:
-        """The same frequencies, said as YaRN."""
+        """YaRN with the same frequencies."""
         return Yarn(
             self.factor,
             self.beta_fast,

@@ -1,4 +1,4 @@
-"""The first NTK-by-parts, as released before the paper (code of arXiv 2309.00071): two ramps, one after the other."""
+"""The first NTK-by-parts, released before the paper (code of arXiv 2309.00071), with two ramps."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,18 +7,18 @@ from ctxext.methods.ntk import ntk_theta
 from ctxext.methods.yarn import turns_ramp
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_factor, inverse_frequencies
 
-BETAS, GAMMAS = (
-    (1.25, 0.75),
-    (16.0, 2.0),
-)  # turns in the window; found by the authors' experiments on Llama
+# Ends of the two ramps in turns per window, from the authors' experiments on Llama.
+BETAS = (1.25, 0.75)
+GAMMAS = (16.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class PartNTK(RopeScaling):
-    """Linear below 0.75 turns in L, NTK from 1.25, plain RoPE from 16, blends between (code of arXiv 2309.00071).
+    """Linear below 0.75 turns in L, NTK from 1.25, plain RoPE from 16 (code of arXiv 2309.00071).
 
-    g = ntk_factor b f_NTK + (1 - ntk_factor b) f / factor, f' = e c f + (1 - e c) g with b and c the two ramps, 1 for
-    many turns, and e the `extrapolation_factor`; both factors lie in [0, 1].
+    In between it blends: g = ntk_factor b f_NTK + (1 - ntk_factor b) f / factor and
+    f' = e c f + (1 - e c) g, with the two ramps b and c, 1 for many turns, and e the
+    `extrapolation_factor`. Both factors are in [0, 1].
     """
 
     paper: ClassVar[str] = "2309.00071"
@@ -31,7 +31,7 @@ class PartNTK(RopeScaling):
         for name in ("ntk_factor", "extrapolation_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"{name} must lie in 0 .. 1 (1 is the authors'), got {getattr(self, name)}"
+                    f"{name} must be in 0 .. 1 (1 is the authors'), got {getattr(self, name)}"
                 )
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:

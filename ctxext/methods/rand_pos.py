@@ -10,11 +10,12 @@ from ctxext.positions import Positions, check_reach
 
 @dataclasses.dataclass(frozen=True)
 class RandPos(Positions):
-    """T of the positions 0 .. L' - 1, every set of T as likely as any other, sorted (arXiv 2305.16843).
+    """T of the positions 0 .. L' - 1, sorted, every set as likely as any other (2305.16843).
 
-    The limit of PoSE with as many chunks as tokens: neighbours are L' / T apart on average, which a model that was
-    pre-trained on neighbours one apart does not read well; a control more than a recipe (arXiv 2309.10400).
-    L' = `max_position_embeddings`, tokens. Raises ValueError if T exceeds it.
+    The limit of PoSE with as many chunks as tokens. Neighbours are L' / T apart on average, which
+    a model that was pre-trained on neighbours one apart does not read well: a control more than a
+    recipe (arXiv 2309.10400). L' = `max_position_embeddings`, tokens. Raises ValueError if T
+    exceeds it.
     """
 
     paper: ClassVar[str] = "2305.16843"

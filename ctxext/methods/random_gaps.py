@@ -10,11 +10,12 @@ from ctxext.positions import Positions, check_reach
 
 @dataclasses.dataclass(frozen=True)
 class RandomGaps(Positions):
-    """p_j = j + floor((L' - T) s_j / max(s_T, T)) with s_j = sum of j + 1 draws 2 U[0, 1) (arXiv 2308.10882).
+    """p_j = j + floor((L' - T) s_j / max(s_T, T)), s_j a sum of j + 1 draws 2 U[0, 1) (2308.10882).
 
-    Giraffe draws real gaps between tokens, uniform from almost 0 to 2 with mean 1, and shrinks a row that outgrows its
-    T tokens. Ours are those in steps of T / L' of a token: with F = L' / T a gap is 1 / F + 2 U (1 - 1 / F) tokens, so
-    that positions are whole and increase strictly. Meant over Linear(F), which turns steps back into tokens.
+    Giraffe draws real gaps between tokens, uniform from almost 0 to 2 with mean 1, and shrinks a
+    row that outgrows its T tokens. Here the gaps are counted in steps of T / L' of a token: with
+    F = L' / T a gap is 1 / F + 2 U (1 - 1 / F) tokens, so that positions are whole and increase
+    strictly. Meant to be used with Linear(F), which makes steps tokens again.
     L' = `max_position_embeddings`. Raises ValueError if T exceeds it.
     """
 
@@ -30,6 +31,5 @@ class RandomGaps(Positions):
         check_reach(self, T)
         sums = np.cumsum(2 * rng.random(shape), axis=1)
         shares = sums / np.maximum(sums[:, -1:], T)
-        return (np.arange(T) + np.floor((self.max_position_embeddings - T) * shares)).astype(
-            np.int32
-        )
+        skipped = np.floor((self.max_position_embeddings - T) * shares)
+        return (np.arange(T) + skipped).astype(np.int32)

@@ -9,9 +9,10 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, che
 
 @dataclasses.dataclass(frozen=True)
 class RevisedYarn(RopeScaling):
-    """f'_i = f_i / (r_i factor + 1 - r_i), m = 0.1 ln(factor) + 1: YaRN that blends wavelengths (arXiv 2309.10400).
+    """f'_i = f_i / (r_i factor + 1 - r_i), m = 0.1 ln(factor) + 1 (code of arXiv 2309.10400).
 
-    r is YaRN's ramp, so only the pairs inside of it differ from YaRN's. `attention_factor` None is that m.
+    YaRN that blends wavelengths instead of frequencies. r is YaRN's ramp, so that only the pairs
+    inside it differ from YaRN's. `attention_factor` None is that m.
     """
 
     aliases: ClassVar[tuple[str, ...]] = ("pose-yarn",)
@@ -28,8 +29,7 @@ class RevisedYarn(RopeScaling):
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         ramp = turns_ramp(base, self.beta_fast, self.beta_slow, truncate=True)
-        default = yarn_attention_factor(self.factor)
-        return Rope(
-            base.inv_freq / (ramp * self.factor + 1 - ramp),
-            default if self.attention_factor is None else self.attention_factor,
-        )
+        m = self.attention_factor
+        if m is None:
+            m = yarn_attention_factor(self.factor)
+        return Rope(base.inv_freq / (ramp * self.factor + 1 - ramp), m)

@@ -19,15 +19,15 @@ class Grouped:
 
 @dataclasses.dataclass(frozen=True)
 class SelfExtend(Attention):
-    """Plain RoPE nearer than `neighbor_window` W tokens, grouped positions p // G beyond (arXiv 2401.01325).
+    """Plain RoPE within `neighbor_window` W tokens, grouped positions p // G beyond (2401.01325).
 
-    Grouped queries sit at p // G + W - W // G, so that distances continue at W. No training needed; reaches about
-    (L - W) G + W tokens. One softmax over both pieces.
+    Grouped queries are at p // G + W - W // G, so that distances continue at W. One softmax over
+    both pieces. It needs no training and reaches about (L - W) G + W tokens.
     """
 
     paper: ClassVar[str] = "2401.01325"
-    group_size: int
-    neighbor_window: int
+    group_size: int = dataclasses.field(metadata={"example": 4})
+    neighbor_window: int = dataclasses.field(metadata={"example": 1024})
 
     def __post_init__(self) -> None:
         if self.group_size < 1 or self.neighbor_window < 1:

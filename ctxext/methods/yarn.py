@@ -10,22 +10,23 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, che
 
 
 def turns_ramp(base: RopeBase, beta_fast: float, beta_slow: float, *, truncate: bool) -> np.ndarray:
-    """0 for pairs that turn more than beta_fast times in the window, 1 for fewer than beta_slow, linear between.
+    """0 for pairs of more than beta_fast turns in the window, 1 for fewer than beta_slow turns.
 
-    Pair d(n) = d ln(L / (2 pi n)) / (2 ln theta) makes n turns in L tokens; float64 [d/2].
+    Linear in between, float64 [d/2]. Pair d ln(L / (2 pi n)) / (2 ln theta) makes n turns in L
+    tokens. truncate: round the ends of the ramp outward to whole pairs.
     """
 
     def pair(turns: float) -> float:
         window = base.original_max_position_embeddings
         return base.head_dim * math.log(window / (2 * math.pi * turns)) / (2 * math.log(base.theta))
 
-    low, high = pair(beta_fast), pair(beta_slow)
+    low = pair(beta_fast)
+    high = pair(beta_slow)
     if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = (
-        max(low, 0),
-        min(high, base.head_dim - 1),
-    )  # the authors clamp at d - 1, not at d / 2 - 1
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, base.head_dim - 1)  # the authors clamp at d - 1, not at d / 2 - 1
     if low == high:
         high += 0.001
     return np.clip((np.arange(base.head_dim // 2) - low) / (high - low), 0, 1)
@@ -37,7 +38,7 @@ def yarn_attention_factor(factor: float) -> float:
 
 
 def check_betas(beta_fast: float, beta_slow: float) -> None:
-    """Raises ValueError unless the ramp runs from more turns in the window to fewer."""
+    """Raise ValueError unless the ramp runs from more turns in the window to fewer."""
     if not math.inf > beta_fast >= beta_slow > 0:
         raise ValueError(
             f"need beta_fast >= beta_slow > 0, such as 32 and 1, got {beta_fast} and {beta_slow}"
@@ -46,10 +47,11 @@ def check_betas(beta_fast: float, beta_slow: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Yarn(RopeScaling):
-    """f'_i = (1 - r_i) f_i + r_i f_i / factor with r the ramp over turns in L, m = 0.1 ln(factor) + 1 (2309.00071).
+    """f'_i = (1 - r_i) f_i + r_i f_i / factor, m = 0.1 ln(factor) + 1 (arXiv 2309.00071).
 
-    `attention_factor` None is that m; logits scale by its square. `truncate` rounds the ends of the ramp outward.
-    `extrapolation_factor` e in [0, 1] keeps only a part, e (1 - r_i), of the plain frequencies.
+    r is the ramp over turns in L; `truncate` rounds its ends outward. `attention_factor` None is
+    that m; logits scale by its square. `extrapolation_factor` e in [0, 1] keeps only a part,
+    e (1 - r_i), of the plain frequencies.
     """
 
     paper: ClassVar[str] = "2309.00071"
@@ -66,7 +68,7 @@ class Yarn(RopeScaling):
         check_attention_factor(self.attention_factor)
         if not 0 <= self.extrapolation_factor <= 1:
             raise ValueError(
-                f"extrapolation_factor must lie in 0 .. 1 (1 is the paper's), "
+                f"extrapolation_factor must be in 0 .. 1 (1 is the paper's), "
                 f"got {self.extrapolation_factor}"
             )
 
@@ -75,16 +77,19 @@ class Yarn(RopeScaling):
         if self.extrapolation_factor != 1:
             ramp = 1 - self.extrapolation_factor * (1 - ramp)
         inv_freq = base.inv_freq * (1 - ramp) + base.inv_freq / self.factor * ramp
-        default = yarn_attention_factor(self.factor)
-        return Rope(inv_freq, default if self.attention_factor is None else self.attention_factor)
+        m = self.attention_factor
+        if m is None:
+            m = yarn_attention_factor(self.factor)
+        return Rope(inv_freq, m)
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicYarn(RopeScaling):
-    """YaRN with factor l / L at length l > factor L; up to there with `factor`, that of the fine-tuning (2309.00071).
+    """YaRN with factor l / L at length l > factor L, and up to there with `factor` (2309.00071).
 
-    factor 1 is the pure form: plain RoPE up to L. `finetuned` False is plain up to factor L and then jumps to l / L,
-    as the authors' code does. A pure function of l: no state is kept from longer calls.
+    `factor` is that of the fine-tuning; 1 is the pure form, plain RoPE up to L. `finetuned` False
+    is plain RoPE up to factor L and then jumps to l / L, as the authors' code does. A pure function
+    of l: no state is kept from longer calls.
     """
 
     depends_on_length: ClassVar[bool] = True

@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"\b(o|down)_proj\.lora_a$", ("tensor", None)),
     (r"\b(o|down)_proj\.lora_b$", (None, SLICES)),
 )
-"""Path of a parameter -> axes of its last dimensions; all other dimensions and parameters are whole."""
+"""Path of a parameter -> axes of its last dimensions. All other dimensions stay whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,10 @@ class Mesh:
             )
 
     def rows(self, array: np.ndarray, *, dim: int = 0) -> jax.Array:
-        """A host array on the devices, `dim` sharded over ROWS; a process reads only its own rows."""
+        """A host array on the devices, `dim` sharded over ROWS.
+
+        A process reads only its own rows.
+        """
         sharding = NamedSharding(self.build(), PartitionSpec(*[None] * dim, ROWS))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

@@ -33,7 +33,7 @@ from ctxext.prove.artifact import Subject  # noqa: E402
 from ctxext.prove.pytorch_readers import read as read_torch  # noqa: E402
 from ctxext.prove.reader_output import Probe
 from ctxext.rope import RopeScaling, Unscaled  # noqa: E402
-from support.every_method import LONG, ONE  # noqa: E402
+from support.every_method import DIVISORS, ONES  # noqa: E402
 from support.llamas import FACTOR, LENGTH, TINY, WINDOW, random_params, tokenizer  # noqa: E402
 
 CLOSE = 1e-4
@@ -123,13 +123,13 @@ WRITTEN: dict[str, tuple[dict[str, Any], RopeScaling]] = {
             "rope_scaling": {
                 "rope_type": "longrope",
                 "factor": 4.0,
-                "short_factor": list(ONE),
-                "long_factor": list(LONG),
+                "short_factor": list(ONES),
+                "long_factor": list(DIVISORS),
             },
             **ORIGINAL,
             "max_position_embeddings": LENGTH,
         },
-        m.LongRope(4.0, ONE, LONG),
+        m.LongRope(4.0, ONES, DIVISORS),
     ),
 }
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxext.interop.ropespec import rope_from_config, rope_to_config
-from ctxext.methods import all_methods, seam
+from ctxext.methods import all_methods, example, seam
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
@@ -26,7 +26,7 @@ from ctxext.methods.part_ntk import DynamicPartNTK, PartNTK
 from ctxext.methods.revised_yarn import RevisedYarn
 from ctxext.methods.yarn import DynamicYarn, Yarn
 from ctxext.prove.reference.hf import frequencies
-from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
+from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, rope_at
 from ctxext.serialization import from_json, to_json
 from support.llamas import TINY
 
@@ -50,7 +50,7 @@ def with_betas(
     )
 
 
-SCALINGS = {
+STRATEGIES = {
     Unscaled: st.just(Unscaled()),
     ABF: st.builds(ABF, thetas),
     Linear: st.builds(Linear, factors),
@@ -79,8 +79,14 @@ SCALINGS = {
     PRope: st.builds(PRope, factors, st.floats(0, 1)),
     Custom: st.builds(Custom, divisors, st.floats(0.5, 2)),
 }
-LENGTH_IS_SAID = {DynamicNTK, LongRope}
-scalings = st.sampled_from(list(SCALINGS)).flatmap(SCALINGS.get)
+CLASSES = [method for method in all_methods().values() if seam(method) == "rope"]
+SCALINGS = {
+    method: STRATEGIES.get(method, st.just(example(method, TINY.rope_base(), factor=4.0)))
+    for method in CLASSES
+}
+"""Every frequency method that is discovered: with random settings, or else by its example."""
+HF_STATES_THE_LENGTH = {DynamicNTK, LongRope}
+scalings = st.sampled_from(CLASSES).flatmap(SCALINGS.get)
 configs = st.builds(
     functools.partial(dataclasses.replace, TINY),
     rope_theta=thetas,
@@ -88,8 +94,15 @@ configs = st.builds(
 )
 
 
-def test_every_frequency_method_is_here():
-    assert set(SCALINGS) == {method for method in all_methods().values() if seam(method) == "rope"}
+def test_there_are_strategies_for_no_method_that_is_gone():
+    assert set(STRATEGIES) <= set(CLASSES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(scalings, configs, st.floats(0.1, 40))
+def test_methods_declare_truly_whether_they_follow_the_length(scaling, config, share):
+    base, seq_len = config.rope_base(), round(share * config.max_position_embeddings)
+    assert rope_at(scaling, base, seq_len).equals(scaling.rope(base, seq_len))
 
 
 def transformers_reads(keys: dict, seq_len: int) -> tuple[np.ndarray, float]:
@@ -117,9 +130,9 @@ def same_as_theirs(rope: Rope, theirs: tuple[np.ndarray, float], base: np.ndarra
 @settings(max_examples=300, deadline=None)
 @given(scalings, configs, st.floats(0.1, 40))
 def test_what_we_write_is_what_transformers_reads(scaling, config, share):
-    """Every method: in its own type, or by the carrier, or refused because the length decides."""
+    """Every method: as its own type, or as generic longrope, or refused: the length decides."""
     base, seq_len = config.rope_base(), round(share * config.max_position_embeddings)
-    if scaling.depends_on_length and type(scaling) not in LENGTH_IS_SAID:
+    if scaling.depends_on_length and type(scaling) not in HF_STATES_THE_LENGTH:
         with pytest.raises(
             ValueError, match="changes its frequencies with the length.*export a static scaling"
         ):
@@ -185,7 +198,9 @@ def test_what_transformers_reads_is_what_we_read(data, kind, theta, window, time
         "max_position_embeddings": length,
         "rope_parameters": {**spec, **extra, "rope_theta": theta},
     }
-    if old:  # as transformers 4 writes it; the first LongRoPE checkpoints have another name, and L at the top
+    if old:
+        # As transformers 4 writes it. The first LongRoPE checkpoints call it "su", and have L at
+        # the top level.
         spec["type"] = "su" if kind == "longrope" else spec["rope_type"]
         del spec["rope_type"]
         ours = {
@@ -211,7 +226,8 @@ def test_json_gives_the_same_method(scaling: RopeScaling):
     assert from_json(json.loads(json.dumps(to_json(scaling), allow_nan=False))) == scaling
 
 
-ORDERED = set(SCALINGS) - {Custom, LongRope}  # whose order is that of the given lists
+ORDERED = set(SCALINGS) - {Custom, LongRope}
+"""All but those that take their order from the vectors they are given."""
 
 
 @settings(max_examples=500, deadline=None)
@@ -221,31 +237,26 @@ def test_wavelengths_grow_from_pair_to_pair(scaling, config, share):
         return
     base = config.rope_base()
     inv_freq = scaling.rope(base, round(share * config.max_position_embeddings)).inv_freq
-    assert (
-        inv_freq.dtype == np.float64
-        and (np.diff(inv_freq) <= 1e-15).all()
-        and (inv_freq >= 0).all()
-    )
+    assert inv_freq.dtype == np.float64
+    assert (np.diff(inv_freq) <= 1e-15).all() and (inv_freq >= 0).all()
     if type(scaling) is not ABF:
         assert (inv_freq <= base.inv_freq * (1 + 1e-12)).all()
 
 
 ONE, LONG = (1.0,) * 64, tuple(np.linspace(1, 8, 64).tolist())
-PLAIN = [  # what nothing is asked of, and what the length does not reach
-    *(
-        method(1.0)
-        for method in (
-            Linear,
-            NTK,
-            DynamicNTK,
-            NTKByParts,
-            PartNTK,
-            Yarn,
-            DynamicYarn,
-            RevisedYarn,
-            Llama3,
-        )
-    ),
+FACTOR_ONE = (
+    Linear,
+    NTK,
+    DynamicNTK,
+    NTKByParts,
+    PartNTK,
+    Yarn,
+    DynamicYarn,
+    RevisedYarn,
+    Llama3,
+)
+PLAIN = [
+    *(method(1.0) for method in FACTOR_ONE),
     ABF(1e4),
     PRope(1.0, 1.0),
     LongRope(1.0, ONE, ONE),
@@ -257,10 +268,11 @@ PLAIN = [  # what nothing is asked of, and what the length does not reach
     TruncatedBasis(1.0, 10**6),
     PowerBasis(1.0, 1e-18),
 ]
+"""Methods that are not asked to stretch anything, up to the window of pre-training."""
 
 
 @pytest.mark.parametrize("scaling", PLAIN, ids=lambda s: str(s)[:50])
-def test_what_is_not_stretched_is_plain_rope(scaling: RopeScaling):
+def test_without_stretching_methods_are_plain_rope(scaling: RopeScaling):
     for seq_len in (1, 2048, 4096):
         rope = scaling.rope(LLAMA2, seq_len)
         np.testing.assert_allclose(rope.inv_freq, LLAMA2.inv_freq, rtol=1e-14)
@@ -275,36 +287,27 @@ def test_dynamic_methods_are_their_static_selves_at_the_length():
             and x.attention_factor == y.attention_factor
         )
 
-    assert same(DynamicLinear(), Linear(3.0), 12288) and same(DynamicPartNTK(), PartNTK(3.0), 12288)
-    assert same(DynamicYarn(1.0), Yarn(3.0), 12288) and same(
-        NTKByParts(3.0), Yarn(3.0, attention_factor=1.0), 0
-    )
-    for seq_len in (1, 4096, 4097, 8192):  # fine-tuned: never less than what training saw
+    assert same(DynamicLinear(), Linear(3.0), 12288)
+    assert same(DynamicPartNTK(), PartNTK(3.0), 12288)
+    assert same(DynamicYarn(1.0), Yarn(3.0), 12288)
+    assert same(NTKByParts(3.0), Yarn(3.0, attention_factor=1.0), 0)
+    for seq_len in (1, 4096, 4097, 8192):  # fine-tuned: never less than in training
         assert same(DynamicYarn(2.0), Yarn(2.0), seq_len)
         assert same(DynamicYarn(2.0, finetuned=False), Unscaled(), seq_len)
     assert same(DynamicYarn(2.0), DynamicYarn(2.0, finetuned=False), 8193)
-    searched, whole = DynamicLongRope(8.0, LONG), LongRope(8.0, ONE, LONG)
-    assert (
-        same(searched, whole, 32768) and same(searched, whole, 4096) and same(searched, whole, 100)
-    )
-    unclamped = dataclasses.replace(searched, clamp=False)
+    dynamic = DynamicLongRope(8.0, LONG)
+    static = LongRope(8.0, ONE, LONG)
+    for seq_len in (100, 4096, 32768):
+        assert same(dynamic, static, seq_len)
+    unclamped = dataclasses.replace(dynamic, clamp=False)
     assert (unclamped.rope(LLAMA2, 2048).inv_freq[1:] > LLAMA2.inv_freq[1:]).all()
-    assert same(unclamped, searched, 10000) and not same(unclamped, searched, 2048)
+    assert same(unclamped, dynamic, 10000)
+    assert not same(unclamped, dynamic, 2048)
 
 
 tables = jax.jit(lambda rotation, positions: rotation.tables(positions))
 EVERY = [
-    ABF(5e5),
-    NTKByParts(8.0),
-    PartNTK(8.0),
-    RevisedYarn(8.0),
-    DynamicLinear(),
-    DynamicYarn(4.0),
-    DynamicPartNTK(),
-    PowerBasis(8.0, 0.5),
-    TruncatedBasis(8.0, 4096),
-    PRope(1.0, 0.75),
-    DynamicLongRope(8.0, LONG),
+    *(example(method, LLAMA2, factor=8.0) for method in CLASSES),
     LongRope(8.0, ONE, LONG, leading_positions=256),
 ]
 
@@ -313,13 +316,12 @@ EVERY = [
 def test_tables_are_exact_at_131071(scaling: RopeScaling):
     positions = np.r_[0:300, 4090:4100, 131000:131072]
     rope = scaling.rope(LLAMA2, 131072)
-    inv_freq, m = (
-        np.tile(rope.inv_freq, (len(positions), 1)),
-        np.full((len(positions), 1), rope.attention_factor),
-    )
+    inv_freq = np.tile(rope.inv_freq, (len(positions), 1))
+    m = np.full((len(positions), 1), rope.attention_factor)
     if rope.leading is not None:
-        first = (positions < 256)[:, None]
-        inv_freq, m = np.where(first, LLAMA2.inv_freq, inv_freq), np.where(first, 1.0, m)
+        is_leading = (positions < 256)[:, None]
+        inv_freq = np.where(is_leading, LLAMA2.inv_freq, inv_freq)
+        m = np.where(is_leading, 1.0, m)
     angles = positions[:, None] * inv_freq.astype(np.longdouble)
     for angle, tolerance in (("exact", 1e-6), ("float32", 2e-2)):
         cos, sin = tables(rope.rotation(angle), jnp.asarray(positions, jnp.int32))
@@ -339,7 +341,7 @@ def test_leading_positions_keep_plain_rope(angles: str):
     got = tables(method.rope(LLAMA2, 8192).rotation(angles), positions)
     for actual, a, b in zip(got, tables(plain, positions), tables(rest, positions), strict=True):
         np.testing.assert_array_equal(actual, np.where(first, a, b))
-    # One program more, whatever their number, the list in use, or where it is asked for.
+    # One more program at most, whatever their number, the list in use, or the caller.
     kept = []
     jax.jit(lambda: kept.append(method.rope(LLAMA2, 8192).rotation(angles)))()
     for rotation in (
@@ -363,14 +365,14 @@ BAD = [
         "truncate_length must be at least 1, such as the window of pre-training, got 0",
     ),
     (lambda: TruncatedBasis(2.0, 64, -1.0), "power must be a finite number from 0"),
-    (lambda: PRope(1.0, 1.5), "partial_rotary_factor must lie in 0 .. 1, such as 0.75, got 1.5"),
-    (lambda: PRope(1.0, float("nan")), "partial_rotary_factor must lie"),
+    (lambda: PRope(1.0, 1.5), "partial_rotary_factor must be in 0 .. 1, such as 0.75, got 1.5"),
+    (lambda: PRope(1.0, float("nan")), "partial_rotary_factor must be in"),
     (
         lambda: PartNTK(2.0, ntk_factor=2.0),
-        r"ntk_factor must lie in 0 .. 1 \(1 is the authors'\), got 2.0",
+        r"ntk_factor must be in 0 .. 1 \(1 is the authors'\), got 2.0",
     ),
-    (lambda: PartNTK(2.0, extrapolation_factor=-1.0), "extrapolation_factor must lie"),
-    (lambda: Yarn(2.0, extrapolation_factor=1.1), "extrapolation_factor must lie"),
+    (lambda: PartNTK(2.0, extrapolation_factor=-1.0), "extrapolation_factor must be in"),
+    (lambda: Yarn(2.0, extrapolation_factor=1.1), "extrapolation_factor must be in"),
     (
         lambda: Yarn(2.0, attention_factor=0.0),
         r"attention_factor must be positive and finite \(1 changes nothing\)",
@@ -426,16 +428,9 @@ def test_bad_settings_name_the_rule_and_what_would_work(make, message: str):
 
 @pytest.mark.parametrize("factor", [0.5, 0, -1, float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "method", [m for m in SCALINGS if any(f.name == "factor" for f in dataclasses.fields(m))]
+    "method", [m for m in CLASSES if any(f.name == "factor" for f in dataclasses.fields(m))]
 )
 def test_factor_is_a_finite_number_of_at_least_one(method: type, factor: float):
-    needed = {
-        "short_factor": ONE,
-        "long_factor": ONE,
-        "power": 0.5,
-        "truncate_length": 64,
-        "partial_rotary_factor": 1,
-    }
-    known = {f.name for f in dataclasses.fields(method)}
+    valid = example(method, LLAMA2, factor=4.0)
     with pytest.raises(ValueError, match="factor must be a finite number of at least 1"):
-        method(factor=factor, **{k: v for k, v in needed.items() if k in known})
+        dataclasses.replace(valid, factor=factor)

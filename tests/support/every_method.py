@@ -1,4 +1,7 @@
-"""One of every frequency method, for heads of 16 and a window of 32, and how it is said on the command line."""
+"""One of every frequency method, for heads of 16 and a window of 32, and its command-line flags.
+
+Methods are discovered. CHOSEN has those whose example would show little on so small a model.
+"""
 
 import json
 from pathlib import Path
@@ -6,43 +9,45 @@ from pathlib import Path
 import numpy as np
 
 from ctxext import methods as m
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.rope import RopeBase, RopeScaling
 
-ONE = (1.0,) * 8
-LONG = tuple(np.geomspace(1, 4, 8).round(3).tolist())
+BASE = RopeBase(head_dim=16, theta=1e4, original_max_position_embeddings=32)
+ONES = (1.0,) * 8
+DIVISORS = tuple(np.geomspace(1, 4, 8).round(3).tolist())
 
-EVERY: tuple[RopeScaling, ...] = (
-    Unscaled(),
+CHOSEN = (
     m.ABF(7e4),
-    m.Linear(4.0),
-    m.DynamicLinear(),
-    m.NTK(4.0),
     m.DynamicNTK(2.0),
     m.NTKByParts(4.0, beta_fast=4.0),
-    m.PartNTK(4.0),
-    m.DynamicPartNTK(),
     m.Yarn(4.0, beta_fast=4.0),
     m.DynamicYarn(1.0, beta_fast=4.0),
     m.RevisedYarn(4.0, beta_fast=4.0),
-    m.Llama3(4.0),
-    m.LongRope(4.0, ONE, LONG, leading_positions=9),
-    m.DynamicLongRope(8.0, LONG),
-    m.PowerBasis(4.0, power=0.5),
-    m.TruncatedBasis(4.0, truncate_length=128),
+    m.LongRope(4.0, ONES, DIVISORS, leading_positions=9),
+    m.DynamicLongRope(8.0, DIVISORS),
     m.PRope(2.0, 0.75),
-    m.Custom(LONG, 1.1),
+    m.Custom(DIVISORS, 1.1),
 )
+
+
+def every_scaling() -> tuple[RopeScaling, ...]:
+    chosen = {type(scaling): scaling for scaling in CHOSEN}
+    classes = [method for method in m.all_methods().values() if m.seam(method) == "rope"]
+    return tuple(chosen.get(cls) or m.example(cls, BASE, factor=4.0) for cls in classes)
+
+
+EVERY = every_scaling()
 BY_LENGTH = tuple(scaling for scaling in EVERY if scaling.depends_on_length)
 
 
 def flags(scaling: RopeScaling, folder: Path, prefix: str = "--") -> list[str]:
     """Command-line fields of a method; vectors are written to JSON files."""
-    found = []
+    arguments = []
     for name, value in vars(scaling).items():
+        if value is None:
+            continue
         if isinstance(value, tuple):
             file = folder / f"{name}-{abs(hash(value))}.json"
             file.write_text(json.dumps(value))
             value = file
-        if value is not None:
-            found += [f"{prefix}{name.replace('_', '-')}", str(value)]
-    return found
+        arguments += [f"{prefix}{name.replace('_', '-')}", str(value)]
+    return arguments
