@@ -1,16 +1,15 @@
 """The texts that an experiment reads from disk, looked for before anything long starts."""
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ctxext import loading
-from ctxext.data import Source
-from ctxext.data.prepared import is_prepared, open_prepared
+from ctxext.data import text_on_disk
+from ctxext.data.token_files import is_prepared, open_prepared
 from ctxext.experiment import Experiment
 
 
@@ -80,25 +79,13 @@ def check(experiment: Experiment, *, training_only: bool = False) -> None:
 def needs(experiment: Experiment, *, training_only: bool = False) -> Iterator[Need]:
     """What training reads, and what the evaluations do."""
     if experiment.train.steps:
-        for path, split in _files(experiment.data):
+        for path, split in text_on_disk(experiment.data):
             yield Need(path, split, "data")
     for one in () if training_only else experiment.evals:
-        for path, split in _files(one):
+        for path, split in text_on_disk(one):
             yield Need(
                 path, split, one.title, getattr(one, "num_documents", 1), getattr(one, "needed", 0)
             )
-
-
-def _files(value: Any) -> Iterator[tuple[str, str]]:
-    """(path, split) of every source of text on disk in a value."""
-    if isinstance(value, Source) and isinstance(path := getattr(value, "path", None), str):
-        yield path, getattr(value, "split", "train")
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _files(item)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _files(getattr(value, field.name))
 
 
 def _place(need: Need) -> Path:

@@ -1,16 +1,27 @@
-"""What is trained on: sources, the token corpora they become, and batches that are a pure function of (seed, step)."""
+"""Training data: sources, the corpora they become, and batches that depend on (seed, step) only."""
 
 from ctxext.data.batch import Batch, make_batch, prefetch
-from ctxext.data.columnar import HFDocuments
 from ctxext.data.corpus import Corpus, Row, Rows
-from ctxext.data.source_names import haystack
-from ctxext.data.sources import Files, Mix, Prepared, Short, Source, Stdlib, Synthetic, Upsampled
-from ctxext.data.stdlib import Document, stdlib_documents
+from ctxext.data.sources import (
+    Files,
+    HFDocuments,
+    Mix,
+    Prepared,
+    Short,
+    Source,
+    Stdlib,
+    Synthetic,
+    TextOnDisk,
+    TextSource,
+    Upsampled,
+    haystack,
+    text_on_disk,
+)
+from ctxext.data.sources.stdlib import StdlibFile, stdlib_documents
 
 __all__ = [
     "Batch",
     "Corpus",
-    "Document",
     "Files",
     "HFDocuments",
     "Mix",
@@ -20,10 +31,14 @@ __all__ = [
     "Short",
     "Source",
     "Stdlib",
+    "StdlibFile",
     "Synthetic",
+    "TextOnDisk",
+    "TextSource",
     "Upsampled",
     "haystack",
     "make_batch",
     "prefetch",
     "stdlib_documents",
+    "text_on_disk",
 ]

@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), so that a resumed run needs no state and any host can make any row."""
+"""Batches: a pure function of (seed, step); a resumed run needs no state, any host makes any row."""
 
 import queue
 import threading
@@ -12,7 +12,7 @@ from ctxext.positions import Positions
 
 
 class Batch(NamedTuple):
-    """All [B, T]: tokens, targets, positions, segment_ids int32; weights float32. Segment 0 is padding."""
+    """All [B, T]; weights are float32, the rest int32. Segment 0 is padding."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -32,9 +32,10 @@ def make_batch(
     first_row: int = 0,
     own: Collection[int] | None = None,
 ) -> Batch:
-    """Rows `first_row` .. `first_row + batch_size` of training step `step`; row i depends on (seed, step, i) only.
+    """Rows `first_row` to `first_row + batch_size` of training step `step`.
 
-    own: the rows that are wanted here, None for all; of the others only the positions are made, the rest is zero.
+    Row i depends on (seed, step, i) only. own: the rows needed on this host, None for all; the
+    others get their positions and are otherwise zero.
     """
     shape = (batch_size, seq_len)
     batch = Batch(
@@ -42,10 +43,11 @@ def make_batch(
     )
     for place, index in enumerate(range(first_row, first_row + batch_size)):
         # Two generators, so that the text does not change with the positions.
-        text, where = (np.random.default_rng([seed, step, index, stream]) for stream in (0, 1))
-        batch.positions[place] = positions.sample(where, (1, seq_len))[0]
+        text_rng = np.random.default_rng([seed, step, index, 0])
+        positions_rng = np.random.default_rng([seed, step, index, 1])
+        batch.positions[place] = positions.sample(positions_rng, (1, seq_len))[0]
         if own is None or index in own:
-            row = rows.row(text, seq_len)
+            row = rows.row(text_rng, seq_len)
             for name, value in row._asdict().items():
                 getattr(batch, name)[place] = value
     return batch
@@ -54,14 +56,18 @@ def make_batch(
 def prefetch(
     make: Callable[[int], Batch], start: int, stop: int, *, depth: int = 2
 ) -> Generator[tuple[int, Batch], None, None]:
-    """(step, make(step)) for the steps from `start` to before `stop`, made ahead of time in a thread."""
-    ready: queue.Queue = queue.Queue(maxsize=depth)
+    """Yield (step, make(step)) for `start` <= step < `stop`, made ahead of time in a thread.
+
+    depth: how many batches wait at most. An exception of `make` is raised where its batch is due.
+    """
+    waiting: queue.Queue = queue.Queue(maxsize=depth)
     closed = threading.Event()
 
     def put(item: object) -> None:
         while not closed.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                waiting.put(item, timeout=0.1)
+                return
             except queue.Full:
                 pass
 
@@ -72,13 +78,13 @@ def prefetch(
                     return
                 put((step, make(step)))
             put(None)
-        except BaseException as error:  # raised where the batch is wanted
+        except BaseException as error:
             put(error)
 
     thread = threading.Thread(target=work, name="batches", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
+        while (item := waiting.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item

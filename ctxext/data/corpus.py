@@ -1,4 +1,4 @@
-"""Tokenized data: every kind answers one question, `row(rng, seq_len)`."""
+"""Tokenized data: training rows, and documents as one array of ids."""
 
 import abc
 import hashlib
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import TaskContext, TrainingTask
 from ctxext.tokenization.protocol import TokenizerLike
 
 
@@ -17,7 +16,11 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 class Row(NamedTuple):
-    """One training row, all [T]: targets[t] follows tokens[t]; segment 0 is padding; weights are 0 across documents."""
+    """One training row; every field is [T].
+
+    tokens, targets: int32, targets[t] follows tokens[t]; weights: float32 loss weights, 0 across
+    documents; segment_ids: int32, 0 is padding.
+    """
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -26,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Rows(abc.ABC):
-    """A source made ready: endless rows, each a pure function of the generator it is given."""
+    """An opened source: endless rows, each a pure function of the generator it is given."""
 
     @abc.abstractmethod
     def row(self, rng: np.random.Generator, seq_len: int) -> Row:
@@ -34,14 +37,15 @@ class Rows(abc.ABC):
 
     @abc.abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What this data is, as plain JSON: equal on two machines only if every row is equal."""
+        """A description of this data as plain JSON: equal only if every row is equal."""
 
 
 class Corpus(Rows):
-    """Documents as one flat array of token ids; document i is ids[offsets[i] : offsets[i + 1]], BOS and EOS included.
+    """Documents as one flat array of token ids.
 
-    bos_id, eos_id: what each document begins and ends with, None for nothing. domains: how many documents come from
-    each source, in order; none: one source. facts: the provenance.
+    Document i is ids[offsets[i] : offsets[i + 1]], BOS and EOS included. bos_id, eos_id: the first
+    and last id of each document, None for neither. domains: how many documents come from each
+    source, in order; empty: one source. facts: the provenance.
     """
 
     def __init__(
@@ -54,14 +58,21 @@ class Corpus(Rows):
         facts: dict[str, Any],
         domains: Sequence[int] = (),
     ) -> None:
-        self.ids, self.offsets, self.bos_id, self.eos_id = ids, offsets, bos_id, eos_id
-        self.domains, self.facts = tuple(domains) or (len(offsets) - 1,), facts
+        self.ids = ids
+        self.offsets = offsets
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.domains = tuple(domains) or (len(offsets) - 1,)
+        self.facts = facts
 
     @classmethod
-    def of(
+    def from_texts(
         cls, texts: Iterable[str], tokenizer: TokenizerLike, *, files: dict[str, str] | None = None
     ) -> "Corpus":
-        """Texts tokenized, each as BOS text EOS. Raises ValueError for a tokenizer without BOS."""
+        """Tokenize texts, each as BOS text EOS; files: their names and hashes, for the provenance.
+
+        Raises ValueError for a tokenizer without BOS.
+        """
         if tokenizer.bos_id is None:
             raise ValueError(
                 "training needs a tokenizer with a beginning-of-sequence token: name its bos_token"
@@ -69,10 +80,8 @@ class Corpus(Rows):
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         dtype = id_dtype(tokenizer.vocab_size)
         documents = [np.array([*tokenizer.encode(text, bos=True), *end], dtype) for text in texts]
-        ids, offsets = (
-            np.concatenate([np.zeros(0, dtype), *documents]),
-            np.cumsum([0, *map(len, documents)]),
-        )
+        ids = np.concatenate([np.zeros(0, dtype), *documents])
+        offsets = np.cumsum([0, *map(len, documents)])
         digest = hashlib.sha256(ids.tobytes() + offsets.astype("<i8").tobytes())
         facts = {
             "kind": "text",
@@ -85,92 +94,35 @@ class Corpus(Rows):
 
     def documents(self) -> list[np.ndarray]:
         """The token ids of every document without BOS and EOS."""
-        begin, end = int(self.bos_id is not None), int(self.eos_id is not None)
+        num_bos = int(self.bos_id is not None)
+        num_eos = int(self.eos_id is not None)
         return [
-            self.ids[a + begin : b - end]
-            for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)
+            self.ids[start + num_bos : stop - num_eos]
+            for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True)
         ]
 
     def row(self, rng: np.random.Generator, seq_len: int) -> Row:
-        """A window over all documents in a circle, starting anywhere: every token is seen equally often.
+        """A window over all documents in a circle that starts anywhere.
 
-        A window that starts inside a document has BOS in place of its first token, as every prompt has.
-        Raises ValueError if there are fewer than `seq_len` + 1 tokens.
+        So every token is seen equally often. A window that starts inside a document has BOS in
+        place of its first token, as every prompt has. Raises ValueError if there are fewer than
+        `seq_len` + 1 tokens.
         """
         if len(self.ids) < seq_len + 1:
             raise ValueError(
-                f"the data has {len(self.ids)} tokens in all, a row needs {seq_len + 1}: give more text or a smaller"
-                " train.seq_len"
+                f"the data has {len(self.ids)} tokens in all, a row needs {seq_len + 1}: "
+                "give more text or a smaller train.seq_len"
             )
-        where = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
-        ids = self.ids[where].astype(np.int32)
+        indices = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
+        ids = self.ids[indices].astype(np.int32)
         if self.bos_id is not None:
             ids[0] = self.bos_id
-        document = np.searchsorted(self.offsets, where, side="right")
-        # A document that comes back at the end of the circle is another segment than its tail at the start.
+        document = np.searchsorted(self.offsets, indices, side="right")
+        # A document that comes back at the end of the circle is another segment than its tail at
+        # the start.
         segments = 1 + np.cumsum(np.diff(document, prepend=document[0]) != 0)
         weights = (segments[1:] == segments[:-1]).astype(np.float32)
         return Row(ids[:-1], ids[1:], weights, segments[:-1].astype(np.int32))
 
     def provenance(self) -> dict[str, Any]:
         return self.facts
-
-
-class TaskRows(Rows):
-    """Rows of one synthetic task, its records hidden in a haystack."""
-
-    def __init__(self, task: TrainingTask, tokenizer: TokenizerLike, haystack: Corpus) -> None:
-        self.task, self.tokenizer, self.haystack = task, tokenizer, haystack
-        self.texts = haystack.documents()
-
-    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
-        context = TaskContext(rng, self.tokenizer, self.texts)
-        tokens, weights = self.task.training_row(context, seq_len + 1)
-        return Row(tokens[:-1], tokens[1:], weights[1:], np.ones(seq_len, np.int32))
-
-    def provenance(self) -> dict[str, Any]:
-        return {
-            "kind": "synthetic",
-            "task": repr(self.task),
-            "haystack": self.haystack.provenance(),
-        }
-
-
-class PackedRows(Rows):
-    """Rows of `short` tokens one after another in each row, which do not see each other; the last may be cut off."""
-
-    def __init__(self, rows: Rows, short: int) -> None:
-        self.rows, self.short = rows, short
-
-    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
-        parts = [self.rows.row(rng, self.short) for _ in range(-(-seq_len // self.short))]
-        before = np.cumsum([0, *(int(part.segment_ids.max()) for part in parts[:-1])])
-        # Padding stays segment 0.
-        segments = [
-            np.where(part.segment_ids > 0, part.segment_ids + n, 0)
-            for part, n in zip(parts, before, strict=True)
-        ]
-        whole = [
-            part._replace(segment_ids=ids.astype(np.int32))
-            for part, ids in zip(parts, segments, strict=True)
-        ]
-        return Row(*(np.concatenate(field)[:seq_len] for field in zip(*whole, strict=True)))
-
-    def provenance(self) -> dict[str, Any]:
-        return {"kind": "packed", "seq_len": self.short, "rows": self.rows.provenance()}
-
-
-class MixedRows(Rows):
-    """Every row comes from one of the parts, drawn by weight."""
-
-    def __init__(self, parts: Sequence[tuple[float, Rows]]) -> None:
-        total = sum(weight for weight, _ in parts)
-        self.weights = [weight / total for weight, _ in parts]
-        self.parts = [rows for _, rows in parts]
-
-    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
-        return self.parts[int(rng.choice(len(self.parts), p=self.weights))].row(rng, seq_len)
-
-    def provenance(self) -> dict[str, Any]:
-        parts = [rows.provenance() for rows in self.parts]
-        return {"kind": "mix", "weights": self.weights, "parts": parts}

@@ -1,21 +1,23 @@
-"""Sources cut into units of work: a pure function of the files, so that a run that was killed cuts them again."""
+"""Sources cut into chunks: a pure function of the files, so that a resumed run cuts the same ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctxext.data.columnar import SUFFIXES, data_files, groups
-from ctxext.data.source_names import is_table
+from ctxext.data.sources import HFDocuments, recognize
+from ctxext.data.sources.columnar import SUFFIXES, data_files, group_sizes
 
-UNIT_BYTES = 8 << 20
-MOST_UNITS = 4096  # of a terabyte they become larger: the parts lie in one directory
+CHUNK_BYTES = 8 << 20
+MAX_CHUNKS = 4096
+"""Terabytes are cut into larger chunks: the shards are all in one directory."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of one file: bytes [first, stop) of text or JSONL, row groups or record batches [first, stop) of a table.
+class FileRange:
+    """A part of one file: [first, stop) in bytes of text or JSONL, or in row groups of a table.
 
-    A JSONL line belongs to the piece in which it begins. size: bytes to read, about.
+    A JSONL line belongs to the range in which it begins. The groups of an Arrow file are its record
+    batches. size: bytes to read, about.
     """
 
     path: str
@@ -26,28 +28,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one worker encodes into one part: consecutive pieces of one source."""
+class Chunk:
+    """Consecutive file ranges of one source, which one worker encodes into one shard."""
 
     source: int
-    pieces: tuple[Piece, ...]
+    ranges: tuple[FileRange, ...]
 
     @property
     def size(self) -> int:
-        return sum(piece.size for piece in self.pieces)
+        return sum(file_range.size for file_range in self.ranges)
 
 
 def source_files(root: Path) -> dict[str, Path]:
     """The files of a source by the name they are cited by, in order.
 
-    Raises ValueError if there are none, or text and tables both.
+    Raises ValueError if there are none, or both text and tables.
     """
     if not root.exists():
         raise ValueError(
             f"there is no {root}; give a file, a directory, or a dataset of the hub (owner/name)"
         )
-    saved = any((root / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if saved or is_table(root):
+    is_saved = any((root / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if is_saved or recognize(root) is HFDocuments:
         paths = data_files(root)
     elif root.is_dir():
         paths = sorted(
@@ -60,50 +62,49 @@ def source_files(root: Path) -> dict[str, Path]:
     }
 
 
-def cut(sources: list[dict[str, Path]], field: str, unit_bytes: int | None = None) -> list[Unit]:
-    """Units of about `unit_bytes` (default: 8 MiB, more for what is very large), in the order of the documents.
+def cut(sources: list[dict[str, Path]], field: str, chunk_bytes: int | None = None) -> list[Chunk]:
+    """Chunks of about `chunk_bytes` in the order of the documents.
 
-    Raises ValueError for a table that cannot be read.
+    Default: 8 MiB, and more for what is very large. Raises ValueError for a table that cannot be
+    read.
     """
-    if unit_bytes is None:
+    if chunk_bytes is None:
         total = sum(path.stat().st_size for files in sources for path in files.values())
-        unit_bytes = max(UNIT_BYTES, -(-total // MOST_UNITS))
+        chunk_bytes = max(CHUNK_BYTES, -(-total // MAX_CHUNKS))
     return [
-        Unit(number, tuple(pieces))
+        Chunk(number, tuple(ranges))
         for number, files in enumerate(sources)
-        for pieces in _gathered(_pieces(files, field, unit_bytes), unit_bytes)
+        for ranges in _group(_file_ranges(files, field, chunk_bytes), chunk_bytes)
     ]
 
 
-def _pieces(files: dict[str, Path], field: str, unit_bytes: int) -> Iterator[Piece]:
+def _file_ranges(files: dict[str, Path], field: str, chunk_bytes: int) -> Iterator[FileRange]:
     for name, path in files.items():
         if path.suffix in SUFFIXES:
-            yield from (
-                Piece(str(path), name, i, i + 1, size)
-                for i, (_, size) in enumerate(groups(path, field))
-            )
+            for i, (_, size) in enumerate(group_sizes(path, field)):
+                yield FileRange(str(path), name, i, i + 1, size)
             continue
         size = path.stat().st_size
-        step = unit_bytes if path.suffix == ".jsonl" else max(size, 1)
+        step = chunk_bytes if path.suffix == ".jsonl" else max(size, 1)
         for first in range(0, max(size, 1), step):
             stop = min(first + step, size)
-            yield Piece(str(path), name, first, stop, stop - first)
+            yield FileRange(str(path), name, first, stop, stop - first)
 
 
-def _gathered(pieces: Iterator[Piece], unit_bytes: int) -> Iterator[list[Piece]]:
-    gathered: list[Piece] = []
+def _group(ranges: Iterator[FileRange], chunk_bytes: int) -> Iterator[list[FileRange]]:
+    """Consecutive ranges of about `chunk_bytes`; adjacent ranges of a file become one."""
+    group: list[FileRange] = []
     size = 0
-    for piece in pieces:
-        last = gathered[-1] if gathered else None
-        if last and (last.path, last.stop) == (piece.path, piece.first):  # neighbours are one
-            gathered[-1] = Piece(
-                last.path, last.name, last.first, piece.stop, last.size + piece.size
-            )
+    for new in ranges:
+        last = group[-1] if group else None
+        if last and (last.path, last.stop) == (new.path, new.first):
+            group[-1] = FileRange(last.path, last.name, last.first, new.stop, last.size + new.size)
         else:
-            gathered.append(piece)
-        size += piece.size
-        if size >= unit_bytes:
-            yield gathered
-            gathered, size = [], 0
-    if gathered:
-        yield gathered
+            group.append(new)
+        size += new.size
+        if size >= chunk_bytes:
+            yield group
+            group = []
+            size = 0
+    if group:
+        yield group

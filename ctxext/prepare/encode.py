@@ -1,4 +1,4 @@
-"""What a worker does: one unit of documents into one part, a pure function of both. Nothing here needs jax."""
+"""The work of one worker: a chunk of documents into a shard, a pure function. No jax is imported."""
 
 import hashlib
 import io
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ctxext.data.corpus import id_dtype
-from ctxext.data.prepared import SPLITS
+from ctxext.data.token_files import SPLITS
 from ctxext.files import atomic_file
-from ctxext.prepare.chunks import Unit
-from ctxext.prepare.records import records
+from ctxext.prepare.chunks import Chunk
+from ctxext.prepare.raw_documents import raw_documents
 from ctxext.tokenization.protocol import TokenizerLike
 
 
@@ -21,9 +21,10 @@ from ctxext.tokenization.protocol import TokenizerLike
 class Recipe:
     """How documents become tokens.
 
-    field: the key or column of the text. bos, eos: whether each document begins and ends with that token. min_tokens,
-    max_tokens: shorter and longer documents are left out, counted with BOS and EOS. held_out: the share of documents,
-    by the hash of their text, that training does not see; the same text falls on the same side in every order.
+    field: the key or column of the text. bos, eos: whether each document begins and ends with that
+    token. min_tokens, max_tokens: shorter and longer documents are left out, counted with BOS and
+    EOS. held_out: the share of documents, by the hash of their text, that training does not see;
+    the same text is on the same side in any order.
     """
 
     field: str = "text"
@@ -38,7 +39,8 @@ class Recipe:
             raise ValueError(f"--held-out is a share from 0 to below 1, got {self.held_out}")
         if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
             raise ValueError(
-                f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens {self.min_tokens}"
+                f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens "
+                f"{self.min_tokens}"
             )
 
     def split(self, text: str) -> str:
@@ -47,40 +49,46 @@ class Recipe:
         return "heldout" if number < self.held_out * 2**64 else "train"
 
     def facts(self) -> dict[str, Any]:
-        """For the index; bos and eos are told as ids there."""
+        """The fields for the index, which holds bos and eos as ids instead."""
         return {name: value for name, value in asdict(self).items() if name not in ("bos", "eos")}
 
 
-def encode(unit: Unit, recipe: Recipe, tokenizer: TokenizerLike, part: Path) -> int:
-    """Write the tokens of a unit, document lengths, and what was left out, as one .npz; returns how many tokens."""
+def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) -> int:
+    """Write a chunk's tokens, document lengths and what was left out as one .npz file.
+
+    Returns the number of tokens.
+    """
     end = [tokenizer.eos_id] if recipe.eos else []
-    dtype, most = id_dtype(tokenizer.vocab_size), recipe.max_tokens
-    ids, lengths = {split: io.BytesIO() for split in SPLITS}, {split: [] for split in SPLITS}
-    counts, rejects, out = [], [], {"empty": 0, "shorter": 0, "longer": 0}
-    for place, piece in enumerate(unit.pieces):
+    dtype = id_dtype(tokenizer.vocab_size)
+    ids = {split: io.BytesIO() for split in SPLITS}
+    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    left_out = {"empty": 0, "shorter": 0, "longer": 0}
+    counts: list[int] = []
+    rejects: list[tuple[int, int, str]] = []
+    for range_number, file_range in enumerate(chunk.ranges):
         number = -1
-        for number, text, reason, _ in records(piece, recipe.field):
+        for number, text, reason, _ in raw_documents(file_range, recipe.field):
             if reason:
-                rejects.append((place, number, reason))
+                rejects.append((range_number, number, reason))
                 continue
             if not text:
-                out["empty"] += 1
+                left_out["empty"] += 1
                 continue
             document = np.array([*tokenizer.encode(text, bos=recipe.bos), *end], dtype)
             if len(document) < recipe.min_tokens:
-                out["shorter"] += 1
-            elif most is not None and len(document) > most:
-                out["longer"] += 1
+                left_out["shorter"] += 1
+            elif recipe.max_tokens is not None and len(document) > recipe.max_tokens:
+                left_out["longer"] += 1
             else:
                 split = recipe.split(text)
                 ids[split].write(document.data)
                 lengths[split].append(len(document))
         counts.append(number + 1)
-    facts = {**out, "counts": counts, "rejects": rejects}
+    facts = {**left_out, "counts": counts, "rejects": rejects}
     arrays: dict[str, np.ndarray] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
     for split in SPLITS:
         arrays[split] = np.frombuffer(ids[split].getbuffer(), dtype)
         arrays[f"{split}_lengths"] = np.array(lengths[split], np.int64)
-    with atomic_file(part) as temporary, temporary.open("wb") as file:
+    with atomic_file(shard) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     return sum(len(arrays[split]) for split in SPLITS)

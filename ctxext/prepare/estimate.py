@@ -1,84 +1,92 @@
-"""What would be done, and about how much would come of it: a few documents are encoded, nothing is written."""
+"""An estimate of the result of a preparation: a few documents are encoded, nothing is written."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxext.data.corpus import id_dtype
-from ctxext.data.prepared import OFFSETS
-from ctxext.prepare.chunks import Unit, cut, source_files
+from ctxext.data.token_files import OFFSETS
+from ctxext.prepare.chunks import Chunk, cut, source_files
 from ctxext.prepare.encode import Recipe
-from ctxext.prepare.records import records
+from ctxext.prepare.raw_documents import raw_documents
 from ctxext.tokenization.tokenizer import Tokenizer
 
-SAMPLES, SAMPLE_BYTES = 8, 1 << 20
-"""Units of a source that are looked into, and how much of them in all."""
+SAMPLES = 8
+"""Chunks of each source that are sampled."""
+SAMPLE_BYTES = 1 << 20
+"""Bytes that are read of them in all."""
 
 
 def estimate(sources: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) -> dict[str, Any]:
-    """Files, sizes and units of every source, and tokens and documents guessed from samples; no filter is applied.
+    """Files, sizes and chunks of every source, and tokens and documents estimated from samples.
 
-    Raises ValueError for sources that are not there or cannot be read.
+    Length filters are not applied. Raises ValueError for sources that do not exist or cannot be
+    read.
     """
     files = [source_files(root) for root in sources]
-    units = cut(files, recipe.field)
-    itemsize, told = id_dtype(tokenizer.vocab_size).itemsize, []
-    for number, (root, there) in enumerate(zip(sources, files, strict=True)):
-        mine = [unit for unit in units if unit.source == number]
-        documents, tokens = _guess(mine, tokenizer, recipe)
-        told.append(
+    chunks = cut(files, recipe.field)
+    dtype = id_dtype(tokenizer.vocab_size)
+    described = []
+    for number, (root, paths) in enumerate(zip(sources, files, strict=True)):
+        own = [chunk for chunk in chunks if chunk.source == number]
+        documents, tokens = _estimate_source(own, tokenizer, recipe)
+        described.append(
             {
                 "name": root.resolve().name,
-                "files": {name: path.stat().st_size for name, path in there.items()},
-                "units": len(mine),
+                "files": {name: path.stat().st_size for name, path in paths.items()},
+                "chunks": len(own),
                 "documents": documents,
                 "tokens": tokens,
-                "bytes": tokens * itemsize + documents * OFFSETS.itemsize,
+                "bytes": tokens * dtype.itemsize + documents * OFFSETS.itemsize,
             }
         )
-    return {"dry_run": True, "dtype": id_dtype(tokenizer.vocab_size).name, "sources": told}
+    return {"dry_run": True, "dtype": dtype.name, "sources": described}
 
 
-def _guess(units: Sequence[Unit], tokenizer: Tokenizer, recipe: Recipe) -> tuple[int, int]:
-    """(documents, tokens) of all units by what a few of them hold per byte."""
-    seen, documents, tokens = 0, 0.0, 0.0
-    chosen = (
-        {round(i * (len(units) - 1) / max(SAMPLES - 1, 1)) for i in range(SAMPLES)}
-        if units
-        else set()
-    )
-    for unit in (units[i] for i in sorted(chosen)):
-        stop = seen + SAMPLE_BYTES // len(chosen)
-        for _, text, _, size in (
-            record for piece in unit.pieces for record in records(piece, recipe.field)
-        ):
-            if text:
-                head = text[: SAMPLE_BYTES // len(chosen)]
-                tokens += (
-                    len(tokenizer.encode(head)) * len(text) / len(head) + recipe.bos + recipe.eos
-                )
-                documents += 1
-            seen += size
-            if seen >= stop:
+def _estimate_source(
+    chunks: Sequence[Chunk], tokenizer: Tokenizer, recipe: Recipe
+) -> tuple[int, int]:
+    """(documents, tokens) of all chunks by what a few of them hold per byte."""
+    if not chunks:
+        return 0, 0
+    last = len(chunks) - 1
+    sampled = sorted({round(i * last / max(SAMPLES - 1, 1)) for i in range(SAMPLES)})
+    bytes_each = SAMPLE_BYTES // len(sampled)
+    bytes_read = 0
+    documents = 0.0
+    tokens = 0.0
+    for index in sampled:
+        stop = bytes_read + bytes_each
+        for file_range in chunks[index].ranges:
+            for _, text, _, size in raw_documents(file_range, recipe.field):
+                if text:
+                    head = text[:bytes_each]
+                    head_tokens = len(tokenizer.encode(head))
+                    tokens += head_tokens * len(text) / len(head) + recipe.bos + recipe.eos
+                    documents += 1
+                bytes_read += size
+                if bytes_read >= stop:
+                    break
+            if bytes_read >= stop:
                 break
-    total = sum(unit.size for unit in units)
-    return round(documents * total / max(seen, 1)), round(tokens * total / max(seen, 1))
+    total = sum(chunk.size for chunk in chunks)
+    bytes_read = max(bytes_read, 1)
+    return round(documents * total / bytes_read), round(tokens * total / bytes_read)
 
 
 def describe(plan: dict[str, Any]) -> str:
-    """The same to read."""
+    """The estimate as text."""
     lines = []
     for source in plan["sources"]:
         size = sum(source["files"].values())
         lines.append(
-            f"{source['name']}: {len(source['files']):,} files, {size / 1e6:,.1f} MB, {source['units']:,} "
-            f"units; about {source['documents']:,} documents, {source['tokens']:,} tokens"
+            f"{source['name']}: {len(source['files']):,} files, {size / 1e6:,.1f} MB, "
+            f"{source['chunks']:,} chunks; about {source['documents']:,} documents, "
+            f"{source['tokens']:,} tokens"
         )
-    need = sum(source["bytes"] for source in plan["sources"])
-    return "\n".join(
-        [
-            *lines,
-            f"about {need / 1e6:,.1f} MB of {plan['dtype']} ids and offsets, twice that while it is "
-            "written; nothing has been written",
-        ]
+    needed = sum(source["bytes"] for source in plan["sources"])
+    lines.append(
+        f"about {needed / 1e6:,.1f} MB of {plan['dtype']} ids and offsets, twice that while it is "
+        "written; nothing has been written"
     )
+    return "\n".join(lines)

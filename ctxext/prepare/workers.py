@@ -1,4 +1,4 @@
-"""Many processes that encode units, each with a tokenizer of its own; they end when what started them has ended."""
+"""Processes that encode chunks, each with its own tokenizer; they end when their parent has ended."""
 
 import multiprocessing
 import os
@@ -10,44 +10,46 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ctxext.prepare.chunks import Unit
+from ctxext.prepare.chunks import Chunk
 from ctxext.prepare.encode import Recipe, encode
 from ctxext.tokenization.tokenizer import Tokenizer
 
-_tokenizer: Tokenizer | None = None  # of this worker
+_tokenizer: Tokenizer | None = None
+"""In a worker: its own."""
 
 
 def encode_all(
-    todo: dict[Path, Unit], recipe: Recipe, tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[Unit, int]]:
-    """Write every part that is to be done; yields its unit and number of tokens as it is, in any order.
+    missing: dict[Path, Chunk], recipe: Recipe, tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[Chunk, int]]:
+    """Write every missing shard; yields its chunk and number of tokens when it is done, in any order.
 
-    Raises ValueError if a file cannot be read or a worker dies; what is written stays.
+    Raises ValueError if a file cannot be read or a worker dies; finished shards stay.
     """
-    if workers == 1 or len(todo) < 2:
-        for part, unit in todo.items():
-            yield unit, encode(unit, recipe, tokenizer, part)
+    if workers == 1 or len(missing) < 2:
+        for shard, chunk in missing.items():
+            yield chunk, encode(chunk, recipe, tokenizer, shard)
         return
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, _begin, (tokenizer.files,))
+    pool = ProcessPoolExecutor(min(workers, len(missing)), spawn, _start, (tokenizer.files,))
     try:
-        futures = {pool.submit(_work, unit, recipe, part): unit for part, unit in todo.items()}
+        futures = {
+            pool.submit(_encode, chunk, recipe, shard): chunk for shard, chunk in missing.items()
+        }
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise ValueError(
-            "a worker was killed, for lack of memory most likely: run the same command again, with fewer "
-            "--workers; what is done stays done"
+            "a worker was killed, most likely for lack of memory: run the same command again with "
+            "fewer --workers; finished work is kept"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(files: dict[str, bytes]) -> None:
+def _start(files: dict[str, bytes]) -> None:
     global _tokenizer
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the first process, which lets us finish
+    # Ctrl-C is for the parent, which lets the workers finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _tokenizer = Tokenizer(files)
 
@@ -59,6 +61,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(unit: Unit, recipe: Recipe, part: Path) -> int:
+def _encode(chunk: Chunk, recipe: Recipe, shard: Path) -> int:
     assert _tokenizer is not None
-    return encode(unit, recipe, _tokenizer, part)
+    return encode(chunk, recipe, _tokenizer, shard)

@@ -153,8 +153,8 @@ def test_a_haystack_by_name(tmp_path):
     assert haystack(str(tmp_path / "saved")) == HFDocuments(str(tmp_path / "saved"))
     for name, message in (
         ("nowhere", 'there is no haystack .*give "stdlib", or'),
-        ("notes.md", "holds no .txt"),
-        (".", r"holds both .*\.parquet.*\.txt files"),
+        ("notes.md", r"holds no file that can be read: give .*\.txt"),
+        (".", r"files of several kinds \(\.parquet.*\.txt"),
     ):
         with pytest.raises(ValueError, match=message):
             haystack(str(tmp_path / name))

@@ -20,9 +20,9 @@ from ctxext.data import (
     stdlib_documents,
 )
 from ctxext.data.corpus import Corpus, Row
-from ctxext.data.stdlib import HELDOUT, TRAIN
+from ctxext.data.sources.stdlib import HELDOUT, TRAIN
 from ctxext.positions import Contiguous
-from ctxext.tasks import Passkey
+from ctxext.tasks import Passkey, TaskContext
 from support.tiny_train import ByteTokenizer, write_texts
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
@@ -46,7 +46,7 @@ def same(a, b) -> bool:
 
 
 def test_a_document_is_bos_text_eos():
-    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
     assert corpus.ids.dtype == np.uint16
     assert corpus.ids[:7].tolist() == [1, *(b + 3 for b in b"alpha"), 2]
     assert corpus.offsets.tolist() == [0, 7, 11, 24, 27]
@@ -54,7 +54,7 @@ def test_a_document_is_bos_text_eos():
 
 
 def test_rows_are_windows_of_the_documents_in_a_circle():
-    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
     ids, number = corpus.ids.tolist(), np.repeat(np.arange(4), np.diff(corpus.offsets)).tolist()
     seen = np.zeros(len(ids), int)
     for step in range(300):
@@ -78,7 +78,7 @@ def test_rows_are_windows_of_the_documents_in_a_circle():
 
 
 def test_a_batch_depends_on_seed_step_and_row_alone():
-    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
     first = batch(corpus, 5)
     batch(corpus, 9)
     assert same(first, batch(corpus, 5))
@@ -92,14 +92,14 @@ def test_positions_do_not_change_the_text():
         def sample(self, rng, shape):
             return (super().sample(rng, shape) + rng.integers(100)).astype(np.int32)
 
-    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
     plain, shifted = batch(corpus), batch(corpus, positions=Shifted())
     assert np.array_equal(plain.tokens, shifted.tokens)
     assert len({*(shifted.positions - plain.positions)[:, 0].tolist()}) > 1
 
 
 def test_prefetch_gives_the_same_batches_and_raises_where_they_are_wanted():
-    corpus = Corpus.of(TEXTS, ByteTokenizer())
+    corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
     got = list(prefetch(lambda step: batch(corpus, step), 3, 8))
     assert [step for step, _ in got] == [3, 4, 5, 6, 7]
     assert all(same(b, batch(corpus, step)) for step, b in got)
@@ -121,7 +121,8 @@ def test_synthetic_rows_are_the_task_s_with_targets_shifted():
     got = batch(rows, 3, batch_size=2, seq_len=200)
     for index in range(2):
         rng = np.random.default_rng([0, 3, index, 0])
-        tokens, weights = Passkey().training_row(rng, tokenizer, 201, rows.haystack.documents())
+        context = TaskContext(rng, tokenizer, rows.haystack.documents())
+        tokens, weights = Passkey().training_row(context, 201)
         assert got.tokens[index].tolist() == tokens[:-1].tolist()
         assert got.targets[index].tolist() == tokens[1:].tolist()
         assert got.weights[index].tolist() == weights[1:].tolist()
@@ -213,7 +214,7 @@ def test_missing_and_too_short_data(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.*cannot be read"):
         Files(str(tmp_path / "nowhere")).open(ByteTokenizer())
     with pytest.raises(ValueError, match="27 tokens in all, a row needs 28"):
-        batch(Corpus.of(TEXTS, ByteTokenizer()), seq_len=27)
+        batch(Corpus.from_texts(TEXTS, ByteTokenizer()), seq_len=27)
 
 
 def test_a_tokenizer_without_bos_is_refused():
@@ -221,7 +222,7 @@ def test_a_tokenizer_without_bos_is_refused():
         bos_id = None
 
     with pytest.raises(ValueError, match="beginning-of-sequence"):
-        Corpus.of(TEXTS, NoBos())
+        Corpus.from_texts(TEXTS, NoBos())
 
 
 def test_stdlib_is_split_by_file_and_hashed():

@@ -12,7 +12,7 @@ import pytest
 from ctxext.cli.overrides import override
 from ctxext.data import Files, Mix, Prepared, Short, Source, Upsampled, haystack, make_batch
 from ctxext.data.corpus import Corpus
-from ctxext.data.upsample import document_weights
+from ctxext.data.sources.upsampled import document_weights
 from ctxext.files import read_json, read_jsonl
 from ctxext.positions import Contiguous
 from ctxext.prepare import Recipe, prepare
@@ -124,8 +124,8 @@ def test_what_cannot_be_trained_on_is_refused(texts, tmp_path):
         ({"version": 2}, "version 2"),
         ({"complete": False}, "not complete"),
         ({"format": "x"}, "is not an index of tokens"),
-        ({"splits": {}}, "is damaged"),
-        ({"splits": 3}, "is damaged"),
+        ({"splits": {}}, "is corrupt"),
+        ({"splits": 3}, "is corrupt"),
     ):
         (root / "index.json").write_text(json.dumps(index | change))
         refused(message)

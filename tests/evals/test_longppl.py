@@ -30,7 +30,7 @@ class Texts(TextSource):
     texts: tuple[str, ...]
 
     def open(self, tokenizer):
-        return Corpus.of(self.texts, tokenizer)
+        return Corpus.from_texts(self.texts, tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class Counting(TextSource):
     """Three documents of numbers."""
 
     def open(self, tokenizer):
-        return Corpus.of(
+        return Corpus.from_texts(
             [" ".join(str(step * i) for i in range(500)) for step in (7, 11, 13)], tokenizer
         )
 

@@ -31,7 +31,9 @@ class Long(TextSource):
     sizes: tuple[int, ...]
 
     def open(self, tokenizer):
-        return Corpus.of([chr(97 + i) * size for i, size in enumerate(self.sizes)], tokenizer)
+        return Corpus.from_texts(
+            [chr(97 + i) * size for i, size in enumerate(self.sizes)], tokenizer
+        )
 
 
 def curve(seen):

@@ -18,11 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext import prepare as module
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.files import read_json, read_jsonl
-from ctxext.prepare import Recipe, prepare, records
+from ctxext.prepare import Recipe, prepare, raw_documents, request, run
 from ctxext.prepare.chunks import cut, source_files
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import ByteTokenizer
@@ -93,7 +92,7 @@ def go(
     sources,
     out: Path,
     *,
-    unit_bytes: int = 2000,
+    chunk_bytes: int = 2000,
     tokenizer=TOKENIZER,
     workers: int = 1,
     max_rejects: float = 0.01,
@@ -106,7 +105,7 @@ def go(
         recipe=Recipe(**recipe),
         workers=workers,
         max_rejects=max_rejects,
-        unit_bytes=unit_bytes,
+        chunk_bytes=chunk_bytes,
         progress=False,
     )
 
@@ -171,9 +170,11 @@ def test_every_document_is_what_the_tokenizer_gives(sources, whole):
         )
 
 
-@pytest.mark.parametrize(("workers", "unit_bytes"), [(1, 97), (1, 10**9), (2, 3000), (3, 700)])
-def test_the_bytes_do_not_depend_on_workers_or_units(sources, whole, tmp_path, workers, unit_bytes):
-    go(sources, tmp_path / "out", workers=workers, unit_bytes=unit_bytes, held_out=0.2)
+@pytest.mark.parametrize(("workers", "chunk_bytes"), [(1, 97), (1, 10**9), (2, 3000), (3, 700)])
+def test_the_bytes_do_not_depend_on_workers_or_chunks(
+    sources, whole, tmp_path, workers, chunk_bytes
+):
+    go(sources, tmp_path / "out", workers=workers, chunk_bytes=chunk_bytes, held_out=0.2)
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -274,7 +275,7 @@ def test_every_good_line_is_there_in_order_and_every_bad_one_is_named(
     options = {
         "tokenizer": ByteTokenizer(),
         "max_rejects": 1,
-        "unit_bytes": 1 + len(end.join(data)) // pieces,
+        "chunk_bytes": 1 + len(end.join(data)) // pieces,
     }
     if good:
         go([root / "a.jsonl"], root / "out", **options)
@@ -327,7 +328,7 @@ def test_too_many_rejects_stop_it_and_are_kept_for_a_second_look(tmp_path, capsy
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "LONGEST", 100)
+    monkeypatch.setattr(raw_documents, "MAX_LINE_BYTES", 100)
     lines_file(tmp_path / "a.jsonl", ["a", "b" * 500, "c", "d" * 80, "e" * 200_000])
     go([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=ByteTokenizer(), max_rejects=1)
     assert [len(ids) for ids in stored(tmp_path / "out", "train")] == [3, 3, 82]
@@ -336,11 +337,10 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
 
 def test_files_are_streamed(tmp_path):
     source = lines_file(tmp_path / "a.jsonl", ["word " * 400] * 8000)  # 16 MB
-    (unit,) = cut([source_files(source)], "text", 10**9)
+    (chunk,) = cut([source_files(source)], "text", 10**9)
     tracemalloc.start()
-    assert (
-        sum(len(record.text) for record in records.records(unit.pieces[0], "text")) == 8000 * 2000
-    )
+    documents = raw_documents.raw_documents(chunk.ranges[0], "text")
+    assert sum(len(document.text) for document in documents) == 8000 * 2000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 500_000
@@ -353,7 +353,7 @@ from ctxext.prepare import Recipe, prepare
 from ctxext.tokenization.tokenizer import load_tokenizer
 sources, out, tokenizer, workers = sys.argv[1].split(":"), *sys.argv[2:]
 prepare([Path(s) for s in sources], Path(out), load_tokenizer(tokenizer), recipe=Recipe(held_out=0.2),
-        workers=int(workers), unit_bytes=500)
+        workers=int(workers), chunk_bytes=500)
 """
 
 
@@ -381,18 +381,18 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
         and not (out / "index.json").exists()
     )
     with pytest.raises(ValueError, match="is not finished: run the same"):
-        module.read_index(out)
+        run.read_index(out)
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(workers) >= 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers), (
         "orphans"
     )
-    with pytest.raises(ValueError, match="was begun with other held-out"):
-        go(sources, out, unit_bytes=500, held_out=0.1)
-    assert module.REQUEST in {path.name for path in (out / "work").iterdir()}
+    with pytest.raises(ValueError, match="was started with other held-out"):
+        go(sources, out, chunk_bytes=500, held_out=0.1)
+    assert request.REQUEST in {path.name for path in (out / "work").iterdir()}
     resumed = subprocess.run([*argv, "1"], stderr=subprocess.PIPE, text=True, check=True)
-    assert "prepare: goes on: " in resumed.stderr
-    go(sources, tmp_path / "undisturbed", unit_bytes=10**6, held_out=0.2)
+    assert "prepare: resumed: " in resumed.stderr
+    go(sources, tmp_path / "undisturbed", chunk_bytes=10**6, held_out=0.2)
     assert contents(out) == contents(tmp_path / "undisturbed")
     every = [text for source in all_texts(3000) for text in source if not held_out(text, 0.2)]
     assert len(stored(out, "train")) == len(every)
@@ -404,10 +404,10 @@ def test_stopped_at_the_end_it_goes_on_as_well(sources, whole, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     name = {"rejects": "Tally", "join": "join", "index": "write_json"}[step]
-    wrapped = getattr(module, name)
+    wrapped = getattr(run, name)
     with monkeypatch.context() as patched:
         patched.setattr(
-            module, name, lambda *args: stop() if "request" not in str(args[0]) else wrapped(*args)
+            run, name, lambda *args: stop() if "request" not in str(args[0]) else wrapped(*args)
         )
         with pytest.raises(KeyboardInterrupt):
             go(sources, tmp_path / "out", held_out=0.2)
@@ -421,10 +421,10 @@ def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(sources, whole, tmp
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # pyright: ignore
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.Progress, "update", kill)
+        patched.setattr(run.Progress, "update", kill)
         with pytest.raises(ValueError, match="a worker was killed.*run the same command again"):
-            go(sources, tmp_path / "out", workers=2, unit_bytes=300, held_out=0.2)
-    go(sources, tmp_path / "out", unit_bytes=300, held_out=0.2)
+            go(sources, tmp_path / "out", workers=2, chunk_bytes=300, held_out=0.2)
+    go(sources, tmp_path / "out", chunk_bytes=300, held_out=0.2)
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -443,19 +443,19 @@ def test_what_is_there_is_guarded(tmp_path):
     first = go([source], out)
     assert go([source], out) == first  # finished: checked, not written again
     for change in ({"eos": False}, {"min_tokens": 2}, {"tokenizer": ByteTokenizer()}):
-        with pytest.raises(ValueError, match="was begun with other (tokenizer|min-tokens)"):
+        with pytest.raises(ValueError, match="was started with other (tokenizer|min-tokens)"):
             go([source], out, **change)
     data = bytearray((out / "train.tokens").read_bytes())
     data[0] ^= 1
     (out / "train.tokens").write_bytes(data)
-    with pytest.raises(ValueError, match=r"train\.tokens is damaged"):
+    with pytest.raises(ValueError, match=r"train\.tokens is corrupt"):
         go([source], out)
     lines_file(source, "abcd")
-    with pytest.raises(ValueError, match="was begun with other sources"):
+    with pytest.raises(ValueError, match="was started with other sources"):
         go([source], out)
     with pytest.raises(ValueError, match="already exists"):
         go([source], tmp_path)
-    with pytest.raises(ValueError, match="lies within .*, which is read"):
+    with pytest.raises(ValueError, match="is inside .*, which is read"):
         go([tmp_path], tmp_path / "x")
     with pytest.raises(ValueError, match="--no-bos"):
         go([source], tmp_path / "x", tokenizer=type("NoBos", (ByteTokenizer,), {"bos_id": None})())

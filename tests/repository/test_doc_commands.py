@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxext.data.stdlib import stdlib_documents
+from ctxext.data.sources.stdlib import stdlib_documents
 from ctxext.plan.compile_request import compiler_is_there
 from support.write_llama2 import write_llama2
 

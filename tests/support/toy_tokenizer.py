@@ -65,7 +65,7 @@ class ToySource(TextSource):
     """The toy texts as a source of documents."""
 
     def open(self, tokenizer) -> Corpus:
-        return Corpus.of(toy_texts(), tokenizer)
+        return Corpus.from_texts(toy_texts(), tokenizer)
 
 
 def toy_source() -> ToySource:

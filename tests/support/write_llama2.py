@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ctxext.data.stdlib import stdlib_documents
+from ctxext.data.sources.stdlib import stdlib_documents
 from ctxext.model.config import LlamaConfig
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer, train_tokenizer
 

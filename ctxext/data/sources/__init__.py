@@ -1,0 +1,72 @@
+"""Where data comes from, one file per source; `--haystack` finds those of documents by itself."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+from ctxext.data.sources.base import Source as Source
+from ctxext.data.sources.base import TextOnDisk as TextOnDisk
+from ctxext.data.sources.base import TextSource as TextSource
+from ctxext.data.sources.base import text_on_disk as text_on_disk
+from ctxext.data.sources.columnar import HFDocuments as HFDocuments
+from ctxext.data.sources.mix import Mix as Mix
+from ctxext.data.sources.prepared import Prepared as Prepared
+from ctxext.data.sources.short import Short as Short
+from ctxext.data.sources.stdlib import Stdlib as Stdlib
+from ctxext.data.sources.synthetic import Synthetic as Synthetic
+from ctxext.data.sources.text_files import Files as Files
+from ctxext.data.sources.upsampled import Upsampled as Upsampled
+
+
+@functools.cache
+def text_sources() -> tuple[type[TextSource], ...]:
+    """Every concrete source of documents in this package's files, by file."""
+    classes: list[type[TextSource]] = []
+    for module_info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        classes += [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value)
+            and issubclass(value, TextSource)
+            and value.__module__ == module.__name__
+            and not inspect.isabstract(value)
+        ]
+    return tuple(classes)
+
+
+def haystack(name: str, *, field: str = "text") -> TextSource:
+    """The source that `--haystack name` means: a name such as "stdlib", or a path.
+
+    A directory that `ctxext prepare` wrote is its held-out part, if it has one. field: the key or
+    column of the text. Raises ValueError if there is no such path, or it is not of one kind.
+    """
+    named = {source.haystack_name: source for source in text_sources() if source.haystack_name}
+    if name in named:
+        return named[name].as_haystack(name, field)
+    root = Path(name).expanduser()
+    if not root.exists():
+        names = " or ".join(f'"{known}"' for known in named)
+        raise ValueError(
+            f"there is no haystack {name}: give {names}, or a file or directory that exists"
+        )
+    return recognize(root).as_haystack(name, field)
+
+
+def recognize(root: Path) -> type[TextSource]:
+    """The kind of source that a file or directory is.
+
+    Raises ValueError if it holds files of no kind, or of several.
+    """
+    kinds = [source for source in text_sources() if source.recognizes(root)]
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        suffixes = ", ".join(suffix for kind in kinds for suffix in kind.suffixes)
+        raise ValueError(
+            f"{root} holds files of several kinds ({suffixes}): name those that are meant"
+        )
+    known = ", ".join(suffix for source in text_sources() for suffix in source.suffixes)
+    raise ValueError(f"{root} holds no file that can be read: give {known}")

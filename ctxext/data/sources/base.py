@@ -1,0 +1,79 @@
+"""The contract of data sources: a frozen description that fits into an experiment; `open` tokenizes.
+
+A source is one file in this package. It declares the text on disk that it reads, and a source of
+documents how `--haystack` recognizes it.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+from ctxext.data.corpus import Corpus, Rows
+from ctxext.tokenization.protocol import TokenizerLike
+
+
+class TextOnDisk(NamedTuple):
+    """A file or directory that a source reads, and its split where it is a prepared directory."""
+
+    path: str
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Source(abc.ABC):
+    """A description of data; nothing is read before `open`."""
+
+    type_tag: ClassVar[str] = "data/"
+
+    @abc.abstractmethod
+    def open(self, tokenizer: TokenizerLike) -> Rows:
+        """Read and tokenize. Raises ValueError with the file, and the line where there is one."""
+
+    def text_on_disk(self) -> Iterator[TextOnDisk]:
+        """The texts that must exist before it is opened; by default those of its fields."""
+        for field in dataclasses.fields(self):
+            yield from text_on_disk(getattr(self, field.name))
+
+
+@dataclass(frozen=True)
+class TextSource(Source):
+    """A source of documents, which can also serve as a haystack."""
+
+    haystack_name: ClassVar[str | None] = None
+    """Its name for `--haystack`, if it is not called by a path."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """The files by which a path is recognized as its own."""
+
+    @classmethod
+    def recognizes(cls, root: Path) -> bool:
+        """Whether a file or directory is of this kind: by its suffix, or those of the files in it."""
+        return bool(suffixes_in(root) & set(cls.suffixes))
+
+    @classmethod
+    def as_haystack(cls, name: str, field: str) -> Self:
+        """The source for `--haystack name`; field: the key or column of the text."""
+        raise NotImplementedError(f"{cls.__name__} is recognized as a haystack but does not open")
+
+    @abc.abstractmethod
+    def open(self, tokenizer: TokenizerLike) -> Corpus: ...
+
+
+def suffixes_in(root: Path) -> set[str]:
+    """The suffixes of a file, or of all files in a directory."""
+    paths = root.rglob("*") if root.is_dir() else [root]
+    return {path.suffix for path in paths if path.is_file()}
+
+
+def text_on_disk(value: Any) -> Iterator[TextOnDisk]:
+    """The texts on disk of every source in a value: a source, a tuple, or another dataclass."""
+    if isinstance(value, Source):
+        yield from value.text_on_disk()
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from text_on_disk(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from text_on_disk(getattr(value, field.name))

@@ -1,0 +1,35 @@
+"""Tokens that `ctxext prepare` wrote."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from ctxext.data.corpus import Corpus
+from ctxext.data.sources.base import TextOnDisk, TextSource
+from ctxext.data.token_files import is_prepared, open_prepared, read_index
+from ctxext.tokenization.protocol import TokenizerLike
+
+
+@dataclass(frozen=True)
+class Prepared(TextSource):
+    """A directory that `ctxext prepare` wrote, mapped into memory; its tokenizer must be the model's."""
+
+    path: str
+    split: Literal["train", "heldout"] = "train"
+
+    @classmethod
+    def recognizes(cls, root: Path) -> bool:
+        return is_prepared(root)
+
+    @classmethod
+    def as_haystack(cls, name: str, field: str) -> Self:
+        """The held-out part, or the training part if nothing was held out."""
+        splits = read_index(Path(name).expanduser())["splits"]
+        return cls(name, "heldout" if splits["heldout"]["documents"] else "train")
+
+    def text_on_disk(self) -> Iterator[TextOnDisk]:
+        yield TextOnDisk(self.path, self.split)
+
+    def open(self, tokenizer: TokenizerLike) -> Corpus:
+        return open_prepared(Path(self.path).expanduser(), self.split, tokenizer)

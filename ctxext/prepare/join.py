@@ -1,0 +1,114 @@
+"""Shards joined, in the order of the documents, into the files that training maps into memory.
+
+Every file is whole or absent.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxext.data.token_files import OFFSETS, SPLITS, file_hash, offset_file, token_file
+from ctxext.files import atomic_file, write_text
+from ctxext.prepare.chunks import Chunk
+
+REJECTS = "rejects.jsonl"
+LEFT_OUT = ("rejected", "empty", "shorter", "longer")
+
+
+class Tally:
+    """The documents that were left out, per source and reason, and where the rejected ones are.
+
+    num_read: lines, rows and text files in all.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], shards: Sequence[Path], num_sources: int) -> None:
+        self.num_read = 0
+        self.rejects: list[dict[str, Any]] = []
+        self.left_out = [dict.fromkeys(LEFT_OUT, 0) for _ in range(num_sources)]
+        self._num_before: dict[tuple[int, str], int] = {}
+        for chunk, path in zip(chunks, shards, strict=True):
+            with np.load(path) as shard:
+                self._add(chunk, json.loads(shard["facts"].tobytes()))
+
+    def _add(self, chunk: Chunk, facts: dict[str, Any]) -> None:
+        # The lines or rows of each file that come before each range.
+        starts = []
+        for file_range, count in zip(chunk.ranges, facts["counts"], strict=True):
+            file = (chunk.source, file_range.name)
+            starts.append(self._num_before.get(file, 0))
+            self._num_before[file] = starts[-1] + count
+            self.num_read += count
+        for range_number, number, reason in facts["rejects"]:
+            file_range = chunk.ranges[range_number]
+            self.rejects.append(
+                {
+                    "source": chunk.source,
+                    "file": file_range.name,
+                    **_location(file_range.path, starts[range_number] + number),
+                    "reason": reason,
+                }
+            )
+        left_out = self.left_out[chunk.source]
+        left_out["rejected"] += len(facts["rejects"])
+        for name in LEFT_OUT[1:]:
+            left_out[name] += facts[name]
+
+    def write(self, root: Path) -> None:
+        """A line for each reject: source, file, line or row, reason."""
+        write_text(root / REJECTS, "".join(json.dumps(reject) + "\n" for reject in self.rejects))
+
+
+def _location(path: str, number: int) -> dict[str, int]:
+    """Lines are counted from 1, rows of tables from 0; a text file is one document."""
+    return {".jsonl": {"line": number + 1}, ".txt": {}}.get(Path(path).suffix, {"row": number})
+
+
+def join(
+    root: Path,
+    dtype: np.dtype,
+    chunks: Sequence[Chunk],
+    shards: Sequence[Path],
+    num_sources: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write the token and offset files of every split.
+
+    Returns the index's entries for the splits, and the counts of each source.
+    """
+    splits: dict[str, Any] = {}
+    counts = [
+        {split: {"documents": 0, "tokens": 0} for split in SPLITS} for _ in range(num_sources)
+    ]
+    for split in SPLITS:
+        num_documents = 0
+        num_tokens = 0
+        with (
+            atomic_file(token_file(root, split)) as token_path,
+            atomic_file(offset_file(root, split)) as offset_path,
+        ):
+            with token_path.open("wb") as tokens, offset_path.open("wb") as offsets:
+                offsets.write(np.zeros(1, OFFSETS).tobytes())
+                for chunk, (ids, lengths) in zip(chunks, _read(shards, split), strict=True):
+                    tokens.write(ids.astype(dtype, copy=False).data)
+                    offsets.write((num_tokens + np.cumsum(lengths)).astype(OFFSETS).data)
+                    count = counts[chunk.source][split]
+                    count["documents"] += len(lengths)
+                    count["tokens"] += len(ids)
+                    num_documents += len(lengths)
+                    num_tokens += len(ids)
+            splits[split] = {
+                "documents": num_documents,
+                "tokens": num_tokens,
+                "tokens_sha256": file_hash(token_path),
+                "offsets_sha256": file_hash(offset_path),
+            }
+    return splits, counts
+
+
+def _read(shards: Sequence[Path], split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The ids and document lengths of every shard."""
+    for path in shards:
+        with np.load(path) as shard:
+            yield shard[split], shard[f"{split}_lengths"]

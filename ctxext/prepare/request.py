@@ -1,0 +1,93 @@
+"""What a preparation was asked for, and the locked directory of its unfinished work."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxext.data.corpus import id_dtype
+from ctxext.data.token_files import FORMAT, VERSION, WORK, file_hash
+from ctxext.files import check_free, read_json, write_json
+from ctxext.prepare.encode import Recipe
+from ctxext.tokenization.tokenizer import Tokenizer
+
+REQUEST = "request.json"
+
+
+def make_request(
+    sources: Sequence[Path], files: list[dict[str, Path]], tokenizer: Tokenizer, recipe: Recipe
+) -> dict[str, Any]:
+    """Everything that decides the bytes, in the form of the index."""
+    described = [
+        {
+            "name": root.resolve().name,
+            "files": {
+                name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+                for name, path in source.items()
+            },
+        }
+        for root, source in zip(sources, files, strict=True)
+    ]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "complete": False,
+        "dtype": id_dtype(tokenizer.vocab_size).name,
+        "tokenizer": {
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id if recipe.bos else None,
+            "eos_id": tokenizer.eos_id if recipe.eos else None,
+        },
+        **recipe.facts(),
+        "sources": described,
+    }
+
+
+def plain_sources(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sources of an index as a request has them, without counts."""
+    return [{"name": source["name"], "files": source["files"]} for source in sources]
+
+
+def check_same_request(out: Path, stored: dict[str, Any], request: dict[str, Any]) -> None:
+    """Raise ValueError that names the first difference from the request that `out` is of."""
+    for name, value in request.items():
+        if name != "complete" and stored.get(name) != value:
+            raise ValueError(
+                f"{out} was started with other {name.replace('_', '-')}: repeat the command it was "
+                "started with, choose another --out, or remove it"
+            )
+
+
+def file_stamps(files: list[dict[str, Path]]) -> list[tuple[int, int]]:
+    """Size and modification time of every file, which show whether one was written to."""
+    return [
+        (path.stat().st_size, path.stat().st_mtime_ns)
+        for source in files
+        for path in source.values()
+    ]
+
+
+@contextlib.contextmanager
+def lock_work(out: Path, request: dict[str, Any]) -> Iterator[Path]:
+    """The directory of shards, locked.
+
+    Raises ValueError if it belongs to another request, or to a process that is running.
+    """
+    work = out / WORK
+    if not (work / REQUEST).is_file():
+        if not work.is_dir():
+            check_free(out)
+        write_json(work / REQUEST, request)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is preparing {out}; wait for it or stop it"
+            ) from None
+        check_same_request(out, read_json(work / REQUEST), request)
+        for torn in (*work.glob(".*"), *out.glob(".*")):  # temporary files of a killed run
+            torn.unlink()
+        yield work

@@ -1,0 +1,145 @@
+"""A preparation from start to end: cut, encode, join, write the index."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxext.data.corpus import id_dtype
+from ctxext.data.token_files import INDEX, WORK, check_hashes, read_index
+from ctxext.files import write_json
+from ctxext.prepare.chunks import cut, source_files
+from ctxext.prepare.encode import Recipe
+from ctxext.prepare.join import REJECTS, Tally, join
+from ctxext.prepare.progress import Progress
+from ctxext.prepare.request import (
+    check_same_request,
+    file_stamps,
+    lock_work,
+    make_request,
+    plain_sources,
+)
+from ctxext.prepare.workers import encode_all
+from ctxext.tokenization.tokenizer import Tokenizer
+
+
+def prepare(
+    sources: Sequence[Path],
+    out: Path,
+    tokenizer: Tokenizer,
+    *,
+    recipe: Recipe,
+    workers: int = 1,
+    max_rejects: float = 0.01,
+    chunk_bytes: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write `out`, or resume where a run of the same request was stopped; returns the index.
+
+    Each source is a domain. max_rejects: the share of lines or rows that may be broken; they are
+    listed in rejects.jsonl. Raises ValueError if `out` holds something else, a file changes
+    meanwhile, too much is rejected or nothing is left.
+    """
+    check(recipe, tokenizer, workers, max_rejects)
+    for root in sources:
+        if out.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"{out} is inside {root}, which is read: choose another --out")
+    files = [source_files(root) for root in sources]
+    stamps = file_stamps(files)
+    chunks = cut(files, recipe.field, chunk_bytes)
+    request = make_request(sources, files, tokenizer, recipe)
+    if (out / INDEX).is_file():
+        index = read_index(out)
+        check_same_request(out, index | {"sources": plain_sources(index["sources"])}, request)
+        check_hashes(out, index)
+        # Left by a run that was killed at the very end.
+        shutil.rmtree(out / WORK, ignore_errors=True)
+        return index
+    with lock_work(out, request | {"chunks": [chunk.size for chunk in chunks]}) as work:
+        shards = [work / f"{number:06}.npz" for number in range(len(chunks))]
+        missing = {
+            shard: chunk for shard, chunk in zip(shards, chunks, strict=True) if not shard.exists()
+        }
+        bar = Progress(chunks, list(missing.values()), enabled=progress)
+        for chunk, num_tokens in encode_all(missing, recipe, tokenizer, workers):
+            bar.update(chunk, num_tokens)
+        names = ", ".join(map(str, sources))
+        if file_stamps(files) != stamps:
+            raise ValueError(
+                f"the files of {names} changed while they were read: remove {out} and prepare again"
+            )
+        tally = Tally(chunks, shards, len(files))
+        tally.write(out)
+        _check_rejects(tally, out, max_rejects)
+        dtype = id_dtype(tokenizer.vocab_size)
+        splits, counts = join(out, dtype, chunks, shards, len(files))
+        if not sum(split["documents"] for split in splits.values()):
+            raise ValueError(
+                f"nothing is left of {names}: look at {out / REJECTS}, --min-tokens and "
+                "--max-tokens"
+            )
+        described = [
+            source | count | left_out
+            for source, count, left_out in zip(
+                request["sources"], counts, tally.left_out, strict=True
+            )
+        ]
+        index = request | {"complete": True, "sources": described, "splits": splits}
+        write_json(out / INDEX, index)  # last: its presence means that the rest is whole
+        shutil.rmtree(work)
+    return index
+
+
+def check(recipe: Recipe, tokenizer: Tokenizer, workers: int, max_rejects: float) -> None:
+    """Raise ValueError for impossible options, before any file is read."""
+    if workers < 1 or not 0 <= max_rejects <= 1:
+        raise ValueError(
+            "--workers is at least 1 and --max-rejects from 0 to 1, "
+            f"got {workers} and {max_rejects}"
+        )
+    for is_required, name, token_id in (
+        (recipe.bos, "bos", tokenizer.bos_id),
+        (recipe.eos, "eos", tokenizer.eos_id),
+    ):
+        if is_required and token_id is None:
+            raise ValueError(
+                f"this tokenizer names no {name} token: give --no-{name}, or a directory whose "
+                f"tokenizer_config.json names it"
+            )
+
+
+def _check_rejects(tally: Tally, out: Path, max_rejects: float) -> None:
+    if len(tally.rejects) <= max_rejects * tally.num_read:
+        return
+    first = tally.rejects[0]
+    where = ":".join(str(first[name]) for name in ("file", "line", "row") if name in first)
+    raise ValueError(
+        f"{len(tally.rejects):,} of {tally.num_read:,} lines or rows are rejected, more than "
+        f"--max-rejects {max_rejects:g}; the first is {where}, {first['reason']}; see "
+        f"{out / REJECTS}, then repair them, or repeat the command with a larger --max-rejects: "
+        "nothing is encoded again"
+    )
+
+
+def describe(index: dict[str, Any], out: Path) -> str:
+    """The counts of every source and split as text."""
+    lines = []
+    for source in index["sources"]:
+        kept = [
+            f"{source[split]['documents']:,} documents, {source[split]['tokens']:,} tokens {name}"
+            for split, name in (("train", "to train"), ("heldout", "held out"))
+            if source[split]["documents"]
+        ]
+        left_out = [
+            f"{source[name]:,} {name}"
+            for name in ("rejected", "empty", "shorter", "longer")
+            if source[name]
+        ]
+        lines.append(f"{source['name']}: {'; '.join([*kept, *left_out])}")
+    made_by = index["tokenizer"]
+    lines += [
+        f"{index['dtype']} ids of tokenizer {made_by['sha256'][:12]}, "
+        f"BOS {made_by['bos_id']}, EOS {made_by['eos_id']}",
+        f'wrote {out}; train on it with --data.path {out}, or data=Prepared("{out}")',
+    ]
+    return "\n".join(lines)
