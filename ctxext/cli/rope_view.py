@@ -10,7 +10,7 @@ from typing import Any
 from ctxext.methods import label
 from ctxext.model.config import SHAPES
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
-from ctxext.rope import Rope, RopeBase, RopeScaling
+from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ class RopeView:
             yield line.rstrip()
 
     def _ropes(self) -> list[tuple[RopeScaling, Rope]]:
-        return [(method, method.rope(self.base, self.seq_len)) for method in self.methods]
+        return [(method, rope_at(method, self.base, self.seq_len)) for method in self.methods]
 
     def _hf_config(self, method: RopeScaling) -> Any:
         """The HF keys, or the reason why there are none."""

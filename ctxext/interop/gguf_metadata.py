@@ -9,7 +9,7 @@ from ctxext.interop.ropespec import RopeSpec, frequency_divisors, rope_spec
 from ctxext.methods import label
 from ctxext.methods.yarn import Yarn
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, rope_at
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 Q8_0_BLOCK = 32
@@ -89,7 +89,7 @@ def rope_keys(
         }
         return keys, None
     base = config.rope_base()
-    rope = scaling.rope(base, seq_len)
+    rope = rope_at(scaling, base, seq_len)
     keys["llama.rope.scaling.attn_factor"] = float(rope.attention_factor)
     return keys, frequency_divisors(rope, base).astype(np.float32)
 

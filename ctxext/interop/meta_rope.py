@@ -10,7 +10,7 @@ from ctxext.interop.model_card import BEGIN, END
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import RopeBase, RopeScaling
+from ctxext.rope import RopeBase, RopeScaling, rope_at
 
 README = """# Llama in Meta's format
 
@@ -62,7 +62,7 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
             "format cannot say; export a static scaling at the factor you need, such as Yarn"
         )
     keys, window = rope_to_config(scaling, config, seq_len), config.max_position_embeddings
-    rope = scaling.rope(config.rope_base(), seq_len)
+    rope = rope_at(scaling, config.rope_base(), seq_len)
     return {
         "method": label([scaling]),
         "original_max_position_embeddings": window,

@@ -27,7 +27,7 @@ from ctxext.methods.linear import Linear
 from ctxext.methods.ntk import NTK, ntk_theta
 from ctxext.methods.ntk_by_parts import NTKByParts
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
+from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, rope_at
 
 LARGEST_DIVISOR = 1e12
 """The divisor that stands for a frequency of zero, as JSON has no infinity."""
@@ -84,7 +84,7 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
     base = config.rope_base()
     window = base.original_max_position_embeddings
     length = longest_length(scaling, window, seq_len)
-    rope = scaling.rope(base, length)
+    rope = rope_at(scaling, base, length)
     if rope.leading is not None:
         raise ValueError(
             f"{name} keeps plain RoPE at the first {rope.leading[0]} positions, which config.json "

@@ -9,7 +9,7 @@ import numpy as np
 from ctxext.methods import label
 from ctxext.report.drawing.appearance import linear_axis, log_axis
 from ctxext.report.drawing.charts import Chart, Line, Mark, Point, Style, line_chart, swatch
-from ctxext.rope import RopeBase, RopeScaling
+from ctxext.rope import RopeBase, RopeScaling, rope_at
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Spectrum:
 
 def spectrum(method: RopeScaling, base: RopeBase, seq_len: int) -> Spectrum:
     """What `method` makes of `base` at `seq_len` tokens."""
-    inv_freq = np.asarray(method.rope(base, seq_len).inv_freq, np.float64)
+    inv_freq = np.asarray(rope_at(method, base, seq_len).inv_freq, np.float64)
     waves = np.divide(2 * np.pi, inv_freq, out=np.full(inv_freq.shape, np.inf), where=inv_freq > 0)
     return Spectrum(
         label([method]), waves, 2 * np.pi / base.inv_freq, base.original_max_position_embeddings
