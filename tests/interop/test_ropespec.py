@@ -352,7 +352,7 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
         ),
         (
             {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 2}},
-            "must lie in 0 .. 1",
+            "must be in 0 .. 1",
         ),
         (
             {"rope_scaling": LINEAR, "partial_rotary_factor": 0.5},
