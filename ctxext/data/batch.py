@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step); a resumed run needs no state, any host makes any row."""
+"""Batches as a pure function of (seed, step): resuming needs no state, any host makes any row."""
 
 import queue
 import threading

@@ -1,4 +1,4 @@
-"""Sources cut into chunks: a pure function of the files, so that a resumed run cuts the same ones."""
+"""Sources cut into chunks, as a pure function of the files: a resumed run cuts the same ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

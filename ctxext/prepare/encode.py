@@ -1,4 +1,4 @@
-"""The work of one worker: a chunk of documents into a shard, a pure function. No jax is imported."""
+"""The work of one worker: a chunk of documents becomes a shard, without importing jax."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Processes that encode chunks, each with its own tokenizer; they end when their parent has ended."""
+"""Processes that encode chunks, each with its own tokenizer; they end with their parent."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ _tokenizer: Tokenizer | None = None
 def encode_all(
     missing: dict[Path, Chunk], recipe: Recipe, tokenizer: Tokenizer, workers: int
 ) -> Iterator[tuple[Chunk, int]]:
-    """Write every missing shard; yields its chunk and number of tokens when it is done, in any order.
+    """Write every missing shard; yield its chunk and number of tokens when done, in any order.
 
     Raises ValueError if a file cannot be read or a worker dies; finished shards stay.
     """

@@ -1,4 +1,4 @@
-"""A name found by world knowledge, not by repeated words: needle and question share no content word.
+"""A name to find by world knowledge: needle and question share no content word.
 
 The idea is that of arXiv 2502.05167; the sentences and names are our own (`building.implications`).
 """

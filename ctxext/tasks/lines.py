@@ -1,4 +1,4 @@
-"""Line retrieval: a text of nothing but numbered records, one of them asked for (as in LongEval)."""
+"""Line retrieval: a text of nothing but records, one of them asked for (as in LongEval)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

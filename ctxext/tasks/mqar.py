@@ -66,7 +66,10 @@ class Mqar(SharedContextTask, TrainingTask):
         return examples
 
     def training_row(self, context: TaskContext, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every pair twice at random places; only second values have weight, scaled to length - 1."""
+        """Every pair twice at random places.
+
+        Only second values have weight, scaled to the sum length - 1.
+        """
         rng = context.rng
         head = context.bos
         count = min(self.num_pairs, (length - len(head)) // 4)

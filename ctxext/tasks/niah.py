@@ -1,4 +1,4 @@
-"""Needles in a haystack: codes with names in a long text (the family of RULER, arXiv 2404.06654)."""
+"""Needles in a haystack: codes with names in a long text (niah of RULER, arXiv 2404.06654)."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -88,7 +88,7 @@ class Niah(SharedContextTask):
         return list(map(without_excerpts, examples)) if self.hay == "noise" else examples
 
     def _needles(self, context: TaskContext) -> Iterator[Needle]:
-        """Endless needles, `num_values` in a row with the same key; no key or value occurs twice."""
+        """Endless needles, `num_values` in a row with the same key; all values differ."""
         keys = distinct(context.rng, self.key)
         values = keys if self.key == self.value else distinct(context.rng, self.value)
         article = "the" if self.num_values == 1 else "one"

@@ -157,7 +157,7 @@ class QA(Task):
     def _draw_passages(
         self, context: TaskContext, question: FileQuestion, sides: tuple[int, int]
     ) -> tuple[np.ndarray, list[list[int]]]:
-        """Passages that mention no answer, for each of `sides` so many tokens, and their excerpts."""
+        """Passages that mention no answer: the tokens for each of `sides`, and their excerpts."""
         others = self._other_passages(context, question)
         # Enough of the first ones are shuffled; what both sides cut off may need a few more.
         enough = []

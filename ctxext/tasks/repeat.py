@@ -16,7 +16,7 @@ from ctxext.tasks.building.placement import check_depth
 
 @dataclass(frozen=True)
 class Repeat(TrainingTask):
-    """`num_cue` + `num_answer` random tokens in the haystack; the prompt ends with the cue again."""
+    """`num_cue` + `num_answer` random tokens in the haystack; the prompt ends with the cue."""
 
     name: ClassVar[str] = "repeat"
     num_cue: int = 4

@@ -1,4 +1,4 @@
-"""Variable tracking: names set to a value, to such a name, and so on (vt of RULER, arXiv 2404.06654)."""
+"""Variable tracking: chains of names for a value (vt of RULER, arXiv 2404.06654)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class _Link(NamedTuple):
 
 @dataclass(frozen=True)
 class VariableTracking(Task):
-    """`num_chains` values, each passed on `hops` times: `Let zubad be 48213.`, `Let fikon be zubad.`
+    """`num_chains` values, passed on `hops` times: `Let zubad be 48213.`, `Let fikon be zubad.`
 
     All names of one value are asked for, after an example drawn anew for each question. The score
     is the share of the names. max_new_tokens: kept free for the answer, at least. The first link is

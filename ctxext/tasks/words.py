@@ -1,4 +1,4 @@
-"""Counting words over a whole text: which occur most often (cwe and fwe of RULER, arXiv 2404.06654).
+"""The most frequent words of a whole text (cwe and fwe of RULER, arXiv 2404.06654).
 
 The answer is spread over the whole text, so that `depth` moves nothing. All words are coined and of
 one length, so that none occurs inside another.

@@ -1,11 +1,11 @@
-"""The synthetic tasks solved by reading the decoded prompt, with nothing but regular expressions and counting."""
+"""Solvers of the synthetic tasks that read the decoded prompt with regular expressions."""
 
 import re
 from collections import Counter
 
 
 def solve(name: str, text: str) -> list[str]:
-    """What a reader who understands the question of task `name` answers; in the order of the answer."""
+    """The answer of a reader who understands the question of task `name`, in order."""
     return {"niah": _niah, "lines": _lines, "vt": _tracking, "cwe": _common, "fwe": _frequent}[
         name
     ](text)

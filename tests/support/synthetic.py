@@ -1,4 +1,4 @@
-"""Synthetic tasks of all kinds, tokenizers of 97 to 1024 ids, and a check of all that a question says about itself."""
+"""Synthetic tasks of all kinds, tokenizers of 97 to 1024 ids, and a check of every example."""
 
 import functools
 import string

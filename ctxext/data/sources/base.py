@@ -1,4 +1,4 @@
-"""The contract of data sources: a frozen description that fits into an experiment; `open` tokenizes.
+"""The contract of data sources: frozen descriptions for experiments; `open` tokenizes.
 
 A source is one file in this package. It declares the text on disk that it reads, and a source of
 documents how `--haystack` recognizes it.
@@ -49,7 +49,7 @@ class TextSource(Source):
 
     @classmethod
     def recognizes(cls, root: Path) -> bool:
-        """Whether a file or directory is of this kind: by its suffix, or those of the files in it."""
+        """Whether a path is of this kind: by its suffix, or those of the files in it."""
         return bool(suffixes_in(root) & set(cls.suffixes))
 
     @classmethod

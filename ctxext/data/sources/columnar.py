@@ -1,4 +1,4 @@
-"""Documents in Parquet and Arrow files, as Hugging Face datasets keep them; needs the extra `data`."""
+"""Documents in Parquet and Arrow files, as in Hugging Face datasets; needs the extra `data`."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class HFDocuments(TextSource):
-    """Every row is a document: of a .parquet or .arrow file, a directory of them, or a saved dataset.
+    """Rows of a .parquet or .arrow file, a directory of them, or a saved dataset, as documents.
 
     A saved dataset is what `datasets.Dataset.save_to_disk` wrote. field: the column of the text.
     Rows with an empty text are left out.
@@ -170,7 +170,7 @@ class _Parquet:
 
 
 class _Arrow:
-    """A column of a memory-mapped Arrow file, in the file format or the stream format of datasets."""
+    """A column of a memory-mapped Arrow file, in the file or the stream format."""
 
     def __init__(self, file: BinaryIO, field: str) -> None:
         import pyarrow

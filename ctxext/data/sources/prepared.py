@@ -13,7 +13,7 @@ from ctxext.tokenization.protocol import TokenizerLike
 
 @dataclass(frozen=True)
 class Prepared(TextSource):
-    """A directory that `ctxext prepare` wrote, mapped into memory; its tokenizer must be the model's."""
+    """A directory that `ctxext prepare` wrote, mapped into memory, with the model's tokenizer."""
 
     path: str
     split: Literal["train", "heldout"] = "train"

@@ -1,4 +1,4 @@
-"""The Python standard library's own source: long documents on every machine, nothing to download."""
+"""The Python standard library's own source: long documents without a download."""
 
 import functools
 import hashlib

@@ -15,7 +15,7 @@ from ctxext.tokenization.protocol import TokenizerLike
 
 @dataclass(frozen=True)
 class Files(TextSource):
-    """A .txt file is one document, every line of a .jsonl file is one, a directory holds such files.
+    """A .txt file, a .jsonl file with a document per line, or a directory of such files.
 
     A directory that `ctxext prepare` wrote is its training part, so that --data.path may name
     either. field: the key of the text in a JSONL line.

@@ -1,4 +1,4 @@
-"""Needles whose digits are asked for one by one, with exact answers; questions and training rows."""
+"""Questions and training rows about one needle at a time, with exact answers."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ def recall_examples(
     depths: Sequence[float | None],
     task: str,
 ) -> list[Example]:
-    """All needles in one text of `seq_len` tokens, and a question per depth about the first of them.
+    """All needles in one text of `seq_len` tokens, and one question per depth.
 
-    The needles that are not asked for are anywhere. seq_len None: no haystack.
+    The first needles are at the depths and asked for, the rest anywhere. seq_len None: no haystack.
     """
     targets = needles[: len(depths)]
     others = needles[len(depths) :]

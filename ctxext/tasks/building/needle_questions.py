@@ -1,4 +1,4 @@
-"""Questions about one or several needles each in a long text; values are words as well as digits."""
+"""Questions about one or several needles of a long text; values may be words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

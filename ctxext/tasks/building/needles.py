@@ -35,7 +35,7 @@ class Needle(NamedTuple):
 def make_needle(
     context: TaskContext, key: str, value: str, *, stem: str, before_value: str = ""
 ) -> Needle:
-    """The needle `stem value`; before_value: a space, unless the stem and the value join directly."""
+    """The needle `stem value`; before_value: a space, unless stem and value join directly."""
     value_ids = context.encode(before_value + value)
     return Needle(key, value, context.newline, context.encode(stem), value_ids)
 

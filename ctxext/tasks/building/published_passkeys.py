@@ -57,7 +57,7 @@ def read_wording(path: str | Path) -> Wording:
 
 @dataclass(frozen=True)
 class PasskeyProtocol(Task):
-    """A passkey question whose noise is counted in characters: its tokens only approximate `seq_len`.
+    """A passkey question whose noise is counted in characters: its length is near `seq_len`.
 
     A record holds the `characters` of noise that were used, and in `tokens` what prompt and answer
     really take. Depth None: the noise before the needle is uniform, in characters. The haystack is
@@ -185,7 +185,7 @@ class Landmark(PasskeyProtocol):
 
 @dataclass(frozen=True)
 class Yarn(PasskeyProtocol):
-    """YaRN (arXiv 2309.00071): 128 more characters until there are `seq_len` tokens, less one step."""
+    """YaRN (arXiv 2309.00071): steps of 128 characters, as many as stay below `seq_len` tokens."""
 
     name: ClassVar[str] = "passkey-yarn"
     trials: ClassVar[int] = 20

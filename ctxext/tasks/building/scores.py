@@ -1,4 +1,4 @@
-"""How a written answer is scored, and what kind of mistake a wrong one is: pure functions of text."""
+"""The score of a written answer, and the kind of mistake of a wrong one."""
 
 import re
 import string
@@ -48,7 +48,7 @@ def score(
 
 
 def word_f1(text: str, reference: str) -> float:
-    """2 P R / (P + R) over words in lower case, without articles and punctuation (arXiv 1606.05250).
+    """2 P R / (P + R) over lower-case words without articles and punctuation (arXiv 1606.05250).
 
     Where one side has no words: 1 if neither has any, else 0.
     """
@@ -70,9 +70,9 @@ def failure(
 ) -> str:
     """The kind of mistake of a wrong answer; the first that applies.
 
-    "nothing": no letters or digits; "distractor": a wrong value from the prompt; "part": some of several
-    answers, or the beginning of one; "no number" where one was asked for; "copied": its first line
-    is in the prompt; "made up": anything else.
+    "nothing": no letters or digits; "distractor": a wrong value from the prompt; "part": some of
+    several answers, or the beginning of one; "no number" where one was asked for; "copied": its
+    first line is in the prompt; "made up": anything else.
     """
     lower = text.lower()
     line = text.strip().split("\n")[0].strip()

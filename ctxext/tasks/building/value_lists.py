@@ -29,7 +29,7 @@ def max_list_tokens(context: TaskContext, values: Sequence[Sequence[int]], size:
 def wrong_lists(
     context: TaskContext, values: Sequence[Sequence[int]], size: int, max_tokens: int
 ) -> tuple[np.ndarray, ...]:
-    """Wrong continuations: disjoint random lists of `size` wrong `values`, of `max_tokens` at most."""
+    """Disjoint random lists of `size` wrong `values`, each of at most `max_tokens`."""
     order = context.rng.permutation(len(values))
     groups = [order[i : i + size] for i in range(0, len(values) - size + 1, size)]
     most = MAX_SINGLE_CHOICES if size == 1 else MAX_LIST_CHOICES

@@ -1,4 +1,4 @@
-"""A small closed world of people, places and things; events in it and questions (arXiv 1502.05698)."""
+"""A small closed world of people, places and things, with questions (arXiv 1502.05698)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
