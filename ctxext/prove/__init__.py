@@ -1,7 +1,8 @@
-"""Reload what was written in readers that share no code with us, and compare: frequencies, tables, logits, token ids.
+"""Prove that an export is the model it was written from, with readers that share no code with us.
 
-A plain-numpy reader runs always; transformers, peft for an adapter, torch for Meta's shards and llama.cpp for GGUF run
-when they are installed.
+Compared are frequencies, cos and sin, rotated queries and keys, logits, greedy tokens and token
+ids. A reader in plain numpy always runs; transformers, peft for an adapter, torch for Meta's shards
+and llama.cpp for GGUF run where they are installed.
 """
 
 from ctxext.prove.proof import prove

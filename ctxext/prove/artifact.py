@@ -1,8 +1,7 @@
-"""What is proven: an export in any format, or a PEFT adapter on the base that it was trained for."""
+"""What a proof is about: a model in one of the formats, or a PEFT adapter with its base."""
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,14 @@ import jax.numpy as jnp
 from ctxext import loading
 from ctxext.export import same_rope
 from ctxext.files import read_json
-from ctxext.interop import hf, meta, peft
+from ctxext.interop import formats, hf, peft
 from ctxext.interop.hf_weights import slots
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.model.trainable import split
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove import gguf_parameters
-from ctxext.prove.reference import GGUFTextbook
+from ctxext.prove.reference import GGUFReference
 from ctxext.training.checksums import parameter_checksum
 
 SHAPE = (
@@ -30,145 +29,136 @@ SHAPE = (
     "head_dim",
     "max_position_embeddings",
 )
-Kind = Literal["export", "adapter", "meta", "gguf"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A directory, or a GGUF file; `base`: the HF directory that an adapter is read with, else the same.
+class Artifact:
+    """A directory or a file in `format`: a name of `interop.formats.FORMATS`, or "peft".
 
-    `original`: the window of pre-training in tokens, where Meta's format does not say it.
+    `base`: the HF directory that an adapter is read with, otherwise `path` itself. `original`: the
+    window of pre-training in tokens, where Meta's format does not declare it.
     """
 
-    directory: Path
+    path: Path
     base: Path
-    kind: Kind = "export"
+    format: str = "hf"
     original: int | None = None
 
     @classmethod
-    def of(
-        cls, directory: Path, base: str | Path | None = None, original: int | None = None
-    ) -> "Subject":
-        """`base`: in place of the one that an adapter names. Raises ValueError for one that cannot be opened."""
-        if not peft.is_adapter(directory):
-            kind = (
-                "gguf" if directory.is_file() else "meta" if meta.is_meta(directory) else "export"
+    def recognize(
+        cls, path: Path, base: str | Path | None = None, original: int | None = None
+    ) -> "Artifact":
+        """The artifact at `path`, with an adapter's `base` in place of the one that it names.
+
+        Raises ValueError for a base that cannot be opened.
+        """
+        if peft.is_adapter(path):
+            return cls(path, _find_base(path, base), "peft")
+        name = formats.recognize(path)
+        if original is not None and name != "meta":
+            raise ValueError(
+                f"--original is for Meta's format; {path} declares the window of pre-training"
             )
-            if original is not None and kind != "meta":
-                raise ValueError(
-                    f"--original is for Meta's format; {directory} says the window of pre-training"
-                )
-            return cls(directory, directory, kind, original)
-        named = base or read_json(directory / peft.CONFIG).get("base_model_name_or_path")
-        if not named:
-            raise ValueError(f"{directory} names no base; give one with --against BASE")
-        try:
-            path = loading.locate(named)
-            hf.read_config(path)
-        except ValueError as error:
-            hint = (
-                ""
-                if base
-                else f"; {directory / peft.CONFIG} names it, another can be given with --against BASE"
-            )
-            raise ValueError(f"the base of {directory} cannot be opened: {error}{hint}") from None
-        return cls(directory, path, "adapter")
+        return cls(path, path, name, original)
 
     @property
     def adapter(self) -> Path | None:
         """The directory, if it holds an adapter."""
-        return self.directory if self.kind == "adapter" else None
+        return self.path if self.format == "peft" else None
 
     @property
-    def recorded(self) -> bool:
-        """True if an adapter says what base it was trained on, so that `open` can compare."""
-        return (self.directory / peft.BASE).is_file()
+    def base_is_recorded(self) -> bool:
+        """True if an adapter records what base it was trained on, so that `open` can check it."""
+        return (self.path / peft.BASE).is_file()
 
     @property
     def window(self) -> int:
         """The extended window L' in tokens that it declares."""
-        if self.kind == "gguf":
-            return GGUFTextbook(self.directory).window
-        return (
-            hf.window(self.base)
-            if self.kind != "meta"
-            else meta.read(self.directory, self.original).window
-        )
+        if self.format == "gguf":
+            return GGUFReference(self.path).window
+        return loading.read_checkpoint(self.base, self.original).window
 
     @property
-    def report(self) -> Path:
+    def proof_file(self) -> Path:
         """Where its proof is written."""
-        return (
-            self.directory.with_suffix(".proof.json")
-            if self.kind == "gguf"
-            else self.directory / "proof.json"
-        )
-
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-        return {"meta": "export", "gguf": "file"}.get(self.kind, self.kind)
+        if self.path.is_file():
+            return self.path.with_suffix(".proof.json")
+        return self.path / "proof.json"
 
     def dtypes(self) -> dict[str, str]:
-        """The dtype that each tensor is stored in, by HF's names; that of merged parameters is float32."""
-        if self.kind == "gguf":
-            return gguf_parameters.dtypes(self.directory)
-        if self.kind == "adapter":
-            return {name: "float32" for name in slots(param_shapes(hf.read_config(self.base)[0]))}
-        found = loading.read_checkpoint(self.directory, self.original)
-        return {name: entry.dtype for name, entry in found.tensors.items()}
+        """The dtype that each tensor is stored in, by HF's names; float32 for merged parameters."""
+        if self.format == "gguf":
+            return gguf_parameters.dtypes(self.path)
+        if self.format == "peft":
+            return dict.fromkeys(slots(param_shapes(hf.read_config(self.base)[0])), "float32")
+        tensors = loading.read_checkpoint(self.path, self.original).tensors
+        return {name: entry.dtype for name, entry in tensors.items()}
 
     def open(self, mesh: Mesh, like: LM | None = None) -> LM:
-        """Our own reading, float32; of a GGUF file its parameters in the model `like`.
+        """The model as ctxext reads it, float32; of a GGUF file its parameters in the model `like`.
 
-        Raises ValueError for a base of other shape, frequencies or parameters.
+        Raises ValueError for a base of another shape, or with other frequencies or parameters.
         """
-        if self.kind == "gguf":
+        if self.format == "gguf":
             if like is None:
                 raise ValueError(
-                    f"{self.directory} is compared with what it was written from; give that with "
+                    f"{self.path} is compared with what it was written from; give that with "
                     "--against RUN or HF_DIR"
                 )
-            return gguf_parameters.open_like(self.directory, like)
-        if self.kind != "adapter":
-            return loading.load(self.directory, mesh=mesh, original=self.original)
-        if self.recorded:
+            return gguf_parameters.open_like(self.path, like)
+        if self.format != "peft":
+            return loading.load(self.path, mesh=mesh, original=self.original)
+        if self.base_is_recorded:
             self._check_config()
         lm = loading.load(self.base, mesh=mesh)
-        if self.recorded:
+        if self.base_is_recorded:
             self._check_parameters(lm)
-        return loading.merge_adapter(lm, self.directory)
+        return loading.merge_adapter(lm, self.path)
 
     def _check_config(self) -> None:
-        trained, here = hf.read_config(self.directory), hf.read_config(self.base)
+        recorded, actual = hf.read_config(self.path), hf.read_config(self.base)
         for name in SHAPE:
-            one, other = (getattr(config, name) for config, _ in (trained, here))
-            if one != other:
+            expected, found = getattr(recorded[0], name), getattr(actual[0], name)
+            if expected != found:
                 raise ValueError(
-                    f"{self.directory} was trained on a base with {name} {one}, {self.base} has {other}; "
-                    "give the right one with --against BASE"
+                    f"{self.path} was trained on a base with {name} {expected}, {self.base} has "
+                    f"{found}; give the right one with --against BASE"
                 )
         lengths = {
-            trained[0].max_position_embeddings,
-            hf.window(self.directory),
+            recorded[0].max_position_embeddings,
+            hf.window(self.path),
             hf.window(self.base),
         }
-        if not all(same_rope(trained, here, length) for length in lengths):
+        if not all(same_rope(recorded, actual, length) for length in lengths):
             raise ValueError(
-                f"{self.base} has other frequencies than {self.directory} was trained with; write a base "
-                "that has them, ctxext export BASE --method NAME ... --out SCALED, and give it with "
-                "--against SCALED"
+                f"{self.base} has other frequencies than {self.path} was trained with; write a "
+                "base that has them, ctxext export BASE --method NAME ... --out SCALED, and give "
+                "it with --against SCALED"
             )
 
     def _check_parameters(self, lm: LM) -> None:
-        lora, _ = peft.read(self.directory, lm.config)
-        said = read_json(self.directory / peft.BASE)
-        rest = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
-        if (
-            parameter_checksum(jax.tree.map(lambda x: x.astype(jnp.dtype(said["dtype"])), rest))
-            != said["checksum"]
-        ):
+        lora, _ = peft.read(self.path, lm.config)
+        recorded = read_json(self.path / peft.BASE)
+        frozen = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
+        dtype = jnp.dtype(recorded["dtype"])
+        checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
+        if checksum != recorded["checksum"]:
             raise ValueError(
-                f"{self.base} does not hold the parameters that {self.directory} was trained on; give the "
-                "right base with --against BASE"
+                f"{self.base} does not hold the parameters that {self.path} was trained on; give "
+                "the right base with --against BASE"
             )
+
+
+def _find_base(adapter: Path, base: str | Path | None) -> Path:
+    named = base or read_json(adapter / peft.CONFIG).get("base_model_name_or_path")
+    if not named:
+        raise ValueError(f"{adapter} names no base; give one with --against BASE")
+    try:
+        path = loading.locate(named)
+        hf.read_config(path)
+    except ValueError as error:
+        hint = f"; {adapter / peft.CONFIG} names it, another can be given with --against BASE"
+        raise ValueError(
+            f"the base of {adapter} cannot be opened: {error}{'' if base else hint}"
+        ) from None
+    return path

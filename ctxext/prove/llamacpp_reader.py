@@ -1,33 +1,37 @@
-"""llama.cpp as a reader of GGUF files, through llama-cpp-python. The only file that knows it."""
+"""llama.cpp as a reader of GGUF files, through llama-cpp-python. The only file that imports it."""
 
 from typing import Any
 
 import numpy as np
 
-from ctxext.prove.artifact import Subject
-from ctxext.prove.reader_output import Probe, Reading
+from ctxext.prove.artifact import Artifact
+from ctxext.prove.reader_output import ReaderInput, ReaderOutput
 from ctxext.tokenization.tokenizer import PROBES
 
 ROUNDING = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.06, "q8_0": 0.25}
-"""What its rounding of activations to the weights' type may cost, in standard deviations of the logits; seen are 0.003,
-0.03 and 0.12. A wrong scaling costs one or more."""
-LARGEST = 2e9  # logits that it keeps: tokens x vocabulary
+"""What its rounding of activations to the dtype of the weights may cost, in standard deviations of
+the logits. Measured: 0.003, 0.03 and 0.12. A wrong scaling costs one or more."""
+MAX_LOGITS = 2e9
+"""The most logits, tokens x vocabulary, that it is made to keep."""
 
 
-class TooLong(Exception):
-    """The probes are more than llama.cpp can be asked."""
+class InputTooLong(Exception):
+    """The input is longer than llama.cpp can be given here."""
 
 
-def read(subject: Subject, probes: list[Probe]) -> Reading:
-    """Without a flag: the scaling is what the file says. Raises ModuleNotFoundError where it is missing, TooLong for
-    probes that leave positions out, which it cannot be given, or of too many logits."""
+def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
+    """The file as llama.cpp runs it without any flag, in float32 on the CPU.
+
+    Raises ModuleNotFoundError where it is missing, and InputTooLong for inputs that skip positions,
+    which it does not accept, or that need too many logits.
+    """
     import llama_cpp
 
-    longest = max(len(probe.tokens) for probe in probes)
-    if any(probe.positions[-1] + 1 != len(probe.tokens) for probe in probes):
-        raise TooLong("it reads every position, which takes too long for a model of this size")
+    longest = max(len(x.tokens) for x in inputs)
+    if any(x.positions[-1] + 1 != len(x.tokens) for x in inputs):
+        raise InputTooLong("it reads every position, which takes too long for a model of this size")
     model: Any = llama_cpp.Llama(
-        str(subject.directory),
+        str(artifact.path),
         n_ctx=longest,
         logits_all=True,
         verbose=False,
@@ -36,22 +40,23 @@ def read(subject: Subject, probes: list[Probe]) -> Reading:
         type_v=llama_cpp.GGML_TYPE_F32,
     )
     try:
-        if longest * model.n_vocab() > LARGEST:
-            raise TooLong(
+        if longest * model.n_vocab() > MAX_LOGITS:
+            raise InputTooLong(
                 "it would keep too many logits for a window and a vocabulary of this size"
             )
         logits = []
-        for probe in probes:
+        for x in inputs:
             model.reset()
-            model.eval(probe.tokens.tolist())
-            logits.append(np.array(model.scores[: len(probe.tokens)], np.float32)[probe.rows])
+            model.eval(x.tokens.tolist())
+            scores = np.array(model.scores[: len(x.tokens)], np.float32)
+            logits.append(scores[x.compared])
         ids = [model.tokenize(text.encode(), add_bos=True, special=False) for text in PROBES]
     finally:
         model.close()
-    return Reading(
+    return ReaderOutput(
         "llama.cpp",
         f"(llama-cpp-python {llama_cpp.__version__})",
         logits,
         token_ids=ids,
-        coarse=max(ROUNDING[dtype] for dtype in subject.dtypes().values()),
+        coarse=max(ROUNDING[dtype] for dtype in artifact.dtypes().values()),
     )

@@ -1,4 +1,4 @@
-"""The proof of an export: what readers make of it beside what we do, as data, and in its model card."""
+"""The proof of an export: what every reader makes of it, compared with the model, as data."""
 
 import dataclasses
 from pathlib import Path
@@ -15,15 +15,16 @@ from ctxext.interop.tensor_blocks import numpy_dtype
 from ctxext.model.lm import LM
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE
-from ctxext.prove.artifact import Subject
+from ctxext.prove.artifact import Artifact
 from ctxext.prove.compare import compare
 from ctxext.prove.gguf_parameters import q8_0
-from ctxext.prove.known_incompatibilities import traps
+from ctxext.prove.known_incompatibilities import known_incompatibilities
 from ctxext.prove.proof_text import describe
-from ctxext.prove.reader_output import continuation, window_probe
+from ctxext.prove.reader_output import continuation_input, window_input
 from ctxext.prove.readers import read_all
 
-EVERY_POSITION = 2e10  # parameters x tokens up to which a proof reads the whole window
+EVERY_POSITION = 2e10
+"""Parameters x tokens up to which a proof reads every position of the window."""
 
 
 def prove(
@@ -34,22 +35,81 @@ def prove(
     methods: tuple[Any, ...] = (),
     original: int | None = None,
 ) -> dict[str, Any]:
-    """Compare an export (HF, Meta, GGUF), or a PEFT adapter on its base, with `against` in every reader there is.
+    """Compare an export, or a PEFT adapter on its base, with `against` in every reader.
 
-    against: a model, a run (its `checkpoint`) or an HF directory, under `methods` if given; by default our own reading
-    of the same files, which GGUF has not. For an adapter an HF directory is the base, in place of the one that it
-    names. `original`: the window of pre-training, for Meta's directories without rope.json.
-    Writes proof.json (FILE.proof.json beside FILE.gguf) and fills the proof section of the model card. "equal" in the
-    result is the verdict. Raises ValueError for what cannot be read and for a base that does not fit, OSError if it
-    cannot be written.
+    `against`: a model, a run (its `checkpoint`) or an HF directory, under `methods` if given; by
+    default the same files as ctxext reads them, which it cannot for GGUF. For an adapter an HF
+    directory is its base, in place of the one that it names. `original`: the window of pre-training
+    in tokens, for Meta's directories without rope.json.
+
+    Writes proof.json (next to FILE.gguf: FILE.proof.json) and fills in the proof section of the
+    model card. "equal" in the result is the verdict. Raises ValueError for files that cannot be
+    read and for a base that does not fit, OSError if the proof cannot be written.
     """
-    directory, base = Path(directory), None
-    if (
-        isinstance(against, str | Path)
-        and peft.is_adapter(directory)
-        and not loading.is_run(loading.locate(against))
-    ):
-        against, base = None, against
+    path = Path(directory)
+    model, base = _open_against(path, against, checkpoint, methods)
+    artifact = Artifact.recognize(path, base, original)
+    stored = artifact.open(ONE_DEVICE if model is None else model.mesh, model)
+    dtypes = artifact.dtypes()
+    ours = stored
+    different = []
+    if model is not None:  # the stored weights, but the tokenizer and frequencies of the model
+        ours = LM(
+            model.config, stored.params, model.tokenizer, scaling=model.scaling, mesh=model.mesh
+        )
+        different = _different_weights(stored.params, model.params, dtypes)
+    window = ours.config.max_position_embeddings
+    # A scaling is compared beyond the window of pre-training, even if it declares no longer one.
+    length = max(artifact.window, window + 1)
+    positions = [0, window - 1, window, length - 1]
+    every = ours.config.num_parameters * length <= EVERY_POSITION
+    first = window_input(positions, ours.config.vocab_size, every=every)
+    inputs = [first, continuation_input(ours, first.tokens, length)]
+    outputs, not_run = read_all(artifact, inputs)
+    readers = [compare(ours, output, inputs) for output in outputs]
+    source = "adapter" if artifact.format == "peft" else "export"
+    proof = {
+        "equal": not different and all(reader["equal"] for reader in readers),
+        "format": artifact.format,
+        "against": f"our own reading of the {source}"
+        if model is None
+        else "the model that was exported",
+        "dtype": _matrix_dtype(dtypes),
+        "original_max_position_embeddings": window,
+        "max_position_embeddings": length,
+        "positions": positions,
+        "tokens_read": len(first.tokens),
+        "tokens_continued": len(inputs[1].compared),
+        "weights_that_differ": different,
+        "readers": readers,
+        "readers_not_run": not_run,
+        "known_incompatibilities": [
+            dataclasses.asdict(known) for known in known_incompatibilities(artifact)
+        ],
+    }
+    if artifact.format == "peft":
+        proof |= {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
+    distributed.broadcast_from_primary(lambda: write_json(artifact.proof_file, proof))
+    card = path / "README.md"
+    if card.is_file():
+        text = f"```\n{describe(proof)}\n```"
+        distributed.broadcast_from_primary(
+            lambda: write_text(card, with_proof(card.read_text(), text))
+        )
+    return proof
+
+
+def _open_against(
+    path: Path,
+    against: LM | str | Path | None,
+    checkpoint: int | str,
+    methods: tuple[Any, ...],
+) -> tuple[LM | None, str | Path | None]:
+    """(the model that the artifact is compared with, the base of an adapter), each may be None."""
+    base = None
+    if isinstance(against, str | Path) and peft.is_adapter(path):
+        if not loading.is_run(loading.locate(against)):
+            base, against = against, None
     if isinstance(against, str | Path):
         against = loading.load(against, checkpoint=checkpoint)
     elif checkpoint != "latest":
@@ -57,75 +117,37 @@ def prove(
     if methods:
         if against is None:
             raise ValueError(
-                "methods are those of the model that an export is compared with; name it with --against"
+                "methods are those of the model that an export is compared with; name it with "
+                "--against"
             )
         against = against.with_method(*methods)
-    subject = Subject.of(directory, base, original)
-    read = subject.open(ONE_DEVICE if against is None else against.mesh, against)
-    ours = (
-        read
-        if against is None
-        else LM(
-            against.config,
-            read.params,
-            against.tokenizer,
-            scaling=against.scaling,
-            mesh=against.mesh,
-        )
-    )
-    dtypes = subject.dtypes()
-    different = [] if against is None else _different_weights(read.params, against.params, dtypes)
-    # A scaling is looked at beyond the window of pre-training, also if it declares none.
-    window = ours.config.max_position_embeddings
-    length = max(subject.window, window + 1)
-    marks = [0, window - 1, window, length - 1]
-    every = ours.config.num_parameters * length <= EVERY_POSITION
-    probe = window_probe(marks, ours.config.vocab_size, every=every)
-    probes = [probe, continuation(ours, probe.tokens, length)]
-    readings, missing = read_all(subject, probes)
-    readers = [compare(ours, reading, probes) for reading in readings]
-    proof = {
-        "equal": not different and all(reader["equal"] for reader in readers),
-        "kind": subject.kind,
-        "against": f"our own reading of the {subject.name}"
-        if against is None
-        else "the model that was exported",
-        "dtype": _dtype(dtypes),
-        "original_max_position_embeddings": window,
-        "max_position_embeddings": length,
-        "positions": marks,
-        "tokens_read": len(probe.tokens),
-        "tokens_continued": len(probes[1].rows),
-        "weights_that_differ": different,
-        "readers": readers,
-        "readers_not_run": missing,
-        "traps": [dataclasses.asdict(trap) for trap in traps(subject)],
-    }
-    if subject.kind == "adapter":
-        proof |= {"base": str(subject.base), "base_checked": subject.recorded}
-    distributed.broadcast_from_primary(lambda: write_json(subject.report, proof))
-    if (card := directory / "README.md").is_file():
-        distributed.broadcast_from_primary(
-            lambda: write_text(card, with_proof(card.read_text(), f"```\n{describe(proof)}\n```"))
-        )
-    return proof
+    return against, base
 
 
-def _dtype(dtypes: dict[str, str]) -> str:
-    """That of all tensors, or of GGUF's matrices, whose vectors are float32."""
-    kinds = set(dtypes.values())
-    return min(kinds - {"float32"}) if len(kinds) == 2 and "float32" in kinds else min(kinds)
+def _matrix_dtype(dtypes: dict[str, str]) -> str:
+    """The dtype of all tensors, or of GGUF's matrices, whose vectors are float32."""
+    names = set(dtypes.values())
+    if len(names) == 2 and "float32" in names:
+        names.remove("float32")
+    return min(names)
 
 
-def _different_weights(params: Any, given: Any, dtypes: dict[str, str]) -> list[str]:
-    """Names of tensors that are not the given ones rounded to the stored dtype, bit by bit."""
-    read, wanted = slots(params), slots(given)
-    names = [n for n in wanted if n in read and n in dtypes and read[n].shape == wanted[n].shape]
-    equal = [
-        n for n in names if np.array_equal(_rounded(wanted[n].get(), dtypes[n]), read[n].get())
-    ]
-    return sorted((wanted.keys() | read.keys()) - set(equal))
+def _different_weights(stored: Any, exported: Any, dtypes: dict[str, str]) -> list[str]:
+    """Names of tensors that are not the exported ones rounded to the stored dtype, bit by bit."""
+    actual, expected = slots(stored), slots(exported)
+
+    def equal(name: str) -> bool:
+        if name not in actual or name not in dtypes:
+            return False
+        if actual[name].shape != expected[name].shape:
+            return False
+        return np.array_equal(_rounded(expected[name].get(), dtypes[name]), actual[name].get())
+
+    same = {name for name in expected if equal(name)}
+    return sorted((expected.keys() | actual.keys()) - same)
 
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    return q8_0(values) if dtype == "q8_0" else values.astype(numpy_dtype(dtype)).astype(np.float32)
+    if dtype == "q8_0":
+        return q8_0(values)
+    return values.astype(numpy_dtype(dtype)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What readers are asked, and what they answer."""
+"""The input that every reader gets, and the output that is compared."""
 
 import dataclasses
 
@@ -7,27 +7,30 @@ import numpy as np
 from ctxext.model.lm import LM
 from ctxext.rope import Angles
 
-PROMPT, CONTINUED = 16, 64
-"""Tokens of a prompt, and of its greedy continuation."""
+PROMPT_TOKENS = 16
+CONTINUATION_TOKENS = 64
+"""Most tokens of a prompt, and of its greedy continuation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Probe:
-    """Tokens at increasing positions, and the rows where readers are compared."""
+class ReaderInput:
+    """Tokens int64 [T] at increasing positions [T], compared at the indices `compared`."""
 
     tokens: np.ndarray
     positions: np.ndarray
-    rows: np.ndarray
+    compared: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reading:
-    """What a reader makes of the subject; None for what it does not show.
+class ReaderOutput:
+    """How one reader evaluates the artifact; None for what it does not expose.
 
-    Frequencies in radians per token, and m; cos and sin, and the first layer's rotated queries and keys [rows, heads,
-    head_dim], at the first probe's rows; logits of each probe; ids of `tokenizer.PROBES`. `rounded`: its frequencies
-    are float32, so that it is compared under these; `coarse`: the share of the logits' standard deviation that its
-    lower precision may cost, 0 for float32 throughout.
+    `inv_freq` in radians per token, and the attention factor. `tables` (cos and sin) and `rotated`
+    (the first layer's queries and keys [compared, heads, head_dim]) belong to the first input;
+    `logits` has one array [compared, vocabulary] per input; `token_ids` are those of
+    `tokenizer.PROBES`. `rounded`: its frequencies are float32, so that it is compared under these.
+    `coarse`: the share of the logits' standard deviation that its lower precision may cost, 0 for
+    float32 throughout.
     """
 
     name: str
@@ -43,30 +46,35 @@ class Reading:
     token_ids: list[list[int]] | None = None
 
 
-def window_probe(marks: list[int], vocab_size: int, *, every: bool) -> Probe:
-    """Random tokens up to the last of `marks`, which are the rows: at `every` position, or near marks and between."""
-    # Far fewer tokens than positions still meet every distance, because each attends to all before it.
-    near = [np.arange(mark - 4, mark + 5) for mark in marks]
-    positions = (
-        np.arange(marks[-1] + 1)
-        if every
-        else np.unique(np.concatenate([*near, np.linspace(0, marks[-1], 48)]))
-    )
-    positions = positions[(positions >= 0) & (positions <= marks[-1])].astype(np.int64)
+def window_input(compared: list[int], vocab_size: int, *, every: bool) -> ReaderInput:
+    """Random tokens up to the last of the positions `compared`.
+
+    At `every` position, or only near those positions and at 48 between: far fewer tokens still meet
+    every distance, because each attends to all before it.
+    """
+    last = compared[-1]
+    if every:
+        positions = np.arange(last + 1)
+    else:
+        near = [np.arange(position - 4, position + 5) for position in compared]
+        positions = np.concatenate([*near, np.linspace(0, last, 48)])
+    positions = positions[(positions >= 0) & (positions <= last)].astype(np.int64)
     positions = np.unique(positions)
     tokens = np.random.default_rng(0).integers(0, vocab_size, len(positions))
-    return Probe(tokens, positions, np.searchsorted(positions, marks))
+    return ReaderInput(tokens, positions, np.searchsorted(positions, compared))
 
 
-def continuation(ours: LM, prompt: np.ndarray, window: int) -> Probe:
-    """A prompt and our greedy continuation of it, compared where the next token is chosen.
+def continuation_input(lm: LM, prompt: np.ndarray, window: int) -> ReaderInput:
+    """A prompt and the greedy continuation of it by `lm`, compared where each next token is chosen.
 
-    By induction a reader's own continuation is the same if each of our tokens is its likeliest. Stops at `window`, and
-    below the window of pre-training where frequencies grow with the length: one pass has but one set of them, and
-    transformers 4 keeps grown ones until a text is shorter than that window.
+    By induction a reader's own continuation is the same if each of these tokens is its likeliest.
+    It ends at `window`, and within the window of pre-training where frequencies grow with the
+    length: one pass has only one set of them, and transformers 4 keeps grown ones until it meets a
+    text shorter than that window.
     """
-    end = ours.config.max_position_embeddings - 1 if ours.scaling.depends_on_length else window
-    prompt = prompt[: max(1, min(PROMPT, end - 1))]
-    count = max(1, min(CONTINUED, end - len(prompt)))
-    tokens = np.concatenate([prompt, ours.generate(prompt[None], max_new_tokens=count)[0]])
-    return Probe(tokens, np.arange(len(tokens)), np.arange(len(prompt) - 1, len(tokens) - 1))
+    end = lm.config.max_position_embeddings - 1 if lm.scaling.depends_on_length else window
+    prompt = prompt[: max(1, min(PROMPT_TOKENS, end - 1))]
+    count = max(1, min(CONTINUATION_TOKENS, end - len(prompt)))
+    tokens = np.concatenate([prompt, lm.generate(prompt[None], max_new_tokens=count)[0]])
+    chosen = np.arange(len(prompt) - 1, len(tokens) - 1)
+    return ReaderInput(tokens, np.arange(len(tokens)), chosen)

@@ -1,4 +1,4 @@
-"""The readers of a subject: numpy by the textbook always, others where they are installed."""
+"""The readers of an artifact: the numpy reference always, others where they are installed."""
 
 from collections.abc import Callable
 
@@ -6,72 +6,83 @@ import numpy as np
 
 from ctxext.interop.pth import open_archive
 from ctxext.prove import llamacpp_reader, pytorch_readers
-from ctxext.prove.artifact import Subject
-from ctxext.prove.reader_output import Probe, Reading
-from ctxext.prove.reference import GGUFTextbook, HFTextbook, MetaTextbook, Textbook
+from ctxext.prove.artifact import Artifact
+from ctxext.prove.reader_output import ReaderInput, ReaderOutput
+from ctxext.prove.reference import GGUFReference, HFReference, MetaReference, ReferenceReader
 from ctxext.tokenization.tokenizer import PROBES
 
-Reader = Callable[[Subject, list[Probe]], Reading]
+Reader = Callable[[Artifact, list[ReaderInput]], ReaderOutput]
 
 
-def read_numpy(subject: Subject, probes: list[Probe]) -> Reading:
-    """float64 throughout, exact angles."""
-    return by_the_book(textbook(subject), "numpy", np.__version__, probes)
+def _open_meta(artifact: Artifact) -> ReferenceReader:
+    return MetaReference(artifact.path, open_archive, lambda entry: entry.read())
 
 
-def textbook(subject: Subject) -> Textbook:
-    """The plain reader of the subject's format."""
-    if subject.kind == "gguf":
-        return GGUFTextbook(subject.directory)
-    if subject.kind == "meta":
-        return MetaTextbook(subject.directory, open_archive, lambda entry: entry.read())
-    return HFTextbook(subject.base, subject.adapter)
+REFERENCES: dict[str, Callable[[Artifact], ReferenceReader]] = {
+    "hf": lambda artifact: HFReference(artifact.base),
+    "peft": lambda artifact: HFReference(artifact.base, artifact.adapter),
+    "meta": _open_meta,
+    "gguf": lambda artifact: GGUFReference(artifact.path),
+}
+"""The reference reader of every format, and of an adapter."""
 
 
-def by_the_book(reader: Textbook, name: str, version: str, probes: list[Probe]) -> Reading:
-    """What a plain reader makes of the probes."""
-    first = probes[0]
-    marks, length = first.positions[first.rows], int(first.positions[-1]) + 1
-    inv_freq, m = reader.rope(length)
-    angles = np.outer(marks, inv_freq)
-    return Reading(
+def read_numpy(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
+    """The reference reader: float64 throughout, exact angles."""
+    return _evaluate(REFERENCES[artifact.format](artifact), "numpy", np.__version__, inputs)
+
+
+def read_archives(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
+    """The same formulas on Meta's shards as torch.load reads them.
+
+    Raises ModuleNotFoundError where torch is missing.
+    """
+    open_shard, to_numpy, version = pytorch_readers.archives()
+    reader = MetaReference(artifact.path, open_shard, to_numpy)
+    return _evaluate(reader, "torch", version, inputs)
+
+
+def _evaluate(
+    reader: ReferenceReader, name: str, version: str, inputs: list[ReaderInput]
+) -> ReaderOutput:
+    first = inputs[0]
+    positions = first.positions[first.compared]
+    length = int(first.positions[-1]) + 1
+    inv_freq, attention_factor = reader.rope(length)
+    angles = np.outer(positions, inv_freq)
+    return ReaderOutput(
         name,
         version,
-        [reader.logits(probe.tokens, probe.positions, probe.rows) for probe in probes],
+        [reader.logits(x.tokens, x.positions, x.compared) for x in inputs],
         rounded=reader.rounded,
         inv_freq=inv_freq,
-        attention_factor=m,
-        tables=(m * np.cos(angles), m * np.sin(angles)),
-        rotated=reader.rotated(first.tokens[first.rows], marks, length),
+        attention_factor=attention_factor,
+        tables=(attention_factor * np.cos(angles), attention_factor * np.sin(angles)),
+        rotated=reader.rotated(first.tokens[first.compared], positions, length),
         token_ids=reader.token_ids(PROBES),
     )
 
 
-def read_archives(subject: Subject, probes: list[Probe]) -> Reading:
-    """The same formulas on what torch.load makes of Meta's shards. Raises ModuleNotFoundError where it is missing."""
-    open_shard, numbers, version = pytorch_readers.archives()
-    return by_the_book(
-        MetaTextbook(subject.directory, open_shard, numbers), "torch", version, probes
-    )
-
-
-READERS: dict[str, dict[str, Reader]] = {
-    "export": {"numpy": read_numpy, "transformers": pytorch_readers.read},
-    "adapter": {"numpy": read_numpy, "peft": pytorch_readers.read},
-    "meta": {"numpy": read_numpy, "torch": read_archives},
-    "gguf": {"numpy": read_numpy, "llama.cpp": llamacpp_reader.read},
+OTHER_READERS: dict[str, dict[str, Reader]] = {
+    "hf": {"transformers": pytorch_readers.read},
+    "peft": {"peft": pytorch_readers.read},
+    "meta": {"torch": read_archives},
+    "gguf": {"llama.cpp": llamacpp_reader.read},
 }
-"""By kind of subject."""
+"""Readers of other projects, by format."""
 
 
-def read_all(subject: Subject, probes: list[Probe]) -> tuple[list[Reading], dict[str, str]]:
-    """(what the readers make of the probes, why the others did not run)."""
-    readings, missing = [], {}
-    for name, read in READERS[subject.kind].items():
+def read_all(
+    artifact: Artifact, inputs: list[ReaderInput]
+) -> tuple[list[ReaderOutput], dict[str, str]]:
+    """(the output of each reader, the reason why each other one did not run)."""
+    outputs, not_run = [], {}
+    readers = {"numpy": read_numpy, **OTHER_READERS.get(artifact.format, {})}
+    for name, read in readers.items():
         try:
-            readings.append(read(subject, probes))
+            outputs.append(read(artifact, inputs))
         except ModuleNotFoundError as error:
-            missing[name] = f"{error.name} is not installed"
-        except llamacpp_reader.TooLong as error:
-            missing[name] = str(error)
-    return readings, missing
+            not_run[name] = f"{error.name} is not installed"
+        except llamacpp_reader.InputTooLong as error:
+            not_run[name] = str(error)
+    return outputs, not_run

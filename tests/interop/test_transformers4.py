@@ -29,9 +29,9 @@ from ctxext.interop import hf  # noqa: E402
 from ctxext.methods import all_methods  # noqa: E402
 from ctxext.model.lm import LM  # noqa: E402
 from ctxext.prove import prove  # noqa: E402
-from ctxext.prove.artifact import Subject  # noqa: E402
+from ctxext.prove.artifact import Artifact  # noqa: E402
 from ctxext.prove.pytorch_readers import read as read_torch  # noqa: E402
-from ctxext.prove.reader_output import Probe
+from ctxext.prove.reader_output import ReaderInput  # noqa: E402
 from ctxext.rope import RopeScaling, Unscaled  # noqa: E402
 from support.every_method import DIVISORS, ONES  # noqa: E402
 from support.llamas import FACTOR, LENGTH, TINY, WINDOW, random_params, tokenizer  # noqa: E402
@@ -49,10 +49,11 @@ def model(scaling: RopeScaling) -> LM:
 
 def logits(path: Path, length: int = LENGTH) -> np.ndarray:
     """What transformers makes of the first tokens, in float32, at every position."""
-    rows = np.arange(length)
-    reading = read_torch(Subject.of(path), [Probe(TOKENS[:length], rows, rows)])
-    assert (reading.name, reading.version) == ("transformers", "4.57.6")
-    return reading.logits[0]
+    positions = np.arange(length)
+    reader_input = ReaderInput(TOKENS[:length], positions, positions)
+    output = read_torch(Artifact.recognize(path), [reader_input])
+    assert (output.name, output.version) == ("transformers", "4.57.6")
+    return output.logits[0]
 
 
 def assert_reads(path: Path, ours: LM) -> None:
@@ -186,7 +187,7 @@ def test_weights_come_back_bit_by_bit(to: str, dtype: str, tmp_path: Path) -> No
 
 
 def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
-    """The trap that a proof names: a scaling under rope_parameters alone does nothing here."""
+    """The known incompatibility that a proof names: a scaling under rope_parameters alone does nothing here."""
     ours = model(m.Linear(4.0))
     export(ours, tmp_path / "out", dtype="float32", seq_len=LENGTH)
     path = tmp_path / "out" / "config.json"
@@ -199,7 +200,5 @@ def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
     proof = prove(tmp_path / "out", against=ours)
     numpy, theirs = proof["readers"]
     assert numpy["equal"] and not theirs["equal"] and not proof["equal"]
-    assert (
-        "without the scaling"
-        in {trap["reader"]: trap["what"] for trap in proof["traps"]}["transformers 4"]
-    )
+    effects = {known["reader"]: known["effect"] for known in proof["known_incompatibilities"]}
+    assert "without the scaling" in effects["transformers 4"]

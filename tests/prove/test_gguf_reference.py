@@ -1,4 +1,4 @@
-"""The plain reader of GGUF beside llama.cpp's own package and SentencePiece, and on files that are no whole ones."""
+"""The reference reader of GGUF against llama.cpp's package and SentencePiece, and corrupt files."""
 
 import inspect
 import struct
@@ -14,7 +14,7 @@ from ctxext.interop import gguf
 from ctxext.interop.hf_weights import entries
 from ctxext.methods import Yarn
 from ctxext.prove.gguf_parameters import q8_0
-from ctxext.prove.reference.gguf import GGUFTextbook, frequencies
+from ctxext.prove.reference.gguf import GGUFReference, frequencies
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.tokenization.tokenizer import MODEL, PROBES
 from support.llamas import LENGTH, TINY, random_params, tokenizer
@@ -46,7 +46,7 @@ def test_keys_and_numbers_are_those_of_the_package(dtype, tmp_path):
         np.testing.assert_array_equal(ours.numbers(tensor.name), wanted, tensor.name)
 
 
-def test_what_q8_0_keeps_is_what_the_package_keeps():
+def test_q8_0_rounds_as_the_package_does():
     rng = np.random.default_rng(0)
     values = (
         rng.standard_normal((64, 96)).astype(np.float32)
@@ -60,7 +60,7 @@ def test_what_q8_0_keeps_is_what_the_package_keeps():
 
 
 def test_token_ids_are_those_of_sentencepiece(tmp_path):
-    reader = GGUFTextbook(save(tmp_path / "m.gguf"))
+    reader = GGUFReference(save(tmp_path / "m.gguf"))
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().files[MODEL])
     rng = np.random.default_rng(0)
     alphabet = list("etaoin  shrdlu\t\n.,(){}=:_0123é日🙂")
@@ -74,7 +74,7 @@ def test_token_ids_are_those_of_sentencepiece(tmp_path):
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
-def test_damaged_files_are_refused_or_read_never_worse(tmp_path_factory, data):
+def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, data):
     good = _good(tmp_path_factory)
     header = len(good) - 4 * sum(x.size for x in map(np.asarray, _leaves()))
     at = data.draw(st.integers(0, header - 9))
@@ -89,7 +89,7 @@ def test_damaged_files_are_refused_or_read_never_worse(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "bad.gguf"
     path.write_bytes(bytes(bad))
     try:
-        reader = GGUFTextbook(path)
+        reader = GGUFReference(path)
         reader.rope(LENGTH)
     except ValueError as error:
         assert "bad.gguf" in str(error) or "is not read here" in str(error)
@@ -116,10 +116,10 @@ def test_numbers_that_are_too_large_do_not_hang_or_fill_memory(tmp_path):
     for body in (b"", array, string, nested):
         path = tmp_path / "m.gguf"
         path.write_bytes(header + body)
-        with pytest.raises(ValueError, match="is no whole GGUF file"):
+        with pytest.raises(ValueError, match="is not a complete GGUF file"):
             GGUFFile(path)
 
 
-def test_divisors_are_one_a_pair():
+def test_there_is_one_divisor_per_pair():
     with pytest.raises(ValueError, match=r"shape \(8,\) for 0 pairs is not read here"):
         frequencies({}, np.ones(8, np.float32), 0)

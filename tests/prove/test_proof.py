@@ -1,4 +1,4 @@
-"""The proof: what it says about a good export, and that it notices every way of being wrong we could think of."""
+"""The proof: a good export passes, and every mistake we could think of is noticed."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ from ctxext.methods.yarn import Yarn
 from ctxext.model.lm import LM
 from ctxext.prove import compare, describe, prove, pytorch_readers
 from ctxext.prove import proof as module
-from ctxext.prove.reference import hf as numpy_reader
+from ctxext.prove.reference import hf as hf_reference
 from ctxext.rope import Unscaled
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
@@ -64,7 +64,7 @@ SCALINGS = [
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: type(s).__name__)
-def test_numpy_reader_alone_proves_every_kind(tmp_path, scaling, no_transformers):
+def test_numpy_alone_proves_every_scaling(tmp_path, scaling, no_transformers):
     lm = model(scaling)
     proof = prove(export(lm, tmp_path / "m", dtype="float32"), against=lm)
     assert proof["equal"] and [r["reader"] for r in proof["readers"]] == ["numpy"]
@@ -74,20 +74,18 @@ def test_numpy_reader_alone_proves_every_kind(tmp_path, scaling, no_transformers
 
 
 @pytest.mark.usefixtures("readers")
-def test_both_readers_and_what_is_written(copy):
+def test_both_readers_agree_and_the_proof_is_written(copy):
     proof = prove(copy, against=model())
     assert proof["equal"] and proof["weights_that_differ"] == [] and proof["dtype"] == "bfloat16"
-    assert (
-        proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1] and proof["tokens_read"] == LENGTH
-    )
+    assert proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1]
+    assert proof["tokens_read"] == LENGTH
     numpy, transformers = proof["readers"]
     assert transformers["token_ids_equal"] and max(transformers["logits"]) <= 2e-5
     assert len(transformers["logits_exact_angles"]) == 4
     assert json.loads((copy / "proof.json").read_text()) == proof
     card = (copy / "README.md").read_text()
-    assert (
-        "EQUAL to the model that was exported, read by numpy" in card and "Not compared" not in card
-    )
+    assert "EQUAL to the model that was exported, read by numpy" in card
+    assert "Not compared" not in card
     assert f"{max(transformers['logits']):.1e}" in card
     again = prove(copy, against=model())  # a second proof replaces the first
     assert again == proof and (copy / "README.md").read_text() == card
@@ -163,12 +161,12 @@ def test_forms_that_disagree_are_refused_by_the_independent_reader(copy):
     data["rope_parameters"]["factor"] = 2.0
     (copy / "config.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="give different frequencies"):
-        numpy_reader.HFTextbook(copy).rope(LENGTH)
+        hf_reference.HFReference(copy).rope(LENGTH)
 
 
-def test_a_reader_is_asked_until_it_repeats_itself():
+def test_a_forward_pass_is_run_until_it_repeats_itself():
     answers = iter([1.0, 2.0, 3.0, 3.0, 4.0])
-    assert pytorch_readers.settled(lambda: np.array([next(answers)])) == 3.0
+    assert pytorch_readers.repeated(lambda: np.array([next(answers)])) == 3.0
 
 
 def test_values_that_are_not_finite_never_pass():
@@ -176,9 +174,9 @@ def test_values_that_are_not_finite_never_pass():
         compare.errors(np.array([[np.nan]]), np.zeros((1, 1)))
 
 
-def test_the_readers_independence():
-    """Not one line of the model, the rope or the loaders is behind the readers that check them."""
-    for path in Path(numpy_reader.__file__).parent.glob("*.py"):
+def test_reference_readers_are_independent():
+    """Reference readers use nothing of the model, the rope or the loaders that they check."""
+    for path in Path(hf_reference.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {
@@ -203,7 +201,7 @@ def test_the_readers_independence():
         }
 
 
-def test_what_the_format_cannot_say_is_refused(tmp_path):
+def test_what_the_format_cannot_represent_is_refused(tmp_path):
     lm = model()
     with pytest.raises(ValueError, match="no format 'onnx'; known: hf, meta, gguf"):
         export(lm, tmp_path / "m", to="onnx")

@@ -1,12 +1,13 @@
-"""A second reader of every format, by the textbook: numpy and float64, one layer in memory at a time.
+"""Reference readers: one per format, in numpy and float64, with one layer in memory at a time.
 
-It shares no code with the model, the rotary embeddings or the loaders that it checks, on purpose: formulas are written
-again from the papers and from the readers' own code, and the rotation is a product of complex numbers.
+On purpose they share no code with the model, the rotary embeddings or the loaders that they check:
+formulas are written again from the papers and from the readers' own code, and the rotation is a
+product of complex numbers.
 """
 
-from ctxext.prove.reference.gguf import GGUFTextbook
-from ctxext.prove.reference.hf import HFTextbook
-from ctxext.prove.reference.llama import Textbook
-from ctxext.prove.reference.meta import MetaTextbook
+from ctxext.prove.reference.gguf import GGUFReference
+from ctxext.prove.reference.hf import HFReference
+from ctxext.prove.reference.llama import ReferenceReader
+from ctxext.prove.reference.meta import MetaReference
 
-__all__ = ["GGUFTextbook", "HFTextbook", "MetaTextbook", "Textbook"]
+__all__ = ["GGUFReference", "HFReference", "MetaReference", "ReferenceReader"]

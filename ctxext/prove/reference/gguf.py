@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.prove.reference.gguf_file import GGUFFile
-from ctxext.prove.reference.llama import Textbook
+from ctxext.prove.reference.llama import ReferenceReader
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -26,11 +26,15 @@ NAMES = {
     "post_attention_layernorm": "ffn_norm",
 }
 BYTE = 6
-"""The kind of a piece that stands for a byte."""
+"""The type of a token that represents one byte."""
+DIVISORS = "rope_freqs.weight"
 
 
-class GGUFTextbook(Textbook):
-    """A Llama read from one file. Raises ValueError for another architecture, and for keys that are missing."""
+class GGUFReference(ReferenceReader):
+    """A Llama read from one file.
+
+    Raises ValueError for another architecture and for keys that are missing.
+    """
 
     neighbours = True
     rounded = True
@@ -38,21 +42,20 @@ class GGUFTextbook(Textbook):
     def __init__(self, path: str | Path) -> None:
         self.file = GGUFFile(path)
         keys = self.keys = self.file.keys
-        if keys.get("general.architecture") != "llama":
-            raise ValueError(
-                f"{path} is of architecture {keys.get('general.architecture')!r}, not llama"
-            )
+        architecture = keys.get("general.architecture")
+        if architecture != "llama":
+            raise ValueError(f"{path} is of architecture {architecture!r}, not llama")
         try:
             self.num_hidden_layers = keys["llama.block_count"]
             self.rms_norm_eps = keys["llama.attention.layer_norm_rms_epsilon"]
-            heads, width = keys["llama.attention.head_count"], keys["llama.embedding_length"]
-            self.head_dim = keys.get("llama.attention.key_length", width // heads)
+            default = keys["llama.embedding_length"] // keys["llama.attention.head_count"]
+            self.head_dim = keys.get("llama.attention.key_length", default)
             self.window: int = keys["llama.context_length"]
         except KeyError as error:
             raise ValueError(f"{path} lacks the key {error}") from None
 
     def tensor_name(self, name: str) -> str:
-        """The file's name of one of Hugging Face's."""
+        """The name that a tensor of Hugging Face's has in the file."""
         stem = name.removesuffix(".weight")
         if not stem.startswith("model.layers."):
             return f"{NAMES[stem]}.weight"
@@ -63,68 +66,64 @@ class GGUFTextbook(Textbook):
         return self.file.numbers(self.tensor_name(name)).astype(np.float64)
 
     def output(self) -> np.ndarray:
-        return self.weight(
-            "lm_head.weight"
-            if "output.weight" in self.file.tensors
-            else "model.embed_tokens.weight"
-        )
+        tied = "output.weight" not in self.file.tensors
+        return self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
-        """Without flags: what the file says, at any length."""
-        divisors = (
-            self.file.numbers("rope_freqs.weight")
-            if "rope_freqs.weight" in self.file.tensors
-            else None
-        )
+        """As llama.cpp takes them from the file without flags, at any length."""
+        divisors = self.file.numbers(DIVISORS) if DIVISORS in self.file.tensors else None
         return frequencies(self.keys, divisors, self.head_dim)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """BOS where the file asks for it, then SentencePiece's merges."""
-        bos = self.keys.get("tokenizer.ggml.add_bos_token", True)
-        begin = [self.keys["tokenizer.ggml.bos_token_id"]] if bos else []
-        tokens, scores, kinds = (
-            self.keys[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
-        )
+        keys = self.keys
+        prefix = []
+        if keys.get("tokenizer.ggml.add_bos_token", True):
+            prefix = [keys["tokenizer.ggml.bos_token_id"]]
+        tokens = keys["tokenizer.ggml.tokens"]
+        scores = keys["tokenizer.ggml.scores"]
+        types = keys["tokenizer.ggml.token_type"]
         ids = {text: i for i, text in enumerate(tokens)}
-        data = {
+        byte_ids = {
             int(text[3:5], 16): ids[text]
-            for text, kind in zip(tokens, kinds, strict=True)
-            if kind == BYTE
+            for text, token_type in zip(tokens, types, strict=True)
+            if token_type == BYTE
         }
-        unknown = self.keys.get("tokenizer.ggml.unknown_token_id", 0)
-        space = " " * bool(self.keys.get("tokenizer.ggml.add_space_prefix", True))
-        found = []
-        for text in texts:
-            parts = merged((space + text).replace(" ", "▁") if text else "", ids, scores)
-            known = (
-                [ids[p]] if p in ids else [data.get(b, unknown) for b in p.encode()] for p in parts
-            )
-            found.append([*begin, *(i for part in known for i in part)])
-        return found
+        unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
+        space = " " if keys.get("tokenizer.ggml.add_space_prefix", True) else ""
+
+        def encode(text: str) -> list[int]:
+            encoded = list(prefix)
+            for part in merged((space + text).replace(" ", "▁") if text else "", ids, scores):
+                if part in ids:
+                    encoded.append(ids[part])
+                else:
+                    encoded += [byte_ids.get(byte, unknown) for byte in part.encode()]
+            return encoded
+
+        return [encode(text) for text in texts]
 
 
 def frequencies(
     keys: dict[str, Any], divisors: np.ndarray | None, d: int
 ) -> tuple[np.ndarray, float]:
-    """(radians per token of each pair, factor on cos and sin) that llama.cpp takes from a file's keys.
+    """(inv_freq in radians per token, factor m on cos and sin) that llama.cpp takes from the keys.
 
-    YaRN's betas are 32 and 1 whatever the file says, as llama.cpp's programs overrule them. Raises ValueError for a
-    type of scaling that is not read here, and for divisors that are not one a pair.
+    YaRN's betas are 32 and 1 whatever is in the file, as llama.cpp's programs overrule them. Raises
+    ValueError for a type of scaling that is not read here, and unless there is one divisor per
+    pair.
     """
-    theta, kind = (
-        keys.get("llama.rope.freq_base", 10000.0),
-        keys.get("llama.rope.scaling.type", "linear"),
-    )
-    factor, m = (
-        keys.get("llama.rope.scaling.factor", 0.0) or 1.0,
-        keys.get("llama.rope.scaling.attn_factor", 1.0),
-    )
+    theta = keys.get("llama.rope.freq_base", 10000.0)
+    kind = keys.get("llama.rope.scaling.type", "linear")
+    factor = keys.get("llama.rope.scaling.factor", 0.0) or 1.0
+    m = keys.get("llama.rope.scaling.attn_factor", 1.0)
     f = theta ** (-2 * np.arange(d // 2) / d)
-    if divisors is not None and divisors.shape != f.shape:
-        raise ValueError(
-            f"rope_freqs.weight of shape {divisors.shape} for {len(f)} pairs is not read here"
-        )
-    f = f if divisors is None else f / divisors.astype(np.float64)
+    if divisors is not None:
+        if divisors.shape != f.shape:
+            raise ValueError(
+                f"rope_freqs.weight of shape {divisors.shape} for {len(f)} pairs is not read here"
+            )
+        f = f / divisors.astype(np.float64)
     if kind == "none":
         return f, m
     if kind == "linear":
@@ -141,13 +140,20 @@ def frequencies(
 
 
 def merged(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
-    """The pieces left when neighbours that make a known piece are joined, highest score first, then leftmost."""
+    """The parts that are left when neighbours that form a known token are joined.
+
+    The highest score goes first, then the leftmost pair.
+    """
     parts: list[str | None] = list(text)
-    before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))
+    before = list(range(-1, len(parts) - 1))
+    after = list(range(1, len(parts) + 1))
     queue: list[tuple[float, int, int, str]] = []
 
     def offer(left: int, right: int) -> None:
-        if left >= 0 and right < len(parts) and (both := f"{parts[left]}{parts[right]}") in ids:
+        if left < 0 or right >= len(parts):
+            return
+        both = f"{parts[left]}{parts[right]}"
+        if both in ids:
             heapq.heappush(queue, (-scores[ids[both]], left, right, both))
 
     for i in range(len(parts) - 1):
@@ -156,7 +162,9 @@ def merged(text: str, ids: dict[str, int], scores: list[float]) -> list[str]:
         _, left, right, both = heapq.heappop(queue)
         if parts[left] is None or parts[right] is None or f"{parts[left]}{parts[right]}" != both:
             continue  # one of the two has been joined since
-        parts[left], parts[right], after[left] = both, None, after[right]
+        parts[left] = both
+        parts[right] = None
+        after[left] = after[right]
         if after[right] < len(parts):
             before[after[right]] = left
         offer(before[left], left)

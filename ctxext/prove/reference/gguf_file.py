@@ -1,4 +1,4 @@
-"""The container of GGUF, version 3 (and 2, which differs in nothing read here): keys, and tensors on disk."""
+"""The container of GGUF, version 3 (and 2, whose files do not differ for what is read here)."""
 
 import math
 import struct
@@ -22,27 +22,39 @@ SCALARS = {
     12: "d",
 }
 STRING, ARRAY = 8, 9
-KINDS = {0: "float32", 1: "float16", 8: "q8_0", 30: "bfloat16"}
-"""Types of tensors that are read here."""
-BLOCK = np.dtype([("scale", "<f2"), ("steps", "i1", 32)])
+Q8_0 = 8
+KINDS = {0: "float32", 1: "float16", Q8_0: "q8_0", 30: "bfloat16"}
+"""The types of tensors that are read here."""
+BLOCK_SIZE = 32
+BLOCK = np.dtype([("scale", "<f2"), ("steps", "i1", BLOCK_SIZE)])
 """q8_0: 32 numbers that share a scale."""
-PLAIN = {
+DTYPES = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 
 
-class Stored(NamedTuple):
-    """A tensor on disk: a name of KINDS, its shape in numpy's order, its first byte."""
+class StoredTensor(NamedTuple):
+    """A tensor on disk: a name of KINDS, its shape in numpy's order, and its first byte."""
 
     kind: str
     shape: tuple[int, ...]
     start: int
 
+    @property
+    def num_bytes(self) -> int:
+        count = math.prod(self.shape)
+        if self.kind == "q8_0":
+            return count // BLOCK_SIZE * BLOCK.itemsize
+        return count * DTYPES[self.kind].itemsize
+
 
 class GGUFFile:
-    """`keys` and `tensors` of a file. Raises ValueError naming it if it is damaged, cut off or of another kind."""
+    """The `keys` and `tensors` of a file.
+
+    Raises ValueError naming the file if it is corrupt, truncated or of another kind.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -51,45 +63,44 @@ class GGUFFile:
             self._read()
         except (OSError, ValueError, OverflowError, RecursionError, struct.error) as error:
             raise ValueError(
-                f"{self.path} is no whole GGUF file; copy or write it again ({error})"
+                f"{self.path} is not a complete GGUF file; copy or write it again ({error})"
             ) from None
 
     def _read(self) -> None:
-        self._at = 0
         if bytes(self._data[:4]) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self._at = 4
-        version, tensors, keys = (self._scalar(kind) for kind in "IQQ")
+        version, num_tensors, num_keys = (self._scalar(kind) for kind in "IQQ")
         if version not in (2, 3):
-            raise ValueError(f"version {version} is not read")
+            raise ValueError(f"version {version} is not supported")
         self.keys: dict[str, Any] = {}
-        for _ in range(keys):
+        for _ in range(num_keys):
             name = self._string()
             self.keys[name] = self._value(self._scalar("I"))
-        infos = [self._info() for _ in range(tensors)]
+        relative = dict(self._tensor() for _ in range(num_tensors))
         align = self.keys.get("general.alignment", 32)
         if type(align) is not int or align < 1:
             raise ValueError(f"general.alignment is {align!r}")
-        base = -(-self._at // align) * align
-        self.tensors = {name: found._replace(start=base + found.start) for name, found in infos}
-        for name, found in self.tensors.items():
-            if found.start + _bytes(found) > len(self._data):
+        start = -(-self._at // align) * align
+        self.tensors: dict[str, StoredTensor] = {}
+        for name, tensor in relative.items():
+            self.tensors[name] = tensor._replace(start=start + tensor.start)
+            if start + tensor.start + tensor.num_bytes > len(self._data):
                 raise ValueError(f"{name} is cut off")
 
     def numbers(self, name: str) -> np.ndarray:
-        """A tensor, float32. Raises ValueError if it is not there."""
+        """A tensor, float32. Raises ValueError if the file does not have it."""
         if name not in self.tensors:
             raise ValueError(f"{self.path} lacks {name}")
-        found = self.tensors[name]
-        raw = self._data[found.start : found.start + _bytes(found)]
-        if found.kind == "q8_0":
+        tensor = self.tensors[name]
+        raw = self._data[tensor.start : tensor.start + tensor.num_bytes]
+        if tensor.kind == "q8_0":
             blocks = raw.view(BLOCK)
-            values = blocks["scale"].astype(np.float32)[:, None] * blocks["steps"].astype(
-                np.float32
-            )
+            scale = blocks["scale"].astype(np.float32)[:, None]
+            values = scale * blocks["steps"].astype(np.float32)
         else:
-            values = raw.view(PLAIN[found.kind]).astype(np.float32)
-        return values.reshape(found.shape)
+            values = raw.view(DTYPES[tensor.kind]).astype(np.float32)
+        return values.reshape(tensor.shape)
 
     def _bytes(self, count: int) -> bytes:
         if count > len(self._data) - self._at:
@@ -107,30 +118,24 @@ class GGUFFile:
         if kind == STRING:
             return self._string()
         if kind == ARRAY:
-            of, count = self._scalar("I"), self._scalar("Q")
-            if of in SCALARS:
-                data = self._bytes(count * struct.calcsize(SCALARS[of]))
-                return list(struct.unpack(f"<{count}{SCALARS[of]}", data))
-            return [self._value(of) for _ in range(count)]
+            item_kind, count = self._scalar("I"), self._scalar("Q")
+            if item_kind in SCALARS:
+                code = SCALARS[item_kind]
+                data = self._bytes(count * struct.calcsize(code))
+                return list(struct.unpack(f"<{count}{code}", data))
+            return [self._value(item_kind) for _ in range(count)]
         if kind not in SCALARS:
             raise ValueError(f"there is no type {kind}")
         return self._scalar(SCALARS[kind])
 
-    def _info(self) -> tuple[str, Stored]:
+    def _tensor(self) -> tuple[str, StoredTensor]:
         name, rank = self._string(), self._scalar("I")
         if rank > 4:
             raise ValueError(f"{name} has {rank} dimensions")
         shape = tuple(self._scalar("Q") for _ in range(rank))[::-1]
         kind, start = self._scalar("I"), self._scalar("Q")
         if kind not in KINDS:
-            raise ValueError(f"{name} has type {kind}; read are {', '.join(KINDS.values())}")
-        if kind == 8 and (not shape or shape[-1] % 32):
-            raise ValueError(f"{name} has rows that are no whole blocks")
-        return name, Stored(KINDS[kind], shape, start)
-
-
-def _bytes(found: Stored) -> int:
-    count = math.prod(found.shape)
-    return (
-        count // 32 * BLOCK.itemsize if found.kind == "q8_0" else count * PLAIN[found.kind].itemsize
-    )
+            raise ValueError(f"{name} has type {kind}; supported are {', '.join(KINDS.values())}")
+        if kind == Q8_0 and (not shape or shape[-1] % BLOCK_SIZE):
+            raise ValueError(f"{name} has rows that do not divide into blocks of {BLOCK_SIZE}")
+        return name, StoredTensor(KINDS[kind], shape, start)

@@ -8,35 +8,37 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from ctxext.prove.reference.llama import Textbook
+from ctxext.prove.reference.llama import ReferenceReader
 
 
 class Adapter:
-    """A PEFT directory: W + s B A with s = alpha / r (arXiv 2106.09685), or alpha / sqrt(r) (arXiv 2312.03732)."""
+    """A PEFT directory: W + s B A.
+
+    s = alpha / r (arXiv 2106.09685), or alpha / sqrt(r) with use_rslora (arXiv 2312.03732).
+    """
 
     def __init__(self, directory: str | Path) -> None:
         config = json.loads((Path(directory) / "adapter_config.json").read_text())
         rank = config["r"]
-        self.scale: float = config["lora_alpha"] / (
-            math.sqrt(rank) if config.get("use_rslora") else rank
-        )
+        divisor = math.sqrt(rank) if config.get("use_rslora") else rank
+        self.scale: float = config["lora_alpha"] / divisor
+        self.tensors: dict[str, np.ndarray] = {}
         with safe_open(Path(directory) / "adapter_model.safetensors", "numpy") as file:
-            names = {name.removeprefix("base_model.model."): name for name in file.keys()}  # noqa: SIM118
-            self.tensors = {
-                name: file.get_tensor(stored).astype(np.float64) for name, stored in names.items()
-            }
+            for stored in file.keys():  # noqa: SIM118
+                name = stored.removeprefix("base_model.model.")
+                self.tensors[name] = file.get_tensor(stored).astype(np.float64)
 
     def changed(self, name: str, weight: np.ndarray) -> np.ndarray:
         """A tensor of the base with what the adapter adds to it or puts in its place."""
-        a, b = (
-            self.tensors.get(f"{name.removesuffix('.weight')}.lora_{part}.weight") for part in "AB"
-        )
+        stem = name.removesuffix(".weight")
+        a = self.tensors.get(f"{stem}.lora_A.weight")
+        b = self.tensors.get(f"{stem}.lora_B.weight")
         if a is not None and b is not None:
             return weight + self.scale * b @ a
         return self.tensors.get(name, weight)
 
 
-class HFTextbook(Textbook):
+class HFReference(ReferenceReader):
     """A Llama read from the files of `directory`, and of an `adapter` on it, alone."""
 
     def __init__(self, directory: str | Path, adapter: str | Path | None = None) -> None:
@@ -44,52 +46,58 @@ class HFTextbook(Textbook):
         self.directory = Path(directory)
         self.config: dict[str, Any] = json.loads((self.directory / "config.json").read_text())
         index = self.directory / "model.safetensors.index.json"
-        self._files: dict[str, str] = (
-            json.loads(index.read_text())["weight_map"] if index.exists() else {}
-        )
+        self._files: dict[str, str] = {}
+        if index.exists():
+            self._files = json.loads(index.read_text())["weight_map"]
         heads = self.config["num_attention_heads"]
         self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
-        self.num_hidden_layers, self.rms_norm_eps = (
-            self.config["num_hidden_layers"],
-            self.config["rms_norm_eps"],
-        )
+        self.num_hidden_layers = self.config["num_hidden_layers"]
+        self.rms_norm_eps = self.config["rms_norm_eps"]
         self.hidden_act = self.config.get("hidden_act", "silu")
 
     def weight(self, name: str) -> np.ndarray:
-        with safe_open(
-            self.directory / self._files.get(name, "model.safetensors"), "numpy"
-        ) as file:
+        file_name = self._files.get(name, "model.safetensors")
+        with safe_open(self.directory / file_name, "numpy") as file:
             weight = file.get_tensor(name).astype(np.float64)
         return weight if self._adapter is None else self._adapter.changed(name, weight)
 
     def bias(self, name: str) -> np.ndarray | float:
-        biased = self.config.get("mlp_bias" if ".mlp." in name else "attention_bias", False)
-        return self.weight(name) if biased else 0.0
+        flag = "mlp_bias" if ".mlp." in name else "attention_bias"
+        return self.weight(name) if self.config.get(flag, False) else 0.0
 
     def output(self) -> np.ndarray:
         tied = self.config.get("tie_word_embeddings", False)
         return self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
-        """As transformers 4 and 5 read it. Raises ValueError if their keys give different frequencies."""
-        old, new, read = self.config.get("rope_scaling"), self.config.get("rope_parameters"), []
+        """As transformers 4 and 5 read them.
+
+        Raises ValueError if their keys give different frequencies.
+        """
+        old = self.config.get("rope_scaling")
+        new = self.config.get("rope_parameters")
+        readings = []
         if old or not new or "rope_theta" in self.config:  # as transformers 4 reads it
             theta = self.config.get("rope_theta", 10000.0)
-            read.append(frequencies(old or {}, theta, self.head_dim, seq_len, self.config))
+            readings.append(frequencies(old or {}, theta, self.head_dim, seq_len, self.config))
         if new:  # as transformers 5 reads it
             theta = new.get("rope_theta", self.config.get("rope_theta"))
-            read.append(frequencies(new, theta, self.head_dim, seq_len, self.config))
-        if any(not np.array_equal(f, read[0][0]) or m != read[0][1] for f, m in read):
-            raise ValueError("rope_scaling and rope_parameters give different frequencies")
-        return read[0]
+            readings.append(frequencies(new, theta, self.head_dim, seq_len, self.config))
+        f, m = readings[0]
+        for other_f, other_m in readings[1:]:
+            if not np.array_equal(other_f, f) or other_m != m:
+                raise ValueError("rope_scaling and rope_parameters give different frequencies")
+        return f, m
 
 
 def frequencies(
     spec: dict[str, Any], theta: float, d: int, seq_len: int, config: dict[str, Any]
 ) -> tuple[np.ndarray, float]:
-    """(radians per token of each pair, factor on cos and sin) as transformers documents its rope types."""
+    """(inv_freq in radians per token, factor m on cos and sin) as transformers documents them."""
     spec = {key: value for key, value in spec.items() if value is not None}
-    kind, s, m = spec.get("rope_type", spec.get("type", "default")), spec.get("factor", 1.0), 1.0
+    kind = spec.get("rope_type", spec.get("type", "default"))
+    s = spec.get("factor", 1.0)
+    m = 1.0
     window = spec.get("original_max_position_embeddings", config["max_position_embeddings"])
     f = np.array([1 / theta ** (2 * i / d) for i in range(d // 2)])
     if kind == "linear":
@@ -116,20 +124,17 @@ def frequencies(
         m = spec.get("attention_factor", m)
     elif kind == "llama3":
         low, high = spec["low_freq_factor"], spec["high_freq_factor"]
-        turns = [window * x / (2 * math.pi) for x in f]
-        keep = np.array(
-            [1 if t > high else 0 if t < low else (t - low) / (high - low) for t in turns]
-        )
+        turns = np.array([window * x / (2 * math.pi) for x in f])
+        keep = np.clip((turns - low) / (high - low), 0, 1)
         f = keep * f + (1 - keep) * f / s
     elif kind == "proportional":
-        turning = int(spec.get("partial_rotary_factor", 1.0) * d // 2)
-        f = np.array([x / s if i < turning else 0.0 for i, x in enumerate(f)])
+        rotating = int(spec.get("partial_rotary_factor", 1.0) * d // 2)
+        f = np.array([x / s if i < rotating else 0.0 for i, x in enumerate(f)])
     elif kind in ("longrope", "su"):
         f = f / np.array(spec["long_factor" if seq_len > window else "short_factor"])
         s = spec.get("factor", config["max_position_embeddings"] / window)
-        m = spec.get(
-            "attention_factor", math.sqrt(1 + math.log(s) / math.log(window)) if s > 1 else 1.0
-        )
+        m = math.sqrt(1 + math.log(s) / math.log(window)) if s > 1 else 1.0
+        m = spec.get("attention_factor", m)
     elif kind != "default":
         raise ValueError(f"this reader does not know rope_type {kind!r}")
     return f, m

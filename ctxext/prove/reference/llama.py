@@ -6,22 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
 ACTIVATIONS = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
-    "gelu_new": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "gelu_pytorch_tanh": lambda x: (
-        x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
-    ),
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
     "relu": lambda x: np.maximum(x, 0),
 }
 
 
-class Textbook(abc.ABC):
-    """A Llama over files that a subclass knows. Tensors go by Hugging Face's names, in the format's own order of rows.
+class ReferenceReader(abc.ABC):
+    """A Llama in files that a subclass reads.
 
-    `neighbours`: the format rotates rows 2j and 2j + 1 of a head, not j and j + d / 2. `rounded`: it holds frequencies
-    in float32.
+    Tensors have Hugging Face's names, and the format's own order of rows. `neighbours`: the format
+    rotates rows 2j and 2j + 1 of a head, not j and j + d / 2. `rounded`: it stores frequencies in
+    float32.
     """
 
     neighbours = False
@@ -37,10 +41,10 @@ class Textbook(abc.ABC):
 
     @abc.abstractmethod
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
-        """(frequencies [head_dim / 2] in radians per token, factor m on cos and sin) at `seq_len` tokens."""
+        """(inv_freq [head_dim / 2] in radians per token, factor m on cos and sin) at `seq_len`."""
 
     def bias(self, name: str) -> np.ndarray | float:
-        """What a linear map adds."""
+        """The bias of a linear map, 0 if it has none."""
         return 0.0
 
     def output(self) -> np.ndarray:
@@ -48,11 +52,17 @@ class Textbook(abc.ABC):
         return self.weight("lm_head.weight")
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]] | None:
-        """Ids of each text as the format's own readers begin it; None where its tokenizer is not read here."""
+        """The ids of each text as the format's own readers begin it.
+
+        None where the tokenizer of the format is not read here.
+        """
         return None
 
-    def logits(self, tokens: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Logits [len(rows), vocabulary] of tokens [T] at increasing positions [T]; each sees those before it."""
+    def logits(self, tokens: np.ndarray, positions: np.ndarray, compared: np.ndarray) -> np.ndarray:
+        """Logits [len(compared), vocabulary] at the indices `compared` of the tokens [T].
+
+        The positions [T] increase; each token attends to itself and those before it.
+        """
         turn = self._turn(positions, int(positions.max()) + 1)
         x = self.weight("model.embed_tokens.weight")[tokens]
         for layer in range(self.num_hidden_layers):
@@ -61,15 +71,14 @@ class Textbook(abc.ABC):
             y = self._norm(x, f"{at}.post_attention_layernorm")
             gate = ACTIVATIONS[self.hidden_act](self._linear(y, f"{at}.mlp.gate_proj"))
             x = x + self._linear(gate * self._linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
-        return self._norm(x[rows], "model.norm") @ self.output().T
+        return self._norm(x[compared], "model.norm") @ self.output().T
 
     def rotated(
         self, tokens: np.ndarray, positions: np.ndarray, seq_len: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The first layer's queries and keys [T, heads, head_dim] after their rotation, pairs as halves."""
-        x = self._norm(
-            self.weight("model.embed_tokens.weight")[tokens], "model.layers.0.input_layernorm"
-        )
+        """The first layer's rotated queries and keys [T, heads, head_dim], with pairs as halves."""
+        x = self.weight("model.embed_tokens.weight")[tokens]
+        x = self._norm(x, "model.layers.0.input_layernorm")
         return self._rotated(x, self._turn(positions, seq_len), "model.layers.0.self_attn")
 
     def _turn(self, positions: np.ndarray, seq_len: int) -> np.ndarray:
@@ -77,29 +86,23 @@ class Textbook(abc.ABC):
         return (m * np.exp(1j * np.outer(positions, f)))[:, None]
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        return (
-            self.weight(f"{name}.weight")
-            * x
-            / np.sqrt((x**2).mean(-1, keepdims=True) + self.rms_norm_eps)
-        )
+        scale = np.sqrt((x**2).mean(-1, keepdims=True) + self.rms_norm_eps)
+        return self.weight(f"{name}.weight") * x / scale
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         return x @ self.weight(f"{name}.weight").T + self.bias(f"{name}.bias")
 
     def _rotated(self, x: np.ndarray, turn: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-        def rotated(y: np.ndarray) -> np.ndarray:
+        def rotated(part: str) -> np.ndarray:
+            y = self._linear(x, f"{name}.{part}_proj").reshape(len(x), -1, self.head_dim)
             half = self.head_dim // 2
-            one, other = (
-                (y[..., ::2], y[..., 1::2]) if self.neighbours else (y[..., :half], y[..., half:])
-            )
-            z = (one + 1j * other) * turn
+            if self.neighbours:
+                z = (y[..., ::2] + 1j * y[..., 1::2]) * turn
+            else:
+                z = (y[..., :half] + 1j * y[..., half:]) * turn
             return np.concatenate([z.real, z.imag], -1)
 
-        q, k = (
-            self._linear(x, f"{name}.{part}_proj").reshape(len(x), -1, self.head_dim)
-            for part in "qk"
-        )
-        return rotated(q), rotated(k)
+        return rotated("q"), rotated("k")
 
     def _attention(self, x: np.ndarray, turn: np.ndarray, name: str) -> np.ndarray:
         T = len(x)
@@ -109,9 +112,8 @@ class Textbook(abc.ABC):
         out = np.empty_like(q)
         later = np.triu(np.ones((T, T), bool), 1)
         for head in range(q.shape[1]):
-            scores = np.where(
-                later, -np.inf, q[:, head] @ k[:, head // group].T / math.sqrt(self.head_dim)
-            )
+            scores = q[:, head] @ k[:, head // group].T / math.sqrt(self.head_dim)
+            scores = np.where(later, -np.inf, scores)
             p = np.exp(scores - scores.max(-1, keepdims=True))
             out[:, head] = p / p.sum(-1, keepdims=True) @ v[:, head // group]
         return self._linear(out.reshape(T, -1), f"{name}.o_proj")

@@ -1,4 +1,4 @@
-"""Meta's directories as Meta's code reads them: params.json, shards, neighbouring rows; and rope.json beside them."""
+"""Meta's directories as Meta's code reads them, and the rope.json that ctxext adds to them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.prove.reference.llama import Textbook
+from ctxext.prove.reference.llama import ReferenceReader
 
-# Hugging Face's name -> Meta's, and the dimension that its parallel layers divide among the shards; None: not divided.
+# Hugging Face's name -> Meta's, and the dimension that its parallel layers divide among the shards;
+# None: not divided.
 NAMES = {
     "model.embed_tokens": ("tok_embeddings", 1),
     "model.norm": ("norm", None),
@@ -25,11 +26,14 @@ NAMES = {
     "post_attention_layernorm": ("ffn_norm", None),
 }
 Archive = Mapping[str, Any]
-"""Tensors of a shard by name."""
+"""The tensors of a shard by name."""
 
 
-class MetaTextbook(Textbook):
-    """`open_shard(file)` opens a shard, `numbers(tensor)` gives the numbers of a tensor in it."""
+class MetaReference(ReferenceReader):
+    """A Llama read from Meta's files.
+
+    `open_shard(file)` opens a shard, `to_numpy(tensor)` gives the numbers of a tensor in it.
+    """
 
     neighbours = True
 
@@ -37,46 +41,49 @@ class MetaTextbook(Textbook):
         self,
         directory: str | Path,
         open_shard: Callable[[Path], Archive],
-        numbers: Callable[[Any], np.ndarray],
+        to_numpy: Callable[[Any], np.ndarray],
     ) -> None:
-        self.directory, self._numbers = Path(directory), numbers
+        self.directory = Path(directory)
+        self._to_numpy = to_numpy
         params = json.loads((self.directory / "params.json").read_text())
-        self.num_hidden_layers, self.rms_norm_eps = params["n_layers"], params["norm_eps"]
-        self.width, self.head_dim = params["dim"], params["dim"] // params["n_heads"]
+        self.num_hidden_layers = params["n_layers"]
+        self.rms_norm_eps = params["norm_eps"]
+        self.width = params["dim"]
+        self.head_dim = params["dim"] // params["n_heads"]
         self.theta: float = params.get("rope_theta", 10000.0)
-        self._shards = [
-            open_shard(file) for file in sorted(self.directory.glob("consolidated.*.pth"))
-        ]
+        files = sorted(self.directory.glob("consolidated.*.pth"))
+        self._shards = [open_shard(file) for file in files]
 
     def weight(self, name: str) -> np.ndarray:
-        stem, place = name.removesuffix(".weight"), ""
+        stem, prefix = name.removesuffix(".weight"), ""
         if stem.startswith("model.layers."):
             _, _, layer, stem = stem.split(".", 3)
-            place = f"layers.{layer}."
-        own, dim = NAMES[stem]
+            prefix = f"layers.{layer}."
+        meta_name, dim = NAMES[stem]
         parts = [
-            self._numbers(shard[f"{place}{own}.weight"]).astype(np.float64)
+            self._to_numpy(shard[f"{prefix}{meta_name}.weight"]).astype(np.float64)
             for shard in self._shards
         ]
-        if own == "tok_embeddings" and parts[0].shape[1] == self.width:
+        if meta_name == "tok_embeddings" and parts[0].shape[1] == self.width:
             dim = 0  # Llama 3 divides the vocabulary
         return parts[0] if dim is None else np.concatenate(parts, dim)
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
-        """Of rope.json where there is one, else plain with theta of params.json, as Code Llama's code has it."""
-        side_car = self.directory / "rope.json"
-        if side_car.is_file():
-            said = json.loads(side_car.read_text())
-            return np.array(said["inv_freq"], np.float64), said["attention_factor"]
-        return np.array(
-            [self.theta ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2)]
-        ), 1.0
+        """The frequencies in rope.json; without it plain ones with the theta of params.json.
+
+        That theta is read as by Code Llama's code.
+        """
+        rope_file = self.directory / "rope.json"
+        if rope_file.is_file():
+            rope = json.loads(rope_file.read_text())
+            return np.array(rope["inv_freq"], np.float64), rope["attention_factor"]
+        d = self.head_dim
+        return np.array([self.theta ** (-2 * i / d) for i in range(d // 2)]), 1.0
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """As Meta's tokenizer.py: BOS, then what SentencePiece says."""
+        """Ids as Meta's tokenizer.py gives them: BOS, then those of SentencePiece."""
         import sentencepiece
 
-        model = sentencepiece.SentencePieceProcessor(
-            model_file=str(self.directory / "tokenizer.model")
-        )
+        file = str(self.directory / "tokenizer.model")
+        model = sentencepiece.SentencePieceProcessor(model_file=file)
         return [[model.bos_id(), *model.encode(text)] for text in texts]

@@ -102,7 +102,10 @@ def proof_table(proof: dict[str, Any]) -> tuple[str, Table, list[str]]:
     notes += [
         f"Not read by {name}: {why}." for name, why in proof.get("readers_not_run", {}).items()
     ]
-    notes += [f"Wrong in {trap['reader']}: {trap['what']}." for trap in proof.get("traps", [])]
+    notes += [
+        f"Wrong in {known['reader']}: {known['effect']}."
+        for known in proof.get("known_incompatibilities", [])
+    ]
     if proof.get("weights_that_differ"):
         notes.append(f"Weights that differ: {', '.join(proof['weights_that_differ'])}.")
     positions = [f"position {p:,}" for p in proof.get("positions", [])]
