@@ -22,7 +22,7 @@ from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.model.trainable import LoRA
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, rope_at
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json
 
@@ -188,7 +188,7 @@ def same_rope(
 
     That is float32, and a very large divisor in place of a frequency of zero.
     """
-    a, b = (scaling.rope(config.rope_base(), seq_len) for config, scaling in (one, other))
+    a, b = (rope_at(scaling, config.rope_base(), seq_len) for config, scaling in (one, other))
     same_frequencies = np.allclose(a.inv_freq, b.inv_freq, rtol=1e-6, atol=1 / LARGEST_DIVISOR)
     same_factor = np.isclose(a.attention_factor, b.attention_factor, rtol=1e-6)
     return bool(same_frequencies and same_factor) and a.leading is None and b.leading is None
