@@ -11,11 +11,11 @@ from typing import Any
 import jax
 
 from ctxext import loading, report, requirements
-from ctxext.evaluate import describe as describe_methods
+from ctxext.evals import EvalRecord, evaluated_model
+from ctxext.evals.record import read_records
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
 from ctxext.export import check, export
-from ctxext.files import read_jsonl
 from ctxext.interop.formats import WriteOptions, find_format
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
@@ -33,27 +33,27 @@ TRACK = ("wandb",)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its directory, its rows, and the proof of its export (None without one)."""
+    """A finished run: its directory, its records, and the proof of its export (None without one)."""
 
     path: Path
-    rows: list[dict[str, Any]]
+    records: list[EvalRecord]
     proof: dict[str, Any] | None
 
     @property
     def summary(self) -> dict[str, Any]:
         """Tables, proof and paths as data."""
         expected = [outcome.data for outcome in report.expectations([self.path])]
-        found = {"run": str(self.path), "proof": self.proof, **report.summary(self.rows)}
+        found = {"run": str(self.path), "proof": self.proof, **report.summary(self.records)}
         return found | ({"expected": expected} if expected else {})
 
     @property
     def text(self) -> str:
         """Tables, proof and paths to read."""
         expected = [outcome.text for outcome in report.expectations([self.path])]
-        lines = [*report.verdict(self.rows), *expected, "", report.tables(self.rows), ""]
+        lines = [*report.verdict(self.records), *expected, "", report.tables(self.records), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
-        lines += [f"rows           {self.path / 'records.jsonl'}", f"run directory  {self.path}"]
+        lines += [f"records        {self.path / 'records.jsonl'}", f"run directory  {self.path}"]
         if upload := kept_offline(self.path):
             lines.append(f"not uploaded   {upload}")
         return "\n".join([*lines, f"report         {self.path / 'report.html'}"])
@@ -137,7 +137,7 @@ def run(
                     {"method": name, "equal": not proof["weights_that_differ"]},
                 )
         for sink in sinks:
-            sink.images(lambda: report.heatmaps(read_jsonl(directory.records_file)))
+            sink.images(lambda: report.heatmaps(read_records(directory.records_file)))
     for rope in experiment.baselines if experiment.train.steps else ():
         slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
         variant = dataclasses.replace(
@@ -157,7 +157,7 @@ def run(
                 variant, _train(variant, place, base, sinks), variant.train.steps, directory, sinks
             )
     distributed.broadcast_from_primary(lambda: report.write_report([directory.path]) and None)
-    return Run(directory.path, read_jsonl(directory.records_file), proof)
+    return Run(directory.path, read_records(directory.records_file), proof)
 
 
 def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -> LM:
@@ -192,16 +192,12 @@ def _refer_to_checkpoints(run: RunDir, sinks: Sequence[Sink]) -> None:
 
 
 def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]) -> str:
-    """Rows of one variant, into the run's file; returns the variant's name."""
-    how = f"{steps} steps at {experiment.train.seq_len}" if steps else "zero-shot"
-    method = describe_methods(lm.scaling, lm.attention)
-    name = f"{method}, {how}"
-    rows = evaluate(
-        lm, experiment.evals, method_label=name, rope=method, steps=steps, sink=run.records_file
-    )
+    """Evaluate one variant into the run's records; returns its label."""
+    model = evaluated_model(lm, steps=steps, train_seq_len=experiment.train.seq_len)
+    records = evaluate(lm, experiment.evals, model=model, sink=run.records_file)
     for sink in sinks:
-        sink.rows(rows)
-    return name
+        sink.records(records)
+    return model.label
 
 
 def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:
@@ -218,7 +214,7 @@ def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str,
     card = {
         "method": name,
         "experiment": experiment.name,
-        "summary": report.tables(read_jsonl(run.records_file)),
+        "summary": report.tables(read_records(run.records_file)),
     }
     export(
         lm,

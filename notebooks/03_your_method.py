@@ -19,7 +19,7 @@ import numpy as np
 import ctxext
 from ctxext import report
 from ctxext.evals import Perplexity, Retrieval
-from ctxext.evaluate import describe, evaluate
+from ctxext.evaluate import evaluate
 from ctxext.methods import Linear, Yarn, make
 from ctxext.rope import Unscaled
 
@@ -78,14 +78,8 @@ window = lm.config.max_position_embeddings
 lengths = (window, 2 * window, 4 * window)
 evals = (Retrieval(lengths, n=4), Perplexity(lengths, target_tokens=window // 2))
 for method in (Unscaled(), Yarn(4.0, beta_fast=8.0), mine):
-    name = describe(method)
-    evaluate(
-        lm.with_method(method),
-        evals,
-        method_label=name,
-        sink=folder / "records.jsonl",
-        progress=False,
-    )
+    sink = folder / "records.jsonl"
+    evaluate(lm.with_method(method), evals, sink=sink, progress=False)
 print(report.tables(report.read_rows([folder])))
 
 # %%

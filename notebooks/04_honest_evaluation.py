@@ -18,7 +18,7 @@ from ctxext import report
 from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
 from ctxext.evals.power import detectable
 from ctxext.evals.stats import Interval, wilson
-from ctxext.evaluate import describe, evaluate
+from ctxext.evaluate import evaluate
 from ctxext.methods import NTK, Yarn
 from ctxext.report.analysis.published import Outcome
 from ctxext.rope import Unscaled
@@ -58,13 +58,8 @@ evals = (
 )
 folder = Path(tempfile.mkdtemp())
 for method in variants:
-    evaluate(
-        lm.with_method(method),
-        evals,
-        method_label=describe(method),
-        sink=folder / "records.jsonl",
-        progress=False,
-    )
+    sink = folder / "records.jsonl"
+    evaluate(lm.with_method(method), evals, sink=sink, progress=False)
 rows = report.read_rows([folder])
 charts = report.drawings([folder])
 charts["passkey: right answers by length"]
@@ -92,9 +87,7 @@ for estimator in ("token", "pi", "yarn", "longlora", "truncate"):
     measured = RollingPerplexity(
         (2 * window,), estimator, window // 2, num_documents=4, max_tokens=8 * window
     )
-    (cell,) = report.summary(evaluate(yarn, (measured,), method_label="yarn", progress=False))[
-        "perplexity"
-    ]
+    (cell,) = report.summary(evaluate(yarn, (measured,), progress=False))["perplexity"]
     print(f"{estimator:>9}  {cell['perplexity']:6.2f}  [{cell['low']:.2f}, {cell['high']:.2f}]")
 
 # %% [markdown]

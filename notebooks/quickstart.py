@@ -61,13 +61,10 @@ evals = (
         seq_lens=(window, 2 * window, 4 * window), num_documents=2, target_tokens=window // 2
     ),
 )
-rows = []
-for name, method in {
-    **methods,
-    "Self-Extend": SelfExtend(group_size=8, neighbor_window=128),
-}.items():
-    rows += evaluate(lm.with_method(method), evals, method_label=name)
-print(report.tables(rows))
+records = []
+for method in (*methods.values(), SelfExtend(group_size=8, neighbor_window=128)):
+    records += evaluate(lm.with_method(method), evals)
+print(report.tables(records))
 
 # %% [markdown]
 # ## Ask it something

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from ctxext.evals import Perplexity, Retrieval
+from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
+from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evals.suite import SuiteConfig
-from ctxext.evals.timing import Timed
-from ctxext.evaluate import Part, describe, evaluate, evaluate_checkpoint
-from ctxext.files import read_jsonl
+from ctxext.evals.timing import TimedModel
+from ctxext.evaluate import Shard, evaluate, evaluate_checkpoint
 from ctxext.interop import hf
 from ctxext.loading import load
 from ctxext.methods import make
@@ -38,66 +38,69 @@ class Interrupted(EchoPrompt):
 
 def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
     sink = tmp_path / "run" / "records.jsonl"
-    rows = evaluate(
-        PERFECT, (GRID, PPL), method_label="yarn factor=4", sink=sink, checkpoint="base"
-    )
-    assert [row["item"] for row in rows] == GRID.items() + PPL.items()
-    assert read_jsonl(sink) == rows
-    assert all(
-        (row["checkpoint"], row["method"], row["window"]) == ("base", "yarn factor=4", 64)
-        for row in rows
-    )
+    model = EvaluatedModel(window=64, rope="yarn(factor=4)", checkpoint="base")
+    rows = evaluate(PERFECT, (GRID, PPL), model=model, sink=sink)
+    assert [row.item for row in rows] == GRID.items() + PPL.items()
+    assert read_records(sink) == rows
+    assert all(row.model == model for row in rows)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[0].startswith("passkey, yarn factor=4: 8 new of 8 rows in ")
-    evaluate(PERFECT, (GRID,), method_label="none", progress=False)
+    assert captured.err.splitlines()[0].startswith(
+        "passkey, yarn(factor=4): 8 new of 8 records in "
+    )
+    evaluate(PERFECT, (GRID,), progress=False)
     assert capsys.readouterr() == ("", "")
 
 
 def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     sink = tmp_path / "records.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(TOKENIZER, OracleConfig(64)), (GRID,), method_label="none", sink=sink)
-    assert len(read_jsonl(sink)) == 4
+        evaluate(Interrupted(TOKENIZER, OracleConfig(64)), (GRID,), sink=sink)
+    assert len(read_records(sink)) == 4
     with sink.open("a") as file:
         file.write('{"torn')
-    rows = evaluate(PERFECT, (GRID,), method_label="none", sink=sink)
-    assert [row["correct"] for row in rows] == [False] * 4 + [
+    rows = evaluate(PERFECT, (GRID,), sink=sink)
+    assert [row.scores.correct for row in rows] == [False] * 4 + [
         True
     ] * 4  # the first four are not computed again
-    assert "passkey, none: 4 new of 8 rows" in capsys.readouterr().err
-    assert read_jsonl(sink) == rows
-    for label in ({"method_label": "yarn"}, {"method_label": "none", "checkpoint": "step 10"}):
-        assert all(row["correct"] for row in evaluate(PERFECT, (GRID,), sink=sink, **label))
-    assert len(read_jsonl(sink)) == 24
+    assert "passkey, none: 4 new of 8 records" in capsys.readouterr().err
+    assert read_records(sink) == rows
+    for model in (EvaluatedModel(64, rope="yarn"), EvaluatedModel(64, checkpoint="step 10")):
+        rows = evaluate(PERFECT, (GRID,), model=model, sink=sink)
+        assert all(row.scores.correct for row in rows)
+    assert len(read_records(sink)) == 24
 
 
-def test_parts_share_the_work_and_leave_what_one_process_would(tmp_path, capsys):
-    whole = evaluate(PERFECT, (GRID, PPL), method_label="none", progress=False)
+def test_shards_share_the_work_and_leave_what_one_process_would(tmp_path, capsys):
+    whole = evaluate(PERFECT, (GRID, PPL), progress=False)
     sink = tmp_path / "records.jsonl"
     found = []
     for number in (3, 1, 2):
-        part = Part.parse(f"{number}/3")
-        found.append(evaluate(PERFECT, (GRID, PPL), method_label="none", sink=sink, part=part))
+        shard = Shard.parse(f"{number}/3")
+        found.append(evaluate(PERFECT, (GRID, PPL), sink=sink, shard=shard))
     assert [len(rows) for rows in found] == sorted(len(rows) for rows in found) and found[
         -1
     ] == whole
-    assert len(read_jsonl(sink)) == len(whole)  # nothing twice
+    assert len(read_records(sink)) == len(whole)  # nothing twice
     err = capsys.readouterr().err
-    assert "passkey, none: 2 new of 8 rows in" in err and "rows belong to other parts" in err
+    assert "passkey, none: 2 new of 8 records in" in err and "records belong to other shards" in err
     for wrong in ("0/2", "3/2", "2", "a/b"):
-        with pytest.raises(ValueError, match="is no share of the work"):
-            Part.parse(wrong)
+        with pytest.raises(ValueError, match="is not a share of the work"):
+            Shard.parse(wrong)
 
 
 def test_the_share_of_time_outside_the_model(monkeypatch):
     clock = iter([10.0, 13.0, 20.0, 21.0])
     monkeypatch.setattr("ctxext.evals.timing.time.perf_counter", lambda: next(clock))
-    timed = Timed(PERFECT)
+    timed = TimedModel(PERFECT)
     timed.loss(np.ones((2, 9), int))
     timed.continuations([[1, 2, 3]], [[[]]], max_new_tokens=1)
-    assert (timed.seconds, timed.tokens, timed.padded) == (4.0, 19, 19)  # an oracle pads nothing
-    timed.padded = 38
+    assert (timed.seconds, timed.tokens, timed.padded_tokens) == (
+        4.0,
+        19,
+        19,
+    )  # an oracle pads nothing
+    timed.padded_tokens = 38
     assert timed.shares(16.0) == (0.75, 0.125)
     assert tiny.lm().padded([5, 40, 3]) == (4, 64)
 
@@ -111,16 +114,16 @@ def test_a_model_that_is_not_finite_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"
     ):
-        evaluate(Broken(TOKENIZER), (GRID,), method_label="none", sink=tmp_path / "records.jsonl")
+        evaluate(Broken(TOKENIZER), (GRID,), sink=tmp_path / "records.jsonl")
 
 
 def test_labels_leave_identities_out():
-    assert describe(make("none"), make("causal")) == "none"
-    assert describe(make("yarn", factor=4.0), make("causal")) == "yarn(factor=4)"
-    both = describe(
-        make("linear", factor=2.0), make("self-extend", group_size=4, neighbor_window=64)
-    )
-    assert both == "linear(factor=2) + self-extend(group_size=4, neighbor_window=64)"
+    lm = tiny.lm()
+    yarn = evaluated_model(lm.with_method(make("yarn", factor=4.0)))
+    assert (evaluated_model(lm).label, yarn.label) == ("none", "yarn(factor=4)")
+    grouped = make("self-extend", group_size=4, neighbor_window=64)
+    both = evaluated_model(lm.with_method(make("linear", factor=2.0), grouped))
+    assert both.label == "linear(factor=2) + self-extend(group_size=4, neighbor_window=64)"
 
 
 def test_a_checkpoint_under_two_methods(tmp_path):
@@ -133,7 +136,7 @@ def test_a_checkpoint_under_two_methods(tmp_path):
     options: dict = {
         "evals": ("ppl",),
         "seq_lens": (120,),
-        "asked": SuiteConfig(source=toy_source()),
+        "config": SuiteConfig(source=toy_source()),
     }
     options["out"] = tmp_path / "out"
     with pytest.raises(
@@ -142,19 +145,21 @@ def test_a_checkpoint_under_two_methods(tmp_path):
         evaluate_checkpoint(tmp_path / "base", **options)
     options["evals"] = ("passkey",)
     sink, rows = evaluate_checkpoint(tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options)
-    assert sink == tmp_path / "out" / "records.jsonl" and rows == read_jsonl(sink)[-120:]
-    assert {(row["checkpoint"], row["method"]) for row in rows} == {
+    assert sink == tmp_path / "out" / "records.jsonl" and rows == read_records(sink)[-120:]
+    assert {(row.model.checkpoint, row.model.label) for row in rows} == {
         ("base", "none"),
         ("base", "yarn(factor=2)"),
     }
     lm = load(tmp_path / "base", method=Yarn(factor=2.0))
     for row in rows[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
         haystack = documents(toy_source(), tokenizer)
-        context = TaskContext(item_rng(row["item"]), tokenizer, haystack)
-        prompt = Passkey().example(context, 120, row["depth"]).prompt
+        context = TaskContext(item_rng(row.item), tokenizer, haystack)
+        prompt = Passkey().example(context, 120, row.question.depth).prompt
         for step in range(3):
-            logits = np.asarray(lm.logits([[*prompt, *row["gold"][:step]]]), np.float64)[0, -1]
-            logprob = logits[row["gold"][step]] - np.logaddexp.reduce(logits)
-            assert row["answer_logprobs"][step] == pytest.approx(logprob, abs=1e-4)
-            greedy = np.asarray(lm.logits([[*prompt, *row["prediction"][:step]]]))[0, -1]
-            assert row["prediction"][step] == greedy.argmax()
+            logits = np.asarray(lm.logits([[*prompt, *row.question.gold[:step]]]), np.float64)[
+                0, -1
+            ]
+            logprob = logits[row.question.gold[step]] - np.logaddexp.reduce(logits)
+            assert row.scores.answer_logprobs[step] == pytest.approx(logprob, abs=1e-4)
+            greedy = np.asarray(lm.logits([[*prompt, *row.scores.prediction[:step]]]))[0, -1]
+            assert row.scores.prediction[step] == greedy.argmax()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ctxext import tasks
 from ctxext.evals import Retrieval
-from ctxext.evals.timing import Timed
+from ctxext.evals.timing import TimedModel
 from ctxext.model.lm import LM
 
 
@@ -21,23 +21,26 @@ def overhead(lm: LM, items: int = 1000) -> dict[str, Any]:
     for name, whole in (
         ("passkey", Retrieval(seq_lens=(window, 2 * window), n=items // 10)),
         (
-            "kv together",
+            "kv, shared context",
             Retrieval(
-                seq_lens=(window, 2 * window), n=items // 10, task=tasks.KeyValue(), together=True
+                seq_lens=(window, 2 * window),
+                n=items // 10,
+                task=tasks.KeyValue(),
+                shared_context=True,
             ),
         ),
     ):
         list(
             dataclasses.replace(whole, seed=1)(lm)
-        )  # every program that is used is compiled, and no row is the same
-        timed, started = Timed(lm), time.perf_counter()
-        rows = list(whole(timed))
+        )  # every program that is used is compiled, and no item is the same
+        timed, started = TimedModel(lm), time.perf_counter()
+        records = list(whole(timed))
         seconds = time.perf_counter() - started
         outside, padding = timed.shares(seconds)
         out[name] = {
-            "items": len(rows),
+            "items": len(records),
             "seconds": seconds,
-            "items_per_second": len(rows) / seconds,
+            "items_per_second": len(records) / seconds,
             "outside": outside,
             "padding": padding,
         }

@@ -1,4 +1,4 @@
-"""What an evaluation is: named items, the same for every model and method, and a JSON row for each."""
+"""What an evaluation is: named items, the same for every model, and one record for each."""
 
 import abc
 import functools
@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from ctxext.data.sources import TextSource
+from ctxext.evals.record import EvalRecord, EvaluatedModel, Measurement
+from ctxext.methods import label
 
 T = TypeVar("T")
 
 
-class Window(Protocol):
+class ModelConfig(Protocol):
     """The part of a model's configuration that evaluations read."""
 
     @property
@@ -22,13 +24,19 @@ class Window(Protocol):
 
 
 class Model(Protocol):
-    """The part of `ctxext.LM` that evaluations use, so that an oracle can stand in."""
+    """The part of `ctxext.LM` that evaluations use, so that an oracle can take its place."""
 
     @property
     def tokenizer(self) -> Any: ...
 
     @property
-    def config(self) -> Window: ...
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def scaling(self) -> Any: ...
+
+    @property
+    def attention(self) -> Any: ...
 
     def loss(self, tokens: Any) -> Any: ...
 
@@ -42,16 +50,33 @@ class Model(Protocol):
     ) -> tuple[Any, Any]: ...
 
 
+def evaluated_model(
+    lm: Model, *, checkpoint: str = "", steps: int = 0, train_seq_len: int | None = None
+) -> EvaluatedModel:
+    """Describe a model for its records. What its weights are is for the caller to say."""
+    return EvaluatedModel(
+        window=lm.config.max_position_embeddings,
+        rope=label([lm.scaling]),
+        attention=label([lm.attention]),
+        checkpoint=checkpoint,
+        steps=steps,
+        train_seq_len=train_seq_len,
+    )
+
+
 @dataclass(frozen=True)
 class Eval(abc.ABC):
-    """Yields a row per item; an item's name says all that decides its prompt, the tokenizer apart."""
+    """Yields one record per item.
+
+    An item's name says everything that decides its prompt, except the tokenizer.
+    """
 
     type_tag: ClassVar[str] = "eval/"
     name: ClassVar[str]
 
     @property
     def title(self) -> str:
-        """What progress calls it."""
+        """The name in progress output."""
         return self.name
 
     @abc.abstractmethod
@@ -59,40 +84,53 @@ class Eval(abc.ABC):
         """Names of all items, in order. Adding samples, lengths or depths keeps the old names."""
 
     @abc.abstractmethod
-    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Rows (plain JSON values, with `eval`, `item`, `seq_len`) of the named items."""
+    def measurements(self) -> list[Measurement]:
+        """What the records measure, at each length. Controls measure nothing."""
 
-    def check(self, tokenizer: Any) -> None:  # noqa: B027, most have nothing that could be too long
-        """Raises ValueError if its items cannot be built, as far as a few of them show; what a run asks first."""
+    @abc.abstractmethod
+    def records(
+        self, lm: Model, items: Collection[str], model: EvaluatedModel
+    ) -> Iterator[EvalRecord]:
+        """Evaluate the named items; `model` describes `lm` in the records."""
 
-    def __call__(self, lm: Model) -> Iterator[dict[str, Any]]:
-        """All rows."""
-        return self.rows(lm, self.items())
+    def check(self, tokenizer: Any) -> None:  # noqa: B027, most evaluations always fit
+        """Raise ValueError if items cannot be built. A run calls this before it starts."""
+
+    def __call__(self, lm: Model) -> Iterator[EvalRecord]:
+        """All records."""
+        return self.records(lm, self.items(), evaluated_model(lm))
 
 
 @functools.lru_cache(maxsize=4)
 def documents(source: TextSource, tokenizer: Any) -> list[np.ndarray]:
-    """The token ids of every document, kept for the next evaluation with the same tokenizer."""
+    """The token ids of every document, cached for the next evaluation with the same tokenizer."""
     return source.open(tokenizer).documents()
 
 
-def choose(
-    evaluation: Eval, order: str, *, source: TextSource, tokenizer: Any, count: int, needed: int
+def choose_documents(
+    evaluation: Eval,
+    *,
+    seed: str,
+    source: TextSource,
+    tokenizer: Any,
+    count: int,
+    min_tokens: int,
 ) -> list[tuple[int, np.ndarray]]:
-    """Numbers and ids of the first `count` documents that have `needed` tokens, shuffled by the name `order`.
+    """Choose `count` documents of at least `min_tokens` tokens, in an order shuffled by `seed`.
 
-    Raises ValueError if there are fewer.
+    Returns (number in the source, token ids) of each. Raises ValueError if there are too few.
     """
     texts = documents(source, tokenizer)
     chosen = [
         (int(i), texts[i])
-        for i in item_rng(order).permutation(len(texts))
-        if len(texts[i]) >= needed
+        for i in item_rng(seed).permutation(len(texts))
+        if len(texts[i]) >= min_tokens
     ]
     if len(chosen) < count:
         raise ValueError(
-            f"{evaluation.title}: {len(chosen)} of {len(texts)} documents have the {needed} tokens that "
-            "the longest length, or min_tokens, needs: lower that or num_documents"
+            f"{evaluation.title}: only {len(chosen)} of {len(texts)} documents have the "
+            f"{min_tokens} tokens that the longest length or min_tokens needs, and {count} are "
+            "asked for; lower one of them or num_documents"
         )
     return chosen[:count]
 
@@ -100,6 +138,11 @@ def choose(
 def num_bytes(tokenizer: Any, ids: np.ndarray) -> int:
     """UTF-8 bytes of the text of token ids."""
     return len(tokenizer.decode(ids.tolist()).encode())
+
+
+def ids_sha256(ids: np.ndarray) -> str:
+    """Hash of token ids, the same on every machine."""
+    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
@@ -110,19 +153,26 @@ def fingerprint(*parts: Any) -> str:
 
 
 def item_rng(item: str) -> np.random.Generator:
-    """A random stream of the item's own."""
+    """The random stream that belongs to an item."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(item.encode()).digest()[:16], "big"))
 
 
 def batches(items: Sequence[T], limit: int) -> Iterator[list[T]]:
-    """Batches of nearly equal size below `limit`; a model pads them all to one power of two, by at most a quarter."""
-    sizes = [2**i for i in range(max(1, limit).bit_length())]
-    # A part of one among pairs would be a second shape; larger parts that differ by one pad to the same size.
-    fits = [
-        s
-        for s in sizes
-        if -(-len(items) // s) * s <= 1.25 * len(items) and (s != 2 or len(items) % 2 == 0)
+    """Split items into batches of nearly equal size, at most `limit` each.
+
+    A model pads every batch to one power of two; sizes are chosen so that padding adds at most
+    a quarter.
+    """
+    if not items:
+        return
+    powers = [2**i for i in range(max(1, limit).bit_length())]
+    # A batch of one next to batches of two would be a second shape to compile; larger batches
+    # whose sizes differ by one are padded to the same size.
+    fitting = [
+        size
+        for size in powers
+        if -(-len(items) // size) * size <= 1.25 * len(items) and (size != 2 or len(items) % 2 == 0)
     ]
-    size = fits[-1]
-    for part in np.array_split(np.arange(len(items)), -(-len(items) // size)) if items else ():
-        yield [items[i] for i in part]
+    num_batches = -(-len(items) // fitting[-1])
+    for batch in np.array_split(np.arange(len(items)), num_batches):
+        yield [items[i] for i in batch]

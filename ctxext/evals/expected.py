@@ -1,22 +1,24 @@
-"""A published number beside an experiment: what is measured, the value, how far off it may be, where it stands."""
+"""A published number that an experiment is held against: its value, tolerance and source."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 from ctxext.evals.base import Eval
-
-Metric = Literal["perplexity", "accuracy"]
+from ctxext.evals.record import Measurement, Metric
 
 
 @dataclass(frozen=True)
 class Expected:
-    """value +- tolerance is what the trained variant should show in `evaluation` at `seq_len` tokens.
+    """What the trained model should show in `evaluation` at `seq_len` tokens: value +- tolerance.
 
-    evaluation: the first part of its items' names, as "ppl:truncate" or "passkey". value: a perplexity, or an accuracy
-    in percent. tolerance: how far a sound reproduction may be off; papers give none, so that it is the recipe's. what:
-    model and text of the number; source: the paper and table, or the file. Raises ValueError for what is no such thing.
+    evaluation: the name of a perplexity, such as "ppl:truncate", or of a task, such as "passkey".
+    value: a perplexity, or an accuracy in percent. tolerance: how far a sound reproduction may be
+    off; papers give none, so the recipe chooses it. what: the model and text of the number.
+    source: the paper and table, or the file.
+
+    Raises ValueError for values that make no sense.
     """
 
     type_tag: ClassVar[str] = "expected"
@@ -30,22 +32,22 @@ class Expected:
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
-            raise ValueError(
-                f"expect.metric {self.metric!r} is not known; choose {' or '.join(get_args(Metric))}"
-            )
+            known = " or ".join(get_args(Metric))
+            raise ValueError(f"expect.metric {self.metric!r} is not known; choose {known}")
         if not (math.isfinite(self.value) and 0 < self.tolerance < math.inf):
             raise ValueError(
-                f"an expected value and its tolerance must be finite, the tolerance above 0, got "
+                "an expected value and its tolerance must be finite, the tolerance above 0, got "
                 f"{self.value} +- {self.tolerance}"
             )
         if not self.what or not self.source:
             raise ValueError(
-                "an expected number says what it is of, and its source: give `what` and `source`"
+                "an expected number states what it is of and where it is from: give `what` and "
+                "`source`"
             )
 
     @property
-    def measurement(self) -> tuple[str, int, Metric]:
-        return self.evaluation, self.seq_len, self.metric
+    def measurement(self) -> Measurement:
+        return Measurement(self.evaluation, self.seq_len, self.metric)
 
     @property
     def low(self) -> float:
@@ -56,30 +58,18 @@ class Expected:
         return self.value + self.tolerance
 
 
-def measurements(evals: Sequence[Eval]) -> Iterator[tuple[str, int, Metric]]:
-    """(evaluation, length, metric) of each of `evals` at each of its lengths; controls measure something else."""
-    for evaluation in evals:
-        if getattr(evaluation, "condition", "needle") == "needle":
-            parts = (item.split("/") for item in evaluation.items())
-            for name, seq_len in dict.fromkeys((part[0], int(part[2])) for part in parts):
-                text = name.partition(":")[0] in ("ppl", "longppl")
-                yield name, seq_len, "perplexity" if text else "accuracy"
-
-
 def check(expect: Sequence[Expected], evals: Sequence[Eval]) -> None:
-    """Raises ValueError unless each of `expect` is measured by exactly one of `evals`."""
-    known = list(measurements(evals))
-    for wanted in (expected.measurement for expected in expect):
-        if known.count(wanted) != 1:
-            how = (
-                f"{known.count(wanted)} of evals measure"
-                if wanted in known
-                else "none of evals measures"
-            )
-            there = "; ".join(dict.fromkeys(map(_words, known))) or "nothing"
-            raise ValueError(f"expect: {how} {_words(wanted)}; measured: {there}")
+    """Raise ValueError unless each of `expect` is measured by exactly one of `evals`."""
+    measured = [measurement for evaluation in evals for measurement in evaluation.measurements()]
+    for expected in expect:
+        wanted = expected.measurement
+        count = measured.count(wanted)
+        if count == 1:
+            continue
+        how = f"{count} of evals measure" if count else "none of evals measures"
+        known = "; ".join(dict.fromkeys(map(_words, measured))) or "nothing"
+        raise ValueError(f"expect: {how} {_words(wanted)}; measured: {known}")
 
 
-def _words(measurement: tuple[str, int, Metric]) -> str:
-    name, seq_len, metric = measurement
-    return f"{metric} of {name} at {seq_len}"
+def _words(measurement: Measurement) -> str:
+    return f"{measurement.metric} of {measurement.evaluation} at {measurement.seq_len}"

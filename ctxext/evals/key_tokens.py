@@ -1,4 +1,4 @@
-"""Key tokens, those that only a long context explains: found by a model, given, or planted (arXiv 2410.23771)."""
+"""Key tokens: the tokens of a text that only a long context explains (arXiv 2410.23771)."""
 
 import abc
 import functools
@@ -8,44 +8,54 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ctxext.evals.base import Model, batches, item_rng
-from ctxext.tasks import Task, TaskContext
+from ctxext.evals.base import Model, batches
 from ctxext.tasks.base import bos_prefix
 
 Spans = tuple[tuple[int, int], ...]
-"""Characters [start, end) of a text, ascending."""
+"""Character spans [start, end) of a text, ascending."""
 
 
-class Keyed(NamedTuple):
-    """What the model under test reads, int [T], and the positions of its key tokens; 0 is none, it has no loss."""
+class KeyedText(NamedTuple):
+    """A text with its key tokens."""
 
     ids: np.ndarray
+    """What the model under test reads, int [T]."""
     keys: np.ndarray
+    """Positions of key tokens, never 0, which has no loss."""
 
 
 @dataclass(frozen=True)
 class Keys(abc.ABC):
-    """Says which tokens of a document are key tokens."""
+    """Decides which tokens of a document are key tokens."""
 
     type_tag: ClassVar[str] = "key-tokens/"
 
     @property
     @abc.abstractmethod
     def origin(self) -> str:
-        """Where they come from, in words for rows."""
+        """Where they come from, in words, for records."""
 
     @abc.abstractmethod
-    def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> Keyed:
-        """The key tokens of the beginning of document `number` of the source, token ids without BOS."""
+    def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> KeyedText:
+        """The text that `lm` reads, and its key tokens.
+
+        document: token ids, without BOS, of the beginning of document `number` of the source.
+        item: name of the evaluated item, which may seed what is drawn.
+        """
 
 
 @dataclass(frozen=True)
-class Found(Keys):
-    """Key: loss after trunc_len .. trunc_len + stride - 1 tokens - loss after all > alpha, and the latter < beta.
+class ContrastiveKeys(Keys):
+    """Tokens that a model predicts well with the whole context and badly with a truncated one.
 
-    evaluator: the model that finds them, a name or path that `load` can open; "" is the model under test itself, whose
-    keys are then its own: to compare models, take one evaluator for all. Tokenizers may differ: keys go over as spans
-    of characters. As published the evaluator reads BOS, the model under test does not.
+    A key token has loss(short context) - loss(whole context) > alpha and loss(whole context) <
+    beta, where the short context has trunc_len to trunc_len + stride - 1 tokens.
+
+    evaluator: the model that finds them, a name or path for `load`; "" is the model under test,
+    whose keys are then its own: to compare models, take one evaluator for all. Tokenizers may
+    differ, since keys are handed over as spans of characters. As published, the evaluator reads
+    BOS and the model under test does not.
+
     Raises ValueError for a document of at most trunc_len tokens.
     """
 
@@ -71,13 +81,11 @@ class Found(Keys):
     def origin(self) -> str:
         return self.evaluator or "the model itself"
 
-    def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> Keyed:
+    def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> KeyedText:
         text = lm.tokenizer.decode(document.tolist())
-        ids, spans = lm.tokenizer.spans(text)
-        return Keyed(
-            np.asarray(ids),
-            inside(spans, _of(self, text) if self.evaluator else key_spans(lm, text, self)),
-        )
+        ids, token_spans = lm.tokenizer.spans(text)
+        spans = _evaluator_spans(self, text) if self.evaluator else key_spans(lm, text, self)
+        return KeyedText(np.asarray(ids), tokens_inside(token_spans, spans))
 
 
 @functools.lru_cache(maxsize=1)
@@ -86,76 +94,31 @@ def _evaluator(load: Callable[[str], Model], name: str) -> Model:
 
 
 @functools.lru_cache(maxsize=1024)  # the same for every model under test
-def _of(found: Found, text: str) -> Spans:
-    assert found.load is not None
-    return key_spans(_evaluator(found.load, found.evaluator), text, found)
+def _evaluator_spans(keys: ContrastiveKeys, text: str) -> Spans:
+    assert keys.load is not None
+    return key_spans(_evaluator(keys.load, keys.evaluator), text, keys)
 
 
-@dataclass(frozen=True)
-class Given(Keys):
-    """Character spans for each document of the source, by its number."""
+def key_spans(model: Model, text: str, keys: ContrastiveKeys) -> Spans:
+    """Find the characters of the key tokens of `model`; adjacent tokens are joined.
 
-    spans: tuple[Spans, ...]
-
-    @property
-    def origin(self) -> str:
-        return "given spans"
-
-    def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> Keyed:
-        if number >= len(self.spans):
-            raise ValueError(
-                f"longppl: no spans are given for document {number}, only for {len(self.spans)}"
-            )
-        ids, spans = lm.tokenizer.spans(lm.tokenizer.decode(document.tolist()))
-        return Keyed(np.asarray(ids), inside(spans, self.spans[number]))
-
-
-@dataclass(frozen=True)
-class Answers(Keys):
-    """The answer tokens of a retrieval task whose record is hidden in the document at `depth` (0 is first)."""
-
-    task: Task
-    depth: float = 0.0
-
-    @property
-    def origin(self) -> str:
-        return f"answers of {self.task.name}"
-
-    def read(self, lm: Model, document: np.ndarray, number: int, *, item: str) -> Keyed:
-        size = len(document) + len(bos_prefix(lm.tokenizer))
-        context = TaskContext(item_rng(item), lm.tokenizer, [document])
-        example = self.task.example(context, size, self.depth)
-        return Keyed(
-            np.concatenate([example.prompt, example.answer]), np.arange(len(example.prompt), size)
-        )
-
-
-def key_spans(model: Model, text: str, how: Found) -> Spans:
-    """Where `model` has its key tokens; neighbours are joined. Raises ValueError if the text is too short for any."""
-    ids, spans = model.tokenizer.spans(text)
+    Raises ValueError if the text is too short for any.
+    """
+    text_ids, text_spans = model.tokenizer.spans(text)
     head = bos_prefix(model.tokenizer)
-    tokens, spans = np.asarray(head + ids, np.int32), [(0, 0)] * len(head) + list(spans)
-    if len(tokens) <= how.trunc_len:
+    tokens = np.asarray(head + text_ids, np.int32)
+    spans = [(0, 0)] * len(head) + list(text_spans)
+    if len(tokens) <= keys.trunc_len:
         raise ValueError(
             f"longppl: a document of {len(tokens)} tokens has no key tokens after trunc_len "
-            f"{how.trunc_len}: give longer lengths or a smaller trunc_len"
+            f"{keys.trunc_len}: give longer lengths or a smaller trunc_len"
         )
-    long = np.append(np.nan, model.loss(tokens[None])[0])  # [t]: the loss of token t
-    short = np.full(len(tokens), np.nan)
-    size = how.trunc_len + how.stride
-    starts = range(0, len(tokens) - how.trunc_len, how.stride)
-    whole, last = (
-        [s for s in starts if s + size <= len(tokens)],
-        [s for s in starts if s + size > len(tokens)],
-    )
-    for batch in [*batches(whole, max(1, how.batch_tokens // size)), *([last] if last else [])]:
-        windows = np.stack([tokens[s : s + size] for s in batch])
-        for start, nats in zip(batch, model.loss(windows), strict=True):
-            short[start + how.trunc_len : start + size] = nats[how.trunc_len - 1 :]
+    with_all = np.append(np.nan, model.loss(tokens[None])[0])  # [t]: the loss of token t
+    with_few = _truncated_losses(model, tokens, keys)
     with np.errstate(invalid="ignore"):
-        keys = np.flatnonzero((short - long > how.alpha) & (long < how.beta))
+        is_key = (with_few - with_all > keys.alpha) & (with_all < keys.beta)
     joined: list[tuple[int, int]] = []
-    for start, stop in (spans[t] for t in keys):
+    for start, stop in (spans[t] for t in np.flatnonzero(is_key)):
         if joined and joined[-1][1] == start:
             joined[-1] = joined[-1][0], stop
         else:
@@ -163,14 +126,30 @@ def key_spans(model: Model, text: str, how: Found) -> Spans:
     return tuple(joined)
 
 
-def inside(tokens: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
-    """Positions of the tokens whose characters lie within one of the spans; never the first token."""
+def _truncated_losses(model: Model, tokens: np.ndarray, keys: ContrastiveKeys) -> np.ndarray:
+    """[t]: the loss of token t after trunc_len to trunc_len + stride - 1 tokens; NaN for the first."""
+    losses = np.full(len(tokens), np.nan)
+    size = keys.trunc_len + keys.stride
+    starts = range(0, len(tokens) - keys.trunc_len, keys.stride)
+    whole = [start for start in starts if start + size <= len(tokens)]
+    short = [start for start in starts if start + size > len(tokens)]  # at most the last
+    groups = list(batches(whole, max(1, keys.batch_tokens // size)))
+    if short:
+        groups.append(short)
+    for batch in groups:
+        windows = np.stack([tokens[start : start + size] for start in batch])
+        for start, nll in zip(batch, model.loss(windows), strict=True):
+            losses[start + keys.trunc_len : start + size] = nll[keys.trunc_len - 1 :]
+    return losses
+
+
+def tokens_inside(tokens: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
+    """Positions of the tokens whose characters are within one of the spans; never position 0."""
     if not spans:
         return np.zeros(0, int)
     starts, stops = np.asarray(sorted(spans)).T
-    reach = np.append(
-        -1, np.maximum.accumulate(stops)
-    )  # the furthest end of all spans that start so early
+    # [i]: the furthest end of the first i spans.
+    furthest = np.append(-1, np.maximum.accumulate(stops))
     begin, end = np.asarray(tokens).reshape(-1, 2).T
-    found = np.flatnonzero(end <= reach[np.searchsorted(starts, begin, side="right")])
-    return found[found > 0]
+    inside = np.flatnonzero(end <= furthest[np.searchsorted(starts, begin, side="right")])
+    return inside[inside > 0]

@@ -1,4 +1,4 @@
-"""LongPPL (arXiv 2410.23771): perplexity of the key tokens alone, those that only a long context explains."""
+"""LongPPL (arXiv 2410.23771): perplexity of the tokens that only a long context explains."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -7,24 +7,34 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import Eval, Model, choose, fingerprint, num_bytes
-from ctxext.evals.key_tokens import Found, Keys
+from ctxext.evals.base import Eval, Model, choose_documents, fingerprint, num_bytes
+from ctxext.evals.key_tokens import ContrastiveKeys, Keys
+from ctxext.evals.record import (
+    Cluster,
+    EvaluatedModel,
+    LossEstimator,
+    LossRecord,
+    LossScores,
+    Measurement,
+)
 from ctxext.tasks.base import bos_prefix
 
 
 @dataclass(frozen=True)
 class LongPPL(Eval):
-    """exp(mean loss of the key tokens) over the first `seq_len` tokens (BOS counted) of `num_documents` documents.
+    """exp(mean loss of the key tokens) over the first `seq_len` tokens of documents.
 
-    `keys` says which tokens those are (`ctxext.evals.key_tokens`); the mean over documents is weighted by their number, and a
-    document without any counts for nothing. Rows also hold the loss of all tokens of the same pass (`all_nll`,
-    `all_count`). Raises ValueError for documents that are too short.
+    Lengths count BOS. `keys` decides which tokens are key tokens (`ctxext.evals.key_tokens`). The
+    mean over the `num_documents` documents is weighted by their number, so that a document without
+    key tokens counts for nothing. Records also hold the loss of all tokens of the same pass.
+
+    Raises ValueError for documents that are too short.
     """
 
     name: ClassVar[str] = "longppl"
     seq_lens: tuple[int, ...]
     num_documents: int = 8
-    keys: Keys = Found()
+    keys: Keys = ContrastiveKeys()
     source: TextSource = Stdlib("heldout")
     seed: int = 0
 
@@ -35,11 +45,22 @@ class LongPPL(Eval):
             )
 
     def items(self) -> list[str]:
-        """`longppl/<settings>/<length>/<document>`; the settings hold the longest length, which picks documents."""
+        """`longppl/<settings>/<length>/<document>`.
+
+        The settings include the longest length, which decides which documents are read.
+        """
         return list(self._grid())
 
+    def measurements(self) -> list[Measurement]:
+        return [Measurement(self.name, n, "perplexity") for n in self.seq_lens]
+
+    @property
+    def _settings(self) -> str:
+        return fingerprint(self.keys, self.source, self.seed, max(self.seq_lens))
+
     def _grid(self) -> dict[str, tuple[int, int]]:
-        settings = fingerprint(self.keys, self.source, self.seed, max(self.seq_lens))
+        """(length, document) of every item."""
+        settings = self._settings
         return {
             f"{self.name}/{settings}/{seq_len}/{document}": (seq_len, document)
             for seq_len in self.seq_lens
@@ -47,45 +68,50 @@ class LongPPL(Eval):
         }
 
     def check(self, tokenizer: Any) -> None:
-        self._chosen(tokenizer)
+        self._documents(tokenizer)
 
-    def _chosen(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
-        order = f"longppl/{fingerprint(self.source, self.seed)}"
-        return choose(
+    def _documents(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
+        return choose_documents(
             self,
-            order,
+            seed=f"longppl/{fingerprint(self.source, self.seed)}",
             source=self.source,
             tokenizer=tokenizer,
             count=self.num_documents,
-            needed=max(self.seq_lens) - len(bos_prefix(tokenizer)),
+            min_tokens=max(self.seq_lens) - len(bos_prefix(tokenizer)),
         )
 
-    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        bos, chosen = len(bos_prefix(lm.tokenizer)), self._chosen(lm.tokenizer)
+    def records(
+        self, lm: Model, items: Collection[str], model: EvaluatedModel
+    ) -> Iterator[LossRecord]:
+        num_bos = len(bos_prefix(lm.tokenizer))
+        texts = self._documents(lm.tokenizer)
         names = set(items)
-        for item, (seq_len, k) in self._grid().items():
-            if item in names:
-                number, document = chosen[k]
-                ids, keys = self.keys.read(lm, document[: seq_len - bos], number, item=item)
-                nats = np.asarray(lm.loss(ids[None])[0], np.float64)
-                yield {
-                    "eval": self.name,
-                    "estimator": self.name,
-                    "keys_from": self.keys.origin,
-                    "item": item,
-                    "seq_len": seq_len,
-                    "document": number,
-                    "keys": keys.tolist(),
-                    "nll": float(nats[keys - 1].sum()),
-                    "count": len(keys),
-                    "bytes": sum(_width(lm, ids, key) for key in keys),
-                    "all_nll": float(nats.sum()),
-                    "all_count": len(nats),
-                }
+        for item, (seq_len, document) in self._grid().items():
+            if item not in names:
+                continue
+            number, text = texts[document]
+            ids, keys = self.keys.read(lm, text[: seq_len - num_bos], number, item=item)
+            nll = np.asarray(lm.loss(ids[None])[0], np.float64)
+            yield LossRecord(
+                model=model,
+                evaluation=self.name,
+                item=item,
+                settings=self._settings,
+                seq_len=seq_len,
+                cluster=Cluster(document=number, text=item),
+                facts={"keys": keys.tolist()},
+                estimator=LossEstimator(self.name, keys_from=self.keys.origin),
+                scores=LossScores(
+                    nll=float(nll[keys - 1].sum()),
+                    count=len(keys),
+                    num_bytes=sum(_width(lm, ids, key) for key in keys),
+                    all_nll=float(nll.sum()),
+                    all_count=len(nll),
+                ),
+            )
 
 
 def _width(lm: Model, ids: np.ndarray, position: int) -> int:
     """Bytes that a token adds to the one before it."""
-    return num_bytes(lm.tokenizer, ids[position - 1 : position + 1]) - num_bytes(
-        lm.tokenizer, ids[position - 1 : position]
-    )
+    both = num_bytes(lm.tokenizer, ids[position - 1 : position + 1])
+    return both - num_bytes(lm.tokenizer, ids[position - 1 : position])

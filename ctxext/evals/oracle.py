@@ -1,17 +1,21 @@
-"""Models whose right score is known, to test evaluations with: they read the prompt's ids and compute nothing else."""
+"""Models whose right score is known, to test evaluations with. They only read the prompt's ids."""
 
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ctxext.attention import Causal
+from ctxext.rope import Unscaled
 from ctxext.tasks import Example
 from ctxext.tasks.base import encode_fragment
 
-FORESEEN, SURPRISE = 0.01, 10.0
-"""Nats an oracle pays for a token it foresaw, and for any other."""
+FORESEEN = 0.01
+"""Nats that an oracle pays for a token that it foresaw."""
+SURPRISE = 10.0
+"""Nats for any other token."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,16 @@ class OracleConfig:
 
 @dataclass(frozen=True)
 class Oracle(abc.ABC):
-    """Says which token comes next, or None; all else follows from that."""
+    """Foresees which token comes next, or nothing; losses and text follow from that."""
+
+    scaling: ClassVar[Any] = Unscaled()
+    attention: ClassVar[Any] = Causal()
 
     tokenizer: Any
 
     @abc.abstractmethod
     def foresee(self, prefix: np.ndarray) -> int | None:
-        """The next id after these."""
+        """The id after these, or None."""
 
     def loss(self, tokens: Any) -> np.ndarray:
         """Float32 [B, T-1], nats."""
@@ -47,32 +54,43 @@ class Oracle(abc.ABC):
         max_new_tokens: int,
         stop: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 and nats float32, both [B, K, max_new_tokens]; token 0 where it foresees nothing."""
-        out = [
-            [self._branch(np.asarray(prompt), ids, max_new_tokens, stop) for ids in continuations]
-            for prompt, continuations in zip(prompts, prefixes, strict=True)
-        ]
-        tokens, nats = np.moveaxis(np.asarray(out), 2, 0)
-        return tokens.astype(np.int32), nats.astype(np.float32)
+        """Tokens int32 and nats float32, both [B, K, max_new_tokens]; token 0 where it foresees none.
 
-    def _branch(
-        self, prefix: np.ndarray, prefixes: Any, steps: int, stop: Sequence[int]
+        prefixes: for each prompt, K lists of ids that its continuations are forced to begin with.
+        """
+        out = [
+            [self._continue(np.asarray(prompt), ids, max_new_tokens, stop) for ids in forced]
+            for prompt, forced in zip(prompts, prefixes, strict=True)
+        ]
+        tokens, nll = np.moveaxis(np.asarray(out), 2, 0)
+        return tokens.astype(np.int32), nll.astype(np.float32)
+
+    def _continue(
+        self, prompt: np.ndarray, forced: Any, steps: int, stop: Sequence[int]
     ) -> tuple[list, list]:
-        start, nats, ended = len(prefix), [], False
+        """(tokens, nats) of one continuation."""
+        ids = prompt
+        nll = []
+        ended = False
         for step in range(steps):
-            next_id = prefix[-1] if ended else self.foresee(prefix)
-            token = prefixes[step] if step < len(prefixes) else next_id or 0
-            nats.append(0.0 if ended else FORESEEN if token == next_id else SURPRISE)
-            ended = ended or (step >= len(prefixes) and token in stop)
-            prefix = np.append(prefix, token)
-        return prefix[start:].tolist(), nats
+            next_id = ids[-1] if ended else self.foresee(ids)
+            is_forced = step < len(forced)
+            token = forced[step] if is_forced else next_id or 0
+            if ended:
+                nll.append(0.0)
+            else:
+                nll.append(FORESEEN if token == next_id else SURPRISE)
+                ended = not is_forced and token in stop
+            ids = np.append(ids, token)
+        return ids[len(prompt) :].tolist(), nll
 
 
 @dataclass(frozen=True)
 class WindowReader(Oracle):
-    """Copies what followed an earlier line that begins like the last line; sees the last `window` tokens only.
+    """Copies what followed an earlier line that begins like the last line.
 
-    So it writes a whole answer exactly if `distance + len(answer) - 1 <= window` (0 sees nothing, None everything).
+    It sees only the last `window` tokens (0: nothing, None: everything), so that it writes a whole
+    answer exactly if `distance + len(answer) - 1 <= window`.
     """
 
     window: int | None
@@ -92,16 +110,16 @@ class WindowReader(Oracle):
 
 
 def PerfectReader(tokenizer: Any, config: OracleConfig = OracleConfig()) -> WindowReader:
-    """Sees everything: 100 % at any length and depth."""
+    """An oracle that sees everything: 100 % at any length and depth."""
     return WindowReader(tokenizer, None, config)
 
 
 @dataclass(frozen=True)
 class AnswerKey(Oracle):
-    """Knows the answers to the questions of an evaluation; gives one only if all its needles are near enough.
+    """Knows the answer to every question of an evaluation whose needles are all near enough.
 
-    A needle is near if it lies within the last `window` tokens (None: always) before the end of the answer. `manner`
-    changes the ids that are written, to break the format of right answers.
+    A needle is near if it is within the last `window` tokens (None: always) before the end of the
+    answer. `manner` changes the ids that are written, to break the format of right answers.
     """
 
     known: dict[bytes, Example] = field(repr=False)
@@ -116,44 +134,47 @@ class AnswerKey(Oracle):
         return cls(tokenizer, {e.prompt.astype(np.int32).tobytes(): e for e in examples}, **options)
 
     def foresee(self, prefix: np.ndarray) -> int | None:
-        for size in sorted(
-            {len(key) // 4 for key in self.known if len(key) // 4 <= len(prefix)}, reverse=True
-        ):
+        sizes = {len(key) // 4 for key in self.known}
+        for size in sorted((size for size in sizes if size <= len(prefix)), reverse=True):
             example = self.known.get(np.asarray(prefix[:size], np.int32).tobytes())
             if example is not None:
-                end = encode_fragment(self.tokenizer, "\n")[-1:]  # what it knows is a line
-                answer, place = [*self.manner(example.answer.tolist()), *end], len(prefix) - size
-                near = (
-                    self.window is None
-                    or example.meta["distance"] + len(example.answer) - 1 <= self.window
-                )
-                return answer[place] if near and place < len(answer) else None
+                return self._next(example, len(prefix) - size)
         return None
+
+    def _next(self, example: Example, written: int) -> int | None:
+        """The id after the first `written` ids of the answer, a line."""
+        newline = encode_fragment(self.tokenizer, "\n")[-1:]
+        answer = [*self.manner(example.answer.tolist()), *newline]
+        if written >= len(answer):
+            return None
+        if self.window is not None:
+            if example.meta["distance"] + len(example.answer) - 1 > self.window:
+                return None
+        return answer[written]
 
 
 @dataclass(frozen=True)
 class EchoPrompt(Oracle):
-    """Repeats the end of its prompt; whoever scores text of the prompt as an answer gives it points."""
+    """Repeats its prompt: an evaluation that takes text of the prompt for an answer rewards it."""
 
     config: OracleConfig = OracleConfig()
 
     def foresee(self, prefix: np.ndarray) -> int | None:
         return None
 
-    def _branch(
-        self, prefix: np.ndarray, prefixes: Any, steps: int, stop: Sequence[int]
+    def _continue(
+        self, prompt: np.ndarray, forced: Any, steps: int, stop: Sequence[int]
     ) -> tuple[list, list]:
-        said = np.concatenate([prefix, prefixes]).astype(int)
-        written = [
-            *prefixes,
-            *np.tile(said, -(-steps // len(said)))[-(steps - len(prefixes)) or len(said) * steps :],
-        ]
+        seen = np.concatenate([prompt, forced]).astype(int)
+        missing = max(0, steps - len(forced))
+        echo = np.tile(seen, -(-steps // len(seen)))
+        written = [*forced, *(echo[-missing:] if missing else [])]
         return written[:steps], [SURPRISE] * steps
 
 
 @dataclass(frozen=True)
 class ContextCurve(Oracle):
-    """A model whose loss depends on nothing but the number of tokens it has seen: `curve(seen)` nats."""
+    """A model whose loss depends only on the number of tokens it has seen: `curve(seen)` nats."""
 
     curve: Callable[[np.ndarray], np.ndarray]
     config: OracleConfig = OracleConfig()

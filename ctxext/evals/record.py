@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
@@ -103,7 +103,7 @@ class Question:
     gold: tuple[int, ...]
     """Token ids of the right answer."""
     depth: float | None = None
-    """Where the needle should be, 0 (start) to 1; None for a question about the whole text."""
+    """Where the needle should be, 0 (start) to 1; None if it is not known where it is."""
     depth_achieved: float | None = None
     needles: tuple[tuple[int, ...], ...] = ()
     """(start, length) in tokens of each span of the prompt that the answer depends on."""
@@ -232,6 +232,24 @@ class EvalRecord(abc.ABC):
         """The record as plain JSON; what has its default value is left out."""
         return {"kind": self.kind, **_encode(self)}
 
+    def columns(self) -> dict[str, Any]:
+        """All parts in one flat dict of plain JSON, for a table with one row per record.
+
+        Fields of `cluster` and `estimator` carry its name; "method" is the model's label.
+        """
+        flat: dict[str, Any] = {"method": self.model.label}
+        for f in dataclasses.fields(self):
+            part = getattr(self, f.name)
+            prefix = f"{f.name}_" if f.name in ("cluster", "estimator") else ""
+            if dataclasses.is_dataclass(part):
+                flat |= {
+                    prefix + inner.name: _encode(getattr(part, inner.name))
+                    for inner in dataclasses.fields(part)
+                }
+            elif f.name != "facts":
+                flat[f.name] = part
+        return flat | self.facts
+
 
 @typing.final
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +298,13 @@ def read_records(path: str | Path) -> list[EvalRecord]:
 
     A torn last line is dropped. Raises ValueError naming the file and the line of a bad record.
     """
+    return parse_records(read_jsonl(path), path)
+
+
+def parse_records(values: Iterable[Any], path: str | Path) -> list[EvalRecord]:
+    """The same from the parsed lines of the file `path`."""
     records = []
-    for number, value in enumerate(read_jsonl(path), 1):
+    for number, value in enumerate(values, 1):
         try:
             records.append(from_json(value))
         except ValueError as error:

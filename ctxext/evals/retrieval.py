@@ -1,47 +1,59 @@
 """Retrieval over a grid of lengths and depths: what the model writes, and how likely it finds the right answer."""
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
+from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
-from ctxext.evals.scoring import Marked, mark
+from ctxext.evals.record import (
+    AnswerRecord,
+    AnswerScores,
+    Condition,
+    EvaluatedModel,
+    Measurement,
+)
 from ctxext.tasks import Example
 
-Condition = Literal["needle", "no-needle", "needle-only"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An item's place: `text` names the haystack it is asked about, which seeds everything drawn for it."""
+    """An item's place in the grid."""
 
     item: str
+    needle_item: str
+    """The same question in the condition "needle"."""
     text: str
+    """Name of the haystack that is asked about; it seeds everything that is drawn for it."""
     seq_len: int
     depth: float | None
 
 
 @dataclass(frozen=True)
 class Retrieval(Eval):
-    """`n` questions of `task` for each of `seq_lens` (tokens, room for the answer included) x `depths` (0..1).
+    """`n` questions of `task` at each of `seq_lens` x `depths` (0 to 1).
 
-    Greedy decoding; beside it the row holds the log-probability of each token of the right answer after the true ones
-    before it, and the choice among the right answer and the values that stand in the prompt for other records.
-    A fresh haystack for each question or, `together`, for all questions of one length and number, which then share one
-    reading of it: more questions for the same time, of which those about one text are one unit of chance.
-    A depth of None is drawn for each question; a row then says the nearest quarter as its depth.
-    `condition`, for controls on the very same questions: "no-needle" has haystack text where the answer was, so that
-    being right is guessing; "needle-only" has no haystack, so that being wrong is not a matter of length.
-    jitter: each depth is drawn up to so far from its place, and what would leave the text is at its end: 0.125 makes
-    five depths cover all of it. `label` is what the rows are called in a suite; it changes no question.
-    About `batch_tokens` tokens go through the model together. Raises ValueError if a question cannot fit.
+    Lengths are tokens, with the space for the answer. Decoding is greedy. A record also holds the
+    log-probability of each token of the right answer given the true ones before it, and the choice
+    between the right answer and the values that the prompt holds for other records.
+
+    A depth of None is drawn for each question and recorded as the nearest quarter. `condition`
+    makes controls of the same questions, see `record.Condition`. About `batch_tokens` tokens go
+    through the model together.
+
+    shared_context: all questions of one length and number are about one text, which is read once
+    for all of them: more questions in the same time, but those about one text are not independent.
+    jitter: each depth is moved by up to this much, within 0 to 1; with 0.125, five depths cover
+    the whole text. suite, label: names in records and tables, which change no question.
+
+    Raises ValueError if a question cannot fit into its length.
     """
 
     name: ClassVar[str] = "retrieval"
@@ -53,8 +65,9 @@ class Retrieval(Eval):
     seed: int = 0
     condition: Condition = "needle"
     batch_tokens: int = 16_384
-    together: bool = False
+    shared_context: bool = False
     jitter: float = 0.0
+    suite: str = ""
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -62,99 +75,123 @@ class Retrieval(Eval):
             raise ValueError(
                 f"condition {self.condition!r} is not known; choose one of {', '.join(CONDITIONS)}"
             )
-        if self.together and not self.task.supports_shared_context:
+        if self.shared_context and not self.task.supports_shared_context:
             raise ValueError(
-                f"{self.task.name} asks one question about each text: leave `together` out"
+                f"{self.task.name} asks one question about each text: leave out shared_context"
             )
         if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter {self.jitter} is a part of the text: 0 to 1")
-        if None in self.depths and (self.together or self.jitter):
+            raise ValueError(f"jitter is a share of the text, 0 to 1, got {self.jitter}")
+        if None in self.depths and (self.shared_context or self.jitter):
             raise ValueError(
-                "depths that are drawn cannot be shared or moved: leave None out, or together and jitter"
+                "depths that are drawn (None) cannot be shared or moved: leave out None, or "
+                "shared_context and jitter"
             )
 
     @property
     def title(self) -> str:
-        return self.task.name + (f", {self.condition}" if self.condition != "needle" else "")
+        if self.condition == "needle":
+            return self.task.name
+        return f"{self.task.name}, {self.condition}"
 
     def items(self) -> list[str]:
-        """`<task>/<settings>/<length>/<depth>/<i>`, with the condition after the settings if it is a control."""
+        """`<task>/<settings>/<length>/<depth>/<i>`; a control's settings end in its condition."""
         return list(self._grid())
 
-    def _grid(self) -> dict[str, Cell]:
-        shared = (
-            (self.depths,) if self.together else ()
-        )  # what stands in a text depends on all depths
-        moved = (self.jitter,) if self.jitter else ()
-        settings = fingerprint(
-            type(self.task).__name__, self.task, self.source, self.seed, *shared, *moved
+    def measurements(self) -> list[Measurement]:
+        if self.condition != "needle":
+            return []
+        return [Measurement(self.task.name, n, "accuracy") for n in self.seq_lens]
+
+    @property
+    def _settings(self) -> str:
+        # With a shared context, all depths decide what the text holds.
+        depths = (self.depths,) if self.shared_context else ()
+        jitter = (self.jitter,) if self.jitter else ()
+        return fingerprint(
+            type(self.task).__name__, self.task, self.source, self.seed, *depths, *jitter
         )
-        named = settings if self.condition == "needle" else f"{settings}-{self.condition}"
-        where = [(depth, "drawn" if depth is None else float(depth)) for depth in self.depths]
-        cells = [
-            Cell(
-                f"{self.task.name}/{named}/{seq_len}/{place}/{i}",
-                f"{self.task.name}/{settings}/{seq_len}/{f'{i}' if self.together else f'{place}/{i}'}",
-                seq_len,
-                depth,
-            )
-            for seq_len in self.seq_lens
-            for depth, place in where
-            for i in range(self.n)
-        ]
+
+    def _grid(self) -> dict[str, Cell]:
+        settings = self._settings
+        control = "" if self.condition == "needle" else f"-{self.condition}"
+        cells = []
+        for seq_len in self.seq_lens:
+            for depth in self.depths:
+                place = "drawn" if depth is None else float(depth)
+                for i in range(self.n):
+                    needle_item = f"{self.task.name}/{settings}/{seq_len}/{place}/{i}"
+                    shared = f"{self.task.name}/{settings}/{seq_len}/{i}"
+                    cell = Cell(
+                        item=f"{self.task.name}/{settings}{control}/{seq_len}/{place}/{i}",
+                        needle_item=needle_item,
+                        text=shared if self.shared_context else needle_item,
+                        seq_len=seq_len,
+                        depth=depth,
+                    )
+                    cells.append(cell)
         return {cell.item: cell for cell in cells}
 
-    @staticmethod
-    def _texts(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-        texts: dict[str, list[Cell]] = {}
-        for cell in cells:
-            texts.setdefault(cell.text, []).append(cell)
-        return texts
-
-    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
+    def records(
+        self, lm: Model, items: Collection[str], model: EvaluatedModel
+    ) -> Iterator[AnswerRecord]:
         haystack = documents(self.source, lm.tokenizer)
+        settings = self._settings
         names = set(items)
-        texts = self._texts(cell for cell in self._grid().values() if cell.item in names)
+        groups = _by_text(cell for cell in self._grid().values() if cell.item in names)
         for seq_len in self.seq_lens:
-            of_length = [cells for cells in texts.values() if cells[0].seq_len == seq_len]
+            of_length = [cells for cells in groups if cells[0].seq_len == seq_len]
             for batch in batches(of_length, max(1, self.batch_tokens // seq_len)):
                 asked = [self.ask(lm.tokenizer, haystack, cells) for cells in batch]
-                for cells, examples, marks in zip(batch, asked, mark(lm, asked), strict=True):
-                    for cell, example, marked in zip(cells, examples, marks, strict=True):
-                        yield self._row(lm, cell, example, marked)
+                scored = answers.score_answers(lm, asked)
+                for cells, examples, scores in zip(batch, asked, scored, strict=True):
+                    for cell, example, score in zip(cells, examples, scores, strict=True):
+                        yield self._record(cell, example, score, settings, model)
 
     def check(self, tokenizer: Any) -> None:
-        """Asks the first question of every length."""
-        first = {
-            cells[0].seq_len: cells
-            for cells in reversed(self._texts(self._grid().values()).values())
-        }
+        """Build the first question of every length."""
+        first: dict[int, list[Cell]] = {}
+        for cells in _by_text(self._grid().values()):
+            first.setdefault(cells[0].seq_len, cells)
         for cells in first.values():
             self.ask(tokenizer, documents(self.source, tokenizer), cells)
 
     def examples(self, tokenizer: Any) -> Iterator[Example]:
         """Every question, in no particular order."""
         haystack = documents(self.source, tokenizer)
-        for cells in self._texts(self._grid().values()).values():
+        for cells in _by_text(self._grid().values()):
             yield from self.ask(tokenizer, haystack, cells)
 
-    def _row(self, lm: Model, cell: Cell, example: Example, marked: Marked) -> dict[str, Any]:
-        return {
-            "eval": self.name,
-            "item": cell.item,
-            "task": {"name": self.task.name, **dataclasses.asdict(self.task)},
-            **({"label": self.label, "suite": self.label.partition("/")[0]} if self.label else {}),
-            **({"exam": cell.text} if self.together else {}),
-            "condition": self.condition,
-            "seq_len": cell.seq_len,
-            "depth": nearest_quarter(example.depth) if cell.depth is None else cell.depth,
-            "depth_achieved": example.depth,
-            "tokens": len(example.prompt) + example.max_new_tokens,
-            "prompt_sha256": hashlib.sha256(example.prompt.astype("<i4").tobytes()).hexdigest(),
-            "gold": example.answer.tolist(),
-            **marked,
-            **example.meta,
-        }
+    def _record(
+        self,
+        cell: Cell,
+        example: Example,
+        scores: AnswerScores,
+        settings: str,
+        model: EvaluatedModel,
+    ) -> AnswerRecord:
+        depth = answers.nearest_quarter(example.depth) if cell.depth is None else cell.depth
+        return AnswerRecord(
+            model=model,
+            evaluation=self.name,
+            item=cell.item,
+            settings=settings,
+            seq_len=cell.seq_len,
+            cluster=answers.cluster(
+                example, cell.item, text=cell.text if self.shared_context else None
+            ),
+            facts=answers.facts(example),
+            question=answers.question(
+                example,
+                task=self.task.name,
+                fields=dataclasses.asdict(self.task),
+                needle_item=cell.needle_item,
+                condition=self.condition,
+                depth=depth,
+                suite=self.suite,
+                label=self.label,
+            ),
+            scores=scores,
+        )
 
     def ask(
         self, tokenizer: Any, haystack: Sequence[np.ndarray], cells: Sequence[Cell]
@@ -162,27 +199,30 @@ class Retrieval(Eval):
         """The questions of cells that share a text."""
         size = None if self.condition == "needle-only" else cells[0].seq_len
         rng = item_rng(cells[0].text)
-        given = self.depths if self.together else (cells[0].depth,)
-        depths = [self._moved(rng, depth) for depth in given if depth is not None]
+        requested = self.depths if self.shared_context else (cells[0].depth,)
+        depths = [self._moved(rng, depth) for depth in requested if depth is not None]
         context = tasks.TaskContext(rng, tokenizer, haystack)
-        if self.together:
-            exam = self.task.shared_examples(context, size, depths)
+        if self.shared_context:
+            examples = self.task.shared_examples(context, size, depths)
         else:
-            exam = [self.task.example(context, size, depths[0] if depths else None)]
+            depth = depths[0] if depths else None
+            examples = [self.task.example(context, size, depth)]
         if self.condition == "no-needle":
-            exam = tasks.without_needles(
-                exam, item_rng(f"{cells[0].text}/{self.condition}"), haystack
-            )
-        return [exam[self.depths.index(cell.depth)] for cell in cells] if self.together else exam
+            control_rng = item_rng(f"{cells[0].text}/{self.condition}")
+            examples = tasks.without_needles(examples, control_rng, haystack)
+        if not self.shared_context:
+            return examples
+        return [examples[self.depths.index(cell.depth)] for cell in cells]
 
     def _moved(self, rng: np.random.Generator, depth: float) -> float:
-        return (
-            min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter)))
-            if self.jitter
-            else depth
-        )
+        if not self.jitter:
+            return depth
+        return min(1.0, max(0.0, depth + rng.uniform(-self.jitter, self.jitter)))
 
 
-def nearest_quarter(depth: float) -> float:
-    """0, 0.25, 0.5, 0.75 or 1: what a depth that was drawn is counted as in tables."""
-    return round(4 * depth) / 4
+def _by_text(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The cells that share a text, in order of appearance."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.text, []).append(cell)
+    return list(groups.values())

@@ -1,4 +1,4 @@
-"""Perplexity by the estimators of papers, each under its name: windows roll over documents or over one stream."""
+"""Perplexity by the estimators of papers, with windows that roll over documents or one stream."""
 
 import itertools
 from collections.abc import Collection, Iterator
@@ -8,45 +8,60 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import Eval, Model, batches, choose, fingerprint, num_bytes
-from ctxext.evals.growing_context import by_position
+from ctxext.evals.base import Eval, Model, batches, choose_documents, fingerprint, num_bytes
+from ctxext.evals.perplexity import by_position
 from ctxext.evals.perplexity_estimators import ESTIMATORS, Estimator, Window, first, windows
+from ctxext.evals.record import (
+    Cluster,
+    EvaluatedModel,
+    LossEstimator,
+    LossRecord,
+    LossScores,
+    Measurement,
+    WindowLosses,
+)
 from ctxext.tasks.base import bos_prefix, encode_fragment
 
 
 @dataclass
 class Sums:
-    """What the windows of a document add up to."""
+    """Sums over the windows of one document."""
 
     nll: list[float]
+    """Nats of each window's scored tokens."""
     count: list[int]
-    nats: np.ndarray
-    """By position, over whole windows."""
-    whole: int = 0
+    """Scored tokens of each window."""
+    by_position: np.ndarray
+    """Nats by position, over whole windows."""
+    num_whole: int = 0
     num_bytes: int = 0
 
-    def add(self, i: int, window: Window, nats: np.ndarray, tokenizer: Any) -> None:
-        self.nll[i] = float(nats[len(nats) - window.scored :].sum())
-        self.num_bytes += num_bytes(tokenizer, window.ids) - num_bytes(
-            tokenizer, window.ids[: -window.scored]
-        )
-        if len(nats) == len(self.nats):
-            self.nats += nats
-            self.whole += 1
+    def add(self, i: int, window: Window, nll: np.ndarray, tokenizer: Any) -> None:
+        """Add window `i`, with the losses of all of its tokens."""
+        self.nll[i] = float(nll[len(nll) - window.scored :].sum())
+        before = window.ids[: -window.scored]
+        self.num_bytes += num_bytes(tokenizer, window.ids) - num_bytes(tokenizer, before)
+        if len(nll) == len(self.by_position):
+            self.by_position += nll
+            self.num_whole += 1
 
 
 @dataclass(frozen=True)
 class RollingPerplexity(Eval):
-    """Perplexity by an estimator of `ctxext.evals.perplexity_estimators`: "token", "yarn", "pi", "longlora" or "truncate".
+    """Perplexity by one of `perplexity_estimators.ESTIMATORS`.
 
-    Windows of `seq_len` tokens (BOS, where the estimator has one, included) start every `stride` tokens ("truncate" has
-    one window per document) over `num_documents` documents of at least `min_tokens` tokens (at least the longest length
-    where every document is a text of its own), cut to their first `max_tokens` (None: whole). With the same source,
-    seed and min_tokens all estimators read the same documents; a stream joins them with a blank line.
-    A row is a document at a length and holds the sums of its windows, in order: `windows.nll`, `windows.count`; `mean`
-    says what is averaged. A window of a stream counts to the document of the first token it scores, so that a short
-    document may have none. Rows of the longest length hold `by_position`, all positions of whole windows.
-    Documents can be added later, except to a stream, which they would change. Raises ValueError for too little text.
+    Windows of `seq_len` tokens (with BOS, where the estimator has one) start every `stride`
+    tokens; "truncate" has one window per document. They cover `num_documents` documents of at
+    least `min_tokens` tokens (at least the longest length, where every document is its own text),
+    each cut to its first `max_tokens` (None: whole). With the same source, seed and min_tokens all
+    estimators read the same documents; a stream joins them with a blank line.
+
+    One record per document and length, with the sums of its windows in order. A window of a stream
+    counts for the document of the first token that it scores, so that a short document may have
+    none. Records of the longest length also hold the losses by position, over whole windows.
+    Documents can be added later, except to a stream, which they would change.
+
+    Raises ValueError if there is too little text.
     """
 
     name: ClassVar[str] = "ppl"
@@ -63,48 +78,55 @@ class RollingPerplexity(Eval):
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
             raise ValueError(
-                f"estimator {self.estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}, or "
-                "Perplexity for the same targets at every length"
+                f"estimator {self.estimator!r} is not known; choose one of "
+                f"{', '.join(ESTIMATORS)}, or Perplexity for the same targets at every length"
             )
         if not self.seq_lens or min(self.seq_lens) < 2 or self.num_documents < 1:
             raise ValueError(
                 f"{self.title}: needs lengths of at least 2 tokens and num_documents of at least 1"
             )
-        most = min(self.seq_lens) - (self._how.bos == "window")
+        most = min(self.seq_lens) - (self._estimator.bos == "window")
         if self._stride is not None and not 1 <= self.stride <= most:
             raise ValueError(
-                f"{self.title}: windows of {min(self.seq_lens)} tokens at stride {self.stride} would "
-                f"leave tokens out; give 1 <= stride <= {most}"
+                f"{self.title}: windows of {min(self.seq_lens)} tokens at stride {self.stride} "
+                f"would leave tokens out; give 1 <= stride <= {most}"
             )
-        if self.max_tokens is not None and self.max_tokens < max(self.needed, 2):
+        if self.max_tokens is not None and self.max_tokens < max(self.required_tokens, 2):
             raise ValueError(
-                f"{self.title}: max_tokens {self.max_tokens} is below the {self.needed} tokens that a "
-                "document must have"
+                f"{self.title}: max_tokens {self.max_tokens} is below the {self.required_tokens} "
+                "tokens that a document must have"
             )
 
     @property
-    def _how(self) -> Estimator:
+    def _estimator(self) -> Estimator:
         return ESTIMATORS[self.estimator]
 
     @property
     def _stride(self) -> int | None:
-        return None if self._how.spans is first else self.stride
+        return None if self._estimator.spans is first else self.stride
 
     @property
-    def needed(self) -> int:
-        """Tokens that a document must have, BOS and EOS not counted."""
-        return max(self.min_tokens, 1 if self._how.stream else max(self.seq_lens))
+    def required_tokens(self) -> int:
+        """Tokens that a document must have, without BOS and EOS."""
+        return max(self.min_tokens, 1 if self._estimator.stream else max(self.seq_lens))
 
     @property
     def title(self) -> str:
         return f"{self.name}:{self.estimator}"
 
     def items(self) -> list[str]:
-        """`ppl:<estimator>/<settings>/<length>/<document>`; those of a stream hold the number of documents."""
+        """`ppl:<estimator>/<settings>/<length>/<document>`.
+
+        The settings of a stream include the number of documents.
+        """
         return list(self._grid())
 
-    def _grid(self) -> dict[str, tuple[int, int]]:
-        settings = fingerprint(
+    def measurements(self) -> list[Measurement]:
+        return [Measurement(self.title, n, "perplexity") for n in self.seq_lens]
+
+    @property
+    def _settings(self) -> str:
+        return fingerprint(
             self.estimator,
             self.source,
             self.seed,
@@ -112,8 +134,12 @@ class RollingPerplexity(Eval):
             self.min_tokens,
             self.max_tokens,
             max(self.seq_lens),
-            self.num_documents if self._how.stream else None,
+            self.num_documents if self._estimator.stream else None,
         )
+
+    def _grid(self) -> dict[str, tuple[int, int]]:
+        """(length, document) of every item."""
+        settings = self._settings
         return {
             f"{self.title}/{settings}/{seq_len}/{document}": (seq_len, document)
             for seq_len in self.seq_lens
@@ -121,79 +147,107 @@ class RollingPerplexity(Eval):
         }
 
     def check(self, tokenizer: Any) -> None:
-        self._chosen(tokenizer)
+        self._documents(tokenizer)
 
-    def _chosen(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
-        order = f"ppl/{fingerprint(self.source, self.seed)}"
-        return choose(
+    def _documents(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
+        return choose_documents(
             self,
-            order,
+            seed=f"ppl/{fingerprint(self.source, self.seed)}",
             source=self.source,
             tokenizer=tokenizer,
             count=self.num_documents,
-            needed=self.needed,
+            min_tokens=self.required_tokens,
         )
 
-    def rows(self, lm: Model, items: Collection[str]) -> Iterator[dict[str, Any]]:
-        chosen = self._chosen(lm.tokenizer)
-        bos, joint = bos_prefix(lm.tokenizer), encode_fragment(lm.tokenizer, "\n\n")
-        names, longest = set(items), max(self.seq_lens)
+    def records(
+        self, lm: Model, items: Collection[str], model: EvaluatedModel
+    ) -> Iterator[LossRecord]:
+        texts = self._documents(lm.tokenizer)
+        names = set(items)
         for seq_len in self.seq_lens:
             wanted = {
-                k: item for item, (n, k) in self._grid().items() if n == seq_len and item in names
+                document: item
+                for item, (length, document) in self._grid().items()
+                if length == seq_len and item in names
             }
             if not wanted:
                 continue
-            found = windows(
-                self._how,
-                [ids[: self.max_tokens] for _, ids in chosen],
-                seq_len=seq_len,
-                stride=self.stride,
-                bos=bos,
-                joint=joint,
+            by_document = self._windows(texts, seq_len, lm.tokenizer)
+            mine = {document: by_document.get(document, []) for document in wanted}
+            for document, sums in self._measure(lm, mine, seq_len):
+                yield self._record(wanted[document], seq_len, texts[document][0], sums, model)
+
+    def _windows(
+        self, texts: list[tuple[int, np.ndarray]], seq_len: int, tokenizer: Any
+    ) -> dict[int, list[Window]]:
+        """The windows of every document, in order."""
+        all_windows = windows(
+            self._estimator,
+            [ids[: self.max_tokens] for _, ids in texts],
+            seq_len=seq_len,
+            stride=self.stride,
+            bos=bos_prefix(tokenizer),
+            separator=encode_fragment(tokenizer, "\n\n"),
+        )
+        if not any(len(window.ids) == seq_len for window in all_windows):
+            raise ValueError(
+                f"{self.title}: the documents hold no window of {seq_len} tokens: lower the "
+                "length, or raise num_documents or max_tokens"
             )
-            if not any(len(window.ids) == seq_len for window in found):
-                raise ValueError(
-                    f"{self.title}: the documents hold no window of {seq_len} tokens: lower the length, "
-                    "or raise num_documents or max_tokens"
-                )
-            mine = {k: [window for window in found if window.document == k] for k in wanted}
-            for k, sums in self._measure(lm, mine, seq_len):
-                binned = sums.whole and seq_len == longest
-                yield {
-                    "eval": self.title,
-                    "estimator": self.estimator,
-                    "mean": self._how.mean,
-                    "item": wanted[k],
-                    "seq_len": seq_len,
-                    "stride": self._stride,
-                    "document": chosen[k][0],
-                    "nll": sum(sums.nll),
-                    "count": sum(sums.count),
-                    "bytes": sums.num_bytes,
-                    "windows": {"nll": sums.nll, "count": sums.count},
-                    **({"by_position": by_position(sums.nats, sums.whole)} if binned else {}),
-                }
+        by_document: dict[int, list[Window]] = {}
+        for window in all_windows:
+            by_document.setdefault(window.document, []).append(window)
+        return by_document
 
     def _measure(
-        self, lm: Model, documents: dict[int, list[Window]], seq_len: int
+        self, lm: Model, by_document: dict[int, list[Window]], seq_len: int
     ) -> Iterator[tuple[int, Sums]]:
-        """The sums of every document as soon as its windows are done; windows of equal length go together."""
+        """Yield the sums of each document as soon as its windows are done.
+
+        Windows of equal length go through the model together.
+        """
         sums = {
-            k: Sums([0.0] * len(mine), [w.scored for w in mine], np.zeros(seq_len - 1))
-            for k, mine in documents.items()
+            document: Sums([0.0] * len(mine), [w.scored for w in mine], np.zeros(seq_len - 1))
+            for document, mine in by_document.items()
         }
-        missing = {k: len(mine) for k, mine in documents.items()}
-        yield from ((k, sums[k]) for k in documents if not missing[k])
-        # The short ones, at most one of a text, go first: then one document after the other is done.
-        todo = [(len(w.ids), k, i, w) for k, mine in documents.items() for i, w in enumerate(mine)]
-        for _, same in itertools.groupby(sorted(todo, key=lambda x: x[0]), lambda x: x[0]):
-            for batch in batches(list(same), max(1, self.batch_tokens // seq_len)):
-                losses = np.asarray(
-                    lm.loss(np.stack([window.ids for *_, window in batch])), np.float64
-                )
-                for (_, k, i, window), nats in zip(batch, losses, strict=True):
-                    sums[k].add(i, window, nats, lm.tokenizer)
-                    missing[k] -= 1
-                    if not missing[k]:
-                        yield k, sums[k]
+        missing = {document: len(mine) for document, mine in by_document.items()}
+        yield from ((document, sums[document]) for document in missing if not missing[document])
+        # Short windows, at most one per text, go first: then the documents finish one by one.
+        todo = [
+            (len(window.ids), document, i, window)
+            for document, mine in by_document.items()
+            for i, window in enumerate(mine)
+        ]
+        todo.sort(key=lambda entry: entry[0])
+        for _, same_length in itertools.groupby(todo, lambda entry: entry[0]):
+            for batch in batches(list(same_length), max(1, self.batch_tokens // seq_len)):
+                ids = np.stack([window.ids for *_, window in batch])
+                losses = np.asarray(lm.loss(ids), np.float64)
+                for (_, document, i, window), nll in zip(batch, losses, strict=True):
+                    sums[document].add(i, window, nll, lm.tokenizer)
+                    missing[document] -= 1
+                    if not missing[document]:
+                        yield document, sums[document]
+
+    def _record(
+        self, item: str, seq_len: int, document: int, sums: Sums, model: EvaluatedModel
+    ) -> LossRecord:
+        has_positions = sums.num_whole and seq_len == max(self.seq_lens)
+        return LossRecord(
+            model=model,
+            evaluation=self.title,
+            item=item,
+            settings=self._settings,
+            seq_len=seq_len,
+            cluster=Cluster(document=document, text=item),
+            estimator=LossEstimator(self.estimator, mean=self._estimator.mean, stride=self._stride),
+            scores=LossScores(
+                nll=sum(sums.nll),
+                count=sum(sums.count),
+                num_bytes=sums.num_bytes,
+                windows=WindowLosses(tuple(sums.nll), tuple(sums.count)),
+                by_position=(
+                    by_position(sums.by_position, sums.num_whole) if has_positions else None
+                ),
+            ),
+        )

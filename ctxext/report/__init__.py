@@ -5,14 +5,15 @@ a part of an analysis each: measures.py, gain.py, controls.py, mistakes.py, size
 run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py, published.py (by charts.py, bars.py) -> page.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ctxext.report.analysis.flat_records import flat_rows
 from ctxext.report.analysis.records import Row, latest
-from ctxext.report.pages.summary import summary
-from ctxext.report.pages.text import tables
-from ctxext.report.pages.verdict import verdict
+from ctxext.report.pages import summary as _summary
+from ctxext.report.pages import text as _text
+from ctxext.report.pages import verdict as _verdict
 from ctxext.rope import RopeBase, RopeScaling
 
 if TYPE_CHECKING:
@@ -38,6 +39,21 @@ __all__ = [
     "verdict",
     "write_report",
 ]
+
+
+def summary(records: Iterable[Any]) -> dict[str, Any]:
+    """Tables and verdict as data, see `pages.summary.summary`."""
+    return _summary.summary(flat_rows(records))
+
+
+def tables(records: Iterable[Any]) -> str:
+    """Tables as text, see `pages.text.tables`."""
+    return _text.tables(flat_rows(records))
+
+
+def verdict(records: Iterable[Any]) -> list[str]:
+    """The verdict in sentences, see `pages.verdict.verdict`."""
+    return _verdict.verdict(flat_rows(records))
 
 
 def read_rows(runs: Sequence[Path]) -> list[Row]:
@@ -105,14 +121,14 @@ def drawings(runs: Sequence[Path]) -> "dict[str, Drawing]":
     }
 
 
-def heatmaps(rows: Sequence[Row]) -> "dict[str, np.ndarray]":
+def heatmaps(records: Sequence[Any]) -> "dict[str, np.ndarray]":
     """Length x depth of every variant and question, as pixels [height, width, 3] by "question/variant"."""
     from ctxext.report.analysis.records import questions
     from ctxext.report.analysis.study import Study
     from ctxext.report.drawing.heatmap import by_depth
     from ctxext.report.drawing.raster import draw
 
-    studies = [Study(question) for question in questions(rows) if question.has_depth]
+    studies = [Study(question) for question in questions(flat_rows(records)) if question.has_depth]
     return {
         f"{study.question.name}/{variant.name}": draw(by_depth(study, variant))
         for study in studies

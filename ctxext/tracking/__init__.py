@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ctxext.evals.record import EvalRecord
 from ctxext.experiment import Experiment
 from ctxext.parallel import distributed
 from ctxext.rundir import RunDir
@@ -25,8 +26,8 @@ class Sink(Protocol):
     def log(self, row: dict[str, Any]) -> None:
         """One row of training metrics after `step` finished steps; an `alarm` is text for somebody to read."""
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Rows of evaluations; the run keeps them in records.jsonl itself."""
+    def records(self, records: list[EvalRecord]) -> None:
+        """Records of evaluations; the run itself keeps them in records.jsonl."""
 
     def images(self, draw: Callable[[], Images]) -> None:
         """Pictures by name, drawn only for those who show them."""
@@ -93,8 +94,8 @@ class Guarded:
     def log(self, row: dict[str, Any]) -> None:
         self._safe(lambda: self._sink and self._sink.log(row))
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        self._safe(lambda: self._sink and self._sink.rows(rows))
+    def records(self, records: list[EvalRecord]) -> None:
+        self._safe(lambda: self._sink and self._sink.records(records))
 
     def images(self, draw: Callable[[], Images]) -> None:
         self._safe(lambda: self._sink and self._sink.images(draw))

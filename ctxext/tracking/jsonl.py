@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.evals.record import EvalRecord
 from ctxext.files import append_jsonl
 
 Images = dict[str, np.ndarray]
@@ -21,7 +22,7 @@ class JsonlSink:
     def log(self, row: dict[str, Any]) -> None:
         append_jsonl(self.path, row)
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
+    def records(self, records: list[EvalRecord]) -> None:
         pass
 
     def images(self, draw: Callable[[], Images]) -> None:

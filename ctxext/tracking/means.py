@@ -1,12 +1,13 @@
-"""What trackers draw of rows: numbers by step, means by length."""
+"""What trackers draw: the numbers of training metrics by step, and means of records by length."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-Row = dict[str, Any]
+from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord
 
 
-def scalars(row: Row) -> dict[str, float]:
-    """The numbers of a row of metrics but its step, as train/<name>."""
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row of metrics except its step, as train/<name>."""
     return {
         f"train/{name}": x
         for name, x in row.items()
@@ -14,36 +15,35 @@ def scalars(row: Row) -> dict[str, float]:
     }
 
 
-def means(rows: list[Row]) -> dict[tuple[int, str], dict[str, float]]:
-    """Mean of every true-or-false or fractional field by (seq_len, "eval/method"); controls are evals of their own.
+def means(records: Iterable[EvalRecord]) -> dict[tuple[int, str], dict[str, float]]:
+    """Means by (seq_len, "<evaluation>/<model>") of every true-or-false or fractional field.
 
-    Of texts also nats_per_token, sum of nats / sum of tokens.
+    Controls are evaluations of their own. Texts also have nats_per_token: all nats / all tokens.
     """
-    groups: dict[tuple[int, str], list[Row]] = {}
+    groups: dict[tuple[int, str], list[EvalRecord]] = {}
+    for record in records:
+        key = record.seq_len, f"{_evaluation(record)}/{record.model.label}"
+        groups.setdefault(key, []).append(record)
+    return {key: _mean(group) for key, group in sorted(groups.items())}
+
+
+def _evaluation(record: EvalRecord) -> str:
+    """The task of questions, with the condition of controls; else the evaluation."""
+    if not isinstance(record, AnswerRecord):
+        return record.evaluation
+    question = record.question
+    return question.task + ("" if question.condition == "needle" else f" {question.condition}")
+
+
+def _mean(records: Sequence[EvalRecord]) -> dict[str, float]:
+    rows = [record.columns() for record in records]
+    values: dict[str, list[float]] = {}
     for row in rows:
-        control = "" if row.get("condition", "needle") == "needle" else f" {row['condition']}"
-        groups.setdefault((row["seq_len"], f"{_asked(row)}{control}/{row['method']}"), []).append(
-            row
-        )
-    return {key: _mean(found) for key, found in sorted(groups.items())}
-
-
-def _mean(rows: list[Row]) -> dict[str, float]:
-    names = dict.fromkeys(
-        name for row in rows for name, value in row.items() if isinstance(value, bool | float)
-    )
-    values = {
-        name: [float(row[name]) for row in rows if row.get(name) is not None] for name in names
-    }
-    found = {name: sum(v) / len(v) for name, v in values.items()}
-    texts = [row for row in rows if "nll" in row and row.get("count")]
-    if texts:
-        found["nats_per_token"] = sum(row["nll"] for row in texts) / sum(
-            row["count"] for row in texts
-        )
-    return found
-
-
-def _asked(row: Row) -> str:
-    """The task of a retrieval, else the evaluation."""
-    return row["task"]["name"] if "task" in row else row["eval"]
+        for name, value in row.items():
+            if isinstance(value, bool | float):
+                values.setdefault(name, []).append(float(value))
+    mean = {name: sum(found) / len(found) for name, found in values.items()}
+    scores = [r.scores for r in records if isinstance(r, LossRecord) and r.scores.count]
+    if scores:
+        mean["nats_per_token"] = sum(s.nll for s in scores) / sum(s.count for s in scores)
+    return mean

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxext.evals.record import EvalRecord
 from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
 from ctxext.tracking.jsonl import Images
@@ -34,8 +35,8 @@ class TensorBoardSink:
         if "alarm" in row:
             writer.add_text("alarm", row["alarm"], step)
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        for (seq_len, group), values in means(rows).items():
+    def records(self, records: list[EvalRecord]) -> None:
+        for (seq_len, group), values in means(records).items():
             for name, value in values.items():
                 self._open("eval").add_scalar(f"eval/{group}/{name}", value, seq_len)
 

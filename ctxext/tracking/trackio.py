@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxext.evals.record import EvalRecord
 from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
 from ctxext.serialization import to_json
@@ -42,8 +43,8 @@ class TrackioSink:
             with _aside():
                 self._run.alert("short-context drift", row["alarm"])
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        for (seq_len, group), values in means(rows).items():
+    def records(self, records: list[EvalRecord]) -> None:
+        for (seq_len, group), values in means(records).items():
             self._run.log(
                 {
                     "eval/seq_len": seq_len,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.attention import Causal
+from ctxext.evals.record import EvalRecord
 from ctxext.experiment import Experiment
 from ctxext.files import write_text
 from ctxext.methods import label, method_name
@@ -99,15 +100,15 @@ class WandbSink:
         if "alarm" in row:
             self._run.alert("short-context drift", row["alarm"], level="WARN", wait_duration=3600)
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        for (seq_len, group), values in means(rows).items():
+    def records(self, records: list[EvalRecord]) -> None:
+        for (seq_len, group), values in means(records).items():
             self._run.log(
                 {
                     "eval/seq_len": seq_len,
                     **{f"eval/{group}/{name}": v for name, v in values.items()},
                 }
             )
-        self._table += rows
+        self._table += [record.columns() for record in records]
         columns = list(dict.fromkeys(name for row in self._table for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in self._table]
         self._run.log(

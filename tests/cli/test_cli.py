@@ -12,6 +12,7 @@ import pytest
 import ctxext
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
+from ctxext.evals.record import read_records
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
 from ctxext.model.config import LlamaConfig
@@ -89,14 +90,14 @@ def test_run_leaves_everything_behind(
         "provenance.json",
     }
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
-    rows = read_jsonl(run / "records.jsonl")
-    methods = {row["method"] for row in rows}
+    rows = read_records(run / "records.jsonl")
+    methods = {row.model.label for row in rows}
     assert len(methods) == 4 and len(rows) == 4 * (2 * 2 * 2 + 2 * 2)
     proof = json.loads((run / "export" / "proof.json").read_text())
     assert proof["equal"] and "numpy" in [reader["reader"] for reader in proof["readers"]]
     # The same command again finds everything done: no row is added and the tables are the same.
     again = data(capsys, "run", str(file), "--run-dir", str(run), "--no-wandb")
-    assert read_jsonl(run / "records.jsonl") == rows
+    assert read_records(run / "records.jsonl") == rows
     assert {cell["method"] for cell in again["retrieval"]} == methods
 
 
@@ -179,14 +180,16 @@ def test_every_command_opens_the_checkpoint_it_is_told_to(
     ask = ["eval", str(run), "--evals", "ppl", "--seq-len", "64", "--out", str(tmp_path / "rows")]
     for which in ("latest", "best", str(best)):
         assert main([*ask, "--checkpoint", which]) == 0
-    rows = read_jsonl(tmp_path / "rows" / "records.jsonl")
+    rows = read_records(tmp_path / "rows" / "records.jsonl")
     first, second = (
         rows[: len(rows) // 2],
         rows[len(rows) // 2 :],
     )  # asked by its number, the best is not asked again
-    assert {(row["checkpoint"], row["steps"]) for row in first} == {("run step 3", 3)}
-    assert {(row["checkpoint"], row["steps"]) for row in second} == {(f"run step {best}", best)}
-    assert [row["item"] for row in first] == [row["item"] for row in second]
+    assert {(row.model.checkpoint, row.model.steps) for row in first} == {("run step 3", 3)}
+    assert {(row.model.checkpoint, row.model.steps) for row in second} == {
+        (f"run step {best}", best)
+    }
+    assert [row.item for row in first] == [row.item for row in second]
     short = tmp_path / "short"
     assert (
         main(["train", str(file), "--run-dir", str(short), "--train.steps", str(best), *ruin]) == 0

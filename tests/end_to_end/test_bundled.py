@@ -12,7 +12,7 @@ from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.stats import wilson
 from ctxext.evaluate import evaluate
 from ctxext.methods import LMInfinite, Yarn
-from ctxext.report.pages import summary
+from ctxext.report import summary
 
 HOME = Retrieval(seq_lens=(256,), depths=(0, 0.25, 0.5, 0.75, 1), n=20, seed=1)
 
@@ -23,7 +23,7 @@ def lm() -> ctxext.LM:
 
 
 def right(lm: ctxext.LM, evaluation: Retrieval) -> list[bool]:
-    return [row["correct"] for row in evaluation(lm)]
+    return [row.scores.correct for row in evaluation(lm)]
 
 
 def test_it_is_small_and_plain():
@@ -51,8 +51,8 @@ def test_through_the_mask_of_its_window_near_needles_stay_and_far_ones_do_not(lm
     rows = list(
         dataclasses.replace(HOME, seq_lens=(512,), n=16)(lm.with_method(LMInfinite(window=256)))
     )
-    near = [row["correct"] for row in rows if row["distance"] < 250]
-    far = [row["correct"] for row in rows if row["distance"] > 260]
+    near = [row.scores.correct for row in rows if row.question.distance < 250]
+    far = [row.scores.correct for row in rows if row.question.distance > 260]
     assert len(near) >= 25 and len(far) >= 40
     assert np.mean(near) >= 0.8
     assert wilson(sum(far), len(far)).high <= 0.15  # pyright: ignore[reportOptionalOperand]
@@ -60,5 +60,5 @@ def test_through_the_mask_of_its_window_near_needles_stay_and_far_ones_do_not(lm
 
 def test_it_reads_files_that_it_never_saw(lm):
     evaluation = Perplexity(seq_lens=(256,), target_tokens=64, num_windows=4)
-    (cell,) = summary(evaluate(lm, [evaluation], method_label="none", progress=False))["perplexity"]
+    (cell,) = summary(evaluate(lm, [evaluation], progress=False))["perplexity"]
     assert cell["bits_per_byte"] <= 1.4

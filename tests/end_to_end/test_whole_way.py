@@ -107,13 +107,13 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
         load_experiment(tmp_path / "experiment.py"), init=str(tmp_path / "base"), export=None
     )
     rows = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
-    variants = {(row["rope"], row["steps"]): row["method"] for row in rows}
+    variants = {(row.model.method, row.model.steps): row.model.label for row in rows}
     assert variants == {
         ("yarn(factor=2)", 0): "yarn(factor=2), zero-shot",
         ("yarn(factor=2)", 2): "yarn(factor=2), 2 steps at 128",
         ("linear(factor=2)", 2): "linear(factor=2), 2 steps at 128",
     }
-    assert len({row["prompt_sha256"] for row in rows}) == 2, (
+    assert len({row.question.prompt_sha256 for row in rows}) == 2, (
         "every variant is asked the same two questions"
     )
     alone = dataclasses.replace(experiment, rope=Linear(2.0), baselines=(), zero_shot=())

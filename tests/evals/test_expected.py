@@ -9,6 +9,7 @@ import pytest
 
 from ctxext.cli.main import main
 from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
+from ctxext.evals.record import Cluster, LossEstimator, LossRecord, LossScores, WindowLosses
 from ctxext.evals.stats import Interval, ratio_bootstrap
 from ctxext.files import write_json
 from ctxext.report import expectations, write_report
@@ -16,7 +17,7 @@ from ctxext.report.analysis.published import Outcome
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json, to_json
 from support.html_page import parse, table
-from support.planted import experiment, label, passkey_row, planted_run
+from support.planted import experiment, model, passkey_record, planted_run
 
 PAPER = dict(what="YaRN s = 2, proof-pile", source="arXiv:2309.00071, table 1")
 TRUNCATE = RollingPerplexity((512, 1024), "truncate", num_documents=2)
@@ -82,7 +83,7 @@ def test_what_nothing_measures_is_refused(expect, evals, said):
         ({"tolerance": 0.0}, "tolerance above 0"),
         ({"value": math.nan}, "finite"),
         ({"source": ""}, "source"),
-        ({"metric": "bleu"}, "choose perplexity or accuracy"),
+        ({"metric": "bleu"}, "choose accuracy or perplexity"),
     ],
 )
 def test_what_is_no_number_with_a_source_is_refused(wrong, said):
@@ -119,42 +120,38 @@ def test_the_sentence():
     )
 
 
-NATS = [math.log(3.2), math.log(3.3), math.log(3.4), math.log(3.5)]
+NLL = [math.log(3.2), math.log(3.3), math.log(3.4), math.log(3.5)]
 
 
-def ppl_row(rope, steps, document, nats):
-    return {
-        "checkpoint": "",
-        "method": label(rope, steps),
-        "window": 256,
-        "rope": rope,
-        "steps": steps,
-        "eval": "ppl:truncate",
-        "estimator": "truncate",
-        "mean": "window",
-        "item": f"ppl:truncate/cc/1024/{document}",
-        "seq_len": 1024,
-        "stride": None,
-        "document": document,
-        "nll": nats * 1000,
-        "count": 1000,
-        "bytes": 3000,
-        "windows": {"nll": [nats * 1000], "count": [1000]},
-    }
+def ppl_record(rope, steps, document, nll):
+    item = f"ppl:truncate/cc/1024/{document}"
+    windows = WindowLosses((nll * 1000,), (1000,))
+    return LossRecord(
+        model=model(rope, steps),
+        evaluation="ppl:truncate",
+        item=item,
+        settings="cc",
+        seq_len=1024,
+        cluster=Cluster(document, item),
+        estimator=LossEstimator("truncate", mean="window"),
+        scores=LossScores(nll=nll * 1000, count=1000, num_bytes=3000, windows=windows),
+    )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The trained variant beside others that fit better and must not be taken for it."""
-    rows = [ppl_row(YARN, 60, i, nats) for i, nats in enumerate(NATS)]
-    rows += [
-        ppl_row(rope, steps, i, math.log(9.0))
+    records = [ppl_record(YARN, 60, i, nll) for i, nll in enumerate(NLL)]
+    records += [
+        ppl_record(rope, steps, i, math.log(9.0))
         for i in range(4)
         for rope, steps in ((YARN, 0), ("none", 60))
     ]
-    rows += [passkey_row(YARN, 60, 1024, 0.5, i, i < 12) for i in range(16)]
-    rows += [passkey_row(YARN, 60, 1024, 0.5, i, False, condition="no-needle") for i in range(16)]
-    path = planted_run(tmp_path / "run", rows)
+    records += [passkey_record(YARN, 60, 1024, 0.5, i, i < 12) for i in range(16)]
+    records += [
+        passkey_record(YARN, 60, 1024, 0.5, i, False, condition="no-needle") for i in range(16)
+    ]
+    path = planted_run(tmp_path / "run", records)
     accuracy = Expected("passkey", 1024, 20.0, 1.0, metric="accuracy", **PAPER)
     evals = (TRUNCATE, Retrieval((1024,), n=1))
     later = Expected("ppl:truncate", 512, 3.4, 0.05, **PAPER)
@@ -165,8 +162,8 @@ def run(tmp_path: Path) -> Path:
 def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--json"]) == 0
     ppl, passkey, later = json.loads(capsys.readouterr().out)["expected"]
-    value, low, high = map(math.exp, ratio_bootstrap(NATS, [1] * 4, range(4)))  # pyright: ignore[reportArgumentType]
-    assert value == pytest.approx(math.exp(sum(NATS) / 4)) and low < 3.3 < 3.4 < high
+    value, low, high = map(math.exp, ratio_bootstrap(NLL, [1] * 4, range(4)))  # pyright: ignore[reportArgumentType]
+    assert value == pytest.approx(math.exp(sum(NLL) / 4)) and low < 3.3 < 3.4 < high
     assert ppl["got"] == pytest.approx({"value": value, "low": low, "high": high})
     assert ppl["verdict"] == "not distinguishable from agreement"
     assert passkey["got"]["value"] == 75.0 and passkey["verdict"] == "disagrees"

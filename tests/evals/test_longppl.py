@@ -13,13 +13,14 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.data.corpus import Corpus
 from ctxext.data.sources import TextSource
 from ctxext.evals import LongPPL
-from ctxext.evals.key_tokens import Answers, Found, Given, inside, key_spans
+from ctxext.evals.key_tokens import ContrastiveKeys, key_spans, tokens_inside
 from ctxext.evals.oracle import SURPRISE, ContextCurve, OracleConfig, PerfectReader, WindowReader
+from ctxext.evals.record import EvaluatedModel
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
-from ctxext.report import tables, write_report
-from ctxext.report.pages import summary
+from ctxext.report import summary, tables, write_report
 from ctxext.tasks import KeyValue
+from support.key_tokens import AnswerKeys, GivenKeys
 from support.letters import TEXT, Letters, write_letters
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "longppl.json").read_text())["cases"]
@@ -46,7 +47,7 @@ def models(tmp_path_factory):
 def test_the_published_package_says_the_same(models, case):
     """Key spans, their tokens under another tokenizer, LongPPL, perplexity; only the evaluator reads BOS."""
     other = case["tested"] != case["evaluator"]
-    found = Found(
+    found = ContrastiveKeys(
         case["trunc_len"],
         case["stride"],
         case["alpha"],
@@ -57,12 +58,16 @@ def test_the_published_package_says_the_same(models, case):
     assert key_spans(models[case["evaluator"]], TEXT, found) == tuple(map(tuple, case["spans"]))
     run = LongPPL((case["num_tokens"] + 1,), num_documents=1, keys=found, source=Texts((TEXT,)))
     (row,) = run(models[case["tested"]])
-    assert row["count"] == (case["num_keys"] or 0)
-    assert row["all_count"] == case["num_tokens"] - 1
-    assert math.exp(row["all_nll"] / row["all_count"]) == pytest.approx(case["ppl"], rel=1e-4)
+    assert row.scores.count == (case["num_keys"] or 0)
+    assert row.scores.all_count == case["num_tokens"] - 1
+    assert math.exp(row.scores.all_nll / row.scores.all_count) == pytest.approx(
+        case["ppl"], rel=1e-4
+    )
     if case["num_keys"]:
-        assert math.exp(row["nll"] / row["count"]) == pytest.approx(case["longppl"], rel=1e-4)
-    assert row["keys_from"] == (case["evaluator"] if other else "the model itself")
+        assert math.exp(row.scores.nll / row.scores.count) == pytest.approx(
+            case["longppl"], rel=1e-4
+        )
+    assert row.estimator.keys_from == (case["evaluator"] if other else "the model itself")
 
 
 def planted_text(seed, lines):
@@ -111,22 +116,27 @@ def test_planted_digits_are_found_and_nothing_else(trunc_len):
     oracle = PlantedOracle(Letters(), None, OracleConfig(64))
     texts, spans = zip(*(planted_text(seed, 40) for seed in range(3)), strict=True)
     for text, (start, stop) in zip(texts, spans, strict=True):
-        assert key_spans(oracle, text, Found(trunc_len, trunc_len // 4)) == (
+        assert key_spans(oracle, text, ContrastiveKeys(trunc_len, trunc_len // 4)) == (
             (start, stop + 1),
         )  # and the line's end
     size = len(texts[0]) + 1
     run = LongPPL(
-        (size,), num_documents=3, keys=Found(trunc_len, trunc_len // 4), source=Texts(texts)
+        (size,),
+        num_documents=3,
+        keys=ContrastiveKeys(trunc_len, trunc_len // 4),
+        source=Texts(texts),
     )
     for row in run(oracle):
-        assert row["keys"] == list(range(size - 7, size - 1))
-        assert row["nll"] / row["count"] == pytest.approx(0.01) and row["bytes"] == 6
-    given = dataclasses.replace(run, keys=Given(tuple((span,) for span in spans)))
+        assert row.facts["keys"] == list(range(size - 7, size - 1))
+        assert (
+            row.scores.nll / row.scores.count == pytest.approx(0.01) and row.scores.num_bytes == 6
+        )
+    given = dataclasses.replace(run, keys=GivenKeys(tuple((span,) for span in spans)))
     for row in given(oracle):
-        assert row["keys"] == list(range(size - 7, size - 2))
+        assert row.facts["keys"] == list(range(size - 7, size - 2))
     blind = ContextCurve(Letters(), lambda seen: np.full(len(seen), SURPRISE))
-    assert not any(row["count"] for row in run(blind))  # it finds none,
-    (cell,) = summary(evaluate(blind, (given,), method_label="blind", progress=False))["perplexity"]
+    assert not any(row.scores.count for row in run(blind))  # it finds none,
+    (cell,) = summary(evaluate(blind, (given,), progress=False))["perplexity"]
     assert (
         cell["perplexity"] == pytest.approx(math.exp(SURPRISE)) and cell["count"] == 15
     )  # told, it knows none
@@ -135,16 +145,18 @@ def test_planted_digits_are_found_and_nothing_else(trunc_len):
 def test_answers_of_a_task_are_keys():
     oracle = PerfectReader(Letters(), OracleConfig(64))
     source = Texts(tuple("the quick brown fox jumps over a lazy dog; " * 30 for _ in range(2)))
-    run = LongPPL((300, 600), num_documents=2, keys=Answers(KeyValue(num_pairs=4)), source=source)
+    run = LongPPL(
+        (300, 600), num_documents=2, keys=AnswerKeys(KeyValue(num_pairs=4)), source=source
+    )
     rows = list(run(oracle))
-    assert [row["item"] for row in rows] == run.items()
+    assert [row.item for row in rows] == run.items()
     for row in rows:
         assert (
-            row["keys"] == list(range(row["seq_len"] - 3, row["seq_len"]))
-            and row["all_count"] == row["seq_len"] - 1
+            row.facts["keys"] == list(range(row.seq_len - 3, row.seq_len))
+            and row.scores.all_count == row.seq_len - 1
         )
-        assert row["nll"] == pytest.approx(0.03) and row["bytes"] == 3
-    assert list(run.rows(oracle, run.items()[2:3])) == rows[2:3]
+        assert row.scores.nll == pytest.approx(0.03) and row.scores.num_bytes == 3
+    assert list(run.records(oracle, run.items()[2:3], EvaluatedModel(64))) == rows[2:3]
     assert set(run.items()) < set(dataclasses.replace(run, num_documents=3).items())
 
 
@@ -156,11 +168,9 @@ def test_documents_count_by_their_key_tokens(tmp_path):
         Letters(), lambda seen: np.array([losses.get(int(s), 9.0) for s in seen]), OracleConfig(4)
     )
     run = LongPPL(
-        (9,), num_documents=3, keys=Given((((1, 4),), ((6, 7),), ())), source=Texts(texts)
+        (9,), num_documents=3, keys=GivenKeys((((1, 4),), ((6, 7),), ())), source=Texts(texts)
     )
-    rows = evaluate(
-        model, (run,), method_label="m", sink=tmp_path / "records.jsonl", progress=False
-    )
+    rows = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
     (cell,) = summary(rows)["perplexity"]
     assert cell["perplexity"] == pytest.approx(math.exp(6 / 4)) and (
         cell["count"],
@@ -171,11 +181,9 @@ def test_documents_count_by_their_key_tokens(tmp_path):
 
 
 def test_without_key_tokens_there_is_no_number(tmp_path):
-    run = LongPPL((9,), num_documents=1, keys=Given(((),)), source=Texts(("abcdefgh",)))
+    run = LongPPL((9,), num_documents=1, keys=GivenKeys(((),)), source=Texts(("abcdefgh",)))
     model = ContextCurve(Letters(), lambda seen: np.ones(len(seen)), OracleConfig(4))
-    rows = evaluate(
-        model, (run,), method_label="m", sink=tmp_path / "records.jsonl", progress=False
-    )
+    rows = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
     (cell,) = summary(rows)["perplexity"]
     assert (cell["perplexity"], cell["low"], cell["count"], cell["documents"]) == (None, None, 0, 0)
     assert "no key tokens" in tables(rows)
@@ -184,10 +192,10 @@ def test_without_key_tokens_there_is_no_number(tmp_path):
 
 def test_spans_go_over_to_the_tokens_of_another_tokenizer():
     tokens = [(0, 3), (3, 5), (5, 9), (9, 9), (9, 12), (12, 14)]
-    assert inside(tokens, ()).tolist() == []
-    assert inside(tokens, ((0, 5),)).tolist() == [1]  # the first token has no loss
-    assert inside(tokens, ((3, 8),)).tolist() == [1]  # (5, 9) reaches out
-    assert inside(tokens, ((5, 12), (12, 13))).tolist() == [2, 3, 4]
+    assert tokens_inside(tokens, ()).tolist() == []
+    assert tokens_inside(tokens, ((0, 5),)).tolist() == [1]  # the first token has no loss
+    assert tokens_inside(tokens, ((3, 8),)).tolist() == [1]  # (5, 9) reaches out
+    assert tokens_inside(tokens, ((5, 12), (12, 13))).tolist() == [2, 3, 4]
 
 
 def test_spans_are_those_of_transformers():
@@ -211,23 +219,18 @@ def test_refusals_and_names(models):
         ValueError, match="a document of 9 tokens has no key tokens after trunc_len 9"
     ):
         list(
-            LongPPL((9,), num_documents=1, keys=Found(9, 2), source=Texts(("abcdefgh",)))(
+            LongPPL((9,), num_documents=1, keys=ContrastiveKeys(9, 2), source=Texts(("abcdefgh",)))(
                 ContextCurve(Letters(), lambda seen: np.ones(len(seen)))
             )
         )
     with pytest.raises(ValueError, match="give `load`, which opens the evaluator"):
-        Found(evaluator="somewhere")
-    with pytest.raises(ValueError, match="no spans are given for document 1, only for 1"):
-        list(
-            LongPPL(
-                (9,), num_documents=2, keys=Given(((),)), source=Texts(("abcdefgh", "abcdefgi"))
-            )(ContextCurve(Letters(), lambda seen: np.ones(len(seen))))
-        )
-    itself, other = evaluations(
-        ["longppl", f"longppl:{TINY_LLAMA}"], SuiteConfig((128, 256, 512)), load=load
-    )
+        ContrastiveKeys(evaluator="somewhere")
+    config = SuiteConfig((128, 256, 512), load=load)
+    itself, other = evaluations(["longppl", f"longppl:{TINY_LLAMA}"], config)
     assert isinstance(itself, LongPPL) and isinstance(other, LongPPL)
-    assert itself.seq_lens == (256, 512) and itself.keys == Found(128, 32)
+    assert itself.seq_lens == (256, 512) and itself.keys == ContrastiveKeys(128, 32)
     assert other.keys.origin == str(TINY_LLAMA) and not set(itself.items()) & set(other.items())
     published = evaluations(["longppl"], SuiteConfig((8192,)))[0]
-    assert isinstance(published, LongPPL) and published.keys == Found(4096, 1024, 2.0, 2.0)
+    assert isinstance(published, LongPPL) and published.keys == ContrastiveKeys(
+        4096, 1024, 2.0, 2.0
+    )

@@ -14,7 +14,8 @@ from ctxext.data.sources import TextSource
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.evals.base import batches, documents
 from ctxext.evals.oracle import SURPRISE, ContextCurve, EchoPrompt, PerfectReader, WindowReader
-from ctxext.files import append_jsonl, read_jsonl
+from ctxext.evals.record import EvaluatedModel, read_records
+from ctxext.files import append_jsonl
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -32,10 +33,6 @@ PPL = Perplexity(
 )
 
 
-def without(row, *keys):
-    return {key: value for key, value in row.items() if key not in keys}
-
-
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
 def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
     perfect = list(evaluation(PerfectReader(TOKENIZER)))
@@ -45,15 +42,19 @@ def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
         == len(echo)
         == len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
     )
-    assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in perfect)
-    assert all(row["text"].strip() == row["value"] for row in perfect)
-    assert not any(row["correct"] for row in echo)
-    assert all(row["answer_nll"] == SURPRISE for row in echo)
-    assert [row["prompt_sha256"] for row in perfect] == [
-        row["prompt_sha256"] for row in echo
+    assert all(
+        row.scores.correct and row.scores.answer_nll == pytest.approx(0.01) for row in perfect
+    )
+    assert all(row.scores.text.strip() == row.facts["value"] for row in perfect)
+    assert not any(row.scores.correct for row in echo)
+    assert all(row.scores.answer_nll == SURPRISE for row in echo)
+    assert [row.question.prompt_sha256 for row in perfect] == [
+        row.question.prompt_sha256 for row in echo
     ]  # paired
-    assert len({row["prompt_sha256"] for row in perfect}) == len(perfect)  # a fresh prompt per item
-    assert len({row["value"] for row in GRID(EchoPrompt(TOKENIZER))}) > 30
+    assert len({row.question.prompt_sha256 for row in perfect}) == len(
+        perfect
+    )  # a fresh prompt per item
+    assert len({row.facts["value"] for row in GRID(EchoPrompt(TOKENIZER))}) > 30
 
 
 class Bytes:
@@ -86,7 +87,7 @@ def test_items_and_prompts_stay_what_they_were():
         passkey, seq_lens=(64,), task=tasks.Repeat(num_cue=2, num_answer=2)
     )
     rows = [row for evaluation in (passkey, kv, repeat) for row in evaluation(EchoPrompt(Bytes()))]
-    assert {row["item"]: row["prompt_sha256"][:16] for row in rows} == {
+    assert {row.item: row.question.prompt_sha256[:16] for row in rows} == {
         "passkey/41db438f/128/0.0/0": "a4412d33f9a52138",
         "passkey/41db438f/128/0.5/0": "b12581e18c63d8db",
         "passkey/41db438f/1000/0.0/0": "c10092449470af51",
@@ -100,7 +101,10 @@ def test_items_and_prompts_stay_what_they_were():
 
 def test_without_haystack_the_asked_pair_is_anywhere():
     bare = dataclasses.replace(KV, condition="needle-only", n=100)
-    first = [row["distances"][0] == max(row["distances"]) for row in bare(EchoPrompt(TOKENIZER))]
+    first = [
+        row.question.distances[0] == max(row.question.distances)
+        for row in bare(EchoPrompt(TOKENIZER))
+    ]
     assert 0.2 < np.mean(first) < 0.3  # one of four; 600 questions
 
 
@@ -111,21 +115,24 @@ def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluati
         list(evaluation(PerfectReader(TOKENIZER))),
         list(control(PerfectReader(TOKENIZER))),
     )
-    assert not any(row["correct"] for row in rows)
+    assert not any(row.scores.correct for row in rows)
     haystack = documents(SOURCE, TOKENIZER)
     for cell, own, row, twin in zip(
         control._grid().values(), evaluation._grid().values(), rows, ordinary, strict=True
     ):
-        assert (row["item"], twin["item"]) == (cell.item, own.item) and cell.item != own.item
-        keys = ("gold", "needles", "tokens", "seq_len", "depth", "distance", "haystack")
-        assert [row[key] for key in keys] == [twin[key] for key in keys]
+        assert (row.item, twin.item) == (cell.item, own.item) and cell.item != own.item
+        assert row.question.needle_item == twin.item and row.settings == twin.settings
+        assert (row.seq_len, row.cluster.document) == (twin.seq_len, twin.cluster.document)
+        differing = {"condition", "prompt_sha256"}
+        ours, theirs = vars(row.question), vars(twin.question)
+        assert {name for name in ours if ours[name] != theirs[name]} == differing
         prompt = control.ask(TOKENIZER, haystack, [cell])[0].prompt
         whole = evaluation.ask(TOKENIZER, haystack, [own])[0].prompt
-        ((start, size),) = row["needles"]
+        ((start, size),) = row.question.needles
         inside = np.arange(start, start + size)
         assert len(prompt) == len(whole)
         assert set(np.flatnonzero(prompt != whole)) <= set(inside)
-        assert row["value"] not in TOKENIZER.decode(prompt[inside].tolist())
+        assert row.facts["value"] not in TOKENIZER.decode(prompt[inside].tolist())
 
 
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
@@ -135,18 +142,20 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
         list(control(PerfectReader(TOKENIZER))),
         list(evaluation(PerfectReader(TOKENIZER))),
     )
-    assert all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in rows)
+    assert all(row.scores.correct and row.scores.answer_nll == pytest.approx(0.01) for row in rows)
     records = evaluation.task.num_pairs if evaluation is KV else 1
     record = r"\n# (?:key )?\w=\d+\n"
     for cell, row, twin in zip(control._grid().values(), rows, ordinary, strict=True):
-        assert [row[key] for key in ("gold", "seq_len", "depth")] == [
-            twin[key] for key in ("gold", "seq_len", "depth")
-        ]
-        assert row["condition"] == "needle-only" and row["haystack"] == []
+        assert (row.question.gold, row.seq_len, row.question.depth) == (
+            twin.question.gold,
+            twin.seq_len,
+            twin.question.depth,
+        )
+        assert row.question.condition == "needle-only" and row.question.haystack == ()
         example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
         text = TOKENIZER.decode(example.prompt[1:].tolist())
         assert re.fullmatch(rf"({record}){{{records}}}\n# (key )?\w=", text)
-        assert row["tokens"] == len(example.prompt) + len(example.answer) < cell.seq_len
+        assert row.question.tokens == len(example.prompt) + len(example.answer) < cell.seq_len
 
 
 def test_a_condition_that_is_none_says_which_there_are():
@@ -162,32 +171,34 @@ def test_the_planted_window_comes_back(window):
     """A reader of the last W tokens succeeds exactly at distances up to W - len(answer) + 1, written and scored."""
     rows = list(GRID(WindowReader(TOKENIZER, window)))
     for row in rows:
-        reach = row["distance"] + len(row["gold"]) - 1
-        assert row["correct"] == (reach <= window)
-        assert (row["answer_nll"] == pytest.approx(0.01)) == (reach <= window)
-    at_the_front = {row["seq_len"]: row["correct"] for row in rows if row["depth"] == 0}
+        reach = row.question.distance + len(row.question.gold) - 1
+        assert row.scores.correct == (reach <= window)
+        assert (row.scores.answer_nll == pytest.approx(0.01)) == (reach <= window)
+    at_the_front = {row.seq_len: row.scores.correct for row in rows if row.question.depth == 0}
     assert at_the_front == {seq_len: seq_len - 2 <= window for seq_len in GRID.seq_lens}
 
 
 def test_rows_are_json_exact_in_length_and_name_their_item(tmp_path):
     rows = list(GRID(PerfectReader(TOKENIZER)))
-    assert [row["item"] for row in rows] == GRID.items()
+    assert [row.item for row in rows] == GRID.items()
     for row in rows:
-        append_jsonl(tmp_path / "records.jsonl", row)
-        assert row["tokens"] == row["seq_len"]
-        assert row["task"] == {"name": "passkey", "digits": 5}
-        assert abs(row["depth_achieved"] - row["depth"]) < 0.03
-        assert row["answer_probability"] == pytest.approx(np.exp(sum(row["answer_logprobs"])))
-    assert read_jsonl(tmp_path / "records.jsonl") == rows
+        append_jsonl(tmp_path / "records.jsonl", row.to_json())
+        assert row.question.tokens == row.seq_len
+        assert (row.question.task, row.question.fields) == ("passkey", {"digits": 5})
+        assert abs(row.question.depth_achieved - row.question.depth) < 0.03
+        assert row.scores.answer_probability == pytest.approx(
+            np.exp(sum(row.scores.answer_logprobs))
+        )
+    assert read_records(tmp_path / "records.jsonl") == rows
 
 
 def test_more_samples_lengths_and_depths_keep_the_old_items():
     more = Retrieval(seq_lens=(300, 100, 64, 128), depths=(1.0, 0.75, 0.0, 0.5), n=6, source=SOURCE)
     assert set(GRID.items()) < set(more.items())
     chosen = GRID.items()[::7]
-    old = [row for row in GRID(PerfectReader(TOKENIZER)) if row["item"] in chosen]
-    new = list(more.rows(PerfectReader(TOKENIZER), chosen))
-    assert sorted(old, key=lambda r: r["item"]) == sorted(new, key=lambda r: r["item"])
+    old = [row for row in GRID(PerfectReader(TOKENIZER)) if row.item in chosen]
+    new = list(more.records(PerfectReader(TOKENIZER), chosen, EvaluatedModel(256)))
+    assert sorted(old, key=lambda r: r.item) == sorted(new, key=lambda r: r.item)
     assert not set(GRID.items()) & set(
         Retrieval(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1).items()
     )
@@ -230,16 +241,16 @@ def test_same_target_perplexity_in_closed_form():
     """A loss that depends on the tokens seen only: targets at seq_len S have seen S - 32 .. S - 1 tokens."""
     rows = list(PPL(ContextCurve(TOKENIZER, curve)))
     for seq_len in PPL.seq_lens:
-        mine = [row for row in rows if row["seq_len"] == seq_len]
-        assert len(mine) == 6 and all(row["count"] == 32 for row in mine)
-        nll = sum(row["nll"] for row in mine) / sum(row["count"] for row in mine)
+        mine = [row for row in rows if row.seq_len == seq_len]
+        assert len(mine) == 6 and all(row.scores.count == 32 for row in mine)
+        nll = sum(row.scores.nll for row in mine) / sum(row.scores.count for row in mine)
         expected = np.mean([1.2 + 2.5 * (c + 1) ** -0.35 for c in range(seq_len - 32, seq_len)])
         assert nll == pytest.approx(expected, rel=1e-6)
-    bins = [row["by_position"] for row in rows if "by_position" in row]
+    bins = [row.scores.by_position for row in rows if row.scores.by_position]
     assert len(bins) == 6
-    assert bins[0]["edges"] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    assert bins[0]["count"] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    for low, high, nll in zip(bins[0]["edges"], bins[0]["edges"][1:], bins[0]["nll"], strict=False):
+    assert bins[0].edges == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    assert bins[0].count == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    for low, high, nll in zip(bins[0].edges, bins[0].edges[1:], bins[0].nll, strict=False):
         assert nll == pytest.approx(
             sum(1.2 + 2.5 * (c + 1) ** -0.35 for c in range(low, high)), rel=1e-6
         )
@@ -253,26 +264,22 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
 
     windows: list[list[int]] = []
     rows = list(PPL(Recorder(TOKENIZER, curve)))
-    assert [row["item"] for row in rows] == PPL.items()
+    assert [row.item for row in rows] == PPL.items()
     by_length = {s: [w for w in windows if len(w) == s] for s in PPL.seq_lens}
     documents = SOURCE.open(TOKENIZER).documents()
     for i, longest in enumerate(by_length[512]):
         assert longest[0] == TOKENIZER.bos_id
         row = rows[12 + i]
-        end = row["target_start"] + row["count"]
-        np.testing.assert_array_equal(longest[1:], documents[row["document"]][end - 511 : end])
+        end = row.facts["target_start"] + row.scores.count
+        np.testing.assert_array_equal(longest[1:], documents[row.cluster.document][end - 511 : end])
         for shorter in (64, 128):
             assert by_length[shorter][i] == [TOKENIZER.bos_id, *longest[-shorter + 1 :]]
-    for key in ("document", "window_index", "target_start", "target_sha256", "count", "bytes"):
-        assert (
-            [r[key] for r in rows[:6]]
-            == [r[key] for r in rows[6:12]]
-            == [r[key] for r in rows[12:]]
-        )
+    targets = [(r.cluster.document, r.facts, r.scores.count, r.scores.num_bytes) for r in rows]
+    assert targets[:6] == targets[6:12] == targets[12:]
     for row in rows:
-        ids = documents[row["document"]][row["target_start"] :][: row["count"]]
+        ids = documents[row.cluster.document][row.facts["target_start"] :][: row.scores.count]
         assert (
-            abs(row["bytes"] - len(TOKENIZER.decode(ids).encode())) <= 1
+            abs(row.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
         )  # a first space is lost when decoded alone
 
 
@@ -283,7 +290,7 @@ def test_perplexity_refuses_what_it_cannot_measure():
         Perplexity(seq_lens=(64,), target_tokens=64)
     with pytest.raises(
         ValueError,
-        match=r"ppl: \d of 3 documents have the 49999 tokens .* lower that or num_documents",
+        match=r"ppl: only \d of 3 documents have the 49999 tokens .* num_documents",
     ):
         list(
             Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)(

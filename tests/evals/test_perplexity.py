@@ -13,10 +13,17 @@ from ctxext.data.sources import TextSource
 from ctxext.evals import RollingPerplexity
 from ctxext.evals.oracle import ContextCurve, OracleConfig
 from ctxext.evals.perplexity_estimators import ESTIMATORS
+from ctxext.evals.record import (
+    Cluster,
+    EvaluatedModel,
+    LossEstimator,
+    LossRecord,
+    LossScores,
+    WindowLosses,
+)
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
-from ctxext.report import tables
-from ctxext.report.pages import summary
+from ctxext.report import summary, tables
 from ctxext.tasks.base import encode_fragment
 from support.letters import Letters
 from support.toy_tokenizer import toy_source, toy_tokenizer
@@ -42,9 +49,7 @@ def curve(seen):
 
 
 def ppl(evaluation, model):
-    (cell,) = summary(evaluate(model, (evaluation,), method_label="none", progress=False))[
-        "perplexity"
-    ]
+    (cell,) = summary(evaluate(model, (evaluation,), progress=False))["perplexity"]
     return cell
 
 
@@ -62,7 +67,7 @@ def test_one_model_has_many_perplexities(estimator, expected):
     assert cell["bits_per_byte"] == pytest.approx(
         cell["nats_per_token"] / math.log(2)
     )  # a byte is a token
-    last = [row["windows"] for row in run(model)][0]
+    last = [row.scores.windows for row in run(model)][0]
     if estimator in ("token", "pi", "yarn"):
         assert last["count"] == [8192] + [256] * 96
         assert round(math.exp(sum(last["nll"][1:]) / sum(last["count"][1:])), 3) == 3.696
@@ -150,9 +155,9 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
     torch_model, lm = tiny
     L, S = 64, 24
     run = RollingPerplexity((L,), "token", S, num_documents=2, max_tokens=150, source=toy_source())
-    rows = sorted(run(lm), key=lambda row: row["item"])
+    rows = sorted(run(lm), key=lambda row: row.item)
     documents = toy_source().open(lm.tokenizer).documents()
-    first, second = (documents[row["document"]][:150].tolist() for row in rows)
+    first, second = (documents[row.cluster.document][:150].tolist() for row in rows)
     ids = [lm.tokenizer.bos_id, *first, *encode_fragment(lm.tokenizer, "\n\n"), *second]
     means, sizes, previous = [], [], 0
     for begin in range(0, len(ids), S):
@@ -165,8 +170,8 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
         previous = end
         if end == len(ids):
             break
-    nll = [x for row in rows for x in row["windows"]["nll"]]
-    count = [x for row in rows for x in row["windows"]["count"]]
+    nll = [x for row in rows for x in row.scores.windows.nll]
+    count = [x for row in rows for x in row.scores.windows.count]
     assert count == [L - 1, *sizes[1:]] and sum(count) == len(ids) - 1
     np.testing.assert_allclose(np.divide(nll, count), means, rtol=2e-5)
     cell = ppl(run, lm)
@@ -209,28 +214,28 @@ def test_rows_hold_their_windows_and_positions():
         run = RollingPerplexity(
             (32, 64), name, 16, num_documents=3, max_tokens=500, source=toy_source()
         )
-        rows = sorted(run(model), key=lambda row: (row["seq_len"], row["item"]))
-        assert [row["item"] for row in rows] == run.items()
+        rows = sorted(run(model), key=lambda row: (row.seq_len, row.item))
+        assert [row.item for row in rows] == run.items()
         for row in rows:
-            assert (row["estimator"], row["eval"]) == (name, f"ppl:{name}")
-            assert row["nll"] == pytest.approx(sum(row["windows"]["nll"]))
-            assert row["count"] == sum(row["windows"]["count"])
-            assert ("by_position" in row) == (row["seq_len"] == 64)
+            assert (row.estimator.name, row.evaluation) == (name, f"ppl:{name}")
+            assert row.scores.nll == pytest.approx(sum(row.scores.windows.nll))
+            assert row.scores.count == sum(row.scores.windows.count)
+            assert (row.scores.by_position is not None) == (row.seq_len == 64)
         for row in rows[3:]:
-            bins = row["by_position"]
-            assert bins["edges"] == [1, 2, 4, 8, 16, 32, 64]
-            whole = bins["count"][0]
-            assert bins["count"] == [whole * n for n in (1, 2, 4, 8, 16, 32)] and whole >= 1
-            for low, high, nll in zip(bins["edges"], bins["edges"][1:], bins["nll"], strict=False):
+            bins = row.scores.by_position
+            assert bins.edges == (1, 2, 4, 8, 16, 32, 64)
+            whole = bins.count[0]
+            assert bins.count == tuple(whole * n for n in (1, 2, 4, 8, 16, 32)) and whole >= 1
+            for low, high, nll in zip(bins.edges, bins.edges[1:], bins.nll, strict=False):
                 assert nll == pytest.approx(
                     whole * sum(curve(c) for c in range(low, high)), rel=1e-5
                 )
         if name == "yarn":  # every token of a document is scored once
             documents = toy_source().open(TOKENIZER).documents()
             for row in rows[3:]:
-                text = TOKENIZER.decode(documents[row["document"]][:500])
-                assert row["count"] == 500
-                assert abs(row["bytes"] - len(text.encode())) <= len(row["windows"]["nll"])
+                text = TOKENIZER.decode(documents[row.cluster.document][:500])
+                assert row.scores.count == 500
+                assert abs(row.scores.num_bytes - len(text.encode())) <= len(row.scores.windows.nll)
 
 
 def test_all_estimators_read_the_same_documents_and_items_stay():
@@ -244,7 +249,7 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
     }
     runs = [RollingPerplexity(estimator=name, num_documents=2, **common) for name in ESTIMATORS]
     read = [
-        [row["document"] for row in sorted(run(model), key=lambda r: r["item"])] for run in runs
+        [row.cluster.document for row in sorted(run(model), key=lambda r: r.item)] for run in runs
     ]
     assert read == [read[0]] * len(ESTIMATORS)
     assert len({item for run in runs for item in run.items()}) == 2 * len(ESTIMATORS)
@@ -254,13 +259,15 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
         assert kept == (
             not ESTIMATORS[run.estimator].stream
         )  # another stream is another measurement
-        old = {row["item"]: row for row in run(model)}
+        old = {row.item: row for row in run(model)}
         some = run.items()[1:]
-        assert list(run.rows(model, some)) == [old[item] for item in some]  # resumed
+        assert list(run.records(model, some, EvaluatedModel(64))) == [
+            old[item] for item in some
+        ]  # resumed
         if kept:
-            assert {row["item"]: row for row in more(model) if row["item"] in old} == old
+            assert {row.item: row for row in more(model) if row.item in old} == old
         alone = dataclasses.replace(run, batch_tokens=1)
-        assert {row["item"]: row for row in alone(model)} == old
+        assert {row.item: row for row in alone(model)} == old
     first = runs[1]
     assert not set(first.items()) & set(dataclasses.replace(first, stride=8).items())
     truncated = runs[-1]
@@ -290,28 +297,23 @@ def test_windows_of_one_length_are_one_shape():
 def test_a_window_mean_is_not_a_token_mean_and_tables_say_which():
     """Two documents by hand: windows (4 nats, 4 tokens), (1, 1) and (9, 3)."""
 
-    def row(name, mean, document, nll, count):
-        return {
-            "checkpoint": "b",
-            "method": "none",
-            "window": 64,
-            "eval": f"ppl:{name}",
-            "estimator": name,
-            "mean": mean,
-            "stride": 4,
-            "item": f"ppl:{name}/{name}/64/{document}",
-            "seq_len": 64,
-            "document": document,
-            "nll": sum(nll),
-            "count": sum(count),
-            "bytes": 2 * sum(count),
-            "windows": {"nll": nll, "count": count},
-        }
+    def record(name, mean, document, nll, count):
+        item = f"ppl:{name}/{name}/64/{document}"
+        return LossRecord(
+            model=EvaluatedModel(window=64, checkpoint="b"),
+            evaluation=f"ppl:{name}",
+            item=item,
+            settings=name,
+            seq_len=64,
+            cluster=Cluster(document, item),
+            estimator=LossEstimator(name, mean=mean, stride=4),
+            scores=LossScores(sum(nll), sum(count), 2 * sum(count), WindowLosses(nll, count)),
+        )
 
     rows = [
-        row(name, mean, *x)
+        record(name, mean, *x)
         for name, mean in (("token", "token"), ("yarn", "window"))
-        for x in ((0, [4.0, 1.0], [4, 1]), (1, [9.0], [3]), (2, [], []))
+        for x in ((0, (4.0, 1.0), (4, 1)), (1, (9.0,), (3,)), (2, (), ()))
     ]
     token, yarn = summary(rows)["perplexity"]
     assert token["perplexity"] == pytest.approx(math.exp(14 / 8))
@@ -339,7 +341,7 @@ def test_refusals_say_what_to_do():
     with pytest.raises(ValueError, match="max_tokens 32 is below the 64 tokens"):
         RollingPerplexity((64,), "truncate", max_tokens=32)
     model = ContextCurve(TOKENIZER, curve)
-    with pytest.raises(ValueError, match=r"ppl:yarn: \d of 3 documents have the 50000 tokens"):
+    with pytest.raises(ValueError, match=r"ppl:yarn: only \d of 3 documents have the 50000 tokens"):
         list(RollingPerplexity((50_000,), num_documents=3, source=toy_source())(model))
     with pytest.raises(
         ValueError, match="ppl:longlora: the documents hold no window of 200 tokens"

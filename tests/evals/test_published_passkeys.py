@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
-from ctxext.evals.published_passkeys import BARS, PROTOCOLS, passkey_protocol, reached
+from ctxext.evals.published_passkeys import PROTOCOLS, passkey_protocol
 from ctxext.tasks import KeyValue, TaskContext
 from ctxext.tasks.base import encode_fragment
 from ctxext.tasks.building.published_passkeys import (
@@ -81,13 +81,13 @@ def test_longlora_counts_characters_alone():
 def test_pi_asks_at_32_equally_spaced_distances():
     evaluation = small("pi", (2000,), n=1)
     rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(rows) == 32 and all(row["correct"] for row in rows)
+    assert len(rows) == 32 and all(row.scores.correct for row in rows)
     wanted = [2000 * i / 32 for i in range(32, 0, -1)]
     # at both ends the statement and the question take their tokens
-    assert max(abs(row["distance"] - k) for row, k in zip(rows, wanted, strict=True)) < 100
-    gaps = -np.diff([row["distance"] for row in rows])
+    assert max(abs(row.question.distance - k) for row, k in zip(rows, wanted, strict=True)) < 100
+    gaps = -np.diff([row.question.distance for row in rows])
     assert np.all(abs(gaps - 1850 / 32) < 4)  # what is left for noise, in equal parts
-    assert all(abs(row["tokens"] - 2000) < 4 and len(row["value"]) == 5 for row in rows)
+    assert all(abs(row.question.tokens - 2000) < 4 and len(row.facts["value"]) == 5 for row in rows)
 
 
 def test_keys_are_uniform_numbers_and_not_five_digits():
@@ -108,28 +108,28 @@ def test_trials_as_published_and_rows_named_after_the_procedure(name):
     assert len(evaluation.items()) == evaluation.n * (32 if name == "pi" else 1)
     few = small(name, n=3)
     rows = list(few(EchoPrompt(TOKENIZER)))
-    assert not any(row["correct"] for row in rows)
+    assert not any(row.scores.correct for row in rows)
     assert all(
-        row["item"].startswith(f"passkey-{name}/") and row["task"]["name"] == f"passkey-{name}"
+        row.item.startswith(f"passkey-{name}/") and row.question.task == f"passkey-{name}"
         for row in rows
     )
-    assert [row["item"] for row in rows] == few.items() and len(
-        {row["document"] for row in rows}
+    assert [row.item for row in rows] == few.items() and len(
+        {row.cluster.document for row in rows}
     ) > len(rows) - 3
-    key = {row["item"]: row for row in few(AnswerKey.of(few, TOKENIZER))}
-    assert all(row["correct"] for row in key.values())
+    key = {row.item: row for row in few(AnswerKey.of(few, TOKENIZER))}
+    assert all(row.scores.correct for row in key.values())
 
 
 def test_depths_that_are_drawn_are_uniform_and_say_their_nearest_quarter():
     rows = list(small("landmark", (300,), n=200)(EchoPrompt(TOKENIZER)))
-    achieved = np.sort([row["depth_achieved"] for row in rows])
+    achieved = np.sort([row.question.depth_achieved for row in rows])
     assert (
         np.max(abs(achieved - np.linspace(0, 1, 200))) < 0.1
     )  # Kolmogorov's distance; 1.36/sqrt(200) = 0.096 at 5 %
-    assert all(row["depth"] in (0, 0.25, 0.5, 0.75, 1) for row in rows)
-    assert all(abs(row["depth"] - row["depth_achieved"]) <= 0.125 for row in rows)
+    assert all(row.question.depth in (0, 0.25, 0.5, 0.75, 1) for row in rows)
+    assert all(abs(row.question.depth - row.question.depth_achieved) <= 0.125 for row in rows)
     with pytest.raises(ValueError, match="depths that are drawn cannot be shared or moved"):
-        Retrieval((64,), depths=(0.5, None), task=KeyValue(), together=True)
+        Retrieval((64,), depths=(0.5, None), task=KeyValue(), shared_context=True)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_the_first_number_counts_or_the_very_ids(written, first, exact):
             return encode_fragment(TOKENIZER, written.format(TOKENIZER.decode(ids).strip()))
 
         rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner)))
-        assert [row["correct"] for row in rows] == [bool(right)] * len(rows), name
+        assert [row.scores.correct for row in rows] == [bool(right)] * len(rows), name
 
 
 def test_without_its_needle_or_its_noise():
@@ -166,8 +166,8 @@ def test_without_its_needle_or_its_noise():
     control = replace(evaluation, condition="no-needle")
     for cell, row in zip(control._grid().values(), lost, strict=True):
         (example,) = control.ask(TOKENIZER, source, [cell])
-        assert not re.search(r"\d", TOKENIZER.decode(example.prompt)) and row["seq_len"] == 300
-    assert all(row["characters"] == 0 and row["tokens"] < 170 for row in bare)
+        assert not re.search(r"\d", TOKENIZER.decode(example.prompt)) and row.seq_len == 300
+    assert all(row.facts["characters"] == 0 and row.question.tokens < 170 for row in bare)
 
 
 def test_other_words_are_other_questions(tmp_path):
@@ -206,33 +206,3 @@ def test_what_cannot_be_asked_says_so():
 @given(st.integers(0, 500))
 def test_the_first_true_is_found(n):
     assert first_true(lambda x: x >= n) == n
-
-
-@given(st.data(), st.sampled_from(sorted(BARS)))
-def test_the_success_bar_is_what_counting_says(data, name):
-    lengths = data.draw(
-        st.lists(st.sampled_from([256, 512, 1024, 2048, 4096]), min_size=1, max_size=60)
-    )
-    correct = data.draw(st.lists(st.integers(0, 1), min_size=len(lengths), max_size=len(lengths)))
-    percent = {"yarn": 80, "pi": 20, "longlora": 100, "pose": 90}[name]
-    best = None
-    for length in sorted(set(lengths)):
-        answers = [right for x, right in zip(lengths, correct, strict=True) if x == length]
-        if 100 * sum(answers) >= percent * len(answers):
-            best = length
-        elif name == "pi":
-            break
-    assert reached(name, lengths, correct) == best
-
-
-def test_bars_of_a_known_table():
-    """Right of 20 at each length: 80 % is enough, and a dip below does not end what YaRN counts."""
-    right = {1024: 20, 2048: 10, 4096: 16, 8192: 15, 16384: 3}
-    lengths = [length for length in right for _ in range(20)]
-    correct = [int(i < k) for k in right.values() for i in range(20)]
-    assert reached("yarn", lengths, correct) == 4096
-    assert reached("pi", lengths, correct) == 8192
-    assert reached("longlora", lengths, correct) == 1024
-    assert reached("pose", [1024], [0]) is None
-    with pytest.raises(ValueError, match="'landmark' has no bar; known: yarn, pi, longlora, pose"):
-        reached("landmark", lengths, correct)

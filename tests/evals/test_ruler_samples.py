@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
-from ctxext.evals.ruler_samples import Samples, table
-from ctxext.files import append_jsonl, read_jsonl
+from ctxext.evals.record import EvaluatedModel, read_records
+from ctxext.evals.ruler_samples import Samples
+from ctxext.files import append_jsonl
 from ctxext.tasks.base import encode_fragment
-from support.toy_tokenizer import toy_source, toy_tokenizer
+from support.toy_tokenizer import toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 WALL = "Nobody came to the harbour that day. "
@@ -74,77 +74,87 @@ def asked(sample: dict) -> list[int]:
 def test_who_knows_the_answers_has_100_percent_and_an_echo_none(samples):
     perfect = list(samples(AnswerKey.of(samples, TOKENIZER)))
     assert (
-        all(row["correct"] and row["answer_nll"] == pytest.approx(0.01) for row in perfect)
+        all(row.scores.correct and row.scores.answer_nll == pytest.approx(0.01) for row in perfect)
         and len(perfect) == 5
     )
-    assert not any(row["score"] for row in samples(EchoPrompt(TOKENIZER)))
+    assert not any(row.scores.score for row in samples(EchoPrompt(TOKENIZER)))
 
 
 def test_rows_say_what_was_asked_and_nothing_is_cut(samples, tmp_path):
     rows = list(samples(AnswerKey.of(samples, TOKENIZER)))
-    assert sorted(row["item"] for row in rows) == sorted(samples.items())
+    assert sorted(row.item for row in rows) == sorted(samples.items())
     assert len(set(samples.items())) == len(rows) == 5  # though their `index` is the same
     given = {tuple(row["outputs"]): row for found in SAMPLES.values() for row in found}
     room = {"niah_single_1": 128, "vt": 30, "qa_2": 32}
     short = {
-        row["item"].split("/")[-1]: row
+        row.item.split("/")[-1]: row
         for row in Samples(samples.path, 64, "made up")(EchoPrompt(TOKENIZER))
     }
     for row in rows:
-        ids, task = asked(given[tuple(row["references"])]), row["task"]["name"]
-        assert row["prompt_sha256"] == hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
-        assert row["tokens"] == len(ids) + room[task]
-        assert (row["seq_len"], row["excess"]) == (512, max(0, row["tokens"] - 512))
+        ids, task = asked(given[tuple(row.facts["references"])]), row.question.task
         assert (
-            row["task"]["variant"] == "made up"
-            and row["condition"] == "needle"
-            and row["haystack"] == []
+            row.question.prompt_sha256
+            == hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
         )
-        assert row["stated_tokens"] == (99 if task == "niah_single_1" else None)
-        twin = short[row["item"].split("/")[-1]]
+        assert row.question.tokens == len(ids) + room[task]
+        assert row.seq_len == 512
         assert (
-            twin["prompt_sha256"] == row["prompt_sha256"]
-            and twin["excess"] == row["tokens"] - 64 > 0
+            row.question.fields["variant"] == "made up"
+            and row.question.condition == "needle"
+            and row.question.haystack == ()
         )
-        append_jsonl(tmp_path / "rows.txt", row)
-    assert read_jsonl(tmp_path / "rows.txt") == rows
-    assert len({row["document"] for row in rows}) == 5  # each its own unit of chance
-    usual = next(iter(Retrieval(seq_lens=(64,), n=1, source=toy_source())(EchoPrompt(TOKENIZER))))
-    of_the_task = {"name", "value"}
-    assert set(usual) - of_the_task <= set(
-        next(row for row in rows if row["task"]["name"] == "niah_single_1")
-    )
+        assert row.facts["stated_tokens"] == (99 if task == "niah_single_1" else None)
+        twin = short[row.item.split("/")[-1]]
+        assert twin.question.prompt_sha256 == row.question.prompt_sha256
+        assert twin.question.tokens == row.question.tokens > twin.seq_len
+        append_jsonl(tmp_path / "records.txt", row.to_json())
+    assert read_records(tmp_path / "records.txt") == rows
+    assert len({row.cluster.document for row in rows}) == 5  # each its own unit of chance
+    assert {row.question.title for row in rows} == {f"made up/{task}" for task in room}
+    assert samples.measurements() == [
+        (task, 512, "accuracy") for task in ("niah_single_1", "qa_2", "vt")
+    ]
 
 
 def test_a_needle_is_where_its_text_is(samples):
-    rows = [row for row in samples(EchoPrompt(TOKENIZER)) if row["task"]["name"] == "niah_single_1"]
+    rows = [row for row in samples(EchoPrompt(TOKENIZER)) if row.question.task == "niah_single_1"]
     for row in rows:
         (sample,) = [
             s
             for s in SAMPLES["niah_single_1/validation.jsonl"]
-            if s["outputs"] == row["references"]
+            if s["outputs"] == row.facts["references"]
         ]
-        ids, ((start, size),) = asked(sample), row["needles"]
-        assert row["references"][0] in TOKENIZER.decode(ids[start : start + size]) and size < 10
-        assert row["distance"] == len(ids) - start and row["distances"] == [row["distance"]]
+        ids, ((start, size),) = asked(sample), row.question.needles
         assert (
-            row["depth_achieved"] == start / len(ids)
-            and abs(row["depth"] - row["depth_achieved"]) <= 0.125
+            row.facts["references"][0] in TOKENIZER.decode(ids[start : start + size]) and size < 10
         )
-    assert sorted(row["depth"] for row in rows) == [0, 0.5, 0.75]
-    others = [
-        row for row in samples(EchoPrompt(TOKENIZER)) if row["task"]["name"] != "niah_single_1"
-    ]
-    assert not any(key in row for row in others for key in ("depth", "depth_achieved", "distance"))
+        assert row.question.distance == len(ids) - start and row.question.distances == (
+            row.question.distance,
+        )
+        assert (
+            row.question.depth_achieved == start / len(ids)
+            and abs(row.question.depth - row.question.depth_achieved) <= 0.125
+        )
+    assert sorted(row.question.depth for row in rows) == [0, 0.5, 0.75]
+    others = [row for row in samples(EchoPrompt(TOKENIZER)) if row.question.task != "niah_single_1"]
+    for row in others:
+        question = row.question
+        assert (question.depth, question.depth_achieved, question.distance) == (None, None, None)
 
 
 def test_the_planted_window_comes_back(samples):
     distances = {
-        row["item"]: row["distance"] for row in samples(EchoPrompt(TOKENIZER)) if "distance" in row
+        row.item: row.question.distance
+        for row in samples(EchoPrompt(TOKENIZER))
+        if row.question.distance
     }
     for window in (40, 200, 300, 500):
-        for row in samples.rows(AnswerKey.of(samples, TOKENIZER, window=window), distances):
-            assert row["correct"] == (distances[row["item"]] + len(row["gold"]) - 1 <= window)
+        for row in samples.records(
+            AnswerKey.of(samples, TOKENIZER, window=window), distances, EvaluatedModel(256)
+        ):
+            assert row.scores.correct == (
+                distances[row.item] + len(row.question.gold) - 1 <= window
+            )
 
 
 def test_part_of_the_answers_is_part_of_the_score(samples):
@@ -152,7 +162,7 @@ def test_part_of_the_answers_is_part_of_the_score(samples):
         return encode_fragment(TOKENIZER, " ".join(TOKENIZER.decode(ids).lower().split(", ")[:2]))
 
     scores = {
-        row["task"]["name"]: row["score"]
+        row.question.task: row.scores.score
         for row in samples(AnswerKey.of(samples, TOKENIZER, manner=two))
     }
     assert scores == {
@@ -160,24 +170,6 @@ def test_part_of_the_answers_is_part_of_the_score(samples):
         "vt": pytest.approx(2 / 3),
         "qa_2": 1,
     }  # of two names for a place one will do
-
-
-def test_the_table_says_scores_in_percent_and_lengths_as_they_are(samples):
-    sizes = sorted(len(asked(sample)) + 128 for sample in SAMPLES["niah_single_1/validation.jsonl"])
-    evaluation = Samples(samples.path, sizes[1], "made up")
-    first, *others = evaluation.items()
-    right = evaluation.rows(AnswerKey.of(evaluation, TOKENIZER), others)
-    lines = table([*right, *evaluation.rows(EchoPrompt(TOKENIZER), [first])])
-    assert [line["task"] for line in lines] == ["niah_single_1", "qa_2", "vt"]
-    assert lines[0] == {
-        "variant": "made up",
-        "seq_len": sizes[1],
-        "task": "niah_single_1",
-        "n": 3,
-        "score": pytest.approx(200 / 3),
-        "tokens": sizes,
-        "excess": 1,
-    }
 
 
 def test_the_first_samples_and_batches_keep_their_names_and_rows(samples):
@@ -193,16 +185,16 @@ def test_the_first_samples_and_batches_keep_their_names_and_rows(samples):
     ("name", "text", "message"),
     [
         ("story.jsonl", "{}", "story.jsonl is not named after a task of RULER"),
-        ("vt.jsonl", '{"input": "a"}', "vt.jsonl, line 1, is no sample of RULER: 'outputs'"),
+        ("vt.jsonl", '{"input": "a"}', "vt.jsonl, line 1, is not a sample of RULER: 'outputs'"),
         (
             "vt.jsonl",
             '{"input": "a", "outputs": []}',
-            "line 1, is no sample of RULER: outputs must be texts",
+            "line 1, is not a sample of RULER: outputs must be texts",
         ),
         (
             "vt.jsonl",
             '{"input": "a", "outputs": ["b"]}\n{',
-            "vt.jsonl, line 2, is no sample of RULER",
+            "vt.jsonl, line 2, is not a sample of RULER",
         ),
         ("vt.txt", "", "holds no .jsonl file"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from ctxext.evals import Retrieval, Samples
 from ctxext.evals.oracle import AnswerKey, OracleConfig
-from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, promise
+from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evaluate import evaluate
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
@@ -23,7 +23,9 @@ def test_more_budget_keeps_what_was_measured():
     for name in ("passkey", "niah-multikey", "association", "facts", "fwe", "ppl"):
         for less, more in zip(evaluations([name], SMALL), evaluations([name], FULL), strict=True):
             assert len(less.items()) < len(more.items())
-            if not getattr(less, "together", False):  # another number of depths is another text
+            if not getattr(
+                less, "shared_context", False
+            ):  # another number of depths is another text
                 assert set(less.items()) < set(more.items())
 
 
@@ -33,7 +35,8 @@ def test_the_standard_suite_is_read_by_whoever_knows_the_answers():
     for evaluation in needles(asked):
         rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
         assert rows and all(
-            row["correct"] and row["failure"] is None and row["tokens"] <= 256 for row in rows
+            row.scores.correct and row.scores.failure is None and row.question.tokens <= 256
+            for row in rows
         )
 
 
@@ -71,12 +74,11 @@ def test_every_name_gives_rows_and_labels_apart(name: str):
         for row in evaluate(
             AnswerKey.of(e, TOKENIZER, config=OracleConfig(512)),
             [e],
-            method_label="key",
             progress=False,
         )
     ]
-    assert rows and all(row["correct"] for row in rows)
-    assert len({row["item"] for row in rows}) == len(rows)
+    assert rows and all(row.scores.correct for row in rows)
+    assert len({row.item for row in rows}) == len(rows)
 
 
 def test_files_of_ones_own(tmp_path):
@@ -103,11 +105,11 @@ def test_files_of_ones_own(tmp_path):
     (qa,) = evaluations(
         ["qa"], SuiteConfig((512,), source=SOURCE, questions=tmp_path / "own.jsonl")
     )
-    assert all(row["correct"] for row in qa(AnswerKey.of(qa, TOKENIZER)))
+    assert all(row.scores.correct for row in qa(AnswerKey.of(qa, TOKENIZER)))
 
 
 def test_what_the_numbers_can_show_is_said_before():
-    (alone, shared) = promise(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
+    (alone, shared) = power_statements(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
     assert alone.startswith(
         "passkey: 12 questions a cell, 60 a length, tell methods apart that differ by "
     )

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ctxext import loading
 from ctxext.cli.main import main
+from ctxext.evals.record import read_records
 from ctxext.export import export, export_adapter
 from ctxext.interop import hf
 from ctxext.interop import peft as ours
@@ -187,8 +188,8 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_rows(texts, base
             *more,
         ]
         assert main(argv) == 0
-    rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    assert {row["checkpoint"] for row in rows} == {"base", "base + mine"}
+    records = read_records(tmp_path / "records.jsonl")
+    assert {record.model.checkpoint for record in records} == {"base", "base + mine"}
 
 
 def test_what_cannot_be_written_says_why(texts, base, tmp_path):

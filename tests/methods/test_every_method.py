@@ -11,6 +11,7 @@ from ctxext import loading
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.data import make_batch
+from ctxext.evals.record import read_records
 from ctxext.files import read_jsonl
 from ctxext.interop import hf
 from ctxext.methods import label, method_name
@@ -97,21 +98,21 @@ def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
         assert main([*argv, "--evals", "ppl", "--seq-len", "64", "--out", str(out)]) == 0, (
             capsys.readouterr().err
         )
-        rows = read_jsonl(out / "records.jsonl")
-        assert {row["method"] for row in rows} == {label([scaling])}
+        rows = read_records(out / "records.jsonl")
+        assert {row.model.label for row in rows} == {label([scaling])}
         lm = loading.load(base, method=scaling)
-        again = {row["item"]: row["nll"] for row in door_rows(lm)}
+        again = {row.item: row.scores.nll for row in losses_of(lm)}
         for row in rows:
-            assert row["nll"] == pytest.approx(again[row["item"]], rel=1e-6)
-        seen.add(tuple(round(row["nll"], 3) for row in rows))
+            assert row.scores.nll == pytest.approx(again[row.item], rel=1e-6)
+        seen.add(tuple(round(row.scores.nll, 3) for row in rows))
     assert len(seen) == len(EVERY), "every method gives other losses"
 
 
-def door_rows(lm):
+def losses_of(lm):
     from ctxext.evals.suite import SuiteConfig, evaluations
 
     (evaluation,) = evaluations(("ppl",), SuiteConfig((64,)))
-    return evaluation.rows(lm, evaluation.items())
+    return evaluation(lm)
 
 
 @pytest.mark.parametrize("name", ["custom", "long-rope"])

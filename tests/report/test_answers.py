@@ -14,8 +14,8 @@ from ctxext.report.analysis.records import questions, variants
 from ctxext.report.analysis.study import Study
 from ctxext.report.pages import summary
 from ctxext.tasks.building.scores import failure
+from support.flat_rows import passkey_row, planted_run
 from support.html_page import parse, table
-from support.planted import passkey_row, planted_run
 
 DEPTHS = (0.0, 0.5, 1.0)
 RNG = np.random.default_rng(0)

@@ -10,17 +10,9 @@ from scipy import stats
 from ctxext.cli.main import main
 from ctxext.report import read_rows, write_report
 from ctxext.report.pages import verdict
+from support.flat_rows import passkey_row, planted_rows, planted_run, write_rows
 from support.html_page import Element, parse, table
-from support.planted import (
-    REACH,
-    ROPES,
-    SEQ_LENS,
-    label,
-    passkey_row,
-    planted_rows,
-    planted_run,
-    write_rows,
-)
+from support.planted import REACH, ROPES, SEQ_LENS, label
 
 HOSTILE = "<script>alert('1')</script>\"&"
 BEST = "yarn(factor=4) after 60 steps"

@@ -9,7 +9,8 @@ import scipy.stats
 from ctxext.cli.main import main
 from ctxext.files import read_jsonl, write_json
 from ctxext.report import across_seeds
-from support.planted import chance, passkey_row, write_rows
+from support.flat_rows import passkey_row, write_rows
+from support.planted import chance
 
 GOOD = {"none": 0.2, "yarn(factor=4)": 0.7}
 

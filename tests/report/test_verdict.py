@@ -9,7 +9,8 @@ from ctxext.evals.stats import effective_length
 from ctxext.report.analysis.records import questions
 from ctxext.report.analysis.study import Study
 from ctxext.report.pages import summary, verdict
-from support.planted import DEPTHS, passkey_row, planted_rows
+from support.flat_rows import passkey_row, planted_rows
+from support.planted import DEPTHS
 
 YARN, NONE, NTK = "yarn(factor=4)", "none", "ntk(factor=4)"
 

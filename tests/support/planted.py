@@ -1,13 +1,28 @@
-"""Planted runs: rows of a made-up comparison whose numbers are known, and whole run directories around them."""
+"""Planted runs: records of a made-up comparison whose numbers are known, and run directories."""
 
+import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ctxext.data import Stdlib
+from ctxext.evals.perplexity import by_position
+from ctxext.evals.record import (
+    AnswerRecord,
+    AnswerScores,
+    Cluster,
+    Condition,
+    EvalRecord,
+    EvaluatedModel,
+    LossEstimator,
+    LossRecord,
+    LossScores,
+    Question,
+)
 from ctxext.experiment import Experiment, Train
 from ctxext.files import write_json, write_text
 from ctxext.methods.linear import Linear
@@ -44,82 +59,123 @@ def chance(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
 
 
-def label(rope: str, steps: int) -> str:
-    return f"{rope}, {steps} steps at 1024" if steps else f"{rope}, zero-shot"
-
-
-def passkey_row(
-    rope,
-    steps,
-    seq_len,
-    depth,
-    i,
-    correct,
-    *,
-    condition="needle",
-    method=None,
-    checkpoint="",
-    hint=0.7,
-):
-    distance = round((1 - depth) * (seq_len - 16)) + 6
-    control = "" if condition == "needle" else f"-{condition}"
-    luck, kinds = (
-        chance("kind", rope, seq_len, depth, i),
-        ("made up", "copied", "distractor", "nothing", "no number"),
+def model(rope: str, steps: int, checkpoint: str = "") -> EvaluatedModel:
+    return EvaluatedModel(
+        window=WINDOW, rope=rope, checkpoint=checkpoint, steps=steps, train_seq_len=1024
     )
-    nats = 2.1 + 0.2 * luck if condition == "no-needle" else 0.1 if correct else 1.9
-    return {
-        "checkpoint": checkpoint,
-        "method": method or label(rope, steps),
-        "window": WINDOW,
-        "rope": rope,
-        "steps": steps,
-        "eval": "retrieval",
-        "item": f"passkey/aa{control}/{seq_len}/{depth}/{i}",
-        "task": {"name": "passkey", "digits": 5},
-        "seq_len": seq_len,
-        "depth": depth,
-        "depth_achieved": depth,
-        "tokens": seq_len,
-        "prompt_sha256": f"{seq_len}/{depth}/{i}{control}",
-        "prediction": [int(correct)],
-        "correct": bool(correct),
-        "answer_probability": hint if correct else 0.02,
-        "answer_nll": nats,
-        "metric": "exact",
-        "score": float(correct),
-        "failure": None if correct else kinds[int(5 * luck**1.5)],
-        "choices": 4,
-        "chosen": bool(correct) or luck < 0.25,
-        "condition": condition,
-        "distance": distance,
-        "haystack": []
-        if condition == "needle-only"
-        else [[int(12 * chance("d", seq_len, depth, i)), 0, seq_len]],
-    }
 
 
-def retrieval(rope: str, steps: int, n: int = 12) -> list[dict]:
-    """Rows of an variant: whether an item is right depends on its difficulty, the same for all, and on the variant's reach."""
+def label(rope: str, steps: int) -> str:
+    return model(rope, steps).label
+
+
+def passkey_record(
+    rope: str,
+    steps: int,
+    seq_len: int,
+    depth: float,
+    i: int,
+    correct: bool,
+    *,
+    condition: Condition = "needle",
+    checkpoint: str = "",
+    hint: float = 0.7,
+) -> AnswerRecord:
+    """The answer to passkey question `i` at a length and depth; `hint`: p of a right answer."""
+    luck = chance("kind", rope, seq_len, depth, i)
+    kinds = ("made up", "copied", "distractor", "nothing", "no number")
+    nll = 0.1 if correct else 1.9
+    if condition == "no-needle":
+        nll = 2.1 + 0.2 * luck
+    control = "" if condition == "needle" else f"-{condition}"
+    item = f"passkey/aa{control}/{seq_len}/{depth}/{i}"
+    document = int(12 * chance("d", seq_len, depth, i))
+    alone = condition == "needle-only"
+    return AnswerRecord(
+        model=model(rope, steps, checkpoint),
+        evaluation="retrieval",
+        item=item,
+        settings="aa",
+        seq_len=seq_len,
+        cluster=Cluster(document=item if alone else document, text=item),
+        question=Question(
+            task="passkey",
+            fields={"digits": 5},
+            condition=condition,
+            needle_item=f"passkey/aa/{seq_len}/{depth}/{i}",
+            tokens=seq_len,
+            prompt_sha256=f"{seq_len}/{depth}/{i}{control}",
+            gold=(1,),
+            depth=depth,
+            depth_achieved=depth,
+            distance=round((1 - depth) * (seq_len - 16)) + 6,
+            haystack=() if alone else ((document, 0, seq_len),),
+        ),
+        scores=AnswerScores(
+            prediction=(int(correct),),
+            text=str(int(correct)),
+            metric="exact",
+            score=float(correct),
+            correct=bool(correct),
+            answer_logprobs=(-nll,),
+            answer_nll=nll,
+            answer_probability=hint if correct else 0.02,
+            choices=4,
+            chosen=bool(correct) or luck < 0.25,
+            failure=None if correct else kinds[int(5 * luck**1.5)],
+        ),
+    )
+
+
+def passkey_answer(
+    rope: str, seq_len: int, i: int, correct: bool, *, condition: Condition = "needle"
+) -> AnswerRecord:
+    """One answer of a checkpoint that is evaluated on its own: 0.5 nats if it is right, else 1.5."""
+    record = passkey_record(rope, 0, seq_len, 0.5, i, correct, condition=condition)
+    return dataclasses.replace(
+        record,
+        model=EvaluatedModel(window=WINDOW, rope=rope),
+        scores=dataclasses.replace(record.scores, answer_nll=0.5 if correct else 1.5),
+    )
+
+
+def text_losses(rope: str, seq_len: int, document: int, *, nll: float, count: int) -> LossRecord:
+    """The losses of one text, of a checkpoint that is evaluated on its own."""
+    item = f"ppl/bb/{seq_len}/{document}/0"
+    return LossRecord(
+        model=EvaluatedModel(window=WINDOW, rope=rope),
+        evaluation="ppl",
+        item=item,
+        settings="bb",
+        seq_len=seq_len,
+        cluster=Cluster(document=document, text=item),
+        estimator=LossEstimator("same-target"),
+        scores=LossScores(nll=nll, count=count, num_bytes=3 * count),
+    )
+
+
+def retrieval(rope: str, steps: int, n: int = 12) -> list[AnswerRecord]:
+    """Whether an answer is right depends on the item's difficulty, the same for all variants, and
+    on how far the variant reads."""
     far, good = REACH[rope, steps]
-    rows = []
+    records = []
     for seq_len in SEQ_LENS:
         for depth in DEPTHS:
             for i in range(n):
                 distance = round((1 - depth) * (seq_len - 16)) + 6
                 odds = good / (1 + math.exp((0.5 * distance + 0.5 * seq_len - far) / 60))
-                mixed = 0.75 * chance("hard", seq_len, depth, i) + 0.25 * chance(
-                    "variant", rope, steps, seq_len, depth, i
-                )
-                rows.append(passkey_row(rope, steps, seq_len, depth, i, mixed < odds))
-    return rows
+                hard = chance("hard", seq_len, depth, i)
+                luck = chance("variant", rope, steps, seq_len, depth, i)
+                correct = 0.75 * hard + 0.25 * luck < odds
+                records.append(passkey_record(rope, steps, seq_len, depth, i, correct))
+    return records
 
 
-def controls(rope: str, steps: int, n: int = 10) -> list[dict]:
+def controls(rope: str, steps: int, n: int = 10) -> list[AnswerRecord]:
     """No needle: nearly never right. Needle only: nearly always."""
-    odds = {"no-needle": 0.01, "needle-only": 0.97}
+    odds: dict[Condition, float] = {"no-needle": 0.01, "needle-only": 0.97}
     return [
-        passkey_row(
+        passkey_record(
             rope, steps, seq_len, 0.5, i, chance("control", kind, seq_len, i) < p, condition=kind
         )
         for kind, p in odds.items()
@@ -128,50 +184,45 @@ def controls(rope: str, steps: int, n: int = 10) -> list[dict]:
     ]
 
 
-def perplexity(rope: str, steps: int) -> list[dict]:
-    """Text gets easier with context within an variant's reach and harder beyond it."""
+def perplexity(rope: str, steps: int) -> list[LossRecord]:
+    """Text gets easier with context as far as a variant reads, and harder beyond."""
     far, _ = REACH[rope, steps]
-    rows = []
+    records = []
     for seq_len in SEQ_LENS:
-        for doc in range(8):
+        for document in range(8):
             seen = np.arange(1, seq_len)
-            nats = (
-                3.2
-                - 0.13 * np.log2(np.minimum(seen, far))
-                + np.maximum(0, np.log2(seen / far)) * 1.3
+            nll = 3.2 - 0.13 * np.log2(np.minimum(seen, far))
+            nll = nll + np.maximum(0, np.log2(seen / far)) * 1.3
+            nll = nll - 0.12 * (steps > 0) + 0.5 * (chance("doc", document) - 0.5)
+            item = f"ppl/bb/{seq_len}/{document}/0"
+            record = LossRecord(
+                model=model(rope, steps),
+                evaluation="ppl",
+                item=item,
+                settings="bb",
+                seq_len=seq_len,
+                cluster=Cluster(document=document, text=item),
+                estimator=LossEstimator("same-target"),
+                scores=LossScores(
+                    nll=float(nll[-128:].sum()),
+                    count=128,
+                    num_bytes=410 + document,
+                    by_position=by_position(nll) if seq_len == SEQ_LENS[-1] else None,
+                ),
             )
-            nats = nats - 0.12 * (steps > 0) + 0.5 * (chance("doc", doc) - 0.5)
-            bins = np.log2(seen).astype(int)
-            tail = nats[-128:]
-            row = {
-                "checkpoint": "",
-                "method": label(rope, steps),
-                "window": WINDOW,
-                "rope": rope,
-                "steps": steps,
-                "eval": "ppl",
-                "item": f"ppl/bb/{seq_len}/{doc}/0",
-                "seq_len": seq_len,
-                "document": doc,
-                "nll": float(tail.sum()),
-                "count": 128,
-                "bytes": 410 + doc,
-            }
-            if seq_len == SEQ_LENS[-1]:
-                row["by_position"] = {
-                    "edges": [2**k for k in range(bins[-1] + 1)] + [seq_len],
-                    "nll": np.bincount(bins, nats).tolist(),
-                    "count": np.bincount(bins).tolist(),
-                }
-            rows.append(row)
-    return rows
+            records.append(record)
+    return records
 
 
-def planted_rows(n: int = 12) -> list[dict]:
+def planted_records(n: int = 12) -> list[EvalRecord]:
     """Four methods, zero-shot and after 60 steps; the controls of the best."""
-    rows = [row for rope, steps in REACH for row in retrieval(rope, steps, n)]
-    rows += controls("yarn(factor=4)", 60) + controls("none", 0)
-    return rows + [row for rope, steps in REACH for row in perplexity(rope, steps)]
+    records: list[EvalRecord] = []
+    for rope, steps in REACH:
+        records += retrieval(rope, steps, n)
+    records += controls("yarn(factor=4)", 60) + controls("none", 0)
+    for rope, steps in REACH:
+        records += perplexity(rope, steps)
+    return records
 
 
 def experiment(rope: str, name: str = "planted") -> Experiment:
@@ -186,8 +237,9 @@ def experiment(rope: str, name: str = "planted") -> Experiment:
     )
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
-    write_text(path / "records.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def write_records(path: Path, records: Iterable[EvalRecord]) -> None:
+    lines = (json.dumps(record.to_json()) + "\n" for record in records)
+    write_text(path / "records.jsonl", "".join(lines))
 
 
 def write_metrics(path: Path, rope: str) -> None:
@@ -205,9 +257,11 @@ def write_metrics(path: Path, rope: str) -> None:
     write_text(path / "metrics.jsonl", "".join(lines))
 
 
-def planted_run(path: Path, rows: list[dict] | None = None, name: str = "planted") -> Path:
+def planted_run(
+    path: Path, records: Iterable[EvalRecord] | None = None, name: str = "planted"
+) -> Path:
     """A whole run directory with three baselines."""
-    write_rows(path, planted_rows() if rows is None else rows)
+    write_records(path, planted_records() if records is None else records)
     write_json(path / "config.json", to_json(experiment("yarn(factor=4)", name)))
     write_json(
         path / "base" / "model.json",

@@ -13,6 +13,7 @@ import yaml
 from ctxext import sweep
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
+from ctxext.evals.record import read_records
 from ctxext.experiment import load_sweep
 
 FILE = """
@@ -65,8 +66,9 @@ def holds_together(file: Path, out: Path, *options: str) -> None:
     assert "does not exist" in found["trials"]["lost"]["tail"]
     page = (out / "report.html").read_text()
     assert "linear(factor=2), zero-shot (pi)" in page and "yarn(factor=2), zero-shot (yarn)" in page
-    rows = [json.loads(line) for line in (out / "yarn" / "records.jsonl").read_text().splitlines()]
-    assert {row["seq_len"] for row in rows} == {512} and rows[0]["rope"] == "yarn(factor=2)"
+    records = read_records(out / "yarn" / "records.jsonl")
+    assert {record.seq_len for record in records} == {512}
+    assert records[0].model.rope == "yarn(factor=2)"
     before = {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
     (file.parent / "base").symlink_to(TINY_LLAMA)
     status, found, said = command(asks)

@@ -129,15 +129,17 @@ GRID = {"seq_lens": (500, 900), "depths": (0.0, 0.5, 1.0), "n": 3, "source": SOU
 @pytest.mark.parametrize(
     "task", [Association(), Association(literal=True), Association(num_needles=1)], ids=repr
 )
-@pytest.mark.parametrize("together", [False, True])
-def test_the_planted_reader_comes_back(task, together):
-    asked = Retrieval(**GRID, task=task, together=together)
+@pytest.mark.parametrize("shared_context", [False, True])
+def test_the_planted_reader_comes_back(task, shared_context):
+    asked = Retrieval(**GRID, task=task, shared_context=shared_context)
     key = AnswerKey.of(asked, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
-    assert all(row["score"] == 1 and row["tokens"] <= row["seq_len"] for row in asked(key))
+    assert all(row.scores.score == 1 and row.question.tokens <= row.seq_len for row in asked(key))
     for row in asked(dataclasses.replace(key, window=400)):
-        assert row["correct"] == (row["distance"] + len(row["gold"]) - 1 <= 400)
-    assert not any(row["correct"] for row in asked(EchoPrompt(TOKENIZER)))
-    assert {row["choices"] for row in asked(key)} == {max(task.num_needles, 3 if together else 1)}
+        assert row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 400)
+    assert not any(row.scores.correct for row in asked(EchoPrompt(TOKENIZER)))
+    assert {row.scores.choices for row in asked(key)} == {
+        max(task.num_needles, 3 if shared_context else 1)
+    }
 
 
 def test_without_its_needle_the_name_is_nowhere():

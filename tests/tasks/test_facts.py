@@ -164,10 +164,10 @@ GRID = {"seq_lens": (500, 900), "depths": (0.0, 0.5, 1.0), "n": 2, "source": toy
 def test_the_planted_reader_comes_back(kind):
     asked = Retrieval(**GRID, task=Facts(kind))
     key = AnswerKey.of(asked, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
-    assert all(row["score"] == 1 and row["tokens"] == row["seq_len"] for row in asked(key))
+    assert all(row.scores.score == 1 and row.question.tokens == row.seq_len for row in asked(key))
     for row in asked(dataclasses.replace(key, window=400)):
-        assert row["correct"] == (row["distance"] + len(row["gold"]) - 1 <= 400)
-    assert not any(row["correct"] for row in asked(EchoPrompt(TOKENIZER)))
+        assert row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 400)
+    assert not any(row.scores.correct for row in asked(EchoPrompt(TOKENIZER)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -248,11 +248,11 @@ def test_the_planted_reader_comes_back(files, name):
     asked = Retrieval(**grid, task=TASKS[name](files))
     key = AnswerKey.of(asked, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
     rows = list(asked(key))
-    assert all(row["score"] == 1 and row["tokens"] == row["seq_len"] for row in rows)
-    assert all(row["file_sha256"] == file_sha256(row["task"]["path"]) for row in rows)
+    assert all(row.scores.score == 1 and row.question.tokens == row.seq_len for row in rows)
+    assert all(row.facts["file_sha256"] == file_sha256(row.question.fields["path"]) for row in rows)
     for row in asked(dataclasses.replace(key, window=700)):
-        assert row["correct"] == (row["distance"] + len(row["gold"]) - 1 <= 700)
-    assert not any(row["score"] for row in asked(EchoPrompt(TOKENIZER)))
+        assert row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 700)
+    assert not any(row.scores.score for row in asked(EchoPrompt(TOKENIZER)))
     control = dataclasses.replace(asked, condition="no-needle")
     for whole, without in zip(asked.examples(TOKENIZER), control.examples(TOKENIZER), strict=True):
         assert any(answer in TOKENIZER.decode(whole.prompt.tolist()) for answer in whole.references)

@@ -18,13 +18,14 @@ from ctxext.report.drawing.heatmap import Cell, Heat
 from ctxext.report.drawing.raster import CELL, LABEL, LINE, draw
 from ctxext.rundir import RunDir
 from ctxext.tracking import start_sinks
+from support.planted import passkey_answer, text_losses
 from support.tiny_train import tiny_experiment
 
 EVENTS = [
     {"step": 10, "loss": 2.0, "mfu": 0.5},
     {"step": 20, "short_loss": 3.0, "alarm": "step 20: worse"},
 ]
-ROWS = [{"eval": "ppl", "method": "yarn", "seq_len": n, "nll": 2.0 + n} for n in (64, 128)]
+RECORDS = [text_losses("yarn", n, 0, nll=2.0 + n, count=1) for n in (64, 128)]
 PIXELS = np.full((8, 12, 3), 200, np.uint8)
 
 
@@ -35,7 +36,7 @@ def told(tmp_path: Path, tracker: str, events: list[dict]) -> Path:
         for sink in sinks:
             for event in events:
                 sink.log(event)
-            sink.rows(ROWS)
+            sink.records(RECORDS)
             sink.images(lambda: {"passkey/yarn": PIXELS})
             sink.artifact("export", [run.path], {})
     return run.path
@@ -184,12 +185,10 @@ def test_a_heatmap_s_pixels_are_the_page_s_colours():
 
 
 def test_heatmaps_of_rows_are_by_task_and_arm():
-    from report.test_report import retrieval
-
-    rows = [
-        retrieval(method, n, i, i < 5, depth=0.5)
+    records = [
+        passkey_answer(method, n, i, i < 5)
         for method in ("none", "yarn")
         for n in (128, 256)
         for i in range(9)
     ]
-    assert list(report.heatmaps(rows)) == ["passkey/none", "passkey/yarn"]
+    assert list(report.heatmaps(records)) == ["passkey/none", "passkey/yarn"]

@@ -10,15 +10,15 @@ from ctxext.files import read_jsonl
 from ctxext.rundir import RunDir
 from ctxext.tracking import start_sinks
 from ctxext.tracking.wandb import WandbSink, wandb_mode
+from support.planted import passkey_answer, text_losses
 from support.tiny_train import tiny_experiment
 
-PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}}
-ROWS = [
-    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": True, "answer_nll": 0.5, "tokens": 64},
-    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "answer_nll": 1.5, "tokens": 64},
-    {**PASSKEY, "method": "yarn", "seq_len": 64, "correct": False, "condition": "no-needle"},
-    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 4},
-    {"eval": "ppl", "method": "yarn", "seq_len": 128, "nll": 2.0, "count": 1},
+RECORDS = [
+    passkey_answer("yarn", 64, 0, True),
+    passkey_answer("yarn", 64, 1, False),
+    passkey_answer("yarn", 64, 0, False, condition="no-needle"),
+    text_losses("yarn", 128, 0, nll=2.0, count=4),
+    text_losses("yarn", 128, 1, nll=2.0, count=1),
 ]
 
 
@@ -43,7 +43,7 @@ def test_offline_wandb_holds_the_run(opened):
             for sink in sinks:
                 sink.log({"step": step, "loss": 1 / step})
         for sink in sinks:
-            sink.rows(ROWS)
+            sink.records(RECORDS)
     assert [row["step"] for row in read_jsonl(run.metrics_file)] == [10, 20]
     identity = (run.path / "wandb" / "run_id").read_text()
     (folder,) = run.path.glob(f"wandb/offline-run-*-{identity}")
@@ -93,7 +93,7 @@ def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsy
         for sink in sinks:
             sink.log({"step": 1})
             sink.log({"step": 2})
-            sink.rows(ROWS)
+            sink.records(RECORDS)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"wandb is off for the rest of this run (RuntimeError: {where} is broken)"]
     assert len(read_jsonl(opened[1].metrics_file)) == 2

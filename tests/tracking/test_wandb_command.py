@@ -14,7 +14,8 @@ import yaml
 
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
-from ctxext.files import read_json, read_jsonl
+from ctxext.evals.record import read_records
+from ctxext.files import read_json
 from ctxext.interop import hf
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
@@ -81,8 +82,8 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
             64,
             128,
         }
-    rows = read_jsonl(tmp_path / "run" / "records.jsonl")
-    variants = list(dict.fromkeys(row["method"] for row in rows))
+    records = read_records(tmp_path / "run" / "records.jsonl")
+    variants = list(dict.fromkeys(record.model.label for record in records))
     (shown,) = runs["run"].column("heatmaps/passkey")
     assert shown["captions"] == variants[:2] and len(variants) == 3
     found = {

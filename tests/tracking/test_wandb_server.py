@@ -13,14 +13,11 @@ import wandb
 from ctxext.rundir import RunDir
 from ctxext.tracking import kept_offline, start_sinks
 from support import wandb_server
+from support.planted import passkey_answer
 from support.tiny_train import tiny_experiment
 from support.wandb_server import manifest
 
-PASSKEY = {"eval": "retrieval", "task": {"name": "passkey"}, "method": "yarn", "seq_len": 64}
-ROWS = [
-    {**PASSKEY, "item": "a", "correct": True, "depth": 0.5},
-    {**PASSKEY, "item": "b", "correct": False, "depth": 1},
-]
+RECORDS = [passkey_answer("yarn", 64, 0, True), passkey_answer("yarn", 64, 1, False)]
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def test_a_run_arrives_whole_and_goes_on(served, opened):
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0, "learning_rate": 1e-3})
             sink.log({"step": 20, "short_loss": 3.0, "alarm": "step 20: worse"})
-            sink.rows(ROWS)
+            sink.records(RECORDS)
             sink.images(lambda: {"passkey/yarn(factor=4)": np.full((8, 12, 3), 200, np.uint8)})
             sink.artifact("checkpoints", [checkpoint], {"steps": [20]})
     sent = backend.only()

@@ -18,12 +18,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--evals",
         nargs="+",
         metavar="NAME",
-        default=["passkey", "kv", "lines", "vt", "mqar", "ppl", "controls"],
         choices=options.LazyNames(_tasks, others=True),  # pyright: ignore[reportArgumentType]
         help="Retrieval: %(choices)s, and as published passkey:landmark|yarn|pi|longlora. Suites: ruler, and "
         "ruler:reference with RULER's own samples. Text: ppl, ppl:token|yarn|pi|longlora|truncate, longppl, and "
         "longppl:DIR with the key tokens that the model in DIR finds. controls: every named retrieval without its "
-        "needle and without its haystack.",
+        "needle and without its haystack. Default: the standard suite.",
     )
     parser.add_argument(
         "--seq-len",
@@ -86,27 +85,31 @@ def _tasks() -> Iterable[str]:
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate, report
     from ctxext.data import haystack
-    from ctxext.evals.suite import SuiteConfig
+    from ctxext.evals.suite import STANDARD, SuiteConfig
 
     methods = options.read_methods(args, rest)
-    suite = SuiteConfig(
-        (), args.budget, haystack(args.haystack), args.questions, args.ruler, args.wording
+    config = SuiteConfig(
+        budget=args.budget,
+        source=haystack(args.haystack),
+        questions=args.questions,
+        ruler=args.ruler,
+        wording=args.wording,
     )
-    sink, rows = evaluate.evaluate_checkpoint(
+    sink, records = evaluate.evaluate_checkpoint(
         args.source,
         adapter=args.adapter,
         checkpoint=args.checkpoint,
         methods=[methods or None],
-        evals=args.evals,
+        evals=args.evals or STANDARD,
         seq_lens=args.seq_len,
-        asked=suite,
+        config=config,
         out=args.out,
-        part=evaluate.Part.parse(args.shard),
+        shard=evaluate.Shard.parse(args.shard),
         dtype=args.compute_dtype,
         mesh=options.read_mesh(args),
         trust=args.trust_run,
     )
     if args.json:
-        print(json.dumps(report.summary(rows)))
+        print(json.dumps(report.summary(records)))
     else:
-        print(f"{report.tables(rows)}\n\nrecords: {sink}")
+        print(f"{report.tables(records)}\n\nrecords: {sink}")

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctxext.evals.record import read_records
 from ctxext.files import read_json, read_jsonl
 from ctxext.methods import label
+from ctxext.report.analysis.flat_records import flat_rows
 from ctxext.report.analysis.records import Row, group, latest, series
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
 from ctxext.rope import RopeScaling
@@ -54,7 +56,7 @@ def rows_of(path: Path) -> list[Row]:
         raise ValueError(
             f"{path} holds no records.jsonl; give run directories, or the --out of ctxext eval"
         )
-    return latest(read_jsonl(RunDir(path).records_file))
+    return latest(flat_rows(read_records(RunDir(path).records_file)))
 
 
 def _drop_repeated(runs: Sequence[RunData]) -> None:

@@ -5,26 +5,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ctxext.evals.curves import mean_of_means
+from ctxext.evals.ruler import RULER_TASKS
 from ctxext.evals.stats import Interval
 from ctxext.report.analysis.records import Row, condition, document, group, latest, names, series
 from ctxext.report.pages.tables import Table, grid
 
-RULER = (
-    "niah_single_1",
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multikey_2",
-    "niah_multikey_3",
-    "niah_multivalue",
-    "niah_multiquery",
-    "vt",
-    "cwe",
-    "fwe",
-    "qa_1",
-    "qa_2",
-)
-"""RULER's thirteen tasks (arXiv 2404.06654)."""
 TITLE = (
     "mean score over tasks, % [95 % interval over documents], standard error, tasks asked of all"
 )
@@ -65,7 +50,8 @@ def means(rows: Iterable[Row]) -> list[Mean]:
 def _wanted(suite: str, rows: list[Row]) -> list[str]:
     """What anybody was asked, and all of RULER's tasks if these are called like them."""
     here = list(dict.fromkeys(map(_name, rows)))
-    known = RULER if suite.startswith("ruler") and set(map(_plain, here)) <= set(RULER) else ()
+    is_ruler = suite.startswith("ruler") and set(map(_plain, here)) <= set(RULER_TASKS)
+    known = tuple(RULER_TASKS) if is_ruler else ()
     return [*known, *(name for name in here if _plain(name) not in known)]
 
 
