@@ -7,12 +7,11 @@ import pytest
 import scipy.stats
 
 from ctxext.evals.stats import effective_length
-from ctxext.report import tables, write_report
+from ctxext.report import summary, tables, write_report
 from ctxext.report.analysis import effective_context
 from ctxext.report.analysis.mistakes import KINDS
 from ctxext.report.analysis.records import questions, variants
 from ctxext.report.analysis.study import Study
-from ctxext.report.pages import summary
 from ctxext.tasks.building.scores import failure
 from support.flat_rows import passkey_row, planted_run
 from support.html_page import parse, table

@@ -8,8 +8,7 @@ import pytest
 from scipy import stats
 
 from ctxext.cli.main import main
-from ctxext.report import read_rows, write_report
-from ctxext.report.pages import verdict
+from ctxext.report import read_rows, verdict, write_report
 from support.flat_rows import passkey_row, planted_rows, planted_run, write_rows
 from support.html_page import Element, parse, table
 from support.planted import REACH, ROPES, SEQ_LENS, label

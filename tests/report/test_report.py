@@ -19,8 +19,7 @@ from ctxext.evals.oracle import (
 from ctxext.evals.stats import wilson
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
-from ctxext.report import latest, tables
-from ctxext.report.pages import summary
+from ctxext.report import latest, summary, tables
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
 

@@ -6,9 +6,9 @@ import pytest
 from scipy import optimize, stats
 
 from ctxext.evals.stats import effective_length
+from ctxext.report import summary, verdict
 from ctxext.report.analysis.records import questions
 from ctxext.report.analysis.study import Study
-from ctxext.report.pages import summary, verdict
 from support.flat_rows import passkey_row, planted_rows
 from support.planted import DEPTHS
 
