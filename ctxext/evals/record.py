@@ -121,7 +121,9 @@ class Question:
     @property
     def title(self) -> str:
         """The name of the question in tables: "ruler-exact/vt", or the task."""
-        return f"{self.suite}/{self.label}" if self.suite else self.label or self.task
+        if self.suite and self.label:
+            return f"{self.suite}/{self.label}"
+        return self.label or self.task
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ def summary(records: Iterable[Any]) -> dict[str, Any]:
     return _summary.summary(flat_rows(records))
 
 
-def tables(records: Iterable[Any]) -> str:
+def tables(records: Iterable[Any], *, by_depth: bool = False) -> str:
     """Tables as text, see `pages.text.tables`."""
-    return _text.tables(flat_rows(records))
+    return _text.tables(flat_rows(records), by_depth=by_depth)
 
 
 def verdict(records: Iterable[Any]) -> list[str]:

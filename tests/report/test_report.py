@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ctxext import tasks
-from ctxext.evals import Perplexity, Retrieval
+from ctxext.evals import EvaluatedModel, Perplexity, Retrieval
 from ctxext.evals.oracle import (
     AnswerKey,
     ContextCurve,
@@ -149,9 +149,9 @@ def test_oracles_from_model_to_table(tmp_path):
         "echo": EchoPrompt(tokenizer, config),
     }
     for name, model in models.items():
-        rows += evaluate(model, (grid, pairs), method_label=name, progress=False)
+        rows += evaluate(model, (grid, pairs), model=EvaluatedModel(64, rope=name), progress=False)
     flat = ContextCurve(tokenizer, lambda seen: np.where(seen < 64, 1.0, 2.0), config)
-    rows += evaluate(flat, (curve,), method_label="curve", progress=False)
+    rows += evaluate(flat, (curve,), progress=False)
     found = {(c["method"], c["task"], c["seq_len"]): c["rate"] for c in summary(rows)["retrieval"]}
     assert found == {
         ("perfect", "passkey", 64): 1,
@@ -184,16 +184,18 @@ def test_the_overview_puts_all_tasks_of_an_arm_together():
             ("none", AnswerKey.of(evaluation, tokenizer, window=400, config=OracleConfig(300))),
             ("blind", EchoPrompt(tokenizer, OracleConfig(300))),
         ):
-            rows += evaluate(reader, [evaluation], method_label=name, progress=False)
+            rows += evaluate(
+                reader, [evaluation], model=EvaluatedModel(300, rope=name), progress=False
+            )
     text = tables(rows)
     table = next(part for part in text.split("\n\n") if part.startswith("none: % right"))
     lines = {line.split()[0]: line for line in table.splitlines()[2:]}
     right = [
         row
         for row in rows
-        if row["method"] == "none" and row["task"]["name"] == "passkey" and row["correct"]
+        if row.model.label == "none" and row.question.task == "passkey" and row.scores.correct
     ]
-    share = 100 * sum(row["seq_len"] == 512 for row in right) / 60
+    share = 100 * sum(row.seq_len == 512 for row in right) / 60
     assert f"100 [94, 100]  {share:.0f} [" in lines["passkey"] and "512*" in table
     assert list(lines) == ["passkey", "kv", "fwe"]
     assert "0 [0, 6]" in next(

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 
 from ctxext.cli.main import main
-from ctxext.files import read_jsonl, write_json
-from ctxext.report import across_seeds
+from ctxext.files import write_json
+from ctxext.report import across_seeds, read_rows
 from support.flat_rows import passkey_row, write_rows
 from support.planted import chance
 
@@ -68,7 +68,7 @@ def test_one_method_trained_in_two_ways(tmp_path):
     long = [run_of(tmp_path / str(seed), seed) for seed in (1, 2)]
     short = [tmp_path / f"short-{seed}" for seed in (1, 2)]
     for seed, path, other in zip((1, 2), long, short, strict=True):
-        rows = [row for row in read_jsonl(path / "records.jsonl") if row["rope"] != "none"]
+        rows = [row for row in read_rows([path]) if row["rope"] != "none"]
         write_rows(
             other,
             [

@@ -23,6 +23,9 @@ from support import planted
 
 def passkey_row(*args: Any, method: str | None = None, **options: Any) -> dict[str, Any]:
     row = flat_row(planted.passkey_record(*args, **options))
+    for name in ("document", "exam"):  # follow from the haystack and the item, which tests change
+        del row[name]
+    row.setdefault("haystack", ())
     return row | ({"method": method} if method else {})
 
 

@@ -33,7 +33,7 @@ def flat_row(record: EvalRecord) -> dict[str, Any]:
         }
         row |= vars(record.scores)
         row["task"] = {"name": question.task, **question.fields}
-        if question.suite:
+        if question.label:
             row["label"] = question.title
     elif isinstance(record, LossRecord):
         scores = record.scores
