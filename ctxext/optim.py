@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule and clipping: what the context-extension papers train with."""
+"""AdamW with warm-up, a schedule and clipping, as the context-extension papers use it."""
 
 import re
 from dataclasses import dataclass
@@ -8,48 +8,14 @@ import jax
 import optax
 
 
-def _decayed(params: Any) -> Any:
-    """True for matrices; norms and biases are not decayed (by name: stacked layers make them 2-D)."""
-
-    def matrix(path: tuple, _: Any) -> bool:
-        return path[-1].key in ("kernel", "embedding", "lora_a", "lora_b")
-
-    return jax.tree_util.tree_map_with_path(matrix, params)
-
-
-def _multiplied(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Updates times the number of the first pattern that their path holds, which is another learning rate."""
-
-    def name(path: tuple) -> str:
-        return jax.tree_util.keystr(path, simple=True, separator=".")
-
-    def init(params: Any) -> optax.EmptyState:
-        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern, _ in rates:
-            if not any(re.search(pattern, x) for x in names):
-                raise ValueError(
-                    f"optim.rates: {pattern!r} matches nothing that is trained, such as {names[0]}"
-                )
-        return optax.EmptyState()
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
-            return next(
-                (factor * leaf for pattern, factor in rates if re.search(pattern, name(path))), leaf
-            )
-
-        return jax.tree_util.tree_map_with_path(scaled, updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, arXiv:1711.05101: clip the global gradient norm, then decoupled weight decay, linear warm-up from 0.
+    """AdamW (arXiv 1711.05101) after clipping the global gradient norm.
 
-    learning_rate: at its peak; schedule: what follows the warm-up; final_fraction: learning rate of the last step
-    as a fraction of the peak (not for "constant"); rates: (regular expression over parameter paths, multiple of the
-    learning rate), the first match counts. Raises ValueError for values that cannot train.
+    learning_rate: at its peak, after a linear warm-up. schedule: after the warm-up.
+    final_fraction: learning rate of the last step as a fraction of the peak (not for "constant").
+    rates: (regular expression over parameter paths, multiple of the learning rate); the first match
+    counts. Raises ValueError for values that cannot train.
     """
 
     type_tag: ClassVar[str] = "optim"
@@ -82,7 +48,7 @@ class Optim:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    f"optim.rates: {pattern!r} is no regular expression: {error}"
+                    f"optim.rates: {pattern!r} is not a regular expression: {error}"
                 ) from None
             if not factor >= 0:
                 raise ValueError(
@@ -90,22 +56,22 @@ class Optim:
                 )
 
     def learning_rates(self, steps: int) -> optax.Schedule:
-        """step (from 0) -> learning rate; step 0 of a warm-up is already above 0, so that no step is wasted."""
-        after = max(steps - 1 - self.warmup_steps, 1)
-        body = {
-            "constant": lambda: optax.constant_schedule(self.learning_rate),
-            "cosine": lambda: optax.cosine_decay_schedule(
-                self.learning_rate, after, self.final_fraction
-            ),
-            "linear": lambda: optax.linear_schedule(
-                self.learning_rate, self.learning_rate * self.final_fraction, after
-            ),
-        }[self.schedule]()
+        """step (from 0) -> learning rate; that of step 0 is above 0, so that no step is wasted."""
+        steps_after_warmup = max(steps - 1 - self.warmup_steps, 1)
+        if self.schedule == "constant":
+            after_warmup = optax.constant_schedule(self.learning_rate)
+        elif self.schedule == "cosine":
+            after_warmup = optax.cosine_decay_schedule(
+                self.learning_rate, steps_after_warmup, self.final_fraction
+            )
+        else:
+            last = self.learning_rate * self.final_fraction
+            after_warmup = optax.linear_schedule(self.learning_rate, last, steps_after_warmup)
         if not self.warmup_steps:
-            return body
+            return after_warmup
         first = self.learning_rate / (self.warmup_steps + 1)
         warmup = optax.linear_schedule(first, self.learning_rate, self.warmup_steps)
-        return optax.join_schedules([warmup, body], [self.warmup_steps])
+        return optax.join_schedules([warmup, after_warmup], [self.warmup_steps])
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The transformation for a run of `steps` steps; use with `apply_updates`."""
@@ -117,10 +83,49 @@ class Optim:
                 b2=self.b2,
                 eps=self.eps,
                 weight_decay=self.weight_decay,
-                mask=_decayed,
+                mask=_is_decayed,
             ),
-            *([_multiplied(self.rates)] if self.rates else []),
+            *([_scale_by_path(self.rates)] if self.rates else []),
         )
+
+
+def _is_decayed(params: Any) -> Any:
+    """A tree of booleans, True for matrices: norms and biases are not decayed.
+
+    Decided by name, because the stack of layers makes a matrix of every vector.
+    """
+
+    def is_matrix(path: tuple, _: Any) -> bool:
+        return path[-1].key in ("kernel", "embedding", "lora_a", "lora_b")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def _scale_by_path(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiply each update by the factor of the first pattern found in its path."""
+
+    def path_name(path: tuple) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator=".")
+
+    def init(params: Any) -> optax.EmptyState:
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in rates:
+            if not any(re.search(pattern, name) for name in names):
+                raise ValueError(
+                    f"optim.rates: {pattern!r} matches nothing that is trained, such as {names[0]}"
+                )
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scale(path: tuple, leaf: jax.Array) -> jax.Array:
+            for pattern, factor in rates:
+                if re.search(pattern, path_name(path)):
+                    return factor * leaf
+            return leaf
+
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 apply_updates = optax.apply_updates

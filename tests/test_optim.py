@@ -154,7 +154,7 @@ def test_no_warmup_starts_at_the_peak():
         ({"b2": 1.5}, "b2 must be between"),
         ({"weight_decay": -1.0}, "must not be negative"),
         ({"clip_norm": float("nan")}, "clip_norm must be positive"),
-        ({"rates": (("(", 1.0),)}, "is no regular expression"),
+        ({"rates": (("(", 1.0),)}, "is not a regular expression"),
         ({"rates": (("norm", -1.0),)}, "must not be negative, got -1.0"),
     ],
 )

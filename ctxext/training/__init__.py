@@ -1,1 +1,1 @@
-"""Training: the loop, its state and checkpoints, its metrics, and the monitor that watches it."""
+"""Training: the loop and its step, state, checkpoints and metrics, and the monitor."""

@@ -52,7 +52,7 @@ class Checkpoints:
     """The checkpoints of one run; a context manager that finishes what is being written.
 
     A checkpoint that was cut off while being written does not count. One that is corrupt is renamed
-    to STEP.damaged, and the one before it is used. Raises OSError when there is no room for another.
+    to STEP.damaged, and the one before it is used. Raises OSError when no more can be written.
 
     keep: how many of the newest stay; best: the one with the lowest loss stays too.
     """

@@ -39,13 +39,13 @@ def has_checksums(directory: Path) -> bool:
 
 
 def recorded_facts(directory: Path) -> dict[str, Any]:
-    """The facts that were written with the checksums; empty if sha256.json is missing or corrupt."""
+    """The facts written with the checksums; empty if sha256.json is missing or corrupt."""
     content = _read(directory)
     return {} if content is None else content["facts"]
 
 
 def find_corruption(directory: Path, *, part: str = "") -> str | None:
-    """Say which file of a directory differs from its checksum; None if all are as they were written.
+    """Say which file of a directory differs from its checksum; None if they all match.
 
     part: check only the files whose names start with it, and those at the top. Every process reads
     its share of the files, and all return the same.

@@ -40,8 +40,8 @@ def train(
     """Train `base` by `experiment` in the opened directory `run`, or resume its newest checkpoint.
 
     Returns the trained parameters, float32. SIGTERM, Ctrl-C and `stop` end the current step, save
-    and say how to resume; the signals then exit with 0 and 130. seconds_at_peak: the least time of a
-    step on these devices (`plan.flops.seconds_at_peak`), without which no MFU is logged. Raises
+    and say how to resume; the signals then exit with 0 and 130. seconds_at_peak: the least time of
+    a step on these devices (`plan.flops.seconds_at_peak`); without it no MFU is logged. Raises
     ValueError if the loss is not finite (the newest checkpoint stays good) or if the data or the
     base changed since the run began, OSError if a checkpoint cannot be written.
     """

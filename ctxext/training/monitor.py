@@ -1,7 +1,8 @@
-"""What a run is watched for beside its loss: measured on fixed rows, outside the training step, which stays as it is.
+"""Diagnostics during training, measured on fixed rows and outside the training step.
 
-On rows of the run's own data that no step trains on: the loss by tokens seen, and the largest attention logit of every
-layer. On held-out text of the base's window: the loss, and how far it has risen since step 0.
+On rows of the run's own data that no step trains on: the loss by the number of tokens seen, and the
+largest attention logit of every layer. On held-out text as long as the base's window: the loss, and
+how far it has risen since step 0.
 """
 
 import functools
@@ -33,20 +34,21 @@ from ctxext.rope import Float32Rotation, Rotation, rotate, rotation_at
 from ctxext.rundir import RunDir
 
 NEVER = 2**32 - 1
-"""The step whose rows are asked: no run trains that long."""
+"""The step whose rows the monitor uses: no run trains that long."""
 BANDS = 7
+"""Bands of tokens seen that the loss is reported by."""
 
 
 def bands(seq_len: int) -> list[int]:
-    """Edges of the bands of tokens seen: doublings that end at `seq_len`, the first band from 0."""
+    """Edges of the bands of tokens seen: doublings that end at `seq_len`, the first one from 0."""
     return sorted({0, *(-(-seq_len // 2**i) for i in range(BANDS))})
 
 
 def tokens_seen(segment_ids: Int[np.ndarray, "b t"]) -> Int[np.ndarray, "b t"]:
     """How many earlier tokens of its own document each token has."""
     index = np.broadcast_to(np.arange(segment_ids.shape[1]), segment_ids.shape)
-    begins = np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
-    return index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    is_first = np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+    return index - np.maximum.accumulate(np.where(is_first, index, 0), axis=1)
 
 
 def band_sums(
@@ -55,20 +57,24 @@ def band_sums(
     seen: Int[np.ndarray, "b t"],
     edges: Sequence[int],
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """(nats, weight) of every band edges[i] <= seen < edges[i + 1], summed in float64."""
-    band, n = np.digitize(seen.reshape(-1), edges[1:-1]), len(edges) - 1
+    """(weighted nll, weight) of every band edges[i] <= seen < edges[i + 1], summed in float64."""
+    num_bands = len(edges) - 1
+    band = np.digitize(seen.reshape(-1), edges[1:-1])
     weight = weights.reshape(-1).astype(np.float64)
-    return np.bincount(band, losses.reshape(-1) * weight, n), np.bincount(band, weight, n)
+    nll = losses.reshape(-1) * weight
+    return np.bincount(band, nll, num_bands), np.bincount(band, weight, num_bands)
 
 
 class Monitor:
-    """Measures every `train.monitor_every` steps; see `of`."""
+    """Measures a run every `train.monitor_every` steps; see `of`."""
 
     def __init__(
-        self, experiment: Experiment, base: LM, rows: Rows, reference: float | None
+        self, experiment: Experiment, base: LM, rows: Rows, first_short_loss: float | None
     ) -> None:
         settings = experiment.train
-        self._train, self._mesh, self._reference = settings, experiment.mesh, reference
+        self._train = settings
+        self._mesh = experiment.mesh
+        self._first_short_loss = first_short_loss
         self._static = {
             "config": base.config,
             "attention": experiment.attention,
@@ -78,116 +84,126 @@ class Monitor:
             "mesh": experiment.mesh,
             "trainable": experiment.trainable,
         }
-        scaling = experiment.effective_scaling(base.scaling)
         rope_base = base.config.rope_base()
-        original = rope_base.original_max_position_embeddings
-        self._window = original - original % (2 * self._mesh.build().shape["seq"])
-
-        size, T = settings.batch_size, settings.seq_len
-        self._long = make_batch(
-            rows, Contiguous(), seed=experiment.seed, step=NEVER, batch_size=size, seq_len=T
+        window = rope_base.original_max_position_embeddings
+        # A ring needs two equal chunks per device.
+        self._window = window - window % (2 * self._mesh.build().shape["seq"])
+        self._long_batch = make_batch(
+            rows,
+            Contiguous(),
+            seed=experiment.seed,
+            step=NEVER,
+            batch_size=settings.batch_size,
+            seq_len=settings.seq_len,
         )
-        self._short = make_batch(
+        self._short_batch = make_batch(
             Stdlib("heldout").open(base.tokenizer),
             Contiguous(),
             seed=0,
             step=0,
-            batch_size=size,
+            batch_size=settings.batch_size,
             seq_len=self._window,
         )
-        self._rotations = tuple(
-            rotation_at(scaling, rope_base, seq_len) for seq_len in (T, self._window)
-        )
+        scaling = experiment.effective_scaling(base.scaling)
+        self._long_rotation = rotation_at(scaling, rope_base, settings.seq_len)
+        self._short_rotation = rotation_at(scaling, rope_base, self._window)
 
     @classmethod
     def of(cls, experiment: Experiment, base: LM, rows: Rows, run: RunDir) -> "Monitor | None":
-        """None where `train.monitor_every` is 0 or beyond the last step. The loss at step 0 is read from the run's
-        metrics if it has one."""
+        """The monitor of a run, None if `train.monitor_every` is 0 or beyond the last step.
+
+        The loss at step 0 is read from the metrics of a resumed run.
+        """
         if not 0 < experiment.train.monitor_every <= experiment.train.steps:
             return None
-        found = broadcast_from_primary(
+        first_short_losses = broadcast_from_primary(
             lambda: [row["short_loss"] for row in read_jsonl(run.metrics_file) if row["step"] == 0]
         )
-        return cls(experiment, base, rows, found[0] if found else None)
+        return cls(experiment, base, rows, first_short_losses[0] if first_short_losses else None)
 
     def due(self, step: int) -> bool:
-        """After this step, 0 being before the first; step 0 only if it has not been measured."""
+        """True if `row` is to be asked for after `step`; for step 0 only if it is not known yet."""
         if step == 0:
-            return self._reference is None
+            return self._first_short_loss is None
         return step % self._train.monitor_every == 0 or step == self._train.steps
 
     def row(self, step: int, params: Params, frozen: Params) -> dict[str, Any]:
-        """A row of metrics; `alarm` is text where the loss on short text has risen by over `train.drift_alarm` nats.
+        """Measure the parameters after `step`, as a row of metrics.
 
-        What is not finite is left out and named in the alarm: the loss of a training step decides whether a run stops.
+        `alarm` is a text, there if the loss on short text has risen by more than
+        `train.drift_alarm` nats, or if a value is not finite. Such a value is left out: it is the
+        loss of a training step that decides whether a run stops.
         """
         whole = join(params, frozen)
-        losses, peaks = self._ask(whole, self._long, self._rotations[0], watch=True)
-        nats, weight = band_sums(
-            losses,
-            self._long.weights,
-            tokens_seen(self._long.segment_ids),
-            edges := bands(self._train.seq_len),
+        long_losses, peaks = self._measure(
+            whole, self._long_batch, self._long_rotation, with_logits=True
         )
-        named = zip(edges, edges[1:], nats, weight, strict=False)
-        by_position = {f"loss_by_position/{a}-{b - 1}": float(n / w) for a, b, n, w in named if w}
-        by_layer = {
-            f"attention_logit/layer_{layer:02}": float(peak) for layer, peak in enumerate(peaks)
-        }
-        losses, _ = self._ask(whole, self._short, self._rotations[1], watch=False)
-        short = float(
-            (losses.astype(np.float64) * self._short.weights).sum() / self._short.weights.sum()
+        short_losses, _ = self._measure(
+            whole, self._short_batch, self._short_rotation, with_logits=False
         )
-        by_layer["attention_logit_max"] = float(peaks.max())
-        found = {"step": step, "short_loss": short, **by_layer, **by_position}
+        short_weights = self._short_batch.weights
+        short_nll = (short_losses.astype(np.float64) * short_weights).sum()
+        short_loss = float(short_nll / short_weights.sum())
+        values: dict[str, Any] = {"step": step, "short_loss": short_loss}
+        for layer, peak in enumerate(peaks):
+            values[f"attention_logit/layer_{layer:02}"] = float(peak)
+        values["attention_logit_max"] = float(peaks.max())
+        values |= self._loss_by_position(long_losses)
         if step == 0:
-            self._reference = short
-        if (
-            self._reference is not None
-        ):  # there is none in a run that became longer than was planned
-            found["short_drift"] = short - self._reference
-        wrong = [name for name, value in found.items() if not math.isfinite(value)]
-        row: dict[str, Any] = {name: value for name, value in found.items() if name not in wrong}
-        if wrong:
-            row["alarm"] = (
-                f"step {step}: not finite on the rows that are watched: {', '.join(wrong)}"
+            self._first_short_loss = short_loss
+        # It is not known in a run that had no monitor until it was made longer.
+        if self._first_short_loss is not None:
+            values["short_drift"] = short_loss - self._first_short_loss
+        return self._with_alarm(values)
+
+    def _loss_by_position(self, losses: np.ndarray) -> dict[str, float]:
+        edges = bands(self._train.seq_len)
+        seen = tokens_seen(self._long_batch.segment_ids)
+        nll, weight = band_sums(losses, self._long_batch.weights, seen, edges)
+        return {
+            f"loss_by_position/{first}-{end - 1}": float(band_nll / band_weight)
+            for first, end, band_nll, band_weight in zip(
+                edges[:-1], edges[1:], nll, weight, strict=True
             )
-        elif found.get("short_drift", 0) > self._train.drift_alarm:
+            if band_weight
+        }
+
+    def _with_alarm(self, values: dict[str, Any]) -> dict[str, Any]:
+        step = values["step"]
+        drift = values.get("short_drift", 0)
+        not_finite = [name for name, value in values.items() if not math.isfinite(value)]
+        row = {name: value for name, value in values.items() if name not in not_finite}
+        if not_finite:
+            row["alarm"] = f"step {step}: not finite on the monitored rows: {', '.join(not_finite)}"
+        elif drift > self._train.drift_alarm:
             row["alarm"] = (
-                f"step {step}: the loss on held-out text of {self._window:,} tokens is {short:.3f} nats, "
-                f"{found['short_drift']:.3f} above step 0"
+                f"step {step}: the loss on held-out text of {self._window:,} tokens is "
+                f"{values['short_loss']:.3f} nats, {drift:.3f} above step 0"
             )
         return row
 
-    def _ask(
-        self, params: Params, batch: Batch, rotation: Any, *, watch: bool
+    def _measure(
+        self, params: Params, batch: Batch, rotation: Any, *, with_logits: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         arrays = {
             name: self._mesh.rows(x) for name, x in batch._asdict().items() if name != "weights"
         }
-        losses, peaks = _losses(params, arrays, rotation, watch=watch, **self._static)
+        losses, peaks = _losses_and_peaks(
+            params, arrays, rotation, with_logits=with_logits, **self._static
+        )
         return gather(losses), gather(peaks)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "watch",
-        "config",
-        "attention",
-        "kernel",
-        "dtype",
-        "remat",
-        "mesh",
-        "trainable",
-    ),
-)
-def _losses(
+STATIC = ("with_logits", "config", "attention", "kernel", "dtype", "remat", "mesh", "trainable")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _losses_and_peaks(
     params: Params,
     batch: Mapping[str, Array],
     rotation: Rotation | Float32Rotation,
     *,
-    watch: bool,
+    with_logits: bool,
     config: LlamaConfig,
     attention: Attention,
     kernel: Kernel,
@@ -196,7 +212,7 @@ def _losses(
     mesh: Mesh,
     trainable: Trainable,
 ) -> tuple[Float[Array, "b t"], Float[Array, "l"]]:
-    """(nats of every token, largest attention logit of every layer), the latter only if `watch`."""
+    """(loss of every token, largest attention logit of every layer); zeros unless `with_logits`."""
     params = trainable.materialize(params, {})
     model = bind(config, mesh.reshard_embedding(params))
     index = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1])[None], batch["tokens"].shape)
@@ -204,38 +220,44 @@ def _losses(
     attend = make_sharded_attention(
         mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
     )
-    if watch:
-        attend = _watched(attend, attention, rotation, batch)
+    if with_logits:
+        attend = _recording_peaks(attend, attention, rotation, batch)
     run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     zeros = tuple(jnp.zeros(size, jnp.float32) for size in segment_sizes(params))
     hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=dtype, run_mlp=run_mlp)
-    return token_order(
-        token_losses(hidden, model.output_kernel(), batch["targets"], mesh), mesh
-    ), jnp.concatenate(peaks)
+    losses = token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
+    return token_order(losses, mesh), jnp.concatenate(peaks)
 
 
-def _watched(
+def _recording_peaks(
     attend: Attend,
     attention: Attention,
     rotation: Rotation | Float32Rotation,
     batch: Mapping[str, Array],
 ) -> Attend:
-    """`attend` whose cache is the largest logit of every layer of a segment so far [L]; padding asks nothing."""
-    pieces, segments = attention.pieces(), batch["segment_ids"]
-    query_tables = [rotation.tables(piece.query_positions(batch["positions"])) for piece in pieces]
-    key_tables = [rotation.tables(piece.key_positions(batch["positions"])) for piece in pieces]
-    asking = jnp.where(segments == 0, -1, batch["index"])
+    """`attend` with the largest logit of every layer of a segment, [L], in place of its cache.
 
-    def watching(q: Array, k: Array, v: Array, peaks: Any, layer: Any) -> tuple[Array, Any]:
+    Queries of padding do not count.
+    """
+    pieces = attention.pieces()
+    positions, segment_ids = batch["positions"], batch["segment_ids"]
+    query_tables = [rotation.tables(piece.query_positions(positions)) for piece in pieces]
+    key_tables = [rotation.tables(piece.key_positions(positions)) for piece in pieces]
+    query_index = jnp.where(segment_ids == 0, -1, batch["index"])
+
+    def attend_and_record(
+        q: Array, k: Array, v: Array, peaks: Any, layer: Any
+    ) -> tuple[Array, Any]:
         peak = largest_logit(
             [rotate(q, *tables) for tables in query_tables],
             [rotate(k, *tables) for tables in key_tables],
             [piece.mask for piece in pieces],
-            query_index=asking,
+            query_index=query_index,
             key_index=batch["index"],
-            query_segments=segments,
-            key_segments=segments,
+            query_segments=segment_ids,
+            key_segments=segment_ids,
         )
-        return attend(q, k, v, None, layer)[0], peaks.at[0 if layer is None else layer].set(peak)
+        out, _ = attend(q, k, v, None, layer)
+        return out, peaks.at[0 if layer is None else layer].set(peak)
 
-    return watching
+    return attend_and_record

@@ -27,8 +27,8 @@ def make_step(
 
     batch: arrays [A, B, T]. Losses and weights of the A microbatches are summed, so that A x B rows
     give the step of one batch of A B rows, however the weights are spread. frozen: the parameters
-    that are not trained; the loss gets both as one tree. shard: tree -> shardings, which parameters,
-    gradients and optimiser state keep (None: one device). The state passed in is donated.
+    that are not trained; the loss gets both as one tree. shard: tree -> shardings, kept by
+    parameters, gradients and optimiser state (None: one device). The state passed in is donated.
     """
 
     def constrain(tree: Any) -> Any:

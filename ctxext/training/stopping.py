@@ -67,7 +67,7 @@ class StoppingPolicy:
         return save, self._request >= Request.STOP
 
     def exit_code(self) -> int | None:
-        """0 after SIGTERM, 130 after Ctrl-C, also during the last step; None if there was neither."""
+        """0 after SIGTERM, 130 after Ctrl-C, also in the last step; None if there was neither."""
         last_requests = int(distributed.all_reduce_max(self._own_request()))
         self._request = max(self._request, last_requests)
         return EXIT_CODES.get(Request(self._request))
