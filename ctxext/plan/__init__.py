@@ -1,1 +1,1 @@
-"""Known in advance: does a run fit, what holds its memory, how much does it compute. Nothing is allocated."""
+"""What a run needs, known before it is launched: memory, operations, time. Nothing is allocated."""

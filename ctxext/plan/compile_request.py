@@ -1,6 +1,7 @@
-"""The compiler's own answer, without the device: the training step is compiled in a process of its own.
+"""Asks the compiler how much memory a training step needs, without the device.
 
-python -m ctxext.plan.compile_worker < request > answer        what `ask` runs
+The step is compiled in another process, `python -m ctxext.plan.compile_worker`, which reads the
+request as JSON from stdin and prints its answer as the last line.
 """
 
 import dataclasses
@@ -18,41 +19,46 @@ from ctxext.rope import RopeScaling
 from ctxext.serialization import to_json
 
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # the device is only compiled for
+    # The device is only compiled for.
+    "JAX_PLATFORMS": "cpu",
+    # libtpu is not to look for a cloud.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",  # no look-ups in a cloud
+    "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+NOT_INHERITED = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT")
 COMPILERS = {
     "tpu": (("libtpu",), "plan"),
     "gpu": (("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"), "plan-gpu"),
 }
-"""Per platform: where its compiler may be, and the extra that brings it."""
+"""Per platform: the modules, one of which holds its compiler, and the extra that installs it."""
 MARGIN = 0.12
-"""Quick compiles for TPUs have shown peaks up to 9 % below those of the default effort."""
+"""Memory kept free after a quick compile, whose peaks for TPUs were up to 9 % too low."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the compiler needs and has, bytes a device, and the seconds it took."""
+    """The bytes per device that a step needs and has, according to the compiler."""
 
     needs: float
     has: float
     seconds: float
+    """Time that compiling took."""
     precise: bool
+    """Compiled with the effort of a real run."""
 
     @property
     def fits(self) -> bool:
-        """With the margin of a quick compile."""
+        """True if it fits, with MARGIN to spare unless `precise`."""
         return self.needs * (1 if self.precise else 1 + MARGIN) <= self.has
 
 
-def ask(
+def compile_step(
     experiment: Experiment,
     config: LlamaConfig,
     scaling: RopeScaling,
@@ -60,58 +66,60 @@ def ask(
     *,
     precise: bool = False,
 ) -> Verdict:
-    """Compile the experiment's step for a topology. precise: with the effort of a real run; for GPUs it always is.
+    """Compile the experiment's step for a topology such as "v5p:2x2x4".
 
-    Raises ValueError for a CPU, without the compiler of the accelerator, or if that fails.
+    precise: with the effort of a real run, as it always is for GPUs. Raises ValueError for a CPU,
+    if the compiler of the accelerator is not installed, and if compiling fails.
     """
     device, _ = accelerators.topology(topology)
     if device.platform == "cpu":
         raise ValueError(
-            f"--compile asks the compilers of {', '.join(accelerators.ACCELERATORS)}; not of {topology}"
+            f"--compile asks the compilers of {', '.join(accelerators.ACCELERATORS)}; "
+            f"not of {topology}"
         )
-    if not compiler_is_there(device.platform):
+    if not is_compiler_installed(device.platform):
         raise ValueError(
             f"--compile needs the compiler of {device.name}, which runs on any machine: "
             f"pip install 'ctxext[{COMPILERS[device.platform][1]}]'"
         )
     precise = precise or device.platform == "gpu"
     request = {
-        name: to_json(x)
-        for name, x in (("experiment", experiment), ("config", config), ("scaling", scaling))
+        "experiment": to_json(experiment),
+        "config": to_json(config),
+        "scaling": to_json(scaling),
+        "topology": topology.lower(),
     }
-    answer = _call({**request, "topology": topology.lower()}, precise)
+    answer = _run_worker(request, precise)
     return Verdict(answer["needs"], answer["has"] or device.memory, answer["seconds"], precise)
 
 
-def compiler_is_there(platform: str) -> bool:
-    """Whether the compiler of "tpu" or "gpu" is installed."""
-
-    def found(module: str) -> bool:
-        try:
-            return importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # of the package that it is in
-            return False
-
-    return any(map(found, COMPILERS[platform][0]))
+def is_compiler_installed(platform: str) -> bool:
+    """True if the compiler of "tpu" or "gpu" is installed."""
+    modules, _ = COMPILERS[platform]
+    return any(map(_is_installed, modules))
 
 
-def _call(request: dict[str, Any], precise: bool) -> dict[str, Any]:
-    hidden = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT")
-    environment = {
-        key: value for key, value in os.environ.items() if key not in hidden
-    } | ENVIRONMENT
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
+def _run_worker(request: dict[str, Any], precise: bool) -> dict[str, Any]:
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    environment = inherited | ENVIRONMENT
     if not precise:
         environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1.0"  # read when jax is imported
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "ctxext.plan.compile_worker"],
         input=json.dumps(request),
         env=environment,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ValueError(
-            f"the compiler failed: {lines[-1] if lines else f'exit code {done.returncode}'}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        lines = [line for line in process.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {process.returncode}"
+        raise ValueError(f"the compiler failed: {reason}")
+    return json.loads(process.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
-"""The other process of `compiled.ask`: jax settles its platforms, and libtpu its topology, once and for all.
+"""The process behind `compile_request`: it compiles a training step for devices that are not there.
 
-No device is there: XLA compiles for a description of it. Of a TPU, libtpu has that; of a GPU, `gpu`.
+It is a separate one because jax fixes its platforms, and libtpu its topology, once per process. XLA
+compiles for a description of the devices, which libtpu has for TPUs and `gpu_target` for GPUs.
 """
 
 import dataclasses
@@ -30,68 +31,75 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> Any:
-    """The training step of an experiment, lowered on shapes for the devices of its mesh; nothing is allocated."""
-    mesh, train = experiment.mesh, experiment.train
-    built = mesh.build()
-    params, state, frozen = state_shapes(experiment, config)
-    rows, whole = (
-        NamedSharding(built, PartitionSpec(None, ROWS)),
-        NamedSharding(built, PartitionSpec()),
-    )
+    """The training step of an experiment, lowered for the devices of its mesh.
+
+    Only shapes are passed; nothing is allocated.
+    """
+    train = experiment.train
+    mesh = experiment.mesh.build()
+    by_rows = NamedSharding(mesh, PartitionSpec(None, ROWS))
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def replicated_shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
+
+    params, opt_state, frozen = state_shapes(experiment, config)
     shape = (train.accumulate, train.batch_size, train.seq_len)
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            shape, np.float32 if name == "weights" else np.int32, sharding=rows
-        )
-        for name in Batch._fields
-    }
+    batch = {}
+    for name in Batch._fields:
+        dtype = np.float32 if name == "weights" else np.int32
+        batch[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
+    seeds = experiment.trainable.dropout_seeds(experiment.seed, 0, train.accumulate)
+    batch |= {name: replicated_shape(x) for name, x in seeds.items()}
     scaling = experiment.effective_scaling(scaling)
     rotation = rotation_at(scaling, config.rope_base(), train.seq_len)
-    rotation = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), rotation
-    )
-    noise = experiment.trainable.dropout_seeds(experiment.seed, 0, train.accumulate)
-    batch |= {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in noise.items()
-    }
-    traced = compiled_step(experiment, config).trace(params, state, batch, rotation, frozen)
-    platform = built.devices.flat[0].platform
+    rotation = jax.tree.map(replicated_shape, rotation)
+    traced = compiled_step(experiment, config).trace(params, opt_state, batch, rotation, frozen)
+    platform = mesh.devices.flat[0].platform
     return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
 
 
-def devices(name: str) -> Any:
+def topology_devices(name: str) -> Any:
     """Devices of a topology such as "v5p:2x2x4" or "h100:8", to compile for."""
     accelerator, count = topology(name)
     if accelerator.platform == "gpu":
-        chip, one_machine = CHIPS[accelerator.name], f"1x1x{count}"
         return topologies.get_topology_desc(
-            name, "cuda", target_config=chip.target, topology=one_machine
+            name,
+            "cuda",
+            target_config=CHIPS[accelerator.name].target,
+            topology=f"1x1x{count}",  # one machine
         ).devices
-    one_chip = {"chips_per_host_bounds": (1, 1, 1)} if re.search(r":1(x1)+$", name) else {}
-    return topologies.get_topology_desc(name, "tpu", **one_chip).devices
+    is_one_chip = re.search(r":1(x1)+$", name)
+    options = {"chips_per_host_bounds": (1, 1, 1)} if is_one_chip else {}
+    return topologies.get_topology_desc(name, "tpu", **options).devices
 
 
 def needs_and_has(error: str) -> tuple[float, float]:
-    """Bytes of "... (28.15G) exceeds available ... (15.75G)" and of "Used 28.15G of 15.75G ...".
+    """The bytes in "... (28.15G) exceeds available ... (15.75G)" or "Used 28.15G of 15.75G ...".
 
-    Raises ValueError for a message of another kind.
+    Raises ValueError for another message.
     """
     number = r"(\d+(?:\.\d+)?[KMGT])"
     for pattern in (rf"\({number}\) exceeds \D*\({number}\)", rf"Used {number} of {number}"):
-        if found := re.search(pattern, error):
-            needs, has = (float(text[:-1]) * UNITS[text[-1]] for text in found.groups())
+        match = re.search(pattern, error)
+        if match:
+            needs, has = (float(text[:-1]) * UNITS[text[-1]] for text in match.groups())
             return needs, has
     raise ValueError(error)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """{"needs": bytes a device, "has": bytes, or None where it fits, "seconds": of compiling}."""
-    experiment, config, scaling = (
-        from_json(request[x], trust=True) for x in ("experiment", "config", "scaling")
-    )
-    mesh = experiment.mesh.on(devices(request["topology"]))
+    """Compile the requested step: {"needs": bytes per device, "has": bytes, "seconds": it took}.
+
+    "has" is None where the step fits.
+    """
+    experiment = from_json(request["experiment"], trust=True)
+    config = from_json(request["config"], trust=True)
+    scaling = from_json(request["scaling"], trust=True)
+    mesh = experiment.mesh.on(topology_devices(request["topology"]))
     lowered = lowered_step(dataclasses.replace(experiment, mesh=mesh), config, scaling)
-    start, has = time.perf_counter(), None
+    start = time.perf_counter()
+    has = None
     try:
         needs = lowered.compile().memory_analysis().peak_memory_in_bytes
     except jax.errors.JaxRuntimeError as error:

@@ -1,7 +1,8 @@
-"""Floating-point operations of a training step, counted matrix product by matrix product (2 per multiply-add).
+"""Floating-point operations of a training step, product by product, 2 per multiply-add.
 
-The rule of thumb 6 P a token (arXiv 2001.08361) is the matrix part without embeddings; attention comes on top:
-4 N H a visible pair of tokens and layer, exactly the pairs that the method's masks leave visible.
+The rule of thumb of 6 P per token (arXiv 2001.08361) is the part of the matrices, without
+embeddings. Attention comes on top: 4 N H per visible pair of tokens and layer, for exactly the
+pairs that the masks of the method leave visible.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ from ctxext.model.config import LlamaConfig
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.job import Job
 
-LEAF = 256  # pairs of blocks this small are counted one by one
+LEAF = 256
+"""Queries of a block whose pairs are counted one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Flops:
     backward: int
     recomputed: int
     attention: int
-    """Of the three together, the part that attention's scores and values take."""
+    """The part of the three above that attention's scores and values take."""
 
     @property
     def model(self) -> int:
@@ -37,52 +39,63 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """With what is computed a second time."""
+        """Everything, with what is recomputed."""
         return self.model + self.recomputed
 
 
 def step_flops(job: Job, pairs: int | None = None) -> Flops:
-    """Operations of one optimiser step; pairs: (query, key) pairs of a row, by default the visible ones."""
-    config, trained = job.config, job.trees.trained
-    tokens = job.batch_size * job.accumulate * job.seq_len
-    pairs = visible_pairs(job.attention, job.seq_len) if pairs is None else pairs
-    attention = (
-        4 * config.num_attention_heads * config.head_dim * pairs * job.batch_size * job.accumulate
-    )
-    matrices, projection = (
-        2 * layer_matrices(config) * tokens,
-        2 * config.vocab_size * config.hidden_size * tokens,
-    )
-    adapters, weights = 2 * _adapters(trained) * tokens, 2 * _matrices(trained, config) * tokens
-    L, back = config.num_hidden_layers, job.backward_layers
+    """Operations of one optimiser step.
+
+    pairs: (query, key) pairs per row that attention computes, by default the visible ones.
+    """
+    config = job.config
+    trained = job.trees.trained
+    if pairs is None:
+        pairs = visible_pairs(job.attention, job.seq_len)
+    rows = job.batch_size * job.accumulate
+    tokens = rows * job.seq_len
+    L = config.num_hidden_layers
+    attention = 4 * config.num_attention_heads * config.head_dim * pairs * rows
+    matrices = 2 * layer_matrices(config) * tokens
+    projection = 2 * config.vocab_size * config.hidden_size * tokens
+    adapters = 2 * _adapters(trained) * tokens
     forward = L * (matrices + attention) + projection + adapters
-    # Backward: gradients of every layer's inputs, none below the first trained layer, and of what is trained.
-    backward = back * (matrices + 2 * attention) + projection + adapters + weights
-    # Again: with remat the layers, up to their last product, whose result no gradient needs; tiles of scores (half of
-    # attention) in any case.
-    last = 2 * config.hidden_size * config.intermediate_size * tokens
-    attends_again = job.remat == "full" or (
+
+    # The backward pass: gradients of the inputs of the layers from the first trained one on, and
+    # of the trained weights.
+    backward_layers = job.backward_layers
+    weight_gradients = 2 * _trained_matrices(trained, config) * tokens
+    backward = (
+        backward_layers * (matrices + 2 * attention) + projection + adapters + weight_gradients
+    )
+
+    # What it recomputes: with remat the layers, except their last product, whose result no gradient
+    # needs; and in any case the scores, half of attention, of kernels that do not hold them.
+    recomputes_attention = job.remat == "full" or (
         job.remat == "attention" and job.kernel in UNNAMED_OUTPUT
     )
-    layers_again = (
-        back * (matrices - last + attends_again * attention) + adapters
-        if job.remat != "none"
-        else 0
-    )
-    scores_again = back * attention // 2 if job.kernel not in HOLDS_SCORES else 0
+    recomputed = 0
+    if job.remat != "none":
+        last_product = 2 * config.hidden_size * config.intermediate_size * tokens
+        layer = matrices - last_product + recomputes_attention * attention
+        recomputed = backward_layers * layer + adapters
+    scores = 0 if job.kernel in HOLDS_SCORES else backward_layers * attention // 2
     return Flops(
-        forward,
-        backward,
-        layers_again + scores_again,
-        (L + (2 + attends_again) * back) * attention + scores_again,
+        forward=forward,
+        backward=backward,
+        recomputed=recomputed + scores,
+        attention=(L + (2 + recomputes_attention) * backward_layers) * attention + scores,
     )
 
 
 def seconds_at_peak(
     experiment: Experiment, config: LlamaConfig, device_kind: str, devices: int
 ) -> float | None:
-    """Least time of a step: forward and backward FLOPs / (devices x peak bfloat16 FLOP/s); MFU is this over the time
-    it takes (arXiv 2204.02311, appendix B). None for devices of unknown peak and for float32, which has another."""
+    """Least time of a step: forward and backward FLOPs / (devices x peak bfloat16 FLOP/s).
+
+    MFU is this over the time that a step takes (arXiv 2204.02311, appendix B). None for devices of
+    unknown peak, and for float32, which has another peak.
+    """
     device = of_kind(device_kind)
     if device is None or device.flops is None or experiment.train.dtype != "bfloat16":
         return None
@@ -90,7 +103,7 @@ def seconds_at_peak(
 
 
 def layer_matrices(config: LlamaConfig) -> int:
-    """Numbers in the matrices of one layer."""
+    """Entries of the matrices of one layer."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     return D * 2 * (config.num_attention_heads + config.num_key_value_heads) * H + 3 * D * F
 
@@ -101,11 +114,14 @@ def visible_pairs(attention: Attention, seq_len: int) -> int:
 
 
 def _visible(mask: Mask, query: range, key: range) -> int:
+    """Visible pairs of a block, by quarters until they are uniform or small."""
     if not query or not key:
         return 0
     some, every = mask.block(query, key)
-    if not some or every:
-        return len(query) * len(key) if every else 0
+    if every:
+        return len(query) * len(key)
+    if not some:
+        return 0
     if len(query) <= LEAF:
         return int(np.sum(mask.visible(np.array(query)[:, None], np.array(key)[None, :])))
     half, mid = query[len(query) // 2], key[len(key) // 2]
@@ -117,21 +133,22 @@ def _visible(mask: Mask, query: range, key: range) -> int:
     return sum(_visible(mask, *quarter) for quarter in quarters)
 
 
-def _leaves(tree: Any, *names: str) -> int:
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return sum(int(np.prod(leaf.shape)) for path, leaf in found if path[-1].key in names)
+def _trained_matrices(trained: Any, config: LlamaConfig) -> int:
+    """Entries of the trained matrices that multiply.
+
+    The embedding is looked up; it multiplies only where it is the output projection too.
+    """
+    names = ["kernel", "lora_a", "lora_b"]
+    if config.tie_word_embeddings:
+        names.append("embedding")
+    return _entries(trained, *names)
 
 
-def _matrices(trained: Any, config: LlamaConfig) -> int:
-    """Numbers in trained matrices that multiply: no embedding, which is looked up, unless it is the projection too."""
-    return _leaves(
-        trained,
-        "kernel",
-        "lora_a",
-        "lora_b",
-        *(["embedding"] if config.tie_word_embeddings else []),
-    )
+def _adapters(trained: Any) -> int:
+    return _entries(trained, "lora_a", "lora_b")
 
 
-def _adapters(tree: Any) -> int:
-    return _leaves(tree, "lora_a", "lora_b")
+def _entries(tree: Any, *names: str) -> int:
+    """Entries of all leaves with one of these names."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return sum(int(np.prod(leaf.shape)) for path, leaf in leaves if path[-1].key in names)

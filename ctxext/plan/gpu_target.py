@@ -1,31 +1,39 @@
-"""What XLA's compiler has to know of a GPU to compile for it where there is none: its target configuration.
+"""Target configurations of GPUs, with which XLA compiles for a GPU that is not there.
 
-Numbers: XLA's own descriptions of these devices (openxla/xla, xla/backends/gpu/target_config/specs).
+The numbers are those of XLA's own descriptions of these devices (openxla/xla,
+xla/backends/gpu/target_config/specs).
 """
 
 import dataclasses
 
-CUDA, CUDNN = (
-    "major: 12 minor: 8",
-    "major: 9 minor: 8",
-)  # as in those, and as the extra plan-gpu asks for
-SYSTEM = 1024  # bytes of shared memory that CUDA keeps of every block
+# The versions in those descriptions, which the extra plan-gpu installs.
+CUDA = "major: 12 minor: 8"
+CUDNN = "major: 9 minor: 8"
+RESERVED = 1024
+"""Bytes of the shared memory of every block that CUDA keeps for itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A GPU by its name: compute capability, multiprocessors, float32 units and shared bytes of each, bytes/s and bytes
-    of memory, bytes of L2 cache, GHz."""
+    """A GPU, by the name that jax gives it."""
 
     name: str
     capability: int
+    """Major compute capability."""
     cores: int
+    """Multiprocessors."""
     units: int
+    """Float32 units per multiprocessor."""
     shared: int
+    """Bytes of shared memory per multiprocessor."""
     bandwidth: float
+    """Bytes per second from memory."""
     memory: int
+    """Bytes."""
     l2: int
+    """Bytes of L2 cache."""
     clock: float
+    """GHz."""
 
     @property
     def target(self) -> str:
@@ -36,9 +44,11 @@ class Chip:
               registers_per_block_limit: 65536 registers_per_core_limit: 65536
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
               core_count: {self.cores} fpus_per_core: {self.units} clock_rate_ghz: {self.clock}
-              shared_memory_per_block: 49152 shared_memory_per_block_optin: {self.shared - SYSTEM}
+              shared_memory_per_block: 49152
+              shared_memory_per_block_optin: {self.shared - RESERVED}
               shared_memory_per_core: {self.shared}
-              l2_cache_size: {self.l2} memory_bandwidth: {self.bandwidth:.0f} device_memory_size: {self.memory}
+              l2_cache_size: {self.l2} memory_bandwidth: {self.bandwidth:.0f}
+              device_memory_size: {self.memory}
               cuda_compute_capability {{ major: {self.capability} }}
             }}
             platform_name: "CUDA" runtime_version {{ {CUDA} }} dnn_version_info {{ {CUDNN} }}

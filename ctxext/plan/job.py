@@ -1,4 +1,4 @@
-"""What one training step is made of, in numbers; shapes alone, nothing is allocated."""
+"""The quantities of one training step: shapes, batch, mesh. Nothing is allocated."""
 
 import dataclasses
 import functools
@@ -18,26 +18,30 @@ from ctxext.parallel.mesh import Mesh, partition_spec
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trees:
-    """Shapes of what a step holds from beginning to end."""
+    """Shapes of the arrays that are held during the whole step."""
 
     trained: Params
+    """Float32."""
     optimizer: Any
     frozen: Params
+    """In the compute dtype."""
 
     @classmethod
     def of(cls, experiment: Experiment, config: LlamaConfig) -> "Trees":
-        """Parameters that are trained (float32), their optimiser's state, and the others in the compute dtype."""
+        """The trees of an experiment on a base of this shape."""
         trained, frozen = experiment.trainable.shapes(config)
-        optimizer = jax.eval_shape(experiment.optim.build(experiment.train.steps).init, trained)
+        optimizer = experiment.optim.build(experiment.train.steps)
         dtype = experiment.train.dtype
         return cls(
-            trained, optimizer, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen)
+            trained=trained,
+            optimizer=jax.eval_shape(optimizer.init, trained),
+            frozen=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen),
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """One training step: a model, what of it is trained, a batch, and the devices along each axis of the mesh."""
+    """One training step: a model, its trained part, a batch, and the devices per mesh axis."""
 
     config: LlamaConfig
     trees: Trees
@@ -52,24 +56,27 @@ class Job:
 
     @classmethod
     def of(cls, experiment: Experiment, config: LlamaConfig, devices: int) -> "Job":
-        """The step of an experiment on so many devices. Raises ValueError if its mesh or batch does not fit them."""
-        sizes, train = axes(experiment.mesh, devices), experiment.train
+        """The step of an experiment on so many devices.
+
+        Raises ValueError if its mesh or batch does not fit them.
+        """
+        train = experiment.train
         job = cls(
-            config,
-            Trees.of(experiment, config),
-            experiment.attention,
-            sizes,
-            train.batch_size,
-            train.accumulate,
-            train.seq_len,
-            train.dtype,
-            train.remat,
-            train.kernel,
+            config=config,
+            trees=Trees.of(experiment, config),
+            attention=experiment.attention,
+            sizes=axes(experiment.mesh, devices),
+            batch_size=train.batch_size,
+            accumulate=train.accumulate,
+            seq_len=train.seq_len,
+            dtype=train.dtype,
+            remat=train.remat,
+            kernel=train.kernel,
         )
         if train.batch_size % job.row_shards:
             raise ValueError(
-                f"train.batch_size {train.batch_size} cannot be shared out over {job.row_shards} devices "
-                f"(data x fsdp); make it a multiple of {job.row_shards}"
+                f"train.batch_size {train.batch_size} cannot be divided among {job.row_shards} "
+                f"devices (data x fsdp); make it a multiple of {job.row_shards}"
             )
         return job
 
@@ -83,7 +90,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a microbatch that a device works on."""
+        """Tokens of a microbatch per device."""
         return self.batch_size // self.row_shards * -(-self.seq_len // self.sizes["seq"])
 
     @property
@@ -97,45 +104,54 @@ class Job:
         trained = self.trees.trained
         if "embed_tokens" in trained:
             return self.config.num_hidden_layers
-        return sum(layers(stack) for stack in trained.get("segments", {}).values())
+        return sum(num_layers(stack) for stack in trained.get("segments", {}).values())
 
     def bytes(self, tree: Any, only: str = "") -> int:
-        """Bytes of a tree on one device, under the mesh's table of rules; only: of the paths where this is found."""
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        named = [
-            (jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves
-        ]
-        return sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize // self._parts(name, leaf)
-            for name, leaf in named
-            if re.search(only, name)
-        )
+        """Bytes of a tree on one device, by the sharding rules of the mesh.
 
-    def _parts(self, name: str, leaf: Any) -> int:
-        cut = [axis for axis in partition_spec(name, leaf.shape, self.sizes) if axis]
-        names = [name for axis in cut for name in (axis if isinstance(axis, tuple) else (axis,))]
-        return math.prod(self.sizes[name] for name in names)
+        only: count the leaves in whose path this regular expression is found.
+        """
+        total = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            if re.search(only, name):
+                size = math.prod(leaf.shape) * leaf.dtype.itemsize
+                total += size // self._num_parts(name, leaf)
+        return total
+
+    def _num_parts(self, name: str, leaf: Any) -> int:
+        """Parts that a leaf is cut into."""
+        parts = 1
+        for axis in partition_spec(name, leaf.shape, self.sizes):
+            if axis:
+                names = axis if isinstance(axis, tuple) else (axis,)
+                parts *= math.prod(self.sizes[name] for name in names)
+        return parts
 
 
-def layers(stack: Params) -> int:
+def num_layers(stack: Params) -> int:
     """Layers of a stacked segment."""
     return jax.tree.leaves(stack)[0].shape[0]
 
 
 def count(tree: Any) -> int:
-    """Numbers in a tree."""
+    """Entries of all leaves of a tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def axes(mesh: Mesh, devices: int) -> dict[str, int]:
-    """Devices along every axis, -1 resolved. Raises ValueError unless they are `devices` together."""
+    """Devices along every axis, -1 resolved.
+
+    Raises ValueError unless the mesh takes exactly `devices`.
+    """
     sizes = mesh.sizes
-    given = math.prod(size for size in sizes.values() if size > 0)
-    if -1 in sizes.values() and devices % given == 0:
-        sizes = {name: devices // given if size == -1 else size for name, size in sizes.items()}
-    elif given != devices or -1 in sizes.values():
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    has_rest = -1 in sizes.values()
+    if has_rest and devices % fixed == 0:
+        return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+    if has_rest or fixed != devices:
         raise ValueError(
-            f"mesh {mesh.text} is for {given} devices, the topology has {devices}; "
+            f"mesh {mesh.text} is for {fixed} devices, the topology has {devices}; "
             "--mesh.fsdp -1 takes them all"
         )
     return sizes

@@ -1,15 +1,18 @@
 """Bytes that one device holds at the peak of a training step, from the structure of the step.
 
-What is held when (full rematerialisation, P parameters cut by fsdp x seq x tensor, b T tokens a device):
+With full rematerialisation, P parameters cut by fsdp x seq x tensor, and b T tokens per device:
 
-    always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute dtype: 2 P; on GPUs
-                what `turned_bytes` says
-    forward     the input of every layer: 2 L b T D (without rematerialisation: all that a layer saves)
-    loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and its gradient
-    backward    gradients 4 P, once more with accumulation; one layer recomputed, at its MLP or at its attention,
-                whichever holds more: `mlp_bytes`, `attention_bytes`; that layer's matrices, gathered
+    always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute
+                dtype: 2 P; on GPUs also `transposed_bytes`
+    forward     the input of every layer: 2 L b T D (without rematerialisation: `saved_bytes`)
+    loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and
+                its gradient
+    backward    gradients 4 P, twice with accumulation; one layer, recomputed, at its MLP or at its
+                attention, whichever holds more: `mlp_bytes`, `attention_bytes`; the matrices of
+                that layer, gathered
 
-The peak is the larger of loss and backward; both contain what comes above them.
+The peak is the larger of loss and backward; both contain what is held always and from the forward
+pass.
 """
 
 import dataclasses
@@ -17,12 +20,12 @@ import dataclasses
 from ctxext.attention.kernels import HOLDS_SCORES
 from ctxext.model.config import LlamaConfig
 from ctxext.model.loss import CHUNK, MLP_TOKENS
-from ctxext.plan.job import Job, count, layers
+from ctxext.plan.job import Job, count, num_layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device by what holds them: throughout, and at the two moments that can be the peak."""
+    """Bytes of one device by their use: throughout, and at the two moments that can be the peak."""
 
     always: dict[str, int]
     loss: dict[str, int]
@@ -40,117 +43,122 @@ class Memory:
 
 
 def memory(job: Job, platform: str) -> Memory:
-    """What a training step holds on each device of a platform ("tpu", "gpu", "cpu"), bytes."""
-    config, trees, tokens = job.config, job.trees, job.tokens
-    D, V, tensor = config.hidden_size, config.vocab_size, job.sizes["tensor"]
-    trained, gathers = job.bytes(trees.trained), job.sizes["fsdp"] * job.sizes["seq"] > 1
+    """The bytes that a training step holds on each device of a platform ("tpu", "gpu", "cpu")."""
+    config = job.config
+    trees = job.trees
+    tokens = job.tokens
+    D, V = config.hidden_size, config.vocab_size
+    tensor = job.sizes["tensor"]
+    trained = job.bytes(trees.trained)
+    gathers = job.sizes["fsdp"] * job.sizes["seq"] > 1
     always = {
         "trained parameters": trained,
         "optimiser state": job.bytes(trees.optimizer),
         "frozen parameters": job.bytes(trees.frozen),
-        "matrices turned around": turned_bytes(job) if platform == "gpu" and gathers else 0,
+        "transposed matrices": transposed_bytes(job) if platform == "gpu" and gathers else 0,
     }
+
     saved = saved_bytes(config, job.width, tensor) if job.remat == "none" else D * job.width
-    if job.remat == "attention":  # its output too, and the log-sum-exp of every head
+    if job.remat == "attention":
+        # Its output too, and the log-sum-exp of every head.
         saved += config.num_attention_heads * (config.head_dim * job.width + 4) // tensor
-    forward = {
-        "saved activations" if job.remat == "none" else "inputs of layers": job.backward_layers
-        * tokens
-        * saved,
-    }
+    saved_name = "saved activations" if job.remat == "none" else "inputs of layers"
+    forward = {saved_name: job.backward_layers * tokens * saved}
+
     projection = V * D // tensor
     logits = min(CHUNK, tokens * V // tensor)
-    return Memory(
-        always,
-        loss=forward
-        | {
-            "chunk of logits": logits * (8 + job.width),
-            "output projection": projection * (job.width + 4 * ("lm_head" in trees.trained)),
-            "hidden states": 4 * tokens * D * job.width,
-        },
-        backward=forward
-        | {
-            "gradients": trained * (2 if job.accumulate > 1 else 1),
-            "one layer, going backward": max(
-                mlp_bytes(job), attention_bytes(job), _dense_bytes(job)
-            ),
-            "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
-        },
-    )
+    loss = {
+        "chunk of logits": logits * (8 + job.width),
+        "output projection": projection * (job.width + 4 * ("lm_head" in trees.trained)),
+        "hidden states": 4 * tokens * D * job.width,
+    }
+    backward = {
+        "gradients": trained * (2 if job.accumulate > 1 else 1),
+        "backward pass of one layer": max(mlp_bytes(job), attention_bytes(job), _scores_bytes(job)),
+        "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
+    }
+    return Memory(always, loss=forward | loss, backward=forward | backward)
 
 
-def turned_bytes(job: Job) -> int:
-    """Bytes of o_proj and down_proj, all layers: what devices gather along a last dimension the GPU compiler keeps a
-    second time, that dimension first."""
-    return sum(
-        job.bytes(tree, r"\b(o|down)_proj\.kernel$")
-        for tree in (job.trees.trained, job.trees.frozen)
-    )
+def transposed_bytes(job: Job) -> int:
+    """Bytes of o_proj and down_proj of all layers.
+
+    The GPU compiler keeps a second copy, transposed, of matrices that devices gather along the last
+    dimension.
+    """
+    pattern = r"\b(o|down)_proj\.kernel$"
+    return job.bytes(job.trees.trained, pattern) + job.bytes(job.trees.frozen, pattern)
 
 
 def mlp_bytes(job: Job) -> int:
-    """Bytes of one layer when the backward pass is at its MLP, which full rematerialisation runs in chunks.
+    """Bytes of one layer when the backward pass is at its MLP, which remat runs in chunks.
 
-    The inputs of both halves, normed too (4 D), q, k, v and the attention's output (2 N H + 2 K H), the output's
-    gradient (D), and a norm in float32 (D) of every token; gate, up and their product with the gradients of these (6 F)
-    of a chunk's.
+    Of every token: the inputs of both halves, before and after the norm (4 D), q, k, v and the
+    attention's output (2 N H + 2 K H), the gradient of the layer's output (D), and a norm in
+    float32 (D). Of the tokens of a chunk: gate, up and their product, with their gradients (6 F).
     """
-    config, tensor = job.config, job.sizes["tensor"]
+    config = job.config
     D, F = config.hidden_size, config.intermediate_size
-    chunk = min(job.tokens, MLP_TOKENS) if job.remat != "none" else job.tokens
-    return (
-        job.tokens * (job.width * (5 * D + _heads(config) // tensor) + 4 * D)
-        + chunk * job.width * 6 * F // tensor
-    )
+    tensor = job.sizes["tensor"]
+    chunk = job.tokens if job.remat == "none" else min(job.tokens, MLP_TOKENS)
+    per_token = job.width * (5 * D + _heads(config) // tensor) + 4 * D
+    return job.tokens * per_token + chunk * job.width * 6 * F // tensor
 
 
 def attention_bytes(job: Job) -> int:
     """Bytes of one layer when the backward pass is at its attention.
 
-    Inputs, normed too, and gradients of both (6 D), a norm in float32 (D), q, k, v and the output with the gradients of
-    these (4 N H + 4 K H); where devices share a sequence, keys and values under way and their gradients (4 K H) too.
+    The inputs of both halves, before and after the norm, with two gradients (6 D), a norm in
+    float32 (D), and q, k, v and the output with their gradients (4 N H + 4 K H). Where devices
+    share a sequence, also keys and values in transit with their gradients (4 K H).
     """
-    config, tensor = job.config, job.sizes["tensor"]
+    config = job.config
+    D = config.hidden_size
+    tensor = job.sizes["tensor"]
     ring = 4 * config.num_key_value_heads * config.head_dim if job.sizes["seq"] > 1 else 0
-    return job.tokens * (
-        job.width * (6 * config.hidden_size + (2 * _heads(config) + ring) // tensor)
-        + 4 * config.hidden_size
-    )
+    per_token = job.width * (6 * D + (2 * _heads(config) + ring) // tensor) + 4 * D
+    return job.tokens * per_token
 
 
-def _dense_bytes(job: Job) -> int:
-    """The moment of attention instead, where a kernel holds T x T scores and their gradient in float32; 0 elsewhere."""
-    config, tensor = job.config, job.sizes["tensor"]
+def _scores_bytes(job: Job) -> int:
+    """`attention_bytes` of a kernel that holds T x T float32 scores and their gradient, else 0."""
     if job.kernel not in HOLDS_SCORES:
         return 0
+    config = job.config
+    tensor = job.sizes["tensor"]
     scores = 8 * config.num_attention_heads // tensor * job.seq_len
     return job.tokens * (scores + job.width * (5 * config.hidden_size + _heads(config) // tensor))
 
 
 def saved_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
-    """Bytes a token that every layer keeps for the backward pass without rematerialisation.
+    """Bytes per token that each layer saves for the backward pass without rematerialisation.
 
-    As in `mlp_bytes`, but of the MLP gate and up alone (2 F), and two float32 of each norm (4 D).
+    As in `mlp_bytes`, but only gate and up of the MLP (2 F), and two float32 of each norm (4 D).
     """
     D, F = config.hidden_size, config.intermediate_size
     return width * (5 * D + (_heads(config) + 2 * F) // tensor) + 16 * D
 
 
 def _heads(config: LlamaConfig) -> int:
+    """Entries of q, k, v and the attention's output, per token."""
     return 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
 
 
 def cache_bytes(job: Job, slots: int) -> int:
-    """Keys and values of a batch of `slots` tokens a row while generating, on one device: 2 L B S K H numbers."""
-    config, rows = job.config, -(-job.batch_size // job.row_shards)
+    """Bytes of keys and values on one device while generating, `slots` tokens per row.
+
+    2 L B S K H numbers of the batch that the mesh divides.
+    """
+    config = job.config
+    rows = -(-job.batch_size // job.row_shards)
     heads = -(-config.num_key_value_heads // job.sizes["tensor"])
     return 2 * config.num_hidden_layers * rows * slots * heads * config.head_dim * job.width
 
 
 def _layer_parameters(job: Job) -> int:
-    """Numbers in one layer, of the segment that has most."""
+    """Parameters of one layer, in the segment where a layer has most."""
     sizes: dict[str, int] = {}
     for tree in (job.trees.trained, job.trees.frozen):
         for name, stack in tree.get("segments", {}).items():
-            sizes[name] = sizes.get(name, 0) + count(stack) // layers(stack)
+            sizes[name] = sizes.get(name, 0) + count(stack) // num_layers(stack)
     return max(sizes.values())

@@ -1,4 +1,4 @@
-"""The longest context that fits, over meshes, rematerialisation and what is trained, by arithmetic."""
+"""The longest context that fits, by arithmetic, over meshes, remat and trained parameters."""
 
 import dataclasses
 import itertools
@@ -14,31 +14,32 @@ from ctxext.plan.accelerators import Accelerator
 from ctxext.plan.job import Job
 from ctxext.plan.memory import memory
 
-STEP = 1024  # tokens; lengths are multiples of it
+STEP = 1024
+"""Lengths that are tried are multiples of so many tokens."""
 MARGIN = 0.1
 """Share of the memory left free: how far the arithmetic may be from the compiler."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to run the experiment, with the longest context that fits: 0 if not even one step of tokens does."""
+    """A way to run the experiment, with the longest context that fits; 0 if not even STEP does."""
 
     experiment: Experiment
     seq_len: int
     needs: float
+    """Bytes per device."""
     own: bool
-    """Trains what the experiment said; the others are suggestions."""
+    """It trains the parameters that the experiment names; the others are suggestions."""
 
     @property
     def trains(self) -> str:
-        """The name of what is trained."""
-        return next(
-            name for name, kind in TRAINABLE.items() if type(self.experiment.trainable) is kind
-        )
+        """The name of the trained subset."""
+        kind = type(self.experiment.trainable)
+        return next(name for name, known in TRAINABLE.items() if known is kind)
 
     @property
     def flags(self) -> str:
-        """The options of `ctxext train` that make the experiment this one."""
+        """The options of `ctxext train` that turn the experiment into this one."""
         train = self.experiment.train
         mesh = " ".join(
             f"--mesh.{axis} {size}" for axis, size in self.experiment.mesh.sizes.items()
@@ -51,16 +52,24 @@ class Candidate:
 def search(
     experiment: Experiment, config: LlamaConfig, device: Accelerator, devices: int
 ) -> list[Candidate]:
-    """Every candidate, the longest context first, then the fewest computed twice; one row a group of devices."""
-    ways = candidates(experiment, config, devices)
-    found = [
-        longest(x, config, device, devices, own=x.trainable == experiment.trainable) for x in ways
+    """Every candidate, one row per group of devices: the longest context first.
+
+    Of equal ones, those without rematerialisation come first, then those that need least.
+    """
+    longest_ones = [
+        longest(x, config, device, devices, own=x.trainable == experiment.trainable)
+        for x in candidates(experiment, config, devices)
     ]
-    return sorted(found, key=lambda c: (-c.seq_len, c.experiment.train.remat != "none", c.needs))
+    return sorted(
+        longest_ones, key=lambda c: (-c.seq_len, c.experiment.train.remat != "none", c.needs)
+    )
 
 
 def candidates(experiment: Experiment, config: LlamaConfig, devices: int) -> Iterator[Experiment]:
-    """The experiment on every mesh of all devices, with and without remat, training its own subset, all, or LoRA."""
+    """Yield the experiment on every mesh of all devices and with every kind of rematerialisation.
+
+    It trains its own parameters, all, or LoRA's.
+    """
     subsets = dict.fromkeys((experiment.trainable, Full(), LoRA()))
     for mesh, remat, trainable in itertools.product(meshes(config, devices), REMAT, subsets):
         train = dataclasses.replace(experiment.train, batch_size=mesh.fsdp, remat=remat)
@@ -68,18 +77,18 @@ def candidates(experiment: Experiment, config: LlamaConfig, devices: int) -> Ite
 
 
 def meshes(config: LlamaConfig, devices: int) -> list[Mesh]:
-    """Meshes of all devices without copies: `data` 1, `tensor` a divisor of the key-value heads up to 8."""
-    cuts = [axis for axis in Mesh().sizes if axis not in ("data", "fsdp")]
-    found = [Mesh(fsdp=devices)]
-    for axis in cuts:
+    """Meshes of all devices: `data` is 1, `tensor` a divisor of the key-value heads up to 8."""
+    axes = [axis for axis in Mesh().sizes if axis not in ("data", "fsdp")]
+    result = [Mesh(fsdp=devices)]
+    for axis in axes:
         most = math.gcd(8, config.num_key_value_heads) if axis == "tensor" else devices
-        found = [
+        result = [
             dataclasses.replace(mesh, fsdp=mesh.fsdp // size, **{axis: size})
-            for mesh in found
+            for mesh in result
             for size in range(1, most + 1)
             if mesh.fsdp % size == 0
         ]
-    return found
+    return result
 
 
 def longest(
@@ -90,19 +99,23 @@ def longest(
     *,
     own: bool = True,
 ) -> Candidate:
-    """The experiment with the longest context that fits."""
-    job, room = Job.of(experiment, config, devices), device.memory * (1 - MARGIN)
+    """The experiment with the longest context that fits on the devices."""
+    job = Job.of(experiment, config, devices)
+    limit = device.memory * (1 - MARGIN)
 
     def needs(steps: int) -> float:
         return memory(dataclasses.replace(job, seq_len=steps * STEP), device.platform).peak
 
-    fits, over = 0, 1
-    while needs(over) <= room:
-        fits, over = over, 2 * over
-    while over - fits > 1:
-        middle = (fits + over) // 2
-        fits, over = (middle, over) if needs(middle) <= room else (fits, middle)
-    train = dataclasses.replace(experiment.train, seq_len=max(fits, 1) * STEP)
-    return Candidate(
-        dataclasses.replace(experiment, train=train), fits * STEP, needs(max(fits, 1)), own
-    )
+    fits, too_long = 0, 1
+    while needs(too_long) <= limit:
+        fits, too_long = too_long, 2 * too_long
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if needs(middle) <= limit:
+            fits = middle
+        else:
+            too_long = middle
+    shortest = max(fits, 1)
+    train = dataclasses.replace(experiment.train, seq_len=shortest * STEP)
+    experiment = dataclasses.replace(experiment, train=train)
+    return Candidate(experiment, fits * STEP, needs(shortest), own)

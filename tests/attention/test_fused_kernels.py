@@ -12,8 +12,8 @@ from ctxext.attention.pieces import Mask
 from ctxext.attention.splash import splash
 from ctxext.parallel.attention import make_sharded_attention, ring_order
 from ctxext.parallel.mesh import Mesh
-from ctxext.plan.compile_request import ENVIRONMENT, compiler_is_there
-from ctxext.plan.compile_worker import devices
+from ctxext.plan.compile_request import ENVIRONMENT, is_compiler_installed
+from ctxext.plan.compile_worker import topology_devices
 from ctxext.rope import RopeBase, Unscaled
 
 
@@ -69,11 +69,11 @@ def test_splash_equals_dense_in_values_and_gradients(
 @pytest.mark.slow
 def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
     """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
-    if not compiler_is_there("tpu"):
+    if not is_compiler_installed("tpu"):
         pytest.skip("needs the extra [plan]")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    tpus = devices("v5e:2x2")
+    tpus = topology_devices("v5e:2x2")
     assert "tpu_custom_call" in compiled_for("tpu", Mesh(fsdp=4).on(tpus), 512).as_text()
     assert "collective-permute" in compiled_for("tpu", Mesh(seq=4).on(tpus), 512).as_text()
 
@@ -116,9 +116,9 @@ class Windowed(Causal):
 @pytest.fixture
 def gpus():
     """Eight H100 to compile for."""
-    if not compiler_is_there("gpu"):
+    if not is_compiler_installed("gpu"):
         pytest.skip("needs the extra [plan-gpu]")
-    return devices("h100:8")
+    return topology_devices("h100:8")
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ ON_GPU = [
 ]
 
 NEEDS_GPU_COMPILER = pytest.mark.skipif(
-    not compile_request.compiler_is_there("gpu"), reason="needs the extra [plan-gpu]"
+    not compile_request.is_compiler_installed("gpu"), reason="needs the extra [plan-gpu]"
 )
 
 
@@ -101,10 +101,12 @@ def test_memory_on_gpus_is_within_a_twentieth_of_the_compiler(model, seq_len, me
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not compile_request.compiler_is_there("tpu"), reason="needs the extra [plan]")
+@pytest.mark.skipif(
+    not compile_request.is_compiler_installed("tpu"), reason="needs the extra [plan]"
+)
 def test_the_tpu_compiler_still_says_so():
     experiment, _ = step("7b", 8192, Mesh(fsdp=16))
-    verdict = compile_request.ask(
+    verdict = compile_request.compile_step(
         experiment, SHAPES["llama2-7b"], Unscaled(), "v5e:4x4", precise=True
     )
     assert verdict.needs / GIB == pytest.approx(9.62, rel=0.02) and verdict.fits
@@ -115,7 +117,7 @@ def test_the_tpu_compiler_still_says_so():
 @pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
 def test_the_gpu_compiler_still_says_so(model, seq_len, mesh, train, peak):
     experiment, job = step(model, seq_len, mesh, **train)
-    verdict = compile_request.ask(
+    verdict = compile_request.compile_step(
         experiment, SHAPES[f"llama2-{model}"], Unscaled(), f"h100:{job.devices}"
     )
     assert verdict.needs / GIB == pytest.approx(peak, rel=0.02) and verdict.fits == (peak < 60)
@@ -126,7 +128,7 @@ def test_the_gpu_compiler_still_says_so(model, seq_len, mesh, train, peak):
 @pytest.mark.parametrize("name", CHIPS)
 def test_the_gpu_compiler_knows_every_chip(name):
     experiment, _ = step("7b", 8192, Mesh(fsdp=8))
-    verdict = compile_request.ask(experiment, SHAPES["llama2-7b"], Unscaled(), f"{name}:8")
+    verdict = compile_request.compile_step(experiment, SHAPES["llama2-7b"], Unscaled(), f"{name}:8")
     assert verdict.needs / GIB == pytest.approx(17.2, rel=0.02)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctxext.data.sources.stdlib import stdlib_documents
-from ctxext.plan.compile_request import compiler_is_there
+from ctxext.plan.compile_request import is_compiler_installed
 from support.write_llama2 import write_llama2
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ NOT_RUN = {
     **{
         f"ctxext plan {YARN_7B} --topology {topology}": f"needs the compiler of {platform}s"
         for topology, platform in {"v5e:4x4": "tpu", "h100:8 --compile": "gpu"}.items()
-        if not compiler_is_there(platform)
+        if not is_compiler_installed(platform)
     },
 }
 """Commands that are not run, by how they begin, and why."""

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import loading
-    from ctxext.plan.tables import Plan
+    from ctxext.plan.plan import Plan
 
     experiment = options.read_experiment(args, rest)
     plan = Plan.of(
