@@ -10,6 +10,7 @@ import numpy as np
 import ctxext
 from ctxext.tasks import (
     CommonWords,
+    Example,
     FrequentWords,
     Lines,
     Mqar,
@@ -67,16 +68,20 @@ TASKS: list[Task] = [
 
 @functools.cache
 def haystack(name: str) -> list[np.ndarray]:
+    """The documents of the toy corpus, in characters that every tokenizer has."""
     keep = set(string.printable) - set("\t\r\x0b\x0c")
     texts = ["".join(c for c in text if c in keep) for text in toy_texts()]
     return [np.asarray(TOKENIZERS[name].encode(text), np.int32) for text in texts]
 
 
+def context(seed: int, name: str = "bundled") -> TaskContext:
+    return TaskContext(np.random.default_rng(seed), TOKENIZERS[name], haystack(name))
+
+
 def example(
     task: Task, seed: int, seq_len: int | None, depth: float | None = None, name: str = "bundled"
-):
-    context = TaskContext(np.random.default_rng(seed), TOKENIZERS[name], haystack(name))
-    return task.example(context, seq_len, depth)
+) -> Example:
+    return task.example(context(seed, name), seq_len, depth)
 
 
 def text_of(name: str, ids) -> str:
@@ -84,52 +89,51 @@ def text_of(name: str, ids) -> str:
 
 
 def answer_of(task: Task, name: str, prompt: np.ndarray) -> list:
-    """Ids for Mqar: what follows every earlier occurrence of the last token."""
+    """The right answers by the prompt alone.
+
+    For Mqar, a list of ids: what follows every earlier occurrence of the last token.
+    """
     if isinstance(task, Mqar):
         return [[int(prompt[i + 1])] for i in np.flatnonzero(prompt[:-1] == prompt[-1])]
     return solve(task.name, text_of(name, prompt))
 
 
-def check(task: Task, name: str, e) -> None:
-    """All that a question says about itself is true."""
+def check(task: Task, name: str, e: Example) -> None:
+    """Assert that everything an example says about itself is true."""
     tokenizer = TOKENIZERS[name]
-    assert e.prompt.dtype == e.answer.dtype == np.int32 and 0 <= e.depth <= 1
-    assert e.prompt[0] == tokenizer.bos_id and (e.prompt[1:] != tokenizer.bos_id).all()
-    assert len(e.answer) <= e.max_new_tokens and e.meta["distance"] == len(e.prompt) - min(
-        s for s, _ in e.meta["needles"]
-    )
     spans = e.meta["needles"]
-    assert spans == sorted(spans) and all(
-        a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False)
-    )
-    assert len(e.choices) <= 15 and all(
-        c.dtype == np.int32 and len(c) <= e.max_new_tokens for c in e.choices
-    )
+    needles = [e.prompt[start : start + size].tolist() for start, size in spans]
+    assert e.prompt.dtype == e.answer.dtype == np.int32
+    assert 0 <= e.depth <= 1
+    assert e.prompt[0] == tokenizer.bos_id
+    assert (e.prompt[1:] != tokenizer.bos_id).all()
+    assert len(e.answer) <= e.max_new_tokens
+    assert e.meta["distance"] == len(e.prompt) - min(start for start, _ in spans)
+    assert spans == sorted(spans)
+    assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False))
+    assert len(e.choices) <= 15
+    assert all(c.dtype == np.int32 and len(c) <= e.max_new_tokens for c in e.choices)
     assert len({tuple(c.tolist()) for c in [e.answer, *e.choices]}) == 1 + len(e.choices)
-    held = [e.prompt[start : start + size].tolist() for start, size in spans]
     if isinstance(task, Mqar):
-        assert answer_of(task, name, e.prompt) == [e.answer.tolist()] and held == [
-            [e.prompt[-1], *e.answer]
-        ]
+        assert answer_of(task, name, e.prompt) == [e.answer.tolist()]
+        assert needles == [[e.prompt[-1], *e.answer]]
         assert len(e.choices) == min(15, task.num_pairs - 1) or task.num_pairs < 8
         return
-    assert answer_of(task, name, e.prompt) == list(e.references) or task.name in ("cwe", "fwe")
+    counts_words = task.name in ("cwe", "fwe")
+    assert answer_of(task, name, e.prompt) == list(e.references) or counts_words
     assert set(answer_of(task, name, e.prompt)) == set(e.references)
     assert tokenizer.decode(e.answer.tolist()).strip() == ", ".join(e.references)
     assert not set(e.references) & set(e.distractors)
-    texts = [tokenizer.decode(ids) for ids in held]
-    if task.name in ("cwe", "fwe"):
-        assert Counter(t.strip() for t in texts) == dict(
-            zip(e.references, e.meta["counts"], strict=True)
-        )
+    texts = [tokenizer.decode(ids) for ids in needles]
+    if counts_words:
+        counts = dict(zip(e.references, e.meta["counts"], strict=True))
+        assert Counter(text.strip() for text in texts) == counts
         assert e.meta["counts"] == sorted(e.meta["counts"], reverse=True)
     else:
         assert len(texts) == len(e.references)
-        assert all(sum(reference in t for t in texts) >= 1 for reference in e.references)
+        assert all(any(reference in text for text in texts) for reference in e.references)
     prompt = text_of(name, e.prompt)
-    assert all(decoy in prompt for decoy in e.distractors)
-    assert all(
-        part in e.distractors
-        for c in e.choices
-        for part in tokenizer.decode(c.tolist()).strip().split(", ")
-    )
+    assert all(distractor in prompt for distractor in e.distractors)
+    for choice in e.choices:
+        values = tokenizer.decode(choice.tolist()).strip().split(", ")
+        assert set(values) <= set(e.distractors)
