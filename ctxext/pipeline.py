@@ -1,4 +1,4 @@
-"""The whole way of an experiment: base, zero-shot evaluation, training, evaluation, export, proof, tables."""
+"""Run an experiment from end to end: evaluate zero-shot, train, evaluate, export, prove, report."""
 
 import dataclasses
 import re
@@ -18,17 +18,15 @@ from ctxext.experiment import Experiment
 from ctxext.export import check, export
 from ctxext.interop.formats import WriteOptions, find_format
 from ctxext.methods import label
-from ctxext.model.config import LlamaConfig
 from ctxext.model.lm import LM
 from ctxext.model.trainable import Full
 from ctxext.parallel import distributed
 from ctxext.plan.flops import seconds_at_peak
 from ctxext.prove import describe, prove
+from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
-from ctxext.tracking import Sink, kept_offline, start_sinks
+from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
 from ctxext.training.loop import train
-
-TRACK = ("wandb",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +40,35 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """Tables, proof and paths as data."""
+        data = {"run": str(self.path), "proof": self.proof, **report.summary(self.records)}
         expected = [outcome.data for outcome in report.expectations([self.path])]
-        found = {"run": str(self.path), "proof": self.proof, **report.summary(self.records)}
-        return found | ({"expected": expected} if expected else {})
+        if expected:
+            data["expected"] = expected
+        return data
 
     @property
     def text(self) -> str:
-        """Tables, proof and paths to read."""
+        """Tables, proof and paths as text."""
         expected = [outcome.text for outcome in report.expectations([self.path])]
         lines = [*report.verdict(self.records), *expected, "", report.tables(self.records), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
-        lines += [f"records        {self.path / 'records.jsonl'}", f"run directory  {self.path}"]
+        lines.append(f"records        {self.path / 'records.jsonl'}")
+        lines.append(f"run directory  {self.path}")
         if upload := kept_offline(self.path):
             lines.append(f"not uploaded   {upload}")
-        return "\n".join([*lines, f"report         {self.path / 'report.html'}"])
+        lines.append(f"report         {self.path / 'report.html'}")
+        return "\n".join(lines)
 
 
 def open_run(
     experiment: Experiment, run_dir: Path | None = None, file: Path | str | None = None
 ) -> RunDir:
-    """The directory of this experiment, new or to be resumed. Raises ValueError if it belongs to another one."""
+    """The directory of this experiment, new or to be resumed.
+
+    file: the experiment file, to be copied into a new directory. Raises ValueError for a directory
+    of another experiment.
+    """
     path = run_dir or Path("runs") / f"{experiment.name}-{experiment.fingerprint}"
     return RunDir(Path(path)).open(experiment, Path(file) if file else None)
 
@@ -72,16 +78,14 @@ def train_only(
     run_dir: Path | None = None,
     *,
     file: Path | str | None = None,
-    track: Sequence[str] = TRACK,
+    track: Sequence[str] = DEFAULT_TRACKERS,
 ) -> Path:
-    """Train or resume; returns the run directory. Raises ValueError for text that is not there."""
+    """Train or resume, and return the run directory. Raises ValueError for missing text."""
     requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
         base = loading.load_base(experiment, for_training=True)
-        peak = _seconds_at_peak(experiment, base.config)
-        train(experiment, directory, base, sinks=sinks, seconds_at_peak=peak)
-        _refer_to_checkpoints(directory, sinks)
+        _train(experiment, directory, base, sinks)
     return directory.path
 
 
@@ -90,105 +94,110 @@ def run(
     *,
     run_dir: Path | None = None,
     file: Path | str | None = None,
-    track: Sequence[str] = TRACK,
+    track: Sequence[str] = DEFAULT_TRACKERS,
 ) -> Run:
-    """Do everything an experiment says; the same call resumes it. Finished parts are read, not repeated.
+    """Run an experiment from end to end; the same call resumes it. Finished parts are read, not repeated.
 
-    Raises ValueError, before anything else, for text that is not there, of training or of an evaluation, and for
-    questions that do not fit their length.
-    track: names of `tracking.TRACKERS`, which are told beside metrics.jsonl.
+    track: names of `tracking.TRACKERS`, which are logged to in addition to metrics.jsonl.
+    Raises ValueError before anything starts for missing text, for an export that is impossible, and
+    for questions that do not fit their length.
     """
     requirements.check(experiment)
     directory = open_run(experiment, run_dir, file)
-    distributed.broadcast_from_primary(
-        lambda: directory.records_file.touch()
-    )  # empty where no evaluation is asked for
-    if experiment.export is not None:  # refused now, not after the training
-        config, scaling = loading.base_config(experiment)
-        check(
-            config,
-            experiment.effective_scaling(scaling),
-            experiment.attention,
-            to=experiment.export.to,
-            options=WriteOptions(experiment.export.dtype, experiment.train.seq_len),
-        )
-    base, proof = loading.load_base(experiment), None
+    # An experiment without evaluations leaves an empty file.
+    distributed.broadcast_from_primary(lambda: directory.records_file.touch())
+    _check_export(experiment)
+    base = loading.load_base(experiment)
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
+    proof = None
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
         for method in experiment.zero_shot:
             _evaluate(experiment, base.with_method(method), 0, directory, sinks)
         if experiment.train.steps:
             if experiment.trainable != Full():
-                del base  # evaluated; from here on it is only trained
+                # All evaluations of the base are done. Free it before what is frozen is loaded
+                # again in the compute dtype.
+                del base
                 base = loading.load_base(experiment, for_training=True)
-            trained = _train(experiment, directory, base, sinks)
+            result = _train_and_load(experiment, directory, base, sinks)
         else:
-            trained = base.with_method(
-                experiment.effective_scaling(base.scaling), experiment.attention
-            )
-        name = _evaluate(experiment, trained, experiment.train.steps, directory, sinks)
+            scaling = experiment.effective_scaling(base.scaling)
+            result = base.with_method(scaling, experiment.attention)
+        name = _evaluate(experiment, result, experiment.train.steps, directory, sinks)
         if experiment.export is not None:
-            proof = _export(experiment, trained, name, directory)
+            proof = _export(experiment, result, name, directory)
+            facts = {"method": name, "equal": not proof["weights_that_differ"]}
             for sink in sinks:
-                sink.artifact(
-                    "export",
-                    [directory.export],
-                    {"method": name, "equal": not proof["weights_that_differ"]},
-                )
+                sink.artifact("export", [directory.export], facts)
         for sink in sinks:
             sink.images(lambda: report.heatmaps(read_records(directory.records_file)))
-    for rope in experiment.baselines if experiment.train.steps else ():
-        slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
-        variant = dataclasses.replace(
-            experiment,
-            name=f"{experiment.name}-{slug}",
-            rope=rope,
-            zero_shot=(),
-            baselines=(),
-            expect=(),
-            export=None,
-        )
-        place = RunDir(directory.baselines / slug).open(variant)
-        with start_sinks(
-            variant, place, track=track, group=experiment.name, job="baseline"
-        ) as sinks:
-            _evaluate(
-                variant, _train(variant, place, base, sinks), variant.train.steps, directory, sinks
-            )
+    if experiment.train.steps:
+        for rope in experiment.baselines:
+            _run_baseline(experiment, rope, directory, base, track)
     distributed.broadcast_from_primary(lambda: report.write_report([directory.path]) and None)
     return Run(directory.path, read_records(directory.records_file), proof)
 
 
-def _train(experiment: Experiment, place: RunDir, base: LM, sinks: list[Sink]) -> LM:
+def _check_export(experiment: Experiment) -> None:
+    """Raises ValueError now for an export that would be refused after the training."""
+    if experiment.export is None:
+        return
+    config, scaling = loading.base_config(experiment)
+    check(
+        config,
+        experiment.effective_scaling(scaling),
+        experiment.attention,
+        to=experiment.export.to,
+        options=WriteOptions(experiment.export.dtype, experiment.train.seq_len),
+    )
+
+
+def _run_baseline(
+    experiment: Experiment, rope: RopeScaling, run: RunDir, base: LM, track: Sequence[str]
+) -> None:
+    """Train other frequencies with the same budget, data and seed, and evaluate the result."""
+    slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
+    variant = dataclasses.replace(
+        experiment,
+        name=f"{experiment.name}-{slug}",
+        rope=rope,
+        zero_shot=(),
+        baselines=(),
+        expect=(),
+        export=None,
+    )
+    directory = RunDir(run.baselines / slug).open(variant)
+    group = experiment.name
+    with start_sinks(variant, directory, track=track, group=group, job="baseline") as sinks:
+        result = _train_and_load(variant, directory, base, sinks)
+        _evaluate(variant, result, variant.train.steps, run, sinks)
+
+
+def _train_and_load(experiment: Experiment, run: RunDir, base: LM, sinks: list[Sink]) -> LM:
     settings = experiment.train
     rows = settings.batch_size * settings.accumulate
+    tokens = settings.steps * rows * settings.seq_len
     print(
         f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} tokens = "
-        f"{settings.steps * rows * settings.seq_len:,} tokens",
+        f"{tokens:,} tokens",
         file=sys.stderr,
     )
-    peak = _seconds_at_peak(experiment, base.config)
-    train(experiment, place, base, sinks=sinks, seconds_at_peak=peak)
-    _refer_to_checkpoints(place, sinks)
-    return loading.load(place.path, mesh=experiment.mesh, trust=True)  # this very process wrote it
+    _train(experiment, run, base, sinks)
+    return loading.load(run.path, mesh=experiment.mesh, trust=True)  # this process wrote it
 
 
-def _seconds_at_peak(experiment: Experiment, config: LlamaConfig) -> float | None:
-    """Least time of a training step on the devices of this machine, None if their peak is unknown."""
-    device_kind = jax.devices()[0].device_kind
-    return seconds_at_peak(experiment, config, device_kind, experiment.mesh.build().size)
-
-
-def _refer_to_checkpoints(run: RunDir, sinks: Sequence[Sink]) -> None:
-    """The checkpoints that are left when training is over."""
-    kept = sorted(
-        (path for path in run.checkpoints.glob("*") if path.name.isdecimal()),
-        key=lambda p: int(p.name),
-    )
-    if kept:
+def _train(experiment: Experiment, run: RunDir, base: LM, sinks: Sequence[Sink]) -> None:
+    """Train or resume, and refer the trackers to the checkpoints that are left at the end."""
+    devices = experiment.mesh.build().size
+    peak = seconds_at_peak(experiment, base.config, jax.devices()[0].device_kind, devices)
+    train(experiment, run, base, sinks=sinks, seconds_at_peak=peak)
+    checkpoints = [path for path in run.checkpoints.glob("*") if path.name.isdecimal()]
+    if checkpoints:
+        checkpoints.sort(key=lambda path: int(path.name))
+        steps = [int(path.name) for path in checkpoints]
         for sink in sinks:
-            sink.artifact("checkpoints", kept, {"steps": [int(path.name) for path in kept]})
+            sink.artifact("checkpoints", checkpoints, {"steps": steps})
 
 
 def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]) -> str:
@@ -201,6 +210,7 @@ def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: li
 
 
 def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:
+    """Write and prove the export, unless it is already there and equal; returns the proof."""
     assert experiment.export is not None
     suffix = find_format(experiment.export.to).suffix
     out = run.export / f"model{suffix}" if suffix else run.export

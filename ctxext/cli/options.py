@@ -238,17 +238,26 @@ def add_track(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--track",
         default="wandb",
+        choices=LazyNames(_trackers, others=True),  # pyright: ignore[reportArgumentType]
         metavar="NAME,...",
-        help="Trackers to log to: wandb (online if it is configured, else offline), tensorboard, trackio. "
-        "metrics.jsonl is always written.",
+        help="Trackers to log to: %(choices)s. wandb is online if it is configured, else offline; metrics.jsonl is "
+        "always written.",
     )
+
+
+def _trackers() -> Iterable[str]:
+    from ctxext.tracking import TRACKERS
+
+    return TRACKERS
 
 
 def read_trackers(args: argparse.Namespace) -> tuple[str, ...]:
     """The names of --track, without wandb under --no-wandb."""
-    from ctxext.tracking import parse
+    from ctxext.tracking import parse_names
 
-    return tuple(name for name in parse(args.track) if not (args.no_wandb and name == "wandb"))
+    return tuple(
+        name for name in parse_names(args.track) if not (args.no_wandb and name == "wandb")
+    )
 
 
 def inspect(args: argparse.Namespace, experiment: Any) -> bool:

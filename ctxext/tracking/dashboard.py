@@ -99,21 +99,23 @@ def workspace(entity: str, project: str) -> Any:
 
 
 def as_json(project: str, entity: str = "") -> dict[str, Any]:
-    """What would be saved; needs no login."""
-    return json.loads(
-        workspace(entity, project)._to_model().model_dump_json(by_alias=True, exclude_none=True)
-    )
+    """The workspace as wandb would be sent it; needs no login."""
+    model = workspace(entity, project)._to_model()
+    return json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
 
 
 def save(project: str, entity: str = "") -> str:
-    """Save it as a new view of the project and return its address. Raises ValueError without a login or a project."""
+    """Save the workspace as a new view of the project and return its address.
+
+    Raises ValueError without a login or a project.
+    """
     from ctxext.tracking.wandb import default_entity
 
-    made = workspace(entity or default_entity(), project)
+    new = workspace(entity or default_entity(), project)
     try:
-        return made.save().url
+        return new.save().url
     except Exception as error:  # of whatever transport wandb uses
         raise ValueError(
-            f"wandb did not save the dashboard of {made.entity}/{project} ({error}); the project has to "
-            "be there: track a run in it first"
+            f"wandb did not save the dashboard of {new.entity}/{project} ({error}); the project must exist: track a "
+            "run in it first"
         ) from error

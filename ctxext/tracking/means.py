@@ -1,6 +1,6 @@
 """What trackers draw: the numbers of training metrics by step, and means of records by length."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord
@@ -9,10 +9,17 @@ from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord
 def scalars(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row of metrics except its step, as train/<name>."""
     return {
-        f"train/{name}": x
-        for name, x in row.items()
-        if isinstance(x, int | float) and name != "step"
+        f"train/{name}": value
+        for name, value in row.items()
+        if isinstance(value, int | float) and name != "step"
     }
+
+
+def eval_logs(records: Iterable[EvalRecord]) -> Iterator[dict[str, float]]:
+    """The means of each length and evaluation as one log entry with its `eval/seq_len`."""
+    for (seq_len, group), values in means(records).items():
+        named = {f"eval/{group}/{name}": value for name, value in values.items()}
+        yield {"eval/seq_len": seq_len, **named}
 
 
 def means(records: Iterable[EvalRecord]) -> dict[tuple[int, str], dict[str, float]]:
@@ -42,7 +49,7 @@ def _mean(records: Sequence[EvalRecord]) -> dict[str, float]:
         for name, value in row.items():
             if isinstance(value, bool | float):
                 values.setdefault(name, []).append(float(value))
-    mean = {name: sum(found) / len(found) for name, found in values.items()}
+    mean = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
     scores = [r.scores for r in records if isinstance(r, LossRecord) and r.scores.count]
     if scores:
         mean["nats_per_token"] = sum(s.nll for s in scores) / sum(s.count for s in scores)

@@ -1,37 +1,37 @@
-"""trackio: runs in a database on this machine, looked at with `trackio show`; no account."""
+"""trackio: runs in a database on this machine, viewed with `trackio show`; it needs no account."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ctxext.evals.record import EvalRecord
 from ctxext.experiment import Experiment
 from ctxext.rundir import RunDir
 from ctxext.serialization import to_json
-from ctxext.tracking.jsonl import Images
-from ctxext.tracking.means import means, scalars
+from ctxext.tracking.means import eval_logs, scalars
+from ctxext.tracking.sink import Images, Sink
 
 
-class TrackioSink:
-    """Metrics by step, evaluations with their `eval/seq_len`, heatmaps; a run directory of a name is one run."""
+class TrackioSink(Sink):
+    """Metrics by step, evaluations with their `eval/seq_len`, and heatmaps.
+
+    Run directories of the same name are one run.
+    """
 
     def __init__(self, experiment: Experiment, run: RunDir, group: str, job: str) -> None:
         import trackio
 
         self._trackio = trackio
-        config = {name: value for name, value in to_json(experiment).items() if name[0] != "_"} | {
-            "job_type": job
-        }
-        with _aside():
+        config = {name: value for name, value in to_json(experiment).items() if name[0] != "_"}
+        with _stdout_to_stderr():
             self._run = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", "ctxext"),
                 name=run.path.name,
                 group=group,
                 resume="allow",
-                config=config,
+                config={**config, "job_type": job},
                 embed=False,
                 auto_log_gpu=False,
                 auto_log_cpu=False,
@@ -40,33 +40,25 @@ class TrackioSink:
     def log(self, row: dict[str, Any]) -> None:
         self._run.log(scalars(row), step=row["step"])
         if "alarm" in row:
-            with _aside():
+            with _stdout_to_stderr():
                 self._run.alert("short-context drift", row["alarm"])
 
     def records(self, records: list[EvalRecord]) -> None:
-        for (seq_len, group), values in means(records).items():
-            self._run.log(
-                {
-                    "eval/seq_len": seq_len,
-                    **{f"eval/{group}/{name}": v for name, v in values.items()},
-                }
-            )
+        for values in eval_logs(records):
+            self._run.log(values)
 
     def images(self, draw: Callable[[], Images]) -> None:
-        self._run.log(
-            {f"heatmaps/{name}": self._trackio.Image(pixels) for name, pixels in draw().items()}
-        )
-
-    def artifact(self, kind: str, paths: Sequence[Path], facts: dict[str, Any]) -> None:
-        pass  # it would copy them
+        images = draw().items()
+        self._run.log({f"heatmaps/{name}": self._trackio.Image(pixels) for name, pixels in images})
 
     def finish(self, failed: bool = False) -> None:
-        with _aside():
-            self._trackio.finish()  # not the run's own, which is called once more when Python ends, and prints
+        # Not the run's own `finish`, which is called once more when Python ends, and prints.
+        with _stdout_to_stderr():
+            self._trackio.finish()
 
 
 @contextlib.contextmanager
-def _aside() -> Iterator[None]:
-    """What trackio prints goes to stderr: stdout is for results."""
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what trackio prints to stderr, because stdout is for results."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

@@ -134,8 +134,8 @@ print("the end")
 )
 def test_other_names_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        tracking.parse(names)
-    assert tracking.parse("wandb,wandb") == ("wandb",) and tracking.parse("") == ()
+        tracking.parse_names(names)
+    assert tracking.parse_names("wandb,wandb") == ("wandb",) and tracking.parse_names("") == ()
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -145,7 +145,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     with pytest.raises(
         ValueError, match=r"needs no_such_package: pip install 'ctxext\[tensorboard\]'"
     ):
-        tracking.parse("tensorboard")
+        tracking.parse_names("tensorboard")
 
 
 def colour(pixels: np.ndarray) -> str:

@@ -173,7 +173,7 @@ def test_a_server_that_dies_takes_nothing_with_it(how, served, opened, monkeypat
         assert time.monotonic() - began < 1  # a step does not wait
     assert time.monotonic() - began < 15
     said = capsys.readouterr().err
-    assert "wandb has not taken everything" in said and said.count("\n") == 1
+    assert "wandb has not uploaded everything" in said and said.count("\n") == 1
     with wandb_server.serving() as (later, _):
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
         sync(*said.rpartition("wandb sync ")[2].split())
