@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ctxext.parallel import distributed
 
     compile_cache.keep_programs()
-    return distributed.exit_with(_run(args, rest))
+    return distributed.exit_if_failed(_run(args, rest))
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:

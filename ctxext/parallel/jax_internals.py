@@ -1,7 +1,8 @@
-"""What is used of jax beyond its public names, two of them, so that a jax without them says so and one file is changed.
+"""The two names of jax that are not public but needed, in one place and with a clear error.
 
-`client` is the store behind `jax.distributed`. The public ways to hand a value to all processes are collectives of the
-devices, which give up after half a minute on CPU, while process 0 may write or read for hours.
+`client` is the key-value store of `jax.distributed`. The public ways to hand a value to all
+processes are collectives of the devices, which time out after half a minute on CPU, while the
+primary process may write or read for hours.
 """
 
 import functools
@@ -13,18 +14,19 @@ ON_TPU = ("jax._src.cloud_tpu_init", "running_in_cloud_tpu_vm")
 
 
 def client() -> Any:
-    """The key-value store that `jax.distributed.initialize` opened, None before. Raises ValueError if jax lost it."""
-    return _private(CLIENT, "run as one process, without a launcher or with --num-processes 1")
+    """The key-value store that `jax.distributed.initialize` opened; None before that.
+
+    Raises ValueError if this jax no longer has it.
+    """
+    return _private(CLIENT, "run as a single process, without a launcher or with --num-processes 1")
 
 
 def on_tpu() -> bool:
-    """Whether jax found TPU chips in this machine when it was imported. Raises ValueError if jax lost the answer."""
-    return bool(
-        _private(
-            ON_TPU,
-            "say whether there are other processes, with --num-processes 1 if there are none",
-        )
-    )
+    """Whether jax found TPU chips in this machine when it was imported.
+
+    Raises ValueError if this jax no longer tells.
+    """
+    return bool(_private(ON_TPU, "say with --num-processes 1 that there is no other process"))
 
 
 def _private(name: tuple[str, str], advice: str) -> Any:
@@ -35,6 +37,6 @@ def _private(name: tuple[str, str], advice: str) -> Any:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError):
         raise ValueError(
-            f"jax {jax.__version__} no longer has {module}.{path}, which ctxext needs here: {advice}, or "
-            "install the jax that constraints/ pins"
+            f"jax {jax.__version__} no longer has {module}.{path}, which ctxext needs here: "
+            f"{advice}; or install the version of jax in constraints/"
         ) from None

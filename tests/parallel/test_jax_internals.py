@@ -1,4 +1,4 @@
-"""The names of jax that are not public are there, do what is asked of them, and are missed in words."""
+"""The private names of jax exist and do what we need; a jax without them is named in the error."""
 
 import re
 import sys
@@ -17,28 +17,26 @@ def test_this_jax_has_the_names(name) -> None:
     try:
         jax_internals._private(name, "")
     except ValueError:
-        names = f"jax {jax.__version__} dropped {'.'.join(name)}"
         pytest.fail(
-            f"{names}: put what took its place into ctxext/jax_internals.py, the only file that knows it; until "
-            "then cap jax in pyproject.toml"
+            f"jax {jax.__version__} dropped {'.'.join(name)}: put its replacement into "
+            "ctxext/parallel/jax_internals.py, the only file that knows it; until then cap jax in "
+            "pyproject.toml"
         )
 
 
-def test_they_answer_as_they_are_used() -> None:
+def test_they_do_what_we_need() -> None:
     assert jax_internals.client() is None and jax_internals.on_tpu() is False
     try:
         kind = sys.modules["jax._src.distributed"]._jax.DistributedRuntimeClient
     except AttributeError:
-        pytest.skip(
-            "where the class of the client lies has changed; test_processes.py uses the client itself"
-        )
+        pytest.skip("the class of the client has moved; test_processes.py uses the client itself")
     for method in ("key_value_set", "blocking_key_value_get"):
         assert hasattr(kind, method), (
-            f"jax {jax.__version__}: the client of ctxext/jax_internals.py has no {method}"
+            f"jax {jax.__version__}: the client of jax_internals.py has no {method}"
         )
 
 
-def test_nothing_else_is_private() -> None:
+def test_no_other_file_uses_private_names() -> None:
     private = re.compile(r"jax\._src|import jaxlib|from jaxlib")
     assert [p.name for p in (ROOT / "ctxext").rglob("*.py") if private.search(p.read_text())] == [
         "jax_internals.py"
@@ -52,17 +50,17 @@ def test_nothing_else_is_private() -> None:
             "jax._src.distributed",
             "global_state",
             jax_internals.client,
-            "run as one process, .* with --num-processes 1",
+            "run as a single process, .* with --num-processes 1",
         ),
         (
             "jax._src.cloud_tpu_init",
             "running_in_cloud_tpu_vm",
             jax_internals.on_tpu,
-            "whether there are other processes",
+            "--num-processes 1 that there is no other process",
         ),
     ],
 )
-def test_a_jax_that_dropped_one_is_named(where, attribute, ask, advice, monkeypatch) -> None:
+def test_a_jax_without_one_of_them_is_named(where, attribute, ask, advice, monkeypatch) -> None:
     monkeypatch.delattr(sys.modules[where], attribute)
     with pytest.raises(
         ValueError, match=rf"jax {jax.__version__} no longer has {where}\.{attribute}.*{advice}"
@@ -70,7 +68,7 @@ def test_a_jax_that_dropped_one_is_named(where, attribute, ask, advice, monkeypa
         ask()
 
 
-def test_a_machine_with_libtpu_asks_and_may_be_told(monkeypatch) -> None:
+def test_a_machine_with_libtpu_and_without_chips_is_a_single_process(monkeypatch) -> None:
     for name in (
         "SLURM_STEP_NUM_TASKS",
         "OMPI_COMM_WORLD_SIZE",
@@ -80,7 +78,7 @@ def test_a_machine_with_libtpu_asks_and_may_be_told(monkeypatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "find_spec", lambda name: name == "libtpu")
     distributed.initialize()  # libtpu, as `plan --compile` needs it, but no chips
-    monkeypatch.setattr(internals, "ON_TPU", ("jax._src.cloud_tpu_init", "gone"))
+    monkeypatch.setattr(jax_internals, "ON_TPU", ("jax._src.cloud_tpu_init", "gone"))
     with pytest.raises(ValueError, match="--num-processes 1"):
         distributed.initialize()
     distributed.initialize(num_processes=1)

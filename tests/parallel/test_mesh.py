@@ -1,4 +1,4 @@
-"""The same numbers on one, two, four and eight simulated devices; a device reads only its slices of a checkpoint."""
+"""The same numbers on 1 to 8 simulated devices; each reads only its slices of a checkpoint."""
 
 import dataclasses
 import re
@@ -47,7 +47,7 @@ MIXED = [Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=2, seq=2, tensor=2)]
 
 
 def in_test(*chosen: Mesh) -> list:
-    """All meshes, of which only these are in `make test`."""
+    """All meshes; the ones not chosen are for `make check`."""
     return [
         mesh if mesh in chosen else pytest.param(mesh, marks=pytest.mark.check) for mesh in MESHES
     ]
@@ -76,17 +76,20 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(texts, tmp_path_factory):
-    return run_on(Mesh(), tmp_path_factory.mktemp("alone") / "run", texts)
+def on_one_device(texts, tmp_path_factory):
+    return run_on(Mesh(), tmp_path_factory.mktemp("one") / "run", texts)
 
 
 @pytest.mark.parametrize("mesh", in_test(Mesh(data=2), Mesh(fsdp=-1), *MIXED), ids=str)
-def test_training_on_many_devices_equals_one(mesh, alone, texts, tmp_path):
+def test_training_on_many_devices_equals_one(mesh, on_one_device, texts, tmp_path):
     losses, params = run_on(mesh, tmp_path / "run", texts)
-    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
-    # Adam divides by the gradient's size, so that rounding of a gradient near zero may move a weight by a whole step.
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    # Adam divides by the size of the gradient, so that rounding of a gradient near zero may move a
+    # weight by a whole step.
     step = Optim(learning_rate=3e-3).learning_rate
-    differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)), params, alone[1])
+    differences = jax.tree.map(
+        lambda a, b: np.abs(np.asarray(a) - np.asarray(b)), params, on_one_device[1]
+    )
     assert max(float(np.median(x)) for x in jax.tree.leaves(differences)) < 1e-6
     assert max(float(x.max()) for x in jax.tree.leaves(differences)) < step
 
@@ -110,7 +113,7 @@ SUBSETS = {
     ids=str,
 )
 def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
-    config = dataclasses.replace(CONFIG, vocab_size=256)  # which the axes divide
+    config = dataclasses.replace(CONFIG, vocab_size=256)  # divisible by the axes
     params = mesh.shard(param_shapes(config))
     batch = {
         name: jax.ShapeDtypeStruct((8, 64), "float32" if name == "weights" else "int32")
@@ -134,13 +137,14 @@ def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
         .compile()
         .as_text()
     )
-    own = f"f32[{8 // mesh.row_shards},{64 // mesh.seq},64]"
-    assert own in text and "f32[8,64,64]" not in text  # the tokens of a device; all of them
+    tokens_of_a_device = f"f32[{8 // mesh.row_shards},{64 // mesh.seq},64]"
+    all_tokens = "f32[8,64,64]"
+    assert tokens_of_a_device in text and all_tokens not in text
     assert "rematerialization" not in capfd.readouterr().err  # XLA's warning of the same
 
 
 @pytest.fixture(scope="module")
-def subsets_alone(texts, tmp_path_factory):
+def subsets_on_one_device(texts, tmp_path_factory):
     where = tmp_path_factory.mktemp("subsets")
     return {
         name: run_on(Mesh(), where / name, texts, trainable=SUBSETS[name])[0] for name in SUBSETS
@@ -157,29 +161,38 @@ def subsets_alone(texts, tmp_path_factory):
     ],
     ids=str,
 )
-def test_training_a_subset_on_many_devices_equals_one(name, mesh, subsets_alone, texts, tmp_path):
+def test_training_a_subset_on_many_devices_equals_one(
+    name, mesh, subsets_on_one_device, texts, tmp_path
+):
     losses, params = run_on(mesh, tmp_path / "run", texts, trainable=SUBSETS[name])
-    np.testing.assert_allclose(losses, subsets_alone[name], rtol=1e-5)
+    np.testing.assert_allclose(losses, subsets_on_one_device[name], rtol=1e-5)
     cut = {"lora_a": 0, "lora_b": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         rows, columns = leaf.shape[-2:] if leaf.ndim == 3 else (0, 0)
-        if path[-1].key in cut:  # beside the kernel: A is cut as its inputs are, B as its outputs
-            inward = path[-2].key in ("o_proj", "down_proj")
-            first, second = (mesh.tensor, mesh.fsdp) if inward else (mesh.fsdp, mesh.tensor)
-            wanted = (
-                (rows // first, columns) if path[-1].key == "lora_a" else (rows, columns // second)
-            )
-            assert leaf.sharding.shard_shape(leaf.shape)[1:] == wanted
+        if path[-1].key in cut:
+            # As with the kernel next to it: A is sliced like the inputs, B like the outputs.
+            is_row_parallel = path[-2].key in ("o_proj", "down_proj")
+            inputs, outputs = mesh.fsdp, mesh.tensor
+            if is_row_parallel:
+                inputs, outputs = mesh.tensor, mesh.fsdp
+            expected = (rows, columns // outputs)
+            if path[-1].key == "lora_a":
+                expected = (rows // inputs, columns)
+            assert leaf.sharding.shard_shape(leaf.shape)[1:] == expected
             cut[path[-1].key] += 1
     assert cut == dict.fromkeys(cut, 7 if name == "lora" else 0)
 
 
 @pytest.mark.check
-def test_an_adapter_s_run_goes_on_and_opens_on_another_mesh(subsets_alone, texts, tmp_path):
+def test_the_run_of_an_adapter_resumes_and_opens_on_another_mesh(
+    subsets_on_one_device, texts, tmp_path
+):
     short = tiny_experiment(texts, batch_size=8, steps=3).train
     first, _ = run_on(Mesh(fsdp=4), tmp_path / "run", texts, train=short, trainable=SUBSETS["lora"])
     then, _ = run_on(Mesh(data=2, tensor=2), tmp_path / "run", texts, trainable=SUBSETS["lora"])
-    np.testing.assert_allclose(np.concatenate([first, then]), subsets_alone["lora"], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([first, then]), subsets_on_one_device["lora"], rtol=1e-5
+    )
     meshes = (Mesh(), Mesh(fsdp=4, tensor=2))
     whole = [
         loading.load_run_params(RunDir(tmp_path / "run"), CONFIG, mesh, trust=False)
@@ -205,11 +218,11 @@ def test_every_device_holds_its_slice_of_parameters_and_moments(texts, tmp_path)
     assert {x.sharding.shard_shape(x.shape) for x in moments} == {(2, 16, 16)}
 
 
-def test_a_checkpoint_goes_on_with_another_mesh(alone, texts, tmp_path):
+def test_a_checkpoint_resumes_on_another_mesh(on_one_device, texts, tmp_path):
     short = tiny_experiment(texts, batch_size=8, steps=3).train
     first, _ = run_on(Mesh(fsdp=4), tmp_path / "run", texts, train=short)
     then, params = run_on(Mesh(data=2, tensor=2), tmp_path / "run", texts)
-    np.testing.assert_allclose(np.concatenate([first, then]), alone[0], rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([first, then]), on_one_device[0], rtol=1e-5)
     stored, _ = checkpoint.load_params(
         tmp_path / "run" / "checkpoints", Mesh(fsdp=8).shard(param_shapes(CONFIG))
     )
@@ -226,7 +239,7 @@ def exported(tmp_path_factory):
     return out
 
 
-def test_a_device_s_slice_is_all_that_is_read_for_it(exported):
+def test_only_the_slice_of_a_device_is_read_for_it(exported):
     config, _ = hf.read_config(exported)
     mesh = Mesh(fsdp=4, tensor=2)
     read: dict[str, int] = {}
@@ -255,11 +268,12 @@ def test_reading_a_part_of_a_tensor_reads_that_part(exported):
 
 
 @pytest.mark.parametrize("mesh", in_test(MIXED[1]), ids=str)
-def test_a_sharded_model_answers_like_a_whole_one(mesh, exported):
-    whole, spread = loading.load(exported), loading.load(exported, mesh=mesh)
+def test_a_sharded_model_computes_like_a_whole_one(mesh, exported):
+    whole = loading.load(exported)
+    sharded = loading.load(exported, mesh=mesh)
     tokens = np.random.default_rng(0).integers(0, whole.config.vocab_size, (3, 40))
     for method in (), (SelfExtend(group_size=2, neighbor_window=16),):
-        one, many = whole.with_method(*method), spread.with_method(*method)
+        one, many = whole.with_method(*method), sharded.with_method(*method)
         np.testing.assert_allclose(
             np.asarray(many.logits(tokens)), np.asarray(one.logits(tokens)), atol=1e-5
         )
@@ -274,9 +288,8 @@ def test_a_sharded_model_answers_like_a_whole_one(mesh, exported):
 def test_the_export_of_a_sharded_model_has_the_same_bytes(exported, tmp_path):
     lm = loading.load(exported, mesh=Mesh(fsdp=2, tensor=2))
     hf.save(tmp_path / "again", lm.config, lm.params, lm.scaling, lm.tokenizer, dtype="float32")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
-        exported / "model.safetensors"
-    ).read_bytes()
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert again == (exported / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["llama2-7b", "llama2-13b", "llama2-70b"])
@@ -287,25 +300,24 @@ def test_eight_devices_hold_an_eighth_of_a_real_model(name):
     ]
     total, mine = (sum(column) for column in zip(*sizes, strict=True))
     assert total == SHAPES[name].num_parameters
-    assert total / 8 <= mine < 1.001 * total / 8  # norms are whole everywhere
+    assert total / 8 <= mine < 1.001 * total / 8  # norms are whole on every device
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole():
     sizes = {"data": 1, "fsdp": 4, "seq": 1, "tensor": 2}
-    assert partition_spec(
-        "embed_tokens.embedding", (32001, 4096), sizes
-    ) == jax.sharding.PartitionSpec(None, ("fsdp", "seq"))
-    assert partition_spec(
-        "0.mu.lm_head.kernel", (4096, 32000), sizes
-    ) == jax.sharding.PartitionSpec(("fsdp", "seq"), "tensor")
-    assert partition_spec("norm.weight", (4096,), sizes) == jax.sharding.PartitionSpec()
+    slices = ("fsdp", "seq")
+    embedding = partition_spec("embed_tokens.embedding", (32001, 4096), sizes)
+    assert embedding == PartitionSpec(None, slices)
+    projection = partition_spec("0.mu.lm_head.kernel", (4096, 32000), sizes)
+    assert projection == PartitionSpec(slices, "tensor")
+    assert partition_spec("norm.weight", (4096,), sizes) == PartitionSpec()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Mesh(fsdp=0), "every axis needs at least 1 device"),
-        (lambda: Mesh(data=-1, fsdp=-1), "one may be -1"),
+        (lambda: Mesh(data=-1, fsdp=-1), "one axis may be -1"),
         (lambda: Mesh(fsdp=9).build(), "needs 9 devices, this machine has 8"),
         (lambda: Mesh(data=16, fsdp=-1).build(), "needs 16 devices, this machine has 8"),
         (
@@ -314,7 +326,7 @@ def test_a_vocabulary_that_does_not_divide_stays_whole():
         ),
     ],
 )
-def test_a_mesh_that_cannot_be_says_why(make, message):
+def test_an_impossible_mesh_says_why(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -333,7 +345,7 @@ def test_minus_one_takes_the_devices_that_are_left():
     }
 
 
-def test_parameters_of_a_model_by_hand_may_be_spread(alone):
+def test_parameters_may_be_sharded_by_hand():
     base = tiny_base()
     mesh = Mesh(fsdp=2)
     lm = LM(
@@ -369,13 +381,10 @@ def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
     step = compiled_step(experiment, config).lower(params, state, batch, rotation).compile()
     memory = step.memory_analysis()
     counted = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9
-    assert (
-        0.8 * int(stated[1]) <= counted <= 1.05 * int(stated[1])
-    )  # jax 0.12 needs less than 0.10 for the same step
-    # The largest thing ever gathered is one layer's matrix, or the output projection; never a stack of layers.
+    # jax 0.12 needs less than jax 0.10 for the same step.
+    assert 0.8 * int(stated[1]) <= counted <= 1.05 * int(stated[1])
+    # The largest array ever gathered is the matrix of one layer, or the output projection; never
+    # a stack of layers.
     gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather", step.as_text())
-    assert gathered
-    assert (
-        max(np.prod([int(n) for n in x.split(",")]) for x in gathered)
-        <= config.hidden_size * config.vocab_size
-    )
+    largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in gathered)
+    assert largest <= config.hidden_size * config.vocab_size

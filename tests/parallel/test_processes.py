@@ -1,4 +1,4 @@
-"""Two processes of two devices are one process of four: to the bit, also when they are killed or told to stop."""
+"""Two processes of two devices equal one of four, to the bit, even if killed or stopped."""
 
 import json
 import os
@@ -34,17 +34,26 @@ from ctxext.optim import Optim
 from ctxext.parallel.mesh import Mesh
 
 experiment = Experiment(
-    name="processes", init={{init!r}}, rope=Linear(4.0), data=Stdlib("heldout"), optim=Optim(learning_rate=1e-3),
-    train=Train(steps={STEPS}, seq_len=64, batch_size=4, accumulate=2, checkpoint_every=10, log_every=1),
+    name="processes",
+    init={{init!r}},
+    rope=Linear(4.0),
+    data=Stdlib("heldout"),
+    optim=Optim(learning_rate=1e-3),
+    train=Train(
+        steps={STEPS}, seq_len=64, batch_size=4, accumulate=2, checkpoint_every=10, log_every=1
+    ),
     mesh=Mesh(fsdp=2, tensor=2),
-    evals=(Retrieval(seq_lens=(64,), depths=(0.0, 1.0), n=2), Perplexity((64,), num_documents=2, target_tokens=32)),
+    evals=(
+        Retrieval(seq_lens=(64,), depths=(0.0, 1.0), n=2),
+        Perplexity((64,), num_documents=2, target_tokens=32),
+    ),
 )
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a base and an experiment of it."""
+    """A directory with a base model and an experiment that starts from it."""
     path = tmp_path_factory.mktemp("processes")
     params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
     hf.save(path / "base", CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
@@ -57,50 +66,50 @@ def command(folder: Path, run: str, name: str = "run") -> list:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path) -> Path:
+def single_run(folder: Path) -> Path:
     """The run of one process with four devices."""
     ((code, _, errors),) = processes.finish(
-        processes.start(command(folder, "alone"), folder / "cache", processes=1)
+        processes.start(command(folder, "single"), folder / "cache", processes=1)
     )
     assert code == 0, errors
-    return folder / "alone"
+    return folder / "single"
 
 
-def measured(run: Path) -> list[tuple]:
+def metrics(run: Path) -> list[tuple]:
     return [
         (row["step"], row["loss"], row["grad_norm"]) for row in read_jsonl(run / "metrics.jsonl")
     ]
 
 
-def assert_same(run: Path, alone: Path) -> None:
+def assert_same(run: Path, single_run: Path) -> None:
     shapes = Mesh(fsdp=2, tensor=2).shard(param_shapes(CONFIG))
     (params, step), (wanted, _) = (
-        load_params(path / "checkpoints", shapes) for path in (run, alone)
+        load_params(path / "checkpoints", shapes) for path in (run, single_run)
     )
     assert step == STEPS
     assert jax.tree.all(
         jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, wanted)
     )
-    assert measured(run) == measured(alone) and len(measured(run)) == STEPS
+    assert metrics(run) == metrics(single_run) and len(metrics(run)) == STEPS
 
 
 @pytest.mark.check
-def test_killed_and_started_again_two_processes_end_where_one_ends(
-    folder: Path, alone: Path
+def test_two_processes_that_are_killed_and_restarted_end_where_one_ends(
+    folder: Path, single_run: Path
 ) -> None:
     run = folder / "killed"
     started = processes.start(command(folder, "killed", "train"), folder / "cache")
     processes.until(lambda: len(read_jsonl(run / "metrics.jsonl")) > 14, started)
     started[0].send_signal(signal.SIGKILL)
     first, second = processes.finish(started)
-    assert first[0] == -signal.SIGKILL and second[0] != 0  # the other does not wait for ever
+    assert first[0] == -signal.SIGKILL and second[0] != 0  # the other does not wait forever
     assert find_step(run / "checkpoints") < STEPS
     results = processes.finish(processes.start(command(folder, "killed"), folder / "cache"))
     for code, out, errors in results:
         assert code == 0, (out, errors)
-    assert_same(run, alone)
+    assert_same(run, single_run)
     for path in "export/model.safetensors", "export/config.json", "records.jsonl":
-        assert (run / path).read_bytes() == (alone / path).read_bytes(), path
+        assert (run / path).read_bytes() == (single_run / path).read_bytes(), path
     (_, out, errors), (_, silent, quiet) = results
     assert f"run directory  {run}" in out and "step 40/40" in errors
     assert silent == "" and "step" not in quiet
@@ -108,7 +117,9 @@ def test_killed_and_started_again_two_processes_end_where_one_ends(
 
 
 @pytest.mark.check
-def test_sigterm_to_one_stops_all_and_one_process_may_go_on(folder: Path, alone: Path) -> None:
+def test_sigterm_to_one_stops_all_and_a_single_process_may_resume(
+    folder: Path, single_run: Path
+) -> None:
     run = folder / "stopped"
     started = processes.start(command(folder, "stopped", "train"), folder / "cache")
     processes.until(lambda: len(read_jsonl(run / "metrics.jsonl")) > 4, started)
@@ -116,25 +127,24 @@ def test_sigterm_to_one_stops_all_and_one_process_may_go_on(folder: Path, alone:
     results = processes.finish(started)
     assert [code for code, *_ in results] == [0, 0], results
     stopped = find_step(run / "checkpoints")
-    assert (
-        5 <= stopped < STEPS and f"stopped after step {stopped} of {STEPS}, saved" in results[0][2]
-    )
+    assert 5 <= stopped < STEPS
+    assert f"stopped after step {stopped} of {STEPS}, saved" in results[0][2]
     again = processes.start(command(folder, "stopped", "train"), folder / "cache", processes=1)
     ((code, _, errors),) = processes.finish(again)
     assert code == 0, errors
-    assert_same(run, alone)
+    assert_same(run, single_run)
 
 
 @pytest.mark.check
 def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
-    folder: Path, alone: Path
+    folder: Path, single_run: Path
 ) -> None:
     for number in (1, 2):
         for name, *options in (
             ("eval", "--evals", "ppl", "passkey", "--seq-len", 64, "--out", folder / f"e{number}"),
             ("export", "--out", folder / f"x{number}" / "hf"),
         ):
-            line = [name, alone, "--mesh", "fsdp=2", "tensor=2", *options]
+            line = [name, single_run, "--mesh", "fsdp=2", "tensor=2", *options]
             for code, out, errors in processes.finish(
                 processes.start(line, folder / "cache", processes=number)
             ):
@@ -144,50 +154,46 @@ def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
         assert one == two and one, path
 
 
-def test_bad_input_is_one_line_of_the_first_process(folder: Path, alone: Path) -> None:
-    line = [*command(folder, "alone"), "--train.seq-len", 32]
+def test_bad_input_is_one_line_of_the_first_process(folder: Path, single_run: Path) -> None:
+    line = [*command(folder, "single"), "--train.seq-len", 32]
     (code, _, errors), (other, *_) = processes.finish(processes.start(line, folder / "cache"))
     assert (code, other) == (2, 2)
-    (said,) = (line for line in errors.splitlines() if line.startswith("ctxext: "))
-    assert said == (
-        f"ctxext: {alone} belongs to another experiment: train.seq_len is 64 there and 32 here;"
+    (message,) = (line for line in errors.splitlines() if line.startswith("ctxext: "))
+    assert message == (
+        f"ctxext: {single_run} belongs to another experiment: "
+        "train.seq_len is 64 there and 32 here;"
         " choose another --run-dir"
     )
 
 
 @pytest.mark.check
-def test_a_process_reads_and_holds_its_share_and_answers_like_the_others(folder: Path) -> None:
+def test_a_process_reads_and_holds_its_share_and_computes_like_the_others(folder: Path) -> None:
     out = folder / "worker"
     for code, _, errors in processes.finish(
         processes.start([folder / "base", out], folder / "cache", script=processes.__file__)
     ):
         assert code == 0, errors
     first, second = (json.loads(Path(f"{out}.{i}").read_text()) for i in (0, 1))
-    assert (
-        first["rows"] == [0, 1, 2, 3] and second["rows"] == [4, 5, 6, 7] and first["devices"] == 4
-    )
+    assert first["rows"] == [0, 1, 2, 3] and second["rows"] == [4, 5, 6, 7]
+    assert first["devices"] == 4
     for result in (first, second):
         kernels = {name: share for name, share in result["tiny"].items() if "norm" not in name}
         assert len(kernels) == 2 + 7 * 2 and set(kernels.values()) == {0.5}
         large = {name: share for name, share in result["large"].items() if "norm" not in name}
-        assert len(large) == 2 + 7 and set(large.values()) == {
-            0.5
-        }  # one layer of 80, as it is read
-        assert result["largest"] == 6 and result["once"] == {"from": 0, "text": "ä" * 300}
+        assert len(large) == 2 + 7  # one layer of 80, as it is read
+        assert set(large.values()) == {0.5}
+        assert result["largest"] == 6
+        assert result["broadcast"] == {"from": 0, "text": "ä" * 300}
     assert all(first[key] == second[key] for key in ("logits", "loss", "generate", "sampled"))
-    lm, tokens = (
-        loading.load(folder / "base", mesh=Mesh(fsdp=2, tensor=2)),
-        np.arange(3 * 20).reshape(3, 20),
-    )
+    lm = loading.load(folder / "base", mesh=Mesh(fsdp=2, tensor=2))
+    tokens = np.arange(3 * 20).reshape(3, 20)
     np.testing.assert_allclose(first["loss"], lm.loss(tokens), atol=1e-5)
     np.testing.assert_allclose(
         first["logits"], np.asarray(lm.logits(tokens), np.float64).sum(-1), atol=1e-3
     )
     assert first["generate"] == lm.generate(list(tokens), max_new_tokens=5).tolist()
-    assert (
-        first["sampled"]
-        == lm.generate(list(tokens), max_new_tokens=5, temperature=1.0, seed=3).tolist()
-    )
+    sampled = lm.generate(list(tokens), max_new_tokens=5, temperature=1.0, seed=3)
+    assert first["sampled"] == sampled.tolist()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +206,7 @@ def test_a_process_reads_and_holds_its_share_and_answers_like_the_others(folder:
         (["--num-processes", "2"], "give all of"),
         (
             ["--coordinator", "here:1", "--num-processes", "2", "--process-id", "2"],
-            "--process-id 2 must lie in 0..1",
+            "--process-id 2 must be in 0..1",
         ),
         (
             ["--coordinator", "here", "--num-processes", "2", "--process-id", "1"],
@@ -208,7 +214,7 @@ def test_a_process_reads_and_holds_its_share_and_answers_like_the_others(folder:
         ),
     ],
 )
-def test_half_an_address_is_refused(flags, message, capsys) -> None:
+def test_an_incomplete_address_is_refused(flags, message, capsys) -> None:
     assert main(["eval", str(TINY_LLAMA), *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -227,40 +233,43 @@ def test_half_an_address_is_refused(flags, message, capsys) -> None:
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
     ],
 )
-def test_the_environment_says_whether_there_are_others(environment, many, monkeypatch) -> None:
-    for name in [
-        name
-        for name in os.environ
-        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "TPU", "MEGASCALE"))
-    ]:
+def test_the_environment_tells_whether_there_are_others(environment, many, monkeypatch) -> None:
+    launchers = ("SLURM", "OMPI", "KUBERNETES", "TPU", "MEGASCALE")
+    for name in [name for name in os.environ if name.startswith(launchers)]:
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    asked: list = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: asked.append(a) or _cannot())
+    calls: list = []
+
+    def initialize(*arguments, **_):
+        calls.append(arguments)
+        raise RuntimeError("nobody there\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.config, "update", lambda *a: None)
     if many:
         with pytest.raises(
             ValueError, match=r"cannot join the others \(nobody there\); .*--num-processes 1"
         ):
             distributed.initialize()
-        assert asked == [(None, None, None)]  # where they are, jax finds out
+        assert calls == [(None, None, None)]  # jax itself finds out where they are
         distributed.initialize(num_processes=1)
     else:
         distributed.initialize()
-    assert len(asked) == many
+    assert len(calls) == many
 
 
 @pytest.mark.check
 @pytest.mark.parametrize(
     "launcher", [processes.slurm, processes.open_mpi], ids=lambda x: x.__name__
 )
-def test_a_launcher_s_environment_is_all_they_need_to_be_told(
-    launcher, folder: Path, alone: Path
+def test_the_environment_of_a_launcher_is_all_they_need(
+    launcher, folder: Path, single_run: Path
 ) -> None:
-    """The variables of a real step, read by jax itself: the mesh needs both processes, the losses are those of one."""
+    """jax itself reads the variables of a real step; the losses are those of one process."""
     run = folder / launcher.__name__
-    # A cache of its own: two processes of jax 0.12 that find a program in one disagree about its collectives.
+    # Its own cache: two processes of jax 0.12 that find a program in a cache disagree about its
+    # collectives.
     cache = folder / f"cache of {run.name}"
     started = processes.start(
         [*command(folder, run.name, "train"), "--train.steps", 2], cache, launcher=launcher
@@ -268,7 +277,7 @@ def test_a_launcher_s_environment_is_all_they_need_to_be_told(
     (code, out, errors), (other, silent, quiet) = processes.finish(started)
     assert code == other == 0, (errors, quiet)
     assert f"run directory: {run}" in out and silent == ""
-    assert measured(run) == measured(alone)[:2]
+    assert metrics(run) == metrics(single_run)[:2]
 
 
 def test_a_launcher_without_an_address_is_refused(folder: Path) -> None:
@@ -291,30 +300,21 @@ def test_a_launcher_without_an_address_is_refused(folder: Path) -> None:
     assert not (folder / "nowhere").exists()
 
 
-def _cannot() -> None:
-    raise RuntimeError("nobody there\nand more")
-
-
-def test_one_process_is_its_own_first() -> None:
-    assert (
-        distributed.is_primary()
-        and distributed.process_count() == 1
-        and not distributed.is_initialized()
-    )
-    assert (
-        distributed.all_reduce_max(3) == 3
-        and distributed.broadcast_from_primary(lambda: 4) == 4
-        and distributed.exit_with(2) == 2
-    )
+def test_a_single_process_is_the_primary() -> None:
+    assert distributed.is_primary() and distributed.process_count() == 1
+    assert not distributed.is_initialized()
+    assert distributed.all_reduce_max(3) == 3
+    assert distributed.broadcast_from_primary(lambda: 4) == 4
+    assert distributed.exit_if_failed(2) == 2
     assert Mesh(fsdp=4).own_rows(8) == list(range(8))
 
 
 @pytest.mark.check
-def test_two_processes_look_at_what_one_looks_at(folder: Path) -> None:
-    looks = []
+def test_two_processes_monitor_what_one_monitors(folder: Path) -> None:
+    monitored = []
     for count in (1, 2):
         line = [
-            *command(folder, f"looks{count}", "train"),
+            *command(folder, f"monitor{count}", "train"),
             "--train.steps=4",
             "--train.monitor-every=2",
         ]
@@ -322,8 +322,8 @@ def test_two_processes_look_at_what_one_looks_at(folder: Path) -> None:
             processes.start(line, folder / "cache", processes=count)
         ):
             assert code == 0, errors
-        rows = read_jsonl(folder / f"looks{count}" / "metrics.jsonl")
-        looks.append([row for row in rows if "short_loss" in row])
-    assert [row["step"] for row in looks[1]] == [0, 2, 4]
-    for one, two in zip(*looks, strict=True):
+        rows = read_jsonl(folder / f"monitor{count}" / "metrics.jsonl")
+        monitored.append([row for row in rows if "short_loss" in row])
+    assert [row["step"] for row in monitored[1]] == [0, 2, 4]
+    for one, two in zip(*monitored, strict=True):
         assert two == pytest.approx(one, rel=1e-5, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The command line in several processes on this machine, and what a worker process checks when run as a script."""
+"""The command line in several processes on this machine; run as a script, a worker's checks."""
 
 import contextlib
 import json
@@ -13,21 +13,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WAIT = 400
+"""Seconds."""
 PORTS = (65535 - 2**12 + 1, 65535)
-"""Where jax puts the coordinator of a job whose number it knows."""
+"""Among these jax chooses the port of the coordinator by the number of the job."""
 
 
 def free_port(low: int, high: int) -> int:
-    """A port in low..high that nobody on this machine listens on."""
+    """A port in low..high that no process on this machine listens on."""
     for port in random.sample(range(low, high + 1), high + 1 - low):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return probe.getsockname()[1]
+        with contextlib.suppress(OSError), socket.socket() as candidate:
+            candidate.bind(("127.0.0.1", port))
+            return candidate.getsockname()[1]
     raise OSError(f"no free port in {low}..{high}")
 
 
 def slurm(port: int, index: int, count: int) -> dict[str, str]:
-    """What `srun --ntasks COUNT` on one node sets for a task (srun's manual, OUTPUT ENVIRONMENT VARIABLES)."""
+    """The variables that `srun --ntasks COUNT` sets for a task on one node (manual of srun)."""
     node = {
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NNODES": "1",
@@ -47,7 +48,7 @@ def slurm(port: int, index: int, count: int) -> dict[str, str]:
 
 
 def open_mpi(port: int, index: int, count: int) -> dict[str, str]:
-    """What `mpirun -n COUNT` of Open MPI 4 on one node sets (Open MPI 5 names no coordinator)."""
+    """The variables that `mpirun -n COUNT` of Open MPI 4 sets; Open MPI 5 names no coordinator."""
     return {
         "OMPI_MCA_orte_hnp_uri": f"{4096 * (port - PORTS[0])}.0;tcp://127.0.0.1:{port}",
         "OMPI_COMM_WORLD_SIZE": str(count),
@@ -66,7 +67,7 @@ def start(
     script: str = "",
     launcher: Callable[[int, int, int], dict[str, str]] | None = None,
 ) -> list:
-    """`ctxext ARGUMENTS` (or a script) in `processes` processes that share `devices` simulated devices.
+    """Start `ctxext ARGUMENTS` (or a script) in `processes` that share simulated `devices`.
 
     launcher: gives each its environment, as Slurm does, instead of flags.
     """
@@ -80,25 +81,22 @@ def start(
     }
     command = [sys.executable, *([script] if script else ["-m", "ctxext"]), *map(str, arguments)]
     port = free_port(*PORTS)
-    where = [
-        [
-            "--coordinator",
-            f"127.0.0.1:{port}",
-            "--num-processes",
-            str(processes),
-            "--process-id",
-            str(i),
-        ]
-        for i in range(processes)
-    ]
-    if processes == 1 or launcher is not None:
-        where = [[] for _ in where]
-    told = [launcher(port, i, processes) if launcher else {} for i in range(processes)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [
-        subprocess.Popen([*command, *flags], env=environment | more, **pipes)
-        for flags, more in zip(where, told, strict=True)
-    ]
+    started = []
+    for index in range(processes):
+        flags = _flags(port, index, processes)
+        variables = {}
+        if launcher is not None:
+            variables = launcher(port, index, processes)
+        if processes == 1 or launcher is not None:
+            flags = []
+        started.append(subprocess.Popen([*command, *flags], env=environment | variables, **pipes))
+    return started
+
+
+def _flags(port: int, index: int, count: int) -> list[str]:
+    coordinator = ["--coordinator", f"127.0.0.1:{port}"]
+    return [*coordinator, "--num-processes", str(count), "--process-id", str(index)]
 
 
 def finish(started: list) -> list[tuple[int, str, str]]:
@@ -112,17 +110,16 @@ def finish(started: list) -> list[tuple[int, str, str]]:
 
 
 def until(condition: Callable[[], bool], started: list) -> None:
-    """Return when the condition holds; fails if a process ends before."""
+    """Wait until the condition holds; fail if a process ends before."""
     end = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < end and all(process.poll() is None for process in started), (
-            finish(started)
-        )
+        is_running = all(process.poll() is None for process in started)
+        assert is_running and time.monotonic() < end, finish(started)
         time.sleep(0.01)
 
 
 def _worker(base: Path, flags: list[str]) -> dict:
-    """What this process reads of a checkpoint, which rows it holds, and what a model over all processes answers."""
+    """What this process reads of a checkpoint, its rows, and the results of the shared model."""
     from ctxext.parallel import distributed
 
     distributed.initialize(flags[1], int(flags[3]), int(flags[5]))
@@ -147,9 +144,9 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
         return entry._replace(read=read, pieces=())
 
-    found = hf_weights.find_tensors
+    find_tensors = hf_weights.find_tensors
     hf_weights.find_tensors = lambda directory: {
-        n: counted(n, entry) for n, entry in found(directory).items()
+        n: counted(n, entry) for n, entry in find_tensors(directory).items()
     }
     lm = loading.load(base, mesh=mesh)
     tiny = {
@@ -158,7 +155,8 @@ def _worker(base: Path, flags: list[str]) -> dict:
         for count in [counts[name]]
     }
 
-    # 70B by its real shapes: a stand-in gives zeros of the size it is asked for; one layer of every stack is read.
+    # 70B by its real shapes: a stand-in returns zeros of the size it is asked for, and one layer of
+    # every stack is read.
     counts.clear()
     config = SHAPES["llama2-70b"]
     slots = hf_weights.slots(param_shapes(config))
@@ -189,7 +187,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
         "large": large,
         "devices": jax.device_count(),
         "largest": int(distributed.all_reduce_max(distributed.process_index() + 5)),
-        "once": distributed.broadcast_from_primary(
+        "broadcast": distributed.broadcast_from_primary(
             lambda: {"from": distributed.process_index(), "text": "ä" * 300}
         ),
         "logits": np.asarray(lm.logits(tokens), np.float64).sum(-1).tolist(),
