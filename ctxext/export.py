@@ -13,9 +13,9 @@ from ctxext.files import read_json
 from ctxext.interop import hf, peft
 from ctxext.interop.formats import FORMATS as FORMATS
 from ctxext.interop.formats import WriteOptions, find_format
-from ctxext.interop.hf_weights import entries, storage_dtype
+from ctxext.interop.hf_weights import lazy_tensors, storage_dtype
+from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.ropespec import LARGEST_DIVISOR
-from ctxext.interop.tensor_blocks import Entry
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
@@ -44,7 +44,7 @@ def export(
     for a format, dtype or method that cannot be written.
     """
     options = WriteOptions(dtype, seq_len, card, max_shard_size, shards)
-    return _write(lm, entries(lm.config, lm.params), Path(out), to, options)
+    return _write(lm, lazy_tensors(lm.config, lm.params), Path(out), to, options)
 
 
 def convert(
@@ -88,7 +88,9 @@ def convert(
     return _write(lm, checkpoint.tensors, Path(out), to, options)
 
 
-def _write(lm: LM, tensors: dict[str, Entry], out: Path, to: str, options: WriteOptions) -> Path:
+def _write(
+    lm: LM, tensors: dict[str, LazyTensor], out: Path, to: str, options: WriteOptions
+) -> Path:
     check(lm.config, lm.scaling, lm.attention, to=to, options=options)
     find_format(to).write(out, lm.config, tensors, lm.scaling, lm.tokenizer, options)
     return out
@@ -177,7 +179,7 @@ def export_adapter(
     # Anything else is a name on the hub, which PEFT resolves too.
     is_local = Path(base).exists() or base == BUNDLED
     name = str(base_directory.resolve()) if is_local else str(base)
-    peft.save(out, config, trainable, params, base=name, beside=recorded)
+    peft.write(out, config, trainable, params, base=name, extra_files=recorded)
     return Path(out)
 
 

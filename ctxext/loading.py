@@ -15,7 +15,7 @@ from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
 from ctxext.interop import hf, hub, peft
 from ctxext.interop.formats import FORMATS, recognize
-from ctxext.interop.hf_weights import Checkpoint, assemble, slots
+from ctxext.interop.hf_weights import StoredModel, assemble, slots
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, init_params, param_shapes
 from ctxext.model.lm import LM
@@ -51,7 +51,7 @@ def open_tokenizer(source: str | Path) -> Tokenizer:
     return load_tokenizer(path / "base" if is_run(path) else path)
 
 
-def read_checkpoint(path: Path, original: int | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, original: int | None = None) -> StoredModel:
     """A checkpoint in any format that ctxext reads, before its weights are read.
 
     `original`: the window of pre-training in tokens, which Meta's own checkpoints do not declare.
@@ -146,7 +146,7 @@ def load(
     return lm.with_method(*methods)
 
 
-def _load_checkpoint(checkpoint: Checkpoint, shapes: Params, mesh: Mesh) -> LM:
+def _load_checkpoint(checkpoint: StoredModel, shapes: Params, mesh: Mesh) -> LM:
     """The parameters in the dtypes of `shapes`, each device reading its own slices."""
     shapes = mesh.shard(shapes)
     params = assemble(shapes, slots(shapes), checkpoint.tensors, _put_slices)

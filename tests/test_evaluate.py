@@ -10,7 +10,6 @@ from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evals.suite import SuiteConfig
 from ctxext.evals.timing import TimedModel
 from ctxext.evaluate import Shard, evaluate, evaluate_checkpoint
-from ctxext.interop import hf
 from ctxext.loading import load
 from ctxext.methods import make
 from ctxext.methods.yarn import Yarn
@@ -18,6 +17,7 @@ from ctxext.rope import Unscaled
 from ctxext.tasks import Passkey, TaskContext
 from ctxext.tokenization.tokenizer import Tokenizer
 from support import tiny
+from support.hf_files import write_hf
 from support.tiny import config, params
 from support.toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_under_two_methods(tmp_path):
     shape = config(
         vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
     )
-    hf.save(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
+    write_hf(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
     options: dict = {
         "evals": ("ppl",),
         "seq_lens": (120,),

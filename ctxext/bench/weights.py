@@ -6,7 +6,7 @@ from ctxext import loading
 from ctxext.bench.cases import Work
 from ctxext.experiment import BUNDLED
 from ctxext.interop import hf
-from ctxext.interop.hf_weights import entries
+from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
@@ -28,7 +28,7 @@ def write(config: LlamaConfig, path: Path) -> Path:
     hf.write(
         path,
         config,
-        entries(config, init_params(config, 0)),
+        lazy_tensors(config, init_params(config, 0)),
         Unscaled(),
         loading.load(BUNDLED).tokenizer,
         dtype="float32",

@@ -84,7 +84,7 @@ class HarnessLM(TemplateLM):
         self._lm, self._tokenizer = lm, lm.tokenizer
         self._max_gen_toks, self._batch_tokens, self._seed = max_gen_toks, batch_tokens, seed
         bos, eos = (
-            None if i is None else lm.tokenizer.piece(i)
+            None if i is None else lm.tokenizer.id_to_token(i)
             for i in (lm.tokenizer.bos_id, lm.tokenizer.eos_id)
         )
         self._bos, self._eos = bos, eos

@@ -1,1 +1,4 @@
-"""Formats, both directions. What cannot be written down in one is refused with the reason, never dropped."""
+"""Checkpoint formats, read and written.
+
+What a format cannot represent is refused with the reason, never dropped.
+"""

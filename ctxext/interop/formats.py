@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.interop import gguf, hf, meta
+from ctxext.interop.families import family_of
 from ctxext.interop.gguf_metadata import rope_keys
-from ctxext.interop.hf_weights import Checkpoint
+from ctxext.interop.hf_weights import StoredModel
+from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import rope_spec
-from ctxext.interop.tensor_blocks import Entry
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
 from ctxext.tokenization.tokenizer import Tokenizer
@@ -53,12 +54,12 @@ class Format:
 
     check: Callable[[LlamaConfig, RopeScaling, WriteOptions], object]
     write: Callable[
-        [Path, LlamaConfig, dict[str, Entry], RopeScaling, Tokenizer, WriteOptions], None
+        [Path, LlamaConfig, dict[str, LazyTensor], RopeScaling, Tokenizer, WriteOptions], None
     ]
     encode_rope: Callable[[RopeScaling, LlamaConfig, int], str]
     rope_legend: str
     recognize: Callable[[Path], bool]
-    read: Callable[[Path, int | None], Checkpoint] | None = None
+    read: Callable[[Path, int | None], StoredModel] | None = None
     suffix: str = ""
     takes_shards: bool = False
 
@@ -71,7 +72,7 @@ def _check_hf(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) 
 def _write_hf(
     out: Path,
     config: LlamaConfig,
-    tensors: dict[str, Entry],
+    tensors: dict[str, LazyTensor],
     scaling: RopeScaling,
     tokenizer: Tokenizer,
     options: WriteOptions,
@@ -95,7 +96,7 @@ def encode_rope_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> s
     return "generic" if spec.generic else spec.rope_type
 
 
-def _read_hf(directory: Path, original: int | None) -> Checkpoint:
+def _read_hf(directory: Path, original: int | None) -> StoredModel:
     if original is not None:
         raise ValueError(
             f"--original is for Meta's format; config.json in {directory} declares the window of "
@@ -111,12 +112,12 @@ def _check_meta(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions
 def _write_meta(
     out: Path,
     config: LlamaConfig,
-    tensors: dict[str, Entry],
+    tensors: dict[str, LazyTensor],
     scaling: RopeScaling,
     tokenizer: Tokenizer,
     options: WriteOptions,
 ) -> None:
-    meta.save(
+    meta.write(
         out,
         config,
         tensors,
@@ -140,12 +141,12 @@ def _check_gguf(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions
 def _write_gguf(
     out: Path,
     config: LlamaConfig,
-    tensors: dict[str, Entry],
+    tensors: dict[str, LazyTensor],
     scaling: RopeScaling,
     tokenizer: Tokenizer,
     options: WriteOptions,
 ) -> None:
-    gguf.save(
+    gguf.write(
         out,
         config,
         tensors,
@@ -160,7 +161,8 @@ def _encode_rope_gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -
     keys, divisors = rope_keys(config, scaling, seq_len)
     if divisors is not None:
         return "divisors"
-    return keys.get("llama.rope.scaling.type", "default")
+    architecture = family_of(config).gguf_architecture
+    return keys.get(f"{architecture}.rope.scaling.type", "default")
 
 
 FORMATS: dict[str, Format] = {

@@ -1,45 +1,57 @@
-"""The vocabulary of a GGUF file: pieces, scores and kinds of a SentencePiece model, read from its own bytes."""
+"""The vocabulary of a GGUF file: text, score and kind of every token of a SentencePiece model.
+
+The library does not hand out the kinds, so they are read from the model's own bytes, a protobuf
+message. sentencepiece ships a parser for it, but importing that in a process that has imported
+transformers' copy of it fails, in either order.
+"""
 
 import json
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctxext.model.config import LlamaConfig
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer, to_tokenizer_json
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = (
-    1,
-    2,
-    3,
-    4,
-    5,
-)  # the same numbers in SentencePiece and in GGUF
-UNSCORED = -10000.0  # never made by merging
+# Kinds of tokens; the numbers are the same in SentencePiece and in GGUF.
+NORMAL = 1
+UNKNOWN = 2
+CONTROL = 3
+USER_DEFINED = 4
+UNUSED = 5
+
+UNMERGED_SCORE = -10000.0
+"""The score of tokens that no merge produces."""
+
+
+class Token(NamedTuple):
+    """One token of a vocabulary."""
+
+    text: str
+    score: float
+    kind: int
 
 
 def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
-    """tokenizer.*: one piece for every row of the embedding.
+    """The keys tokenizer.*, with a token for every row of the embedding.
 
     Raises ValueError without a SentencePiece model, and for one that `to_tokenizer_json` refuses.
     """
     tokenizer.check_fits(config.vocab_size)
     if MODEL not in tokenizer.files:
         raise ValueError(
-            f"GGUF is written with a SentencePiece {MODEL}, which this model has not; use --to hf"
+            f"GGUF is written with a SentencePiece {MODEL}, which this model does not have; use --to hf"
         )
     model = tokenizer.files[MODEL]
     to_tokenizer_json(model)  # refuses models without Llama's settings
-    rows = dict(enumerate(pieces(model)))
-    for token in json.loads(tokenizer.files.get(JSON, b"{}")).get("added_tokens", []):
-        if token["id"] >= tokenizer.vocab_size:  # put behind the model's own, for chat or padding
-            rows[token["id"]] = (
-                token["content"],
-                UNSCORED,
-                CONTROL if token["special"] else USER_DEFINED,
-            )
-    unused = ((f"[PAD{i}]", UNSCORED, UNUSED) for i in range(config.vocab_size))
-    texts, scores, kinds = zip(*(rows.get(i, spare) for i, spare in enumerate(unused)), strict=True)
+    tokens = [Token(f"[PAD{i}]", UNMERGED_SCORE, UNUSED) for i in range(config.vocab_size)]
+    for token_id, token in enumerate(read_tokens(model)):
+        tokens[token_id] = token
+    for added in json.loads(tokenizer.files.get(JSON, b"{}")).get("added_tokens", []):
+        if added["id"] >= tokenizer.vocab_size:
+            kind = CONTROL if added["special"] else USER_DEFINED
+            tokens[added["id"]] = Token(added["content"], UNMERGED_SCORE, kind)
+    kinds = [token.kind for token in tokens]
     ids = {
         "bos": config.bos_token_id,
         "eos": config.eos_token_id,
@@ -50,9 +62,9 @@ def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": list(texts),
-        "tokenizer.ggml.scores": list(scores),
-        "tokenizer.ggml.token_type": list(kinds),
+        "tokenizer.ggml.tokens": [token.text for token in tokens],
+        "tokenizer.ggml.scores": [token.score for token in tokens],
+        "tokenizer.ggml.token_type": kinds,
         **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
         "tokenizer.ggml.add_bos_token": config.bos_token_id is not None,
         "tokenizer.ggml.add_eos_token": False,
@@ -61,39 +73,56 @@ def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
     }
 
 
-def pieces(model: bytes) -> Iterator[tuple[str, float, int]]:
-    """(text, score, kind) of every piece, in the order of ids: field 1 of a SentencePiece ModelProto."""
-    for number, piece in _fields(model):
-        if number == 1:
-            fields = dict(_fields(piece))
-            yield (
-                fields[1].decode(),
-                struct.unpack("<f", fields.get(2, bytes(4)))[0],
-                fields.get(3, NORMAL),
-            )
+def read_tokens(model: bytes) -> Iterator[Token]:
+    """Yield the tokens of a SentencePiece model in the order of their ids.
+
+    They are field 1 of its ModelProto, messages with the fields text (1), score (2) and kind (3).
+    Raises ValueError if the model is cut off or corrupt.
+    """
+    try:
+        for number, value in _fields(model):
+            if number == 1:
+                fields = dict(_fields(value))
+                (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
+                yield Token(fields[1].decode(), score, fields.get(3, NORMAL))
+    except (IndexError, KeyError, AttributeError, TypeError, UnicodeError, struct.error) as error:
+        raise ValueError(f"{MODEL} is cut off or corrupt ({error}); copy it again") from None
+
+
+# The wire format of protobuf: a tag (field number and wire type), then the value.
+VARINT = 0
+FIXED_64 = 1
+LENGTH_DELIMITED = 2
+FIXED_32 = 5
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of the fields of a protobuf message: an int, or bytes."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind, size = tag & 7, 0
-        if kind == 0:
-            value, at = _varint(message, at)
+    """Yield (number, value) for the fields of a protobuf message: an int, or bytes."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        wire_type = tag & 7
+        if wire_type == VARINT:
+            value, position = _varint(message, position)
             yield tag >> 3, value
             continue
-        if kind == 2:
-            size, at = _varint(message, at)
-        size = {1: 8, 2: size, 5: 4}[kind]
-        yield tag >> 3, message[at : at + size]
-        at += size
+        size = {FIXED_64: 8, FIXED_32: 4}.get(wire_type)
+        if size is None and wire_type == LENGTH_DELIMITED:
+            size, position = _varint(message, position)
+        if size is None or position + size > len(message):
+            raise IndexError(f"field {tag >> 3} does not fit")
+        yield tag >> 3, message[position : position + size]
+        position += size
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """An integer of seven bits per byte, the lowest first, and the position after it."""
+    value = 0
+    shift = 0
     while True:
-        byte = message[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        byte = message[position]
+        position += 1
+        value |= (byte & 127) << shift
+        shift += 7
         if byte < 128:
-            return value, at
+            return value, position

@@ -1,6 +1,7 @@
-"""Meta's own format, both directions: consolidated.NN.pth, params.json and tokenizer.model, and our rope.json.
+"""Meta's own format, read and written: consolidated.NN.pth, params.json and tokenizer.model.
 
-params.json knows theta alone, so that rope.json beside it says the window and the frequencies.
+params.json has theta and nothing else of the rotary embedding, so a directory that is written here
+also has a rope.json with the window and the frequencies.
 """
 
 import contextlib
@@ -19,28 +20,39 @@ from ctxext.files import (
     write_text,
 )
 from ctxext.interop import validation
-from ctxext.interop.hf_weights import Checkpoint, slots
-from ctxext.interop.meta_layout import joined, neighbours, part, place, rotary_heads
+from ctxext.interop.hf_weights import Slot, StoredModel, slots, wait_for_primary
+from ctxext.interop.lazy_tensor import LazyTensor, numpy_dtype, read_into
+from ctxext.interop.meta_layout import (
+    join_shards,
+    meta_name,
+    rotary_heads,
+    shard_shape,
+    to_interleaved,
+)
 from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
-from ctxext.interop.tensor_blocks import Entry, numpy_dtype, read_into
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer, load_tokenizer
 
-PARAMS, ROPE = "params.json", "rope.json"
+PARAMS = "params.json"
+ROPE = "rope.json"
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len", "max_batch_size")
 RULES: dict[str, validation.Rule] = {
     **dict.fromkeys(SIZES, validation.SIZE),
-    "vocab_size": (lambda x: x == -1 or validation.SIZE[0](x), f"-1 or {validation.SIZE[1]}"),
+    "vocab_size": (
+        lambda value: value == -1 or validation.SIZE[0](value),
+        f"-1 or {validation.SIZE[1]}",
+    ),
     "norm_eps": validation.EPSILON,
     "ffn_dim_multiplier": validation.NUMBER,
     "rope_theta": validation.NUMBER,
 }
-DERIVED = "rope.freqs"  # a buffer that follows from params.json
+DERIVED_TENSOR = "rope.freqs"
+"""A buffer that follows from params.json."""
 
 
 def is_meta(directory: Path) -> bool:
@@ -48,10 +60,10 @@ def is_meta(directory: Path) -> bool:
     return (directory / PARAMS).is_file() and not (directory / "config.json").is_file()
 
 
-def save(
+def write(
     directory: str | Path,
     config: LlamaConfig,
-    tensors: dict[str, Entry],
+    tensors: dict[str, LazyTensor],
     scaling: RopeScaling,
     tokenizer: Tokenizer,
     *,
@@ -59,40 +71,53 @@ def save(
     seq_len: int | None = None,
     shards: int | None = None,
 ) -> None:
-    """Write a Meta directory, all of it or nothing, one tensor in memory. `tensors`: by HF's names, in HF's layout.
+    """Write a Meta directory, completely or not at all, with one tensor in memory.
 
-    `shards`: by default as many as Meta ships for a model of this size. `seq_len`: the extended window L', tokens.
-    Raises ValueError for what the format cannot say and for an existing directory, OSError if the disk is full.
+    `tensors`: by HF's names, in HF's layout. `shards`: by default as many as Meta ships for a model
+    of this size. `seq_len`: the extended window L', tokens. Raises ValueError for what the format
+    cannot represent and for an existing directory, OSError if the disk is full.
     """
     shards = check(config, scaling, tokenizer, dtype=dtype, seq_len=seq_len, shards=shards)
     rope = rope_json(config, scaling, seq_len or config.max_position_embeddings)
     if config.tie_word_embeddings:
         tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     check_free(directory)
-    if not distributed.is_primary():  # the first process writes what all of them hold
-        for entry in tensors.values():
-            entry.read()
-        return distributed.barrier()
-    places = {name: place(name) for name in tensors}
-    shapes = {new: part(tensors[name].shape, dim, shards) for name, (new, dim) in places.items()}
+    if not distributed.is_primary():
+        return wait_for_primary(tensors)
     with atomic_directory(directory) as out:
         write_json(out / PARAMS, params_json(config, rope["rope_theta"]))
         write_json(out / ROPE, rope)
         write_text(out / "README.md", readme(rope, dtype=dtype, shards=shards))
         write_bytes(out / MODEL, tokenizer.files[MODEL])
-        with contextlib.ExitStack() as stack:
-            files = [out / f"consolidated.{i:02d}.pth" for i in range(shards)]
-            puts = [stack.enter_context(create(file, shapes, dtype)) for file in files]
-            memory = np.empty(
-                max(math.prod(entry.shape) for entry in tensors.values()), numpy_dtype(dtype)
-            )
-            for name, entry in tensors.items():
-                array = neighbours(read_into(memory, entry, name), rotary_heads(name, config))
-                dim = places[name][1]
-                parts = [array] * shards if dim is None else np.split(array, shards, dim)
-                for put, values in zip(puts, parts, strict=True):
-                    put(values)
+        _write_shards(out, config, tensors, dtype, shards)
     distributed.barrier()
+
+
+def _write_shards(
+    directory: Path,
+    config: LlamaConfig,
+    tensors: dict[str, LazyTensor],
+    dtype: str,
+    num_shards: int,
+) -> None:
+    meta_names = {name: meta_name(name) for name in tensors}
+    shapes = {
+        new_name: shard_shape(tensors[name].shape, dim, num_shards)
+        for name, (new_name, dim) in meta_names.items()
+    }
+    largest = max(math.prod(tensor.shape) for tensor in tensors.values())
+    memory = np.empty(largest, numpy_dtype(dtype))
+    with contextlib.ExitStack() as stack:
+        add_to_shard = [
+            stack.enter_context(create(directory / f"consolidated.{i:02d}.pth", shapes, dtype))
+            for i in range(num_shards)
+        ]
+        for name, tensor in tensors.items():
+            array = to_interleaved(read_into(memory, tensor, name), rotary_heads(name, config))
+            _, dim = meta_names[name]
+            parts = [array] * num_shards if dim is None else np.split(array, num_shards, dim)
+            for add, part in zip(add_to_shard, parts, strict=True):
+                add(part)
 
 
 def check(
@@ -104,82 +129,126 @@ def check(
     seq_len: int | None = None,
     shards: int | None = None,
 ) -> int:
-    """The number of shards. Raises ValueError, with the reason, for what Meta's format cannot say."""
+    """Check that Meta's format can represent a model, and return the number of shards to write.
+
+    Raises ValueError with the reason if it cannot.
+    """
     numpy_dtype(dtype)
     rope_json(config, scaling, seq_len or config.max_position_embeddings)
-    for wrong, what in (
-        (config.attention_bias or config.mlp_bias, "biases"),
-        (config.hidden_act != "silu", f"the activation {config.hidden_act}"),
-        (
-            config.head_dim * config.num_attention_heads != config.hidden_size,
-            "heads wider or narrower than the model",
+    unsupported = {
+        "biases": config.attention_bias or config.mlp_bias,
+        f"the activation {config.hidden_act}": config.hidden_act != "silu",
+        "heads wider or narrower than the model": (
+            config.head_dim * config.num_attention_heads != config.hidden_size
         ),
-    ):
-        if wrong:
-            raise ValueError(f"Meta's format has no field for {what}; export with --to hf")
+    }
+    for feature, is_used in unsupported.items():
+        if is_used:
+            raise ValueError(f"Meta's format has no field for {feature}; export with --to hf")
     if tokenizer is not None:
-        tokenizer.check_fits(config.vocab_size)
-        if MODEL not in tokenizer.files:
-            raise ValueError(
-                f"Meta's format needs a SentencePiece {MODEL}, which this model has not; use --to hf"
-            )
-        if (tokenizer.bos_id, tokenizer.eos_id) != (config.bos_token_id, config.eos_token_id):
-            raise ValueError(
-                f"Meta's format takes the ids of bos and eos from {MODEL}, where they are "
-                f"{tokenizer.bos_id} and {tokenizer.eos_id}, not {config.bos_token_id} and "
-                f"{config.eos_token_id}; export with --to hf"
-            )
-    size = config.num_parameters
+        _check_tokenizer(config, tokenizer)
     if shards is None:
-        shards = 1 if size < 10e9 else 2 if size < 30e9 else 4 if size < 50e9 else 8
-    most = math.gcd(
+        shards = _default_shards(config)
+    divisible = math.gcd(
         config.num_key_value_heads, config.hidden_size, config.intermediate_size, config.vocab_size
     )
-    if shards < 1 or most % shards:
+    if shards < 1 or divisible % shards:
         raise ValueError(
-            f"this model does not make {shards} equal shards; --shards must divide {most}"
+            f"this model cannot be divided into {shards} equal shards; --shards must divide {divisible}"
         )
     return shards
 
 
+def _check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> None:
+    tokenizer.check_fits(config.vocab_size)
+    if MODEL not in tokenizer.files:
+        raise ValueError(
+            f"Meta's format needs a SentencePiece {MODEL}, which this model does not have; use --to hf"
+        )
+    if (tokenizer.bos_id, tokenizer.eos_id) != (config.bos_token_id, config.eos_token_id):
+        raise ValueError(
+            f"Meta's format takes the ids of bos and eos from {MODEL}, where they are "
+            f"{tokenizer.bos_id} and {tokenizer.eos_id}, not {config.bos_token_id} and "
+            f"{config.eos_token_id}; export with --to hf"
+        )
+
+
+def _default_shards(config: LlamaConfig) -> int:
+    """The number of shards in which Meta ships a model of this size: 7B, 13B, 33B and 65B or more."""
+    for largest, num_shards in ((10e9, 1), (30e9, 2), (50e9, 4)):
+        if config.num_parameters < largest:
+            return num_shards
+    return 8
+
+
 def params_json(config: LlamaConfig, rope_theta: float) -> dict[str, Any]:
-    """params.json; keys that have no value are left out, as Meta's code takes them for given otherwise."""
-    D, F = config.hidden_size, config.intermediate_size
-    # As Meta publishes them; other widths are said with a multiplier that rounds to the very number.
-    known = ((256, None), (4096, 1.3), (1024, 1.3), (256, 1.5), (1, (F + 0.5) / (8 * D // 3)))
-    multiple, factor = next((m, f) for m, f in known if _feed_forward(D, m, f) == F)
-    found = {
-        "dim": D,
+    """The contents of params.json; keys at their default are left out, as Meta publishes them."""
+    multiple_of, multiplier = _feed_forward_settings(config.hidden_size, config.intermediate_size)
+    grouped = config.num_key_value_heads != config.num_attention_heads
+    params = {
+        "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
-        "n_kv_heads": config.num_key_value_heads
-        if config.num_key_value_heads != config.num_attention_heads
-        else None,
-        "multiple_of": multiple,
-        "ffn_dim_multiplier": factor,
+        "n_kv_heads": config.num_key_value_heads if grouped else None,
+        "multiple_of": multiple_of,
+        "ffn_dim_multiplier": multiplier,
         "norm_eps": config.rms_norm_eps,
         "vocab_size": config.vocab_size,
         "rope_theta": rope_theta if rope_theta != 10000.0 else None,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in params.items() if value is not None}
 
 
-def _feed_forward(dim: int, multiple_of: int, multiplier: float | None) -> int:
+def _feed_forward_settings(dim: int, width: int) -> tuple[int, float | None]:
+    """(multiple_of, ffn_dim_multiplier) from which Meta's code computes the MLP's width."""
+    published = ((256, None), (4096, 1.3), (1024, 1.3), (256, 1.5))
+    any_width = (1, (width + 0.5) / (8 * dim // 3))  # rounds to exactly this width
+    for multiple_of, multiplier in (*published, any_width):
+        if _feed_forward_width(dim, multiple_of, multiplier) == width:
+            return multiple_of, multiplier
+    raise AssertionError(f"no multiplier gives the width {width}")
+
+
+def _feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
     width = int(8 * dim / 3)
-    width = width if multiplier is None else int(multiplier * width)
+    if multiplier is not None:
+        width = int(multiplier * width)
     return -(-width // multiple_of) * multiple_of
 
 
-def read(directory: str | Path, original: int | None = None) -> Checkpoint:
-    """A Meta directory; numbers stay on disk until an entry is read.
+def read(directory: str | Path, original: int | None = None) -> StoredModel:
+    """A Meta directory; numbers stay on disk until a tensor is read.
 
-    `original`: the window of pre-training in tokens, for directories without rope.json, whose format does not say it.
-    Raises ValueError naming the file for one that is missing, damaged, contradictory or of another kind of model.
+    `original`: the window of pre-training in tokens, for directories without rope.json, as the
+    format itself does not have it. Raises ValueError naming the file for one that is missing,
+    corrupt, contradictory or of another kind of model.
     """
     directory = Path(directory)
-    path = directory / PARAMS
+    params = _read_params(directory / PARAMS)
+    shards = _open_shards(directory)
+    tokenizer = load_tokenizer(directory)
+    try:
+        config, scaling, window = _read_config(directory, params, shards, tokenizer, original)
+    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{directory / PARAMS} or a tensor lacks or misstates {error}; copy the checkpoint again"
+        ) from None
+    expected = slots(param_shapes(config))
+    tensors = {
+        name: _find_tensor(directory, config, shards, name, slot) for name, slot in expected.items()
+    }
+    known = {meta_name(name)[0] for name in expected} | {DERIVED_TENSOR}
+    unknown = sorted(shards[0].keys() - known)
+    if unknown:
+        raise ValueError(f"{directory} holds {unknown[0]}, which Llama 2 does not have")
+    return StoredModel(config, scaling, window, tensors, tokenizer)
+
+
+def _read_params(path: Path) -> dict[str, Any]:
     params = read_json(path)
-    unknown = sorted(params.keys() - RULES.keys()) if isinstance(params, dict) else ["no object"]
+    if not isinstance(params, dict):
+        raise ValueError(f"{path} must hold an object")
+    unknown = sorted(params.keys() - RULES.keys())
     if unknown:
         raise ValueError(
             f"{path}: {unknown[0]} is not supported; import the model in Hugging Face's format"
@@ -188,10 +257,13 @@ def read(directory: str | Path, original: int | None = None) -> Checkpoint:
         validation.check(params, RULES)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return params
+
+
+def _open_shards(directory: Path) -> list[dict[str, LazyTensor]]:
     files = sorted(directory.glob("consolidated.*.pth"))
-    if not files or [file.name for file in files] != [
-        f"consolidated.{i:02d}.pth" for i in range(len(files))
-    ]:
+    expected = [f"consolidated.{i:02d}.pth" for i in range(len(files))]
+    if not files or [file.name for file in files] != expected:
         raise ValueError(
             f"{directory} lacks shards: consolidated.00.pth and so on without a gap; copy it again"
         )
@@ -200,68 +272,70 @@ def read(directory: str | Path, original: int | None = None) -> Checkpoint:
         if shard.keys() != shards[0].keys():
             name = sorted(shard.keys() ^ shards[0].keys())[0]
             raise ValueError(
-                f"{file} and {files[0].name} disagree on having {name}; copy the shards again"
+                f"only one of {file} and {files[0].name} has {name}; copy the shards again"
             )
-    tokenizer = load_tokenizer(directory)
-    try:
-        config, scaling, window = _config(directory, params, shards, tokenizer, original)
-    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+    return shards
+
+
+def _find_tensor(
+    directory: Path,
+    config: LlamaConfig,
+    shards: list[dict[str, LazyTensor]],
+    name: str,
+    slot: Slot,
+) -> LazyTensor:
+    """One tensor by HF's name, from its shards."""
+    new_name, dim = meta_name(name)
+    if new_name not in shards[0]:
+        raise ValueError(f"{directory} lacks {new_name}; copy it again")
+    parts = [shard[new_name] for shard in shards]
+    if name == "model.embed_tokens.weight" and parts[0].shape[1:] == slot.shape[1:]:
+        dim = 0  # Llama 3 divides the vocabulary, not the width
+    if any(part.shape != shard_shape(slot.shape, dim, len(shards)) for part in parts):
         raise ValueError(
-            f"{path} or a tensor lacks or misstates {error}; copy the checkpoint again"
-        ) from None
-    expected = slots(param_shapes(config))
-    tensors = {}
-    for name, slot in expected.items():
-        new, dim = place(name)
-        if new not in shards[0]:
-            raise ValueError(f"{directory} lacks {new}; copy it again")
-        parts = [shard[new] for shard in shards]
-        if name == "model.embed_tokens.weight" and parts[0].shape[1:] == slot.shape[1:]:
-            dim = 0  # Llama 3 splits the vocabulary
-        if any(entry.shape != part(slot.shape, dim, len(shards)) for entry in parts):
-            raise ValueError(
-                f"{new} in {directory} has shape {list(parts[0].shape)} in {len(shards)} shards, but "
-                f"{PARAMS} says {list(slot.shape)} in all"
-            )
-        tensors[name] = joined(new, parts, dim, rotary_heads(name, config))
-    if extra := sorted(shards[0].keys() - {place(name)[0] for name in expected} - {DERIVED}):
-        raise ValueError(f"{directory} holds {extra[0]}, which Llama 2 does not have")
-    return Checkpoint(config, scaling, window, tensors, tokenizer)
+            f"{new_name} in {directory} has shape {list(parts[0].shape)} in {len(shards)} shards, but "
+            f"{PARAMS} requires {list(slot.shape)} in all"
+        )
+    return join_shards(new_name, parts, dim, rotary_heads(name, config))
 
 
-def _config(
+def _read_config(
     directory: Path,
     params: dict[str, Any],
-    shards: list[dict[str, Entry]],
+    shards: list[dict[str, LazyTensor]],
     tokenizer: Tokenizer,
     original: int | None,
 ) -> tuple[LlamaConfig, RopeScaling, int]:
-    D, heads = params["dim"], params["n_heads"]
+    """Shape, scaling and extended window; widths that params.json does not have are those of tensors."""
+    dim = params["dim"]
+    num_heads = params["n_heads"]
     layers = {name.split(".")[1] for name in shards[0] if name.startswith("layers.")}
     if params["n_layers"] != len(layers):
         raise ValueError(
-            f"{directory / PARAMS} says n_layers {params['n_layers']}, the shards have {len(layers)}"
+            f"{directory / PARAMS} has n_layers {params['n_layers']}, but the shards have {len(layers)}"
         )
     width = shards[0]["layers.0.feed_forward.w1.weight"].shape[0] * len(shards)
-    vocab = shards[0]["output.weight"].shape[0] * len(shards)
-    if params.get("vocab_size", -1) not in (-1, vocab):  # -1: that of the tokenizer
+    vocab_size = shards[0]["output.weight"].shape[0] * len(shards)
+    if params.get("vocab_size", -1) not in (-1, vocab_size):  # -1: that of the tokenizer
         raise ValueError(
-            f"{directory / PARAMS} says vocab_size {params['vocab_size']}, the shards have {vocab} rows"
+            f"{directory / PARAMS} has vocab_size {params['vocab_size']}, but the shards have "
+            f"{vocab_size} rows"
         )
+    head_dim = dim // num_heads
     theta, original, scaling, window = read_rope(
-        directory / ROPE, params.get("rope_theta"), D // heads, original
+        directory / ROPE, params.get("rope_theta"), head_dim, original
     )
     config = LlamaConfig(
-        vocab,
-        D,
-        width,
-        params["n_layers"],
-        heads,
-        params.get("n_kv_heads") or heads,
-        D // heads,
-        params["norm_eps"],
-        theta,
-        original,
+        vocab_size=vocab_size,
+        hidden_size=dim,
+        intermediate_size=width,
+        num_hidden_layers=params["n_layers"],
+        num_attention_heads=num_heads,
+        num_key_value_heads=params.get("n_kv_heads") or num_heads,
+        head_dim=head_dim,
+        rms_norm_eps=params["norm_eps"],
+        rope_theta=theta,
+        max_position_embeddings=original,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
     )

@@ -1,6 +1,6 @@
-"""Where Meta's checkpoints keep what: names, shards, and the rows of queries and keys.
+"""The layout of Meta's checkpoints: tensor names, shards, and the row order of queries and keys.
 
-Meta rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates halves (j, j + d / 2).
+Meta rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates halves (j, j + d/2).
 """
 
 import functools
@@ -8,10 +8,11 @@ import re
 
 import numpy as np
 
-from ctxext.interop.tensor_blocks import Entry, Index
+from ctxext.interop.lazy_tensor import Index, LazyTensor
 from ctxext.model.config import LlamaConfig
 
-# HF's name -> Meta's, and the dimension that the shards divide: 0 columns, 1 rows of the product; None: copied to each.
+# HF's name -> Meta's, and the dimension that is divided among shards: 0 or 1 of [out, in], or None
+# for tensors that every shard has a copy of.
 OUTER = {
     "model.embed_tokens": ("tok_embeddings", 1),
     "model.norm": ("norm", None),
@@ -30,84 +31,105 @@ LAYER = {
 }
 
 
-def place(name: str) -> tuple[str, int | None]:
-    """Meta's name of an HF tensor, and the dimension that the shards divide."""
+def meta_name(name: str) -> tuple[str, int | None]:
+    """Meta's name of an HF tensor, and the dimension that is divided among shards."""
     stem = name.removesuffix(".weight")
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    new, dim = LAYER[layer[2]] if layer else OUTER[stem]
-    return f"layers.{layer[1]}.{new}.weight" if layer else f"{new}.weight", dim
+    if layer is None:
+        new_name, dim = OUTER[stem]
+        return f"{new_name}.weight", dim
+    new_name, dim = LAYER[layer[2]]
+    return f"layers.{layer[1]}.{new_name}.weight", dim
 
 
-def part(shape: tuple[int, ...], dim: int | None, shards: int) -> tuple[int, ...]:
-    """The shape of one shard's part."""
-    return tuple(n // shards if i == dim else n for i, n in enumerate(shape))
+def shard_shape(shape: tuple[int, ...], dim: int | None, num_shards: int) -> tuple[int, ...]:
+    """The shape of one shard of a tensor."""
+    return tuple(size // num_shards if i == dim else size for i, size in enumerate(shape))
 
 
 def rotary_heads(name: str, config: LlamaConfig) -> int | None:
-    """The number of heads whose rows the two formats order differently: those of queries and of keys."""
+    """The number of heads of a query or key projection, whose rows the formats order differently."""
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     return counts.get(name.removesuffix(".weight").rpartition(".")[2])
 
 
-def neighbours(rows: np.ndarray, heads: int | None) -> np.ndarray:
-    """From HF's order of rows [heads d, in] to Meta's: row c d/2 + j of a head becomes row 2j + c."""
-    return rows if heads is None else _swapped(rows, heads, (2, -1))
+def to_interleaved(array: np.ndarray, heads: int | None) -> np.ndarray:
+    """From HF's order of rows [heads d, in] to Meta's: row c d/2 + j of a head becomes row 2j + c.
+
+    `heads` None: a tensor that is not rotated, returned as it is.
+    """
+    return array if heads is None else _swap_pairs(array, heads, (2, -1))
 
 
-def halves(rows: np.ndarray, heads: int | None) -> np.ndarray:
-    """From Meta's order of rows [heads d, in] to HF's: row 2j + c of a head becomes row c d/2 + j."""
-    return rows if heads is None else _swapped(rows, heads, (-1, 2))
+def to_halves(array: np.ndarray, heads: int | None) -> np.ndarray:
+    """From Meta's order of rows [heads d, in] to HF's: row 2j + c of a head becomes row c d/2 + j.
+
+    `heads` None: a tensor that is not rotated, returned as it is.
+    """
+    return array if heads is None else _swap_pairs(array, heads, (-1, 2))
 
 
-def _swapped(rows: np.ndarray, heads: int, pairs: tuple[int, int]) -> np.ndarray:
-    return rows.reshape(heads, *pairs, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+def _swap_pairs(array: np.ndarray, heads: int, pairs: tuple[int, int]) -> np.ndarray:
+    return array.reshape(heads, *pairs, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
 
 
-def joined(name: str, parts: list[Entry], dim: int | None, heads: int | None) -> Entry:
-    """The tensor that the shards' `parts` make, in HF's layout. Reading raises ValueError if copies differ."""
-    shape = tuple(n * len(parts) if i == dim else n for i, n in enumerate(parts[0].shape))
-    in_order = (
-        heads is None and (dim == 0 or len(parts) == 1) and all(part.pieces for part in parts)
+def join_shards(
+    name: str, shards: list[LazyTensor], dim: int | None, heads: int | None
+) -> LazyTensor:
+    """The tensor that `shards` hold together, in HF's layout.
+
+    Reading it raises ValueError if the shards should hold equal copies and do not.
+    """
+    shape = tuple(
+        size * len(shards) if i == dim else size for i, size in enumerate(shards[0].shape)
     )
-    pieces = tuple(piece for part in parts for piece in part.pieces) if in_order else ()
-    return Entry(
-        shape, parts[0].dtype, functools.partial(_read, name, parts, shape, dim, heads), pieces
-    )
+    in_order = heads is None and (dim == 0 or len(shards) == 1)
+    chunks = ()
+    if in_order and all(shard.chunks for shard in shards):
+        chunks = tuple(chunk for shard in shards for chunk in shard.chunks)
+    read = functools.partial(_read, name, shards, shape, dim, heads)
+    return LazyTensor(shape, shards[0].dtype, read, chunks)
 
 
 def _read(
     name: str,
-    parts: list[Entry],
+    shards: list[LazyTensor],
     shape: tuple[int, ...],
     dim: int | None,
     heads: int | None,
     index: Index | None = None,
 ) -> np.ndarray:
-    spans = [slice(None)] * len(shape) if index is None else index
-    (start, stop), *rest = [span.indices(size)[:2] for span, size in zip(spans, shape, strict=True)]
+    slices = [slice(None)] * len(shape) if index is None else index
+    spans = [part.indices(size)[:2] for part, size in zip(slices, shape, strict=True)]
     if heads is None:
-        return _join(name, parts, dim, [(start, stop), *rest])
-    d = shape[0] // heads  # whole heads, as their rows are mixed
-    low, high = start // d * d, -(-stop // d) * d
-    return halves(_join(name, parts, dim, [(low, high), *rest]), (high - low) // d)[
-        start - low : stop - low
-    ]
+        return _join(name, shards, dim, spans)
+    # Whole heads are read, as their rows have to be reordered.
+    head_dim = shape[0] // heads
+    start, stop = spans[0]
+    first_head = start // head_dim
+    end_head = -(-stop // head_dim)
+    spans[0] = (first_head * head_dim, end_head * head_dim)
+    rows = to_halves(_join(name, shards, dim, spans), end_head - first_head)
+    offset = first_head * head_dim
+    return rows[start - offset : stop - offset]
 
 
 def _join(
-    name: str, parts: list[Entry], dim: int | None, spans: list[tuple[int, int]]
+    name: str, shards: list[LazyTensor], dim: int | None, spans: list[tuple[int, int]]
 ) -> np.ndarray:
     index = [slice(*span) for span in spans]
     if dim is None:
-        first, *others = [entry.read(tuple(index)) for entry in parts]
-        if any(not np.array_equal(first, other) for other in others):
+        first, *copies = [shard.read(tuple(index)) for shard in shards]
+        if any(not np.array_equal(first, copy) for copy in copies):
             raise ValueError(
-                f"{name} differs between shards, which hold copies of it; they are of different models"
+                f"{name} differs between shards, which should hold copies of it; the shards are of "
+                "different models"
             )
         return first
-    size, (start, stop) = parts[0].shape[dim], spans[dim]
-    pieces = []
+    size = shards[0].shape[dim]
+    start, stop = spans[dim]
+    parts = []
     for i in range(start // size, -(-stop // size)):
         index[dim] = slice(max(start - i * size, 0), min(stop - i * size, size))
-        pieces.append(parts[i].read(tuple(index)))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, dim)
+        parts.append(shards[i].read(tuple(index)))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, dim)

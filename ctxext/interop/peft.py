@@ -1,6 +1,7 @@
-"""Adapters as PEFT directories, both directions: adapter_config.json and adapter_model.safetensors.
+"""Adapters as PEFT directories, read and written: adapter_config.json and adapter_model.safetensors.
 
-PEFT stores A as [R, in] and B as [out, R]; q and k keep the rotate-half layout of Hugging Face, which is ours.
+PEFT stores A as [R, in] and B as [out, R]; queries and keys have Hugging Face's rotate-half layout,
+which is also ours.
 """
 
 import re
@@ -10,31 +11,21 @@ from typing import Any
 import jax
 
 from ctxext.files import atomic_directory, read_json, write_json
-from ctxext.interop.hf_weights import Slot, assemble, slots
+from ctxext.interop.families import family_of
+from ctxext.interop.hf_weights import Slot, assemble, leaves, slots
+from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.safetensors_files import find_tensors, write_file
-from ctxext.interop.tensor_blocks import Entry
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.trainable import LoRA, join
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
 BASE = "base.json"
-"""Beside them, with the base's config.json: what the base's parameters were."""
+"""Describes the base's parameters; it and the base's config.json are in the same directory."""
 PREFIX = "base_model.model."
-MODULES = {
-    "norm": ("norm", "input_layernorm", "post_attention_layernorm"),
-    "embed_tokens": ("embed_tokens",),
-    "lm_head": ("lm_head",),
-}
-"""PEFT's modules_to_save for each name in `LoRA.modules_to_save`."""
-PLAIN_INITS = (
-    None,
-    True,
-    False,
-    "gaussian",
-    "orthogonal",
-    "eva",
-)  # the others change the base's weights too
+PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base's weights as they are; the others change them."""
 MUST_BE_UNSET = (
     "fan_in_fan_out",
     "rank_pattern",
@@ -57,36 +48,43 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def save(
+def write(
     directory: str | Path,
     config: LlamaConfig,
     lora: LoRA,
     params: Params,
     *,
     base: str,
-    beside: dict[str, Any] | None = None,
+    extra_files: dict[str, Any] | None = None,
 ) -> None:
-    """Write adapter and modules_to_save, float32; all of it or nothing. `base`: where PEFT finds the base model.
+    """Write adapters and modules_to_save in float32, completely or not at all.
 
-    beside: JSON files by name, which PEFT does not read.
-    Raises ValueError for an existing directory and for what PEFT cannot say, OSError if the disk is full.
+    `base`: the name or path under which PEFT finds the base model. `extra_files`: JSON by file
+    name, which PEFT does not read. Raises ValueError for an existing directory and for what PEFT
+    cannot represent, OSError if the disk is full.
     """
     _check_tied(config, lora)
-    _, rest = lora.shapes(config)
-    mine = {
-        name: slot for name, slot in slots(join(params, rest)).items() if not _is_shape(slot.leaf)
+    _, frozen_shapes = lora.shapes(config)
+    named = slots(join(params, frozen_shapes), family_of(config))
+    tensors = {
+        PREFIX + name: LazyTensor(slot.shape, "float32", slot.get)
+        for name, slot in named.items()
+        if not isinstance(slot.leaf, jax.ShapeDtypeStruct)
     }
     with atomic_directory(directory) as out:
-        for name, value in {CONFIG: config_json(lora, base), **(beside or {})}.items():
+        write_json(out / CONFIG, config_json(config, lora, base))
+        for name, value in (extra_files or {}).items():
             write_json(out / name, value)
-        tensors = {
-            PREFIX + name: Entry(slot.shape, "float32", slot.get) for name, slot in mine.items()
-        }
         write_file(out / TENSORS, tensors, "float32")
 
 
-def config_json(lora: LoRA, base: str) -> dict[str, Any]:
-    """adapter_config.json."""
+def config_json(config: LlamaConfig, lora: LoRA, base: str) -> dict[str, Any]:
+    """The contents of adapter_config.json."""
+    modules_to_save = [
+        module
+        for name in lora.modules_to_save
+        for module in family_of(config).modules_to_save[name]
+    ]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -98,83 +96,103 @@ def config_json(lora: LoRA, base: str) -> dict[str, Any]:
         "use_rslora": lora.rslora,
         "target_modules": list(lora.targets),
         "bias": "none",
-        "modules_to_save": [name for part in lora.modules_to_save for name in MODULES[part]]
-        or None,
+        "modules_to_save": modules_to_save or None,
         "fan_in_fan_out": False,
     }
 
 
 def read(directory: str | Path, config: LlamaConfig) -> tuple[LoRA, Params]:
-    """The adapter of a PEFT directory and its parameters, float32: a tree to `join` with the rest of the base's.
+    """The adapter of a PEFT directory and its parameters, float32: a tree to `join` with the base's.
 
-    Raises ValueError naming the key or tensor for anything that is not a plain LoRA over every layer of this model.
+    Raises ValueError naming the key or tensor for anything but a plain LoRA over every layer of
+    this model.
     """
     path = Path(directory) / CONFIG
+    settings = _read_settings(path)
+    stored = find_tensors(directory, TENSORS)
+    lora = _lora(path, settings, config, list(stored))
+    _check_tied(config, lora)
+    shapes, frozen_shapes = lora.shapes(config)
+    trained_paths = {path for path, _ in leaves(shapes)}
+    expected = {
+        PREFIX + name: slot
+        for name, slot in slots(join(shapes, frozen_shapes), family_of(config)).items()
+        if slot.path in trained_paths
+    }
+    _check_tensors(directory, stored, expected)
+    return lora, assemble(shapes, expected, stored)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises ValueError for an adapter that is not a plain LoRA."""
     data = read_json(path)
     if not isinstance(data, dict) or data.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: only adapters of peft_type LORA are read")
+        raise ValueError(f"{path}: only adapters of peft_type LORA are supported")
     if data.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias {data['bias']!r} is not supported, only 'none'")
-    if wrong := [key for key in MUST_BE_UNSET if data.get(key)]:
+    unsupported = [key for key in MUST_BE_UNSET if data.get(key)]
+    if unsupported:
         raise ValueError(
-            f"{path}: {wrong[0]} is not supported; merge the adapter with PEFT and import the result"
+            f"{path}: {unsupported[0]} is not supported; merge the adapter with PEFT and import the "
+            "result"
         )
     if data.get("init_lora_weights") not in PLAIN_INITS:
         raise ValueError(
             f"{path}: init_lora_weights {data['init_lora_weights']!r} changes the base too; merge the "
             "adapter with PEFT and import the result"
         )
-    stored = find_tensors(directory, TENSORS)
-    names = [name.removeprefix(PREFIX) for name in stored]
-    targets = {
-        match[1]: None for name in names if (match := re.search(r"(\w+)\.lora_[AB]\.weight$", name))
-    }
-    also = (
-        part for part, modules in MODULES.items() if any(x.split(".")[-2] in modules for x in names)
-    )
+    return data
+
+
+def _lora(
+    path: Path, settings: dict[str, Any], config: LlamaConfig, tensor_names: list[str]
+) -> LoRA:
+    """The LoRA of adapter_config.json; its targets are those that there are tensors of."""
+    names = [name.removeprefix(PREFIX) for name in tensor_names]
+    matches = [re.search(r"(\w+)\.lora_[AB]\.weight$", name) for name in names]
+    targets = dict.fromkeys(match[1] for match in matches if match)
+    stored_modules = {name.split(".")[-2] for name in names}
+    modules_to_save = [
+        name
+        for name, modules in family_of(config).modules_to_save.items()
+        if stored_modules & set(modules)
+    ]
     try:
-        lora = LoRA(
-            rank=data["r"],
-            alpha=float(data["lora_alpha"]),
-            dropout=float(data.get("lora_dropout") or 0),
+        return LoRA(
+            rank=settings["r"],
+            alpha=float(settings["lora_alpha"]),
+            dropout=float(settings.get("lora_dropout") or 0),
             targets=tuple(targets),
-            rslora=bool(data.get("use_rslora")),
-            modules_to_save=tuple(also),
+            rslora=bool(settings.get("use_rslora")),
+            modules_to_save=tuple(modules_to_save),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: r or lora_alpha is missing or no number ({error})") from None
-    _check_tied(config, lora)
-    shapes, rest = lora.shapes(config)
-    mine = {id(leaf) for leaf in jax.tree.leaves(shapes)}
-    expected = {
-        PREFIX + k: slot for k, slot in slots(join(shapes, rest)).items() if id(slot.leaf) in mine
-    }
-    _check(directory, {name: entry.shape for name, entry in stored.items()}, expected)
-    return lora, assemble(shapes, expected, stored)
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
+        raise ValueError(f"{path}: r or lora_alpha is missing or not a number ({error})") from None
 
 
 def _check_tied(config: LlamaConfig, lora: LoRA) -> None:
     if config.tie_word_embeddings and {"embed_tokens", "lm_head"} & set(lora.modules_to_save):
         raise ValueError(
-            "the embedding of this model is its output projection too, and PEFT would part them; export "
-            "the merged model with --to hf instead"
+            "the embedding of this model is its output projection too, and PEFT would separate them; "
+            "export the merged model with --to hf instead"
         )
 
 
-def _check(directory: Any, stored: dict[str, tuple[int, ...]], expected: dict[str, Slot]) -> None:
+def _check_tensors(
+    directory: str | Path, stored: dict[str, LazyTensor], expected: dict[str, Slot]
+) -> None:
     for name, slot in expected.items():
         if name not in stored:
-            raise ValueError(f"{directory} lacks {name}; only adapters over every layer are read")
-        if stored[name] != slot.shape:
             raise ValueError(
-                f"{name} in {directory} has shape {list(stored[name])}, this base needs "
+                f"{directory} lacks {name}; only adapters over every layer are supported"
+            )
+        if stored[name].shape != slot.shape:
+            raise ValueError(
+                f"{name} in {directory} has shape {list(stored[name].shape)}, this base needs "
                 f"{list(slot.shape)}; is it of another base or rank?"
             )
-    if unknown := sorted(stored.keys() - expected.keys()):
+    unknown = sorted(stored.keys() - expected.keys())
+    if unknown:
         raise ValueError(
-            f"{directory} holds {unknown[0]}, which is no part of a LoRA of this model"
+            f"{directory} holds {unknown[0]}, which is not part of a LoRA of this model"
         )

@@ -1,34 +1,41 @@
-"""PyTorch archives (.pth) read in plain numpy. What is pickled in them is never run.
+"""PyTorch archives (.pth) read in plain numpy. Nothing that is pickled in them is ever run.
 
-Such a file is a zip of uncompressed records: data.pkl says name, shape and place of every tensor, data/N holds the
-numbers. The few opcodes that say a dictionary of tensors are interpreted here one by one; there is no unpickler.
+Such a file is a zip of uncompressed records: data.pkl describes every tensor by name, shape and
+place, and data/N holds the numbers. A pickle is a program; the few opcodes that build a dictionary
+of tensors are interpreted here one by one, and any other refuses the file. There is no unpickler.
 """
 
 import dataclasses
+import functools
 import math
 import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ctxext.interop.tensor_blocks import DTYPES, Entry, Piece, read_piece
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES, FileChunk, LazyTensor, read_chunk
 
 STORAGES = {
     "torch FloatStorage": "float32",
     "torch HalfStorage": "float16",
     "torch BFloat16Storage": "bfloat16",
 }
-DICT, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
+ORDERED_DICT = "collections OrderedDict"
+REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
 CONSTANTS: dict[str, Any] = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "EMPTY_TUPLE": ()}
-LOCAL_HEADER = 30  # bytes, before name and extra field
+LOCAL_HEADER = 30
+"""Bytes of a zip record's header before its name and extra field."""
+MAX_DIMS = 8
 
 
 class _Record(NamedTuple):
+    """The bytes of a zip record."""
+
     start: int
     size: int
     crc: int
@@ -36,33 +43,38 @@ class _Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
+    """A class or function that the pickle names; it is compared by name and never imported."""
+
     name: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Storage:
+    """The numbers of one record; `start` in bytes of the file, `size` in numbers."""
+
     dtype: str
     start: int
     size: int
 
 
-def open_archive(path: str | Path) -> dict[str, Entry]:
-    """Name -> Entry of the tensors in a file that torch.save wrote; numbers stay on disk until `Entry.read`.
+def open_archive(path: str | Path) -> dict[str, LazyTensor]:
+    """The tensors of a file that torch.save wrote, by name; numbers stay on disk until they are read.
 
-    Raises ValueError naming the file if it is missing, cut off, damaged, or holds anything but named tensors.
+    Raises ValueError naming the file if it is missing, cut off, corrupt, or holds anything but
+    named tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy it again")
     with path.open("rb") as file:
-        start = file.read(4)
-        if start[:2] == b"\x80\x02":
+        signature = file.read(4)
+        if signature[:2] == b"\x80\x02":
             raise ValueError(
-                f"{path} has the format of torch before 1.6, which is not read; write it again with a "
-                "newer one: torch.save(torch.load(FILE, weights_only=True), FILE)"
+                f"{path} has the format of torch before 1.6, which is not supported; write it again "
+                "with a newer one: torch.save(torch.load(FILE, weights_only=True), FILE)"
             )
-        if start != b"PK\x03\x04":
-            raise ValueError(f"{path} is no file of torch.save; copy it again")
+        if signature != b"PK\x03\x04":
+            raise ValueError(f"{path} was not written by torch.save; copy it again")
         try:
             records = _records(file)
             if "byteorder" in records and _content(file, records["byteorder"]) != b"little":
@@ -79,32 +91,33 @@ def open_archive(path: str | Path) -> dict[str, Entry]:
             struct.error,
         ) as error:
             raise ValueError(
-                f"{path} is damaged; copy or save it again ({type(error).__name__}: {error})"
+                f"{path} is corrupt; copy or save it again ({type(error).__name__}: {error})"
             ) from None
 
 
 def _records(file: BinaryIO) -> dict[str, _Record]:
-    """The records by name, without the directory that all of them lie in."""
-    end, found = file.seek(0, 2), {}
+    """The records by name, without the directory that all of them are in."""
+    file_size = file.seek(0, 2)
+    records: dict[str, _Record] = {}
     for info in zipfile.ZipFile(file).infolist():
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.compress_size != info.file_size
-            or info.flag_bits & 1
-        ):
+        compressed = info.compress_type != zipfile.ZIP_STORED
+        encrypted = info.flag_bits & 1
+        if compressed or encrypted or info.compress_size != info.file_size:
             raise ValueError(
                 f"record {info.filename!r} is compressed or encrypted, which torch.save never does"
             )
         if info.header_offset < 0:
             raise ValueError(f"record {info.filename!r} is cut off")
         file.seek(info.header_offset)
-        signature, name, extra = struct.unpack("<4s22x2H", file.read(LOCAL_HEADER))
-        record = _Record(info.header_offset + LOCAL_HEADER + name + extra, info.file_size, info.CRC)
-        if signature != b"PK\x03\x04" or record.start + record.size > end:
+        signature, name_size, extra_size = struct.unpack("<4s22x2H", file.read(LOCAL_HEADER))
+        start = info.header_offset + LOCAL_HEADER + name_size + extra_size
+        if signature != b"PK\x03\x04" or start + info.file_size > file_size:
             raise ValueError(f"record {info.filename!r} is cut off")
-        if found.setdefault(info.filename.partition("/")[2], record) is not record:
+        name = info.filename.partition("/")[2]
+        if name in records:
             raise ValueError(f"record {info.filename!r} is there twice")
-    return found
+        records[name] = _Record(start, info.file_size, info.CRC)
+    return records
 
 
 def _content(file: BinaryIO, record: _Record) -> bytes:
@@ -115,64 +128,77 @@ def _content(file: BinaryIO, record: _Record) -> bytes:
     return data
 
 
-def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[str, Entry]:
-    def storage(kind: Any, of: Any, key: Any, device: Any, numel: Any) -> _Storage:
-        if not (
-            kind == "storage"
-            and isinstance(of, _Global)
-            and of.name in STORAGES
-            and type(key) is str
-        ):
-            raise ValueError("a storage is none of float32, float16 and bfloat16")
-        dtype, (start, size, _) = STORAGES[of.name], records[f"data/{key}"]
-        if type(numel) is not int or numel * DTYPES[dtype].itemsize != size:
-            raise ValueError(
-                f"data/{key} has {size} bytes, not the {numel} x {dtype} that data.pkl says"
-            )
-        return _Storage(dtype, start, numel)
+def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[str, LazyTensor]:
+    values = _interpret(
+        pickled, functools.partial(_storage, records), functools.partial(_tensor, path)
+    )
+    other = [name for name, value in values.items() if not isinstance(value, LazyTensor)]
+    if other:
+        raise ValueError(
+            f"{other[0]!r} is not a tensor; only dictionaries of tensors are supported"
+        )
+    return values
 
-    def tensor(of: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Entry:
-        if not isinstance(of, _Storage) or any(
-            type(n) is not int or n < 0 for n in (offset, *shape, *strides)
-        ):
-            raise ValueError("a tensor has no storage, or sizes that are no numbers")
-        strides = [
-            step * (n > 1) for n, step in zip(shape, strides, strict=True)
-        ]  # any, where there is but one
-        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if not 0 < math.prod(shape) <= of.size or last >= of.size or len(shape) > 8:
-            raise ValueError(f"a tensor does not lie within its {of.size} numbers")
-        kind = DTYPES[of.dtype]
-        start, steps = of.start + offset * kind.itemsize, [step * kind.itemsize for step in strides]
 
-        count = math.prod(shape)
-        whole = steps == [
-            kind.itemsize * math.prod(shape[i + 1 :]) * (n > 1) for i, n in enumerate(shape)
-        ]
-        pieces = (Piece(path, start, count * kind.itemsize),) * whole
+def _storage(
+    records: dict[str, _Record],
+    kind: Any,
+    storage_class: Any,
+    key: Any,
+    device: Any,
+    numel: Any,
+) -> _Storage:
+    """The numbers that a persistent id of the pickle stands for."""
+    if (
+        kind != "storage"
+        or not isinstance(storage_class, _Global)
+        or storage_class.name not in STORAGES
+        or type(key) is not str
+    ):
+        raise ValueError("a storage is not float32, float16 or bfloat16")
+    dtype = STORAGES[storage_class.name]
+    record = records[f"data/{key}"]
+    if type(numel) is not int or numel * STORAGE_DTYPES[dtype].itemsize != record.size:
+        raise ValueError(
+            f"data/{key} has {record.size} bytes, not the {numel} x {dtype} that data.pkl describes"
+        )
+    return _Storage(dtype, record.start, numel)
 
-        def read(index: Any = ...) -> np.ndarray:
-            everything = index is ... or tuple(map(slice.indices, index, shape)) == tuple(
-                (0, n, 1) for n in shape
-            )
-            if pieces and everything:
-                return read_piece(pieces[0], tuple(shape), kind)
-            # Mapped anew for each tensor: pages count as memory in use until the file is closed.
-            bytes_ = np.memmap(path, np.uint8, "r", start, ((last - offset + 1) * kind.itemsize,))
-            return np.array(np.ndarray(shape, kind, bytes_, strides=steps)[index])
 
-        return Entry(tuple(shape), of.dtype, read, pieces)
+def _tensor(path: Path, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
+    """A tensor over a storage; offset and strides count numbers."""
+    sizes = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError("a tensor has no storage, or sizes that are not numbers")
+    # The stride of a dimension of size 1 is arbitrary.
+    strides = [step if n > 1 else 0 for n, step in zip(shape, strides, strict=True)]
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    count = math.prod(shape)
+    if not 0 < count <= storage.size or last >= storage.size or len(shape) > MAX_DIMS:
+        raise ValueError(f"a tensor is not within its storage of {storage.size} numbers")
+    dtype = STORAGE_DTYPES[storage.dtype]
+    start = storage.start + offset * dtype.itemsize
+    contiguous = strides == [math.prod(shape[i + 1 :]) if n > 1 else 0 for i, n in enumerate(shape)]
+    chunk = FileChunk(path, start, count * dtype.itemsize) if contiguous else None
+    everything = tuple((0, n, 1) for n in shape)
 
-    found = _interpret(pickled, storage, tensor)
-    if wrong := [name for name, value in found.items() if not isinstance(value, Entry)]:
-        raise ValueError(f"{wrong[0]!r} is no tensor; a dictionary of names and tensors is read")
-    return found
+    def read(index: Any = ...) -> np.ndarray:
+        is_whole = index is ... or tuple(map(slice.indices, index, shape)) == everything
+        if chunk is not None and is_whole:
+            return read_chunk(chunk, tuple(shape), dtype)
+        # Mapped again for each read: pages count as memory in use until the file is closed.
+        size = (last - offset + 1) * dtype.itemsize
+        mapped = np.memmap(path, np.uint8, "r", start, (size,))
+        byte_strides = [step * dtype.itemsize for step in strides]
+        return np.array(np.ndarray(shape, dtype, mapped, strides=byte_strides)[index])
+
+    return LazyTensor(tuple(shape), storage.dtype, read, () if chunk is None else (chunk,))
 
 
 def _interpret(
-    pickled: bytes, storage: Callable[..., _Storage], tensor: Callable[..., Entry]
+    pickled: bytes, storage: Callable[..., _Storage], tensor: Callable[..., LazyTensor]
 ) -> dict[str, Any]:
-    """What data.pkl says, by the opcodes that torch.save uses for tensors; any other is refused."""
+    """The dictionary that data.pkl builds, by the opcodes that torch.save uses for tensors."""
     stack: list[Any] = []
     marks: list[list[Any]] = []
     memo: dict[Any, Any] = {}
@@ -193,14 +219,17 @@ def _interpret(
                 marks.append(stack)
                 stack = []
             case "TUPLE":
-                top, stack = tuple(stack), marks.pop()
-                stack.append(top)
+                items = tuple(stack)
+                stack = marks.pop()
+                stack.append(items)
             case "SETITEMS":
-                items, stack = stack, marks.pop()
-                _update(stack[-1], items)
+                items = stack
+                stack = marks.pop()
+                _update(stack[-1], items[::2], items[1::2])
             case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _update(stack[-1], [key, value])
+                value = stack.pop()
+                key = stack.pop()
+                _update(stack[-1], [key], [value])
             case "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -208,33 +237,37 @@ def _interpret(
             case "BINPERSID":
                 stack.append(storage(*stack.pop()))
             case "GLOBAL":
-                if arg not in (DICT, TENSOR, *STORAGES):
+                if arg not in (ORDERED_DICT, REBUILD_TENSOR, *STORAGES):
                     raise ValueError(
-                        f"it asks for {str(arg).replace(' ', '.'):.99}, which no tensor needs; none "
-                        "of it was run"
+                        f"it imports {str(arg).replace(' ', '.'):.99}, which no tensor needs; nothing "
+                        "in it was run"
                     )
                 stack.append(_Global(str(arg)))
             case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                if function == _Global(TENSOR):
-                    stack.append(tensor(*arguments))
-                elif function == _Global(DICT) and arguments == ():
-                    stack.append({})
-                else:
-                    raise ValueError("it calls what is no tensor; none of it was run")
+                arguments = stack.pop()
+                stack.append(_call(stack.pop(), arguments, tensor))
             case "BUILD":  # the versions of modules, which a state_dict carries
                 stack.pop()
             case "STOP":
-                (found,) = stack
-                if not isinstance(found, dict):
-                    raise ValueError("it holds no dictionary of tensors")
-                return found
+                (result,) = stack
+                if not isinstance(result, dict):
+                    raise ValueError("it does not hold a dictionary of tensors")
+                return result
             case _:
-                raise ValueError(f"opcode {opcode.name} is no part of a dictionary of tensors")
+                raise ValueError(f"opcode {opcode.name} does not belong to a dictionary of tensors")
     raise ValueError("data.pkl is cut off")
 
 
-def _update(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, dict) or any(not isinstance(key, str) for key in items[::2]):
-        raise ValueError("it holds something else than names and tensors")
-    target.update(zip(items[::2], items[1::2], strict=True))
+def _call(function: Any, arguments: Any, tensor: Callable[..., LazyTensor]) -> Any:
+    """The result of one of the two calls that are allowed."""
+    if function == _Global(REBUILD_TENSOR):
+        return tensor(*arguments)
+    if function == _Global(ORDERED_DICT) and arguments == ():
+        return {}
+    raise ValueError("it calls a function that no tensor needs; nothing in it was run")
+
+
+def _update(target: Any, keys: list[Any], values: Iterable[Any]) -> None:
+    if not isinstance(target, dict) or any(not isinstance(key, str) for key in keys):
+        raise ValueError("it holds something other than names and tensors")
+    target.update(zip(keys, values, strict=True))

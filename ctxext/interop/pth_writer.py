@@ -1,4 +1,4 @@
-"""PyTorch archives (.pth) written in plain numpy: what torch.load(weights_only=True) reads."""
+"""PyTorch archives (.pth) written in plain numpy, as torch.load(weights_only=True) reads them."""
 
 import contextlib
 import math
@@ -10,63 +10,76 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.interop.pth import DICT, LOCAL_HEADER, STORAGES, TENSOR
-from ctxext.interop.tensor_blocks import DTYPES
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES
+from ctxext.interop.pth import LOCAL_HEADER, ORDERED_DICT, REBUILD_TENSOR, STORAGES
 
-WRITE = (
-    1 << 18
-)  # bytes; larger writes make the system look for larger pages, which can take ten times as long
-ALIGNMENT = 64  # bytes, as torch.save aligns records
+WRITE_SIZE = 1 << 18
+"""Bytes; larger writes make the system look for larger pages, which can take ten times as long."""
+ALIGNMENT = 64
+"""Bytes that records are aligned to, as torch.save does."""
+ZIP64_FIELD = 20
+"""Bytes of the extra field that zipfile adds to the header of a large record."""
 
 
 @contextlib.contextmanager
 def create(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: str
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write a file that torch.load(weights_only=True) reads: yields a function to put the arrays, in this order.
+    """Open a new file for tensors of these names and shapes.
 
-    Raises OSError if it cannot be written.
+    Yields a function to add the arrays, one by one and in this order. Raises OSError if the file
+    cannot be written.
     """
-    kind, keys = DTYPES[dtype], iter(range(len(shapes)))
+    numpy_type = STORAGE_DTYPES[dtype]
+    keys = iter(range(len(shapes)))
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
 
-        def put(name: str, data: Any) -> None:
+        def add_record(name: str, data: Any) -> None:
+            size = memoryview(data).nbytes
             info = zipfile.ZipInfo(f"{path.stem}/{name}")
-            info.file_size = size = memoryview(data).nbytes
+            info.file_size = size
             header = file.tell() + LOCAL_HEADER + len(info.filename) + 4
-            header += 20 * (size * 1.05 > zipfile.ZIP64_LIMIT)  # the field that zipfile then adds
+            if size * 1.05 > zipfile.ZIP64_LIMIT:
+                header += ZIP64_FIELD
             padding = -header % ALIGNMENT
             info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
             with archive.open(info, "w") as record:
-                for start in range(0, size, WRITE):
-                    record.write(data[start : start + WRITE])
+                for start in range(0, size, WRITE_SIZE):
+                    record.write(data[start : start + WRITE_SIZE])
 
-        def put_array(array: np.ndarray) -> None:
-            put(f"data/{next(keys)}", np.ascontiguousarray(array, kind).reshape(-1).view(np.uint8))
+        def add_array(array: np.ndarray) -> None:
+            contiguous = np.ascontiguousarray(array, numpy_type)
+            add_record(f"data/{next(keys)}", contiguous.reshape(-1).view(np.uint8))
 
-        put("data.pkl", _pickle(shapes, dtype))
-        put("byteorder", b"little")
-        yield put_array
-        put("version", b"3\n")
+        add_record("data.pkl", _pickle(shapes, dtype))
+        add_record("byteorder", b"little")
+        yield add_array
+        add_record("version", b"3\n")
 
 
 def _pickle(shapes: dict[str, tuple[int, ...]], dtype: str) -> bytes:
-    """data.pkl of contiguous tensors, by hand: pickle protocol 2."""
-    storage = next(name for name, stored in STORAGES.items() if stored == dtype)
+    """data.pkl for contiguous tensors, opcode by opcode: pickle protocol 2."""
+    storage_class = next(name for name, stored in STORAGES.items() if stored == dtype)
     items = []
     for key, (name, shape) in enumerate(shapes.items()):
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        place = _tuple(
+        storage = _tuple(
             _text("storage"),
-            _global(storage),
+            _global(storage_class),
             _text(str(key)),
             _text("cpu"),
             _int(math.prod(shape)),
         )
-        sizes = (_tuple(*map(_int, numbers)) for numbers in (shape, strides))
-        arguments = _tuple(place + b"Q", _int(0), *sizes, b"\x89", _global(DICT) + b")R")
-        items.append(_text(name) + _global(TENSOR) + arguments + b"R")
-    return b"\x80\x02" + _global(DICT) + b")R(" + b"".join(items) + b"u."
+        arguments = _tuple(
+            storage + b"Q",  # BINPERSID: load the storage
+            _int(0),  # its offset
+            _tuple(*map(_int, shape)),
+            _tuple(*map(_int, strides)),
+            b"\x89",  # NEWFALSE: requires no gradient
+            _global(ORDERED_DICT) + b")R",  # no backward hooks
+        )
+        items.append(_text(name) + _global(REBUILD_TENSOR) + arguments + b"R")
+    return b"\x80\x02" + _global(ORDERED_DICT) + b")R(" + b"".join(items) + b"u."
 
 
 def _tuple(*items: bytes) -> bytes:
@@ -78,11 +91,9 @@ def _text(text: str) -> bytes:
 
 
 def _int(number: int) -> bytes:
-    return (
-        b"J" + struct.pack("<i", number)
-        if number < 2**31
-        else b"\x8a\x08" + struct.pack("<q", number)
-    )
+    if number < 2**31:
+        return b"J" + struct.pack("<i", number)
+    return b"\x8a\x08" + struct.pack("<q", number)
 
 
 def _global(name: str) -> bytes:

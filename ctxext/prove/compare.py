@@ -20,7 +20,7 @@ from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
 from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at, rotate
-from ctxext.tokenization.tokenizer import PROBES
+from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
 
 FREQUENCY_TOLERANCE = 2e-6
 """Relative; two float32 powers differ by a unit or two in the last place."""
@@ -100,7 +100,7 @@ def _token_ids_equal(ours: LM, output: ReaderOutput) -> bool | None:
     if output.token_ids is None:
         return None
     bos = ours.tokenizer.bos_id is not None
-    return output.token_ids == [ours.tokenizer.encode(text, bos=bos) for text in PROBES]
+    return output.token_ids == [ours.tokenizer.encode(text, bos=bos) for text in SAMPLE_TEXTS]
 
 
 def _greedy_error(logits: np.ndarray, continuation: ReaderInput) -> float:

@@ -7,15 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ctxext.interop.gguf import LAYER, OUTER, tensor_name
-from ctxext.interop.hf_weights import assemble, slots, whole
-from ctxext.interop.meta_layout import halves, rotary_heads
-from ctxext.interop.tensor_blocks import Entry
+from ctxext.interop.families.llama import LLAMA
+from ctxext.interop.gguf import ROPE_FREQS, tensor_name
+from ctxext.interop.hf_weights import assemble, slots
+from ctxext.interop.lazy_tensor import LazyTensor
+from ctxext.interop.meta_layout import rotary_heads, to_halves
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.prove.reference import GGUFReference
-
-DIVISORS = "rope_freqs.weight"
 
 
 def dtypes(path: Path) -> dict[str, str]:
@@ -25,10 +24,10 @@ def dtypes(path: Path) -> dict[str, str]:
     """
     reader = GGUFReference(path)
     stored = {name: tensor.kind for name, tensor in reader.file.tensors.items()}
-    stored.pop(DIVISORS, None)
-    stems = list(OUTER)
+    stored.pop(ROPE_FREQS, None)
+    stems = list(LLAMA.gguf_outer_names)
     for layer in range(reader.num_hidden_layers):
-        stems += [f"model.layers.{layer}.{stem}" for stem in LAYER]
+        stems += [f"{LLAMA.layers}.{layer}.{stem}" for stem in LLAMA.gguf_layer_names]
     known = {}
     for name in (f"{stem}.weight" for stem in stems):
         if tensor_name(name) in stored:
@@ -57,19 +56,19 @@ def open_like(path: Path, like: LM) -> LM:
                 f"with, and the file {difference}; is it what the file was written from?"
             )
         read = _row_reader(reader, name, rotary_heads(name, like.config))
-        tensors[name] = Entry(slot.shape, "float32", read)
+        tensors[name] = LazyTensor(slot.shape, "float32", read)
     if extra := sorted(stored.keys() - expected.keys()):
         raise ValueError(
             f"{path} holds {tensor_name(extra[0])}, which the model that it is compared with does "
             "not have"
         )
-    params = jax.device_put(assemble(shapes, expected, tensors, whole))
+    params = jax.device_put(assemble(shapes, expected, tensors))
     return dataclasses.replace(like, params=params)
 
 
 def _row_reader(reader: GGUFReference, name: str, heads: int | None) -> Callable[..., np.ndarray]:
     def read(index=...) -> np.ndarray:
-        return halves(reader.file.numbers(tensor_name(name)), heads)[index]
+        return to_halves(reader.file.numbers(tensor_name(name)), heads)[index]
 
     return read
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
-from ctxext.tokenization.tokenizer import PROBES
+from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
 
 ROUNDING = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.06, "q8_0": 0.25}
 """What its rounding of activations to the dtype of the weights may cost, in standard deviations of
@@ -50,7 +50,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             model.eval(x.tokens.tolist())
             scores = np.array(model.scores[: len(x.tokens)], np.float32)
             logits.append(scores[x.compared])
-        ids = [model.tokenize(text.encode(), add_bos=True, special=False) for text in PROBES]
+        ids = [model.tokenize(text.encode(), add_bos=True, special=False) for text in SAMPLE_TEXTS]
     finally:
         model.close()
     return ReaderOutput(

@@ -10,8 +10,8 @@ from ctxext import loading
 from ctxext.files import write_json, write_text
 from ctxext.interop import peft
 from ctxext.interop.hf_weights import slots
+from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.interop.model_card import with_proof
-from ctxext.interop.tensor_blocks import numpy_dtype
 from ctxext.model.lm import LM
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE

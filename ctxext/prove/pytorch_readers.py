@@ -10,7 +10,7 @@ import numpy as np
 
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
-from ctxext.tokenization.tokenizer import PROBES
+from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
 
 
 def repeated(forward: Callable[[], np.ndarray], attempts: int = 4) -> np.ndarray:
@@ -89,7 +89,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         attention_factor=float(rotary.attention_scaling),
         tables=(cos[0, :, :half].numpy(), sin[0, :, :half].numpy()),
         rotated=rotated,
-        token_ids=[tokenizer(text).input_ids for text in PROBES],
+        token_ids=[tokenizer(text).input_ids for text in SAMPLE_TEXTS],
     )
 
 

@@ -9,7 +9,7 @@ from ctxext.prove import llamacpp_reader, pytorch_readers
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
 from ctxext.prove.reference import GGUFReference, HFReference, MetaReference, ReferenceReader
-from ctxext.tokenization.tokenizer import PROBES
+from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
 
 Reader = Callable[[Artifact, list[ReaderInput]], ReaderOutput]
 
@@ -59,7 +59,7 @@ def _evaluate(
         attention_factor=attention_factor,
         tables=(attention_factor * np.cos(angles), attention_factor * np.sin(angles)),
         rotated=reader.rotated(first.tokens[first.compared], positions, length),
-        token_ids=reader.token_ids(PROBES),
+        token_ids=reader.token_ids(SAMPLE_TEXTS),
     )
 
 

@@ -1,20 +1,24 @@
-"""The JSON files of a tokenizer: tokens that were added behind its own, for padding or chat, and how texts begin."""
+"""Tokenizer files in JSON: tokens added after the vocabulary's own, and how a sequence begins."""
 
 import json
 from typing import Any
 
-JSON, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
-PLAIN = {
+JSON = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+ADDED = "added_tokens.json"
+
+SPECIAL_TOKEN = {
     "single_word": False,
     "lstrip": False,
     "rstrip": False,
     "normalized": False,
     "special": True,
 }
+"""The fields of a special token in tokenizer.json, besides its id and content."""
 
 
 def json_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
-    """The JSON object in a file, {} if there is none. Raises ValueError naming the file for anything else."""
+    """The JSON object in a file, {} without that file. Raises ValueError naming the file."""
     try:
         value = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
@@ -24,53 +28,57 @@ def json_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
     return value
 
 
+def json_bytes(value: Any) -> bytes:
+    """Strict JSON, indented for people to read."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def added_tokens(files: dict[str, bytes], vocab_size: int) -> list[dict[str, Any]]:
-    """Those with an id of at least `vocab_size`, as tokenizer.json has them; added_tokens.json says id by content.
+    """The tokens with an id of at least `vocab_size`, by id, in the form of tokenizer.json.
 
-    Raises ValueError for two that contradict each other or are malformed.
+    They come from tokenizer.json and from added_tokens.json, which maps contents to ids. Raises
+    ValueError for tokens that contradict each other or are malformed.
     """
-    stored = json_object(files, JSON).get("added_tokens", [])
-    if not isinstance(stored, list) or not all(isinstance(token, dict) for token in stored):
+    listed = json_object(files, JSON).get("added_tokens", [])
+    if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         raise ValueError(f"the added_tokens of {JSON} must be a list of objects")
-    given = [
-        *stored,
-        *({**PLAIN, "id": i, "content": text} for text, i in json_object(files, ADDED).items()),
+    mapped = [
+        {**SPECIAL_TOKEN, "id": token_id, "content": text}
+        for text, token_id in json_object(files, ADDED).items()
     ]
-    found: dict[int, dict[str, Any]] = {}
-    for token in given:
-        i, text = token.get("id"), token.get("content")
-        if type(i) is not int or i < 0 or not isinstance(text, str) or not text:
+    by_id: dict[int, dict[str, Any]] = {}
+    for token in [*listed, *mapped]:
+        token_id = token.get("id")
+        text = token.get("content")
+        if type(token_id) is not int or token_id < 0 or not isinstance(text, str) or not text:
             raise ValueError(f"an added token needs an id and its content, got {str(token)[:80]}")
-        if i >= vocab_size and found.setdefault(i, token)["content"] != text:
+        if token_id < vocab_size:
+            continue
+        first = by_id.setdefault(token_id, token)
+        if first["content"] != text:
             raise ValueError(
-                f"id {i} is both {found[i]['content']!r} and {text!r} in {JSON} and {ADDED}; remove the "
-                "wrong one"
+                f"id {token_id} is both {first['content']!r} and {text!r} in {JSON} and {ADDED}; "
+                "remove the wrong one"
             )
-    return [found[i] for i in sorted(found)]
+    return [by_id[token_id] for token_id in sorted(by_id)]
 
 
-def content(token: Any) -> str | None:
-    """The text of a special token in tokenizer_config.json, which writes it plainly or as an object."""
+def token_text(token: Any) -> str | None:
+    """The text of a special token in tokenizer_config.json, which has it as text or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
 
 
-def template(bos: str, i: int) -> dict[str, Any]:
-    """The post_processor of tokenizer.json that begins every sequence with the token `bos`, whose id is i."""
+def begin_with(bos: str, bos_id: int) -> dict[str, Any]:
+    """The post_processor of tokenizer.json that begins every sequence with the token `bos`."""
 
-    def part(type_id: int, name: str) -> list[dict[str, Any]]:
+    def sequence(name: str, type_id: int) -> list[dict[str, Any]]:
         start = {"SpecialToken": {"id": bos, "type_id": type_id}}
         return [start, {"Sequence": {"id": name, "type_id": type_id}}]
 
-    token = {"id": bos, "ids": [i], "tokens": [bos]}
     return {
         "type": "TemplateProcessing",
-        "single": part(0, "A"),
-        "pair": part(0, "A") + part(1, "B"),
-        "special_tokens": {bos: token},
+        "single": sequence("A", 0),
+        "pair": sequence("A", 0) + sequence("B", 1),
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
     }
-
-
-def json_bytes(value: Any) -> bytes:
-    """Strict JSON to be read by people too."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

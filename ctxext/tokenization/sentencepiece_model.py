@@ -1,14 +1,14 @@
-"""SentencePiece models: trained, opened, and written as the tokenizer.json that gives the same ids."""
+"""SentencePiece models: training, opening, and conversion to a tokenizer.json with the same ids."""
 
 import io
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from ctxext.tokenization.added_tokens import JSON, template
+from ctxext.tokenization.added_tokens import JSON, SPECIAL_TOKEN, begin_with
 
 MODEL = "tokenizer.model"
-PROBES = (
+SAMPLE_TEXTS = (
     "The quick brown fox; jumps over 12345 lazy dogs.",
     " leading",
     "trailing ",
@@ -24,12 +24,14 @@ PROBES = (
     "emoji 🙂🚀",
     "▁",
 )
+"""Texts on which a converted tokenizer is compared with its model."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece BPE model (arXiv 1808.06226) with Llama's settings, deterministic; ids 0 1 2 are <unk> <s> </s>.
+    """Train a SentencePiece BPE model (arXiv 1808.06226) with Llama's settings.
 
-    Raises ValueError if the texts are too small for `vocab_size` pieces.
+    The result is deterministic; ids 0, 1 and 2 are <unk>, <s> and </s>. Raises ValueError if the
+    texts are too small for `vocab_size` tokens.
     """
     import sentencepiece
 
@@ -57,57 +59,46 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         raise ValueError(
-            f"no tokenizer of {vocab_size} pieces can be made of these texts: {error}"
+            f"a tokenizer of {vocab_size} tokens cannot be trained on these texts: {error}"
         ) from None
     return model.getvalue()
 
 
-def to_tokenizer_json(model: bytes) -> dict[str, Any]:
-    """The tokenizer.json that gives the ids of a SentencePiece BPE model, for the tokenizers library.
+def open_model(model: bytes) -> Any:
+    """The SentencePieceProcessor of a model. Raises ValueError for anything else."""
+    import sentencepiece
 
-    One difference by design: there, a literal "</s>" in text is the special token. Raises ValueError if the two
-    disagree on probe texts, as for models that are not BPE or normalise their input.
+    try:
+        if not model:  # the library would wait for a model to be loaded later
+            raise RuntimeError
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise ValueError(
+            f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one"
+        ) from None
+
+
+def to_tokenizer_json(model: bytes) -> dict[str, Any]:
+    """The tokenizer.json with which the tokenizers library gives the ids of a SentencePiece BPE model.
+
+    They differ by design in one point: there, a literal "</s>" in a text is the special token.
+    Raises ValueError if the two disagree on `SAMPLE_TEXTS`, as they do for models that are not BPE
+    or normalize their input.
     """
     import tokenizers
 
-    processor = spm_processor(model)
-    size = processor.vocab_size()
-    pieces = [processor.id_to_piece(i) for i in range(size)]
-    ids = {piece: i for i, piece in enumerate(pieces)}
-    special = [i for i in range(size) if processor.is_control(i) or processor.is_unknown(i)]
-    normal = [
-        i
-        for i in range(size)
-        if not (i in special or processor.is_byte(i) or processor.is_unused(i))
+    processor = open_model(model)
+    vocab_size = processor.vocab_size()
+    tokens = [processor.id_to_piece(i) for i in range(vocab_size)]
+    special_ids = [
+        i for i in range(vocab_size) if processor.is_control(i) or processor.is_unknown(i)
     ]
-    scored = sorted(
-        (-processor.get_score(i), n) for n, i in enumerate(normal) if len(pieces[i]) > 1
-    )
-    merges = []
-    for _, n in scored:  # by descending score, then by id
-        piece = pieces[normal[n]]
-        splits = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
-        merges += sorted(
-            ((a, b) for a, b in splits if a in ids and b in ids),
-            key=lambda s: (ids[s[0]], ids[s[1]]),
-        )
-    unk = pieces[processor.unk_id()]
+    bos_id = processor.bos_id()
     result = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": i,
-                "content": pieces[i],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for i in special
-        ],
+        "added_tokens": [{"id": i, "content": tokens[i], **SPECIAL_TOKEN} for i in special_ids],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -116,9 +107,7 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
             ],
         },
         "pre_tokenizer": None,
-        "post_processor": None
-        if processor.bos_id() < 0
-        else template(pieces[processor.bos_id()], processor.bos_id()),
+        "post_processor": None if bos_id < 0 else begin_with(tokens[bos_id], bos_id),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -131,52 +120,60 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": unk,
+            "unk_token": tokens[processor.unk_id()],
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": ids,
-            "merges": [list(pair) for pair in merges],
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": _merges(processor, tokens, special_ids),
         },
     }
-    fast = tokenizers.Tokenizer.from_str(json.dumps(result))
-    for text in PROBES:
-        if fast.encode(text, add_special_tokens=False).ids != processor.encode(text):
+    converted = tokenizers.Tokenizer.from_str(json.dumps(result))
+    for text in SAMPLE_TEXTS:
+        if converted.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise ValueError(
-                f"{MODEL} cannot be written as {JSON}: the ids of {text!r} would change "
-                "(only BPE models with Llama's settings can)"
+                f"{MODEL} cannot be converted to {JSON}: the ids of {text!r} would change "
+                "(only BPE models with Llama's settings can be converted)"
             )
     return result
 
 
-def spm_settings(model: bytes) -> dict[str, Any]:
-    """What tokenizer_config.json says of a model: its special tokens, and that it begins with BOS if it has one."""
-    processor = spm_processor(model)
+def _merges(processor: Any, tokens: list[str], special_ids: list[int]) -> list[list[str]]:
+    """The merges of BPE in order of priority, from the scores of a SentencePiece model.
+
+    A model has a score for each token and merges the pair whose result has the highest; a
+    tokenizer.json lists the pairs.
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    special = set(special_ids)
+    mergeable = [
+        i
+        for i, token in enumerate(tokens)
+        if len(token) > 1 and not (i in special or processor.is_byte(i) or processor.is_unused(i))
+    ]
+    merges: list[list[str]] = []
+    for i in sorted(mergeable, key=lambda i: (-processor.get_score(i), i)):
+        splits = [(tokens[i][:k], tokens[i][k:]) for k in range(1, len(tokens[i]))]
+        known = [(left, right) for left, right in splits if left in ids and right in ids]
+        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        merges += [[left, right] for left, right in known]
+    return merges
+
+
+def model_settings(model: bytes) -> dict[str, Any]:
+    """The settings of a model for tokenizer_config.json: its special tokens, and BOS if it has one."""
+    processor = open_model(model)
     ids = {
         "bos_token": processor.bos_id(),
         "eos_token": processor.eos_id(),
         "unk_token": processor.unk_id(),
     }
-    tokens = {key: processor.id_to_piece(i) for key, i in ids.items() if i >= 0}
-    return tokens | {
+    special_tokens = {key: processor.id_to_piece(i) for key, i in ids.items() if i >= 0}
+    return special_tokens | {
         "add_bos_token": processor.bos_id() >= 0,
         "add_eos_token": False,
         "legacy": False,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def spm_processor(model: bytes) -> Any:
-    """The model, opened. Raises ValueError if it is none."""
-    import sentencepiece
-
-    try:
-        if not model:  # which the library takes for a model that is still to come
-            raise RuntimeError
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
-        raise ValueError(
-            f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one"
-        ) from None

@@ -14,11 +14,11 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.files import read_jsonl
-from ctxext.interop import hf
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import load_tokenizer
+from support.hf_files import write_hf
 
 CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
 EXPERIMENT = """
@@ -45,7 +45,7 @@ experiment = Experiment(
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("base") / "hf"
     params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
-    hf.save(path, CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
+    write_hf(path, CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
     return path
 
 

@@ -24,6 +24,7 @@ from ctxext.pipeline import train_only
 from ctxext.rope import RopeScaling, Unscaled
 from ctxext.serialization import to_json
 from support.every_method import EVERY
+from support.hf_files import write_hf
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 from support.tiny_train import tiny_experiment, write_texts
 
@@ -93,7 +94,7 @@ def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
 def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base, and a run that trained an adapter on it."""
     where = tmp_path_factory.mktemp("run")
-    hf.save(where / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    write_hf(where / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
     experiment = tiny_experiment(write_texts(where / "texts"), steps=1, checkpoint_every=1)
     experiment = dataclasses.replace(
         experiment, init=str(where / "base"), model=None, rope=None, trainable=LoRA(rank=2)

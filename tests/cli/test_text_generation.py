@@ -13,13 +13,13 @@ from ctxext import loading
 from ctxext.cli import text_generation
 from ctxext.cli.main import main
 from ctxext.cli.text_generation import REPLACEMENT, TextGenerator, decode_stream, stop_ids
-from ctxext.interop import hf
 from ctxext.methods.linear import Linear
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer
+from support.hf_files import write_hf
 from tokenization.test_chat import CHATML, files, model
 
 LETTERS = list("abcde   \n\t.0") + ["é", "日", "本", "🙂", "👩‍🚀", "ß", "नि"]
@@ -61,7 +61,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory):
     params = jax.tree.map(
         lambda x: np.asarray(x) * (8 if x.ndim > 1 else 1), init_params(config, 0)
     )
-    hf.save(path, config, params, Unscaled(), Tokenizer(files(CHATML)), dtype="float32")
+    write_hf(path, config, params, Unscaled(), Tokenizer(files(CHATML)), dtype="float32")
     return path
 
 

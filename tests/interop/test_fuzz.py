@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from ctxext.interop import hf, safetensors_files
-from ctxext.interop.hf_weights import find_weights, load_params, slots
+from ctxext.interop.hf_weights import find_weights, slots
 from ctxext.methods.yarn import Yarn
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, load_tokenizer
+from support.hf_files import read_params, write_hf
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
 QUICK, LONG = 60, 2000
-SMALL = safetensors_files.SINGLE
+SMALL = safetensors_files.SINGLE_FILE
 
 
 def fuzz(*strategies: st.SearchStrategy) -> Callable[[Callable], Callable]:
@@ -100,10 +101,10 @@ EDITS = st.lists(
 @functools.cache
 def good() -> Path:
     out = Path(tempfile.mkdtemp(prefix="fuzz")) / "good"
-    hf.save(
+    write_hf(
         out, TINY, random_params(), Yarn(4.0), tokenizer(), dtype="float32", max_shard_size=60_000
     )
-    hf.save(out.parent / "one", TINY, random_params(), Yarn(4.0), tokenizer(), dtype="float32")
+    write_hf(out.parent / "one", TINY, random_params(), Yarn(4.0), tokenizer(), dtype="float32")
     return out
 
 
@@ -150,7 +151,7 @@ def outcome(work: Callable[[], Any]) -> Any:
 
 def weights(path: Path) -> None:
     """Either refused, or equal to the library's reading of the same files."""
-    params = outcome(lambda: load_params(path, TINY))
+    params = outcome(lambda: read_params(path, TINY))
     if params is not None:
         stored = {
             name: x for file in path.glob("*.safetensors") for name, x in load_file(file).items()
@@ -185,7 +186,7 @@ def test_fields_of_the_header(key, which, value):
     st.sampled_from(["weight_map", "entry", "metadata", "all", "name"]), st.integers(0, 100), VALUES
 )
 def test_index(key, which, value):
-    index = json.loads((good() / safetensors_files.INDEX).read_text())
+    index = json.loads((good() / safetensors_files.INDEX_FILE).read_text())
     name = [*index["weight_map"]][which % len(index["weight_map"])]
     if key == "entry":
         index["weight_map"][name] = value
@@ -195,7 +196,7 @@ def test_index(key, which, value):
         index = value
     else:
         index[key] = value
-    weights(directory("good", **{safetensors_files.INDEX: json.dumps(index).encode()}))
+    weights(directory("good", **{safetensors_files.INDEX_FILE: json.dumps(index).encode()}))
 
 
 @fuzz(EDITS)
@@ -204,8 +205,8 @@ def test_bytes_of_the_index(edits):
         directory(
             "good",
             **{
-                safetensors_files.INDEX: edited(
-                    (good() / safetensors_files.INDEX).read_bytes(), edits
+                safetensors_files.INDEX_FILE: edited(
+                    (good() / safetensors_files.INDEX_FILE).read_bytes(), edits
                 )
             },
         )

@@ -13,9 +13,9 @@ import sentencepiece
 
 from ctxext.cli.main import main
 from ctxext.interop import gguf
-from ctxext.interop.gguf_vocabulary import pieces
-from ctxext.interop.hf_weights import entries, slots
-from ctxext.interop.tensor_blocks import numpy_dtype
+from ctxext.interop.gguf_vocabulary import read_tokens
+from ctxext.interop.hf_weights import lazy_tensors, slots
+from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.methods import (
     ABF,
     NTK,
@@ -42,7 +42,9 @@ def save(
     path: Path, config=CONFIG, scaling: RopeScaling = PLAIN, dtype="float32", **options
 ) -> Path:
     params, vocabulary = random_params(config), options.pop("tokenizer", tokenizer())
-    gguf.save(path, config, entries(config, params), scaling, vocabulary, dtype=dtype, **options)
+    gguf.write(
+        path, config, lazy_tensors(config, params), scaling, vocabulary, dtype=dtype, **options
+    )
     return path
 
 
@@ -239,9 +241,13 @@ def test_what_depends_on_the_length_is_refused_with_the_reason(tmp_path, scaling
     [
         ({"attention_bias": True}, {}, "biases are not written"),
         ({"hidden_act": "gelu"}, {}, "llama.cpp computes silu, not gelu"),
-        ({"eos_token_id": (2, 5)}, {}, "one id for the end of a text, and this model several"),
+        ({"eos_token_id": (2, 5)}, {}, "one id for the end of a text, and this model has several"),
         ({"vocab_size": 400}, {}, "the tokenizer has 420 ids"),
-        ({"intermediate_size": 72}, {"dtype": "q8_0"}, "q8_0 needs widths that 32 divides"),
+        (
+            {"intermediate_size": 72},
+            {"dtype": "q8_0"},
+            "q8_0 needs widths that are multiples of 32",
+        ),
         (
             {},
             {"dtype": "q4_0"},
@@ -259,8 +265,13 @@ def test_scales_that_q8_0_cannot_hold_are_refused(tmp_path):
     params = random_params(CONFIG)
     params["embed_tokens"]["embedding"][3, 3] = 1e7
     with pytest.raises(ValueError, match="model.embed_tokens.weight overflows float16"):
-        gguf.save(
-            tmp_path / "m.gguf", CONFIG, entries(CONFIG, params), PLAIN, tokenizer(), dtype="q8_0"
+        gguf.write(
+            tmp_path / "m.gguf",
+            CONFIG,
+            lazy_tensors(CONFIG, params),
+            PLAIN,
+            tokenizer(),
+            dtype="q8_0",
         )
     assert not any(tmp_path.iterdir())
 
@@ -278,14 +289,14 @@ def test_names_of_files(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path):
-    tensors = entries(CONFIG, random_params(CONFIG))
+    tensors = lazy_tensors(CONFIG, random_params(CONFIG))
 
     def broken(*_):
         raise OSError(28, "No space left on device")
 
     tensors["model.norm.weight"] = tensors["model.norm.weight"]._replace(read=broken)
     with pytest.raises(OSError, match="No space left"):
-        gguf.save(tmp_path / "m.gguf", CONFIG, tensors, PLAIN, tokenizer(), dtype="float32")
+        gguf.write(tmp_path / "m.gguf", CONFIG, tensors, PLAIN, tokenizer(), dtype="float32")
     assert not any(tmp_path.iterdir())
 
 
@@ -356,7 +367,7 @@ def test_symbols_that_a_user_defined_are_told_apart():
         control_symbols=["<c>"],
         minloglevel=2,
     )
-    kinds = {text: kind for text, _, kind in pieces(model.getvalue())}
+    kinds = {text: kind for text, _, kind in read_tokens(model.getvalue())}
     assert len(kinds) == 60 and [kinds[text] for text in ("<unk>", "<s>", "<c>", "<a>", "q")] == [
         2,
         3,

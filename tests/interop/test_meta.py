@@ -19,9 +19,9 @@ from ctxext import loading
 from ctxext.cli.main import main
 from ctxext.export import convert
 from ctxext.interop import meta, pth, pth_writer
-from ctxext.interop.hf_weights import entries, slots
-from ctxext.interop.meta_layout import halves, neighbours, part, place
-from ctxext.interop.tensor_blocks import DTYPES
+from ctxext.interop.hf_weights import lazy_tensors, slots
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES
+from ctxext.interop.meta_layout import meta_name, shard_shape, to_halves, to_interleaved
 from ctxext.methods import ABF, NTK, DynamicNTK, Linear, LongRope, NTKByParts, RevisedYarn, Yarn
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
@@ -44,18 +44,24 @@ def save(
     params=None,
     **options,
 ) -> Path:
-    params = random_params(config, dtype=DTYPES[dtype]) if params is None else params
-    meta.save(
-        directory, config, entries(config, params), scaling, tokenizer(), dtype=dtype, **options
+    params = random_params(config, dtype=STORAGE_DTYPES[dtype]) if params is None else params
+    meta.write(
+        directory,
+        config,
+        lazy_tensors(config, params),
+        scaling,
+        tokenizer(),
+        dtype=dtype,
+        **options,
     )
     return directory
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES)
 @pytest.mark.parametrize("shards", SHARDS)
 def test_hf_to_meta_to_hf_is_bit_exact(tmp_path, shards, dtype):
     config = SHARDS[shards]
-    params = random_params(config, dtype=DTYPES[dtype])
+    params = random_params(config, dtype=STORAGE_DTYPES[dtype])
     out = save(tmp_path / "m", config, Yarn(4.0), dtype, params, shards=shards)
     files = sorted(path.name for path in out.glob("*.pth"))
     assert files == [f"consolidated.{i:02d}.pth" for i in range(shards)]
@@ -64,7 +70,7 @@ def test_hf_to_meta_to_hf_is_bit_exact(tmp_path, shards, dtype):
     for name, slot in slots(params).items():
         assert found.tensors[name].dtype == dtype
         np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
-    meta.save(
+    meta.write(
         tmp_path / "again",
         found.config,
         found.tensors,
@@ -149,7 +155,7 @@ def test_what_transformers_converter_was_given_and_what_it_made(tmp_path, shards
             for name, tensor in state.items()
         }
     assert digest(given) == SHARD_HASHES[shards]
-    own = slots(random_params(TINY, dtype=DTYPES["bfloat16"]))
+    own = slots(random_params(TINY, dtype=STORAGE_DTYPES["bfloat16"]))
     assert digest({name: slot.get() for name, slot in own.items()}) == CONVERTED
 
 
@@ -173,8 +179,10 @@ def test_transformers_converter(tmp_path, shards):
 
 def test_rows_of_one_head_by_hand():
     rows = np.arange(12)[:, None]  # two heads of six
-    np.testing.assert_array_equal(neighbours(rows, 2)[:, 0], [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11])
-    np.testing.assert_array_equal(halves(neighbours(rows, 2), 2), rows)
+    np.testing.assert_array_equal(
+        to_interleaved(rows, 2)[:, 0], [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    )
+    np.testing.assert_array_equal(to_halves(to_interleaved(rows, 2), 2), rows)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,7 @@ def test_layouts_of_the_published_models(tmp_path, monkeypatch, shape, shards, f
     config = SHAPES[shape]
     assert meta.check(config, Unscaled(), dtype="bfloat16") == shards
     held = {
-        place(name)[0]: part(slot.shape, place(name)[1], shards)
+        meta_name(name)[0]: shard_shape(slot.shape, meta_name(name)[1], shards)
         for name, slot in slots(param_shapes(config)).items()
     }
     D, F, kv = (
@@ -226,7 +234,7 @@ def test_ranges_of_bytes_in_a_shard_of_70_billion(tmp_path):
     """A sparse file as long as the real one, and a few numbers where the last layer's must lie."""
     config = SHAPES["llama2-70b"]
     shapes = {
-        place(name)[0]: part(slot.shape, place(name)[1], 8)
+        meta_name(name)[0]: shard_shape(slot.shape, meta_name(name)[1], 8)
         for name, slot in slots(param_shapes(config)).items()
     }
     records, end = {}, 64
@@ -238,7 +246,7 @@ def test_ranges_of_bytes_in_a_shard_of_70_billion(tmp_path):
     start = records[f"data/{list(shapes).index(name)}"].start
     with (tmp_path / "x.pth").open("wb") as file:
         file.seek(start + 2 * (8191 * 28672 // 8 + 5))  # last row, column 5
-        file.write(np.array([1.5, -2.5], DTYPES["bfloat16"]).tobytes())
+        file.write(np.array([1.5, -2.5], STORAGE_DTYPES["bfloat16"]).tobytes())
         file.truncate(end)
     found = pth._tensors(tmp_path / "x.pth", pth_writer._pickle(shapes, "bfloat16"), records)
     assert {name: entry.shape for name, entry in found.items()} == shapes
@@ -369,8 +377,13 @@ def test_what_the_format_cannot_say_is_refused_before_anything_is_written(tmp_pa
             {},
             r"where they are 1 and 2, not 1 and \(2, 5\)",
         ),
-        (BASE, Unscaled(), {"shards": 4}, "does not make 4 equal shards; --shards must divide 2"),
-        (BASE, Unscaled(), {"shards": 0}, "does not make 0 equal shards"),
+        (
+            BASE,
+            Unscaled(),
+            {"shards": 4},
+            "cannot be divided into 4 equal shards; --shards must divide 2",
+        ),
+        (BASE, Unscaled(), {"shards": 0}, "cannot be divided into 0 equal shards"),
         (BASE, Unscaled(), {"dtype": "float8"}, "dtype 'float8' is not known"),
         (dataclasses.replace(BASE, vocab_size=400), Unscaled(), {}, "the tokenizer has 420 ids"),
     ]
@@ -390,14 +403,16 @@ def test_a_tied_output_is_written_out(tmp_path):
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path):
-    tensors = entries(BASE, random_params(BASE))
+    tensors = lazy_tensors(BASE, random_params(BASE))
 
     def broken(*_):
         raise OSError(28, "No space left on device")
 
     tensors["model.norm.weight"] = tensors["model.norm.weight"]._replace(read=broken)
     with pytest.raises(OSError, match="No space left"):
-        meta.save(tmp_path / "m", BASE, tensors, Unscaled(), tokenizer(), dtype="float32", shards=2)
+        meta.write(
+            tmp_path / "m", BASE, tensors, Unscaled(), tokenizer(), dtype="float32", shards=2
+        )
     assert not any(tmp_path.iterdir())
 
 
@@ -425,7 +440,8 @@ def test_what_torch_saved_is_read(tmp_path, rows):
     for name, slot in slots(random_params(BASE)).items():
         np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
     with pytest.raises(
-        ValueError, match="does not say the window of pre-training; give it with --original: 4096"
+        ValueError,
+        match="does not declare the window of pre-training; give it with --original: 4096",
     ):
         meta.read(out)
 
@@ -480,7 +496,7 @@ def state(i: int, change):
             "lacks shards: consolidated.00.pth and so on without",
         ),
         (lambda out: (out / "params.json").unlink(), "params.json does not exist"),
-        (lambda out: (out / "params.json").write_text("[]"), "no object is not supported"),
+        (lambda out: (out / "params.json").write_text("[]"), "params.json must hold an object"),
         (edit("params.json", moe={}), "moe is not supported"),
         (edit("params.json", use_scaled_rope=True), "use_scaled_rope is not supported"),
         (edit("params.json", n_heads="DELETE"), "lacks or misstates 'n_heads'"),
@@ -499,16 +515,16 @@ def state(i: int, change):
             "params.json: ffn_dim_multiplier must be a number",
         ),
         (edit("params.json", dim="64"), "params.json: dim must be an integer"),
-        (edit("params.json", n_layers=10**6), "says n_layers 1000000, the shards have 2"),
-        (edit("params.json", vocab_size=500), "says vocab_size 500, the shards have 424 rows"),
+        (edit("params.json", n_layers=10**6), "has n_layers 1000000, but the shards have 2"),
+        (edit("params.json", vocab_size=500), "has vocab_size 500, but the shards have 424 rows"),
         (
             edit("params.json", dim=128, n_heads=8),
-            r"has shape \[424, 32\] in 2 shards, but .* says \[424, 128\]",
+            r"has shape \[424, 32\] in 2 shards, but .* requires \[424, 128\]",
         ),
         (edit("params.json", n_kv_heads=4), "layers.0.attention.wk.weight in .* has shape"),
         (
             edit("params.json", rope_theta=5e5),
-            "says the rope_theta is 10000.0, not 500000.0; which is it",
+            "the rope_theta is 10000.0 in .*rope.json, but elsewhere 500000.0",
         ),
         (
             edit("rope.json", attention_factor=1.0),
@@ -516,8 +532,8 @@ def state(i: int, change):
         ),
         (edit("rope.json", inv_freq=[1.0]), "inv_freq and rope_parameters contradict each other"),
         (edit("rope.json", inv_freq="DELETE"), "inv_freq"),
-        (state(1, lambda s: s.pop("norm.weight")), "disagree on having norm.weight"),
-        (state(1, lambda s: s.update({"x": s["norm.weight"]})), "disagree on having x"),
+        (state(1, lambda s: s.pop("norm.weight")), "only one of .* has norm.weight"),
+        (state(1, lambda s: s.update({"x": s["norm.weight"]})), "only one of .* has x"),
         (
             state(1, lambda s: s.update({"norm.weight": s["norm.weight"] + 1})),
             "norm.weight differs between shards",
@@ -584,7 +600,8 @@ def test_the_command_line(tmp_path, capsys):
         == 2
     )
     assert (
-        "does not make 3 equal shards" in capsys.readouterr().err and not (tmp_path / "o").exists()
+        "cannot be divided into 3 equal shards" in capsys.readouterr().err
+        and not (tmp_path / "o").exists()
     )
 
 

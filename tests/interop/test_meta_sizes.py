@@ -14,7 +14,7 @@ import torch
 
 from ctxext.interop import meta
 from ctxext.interop.hf_weights import slots
-from ctxext.interop.tensor_blocks import DTYPES, Entry
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
 from ctxext.rope import Unscaled
@@ -41,10 +41,12 @@ SAME = {
 def numbers(name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """What stands in a tensor at some places: whole numbers that bfloat16 holds, another pattern for every name."""
     a, b, c = hashlib.sha256(name.encode()).digest()[:3]
-    return ((rows * (2 * a + 1) + columns * (2 * b + 1) + c) % 251 - 125).astype(DTYPES["bfloat16"])
+    return ((rows * (2 * a + 1) + columns * (2 * b + 1) + c) % 251 - 125).astype(
+        STORAGE_DTYPES["bfloat16"]
+    )
 
 
-def entry(name: str, shape: tuple[int, ...]) -> Entry:
+def entry(name: str, shape: tuple[int, ...]) -> LazyTensor:
     def read(index: tuple[slice, ...] | None = None) -> np.ndarray:
         spans = [
             np.arange(n)[part]
@@ -55,14 +57,14 @@ def entry(name: str, shape: tuple[int, ...]) -> Entry:
             return numbers(name, rows, np.int32(0))
         return numbers(name, rows[:, None], spans[1].astype(np.int32)[None])
 
-    return Entry(shape, "bfloat16", read)
+    return LazyTensor(shape, "bfloat16", read)
 
 
 @pytest.mark.parametrize("shape, shards", [("llama2-7b", 1), ("llama2-13b", 2), ("llama2-70b", 8)])
 def test_numbers_lie_where_they_should(shape: str, shards: int, tmp_path: Path) -> None:
     config = dataclasses.replace(SHAPES[shape], num_hidden_layers=1)
     tensors = {name: entry(name, slot.shape) for name, slot in slots(param_shapes(config)).items()}
-    meta.save(
+    meta.write(
         tmp_path / "m", config, tensors, Unscaled(), tokenizer(), dtype="bfloat16", shards=shards
     )
     files = [

@@ -16,12 +16,12 @@ from ctxext import loading
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.export import export, export_adapter
-from ctxext.interop import hf
 from ctxext.interop import peft as ours
 from ctxext.methods import Linear
 from ctxext.model.trainable import LINEARS, LastLayers, LoRA
 from ctxext.pipeline import train_only
 from ctxext.rope import Unscaled
+from support.hf_files import write_hf
 from support.llamas import TINY, random_params, tokenizer, torch_llama
 from support.tiny_train import tiny_experiment, write_texts
 
@@ -62,7 +62,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("base") / "base"
-    hf.save(path, TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    write_hf(path, TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
     return path
 
 
@@ -98,7 +98,7 @@ def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
         set(RECIPES[name].targets),
         set(RECIPES[name].modules_to_save),
     )
-    ours.save(tmp_path / "again", TINY, lora, params, base="x")
+    ours.write(tmp_path / "again", TINY, lora, params, base="x")
     first, second = (
         load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "again")
     )
@@ -198,8 +198,10 @@ def test_what_cannot_be_written_says_why(texts, base, tmp_path):
     with pytest.raises(ValueError, match="did not train with --method lora"):
         export_adapter(run(texts, base, tmp_path / "run", LastLayers(1)), tmp_path / "adapter")
     tied = dataclasses.replace(TINY, tie_word_embeddings=True)
-    with pytest.raises(ValueError, match="PEFT would part them"):
-        ours.save(tmp_path / "adapter", tied, LoRA(modules_to_save=("embed_tokens",)), {}, base="x")
+    with pytest.raises(ValueError, match="PEFT would separate them"):
+        ours.write(
+            tmp_path / "adapter", tied, LoRA(modules_to_save=("embed_tokens",)), {}, base="x"
+        )
     assert (
         main(
             [
@@ -233,7 +235,7 @@ def test_what_cannot_be_written_says_why(texts, base, tmp_path):
 def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
     lora = LoRA(rank=4)
     params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), lora.shapes(TINY)[0])
-    ours.save(tmp_path / "adapter", TINY, lora, params, base="x")
+    ours.write(tmp_path / "adapter", TINY, lora, params, base="x")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
@@ -247,12 +249,12 @@ def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
             "model.layers.1.self_attn.q_proj.lora_B.weight",
             "lacks .*; only adapters over every layer",
         ),
-        ("model.layers.0.self_attn.q_proj.bias", "holds .*bias, which is no part"),
+        ("model.layers.0.self_attn.q_proj.bias", "holds .*bias, which is not part"),
     ],
 )
 def test_a_tensor_missing_or_too_many_is_named(name, message, tmp_path):
     params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), LoRA().shapes(TINY)[0])
-    ours.save(tmp_path / "adapter", TINY, LoRA(), params, base="x")
+    ours.write(tmp_path / "adapter", TINY, LoRA(), params, base="x")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     if not tensors.pop(ours.PREFIX + name, None) is not None:

@@ -410,15 +410,15 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
         ({"rope_theta": 1}, "rope_theta must be more than 1"),
         (
             {"vocab_size": 32000, "pad_token_id": 32000},
-            "pad_token_id 32000 lies outside the vocabulary of 32000",
+            "pad_token_id 32000 is outside the vocabulary of 32000",
         ),
-        ({"eos_token_id": [2, 40000]}, r"eos_token_id \(2, 40000\) lies outside the vocabulary"),
+        ({"eos_token_id": [2, 40000]}, r"eos_token_id \(2, 40000\) is outside the vocabulary"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id must be a token id or a list of them"),
         ({"hidden_size": 2**40}, "hidden_size must be an integer from 1 to 16777216"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number between 0 and 1"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized weights"),
     ],
     ids=lambda x: "" if isinstance(x, dict) else x[:40],
 )

@@ -242,7 +242,7 @@ def test_we_read_what_transformers_reads(rope, caplog):
         "model_type": "llama",
     }
     data |= {"max_position_embeddings": length, "rope_theta": 5000.0}
-    config, scaling = hf._read(data)
+    config, scaling = hf.parse_config(data)
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(data))))
     ours = scaling.rope(config.rope_base(), WINDOW)
     np.testing.assert_allclose(theirs.inv_freq.numpy(), ours.inv_freq, rtol=1e-6)

@@ -16,7 +16,7 @@ from ctxext.export import convert, export
 from ctxext.files import within
 from ctxext.interop import hf, safetensors_files
 from ctxext.interop.hf_weights import find_weights, slots, storage_dtype
-from ctxext.interop.tensor_blocks import BLOCK, Entry, cast, numpy_dtype
+from ctxext.interop.lazy_tensor import BLOCK, LazyTensor, cast, numpy_dtype
 from ctxext.loading import load
 from ctxext.methods.linear import Linear
 from ctxext.methods.self_extend import SelfExtend
@@ -83,7 +83,7 @@ def test_files_are_those_of_the_library(tmp_path, dtype):
         name: np.asarray(rng.standard_normal(shape)).astype(kind) for name, shape in shapes.items()
     }
     save_file(arrays, tmp_path / "theirs", metadata={"format": "pt"})
-    entries = {name: Entry(x.shape, dtype, lambda x=x: x) for name, x in arrays.items()}
+    entries = {name: LazyTensor(x.shape, dtype, lambda x=x: x) for name, x in arrays.items()}
     safetensors_files.write_file(tmp_path / "ours", entries, dtype)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
@@ -181,7 +181,9 @@ def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
     shapes = {name: slot.shape for name, slot in slots(param_shapes(config)).items()}
     rng = np.random.default_rng(0)
     entries = {
-        name: Entry(shape, "bfloat16", lambda s=shape: rng.random(s, np.float32).astype("bfloat16"))
+        name: LazyTensor(
+            shape, "bfloat16", lambda s=shape: rng.random(s, np.float32).astype("bfloat16")
+        )
         for name, shape in shapes.items()
     }
     hf.write(
@@ -208,9 +210,9 @@ def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
 KILLED = """
 import os, signal, sys
 from ctxext.export import convert
-from ctxext.interop import blocks
+from ctxext.interop import lazy_tensor
 
-calls, real = [], blocks.cast
+calls, real = [], lazy_tensor.cast
 
 def cast(array, dtype, name, out):
     calls.append(name)
@@ -218,7 +220,7 @@ def cast(array, dtype, name, out):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(array, dtype, name, out)
 
-blocks.cast = cast
+lazy_tensor.cast = cast
 convert(sys.argv[1], sys.argv[2], max_shard_size=int(sys.argv[3]))
 """
 
@@ -231,7 +233,7 @@ def test_a_killed_export_never_looks_finished(tmp_path, max_shard_size):
     assert not (tmp_path / "out").exists()
     left = next(path for path in tmp_path.iterdir() if path.name.startswith(".out."))
     assert [*left.glob("*.safetensors")], "it died before it wrote any"
-    with pytest.raises(ValueError, match="cut off or damaged|has neither model.safetensors nor"):
+    with pytest.raises(ValueError, match="cut off or corrupt|has neither model.safetensors nor"):
         find_weights(left, TINY)
     convert(tmp_path / "m", tmp_path / "other")
     assert left.exists(), "what is left of one export is not for another to remove"

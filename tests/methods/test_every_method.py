@@ -13,7 +13,6 @@ from ctxext.cli.main import main
 from ctxext.data import make_batch
 from ctxext.evals.record import read_records
 from ctxext.files import read_jsonl
-from ctxext.interop import hf
 from ctxext.methods import label, method_name
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
@@ -25,6 +24,7 @@ from ctxext.tracking import JsonlSink
 from ctxext.training.loop import train
 from support import tiny
 from support.every_method import EVERY, flags
+from support.hf_files import write_hf
 from support.reference_llama import Textbook
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
@@ -84,7 +84,7 @@ def base(tmp_path_factory):
     params = jax.tree.map(
         lambda x: np.asarray(x) * (6 if x.ndim == 3 else 1), init_params(SMALL, 0)
     )
-    hf.save(path, SMALL, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
+    write_hf(path, SMALL, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
     return path
 
 

@@ -14,7 +14,6 @@ import pytest
 from ctxext import loading
 from ctxext.attention import Causal
 from ctxext.data import Batch
-from ctxext.interop import hf
 from ctxext.model import loss as loss_module
 from ctxext.model.decoder import bind
 from ctxext.model.lm import LM
@@ -26,6 +25,7 @@ from ctxext.rundir import RunDir
 from ctxext.training.checkpoint import load_params
 from ctxext.training.loop import train
 from support import tiny
+from support.hf_files import write_hf
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 from training.test_loop import At, bits, measured, start
 
@@ -296,7 +296,7 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
 
     def write(seed: int) -> None:
         shutil.rmtree(tmp_path / "base", ignore_errors=True)
-        hf.save(
+        write_hf(
             tmp_path / "base",
             TINY,
             random_params(seed=seed),
@@ -336,7 +336,7 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
 def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path):
     from support.llamas import TINY, random_params, tokenizer
 
-    hf.save(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    write_hf(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
     for number, trainable in enumerate((LoRA(rank=2, modules_to_save=("norm",)), LastLayers(1))):
         experiment = dataclasses.replace(
             training(texts, trainable, dtype="bfloat16"), init=str(tmp_path / "base"), model=None

@@ -13,7 +13,7 @@ from ctxext import loading
 from ctxext.attention import Causal
 from ctxext.data import Batch
 from ctxext.experiment import load_experiment
-from ctxext.interop import hf, hf_weights
+from ctxext.interop import hf
 from ctxext.interop.safetensors_files import find_tensors
 from ctxext.methods import SelfExtend
 from ctxext.model.config import SHAPES
@@ -28,6 +28,7 @@ from ctxext.rundir import RunDir
 from ctxext.training import checkpoint
 from ctxext.training.loop import train
 from ctxext.training.step import compiled_step
+from support.hf_files import read_params, write_hf
 from support.llamas import TINY, random_params, tokenizer
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
@@ -235,7 +236,7 @@ def test_a_checkpoint_resumes_on_another_mesh(on_one_device, texts, tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "hf"
-    hf.save(out, TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    write_hf(out, TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
     return out
 
 
@@ -253,10 +254,10 @@ def test_only_the_slice_of_a_device_is_read_for_it(exported):
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, counted)
 
     shapes = mesh.shard(param_shapes(config))
-    params = hf_weights.load_params(exported, config, shapes=shapes, make=make)
+    params = read_params(exported, config, shapes=shapes, make_leaf=make)
     kernel = (TINY.num_hidden_layers, TINY.hidden_size, TINY.intermediate_size)
     assert read[str(kernel)] == np.prod(kernel) // 8
-    plain = hf_weights.load_params(exported, config)
+    plain = read_params(exported, config)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), params, plain))
 
 
@@ -287,7 +288,7 @@ def test_a_sharded_model_computes_like_a_whole_one(mesh, exported):
 
 def test_the_export_of_a_sharded_model_has_the_same_bytes(exported, tmp_path):
     lm = loading.load(exported, mesh=Mesh(fsdp=2, tensor=2))
-    hf.save(tmp_path / "again", lm.config, lm.params, lm.scaling, lm.tokenizer, dtype="float32")
+    write_hf(tmp_path / "again", lm.config, lm.params, lm.scaling, lm.tokenizer, dtype="float32")
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (exported / "model.safetensors").read_bytes()
 

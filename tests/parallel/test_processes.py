@@ -13,7 +13,6 @@ from ctxext import loading
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.files import read_jsonl
-from ctxext.interop import hf
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params, param_shapes
 from ctxext.parallel import distributed
@@ -22,6 +21,7 @@ from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import load_tokenizer
 from ctxext.training.checkpoint import find_step, load_params
 from support import processes
+from support.hf_files import write_hf
 
 CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
 STEPS = 40
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a base model and an experiment that starts from it."""
     path = tmp_path_factory.mktemp("processes")
     params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
-    hf.save(path / "base", CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
+    write_hf(path / "base", CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
     (path / "experiment.py").write_text(EXPERIMENT.format(init=str(path / "base")))
     return path
 

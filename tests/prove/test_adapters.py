@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 from ctxext import loading
 from ctxext.cli.main import main
 from ctxext.export import export_adapter
-from ctxext.interop import hf, peft
+from ctxext.interop import peft
 from ctxext.methods import Linear, Yarn
 from ctxext.model.trainable import LINEARS, LoRA
 from ctxext.pipeline import train_only
 from ctxext.prove import describe, prove
+from support.hf_files import write_hf
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 from support.tiny_train import tiny_experiment, write_texts
 
@@ -29,7 +30,7 @@ SCALING = Yarn(LENGTH / WINDOW)
 
 
 def write_base(path: Path, config=TINY, scaling=SCALING, seed: int = 0) -> Path:
-    hf.save(path, config, random_params(config, seed=seed), scaling, tokenizer(), dtype="bfloat16")
+    write_hf(path, config, random_params(config, seed=seed), scaling, tokenizer(), dtype="bfloat16")
     return path
 
 
@@ -145,7 +146,7 @@ def test_both_readers_merge_every_kind(trained, tmp_path, lora):
     params = jax.tree.map(
         lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), lora.shapes(TINY)[0]
     )
-    peft.save(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
+    peft.write(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
     proof = prove(tmp_path / "adapter")
     assert proof["equal"] and [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]
     assert not proof["base_checked"] and "NOT CHECKED to be the base" in describe(proof)

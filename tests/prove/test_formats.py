@@ -147,10 +147,10 @@ def test_meta_without_rope_json_needs_the_window(tmp_path, capsys):
 def same_order(monkeypatch):
     """Rows in HF's order, in the writer and in the reader: each is right next to the other."""
     for place, name in (
-        (gguf, "neighbours"),
-        (meta, "neighbours"),
-        (meta_layout, "halves"),
-        (gguf_parameters, "halves"),
+        (gguf, "to_interleaved"),
+        (meta, "to_interleaved"),
+        (meta_layout, "to_halves"),
+        (gguf_parameters, "to_halves"),
     ):
         monkeypatch.setattr(place, name, lambda rows, heads: rows)
 
@@ -380,7 +380,7 @@ def test_corrupt_files_are_refused_by_name(tmp_path):
             prove(tmp_path / "cut.gguf", against=model())
     folder = write(tmp_path, "meta")
     shutil.copy(folder / "tokenizer.model", folder / "consolidated.00.pth")
-    with pytest.raises(ValueError, match="no file of torch.save"):
+    with pytest.raises(ValueError, match="was not written by torch.save"):
         prove(folder)
 
 

@@ -11,20 +11,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctxext.interop import gguf
-from ctxext.interop.hf_weights import entries
+from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.methods import Yarn
 from ctxext.prove.gguf_parameters import q8_0
 from ctxext.prove.reference.gguf import GGUFReference, frequencies
 from ctxext.prove.reference.gguf_file import GGUFFile
-from ctxext.tokenization.tokenizer import MODEL, PROBES
+from ctxext.tokenization.tokenizer import MODEL, SAMPLE_TEXTS
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
 
 
 def save(path: Path, dtype: str = "float32") -> Path:
-    tensors = entries(TINY, random_params(TINY))
-    gguf.save(
+    tensors = lazy_tensors(TINY, random_params(TINY))
+    gguf.write(
         path, TINY, tensors, Yarn(4.0, beta_fast=8.0), tokenizer(), dtype=dtype, seq_len=LENGTH
     )
     return path
@@ -64,7 +64,11 @@ def test_token_ids_are_those_of_sentencepiece(tmp_path):
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().files[MODEL])
     rng = np.random.default_rng(0)
     alphabet = list("etaoin  shrdlu\t\n.,(){}=:_0123é日🙂")
-    texts = [*PROBES, "", *("".join(rng.choice(alphabet, n)) for n in rng.integers(1, 60, 2000))]
+    texts = [
+        *SAMPLE_TEXTS,
+        "",
+        *("".join(rng.choice(alphabet, n)) for n in rng.integers(1, 60, 2000)),
+    ]
     texts += inspect.getsource(inspect).splitlines()[:500]
     for text, ids in zip(texts, reader.token_ids(texts), strict=True):
         assert ids == [1, *processor.encode(text)], repr(text)
@@ -96,7 +100,7 @@ def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, 
 
 
 def _leaves():
-    return [entry.read() for entry in entries(TINY, random_params(TINY)).values()]
+    return [entry.read() for entry in lazy_tensors(TINY, random_params(TINY)).values()]
 
 
 FILES: dict[str, bytes] = {}

@@ -20,13 +20,14 @@ import numpy as np
 with atheris.instrument_imports(include=["ctxext"]):
     from ctxext.interop import hf, meta, pth, pth_writer, safetensors_files
     from ctxext.interop.hf_weights import find_weights
-    from ctxext.interop.tensor_blocks import Entry
+    from ctxext.interop.lazy_tensor import LazyTensor
     from ctxext.methods.yarn import Yarn
     from ctxext.model.config import LlamaConfig
     from ctxext.tokenization import tokenizer
 
 from safetensors.numpy import load_file  # noqa: E402
 
+from support.hf_files import write_hf
 from support.llamas import LENGTH, TINY, random_params  # noqa: E402
 from support.llamas import tokenizer as tiny_tokenizer  # noqa: E402
 
@@ -56,17 +57,17 @@ def read_all(find: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray] | None
 
 def header(data: bytes) -> None:
     """model.safetensors, against the library's own reading."""
-    (BAD / safetensors_files.SINGLE).write_bytes(data)
+    (BAD / safetensors_files.SINGLE_FILE).write_bytes(data)
     found = read_all(lambda: safetensors_files.find_tensors(BAD))
     if found is not None:
-        stored = load_file(BAD / safetensors_files.SINGLE)
+        stored = load_file(BAD / safetensors_files.SINGLE_FILE)
         assert found.keys() == stored.keys() and all(
             found[n].tobytes() == x.tobytes() for n, x in stored.items()
         )
 
 
 def index(data: bytes) -> None:
-    (GOOD / safetensors_files.INDEX).write_bytes(data)
+    (GOOD / safetensors_files.INDEX_FILE).write_bytes(data)
     found = outcome(lambda: find_weights(GOOD, TINY))
     assert found is None or len(found) == len(random_tensors())
 
@@ -158,7 +159,7 @@ def random_tensors() -> dict[str, Any]:
 def good() -> dict[str, bytes]:
     """A valid file for each reader, from which the fuzzer sets out."""
     small = {"a.weight": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
-    entries = {name: Entry(x.shape, "float32", lambda x=x: x) for name, x in small.items()}
+    entries = {name: LazyTensor(x.shape, "float32", lambda x=x: x) for name, x in small.items()}
     safetensors_files.write_file(WHERE / "small.safetensors", entries, "float32")
     with pth_writer.create(
         WHERE / "small.pth", {name: x.shape for name, x in small.items()}, "float32"
@@ -168,7 +169,7 @@ def good() -> dict[str, bytes]:
     files = tiny_tokenizer().export_files(LENGTH)
     return {
         "header": (WHERE / "small.safetensors").read_bytes(),
-        "index": (GOOD / safetensors_files.INDEX).read_bytes(),
+        "index": (GOOD / safetensors_files.INDEX_FILE).read_bytes(),
         "config": (GOOD / "config.json").read_bytes(),
         "tokenizer_json": files[tokenizer.JSON],
         "tokenizer_config": files[tokenizer.CONFIG],
@@ -182,7 +183,7 @@ def good() -> dict[str, bytes]:
 def main() -> None:
     name = sys.argv.pop(1)
     BAD.mkdir()
-    hf.save(
+    write_hf(
         GOOD,
         TINY,
         random_params(),
@@ -191,8 +192,8 @@ def main() -> None:
         dtype="float32",
         max_shard_size=60_000,
     )
-    hf.save(WHERE / "one", TINY, random_params(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
-    meta.save(WHERE / "meta", TINY, random_tensors(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
+    write_hf(WHERE / "one", TINY, random_params(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
+    meta.write(WHERE / "meta", TINY, random_tensors(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
     (WHERE / "corpus").mkdir()
     (WHERE / "corpus" / "good").write_bytes(good()[name])
     atheris.Setup(

@@ -4,10 +4,10 @@ import json
 import string
 from pathlib import Path
 
-from ctxext.interop import hf
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import CONFIG, JSON, Tokenizer
+from support.hf_files import write_hf
 from support.llamas import TINY, random_params
 
 LETTERS = ["<unk>", "<s>", *string.printable[:95], "\n"]
@@ -113,4 +113,6 @@ def write_letters(folder: Path) -> None:
     config = LlamaConfig(
         **{**TINY.__dict__, "vocab_size": len(LETTERS), "max_position_embeddings": 1024}
     )
-    hf.save(folder, config, random_params(config), Unscaled(), letters_tokenizer(), dtype="float32")
+    write_hf(
+        folder, config, random_params(config), Unscaled(), letters_tokenizer(), dtype="float32"
+    )

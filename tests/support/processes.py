@@ -128,7 +128,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
     from ctxext import loading
     from ctxext.interop import hf_weights
-    from ctxext.interop.tensor_blocks import Entry
+    from ctxext.interop.lazy_tensor import LazyTensor
     from ctxext.model.config import SHAPES
     from ctxext.model.decoder import param_shapes
     from ctxext.parallel.mesh import Mesh
@@ -136,13 +136,13 @@ def _worker(base: Path, flags: list[str]) -> dict:
     mesh = Mesh(fsdp=2, tensor=2)
     counts: dict[str, int] = {}
 
-    def counted(name: str, entry: Entry) -> Entry:
+    def counted(name: str, entry: LazyTensor) -> LazyTensor:
         def read(*index):
             part = entry.read(*index)
             counts[name] = counts.get(name, 0) + part.size
             return part
 
-        return entry._replace(read=read, pieces=())
+        return entry._replace(read=read, chunks=())
 
     find_tensors = hf_weights.find_tensors
     hf_weights.find_tensors = lambda directory: {
@@ -166,7 +166,8 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
     def stand_in(directory):
         return {
-            name: counted(name, Entry(slot.shape, "float16", zeros)) for name, slot in slots.items()
+            name: counted(name, LazyTensor(slot.shape, "float16", zeros))
+            for name, slot in slots.items()
         }
 
     def one_layer(leaf, read):
@@ -176,9 +177,9 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
     hf_weights.find_tensors = stand_in
     hf_weights.cast = lambda array, *_: array
-    hf_weights.load_params(
-        base, config, "float16", shapes=mesh.shard(param_shapes(config)), make=one_layer
-    )
+    shapes = mesh.shard(param_shapes(config, "float16"))
+    tensors = hf_weights.find_weights(base, config)
+    hf_weights.assemble(shapes, hf_weights.slots(shapes), tensors, one_layer)
     large = {name: count / np.prod(slots[name].shape) for name, count in counts.items()}
     tokens = np.arange(3 * 20).reshape(3, 20)
     return {

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from ctxext.tokenization import chat_sandbox
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.chat_sandbox import render
 from ctxext.tokenization.tokenizer import (
@@ -184,7 +185,7 @@ def test_bad_templates_end_in_one_line(template, message):
 
 
 def test_endless_templates_are_stopped(monkeypatch):
-    monkeypatch.setattr(sandbox, "CPU", 1)
+    monkeypatch.setattr(chat_sandbox, "CPU", 1)
     start = time.process_time()
     with pytest.raises(ValueError, match="stopped: it may run for 1 s"):
         render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", {})

@@ -16,12 +16,12 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.files import read_json
-from ctxext.interop import hf
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support import wandb_server
+from support.hf_files import write_hf
 from support.wandb_server import manifest
 
 CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
@@ -54,7 +54,7 @@ def sweep():
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
-    hf.save(
+    write_hf(
         tmp_path / "base", CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32"
     )
     (tmp_path / "experiment.py").write_text(EXPERIMENT.format(init=str(tmp_path / "base")))

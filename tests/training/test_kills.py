@@ -10,7 +10,6 @@ import pytest
 
 from ctxext.assets import TINY_LLAMA
 from ctxext.files import read_jsonl
-from ctxext.interop import hf
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import load_tokenizer
@@ -18,6 +17,7 @@ from ctxext.training.checkpoint import load_params
 from ctxext.training.checksums import find_corruption, has_checksums
 from parallel.test_processes import CONFIG
 from support import processes
+from support.hf_files import write_hf
 
 KILLS, STEPS = 50, 900
 EXPERIMENT = f"""
@@ -36,7 +36,7 @@ experiment = Experiment(
 @pytest.mark.slow
 def test_fifty_kills_end_in_the_same_parameters(tmp_path: Path) -> None:
     params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
-    hf.save(
+    write_hf(
         tmp_path / "base", CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32"
     )
     (tmp_path / "experiment.py").write_text(EXPERIMENT.format(init=str(tmp_path / "base")))

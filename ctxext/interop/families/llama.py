@@ -1,0 +1,155 @@
+"""Llama 1 to 3.3 and Code Llama: config.json with model_type llama, and the names of its tensors."""
+
+import dataclasses
+import re
+from typing import Any
+
+from ctxext.interop import validation
+from ctxext.interop.families.base import Family
+from ctxext.interop.ropespec import rope_from_config
+from ctxext.model.config import LlamaConfig
+from ctxext.rope import RopeScaling
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+REQUIRED = (*SIZES, "rms_norm_eps")
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+NUMBERS = ("rms_norm_eps", "attention_dropout", "initializer_range")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys that a file may leave out; `LlamaConfig` then has the format's own default.
+OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range", *TOKEN_IDS)
+UNSUPPORTED = {"quantization_config": "quantized weights", "sliding_window": "a sliding window"}
+
+
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int
+
+
+def _are_token_ids(value: Any) -> bool:
+    if isinstance(value, list) and value:
+        return all(_is_token_id(item) for item in value)
+    return _is_token_id(value)
+
+
+RULES: dict[str, validation.Rule] = {
+    **dict.fromkeys((*SIZES, "num_key_value_heads", "head_dim"), validation.SIZE),
+    **dict.fromkeys(FLAGS, validation.FLAG),
+    **dict.fromkeys(NUMBERS, validation.NUMBER),
+    "rms_norm_eps": validation.EPSILON,
+    "hidden_act": (lambda value: type(value) is str, "a name"),
+    **dict.fromkeys(TOKEN_IDS, (_is_token_id, "a token id")),
+    "eos_token_id": (_are_token_ids, "a token id or a list of them"),
+}
+
+
+def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
+    """Shape and scaling of a config.json; its `max_position_embeddings` becomes the original window.
+
+    Raises ValueError naming the key for what is missing, malformed, contradictory or unsupported.
+    """
+    missing = [key for key in REQUIRED if data.get(key) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    validation.check(data, RULES)
+    for key, feature in UNSUPPORTED.items():
+        if data.get(key) is not None:
+            raise ValueError(f"{feature} ({key}) is not supported; use the original checkpoint")
+    rope_theta, original_window, scaling = rope_from_config(data)
+    num_heads = data["num_attention_heads"]
+    num_key_value_heads = data.get("num_key_value_heads")
+    config = LlamaConfig(
+        **_plain_fields(data),
+        num_key_value_heads=num_heads if num_key_value_heads is None else num_key_value_heads,
+        head_dim=_head_dim(data),
+        rope_theta=rope_theta,
+        max_position_embeddings=original_window,
+    )
+    scaling.rope(config.rope_base(), original_window)  # refuses lists that do not fit head_dim
+    return config, scaling
+
+
+def _plain_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `LlamaConfig` that are keys of the file under the same name."""
+    fields = {}
+    for key in (*REQUIRED, *OPTIONAL):
+        # A token id of null means that there is none; elsewhere null means the default.
+        if key in data and (data[key] is not None or key in TOKEN_IDS):
+            fields[key] = float(data[key]) if key in NUMBERS else data[key]
+    if isinstance(fields.get("eos_token_id"), list):
+        fields["eos_token_id"] = tuple(fields["eos_token_id"])
+    if fields.get("pad_token_id") == -1:  # no padding token, in files of Llama 1
+        fields["pad_token_id"] = None
+    for key in TOKEN_IDS:
+        _check_token_ids(key, fields.get(key), data["vocab_size"])
+    return fields
+
+
+def _check_token_ids(key: str, value: Any, vocab_size: int) -> None:
+    for token_id in value if isinstance(value, tuple) else (value,):
+        if token_id is not None and not 0 <= token_id < vocab_size:
+            raise ValueError(
+                f"{key} {value} is outside the vocabulary of {vocab_size}; set it to null, or use "
+                "the config.json of the model that has it"
+            )
+
+
+def _head_dim(data: dict[str, Any]) -> int:
+    if data.get("head_dim") is not None:
+        return data["head_dim"]
+    hidden_size = data["hidden_size"]
+    num_heads = data["num_attention_heads"]
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}; "
+            "add head_dim"
+        )
+    return hidden_size // num_heads
+
+
+def write_config(config: LlamaConfig) -> dict[str, Any]:
+    """The keys of config.json, apart from those of the rotary embedding."""
+    fields = dataclasses.asdict(config)
+    if isinstance(config.eos_token_id, tuple):
+        fields["eos_token_id"] = list(config.eos_token_id)
+    return fields
+
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    config_class=LlamaConfig,
+    read_config=read_config,
+    write_config=write_config,
+    embedding="model.embed_tokens.weight",
+    layers="model.layers",
+    norm="model.norm.weight",
+    lm_head="lm_head.weight",
+    derived_tensors=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    modules_to_save={
+        "norm": ("norm", "input_layernorm", "post_attention_layernorm"),
+        "embed_tokens": ("embed_tokens",),
+        "lm_head": ("lm_head",),
+    },
+    gguf_architecture="llama",
+    gguf_outer_names={
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    },
+    gguf_layer_names={
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    },
+)
