@@ -1,4 +1,4 @@
-"""Facts about a small world against a reader that was written apart: it knows the sentences, not the simulation."""
+"""Facts about a small world, read by an independent reader that knows only the sentences."""
 
 import dataclasses
 import re
@@ -32,16 +32,17 @@ SENTENCES = {
 
 def read(text: str) -> list[tuple[str, ...]]:
     """The facts of a text in order."""
-    found = []
+    facts = []
     for line in text.split("\n"):
         for verb, pattern in SENTENCES.items():
-            if match := re.fullmatch(pattern, line.strip()):
-                found.append((verb, *match.groups()))
-    return found
+            match = re.fullmatch(pattern, line.strip())
+            if match:
+                facts.append((verb, *match.groups()))
+    return facts
 
 
 def answer(facts: list[tuple[str, ...]], question: str) -> str | None:
-    """Replays the facts and answers; None where they do not say."""
+    """The answer after replaying the facts; None where they do not decide it."""
     place, trail, bag = {}, {}, {}
     for verb, *what in facts:
         if verb == "go":
@@ -71,9 +72,9 @@ def answer(facts: list[tuple[str, ...]], question: str) -> str | None:
     if match := re.match(r"What is next to the (\w+), to the (\w+)\?", question):
         back = {"north": "south", "south": "north", "east": "west", "west": "east"}
         for _, anchor, way, other in facts:
-            for known, direction, found in ((anchor, way, other), (other, back[way], anchor)):
+            for known, direction, neighbour in ((anchor, way, other), (other, back[way], anchor)):
                 if (known, direction) == match.groups():
-                    return found
+                    return neighbour
     return None
 
 
@@ -89,46 +90,44 @@ def example(
 @given(
     st.sampled_from(KINDS), seeds, st.integers(450, 2500) | st.none(), st.none() | st.floats(0, 1)
 )
-def test_the_text_says_the_answer_to_one_who_replays_it(kind, seed, seq_len, depth):
-    asked = example(kind, seed, seq_len, depth)
-    assert seq_len is None or len(asked.prompt) + asked.max_new_tokens == seq_len
-    text = TOKENIZER.decode(asked.prompt.tolist())
-    facts, question = read(text), text.split("\n")[-1]
+def test_replaying_the_text_gives_the_answer(kind, seed, seq_len, depth):
+    e = example(kind, seed, seq_len, depth)
+    assert seq_len is None or len(e.prompt) + e.max_new_tokens == seq_len
+    text = TOKENIZER.decode(e.prompt.tolist())
+    facts = read(text)
+    question = text.split("\n")[-1]
     assert len(facts) == 8
-    assert answer(facts, question) == asked.meta["value"] == asked.references[0]
-    assert TOKENIZER.decode(asked.answer.tolist()).strip() == asked.meta["value"]
-    needles = [TOKENIZER.decode(asked.prompt[a : a + n].tolist()) for a, n in asked.meta["needles"]]
-    assert answer(read("\n".join(needles)), question) == asked.meta["value"]  # they suffice
-    assert len(needles) == {"place": 1, "object": 2, "before": 3, "relation": 1}.get(
-        kind, len(needles)
-    )
-    assert asked.meta["distance"] == max(asked.meta["distances"])
+    assert answer(facts, question) == e.meta["value"] == e.references[0]
+    assert TOKENIZER.decode(e.answer.tolist()).strip() == e.meta["value"]
+    needles = [TOKENIZER.decode(e.prompt[a : a + n].tolist()) for a, n in e.meta["needles"]]
+    assert answer(read("\n".join(needles)), question) == e.meta["value"]  # they suffice
+    if kind != "count":
+        assert len(needles) == {"place": 1, "object": 2, "before": 3, "relation": 1}[kind]
+    assert e.meta["distance"] == max(e.meta["distances"])
     if depth is not None and seq_len is not None:
-        assert abs(asked.depth - depth) <= 0.501 / max(
-            1, sum(n for *_, n in asked.meta["haystack"])
-        )
+        size = sum(n for *_, n in e.meta["haystack"])
+        assert abs(e.depth - depth) <= 0.501 / max(1, size)
 
 
 @few
 @given(st.sampled_from(KINDS), seeds)
-def test_the_haystack_does_not_say_it(kind, seed):
-    asked = example(kind, seed, 2000)
+def test_the_haystack_does_not_mention_the_answer(kind, seed):
+    e = example(kind, seed, 2000)
     around = " ".join(
-        TOKENIZER.decode(HAYSTACK[d][s : s + n].tolist()) for d, s, n in asked.meta["haystack"]
+        TOKENIZER.decode(HAYSTACK[d][s : s + n].tolist()) for d, s, n in e.meta["haystack"]
     )
-    assert asked.meta["value"] not in re.findall(r"\w+", around.lower())
+    assert e.meta["value"] not in re.findall(r"\w+", around.lower())
 
 
-def test_where_the_facts_are_is_a_sorted_draw():
-    """Without a depth, the k-th of 8 facts is at k / 9 of the text on average, whichever fact is asked for."""
+def test_the_depths_of_facts_are_a_sorted_draw():
+    """Without a depth, the k-th of 8 facts is at k / 9 of the text on average."""
     starts = []
     for seed in range(200):
-        asked = example("place", seed, 1500)
-        ids = TOKENIZER.decode(asked.prompt.tolist())
-        starts.append([match.start() / len(ids) for match in re.finditer(SENTENCES["go"], ids)])
-    np.testing.assert_allclose(
-        np.mean(starts, 0), np.arange(1, 9) / 9, atol=0.06
-    )  # 4 standard errors: 0.045
+        e = example("place", seed, 1500)
+        text = TOKENIZER.decode(e.prompt.tolist())
+        starts.append([match.start() / len(text) for match in re.finditer(SENTENCES["go"], text)])
+    # 4 standard errors: 0.045
+    np.testing.assert_allclose(np.mean(starts, 0), np.arange(1, 9) / 9, atol=0.06)
 
 
 def test_answers_are_spread_over_the_words_of_their_kind():
@@ -138,21 +137,20 @@ def test_answers_are_spread_over_the_words_of_their_kind():
         assert sum(count > 4 for count in counts) >= least and max(counts) < 75, (kind, counts)
 
 
-def test_right_is_the_word_and_no_other_of_its_kind_but_those_of_the_question():
-    asked = example("before", 3, 700)
-    named = re.search(r"in the (\w+)\?", TOKENIZER.decode(asked.prompt.tolist()).split("\n")[-1])[1]
-    (right,), wrong = asked.references, [p for p in PLACES if p not in (asked.references[0], named)]
-    assert sorted(asked.distractors) == sorted(wrong) and len(asked.choices) == len(wrong)
-    assert (
-        score(
-            asked.metric, f" {right}, not the {named}", asked.references, labels=asked.distractors
-        )
-        == 1
-    )
-    assert (
-        score(asked.metric, f" {right} or {wrong[0]}", asked.references, labels=asked.distractors)
-        == 0
-    )
+def test_only_the_answer_and_words_of_the_question_may_be_written():
+    e = example("before", 3, 700)
+    question = TOKENIZER.decode(e.prompt.tolist()).split("\n")[-1]
+    named = re.search(r"in the (\w+)\?", question)[1]
+    (right,) = e.references
+    wrong = [place for place in PLACES if place not in (right, named)]
+
+    def score_of(text: str) -> float:
+        return score(e.metric, text, e.references, labels=e.distractors)
+
+    assert sorted(e.distractors) == sorted(wrong)
+    assert len(e.choices) == len(wrong)
+    assert score_of(f" {right}, not the {named}") == 1
+    assert score_of(f" {right} or {wrong[0]}") == 0
     assert not any(a != b and a in b for a in PLACES for b in PLACES)
     assert not any(a != b and a in b for a in NUMBERS for b in NUMBERS)
 
@@ -161,25 +159,28 @@ GRID = {"seq_lens": (500, 900), "depths": (0.0, 0.5, 1.0), "n": 2, "source": toy
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_planted_reader_comes_back(kind):
-    asked = Retrieval(**GRID, task=Facts(kind))
-    key = AnswerKey.of(asked, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
-    assert all(row.scores.score == 1 and row.question.tokens == row.seq_len for row in asked(key))
-    for row in asked(dataclasses.replace(key, window=400)):
-        assert row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 400)
-    assert not any(row.scores.correct for row in asked(EchoPrompt(TOKENIZER)))
+def test_a_planted_answer_key_is_recovered(kind):
+    evaluation = Retrieval(**GRID, task=Facts(kind))
+    key = AnswerKey.of(evaluation, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
+    for record in evaluation(key):
+        assert record.scores.score == 1
+        assert record.question.tokens == record.seq_len
+    for record in evaluation(dataclasses.replace(key, window=400)):
+        reach = record.question.distance + len(record.question.gold) - 1
+        assert record.scores.correct == (reach <= 400)
+    assert not any(record.scores.correct for record in evaluation(EchoPrompt(TOKENIZER)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_its_needles_the_text_does_not_say_it(kind):
-    task, right = Facts(kind), 0
+def test_without_its_needles_the_text_does_not_give_the_answer(kind):
+    task = Facts(kind)
+    right = 0
     control = Retrieval(**{**GRID, "n": 20, "seq_lens": (700,)}, task=task, condition="no-needle")
-    for asked in control.examples(TOKENIZER):
-        text = TOKENIZER.decode(asked.prompt.tolist())
-        right += answer(read(text), text.split("\n")[-1]) == asked.meta["value"]
-    assert right <= (
-        25 if kind == "count" else 3
-    )  # of 60; a quarter carries nothing, and so does who is not named
+    for e in control.examples(TOKENIZER):
+        text = TOKENIZER.decode(e.prompt.tolist())
+        right += answer(read(text), text.split("\n")[-1]) == e.meta["value"]
+    # Of 60; a quarter carry nothing, and so does a person who is not named.
+    assert right <= (25 if kind == "count" else 3)
 
 
 @pytest.mark.parametrize(
@@ -188,18 +189,15 @@ def test_without_its_needles_the_text_does_not_say_it(kind):
 )
 def test_how_many_facts_there_can_be(kind, few, most):
     for count in (few, most):
-        assert (
-            len(read(TOKENIZER.decode(example(kind, 1, None, num_facts=count).prompt.tolist())))
-            == count
-        )
+        prompt = example(kind, 1, None, num_facts=count).prompt
+        assert len(read(TOKENIZER.decode(prompt.tolist()))) == count
     with pytest.raises(ValueError, match="facts: "):
         example(kind, 1, None, num_facts=few - 1)
 
 
 def test_bad_input():
-    with pytest.raises(
-        ValueError, match="facts, place: a prompt of 60 tokens cannot hold 8 .* shortest is"
-    ):
+    message = "facts, place: a prompt of 60 tokens cannot hold 8 .* shortest is"
+    with pytest.raises(ValueError, match=message):
         example("place", 0, 60)
     with pytest.raises(ValueError, match="'time' is not known; choose one of place, object"):
         Facts("time")  # pyright: ignore

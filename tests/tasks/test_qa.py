@@ -1,4 +1,4 @@
-"""Questions of a file: what is in the prompt is read back and held against the file, and wrong files are named."""
+"""Questions of a file: prompts are compared with the file, and broken files are named."""
 
 import copy
 import dataclasses
@@ -31,8 +31,12 @@ WORKS = ("mill", "bridge", "tower", "gate")
 def passage(i: int, j: int) -> tuple[str, str, str]:
     """Context, question and answer: four works for each town, every answer in one passage only."""
     master = f"{FIRST[(3 * i + j) % 8]} {LAST[i]}"
-    town, work = TOWNS[i], WORKS[j]
-    text = f"In {1500 + 37 * i + 11 * j} {town} wanted a {work}. It was {master} who made it, in {j + 2} years."
+    town = TOWNS[i]
+    work = WORKS[j]
+    text = (
+        f"In {1500 + 37 * i + 11 * j} {town} wanted a {work}. "
+        f"It was {master} who made it, in {j + 2} years."
+    )
     more = " Nobody had seen the like before, and many came from far away." * (i + j)
     return text + more, f"Who made the {work} of {town}?", master
 
@@ -51,13 +55,14 @@ def squad() -> dict:
         paragraphs = []
         for j in range(4):
             text, question, answer = passage(i, j)
-            asked = qa(f"{town}-{j}", question, answer, answer, is_impossible=False)
-            open_ = qa(f"open-{town}-{j}", "Why?", is_impossible=True)
-            guessed = (
+            questions = [
+                qa(f"{town}-{j}", question, answer, answer, is_impossible=False),
+                # Not answerable, and two that can be guessed.
+                qa(f"open-{town}-{j}", "Why?", is_impossible=True),
                 qa(f"own-{town}-{j}", f"Was it {answer}?", answer),
                 qa(f"no-{town}-{j}", "Was it old?", "No"),
-            )
-            paragraphs.append({"context": text, "qas": [asked, open_, *guessed]})
+            ]
+            paragraphs.append({"context": text, "qas": questions})
         articles.append({"title": f"{town}_town", "paragraphs": paragraphs})
     return {"version": "v2.0", "data": articles}
 
@@ -86,7 +91,8 @@ def hotpot() -> list:
 
 
 def own() -> str:
-    singles, pairs = [passage(i, 0) for i in range(6)], [passage(i, 1) for i in range(6)]
+    singles = [passage(i, 0) for i in range(6)]
+    pairs = [passage(i, 1) for i in range(6)]
     lines = [{"question": q, "answers": [a, a.upper()], "document": text} for text, q, a in singles]
     lines += [
         {"question": q, "answers": [a], "documents": [text, pairs[i - 1][0]]}
@@ -128,14 +134,16 @@ def test_three_formats_are_read_into_one_form(files):
         for question in file.questions:
             assert any(question.answers[0] in file.passages[i].text for i in question.gold)
             assert set(question.gold) <= set(question.article)
-    squad, hot, mine = (read(files / name) for name in ("squad.json", "hotpot.json", "own.jsonl"))
-    assert squad.passages[0].title == "Velm town" and squad.questions[0].article == (0, 1, 2, 3)
-    assert hot.questions[3].gold == (0, 3) and hot.questions[3].name == "Velm-3"
-    assert (
-        mine.questions[0].answers == ("Oda Brask", "ODA BRASK")
-        and mine.questions[1].name == "line 3"
-    )
-    assert len(mine.questions[-1].gold) == 2
+    from_squad = read(files / "squad.json")
+    assert from_squad.passages[0].title == "Velm town"
+    assert from_squad.questions[0].article == (0, 1, 2, 3)
+    from_hotpot = read(files / "hotpot.json")
+    assert from_hotpot.questions[3].gold == (0, 3)
+    assert from_hotpot.questions[3].name == "Velm-3"
+    from_jsonl = read(files / "own.jsonl")
+    assert from_jsonl.questions[0].answers == ("Oda Brask", "ODA BRASK")
+    assert from_jsonl.questions[1].name == "line 3"
+    assert len(from_jsonl.questions[-1].gold) == 2
 
 
 TASKS = {
@@ -149,63 +157,54 @@ TASKS = {
 
 
 def parts(text: str) -> tuple[str, list[str], str]:
-    """What comes before the documents, the documents, and the question with its stem."""
+    """The text before the documents, the documents, and the question with its stem."""
     body, question = text.rsplit("\n\nQuestion: ", 1)
     before, *documents = body.split("\n\nDocument:")
-    stubs = [
-        "\n\nDocument:"[:size] for size in range(10, 0, -1)
-    ]  # of a document of which no more fitted in
-    return (
-        before,
-        [next((d.removesuffix(s) for s in stubs if d.endswith(s)), d) for d in documents],
-        question,
-    )
+    # A document may be cut to the first characters of its heading.
+    stubs = ["\n\nDocument:"[:size] for size in range(10, 0, -1)]
+    whole = [next((d.removesuffix(s) for s in stubs if d.endswith(s)), d) for d in documents]
+    return before, whole, question
 
 
 @pytest.mark.parametrize("name", TASKS)
 @few
 @given(seed=seeds, seq_len=st.integers(1450, 1800), depth=st.none() | st.floats(0, 1))
-def test_the_prompt_is_exact_and_holds_what_the_file_says(files, name, seed, seq_len, depth):
+def test_the_prompt_is_exact_and_agrees_with_the_file(files, name, seed, seq_len, depth):
     task = TASKS[name](files)
-    asked = example(task, seed, seq_len, depth)
-    assert (
-        len(asked.prompt) + asked.max_new_tokens == seq_len
-        and asked.max_new_tokens == task.max_new_tokens
-    )
+    e = example(task, seed, seq_len, depth)
+    assert len(e.prompt) + e.max_new_tokens == seq_len
+    assert e.max_new_tokens == task.max_new_tokens
     file = task.file
-    (question,) = [q for q in file.questions if q.name == asked.meta["question"]]
-    assert (
-        asked.references == question.answers
-        and TOKENIZER.decode(asked.answer.tolist()).strip() == question.answers[0]
-    )
+    (question,) = [q for q in file.questions if q.name == e.meta["question"]]
+    assert e.references == question.answers
+    assert TOKENIZER.decode(e.answer.tolist()).strip() == question.answers[0]
     gold = {file.passages[i].text for i in question.gold}
-    spans = [TOKENIZER.decode(asked.prompt[a : a + n].tolist()) for a, n in asked.meta["needles"]]
-    assert {span.split("\n", 3)[3] for span in spans} == gold and len(spans) == len(gold)
-    text = TOKENIZER.decode(asked.prompt.tolist())
+    spans = [TOKENIZER.decode(e.prompt[a : a + n].tolist()) for a, n in e.meta["needles"]]
+    assert {span.split("\n", 3)[3] for span in spans} == gold
+    assert len(spans) == len(gold)
+    text = TOKENIZER.decode(e.prompt.tolist())
     before, documents, last = parts(text)
     assert last == f"{question.text}\nAnswer:"
-    assert before.count("Question: ") == task.shots and not any(
-        a in before for a in question.answers
-    )
-    assert asked.meta["distance"] == len(asked.prompt) - asked.meta["needles"][0][0]
+    assert before.count("Question: ") == task.shots
+    assert not any(answer in before for answer in question.answers)
+    assert e.meta["distance"] == len(e.prompt) - e.meta["needles"][0][0]
     outside = text
     for span in spans:
         assert outside.count(span.strip()) == 1
         outside = outside.replace(span.strip(), "")
     assert not any(answer.lower() in outside.lower() for answer in question.answers)
     if depth is not None:
-        assert abs(asked.depth - depth) <= 0.501 / max(
-            1, sum(n for *_, n in asked.meta["haystack"])
-        )
+        size = sum(n for *_, n in e.meta["haystack"])
+        assert abs(e.depth - depth) <= 0.501 / max(1, size)
     if name == "haystack":
         assert len(documents) == len(gold)
         return
     whole = {(f" {d.title}" if d.title else "") + f"\n{d.text}" for d in file.passages}
     uncut = [document for document in documents if document in whole]
     cut = [document for document in documents if document not in whole]
-    assert (
-        len(uncut) == len(set(uncut)) and len(cut) <= 2
-    )  # the last of each side, perhaps of one title and no more
+    assert len(uncut) == len(set(uncut))
+    # Only the last of each side is cut; both may be cut to the same title.
+    assert len(cut) <= 2
     assert all(any(document.startswith(part) for document in whole) for part in cut)
 
 
@@ -213,98 +212,102 @@ def test_the_prompt_is_exact_and_holds_what_the_file_says(files, name, seed, seq
 @given(seeds)
 def test_an_article_is_whole_and_in_order(files, seed):
     task = TASKS["article"](files)
-    asked = example(task, seed, 1500, 0.5)
-    (question,) = [q for q in task.file.questions if q.name == asked.meta["question"]]
-    text = TOKENIZER.decode(asked.prompt.tolist())
-    places = [text.index(task.file.passages[i].text) for i in question.article]
-    assert places == sorted(places) and len(places) == 4
-    together = text[places[0] : places[-1]]
-    assert together.count("\n\nDocument:") == 3
+    e = example(task, seed, 1500, 0.5)
+    (question,) = [q for q in task.file.questions if q.name == e.meta["question"]]
+    text = TOKENIZER.decode(e.prompt.tolist())
+    starts = [text.index(task.file.passages[i].text) for i in question.article]
+    assert starts == sorted(starts)
+    assert len(starts) == 4
+    assert text[starts[0] : starts[-1]].count("\n\nDocument:") == 3
 
 
 @few
 @given(seeds)
 def test_related_passages_come_first(files, seed):
-    """With room for about three, all three of the same article are there, or a rest of them, and no other."""
+    """About three others fit: all three of the same article, or some of them and no other."""
     task = QA(str(files / "squad.json"), shots=0)
-    asked = example(task, seed, 500, 0.5)
-    (question,) = [q for q in task.file.questions if q.name == asked.meta["question"]]
-    used = {number for number, *_ in asked.meta["haystack"]}
+    e = example(task, seed, 500, 0.5)
+    (question,) = [q for q in task.file.questions if q.name == e.meta["question"]]
+    used = {number for number, *_ in e.meta["haystack"]}
     others = set(question.article) - set(question.gold)
-    assert used & others and (used <= others or others <= used)
+    assert used & others
+    assert used <= others or others <= used
 
 
-def test_bare_questions_have_their_documents_and_no_other(files):
+def test_without_a_length_there_are_only_the_documents_of_the_question(files):
     for name in TASKS:
-        asked = example(TASKS[name](files), 5, None)
-        assert asked.meta["haystack"] == []
-        _, documents, _ = parts(TOKENIZER.decode(asked.prompt.tolist()))
-        assert len(documents) == (4 if name == "article" else len(asked.meta["needles"]))
+        e = example(TASKS[name](files), 5, None)
+        assert e.meta["haystack"] == []
+        _, documents, _ = parts(TOKENIZER.decode(e.prompt.tolist()))
+        assert len(documents) == (4 if name == "article" else len(e.meta["needles"]))
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_planted_reader_comes_back(files, name):
+def test_a_planted_answer_key_is_recovered(files, name):
     grid = {"seq_lens": (1450, 1600), "depths": (0.0, 0.5, 1.0), "n": 3, "source": toy_source()}
-    asked = Retrieval(**grid, task=TASKS[name](files))
-    key = AnswerKey.of(asked, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
-    rows = list(asked(key))
-    assert all(row.scores.score == 1 and row.question.tokens == row.seq_len for row in rows)
-    assert all(row.facts["file_sha256"] == file_sha256(row.question.fields["path"]) for row in rows)
-    for row in asked(dataclasses.replace(key, window=700)):
-        assert row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 700)
-    assert not any(row.scores.score for row in asked(EchoPrompt(TOKENIZER)))
-    control = dataclasses.replace(asked, condition="no-needle")
-    for whole, without in zip(asked.examples(TOKENIZER), control.examples(TOKENIZER), strict=True):
-        assert any(answer in TOKENIZER.decode(whole.prompt.tolist()) for answer in whole.references)
-        assert not any(
-            answer in TOKENIZER.decode(without.prompt.tolist()) for answer in whole.references
-        )
+    evaluation = Retrieval(**grid, task=TASKS[name](files))
+    key = AnswerKey.of(evaluation, TOKENIZER, manner=lambda ids: [*ids, *NEWLINE])
+    for record in evaluation(key):
+        assert record.scores.score == 1
+        assert record.question.tokens == record.seq_len
+        assert record.facts["file_sha256"] == file_sha256(record.question.fields["path"])
+    for record in evaluation(dataclasses.replace(key, window=700)):
+        reach = record.question.distance + len(record.question.gold) - 1
+        assert record.scores.correct == (reach <= 700)
+    assert not any(record.scores.score for record in evaluation(EchoPrompt(TOKENIZER)))
+    control = dataclasses.replace(evaluation, condition="no-needle")
+    examples = zip(evaluation.examples(TOKENIZER), control.examples(TOKENIZER), strict=True)
+    for with_needles, without in examples:
+        whole = TOKENIZER.decode(with_needles.prompt.tolist())
+        rest = TOKENIZER.decode(without.prompt.tolist())
+        assert any(answer in whole for answer in with_needles.references)
+        assert not any(answer in rest for answer in with_needles.references)
 
 
-def test_names_of_items_follow_the_file_and_not_its_place(tmp_path):
-    path, moved = tmp_path / "own.jsonl", tmp_path / "moved.jsonl"
+def test_item_names_follow_the_content_of_the_file_and_not_its_path(tmp_path):
+    path = tmp_path / "own.jsonl"
+    moved = tmp_path / "moved.jsonl"
     path.write_text(own())
     moved.write_text(own())
 
     def items(path, **options):
-        return Retrieval(
-            seq_lens=(900,), n=1, source=toy_source(), task=QA(str(path), **options)
-        ).items()
+        task = QA(str(path), **options)
+        return Retrieval(seq_lens=(900,), n=1, source=toy_source(), task=task).items()
 
     old = items(path)
-    assert items(moved) == old and items(path, shots=1) != old
+    assert items(moved) == old
+    assert items(path, shots=1) != old
     task = QA(str(path))
     assert len(task.file.questions) == 12
     path.write_text(own().replace("1500", "1501"))
     assert items(path) != old
-    assert "1501" in QA(str(path)).file.passages[0].text and "1500" in task.file.passages[0].text
+    assert "1501" in QA(str(path)).file.passages[0].text
+    assert "1500" in task.file.passages[0].text
     stale = QA(str(moved))
-    assert stale.sha256 and moved.write_text("{}")
+    assert stale.sha256
+    moved.write_text("{}")
     with pytest.raises(ValueError, match="has changed while it was in use"):
         read_questions.__wrapped__(stale.path, stale.sha256)
 
 
-def test_what_does_not_fit_is_named_and_never_cut(files):
-    with pytest.raises(
-        ValueError,
-        match=r"^qa, question \w+-\d of \S+squad.json: a prompt of 150 tokens cannot hold",
-    ):
-        example(QA(str(files / "squad.json")), 0, 150)
-    with pytest.raises(
-        ValueError,
-        match=r'^qa: 49\d\d\d tokens are needed .* has \d+ that .* set filler to "haystack"$',
-    ):
-        example(QA(str(files / "squad.json")), 0, 50_000)
-    assert example(QA(str(files / "squad.json"), filler="haystack"), 0, 50_000)
+def test_a_text_that_does_not_fit_is_named_and_never_cut(files):
+    path = str(files / "squad.json")
+    message = r"^qa, question \w+-\d of \S+squad.json: a prompt of 150 tokens cannot hold"
+    with pytest.raises(ValueError, match=message):
+        example(QA(path), 0, 150)
+    message = r'^qa: 49\d\d\d tokens are needed .* has \d+ that .* set filler to "haystack"$'
+    with pytest.raises(ValueError, match=message):
+        example(QA(path), 0, 50_000)
+    assert example(QA(path, filler="haystack"), 0, 50_000)
     with pytest.raises(ValueError, match="has 23 other questions that do not give question"):
-        example(QA(str(files / "squad.json"), shots=24), 0, 5000)
+        example(QA(path, shots=24), 0, 5000)
     with pytest.raises(ValueError, match="no question about a text of at most 20 characters"):
-        example(QA(str(files / "squad.json"), max_chars=20), 0, 500)
-    short = QA(str(files / "squad.json"), max_chars=150)
+        example(QA(path, max_chars=20), 0, 500)
+    short = QA(path, max_chars=150)
     for seed in range(20):
-        asked = example(short, seed, 800)
-        ((start, size),) = asked.meta["needles"]
-        assert len(TOKENIZER.decode(asked.prompt[start : start + size].tolist())) < 190
+        e = example(short, seed, 800)
+        ((start, size),) = e.meta["needles"]
+        assert len(TOKENIZER.decode(e.prompt[start : start + size].tolist())) < 190
 
 
 @pytest.mark.parametrize(
@@ -316,7 +319,7 @@ def test_what_does_not_fit_is_named_and_never_cut(files):
         ({"max_new_tokens": 0}, "max_new_tokens at least 1"),
     ],
 )
-def test_settings_that_there_are_not(files, change, message):
+def test_impossible_settings_are_refused(files, change, message):
     with pytest.raises(ValueError, match=message):
         QA(str(files / "squad.json"), **change)
 
@@ -366,48 +369,48 @@ JSON = st.recursive(
 )
 
 
-def places(value, path=()):
+def json_paths(value, path=()):
     """Every path into a JSON value."""
     yield path
-    for key in (
-        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    ):
-        yield from places(value[key], (*path, key))
+    keys = ()
+    if isinstance(value, dict):
+        keys = value
+    elif isinstance(value, list):
+        keys = range(len(value))
+    for key in keys:
+        yield from json_paths(value[key], (*path, key))
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), which=st.sampled_from([squad, hotpot, own]))
 def test_a_corrupted_file_is_read_or_refused_in_one_line(tmp_path_factory, data, which):
     value = which()
-    lines = isinstance(value, str)
-    value = [json.loads(line) for line in value.split("\n\n")] if lines else value
+    is_jsonl = isinstance(value, str)
+    if is_jsonl:
+        value = [json.loads(line) for line in value.split("\n\n")]
     value = {"data": value["data"][:2]} if isinstance(value, dict) else value[:3]
-    path = data.draw(st.sampled_from(list(places(value))))
-    value, target = copy.deepcopy({"root": value}), "root"
-    parent = value
+    path = data.draw(st.sampled_from(list(json_paths(value))))
+    parent = copy.deepcopy({"root": value})
+    document = parent
+    target = "root"
     for key in path:
-        parent, target = parent[target], key
+        parent = parent[target]
+        target = key
     if data.draw(st.booleans()) and path:
         del parent[target]
     else:
         parent[target] = data.draw(JSON)
-    root = value["root"]
-    content = (
-        "\n".join(map(json.dumps, root)) if lines and isinstance(root, list) else json.dumps(root)
-    )
+    root = document["root"]
+    as_lines = is_jsonl and isinstance(root, list)
+    content = "\n".join(map(json.dumps, root)) if as_lines else json.dumps(root)
     content = content.encode()
-    content = (
-        content[: data.draw(st.integers(0, len(content)))]
-        if data.draw(st.integers(0, 9)) == 0
-        else content
-    )
-    file = tmp_path_factory.mktemp("corrupted") / ("a.jsonl" if lines else "a.json")
+    if data.draw(st.integers(0, 9)) == 0:
+        content = content[: data.draw(st.integers(0, len(content)))]
+    file = tmp_path_factory.mktemp("corrupted") / ("a.jsonl" if is_jsonl else "a.json")
     file.write_bytes(content)
     try:
         read(file)
     except ValueError as error:
-        assert (
-            str(file) in str(error)
-            and "\n" not in str(error)
-            and not isinstance(error, UnicodeError)
-        )
+        assert str(file) in str(error)
+        assert "\n" not in str(error)
+        assert not isinstance(error, UnicodeError)

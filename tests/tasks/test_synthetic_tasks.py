@@ -1,4 +1,4 @@
-"""Synthetic tasks: exact to the token, answers that a reader of the text finds, true needle spans."""
+"""Synthetic tasks: exact to the token, solvable by a reader of the text, with true needle spans."""
 
 import math
 from collections import Counter
