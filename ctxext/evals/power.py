@@ -1,4 +1,4 @@
-"""What a number of questions can show: the smallest difference, the questions it takes, and what shared texts cost."""
+"""What a number of questions can show: differences, questions needed, and the cost of shared texts."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -6,21 +6,24 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ctxext.evals.stats import Numbers
+from ctxext.evals.stats import Numbers, cluster_index
 
 
-def needed(
+def required_pairs(
     effect: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05
 ) -> int:
-    """Pairs for McNemar's test to find a difference in rate: (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2.
+    """Pairs that McNemar's test needs to detect a difference d in rate.
 
-    effect: d, 0 < d <= 1; discordant: the share psi of pairs of which one is right and the other wrong, raised to d if
-    it is less, as no difference is larger; level: two-sided. The normal approximation (Connor 1987): the exact test
-    finds such a difference in 0.74 to 0.8 of all cases where this says 0.8. Raises ValueError for what is no share.
+    (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 (Connor 1987). effect: d, 0 < d <= 1. discordant:
+    the share psi of pairs of which one is right and the other wrong, raised to d if it is less, as
+    no difference is larger. level: two-sided. It is the normal approximation: where it gives a
+    power of 0.8, the exact test has 0.74 to 0.8.
+
+    Raises ValueError for an effect or a share outside its range.
     """
     if not 0 < effect <= 1 or not 0 <= discordant <= 1:
         raise ValueError(
-            f"the effect must lie in (0, 1] and discordant in [0, 1], got {effect} and {discordant}"
+            f"effect must be in (0, 1] and discordant in [0, 1], got {effect} and {discordant}"
         )
     return math.ceil(_pairs(effect, discordant, power, level) - 1e-9)
 
@@ -28,36 +31,40 @@ def needed(
 def detectable(
     n: float, *, discordant: float = 0.1, power: float = 0.8, level: float = 0.05
 ) -> float:
-    """The smallest difference in rate that `n` independent pairs show: what `needed` is the inverse of.
+    """The smallest difference in rate that `n` independent pairs show, inverse of `required_pairs`.
 
-    inf where even all against none would not be shown.
+    inf where even a difference of 1 would not be shown.
     """
     if not 0 <= discordant <= 1:
-        raise ValueError(f"discordant must lie in [0, 1], got {discordant}")
+        raise ValueError(f"discordant must be in [0, 1], got {discordant}")
     if n <= 0 or _pairs(1.0, discordant, power, level) > n:
         return math.inf
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (
-            (low, middle) if _pairs(middle, discordant, power, level) <= n else (middle, high)
-        )
+        if _pairs(middle, discordant, power, level) <= n:
+            high = middle
+        else:
+            low = middle
     return high
 
 
 def _pairs(effect: float, discordant: float, power: float, level: float) -> float:
     psi = max(discordant, effect)
-    alpha, beta = NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(power)
-    return ((alpha * math.sqrt(psi) + beta * math.sqrt(psi - effect**2)) / effect) ** 2
+    z_level = NormalDist().inv_cdf(1 - level / 2)
+    z_power = NormalDist().inv_cdf(power)
+    return ((z_level * math.sqrt(psi) + z_power * math.sqrt(psi - effect**2)) / effect) ** 2
 
 
-def intra_cluster(values: Numbers, clusters: Sequence[Hashable]) -> float:
-    """How alike values of one cluster are: the ANOVA estimator (MSB - MSW) / (MSB + (m - 1) MSW) of the correlation.
+def icc(values: Numbers, clusters: Sequence[Hashable]) -> float:
+    """Intra-cluster correlation: how alike the values of one cluster are, by the ANOVA estimator.
 
-    m = (N - sum n_i^2 / N) / (k - 1) for k clusters of n_i values. 0 where it has no meaning: one cluster, clusters of
-    one, values that are all equal. Raises ValueError if the lengths differ.
+    (MSB - MSW) / (MSB + (m - 1) MSW) with m = (N - sum n_i^2 / N) / (k - 1) for k clusters of n_i
+    values. 0 where it has no meaning: a single cluster, clusters of one, values that are all equal.
+    Raises ValueError if the lengths differ.
     """
-    x, k, sizes, index = _clustered(values, clusters)
+    x, index, sizes = _clustered(values, clusters)
+    k = len(sizes)
     if not 1 < k < len(x):
         return 0.0
     means = np.bincount(index, x) / sizes
@@ -69,73 +76,77 @@ def intra_cluster(values: Numbers, clusters: Sequence[Hashable]) -> float:
 
 
 def design_effect(size: float, rho: float) -> float:
-    """By how much `size` questions about one text vary more than as many independent ones: 1 + (K - 1) rho (Kish)."""
+    """How much more `size` values of one cluster vary than independent ones: 1 + (K - 1) rho (Kish)."""
     return 1 + (size - 1) * max(0.0, rho)
 
 
-def independent(values: Numbers, clusters: Sequence[Hashable]) -> float:
-    """How many independent values these are worth: N / design effect, with the mean size that a value sees."""
-    x, k, sizes, _ = _clustered(values, clusters)
-    return (
-        1.0
-        if k == 1
-        else len(x) / design_effect((sizes**2).sum() / len(x), intra_cluster(values, clusters))
-    )
+def effective_sample_size(values: Numbers, clusters: Sequence[Hashable]) -> float:
+    """The number of independent values that are as informative: N / design effect.
 
-
-def worth(hits: Numbers, texts: Sequence[Hashable]) -> float:
-    """How many independent questions these are worth, where some share a text.
-
-    Where all are right or all are wrong nothing tells how alike they are: each text counts as one.
+    The cluster size in it is the mean that a value sees. A single cluster counts as one.
     """
-    if len(set(texts)) == len(texts):
-        return len(texts)
-    return len(set(texts)) if len(set(hits)) == 1 else independent(hits, texts)
+    x, _, sizes = _clustered(values, clusters)
+    if len(sizes) == 1:
+        return 1.0
+    return len(x) / design_effect((sizes**2).sum() / len(x), icc(values, clusters))
+
+
+def effective_trials(hits: Numbers, texts: Sequence[Hashable]) -> float:
+    """The number of independent questions that are as informative, where some share a text.
+
+    If all are right or all are wrong, nothing shows how alike they are: each text counts as one.
+    """
+    num_texts = len(set(texts))
+    if num_texts == len(texts):
+        return num_texts
+    return num_texts if len(set(hits)) == 1 else effective_sample_size(hits, texts)
 
 
 def _clustered(
     values: Numbers, clusters: Sequence[Hashable]
-) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, the cluster's number of each, and the sizes of the clusters."""
     if len(values) != len(clusters) or not len(values):
         raise ValueError(
             f"{len(values)} values and {len(clusters)} clusters: as many of both, and at least one"
         )
-    number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
-    index = np.array([number[key] for key in clusters])
-    return np.asarray(values, np.float64), len(number), np.bincount(index), index
+    index, _ = cluster_index(clusters)
+    return np.asarray(values, np.float64), index, np.bincount(index)
 
 
-def plan_sentence(n_items: int, n_texts: int, *, depths: int = 1) -> str:
-    """What `n_items` questions at a length about `n_texts` texts will be able to show.
+def plan_sentence(num_items: int, num_texts: int, *, depths: int = 1) -> str:
+    """What `num_items` questions per length about `num_texts` texts will be able to show.
 
-    As in: 20 questions a cell, 100 a length, tell methods apart that differ by 9 points or more at a length (80 %
-    power, if 10 % of the answers differ). Where questions share texts both ends are said: independent, and one unit.
+    For example: 20 questions per cell, 100 per length, can tell methods apart that differ by 9
+    points or more (80 % power, if 10 % of the answers differ). Where questions share texts, both
+    extremes are given: all independent, and one unit per text.
     """
-    alone, together = detectable(n_items), detectable(n_texts)
-    cell = (
-        f"{n_items // depths} questions a cell, {n_items} a length"
-        if depths > 1
-        else f"{n_items} questions a length"
-    )
-    if not math.isfinite(together if n_texts == n_items else alone):
-        return f"{cell}: too few to tell any two methods apart."
-    about = "" if n_texts == n_items else f" about {n_texts} texts"
-    shared = (
-        ""
-        if n_texts == n_items
-        else (
-            " if the questions about one text are independent, by "
+    alone = detectable(num_items)
+    together = detectable(num_texts)
+    shares_texts = num_texts != num_items
+    per_cell = f"{num_items // depths} questions per cell, {num_items} per length"
+    counts = per_cell if depths > 1 else f"{num_items} questions per length"
+    if not math.isfinite(alone if shares_texts else together):
+        return f"{counts}: too few to tell any two methods apart."
+    about = f" about {num_texts} texts" if shares_texts else ""
+    if not shares_texts:
+        extremes = ""
+    elif math.isfinite(together):
+        extremes = (
+            " if the questions about one text are independent, and by "
             f"{_points(together)} if they are right or wrong together"
-            if math.isfinite(together)
-            else " if the questions about one text are independent, none if they are right or wrong together"
         )
-    )
-    differ = "10 % of the answers differ" + (
-        ", or as many as it takes" if max(alone, together) > 0.1 else ""
-    )
+    else:
+        extremes = (
+            " if the questions about one text are independent, and none if they are right or wrong "
+            "together"
+        )
+    differ = "10 % of the answers differ"
+    if max(alone, together) > 0.1:
+        differ += ", or as many as it takes"
     return (
-        f"{cell}{about}, tell methods apart that differ by {_points(alone)} points or more at a length{shared} "
-        f"(80 % power, if {differ})."
+        f"{counts}{about}, can tell methods apart that differ by {_points(alone)} points or more"
+        f"{extremes} (80 % power, if {differ})."
     )
 
 

@@ -1,4 +1,10 @@
-"""Intervals for rates, differences and ratios; everything random is seeded, and the unit of chance is the cluster."""
+"""Intervals for rates, differences and ratios.
+
+Whatever is random is seeded, and clusters are the unit that is redrawn. The few formulas that
+scipy has as well (Wilson, McNemar, isotonic regression) are written out: scipy's versions know
+neither clusters nor effective sample sizes, and importing them takes longer than most reports.
+Tests hold ours to scipy's.
+"""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -8,10 +14,11 @@ import numpy as np
 
 Numbers = Sequence[float | int] | np.ndarray
 Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
 
 
 class Interval(NamedTuple):
-    """An estimate and its bounds; the bounds are None where the data (one cluster) cannot give any.
+    """An estimate and its bounds, which are None where the data (one cluster) cannot give any.
 
     A format specification applies to each number: `f"{interval:.1f}"` is "3.4 [3.0, 4.0]".
     """
@@ -36,18 +43,23 @@ class Interval(NamedTuple):
         return Interval(factor * self.value, low, high)
 
 
-def wilson(successes: int, trials: int, z: float = Z95, *, worth: float | None = None) -> Interval:
-    """Rate k/n with the Wilson score interval: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n.
+def wilson(
+    successes: int, trials: int, z: float = Z95, *, effective_trials: float | None = None
+) -> Interval:
+    """Rate p = k/n with the Wilson score interval.
 
-    worth: how many independent trials they are worth, n in the interval. Raises ValueError unless 0 <= k <= n, n > 0.
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). effective_trials: n in the interval,
+    if the trials are not independent. Raises ValueError unless 0 <= k <= n and n > 0.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes in {trials} trials is not a rate")
-    p, n = successes / trials, trials if worth is None else worth
+    p = successes / trials
+    n = trials if effective_trials is None else effective_trials
     centre = p + z * z / (2 * n)
     half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    # at k = 0 and k = n one bound is exactly 0 or 1, which rounding must not hide
+    low = (centre - half) / (1 + z * z / n)
+    high = (centre + half) / (1 + z * z / n)
+    # At k = 0 and k = n one bound is exactly 0 or 1, which rounding must not hide.
     return Interval(p, 0.0 if successes == 0 else low, 1.0 if successes == trials else high)
 
 
@@ -60,29 +72,35 @@ def ratio_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """sum(numerators) / sum(denominators) with a percentile bootstrap interval that redraws whole clusters.
+    """sum(numerators) / sum(denominators), with a percentile bootstrap over whole clusters.
 
-    Example: summed nats and token counts per window, clusters = documents. None: every entry is its own cluster.
-    Raises ValueError if the lengths differ or nothing is there.
+    For example summed nats and token counts per window, with documents as clusters. None: every
+    entry is its own cluster. Raises ValueError if the lengths differ or nothing is there.
     """
-    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    top = np.asarray(numerators, np.float64)
+    bottom = np.asarray(denominators, np.float64)
     keys = range(len(top)) if clusters is None else clusters
     if not len(top) == len(bottom) == len(keys) or not len(top):
         raise ValueError(
             f"{len(top)} numerators, {len(bottom)} denominators and {len(keys)} clusters: "
             "all must be equally many, and at least one"
         )
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    index = [number[key] for key in keys]
-    tops, bottoms = np.bincount(index, top), np.bincount(index, bottom)
+    index, num_clusters = cluster_index(keys)
+    tops = np.bincount(index, top)
+    bottoms = np.bincount(index, bottom)
     value = float(tops.sum() / bottoms.sum())
-    if len(number) < 2:
+    if num_clusters < 2:
         return Interval(value, None, None)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(number), np.full(len(number), 1 / len(number)), size=samples
-    )
+    uniform = np.full(num_clusters, 1 / num_clusters)
+    drawn = np.random.default_rng(seed).multinomial(num_clusters, uniform, size=samples)
     low, high = np.quantile((drawn @ tops) / (drawn @ bottoms), [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+def cluster_index(keys: Sequence[Hashable] | range) -> tuple[np.ndarray, int]:
+    """The number of each key's cluster, in order of appearance, and how many clusters there are."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], int), len(number)
 
 
 def paired_bootstrap(
@@ -94,7 +112,7 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """mean(b) - mean(a) over the same items in the same order, with a bootstrap interval that redraws clusters."""
+    """mean(b) - mean(a) over the same items in the same order, with a bootstrap over clusters."""
     if len(a) != len(b):
         raise ValueError(
             f"{len(a)} and {len(b)} items are not pairs: compare the items that both have"
@@ -107,7 +125,8 @@ def paired_bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p-value: 2 P(X <= min(b, c)), X ~ binomial(b + c, 1/2), at most 1.
 
-    only_a, only_b: items that one method has right and the other wrong. Raises ValueError for negative counts.
+    only_a, only_b: items that one method has right and the other wrong. Raises ValueError for
+    negative counts.
     """
     if min(only_a, only_b) < 0:
         raise ValueError(
@@ -118,32 +137,34 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def sign_flip(differences: Sequence[int], clusters: Sequence[Hashable]) -> float:
-    """Exact two-sided p of paired differences if neither side is better: every cluster's sum is as often negative.
+    """Exact two-sided p-value of paired differences, by flipping the sign of each cluster's sum.
 
-    P(|sum of +-D_k| >= |sum D_k|) over all signs; D_k: the sum of a cluster's differences (arXiv 2411.00640 wants the
-    cluster to be the unit). With clusters of one and differences of -1, 0, 1 it is McNemar's exact test.
+    P(|sum of +-D_k| >= |sum D_k|) over all signs, where D_k is the sum of a cluster's differences:
+    if neither side is better, it is as often negative (arXiv 2411.00640 asks for clusters as the
+    unit). With clusters of one and differences of -1, 0 and 1 it is McNemar's exact test.
     """
     sums: dict[Hashable, int] = {}
     for difference, key in zip(differences, clusters, strict=True):
         sums[key] = sums.get(key, 0) + int(difference)
-    sizes = [abs(value) for value in sums.values() if value]
-    chance = np.ones(1)  # chance[i] is that of the sum i - len(chance) // 2
-    for size in sizes:
+    probability = np.ones(1)  # [i]: that of the sum i - len(probability) // 2
+    for size in (abs(value) for value in sums.values() if value):
         step = np.zeros(2 * size + 1)
         step[[0, -1]] = 0.5
-        chance = np.convolve(chance, step)
-    reach = np.abs(np.arange(len(chance)) - len(chance) // 2)
-    return min(1.0, float(chance[reach >= abs(sum(sums.values()))].sum()))
+        probability = np.convolve(probability, step)
+    totals = np.abs(np.arange(len(probability)) - len(probability) // 2)
+    return min(1.0, float(probability[totals >= abs(sum(sums.values()))].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the given order: the k-th smallest of m times m - k + 1, made increasing.
+    """Holm's adjusted p-values, in the given order.
 
-    Raises ValueError for what is no probability.
+    The k-th smallest of m times m - k + 1, made increasing. Raises ValueError for a value that is
+    not a probability.
     """
-    p, m = np.asarray(p_values, np.float64), len(p_values)
+    p = np.asarray(p_values, np.float64)
+    m = len(p_values)
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p-values must lie in 0..1, got {list(p_values)}")
+        raise ValueError(f"p-values must be within 0 to 1, got {list(p_values)}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(m)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(m, 0, -1)))
@@ -151,9 +172,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Effective(NamedTuple):
-    """An effective length and its 95 % bounds, tokens.
+    """An effective length and its 95 % bounds, in tokens.
 
-    censored: ">" if the longest length tried is still above the bar, "<" if the shortest is already below it.
+    censored: ">" if the longest length tried is still above the threshold, "<" if the shortest is
+    already below it.
     """
 
     value: float
@@ -169,7 +191,7 @@ class Effective(NamedTuple):
         return f"{self.censored} {self.value:{spec}}".lstrip()
 
     def bounds(self, spec: str) -> str:
-        """The bounds alone, such as "[3.0, > 4.0]": open on the side that the lengths tried leave open."""
+        """The bounds alone, such as "[3.0, > 4.0]": open where the lengths tried leave it open."""
         low = "< " if self.censored == "<" else ""
         high = "> " if self.censored == ">" else ""
         return f"[{low}{self.low:{spec}}, {high}{self.high:{spec}}]"
@@ -183,89 +205,109 @@ def effective_length(
     lengths: Sequence[int],
     correct: Numbers,
     clusters: Sequence[Hashable],
-    home: Numbers,
-    home_clusters: Sequence[Hashable],
+    baseline: Numbers,
+    baseline_clusters: Sequence[Hashable],
     *,
     tau: float = 0.85,
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Effective:
-    """The length up to which the rate stays at tau x the rate at home or above.
+    """The length up to which the rate of right answers stays above tau x that of the baseline.
 
-    Rates by length are made non-increasing (isotonic regression); `value` is where they cross the bar, interpolated in
-    log2 length. Between two lengths that were tried nothing is known of the curve, so the bounds are lengths that were
-    tried: each redraw of the clusters (of home, too, which may be another model) gives the last length above the bar
-    and the first below it; `low` is a low quantile of the former, `high` a high one of the latter. Every redrawn rate
-    has a Gamma(1/2)-weighted right and wrong answer added (Jeffreys), or else 40 of 40 would count as certain.
-    lengths: tokens, an entry per item like `correct` and `clusters`; home: right or wrong per item of the comparison.
-    With one cluster the bounds are all that was tried. Raises ValueError if the sequences do not fit each other or are
-    empty, if nothing is right at home, and for a tau that is no part.
+    lengths: tokens, one entry per item like `correct` and `clusters`. baseline: right or wrong per
+    item of the comparison, such as the base model in its own window.
+
+    Rates by length are made non-increasing (isotonic regression); `value` is where they cross the
+    threshold, interpolated in log2 length. Between two lengths that were tried nothing is known
+    about the curve, so the bounds are lengths that were tried: each redraw of the clusters (also
+    of the baseline, which may be another model) has a last length above the threshold and a first
+    one below; `low` is a low quantile of the former, `high` a high one of the latter. Every
+    redrawn rate has a Gamma(1/2)-weighted right and wrong answer added (Jeffreys), as otherwise 40
+    of 40 would count as certain. With one cluster the bounds are the shortest and longest length.
+
+    Raises ValueError if the sequences do not fit each other or are empty, if the baseline has
+    nothing right, and for a tau outside (0, 1].
     """
-    if not len(lengths) == len(correct) == len(clusters) or not len(home) == len(home_clusters):
-        raise ValueError(
-            "lengths, correct and clusters must be equally many, home and home_clusters too"
-        )
-    if not len(lengths) or not np.any(home):
-        raise ValueError("an effective length needs answers, and right answers at home")
+    if not len(lengths) == len(correct) == len(clusters):
+        raise ValueError("lengths, correct and clusters must be equally many")
+    if len(baseline) != len(baseline_clusters):
+        raise ValueError("baseline and baseline_clusters must be equally many")
+    if not len(lengths) or not np.any(baseline):
+        raise ValueError("an effective length needs answers, and right answers of the baseline")
     if not 0 < tau <= 1:
-        raise ValueError(
-            f"tau is the part of the rate at home that counts as reading, 0 < tau <= 1; got {tau}"
-        )
+        raise ValueError(f"tau is a share of the baseline's rate, 0 < tau <= 1; got {tau}")
     tried = np.unique(lengths)
-    right, asked = _by_cluster(clusters, np.searchsorted(tried, lengths), correct, len(tried))
-    home_right, home_asked = _by_cluster(home_clusters, np.zeros(len(home), int), home, 1)
+    column = np.searchsorted(tried, lengths)
+    right, asked = _by_cluster(clusters, column, correct, len(tried))
+    one_column = np.zeros(len(baseline), int)
+    base_right, base_asked = _by_cluster(baseline_clusters, one_column, baseline, 1)
     rate = _non_increasing(right.sum(0)[None], asked.sum(0)[None])[0]
-    bar = tau * home_right.sum() / home_asked.sum()
-    above = int((rate >= bar).sum())
-    if above in (0, len(tried)):
-        value, censored = float(tried[0 if above == 0 else -1]), "<" if above == 0 else ">"
-    else:
-        share = (rate[above - 1] - bar) / (rate[above - 1] - rate[above])
-        value, censored = (
-            float(np.exp2(np.interp(share, [0, 1], np.log2(tried[above - 1 : above + 1])))),
-            "",
-        )
-    if len(right) < 2 or len(home_right) < 2:
+    threshold = tau * base_right.sum() / base_asked.sum()
+    value, censored = _crossing(tried, rate, threshold)
+    if len(right) < 2 or len(base_right) < 2:
         return Effective(value, float(tried[0]), float(tried[-1]), censored)
     rng = np.random.default_rng(seed)
 
     def redraw(right: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        drawn = rng.multinomial(len(right), np.full(len(right), 1 / len(right)), size=samples)
-        yes, no = rng.gamma(0.5, size=(2, samples, right.shape[1]))
-        return drawn @ right + yes, drawn @ asked + yes + no
+        uniform = np.full(len(right), 1 / len(right))
+        drawn = rng.multinomial(len(right), uniform, size=samples)
+        more_right, more_wrong = rng.gamma(0.5, size=(2, samples, right.shape[1]))
+        return drawn @ right + more_right, drawn @ asked + more_right + more_wrong
 
-    there, here = redraw(right, asked), redraw(home_right, home_asked)
-    counts = (_non_increasing(*there) >= tau * here[0] / here[1]).sum(-1)
-    last, first = tried[np.maximum(counts - 1, 0)], tried[np.minimum(counts, len(tried) - 1)]
-    low = np.quantile(last, (1 - level) / 2, method="lower")
-    high = np.quantile(first, (1 + level) / 2, method="higher")
+    drawn_right, drawn_asked = redraw(right, asked)
+    drawn_base_right, drawn_base_asked = redraw(base_right, base_asked)
+    is_above = _non_increasing(drawn_right, drawn_asked) >= (
+        tau * drawn_base_right / drawn_base_asked
+    )
+    num_above = is_above.sum(-1)
+    last_above = tried[np.maximum(num_above - 1, 0)]
+    first_below = tried[np.minimum(num_above, len(tried) - 1)]
+    low = np.quantile(last_above, (1 - level) / 2, method="lower")
+    high = np.quantile(first_below, (1 + level) / 2, method="higher")
     return Effective(value, float(low), float(high), censored)
+
+
+def _crossing(
+    tried: np.ndarray, rate: np.ndarray, threshold: float
+) -> tuple[float, Literal["", ">", "<"]]:
+    """Where non-increasing rates cross the threshold, and whether it is outside what was tried."""
+    num_above = int((rate >= threshold).sum())
+    if num_above == 0:
+        return float(tried[0]), "<"
+    if num_above == len(tried):
+        return float(tried[-1]), ">"
+    above, below = rate[num_above - 1], rate[num_above]
+    share = (above - threshold) / (above - below)
+    log_lengths = np.log2(tried[num_above - 1 : num_above + 1])
+    return float(np.exp2(np.interp(share, [0, 1], log_lengths))), ""
 
 
 def _by_cluster(
     clusters: Sequence[Hashable], column: np.ndarray, correct: Numbers, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Right and asked, [clusters, lengths]."""
-    number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
-    right, asked = np.zeros((2, len(number), width))
-    index = np.array([number[key] for key in clusters]), column
-    np.add.at(right, index, np.asarray(correct, np.float64))
-    np.add.at(asked, index, 1.0)
+    row, num_clusters = cluster_index(clusters)
+    right, asked = np.zeros((2, num_clusters, width))
+    np.add.at(right, (row, column), np.asarray(correct, np.float64))
+    np.add.at(asked, (row, column), 1.0)
     return right, asked
 
 
 def _non_increasing(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Isotonic rates [..., lengths]: at i, the least over j <= i of the greatest mean over j .. k, k >= i."""
+    """Isotonic regression of the rates [..., lengths], non-increasing, for many draws at once.
+
+    At i: the least over j <= i of the greatest mean over j .. k, k >= i.
+    """
     lengths = right.shape[-1]
-    yes, total = (
-        np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, -1)], -1) for x in (right, asked)
-    )
+    zero = np.zeros((*right.shape[:-1], 1))
+    sum_right = np.concatenate([zero, np.cumsum(right, -1)], -1)
+    sum_asked = np.concatenate([zero, np.cumsum(asked, -1)], -1)
     out = np.full(right.shape, np.inf)
     for j in range(lengths):
-        means = (yes[..., j + 1 :] - yes[..., j, None]) / (
-            total[..., j + 1 :] - total[..., j, None]
-        )
+        num_right = sum_right[..., j + 1 :] - sum_right[..., j, None]
+        num_asked = sum_asked[..., j + 1 :] - sum_asked[..., j, None]
+        means = num_right / num_asked
         greatest = np.maximum.accumulate(means[..., ::-1], -1)[..., ::-1]
         out[..., j:] = np.minimum(out[..., j:], greatest)
     return out

@@ -18,7 +18,7 @@ from ctxext.evals.published_passkeys import PROTOCOLS, passkey_protocol
 from ctxext.evals.retrieval import Retrieval
 from ctxext.evals.rolling_perplexity import RollingPerplexity
 from ctxext.evals.ruler import ruler_exact
-from ctxext.evals.ruler_reference import MANIFEST, prepared
+from ctxext.evals.ruler_generators import MANIFEST, prepared
 from ctxext.evals.ruler_samples import Samples
 
 Budget = Literal["small", "full"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ctxext.data.corpus import Corpus
 from ctxext.data.sources import TextSource
-from ctxext.evals import RollingPerplexity
+from ctxext.evals import RollingPerplexity, evaluated_model
 from ctxext.evals.oracle import ContextCurve, OracleConfig
 from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.record import (
@@ -69,8 +69,8 @@ def test_one_model_has_many_perplexities(estimator, expected):
     )  # a byte is a token
     last = [row.scores.windows for row in run(model)][0]
     if estimator in ("token", "pi", "yarn"):
-        assert last["count"] == [8192] + [256] * 96
-        assert round(math.exp(sum(last["nll"][1:]) / sum(last["count"][1:])), 3) == 3.696
+        assert last.count == (8192,) + (256,) * 96
+        assert round(math.exp(sum(last.nll[1:]) / sum(last.count[1:])), 3) == 3.696
 
 
 def definition(estimator, sizes, L, S, bos):
@@ -261,7 +261,7 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
         )  # another stream is another measurement
         old = {row.item: row for row in run(model)}
         some = run.items()[1:]
-        assert list(run.records(model, some, EvaluatedModel(64))) == [
+        assert list(run.records(model, some, evaluated_model(model))) == [
             old[item] for item in some
         ]  # resumed
         if kept:

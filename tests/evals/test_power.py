@@ -10,17 +10,19 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from ctxext.evals.power import (
     design_effect,
     detectable,
-    independent,
-    intra_cluster,
-    needed,
+    effective_sample_size,
+    icc,
     plan_sentence,
+    required_pairs,
 )
 from ctxext.evals.stats import mcnemar
 
 
 def test_the_known_sample_sizes():
     found = {
-        (d, psi): needed(d / 100, discordant=psi / 100) for d in (5, 10) for psi in (5, 10, 20)
+        (d, psi): required_pairs(d / 100, discordant=psi / 100)
+        for d in (5, 10)
+        for psi in (5, 10, 20)
     }
     assert (found[5, 10], found[5, 5], found[5, 20]) == (312, 155, 626)
     assert (found[10, 10], found[10, 20]) == (77, 155)
@@ -34,8 +36,8 @@ def test_detectable_is_the_inverse(n):
     for discordant in (0, 0.05, 0.1, 0.4):
         effect = detectable(n, discordant=discordant)
         if math.isfinite(effect):
-            assert needed(effect, discordant=discordant) <= n
-            assert needed(0.99 * effect, discordant=discordant) > 0.98 * n
+            assert required_pairs(effect, discordant=discordant) <= n
+            assert required_pairs(0.99 * effect, discordant=discordant) > 0.98 * n
     assert detectable(3) == detectable(0) == math.inf
     assert detectable(n, level=0.005) > detectable(n) or n == 4
     assert detectable(n, power=0.9) > detectable(n)
@@ -80,7 +82,7 @@ def test_correlation_within_clusters():
     for sizes in ([5] * 20, rng.integers(1, 9, size=30)):
         clusters = np.repeat(np.arange(len(sizes)), sizes)
         values = rng.random(len(clusters)) < np.repeat(rng.beta(1, 1, size=len(sizes)), sizes)
-        assert intra_cluster(values, clusters.tolist()) == pytest.approx(
+        assert icc(values, clusters.tolist()) == pytest.approx(
             brute_force_icc(values.astype(float).tolist(), clusters.tolist())
         )
     for values, clusters in (
@@ -88,17 +90,17 @@ def test_correlation_within_clusters():
         ([0, 1, 1], [0, 1, 2]),
         ([0, 1, 1], [0, 0, 0]),
     ):
-        assert intra_cluster(values, clusters) == 0
-    assert intra_cluster([0, 0, 1, 1], [0, 0, 1, 1]) == 1
+        assert icc(values, clusters) == 0
+    assert icc([0, 0, 1, 1], [0, 0, 1, 1]) == 1
     with pytest.raises(ValueError, match="as many of both"):
-        intra_cluster([1], [1, 2])
+        icc([1], [1, 2])
 
 
 def test_a_planted_correlation_comes_back():
     rng = np.random.default_rng(2)
     clusters = np.repeat(np.arange(400), 6)
     values = np.repeat(rng.normal(size=400), 6) * 0.3**0.5 + rng.normal(size=2400) * 0.7**0.5
-    rho = intra_cluster(values, clusters.tolist())
+    rho = icc(values, clusters.tolist())
     assert rho == pytest.approx(0.3, abs=0.04)
     fit = MixedLM(values, np.ones((2400, 1)), clusters).fit()
     assert rho == pytest.approx(fit.cov_re[0, 0] / (fit.cov_re[0, 0] + fit.scale), abs=0.005)
@@ -106,33 +108,33 @@ def test_a_planted_correlation_comes_back():
 
 def test_the_design_effect_is_how_much_more_the_mean_varies():
     rng = np.random.default_rng(3)
-    clusters, means, worth = np.repeat(np.arange(40), 5), [], []
+    clusters, means, sizes = np.repeat(np.arange(40), 5), [], []
     for _ in range(1500):
         values = rng.random(200) < np.repeat(
             rng.beta(2, 2, size=40), 5
         )  # correlation 1 / (2 + 2 + 1)
         means.append(values.mean())
-        worth.append(independent(values, clusters.tolist()))
+        sizes.append(effective_sample_size(values, clusters.tolist()))
     assert np.var(means) / (0.25 / 200) == pytest.approx(design_effect(5, 0.2), rel=0.1) == 1.8
-    assert np.mean(worth) == pytest.approx(200 / 1.8, rel=0.1)
-    assert design_effect(5, -0.1) == 1 and independent([0, 1], ["a", "a"]) == 1
+    assert np.mean(sizes) == pytest.approx(200 / 1.8, rel=0.1)
+    assert design_effect(5, -0.1) == 1 and effective_sample_size([0, 1], ["a", "a"]) == 1
 
 
 def test_the_sentence_of_a_plan():
     said = plan_sentence(100, 100, depths=5)
     assert said == (
-        "20 questions a cell, 100 a length, tell methods apart that differ by 9 points or more at a length "
+        "20 questions per cell, 100 per length, can tell methods apart that differ by 9 points or more "
         "(80 % power, if 10 % of the answers differ)."
     )
-    assert needed(0.09) <= 100 < needed(0.08)
+    assert required_pairs(0.09) <= 100 < required_pairs(0.08)
     shared = plan_sentence(100, 20)
     assert (
-        "100 questions a length about 20 texts, " in shared
-        and "by 35 if they are right or wrong" in shared
+        "100 questions per length about 20 texts, " in shared
+        and "and by 35 if they are right or wrong" in shared
     )
-    assert needed(0.35) <= 20 < needed(0.34)
+    assert required_pairs(0.35) <= 20 < required_pairs(0.34)
     assert plan_sentence(20, 20).endswith(
         "(80 % power, if 10 % of the answers differ, or as many as it takes)."
     )
-    assert plan_sentence(3, 3) == "3 questions a length: too few to tell any two methods apart."
-    assert "none if they are right or wrong together" in plan_sentence(60, 2)
+    assert plan_sentence(3, 3) == "3 questions per length: too few to tell any two methods apart."
+    assert "and none if they are right or wrong together" in plan_sentence(60, 2)

@@ -142,7 +142,7 @@ def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked()
     assert (np.histogram(real, 8, (0.0001, 0.9999))[0] > 9).all()  # 20 expected of each
     assert not set(evaluation.items()) & set(Retrieval((600,), n=40, source=SOURCE).items())
     assert dataclasses.replace(evaluation, label="x").items() == evaluation.items()
-    with pytest.raises(ValueError, match=r"jitter 2.0 is a part of the text"):
+    with pytest.raises(ValueError, match=r"jitter is a share of the text, 0 to 1, got 2.0"):
         Retrieval((600,), jitter=2.0)
 
 

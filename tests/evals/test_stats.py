@@ -201,12 +201,12 @@ def test_an_effective_length_that_cannot_be_known_is_refused_or_wide():
     for tau in (0, 85):
         with pytest.raises(ValueError, match="0 < tau <= 1"):
             effective_length(lengths, correct, at, home, list(range(20)), tau=tau)
-    with pytest.raises(ValueError, match="right answers at home"):
+    with pytest.raises(ValueError, match="right answers of the baseline"):
         effective_length(lengths, correct, at, [False] * 20, list(range(20)))
     with pytest.raises(ValueError, match="equally many"):
         effective_length(lengths, correct[1:], at, home, list(range(20)))
     for p in (1.5, float("nan"), -0.1):
-        with pytest.raises(ValueError, match="0..1"):
+        with pytest.raises(ValueError, match="within 0 to 1"):
             holm([0.1, p])
 
 

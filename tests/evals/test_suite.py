@@ -111,9 +111,9 @@ def test_files_of_ones_own(tmp_path):
 def test_what_the_numbers_can_show_is_said_before():
     (alone, shared) = power_statements(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
     assert alone.startswith(
-        "passkey: 12 questions a cell, 60 a length, tell methods apart that differ by "
+        "passkey: 12 questions per cell, 60 per length, can tell methods apart that differ by "
     )
-    assert shared.startswith("kv: 24 questions a cell, 120 a length about 24 texts, tell ")
+    assert shared.startswith("kv: 24 questions per cell, 120 per length about 24 texts, can tell ")
     with pytest.raises(
         ValueError, match="there is no evaluation 'rule'; known: association, cwe, facts"
     ):

@@ -27,10 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     options.refuse_rest(rest)
     from ctxext import loading
-    from ctxext.evals.ruler_reference import TASKS, prepare
+    from ctxext.evals.ruler import RULER_TASKS
+    from ctxext.evals.ruler_generators import prepare
 
     tokenizer = loading.open_tokenizer(args.source)
-    prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=args.tasks or TASKS)
+    tasks = args.tasks or tuple(RULER_TASKS)
+    prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=tasks)
     print(
         f"wrote {args.out}; evaluate with: ctxext eval {args.source} --evals ruler:reference --ruler {args.out}"
     )

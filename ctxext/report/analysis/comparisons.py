@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ctxext.evals.power import detectable, independent
+from ctxext.evals.power import detectable, effective_sample_size
 from ctxext.evals.stats import Interval, holm, paired_bootstrap, sign_flip, wilson
 from ctxext.report.analysis.records import Row, Variant, document, text
 
@@ -68,7 +68,7 @@ def compare(a: Variant, b: Variant, both: Sequence[Pair]) -> Comparison:
     right_a, right_b = sum(x["correct"] for x, _ in both), sum(y["correct"] for _, y in both)
     differences = [y["correct"] - x["correct"] for x, y in both]
     p = sign_flip(differences, [text(row) for row, _ in both])
-    worth = independent(differences, [document(row) for row, _ in both])
+    worth = effective_sample_size(differences, [document(row) for row, _ in both])
     return Comparison(a, b, len(both), right_a, right_b, only_a, only_b, paired(both), p, p, worth)
 
 

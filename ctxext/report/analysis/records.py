@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ctxext.evals.power import worth
+from ctxext.evals.power import effective_trials
 from ctxext.evals.stats import Interval, wilson
 
 Row = dict[str, Any]
@@ -60,7 +60,9 @@ def text(row: Row) -> str:
 def share(found: Sequence[Row], field: str = "correct") -> Interval:
     """The rate of a true-or-false field, its Wilson interval by what the questions are worth that share texts."""
     hits = [row[field] for row in found]
-    return wilson(sum(hits), len(hits), worth=worth(hits, [text(row) for row in found]))
+    return wilson(
+        sum(hits), len(hits), effective_trials=effective_trials(hits, [text(row) for row in found])
+    )
 
 
 @dataclass(frozen=True)
