@@ -10,7 +10,7 @@ import numpy as np
 class Positions(abc.ABC):
     """Training-time positions. Subclasses are frozen dataclasses and final.
 
-    They are drawn on the host, where the batch is made, from the generator of its seed and step.
+    They are drawn on the host with the batch, by the generator of that seed, step and row.
     """
 
     type_tag: ClassVar[str] = "positions/"

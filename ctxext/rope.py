@@ -141,7 +141,7 @@ class Rope:
         """
         if angles not in ANGLES:
             raise ValueError(f"angles {angles!r} are not known; choose one of {', '.join(ANGLES)}")
-        # Callers keep the result, so that it must be a value even when asked for inside a trace.
+        # Callers keep the result, so that it must be a value even inside a trace.
         with jax.ensure_compile_time_eval():
             rotation = _on_device(self.inv_freq, self.attention_factor, angles)
             if self.leading is None:
@@ -237,7 +237,7 @@ def _rope_of_any_length(scaling: RopeScaling, base: RopeBase) -> Rope:
     rope = scaling.rope(base, window)
     try:
         long_rope = scaling.rope(base, LONG * window)
-    except ValueError:  # a scaling may refuse lengths, and nobody asked for this one
+    except ValueError:  # a scaling may refuse lengths, and this one is only a check
         return rope
     _check_declaration(scaling, (window, rope), (LONG * window, long_rope))
     return rope

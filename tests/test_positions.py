@@ -1,4 +1,4 @@
-"""Training positions: bounds, distribution, and that the model sees what they say."""
+"""Training positions: their bounds and distribution, and what the model makes of them."""
 
 import functools
 import itertools
@@ -39,9 +39,8 @@ def test_rows_increase_strictly_inside_the_target(method, length: int):
     assert out.shape == (200, length) and out.dtype == np.int32
     assert out.min() >= 0 and out.max() < 96 and (np.diff(out, axis=1) >= 1).all()
     assert length < 96 or (out == np.arange(96)).all(), "no room, no choice"
-    assert (out == sample(method, (200, length))).all() and (
-        length > 25 or len(np.unique(out, axis=0)) > 20
-    )
+    assert (out == sample(method, (200, length))).all()
+    assert length > 25 or len(np.unique(out, axis=0)) > 20
 
 
 @pytest.mark.parametrize(
@@ -68,12 +67,13 @@ def test_two_chunks_are_drawn_as_before_there_were_more():
         assert from_json(to_json(pose)) == pose
 
 
-def follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
-    """Pearson's statistic of the rows against their probabilities, within 5 sigma of its expectation."""
+def assert_follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
+    """Pearson's statistic of rows against their probabilities is within 5 sigma of its mean."""
     assert abs(sum(law.values()) - 1) < 1e-12
-    found = Counter(map(tuple, rows.tolist()))
-    assert set(found) <= set(law) and min(law.values()) * len(rows) > 5
-    statistic = sum((found[row] - p * len(rows)) ** 2 / (p * len(rows)) for row, p in law.items())
+    counts = Counter(map(tuple, rows.tolist()))
+    assert set(counts) <= set(law) and min(law.values()) * len(rows) > 5
+    expected = {row: p * len(rows) for row, p in law.items()}
+    statistic = sum((counts[row] - count) ** 2 / count for row, count in expected.items())
     assert abs(statistic - (len(law) - 1)) < 5 * (2 * (len(law) - 1)) ** 0.5
 
 
@@ -81,7 +81,7 @@ def follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
     ("length", "reach", "chunks"), [(8, 16, 2), (7, 11, 2), (8, 13, 3), (5, 9, 3), (9, 12, 4)]
 )
 def test_pose_follows_its_law(length: int, reach: int, chunks: int):
-    """Every outcome with its probability: lengths uniform and independent, u_i ~ U{u_{i-1} .. L' - T}, u_0 = 0."""
+    """Lengths are uniform and independent, and u_i ~ U{u_{i-1} .. L' - T} with u_0 = 0."""
     longest, slack = (length + 1) // chunks, reach - length
     law: dict[tuple[int, ...], float] = {}
     for lengths in itertools.product(range(1, longest + 1), repeat=chunks - 1):
@@ -90,26 +90,26 @@ def test_pose_follows_its_law(length: int, reach: int, chunks: int):
             chunk = [i for i, n in enumerate((*lengths, length - sum(lengths))) for _ in range(n)]
             row = tuple(t + (0, *skips)[c] for t, c in enumerate(chunk))
             law[row] = law.get(row, 0) + p
-    follows(sample(PoSE(reach, chunks), (40000, length)), law)
+    assert_follows(sample(PoSE(reach, chunks), (40000, length)), law)
 
 
 def test_randpos_draws_every_set_alike():
     law = {row: 1 / math.comb(8, 3) for row in itertools.combinations(range(8), 3)}
-    follows(sample(RandPos(8), (20000, 3)), law)
+    assert_follows(sample(RandPos(8), (20000, 3)), law)
     first = {(k,): math.comb(39 - k, 19) / math.comb(40, 20) for k in range(6)}  # of 20 out of 40
     out = sample(RandPos(40), (20000, 20))[:, :1]
-    follows(out[out < 6][:, None], {k: p / sum(first.values()) for k, p in first.items()})
+    assert_follows(out[out < 6][:, None], {k: p / sum(first.values()) for k, p in first.items()})
 
 
 def test_random_gaps_follow_their_law():
-    """One and two tokens by hand: s_j / max(s_T, T) is U or 1; U1 / max(1, U1 + U2); U1 + U2 or 1."""
-    follows(
+    """By hand: s_j / max(s_T, T) is U or 1, and for two tokens U1 / max(1, U1 + U2) and so on."""
+    assert_follows(
         sample(RandomGaps(5), (20000, 1)),
         {(0,): 1 / 8, (1,): 1 / 8, (2,): 1 / 8, (3,): 1 / 8, (4,): 1 / 2},
     )
     rows = sample(RandomGaps(6), (40000, 2))
-    follows(rows[:, :1], {(k,): n / 96 for k, n in enumerate((25, 35, 29, 7))})
-    follows(rows[:, 1:], {(k + 1,): n / 32 for k, n in enumerate((1, 3, 5, 7, 16))})
+    assert_follows(rows[:, :1], {(k,): n / 96 for k, n in enumerate((25, 35, 29, 7))})
+    assert_follows(rows[:, 1:], {(k + 1,): n / 32 for k, n in enumerate((1, 3, 5, 7, 16))})
 
 
 def test_random_gaps_are_up_to_two_tokens_and_one_on_average():
@@ -147,9 +147,8 @@ def test_bad_input_says_what_would_work():
     assert sample(RandPos(2**31), (1, 8)).min() >= 0, "the last position fits into 32 bits"
 
 
-POSITIONS = np.r_[0:10, 100:114][None].astype(
-    np.int32
-)  # chunk 1: tokens 0..9; chunk 2: tokens 10..23
+# Chunk 1 has tokens 0 .. 9, chunk 2 tokens 10 .. 23.
+POSITIONS = np.r_[0:10, 100:114][None].astype(np.int32)
 
 
 ROWS = [
@@ -160,7 +159,7 @@ ROWS = [
 
 @pytest.mark.parametrize("kernel", ["dense", "blocked"])
 def test_the_second_chunk_sees_the_first_and_nobody_the_future(kernel: str):
-    """A jump in positions is no document boundary: chunk 2 attends to chunk 1, at the distance of the positions."""
+    """A jump in positions is not a document boundary: chunk 2 sees chunk 1, at that distance."""
     lm = tiny.lm(kernel=kernel, scaling=Linear(4.0))
     tokens = tiny.tokens(1, 24)
     before = np.asarray(lm.logits(tokens, positions=POSITIONS))
@@ -196,9 +195,9 @@ def gradients():
 
 @pytest.mark.parametrize("positions", ROWS, ids=["by hand", *map(str, METHODS)])
 def test_the_training_loss_reaches_across_every_jump(positions: np.ndarray):
-    """d loss(last four tokens) / d embedding of a token that only the first chunk holds is not zero.
+    """The loss of the last four tokens has a gradient at a token of the first chunk only.
 
-    That of a token behind them is: the mask goes by index.
+    At a token after them it has none: the mask reads indices.
     """
     tokens = tiny.tokens(1, 24) % 90 + 7
     tokens[0, 0], tokens[0, 23] = 1, 2
@@ -211,8 +210,8 @@ def test_the_training_loss_reaches_across_every_jump(positions: np.ndarray):
         "weights": weights[None].astype(np.float32),
     }
     arrays = jax.tree.map(jax.numpy.asarray, arrays)
-    assert int(positions[0, -4]) > 20, "the last tokens lie behind a jump"
+    assert int(positions[0, -4]) > 20, "the last tokens are after a jump"
     gradient = np.asarray(gradients()(tiny.params(), arrays)["embed_tokens"]["embedding"])
-    assert abs(gradient[1]).max() > 1e-3, "the first token is seen from behind every jump"
+    assert abs(gradient[1]).max() > 1e-3, "the first token is seen from after every jump"
     assert abs(gradient[2]).max() == 0, "the token after the last target is not seen"
     assert abs(gradient[0]).max() == 0, "a token that does not occur"

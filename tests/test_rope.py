@@ -73,7 +73,7 @@ def test_special_frequencies():
     np.testing.assert_allclose(sin[:, 3], np.arange(8) * 1e-12, atol=1e-9)
 
 
-def test_float32_angles_repeat_transformers():
+def test_float32_angles_are_those_of_transformers():
     """cos and sin of float32(p) * float32(f), as in transformers, and their error at 131,071."""
     rope = Yarn(8.0).rope(LLAMA2, 32768)
     angles = np.asarray(POSITIONS, np.float32)[:, None] * rope.inv_freq.astype(np.float32)
@@ -87,7 +87,7 @@ def test_float32_angles_repeat_transformers():
         rope.rotation("bfloat16")
 
 
-def test_shapes_depend_on_the_head_alone():
+def test_shapes_depend_on_head_dim_alone():
     """One program for every method, factor and length."""
     forms = {
         angles: {
@@ -122,18 +122,19 @@ def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
             mesh=Mesh(),
         )
     )(tiny.params(), ids, ids, None, rotation)
-    found, bfloat16 = 0, 0
+    num_tables = 0
+    num_bfloat16 = 0
     for equation in equations(jaxpr.jaxpr):
         kinds = [
             x.aval.dtype for x in (*equation.invars, *equation.outvars) if hasattr(x.aval, "dtype")
         ]
-        bfloat16 += jnp.bfloat16 in kinds
+        num_bfloat16 += jnp.bfloat16 in kinds
         if equation.primitive.name in ("cos", "sin"):
-            found += 1
+            num_tables += 1
             assert set(kinds) == {jnp.dtype("float32")}
         if equation.primitive.name == "convert_element_type" and kinds[-1] == jnp.bfloat16:
             assert kinds[0] == jnp.float32, "integers never become bfloat16"
-    assert found >= 2 and bfloat16 > 20
+    assert num_tables >= 2 and num_bfloat16 > 20
 
 
 def test_rotation_is_the_matrix_of_the_pair():
@@ -161,7 +162,7 @@ def test_rotation_computes_in_float32_and_keeps_the_dtype():
 
 @pytest.mark.parametrize("m", [1.0, 1.2079441542])
 @pytest.mark.parametrize("angles", ["exact", "float32"])
-def test_scores_know_distances_only_and_carry_m_squared(angles: str, m: float):
+def test_scores_depend_on_distances_only_and_scale_with_m_squared(angles: str, m: float):
     rng = np.random.default_rng(2)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 128)), jnp.float32) for _ in range(2))
     rope = Rope(Yarn(8.0).rope(LLAMA2, 0).inv_freq, m)
@@ -187,8 +188,8 @@ def test_inv_freq_is_float64_of_the_definition():
     )
 
 
-def test_a_rotation_asked_for_inside_a_trace_is_a_value():
-    """`LM` keeps rotations; one that belongs to a trace would be of no use afterwards."""
+def test_a_rotation_made_inside_a_trace_is_a_value():
+    """`LM` keeps rotations; one that belongs to a trace would be useless after it."""
     kept = []
     jax.jit(
         lambda: kept.extend(

@@ -8,7 +8,7 @@ from ctxext.attention.pieces import Mask
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Attention of a sequence with itself, as a kernel is asked for it."""
+    """One call for attention of sequences with themselves."""
 
     masks: tuple[Mask, ...]
     """One mask per piece of the method."""

@@ -1,4 +1,4 @@
-"""Pieces, masks and kernels: against the authors' distances, against loops in float64, and against each other."""
+"""Pieces, masks and kernels against the authors' distances, float64 loops, and each other."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ def distances(attention: Attention, length: int) -> np.ndarray:
 
 
 def test_self_extend_applies_the_distances_of_the_authors_code():
-    """The whole-number variants, token by token; the fractional one of a single file only where it is whole."""
+    """Token by token. One variant has fractional positions, of which only whole ones count."""
     cases = [case for case in GOLDEN if case["method"] == "self_extend"]
     whole = 0
     for case in cases:
@@ -124,7 +124,7 @@ def rows(
     dtype="float32",
     seed=0,
 ):
-    """Random queries and keys per piece, values, and masks; pieces have different ones, as after rotation."""
+    """Random queries and keys of each piece, as after its rotation, values, and masks."""
     rng = np.random.default_rng(seed)
     pieces = attention.pieces()
 
@@ -140,7 +140,7 @@ def rows(
 
 
 def packed(B: int, T: int, seed: int = 0) -> np.ndarray:
-    """Documents 1, 2, ... of random lengths, then padding 0; every row cut elsewhere."""
+    """Documents 1, 2, ... of random lengths, different in every row, then padding 0."""
     rng = np.random.default_rng(seed)
     out = np.zeros((B, T), np.int32)
     for row in out:
@@ -152,26 +152,23 @@ def packed(B: int, T: int, seed: int = 0) -> np.ndarray:
 
 def loops(queries, keys, values, masks, segments=None) -> np.ndarray:
     """softmax(q k / sqrt(H)) v by three loops in float64."""
-    queries, keys = (
-        [np.asarray(q, np.float64) for q in queries],
-        [np.asarray(k, np.float64) for k in keys],
-    )
+    queries = [np.asarray(q, np.float64) for q in queries]
+    keys = [np.asarray(k, np.float64) for k in keys]
     values = np.asarray(values, np.float64)
     B, T, N, H = queries[0].shape
-    group, out = N // values.shape[2], np.zeros((B, T, N, H))
+    group = N // values.shape[2]
+    out = np.zeros((B, T, N, H))
     for b in range(B):
         for n in range(N):
             for t in range(T):
-                weight = {}
+                weights = {}
                 for q, k, mask in zip(queries, keys, masks, strict=True):
                     for s in range(T):
-                        if mask.visible(t, s) and (
-                            segments is None or segments[b, t] == segments[b, s]
-                        ):
-                            weight[s] = np.exp(q[b, t, n] @ k[b, s, n // group] / H**0.5)
-                out[b, t, n] = sum(w * values[b, s, n // group] for s, w in weight.items()) / sum(
-                    weight.values()
-                )
+                        same_segment = segments is None or segments[b, t] == segments[b, s]
+                        if same_segment and mask.visible(t, s):
+                            weights[s] = np.exp(q[b, t, n] @ k[b, s, n // group] / H**0.5)
+                total = sum(w * values[b, s, n // group] for s, w in weights.items())
+                out[b, t, n] = total / sum(weights.values())
     return out
 
 
@@ -232,7 +229,7 @@ def compare(
         np.testing.assert_allclose(actual, right, atol=tolerance * max(1, abs(right).max()), rtol=0)
 
 
-# shorter than a block, two blocks and a bit, a multiple of the block, one token over
+# Shorter than a block, two blocks and a bit, a multiple of the block, one token more.
 @pytest.mark.parametrize(
     ("attention", "T"),
     [
@@ -267,17 +264,20 @@ def test_blocked_equals_dense_on_packed_rows(attention: Attention, T: int):
 
 
 def test_segments_may_have_any_numbers_in_any_order():
-    """Whole blocks of one segment each, zero and negative ones too, of which none may be taken for another."""
+    """Whole blocks of one segment each; zero and negative ids must not be confused either."""
     ids = np.array([[0, -1, 0, 3, -1, 3], [-2, -2, 0, 0, 1, -2]])
     compare(Causal(), 768, jnp.asarray(np.repeat(ids, 128, 1), jnp.int32))
 
 
 @settings(max_examples=25, deadline=None)
 @given(bands, st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
-def test_of_packed_rows_only_pairs_with_a_common_segment_are_visited(
+def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
     mask: Band, blocks: int, size: int, seed: int
 ):
-    """Blocks with some pair that the mask shows and some of one segment, once; unmasked only where all are seen."""
+    """Once each: block pairs in which the mask shows something and some segment is in common.
+
+    Without a mask only where every pair of tokens is visible.
+    """
     T = blocks * size
     segments = np.stack([packed(1, T, seed)[0], packed(1, T, seed + 1)[0]])
     where = tiles.Blocks(
@@ -323,23 +323,21 @@ def test_larger_blocks_of_longer_texts():
 
 
 def test_blocked_survives_scores_far_from_zero():
-    """The online softmax keeps its running maximum: scores around +-3000 neither overflow nor vanish."""
+    """Thanks to the running maximum, scores around +-3000 neither overflow nor vanish."""
     q, k, v, masks = rows(Causal(), 200)
-    q = (q[0] * 500,)
+    q = (q[0] * 500,)  # in float32, scores of 3000 are off by 2e-4
     out, gradient = jax.jit(
         jax.value_and_grad(
             lambda v: (blocked(q, k, v, masks).sum(), blocked(q, k, v, masks)), has_aux=True
         )
     )(v)
-    np.testing.assert_allclose(
-        out[1], by_dense(q, k, v, masks), atol=2e-3
-    )  # float32 scores of 3000 are off by 2e-4
+    np.testing.assert_allclose(out[1], by_dense(q, k, v, masks), atol=2e-3)
     assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("kernel", ["dense", "blocked"])
 def test_rotation_follows_positions_and_masks_follow_indices(kernel: str):
-    """Positions moved by a constant, also past the future's, change nothing: the mask never looks at them."""
+    """Positions moved by a constant change nothing: the mask never reads them."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     rotation = Unscaled().rope(RopeBase(8, 1e4, 64), 64).rotation()
@@ -358,7 +356,7 @@ def test_rotation_follows_positions_and_masks_follow_indices(kernel: str):
 
 
 def test_memory_of_blocked_grows_linearly():
-    """Temporary memory of the compiled forward and backward pass; that of `dense` grows with the square."""
+    """Temporary memory of the compiled forward and backward pass; of `dense` it is quadratic."""
 
     def temporary(kernel, T: int) -> int:
         q, k, v, masks = rows(SelfExtend(8, 256), T, B=1, N=2, K=1)

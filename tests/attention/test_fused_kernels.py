@@ -68,7 +68,7 @@ def test_splash_equals_dense_in_values_and_gradients(
 
 @pytest.mark.slow
 def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypatch):
-    """Kernel auto on a topology: splash where sequences are whole, the ring's transfers where they are cut."""
+    """Kernel "auto": splash for whole sequences, the transfers of the ring for cut ones."""
     if not is_compiler_installed("tpu"):
         pytest.skip("needs the extra [plan]")
     for name, value in ENVIRONMENT.items():
@@ -81,7 +81,7 @@ def test_the_tpu_compiler_accepts_splash_and_the_ring_without_a_device(monkeypat
 def compiled_for(
     platform: str, mesh: Mesh, T: int, *, window: int | None = None, packed: bool = False
 ):
-    """Attention of T tokens by kernel auto, in bfloat16, and its gradients, for the devices of a mesh."""
+    """The gradients of attention of T tokens by kernel "auto", in bfloat16, on a mesh."""
     rotation, shape = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation(), (4, T, 2, 128)
 
     def loss(q, k, v, segments):

@@ -66,11 +66,11 @@ def test_auto_takes_the_fused_kernel_where_it_is_exact(platform, changes, expect
 def test_a_kernel_that_cannot_do_a_request_is_refused_with_the_reason(
     kernel, platform, changes, reason
 ):
-    asked = request(platform, **changes)
-    assert reason in refusal(kernel, asked)
+    refused = request(platform, **changes)
+    assert reason in refusal(kernel, refused)
     message = f"kernel '{kernel}' cannot be used: .*{reason}.*; choose blocked or auto"
     with pytest.raises(ValueError, match=message):
-        choose(kernel, asked)
+        choose(kernel, refused)
 
 
 def test_blocked_and_ring_are_one_algorithm():

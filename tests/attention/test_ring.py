@@ -1,4 +1,4 @@
-"""Ring attention on simulated devices: values and gradients of `dense`, whatever the method, the packing, the order."""
+"""Ring attention on simulated devices has the values and gradients of `dense`."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def packed(B: int, T: int) -> np.ndarray:
         (Causal(), Mesh(seq=2), 64, False),
         (Causal(), Mesh(seq=4), 24, True),
         (Causal(), Mesh(seq=8), 96, False),
-        (Causal(), Mesh(seq=2), 2048, True),  # four blocks in each of a device's two chunks
+        (Causal(), Mesh(seq=2), 2048, True),  # 2 chunks of 4 blocks on each device
         (Causal(), Mesh(fsdp=2, seq=2, tensor=2), 64, True),
         (SelfExtend(3, 20), Mesh(seq=2), 96, True),
         (SelfExtend(8, 30), Mesh(seq=4), 96, False),
@@ -50,20 +50,18 @@ def test_ring_equals_dense_in_values_and_gradients(
     def draw(heads: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=(B, T, heads, H)), jnp.float32)
 
-    q, k, v, weight = (
-        tuple(draw(N) for _ in pieces),
-        tuple(draw(K) for _ in pieces),
-        draw(K),
-        draw(N),
-    )
+    q = tuple(draw(N) for _ in pieces)
+    k = tuple(draw(K) for _ in pieces)
+    v = draw(K)
+    weight = draw(N)
     ids = jnp.asarray(packed(B, T)) if segments else None
     index = jnp.arange(T)[None]
 
     def by_ring(q, k, v):
         q, k, v = jax.tree.map(lambda x: ring_order(x, mesh), (q, k, v))
-        there = None if ids is None else ring_order(ids, mesh)
+        ordered_ids = None if ids is None else ring_order(ids, mesh)
         return token_order(
-            ring(q, k, v, masks, segment_ids=there, sharding=mesh.activations(v.shape)), mesh
+            ring(q, k, v, masks, segment_ids=ordered_ids, sharding=mesh.activations(v.shape)), mesh
         )
 
     def by_dense(q, k, v):
@@ -141,8 +139,8 @@ def test_zigzag_gives_every_device_an_early_and_a_late_chunk():
 
 
 @pytest.mark.parametrize("S", [2, 4, 8])
-def test_causal_work_is_the_same_on_every_device_and_at_every_step_but_the_first(S: int):
-    """With h blocks in a chunk a device visits 2 h^2 pairs with each other device, and hidden pairs not at all."""
+def test_causal_work_is_balanced_over_devices_and_steps(S: int):
+    """With h blocks per chunk, a device visits 2 h^2 pairs with each other device and none hidden."""
     h = 4
     visited = np.zeros((2 * S * h,) * 2, int)
     total = np.zeros((S, S), int)

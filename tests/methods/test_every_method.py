@@ -1,4 +1,4 @@
-"""Every frequency method through the model, through training and from the command line, held against float64 numpy."""
+"""Every frequency method in the model, in training and from the command line, against numpy."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def test_labels_are_unique_and_short():
 
 @pytest.mark.parametrize("scaling", EVERY, ids=method_name)
 @pytest.mark.parametrize("length", [20, 100])
-def test_the_model_turns_by_its_frequencies(scaling, length):
+def test_the_model_rotates_by_its_frequencies(scaling, length):
     tokens = tiny.tokens(1, length, seed=length)
     rope = scaling.rope(tiny.CONFIG.rope_base(), length)
     theirs = Textbook(tiny.CONFIG, tiny.params()).feed(tokens[0], rope)
@@ -50,8 +50,8 @@ def test_the_model_turns_by_its_frequencies(scaling, length):
 
 
 @pytest.mark.parametrize("scaling", EVERY, ids=method_name)
-def test_training_turns_by_its_frequencies(scaling, tmp_path):
-    """The loss of the first step is that of the textbook; the second differs, so that something was learned."""
+def test_training_rotates_by_its_frequencies(scaling, tmp_path):
+    """The first step has the loss of the reference; the second differs: something was learned."""
     experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=2, batch_size=2)
     experiment = dataclasses.replace(experiment, rope=scaling)
     run = RunDir(tmp_path / "run").open(experiment)
@@ -59,22 +59,17 @@ def test_training_turns_by_its_frequencies(scaling, tmp_path):
     losses = [row["loss"] for row in read_jsonl(run.metrics_file)]
     rows = experiment.data.open(tiny_base().tokenizer)
     batch = make_batch(rows, experiment.positions, seed=0, step=0, batch_size=2, seq_len=64)
-    assert (batch.segment_ids == batch.segment_ids[:, :1]).all(), "one document a row"
-    nats = 0.0
+    assert (batch.segment_ids == batch.segment_ids[:, :1]).all(), "one document per row"
+    total = 0.0
     for i in range(2):
-        logits = Textbook(CONFIG, tiny_base().params).feed(
-            batch.tokens[i], scaling.rope(CONFIG.rope_base(), 64)
-        )
+        rope = scaling.rope(CONFIG.rope_base(), 64)
+        logits = Textbook(CONFIG, tiny_base().params).feed(batch.tokens[i], rope)
         top = logits.max(-1, keepdims=True)
-        losses_ = (
-            np.log(np.exp(logits - top).sum(-1))
-            + top[:, 0]
-            - logits[np.arange(64), batch.targets[i]]
-        )
-        nats += (losses_ * batch.weights[i]).sum()
-    assert (
-        losses[0] == pytest.approx(nats / batch.weights.sum(), abs=2e-5) and losses[1] != losses[0]
-    )
+        log_sum = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+        nll = log_sum - logits[np.arange(64), batch.targets[i]]
+        total += (nll * batch.weights[i]).sum()
+    assert losses[0] == pytest.approx(total / batch.weights.sum(), abs=2e-5)
+    assert losses[1] != losses[0]
 
 
 @pytest.fixture(scope="module")
@@ -90,25 +85,24 @@ def base(tmp_path_factory):
 
 @pytest.mark.check
 def test_eval_of_a_directory_by_flags(base, tmp_path, capsys):
-    """`ctxext eval DIR --method NAME --field value` for each: the losses are those of the same method in Python."""
-    seen = set()
+    """`ctxext eval DIR --method NAME --field value` has the losses of the same method in Python."""
+    all_losses = set()
     for scaling in EVERY:
         out = tmp_path / method_name(scaling)
         argv = ["eval", str(base), "--method", method_name(scaling), *flags(scaling, tmp_path)]
-        assert main([*argv, "--evals", "ppl", "--seq-len", "64", "--out", str(out)]) == 0, (
-            capsys.readouterr().err
-        )
-        rows = read_records(out / "records.jsonl")
-        assert {row.model.label for row in rows} == {label([scaling])}
+        code = main([*argv, "--evals", "ppl", "--seq-len", "64", "--out", str(out)])
+        assert code == 0, capsys.readouterr().err
+        records = read_records(out / "records.jsonl")
+        assert {record.model.label for record in records} == {label([scaling])}
         lm = loading.load(base, method=scaling)
-        again = {row.item: row.scores.nll for row in losses_of(lm)}
-        for row in rows:
-            assert row.scores.nll == pytest.approx(again[row.item], rel=1e-6)
-        seen.add(tuple(round(row.scores.nll, 3) for row in rows))
-    assert len(seen) == len(EVERY), "every method gives other losses"
+        expected = {record.item: record.scores.nll for record in perplexity_records(lm)}
+        for record in records:
+            assert record.scores.nll == pytest.approx(expected[record.item], rel=1e-6)
+        all_losses.add(tuple(round(record.scores.nll, 3) for record in records))
+    assert len(all_losses) == len(EVERY), "the methods have different losses"
 
 
-def losses_of(lm):
+def perplexity_records(lm):
     from ctxext.evals.suite import SuiteConfig, evaluations
 
     (evaluation,) = evaluations(("ppl",), SuiteConfig((64,)))
@@ -118,12 +112,19 @@ def losses_of(lm):
 @pytest.mark.parametrize("name", ["custom", "long-rope"])
 def test_vectors_from_a_file_in_an_experiment(name, base, tmp_path, capsys):
     file = tmp_path / "experiment.py"
-    file.write_text(
-        "from ctxext.data import Stdlib\nfrom ctxext.experiment import Experiment, Train\n"
-        "from ctxext.optim import Optim\n"
-        f"experiment = Experiment(name='x', init={str(base)!r}, data=Stdlib('train'), optim=Optim(1e-3),"
-        " train=Train(steps=1, seq_len=128, batch_size=1))\n"
-    )
+    file.write_text(f"""
+from ctxext.data import Stdlib
+from ctxext.experiment import Experiment, Train
+from ctxext.optim import Optim
+
+experiment = Experiment(
+    name="x",
+    init={str(base)!r},
+    data=Stdlib("train"),
+    optim=Optim(1e-3),
+    train=Train(steps=1, seq_len=128, batch_size=1),
+)
+""")
     scaling = next(x for x in EVERY if method_name(x) == name)
     argv = [
         "train",

@@ -1,4 +1,4 @@
-"""Frequencies and attention factors against every case that the authors' own code gave (tests/golden/rope.json)."""
+"""Frequencies and attention factors against all cases of the authors' code (golden/rope.json)."""
 
 import collections
 import json
@@ -25,7 +25,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_te
 
 
 def yarn(p: dict) -> Yarn:
-    """The fields of the different codes in ours: mscale is a ratio of two temperatures, attn_factor multiplies m."""
+    """mscale is a ratio of two temperatures; attn_factor multiplies m."""
     m = p.get("attention_factor")
     if p.get("mscale") and p.get("mscale_all_dim"):
         m = (0.1 * p["mscale"] * math.log(p["factor"]) + 1) / (
@@ -45,7 +45,7 @@ def part_ntk(p: dict) -> PartNTK:
 
 
 def dynamic_yarn(p: dict) -> DynamicYarn:
-    """The length that the code is told of, `max_position_embeddings`, is that of the fine-tuning."""
+    """`max_position_embeddings` of the authors' code is the length of the fine-tuning."""
     window = p["original_max_position_embeddings"]
     factor = p.get("max_position_embeddings", window) / window
     return DynamicYarn(factor, p["finetuned"], p["beta_fast"], p["beta_slow"])
@@ -64,11 +64,11 @@ def longrope(p: dict) -> LongRope:
 
 
 def dynamic_longrope(p: dict) -> DynamicLongRope:
-    """Without the clamp, which the authors' code has not; test_methods has the clamp."""
+    """Without the clamp, which the authors' code does not have; see test_laws for the clamp."""
     return DynamicLongRope(p["factor"], tuple(p["long_factor"]), clamp=False)
 
 
-HERE = {  # how a case of the golden file is said in this package, and how many there are
+CASES = {
     "hf_default": (lambda p: Unscaled(), 4),
     "hf_abf": (lambda p: ABF(p["rope_theta"]), 8),
     "hf_linear": (lambda p: Linear(p["factor"]), 8),
@@ -101,18 +101,19 @@ HERE = {  # how a case of the golden file is said in this package, and how many 
         2,
     ),
 }
+"""Method of a golden case -> (the method here, from its parameters; how many cases there are)."""
 
 
 def test_every_golden_case_belongs_to_a_method():
     assert collections.Counter(case["method"] for case in GOLDEN) == {
-        name: count for name, (_, count) in HERE.items()
+        name: count for name, (_, count) in CASES.items()
     }
-    assert (sum(count for _, count in HERE.values()), len(HERE)) == (618, 28)
+    assert (sum(count for _, count in CASES.values()), len(CASES)) == (618, 28)
     assert {case["params"]["head_dim"] for case in GOLDEN} == {64, 128}
 
 
-def agrees(case: dict, scaling: RopeScaling, base: RopeBase, seq_len: int) -> None:
-    """To 2e-6, as the file says: the authors compute in float32. A frequency of zero is exactly zero."""
+def assert_agrees(case: dict, scaling: RopeScaling, base: RopeBase, seq_len: int) -> None:
+    """To 2e-6, because the authors compute in float32. A frequency of zero is exactly zero."""
     rope = scaling.rope(base, seq_len)
     np.testing.assert_allclose(
         rope.inv_freq, case["inv_freq"], rtol=2e-6, atol=0, err_msg=case["id"]
@@ -122,20 +123,22 @@ def agrees(case: dict, scaling: RopeScaling, base: RopeBase, seq_len: int) -> No
     )
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", CASES)
 def test_golden(name: str):
-    scaling, count = HERE[name]
+    scaling, count = CASES[name]
     cases = [case for case in GOLDEN if case["method"] == name]
     for case in cases:
         p = case["params"]
         window = p.get("original_max_position_embeddings", p.get("max_position_embeddings", 4096))
         theta = 1e4 if name == "hf_abf" else p["rope_theta"]
-        agrees(case, scaling(p), RopeBase(p["head_dim"], theta, window), p.get("seq_len", 10**6))
+        assert_agrees(
+            case, scaling(p), RopeBase(p["head_dim"], theta, window), p.get("seq_len", 10**6)
+        )
     assert len(cases) == count
 
 
-def test_golden_as_config_json_says_it():
-    """The same parameters as keys of config.json: what a checkpoint carries is what transformers makes of it."""
+def test_golden_cases_as_config_json():
+    """The same parameters as keys of config.json, which transformers reads like that."""
     kinds = {
         "hf_default": "default",
         "hf_abf": "default",
@@ -150,15 +153,13 @@ def test_golden_as_config_json_says_it():
     assert {case["method"] for case in GOLDEN if case["method"].startswith("hf_")} == set(kinds)
     for case in cases:
         p = dict(case["params"])
-        head_dim, length, seq_len = (
-            p.pop("head_dim"),
-            p.pop("max_position_embeddings"),
-            p.pop("seq_len", 0),
-        )
+        head_dim = p.pop("head_dim")
+        length = p.pop("max_position_embeddings")
+        seq_len = p.pop("seq_len", 0)
         keys = {
             "max_position_embeddings": length,
             "rope_parameters": {"rope_type": kinds[case["method"]], **p},
         }
         theta, window, scaling = rope_from_config(keys)
-        agrees(case, scaling, RopeBase(head_dim, theta, window), seq_len)
+        assert_agrees(case, scaling, RopeBase(head_dim, theta, window), seq_len)
     assert len(cases) == 212

@@ -1,4 +1,4 @@
-"""Laws of the frequency methods over random settings: transformers' own initialisers, the limits, JSON, precision."""
+"""Laws of all frequency methods over random settings: transformers, limits, JSON, precision."""
 
 import dataclasses
 import functools
@@ -122,7 +122,7 @@ def transformers_reads(keys: dict, seq_len: int) -> tuple[np.ndarray, float]:
 
 
 def same_as_theirs(rope: Rope, theirs: tuple[np.ndarray, float], base: np.ndarray) -> None:
-    """They compute in float32: a part in a million of a power, and a rounding of the blend times what is blended."""
+    """transformers computes in float32: powers are off by 1e-6, and blends by a rounding."""
     assert (abs(theirs[0] - rope.inv_freq) <= 3e-6 * rope.inv_freq + 3e-7 * base + 2e-12).all()
     assert theirs[1] == pytest.approx(rope.attention_factor, rel=1e-7)
 
@@ -227,7 +227,7 @@ def test_json_gives_the_same_method(scaling: RopeScaling):
 
 
 ORDERED = set(SCALINGS) - {Custom, LongRope}
-"""All but those that take their order from the vectors they are given."""
+"""All but the methods whose order is that of their vectors."""
 
 
 @settings(max_examples=500, deadline=None)
@@ -268,7 +268,7 @@ PLAIN = [
     TruncatedBasis(1.0, 10**6),
     PowerBasis(1.0, 1e-18),
 ]
-"""Methods that are not asked to stretch anything, up to the window of pre-training."""
+"""Methods that stretch nothing up to the window of pre-training."""
 
 
 @pytest.mark.parametrize("scaling", PLAIN, ids=lambda s: str(s)[:50])

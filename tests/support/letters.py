@@ -1,4 +1,4 @@
-"""A token per character: a plain tokenizer, a random Llama with such a one, a text whose end repeats its beginning."""
+"""One token per character: tokenizers, a random Llama with one, and a text that repeats itself."""
 
 import json
 import string
@@ -38,7 +38,7 @@ def area(self, width, height):
 
 
 class Letters:
-    """A token per character of ASCII, with or without BOS."""
+    """One token per ASCII character, with or without BOS."""
 
     eos_id, vocab_size = None, 300
 
@@ -56,6 +56,7 @@ class Letters:
 
 
 def letters_tokenizer() -> Tokenizer:
+    """A BPE tokenizer without merges: every character of LETTERS is a token."""
     special = [
         {
             "id": i,
@@ -109,7 +110,7 @@ def letters_tokenizer() -> Tokenizer:
 
 
 def write_letters(folder: Path) -> None:
-    """An HF directory; the weights are numpy's, the same everywhere."""
+    """Write an HF directory of a random Llama; numpy makes the same weights everywhere."""
     config = LlamaConfig(
         **{**TINY.__dict__, "vocab_size": len(LETTERS), "max_position_embeddings": 1024}
     )
