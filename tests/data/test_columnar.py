@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, written here by pyarrow, as sources of documents; and what a haystack is called."""
+"""Parquet and Arrow files written by pyarrow as sources of documents; haystacks by name."""
 
 import hashlib
 import json
@@ -33,17 +33,17 @@ def write_file(path, data: pyarrow.Table) -> None:
         writer.write_table(data)
 
 
-def saved(root, *parts: pyarrow.Table) -> None:
-    """What `datasets.Dataset.save_to_disk` leaves, and a cache beside it."""
+def saved(root, *tables: pyarrow.Table) -> None:
+    """What `datasets.Dataset.save_to_disk` leaves, with a cache next to it."""
     root.mkdir()
-    names = [f"data-{i:05}-of-{len(parts):05}.arrow" for i in range(len(parts))]
-    for name, part in zip(names, parts, strict=True):
-        write_stream(root / name, part)
+    names = [f"data-{i:05}-of-{len(tables):05}.arrow" for i in range(len(tables))]
+    for name, data in zip(names, tables, strict=True):
+        write_stream(root / name, data)
     (root / "state.json").write_text(
         json.dumps({"_data_files": [{"filename": name} for name in names]})
     )
     (root / "dataset_info.json").write_text("{}")
-    write_stream(root / "cache-0123456789abcdef.arrow", table(texts=["of a map, no document"]))
+    write_stream(root / "cache-0123456789abcdef.arrow", table(texts=["cached, not a document"]))
 
 
 def read(source) -> list[str]:
@@ -72,8 +72,9 @@ def test_every_row_is_a_document(tmp_path, kind):
     }
 
 
-def test_a_saved_dataset_is_its_parts_in_order_and_a_split_has_to_be_named(tmp_path):
-    first, second = table("body", ["a", "b"]), table("body", ["c"])
+def test_a_saved_dataset_is_its_files_in_order_and_a_split_must_be_named(tmp_path):
+    first = table("body", ["a", "b"])
+    second = table("body", ["c"])
     saved(tmp_path / "one", first, second)
     assert read(HFDocuments(str(tmp_path / "one"), field="body")) == ["a", "b", "c"]
     both = tmp_path / "both"
@@ -109,7 +110,8 @@ def test_broken_files_are_named(tmp_path, name):
     def refused(message: str) -> None:
         with pytest.raises(ValueError, match=message) as error:
             read(HFDocuments(str(tmp_path / name)))
-        assert "\n" not in str(error.value) and name in str(error.value)
+        assert "\n" not in str(error.value)
+        assert name in str(error.value)
 
     content = whole_file(tmp_path, name, table())
     for size in (0, 5, len(content) // 2):
@@ -147,9 +149,8 @@ def test_a_haystack_by_name(tmp_path):
     assert haystack("stdlib") == Stdlib("heldout")
     assert haystack(str(tmp_path / "text")) == Files(str(tmp_path / "text"))
     assert haystack(str(tmp_path / "text" / "a.txt")) == Files(str(tmp_path / "text" / "a.txt"))
-    assert haystack(str(tmp_path / "table"), field="body") == HFDocuments(
-        str(tmp_path / "table"), "body"
-    )
+    table_path = str(tmp_path / "table")
+    assert haystack(table_path, field="body") == HFDocuments(table_path, "body")
     assert haystack(str(tmp_path / "saved")) == HFDocuments(str(tmp_path / "saved"))
     for name, message in (
         ("nowhere", 'there is no haystack .*give "stdlib", or'),

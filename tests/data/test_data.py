@@ -1,4 +1,4 @@
-"""Batches against a slow, literal reading of what they promise."""
+"""Sources and batches against a slow, literal implementation."""
 
 import dataclasses
 import hashlib
@@ -41,6 +41,10 @@ def batch(rows, step=0, *, seed=0, batch_size=4, seq_len=16, first_row=0, positi
     )
 
 
+def decoded(ids: np.ndarray) -> str:
+    return bytes((ids - 3).astype(np.uint8)).decode()
+
+
 def same(a, b) -> bool:
     return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
 
@@ -50,31 +54,37 @@ def test_a_document_is_bos_text_eos():
     assert corpus.ids.dtype == np.uint16
     assert corpus.ids[:7].tolist() == [1, *(b + 3 for b in b"alpha"), 2]
     assert corpus.offsets.tolist() == [0, 7, 11, 24, 27]
-    assert [bytes((d - 3).astype(np.uint8)).decode() for d in corpus.documents()] == TEXTS
+    assert [decoded(document) for document in corpus.documents()] == TEXTS
 
 
 def test_rows_are_windows_of_the_documents_in_a_circle():
     corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
-    ids, number = corpus.ids.tolist(), np.repeat(np.arange(4), np.diff(corpus.offsets)).tolist()
-    seen = np.zeros(len(ids), int)
+    ids = corpus.ids.tolist()
+    document_of = np.repeat(np.arange(4), np.diff(corpus.offsets)).tolist()
+    times_seen = np.zeros(len(ids), int)
     for step in range(300):
         tokens, targets, weights, positions, segments = (
             x[0] for x in batch(corpus, step, batch_size=1)
         )
-        circle = [ids[(s + t) % 27] for s in range(27) for t in range(17)]
-        starts = [s for s in range(27) if circle[17 * s + 1 : 17 * s + 17] == targets.tolist()]
-        assert len(starts) == 1 and tokens[0] == 1
-        where = [(starts[0] + t) % 27 for t in range(17)]
-        seen[where[1:]] += 1
-        assert tokens[1:].tolist() == [ids[w] for w in where[1:16]]
+        windows = {s: [ids[(s + t) % 27] for t in range(1, 17)] for s in range(27)}
+        (start,) = [s for s, window in windows.items() if window == targets.tolist()]
+        indices = [(start + t) % 27 for t in range(17)]
+        times_seen[indices[1:]] += 1
+        assert tokens[0] == 1
+        assert tokens[1:].tolist() == [ids[i] for i in indices[1:16]]
         expected = [
-            float(number[a] == number[b]) for a, b in zip(where[:-1], where[1:], strict=True)
+            float(document_of[a] == document_of[b])
+            for a, b in zip(indices[:-1], indices[1:], strict=True)
         ]
-        assert weights.tolist() == expected and weights.dtype == np.float32
-        assert segments[0] == 1 and np.all(np.diff(segments) == [1 - w for w in expected[:-1]])
+        assert weights.tolist() == expected
+        assert weights.dtype == np.float32
+        assert segments[0] == 1
+        assert np.all(np.diff(segments) == [1 - w for w in expected[:-1]])
         assert positions.tolist() == list(range(16))
-    # 300 windows of 16 targets over 27 tokens: 178 each on average, and no token is seen much more or less often.
-    assert seen.min() > 130 and seen.max() < 230
+    # 300 windows of 16 targets over 27 tokens: each token is seen 178 times on average, and none
+    # much more or less often.
+    assert times_seen.min() > 130
+    assert times_seen.max() < 230
 
 
 def test_a_batch_depends_on_seed_step_and_row_alone():
@@ -93,16 +103,17 @@ def test_positions_do_not_change_the_text():
             return (super().sample(rng, shape) + rng.integers(100)).astype(np.int32)
 
     corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
-    plain, shifted = batch(corpus), batch(corpus, positions=Shifted())
+    plain = batch(corpus)
+    shifted = batch(corpus, positions=Shifted())
     assert np.array_equal(plain.tokens, shifted.tokens)
     assert len({*(shifted.positions - plain.positions)[:, 0].tolist()}) > 1
 
 
-def test_prefetch_gives_the_same_batches_and_raises_where_they_are_wanted():
+def test_prefetch_yields_the_same_batches_and_raises_in_the_consumer():
     corpus = Corpus.from_texts(TEXTS, ByteTokenizer())
-    got = list(prefetch(lambda step: batch(corpus, step), 3, 8))
-    assert [step for step, _ in got] == [3, 4, 5, 6, 7]
-    assert all(same(b, batch(corpus, step)) for step, b in got)
+    batches = list(prefetch(lambda step: batch(corpus, step), 3, 8))
+    assert [step for step, _ in batches] == [3, 4, 5, 6, 7]
+    assert all(same(b, batch(corpus, step)) for step, b in batches)
     ahead = prefetch(lambda step: batch(corpus, step), 0, 10**9)
     next(ahead)
     ahead.close()  # ends the thread; the test would hang otherwise
@@ -114,19 +125,19 @@ def test_prefetch_gives_the_same_batches_and_raises_where_they_are_wanted():
         next(prefetch(broken, 0, 2))
 
 
-def test_synthetic_rows_are_the_task_s_with_targets_shifted():
+def test_synthetic_rows_are_those_of_the_task_with_targets_shifted():
     tokenizer = toy_tokenizer()
     source = Synthetic(Passkey(), haystack=toy_source())
     rows = source.open(tokenizer)
-    got = batch(rows, 3, batch_size=2, seq_len=200)
+    synthetic = batch(rows, 3, batch_size=2, seq_len=200)
     for index in range(2):
         rng = np.random.default_rng([0, 3, index, 0])
         context = TaskContext(rng, tokenizer, rows.haystack.documents())
         tokens, weights = Passkey().training_row(context, 201)
-        assert got.tokens[index].tolist() == tokens[:-1].tolist()
-        assert got.targets[index].tolist() == tokens[1:].tolist()
-        assert got.weights[index].tolist() == weights[1:].tolist()
-    assert np.all(got.segment_ids == 1)
+        assert synthetic.tokens[index].tolist() == tokens[:-1].tolist()
+        assert synthetic.targets[index].tolist() == tokens[1:].tolist()
+        assert synthetic.weights[index].tolist() == weights[1:].tolist()
+    assert np.all(synthetic.segment_ids == 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +165,8 @@ def test_a_mix_draws_rows_by_weight():
     rows = mix.open(ByteTokenizer())
     tokens = batch(rows, batch_size=2000, seq_len=1).tokens[:, 0]
     counts = [int((tokens == t).sum()) for t in (7, 8, 9)]
-    for count, share in zip(
-        counts, (0.75, 0.125, 0.125), strict=True
-    ):  # four standard deviations of a binomial
+    for count, share in zip(counts, (0.75, 0.125, 0.125), strict=True):
+        # Four standard deviations of a binomial.
         assert abs(count - 2000 * share) < 4 * np.sqrt(2000 * share * (1 - share))
     assert rows.provenance()["weights"] == [0.75, 0.25]
     with pytest.raises(ValueError, match="positive"):
@@ -166,29 +176,19 @@ def test_a_mix_draws_rows_by_weight():
 def test_files_reads_text_lines_and_directories(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "c.jsonl").write_text(
-        json.dumps({"body": "third"}) + "\n\n" + json.dumps({"body": "4"}) + "\n"
-    )
+    lines = tmp_path / "sub" / "c.jsonl"
+    lines.write_text(json.dumps({"body": "third"}) + "\n\n" + json.dumps({"body": "4"}) + "\n")
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "ignored.md").write_text("no")
-    corpus = Files(str(tmp_path), field="body").open(ByteTokenizer())
-    assert [bytes((d - 3).astype(np.uint8)) for d in corpus.documents()] == [
-        b"first",
-        b"second",
-        b"third",
-        b"4",
-    ]
+    source = Files(str(tmp_path), field="body")
+    corpus = source.open(ByteTokenizer())
+    documents = [decoded(document) for document in corpus.documents()]
+    assert documents == ["first", "second", "third", "4"]
     facts = corpus.provenance()
     assert (facts["documents"], facts["tokens"]) == (4, 25)
-    assert (
-        facts["files"]["sub/c.jsonl"]
-        == hashlib.sha256((tmp_path / "sub" / "c.jsonl").read_bytes()).hexdigest()
-    )
+    assert facts["files"]["sub/c.jsonl"] == hashlib.sha256(lines.read_bytes()).hexdigest()
     (tmp_path / "a.txt").write_text("First")
-    assert (
-        Files(str(tmp_path), field="body").open(ByteTokenizer()).provenance()["sha256"]
-        != facts["sha256"]
-    )
+    assert source.open(ByteTokenizer()).provenance()["sha256"] != facts["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,8 @@ def test_a_tokenizer_without_bos_is_refused():
 
 
 def test_stdlib_is_split_by_file_and_hashed():
-    assert not set(TRAIN) & set(HELDOUT) and len({*TRAIN, *HELDOUT}) == len(TRAIN) + len(HELDOUT)
+    assert not set(TRAIN) & set(HELDOUT)
+    assert len({*TRAIN, *HELDOUT}) == len(TRAIN) + len(HELDOUT)
     documents = stdlib_documents("heldout")
     assert [d.name for d in documents] == HELDOUT
     import argparse
@@ -252,19 +253,19 @@ def test_the_stdlib_is_tokenized_once():
 
 def test_rows_from_files_do_not_depend_on_the_machine(tmp_path):
     rows = Files(str(write_texts(tmp_path))).open(ByteTokenizer())
-    digest = hashlib.sha256(
-        b"".join(x.astype("<i4").tobytes() for x in batch(rows, 11, seq_len=64))
-    ).hexdigest()
-    assert digest[:16] == "653b19e37a4f2bb0", (
-        "batches changed: every run in progress would go on with other data"
-    )
+    data = b"".join(x.astype("<i4").tobytes() for x in batch(rows, 11, seq_len=64))
+    digest = hashlib.sha256(data).hexdigest()
+    message = "batches changed: a run in progress would resume with other data"
+    assert digest[:16] == "653b19e37a4f2bb0", message
 
 
 def test_short_rows_are_packed_and_do_not_see_each_other():
-    """Each piece is the row that its source gives; targets inside a piece, segments counted through, the last cut."""
-    source, tokenizer = Synthetic(Passkey(), haystack=toy_source()), toy_tokenizer()
+    """They are the source's rows, with their own targets, numbered segments and the last cut."""
+    source = Synthetic(Passkey(), haystack=toy_source())
+    tokenizer = toy_tokenizer()
     long = Short(source, 60).open(tokenizer).row(np.random.default_rng(3), 150)
-    rng, rows = np.random.default_rng(3), source.open(tokenizer)
+    rng = np.random.default_rng(3)
+    rows = source.open(tokenizer)
     for i, (start, stop) in enumerate([(0, 60), (60, 120), (120, 150)]):
         short = rows.row(rng, 60)
         for name in ("tokens", "targets", "weights"):
@@ -272,9 +273,11 @@ def test_short_rows_are_packed_and_do_not_see_each_other():
                 getattr(long, name)[start:stop], getattr(short, name)[: stop - start]
             )
         assert set(long.segment_ids[start:stop].tolist()) == {i + 1}
-    assert long.tokens[60] == tokenizer.bos_id and {len(field) for field in long} == {150}
+    assert long.tokens[60] == tokenizer.bos_id
+    assert {len(field) for field in long} == {150}
     assert long.segment_ids.dtype == np.int32
     documents = Short(toy_source(), 100).open(tokenizer).row(np.random.default_rng(4), 1000)
-    assert (np.diff(documents.segment_ids) >= 0).all() and documents.segment_ids.max() >= 10
+    assert (np.diff(documents.segment_ids) >= 0).all()
+    assert documents.segment_ids.max() >= 10
     with pytest.raises(ValueError, match="at least 2 tokens"):
         Short(source, 1)

@@ -1,4 +1,4 @@
-"""Prepared tokens in training: the same rows as from the text, damage refused, long documents drawn more often."""
+"""Prepared tokens in training: rows of the text, corruption refused, long documents upsampled."""
 
 import dataclasses
 import json
@@ -24,10 +24,13 @@ from support.tiny_train import ByteTokenizer, tiny_base, tiny_experiment, write_
 
 
 def prepared(out: Path, *sources: Path, held_out: float = 0.0, **recipe) -> Path:
-    prepare(
-        sources, out, ByteTokenizer(), recipe=Recipe(held_out=held_out, **recipe), progress=False
-    )  # pyright: ignore
+    options = Recipe(held_out=held_out, **recipe)
+    prepare(sources, out, ByteTokenizer(), recipe=options, progress=False)  # pyright: ignore
     return out
+
+
+def decoded(ids: np.ndarray) -> str:
+    return bytes((ids - 3).astype("u1")).decode()
 
 
 def same_rows(one: Source, two: Source) -> None:
@@ -53,28 +56,25 @@ def out(texts, tmp_path_factory) -> Path:
 
 def test_rows_are_those_of_the_text_itself(texts, out):
     same_rows(Files(str(texts)), Prepared(str(out)))
-    same_rows(Files(str(texts)), Files(str(out)))  # what --data.path of a published recipe makes
+    same_rows(Files(str(texts)), Files(str(out)))  # as --data.path of a published recipe does
     corpus = Prepared(str(out)).open(ByteTokenizer())
-    assert isinstance(corpus.ids, np.memmap) and isinstance(corpus.offsets, np.memmap)
+    assert isinstance(corpus.ids, np.memmap)
+    assert isinstance(corpus.offsets, np.memmap)
     plain = Files(str(texts)).open(ByteTokenizer())
     for a, b in zip(corpus.documents(), plain.documents(), strict=True):
         np.testing.assert_array_equal(a, b)
     facts = corpus.provenance()
     assert (facts["documents"], facts["tokens"]) == (8, len(plain.ids))
-    assert (
-        facts["tokens_sha256"] == read_json(out / "index.json")["splits"]["train"]["tokens_sha256"]
-    )
+    split = read_json(out / "index.json")["splits"]["train"]
+    assert facts["tokens_sha256"] == split["tokens_sha256"]
 
 
 def test_without_bos_and_eos_a_row_has_none(texts, tmp_path):
-    corpus = Prepared(str(prepared(tmp_path / "out", texts, bos=False, eos=False))).open(
-        ByteTokenizer()
-    )
-    text = "".join((texts / f"{i}.txt").read_text() for i in range(8))
-    assert bytes((corpus.ids - 3).astype("u1")).decode() == text
-    assert [bytes((d - 3).astype("u1")).decode() for d in corpus.documents()][1] == (
-        texts / "1.txt"
-    ).read_text()
+    root = prepared(tmp_path / "out", texts, bos=False, eos=False)
+    corpus = Prepared(str(root)).open(ByteTokenizer())
+    documents = [(texts / f"{i}.txt").read_text() for i in range(8)]
+    assert decoded(corpus.ids) == "".join(documents)
+    assert [decoded(document) for document in corpus.documents()] == documents
     assert corpus.row(np.random.default_rng(0), 500).tokens.min() >= 3
 
 
@@ -82,23 +82,23 @@ def test_held_out_documents_are_not_trained_on_and_are_the_haystack(texts, tmp_p
     lines = tmp_path / "a.jsonl"
     lines.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(200)))
     root = prepared(tmp_path / "out", lines, held_out=0.3)
-    parts = [
-        {
-            tuple(ids.tolist())
-            for ids in Prepared(str(root), split).open(ByteTokenizer()).documents()
-        }
-        for split in ("train", "heldout")
-    ]
-    assert len(parts[0]) + len(parts[1]) == 200 and not parts[0] & parts[1] and len(parts[1]) > 30
+
+    def documents(split) -> set[str]:
+        return set(map(decoded, Prepared(str(root), split).open(ByteTokenizer()).documents()))
+
+    train = documents("train")
+    held_out = documents("heldout")
+    assert len(train) + len(held_out) == 200
+    assert not train & held_out
+    assert len(held_out) > 30
     assert haystack(str(root)) == Prepared(str(root), "heldout")
-    assert haystack(str(prepared(tmp_path / "all", texts))) == Prepared(
-        str(tmp_path / "all"), "train"
-    )
+    whole = str(prepared(tmp_path / "all", texts))
+    assert haystack(whole) == Prepared(whole, "train")
     with pytest.raises(ValueError, match="holds no heldout documents"):
-        Prepared(str(tmp_path / "all"), "heldout").open(ByteTokenizer())
+        Prepared(whole, "heldout").open(ByteTokenizer())
 
 
-def test_what_cannot_be_trained_on_is_refused(texts, tmp_path):
+def test_tokens_that_do_not_fit_the_model_or_the_index_are_refused(texts, tmp_path):
     def refused(message: str, tokenizer=ByteTokenizer) -> None:
         with pytest.raises(ValueError, match=message):
             Prepared(str(root)).open(tokenizer())
@@ -144,22 +144,22 @@ def test_trained_on_it_the_losses_are_those_of_the_text(texts, out, tmp_path):
         train(experiment, run, tiny_base(), sinks=[JsonlSink(run.metrics_file)], progress=False)
         losses.append([row["loss"] for row in read_jsonl(run.metrics_file)])
         facts = read_json(run.provenance_file)["data"]
-        assert facts["kind"] == name and facts["documents"] == 8
-    assert losses[0] == losses[1] and len(losses[0]) == 2
+        assert facts["kind"] == name
+        assert facts["documents"] == 8
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
     upsampled = Upsampled(Prepared(str(out)), min_tokens=200, factor=4.0)
     experiment = tiny_experiment(upsampled, steps=2)
     changed = override(experiment, ["--data.source.path", str(tmp_path), "--data.factor", "2"]).data
-    assert (
-        changed == Upsampled(Prepared(str(tmp_path)), 200, 2.0)
-        and from_json(to_json(experiment)) == experiment
-    )
-    params = train(
-        experiment, RunDir(tmp_path / "up").open(experiment), tiny_base(), progress=False
-    )
+    assert changed == Upsampled(Prepared(str(tmp_path)), 200, 2.0)
+    assert from_json(to_json(experiment)) == experiment
+    run = RunDir(tmp_path / "up").open(experiment)
+    params = train(experiment, run, tiny_base(), progress=False)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
 
 
-LENGTHS, DOMAINS = [3, 9, 40, 5, 5, 64, 2, 17, 33], (3, 4, 2)
+LENGTHS = [3, 9, 40, 5, 5, 64, 2, 17, 33]
+DOMAINS = (3, 4, 2)
 
 
 def corpus_of(lengths: list[int], domains: tuple[int, ...]) -> Corpus:
@@ -171,7 +171,7 @@ def corpus_of(lengths: list[int], domains: tuple[int, ...]) -> Corpus:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given(Source):
+class CorpusSource(Source):
     corpus: Corpus
 
     def open(self, tokenizer) -> Corpus:
@@ -179,14 +179,13 @@ class Given(Source):
 
 
 def shares(factor: Fraction, min_tokens: int) -> list[Fraction]:
-    """The share of every document among the tokens, by counting a corpus in which long documents are repeated."""
-    result, first = [], 0
+    """The share of every document among the tokens if long documents were repeated."""
+    result = []
+    first = 0
     for count in DOMAINS:
         lengths = LENGTHS[first : first + count]
         copies = [factor.numerator if n >= min_tokens else factor.denominator for n in lengths]
-        tokens = [
-            n * times for n, times in zip(lengths, copies, strict=True)
-        ]  # of all the copies of a document
+        tokens = [n * times for n, times in zip(lengths, copies, strict=True)]
         mixture = Fraction(sum(lengths), sum(LENGTHS))
         result += [mixture * Fraction(n, sum(tokens)) for n in tokens]
         first += count
@@ -196,67 +195,70 @@ def shares(factor: Fraction, min_tokens: int) -> list[Fraction]:
 @pytest.mark.parametrize("factor", [Fraction(10), Fraction(5, 2), Fraction(1)])
 def test_weights_are_those_of_repeated_documents_and_keep_the_mixture(factor):
     lengths = np.array(LENGTHS)
-    found = document_weights(lengths, DOMAINS, 30, float(factor)) * lengths
-    np.testing.assert_allclose(found, [float(share) for share in shares(factor, 30)], rtol=1e-12)
-    ends = np.cumsum(DOMAINS)
-    mixture = [lengths[a - n : a].sum() / lengths.sum() for a, n in zip(ends, DOMAINS, strict=True)]
-    np.testing.assert_allclose(
-        [found[a - n : a].sum() for a, n in zip(ends, DOMAINS, strict=True)], mixture
-    )
+    actual = document_weights(lengths, DOMAINS, 30, float(factor)) * lengths
+    expected = [float(share) for share in shares(factor, 30)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    cuts = np.cumsum(DOMAINS)[:-1]
+    mixture = [part.sum() / lengths.sum() for part in np.split(lengths, cuts)]
+    np.testing.assert_allclose([part.sum() for part in np.split(actual, cuts)], mixture)
     if factor == 1:
-        np.testing.assert_allclose(found, lengths / lengths.sum())
+        np.testing.assert_allclose(actual, lengths / lengths.sum())
 
 
 def test_rows_see_every_document_by_its_share_at_every_place():
-    """Against the paper's way: documents drawn one by one from their domains, short ones mostly thrown away, packed."""
+    """Compared with the paper's sampling: documents drawn per domain, most short ones dropped."""
     corpus = corpus_of(LENGTHS, DOMAINS)
-    rows = Upsampled(Given(corpus), 30, 10.0).open(ByteTokenizer())  # pyright: ignore
+    rows = Upsampled(CorpusSource(corpus), 30, 10.0).open(ByteTokenizer())  # pyright: ignore
     windows = np.array([rows.row(np.random.default_rng(i), 50).tokens for i in range(4000)]) - 10
-    wanted = [float(share) for share in shares(Fraction(10), 30)]
+    expected = np.array([float(share) for share in shares(Fraction(10), 30)])
     for place in (0, 7, 49):  # not only at the start: the stream is stationary
         counts = np.bincount(windows[:, place], minlength=len(LENGTHS))
-        deviation = np.sqrt(4000 * np.array(wanted) * (1 - np.array(wanted)))
-        assert (np.abs(counts - 4000 * np.array(wanted)) < 4.5 * deviation).all()
-    rng, stream = np.random.default_rng(0), dict.fromkeys(range(len(LENGTHS)), 0)
+        deviation = np.sqrt(4000 * expected * (1 - expected))
+        assert (np.abs(counts - 4000 * expected) < 4.5 * deviation).all()
+    rng = np.random.default_rng(0)
+    stream = dict.fromkeys(range(len(LENGTHS)), 0)
     spent = [0.0] * len(DOMAINS)
     first = np.cumsum([0, *DOMAINS])
     mixture = [sum(LENGTHS[a:b]) / sum(LENGTHS) for a, b in zip(first[:-1], first[1:], strict=True)]
-    while sum(spent) < 300_000:  # the domain that is furthest behind its budget is next
+    while sum(spent) < 300_000:  # the domain with the smallest part of its budget is next
         domain = int(np.argmin([s / m for s, m in zip(spent, mixture, strict=True)]))
         number = int(rng.integers(first[domain], first[domain + 1]))
         if LENGTHS[number] >= 30 or rng.random() < 0.1:
             stream[number] += LENGTHS[number]
             spent[domain] += LENGTHS[number]
-    np.testing.assert_allclose([stream[i] / sum(spent) for i in stream], wanted, atol=0.015)
+    np.testing.assert_allclose([stream[i] / sum(spent) for i in stream], expected, atol=0.015)
 
 
-def test_a_row_is_pieces_of_documents_that_do_not_see_each_other(texts, out):
+def test_a_row_is_made_of_documents_that_do_not_see_each_other(texts, out):
     rows = Upsampled(Prepared(str(out)), 200, 3.0).open(ByteTokenizer())
     whole = [(texts / f"{i}.txt").read_bytes() for i in range(8)]
     for seed in range(20):
         row = rows.row(np.random.default_rng(seed), 700)
-        assert row.tokens[0] == 1 and [len(field) for field in row] == [700] * 4
+        assert row.tokens[0] == 1
+        assert [len(field) for field in row] == [700] * 4
         np.testing.assert_array_equal(row.tokens[1:], row.targets[:-1])
         change = np.append(np.diff(row.segment_ids), 0)
         np.testing.assert_array_equal(row.weights[:-1], 1 - change[:-1])
         inner = [row.tokens[row.segment_ids == s] for s in range(2, row.segment_ids[-1])]
         for ids in inner:  # whole documents, BOS text EOS
-            assert ids[0] == 1 and ids[-1] == 2 and bytes((ids[1:-1] - 3).astype("u1")) in whole
+            assert ids[0] == 1
+            assert ids[-1] == 2
+            assert bytes((ids[1:-1] - 3).astype("u1")) in whole
         start = bytes((row.tokens[1:][row.segment_ids[1:] == 1] - 3).astype("u1"))
         assert any(start[:-1] in text for text in whole)
     again = rows.row(np.random.default_rng(19), 700)
     np.testing.assert_array_equal(row.tokens, again.tokens)
-    assert rows.provenance()["factor"] == 3.0 and rows.provenance()["rows"]["kind"] == "prepared"
+    assert rows.provenance()["factor"] == 3.0
+    assert rows.provenance()["rows"]["kind"] == "prepared"
 
 
 def test_domains_are_the_sources_and_it_mixes_with_the_rest(texts, out, tmp_path):
     other = write_texts(tmp_path / "other", 3)
     root = prepared(tmp_path / "two", texts, other)
     assert Prepared(str(root)).open(ByteTokenizer()).domains == (8, 3)
-    source = Mix(
-        ((0.6, Upsampled(Prepared(str(root)), 100, 5.0)), (0.4, Short(Prepared(str(out)), 32)))
-    )
-    rows = source.open(ByteTokenizer())
+    upsampled = Upsampled(Prepared(str(root)), 100, 5.0)
+    short = Short(Prepared(str(out)), 32)
+    rows = Mix(((0.6, upsampled), (0.4, short))).open(ByteTokenizer())
     assert rows.row(np.random.default_rng(0), 128).tokens.shape == (128,)
     with pytest.raises(ValueError, match="no document has the 5000 tokens"):
         Upsampled(Prepared(str(root)), 5000, 5.0).open(ByteTokenizer())
