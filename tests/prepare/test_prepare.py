@@ -1,4 +1,4 @@
-"""`ctxext prepare` against a literal reading of its sources; killed, damaged, and with any number of workers."""
+"""`ctxext prepare` against a literal reading of its sources; killed, corrupted, many workers."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def texts(count: int, seed: int) -> list[str]:
 
 
 def write_sources(root: Path, documents: int = 60) -> list[Path]:
-    """JSONL with CRLF and blank lines, a directory of text and JSONL, Parquet in row groups, a saved dataset."""
+    """JSONL with CRLF and blank lines, a directory of text and JSONL, Parquet, a saved dataset."""
     root.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0)
@@ -65,7 +65,7 @@ def write_sources(root: Path, documents: int = 60) -> list[Path]:
 
 
 def all_texts(documents: int = 60) -> list[list[str]]:
-    """What `write_sources` wrote, by source."""
+    """The texts of `write_sources`, by source."""
     return [texts(documents, 0), texts(8, 1) + texts(9, 2), texts(30, 3), texts(20, 4)]
 
 
@@ -76,7 +76,9 @@ def held_out(text: str, share: float) -> bool:
 def stored(root: Path, split: str) -> list[list[int]]:
     ids = np.fromfile(root / f"{split}.tokens", read_json(root / "index.json")["dtype"])
     offsets = np.fromfile(root / f"{split}.offsets", "<i8")
-    assert offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) > 0).all()
+    assert offsets[0] == 0
+    assert offsets[-1] == len(ids)
+    assert (np.diff(offsets) > 0).all()
     return [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
@@ -88,7 +90,7 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-def go(
+def run_prepare(
     sources,
     out: Path,
     *,
@@ -123,19 +125,19 @@ def sources(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def whole(sources, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    go(sources, out, held_out=0.2)
+    run_prepare(sources, out, held_out=0.2)
     return out
 
 
-def test_every_document_is_what_the_tokenizer_gives(sources, whole):
+def test_every_document_is_as_the_tokenizer_encodes_it(sources, whole):
     every = [text for source in all_texts() for text in source]
-    for split, wanted in (("train", False), ("heldout", True)):
-        chosen = [text for text in every if held_out(text, 0.2) == wanted]
-        assert chosen and stored(whole, split) == [
-            [1, *TOKENIZER.encode(text), 2] for text in chosen
-        ]
+    for split, is_held_out in (("train", False), ("heldout", True)):
+        chosen = [text for text in every if held_out(text, 0.2) == is_held_out]
+        assert chosen
+        assert stored(whole, split) == [[1, *TOKENIZER.encode(text), 2] for text in chosen]
     index = read_json(whole / "index.json")
-    assert index["complete"] is True and index["dtype"] == "uint16"
+    assert index["complete"] is True
+    assert index["dtype"] == "uint16"
     assert index["tokenizer"] == {
         "sha256": TOKENIZER.sha256,
         "vocab_size": 1024,
@@ -145,72 +147,55 @@ def test_every_document_is_what_the_tokenizer_gives(sources, whole):
     for source, here, path in zip(index["sources"], all_texts(), sources, strict=True):
         kept = [text for text in here if not held_out(text, 0.2)]
         tokens = sum(len(TOKENIZER.encode(text)) + 2 for text in kept)
-        assert source["name"] == path.name and source["train"] == {
-            "documents": len(kept),
-            "tokens": tokens,
-        }
+        assert source["name"] == path.name
+        assert source["train"] == {"documents": len(kept), "tokens": tokens}
         assert source["rejected"] == source["shorter"] == source["longer"] == 0
-    assert [source["empty"] for source in index["sources"]] == [
-        2,
-        2,
-        0,
-        0,
-    ]  # two blank lines; a file and a text
+    # Two blank lines; a file and a text.
+    assert [source["empty"] for source in index["sources"]] == [2, 2, 0, 0]
     assert sorted(index["sources"][1]["files"])[-1] == "sub/c.jsonl"
-    digest = hashlib.sha256((sources[0]).read_bytes()).hexdigest()
-    assert index["sources"][0]["files"]["a.jsonl"] == {
-        "bytes": sources[0].stat().st_size,
-        "sha256": digest,
-    }
+    size = sources[0].stat().st_size
+    digest = hashlib.sha256(sources[0].read_bytes()).hexdigest()
+    assert index["sources"][0]["files"]["a.jsonl"] == {"bytes": size, "sha256": digest}
     assert (whole / "rejects.jsonl").read_bytes() == b""
     for split in ("train", "heldout"):
-        assert (
-            index["splits"][split]["tokens_sha256"]
-            == hashlib.sha256((whole / f"{split}.tokens").read_bytes()).hexdigest()
-        )
+        digest = hashlib.sha256((whole / f"{split}.tokens").read_bytes()).hexdigest()
+        assert index["splits"][split]["tokens_sha256"] == digest
 
 
 @pytest.mark.parametrize(("workers", "chunk_bytes"), [(1, 97), (1, 10**9), (2, 3000), (3, 700)])
 def test_the_bytes_do_not_depend_on_workers_or_chunks(
     sources, whole, tmp_path, workers, chunk_bytes
 ):
-    go(sources, tmp_path / "out", workers=workers, chunk_bytes=chunk_bytes, held_out=0.2)
+    run_prepare(sources, tmp_path / "out", workers=workers, chunk_bytes=chunk_bytes, held_out=0.2)
     assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_the_split_does_not_depend_on_the_order_and_shares_are_kept(tmp_path):
     rows = [f"document {i}" for i in range(3000)]
-    one = go(
-        [lines_file(tmp_path / "a.jsonl", rows)],
-        tmp_path / "one",
-        tokenizer=ByteTokenizer(),
-        held_out=0.1,
-    )
-    go(
-        [lines_file(tmp_path / "b.jsonl", rows[::-1])],
-        tmp_path / "two",
-        tokenizer=ByteTokenizer(),
-        held_out=0.1,
-    )
+    forward = lines_file(tmp_path / "a.jsonl", rows)
+    backward = lines_file(tmp_path / "b.jsonl", rows[::-1])
+    options = {"tokenizer": ByteTokenizer(), "held_out": 0.1}
+    index = run_prepare([forward], tmp_path / "one", **options)
+    run_prepare([backward], tmp_path / "two", **options)
     assert stored(tmp_path / "one", "heldout") == stored(tmp_path / "two", "heldout")[::-1]
-    assert abs(one["splits"]["heldout"]["documents"] - 300) < 4 * np.sqrt(3000 * 0.1 * 0.9)
+    num_held_out = index["splits"]["heldout"]["documents"]
+    assert abs(num_held_out - 300) < 4 * np.sqrt(3000 * 0.1 * 0.9)
 
 
-def test_lengths_and_the_tokens_around(tmp_path):
+def test_length_filters_and_special_tokens(tmp_path):
     source = lines_file(tmp_path / "a.jsonl", ["x" * n for n in range(1, 21)])
     options = {"tokenizer": ByteTokenizer(), "min_tokens": 5, "max_tokens": 10}
-    counts = go([source], tmp_path / "both", **options)["sources"][0]
-    assert [len(ids) for ids in stored(tmp_path / "both", "train")] == list(
-        range(5, 11)
-    )  # BOS and EOS are counted
+    counts = run_prepare([source], tmp_path / "both", **options)["sources"][0]
+    # BOS and EOS are counted.
+    assert [len(ids) for ids in stored(tmp_path / "both", "train")] == list(range(5, 11))
     assert (counts["shorter"], counts["longer"]) == (2, 12)
-    index = go([source], tmp_path / "none", bos=False, eos=False, **options)
+    index = run_prepare([source], tmp_path / "none", bos=False, eos=False, **options)
     assert [ids[0] for ids in stored(tmp_path / "none", "train")] == [ord("x") + 3] * 6
     assert index["tokenizer"]["bos_id"] is index["tokenizer"]["eos_id"] is None
     with pytest.raises(ValueError, match="nothing is left"):
-        go([source], tmp_path / "nothing", tokenizer=ByteTokenizer(), min_tokens=100)
+        run_prepare([source], tmp_path / "nothing", tokenizer=ByteTokenizer(), min_tokens=100)
     with pytest.raises(ValueError, match="leaves nothing"):
-        go([source], tmp_path / "x", min_tokens=9, max_tokens=8)
+        run_prepare([source], tmp_path / "x", min_tokens=9, max_tokens=8)
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
@@ -220,10 +205,9 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
         def encode(self, text, *, bos=False):
             return [self.bos_id] * bos + [1 << 16]
 
-    assert (
-        go([lines_file(tmp_path / "a.jsonl", "ab")], tmp_path / "out", tokenizer=Large())["dtype"]
-        == "uint32"
-    )
+    source = lines_file(tmp_path / "a.jsonl", "ab")
+    index = run_prepare([source], tmp_path / "out", tokenizer=Large())
+    assert index["dtype"] == "uint32"
     assert stored(tmp_path / "out", "train") == [[1, 1 << 16, 2]] * 2
 
 
@@ -255,19 +239,20 @@ BAD = {
     ),
     end=st.sampled_from([b"\n", b"\r\n"]),
     last=st.booleans(),
-    pieces=st.integers(1, 30),
+    num_chunks=st.integers(1, 30),
     escape=st.booleans(),
 )
-def test_every_good_line_is_there_in_order_and_every_bad_one_is_named(
-    tmp_path_factory, lines, end, last, pieces, escape
+def test_good_lines_are_kept_in_order_and_bad_ones_are_named(
+    tmp_path_factory, lines, end, last, num_chunks, escape
 ):
     root = tmp_path_factory.mktemp("fuzz")
-    data = [
-        line
-        if isinstance(line, bytes)
-        else json.dumps({"text": line}, ensure_ascii=escape).encode()
-        for line in lines
-    ]
+
+    def to_bytes(line: str | bytes) -> bytes:
+        if isinstance(line, bytes):
+            return line
+        return json.dumps({"text": line}, ensure_ascii=escape).encode()
+
+    data = [to_bytes(line) for line in lines]
     (root / "a.jsonl").write_bytes(end.join(data) + end * last)
     good = [
         [1, *(byte + 3 for byte in line.encode()), 2] for line in lines if isinstance(line, str)
@@ -275,23 +260,23 @@ def test_every_good_line_is_there_in_order_and_every_bad_one_is_named(
     options = {
         "tokenizer": ByteTokenizer(),
         "max_rejects": 1,
-        "chunk_bytes": 1 + len(end.join(data)) // pieces,
+        "chunk_bytes": 1 + len(end.join(data)) // num_chunks,
     }
     if good:
-        go([root / "a.jsonl"], root / "out", **options)
+        run_prepare([root / "a.jsonl"], root / "out", **options)
         assert stored(root / "out", "train") == good
     else:
         with pytest.raises(ValueError, match="nothing is left"):
-            go([root / "a.jsonl"], root / "out", **options)
+            run_prepare([root / "a.jsonl"], root / "out", **options)
     rejects = read_jsonl(root / "out" / "rejects.jsonl")
     bad = [(number, line) for number, line in enumerate(lines, 1) if isinstance(line, bytes)]
-    assert [(row["file"], row["line"]) for row in rejects] == [
-        ("a.jsonl", number) for number, _ in bad
-    ]
-    assert all(BAD[line] in row["reason"] for row, (_, line) in zip(rejects, bad, strict=True))
+    assert len(rejects) == len(bad)
+    for reject, (number, line) in zip(rejects, bad, strict=True):
+        assert (reject["file"], reject["line"]) == ("a.jsonl", number)
+        assert BAD[line] in reject["reason"]
 
 
-def test_too_many_rejects_stop_it_and_are_kept_for_a_second_look(tmp_path, capsys):
+def test_too_many_rejects_are_an_error_and_are_listed(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text(
         "".join('{"text": "x"}\n' if i % 50 else "{\n" for i in range(100))
     )
@@ -301,36 +286,34 @@ def test_too_many_rejects_stop_it_and_are_kept_for_a_second_look(tmp_path, capsy
     )
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "1.txt").write_bytes(b"ab\xff")
-    sources, out = [tmp_path / "a.jsonl", tmp_path / "b.parquet", tmp_path / "c"], tmp_path / "out"
-    with pytest.raises(
-        ValueError, match=r"5 of 106 .* the first is a\.jsonl:1, not JSON.*larger --max-rejects"
-    ):
-        go(sources, out)
-    rows = read_jsonl(out / "rejects.jsonl")
-    assert [(r["source"], r["file"], r.get("line", r.get("row"))) for r in rows] == [
+    sources = [tmp_path / "a.jsonl", tmp_path / "b.parquet", tmp_path / "c"]
+    out = tmp_path / "out"
+    message = r"5 of 106 .* the first is a\.jsonl:1, not JSON.*larger --max-rejects"
+    with pytest.raises(ValueError, match=message):
+        run_prepare(sources, out)
+    rejects = read_jsonl(out / "rejects.jsonl")
+    assert [(r["source"], r["file"], r.get("line", r.get("row"))) for r in rejects] == [
         (0, "a.jsonl", 1),
         (0, "a.jsonl", 51),
         (1, "b.parquet", 1),
         (1, "b.parquet", 2),
         (2, "1.txt", None),
     ]
-    assert [r["reason"] for r in rows[2:]] == [
+    assert [r["reason"] for r in rejects[2:]] == [
         "not UTF-8 (byte 0)",
         'no text in the column "text"',
         "not UTF-8 (byte 2)",
     ]
-    index = go(sources, out, max_rejects=5 / 106)
+    index = run_prepare(sources, out, max_rejects=5 / 106)
     assert [source["rejected"] for source in index["sources"]] == [2, 2, 1]
-    assert (
-        index["splits"]["train"]["documents"] == 98 + 2
-        and read_jsonl(out / "rejects.jsonl") == rows
-    )
+    assert index["splits"]["train"]["documents"] == 98 + 2
+    assert read_jsonl(out / "rejects.jsonl") == rejects
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(raw_documents, "MAX_LINE_BYTES", 100)
     lines_file(tmp_path / "a.jsonl", ["a", "b" * 500, "c", "d" * 80, "e" * 200_000])
-    go([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=ByteTokenizer(), max_rejects=1)
+    run_prepare([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=ByteTokenizer(), max_rejects=1)
     assert [len(ids) for ids in stored(tmp_path / "out", "train")] == [3, 3, 82]
     assert [row["line"] for row in read_jsonl(tmp_path / "out" / "rejects.jsonl")] == [2, 5]
 
@@ -352,8 +335,10 @@ from pathlib import Path
 from ctxext.prepare import Recipe, prepare
 from ctxext.tokenization.tokenizer import load_tokenizer
 sources, out, tokenizer, workers = sys.argv[1].split(":"), *sys.argv[2:]
-prepare([Path(s) for s in sources], Path(out), load_tokenizer(tokenizer), recipe=Recipe(held_out=0.2),
-        workers=int(workers), chunk_bytes=500)
+prepare(
+    [Path(s) for s in sources], Path(out), load_tokenizer(tokenizer),
+    recipe=Recipe(held_out=0.2), workers=int(workers), chunk_bytes=500,
+)
 """
 
 
@@ -365,8 +350,9 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="the children of a process are read from /proc"
 )
-def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    sources, out = write_sources(tmp_path / "in", 3000), tmp_path / "out"
+def test_killed_and_resumed_it_ends_with_the_same_bytes(tmp_path):
+    sources = write_sources(tmp_path / "in", 3000)
+    out = tmp_path / "out"
     argv = [sys.executable, "-c", KILLED, ":".join(map(str, sources)), str(out), str(TINY_LLAMA)]
     process = subprocess.Popen([*argv, "2"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -376,30 +362,27 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = len(list(out.glob("work/0*.npz")))
-    assert (
-        20 <= done < len(cut([source_files(s) for s in sources], "text", 500))
-        and not (out / "index.json").exists()
-    )
+    assert 20 <= done < len(cut([source_files(s) for s in sources], "text", 500))
+    assert not (out / "index.json").exists()
     with pytest.raises(ValueError, match="is not finished: run the same"):
         run.read_index(out)
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(workers) >= 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers), (
-        "orphans"
-    )
+    assert len(workers) >= 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "orphans"
     with pytest.raises(ValueError, match="was started with other held-out"):
-        go(sources, out, chunk_bytes=500, held_out=0.1)
+        run_prepare(sources, out, chunk_bytes=500, held_out=0.1)
     assert request.REQUEST in {path.name for path in (out / "work").iterdir()}
     resumed = subprocess.run([*argv, "1"], stderr=subprocess.PIPE, text=True, check=True)
     assert "prepare: resumed: " in resumed.stderr
-    go(sources, tmp_path / "undisturbed", chunk_bytes=10**6, held_out=0.2)
+    run_prepare(sources, tmp_path / "undisturbed", chunk_bytes=10**6, held_out=0.2)
     assert contents(out) == contents(tmp_path / "undisturbed")
     every = [text for source in all_texts(3000) for text in source if not held_out(text, 0.2)]
     assert len(stored(out, "train")) == len(every)
 
 
 @pytest.mark.parametrize("step", ["rejects", "join", "index"])
-def test_stopped_at_the_end_it_goes_on_as_well(sources, whole, tmp_path, monkeypatch, step):
+def test_stopped_at_the_end_it_can_be_resumed(sources, whole, tmp_path, monkeypatch, step):
     def stop(*args):
         raise KeyboardInterrupt
 
@@ -410,76 +393,79 @@ def test_stopped_at_the_end_it_goes_on_as_well(sources, whole, tmp_path, monkeyp
             run, name, lambda *args: stop() if "request" not in str(args[0]) else wrapped(*args)
         )
         with pytest.raises(KeyboardInterrupt):
-            go(sources, tmp_path / "out", held_out=0.2)
+            run_prepare(sources, tmp_path / "out", held_out=0.2)
     (tmp_path / "out" / ".train.tokens.torn").write_bytes(b"half of it")
-    go(sources, tmp_path / "out", held_out=0.2)
+    run_prepare(sources, tmp_path / "out", held_out=0.2)
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_a_worker_that_is_killed_is_told_and_nothing_is_lost(sources, whole, tmp_path, monkeypatch):
+def test_a_killed_worker_is_an_error_and_nothing_is_lost(sources, whole, tmp_path, monkeypatch):
     def kill(*args):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # pyright: ignore
 
     with monkeypatch.context() as patched:
         patched.setattr(run.Progress, "update", kill)
         with pytest.raises(ValueError, match="a worker was killed.*run the same command again"):
-            go(sources, tmp_path / "out", workers=2, chunk_bytes=300, held_out=0.2)
-    go(sources, tmp_path / "out", chunk_bytes=300, held_out=0.2)
+            run_prepare(sources, tmp_path / "out", workers=2, chunk_bytes=300, held_out=0.2)
+    run_prepare(sources, tmp_path / "out", chunk_bytes=300, held_out=0.2)
     assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_workers_need_no_jax():
-    code = "import sys, ctxext.prepare.workers; print(sorted({'jax', 'flax', 'orbax'} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
+    code = (
+        "import sys, ctxext.prepare.workers\n"
+        "print(sorted({'jax', 'flax', 'orbax'} & set(sys.modules)))"
     )
+    argv = [sys.executable, "-c", code]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_what_is_there_is_guarded(tmp_path):
-    source, out = lines_file(tmp_path / "a.jsonl", "abc"), tmp_path / "out"
-    first = go([source], out)
-    assert go([source], out) == first  # finished: checked, not written again
+def test_an_existing_directory_is_not_overwritten(tmp_path):
+    source = lines_file(tmp_path / "a.jsonl", "abc")
+    out = tmp_path / "out"
+    first = run_prepare([source], out)
+    assert run_prepare([source], out) == first  # finished: checked, not written again
     for change in ({"eos": False}, {"min_tokens": 2}, {"tokenizer": ByteTokenizer()}):
         with pytest.raises(ValueError, match="was started with other (tokenizer|min-tokens)"):
-            go([source], out, **change)
+            run_prepare([source], out, **change)
     data = bytearray((out / "train.tokens").read_bytes())
     data[0] ^= 1
     (out / "train.tokens").write_bytes(data)
     with pytest.raises(ValueError, match=r"train\.tokens is corrupt"):
-        go([source], out)
+        run_prepare([source], out)
     lines_file(source, "abcd")
     with pytest.raises(ValueError, match="was started with other sources"):
-        go([source], out)
+        run_prepare([source], out)
     with pytest.raises(ValueError, match="already exists"):
-        go([source], tmp_path)
+        run_prepare([source], tmp_path)
     with pytest.raises(ValueError, match="is inside .*, which is read"):
-        go([tmp_path], tmp_path / "x")
+        run_prepare([tmp_path], tmp_path / "x")
     with pytest.raises(ValueError, match="--no-bos"):
-        go([source], tmp_path / "x", tokenizer=type("NoBos", (ByteTokenizer,), {"bos_id": None})())
+        run_prepare(
+            [source], tmp_path / "x", tokenizer=type("NoBos", (ByteTokenizer,), {"bos_id": None})()
+        )
     with pytest.raises(ValueError, match="there is no .*nowhere"):
-        go([tmp_path / "nowhere"], tmp_path / "x")
+        run_prepare([tmp_path / "nowhere"], tmp_path / "x")
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"b\.parquet cannot be read as parquet"):
-        go([tmp_path / "b.parquet"], tmp_path / "x")
+        run_prepare([tmp_path / "b.parquet"], tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_a_source_that_changes_meanwhile_and_two_at_once_are_refused(tmp_path):
-    source, out = lines_file(tmp_path / "a.jsonl", "abc"), tmp_path / "out"
+def test_a_changing_source_and_a_second_process_are_refused(tmp_path):
+    source = lines_file(tmp_path / "a.jsonl", "abc")
+    out = tmp_path / "out"
 
     class Writes(ByteTokenizer):
         def encode(self, text, *, bos=False):
             if text == "a":
                 with pytest.raises(ValueError, match="another process is preparing"):
-                    go([source], out, tokenizer=ByteTokenizer())
+                    run_prepare([source], out, tokenizer=ByteTokenizer())
                 lines_file(source, "abcd")
             return super().encode(text, bos=bos)
 
     with pytest.raises(ValueError, match="changed while they were read"):
-        go([source], out, tokenizer=Writes())
+        run_prepare([source], out, tokenizer=Writes())
     assert not (out / "index.json").exists()
 
 
@@ -499,25 +485,22 @@ def test_the_command(sources, whole, tmp_path, capsys):
     tokens = sum(index["splits"][split]["tokens"] for split in ("train", "heldout"))
     assert abs(sum(source["tokens"] for source in plan["sources"]) / tokens - 1) < 0.1
     assert plan["sources"][0]["files"] == {"a.jsonl": sources[0].stat().st_size}
-    assert main([*argv, "--dry-run"]) == 0 and "nothing has been written" in capsys.readouterr().out
+    assert main([*argv, "--dry-run"]) == 0
+    assert "nothing has been written" in capsys.readouterr().out
     assert main([*argv, "--held-out", "0.2", "--workers", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == index and contents(tmp_path / "out") == contents(
-        whole
-    )
+    assert json.loads(capsys.readouterr().out) == index
+    assert contents(tmp_path / "out") == contents(whole)
+    # The same tokenizer by its file: everything is already there.
     model = ["--tokenizer", str(TINY_LLAMA / "tokenizer.model")]
-    assert (
-        main([*argv[:-2], *model, "--held-out", "0.2"]) == 0
-    )  # the same tokenizer by its file: already there
-    said = capsys.readouterr().out
-    assert f"--data.path {tmp_path / 'out'}" in said and "a.jsonl: " in said
-    assert (
-        main([*argv, "--held-out", "2"]) == 2 and "--held-out is a share" in capsys.readouterr().err
-    )
-    (tmp_path / "empty.txt").write_text("")
-    assert (
-        main(["prepare", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "x"), *argv[-2:]])
-        == 2
-    )
+    assert main([*argv[:-2], *model, "--held-out", "0.2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"--data.path {tmp_path / 'out'}" in printed
+    assert "a.jsonl: " in printed
+    assert main([*argv, "--held-out", "2"]) == 2
+    assert "--held-out is a share" in capsys.readouterr().err
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    assert main(["prepare", str(empty), "--out", str(tmp_path / "x"), *argv[-2:]]) == 2
     assert "nothing is left of" in capsys.readouterr().err
     assert main(["prepare", "no-such-file", *argv[-4:]]) == 2
     assert "no-such-file does not exist; give a data file" in capsys.readouterr().err
