@@ -41,16 +41,15 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Tables, proof and paths as data."""
         data = {"run": str(self.path), "proof": self.proof, **report.summary(self.records)}
-        expected = [outcome.data for outcome in report.expectations([self.path])]
-        if expected:
+        if expected := report.expectations_data([self.path]):
             data["expected"] = expected
         return data
 
     @property
     def text(self) -> str:
         """Tables, proof and paths as text."""
-        expected = [outcome.text for outcome in report.expectations([self.path])]
-        lines = [*report.verdict(self.records), *expected, "", report.tables(self.records), ""]
+        lines = [*report.verdict(self.records), *report.expectations([self.path]), ""]
+        lines += [report.tables(self.records), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
         lines.append(f"records        {self.path / 'records.jsonl'}")

@@ -80,7 +80,7 @@ evals = (Retrieval(lengths, n=4), Perplexity(lengths, target_tokens=window // 2)
 for method in (Unscaled(), Yarn(4.0, beta_fast=8.0), mine):
     sink = folder / "records.jsonl"
     evaluate(lm.with_method(method), evals, sink=sink, progress=False)
-print(report.tables(report.read_rows([folder])))
+print(report.tables(report.read_records([folder])))
 
 # %%
 report.drawings([folder])["Perplexity of the same tokens with more context"]

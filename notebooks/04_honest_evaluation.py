@@ -21,6 +21,7 @@ from ctxext.evals.stats import Interval, wilson
 from ctxext.evaluate import evaluate
 from ctxext.methods import NTK, Yarn
 from ctxext.report.analysis.published import Outcome
+from ctxext.report.pages.expected import outcome_text
 from ctxext.rope import Unscaled
 
 lm = ctxext.load("tiny-llama")
@@ -60,7 +61,7 @@ folder = Path(tempfile.mkdtemp())
 for method in variants:
     sink = folder / "records.jsonl"
     evaluate(lm.with_method(method), evals, sink=sink, progress=False)
-rows = report.read_rows([folder])
+records = report.read_records([folder])
 charts = report.drawings([folder])
 charts["passkey: right answers by length"]
 
@@ -72,7 +73,7 @@ charts["passkey: right answers by length"]
 # significant.
 
 # %%
-print(report.tables(rows))
+print(report.tables(records))
 
 # %% [markdown]
 # ## Perplexity is not one number
@@ -118,7 +119,7 @@ published = Expected(
     "ppl:truncate", 8192, 3.35, 0.05, "YaRN s = 2, Llama 2 7B, proof-pile", "arXiv:2309.00071"
 )
 for got in (Interval(3.36, 3.33, 3.39), Interval(3.41, 3.36, 3.46), Interval(3.52, 3.45, 3.60)):
-    print(Outcome("a run", published, got).text)
+    print(outcome_text(Outcome("a run", published, got)))
 
 # %% [markdown]
 # No interval covers another training seed, another task, another base, or the fact that the best

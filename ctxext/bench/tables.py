@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from ctxext.report.drawing.appearance import length_axis, linear_axis
-from ctxext.report.drawing.charts import Chart, Line, Point, Style, line_chart, swatch
+from ctxext.report.drawing.axes import length_axis, linear_axis
+from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
+from ctxext.report.drawing.svg import Style
 from ctxext.report.pages.page import write_chart
+from ctxext.report.table import table_of_texts
 
 NAMES = {"ours": "ctxext", "theirs": "transformers"}
 
@@ -83,8 +85,8 @@ def against_length(matches: list[dict[str, Any]]) -> list[Chart]:
         rows = [
             [line.name, f"{point.x:,}", f"{point.y:.3g}"] for line in lines for point in line.points
         ]
-        legend = [(swatch(line.style), line.name) for line in lines]
-        charts.append(Chart(title, text, svg, ["side", "tokens", unit], rows, legend))
+        numbers = table_of_texts(title, ["backend", "tokens", unit], rows)
+        charts.append(Chart(title, text, svg, numbers, legend_of(lines)))
     return charts
 
 

@@ -84,7 +84,9 @@ class RopeView:
         """Draw the wavelengths into FILE.svg or FILE.html."""
         from ctxext import report
 
-        return report.plot_wavelengths(self.methods, self.base, self.seq_len, self.target, out)
+        return report.plot_wavelengths(
+            self.methods, self.base, seq_len=self.seq_len, target=self.target, out=out
+        )
 
     @cached_property
     def spectra(self) -> list[Spectrum]:

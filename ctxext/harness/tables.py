@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctxext.evals.stats import Interval
 from ctxext.harness.compare import Difference
-from ctxext.report.pages.text import grid
+from ctxext.report.table import table_of_texts
 
 
 def scores(results: Mapping[str, Any], title: str) -> str:
@@ -33,7 +32,8 @@ def scores(results: Mapping[str, Any], title: str) -> str:
                     _number(found.get(f"{metric}_stderr,{filter}")),
                 ]
             )
-    return grid(title, ["task", "filter", "n-shot", "metric", "better", "value", "stderr"], lines)
+    header = ["task", "filter", "n-shot", "metric", "better", "value", "stderr"]
+    return table_of_texts(title, header, lines).to_text()
 
 
 def table(found: Sequence[Difference]) -> str:
@@ -44,7 +44,7 @@ def table(found: Sequence[Difference]) -> str:
             str(d.n),
             f"{d.base:.4g}",
             f"{d.model:.4g}",
-            _interval(d.difference),
+            f"{d.difference:+.3g}",
             d.unit,
             "" if d.p is None else f"{d.only_base}:{d.only_model}",
             "" if d.adjusted is None else f"{d.adjusted:.2g}",
@@ -52,15 +52,11 @@ def table(found: Sequence[Difference]) -> str:
         for d in found
     ]
     header = ["", "n", "base", "model", "difference", "", "only base:only model", "McNemar p, Holm"]
-    return grid("model minus base on the same documents [95 % paired interval]", header, lines)
+    title = "model minus base on the same documents [95 % paired interval]"
+    return table_of_texts(title, header, lines).to_text()
 
 
 def _number(value: Any) -> str:
     return (
         f"{value:.4f}" if isinstance(value, float) else "" if value in (None, "N/A") else str(value)
     )
-
-
-def _interval(x: Interval) -> str:
-    bounds = "" if x.low is None or x.high is None else f" [{x.low:+.3g}, {x.high:+.3g}]"
-    return f"{x.value:+.3g}{bounds}"

@@ -1,39 +1,42 @@
-"""What rows say: a verdict in words, numbers with intervals, text tables, and one page of a run or several.
+"""Evaluation records to a verdict in words, tables with intervals, and one page about runs.
 
-rows -> rows.py (groups) -> compare.py (pairs) -> study.py (one task analysed) -> verdict.py, summary.py, text.py
-a part of an analysis each: measures.py, gain.py, controls.py, mistakes.py, sizes.py, reach.py, suites.py
-run directories -> runs.py -> figures.py, answers.py, waves.py, heat.py, published.py (by charts.py, bars.py) -> page.py
+Three rooms, one after the other:
+
+analysis/  records -> groups -> numbers with intervals (`results.Results` holds all of them)
+drawing/   SVG charts, heatmaps and colours, which know nothing of evaluations
+pages/     results in words: tables (`tables.all_tables`), verdict, charts of results, and the page
+
+`table.Table` is the one form of a table; text, HTML and JSON are renderings of it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxext.report.analysis.flat_records import flat_rows
-from ctxext.report.analysis.records import Row, latest
-from ctxext.report.pages import summary as _summary
-from ctxext.report.pages import text as _text
-from ctxext.report.pages import verdict as _verdict
+from ctxext.evals.record import EvalRecord
+from ctxext.report.analysis.records import latest
+from ctxext.report.pages.summary import summary
+from ctxext.report.pages.text import tables
+from ctxext.report.pages.verdict import verdict
 from ctxext.rope import RopeBase, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ctxext.report.analysis.published import Outcome
-    from ctxext.report.analysis.seeds import Seeds
     from ctxext.report.drawing.charts import Chart
     from ctxext.report.drawing.notebook import Drawing
 
 __all__ = [
-    "Row",
-    "across_seeds",
     "draw_wavelengths",
     "drawings",
     "expectations",
+    "expectations_data",
     "heatmaps",
     "latest",
     "plot_wavelengths",
-    "read_rows",
+    "read_records",
+    "seeds_data",
+    "seeds_text",
     "summary",
     "tables",
     "verdict",
@@ -41,46 +44,40 @@ __all__ = [
 ]
 
 
-def summary(records: Iterable[Any]) -> dict[str, Any]:
-    """Tables and verdict as data, see `pages.summary.summary`."""
-    return _summary.summary(flat_rows(records))
+def read_records(runs: Sequence[Path]) -> list[EvalRecord]:
+    """The records of run directories; of several, each names its run as the checkpoint.
 
-
-def tables(records: Iterable[Any], *, by_depth: bool = False) -> str:
-    """Tables as text, see `pages.text.tables`."""
-    return _text.tables(flat_rows(records), by_depth=by_depth)
-
-
-def verdict(records: Iterable[Any]) -> list[str]:
-    """The verdict in sentences, see `pages.verdict.verdict`."""
-    return _verdict.verdict(flat_rows(records))
-
-
-def read_rows(runs: Sequence[Path]) -> list[Row]:
-    """The rows of run directories; those of several are told apart by the run's name as their checkpoint.
-
-    Raises ValueError for a directory without rows.
+    Raises ValueError for a directory without records.
     """
-    from ctxext.report.analysis.runs import read
+    from ctxext.report.analysis.runs import read_runs
 
-    return [row for run in read(runs) for row in run.rows]
+    return [record for run in read_runs(runs) for record in run.records]
 
 
-def expectations(runs: Sequence[Path]) -> "list[Outcome]":
-    """The published numbers that the experiments of run directories expect, beside what was measured.
+def expectations(runs: Sequence[Path]) -> list[str]:
+    """A sentence per published number that the experiments of run directories expect.
 
-    Raises ValueError for a directory without rows.
+    Raises ValueError for a directory without records.
     """
     from ctxext.report.analysis.published import outcomes
-    from ctxext.report.analysis.runs import read
+    from ctxext.report.analysis.runs import read_runs
+    from ctxext.report.pages.expected import outcome_text
 
-    return [outcome for run in read(runs) for outcome in outcomes(run)]
+    return [outcome_text(outcome) for run in read_runs(runs) for outcome in outcomes(run)]
+
+
+def expectations_data(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The same as data."""
+    from ctxext.report.analysis.published import outcomes
+    from ctxext.report.analysis.runs import read_runs
+
+    return [outcome.to_json() for run in read_runs(runs) for outcome in outcomes(run)]
 
 
 def plot_wavelengths(
-    methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int, out: Path
+    methods: Sequence[RopeScaling], base: RopeBase, *, seq_len: int, target: int, out: Path
 ) -> Path:
-    """Draw the wavelengths at `seq_len` tokens of `methods` over `base` against the window and `target` tokens.
+    """Draw the wavelengths of methods at `seq_len` tokens, against the window and a target length.
 
     out: FILE.svg or FILE.html. Raises ValueError for another ending.
     """
@@ -90,7 +87,7 @@ def plot_wavelengths(
 
 
 def draw_wavelengths(
-    methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int
+    methods: Sequence[RopeScaling], base: RopeBase, *, seq_len: int, target: int
 ) -> "Drawing":
     """The chart of `plot_wavelengths`, for a notebook."""
     from ctxext.report.drawing.notebook import Drawing
@@ -101,60 +98,70 @@ def draw_wavelengths(
 def _wavelengths(
     methods: Sequence[RopeScaling], base: RopeBase, seq_len: int, target: int
 ) -> "Chart":
-    from ctxext.report.analysis.wavelengths import spectrum, wavelengths
-    from ctxext.report.drawing.appearance import method_styles
+    from ctxext.report.analysis.wavelengths import spectrum
+    from ctxext.report.pages.styles import method_styles
+    from ctxext.report.pages.wavelength_chart import wavelength_chart
 
     spectra = [spectrum(method, base, seq_len) for method in methods]
-    return wavelengths(spectra, method_styles(s.method for s in spectra), "waves", target=target)
+    return wavelength_chart(
+        spectra, method_styles(s.method for s in spectra), "waves", target=target
+    )
 
 
 def drawings(runs: Sequence[Path]) -> "dict[str, Drawing]":
-    """Every chart that the page of these directories has, by its title, for a notebook.
+    """Every chart of the page about these directories, by its title, for a notebook.
 
-    Raises ValueError for a directory without rows.
+    Raises ValueError for a directory without records.
     """
     from ctxext.report.drawing.notebook import Drawing
     from ctxext.report.pages import page
 
-    return {
-        chart.title: Drawing(chart) for part in page.page_sections(runs) for chart in part.charts
-    }
+    charts = [chart for section in page.page_sections(runs) for chart in section.charts]
+    return {chart.title: Drawing(chart) for chart in charts}
 
 
-def heatmaps(records: Sequence[Any]) -> "dict[str, np.ndarray]":
-    """Length x depth of every variant and question, as pixels [height, width, 3] by "question/variant"."""
-    from ctxext.report.analysis.records import questions
-    from ctxext.report.analysis.study import Study
-    from ctxext.report.drawing.heatmap import by_depth
+def heatmaps(records: Sequence[EvalRecord]) -> "dict[str, np.ndarray]":
+    """Length x depth of every variant and task, as pixels [height, width, 3] by "task/variant"."""
+    from ctxext.report.analysis.results import Results
     from ctxext.report.drawing.raster import draw
+    from ctxext.report.pages.heatmaps import by_depth
 
-    studies = [Study(question) for question in questions(flat_rows(records)) if question.has_depth]
+    studies = [study for study in Results(records).studies if study.task.has_depth]
     return {
-        f"{study.question.name}/{variant.name}": draw(by_depth(study, variant))
+        f"{study.task.name}/{variant.name}": draw(by_depth(study, variant))
         for study in studies
-        for variant in study.question.variants
+        for variant in study.task.variants
     }
 
 
-def across_seeds(runs: Sequence[Path], plot: Path | None = None) -> "list[Seeds]":
-    """Runs that differ in their training seed, put together: tables, and a drawing of the first task in `plot`.
+def seeds_text(runs: Sequence[Path], *, plot: Path | None = None) -> str:
+    """Tables of runs that differ only in their training seed; the first task is drawn into `plot`.
 
-    plot: FILE.svg or FILE.html. Raises ValueError for runs that cannot be put together.
+    plot: FILE.svg or FILE.html. Raises ValueError for runs that cannot be combined.
     """
-    from ctxext.report.analysis.seeds import across_seeds as join
+    from ctxext.report.analysis.seeds import across_seeds
     from ctxext.report.pages import page
+    from ctxext.report.pages.seeds import seed_chart, seed_tables
 
-    found = join(runs)
-    if plot and found:
-        page.write_chart(found[0].chart, plot)
-    return found
+    results = across_seeds(runs)
+    if plot and results:
+        page.write_chart(seed_chart(results[0]), plot)
+    return "\n\n".join(table.to_text() for task in results for table in seed_tables(task))
+
+
+def seeds_data(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results of runs that differ only in their training seed, as data."""
+    from ctxext.report.analysis.seeds import across_seeds
+
+    return [task.to_json() for task in across_seeds(runs)]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one self-contained HTML page about run directories, or directories that hold records.jsonl alone.
+    """Write one self-contained HTML page about run directories.
 
-    out: by default RUN/report.html for one, ./report.html for several. Raises ValueError for a directory without rows.
+    runs: a directory that only has a records.jsonl will do. out: by default RUN/report.html for
+    one, ./report.html for several. Raises ValueError for a directory without records.
     """
-    from ctxext.report.pages import page  # the template engine, and jax for frequencies
+    from ctxext.report.pages import page  # loads the template engine, and jax for frequencies
 
     return page.write(runs, out or page.default_out(runs))

@@ -33,7 +33,7 @@ class Swept:
     @property
     def data(self) -> dict[str, Any]:
         """Outcomes and the report's tables."""
-        tables = report.summary(report.read_rows(self.runs)) if self.runs else {}
+        tables = report.summary(report.read_records(self.runs)) if self.runs else {}
         outcomes = {name: dataclasses.asdict(outcome) for name, outcome in self.outcomes.items()}
         return {"trials": outcomes, "report": str(self.page) if self.page else None, **tables}
 
@@ -42,8 +42,9 @@ class Swept:
         """Verdict and tables over the trials, and the end of the log of each that failed."""
         lines = []
         if self.runs:
-            rows = report.read_rows(self.runs)
-            lines = [*report.verdict(rows), "", report.tables(rows), "", f"report: {self.page}"]
+            records = report.read_records(self.runs)
+            lines = [*report.verdict(records), "", report.tables(records), ""]
+            lines.append(f"report: {self.page}")
         for name in self.failed:
             one = self.outcomes[name]
             lines += [

@@ -73,7 +73,7 @@ def test_a_match_in_processes(tmp_path: Path):
     text = tables.describe({"decode": {"matches": [found]}})
     assert text.startswith("decode, 2 x 64 + 8 new") and "of the memory roofline" in text
     charts = tables.against_length([found, {**found, "tokens": 28}])
-    assert [chart.rows[1][1] for chart in charts] == ["28", "28"]
+    assert [chart.numbers.cells[1][1] for chart in charts] == ["28", "28"]
 
 
 @pytest.mark.check

@@ -14,6 +14,7 @@ from ctxext.evals.stats import Interval, ratio_bootstrap
 from ctxext.files import write_json
 from ctxext.report import expectations, write_report
 from ctxext.report.analysis.published import Outcome
+from ctxext.report.pages.expected import outcome_text
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json, to_json
 from support.html_page import parse, table
@@ -113,10 +114,10 @@ def test_the_verdict(got, verdict):
 
 
 def test_the_sentence():
-    said = Outcome("run", NUMBER, Interval(3.41, 3.36, 3.46)).text
-    assert said == (
-        "ppl:truncate at 1,024 tokens: expected 3.35 ± 0.05 (YaRN s = 2, proof-pile; arXiv:2309.00071, "
-        "table 1), got 3.41 [3.36, 3.46]: not distinguishable from agreement."
+    outcome = Outcome("run", NUMBER, Interval(3.41, 3.36, 3.46))
+    assert outcome_text(outcome) == (
+        "ppl:truncate at 1,024 tokens: expected 3.35 ± 0.05 (YaRN s = 2, proof-pile; "
+        "arXiv:2309.00071, table 1), measured 3.41 [3.36, 3.46]: not distinguishable from agreement."
     )
 
 
@@ -164,19 +165,19 @@ def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     ppl, passkey, later = json.loads(capsys.readouterr().out)["expected"]
     value, low, high = map(math.exp, ratio_bootstrap(NLL, [1] * 4, range(4)))  # pyright: ignore[reportArgumentType]
     assert value == pytest.approx(math.exp(sum(NLL) / 4)) and low < 3.3 < 3.4 < high
-    assert ppl["got"] == pytest.approx({"value": value, "low": low, "high": high})
+    assert ppl["measured"] == pytest.approx({"value": value, "low": low, "high": high})
     assert ppl["verdict"] == "not distinguishable from agreement"
-    assert passkey["got"]["value"] == 75.0 and passkey["verdict"] == "disagrees"
-    assert later["got"] is None and later["verdict"] == "not measured"
+    assert passkey["measured"]["value"] == 75.0 and passkey["verdict"] == "disagrees"
+    assert later["measured"] is None and later["verdict"] == "not measured"
     assert main(["report", str(run)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert f"got {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(said)
+    assert f"measured {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(said)
     assert any(line.startswith("passkey (%) at 1,024 tokens: expected 20 ± 1 (") for line in said)
     cells = table(parse(write_report([run]).read_text()), "Expected and measured")
     name = "passkey (%) at 1,024 tokens"
     assert (
         cells[name, "expected"].text == "20 ± 1"
-        and cells[name, "got [95 % interval]"].text == "75 [50.5, 89.8]"
+        and cells[name, "measured [95 % interval]"].text == "75 [50.5, 89.8]"
     )
     assert cells[name, "source"].text == "YaRN s = 2, proof-pile; arXiv:2309.00071, table 1"
     verdicts = [cell.text for (_, column), cell in cells.items() if column == "verdict"]

@@ -1,4 +1,4 @@
-"""What tables say beside right and wrong: every number against scipy, a count by hand, or the planted value."""
+"""Result tables: every number against scipy, a count by hand, or a planted value."""
 
 import json
 
@@ -8,32 +8,33 @@ import scipy.stats
 
 from ctxext.evals.stats import effective_length
 from ctxext.report import summary, tables, write_report
-from ctxext.report.analysis import effective_context
+from ctxext.report.analysis.effective_context import THRESHOLDS, nolima_length
 from ctxext.report.analysis.mistakes import KINDS
-from ctxext.report.analysis.records import questions, variants
-from ctxext.report.analysis.study import Study
+from ctxext.report.analysis.results import Results
 from ctxext.tasks.building.scores import failure
-from support.flat_rows import passkey_row, planted_run
 from support.html_page import parse, table
+from support.planted import passkey_record, planted_run
+from support.records import changed
 
 DEPTHS = (0.0, 0.5, 1.0)
 RNG = np.random.default_rng(0)
 
 
 def asked(seq_len, n=20, *, rope="none", steps=0, condition="needle", change=lambda i: {}):
-    """n questions at each of three depths; document i % 10."""
-    rows = []
+    """n questions at each of three depths, about document i % 10."""
+    records = []
     for depth in DEPTHS:
         for i in range(n):
-            row = passkey_row(rope, steps, seq_len, depth, i, True, condition=condition)
-            row["haystack"] = [] if condition == "needle-only" else [[i % 10, 0, seq_len]]
-            rows.append({**row, **change(i)})
-    return rows
+            record = passkey_record(rope, steps, seq_len, depth, i, True, condition=condition)
+            if condition != "needle-only":
+                record = changed(record, document=i % 10)
+            records.append(changed(record, **change(i)))
+    return records
 
 
 def part(text, start):
-    (found,) = [x for x in text.split("\n\n") if x.startswith(start)]
-    return found
+    (block,) = [block for block in text.split("\n\n") if block.startswith(start)]
+    return block
 
 
 def numbers(text, start, variant="none, zero-shot"):
@@ -43,12 +44,12 @@ def numbers(text, start, variant="none, zero-shot"):
 
 def test_mean_scores_where_answers_can_be_partly_right():
     scores = RNG.integers(0, 5, size=20) / 4
-    rows = asked(
+    records = asked(
         256,
         change=lambda i: {
             "metric": "all",
-            "score": scores[i],
-            "correct": scores[i] == 1,
+            "score": float(scores[i]),
+            "correct": bool(scores[i] == 1),
             "failure": None if scores[i] == 1 else "part",
         },
     )
@@ -61,15 +62,13 @@ def test_mean_scores_where_answers_can_be_partly_right():
         method="percentile",
         rng=0,
     )
-    (cell,) = summary(rows)["retrieval"]
-    assert cell["score"]["value"] == pytest.approx(100 * scores.mean())
+    (cell,) = summary(records)["retrieval"]
+    score = cell["score"]
+    assert score["value"] == pytest.approx(100 * scores.mean())
     low, high = expected.confidence_interval
-    assert (cell["score"]["low"], cell["score"]["high"]) == pytest.approx(
-        (100 * low, 100 * high), abs=1.5
-    )
-    said = cell["score"]
-    assert numbers(tables(rows), "passkey: mean score, %") == (
-        f"{said['value']:.0f} [{said['low']:.0f}, {said['high']:.0f}]"
+    assert (score["low"], score["high"]) == pytest.approx((100 * low, 100 * high), abs=1.5)
+    assert numbers(tables(records), "passkey: mean score, %") == (
+        f"{score['value']:.0f} [{score['low']:.0f}, {score['high']:.0f}]"
     )
     whole = asked(256, change=lambda i: {"metric": "f1", "score": 1.0})
     wilson = scipy.stats.binomtest(60, 60).proportion_ci(method="wilson").low
@@ -82,90 +81,99 @@ def test_mean_scores_where_answers_can_be_partly_right():
 
 
 def test_choices_with_their_level_of_chance():
-    rows = asked(256, change=lambda i: {"choices": 5, "chosen": i < 9})
+    records = asked(256, change=lambda i: {"choices": 5, "chosen": i < 9})
     low, high = scipy.stats.binomtest(27, 60).proportion_ci(method="wilson")
-    (cell,) = summary(rows)["retrieval"]
+    (cell,) = summary(records)["retrieval"]
     assert cell["chance"] == pytest.approx(20)
     assert cell["choice"] == pytest.approx({"value": 45, "low": 100 * low, "high": 100 * high})
-    assert numbers(tables(rows), "passkey: right answer chosen, %, chance 20 [95 %") == (
-        f"45 [{100 * low:.0f}, {100 * high:.0f}]"
+    assert numbers(tables(records), "passkey: right answer chosen, %, chance 20 [95 %") == (
+        f"27/60 45 [{100 * low:.0f}, {100 * high:.0f}]"
     )
     assert "chosen" not in tables(asked(256, change=lambda i: {"choices": 1}))
 
 
 def test_context_gain_is_of_the_same_question_and_its_interval_of_documents():
-    """A planted gain of 1.5 nats at 256 tokens and 0.2 at 512; documents differ by more than questions."""
+    """Planted gains of 1.5 nats at 256 tokens and 0.2 at 512; documents differ most."""
     level = RNG.normal(2, 1, size=20)
     luck = RNG.normal(0, 0.3, size=(2, 10))
     luck -= luck.mean(1, keepdims=True)
-    rows = []
+    records = []
     for k, (seq_len, gain) in enumerate(((256, 1.5), (512, 0.2))):
-        rows += asked(seq_len, change=lambda i: {"answer_nll": level[i]})
-        rows += asked(
+        records += asked(seq_len, change=lambda i: {"answer_nll": level[i]})
+        records += asked(
             seq_len,
             condition="no-needle",
             change=lambda i, k=k, gain=gain: {"answer_nll": level[i] + gain + luck[k][i % 10]},
         )
-    cells = summary(rows)["gain"]
+    cells = summary(records)["gain"]
     assert [(c["seq_len"], c["n"]) for c in cells] == [(256, 60), (512, 60)]
     for k, (cell, gain) in enumerate(zip(cells, (1.5, 0.2), strict=True)):
         values = gain + luck[k]
         assert cell["value"] == pytest.approx(gain)
-        expected = scipy.stats.bootstrap(
-            (values,), np.mean, method="percentile", rng=0
-        ).confidence_interval
+        bootstrap = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=0)
+        expected = bootstrap.confidence_interval
         assert (cell["low"], cell["high"]) == pytest.approx(tuple(expected), abs=0.03)
         assert cell["low"] < gain < cell["high"]
-    said = f"{cells[0]['value']:.2f} [{cells[0]['low']:.2f}, {cells[0]['high']:.2f}] of 60"
-    assert said in part(tables(rows), "passkey: context gain, nats per token")
-    other = [{**row, "method": "other"} for row in rows if row["condition"] == "needle"]
-    assert "; 1 other variant not asked without the needle" in tables([*rows, *other])
-    alien = [{**row, "item": row["item"].replace("/aa-", "/zz-")} for row in rows]
-    assert summary(alien)["gain"] == []  # controls on other questions have no pair
+    text = f"{cells[0]['value']:.2f} [{cells[0]['low']:.2f}, {cells[0]['high']:.2f}] of 60"
+    assert text in part(tables(records), "passkey: context gain, nats per token")
+    with_needle = [record for record in records if record.question.condition == "needle"]
+    other = [changed(record, rope="other") for record in with_needle]
+    assert "\n1 other variant not asked without the needle" in tables([*records, *other])
+
+
+def test_controls_of_other_questions_have_no_gain():
+    controls = [
+        changed(record, needle_item=record.question.needle_item.replace("/aa/", "/zz/"))
+        for record in asked(256, condition="no-needle")
+    ]
+    assert summary([*asked(256), *controls])["gain"] == []
     assert part(tables(asked(256)), "passkey: context gain").endswith(
-        "not asked (it takes the same questions with the needle and without)"
+        "not asked: it takes the same questions with the needle and without"
     )
+
+
+def test_controls_of_questions_that_were_not_asked_are_reported():
+    controls = asked(256, condition="no-needle")
+    (cell,) = summary(controls)["controls"]
+    assert (cell["condition"], cell["n"]) == ("no-needle", 60)
+    assert "60/60 100 [94, 100] p 0.70" in part(tables(controls), "controls of questions that")
 
 
 def test_likelihood_of_the_answer():
     nats = RNG.gamma(2, size=20)
-    rows = asked(256, change=lambda i: {"answer_nll": nats[i]})
-    assert numbers(tables(rows), "passkey: nats per token of the right answer").startswith(
+    records = asked(256, change=lambda i: {"answer_nll": nats[i]})
+    assert numbers(tables(records), "passkey: nats per token of the right answer").startswith(
         f"{nats.mean():.2f} ["
     )
 
 
 def test_controls_that_were_not_asked_are_named():
-    rows = asked(256, 10) + asked(512, 10) + asked(256, 10, rope="yarn(factor=4)", steps=60)
-    rows += asked(
+    records = asked(256, 10) + asked(512, 10) + asked(256, 10, rope="yarn(factor=4)", steps=60)
+    records += asked(
         512,
         2,
         condition="no-needle",
-        change=lambda i: {"correct": False, "answer_probability": 0.5},
+        change=lambda i: {"correct": False, "failure": "nothing", "answer_probability": 0.5},
     )
-    text = part(tables(rows), "passkey: controls")
-    lines = [" ".join(line.split()) for line in text.splitlines()[2:]]
-    assert lines == [
+    text = part(tables(records), "passkey: controls")
+    assert [" ".join(line.split()) for line in text.splitlines()[2:]] == [
         "no needle (floor), none, zero-shot not asked 0/6 0 [0, 39] p 0.50",
         "no needle (floor), 1 other variant not asked not asked",
         "needle only (ceiling), every variant not asked not asked",
-        "the base at home, none, zero-shot 30/30 100 [89, 100] p 0.70",
+        "in-window baseline, none, zero-shot 30/30 100 [89, 100] p 0.70 -",
     ]
     low, high = scipy.stats.binomtest(0, 6).proportion_ci(method="wilson")
     assert (low, round(100 * high)) == (0, 39)
-    alone = asked(256, 10, rope="yarn(factor=4)", steps=60)
-    text = part(tables(alone), "passkey: controls")
-    assert "the base at home not asked" in " ".join(text.split())
+    no_base = asked(256, 10, rope="yarn(factor=4)", steps=60)
+    last = part(tables(no_base), "passkey: controls").splitlines()[-1]
+    assert last.split() == ["in-window", "baseline", "not", "asked"]
 
 
 def test_kinds_of_mistakes_add_up():
     kinds = ["distractor"] * 4 + ["made up"] * 2 + ["nothing"] * 1 + [None] * 13
-    rows = asked(256, change=lambda i: {"failure": kinds[i], "correct": kinds[i] is None})
-    (cell,) = summary(rows)["mistakes"]
-    assert {
-        k: cell[k]
-        for k in ("right", "part", "distractor", "copied", "no number", "made up", "nothing")
-    } == {
+    records = asked(256, change=lambda i: {"failure": kinds[i], "correct": kinds[i] is None})
+    (cell,) = summary(records)["mistakes"]
+    assert {kind: cell[kind] for kind in ("right", *KINDS)} == {
         "right": 39,
         "part": 0,
         "distractor": 12,
@@ -174,162 +182,157 @@ def test_kinds_of_mistakes_add_up():
         "made up": 6,
         "nothing": 3,
     }
-    text = part(
-        tables(rows),
-        "passkey: right and kinds of mistakes, % of the questions asked, where any was wrong",
-    )
+    text = part(tables(records), "passkey: right answers and kinds of mistakes, % of the questions")
     assert [line.split() for line in text.splitlines()[1:]] == [
-        ["right", "distractor", "made", "up", "nothing"],
+        ["variant", "tokens", "right", "distractor", "made", "up", "nothing"],
         ["none,", "zero-shot", "256", "65", "20", "10", "5"],
     ]
-    assert "mistakes, % of the questions asked: none was wrong" in tables(asked(256))
-    old = [{k: v for k, v in row.items() if k != "failure"} for row in rows]
-    assert "mistakes" not in tables(old) and summary(old)["mistakes"] == []
 
 
-def test_every_kind_of_mistake_has_its_place():
-    said = {
+def test_every_kind_of_mistake_is_known():
+    kinds = {
         failure(text, ("4711", "42"), distractors=("99",), prompt="the prompt: 12 apples")
         for text in ("", "99", "47", "none", "12 apples", "7")
     }
-    assert said == set(KINDS)
-    with pytest.raises(ValueError, match="not known here: odd"):
+    assert kinds == set(KINDS)
+    with pytest.raises(ValueError, match="unknown kinds of mistakes: odd"):
         tables(asked(256, change=lambda i: {"correct": False, "failure": "odd"}))
 
 
 def test_achieved_lengths():
     exact = asked(256) + asked(512) + asked(512, rope="yarn(factor=4)", steps=60)
-    assert (
-        "passkey: texts of 256, 512 tokens, all exactly; depths within 0.000 of those asked"
-        in tables(exact)
-    )
-    rows = [{**row, "tokens": row["seq_len"] - int(row["item"][-1])} for row in exact]
-    text = part(tables(rows), "passkey: achieved tokens and depths")
+    depths = ["0.00", "/", "0.50", "/", "1.00", "0.000"]
+    text = part(tables(exact), "Achieved lengths, all exact, and depths")
     assert [line.split() for line in text.splitlines()[2:]] == [
-        ["256", "60", "247", "/", "252", "/", "256", "0.00", "/", "0.50", "/", "1.00"],
-        ["512", "60", "503", "/", "508", "/", "512", "0.00", "/", "0.50", "/", "1.00"],
+        ["passkey", "256", "60", "256", *depths],
+        ["passkey", "512", "60", "512", *depths],
     ]
-    assert summary(rows)["sizes"][0]["tokens"] == [247, 251.5, 256]
+    records = [changed(r, tokens=r.seq_len - int(r.item[-1])) for r in exact]
+    text = part(tables(records), "Achieved lengths, and depths")
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["passkey", "256", "60", "247", "/", "252", "/", "256", *depths],
+        ["passkey", "512", "60", "503", "/", "508", "/", "512", *depths],
+    ]
+    assert summary(records)["lengths"][0]["tokens"] == [247, 251.5, 256]
 
 
-def suite(name, right, seq_len=256, method="none, zero-shot"):
-    rows = asked(seq_len, 20, change=lambda i: {"correct": i < right, "score": float(i < right)})
+def suite(name, right, seq_len=256, suite="ruler-exact"):
+    """Questions of a suite's task, of which the first `right` of 20 at each depth are right."""
+
+    def change(i):
+        correct = i < right
+        failure = None if correct else "made up"
+        return {"correct": correct, "score": float(correct), "failure": failure}
+
     return [
-        {
-            **row,
-            "task": {"name": name},
-            "suite": "ruler-exact",
-            "method": method,
-            "item": row["item"].replace("passkey/aa", f"{name}/{name}"),
-            "eval": "ruler",
-        }
-        for row in rows
+        changed(
+            record,
+            task=name,
+            suite=suite,
+            label=name,
+            settings=name,
+            item=record.item.replace("passkey/aa", f"{name}/{name}"),
+        )
+        for record in asked(seq_len, 20, change=change)
     ]
 
 
-def test_a_suite_is_the_mean_over_tasks_and_says_what_it_lacks():
-    rows = suite("vt", 20) + suite("cwe", 10) + suite("qa_1", 12) + suite("vt", 8, 512)
-    first, second = summary(rows)["suites"]
-    assert (
-        first["percent"]["value"] == pytest.approx((100 + 50 + 60) / 3)
-        and second["percent"]["value"] == 40
-    )
-    assert len(first["missing"]) == 10 and set(second["missing"]) - set(first["missing"]) == {
-        "cwe",
-        "qa_1",
-    }
-    # Documents 0..9 hold questions d and d + 10: 100 % of vt, 1 in 2 of cwe, and both of qa_1 if d < 2.
+def test_a_suite_is_the_mean_over_tasks_and_names_those_that_are_missing():
+    records = suite("vt", 20) + suite("cwe", 10) + suite("qa_1", 12) + suite("vt", 8, 512)
+    first, second = summary(records)["suites"]
+    assert first["percent"]["value"] == pytest.approx((100 + 50 + 60) / 3)
+    assert second["percent"]["value"] == 40
+    assert len(first["missing"]) == 10
+    assert set(second["missing"]) - set(first["missing"]) == {"cwe", "qa_1"}
+    # Documents 0..9 have questions d and d + 10: 100 % of vt, 1 in 2 of cwe, both of qa_1 if d < 2.
     per_document = np.array([(1 + 0.5 + (1.0 if d < 2 else 0.5)) / 3 for d in range(10)])
     assert first["error"] == pytest.approx(100 * scipy.stats.sem(per_document), rel=0.05)
-    text = part(tables(rows), "ruler-exact: mean score over tasks")
-    assert (
-        f"70.0 [{first['percent']['low']:.1f}, {first['percent']['high']:.1f}] SE {first['error']:.1f}, 3/13"
-        in text
-    )
-    assert (
-        "fwe, qa_2: every variant at 256\n" in text and "qa_1, qa_2: every variant at 512" in text
-    )
-    own = [{**row, "suite": "mine"} for row in rows]
-    assert [m["missing"] for m in summary(own)["suites"]] == [(), ("cwe", "qa_1")]
-    json.dumps(summary(rows), allow_nan=False)
+    text = part(tables(records), "ruler-exact: mean score over tasks")
+    bounds = f"[{first['percent']['low']:.1f}, {first['percent']['high']:.1f}]"
+    assert f"70.0 {bounds} SE {first['error']:.1f}, 3/13" in text
+    notes = " ".join(text.splitlines())
+    assert "fwe, qa_2: every variant at 256" in notes
+    assert "qa_1, qa_2: every variant at 512" in notes
+    own = [changed(record, suite="mine") for record in records]
+    assert [m["missing"] for m in summary(own)["suites"]] == [[], ["cwe", "qa_1"]]
+    json.dumps(summary(records), allow_nan=False)
 
 
-ROWS = [
-    *[{**row, "correct": i % 20 < 19} for i, row in enumerate(asked(256))],
-    *[
-        {**row, "correct": i % 20 < k, "seq_len": n}
-        for n, k in ((256, 20), (512, 18), (1024, 14))
-        for i, row in enumerate(asked(n, rope="yarn(factor=4)", steps=60))
-    ],
+def marked(correct):
+    return {"correct": correct, "failure": None if correct else "copied"}
+
+
+RECORDS = [
+    *asked(256, change=lambda i: marked(i % 20 < 19)),
+    *asked(256, rope="yarn(factor=4)", steps=60, change=lambda i: marked(True)),
+    *asked(512, rope="yarn(factor=4)", steps=60, change=lambda i: marked(i % 20 < 18)),
+    *asked(1024, rope="yarn(factor=4)", steps=60, change=lambda i: marked(i % 20 < 14)),
 ]
 
 
-def test_other_bars():
-    (question,) = questions(ROWS)
-    study, yarn = Study(question), variants(ROWS)[1]
-    mine, home = question.of(yarn), question.of(variants(ROWS)[0])
-    for tau in effective_context.TAUS:
+def test_other_thresholds():
+    (study,) = Results(RECORDS).studies
+    base, yarn = study.task.variants
+    own = study.task.select(yarn)
+    baseline = study.task.select(base)
+    for threshold in THRESHOLDS:
         expected = effective_length(
-            [r["seq_len"] for r in mine],
-            [r["correct"] for r in mine],
-            [r["haystack"][0][0] for r in mine],
-            [r["correct"] for r in home],
-            [r["haystack"][0][0] for r in home],
-            tau=tau,
+            [r.seq_len for r in own],
+            [r.scores.correct for r in own],
+            [r.cluster.document for r in own],
+            [r.scores.correct for r in baseline],
+            [r.cluster.document for r in baseline],
+            tau=threshold,
         )
-        assert study.effective(yarn, tau) == expected
-    # Own score in the window 1, then 0.9 and 0.7: 0.85 of its own is kept up to 512, 0.7 up to the last.
-    assert (
-        effective_context.nolima(study, yarn),
-        effective_context.nolima(study, yarn, tau=0.7),
-    ) == (512, 1024)
-    assert (
-        effective_context.nolima(study, yarn, short=512, tau=0.85) == 512
-    )  # the base score is 0.95
-    assert effective_context.nolima(study, yarn, short=100) is None
-    bars = summary(ROWS)["other_bars"]
-    assert {b["value"] for b in bars if b.get("rule") == "nolima"} == {512}
-    assert [b["tau"] for b in bars if "tau" in b] == list(effective_context.TAUS)
+        assert study.effective_context(yarn, threshold) == expected
+    # Its score is 1 in the window, then 0.9 and 0.7: it keeps 0.85 up to 512, 0.7 up to 1024.
+    assert nolima_length(study, yarn) == 512
+    assert nolima_length(study, yarn, threshold=0.7) == 1024
+    assert nolima_length(study, yarn, short=512, threshold=0.85) == 512  # the base score is 0.95
+    assert nolima_length(study, yarn, short=100) is None
+    (entry,) = summary(RECORDS)["effective"]
+    assert entry["nolima"] == 512
+    assert list(entry["by_threshold"]) == [f"{t:g}" for t in THRESHOLDS]
 
 
 def test_the_page_of_several_tasks(tmp_path):
     other = [
-        {
-            **row,
-            "task": {"name": "kv"},
-            "suite": "mine",
-            "item": row["item"].replace("passkey/aa", "kv/bb"),
-            "tokens": row["seq_len"] - 3,
-            "correct": row["correct"] and row["depth"] > 0,
-            "failure": "distractor",
-        }
-        for row in ROWS
+        changed(
+            record,
+            task="kv",
+            suite="mine",
+            label="kv",
+            settings="bb",
+            item=record.item.replace("passkey/aa", "kv/bb"),
+            tokens=record.seq_len - 3,
+            correct=record.scores.correct and record.question.depth > 0,
+            failure="distractor",
+        )
+        for record in RECORDS
     ]
-    rows = [{**row, "failure": None if row["correct"] else "copied"} for row in ROWS] + other
-    page = parse(write_report([planted_run(tmp_path / "run", rows)]).read_text())
-    far = [
-        tr
-        for t in page.all("table")
-        if t.one("caption").text == "Effective context by variant and task"
-        for tr in t.all("tr")[1:]
+    records = RECORDS + other
+    page = parse(write_report([planted_run(tmp_path / "run", records)]).read_text())
+    (over_tasks,) = [
+        t for t in page.all("table") if t.one("caption").text.startswith("Effective context by")
     ]
-    entries = {e["task"]: e for e in summary(rows)["effective"] if e["method"].startswith("yarn")}
-    assert {tr.all("td")[0].text: tr.all("td")[1].text for tr in far} == {
-        task: f"{e['censored']} {e['value'] / 256:.2f}".strip() for task, e in entries.items()
+    rows = [[td.text for td in tr.all("td")] for tr in over_tasks.all("tr")[1:]]
+    entries = summary(records)["effective"]
+    shown = {task.rpartition("/")[2]: windows.split(" [")[0] for task, _, windows, *_ in rows}
+    assert shown == {
+        entry["task"]: f"{entry['censored']} {entry['value'] / 256:.2f}".strip()
+        for entry in entries
+        if entry["method"].startswith("yarn")
     }
-    titles = [chart.one("title").text for chart in page.all("svg", "chart")]
-    assert "kv: achieved lengths" in titles and "passkey: achieved lengths" not in titles
-    bars = table(page, "kv: what answers are, by length")
-    assert (
-        bars["yarn(factor=4), 60 steps at 1024", "right, %"].text == "47"
-    )  # 14 of 20 at two of three depths
-    (chart,) = [
-        c
-        for c in page.all("svg", "chart")
-        if c.one("title").text == "kv: what answers are, by length"
-    ]
-    assert [g.one("text", "share").text for g in chart.all("g", "k0")] == ["67", "60", "47"]
-    assert [g.one("text", "share").text for g in chart.all("g", "k2")] == ["33", "40", "53"]
+    charts = {chart.one("title").text: chart for chart in page.all("svg", "chart")}
+    assert "mine/kv: achieved lengths" in charts and "passkey: achieved lengths" not in charts
+    title = "mine/kv: right and wrong answers by length"
+    (numbers,) = [t for t in page.all("table") if t.one("caption").text == title]
+    yarn = [tr for tr in numbers.all("tr")[1:] if tr.one("th").text.startswith("yarn")]
+    right = [tr.all("td")[1].text for tr in yarn]
+    assert right == ["67", "60", "47"]  # 20, 18 and 14 of 20 at two of three depths
+    bars = charts[title]
+    assert [g.one("text", "share").text for g in bars.all("g", "k0")] == ["67", "60", "47"]
+    assert [g.one("text", "share").text for g in bars.all("g", "k2")] == ["33", "40", "53"]
     assert any(
         t.one("caption").text.startswith("mine: mean score over tasks") for t in page.all("table")
     )
@@ -337,14 +340,13 @@ def test_the_page_of_several_tasks(tmp_path):
 
 def test_the_band_of_a_planted_difference(tmp_path):
     plain = [
-        {**row, "correct": i % 20 < k, "seq_len": n}
-        for n, k in ((256, 20), (512, 18), (1024, 4))
-        for i, row in enumerate(asked(n, steps=60))
+        *asked(256, steps=60),
+        *asked(512, steps=60, change=lambda i: marked(i % 20 < 18)),
+        *asked(1024, steps=60, change=lambda i: marked(i % 20 < 4)),
     ]
-    page = parse(write_report([planted_run(tmp_path / "run", ROWS + plain)]).read_text())
+    page = parse(write_report([planted_run(tmp_path / "run", RECORDS + plain)]).read_text())
     cells = table(page, "passkey: yarn(factor=4) after 60 steps minus none after 60 steps")
     assert [cells[n, "points"].text for n in ("256", "512", "1,024")] == ["+0", "+0", "+50"]
-    low, high = map(
-        int, cells["1,024", "95 % band, all lengths together"].text.strip("[]").split(", ")
-    )
+    bounds = cells["1,024", "95 % band, all lengths together"].text
+    low, high = map(int, bounds.strip("[]").split(", "))
     assert 0 < low < 50 < high

@@ -1,4 +1,4 @@
-"""The page in a browser: no wider than a phone, drawn in the light and in the dark, and it asks for nothing."""
+"""The page in a browser: no wider than a phone, light and dark, and it fetches nothing."""
 
 import re
 import shutil
@@ -20,12 +20,15 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"),
 ]
 DARK = "--blink-settings=preferredColorScheme=0"
-MEASURE = """<script>
-parent.postMessage([document.documentElement.scrollWidth, innerWidth, document.querySelectorAll("svg.chart").length,
-  Math.max(...[...document.querySelectorAll("main > *")].map(e => Math.round(e.getBoundingClientRect().right))),
-  [...document.querySelectorAll("h2, p, dd, dt, li, summary")].filter(e => e.scrollWidth > e.clientWidth + 1
-    && e.clientWidth > 0).length].join(" "), "*")
-</script></body>"""
+MEASURE = """<script>{
+const all = selector => [...document.querySelectorAll(selector)];
+const right = Math.max(...all("main > *").map(e => Math.round(e.getBoundingClientRect().right)));
+const texts = all("h2, p, dd, dt, li, summary").filter(e => e.clientWidth > 0);
+const spilled = texts.filter(e => e.scrollWidth > e.clientWidth + 1).length;
+const width = document.documentElement.scrollWidth;
+parent.postMessage([width, innerWidth, all("svg.chart").length, right, spilled].join(" "), "*");
+}</script></body>"""
+"""Sends the width of the page and of its frame, the charts, and what is wider than its place."""
 
 
 @pytest.fixture(scope="module")
@@ -51,39 +54,44 @@ def browse(folder: Path, *options: str) -> str:
 
 
 def pixels(png: Path) -> tuple[int, int, list[bytes]]:
-    """Width, height and unfiltered-enough rows: the first bytes of every line, which is all the tests look at."""
+    """Width, height, and the lines as they are filtered in the file, which is enough for tests."""
     data = png.read_bytes()
     width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
     assert (depth, kind) in ((8, 2), (8, 6))
-    body, at = b"", 8
+    body = b""
+    at = 8
     while at < len(data):
         size, name = struct.unpack(">I4s", data[at : at + 8])
-        body += data[at + 8 : at + 8 + size] if name == b"IDAT" else b""
+        if name == b"IDAT":
+            body += data[at + 8 : at + 8 + size]
         at += size + 12
-    raw, step = zlib.decompress(body), 1 + width * (3 if kind == 2 else 4)
+    raw = zlib.decompress(body)
+    step = 1 + width * (3 if kind == 2 else 4)
     return width, height, [raw[i * step : (i + 1) * step] for i in range(height)]
 
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
-    # A browser window has a least width, a frame in it has none.
+    # A browser window has a minimum width, a frame in it has none.
     text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text()).replace("</body>", MEASURE)
     (tmp_path / "measured.html").write_text(text)
     (tmp_path / "frame.html").write_text(
-        f"<title>waiting</title><iframe src='measured.html' style='border:0;width:{width}px;height:900px'></iframe>"
+        "<title>waiting</title><iframe src='measured.html' "
+        f"style='border:0;width:{width}px;height:900px'></iframe>"
         "<script>onmessage = e => { document.title = e.data }</script>"
     )
-    found = browse(
+    output = browse(
         tmp_path,
         "--window-size=1400,1000",
         "--virtual-time-budget=5000",
         "--dump-dom",
         (tmp_path / "frame.html").as_uri(),
     )
-    scroll, inner, charts, right, spilled = map(
-        int, re.search(r"<title>([\d ]+)</title>", found)[1].split()
-    )  # pyright: ignore
-    assert inner == width and scroll <= inner and right <= inner and charts == 12 and spilled == 0
+    title = re.search(r"<title>([\d ]+)</title>", output)
+    assert title, output
+    page_width, frame_width, charts, right, spilled = map(int, title[1].split())
+    assert frame_width == width and page_width <= width and right <= width
+    assert charts == 12 and spilled == 0
 
 
 @pytest.mark.parametrize(("name", "options"), [("light", []), ("dark", [DARK])])
@@ -92,15 +100,15 @@ def test_it_is_drawn(page: Path, tmp_path: Path, name: str, options: list[str]) 
     browse(tmp_path, *options, "--window-size=1280,1600", f"--screenshot={shot}", page.as_uri())
     width, height, lines = pixels(shot)
     assert (width, height) == (1280, 1600)
-    # The first line is background; its first pixel stands unfiltered, or as a difference to nothing.
-    assert (
-        lines[0][1:4] == {"light": bytes([255, 255, 255]), "dark": bytes([0x14, 0x16, 0x1A])}[name]
-    )
-    assert len(set(lines)) > 400  # text, charts and cells, no blank page
+    # The first line is background; the filter of its first pixel has nothing to refer to.
+    background = {"light": bytes([255, 255, 255]), "dark": bytes([0x14, 0x16, 0x1A])}
+    assert lines[0][1:4] == background[name]
+    assert len(set(lines)) > 400  # text, charts and cells: the page is not blank
 
 
 def test_it_prints(page: Path, tmp_path: Path) -> None:
     pdf = tmp_path / "page.pdf"
     browse(tmp_path, DARK, f"--print-to-pdf={pdf}", page.as_uri())
     data = pdf.read_bytes()
-    assert data.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", data)) <= 12
+    assert data.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", data)) <= 12

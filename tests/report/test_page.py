@@ -1,4 +1,4 @@
-"""The page holds the numbers of planted rows, stands alone, escapes everything, and leaves out what is not there."""
+"""The page has the numbers of planted records, is self-contained and escapes everything."""
 
 import json
 import re
@@ -8,13 +8,24 @@ import pytest
 from scipy import stats
 
 from ctxext.cli.main import main
-from ctxext.report import read_rows, verdict, write_report
-from support.flat_rows import passkey_row, planted_rows, planted_run, write_rows
+from ctxext.evals.record import AnswerRecord, EvalRecord
+from ctxext.report import read_records, verdict, write_report
 from support.html_page import Element, parse, table
-from support.planted import REACH, ROPES, SEQ_LENS, label
+from support.planted import (
+    REACH,
+    ROPES,
+    SEQ_LENS,
+    passkey_record,
+    planted_records,
+    planted_run,
+    write_records,
+)
+from support.records import changed
 
 HOSTILE = "<script>alert('1')</script>\"&"
 BEST = "yarn(factor=4) after 60 steps"
+RECORDS = planted_records()
+CONDITIONS = {"no needle (floor)": "no-needle", "needle only (ceiling)": "needle-only"}
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +38,27 @@ def page(run: Path) -> Element:
     return parse(write_report([run]).read_text())
 
 
-ROWS = planted_rows()
-
-
-def mine(rope: str, steps: int, **fields) -> list[dict]:
+def select(
+    rope: str,
+    steps: int,
+    *,
+    condition: str = "needle",
+    seq_len: int | None = None,
+    depth: float | None = None,
+) -> list[AnswerRecord]:
     return [
-        row
-        for row in ROWS
-        if row["eval"] == "retrieval"
-        and row["condition"] == "needle"
-        and row["method"] == label(rope, steps)
-        and all(row[k] == v for k, v in fields.items())
+        record
+        for record in RECORDS
+        if isinstance(record, AnswerRecord)
+        and (record.model.rope, record.model.steps) == (rope, steps)
+        and record.question.condition == condition
+        and seq_len in (None, record.seq_len)
+        and depth in (None, record.question.depth)
     ]
 
 
-KINDS = {"no needle (floor)": "no-needle", "needle only (ceiling)": "needle-only"}
-
-
-def controls(rope: str, steps: int, kind: str, **fields) -> list[dict]:
-    return [
-        row
-        for row in ROWS
-        if row.get("condition") == kind
-        and row["method"] == label(rope, steps)
-        and all(row[k] == v for k, v in fields.items())
-    ]
+def correct(records: list[AnswerRecord]) -> list[bool]:
+    return [record.scores.correct for record in records]
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -74,129 +81,129 @@ def test_the_verdict_comes_first(page: Element, run: Path) -> None:
     main_part = page.one("main")
     header = next(child for child in main_part.children if isinstance(child, Element))
     assert header.tag == "header"
-    said = verdict(read_rows([run]))
-    assert header.one("p", "headline").text == said[0]
-    assert sorted(e.text for e in header.all("dd") + header.all("p") if not e.all()) == sorted(said)
+    sentences = verdict(read_records([run]))
+    assert header.one("p", "headline").text == sentences[0]
+    shown = [e.text for e in header.all("dd") + header.all("p") if not e.all()]
+    assert sorted(shown) == sorted(sentences)
     assert [dt.text for dt in header.all("dt")] == ["How far?", "Compared with what?", "How sure?"]
 
 
 @pytest.mark.parametrize(("rope", "steps"), REACH)
 def test_heatmaps_by_depth(page: Element, rope: str, steps: int) -> None:
-    words = f"{rope} after {steps} steps" if steps else f"{rope}, zero-shot"
-    cells = table(page, f"{words}, by length and depth")
-    base = (rope, steps) == ("none", 0)
-    assert len(cells) == 20 + 8 + 4 * (not base)
-    asked = base or (rope, steps) == (
-        "yarn(factor=4)",
-        60,
-    )  # the variants whose controls are planted
-    for (depth, column), cell in cells.items():
+    phrase = f"{rope} after {steps} steps" if steps else f"{rope}, zero-shot"
+    cells = table(page, f"{phrase}, by length and depth")
+    is_base = (rope, steps) == ("none", 0)
+    assert len(cells) == 20 + 8 + 4 * (not is_base)
+    # Only these variants have planted controls.
+    has_controls = is_base or (rope, steps) == ("yarn(factor=4)", 60)
+    for (row, column), cell in cells.items():
         seq_len = int(column.split(" ")[0].replace(",", ""))
-        if depth in KINDS and not asked:
+        if row in CONDITIONS and not has_controls:
             assert cell.text == "not asked"
             continue
-        if depth == "the base at home" and seq_len > 256:
+        if row == "in-window baseline" and seq_len > 256:
             assert cell.text == "\u2013"
             continue
-        rows = (
-            controls(rope, steps, KINDS[depth], seq_len=seq_len)
-            if depth in KINDS
-            else mine("none", 0, seq_len=256)
-            if depth == "the base at home"
-            else mine(rope, steps, depth=float(depth), seq_len=seq_len)
-        )
-        right = sum(row["correct"] for row in rows)
-        low, high = wilson(right, len(rows))
-        assert cell.one("b").text == f"{right}/{len(rows)}"
+        if row in CONDITIONS:
+            records = select(rope, steps, condition=CONDITIONS[row], seq_len=seq_len)
+        elif row == "in-window baseline":
+            records = select("none", 0, seq_len=256)
+        else:
+            records = select(rope, steps, depth=float(row), seq_len=seq_len)
+        right = sum(correct(records))
+        low, high = wilson(right, len(records))
+        assert cell.one("b").text == f"{right}/{len(records)}"
         assert cell.one("small").text == f"{100 * low:.0f}\u2013{100 * high:.0f} %"
 
 
 def test_heatmaps_by_distance_and_where_they_are_hatched(page: Element) -> None:
     cells = table(page, f"{BEST}, by length and distance")
-    found = {}
-    for row in mine("yarn(factor=4)", 60):
-        x = row["distance"] / 256
+    expected: dict[tuple[float, int], list[bool]] = {}
+    for record in select("yarn(factor=4)", 60):
+        assert record.question.distance is not None
+        x = record.question.distance / 256
         low = max(edge for edge in (0, 0.25, 0.5, 1, 1.5, 2, 3) if edge <= x)
-        found.setdefault((low, row["seq_len"]), []).append(row["correct"])
-    seen = {}
+        expected.setdefault((low, record.seq_len), []).append(record.scores.correct)
+    shown = {}
     for (name, column), cell in cells.items():
         if "none" not in cell.classes:
             key = float(name.split("\u2013")[0]), int(column.split(" ")[0].replace(",", ""))
-            seen[key] = cell.one("b").text, "hatched" in cell.classes
-    assert seen == {key: (f"{sum(x)}/{len(x)}", len(x) < 20) for key, x in found.items()}
-    assert {hatched for _, hatched in seen.values()} == {True, False}
+            shown[key] = cell.one("b").text, "hatched" in cell.classes
+    assert shown == {key: (f"{sum(x)}/{len(x)}", len(x) < 20) for key, x in expected.items()}
+    assert {hatched for _, hatched in shown.values()} == {True, False}
 
 
-def test_difference_and_its_marks(page: Element) -> None:
+def test_differences_and_significance(page: Element) -> None:
     cells = table(page, f"{BEST} minus none after 60 steps, percentage points")
     expected, p = {}, {}
     for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
         for n in SEQ_LENS:
-            a, b = (mine(rope, 60, depth=depth, seq_len=n) for rope in ("none", "yarn(factor=4)"))
-            only_b = sum(y["correct"] > x["correct"] for x, y in zip(a, b, strict=True))
-            only_a = sum(y["correct"] < x["correct"] for x, y in zip(a, b, strict=True))
-            p[depth, n] = (
-                stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-            )
+            a = correct(select("none", 60, depth=depth, seq_len=n))
+            b = correct(select("yarn(factor=4)", 60, depth=depth, seq_len=n))
+            only_b = sum(y > x for x, y in zip(a, b, strict=True))
+            only_a = sum(y < x for x, y in zip(a, b, strict=True))
+            discordant = only_a + only_b
+            p[depth, n] = stats.binomtest(only_a, discordant).pvalue if discordant else 1.0
             expected[depth, n] = (
                 f"{round(100 * (only_b - only_a) / len(a)):+d}",
                 f"{only_b} : {only_a} of {len(a)}",
             )
-    order = sorted(p, key=p.__getitem__)
-    shown, largest = set(), 0.0
-    for rank, key in enumerate(order):
+    significant, largest = set(), 0.0
+    for rank, key in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, (len(p) - rank) * p[key])
-        shown |= {key} if largest < 0.05 else set()
-    assert 0 < len(shown) < len(p)
+        significant |= {key} if largest < 0.05 else set()
+    assert 0 < len(significant) < len(p)
     for (depth, column), cell in cells.items():
         if depth != "all depths":
             key = float(depth), int(column.split(" ")[0].replace(",", ""))
             assert (cell.one("b").text.rstrip("\u2605"), cell.one("small").text) == expected[key]
-            assert ("marked" in cell.classes) == (key in shown) == bool(cell.all("span", "star"))
-    right = [
-        sum(r["correct"] for r in mine(rope, 60, seq_len=1024))
-        for rope in ("none", "yarn(factor=4)")
-    ]
-    assert (
-        cells["all depths", "1,024 (4x)"]
-        .one("b")
-        .text.startswith(f"{100 * (right[1] - right[0]) / 60:+.0f}")
-    )
-    assert "hatched" not in cells["all depths", "1,024 (4x)"].classes
+            assert ("marked" in cell.classes) == (key in significant)
+            assert ("marked" in cell.classes) == bool(cell.all("span", "star"))
+    a, b = (sum(correct(select(rope, 60, seq_len=1024))) for rope in ("none", "yarn(factor=4)"))
+    total = cells["all depths", "1,024 (4x)"]
+    assert total.one("b").text.startswith(f"{100 * (b - a) / 60:+.0f}")
+    assert "hatched" not in total.classes
 
 
-def test_other_tables(page: Element, run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_effective_contexts_and_controls(
+    page: Element, run: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["report", str(run), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    far = table(page, "passkey: effective context")
-    assert len(far) == 3 * len(data["effective"])
+    shown = table(page, "passkey: effective context")
+    assert len(shown) == 7 * len(data["effective"])
     for entry in data["effective"]:
-        assert (
-            far[entry["method"], "windows"].text
-            == f"{entry['censored']} {entry['value'] / 256:.2f}".strip()
-        )
-    floors = table(page, "passkey: controls, right / asked [95 % interval, %]")
-    rows = [
-        r
-        for r in ROWS
-        if r.get("condition") == "no-needle" and r["steps"] == 60 and r["seq_len"] == 512
-    ]
-    right, (low, high) = (
-        sum(r["correct"] for r in rows),
-        wilson(sum(r["correct"] for r in rows), len(rows)),
+        windows = f"{entry['censored']} {entry['value'] / 256:.2f} [".strip()
+        assert shown[entry["method"], "windows [95 % interval]"].text.startswith(windows)
+        tokens = f"{entry['censored']} {entry['value']:,.0f}".strip()
+        assert shown[entry["method"], "tokens"].text == tokens
+    controls = table(page, "passkey: controls, right / asked, % [95 % interval], p(answer)")
+    records = select("yarn(factor=4)", 60, condition="no-needle", seq_len=512)
+    right = sum(correct(records))
+    low, high = wilson(right, len(records))
+    cell = controls["no needle (floor), yarn(factor=4), 60 steps at 1024", "512"]
+    rate = f"{100 * right / len(records):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    assert cell.text.startswith(f"{right}/{len(records)} {rate} p ")
+    assert controls["needle only (ceiling), 6 other variants", "256"].text == "not asked"
+    baseline = sum(correct(select("none", 0, seq_len=256)))
+    cell = controls["in-window baseline, none, zero-shot", "256"]
+    assert cell.text.startswith(f"{baseline}/60 ")
+    perplexity = next(
+        t
+        for t in page.all("table")
+        if t.one("caption").text == "Perplexity of the same tokens with more context"
     )
-    cell = floors["yarn(factor=4), 60 steps at 1024", "no needle (floor), 512"]
-    assert cell.text == f"{right}/{len(rows)} [{100 * low:.0f}, {100 * high:.0f}]"
-    assert floors["ntk(factor=4), zero-shot", "needle only (ceiling), 256"].text == "not asked"
-    home = sum(row["correct"] for row in mine("none", 0, seq_len=256))
-    assert floors["none, zero-shot (the base)", "as asked, 256"].text.startswith(f"{home}/60 [")
-    tables = {t.one("caption").text: t for t in page.all("table")}
-    curve = tables["Perplexity of the same tokens with more context"].all("tr")[1:]
-    said = [[e.text for e in tr.children if isinstance(e, Element)] for tr in curve]
-    assert [(x[0], x[2], x[4]) for x in said] == [
+    lines = [
+        [e.text for e in tr.children if isinstance(e, Element)] for tr in perplexity.all("tr")[1:]
+    ]
+    assert [(x[0], x[2], x[4]) for x in lines] == [
         (c["method"], f"{c['perplexity']:.2f}", f"{c['bits_per_byte']:.3f}")
         for c in data["perplexity"]
     ]
+
+
+def test_training_export_and_provenance(page: Element) -> None:
+    tables = {t.one("caption").text: t for t in page.all("table")}
     waves = tables["Wavelength of every rotary pair"].all("tr")[1:]
     pairs = {(tr.one("th").text, tr.all("td")[0].text): tr.all("td")[1].text for tr in waves}
     assert len(pairs) == 16 * len(ROPES)
@@ -204,9 +211,10 @@ def test_other_tables(page: Element, run: Path, capsys: pytest.CaptureFixture) -
     assert pairs["none", "15"] == f"{2 * 3.141592653589793 * 1e4 ** (15 / 16):,.1f}"
     losses = {tr.one("th").text for tr in tables["Training loss"].all("tr")[1:]}
     assert losses == set(ROPES)
-    assert {"EQUAL to the model that was exported, read by numpy 2.4.6 (bfloat16 weights)."} <= {
-        b.text for b in page.all("b")
-    }
+    verdict_of_proof = (
+        "EQUAL to the model that was exported, read by numpy 2.4.6 (bfloat16 weights)."
+    )
+    assert verdict_of_proof in {b.text for b in page.all("b")}
     facts = {x.one("dt").text: x.one("dd").text for x in page.one("dl", "facts").all("div")}
     assert facts["training"] == "60 steps x 4 rows x 1,024 tokens = 245,760 tokens, float32"
     assert facts["commit"] == "2588a9100000-dirty" and facts["tokenizer"] == "d34bb20655eb"
@@ -226,12 +234,12 @@ def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
         ]
         assert chart.parent and chart.parent.one("details").all("td")
     named = {chart.one("title").text: chart for chart in charts}
-    looks = {  # colour and marker of every method, dashes for what was not trained
+    styles = {  # colour and marker of every method, dashes for what was not trained
         (line.attributes["class"], line.all("path", "marker")[0].attributes["d"])
         for line in named["passkey: right answers by length"].all("g")
         if line.all("path", "marker")
     }
-    assert len(looks) == len(REACH) + 2  # floor and ceiling of the best
+    assert len(styles) == len(REACH) + 2  # floor and ceiling of the best
 
 
 def test_landmarks(page: Element) -> None:
@@ -286,29 +294,24 @@ def test_text_can_be_read_on_its_colour(page: Element, run: Path) -> None:
 
 
 def test_hostile_names_are_only_text(tmp_path: Path) -> None:
-    rows = [passkey_row("none", 0, n, 0.5, i, True) for n in (256, 1024) for i in range(4)]
-    rows += [
-        passkey_row(HOSTILE, 9, n, 0.5, i, i > 1, method=f"{HOSTILE}, 9 steps", checkpoint=HOSTILE)
-        for n in (256, 1024)
-        for i in range(4)
+    records: list[EvalRecord] = []
+    for n in (256, 1024):
+        for i in range(4):
+            records.append(passkey_record("none", 0, n, 0.5, i, True))
+            records.append(passkey_record(HOSTILE, 9, n, 0.5, i, i > 1, checkpoint=HOSTILE))
+    records += [
+        changed(record, task=HOSTILE, settings="zz", item=f"{HOSTILE}/zz/{i}")
+        for i, record in enumerate(records)
     ]
-    rows += [
-        {**row, "task": {"name": HOSTILE}, "item": f"{HOSTILE.replace('/', '')}/zz/{i}"}
-        for i, row in enumerate(rows)
-    ]
-    run = planted_run(tmp_path / "<b onclick=x>&amp;'\"", rows, name=HOSTILE)
+    run = planted_run(tmp_path / "<b onclick=x>&amp;'\"", records, name=HOSTILE)
     (run / "baselines" / "<i>").mkdir()
     (run / "baselines" / "<i>" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     root = parse(write_report([run], tmp_path / "page.html").read_text())
-    assert (
-        not root.all("script")
-        and not root.all("i")
-        and not [e for e in root.all() if "onclick" in e.attributes]
-    )
+    assert not root.all("script") and not root.all("i")
+    assert not [element for element in root.all() if "onclick" in element.attributes]
     assert "<b onclick=x>&amp;'\"" in root.one("h1").text
-    assert any(HOSTILE in th.text for th in root.all("th")) and any(
-        HOSTILE in t.text for t in root.all("text")
-    )
+    assert any(HOSTILE in th.text for th in root.all("th"))
+    assert any(HOSTILE in text.text for text in root.all("text"))
     assert any(HOSTILE in dd.text for dd in root.one("dl", "facts").all("dd"))
 
 
@@ -316,33 +319,37 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     ("keep", "sections"),
     [
         (
-            lambda row: True,
-            ["reach", "where", "difference", "mistakes", "perplexity", "controls", "sizes"],
+            lambda record: True,
+            [
+                "effective-context",
+                "where",
+                "difference",
+                "mistakes",
+                "perplexity",
+                "controls",
+                "lengths",
+            ],
         ),
-        (lambda row: row["eval"] == "ppl", ["perplexity"]),
+        (lambda record: record.kind == "losses", ["perplexity"]),
         (
-            lambda row: row["eval"] == "retrieval" and row["steps"] == 0 and row["rope"] != "none",
-            ["where", "mistakes", "controls", "sizes"],
+            lambda record: (
+                record.kind == "answer" and record.model.steps == 0 and record.model.rope != "none"
+            ),
+            ["where", "mistakes", "controls", "lengths"],
         ),
-        (lambda row: False, []),
+        (lambda record: False, []),
     ],
-    ids=["rows alone", "perplexity alone", "no base", "nothing"],
+    ids=["records only", "perplexity only", "no base", "nothing"],
 )
-def test_what_is_not_there_is_left_out(tmp_path: Path, keep, sections: list[str]) -> None:
-    write_rows(tmp_path / "hf", [row for row in planted_rows(2) if keep(row)])
+def test_sections_without_data_are_left_out(tmp_path: Path, keep, sections: list[str]) -> None:
+    write_records(tmp_path / "hf", [record for record in planted_records(2) if keep(record)])
     root = parse(write_report([tmp_path / "hf"]).read_text())
     assert [s.attributes["id"] for s in root.all("section")] == [*sections, "provenance", "reading"]
     assert root.one("p", "headline").text
 
 
-def test_old_rows_and_code_of_others(tmp_path: Path) -> None:
-    new = ("rope", "steps", "condition", "distance")
-    old = [
-        {k: v for k, v in row.items() if k not in new}
-        for row in planted_rows(2)
-        if "condition" not in row or row["condition"] == "needle"
-    ]
-    run = planted_run(tmp_path / "run", old)
+def test_code_of_others_is_not_run(tmp_path: Path) -> None:
+    run = planted_run(tmp_path / "run", planted_records(2))
     config = json.loads((run / "config.json").read_text())
     bomb = tmp_path / "bomb.py"
     bomb.write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
@@ -353,40 +360,33 @@ def test_old_rows_and_code_of_others(tmp_path: Path) -> None:
     assert any(
         "wavelengths left out" in p.text and "bomb.py" in p.text for p in root.all("p", "note")
     )
-    ids = [s.attributes["id"] for s in root.all("section")]
-    assert ids == [
-        "where",
-        "mistakes",
-        "perplexity",
-        "controls",
-        "sizes",
-        "training",
-        "proof",
-        "provenance",
-        "reading",
-    ]
-    assert not [t for t in root.all("caption") if "distance" in t.text]
+
+
+def test_questions_about_the_whole_text_have_no_depth_or_distance(tmp_path: Path) -> None:
+    whole = {"depth": None, "depth_achieved": None, "distance": None}
+    records = [changed(record, **whole) for record in planted_records(2) if record.kind == "answer"]
+    write_records(tmp_path, records)
+    root = parse(write_report([tmp_path]).read_text())
+    ids = [section.attributes["id"] for section in root.all("section")]
+    assert "where" not in ids and "controls" in ids
+    assert not [caption for caption in root.all("caption") if "distance" in caption.text]
 
 
 @pytest.mark.check
 def test_several_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    ours = [row for row in ROWS if row["steps"] == 0 or row["rope"] == "ntk(factor=4)"]
+    ours = [r for r in RECORDS if r.model.steps == 0 or r.model.rope == "ntk(factor=4)"]
     other = planted_run(tmp_path / "other", ours, name="other")
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(run), str(other)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(verdict(read_rows([run, other]))[0]) and out.endswith(
-        "page: report.html\n"
-    )
+    assert out.startswith(verdict(read_records([run, other]))[0])
+    assert out.endswith("page: report.html\n")
     root = parse((tmp_path / "report.html").read_text())
     names = {th.text for th in root.all("th") if th.attributes["scope"] == "row"}
-    assert {
-        "ntk(factor=4), 60 steps at 1024 (run)",
-        "ntk(factor=4), 60 steps at 1024 (other)",
-    } <= names
-    assert (
-        "none, zero-shot (run)" in names and "none, zero-shot (other)" not in names
-    )  # the same answers, once
+    assert "ntk(factor=4), 60 steps at 1024 (run)" in names
+    assert "ntk(factor=4), 60 steps at 1024 (other)" in names
+    # Both runs have the same answers of the base, which are shown once.
+    assert "none, zero-shot (run)" in names and "none, zero-shot (other)" not in names
     captions = [c.text for c in root.all("caption")]
     assert f"ntk(factor=4) after 60 steps (other) minus {BEST} (run), percentage points" in captions
     assert {"yarn(factor=4) (run)", "yarn(factor=4) (other)"} <= names
@@ -397,12 +397,9 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     out = tmp_path / "deep" / "page.html"
     assert main(["report", str(run), "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    said = verdict(read_rows([run]))
-    assert (
-        text.splitlines()[: len(said)] == said
-        and "passkey: right / asked" in text
-        and out.is_file()
-    )
+    sentences = verdict(read_records([run]))
+    assert text.splitlines()[: len(sentences)] == sentences
+    assert "passkey: right / asked" in text and out.is_file()
     assert sorted(p.name for p in out.parent.iterdir()) == ["page.html"]  # no temporary file stays
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds no records.jsonl" in capsys.readouterr().err
+    assert "has no records.jsonl" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Several training seeds in one table: counts by hand, intervals by scipy, and what is refused."""
+"""Several training seeds in one table: counts by hand, intervals by scipy, refusals."""
 
 import json
 
@@ -7,27 +7,29 @@ import pytest
 import scipy.stats
 
 from ctxext.cli.main import main
+from ctxext.evals.record import read_records
 from ctxext.files import write_json
-from ctxext.report import across_seeds, read_rows
-from support.flat_rows import passkey_row, write_rows
-from support.planted import chance
+from ctxext.report.analysis.seeds import across_seeds
+from ctxext.report.pages.seeds import seed_tables
+from support.planted import chance, passkey_record, write_records
+from support.records import changed
 
 GOOD = {"none": 0.2, "yarn(factor=4)": 0.7}
 
 
 def run_of(path, seed, *, n=40, ropes=GOOD, prompt=""):
-    rows = [
-        passkey_row(rope, 48, seq_len, 0.5, i, chance(rope, i // 2, i % 2 and seed) < ropes[rope])
+    records = [
+        passkey_record(
+            rope, 48, seq_len, 0.5, i, chance(rope, i // 2, i % 2 and seed) < ropes[rope]
+        )
         for rope in ropes
         for seq_len in (256, 1024)
         for i in range(n)
     ]
-    for row in rows:
-        row["prompt_sha256"] += prompt
-    rows += [
-        passkey_row("none", 0, 1024, 0.5, i, True) for i in range(n)
-    ]  # zero-shot: no seed decides it
-    write_rows(path, rows)
+    records = [changed(r, prompt_sha256=r.question.prompt_sha256 + prompt) for r in records]
+    # Zero-shot: no seed decides it.
+    records += [passkey_record("none", 0, 1024, 0.5, i, True) for i in range(n)]
+    write_records(path, records)
     write_json(path / "config.json", {"seed": seed})
     return path
 
@@ -37,11 +39,11 @@ def answers(seed, rope, n=40):
 
 
 def test_counts_rates_and_paired_differences(tmp_path):
-    (found,) = across_seeds([run_of(tmp_path / str(seed), seed) for seed in (3, 1, 2)])
-    assert found.seeds == (1, 2, 3)
-    best, plain = found.variants
+    (results,) = across_seeds([run_of(tmp_path / str(seed), seed) for seed in (3, 1, 2)])
+    assert results.seeds == (1, 2, 3)
+    best, plain = results.variants
     assert (best.name, plain.name) == ("yarn(factor=4), 48 steps at 1024", "none, 48 steps at 1024")
-    assert best.right[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
+    assert best.correct[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
     assert best.asked == {256: 40, 1024: 40} and plain.over_plain is None
     difference = np.concatenate(
         [answers(s, "yarn(factor=4)") * 100.0 - answers(s, "none") * 100.0 for s in (1, 2, 3)]
@@ -68,23 +70,25 @@ def test_one_method_trained_in_two_ways(tmp_path):
     long = [run_of(tmp_path / str(seed), seed) for seed in (1, 2)]
     short = [tmp_path / f"short-{seed}" for seed in (1, 2)]
     for seed, path, other in zip((1, 2), long, short, strict=True):
-        rows = [row for row in read_rows([path]) if row["rope"] != "none"]
-        write_rows(
-            other,
-            [
-                {**row, "method": row["method"].replace("1024", "256"), "correct": False}
-                for row in rows
-            ],
-        )
+        records = read_records(path / "records.jsonl")
+        trained_shorter = [
+            changed(record, train_seq_len=256, correct=False)
+            for record in records
+            if record.model.rope != "none"
+        ]
+        write_records(other, trained_shorter)
         write_json(other / "config.json", {"seed": seed})
-    (found,) = across_seeds([*long, *short])
-    ((a, b, points),) = found.twins
+    (results,) = across_seeds([*long, *short])
+    (twins,) = results.twins
     rate = 50 * sum(answers(seed, "yarn(factor=4)").mean() for seed in (1, 2))
-    assert (a, b) == ("yarn(factor=4), 48 steps at 1024", "yarn(factor=4), 48 steps at 256")
-    assert points.value == pytest.approx(-rate) and f"over  {a}  -{rate:.0f} [" in found.text
+    assert twins.a == "yarn(factor=4), 48 steps at 1024"
+    assert twins.b == "yarn(factor=4), 48 steps at 256"
+    assert twins.points.value == pytest.approx(-rate)
+    table = seed_tables(results)[1].to_text()
+    assert f"{twins.a}  -{rate:.0f} [" in table
 
 
-def test_text_data_and_drawing(tmp_path, capsys):
+def test_text_data_and_chart(tmp_path, capsys):
     runs = [str(run_of(tmp_path / str(seed), seed)) for seed in (1, 2)]
     assert main(["report", *runs, "--seeds", "--plot", str(tmp_path / "seeds.svg")]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("yarn"))
@@ -98,14 +102,14 @@ def test_text_data_and_drawing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("seeds", "changes", "message"),
     [
-        ((1,), {}, "the training seed 1 alone"),
-        ((1, 1), {}, "both hold 'none, 48 steps at 1024' with seed 1"),
+        ((1,), {}, "only have the training seed 1"),
+        ((1, 1), {}, "both have 'none, 48 steps at 1024' with seed 1"),
         ((1, 2), {"prompt": "other"}, "was asked the same questions"),
         ((1, 2), {"n": 20}, "was asked the same questions"),
         ((1, 2), {"ropes": {"none": 0.2}}, "not every one of the seeds 1, 2"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(tmp_path, seeds, changes, message):
+def test_runs_that_cannot_be_combined_are_refused(tmp_path, seeds, changes, message):
     runs = [
         run_of(tmp_path / str(i), seed, **(changes if i else {})) for i, seed in enumerate(seeds)
     ]
@@ -113,7 +117,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, seeds, changes, mess
         across_seeds(runs)
 
 
-def test_a_plain_arm_is_needed(tmp_path):
+def test_a_plain_variant_is_needed(tmp_path):
     runs = [run_of(tmp_path / str(seed), seed, ropes={"yarn(factor=4)": 0.7}) for seed in (1, 2)]
     with pytest.raises(ValueError, match="add Unscaled"):
         across_seeds(runs)

@@ -31,7 +31,10 @@ SHOWN = {
         2,
     ),
     "02_extend": (
-        [r"yarn\(factor=4, beta_fast=8\) after 48 steps reads to", "equal: True; read by numpy"],
+        [
+            r"yarn\(factor=4, beta_fast=8\) after 48 steps: effective context",
+            "equal: True; read by numpy",
+        ],
         2,
     ),
     "03_your_method": ([r"Step\(factor=4.0\)", r"step\(factor=4\) +\d+/20"], 2),

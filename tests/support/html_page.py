@@ -8,6 +8,8 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 @dataclass
 class Element:
+    """An element with its attributes and children."""
+
     tag: str
     attributes: dict[str, str]
     parent: "Element | None" = None
@@ -23,18 +25,19 @@ class Element:
         return set(self.attributes.get("class", "").split())
 
     def all(self, tag: str = "", css: str = "") -> list["Element"]:
-        """Descendants in document order."""
-        found = []
+        """Descendants by tag and class, in document order."""
+        descendants = []
         for child in self.children:
             if isinstance(child, Element):
                 if tag in ("", child.tag) and (not css or css in child.classes):
-                    found.append(child)
-                found += child.all(tag, css)
-        return found
+                    descendants.append(child)
+                descendants += child.all(tag, css)
+        return descendants
 
     def one(self, tag: str = "", css: str = "") -> "Element":
-        (found,) = self.all(tag, css)
-        return found
+        """The only such descendant."""
+        (element,) = self.all(tag, css)
+        return element
 
 
 class _Parser(HTMLParser):
@@ -45,7 +48,7 @@ class _Parser(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = [name for name, _ in attrs]
-        assert len(set(names)) == len(names), f"<{tag}> says {names} twice"
+        assert len(set(names)) == len(names), f"<{tag}> has an attribute twice: {names}"
         element = Element(tag, {name: value or "" for name, value in attrs}, self.at)
         self.at.children.append(element)
         if tag not in VOID:
@@ -65,7 +68,7 @@ class _Parser(HTMLParser):
 
 
 def parse(text: str) -> Element:
-    """The page; every element has to be closed where it should be."""
+    """The page; fails unless every element is closed in its place."""
     parser = _Parser()
     parser.feed(text)
     parser.close()
@@ -75,8 +78,8 @@ def parse(text: str) -> Element:
 
 def table(page: Element, caption: str) -> dict[tuple[str, str], Element]:
     """Cells by (row header, column header) of the table with this caption."""
-    (found,) = [t for t in page.all("table") if t.one("caption").text == caption]
-    head, *lines = found.all("tr")
+    (element,) = [t for t in page.all("table") if t.one("caption").text == caption]
+    head, *lines = element.all("tr")
     columns = [th.text for th in head.all("th")][1:]
     cells = {}
     for line in lines:

@@ -14,7 +14,7 @@ import pytest
 
 from ctxext import report, tracking
 from ctxext.report.drawing.colours import diverging, sequential
-from ctxext.report.drawing.heatmap import Cell, Heat
+from ctxext.report.drawing.heatmap import Cell, Heatmap
 from ctxext.report.drawing.raster import CELL, LABEL, LINE, draw
 from ctxext.rundir import RunDir
 from ctxext.tracking import start_sinks
@@ -158,7 +158,7 @@ def test_a_heatmap_s_pixels_are_the_page_s_colours():
         Cell("0/3", "0\u201356 %", *sequential(0.0), True),
         Cell("+5", "2 : 1 of 8", *diverging(0.4), False),
     ]
-    heat = Heat("yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", cells)], below=[("floor", low)])
+    heat = Heatmap("yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", cells)], below=[("floor", low)])
     pixels = draw(heat)
     assert pixels.dtype == np.uint8 and pixels.shape[0] == 2 * LINE + 2 * CELL[1] + 6
     corner = {
@@ -184,7 +184,7 @@ def test_a_heatmap_s_pixels_are_the_page_s_colours():
     )  # text on its ground
 
 
-def test_heatmaps_of_rows_are_by_task_and_arm():
+def test_heatmaps_of_records_are_by_task_and_variant():
     records = [
         passkey_answer(method, n, i, i < 5)
         for method in ("none", "yarn")

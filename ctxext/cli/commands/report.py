@@ -49,25 +49,21 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 def _report_seeds(args: argparse.Namespace) -> None:
     from ctxext import report
 
-    tasks = report.across_seeds(args.runs, args.plot)
-    if args.json:
-        print(json.dumps([task.data for task in tasks]))
-    else:
-        print("\n\n".join(task.text for task in tasks))
+    text = report.seeds_text(args.runs, plot=args.plot)
+    print(json.dumps(report.seeds_data(args.runs)) if args.json else text)
 
 
 def _report_runs(args: argparse.Namespace) -> None:
     from ctxext import report
 
-    rows = report.read_rows(args.runs)
-    expected = report.expectations(args.runs)
+    records = report.read_records(args.runs)
     if args.json:
-        summary = report.summary(rows)
-        if expected:
-            summary["expected"] = [outcome.data for outcome in expected]
+        summary = report.summary(records)
+        if expected := report.expectations_data(args.runs):
+            summary["expected"] = expected
         print(json.dumps(summary), flush=True)
     else:
-        lines = [*report.verdict(rows), *(outcome.text for outcome in expected)]
-        print("\n".join([*lines, "", report.tables(rows)]), flush=True)
+        lines = [*report.verdict(records), *report.expectations(args.runs)]
+        print("\n".join([*lines, "", report.tables(records)]), flush=True)
     page = report.write_report(args.runs, args.out)
     print(f"\npage: {page}", file=sys.stderr if args.json else sys.stdout)

@@ -1,1 +1,1 @@
-"""What the records say, as numbers: comparisons, intervals, controls, effective context."""
+"""Analysis: evaluation records to numbers with intervals; no words for people, no drawings."""

@@ -1,111 +1,73 @@
-"""How long the texts really were: achieved tokens and depths beside the lengths that were asked for."""
+"""How long the texts really were: achieved tokens and depths next to those that were asked for."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
+from typing import Any, NamedTuple
 
-from ctxext.report.analysis.records import Question, Row, group
-from ctxext.report.drawing.appearance import linear_axis
-from ctxext.report.drawing.bars import histograms
-from ctxext.report.drawing.charts import Chart
-from ctxext.report.pages.tables import Table, grid
+from ctxext.evals.record import AnswerRecord
+from ctxext.report.analysis.records import TaskResults, group
 
 
-def prompts(question: Question) -> dict[int, list[Row]]:
-    """Every prompt once, whichever variants it was put to, by nominal length."""
-    said = [row for row in question.rows if "tokens" in row]
-    once = {(row["item"], row["prompt_sha256"]): row for row in said}
-    return dict(sorted(group(once.values(), lambda row: row["seq_len"]).items()))
+class Spread(NamedTuple):
+    """Minimum, median and maximum."""
+
+    low: float
+    median: float
+    high: float
 
 
-def exact(question: Question) -> bool:
-    """Whether every prompt, room for the answer included, is as long as was asked."""
-    return all(row["tokens"] == n for n, rows in prompts(question).items() for row in rows)
+@dataclass(frozen=True, eq=False)
+class AchievedLengths:
+    """The prompts of one nominal length, each once, whichever variants it was put to."""
 
+    task: TaskResults
+    seq_len: int
+    records: list[AnswerRecord]
 
-def text(question: Question) -> list[str]:
-    """One line where all lengths are exact, else a table; nothing for rows that do not say."""
-    found = prompts(question)
-    if not found:
-        return []
-    if exact(question):
-        lengths = ", ".join(f"{n:,}" for n in found)
-        off = max(map(farthest, found.values()))
-        return [
-            f"{question.name}: texts of {lengths} tokens, all exactly; depths within {off:.3f} of those asked"
+    @property
+    def exact(self) -> bool:
+        """Whether every prompt, with the space for its answer, is exactly as long as asked."""
+        return all(record.question.tokens == self.seq_len for record in self.records)
+
+    @property
+    def tokens(self) -> Spread:
+        values = [record.question.tokens for record in self.records]
+        return Spread(min(values), median(values), max(values))
+
+    @property
+    def depths(self) -> Spread | None:
+        """Achieved depths; None for questions about the whole text."""
+        values = [
+            record.question.depth_achieved
+            for record in self.records
+            if record.question.depth_achieved is not None
         ]
-    title = f"{question.name}: achieved tokens and depths, least / median / most"
-    lines = [
-        [
-            f"{n:,}",
-            str(len(rows)),
-            _spread(rows, "tokens", ",.0f"),
-            _spread(rows, "depth_achieved", ".2f"),
+        return Spread(min(values), median(values), max(values)) if values else None
+
+    @property
+    def depth_error(self) -> float:
+        """The largest distance of a depth from the one that was asked for."""
+        questions = [record.question for record in self.records]
+        errors = [
+            abs(q.depth_achieved - q.depth)
+            for q in questions
+            if q.depth is not None and q.depth_achieved is not None
         ]
-        for n, rows in found.items()
-    ]
-    return [grid(title, ["asked", "prompts", "tokens", "depth"], lines)]
+        return max(errors, default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "task": self.task.task,
+            "settings": self.task.settings,
+            "seq_len": self.seq_len,
+            "prompts": len(self.records),
+            "tokens": list(self.tokens),
+            "depth": list(self.depths) if self.depths else None,
+        }
 
 
-def table(questions: Sequence[Question]) -> Table | None:
-    """The same for the page, all tasks in one."""
-    lines = [
-        [
-            question.name,
-            f"{n:,}",
-            str(len(rows)),
-            _spread(rows, "tokens", ",.0f"),
-            _spread(rows, "depth_achieved", ".2f"),
-            f"{farthest(rows):.3f}",
-        ]
-        for question in questions
-        for n, rows in prompts(question).items()
-    ]
-    header = [
-        "task",
-        "tokens asked",
-        "prompts",
-        "tokens, least / median / most",
-        "depth, least / median / most",
-        "farthest from the depth asked",
-    ]
-    all_exact = ", all exact" if all(map(exact, questions)) else ""
-    return Table(f"Achieved lengths and depths{all_exact}", header, lines) if lines else None
-
-
-def farthest(rows: Sequence[Row]) -> float:
-    """The largest distance of a depth from the one that was asked."""
-    return max(
-        (abs(row["depth_achieved"] - row["depth"]) for row in rows if "depth" in row), default=0.0
-    )
-
-
-def chart(question: Question, key: str) -> Chart | None:
-    """Histograms of tokens over tokens asked, where they differ."""
-    found = prompts(question)
-    if exact(question):
-        return None
-    shares = [(f"{n:,}", [100 * row["tokens"] / n for row in rows]) for n, rows in found.items()]
-    axis = linear_axis(
-        "tokens, % of those asked", [100, *(x for _, values in shares for x in values)]
-    )
-    title = f"{question.name}: achieved lengths"
-    words = "Histograms of prompt and room for the answer, in percent of the tokens asked; a row per length asked."
-    rows = [
-        [label, f"{min(values):.1f}", f"{median(values):.1f}", f"{max(values):.1f}"]
-        for label, values in shares
-    ]
-    return Chart(
-        title,
-        words,
-        histograms(title, words, shares, axis, key=key),
-        ["tokens asked", "least, %", "median, %", "most, %"],
-        rows,
-    )
-
-
-def _spread(rows: Sequence[Row], name: str, form: str) -> str:
-    values = [row[name] for row in rows if name in row]
-    if not values:
-        return "-"
-    found = [f"{x:{form}}" for x in (min(values), median(values), max(values))]
-    return found[0] if len(set(found)) == 1 else " / ".join(found)
+def achieved_lengths(task: TaskResults) -> list[AchievedLengths]:
+    """One entry per nominal length, ascending."""
+    prompts = {(record.item, record.question.prompt_sha256): record for record in task.records}
+    by_length = group(prompts.values(), lambda record: record.seq_len)
+    return [AchievedLengths(task, n, records) for n, records in sorted(by_length.items())]

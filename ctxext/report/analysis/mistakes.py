@@ -1,114 +1,56 @@
-"""What wrong answers are, by variant and length: the share of each kind of mistake, in words and as bars."""
+"""What wrong answers are: how many of each kind of mistake, by variant and length."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ctxext.report.analysis.records import Question, Row, Variant, group
-from ctxext.report.drawing.bars import Bar, stacked
-from ctxext.report.drawing.charts import Chart
-from ctxext.report.pages.tables import grid
+from ctxext.evals.record import AnswerRecord
+from ctxext.report.analysis.records import TaskResults, Variant, labels
 
-KINDS = {
-    "part": "a part of the answer",
-    "distractor": "a wrong value from the text",
-    "copied": "copied from the text",
-    "no number": "no number where one was asked",
-    "made up": "made up",
-    "nothing": "nothing",
-}
 RIGHT = "right"
+KINDS = ("part", "distractor", "copied", "no number", "made up", "nothing")
+"""The kinds of mistake that `tasks.building.scores.failure` knows."""
 
 
-def kinds(found: Sequence[Row]) -> dict[str, int]:
-    """How many answers are right, and how many wrong of each kind that `tasks.scores.failure` knows.
+@dataclass(frozen=True, eq=False)
+class Mistakes:
+    """The answers of one variant at one length, by kind."""
 
-    Raises ValueError for another kind.
-    """
-    counts = Counter(RIGHT if row["correct"] else row["failure"] for row in found)
-    if alien := set(counts) - {RIGHT, *KINDS}:
+    variant: Variant
+    records: list[AnswerRecord]
+    counts: dict[str, int]
+    """Right answers, then every kind of mistake."""
+
+    @property
+    def seq_len(self) -> int:
+        return self.records[0].seq_len
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {kind: count / len(self.records) for kind, count in self.counts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        first = self.records[0]
+        return {"task": first.question.task, **labels(first), **self.counts}
+
+
+def count_kinds(records: Sequence[AnswerRecord]) -> dict[str, int]:
+    """Count right answers and each kind of mistake. Raises ValueError for an unknown kind."""
+    counts = Counter(RIGHT if r.scores.correct else str(r.scores.failure) for r in records)
+    if unknown := set(counts) - {RIGHT, *KINDS}:
         raise ValueError(
-            f"rows name kinds of mistakes that are not known here: {', '.join(sorted(alien))}; read them "
-            "with the version that wrote them"
+            f"records name unknown kinds of mistakes: {', '.join(sorted(unknown))}; read them with "
+            "the version of ctxext that wrote them"
         )
     return {kind: counts[kind] for kind in (RIGHT, *KINDS)}
 
 
-def known(question: Question) -> bool:
-    """Whether the rows say what was wrong; those of an older version do not."""
-    return all(row["correct"] or row.get("failure") for row in question.rows)
-
-
-def text(question: Question) -> list[str]:
-    """Percent of the questions asked, a line per variant and length with mistakes; kinds that none was are left out."""
-    if not known(question):
-        return []
-    some, lines = [kind for kind, count in kinds(question.rows).items() if count], []
-    for variant in question.variants:
-        asked = group(question.of(variant), lambda row: row["seq_len"])
-        wrong = {
-            n: rows for n, rows in sorted(asked.items()) if not all(row["correct"] for row in rows)
-        }
-        lines += [
-            [
-                variant.name if n == min(wrong) else "",
-                str(n),
-                *(_percent(kinds(rows)[k], rows) for k in some),
-            ]
-            for n, rows in wrong.items()
-        ]
-    title = f"{question.name}: right and kinds of mistakes, % of the questions asked"
-    return [
-        grid(f"{title}, where any was wrong", ["", "", *some], lines)
-        if lines
-        else f"{title}: none was wrong"
-    ]
-
-
-def _percent(count: int, rows: Sequence[Row]) -> str:
-    return f"{100 * count / len(rows):.0f}" if count else "."
-
-
-def chart(question: Question, variants: Sequence[Variant], key: str) -> Chart | None:
-    """A bar per length for each of `variants`: right, then each kind of mistake."""
-    if not known(question):
-        return None
-    groups, rows, seen = [], [], {RIGHT}
-    for variant in variants:
-        bars = []
-        for n in question.seq_lens:
-            if found := question.of(variant, n):
-                counts = kinds(found)
-                seen |= {kind for kind, count in counts.items() if count}
-                bars.append(
-                    Bar(
-                        f"{n:,}",
-                        [(f"k{i}", count / len(found)) for i, count in enumerate(counts.values())],
-                    )
-                )
-                rows.append(
-                    [
-                        variant.name,
-                        f"{n:,}",
-                        *(f"{100 * x / len(found):.0f}" for x in counts.values()),
-                    ]
-                )
-        groups.append((variant.name, bars))
-    title = f"{question.name}: what answers are, by length"
-    description = "A bar per variant and length: percent of the questions asked, right and by kind of mistake."
-    names = {RIGHT: RIGHT, **KINDS}
-    legend = [
-        (
-            f'<svg viewBox="0 0 34 14" class="swatch k{i}" aria-hidden="true"><path d="M4 2H30V12H4Z"/></svg>',
-            name,
-        )
-        for i, (kind, name) in enumerate(names.items())
-        if kind in seen
-    ]
-    return Chart(
-        title,
-        description,
-        stacked(title, description, groups, key=key),
-        ["variant", "tokens", *(f"{kind}, %" for kind in names)],
-        rows,
-        legend,
-    )
+def mistakes(task: TaskResults, variants: Sequence[Variant] | None = None) -> list[Mistakes]:
+    """One entry per variant, of all by default, and length."""
+    entries = []
+    for variant in task.variants if variants is None else variants:
+        for seq_len in task.seq_lens:
+            if records := task.select(variant, seq_len):
+                entries.append(Mistakes(variant, records, count_kinds(records)))
+    return entries

@@ -1,16 +1,16 @@
-"""What run directories hold, read for a page: rows, losses, frequencies, proof, provenance. No code of a run is run."""
+"""The contents of run directories, read for a page. No code of a run is executed."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxext.evals.record import read_records
+from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, read_records
 from ctxext.files import read_json, read_jsonl
 from ctxext.methods import label
-from ctxext.report.analysis.flat_records import flat_rows
-from ctxext.report.analysis.records import Row, group, latest, series
+from ctxext.report.analysis.records import group, latest
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
@@ -19,129 +19,132 @@ from ctxext.serialization import from_json
 
 @dataclass
 class RunData:
-    """One directory; what it lacks is empty, what could not be read has a line in `notes`."""
+    """One directory: what it lacks is empty, what could not be read has a line in `notes`."""
 
     path: Path
     name: str
-    rows: list[Row]
+    records: list[EvalRecord]
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     proof: dict[str, Any] = field(default_factory=dict)
-    losses: dict[str, list[Row]] = field(default_factory=dict)
+    losses: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Training metrics by the name of what was trained: the run and its baselines."""
     spectra: list[Spectrum] = field(default_factory=list)
     method: str = ""
-    """What the experiment trains, as rows call it; "" if that is not known here."""
+    """The method that the experiment trains, as records call it; "" if it is unknown here."""
     notes: list[str] = field(default_factory=list)
 
 
-def read(paths: Sequence[Path]) -> list[RunData]:
-    """The directories, in order; rows of several are told apart by the name of their run as `checkpoint`.
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
+    """The directories, in order; of several, each model names its run as the checkpoint.
 
     Raises ValueError for a directory without records.jsonl.
     """
-    runs = [read_one(Path(path)) for path in paths]
+    runs = [read_run(Path(path)) for path in paths]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.path)
     if len(runs) > 1:
         for run in runs:
-            run.rows = [{**row, "checkpoint": row["checkpoint"] or run.name} for row in run.rows]
+            run.records = [_with_checkpoint(record, run.name) for record in run.records]
         _drop_repeated(runs)
     return runs
 
 
-def rows_of(path: Path) -> list[Row]:
-    """Raises ValueError if the directory has no records.jsonl."""
-    if not RunDir(path).records_file.is_file():
-        raise ValueError(
-            f"{path} holds no records.jsonl; give run directories, or the --out of ctxext eval"
-        )
-    return latest(flat_rows(read_records(RunDir(path).records_file)))
+def _with_checkpoint(record: EvalRecord, name: str) -> EvalRecord:
+    if record.model.checkpoint:
+        return record
+    return dataclasses.replace(record, model=dataclasses.replace(record.model, checkpoint=name))
 
 
 def _drop_repeated(runs: Sequence[RunData]) -> None:
-    """The same model evaluated in two runs, such as the base zero-shot, is one variant: that of the first run."""
+    """Keep a model that several runs evaluated, such as the base, in the first run only."""
     seen: set[Any] = set()
     for run in runs:
-        kept = []
-        for (_, method), rows in group(run.rows, series).items():
-            said = (
-                method,
-                frozenset(
-                    (row["item"], repr(row.get("prediction", row.get("nll")))) for row in rows
-                ),
-            )
-            trained = any(row.get("steps") != 0 for row in rows)
-            if trained or said not in seen:
-                kept += rows
-            seen.add(said)
-        run.rows = kept
+        kept: list[EvalRecord] = []
+        for model, records in group(run.records, lambda record: record.model).items():
+            anonymous = dataclasses.replace(model, checkpoint="")
+            results = (anonymous, frozenset((r.item, _result(r)) for r in records))
+            if model.steps > 0 or results not in seen:
+                kept += records
+            seen.add(results)
+        run.records = kept
 
 
-def read_one(path: Path) -> RunData:
+def _result(record: EvalRecord) -> Any:
+    if isinstance(record, AnswerRecord):
+        return record.scores.prediction
+    assert isinstance(record, LossRecord)
+    return record.scores.nll
+
+
+def read_run(path: Path) -> RunData:
     """One directory. Raises ValueError if it has no records.jsonl."""
-    run, here = RunData(path, path.resolve().name, rows_of(path)), RunDir(path)
-    run.config, run.provenance = (_json(file) for file in (here.config_file, here.provenance_file))
-    for file in sorted(here.export.glob("*proof.json")):  # model.proof.json next to a single file
-        run.proof = _json(file)
-    own = _json(here.base / "scaling.json")
-    run.method = _method_label({**run.config, "rope": run.config.get("rope") or own})
+    here = RunDir(path)
+    if not here.records_file.is_file():
+        raise ValueError(
+            f"{path} has no records.jsonl; give run directories, or the --out of ctxext eval"
+        )
+    run = RunData(path, path.resolve().name, latest(read_records(here.records_file)))
+    run.config = _read_json(here.config_file)
+    run.provenance = _read_json(here.provenance_file)
+    # model.proof.json next to an export that is a single file
+    for file in sorted(here.export.glob("*proof.json")):
+        run.proof = _read_json(file)
+    base_scaling = _read_json(here.base / "scaling.json")
+    run.method = _method_label({**run.config, "rope": run.config.get("rope") or base_scaling})
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
-    configs = {folder: _json(RunDir(folder).config_file) for folder in folders}
+    configs = {folder: _read_json(RunDir(folder).config_file) for folder in folders}
     for folder in folders:
-        steps = [row for row in read_jsonl(RunDir(folder).metrics_file) if "loss" in row]
+        steps = [line for line in read_jsonl(RunDir(folder).metrics_file) if "loss" in line]
         if steps:
             name = _method_label(configs[folder]) or folder.name
-            run.losses[name if name not in run.losses else folder.name] = steps
+            run.losses[folder.name if name in run.losses else name] = steps
     if (here.base / "model.json").is_file():
-        _spectra(run, here, [configs[folder] for folder in folders])
+        _read_spectra(run, here, [configs[folder] for folder in folders])
     return run
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _scaling(value: Any) -> Any:
-    """A method from JSON, None if it is none of the package's own."""
+def _method(value: Any) -> Any:
+    """A method from JSON; None unless it is one of the package's own."""
     with contextlib.suppress(ValueError):
         return from_json(value)
     return None
 
 
 def _method_label(config: dict[str, Any]) -> str:
-    """What trained this, frequencies and attention; "" if that is not known here."""
+    """The frequency and attention methods of an experiment; "" if they are unknown here."""
     if not config:
         return ""
-    parts = [_scaling(config[key]) for key in ("rope", "attention") if config.get(key)]
-    if any(part is None for part in parts):
+    methods = [_method(config[key]) for key in ("rope", "attention") if config.get(key)]
+    if None in methods:
         return ""
-    return (
-        " + ".join(name for name in (label([p]) for p in parts) if name not in ("none", "causal"))
-        or "none"
-    )
+    labels = [label([method]) for method in methods]
+    return " + ".join(name for name in labels if name not in ("none", "causal")) or "none"
 
 
-def _spectra(run: RunData, here: RunDir, configs: Sequence[dict[str, Any]]) -> None:
+def _read_spectra(run: RunData, here: RunDir, configs: Sequence[dict[str, Any]]) -> None:
+    """Fill in the wavelengths of every method that the run and its baselines name."""
     try:
         base = from_json(read_json(here.base / "model.json")).rope_base()
     except (ValueError, AttributeError) as error:
         run.notes.append(f"no wavelengths: base/model.json is not a model's shape ({error})")
         return
-    own = _json(here.base / "scaling.json")
-    wanted = [
-        own,
-        *run.config.get("zero_shot", []),
-        *(config.get("rope") or own for config in configs if config),
-    ]
-    found: dict[str, Spectrum] = {}
+    base_scaling = _read_json(here.base / "scaling.json")
+    trained = [config.get("rope") or base_scaling for config in configs if config]
+    spectra: dict[str, Spectrum] = {}
     length = run.config.get("train", {}).get("seq_len") or base.original_max_position_embeddings
-    for value in filter(None, wanted):
+    for value in filter(None, [base_scaling, *run.config.get("zero_shot", []), *trained]):
         try:
             method = from_json(value)
-            if isinstance(method, RopeScaling):
-                found.setdefault(label([method]), spectrum(method, base, length))
         except ValueError as error:
             run.notes.append(f"wavelengths left out: {error}")
-    run.spectra = list(found.values())
+            continue
+        if isinstance(method, RopeScaling):
+            spectra.setdefault(label([method]), spectrum(method, base, length))
+    run.spectra = list(spectra.values())
     run.notes = list(dict.fromkeys(run.notes))

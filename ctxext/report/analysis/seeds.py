@@ -1,24 +1,33 @@
-"""Runs that differ in the training seed alone, put together: every seed's count, and paired differences over all."""
+"""Runs that differ only in their training seed, combined: counts by seed, differences over all."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxext.evals.record import AnswerRecord, EvaluatedModel
 from ctxext.evals.stats import Interval, ratio_bootstrap
-from ctxext.report.analysis.comparisons import paired, pairs
-from ctxext.report.analysis.records import Question, Row, document, group, questions
-from ctxext.report.analysis.runs import read_one
-from ctxext.report.drawing.charts import Axis, Chart, Line, Point, Style, dot_chart
-from ctxext.report.pages.tables import grid, points
+from ctxext.report.analysis.comparisons import paired_points, pairs
+from ctxext.report.analysis.records import (
+    TaskResults,
+    answers,
+    documents,
+    group,
+    num_correct,
+    task_results,
+)
+from ctxext.report.analysis.runs import read_run
+
+BySeed = dict[int, list[AnswerRecord]]
 
 
 @dataclass(frozen=True)
-class SeedArm:
-    """One method with one training, at the longest length: `right` by seed and length, and the rate over all seeds."""
+class SeedVariant:
+    """One method with one training, under several seeds."""
 
     name: str
-    right: dict[int, dict[int, int]]
+    correct: dict[int, dict[int, int]]
     """length -> seed -> right answers."""
     asked: dict[int, int]
     """length -> questions per seed."""
@@ -27,201 +36,160 @@ class SeedArm:
     over_plain: Interval | None
     """Percentage points over plain fine-tuning, over documents; None for that itself."""
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "right": self.correct,
+            "asked": self.asked,
+            "rate": self.rate._asdict(),
+            "over_plain": self.over_plain and self.over_plain._asdict(),
+        }
+
 
 @dataclass(frozen=True)
-class Seeds:
+class Twins:
+    """One method trained in two ways: points of b over a at the longest length."""
+
+    a: str
+    b: str
+    points: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        return {"a": self.a, "b": self.b, "points": self.points._asdict()}
+
+
+@dataclass(frozen=True)
+class SeedResults:
     """A retrieval task answered by the same variants under several training seeds."""
 
     task: str
     seeds: tuple[int, ...]
     plain: str
-    variants: tuple[SeedArm, ...]
-    twins: tuple[tuple[str, str, Interval], ...]
-    """(variant, variant, points of the second over the first) of one method trained in two ways, at the longest length."""
+    """The variant that was trained without scaling."""
+    variants: tuple[SeedVariant, ...]
+    """The best first."""
+    twins: tuple[Twins, ...]
 
     @property
     def seq_lens(self) -> list[int]:
         return sorted({n for variant in self.variants for n in variant.asked})
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """The same as JSON."""
-        variants = [
-            {
-                "name": variant.name,
-                "right": variant.right,
-                "asked": variant.asked,
-                "rate": variant.rate._asdict(),
-                "over_plain": variant.over_plain and variant.over_plain._asdict(),
-            }
-            for variant in self.variants
-        ]
-        twins = [{"a": a, "b": b, "points": interval._asdict()} for a, b, interval in self.twins]
+    def to_json(self) -> dict[str, Any]:
         return {
             "task": self.task,
             "seeds": self.seeds,
             "plain": self.plain,
-            "variants": variants,
-            "twins": twins,
+            "variants": [variant.to_json() for variant in self.variants],
+            "twins": [twins.to_json() for twins in self.twins],
         }
 
-    @property
-    def text(self) -> str:
-        """A line per variant: right answers of every seed at each length, and the difference to plain fine-tuning."""
-        lengths, most = self.seq_lens, self.seq_lens[-1]
-        lines = [
-            [
-                variant.name,
-                *(_counts(variant, n) for n in lengths),
-                points(variant.over_plain) if variant.over_plain else "",
-            ]
-            for variant in self.variants
-        ]
-        title = (
-            f"{self.task}: right answers with training seeds {', '.join(map(str, self.seeds))}; percentage points "
-            f"over {self.plain!r} at {most:,} [95 % paired interval over documents, not adjusted]"
-        )
-        table = grid(title, ["", *(f"{n:,}" for n in lengths), "points"], lines)
-        twins = [[b, "over", a, points(interval)] for a, b, interval in self.twins]
-        return "\n\n".join(
-            [
-                table,
-                *(
-                    [grid("one method, two trainings", ["", "", "", "points"], twins)]
-                    if twins
-                    else []
-                ),
-            ]
-        )
 
-    @property
-    def chart(self) -> Chart:
-        """A dot per variant: percent right at the longest length."""
-        most = self.seq_lens[-1]
-        title = f"{self.task} at {most:,} tokens after training, mean of {len(self.seeds)} seeds"
-        text = "Dots with 95 % intervals over documents; percent right."
-        dots = [
-            (
-                Line(
-                    "",
-                    variant.name,
-                    Style(0 if variant.name == self.plain else 1),
-                    [Point(variant.rate.value, 0, variant.rate.low, variant.rate.high)],
-                ),
-                "",
-            )
-            for variant in self.variants
-        ]
-        axis = Axis("right answers, %", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
-        svg = dot_chart(title, text, dots, axis, key="seeds")
-        rows = [
-            [variant.name, _counts(variant, most), f"{variant.rate.value:.0f}"]
-            for variant in self.variants
-        ]
-        return Chart(title, text, svg, ["variant", "right, by seed", "%"], rows)
+def across_seeds(paths: Sequence[Path]) -> list[SeedResults]:
+    """The tasks of runs; trained variants only, the best first.
 
-
-def _counts(variant: SeedArm, length: int) -> str:
-    if length not in variant.asked:
-        return "-"
-    return f"{', '.join(map(str, variant.right[length].values()))} of {variant.asked[length]}"
-
-
-def across_seeds(paths: Sequence[Path]) -> list[Seeds]:
-    """The tasks of runs, trained variants alone, best first.
-
-    Raises ValueError for fewer than two seeds, for a seed given twice with the same variant, without an variant that was
-    trained plainly (no scaling), or if the seeds of an variant were asked different questions.
+    Raises ValueError for fewer than two seeds, for a seed given twice with the same variant,
+    without a variant that was trained plainly (no scaling), or if the seeds of a variant were asked
+    different questions.
     """
-    rows: list[Row] = []
-    seen: dict[tuple[int, str], Path] = {}
+    records: list[AnswerRecord] = []
+    holders: dict[EvaluatedModel, Path] = {}
     for path in paths:
-        run = read_one(path)
+        run = read_run(path)
         if "seed" not in run.config:
             raise ValueError(f"{path} has no config.json with a seed; give run directories")
-        seed, trained = run.config["seed"], [row for row in run.rows if row.get("steps")]
-        for method in dict.fromkeys(row["method"] for row in trained):
-            if other := seen.get((seed, method)):
+        seed = run.config["seed"]
+        # The seed takes the place of the checkpoint's name, which is all that differs.
+        trained = [
+            dataclasses.replace(r, model=dataclasses.replace(r.model, checkpoint=str(seed)))
+            for r in answers(run.records)
+            if r.model.steps > 0
+        ]
+        for model in dict.fromkeys(record.model for record in trained):
+            if other := holders.get(model):
                 raise ValueError(
-                    f"{other} and {path} both hold {method!r} with seed {seed}; give one of them"
+                    f"{other} and {path} both have {model.label!r} with seed {seed}; give only one"
                 )
-            seen[seed, method] = path
-        rows += [{**row, "checkpoint": str(seed)} for row in trained]
-    return [_question(question) for question in questions(rows)]
+            holders[model] = path
+        records += trained
+    return [_combine(task) for task in task_results(records)]
 
 
-def _question(question: Question) -> Seeds:
-    by_arm = {
-        method: group(rows, lambda row: int(row["checkpoint"]))
-        for method, rows in group(question.rows, lambda row: row["method"]).items()
+def _combine(task: TaskResults) -> SeedResults:
+    by_model = {
+        model: group(records, lambda record: int(record.model.checkpoint))
+        for model, records in group(
+            task.records, lambda record: _without_seed(record.model)
+        ).items()
     }
-    seeds = tuple(sorted({seed for found in by_arm.values() for seed in found}))
+    seeds = tuple(sorted({seed for by_seed in by_model.values() for seed in by_seed}))
     if len(seeds) < 2:
         raise ValueError(
-            f"these runs have the training seed {', '.join(map(str, seeds))} alone; give runs of several"
+            f"these runs only have the training seed {', '.join(map(str, seeds))}; give runs of "
+            "several seeds"
         )
-    for method, found in by_arm.items():
-        asked = {
-            frozenset((row["item"], row["prompt_sha256"]) for row in rows)
-            for rows in found.values()
-        }
-        if len(asked) > 1 or len(found) < len(seeds):
-            raise ValueError(
-                f"{method}: not every one of the seeds {', '.join(map(str, seeds))} was asked the same "
-                "questions; let the runs finish, or leave out the seed that lacks them"
-            )
-    plain = next((variant.series[1] for variant in question.variants if variant.plain), None)
+    for model, by_seed in by_model.items():
+        _check_same_questions(model, by_seed, seeds)
+    plain = next((model for model in by_model if model.is_plain), None)
     if plain is None:
         raise ValueError(
-            "no variant was trained without scaling, which the others are held against; add Unscaled() to "
-            "the baselines of the experiment"
+            "no variant was trained without scaling, which the others are compared with; add "
+            "Unscaled() to the baselines of the experiment"
         )
-    variants = [_arm(method, by_arm[method], by_arm[plain], plain) for method in by_arm]
-    same = group(
-        {variant.series[1]: variant for variant in question.variants}.values(),
-        lambda variant: (variant.what, variant.rope),
-    ).values()
-    twins = [
-        (a, b.series[1], _over(by_arm[a], by_arm[b.series[1]], question.longest))
-        for first, *others in same
-        for a in [first.series[1]]
-        for b in others
-    ]
-    return Seeds(
-        question.name,
+    variants = [_seed_variant(model, by_model, plain) for model in by_model]
+    twins = []
+    for first, *others in group(by_model, lambda model: model.method).values():
+        for other in others:
+            points = _points_over(by_model[first], by_model[other], task.longest)
+            twins.append(Twins(first.label, other.label, points))
+    return SeedResults(
+        task.name,
         seeds,
-        plain,
+        plain.label,
         tuple(sorted(variants, key=lambda variant: -variant.rate.value)),
         tuple(twins),
     )
 
 
-def _arm(
-    method: str, found: dict[int, list[Row]], plain: dict[int, list[Row]], plain_name: str
-) -> SeedArm:
-    by_length = group(
-        [row for seed in sorted(found) for row in found[seed]], lambda row: row["seq_len"]
-    )
-    right = {
-        n: {
-            seed: sum(row["correct"] for row in found[seed] if row["seq_len"] == n)
-            for seed in sorted(found)
-        }
+def _without_seed(model: EvaluatedModel) -> EvaluatedModel:
+    return dataclasses.replace(model, checkpoint="")
+
+
+def _check_same_questions(model: EvaluatedModel, by_seed: BySeed, seeds: Sequence[int]) -> None:
+    asked = {
+        frozenset((record.item, record.question.prompt_sha256) for record in records)
+        for records in by_seed.values()
+    }
+    if len(asked) > 1 or len(by_seed) < len(seeds):
+        raise ValueError(
+            f"{model.label}: not every one of the seeds {', '.join(map(str, seeds))} was asked the "
+            "same questions; let the runs finish, or leave out the seed that lacks them"
+        )
+
+
+def _seed_variant(
+    model: EvaluatedModel, by_model: dict[EvaluatedModel, BySeed], plain: EvaluatedModel
+) -> SeedVariant:
+    by_seed = by_model[model]
+    seeds = sorted(by_seed)
+    records = [record for seed in seeds for record in by_seed[seed]]
+    by_length = group(records, lambda record: record.seq_len)
+    correct = {
+        n: {seed: num_correct(r for r in by_seed[seed] if r.seq_len == n) for seed in seeds}
         for n in sorted(by_length)
     }
-    most = max(by_length)
-    answers = [100 * row["correct"] for row in by_length[most]]
-    rate = ratio_bootstrap(answers, [1] * len(answers), [document(row) for row in by_length[most]])
-    over = None if method == plain_name else _over(plain, found, most)
-    return SeedArm(
-        method, right, {n: len(rows) // len(found) for n, rows in by_length.items()}, rate, over
-    )
+    longest = max(by_length)
+    hits = [100 * record.scores.correct for record in by_length[longest]]
+    rate = ratio_bootstrap(hits, [1] * len(hits), documents(by_length[longest]))
+    over_plain = None if model == plain else _points_over(by_model[plain], by_seed, longest)
+    asked = {n: len(records) // len(by_seed) for n, records in by_length.items()}
+    return SeedVariant(model.label, correct, asked, rate, over_plain)
 
 
-def _over(a: dict[int, list[Row]], b: dict[int, list[Row]], seq_len: int) -> Interval:
-    """Percentage points of b over a at one length, the same questions and seeds."""
-
-    def at(rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows if row["seq_len"] == seq_len]
-
-    return paired([pair for seed in sorted(b) for pair in pairs(at(a[seed]), at(b[seed]))])
+def _points_over(a: BySeed, b: BySeed, seq_len: int) -> Interval:
+    """Percentage points of b over a at one length, on the same questions and seeds."""
+    both = []
+    for seed in sorted(b):
+        of_a = [record for record in a[seed] if record.seq_len == seq_len]
+        of_b = [record for record in b[seed] if record.seq_len == seq_len]
+        both += pairs(of_a, of_b)
+    return paired_points(both)

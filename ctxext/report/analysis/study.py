@@ -1,150 +1,173 @@
-"""One retrieval task analysed: how far every variant reaches, which variant is best, and the comparisons that were made."""
+"""One task analysed: the effective context of every variant, the best one, and comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from ctxext.evals.record import AnswerRecord
 from ctxext.evals.stats import Effective, effective_length
-from ctxext.report.analysis.comparisons import Comparison, compare, family, flipped, pairs
-from ctxext.report.analysis.records import Question, Row, Variant, document
+from ctxext.report.analysis.comparisons import Comparison, as_family, compare, pairs
+from ctxext.report.analysis.records import TaskResults, Variant, documents, num_correct, seq_lens
 
-TAU = 0.85
-"""The bar of the effective context, as a part of the base's own score at home."""
+THRESHOLD = 0.85
+"""Share of the in-window baseline down to which a length counts as effective context."""
 
 
 @dataclass(frozen=True)
-class Home:
-    """The base as it is, at its own window: what the bar is a part of."""
+class Baseline:
+    """The in-window baseline: a base model, neither scaled nor trained, at its own window."""
 
     variant: Variant
-    rows: list[Row]
+    records: list[AnswerRecord]
 
     @property
-    def right(self) -> int:
-        return sum(row["correct"] for row in self.rows)
+    def correct(self) -> int:
+        return num_correct(self.records)
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A question with what follows from it, each computed once."""
+    """A task with what follows from its records, each computed once."""
 
-    question: Question
-
-    @cached_property
-    def homes(self) -> list[Home]:
-        """Every base in the rows: neither scaled nor trained, asked at its window."""
-        bases = [
-            variant for variant in self.question.variants if variant.plain and variant.steps == 0
-        ]
-        return [
-            Home(variant, rows)
-            for variant in bases
-            if (rows := self.question.of(variant, variant.window))
-        ]
-
-    def home(self, variant: Variant) -> Home | None:
-        """The base an variant is held against: of its own run, else the only one; None without one that ever answers."""
-        there = [
-            home for home in self.homes if home.right and home.variant.window == variant.window
-        ]
-        own = [home for home in there if home.variant.series[0] == variant.series[0]]
-        return own[0] if own else there[0] if len(there) == 1 else None
+    task: TaskResults
 
     @cached_property
-    def reaches(self) -> dict[Variant, Effective]:
-        """The effective context in tokens of every variant with a base at home and more than one length."""
-        return {
-            variant: far
-            for variant in self.question.variants
-            if (far := self.effective(variant, TAU))
-        }
+    def baselines(self) -> list[Baseline]:
+        """The in-window baseline of every base model among the variants."""
+        bases = [v for v in self.task.variants if v.model.is_plain and not v.trained]
+        baselines = [Baseline(base, self.task.select(base, base.window)) for base in bases]
+        return [baseline for baseline in baselines if baseline.records]
 
-    def effective(self, variant: Variant, tau: float) -> Effective | None:
-        """Up to where an variant keeps `tau` of the base at home; None without that, or with a single length."""
-        home, rows = self.home(variant), self.question.of(variant)
-        if home is None or len({row["seq_len"] for row in rows}) < 2:
+    def baseline(self, variant: Variant) -> Baseline | None:
+        """The baseline that a variant is compared with: of the same checkpoint, else the only one.
+
+        None without one of the same window that has right answers.
+        """
+        usable = [b for b in self.baselines if b.correct and b.variant.window == variant.window]
+        checkpoint = variant.model.checkpoint
+        for baseline in usable:
+            if baseline.variant.model.checkpoint == checkpoint:
+                return baseline
+        return usable[0] if len(usable) == 1 else None
+
+    @cached_property
+    def effective(self) -> dict[Variant, Effective]:
+        """The effective context length in tokens of every variant that has one."""
+        lengths = {v: self.effective_context(v, THRESHOLD) for v in self.task.variants}
+        return {variant: length for variant, length in lengths.items() if length}
+
+    def effective_context(self, variant: Variant, threshold: float) -> Effective | None:
+        """The length up to which a variant keeps `threshold` of the in-window baseline.
+
+        None without a baseline, or where it was asked at a single length.
+        """
+        baseline = self.baseline(variant)
+        records = self.task.select(variant)
+        if baseline is None or len(seq_lens(records)) < 2:
             return None
-        return _effective(
-            tau,
-            tuple(row["seq_len"] for row in rows),
-            tuple(row["correct"] for row in rows),
-            tuple(map(document, rows)),
-            tuple(r["correct"] for r in home.rows),
-            tuple(map(document, home.rows)),
+        return _effective_length(
+            threshold,
+            tuple(record.seq_len for record in records),
+            tuple(record.scores.correct for record in records),
+            tuple(documents(records)),
+            tuple(record.scores.correct for record in baseline.records),
+            tuple(documents(baseline.records)),
         )
 
     @cached_property
     def trained(self) -> list[Variant]:
-        """Trained variants that were asked at the longest length, the best first: by rate there, then by reach."""
-        asked = [
-            variant
-            for variant in self.question.variants
-            if variant.trained and self.question.of(variant, self.question.longest)
-        ]
+        """Trained variants that were asked at the longest length, the best first.
+
+        By accuracy there, then by effective context.
+        """
+        asked = [v for v in self.task.variants if v.trained and self._at_longest(v)]
         return sorted(asked, key=self._merit, reverse=True)
 
+    def _at_longest(self, variant: Variant) -> list[AnswerRecord]:
+        return self.task.select(variant, self.task.longest)
+
     def _merit(self, variant: Variant) -> tuple[float, float]:
-        rows, far = self.question.of(variant, self.question.longest), self.reaches.get(variant)
-        return sum(row["correct"] for row in rows) / len(rows), far.value if far else 0.0
+        records = self._at_longest(variant)
+        length = self.effective.get(variant)
+        return num_correct(records) / len(records), length.value if length else 0.0
 
     @cached_property
     def best(self) -> Variant | None:
-        """The best trained variant whose method changes something."""
-        return next((variant for variant in self.trained if not variant.plain), None)
+        """The best trained variant with a method that changes something."""
+        return next((v for v in self.trained if not v.model.is_plain), None)
 
     def unscaled(self, variant: Variant) -> Variant | None:
-        """The same training without any method, of the same run if there are several."""
-        same = [x for x in self.trained if x.plain and x.steps == variant.steps and x != variant]
-        return next(
-            (x for x in same if x.series[0] == variant.series[0]),
-            same[0] if len(same) == 1 else None,
-        )
+        """The variant with the same training and no method, see `_preferred`."""
+        same = [
+            v
+            for v in self.trained
+            if v.model.is_plain and v.model.steps == variant.model.steps and v != variant
+        ]
+        return _preferred(same, variant)
 
     def zero_shot(self, variant: Variant) -> Variant | None:
-        """The same method without training."""
+        """The variant with the same method and no training, see `_preferred`."""
         same = [
-            x
-            for x in self.question.variants
-            if x.steps == 0 and (x.what, x.rope) == (variant.what, variant.rope)
+            v
+            for v in self.task.variants
+            if not v.trained and v.model.method == variant.model.method
         ]
-        return next(
-            (x for x in same if x.series[0] == variant.series[0]),
-            same[0] if len(same) == 1 else None,
-        )
+        return _preferred(same, variant)
+
+    @property
+    def control_variant(self) -> Variant | None:
+        """The variant whose controls stand for all: the best, else the first that was asked any."""
+        asked = {record.model for record in self.task.controls}
+        if self.best and self.best.model in asked:
+            return self.best
+        return next((v for v in self.task.variants if v.model in asked), None)
 
     def comparisons(self) -> list[Comparison]:
-        """At the longest length: each trained variant against its unscaled and zero-shot twins and against the best."""
-        wanted: dict[frozenset[Variant], tuple[Variant, Variant]] = {}
+        """Trained variants against no scaling, against zero-shot and against the best.
+
+        At the longest length, each pair once; p-values are not adjusted yet.
+        """
+        contrasts: dict[frozenset[Variant], tuple[Variant, Variant]] = {}
         for variant in self.trained:
             for other in (self.unscaled(variant), self.zero_shot(variant), self.best):
                 if other is not None and other != variant:
-                    wanted.setdefault(frozenset((variant, other)), (other, variant))
-        both = {
-            key: pairs(*(self.question.of(variant, self.question.longest) for variant in key))
-            for key in wanted.values()
-        }
-        return [compare(a, b, rows) for (a, b), rows in both.items() if rows]
+                    contrasts.setdefault(frozenset((variant, other)), (other, variant))
+        comparisons = []
+        for a, b in contrasts.values():
+            if both := pairs(self._at_longest(a), self._at_longest(b)):
+                comparisons.append(compare(a, b, both))
+        return comparisons
+
+
+def _preferred(candidates: Sequence[Variant], variant: Variant) -> Variant | None:
+    """The candidate of the same checkpoint, else the only candidate."""
+    for candidate in candidates:
+        if candidate.model.checkpoint == variant.model.checkpoint:
+            return candidate
+    return candidates[0] if len(candidates) == 1 else None
 
 
 @lru_cache(maxsize=1024)
-def _effective(tau: float, *data: tuple[Any, ...]) -> Effective:
-    """Kept, as the verdict, the tables and the page of the same rows all ask for it."""
-    return effective_length(*data, tau=tau)
+def _effective_length(threshold: float, *data: tuple[Any, ...]) -> Effective:
+    """Cached, as the verdict, the tables and the page of the same records all ask for it."""
+    return effective_length(*data, tau=threshold)
 
 
-def adjusted(studies: Sequence[Study]) -> list[list[Comparison]]:
-    """The comparisons of each study; p-values adjusted over all of them together."""
-    each = [study.comparisons() for study in studies]
-    flat = iter(family([c for found in each for c in found]))
-    return [[next(flat) for _ in found] for found in each]
+def adjusted_comparisons(studies: Sequence[Study]) -> list[list[Comparison]]:
+    """The comparisons of each study, p-values adjusted over all of them together."""
+    by_study = [study.comparisons() for study in studies]
+    adjusted = iter(as_family([c for comparisons in by_study for c in comparisons]))
+    return [[next(adjusted) for _ in comparisons] for comparisons in by_study]
 
 
-def between(made: Sequence[Comparison], a: Variant | None, b: Variant | None) -> Comparison | None:
-    """b against a among the comparisons made, or None."""
-    for c in made:
-        if (c.a, c.b) == (a, b):
-            return c
-        if (c.a, c.b) == (b, a):
-            return flipped(c)
+def find_comparison(
+    comparisons: Sequence[Comparison], a: Variant | None, b: Variant | None
+) -> Comparison | None:
+    """b against a among the comparisons, or None."""
+    for comparison in comparisons:
+        if (comparison.a, comparison.b) == (a, b):
+            return comparison
+        if (comparison.a, comparison.b) == (b, a):
+            return comparison.reversed
     return None

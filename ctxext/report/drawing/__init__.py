@@ -1,1 +1,1 @@
-"""Drawings: SVG charts, heatmaps and their colours."""
+"""Drawing: SVG charts, heatmaps, colours. Nothing here knows about models or evaluations."""

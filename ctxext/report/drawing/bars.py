@@ -2,58 +2,59 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple
-from xml.etree import ElementTree as ET
 
-from ctxext.report.drawing.charts import WIDTH, Axis, draw_axes, root_of, to_text
+from ctxext.report.drawing.axes import Axis, percent_axis
+from ctxext.report.drawing.svg import (
+    BOTTOM,
+    WIDTH,
+    add_group,
+    add_path,
+    add_text,
+    chart_root,
+    draw_axes,
+    to_text,
+)
 
-LABEL, END, BOTTOM = 62, WIDTH - 10, 40
+LABEL = 62
+"""Pixels of the labels to the left of the bars."""
+END = WIDTH - 10
 
 
 class Bar(NamedTuple):
-    """`parts`: (class, share of the whole) from left to right."""
+    """A bar of full length; `parts` are (class, share of the whole) from left to right."""
 
     label: str
     parts: Sequence[tuple[str, float]]
 
 
-def stacked(
+def stacked_bars(
     title: str, description: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, key: str
 ) -> str:
-    """Bars of full length in named groups; shares that have room carry their percent."""
-    step, head = 19, 24
+    """Bars in named groups; a part that is wide enough carries its percentage."""
+    step = 19
+    head = 24
     height = sum(head + step * len(bars) for _, bars in groups) + 8
-    root = root_of(title, description, key, height + BOTTOM)
-    x = Axis("% of the questions asked", 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
+    root = chart_root(title, description, key, height + BOTTOM)
+    x = percent_axis("% of the questions asked")
     draw_axes(root, x, Axis("", 0, 1, ()), END, height, left=LABEL)
     top = 0
     for name, bars in groups:
-        ET.SubElement(
-            root, "text", {"class": "dot-label", "x": "2", "y": str(top + 17)}
-        ).text = name
+        add_text(root, name, 2, top + 17, css="dot-label")
         top += head
         for bar in bars:
-            at = {
-                "class": "bar-label",
-                "x": str(LABEL - 6),
-                "y": str(top + 12),
-                "text-anchor": "end",
-            }
-            ET.SubElement(root, "text", at).text = bar.label
+            add_text(root, bar.label, LABEL - 6, top + 12, css="bar-label", anchor="end")
             left = 0.0
             for css, share in bar.parts:
-                start, end = (x.at(100 * v, LABEL, END) for v in (left, left + share))
+                start = x.at(100 * left, LABEL, END)
                 left += share
+                end = x.at(100 * left, LABEL, END)
                 if share <= 0:
                     continue
-                group = ET.SubElement(root, "g", {"class": css})
-                ET.SubElement(
-                    group,
-                    "path",
-                    {"class": "bar", "d": f"M{start:g} {top}H{end:g}V{top + 16}H{start:g}Z"},
-                )
+                group = add_group(root, css)
+                add_path(group, "bar", f"M{start:g} {top}H{end:g}V{top + 16}H{start:g}Z")
                 if end - start >= 22:
-                    place = {"class": "share", "x": f"{(start + end) / 2:g}", "y": str(top + 12)}
-                    ET.SubElement(group, "text", place).text = f"{100 * share:.0f}"
+                    middle = f"{(start + end) / 2:g}"
+                    add_text(group, f"{100 * share:.0f}", middle, top + 12, css="share")
             top += step
     return to_text(root)
 
@@ -67,24 +68,25 @@ def histograms(
     key: str,
     bins: int = 40,
 ) -> str:
-    """A small histogram per row over one axis; each is as high as its fullest bin."""
-    step, full = 40, 28
+    """A small histogram per named row of values; each is as high as its fullest bin."""
+    step = 40
+    full = 28
     height = step * len(rows) + 8
-    root = root_of(title, description, key, height + BOTTOM)
+    root = chart_root(title, description, key, height + BOTTOM)
     draw_axes(root, x, Axis("", 0, 1, ()), END, height, left=LABEL)
     width = (END - LABEL) / bins
     for number, (label, values) in enumerate(rows):
         base = step * (number + 1)
-        at = {"class": "bar-label", "x": str(LABEL - 6), "y": str(base - 2), "text-anchor": "end"}
-        ET.SubElement(root, "text", at).text = label
+        add_text(root, label, LABEL - 6, base - 2, css="bar-label", anchor="end")
         counts = [0] * bins
         for value in values:
-            counts[min(bins - 1, int((x.at(value, LABEL, END) - LABEL) / width))] += 1
-        group = ET.SubElement(root, "g", {"class": "c1"})
+            index = int((x.at(value, LABEL, END) - LABEL) / width)
+            counts[min(bins - 1, index)] += 1
+        group = add_group(root, "c1")
         for i, count in enumerate(counts):
             if count:
-                start, high = LABEL + i * width, full * count / max(counts)
-                shape = f"M{start:g} {base}v{-high:.3g}h{width:g}v{high:.3g}Z"
-                ET.SubElement(group, "path", {"class": "bar", "d": shape})
-        ET.SubElement(root, "path", {"class": "grid", "d": f"M{LABEL} {base}H{END}"})
+                start = LABEL + i * width
+                high = full * count / max(counts)
+                add_path(group, "bar", f"M{start:g} {base}v{-high:.3g}h{width:g}v{high:.3g}Z")
+        add_path(root, "grid", f"M{LABEL} {base}H{END}")
     return to_text(root)

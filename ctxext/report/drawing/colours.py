@@ -1,22 +1,23 @@
-"""Colours of heatmap cells: maps that colour-blind readers can tell apart, and text that stays readable on them."""
+"""Colours of heatmap cells: maps for colour-blind readers, and text that is readable on them."""
 
 from collections.abc import Sequence
 
 RGB = tuple[float, float, float]
-# Dark blue to yellow, of steadily growing lightness: order survives grey print and every kind of colour blindness.
+# Dark blue to yellow, steadily lighter: the order survives grey print and colour blindness.
 SEQUENTIAL = ("#00204d", "#31446b", "#666970", "#958f78", "#cbba69", "#ffea46")
-# Orange, white, blue: no red beside green.
+# Orange, white, blue: no red next to green.
 DIVERGING = ("#b35806", "#e08214", "#fdb863", "#f7f7f7", "#9ecae1", "#4292c6", "#08519c")
-LIGHT, DARK = "#ffffff", "#000000"
+LIGHT = "#ffffff"
+DARK = "#000000"
 
 
 def sequential(share: float) -> tuple[str, str]:
-    """(background, text) for 0..1."""
+    """Colours (background, text) for a share from 0 to 1."""
     return _with_text(_between(SEQUENTIAL, share))
 
 
 def diverging(value: float) -> tuple[str, str]:
-    """(background, text) for -1..1, 0 being white."""
+    """Colours (background, text) for a value from -1 to 1; 0 is white."""
     return _with_text(_between(DIVERGING, (value + 1) / 2))
 
 
@@ -27,15 +28,16 @@ def contrast(a: str, b: str) -> float:
 
 
 def _with_text(background: str) -> tuple[str, str]:
-    # Black or white: on any colour the better of the two has a contrast of at least 4.58.
+    # On any colour, the better of black and white has a contrast of at least 4.58.
     return background, max((LIGHT, DARK), key=lambda text: contrast(background, text))
 
 
 def _between(stops: Sequence[str], share: float) -> str:
     at = min(1.0, max(0.0, share)) * (len(stops) - 1)
     index = min(int(at), len(stops) - 2)
-    pairs = zip(_rgb(stops[index]), _rgb(stops[index + 1]), strict=True)
-    return "#" + "".join(f"{round(255 * (a + (at - index) * (b - a))):02x}" for a, b in pairs)
+    weight = at - index
+    channels = zip(_rgb(stops[index]), _rgb(stops[index + 1]), strict=True)
+    return "#" + "".join(f"{round(255 * (a + weight * (b - a))):02x}" for a, b in channels)
 
 
 def _rgb(colour: str) -> RGB:

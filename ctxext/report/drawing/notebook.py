@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctxext.report.drawing.charts import Chart, standalone
+from ctxext.report.drawing.charts import Chart
+from ctxext.report.drawing.svg import standalone
 
 STYLE = (Path(__file__).parent / "chart.css").read_text() + "svg { max-width: 640px; }\n"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart, shown where a notebook's cell ends with it; `chart.header` and `chart.rows` are its numbers."""
+    """A chart that a notebook shows at the end of a cell; `chart.numbers` has it as a table."""
 
     chart: Chart
 

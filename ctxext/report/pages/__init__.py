@@ -1,1 +1,1 @@
-"""What a person reads: the verdict, text tables, and the HTML page."""
+"""Pages: results worded and laid out, as text, JSON, and one HTML file."""

@@ -1,178 +1,217 @@
-"""Charts of answers by length: every variant, one variant's floor and ceiling, the base at home; and what context gains."""
+"""Charts of answers by length: measures, context gain, mistakes, and achieved lengths."""
 
 from collections.abc import Sequence
+from statistics import median
 
-from ctxext.evals.stats import Interval
-from ctxext.report.analysis import controls
-from ctxext.report.analysis.context_gain import UNIT, gains
-from ctxext.report.analysis.measures import CHOICE, NATS, RIGHT, SCORE, Measure, chance, measured
-from ctxext.report.analysis.records import Row, Variant, group, series
-from ctxext.report.analysis.study import TAU, Study
-from ctxext.report.drawing.appearance import length_axis, linear_axis
-from ctxext.report.drawing.charts import Axis, Chart, Line, Mark, Point, line_chart, swatch
-from ctxext.report.drawing.colours import diverging
-from ctxext.report.drawing.heatmap import Cell, Heat, depth_text, length_text
-from ctxext.report.pages.figures import Looks
+from ctxext.report.analysis.context_gain import gains
+from ctxext.report.analysis.lengths import achieved_lengths
+from ctxext.report.analysis.mistakes import KINDS, RIGHT, mistakes
+from ctxext.report.analysis.records import Variant, group, seq_lens
+from ctxext.report.analysis.scores import Scores, chance_level, scores
+from ctxext.report.analysis.study import THRESHOLD, Study
+from ctxext.report.drawing.axes import Axis, length_axis, linear_axis, percent_axis
+from ctxext.report.drawing.bars import Bar, histograms, stacked_bars
+from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
+from ctxext.report.drawing.svg import ReferenceLine, Style, colour_swatch
+from ctxext.report.pages.measures import ACCURACY, CHOICE, MEASURES, Measure
+from ctxext.report.pages.styles import Styles
+from ctxext.report.pages.tables import (
+    BASELINE,
+    CONTROLS,
+    GAIN_UNIT,
+    NOT_ASKED,
+    accuracy_table,
+    gain_table,
+    measure_table,
+    mistakes_table,
+)
+from ctxext.report.table import table_of_texts
 
-PERCENT = [(v, str(v)) for v in (0, 25, 50, 75, 100)]
+CONTROL_STYLES = {"no-needle": Style(4, control=True), "needle-only": Style(2, control=True)}
+KIND_NAMES = {
+    RIGHT: RIGHT,
+    "part": "a part of the answer",
+    "distractor": "a wrong value from the text",
+    "copied": "copied from the text",
+    "no number": "no number where one was asked for",
+    "made up": "made up",
+    "nothing": "nothing",
+}
 
 
-def curve(study: Study, looks: Looks, measure: Measure, key: str) -> Chart | None:
-    """One measure by length with 95 % whiskers; None for rows without it."""
-    question, found = study.question, measured(study.question, measure)
-    if not found:
+def answer_charts(study: Study, styles: Styles, key: str) -> list[Chart]:
+    """Right answers, then the other measures that the records have, then the context gain."""
+    every = scores([*study.task.records, *study.task.controls], study.task.variants)
+    charts = [measure_chart(study, every, measure, styles, key) for measure in MEASURES]
+    charts.append(gain_chart(study, styles, f"{key}-gain"))
+    return [chart for chart in charts if chart]
+
+
+def measure_chart(
+    study: Study, every: Sequence[Scores], measure: Measure, styles: Styles, key: str
+) -> Chart | None:
+    """One measure by length with 95 % whiskers; None for records without it."""
+    measured = [s for s in every if measure.value(s) is not None]
+    if not measured:
         return None
-    variants = {variant.series: variant.name for variant in question.variants}
-    lines, rows = [], []
-    for (who, kind), cells in group(
-        found, lambda c: (series(c), c.get("condition", "needle"))
-    ).items():
-        cells = sorted(cells, key=lambda cell: cell["seq_len"])
-        name = f"{variants.get(who, who[1])}{', ' + controls.CONTROLS[kind] if kind != 'needle' else ''}"
-        rows += [[name, f"{c['seq_len']:,}", *_numbers(c, measure)] for c in cells]
-        if kind == "needle" or who == controls.lead(study):
-            label, style = (
-                looks[who]
-                if kind == "needle"
-                else (kind.replace("-", " "), controls.CONTROL_STYLES[kind])
-            )
-            lines.append(
-                Line(label, name, style, [Point(c["seq_len"], *c["interval"]) for c in cells])
-            )
-    title = f"{question.name}: {measure.title.removesuffix(', %')} by length"
-    y = (
-        Axis(measure.title, 0, 100, PERCENT)
-        if measure.title.endswith("%")
-        else _axis(measure.title, lines)
-    )
-    text = f"{measure.says} {controls.said(study)}"
-    marks = [Mark(question.rows[0]["window"], "window"), *_across(study, measure)]
+    lines = []
+    for (variant, condition), own in group(measured, lambda s: (s.variant, s.condition)).items():
+        own.sort(key=lambda s: s.seq_len)
+        points = [Point(s.seq_len, *value) for s in own if (value := measure.value(s))]
+        if condition == "needle":
+            label, style = styles[variant]
+            lines.append(Line(label, variant.name, style, points))
+        elif variant == study.control_variant:
+            name = f"{variant.name}, {CONTROLS[condition]}"
+            label = condition.replace("-", " ")
+            lines.append(Line(label, name, CONTROL_STYLES[condition], points))
+    title = f"{study.task.name}: {measure.title.removesuffix(', %')} by length"
+    description = f"{measure.description} {_controls_text(study)}"
+    is_percent = measure.title.endswith("%")
     svg = line_chart(
-        title, text, lines, length_axis(_lengths(lines)), y, key=key, marks=marks, height=330
+        title,
+        description,
+        lines,
+        length_axis(_lengths(lines)),
+        percent_axis(measure.title) if is_percent else _axis_from_zero(measure.title, lines),
+        key=f"{key}-{measure.key}",
+        references=[
+            ReferenceLine(study.task.window, "window"),
+            *_reference_lines(study, measure),
+        ],
+        height=330,
     )
-    counted = ["right" if measure is RIGHT else "chosen" if measure is CHOICE else "questions"]
-    header = ["variant", "tokens", *counted, measure.title, "95 % interval"]
-    legend = (
-        [(swatch(line.style), line.name) for line in lines] if measure is RIGHT else []
-    )  # the same for all
-    return Chart(title, text, svg, header, rows, legend)
-
-
-def _across(study: Study, measure: Measure) -> list[Mark]:
-    """The base at home and what is derived from it, and the level of chance."""
-    marks = []
-    for home in study.homes[:1]:
-        if value := measure.of(home.rows):
-            marks.append(Mark(value.value, controls.HOME, False))
-            if measure is RIGHT and home.right:
-                marks.append(Mark(TAU * value.value, f"the bar, {TAU:g} of home", False))
-    if measure is CHOICE and (level := chance(study.question.rows)) is not None:
-        marks.append(Mark(level, f"chance, {level:.3g} %", False))
-    return marks
-
-
-def _numbers(cell: Row, measure: Measure) -> list[str]:
-    interval, rows = cell["interval"], cell["rows"]
-    hits = {RIGHT.key: "correct", CHOICE.key: "chosen"}.get(measure.key)
-    count = f"{sum(row[hits] for row in rows)}/{len(rows)}" if hits else str(len(rows))
-    return [count, f"{interval.value:{measure.form}}", _bounds(interval, measure.form)]
-
-
-def _bounds(interval: Interval, form: str) -> str:
-    low, high = interval.low, interval.high
-    return (
-        "one document gives none"
-        if low is None or high is None
-        else f"[{low:{form}}, {high:{form}}]"
+    # The other charts have the same lines.
+    legend = legend_of(lines) if measure is ACCURACY else []
+    numbers = (
+        accuracy_table(study.task) if measure is ACCURACY else measure_table(study.task, measure)
     )
+    return Chart(title, description, svg, numbers, legend)
 
 
-def _axis(title: str, lines: Sequence[Line]) -> Axis:
-    drawn = [
-        v for line in lines for p in line.points for v in (p.y, p.low, p.high) if v is not None
-    ]
-    return linear_axis(title, [0.0, *drawn])
+def _controls_text(study: Study) -> str:
+    """Where each control was asked, for a caption."""
+    task = study.task
+    variant = study.control_variant
+    texts = []
+    for condition, name in CONTROLS.items():
+        asked = seq_lens(task.select_controls(variant, condition)) if variant else []
+        if not asked:
+            texts.append(f"{name} {NOT_ASKED}")
+        elif asked == task.seq_lens:
+            texts.append(name)
+        else:
+            texts.append(f"{name} at {', '.join(f'{n:,}' for n in asked)} only")
+    of_variant = f", of {variant.name}" if variant else ""
+    dotted = BASELINE if study.baselines else f"{BASELINE}, {NOT_ASKED}"
+    return f"Grey{of_variant}: {'; '.join(texts)}. Dotted across: {dotted}."
+
+
+def _reference_lines(study: Study, measure: Measure) -> list[ReferenceLine]:
+    """The in-window baseline and the threshold that follows from it, or the level of chance."""
+    references = []
+    for baseline in study.baselines[:1]:
+        value = measure.value(Scores(baseline.variant, baseline.records))
+        if value is None:
+            continue
+        references.append(ReferenceLine(value.value, BASELINE, False))
+        if measure is ACCURACY and baseline.correct:
+            name = f"threshold, {THRESHOLD:g} of it"
+            references.append(ReferenceLine(THRESHOLD * value.value, name, False))
+    chance = chance_level(study.task.records)
+    if measure is CHOICE and chance is not None:
+        references.append(ReferenceLine(chance, f"chance, {chance:.3g} %", False))
+    return references
+
+
+def _axis_from_zero(title: str, lines: Sequence[Line]) -> Axis:
+    drawn = [v for line in lines for p in line.points for v in (p.y, p.low, p.high)]
+    return linear_axis(title, [0.0, *(v for v in drawn if v is not None)])
 
 
 def _lengths(lines: Sequence[Line]) -> list[int]:
-    return sorted({int(p.x) for line in lines for p in line.points})
+    return sorted({int(point.x) for line in lines for point in line.points})
 
 
-def gain(study: Study, looks: Looks, key: str) -> Chart | None:
+def gain_chart(study: Study, styles: Styles, key: str) -> Chart | None:
     """Context gain by length; None where no question was asked without its needle."""
-    found = gains(study.question)
-    if not found:
+    task = study.task
+    by_variant = gains(task)
+    if not by_variant:
         return None
-    lines, rows = [], []
-    for variant in study.question.variants:
-        cells = sorted(found.get(variant.series, []), key=lambda cell: cell["seq_len"])
-        points = [Point(c["seq_len"], *c["interval"]) for c in cells]
-        if cells:
-            label, style = looks[variant.series]
-            lines.append(Line(label, variant.name, style, points))
-        rows += [
-            [
-                variant.name,
-                f"{c['seq_len']:,}",
-                str(c["n"]),
-                f"{c['interval'].value:.2f}",
-                _bounds(c["interval"], ".2f"),
-            ]
-            for c in cells
-        ]
-    silent = [variant.name for variant in study.question.variants if variant.series not in found]
-    rows += [[name, "", "not asked", "", ""] for name in silent]
-    title = f"{study.question.name}: context gain by length"
-    more = (
-        f"; {len(silent)} of {len(study.question.variants)} variants were not asked without the needle"
-        if silent
-        else ""
+    lines = []
+    for variant, own in by_variant.items():
+        own.sort(key=lambda gain: gain.seq_len)
+        label, style = styles[variant]
+        points = [Point(gain.seq_len, *gain.nats) for gain in own]
+        lines.append(Line(label, variant.name, style, points))
+    title = f"{task.name}: context gain by length"
+    description = (
+        "How much less surprising the right answer is when the text holds it, over the same "
+        "questions with and without the needle; 95 % bootstrap intervals over documents."
     )
-    text = (
-        "How much less surprising the right answer is with the needle in the text than without it, the same "
-        f"questions; 95 % bootstrap intervals over documents. 0 is the floor{more}."
-    )
-    y, lengths = _axis(UNIT, lines), sorted({*study.question.seq_lens, *_lengths(lines)})
-    marks = [Mark(study.question.rows[0]["window"], "window"), Mark(0, "nothing gained", False)]
-    svg = line_chart(title, text, lines, length_axis(lengths), y, key=key, marks=marks, height=330)
-    return Chart(
-        title, text, svg, ["variant", "tokens", "pairs", f"gain, {UNIT}", "95 % interval"], rows
-    )
-
-
-def gain_by_depth(study: Study, variant: Variant) -> Heat | None:
-    """Context gain of an variant by length and depth; None without any, or at a single depth."""
-    cells = gains(study.question, lambda row: (row.get("depth", 0.0), row["seq_len"])).get(
-        variant.series, []
-    )
-    depths, lengths = sorted({c["depth"] for c in cells}), sorted({c["seq_len"] for c in cells})
-    if len(depths) < 2:
-        return None
-    at = {(c["depth"], c["seq_len"]): c for c in cells}
-    most = max(abs(c["interval"].value) for c in cells) or 1.0
-    lines = [
-        (depth_text(d), [_gain_cell(at[d, n], most) if (d, n) in at else None for n in lengths])
-        for d in depths
-    ]
-    note = "Blue: the answer is more likely with the needle. In small type the 95 % interval over documents."
-    return Heat(
-        f"{variant.words}: context gain, {UNIT}",
-        "depth",
-        [length_text(n, variant) for n in lengths],
+    svg = line_chart(
+        title,
+        description,
         lines,
-        note,
+        length_axis(sorted({*task.seq_lens, *_lengths(lines)})),
+        _axis_from_zero(GAIN_UNIT, lines),
+        key=key,
+        references=[
+            ReferenceLine(task.window, "window"),
+            ReferenceLine(0, "nothing gained", False),
+        ],
+        height=330,
     )
+    return Chart(title, description, svg, gain_table(task))
 
 
-def _gain_cell(cell: Row, most: float) -> Cell:
-    interval = cell["interval"]
-    small = (
-        f"n = {cell['n']}" if interval.low is None else f"{interval.low:.1f} to {interval.high:.1f}"
+def mistakes_chart(study: Study, variants: Sequence[Variant], key: str) -> Chart:
+    """A bar per length for each of `variants`: right answers, then each kind of mistake."""
+    entries = mistakes(study.task, variants)
+    groups = []
+    for variant, own in group(entries, lambda m: m.variant).items():
+        bars = [
+            Bar(f"{m.seq_len:,}", [(f"k{i}", share) for i, share in enumerate(m.shares.values())])
+            for m in own
+        ]
+        groups.append((variant.name, bars))
+    title = f"{study.task.name}: right and wrong answers by length"
+    description = (
+        "A bar per variant and length: percent of the questions asked, right and by kind of "
+        "mistake."
     )
-    return Cell(f"{interval.value:.2f}", small, *diverging(interval.value / most), False)
+    legend = [
+        (colour_swatch(f"k{i}"), KIND_NAMES[kind])
+        for i, kind in enumerate((RIGHT, *KINDS))
+        if kind == RIGHT or any(m.counts[kind] for m in entries)
+    ]
+    svg = stacked_bars(title, description, groups, key=key)
+    return Chart(title, description, svg, mistakes_table(study.task), legend)
 
 
-def all_of(study: Study, looks: Looks, key: str) -> list[Chart]:
-    """Right answers, then the other measures that the rows have, then what context gains."""
-    made = [curve(study, looks, m, f"{key}-{m.key}") for m in (RIGHT, SCORE, CHOICE, NATS)]
-    return [chart for chart in (*made, gain(study, looks, f"{key}-gain")) if chart]
+def lengths_chart(study: Study, key: str) -> Chart | None:
+    """Histograms of tokens, in percent of those asked for; None where all lengths are exact."""
+    achieved = achieved_lengths(study.task)
+    if all(lengths.exact for lengths in achieved):
+        return None
+    shares = {
+        lengths.seq_len: [100 * r.question.tokens / lengths.seq_len for r in lengths.records]
+        for lengths in achieved
+    }
+    title = f"{study.task.name}: achieved lengths"
+    description = (
+        "Histograms of prompt and space for the answer, in percent of the tokens asked for; a row "
+        "per length."
+    )
+    axis = linear_axis(
+        "tokens, % of those asked for", [100, *(x for v in shares.values() for x in v)]
+    )
+    rows = [(f"{n:,}", values) for n, values in shares.items()]
+    svg = histograms(title, description, rows, axis, key=key)
+    numbers = table_of_texts(
+        title,
+        ["tokens asked", "min, %", "median, %", "max, %"],
+        [[name, *(f"{f(values):.1f}" for f in (min, median, max))] for name, values in rows],
+    )
+    return Chart(title, description, svg, numbers)

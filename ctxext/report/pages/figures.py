@@ -1,272 +1,252 @@
-"""The charts of the page, each with the numbers it shows as a table."""
+"""Charts of effective context, differences, perplexity and training loss."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from ctxext.evals.curves import simultaneous_band
+from ctxext.evals.record import LossRecord
 from ctxext.report.analysis.comparisons import pairs
-from ctxext.report.analysis.losses import by_estimator, estimator, perplexity, position
-from ctxext.report.analysis.records import Row, Variant, cells, document, series
-from ctxext.report.analysis.study import TAU, Study
-from ctxext.report.drawing.appearance import length_axis, linear_axis, log_axis
+from ctxext.report.analysis.effective_context import EffectiveContext, effective_contexts
+from ctxext.report.analysis.perplexity import perplexities, position_curves
+from ctxext.report.analysis.records import Variant, documents, group
+from ctxext.report.analysis.study import THRESHOLD, Study
+from ctxext.report.drawing.axes import Axis, length_axis, linear_axis, log_axis, windows_axis
 from ctxext.report.drawing.charts import (
-    Axis,
     Chart,
+    Dot,
     Line,
-    Mark,
     Point,
-    Style,
     dot_chart,
+    legend_of,
     line_chart,
-    swatch,
 )
-from ctxext.report.pages.verdict import bounds
+from ctxext.report.drawing.svg import ReferenceLine, Style
+from ctxext.report.pages.styles import Styles
+from ctxext.report.pages.tables import (
+    BASELINE,
+    ONE_DOCUMENT,
+    effective_context_table,
+    estimator_title,
+    perplexity_numbers,
+    position_numbers,
+    position_title,
+)
+from ctxext.report.table import Table, table_of_texts
 
-Looks = dict[tuple[str, str], tuple[str, Style]]
-"""(short label, style) of every variant, the same in every chart."""
 
-
-def effective(study: Study, looks: Looks, key: str) -> Chart | None:
+def effective_context_chart(study: Study, styles: Styles, key: str) -> Chart | None:
     """Effective context of every variant, with arrows where the lengths asked do not bound it."""
-    far = sorted(study.reaches.items(), key=lambda item: -item[1].value)
-    if not far:
+    contexts = effective_contexts(study)
+    if not contexts:
         return None
-    lengths = [n / variant.window for variant, _ in far for n in study.question.seq_lens]
-    low, high = min(1.0, *lengths), max(4.0, *lengths)
-    axis = Axis(
-        "effective context, windows", low / 1.15, high * 1.15, doublings(low, high), log=True
+    title = f"{study.task.name}: effective context"
+    description = (
+        f"Dots with 95 % intervals for {len(contexts)} variants: the length up to which accuracy "
+        f"stays above {THRESHOLD:g} of the {BASELINE}."
     )
-    dots, rows = [], []
-    for variant, value in far:
-        point = Point(
-            value.value / variant.window, 0, value.low / variant.window, value.high / variant.window
-        )
-        dots.append((Line("", variant.name, looks[variant.series][1], [point]), value.censored))
-        rows.append(
-            [
-                variant.name,
-                f"{value.censored} {value.value / variant.window:.2f}".strip(),
-                bounds(value, variant),
-                f"{value.censored} {value.value:,.0f}".strip(),
-            ]
-        )
-    marks = [Mark(1, "the window"), Mark(4, "4x")]
-    title = f"{study.question.name}: effective context"
-    text = (
-        f"Dots with 95 % intervals for {len(far)} variants: the length up to which each answers at least {TAU:g} of "
-        "what the base answers at home."
-    )
-    return Chart(
-        title,
-        text,
-        dot_chart(title, text, dots, axis, key=key, marks=marks),
-        ["variant", "windows", "95 % interval", "tokens"],
-        rows,
-    )
+    return _dots_in_windows(title, description, contexts, lambda c: c.variant.name, styles, key)
 
 
-def difference(study: Study, a: Variant, b: Variant, looks: Looks, key: str) -> Chart | None:
-    """b minus a by length, with a band that holds for all lengths together; None for a single length."""
-    both = pairs(study.question.of(a), study.question.of(b))
-    if len({row["seq_len"] for row, _ in both}) < 2:
+def effective_context_over_tasks(
+    studies: Sequence[Study], styles: Styles, key: str
+) -> Chart | None:
+    """A dot per task and variant, trained ones only if there are any; None for a single task."""
+    contexts = [
+        context
+        for study in studies
+        for context in effective_contexts(study)
+        if context.variant.trained or not study.trained
+    ]
+    num_tasks = len({context.study.task.name for context in contexts})
+    if num_tasks < 2:
         return None
-    band = simultaneous_band(
-        [y["correct"] - x["correct"] for x, y in both],
-        [row["seq_len"] for row, _ in both],
-        [document(row) for row, _ in both],
+    by_variant = group(contexts, lambda context: context.variant)
+    means = {
+        variant: sum(context.length.value for context in of_variant) / len(of_variant)
+        for variant, of_variant in by_variant.items()
+    }
+    contexts.sort(key=lambda context: -means[context.variant])
+    title = "Effective context by variant and task"
+    description = (
+        f"Dots with 95 % intervals for {len(by_variant)} variants and {num_tasks} tasks; the "
+        f"threshold is {THRESHOLD:g} of the {BASELINE} of the same task."
     )
-    at = [Point(n, *(None if v is None else 100 * v for v in band[n])) for n in sorted(band)]  # pyright: ignore
-    line = Line(looks[b.series][0], f"{b.name} minus {a.name}", looks[b.series][1], at, "band")
-    title = f"{study.question.name}: {b.words} minus {a.words}"
-    text = (
-        "Percentage points on the same questions. The band holds for all lengths together with 95 % (max-t, over "
-        "documents): where it leaves 0 out, a difference is shown."
+
+    def name(context: EffectiveContext) -> str:
+        return f"{styles[context.variant][0]}: {context.study.task.name}"
+
+    return _dots_in_windows(title, description, contexts, name, styles, key)
+
+
+def _dots_in_windows(
+    title: str,
+    description: str,
+    contexts: Sequence[EffectiveContext],
+    name: Callable[[EffectiveContext], str],
+    styles: Styles,
+    key: str,
+) -> Chart:
+    dots = [
+        Dot(
+            name(context),
+            styles[context.variant][1],
+            context.windows.value,
+            context.windows.low,
+            context.windows.high,
+            context.windows.censored,
+        )
+        for context in contexts
+    ]
+    lengths = [n / c.variant.window for c in contexts for n in c.study.task.seq_lens]
+    axis = windows_axis("effective context, windows", lengths)
+    references = [ReferenceLine(1, "the window"), ReferenceLine(4, "4x")]
+    svg = dot_chart(title, description, dots, axis, key=key, references=references)
+    return Chart(title, description, svg, effective_context_table(title, contexts))
+
+
+def difference_chart(
+    study: Study, a: Variant, b: Variant, styles: Styles, key: str
+) -> Chart | None:
+    """b minus a by length, with a simultaneous band; None for a single length."""
+    both = pairs(study.task.select(a), study.task.select(b))
+    lengths = [x.seq_len for x, _ in both]
+    if len(set(lengths)) < 2:
+        return None
+    differences = [y.scores.correct - x.scores.correct for x, y in both]
+    band = simultaneous_band(differences, lengths, documents(x for x, _ in both))
+    points = {n: band[n].scaled(100) for n in sorted(band)}
+    label, style = styles[b]
+    at = [Point(n, *interval) for n, interval in points.items()]
+    line = Line(label, f"{b.name} minus {a.name}", style, at, "band")
+    title = f"{study.task.name}: {b.phrase} minus {a.phrase}"
+    description = (
+        "Percentage points on the same questions. The 95 % band holds for all lengths together "
+        "(max-t, over documents): where it excludes 0, the difference is significant."
     )
-    y = linear_axis("percentage points", [0.0, *_extent([line])])
     svg = line_chart(
         title,
-        text,
+        description,
         [line],
-        length_axis(sorted(band)),
-        y,
+        length_axis(list(points)),
+        linear_axis("percentage points", [0.0, *_extent([line])]),
         key=key,
-        marks=[Mark(b.window, "window"), Mark(0, "no difference", False)],
+        references=[ReferenceLine(b.window, "window"), ReferenceLine(0, "no difference", False)],
     )
-    rows = [[f"{p.x:,}", f"{p.y:+.0f}", _between(p.low, p.high, "+.0f")] for p in at]
-    return Chart(
+    numbers = table_of_texts(
         title,
-        text,
-        svg,
         ["tokens", "points", "95 % band, all lengths together"],
-        rows,
-        _legend([line]),
+        [
+            [f"{n:,}", f"{x.value:+z.0f}", x.bounds("+z.0f", ONE_DOCUMENT)]
+            for n, x in points.items()
+        ],
     )
+    return Chart(title, description, svg, numbers, legend_of([line]))
 
 
-def perplexities(rows: Sequence[Row], variants: Sequence[Variant], looks: Looks, key: str) -> Chart:
-    """Perplexity by length, rows of one estimator; log y."""
-    found = [cell for cell in cells(rows, perplexity) if cell["count"]]
-    lines = _lines(
-        found, variants, looks, lambda c: Point(c["seq_len"], c["perplexity"], c["low"], c["high"])
-    )
-    title = estimator(rows[0])[0].upper() + estimator(rows[0])[1:]
-    text = f"Lines for {len(lines)} variants, {_banded(lines)}; lower is better."
-    y = log_axis("perplexity", _extent(lines))
+def perplexity_chart(
+    records: Sequence[LossRecord], variants: Sequence[Variant], styles: Styles, key: str
+) -> Chart:
+    """Perplexity by length, of records of one estimator; logarithmic."""
+    measured = [p for p in perplexities(records, variants) if p.perplexity]
+    lines = []
+    for variant, own in group(measured, lambda p: p.variant).items():
+        label, style = styles[variant]
+        own.sort(key=lambda p: p.seq_len)
+        at = [Point(p.seq_len, *p.perplexity) for p in own if p.perplexity]
+        lines.append(Line(label, variant.name, style, at, _interval(variant, variants)))
+    title = estimator_title(records[0])
+    title = title[0].upper() + title[1:]
+    description = f"Lines for {len(lines)} variants, {_bands_text(lines)}; lower is better."
     svg = line_chart(
         title,
-        text,
+        description,
         lines,
-        length_axis(sorted({c["seq_len"] for c in found})),
-        y,
+        length_axis(sorted({p.seq_len for p in measured})),
+        log_axis("perplexity", _extent(lines)),
         key=key,
-        marks=[Mark(found[0]["window"], "window")],
+        references=[ReferenceLine(measured[0].variant.window, "window")],
     )
-    names = {variant.series: variant.name for variant in variants}
-    table = [
-        [
-            names[series(c)],
-            f"{c['seq_len']:,}",
-            f"{c['perplexity']:.2f}",
-            _between(c["low"], c["high"], ".2f"),
-            f"{c['bits_per_byte']:.3f}",
-            f"{c['count']:,}",
-            str(c["documents"]),
-        ]
-        for c in found
-    ]
-    header = [
-        "variant",
-        "tokens",
-        "perplexity",
-        "95 % interval",
-        "bits per byte",
-        "target tokens",
-        "documents",
-    ]
-    return Chart(title, text, svg, header, table, _legend(lines))
+    return Chart(title, description, svg, perplexity_numbers(title, measured), legend_of(lines))
 
 
-def positions(rows: Sequence[Row], variants: Sequence[Variant], looks: Looks, key: str) -> Chart:
-    """Nats per token by the number of tokens seen before, at the longest length."""
-    found = cells(rows, position)
-    lines, table = [], []
-    for variant, cell in (
-        (variant, cell) for cell in found for variant in variants if variant.series == series(cell)
-    ):
-        edges = list(zip(cell["edges"], cell["edges"][1:], strict=False))
-        bins = list(zip(edges, cell["nll"], cell["low"], cell["high"], cell["count"], strict=True))
-        label, style = looks[variant.series]
-        at = [Point(math.sqrt(a * (b - 1)), nll, low, high) for (a, b), nll, low, high, _ in bins]
-        lines.append(Line(label, variant.name, style, at, _band(variant, variants), markers=False))
-        table += [
-            [
-                variant.name,
-                f"{a:,}" if b - a == 1 else f"{a:,} to {b - 1:,}",
-                f"{nll:.3f}",
-                _between(low, high, ".3f"),
-                f"{n:,}",
-            ]
-            for (a, b), nll, low, high, n in bins
-        ]
-    title = f"Nats per token by position, at length {found[0]['seq_len']:,}{by_estimator(rows[0])}"
-    text = f"Lines for {len(lines)} variants against tokens seen before, {_banded(lines)}; lower is better."
-    last = found[0]["edges"][-1]
-    x = Axis(
-        "tokens seen before",
-        1,
-        last,
-        [(4**i, f"{4**i:,}") for i in range(12) if 4**i <= last],
-        log=True,
+def position_chart(
+    records: Sequence[LossRecord], variants: Sequence[Variant], styles: Styles, key: str
+) -> Chart | None:
+    """Nats per token by the number of tokens seen before; None where no record has it."""
+    curves = position_curves(records, variants)
+    if not curves:
+        return None
+    lines = []
+    for curve in curves:
+        label, style = styles[curve.variant]
+        middles = [math.sqrt(first * last) for first, last in curve.bins]
+        at = [Point(x, *nats) for x, nats in zip(middles, curve.nats, strict=True)]
+        interval = _interval(curve.variant, variants)
+        lines.append(Line(label, curve.variant.name, style, at, interval, markers=False))
+    title = position_title(curves[0])
+    description = (
+        f"Lines for {len(lines)} variants against tokens seen before, {_bands_text(lines)}; lower "
+        "is better."
     )
-    y = linear_axis("nats per token", _extent(lines))
-    svg = line_chart(title, text, lines, x, y, key=key, marks=[Mark(found[0]["window"], "window")])
-    return Chart(
+    last = curves[0].edges[-1]
+    ticks = [(4**i, f"{4**i:,}") for i in range(12) if 4**i <= last]
+    svg = line_chart(
         title,
-        text,
-        svg,
-        ["variant", "tokens seen", "nats per token", "95 % interval", "tokens"],
-        table,
-        _legend(lines),
+        description,
+        lines,
+        Axis("tokens seen before", 1, last, ticks, log=True),
+        linear_axis("nats per token", _extent(lines)),
+        key=key,
+        references=[ReferenceLine(curves[0].variant.window, "window")],
     )
+    return Chart(title, description, svg, position_numbers(title, curves), legend_of(lines))
 
 
-def losses(curves: dict[str, list[Row]], styles: dict[str, Style], key: str) -> Chart:
-    """Training loss by step of a run and its baselines."""
-    lines = [
-        Line(
-            name,
-            name,
-            styles[name],
-            [Point(r["step"], r["loss"]) for r in rows],
-            "none",
-            markers=len(rows) < 40,
-        )
-        for name, rows in curves.items()
-    ]
-    title, text = (
-        "Training loss",
-        f"Mean nats per token of logged steps, {len(lines)} curves on the same axes.",
+def loss_chart(
+    curves: Mapping[str, Sequence[dict[str, Any]]], styles: dict[str, Style], key: str
+) -> Chart:
+    """Training loss by step, of a run and its baselines."""
+    lines = []
+    for name, steps in curves.items():
+        points = [Point(step["step"], step["loss"]) for step in steps]
+        markers = len(points) < 40
+        lines.append(Line(name, name, styles[name], points, "none", markers=markers))
+    title = "Training loss"
+    description = f"Mean nats per token of logged steps, {len(lines)} curves on the same axes."
+    points = [point for line in lines for point in line.points]
+    svg = line_chart(
+        title,
+        description,
+        lines,
+        linear_axis("step", [0, max(point.x for point in points)], zero=True),
+        linear_axis("nats per token", [point.y for point in points]),
+        key=key,
     )
-    last = max(row["step"] for rows in curves.values() for row in rows)
-    y = linear_axis("nats per token", [p.y for line in lines for p in line.points])
-    svg = line_chart(title, text, lines, linear_axis("step", [0, last], zero=True), y, key=key)
-    table = [
-        [name, f"{r['step']:,}", f"{r['loss']:.4f}"] for name, rows in curves.items() for r in rows
+    rows = [
+        [line.name, f"{point.x:,}", f"{point.y:.4f}"] for line in lines for point in line.points
     ]
-    return Chart(title, text, svg, ["trained", "step", "loss"], table, _legend(lines))
+    numbers: Table[Any] = table_of_texts(title, ["trained", "step", "loss"], rows)
+    return Chart(title, description, svg, numbers, legend_of(lines))
 
 
-def _band(variant: Variant, variants: Sequence[Variant]) -> str:
-    """Bands for what was trained, for all where nothing was: many bands on each other say nothing."""
-    return "band" if variant.trained or not any(a.trained for a in variants) else "none"
+def _interval(variant: Variant, variants: Sequence[Variant]) -> Literal["band", "none"]:
+    """Bands for trained variants, for all where none was trained: too many cannot be read."""
+    return "band" if variant.trained or not any(v.trained for v in variants) else "none"
 
 
-def _banded(lines: Sequence[Line]) -> str:
-    some = any(line.interval == "none" for line in lines)
-    return f"{'those of trained variants ' if some else ''}with 95 % bands over documents"
+def _bands_text(lines: Sequence[Line]) -> str:
+    bands = "with 95 % bands over documents"
+    return f"those of trained variants {bands}" if _some_without(lines) else bands
+
+
+def _some_without(lines: Sequence[Line]) -> bool:
+    return any(line.interval == "none" for line in lines)
 
 
 def _extent(lines: Sequence[Line]) -> list[float]:
-    """Every value that is drawn, the edges of bands too."""
-    drawn = [
-        v for line in lines if line.interval == "band" for p in line.points for v in (p.low, p.high)
-    ]
-    return [p.y for line in lines for p in line.points] + [v for v in drawn if v is not None]
-
-
-def _lines(
-    found: Sequence[Row], variants: Sequence[Variant], looks: Looks, point: Callable[[Row], Point]
-) -> list[Line]:
-    return [
-        Line(
-            looks[variant.series][0],
-            variant.name,
-            looks[variant.series][1],
-            [point(c) for c in _sorted(found) if series(c) == variant.series],
-            _band(variant, variants),
-        )
-        for variant in variants
-        if any(series(c) == variant.series for c in found)
-    ]
-
-
-def _sorted(found: Sequence[Row]) -> list[Row]:
-    return sorted(found, key=lambda cell: cell["seq_len"])
-
-
-def _legend(lines: Sequence[Line]) -> list[tuple[str, str]]:
-    return [(swatch(line.style), line.name) for line in lines]
-
-
-def doublings(low: float, high: float) -> list[tuple[float, str]]:
-    """Ticks in windows."""
-    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
-    return [(2.0**i, f"{2.0**i:g}x") for i in powers]
-
-
-def _between(low: float | None, high: float | None, form: str) -> str:
-    return (
-        "one document gives none"
-        if low is None or high is None
-        else f"[{low:{form}}, {high:{form}}]"
-    )
+    """Every value that is drawn, including the edges of bands."""
+    bands = [line for line in lines if line.interval == "band"]
+    edges = [v for line in bands for point in line.points for v in (point.low, point.high)]
+    values = [point.y for line in lines for point in line.points]
+    return values + [v for v in edges if v is not None]

@@ -1,126 +1,277 @@
-"""Parts of the page that come from questions alone: how far, what answers are, and how long the texts were."""
+"""The sections of the page, each made of charts, heatmaps and tables."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ctxext.report.analysis import controls, effective_context, lengths, mistakes, published, suites
-from ctxext.report.analysis.records import Row, Variant
-from ctxext.report.analysis.study import Study
-from ctxext.report.drawing import heatmap
+from ctxext.report.analysis.published import outcomes
+from ctxext.report.analysis.records import Variant, group
+from ctxext.report.analysis.results import Results
+from ctxext.report.analysis.runs import RunData
+from ctxext.report.analysis.study import THRESHOLD, Study
+from ctxext.report.analysis.wavelengths import Spectrum
 from ctxext.report.drawing.charts import Chart
-from ctxext.report.pages import answer_charts, figures
-from ctxext.report.pages.tables import Table
+from ctxext.report.drawing.heatmap import Heatmap
+from ctxext.report.drawing.svg import Style
+from ctxext.report.pages import answer_charts, figures, heatmaps
+from ctxext.report.pages.expected import expected_table
+from ctxext.report.pages.styles import Styles, identity, method_styles, variant_styles
+from ctxext.report.pages.tables import (
+    controls_table,
+    estimator_title,
+    lengths_table,
+    suite_table,
+)
+from ctxext.report.pages.wavelength_chart import wavelength_chart
+from ctxext.report.table import Table
 
 
 @dataclass
 class Section:
-    """A part of the page; a section without anything to show is left out."""
+    """A part of the page; a section with nothing to show is left out."""
 
     key: str
     title: str
     lead: str
     charts: list[Chart] = field(default_factory=list)
-    heats: list[heatmap.Heat] = field(default_factory=list)
-    folded: list[heatmap.Heat] = field(default_factory=list)
-    """Shown on request: the variants that were not trained."""
-    tables: list[Table] = field(default_factory=list)
+    heatmaps: list[Heatmap] = field(default_factory=list)
+    folded: list[Heatmap] = field(default_factory=list)
+    """Shown on request: variants that were not trained."""
+    tables: list[Table[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    show_numbers: bool = False
+    """Whether the numbers of charts are next to them, instead of folded away."""
 
     @property
     def filled(self) -> bool:
-        return bool(self.charts or self.heats or self.folded or self.tables or self.notes)
+        return any((self.charts, self.heatmaps, self.folded, self.tables, self.notes))
+
+
+def all_sections(runs: Sequence[RunData], results: Results) -> list[Section]:
+    """Every section with something to show, in the order of the page."""
+    curves = {
+        _name_in_run(name, run, runs): steps for run in runs for name, steps in run.losses.items()
+    }
+    spectra = {s.method: s for run in runs for s in run.spectra}
+    by_name = method_styles([*map(identity, results.variants), *curves, *spectra])
+    styles = variant_styles(results.variants, by_name)
+    sections = [
+        effective_context_section(results, styles),
+        expected_section(runs),
+        depth_section(results.studies),
+        difference_section(results.studies, runs, styles),
+        mistakes_section(results.studies),
+        perplexity_section(results, styles),
+        controls_section(results.studies, styles),
+        lengths_section(results.studies),
+        training_section(runs, curves, list(spectra.values()), by_name),
+    ]
+    return [section for section in sections if section.filled]
 
 
 def split(study: Study) -> tuple[list[Variant], list[Variant]]:
-    """Variants to show and variants to fold away: all are shown where none was trained."""
-    trained = study.trained or [variant for variant in study.question.variants if variant.trained]
-    return (
-        (trained, [variant for variant in study.question.variants if variant not in trained])
-        if trained
-        else (study.question.variants, [])
+    """Variants to show and variants to fold away; all are shown where none was trained."""
+    variants = study.task.variants
+    trained = study.trained or [variant for variant in variants if variant.trained]
+    if not trained:
+        return variants, []
+    return trained, [variant for variant in variants if variant not in trained]
+
+
+def effective_context_section(results: Results, styles: Styles) -> Section:
+    """Effective contexts by task, over tasks and under other thresholds; suites of tasks."""
+    section = Section(
+        "effective-context",
+        "Effective context of each variant",
+        f"The length up to which a variant keeps at least {THRESHOLD:g} of the in-window baseline: "
+        "the accuracy of the base model, unscaled, at its own window. The ends of an interval are "
+        "lengths that were asked; an arrow means that the effective context may lie beyond them.",
+        show_numbers=True,
     )
-
-
-def far(studies: Sequence[Study], rows: Sequence[Row], look: figures.Looks) -> Section:
-    """Effective contexts, under the usual bar and others, over tasks; suites of tasks."""
-    made = Section(
-        "reach",
-        "How far each variant reads",
-        "Effective context: the length up to which an variant answers at least 0.85 of what the base, unscaled, "
-        "answers at its own window. The ends of an interval are lengths that were asked; an arrow means "
-        "that these end before the answer.",
-    )
-    made.charts = [
-        c for i, s in enumerate(studies) if (c := figures.effective(s, look, f"reach{i}"))
+    over_tasks = figures.effective_context_over_tasks(results.studies, styles, "tasks")
+    charts = [
+        figures.effective_context_chart(study, styles, f"effective{i}")
+        for i, study in enumerate(results.studies)
     ]
-    if over := effective_context.over_tasks(studies, look, "tasks"):
-        made.charts.insert(0, over)
-    made.tables = [
-        *suites.tables(rows),
-        *(table for study in studies if (table := effective_context.table(study))),
-    ]
-    return made
+    section.charts = [chart for chart in (over_tasks, *charts) if chart]
+    section.tables = [suite_table(suite, means) for suite, means in results.suites.items()]
+    return section
 
 
-def expected(found: Sequence[published.Outcome], several: bool) -> Section:
-    """Published numbers beside those measured; without any expectation there is nothing to show."""
-    made = Section(
+def expected_section(runs: Sequence[RunData]) -> Section:
+    """Published numbers next to those measured."""
+    section = Section(
         "expected",
         "As published?",
-        "What the experiment expects of its trained result, and what was "
-        "measured. It agrees when the whole 95 % interval lies within the tolerance, which is the recipe's "
-        "and not the paper's, and disagrees when they have no point in common; in between the data allow "
-        "both.",
+        "What the experiment expects of its trained result, and what was measured. They agree when "
+        "the whole 95 % interval is within the tolerance, which is the recipe's and not the "
+        "paper's, and disagree when they have no point in common; in between, the data allow both.",
     )
-    made.tables = [published.table(found, several)] if found else []
-    return made
+    expected = [outcome for run in runs for outcome in outcomes(run)]
+    if expected:
+        section.tables = [expected_table(expected, several_runs=len(runs) > 1)]
+    return section
 
 
-def rates(studies: Sequence[Study], look: figures.Looks) -> Section:
-    """Rates, other measures and the context gain by length, with the controls."""
-    made = Section(
-        "controls",
-        "Rates and controls",
-        "Every variant with 95 % whiskers. Floor: the same text without the "
-        "needle, what guessing gives. Ceiling: the needle without the text, what the question alone "
-        "allows. The bar: 0.85 of the base at home.",
+def depth_section(studies: Sequence[Study]) -> Section:
+    """Accuracy by length, depth and distance."""
+    section = Section(
+        "where",
+        "Where answers are found",
+        "Right / asked with 95 % Wilson intervals in percent; yellow: all are right. Depth 0 is "
+        "the start of the text; distance is from the needle to the end, in pre-training windows. "
+        f"Hatched: fewer than {heatmaps.FEW} questions, too few to say much. A dash: not asked.",
     )
-    for i, study in enumerate(studies):
-        made.charts += answer_charts.all_of(study, look, f"rates{i}")
-        made.tables.append(controls.table(study))
-        variant = study.best or next(iter(study.question.variants))
-        made.heats += [found] if (found := answer_charts.gain_by_depth(study, variant)) else []
-    return made
+    for study in studies:
+        prefix = f"{study.task.name}: " if len(studies) > 1 else ""
+        shown, folded = split(study)
+        section.heatmaps += _accuracy_heatmaps(study, shown, prefix)
+        section.folded += _accuracy_heatmaps(study, folded, prefix)
+    return section
 
 
-def wrong(studies: Sequence[Study]) -> Section:
+def _accuracy_heatmaps(study: Study, variants: Sequence[Variant], prefix: str) -> list[Heatmap]:
+    maps = []
+    for variant in variants:
+        if study.task.has_depth:
+            maps.append(heatmaps.by_depth(study, variant))
+        if distances := heatmaps.by_distance(study.task, variant):
+            maps.append(distances)
+    return [replace(heatmap, caption=prefix + heatmap.caption) for heatmap in maps]
+
+
+def difference_section(
+    studies: Sequence[Study], runs: Sequence[RunData], styles: Styles
+) -> Section:
+    """Paired differences between the variants that matter most."""
+    section = Section(
+        "difference",
+        "Where two variants differ",
+        "The same questions asked of both, so that only the variants differ. Blue: the first named "
+        f"is better; orange: the second. Hatched: fewer than {heatmaps.FEW} pairs.",
+    )
+    contrasts = [(study, a, b) for study in studies for a, b in _contrasts(study, runs)]
+    for i, (study, a, b) in enumerate(contrasts):
+        if chart := figures.difference_chart(study, a, b, styles, f"difference{i}"):
+            section.charts.append(chart)
+        if heatmap := heatmaps.difference(study.task, a, b):
+            section.heatmaps.append(heatmap)
+    return section
+
+
+def _contrasts(study: Study, runs: Sequence[RunData]) -> list[tuple[Variant, Variant]]:
+    """(a, b) to compare.
+
+    Of several runs: the best of the second (b) against that of the first. Of one: the best (b)
+    against no scaling, and against the next.
+    """
+    if len(runs) > 1:
+        by_checkpoint = group(study.trained, lambda variant: variant.model.checkpoint)
+        first, second = (by_checkpoint.get(run.name) for run in runs[:2])
+        if first and second:
+            return [(first[0], second[0])]
+    best = study.best
+    if best is None:
+        return []
+    methods = [variant for variant in study.trained if not variant.model.is_plain]
+    others = [study.unscaled(best) or study.zero_shot(best), *methods[1:2]]
+    return [(other, best) for other in others if other]
+
+
+def mistakes_section(studies: Sequence[Study]) -> Section:
     """Kinds of mistakes of the variants that are shown."""
-    made = Section(
+    section = Section(
         "mistakes",
         "What wrong answers are",
-        "The first kind that applies: nothing written; another "
-        "record's value from the text; a part of the answer; no number where one was asked; copied from the "
-        "text; made up. An variant that does not find the needle copies or makes up; one that finds the wrong "
-        "place gives another record's value.",
+        "The first kind that applies: nothing written; another record's value from the text; a "
+        "part of the answer; no number where one was asked for; copied from the text; made up. A "
+        "variant that does not find the needle copies or makes up; one that finds the wrong place "
+        "gives another record's value.",
     )
-    made.charts = [
-        c
-        for i, s in enumerate(studies)
-        if (c := mistakes.chart(s.question, split(s)[0], f"mistakes{i}"))
+    section.charts = [
+        answer_charts.mistakes_chart(study, split(study)[0], f"mistakes{i}")
+        for i, study in enumerate(studies)
     ]
-    return made
+    return section
 
 
-def achieved_lengths(studies: Sequence[Study]) -> Section:
-    """Achieved lengths and depths, and how much the questions are worth."""
-    made = Section(
-        "sizes",
+def perplexity_section(results: Results, styles: Styles) -> Section:
+    """Perplexity by estimator, and the loss by position."""
+    section = Section(
+        "perplexity",
+        "Perplexity",
+        "Each estimator by its name: for one model their values differ, so they are never put "
+        "together; and the loss by position in the longest text. Lower is better; a low perplexity "
+        "alone does not show that distant text is used.",
+    )
+    for i, records in enumerate(results.losses):
+        if not any(record.scores.count for record in records):
+            section.notes.append(
+                f"{estimator_title(records[0])}: no document has a key token, so there is no number."
+            )
+            continue
+        variants = results.variants
+        section.charts.append(figures.perplexity_chart(records, variants, styles, f"ppl{i}"))
+        if chart := figures.position_chart(records, variants, styles, f"position{i}"):
+            section.charts.append(chart)
+    return section
+
+
+def controls_section(studies: Sequence[Study], styles: Styles) -> Section:
+    """Accuracy, other measures and the context gain by length, with the controls."""
+    section = Section(
+        "controls",
+        "Accuracy and controls",
+        "Every variant with 95 % whiskers. Floor: the same text without the needle, where a right "
+        "answer is a guess. Ceiling: the needle without the text. Threshold: "
+        f"{THRESHOLD:g} of the in-window baseline.",
+    )
+    for i, study in enumerate(studies):
+        section.charts += answer_charts.answer_charts(study, styles, f"accuracy{i}")
+        section.tables.append(controls_table(study))
+        variant = study.best or study.task.variants[0]
+        if heatmap := heatmaps.gain_by_depth(study, variant):
+            section.heatmaps.append(heatmap)
+    return section
+
+
+def lengths_section(studies: Sequence[Study]) -> Section:
+    """Achieved lengths and depths."""
+    section = Section(
+        "lengths",
         "How long the texts were",
-        "Prompt and room for the answer, counted in the model's own "
-        "tokens, beside the length that was asked for; and where the needle really lay.",
+        "Prompt and space for the answer, counted in the model's own tokens, next to the length "
+        "that was asked for; and where the needle really was.",
     )
-    made.charts = [
-        c for i, s in enumerate(studies) if (c := lengths.chart(s.question, f"sizes{i}"))
-    ]
-    made.tables = [table] if (table := lengths.table([study.question for study in studies])) else []
-    return made
+    charts = [answer_charts.lengths_chart(s, f"lengths{i}") for i, s in enumerate(studies)]
+    section.charts = [chart for chart in charts if chart]
+    if studies:
+        section.tables = [lengths_table(studies)]
+    return section
+
+
+def training_section(
+    runs: Sequence[RunData],
+    curves: Mapping[str, Sequence[dict[str, Any]]],
+    spectra: Sequence[Spectrum],
+    styles: dict[str, Style],
+) -> Section:
+    """Training losses, and the wavelengths of every method."""
+    section = Section(
+        "training",
+        "Training and frequencies",
+        "Training losses on the same axes, and what each method does to the rotary pairs. A pair "
+        "turns once per wavelength: one with a wavelength above the window never made a whole turn "
+        "in pre-training, so that positions beyond the window are new to it.",
+    )
+    if curves:
+        section.charts.append(figures.loss_chart(curves, styles, "loss"))
+    of_one_base = group(spectra, lambda s: (s.window, len(s.wavelengths)))
+    for i, same_base in enumerate(of_one_base.values()):
+        section.charts.append(wavelength_chart(same_base, styles, f"waves{i}"))
+    section.notes = [_name_in_run(note, run, runs) for run in runs for note in run.notes]
+    return section
+
+
+def _name_in_run(name: str, run: RunData, runs: Sequence[RunData]) -> str:
+    return f"{name} ({run.name})" if len(runs) > 1 else name

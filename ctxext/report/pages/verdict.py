@@ -1,240 +1,287 @@
-"""The verdict in words: sentences that follow from rows, each left out where its data are missing."""
+"""The verdict in words: sentences that follow from records, left out where data are missing."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from ctxext.evals.record import EvalRecord
 from ctxext.evals.stats import Effective, Interval
 from ctxext.report.analysis.comparisons import Comparison
-from ctxext.report.analysis.records import Row, Variant, latest, questions, signed
-from ctxext.report.analysis.study import TAU, Study, adjusted, between
+from ctxext.report.analysis.records import TaskResults, Variant
+from ctxext.report.analysis.results import Results
+from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
+
+Topic = Literal["does it work", "how far", "compared with what", "how sure"]
 
 
 class Finding(NamedTuple):
-    """A sentence and the question it answers: works, far, compared, sure."""
+    """A sentence of the verdict, and the question that it answers."""
 
-    answers: str
-    text: str
+    topic: Topic
+    sentence: str
     main: bool = True
-    """False for what is said of other variants than the best, and of other tasks than the first."""
+    """False for variants other than the best, and for tasks other than the first."""
 
 
-def verdict(rows: Iterable[Row]) -> list[str]:
-    """Does it work, how far, compared with what, how sure: one sentence each and per variant, the answer first."""
-    return [finding.text for finding in findings(latest(rows))]
+def verdict(records: Iterable[EvalRecord]) -> list[str]:
+    """Does it work, how far, compared with what, how sure: a sentence each, the answer first."""
+    return [finding.sentence for finding in findings(Results(records))]
 
 
-def findings(rows: Sequence[Row], studies: Sequence[Study] | None = None) -> list[Finding]:
-    """The verdict with the question that each sentence answers; all retrieval tasks, p-values adjusted over all."""
-    if not rows:
-        return [Finding("works", "There are no rows: nothing was evaluated.")]
-    studies = [Study(q) for q in questions(rows)] if studies is None else studies
-    if not studies:
+def findings(results: Results) -> list[Finding]:
+    """The verdict on all retrieval tasks, by task; p-values are adjusted over all of them."""
+    if not results.records:
+        return [Finding("does it work", "There are no records: nothing was evaluated.")]
+    if not results.studies:
+        sentence = (
+            "No retrieval task was asked; perplexity alone does not show how much context a model "
+            "uses."
+        )
+        return [Finding("does it work", sentence)]
+    num_comparisons = sum(map(len, results.comparisons))
+    sentences = []
+    several = len(results.studies) > 1
+    for i, (study, comparisons) in enumerate(
+        zip(results.studies, results.comparisons, strict=True)
+    ):
+        for finding in _TaskVerdict(study, comparisons, num_comparisons).findings():
+            prefix = f"{study.task.name}: " if several else ""
+            main = finding.main and i == 0
+            sentences.append(Finding(finding.topic, prefix + finding.sentence, main))
+    return sentences
+
+
+@dataclass(frozen=True)
+class _TaskVerdict:
+    """The sentences about one task."""
+
+    study: Study
+    comparisons: Sequence[Comparison]
+    num_comparisons: int
+    """Of all tasks: the family that p-values are adjusted in."""
+
+    def findings(self) -> list[Finding]:
         return [
-            Finding(
-                "works",
-                "No retrieval was asked; perplexity alone does not say how far a model reads.",
+            Finding("does it work", self.headline()),
+            *(Finding("how far", sentence) for sentence in self.effective_contexts()),
+            *self.against_unscaled(),
+            *(Finding("compared with what", sentence) for sentence in self.against_best()),
+            *self.against_zero_shot(),
+            *(Finding("how sure", sentence) for sentence in self.limits()),
+        ]
+
+    def headline(self) -> str:
+        """Does the best variant read beyond the window, and better than by training alone?"""
+        best = self.study.best
+        if best is None:
+            return no_trained_method(self.study)
+        return f"{reads_beyond_window(self.study, best)} {self.best_against_unscaled(best)}"
+
+    def best_against_unscaled(self, best: Variant) -> str:
+        comparison = find_comparison(self.comparisons, self.study.unscaled(best), best)
+        if comparison is None:
+            return "The same training without scaling is not available for comparison."
+        tokens = f"{self.study.task.longest:,} tokens"
+        if not comparison.significant:
+            return (
+                f"At {tokens}, its accuracy does not differ significantly from that of the same "
+                f"training without scaling ({self.detectable(comparison)})."
             )
-        ]
-    made = adjusted(studies)
-    total = sum(map(len, made))
-    found = []
-    for i, (study, mine) in enumerate(zip(studies, made, strict=True)):
-        prefix = f"{study.question.name}: " if len(studies) > 1 else ""
-        found += [
-            Finding(f.answers, prefix + f.text, f.main and i == 0)
-            for f in _about(study, mine, total)
-        ]
-    return found
+        better = "more" if comparison.points.value > 0 else "less"
+        return f"At {tokens}, it is {better} accurate than the same training without scaling."
+
+    def effective_contexts(self) -> list[str]:
+        """Of every trained variant, or of all where none was trained, the longest first."""
+        lengths = self.study.effective
+        variants = [v for v in self.study.trained or lengths if v in lengths]
+        variants.sort(key=lambda variant: -lengths[variant].value)
+        return [effective_context_text(variant, lengths[variant]) for variant in variants]
+
+    def against_unscaled(self) -> list[Finding]:
+        """Every trained variant with a method, against the same training without one."""
+        sentences = []
+        for variant in self.study.trained:
+            c = find_comparison(self.comparisons, self.study.unscaled(variant), variant)
+            if c is None or variant.model.is_plain:
+                continue
+            total = f"{self.num_comparisons} comparison{'s' * (self.num_comparisons != 1)}"
+            sentence = (
+                f"{counts_text(c, 'the same training without scaling')}, exact {p_text(c.p)}, "
+                f"{adjusted_p_text(c)} over {total}."
+            )
+            sentences.append(Finding("compared with what", sentence, variant == self.study.best))
+        return sentences
+
+    def against_best(self) -> list[str]:
+        """The other trained methods: those that the best one beats, and those that it does not."""
+        best = self.study.best
+        others = [v for v in self.study.trained if v != best and not v.model.is_plain]
+        comparisons = [find_comparison(self.comparisons, best, v) for v in others]
+        worse = []
+        not_different = []
+        for c in filter(None, comparisons):
+            difference = f"{points_text(c.points)}, {adjusted_p_text(c)}"
+            if c.significant:
+                worse.append(f"{c.b.phrase} ({difference})")
+            else:
+                not_different.append(f"{c.b.phrase} ({difference}; {self.detectable(c)})")
+        sentences = []
+        if best and worse:
+            sentences.append(f"Less accurate than the best, {best.phrase}: {'; '.join(worse)}.")
+        if best and not_different:
+            sentences.append(
+                f"Not significantly different from the best, {best.phrase}: "
+                f"{'; '.join(not_different)}."
+            )
+        return sentences
+
+    def against_zero_shot(self) -> list[Finding]:
+        """Every trained variant, against the same method without training."""
+        sentences = []
+        main = self.study.best or next(iter(self.study.trained), None)
+        for variant in self.study.trained:
+            c = find_comparison(self.comparisons, self.study.zero_shot(variant), variant)
+            if c is None:
+                continue
+            counts = counts_text(c, "the same method zero-shot")
+            effect = self.effect_of_training(c)
+            sentence = f"{counts}, {adjusted_p_text(c)}: {effect}."
+            sentences.append(Finding("compared with what", sentence, variant == main))
+        return sentences
+
+    def effect_of_training(self, c: Comparison) -> str:
+        if not c.significant:
+            return f"training makes no significant difference ({self.detectable(c)})"
+        return "training helps" if c.points.value > 0 else "training hurts"
+
+    def detectable(self, c: Comparison) -> str:
+        """The minimum detectable difference of a comparison that shows none."""
+        points = c.minimum_detectable(self.num_comparisons)
+        if points > 100:
+            return "no difference could have been detected"
+        return f"minimum detectable difference {math.ceil(points - 1e-9)} points"
+
+    def limits(self) -> list[str]:
+        """How much was asked, what the threshold is, and what intervals do not cover."""
+        sentences = [questions_text(self.study)]
+        several = len(self.study.baselines) > 1
+        for baseline in self.study.baselines:
+            sentences.append(baseline_text(baseline, named=several))
+        if not self.study.baselines:
+            sentences.append(
+                "The base model without scaling was not asked at its window: there is no threshold "
+                "and no effective context."
+            )
+        if self.comparisons:
+            sentences.append(effective_sample_text(self.comparisons))
+        if self.study.trained:
+            sentences.append(
+                "Intervals cover chance in questions and texts, but not in training: every trained "
+                "variant is a single run."
+            )
+        return sentences
 
 
-def _about(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
-    scaled = [variant for variant in study.trained if not variant.plain]
-    return [
-        *_works(study, made, total),
-        *(Finding("far", text) for text in _far(study)),
-        *(
-            Finding("compared", _against_unscaled(c, total), c.b == study.best)
-            for variant in scaled
-            if (c := between(made, study.unscaled(variant), variant))
-        ),
-        *(Finding("compared", text) for text in _others(study, made, total)),
-        *(
-            Finding("compared", _training(c, total), c.b == (study.best or study.trained[0]))
-            for variant in study.trained
-            if (c := between(made, study.zero_shot(variant), variant))
-        ),
-        *(Finding("sure", text) for text in _asked(study, made)),
-    ]
+def no_trained_method(study: Study) -> str:
+    if any(variant.trained for variant in study.task.variants):
+        return f"No trained variant with a method was asked at {study.task.longest:,} tokens."
+    return "No variant was trained: these are zero-shot results."
 
 
-def _works(study: Study, made: Sequence[Comparison], total: int) -> list[Finding]:
-    """The first sentence: does the best trained variant read beyond the window, and more than training alone would give?"""
-    best, length = study.best, study.question.longest
-    if best is None:
-        return [Finding("works", _no_best(study))]
-    far = study.reaches.get(best)
-    against = between(made, study.unscaled(best), best)
-    beyond = far is not None and far.low > best.window
-    more = against is not None and against.shown and against.points.value > 0
-    if far is None:
-        start = f"No bar for {best.words}, so no answer to how far it reads"
-    elif beyond:
-        start = f"Yes: {best.words} reads beyond the window"
-    else:
-        start = f"Not shown: {best.words} may read no further than the window"
-    joint = ", and" if beyond and more else ", but" if beyond or more else ";"
-    if against is None:
-        end = "; the same training without scaling is not here to compare with"
-    elif more:
-        end = f"{joint} answers more at {length:,} tokens than the same training without scaling"
-    elif against.shown:
-        end = f"{joint} answers less at {length:,} tokens than the same training without scaling"
-    else:
-        end = (
-            f"{joint} no difference to the same training without scaling is shown at {length:,} tokens "
-            f"({could(against, total)})"
-        )
-    return [Finding("works", f"{start}{end}.")]
+def reads_beyond_window(study: Study, variant: Variant) -> str:
+    length = study.effective.get(variant)
+    if length is None:
+        return f"Unknown: {variant.phrase} has no in-window baseline to measure how far it reads."
+    if length.low > variant.window:
+        return f"Yes: {variant.phrase} reads beyond the window."
+    return f"Not shown: {variant.phrase} may not read beyond the window."
 
 
-def _no_best(study: Study) -> str:
-    if any(variant.steps is None for variant in study.question.variants):
-        return "These rows do not say which variants were trained (an older version wrote them): no variants are compared."
-    if any(variant.trained for variant in study.question.variants):
-        return f"No trained variant with a method was asked at {study.question.longest:,} tokens."
-    return "No variant here was trained: these are zero-shot measurements."
-
-
-def _far(study: Study) -> list[str]:
-    focus = study.trained or list(study.reaches)
-    found = [(variant, study.reaches[variant]) for variant in focus if variant in study.reaches]
-    return [reach_text(variant, far) for variant, far in sorted(found, key=lambda x: -x[1].value)]
-
-
-def reach_text(variant: Variant, far: Effective) -> str:
-    """As in: yarn(factor=4) after 60 steps reads to > 4.0x the window [3.0, > 4.0]."""
-    value = f"{far.censored} {far.value / variant.window:.1f}".strip()
-    return f"{variant.words} reads to {value}x the window {bounds(far, variant)}."
-
-
-def bounds(far: Effective, variant: Variant) -> str:
-    """The interval in windows, open on the side where the lengths asked do not bound it."""
-    low, high = ("< " if far.censored == "<" else ""), ("> " if far.censored == ">" else "")
-    return f"[{low}{far.low / variant.window:.1f}, {high}{far.high / variant.window:.1f}]"
-
-
-def _against_unscaled(c: Comparison, total: int) -> str:
+def effective_context_text(variant: Variant, length: Effective) -> str:
+    """Such as: yarn after 60 steps: effective context 3.4x the window (95 % CI 3.0 to 4.0)."""
+    windows = length.in_units_of(variant.window)
+    low = "< " if windows.censored == "<" else ""
+    high = "> " if windows.censored == ">" else ""
     return (
-        f"{c.b.words}: {c.right_b}/{c.n} against {c.right_a}/{c.n} of the same training without scaling, "
-        f"{points(c.points)}, exact {p_text(c.p)}, {adjusted_text(c)} over {total} "
-        f"comparison{'s' * (total != 1)}."
+        f"{variant.phrase}: effective context {windows.estimate('.1f')}x the window "
+        f"(95 % CI {low}{windows.low:.1f} to {high}{windows.high:.1f})."
     )
 
 
-def _others(study: Study, made: Sequence[Comparison], total: int) -> list[str]:
-    """The best variant against the other methods with the same training: which it beats, which it does not."""
-    if study.best is None:
-        return []
-    variants = [variant for variant in study.trained if variant != study.best and not variant.plain]
-    others = [c for variant in variants if (c := between(made, study.best, variant))]
-    texts = []
-    for shown, start in (True, "Answering less than"), (False, "Not distinguishable from"):
-        told = [(c, "" if shown else f"; {could(c, total)}") for c in others if c.shown == shown]
-        names = "; ".join(
-            f"{c.b.words} ({points(c.points)}, {adjusted_text(c)}{more})" for c, more in told
-        )
-        texts += [f"{start} the best here, {study.best.words}: {names}."] if names else []
-    return texts
-
-
-def _training(c: Comparison, total: int) -> str:
-    if c.shown:
-        said = "training helped" if c.points.value > 0 else "training hurt"
-    else:
-        said = f"no effect of training is shown ({could(c, total)})"
+def counts_text(c: Comparison, other: str) -> str:
+    """Such as: yarn after 60 steps: 16/20 correct against 0/20 for ..., +80 points."""
     return (
-        f"{c.b.words}: {c.right_b}/{c.n} against {c.right_a}/{c.n} of the same method zero-shot, "
-        f"{points(c.points)}, {adjusted_text(c)}: {said}."
+        f"{c.b.phrase}: {c.correct_b}/{c.n} correct against {c.correct_a}/{c.n} for {other}, "
+        f"{points_text(c.points)}"
     )
 
 
-def _asked(study: Study, made: Sequence[Comparison]) -> list[str]:
-    question = study.question
-    sizes = sorted(
-        {
-            len(rows)
-            for variant in question.variants
-            for n in question.seq_lens
-            if (rows := question.of(variant, n))
-        }
-    )
-    many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    depths = len({row.get("depth") for row in question.rows})
-    lengths = _list([f"{n:,}" for n in question.seq_lens])
-    text = (
-        f"Asked: {many} questions ({question.task}, {depths} depth{'s' * (depths != 1)}) of every variant at each of "
-        f"{lengths} tokens"
-    )
-    texts = [
-        f"{text}; differences are at {question.longest:,} tokens." if study.trained else f"{text}."
-    ]
-    for home in study.homes:
-        score = f"{home.right}/{len(home.rows)} at its window of {home.variant.window:,} tokens"
-        if home.right:
-            which = f" ({home.variant.series[0]})" if len(study.homes) > 1 else ""
-            texts.append(f"The bar is {TAU:g} of what the base{which} answers at home, {score}.")
-        else:
-            texts.append(f"The base answers {score}: there is no bar, and no effective context.")
-    if not study.homes and any(variant.steps is None for variant in question.variants):
-        texts.append(
-            "Nor do the rows say which variant is the base: there is no bar, and no effective context."
-        )
-    elif not study.homes:
-        texts.append(
-            "The base without scaling was not asked at its window: there is no bar, and no effective context."
-        )
-    if made:
-        n, (low, high) = (
-            max(c.n for c in made),
-            (round(f(c.independent for c in made)) for f in (min, max)),
-        )
-        texts.append(
-            f"Answers about one document go together: {n} pairs count as {low} to {high} independent ones."
-            if low < high
-            else f"{n} pairs count as {low} independent ones."
-        )
-    if study.trained:
-        texts.append(
-            "Intervals cover chance in questions and texts, not in training: every trained variant is one run."
-        )
-    return texts
-
-
-def points(x: Interval) -> str:
-    """As in: +68 points [+52, +80]."""
-    bounds = "" if x.low is None or x.high is None else f" [{signed(x.low)}, {signed(x.high)}]"
-    return f"{signed(x.value)} points{bounds}"
-
-
-def could(c: Comparison, total: int) -> str:
-    """What a comparison without a shown difference was able to show, as in: 14 points would have been."""
-    seen = c.seen(total)
-    return (
-        f"{math.ceil(seen - 1e-9)} points would have been"
-        if seen <= 100
-        else "no difference could have been"
-    )
+def points_text(points: Interval) -> str:
+    """Such as: +68 points, 95 % CI +52 to +80."""
+    text = f"{points.value:+z.0f} points"
+    if points.low is None or points.high is None:
+        return text
+    return f"{text}, 95 % CI {points.low:+z.0f} to {points.high:+z.0f}"
 
 
 def p_text(p: float, name: str = "p") -> str:
-    """As in: p = 0.012; p < 0.0001."""
+    """Such as: p = 0.012; p < 0.0001."""
     return f"{name} < 0.0001" if p < 0.0001 else f"{name} = {p:.2g}"
 
 
-def adjusted_text(c: Comparison) -> str:
-    return p_text(c.adjusted, "Holm-adjusted p")
+def adjusted_p_text(c: Comparison) -> str:
+    return p_text(c.adjusted_p, "Holm-adjusted p")
 
 
-def _list(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+def questions_text(study: Study) -> str:
+    """How many questions of which kind were asked at which lengths."""
+    task = study.task
+    depths = len({record.question.depth for record in task.records})
+    lengths = _enumeration([f"{n:,}" for n in task.seq_lens])
+    sentence = (
+        f"Every variant was asked {_num_questions_text(task)} questions ({task.task}, {depths} "
+        f"depth{'s' * (depths != 1)}) at each of {lengths} tokens"
+    )
+    if study.trained:
+        sentence += f"; differences are at {task.longest:,} tokens"
+    return f"{sentence}."
+
+
+def _num_questions_text(task: TaskResults) -> str:
+    counts = {len(task.select(v, n)) for v in task.variants for n in task.seq_lens} - {0}
+    fewest, most = min(counts), max(counts)
+    return str(most) if fewest == most else f"{fewest} to {most}"
+
+
+def baseline_text(baseline: Baseline, *, named: bool) -> str:
+    """The in-window baseline, with its checkpoint if `named`, and the threshold."""
+    checkpoint = f" of {baseline.variant.model.checkpoint}" if named else ""
+    score = (
+        f"{baseline.correct}/{len(baseline.records)} at the window of "
+        f"{baseline.variant.window:,} tokens"
+    )
+    if not baseline.correct:
+        return (
+            f"The in-window baseline{checkpoint} is {score}: there is no threshold and no "
+            "effective context."
+        )
+    return f"The threshold is {THRESHOLD:g} of the in-window baseline{checkpoint}, {score}."
+
+
+def effective_sample_text(comparisons: Sequence[Comparison]) -> str:
+    n = max(c.n for c in comparisons)
+    low = round(min(c.effective_n for c in comparisons))
+    high = round(max(c.effective_n for c in comparisons))
+    if low == high:
+        return f"The effective sample size of {n} pairs is {low}."
+    return (
+        f"Answers about the same document are correlated: the effective sample size of {n} pairs "
+        f"is {low} to {high}."
+    )
+
+
+def _enumeration(items: Sequence[str]) -> str:
+    """Such as: a, b and c."""
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last

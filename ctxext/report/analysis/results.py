@@ -1,0 +1,57 @@
+"""Everything that follows from a set of evaluation records, each part computed once."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord
+from ctxext.report.analysis.comparisons import Comparison
+from ctxext.report.analysis.perplexity import losses
+from ctxext.report.analysis.records import (
+    Variant,
+    answers,
+    group,
+    is_control,
+    latest,
+    task_results,
+    variants,
+)
+from ctxext.report.analysis.study import Study, adjusted_comparisons
+from ctxext.report.analysis.suites import SuiteMean, suite_means
+
+
+class Results:
+    """The results of records; of several for one model and item, the newest counts."""
+
+    def __init__(self, records: Iterable[EvalRecord]) -> None:
+        self.records = latest(records)
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        return variants(self.records)
+
+    @cached_property
+    def studies(self) -> list[Study]:
+        """Every retrieval task, analysed."""
+        return [Study(task) for task in task_results(self.records)]
+
+    @cached_property
+    def comparisons(self) -> list[list[Comparison]]:
+        """Of each study; p-values are adjusted over all of them together."""
+        return adjusted_comparisons(self.studies)
+
+    @cached_property
+    def unmatched_controls(self) -> list[AnswerRecord]:
+        """Controls of questions that were not asked themselves."""
+        matched = {(r.model, r.item) for study in self.studies for r in study.task.controls}
+        controls = filter(is_control, answers(self.records))
+        return [record for record in controls if (record.model, record.item) not in matched]
+
+    @cached_property
+    def suites(self) -> dict[str, list[SuiteMean]]:
+        """The means over tasks, by suite."""
+        return group(suite_means(self.records, self.variants), lambda mean: mean.suite)
+
+    @cached_property
+    def losses(self) -> list[list[LossRecord]]:
+        """The losses on texts by settings, which keeps different estimators apart."""
+        return list(group(losses(self.records), lambda record: record.settings).values())

@@ -1,0 +1,130 @@
+"""How well a variant answered the questions of one length, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ctxext.evals.record import AnswerRecord
+from ctxext.evals.stats import Interval, ratio_bootstrap, wilson
+from ctxext.report.analysis.records import (
+    Variant,
+    accuracy,
+    documents,
+    group,
+    is_control,
+    labels,
+    num_correct,
+    share,
+)
+
+FRACTIONAL = ("f1", "all")
+"""Metrics whose score may lie between 0 and 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The answers of one variant at one length under one condition, and what follows from them."""
+
+    variant: Variant
+    records: Sequence[AnswerRecord]
+
+    @property
+    def seq_len(self) -> int:
+        return self.records[0].seq_len
+
+    @property
+    def condition(self) -> str:
+        return self.records[0].question.condition
+
+    @property
+    def n(self) -> int:
+        return len(self.records)
+
+    @property
+    def correct(self) -> int:
+        return num_correct(self.records)
+
+    @property
+    def num_chosen(self) -> int:
+        """How often the right answer was the most likely of several."""
+        return sum(bool(record.scores.chosen) for record in self.records)
+
+    @cached_property
+    def rate(self) -> Interval:
+        """The share of right answers with its Wilson interval."""
+        return accuracy(self.records)
+
+    @property
+    def accuracy(self) -> Interval:
+        """The same in percent."""
+        return self.rate.scaled(100)
+
+    @cached_property
+    def mean_score(self) -> Interval | None:
+        """Percent of the full score, with a bootstrap over documents.
+
+        None where the metric knows 0 and 1 only.
+        """
+        if not all(record.scores.metric in FRACTIONAL for record in self.records):
+            return None
+        values = [record.scores.score for record in self.records]
+        if set(values) in ({0.0}, {1.0}):  # a bootstrap of equal scores would claim certainty
+            return wilson(round(sum(values)), len(values)).scaled(100)
+        mean = ratio_bootstrap(values, [1] * len(values), documents(self.records))
+        return mean.scaled(100)
+
+    @cached_property
+    def choice(self) -> Interval | None:
+        """Percent where the right answer is the most likely of several, with a Wilson interval."""
+        if not all(record.scores.choices > 1 for record in self.records):
+            return None
+        return share([record.scores.chosen for record in self.records], self.records).scaled(100)
+
+    @property
+    def chance(self) -> float | None:
+        """Percent that choosing at random gives: the mean of 1/K."""
+        return chance_level(self.records)
+
+    @cached_property
+    def nll(self) -> Interval:
+        """Mean nats per token of the right answer, with a bootstrap over documents."""
+        nats = [record.scores.answer_nll for record in self.records]
+        return ratio_bootstrap(nats, [1] * len(nats), documents(self.records))
+
+    @property
+    def answer_probability(self) -> float:
+        """The mean probability of the right answer."""
+        return sum(record.scores.answer_probability for record in self.records) / self.n
+
+    def to_json(self) -> dict[str, Any]:
+        first = self.records[0]
+        value, low, high = self.rate
+        measures = {"score": self.mean_score, "choice": self.choice, "nats": self.nll}
+        return {
+            "task": first.question.task,
+            **({"condition": self.condition} if is_control(first) else {}),
+            **labels(first),
+            "correct": self.correct,
+            "n": self.n,
+            "rate": value,
+            "low": low,
+            "high": high,
+            "answer_probability": self.answer_probability,
+            "answer_nll": sum(record.scores.answer_nll for record in self.records) / self.n,
+            **{name: x._asdict() for name, x in measures.items() if x is not None},
+            **({} if self.chance is None else {"chance": self.chance}),
+        }
+
+
+def scores(records: Sequence[AnswerRecord], variants: Sequence[Variant]) -> list[Scores]:
+    """One entry per settings, variant, length and condition, in order of appearance."""
+    by_model = {variant.model: variant for variant in variants}
+    cells = group(records, lambda r: (r.settings, r.model, r.seq_len, r.question.condition))
+    return [Scores(by_model[model], cell) for (_, model, _, _), cell in cells.items()]
+
+
+def chance_level(records: Sequence[AnswerRecord]) -> float | None:
+    """Percent by choosing at random, the mean of 1/K; None with nothing to choose from."""
+    choices = [record.scores.choices for record in records]
+    return 100 * sum(1 / k for k in choices) / len(choices) if min(choices) > 1 else None

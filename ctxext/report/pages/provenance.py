@@ -1,0 +1,132 @@
+"""Where the numbers come from, and whether the export is the model that was measured."""
+
+import shlex
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ctxext.report.analysis.runs import RunData
+from ctxext.report.table import Table, table_of_texts
+
+HASH_LENGTH = 12
+"""Characters of a hash that are shown."""
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """(name, value) pairs; what the run does not record is left out."""
+    provenance = run.provenance
+    versions = provenance.get("versions") or {}
+    recorded = {
+        "experiment": run.config.get("name"),
+        "base": run.config.get("init"),
+        "training": _training_text(run.config.get("train") or {}),
+        "data": "; ".join(_data_texts(provenance.get("data"))),
+        "tokenizer": _short_hash(provenance.get("tokenizer")),
+        "seed": provenance.get("seed"),
+        "device": provenance.get("device"),
+        "commit": _short_hash(provenance.get("git_commit")),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "records": f"{len(run.records):,}",
+    }
+    known = [(name, str(value)) for name, value in recorded.items() if value not in (None, "")]
+    return known + _commands(run)
+
+
+def _commands(run: RunData) -> list[tuple[str, str]]:
+    """How to do it again. config.json has the resolved values of all options."""
+    name = shlex.quote(run.name)
+    commands = [("this page", f"ctxext report {name}")]
+    again = run.provenance.get("command")
+    if not again and (run.path / "experiment.py").is_file():
+        again = (
+            f"ctxext run {name}/experiment.py --run-dir NEW (compare NEW/config.json with "
+            f"{name}/config.json)"
+        )
+    return [("to reproduce", str(again)), *commands] if again else commands
+
+
+def _training_text(train: dict[str, Any]) -> str:
+    try:
+        rows = train["batch_size"] * train.get("accumulate", 1)
+        tokens = train["steps"] * rows * train["seq_len"]
+        return (
+            f"{train['steps']:,} steps x {rows} rows x {train['seq_len']:,} tokens = "
+            f"{tokens:,} tokens, {train.get('dtype', '')}"
+        )
+    except (KeyError, TypeError):
+        return ""
+
+
+def _data_texts(data: Any) -> Iterator[str]:
+    """The sources, each with what it holds and its hash shortened."""
+    if isinstance(data, dict):
+        if "sha256" in data:
+            counts = [
+                f"{data[unit]:,} {unit}"
+                for unit in ("documents", "tokens")
+                if isinstance(data.get(unit), int)
+            ]
+            yield " ".join(
+                [str(data.get("kind", "")), *counts, _short_hash(data["sha256"])]
+            ).strip()
+        for key, value in data.items():
+            if key != "files":
+                yield from _data_texts(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _data_texts(value)
+
+
+def _short_hash(value: Any) -> str:
+    """The beginning of a hash, with what is appended to it, such as "-dirty"."""
+    text = "" if value is None else str(value)
+    if len(text) < 40:
+        return text
+    _, dash, appended = text.partition("-")
+    return text[:HASH_LENGTH] + dash + appended
+
+
+class Proof(NamedTuple):
+    """proof.json in words: the verdict, the errors of every reader, and notes."""
+
+    verdict: str
+    errors: Table[Any]
+    notes: list[str]
+
+
+ERRORS = {
+    "tables": "cos and sin",
+    "rotated": "rotated q and k",
+    "logits": "logits, its angles",
+    "logits_exact_angles": "logits, exact angles",
+}
+"""What readers report in proof.json, and how it is called."""
+
+
+def describe_proof(proof: dict[str, Any]) -> Proof:
+    readers = proof.get("readers", [])
+    names = " and ".join(f"{r.get('reader')} {r.get('version')}" for r in readers) or "no reader"
+    equal = "EQUAL" if proof.get("equal") else "NOT EQUAL"
+    verdict = (
+        f"{equal} to {proof.get('against', 'the model')}, read by {names} "
+        f"({proof.get('dtype')} weights)."
+    )
+    lines = [
+        [f"{reader.get('reader')}: {text}", *(f"{x:.1e}" for x in reader[kind])]
+        for reader in readers
+        for kind, text in ERRORS.items()
+        if reader.get(kind)
+    ]
+    notes = [
+        f"Frequencies in {reader['reader']} differ by {reader['inv_freq']:.1e} (relative)."
+        for reader in readers
+        if "inv_freq" in reader
+    ]
+    for name, why in proof.get("readers_not_run", {}).items():
+        notes.append(f"Not read by {name}: {why}.")
+    for known in proof.get("known_incompatibilities", []):
+        notes.append(f"Wrong in {known['reader']}: {known['effect']}.")
+    if proof.get("weights_that_differ"):
+        notes.append(f"Weights that differ: {', '.join(proof['weights_that_differ'])}.")
+    positions = [f"position {p:,}" for p in proof.get("positions", [])]
+    title = "Largest difference between the readers and the model"
+    return Proof(verdict, table_of_texts(title, ["reader", *positions], lines), notes)
