@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend
+from ctxext.attention.tiles import SAVED_NAME
 from ctxext.model.config import LlamaConfig
 from ctxext.model.linear import Linear, TokenIndices
 from ctxext.model.segments import segment_sizes
@@ -205,7 +206,7 @@ class Llama(nnx.Module):
             return block(x, attend, cache, index, token_indices, run_mlp), None
 
         if remat != "none":
-            names = ["attention"] if remat == "attention" else []
+            names = [SAVED_NAME] if remat == "attention" else []
             policy = jax.checkpoint_policies.save_only_these_names(*names)
             # No need to prevent CSE: inside a scan, the recomputation stays separate.
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)

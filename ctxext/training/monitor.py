@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend, Attention, Kernel
-from ctxext.attention.largest import largest_logit
+from ctxext.attention.largest_logit import largest_logit
 from ctxext.data import Batch, Rows, Stdlib, make_batch
 from ctxext.experiment import Experiment
 from ctxext.files import read_jsonl

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctxext.attention import Causal, largest
-from ctxext.attention.largest import largest_logit
+import ctxext.attention.largest_logit as largest
+from ctxext.attention import Causal
+from ctxext.attention.largest_logit import largest_logit
 from ctxext.data import Stdlib, make_batch
 from ctxext.experiment import load_experiment
 from ctxext.files import read_jsonl
@@ -86,7 +87,7 @@ def test_band_sums_are_exact():
 @pytest.mark.parametrize("attention", [Causal(), SelfExtend(2, 3)], ids=["causal", "self-extend"])
 @pytest.mark.parametrize("held", [2**24, 300], ids=["at once", "in chunks"])
 def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
-    monkeypatch.setattr(largest, "SCORES", held)
+    monkeypatch.setattr(largest, "MAX_SCORES", held)
     masks, rng = [piece.mask for piece in attention.pieces()], np.random.default_rng(1)
     queries, keys = (
         [rng.normal(size=(2, 10, n, 8)).astype(np.float32) for _ in masks] for n in (4, 2)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention.pieces import Mask
 
-SCORES = 2**24
+MAX_SCORES = 2**24
 """The most scores that are held at once."""
 
 
@@ -29,7 +29,7 @@ def largest_logit(
     """
     B, T, N, H = queries[0].shape
     S, K = keys[0].shape[1:3]
-    size = min(T, max(1, SCORES // (B * N * S)))
+    size = min(T, max(1, MAX_SCORES // (B * N * S)))
     num_chunks = -(-T // size)
 
     def chunks(x: Array, padding: int = 0) -> Array:
