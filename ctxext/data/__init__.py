@@ -1,44 +1,21 @@
 """Training data: sources, the corpora they become, and batches that depend on (seed, step) only."""
 
-from ctxext.data.batch import Batch, make_batch, prefetch
-from ctxext.data.corpus import Corpus, Row, Rows
-from ctxext.data.sources import (
-    Files,
-    HFDocuments,
-    Mix,
-    Prepared,
-    Short,
-    Source,
-    Stdlib,
-    Synthetic,
-    TextOnDisk,
-    TextSource,
-    Upsampled,
-    haystack,
-    text_on_disk,
-)
-from ctxext.data.sources.stdlib import StdlibFile, stdlib_documents
-
-__all__ = [
-    "Batch",
-    "Corpus",
-    "Files",
-    "HFDocuments",
-    "Mix",
-    "Prepared",
-    "Row",
-    "Rows",
-    "Short",
-    "Source",
-    "Stdlib",
-    "StdlibFile",
-    "Synthetic",
-    "TextOnDisk",
-    "TextSource",
-    "Upsampled",
-    "haystack",
-    "make_batch",
-    "prefetch",
-    "stdlib_documents",
-    "text_on_disk",
-]
+from ctxext.data.batch import Batch as Batch
+from ctxext.data.batch import make_batch as make_batch
+from ctxext.data.batch import prefetch as prefetch
+from ctxext.data.corpus import Corpus as Corpus
+from ctxext.data.corpus import Row as Row
+from ctxext.data.corpus import Rows as Rows
+from ctxext.data.sources import Files as Files
+from ctxext.data.sources import HFDocuments as HFDocuments
+from ctxext.data.sources import Mix as Mix
+from ctxext.data.sources import Prepared as Prepared
+from ctxext.data.sources import Short as Short
+from ctxext.data.sources import Source as Source
+from ctxext.data.sources import Stdlib as Stdlib
+from ctxext.data.sources import Synthetic as Synthetic
+from ctxext.data.sources import TextSource as TextSource
+from ctxext.data.sources import Upsampled as Upsampled
+from ctxext.data.sources import haystack as haystack
+from ctxext.data.sources import text_on_disk as text_on_disk
+from ctxext.data.sources.stdlib import stdlib_documents as stdlib_documents

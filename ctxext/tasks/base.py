@@ -140,7 +140,7 @@ class Task(abc.ABC):
         The longest has exactly `seq_len` tokens. Raises ValueError if the task asks one question
         per text, or if it does not fit.
         """
-        raise ValueError(f"{self.name} asks one question about each text: leave `together` out")
+        raise ValueError(f"{self.name} asks one question about each text: leave shared_context out")
 
 
 @dataclass(frozen=True)

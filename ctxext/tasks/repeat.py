@@ -24,6 +24,7 @@ class Repeat(TrainingTask):
 
     @classmethod
     def suite_names(cls) -> tuple[str, ...]:
+        """None: it is trained only."""
         return ()
 
     def example(

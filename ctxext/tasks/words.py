@@ -192,10 +192,12 @@ class WordCounts(NamedTuple):
     def encode(
         cls, context: TaskContext, words: Iterable[str], counts: Sequence[int]
     ) -> "WordCounts":
+        """Words with the ids of each and these counts."""
         words = list(words)
         return cls(words, [context.encode(f" {word}") for word in words], list(counts))
 
     def joined(self, other: "WordCounts") -> "WordCounts":
+        """These words, then the others."""
         return WordCounts(
             self.words + other.words, self.ids + other.ids, self.counts + other.counts
         )
@@ -210,6 +212,7 @@ class WordCounts(NamedTuple):
         return rng.permutation(np.repeat(np.arange(len(self.words)), self.counts))
 
     def text(self, order: Iterable[int]) -> list[int]:
+        """The ids of the words of these indices, one after another."""
         return [token for i in order for token in self.ids[i]]
 
     def by_count(self, indices: Iterable[int]) -> list[int]:

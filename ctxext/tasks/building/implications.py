@@ -56,33 +56,12 @@ IMPLICATIONS = (
     Implication("tied a black belt around the white jacket", "has mastered a martial art"),
 )
 
-NAMES = (
-    "Alina",
-    "Bastian",
-    "Cosima",
-    "Dagmar",
-    "Edwin",
-    "Frieda",
-    "Gustav",
-    "Hedwig",
-    "Ingmar",
-    "Jolanda",
-    "Konrad",
-    "Ludmila",
-    "Marius",
-    "Nadine",
-    "Osmund",
-    "Philippa",
-    "Quentin",
-    "Rosalind",
-    "Sigrid",
-    "Tobias",
-    "Ursula",
-    "Valentin",
-    "Winifred",
-    "Xaver",
-    "Yolanda",
-    "Zacharias",
+NAMES = tuple(
+    """
+    Alina Bastian Cosima Dagmar Edwin Frieda Gustav Hedwig Ingmar Jolanda Konrad Ludmila Marius
+    Nadine Osmund Philippa Quentin Rosalind Sigrid Tobias Ursula Valentin Winifred Xaver Yolanda
+    Zacharias
+    """.split()
 )
 
 SENTENCES = (

@@ -21,14 +21,17 @@ class Needle(NamedTuple):
 
     @property
     def question(self) -> list[int]:
+        """The beginning that the prompt ends with."""
         return self.newline + self.stem
 
     @property
     def line(self) -> list[int]:
+        """The needle without its last newline, for a text in which every line is a needle."""
         return self.question + self.value_ids
 
     @property
     def ids(self) -> list[int]:
+        """The needle as it is inserted into running text."""
         return self.line + self.newline
 
 

@@ -75,6 +75,7 @@ class PasskeyProtocol(Task):
 
     @classmethod
     def suite_names(cls) -> tuple[str, ...]:
+        """None: `passkey:<protocol>` asks it with the protocol's own depths and trials."""
         return ()
 
     @classmethod

@@ -8,17 +8,8 @@ import numpy as np
 QuestionKind = Literal["place", "object", "before", "relation", "count"]
 
 PEOPLE = ("Mara", "Tomas", "Ines", "Viktor")
-PLACES = (
-    "orchard",
-    "cellar",
-    "windmill",
-    "chapel",
-    "harbour",
-    "attic",
-    "bakery",
-    "vineyard",
-    "barn",
-    "courtyard",
+PLACES = tuple(
+    "orchard cellar windmill chapel harbour attic bakery vineyard barn courtyard".split()
 )
 THINGS = ("lantern", "ledger", "kettle", "violin", "compass")
 NUMBERS = ("zero", "one", "two", "three")
