@@ -1,4 +1,4 @@
-"""Many experiments: each by the command that runs one, wherever there is room; what is done is not done again."""
+"""Run many experiments, each by the command that runs one; finished ones are not run again."""
 
 import dataclasses
 import sys
@@ -11,15 +11,15 @@ from ctxext.files import read_json, write_json
 from ctxext.sweep.trial import Outcome, Resources, Trial
 from ctxext.sweep.yaml import wandb_yaml
 
-__all__ = ["Outcome", "Resources", "Swept", "Trial", "sweep", "wandb_yaml"]
+__all__ = ["Outcome", "Resources", "SweepResult", "Trial", "sweep", "wandb_yaml"]
 
 Launcher = Callable[[Sequence[Trial], Resources], Iterator[Outcome]]
-"""Runs trials, and yields what became of each as it ends, whichever ends first."""
+"""Runs trials and yields their outcomes in the order in which they end."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Swept:
-    """Every trial's outcome, and the report over those that ended well (None if none did)."""
+class SweepResult:
+    """The outcome of every trial, and the report on the successful ones (None if there are none)."""
 
     outcomes: dict[str, Outcome]
     runs: list[Path]
@@ -27,66 +27,68 @@ class Swept:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the trials that did not end well."""
+        """Names of the trials that failed."""
         return [name for name, outcome in self.outcomes.items() if outcome.status]
 
     @property
     def data(self) -> dict[str, Any]:
-        """Outcomes and the report's tables."""
+        """Outcomes and the tables of the report, as JSON values."""
         tables = report.summary(report.read_records(self.runs)) if self.runs else {}
         outcomes = {name: dataclasses.asdict(outcome) for name, outcome in self.outcomes.items()}
         return {"trials": outcomes, "report": str(self.page) if self.page else None, **tables}
 
     @property
     def text(self) -> str:
-        """Verdict and tables over the trials, and the end of the log of each that failed."""
+        """Verdict and tables of the report, and the end of the log of each failed trial."""
         lines = []
         if self.runs:
             records = report.read_records(self.runs)
             lines = [*report.verdict(records), "", report.tables(records), ""]
             lines.append(f"report: {self.page}")
         for name in self.failed:
-            one = self.outcomes[name]
+            failure = self.outcomes[name]
             lines += [
                 "",
-                f"trial {name} failed with status {one.status}; its log: {one.log}",
-                one.tail,
+                f"trial {name} failed with status {failure.status}; its log: {failure.log}",
+                failure.tail,
             ]
-        done = len(self.outcomes) - len(self.failed)
-        return "\n".join([*lines, "", f"{done} of {len(self.outcomes)} trials are done"])
+        finished = len(self.outcomes) - len(self.failed)
+        return "\n".join([*lines, "", f"{finished} of {len(self.outcomes)} trials are done"])
 
 
-def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resources) -> Swept:
-    """Run the trials that are not done yet, and write one report over all that are, OUT/report.html.
+def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resources) -> SweepResult:
+    """Run the trials that are not done yet, and write one report on all of them, OUT/report.html.
 
-    OUT/sweep.json holds what became of each; a trial is done if it ended well with the same command. A trial that fails
-    stops no other. Raises ValueError for an unknown launcher, and where its library is missing.
+    OUT/sweep.json keeps the outcomes. A trial is done if it has ended with status 0 with the same
+    command. A trial that fails stops no other. Raises ValueError for an unknown launcher, and
+    where its library is missing.
     """
-    launch, record = _launcher(launcher), out / "sweep.json"
-    before = read_json(record) if record.exists() else {}
+    launch = _launcher(launcher)
+    outcomes_file = out / "sweep.json"
+    earlier = read_json(outcomes_file) if outcomes_file.exists() else {}
     outcomes = {
-        trial.name: Outcome(**before[trial.name])
+        trial.name: Outcome(**earlier[trial.name])
         for trial in trials
-        if trial.name in before
-        and before[trial.name]["status"] == 0
-        and before[trial.name]["command"] == list(trial.command)
-        and trial.run.is_dir()
+        if trial.name in earlier and _is_done(trial, earlier[trial.name])
     }
-    rest = [trial for trial in trials if trial.name not in outcomes]
-    print(f"{len(rest)} of {len(trials)} trials to run", file=sys.stderr)
-    for outcome in launch(rest, resources) if rest else ():
+    remaining = [trial for trial in trials if trial.name not in outcomes]
+    print(f"{len(remaining)} of {len(trials)} trials to run", file=sys.stderr)
+    for outcome in launch(remaining, resources) if remaining else ():
         outcomes[outcome.name] = outcome
-        write_json(
-            record, before | {name: dataclasses.asdict(one) for name, one in outcomes.items()}
-        )
-        print(
-            f"trial {outcome.name}: {'done' if not outcome.status else f'FAILED, status {outcome.status}'}",
-            file=sys.stderr,
-        )
+        new = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+        write_json(outcomes_file, earlier | new)
+        status = f"FAILED, status {outcome.status}" if outcome.status else "done"
+        print(f"trial {outcome.name}: {status}", file=sys.stderr)
     outcomes = {trial.name: outcomes[trial.name] for trial in trials}
     runs = [trial.run for trial in trials if not outcomes[trial.name].status]
     page = report.write_report(runs, out / "report.html") if runs else None
-    return Swept(outcomes, runs, page)
+    return SweepResult(outcomes, runs, page)
+
+
+def _is_done(trial: Trial, earlier: dict[str, Any]) -> bool:
+    """Whether an earlier outcome of the trial stands: success, by the same command."""
+    same_command = earlier["command"] == list(trial.command)
+    return earlier["status"] == 0 and same_command and trial.run.is_dir()
 
 
 def _launcher(name: str) -> Launcher:

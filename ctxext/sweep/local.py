@@ -1,4 +1,4 @@
-"""Trials on this machine, some at a time."""
+"""Run trials as processes of this machine."""
 
 import contextlib
 import signal
@@ -9,33 +9,37 @@ from collections.abc import Iterator, Sequence
 
 from ctxext.sweep.trial import Outcome, Resources, Trial, stop
 
-PAUSE = 0.1  # seconds between looks
+POLL_SECONDS = 0.1
 
 
 def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
-    """`resources.jobs` at a time; each up to `retries` times more while it fails. Ctrl-C and SIGTERM stop them all."""
+    """Run `resources.jobs` trials at a time, a failed one up to `resources.retries` times more.
+
+    Ctrl-C and SIGTERM stop them all.
+    """
     waiting = [(trial, resources.retries) for trial in trials]
     running: dict[subprocess.Popen, tuple[Trial, int]] = {}
-    with _terminable():
+    with _exit_on_sigterm():
         try:
             while waiting or running:
                 while waiting and len(running) < resources.jobs:
                     trial, retries = waiting.pop(0)
-                    running[trial.start()] = trial, retries
-                for process in [process for process in running if process.poll() is not None]:
+                    running[trial.start()] = (trial, retries)
+                ended = [process for process in running if process.poll() is not None]
+                for process in ended:
                     trial, retries = running.pop(process)
                     if process.returncode and retries:
                         waiting.insert(0, (trial, retries - 1))
                     else:
                         yield trial.outcome(process.returncode)
-                time.sleep(PAUSE)
+                time.sleep(POLL_SECONDS)
         finally:
             stop(running)
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM leaves the block as Ctrl-C does."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Leave the block on SIGTERM, as on Ctrl-C."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Trials as tasks of a Ray cluster, an existing one or one that is started here."""
+"""Run trials as tasks of a Ray cluster, an existing one or one that is started here."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,10 @@ from ctxext.sweep.trial import Outcome, Resources, Trial
 
 
 def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
-    """A task for each trial with its CPUs and GPUs; one whose node is lost, or that fails, is done again elsewhere.
+    """Run a task for each trial with its CPUs and GPUs, again elsewhere if its node is lost or it fails.
 
-    The run directories must be on a file system that all nodes see. Raises ValueError without ray, or if no cluster
-    answers at `resources.address`.
+    The run directories must be on a file system that all nodes share. Raises ValueError without
+    ray, or if no cluster answers at `resources.address`.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -27,17 +27,18 @@ def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
         )
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {resources.address}: {error}") from None
-    room = {
+    options = {
         "num_cpus": resources.cpus,
         "num_gpus": resources.gpus,
         "max_retries": resources.retries + 3,
     }
-    perform = ray.remote(**room)(Trial.perform)
+    perform = ray.remote(**options)(Trial.perform)
     waiting = {perform.remote(trial, resources.retries): trial for trial in trials}
     while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        trial = waiting.pop(done)
+        (ended,), _ = ray.wait(list(waiting), num_returns=1)
+        trial = waiting.pop(ended)
         try:
-            yield ray.get(done)
-        except ray.exceptions.RayError:  # lost more often than it may be: the node, or its memory
+            yield ray.get(ended)
+        except ray.exceptions.RayError:
+            # The node, or its memory, was lost more often than there are retries.
             yield trial.outcome(1)

@@ -1,4 +1,4 @@
-"""Trials as an array of Slurm jobs through submitit: requeued when their time is over, they resume."""
+"""Run trials as an array of Slurm jobs through submitit; a job out of time is requeued and resumes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,25 +7,28 @@ from ctxext.sweep.trial import Outcome, Resources, Trial
 
 
 class _Job:
-    """Performs a trial; what submitit pickles and, before the time is over, puts back into the queue."""
+    """Runs a trial. submitit pickles it, and requeues it shortly before its time is over."""
 
     def __call__(self, trial: Trial, retries: int) -> Outcome:
         return trial.perform(retries)
 
     def checkpoint(self, trial: Trial, retries: int) -> Any:
-        """The same again: a trial goes on from its own newest checkpoint."""
+        """The same job again: a trial resumes from its own newest checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, trial, retries)
 
 
 def array(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
-    """One array job of all trials, `resources.jobs` at a time. Raises ValueError without submitit or Slurm."""
+    """Run one array job of all trials, `resources.jobs` at a time.
+
+    Raises ValueError without submitit or Slurm.
+    """
     return _array(trials, resources, "slurm")
 
 
 def local_array(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
-    """The same jobs as processes of this machine."""
+    """Run the same jobs as processes of this machine."""
     return _array(trials, resources, "local")
 
 
@@ -53,5 +56,6 @@ def _array(trials: Sequence[Trial], resources: Resources, cluster: str) -> Itera
     for trial, job in zip(trials, jobs, strict=True):
         try:
             yield job.result()
-        except Exception:  # the job itself was lost: cancelled, out of memory, out of requeues
+        except Exception:
+            # The job itself was lost: cancelled, out of memory, out of requeues.
             yield trial.outcome(1)

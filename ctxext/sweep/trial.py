@@ -1,4 +1,4 @@
-"""One experiment of a sweep as a command, and what became of it."""
+"""One experiment of a sweep as a command, and its outcome."""
 
 import dataclasses
 import shlex
@@ -7,12 +7,13 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-TAIL = 12  # lines of a failed trial's log
+TAIL = 12
+"""Lines of the log that are kept of a failed trial."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a trial may use, and how many run at a time; each launcher takes what it knows."""
+    """What a trial may use, and how many run at a time; a launcher ignores what it has no use for."""
 
     jobs: int = 1
     cpus: int = 1
@@ -25,7 +26,7 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: exit status (0: well), and the last lines of its log."""
+    """How a trial ended: its exit status, 0 for success, and the last lines of its log."""
 
     name: str
     status: int
@@ -43,27 +44,27 @@ class Trial:
     run: Path
 
     @classmethod
-    def of(cls, file: str | Path, name: str, out: Path, given: Sequence[str]) -> "Trial":
-        """`ctxext run FILE --trial NAME` with the overrides `given`; absolute, as a launcher may run it elsewhere."""
+    def of(cls, file: str | Path, name: str, out: Path, arguments: Sequence[str]) -> "Trial":
+        """`ctxext run FILE --trial NAME` with more arguments.
+
+        Paths are absolute, because a launcher may run the command in another directory.
+        """
         run = (out / name).resolve()
-        return cls(
-            name,
-            ("run", str(Path(file).resolve()), "--trial", name, "--run-dir", str(run), *given),
-            run,
-        )
+        command = ("run", str(Path(file).resolve()), "--trial", name, "--run-dir", str(run))
+        return cls(name, (*command, *arguments), run)
 
     @property
     def text(self) -> str:
-        """The command to read and to copy."""
+        """The command as it can be pasted into a shell."""
         return shlex.join(["ctxext", *self.command])
 
     @property
     def log(self) -> Path:
-        """Where its output goes, beside its run directory."""
+        """The file of its output, next to the run directory."""
         return self.run.with_name(f"{self.run.name}.log")
 
     def start(self) -> subprocess.Popen:
-        """The command in a process and session of its own, its output appended to the log."""
+        """Start the command in its own process and session, with its output appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             return subprocess.Popen(
@@ -75,7 +76,10 @@ class Trial:
             )
 
     def perform(self, retries: int = 0) -> Outcome:
-        """Start it and wait, up to `retries` times more while it fails. What stops us lets it save and stop, too."""
+        """Start the command and wait, up to `retries` times more while it fails.
+
+        If this process is stopped, the trial saves and stops too.
+        """
         process = self.start()
         try:
             status = process.wait()
@@ -84,19 +88,16 @@ class Trial:
         return self.perform(retries - 1) if status and retries else self.outcome(status)
 
     def outcome(self, status: int) -> Outcome:
-        """With the end of the log if it failed."""
-        lines = (
-            self.log.read_text(errors="replace").splitlines()
-            if status and self.log.exists()
-            else []
-        )
-        return Outcome(
-            self.name, status, list(self.command), str(self.log), "\n".join(lines[-TAIL:])
-        )
+        """The outcome for an exit status, with the end of the log if the trial failed."""
+        tail = ""
+        if status and self.log.exists():
+            lines = self.log.read_text(errors="replace").splitlines()
+            tail = "\n".join(lines[-TAIL:])
+        return Outcome(self.name, status, list(self.command), str(self.log), tail)
 
 
 def stop(processes: Collection[subprocess.Popen]) -> None:
-    """SIGTERM to those that still run, on which a run saves, and wait until they have."""
+    """Send SIGTERM to those that still run, which makes a run save, and wait until they end."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -1,16 +1,16 @@
-"""What `wandb sweep` reads: the trials by name, run by the same command line, `${args}` and all."""
+"""The configuration file of `wandb sweep`: the trials by name, run by the same command line."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 
-def wandb_yaml(file: str | Path, names: Sequence[str], given: Sequence[str] = ()) -> str:
-    """A grid over the trials; add parameters such as optim.learning_rate, whose names are leaves of the experiment.
+def wandb_yaml(file: str | Path, names: Sequence[str], arguments: Sequence[str] = ()) -> str:
+    """A grid over the trials, to which leaves of the experiment such as optim.learning_rate can be added.
 
-    given: options of every trial.
+    arguments: options of every trial.
     """
-    command = ["${env}", "ctxext", "run", str(file), *given, "${args}"]
+    command = ["${env}", "ctxext", "run", str(file), *arguments, "${args}"]
     lines = [
         "method: grid",
         "command:",
