@@ -1,6 +1,6 @@
 """ctxext: stretch the context window of Llama-family models, and know whether it worked.
 
-The Python door, imported lazily: `load`, `LM`, `Experiment`, `run`, `RopeBase`, `methods`, `evals`.
+The Python API, imported lazily: `load`, `LM`, `Experiment`, `run`, `RopeBase`, `methods`, `evals`.
 """
 
 import importlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["LM", "Experiment", "RopeBase", "evals", "load", "methods", "run"]
 
-_DOORS = {
+_MODULES = {
     "LM": "ctxext.model.lm",
     "load": "ctxext.loading",
     "Experiment": "ctxext.experiment",
@@ -30,6 +30,6 @@ _DOORS = {
 def __getattr__(name: str) -> Any:
     if name in ("methods", "evals"):
         return importlib.import_module(f"ctxext.{name}")
-    if name in _DOORS:
-        return getattr(importlib.import_module(_DOORS[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'ctxext' has no attribute {name!r}")

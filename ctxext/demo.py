@@ -1,14 +1,15 @@
-"""The main job on a base of any size: four times the window, by four methods, with the controls that a claim needs.
+"""The experiment of `ctxext demo`: four methods stretch the window of a base four times.
 
     ctxext demo                                   the bundled base, about five minutes on two cores
     ctxext run experiments/demo.py --init DIR     the same on your checkpoint
 
-No scaling, PI (arXiv 2306.15595), NTK-aware and YaRN (arXiv 2309.00071), each without training and after the same
-short fine-tune: 48 steps of 4 rows of four windows, from the same seed. The rows are text, key-value recall over all
-four windows, and passkeys packed in rows of one window, so that the question, passkey retrieval, was never trained
-beyond one window. Files and questions are held out. Controls: the needle left out (what guessing gives), the haystack
-left out (what the model can do at all), the base in its own window. YaRN's result is exported to PyTorch format and
-proven equal.
+The methods are no scaling, PI (arXiv 2306.15595), NTK-aware and YaRN (arXiv 2309.00071). Each is
+evaluated without training and after the same short fine-tune: 48 steps of 4 rows of four windows,
+from the same seed. The rows are text, key-value recall over all four windows, and passkeys packed
+in rows of one window, so that passkey retrieval, which is evaluated, is never trained beyond one
+window. Files and questions are held out. The controls that a claim needs: the needle left out (the
+rate of guessing), the haystack left out (what the model can do at all), and the base in its own
+window. YaRN's result is exported to PyTorch format and proven equal.
 """
 
 from ctxext import tasks
@@ -23,16 +24,17 @@ from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 
 FACTOR = 4
-TURNS = 8.0
-"""YaRN's beta_fast for windows below 2,890 tokens, where no theta gives Llama 2's share of pairs with over 32 turns: on
-the bundled base 10 of 32 pairs turn more often than this, as 20 of 64 do more often than 32 times in Llama 2."""
+BETA_FAST = 8.0
+"""YaRN's beta_fast for windows below 2,890 tokens, where no theta gives Llama 2's fraction of pairs
+with more than 32 turns. On the bundled base 10 of 32 pairs turn more than 8 times, as 20 of 64 turn
+more than 32 times in Llama 2."""
 
 
 def experiment(config: LlamaConfig) -> Experiment:
-    """The demo for a base with this window; lengths follow it."""
+    """The demo for a base; all lengths are multiples of its window."""
     window = config.max_position_embeddings
     lengths = tuple(window * times for times in range(1, FACTOR + 1))
-    yarn = Yarn(float(FACTOR), beta_fast=TURNS if window < 2890 else 32.0)
+    yarn = Yarn(float(FACTOR), beta_fast=BETA_FAST if window < 2890 else 32.0)
     others = Unscaled(), Linear(float(FACTOR)), NTK(float(FACTOR))
     return Experiment(
         name="demo",

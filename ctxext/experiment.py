@@ -1,4 +1,4 @@
-"""An experiment is a frozen value in a Python file; here it is declared and loaded."""
+"""An experiment: a frozen value that a Python file declares."""
 
 import dataclasses
 import hashlib
@@ -28,12 +28,12 @@ from ctxext.serialization import to_json
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
 MUTABLE_FIELDS = ("mesh", "expect")
-"""Fields of an experiment that decide nothing of its result, and may change between starts of a run."""
+"""Fields of an experiment that do not affect its result and may change when a run is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """How long and how: `steps` optimiser steps of batch_size x accumulate rows of `seq_len` tokens."""
+    """The length of training, `steps` x batch_size x accumulate rows of `seq_len` tokens, and its details."""
 
     type_tag: ClassVar[str] = "train"
     steps: int
@@ -43,31 +43,28 @@ class Train:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and optimiser state are float32."""
     remat: Literal["none", "attention", "full"] = "none"
-    """What the backward pass computes again: nothing, each layer but its attention, or all of it; see `ctxext plan`."""
+    """What the backward pass recomputes: nothing, each layer without its attention, or all of it.
+    `ctxext plan` shows the cost."""
     kernel: Kernel = "blocked"
     log_every: int = 10
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     checkpoint_minutes: float | None = None
-    """Minutes after which a checkpoint is due as well."""
+    """Minutes after which a checkpoint is written too; None for no limit."""
     keep: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     keep_best: bool = False
-    """Keep the one whose steps since the one before had the lowest mean training loss too, for `--checkpoint best`."""
+    """Keep the best checkpoint too, for `--checkpoint best`: the one with the lowest mean training
+    loss since the checkpoint before."""
     monitor_every: int = 100
-    """Steps between looks at fixed rows (`ctxext.training.monitor`), of runs with at least as many; 0 for none."""
+    """Steps between evaluations of fixed rows (`ctxext.training.monitor`) in runs with at least as
+    many steps; 0 for none."""
     drift_alarm: float = 0.1
-    """Nats by which the loss on short held-out text may rise over step 0 before a run says so."""
+    """Nats by which the loss on short held-out text may exceed that of step 0 before a warning."""
 
     def __post_init__(self) -> None:
-        for field in (
-            "seq_len",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "keep",
-        ):
+        positive = ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep")
+        for field in positive:
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
@@ -80,7 +77,8 @@ class Train:
         for field, known in (("dtype", COMPUTE_DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
             if getattr(self, field) not in known:
                 raise ValueError(
-                    f"train.{field} {getattr(self, field)!r} is not known; choose {' or '.join(known)}"
+                    f"train.{field} {getattr(self, field)!r} is not known; choose "
+                    f"{' or '.join(known)}"
                 )
 
 
@@ -98,12 +96,13 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Base checkpoint, method (three seams), data, training, evaluations. Everything that decides the result.
+    """Everything that determines a result: base checkpoint, method (three seams), data, training, evaluations.
 
-    `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model` from scratch.
-    `zero_shot`: methods to evaluate on the base without training, beside the trained one.
-    `baselines`: frequencies to train with the very same budget, data and seed, for comparison with `rope`.
-    `expect`: published numbers for the trained result, which reports hold against what `evals` measured.
+    `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model`
+    from scratch.
+    `zero_shot`: methods to evaluate on the base without training, in addition to the trained one.
+    `baselines`: frequencies to train with the same budget, data and seed as `rope`.
+    `expect`: published numbers of the trained result, which reports compare with the measured ones.
     """
 
     type_tag: ClassVar[str] = "experiment"
@@ -112,7 +111,7 @@ class Experiment:
     optim: Optim
     train: Train
     mesh: Mesh = ONE_DEVICE
-    """Devices to share the work out over; it decides nothing but the rounding."""
+    """The devices to divide the work over; it affects nothing but rounding."""
     init: str | None = None
     model: LlamaConfig | None = None
     tokenizer: str | None = None
@@ -139,7 +138,10 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over what may not change: all but `train.steps` and MUTABLE_FIELDS; 4 and 4.0 are the same number."""
+        """Eight hex digits of every field that may not change when a run is resumed.
+
+        These are all but `train.steps` and MUTABLE_FIELDS; 4 and 4.0 are the same number.
+        """
         config = json.loads(json.dumps(to_json(self)), parse_int=float)
         del config["train"]["steps"]
         config = {name: value for name, value in config.items() if name not in MUTABLE_FIELDS}
@@ -149,42 +151,44 @@ class Experiment:
 def load_experiment(
     file: str | Path, base_config: Callable[[], LlamaConfig] | None = None
 ) -> Experiment:
-    """The `experiment` of a Python file: a value, or a function of the base's LlamaConfig that returns one.
+    """The `experiment` of a Python file: a value, or a function of the base's configuration.
 
-    The function form is for lengths that follow the window of the checkpoint; `base_config` is asked only then.
-    Raises ValueError if the file is missing or holds no experiment.
+    The function form is for lengths that depend on the window of the base; `base_config` is called
+    only for it. Raises ValueError if the file is missing or declares no experiment.
     """
-    value = getattr(_module(file), "experiment", None)
-    if callable(value) and base_config is not None:
-        value = value(base_config())
-    if not isinstance(value, Experiment):
+    experiment = getattr(_import_file(file), "experiment", None)
+    if callable(experiment) and base_config is not None:
+        experiment = experiment(base_config())
+    if not isinstance(experiment, Experiment):
         raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
-    return value
+    return experiment
 
 
 def load_sweep(
     file: str | Path, base_config: Callable[[], LlamaConfig] | None = None
 ) -> dict[str, Experiment]:
-    """The experiments that `sweep()` of a Python file yields, by name; `sweep(config)` gets the base's LlamaConfig.
+    """The experiments that `sweep()` of a Python file yields, by name.
 
-    Raises ValueError if there is none, or two have one name.
+    `sweep(config)` is called with the base's configuration. Raises ValueError if there is no such
+    function, if it yields nothing, and if two experiments have the same name.
     """
-    function: Any = getattr(_module(file), "sweep", None)
+    function: Any = getattr(_import_file(file), "sweep", None)
     if function is None:
         raise ValueError(
-            f"{file} defines no sweep(); let one yield experiments that differ in their names"
+            f"{file} defines no sweep(); write one that yields experiments with different names"
         )
-    wanted = inspect.signature(function).parameters
-    found = list(function(base_config()) if wanted and base_config is not None else function())
-    named = {one.name: one for one in found if isinstance(one, Experiment)}
-    if not found or len(named) != len(found):
+    takes_config = bool(inspect.signature(function).parameters)
+    yielded = function(base_config()) if takes_config and base_config is not None else function()
+    experiments = list(yielded)
+    by_name = {each.name: each for each in experiments if isinstance(each, Experiment)}
+    if not experiments or len(by_name) != len(experiments):
         raise ValueError(
-            f"sweep() of {file} has to yield experiments, at least one, each with a name of its own"
+            f"sweep() of {file} must yield experiments, at least one, each with its own name"
         )
-    return named
+    return by_name
 
 
-def _module(file: str | Path) -> ModuleType:
+def _import_file(file: str | Path) -> ModuleType:
     path = Path(file)
     if not path.is_file():
         raise ValueError(
@@ -195,10 +199,11 @@ def _module(file: str | Path) -> ModuleType:
         raise ValueError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # a variant imports the experiment next to it
+    # A variant of an experiment imports the file next to it.
+    directory = str(path.resolve().parent)
+    sys.path.insert(0, directory)
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(directory)
     return module

@@ -1,4 +1,4 @@
-"""The directory of one run: what it was told, what it measured, what it saved."""
+"""The directory of one run: its configuration, measurements, checkpoints and export."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 
 class RunDir:
-    """Paths of a run, and the guard that one directory belongs to one experiment."""
+    """The paths of a run, and the check that a directory belongs to one experiment only."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -34,9 +34,10 @@ class RunDir:
         self.base = self.path / "base"
 
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
-        """Create the directory, or check that it is this experiment's; `file` is copied beside the configuration.
+        """Create the directory, or check that it is this experiment's.
 
-        Raises ValueError naming the first field that differs; `train.steps` may grow, `mesh` and `expect` may change.
+        file: the experiment file, which is copied next to the configuration. Raises ValueError
+        naming the first field that differs; `train.steps` may grow, MUTABLE_FIELDS may change.
         """
         self._open(experiment, file)
         return self
@@ -51,8 +52,8 @@ class RunDir:
                     continue
                 if name != "train.steps":
                     raise ValueError(
-                        f"{self.path} belongs to another experiment: {name} is {_short(there)} there and"
-                        f" {_short(here)} here; choose another --run-dir"
+                        f"{self.path} belongs to another experiment: {name} is {_short(there)} there "
+                        f"and {_short(here)} here; choose another --run-dir"
                     )
                 if there > here:
                     raise ValueError(
@@ -70,20 +71,19 @@ class RunDir:
 
     @distributed.primary_only
     def write_base(self, model: Any, scaling: Any, tokenizer_files: dict[str, bytes]) -> None:
-        """What the checkpoints are parameters of: shape, frequencies, tokenizer."""
+        """Write what the parameters in the checkpoints belong to: shape, frequencies and tokenizer."""
         for name, data in tokenizer_files.items():
             write_bytes(self.base / name, data)
         write_json(self.base / "scaling.json", to_json(scaling))
-        write_json(
-            self.base / "model.json", to_json(model)
-        )  # last: its presence says that this is a run
+        # Written last: its presence marks a directory as a run.
+        write_json(self.base / "model.json", to_json(model))
 
     @distributed.primary_only
     def record(self, facts: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> None:
-        """Write provenance.json: `facts` and the versions in use.
+        """Write provenance.json: `facts`, the versions in use and the commit.
 
-        Raises ValueError if one of the `fixed` facts is no longer what an earlier start recorded: the run would go on
-        with other data and nobody would see it.
+        Raises ValueError if one of the `fixed` facts differs from what an earlier start recorded,
+        because the run would silently continue with other data.
         """
         versions = {"python": platform.python_version()} | {
             name: _version(name) for name in PACKAGES
@@ -91,19 +91,20 @@ class RunDir:
         new = {"versions": versions, "git_commit": git_commit(), **facts}
         if self.provenance_file.exists():
             old = read_json(self.provenance_file)
-            for name, there, here in _differences(
-                {k: old.get(k) for k in fixed}, {k: facts[k] for k in fixed}
-            ):
+            recorded = {name: old.get(name) for name in fixed}
+            current = {name: facts[name] for name in fixed}
+            for name, there, here in _differences(recorded, current):
                 raise ValueError(
-                    f"{self.path} was started with other {name.split('.')[0]}: {name} is {_short(there)} there and"
-                    f" {_short(here)} here; restore it, or choose another --run-dir"
+                    f"{self.path} was started with other {name.split('.')[0]}: {name} is "
+                    f"{_short(there)} there and {_short(here)} here; restore it, or choose another "
+                    "--run-dir"
                 )
             new["started_with"] = old.get("started_with", old["versions"])
         write_json(self.provenance_file, new)
 
     @distributed.primary_only
     def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`, which a resumed run measures again."""
+        """Drop the metrics after `step`, because a resumed run measures them again."""
         rows = read_jsonl(self.metrics_file)
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
@@ -111,11 +112,11 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for training. Raises ValueError if a process of another run does."""
-        with contextlib.ExitStack() as held:
+        """Lock the directory for training. Raises ValueError if another process has locked it."""
+        with contextlib.ExitStack() as stack:
 
-            def take() -> None:
-                file = held.enter_context((self.path / ".lock").open("w"))
+            def take_lock() -> None:
+                file = stack.enter_context((self.path / ".lock").open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -123,7 +124,7 @@ class RunDir:
                         f"another process is training in {self.path}; wait for it or stop it"
                     ) from None
 
-            distributed.broadcast_from_primary(take)
+            distributed.broadcast_from_primary(take_lock)
             yield
 
 
@@ -159,14 +160,20 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Commit of the source in use, "-dirty" if it has changes; None for an installed package."""
-    where = Path(__file__).parent
+    """The commit of the source in use, with "-dirty" if it has changes; None for an installed package."""
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, cwd=where, check=True, capture_output=True, timeout=10)
-        return subprocess.run(
-            command, cwd=where, check=True, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        # Fails for an installed package, also inside the checkout of another project.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    """The output of a git command in the directory of this file."""
+    command = ["git", *arguments]
+    directory = Path(__file__).parent
+    result = subprocess.run(
+        command, cwd=directory, check=True, capture_output=True, text=True, timeout=10
+    )
+    return result.stdout

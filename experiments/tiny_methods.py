@@ -12,7 +12,7 @@ NTK-aware scaling would take it to, a little more. Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.demo import TURNS
+from ctxext.demo import BETA_FAST
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
@@ -43,11 +43,11 @@ def static(factor: float, config: LlamaConfig) -> tuple[RopeScaling, ...]:
         Linear(factor),
         NTK(factor),
         ABF(theta * 1.25 * factor ** (config.head_dim / (config.head_dim - 2))),
-        NTKByParts(factor, beta_fast=TURNS),
+        NTKByParts(factor, beta_fast=BETA_FAST),
         PartNTK(factor),
-        Yarn(factor, beta_fast=TURNS),
+        Yarn(factor, beta_fast=BETA_FAST),
         Yarn(factor),
-        RevisedYarn(factor, beta_fast=TURNS),
+        RevisedYarn(factor, beta_fast=BETA_FAST),
         Llama3(factor),
         PowerBasis(factor, power=0.1),
         TruncatedBasis(factor, truncate_length=int(factor * window)),
@@ -58,9 +58,9 @@ def static(factor: float, config: LlamaConfig) -> tuple[RopeScaling, ...]:
 def experiment(config: LlamaConfig) -> Experiment:
     """The comparison on a base with this window."""
     window, base = config.max_position_embeddings, demo(config)
-    dynamic = DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=TURNS)
+    dynamic = DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=BETA_FAST)
     at_4x = static(4.0, config)
-    yarn = Yarn(4.0, beta_fast=TURNS)
+    yarn = Yarn(4.0, beta_fast=BETA_FAST)
     return dataclasses.replace(
         base,
         name="tiny-methods",

@@ -12,7 +12,7 @@ published for a base of this size. Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.demo import TURNS
+from ctxext.demo import BETA_FAST
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
@@ -25,8 +25,8 @@ from tiny_methods import static
 def experiment(config: LlamaConfig) -> Experiment:
     """The comparison on a base with this window."""
     window = config.max_position_embeddings
-    yarn = Yarn(4.0, beta_fast=TURNS)
-    dynamic = DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=TURNS)
+    yarn = Yarn(4.0, beta_fast=BETA_FAST)
+    dynamic = DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=BETA_FAST)
     lengths = (window, 2 * window, 4 * window)
     return dataclasses.replace(
         demo(config),

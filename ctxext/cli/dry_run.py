@@ -1,4 +1,4 @@
-"""What a run would do, said before anything is allocated."""
+"""Describe what a run would do, before anything is allocated."""
 
 import math
 
@@ -17,37 +17,63 @@ from ctxext.rope import RopeScaling, rope_at
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
     """Shapes, parameters, method, batch and steps of an experiment as text; allocates nothing."""
-    shapes = param_shapes(config)
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    count = sum(math.prod(leaf.shape) for _, leaf in leaves)
+    train = experiment.train
+    window = config.max_position_embeddings
+    leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
+    num_parameters = sum(math.prod(leaf.shape) for _, leaf in leaves)
     trained, frozen = (
         sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for tree in experiment.trainable.shapes(config)
     )
-    rope = experiment.effective_scaling(scaling)
-    table = rope_at(rope, config.rope_base(), experiment.train.seq_len)
-    train, window = experiment.train, config.max_position_embeddings
+    scaling = experiment.effective_scaling(scaling)
+    rope = rope_at(scaling, config.rope_base(), train.seq_len)
     rows = train.batch_size * train.accumulate
-    lines = [
-        f"experiment     {experiment.name} ({experiment.fingerprint})",
-        f"base           {experiment.init or 'from scratch'}, window {window}, theta {config.rope_theta:g}",
-        f"parameters     {count:,}, {4 * count / 1e9:.2f} GB in float32",
-        f"trained        {label([experiment.trainable])}: {trained:,} parameters",
-        f"mesh           {experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}",
-        f"method         {label([rope])}, {label([experiment.attention])} attention, "
-        f"{label([experiment.positions])} positions",
-        f"               attention factor {table.attention_factor:.6g}, inv_freq {table.inv_freq[0]:.4g} .. "
-        f"{table.inv_freq[-1]:.4g}",
-        f"batch          {train.batch_size} x {train.accumulate} rows of {train.seq_len} tokens "
-        f"({train.seq_len / window:g} windows)",
-        f"steps          {train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in {train.dtype}",
-        f"kernel         {_kernel(experiment)}",
-        f"evaluations    {len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods before",
-        f"baselines      {', '.join(label([m]) for m in experiment.baselines) or 'none'} with the same training",
-        f"export         {experiment.export.to + ' ' + experiment.export.dtype if experiment.export else 'none'}",
-        *(f"missing        {text}" for text in requirements.missing(experiment)),
-        "shapes",
+    export = experiment.export
+    facts = [
+        ("experiment", f"{experiment.name} ({experiment.fingerprint})"),
+        (
+            "base",
+            f"{experiment.init or 'from scratch'}, window {window}, theta {config.rope_theta:g}",
+        ),
+        ("parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"),
+        ("trained", f"{label([experiment.trainable])}: {trained:,} parameters"),
+        ("mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"),
+        (
+            "method",
+            f"{label([scaling])}, {label([experiment.attention])} attention, "
+            f"{label([experiment.positions])} positions",
+        ),
+        (
+            "",
+            f"attention factor {rope.attention_factor:.6g}, inv_freq {rope.inv_freq[0]:.4g} .. "
+            f"{rope.inv_freq[-1]:.4g}",
+        ),
+        (
+            "batch",
+            f"{train.batch_size} x {train.accumulate} rows of {train.seq_len} tokens "
+            f"({train.seq_len / window:g} windows)",
+        ),
+        (
+            "steps",
+            f"{train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in "
+            f"{train.dtype}",
+        ),
+        ("kernel", _kernel(experiment)),
+        (
+            "evaluations",
+            f"{len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods "
+            "before",
+        ),
+        (
+            "baselines",
+            f"{', '.join(label([rope]) for rope in experiment.baselines) or 'none'} with the same "
+            "training",
+        ),
+        ("export", f"{export.to} {export.dtype}" if export else "none"),
+        *(("missing", text) for text in requirements.missing(experiment)),
     ]
+    lines = [f"{name:<14} {text}" for name, text in facts]
+    lines.append("shapes")
     for path, leaf in leaves:
         lines.append(f"  {'.'.join(str(key.key) for key in path):<46} {list(leaf.shape)}")
     return "\n".join(lines)
@@ -68,9 +94,15 @@ def _kernel(experiment: Experiment) -> str:
 
 
 def _state_bytes(experiment: Experiment, trained: int, frozen: int) -> str:
-    """Float32 parameters, two moments and the gradients (two, if they add up) of what is trained; the rest once."""
-    mesh, each = experiment.mesh, 16 if experiment.train.accumulate == 1 else 20
-    size = each * trained + jnp.dtype(experiment.train.dtype).itemsize * frozen
+    """The size of parameters, optimiser state and gradients, per device if the mesh is fixed.
+
+    A trained parameter takes 16 bytes: itself, two moments and its gradient in float32; 20 if
+    gradients are accumulated. A frozen one is kept once, in the compute dtype.
+    """
+    mesh = experiment.mesh
+    bytes_per_trained = 16 if experiment.train.accumulate == 1 else 20
+    size = bytes_per_trained * trained + jnp.dtype(experiment.train.dtype).itemsize * frozen
     if -1 in (mesh.fsdp, mesh.seq, mesh.tensor):
-        return f"{size / 1e9:.1f} GB, shared out over the devices there are"
-    return f"{size / 1e9 / (mesh.fsdp * mesh.seq * mesh.tensor):.1f} GB a device, activations come on top"
+        return f"{size / 1e9:.1f} GB, divided over all devices"
+    per_device = size / (mesh.fsdp * mesh.seq * mesh.tensor)
+    return f"{per_device / 1e9:.1f} GB per device, plus activations"

@@ -1,4 +1,4 @@
-"""Where each method can be written down: an example of it is lowered to every format, and what comes of it is named."""
+"""The support matrix: which formats can represent each method, found by encoding an example."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,15 @@ FACTOR = 4.0
 
 
 def _vllm(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """How vLLM reads the HF export, by its code, which is not run. Raises ValueError where that is wrong."""
+    """How vLLM reads the HF export, by its code, which is not run.
+
+    Raises ValueError where it computes something else.
+    """
     spec = rope_spec(scaling, config, seq_len)
     if spec.rope_type == "dynamic":
         raise ValueError(
-            "vLLM freezes dynamic frequencies at factor x L, and its versions disagree on the formula; "
-            "export a static scaling at the factor you need, such as NTK"
+            "vLLM freezes dynamic frequencies at factor x L, and its versions disagree on the "
+            "formula; export a static scaling at the factor you need, such as NTK"
         )
     if spec.rope_type == "yarn" and "attention_factor" in spec.keys:
         raise ValueError(
@@ -32,7 +35,7 @@ def _vllm(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
 
 
 def _peft(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    """An adapter has no field for frequencies: the config.json of its base holds them. Raises ValueError."""
+    """The rope_type of the base, because an adapter has no field for frequencies."""
     return f"base: {encode_rope_hf(scaling, config, seq_len)}"
 
 
@@ -57,21 +60,19 @@ def example(method: type, config: LlamaConfig) -> Any:
 
 
 def places(method: Any, config: LlamaConfig) -> dict[str, dict[str, str]]:
-    """Per format, {"how": ...} of an instance over `config`, which with "refused" has the "reason" too."""
+    """{"how": ...} of a method over `config` for every format; if it is "refused", with a "reason"."""
     return {name: _place(method, config, name) for name in COLUMNS}
 
 
 def _place(method: Any, config: LlamaConfig, name: str) -> dict[str, str]:
     try:
         if isinstance(method, RopeScaling):
-            return {
-                "how": COLUMNS[name](method, config, round(FACTOR * config.max_position_embeddings))
-            }
+            seq_len = round(FACTOR * config.max_position_embeddings)
+            return {"how": COLUMNS[name](method, config, seq_len)}
         if isinstance(method, Attention):
             export.check_attention(method, to="hf" if name == "vllm" else name)
             return {"how": "yes"}
-        return {
-            "how": "training"
-        }  # positions leave no trace: what is exported is the scaling they trained
+        # Positions are not part of a model: the scaling that they trained is exported.
+        return {"how": "training"}
     except ValueError as error:
         return {"how": "refused", "reason": str(error)}

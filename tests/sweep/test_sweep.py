@@ -164,7 +164,7 @@ def test_trials_and_what_is_refused(file: Path, tmp_path: Path, capsys: pytest.C
     assert main(["run", str(file), "--trial", "none"]) == 2
     assert "has no trial 'none'; it has pi, yarn, lost" in capsys.readouterr().err
     (tmp_path / "twins.py").write_text(FILE.replace('name="yarn"', 'name="pi"'))
-    with pytest.raises(ValueError, match="each with a name of its own"):
+    with pytest.raises(ValueError, match="each with its own name"):
         load_sweep(tmp_path / "twins.py")
     (tmp_path / "nothing.py").write_text("x = 1")
     with pytest.raises(ValueError, match="defines no sweep"):
