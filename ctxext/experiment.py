@@ -33,7 +33,7 @@ MUTABLE_FIELDS = ("mesh", "expect")
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The length of training, `steps` x batch_size x accumulate rows of `seq_len` tokens, and its details."""
+    """How to train: `steps` x batch_size x accumulate rows of `seq_len` tokens."""
 
     type_tag: ClassVar[str] = "train"
     steps: int
@@ -96,7 +96,7 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a result: base checkpoint, method (three seams), data, training, evaluations.
+    """Everything that determines a result: base, method (three seams), data, training, evaluations.
 
     `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model`
     from scratch.

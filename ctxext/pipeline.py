@@ -31,7 +31,7 @@ from ctxext.training.loop import train
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its directory, its records, and the proof of its export (None without one)."""
+    """A finished run: its directory, its records, and the proof of its export, if it has one."""
 
     path: Path
     records: list[EvalRecord]
@@ -95,7 +95,7 @@ def run(
     file: Path | str | None = None,
     track: Sequence[str] = DEFAULT_TRACKERS,
 ) -> Run:
-    """Run an experiment from end to end; the same call resumes it. Finished parts are read, not repeated.
+    """Run an experiment from end to end; the same call resumes it without repeating finished parts.
 
     track: names of `tracking.TRACKERS`, which are logged to in addition to metrics.jsonl.
     Raises ValueError before anything starts for missing text, for an export that is impossible, and
@@ -178,7 +178,8 @@ def _train_and_load(experiment: Experiment, run: RunDir, base: LM, sinks: list[S
     rows = settings.batch_size * settings.accumulate
     tokens = settings.steps * rows * settings.seq_len
     print(
-        f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} tokens = "
+        f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} "
+        "tokens = "
         f"{tokens:,} tokens",
         file=sys.stderr,
     )

@@ -52,7 +52,8 @@ class RunDir:
                     continue
                 if name != "train.steps":
                     raise ValueError(
-                        f"{self.path} belongs to another experiment: {name} is {_short(there)} there "
+                        f"{self.path} belongs to another experiment: {name} is {_short(there)} "
+                        "there "
                         f"and {_short(here)} here; choose another --run-dir"
                     )
                 if there > here:
@@ -71,7 +72,7 @@ class RunDir:
 
     @distributed.primary_only
     def write_base(self, model: Any, scaling: Any, tokenizer_files: dict[str, bytes]) -> None:
-        """Write what the parameters in the checkpoints belong to: shape, frequencies and tokenizer."""
+        """Write what the checkpoints are parameters of: shape, frequencies and tokenizer."""
         for name, data in tokenizer_files.items():
             write_bytes(self.base / name, data)
         write_json(self.base / "scaling.json", to_json(scaling))
@@ -160,7 +161,10 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the source in use, with "-dirty" if it has changes; None for an installed package."""
+    """The commit of the source in use, with "-dirty" if it has changes
+
+    None for an installed package.
+    """
     try:
         # Fails for an installed package, also inside the checkout of another project.
         _git("ls-files", "--error-unmatch", Path(__file__).name)

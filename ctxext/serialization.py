@@ -1,8 +1,8 @@
 """Frozen dataclasses as JSON and back, under type tags that do not change when a file moves.
 
-A class of the package names its own tag in `type_tag`. A tag that ends in "/" is a prefix, which the base class of a
-seam declares and to which every subclass adds its name in kebab case: `Yarn` is "rope/yarn". A class from a user's
-file is tagged FILE.py:Class.
+A class of the package names its own tag in `type_tag`. A tag that ends in "/" is a prefix, which
+the base class of a seam declares and to which every subclass adds its name in kebab case: `Yarn` is
+"rope/yarn". A class from a user's file is tagged FILE.py:Class.
 """
 
 import dataclasses
@@ -36,7 +36,8 @@ PACKAGES = (
 def type_tag(cls: type) -> str:
     """The tag of a dataclass: "rope/yarn" for one of the package, FILE.py:Class for any other.
 
-    Raises ValueError for a class of the package that declares none, and for one that no file defines.
+    Raises ValueError for a class of the package that declares none, and for one that no file
+    defines.
     """
     if not cls.__module__.startswith("ctxext."):
         file = getattr(sys.modules[cls.__module__], "__file__", None)

@@ -1,4 +1,4 @@
-"""Experiments: to JSON and back, what a directory from elsewhere may not do, identity, loading a file."""
+"""Experiments: JSON and back, type tags and hostile ones, the fingerprint, loading a file."""
 
 import dataclasses
 import inspect
@@ -310,8 +310,8 @@ from ctxext.optim import Optim
 
 def test_a_file_holds_a_value_a_function_or_a_variant(tmp_path: Path):
     (tmp_path / "first_recipe.py").write_text(
-        HEAD
-        + "experiment = Experiment('first', Stdlib('train'), Optim(1e-4), Train(1, 64, 2), rope=methods.Linear(2.0))\n"
+        HEAD + "experiment = Experiment('first', Stdlib('train'), Optim(1e-4), Train(1, 64, 2), "
+        "rope=methods.Linear(2.0))\n"
     )
     (tmp_path / "variant.py").write_text(
         "import dataclasses\nfrom first_recipe import experiment as first\n"

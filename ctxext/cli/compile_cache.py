@@ -13,10 +13,11 @@ MIN_COMPILE_SECONDS = 0.3
 
 
 def keep_programs() -> None:
-    """Let jax keep compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR names another.
+    """Let jax keep compiled programs in the user's cache directory.
 
-    Call it before jax is imported. An empty JAX_COMPILATION_CACHE_DIR keeps none. Every kind of processor has its own
-    directory, because machines that share a home may not be able to run each other's programs.
+    JAX_COMPILATION_CACHE_DIR names another one, or none if it is empty. Call it before jax is
+    imported. Every kind of processor has its own directory, because machines that share a home may
+    not be able to run each other's programs.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = cache / "ctxext" / f"programs-{_processor()}"
@@ -46,7 +47,8 @@ class CompilationCount:
     @property
     def text(self) -> str:
         """The count as one line."""
-        return f"{self.programs} programs compiled in {self.seconds:.0f} s, {self.cached} of them from the cache"
+        compiled = f"{self.programs} programs compiled in {self.seconds:.0f} s"
+        return f"{compiled}, {self.cached} of them from the cache"
 
     def _on_duration(self, event: str, duration_secs: float, **kwargs: str | int | float) -> None:
         if event == "/jax/core/compile/backend_compile_duration":

@@ -1,4 +1,4 @@
-"""Options that argparse does not know: fields of methods and leaves of an experiment, parsed by their types."""
+"""Options that argparse does not know, fields of methods and leaves, parsed by their types."""
 
 import dataclasses
 import difflib
@@ -53,7 +53,8 @@ def parse_flags(arguments: Sequence[str]) -> list[Flag]:
 def field_value(flag: Flag, annotations: Mapping[str, Any]) -> tuple[str, Any] | None:
     """(field, value) if the flag, or the `--no-` form of a switch, is one of the fields; else None.
 
-    annotations: the type of every field, by its name. Raises ValueError for a value of another type.
+    annotations: the type of every field, by its name. Raises ValueError for a value of another
+    type.
     """
     if flag.name in annotations:
         return flag.name, parse_value(flag, annotations[flag.name])
@@ -65,14 +66,14 @@ def field_value(flag: Flag, annotations: Mapping[str, Any]) -> tuple[str, Any] |
 
 
 def unknown_option(flag: Flag, known: Iterable[str], otherwise: str) -> ValueError:
-    """The error for an option that nothing knows: with the nearest of the known names, or `otherwise`."""
+    """The error for an unknown option, with the nearest of the known names, or `otherwise`."""
     close = difflib.get_close_matches(str(flag), [option(name) for name in known], 1, 0.6)
     hint = f"did you mean {close[0]}?" if close else otherwise
     return ValueError(f"unknown option {flag}; {hint}")
 
 
 def is_plain(annotation: Any) -> bool:
-    """Whether values of this type can be typed: numbers, text, switches, choices, and tuples of them."""
+    """Whether a type is made of numbers, text, switches, choices and tuples only."""
     if typing.get_origin(annotation) is typing.Literal:
         return True
     if typing.get_origin(annotation) is tuple or _is_union(annotation):
@@ -83,8 +84,8 @@ def is_plain(annotation: Any) -> bool:
 def parse_value(flag: Flag, annotation: Any) -> Any:
     """The value of a flag as its field wants it. Raises ValueError naming the flag for any other.
 
-    A switch may stand alone. A tuple is several values, a JSON list, or for numbers FILE.json, which holds such a
-    list, or an object with one under the name of the field.
+    A switch may stand alone. A tuple is several values, a JSON list, or for numbers FILE.json,
+    which holds such a list, or an object with one under the name of the field.
     """
     if typing.get_origin(annotation) is tuple:
         return _parse_tuple(flag, annotation)
@@ -156,7 +157,10 @@ def _parse_text(text: str, annotation: Any) -> Any:
 
 
 def _choices(annotation: Any) -> dict[str, Any] | None:
-    """The values of a type that has few, by their text, as Python and as JSON write it; None for other types."""
+    """The values of a type that has few, by their text, as Python and as JSON write it
+
+    None for other types.
+    """
     if typing.get_origin(annotation) is typing.Literal:
         return {str(choice): choice for choice in typing.get_args(annotation)}
     if annotation is bool:

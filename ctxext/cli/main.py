@@ -10,7 +10,7 @@ from ctxext.cli.commands import all_commands
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints a wrong option as one line, and tells its own options from those of methods and experiments."""
+    """Prints errors as one line, and separates its options from those of methods and leaves."""
 
     def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """(words for this parser, options that it does not know, each with the words after it)."""
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of a description, and adds the default to the help of an option that has one."""
+    """Keeps the lines of a description, and adds the default to the help of an option."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         unset = (None, False, "", [], argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Methods on the command line: `--method yarn --factor 8`, the same in every command.
 
-A field of a method that the command line names is an option. It may be written with its seam, `--rope.factor 8`, which
-tells it from an option of the command that has the same name.
+A field of a method that the command line names is an option. It may be written with its seam,
+`--rope.factor 8`, which tells it from an option of the command that has the same name.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from ctxext.model.trainable import TRAINABLE
 def make_methods(names: Sequence[str], arguments: Sequence[str]) -> tuple[Any, ...]:
     """One instance per name; every option sets the field of all methods that have it.
 
-    Raises ValueError for an unknown method, a missing or wrong field, and an option that no method has.
+    Raises ValueError for an unknown method, a missing or wrong field, and an option that no method
+    has.
     """
     flags = parse_flags(arguments)
     methods = [(name, find(name)) for name in names]
@@ -65,7 +66,10 @@ def method_fields(names: Sequence[str]) -> list[str]:
 
 
 def field_values(method: type, flags: Sequence[Flag], seam_name: str) -> dict[str, Any]:
-    """The fields of `method` that the flags set; the last of several wins. Raises ValueError for a wrong value."""
+    """The fields of `method` that the flags set; the last of several wins.
+
+    Raises ValueError for a wrong value.
+    """
     annotations = _annotations(method, seam_name)
     found = [field_value(flag, annotations) for flag in flags]
     pairs = [pair for pair in found if pair is not None]
@@ -73,7 +77,7 @@ def field_values(method: type, flags: Sequence[Flag], seam_name: str) -> dict[st
 
 
 def refuse_unknown(flags: Sequence[Flag], methods: Sequence[type]) -> None:
-    """Raises ValueError, with a suggestion, for a flag that is not a field of any of the methods."""
+    """Raises ValueError, with a suggestion, for a flag that is not a field of the methods."""
     known: dict[str, Any] = {}
     plain: list[str] = []
     for method in methods:
@@ -98,7 +102,7 @@ def _method_of_experiment(name: str) -> tuple[type, str]:
 
 
 def _shared_fields(current: Any, method: type) -> dict[str, Any]:
-    """The values of the fields that `current`, unless it is of the same class, has in common with `method`."""
+    """The fields of `current` that `method`, if it is another class, has too."""
     if current is None or type(current) is method:
         return {}
     names = {field.name for field in dataclasses.fields(method)}

@@ -1,4 +1,7 @@
-"""Options that several commands share, each group with what reads it. Nothing heavy is imported here."""
+"""Options that several commands share, each group with what reads it.
+
+Nothing heavy is imported here.
+"""
 
 import argparse
 import re
@@ -16,7 +19,7 @@ def dtype(name: str) -> str:
 
 
 class LazyNames:
-    """Choices of an option that are loaded only to be checked or printed, because that imports jax."""
+    """Choices that are loaded only to be checked or printed, because loading imports jax."""
 
     def __init__(self, load: Callable[[], Iterable[str]], *, others: bool = False) -> None:
         """others: accept every other name too, because it is checked later."""
@@ -39,7 +42,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     """--coordinator, --num-processes and --process-id; `main` reads them."""
     group = parser.add_argument_group(
         "many processes",
-        "Run the same command in each process. Slurm, Open MPI, Kubernetes and Cloud TPU set these by themselves.",
+        "Run the same command in each process. Slurm, Open MPI, Kubernetes and Cloud TPU set "
+        "these by themselves.",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="A free port of process 0.")
     group.add_argument(
@@ -63,7 +67,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE.py:Class",
-        help="Frequencies, attention or positions, see ctxext methods; may be given several times. The fields of a "
+        help="Frequencies, attention or positions, see ctxext methods; may be given several times. "
+        "The fields of a "
         "method are options too: --method yarn --factor 4 --beta-fast 16.",
     )
 
@@ -74,7 +79,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="latest",
         metavar="latest|best|STEP",
-        help="Which checkpoint of a run; best is the one of the lowest training loss, see train.keep_best.",
+        help="Which checkpoint of a run; best: of the lowest training loss, see train.keep_best.",
     )
 
 
@@ -166,7 +171,7 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         "--init", metavar="DIR", help="The base checkpoint: an HF or run directory, or a hub name."
     )
     add_method(parser)
-    parser.epilog = "Every leaf of the experiment is an option: --train.steps 400 --rope.factor 8 --data.path DIR"
+    parser.epilog = "Every leaf is an option: --train.steps 400 --rope.factor 8 --data.path DIR"
 
 
 def base_config(args: argparse.Namespace) -> Callable[[], Any]:
@@ -182,7 +187,7 @@ def base_config(args: argparse.Namespace) -> Callable[[], Any]:
 
 
 def read_experiment(args: argparse.Namespace, rest: list[str], *, trial: str | None = None) -> Any:
-    """The experiment of the file, or one of its sweep, with --init, --method and every leaf option applied.
+    """The experiment of the file, or one of its sweep, with all options applied.
 
     Raises ValueError for an unknown trial or option.
     """
@@ -201,7 +206,10 @@ def read_experiment(args: argparse.Namespace, rest: list[str], *, trial: str | N
 
 
 def change_experiment(experiment: Any, args: argparse.Namespace, rest: list[str]) -> Any:
-    """An experiment with --init, --method and every leaf option applied. Raises ValueError for an unknown option."""
+    """An experiment with --init, --method and every leaf option applied.
+
+    Raises ValueError for an unknown option.
+    """
     from ctxext.cli.overrides import override
 
     init = ["--init", args.init] if args.init else []
@@ -240,7 +248,8 @@ def add_track(parser: argparse.ArgumentParser) -> None:
         default="wandb",
         choices=LazyNames(_trackers, others=True),  # pyright: ignore[reportArgumentType]
         metavar="NAME,...",
-        help="Trackers to log to: %(choices)s. wandb is online if it is configured, else offline; metrics.jsonl is "
+        help="Trackers to log to: %(choices)s. wandb is online if it is configured, else offline; "
+        "metrics.jsonl is "
         "always written.",
     )
 
@@ -261,7 +270,10 @@ def read_trackers(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def inspect(args: argparse.Namespace, experiment: Any) -> bool:
-    """Serve --print-config and --dry-run. Returns whether one of them was given, so that nothing is to be run."""
+    """Serve --print-config and --dry-run.
+
+    Returns whether one of them was given, so that nothing is to be run.
+    """
     import json
 
     from ctxext.serialization import to_json

@@ -1,4 +1,4 @@
-"""Leaves of an experiment as options: `--train.steps 400` replaces one number, whatever the file says."""
+"""Leaves of an experiment as options: `--train.steps 400` replaces one number of the file."""
 
 import dataclasses
 import typing
@@ -13,7 +13,7 @@ from ctxext.experiment import Experiment
 def override(
     experiment: Experiment, arguments: Sequence[str], *, methods: Sequence[str] = ()
 ) -> Experiment:
-    """The experiment with `methods` in their seams and every option applied, fields of methods and leaves.
+    """The experiment with `methods` in their seams, and with all their fields and leaves set.
 
     Raises ValueError for an unknown option, with a suggestion, and for a value that does not fit.
     """
@@ -39,7 +39,10 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 def _leaf_values(
     experiment: Experiment, flags: Sequence[Flag], methods: Sequence[str]
 ) -> dict[str, Any]:
-    """The new values of leaves, by their dotted names. Raises ValueError for a flag that is not a leaf."""
+    """The new values of leaves, by their dotted names.
+
+    Raises ValueError for a flag that is not a leaf.
+    """
     annotations = leaves(experiment)
     values: dict[str, Any] = {}
     for flag in flags:
@@ -52,7 +55,7 @@ def _leaf_values(
 
 
 def _replace(value: Any, changes: Mapping[str, Any]) -> Any:
-    """A dataclass with dotted fields replaced; each part is made once, so that only the whole has to be valid."""
+    """A dataclass with dotted fields replaced, each part once: only the whole has to be valid."""
     parts: dict[str, dict[str, Any]] = {}
     for name, change in changes.items():
         head, _, rest = name.partition(".")
@@ -68,7 +71,8 @@ def _unknown(flag: Flag, experiment: Experiment, known: Sequence[str]) -> ValueE
     name = flag.name.partition(".")[0]
     if "." not in flag.name and name in {field.name for field in dataclasses.fields(experiment)}:
         return ValueError(
-            f"{flag} is not a single value: set one of its fields, as {flag}.FIELD, name a method with --method, or "
+            f"{flag} is not a single value: set one of its fields, as {flag}.FIELD, name a method "
+            "with --method, or "
             "write it into the experiment file"
         )
     if getattr(experiment, name, ...) is None:

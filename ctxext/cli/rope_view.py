@@ -15,7 +15,10 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 
 @dataclasses.dataclass(frozen=True)
 class RopeView:
-    """The frequencies of methods over one base at `seq_len` tokens, and the pairs that extrapolate at `target`."""
+    """The frequencies of methods over one base at `seq_len` tokens.
+
+    target: the length, in tokens, at which pairs may extrapolate.
+    """
 
     methods: tuple[RopeScaling, ...]
     base: RopeBase
@@ -34,12 +37,14 @@ class RopeView:
     ) -> "RopeView":
         """Without `seq_len` the target is the largest factor times `original`.
 
-        Raises ValueError for methods that are not frequencies, and for those that depend on the length without one.
+        Raises ValueError for methods that are not frequencies, and for those that depend on the
+        length without one.
         """
         for method in methods:
             if not isinstance(method, RopeScaling):
                 raise ValueError(
-                    f"{label([method])} does not change frequencies; ctxext methods lists those that do"
+                    f"{label([method])} does not change frequencies; ctxext methods lists those "
+                    "that do"
                 )
             if method.depends_on_length and seq_len is None:
                 raise ValueError(f"{label([method])} depends on the length; give --seq-len")
@@ -71,7 +76,8 @@ class RopeView:
         """For each method a summary, then a line per pair of dimensions."""
         base = self.base
         window = base.original_max_position_embeddings
-        header = f"head_dim {base.head_dim}, theta {base.theta:g}, window {window:,}, target {self.target:,} tokens"
+        header = f"head_dim {base.head_dim}, theta {base.theta:g}, window {window:,}, "
+        header += f"target {self.target:,} tokens"
         if self.target == window:
             header += " (--seq-len gives another target)"
         lines = [header]
@@ -99,7 +105,8 @@ class RopeView:
         scale = rope.attention_factor
         yield f"{waves.method}: attention factor {scale:.9g} (logits x {scale**2:.6g})"
         yield (
-            f"  {waves.slow.sum()} of {len(waves.wavelengths)} pairs never turn in {window:,} tokens; "
+            f"  {waves.slow.sum()} of {len(waves.wavelengths)} pairs never turn in {window:,} "
+            "tokens; "
             f"{(~waves.seen).sum()} never did in pre-training; "
             f"{waves.extrapolated(self.target).sum()} are extrapolated at {self.target:,}"
         )
@@ -110,7 +117,8 @@ class RopeView:
     def _pairs_of_one(self) -> Iterator[str]:
         (waves,) = self.spectra
         ((_, rope),) = self._ropes()
-        yield f"{'pair':>4} {'inv_freq':>15} {'of base':>9} {'wavelength':>12} {'turns in window':>16}"
+        columns = f"{'pair':>4} {'inv_freq':>15} {'of base':>9} {'wavelength':>12}"
+        yield f"{columns} {'turns in window':>16}"
         pairs = zip(rope.inv_freq, self.base.inv_freq, waves.wavelengths, strict=True)
         for pair, (inv_freq, plain, wavelength) in enumerate(pairs):
             ratio = inv_freq / plain

@@ -60,7 +60,7 @@ def example(method: type, config: LlamaConfig) -> Any:
 
 
 def places(method: Any, config: LlamaConfig) -> dict[str, dict[str, str]]:
-    """{"how": ...} of a method over `config` for every format; if it is "refused", with a "reason"."""
+    """{"how": ...} of a method for every format; where it is "refused", with its "reason"."""
     return {name: _place(method, config, name) for name in COLUMNS}
 
 

@@ -1,4 +1,4 @@
-"""Complete a prompt or chat: text as soon as it is certain, where it stopped, and how fast it was."""
+"""Complete a prompt or chat, printing text as soon as no later token can change it."""
 
 import dataclasses
 import sys
@@ -28,7 +28,8 @@ class Completion:
     prompt_tokens: int
     seconds: float
     tokens_per_second: float | None
-    """Speed after the first token, so that compilation does not count; None if there is no second one."""
+    """Speed after the first token, so that compilation does not count; None if there is no second
+    one."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -118,10 +119,10 @@ class TextGenerator:
 def decode_stream(
     tokenizer: Tokenizer, prompt: Sequence[int], chunks: Iterable[Sequence[int]]
 ) -> Iterator[str]:
-    """The text of chunks of ids after `prompt`, in parts that no later id changes: never half a character.
+    """The text of chunks of ids after `prompt`, in parts that no later id changes.
 
-    Joined, the parts are what the decoded whole has after the decoded prompt, leading space included, without a
-    character that the last id leaves unfinished.
+    Joined, the parts are what the decoded whole has after the decoded prompt, leading space
+    included, without a character that the last id leaves unfinished.
     """
     context = list(prompt)
     new: list[int] = []
@@ -141,7 +142,7 @@ def decode_stream(
 
 
 def stop_ids(lm: LM, source: str | Path) -> list[int]:
-    """The ids that end an answer: those of config.json, of generation_config.json and of the tokenizer."""
+    """The ids that end an answer: of config.json, generation_config.json and the tokenizer."""
     file = loading.locate(source) / "generation_config.json"
     configured = read_json(file).get("eos_token_id") if file.is_file() else None
     ids: set[int] = set()
@@ -154,12 +155,16 @@ def stop_ids(lm: LM, source: str | Path) -> list[int]:
 
 
 def read_prompt(text: str | None, file: str | None) -> str:
-    """The text itself, or the content of a file, "-" for standard input. Raises ValueError if neither is given."""
+    """The text itself, or the content of a file, "-" for standard input.
+
+    Raises ValueError if neither is given.
+    """
     if text is not None:
         return text
     if file is None:
         raise ValueError(
-            "give --prompt TEXT or --prompt-file FILE (- for a pipe); in a terminal, --chat asks for one"
+            "give --prompt TEXT or --prompt-file FILE (- for a pipe); in a terminal, --chat asks "
+            "for one"
         )
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

@@ -19,7 +19,7 @@ Launcher = Callable[[Sequence[Trial], Resources], Iterator[Outcome]]
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
-    """The outcome of every trial, and the report on the successful ones (None if there are none)."""
+    """The outcome of every trial, and the report on the successful ones, if there are any."""
 
     outcomes: dict[str, Outcome]
     runs: list[Path]

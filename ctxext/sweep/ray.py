@@ -8,7 +8,7 @@ from ctxext.sweep.trial import Outcome, Resources, Trial
 
 
 def launch(trials: Sequence[Trial], resources: Resources) -> Iterator[Outcome]:
-    """Run a task for each trial with its CPUs and GPUs, again elsewhere if its node is lost or it fails.
+    """Run a task for each trial, and run it again elsewhere if its node is lost or it fails.
 
     The run directories must be on a file system that all nodes share. Raises ValueError without
     ray, or if no cluster answers at `resources.address`.

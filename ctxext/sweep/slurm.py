@@ -1,4 +1,4 @@
-"""Run trials as an array of Slurm jobs through submitit; a job out of time is requeued and resumes."""
+"""Run trials as Slurm jobs through submitit; a job out of time is requeued and resumes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def wandb_yaml(file: str | Path, names: Sequence[str], arguments: Sequence[str] = ()) -> str:
-    """A grid over the trials, to which leaves of the experiment such as optim.learning_rate can be added.
+    """A grid over the trials; leaves such as optim.learning_rate can be added as parameters.
 
     arguments: options of every trial.
     """

@@ -37,7 +37,7 @@ class Tracker(NamedTuple):
     extra: str = ""
 
     def load(self) -> Any:
-        """The class of the sink; it is made of an experiment, its run directory, a group and a job."""
+        """The class of the sink; it takes an experiment, its run directory, a group and a job."""
         module, _, name = self.sink.partition(":")
         return getattr(importlib.import_module(module), name)
 
@@ -53,7 +53,10 @@ DEFAULT_TRACKERS = ("wandb",)
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """The trackers of "wandb,tensorboard". Raises ValueError for an unknown one or a missing package."""
+    """The trackers of "wandb,tensorboard".
+
+    Raises ValueError for an unknown one or a missing package.
+    """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in TRACKERS:
@@ -81,7 +84,7 @@ def start_sinks(
     group: str = "",
     job: str = "train",
 ) -> Iterator[list[Sink]]:
-    """The sinks of a run, finished at the end of the block. Of many processes only the first has any.
+    """The sinks of a run, finished at the end of the block. Only the primary process has any.
 
     group: the runs to compare this one with; by default all runs of the experiment's name.
     job: "train", "run" (which also evaluates) or "baseline".

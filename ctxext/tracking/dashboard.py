@@ -1,4 +1,4 @@
-"""The wandb workspace of a project: training, length generalisation, retrieval, comparison of methods."""
+"""The wandb workspace of a project: training, lengths, retrieval, comparison of methods."""
 
 import importlib.util
 import json
@@ -116,6 +116,7 @@ def save(project: str, entity: str = "") -> str:
         return new.save().url
     except Exception as error:  # of whatever transport wandb uses
         raise ValueError(
-            f"wandb did not save the dashboard of {new.entity}/{project} ({error}); the project must exist: track a "
+            f"wandb did not save the dashboard of {new.entity}/{project} ({error}); the project "
+            "must exist: track a "
             "run in it first"
         ) from error

@@ -17,7 +17,7 @@ class Sink:
     """Takes measurements. A method does nothing unless a subclass has a use for it."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """One row of training metrics after `step` finished steps; an `alarm` is text for people."""
+        """Take one row of training metrics after `step` finished steps; an `alarm` is a message."""
 
     def records(self, records: list[EvalRecord]) -> None:
         """Records of evaluations. The run itself keeps them in records.jsonl."""
@@ -38,7 +38,7 @@ class Sink:
 
     @classmethod
     def upload_command(cls, run: Path) -> str:
-        """The command that uploads what this tracker keeps in a run directory; "" if nothing is left."""
+        """The command that uploads what is kept in a run directory; "" if nothing is left."""
         return ""
 
 

@@ -46,7 +46,7 @@ class TensorBoardSink(Sink):
             writer.close()
 
     def _writer(self, kind: str, step: int = 0) -> Any:
-        """The writer of a subdirectory, which hides what was written from `step` on when it opens."""
+        """The writer of a subdirectory; opening it hides what was written from `step` on."""
         if kind not in self._writers:
             self._writers[kind] = self._writer_class(str(self._directory / kind), purge_step=step)
         return self._writers[kind]

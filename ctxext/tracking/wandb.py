@@ -1,4 +1,4 @@
-"""Weights & Biases: one wandb run per run directory, online if configured, else offline for `wandb sync`."""
+"""Weights & Biases: one wandb run per run directory, online if configured, else offline."""
 
 import json
 import netrc
@@ -37,7 +37,7 @@ OFFLINE_RUNS = ("wandb/offline-run-*", "baselines/*/wandb/offline-run-*")
 
 
 class WandbSink(Sink):
-    """Metrics by `train/step`; evaluations by `eval/seq_len` and as a table; heatmaps; references to checkpoints.
+    """Metrics by `train/step`, evaluations by `eval/seq_len` and as a table, heatmaps, checkpoints.
 
     A run directory keeps the id of its wandb run, so that a resumed run continues it. If a server
     does not answer, the run is kept offline, which is printed on stderr.
@@ -105,7 +105,8 @@ class WandbSink(Sink):
             self._run.finish(exit_code=int(failed))
         except TimeoutError:
             print(
-                "wandb has not uploaded everything in time; upload the rest with: wandb sync --no-skip-online "
+                "wandb has not uploaded everything in time; upload the rest with: wandb sync "
+                "--no-skip-online "
                 f"{Path(self._run.dir).parent}",
                 file=sys.stderr,
             )
@@ -122,7 +123,8 @@ class WandbSink(Sink):
         self._wandb.teardown()  # its service would say that the run's id is taken
         run = self._wandb.init(mode="offline", **arguments)
         print(
-            f"wandb does not answer ({reason}); this run is kept offline, upload it with: wandb sync "
+            f"wandb does not answer ({reason}); this run is kept offline, upload it with: wandb "
+            "sync "
             f"{Path(run.dir).parent}",
             file=sys.stderr,
         )
@@ -179,7 +181,10 @@ def wandb_mode() -> Any:
 
 
 def default_entity() -> str:
-    """The user or team whose projects are meant if none is named. Raises ValueError without a login."""
+    """The user or team whose projects are meant if none is named.
+
+    Raises ValueError without a login.
+    """
     if wandb_mode() != "online":
         raise ValueError(
             "not logged in to wandb: set WANDB_API_KEY or run `wandb login`; --json needs no login"

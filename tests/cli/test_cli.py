@@ -1,4 +1,4 @@
-"""Every command on real directories, and every kind of bad input: one line, exit code 2, nothing half-written."""
+"""Every command on real directories; bad input is one line, exits with 2 and leaves nothing."""
 
 import json
 import re
@@ -33,9 +33,12 @@ from ctxext.rope import Unscaled
 experiment = Experiment(
     name="cli-test", init={init!r}, rope=Yarn(factor=4.0),
     data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
-    optim=Optim(learning_rate=1e-3), train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1),
-    evals=(Retrieval(seq_lens=(64, 256), depths=(0.0, 1.0), n=2), Perplexity(seq_lens=(64, 256), num_documents=2,
-                                                                           target_tokens=32)),
+    optim=Optim(learning_rate=1e-3),
+    train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1),
+    evals=(
+        Retrieval(seq_lens=(64, 256), depths=(0.0, 1.0), n=2),
+        Perplexity(seq_lens=(64, 256), num_documents=2, target_tokens=32),
+    ),
     zero_shot=(Unscaled(), Linear(4.0), SelfExtend(4, 16)),
 )
 """
@@ -157,7 +160,7 @@ def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Pat
 def test_every_command_opens_the_checkpoint_it_is_told_to(
     base: Path, tmp_path: Path, capsys
 ) -> None:
-    """A learning rate that ruins the model: the best checkpoint is an early one, and equals a run that ends there."""
+    """At a ruinous learning rate the best checkpoint is early, and equals a run that ends there."""
     file, run = tmp_path / "experiment.py", tmp_path / "run"
     file.write_text(EXPERIMENT.format(init=str(base)))
     ruin = [
@@ -251,7 +254,7 @@ def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, cap
         config["rope_scaling"]["rope_type"] == "linear" and config["max_position_embeddings"] == 256
     )
     assert data(capsys, "prove", str(out))["equal"]
-    # The export carries its scaling: it writes what the base writes under the same method, and not what the base does.
+    # The export carries its scaling: it generates what the base does under the same method.
     texts = []
     for source, method in ((out, []), (base, ["--method", "linear", "--factor", "4"])):
         capsys.readouterr()
@@ -357,7 +360,7 @@ def test_a_run_that_evaluates_nothing_ends_well(
 
 @pytest.mark.check
 def test_methods_from_a_file_go_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
-    """The file of the README: flags, two training steps, evaluation, export, proof, and the plot."""
+    """The file of the README: options, two training steps, evaluation, export, proof, plot."""
     file, _ = finished
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (source,) = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, re.DOTALL)

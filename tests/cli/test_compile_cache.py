@@ -35,7 +35,7 @@ def run(home: Path) -> list:
 
 
 def test_a_second_process_compiles_nothing(tmp_path: Path):
-    """Two programs: compiled by the first process, found by the second in the user's cache directory."""
+    """Two programs: the first process compiles them, the second reads them from the cache."""
     first, second = run(tmp_path), run(tmp_path)
     assert first[:3] == [2, 0, True] and second[:3] == [2, 2, True]
     assert (

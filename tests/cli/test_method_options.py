@@ -1,4 +1,4 @@
-"""Methods and leaves on the command line: one spelling for all commands, values by their types, suggestions."""
+"""Methods and leaves on the command line: one spelling, values by their types, suggestions."""
 
 import dataclasses
 import json

@@ -54,7 +54,7 @@ def test_interpolation_extrapolates_nothing_at_any_factor(factor: float):
 
 
 def test_pairs_that_are_stopped_or_made_faster():
-    """Over 100 tokens at theta 10000, 4 pairs: waves 6.3, 63, 628, 6283; divisors 1, 20, 0.5 and 1e9."""
+    """100 tokens, theta 10000, 4 pairs: waves 6.3, 63, 628, 6283; divisors 1, 20, 0.5, 1e9."""
     base = RopeBase(8, 10000.0, 100)
     found = spectrum(Custom((1.0, 20.0, 0.5, 1e9), 1.0), base, 100)
     assert found.seen.tolist() == [True, True, False, False]

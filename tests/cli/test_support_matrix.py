@@ -1,4 +1,4 @@
-"""The matrix of `ctxext methods` against exports that are really written, and against what readers make of them."""
+"""The matrix of `ctxext methods` against real exports and what their readers make of them."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
 
 
 def written_or_refused(place: dict[str, str], out: Path, write: Callable[[], object]) -> bool:
-    """True if it was written as the matrix says, False if refused with the very reason of the matrix."""
+    """True if written as the matrix says, False if refused with the reason of the matrix."""
     if place["how"] != "refused":
         write()
         return True
@@ -104,7 +104,7 @@ def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
-    """The run's files say the method, as those of a run that trained it do; its base has the frequencies if any can."""
+    """The run's files name the method, as if it had trained it; its base has the frequencies."""
     base, run = adapter_run
     method, place, out = METHODS[name], places(METHODS[name], TINY)["peft"], tmp_path / "adapter"
     shutil.copytree(run, tmp_path / "run")
@@ -125,7 +125,7 @@ def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
 
 
 def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:
-    """Frequencies and m of the export in vLLM, one table for all lengths: transformers' functions and vLLM's own m."""
+    """Frequencies by transformers' functions and the attention factor by vLLM's own rule."""
     import torch
     import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

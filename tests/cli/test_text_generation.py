@@ -1,4 +1,4 @@
-"""What `ctxext generate` prints and says: whole characters as they come, stops, chats of several turns, bad input."""
+"""`ctxext generate`: whole characters as they come, stops, chats of several turns, bad input."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def test_the_stream_is_the_text_and_never_half_a_character(tokenizer):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory):
-    """An untrained model with added tokens and a ChatML template; its answers are made of any ids."""
+    """An untrained model with added tokens and a ChatML template; it answers with any ids."""
     config = LlamaConfig(448, 32, 48, 1, 2, 2, 16, 1e-5, 1e4, 64)
     path = tmp_path_factory.mktemp("model") / "hf"
     params = jax.tree.map(

@@ -1,7 +1,7 @@
-"""A stand-in for the Weights & Biases server on the loopback interface: what the real client sends is kept for tests.
+"""A stand-in for the Weights & Biases server on the loopback interface.
 
-It answers the GraphQL operations that runs, artifacts, sweeps and saved views need; any other gets an error, which the
-client tolerates where it only probes for features.
+It answers the GraphQL operations that runs, artifacts, sweeps and saved views need; any other gets
+an error, which the client tolerates where it only probes for features.
 """
 
 import dataclasses
@@ -64,7 +64,8 @@ class Backend:
         self.sweep = ""
         """The YAML of the sweep, as it was registered."""
         self.orders: list[dict[str, Any]] = []
-        """What the sweep's agent is told to do, one order per heartbeat; when no more and no run are left, to exit."""
+        """What the sweep's agent is told to do, one order per heartbeat; when no more and no run
+        are left, to exit."""
         self.answers = threading.Event()
         """While it is not set, requests are taken and nothing is said."""
         self.answers.set()

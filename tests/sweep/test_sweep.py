@@ -1,4 +1,4 @@
-"""Sweeps: real trials in processes, one that fails, what is done is not done again, one report over the rest."""
+"""Sweeps: real trials, one that fails, finished ones not repeated, one report on the rest."""
 
 import json
 import signal
@@ -27,8 +27,9 @@ from ctxext.methods.yarn import Yarn
 from ctxext.optim import Optim
 
 one = Experiment(
-    name="pi", init="tiny-llama", rope=Linear(2.0), data=Stdlib("train"), optim=Optim(learning_rate=1e-4),
-    train=Train(steps=0, seq_len=512, batch_size=1), evals=(Retrieval(seq_lens=(512,), n=2),), export=None,
+    name="pi", init="tiny-llama", rope=Linear(2.0), data=Stdlib("train"),
+    optim=Optim(learning_rate=1e-4), train=Train(steps=0, seq_len=512, batch_size=1),
+    evals=(Retrieval(seq_lens=(512,), n=2),), export=None,
 )
 
 def sweep():
@@ -58,7 +59,7 @@ def command(arguments: list[str]) -> tuple[int, dict, str]:
 
 
 def holds_together(file: Path, out: Path, *options: str) -> None:
-    """Two trials end well, one names itself and its reason; once that is gone, it alone is run, and all are done."""
+    """Two trials succeed, one fails with its reason; once that is fixed, only this one is run."""
     asks = asked(file, out, "--jobs", "2", "--json", *options)
     status, found, _ = command(asks)
     trials = {name: bool(one["status"]) for name, one in found["trials"].items()}
@@ -111,7 +112,8 @@ def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
     def start(trial: sweep.Trial) -> subprocess.Popen:
         code = (
-            f"import pathlib, sys; p = pathlib.Path({str(counter)!r}); n = p.read_text() if p.exists() else ''; "
+            f"import pathlib, sys; p = pathlib.Path({str(counter)!r}); n = p.read_text() if "
+            "p.exists() else ''; "
             "p.write_text(n + 'x'); sys.exit(len(n) < 2)"
         )
         return subprocess.Popen([sys.executable, "-c", code])

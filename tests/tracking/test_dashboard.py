@@ -1,4 +1,4 @@
-"""The workspace: its sections show what trackers log, it reads back in wandb's own types, and it is saved once."""
+"""The workspace: its sections show what trackers log, and it is saved once."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_sections_show_what_is_logged(capsys):
 
 
 def test_all_that_training_logs_is_drawn(tmp_path):
-    """A real run's metrics: loss and speed, the probe's logits of each layer, loss by position, and the drift."""
+    """A real run's metrics: loss and speed, logits of each layer, loss by position, drift."""
     pytest.importorskip("wandb_workspaces")
     experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=4, monitor_every=2)
     run = RunDir(tmp_path / "run").open(experiment)

@@ -1,4 +1,4 @@
-"""TensorBoard's event files and trackio's database, read back; heatmaps as pixels; names that are not trackers."""
+"""TensorBoard's event files and trackio's database, read back; heatmaps; unknown trackers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command line with the real wandb client and a stand-in server: a whole run, and one of a sweep's agent."""
+"""The command line with the real wandb client and a stand-in server: a run, and a sweep's agent."""
 
 import json
 import os
@@ -34,8 +34,11 @@ from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 
 experiment = Experiment(
-    name="tracked", init={init!r}, rope=Yarn(factor=2.0), data=Stdlib("heldout"), optim=Optim(learning_rate=1e-3),
-    train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1, monitor_every=2),
+    name="tracked", init={init!r}, rope=Yarn(factor=2.0), data=Stdlib("heldout"),
+    optim=Optim(learning_rate=1e-3),
+    train=Train(
+        steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1, monitor_every=2
+    ),
     evals=(Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2),
            Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=32)),
     zero_shot=(Unscaled(),), baselines=(Linear(2.0),),
@@ -99,7 +102,7 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
 
 @pytest.mark.check
 def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
-    """`ctxext sweep --wandb-yaml`, a parameter added by hand, `wandb sweep`, and `wandb agent` until it has to exit."""
+    """`ctxext sweep --wandb-yaml` with a parameter added by hand, `wandb sweep`, `wandb agent`."""
     file.write_text(file.read_text() + SWEEP)
     with wandb_server.serving() as (backend, _):
         environment = {

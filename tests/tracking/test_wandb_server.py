@@ -1,4 +1,4 @@
-"""The real wandb client against a stand-in server: a run arrives whole, goes on, is synced, and outlives the server."""
+"""The real wandb client and a stand-in server: runs arrive whole, resume, sync, outlive it."""
 
 import json
 import subprocess

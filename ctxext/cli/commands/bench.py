@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["eval"],
         metavar="PART",
-        help="eval, step, prefill, decode, attention, loss, memory (steps of 8k to 64k tokens), io.",
+        help="eval, step, prefill, decode, attention, loss, io, memory (of 8k to 64k tokens).",
     )
     parser.add_argument(
         "--against", choices=["hf"], help="Do the same with transformers on torch, interleaved."

@@ -19,9 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         choices=options.LazyNames(_tasks, others=True),  # pyright: ignore[reportArgumentType]
-        help="Retrieval: %(choices)s, and as published passkey:landmark|yarn|pi|longlora. Suites: ruler, and "
-        "ruler:reference with RULER's own samples. Text: ppl, ppl:token|yarn|pi|longlora|truncate, longppl, and "
-        "longppl:DIR with the key tokens that the model in DIR finds. controls: every named retrieval without its "
+        help="Retrieval: %(choices)s, and as published passkey:landmark|yarn|pi|longlora. "
+        "Suites: ruler, and "
+        "ruler:reference with RULER's own samples. Text: ppl, "
+        "ppl:token|yarn|pi|longlora|truncate, longppl, and "
+        "longppl:DIR with the key tokens that the model in DIR finds. controls: every named "
+        "retrieval without its "
         "needle and without its haystack. Default: the standard suite.",
     )
     parser.add_argument(
@@ -41,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--haystack",
         default="stdlib",
         metavar="PATH",
-        help="The text around needles and for perplexity: stdlib, or text, JSONL, Parquet or Arrow files.",
+        help="The text for needles and perplexity: stdlib, or text, JSONL, Parquet or Arrow files.",
     )
     parser.add_argument(
         "--questions",

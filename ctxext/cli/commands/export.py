@@ -32,7 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         type=options.dtype,
         choices=[*options.DTYPES.values(), "q8_0"],
-        help="The number type, also as f32, f16, bf16; q8_0 is for gguf; default: that of HF_DIR, else bfloat16.",
+        help="The number type, also as f32, f16, bf16; q8_0 is for gguf; default: that of HF_DIR, "
+        "else bfloat16.",
     )
     parser.add_argument(
         "--seq-len",
@@ -77,7 +78,8 @@ def _export_adapter(args: argparse.Namespace, rest: list[str]) -> None:
 
     if rest or args.method or args.adapter or args.dtype or args.seq_len or args.shards:
         raise ValueError(
-            "--to peft writes what a run trained, as it is, in float32; it takes only --base and --out"
+            "--to peft writes what a run trained, as it is, in float32; it takes only --base and "
+            "--out"
         )
     export.export_adapter(
         args.source,

@@ -1,4 +1,4 @@
-"""Run tasks of lm-evaluation-harness on a model, or on a model and its base. Needs the extra lm-eval.
+"""Run tasks of lm-evaluation-harness on a model, and on its base. Needs the extra lm-eval.
 
 ctxext harness RUN --tasks hellaswag arc_easy --against BASE
 """

@@ -1,4 +1,4 @@
-"""Tell whether an experiment fits: memory, operations, and the longest context. Nothing is allocated.
+"""Tell whether an experiment fits: memory, operations, the longest context; allocates nothing.
 
 ctxext plan experiments/llama2_7b_yarn_8k.py --topology h100:8
 ctxext plan experiments/llama2_7b_yarn_8k.py --mesh.fsdp 16 --train.seq-len 32768
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="Ask the compiler of the accelerator, for which no device is needed: extra plan or plan-gpu.",
+        help="Ask the compiler of the accelerator, which needs no device: extra plan or plan-gpu.",
     )
     parser.add_argument(
         "--precise",

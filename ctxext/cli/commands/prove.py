@@ -22,7 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="RUN|HF_DIR",
-        help="The model to compare with, instead of the export itself. GGUF needs one; for an adapter it is the base.",
+        help="The model to compare with, instead of the export itself. GGUF needs one; for an "
+        "adapter it is the base.",
     )
     options.add_method(parser)
     parser.add_argument(

@@ -34,5 +34,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     tasks = args.tasks or tuple(RULER_TASKS)
     prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=tasks)
     print(
-        f"wrote {args.out}; evaluate with: ctxext eval {args.source} --evals ruler:reference --ruler {args.out}"
+        f"wrote {args.out}; evaluate with: ctxext eval {args.source} --evals ruler:reference "
+        f"--ruler {args.out}"
     )

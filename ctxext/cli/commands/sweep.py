@@ -1,9 +1,10 @@
-"""Run every experiment that sweep() of a file yields, here, on Ray or on Slurm, and report on all of them.
+"""Run every experiment that sweep() of a file yields, here, on Ray or on Slurm; one report.
 
 ctxext sweep experiments/sweep.py --out runs/sweep --jobs 2
 ctxext sweep experiments/sweep.py --out runs/sweep --launcher slurm --gpus 8 --partition a100
 
-Methods and leaves, as in `ctxext run`, change all trials. The same command resumes what is not finished.
+Methods and leaves, as in `ctxext run`, change all trials. The same command resumes what is not
+finished.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         default="local",
         choices=["local", "ray", "slurm", "submitit-local"],
-        help="ray and slurm need the extras of these names; submitit-local runs Slurm's jobs on this machine.",
+        help="ray and slurm need the extras of these names; submitit-local runs Slurm's jobs here.",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Trials at a time.")
     parser.add_argument(
