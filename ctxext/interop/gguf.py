@@ -113,7 +113,7 @@ def _type_of(library: Any, tensor: LazyTensor, dtype: str) -> Any:
 
 
 def _to_bytes(library: Any, array: np.ndarray, ggml_type: Any, name: str) -> np.ndarray:
-    """The bytes of a tensor. Raises ValueError for values that are not finite, or not once stored."""
+    """The bytes of a tensor. Raises ValueError if values are not finite, or not once stored."""
     if ggml_type.name == "Q8_0":
         largest_scale = np.abs(array).max() / 127
         cast(largest_scale, numpy_dtype("float16"), name)

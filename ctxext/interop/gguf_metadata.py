@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file: the shape of the model, and its frequencies as llama.cpp reads them."""
+"""The metadata of a GGUF file: the model's shape, and frequencies as llama.cpp reads them."""
 
 from typing import Any
 

@@ -40,7 +40,8 @@ def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
     tokenizer.check_fits(config.vocab_size)
     if MODEL not in tokenizer.files:
         raise ValueError(
-            f"GGUF is written with a SentencePiece {MODEL}, which this model does not have; use --to hf"
+            f"GGUF is written with a SentencePiece {MODEL}, which this model does not have; use "
+            "--to hf"
         )
     model = tokenizer.files[MODEL]
     to_tokenizer_json(model)  # refuses models without Llama's settings

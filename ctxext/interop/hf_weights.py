@@ -107,7 +107,10 @@ def slots(params: Params, family: Family = LLAMA) -> dict[str, Slot]:
 
 
 def lazy_tensors(config: LlamaConfig, params: Params) -> dict[str, LazyTensor]:
-    """The tensors of a tree, to be written. Raises ValueError if their shapes are not those of `config`."""
+    """The tensors of a tree, to be written.
+
+    Raises ValueError if their shapes are not those of `config`.
+    """
     expected = _expected_shapes(config)
     named = slots(params, family_of(config))
     shapes = {name: slot.shape for name, slot in named.items()}
@@ -232,7 +235,7 @@ def _bounded(index: Index, shape: tuple[int, ...]) -> Index:
 
 
 def wait_for_primary(tensors: dict[str, LazyTensor]) -> None:
-    """Take part in gathering the tensors that the primary process writes, and wait until it is done."""
+    """Help to gather the tensors that the primary process writes, and wait until it is done."""
     for tensor in tensors.values():
         tensor.read()
     distributed.barrier()

@@ -18,7 +18,7 @@ DATA_PATTERNS = ["*.parquet", "*.arrow", "*.jsonl", "*.txt", "*state.json"]
 
 
 def resolve(source: str | Path, *, dataset: bool = False) -> Path:
-    """A local path: `source` itself, or the download of a hub name such as meta-llama/Llama-2-7b-hf.
+    """A local path: `source` itself, or the download of a hub name (meta-llama/Llama-2-7b-hf).
 
     Of a model, safetensors, configuration and tokenizer files are downloaded, never pickles or
     code; of a dataset, its tables, JSONL and text. Raises ValueError if there is no such path or

@@ -143,8 +143,9 @@ def cast(
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """True if no number has an exponent of all ones. np.isfinite takes ten times as long for bfloat16.
+    """True if no number has an exponent of all ones.
 
+    np.isfinite takes ten times as long for bfloat16.
     As integers, NaN and infinity are the largest values of their sign: read as signed numbers, the
     positive ones are the largest of all, and read as unsigned, the negative ones are.
     """

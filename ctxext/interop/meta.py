@@ -154,7 +154,8 @@ def check(
     )
     if shards < 1 or divisible % shards:
         raise ValueError(
-            f"this model cannot be divided into {shards} equal shards; --shards must divide {divisible}"
+            f"this model cannot be divided into {shards} equal shards; --shards must divide "
+            f"{divisible}"
         )
     return shards
 
@@ -163,7 +164,8 @@ def _check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> None:
     tokenizer.check_fits(config.vocab_size)
     if MODEL not in tokenizer.files:
         raise ValueError(
-            f"Meta's format needs a SentencePiece {MODEL}, which this model does not have; use --to hf"
+            f"Meta's format needs a SentencePiece {MODEL}, which this model does not have; use "
+            "--to hf"
         )
     if (tokenizer.bos_id, tokenizer.eos_id) != (config.bos_token_id, config.eos_token_id):
         raise ValueError(
@@ -174,7 +176,7 @@ def _check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> None:
 
 
 def _default_shards(config: LlamaConfig) -> int:
-    """The number of shards in which Meta ships a model of this size: 7B, 13B, 33B and 65B or more."""
+    """The number of shards that Meta ships for a model of this size (7B, 13B, 33B, 65B)."""
     for largest, num_shards in ((10e9, 1), (30e9, 2), (50e9, 4)):
         if config.num_parameters < largest:
             return num_shards
@@ -231,7 +233,8 @@ def read(directory: str | Path, original: int | None = None) -> StoredModel:
         config, scaling, window = _read_config(directory, params, shards, tokenizer, original)
     except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{directory / PARAMS} or a tensor lacks or misstates {error}; copy the checkpoint again"
+            f"{directory / PARAMS} or a tensor lacks or misstates {error}; copy the checkpoint "
+            "again"
         ) from None
     expected = slots(param_shapes(config))
     tensors = {
@@ -293,8 +296,8 @@ def _find_tensor(
         dim = 0  # Llama 3 divides the vocabulary, not the width
     if any(part.shape != shard_shape(slot.shape, dim, len(shards)) for part in parts):
         raise ValueError(
-            f"{new_name} in {directory} has shape {list(parts[0].shape)} in {len(shards)} shards, but "
-            f"{PARAMS} requires {list(slot.shape)} in all"
+            f"{new_name} in {directory} has shape {list(parts[0].shape)} in {len(shards)} shards, "
+            f"but {PARAMS} requires {list(slot.shape)} in all"
         )
     return join_shards(new_name, parts, dim, rotary_heads(name, config))
 
@@ -306,13 +309,14 @@ def _read_config(
     tokenizer: Tokenizer,
     original: int | None,
 ) -> tuple[LlamaConfig, RopeScaling, int]:
-    """Shape, scaling and extended window; widths that params.json does not have are those of tensors."""
+    """Shape, scaling and extended window; widths that params.json lacks come from tensors."""
     dim = params["dim"]
     num_heads = params["n_heads"]
     layers = {name.split(".")[1] for name in shards[0] if name.startswith("layers.")}
     if params["n_layers"] != len(layers):
         raise ValueError(
-            f"{directory / PARAMS} has n_layers {params['n_layers']}, but the shards have {len(layers)}"
+            f"{directory / PARAMS} has n_layers {params['n_layers']}, but the shards have "
+            f"{len(layers)}"
         )
     width = shards[0]["layers.0.feed_forward.w1.weight"].shape[0] * len(shards)
     vocab_size = shards[0]["output.weight"].shape[0] * len(shards)

@@ -1,6 +1,7 @@
 """The layout of Meta's checkpoints: tensor names, shards, and the row order of queries and keys.
 
-Meta rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates halves (j, j + d/2).
+Meta rotates neighbouring rows (2j, 2j + 1) of a head where Hugging Face rotates halves (j, j +
+d/2).
 """
 
 import functools
@@ -48,7 +49,7 @@ def shard_shape(shape: tuple[int, ...], dim: int | None, num_shards: int) -> tup
 
 
 def rotary_heads(name: str, config: LlamaConfig) -> int | None:
-    """The number of heads of a query or key projection, whose rows the formats order differently."""
+    """The heads of a query or key projection, whose rows the formats order differently."""
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     return counts.get(name.removesuffix(".weight").rpartition(".")[2])
 

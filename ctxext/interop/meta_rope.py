@@ -1,4 +1,4 @@
-"""rope.json in a Meta directory: the window and the frequencies, which params.json has no keys for."""
+"""rope.json in a Meta directory: the window and frequencies that params.json has no keys for."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ README = """# Llama in Meta's format
 Not compared with another reader yet.
 {end}
 """
-PLAIN = """The frequencies are those of Llama 2's pre-training: Meta's code runs this checkpoint as it is."""
+PLAIN = """The frequencies are those of Llama 2's pre-training: Meta's code runs this checkpoint
+as it is."""
 OTHER_THETA = """Only theta differs: it is {rope_theta}, in `params.json`. The code of Code Llama
 reads it; that of Llama 2 does not know the key."""
 SCALED = """**Stock Llama 2 code ignores this scaling: it silently runs the checkpoint with the
@@ -62,8 +63,8 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
     if scaling.depends_on_length:
         raise ValueError(
             f"{type(scaling).__name__} changes its frequencies with the length of the text, which "
-            "Meta's format cannot represent; export a static scaling at the factor you need, such as "
-            "Yarn"
+            "Meta's format cannot represent; export a static scaling at the factor you need, such "
+            "as Yarn"
         )
     rope = rope_at(scaling, config.rope_base(), seq_len)
     return {
@@ -76,7 +77,7 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
 
 
 def readme(rope: dict[str, Any], *, dtype: str, shards: int) -> str:
-    """README.md, which says whether Meta's code reads the checkpoint right, and what to do if not."""
+    """README.md, which tells whether Meta's code reads the checkpoint right, or what to do."""
     if rope["rope_scaling"] is not None:
         warning = SCALED
     elif rope["rope_theta"] == 10000.0:
@@ -97,8 +98,8 @@ def read_rope(
     if not path.is_file():
         if original is None:
             raise ValueError(
-                f"{path.parent} does not declare the window of pre-training; give it with --original: "
-                "4096 for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
+                f"{path.parent} does not declare the window of pre-training; give it with "
+                "--original: 4096 for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
             )
         keys = {"max_position_embeddings": original, "rope_theta": theta}
         return *rope_from_config(keys), original

@@ -13,7 +13,8 @@ END = "<!-- /proof -->"
 def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, Any]) -> str:
     """Markdown with the hub's front matter.
 
-    `settings`: the contents of config.json. `facts`: "summary" is shown as it is, the rest as a list.
+    `settings`: the contents of config.json. `facts`: "summary" is shown as it is, the rest as a
+    list.
     """
     parameters = settings["rope_parameters"]
     without_lists = {k: v for k, v in parameters.items() if not isinstance(v, list)}

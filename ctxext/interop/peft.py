@@ -1,4 +1,4 @@
-"""Adapters as PEFT directories, read and written: adapter_config.json and adapter_model.safetensors.
+"""PEFT directories, read and written: adapter_config.json and adapter_model.safetensors.
 
 PEFT stores A as [R, in] and B as [out, R]; queries and keys have Hugging Face's rotate-half layout,
 which is also ours.
@@ -102,7 +102,7 @@ def config_json(config: LlamaConfig, lora: LoRA, base: str) -> dict[str, Any]:
 
 
 def read(directory: str | Path, config: LlamaConfig) -> tuple[LoRA, Params]:
-    """The adapter of a PEFT directory and its parameters, float32: a tree to `join` with the base's.
+    """The adapter of a PEFT directory and its parameters, float32, to `join` with the base's.
 
     Raises ValueError naming the key or tensor for anything but a plain LoRA over every layer of
     this model.
@@ -133,13 +133,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
     unsupported = [key for key in MUST_BE_UNSET if data.get(key)]
     if unsupported:
         raise ValueError(
-            f"{path}: {unsupported[0]} is not supported; merge the adapter with PEFT and import the "
-            "result"
+            f"{path}: {unsupported[0]} is not supported; merge the adapter with PEFT and import "
+            "the result"
         )
     if data.get("init_lora_weights") not in PLAIN_INITS:
         raise ValueError(
-            f"{path}: init_lora_weights {data['init_lora_weights']!r} changes the base too; merge the "
-            "adapter with PEFT and import the result"
+            f"{path}: init_lora_weights {data['init_lora_weights']!r} changes the base too; merge "
+            "the adapter with PEFT and import the result"
         )
     return data
 
@@ -173,8 +173,8 @@ def _lora(
 def _check_tied(config: LlamaConfig, lora: LoRA) -> None:
     if config.tie_word_embeddings and {"embed_tokens", "lm_head"} & set(lora.modules_to_save):
         raise ValueError(
-            "the embedding of this model is its output projection too, and PEFT would separate them; "
-            "export the merged model with --to hf instead"
+            "the embedding of this model is its output projection too, and PEFT would separate "
+            "them; export the merged model with --to hf instead"
         )
 
 

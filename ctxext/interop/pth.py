@@ -58,8 +58,9 @@ class _Storage:
 
 
 def open_archive(path: str | Path) -> dict[str, LazyTensor]:
-    """The tensors of a file that torch.save wrote, by name; numbers stay on disk until they are read.
+    """The tensors of a file that torch.save wrote, by name.
 
+    Numbers stay on disk until they are read.
     Raises ValueError naming the file if it is missing, cut off, corrupt, or holds anything but
     named tensors.
     """
@@ -70,8 +71,8 @@ def open_archive(path: str | Path) -> dict[str, LazyTensor]:
         signature = file.read(4)
         if signature[:2] == b"\x80\x02":
             raise ValueError(
-                f"{path} has the format of torch before 1.6, which is not supported; write it again "
-                "with a newer one: torch.save(torch.load(FILE, weights_only=True), FILE)"
+                f"{path} has the format of torch before 1.6, which is not supported; write it "
+                "again with a newer one: torch.save(torch.load(FILE, weights_only=True), FILE)"
             )
         if signature != b"PK\x03\x04":
             raise ValueError(f"{path} was not written by torch.save; copy it again")
@@ -239,8 +240,8 @@ def _interpret(
             case "GLOBAL":
                 if arg not in (ORDERED_DICT, REBUILD_TENSOR, *STORAGES):
                     raise ValueError(
-                        f"it imports {str(arg).replace(' ', '.'):.99}, which no tensor needs; nothing "
-                        "in it was run"
+                        f"it imports {str(arg).replace(' ', '.'):.99}, which no tensor needs; "
+                        "nothing in it was run"
                     )
                 stack.append(_Global(str(arg)))
             case "REDUCE":

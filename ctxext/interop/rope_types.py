@@ -30,7 +30,10 @@ def longest_length(scaling: Any, window: int, seq_len: int) -> int:
 
 
 class RopeType(NamedTuple):
-    """How config.json represents one method. L is the original window and L' the extended one, in tokens."""
+    """How config.json represents one method.
+
+    L is the original window and L' the extended one, in tokens.
+    """
 
     method: type[RopeScaling]
     keys: frozenset[str]
@@ -162,7 +165,8 @@ def longrope_keys(
 ) -> Keys:
     """The keys of longrope for the divisors `short` up to L and `long` beyond.
 
-    Equal lists represent any static spectrum, because readers disagree on when to switch between the two.
+    Equal lists represent any static spectrum, because readers disagree on when to switch between
+    the two.
     """
     return {
         "factor": factor,

@@ -1,7 +1,8 @@
 """One rotary embedding as the keys of config.json, written and read.
 
-transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_scaling`; both are written from one
-`RopeSpec`, so that they cannot disagree. The types themselves are the rows of `rope_types.ROPE_TYPES`.
+transformers 5 reads `rope_parameters`, transformers 4 `rope_theta` and `rope_scaling`; both are
+written from one `RopeSpec`, so that they cannot disagree. The types themselves are the rows of
+`rope_types.ROPE_TYPES`.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ EQUIVALENTS: dict[type, Callable[[Any, RopeBase], tuple[RopeScaling, float]]] = 
 
 @dataclasses.dataclass(frozen=True)
 class RopeSpec:
-    """One rotary embedding in the terms of config.json: a rope_type with its keys, theta and both windows."""
+    """One rotary embedding in the terms of config.json."""
 
     rope_type: str
     keys: Keys
@@ -77,8 +78,9 @@ class RopeSpec:
 def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSpec:
     """How config.json represents `scaling` over `config`, for contexts of `seq_len` tokens.
 
-    A static scaling without a type of its own becomes longrope with equal lists, which holds any spectrum to float32.
-    Raises ValueError, with the reason, for frequencies that follow the length in a way the format has no type for.
+    A static scaling without a type of its own becomes longrope with equal lists, which holds any
+    spectrum to float32. Raises ValueError, with the reason, for frequencies that follow the length
+    in a way the format has no type for.
     """
     name = type(scaling).__name__
     base = config.rope_base()
@@ -112,7 +114,7 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
 
 
 def rope_to_config(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> dict[str, Any]:
-    """The keys of config.json for `scaling` over `config`. Raises ValueError as `rope_spec` does."""
+    """The keys of config.json for `scaling` over `config`. Raises as `rope_spec`."""
     return rope_spec(scaling, config, seq_len).config_keys()
 
 
@@ -124,7 +126,10 @@ def _divisors(name: str, rope: Rope, base: RopeBase) -> list[float]:
 
 
 def frequency_divisors(rope: Rope, base: RopeBase) -> np.ndarray:
-    """Frequencies of `base` over those of `rope`, float64 [H/2]; `LARGEST_DIVISOR` for a frequency of zero."""
+    """Frequencies of `base` over those of `rope`, float64 [H/2].
+
+    `LARGEST_DIVISOR` stands for a frequency of zero.
+    """
     with np.errstate(divide="ignore"):
         return np.minimum(base.inv_freq / rope.inv_freq, LARGEST_DIVISOR)
 
@@ -143,8 +148,8 @@ def rope_from_config(config_json: dict[str, Any]) -> tuple[float, int, RopeScali
     row = ROPE_TYPES[rope_type]
     if "rope_type" not in keys and "factor" in keys:
         raise ValueError(
-            "rope_scaling has a factor but no rope_type, which transformers reads as no scaling at all; "
-            "add the rope_type (linear, yarn, ...)"
+            "rope_scaling has a factor but no rope_type, which transformers reads as no scaling at "
+            "all; add the rope_type (linear, yarn, ...)"
         )
     unknown = sorted(keys.keys() - row.keys - COMMON_KEYS)
     if unknown:
@@ -184,7 +189,8 @@ def _windows(
     window = length if original is None else original
     if factor is not None and not factor * window < LONGEST:
         raise ValueError(
-            f"factor {factor:g} times {window} tokens is more than the {LONGEST - 1} positions there are"
+            f"factor {factor:g} times {window} tokens is more than the {LONGEST - 1} positions "
+            "there are"
         )
     return window, length
 
@@ -232,7 +238,10 @@ def _without_aliases(name: str, form: Any) -> Keys:
 
 
 def _agreed_value(key: str, *sources: dict[str, Any]) -> Any:
-    """The value of `key` in whichever sources have it. Raises ValueError if they contradict each other."""
+    """The value of `key` in whichever sources have it.
+
+    Raises ValueError if they contradict each other.
+    """
     values = [source[key] for source in sources if source.get(key) is not None]
     if any(value != values[0] for value in values):
         one, other = (repr(value)[:80] for value in (values[0], values[-1]))

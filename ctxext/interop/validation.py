@@ -1,4 +1,4 @@
-"""Rules for the values of a foreign config.json or params.json, so that a bad one is named by its key."""
+"""Rules for the values of a config.json or params.json that others wrote."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ FLAG: Rule = (lambda value: type(value) is bool, "true or false")
 
 
 def check(data: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
-    """Raise ValueError naming the first key of `data` whose value breaks its rule; null is allowed."""
+    """Raise ValueError naming the first key whose value breaks its rule; null is allowed."""
     for key, value in data.items():
         if value is None or key not in rules:
             continue

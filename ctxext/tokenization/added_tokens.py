@@ -64,7 +64,7 @@ def added_tokens(files: dict[str, bytes], vocab_size: int) -> list[dict[str, Any
 
 
 def token_text(token: Any) -> str | None:
-    """The text of a special token in tokenizer_config.json, which has it as text or as an object."""
+    """The text of a special token in tokenizer_config.json: a string, or an object with one."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
 

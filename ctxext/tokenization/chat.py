@@ -1,4 +1,4 @@
-"""Conversations as a model was trained to read them: by the chat template that came with it."""
+"""Conversations as a model was trained to read them, by the chat template of its checkpoint."""
 
 import dataclasses
 import functools
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxext.tokenization.added_tokens import token_text
 from ctxext.tokenization.chat_sandbox import render
 from ctxext.tokenization.tokenizer import CONFIG, TEMPLATE, Tokenizer
 
 Messages = Sequence[dict[str, str]]
-# What Llama 2's own code does with a dialogue: each answered question is a sequence of its own.
+"""Messages of the form {"role": ..., "content": ...}."""
+
 LLAMA2 = """
 {%- set ns = namespace(system='') -%}
 {%- for message in messages -%}
@@ -25,76 +27,71 @@ LLAMA2 = """
     {%- endif -%}
 {%- endfor -%}
 """
+"""The format of Llama 2's own code: each question with its answer is a sequence of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """How to write messages for one tokenizer: the Jinja text of a template, and what a user should know of it."""
+    """How to write messages for one tokenizer.
+
+    `template`: in Jinja. `note`: what a user should know about the choice of this template.
+    """
 
     tokenizer: Tokenizer
     template: str
     note: str = ""
 
     def text(self, messages: Messages) -> str:
-        """Messages ({"role": ..., "content": ...}) up to where the assistant begins to speak.
+        """The messages as text, up to where the assistant's turn begins.
 
         Raises ValueError for a template that cannot be rendered.
         """
-        return render(
-            self.template,
-            {"messages": list(messages), "add_generation_prompt": True} | self._special,
-        )
+        variables = {"messages": list(messages), "add_generation_prompt": True}
+        return render(self.template, variables | self._special_tokens())
 
     def encode(self, messages: Messages) -> list[int]:
-        """Token ids of `text`, behind exactly one beginning-of-sequence id: most templates write it, some leave it out.
+        """Token ids of `text`, with exactly one beginning-of-sequence id before them.
 
-        Special tokens count wherever they are written out, in messages too. Raises ValueError as `text` does.
+        Most templates write it and some leave it out. Special tokens count wherever they are
+        written out, in messages too. Raises ValueError as `text` does.
         """
         ids = self.tokenizer.encode(self.text(messages), special=True)
-        start = self.tokenizer.bos_id
-        if (
-            start is None
-            or ids[:1] == [start]
-            or _settings(self.tokenizer).get("add_bos_token") is False
-        ):
+        bos_id = self.tokenizer.bos_id
+        if bos_id is None or ids[:1] == [bos_id]:
             return ids
-        return [start, *ids]
+        if _settings(self.tokenizer).get("add_bos_token") is False:
+            return ids
+        return [bos_id, *ids]
 
-    @property
-    def _special(self) -> dict[str, str]:
-        named = {
-            key: value
-            for key, value in _settings(self.tokenizer).items()
-            if key.endswith("_token") and value
-        }
+    def _special_tokens(self) -> dict[str, str]:
+        """The variables bos_token, eos_token and so on, as templates expect them."""
         texts = {
-            key: value["content"] if isinstance(value, dict) else value
-            for key, value in named.items()
+            key: token_text(value)
+            for key, value in _settings(self.tokenizer).items()
+            if key.endswith("_token")
         }
-        return {key: text for key, text in texts.items() if isinstance(text, str)}
+        return {key: text for key, text in texts.items() if text is not None}
 
 
 def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
-    """The chat of a checkpoint: by the template in `file`, by its own, or by Llama 2's markers if it has <s> and </s>.
+    """The chat of a checkpoint, by the template in `file`, or else by its own.
 
-    Raises ValueError if there is none.
+    A checkpoint without one gets Llama 2's markers if its special tokens are <s> and </s>. Raises
+    ValueError if there is none.
     """
     if file is not None:
         return Chat(tokenizer, file.read_text(encoding="utf-8"))
     if TEMPLATE in tokenizer.files:
         return Chat(tokenizer, tokenizer.files[TEMPLATE].decode())
     settings = _settings(tokenizer)
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    if found:
-        return Chat(tokenizer, found)
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several templates, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template:
+        return Chat(tokenizer, template)
     if (settings.get("bos_token"), settings.get("eos_token")) == ("<s>", "</s>"):
-        return Chat(
-            tokenizer,
-            LLAMA2,
-            "the checkpoint has no chat template; Llama 2's [INST] markers are used",
-        )
+        note = "the checkpoint has no chat template; Llama 2's [INST] markers are used"
+        return Chat(tokenizer, LLAMA2, note)
     raise ValueError(
         "the checkpoint has no chat template; give one with --chat-template FILE, in Jinja"
     )
@@ -102,6 +99,6 @@ def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
 
 @functools.lru_cache(maxsize=8)
 def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    return json.loads(tokenizer.export_files(0)[CONFIG]) | json.loads(
-        tokenizer.files.get(CONFIG, b"{}")
-    )
+    """tokenizer_config.json, with defaults as they are exported."""
+    exported = json.loads(tokenizer.export_files(0)[CONFIG])
+    return exported | json.loads(tokenizer.files.get(CONFIG, b"{}"))

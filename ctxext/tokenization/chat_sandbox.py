@@ -1,4 +1,11 @@
-"""Chat templates are programs of strangers: jinja2's sandbox renders each in a process of its own, with limits."""
+"""Rendering chat templates, which are programs by strangers.
+
+A template comes with a checkpoint from the internet and is written in Jinja, a language that can
+loop forever, fill the memory, and, without a sandbox, call into Python and from there into the
+system. So each is rendered by jinja2's sandbox, and that in a child process with limits on time,
+memory and length of text: a template that breaks out of one bound still meets the others, and
+whatever it does ends with its process.
+"""
 
 import datetime
 import json
@@ -8,79 +15,117 @@ import subprocess
 import sys
 from typing import Any
 
-CPU = 5  # seconds; a template takes milliseconds
-CHARACTERS, MEMORY = (
-    1_000_000,
-    1 << 30,
-)  # more than templates need; what their variables need comes on top
+CPU_SECONDS = 5
+"""A template takes milliseconds."""
+MAX_CHARACTERS = 1_000_000
+MAX_MEMORY = 1 << 30
+"""Bytes. Both limits exceed what templates need; what their variables need is added."""
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
-    """The text that a chat template makes of `variables`, which are JSON; transformers' helpers are there.
+    """Render a chat template with `variables`, which are JSON; transformers' helpers are defined.
 
-    Raises ValueError, in one line, for a template that is wrong, raises, reaches for Python's insides, runs for longer
-    than 5 s, or needs more than 1 GiB or a million characters.
+    Raises ValueError, in one line, for a template that is wrong, raises an error, reaches for
+    Python's internals, runs for longer than 5 s, or needs more than 1 GiB or a million characters.
     """
     size = len(json.dumps(variables))
-    limits = {"cpu": CPU, "characters": CHARACTERS + 4 * size, "memory": MEMORY + 64 * size}
-    asked = json.dumps({"template": template, "variables": variables, **limits}).encode()
+    request = {
+        "template": template,
+        "variables": variables,
+        "cpu_seconds": CPU_SECONDS,
+        "max_characters": MAX_CHARACTERS + 4 * size,
+        "max_memory": MAX_MEMORY + 64 * size,
+    }
+    # This file is run on its own, without the rest of the package: it starts in a tenth of a
+    # second. -P keeps its directory out of the import path.
+    command = [sys.executable, "-P", __file__]
     try:
-        # Run as a file, without the rest of this package: that starts in a tenth of a second.
-        done = subprocess.run(
-            [sys.executable, "-P", __file__], input=asked, capture_output=True, timeout=20 * CPU
+        process = subprocess.run(
+            command,
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=20 * CPU_SECONDS,
         )
-    except subprocess.TimeoutExpired as late:
-        done = subprocess.CompletedProcess(late.cmd, -signal.SIGKILL, b"", b"")
-    if done.returncode < 0:
+    except subprocess.TimeoutExpired:
+        process = subprocess.CompletedProcess(command, -signal.SIGKILL, b"", b"")
+    if process.returncode < 0:
         raise ValueError(
-            f"the chat template was stopped: it may run for {CPU} s; --chat-template FILE gives another"
+            f"the chat template was stopped, as it may run for {CPU_SECONDS} s; give another one "
+            "with --chat-template FILE"
         )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+    if process.returncode > 0:
+        lines = process.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "no reason given"
         raise ValueError(
-            f"the chat template cannot be rendered: {said[-1]}; --chat-template FILE gives another"
+            f"the chat template cannot be rendered: {reason}; give another one with "
+            "--chat-template FILE"
         )
-    return done.stdout.decode()
+    return process.stdout.decode()
 
 
 def _main() -> None:
+    """Render the request on stdin to stdout; the exit message is the reason of a failure."""
     try:
         sys.stdout.buffer.write(_render(**json.load(sys.stdin)).encode())
     except MemoryError:
         sys.exit("it needs too much memory")
-    except Exception as error:  # whatever a template may do
-        sys.exit(f"{' '.join(str(error).split()) or type(error).__name__}"[:300])
+    except Exception as error:  # a template may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(reason[:300])
+
+
+def _limit_resources(cpu_seconds: int, max_memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    if sys.platform == "linux":  # elsewhere the limit on time has to suffice
+        resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
 
 
 def _render(
-    template: str, variables: dict[str, Any], cpu: int, characters: int, memory: int
+    template: str,
+    variables: dict[str, Any],
+    cpu_seconds: int,
+    max_characters: int,
+    max_memory: int,
 ) -> str:
+    environment = _sandboxed_environment()
+    _limit_resources(cpu_seconds, max_memory)
+    parts = []
+    length = 0
+    for part in environment.from_string(template).generate(variables):
+        parts.append(part)
+        length += len(part)
+        if length > max_characters:
+            raise ValueError(f"it writes more than {max_characters:,} characters")
+    return "".join(parts)
+
+
+def _sandboxed_environment() -> Any:
+    """Jinja as transformers sets it up for chat templates, with the strictest of its sandboxes."""
     import jinja2
     from jinja2 import ext, nodes, sandbox
 
     class Generation(ext.Extension):
-        """{% generation %} marks what an assistant said, for training; here it changes nothing."""
+        """{% generation %} marks an assistant's text for training; rendering ignores it."""
 
         tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
-            return nodes.Scope(
-                parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line
-            )
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
 
     class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-        def unsafe_undefined(
-            self, obj: Any, attribute: str
-        ) -> Any:  # jinja2 itself waits until it is used
+        """Refuses a forbidden attribute at once; jinja2 itself waits until its value is used."""
+
+        def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
             raise jinja2.exceptions.SecurityError(
                 f"it reaches for {attribute!r} of a {type(obj).__name__}"
             )
 
-    def fail(message: str) -> None:
+    def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(
+    def to_json(
         x: Any,
         ensure_ascii: bool = False,
         indent: Any = None,
@@ -94,24 +139,14 @@ def _render(
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = to_json
     environment.globals |= {
-        "raise_exception": fail,
+        "raise_exception": raise_exception,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),
-        "dict": lambda *pairs, **items: dict(
-            *pairs, **items
-        ),  # the class itself would be a way out
+        # The class itself would be a way out of the sandbox.
+        "dict": lambda *pairs, **items: dict(*pairs, **items),
     }
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-    if sys.platform == "linux":  # elsewhere the limit on time has to do
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    parts, length = [], 0
-    for part in environment.from_string(template).generate(variables):
-        parts.append(part)
-        length += len(part)
-        if length > characters:
-            raise ValueError(f"it writes more than {characters:,} characters")
-    return "".join(parts)
+    return environment
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def open_model(model: bytes) -> Any:
 
 
 def to_tokenizer_json(model: bytes) -> dict[str, Any]:
-    """The tokenizer.json with which the tokenizers library gives the ids of a SentencePiece BPE model.
+    """The tokenizer.json that gives the ids of a SentencePiece BPE model.
 
     They differ by design in one point: there, a literal "</s>" in a text is the special token.
     Raises ValueError if the two disagree on `SAMPLE_TEXTS`, as they do for models that are not BPE
@@ -163,7 +163,7 @@ def _merges(processor: Any, tokens: list[str], special_ids: list[int]) -> list[l
 
 
 def model_settings(model: bytes) -> dict[str, Any]:
-    """The settings of a model for tokenizer_config.json: its special tokens, and BOS if it has one."""
+    """A model's settings for tokenizer_config.json: special tokens, and BOS if it has one."""
     processor = open_model(model)
     ids = {
         "bos_token": processor.bos_id(),

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: a SentencePiece model or a tokenizer.json, for reading and export."""
+"""The tokenizer of a checkpoint: a SentencePiece model or a tokenizer.json."""
 
 import functools
 import hashlib
@@ -145,7 +145,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _fast(self) -> Any:
-        """The tokenizers library's form of this tokenizer, converted from SentencePiece if need be."""
+        """This tokenizer in the tokenizers library, converted from SentencePiece if need be."""
         import tokenizers
 
         data = self.export_files(0)[JSON] if MODEL in self.files else self.files[JSON]

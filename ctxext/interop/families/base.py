@@ -11,7 +11,7 @@ from ctxext.rope import RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of models: its configuration keys and its tensor names, as published files have them.
+    """A family of models: its configuration keys and tensor names in published files.
 
     Within a layer, parameters have Hugging Face's names in the parameter tree already; a family
     names what is around the layers.

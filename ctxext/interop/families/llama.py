@@ -1,4 +1,4 @@
-"""Llama 1 to 3.3 and Code Llama: config.json with model_type llama, and the names of its tensors."""
+"""Llama 1 to 3.3 and Code Llama: config.json of model_type llama, and its tensor names."""
 
 import dataclasses
 import re
@@ -48,8 +48,9 @@ RULES: dict[str, validation.Rule] = {
 
 
 def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
-    """Shape and scaling of a config.json; its `max_position_embeddings` becomes the original window.
+    """Shape and scaling of a config.json.
 
+    `max_position_embeddings` of the result is the original window.
     Raises ValueError naming the key for what is missing, malformed, contradictory or unsupported.
     """
     missing = [key for key in REQUIRED if data.get(key) is None]
