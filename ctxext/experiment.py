@@ -37,16 +37,22 @@ class Train:
 
     type_tag: ClassVar[str] = "train"
     steps: int
+    """Optimiser steps."""
     seq_len: int
+    """Tokens per row."""
     batch_size: int
+    """Rows that all devices compute at once."""
     accumulate: int = 1
+    """Batches whose gradients are added for one step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and optimiser state are float32."""
     remat: Literal["none", "attention", "full"] = "none"
     """What the backward pass recomputes: nothing, each layer without its attention, or all of it.
     `ctxext plan` shows the cost."""
     kernel: Kernel = "blocked"
+    """The attention kernel; "auto" takes the best one that can do the method exactly."""
     log_every: int = 10
+    """Steps between lines of `metrics.jsonl`."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     checkpoint_minutes: float | None = None
@@ -88,7 +94,9 @@ class Export:
 
     type_tag: ClassVar[str] = "export"
     to: str = "hf"
+    """A name of `ctxext.interop.formats.FORMATS`."""
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    """The dtype of the exported parameters."""
 
     def __post_init__(self) -> None:
         find_format(self.to)  # raises ValueError for an unknown name
@@ -96,37 +104,47 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a result: base, method (three seams), data, training, evaluations.
-
-    `init`: an HF or run directory, a hub name, "tiny-llama" (bundled), or None to start `model`
-    from scratch.
-    `zero_shot`: methods to evaluate on the base without training, in addition to the trained one.
-    `baselines`: frequencies to train with the same budget, data and seed as `rope`.
-    `expect`: published numbers of the trained result, which reports compare with the measured ones.
-    """
+    """Everything that determines a result: base, method, data, training, evaluations."""
 
     type_tag: ClassVar[str] = "experiment"
     name: str
+    """The name of the run directory and of the run in trackers."""
     data: Source
+    """What is trained on."""
     optim: Optim
+    """The optimiser."""
     train: Train
+    """Length, batch and precision of the training."""
     mesh: Mesh = ONE_DEVICE
-    """The devices to divide the work over; it affects nothing but rounding."""
+    """The devices to spread the work over. It changes results only by rounding."""
     init: str | None = None
+    """An HF or run directory, a hub name, "tiny-llama" (bundled), or None to train `model` from
+    scratch."""
     model: LlamaConfig | None = None
+    """The shape to train from scratch, or the shape that `init` is expected to have."""
     tokenizer: str | None = None
-    """Directory of the tokenizer when starting from scratch; with `init` it is the checkpoint's."""
+    """A directory with the tokenizer of a model from scratch; with `init` it is the checkpoint's.
+    """
     rope: RopeScaling | None = None
-    """None keeps the frequencies that the checkpoint has."""
+    """The frequencies to train; None keeps those of the checkpoint."""
     attention: Attention = Causal()
+    """Who attends to whom, in training and evaluation."""
     positions: Positions = Contiguous()
+    """The positions of tokens in training."""
     trainable: Trainable = Full()
+    """Which parameters are trained, and in which form."""
     evals: tuple[Any, ...] = ()
+    """What is measured, before and after training."""
     expect: tuple[expected.Expected, ...] = ()
+    """Published numbers for the trained result, which reports compare with the measured ones."""
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
+    """Methods to evaluate on the base without training, next to the trained one."""
     baselines: tuple[RopeScaling, ...] = ()
+    """Frequencies to train with the same budget, data and seed, for comparison with `rope`."""
     export: Export | None = Export()
+    """The format of the exported result; None exports nothing."""
     seed: int = 0
+    """The seed of initialisation, data order and dropout."""
 
     def __post_init__(self) -> None:
         if self.expect:

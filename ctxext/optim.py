@@ -10,25 +10,33 @@ import optax
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW (arXiv 1711.05101) after clipping the global gradient norm.
+    """AdamW (arXiv 1711.05101) after clipping the global norm of the gradient.
 
-    learning_rate: at its peak, after a linear warm-up. schedule: after the warm-up.
-    final_fraction: learning rate of the last step as a fraction of the peak (not for "constant").
-    rates: (regular expression over parameter paths, multiple of the learning rate); the first match
-    counts. Raises ValueError for values that cannot train.
+    Raises ValueError for values that cannot train.
     """
 
     type_tag: ClassVar[str] = "optim"
     learning_rate: float
+    """The learning rate at its peak."""
     warmup_steps: int = 0
+    """Steps of linear warm-up to the peak."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """The learning rate after the warm-up."""
     final_fraction: float = 0.0
+    """The last learning rate as a fraction of the peak; not for "constant"."""
     b1: float = 0.9
+    """Decay of the first moment."""
     b2: float = 0.95
+    """Decay of the second moment."""
     eps: float = 1e-8
+    """Adam's epsilon."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     clip_norm: float = 1.0
+    """The largest global norm of the gradient."""
     rates: tuple[tuple[str, float], ...] = ()
+    """(regular expression over parameter paths, multiple of the learning rate); the first match
+    counts."""
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "linear"):

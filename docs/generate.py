@@ -18,6 +18,24 @@ from typing import Any
 
 HERE = Path(__file__).parent
 
+STANDARD = {
+    "attention_factor": "m, the factor on queries and keys; None takes the method's own formula.",
+    "batch_tokens": "About how many tokens go through the model at once.",
+    "beta_fast": "Turns per window above which a pair keeps its frequency.",
+    "beta_slow": "Turns per window below which a pair is fully interpolated.",
+    "factor": "The target window divided by the window of pre-training.",
+    "max_new_tokens": "Tokens kept free for the answer, at least.",
+    "max_position_embeddings": "L', the target window in tokens.",
+    "num_documents": "Documents that are read.",
+    "seed": "The seed of everything drawn.",
+    "seq_len": "A length in tokens.",
+    "seq_lens": "The lengths in tokens.",
+    "source": "The text.",
+    "truncate": "Round the ends of the ramp outward to whole pairs.",
+    "wording": "The text of the prompt; another one is read from a file.",
+}
+"""What a field of this name means in every class that does not say otherwise."""
+
 
 def field_docs(cls: type) -> dict[str, str]:
     """The string after each field of a dataclass, base classes included, as one line."""
@@ -41,16 +59,18 @@ def type_text(annotation: Any) -> str:
     text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])", "", text)
     if typing.get_origin(annotation) is typing.Literal:
         text = " or ".join(json.dumps(value) for value in typing.get_args(annotation))
-    return text.replace("|", "\\|")
+    return text
 
 
 def default_text(field: dataclasses.Field) -> str:
     """The default of a field as code; "required" where there is none."""
     if field.default is not dataclasses.MISSING:
-        return f"`{field.default!r}`"
-    if field.default_factory is not dataclasses.MISSING:
-        return f"`{field.default_factory()!r}`"
-    return "required"
+        default = repr(field.default)
+    elif field.default_factory is not dataclasses.MISSING:
+        default = repr(field.default_factory())
+    else:
+        return "required"
+    return f"`{default}`" if len(default) <= 80 else f"`{default.split('(')[0]}(...)`"
 
 
 def summary(cls: type) -> str:
@@ -71,9 +91,12 @@ def table(cls: type, prefix: str = "") -> Iterator[str]:
     yield "| field | type | default | meaning |"
     yield "|---|---|---|---|"
     for field in fields:
-        meaning = docs.get(field.name, "").replace("|", "\\|")
+        meaning = docs.get(field.name) or STANDARD.get(field.name) or ""
+        if meaning is None:
+            raise ValueError(f"{cls.__name__}.{field.name} has no docstring: write one after it")
         name = f"`{prefix}{field.name}`"
-        yield f"| {name} | {type_text(hints[field.name])} | {default_text(field)} | {meaning} |"
+        cells = [name, type_text(hints[field.name]), default_text(field), meaning]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 
 

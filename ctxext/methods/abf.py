@@ -13,6 +13,7 @@ class ABF(RopeScaling):
 
     paper: ClassVar[str] = "2309.16039"
     rope_theta: float
+    """The new base of the frequencies."""
 
     def __post_init__(self) -> None:
         if not 1 < self.rope_theta < math.inf:

@@ -36,6 +36,7 @@ class Custom(RopeScaling):
 
     paper: ClassVar[str] = "2402.13753"
     divisors: tuple[float, ...]
+    """One divisor per pair, highest frequency first."""
     attention_factor: float
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ class PowerBasis(RopeScaling):
     paper: ClassVar[str] = "2308.10882"
     factor: float
     power: float = dataclasses.field(metadata={"example": 0.5})
+    """The exponent of the slow-down."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
@@ -48,7 +49,9 @@ class TruncatedBasis(RopeScaling):
     paper: ClassVar[str] = "2308.10882"
     factor: float
     truncate_length: int
+    """The training length in tokens."""
     power: float = 0.0
+    """The exponent of the power basis below it; 0 for none."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)

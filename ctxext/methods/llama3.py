@@ -19,7 +19,9 @@ class Llama3(RopeScaling):
     paper: ClassVar[str] = "2407.21783"
     factor: float
     low_freq_factor: float = 1.0
+    """Pairs with fewer turns per window are fully interpolated."""
     high_freq_factor: float = 4.0
+    """Pairs with more turns per window keep their frequency."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)

@@ -44,7 +44,9 @@ class LMInfinite(Attention):
     paper: ClassVar[str] = "2308.16137"
     aliases: ClassVar[tuple[str, ...]] = ("lambda-mask",)
     window: int = dataclasses.field(metadata={"example": 1024})
+    """Tokens that are visible at their own distance."""
     num_global: int = 10
+    """First tokens of the row that stay visible."""
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.num_global < 0:

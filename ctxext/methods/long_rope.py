@@ -28,9 +28,12 @@ class LongRope(RopeScaling):
     paper: ClassVar[str] = "2402.13753"
     factor: float
     short_factor: tuple[float, ...]
+    """Divisors up to the window, one per pair."""
     long_factor: tuple[float, ...]
+    """Divisors beyond the window, one per pair."""
     attention_factor: float | None = None
     leading_positions: int = 0
+    """The first positions, which keep plain RoPE."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
@@ -66,8 +69,10 @@ class DynamicLongRope(RopeScaling):
     paper: ClassVar[str] = "2402.13753"
     factor: float
     long_factor: tuple[float, ...]
+    """Divisors at `factor` windows, one per pair."""
     attention_factor: float | None = None
     clamp: bool = True
+    """Divisors never fall below 1."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)

@@ -20,6 +20,7 @@ class PRope(RopeScaling):
     paper: ClassVar[str] = "2410.06205"
     factor: float
     partial_rotary_factor: float = dataclasses.field(metadata={"example": 0.75})
+    """The fraction of pairs that rotate."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)

@@ -24,7 +24,9 @@ class PartNTK(RopeScaling):
     paper: ClassVar[str] = "2309.00071"
     factor: float
     ntk_factor: float = 1.0
+    """How much of the NTK frequencies is blended in, 0 to 1."""
     extrapolation_factor: float = 1.0
+    """How much of the plain frequencies is kept for fast pairs, 0 to 1."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)

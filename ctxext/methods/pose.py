@@ -21,6 +21,7 @@ class PoSE(Positions):
     paper: ClassVar[str] = "2309.10400"
     max_position_embeddings: int
     num_chunks: int = 2
+    """N, chunks of a row."""
 
     def __post_init__(self) -> None:
         check_reach(self)

@@ -27,7 +27,9 @@ class SelfExtend(Attention):
 
     paper: ClassVar[str] = "2401.01325"
     group_size: int = dataclasses.field(metadata={"example": 4})
+    """G, positions that share one beyond the neighbour window."""
     neighbor_window: int = dataclasses.field(metadata={"example": 1024})
+    """W, tokens that keep their exact distance."""
 
     def __post_init__(self) -> None:
         if self.group_size < 1 or self.neighbor_window < 1:

@@ -61,6 +61,7 @@ class Yarn(RopeScaling):
     attention_factor: float | None = None
     truncate: bool = True
     extrapolation_factor: float = 1.0
+    """How much of the plain frequencies is kept for fast pairs, 0 to 1."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
@@ -96,6 +97,7 @@ class DynamicYarn(RopeScaling):
     paper: ClassVar[str] = "2309.00071"
     factor: float
     finetuned: bool = True
+    """Keep `factor` up to factor windows, as for a model that was trained with it."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 

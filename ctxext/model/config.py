@@ -18,24 +18,43 @@ class LlamaConfig:
 
     type_tag: ClassVar[str] = "model"
     vocab_size: int
+    """Tokens in the vocabulary."""
     hidden_size: int
+    """D, the model dimension."""
     intermediate_size: int
+    """F, the MLP dimension."""
     num_hidden_layers: int
+    """L, layers."""
     num_attention_heads: int
+    """N, query heads."""
     num_key_value_heads: int
+    """K, key-value heads; N is a multiple of K."""
     head_dim: int
+    """H, the dimension of a head."""
     rms_norm_eps: float
+    """The epsilon of RMS norm."""
     rope_theta: float
+    """The base of the rotary frequencies."""
     max_position_embeddings: int
+    """The window of pre-training in tokens, also for a model that has been extended."""
     tie_word_embeddings: bool = False
+    """The output projection is the embedding."""
     attention_bias: bool = False
+    """The attention projections have biases."""
     mlp_bias: bool = False
+    """The MLP projections have biases."""
     hidden_act: str = "silu"
+    """The activation of the MLP."""
     attention_dropout: float = 0.0
+    """Read and written for HF; training refuses any but 0."""
     initializer_range: float = 0.02
+    """The standard deviation of initial weights."""
     bos_token_id: int | None = 1
+    """The token that begins a text."""
     eos_token_id: int | tuple[int, ...] | None = 2
+    """The token or tokens that end a text."""
     pad_token_id: int | None = None
+    """The padding token, which training does not use."""
 
     def __post_init__(self) -> None:
         sizes = (

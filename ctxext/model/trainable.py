@@ -101,11 +101,17 @@ class LoRA(Trainable):
     """
 
     rank: int = 8
+    """The rank R of an adapter."""
     alpha: float = 16.0
+    """The numerator of the scale s."""
     dropout: float = 0.0
+    """The dropout rate of adapter inputs."""
     targets: tuple[str, ...] = ATTENTION
+    """The projections that get adapters."""
     rslora: bool = False
+    """Divide by sqrt(rank) instead of rank (arXiv 2312.03732)."""
     modules_to_save: tuple[str, ...] = ()
+    """Other parameters that are trained in full: any of "norm", "embed_tokens", "lm_head"."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -173,6 +179,7 @@ class LastLayers(Trainable):
     """
 
     n: int
+    """How many of the last layers are trained."""
 
     def __post_init__(self) -> None:
         if self.n < 1:

@@ -46,9 +46,13 @@ class Mesh:
 
     type_tag: ClassVar[str] = "mesh"
     data: int = 1
+    """Copies of the model that take different rows."""
     fsdp: int = 1
+    """Devices that take different rows and hold a slice of every parameter."""
     seq: int = 1
+    """Devices that split the tokens of a row (ring attention), and the parameters."""
     tensor: int = 1
+    """Devices that split heads and MLP columns."""
 
     def __post_init__(self) -> None:
         sizes = list(self.sizes.values())

@@ -42,7 +42,9 @@ class Association(SharedContextTask):
     name: ClassVar[str] = "association"
     suite_layout: ClassVar[SuiteLayout] = "shared-context"
     num_needles: int = 4
+    """Sentences about different people."""
     literal: bool = False
+    """Ask with the very words of the needle: the control."""
 
     @classmethod
     def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:

@@ -24,7 +24,9 @@ class Facts(Task):
 
     name: ClassVar[str] = "facts"
     kind: QuestionKind = "place"
+    """What the question asks for."""
     num_facts: int = 8
+    """Sentences about the small world."""
 
     def __post_init__(self) -> None:
         kinds = get_args(QuestionKind)

@@ -21,7 +21,9 @@ class KeyValue(SharedContextTask, TrainingTask):
     name: ClassVar[str] = "kv"
     suite_layout: ClassVar[SuiteLayout] = "shared-context"
     num_pairs: int = 8
+    """Pairs in the text."""
     digits: int = 3
+    """Digits of a value."""
 
     def _needles(self, context: TaskContext, count: int) -> list[Needle]:
         return draw_digit_needles(

@@ -29,6 +29,7 @@ class Mqar(SharedContextTask, TrainingTask):
     name: ClassVar[str] = "mqar"
     suite_layout: ClassVar[SuiteLayout] = "shared-context"
     num_pairs: int = 8
+    """Pairs in the text."""
 
     def shared_examples(
         self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]

@@ -27,11 +27,17 @@ class Niah(SharedContextTask):
 
     name: ClassVar[str] = "niah"
     num_keys: int = 1
+    """Keys in the text."""
     num_values: int = 1
+    """Codes per key."""
     num_queries: int = 1
+    """Keys that are asked for."""
     key: Kind = "words"
+    """What keys look like."""
     value: Kind = "number"
+    """What codes look like."""
     hay: Hay = "text"
+    """The haystack: text, one passage of noise repeated, or further needles."""
     max_new_tokens: int = 0
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class Passkey(SharedContextTask, TrainingTask):
 
     name: ClassVar[str] = "passkey"
     digits: int = 5
+    """Digits of the key."""
 
     def _needles(self, context: TaskContext, count: int) -> list[Needle]:
         return draw_digit_needles(

@@ -42,12 +42,19 @@ class QA(Task):
 
     name: ClassVar[str] = "qa"
     path: str
+    """The file of questions."""
     metric: QAMetric = "f1"
+    """Word F1, or whether the output contains an answer."""
     shots: int = 2
+    """Other questions with their answers at the beginning of the prompt."""
     article: bool = False
+    """Use all passages of the article, in their order."""
     related_first: bool = True
+    """Other passages of the same article come before those of other articles."""
     filler: Filler = "file"
+    """What surrounds the supporting text: other texts of the file, or the haystack."""
     max_chars: int | None = None
+    """Longer texts are not asked about; None asks about all."""
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:

@@ -20,7 +20,9 @@ class Repeat(TrainingTask):
 
     name: ClassVar[str] = "repeat"
     num_cue: int = 4
+    """Random tokens that the prompt ends with."""
     num_answer: int = 4
+    """Random tokens that follow them in the text."""
 
     @classmethod
     def suite_names(cls) -> tuple[str, ...]:

@@ -35,8 +35,11 @@ class VariableTracking(Task):
 
     name: ClassVar[str] = "vt"
     num_chains: int = 1
+    """Values that are passed on."""
     hops: int = 4
+    """How often each one is passed on."""
     hay: Literal["text", "noise"] = "noise"
+    """The haystack: text, or one passage of noise repeated."""
     max_new_tokens: int = 0
 
     def __post_init__(self) -> None:

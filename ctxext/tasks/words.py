@@ -35,9 +35,14 @@ class CommonWords(Task):
     name: ClassVar[str] = "cwe"
     suite_layout: ClassVar[SuiteLayout] = "whole-text"
     num_common: int = 10
+    """Different words that are frequent."""
     frequent: int = 30
+    """About how often a frequent word occurs."""
     rare: int = 3
+    """About how often any other word occurs."""
     shot: tuple[int, int, int] = (40, 10, 3)
+    """The example before the list: its number of different words, and about how often frequent and
+    rare ones occur."""
     max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -130,7 +135,9 @@ class FrequentWords(Task):
     name: ClassVar[str] = "fwe"
     suite_layout: ClassVar[SuiteLayout] = "whole-text"
     num_asked: int = 3
+    """Words that are asked for."""
     alpha: float = 2.0
+    """The exponent: the word of rank r occurs in proportion to 1 / r**alpha."""
     max_new_tokens: int = 0
 
     def __post_init__(self) -> None:

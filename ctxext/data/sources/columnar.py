@@ -29,7 +29,9 @@ class HFDocuments(TextSource):
 
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     path: str
+    """A file or directory."""
     field: str = "text"
+    """The column of the text."""
 
     @classmethod
     def as_haystack(cls, name: str, field: str) -> Self:

@@ -16,6 +16,7 @@ class Mix(Source):
     """Sources mixed row by row: ((weight, source), ...); weights are relative."""
 
     parts: tuple[tuple[float, Source], ...]
+    """(weight, source) pairs; weights are relative."""
 
     def __post_init__(self) -> None:
         if not self.parts or not all(weight > 0 for weight, _ in self.parts):

@@ -16,7 +16,9 @@ class Prepared(TextSource):
     """A directory that `ctxext prepare` wrote, mapped into memory, with the model's tokenizer."""
 
     path: str
+    """The directory."""
     split: Literal["train", "heldout"] = "train"
+    """Which part of the documents."""
 
     @classmethod
     def recognizes(cls, root: Path) -> bool:

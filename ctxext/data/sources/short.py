@@ -18,7 +18,9 @@ class Short(Source):
     """
 
     source: Source
+    """The source of the short rows."""
     seq_len: int
+    """Tokens of a short row."""
 
     def __post_init__(self) -> None:
         if self.seq_len < 2:

@@ -68,6 +68,7 @@ class Stdlib(TextSource):
 
     haystack_name: ClassVar[str | None] = "stdlib"
     split: Literal["train", "heldout"]
+    """Which files: those for training, or those held out."""
 
     @classmethod
     def as_haystack(cls, name: str, field: str) -> Self:

@@ -17,7 +17,9 @@ class Synthetic(Source):
     """Rows of a retrieval task, its needles hidden in text from `haystack`."""
 
     task: TrainingTask
+    """The task whose questions and answers fill the rows."""
     haystack: TextSource = Stdlib("train")
+    """The text that the needles are hidden in."""
 
     def open(self, tokenizer: TokenizerLike) -> "TaskRows":
         return TaskRows(self.task, tokenizer, self.haystack.open(tokenizer))

@@ -23,7 +23,9 @@ class Files(TextSource):
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".jsonl")
     path: str
+    """A file or directory."""
     field: str = "text"
+    """The key of the text in a JSONL line."""
 
     @classmethod
     def recognizes(cls, root: Path) -> bool:

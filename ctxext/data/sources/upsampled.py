@@ -21,8 +21,11 @@ class Upsampled(Source):
     """
 
     source: TextSource
+    """The documents."""
     min_tokens: int
+    """Documents of at least this many tokens are drawn more often."""
     factor: float
+    """How many times as often."""
 
     def __post_init__(self) -> None:
         if self.min_tokens < 1 or not 0 < self.factor < math.inf:
