@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ctxext.evals.growing_context import Perplexity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from ctxext.attention import Attention, Causal
 from ctxext.data import Files, Mix, Source, Stdlib, Synthetic
 from ctxext.evals import Retrieval
 from ctxext.evals.base import Eval
+from ctxext.evals.perplexity import Perplexity
 from ctxext.experiment import Experiment, Export, Train, load_experiment
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
