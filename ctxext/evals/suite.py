@@ -148,7 +148,6 @@ def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
 
 
 EVALUATIONS: dict[str, Callable[[SuiteConfig], tuple[Eval, ...]]] = {
-    **{name: partial(_retrieval, name) for name in tasks.by_suite_name()},
     "ruler": _ruler,
     "ruler:reference": _ruler_samples,
     **{f"passkey:{name}": partial(_protocol, name) for name in PROTOCOLS},
@@ -156,7 +155,7 @@ EVALUATIONS: dict[str, Callable[[SuiteConfig], tuple[Eval, ...]]] = {
     **{f"ppl:{name}": partial(_rolling_perplexity, name) for name in ESTIMATORS},
     "longppl": _longppl,
 }
-"""Everything that can be asked by name, besides "longppl:DIR" and "controls"."""
+"""Evaluations by name, besides those of tasks, "longppl:DIR" and "controls"."""
 
 
 def evaluations(names: Sequence[str], config: SuiteConfig) -> tuple[Eval, ...]:
@@ -170,11 +169,13 @@ def evaluations(names: Sequence[str], config: SuiteConfig) -> tuple[Eval, ...]:
             continue
         if name.startswith(OTHER_KEYS):
             chosen += _longppl(config, name.removeprefix(OTHER_KEYS))
+        elif name in tasks.by_suite_name():
+            chosen += _retrieval(name, config)
         elif name in EVALUATIONS:
             chosen += EVALUATIONS[name](config)
         else:
-            known = ", ".join([*EVALUATIONS, f"{OTHER_KEYS}DIR", CONTROLS])
-            raise ValueError(f"there is no evaluation {name!r}; known: {known}")
+            known = [*tasks.by_suite_name(), *EVALUATIONS, f"{OTHER_KEYS}DIR", CONTROLS]
+            raise ValueError(f"there is no evaluation {name!r}; known: {', '.join(known)}")
     if CONTROLS in names:
         chosen += [control for evaluation in chosen for control in _controls(evaluation, config)]
     return tuple(chosen)
