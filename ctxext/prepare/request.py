@@ -1,4 +1,4 @@
-"""What a preparation was asked for, and the locked directory of its unfinished work."""
+"""The request that a preparation serves, and the locked directory of its unfinished work."""
 
 import contextlib
 import fcntl

@@ -30,7 +30,7 @@ depths; one text per question, without a depth."""
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What questions and training rows are drawn from."""
+    """The stream, tokenizer and text that questions and training rows are drawn from."""
 
     rng: np.random.Generator
     tokenizer: TokenizerLike
@@ -88,7 +88,7 @@ class Example(NamedTuple):
 
 
 class SuiteOptions(NamedTuple):
-    """What a suite knows when it chooses the settings of a task."""
+    """The options of a suite by which it chooses the settings of a task."""
 
     min_seq_len: int
     """Tokens of the shortest length."""

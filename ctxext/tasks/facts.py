@@ -24,7 +24,7 @@ class Facts(Task):
 
     name: ClassVar[str] = "facts"
     kind: QuestionKind = "place"
-    """What the question asks for."""
+    """The kind of question."""
     num_facts: int = 8
     """Sentences about the small world."""
 

@@ -33,9 +33,9 @@ class Niah(SharedContextTask):
     num_queries: int = 1
     """Keys that are asked for."""
     key: Kind = "words"
-    """What keys look like."""
+    """The kind of the keys."""
     value: Kind = "number"
-    """What codes look like."""
+    """The kind of the codes."""
     hay: Hay = "text"
     """The haystack: text, one passage of noise repeated, or further needles."""
     max_new_tokens: int = 0

@@ -52,7 +52,7 @@ class QA(Task):
     related_first: bool = True
     """Other passages of the same article come before those of other articles."""
     filler: Filler = "file"
-    """What surrounds the supporting text: other texts of the file, or the haystack."""
+    """The text around the documents that answer: others of the file, or the haystack."""
     max_chars: int | None = None
     """Longer texts are not asked about; None asks about all."""
     max_new_tokens: int = 32

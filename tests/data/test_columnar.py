@@ -34,7 +34,7 @@ def write_file(path, data: pyarrow.Table) -> None:
 
 
 def saved(root, *tables: pyarrow.Table) -> None:
-    """What `datasets.Dataset.save_to_disk` leaves, with a cache next to it."""
+    """The files of `datasets.Dataset.save_to_disk`, with a cache next to them."""
     root.mkdir()
     names = [f"data-{i:05}-of-{len(tables):05}.arrow" for i in range(len(tables))]
     for name, data in zip(names, tables, strict=True):

@@ -1,1 +1,1 @@
-"""What tasks are built from: records, haystacks, vocabularies, placement and scoring."""
+"""Building blocks of tasks: needles, placement in a haystack, vocabularies and scores."""

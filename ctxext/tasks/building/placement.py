@@ -19,7 +19,7 @@ class Insertion(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a prompt holds besides the haystack and its insertions.
+    """The rest of a prompt, besides the haystack and its insertions.
 
     head: ids after BOS; tail: ids after the haystack; reserved: tokens kept free after the tail.
     """
