@@ -1,4 +1,4 @@
-"""One directory, one experiment; what is recorded, and what a resumed run may find."""
+"""A run directory belongs to one experiment, records its provenance, and can be resumed."""
 
 import dataclasses
 import json

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     root, by_command = parsers()
     if not words or words[0] not in by_command:
-        root.parse_args(words)  # prints help, or what is wrong, and exits
+        root.parse_args(words)  # prints the help or an error, and exits
     command_parser = by_command[words[0]]
     known, rest = command_parser.split(words[1:])
     args = command_parser.parse_args(known)

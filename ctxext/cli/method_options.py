@@ -43,8 +43,8 @@ def replace_methods(
         method, seam_name = _method_of_experiment(name)
         current = getattr(experiment, seam_name)
         kept = _shared_fields(current, method)
-        given = field_values(method, flags, seam_name)
-        instance = build(method, name, kept | given)
+        typed = field_values(method, flags, seam_name)
+        instance = build(method, name, kept | typed)
         experiment = dataclasses.replace(experiment, **{seam_name: instance})
     return experiment
 
@@ -71,8 +71,7 @@ def field_values(method: type, flags: Sequence[Flag], seam_name: str) -> dict[st
     Raises ValueError for a wrong value.
     """
     annotations = _annotations(method, seam_name)
-    found = [field_value(flag, annotations) for flag in flags]
-    pairs = [pair for pair in found if pair is not None]
+    pairs = [pair for flag in flags if (pair := field_value(flag, annotations)) is not None]
     return {name.removeprefix(f"{seam_name}."): value for name, value in pairs}
 
 

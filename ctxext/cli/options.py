@@ -50,7 +50,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         "--num-processes",
         type=int,
         metavar="N",
-        help="How many processes take part; 1 ignores what the environment says.",
+        help="How many processes take part; 1 ignores the environment.",
     )
     group.add_argument(
         "--process-id",
@@ -272,7 +272,7 @@ def read_trackers(args: argparse.Namespace) -> tuple[str, ...]:
 def inspect(args: argparse.Namespace, experiment: Any) -> bool:
     """Serve --print-config and --dry-run.
 
-    Returns whether one of them was given, so that nothing is to be run.
+    Returns whether there was one of them, so that nothing is to be run.
     """
     import json
 

@@ -25,15 +25,15 @@ def override(
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """The type of everything that `override` can set, by its dotted name."""
-    found: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
         content = getattr(value, field.name)
         if dataclasses.is_dataclass(content):
-            found |= leaves(content, f"{prefix}{field.name}.")
+            annotations |= leaves(content, f"{prefix}{field.name}.")
         elif is_plain(hints[field.name]):
-            found[prefix + field.name] = hints[field.name]
-    return found
+            annotations[prefix + field.name] = hints[field.name]
+    return annotations
 
 
 def _leaf_values(
@@ -46,10 +46,10 @@ def _leaf_values(
     annotations = leaves(experiment)
     values: dict[str, Any] = {}
     for flag in flags:
-        found = field_value(flag, annotations)
-        if found is None:
+        pair = field_value(flag, annotations)
+        if pair is None:
             raise _unknown(flag, experiment, [*method_fields(methods), *annotations])
-        name, value = found
+        name, value = pair
         values[name] = value
     return values
 

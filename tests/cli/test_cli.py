@@ -77,9 +77,7 @@ def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
     return lines[0]
 
 
-def test_run_leaves_everything_behind(
-    finished: tuple[Path, Path], capsys: pytest.CaptureFixture
-) -> None:
+def test_run_writes_everything(finished: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     file, run = finished
     names = {path.name for path in run.iterdir()}
     assert names >= {
@@ -157,9 +155,7 @@ def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Pat
 
 
 @pytest.mark.check
-def test_every_command_opens_the_checkpoint_it_is_told_to(
-    base: Path, tmp_path: Path, capsys
-) -> None:
+def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, capsys) -> None:
     """At a ruinous learning rate the best checkpoint is early, and equals a run that ends there."""
     file, run = tmp_path / "experiment.py", tmp_path / "run"
     file.write_text(EXPERIMENT.format(init=str(base)))
@@ -180,9 +176,18 @@ def test_every_command_opens_the_checkpoint_it_is_told_to(
         str(best),
         "3",
     ]
-    ask = ["eval", str(run), "--evals", "ppl", "--seq-len", "64", "--out", str(tmp_path / "rows")]
+    evaluate = [
+        "eval",
+        str(run),
+        "--evals",
+        "ppl",
+        "--seq-len",
+        "64",
+        "--out",
+        str(tmp_path / "rows"),
+    ]
     for which in ("latest", "best", str(best)):
-        assert main([*ask, "--checkpoint", which]) == 0
+        assert main([*evaluate, "--checkpoint", which]) == 0
     rows = read_records(tmp_path / "rows" / "records.jsonl")
     first, second = (
         rows[: len(rows) // 2],
@@ -228,7 +233,7 @@ def test_every_command_opens_the_checkpoint_it_is_told_to(
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
     there = f"no checkpoint 7 under {run / 'checkpoints'}; there are {best}, 3"
-    assert there in refused(capsys, *ask, "--checkpoint", 7)
+    assert there in refused(capsys, *evaluate, "--checkpoint", 7)
     assert "no run directory and has no checkpoint best" in refused(
         capsys, "eval", base, "--checkpoint", "best"
     )
@@ -303,11 +308,11 @@ def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
         config["rope"] == {"__type__": "rope/ntk", "factor": 8.0} and config["train"]["steps"] == 7
     )
     assert main(["train", str(file), "--method", "pi", "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        f"{CONFIG.num_parameters:,}" in said
-        and "linear(factor=4)" in said
-        and "3, 768 tokens" in said
+        f"{CONFIG.num_parameters:,}" in printed
+        and "linear(factor=4)" in printed
+        and "3, 768 tokens" in printed
     )
 
 
@@ -340,7 +345,7 @@ def test_a_run_that_evaluates_nothing_ends_well(
         f"import dataclasses\n{EXPERIMENT.format(init=str(base))}"
         f"experiment = dataclasses.replace(experiment, {without})\n"
     )
-    found = data(
+    result = data(
         capsys,
         "run",
         str(file),
@@ -351,7 +356,8 @@ def test_a_run_that_evaluates_nothing_ends_well(
         "1",
     )
     assert (
-        found["verdict"] == ["There are no rows: nothing was evaluated."] and found["proof"] is None
+        result["verdict"] == ["There are no rows: nothing was evaluated."]
+        and result["proof"] is None
     )
     assert (tmp_path / "run" / "report.html").is_file() and read_jsonl(
         tmp_path / "run" / "records.jsonl"
@@ -359,7 +365,9 @@ def test_a_run_that_evaluates_nothing_ends_well(
 
 
 @pytest.mark.check
-def test_methods_from_a_file_go_all_the_way(finished, base: Path, tmp_path: Path, capsys) -> None:
+def test_methods_from_a_file_work_from_end_to_end(
+    finished, base: Path, tmp_path: Path, capsys
+) -> None:
     """The file of the README: options, two training steps, evaluation, export, proof, plot."""
     file, _ = finished
     readme = (Path(__file__).parents[2] / "README.md").read_text()
@@ -453,7 +461,7 @@ def test_bad_input_is_one_line(
     )
 
 
-def test_a_wrong_option_is_one_line_too(base: Path, tmp_path: Path, capsys) -> None:
+def test_a_wrong_choice_is_one_line(base: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(base), "--out", str(tmp_path / "out"), "--dtype", "float12"])
     lines = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Programs that are kept between processes, and the count of them."""
+"""Compiled programs are kept between processes and counted."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path):
     )
 
 
-def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_environment_variables_of_the_user_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""

@@ -1,4 +1,4 @@
-"""`ctxext rope` of several methods: counts done by hand, and the numbers that the drawing holds."""
+"""`ctxext rope` of several methods: counts done by hand, and the numbers in the drawing."""
 
 import json
 import math
@@ -21,7 +21,7 @@ WAVES = [2 * math.pi * 10000 ** (i / 64) for i in range(64)]
 ARGV = ["rope", "none", "linear", "ntk", "yarn", "--factor", "2"]
 
 
-def said(capsys: pytest.CaptureFixture, *argv: object) -> str:
+def output(capsys: pytest.CaptureFixture, *argv: object) -> str:
     capsys.readouterr()
     assert main([str(a) for a in argv]) == 0
     return capsys.readouterr().out
@@ -48,25 +48,25 @@ def test_llama2_counts():
 def test_interpolation_extrapolates_nothing_at_any_factor(factor: float):
     for theta in (1e4, 5e5, 1e6):
         assert Linear(factor).rope(LLAMA2, 1).inv_freq[0] == 1 / factor
-        found = spectrum(Linear(factor), RopeBase(128, theta, 4096), 4096)
-        assert found.extrapolated(math.floor(factor * 4096)).sum() == 0
-        assert found.extrapolated(math.ceil(factor * 4096) + 1).sum() == (~found.seen).sum() > 0
+        waves = spectrum(Linear(factor), RopeBase(128, theta, 4096), 4096)
+        assert waves.extrapolated(math.floor(factor * 4096)).sum() == 0
+        assert waves.extrapolated(math.ceil(factor * 4096) + 1).sum() == (~waves.seen).sum() > 0
 
 
-def test_pairs_that_are_stopped_or_made_faster():
+def test_pairs_that_stop_or_turn_faster():
     """100 tokens, theta 10000, 4 pairs: waves 6.3, 63, 628, 6283; divisors 1, 20, 0.5, 1e9."""
     base = RopeBase(8, 10000.0, 100)
-    found = spectrum(Custom((1.0, 20.0, 0.5, 1e9), 1.0), base, 100)
-    assert found.seen.tolist() == [True, True, False, False]
-    assert found.slow.tolist() == [False, True, True, True]
-    assert found.extrapolated(100).tolist() == [False, False, True, False], (
+    waves = spectrum(Custom((1.0, 20.0, 0.5, 1e9), 1.0), base, 100)
+    assert waves.seen.tolist() == [True, True, False, False]
+    assert waves.slow.tolist() == [False, True, True, True]
+    assert waves.extrapolated(100).tolist() == [False, False, True, False], (
         "a slower pair that was seen is not new"
     )
-    assert found.extrapolated(50).sum() == 0 and found.extrapolated(51).sum() == 1
+    assert waves.extrapolated(50).sum() == 0 and waves.extrapolated(51).sum() == 1
 
 
 def test_text_counts_per_method(capsys):
-    text = said(capsys, *ARGV)
+    text = output(capsys, *ARGV)
     assert "target 8,192" in text.splitlines()[0]
     counts = re.findall(
         r"^(\S+): attention.*\n  (\d+) of 64 pairs never turn in 4,096 tokens; (\d+) never did in "
@@ -79,23 +79,23 @@ def test_text_counts_per_method(capsys):
     assert counts[2][3] == "17", "NTK is interpolation at the last pair alone"
     rows = [line.split() for line in text.splitlines()[-64:]]
     assert rows[46] == ["46", "4711.7*", "9423.4", "7815.9*", "9423.4"] and rows[45][1] == "4080.2"
-    one = said(capsys, "rope", "none", "--seq-len", 8192)
+    one = output(capsys, "rope", "none", "--seq-len", 8192)
     assert (
         "18 of 64 pairs never turn in 4,096 tokens; 18 never" in one
         and "18 are extrapolated at 8,192" in one
     )
-    assert "--seq-len" in said(capsys, "rope", "none").splitlines()[0]
+    assert "--seq-len" in output(capsys, "rope", "none").splitlines()[0]
 
 
 def test_json_is_an_object_per_method(capsys):
-    several = json.loads(said(capsys, *ARGV, "--json"))
+    several = json.loads(output(capsys, *ARGV, "--json"))
     assert [one["method"] for one in several] == [
         "none",
         "linear(factor=2)",
         "ntk(factor=2)",
         "yarn(factor=2)",
     ]
-    assert several[3] == json.loads(said(capsys, "rope", "yarn", "--factor", 2, "--json"))
+    assert several[3] == json.loads(output(capsys, "rope", "yarn", "--factor", 2, "--json"))
     assert set(several[3]) == {
         "method",
         "inv_freq",
@@ -105,10 +105,10 @@ def test_json_is_an_object_per_method(capsys):
     }
 
 
-def test_the_drawing_holds_the_numbers(tmp_path: Path, capsys):
+def test_the_drawing_shows_the_numbers(tmp_path: Path, capsys):
     """Pixels are turned back into pairs and tokens by the ticks of the axes."""
     out = tmp_path / "new" / "waves.svg"
-    assert said(capsys, *ARGV, "--plot", out).splitlines()[-1] == f"plot: {out}"
+    assert output(capsys, *ARGV, "--plot", out).splitlines()[-1] == f"plot: {out}"
     assert [p.name for p in out.parent.iterdir()] == ["waves.svg"]
     root = ET.parse(out).getroot()
     assert root.tag == f"{SVG}svg" and root[0].tag == f"{SVG}title"
@@ -144,8 +144,10 @@ def test_the_drawing_holds_the_numbers(tmp_path: Path, capsys):
         if divisor:
             np.testing.assert_allclose(drawn[:, 1], np.log10(divisor * np.array(WAVES)), atol=2e-3)
         shades = [points(path) for path in lines[css].findall(f"{SVG}path[@class='shade']")]
-        found = [round(x) for shade in shades for x in shade[:-1, 0]]  # the last is there twice
-        assert found == list(shaded)
+        shaded_pairs = [
+            round(x) for shade in shades for x in shade[:-1, 0]
+        ]  # the last is there twice
+        assert shaded_pairs == list(shaded)
     marks = [p.attrib["d"] for p in root.findall(f"{SVG}g[@class='mark']/{SVG}path")]
     levels = [
         10 ** (1 + 3 * (float(d.split()[1].split("H")[0]) - y10) / (y10k - y10))
@@ -158,7 +160,7 @@ def test_the_drawing_holds_the_numbers(tmp_path: Path, capsys):
 
 
 def test_the_page_has_the_drawing_and_its_table(tmp_path: Path, capsys):
-    said(capsys, *ARGV, "--plot", tmp_path / "waves.html")
+    output(capsys, *ARGV, "--plot", tmp_path / "waves.html")
     root = parse((tmp_path / "waves.html").read_text())
     assert len(root.all("svg", "chart")) == 1 and len(root.all("svg", "swatch")) == 4
     rows = [
@@ -185,7 +187,7 @@ def test_the_page_has_the_drawing_and_its_table(tmp_path: Path, capsys):
     ],
 )
 def test_odd_shapes_are_drawn_too(tmp_path: Path, capsys, options: list):
-    said(capsys, "rope", "none", "linear", "--factor", 2, *options, "--plot", tmp_path / "x.svg")
+    output(capsys, "rope", "none", "linear", "--factor", 2, *options, "--plot", tmp_path / "x.svg")
     assert ET.parse(tmp_path / "x.svg").getroot().find(f".//{SVG}path[@class='line']") is not None
 
 

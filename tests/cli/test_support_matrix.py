@@ -86,8 +86,11 @@ def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
         reader = gguf.GGUFReader(out)
         kind = reader.fields.get("llama.rope.scaling.type")
         divisors = any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
-        said = "divisors" if divisors else "default" if kind is None else kind.contents()
-        assert said == {"yes": "default"}.get(place["gguf"]["how"], place["gguf"]["how"])
+        if divisors:
+            scaling_type = "divisors"
+        else:
+            scaling_type = "default" if kind is None else kind.contents()
+        assert scaling_type == {"yes": "default"}.get(place["gguf"]["how"], place["gguf"]["how"])
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +123,8 @@ def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
         place, out, lambda: export.export_adapter(tmp_path / "run", out, base=base)
     ):
         how = places(method, TINY)["hf"]["how"]
-        said = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
-        assert said == {"generic": "longrope", "yes": "default"}.get(how, how)
+        rope_type = json.loads((out / "config.json").read_text())["rope_parameters"]["rope_type"]
+        assert rope_type == {"generic": "longrope", "yes": "default"}.get(how, how)
 
 
 def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:

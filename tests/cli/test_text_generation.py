@@ -29,8 +29,8 @@ PLAIN = Tokenizer({MODEL: model()})
 @pytest.mark.parametrize(
     "tokenizer", [PLAIN, Tokenizer({JSON: PLAIN.export_files(8)[JSON]})], ids=["spm", "json"]
 )
-def test_the_stream_is_the_text_and_never_half_a_character(tokenizer):
-    """In chunks of any size; what is joined is the decoded whole behind the decoded prompt."""
+def test_streamed_text_is_the_decoded_text_in_whole_characters(tokenizer):
+    """Chunks of any size, joined, are the decoded text after the decoded prompt."""
     rng = random.Random(0)
     for _ in range(200):
         prompt = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 9))))
@@ -49,7 +49,7 @@ def test_the_stream_is_the_text_and_never_half_a_character(tokenizer):
     assert list(decode_stream(tokenizer, prompt, [smile[:3]])) == [], "the rest of it never came"
     broken = "".join(decode_stream(tokenizer, prompt, [smile[:2], tokenizer.encode("a b"), smile]))
     assert broken.endswith("a b🙂") and set(broken[:-4]) <= {REPLACEMENT, " "}, (
-        "bytes that are no text stay so"
+        "bytes that are not text stay as they are"
     )
 
 
@@ -65,7 +65,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory):
     return path
 
 
-def said(capsys, *argv) -> str:
+def output(capsys, *argv) -> str:
     capsys.readouterr()
     assert main(["generate", *map(str, argv)]) == 0
     return capsys.readouterr().out
@@ -74,10 +74,10 @@ def said(capsys, *argv) -> str:
 @pytest.mark.parametrize(
     "options", [[], ["--temperature", 0.9, "--top-p", 0.8, "--seed", 4]], ids=["greedy", "drawn"]
 )
-def test_text_and_data_are_those_of_generate(directory, capsys, options):
+def test_text_and_json_are_those_of_lm_generate(directory, capsys, options):
     prompt, method = "def f(x):\n", ["--method", "linear", "--factor", 2]
     argv = [directory, "--prompt", prompt, "--max-new-tokens", 30, *method, *options]
-    data = json.loads(said(capsys, *argv, "--json"))
+    data = json.loads(output(capsys, *argv, "--json"))
     lm = loading.load(directory, method=Linear(2.0))
     ids = lm.tokenizer.encode(prompt, bos=True)
     fields = dict(zip(("temperature", "top_p", "seed"), options[1::2], strict=False))
@@ -90,10 +90,12 @@ def test_text_and_data_are_those_of_generate(directory, capsys, options):
         and data["tokens_per_second"] > 0 < data["seconds"]
     )
     whole = lm.tokenizer.decode(ids + data["ids"])[len(lm.tokenizer.decode(ids)) :]
-    assert data["text"] == whole.rstrip(REPLACEMENT) and said(capsys, *argv) == data["text"] + "\n"
+    assert (
+        data["text"] == whole.rstrip(REPLACEMENT) and output(capsys, *argv) == data["text"] + "\n"
+    )
 
 
-def test_it_stops_at_every_kind_of_end(directory, tmp_path):
+def test_every_kind_of_stop_token(directory, tmp_path):
     lm = loading.load(directory)
     assert stop_ids(lm, directory) == [2]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
@@ -101,12 +103,12 @@ def test_it_stops_at_every_kind_of_end(directory, tmp_path):
     free = TextGenerator(lm, [], max_new_tokens=20, quiet=True).complete("def f(x):")
     end = free.ids[5]
     at = free.ids.index(end)
-    found = TextGenerator(lm, [end], max_new_tokens=20, quiet=True).complete("def f(x):")
-    assert (found.ids, found.stop, free.stop) == (
+    stopped = TextGenerator(lm, [end], max_new_tokens=20, quiet=True).complete("def f(x):")
+    assert (stopped.ids, stopped.stop, free.stop) == (
         free.ids[:at],
         "eos",
         "length",
-    ) and free.text.startswith(found.text)
+    ) and free.text.startswith(stopped.text)
     assert (
         TextGenerator(lm, free.ids[:1], max_new_tokens=20, quiet=True).complete("def f(x):").text
         == ""
@@ -115,21 +117,21 @@ def test_it_stops_at_every_kind_of_end(directory, tmp_path):
     assert one.ids == free.ids[:1] and one.tokens_per_second is None
 
 
-def test_the_prompt_of_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch):
+def test_the_prompt_from_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch):
     text, short = "é = 'a'\n\n", ["--max-new-tokens", 8]
     (tmp_path / "prompt").write_bytes(text.encode())
-    expected = said(capsys, directory, "--prompt", text, *short)
-    assert said(capsys, directory, "--prompt-file", tmp_path / "prompt", *short) == expected
+    expected = output(capsys, directory, "--prompt", text, *short)
+    assert output(capsys, directory, "--prompt-file", tmp_path / "prompt", *short) == expected
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    assert said(capsys, directory, "--prompt-file", "-", *short) == expected
+    assert output(capsys, directory, "--prompt-file", "-", *short) == expected
 
 
 def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
-    """Every answer is that of the whole conversation so far, and asked for by the template."""
+    """Every answer depends on the whole conversation so far, through the template."""
     options = ["--chat", "--system", "Be kind.", "--max-new-tokens", 12]
     monkeypatch.setattr(text_generation, "typed_lines", lambda: (line for line in ("one", "two")))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    typed = said(capsys, directory, *options)
+    typed = output(capsys, directory, *options)
     lm, messages, texts = loading.load(directory), [{"role": "system", "content": "Be kind."}], []
     for question in ("one", "two"):
         messages.append({"role": "user", "content": question})
@@ -144,13 +146,13 @@ def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
         messages.append({"role": "assistant", "content": text})
         texts.append(text)
     assert typed == "".join(text + "\n" for text in texts) and texts[0] != texts[1]
-    single = json.loads(said(capsys, directory, *options, "--prompt", "one", "--json"))
+    single = json.loads(output(capsys, directory, *options, "--prompt", "one", "--json"))
     assert single["text"] == texts[0] and single["prompt_tokens"] == len(
         chat_of(lm.tokenizer).encode(messages[:2])
     )
 
 
-def test_lines_are_typed_up_to_the_end_of_input(monkeypatch):
+def test_typed_lines_end_with_the_input(monkeypatch):
     lines = iter(["one", "  ", "two"])
 
     def line(prompt: str) -> str:
@@ -163,7 +165,7 @@ def test_lines_are_typed_up_to_the_end_of_input(monkeypatch):
     assert list(text_generation.typed_lines()) == ["one", "two"]
 
 
-def test_llama_2s_markers_are_said_once(tmp_path, directory, capsys):
+def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsys):
     settings = json.loads((directory / CONFIG).read_text())
     plain = tmp_path / "plain"
     plain.mkdir()

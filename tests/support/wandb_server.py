@@ -44,8 +44,8 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration without wandb's own entry."""
-        found = json.loads(self.fields.get("config") or "{}")
-        return {name: entry["value"] for name, entry in found.items() if name != "_wandb"}
+        config = json.loads(self.fields.get("config") or "{}")
+        return {name: entry["value"] for name, entry in config.items() if name != "_wandb"}
 
     def column(self, name: str) -> list[Any]:
         """Every value that was logged under a name."""
@@ -53,10 +53,11 @@ class Run:
 
 
 class Backend:
-    """Answers, and everything that was sent."""
+    """The answers of the server, and everything that it was sent."""
 
     def __init__(self) -> None:
-        self.url, self.operations = "", []
+        self.url = ""
+        self.operations: list[str] = []
         self.runs: dict[str, Run] = {}
         self.uploads: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
@@ -64,10 +65,9 @@ class Backend:
         self.sweep = ""
         """The YAML of the sweep, as it was registered."""
         self.orders: list[dict[str, Any]] = []
-        """What the sweep's agent is told to do, one order per heartbeat; when no more and no run
-        are left, to exit."""
+        """The orders of the sweep's agent, one per heartbeat; after them and its runs, it exits."""
         self.answers = threading.Event()
-        """While it is not set, requests are taken and nothing is said."""
+        """While it is not set, requests are accepted and not answered."""
         self.answers.set()
 
     def only(self) -> Run:
@@ -76,11 +76,11 @@ class Backend:
         return run
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
-        """The data of an answer, None for an operation that is not known here."""
-        found = re.search(r"(?:query|mutation)\s+(\w+)", query)
-        name = found[1] if found else ""
+        """The data of an answer; None for an operation that this server does not know."""
+        match = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        name = match[1] if match else ""
         self.operations.append(name)
-        if "__type" in query or "__schema" in query:  # does the server have this field? No.
+        if "__type" in query or "__schema" in query:  # whether the server has a field: no
             return {
                 alias: {"fields": [], "inputFields": []}
                 for alias in re.findall(r"(\w+):\s*__type", query)
@@ -251,7 +251,10 @@ def grid(text: str) -> list[dict[str, Any]]:
     """The arguments of every trial of a grid search, in order, as an agent gets them."""
     config = yaml.safe_load(text)
     assert config["method"] == "grid"
-    values = [found.get("values", [found.get("value")]) for found in config["parameters"].values()]
+    values = [
+        parameter.get("values", [parameter.get("value")])
+        for parameter in config["parameters"].values()
+    ]
     return [
         {name: {"value": value} for name, value in zip(config["parameters"], chosen, strict=True)}
         for chosen in itertools.product(*values)
@@ -306,8 +309,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.body()
         if self.path.startswith("/graphql"):
-            asked = json.loads(body)
-            data = self.server.backend.graphql(asked["query"], asked.get("variables") or {})
+            request = json.loads(body)
+            data = self.server.backend.graphql(request["query"], request.get("variables") or {})
             self.reply(
                 {"errors": [{"message": "not known here"}]} if data is None else {"data": data}
             )

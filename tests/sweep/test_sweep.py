@@ -46,7 +46,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def asked(file: Path, out: Path, *more: str) -> list[str]:
+def sweep_command(file: Path, out: Path, *more: str) -> list[str]:
     return ["sweep", str(file), "--out", str(out), "--track", "", *more]
 
 
@@ -58,13 +58,13 @@ def command(arguments: list[str]) -> tuple[int, dict, str]:
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
-def holds_together(file: Path, out: Path, *options: str) -> None:
+def check_sweep(file: Path, out: Path, *options: str) -> None:
     """Two trials succeed, one fails with its reason; once that is fixed, only this one is run."""
-    asks = asked(file, out, "--jobs", "2", "--json", *options)
-    status, found, _ = command(asks)
-    trials = {name: bool(one["status"]) for name, one in found["trials"].items()}
+    arguments = sweep_command(file, out, "--jobs", "2", "--json", *options)
+    status, result, _ = command(arguments)
+    trials = {name: bool(outcome["status"]) for name, outcome in result["trials"].items()}
     assert status == 1 and trials == {"pi": False, "yarn": False, "lost": True}
-    assert "does not exist" in found["trials"]["lost"]["tail"]
+    assert "does not exist" in result["trials"]["lost"]["tail"]
     page = (out / "report.html").read_text()
     assert "linear(factor=2), zero-shot (pi)" in page and "yarn(factor=2), zero-shot (yarn)" in page
     records = read_records(out / "yarn" / "records.jsonl")
@@ -72,40 +72,40 @@ def holds_together(file: Path, out: Path, *options: str) -> None:
     assert records[0].model.rope == "yarn(factor=2)"
     before = {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
     (file.parent / "base").symlink_to(TINY_LLAMA)
-    status, found, said = command(asks)
-    assert status == 0 and "1 of 3 trials to run" in said
-    assert not any(one["status"] for one in found["trials"].values())
+    status, result, messages = command(arguments)
+    assert status == 0 and "1 of 3 trials to run" in messages
+    assert not any(outcome["status"] for outcome in result["trials"].values())
     assert before == {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in before}
 
 
 @pytest.mark.check
-def test_here(file: Path, tmp_path: Path):
-    holds_together(file, tmp_path / "out")
+def test_trials_as_local_processes(file: Path, tmp_path: Path):
+    check_sweep(file, tmp_path / "out")
 
 
 @pytest.mark.check
-def test_as_jobs_of_submitit(file: Path, tmp_path: Path):
+def test_trials_as_jobs_of_submitit(file: Path, tmp_path: Path):
     pytest.importorskip("submitit")
-    holds_together(file, tmp_path / "out", "--launcher", "submitit-local")
+    check_sweep(file, tmp_path / "out", "--launcher", "submitit-local")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:os.fork:RuntimeWarning"
 )  # of the cluster's processes, which use no jax
-def test_on_ray_with_two_nodes(file: Path, tmp_path: Path):
+def test_trials_on_ray_with_two_nodes(file: Path, tmp_path: Path):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        holds_together(file, tmp_path / "out", "--launcher", "ray", "--address", cluster.address)
+        check_sweep(file, tmp_path / "out", "--launcher", "ray", "--address", cluster.address)
     finally:
         cluster.shutdown()
 
 
-def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_trial_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ctxext.sweep.local import launch
 
     counter = tmp_path / "tried"
@@ -119,15 +119,20 @@ def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pyt
         return subprocess.Popen([sys.executable, "-c", code])
 
     monkeypatch.setattr(sweep.Trial, "start", start)
-    trial, once = sweep.Trial.of("a.py", "one", tmp_path, []), sweep.Resources(retries=1)
-    assert [one.status for one in launch([trial], once)] == [1] and counter.read_text() == "xx"
-    assert [one.status for one in launch([trial], once)] == [0] and counter.read_text() == "xxx"
+    trial = sweep.Trial.of("a.py", "one", tmp_path, [])
+    once = sweep.Resources(retries=1)
+    assert [outcome.status for outcome in launch([trial], once)] == [
+        1
+    ] and counter.read_text() == "xx"
+    assert [outcome.status for outcome in launch([trial], once)] == [
+        0
+    ] and counter.read_text() == "xxx"
     counter.unlink()
     assert trial.perform(retries=1).status == 1 and trial.perform(retries=1).status == 0
 
 
 @pytest.mark.check
-def test_stopping_a_sweep_stops_its_trials_which_save(file: Path, tmp_path: Path):
+def test_stopping_a_sweep_lets_its_trials_save(file: Path, tmp_path: Path):
     """SIGTERM while a trial trains: it saves, and the same command resumes it."""
     text = (
         file.read_text()
@@ -137,7 +142,7 @@ def test_stopping_a_sweep_stops_its_trials_which_save(file: Path, tmp_path: Path
     file.write_text(text)
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ctxext", *asked(file, out)], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "ctxext", *sweep_command(file, out)], stderr=subprocess.DEVNULL
     )
     log = out / "pi" / "metrics.jsonl"
     until = time.monotonic() + 90
@@ -155,9 +160,9 @@ def test_stopping_a_sweep_stops_its_trials_which_save(file: Path, tmp_path: Path
     ]
 
 
-def test_trials_and_what_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_commands_of_trials_and_refusals(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert list(load_sweep(file)) == ["pi", "yarn", "lost"]
-    assert main(asked(file, tmp_path / "out", "--dry-run", "--train.steps", "3")) == 0
+    assert main(sweep_command(file, tmp_path / "out", "--dry-run", "--train.steps", "3")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and "--trial yarn" in lines[1] and lines[1].endswith("--train.steps 3")
     assert not (tmp_path / "out").exists()
@@ -177,7 +182,7 @@ def test_the_yaml_of_wandb_runs_the_same_command(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Read by PyYAML, and its command filled in as an agent does it."""
-    assert main(asked(file, tmp_path / "out", "--wandb-yaml", "--train.steps", "7")) == 0
+    assert main(sweep_command(file, tmp_path / "out", "--wandb-yaml", "--train.steps", "7")) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["method"] == "grid" and config["parameters"] == {
         "trial": {"values": ["pi", "yarn", "lost"]}

@@ -56,9 +56,9 @@ def test_sections_show_what_is_logged(capsys):
     assert main(["dashboard", "--json", "--project", "long", "--entity", "me"]) == 0
     view = json.loads(capsys.readouterr().out)
     assert (view["entity"], view["project"]) == ("me", "long")
-    found = panels(view)
-    assert [name for name in found if name in SECTIONS] == SECTIONS
-    configs = [panel["config"] for section in SECTIONS for panel in found[section]]
+    sections = panels(view)
+    assert [name for name in sections if name in SECTIONS] == SECTIONS
+    configs = [panel["config"] for section in SECTIONS for panel in sections[section]]
     named = {name for config in configs for name in config.get("metrics") or ()}
     patterns = [config["metricRegex"] for config in configs if "metricRegex" in config]
     for key in LOGGED:
@@ -72,7 +72,7 @@ def test_sections_show_what_is_logged(capsys):
     assert any("heatmaps/passkey" in config.get("mediaKeys", ()) for config in configs)
 
 
-def test_all_that_training_logs_is_drawn(tmp_path):
+def test_everything_that_training_logs_is_shown(tmp_path):
     """A real run's metrics: loss and speed, logits of each layer, loss by position, drift."""
     pytest.importorskip("wandb_workspaces")
     experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=4, monitor_every=2)
@@ -111,7 +111,7 @@ def test_all_that_training_logs_is_drawn(tmp_path):
     )
 
 
-def test_it_is_saved_in_the_own_project(tmp_path, monkeypatch, capsys):
+def test_it_is_saved_in_the_user_s_project(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb_workspaces")
     with wandb_server.serving() as (backend, _):
         for name, value in wandb_server.environment(backend.url, tmp_path).items():
@@ -130,7 +130,7 @@ def test_it_is_saved_in_the_own_project(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_without_a_login_it_says_so(monkeypatch, tmp_path, capsys):
+def test_without_a_login_it_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

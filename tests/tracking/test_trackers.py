@@ -29,7 +29,7 @@ RECORDS = [text_losses("yarn", n, 0, nll=2.0 + n, count=1) for n in (64, 128)]
 PIXELS = np.full((8, 12, 3), 200, np.uint8)
 
 
-def told(tmp_path: Path, tracker: str, events: list[dict]) -> Path:
+def run_with_tracker(tmp_path: Path, tracker: str, events: list[dict]) -> Path:
     experiment = tiny_experiment(tmp_path / "texts")
     run = RunDir(tmp_path / "run").open(experiment)
     with start_sinks(experiment, run, track=[tracker]) as sinks:
@@ -42,14 +42,15 @@ def told(tmp_path: Path, tracker: str, events: list[dict]) -> Path:
     return run.path
 
 
-def records(file: Path) -> list[bytes]:
-    """Of a TFRecord file: length, its checksum, data, its checksum."""
-    data, found = file.read_bytes(), []
+def tf_records(file: Path) -> list[bytes]:
+    """The contents of a TFRecord file: each is length, checksum, data, checksum."""
+    data = file.read_bytes()
+    contents = []
     while data:
         (size,) = struct.unpack("<Q", data[:8])
-        found.append(data[12 : 12 + size])
+        contents.append(data[12 : 12 + size])
         data = data[16 + size :]
-    return found
+    return contents
 
 
 def test_tensorboard_files_hold_the_run(tmp_path, capsys):
@@ -58,9 +59,9 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
 
     def events(kind: str) -> list[list]:
         files = sorted((tmp_path / "run" / "tensorboard" / kind).glob("events.out.tfevents.*"))
-        return [[Event.FromString(record) for record in records(file)] for file in files]
+        return [[Event.FromString(record) for record in tf_records(file)] for file in files]
 
-    told(tmp_path, "tensorboard", EVENTS)
+    run_with_tracker(tmp_path, "tensorboard", EVENTS)
     values = {
         (v.tag, e.step): v
         for kind in ("train", "eval")
@@ -79,7 +80,7 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
         b"\x89PNG"
     )
     time.sleep(1.1)  # files are named by the second
-    told(
+    run_with_tracker(
         tmp_path, "tensorboard", [{"step": 15, "loss": 1.0}]
     )  # from an older checkpoint: hide what came after
     starts = {
@@ -93,9 +94,9 @@ def test_trackio_s_database_holds_the_run(tmp_path):
     pytest.importorskip("trackio")
     code = """
 from pathlib import Path
-from tracking.test_trackers import EVENTS, told
-told(Path("."), "trackio", EVENTS)
-told(Path("."), "trackio", [{"step": 30, "loss": 1.0}])
+from tracking.test_trackers import EVENTS, run_with_tracker
+run_with_tracker(Path("."), "trackio", EVENTS)
+run_with_tracker(Path("."), "trackio", [{"step": 30, "loss": 1.0}])
 print("the end")
 """
     places = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -111,12 +112,12 @@ print("the end")
     )
     assert done.stdout == "the end\n" and "off for the rest" not in done.stderr
     with sqlite3.connect(tmp_path / "trackio" / "ctxext.db") as database:
-        found = database.execute(
+        rows = database.execute(
             "select run_name, run_id, step, metrics from metrics order by id"
         ).fetchall()
         ((text,),) = database.execute("select text from alerts").fetchall()
-    assert {name for name, *_ in found} == {"run"} and len({run_id for _, run_id, *_ in found}) == 1
-    logged = [(step, json.loads(metrics)) for *_, step, metrics in found]
+    assert {name for name, *_ in rows} == {"run"} and len({run_id for _, run_id, *_ in rows}) == 1
+    logged = [(step, json.loads(metrics)) for *_, step, metrics in rows]
     assert [(step, row["train/loss"]) for step, row in logged if "train/loss" in row] == [
         (10, 2.0),
         (30, 1.0),

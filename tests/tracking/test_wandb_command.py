@@ -89,13 +89,13 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
     variants = list(dict.fromkeys(record.model.label for record in records))
     (shown,) = runs["run"].column("heatmaps/passkey")
     assert shown["captions"] == variants[:2] and len(variants) == 3
-    found = {
+    artifacts = {
         artifact["artifactCollectionName"]: number
         for number, artifact in enumerate(backend.artifacts, 1)
     }
-    kept = manifest(backend, found["run-checkpoints"])["contents"]
+    kept = manifest(backend, artifacts["run-checkpoints"])["contents"]
     assert {name.partition("/")[0] for name in kept} == {"2", "3"}
-    exported = manifest(backend, found["run-export"])["contents"]
+    exported = manifest(backend, artifacts["run-export"])["contents"]
     assert {"export/model.safetensors", "export/config.json"} <= set(exported)
     assert all(entry["ref"].startswith("file://") for entry in [*kept.values(), *exported.values()])
 
@@ -123,15 +123,15 @@ def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
                 text=True,
             )
 
-        made = command(
+        done = command(
             "ctxext", "sweep", str(file), "--out", "out", "--wandb-yaml", "--train.steps", "1"
         )
-        assert made.returncode == 0, made.stderr
+        assert done.returncode == 0, done.stderr
         (tmp_path / "sweep.yaml").write_text(
-            f"{made.stdout}  optim.learning_rate:\n    value: 0.002\n"
+            f"{done.stdout}  optim.learning_rate:\n    value: 0.002\n"
         )
-        made = command("wandb", "sweep", "--project", "ctxext", "sweep.yaml")
-        assert "wandb agent me/ctxext/sweep1" in made.stderr
+        done = command("wandb", "sweep", "--project", "ctxext", "sweep.yaml")
+        assert "wandb agent me/ctxext/sweep1" in done.stderr
         assert yaml.safe_load(backend.sweep)["command"][:3] == ["${env}", "ctxext", "run"]
         handed_out = {
             order["run_id"]: {name: entry["value"] for name, entry in order["args"].items()}

@@ -47,7 +47,7 @@ def sync(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_arrives_whole_and_goes_on(served, opened):
+def test_a_run_arrives_whole_and_resumes(served, opened):
     backend, _ = served
     experiment, run = opened
     checkpoint = run.path / "checkpoints" / "20"
@@ -113,8 +113,8 @@ def test_a_run_arrives_whole_and_goes_on(served, opened):
     assert steps == sorted(set(steps))
 
 
-def gone(server: wandb_server.Server, how: str) -> None:
-    """The server's port is closed, or it takes requests and says nothing."""
+def shut(server: wandb_server.Server, how: str) -> None:
+    """Close the server's port, or let it accept requests without an answer."""
     if how == "closed":
         wandb_server.stop(server)
     else:
@@ -139,42 +139,40 @@ def test_offline_runs_are_synced_into_one(served, opened, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
-def test_a_server_that_is_away_makes_the_run_an_offline_one(
-    how, served, opened, monkeypatch, capsys
-):
+def test_without_a_server_the_run_is_kept_offline(how, served, opened, monkeypatch, capsys):
     backend, server = served
-    gone(server, how)
+    shut(server, how)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     began = time.monotonic()
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0})
     assert time.monotonic() - began < 15 and not backend.runs
-    said = capsys.readouterr().err
-    assert "wandb does not answer" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "wandb does not answer" in printed and printed.count("\n") == 1
     with wandb_server.serving() as (later, _):
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
-        sync(*said.rpartition("wandb sync ")[2].split())
+        sync(*printed.rpartition("wandb sync ")[2].split())
     assert later.only().column("train/step") == [10]
 
 
 @pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
-def test_a_server_that_dies_takes_nothing_with_it(how, served, opened, monkeypatch, capsys):
+def test_a_server_that_dies_loses_nothing(how, served, opened, monkeypatch, capsys):
     backend, server = served
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0})
-        gone(server, how)
+        shut(server, how)
         began = time.monotonic()
         for step in (20, 30):
             for sink in sinks:
                 sink.log({"step": step, "loss": 1.0})
         assert time.monotonic() - began < 1  # a step does not wait
     assert time.monotonic() - began < 15
-    said = capsys.readouterr().err
-    assert "wandb has not uploaded everything" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "wandb has not uploaded everything" in printed and printed.count("\n") == 1
     with wandb_server.serving() as (later, _):
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
-        sync(*said.rpartition("wandb sync ")[2].split())
+        sync(*printed.rpartition("wandb sync ")[2].split())
     assert later.only().column("train/step") == [10, 20, 30]
