@@ -34,9 +34,8 @@ from ctxext.tasks.building.placement import Frame, Insertion, place
 class Association(SharedContextTask):
     """`num_needles` sentences about different people; the question is whom something follows for.
 
-    literal: the control, which asks with the very words of the needle; the difference between the
-    two is the association. `overlap` in a record: the share of the question's content words that
-    its needle contains. The haystack mentions none of the names.
+    The difference from the literal control is the association. `overlap` in a record: the share of
+    the question's content words that its needle contains. The haystack mentions none of the names.
     """
 
     name: ClassVar[str] = "association"

@@ -15,7 +15,7 @@ from ctxext.tasks.building.vocabulary import distinct
 class Lines(SharedContextTask):
     """As many lines `The drawer amber-falcon holds 4821377` as fit; one number is asked for.
 
-    The first number that is written counts. max_new_tokens: kept free for the answer, at least.
+    The first number that is written counts.
     """
 
     name: ClassVar[str] = "lines"

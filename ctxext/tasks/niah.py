@@ -20,9 +20,8 @@ HAYS: tuple[Hay, ...] = get_args(Hay)
 class Niah(SharedContextTask):
     """`num_keys` keys with `num_values` codes each; the codes of `num_queries` keys are asked for.
 
-    One of the needles asked for is at the depth, all others anywhere. hay: the haystack is text,
-    one passage of noise over and over, or needles like those asked for, as many as fit. The score
-    is the share of the codes. max_new_tokens: kept free for the answer, at least.
+    One of the needles asked for is at the depth, all others anywhere. The score is the share of the
+    codes that are written.
     """
 
     name: ClassVar[str] = "niah"
@@ -37,7 +36,7 @@ class Niah(SharedContextTask):
     value: Kind = "number"
     """The kind of the codes."""
     hay: Hay = "text"
-    """The haystack: text, one passage of noise repeated, or further needles."""
+    """The haystack: text, one passage of noise repeated, or as many other needles as fit."""
     max_new_tokens: int = 0
 
     def __post_init__(self) -> None:

@@ -29,28 +29,23 @@ class QA(Task):
     """A question of a SQuAD, HotpotQA or own file (`building.question_files`) after its documents.
 
     The documents that answer it are together at the depth, others of the file on both sides, the
-    last of each side cut to the token; none of these mentions an answer. metric: word F1, or
-    whether an answer is contained in what is written; the best of the answers counts. shots: other
-    questions with their answers before everything, for base models. article: instead of the passage
-    with the answer all passages of its article, in their order; only questions are asked whose
-    answers occur in no other of them. related_first: other passages of the same article come before
-    those of other articles, and are harder. filler: "haystack" has the haystack around instead.
-    max_chars: longer texts are not asked about. Nothing is cut out of a text that is asked about:
-    one that is too long is a ValueError that names the question. max_new_tokens: kept free for the
-    answer, at least. Items are named by the file's content, not its path.
+    last of each side cut to the token; none of these mentions an answer. The best of several
+    answers counts. Nothing is cut out of a text that is asked about: one that is too long is a
+    ValueError that names the question. Items are named by the file's content, not its path.
     """
 
     name: ClassVar[str] = "qa"
     path: str
     """The file of questions."""
     metric: QAMetric = "f1"
-    """Word F1, or whether the output contains an answer."""
+    """Word F1, or whether an answer is contained in the output."""
     shots: int = 2
-    """Other questions with their answers at the beginning of the prompt."""
+    """Other questions with their answers at the beginning of the prompt, for base models."""
     article: bool = False
-    """Use all passages of the article, in their order."""
+    """Instead of the passage with the answer, all passages of its article in their order; only
+    questions whose answers occur in no other of them."""
     related_first: bool = True
-    """Other passages of the same article come before those of other articles."""
+    """Other passages of the same article, which are harder, come before those of others."""
     filler: Filler = "file"
     """The text around the documents that answer: others of the file, or the haystack."""
     max_chars: int | None = None

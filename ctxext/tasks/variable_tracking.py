@@ -29,8 +29,7 @@ class VariableTracking(Task):
     """`num_chains` values, passed on `hops` times: `Let zubad be 48213.`, `Let fikon be zubad.`
 
     All names of one value are asked for, after an example drawn anew for each question. The score
-    is the share of the names. max_new_tokens: kept free for the answer, at least. The first link is
-    at the depth, the others after it.
+    is the share of the names that are written. The first link is at the depth, the others after it.
     """
 
     name: ClassVar[str] = "vt"

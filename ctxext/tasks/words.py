@@ -26,10 +26,9 @@ DOTS = "..."
 class CommonWords(Task):
     """A list in which `num_common` words are frequent and as many rare words as fit.
 
-    Common words occur about `frequent` times, the others about `rare` times, each up to a third
-    more or less. The list comes after an example drawn anew for each question; shot: its number of
-    different words and about how often common and rare ones occur. The score is the share of the
-    words. max_new_tokens: kept free for the answer, at least.
+    The count of each word is up to a third more or less than stated. The list comes after an
+    example drawn anew for each question. The score is the share of the common words that are
+    written.
     """
 
     name: ClassVar[str] = "cwe"
@@ -128,8 +127,7 @@ class FrequentWords(Task):
     """As many words as fit, as frequent as 1 / rank**alpha; the first is written `...`.
 
     The `num_asked` next are asked for. There is one different word per 50 tokens, 10 at least; each
-    frequency is up to a tenth more or less. The score is the share of the words. max_new_tokens:
-    kept free for the answer, at least.
+    frequency is up to a tenth more or less. The score is the share of the words that are written.
     """
 
     name: ClassVar[str] = "fwe"

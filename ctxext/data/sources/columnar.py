@@ -23,8 +23,8 @@ BATCH_ROWS = 256
 class HFDocuments(TextSource):
     """Rows of a .parquet or .arrow file, a directory of them, or a saved dataset, as documents.
 
-    A saved dataset is what `datasets.Dataset.save_to_disk` wrote. field: the column of the text.
-    Rows with an empty text are left out.
+    A saved dataset is what `datasets.Dataset.save_to_disk` wrote. Rows with an empty text are left
+    out.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES

@@ -18,7 +18,7 @@ class Files(TextSource):
     """A .txt file, a .jsonl file with a document per line, or a directory of such files.
 
     A directory that `ctxext prepare` wrote is its training part, so that --data.path may name
-    either. field: the key of the text in a JSONL line.
+    either.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".jsonl")
