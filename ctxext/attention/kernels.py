@@ -39,9 +39,9 @@ class Row:
     cut: bool = False
     """It evaluates sequences that are cut over devices, the others whole ones."""
     automatic: bool = True
-    """"auto" may choose it."""
+    """The kernel "auto" may become this one."""
     holds_scores: bool = False
-    """It holds the scores [T, S] of all heads at once, and computes none a second time."""
+    """It holds the scores [T, S] of all heads at once and recomputes none."""
     names_output: bool = True
     """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
 

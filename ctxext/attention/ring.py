@@ -1,12 +1,12 @@
 """Attention of sequences that are cut over devices: keys and values travel round a ring.
 
 Ring attention (arXiv 2310.01889) over blocks: no device ever holds all keys. Its own backward pass
-is a second round, on which the scores are recomputed from the log-sum-exp over ALL keys, while
+is a second trip, on which the scores are recomputed from the log-sum-exp over ALL keys, while
 the gradients of keys and values travel with them.
 
 A causal mask leaves the devices different amounts of work unless each holds an early and a late
 part: of 2 S chunks, device d of S holds chunks d and 2 S - 1 - d ("zigzag"). Batches come in that
-order; masks read the token index from before.
+order; masks read the token index in the text.
 
 Shapes: B batch, T tokens, N query heads, K key-value heads, G = N / K, H head_dim, M blocks of C
 tokens on a device, P block pairs; see `tiles` for blocked arrays.
@@ -99,8 +99,8 @@ def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray
     return tuple(tables)
 
 
-class _Round:
-    """One round of the ring, forward or backward: what both share, seen from one device of S.
+class _Trip:
+    """One trip of keys and values round the ring: the common part of both passes.
 
     At step r of S, a device has the keys of the r-th device before it.
     """
@@ -121,11 +121,11 @@ class _Round:
         self.head_spec = PartitionSpec(rows, seq, heads_axis)
         self.lse_spec = PartitionSpec(seq, rows, heads_axis)  # of [M, B, K, G * C]
 
-        self.tiles: list[tiles.Tile] = []
+        self.piece_tiles: list[tiles.Tile] = []
         self.tables: list[tuple[np.ndarray, np.ndarray]] = []
         for piece, mask in enumerate(masks):
             full, partly = work_table(mask, self.S, self.chunk, self.C)
-            self.tiles += [tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C)]
+            self.piece_tiles += [tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C)]
             self.tables += [full, partly]
 
     def run(self, body: Any, arguments: tuple, in_specs: tuple, out_specs: Any) -> Any:
@@ -167,7 +167,7 @@ class _Round:
         """What this device visits at step r."""
         work = [
             (tile, tiles.Pairs(pairs[r], counts[r]))
-            for tile, (pairs, counts) in zip(self.tiles, own_tables, strict=True)
+            for tile, (pairs, counts) in zip(self.piece_tiles, own_tables, strict=True)
         ]
         return tiles.within_segments(work, queries, keys)
 
@@ -188,7 +188,7 @@ class _Round:
 def _output_and_lse(
     q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    trip = _Round(masks, sharding, q[0].shape)
+    trip = _Trip(masks, sharding, q[0].shape)
 
     def local(tables: Any, q: tuple, k: tuple, v: Array, segment_ids: Any) -> tuple[Array, Array]:
         device = jax.lax.axis_index(trip.axis)
@@ -229,7 +229,7 @@ def _ring_forward(
 
 def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Array) -> tuple:
     q, k, v, segment_ids, out, lse = saved
-    trip = _Round(masks, sharding, q[0].shape)
+    trip = _Trip(masks, sharding, q[0].shape)
 
     def local(
         tables: Any,

@@ -49,19 +49,16 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """How the scores of some block pairs of a piece are computed.
-
-    Attributes:
-        piece: the number of the piece.
-        mask: its mask; None if every pair of tokens in these blocks is visible.
-        size: C, tokens per block.
-        mixed: the tokens may be of different segments, which then have to be compared.
-    """
+    """How the scores of some block pairs of a piece are computed."""
 
     piece: int
+    """The number of the piece."""
     mask: Mask | None
+    """Its mask; None if every pair of tokens in these blocks is visible."""
     size: int
+    """C, tokens per block."""
     mixed: bool = True
+    """The tokens may be of different segments, which then have to be compared."""
 
     def scores(
         self, q: Array, k: Array, queries: Blocks, keys: Blocks, i: Array, j: Array
