@@ -1,4 +1,4 @@
-"""Files are whole or absent, also when a write fails half-way."""
+"""Files are complete or absent, even when a write fails half-way."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_rows_survive_odd_text(tmp_path: Path):
 
 @pytest.mark.parametrize("torn", ['{"n": 2', '{"n": 2}', '{"text": "\\u00'])
 def test_a_torn_last_line_is_dropped_by_reader_and_writer_alike(tmp_path: Path, torn: str):
-    """A row without its line end counts as never written, so that whoever resumes writes it again."""
+    """A line without its end counts as never written, so that a resumed run writes it again."""
     path = tmp_path / "records.jsonl"
     append_jsonl(path, {"n": 1})
     with path.open("a") as file:
@@ -150,7 +150,7 @@ with getattr(files, sys.argv[1])(sys.argv[2]) as path:
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
     tmp_path: Path, kind
 ):
-    """Two processes are at work on one name; one is killed, and the next to come removes what it left, no more."""
+    """Of two processes that write one name one is killed; the next removes only what it left."""
     out = tmp_path / "out"
     dead, live = (
         subprocess.Popen(
@@ -186,7 +186,8 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
 def test_several_processes_append_to_one_file(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     code = "import sys; from ctxext.files import append_jsonl\n" + (
-        "for i in range(200): append_jsonl(sys.argv[1], {'who': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
+        "for i in range(200):\n"
+        "    append_jsonl(sys.argv[1], {'who': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
     )
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(path), str(who)]) for who in range(3)

@@ -1,4 +1,7 @@
-"""Files of any content: one clear line, or exactly what independent readers make of them; never a crash or a hang."""
+"""Files of any content give one clear error, or exactly what independent readers give.
+
+Never a crash, and never a hang.
+"""
 
 import functools
 import json
@@ -242,12 +245,12 @@ ROPE = [
 
 
 def config(data: Any) -> None:
-    """Either refused, or every field as it stands in the file and frequencies that turn."""
+    """Refused, or read with every field as it is in the file and with valid frequencies."""
     path = directory("one", **{"config.json": json.dumps(data).encode()})
-    found = outcome(lambda: (*hf.read_config(path), hf.window(path)))
-    if found is None:
+    result = outcome(lambda: (*hf.read_config(path), hf.window(path)))
+    if result is None:
         return
-    config, scaling, window = found
+    config, scaling, window = result
     for key in (
         "vocab_size",
         "hidden_size",
@@ -301,13 +304,13 @@ def test_bytes_of_the_config(edits):
 
 
 def tokens(path: Path) -> None:
-    """Either refused, or a tokenizer whose ids lie in the vocabulary and that is written again, or says why not."""
-    found = outcome(lambda: load_tokenizer(path))
-    if found is not None:
+    """Refused, or a tokenizer whose ids are in the vocabulary and that is exported or refused."""
+    result = outcome(lambda: load_tokenizer(path))
+    if result is not None:
         for text in ("a b", "def f(x):\n    return 1", ""):
-            ids = outcome(lambda text=text: found.encode(text))
+            ids = outcome(lambda text=text: result.encode(text))
             assert ids is None or all(0 <= i < TINY.vocab_size for i in ids)
-        outcome(lambda: found.export_files(LENGTH))
+        outcome(lambda: result.export_files(LENGTH))
 
 
 @fuzz(st.sampled_from([JSON, CONFIG]), EDITS, st.booleans())
@@ -368,7 +371,7 @@ def test_bytes_of_a_sentencepiece_model(edits):
 
 
 def test_tokenizers_that_open_and_fail_at_some_text_are_refused():
-    """Found by the fuzzer below: an empty model, and one whose unknown token is none of its tokens."""
+    """An empty model, and one whose unknown token is not in it; the fuzzer found them."""
     with pytest.raises(
         ValueError, match="tokenizer.model is not a SentencePiece model; remove it if"
     ):

@@ -1,4 +1,7 @@
-"""GGUF, read back with llama.cpp's own Python package; its rules are written here once more from its documentation."""
+"""GGUF, read back with llama.cpp's own Python package.
+
+The rules of the format are written here a second time, from its documentation.
+"""
 
 import dataclasses
 import io
@@ -58,7 +61,7 @@ def read(path: Path) -> tuple[dict, dict]:
     return {name: field.contents() for name, field in reader.fields.items()}, tensors
 
 
-def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
+def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
     out, d = np.empty_like(rows), len(rows) // heads
     for head in range(heads):
         for pair in range(d // 2):
@@ -81,7 +84,7 @@ NAMES = {
 
 
 def expected(config) -> dict[str, np.ndarray]:
-    found = {}
+    tensors = {}
     for name, slot in slots(random_params(config)).items():
         *_, part, _ = name.split(".")
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
@@ -89,21 +92,21 @@ def expected(config) -> dict[str, np.ndarray]:
         )
         new = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}.get(part)
         new = new or f"blk.{name.split('.')[2]}.{NAMES[part]}"
-        found[f"{new}.weight"] = neighbours(slot.get(), heads) if heads else slot.get()
-    return found
+        tensors[f"{new}.weight"] = interleaved(slot.get(), heads) if heads else slot.get()
+    return tensors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_tensors_are_those_of_the_model(tmp_path, tied, dtype):
+def test_tensors_equal_the_model(tmp_path, tied, dtype):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     path = save(tmp_path / "m.gguf", config, dtype=dtype)
     kinds = {t.name: t.tensor_type.name for t in library.GGUFReader(path).tensors}
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}[dtype]
     keys, tensors = read(path)
-    wanted = expected(config)
-    assert tensors.keys() == wanted.keys() and ("output.weight" in tensors) != tied
-    for name, array in wanted.items():
+    model_tensors = expected(config)
+    assert tensors.keys() == model_tensors.keys() and ("output.weight" in tensors) != tied
+    for name, array in model_tensors.items():
         assert tensors[name].shape == array.shape
         assert kinds[name] == ("F32" if array.ndim == 1 else stored)
         if array.ndim == 1:
@@ -152,7 +155,7 @@ def test_transformers_reads_weights_shape_and_token_ids(tmp_path, tied):
         assert theirs(text)["input_ids"] == tokenizer().encode(text, bos=True)
 
 
-def test_keys_are_the_shape_of_the_model(tmp_path):
+def test_keys_describe_the_shape_of_the_model(tmp_path):
     keys, _ = read(save(tmp_path / "m.gguf", scaling=Yarn(4.0)))
     assert (
         keys
@@ -207,7 +210,7 @@ CARRIED = [
 
 
 @pytest.mark.parametrize("scaling", [*NATIVE, *CARRIED], ids=str)
-def test_llama_cpp_gets_the_frequencies_without_flags(tmp_path, scaling):
+def test_llama_cpp_reads_the_frequencies_without_flags(tmp_path, scaling):
     keys, tensors = read(save(tmp_path / "m.gguf", scaling=scaling, seq_len=LENGTH))
     f, m = frequencies(keys, tensors)
     rope = scaling.rope(CONFIG.rope_base(), LENGTH)
@@ -255,7 +258,7 @@ def test_what_depends_on_the_length_is_refused_with_the_reason(tmp_path, scaling
         ),
     ],
 )
-def test_what_the_format_cannot_say_is_refused(tmp_path, changes, options, message):
+def test_what_the_format_cannot_represent_is_refused(tmp_path, changes, options, message):
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "m.gguf", dataclasses.replace(CONFIG, **changes), **options)
     assert not any(tmp_path.iterdir())
@@ -300,7 +303,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_vocabulary_is_that_of_sentencepiece(tmp_path):
+def test_vocabulary_equals_sentencepiece(tmp_path):
     model = tokenizer().files[MODEL]
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     added = [
@@ -356,7 +359,7 @@ def test_vocabulary_is_that_of_sentencepiece(tmp_path):
     )
 
 
-def test_symbols_that_a_user_defined_are_told_apart():
+def test_kinds_of_user_defined_and_control_symbols():
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the quick brown fox jumps over the lazy dog"] * 9),

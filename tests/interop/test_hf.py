@@ -1,4 +1,4 @@
-"""Hugging Face directories: bit-exact round trips, and one clear line for everything that is wrong with one."""
+"""Hugging Face directories: bit-exact round trips, and one clear error for each that is wrong."""
 
 import dataclasses
 import errno
@@ -71,7 +71,7 @@ def test_round_trip_is_bit_exact(tmp_path, shape, dtype, max_shard_size):
     )
 
 
-def test_names_and_orientation_are_hf(tmp_path):
+def test_names_and_orientation_are_those_of_hf(tmp_path):
     params = random_params()
     stored = load_file(save(tmp_path / "m") / "model.safetensors")
     assert len(stored) == 3 + 2 * 9
@@ -88,16 +88,16 @@ def test_names_and_orientation_are_hf(tmp_path):
 def test_shards_are_complete_and_within_the_limit(tmp_path):
     out = save(tmp_path / "m", max_shard_size=60_000)
     index = json.loads((out / safetensors_files.INDEX_FILE).read_text())
-    found = {}
+    tensors = {}
     for file in set(index["weight_map"].values()):
         shard = load_file(out / file)
         assert sum(x.nbytes for x in shard.values()) <= 60_000 or len(shard) == 1
         assert all(index["weight_map"][name] == file for name in shard)
-        found |= shard
-    assert found.keys() == index["weight_map"].keys() == slots(random_params()).keys()
+        tensors |= shard
+    assert tensors.keys() == index["weight_map"].keys() == slots(random_params()).keys()
     assert (
         index["metadata"]["total_size"]
-        == sum(x.nbytes for x in found.values())
+        == sum(x.nbytes for x in tensors.values())
         == 4 * TINY.num_parameters
     )
 
@@ -144,7 +144,7 @@ def test_config_of_old_llama_files(tmp_path):
     assert scaling == Unscaled() and config.num_parameters == 6_738_415_616
 
 
-def test_everything_beside_the_weights(tmp_path):
+def test_files_next_to_the_weights(tmp_path):
     out = save(
         tmp_path / "m",
         scaling=Linear(4.0),
@@ -168,7 +168,7 @@ def test_everything_beside_the_weights(tmp_path):
     assert "method: linear x4" in card and "a | b" in card and '"factor": 4.0' in card
 
 
-def test_derived_buffers_and_a_redundant_head_are_understood(tmp_path):
+def test_derived_buffers_and_a_redundant_head_are_ignored(tmp_path):
     out = save(tmp_path / "m", SHAPES["tied"])
     stored = load_file(out / "model.safetensors")
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
@@ -191,9 +191,9 @@ def test_stored_dtypes_may_be_mixed(tmp_path):
     kinds = {"mlp": np.float16, "self_attn": ml_dtypes.bfloat16}
     mixed = {k: v.astype(kinds.get((k + "...").split(".")[3], v.dtype)) for k, v in stored.items()}
     save_file(mixed, out / "model.safetensors")
-    found = slots(read_params(out, TINY))
+    read_slots = slots(read_params(out, TINY))
     for name, value in mixed.items():
-        np.testing.assert_array_equal(found[name].get(), value.astype(np.float32))
+        np.testing.assert_array_equal(read_slots[name].get(), value.astype(np.float32))
     assert storage_dtype(safetensors_files.find_tensors(out).values()) == "float32"
 
 
@@ -318,7 +318,7 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
         (lambda out: (out / "config.json").write_text("[1]"), "model_type None is not supported"),
     ],
 )
-def test_a_damaged_directory_gives_one_clear_line(tmp_path, damage, message):
+def test_a_corrupt_directory_gives_one_clear_error(tmp_path, damage, message):
     out = save(tmp_path / "m", max_shard_size=60_000)
     damage(out)
     with pytest.raises(ValueError, match=message) as error:
@@ -338,7 +338,7 @@ def test_pickles_are_never_read(tmp_path):
         read_params(out, TINY)
 
 
-def test_unknown_dtype_is_refused_before_anything_is_written(tmp_path):
+def test_an_unknown_dtype_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(
         ValueError, match="dtype 'float8' is not known; choose one of float32, float16, bfloat16"
     ):
@@ -423,18 +423,20 @@ def test_hub_names(tmp_path, monkeypatch):
         hub.resolve("nowhere")
     with pytest.raises(ValueError, match="does not exist"):
         hub.resolve("./some/deep/path")
-    asked = {}
+    request = {}
 
     def download(name, *, allow_patterns, repo_type="model"):
-        asked.update(name=name, patterns=allow_patterns, kind=repo_type)
+        request.update(name=name, patterns=allow_patterns, kind=repo_type)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hub.resolve("owner/model-7b") == tmp_path and asked["name"] == "owner/model-7b"
-    assert not any(pattern.endswith((".bin", ".py", ".pth", "*")) for pattern in asked["patterns"])
-    assert hub.resolve("owner/books", dataset=True) == tmp_path and asked["kind"] == "dataset"
-    assert "*.parquet" in asked["patterns"] and not any(
-        ".py" in pattern for pattern in asked["patterns"]
+    assert hub.resolve("owner/model-7b") == tmp_path and request["name"] == "owner/model-7b"
+    assert not any(
+        pattern.endswith((".bin", ".py", ".pth", "*")) for pattern in request["patterns"]
+    )
+    assert hub.resolve("owner/books", dataset=True) == tmp_path and request["kind"] == "dataset"
+    assert "*.parquet" in request["patterns"] and not any(
+        ".py" in pattern for pattern in request["patterns"]
     )
 
     def offline(name, **_):

@@ -1,4 +1,4 @@
-"""Meta's format: bit-exact both ways, read by torch and by transformers' converter, right shapes for the real sizes."""
+"""Meta's format: bit-exact both ways, and read by torch and by transformers' converter."""
 
 import dataclasses
 import hashlib
@@ -65,17 +65,17 @@ def test_hf_to_meta_to_hf_is_bit_exact(tmp_path, shards, dtype):
     out = save(tmp_path / "m", config, Yarn(4.0), dtype, params, shards=shards)
     files = sorted(path.name for path in out.glob("*.pth"))
     assert files == [f"consolidated.{i:02d}.pth" for i in range(shards)]
-    found = meta.read(out)
-    assert (found.config, found.scaling, found.window) == (config, Yarn(4.0), LENGTH)
+    stored = meta.read(out)
+    assert (stored.config, stored.scaling, stored.window) == (config, Yarn(4.0), LENGTH)
     for name, slot in slots(params).items():
-        assert found.tensors[name].dtype == dtype
-        np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
+        assert stored.tensors[name].dtype == dtype
+        np.testing.assert_array_equal(stored.tensors[name].read(), slot.get(), name)
     meta.write(
         tmp_path / "again",
-        found.config,
-        found.tensors,
-        found.scaling,
-        found.tokenizer,
+        stored.config,
+        stored.tensors,
+        stored.scaling,
+        stored.tokenizer,
         dtype=dtype,
         shards=shards,
     )
@@ -84,10 +84,10 @@ def test_hf_to_meta_to_hf_is_bit_exact(tmp_path, shards, dtype):
 
 
 @pytest.mark.parametrize("shards", SHARDS)
-def test_any_part_is_that_of_the_whole(tmp_path, shards):
-    found = meta.read(save(tmp_path / "m", SHARDS[shards], shards=shards))
+def test_any_slice_equals_that_of_the_whole(tmp_path, shards):
+    stored = meta.read(save(tmp_path / "m", SHARDS[shards], shards=shards))
     rng = np.random.default_rng(0)
-    for name, entry in found.tensors.items():
+    for name, entry in stored.tensors.items():
         whole = entry.read()
         for _ in range(5):
             index = tuple(
@@ -97,7 +97,7 @@ def test_any_part_is_that_of_the_whole(tmp_path, shards):
             np.testing.assert_array_equal(entry.read(index), whole[index], name)
 
 
-def test_torch_reads_the_shards_and_they_hold_what_metas_code_wants(tmp_path):
+def test_torch_reads_the_shards_and_they_hold_what_metas_code_expects(tmp_path):
     config, params = SHARDS[8], random_params(SHARDS[8])
     out = save(tmp_path / "m", config, params=params, shards=2)
     loaded = [torch.load(out / f"consolidated.0{i}.pth", weights_only=True) for i in range(2)]
@@ -108,7 +108,7 @@ def test_torch_reads_the_shards_and_they_hold_what_metas_code_wants(tmp_path):
         np.testing.assert_array_equal(joined, own[f"model.layers.1.self_attn.{old}.weight"].get())
     for shard in loaded:
         np.testing.assert_array_equal(shard["norm.weight"].numpy(), params["norm"]["weight"])
-    # Meta's rotation of neighbours as complex numbers against ours of halves, whose scores must agree.
+    # The scores of Meta's rotation of neighbouring rows, as complex numbers, equal those of ours.
     rng = np.random.default_rng(0)
     x, d = rng.standard_normal((1, 7, config.hidden_size)).astype(np.float32), config.head_dim
     freqs = config.rope_base().inv_freq
@@ -127,12 +127,13 @@ def test_torch_reads_the_shards_and_they_hold_what_metas_code_wants(tmp_path):
         ours.append(rotate(jnp.asarray(x @ kernel).reshape(1, 7, heads, d), cos, sin)[0])
     q, k = theirs
     expected = np.einsum("tnp,snp->nts", q, np.repeat(k, 2, 1).conj()).real
-    found = np.einsum("tnh,snh->nts", ours[0], np.repeat(ours[1], 2, 1))
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    scores = np.einsum("tnh,snh->nts", ours[0], np.repeat(ours[1], 2, 1))
+    np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())
 
 
-# Of the 21 tensors that transformers' own converter (convert_llama_weights_to_hf.py of 4.44.2, run under 4.57.6 with
-# torch 2.13.0) made of the two directories below; they did not depend on the number of shards.
+# Of the 21 tensors that transformers' own converter (convert_llama_weights_to_hf.py of 4.44.2, run
+# under 4.57.6 with torch 2.13.0) made of the two directories below; they did not depend on the
+# number of shards.
 CONVERTED = "9cc3f3c23dbe5ab669cc3380365e513e87c074eaab6809fa85531f0f627459ce"
 SHARD_HASHES = {
     1: "5ab9f614227d349b503940f3aa4a36d5ccf56af375adbe70a08eed65e8a564ad",
@@ -145,16 +146,16 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 @pytest.mark.parametrize("shards", SHARD_HASHES)
-def test_what_transformers_converter_was_given_and_what_it_made(tmp_path, shards):
+def test_the_recorded_input_and_output_of_transformers_converter(tmp_path, shards):
     out = save(tmp_path / "m", TINY, dtype="bfloat16", shards=shards)
-    given = {}
+    arrays = {}
     for path in sorted(out.glob("*.pth")):
         state = torch.load(path, weights_only=True)
-        given |= {
+        arrays |= {
             f"{path.name}/{name}": tensor.view(torch.int16).numpy()
             for name, tensor in state.items()
         }
-    assert digest(given) == SHARD_HASHES[shards]
+    assert digest(arrays) == SHARD_HASHES[shards]
     own = slots(random_params(TINY, dtype=STORAGE_DTYPES["bfloat16"]))
     assert digest({name: slot.get() for name, slot in own.items()}) == CONVERTED
 
@@ -195,7 +196,7 @@ def test_rows_of_one_head_by_hand():
         ("codellama-34b", 4, 33743970304),
     ],
 )
-def test_layouts_of_the_published_models(tmp_path, monkeypatch, shape, shards, files):
+def test_layout_of_published_models(tmp_path, monkeypatch, shape, shards, files):
     """Real shapes, no numbers: what every shard would hold, by name and by bytes."""
     config = SHAPES[shape]
     assert meta.check(config, Unscaled(), dtype="bfloat16") == shards
@@ -230,7 +231,7 @@ def test_layouts_of_the_published_models(tmp_path, monkeypatch, shape, shards, f
     assert shards * sum(map(math.prod, held.values())) == files + copies
 
 
-def test_ranges_of_bytes_in_a_shard_of_70_billion(tmp_path):
+def test_byte_ranges_in_a_shard_of_70b(tmp_path):
     """A sparse file as long as the real one, and a few numbers where the last layer's must lie."""
     config = SHAPES["llama2-70b"]
     shapes = {
@@ -248,14 +249,14 @@ def test_ranges_of_bytes_in_a_shard_of_70_billion(tmp_path):
         file.seek(start + 2 * (8191 * 28672 // 8 + 5))  # last row, column 5
         file.write(np.array([1.5, -2.5], STORAGE_DTYPES["bfloat16"]).tobytes())
         file.truncate(end)
-    found = pth._tensors(tmp_path / "x.pth", pth_writer._pickle(shapes, "bfloat16"), records)
-    assert {name: entry.shape for name, entry in found.items()} == shapes
-    corner = found[name].read((slice(8190, 8192), slice(4, 8)))
+    tensors = pth._tensors(tmp_path / "x.pth", pth_writer._pickle(shapes, "bfloat16"), records)
+    assert {name: entry.shape for name, entry in tensors.items()} == shapes
+    corner = tensors[name].read((slice(8190, 8192), slice(4, 8)))
     np.testing.assert_array_equal(corner.astype(np.float32), [[0, 0, 0, 0], [0, 1.5, -2.5, 0]])
-    assert not found["output.weight"].read((slice(3990, 4000), slice(0, 8192))).any()
+    assert not tensors["output.weight"].read((slice(3990, 4000), slice(0, 8192))).any()
 
 
-def test_params_json_is_that_of_the_published_models():
+def test_params_json_of_published_models():
     seven = {
         "dim": 4096,
         "multiple_of": 256,
@@ -280,7 +281,7 @@ def test_params_json_is_that_of_the_published_models():
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *range(60)])
-def test_every_width_is_what_metas_formula_gives(shape):
+def test_metas_formula_gives_every_width(shape):
     rng = np.random.default_rng(shape if isinstance(shape, int) else 0)
     config = (
         SHAPES[shape]
@@ -314,7 +315,7 @@ STATIC = [
 
 
 @pytest.mark.parametrize("scaling", STATIC)
-def test_rope_json_says_the_frequencies(tmp_path, scaling):
+def test_rope_json_holds_the_frequencies(tmp_path, scaling):
     out = save(tmp_path / "m", scaling=scaling, seq_len=LENGTH)
     rope = json.loads((out / "rope.json").read_text())
     expected = scaling.rope(BASE.rope_base(), LENGTH)
@@ -324,10 +325,10 @@ def test_rope_json_says_the_frequencies(tmp_path, scaling):
         WINDOW,
         LENGTH,
     )
-    found = meta.read(out)
-    again = found.scaling.rope(found.config.rope_base(), LENGTH)
+    stored = meta.read(out)
+    again = stored.scaling.rope(stored.config.rope_base(), LENGTH)
     np.testing.assert_allclose(again.inv_freq, expected.inv_freq, rtol=1e-12)
-    assert again.attention_factor == expected.attention_factor and found.window == LENGTH
+    assert again.attention_factor == expected.attention_factor and stored.window == LENGTH
     text, theta = (
         (out / "README.md").read_text(),
         json.loads((out / "params.json").read_text()).get("rope_theta"),
@@ -349,7 +350,7 @@ def test_the_code_in_the_readme_gives_the_tables(tmp_path, monkeypatch):
     np.testing.assert_allclose(table, expected, atol=2e-7)
 
 
-def test_what_the_format_cannot_say_is_refused_before_anything_is_written(tmp_path):
+def test_what_the_format_cannot_represent_is_refused_before_anything_is_written(tmp_path):
     cases = [
         (
             BASE,
@@ -395,11 +396,11 @@ def test_what_the_format_cannot_say_is_refused_before_anything_is_written(tmp_pa
 
 def test_a_tied_output_is_written_out(tmp_path):
     config = dataclasses.replace(BASE, tie_word_embeddings=True)
-    found = meta.read(save(tmp_path / "m", config))
+    stored = meta.read(save(tmp_path / "m", config))
     np.testing.assert_array_equal(
-        found.tensors["lm_head.weight"].read(), random_params(config)["embed_tokens"]["embedding"]
+        stored.tensors["lm_head.weight"].read(), random_params(config)["embed_tokens"]["embedding"]
     )
-    assert not found.config.tie_word_embeddings
+    assert not stored.config.tie_word_embeddings
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path):
@@ -417,7 +418,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
 
 
 def foreign(directory: Path, config=BASE, shards=1, rows=False, **changes) -> Path:
-    """A checkpoint that torch wrote, as Meta ships them: no rope.json, vocab_size -1, a buffer of frequencies."""
+    """A checkpoint as Meta ships it, by torch: no rope.json, vocab_size -1, rope.freqs."""
     out = save(directory, config, shards=shards)
     (out / "rope.json").unlink()
     params = json.loads((out / "params.json").read_text()) | {"vocab_size": -1} | changes
@@ -433,12 +434,12 @@ def foreign(directory: Path, config=BASE, shards=1, rows=False, **changes) -> Pa
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["columns", "llama3"])
-def test_what_torch_saved_is_read(tmp_path, rows):
+def test_a_checkpoint_that_torch_saved_is_read(tmp_path, rows):
     out = foreign(tmp_path / "m", shards=2, rows=rows)
-    found = meta.read(out, original=WINDOW)
-    assert (found.config, found.scaling, found.window) == (BASE, Unscaled(), WINDOW)
+    stored = meta.read(out, original=WINDOW)
+    assert (stored.config, stored.scaling, stored.window) == (BASE, Unscaled(), WINDOW)
     for name, slot in slots(random_params(BASE)).items():
-        np.testing.assert_array_equal(found.tensors[name].read(), slot.get(), name)
+        np.testing.assert_array_equal(stored.tensors[name].read(), slot.get(), name)
     with pytest.raises(
         ValueError,
         match="does not declare the window of pre-training; give it with --original: 4096",
@@ -481,9 +482,9 @@ def edit(file: str, **changes):
 def state(i: int, change):
     def apply(out: Path):
         path = out / f"consolidated.0{i}.pth"
-        found = torch.load(path, weights_only=True)
-        change(found)
-        torch.save(found, path)
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
 
     return apply
 
@@ -544,7 +545,7 @@ def state(i: int, change):
         ),
     ],
 )
-def test_a_damaged_directory_gives_one_clear_line(tmp_path, damage, message):
+def test_a_corrupt_directory_gives_one_clear_error(tmp_path, damage, message):
     out = save(tmp_path / "m", scaling=Yarn(4.0), shards=2)
     damage(out)
     with pytest.raises(ValueError, match=message) as error:
@@ -554,7 +555,7 @@ def test_a_damaged_directory_gives_one_clear_line(tmp_path, damage, message):
 
 
 def test_the_command_line(tmp_path, capsys):
-    """The bundled model goes to Meta's format and back, and the way out of a checkpoint that torch wrote."""
+    """The bundled model to Meta's format and back, and the import of a checkpoint by torch."""
     argv = [
         "export",
         "tiny-llama",
@@ -570,19 +571,19 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*argv, "--shards", "2", "--out", str(tmp_path / "meta")]) == 0
     assert main(["import", str(tmp_path / "meta"), "--out", str(tmp_path / "hf")]) == 0
     meta_dir, hf_dir = tmp_path / "meta", tmp_path / "hf"
-    said = f"wrote {meta_dir}; check it with: ctxext prove {meta_dir}\nwrote {hf_dir}\n"
-    assert capsys.readouterr().out == said
+    message = f"wrote {meta_dir}; check it with: ctxext prove {meta_dir}\nwrote {hf_dir}\n"
+    assert capsys.readouterr().out == message
     base, hf, ours = (
         loading.load(path) for path in ("tiny-llama", tmp_path / "hf", tmp_path / "meta")
     )
-    wanted, found, loaded = (slots(lm.params) for lm in (base, hf, ours))
+    original, from_hf, from_meta = (slots(lm.params) for lm in (base, hf, ours))
     assert hf.scaling == ours.scaling == Yarn(4.0) and hf.config == ours.config
     assert base.config.tie_word_embeddings  # which the format does not know
-    wanted["lm_head.weight"] = wanted["model.embed_tokens.weight"]
-    assert wanted.keys() == found.keys()
-    for name, slot in wanted.items():
-        np.testing.assert_array_equal(found[name].get(), slot.get(), name)
-        np.testing.assert_array_equal(loaded[name].get(), slot.get(), name)
+    original["lm_head.weight"] = original["model.embed_tokens.weight"]
+    assert original.keys() == from_hf.keys()
+    for name, slot in original.items():
+        np.testing.assert_array_equal(from_hf[name].get(), slot.get(), name)
+        np.testing.assert_array_equal(from_meta[name].get(), slot.get(), name)
     out = foreign(tmp_path / "m", shards=2)
     assert main(["import", str(out), "--out", str(tmp_path / "n")]) == 2
     assert "give it with --original" in capsys.readouterr().err
@@ -605,7 +606,7 @@ def test_the_command_line(tmp_path, capsys):
     )
 
 
-def test_an_import_holds_one_tensor_and_no_more(tmp_path):
+def test_an_import_has_one_tensor_in_memory(tmp_path):
     """Wide layers: what numpy holds at most is a small part of the checkpoint."""
     config = dataclasses.replace(SHARDS[8], intermediate_size=1024, num_hidden_layers=8)
     out = save(tmp_path / "m", config, dtype="bfloat16", shards=2)

@@ -1,4 +1,6 @@
-"""Meta's format at the widths of the published models: tensors made when they are read, and looked up number by number.
+"""Meta's format at the widths of published models, compared number by number.
+
+The tensors are computed when they are read.
 
 One of the 32, 40 or 80 layers, which holds every kind of tensor at its real size.
 """
@@ -39,7 +41,7 @@ SAME = {
 
 
 def numbers(name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """What stands in a tensor at some places: whole numbers that bfloat16 holds, another pattern for every name."""
+    """Numbers of a tensor at some places: integers that bfloat16 holds, in a pattern per name."""
     a, b, c = hashlib.sha256(name.encode()).digest()[:3]
     return ((rows * (2 * a + 1) + columns * (2 * b + 1) + c) % 251 - 125).astype(
         STORAGE_DTYPES["bfloat16"]
@@ -61,7 +63,7 @@ def entry(name: str, shape: tuple[int, ...]) -> LazyTensor:
 
 
 @pytest.mark.parametrize("shape, shards", [("llama2-7b", 1), ("llama2-13b", 2), ("llama2-70b", 8)])
-def test_numbers_lie_where_they_should(shape: str, shards: int, tmp_path: Path) -> None:
+def test_numbers_are_in_their_places(shape: str, shards: int, tmp_path: Path) -> None:
     config = dataclasses.replace(SHAPES[shape], num_hidden_layers=1)
     tensors = {name: entry(name, slot.shape) for name, slot in slots(param_shapes(config)).items()}
     meta.write(
@@ -77,27 +79,27 @@ def test_numbers_lie_where_they_should(shape: str, shards: int, tmp_path: Path) 
         new = f"layers.{prefix[2]}.{SAME[kind]}" if "layers" in prefix else SAME[kind]
         rows = rng.integers(0, made.shape[0], 300)
         columns = rng.integers(0, made.shape[1] if len(made.shape) == 2 else 1, 300)
-        wanted = numbers(name, rows, columns).astype(np.float32)
+        expected = numbers(name, rows, columns).astype(np.float32)
         if kind in ("q_proj", "k_proj"):  # HF's row h d + c d/2 + j is Meta's h d + 2 j + c
             head, (half, pair) = rows // d, np.divmod(rows % d, d // 2)
             rows = head * d + 2 * pair + half
         parts = [file[f"{new}.weight"] for file in files]
         if len(made.shape) == 1:
-            found = [[part[row].item() for row in rows] for part in parts]
+            stored_rows = [[part[row].item() for row in rows] for part in parts]
         elif SAME[kind] in SPLIT_COLUMNS:
             width = parts[0].shape[1]
-            found = [
+            stored_rows = [
                 [parts[c // width][r, c % width].item() for r, c in zip(rows, columns, strict=True)]
             ]
         else:
             height = parts[0].shape[0]
-            found = [
+            stored_rows = [
                 [
                     parts[r // height][r % height, c].item()
                     for r, c in zip(rows, columns, strict=True)
                 ]
             ]
-        np.testing.assert_array_equal(found, np.tile(wanted, (len(found), 1)), name)
+        np.testing.assert_array_equal(stored_rows, np.tile(expected, (len(stored_rows), 1)), name)
     again = meta.read(tmp_path / "m", original=config.max_position_embeddings)
     assert again.config == config
     for name, made in tensors.items():  # and all of them on the way back, in parts

@@ -1,4 +1,4 @@
-"""Adapters cross over both ways: PEFT loads ours on the exported base, we merge PEFT's, and the logits agree."""
+"""Adapters both ways: PEFT loads ours on the exported base, we merge PEFT's, and logits agree."""
 
 import dataclasses
 import json
@@ -83,8 +83,8 @@ def run(texts: Path, base: Path, where: Path, trainable=RECIPES["plain"], rope=N
 def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
     path = run(texts, base, tmp_path / "run", RECIPES[name])
     assert main(["export", str(path), "--to", "peft", "--out", str(tmp_path / "adapter")]) == 0
-    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == str(base.resolve())
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(base.resolve())
     model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
     expected = np.asarray(loading.load(path, angles="float32").logits(TOKENS))
     close(theirs(model), expected)
@@ -146,7 +146,7 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
     }
 
 
-def test_other_frequencies_need_a_base_that_says_so(texts, base, tmp_path):
+def test_other_frequencies_need_a_base_that_has_them(texts, base, tmp_path):
     path = run(texts, base, tmp_path / "run", rope=Linear(2.0))
     with pytest.raises(
         ValueError,
@@ -173,7 +173,9 @@ def test_other_frequencies_need_a_base_that_says_so(texts, base, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_the_command_line_merges_an_adapter_and_names_it_in_its_rows(texts, base, tmp_path, capsys):
+def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
+    texts, base, tmp_path, capsys
+):
     export_adapter(run(texts, base, tmp_path / "run"), tmp_path / "mine")
     for more in (), ("--adapter", str(tmp_path / "mine")):
         argv = [
@@ -192,7 +194,7 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_rows(texts, base
     assert {record.model.checkpoint for record in records} == {"base", "base + mine"}
 
 
-def test_what_cannot_be_written_says_why(texts, base, tmp_path):
+def test_what_cannot_be_written_is_refused_with_the_reason(texts, base, tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         export_adapter(base, tmp_path / "adapter")
     with pytest.raises(ValueError, match="did not train with --method lora"):

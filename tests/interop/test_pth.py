@@ -1,4 +1,4 @@
-"""Torch archives: what torch.save wrote is read, what we write torch.load reads, and nothing in one is ever run."""
+"""Torch archives: we read torch.save's, torch.load reads ours, and nothing in one is ever run."""
 
 import collections
 import functools
@@ -41,24 +41,26 @@ def test_tensors_views_and_shared_storages_of_torch(tmp_path, dtype):
     }
     for given_ in (state, collections.OrderedDict(state)):
         torch.save(given_, tmp_path / "x.pth")
-        found = open_archive(tmp_path / "x.pth")
-        assert list(found) == list(state) and {entry.dtype for entry in found.values()} == {dtype}
+        tensors = open_archive(tmp_path / "x.pth")
+        assert list(tensors) == list(state) and {entry.dtype for entry in tensors.values()} == {
+            dtype
+        }
         for name, tensor in state.items():
-            assert found[name].shape == tuple(tensor.shape)
+            assert tensors[name].shape == tuple(tensor.shape)
             np.testing.assert_array_equal(
-                found[name].read().astype(np.float32), as_numpy(tensor), name
+                tensors[name].read().astype(np.float32), as_numpy(tensor), name
             )
         np.testing.assert_array_equal(
-            found["turned"].read((slice(2, 5), slice(1, 3))), found["turned"].read()[2:5, 1:3]
+            tensors["turned"].read((slice(2, 5), slice(1, 3))), tensors["turned"].read()[2:5, 1:3]
         )
 
 
 def test_a_state_dict_with_its_versions(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     torch.save(module.state_dict(), tmp_path / "x.pth")
-    found = open_archive(tmp_path / "x.pth")
+    tensors = open_archive(tmp_path / "x.pth")
     for name, tensor in module.state_dict().items():
-        np.testing.assert_array_equal(found[name].read(), tensor.numpy())
+        np.testing.assert_array_equal(tensors[name].read(), tensor.numpy())
 
 
 @pytest.mark.parametrize("dtype", STORAGE_DTYPES)
@@ -179,8 +181,8 @@ DATA = {"data/0": bytes(12)}
 
 
 def test_the_pickles_of_these_tests_are_good(tmp_path):
-    found = open_archive(archive(tmp_path / "x.pth", tensor_pickle(), **DATA))
-    np.testing.assert_array_equal(found["a"].read(), np.zeros((2, 3)))
+    tensors = open_archive(archive(tmp_path / "x.pth", tensor_pickle(), **DATA))
+    np.testing.assert_array_equal(tensors["a"].read(), np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -257,11 +259,11 @@ def good() -> bytes:
 
 def never_worse_than_an_error(path: Path) -> None:
     try:
-        found = open_archive(path)
+        tensors = open_archive(path)
     except ValueError as error:
         assert "\n" not in str(error).replace(str(path), "")
         return
-    for entry in found.values():
+    for entry in tensors.values():
         assert entry.read().size <= path.stat().st_size
 
 
@@ -293,7 +295,7 @@ def test_altered_pickles(tmp_path_factory, change):
     )
 
 
-def test_other_files_are_told_apart(tmp_path):
+def test_other_kinds_of_files_are_named(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(ValueError, match="x.pth is missing"):
         open_archive(path)

@@ -1,4 +1,4 @@
-"""config.json as published families have it, read as transformers reads it, or refused with what is unclear."""
+"""config.json of published models: read as transformers reads it, or refused as unclear."""
 
 import dataclasses
 import json
@@ -313,13 +313,17 @@ def read(tmp_path, data):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_config(tmp_path, name):
     data, shape, scaling, window, length = PUBLISHED[name]
-    config, found = read(tmp_path, data)
-    assert (found, config.max_position_embeddings, hf.window(tmp_path)) == (scaling, window, length)
+    config, read_scaling = read(tmp_path, data)
+    assert (read_scaling, config.max_position_embeddings, hf.window(tmp_path)) == (
+        scaling,
+        window,
+        length,
+    )
     if shape:  # what is not of the function may differ
         free = {key: getattr(SHAPES[shape], key) for key in ("pad_token_id",)}
         assert dataclasses.replace(config, **free) == SHAPES[shape]
-    again = hf.config_json(config, found, seq_len=length, dtype="float16")
-    assert read(tmp_path, again) == (config, found) and hf.window(tmp_path) == length
+    again = hf.config_json(config, read_scaling, seq_len=length, dtype="float16")
+    assert read(tmp_path, again) == (config, read_scaling) and hf.window(tmp_path) == length
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -343,7 +347,7 @@ def test_transformers_reads_the_same_frequencies(tmp_path, name):
 
 
 def test_the_numbers_of_yarn_and_llama_31(tmp_path):
-    """By hand, from the papers' formulas: m = 0.1 ln 16 + 1; a wave longer than L / 1 is stretched eightfold."""
+    """By the papers' formulas: m = 0.1 ln 16 + 1, and waves longer than L are stretched by 8."""
     config, scaling = read(tmp_path, PUBLISHED["YaRN Llama 2 64k"][0])
     rope = scaling.rope(config.rope_base(), 65536)
     assert rope.attention_factor == pytest.approx(0.1 * math.log(16) + 1)
@@ -357,7 +361,8 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        # Llama 1 times two, or Llama 2 times two as LongLoRA's 8k? The frequencies are the same, the window is not.
+        # Llama 1 times two, or Llama 2 times two as LongLoRA's 8k? The frequencies are the same,
+        # but the window is not.
         (
             {"rope_scaling": linear(2.0)},
             "may start from 2048 tokens or from 4096; add original_max_position",

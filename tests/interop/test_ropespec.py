@@ -46,7 +46,7 @@ NATIVE = [
     ABF(5e5),
     NTKByParts(4.0, truncate=False),
 ]
-CARRIED = [
+GENERIC = [
     Yarn(4.0, extrapolation_factor=0.5),
     PartNTK(4.0),
     RevisedYarn(4.0),
@@ -55,7 +55,7 @@ CARRIED = [
     PRope(1.0, 0.75),
 ]
 REFUSED = {
-    "DynamicLinear changes its frequencies with the length of the text.*export a static scaling": DynamicLinear(),
+    "DynamicLinear changes its frequencies with the length.*a static scaling": DynamicLinear(),
     "DynamicYarn changes its": DynamicYarn(4.0),
     "DynamicPartNTK changes its": DynamicPartNTK(),
     "DynamicLongRope changes its": DynamicLongRope(4.0, DIVISORS),
@@ -93,7 +93,7 @@ def config_json(scaling, config=LLAMA2, seq_len=8192):
 @pytest.mark.parametrize("scaling", NATIVE, ids=short)
 def test_round_trip_is_exact(scaling):
     theta, window, again = rope_from_config(config_json(scaling))
-    if type(scaling) in (NTK, ABF):  # is written as the base it stands for
+    if type(scaling) in (NTK, ABF):  # written as plain RoPE with another theta
         assert again == Unscaled() and window == 4096
         assert theta == pytest.approx(
             5e5 if type(scaling) is ABF else 10000 * 4 ** (128 / 126), rel=1e-15
@@ -104,8 +104,8 @@ def test_round_trip_is_exact(scaling):
         assert (theta, window, again) == (10000.0, 4096, scaling)
 
 
-@pytest.mark.parametrize("scaling", CARRIED, ids=short)
-def test_what_has_no_type_of_its_own_is_carried(scaling):
+@pytest.mark.parametrize("scaling", GENERIC, ids=short)
+def test_a_static_method_without_its_own_type_becomes_longrope(scaling):
     data = config_json(scaling)
     assert (
         data["rope_scaling"]["rope_type"] == "longrope" and data["max_position_embeddings"] >= 8192
@@ -116,7 +116,7 @@ def test_what_has_no_type_of_its_own_is_carried(scaling):
 
 
 @pytest.mark.parametrize("message", REFUSED, ids=short)
-def test_what_no_file_can_say_is_refused(message):
+def test_what_no_file_can_represent_is_refused(message):
     with pytest.raises(ValueError, match=message):
         config_json(REFUSED[message])
 
@@ -126,7 +126,7 @@ def test_what_no_file_can_say_is_refused(message):
     "place", ["rope_scaling su", "rope_scaling longrope", "rope_parameters longrope"]
 )
 def test_published_longrope_configs(place, at_top):
-    """L at the top or inside, no factor: it is the ratio of the two lengths, and m follows from it."""
+    """L at the top or inside; the factor is the ratio of both lengths, and m follows from it."""
     key, name = place.split()
     spec = {
         "type" if key == "rope_scaling" else "rope_type": name,
@@ -165,7 +165,7 @@ def test_lengths_and_both_forms_come_from_one_object():
     assert default["dtype"] == default["torch_dtype"] == "float32"
 
 
-def test_carrier_holds_any_static_spectrum():
+def test_longrope_holds_any_static_spectrum():
     spec = config_json(NobodyKnowsThis())["rope_scaling"]
     assert spec["rope_type"] == "longrope" and spec["short_factor"] == spec["long_factor"]
     assert spec["attention_factor"] == spec["short_mscale"] == spec["long_mscale"] == 1.1
@@ -174,14 +174,14 @@ def test_carrier_holds_any_static_spectrum():
     want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (NobodyKnowsThis(), again))
     np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=1e-12)
     assert got.attention_factor == want.attention_factor
-    # A factor that gives no whole window would be read differently by transformers 4, so yarn travels the same way.
+    # transformers 4 would read a factor without a whole window differently, so yarn is written so.
     assert config_json(Yarn(1.3))["rope_scaling"]["rope_type"] == "longrope"
     with pytest.raises(ValueError, match="FollowsLength changes its frequencies with the length"):
         config_json(FollowsLength())
 
 
 @pytest.mark.parametrize("form", ["v4", "v5", "both"])
-@pytest.mark.parametrize("scaling", [*NATIVE, *CARRIED, NobodyKnowsThis()], ids=short)
+@pytest.mark.parametrize("scaling", [*NATIVE, *GENERIC, NobodyKnowsThis()], ids=short)
 def test_transformers_reads_our_frequencies(scaling, form):
     import transformers
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -250,7 +250,7 @@ def test_we_read_what_transformers_reads(rope, caplog):
     assert config.max_position_embeddings == WINDOW and config.rope_theta == 5000.0
 
 
-def test_linear_without_an_original_window_says_what_it_assumes(caplog):
+def test_linear_without_an_original_window_warns_what_it_assumes(caplog):
     data = {"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
     with caplog.at_level(logging.WARNING, "ctxext"):
         assert rope_from_config(data) == (10000.0, 4096, Linear(4.0))
@@ -396,7 +396,7 @@ def test_what_is_not_understood_is_refused(data, message, tmp_path):
     assert str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
 
 
-def test_lower_is_what_the_rope_command_prints():
+def test_the_keys_that_the_rope_command_prints():
     assert rope_to_config(Linear(float(FACTOR)), TINY, LENGTH) == {
         "max_position_embeddings": 256,
         **ORIGINAL,

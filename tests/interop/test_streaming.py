@@ -1,4 +1,4 @@
-"""Checkpoints that only pass through: the same bits, the library's files, memory for a few tensors, all or nothing."""
+"""Checkpoints that only pass through: the same bits, little memory, all or nothing."""
 
 import dataclasses
 import json
@@ -162,9 +162,11 @@ from ctxext.export import convert
 from ctxext.methods.yarn import Yarn
 
 def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
-convert(sys.argv[1], sys.argv[3], methods=[Yarn(2.0)])  # a small one first, which imports and compiles what it needs
+# A small one first, which imports and compiles what is needed.
+convert(sys.argv[1], sys.argv[3], methods=[Yarn(2.0)])
 before = peak()
 convert(sys.argv[2], sys.argv[4], methods=[Yarn(4.0)])
 print(peak() - before)

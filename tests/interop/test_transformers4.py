@@ -1,4 +1,4 @@
-"""transformers 4.57, in an environment of its own (`make transformers4`): it reads what we write, we what it wrote."""
+"""transformers 4.57, in its own environment (`make transformers4`), as a reader and a writer."""
 
 import functools
 import json
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 try:
-    found = version("transformers")
+    installed = version("transformers")
 except PackageNotFoundError:
-    found = "none"
-if not found.startswith("4."):
+    installed = "none"
+if not installed.startswith("4."):
     pytest.skip(
-        f"transformers {found} is not 4.57, see `make transformers4`", allow_module_level=True
+        f"transformers {installed} is not 4.57, see `make transformers4`", allow_module_level=True
     )
 
 import torch  # noqa: E402
@@ -58,9 +58,9 @@ def logits(path: Path, length: int = LENGTH) -> np.ndarray:
 
 def assert_reads(path: Path, ours: LM) -> None:
     for length in (WINDOW, LENGTH):
-        wanted, got = np.asarray(ours.logits(TOKENS[None, :length]))[0], logits(path, length)
-        assert np.abs(wanted).max() > 1, "logits that say nothing"
-        np.testing.assert_allclose(got, wanted, atol=CLOSE, rtol=0)
+        expected, actual = np.asarray(ours.logits(TOKENS[None, :length]))[0], logits(path, length)
+        assert np.abs(expected).max() > 1, "logits that say nothing"
+        np.testing.assert_allclose(actual, expected, atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if HOW[name] != "refused"])
@@ -76,14 +76,14 @@ def test_an_export_is_read(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if not EVERY[name].depends_on_length])
-def test_the_carrier_of_it_is_read(name: str, tmp_path: Path) -> None:
+def test_its_generic_encoding_is_read(name: str, tmp_path: Path) -> None:
     """The frequencies that any fixed method gives, as longrope with equal lists."""
     base, ours = TINY.rope_base(), model(EVERY[name])
     rope = EVERY[name].rope(base, LENGTH)
     with np.errstate(divide="ignore"):
         divisors = np.minimum(base.inv_freq / rope.inv_freq, 1e12)
-    carrier = model(m.Custom(tuple(divisors.tolist()), rope.attention_factor))
-    export(carrier, tmp_path / "out", dtype="float32", seq_len=LENGTH)
+    generic = model(m.Custom(tuple(divisors.tolist()), rope.attention_factor))
+    export(generic, tmp_path / "out", dtype="float32", seq_len=LENGTH)
     assert (
         json.loads((tmp_path / "out" / "config.json").read_text())["rope_scaling"]["rope_type"]
         == "longrope"
@@ -159,11 +159,11 @@ def write(path: Path, dtype: str, changes: dict[str, Any]) -> Any:
 def test_what_it_wrote_is_read_with_the_same_logits(kind: str, tmp_path: Path) -> None:
     changes, scaling = WRITTEN[kind]
     write(tmp_path / "m", "float32", changes)
-    said = json.loads((tmp_path / "m" / "config.json").read_text())
+    settings = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (
-        said["transformers_version"] == "4.57.6"
-        and "rope_theta" in said
-        and "rope_parameters" not in said
+        settings["transformers_version"] == "4.57.6"
+        and "rope_theta" in settings
+        and "rope_parameters" not in settings
     )
     ours = loading.load(tmp_path / "m", angles="float32")
     assert ours.scaling == scaling and ours.config.max_position_embeddings == WINDOW
@@ -187,7 +187,7 @@ def test_weights_come_back_bit_by_bit(to: str, dtype: str, tmp_path: Path) -> No
 
 
 def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
-    """The known incompatibility that a proof names: a scaling under rope_parameters alone does nothing here."""
+    """A known incompatibility: a scaling under rope_parameters alone does nothing here."""
     ours = model(m.Linear(4.0))
     export(ours, tmp_path / "out", dtype="float32", seq_len=LENGTH)
     path = tmp_path / "out" / "config.json"

@@ -1,6 +1,7 @@
-"""Coverage-guided fuzzing of what reads other people's files: python tests/fuzz_interop.py READER -max_total_time=60
+"""Coverage-guided fuzzing of the readers of foreign files.
 
-Needs the extra `fuzz`. Whatever the bytes, a reader says one clear line or gives what an independent one gives.
+PYTHONPATH=tests python tests/support/fuzz_interop.py READER -max_total_time=60, with the extra
+`fuzz`. Whatever the bytes, a reader gives one clear error or what an independent reader gives.
 """
 
 import functools
@@ -27,7 +28,7 @@ with atheris.instrument_imports(include=["ctxext"]):
 
 from safetensors.numpy import load_file  # noqa: E402
 
-from support.hf_files import write_hf
+from support.hf_files import write_hf  # noqa: E402
 from support.llamas import LENGTH, TINY, random_params  # noqa: E402
 from support.llamas import tokenizer as tiny_tokenizer  # noqa: E402
 
@@ -47,37 +48,37 @@ def outcome(work: Callable[[], Any]) -> Any:
 
 
 def read_all(find: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray] | None:
-    found = outcome(find)
+    result = outcome(find)
     return (
         None
-        if found is None
-        else outcome(lambda: {name: entry.read() for name, entry in found.items()})
+        if result is None
+        else outcome(lambda: {name: entry.read() for name, entry in result.items()})
     )
 
 
 def header(data: bytes) -> None:
     """model.safetensors, against the library's own reading."""
     (BAD / safetensors_files.SINGLE_FILE).write_bytes(data)
-    found = read_all(lambda: safetensors_files.find_tensors(BAD))
-    if found is not None:
+    tensors = read_all(lambda: safetensors_files.find_tensors(BAD))
+    if tensors is not None:
         stored = load_file(BAD / safetensors_files.SINGLE_FILE)
-        assert found.keys() == stored.keys() and all(
-            found[n].tobytes() == x.tobytes() for n, x in stored.items()
+        assert tensors.keys() == stored.keys() and all(
+            tensors[n].tobytes() == x.tobytes() for n, x in stored.items()
         )
 
 
 def index(data: bytes) -> None:
     (GOOD / safetensors_files.INDEX_FILE).write_bytes(data)
-    found = outcome(lambda: find_weights(GOOD, TINY))
-    assert found is None or len(found) == len(random_tensors())
+    result = outcome(lambda: find_weights(GOOD, TINY))
+    assert result is None or len(result) == len(random_tensors())
 
 
 def config(data: bytes) -> None:
     """config.json: fields as they stand in it, and frequencies that turn."""
     (BAD / "config.json").write_bytes(data)
-    found = outcome(lambda: (*hf.read_config(BAD), hf.window(BAD)))
-    if found is not None:
-        shape, scaling, window = found
+    result = outcome(lambda: (*hf.read_config(BAD), hf.window(BAD)))
+    if result is not None:
+        shape, scaling, window = result
         assert (
             isinstance(shape, LlamaConfig)
             and type(window) is int
@@ -93,12 +94,12 @@ def config(data: bytes) -> None:
 
 
 def _tokens(files: dict[str, bytes]) -> None:
-    found = outcome(lambda: tokenizer.Tokenizer(files))
-    if found is not None:
+    result = outcome(lambda: tokenizer.Tokenizer(files))
+    if result is not None:
         for text in TEXTS:
-            ids = outcome(functools.partial(found.encode, text))
-            assert ids is None or all(0 <= i < found.vocab_size for i in ids)
-        outcome(lambda: found.export_files(LENGTH))
+            ids = outcome(functools.partial(result.encode, text))
+            assert ids is None or all(0 <= i < result.vocab_size for i in ids)
+        outcome(lambda: result.export_files(LENGTH))
 
 
 def tokenizer_json(data: bytes) -> None:
@@ -116,8 +117,8 @@ def sentencepiece(data: bytes) -> None:
 def archive(data: bytes) -> None:
     """A .pth archive; no more numbers than it has bytes."""
     (BAD / "x.pth").write_bytes(data)
-    found = read_all(lambda: pth.open_archive(BAD / "x.pth"))
-    assert found is None or all(x.size <= len(data) for x in found.values())
+    tensors = read_all(lambda: pth.open_archive(BAD / "x.pth"))
+    assert tensors is None or all(x.size <= len(data) for x in tensors.values())
 
 
 def pickled(data: bytes) -> None:
@@ -125,12 +126,12 @@ def pickled(data: bytes) -> None:
     with zipfile.ZipFile(BAD / "x.pth", "w") as file:
         for name, content in {"data.pkl": data, "data/0": bytes(12), "data/1": bytes(52)}.items():
             file.writestr(f"x/{name}", content)
-    found = read_all(lambda: pth.open_archive(BAD / "x.pth"))
-    assert found is None or all(x.size <= 64 for x in found.values())
+    tensors = read_all(lambda: pth.open_archive(BAD / "x.pth"))
+    assert tensors is None or all(x.size <= 64 for x in tensors.values())
 
 
 def params(data: bytes) -> None:
-    """params.json of Meta's format, beside good shards."""
+    """params.json of Meta's format, next to good shards."""
     (WHERE / "meta" / "params.json").write_bytes(data)
     outcome(lambda: meta.read(WHERE / "meta", original=64))
 

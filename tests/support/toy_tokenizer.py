@@ -1,4 +1,4 @@
-"""A small SentencePiece tokenizer with Llama's settings and a few documents of source text, made once per process."""
+"""A small SentencePiece tokenizer with Llama's settings, trained once per process."""
 
 import dataclasses
 import functools

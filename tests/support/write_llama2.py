@@ -1,6 +1,6 @@
-"""A checkpoint in the files of Llama 2's, small and random: what the docs call meta-llama-dir, for tests of them.
+"""A small random checkpoint in the files of Llama 2, for tests of the docs' commands.
 
-python tests/stand_in.py DIR [WINDOW]: 256 wide, 4 layers, 2,000 pieces.
+python tests/support/write_llama2.py DIR [WINDOW]: 256 wide, 4 layers, 2,000 tokens.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from ctxext.tokenization.tokenizer import MODEL, Tokenizer, train_tokenizer
 def write_llama2(
     directory: Path, *, window: int, hidden: int = 64, layers: int = 2, vocab: int = 420
 ) -> None:
-    """Weights by transformers in two float16 shards; config.json with Llama 2's own keys; both tokenizer files."""
+    """Write two float16 shards by transformers, Llama 2's config.json and both tokenizer files."""
     import torch
     import transformers
 

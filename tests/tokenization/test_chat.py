@@ -1,4 +1,4 @@
-"""Chat templates against transformers' rendering and ids, Llama 2's markers against SentencePiece, bad templates."""
+"""Chat templates against transformers, Llama 2's markers against SentencePiece, bad templates."""
 
 import functools
 import inspect
@@ -29,7 +29,8 @@ TALK = [
 # The structure of well-known templates in words of our own, and what each needs of the environment.
 INST = """
 {%- if messages[0]['role'] == 'system' %}
-    {%- set rest = messages[1:] %}{% set start = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' %}
+    {%- set rest = messages[1:] %}{% set start =
+        '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' %}
 {%- else %}
     {%- set rest = messages %}{% set start = '' %}
 {%- endif %}
@@ -38,7 +39,8 @@ INST = """
         {{- raise_exception('user and assistant must take turns') }}
     {%- endif %}
     {%- if m['role'] == 'user' %}
-        {{- bos_token + '[INST] ' + (start if loop.first else '') + m['content'].strip() + ' [/INST]' }}
+        {{- bos_token + '[INST] ' + (start if loop.first else '')
+            + m['content'].strip() + ' [/INST]' }}
     {%- else %}
         {{- ' ' + m['content'] | trim + ' ' + eos_token }}
     {%- endif %}
@@ -80,12 +82,12 @@ def files(
     added: tuple[str, ...] = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>"),
 ):
     """A tokenizer with a template and tokens that somebody added for it."""
-    made = Tokenizer({MODEL: model()}).export_files(256)
-    fast = json.loads(made[JSON])
+    exported = Tokenizer({MODEL: model()}).export_files(256)
+    fast = json.loads(exported[JSON])
     fast["added_tokens"] += [
         {**fast["added_tokens"][0], "id": 420 + i, "content": text} for i, text in enumerate(added)
     ]
-    settings = json.loads(made[CONFIG]) | ({"chat_template": template} if template else {})
+    settings = json.loads(exported[CONFIG]) | ({"chat_template": template} if template else {})
     return {MODEL: model(), JSON: json.dumps(fast).encode(), CONFIG: json.dumps(settings).encode()}
 
 
@@ -94,10 +96,10 @@ def files(
 def test_text_and_ids_are_those_of_transformers(name, where, tmp_path):
     from transformers import AutoTokenizer
 
-    given = files(None if where == "file" else TEMPLATES[name])
-    given |= {TEMPLATE: TEMPLATES[name].encode()} if where == "file" else {}
+    tokenizer_files = files(None if where == "file" else TEMPLATES[name])
+    tokenizer_files |= {TEMPLATE: TEMPLATES[name].encode()} if where == "file" else {}
     ours = Tokenizer(
-        {key: data for key, data in given.items() if where != "json only" or key != MODEL}
+        {key: data for key, data in tokenizer_files.items() if where != "json only" or key != MODEL}
     )
     for file, data in ours.export_files(256).items():
         (tmp_path / file).write_bytes(data)
@@ -174,7 +176,7 @@ def test_a_file_and_a_name_choose_the_template(tmp_path):
         ("{{ messages[0].content + 1 }}", "str"),
     ],
 )
-def test_bad_templates_end_in_one_line(template, message):
+def test_bad_templates_give_one_clear_error(template, message):
     with pytest.raises(
         ValueError, match="^the chat template .*; give another one with --chat-template FILE$"
     ) as error:

@@ -58,7 +58,7 @@ def test_training_is_deterministic_and_has_llama_settings():
     again = train_tokenizer([inspect.getsource(inspect), "été à la naïve 日本 " * 5], 420)
     assert again == model()
     digits = Tokenizer({MODEL: model()}).encode("2024")
-    assert len(digits) == 5  # a leading-space piece and four digits: split_digits
+    assert len(digits) == 5  # a leading space and four digits: split_digits
     with pytest.raises(ValueError, match="a tokenizer of 5000 tokens cannot be trained"):
         train_tokenizer(["too little text"], 5000)
 
@@ -96,7 +96,7 @@ def test_exported_files_in_transformers(tmp_path):
 )
 @pytest.mark.parametrize("template", [True, False])
 def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setting, template):
-    """As transformers: the post-processor of tokenizer.json says it; without that file, `add_bos_token` does."""
+    """As in transformers: tokenizer.json's post-processor decides, or else `add_bos_token`."""
     from transformers import AutoTokenizer
 
     files = Tokenizer({MODEL: model()}).export_files(256)
@@ -111,7 +111,7 @@ def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setti
     theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
     ours = load_tokenizer(
         tmp_path
-    )  # without tokenizer.json transformers 5 may give other ids, behind the same start
+    )  # without tokenizer.json transformers 5 may give other ids after the same start
     assert ours.adds_bos == (theirs[0] == ours.bos_id)
 
 
@@ -142,7 +142,7 @@ def test_json_only_directory_keeps_its_settings(tmp_path):
     assert exported["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_tokens_added_behind_the_model_survive_export():
+def test_tokens_added_after_the_vocabulary_survive_export():
     files = Tokenizer({MODEL: model()}).export_files(64)
     fast = json.loads(files[JSON])
     pad = fast["added_tokens"][0] | {"id": 420, "content": "[PAD]"}
@@ -184,7 +184,7 @@ def test_unreadable_files_are_named(tmp_path, files, message):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_models_that_json_cannot_say_are_refused():
+def test_models_that_cannot_be_converted_are_refused():
     import io
 
     import sentencepiece

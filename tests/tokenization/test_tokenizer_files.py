@@ -1,4 +1,4 @@
-"""A tokenizer of 32,000 pieces in every reader, and tokens that were added behind it."""
+"""A tokenizer of 32,000 tokens in every reader, and tokens added after its own."""
 
 import functools
 import importlib.util
@@ -71,15 +71,15 @@ def trained() -> bytes:
 
 @functools.cache
 def published() -> bytes:
-    """A published SentencePiece model of 32,000 pieces, where a package that ships one is installed."""
-    found = importlib.util.find_spec("mistral_common")
-    if found is None or found.origin is None:
+    """A published SentencePiece model of 32,000 tokens, if a package that ships one is there."""
+    spec = importlib.util.find_spec("mistral_common")
+    if spec is None or spec.origin is None:
         pytest.skip("mistral-common is not installed")
-    return (Path(found.origin).parent / "data" / "tokenizer.model.v1").read_bytes()
+    return (Path(spec.origin).parent / "data" / "tokenizer.model.v1").read_bytes()
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Mixtures of parts, of characters from everywhere, and of pieces of real text; no special token is written out."""
+    """Mixtures of fragments, of any characters and of real text, without literal special tokens."""
     rng, corpus = random.Random(seed), "".join(sources())
 
     def one() -> str:
@@ -94,9 +94,9 @@ def texts(count: int, seed: int) -> list[str]:
         start = rng.randrange(len(corpus))
         return corpus[start : start + rng.randrange(600)]
 
-    made = (one() for _ in range(count))
+    drawn = (one() for _ in range(count))
     return [
-        text for text in made if not any(special in text for special in ("<s>", "</s>", "<unk>"))
+        text for text in drawn if not any(special in text for special in ("<s>", "</s>", "<unk>"))
     ]
 
 
@@ -116,7 +116,7 @@ def test_every_reader_gives_the_ids_of_sentencepiece(tmp_path, model):
     fast = tokenizers.Tokenizer.from_file(str(tmp_path / JSON))
     tried = texts(3000, 0)
     ids = [reference.encode(text) for text in tried]
-    assert len({i for row in ids for i in row}) > 3000, "the texts exercise few of the pieces"
+    assert len({i for row in ids for i in row}) > 3000, "the texts exercise few of the tokens"
     for text, want, encoding in zip(tried, ids, fast.encode_batch(tried), strict=True):
         assert ours.encode(text) == again.encode(text) == want
         assert encoding.ids == [reference.bos_id(), *want], text
@@ -175,7 +175,7 @@ def test_bos_that_was_left_to_the_class_of_old_readers_is_written_down(tmp_path,
 
 
 def alpaca(added: dict[str, int]) -> dict[str, bytes]:
-    """The slow tokenizers of Alpaca and LongAlpaca: a model, and the padding token beside it."""
+    """The slow tokenizers of Alpaca and LongAlpaca: a model, and a padding token elsewhere."""
     pad = {
         "content": "[PAD]",
         "lstrip": False,
@@ -228,13 +228,13 @@ def test_a_vocabulary_larger_than_the_tokenizer_is_fine(tmp_path, extra):
 
 
 @pytest.mark.parametrize(
-    "form", ["added_tokens.json", "tokenizer.json beside the model", "tokenizer.json alone"]
+    "form", ["added_tokens.json", "tokenizer.json next to the model", "tokenizer.json alone"]
 )
 def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_path, form):
     files = alpaca({"[PAD]": 32000})
     if form != "added_tokens.json":
         files = Tokenizer(files).export_files(LENGTH)
-        files = {name: files[name] for name in ([MODEL] * ("beside" in form) + [JSON, CONFIG])}
+        files = {name: files[name] for name in ([MODEL] * ("next to" in form) + [JSON, CONFIG])}
     with pytest.raises(
         ValueError,
         match="has 32001 ids but the model's vocab_size is 32000; .*remove \\[PAD\\] from",
@@ -257,7 +257,7 @@ def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_pa
         ),
     ],
 )
-def test_malformed_files_beside_the_model_are_named(tmp_path, files, message):
+def test_malformed_files_next_to_the_model_are_named(tmp_path, files, message):
     with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(write(tmp_path / "in", {MODEL: trained()} | files, 40000))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
