@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="v4|v5e|v5p|v6e:CHIPS, h100:8, ...; default: every accelerator.",
+        help="The accelerators: v4|v5e|v5p|v6e:CHIPS, h100:8, ...; default: each in turn.",
     )
     parser.add_argument(
         "--search",

@@ -19,7 +19,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n", type=int, default=50, help="Samples of each task.")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="niah_single_1 to qa_2; default: all 13."
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="Tasks, from niah_single_1 to qa_2; default: all 13.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Where to write.")
 

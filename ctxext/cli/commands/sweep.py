@@ -27,7 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         default="local",
         choices=["local", "ray", "slurm", "submitit-local"],
-        help="ray and slurm need the extras of these names; submitit-local runs Slurm's jobs here.",
+        help="Where trials run. ray and slurm need the extras of these names; submitit-local runs "
+        "Slurm's jobs on this machine.",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Trials at a time.")
     parser.add_argument(
