@@ -22,7 +22,7 @@ def tree(rng: np.random.Generator) -> dict:
 
 
 def adamw(params: dict, gradients: list[dict], rates: list[float], o: Optim) -> dict:
-    """arXiv:1711.05101, algorithm 2, in float64; stacked norms are not decayed although they are matrices."""
+    """arXiv 1711.05101, algorithm 2, in float64; stacked norms are matrices, but not decayed."""
     leaves = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -51,13 +51,8 @@ def test_steps_equal_adamw_written_out():
     )
     params, gradients = tree(rng), [tree(rng) for _ in range(5)]
     gradients[2] = jax.tree.map(lambda g: g / 100, gradients[2])  # one that is not clipped
-    rates = [
-        0.1 / 3,
-        0.2 / 3,
-        0.1,
-        0.05,
-        0.0,
-    ]  # two steps of warm-up, then down to 0 on the last of five
+    # Two steps of warm-up, then down to 0 at the last of five.
+    rates = [0.1 / 3, 0.2 / 3, 0.1, 0.05, 0.0]
     got = jax.tree.map(jnp.float32, params)
     transformation = optim.build(5)
     state = transformation.init(got)
@@ -70,13 +65,10 @@ def test_steps_equal_adamw_written_out():
         )
 
 
-def test_a_group_s_rate_is_an_optimiser_of_its_own():
+def test_a_group_with_another_rate_equals_its_own_optimiser():
     rng = np.random.default_rng(1)
-    rates = (
-        (r"\bnorm\b", 4.0),
-        (r"^segments\.", 0.5),
-        (r"norm|embedding", 9.0),
-    )  # the first match counts
+    # The first match counts.
+    rates = ((r"\bnorm\b", 4.0), (r"^segments\.", 0.5), (r"norm|embedding", 9.0))
     optim = Optim(
         learning_rate=0.1,
         warmup_steps=2,
@@ -123,9 +115,8 @@ def test_a_rate_for_nothing_is_refused():
     ):
         Optim(1e-3, rates=(("nrom", 2.0),)).build(5).init(params)
     states = [Optim(1e-3, rates=rates).build(5).init(params) for rates in ((), (("norm", 2.0),))]
-    assert (
-        len(jax.tree.leaves(states[0])) == len(jax.tree.leaves(states[1])) and len(states[0]) == 2
-    ), "as ever"
+    assert len(jax.tree.leaves(states[0])) == len(jax.tree.leaves(states[1]))
+    assert len(states[0]) == 2
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
@@ -158,6 +149,6 @@ def test_no_warmup_starts_at_the_peak():
         ({"rates": (("norm", -1.0),)}, "must not be negative, got -1.0"),
     ],
 )
-def test_values_that_cannot_train(change, message):
+def test_impossible_values_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Optim(**{"learning_rate": 1e-3, **change})

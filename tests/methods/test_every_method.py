@@ -25,7 +25,7 @@ from ctxext.training.loop import train
 from support import tiny
 from support.every_method import EVERY, flags
 from support.hf_files import write_hf
-from support.reference_llama import Textbook
+from support.reference_llama import ReferenceLlama
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
 SMALL = LlamaConfig(1024, 32, 48, 1, 2, 2, 16, 1e-5, 1e4, 32)
@@ -42,7 +42,7 @@ def test_labels_are_unique_and_short():
 def test_the_model_rotates_by_its_frequencies(scaling, length):
     tokens = tiny.tokens(1, length, seed=length)
     rope = scaling.rope(tiny.CONFIG.rope_base(), length)
-    theirs = Textbook(tiny.CONFIG, tiny.params()).feed(tokens[0], rope)
+    theirs = ReferenceLlama(tiny.CONFIG, tiny.params()).feed(tokens[0], rope)
     ours = np.asarray(tiny.lm(scaling=scaling).logits(tokens))[0]
     np.testing.assert_allclose(ours, theirs, atol=3e-5)
     bf16 = np.asarray(tiny.lm(scaling=scaling, dtype="bfloat16").logits(tokens))[0]
@@ -63,7 +63,7 @@ def test_training_rotates_by_its_frequencies(scaling, tmp_path):
     total = 0.0
     for i in range(2):
         rope = scaling.rope(CONFIG.rope_base(), 64)
-        logits = Textbook(CONFIG, tiny_base().params).feed(batch.tokens[i], rope)
+        logits = ReferenceLlama(CONFIG, tiny_base().params).feed(batch.tokens[i], rope)
         top = logits.max(-1, keepdims=True)
         log_sum = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
         nll = log_sum - logits[np.arange(64), batch.targets[i]]

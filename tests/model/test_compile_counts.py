@@ -1,4 +1,4 @@
-"""Few programs: lengths fall into buckets, and what a method changes are arrays."""
+"""Few programs are compiled: lengths fall into buckets, and methods change only arrays."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,8 @@ from ctxext.model.padding import bucket
 from ctxext.rope import Unscaled
 from support import tiny
 
-CONFIG = tiny.config(
-    num_hidden_layers=1, hidden_size=32, intermediate_size=32
-)  # nobody else's: counts start at zero
+# No other test has this shape, so that it is not compiled yet.
+CONFIG = tiny.config(num_hidden_layers=1, hidden_size=32, intermediate_size=32)
 SCALINGS = [
     Unscaled(),
     Linear(2.0),

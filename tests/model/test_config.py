@@ -1,4 +1,4 @@
-"""Named shapes against published parameter counts; shapes that cannot be."""
+"""Named shapes against published parameter counts, and shapes that are refused."""
 
 import dataclasses
 import math
@@ -11,7 +11,8 @@ from ctxext.model.decoder import param_shapes
 from ctxext.rope import RopeBase
 from support import tiny
 
-PUBLISHED = {  # parameters, as the checkpoints' own indexes count them
+# Parameters, as the indexes of the checkpoints count them.
+PUBLISHED = {
     "llama1-7b": 6_738_415_616,
     "llama1-13b": 13_015_864_320,
     "llama1-33b": 32_528_943_616,
@@ -91,6 +92,6 @@ def test_families():
         ("num_hidden_layers", 0, "num_hidden_layers must be positive"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(field: str, value, message: str):
+def test_impossible_shapes_are_refused(field: str, value, message: str):
     with pytest.raises(ValueError, match=message):
         tiny.config(**{field: value})

@@ -1,4 +1,4 @@
-"""The model: causal, indifferent to how its layers are stacked, and equal to a plain numpy Llama."""
+"""The decoder is causal, equals a plain numpy Llama, and does not depend on its segments."""
 
 import dataclasses
 
@@ -14,9 +14,8 @@ from ctxext.model.config import ACTIVATIONS
 from ctxext.model.decoder import ACTIVATIONS as FUNCTIONS
 from ctxext.model.decoder import bind, init_params, param_shapes
 from ctxext.model.lm import LM
-from support import reference_llama as textbook
-from support import tiny
-from support.reference_llama import Textbook
+from support import reference_llama, tiny
+from support.reference_llama import ReferenceLlama
 
 CONFIGS = {
     "grouped": tiny.CONFIG,
@@ -31,22 +30,26 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_the_textbook(name: str):
+def test_logits_equal_the_reference_implementation(name: str):
     config, tokens = CONFIGS[name], tiny.tokens(2, 40)
     scaling = Yarn(2.0)
     logits = np.asarray(tiny.lm(config, scaling=scaling).logits(tokens))
     rope = scaling.rope(config.rope_base(), 40)
-    expected = np.stack([Textbook(config, tiny.params(config)).feed(row, rope) for row in tokens])
+    expected = np.stack(
+        [ReferenceLlama(config, tiny.params(config)).feed(row, rope) for row in tokens]
+    )
     assert 0.3 < expected.std() < 5, "logits of order one"
     np.testing.assert_allclose(logits, expected, atol=3e-5)
 
 
-def test_every_activation_is_the_one_it_is_called():
+def test_activations_by_name():
     x = np.linspace(-6, 6, 101)
-    assert set(FUNCTIONS) == set(ACTIVATIONS) == set(textbook.ACTIVATIONS)
+    assert set(FUNCTIONS) == set(ACTIVATIONS) == set(reference_llama.ACTIVATIONS)
     for name in ACTIVATIONS:
         np.testing.assert_allclose(
-            FUNCTIONS[name](jnp.asarray(x, jnp.float32)), textbook.ACTIVATIONS[name](x), atol=2e-6
+            FUNCTIONS[name](jnp.asarray(x, jnp.float32)),
+            reference_llama.ACTIVATIONS[name](x),
+            atol=2e-6,
         )
 
 
@@ -55,11 +58,12 @@ def test_no_token_sees_the_future_and_every_token_sees_the_past(attention):
     lm = tiny.lm() if attention is None else tiny.lm(attention=attention)
     tokens = tiny.tokens(1, 32)
     before = np.asarray(lm.logits(tokens))
-    for place in (0, 13, 31):
+    for index in (0, 13, 31):
         changed = tokens.copy()
-        changed[0, place] = (changed[0, place] + 1) % tiny.VOCAB
+        changed[0, index] = (changed[0, index] + 1) % tiny.VOCAB
         difference = abs(np.asarray(lm.logits(changed)) - before).max(-1)[0]
-        assert (difference[:place] == 0).all() and (difference[place:] > 1e-4).all()
+        assert (difference[:index] == 0).all()
+        assert (difference[index:] > 1e-4).all()
 
 
 def test_packed_documents_do_not_see_each_other():
@@ -74,7 +78,7 @@ def test_packed_documents_do_not_see_each_other():
 
 
 TWELVE = pytest.param(
-    (1,) * 12, id="twelve, whose keys as text sort 0, 1, 10, 11, 2", marks=pytest.mark.check
+    (1,) * 12, id="twelve, whose keys sort as text 0, 1, 10, 11, 2", marks=pytest.mark.check
 )
 
 
@@ -101,10 +105,8 @@ def test_segments_change_nothing(sizes: tuple[int, ...]):
 
 def test_bfloat16_is_close_and_float32_parts_stay():
     lm, tokens = tiny.lm(), tiny.tokens(2, 48)
-    exact, rough = (
-        np.asarray(lm.logits(tokens)),
-        np.asarray(dataclasses.replace(lm, dtype="bfloat16").logits(tokens)),
-    )
+    exact = np.asarray(lm.logits(tokens))
+    rough = np.asarray(dataclasses.replace(lm, dtype="bfloat16").logits(tokens))
     assert rough.dtype == np.float32
     error = abs(rough - exact)
     assert 1e-4 < error.mean() < 0.03 * exact.std() and error.max() < 0.25 * exact.std()
@@ -143,7 +145,7 @@ def test_initial_parameters():
     assert (other["lm_head"]["kernel"] != params["lm_head"]["kernel"]).any()
 
 
-def test_the_door_refuses_what_it_cannot_do():
+def test_an_lm_refuses_bad_options_and_tokens():
     lm = tiny.lm()
     for options, message in (
         ({"kernel": "flash"}, "kernel 'flash'"),

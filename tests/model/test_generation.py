@@ -1,4 +1,4 @@
-"""Decoding with a cache against recomputing everything, both semantics of length-dependent scalings, and sampling."""
+"""Cached decoding against recomputing, both semantics for scalings by length, and sampling."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.rope import RopeScaling, Unscaled
 from support import tiny
 from support.every_method import BY_LENGTH
-from support.reference_llama import Textbook
+from support.reference_llama import ReferenceLlama
 
 NEW = 12
 LEADING = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8).tolist()), leading_positions=9)
@@ -27,7 +27,7 @@ LEADING = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8).tolist()), leadin
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(RopeScaling):
-    """The frequencies that `scaling` has at one length, whatever the length asked for."""
+    """The frequencies of `scaling` at one length, whatever length is asked for."""
 
     scaling: RopeScaling
     length: int
@@ -36,12 +36,15 @@ class Fixed(RopeScaling):
         return self.scaling.rope(base, self.length)
 
 
-def follows(tokens: np.ndarray, logits: np.ndarray, least: int) -> None:
-    """`tokens` are the best of `logits` up to the first step whose best two are within 1e-4; at least `least`."""
-    best = np.sort(logits, -1)
-    clear = np.append(best[:, -1] - best[:, -2] > 1e-4, False)
-    steps = int(np.argmin(clear))
-    assert steps >= least
+def assert_greedy(tokens: np.ndarray, logits: np.ndarray, min_steps: int) -> None:
+    """Check that `tokens` are the best of `logits`, up to the first step that is too close.
+
+    That is one whose best two logits are within 1e-4; it must not come before `min_steps`.
+    """
+    ordered = np.sort(logits, -1)
+    is_clear = np.append(ordered[:, -1] - ordered[:, -2] > 1e-4, False)
+    steps = int(np.argmin(is_clear))
+    assert steps >= min_steps
     np.testing.assert_array_equal(tokens[:steps], logits.argmax(-1)[:steps])
 
 
@@ -49,7 +52,7 @@ def follows(tokens: np.ndarray, logits: np.ndarray, least: int) -> None:
     "attention", [Causal(), pytest.param(SelfExtend(4, 8), marks=pytest.mark.check)], ids=repr
 )
 def test_cached_decoding_equals_recomputing(attention):
-    """Across the edge of the window (25 tokens and 12 new ones) and beyond it (40); `frozen` is the default."""
+    """Across the end of the window (25 tokens and 12 new ones) and beyond it (40), `frozen`."""
     seen = set()
     for scaling in (Unscaled(), Yarn(2.0), DynamicNTK(2.0), LEADING):
         lm = tiny.lm(attention=attention, scaling=scaling)
@@ -60,13 +63,13 @@ def test_cached_decoding_equals_recomputing(attention):
             whole = np.concatenate([prompts, new], 1)
             logits = lm.with_method(Fixed(scaling, length + NEW)).logits(whole)
             for row in range(2):
-                follows(new[row], np.asarray(logits)[row, length - 1 : -1], least=NEW // 2)
+                assert_greedy(new[row], np.asarray(logits)[row, length - 1 : -1], NEW // 2)
             seen.add(tuple(new[0]))
-    assert len(seen) >= 5, "methods and prompts matter"
+    assert len(seen) >= 5, "methods and prompts make no difference"
 
 
 def test_leading_positions_reach_the_model():
-    """Prefill and decoding honour them: at this length everything is plain up to position 30, and nothing after."""
+    """Prefill and decoding use plain frequencies up to position 30, and scaled ones after it."""
     plain, whole = tiny.lm(), tiny.lm(scaling=dataclasses.replace(LEADING, leading_positions=30))
     tokens = tiny.tokens(1, 48)
     a, b = np.asarray(plain.logits(tokens)), np.asarray(whole.logits(tokens))
@@ -80,29 +83,33 @@ def test_leading_positions_reach_the_model():
 
 @pytest.mark.parametrize("scaling", BY_LENGTH, ids=method_name)
 def test_both_semantics_of_every_scaling_that_follows_the_length(scaling):
-    """Across the edge of the window (20 + 24 tokens) and beyond it, step by step in float64 numpy.
+    """Across the end of the window (20 + 24 tokens) and beyond it, step by step in float64 numpy.
 
-    incremental: un-rotated keys, turned by the frequencies of the length so far; frozen: by those of the last length.
+    All keys are rotated by the frequencies of the length so far with `incremental`, and by those of
+    the last length with `frozen`.
     """
-    base, lm, differ = tiny.CONFIG.rope_base(), tiny.lm(scaling=scaling), False
+    base = tiny.CONFIG.rope_base()
+    lm = tiny.lm(scaling=scaling)
+    differ = False
     for length in (20, 36):
         prompts = tiny.tokens(2, length, seed=1)
-        found = {
-            kind: lm.generate(prompts, max_new_tokens=24, semantics=kind)
-            for kind in ("frozen", "incremental")
+        generated = {
+            semantics: lm.generate(prompts, max_new_tokens=24, semantics=semantics)
+            for semantics in ("frozen", "incremental")
         }
-        for kind, new in found.items():
+        for semantics, new in generated.items():
             for prompt, out in zip(prompts, new, strict=True):
-                slow = Textbook(tiny.CONFIG, tiny.params())
-                at = [
-                    scaling.rope(base, length + (step if kind == "incremental" else 24))
-                    for step in range(24)
+                reference = ReferenceLlama(tiny.CONFIG, tiny.params())
+                lengths = [
+                    length + (step if semantics == "incremental" else 24) for step in range(24)
                 ]
-                logits = [slow.feed(prompt, at[0])[-1]]
-                logits += [slow.feed(out[step - 1 : step], at[step])[0] for step in range(1, 24)]
-                follows(out, np.array(logits), least=10)
-        differ |= (found["frozen"] != found["incremental"]).any()
-    assert differ, "the two semantics differ"
+                ropes = [scaling.rope(base, seq_len) for seq_len in lengths]
+                logits = [reference.feed(prompt, ropes[0])[-1]]
+                for step in range(1, 24):
+                    logits.append(reference.feed(out[step - 1 : step], ropes[step])[0])
+                assert_greedy(out, np.array(logits), 10)
+        differ |= (generated["frozen"] != generated["incremental"]).any()
+    assert differ, "the two semantics give the same tokens"
 
 
 def test_incremental_is_frozen_where_frequencies_do_not_follow_the_length():
@@ -115,7 +122,7 @@ def test_incremental_is_frozen_where_frequencies_do_not_follow_the_length():
 
 @pytest.mark.parametrize("scaling", [Unscaled(), DynamicNTK(2.0)], ids=repr)
 def test_rows_do_not_influence_each_other(scaling: RopeScaling):
-    """Three rows of different lengths, padded to four, equal three calls; also with frequencies by length."""
+    """Three rows of different lengths, padded to four, equal three calls, also by length."""
     lm = tiny.lm(scaling=scaling)
     prompts = [tiny.tokens(1, length, seed=length)[0] for length in (5, 20, 30)]
     together = lm.generate(prompts, max_new_tokens=NEW)
@@ -130,8 +137,8 @@ def test_a_stop_id_ends_a_row_and_repeats():
     for eos in (late, (late, first[1]), first):
         out = lm.generate(prompts, max_new_tokens=NEW, eos_token_id=eos)
         for row, expected in zip(out, free, strict=True):
-            found = [i for i, token in enumerate(expected) if token in np.atleast_1d(eos)]
-            end = found[0] + 1 if found else NEW
+            stops = [i for i, token in enumerate(expected) if token in np.atleast_1d(eos)]
+            end = stops[0] + 1 if stops else NEW
             np.testing.assert_array_equal(row[:end], expected[:end])
             assert (row[end:] == expected[end - 1]).all()
     np.testing.assert_array_equal(out, np.repeat(free[:, :1], NEW, 1))
@@ -145,18 +152,15 @@ def test_a_stop_id_ends_a_row_and_repeats():
     [(Yarn(2.0), "frozen"), (DynamicNTK(2.0), "frozen"), (DynamicNTK(2.0), "incremental")],
 )
 def test_a_stream_is_what_generate_writes(scaling, semantics, options):
-    """In chunks of any size, token by token, across the edge of the window; it ends behind the first stop id."""
+    """In chunks of any size, across the end of the window; it ends after the first stop id."""
     lm, prompt = tiny.lm(scaling=scaling), tiny.tokens(1, 25, seed=6)[0]
     options |= {"max_new_tokens": 20, "semantics": semantics}
     whole = lm.generate([prompt], **options)[0].tolist()
     for chunk, sizes in ((1, [1] * 20), (8, [1, 8, 8, 3]), (19, [1, 19]), (50, [20])):
         chunks = list(lm.stream(prompt, chunk=chunk, **options))
         assert list(map(len, chunks)) == sizes and sum(chunks, []) == whole
-    for stop in (
-        whole[0],
-        whole[8],
-        whole[9],
-    ):  # the last one of a chunk, and the first of the next
+    # Also the last token of a chunk, and the first one of the next.
+    for stop in (whole[0], whole[8], whole[9]):
         chunks = list(lm.stream(prompt, eos_token_id=stop, chunk=8, **options))
         assert sum(chunks, []) == whole[: whole.index(stop) + 1] and all(chunks)
 
@@ -168,7 +172,7 @@ LOGITS = np.array([1.0, -0.5, 2.0, 0.3, 1.7, -2.0, 0.0, 1.2], np.float32)
     ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (2.0, 0.75), (1.0, 0.5), (1.0, 1e-3)]
 )
 def test_samples_have_the_distribution_they_should(temperature: float, top_p: float):
-    """softmax(logits / temperature), cut to the fewest tokens that reach top_p: 40,000 draws within 5 sigma."""
+    """40,000 draws agree with softmax(logits / temperature), cut to the nucleus, within 5 sigma."""
     n = 40000
     draw = jax.jit(sample_token)(
         jnp.tile(LOGITS, (n, 1)), jax.random.key(0), jnp.float32(temperature), jnp.float32(top_p)
@@ -183,7 +187,7 @@ def test_samples_have_the_distribution_they_should(temperature: float, top_p: fl
     assert (abs(counts - n * expected) <= 5 * np.sqrt(n * expected * (1 - expected)) + 1e-9).all()
 
 
-def test_sampling_through_the_door():
+def test_generate_samples_from_the_model():
     lm, prompt = tiny.lm(), tiny.tokens(1, 20, seed=4)
     p = jax.nn.softmax(lm.logits(prompt)[0, -1] / 0.5)
 
@@ -202,8 +206,8 @@ def test_sampling_through_the_door():
     assert (sample(0, top_p=1e-6)[:, 0] == p.argmax()).all()
 
 
-def test_rows_of_different_lengths_get_noise_of_their_own():
-    """Under frequencies by length every row is decoded alone; equal texts must not give equal samples."""
+def test_rows_decoded_separately_sample_independently():
+    """With frequencies by length rows are decoded alone; equal prompts still sample differently."""
     lm, prompt = tiny.lm(scaling=DynamicNTK(2.0)), tiny.tokens(1, 20, seed=4)[0]
     rows = [prompt, prompt, prompt, prompt[1:]]
     out = lm.generate(rows, max_new_tokens=NEW, temperature=3.0, seed=5)
@@ -239,13 +243,13 @@ def test_what_cannot_be_generated_is_refused(tokens, options: dict, message: str
 @pytest.mark.parametrize(
     "scaling", [pytest.param(Yarn(2.0), marks=pytest.mark.check), DynamicNTK(2.0)], ids=method_name
 )
-def test_branches_equal_prompts_of_their_own(attention, scaling):
+def test_continuations_equal_separate_prompts(attention, scaling):
     """Each continuation against its whole text read at once; the prompts differ in length."""
     lm = tiny.lm(attention=attention, scaling=scaling)
     prompts = [tiny.tokens(1, 25, seed=1)[0], tiny.tokens(1, 30, seed=2)[0]]
     prefixes = [[tiny.tokens(1, 5, seed=10 * b + k)[0][:k] for k in range(3)] for b in range(2)]
-    tokens, nats = lm.continuations(prompts, prefixes, max_new_tokens=7)
-    assert tokens.shape == nats.shape == (2, 3, 7)
+    tokens, nll = lm.continuations(prompts, prefixes, max_new_tokens=7)
+    assert tokens.shape == nll.shape == (2, 3, 7)
     for b, prompt in enumerate(prompts):
         longest = 30 if not scaling.depends_on_length else len(prompt)
         fixed = lm.with_method(Fixed(scaling, longest + 7))
@@ -253,37 +257,32 @@ def test_branches_equal_prompts_of_their_own(attention, scaling):
             ids = np.concatenate([prompt, tokens[b, k]])
             np.testing.assert_array_equal(tokens[b, k, :k], prefixes[b][k])
             np.testing.assert_allclose(
-                nats[b, k], fixed.loss(ids[None])[0, len(prompt) - 1 :], atol=2e-5
+                nll[b, k], fixed.loss(ids[None])[0, len(prompt) - 1 :], atol=2e-5
             )
-            follows(
-                tokens[b, k, k:],
-                np.asarray(fixed.logits(ids[None]))[0, len(prompt) - 1 + k : -1],
-                least=2,
-            )
+            logits = np.asarray(fixed.logits(ids[None]))[0, len(prompt) - 1 + k : -1]
+            assert_greedy(tokens[b, k, k:], logits, 2)
 
 
-def test_a_branch_stops_at_its_own_stop_ids_alone():
+def test_a_continuation_stops_only_at_stop_ids_that_it_chose():
     lm, prompt = tiny.lm(), tiny.tokens(1, 20)[0]
     (free,), _ = lm.continuations([prompt], [[[]]], max_new_tokens=6)
     stop = int(free[0, 2])
     first = free[0].tolist().index(stop)
-    tokens, nats = lm.continuations(
+    tokens, nll = lm.continuations(
         [prompt, prompt], [[[], [stop, 5]], [[], []]], max_new_tokens=6, stop=[stop]
     )
-    assert (
-        tokens[0, 0].tolist() == [*free[0, :first], *[stop] * (6 - first)]
-        and (nats[0, 0, first + 1 :] == 0).all()
-    )
-    assert (
-        tokens[0, 1, :2].tolist() == [stop, 5] and (nats[0, 1, :3] > 0).all()
-    )  # given ids do not end a continuation
+    assert tokens[0, 0].tolist() == [*free[0, :first], *[stop] * (6 - first)]
+    assert (nll[0, 0, first + 1 :] == 0).all()
+    # Ids of a prefix do not end a continuation.
+    assert tokens[0, 1, :2].tolist() == [stop, 5]
+    assert (nll[0, 1, :3] > 0).all()
     for wrong in ([], [[[]], [[], []]], [[], []]):
         with pytest.raises(ValueError, match="every prompt needs continuations"):
             lm.continuations([prompt, prompt], wrong, max_new_tokens=2)
 
 
 def test_layers_apart_are_views_of_the_same_numbers():
-    """Every layer a segment, in order, in the memory of the stack; what lies on several devices comes back as it is."""
+    """Every layer is a segment, in the memory of the stack; arrays on several devices stay."""
     params = jax.tree.map(jnp.asarray, tiny.params())
     apart = layers_apart(params)
     stack = params["segments"]["0"]

@@ -1,4 +1,4 @@
-"""Adapters: values and gradients against the dense formula, dropout, runs that resume, and what stays as it was."""
+"""Adapters: values, gradients and dropout against the formula, resumed runs, frozen parameters."""
 
 import dataclasses
 import functools
@@ -58,33 +58,36 @@ def plain_loss(params, micro):
 
 
 def adapters(lora: LoRA, seed: int = 1) -> tuple[dict, dict]:
-    """(trained, frozen) of the tiny model, B random too: with B = 0 half of the formula would go untested."""
+    """(trained, frozen) of the tiny model.
+
+    B is random too: with B = 0 half of the formula would not be tested.
+    """
     params = lora.init(tiny.params(), seed)
-    mine, rest = split(params, lora.pattern(tiny.CONFIG))
+    trained, frozen = split(params, lora.pattern(tiny.CONFIG))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), mine
-    ), rest
+
+    def randomise(x: jax.Array) -> jax.Array:
+        return jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32)
+
+    return jax.tree.map(randomise, trained), frozen
 
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
-def loss(mine, rest, micro, *, lora: LoRA, dtype: str = "float32"):
-    whole = lora.materialize(join(mine, rest), micro)
+def loss(trained, frozen, micro, *, lora: LoRA, dtype: str = "float32"):
+    whole = lora.materialize(join(trained, frozen), micro)
     return batch_loss(whole, micro, ROTATION, dtype=dtype, **STATIC)[0]
 
 
-def dense(mine: dict, rest: dict, lora: LoRA) -> dict:
-    """W + s A B, layer by layer in numpy, and none of the code under test."""
+def dense(trained: dict, frozen: dict, lora: LoRA) -> dict:
+    """W + s A B, layer by layer in numpy, without the code under test."""
     scale = lora.alpha / (np.sqrt(lora.rank) if lora.rslora else lora.rank)
-    out = jax.tree.map(np.asarray, rest)
-    for block, linears in mine["segments"]["0"].items():
+    out = jax.tree.map(np.asarray, frozen)
+    for block, linears in trained["segments"]["0"].items():
         for name, leaves in linears.items():
             for layer in range(2):
-                delta = (
-                    scale
-                    * np.float64(leaves["lora_a"][layer])
-                    @ np.float64(leaves["lora_b"][layer])
-                )
+                a = np.float64(leaves["lora_a"][layer])
+                b = np.float64(leaves["lora_b"][layer])
+                delta = scale * a @ b
                 kernel = out["segments"]["0"][block][name]["kernel"].copy()
                 kernel[layer] += delta
                 out["segments"]["0"][block][name]["kernel"] = kernel
@@ -95,27 +98,31 @@ def dense(mine: dict, rest: dict, lora: LoRA) -> dict:
     "lora", [LORA, dataclasses.replace(LORA, rslora=True), LoRA(rank=1, targets=("k_proj",))]
 )
 def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
-    mine, rest = adapters(lora)
-    expected = plain_loss(dense(mine, rest, lora), batch())
-    plain = plain_loss(rest, batch())
-    assert float(loss(mine, rest, batch(), lora=lora)) == pytest.approx(float(expected), rel=1e-5)
+    trained, frozen = adapters(lora)
+    expected = plain_loss(dense(trained, frozen, lora), batch())
+    plain = plain_loss(frozen, batch())
+    assert float(loss(trained, frozen, batch(), lora=lora)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
     assert abs(float(expected) - float(plain)) > 1e-3 * float(plain)
-    merged = lora.merge(join(mine, rest))
+    merged = lora.merge(join(trained, frozen))
     assert jax.tree.structure(merged) == jax.tree.structure(tiny.params())
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged, dense(mine, rest, lora)
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        merged,
+        dense(trained, frozen, lora),
     )
 
 
 def test_gradients_are_the_chain_rule_through_the_merged_kernel():
-    mine, rest = adapters(LORA)
-    got = jax.grad(loss)(mine, rest, batch(), lora=LORA)
-    kernels = jax.tree.map(jnp.asarray, dense(mine, rest, LORA))
+    trained, frozen = adapters(LORA)
+    got = jax.grad(loss)(trained, frozen, batch(), lora=LORA)
+    kernels = jax.tree.map(jnp.asarray, dense(trained, frozen, LORA))
     full = jax.grad(plain_loss)(kernels, batch())
     for block, linears in got["segments"]["0"].items():
         for name, gradient in linears.items():
             G = np.float64(full["segments"]["0"][block][name]["kernel"])  # x^T dy
-            leaves = mine["segments"]["0"][block][name]
+            leaves = trained["segments"]["0"][block][name]
             A, B = np.float64(leaves["lora_a"]), np.float64(leaves["lora_b"])
             s = 5.0 / 3
             np.testing.assert_allclose(
@@ -128,14 +135,14 @@ def test_gradients_are_the_chain_rule_through_the_merged_kernel():
 
 def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
     params = LoRA(rank=4).init(tiny.params(), 0)
-    mine, rest = split(params, LoRA().pattern(tiny.CONFIG))
-    assert bits(rest) == bits(tiny.params())
+    trained, frozen = split(params, LoRA().pattern(tiny.CONFIG))
+    assert bits(frozen) == bits(tiny.params())
     logits = [
         tiny.lm().logits(tiny.tokens(1, 20)),
         LM(tiny.CONFIG, params, None).logits(tiny.tokens(1, 20)),
     ]  # pyright: ignore
     np.testing.assert_array_equal(*logits)
-    A = np.asarray(mine["segments"]["0"]["self_attn"]["o_proj"]["lora_a"])
+    A = np.asarray(trained["segments"]["0"]["self_attn"]["o_proj"]["lora_a"])
     assert np.abs(A).max() <= 64**-0.5 and A.std() == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
     other = LoRA(rank=4, targets=("o_proj",)).init(tiny.params(), 0)["segments"]["0"]["self_attn"][
         "o_proj"
@@ -148,53 +155,54 @@ def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
 @pytest.mark.check
 def test_frozen_parameters_in_bfloat16_give_the_same_bits():
     lora = dataclasses.replace(LORA, modules_to_save=("norm",))
-    mine, rest = adapters(lora)
-    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), rest)
+    trained, frozen = adapters(lora)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)
     gradients = [
-        jax.value_and_grad(loss)(mine, p, batch(), lora=lora, dtype="bfloat16")
-        for p in (rest, narrow)
+        jax.value_and_grad(loss)(trained, p, batch(), lora=lora, dtype="bfloat16")
+        for p in (frozen, narrow)
     ]
     assert bits(gradients[0]) == bits(gradients[1])
 
 
-def test_dropout_is_inverted_dropout_of_the_adapter_s_input_alone():
-    """Small adapters make the loss linear in them, so that its mean over many draws is the loss without dropout."""
+def test_dropout_is_inverted_dropout_of_only_the_adapter_input():
+    """The loss is linear in small adapters: its mean over draws is that without dropout."""
     lora = dataclasses.replace(LORA, dropout=0.3, targets=("v_proj",))
-    mine, rest = adapters(lora)
-    mine = jax.tree.map(lambda x: 0.1 * x, mine)
+    trained, frozen = adapters(lora)
+    trained = jax.tree.map(lambda x: 0.1 * x, trained)
 
-    def with_noise(micro: int) -> float:
-        noise = {"dropout": lora.dropout_seeds(0, 3, 64)["dropout"][micro]}
-        return float(loss(mine, rest, batch() | noise, lora=lora))
+    def dropped(micro: int) -> float:
+        seeds = {"dropout": lora.dropout_seeds(0, 3, 64)["dropout"][micro]}
+        return float(loss(trained, frozen, batch() | seeds, lora=lora))
 
-    plain = float(loss(mine, rest, batch(), lora=lora))
-    without = float(loss(jax.tree.map(jnp.zeros_like, mine), rest, batch(), lora=lora))
-    drawn = np.array([with_noise(i) for i in range(64)])
-    assert len(set(drawn.tolist())) == 64, "every microbatch draws anew"
-    assert (
-        abs(drawn.mean() - plain) < 4 * drawn.std() / 8
-        and abs(plain - without) > 8 * drawn.std() / 8
-    )
-    assert with_noise(5) == drawn[5]
+    plain = float(loss(trained, frozen, batch(), lora=lora))
+    without = float(loss(jax.tree.map(jnp.zeros_like, trained), frozen, batch(), lora=lora))
+    drawn = np.array([dropped(i) for i in range(64)])
+    assert len(set(drawn.tolist())) == 64, "every microbatch has its own draw"
+    standard_error = drawn.std() / 8
+    assert abs(drawn.mean() - plain) < 4 * standard_error
+    assert abs(plain - without) > 8 * standard_error
+    assert dropped(5) == drawn[5]
 
 
-def masks(x: jax.Array, places: jax.Array, tokens: int) -> list[np.ndarray]:
-    """x after a dropout of 0.3: what each layer's gate_proj makes of it with W = 0 and A = B = 1, in chunks."""
+def after_dropout(x: jax.Array, token_indices: jax.Array, tokens: int) -> list[np.ndarray]:
+    """x after a dropout of 0.3: each layer's gate_proj with W = 0 and A = B = 1, in chunks."""
     lora = LoRA(rank=64, alpha=64.0, dropout=0.3, targets=("gate_proj",))
     tree = lora.init(tiny.params(), 0)
-    linear, outputs = tree["segments"]["0"]["mlp"]["gate_proj"], tiny.CONFIG.intermediate_size
-    eyes = [jnp.broadcast_to(jnp.eye(64, width)[None], (2, 64, width)) for width in (64, outputs)]
+    linear = tree["segments"]["0"]["mlp"]["gate_proj"]
+    widths = (64, tiny.CONFIG.intermediate_size)
+    eyes = [jnp.broadcast_to(jnp.eye(64, width)[None], (2, 64, width)) for width in widths]
     linear |= {"kernel": 0 * linear["kernel"], "lora_a": eyes[0], "lora_b": eyes[1]}
-    model = bind(
-        tiny.CONFIG, lora.materialize(tree, {"dropout": lora.dropout_seeds(0, 0, 1)["dropout"][0]})
-    )
+    seeds = {"dropout": lora.dropout_seeds(0, 0, 1)["dropout"][0]}
+    model = bind(tiny.CONFIG, lora.materialize(tree, seeds))
     layers = [jax.tree.map(lambda x, i=i: x[i], model.segments["0"].mlp.gate_proj) for i in (0, 1)]
-    return [np.asarray(over_chunks(layer, Mesh(), tokens, x, places))[..., :64] for layer in layers]
+    outputs = [over_chunks(layer, Mesh(), tokens, x, token_indices) for layer in layers]
+    return [np.asarray(output)[..., :64] for output in outputs]
 
 
 def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
-    places = jnp.arange(2 * 512).reshape(2, 512)
-    whole, cut = (masks(jnp.ones((2, 512, 64)), places, tokens) for tokens in (2**20, 128))
+    token_indices = jnp.arange(2 * 512).reshape(2, 512)
+    ones = jnp.ones((2, 512, 64))
+    whole, cut = (after_dropout(ones, token_indices, tokens) for tokens in (2**20, 128))
     np.testing.assert_array_equal(cut, whole)
     np.testing.assert_allclose(np.unique(whole), [0, 1 / 0.7], rtol=1e-6)
     kept = np.array(whole) != 0
@@ -216,35 +224,32 @@ def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
 @pytest.mark.check
 def test_chunks_and_devices_change_no_draw(monkeypatch):
     lora = dataclasses.replace(LORA, dropout=0.5, targets=("q_proj", "down_proj"))
-    mine, rest = adapters(lora)
+    trained, frozen = adapters(lora)
     micro = batch(2, 32) | {"dropout": lora.dropout_seeds(0, 3, 1)["dropout"][0]}
 
-    def measured_on(mesh: Mesh, chunk: int) -> float:
+    def loss_on(mesh: Mesh, chunk: int) -> float:
         monkeypatch.setattr(loss_module, "MLP_TOKENS", chunk)
         static = STATIC | {"kernel": "blocked", "remat": "full", "mesh": mesh}
 
         @jax.jit
-        def total(mine, rest, micro):
+        def total(trained, frozen, micro):
             fields = {name: micro[name] for name in Batch._fields}
             return batch_loss(
-                lora.materialize(join(mine, rest), micro),
+                lora.materialize(join(trained, frozen), micro),
                 fields,
                 ROTATION,
                 dtype="float32",
                 **static,
             )[0]
 
-        return float(
-            total(
-                *(jax.device_put(tree, shardings(mesh.shard(tree))) for tree in (mine, rest)), micro
-            )
-        )
+        trees = [jax.device_put(tree, shardings(mesh.shard(tree))) for tree in (trained, frozen)]
+        return float(total(*trees, micro))
 
-    whole = measured_on(Mesh(), 2**20)
+    whole = loss_on(Mesh(), 2**20)
     for mesh in (Mesh(), Mesh(seq=2)):
-        assert measured_on(mesh, 8) == pytest.approx(whole, rel=2e-6), mesh
+        assert loss_on(mesh, 8) == pytest.approx(whole, rel=2e-6), mesh
     without = {name: x for name, x in micro.items() if name != "dropout"}
-    assert abs(float(loss(mine, rest, without, lora=lora)) - whole) > 1e-3 * whole
+    assert abs(float(loss(trained, frozen, without, lora=lora)) - whole) > 1e-3 * whole
 
 
 def training(texts, trainable, **changes):
@@ -363,5 +368,5 @@ def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path
         assert bits(states[0]) == bits(states[1])
 
 
-def test_full_is_what_it_always_was():
+def test_full_trains_everything_as_it_is():
     assert split(tiny.params(), Full().pattern(tiny.CONFIG)) == (tiny.params(), {})

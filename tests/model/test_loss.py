@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks against the textbook, in values and gradients."""
+"""Cross-entropy in chunks against optax, in values and gradients."""
 
 import functools
 
@@ -52,19 +52,21 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
             np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-5)
 
 
-def test_scores_hold_the_loss_and_say_what_greedy_takes(monkeypatch: pytest.MonkeyPatch):
-    """In any chunks: the same losses, and how far, in float64, the best logit lies above the target's."""
+def test_scores_hold_the_loss_and_show_what_greedy_picks(monkeypatch: pytest.MonkeyPatch):
+    """In any chunks: the same losses, and the best logit minus the target's as in float64."""
     hidden, kernel, targets, _ = problem()
     logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
     targets = targets.at[:, ::3].set(jnp.asarray(logits.argmax(-1)[:, ::3], jnp.int32))
-    behind = logits.max(-1) - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    differences = (
+        logits.max(-1) - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    )
     for chunk in (2**24, B * V * 8):
         monkeypatch.setattr(loss_module, "CHUNK", chunk)
-        found = token_scores(hidden, kernel, targets)
-        np.testing.assert_array_equal(found[..., 0], token_losses(hidden, kernel, targets))
-        np.testing.assert_allclose(found[..., 1], behind, rtol=1e-5, atol=1e-5)
+        scores = token_scores(hidden, kernel, targets)
+        np.testing.assert_array_equal(scores[..., 0], token_losses(hidden, kernel, targets))
+        np.testing.assert_allclose(scores[..., 1], differences, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(
-            np.asarray(found[..., 1]) == 0, logits.argmax(-1) == np.asarray(targets)
+            np.asarray(scores[..., 1]) == 0, logits.argmax(-1) == np.asarray(targets)
         )
 
 
@@ -89,13 +91,14 @@ def test_bfloat16_gradients_of_many_chunks_add_up_in_float32(monkeypatch: pytest
     )
 
 
-LENGTH = 28  # one shape, so one compiled step for the tests below
+# One shape, so that the tests below compile one step.
+LENGTH = 28
 
 
 def batch(
     tokens: np.ndarray, segments: np.ndarray | None = None, positions: np.ndarray | None = None
 ) -> dict:
-    """Targets are the next token; a target in another segment, or in padding (0), weighs nothing."""
+    """Next-token targets; those in another segment or in padding (0) have weight 0."""
     rows, length = tokens.shape
     segments = np.ones_like(tokens) if segments is None else segments
     positions = (
@@ -137,13 +140,11 @@ def loss_and_gradient(arrays: dict, rotation, remat: str = "none"):
 ROTATION = Unscaled().rope(tiny.CONFIG.rope_base(), 64).rotation()
 
 
-def test_packed_documents_weigh_as_if_they_stood_alone():
-    """Two documents and padding in one row: the sum of both losses, and the sum of both gradients."""
+def test_packed_documents_weigh_as_they_do_alone():
+    """Two documents and padding in one row: both losses added, and both gradients."""
     first, second = tiny.tokens(1, 14, 1), tiny.tokens(1, 9, 2)
-    segments, positions = (
-        np.array([[1] * 14 + [2] * 9], np.int32),
-        np.r_[0:14, 0:9][None].astype(np.int32),
-    )
+    segments = np.array([[1] * 14 + [2] * 9], np.int32)
+    positions = np.r_[0:14, 0:9][None].astype(np.int32)
     packed = batch(np.concatenate([first, second], 1), segments, positions)
     assert float(packed["weights"].sum()) == 13 + 8
     together, gradient = loss_and_gradient(packed, ROTATION)
@@ -155,7 +156,7 @@ def test_packed_documents_weigh_as_if_they_stood_alone():
         np.testing.assert_allclose(actual, a + b, rtol=1e-4, atol=1e-4 * float(abs(a + b).max()))
 
 
-def test_batch_loss_is_the_reference_and_so_is_the_door():
+def test_batch_loss_and_lm_loss_equal_the_reference():
     tokens = tiny.tokens(1, LENGTH)
     value, _ = loss_and_gradient(batch(tokens), ROTATION)
     logits = tiny.lm(kernel="dense").logits(tokens[:, :-1])
@@ -174,12 +175,10 @@ def test_remat_changes_neither_loss_nor_gradients():
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(abs(b).max()))
 
     def loops(remat: str) -> int:
-        return str(
-            jax.make_jaxpr(functools.partial(loss_and_gradient, remat=remat))(arrays, ROTATION)
-        ).count("while[")
+        function = functools.partial(loss_and_gradient, remat=remat)
+        return str(jax.make_jaxpr(function)(arrays, ROTATION)).count("while[")
 
-    assert (
-        loops("none") == loops("attention") < loops("full")
-    )  # attention is done again in the last alone
+    # Only full rematerialisation recomputes attention.
+    assert loops("none") == loops("attention") < loops("full")
     with pytest.raises(ValueError, match="remat 'some' is not known"):
         loss_and_gradient(arrays, ROTATION, remat="some")

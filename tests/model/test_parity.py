@@ -1,4 +1,4 @@
-"""Float32 logits, gradients and greedy decoding against transformers, on checkpoints that transformers wrote."""
+"""Logits, gradients and greedy decoding against transformers, on checkpoints that it wrote."""
 
 import functools
 from pathlib import Path
@@ -20,8 +20,10 @@ from ctxext.model.loss import batch_loss
 from ctxext.prove.pytorch_readers import settled
 from support.llamas import FACTOR, LENGTH, TINY, WINDOW, torch_llama
 
-TIGHT = 2e-5  # with transformers' float32 angles
-EXACT = 5e-5  # with ours: its rounding of p * f, up to 255 * 2^-24 rad and more where frequencies add up
+TIGHT = 2e-5
+"""Bound with transformers' float32 angles."""
+EXACT = 5e-5
+"""Bound with exact angles: transformers rounds p * f, by up to 255 * 2^-24 rad and more."""
 ORIGINAL = {"original_max_position_embeddings": WINDOW}
 LONG = {"max_position_embeddings": LENGTH}
 CASES: dict[str, dict[str, Any]] = {
@@ -88,9 +90,8 @@ def pair(tmp_path_factory):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation="eager"
         )
-        their_logits(
-            theirs.eval(), tokens(1, LENGTH)
-        )  # the first pass of a process is not always exact
+        # The first pass of a process is not always exact.
+        their_logits(theirs.eval(), tokens(1, LENGTH))
         return theirs, ctxext.load(directory, angles="float32"), directory
 
     return make
@@ -113,7 +114,7 @@ def their_logits(
 
 
 def assert_close(ours, theirs, bound=TIGHT):
-    assert np.abs(theirs).max() > 1, "logits that say nothing"
+    assert np.abs(theirs).max() > 1, "the logits are too small to compare"
     assert np.abs(np.asarray(ours) - theirs).max() <= bound
 
 
@@ -131,7 +132,7 @@ def test_logits(pair, case, length):
 
 
 def test_the_scaling_matters(pair):
-    """The cases would be no evidence if the scaling did nothing to these logits."""
+    """The cases would be no evidence if the scaling did not change these logits."""
     theirs, ours, _ = pair("yarn")
     ids = tokens(1, LENGTH)
     plain = ours.with_method(ctxext.methods.find("none")())
@@ -147,7 +148,7 @@ def test_packed_documents(pair):
     mask = np.where(visible, 0.0, np.finfo(np.float32).min).astype(np.float32)[:, None]
     wanted = their_logits(theirs, ids, mask, positions)
     assert_close(ours.logits(ids, positions=positions, segment_ids=segments), wanted)
-    alone = ours.logits(ids[:, 30:80])  # packing is invisible to a document
+    alone = ours.logits(ids[:, 30:80])  # a document does not notice packing
     assert_close(alone, wanted[:, 30:80])
 
 
@@ -173,10 +174,8 @@ def test_skipped_positions(pair):
 def test_loss_is_theirs(pair):
     theirs, ours, _ = pair("yarn")
     ids = tokens(2, 100, seed=4)
-    logits, targets = (
-        torch.from_numpy(their_logits(theirs, ids))[:, :-1],
-        torch.from_numpy(ids)[:, 1:],
-    )
+    logits = torch.from_numpy(their_logits(theirs, ids))[:, :-1]
+    targets = torch.from_numpy(ids)[:, 1:]
     wanted = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     np.testing.assert_allclose(ours.loss(ids), wanted.numpy(), atol=TIGHT)
 
@@ -214,9 +213,9 @@ def test_gradients(pair, case, kernel):
 
     gradients = gradient(params)
     names = dict(theirs.named_parameters())
-    found = slots(gradients)
-    assert found.keys() == names.keys()
-    for name, slot in found.items():
+    our_slots = slots(gradients)
+    assert our_slots.keys() == names.keys()
+    for name, slot in our_slots.items():
         wanted = names[name].grad.numpy()
         assert np.abs(slot.get() - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
 
@@ -224,10 +223,9 @@ def test_gradients(pair, case, kernel):
 @pytest.mark.parametrize("case", ["none-gqa", "yarn"])
 def test_greedy_decoding(pair, case):
     theirs, ours, _ = pair(case)
-    prompts, new = (
-        [tokens(1, n, seed=n)[0] for n in (20, WINDOW - 5)],
-        24,
-    )  # the second crosses the window
+    new = 24
+    # The second prompt crosses the end of the window.
+    prompts = [tokens(1, n, seed=n)[0] for n in (20, WINDOW - 5)]
     got = ours.generate(prompts, max_new_tokens=new)
     compared = 0
     for row, prompt in enumerate(prompts):
@@ -245,6 +243,7 @@ def test_greedy_decoding(pair, case):
             pad_token_id=0,
         )
         top = [score[0].topk(2).values for score in out.scores]
+        # Up to the first step whose best two logits are too close to compare.
         sure = next((i for i, (a, b) in enumerate(top) if a - b < 1e-4), new)
         np.testing.assert_array_equal(
             got[row, :sure], out.sequences[0, len(prompt) :][:sure].numpy()
@@ -262,10 +261,8 @@ def test_export_reloads_in_transformers(pair, case, tmp_path):
     )
     ids = tokens(1, LENGTH, seed=7)
     np.testing.assert_array_equal(their_logits(again.eval(), ids), their_logits(theirs, ids))
-    tokenizer, text = (
-        transformers.AutoTokenizer.from_pretrained(out),
-        "def f(x):\n    return  x + 1  # é",
-    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    text = "def f(x):\n    return  x + 1  # é"
     assert tokenizer(text).input_ids == ours.tokenizer.encode(text, bos=True)
     assert again.config.max_position_embeddings == LENGTH if case != "none-mqa-tied" else True
     assert again.generation_config.eos_token_id == 2
@@ -273,7 +270,7 @@ def test_export_reloads_in_transformers(pair, case, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_files(tmp_path, dtype):
-    """What is stored in 16 bits is read exactly: float32 logits agree as tightly as before."""
+    """Parameters stored in 16 bits are read exactly: float32 logits agree as tightly as before."""
     torch_llama(tmp_path, rope={"rope_type": "yarn", "factor": float(FACTOR), **ORIGINAL}, **LONG)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype))
     model.save_pretrained(tmp_path, max_shard_size="100KB")

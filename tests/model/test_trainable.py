@@ -1,4 +1,4 @@
-"""What is trained: the split of the tree, the memory that the compiler counts for it, and what is refused."""
+"""Trained subsets: the split of the tree, the compiler's count of their memory, refusals."""
 
 import dataclasses
 
@@ -38,9 +38,9 @@ def count(tree) -> int:
 
 
 @pytest.mark.parametrize("trainable", [*CHOICES, LastLayers(6)], ids=str)
-def test_every_parameter_is_on_one_side_and_the_trained_ones_are_those_meant(trainable):
-    mine, rest = trainable.shapes(MIDDLE)
-    assert not names(mine) & names(rest)
+def test_every_parameter_is_trained_or_frozen_as_declared(trainable):
+    trained, frozen = trainable.shapes(MIDDLE)
+    assert not names(trained) & names(frozen)
     D, F, KV, L = 256, 512, 128, 6
     layer = 2 * D * D + 2 * D * KV + 3 * D * F + 2 * D
     adapters = 8 * L * (2 * (D + D) + 2 * (D + KV))
@@ -51,8 +51,8 @@ def test_every_parameter_is_on_one_side_and_the_trained_ones_are_those_meant(tra
         LastLayers(2): 2 * layer + D + 2048 * D,
         LastLayers(6): 6 * layer + D + 2048 * D,
     }[trainable]
-    assert count(mine) == wanted
-    assert count(mine) + count(rest) == MIDDLE.num_parameters + (
+    assert count(trained) == wanted
+    assert count(trained) + count(frozen) == MIDDLE.num_parameters + (
         adapters if isinstance(trainable, LoRA) else 0
     )
 
@@ -83,25 +83,25 @@ def test_the_compiler_counts_the_subset_and_not_the_model():
     measured = {(trainable, "float32"): compiled(trainable, "float32") for trainable in CHOICES}
     full, total, *_ = measured[Full(), "float32"]
     measured[LoRA(), "bfloat16"] = compiled(LoRA(), "bfloat16")
-    for (trainable, dtype), (memory, mine, rest, other) in measured.items():
-        # float32 parameters and two moments, the rest once, and AdamW's count of steps with the schedule's
-        exact = 12 * mine + {"float32": 4, "bfloat16": 2}[dtype] * rest + other
+    for (trainable, dtype), (memory, trained, frozen, other) in measured.items():
+        # Float32 parameters and two moments, frozen ones once, and the step counts of AdamW and of
+        # the schedule.
+        exact = 12 * trained + {"float32": 4, "bfloat16": 2}[dtype] * frozen + other
         assert exact <= memory.argument_size_in_bytes <= exact + 64, trainable
-        assert 12 * mine <= memory.output_size_in_bytes <= 12 * mine + 1024  # a pointer each
-        if (
-            trainable != Full() and dtype == "float32"
-        ):  # a CPU multiplies bfloat16 by way of float32 copies
-            # What is not trained has no float32 gradient, which is the least that must be gone.
-            assert full.temp_size_in_bytes - memory.temp_size_in_bytes > 4 * (total - mine)
+        assert 12 * trained <= memory.output_size_in_bytes <= 12 * trained + 1024  # a pointer each
+        # A CPU multiplies bfloat16 by way of float32 copies.
+        if trainable != Full() and dtype == "float32":
+            # At least the float32 gradients of what is not trained must be gone.
+            assert full.temp_size_in_bytes - memory.temp_size_in_bytes > 4 * (total - trained)
 
 
 def test_layers_before_the_last_ones_have_no_backward_pass():
-    def flops(trainable) -> float:
-        mine, rest = split(trainable.init(tiny.params(config), 0), trainable.pattern(config))
+    def scans(trainable) -> float:
+        trained, frozen = split(trainable.init(tiny.params(config), 0), trainable.pattern(config))
         from ctxext.attention import Causal
         from ctxext.model.loss import batch_loss
 
-        def loss(mine, batch):
+        def loss(trained, batch):
             static = {
                 "config": config,
                 "attention": Causal(),
@@ -110,7 +110,7 @@ def test_layers_before_the_last_ones_have_no_backward_pass():
                 "remat": "none",
             }
             return batch_loss(
-                trainable.materialize(join(mine, rest), {}), batch, rotation, **static
+                trainable.materialize(join(trained, frozen), {}), batch, rotation, **static
             )[0]
 
         rows = np.zeros((1, 64), np.int32)
@@ -118,17 +118,17 @@ def test_layers_before_the_last_ones_have_no_backward_pass():
             f: jax.numpy.asarray(rows, np.float32 if f == "weights" else np.int32)
             for f in Batch._fields
         }
-        text = str(jax.make_jaxpr(jax.grad(loss))(mine, batch))
+        text = str(jax.make_jaxpr(jax.grad(loss))(trained, batch))
         return text.count("scan[")
 
     config = tiny.config(num_hidden_layers=4)
     rotation = Unscaled().rope(config.rope_base(), 64).rotation()
-    # Forward and backward over one stack are two scans; over a frozen and a trained one three, not four.
-    assert (flops(Full()), flops(LastLayers(2)), flops(LastLayers(4))) == (2, 3, 2)
+    # Forward and backward over one stack are two scans; over a frozen and a trained one three.
+    assert (scans(Full()), scans(LastLayers(2)), scans(LastLayers(4))) == (2, 3, 2)
 
 
 @pytest.mark.check
-def test_frozen_parameters_keep_every_bit_and_the_base_is_not_given_away(tmp_path):
+def test_training_does_not_change_or_donate_the_base(tmp_path):
     texts, base = write_texts(tmp_path / "texts"), tiny_base()
     before = parameter_checksum(base.params)
     for number, trainable in enumerate((LoRA(), LastLayers(1))):
@@ -140,7 +140,7 @@ def test_frozen_parameters_keep_every_bit_and_the_base_is_not_given_away(tmp_pat
         assert parameter_checksum(base.params) == before
 
 
-def test_a_checksum_sees_one_bit_and_an_exchange():
+def test_the_checksum_detects_one_bit_and_an_exchange():
     tree = {
         "a": jax.numpy.arange(24, dtype=np.float32).reshape(2, 3, 4),
         "b": jax.numpy.ones((3,), jax.numpy.bfloat16),
@@ -181,7 +181,7 @@ def test_a_checksum_sees_one_bit_and_an_exchange():
         ),
     ],
 )
-def test_what_cannot_be_trained_says_why(make, message):
+def test_subsets_that_cannot_train_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

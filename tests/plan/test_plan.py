@@ -1,4 +1,4 @@
-"""`ctxext plan`: memory against the compilers' own peaks, operations against the traced program, and refusals."""
+"""`ctxext plan`: memory against the compilers, operations against the traced program, refusals."""
 
 import dataclasses
 import json
@@ -40,8 +40,9 @@ PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
 def step(
     model: str, seq_len: int, mesh: Mesh, trainable: Trainable = FULL, **train
 ) -> tuple[Experiment, Job]:
-    """The recipe's step on another model, length and mesh: bfloat16, full remat, one row a device."""
-    experiment, devices = load_experiment(RECIPE), math.prod(mesh.sizes.values())
+    """The recipe's step on another model, length and mesh, with one row per device."""
+    experiment = load_experiment(RECIPE)
+    devices = math.prod(mesh.sizes.values())
     settings = {"seq_len": seq_len, "batch_size": mesh.data * mesh.fsdp, "accumulate": 1, **train}
     experiment = dataclasses.replace(
         experiment,
@@ -53,8 +54,9 @@ def step(
     return experiment, Job.of(experiment, SHAPES[f"llama2-{model}"], devices)
 
 
-# GiB a device by the compiler at default effort (libtpu 0.0.42.1, jax 0.10.2), as `ctxext plan EXPERIMENT --topology
-# TOPOLOGY --compile --precise` prints it; experiments/LOG.md has the topologies.
+# GiB per device by the compiler at default effort (libtpu 0.0.42.1, jax 0.10.2), as printed by
+# `ctxext plan EXPERIMENT --topology TOPOLOGY --compile --precise`; experiments/LOG.md has the
+# topologies.
 @pytest.mark.parametrize(
     ("model", "seq_len", "mesh", "train", "peak"),
     [
@@ -73,7 +75,8 @@ def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, p
     )
 
 
-# The same by the GPU compiler for H100 (jax-cuda12-plugin 0.10.2), as `ctxext plan ... --topology h100:N --compile`.
+# The same by the GPU compiler for H100 (jax-cuda12-plugin 0.10.2), as printed by
+# `ctxext plan EXPERIMENT --topology h100:N --compile`.
 ON_GPU = [
     ("7b", 8192, Mesh(fsdp=8), {}, 17.21),
     ("7b", 8192, Mesh(fsdp=8), {"remat": "none"}, 60.95),
@@ -104,7 +107,7 @@ def test_memory_on_gpus_is_within_a_twentieth_of_the_compiler(model, seq_len, me
 @pytest.mark.skipif(
     not compile_request.is_compiler_installed("tpu"), reason="needs the extra [plan]"
 )
-def test_the_tpu_compiler_still_says_so():
+def test_the_tpu_compiler_still_needs_as_much():
     experiment, _ = step("7b", 8192, Mesh(fsdp=16))
     verdict = compile_request.compile_step(
         experiment, SHAPES["llama2-7b"], Unscaled(), "v5e:4x4", precise=True
@@ -115,7 +118,7 @@ def test_the_tpu_compiler_still_says_so():
 @pytest.mark.slow
 @NEEDS_GPU_COMPILER
 @pytest.mark.parametrize(("model", "seq_len", "mesh", "train", "peak"), ON_GPU)
-def test_the_gpu_compiler_still_says_so(model, seq_len, mesh, train, peak):
+def test_the_gpu_compiler_still_needs_as_much(model, seq_len, mesh, train, peak):
     experiment, job = step(model, seq_len, mesh, **train)
     verdict = compile_request.compile_step(
         experiment, SHAPES[f"llama2-{model}"], Unscaled(), f"h100:{job.devices}"
@@ -132,7 +135,7 @@ def test_the_gpu_compiler_knows_every_chip(name):
     assert verdict.needs / GIB == pytest.approx(17.2, rel=0.02)
 
 
-def test_every_gpu_can_be_described_to_its_compiler():
+def test_every_gpu_has_a_target():
     gpus = [x for x in ACCELERATORS.values() if x.platform == "gpu"]
     assert [x.name for x in gpus] == [*CHIPS]
     for gpu in gpus:
@@ -145,19 +148,19 @@ def test_every_gpu_can_be_described_to_its_compiler():
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_parameters_optimiser_and_gradients_are_exact(model):
     _, job = step(model, 4096, Mesh(fsdp=8))
-    N, whole = PARAMETERS[model], 4096 * 4
+    N = PARAMETERS[model]
     assert count(job.trees.trained) == N
-    found = memory(job, "tpu")
+    once = memory(job, "tpu")
+    # Norms are not cut.
+    norms = 4096 * 4
     for name, numbers in (("trained parameters", N), ("optimiser state", 2 * N)):
-        assert (
-            4 * numbers / 8 <= found.always[name] < 1.001 * 4 * numbers / 8 + whole
-        )  # norms are whole everywhere
-    assert found.backward["gradients"] == found.always["trained parameters"]
+        assert 4 * numbers / 8 <= once.always[name] < 1.001 * 4 * numbers / 8 + norms
+    assert once.backward["gradients"] == once.always["trained parameters"]
     twice = memory(dataclasses.replace(job, accumulate=2), "tpu")
-    assert twice.backward["gradients"] == 2 * found.backward["gradients"]
+    assert twice.backward["gradients"] == 2 * once.backward["gradients"]
 
 
-def test_bytes_are_those_that_the_mesh_places():
+def test_bytes_are_those_of_the_mesh_s_shards():
     mesh = Mesh(data=2, fsdp=2, tensor=2)
     _, job = step("7b", 4096, mesh)
     placed = jax.tree.leaves(mesh.shard(job.trees.optimizer))
@@ -168,12 +171,9 @@ def test_bytes_are_those_that_the_mesh_places():
 def test_the_cache_is_what_generation_allocates():
     _, job = step("70b", 4096, Mesh(fsdp=2, tensor=4))
     config = SHAPES["llama2-70b"]
-    whole = (
-        2
-        * np.prod((config.num_hidden_layers, 2, 6000, config.num_key_value_heads, config.head_dim))
-        * 2
-    )
-    assert cache_bytes(job, 6000) == whole // 8
+    keys = np.prod((config.num_hidden_layers, 2, 6000, config.num_key_value_heads, config.head_dim))
+    keys_and_values_bfloat16 = 2 * keys * 2
+    assert cache_bytes(job, 6000) == keys_and_values_bfloat16 // 8
 
 
 @pytest.mark.parametrize("attention", [Causal(), LMInfinite(2, 24), SelfExtend(4, 16)], ids=str)
@@ -185,9 +185,10 @@ def test_visible_pairs_are_counted_exactly(attention, T):
 
 
 def products(jaxpr, times: int = 1) -> int:
-    """Multiply-adds of all matrix products in a traced program, times 2, loops counted as often as they run.
+    """2 x multiply-adds of all matrix products in a traced program, loops as often as they run.
 
-    A norm's weight, which scales, is a `dot_general` without a free dimension on its side, and no matrix product.
+    The weight of a norm only scales: its `dot_general`, which has no free dimension on the side of
+    the weight, is not a matrix product.
     """
     total = 0
     for eqn in jaxpr.eqns:
@@ -197,7 +198,7 @@ def products(jaxpr, times: int = 1) -> int:
                 continue
             inner = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2 * times * inner * math.prod(eqn.outvars[0].aval.shape)
-        assert eqn.primitive.name != "while", "how often it runs is not known here"
+        assert eqn.primitive.name != "while", "the number of its iterations is not known"
         inside = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
         for value in jax.tree.leaves(
             eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
@@ -208,7 +209,7 @@ def products(jaxpr, times: int = 1) -> int:
 
 
 def traced(config, *, remat: str, gradient: bool, trainable: Trainable = FULL):
-    """(job, its loss and gradient as a function, the arguments) with the dense kernel, which does all pairs."""
+    """(job, its loss or gradient, the arguments) with the dense kernel, which does all pairs."""
     experiment = tiny_experiment(Path("texts"), seq_len=48, batch_size=2)
     experiment = dataclasses.replace(
         experiment,
@@ -270,24 +271,22 @@ def test_operations_are_those_of_the_traced_program(changes, remat):
         )
 
 
-def test_operations_agree_with_the_compiler_s_count():
-    config = tiny.config(
-        num_hidden_layers=1, hidden_size=256, intermediate_size=768, head_dim=64
-    )  # a loop counts once
+def test_operations_agree_with_the_count_of_the_compiler():
+    # One layer, because the compiler counts a loop once.
+    config = tiny.config(num_hidden_layers=1, hidden_size=256, intermediate_size=768, head_dim=64)
     job, function, arguments = traced(config, remat="none", gradient=True)
     analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
     counted = analysis["flops"] if analysis else 0
-    assert step_flops(job, pairs=48 * 48).total == pytest.approx(
-        counted, rel=0.05
-    )  # it counts element by element too
+    # It counts elementwise operations too.
+    assert step_flops(job, pairs=48 * 48).total == pytest.approx(counted, rel=0.05)
 
 
 def test_a_step_of_7b_by_hand():
     _, job = step("7b", 8192, Mesh(fsdp=8))
-    matrices = PARAMETERS["7b"] - 32000 * 4096 - 65 * 4096  # no look-up and no norms
-    attention = (
-        32 * 6 * 2 * 4096 * (8192 + 1) / 2
-    )  # three passes, scores and values, half of the pairs
+    # Without the embedding, which is looked up, and without norms.
+    matrices = PARAMETERS["7b"] - 32000 * 4096 - 65 * 4096
+    # Three passes, scores and values, half of the pairs.
+    attention = 32 * 6 * 2 * 4096 * (8192 + 1) / 2
     assert step_flops(job).model / (8 * 8192) == pytest.approx(6 * matrices + attention, rel=1e-9)
 
 
@@ -298,13 +297,13 @@ def test_the_arithmetic_takes_no_time():
     assert time.process_time() - start < 1
 
 
-def test_search_finds_the_edge():
+def test_search_finds_the_longest_context():
     experiment, _ = step("7b", 8192, Mesh(fsdp=16))
     device, devices = topology("v5e:4x4")
-    found = search(experiment, SHAPES["llama2-7b"], device, devices)
-    assert {c.experiment.train.remat for c in found} == {"none", "attention", "full"}
-    assert found[0].seq_len == max(c.seq_len for c in found) > 8192
-    for candidate in found[:3]:
+    candidates = search(experiment, SHAPES["llama2-7b"], device, devices)
+    assert {c.experiment.train.remat for c in candidates} == {"none", "attention", "full"}
+    assert candidates[0].seq_len == max(c.seq_len for c in candidates) > 8192
+    for candidate in candidates[:3]:
         job = Job.of(candidate.experiment, SHAPES["llama2-7b"], devices)
         assert memory(job, "tpu").peak <= (1 - MARGIN) * device.memory
         longer = dataclasses.replace(job, seq_len=job.seq_len + 1024)
@@ -342,13 +341,14 @@ def test_topologies(text, name, devices):
             15.75,
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 213.00G of 95.74G hbm.",
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. "
+            "Used 213.00G of 95.74G hbm.",
             213.0,
             95.74,
         ),
     ],
 )
-def test_the_compiler_s_refusal_is_read(error, needs, has):
+def test_the_bytes_in_a_refusal_of_the_compiler(error, needs, has):
     assert needs_and_has(error) == (needs * GIB, has * GIB)
 
 
@@ -359,7 +359,7 @@ def plan(capsys, *options: str) -> tuple[int, str]:
     return code, err if code else out
 
 
-def test_the_command_says_what_fits(capsys):
+def test_the_command_shows_what_fits(capsys):
     code, out = plan(capsys)
     assert code == 0 and "6,738,415,616 parameters" in out
     assert all(f"{name} (arithmetic)" in out for name in ACCELERATORS)
@@ -373,13 +373,14 @@ def test_the_command_says_what_fits(capsys):
 @pytest.mark.check
 @pytest.mark.parametrize("topology", ["v5p:2x2x4", "h100:8"])
 def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
-    found = json.loads(plan(capsys, "--topology", topology, "--search", "--json")[1])["candidates"]
-    for winner in (found[0], next(x for x in found if "--method" not in x["flags"])):
+    output = plan(capsys, "--topology", topology, "--search", "--json")[1]
+    candidates = json.loads(output)["candidates"]
+    for winner in (candidates[0], next(x for x in candidates if "--method" not in x["flags"])):
         data = json.loads(
             plan(capsys, "--topology", topology, *winner["flags"].split(), "--json")[1]
         )
         assert data["verdicts"][0]["fits"] and data["verdicts"][0]["needs"] == winner["needs"]
-    assert "--method lora" in found[0]["flags"]
+    assert "--method lora" in candidates[0]["flags"]
 
 
 @pytest.mark.parametrize(
@@ -409,6 +410,6 @@ def test_what_does_not_fit_together_is_refused(options, message, capsys):
 
 
 @pytest.mark.parametrize(("topology", "extra"), [("v5e:2x4", "plan"), ("h100:8", "plan-gpu")])
-def test_compiling_without_the_compiler_says_what_to_install(topology, extra, capsys, monkeypatch):
+def test_a_missing_compiler_is_named_with_its_extra(topology, extra, capsys, monkeypatch):
     monkeypatch.setattr(compile_request.importlib.util, "find_spec", lambda name: None)
     assert f"pip install 'ctxext[{extra}]'" in plan(capsys, "--topology", topology, "--compile")[1]

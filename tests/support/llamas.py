@@ -1,4 +1,4 @@
-"""Tiny random Llamas, ours and transformers', and the tokenizer for them; shared by the interop and parity tests."""
+"""Tiny random Llamas, ours and transformers', and their tokenizer, for interop and parity."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 
 def random_params(config: LlamaConfig = TINY, seed: int = 0, dtype: Any = np.float32) -> Params:
-    """Every parameter random, norms and biases too, so that none can be swapped or dropped unseen."""
+    """Random parameters, also norms and biases, so that none can be swapped or dropped unseen."""
     rng = np.random.default_rng(seed)
 
     def fill(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
@@ -50,7 +50,7 @@ def random_params(config: LlamaConfig = TINY, seed: int = 0, dtype: Any = np.flo
 def torch_llama(
     directory: Path, rope: dict[str, Any] | None = None, seed: int = 0, **changes: Any
 ) -> Any:
-    """A random LlamaForCausalLM, written to `directory` by transformers and returned in float32, eager attention."""
+    """A random LlamaForCausalLM, float32 with eager attention, which transformers also writes."""
     import torch
     import transformers
 

@@ -1,4 +1,7 @@
-"""A model small enough for every test: 2 layers, 64 wide, 4 query and 2 key heads, with logits of order one."""
+"""A model small enough for every test: 2 layers, 64 wide, 4 query and 2 key heads.
+
+Its logits are of order one.
+"""
 
 import dataclasses
 import functools
@@ -36,11 +39,12 @@ def params(config: LlamaConfig = CONFIG, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
 
     def randomise(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
-        name, noise = path[-1].key, rng.normal(size=x.shape).astype(np.float32)
+        name = path[-1].key
+        noise = rng.normal(size=x.shape).astype(np.float32)
         if name == "weight":
             return 1 + 0.3 * noise
         if name == "embedding":
-            return noise if not config.tie_word_embeddings else 0.2 * noise
+            return 0.2 * noise if config.tie_word_embeddings else noise
         return (0.3 if name == "bias" else 1.5 * x.shape[-2] ** -0.5) * noise
 
     with jax.ensure_compile_time_eval():

@@ -1,4 +1,7 @@
-"""A training run of seconds: two layers, 64 wide, bytes as tokens. Run as a script it trains in the directory given."""
+"""A training run of seconds: two layers, 64 wide, bytes as tokens.
+
+Run as a script, `tiny_train.py DIRECTORY STEPS`, it trains on DIRECTORY/texts.
+"""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""A checkpoint is what it was, to the last bit, or it is refused."""
+"""A checkpoint is restored to the last bit, or it is refused."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_round_trip_keeps_every_bit_and_the_newest_two(tmp_path):
     assert step == 30 and equal(params, state(30)[0])
 
 
-def test_donating_the_state_does_not_touch_what_is_being_written(tmp_path):
+def test_donating_the_state_does_not_change_what_is_being_written(tmp_path):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 + 7, tree), donate_argnums=0)
     with Checkpoints(tmp_path) as saved:
         now = state(1)
@@ -63,7 +63,7 @@ def test_donating_the_state_does_not_touch_what_is_being_written(tmp_path):
     assert equal(load_params(tmp_path)[0], state(1)[0])
 
 
-def test_names_on_disk_are_ours(tmp_path):
+def test_names_on_disk_are_not_optax_s(tmp_path):
     with Checkpoints(tmp_path) as saved:
         saved.save(1, *state(1))
     metadata = (tmp_path / "1" / "opt_state" / "_METADATA").read_text()
@@ -86,7 +86,7 @@ def files(checkpoint):
 
 
 def damaged(good, kind, rng):
-    """The bytes with a random one of their bits flipped, or cut off at a random place."""
+    """The bytes with a random bit flipped, or cut off at a random index."""
     data = bytearray(good)
     if kind == "truncated":
         return bytes(data[: rng.integers(len(data))])
@@ -127,7 +127,7 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
     assert step == 20 and equal(tuple(restored), state(21)) and (tmp_path / "20.damaged").is_dir()
 
 
-def test_every_bit_of_the_digests_matters(tmp_path):
+def test_every_bit_of_the_checksums_matters(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     write_checksums(tmp_path, {"loss": 1.5})
     good = (tmp_path / "sha256.json").read_bytes()
@@ -157,8 +157,8 @@ def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "50"]
     assert find_step(tmp_path) == 50 and recorded_facts(tmp_path / "20") == {"loss": 1.0}
     for which, step in (("latest", 50), ("best", 20), (20, 20), ("50", 50)):
-        params, found = load_params(tmp_path, which=which)
-        assert found == find_step(tmp_path, which) == step and equal(params, state(step)[0])
+        params, loaded_step = load_params(tmp_path, which=which)
+        assert loaded_step == find_step(tmp_path, which) == step and equal(params, state(step)[0])
     for which in (30, "010", "newest", -1):
         with pytest.raises(ValueError, match=rf"no checkpoint {which} under .*; there are 20, 50$"):
             load_params(tmp_path, which=which)
@@ -198,7 +198,8 @@ def test_another_model_is_refused(tmp_path):
         params["embed_tokens"]["embedding"] = jax.ShapeDtypeStruct((51, 64), jnp.float32)
         with pytest.raises(
             ValueError,
-            match=r"another model: embed_tokens.embedding is shape \(50, 64\) there, shape \(51, 64\) here",
+            match=r"another model: embed_tokens.embedding is shape \(50, 64\) there, "
+            r"shape \(51, 64\) here",
         ):
             saved.restore(params, opt_state)
 
@@ -212,7 +213,8 @@ def test_no_checkpoint(tmp_path):
 def test_no_space_left_is_one_line(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError(
-            "RESOURCE_EXHAUSTED: Error writing \"a\": Failed: No space left on device [os_error_code='28']"
+            'RESOURCE_EXHAUSTED: Error writing "a": Failed: No space left on device '
+            "[os_error_code='28']"
         )
 
     with Checkpoints(tmp_path) as saved:

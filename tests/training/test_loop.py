@@ -1,4 +1,4 @@
-"""The loop: one step to the digit, stops and resumes to the bit, and nothing saved that is not finite."""
+"""The loop: one step to the digit, resuming to the bit, and nothing saved that is not finite."""
 
 import dataclasses
 import functools
@@ -143,10 +143,12 @@ def test_one_step_to_the_digit(texts):
         "down_proj": 781.4631,
     }
     assert got == pytest.approx(expected, rel=2e-5), (
-        "one training step gives other numbers: model, loss, data or optimiser have changed their meaning. If that was"
-        " intended, say so in the changelog and replace the numbers; runs in progress cannot be resumed across it."
+        "one training step gives other numbers: model, loss, data or optimiser have changed their "
+        "meaning. If that was intended, say so in the changelog and replace the numbers; runs in "
+        "progress cannot be resumed across it."
     )
-    # The update by hand: the first AdamW step moves by the rate, 3e-3 / 3, times clipped g / (|g| + eps), plus decay.
+    # The update by hand: the first AdamW step moves by the rate, 3e-3 / 3, times
+    # g / (|g| + eps) of the clipped gradient, plus decay.
     norm = np.sqrt(
         sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in jax.tree.leaves(gradient))
     )
@@ -159,15 +161,15 @@ def test_one_step_to_the_digit(texts):
     ):
         g = np.asarray(g, np.float64) * min(1, 1 / norm)
         decay = 0.1 * old * (path[-1].key != "weight")
-        sure = np.abs(g) > 1e-6  # g / |g| of a smaller entry is rounding
+        sure = np.abs(g) > 1e-6  # of a smaller entry, g / |g| is rounding
         np.testing.assert_allclose(
             (new - old)[sure], (-1e-3 * (g / (np.abs(g) + 1e-8) + decay))[sure], atol=2e-5
         )
 
 
 def _mean(params, batch) -> jax.Array:
-    nats, weight = batch_loss(params, batch, ROTATION, **STATIC)
-    return nats / weight
+    nll, weight = batch_loss(params, batch, ROTATION, **STATIC)
+    return nll / weight
 
 
 def test_accumulation_is_the_step_of_the_big_batch(texts):
@@ -178,10 +180,9 @@ def test_accumulation_is_the_step_of_the_big_batch(texts):
     assert {k: float(v) for k, v in small.items()} == pytest.approx(
         {k: float(v) for k, v in big.items()}, rel=1e-5
     )
+    # The moments: the gradient and its square.
     for a, b in zip(jax.tree.leaves(big_state), jax.tree.leaves(small_state), strict=True):
-        np.testing.assert_allclose(
-            a, b, rtol=1e-3, atol=1e-8
-        )  # moments: the gradient and its square
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8)
 
 
 def test_a_document_does_not_see_its_neighbour(texts):
@@ -192,22 +193,15 @@ def test_a_document_does_not_see_its_neighbour(texts):
     batch = {name: value[row : row + 1].copy() for name, value in batch.items()}
     loss = jax.jit(lambda b: batch_loss(fixed_params(), b, ROTATION, **STATIC)[0])
 
-    def of(segment: int, tokens: np.ndarray) -> float:
-        return float(
-            loss(
-                {
-                    **batch,
-                    "tokens": tokens,
-                    "weights": batch["weights"] * (batch["segment_ids"] == segment),
-                }
-            )
-        )
+    def loss_of(segment: int, tokens: np.ndarray) -> float:
+        weights = batch["weights"] * (batch["segment_ids"] == segment)
+        return float(loss({**batch, "tokens": tokens, "weights": weights}))
 
     changed = batch["tokens"].copy()
     changed[0, 3] = (changed[0, 3] + 50) % 259
     assert batch["segment_ids"][0, 3] == 1
-    assert of(2, changed) == of(2, batch["tokens"]) > 0
-    assert of(1, changed) != of(1, batch["tokens"])
+    assert loss_of(2, changed) == loss_of(2, batch["tokens"]) > 0
+    assert loss_of(1, changed) != loss_of(1, batch["tokens"])
 
 
 def test_bfloat16_and_remat_keep_float32_parameters(texts):
@@ -226,7 +220,7 @@ def test_bfloat16_and_remat_keep_float32_parameters(texts):
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])
-def test_a_stopped_run_goes_on_to_the_last_bit(texts, tmp_path, undisturbed, capsys, stop_at):
+def test_a_stopped_run_resumes_to_the_last_bit(texts, tmp_path, undisturbed, capsys, stop_at):
     experiment, stop = tiny_experiment(texts, steps=10), threading.Event()
     start(experiment, tmp_path / "run", At(stop_at, stop.set), stop=stop)
     saved = find_step(tmp_path / "run" / "checkpoints")
@@ -342,13 +336,13 @@ def test_changed_data_is_refused(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Recorded(RopeScaling):
-    """A length-dependent scaling that notes the lengths it is asked for."""
+    """A length-dependent scaling that records the lengths it is asked for."""
 
     depends_on_length = True
-    asked = []
+    lengths = []
 
     def rope(self, base, seq_len):
-        self.asked.append(seq_len)
+        self.lengths.append(seq_len)
         return Unscaled().rope(base, seq_len)
 
 
@@ -363,7 +357,7 @@ def test_a_length_dependent_scaling_is_asked_for_the_positions_that_were_drawn(t
         tiny_experiment(texts, steps=10), rope=Recorded(), positions=Far()
     )
     start(experiment, tmp_path / "run")
-    assert Recorded.asked == [164]
+    assert Recorded.lengths == [164]
 
 
 def test_dropout_that_would_be_ignored_is_refused(tmp_path: Path) -> None:

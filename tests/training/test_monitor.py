@@ -1,4 +1,4 @@
-"""What a run is watched for: equal to sums by hand and to the textbook, and without a trace in the training."""
+"""The monitor equals sums by hand and the reference implementation, and changes no training."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ from ctxext.tracking import JsonlSink
 from ctxext.training import metrics
 from ctxext.training.loop import train
 from ctxext.training.monitor import NEVER, Monitor, band_sums, bands, tokens_seen
-from support.reference_llama import Textbook
+from support.reference_llama import ReferenceLlama
 from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "llama2_7b_yarn_8k.py"
@@ -55,12 +55,12 @@ def bits(tree) -> bytes:
 
 def test_bands_are_doublings_that_end_at_the_length():
     assert bands(131072) == [0, 2048, 4096, 8192, 16384, 32768, 65536, 131072]
-    assert (
-        bands(64) == [0, 1, 2, 4, 8, 16, 32, 64] and bands(3) == [0, 1, 2, 3] and bands(1) == [0, 1]
-    )
+    assert bands(64) == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert bands(3) == [0, 1, 2, 3]
+    assert bands(1) == [0, 1]
 
 
-def test_tokens_seen_are_those_of_the_own_document():
+def test_tokens_seen_are_those_of_the_same_document():
     assert tokens_seen(SEGMENTS).tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3, 0], list(range(10))]
 
 
@@ -68,14 +68,14 @@ def test_band_sums_are_exact():
     rng = np.random.default_rng(0)
     losses, weights = rng.gamma(2, 2, (2, 3, 50)).astype(np.float32)
     seen, edges = rng.integers(0, 40, (3, 50)), [0, 3, 4, 11, 40]
-    nats, weight = band_sums(losses, weights, seen, edges)
+    nll, weight = band_sums(losses, weights, seen, edges)
     for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
         inside = [
             (float(a), float(w))
             for a, w, n in zip(losses.flat, weights.flat, seen.flat, strict=True)
             if low <= n < high
         ]
-        assert nats[i] == pytest.approx(math.fsum(a * w for a, w in inside), rel=1e-14)
+        assert nll[i] == pytest.approx(math.fsum(a * w for a, w in inside), rel=1e-14)
         assert weight[i] == pytest.approx(math.fsum(w for _, w in inside), rel=1e-14)
     assert band_sums(losses[:, :1], weights[:, :1], seen[:, :1] * 0, edges)[0][1:].tolist() == [
         0,
@@ -88,17 +88,18 @@ def test_band_sums_are_exact():
 @pytest.mark.parametrize("held", [2**24, 300], ids=["at once", "in chunks"])
 def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
     monkeypatch.setattr(largest, "MAX_SCORES", held)
-    masks, rng = [piece.mask for piece in attention.pieces()], np.random.default_rng(1)
+    masks = [piece.mask for piece in attention.pieces()]
+    rng = np.random.default_rng(1)
     queries, keys = (
         [rng.normal(size=(2, 10, n, 8)).astype(np.float32) for _ in masks] for n in (4, 2)
     )
     index = np.broadcast_to(np.arange(10), (2, 10))
-    asked = np.where(SEGMENTS == 0, -1, index)
-    found = largest_logit(
+    query_index = np.where(SEGMENTS == 0, -1, index)
+    largest_one = largest_logit(
         [jnp.asarray(q) for q in queries],
         [jnp.asarray(k) for k in keys],
         masks,
-        query_index=jnp.asarray(asked),
+        query_index=jnp.asarray(query_index),
         key_index=jnp.asarray(index),
         query_segments=jnp.asarray(SEGMENTS),
         key_segments=jnp.asarray(SEGMENTS),
@@ -112,25 +113,25 @@ def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
         for s in range(t + 1)
         if SEGMENTS[b, s] == SEGMENTS[b, t] != 0 and mask.visible(t, s)
     ]
-    assert float(found) == pytest.approx(max(scores), rel=1e-6)
+    assert float(largest_one) == pytest.approx(max(scores), rel=1e-6)
 
 
-def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_path):
-    blind = tiny_experiment(texts, monitor_every=0)
-    seeing = tiny_experiment(texts, monitor_every=4)
-    params, steps, nothing = start(blind, tmp_path / "blind")
-    again, steps_too, looks = start(seeing, tmp_path / "seeing")
-    assert bits(again) == bits(params) and not nothing
-    assert [(r["loss"], r["grad_norm"]) for r in steps_too] == [
-        (r["loss"], r["grad_norm"]) for r in steps
+def test_the_monitor_changes_no_training_and_equals_the_reference(texts, tmp_path):
+    plain = tiny_experiment(texts, monitor_every=0)
+    monitored = tiny_experiment(texts, monitor_every=4)
+    plain_params, plain_steps, no_rows = start(plain, tmp_path / "plain")
+    params, steps, monitor_rows = start(monitored, tmp_path / "monitored")
+    assert bits(params) == bits(plain_params) and not no_rows
+    assert [(r["loss"], r["grad_norm"]) for r in steps] == [
+        (r["loss"], r["grad_norm"]) for r in plain_steps
     ]
-    assert [row["step"] for row in looks] == [0, 4, 6]
-    assert looks[0]["short_drift"] == 0
-    for row in looks[1:]:
-        assert row["short_drift"] == row["short_loss"] - looks[0]["short_loss"]
+    assert [row["step"] for row in monitor_rows] == [0, 4, 6]
+    assert monitor_rows[0]["short_drift"] == 0
+    for row in monitor_rows[1:]:
+        assert row["short_drift"] == row["short_loss"] - monitor_rows[0]["short_loss"]
 
-    rows = make_batch(
-        seeing.data.open(ByteTokenizer()),
+    long = make_batch(
+        monitored.data.open(ByteTokenizer()),
         Contiguous(),
         seed=0,
         step=NEVER,
@@ -146,21 +147,24 @@ def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_pat
         seq_len=32,
     )
     rope = Linear(2.0).rope(CONFIG.rope_base(), 64)
-    peaks, sums = [-np.inf] * 2, {}
-    for batch in (rows, short):
+    peaks = [-np.inf] * 2
+    sums = {}
+    for batch in (long, short):
         for tokens, targets, weights, _, segments in zip(*batch, strict=True):
             for segment in np.unique(segments[segments > 0]):
-                own, book = segments == segment, Textbook(CONFIG, again)
-                logits = book.feed(tokens[own], rope)
-                nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(own.sum()), targets[own]]
-                if batch is rows:
-                    peaks = np.maximum(peaks, book.peaks)
-                for seen, (loss, weight) in enumerate(zip(nats, weights[own], strict=True)):
+                own = segments == segment
+                reference = ReferenceLlama(CONFIG, params)
+                logits = reference.feed(tokens[own], rope)
+                lse = np.log(np.exp(logits).sum(-1))
+                nll = lse - logits[np.arange(own.sum()), targets[own]]
+                if batch is long:
+                    peaks = np.maximum(peaks, reference.peaks)
+                for seen, (loss, weight) in enumerate(zip(nll, weights[own], strict=True)):
                     band = "short" if batch is short else seen.bit_length()  # 0, 1, 2-3, 4-7, ...
                     total = sums.setdefault(band, np.zeros(2))
                     total += np.array([loss * weight, weight])
-    means = {band: nats / weight for band, (nats, weight) in sums.items()}
-    last = looks[-1]
+    means = {band: nll / weight for band, (nll, weight) in sums.items()}
+    last = monitor_rows[-1]
     by_position = [value for name, value in last.items() if name.startswith("loss_by_position/")]
     np.testing.assert_allclose(by_position, [means[i] for i in range(7)], rtol=2e-5)
     assert "loss_by_position/32-63" in last and last["short_loss"] == pytest.approx(
@@ -172,29 +176,33 @@ def test_watching_leaves_no_trace_and_sees_what_the_textbook_sees(texts, tmp_pat
 
 
 @pytest.mark.check
-def test_the_alarm_is_heard_and_the_reference_outlives_a_resume(texts, tmp_path, capsys):
+def test_the_alarm_is_printed_and_the_reference_survives_a_resume(texts, tmp_path, capsys):
     wild = tiny_experiment(texts, steps=4, monitor_every=2, drift_alarm=0.5, log_every=5)
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=0.5))
-    _, _, looks = start(wild, tmp_path / "run")
-    assert capsys.readouterr().err.count("alarm: step ") == sum("alarm" in row for row in looks) > 0
-    for row in looks:
+    _, _, monitor_rows = start(wild, tmp_path / "run")
+    assert (
+        capsys.readouterr().err.count("alarm: step ")
+        == sum("alarm" in row for row in monitor_rows)
+        > 0
+    )
+    for row in monitor_rows:
         assert ("alarm" in row) == (row["short_drift"] > 0.5)
     longer = dataclasses.replace(wild, train=dataclasses.replace(wild.train, steps=6))
     _, _, more = start(longer, tmp_path / "run")
     assert [row["step"] for row in more] == [0, 2, 4, 6]
-    assert more[-1]["short_drift"] == more[-1]["short_loss"] - looks[0]["short_loss"]
+    assert more[-1]["short_drift"] == more[-1]["short_loss"] - monitor_rows[0]["short_loss"]
 
 
 @pytest.mark.check
-def test_a_run_that_became_long_enough_has_no_step_0(texts, tmp_path):
+def test_a_run_made_long_enough_later_has_no_step_0(texts, tmp_path):
     start(tiny_experiment(texts, steps=3, monitor_every=4), tmp_path / "run")
-    _, _, looks = start(tiny_experiment(texts, steps=4, monitor_every=4), tmp_path / "run")
-    assert [(row["step"], "short_drift" in row) for row in looks] == [(4, False)]
+    _, _, monitor_rows = start(tiny_experiment(texts, steps=4, monitor_every=4), tmp_path / "run")
+    assert [(row["step"], "short_drift" in row) for row in monitor_rows] == [(4, False)]
 
 
 @pytest.mark.check
-def test_many_devices_see_the_same(texts):
-    def look(mesh: Mesh) -> dict:
+def test_many_devices_measure_the_same(texts):
+    def monitor_row(mesh: Mesh) -> dict:
         experiment = dataclasses.replace(
             tiny_experiment(texts), trainable=LoRA(rank=2, dropout=0.1), mesh=mesh
         )
@@ -203,22 +211,22 @@ def test_many_devices_see_the_same(texts):
             0, params, {}
         )
 
-    alone = look(Mesh())
+    alone = monitor_row(Mesh())
     for mesh in (Mesh(fsdp=2, seq=2), Mesh(data=2, tensor=2)):
-        assert look(mesh) == pytest.approx(alone, rel=1e-5)
+        assert monitor_row(mesh) == pytest.approx(alone, rel=1e-5)
 
 
 def test_what_is_not_finite_is_named_and_left_out(texts):
     experiment, params = tiny_experiment(texts), tiny_base().params
     embedding = params["embed_tokens"]["embedding"].at[ord("e") + 3].set(jnp.nan)
-    probe = Monitor(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
-    row = probe.row(3, {**params, "embed_tokens": {"embedding": embedding}}, {})
+    monitor = Monitor(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
+    row = monitor.row(3, {**params, "embed_tokens": {"embedding": embedding}}, {})
     assert row["step"] == 3 and "short_loss" not in row and "short_drift" not in row
     assert row["alarm"].startswith("step 3: not finite") and "short_loss" in row["alarm"]
     assert all(math.isfinite(value) for name, value in row.items() if name != "alarm")
 
 
-def test_speed_leaves_out_the_first_step_and_what_is_apart(monkeypatch):
+def test_speed_leaves_out_the_first_step_and_excluded_time(monkeypatch):
     now, rows = [100.0], []
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
     experiment = tiny_experiment(None, steps=9, log_every=4)  # 4 rows of 64 tokens
@@ -237,7 +245,7 @@ def test_speed_leaves_out_the_first_step_and_what_is_apart(monkeypatch):
 
 
 def test_seconds_at_peak_of_7b_by_the_papers_formula():
-    """PaLM, appendix B: 6 N + 12 L H Q T FLOPs a token, for attention without a mask; a causal one sees half."""
+    """PaLM, appendix B: 6 N + 12 L H Q T FLOPs per token, half of the latter with a causal mask."""
     experiment = load_experiment(RECIPE)
     batch = experiment.train.batch_size * experiment.train.accumulate
     experiment = dataclasses.replace(experiment, trainable=Full(), mesh=Mesh(fsdp=8))
@@ -246,8 +254,8 @@ def test_seconds_at_peak_of_7b_by_the_papers_formula():
     )
     multiplies = 6_738_415_616 - 32000 * 4096 - 65 * 4096  # no embedding, no norms
     work = batch * 8192 * (6 * multiplies + 12 * 32 * 32 * 128 * 8193 / 2)
-    found = seconds_at_peak(experiment, SHAPES["llama2-7b"], "NVIDIA H100 80GB HBM3", 8)
-    assert found == pytest.approx(work / (8 * 989e12), rel=1e-9)
+    seconds = seconds_at_peak(experiment, SHAPES["llama2-7b"], "NVIDIA H100 80GB HBM3", 8)
+    assert seconds == pytest.approx(work / (8 * 989e12), rel=1e-9)
     assert seconds_at_peak(experiment, SHAPES["llama2-7b"], "cpu", 8) is None
     precise = dataclasses.replace(
         experiment, train=dataclasses.replace(experiment.train, dtype="float32")
@@ -271,6 +279,6 @@ def test_seconds_at_peak_of_7b_by_the_papers_formula():
         ("cpu", None),
     ],
 )
-def test_devices_are_known_by_what_jax_calls_them(kind, name):
-    found = of_kind(kind)
-    assert (found and found.name) == name
+def test_accelerators_by_jax_device_kind(kind, name):
+    accelerator = of_kind(kind)
+    assert (accelerator and accelerator.name) == name

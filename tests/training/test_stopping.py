@@ -1,4 +1,4 @@
-"""When a run saves and stops: by steps, minutes, signals, the caller; and which rows a process makes."""
+"""When a run saves and stops, and which rows of a batch a process makes."""
 
 import dataclasses
 import signal
@@ -50,7 +50,7 @@ def test_by_minutes_since_the_last_checkpoint(monkeypatch) -> None:
     assert saves == [3, 6, 9, 10, 13]
 
 
-def test_the_largest_wish_of_all_processes_is_done_by_all(monkeypatch) -> None:
+def test_all_processes_do_the_largest_request(monkeypatch) -> None:
     others = stopping.Request.NOTHING
     monkeypatch.setattr(distributed, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
@@ -62,7 +62,7 @@ def test_the_largest_wish_of_all_processes_is_done_by_all(monkeypatch) -> None:
         policy.poll()
         return policy.after(3)
 
-    assert next_step() == (False, False)  # the clock is the first process's
+    assert next_step() == (False, False)  # only the primary process looks at the clock
     others = stopping.Request.SAVE
     assert next_step() == (True, False)
     others = stopping.Request.TERMINATE
@@ -76,12 +76,12 @@ def test_the_largest_wish_of_all_processes_is_done_by_all(monkeypatch) -> None:
         ({"keep": 0}, "train.keep must be at least 1, got 0"),
     ],
 )
-def test_settings_that_cannot_be(changes, message) -> None:
+def test_impossible_settings_are_refused(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTINGS, **changes)
 
 
-def test_a_run_keeps_what_it_is_told_and_writes_the_mean_loss_beside_it(tmp_path: Path) -> None:
+def test_a_run_keeps_as_many_checkpoints_as_set_with_their_mean_loss(tmp_path: Path) -> None:
     experiment = tiny_experiment(
         write_texts(tmp_path / "texts"), steps=8, checkpoint_every=2, keep=3
     )
@@ -103,7 +103,7 @@ def test_a_run_keeps_what_it_is_told_and_writes_the_mean_loss_beside_it(tmp_path
         }
 
 
-def test_a_process_makes_its_own_rows_and_everybody_s_positions(tmp_path: Path) -> None:
+def test_a_process_makes_its_own_rows_and_the_positions_of_all(tmp_path: Path) -> None:
     rows = Files(str(write_texts(tmp_path / "texts"))).open(ByteTokenizer())
     options = {"seed": 0, "step": 5, "batch_size": 6, "seq_len": 32}
     whole = make_batch(rows, Contiguous(), **options)
