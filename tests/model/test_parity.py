@@ -17,7 +17,7 @@ from ctxext.export import export
 from ctxext.interop.hf_weights import slots
 from ctxext.model.lm import LM
 from ctxext.model.loss import batch_loss
-from ctxext.prove.pytorch_readers import settled
+from ctxext.prove.pytorch_readers import repeated
 from support.llamas import FACTOR, LENGTH, TINY, WINDOW, torch_llama
 
 TIGHT = 2e-5
@@ -108,7 +108,7 @@ def their_logits(
     options = {} if positions is None else {"position_ids": torch.from_numpy(positions)}
     with torch.no_grad():
         ids, mask = torch.from_numpy(ids), torch.from_numpy(mask)
-        return settled(
+        return repeated(
             lambda: model(ids, attention_mask=mask, use_cache=False, **options).logits.numpy()
         )
 
