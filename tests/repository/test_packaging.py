@@ -46,15 +46,14 @@ def test_the_wheel_contains_only_the_package_and_the_model(wheel: Path) -> None:
     assert wheel.stat().st_size < 10e6
     names = set(zipfile.ZipFile(wheel).namelist())
     model = {f"ctxext/assets/tiny-llama/{name}" for name in ("config.json", "tokenizer.model")}
-    assert {"ctxext/__init__.py", "ctxext/py.typed", "ctxext/cli.py", *model} <= names
+    assert {"ctxext/__init__.py", "ctxext/py.typed", "ctxext/cli/main.py", *model} <= names
     assert any(
         re.fullmatch(r"ctxext/assets/tiny-llama/model.*\.safetensors", name) for name in names
     )
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ctxext"}
-    assert {
-        f"ctxext/report/{x}"
-        for x in ("page.html", "chart.html", "macros.html", "style.css", "chart.css")
-    } <= names
+    pages = {"page.html", "chart.html", "macros.html", "style.css"}
+    assert {f"ctxext/report/pages/{name}" for name in pages} <= names
+    assert "ctxext/report/drawing/chart.css" in names
     tracked = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ctxext").rglob("*.py")}
     assert tracked == {name for name in names if name.endswith(".py")}
 
