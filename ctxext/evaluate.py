@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +18,9 @@ from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_stateme
 from ctxext.evals.timing import TimedModel
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.parallel import distributed
+
+if TYPE_CHECKING:
+    from ctxext.model.lm import LM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +126,16 @@ def evaluate_checkpoint(
     trust: bool = False,
     progress: bool = True,
 ) -> tuple[Path, list[EvalRecord]]:
-    """Evaluate an HF or run directory under each of `methods`; returns the records file and records.
+    """Evaluate an HF or run directory under each of `methods`.
 
-    adapter: a PEFT directory to merge. checkpoint: which one of a run, see `loading.checkpoint_step`.
-    methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries.
-    evals: names of `ctxext.evals.suite`. seq_lens: by default one, two, four and eight windows.
-    config: how they are asked, except for the lengths. out: directory for records.jsonl, by default
-    the run, or `runs/eval-<name>` for an HF directory. shard: see `evaluate`.
+    Returns the records file and the records.
+
+    adapter: a PEFT directory to merge. checkpoint: which one of a run, see
+    `loading.checkpoint_step`. methods: frequencies, attention, a tuple of both, or None for what
+    the checkpoint carries. evals: names of `ctxext.evals.suite`. seq_lens: by default one, two,
+    four and eight windows. config: the other settings of the suite. out: directory for
+    records.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. shard: see
+    `evaluate`.
     """
     from ctxext import loading  # loads jax
     from ctxext.parallel.mesh import ONE_DEVICE
@@ -151,23 +157,25 @@ def evaluate_checkpoint(
     if progress:
         print("\n".join(power_statements(chosen)), file=sys.stderr)
 
-    def records_of(model: Any, asked: Sequence[Eval]) -> list[EvalRecord]:
-        description = evaluated_model(
-            model, checkpoint=checkpoint_label(where, steps, adapter), steps=steps
-        )
-        return evaluate(model, asked, model=description, sink=sink, shard=shard, progress=progress)
-
-    records = []
+    todo: list[tuple[LM, Sequence[Eval]]] = []
     if "controls" in evals and window in config.seq_lens and None not in methods:
-        records += records_of(lm, _in_window_baseline(evals, config, window))
+        todo.append((lm, _in_window_baseline(evals, config, window)))
     for method in methods:
-        parts = () if method is None else method if isinstance(method, tuple) else (method,)
-        records += records_of(lm.with_method(*parts), chosen)
+        parts = method if isinstance(method, tuple) else (method,)
+        model = lm.with_method(*(part for part in parts if part is not None))
+        todo.append((model, chosen))
+    name = checkpoint_label(where, steps, adapter)
+    records = []
+    for model, asked in todo:
+        description = evaluated_model(model, checkpoint=name, steps=steps)
+        records += evaluate(
+            model, asked, model=description, sink=sink, shard=shard, progress=progress
+        )
     return sink, records
 
 
 def _in_window_baseline(evals: Sequence[str], config: SuiteConfig, window: int) -> list[Retrieval]:
-    """The questions that the checkpoint itself is asked in its own window, for comparison."""
+    """The questions for the checkpoint itself in its own window, which methods compare with."""
     in_window = evaluations(evals, dataclasses.replace(config, seq_lens=(window,)))
     return [e for e in in_window if isinstance(e, Retrieval) and e.condition == "needle"]
 

@@ -1,4 +1,4 @@
-"""Rows are appended as they come, read back, never computed twice; labels say what they belong to."""
+"""Records are appended as they come, read back and never computed twice."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,13 @@ class Interrupted(EchoPrompt):
         return super().continuations(prompts, prefixes, **options)
 
 
-def test_rows_carry_their_labels_and_reach_the_file(tmp_path, capsys):
+def test_records_name_their_model_and_reach_the_file(tmp_path, capsys):
     sink = tmp_path / "run" / "records.jsonl"
     model = EvaluatedModel(window=64, rope="yarn(factor=4)", checkpoint="base")
-    rows = evaluate(PERFECT, (GRID, PPL), model=model, sink=sink)
-    assert [row.item for row in rows] == GRID.items() + PPL.items()
-    assert read_records(sink) == rows
-    assert all(row.model == model for row in rows)
+    records = evaluate(PERFECT, (GRID, PPL), model=model, sink=sink)
+    assert [record.item for record in records] == GRID.items() + PPL.items()
+    assert read_records(sink) == records
+    assert all(record.model == model for record in records)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[0].startswith(
@@ -59,28 +59,28 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     assert len(read_records(sink)) == 4
     with sink.open("a") as file:
         file.write('{"torn')
-    rows = evaluate(PERFECT, (GRID,), sink=sink)
-    assert [row.scores.correct for row in rows] == [False] * 4 + [
+    records = evaluate(PERFECT, (GRID,), sink=sink)
+    assert [record.scores.correct for record in records] == [False] * 4 + [
         True
     ] * 4  # the first four are not computed again
     assert "passkey, none: 4 new of 8 records" in capsys.readouterr().err
-    assert read_records(sink) == rows
+    assert read_records(sink) == records
     for model in (EvaluatedModel(64, rope="yarn"), EvaluatedModel(64, checkpoint="step 10")):
-        rows = evaluate(PERFECT, (GRID,), model=model, sink=sink)
-        assert all(row.scores.correct for row in rows)
+        records = evaluate(PERFECT, (GRID,), model=model, sink=sink)
+        assert all(record.scores.correct for record in records)
     assert len(read_records(sink)) == 24
 
 
-def test_shards_share_the_work_and_leave_what_one_process_would(tmp_path, capsys):
+def test_shards_share_the_work_and_leave_the_records_of_one_process(tmp_path, capsys):
     whole = evaluate(PERFECT, (GRID, PPL), progress=False)
     sink = tmp_path / "records.jsonl"
     found = []
     for number in (3, 1, 2):
         shard = Shard.parse(f"{number}/3")
         found.append(evaluate(PERFECT, (GRID, PPL), sink=sink, shard=shard))
-    assert [len(rows) for rows in found] == sorted(len(rows) for rows in found) and found[
-        -1
-    ] == whole
+    assert [len(records) for records in found] == sorted(
+        len(records) for records in found
+    ) and found[-1] == whole
     assert len(read_records(sink)) == len(whole)  # nothing twice
     err = capsys.readouterr().err
     assert "passkey, none: 2 new of 8 records in" in err and "records belong to other shards" in err
@@ -117,7 +117,7 @@ def test_a_model_that_is_not_finite_is_named(tmp_path):
         evaluate(Broken(TOKENIZER), (GRID,), sink=tmp_path / "records.jsonl")
 
 
-def test_labels_leave_identities_out():
+def test_labels_leave_out_methods_that_change_nothing():
     lm = tiny.lm()
     yarn = evaluated_model(lm.with_method(make("yarn", factor=4.0)))
     assert (evaluated_model(lm).label, yarn.label) == ("none", "yarn(factor=4)")
@@ -127,7 +127,7 @@ def test_labels_leave_identities_out():
 
 
 def test_a_checkpoint_under_two_methods(tmp_path):
-    """A random model in an HF directory, asked as the command line asks."""
+    """A random model in an HF directory, evaluated as the command line does."""
     tokenizer = Tokenizer({"tokenizer.model": toy_model()})
     shape = config(
         vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
@@ -144,22 +144,24 @@ def test_a_checkpoint_under_two_methods(tmp_path):
     ):  # the toy source has three
         evaluate_checkpoint(tmp_path / "base", **options)
     options["evals"] = ("passkey",)
-    sink, rows = evaluate_checkpoint(tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options)
-    assert sink == tmp_path / "out" / "records.jsonl" and rows == read_records(sink)[-120:]
-    assert {(row.model.checkpoint, row.model.label) for row in rows} == {
+    sink, records = evaluate_checkpoint(
+        tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options
+    )
+    assert sink == tmp_path / "out" / "records.jsonl" and records == read_records(sink)[-120:]
+    assert {(record.model.checkpoint, record.model.label) for record in records} == {
         ("base", "none"),
         ("base", "yarn(factor=2)"),
     }
     lm = load(tmp_path / "base", method=Yarn(factor=2.0))
-    for row in rows[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
+    for record in records[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
         haystack = documents(toy_source(), tokenizer)
-        context = TaskContext(item_rng(row.item), tokenizer, haystack)
-        prompt = Passkey().example(context, 120, row.question.depth).prompt
+        context = TaskContext(item_rng(record.item), tokenizer, haystack)
+        prompt = Passkey().example(context, 120, record.question.depth).prompt
         for step in range(3):
-            logits = np.asarray(lm.logits([[*prompt, *row.question.gold[:step]]]), np.float64)[
+            logits = np.asarray(lm.logits([[*prompt, *record.question.gold[:step]]]), np.float64)[
                 0, -1
             ]
-            logprob = logits[row.question.gold[step]] - np.logaddexp.reduce(logits)
-            assert row.scores.answer_logprobs[step] == pytest.approx(logprob, abs=1e-4)
-            greedy = np.asarray(lm.logits([[*prompt, *row.scores.prediction[:step]]]))[0, -1]
-            assert row.scores.prediction[step] == greedy.argmax()
+            logprob = logits[record.question.gold[step]] - np.logaddexp.reduce(logits)
+            assert record.scores.answer_logprobs[step] == pytest.approx(logprob, abs=1e-4)
+            greedy = np.asarray(lm.logits([[*prompt, *record.scores.prediction[:step]]]))[0, -1]
+            assert record.scores.prediction[step] == greedy.argmax()

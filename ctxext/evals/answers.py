@@ -49,7 +49,7 @@ def _num_shared(example: Example) -> int:
 
 
 def _num_new_tokens(example: Example) -> int:
-    """Tokens after the shared prompt: the question's own, and the longest that is written or forced."""
+    """Tokens after the shared prompt: the question's own, and the longest answer to it."""
     own = len(example.prompt) - _num_shared(example)
     return own + max(example.max_new_tokens, len(example.answer), *map(len, example.choices))
 
@@ -79,7 +79,11 @@ def _stop_ids(tokenizer: Any, groups: Sequence[Sequence[Example]]) -> list[int]:
 def _scores(
     tokenizer: Any, example: Example, written: np.ndarray, nll: np.ndarray, stop: Sequence[int]
 ) -> AnswerScores:
-    """Scores of one question: `written` int [T]; `nll` [K + 1, T], of which row 0 is the written one."""
+    """Scores of one question.
+
+    written: int [T], what the model wrote. nll: float [K + 1, T], of the written continuation,
+    the right answer and the K - 1 other choices.
+    """
     own = len(example.prompt) - _num_shared(example)
     ids = np.asarray(written)[own:][: example.max_new_tokens].tolist()
     ends = [ids.index(end) for end in stop if end in ids]
@@ -129,7 +133,10 @@ def question(
     suite: str = "",
     label: str = "",
 ) -> Question:
-    """The part of a record that says what was asked. `depth`: as requested; None if there is none."""
+    """The part of a record that describes the question.
+
+    depth: as requested; None if it is not known where the needle is.
+    """
     meta = example.meta
     return Question(
         task=task,

@@ -127,7 +127,10 @@ def key_spans(model: Model, text: str, keys: ContrastiveKeys) -> Spans:
 
 
 def _truncated_losses(model: Model, tokens: np.ndarray, keys: ContrastiveKeys) -> np.ndarray:
-    """[t]: the loss of token t after trunc_len to trunc_len + stride - 1 tokens; NaN for the first."""
+    """[t]: the loss of token t after trunc_len to trunc_len + stride - 1 tokens.
+
+    NaN for the first trunc_len tokens.
+    """
     losses = np.full(len(tokens), np.nan)
     size = keys.trunc_len + keys.stride
     starts = range(0, len(tokens) - keys.trunc_len, keys.stride)

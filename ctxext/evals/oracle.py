@@ -54,8 +54,9 @@ class Oracle(abc.ABC):
         max_new_tokens: int,
         stop: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 and nats float32, both [B, K, max_new_tokens]; token 0 where it foresees none.
+        """Tokens int32 and nats float32, both [B, K, max_new_tokens].
 
+        A token is 0 where it foresees none.
         prefixes: for each prompt, K lists of ids that its continuations are forced to begin with.
         """
         out = [

@@ -10,7 +10,7 @@ from ctxext.evals.record import Mean
 
 
 class Span(NamedTuple):
-    """A window over the tokens start .. stop - 1 of a text; those from `scored` on are predicted."""
+    """A window over the tokens start .. stop - 1 of a text; those from `scored` on are scored."""
 
     start: int
     stop: int

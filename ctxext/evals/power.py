@@ -1,4 +1,4 @@
-"""What a number of questions can show: differences, questions needed, and the cost of shared texts."""
+"""Power: which differences a number of questions can show, and what shared texts cost."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -76,7 +76,8 @@ def icc(values: Numbers, clusters: Sequence[Hashable]) -> float:
 
 
 def design_effect(size: float, rho: float) -> float:
-    """How much more `size` values of one cluster vary than independent ones: 1 + (K - 1) rho (Kish)."""
+    """Kish's design effect, 1 + (K - 1) rho: the variance of a mean over clusters of K values,
+    relative to independent values."""
     return 1 + (size - 1) * max(0.0, rho)
 
 

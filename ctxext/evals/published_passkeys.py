@@ -34,10 +34,11 @@ def passkey_protocol(
     n: int | None = None,
     seed: int = 0,
 ) -> Retrieval:
-    """The questions of a published procedure, `n` per length and depth (None: as many as published).
+    """The questions of a published procedure.
 
-    text: a JSON file with the authors' wording (`tasks.building.published_passkeys.Wording`);
-    None: ours. Seeds are ours in any case.
+    n: questions per length and depth; None: as many as published. text: a JSON file with the
+    authors' wording (`tasks.building.published_passkeys.Wording`); None: ours. Seeds are ours in
+    any case.
 
     Raises ValueError for an unknown name or a file that holds no wording.
     """

@@ -1,4 +1,4 @@
-"""Retrieval over a grid of lengths and depths: what the model writes, and how likely it finds the right answer."""
+"""Retrieval: questions over a grid of lengths and depths."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -137,13 +137,13 @@ class Retrieval(Eval):
         haystack = documents(self.source, lm.tokenizer)
         settings = self._settings
         names = set(items)
-        groups = _by_text(cell for cell in self._grid().values() if cell.item in names)
+        by_text = _by_text(cell for cell in self._grid().values() if cell.item in names)
         for seq_len in self.seq_lens:
-            of_length = [cells for cells in groups if cells[0].seq_len == seq_len]
+            of_length = [cells for cells in by_text if cells[0].seq_len == seq_len]
             for batch in batches(of_length, max(1, self.batch_tokens // seq_len)):
-                asked = [self.ask(lm.tokenizer, haystack, cells) for cells in batch]
-                scored = answers.score_answers(lm, asked)
-                for cells, examples, scores in zip(batch, asked, scored, strict=True):
+                groups = [self.ask(lm.tokenizer, haystack, cells) for cells in batch]
+                group_scores = answers.score_answers(lm, groups)
+                for cells, examples, scores in zip(batch, groups, group_scores, strict=True):
                     for cell, example, score in zip(cells, examples, scores, strict=True):
                         yield self._record(cell, example, score, settings, model)
 

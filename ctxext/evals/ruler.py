@@ -1,4 +1,4 @@
-"""RULER's 13 tasks (arXiv 2404.06654), and questions of our own for them: the variant `ruler-exact`.
+"""RULER's 13 tasks (arXiv 2404.06654), and the variant `ruler-exact` with questions of our own.
 
 Tasks, numbers and scores are RULER's. Unlike the original's, every prompt with the space for its
 answer is exactly as long as it says, BOS included; haystack, layout, counts, order and example are

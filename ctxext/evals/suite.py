@@ -23,7 +23,7 @@ from ctxext.evals.ruler_samples import Samples
 
 Budget = Literal["small", "full"]
 STANDARD = ("passkey", "kv", "lines", "vt", "mqar", "ppl", "controls")
-"""What is asked by default: a small base model that can copy answers some of it."""
+"""The default: a small base model that can copy answers some of it."""
 CONTROLS = "controls"
 OTHER_KEYS = "longppl:"
 """Prefix of LongPPL with the key tokens of another model, whose path follows."""
@@ -32,7 +32,7 @@ HELDOUT = Stdlib("heldout")
 
 @dataclasses.dataclass(frozen=True)
 class SuiteConfig:
-    """How much is asked, and about which texts.
+    """How many questions there are, and about which texts.
 
     questions: a file for "qa". ruler: a directory of RULER's own samples for "ruler:reference".
     wording: a file for "passkey:<protocol>". load: opens the other model of "longppl:DIR".
@@ -213,4 +213,4 @@ def power_statements(evals: Sequence[Eval]) -> list[str]:
             suite = f"{evaluation.suite}/" if evaluation.suite else ""
             name = f"{suite}{evaluation.label or evaluation.title}"
             names.setdefault(sentence, []).append(name)
-    return [f"{', '.join(asked)}: {sentence}" for sentence, asked in names.items()]
+    return [f"{', '.join(titles)}: {sentence}" for sentence, titles in names.items()]

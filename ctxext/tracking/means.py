@@ -44,12 +44,13 @@ def _evaluation(record: EvalRecord) -> str:
 
 def _mean(records: Sequence[EvalRecord]) -> dict[str, float]:
     rows = [record.columns() for record in records]
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, bool | float):
-                values.setdefault(name, []).append(float(value))
-    mean = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+    names = dict.fromkeys(
+        name for row in rows for name, value in row.items() if isinstance(value, bool | float)
+    )
+    mean: dict[str, float] = {}
+    for name in names:
+        values = [float(row[name]) for row in rows if row.get(name) is not None]
+        mean[name] = sum(values) / len(values)
     scores = [r.scores for r in records if isinstance(r, LossRecord) and r.scores.count]
     if scores:
         mean["nats_per_token"] = sum(s.nll for s in scores) / sum(s.count for s in scores)

@@ -1,4 +1,4 @@
-"""A band that holds for a whole curve and a mean over tasks: against scipy, and how often they cover."""
+"""The band for a whole curve and the mean over tasks: compared with scipy, and their coverage."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ctxext.evals.stats import paired_bootstrap, wilson
 
 
 def planted(rng, *, clusters=40, per=3, truth=(0.0, 0.1, 0.25, 0.4)):
-    """Differences -1, 0, 1 at four lengths; what one document gives goes up and down together."""
+    """Differences of -1, 0 and 1 at four lengths, correlated within each document."""
     document = np.repeat(np.arange(clusters), per)
     luck = rng.normal(size=clusters)[document] * 0.5**0.5
     values, places, where = [], [], []
@@ -69,7 +69,7 @@ def test_a_mean_over_tasks_by_hand():
     assert mean_of_means([1] * 6, tasks, list(range(6))) == (wilson(6, 6), 0)
 
 
-def test_the_standard_error_over_thirteen_tasks_is_the_known_one():
+def test_the_standard_error_over_thirteen_tasks_has_its_known_value():
     """Thirteen tasks at 90 %: 1.9 points with 20 questions each, 0.8 with 100 (binomial)."""
     rng = np.random.default_rng(2)
     for n in (20, 100):

@@ -1,4 +1,4 @@
-"""Published numbers as data: refused where nothing measures them, and judged by both intervals, not by the value."""
+"""Published numbers: refused if nothing measures them, and judged by both intervals."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def expecting(*expect, evals=(TRUNCATE,)):
     return dataclasses.replace(experiment(YARN), evals=evals, expect=expect)
 
 
-def test_what_is_measured_is_accepted_and_written():
+def test_a_measured_number_is_accepted_and_written():
     passkey = Retrieval((256,), n=1)
     floor = Retrieval(
         (256,), n=1, condition="no-needle"
@@ -41,7 +41,7 @@ def test_what_is_measured_is_accepted_and_written():
 
 
 @pytest.mark.parametrize(
-    ("expect", "evals", "said"),
+    ("expect", "evals", "message"),
     [
         (
             dataclasses.replace(NUMBER, seq_len=2048),
@@ -72,14 +72,14 @@ def test_what_is_measured_is_accepted_and_written():
         ),
     ],
 )
-def test_what_nothing_measures_is_refused(expect, evals, said):
+def test_a_number_that_nothing_measures_is_refused(expect, evals, message):
     with pytest.raises(ValueError) as error:
         expecting(expect, evals=evals)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"tolerance": 0.0}, "tolerance above 0"),
         ({"value": math.nan}, "finite"),
@@ -87,8 +87,8 @@ def test_what_nothing_measures_is_refused(expect, evals, said):
         ({"metric": "bleu"}, "choose accuracy or perplexity"),
     ],
 )
-def test_what_is_no_number_with_a_source_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_number_without_sense_or_source_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(NUMBER, **wrong)
 
 
@@ -141,7 +141,7 @@ def ppl_record(rope, steps, document, nll):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The trained variant beside others that fit better and must not be taken for it."""
+    """The trained variant, with others that fit better and must not be mistaken for it."""
     records = [ppl_record(YARN, 60, i, nll) for i, nll in enumerate(NLL)]
     records += [
         ppl_record(rope, steps, i, math.log(9.0))
@@ -160,7 +160,7 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_shows_outcomes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--json"]) == 0
     ppl, passkey, later = json.loads(capsys.readouterr().out)["expected"]
     value, low, high = map(math.exp, ratio_bootstrap(NLL, [1] * 4, range(4)))  # pyright: ignore[reportArgumentType]
@@ -184,14 +184,14 @@ def test_the_report_says_it(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert verdicts == [ppl["verdict"], "disagrees", "not measured"]
 
 
-def test_only_the_expectation_may_change_between_starts(tmp_path: Path) -> None:
+def test_expectations_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     first, second = expecting(NUMBER), expecting(dataclasses.replace(NUMBER, tolerance=0.1))
     assert first.fingerprint == second.fingerprint == expecting().fingerprint
     RunDir(tmp_path).open(first)
     assert from_json(json.loads((RunDir(tmp_path).open(second)).config_file.read_text())) == second
 
 
-def test_without_expectations_nothing_is_said(tmp_path: Path) -> None:
+def test_without_expectations_the_report_has_no_such_section(tmp_path: Path) -> None:
     path = planted_run(tmp_path / "run")
     assert expectations([path]) == []
     assert "As published?" not in write_report([path]).read_text()

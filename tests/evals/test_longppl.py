@@ -1,4 +1,4 @@
-"""LongPPL: the published package's key tokens and values, planted keys of an oracle, and the edge cases."""
+"""LongPPL: the published package's key tokens and values, planted keys, and edge cases."""
 
 import dataclasses
 import json
@@ -44,8 +44,11 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case['tested']} by {case['evaluator']}, {case['alpha']}"
 )
-def test_the_published_package_says_the_same(models, case):
-    """Key spans, their tokens under another tokenizer, LongPPL, perplexity; only the evaluator reads BOS."""
+def test_the_published_package_agrees(models, case):
+    """Key spans, their tokens under another tokenizer, LongPPL and perplexity.
+
+    Only the evaluator reads BOS.
+    """
     other = case["tested"] != case["evaluator"]
     found = ContrastiveKeys(
         case["trunc_len"],
@@ -57,21 +60,22 @@ def test_the_published_package_says_the_same(models, case):
     )
     assert key_spans(models[case["evaluator"]], TEXT, found) == tuple(map(tuple, case["spans"]))
     run = LongPPL((case["num_tokens"] + 1,), num_documents=1, keys=found, source=Texts((TEXT,)))
-    (row,) = run(models[case["tested"]])
-    assert row.scores.count == (case["num_keys"] or 0)
-    assert row.scores.all_count == case["num_tokens"] - 1
-    assert math.exp(row.scores.all_nll / row.scores.all_count) == pytest.approx(
+    (record,) = run(models[case["tested"]])
+    assert record.scores.count == (case["num_keys"] or 0)
+    assert record.scores.all_count == case["num_tokens"] - 1
+    assert math.exp(record.scores.all_nll / record.scores.all_count) == pytest.approx(
         case["ppl"], rel=1e-4
     )
     if case["num_keys"]:
-        assert math.exp(row.scores.nll / row.scores.count) == pytest.approx(
+        assert math.exp(record.scores.nll / record.scores.count) == pytest.approx(
             case["longppl"], rel=1e-4
         )
-    assert row.estimator.keys_from == (case["evaluator"] if other else "the model itself")
+    assert record.estimator.keys_from == (case["evaluator"] if other else "the model itself")
 
 
 def planted_text(seed, lines):
-    """Lines that all begin with a letter pair of their own, but for one that comes again: text, span of its digits."""
+    """(text, span of digits): each line begins with its own pair of letters, and the first line is
+    repeated at the end, where its digits are."""
     rng = np.random.default_rng(seed)
     pairs = [a + b for a in "abcdefghijklmnopqrst" for b in "uvwxyz"]
     rng.shuffle(pairs)
@@ -82,7 +86,7 @@ def planted_text(seed, lines):
 
 
 class PlantedOracle(WindowReader):
-    """Foresees what an earlier line with the same beginning (two letters at least) went on with."""
+    """Foresees what followed an earlier line with the same beginning, of at least two letters."""
 
     def loss(self, tokens):
         rows = np.asarray(tokens)
@@ -112,7 +116,7 @@ class PlantedOracle(WindowReader):
 
 @pytest.mark.parametrize("trunc_len", [40, 64, 100])
 def test_planted_digits_are_found_and_nothing_else(trunc_len):
-    """Only the first line explains the digits of the last, and no truncated context reaches it."""
+    """Only the first line explains the digits of the last, and no truncated context contains it."""
     oracle = PlantedOracle(Letters(), None, OracleConfig(64))
     texts, spans = zip(*(planted_text(seed, 40) for seed in range(3)), strict=True)
     for text, (start, stop) in zip(texts, spans, strict=True):
@@ -126,16 +130,17 @@ def test_planted_digits_are_found_and_nothing_else(trunc_len):
         keys=ContrastiveKeys(trunc_len, trunc_len // 4),
         source=Texts(texts),
     )
-    for row in run(oracle):
-        assert row.facts["keys"] == list(range(size - 7, size - 1))
+    for record in run(oracle):
+        assert record.facts["keys"] == list(range(size - 7, size - 1))
         assert (
-            row.scores.nll / row.scores.count == pytest.approx(0.01) and row.scores.num_bytes == 6
+            record.scores.nll / record.scores.count == pytest.approx(0.01)
+            and record.scores.num_bytes == 6
         )
     given = dataclasses.replace(run, keys=GivenKeys(tuple((span,) for span in spans)))
-    for row in given(oracle):
-        assert row.facts["keys"] == list(range(size - 7, size - 2))
+    for record in given(oracle):
+        assert record.facts["keys"] == list(range(size - 7, size - 2))
     blind = ContextCurve(Letters(), lambda seen: np.full(len(seen), SURPRISE))
-    assert not any(row.scores.count for row in run(blind))  # it finds none,
+    assert not any(record.scores.count for record in run(blind))  # it finds none,
     (cell,) = summary(evaluate(blind, (given,), progress=False))["perplexity"]
     assert (
         cell["perplexity"] == pytest.approx(math.exp(SURPRISE)) and cell["count"] == 15
@@ -148,15 +153,15 @@ def test_answers_of_a_task_are_keys():
     run = LongPPL(
         (300, 600), num_documents=2, keys=AnswerKeys(KeyValue(num_pairs=4)), source=source
     )
-    rows = list(run(oracle))
-    assert [row.item for row in rows] == run.items()
-    for row in rows:
+    records = list(run(oracle))
+    assert [record.item for record in records] == run.items()
+    for record in records:
         assert (
-            row.facts["keys"] == list(range(row.seq_len - 3, row.seq_len))
-            and row.scores.all_count == row.seq_len - 1
+            record.facts["keys"] == list(range(record.seq_len - 3, record.seq_len))
+            and record.scores.all_count == record.seq_len - 1
         )
-        assert row.scores.nll == pytest.approx(0.03) and row.scores.num_bytes == 3
-    assert list(run.records(oracle, run.items()[2:3], EvaluatedModel(64))) == rows[2:3]
+        assert record.scores.nll == pytest.approx(0.03) and record.scores.num_bytes == 3
+    assert list(run.records(oracle, run.items()[2:3], EvaluatedModel(64))) == records[2:3]
     assert set(run.items()) < set(dataclasses.replace(run, num_documents=3).items())
 
 
@@ -170,31 +175,31 @@ def test_documents_count_by_their_key_tokens(tmp_path):
     run = LongPPL(
         (9,), num_documents=3, keys=GivenKeys((((1, 4),), ((6, 7),), ())), source=Texts(texts)
     )
-    rows = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
-    (cell,) = summary(rows)["perplexity"]
+    records = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
+    (cell,) = summary(records)["perplexity"]
     assert cell["perplexity"] == pytest.approx(math.exp(6 / 4)) and (
         cell["count"],
         cell["documents"],
     ) == (4, 2)
-    assert "LongPPL: perplexity of key tokens, found by given spans" in tables(rows)
+    assert "LongPPL: perplexity of key tokens, found by given spans" in tables(records)
     assert "LongPPL: perplexity of key tokens" in write_report([tmp_path]).read_text()
 
 
-def test_without_key_tokens_there_is_no_number(tmp_path):
+def test_without_key_tokens_there_is_no_perplexity(tmp_path):
     run = LongPPL((9,), num_documents=1, keys=GivenKeys(((),)), source=Texts(("abcdefgh",)))
     model = ContextCurve(Letters(), lambda seen: np.ones(len(seen)), OracleConfig(4))
-    rows = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
-    (cell,) = summary(rows)["perplexity"]
+    records = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
+    (cell,) = summary(records)["perplexity"]
     assert (cell["perplexity"], cell["low"], cell["count"], cell["documents"]) == (None, None, 0, 0)
-    assert "no key tokens" in tables(rows)
+    assert "no key tokens" in tables(records)
     assert "there is no number" in write_report([tmp_path]).read_text()
 
 
-def test_spans_go_over_to_the_tokens_of_another_tokenizer():
+def test_spans_select_tokens_of_another_tokenizer():
     tokens = [(0, 3), (3, 5), (5, 9), (9, 9), (9, 12), (12, 14)]
     assert tokens_inside(tokens, ()).tolist() == []
     assert tokens_inside(tokens, ((0, 5),)).tolist() == [1]  # the first token has no loss
-    assert tokens_inside(tokens, ((3, 8),)).tolist() == [1]  # (5, 9) reaches out
+    assert tokens_inside(tokens, ((3, 8),)).tolist() == [1]  # (5, 9) ends outside
     assert tokens_inside(tokens, ((5, 12), (12, 13))).tolist() == [2, 3, 4]
 
 

@@ -1,4 +1,4 @@
-"""Models with a known score go through whole evaluations: the planted truth must come back, nothing more."""
+"""Models with a known score go through whole evaluations, which must return exactly that score."""
 
 import dataclasses
 import re
@@ -43,18 +43,19 @@ def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
         == len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
     )
     assert all(
-        row.scores.correct and row.scores.answer_nll == pytest.approx(0.01) for row in perfect
+        record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
+        for record in perfect
     )
-    assert all(row.scores.text.strip() == row.facts["value"] for row in perfect)
-    assert not any(row.scores.correct for row in echo)
-    assert all(row.scores.answer_nll == SURPRISE for row in echo)
-    assert [row.question.prompt_sha256 for row in perfect] == [
-        row.question.prompt_sha256 for row in echo
+    assert all(record.scores.text.strip() == record.facts["value"] for record in perfect)
+    assert not any(record.scores.correct for record in echo)
+    assert all(record.scores.answer_nll == SURPRISE for record in echo)
+    assert [record.question.prompt_sha256 for record in perfect] == [
+        record.question.prompt_sha256 for record in echo
     ]  # paired
-    assert len({row.question.prompt_sha256 for row in perfect}) == len(
+    assert len({record.question.prompt_sha256 for record in perfect}) == len(
         perfect
     )  # a fresh prompt per item
-    assert len({row.facts["value"] for row in GRID(EchoPrompt(TOKENIZER))}) > 30
+    assert len({record.facts["value"] for record in GRID(EchoPrompt(TOKENIZER))}) > 30
 
 
 class Bytes:
@@ -79,15 +80,17 @@ class Counting(TextSource):
         )
 
 
-def test_items_and_prompts_stay_what_they_were():
-    """Rows measured with version 0.1 still say the same: golden hashes from before there were controls."""
+def test_items_and_prompts_do_not_change():
+    """Golden hashes: an item name always stands for the same prompt."""
     passkey = Retrieval(seq_lens=(128, 1000), depths=(0.0, 0.5), n=1, source=Counting())
     kv = dataclasses.replace(passkey, seq_lens=(150,), task=tasks.KeyValue(num_pairs=4))
     repeat = dataclasses.replace(
         passkey, seq_lens=(64,), task=tasks.Repeat(num_cue=2, num_answer=2)
     )
-    rows = [row for evaluation in (passkey, kv, repeat) for row in evaluation(EchoPrompt(Bytes()))]
-    assert {row.item: row.question.prompt_sha256[:16] for row in rows} == {
+    records = [
+        record for evaluation in (passkey, kv, repeat) for record in evaluation(EchoPrompt(Bytes()))
+    ]
+    assert {record.item: record.question.prompt_sha256[:16] for record in records} == {
         "passkey/41db438f/128/0.0/0": "a4412d33f9a52138",
         "passkey/41db438f/128/0.5/0": "b12581e18c63d8db",
         "passkey/41db438f/1000/0.0/0": "c10092449470af51",
@@ -99,11 +102,11 @@ def test_items_and_prompts_stay_what_they_were():
     }
 
 
-def test_without_haystack_the_asked_pair_is_anywhere():
+def test_without_haystack_the_needle_may_be_any_pair():
     bare = dataclasses.replace(KV, condition="needle-only", n=100)
     first = [
-        row.question.distances[0] == max(row.question.distances)
-        for row in bare(EchoPrompt(TOKENIZER))
+        record.question.distances[0] == max(record.question.distances)
+        for record in bare(EchoPrompt(TOKENIZER))
     ]
     assert 0.2 < np.mean(first) < 0.3  # one of four; 600 questions
 
@@ -111,54 +114,57 @@ def test_without_haystack_the_asked_pair_is_anywhere():
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
 def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluation):
     control = dataclasses.replace(evaluation, condition="no-needle")
-    ordinary, rows = (
+    ordinary, records = (
         list(evaluation(PerfectReader(TOKENIZER))),
         list(control(PerfectReader(TOKENIZER))),
     )
-    assert not any(row.scores.correct for row in rows)
+    assert not any(record.scores.correct for record in records)
     haystack = documents(SOURCE, TOKENIZER)
-    for cell, own, row, twin in zip(
-        control._grid().values(), evaluation._grid().values(), rows, ordinary, strict=True
+    for cell, own, record, twin in zip(
+        control._grid().values(), evaluation._grid().values(), records, ordinary, strict=True
     ):
-        assert (row.item, twin.item) == (cell.item, own.item) and cell.item != own.item
-        assert row.question.needle_item == twin.item and row.settings == twin.settings
-        assert (row.seq_len, row.cluster.document) == (twin.seq_len, twin.cluster.document)
+        assert (record.item, twin.item) == (cell.item, own.item) and cell.item != own.item
+        assert record.question.needle_item == twin.item and record.settings == twin.settings
+        assert (record.seq_len, record.cluster.document) == (twin.seq_len, twin.cluster.document)
         differing = {"condition", "prompt_sha256"}
-        ours, theirs = vars(row.question), vars(twin.question)
+        ours, theirs = vars(record.question), vars(twin.question)
         assert {name for name in ours if ours[name] != theirs[name]} == differing
         prompt = control.ask(TOKENIZER, haystack, [cell])[0].prompt
         whole = evaluation.ask(TOKENIZER, haystack, [own])[0].prompt
-        ((start, size),) = row.question.needles
+        ((start, size),) = record.question.needles
         inside = np.arange(start, start + size)
         assert len(prompt) == len(whole)
         assert set(np.flatnonzero(prompt != whole)) <= set(inside)
-        assert row.facts["value"] not in TOKENIZER.decode(prompt[inside].tolist())
+        assert record.facts["value"] not in TOKENIZER.decode(prompt[inside].tolist())
 
 
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
 def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
     control = dataclasses.replace(evaluation, condition="needle-only")
-    rows, ordinary = (
+    records, ordinary = (
         list(control(PerfectReader(TOKENIZER))),
         list(evaluation(PerfectReader(TOKENIZER))),
     )
-    assert all(row.scores.correct and row.scores.answer_nll == pytest.approx(0.01) for row in rows)
-    records = evaluation.task.num_pairs if evaluation is KV else 1
-    record = r"\n# (?:key )?\w=\d+\n"
-    for cell, row, twin in zip(control._grid().values(), rows, ordinary, strict=True):
-        assert (row.question.gold, row.seq_len, row.question.depth) == (
+    assert all(
+        record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
+        for record in records
+    )
+    num_lines = evaluation.task.num_pairs if evaluation is KV else 1
+    line = r"\n# (?:key )?\w=\d+\n"
+    for cell, record, twin in zip(control._grid().values(), records, ordinary, strict=True):
+        assert (record.question.gold, record.seq_len, record.question.depth) == (
             twin.question.gold,
             twin.seq_len,
             twin.question.depth,
         )
-        assert row.question.condition == "needle-only" and row.question.haystack == ()
+        assert record.question.condition == "needle-only" and record.question.haystack == ()
         example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
         text = TOKENIZER.decode(example.prompt[1:].tolist())
-        assert re.fullmatch(rf"({record}){{{records}}}\n# (key )?\w=", text)
-        assert row.question.tokens == len(example.prompt) + len(example.answer) < cell.seq_len
+        assert re.fullmatch(rf"({line}){{{num_lines}}}\n# (key )?\w=", text)
+        assert record.question.tokens == len(example.prompt) + len(example.answer) < cell.seq_len
 
 
-def test_a_condition_that_is_none_says_which_there_are():
+def test_an_unknown_condition_is_refused():
     with pytest.raises(
         ValueError, match="'haystack' is not known; choose one of needle, no-needle, needle-only"
     ):
@@ -167,36 +173,38 @@ def test_a_condition_that_is_none_says_which_there_are():
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(20, 310))
-def test_the_planted_window_comes_back(window):
-    """A reader of the last W tokens succeeds exactly at distances up to W - len(answer) + 1, written and scored."""
-    rows = list(GRID(WindowReader(TOKENIZER, window)))
-    for row in rows:
-        reach = row.question.distance + len(row.question.gold) - 1
-        assert row.scores.correct == (reach <= window)
-        assert (row.scores.answer_nll == pytest.approx(0.01)) == (reach <= window)
-    at_the_front = {row.seq_len: row.scores.correct for row in rows if row.question.depth == 0}
+def test_the_planted_window_is_recovered(window):
+    """A reader of the last W tokens is right exactly at distances up to W - len(answer) + 1."""
+    records = list(GRID(WindowReader(TOKENIZER, window)))
+    for record in records:
+        span = record.question.distance + len(record.question.gold) - 1
+        assert record.scores.correct == (span <= window)
+        assert (record.scores.answer_nll == pytest.approx(0.01)) == (span <= window)
+    at_the_front = {
+        record.seq_len: record.scores.correct for record in records if record.question.depth == 0
+    }
     assert at_the_front == {seq_len: seq_len - 2 <= window for seq_len in GRID.seq_lens}
 
 
-def test_rows_are_json_exact_in_length_and_name_their_item(tmp_path):
-    rows = list(GRID(PerfectReader(TOKENIZER)))
-    assert [row.item for row in rows] == GRID.items()
-    for row in rows:
-        append_jsonl(tmp_path / "records.jsonl", row.to_json())
-        assert row.question.tokens == row.seq_len
-        assert (row.question.task, row.question.fields) == ("passkey", {"digits": 5})
-        assert abs(row.question.depth_achieved - row.question.depth) < 0.03
-        assert row.scores.answer_probability == pytest.approx(
-            np.exp(sum(row.scores.answer_logprobs))
+def test_records_are_json_exact_in_length_and_name_their_item(tmp_path):
+    records = list(GRID(PerfectReader(TOKENIZER)))
+    assert [record.item for record in records] == GRID.items()
+    for record in records:
+        append_jsonl(tmp_path / "records.jsonl", record.to_json())
+        assert record.question.tokens == record.seq_len
+        assert (record.question.task, record.question.fields) == ("passkey", {"digits": 5})
+        assert abs(record.question.depth_achieved - record.question.depth) < 0.03
+        assert record.scores.answer_probability == pytest.approx(
+            np.exp(sum(record.scores.answer_logprobs))
         )
-    assert read_records(tmp_path / "records.jsonl") == rows
+    assert read_records(tmp_path / "records.jsonl") == records
 
 
 def test_more_samples_lengths_and_depths_keep_the_old_items():
     more = Retrieval(seq_lens=(300, 100, 64, 128), depths=(1.0, 0.75, 0.0, 0.5), n=6, source=SOURCE)
     assert set(GRID.items()) < set(more.items())
     chosen = GRID.items()[::7]
-    old = [row for row in GRID(PerfectReader(TOKENIZER)) if row.item in chosen]
+    old = [record for record in GRID(PerfectReader(TOKENIZER)) if record.item in chosen]
     new = list(more.records(PerfectReader(TOKENIZER), chosen, EvaluatedModel(256)))
     assert sorted(old, key=lambda r: r.item) == sorted(new, key=lambda r: r.item)
     assert not set(GRID.items()) & set(
@@ -222,7 +230,7 @@ def test_batches_keep_the_order_and_waste_little(count, limit):
     assert sum(padded) * len(parts) <= 1.25 * count
 
 
-def test_a_prompt_that_cannot_fit_names_task_length_and_minimum():
+def test_a_prompt_that_cannot_fit_is_refused_with_the_minimum():
     with pytest.raises(
         ValueError,
         match=r"^passkey: a prompt of 20 tokens cannot hold .* the shortest is \d+ tokens$",
@@ -230,7 +238,7 @@ def test_a_prompt_that_cannot_fit_names_task_length_and_minimum():
         list(Retrieval(seq_lens=(20,), n=1, source=SOURCE)(PerfectReader(TOKENIZER)))
 
 
-# Perplexity ---------------------------------------------------------------------------------------------------------
+# Perplexity
 
 
 def curve(seen):
@@ -238,15 +246,17 @@ def curve(seen):
 
 
 def test_same_target_perplexity_in_closed_form():
-    """A loss that depends on the tokens seen only: targets at seq_len S have seen S - 32 .. S - 1 tokens."""
-    rows = list(PPL(ContextCurve(TOKENIZER, curve)))
+    """A loss by tokens seen: targets at length S have seen S - 32 to S - 1 tokens."""
+    records = list(PPL(ContextCurve(TOKENIZER, curve)))
     for seq_len in PPL.seq_lens:
-        mine = [row for row in rows if row.seq_len == seq_len]
-        assert len(mine) == 6 and all(row.scores.count == 32 for row in mine)
-        nll = sum(row.scores.nll for row in mine) / sum(row.scores.count for row in mine)
+        mine = [record for record in records if record.seq_len == seq_len]
+        assert len(mine) == 6 and all(record.scores.count == 32 for record in mine)
+        nll = sum(record.scores.nll for record in mine) / sum(
+            record.scores.count for record in mine
+        )
         expected = np.mean([1.2 + 2.5 * (c + 1) ** -0.35 for c in range(seq_len - 32, seq_len)])
         assert nll == pytest.approx(expected, rel=1e-6)
-    bins = [row.scores.by_position for row in rows if row.scores.by_position]
+    bins = [record.scores.by_position for record in records if record.scores.by_position]
     assert len(bins) == 6
     assert bins[0].edges == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     assert bins[0].count == (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -263,23 +273,27 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
             return super().loss(tokens)
 
     windows: list[list[int]] = []
-    rows = list(PPL(Recorder(TOKENIZER, curve)))
-    assert [row.item for row in rows] == PPL.items()
+    records = list(PPL(Recorder(TOKENIZER, curve)))
+    assert [record.item for record in records] == PPL.items()
     by_length = {s: [w for w in windows if len(w) == s] for s in PPL.seq_lens}
     documents = SOURCE.open(TOKENIZER).documents()
     for i, longest in enumerate(by_length[512]):
         assert longest[0] == TOKENIZER.bos_id
-        row = rows[12 + i]
-        end = row.facts["target_start"] + row.scores.count
-        np.testing.assert_array_equal(longest[1:], documents[row.cluster.document][end - 511 : end])
+        record = records[12 + i]
+        end = record.facts["target_start"] + record.scores.count
+        np.testing.assert_array_equal(
+            longest[1:], documents[record.cluster.document][end - 511 : end]
+        )
         for shorter in (64, 128):
             assert by_length[shorter][i] == [TOKENIZER.bos_id, *longest[-shorter + 1 :]]
-    targets = [(r.cluster.document, r.facts, r.scores.count, r.scores.num_bytes) for r in rows]
+    targets = [(r.cluster.document, r.facts, r.scores.count, r.scores.num_bytes) for r in records]
     assert targets[:6] == targets[6:12] == targets[12:]
-    for row in rows:
-        ids = documents[row.cluster.document][row.facts["target_start"] :][: row.scores.count]
+    for record in records:
+        ids = documents[record.cluster.document][record.facts["target_start"] :][
+            : record.scores.count
+        ]
         assert (
-            abs(row.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
+            abs(record.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
         )  # a first space is lost when decoded alone
 
 

@@ -1,4 +1,4 @@
-"""Estimators by name: closed forms, sums written from the definitions, and the published loops over transformers."""
+"""Perplexity estimators: closed forms, sums by definition, and the published loops."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ TOKENIZER = toy_tokenizer()
 
 @dataclasses.dataclass(frozen=True)
 class Long(TextSource):
-    """Documents of the given sizes, each of one letter of its own."""
+    """Documents of these sizes, each of which repeats its own letter."""
 
     sizes: tuple[int, ...]
 
@@ -58,7 +58,7 @@ def ppl(evaluation, model):
     [("token", 3.749), ("pi", 3.749), ("yarn", 3.698), ("longlora", 3.911), ("truncate", 3.911)],
 )
 def test_one_model_has_many_perplexities(estimator, expected):
-    """D = 32,768, L = 8,192, stride 256: the loss after c = 0 .. L - 1 tokens, BOS (or the first token) not counted."""
+    """D = 32,768, L = 8,192, stride 256: the loss after 0 to L - 1 tokens, without BOS."""
     model = ContextCurve(Letters(), lambda seen: curve(seen - 1))
     run = RollingPerplexity((8193,), estimator, num_documents=1, source=Long((32_768,)))
     cell = ppl(run, model)
@@ -67,7 +67,7 @@ def test_one_model_has_many_perplexities(estimator, expected):
     assert cell["bits_per_byte"] == pytest.approx(
         cell["nats_per_token"] / math.log(2)
     )  # a byte is a token
-    last = [row.scores.windows for row in run(model)][0]
+    last = [record.scores.windows for record in run(model)][0]
     if estimator in ("token", "pi", "yarn"):
         assert last.count == (8192,) + (256,) * 96
         assert round(math.exp(sum(last.nll[1:]) / sum(last.count[1:])), 3) == 3.696
@@ -151,13 +151,16 @@ def torch_losses(model, ids, labels):
 
 
 def test_the_recipe_of_the_transformers_documentation(tiny):
-    """Its loop, mean losses by transformers; the documentation weights a window by its tokens less one, or all."""
+    """Its loop, with mean losses by transformers.
+
+    The documentation weights a window by its tokens, or by its tokens less one.
+    """
     torch_model, lm = tiny
     L, S = 64, 24
     run = RollingPerplexity((L,), "token", S, num_documents=2, max_tokens=150, source=toy_source())
-    rows = sorted(run(lm), key=lambda row: row.item)
+    records = sorted(run(lm), key=lambda record: record.item)
     documents = toy_source().open(lm.tokenizer).documents()
-    first, second = (documents[row.cluster.document][:150].tolist() for row in rows)
+    first, second = (documents[record.cluster.document][:150].tolist() for record in records)
     ids = [lm.tokenizer.bos_id, *first, *encode_fragment(lm.tokenizer, "\n\n"), *second]
     means, sizes, previous = [], [], 0
     for begin in range(0, len(ids), S):
@@ -170,21 +173,21 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
         previous = end
         if end == len(ids):
             break
-    nll = [x for row in rows for x in row.scores.windows.nll]
-    count = [x for row in rows for x in row.scores.windows.count]
+    nll = [x for record in records for x in record.scores.windows.nll]
+    count = [x for record in records for x in record.scores.windows.count]
     assert count == [L - 1, *sizes[1:]] and sum(count) == len(ids) - 1
     np.testing.assert_allclose(np.divide(nll, count), means, rtol=2e-5)
     cell = ppl(run, lm)
     assert cell["perplexity"] == pytest.approx(math.exp(np.average(means, weights=count)), rel=2e-5)
-    weights = [n - 1 for n in sizes]  # the documentation's own count, from the same rows
+    weights = [n - 1 for n in sizes]  # the documentation's own count, from the same records
     assert math.exp(np.average(np.divide(nll, count), weights=weights)) == pytest.approx(
         math.exp(np.average(means, weights=weights)), rel=2e-5
     )
 
 
 @pytest.mark.parametrize("truncate", [False, True])
-def test_the_procedure_behind_the_yarn_tables(tiny, truncate):
-    """Every document by itself, BOS and L - 1 tokens a window, the mean of transformers' mean losses."""
+def test_the_procedure_of_the_yarn_tables(tiny, truncate):
+    """Each document alone, windows of BOS and L - 1 tokens, mean of transformers' mean losses."""
     torch_model, lm = tiny
     L, S, cut = 64, 16, 130
     name = "truncate" if truncate else "yarn"
@@ -208,21 +211,21 @@ def test_the_procedure_behind_the_yarn_tables(tiny, truncate):
     assert (cell["documents"], len(means)) == (3, 3 if truncate else 3 * 6)
 
 
-def test_rows_hold_their_windows_and_positions():
+def test_records_hold_their_windows_and_positions():
     model = ContextCurve(TOKENIZER, curve, OracleConfig(64))
     for name in ESTIMATORS:
         run = RollingPerplexity(
             (32, 64), name, 16, num_documents=3, max_tokens=500, source=toy_source()
         )
-        rows = sorted(run(model), key=lambda row: (row.seq_len, row.item))
-        assert [row.item for row in rows] == run.items()
-        for row in rows:
-            assert (row.estimator.name, row.evaluation) == (name, f"ppl:{name}")
-            assert row.scores.nll == pytest.approx(sum(row.scores.windows.nll))
-            assert row.scores.count == sum(row.scores.windows.count)
-            assert (row.scores.by_position is not None) == (row.seq_len == 64)
-        for row in rows[3:]:
-            bins = row.scores.by_position
+        records = sorted(run(model), key=lambda record: (record.seq_len, record.item))
+        assert [record.item for record in records] == run.items()
+        for record in records:
+            assert (record.estimator.name, record.evaluation) == (name, f"ppl:{name}")
+            assert record.scores.nll == pytest.approx(sum(record.scores.windows.nll))
+            assert record.scores.count == sum(record.scores.windows.count)
+            assert (record.scores.by_position is not None) == (record.seq_len == 64)
+        for record in records[3:]:
+            bins = record.scores.by_position
             assert bins.edges == (1, 2, 4, 8, 16, 32, 64)
             whole = bins.count[0]
             assert bins.count == tuple(whole * n for n in (1, 2, 4, 8, 16, 32)) and whole >= 1
@@ -232,10 +235,12 @@ def test_rows_hold_their_windows_and_positions():
                 )
         if name == "yarn":  # every token of a document is scored once
             documents = toy_source().open(TOKENIZER).documents()
-            for row in rows[3:]:
-                text = TOKENIZER.decode(documents[row.cluster.document][:500])
-                assert row.scores.count == 500
-                assert abs(row.scores.num_bytes - len(text.encode())) <= len(row.scores.windows.nll)
+            for record in records[3:]:
+                text = TOKENIZER.decode(documents[record.cluster.document][:500])
+                assert record.scores.count == 500
+                assert abs(record.scores.num_bytes - len(text.encode())) <= len(
+                    record.scores.windows.nll
+                )
 
 
 def test_all_estimators_read_the_same_documents_and_items_stay():
@@ -249,7 +254,8 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
     }
     runs = [RollingPerplexity(estimator=name, num_documents=2, **common) for name in ESTIMATORS]
     read = [
-        [row.cluster.document for row in sorted(run(model), key=lambda r: r.item)] for run in runs
+        [record.cluster.document for record in sorted(run(model), key=lambda r: r.item)]
+        for run in runs
     ]
     assert read == [read[0]] * len(ESTIMATORS)
     assert len({item for run in runs for item in run.items()}) == 2 * len(ESTIMATORS)
@@ -259,22 +265,22 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
         assert kept == (
             not ESTIMATORS[run.estimator].stream
         )  # another stream is another measurement
-        old = {row.item: row for row in run(model)}
+        old = {record.item: record for record in run(model)}
         some = run.items()[1:]
         assert list(run.records(model, some, evaluated_model(model))) == [
             old[item] for item in some
         ]  # resumed
         if kept:
-            assert {row.item: row for row in more(model) if row.item in old} == old
+            assert {record.item: record for record in more(model) if record.item in old} == old
         alone = dataclasses.replace(run, batch_tokens=1)
-        assert {row.item: row for row in alone(model)} == old
+        assert {record.item: record for record in alone(model)} == old
     first = runs[1]
     assert not set(first.items()) & set(dataclasses.replace(first, stride=8).items())
     truncated = runs[-1]
     assert truncated.items() == dataclasses.replace(truncated, stride=8).items()  # it has no stride
 
 
-def test_windows_of_one_length_are_one_shape():
+def test_windows_of_one_length_are_compiled_once():
     shapes = set()
 
     class Counting(ContextCurve):
@@ -294,10 +300,10 @@ def test_windows_of_one_length_are_one_shape():
     }  # the end of a document: 237 = 14 * 16 + 13 tokens after the first window
 
 
-def test_a_window_mean_is_not_a_token_mean_and_tables_say_which():
+def test_window_means_and_token_means_differ_and_are_named_in_tables():
     """Two documents by hand: windows (4 nats, 4 tokens), (1, 1) and (9, 3)."""
 
-    def record(name, mean, document, nll, count):
+    def losses(name, mean, document, nll, count):
         item = f"ppl:{name}/{name}/64/{document}"
         return LossRecord(
             model=EvaluatedModel(window=64, checkpoint="b"),
@@ -310,12 +316,12 @@ def test_a_window_mean_is_not_a_token_mean_and_tables_say_which():
             scores=LossScores(sum(nll), sum(count), 2 * sum(count), WindowLosses(nll, count)),
         )
 
-    rows = [
-        record(name, mean, *x)
+    records = [
+        losses(name, mean, *x)
         for name, mean in (("token", "token"), ("yarn", "window"))
         for x in ((0, (4.0, 1.0), (4, 1)), (1, (9.0,), (3,)), (2, (), ()))
     ]
-    token, yarn = summary(rows)["perplexity"]
+    token, yarn = summary(records)["perplexity"]
     assert token["perplexity"] == pytest.approx(math.exp(14 / 8))
     assert yarn["perplexity"] == pytest.approx(math.exp((1 + 1 + 3) / 3))
     assert yarn["bits_per_byte"] == pytest.approx(5 / 3 / 2 / math.log(2))
@@ -323,12 +329,12 @@ def test_a_window_mean_is_not_a_token_mean_and_tables_say_which():
         math.exp(3)
     )  # one document alone
     assert (yarn["documents"], yarn["count"]) == (2, 8)  # the third has no window
-    text = tables(rows)
+    text = tables(records)
     assert "perplexity, estimator token (mean over tokens, stride 4)" in text
     assert "perplexity, estimator yarn (mean over windows, stride 4)" in text
 
 
-def test_refusals_say_what_to_do():
+def test_refusals():
     with pytest.raises(
         ValueError, match="'hf' is not known; choose one of token, yarn, pi, longlora, truncate"
     ):

@@ -1,4 +1,4 @@
-"""Sample sizes against published figures and simulation, correlation within clusters against a brute-force ANOVA."""
+"""Sample sizes against published figures and simulation; ICC against a brute-force ANOVA."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_detectable_is_the_inverse(n):
     ("n", "discordant", "level"),
     [(312, 0.1, 0.05), (77, 0.1, 0.05), (100, 0.2, 0.05), (60, 0.3, 0.05), (300, 0.2, 0.005)],
 )
-def test_simulated_pairs_find_it_with_that_power(n, discordant, level):
+def test_simulated_pairs_have_that_power(n, discordant, level):
     effect = detectable(n, discordant=discordant, level=level)
     psi = max(discordant, effect)
     rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_simulated_pairs_find_it_with_that_power(n, discordant, level):
 
 
 def brute_force_icc(values, clusters):
-    """Table of a one-way analysis of variance, sums written out."""
+    """The ICC from a one-way analysis of variance whose sums are written out."""
     groups = [
         [v for v, c in zip(values, clusters, strict=True) if c == key]
         for key in sorted(set(clusters))
@@ -77,7 +77,7 @@ def brute_force_icc(values, clusters):
     return (f - 1) / (f - 1 + m)
 
 
-def test_correlation_within_clusters():
+def test_icc_equals_brute_force():
     rng = np.random.default_rng(1)
     for sizes in ([5] * 20, rng.integers(1, 9, size=30)):
         clusters = np.repeat(np.arange(len(sizes)), sizes)
@@ -96,7 +96,7 @@ def test_correlation_within_clusters():
         icc([1], [1, 2])
 
 
-def test_a_planted_correlation_comes_back():
+def test_a_planted_icc_is_recovered():
     rng = np.random.default_rng(2)
     clusters = np.repeat(np.arange(400), 6)
     values = np.repeat(rng.normal(size=400), 6) * 0.3**0.5 + rng.normal(size=2400) * 0.7**0.5
@@ -106,7 +106,7 @@ def test_a_planted_correlation_comes_back():
     assert rho == pytest.approx(fit.cov_re[0, 0] / (fit.cov_re[0, 0] + fit.scale), abs=0.005)
 
 
-def test_the_design_effect_is_how_much_more_the_mean_varies():
+def test_the_design_effect_is_the_variance_ratio_of_means():
     rng = np.random.default_rng(3)
     clusters, means, sizes = np.repeat(np.arange(40), 5), [], []
     for _ in range(1500):
@@ -120,10 +120,11 @@ def test_the_design_effect_is_how_much_more_the_mean_varies():
     assert design_effect(5, -0.1) == 1 and effective_sample_size([0, 1], ["a", "a"]) == 1
 
 
-def test_the_sentence_of_a_plan():
+def test_the_power_statement():
     said = plan_sentence(100, 100, depths=5)
     assert said == (
-        "20 questions per cell, 100 per length, can tell methods apart that differ by 9 points or more "
+        "20 questions per cell, 100 per length, can tell methods apart that differ by 9 points "
+        "or more "
         "(80 % power, if 10 % of the answers differ)."
     )
     assert required_pairs(0.09) <= 100 < required_pairs(0.08)

@@ -1,4 +1,4 @@
-"""Passkey procedures of others: lengths by their own loops, keys, scores and bars, against brute force and counting."""
+"""Published passkey procedures: lengths by their own loops, keys and scores, by brute force."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_yarn_raises_the_noise_until_there_are_enough_tokens_and_takes_the_one_b
         count = tokens(task, n)
     example = task.example(TaskContext(np.random.default_rng(0), TOKENIZER, []), seq_len)
     assert example.meta["characters"] == last
-    assert abs(len(example.prompt) - tokens(task, last)) <= 8  # no room is kept for the answer
+    assert abs(len(example.prompt) - tokens(task, last)) <= 8  # no space is kept for the answer
 
 
 @pytest.mark.parametrize("seq_len", [150, 333, 1000])
@@ -80,14 +80,20 @@ def test_longlora_counts_characters_alone():
 
 def test_pi_asks_at_32_equally_spaced_distances():
     evaluation = small("pi", (2000,), n=1)
-    rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(rows) == 32 and all(row.scores.correct for row in rows)
+    records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+    assert len(records) == 32 and all(record.scores.correct for record in records)
     wanted = [2000 * i / 32 for i in range(32, 0, -1)]
     # at both ends the statement and the question take their tokens
-    assert max(abs(row.question.distance - k) for row, k in zip(rows, wanted, strict=True)) < 100
-    gaps = -np.diff([row.question.distance for row in rows])
+    assert (
+        max(abs(record.question.distance - k) for record, k in zip(records, wanted, strict=True))
+        < 100
+    )
+    gaps = -np.diff([record.question.distance for record in records])
     assert np.all(abs(gaps - 1850 / 32) < 4)  # what is left for noise, in equal parts
-    assert all(abs(row.question.tokens - 2000) < 4 and len(row.facts["value"]) == 5 for row in rows)
+    assert all(
+        abs(record.question.tokens - 2000) < 4 and len(record.facts["value"]) == 5
+        for record in records
+    )
 
 
 def test_keys_are_uniform_numbers_and_not_five_digits():
@@ -101,33 +107,35 @@ def test_keys_are_uniform_numbers_and_not_five_digits():
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_trials_as_published_and_rows_named_after_the_procedure(name):
+def test_trials_as_published_and_records_named_after_the_procedure(name):
     published = {"landmark": 50, "yarn": 20, "pi": 10, "longlora": 10}
     evaluation = passkey_protocol(name, (1024,))
     assert evaluation.n == published[name] and evaluation.task.name == f"passkey-{name}"
     assert len(evaluation.items()) == evaluation.n * (32 if name == "pi" else 1)
     few = small(name, n=3)
-    rows = list(few(EchoPrompt(TOKENIZER)))
-    assert not any(row.scores.correct for row in rows)
+    records = list(few(EchoPrompt(TOKENIZER)))
+    assert not any(record.scores.correct for record in records)
     assert all(
-        row.item.startswith(f"passkey-{name}/") and row.question.task == f"passkey-{name}"
-        for row in rows
+        record.item.startswith(f"passkey-{name}/") and record.question.task == f"passkey-{name}"
+        for record in records
     )
-    assert [row.item for row in rows] == few.items() and len(
-        {row.cluster.document for row in rows}
-    ) > len(rows) - 3
-    key = {row.item: row for row in few(AnswerKey.of(few, TOKENIZER))}
-    assert all(row.scores.correct for row in key.values())
+    assert [record.item for record in records] == few.items() and len(
+        {record.cluster.document for record in records}
+    ) > len(records) - 3
+    key = {record.item: record for record in few(AnswerKey.of(few, TOKENIZER))}
+    assert all(record.scores.correct for record in key.values())
 
 
-def test_depths_that_are_drawn_are_uniform_and_say_their_nearest_quarter():
-    rows = list(small("landmark", (300,), n=200)(EchoPrompt(TOKENIZER)))
-    achieved = np.sort([row.question.depth_achieved for row in rows])
+def test_drawn_depths_are_uniform_and_recorded_as_the_nearest_quarter():
+    records = list(small("landmark", (300,), n=200)(EchoPrompt(TOKENIZER)))
+    achieved = np.sort([record.question.depth_achieved for record in records])
     assert (
         np.max(abs(achieved - np.linspace(0, 1, 200))) < 0.1
     )  # Kolmogorov's distance; 1.36/sqrt(200) = 0.096 at 5 %
-    assert all(row.question.depth in (0, 0.25, 0.5, 0.75, 1) for row in rows)
-    assert all(abs(row.question.depth - row.question.depth_achieved) <= 0.125 for row in rows)
+    assert all(record.question.depth in (0, 0.25, 0.5, 0.75, 1) for record in records)
+    assert all(
+        abs(record.question.depth - record.question.depth_achieved) <= 0.125 for record in records
+    )
     with pytest.raises(
         ValueError, match=r"depths that are drawn \(None\) cannot be shared or moved"
     ):
@@ -145,8 +153,8 @@ def test_depths_that_are_drawn_are_uniform_and_say_their_nearest_quarter():
         (" {}5", 0, 1),
     ],
 )
-def test_the_first_number_counts_or_the_very_ids(written, first, exact):
-    """LongLoRA writes as many ids as the key has, so that what would come after them is not seen."""
+def test_the_first_number_counts_or_the_exact_ids(written, first, exact):
+    """LongLoRA writes as many ids as the key has, so that nothing after them is seen."""
     wanted = {"landmark": first, "yarn": first, "pi": first, "longlora": exact}
     for name, right in wanted.items():
         evaluation = small(name, (200,), n=3)
@@ -154,8 +162,8 @@ def test_the_first_number_counts_or_the_very_ids(written, first, exact):
         def manner(ids):
             return encode_fragment(TOKENIZER, written.format(TOKENIZER.decode(ids).strip()))
 
-        rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner)))
-        assert [row.scores.correct for row in rows] == [bool(right)] * len(rows), name
+        records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner)))
+        assert [record.scores.correct for record in records] == [bool(right)] * len(records), name
 
 
 def test_without_its_needle_or_its_noise():
@@ -166,10 +174,10 @@ def test_without_its_needle_or_its_noise():
     )
     source = [np.asarray(TOKENIZER.encode("word " * 50))]
     control = replace(evaluation, condition="no-needle")
-    for cell, row in zip(control._grid().values(), lost, strict=True):
+    for cell, record in zip(control._grid().values(), lost, strict=True):
         (example,) = control.ask(TOKENIZER, source, [cell])
-        assert not re.search(r"\d", TOKENIZER.decode(example.prompt)) and row.seq_len == 300
-    assert all(row.facts["characters"] == 0 and row.question.tokens < 170 for row in bare)
+        assert not re.search(r"\d", TOKENIZER.decode(example.prompt)) and record.seq_len == 300
+    assert all(record.facts["characters"] == 0 and record.question.tokens < 170 for record in bare)
 
 
 def test_other_words_are_other_questions(tmp_path):
@@ -194,7 +202,7 @@ def test_other_words_are_other_questions(tmp_path):
         Wording(needle="nothing")
 
 
-def test_what_cannot_be_asked_says_so():
+def test_refusals():
     with pytest.raises(
         ValueError, match="no passkey protocol 'pose'; known: landmark, yarn, pi, longlora"
     ):

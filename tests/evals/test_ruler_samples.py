@@ -1,4 +1,4 @@
-"""RULER's samples from files: nothing cut, every sample its own item, scores and places as they can be counted."""
+"""RULER's samples from files: nothing is cut, and each sample is its own item."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ WALL = "Nobody came to the harbour that day. "
 
 
 def needle(value: str, before: int, after: int) -> dict:
-    """A made-up sample in the fields of the benchmark, its number behind so many sentences."""
+    """A made-up sample with the fields of the benchmark: a number after `before` sentences."""
     text = (
         WALL * before
         + f"The number of the boat is {value}. "
@@ -67,103 +67,115 @@ def samples(directory):
 
 
 def asked(sample: dict) -> list[int]:
-    """What a model has to be shown."""
+    """The ids that a model reads."""
     return TOKENIZER.encode(sample["input"] + sample.get("answer_prefix", ""), bos=True)
 
 
-def test_who_knows_the_answers_has_100_percent_and_an_echo_none(samples):
+def test_an_answer_key_scores_100_percent_and_an_echo_nothing(samples):
     perfect = list(samples(AnswerKey.of(samples, TOKENIZER)))
     assert (
-        all(row.scores.correct and row.scores.answer_nll == pytest.approx(0.01) for row in perfect)
+        all(
+            record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
+            for record in perfect
+        )
         and len(perfect) == 5
     )
-    assert not any(row.scores.score for row in samples(EchoPrompt(TOKENIZER)))
+    assert not any(record.scores.score for record in samples(EchoPrompt(TOKENIZER)))
 
 
-def test_rows_say_what_was_asked_and_nothing_is_cut(samples, tmp_path):
-    rows = list(samples(AnswerKey.of(samples, TOKENIZER)))
-    assert sorted(row.item for row in rows) == sorted(samples.items())
-    assert len(set(samples.items())) == len(rows) == 5  # though their `index` is the same
-    given = {tuple(row["outputs"]): row for found in SAMPLES.values() for row in found}
+def test_records_describe_the_question_and_nothing_is_cut(samples, tmp_path):
+    records = list(samples(AnswerKey.of(samples, TOKENIZER)))
+    assert sorted(record.item for record in records) == sorted(samples.items())
+    assert len(set(samples.items())) == len(records) == 5  # though their `index` is the same
+    by_answer = {tuple(s["outputs"]): s for samples in SAMPLES.values() for s in samples}
     room = {"niah_single_1": 128, "vt": 30, "qa_2": 32}
     short = {
-        row.item.split("/")[-1]: row
-        for row in Samples(samples.path, 64, "made up")(EchoPrompt(TOKENIZER))
+        record.item.split("/")[-1]: record
+        for record in Samples(samples.path, 64, "made up")(EchoPrompt(TOKENIZER))
     }
-    for row in rows:
-        ids, task = asked(given[tuple(row.facts["references"])]), row.question.task
+    for record in records:
+        ids, task = asked(by_answer[tuple(record.facts["references"])]), record.question.task
         assert (
-            row.question.prompt_sha256
+            record.question.prompt_sha256
             == hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
         )
-        assert row.question.tokens == len(ids) + room[task]
-        assert row.seq_len == 512
+        assert record.question.tokens == len(ids) + room[task]
+        assert record.seq_len == 512
         assert (
-            row.question.fields["variant"] == "made up"
-            and row.question.condition == "needle"
-            and row.question.haystack == ()
+            record.question.fields["variant"] == "made up"
+            and record.question.condition == "needle"
+            and record.question.haystack == ()
         )
-        assert row.facts["stated_tokens"] == (99 if task == "niah_single_1" else None)
-        twin = short[row.item.split("/")[-1]]
-        assert twin.question.prompt_sha256 == row.question.prompt_sha256
-        assert twin.question.tokens == row.question.tokens > twin.seq_len
-        append_jsonl(tmp_path / "records.txt", row.to_json())
-    assert read_records(tmp_path / "records.txt") == rows
-    assert len({row.cluster.document for row in rows}) == 5  # each its own unit of chance
-    assert {row.question.title for row in rows} == {f"made up/{task}" for task in room}
+        assert record.facts["stated_tokens"] == (99 if task == "niah_single_1" else None)
+        twin = short[record.item.split("/")[-1]]
+        assert twin.question.prompt_sha256 == record.question.prompt_sha256
+        assert twin.question.tokens == record.question.tokens > twin.seq_len
+        append_jsonl(tmp_path / "records.txt", record.to_json())
+    assert read_records(tmp_path / "records.txt") == records
+    assert len({record.cluster.document for record in records}) == 5  # each its own unit of chance
+    assert {record.question.title for record in records} == {f"made up/{task}" for task in room}
     assert samples.measurements() == [
         (task, 512, "accuracy") for task in ("niah_single_1", "qa_2", "vt")
     ]
 
 
 def test_a_needle_is_where_its_text_is(samples):
-    rows = [row for row in samples(EchoPrompt(TOKENIZER)) if row.question.task == "niah_single_1"]
-    for row in rows:
+    records = [
+        record
+        for record in samples(EchoPrompt(TOKENIZER))
+        if record.question.task == "niah_single_1"
+    ]
+    for record in records:
         (sample,) = [
             s
             for s in SAMPLES["niah_single_1/validation.jsonl"]
-            if s["outputs"] == row.facts["references"]
+            if s["outputs"] == record.facts["references"]
         ]
-        ids, ((start, size),) = asked(sample), row.question.needles
+        ids, ((start, size),) = asked(sample), record.question.needles
         assert (
-            row.facts["references"][0] in TOKENIZER.decode(ids[start : start + size]) and size < 10
+            record.facts["references"][0] in TOKENIZER.decode(ids[start : start + size])
+            and size < 10
         )
-        assert row.question.distance == len(ids) - start and row.question.distances == (
-            row.question.distance,
+        assert record.question.distance == len(ids) - start and record.question.distances == (
+            record.question.distance,
         )
         assert (
-            row.question.depth_achieved == start / len(ids)
-            and abs(row.question.depth - row.question.depth_achieved) <= 0.125
+            record.question.depth_achieved == start / len(ids)
+            and abs(record.question.depth - record.question.depth_achieved) <= 0.125
         )
-    assert sorted(row.question.depth for row in rows) == [0, 0.5, 0.75]
-    others = [row for row in samples(EchoPrompt(TOKENIZER)) if row.question.task != "niah_single_1"]
-    for row in others:
-        question = row.question
+    assert sorted(record.question.depth for record in records) == [0, 0.5, 0.75]
+    others = [
+        record
+        for record in samples(EchoPrompt(TOKENIZER))
+        if record.question.task != "niah_single_1"
+    ]
+    for record in others:
+        question = record.question
         assert (question.depth, question.depth_achieved, question.distance) == (None, None, None)
 
 
-def test_the_planted_window_comes_back(samples):
+def test_the_planted_window_is_recovered(samples):
     distances = {
-        row.item: row.question.distance
-        for row in samples(EchoPrompt(TOKENIZER))
-        if row.question.distance
+        record.item: record.question.distance
+        for record in samples(EchoPrompt(TOKENIZER))
+        if record.question.distance
     }
     for window in (40, 200, 300, 500):
-        for row in samples.records(
+        for record in samples.records(
             AnswerKey.of(samples, TOKENIZER, window=window), distances, EvaluatedModel(256)
         ):
-            assert row.scores.correct == (
-                distances[row.item] + len(row.question.gold) - 1 <= window
+            assert record.scores.correct == (
+                distances[record.item] + len(record.question.gold) - 1 <= window
             )
 
 
-def test_part_of_the_answers_is_part_of_the_score(samples):
+def test_partial_answers_have_partial_scores(samples):
     def two(ids):
         return encode_fragment(TOKENIZER, " ".join(TOKENIZER.decode(ids).lower().split(", ")[:2]))
 
     scores = {
-        row.question.task: row.scores.score
-        for row in samples(AnswerKey.of(samples, TOKENIZER, manner=two))
+        record.question.task: record.scores.score
+        for record in samples(AnswerKey.of(samples, TOKENIZER, manner=two))
     }
     assert scores == {
         "niah_single_1": 1,
@@ -172,7 +184,7 @@ def test_part_of_the_answers_is_part_of_the_score(samples):
     }  # of two names for a place one will do
 
 
-def test_the_first_samples_and_batches_keep_their_names_and_rows(samples):
+def test_fewer_samples_and_other_batches_keep_items_and_records(samples):
     first = Samples(samples.path, 512, "made up", n=1)
     assert len(first.items()) == 3 and set(first.items()) < set(samples.items())
     one = Samples(samples.path, 512, "made up", batch_tokens=1)
@@ -199,12 +211,12 @@ def test_the_first_samples_and_batches_keep_their_names_and_rows(samples):
         ("vt.txt", "", "holds no .jsonl file"),
     ],
 )
-def test_what_is_no_sample_is_refused(tmp_path, name, text, message):
+def test_other_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         Samples(str(tmp_path), 512, "made up").items()
 
 
-def test_a_file_that_is_missing_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"vt.jsonl cannot be read \(No such file"):
         Samples(str(tmp_path / "vt.jsonl"), 512, "made up").items()

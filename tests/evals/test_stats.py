@@ -106,7 +106,7 @@ def test_clustered_bootstrap_covers():
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_ratio_weights_by_denominator_and_says_when_it_knows_no_interval():
+def test_ratio_weights_by_denominator_and_may_have_no_interval():
     assert ratio_bootstrap([10, 30], [1, 9]).value == 4
     assert ratio_bootstrap([10, 30], [1, 9], ["same", "same"]) == (4, None, None)
     assert paired_bootstrap([0, 1, 1], [1, 1, 0]).value == 0
@@ -133,7 +133,7 @@ def test_bootstrap_of_pairs_equals_scipy_s():
 
 
 def test_without_clusters_correlated_items_look_more_certain_than_they_are():
-    """Items of one haystack are right or wrong together: 20 documents of 5 items, a planted difference of 0.2."""
+    """Items of a haystack are right or wrong together: 20 documents of 5 items, difference 0.2."""
     rng = np.random.default_rng(6)
     covered = np.zeros(2)
     for trial in range(300):
@@ -172,39 +172,42 @@ def answers(rates: dict[int, float], n: int = 200) -> tuple[list[int], list[bool
 
 
 def test_effective_length_of_known_rates():
-    home = [True] * 90 + [False] * 10  # the bar is 0.85 x 0.9 = 0.765
+    baseline = [True] * 90 + [False] * 10  # the threshold is 0.85 x 0.9 = 0.765
     at = list(range(100))
-    found = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), home, at)
+    found = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), baseline, at)
     assert (
         found.value == pytest.approx(2**9.5) and found.censored == ""
     )  # half way between 0.865 and 0.665
     assert (found.low, found.high) == (512, 1024)
-    assert effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), home, at)[::3] == (
+    assert effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), baseline, at)[::3] == (
         1024,
         ">",
     )
-    assert effective_length(*answers({256: 0.5, 512: 0.9, 1024: 0.2}), home, at)[::3] == (256, "<")
-    # The rates are made non-increasing: a dip is pooled with the rise behind it, as isotonic regression does.
-    pooled = effective_length(*answers({256: 0.9, 512: 0.7, 768: 0.9, 1024: 0.1}), home, at)
+    assert effective_length(*answers({256: 0.5, 512: 0.9, 1024: 0.2}), baseline, at)[::3] == (
+        256,
+        "<",
+    )
+    # Isotonic regression pools a dip with the rise after it.
+    pooled = effective_length(*answers({256: 0.9, 512: 0.7, 768: 0.9, 1024: 0.1}), baseline, at)
     share = (0.8 - 0.765) / (0.8 - 0.1)
     assert pooled.value == pytest.approx(2 ** (np.log2(768) * (1 - share) + 10 * share))
 
 
-def test_an_effective_length_that_cannot_be_known_is_refused_or_wide():
+def test_an_undetermined_effective_length_is_refused_or_wide():
     lengths, correct, at = answers({256: 0.9, 512: 0.9, 1024: 0.1})
-    home = [True] * 20
-    assert effective_length(lengths, correct, [0] * len(at), home, list(range(20)))[1:3] == (
+    baseline = [True] * 20
+    assert effective_length(lengths, correct, [0] * len(at), baseline, list(range(20)))[1:3] == (
         256,
         1024,
     )
-    assert effective_length(lengths, correct, at, home, [0] * 20)[1:3] == (256, 1024)
+    assert effective_length(lengths, correct, at, baseline, [0] * 20)[1:3] == (256, 1024)
     for tau in (0, 85):
         with pytest.raises(ValueError, match="0 < tau <= 1"):
-            effective_length(lengths, correct, at, home, list(range(20)), tau=tau)
+            effective_length(lengths, correct, at, baseline, list(range(20)), tau=tau)
     with pytest.raises(ValueError, match="right answers of the baseline"):
         effective_length(lengths, correct, at, [False] * 20, list(range(20)))
     with pytest.raises(ValueError, match="equally many"):
-        effective_length(lengths, correct[1:], at, home, list(range(20)))
+        effective_length(lengths, correct[1:], at, baseline, list(range(20)))
     for p in (1.5, float("nan"), -0.1):
         with pytest.raises(ValueError, match="within 0 to 1"):
             holm([0.1, p])
@@ -223,17 +226,16 @@ def test_rates_are_those_of_isotonic_regression():
 
 @pytest.mark.parametrize(("steepness", "middle"), [(2, 9.6), (4, 9.7), (8, 9.3), (20, 9.3)])
 def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, middle):
-    """Rates fall as a logistic in log2 length; documents carry five of 40 items each, their luck is shared.
+    """Rates fall as a logistic in log2 length; items of one document share their luck.
 
-    A percentile interval of the interpolated crossing covers 0 to 95 % of such curves (measured): between two lengths
-    they are not straight. Bounds at lengths that were tried cover all of them, at the price of being coarse.
+    A percentile interval of the interpolated crossing covers 0 to 95 % of such curves (measured),
+    as they are not straight between two lengths. Bounds at lengths that were tried cover all of
+    them, but are coarse.
     """
-    rng, lengths, covered, trials = (
-        np.random.default_rng(9),
-        np.array([256, 512, 768, 1024]),
-        0,
-        150,
-    )
+    rng = np.random.default_rng(9)
+    lengths = np.array([256, 512, 768, 1024])
+    covered = 0
+    trials = 150
 
     def rate(x):
         return 0.95 / (1 + np.exp(steepness * (x - middle)))
@@ -244,12 +246,12 @@ def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, m
         document = rng.integers(24, size=(4, 40))
         luck = rng.normal(size=24)[document] * 0.45 + rng.normal(size=(4, 40)) * 0.2**0.5 * 2
         right = scipy_stats.norm.cdf(luck, scale=luck.std()) < rate(np.log2(lengths))[:, None]
-        home = rng.random(40) < 0.95
+        baseline = rng.random(40) < 0.95
         found = effective_length(
             np.repeat(lengths, 40).tolist(),
             right.ravel(),
             document.ravel().tolist(),
-            home,
+            baseline,
             list(range(40)),
             samples=300,
             seed=trial,

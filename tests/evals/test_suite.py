@@ -1,4 +1,4 @@
-"""The names of the command line, and what each asks for."""
+"""The names of evaluations on the command line, and what each of them is."""
 
 import json
 
@@ -29,18 +29,20 @@ def test_more_budget_keeps_what_was_measured():
                 assert set(less.items()) < set(more.items())
 
 
-def test_the_standard_suite_is_read_by_whoever_knows_the_answers():
+def test_an_answer_key_has_the_whole_standard_suite_right():
     asked = evaluations(STANDARD, SuiteConfig((256,), source=SOURCE))
     assert [e.title for e in asked[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
     for evaluation in needles(asked):
-        rows = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-        assert rows and all(
-            row.scores.correct and row.scores.failure is None and row.question.tokens <= 256
-            for row in rows
+        records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+        assert records and all(
+            record.scores.correct
+            and record.scores.failure is None
+            and record.question.tokens <= 256
+            for record in records
         )
 
 
-def test_controls_are_those_of_every_retrieval_that_is_asked():
+def test_every_named_retrieval_has_controls():
     asked = evaluations(("kv", "controls", "ppl"), SMALL)
     kv, ppl, floor, ceiling = asked
     assert (floor.condition, floor.seq_lens, ceiling.condition, ceiling.seq_lens) == (
@@ -66,22 +68,22 @@ def test_controls_are_those_of_every_retrieval_that_is_asked():
         "fwe",
     ],
 )
-def test_every_name_gives_rows_and_labels_apart(name: str):
+def test_every_name_gives_records_with_their_own_items(name: str):
     asked = evaluations([name], SuiteConfig((512,), source=SOURCE))
-    rows = [
-        row
+    records = [
+        record
         for e in asked
-        for row in evaluate(
+        for record in evaluate(
             AnswerKey.of(e, TOKENIZER, config=OracleConfig(512)),
             [e],
             progress=False,
         )
     ]
-    assert rows and all(row.scores.correct for row in rows)
-    assert len({row.item for row in rows}) == len(rows)
+    assert records and all(record.scores.correct for record in records)
+    assert len({record.item for record in records}) == len(records)
 
 
-def test_files_of_ones_own(tmp_path):
+def test_evaluations_of_user_files(tmp_path):
     with pytest.raises(ValueError, match="qa asks the questions of a file: give --questions FILE"):
         evaluations(["qa"], SMALL)
     with pytest.raises(ValueError, match="ruler:reference reads a file of yours: give --ruler DIR"):
@@ -105,10 +107,10 @@ def test_files_of_ones_own(tmp_path):
     (qa,) = evaluations(
         ["qa"], SuiteConfig((512,), source=SOURCE, questions=tmp_path / "own.jsonl")
     )
-    assert all(row.scores.correct for row in qa(AnswerKey.of(qa, TOKENIZER)))
+    assert all(record.scores.correct for record in qa(AnswerKey.of(qa, TOKENIZER)))
 
 
-def test_what_the_numbers_can_show_is_said_before():
+def test_power_statements():
     (alone, shared) = power_statements(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
     assert alone.startswith(
         "passkey: 12 questions per cell, 60 per length, can tell methods apart that differ by "

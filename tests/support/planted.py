@@ -42,7 +42,7 @@ ROPES = {
     "ntk(factor=4)": NTK(4.0),
     "yarn(factor=4)": Yarn(4.0),
 }
-REACH = {  # tokens up to which an variant reads, and how well it reads there
+REACH = {  # how far each variant reads, in tokens, and its rate of right answers there
     ("none", 0): (350, 0.95),
     ("none", 60): (430, 0.95),
     ("linear(factor=4)", 0): (128, 0.3),
@@ -55,7 +55,7 @@ REACH = {  # tokens up to which an variant reads, and how well it reads there
 
 
 def chance(*parts: object) -> float:
-    """A number in 0..1 that only the parts decide."""
+    """A number from 0 to 1 that follows from the parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
 
 
@@ -130,7 +130,7 @@ def passkey_record(
 def passkey_answer(
     rope: str, seq_len: int, i: int, correct: bool, *, condition: Condition = "needle"
 ) -> AnswerRecord:
-    """One answer of a checkpoint that is evaluated on its own: 0.5 nats if it is right, else 1.5."""
+    """One answer of a checkpoint evaluated on its own: 0.5 nats if it is right, else 1.5."""
     record = passkey_record(rope, 0, seq_len, 0.5, i, correct, condition=condition)
     return dataclasses.replace(
         record,
@@ -155,8 +155,7 @@ def text_losses(rope: str, seq_len: int, document: int, *, nll: float, count: in
 
 
 def retrieval(rope: str, steps: int, n: int = 12) -> list[AnswerRecord]:
-    """Whether an answer is right depends on the item's difficulty, the same for all variants, and
-    on how far the variant reads."""
+    """Answers that depend on the item's difficulty and on how far the variant reads."""
     far, good = REACH[rope, steps]
     records = []
     for seq_len in SEQ_LENS:

@@ -1,4 +1,4 @@
-"""The checker that pytest puts on ctxext (see addopts): it holds the functions that state array shapes to them."""
+"""The checker that pytest puts on ctxext (see addopts): it enforces array shapes in signatures."""
 
 import typing
 from collections.abc import Callable
@@ -8,16 +8,15 @@ from beartype import beartype
 from jaxtyping import AbstractArray
 
 
-def states_shapes(hint: Any) -> bool:
+def has_shape(hint: Any) -> bool:
+    """Whether an annotation contains an array shape."""
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return True
-    return any(map(states_shapes, typing.get_args(hint)))
+    return any(map(has_shape, typing.get_args(hint)))
 
 
 def checked(function: Callable) -> Callable:
-    """`beartype` where an annotation states a shape; plain duck typing stays free elsewhere."""
-    return (
-        beartype(function)
-        if any(map(states_shapes, function.__annotations__.values()))
-        else function
-    )
+    """`beartype` for functions that annotate a shape; all others stay duck-typed."""
+    if any(map(has_shape, function.__annotations__.values())):
+        return beartype(function)
+    return function
