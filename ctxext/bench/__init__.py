@@ -1,18 +1,19 @@
-"""What things cost: each part measures one, warm, and says so as data; beside transformers on torch if asked."""
+"""Benchmarks: what things cost here, warm, as data; on request next to transformers on torch."""
 
 import importlib.util
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxext.bench.cases import Work, standard
+from ctxext.bench.cases import BenchmarkCase, standard_cases
 
-AGAINST = {"hf": "theirs"}
-MATCHES = ("step", "prefill", "decode", "attention", "loss", "memory")
-PARTS = ("eval", "io", *MATCHES)
+AGAINST = {"hf": "transformers"}
+"""What one may compare with, and the backend that does it."""
+COMPARED = ("step", "prefill", "decode", "attention", "loss", "memory")
+PARTS = ("eval", "io", *COMPARED)
 
 
 def measure(
@@ -23,55 +24,61 @@ def measure(
     rounds: int = 5,
     platform: str | None = None,
 ) -> dict[str, Any]:
-    """The figures of the named parts, of PARTS; `source` is the model of "eval", other parts have random weights.
+    """The figures of the named parts, of `PARTS`.
 
-    against: "hf" does the same work beside it, in turns. platform: whose sizes, by default this machine's. Raises
-    ValueError for an unknown name, and if the other side is not installed.
+    `source`: the model of "eval"; the other parts have random weights. `against`: "hf" does the
+    same with transformers, interleaved. `platform`: whose sizes, by default those of this machine.
+    Raises ValueError for an unknown name, and if transformers is not installed.
     """
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f"there is no bench {part!r}; known: {', '.join(PARTS)}")
-    if against is not None and against not in AGAINST:
-        raise ValueError(
-            f"there is nothing to bench against called {against!r}; known: {', '.join(AGAINST)}"
-        )
-    if against and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        raise ValueError(
-            "--against hf runs transformers on torch; install both: pip install transformers torch"
-        )
-    sides = ["ours", *([AGAINST[against]] if against else [])]
-    alone: dict[str, Callable[[], dict[str, Any]]] = {
-        "eval": lambda: _evaluation(source),
-        "io": _files,
-    }
-    works = standard(platform or _platform()) if set(parts) & set(MATCHES) else {}
+            raise ValueError(f"there is no benchmark {part!r}; known: {', '.join(PARTS)}")
+    backends = ["ctxext"]
+    if against is not None:
+        if against not in AGAINST:
+            raise ValueError(
+                f"there is no benchmark against {against!r}; known: {', '.join(AGAINST)}"
+            )
+        if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+            raise ValueError(
+                "--against hf runs transformers on torch; install both: pip install transformers "
+                "torch"
+            )
+        backends.append(AGAINST[against])
+    cases = {}
+    if set(parts) & set(COMPARED):
+        cases = standard_cases(platform or _platform())
+    figures = {}
     with tempfile.TemporaryDirectory() as directory:
-        return {
-            part: alone[part]()
-            if part in alone
-            else _matches(works[part], Path(directory), sides, rounds)
-            for part in parts
-        }
+        for part in parts:
+            if part == "eval":
+                figures[part] = _evaluation(source)
+            elif part == "io":
+                figures[part] = _files()
+            else:
+                figures[part] = _comparisons(cases[part], Path(directory), backends, rounds)
+    return figures
 
 
 def _platform() -> str:
-    """ "cpu", "gpu" or "tpu"; asked in a process that gives the device back."""
+    """ "cpu", "gpu" or "tpu", from a process that ends and so gives the device back."""
     code = "import jax; print(jax.default_backend())"
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    return said.split()[-1]
+    )
+    return process.stdout.split()[-1]
 
 
-def _matches(
-    works: Sequence[Work], directory: Path, sides: Sequence[str], rounds: int
+def _comparisons(
+    cases: Sequence[BenchmarkCase], directory: Path, backends: Sequence[str], rounds: int
 ) -> dict[str, Any]:
-    from ctxext.bench.comparison import match
+    from ctxext.bench.comparison import compare_backends
     from ctxext.bench.weights import random_weights
 
     return {
-        "matches": [
-            match(work, random_weights(work, directory), sides, rounds=rounds) for work in works
+        "comparisons": [
+            compare_backends(case, random_weights(case, directory), backends, rounds=rounds)
+            for case in cases
         ]
     }
 

@@ -1,4 +1,4 @@
-"""What is measured, as data: the same weights and the same tokens for every side that does it."""
+"""What is measured, as data: the same weights and the same tokens for every backend."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ SMALL = LlamaConfig(
     rope_theta=1e4,
     max_position_embeddings=2048,
 )
-"""27.4 M parameters: what two CPU cores train in seconds a step."""
+"""27.4 M parameters: two CPU cores train it in seconds per step."""
 
 LARGE = LlamaConfig(
     vocab_size=32000,
@@ -48,13 +48,13 @@ NARROW = dataclasses.replace(
 """So small that a step on 65,536 tokens takes about a minute on two cores."""
 
 Part = Literal["step", "prefill", "decode", "attention", "loss"]
-Round = Callable[[], tuple[float, list[float]]]
-"""Does a work once: (seconds, numbers that every side has to find). A side has one for each part, made by its PARTS."""
+RunOnce = Callable[[], tuple[float, list[float]]]
+"""Runs a case once: (seconds, the values that every backend has to reach)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """One measurement. `seq_len` tokens of `batch` rows go in; `new_tokens` come out of a decode."""
+class BenchmarkCase:
+    """One measurement: `batch` rows of `seq_len` tokens; a decode writes `new_tokens` to each."""
 
     part: Part
     seq_len: int
@@ -66,59 +66,62 @@ class Work:
 
     @property
     def name(self) -> str:
-        """To read, in one line."""
-        more = {
+        """A description in one line."""
+        details = {
             "decode": f" + {self.new_tokens} new",
             "loss": f", vocabulary {self.shape.vocab_size:,}",
         }
         remat = ", remat" if self.remat == "full" else ""
-        return f"{self.part}, {self.batch} x {self.seq_len:,}{more.get(self.part, '')}{remat}"
+        return f"{self.part}, {self.batch} x {self.seq_len:,}{details.get(self.part, '')}{remat}"
 
     @property
     def tokens(self) -> int:
-        """What a rate counts: tokens that a decode writes behind its first, tokens that anything else reads."""
+        """The tokens that a rate counts: those a decode writes after its first, or those read."""
         return self.batch * (self.new_tokens - 1 if self.part == "decode" else self.seq_len)
 
     def input_ids(self) -> np.ndarray:
-        """int32 [batch, seq_len], the same on every side."""
+        """int32 [batch, seq_len], the same for every backend."""
         return np.random.default_rng(0).integers(
             3, self.shape.vocab_size, (self.batch, self.seq_len), np.int32
         )
 
     def normal(self, *shapes: tuple[int, ...]) -> list[np.ndarray]:
-        """Float32 unit normals of these shapes, the same on every side."""
+        """Float32 unit normals of these shapes, the same for every backend."""
         rng = np.random.default_rng(0)
         return [rng.standard_normal(shape, np.float32) for shape in shapes]
 
     def json(self) -> str:
-        """For another process."""
+        """The case for another process."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def parse(cls, text: str) -> "Work":
+    def parse(cls, text: str) -> "BenchmarkCase":
         """The inverse of `json`."""
         fields = json.loads(text)
         return cls(**{**fields, "shape": LlamaConfig(**fields["shape"])})
 
 
-def standard(platform: str) -> dict[str, tuple[Work, ...]]:
-    """The works of every part, in sizes that this platform ("cpu", "gpu" or "tpu") does in minutes."""
-    shape, dtype = (SMALL, "float32") if platform == "cpu" else (LARGE, "bfloat16")
+def standard_cases(platform: str) -> dict[str, tuple[BenchmarkCase, ...]]:
+    """The cases of every part, in sizes that a platform ("cpu", "gpu" or "tpu") runs in minutes."""
+    if platform == "cpu":
+        default = BenchmarkCase("step", 1024, dtype="float32", shape=SMALL)
+    else:
+        default = BenchmarkCase("step", 1024, dtype="bfloat16", shape=LARGE)
 
-    def work(part: Part, seq_len: int, batch: int = 1, **more: Any) -> Work:
-        return Work(part, seq_len, batch, **{"dtype": dtype, "shape": shape, **more})
+    def case(part: Part, seq_len: int, batch: int = 1, **fields: Any) -> BenchmarkCase:
+        return dataclasses.replace(default, part=part, seq_len=seq_len, batch=batch, **fields)
 
     return {
         "step": tuple(
-            work("step", T, B, remat=remat)
+            case("step", T, B, remat=remat)
             for T, B in ((1024, 2), (4096, 1))
             for remat in ("none", "full")
         ),
-        "prefill": tuple(work("prefill", T) for T in (4096, 8192, 16384)),
-        "decode": tuple(work("decode", 2048, B, new_tokens=64) for B in (1, 8)),
-        "attention": (work("attention", 1024, 8), work("attention", 4096, 2)),
-        "loss": (work("loss", 4096, shape=dataclasses.replace(shape, vocab_size=32000)),),
+        "prefill": tuple(case("prefill", T) for T in (4096, 8192, 16384)),
+        "decode": tuple(case("decode", 2048, B, new_tokens=64) for B in (1, 8)),
+        "attention": (case("attention", 1024, 8), case("attention", 4096, 2)),
+        "loss": (case("loss", 4096, shape=dataclasses.replace(default.shape, vocab_size=32000)),),
         "memory": tuple(
-            work("step", T, remat="full", shape=NARROW) for T in (8192, 16384, 32768, 65536)
+            case("step", T, remat="full", shape=NARROW) for T in (8192, 16384, 32768, 65536)
         ),
     }

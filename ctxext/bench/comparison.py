@@ -1,4 +1,4 @@
-"""Two sides doing the same work in turns, each in a process of its own: medians, ratios of neighbours, peak memory."""
+"""Run a case in several backends, in turns, each in its own process."""
 
 import contextlib
 import json
@@ -12,31 +12,39 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.bench.cases import Work
+from ctxext.bench.cases import BenchmarkCase
 from ctxext.bench.limits import mfu, read_bandwidth, roofline
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Relative, of losses and of norms of gradients."""
 GIB = 2**30
+QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
-class Side:
-    """The process of one side, by name "ours" or "theirs"."""
+class BackendProcess:
+    """The process of one backend, "ctxext" or "transformers", ready to run a case."""
 
     def __init__(self, name: str, process: subprocess.Popen) -> None:
-        self.name, self._process, self.rounds = name, process, []
-        hello = self._read()
-        self.version, self.device = hello["version"], hello["device"]
+        self.name = name
+        self._process = process
+        self.rounds: list[dict[str, Any]] = []
+        greeting = self._read()
+        self.version = greeting["version"]
+        self.device = greeting["device"]
 
     def round(self) -> dict[str, Any]:
-        """Let it do the work once."""
-        return self._ask("go")
+        """Run the case once: its seconds, values and peak memory in bytes."""
+        return self._request("go")
 
     def device_seconds(self) -> float | None:
-        """What the device itself took for the work, once; None on a CPU."""
-        return self._ask("trace")["device_seconds"]
+        """The time that the device itself took to run the case once; None on a CPU."""
+        return self._request("trace")["device_seconds"]
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def _request(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         print(line, file=self._process.stdin, flush=True)
         return self._read()
@@ -46,87 +54,91 @@ class Side:
         line = self._process.stdout.readline()
         if not line:
             raise ValueError(
-                f"the side {self.name!r} of the bench ended without an answer (exit status "
-                f"{self._process.wait()}); what it said is above"
+                f"the backend {self.name!r} of the benchmark ended without a result (exit status "
+                f"{self._process.wait()}); what it printed is above"
             )
         return json.loads(line)
 
 
 @contextlib.contextmanager
-def opened(name: str, work: Work, weights: Path) -> Iterator[Side]:
-    """A side's process, which ends with the block."""
-    quiet = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
-    command = [sys.executable, "-m", "ctxext.bench.worker", name, work.json(), str(weights)]
+def backend_process(name: str, case: BenchmarkCase, weights: Path) -> Iterator[BackendProcess]:
+    """Start a backend's process, which ends with the block."""
+    command = [sys.executable, "-m", "ctxext.bench.worker", name, case.json(), str(weights)]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **quiet},
+        env={**os.environ, **QUIET},
     ) as process:
         try:
-            yield Side(name, process)
+            yield BackendProcess(name, process)
         finally:
             process.kill()
 
 
-def match(
-    work: Work, weights: Path, sides: Sequence[str], *, rounds: int, warmups: int = 2
+def compare_backends(
+    case: BenchmarkCase, weights: Path, backends: Sequence[str], *, rounds: int, warmups: int = 2
 ) -> dict[str, Any]:
-    """Medians and extremes over `rounds` rounds in turns; `ratio`: of speeds, ours over theirs, in each round.
+    """Medians and extremes over `rounds` interleaved rounds.
 
-    "device_seconds", on an accelerator: its own time for one more round, but for a decode, whose rounds have a prefill.
-    "same": the values of both sides agree, in every round of a training run as well. Raises ValueError if a side fails
-    or runs on another kind of device.
+    "ratio" is that of speeds, the first backend's over the second's, in each round. "same": the
+    values of both agree, in every round of a training run as well. "device_seconds", on an
+    accelerator: its own time for one more round; not for a decode, whose rounds include a prefill.
+    Raises ValueError if a backend fails or runs on another kind of device.
     """
     with contextlib.ExitStack() as stack:
-        teams = [stack.enter_context(opened(name, work, weights)) for name in sides]
-        if len({side.device == "cpu" for side in teams}) > 1:
-            where = "; ".join(f"{side.version} on {side.device}" for side in teams)
+        processes = [stack.enter_context(backend_process(name, case, weights)) for name in backends]
+        if len({process.device == "cpu" for process in processes}) > 1:
+            devices = "; ".join(f"{process.version} on {process.device}" for process in processes)
             raise ValueError(
-                f"the sides run on different devices: {where}; install a torch, or a jax, that knows the "
-                "accelerator"
+                f"the backends run on different devices: {devices}; install a torch, or a jax, "
+                "that supports the accelerator"
             )
         for number in range(warmups + rounds):
-            for side in teams if number % 2 else teams[::-1]:
-                side.rounds.append(side.round())
-        found = {side.name: _summary(work, side, warmups) for side in teams}
+            in_turn = processes if number % 2 else processes[::-1]
+            for process in in_turn:
+                process.rounds.append(process.round())
+        summaries = {process.name: _summary(case, process, warmups) for process in processes}
     figures: dict[str, Any] = {
-        "work": work.name,
-        "tokens": work.tokens,
+        "case": case.name,
+        "tokens": case.tokens,
         "rounds": rounds,
-        "sides": found,
+        "backends": summaries,
     }
-    if work.part == "decode" and teams[0].device == "cpu":
-        figures["read_bandwidth"] = bandwidth = read_bandwidth()
-        for side in found.values():
-            side["roofline"] = roofline(work, side["seconds"]["median"], bandwidth)
-    if len(teams) == 2:
-        one, other = ([r["seconds"] for r in side.rounds[warmups:]] for side in teams)
+    if case.part == "decode" and processes[0].device == "cpu":
+        bandwidth = read_bandwidth()
+        figures["read_bandwidth"] = bandwidth
+        for summary in summaries.values():
+            summary["roofline"] = roofline(case, summary["seconds"]["median"], bandwidth)
+    if len(processes) == 2:
+        one, other = ([r["seconds"] for r in process.rounds[warmups:]] for process in processes)
         figures["ratio"] = _spread([b / a for a, b in zip(one, other, strict=True)])
-        figures["memory_ratio"] = found[sides[0]]["peak_gib"] / found[sides[1]]["peak_gib"]
-        values = [np.array([r["value"] for r in side.rounds], np.float64) for side in teams]
-        figures["same"] = bool(np.allclose(*values, rtol=TOLERANCE[work.dtype], atol=0))
+        peaks = [summaries[name]["peak_gib"] for name in backends]
+        figures["memory_ratio"] = peaks[0] / peaks[1]
+        values = [
+            np.array([r["value"] for r in process.rounds], np.float64) for process in processes
+        ]
+        figures["same"] = bool(np.allclose(*values, rtol=TOLERANCE[case.dtype], atol=0))
     return figures
 
 
-def _summary(work: Work, side: Side, warmups: int) -> dict[str, Any]:
-    seconds = [r["seconds"] for r in side.rounds[warmups:]]
-    own = side.device_seconds() if side.device != "cpu" and work.part != "decode" else None
-    share = mfu(work, statistics.median(seconds), side.device) if work.part == "step" else None
-    return {
-        "version": side.version,
-        "device": side.device,
+def _summary(case: BenchmarkCase, process: BackendProcess, warmups: int) -> dict[str, Any]:
+    seconds = [r["seconds"] for r in process.rounds[warmups:]]
+    median = statistics.median(seconds)
+    summary = {
+        "version": process.version,
+        "device": process.device,
         "seconds": _spread(seconds),
-        "tokens_per_second": work.tokens / statistics.median(seconds),
-        "peak_gib": max(r["peak"] for r in side.rounds) / GIB,
-        **({"mfu": share} if share else {}),
-        **({"device_seconds": own} if own else {}),
+        "tokens_per_second": case.tokens / median,
+        "peak_gib": max(r["peak"] for r in process.rounds) / GIB,
     }
+    if case.part == "step" and (share := mfu(case, median, process.device)):
+        summary["mfu"] = share
+    if process.device != "cpu" and case.part != "decode":
+        if device_seconds := process.device_seconds():
+            summary["device_seconds"] = device_seconds
+    return summary
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

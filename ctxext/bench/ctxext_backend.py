@@ -1,4 +1,4 @@
-"""Our side of a match: what the library's own commands run, timed from call to result."""
+"""The backend ctxext: what the library's own commands run, timed from call to result."""
 
 import functools
 import time
@@ -13,14 +13,14 @@ import numpy as np
 from ctxext import loading
 from ctxext.attention import Causal
 from ctxext.attention.kernels import evaluate
-from ctxext.bench.cases import Round, Work
+from ctxext.bench.cases import BenchmarkCase, RunOnce
 from ctxext.bench.trace import device_seconds
 from ctxext.data import Batch
 from ctxext.model.generation import GREEDY, decode_states, make_request
 from ctxext.model.loss import batch_loss, token_losses
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE
-from ctxext.rope import Unscaled
+from ctxext.rope import Unscaled, rotation_at
 from ctxext.training.step import make_step
 
 __all__ = ["PARTS", "device", "device_peak", "device_seconds", "version"]
@@ -29,17 +29,17 @@ OPTIM = Optim(learning_rate=1e-4, weight_decay=0.0)
 
 
 def version() -> str:
-    """What ran it."""
+    """The versions that ran it."""
     return f"jax {jax.__version__}"
 
 
 def device() -> str:
-    """The kind of device, "cpu" if it is none."""
+    """The kind of accelerator, or "cpu"."""
     return jax.devices()[0].device_kind
 
 
 def device_peak() -> int | None:
-    """Peak bytes of an accelerator's own memory."""
+    """The peak of an accelerator's own memory in bytes; None on a CPU."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -51,90 +51,91 @@ def _timed(
     return time.perf_counter() - started, value(out)
 
 
-def _step(work: Work, weights: Path) -> Round:
+def _step(case: BenchmarkCase, weights: Path) -> RunOnce:
     lm = loading.load(weights)
-    tokens = work.input_ids()
-    counted = np.ones(tokens.shape, np.float32)
-    counted[:, -1] = 0  # nothing follows the last token
-    positions = np.broadcast_to(np.arange(work.seq_len, dtype=np.int32), tokens.shape)
-    batch = Batch(tokens, np.roll(tokens, -1, 1), counted, positions, np.ones_like(tokens))
+    tokens = case.input_ids()
+    weights_of_targets = np.ones(tokens.shape, np.float32)
+    weights_of_targets[:, -1] = 0  # nothing follows the last token
+    positions = np.broadcast_to(np.arange(case.seq_len, dtype=np.int32), tokens.shape)
+    batch = Batch(
+        tokens, np.roll(tokens, -1, 1), weights_of_targets, positions, np.ones_like(tokens)
+    )
     inputs = {name: jnp.asarray(x[None]) for name, x in batch._asdict().items()}
     loss = functools.partial(
         batch_loss,
         config=lm.config,
         attention=Causal(),
         kernel="auto",
-        dtype=work.dtype,
-        remat=work.remat,
+        dtype=case.dtype,
+        remat=case.remat,
     )
-    optimizer, rotation = (
-        OPTIM.build(1000),
-        Unscaled().rope(lm.config.rope_base(), work.seq_len).rotation(),
-    )
+    optimizer = OPTIM.build(1000)
+    rotation = rotation_at(Unscaled(), lm.config.rope_base(), case.seq_len)
     step = make_step(loss, optimizer)
     state = [lm.params, optimizer.init(lm.params)]
     del lm
 
-    def once() -> tuple[float, list[float]]:
+    def run_once() -> tuple[float, list[float]]:
         def call() -> Any:
             state[0], state[1], metrics = step(state[0], state[1], inputs, rotation)
             return state, metrics
 
         return _timed(call, lambda out: [float(out[1]["loss"]), float(out[1]["grad_norm"])])
 
-    return once
+    return run_once
 
 
-def _asked(work: Work, weights: Path, new_tokens: int) -> Callable[[int], Any]:
+def _decoder(case: BenchmarkCase, weights: Path, new_tokens: int) -> Callable[[int], Any]:
+    """Starts greedy decoding of the prompts; its argument is the tokens per chunk."""
     lm = loading.load(weights)
     options = dict(
         config=lm.config,
         attention=Causal(),
         kernel="auto",
-        dtype=work.dtype,
+        dtype=case.dtype,
         mesh=ONE_DEVICE,
         sample=False,
         incremental=False,
     )
-    free = np.full((work.batch, 1, new_tokens), -1, np.int32)
+    forced = np.full((case.batch, 1, new_tokens), -1, np.int32)  # no token is forced
     tokens, request = make_request(
-        list(work.input_ids()),
-        free,
-        lm.rotation(work.seq_len + new_tokens),
+        list(case.input_ids()),
+        forced,
+        lm.rotation(case.seq_len + new_tokens),
         (),
         GREEDY,
-        size=work.seq_len,
+        size=case.seq_len,
         mesh=ONE_DEVICE,
     )
     return lambda chunk: decode_states(lm.params, tokens, request, new_tokens, chunk, options)
 
 
-def _prefill(work: Work, weights: Path) -> Round:
-    write = _asked(work, weights, 1)
+def _prefill(case: BenchmarkCase, weights: Path) -> RunOnce:
+    decode = _decoder(case, weights, 1)
 
     def value(state: Any) -> list[float]:
         return [float(state.nll[0, 0, 0]), float(state.token[0, 0])]
 
-    return lambda: _timed(lambda: next(write(1)), value)
+    return lambda: _timed(lambda: next(decode(1)), value)
 
 
-def _decode(work: Work, weights: Path) -> Round:
-    write = _asked(work, weights, work.new_tokens)
+def _decode(case: BenchmarkCase, weights: Path) -> RunOnce:
+    decode = _decoder(case, weights, case.new_tokens)
 
-    def once() -> tuple[float, list[float]]:
-        going = write(work.new_tokens - 1)
-        jax.block_until_ready(next(going))
-        return _timed(
-            lambda: next(going),
-            lambda state: np.ravel(state.tokens[:, 0, : work.new_tokens]).tolist(),
-        )
+    def value(state: Any) -> list[float]:
+        return np.ravel(state.tokens[:, 0, : case.new_tokens]).tolist()
 
-    return once
+    def run_once() -> tuple[float, list[float]]:
+        states = decode(case.new_tokens - 1)
+        jax.block_until_ready(next(states))  # the prefill and the first token
+        return _timed(lambda: next(states), value)
+
+    return run_once
 
 
-def _attention(work: Work, _: Path) -> Round:
-    heads = (work.batch, work.seq_len, work.shape.num_attention_heads, work.shape.head_dim)
-    q, k, v, weight = (jnp.asarray(x, work.dtype) for x in work.normal(*[heads] * 4))
+def _attention(case: BenchmarkCase, _: Path) -> RunOnce:
+    heads = (case.batch, case.seq_len, case.shape.num_attention_heads, case.shape.head_dim)
+    q, k, v, weight = (jnp.asarray(x, case.dtype) for x in case.normal(*[heads] * 4))
     masks = [piece.mask for piece in Causal().pieces()]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -145,16 +146,14 @@ def _attention(work: Work, _: Path) -> Round:
     return lambda: _timed(lambda: gradients(q, k, v), _norms)
 
 
-def _loss(work: Work, _: Path) -> Round:
-    D, V = work.shape.hidden_size, work.shape.vocab_size
-    hidden, kernel = (jnp.asarray(x) for x in work.normal((work.batch, work.seq_len, D), (V, D)))
-    hidden, kernel, targets = (
-        hidden.astype(work.dtype),
-        kernel.T * D**-0.5,
-        jnp.asarray(work.input_ids()),
-    )
-    both = jax.jit(jax.grad(lambda h, w: token_losses(h, w, targets).mean(), argnums=(0, 1)))
-    return lambda: _timed(lambda: both(hidden, kernel), _norms)
+def _loss(case: BenchmarkCase, _: Path) -> RunOnce:
+    D, V = case.shape.hidden_size, case.shape.vocab_size
+    hidden, kernel = (jnp.asarray(x) for x in case.normal((case.batch, case.seq_len, D), (V, D)))
+    hidden = hidden.astype(case.dtype)
+    kernel = kernel.T * D**-0.5
+    targets = jnp.asarray(case.input_ids())
+    gradients = jax.jit(jax.grad(lambda h, w: token_losses(h, w, targets).mean(), argnums=(0, 1)))
+    return lambda: _timed(lambda: gradients(hidden, kernel), _norms)
 
 
 def _norms(gradients: tuple[jax.Array, ...]) -> list[float]:

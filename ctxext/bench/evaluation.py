@@ -1,4 +1,4 @@
-"""What an evaluation costs beside the model's forward passes."""
+"""What an evaluation costs apart from the model's forward passes."""
 
 import dataclasses
 import time
@@ -11,37 +11,34 @@ from ctxext.model.lm import LM
 
 
 def overhead(lm: LM, items: int = 1000) -> dict[str, Any]:
-    """Passkeys, and as many pairs that share their texts, at one window and two, after everything was compiled.
+    """The cost of retrieval questions, with and without shared texts, at one window and two.
 
-    items_per_second; outside: the share of the time outside the model's forward passes; padding: the share that goes
-    on padding in them.
+    Everything is compiled before. Of each evaluation: "items_per_second"; "outside", the share of
+    the time outside the model's forward passes; "padding", the share that they spend on padding.
     """
     window = lm.config.max_position_embeddings
-    out = {}
-    for name, whole in (
-        ("passkey", Retrieval(seq_lens=(window, 2 * window), n=items // 10)),
-        (
-            "kv, shared context",
-            Retrieval(
-                seq_lens=(window, 2 * window),
-                n=items // 10,
-                task=tasks.KeyValue(),
-                shared_context=True,
-            ),
+    passkey = Retrieval(seq_lens=(window, 2 * window), n=items // 10)
+    evaluations = {
+        "passkey": passkey,
+        "kv, shared context": dataclasses.replace(
+            passkey, task=tasks.KeyValue(), shared_context=True
         ),
-    ):
-        list(
-            dataclasses.replace(whole, seed=1)(lm)
-        )  # every program that is used is compiled, and no item is the same
-        timed, started = TimedModel(lm), time.perf_counter()
-        records = list(whole(timed))
-        seconds = time.perf_counter() - started
-        outside, padding = timed.shares(seconds)
-        out[name] = {
-            "items": len(records),
-            "seconds": seconds,
-            "items_per_second": len(records) / seconds,
-            "outside": outside,
-            "padding": padding,
-        }
-    return out
+    }
+    return {name: _measure(evaluation, lm) for name, evaluation in evaluations.items()}
+
+
+def _measure(evaluation: Retrieval, lm: LM) -> dict[str, Any]:
+    # Compiles every program, on other questions, so that nothing is cached.
+    list(dataclasses.replace(evaluation, seed=1)(lm))
+    timed = TimedModel(lm)
+    started = time.perf_counter()
+    records = list(evaluation(timed))
+    seconds = time.perf_counter() - started
+    outside, padding = timed.shares(seconds)
+    return {
+        "items": len(records),
+        "seconds": seconds,
+        "items_per_second": len(records) / seconds,
+        "outside": outside,
+        "padding": padding,
+    }

@@ -1,4 +1,4 @@
-"""Import and export beside copying the files: HF format to HF format, same numbers."""
+"""Converting a checkpoint compared with copying its files: HF format to HF format, same numbers."""
 
 import dataclasses
 import os
@@ -26,34 +26,42 @@ SHAPE = dataclasses.replace(
 
 
 def throughput(rounds: int = 5) -> dict[str, Any]:
-    """Seconds of converting and of copying the same files to disk, in turns; "ratio": speed of ours over copying's."""
+    """Seconds of converting and of copying the same files to disk, interleaved.
+
+    "ratio" is the speed of converting over that of copying.
+    """
     with tempfile.TemporaryDirectory() as directory:
         source = write(SHAPE, Path(directory) / "source")
         size = sum(file.stat().st_size for file in source.iterdir())
 
-        def seconds(call: Callable[[Path], object]) -> float:
+        def seconds(write_to: Callable[[Path], object]) -> float:
             out = Path(directory) / "out"
             started = time.perf_counter()
-            call(out)
-            took = time.perf_counter() - started
+            write_to(out)
+            elapsed = time.perf_counter() - started
             shutil.rmtree(out)
-            return took
+            return elapsed
 
-        ways = {
-            "convert": lambda out: export.convert(source, out),
-            "copy": lambda out: _copy(source, out),
-        }
-        times = [{name: seconds(way) for name, way in ways.items()} for _ in range(rounds + 1)][1:]
-    found = {name: {"seconds": statistics.median(t[name] for t in times)} for name in ways}
-    ratios = [t["copy"] / t["convert"] for t in times]
-    spread = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-    return {"bytes": size, "rounds": rounds, **found, "ratio": spread}
+        times = []
+        for _ in range(rounds + 1):
+            convert = seconds(lambda out: export.convert(source, out))
+            copy = seconds(lambda out: _copy(source, out))
+            times.append((convert, copy))
+    times = times[1:]  # the first round warms up
+    ratios = [copy / convert for convert, copy in times]
+    return {
+        "bytes": size,
+        "rounds": rounds,
+        "convert": {"seconds": statistics.median(convert for convert, _ in times)},
+        "copy": {"seconds": statistics.median(copy for _, copy in times)},
+        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
+    }
 
 
 def _copy(source: Path, out: Path) -> None:
-    """What `cp` does, and to the disk, as an export is."""
+    """Copy files as `cp` does, and onto the disk, as an export is."""
     out.mkdir()
     for file in source.iterdir():
         shutil.copyfile(file, out / file.name)
-        with open(out / file.name, "rb+") as written:
-            os.fsync(written.fileno())
+        with open(out / file.name, "rb+") as copied:
+            os.fsync(copied.fileno())

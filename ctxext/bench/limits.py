@@ -1,4 +1,4 @@
-"""What the hardware allows: how fast memory is read, and how much of an accelerator's peak a step takes."""
+"""Limits of the hardware: memory bandwidth, and the peak of an accelerator."""
 
 import os
 import time
@@ -7,14 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ctxext.attention import Causal
-from ctxext.bench.cases import Work
+from ctxext.bench.cases import BenchmarkCase
+from ctxext.model.config import LlamaConfig
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.flops import layer_matrices, visible_pairs
 
 
 def read_bandwidth(size: int = 2**28, rounds: int = 7) -> float:
-    """Bytes/s at which all cores together read memory that no cache holds; the best of some rounds."""
-    numbers, workers = np.ones(size // 4, np.float32), os.cpu_count() or 1
+    """The bytes per second at which all cores together read memory that no cache holds.
+
+    `size` in bytes; the best of `rounds` counts.
+    """
+    numbers = np.ones(size // 4, np.float32)
+    workers = os.cpu_count() or 1
     parts = np.array_split(numbers, workers)
 
     def seconds(pool: ThreadPoolExecutor) -> float:
@@ -26,37 +31,40 @@ def read_bandwidth(size: int = 2**28, rounds: int = 7) -> float:
         return size / min(seconds(pool) for _ in range(rounds))
 
 
-def decode_bytes(work: Work) -> float:
-    """Bytes that have to be read for one new token of every row: all matrices once, and the keys and values so far."""
-    shape, width = work.shape, 4 if work.dtype == "float32" else 2
-    matrices = (
-        shape.num_hidden_layers * layer_matrices(shape) + shape.vocab_size * shape.hidden_size
-    )
-    slots = work.seq_len + (work.new_tokens + 1) / 2
+def decode_bytes(case: BenchmarkCase) -> float:
+    """Bytes to read for one new token per row: all matrices once, and the cache so far."""
+    shape = case.shape
+    width = 4 if case.dtype == "float32" else 2
+    cached_tokens = case.seq_len + (case.new_tokens + 1) / 2
     numbers = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-    return width * (matrices + work.batch * slots * numbers)
+    return width * (_matrices(shape) + case.batch * cached_tokens * numbers)
 
 
-def roofline(work: Work, seconds: float, bandwidth: float) -> float:
-    """The share of `bandwidth`, bytes/s, at which a decode of so many seconds reads what it has to."""
-    return (work.new_tokens - 1) * decode_bytes(work) / seconds / bandwidth
+def roofline(case: BenchmarkCase, seconds: float, bandwidth: float) -> float:
+    """The share of `bandwidth` (bytes/s) that a decode of `seconds` reaches."""
+    return (case.new_tokens - 1) * decode_bytes(case) / seconds / bandwidth
 
 
-def model_flops(work: Work) -> float:
-    """Operations of a training step's forward and backward pass, which MFU counts (arXiv 2204.02311)."""
-    shape = work.shape
-    matrices = (
-        shape.num_hidden_layers * layer_matrices(shape) + shape.vocab_size * shape.hidden_size
-    )
-    attention = (
-        4 * shape.num_attention_heads * shape.head_dim * visible_pairs(Causal(), work.seq_len)
-    )
-    return 3 * work.batch * (2 * matrices * work.seq_len + shape.num_hidden_layers * attention)
+def model_flops(case: BenchmarkCase) -> float:
+    """Operations of a training step, forward and backward, as MFU counts (arXiv 2204.02311)."""
+    shape = case.shape
+    pairs = visible_pairs(Causal(), case.seq_len)
+    attention = shape.num_hidden_layers * 4 * shape.num_attention_heads * shape.head_dim * pairs
+    return 3 * case.batch * (2 * _matrices(shape) * case.seq_len + attention)
 
 
-def mfu(work: Work, seconds: float, device_kind: str) -> float | None:
-    """Model FLOPs utilisation of a step; None where no peak in bfloat16 is known, or the step has another dtype."""
+def _matrices(shape: LlamaConfig) -> int:
+    """Parameters in matrix products: the output, but not the embedding, which is looked up."""
+    layers = shape.num_hidden_layers * layer_matrices(shape)
+    return layers + shape.vocab_size * shape.hidden_size
+
+
+def mfu(case: BenchmarkCase, seconds: float, device_kind: str) -> float | None:
+    """Model FLOPs utilisation of a training step.
+
+    None where no peak in bfloat16 is known, or the step has another dtype.
+    """
     device = of_kind(device_kind)
-    if device is None or device.flops is None or work.dtype != "bfloat16":
+    if device is None or device.flops is None or case.dtype != "bfloat16":
         return None
-    return model_flops(work) / seconds / device.flops
+    return model_flops(case) / seconds / device.flops

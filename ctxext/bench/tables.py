@@ -1,5 +1,6 @@
-"""Figures of a bench to read, and drawn against the length."""
+"""The figures of a benchmark as text, and drawn against the length."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,88 +10,109 @@ from ctxext.report.drawing.svg import Style
 from ctxext.report.pages.page import write_chart
 from ctxext.report.table import table_of_texts
 
-NAMES = {"ours": "ctxext", "theirs": "transformers"}
-
 
 def describe(figures: dict[str, Any]) -> str:
-    """The figures as lines to read."""
+    """The figures as text, a line or more per measurement."""
     lines = []
-    for part, found in figures.items():
+    for part, result in figures.items():
         if part == "eval":
-            lines += [
-                f"eval, {name}: {x['items']:,} items in {x['seconds']:.1f} s, {x['items_per_second']:.1f} "
-                f"items/s; {x['outside']:.1%} of the time outside the model, {x['padding']:.1%} on padding"
-                for name, x in found.items()
-            ]
+            lines += [_evaluation(name, x) for name, x in result.items()]
         elif part == "io":
-            lines.append(
-                f"io: {found['bytes'] / 1e9:.2f} GB converted in {found['convert']['seconds']:.2f} s, copied "
-                f"in {found['copy']['seconds']:.2f} s; {_spread(found['ratio'])} of copying's speed"
-            )
+            lines.append(_files(result))
         else:
-            lines += [line for one in found["matches"] for line in _match(one)]
+            for comparison in result["comparisons"]:
+                lines += _comparison(comparison)
     return "\n".join(lines)
 
 
-def _match(found: dict[str, Any]) -> list[str]:
-    sides = found["sides"]
-    out = [found["work"]]
-    for name, side in sides.items():
-        seconds = side["seconds"]
-        share = f", {side['roofline']:.0%} of the memory roofline" if "roofline" in side else ""
-        share += f", MFU {side['mfu']:.1%}" if "mfu" in side else ""
-        if "device_seconds" in side:
-            share += f", the device busy for {side['device_seconds']:.3g} s"
-        out.append(
-            f"  {NAMES[name]:13}{side['tokens_per_second']:>10,.0f} tokens/s ({seconds['low']:.3g} "
-            f"to {seconds['high']:.3g} s), peak {side['peak_gib']:.2f} GiB{share}  [{side['version']}]"
+def _evaluation(name: str, x: dict[str, Any]) -> str:
+    return (
+        f"eval, {name}: {x['items']:,} items in {x['seconds']:.1f} s, "
+        f"{x['items_per_second']:.1f} items/s; {x['outside']:.1%} of the time outside the model, "
+        f"{x['padding']:.1%} on padding"
+    )
+
+
+def _files(result: dict[str, Any]) -> str:
+    return (
+        f"io: {result['bytes'] / 1e9:.2f} GB converted in {result['convert']['seconds']:.2f} s, "
+        f"copied in {result['copy']['seconds']:.2f} s; {_spread(result['ratio'])} of the speed of "
+        "copying"
+    )
+
+
+def _comparison(comparison: dict[str, Any]) -> list[str]:
+    lines = [comparison["case"]]
+    for name, backend in comparison["backends"].items():
+        seconds = backend["seconds"]
+        details = ""
+        if "roofline" in backend:
+            details += f", {backend['roofline']:.0%} of the memory roofline"
+        if "mfu" in backend:
+            details += f", MFU {backend['mfu']:.1%}"
+        if "device_seconds" in backend:
+            details += f", the device busy for {backend['device_seconds']:.3g} s"
+        lines.append(
+            f"  {name:13}{backend['tokens_per_second']:>10,.0f} tokens/s ({seconds['low']:.3g} to "
+            f"{seconds['high']:.3g} s), peak {backend['peak_gib']:.2f} GiB{details}  "
+            f"[{backend['version']}]"
         )
-    if "ratio" in found:
-        same = "same results" if found["same"] else "RESULTS DIFFER"
-        out.append(f"  speed {_spread(found['ratio'])}, memory {found['memory_ratio']:.2f}, {same}")
-    return out
+    if "ratio" in comparison:
+        same = "same results" if comparison["same"] else "RESULTS DIFFER"
+        speed = _spread(comparison["ratio"])
+        lines.append(f"  speed {speed}, memory {comparison['memory_ratio']:.2f}, {same}")
+    return lines
 
 
 def _spread(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
-def against_length(matches: list[dict[str, Any]]) -> list[Chart]:
-    """Milliseconds a token, and peak memory, against the length, for works that differ in it."""
-    charts = []
-    for title, unit, value in (
-        (
-            "Time per token",
-            "milliseconds",
-            lambda side, work: 1e3 * side["seconds"]["median"] / work["tokens"],
-        ),
-        ("Peak memory", "GiB", lambda side, _: side["peak_gib"]),
-    ):
-        lines = [
-            Line(
-                NAMES[name],
-                NAMES[name],
-                Style(number),
-                [Point(work["tokens"], value(work["sides"][name], work)) for work in matches],
-                "none",
-            )
-            for number, name in enumerate(matches[0]["sides"])
-        ]
-        x, y = (
-            length_axis([work["tokens"] for work in matches]),
-            linear_axis(unit, [point.y for line in lines for point in line.points], zero=True),
+def length_charts(comparisons: list[dict[str, Any]]) -> list[Chart]:
+    """Milliseconds per token, and peak memory, against the length that the cases differ in."""
+
+    def milliseconds(name: str, comparison: dict[str, Any]) -> float:
+        return 1e3 * comparison["backends"][name]["seconds"]["median"] / comparison["tokens"]
+
+    def peak(name: str, comparison: dict[str, Any]) -> float:
+        return comparison["backends"][name]["peak_gib"]
+
+    return [
+        _length_chart("Time per token", "milliseconds", comparisons, milliseconds),
+        _length_chart("Peak memory", "GiB", comparisons, peak),
+    ]
+
+
+def _length_chart(
+    title: str,
+    unit: str,
+    comparisons: list[dict[str, Any]],
+    value: Callable[[str, dict[str, Any]], float],
+) -> Chart:
+    lines = [
+        Line(
+            name,
+            name,
+            Style(number),
+            [Point(x["tokens"], value(name, x)) for x in comparisons],
+            "none",
         )
-        text = f"{title} of {matches[0]['work'].split(',')[0]} against the length."
-        svg = line_chart(title, text, lines, x, y, key=unit.lower())
-        rows = [
-            [line.name, f"{point.x:,}", f"{point.y:.3g}"] for line in lines for point in line.points
-        ]
-        numbers = table_of_texts(title, ["backend", "tokens", unit], rows)
-        charts.append(Chart(title, text, svg, numbers, legend_of(lines)))
-    return charts
+        for number, name in enumerate(comparisons[0]["backends"])
+    ]
+    points = [(line.name, point) for line in lines for point in line.points]
+    x_axis = length_axis([x["tokens"] for x in comparisons])
+    y_axis = linear_axis(unit, [point.y for _, point in points], zero=True)
+    text = f"{title} of {comparisons[0]['case'].split(',')[0]} against the length."
+    svg = line_chart(title, text, lines, x_axis, y_axis, key=unit.lower())
+    rows = [[name, f"{point.x:,}", f"{point.y:.3g}"] for name, point in points]
+    numbers = table_of_texts(title, ["backend", "tokens", unit], rows)
+    return Chart(title, text, svg, numbers, legend_of(lines))
 
 
 def plot(figures: dict[str, Any], out: Path) -> list[Path]:
-    """Draw time and memory of the part "memory" against the length, into FILE.svg and FILE-memory.svg, or .html."""
-    time, peak = against_length(figures["memory"]["matches"])
-    return [write_chart(time, out), write_chart(peak, out.with_stem(f"{out.stem}-memory"))]
+    """Draw time and memory of the part "memory" against the length.
+
+    Writes FILE.svg and FILE-memory.svg, or .html; returns their paths.
+    """
+    time, memory = length_charts(figures["memory"]["comparisons"])
+    return [write_chart(time, out), write_chart(memory, out.with_stem(f"{out.stem}-memory"))]

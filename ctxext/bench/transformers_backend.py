@@ -1,4 +1,4 @@
-"""The other side of a match: transformers on torch, with SDPA and the fused optimiser."""
+"""The backend transformers, on torch, with SDPA and the fused optimiser."""
 
 import time
 import warnings
@@ -11,23 +11,23 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from ctxext.bench.cases import Round, Work
+from ctxext.bench.cases import BenchmarkCase, RunOnce
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def version() -> str:
-    """What ran it."""
+    """The versions that ran it."""
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
 def device() -> str:
-    """The kind of device, "cpu" if it is none."""
+    """The kind of accelerator, or "cpu"."""
     return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
 
 
 def device_peak() -> int | None:
-    """Peak bytes of an accelerator's own memory."""
+    """The peak of an accelerator's own memory in bytes; None on a CPU."""
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
 
 
@@ -37,21 +37,21 @@ def device_seconds(call: Callable[[], Any]) -> float | None:
         return None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
-        _settle()
+        _synchronize()
     return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
 
 
 def _timed(
     call: Callable[[], Any], value: Callable[[Any], list[float]]
 ) -> tuple[float, list[float]]:
-    _settle()
+    _synchronize()
     started = time.perf_counter()
     out = call()
-    _settle()
+    _synchronize()
     return time.perf_counter() - started, value(out)
 
 
-def _settle() -> None:
+def _synchronize() -> None:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -65,19 +65,20 @@ def _model(weights: Path, dtype: torch.dtype) -> Any:
     return model.to(DEVICE)
 
 
-def _ids(work: Work) -> torch.Tensor:
-    return torch.from_numpy(work.input_ids().astype(np.int64)).to(DEVICE)
+def _ids(case: BenchmarkCase) -> torch.Tensor:
+    return torch.from_numpy(case.input_ids().astype(np.int64)).to(DEVICE)
 
 
-def _normal(work: Work, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    return [torch.from_numpy(x).to(DEVICE) for x in work.normal(*shapes)]
+def _normal(case: BenchmarkCase, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.from_numpy(x).to(DEVICE) for x in case.normal(*shapes)]
 
 
-def _step(work: Work, weights: Path) -> Round:
-    model, ids = _model(weights, torch.float32).train(), _ids(work)
+def _step(case: BenchmarkCase, weights: Path) -> RunOnce:
+    model = _model(weights, torch.float32).train()
+    ids = _ids(case)
     model.config.use_cache = False
-    if work.remat == "full":
-        with warnings.catch_warnings():  # that it has a new name in transformers 6
+    if case.remat == "full":
+        with warnings.catch_warnings():  # it will have a new name in transformers 6
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -85,10 +86,10 @@ def _step(work: Work, weights: Path) -> Round:
     optimizer = torch.optim.AdamW(
         model.parameters(), 1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
     )
-    narrow = torch.autocast(DEVICE, torch.bfloat16, enabled=work.dtype == "bfloat16")
+    autocast = torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == "bfloat16")
 
     def call() -> tuple[torch.Tensor, torch.Tensor]:
-        with narrow:
+        with autocast:
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -99,8 +100,9 @@ def _step(work: Work, weights: Path) -> Round:
     return lambda: _timed(call, lambda out: [float(x) for x in out])
 
 
-def _prefill(work: Work, weights: Path) -> Round:
-    model, ids = _model(weights, getattr(torch, work.dtype)).eval(), _ids(work)
+def _prefill(case: BenchmarkCase, weights: Path) -> RunOnce:
+    model = _model(weights, getattr(torch, case.dtype)).eval()
+    ids = _ids(case)
 
     @torch.inference_mode()
     def call() -> torch.Tensor:
@@ -112,42 +114,44 @@ def _prefill(work: Work, weights: Path) -> Round:
     return lambda: _timed(call, value)
 
 
-class _Stamps(transformers.StoppingCriteria):
-    """Notes when each token was there, and never stops."""
+class _Timestamps(transformers.StoppingCriteria):
+    """Records when each token was there, and never stops the generation."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> Any:
-        _settle()
+        _synchronize()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _decode(work: Work, weights: Path) -> Round:
-    model, ids = _model(weights, getattr(torch, work.dtype)).eval(), _ids(work)
+def _decode(case: BenchmarkCase, weights: Path) -> RunOnce:
+    model = _model(weights, getattr(torch, case.dtype)).eval()
+    ids = _ids(case)
     model.generation_config.eos_token_id = None
 
     @torch.inference_mode()
-    def once() -> tuple[float, list[float]]:
-        stamps = _Stamps()
+    def run_once() -> tuple[float, list[float]]:
+        timestamps = _Timestamps()
         out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=work.new_tokens,
+            max_new_tokens=case.new_tokens,
             do_sample=False,
-            stopping_criteria=[stamps],
+            stopping_criteria=[timestamps],
         )
-        return stamps.times[-1] - stamps.times[0], out[:, work.seq_len :].flatten().tolist()
+        seconds = timestamps.times[-1] - timestamps.times[0]
+        return seconds, out[:, case.seq_len :].flatten().tolist()
 
-    return once
+    return run_once
 
 
-def _attention(work: Work, _: Path) -> Round:
-    heads = (work.batch, work.seq_len, work.shape.num_attention_heads, work.shape.head_dim)
+def _attention(case: BenchmarkCase, _: Path) -> RunOnce:
+    heads = (case.batch, case.seq_len, case.shape.num_attention_heads, case.shape.head_dim)
     tensors = [
-        x.transpose(1, 2).contiguous().to(getattr(torch, work.dtype))
-        for x in _normal(work, *[heads] * 4)
+        x.transpose(1, 2).contiguous().to(getattr(torch, case.dtype))
+        for x in _normal(case, *[heads] * 4)
     ]
     weight = tensors.pop()
     q, k, v = (x.requires_grad_() for x in tensors)
@@ -159,11 +163,11 @@ def _attention(work: Work, _: Path) -> Round:
     return lambda: _timed(call, _norms)
 
 
-def _loss(work: Work, _: Path) -> Round:
-    D, V = work.shape.hidden_size, work.shape.vocab_size
-    hidden, kernel = _normal(work, (work.batch, work.seq_len, D), (V, D))
-    targets = _ids(work).flatten()
-    hidden = hidden.to(getattr(torch, work.dtype)).requires_grad_()
+def _loss(case: BenchmarkCase, _: Path) -> RunOnce:
+    D, V = case.shape.hidden_size, case.shape.vocab_size
+    hidden, kernel = _normal(case, (case.batch, case.seq_len, D), (V, D))
+    targets = _ids(case).flatten()
+    hidden = hidden.to(getattr(torch, case.dtype)).requires_grad_()
     kernel = (kernel * D**-0.5).requires_grad_()
 
     def call() -> tuple[torch.Tensor, ...]:

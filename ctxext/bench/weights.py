@@ -1,9 +1,9 @@
-"""Random checkpoints in HF format for both sides to read."""
+"""Random checkpoints in HF format, which every backend reads."""
 
 from pathlib import Path
 
 from ctxext import loading
-from ctxext.bench.cases import Work
+from ctxext.bench.cases import BenchmarkCase
 from ctxext.experiment import BUNDLED
 from ctxext.interop import hf
 from ctxext.interop.hf_weights import lazy_tensors
@@ -12,25 +12,26 @@ from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 
 
-def random_weights(work: Work, directory: Path) -> Path:
-    """A checkpoint of the work's shape, float32, written if it is not there yet; empty for work without a model."""
-    if work.part in ("attention", "loss"):
+def random_weights(case: BenchmarkCase, directory: Path) -> Path:
+    """A float32 checkpoint of the case's shape, written if it is not there yet.
+
+    The empty `directory` itself for a case that needs no model.
+    """
+    if case.part in ("attention", "loss"):
         return directory
-    path = (
-        directory
-        / f"{work.shape.hidden_size}-{work.shape.num_hidden_layers}-{work.shape.vocab_size}"
-    )
-    return path if path.exists() else write(work.shape, path)
+    shape = case.shape
+    path = directory / f"{shape.hidden_size}-{shape.num_hidden_layers}-{shape.vocab_size}"
+    return path if path.exists() else write(shape, path)
 
 
 def write(config: LlamaConfig, path: Path) -> Path:
-    """A checkpoint of random numbers; its tokenizer is the bundled one and says nothing."""
+    """A checkpoint of random numbers, with the bundled tokenizer, whose ids mean nothing to it."""
     hf.write(
         path,
         config,
         lazy_tensors(config, init_params(config, 0)),
         Unscaled(),
-        loading.load(BUNDLED).tokenizer,
+        loading.open_tokenizer(BUNDLED),
         dtype="float32",
         seq_len=config.max_position_embeddings,
     )

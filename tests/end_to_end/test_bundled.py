@@ -1,4 +1,4 @@
-"""The bundled base is good at home and lost beyond: what the README says of it, on fresh questions of another seed."""
+"""The bundled base is good within its window and lost beyond it, as the README says."""
 
 import dataclasses
 
@@ -14,7 +14,8 @@ from ctxext.evaluate import evaluate
 from ctxext.methods import LMInfinite, Yarn
 from ctxext.report import summary
 
-HOME = Retrieval(seq_lens=(256,), depths=(0, 0.25, 0.5, 0.75, 1), n=20, seed=1)
+# Questions of a seed that training did not use.
+WITHIN = Retrieval(seq_lens=(256,), depths=(0, 0.25, 0.5, 0.75, 1), n=20, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +34,23 @@ def test_it_is_small_and_plain():
 @pytest.mark.parametrize(
     ("task", "least"), [(tasks.Passkey(), 0.95), (tasks.KeyValue(num_pairs=4), 0.85)]
 )
-def test_it_answers_at_home(lm, task, least):
-    answers = right(lm, dataclasses.replace(HOME, task=task))
+def test_it_answers_within_its_window(lm, task, least):
+    answers = right(lm, dataclasses.replace(WITHIN, task=task))
     high = wilson(sum(answers), len(answers)).high
     assert high is not None and high >= least, f"{sum(answers)} of {len(answers)}"
     assert np.mean(answers) >= least - 0.05
 
 
 def test_it_is_lost_beyond_its_window_unless_extended(lm):
-    beyond = dataclasses.replace(HOME, seq_lens=(512,), n=8)
+    beyond = dataclasses.replace(WITHIN, seq_lens=(512,), n=8)
     assert wilson(sum(right(lm, beyond)), 40).high <= 0.15  # pyright: ignore[reportOptionalOperand]
     assert np.mean(right(lm.with_method(Yarn(factor=2.0, beta_fast=8.0)), beyond)) >= 0.5
 
 
 @pytest.mark.check
-def test_through_the_mask_of_its_window_near_needles_stay_and_far_ones_do_not(lm):
+def test_a_mask_of_its_window_keeps_near_needles_and_loses_far_ones(lm):
     rows = list(
-        dataclasses.replace(HOME, seq_lens=(512,), n=16)(lm.with_method(LMInfinite(window=256)))
+        dataclasses.replace(WITHIN, seq_lens=(512,), n=16)(lm.with_method(LMInfinite(window=256)))
     )
     near = [row.scores.correct for row in rows if row.question.distance < 250]
     far = [row.scores.correct for row in rows if row.question.distance > 260]
@@ -58,7 +59,7 @@ def test_through_the_mask_of_its_window_near_needles_stay_and_far_ones_do_not(lm
     assert wilson(sum(far), len(far)).high <= 0.15  # pyright: ignore[reportOptionalOperand]
 
 
-def test_it_reads_files_that_it_never_saw(lm):
+def test_it_models_files_that_it_never_saw(lm):
     evaluation = Perplexity(seq_lens=(256,), target_tokens=64, num_windows=4)
     (cell,) = summary(evaluate(lm, [evaluation], progress=False))["perplexity"]
     assert cell["bits_per_byte"] <= 1.4

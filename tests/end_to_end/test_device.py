@@ -17,7 +17,7 @@ from ctxext.attention import Attention, Band, Causal, blocked, dense
 from ctxext.attention.kernels import TABLE, choose
 from ctxext.attention.request import Request
 from ctxext.bench import comparison
-from ctxext.bench.cases import LARGE, SMALL, Work
+from ctxext.bench.cases import LARGE, SMALL, BenchmarkCase
 from ctxext.bench.ctxext_backend import OPTIM, PARTS
 from ctxext.bench.weights import random_weights
 from ctxext.experiment import load_experiment
@@ -37,7 +37,7 @@ ON_CPU = os.environ.get("CTXEXT_TEST_PLATFORM", "cpu") == "cpu"
 
 @pytest.fixture(autouse=True)
 def highest():
-    """Float32 products in float32; accelerators round their inputs if not told."""
+    """Float32 products in float32; by default accelerators round their inputs."""
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -94,25 +94,24 @@ def test_blocks_equal_dense(attention: Attention, packed: bool):
         v,
         weight,
     )
-    for found, wanted in zip(
-        ours, values_and_gradients(by_dense(masks, segments), q, k, v, weight), strict=True
-    ):
-        np.testing.assert_allclose(found, wanted, atol=2e-5)
+    expected = values_and_gradients(by_dense(masks, segments), q, k, v, weight)
+    for actual, reference in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, atol=2e-5)
 
 
 @pytest.mark.parametrize("mask", [Band(), Band(0, 300)], ids=repr)
 @pytest.mark.parametrize("T", [1024, 4096])
-def test_the_vendor_s_kernel_equals_dense(accelerator: str, mask: Band, T: int):
-    """In bfloat16, against float32 of the same numbers: the root mean square of the error, relative."""
+def test_the_fused_kernel_equals_dense(accelerator: str, mask: Band, T: int):
+    """The relative root mean square error in bfloat16, against float32 of the same numbers."""
     numbers = heads(T, "bfloat16")
     request = Request((mask,), accelerator, seq_len=T, dtype=jnp.bfloat16, packed=False)
     chosen = choose("auto", request)
     assert chosen in ("cudnn", "splash")
     attend = TABLE[chosen].attend
     ours = values_and_gradients(lambda q, k, v: attend([q], [k], v, [mask]), *numbers)
-    wanted = values_and_gradients(by_dense([mask]), *(x.astype(jnp.float32) for x in numbers))
-    for found, exact in zip(ours, wanted, strict=True):
-        error = jnp.linalg.norm(found.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+    expected = values_and_gradients(by_dense([mask]), *(x.astype(jnp.float32) for x in numbers))
+    for actual, exact in zip(ours, expected, strict=True):
+        error = jnp.linalg.norm(actual.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
         assert error < 1e-2
 
 
@@ -121,35 +120,36 @@ def test_every_method_gives_the_logits_of_the_cpu(scaling):
     tokens = tiny.tokens(2, 70)
     ours = tiny.lm(scaling=scaling).logits(tokens)
     with jax.default_device(jax.devices("cpu")[0]):
-        wanted = tiny.lm(scaling=scaling, kernel="dense").logits(tokens)
-    np.testing.assert_allclose(ours, wanted, atol=1e-4)
+        expected = tiny.lm(scaling=scaling, kernel="dense").logits(tokens)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("remat", "dtype"), [("none", "float32"), ("full", "float32"), ("full", "bfloat16")]
 )
-def test_training_goes_as_on_the_cpu(
+def test_training_is_as_on_the_cpu(
     remat: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Three steps of 27 M parameters: losses and gradient norms, the CPU's in float32."""
-    work = Work("step", 512, 2, remat=remat, dtype=dtype, shape=SMALL)
-    weights = random_weights(work, tmp_path)
-    here = PARTS["step"](work, weights)
-    found = [here()[1] for _ in range(3)]
+    """Losses and gradient norms of three steps of 27 M parameters; the CPU computes in float32."""
+    case = BenchmarkCase("step", 512, 2, remat=remat, dtype=dtype, shape=SMALL)
+    weights = random_weights(case, tmp_path)
+    run_once = PARTS["step"](case, weights)
+    values = [run_once()[1] for _ in range(3)]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    with comparison.opened("ours", dataclasses.replace(work, dtype="float32"), weights) as there:
-        assert there.device == "cpu"
-        wanted = [there.round()["value"] for _ in range(3)]
-    np.testing.assert_allclose(found, wanted, rtol=5e-5 if dtype == "float32" else 2e-2)
+    exact = dataclasses.replace(case, dtype="float32")
+    with comparison.backend_process("ctxext", exact, weights) as process:
+        assert process.device == "cpu"
+        expected = [process.round()["value"] for _ in range(3)]
+    np.testing.assert_allclose(values, expected, rtol=5e-5 if dtype == "float32" else 2e-2)
 
 
 @pytest.mark.parametrize("seq_len", [2048, 8192])
 def test_the_peak_is_as_planned(accelerator: str, seq_len: int, tmp_path: Path):
     """Of a training step of 1.1 B parameters with full rematerialisation, within a fifth."""
-    work = Work("step", seq_len, remat="full", dtype="bfloat16", shape=LARGE)
-    measured = comparison.match(work, random_weights(work, tmp_path), ["ours"], rounds=1)["sides"][
-        "ours"
-    ]["peak_gib"]
+    case = BenchmarkCase("step", seq_len, remat="full", dtype="bfloat16", shape=LARGE)
+    weights = random_weights(case, tmp_path)
+    result = comparison.compare_backends(case, weights, ["ctxext"], rounds=1)
+    measured = result["backends"]["ctxext"]["peak_gib"]
     recipe = load_experiment(RECIPE)
     train = dataclasses.replace(recipe.train, seq_len=seq_len, batch_size=1, accumulate=1)
     experiment = dataclasses.replace(
@@ -160,9 +160,10 @@ def test_the_peak_is_as_planned(accelerator: str, seq_len: int, tmp_path: Path):
     assert measured == pytest.approx(planned, rel=0.2)
 
 
-def test_the_bench_says_what_the_device_did(accelerator: str):
-    found = bench.measure("tiny-llama", ["step"], rounds=2)["step"]["matches"]
-    for side in (one["sides"]["ours"] for one in found):
-        assert side["device"] == jax.devices()[0].device_kind
-        assert 0 < side["device_seconds"] < 1.5 * side["seconds"]["high"]
-        assert "mfu" not in side or 0.05 < side["mfu"] < 1  # of an accelerator whose peak is known
+def test_the_benchmark_measures_what_the_device_did(accelerator: str):
+    results = bench.measure("tiny-llama", ["step"], rounds=2)["step"]["comparisons"]
+    for backend in (result["backends"]["ctxext"] for result in results):
+        assert backend["device"] == jax.devices()[0].device_kind
+        assert 0 < backend["device_seconds"] < 1.5 * backend["seconds"]["high"]
+        # Only of an accelerator whose peak is known.
+        assert "mfu" not in backend or 0.05 < backend["mfu"] < 1

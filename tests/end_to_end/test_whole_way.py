@@ -1,4 +1,4 @@
-"""A Llama-2-shaped checkpoint that transformers wrote goes the whole way: import, run, eval, export, proof, reload."""
+"""A checkpoint that transformers wrote, the whole way: import, eval, run, export, proof, reload."""
 
 import dataclasses
 import json
@@ -25,78 +25,52 @@ from ctxext.methods import Linear, Yarn
 from ctxext.optim import Optim
 
 experiment = Experiment(
-    name="whole-way", rope=Yarn(factor=2.0), data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
-    optim=Optim(learning_rate=1e-3), train=Train(steps=2, seq_len=128, batch_size=2, remat="full"),
-    evals=(Retrieval(seq_lens=(128,), depths=(0.5,), n=2),), zero_shot=(Yarn(factor=2.0),), baselines=(Linear(2.0),),
+    name="whole-way",
+    rope=Yarn(factor=2.0),
+    data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
+    optim=Optim(learning_rate=1e-3),
+    train=Train(steps=2, seq_len=128, batch_size=2, remat="full"),
+    evals=(Retrieval(seq_lens=(128,), depths=(0.5,), n=2),),
+    zero_shot=(Yarn(factor=2.0),),
+    baselines=(Linear(2.0),),
     export=Export(dtype="float32"),
 )
 """
 
 
 def test_from_transformers_and_back(tmp_path: Path, capsys) -> None:
-    torch_llama(
-        tmp_path / "hub", num_key_value_heads=TINY.num_attention_heads
-    )  # Llama 2 7B and 13B have no groups
-    file, run = tmp_path / "experiment.py", tmp_path / "run"
-    file.write_text(EXPERIMENT)
-    assert (
-        main(
-            ["import", str(tmp_path / "hub"), "--out", str(tmp_path / "base"), "--dtype", "float32"]
-        )
-        == 0
-    )
-    assert (
-        main(
-            [
-                "eval",
-                str(tmp_path / "base"),
-                "--method",
-                "pi",
-                "--factor",
-                "2",
-                "--evals",
-                "passkey",
-                "--seq-len",
-                "128",
-                "--out",
-                str(tmp_path / "rows"),
-            ]
-        )
-        == 0
-    )
+    # Llama 2 7B and 13B have as many key heads as query heads.
+    hub = tmp_path / "hub"
+    torch_llama(hub, num_key_value_heads=TINY.num_attention_heads)
+    file, run, base = (str(tmp_path / name) for name in ("experiment.py", "run", "base"))
+    Path(file).write_text(EXPERIMENT)
+    assert main(["import", str(hub), "--out", base, "--dtype", "float32"]) == 0
+    method = ["--method", "pi", "--factor", "2"]
+    evals = ["--evals", "passkey", "--seq-len", "128", "--out", str(tmp_path / "records")]
+    assert main(["eval", base, *method, *evals]) == 0
     capsys.readouterr()
-    argv = [
-        "run",
-        str(file),
-        "--init",
-        str(tmp_path / "base"),
-        "--run-dir",
-        str(run),
-        "--no-wandb",
-        "--json",
-    ]
-    assert main(argv) == 0
+    assert main(["run", file, "--init", base, "--run-dir", run, "--no-wandb", "--json"]) == 0
     proof = json.loads(capsys.readouterr().out)["proof"]
-    assert proof["equal"] and {reader["reader"] for reader in proof["readers"]} == {
+    assert proof["equal"]
+    assert {reader["reader"] for reader in proof["readers"]} == {
         "numpy",
         "transformers",
     }
     assert proof["positions"] == [0, 63, 64, 127]
-    # The result in transformers is the trained model, and neither the base nor the trained model without its scaling.
+    # In transformers the result is the trained model, and neither the base nor the trained model
+    # without its scaling.
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, 128))
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        run / "export", dtype=torch.float32
-    ).eval()
+    export = Path(run) / "export"
+    model = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
+    mask = torch.ones(1, 128, dtype=torch.long)
     with torch.no_grad():
-        theirs = model(
-            torch.tensor(tokens), attention_mask=torch.ones(1, 128, dtype=torch.long)
-        ).logits.numpy()
+        theirs = model(torch.tensor(tokens), attention_mask=mask).logits.numpy()
     trained = ctxext.load(run, angles="float32")
     scale = np.abs(theirs).max()
     assert np.abs(np.asarray(trained.logits(tokens)) - theirs).max() <= 2e-5 * scale
-    for other in (ctxext.load(tmp_path / "base"), trained.with_method(ctxext.methods.make("none"))):
+    for other in (ctxext.load(base), trained.with_method(ctxext.methods.make("none"))):
         assert np.abs(np.asarray(other.logits(tokens)) - theirs).max() > 1e-3 * scale
-    assert main(["prove", str(run / "export"), "--against", str(run)]) == 0
+    assert main(["prove", str(export), "--against", run]) == 0
 
 
 @pytest.mark.check
@@ -119,9 +93,8 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     alone = dataclasses.replace(experiment, rope=Linear(2.0), baselines=(), zero_shot=())
     expected = ctxext.run(alone, run_dir=tmp_path / "alone", track=())
     baseline = ctxext.load(tmp_path / "run" / "baselines" / "linear-factor-2")
-    equal = jax.tree.map(
-        lambda a, b: bool((a == b).all()), baseline.params, ctxext.load(expected.path).params
-    )
+    params = ctxext.load(expected.path).params
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), baseline.params, params)
     assert jax.tree.all(equal)
     again = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
     assert again == rows, "a finished run is read, not repeated"
