@@ -92,7 +92,8 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
             f"{name} keeps plain RoPE at the first {rope.leading[0]} positions, which config.json "
             "cannot represent; export it without them"
         )
-    method, theta = scaling, config.rope_theta
+    method = scaling
+    theta = config.rope_theta
     if type(scaling) in EQUIVALENTS:
         method, theta = EQUIVALENTS[type(scaling)](scaling, base)
     rope_type = type_of(method, window)

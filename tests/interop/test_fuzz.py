@@ -141,13 +141,12 @@ def edited(data: bytes, edits: list[tuple[int, int, str]], limit: int | None = N
 
 
 def outcome(work: Callable[[], Any]) -> Any:
-    """What `work` returns, or None for one clear line."""
+    """The result of `work`, or None if it raises one clear error."""
     try:
         return work()
     except ValueError as error:
-        line = " ".join(
-            str(error).split()
-        )  # as the command line prints it; names in files may hold line ends
+        # As the command line prints it; names in files may hold line ends.
+        line = " ".join(str(error).split())
         assert 20 < len(line) < 2000, error
         return None
 

@@ -179,7 +179,7 @@ def test_keys_describe_the_shape_of_the_model(tmp_path):
 
 
 def frequencies(keys: dict, tensors: dict) -> tuple[np.ndarray, float]:
-    """(radians per token, factor on cos and sin) as llama.cpp makes them with no flag given."""
+    """(radians per token, factor on cos and sin) as llama.cpp computes them without flags."""
     d, base = keys["llama.rope.dimension_count"], keys["llama.rope.freq_base"]
     f = base ** (-np.arange(0, d, 2) / d)
     if "rope_freqs.weight" in tensors:

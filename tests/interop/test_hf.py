@@ -197,7 +197,7 @@ def test_stored_dtypes_may_be_mixed(tmp_path):
     assert storage_dtype(safetensors_files.find_tensors(out).values()) == "float32"
 
 
-# Bad input: what is done to a good directory, and the line that says so.
+# Bad input: a change to a good directory, and the error that it gives.
 def _edit(name, **changes):
     def edit(out):
         data = json.loads((out / name).read_text())
@@ -398,7 +398,8 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch, what):
     if what == "config":
         monkeypatch.setattr(hf, "write_json", lambda path, value: (_ for _ in ()).throw(full))
     else:
-        real, calls = safetensors_files.write_file, []
+        real = safetensors_files.write_file
+        calls = []
 
         def failing(path, *args):
             calls.append(path)

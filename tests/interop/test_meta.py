@@ -197,7 +197,7 @@ def test_rows_of_one_head_by_hand():
     ],
 )
 def test_layout_of_published_models(tmp_path, monkeypatch, shape, shards, files):
-    """Real shapes, no numbers: what every shard would hold, by name and by bytes."""
+    """The contents of every shard by name and bytes, for real shapes and without numbers."""
     config = SHAPES[shape]
     assert meta.check(config, Unscaled(), dtype="bfloat16") == shards
     held = {
@@ -232,7 +232,7 @@ def test_layout_of_published_models(tmp_path, monkeypatch, shape, shards, files)
 
 
 def test_byte_ranges_in_a_shard_of_70b(tmp_path):
-    """A sparse file as long as the real one, and a few numbers where the last layer's must lie."""
+    """A sparse file as long as the real one, with a few numbers in the place of the last layer."""
     config = SHAPES["llama2-70b"]
     shapes = {
         meta_name(name)[0]: shard_shape(slot.shape, meta_name(name)[1], 8)
@@ -449,7 +449,7 @@ def test_a_checkpoint_that_torch_saved_is_read(tmp_path, rows):
 
 @pytest.mark.parametrize("shards", SHARDS)
 def test_meta_to_hf_to_meta_is_bit_exact(tmp_path, shards):
-    """From what torch saved to what torch loads."""
+    """A checkpoint that torch saved comes back as one that torch loads."""
     first = foreign(tmp_path / "m", SHARDS[shards], shards)
     convert(first, tmp_path / "hf", original=WINDOW)
     convert(tmp_path / "hf", tmp_path / "again", to="meta", shards=shards)
@@ -607,7 +607,7 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def test_an_import_has_one_tensor_in_memory(tmp_path):
-    """Wide layers: what numpy holds at most is a small part of the checkpoint."""
+    """With wide layers, numpy's peak memory is a small part of the checkpoint."""
     config = dataclasses.replace(SHARDS[8], intermediate_size=1024, num_hidden_layers=8)
     out = save(tmp_path / "m", config, dtype="bfloat16", shards=2)
     total = sum(path.stat().st_size for path in out.glob("*.pth"))

@@ -132,9 +132,8 @@ def refused(tmp_path: Path, pickled: bytes, message: str, **records: bytes) -> N
     try:
         with pytest.raises(ValueError, match=message) as error:
             open_archive(archive(tmp_path / "x.pth", pickled, **records))
-        assert (
-            tracemalloc.get_traced_memory()[1] < 2e6
-        )  # nothing is allocated by what a header says
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak < 2e6, "a size in a header allocated memory"
     finally:
         tracemalloc.stop()
     assert "\n" not in str(error.value) and "x.pth" in str(error.value)
@@ -148,11 +147,11 @@ class Global:
 
 
 class Stored(tuple):
-    """A persistent id, in the pickles made here."""
+    """A persistent id, in the pickles of these tests."""
 
 
 class Tensor(tuple):
-    """The arguments that a tensor is rebuilt from, in the pickles made here."""
+    """The arguments that a tensor is rebuilt from, in the pickles of these tests."""
 
 
 class Pickler(pickle._Pickler):
@@ -170,7 +169,7 @@ class Pickler(pickle._Pickler):
 def tensor_pickle(
     kind="BFloat16Storage", key="0", numel=6, offset=0, shape=(2, 3), strides=(3, 1)
 ) -> bytes:
-    """data.pkl of one tensor, with whatever sizes are asked for."""
+    """data.pkl of one tensor with the given sizes."""
     stored = Stored(("storage", Global(f"torch\n{kind}"), key, "cpu", numel))
     out = io.BytesIO()
     Pickler(out, 2).dump({"a": Tensor((stored, offset, shape, strides, False, {}))})

@@ -371,7 +371,7 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
             {"rope_scaling": linear(3.0), "max_position_embeddings": 16384},
             "not a multiple of the linear factor 3",
         ),
-        # LongChat 16k condenses positions by eight in code of its own, and says so nowhere else.
+        # LongChat 16k condenses positions by eight in its own code, and in no file.
         (
             {"max_position_embeddings": 2048, "max_sequence_length": 16384},
             "max_sequence_length 16384 is longer than max_position_embeddings 2048, .* factor 8",
@@ -434,7 +434,7 @@ def test_what_is_unclear_is_refused(tmp_path, changes, message):
 
 
 def test_su_of_the_first_longrope_files_is_read(tmp_path):
-    """transformers 5 no longer knows the name; the lists say it all."""
+    """transformers 5 no longer knows the name, but the lists are enough."""
     long = np.linspace(1, 8, 64).tolist()
     spec = {"type": "su", "short_factor": [1.0] * 64, "long_factor": long}
     data = LLAMA2 | {

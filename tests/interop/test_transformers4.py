@@ -48,7 +48,7 @@ def model(scaling: RopeScaling) -> LM:
 
 
 def logits(path: Path, length: int = LENGTH) -> np.ndarray:
-    """What transformers makes of the first tokens, in float32, at every position."""
+    """The logits of transformers for the first tokens, in float32, at every position."""
     positions = np.arange(length)
     reader_input = ReaderInput(TOKENS[:length], positions, positions)
     output = read_torch(Artifact.recognize(path), [reader_input])

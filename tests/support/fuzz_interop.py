@@ -38,7 +38,7 @@ TEXTS = ("", "a b", "def f(x):\n    return 1", "<s>naïve 日本語")
 
 
 def outcome(work: Callable[[], Any]) -> Any:
-    """What `work` returns, or None for one clear line; anything else is a finding."""
+    """The result of `work`, or None if it raises one clear error; any other one is a finding."""
     try:
         return work()
     except ValueError as error:

@@ -48,9 +48,8 @@ def test_encode_equals_sentencepiece_and_bos_is_explicit():
         ids = tokenizer.encode(text)
         assert ids == reference.encode(text)
         assert tokenizer.encode(text, bos=True) == [1, *ids]
-        assert tokenizer.decode(ids) == text.replace(
-            "▁", " "
-        )  # SentencePiece's own sign for a space
+        # "▁" is SentencePiece's own sign for a space.
+        assert tokenizer.decode(ids) == text.replace("▁", " ")
         assert tokenizer.decode([1, *ids, 2]) == tokenizer.decode(ids)
 
 
@@ -109,13 +108,12 @@ def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setti
             files[name] if name == MODEL else json.dumps(written[name]).encode()
         )
     theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
-    ours = load_tokenizer(
-        tmp_path
-    )  # without tokenizer.json transformers 5 may give other ids after the same start
+    ours = load_tokenizer(tmp_path)
+    # Without tokenizer.json transformers 5 may give other ids after the same start.
     assert ours.adds_bos == (theirs[0] == ours.bos_id)
 
 
-def test_llama_adds_a_beginning_of_sequence_where_nothing_is_said():
+def test_llama_adds_a_beginning_of_sequence_by_default():
     tokenizer = Tokenizer({MODEL: model()})
     assert tokenizer.adds_bos and (tokenizer.id_to_token(1), tokenizer.id_to_token(2)) == (
         "<s>",

@@ -169,9 +169,8 @@ def test_bos_that_was_left_to_the_class_of_old_readers_is_written_down(tmp_path,
         JSON: json.dumps(bare).encode(),
         CONFIG: b'{"bos_token": "<s>", "tokenizer_class": "X"}',
     }
-    assert (
-        json.loads(Tokenizer(plain).export_files(LENGTH)[JSON])["post_processor"] is None
-    )  # as it says itself
+    exported = json.loads(Tokenizer(plain).export_files(LENGTH)[JSON])
+    assert exported["post_processor"] is None
 
 
 def alpaca(added: dict[str, int]) -> dict[str, bytes]:
