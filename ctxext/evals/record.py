@@ -5,16 +5,14 @@ A run keeps them in records.jsonl, one per line. Labels for people are made from
 """
 
 import abc
-import contextlib
 import dataclasses
-import functools
-import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from ctxext.evals.strict_json import decode, encode
 from ctxext.files import read_jsonl
 
 Condition = Literal["needle", "no-needle", "needle-only"]
@@ -232,7 +230,7 @@ class EvalRecord(abc.ABC):
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON; what has its default value is left out."""
-        return {"kind": self.kind, **_encode(self)}
+        return {"kind": self.kind, **encode(self)}
 
     def columns(self) -> dict[str, Any]:
         """All parts in one flat dict of plain JSON, for a table with one row per record.
@@ -245,7 +243,7 @@ class EvalRecord(abc.ABC):
             prefix = f"{f.name}_" if f.name in ("cluster", "estimator") else ""
             if dataclasses.is_dataclass(part):
                 flat |= {
-                    prefix + inner.name: _encode(getattr(part, inner.name))
+                    prefix + inner.name: encode(getattr(part, inner.name))
                     for inner in dataclasses.fields(part)
                 }
             elif f.name != "facts":
@@ -292,7 +290,7 @@ def from_json(value: Any) -> EvalRecord:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(KINDS)}")
     parts = {name: part for name, part in value.items() if name != "kind"}
-    return _decoder(KINDS[kind])(parts, "record")
+    return decode(KINDS[kind], parts, "record")
 
 
 def read_records(path: str | Path) -> list[EvalRecord]:
@@ -315,105 +313,3 @@ def parse_records(values: Iterable[Any], path: str | Path) -> list[EvalRecord]:
                 "Move the file away and evaluate again"
             ) from None
     return records
-
-
-def _encode(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        values = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {
-            name: _encode(part)
-            for name, (f, part) in values.items()
-            if part != (f.default if f.default_factory is dataclasses.MISSING else {})
-        }
-    if isinstance(value, list | tuple):
-        return [_encode(part) for part in value]
-    return value
-
-
-Decoder = Callable[[Any, str], Any]
-"""(JSON value, its name for messages) -> the typed value; raises ValueError."""
-
-SCALARS: dict[Any, tuple[type, ...]] = {
-    bool: (bool,),
-    int: (int,),
-    float: (int, float),
-    str: (str,),
-}
-
-
-@functools.cache
-def _decoder(hint: Any) -> Decoder:
-    """The strict decoder of a type that records use."""
-    if dataclasses.is_dataclass(hint):
-        return _dataclass_decoder(hint)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is tuple:
-        return _tuple_decoder(args[0])
-    if origin in (Union, types.UnionType):
-        return _union_decoder(args)
-    if origin is dict:
-        return _check(lambda value: isinstance(value, dict), "an object")
-    if origin is Literal:
-        return _check(lambda value: value in args, f"one of {', '.join(map(str, args))}")
-    allowed = SCALARS[hint]
-    is_bool = hint is bool
-    return _check(
-        lambda value: isinstance(value, allowed) and isinstance(value, bool) == is_bool,
-        f"of type {hint.__name__}",
-    )
-
-
-def _check(accepts: Callable[[Any], bool], expected: str) -> Decoder:
-    def decode(value: Any, name: str) -> Any:
-        if not accepts(value):
-            raise ValueError(f"{name} is {value!r}, not {expected}")
-        return value
-
-    return decode
-
-
-def _dataclass_decoder(kind: Any) -> Decoder:
-    hints = typing.get_type_hints(kind)
-    fields = dataclasses.fields(kind)
-    decoders = {f.name: _decoder(hints[f.name]) for f in fields}
-    optional = {
-        f.name
-        for f in fields
-        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-    }
-
-    def decode(value: Any, name: str) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is {value!r}, not an object")
-        if unknown := value.keys() - decoders.keys():
-            raise ValueError(f"{name} has unknown fields: {', '.join(sorted(unknown))}")
-        if missing := decoders.keys() - optional - value.keys():
-            raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
-        return kind(**{key: decoders[key](part, key) for key, part in value.items()})
-
-    return decode
-
-
-def _tuple_decoder(element: Any) -> Decoder:
-    decode_element = _decoder(element)
-
-    def decode(value: Any, name: str) -> Any:
-        if not isinstance(value, list):
-            raise ValueError(f"{name} is {value!r}, not a list")
-        return tuple(decode_element(part, name) for part in value)
-
-    return decode
-
-
-def _union_decoder(alternatives: tuple[Any, ...]) -> Decoder:
-    decoders = [_decoder(kind) for kind in alternatives if kind is not type(None)]
-
-    def decode(value: Any, name: str) -> Any:
-        if value is None and type(None) in alternatives:
-            return None
-        for decoder in decoders[:-1]:
-            with contextlib.suppress(ValueError):
-                return decoder(value, name)
-        return decoders[-1](value, name)
-
-    return decode
