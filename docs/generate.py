@@ -30,7 +30,7 @@ STANDARD = {
     "seed": "The seed of everything drawn.",
     "seq_len": "A length in tokens.",
     "seq_lens": "The lengths in tokens.",
-    "source": "The text.",
+    "source": "Where the text is from.",
     "truncate": "Round the ends of the ramp outward to whole pairs.",
     "wording": "The text of the prompt; another one is read from a file.",
 }
@@ -91,7 +91,7 @@ def table(cls: type, prefix: str = "") -> Iterator[str]:
     yield "| field | type | default | meaning |"
     yield "|---|---|---|---|"
     for field in fields:
-        meaning = docs.get(field.name) or STANDARD.get(field.name) or ""
+        meaning = docs.get(field.name) or STANDARD.get(field.name)
         if meaning is None:
             raise ValueError(f"{cls.__name__}.{field.name} has no docstring: write one after it")
         name = f"`{prefix}{field.name}`"

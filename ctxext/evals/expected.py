@@ -13,22 +13,23 @@ from ctxext.evals.record import Measurement, Metric
 class Expected:
     """What the trained model should show in `evaluation` at `seq_len` tokens: value +- tolerance.
 
-    evaluation: the name of a perplexity, such as "ppl:truncate", or of a task, such as "passkey".
-    value: a perplexity, or an accuracy in percent. tolerance: how far a sound reproduction may be
-    off; papers give none, so the recipe chooses it. what: the model and text of the number.
-    source: the paper and table, or the file.
-
     Raises ValueError for values that make no sense.
     """
 
     type_tag: ClassVar[str] = "expected"
     evaluation: str
+    """The name of a perplexity, such as "ppl:truncate", or of a task, such as "passkey"."""
     seq_len: int
     value: float
+    """A perplexity, or an accuracy in percent."""
     tolerance: float
+    """How far a sound reproduction may be off; papers give none, so the recipe chooses it."""
     what: str
+    """The model and text of the number."""
     source: str
+    """The paper and table, or the file."""
     metric: Metric = "perplexity"
+    """What `value` is."""
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):

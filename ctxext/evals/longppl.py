@@ -35,6 +35,7 @@ class LongPPL(Eval):
     seq_lens: tuple[int, ...]
     num_documents: int = 8
     keys: Keys = ContrastiveKeys()
+    """How key tokens are chosen."""
     source: TextSource = Stdlib("heldout")
     seed: int = 0
 

@@ -55,7 +55,9 @@ class Perplexity(Eval):
     seq_lens: tuple[int, ...]
     num_documents: int = 8
     target_tokens: int = 128
+    """Tokens that are predicted, the same at every length."""
     num_windows: int = 1
+    """Windows per document."""
     source: TextSource = Stdlib("heldout")
     seed: int = 0
     batch_tokens: int = 16_384

@@ -44,14 +44,7 @@ class Retrieval(Eval):
     log-probability of each token of the right answer given the true ones before it, and the choice
     between the right answer and the values that the prompt holds for other records.
 
-    A depth of None is drawn for each question and recorded as the nearest quarter. `condition`
-    makes controls of the same questions, see `record.Condition`. About `batch_tokens` tokens go
-    through the model together.
-
-    shared_context: all questions of one length and number are about one text, which is read once
-    for all of them: more questions in the same time, but those about one text are not independent.
-    jitter: each depth is moved by up to this much, within 0 to 1; with 0.125, five depths cover
-    the whole text. suite, label: names in records and tables, which change no question.
+    A depth of None is drawn for each question and recorded as the nearest quarter.
 
     Raises ValueError if a question cannot fit into its length.
     """
@@ -59,16 +52,25 @@ class Retrieval(Eval):
     name: ClassVar[str] = "retrieval"
     seq_lens: tuple[int, ...]
     depths: tuple[float | None, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Where the needle is: 0 is the beginning of the text, 1 its end, None a random place."""
     n: int = 10
+    """Questions per length and depth."""
     task: tasks.Task = tasks.Passkey()
+    """What is asked."""
     source: TextSource = Stdlib("heldout")
     seed: int = 0
     condition: Condition = "needle"
+    """The question itself, or a control without its needle or without its haystack."""
     batch_tokens: int = 16_384
     shared_context: bool = False
+    """All questions of one length and number are about one text, which is read once for all of
+    them: more questions in the same time, but those about one text are not independent."""
     jitter: float = 0.0
+    """Each depth moves by up to this much; 0.125 lets five depths cover the whole text."""
     suite: str = ""
+    """The suite that these questions are part of."""
     label: str = ""
+    """The name in records and tables."""
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:

@@ -67,10 +67,14 @@ class RollingPerplexity(Eval):
     name: ClassVar[str] = "ppl"
     seq_lens: tuple[int, ...]
     estimator: str = "yarn"
+    """A name of `perplexity_estimators.ESTIMATORS`."""
     stride: int = 256
+    """Tokens from one window to the next."""
     num_documents: int = 8
     min_tokens: int = 0
+    """Only documents of at least this many tokens."""
     max_tokens: int | None = None
+    """Documents are cut to their first tokens; None keeps them whole."""
     source: TextSource = Stdlib("heldout")
     seed: int = 0
     batch_tokens: int = 16_384

@@ -53,9 +53,14 @@ class Samples(Eval):
 
     name: ClassVar[str] = "samples"
     path: str
+    """A file, or a directory of files."""
     seq_len: int
+    """The nominal length, which samples do not state."""
     variant: str
+    """Which of the benchmarks called RULER wrote the files; numbers of different ones are not
+    comparable."""
     n: int | None = None
+    """Only the first samples of each file; None for all."""
     batch_tokens: int = 16_384
 
     def items(self) -> list[str]:
