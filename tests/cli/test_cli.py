@@ -356,7 +356,7 @@ def test_a_run_that_evaluates_nothing_ends_well(
         "1",
     )
     assert (
-        result["verdict"] == ["There are no rows: nothing was evaluated."]
+        result["verdict"] == ["There are no records: nothing was evaluated."]
         and result["proof"] is None
     )
     assert (tmp_path / "run" / "report.html").is_file() and read_jsonl(

@@ -9,6 +9,7 @@ from ctxext.evals.record import AnswerRecord
 from ctxext.evals.stats import Effective, effective_length
 from ctxext.report.analysis.comparisons import Comparison, as_family, compare, pairs
 from ctxext.report.analysis.records import TaskResults, Variant, documents, num_correct, seq_lens
+from ctxext.report.analysis.scores import Scores, scores
 
 THRESHOLD = 0.85
 """Share of the in-window baseline down to which a length counts as effective context."""
@@ -31,6 +32,16 @@ class Study:
     """A task with what follows from its records, each computed once."""
 
     task: TaskResults
+
+    @cached_property
+    def scores(self) -> list[Scores]:
+        """The answers to the questions by variant and length."""
+        return scores(self.task.records, self.task.variants)
+
+    @cached_property
+    def control_scores(self) -> list[Scores]:
+        """The answers to the controls by variant, length and condition."""
+        return scores(self.task.controls, self.task.variants)
 
     @cached_property
     def baselines(self) -> list[Baseline]:

@@ -7,7 +7,7 @@ from ctxext.report.analysis.context_gain import gains
 from ctxext.report.analysis.lengths import achieved_lengths
 from ctxext.report.analysis.mistakes import KINDS, RIGHT, mistakes
 from ctxext.report.analysis.records import Variant, group, seq_lens
-from ctxext.report.analysis.scores import Scores, chance_level, scores
+from ctxext.report.analysis.scores import Scores, chance_level
 from ctxext.report.analysis.study import THRESHOLD, Study
 from ctxext.report.drawing.axes import Axis, length_axis, linear_axis, percent_axis
 from ctxext.report.drawing.bars import Bar, histograms, stacked_bars
@@ -41,16 +41,14 @@ KIND_NAMES = {
 
 def answer_charts(study: Study, styles: Styles, key: str) -> list[Chart]:
     """Right answers, then the other measures that the records have, then the context gain."""
-    every = scores([*study.task.records, *study.task.controls], study.task.variants)
-    charts = [measure_chart(study, every, measure, styles, key) for measure in MEASURES]
+    charts = [measure_chart(study, measure, styles, key) for measure in MEASURES]
     charts.append(gain_chart(study, styles, f"{key}-gain"))
     return [chart for chart in charts if chart]
 
 
-def measure_chart(
-    study: Study, every: Sequence[Scores], measure: Measure, styles: Styles, key: str
-) -> Chart | None:
+def measure_chart(study: Study, measure: Measure, styles: Styles, key: str) -> Chart | None:
     """One measure by length with 95 % whiskers; None for records without it."""
+    every = [*study.scores, *study.control_scores]
     measured = [s for s in every if measure.value(s) is not None]
     if not measured:
         return None
@@ -83,9 +81,7 @@ def measure_chart(
     )
     # The other charts have the same lines.
     legend = legend_of(lines) if measure is ACCURACY else []
-    numbers = (
-        accuracy_table(study.task) if measure is ACCURACY else measure_table(study.task, measure)
-    )
+    numbers = accuracy_table(study) if measure is ACCURACY else measure_table(study, measure)
     return Chart(title, description, svg, numbers, legend)
 
 

@@ -94,12 +94,12 @@ def all_tables(results: Results) -> list[Table[Any]]:
 def task_tables(study: Study) -> list[Table[Any]]:
     """Every table about one task."""
     task = study.task
-    tables: list[Table[Any]] = [accuracy_table(task)]
+    tables: list[Table[Any]] = [accuracy_table(study)]
     if contexts := effective_contexts(study):
         title = f"{task.name}: effective context"
         tables.append(effective_context_table(title, contexts))
     tables += [differences_table(task), controls_table(study)]
-    tables += [measure_table(task, measure) for measure in MEASURES[1:]]
+    tables += [measure_table(study, measure) for measure in MEASURES[1:]]
     tables += [gain_table(task), mistakes_table(task)]
     return [table for table in tables if table.rows or table.notes]
 
@@ -152,10 +152,9 @@ def score_text(scores: Scores) -> str:
     return f"{scores.correct}/{scores.n} {scores.accuracy:.0f} p {scores.answer_probability:.2f}"
 
 
-def accuracy_table(task: TaskResults) -> Table[Any]:
-    title = f"{task.name}: right / asked, % [95 % interval], p(answer)"
-    entries = scores(task.records, task.variants)
-    return table_by_length(title, entries, score_text, key="retrieval")
+def accuracy_table(study: Study) -> Table[Any]:
+    title = f"{study.task.name}: right / asked, % [95 % interval], p(answer)"
+    return table_by_length(title, study.scores, score_text, key="retrieval")
 
 
 def differences_table(task: TaskResults) -> Table[Any]:
@@ -165,7 +164,7 @@ def differences_table(task: TaskResults) -> Table[Any]:
     return table_by_length(title, differences, lambda x: f"{x.points:+z.0f}", key="differences")
 
 
-def measure_table(task: TaskResults, measure: Measure) -> Table[Any]:
+def measure_table(study: Study, measure: Measure) -> Table[Any]:
     """One measure by length, of questions and controls; without rows where no record has it."""
 
     def name(scores: Scores) -> str:
@@ -173,10 +172,10 @@ def measure_table(task: TaskResults, measure: Measure) -> Table[Any]:
         control = f", {CONTROLS[condition]}" if condition in CONTROLS else ""
         return scores.variant.name + control
 
-    every = scores([*task.records, *task.controls], task.variants)
+    every = [*study.scores, *study.control_scores]
     measured = [s for s in every if measure.value(s) is not None]
-    title = f"{task.name}: {measure.title}"
-    if measure is CHOICE and (level := chance_level(task.records)) is not None:
+    title = f"{study.task.name}: {measure.title}"
+    if measure is CHOICE and (level := chance_level(study.task.records)) is not None:
         title += f", chance {level:.3g}"
     return table_by_length(f"{title} [95 % interval]", measured, measure.text, name=name)
 
@@ -184,7 +183,7 @@ def measure_table(task: TaskResults, measure: Measure) -> Table[Any]:
 def controls_table(study: Study) -> Table[Any]:
     """Floor and ceiling of every variant that was asked them, and the in-window baseline."""
     task = study.task
-    controls = scores(task.controls, task.variants)
+    controls = study.control_scores
     lines: list[Line[Scores]] = []
     for condition, name in CONTROLS.items():
         asked = group((s for s in controls if s.condition == condition), lambda s: s.variant)
