@@ -83,9 +83,8 @@ def needs(experiment: Experiment, *, training_only: bool = False) -> Iterator[Ne
             yield Need(path, split, "data")
     for one in () if training_only else experiment.evals:
         for path, split in text_on_disk(one):
-            yield Need(
-                path, split, one.title, getattr(one, "num_documents", 1), getattr(one, "needed", 0)
-            )
+            documents = getattr(one, "num_documents", 1)
+            yield Need(path, split, one.title, documents, one.required_tokens)
 
 
 def _place(need: Need) -> Path:

@@ -79,6 +79,11 @@ class Eval(abc.ABC):
         """The name in progress output."""
         return self.name
 
+    @property
+    def required_tokens(self) -> int:
+        """Tokens that each document it reads must have, without BOS and EOS; 0: any number."""
+        return 0
+
     @abc.abstractmethod
     def items(self) -> list[str]:
         """Names of all items, in order. Adding samples, lengths or depths keeps the old names."""
