@@ -104,8 +104,11 @@ def test_a_broken_format_scores_as_the_metric_says():
 def test_a_wrong_value_of_the_prompt_is_distinguished_from_nothing():
     for task in TASKS:
         for e in exam_of(task).examples(TOKENIZER):
-            for decoy in e.distractors:
-                assert failure(f" {decoy}", e.references, distractors=e.distractors) == "distractor"
+            for distractor in e.distractors:
+                assert (
+                    failure(f" {distractor}", e.references, distractors=e.distractors)
+                    == "distractor"
+                )
     assert any(e.distractors for e in exam_of(Lines()).examples(TOKENIZER))
 
 
