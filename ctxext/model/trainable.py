@@ -188,7 +188,8 @@ class LastLayers(Trainable):
     def pattern(self, config: LlamaConfig) -> str:
         if self.n > config.num_hidden_layers:
             raise ValueError(
-                f"trainable.n {self.n} is more than the model's {config.num_hidden_layers} layers"
+                f"trainable.n {self.n} is more than the {config.num_hidden_layers} layers "
+                "of the model"
             )
         last_segment = 1 if self.n < config.num_hidden_layers else 0
         return rf"^segments\.{last_segment}\.|^norm\.|^lm_head\."
