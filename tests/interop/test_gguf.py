@@ -401,4 +401,4 @@ def test_the_command_line(tmp_path, capsys):
     keys, _ = read(out)
     assert keys["llama.rope.scaling.type"] == "linear" and keys["general.file_type"] == 1
     assert main([*argv, "--shards", "2", "--out", str(tmp_path / "x.gguf")]) == 2
-    assert "--shards belongs to --to meta" in capsys.readouterr().err
+    assert "--shards needs --to meta" in capsys.readouterr().err
