@@ -1,4 +1,4 @@
-"""The texts that an experiment reads from disk, looked for before anything long starts."""
+"""The texts that an experiment reads from disk, checked before anything starts."""
 
 import shlex
 from collections.abc import Iterator
@@ -13,79 +13,87 @@ from ctxext.data.token_files import is_prepared, open_prepared
 from ctxext.experiment import Experiment
 
 
-class Need(NamedTuple):
-    """A directory or file of text, who reads it, and how much has to be in it."""
+class Requirement(NamedTuple):
+    """A directory or file of text, what reads it, and how much it has to hold."""
 
     path: str
     split: str
     reader: str
+    """The name of an evaluation, or "data" for training."""
     documents: int = 1
     tokens: int = 0
-    """Of each of those documents, BOS and EOS not counted."""
+    """In each of those documents, without BOS and EOS."""
 
-    def missing(self, tokenizer_of: str) -> str:
-        """What is said where there is nothing: the command that makes it."""
-        shortest = f" --min-tokens {self.tokens + 2}" * bool(
-            self.tokens
-        )  # `prepare` counts BOS and EOS
-        asked = f"{self.documents} documents of at least {self.tokens:,} tokens: " * bool(
-            self.tokens
-        )
-        option = (
-            ", or name other text with --data.path"
-            if self.reader == "data"
-            else "; `ctxext train` does without it"
-        )
+    @property
+    def place(self) -> Path:
+        return Path(self.path).expanduser()
+
+    def how_to_prepare(self, tokenizer: str) -> str:
+        """The sentence for a missing text, with the command that makes it."""
+        size, min_tokens = "", ""
+        if self.tokens:
+            size = f"{self.documents} documents of at least {self.tokens:,} tokens: "
+            min_tokens = f" --min-tokens {self.tokens + 2}"  # `prepare` counts BOS and EOS
+        if self.reader == "data":
+            alternative = ", or name other text with --data.path"
+        else:
+            alternative = "; `ctxext train` does without it"
         return (
-            f"{self.reader} reads {self.path}, which is not there: {asked}ctxext prepare "
-            f"YOUR_TEXTS --out {shlex.quote(self.path)} --tokenizer "
-            f"{tokenizer_of}{shortest}{option}"
+            f"{self.reader} reads {self.path}, which is not there: {size}ctxext prepare YOUR_TEXTS "
+            f"--out {shlex.quote(self.path)} --tokenizer {tokenizer}{min_tokens}{alternative}"
         )
+
+
+def requirements(experiment: Experiment, *, training_only: bool = False) -> Iterator[Requirement]:
+    """The texts that training and, unless `training_only`, the evaluations read."""
+    if experiment.train.steps:
+        for path, split in text_on_disk(experiment.data):
+            yield Requirement(path, split, "data")
+    if training_only:
+        return
+    for evaluation in experiment.evals:
+        documents = getattr(evaluation, "num_documents", 1)
+        tokens = evaluation.required_tokens
+        for path, split in text_on_disk(evaluation):
+            yield Requirement(path, split, evaluation.title, documents, tokens)
 
 
 def missing(experiment: Experiment, *, training_only: bool = False) -> list[str]:
     """A sentence for each text that is not there; reads nothing."""
     tokenizer = shlex.quote(experiment.init or experiment.tokenizer or "HF_DIR")
-    absent = [
-        need for need in needs(experiment, training_only=training_only) if not _place(need).exists()
+    sentences = [
+        requirement.how_to_prepare(tokenizer)
+        for requirement in requirements(experiment, training_only=training_only)
+        if not requirement.place.exists()
     ]
-    return list(dict.fromkeys(need.missing(tokenizer) for need in absent))
+    return list(dict.fromkeys(sentences))
 
 
 def check(experiment: Experiment, *, training_only: bool = False) -> None:
-    """Raises ValueError for text that is not there, and for prepared tokens that are unfinished, of another tokenizer,
-    or too few for an evaluation."""
-    if absent := missing(experiment, training_only=training_only):
-        raise ValueError("; ".join(absent))
+    """Raise ValueError for text that is not there, or that cannot be used.
+
+    Prepared tokens must be complete, made by the experiment's tokenizer, and enough for the
+    evaluations.
+    """
+    if sentences := missing(experiment, training_only=training_only):
+        raise ValueError("; ".join(sentences))
     prepared = [
-        need for need in needs(experiment, training_only=training_only) if is_prepared(_place(need))
+        requirement
+        for requirement in requirements(experiment, training_only=training_only)
+        if is_prepared(requirement.place)
     ]
     source = experiment.init or experiment.tokenizer
     if not prepared or source is None:
         return
     tokenizer = loading.open_tokenizer(source)
-    for need in prepared:
-        corpus = open_prepared(_place(need), need.split, tokenizer)
-        ends = (corpus.bos_id is not None) + (corpus.eos_id is not None)
-        enough = int(np.count_nonzero(np.diff(corpus.offsets) - ends >= need.tokens))
-        if enough < need.documents:
-            there = f"{need.path}, which has {enough} of {len(corpus.offsets) - 1}"
+    for requirement in prepared:
+        corpus = open_prepared(requirement.place, requirement.split, tokenizer)
+        markers = (corpus.bos_id is not None) + (corpus.eos_id is not None)
+        lengths = np.diff(corpus.offsets) - markers
+        enough = int(np.count_nonzero(lengths >= requirement.tokens))
+        if enough < requirement.documents:
             raise ValueError(
-                f"{need.reader} reads {need.documents} documents of at least {need.tokens:,} "
-                f"tokens from {there}: prepare more text"
+                f"{requirement.reader} reads {requirement.documents} documents of at least "
+                f"{requirement.tokens:,} tokens from {requirement.path}, which has {enough} of "
+                f"{len(lengths)}: prepare more text"
             )
-
-
-def needs(experiment: Experiment, *, training_only: bool = False) -> Iterator[Need]:
-    """What training reads, and what the evaluations do."""
-    if experiment.train.steps:
-        for path, split in text_on_disk(experiment.data):
-            yield Need(path, split, "data")
-    for one in () if training_only else experiment.evals:
-        for path, split in text_on_disk(one):
-            documents = getattr(one, "num_documents", 1)
-            yield Need(path, split, one.title, documents, one.required_tokens)
-
-
-def _place(need: Need) -> Path:
-    return Path(need.path).expanduser()

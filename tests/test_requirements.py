@@ -1,4 +1,4 @@
-"""Text that a recipe reads is looked for first: one error says what is missing and which command makes it."""
+"""Missing text is reported before anything starts, with the command that makes it."""
 
 import dataclasses
 import shlex
@@ -23,9 +23,17 @@ from ctxext.methods import Yarn
 from ctxext.optim import Optim
 
 experiment = Experiment(
-    name="needy", init="tiny-llama", rope=Yarn(2.0), data=Files("long-text"), optim=Optim(learning_rate=1e-4),
+    name="needy",
+    init="tiny-llama",
+    rope=Yarn(2.0),
+    data=Files("long-text"),
+    optim=Optim(learning_rate=1e-4),
     train=Train(steps=1, seq_len=128, batch_size=1), export=None,
-    evals=(RollingPerplexity((128,), "truncate", num_documents=3, min_tokens=500, source=Files("proof-pile")),),
+    evals=(
+        RollingPerplexity(
+            (128,), "truncate", num_documents=3, min_tokens=500, source=Files("proof-pile")
+        ),
+    ),
 )
 """
 
@@ -56,7 +64,7 @@ def said(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_error_s_commands_make_what_is_missing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All that is missing in one line, nothing is written; its commands, pasted, are all that a run needs."""
+    """One line names all that is missing; its commands, pasted, are all that a run needs."""
     source = texts(here / "books", 40, 60, 80)
     line = said(["run", "needy.py", "--no-wandb"], capsys)
     assert (
@@ -107,7 +115,7 @@ def test_prepared_tokens_that_do_not_fit(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_every_text_of_a_recipe_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a published number was measured on, and each part of a mixture; what is bundled is not on disk."""
+    """The text of a published number, and each part of a mixture; bundled text is not on disk."""
     for path in RECIPES.glob("llama*.py"):
         recipe = load_experiment(path)
         found = "".join(requirements.missing(recipe))
@@ -122,13 +130,13 @@ def test_every_text_of_a_recipe_is_named(here: Path, capsys: pytest.CaptureFixtu
     assert "--out proof-pile --tokenizer HF_DIR --min-tokens 131074" in capsys.readouterr().out
     mixed = Mix(((1.0, Upsampled(Files("a"), 10, 2.0)), (1.0, Stdlib("train")), (1.0, Files("b"))))
     experiment = dataclasses.replace(load_experiment(here / "needy.py"), data=mixed, evals=())
-    assert [need.path for need in requirements.needs(experiment)] == ["a", "b"]
+    assert [text.path for text in requirements.requirements(experiment)] == ["a", "b"]
 
 
 def test_questions_and_documents_that_do_not_fit_are_said_before_training(
     here: Path, capsys
 ) -> None:
-    """A text that is there and too short, and a needle longer than its length; nothing has been trained by then."""
+    """Text that is too short, or a needle longer than its length, is refused before training."""
     texts(here / "long-text", 40)
     texts(here / "proof-pile", 40, 5, 60)
     run = ["run", "needy.py", "--no-wandb", "--run-dir", "out"]
@@ -143,10 +151,8 @@ def test_questions_and_documents_that_do_not_fit_are_said_before_training(
     run[-1] = "other"
     assert "passkey: " in (line := said_at_the_end(run, capsys)) and "16" in line
     for name in ("out", "other"):
-        assert (
-            not list((here / name).glob("checkpoints/*"))
-            and not (here / name / "metrics.jsonl").exists()
-        )
+        assert not list((here / name).glob("checkpoints/*"))
+        assert not (here / name / "metrics.jsonl").exists()
 
 
 def said_at_the_end(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:

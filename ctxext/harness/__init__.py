@@ -1,1 +1,1 @@
-"""Any short task of lm-evaluation-harness, asked of a run or an HF directory: did the extension break the model?"""
+"""Tasks of lm-evaluation-harness on a run or an HF directory: did the extension break the model?"""

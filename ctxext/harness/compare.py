@@ -1,4 +1,4 @@
-"""Two models on the same questions of the harness: paired differences from the samples that it logs."""
+"""Two models on the same documents of the harness: paired differences from its logged samples."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,9 @@ NATS = {"word_perplexity": "nats per word", "byte_perplexity": "nats per byte"}
 class Difference:
     """One metric of one task, model minus base, over `n` documents.
 
-    Right or wrong answers: percentage points with the exact McNemar `p` and Holm's `adjusted` over all tasks and
-    metrics together. Perplexities: nats per `unit`, negative where the model predicts better. Others: of the mean.
+    Right or wrong answers: percentage points, with the exact McNemar `p` and Holm's `adjusted` over
+    all tasks and metrics together. Perplexities: nats per `unit`, negative where the model predicts
+    better. Others: the difference of the means.
     """
 
     task: str
@@ -36,34 +37,38 @@ class Difference:
 def differences(
     model: Mapping[str, Sequence[Sample]], base: Mapping[str, Sequence[Sample]]
 ) -> list[Difference]:
-    """All metrics that are numbers per document; task -> logged samples of both. Raises ValueError if they differ."""
-    found = [
-        made
-        for task, samples in model.items()
-        for metric, name, pairs in _pairs(task, samples, base[task])
-        if (made := _difference(task, name, metric, pairs)) is not None
-    ]
-    adjusted = iter(holm([d.p for d in found if d.p is not None]))
-    return [d if d.p is None else replace(d, adjusted=next(adjusted)) for d in found]
+    """The differences in all metrics that are numbers per document.
+
+    `model`, `base`: task -> logged samples. Raises ValueError if their documents differ.
+    """
+    unadjusted = []
+    for task, samples in model.items():
+        for metric, name, pairs in _pairs(task, samples, base[task]):
+            difference = _difference(task, name, metric, pairs)
+            if difference is not None:
+                unadjusted.append(difference)
+    adjusted = iter(holm([d.p for d in unadjusted if d.p is not None]))
+    return [d if d.p is None else replace(d, adjusted=next(adjusted)) for d in unadjusted]
 
 
 def _pairs(
     task: str, model: Sequence[Sample], base: Sequence[Sample]
 ) -> Iterable[tuple[str, str, list[tuple[Any, Any]]]]:
     """(metric, filter, (base, model) of each document) in the order of the samples."""
-    there = {_key(sample): sample for sample in base}
-    if [_key(sample) for sample in model] != list(there):
+    base_samples = {_key(sample): sample for sample in base}
+    if [_key(sample) for sample in model] != list(base_samples):
         raise ValueError(
-            f"{task}: the two models were not asked the same questions, so they are no pairs"
+            f"{task}: the two models were not asked the same questions, so their answers are not "
+            "pairs"
         )
     for name in dict.fromkeys(sample["filter"] for sample in model):
-        mine = [sample for sample in model if sample["filter"] == name]
-        for metric in mine[0]["metrics"]:
-            yield (
-                metric,
-                name,
-                [(plain(there[_key(sample)][metric]), plain(sample[metric])) for sample in mine],
-            )
+        filtered = [sample for sample in model if sample["filter"] == name]
+        for metric in filtered[0]["metrics"]:
+            pairs = [
+                (plain(base_samples[_key(sample)][metric]), plain(sample[metric]))
+                for sample in filtered
+            ]
+            yield metric, name, pairs
 
 
 def _key(sample: Sample) -> tuple[Any, ...]:
@@ -82,22 +87,25 @@ def _difference(
     base, model = zip(*pairs, strict=True)
     if metric in NATS:
         weights = [weight for _, weight in base]
-        (a, b), total = ([-nats for nats, _ in side] for side in (base, model)), sum(weights)
+        a = [-log_likelihood for log_likelihood, _ in base]
+        b = [-log_likelihood for log_likelihood, _ in model]
+        total = sum(weights)
         interval = ratio_bootstrap([y - x for x, y in zip(a, b, strict=True)], weights)
         return Difference(
             task, filter, metric, NATS[metric], len(pairs), sum(a) / total, sum(b) / total, interval
         )
     if not all(isinstance(x, int | float) for pair in pairs for x in pair):
-        return None  # predictions to be put together, such as those of an F1 over all documents
-    a, b = (sum(side) / len(side) for side in (base, model))
+        return None  # parts of a metric over all documents, such as an F1
+    a = sum(base) / len(base)
+    b = sum(model) / len(model)
     if not set(base) | set(model) <= {0, 1}:
         return Difference(task, filter, metric, "", len(pairs), a, b, paired_bootstrap(base, model))
-    only_base, only_model = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
-    if (
-        only_base == only_model == 0
-    ):  # a bootstrap of equal pairs would be certain; n of them leave 0 of n open
-        open_ = 100 * (wilson(0, len(pairs)).high or 0)
-        interval = Interval(0.0, -open_, open_)
+    only_base = sum(x > y for x, y in pairs)
+    only_model = sum(y > x for x, y in pairs)
+    if only_base == only_model == 0:
+        # A bootstrap of equal pairs would be certain, but n of them only bound the rate 0 of n.
+        bound = 100 * (wilson(0, len(pairs)).high or 0)
+        interval = Interval(0.0, -bound, bound)
     else:
         interval = paired_bootstrap([100 * x for x in base], [100 * x for x in model])
     p = mcnemar(only_base, only_model)
@@ -117,7 +125,10 @@ def _difference(
 
 
 def plain(value: Any) -> Any:
-    """The same as strict JSON values: numpy's numbers as Python's, what is not finite as null, the rest as text."""
+    """A value as strict JSON values.
+
+    numpy's numbers become Python's, numbers that are not finite null, everything else text.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(x) for key, x in value.items()}
     if isinstance(value, list | tuple | set):

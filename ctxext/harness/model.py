@@ -1,4 +1,7 @@
-"""A model as lm-evaluation-harness asks one; encoding, truncation and windows are those of its Hugging Face backend."""
+"""A model behind the interface of lm-evaluation-harness.
+
+Encoding, truncation and windows are those of its Hugging Face backend.
+"""
 
 import itertools
 import json
@@ -26,7 +29,8 @@ except ImportError:
         "lm-evaluation-harness is not installed: pip install 'ctxext[lm-eval]'"
     ) from None
 
-FIRST = 32  # tokens written before one looks for stop strings; each later look comes after as many as there are
+FIRST_CHECK = 32
+"""Tokens generated before the first check for stop strings; each later one doubles them."""
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 NEUTRAL = {"num_beams": (1,), "repetition_penalty": (1,), "top_k": (None, 0)}
 
@@ -41,14 +45,20 @@ class Decoding:
     top_p: float
 
     @classmethod
-    def of(cls, given: dict[str, Any], max_gen_toks: int, eos: str | None) -> "Decoding":
-        """With the harness's own defaults: greedy unless `do_sample` or a temperature; the end of text stops too."""
-        options: dict[str, Any] = {**normalize_gen_kwargs(given, max_gen_toks)}
+    def of(
+        cls, generation_kwargs: dict[str, Any], max_gen_toks: int, eos: str | None
+    ) -> "Decoding":
+        """With the harness's own defaults: greedy unless `do_sample` or a temperature is set.
+
+        The end of text is a stop string too.
+        """
+        options: dict[str, Any] = {**normalize_gen_kwargs(generation_kwargs, max_gen_toks)}
         sample = options["do_sample"]
         for name in options.keys() - KNOWN:
             if options[name] not in NEUTRAL.get(name, ()) and not (name == "top_k" and not sample):
                 raise ValueError(
-                    f"generation_kwargs: {name} is not supported here; known: {', '.join(sorted(KNOWN))}"
+                    f"generation_kwargs: {name} is not supported here; known: "
+                    f"{', '.join(sorted(KNOWN))}"
                 )
         temperature = float(options.get("temperature", 0.0)) if sample else 0.0
         if sample and not temperature > 0:
@@ -63,11 +73,12 @@ class Decoding:
 
 
 class HarnessLM(TemplateLM):
-    """log p of continuations and of whole texts, and greedy or sampled text, for `lm_eval.simple_evaluate`.
+    """Log-likelihoods, and greedy or sampled text, for `lm_eval.simple_evaluate`.
 
-    `max_length`, tokens: by default the window of pre-training, also for a model that was extended since, so that base
-    and extension see the same prompts; what is longer loses its beginning, or is read in windows (rolling). About
-    `batch_tokens` tokens go through the model together. `seed`: of sampled text.
+    `max_length` in tokens: by default the window of pre-training, also for a model that was
+    extended since, so that base and extension see the same prompts. Longer contexts lose their
+    beginning; longer texts are read in windows (rolling). About `batch_tokens` tokens go through
+    the model together. `seed`: for sampled text.
     """
 
     def __init__(
@@ -81,13 +92,14 @@ class HarnessLM(TemplateLM):
     ) -> None:
         super().__init__()
         self.max_length = max_length or lm.config.max_position_embeddings
-        self._lm, self._tokenizer = lm, lm.tokenizer
-        self._max_gen_toks, self._batch_tokens, self._seed = max_gen_toks, batch_tokens, seed
-        bos, eos = (
-            None if i is None else lm.tokenizer.id_to_token(i)
-            for i in (lm.tokenizer.bos_id, lm.tokenizer.eos_id)
-        )
-        self._bos, self._eos = bos, eos
+        self._lm = lm
+        self._tokenizer = lm.tokenizer
+        self._max_gen_toks = max_gen_toks
+        self._batch_tokens = batch_tokens
+        self._seed = seed
+        bos_id, eos_id = lm.tokenizer.bos_id, lm.tokenizer.eos_id
+        self._bos = None if bos_id is None else lm.tokenizer.id_to_token(bos_id)
+        self._eos = None if eos_id is None else lm.tokenizer.id_to_token(eos_id)
         stops = np.atleast_1d(
             [] if lm.config.eos_token_id is None else lm.config.eos_token_id
         ).tolist()
@@ -98,17 +110,21 @@ class HarnessLM(TemplateLM):
         """The end of text. Raises ValueError if the tokenizer has none."""
         if self._tokenizer.eos_id is None:
             raise ValueError(
-                "this tokenizer has no end-of-sequence token; name its eos_token in tokenizer_config.json"
+                "this tokenizer has no end-of-sequence token; name its eos_token in "
+                "tokenizer_config.json"
             )
         return self._tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context: the beginning of sequence, or else the end of text."""
+        """The id before a text without context: beginning of sequence, or else end of text."""
         return self.eot_token_id if self._tokenizer.bos_id is None else self._tokenizer.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Ids behind a beginning-of-sequence id if the tokenizer adds one, never two; none for False."""
+        """Ids of a text, after one beginning-of-sequence id if the tokenizer adds it.
+
+        Never after two; after none if `add_special_tokens` is False.
+        """
         if add_special_tokens is None and self._bos and string.startswith(self._bos):
             return self._tokenizer.encode(string.removeprefix(self._bos), bos=True)
         return self._tokenizer.encode(
@@ -116,7 +132,11 @@ class HarnessLM(TemplateLM):
         )
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts, nats; every token once, in windows of `max_length` that do not overlap if they can."""
+        """The log-likelihood of whole texts, in nats.
+
+        Every token counts once, in windows of `max_length` tokens that overlap as little as
+        possible.
+        """
         texts = [request.args[0] for request in requests]
         windows = [
             [
@@ -138,7 +158,10 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log p of the continuation, nats; whether greedy decoding would write it) of (key, context, continuation)."""
+        """(log-likelihood in nats, whether greedy decoding would write it) of each continuation.
+
+        A request is (key, context, continuation), the latter two as token ids.
+        """
         for _, _, continuation in requests:
             if not 1 <= len(continuation) <= self.max_length:
                 raise ValueError(
@@ -159,16 +182,17 @@ class HarnessLM(TemplateLM):
                     np.stack([np.pad(rows[i], (0, longest - len(rows[i]))) for i in batch])
                 )
                 for i, row in zip(batch, scores, strict=True):
-                    end, (key, _, continuation) = len(rows[i]) - 1, requests[i]
-                    nats, behind = row[end - len(continuation) : end].T
-                    answers[i] = -float(nats.sum(dtype=np.float64)), bool((behind == 0).all())
+                    key, _, continuation = requests[i]
+                    end = len(rows[i]) - 1
+                    nll, margin = row[end - len(continuation) : end].T
+                    answers[i] = -float(nll.sum(dtype=np.float64)), bool((margin == 0).all())
                     if key is not None:
                         self.cache_hook.add_partial("loglikelihood", key, answers[i])
                 bar.update(len(batch))
         return [answers[i] for i in range(len(rows))]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What is written after each context, up to and without the first stop string or the end of text."""
+        """The text after each context, without the first stop string or end of text and the rest."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
@@ -177,52 +201,52 @@ class HarnessLM(TemplateLM):
             total=len(requests), desc="Running generate_until requests", disable=disable_tqdm
         ) as bar:
             for number, group in enumerate(groups.values()):
-                how = Decoding.of(requests[group[0]].args[1], self._max_gen_toks, self._eos)
-                prompts = [self._prompt(requests[i].args[0], how) for i in group]
-                for at, text in self._write(prompts, how, number):
-                    texts[group[at]] = text
-                    self.cache_hook.add_partial("generate_until", requests[group[at]].args, text)
+                decoding = Decoding.of(requests[group[0]].args[1], self._max_gen_toks, self._eos)
+                prompts = [self._prompt(requests[i].args[0], decoding) for i in group]
+                for index, text in self._generate(prompts, decoding, number):
+                    texts[group[index]] = text
+                    self.cache_hook.add_partial("generate_until", requests[group[index]].args, text)
                     bar.update()
         return [texts[i] for i in range(len(requests))]
 
-    def _prompt(self, context: str, how: Decoding) -> list[int]:
+    def _prompt(self, context: str, decoding: Decoding) -> list[int]:
         """The last tokens of a context that leave room for the answer."""
-        room = self.max_length - how.max_gen_toks
-        if room < 1:
+        longest = self.max_length - decoding.max_gen_toks
+        if longest < 1:
             raise ValueError(
-                f"max_gen_toks {how.max_gen_toks} leaves no room for a prompt in a window of "
+                f"max_gen_toks {decoding.max_gen_toks} leaves no room for a prompt in a window of "
                 f"{self.max_length} tokens; give a larger --max-length"
             )
-        tokens = self.tok_encode(context)[-room:]
+        tokens = self.tok_encode(context)[-longest:]
         return tokens or [self.prefix_token_id]
 
-    def _write(
-        self, prompts: Sequence[list[int]], how: Decoding, number: int
+    def _generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, number: int
     ) -> Iterator[tuple[int, str]]:
         """(index, text) of every prompt as it is finished.
 
-        The second look comes after twice as many tokens, and so on: at most twice of what was needed is written.
+        Stop strings are looked for after 32 tokens, then after twice as many, and so on, so that at
+        most twice as many tokens are generated as are needed.
         """
         new: list[list[int]] = [[] for _ in prompts]
-        unfinished, written = list(range(len(prompts))), 0
+        unfinished = list(range(len(prompts)))
+        written = 0
         while unfinished:
-            step = min(max(FIRST, written), how.max_gen_toks - written)
-            if (
-                self._lm.scaling.depends_on_length
-            ):  # frequencies are those of the length that is announced
-                step = how.max_gen_toks
+            step = min(max(FIRST_CHECK, written), decoding.max_gen_toks - written)
+            if self._lm.scaling.depends_on_length:
+                # The frequencies are those of the length that is announced.
+                step = decoding.max_gen_toks
             waiting = [prompts[i] + new[i] for i in unfinished]
             for part, batch in enumerate(
                 self._batches([len(row) + step for row in waiting], _octave)
             ):
-                seed = np.random.SeedSequence((self._seed, number, written, part)).generate_state(
-                    1
-                )[0]
+                entropy = np.random.SeedSequence((self._seed, number, written, part))
+                seed = entropy.generate_state(1)[0]
                 out = self._lm.generate(
                     [waiting[i] for i in batch],
                     max_new_tokens=step,
-                    temperature=how.temperature,
-                    top_p=how.top_p,
+                    temperature=decoding.temperature,
+                    top_p=decoding.top_p,
                     seed=int(seed),
                     eos_token_id=self._stops or None,
                 )
@@ -235,18 +259,19 @@ class HarnessLM(TemplateLM):
                 text = self._tokenizer.decode(ids)
                 if (
                     len(ids) < len(new[i])
-                    or written >= how.max_gen_toks
-                    or any(stop in text for stop in how.until)
+                    or written >= decoding.max_gen_toks
+                    or any(stop in text for stop in decoding.until)
                 ):
-                    yield i, postprocess_generated_text(text, list(how.until), None)
+                    yield i, postprocess_generated_text(text, list(decoding.until), None)
                 else:
                     left.append(i)
             unfinished = left
 
     def _batches(self, lengths: Sequence[int], padded: Callable[[int], int]) -> Iterator[list[int]]:
-        """Indices of rows that go together, the longest first: of one `padded` length, so that few are compiled.
+        """Indices of rows in batches, the longest first.
 
-        Of exactly one length where the frequencies follow it: a row's must not depend on its neighbours.
+        A batch has one `padded` length, so that few are compiled; exactly one length where the
+        frequencies follow it, because those of a row must not depend on its neighbours.
         """
 
         def size(i: int) -> int:

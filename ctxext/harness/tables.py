@@ -13,8 +13,8 @@ def scores(results: Mapping[str, Any], title: str) -> str:
     Not by `lm_eval.utils.make_table`: that forks processes, which jax's threads do not survive.
     """
     lines = []
-    for name, found in {**results["results"], **results.get("groups", {})}.items():
-        for key, value in sorted(found.items()):
+    for name, metrics in {**results["results"], **results.get("groups", {})}.items():
+        for key, value in sorted(metrics.items()):
             metric, _, filter = key.partition(",")
             if not filter or metric.endswith("_stderr"):
                 continue
@@ -29,15 +29,18 @@ def scores(results: Mapping[str, Any], title: str) -> str:
                     metric,
                     better,
                     _number(value),
-                    _number(found.get(f"{metric}_stderr,{filter}")),
+                    _number(metrics.get(f"{metric}_stderr,{filter}")),
                 ]
             )
     header = ["task", "filter", "n-shot", "metric", "better", "value", "stderr"]
     return table_of_texts(title, header, lines).to_text()
 
 
-def table(found: Sequence[Difference]) -> str:
-    """A line per difference: both values, the difference with its 95 % interval, discordant documents and p-values."""
+def table(differences: Sequence[Difference]) -> str:
+    """A line per difference.
+
+    Both values, the difference with its 95 % interval, discordant documents and p-values.
+    """
     lines = [
         [
             f"{d.task} {d.metric}" + f", {d.filter}" * (d.filter != "none"),
@@ -49,7 +52,7 @@ def table(found: Sequence[Difference]) -> str:
             "" if d.p is None else f"{d.only_base}:{d.only_model}",
             "" if d.adjusted is None else f"{d.adjusted:.2g}",
         ]
-        for d in found
+        for d in differences
     ]
     header = ["", "n", "base", "model", "difference", "", "only base:only model", "McNemar p, Holm"]
     title = "model minus base on the same documents [95 % paired interval]"

@@ -1,4 +1,4 @@
-"""The harness's own evaluation of a model, or of a model and its base on the same questions."""
+"""Run tasks of the harness on a model, or on a model and its base with the same questions."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from ctxext.model.lm import LM
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 
-KEPT = (
+KEPT_KEYS = (
     "results",
     "groups",
     "group_subtasks",
@@ -40,9 +40,10 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask: names of tasks, groups or YAML files; `limit` documents of each, or a part below 1.
+    """The tasks to run: names of tasks, groups or YAML files.
 
-    `include_path`: a directory of the user's own tasks. `max_length`: tokens; None is the window of pre-training.
+    `limit`: documents of each, or below 1 a fraction of them. `include_path`: a directory of the
+    user's own tasks. `max_length`: tokens; None is the window of pre-training.
     """
 
     tasks: tuple[str, ...]
@@ -59,14 +60,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The harness's results as strict JSON values, and the samples behind them by task."""
+class Results:
+    """The harness's results as strict JSON values, and the samples that they come from, by task."""
 
     results: dict[str, Any]
     samples: dict[str, list[dict[str, Any]]]
 
 
-def ask(lm: LM, request: Request) -> Answer:
+def run_tasks(lm: LM, request: Request) -> Results:
     """`lm_eval.simple_evaluate` of `lm`. Raises ValueError for a task that does not exist."""
     from lm_eval import simple_evaluate
 
@@ -81,8 +82,8 @@ def ask(lm: LM, request: Request) -> Answer:
             )
             raise ValueError(f"there is no task {name!r} in lm-evaluation-harness; {hint}")
     model = HarnessLM(lm, max_length=request.max_length, seed=request.seed)
-    with _alone():
-        found: Any = simple_evaluate(
+    with _quiet_single_process():
+        evaluated: Any = simple_evaluate(
             model,
             tasks=list(request.tasks),
             num_fewshot=request.num_fewshot,
@@ -91,7 +92,8 @@ def ask(lm: LM, request: Request) -> Answer:
             log_samples=True,
             bootstrap_iters=1000,
         )
-    return Answer(plain({key: found[key] for key in KEPT if key in found}), found["samples"])
+    results = plain({key: evaluated[key] for key in KEPT_KEYS if key in evaluated})
+    return Results(results, evaluated["samples"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,8 +104,8 @@ def _manager(include_path: Path | None) -> Any:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Nothing on stdout, and no processes forked off for a bootstrap: jax's threads would not survive that."""
+def _quiet_single_process() -> Iterator[None]:
+    """Print nothing on stdout, and fork no processes, which the threads of jax do not survive."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -116,8 +118,8 @@ def _alone() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model with what it is called and where its results go by default."""
+class NamedModel:
+    """A model with its labels, and where its results go by default."""
 
     lm: LM
     labels: dict[str, Any]
@@ -133,7 +135,7 @@ class Asked:
         dtype: str = "float32",
         mesh: Mesh = ONE_DEVICE,
         trust: bool = False,
-    ) -> "Asked":
+    ) -> "NamedModel":
         """The model of a run or an HF directory, see `loading.load`."""
         path = loading.locate(source)
         lm = loading.load(
@@ -149,26 +151,26 @@ class Asked:
         }
         return cls(lm, labels, default_directory(path))
 
-    def other(self, source: str | Path) -> "Asked":
+    def other(self, source: str | Path) -> "NamedModel":
         """Another checkpoint as it is, in the same dtype and on the same devices."""
-        return Asked.load(source, dtype=self.lm.dtype, mesh=self.lm.mesh)
+        return NamedModel.load(source, dtype=self.lm.dtype, mesh=self.lm.mesh)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The answers of a model and, beside them, those of its base; `labels` say who they are."""
+    """The results of a model and of its base, if it was run too; `labels` name both."""
 
     labels: dict[str, Any]
     request: Request
-    model: Answer
-    base: Answer | None
+    model: Results
+    base: Results | None
     differences: list[Difference]
     directory: Path
 
     @property
     def data(self) -> dict[str, Any]:
         """All but the samples, as JSON values."""
-        found = [
+        listed = [
             {**dataclasses.asdict(d), "difference": d.difference._asdict()}
             for d in self.differences
         ]
@@ -177,25 +179,28 @@ class Report:
             **plain(dataclasses.asdict(self.request)),
             "results": self.model.results,
             "base_results": None if self.base is None else self.base.results,
-            "differences": found,
+            "differences": listed,
         }
 
     @property
     def text(self) -> str:
         """A table of each model, and what differs."""
-        sides = {"base": self.base, "model": self.model}
-        parts = [tables.scores(side.results, name) for name, side in sides.items() if side]
+        results = {"base": self.base, "model": self.model}
+        parts = [tables.scores(side.results, name) for name, side in results.items() if side]
         return "\n\n".join([*parts, *([tables.table(self.differences)] if self.base else [])])
 
     def save(self, out: Path | None = None) -> Path:
-        """Write `results.json` and `samples.jsonl` under a name that says what was asked of whom; returns where."""
+        """Write `results.json` and `samples.jsonl`; return their directory.
+
+        Its name has a fingerprint of the models and the request.
+        """
         name = f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
         path = (out or self.directory) / "harness" / name
         if distributed.is_primary():
-            sides = {"model": self.model, "base": self.base}
+            results = {"model": self.model, "base": self.base}
             lines = [
                 json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"
-                for of, side in sides.items()
+                for of, side in results.items()
                 if side
                 for task, samples in side.samples.items()
                 for sample in samples
@@ -205,15 +210,15 @@ class Report:
         return path
 
 
-def report(model: Asked, request: Request, *, against: str | Path | None = None) -> Report:
-    """Ask a model and, if given, the base `against` the same.
+def report(model: NamedModel, request: Request, *, against: str | Path | None = None) -> Report:
+    """Run the tasks on a model and, if given, on the base `against`.
 
     Both within the smaller of their windows of pre-training, unless the request names a length.
     """
     both = [model, *([] if against is None else [model.other(against)])]
-    length = request.max_length or min(asked.lm.config.max_position_embeddings for asked in both)
+    length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
-    mine, *others = [ask(asked.lm, request) for asked in both]
-    made = differences(mine.samples, others[0].samples) if others else []
+    mine, *others = [run_tasks(named.lm, request) for named in both]
+    pairs = differences(mine.samples, others[0].samples) if others else []
     labels = {**model.labels, "base": both[1].labels if others else None}
-    return Report(labels, request, mine, others[0] if others else None, made, model.directory)
+    return Report(labels, request, mine, others[0] if others else None, pairs, model.directory)

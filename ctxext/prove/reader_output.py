@@ -28,7 +28,8 @@ class ReaderOutput:
     `inv_freq` in radians per token, and the attention factor. `tables` (cos and sin) and `rotated`
     (the first layer's queries and keys [compared, heads, head_dim]) belong to the first input;
     `logits` has one array [compared, vocabulary] per input; `token_ids` are those of
-    `tokenizer.SAMPLE_TEXTS`. `rounded`: its frequencies are float32, so that it is compared under these.
+    `tokenizer.SAMPLE_TEXTS`. `rounded`: its frequencies are float32, so that it is compared under
+    these.
     `coarse`: the share of the logits' standard deviation that its lower precision may cost, 0 for
     float32 throughout.
     """

@@ -1,4 +1,4 @@
-"""Differences between two models from the harness's logged samples, against statsmodels and arithmetic by hand."""
+"""Differences between two models from logged samples, against statsmodels and by hand."""
 
 import math
 import sys
@@ -37,12 +37,10 @@ def test_right_and_wrong_answers() -> None:
         ]
         expected.append(mcnemar(cells, exact=True).pvalue)
         assert (d.only_base, d.only_model, d.unit) == (cells[0][1], cells[1][0], "points")
-        assert d.p == pytest.approx(expected[-1]) and d.difference.value == pytest.approx(
-            d.model - d.base
-        )
-        assert d.model == pytest.approx(100 * right.mean()) and d.base == pytest.approx(
-            100 * base.mean()
-        )
+        assert d.p == pytest.approx(expected[-1])
+        assert d.difference.value == pytest.approx(d.model - d.base)
+        assert d.model == pytest.approx(100 * right.mean())
+        assert d.base == pytest.approx(100 * base.mean())
         error = 100 * np.std(right.astype(float) - base, ddof=1) / math.sqrt(200)
         assert d.difference.high - d.difference.low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert [d.adjusted for d in found] == pytest.approx(
@@ -63,7 +61,7 @@ def test_equal_answers_are_not_certain() -> None:
 
 
 def test_perplexities_and_means() -> None:
-    """exp of the nats per word is the harness's word perplexity, documents weighted by their words."""
+    """exp(nats per word) is the harness's word perplexity: documents weighted by their words."""
     rng = np.random.default_rng(1)
     words, nats = rng.integers(5, 50, 30), rng.normal(3, 0.2, (2, 30))
     a, b = (
@@ -87,7 +85,7 @@ def test_perplexities_and_means() -> None:
     assert mean.difference.value == pytest.approx(nats[1].mean() - nats[0].mean())
 
 
-def test_other_questions_are_no_pairs() -> None:
+def test_other_questions_are_not_pairs() -> None:
     with pytest.raises(ValueError, match="not asked the same questions"):
         differences({"t": [sample(0, acc=1)]}, {"t": [sample(1, acc=1)]})
 

@@ -1,4 +1,4 @@
-"""As a model of lm-evaluation-harness, against the harness's own Hugging Face backend on the same checkpoint."""
+"""HarnessLM against the harness's own Hugging Face backend on the same checkpoint."""
 
 import json
 import shutil
@@ -22,7 +22,10 @@ from ctxext.cli.main import main  # noqa: E402
 from ctxext.harness.model import HarnessLM  # noqa: E402
 from ctxext.methods.ntk import DynamicNTK  # noqa: E402
 
-WORDS = "def return self the value name of class import from None for in if not list string object module".split()
+WORDS = (
+    "def return self the value name of class import from None for in if not list string object "
+    "module"
+).split()
 CLOSE = 1e-4
 
 
@@ -32,7 +35,7 @@ def text(seed: int, words: int) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama written by transformers: 64 tokens of window, tokenizer.model and tokenizer.json."""
+    """A random Llama written by transformers, with a window of 64 tokens and both tokenizer files."""
     path = tmp_path_factory.mktemp("base") / "hf"
     llamas.torch_llama(path)
     return path
@@ -89,7 +92,7 @@ def test_what_a_text_is_encoded_to(
 
 
 def test_loglikelihood(ours: HarnessLM, theirs: HFLM) -> None:
-    """Empty contexts, trailing spaces, one context with many continuations, contexts longer than the window."""
+    """Empty and long contexts, trailing spaces, one context with many continuations."""
     pairs = [(text(i, 1 + 3 * i), " " + text(100 + i, 1 + i % 4)) for i in range(12)]
     pairs += [("", text(i, 3)) for i in range(3)] + [
         ("", "<s>value")[:0] or ("", "v"),
@@ -132,7 +135,7 @@ def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
 
 
 def test_generate_until(ours: HarnessLM, theirs: HFLM) -> None:
-    """Equal strings: no stop, stops of one and more tokens, long contexts, several kinds of requests at once."""
+    """Without stops, with stops of one or more tokens, long contexts, several kinds at once."""
     contexts = [text(1, 4), text(2, 6), text(3, 8), text(9, 90)]
     free = theirs.generate_until(
         requests(*((c, {"until": [], "max_gen_toks": 40}) for c in contexts))
@@ -152,7 +155,7 @@ def test_generate_until(ours: HarnessLM, theirs: HFLM) -> None:
 
 
 def test_sampling(ours: HarnessLM, fast: Path) -> None:
-    """Seeded; repeats of one request, other seeds and temperatures differ; little temperature is greedy."""
+    """Seeded; repeated requests, other seeds and temperatures differ; near 0 it is greedy."""
     asked = requests(
         *[("value of", {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 2.0})] * 3
     )
@@ -175,7 +178,7 @@ def test_sampling(ours: HarnessLM, fast: Path) -> None:
 
 
 def test_frequencies_by_length_do_not_depend_on_neighbours(ours: HarnessLM) -> None:
-    """Rows of many lengths together give what each gives alone, beyond the window of pre-training."""
+    """Rows of many lengths in a batch give what each gives alone, beyond the window."""
     model = HarnessLM(ours._lm.with_method(DynamicNTK(4.0)), max_length=128)
     pairs = [(text(i, 12 + i), " " + text(50 + i, 2)) for i in range(4)]
     asked = requests(*pairs, *pairs[:1])
@@ -254,7 +257,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessLM) -> Path:
         ]
         (path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     files = {split: str(path / f"{split}.jsonl") for split in ("train", "test")}
-    local = f"dataset_path: json\ndataset_kwargs: {json.dumps({'data_files': files, 'cache_dir': str(path / 'cache')})}"
+    kwargs = json.dumps({"data_files": files, "cache_dir": str(path / "cache")})
+    local = f"dataset_path: json\ndataset_kwargs: {kwargs}"
     for name, task in zip(TASKS, (CHOICE, WRITE, PAGES), strict=True):
         (path / f"{name}.yaml").write_text(f"{task}\n{local}\n")
     return path
@@ -270,7 +274,7 @@ def numbers(results: dict[str, Any]) -> dict[tuple[str, str], float]:
 
 
 def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, capsys) -> None:
-    """The command's results are those of the harness with its own backend: every metric and every sample."""
+    """Every metric and sample of the command is that of the harness with its own backend."""
     options = ["--tasks", *TASKS, "--include-path", str(tasks), "--out", str(tmp_path)]
     assert main(["harness", str(fast), *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -279,10 +283,8 @@ def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, caps
         theirs, tasks=list(TASKS), task_manager=manager, bootstrap_iters=1000
     )
     expected = numbers(other["results"])
-    assert (
-        numbers(found["results"]["results"]) == pytest.approx(expected, rel=1e-4)
-        and len(expected) >= 9
-    )
+    assert numbers(found["results"]["results"]) == pytest.approx(expected, rel=1e-4)
+    assert len(expected) >= 9
     assert 0 < expected["toy_choice", "acc,none"] < 1
     assert expected["toy_write", "exact_match,none"] == pytest.approx(2 / 3)
     (lines,) = (tmp_path / "harness").glob("*/samples.jsonl")
@@ -303,7 +305,7 @@ def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, caps
 
 
 def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None:
-    """Another scaling against the base, document by document; the same model against itself differs nowhere."""
+    """Another scaling against the base, document by document; no difference to itself."""
     options = [
         "--tasks",
         *TASKS,
@@ -347,11 +349,9 @@ def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None
         assert np.exp(made["toy_pages", "word_perplexity"][of]) == pytest.approx(perplexity)
     assert found["method"] == "linear(factor=4)" and found["base"]["method"] == "none"
     write = made["toy_write", "exact_match"]
-    assert (
-        write["base"] > write["model"]
-        and write["only_base"] > 0
-        and write["p"] <= write["adjusted"] <= 1
-    )
+    assert write["base"] > write["model"]
+    assert write["only_base"] > 0
+    assert write["p"] <= write["adjusted"] <= 1
 
     options = [
         "--tasks",

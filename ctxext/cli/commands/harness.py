@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         args.max_length,
         args.seed,
     )
-    model = tasks.Asked.load(
+    model = tasks.NamedModel.load(
         args.source,
         methods=options.read_methods(args, rest),
         adapter=args.adapter,
