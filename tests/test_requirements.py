@@ -133,28 +133,30 @@ def test_every_text_of_a_recipe_is_named(here: Path, capsys: pytest.CaptureFixtu
     assert [text.path for text in requirements.requirements(experiment)] == ["a", "b"]
 
 
-def test_questions_and_documents_that_do_not_fit_are_said_before_training(
+def test_questions_and_documents_that_do_not_fit_are_refused_before_training(
     here: Path, capsys
 ) -> None:
     """Text that is too short, or a needle longer than its length, is refused before training."""
     texts(here / "long-text", 40)
     texts(here / "proof-pile", 40, 5, 60)
     run = ["run", "needy.py", "--no-wandb", "--run-dir", "out"]
-    assert "2 of 3 documents have the 500 tokens that the longest length" in said_at_the_end(
+    assert "2 of 3 documents have the 500 tokens that the longest length" in last_error_line(
         run, capsys
     )
-    long = FILE.replace(
-        'RollingPerplexity((128,), "truncate", num_documents=3, min_tokens=500, source=Files(',
-        "Retrieval((16, 128), n=1, source=Files(",
-    )
-    (here / "needy.py").write_text(long.replace("import RollingPerplexity", "import Retrieval"))
+    perplexity = """RollingPerplexity(
+            (128,), "truncate", num_documents=3, min_tokens=500, source=Files("proof-pile")
+        )"""
+    assert perplexity in FILE
+    retrieval = 'Retrieval((16, 128), n=1, source=Files("proof-pile"))'
+    file = FILE.replace(perplexity, retrieval)
+    (here / "needy.py").write_text(file.replace("import RollingPerplexity", "import Retrieval"))
     run[-1] = "other"
-    assert "passkey: " in (line := said_at_the_end(run, capsys)) and "16" in line
+    assert "passkey: " in (line := last_error_line(run, capsys)) and "16" in line
     for name in ("out", "other"):
         assert not list((here / name).glob("checkpoints/*"))
         assert not (here / name / "metrics.jsonl").exists()
 
 
-def said_at_the_end(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def last_error_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(command) == 2
     return capsys.readouterr().err.splitlines()[-1]

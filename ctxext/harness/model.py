@@ -192,7 +192,7 @@ class HarnessLM(TemplateLM):
         return [answers[i] for i in range(len(rows))]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The text after each context, without the first stop string or end of text and the rest."""
+        """The text after each context, up to the first stop string or end of text, exclusive."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)

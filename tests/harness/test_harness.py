@@ -35,7 +35,7 @@ def text(seed: int, words: int) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama written by transformers, with a window of 64 tokens and both tokenizer files."""
+    """A random Llama of transformers, with a window of 64 tokens and both tokenizer files."""
     path = tmp_path_factory.mktemp("base") / "hf"
     llamas.torch_llama(path)
     return path
