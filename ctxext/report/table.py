@@ -63,6 +63,7 @@ class Table(Generic[Row]):
         return "\n".join([self.title, *(line.rstrip() for line in padded), *notes])
 
     def to_json(self) -> list[dict[str, Any]]:
+        """The results as data, complete."""
         return [result.to_json() for result in self.results]
 
 

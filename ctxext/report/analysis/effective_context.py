@@ -41,7 +41,10 @@ class EffectiveContext:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **self._labels(),
+            "task": self.study.task.task,
+            "settings": self.study.task.settings,
+            "checkpoint": self.variant.model.checkpoint,
+            "method": self.variant.model.label,
             "window": self.variant.window,
             **self.length._asdict(),
             "by_threshold": {
@@ -49,14 +52,6 @@ class EffectiveContext:
                 for threshold, length in self.by_threshold.items()
             },
             "nolima": self.by_own_baseline,
-        }
-
-    def _labels(self) -> dict[str, Any]:
-        return {
-            "task": self.study.task.task,
-            "settings": self.study.task.settings,
-            "checkpoint": self.variant.model.checkpoint,
-            "method": self.variant.model.label,
         }
 
 

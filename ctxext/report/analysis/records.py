@@ -84,6 +84,7 @@ def share(hits: Sequence[bool | None], records: Sequence[AnswerRecord]) -> Inter
 
 
 def num_correct(records: Iterable[AnswerRecord]) -> int:
+    """The number of right answers."""
     return sum(record.scores.correct for record in records)
 
 
@@ -150,6 +151,7 @@ def answers(records: Iterable[EvalRecord]) -> list[AnswerRecord]:
 
 
 def is_control(record: AnswerRecord) -> bool:
+    """Whether the text lacks its needle, or the needle its text."""
     return record.question.condition != "needle"
 
 

@@ -27,6 +27,7 @@ class Results:
 
     @cached_property
     def variants(self) -> list[Variant]:
+        """Every model among the records, in order of appearance."""
         return variants(self.records)
 
     @cached_property

@@ -65,10 +65,12 @@ def chart_root(title: str, description: str, key: str, height: float) -> ET.Elem
 
 
 def add_group(parent: ET.Element, css: str) -> ET.Element:
+    """Append a <g> of a class."""
     return ET.SubElement(parent, "g", {"class": css})
 
 
 def add_path(parent: ET.Element, css: str, d: str) -> None:
+    """Append a <path>."""
     ET.SubElement(parent, "path", {"class": css, "d": d} if css else {"d": d})
 
 
@@ -139,6 +141,7 @@ def draw_reference_lines(
 
 
 def draw_marker(parent: ET.Element, style: Style, x: float, y: float) -> None:
+    """Draw the marker of a style around a place."""
     shape = SHAPES[style.index % len(SHAPES)]
     at = {"class": "marker", "d": shape, "transform": f"translate({x:g} {y:g})"}
     ET.SubElement(parent, "path", at)
@@ -163,6 +166,7 @@ def colour_swatch(css: str) -> str:
 
 
 def to_text(root: ET.Element) -> str:
+    """The element as text, escaped."""
     return ET.tostring(root, encoding="unicode")
 
 

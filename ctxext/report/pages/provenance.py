@@ -103,6 +103,7 @@ ERRORS = {
 
 
 def describe_proof(proof: dict[str, Any]) -> Proof:
+    """The contents of proof.json in words."""
     readers = proof.get("readers", [])
     names = " and ".join(f"{r.get('reader')} {r.get('version')}" for r in readers) or "no reader"
     equal = "EQUAL" if proof.get("equal") else "NOT EQUAL"

@@ -153,11 +153,13 @@ def score_text(scores: Scores) -> str:
 
 
 def accuracy_table(study: Study) -> Table[Any]:
+    """Right answers by length."""
     title = f"{study.task.name}: right / asked, % [95 % interval], p(answer)"
     return table_by_length(title, study.scores, score_text, key="retrieval")
 
 
 def differences_table(task: TaskResults) -> Table[Any]:
+    """Percentage points of every variant over the first, by length."""
     first = task.variants[0]
     title = f"{task.name}: difference to {first.name}, percentage points [95 % paired interval]"
     differences = differences_to_first(task)
@@ -223,6 +225,7 @@ def unmatched_controls_table(results: Results) -> Table[Any]:
 
 
 def gain_table(task: TaskResults) -> Table[Any]:
+    """Context gain by length, or a note that it was not measured."""
     by_variant = gains(task)
     title = f"{task.name}: context gain, {GAIN_UNIT} [95 % interval over documents]"
     if not by_variant:
@@ -367,6 +370,8 @@ def estimator_title(record: LossRecord) -> str:
 
 
 def perplexity_table(records: Sequence[LossRecord], variants: Sequence[Variant]) -> Table[Any]:
+    """Perplexity by length, of records of one estimator."""
+
     def text(perplexity: Perplexity) -> str:
         value = perplexity.perplexity
         return "no key tokens" if value is None else f"{value:.2f}"
@@ -388,6 +393,7 @@ def position_table(curves: Sequence[PositionCurve]) -> Table[PositionCurve]:
 
 
 def position_title(curve: PositionCurve) -> str:
+    """The title of tables and charts of the loss by position."""
     name = curve.records[0].estimator.name
     estimator = "" if name == "same-target" else f", estimator {name}"
     return f"Nats per token by position, at length {curve.seq_len:,}{estimator}"

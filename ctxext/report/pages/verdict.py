@@ -62,6 +62,7 @@ class _TaskVerdict:
     """Of all tasks: the family that p-values are adjusted in."""
 
     def findings(self) -> list[Finding]:
+        """Every sentence with its topic, the headline first."""
         return [
             Finding("does it work", self.headline()),
             *(Finding("how far", sentence) for sentence in self.effective_contexts()),
@@ -79,6 +80,7 @@ class _TaskVerdict:
         return f"{reads_beyond_window(self.study, best)} {self.best_against_unscaled(best)}"
 
     def best_against_unscaled(self, best: Variant) -> str:
+        """Is the best variant more accurate than the same training without scaling?"""
         comparison = find_comparison(self.comparisons, self.study.unscaled(best), best)
         if comparison is None:
             return "The same training without scaling is not available for comparison."
@@ -151,6 +153,7 @@ class _TaskVerdict:
         return sentences
 
     def effect_of_training(self, c: Comparison) -> str:
+        """Does training help a method?"""
         if not c.significant:
             return f"training makes no significant difference ({self.detectable(c)})"
         return "training helps" if c.points.value > 0 else "training hurts"
@@ -184,12 +187,14 @@ class _TaskVerdict:
 
 
 def no_trained_method(study: Study) -> str:
+    """The headline where no trained variant has a method."""
     if any(variant.trained for variant in study.task.variants):
         return f"No trained variant with a method was asked at {study.task.longest:,} tokens."
     return "No variant was trained: these are zero-shot results."
 
 
 def reads_beyond_window(study: Study, variant: Variant) -> str:
+    """Is the effective context longer than the window?"""
     length = study.effective.get(variant)
     if length is None:
         return f"Unknown: {variant.phrase} has no in-window baseline to measure how far it reads."
@@ -231,6 +236,7 @@ def p_text(p: float, name: str = "p") -> str:
 
 
 def adjusted_p_text(c: Comparison) -> str:
+    """Such as: Holm-adjusted p = 0.012."""
     return p_text(c.adjusted_p, "Holm-adjusted p")
 
 
@@ -270,6 +276,7 @@ def baseline_text(baseline: Baseline, *, named: bool) -> str:
 
 
 def effective_sample_text(comparisons: Sequence[Comparison]) -> str:
+    """How many independent pairs the comparisons amount to."""
     n = max(c.n for c in comparisons)
     low = round(min(c.effective_n for c in comparisons))
     high = round(max(c.effective_n for c in comparisons))
