@@ -366,7 +366,7 @@ def test_parameters_may_be_sharded_by_hand():
 )
 def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
     path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
-    stated = re.search(r"step is (\d+) GB a\s+device", path.read_text())
+    stated = re.search(r"counts (\d+) GB\s+per\s+device", path.read_text())
     experiment = load_experiment(path)
     config, mesh, T = experiment.model, experiment.mesh, experiment.train.seq_len
     assert stated and config and experiment.rope
