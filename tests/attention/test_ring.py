@@ -140,7 +140,7 @@ def test_zigzag_gives_every_device_an_early_and_a_late_chunk():
 
 @pytest.mark.parametrize("S", [2, 4, 8])
 def test_causal_work_is_balanced_over_devices_and_steps(S: int):
-    """With h blocks per chunk, a device visits 2 h^2 pairs with each other device and none hidden."""
+    """With h blocks per chunk, a device visits 2 h^2 pairs with each other one; none is hidden."""
     h = 4
     visited = np.zeros((2 * S * h,) * 2, int)
     total = np.zeros((S, S), int)
