@@ -118,11 +118,11 @@ class Artifact:
     def _check_config(self) -> None:
         recorded, actual = hf.read_config(self.path), hf.read_config(self.base)
         for name in SHAPE:
-            expected, found = getattr(recorded[0], name), getattr(actual[0], name)
-            if expected != found:
+            expected, actual_value = getattr(recorded[0], name), getattr(actual[0], name)
+            if expected != actual_value:
                 raise ValueError(
                     f"{self.path} was trained on a base with {name} {expected}, {self.base} has "
-                    f"{found}; give the right one with --against BASE"
+                    f"{actual_value}; give the right one with --against BASE"
                 )
         lengths = {
             recorded[0].max_position_embeddings,
