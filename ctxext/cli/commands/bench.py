@@ -21,7 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["eval"],
         metavar="PART",
-        help="What to measure: eval, step, prefill, decode, attention, loss, io, or memory, for steps "
+        help="What to measure: eval, step, prefill, decode, attention, loss, io, or memory, "
+        "for steps "
         "of 8k to 64k tokens.",
     )
     parser.add_argument(
