@@ -22,8 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=["eval"],
         metavar="PART",
         help="What to measure: eval, step, prefill, decode, attention, loss, io, or memory, "
-        "for steps "
-        "of 8k to 64k tokens.",
+        "for steps of 8k to 64k tokens.",
     )
     parser.add_argument(
         "--against", choices=["hf"], help="Do the same with transformers on torch, interleaved."
