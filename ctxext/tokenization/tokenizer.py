@@ -238,9 +238,19 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     try:
         tokenizer = Tokenizer(files)
         if vocab_size is None and (directory / "config.json").is_file():
-            vocab_size = read_json(directory / "config.json").get("vocab_size")
+            vocab_size = _vocab_size(read_json(directory / "config.json"))
         if vocab_size is not None:
             tokenizer.check_fits(vocab_size)
         return tokenizer
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
+
+
+def _vocab_size(config: Any) -> int | None:
+    """The `vocab_size` of a parsed config.json, None if it has none."""
+    if not isinstance(config, dict):
+        raise ValueError("config.json does not hold an object")
+    size = config.get("vocab_size")
+    if size is not None and type(size) is not int:
+        raise ValueError(f"config.json: vocab_size must be a whole number, got {size!r}")
+    return size

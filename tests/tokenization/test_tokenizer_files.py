@@ -260,3 +260,15 @@ def test_malformed_files_next_to_the_model_are_named(tmp_path, files, message):
     with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(write(tmp_path / "in", {MODEL: trained()} | files, 40000))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [("[]", "config.json does not hold an object"), ('{"vocab_size": "32000"}', "whole number")],
+)
+def test_a_malformed_config_next_to_the_tokenizer_is_named(tmp_path, config, message):
+    write(tmp_path / "in", {MODEL: trained()}, 40000)
+    (tmp_path / "in" / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(tmp_path / "in")
+    assert str(tmp_path) in str(error.value)
