@@ -54,7 +54,8 @@ def test_a_mask_of_its_window_keeps_near_needles_and_loses_far_ones(lm):
     )
     near = [row.scores.correct for row in rows if row.question.distance < 250]
     far = [row.scores.correct for row in rows if row.question.distance > 260]
-    assert len(near) >= 25 and len(far) >= 40
+    assert len(near) >= 25
+    assert len(far) >= 40
     assert np.mean(near) >= 0.8
     assert wilson(sum(far), len(far)).high <= 0.15  # pyright: ignore[reportOptionalOperand]
 

@@ -257,15 +257,15 @@ def config(data: Any) -> None:
         "rms_norm_eps",
         "intermediate_size",
     ):
-        assert getattr(config, key) == data[key] and type(data[key]) in (int, float)
+        assert getattr(config, key) == data[key]
+        assert type(data[key]) in (int, float)
     rope = scaling.rope(config.rope_base(), window)
     assert rope.inv_freq.shape == (config.head_dim // 2,)
-    assert (
-        np.isfinite(rope.inv_freq).all()
-        and (rope.inv_freq >= 0).all()
-        and np.isfinite(rope.attention_factor)
-    )
-    assert type(window) is int and window >= config.max_position_embeddings
+    assert np.isfinite(rope.inv_freq).all()
+    assert (rope.inv_freq >= 0).all()
+    assert np.isfinite(rope.attention_factor)
+    assert type(window) is int
+    assert window >= config.max_position_embeddings
     outcome(lambda: find_weights(path, config))
 
 

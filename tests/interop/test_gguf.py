@@ -105,7 +105,8 @@ def test_tensors_equal_the_model(tmp_path, tied, dtype):
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}[dtype]
     keys, tensors = read(path)
     model_tensors = expected(config)
-    assert tensors.keys() == model_tensors.keys() and ("output.weight" in tensors) != tied
+    assert tensors.keys() == model_tensors.keys()
+    assert ("output.weight" in tensors) != tied
     for name, array in model_tensors.items():
         assert tensors[name].shape == array.shape
         assert kinds[name] == ("F32" if array.ndim == 1 else stored)
@@ -118,7 +119,8 @@ def test_tensors_equal_the_model(tmp_path, tied, dtype):
         else:  # half a step of a 127th of the largest in 32, and that in float16
             largest = np.abs(array.reshape(-1, 32)).max(1, keepdims=True)
             error = np.abs(tensors[name] - array).reshape(-1, 32)
-            assert (error <= largest / 254 + largest * 2.0**-11 + 1e-7).all() and error.max() > 0
+            assert (error <= largest / 254 + largest * 2.0**-11 + 1e-7).all()
+            assert error.max() > 0
     assert keys["general.architecture"] == "llama"
     assert (
         keys["general.file_type"]
@@ -216,15 +218,12 @@ def test_llama_cpp_reads_the_frequencies_without_flags(tmp_path, scaling):
     rope = scaling.rope(CONFIG.rope_base(), LENGTH)
     np.testing.assert_allclose(f, rope.inv_freq, rtol=1e-6, atol=1e-12)
     assert m == pytest.approx(rope.attention_factor, rel=1e-6)
-    assert ("rope_freqs.weight" in tensors) == (scaling in CARRIED) and keys[
-        "llama.context_length"
-    ] == LENGTH
+    assert ("rope_freqs.weight" in tensors) == (scaling in CARRIED)
+    assert keys["llama.context_length"] == LENGTH
     assert not any("beta" in key for key in keys)  # llama.cpp's programs overrule them
     if scaling in CARRIED:
-        assert (
-            "llama.rope.scaling.type" not in keys
-            and tensors["rope_freqs.weight"].dtype == np.float32
-        )
+        assert "llama.rope.scaling.type" not in keys
+        assert tensors["rope_freqs.weight"].dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -338,7 +337,8 @@ def test_vocabulary_equals_sentencepiece(tmp_path):
             np.float32(processor.get_score(i)),
             kind,
         )
-    assert texts[420:] == ["[PAD420]", "<|im_start|>", "hm", "[PAD423]"] and kinds[420:] == [
+    assert texts[420:] == ["[PAD420]", "<|im_start|>", "hm", "[PAD423]"]
+    assert kinds[420:] == [
         5,
         3,
         4,
@@ -371,7 +371,8 @@ def test_kinds_of_user_defined_and_control_symbols():
         minloglevel=2,
     )
     kinds = {text: kind for text, _, kind in read_tokens(model.getvalue())}
-    assert len(kinds) == 60 and [kinds[text] for text in ("<unk>", "<s>", "<c>", "<a>", "q")] == [
+    assert len(kinds) == 60
+    assert [kinds[text] for text in ("<unk>", "<s>", "<c>", "<a>", "q")] == [
         2,
         3,
         3,
@@ -399,6 +400,7 @@ def test_the_command_line(tmp_path, capsys):
         f"wrote {out}; check it with: ctxext prove {out} --against tiny-llama "
     )
     keys, _ = read(out)
-    assert keys["llama.rope.scaling.type"] == "linear" and keys["general.file_type"] == 1
+    assert keys["llama.rope.scaling.type"] == "linear"
+    assert keys["general.file_type"] == 1
     assert main([*argv, "--shards", "2", "--out", str(tmp_path / "x.gguf")]) == 2
     assert "--shards needs --to meta" in capsys.readouterr().err

@@ -65,10 +65,8 @@ def test_round_trip_is_bit_exact(tmp_path, shape, dtype, max_shard_size):
     assert (out / safetensors_files.INDEX_FILE).exists() == (max_shard_size != 10**9)
     assert hf.read_config(out) == (config, Yarn(4.0))
     assert_equal_trees(read_params(out, config, dtype), params)
-    assert (
-        storage_dtype(safetensors_files.find_tensors(out).values()) == dtype
-        and hf.window(out) == LENGTH
-    )
+    assert storage_dtype(safetensors_files.find_tensors(out).values()) == dtype
+    assert hf.window(out) == LENGTH
 
 
 def test_names_and_orientation_are_those_of_hf(tmp_path):
@@ -141,7 +139,8 @@ def test_config_of_old_llama_files(tmp_path):
         2,
         2048,
     )
-    assert scaling == Unscaled() and config.num_parameters == 6_738_415_616
+    assert scaling == Unscaled()
+    assert config.num_parameters == 6_738_415_616
 
 
 def test_files_next_to_the_weights(tmp_path):
@@ -165,7 +164,9 @@ def test_files_next_to_the_weights(tmp_path):
         json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == LENGTH
     card = (out / "README.md").read_text()
-    assert "method: linear x4" in card and "a | b" in card and '"factor": 4.0' in card
+    assert "method: linear x4" in card
+    assert "a | b" in card
+    assert '"factor": 4.0' in card
 
 
 def test_derived_buffers_and_a_redundant_head_are_ignored(tmp_path):
@@ -431,14 +432,15 @@ def test_hub_names(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hub.resolve("owner/model-7b") == tmp_path and request["name"] == "owner/model-7b"
+    assert hub.resolve("owner/model-7b") == tmp_path
+    assert request["name"] == "owner/model-7b"
     assert not any(
         pattern.endswith((".bin", ".py", ".pth", "*")) for pattern in request["patterns"]
     )
-    assert hub.resolve("owner/books", dataset=True) == tmp_path and request["kind"] == "dataset"
-    assert "*.parquet" in request["patterns"] and not any(
-        ".py" in pattern for pattern in request["patterns"]
-    )
+    assert hub.resolve("owner/books", dataset=True) == tmp_path
+    assert request["kind"] == "dataset"
+    assert "*.parquet" in request["patterns"]
+    assert not any(".py" in pattern for pattern in request["patterns"])
 
     def offline(name, **_):
         raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub\nsecond line")

@@ -328,7 +328,8 @@ def test_rope_json_holds_the_frequencies(tmp_path, scaling):
     stored = meta.read(out)
     again = stored.scaling.rope(stored.config.rope_base(), LENGTH)
     np.testing.assert_allclose(again.inv_freq, expected.inv_freq, rtol=1e-12)
-    assert again.attention_factor == expected.attention_factor and stored.window == LENGTH
+    assert again.attention_factor == expected.attention_factor
+    assert stored.window == LENGTH
     text, theta = (
         (out / "README.md").read_text(),
         json.loads((out / "params.json").read_text()).get("rope_theta"),
@@ -577,7 +578,8 @@ def test_the_command_line(tmp_path, capsys):
         loading.load(path) for path in ("tiny-llama", tmp_path / "hf", tmp_path / "meta")
     )
     original, from_hf, from_meta = (slots(lm.params) for lm in (base, hf, ours))
-    assert hf.scaling == ours.scaling == Yarn(4.0) and hf.config == ours.config
+    assert hf.scaling == ours.scaling == Yarn(4.0)
+    assert hf.config == ours.config
     assert base.config.tie_word_embeddings  # which the format does not know
     original["lm_head.weight"] = original["model.embed_tokens.weight"]
     assert original.keys() == from_hf.keys()
@@ -600,10 +602,8 @@ def test_the_command_line(tmp_path, capsys):
         )
         == 2
     )
-    assert (
-        "cannot be divided into 3 equal shards" in capsys.readouterr().err
-        and not (tmp_path / "o").exists()
-    )
+    assert "cannot be divided into 3 equal shards" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_an_import_has_one_tensor_in_memory(tmp_path):
@@ -616,4 +616,5 @@ def test_an_import_has_one_tensor_in_memory(tmp_path):
     convert(out, tmp_path / "hf")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert total > 2 * 6e6 and peak < total / 4
+    assert total > 2 * 6e6
+    assert peak < total / 4

@@ -102,7 +102,8 @@ def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
     first, second = (
         load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "again")
     )
-    assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[k], second[k]) for k in first)
     merged = loading.load(base, adapter=tmp_path / "adapter", angles="float32")
     close(np.asarray(merged.logits(TOKENS)), expected)
 
@@ -138,9 +139,8 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
     plain = np.asarray(loading.load(tmp_path / "base", angles="float32").logits(TOKENS))
     assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
     lora, _ = ours.read(tmp_path / "adapter", TINY)
-    assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.modules_to_save) and set(
-        lora.modules_to_save
-    ) == {
+    assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.modules_to_save)
+    assert set(lora.modules_to_save) == {
         "norm",
         "embed_tokens",
     }

@@ -42,9 +42,8 @@ def test_tensors_views_and_shared_storages_of_torch(tmp_path, dtype):
     for given_ in (state, collections.OrderedDict(state)):
         torch.save(given_, tmp_path / "x.pth")
         tensors = open_archive(tmp_path / "x.pth")
-        assert list(tensors) == list(state) and {entry.dtype for entry in tensors.values()} == {
-            dtype
-        }
+        assert list(tensors) == list(state)
+        assert {entry.dtype for entry in tensors.values()} == {dtype}
         for name, tensor in state.items():
             assert tensors[name].shape == tuple(tensor.shape)
             np.testing.assert_array_equal(
@@ -76,9 +75,8 @@ def test_torch_loads_what_we_write(tmp_path, dtype):
             put(array)
     for options in ({}, {"mmap": True}):
         loaded = torch.load(tmp_path / "x.00.pth", weights_only=True, **options)
-        assert list(loaded) == list(shapes) and {t.dtype for t in loaded.values()} == {
-            getattr(torch, dtype)
-        }
+        assert list(loaded) == list(shapes)
+        assert {t.dtype for t in loaded.values()} == {getattr(torch, dtype)}
         for name, array in arrays.items():
             np.testing.assert_array_equal(as_numpy(loaded[name]), array.astype(np.float32))
     for name, entry in open_archive(tmp_path / "x.00.pth").items():
@@ -136,7 +134,8 @@ def refused(tmp_path: Path, pickled: bytes, message: str, **records: bytes) -> N
         assert peak < 2e6, "a size in a header allocated memory"
     finally:
         tracemalloc.stop()
-    assert "\n" not in str(error.value) and "x.pth" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "x.pth" in str(error.value)
 
 
 class Global:

@@ -323,7 +323,8 @@ def test_published_config(tmp_path, name):
         free = {key: getattr(SHAPES[shape], key) for key in ("pad_token_id",)}
         assert dataclasses.replace(config, **free) == SHAPES[shape]
     again = hf.config_json(config, read_scaling, seq_len=length, dtype="float16")
-    assert read(tmp_path, again) == (config, read_scaling) and hf.window(tmp_path) == length
+    assert read(tmp_path, again) == (config, read_scaling)
+    assert hf.window(tmp_path) == length
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -430,7 +431,8 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
 def test_what_is_unclear_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path, LLAMA2 | changes)
-    assert "\n" not in str(error.value) and "config.json" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "config.json" in str(error.value)
 
 
 def test_su_of_the_first_longrope_files_is_read(tmp_path):
@@ -448,4 +450,5 @@ def test_su_of_the_first_longrope_files_is_read(tmp_path):
     assert scaling.rope(base, 32768).attention_factor == pytest.approx(
         math.sqrt(1 + math.log(8) / math.log(4096))
     )
-    assert config.max_position_embeddings == 4096 and hf.window(tmp_path) == 32768
+    assert config.max_position_embeddings == 4096
+    assert hf.window(tmp_path) == 32768

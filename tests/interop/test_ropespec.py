@@ -94,7 +94,8 @@ def config_json(scaling, config=LLAMA2, seq_len=8192):
 def test_round_trip_is_exact(scaling):
     theta, window, again = rope_from_config(config_json(scaling))
     if type(scaling) in (NTK, ABF):  # written as plain RoPE with another theta
-        assert again == Unscaled() and window == 4096
+        assert again == Unscaled()
+        assert window == 4096
         assert theta == pytest.approx(
             5e5 if type(scaling) is ABF else 10000 * 4 ** (128 / 126), rel=1e-15
         )
@@ -107,9 +108,8 @@ def test_round_trip_is_exact(scaling):
 @pytest.mark.parametrize("scaling", GENERIC, ids=short)
 def test_a_static_method_without_its_own_type_becomes_longrope(scaling):
     data = config_json(scaling)
-    assert (
-        data["rope_scaling"]["rope_type"] == "longrope" and data["max_position_embeddings"] >= 8192
-    )
+    assert data["rope_scaling"]["rope_type"] == "longrope"
+    assert data["max_position_embeddings"] >= 8192
     want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (scaling, rope_from_config(data)[2]))
     np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=2e-12)
     assert got.attention_factor == want.attention_factor
@@ -148,26 +148,30 @@ def test_published_longrope_configs(place, at_top):
 
 def test_lengths_and_both_forms_come_from_one_object():
     data = config_json(Yarn(4.0))
-    assert data["max_position_embeddings"] == 16384 and type(data["max_position_embeddings"]) is int
+    assert data["max_position_embeddings"] == 16384
+    assert type(data["max_position_embeddings"]) is int
     assert (
         data["original_max_position_embeddings"]
         == 4096
         == data["rope_scaling"]["original_max_position_embeddings"]
     )
     assert data["rope_parameters"] == data["rope_scaling"] | {"rope_theta": 10000.0}
-    assert "attention_factor" not in data["rope_scaling"] and "mscale" not in data["rope_scaling"]
+    assert "attention_factor" not in data["rope_scaling"]
+    assert "mscale" not in data["rope_scaling"]
     assert config_json(Yarn(4.0, attention_factor=1.0))["rope_scaling"]["attention_factor"] == 1.0
     assert config_json(DynamicNTK(4.0))["max_position_embeddings"] == 4096
     assert config_json(Linear(4.0))["max_position_embeddings"] == 16384
     assert config_json(Linear(1.5), seq_len=5000)["max_position_embeddings"] == 6144
     default = config_json(Unscaled())
-    assert default["rope_scaling"] is None and default["rope_parameters"]["rope_type"] == "default"
+    assert default["rope_scaling"] is None
+    assert default["rope_parameters"]["rope_type"] == "default"
     assert default["dtype"] == default["torch_dtype"] == "float32"
 
 
 def test_longrope_holds_any_static_spectrum():
     spec = config_json(NobodyKnowsThis())["rope_scaling"]
-    assert spec["rope_type"] == "longrope" and spec["short_factor"] == spec["long_factor"]
+    assert spec["rope_type"] == "longrope"
+    assert spec["short_factor"] == spec["long_factor"]
     assert spec["attention_factor"] == spec["short_mscale"] == spec["long_mscale"] == 1.1
     assert spec["long_factor"][-1] == LARGEST_DIVISOR
     _, _, again = rope_from_config(config_json(NobodyKnowsThis()))
@@ -247,7 +251,8 @@ def test_we_read_what_transformers_reads(rope, caplog):
     ours = scaling.rope(config.rope_base(), WINDOW)
     np.testing.assert_allclose(theirs.inv_freq.numpy(), ours.inv_freq, rtol=1e-6)
     assert theirs.attention_scaling == pytest.approx(ours.attention_factor, rel=1e-7)
-    assert config.max_position_embeddings == WINDOW and config.rope_theta == 5000.0
+    assert config.max_position_embeddings == WINDOW
+    assert config.rope_theta == 5000.0
 
 
 def test_linear_without_an_original_window_warns_what_it_assumes(caplog):
@@ -257,7 +262,8 @@ def test_linear_without_an_original_window_warns_what_it_assumes(caplog):
     assert "so the original one is 4096" in caplog.text
     caplog.clear()
     data["original_max_position_embeddings"] = 16384
-    assert rope_from_config(data) == (10000.0, 16384, Linear(4.0)) and not caplog.text
+    assert rope_from_config(data) == (10000.0, 16384, Linear(4.0))
+    assert not caplog.text
 
 
 def test_golden_yarn_config_of_a_published_llama2():
@@ -393,7 +399,8 @@ def test_what_is_not_understood_is_refused(data, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields | data))
     with pytest.raises(ValueError, match=message) as error:
         hf.read_config(tmp_path)
-    assert str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
+    assert str(tmp_path / "config.json") in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_keys_that_the_rope_command_prints():

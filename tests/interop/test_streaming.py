@@ -64,7 +64,8 @@ def test_in_and_out_again_changes_no_bit(tmp_path, shape, dtype):
     convert(first, tmp_path / "base")
     convert(tmp_path / "base", tmp_path / "last", max_shard_size=40_000)
     want, got = read_all(first), read_all(tmp_path / "last")
-    assert want.keys() == got.keys() and len([*(tmp_path / "last").glob("*.safetensors")]) > 3
+    assert want.keys() == got.keys()
+    assert len([*(tmp_path / "last").glob("*.safetensors")]) > 3
     for name, value in want.items():
         assert value.dtype == got[name].dtype == numpy_dtype(dtype)
         np.testing.assert_array_equal(value.view(WORDS[dtype]), got[name].view(WORDS[dtype]), name)
@@ -93,10 +94,8 @@ def test_a_method_on_the_way_is_that_of_a_loaded_model(tmp_path):
     convert(source, tmp_path / "passed", methods=[Yarn(4.0)], dtype="bfloat16")
     export(load(source, method=Yarn(4.0)), tmp_path / "loaded", dtype="bfloat16")
     files = {file.name for file in (tmp_path / "passed").iterdir()}
-    assert (
-        files == {file.name for file in (tmp_path / "loaded").iterdir()}
-        and "model.safetensors" in files
-    )
+    assert files == {file.name for file in (tmp_path / "loaded").iterdir()}
+    assert "model.safetensors" in files
     for name in files:
         assert (tmp_path / "passed" / name).read_bytes() == (
             tmp_path / "loaded" / name
@@ -106,9 +105,8 @@ def test_a_method_on_the_way_is_that_of_a_loaded_model(tmp_path):
 def test_dtype_and_window_are_kept_unless_asked(tmp_path):
     source = checkpoint(tmp_path / "m", dtype="float16", scaling=Linear(4.0))
     convert(source, tmp_path / "same")
-    assert hf.window(tmp_path / "same") == LENGTH and hf.read_config(tmp_path / "same")[
-        1
-    ] == Linear(4.0)
+    assert hf.window(tmp_path / "same") == LENGTH
+    assert hf.read_config(tmp_path / "same")[1] == Linear(4.0)
     assert storage_dtype(find_weights(tmp_path / "same", TINY).values()) == "float16"
     stored = load_file(source / "model.safetensors")
     mixed = {
@@ -204,7 +202,8 @@ def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
         MEMORY, *(tmp_path / name for name in ("small", "big", "small out", "big out"))
     )
     assert done.returncode == 0, done.stderr
-    assert size > 180e6 and largest < 10e6
+    assert size > 180e6
+    assert largest < 10e6
     assert int(done.stdout) < 2 * largest, "more than a tensor was in memory"
     assert hf.read_config(tmp_path / "big out")[1] == Yarn(4.0)
 
@@ -240,7 +239,8 @@ def test_a_killed_export_never_looks_finished(tmp_path, max_shard_size):
     convert(tmp_path / "m", tmp_path / "other")
     assert left.exists(), "what is left of one export is not for another to remove"
     convert(tmp_path / "m", tmp_path / "out")
-    assert hf.read_config(tmp_path / "out")[0] == TINY and not left.exists()
+    assert hf.read_config(tmp_path / "out")[0] == TINY
+    assert not left.exists()
 
 
 def test_links_out_of_the_directory_are_refused_but_for_the_cache_of_the_hub(tmp_path):

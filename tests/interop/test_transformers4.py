@@ -69,7 +69,8 @@ def test_an_export_is_read(name: str, tmp_path: Path) -> None:
     export(ours, tmp_path / "out", dtype="float32", seq_len=LENGTH)
     assert_reads(tmp_path / "out", ours)
     proof = prove(tmp_path / "out", against=ours)
-    assert proof["equal"] and [reader["version"] for reader in proof["readers"]][1:] == ["4.57.6"]
+    assert proof["equal"]
+    assert [reader["version"] for reader in proof["readers"]][1:] == ["4.57.6"]
     if EVERY[name] != Unscaled():
         plain = np.asarray(model(Unscaled()).logits(TOKENS[None]))[0]
         assert np.abs(logits(tmp_path / "out") - plain).max() > 1e-2, "a scaling that does nothing"
@@ -160,13 +161,12 @@ def test_what_it_wrote_is_read_with_the_same_logits(kind: str, tmp_path: Path) -
     changes, scaling = WRITTEN[kind]
     write(tmp_path / "m", "float32", changes)
     settings = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert (
-        settings["transformers_version"] == "4.57.6"
-        and "rope_theta" in settings
-        and "rope_parameters" not in settings
-    )
+    assert settings["transformers_version"] == "4.57.6"
+    assert "rope_theta" in settings
+    assert "rope_parameters" not in settings
     ours = loading.load(tmp_path / "m", angles="float32")
-    assert ours.scaling == scaling and ours.config.max_position_embeddings == WINDOW
+    assert ours.scaling == scaling
+    assert ours.config.max_position_embeddings == WINDOW
     assert_reads(tmp_path / "m", ours)
 
 
@@ -180,7 +180,8 @@ def test_weights_come_back_bit_by_bit(to: str, dtype: str, tmp_path: Path) -> No
     convert(tmp_path / "there", tmp_path / "back", max_shard_size=50_000)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto")
     state = again.state_dict()
-    assert again.config.rope_scaling["factor"] == FACTOR and state.keys() == written.keys()
+    assert again.config.rope_scaling["factor"] == FACTOR
+    assert state.keys() == written.keys()
     for name, tensor in written.items():
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name].view(torch.uint8), tensor.view(torch.uint8)), name
@@ -199,6 +200,8 @@ def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
     assert np.abs(logits(tmp_path / "out") - plain).max() <= CLOSE
     proof = prove(tmp_path / "out", against=ours)
     numpy, theirs = proof["readers"]
-    assert numpy["equal"] and not theirs["equal"] and not proof["equal"]
+    assert numpy["equal"]
+    assert not theirs["equal"]
+    assert not proof["equal"]
     effects = {known["reader"]: known["effect"] for known in proof["known_incompatibilities"]}
     assert "without the scaling" in effects["transformers 4"]

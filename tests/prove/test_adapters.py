@@ -74,8 +74,10 @@ def test_an_adapter_is_proven_on_the_base_that_it_names(trained, copy, capsys):
     assert proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1]
     assert proof["tokens_read"] == LENGTH
     ours, theirs = proof["readers"]
-    assert (ours["reader"], theirs["reader"]) == ("numpy", "peft") and theirs["token_ids_equal"]
-    assert max(ours["logits"]) < 1e-5 and ours["greedy"] == theirs["greedy"] == 0
+    assert (ours["reader"], theirs["reader"]) == ("numpy", "peft")
+    assert theirs["token_ids_equal"]
+    assert max(ours["logits"]) < 1e-5
+    assert ours["greedy"] == theirs["greedy"] == 0
     assert "EQUAL to our own reading of the adapter, read by numpy" in text
     assert " on transformers " in text
     assert text.count("greedy continuation of 64 tokens equal") == 2
@@ -148,8 +150,10 @@ def test_both_readers_merge_every_kind(trained, tmp_path, lora):
     )
     peft.write(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
     proof = prove(tmp_path / "adapter")
-    assert proof["equal"] and [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]
-    assert not proof["base_checked"] and "NOT CHECKED to be the base" in describe(proof)
+    assert proof["equal"]
+    assert [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]
+    assert not proof["base_checked"]
+    assert "NOT CHECKED to be the base" in describe(proof)
     plain, merged = (
         loading.load(trained / "base", adapter=a) for a in (None, tmp_path / "adapter")
     )
@@ -167,7 +171,8 @@ def test_a_reader_with_another_scale_is_noticed(copy, no_torch, monkeypatch):
         lambda self, name, x: x + 0.9 * (changed(self, name, x) - x),
     )
     proof = prove(copy)
-    assert not proof["equal"] and max(proof["readers"][0]["logits"]) > 1e-4
+    assert not proof["equal"]
+    assert max(proof["readers"][0]["logits"]) > 1e-4
 
 
 OTHERS = {

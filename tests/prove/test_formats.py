@@ -55,13 +55,16 @@ def test_every_scaling_is_proven(to, scaling, tmp_path):
     lm = model(scaling)
     proof = prove(write(tmp_path, to, lm), against=lm)
     numpy = comparison(proof)
-    assert proof["equal"] and proof["format"] == to and proof["weights_that_differ"] == []
+    assert proof["equal"]
+    assert proof["format"] == to
+    assert proof["weights_that_differ"] == []
     assert proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1]
     assert proof["tokens_continued"] == 64
     assert max(numpy["logits"]) < 2e-5
     assert max(numpy["rotated"]) < 2e-5
     assert max(numpy["tables"]) < 2e-6
-    assert numpy["greedy"] == 0 and numpy["token_ids_equal"]
+    assert numpy["greedy"] == 0
+    assert numpy["token_ids_equal"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,9 @@ def test_every_dtype_is_proven(to, dtype, tied, tmp_path):
         head = {"lm_head": {"kernel": lm.params["embed_tokens"]["embedding"].T}}
         lm = dataclasses.replace(lm, config=CONFIG, params=lm.params | head)
     proof = prove(out, against=lm)
-    assert proof["equal"] and proof["dtype"] == dtype and comparison(proof)["token_ids_equal"]
+    assert proof["equal"]
+    assert proof["dtype"] == dtype
+    assert comparison(proof)["token_ids_equal"]
 
 
 @pytest.mark.usefixtures("readers")
@@ -96,7 +101,8 @@ def test_sharded_meta_is_read_by_torch_too_and_known_incompatibilities_are_named
     assert "wrong in Meta's code: does not read rope.json" in text
     assert "rotated q and k, layer 0" in text
     card = (out / "README.md").read_text()
-    assert "EQUAL to our own reading" in card and "Not compared" not in card
+    assert "EQUAL to our own reading" in card
+    assert "Not compared" not in card
 
 
 def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
@@ -125,7 +131,8 @@ def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
         "--factor",
         "4",
     ]
-    assert main(hint) == 0 and "EQUAL to the model that was exported" in capsys.readouterr().out
+    assert main(hint) == 0
+    assert "EQUAL to the model that was exported" in capsys.readouterr().out
     assert json.loads((tmp_path / "m.proof.json").read_text())["equal"]
     assert main(hint[:4]) == 1  # without the method
     assert "NOT EQUAL" in capsys.readouterr().out
@@ -140,7 +147,8 @@ def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
 def test_meta_without_rope_json_needs_the_window(tmp_path, capsys):
     out = write(tmp_path, "meta", model(Unscaled()), seq_len=None)
     (out / "rope.json").unlink()
-    assert main(["prove", str(out)]) == 2 and "give it with --original" in capsys.readouterr().err
+    assert main(["prove", str(out)]) == 2
+    assert "give it with --original" in capsys.readouterr().err
     assert main(["prove", str(out), "--original", str(WINDOW)]) == 0
 
 
@@ -235,12 +243,14 @@ def test_a_wrong_meta_directory_is_not_equal(damage, broken, tmp_path):
     out = write(tmp_path, "meta", shards=2)
     options = damage(out) or {}
     proof = prove(out, against=model(), **options)
-    assert not proof["equal"] and "NOT EQUAL" in describe(proof)
+    assert not proof["equal"]
+    assert "NOT EQUAL" in describe(proof)
     numpy = comparison(proof)
     if broken == "weights":
         assert "model.layers.0.self_attn.q_proj.weight" in proof["weights_that_differ"]
     elif broken == "tokens":
-        assert not numpy["token_ids_equal"] and "TOKEN IDS DIFFER" in describe(proof)
+        assert not numpy["token_ids_equal"]
+        assert "TOKEN IDS DIFFER" in describe(proof)
     else:
         assert np.max(numpy[broken]) > 1e-3
 
@@ -309,9 +319,11 @@ def test_a_wrong_gguf_file_is_not_equal(name, tmp_path, monkeypatch):
     numpy = comparison(proof)
     assert not proof["equal"]
     if broken == "tokens":
-        assert not numpy["token_ids_equal"] and max(numpy["logits"]) < 2e-5
+        assert not numpy["token_ids_equal"]
+        assert max(numpy["logits"]) < 2e-5
     else:
-        assert numpy[broken] > 1e-2 and max(numpy["logits_exact_angles"]) > 1e-3
+        assert numpy[broken] > 1e-2
+        assert max(numpy["logits_exact_angles"]) > 1e-3
 
 
 def test_another_model_is_refused_or_not_equal(tmp_path):
@@ -363,10 +375,8 @@ def test_the_known_incompatibilities_of_each_format(tmp_path, monkeypatch):
         inv_freq=[1e6 ** (-i / 8) for i in range(8)],
     )
     assert incompatibilities(plain).keys() == {"Llama 2's code"}
-    assert (
-        export(model(Linear(4.0)), tmp_path / "linear")
-        and incompatibilities(tmp_path / "linear") == {}
-    )
+    assert export(model(Linear(4.0)), tmp_path / "linear")
+    assert incompatibilities(tmp_path / "linear") == {}
 
 
 def test_corrupt_files_are_refused_by_name(tmp_path):
@@ -393,7 +403,9 @@ def test_llama_cpp_agrees(scaling, dtype, tmp_path):
     lm = model(scaling)
     proof = prove(write(tmp_path, "gguf", lm, dtype=dtype), against=lm)
     theirs = comparison(proof, "llama.cpp")
-    assert proof["equal"] and proof["readers_not_run"] == {} and theirs["token_ids_equal"]
+    assert proof["equal"]
+    assert proof["readers_not_run"] == {}
+    assert theirs["token_ids_equal"]
     assert max(theirs["logits"]) < {"float32": 1e-5, "float16": 0.005, "q8_0": 0.15}[dtype]
 
 
@@ -424,7 +436,8 @@ def test_llama_cpp_overrules_the_betas_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "rope_keys", lambda *args: (named(*args)[0], None))
     file = write(tmp_path, "gguf", lm)
     proof = prove(file, against=lm)
-    assert not comparison(proof, "llama.cpp")["equal"] and not comparison(proof)["equal"]
+    assert not comparison(proof, "llama.cpp")["equal"]
+    assert not comparison(proof)["equal"]
     effects = [
         known["effect"]
         for known in proof["known_incompatibilities"]
@@ -432,4 +445,5 @@ def test_llama_cpp_overrules_the_betas_of_a_file(tmp_path, monkeypatch):
     ]
     assert any("betas 32 and 1" in effect for effect in effects)
     as_run = prove(file, against=model(Yarn(4.0)))  # as the programs run it
-    assert comparison(as_run, "llama.cpp")["equal"] and comparison(as_run)["equal"]
+    assert comparison(as_run, "llama.cpp")["equal"]
+    assert comparison(as_run)["equal"]

@@ -67,20 +67,25 @@ SCALINGS = [
 def test_numpy_alone_proves_every_scaling(tmp_path, scaling, no_transformers):
     lm = model(scaling)
     proof = prove(export(lm, tmp_path / "m", dtype="float32"), against=lm)
-    assert proof["equal"] and [r["reader"] for r in proof["readers"]] == ["numpy"]
+    assert proof["equal"]
+    assert [r["reader"] for r in proof["readers"]] == ["numpy"]
     assert proof["readers_not_run"] == {"transformers": "torch is not installed"}
-    assert max(proof["readers"][0]["logits"]) < 1e-5 and max(proof["readers"][0]["tables"]) < 1e-6
+    assert max(proof["readers"][0]["logits"]) < 1e-5
+    assert max(proof["readers"][0]["tables"]) < 1e-6
     assert "not read by transformers: torch is not installed" in describe(proof)
 
 
 @pytest.mark.usefixtures("readers")
 def test_both_readers_agree_and_the_proof_is_written(copy):
     proof = prove(copy, against=model())
-    assert proof["equal"] and proof["weights_that_differ"] == [] and proof["dtype"] == "bfloat16"
+    assert proof["equal"]
+    assert proof["weights_that_differ"] == []
+    assert proof["dtype"] == "bfloat16"
     assert proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1]
     assert proof["tokens_read"] == LENGTH
     numpy, transformers = proof["readers"]
-    assert transformers["token_ids_equal"] and max(transformers["logits"]) <= 2e-5
+    assert transformers["token_ids_equal"]
+    assert max(transformers["logits"]) <= 2e-5
     assert len(transformers["logits_exact_angles"]) == 4
     assert json.loads((copy / "proof.json").read_text()) == proof
     card = (copy / "README.md").read_text()
@@ -88,24 +93,29 @@ def test_both_readers_agree_and_the_proof_is_written(copy):
     assert "Not compared" not in card
     assert f"{max(transformers['logits']):.1e}" in card
     again = prove(copy, against=model())  # a second proof replaces the first
-    assert again == proof and (copy / "README.md").read_text() == card
+    assert again == proof
+    assert (copy / "README.md").read_text() == card
 
 
 def test_without_a_model_the_export_is_compared_with_our_own_reading(copy, no_transformers):
     proof = prove(copy)
-    assert proof["equal"] and "EQUAL to our own reading of the export" in describe(proof)
+    assert proof["equal"]
+    assert "EQUAL to our own reading of the export" in describe(proof)
 
 
 def test_a_card_that_is_not_ours_is_left_alone(copy, no_transformers):
     (copy / "README.md").write_text("mine")
     prove(copy)
-    assert (copy / "README.md").read_text() == "mine" and (copy / "proof.json").exists()
+    assert (copy / "README.md").read_text() == "mine"
+    assert (copy / "proof.json").exists()
 
 
 def test_large_models_are_read_at_few_positions(copy, no_transformers, monkeypatch):
     monkeypatch.setattr(module, "EVERY_POSITION", 0)
     proof = prove(copy)
-    assert proof["equal"] and proof["tokens_read"] < 80 and proof["positions"][-1] == LENGTH - 1
+    assert proof["equal"]
+    assert proof["tokens_read"] < 80
+    assert proof["positions"][-1] == LENGTH - 1
 
 
 def _config(**changes):
@@ -139,7 +149,8 @@ def _weights(out: Path):
 def test_a_wrong_export_is_not_equal(copy, no_transformers, damage, broken):
     damage(copy)
     proof = prove(copy, against=model())
-    assert not proof["equal"] and "NOT EQUAL" in describe(proof)
+    assert not proof["equal"]
+    assert "NOT EQUAL" in describe(proof)
     if broken == "logits":
         assert proof["weights_that_differ"] == ["model.layers.1.mlp.up_proj.weight"]
     else:
@@ -153,7 +164,8 @@ def test_a_wrong_tokenizer_is_not_equal(copy):
     data["model"]["merges"] = data["model"]["merges"][10:]
     (copy / "tokenizer.json").write_text(json.dumps(data))
     proof = prove(copy, against=model())
-    assert not proof["equal"] and "TOKEN IDS DIFFER" in describe(proof)
+    assert not proof["equal"]
+    assert "TOKEN IDS DIFFER" in describe(proof)
 
 
 def test_forms_that_disagree_are_refused_by_the_independent_reader(copy):
@@ -211,4 +223,5 @@ def test_what_the_format_cannot_represent_is_refused(tmp_path):
         export(lm.with_method(SelfExtend(group_size=4, neighbor_window=16)), tmp_path / "m")
     with pytest.raises(ValueError, match="dtype 'float64' is not known"):
         export(lm, tmp_path / "m", dtype="float64")
-    assert lm.attention == Causal() and not any(tmp_path.iterdir())
+    assert lm.attention == Causal()
+    assert not any(tmp_path.iterdir())

@@ -1,6 +1,6 @@
-"""One of every frequency method, for heads of 16 and a window of 32, and its command-line flags.
+"""One instance of every frequency method, for heads of 16 and a window of 32, and its flags.
 
-Methods are discovered. CHOSEN has those whose example would show little on so small a model.
+Methods are discovered. CHOSEN replaces the examples that would show little on so small a model.
 """
 
 import json
@@ -40,7 +40,7 @@ BY_LENGTH = tuple(scaling for scaling in EVERY if scaling.depends_on_length)
 
 
 def flags(scaling: RopeScaling, folder: Path, prefix: str = "--") -> list[str]:
-    """Command-line fields of a method; vectors are written to JSON files."""
+    """Command-line flags for the fields of a method; vectors are written to JSON files."""
     arguments = []
     for name, value in vars(scaling).items():
         if value is None:

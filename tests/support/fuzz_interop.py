@@ -1,7 +1,8 @@
-"""Coverage-guided fuzzing of the readers of foreign files.
+"""Coverage-guided fuzzing of the readers of foreign files; needs the extra `fuzz`.
 
-PYTHONPATH=tests python tests/support/fuzz_interop.py READER -max_total_time=60, with the extra
-`fuzz`. Whatever the bytes, a reader gives one clear error or what an independent reader gives.
+PYTHONPATH=tests python tests/support/fuzz_interop.py READER -max_total_time=60
+
+Whatever the bytes, a reader raises one clear error or returns what an independent reader returns.
 """
 
 import functools
@@ -32,13 +33,14 @@ from support.hf_files import write_hf  # noqa: E402
 from support.llamas import LENGTH, TINY, random_params  # noqa: E402
 from support.llamas import tokenizer as tiny_tokenizer  # noqa: E402
 
-WHERE = Path(tempfile.mkdtemp(prefix="fuzz"))
-GOOD, BAD = WHERE / "good", WHERE / "bad"
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz"))
+GOOD = FOLDER / "good"
+BAD = FOLDER / "bad"
 TEXTS = ("", "a b", "def f(x):\n    return 1", "<s>naïve 日本語")
 
 
 def outcome(work: Callable[[], Any]) -> Any:
-    """The result of `work`, or None if it raises one clear error; any other one is a finding."""
+    """The result of `work`, or None if it raises one clear error; any other error is a bug."""
     try:
         return work()
     except ValueError as error:
@@ -48,23 +50,20 @@ def outcome(work: Callable[[], Any]) -> Any:
 
 
 def read_all(find: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray] | None:
-    result = outcome(find)
-    return (
-        None
-        if result is None
-        else outcome(lambda: {name: entry.read() for name, entry in result.items()})
-    )
+    tensors = outcome(find)
+    if tensors is None:
+        return None
+    return outcome(lambda: {name: entry.read() for name, entry in tensors.items()})
 
 
 def header(data: bytes) -> None:
-    """model.safetensors, against the library's own reading."""
+    """model.safetensors, compared with what the safetensors library reads."""
     (BAD / safetensors_files.SINGLE_FILE).write_bytes(data)
     tensors = read_all(lambda: safetensors_files.find_tensors(BAD))
     if tensors is not None:
         stored = load_file(BAD / safetensors_files.SINGLE_FILE)
-        assert tensors.keys() == stored.keys() and all(
-            tensors[n].tobytes() == x.tobytes() for n, x in stored.items()
-        )
+        assert tensors.keys() == stored.keys()
+        assert all(tensors[n].tobytes() == x.tobytes() for n, x in stored.items())
 
 
 def index(data: bytes) -> None:
@@ -74,23 +73,19 @@ def index(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    """config.json: fields as they stand in it, and frequencies that turn."""
+    """config.json: the fields of the file, and valid frequencies."""
     (BAD / "config.json").write_bytes(data)
     result = outcome(lambda: (*hf.read_config(BAD), hf.window(BAD)))
     if result is not None:
         shape, scaling, window = result
-        assert (
-            isinstance(shape, LlamaConfig)
-            and type(window) is int
-            and window >= shape.max_position_embeddings
-        )
+        assert isinstance(shape, LlamaConfig)
+        assert type(window) is int
+        assert window >= shape.max_position_embeddings
         assert shape.vocab_size == json.loads(data)["vocab_size"]
         rope = scaling.rope(shape.rope_base(), window)
-        assert (
-            np.isfinite(rope.inv_freq).all()
-            and (rope.inv_freq >= 0).all()
-            and math.isfinite(rope.attention_factor)
-        )
+        assert np.isfinite(rope.inv_freq).all()
+        assert (rope.inv_freq >= 0).all()
+        assert math.isfinite(rope.attention_factor)
 
 
 def _tokens(files: dict[str, bytes]) -> None:
@@ -115,14 +110,14 @@ def sentencepiece(data: bytes) -> None:
 
 
 def archive(data: bytes) -> None:
-    """A .pth archive; no more numbers than it has bytes."""
+    """A .pth archive; it never yields more numbers than it has bytes."""
     (BAD / "x.pth").write_bytes(data)
     tensors = read_all(lambda: pth.open_archive(BAD / "x.pth"))
     assert tensors is None or all(x.size <= len(data) for x in tensors.values())
 
 
 def pickled(data: bytes) -> None:
-    """data.pkl in an archive whose checksums are right."""
+    """data.pkl, in an archive with correct checksums."""
     with zipfile.ZipFile(BAD / "x.pth", "w") as file:
         for name, content in {"data.pkl": data, "data/0": bytes(12), "data/1": bytes(52)}.items():
             file.writestr(f"x/{name}", content)
@@ -132,8 +127,8 @@ def pickled(data: bytes) -> None:
 
 def params(data: bytes) -> None:
     """params.json of Meta's format, next to good shards."""
-    (WHERE / "meta" / "params.json").write_bytes(data)
-    outcome(lambda: meta.read(WHERE / "meta", original=64))
+    (FOLDER / "meta" / "params.json").write_bytes(data)
+    outcome(lambda: meta.read(FOLDER / "meta", original=64))
 
 
 READERS = {
@@ -153,31 +148,31 @@ READERS = {
 
 
 def random_tensors() -> dict[str, Any]:
-    return safetensors_files.find_tensors(WHERE / "one")
+    return safetensors_files.find_tensors(FOLDER / "one")
 
 
 @functools.cache
 def good() -> dict[str, bytes]:
-    """A valid file for each reader, from which the fuzzer sets out."""
+    """A valid file for each reader, from which the fuzzer starts."""
     small = {"a.weight": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
     entries = {name: LazyTensor(x.shape, "float32", lambda x=x: x) for name, x in small.items()}
-    safetensors_files.write_file(WHERE / "small.safetensors", entries, "float32")
+    safetensors_files.write_file(FOLDER / "small.safetensors", entries, "float32")
     with pth_writer.create(
-        WHERE / "small.pth", {name: x.shape for name, x in small.items()}, "float32"
+        FOLDER / "small.pth", {name: x.shape for name, x in small.items()}, "float32"
     ) as put:
         for x in small.values():
             put(x)
     files = tiny_tokenizer().export_files(LENGTH)
     return {
-        "header": (WHERE / "small.safetensors").read_bytes(),
+        "header": (FOLDER / "small.safetensors").read_bytes(),
         "index": (GOOD / safetensors_files.INDEX_FILE).read_bytes(),
         "config": (GOOD / "config.json").read_bytes(),
         "tokenizer_json": files[tokenizer.JSON],
         "tokenizer_config": files[tokenizer.CONFIG],
         "sentencepiece": files[tokenizer.MODEL],
-        "archive": (WHERE / "small.pth").read_bytes(),
+        "archive": (FOLDER / "small.pth").read_bytes(),
         "pickled": pth_writer._pickle({"a": (2, 3)}, "bfloat16"),
-        "params": (WHERE / "meta" / "params.json").read_bytes(),
+        "params": (FOLDER / "meta" / "params.json").read_bytes(),
     }
 
 
@@ -193,17 +188,19 @@ def main() -> None:
         dtype="float32",
         max_shard_size=60_000,
     )
-    write_hf(WHERE / "one", TINY, random_params(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
-    meta.write(WHERE / "meta", TINY, random_tensors(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
-    (WHERE / "corpus").mkdir()
-    (WHERE / "corpus" / "good").write_bytes(good()[name])
+    write_hf(FOLDER / "one", TINY, random_params(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
+    meta.write(
+        FOLDER / "meta", TINY, random_tensors(), Yarn(4.0), tiny_tokenizer(), dtype="float32"
+    )
+    (FOLDER / "corpus").mkdir()
+    (FOLDER / "corpus" / "good").write_bytes(good()[name])
     atheris.Setup(
-        [*sys.argv, "-timeout=20", "-rss_limit_mb=4096", str(WHERE / "corpus")], READERS[name]
+        [*sys.argv, "-timeout=20", "-rss_limit_mb=4096", str(FOLDER / "corpus")], READERS[name]
     )
     try:
         atheris.Fuzz()
     finally:
-        shutil.rmtree(WHERE)
+        shutil.rmtree(FOLDER)
 
 
 if __name__ == "__main__":

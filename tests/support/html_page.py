@@ -1,4 +1,4 @@
-"""A page taken apart: elements with their attributes and text, tables by caption."""
+"""A parsed HTML page: elements with their attributes and text, and tables by caption."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -35,7 +35,7 @@ class Element:
         return descendants
 
     def one(self, tag: str = "", css: str = "") -> "Element":
-        """The only such descendant."""
+        """The only such descendant; fails unless there is exactly one."""
         (element,) = self.all(tag, css)
         return element
 
@@ -44,15 +44,15 @@ class _Parser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.root = Element("", {})
-        self.at = self.root
+        self.current = self.root
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = [name for name, _ in attrs]
         assert len(set(names)) == len(names), f"<{tag}> has an attribute twice: {names}"
-        element = Element(tag, {name: value or "" for name, value in attrs}, self.at)
-        self.at.children.append(element)
+        element = Element(tag, {name: value or "" for name, value in attrs}, self.current)
+        self.current.children.append(element)
         if tag not in VOID:
-            self.at = element
+            self.current = element
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
@@ -60,30 +60,32 @@ class _Parser(HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.at.tag == tag and self.at.parent, f"</{tag}> closes <{self.at.tag}>"
-        self.at = self.at.parent
+        assert self.current.tag == tag and self.current.parent, (
+            f"</{tag}> closes <{self.current.tag}>"
+        )
+        self.current = self.current.parent
 
     def handle_data(self, data: str) -> None:
-        self.at.children.append(data)
+        self.current.children.append(data)
 
 
 def parse(text: str) -> Element:
-    """The page; fails unless every element is closed in its place."""
+    """The root of the page; fails unless elements are closed in the right order."""
     parser = _Parser()
     parser.feed(text)
     parser.close()
-    assert parser.at is parser.root, f"<{parser.at.tag}> is not closed"
+    assert parser.current is parser.root, f"<{parser.current.tag}> is not closed"
     return parser.root
 
 
 def table(page: Element, caption: str) -> dict[tuple[str, str], Element]:
     """Cells by (row header, column header) of the table with this caption."""
     (element,) = [t for t in page.all("table") if t.one("caption").text == caption]
-    head, *lines = element.all("tr")
+    head, *rows = element.all("tr")
     columns = [th.text for th in head.all("th")][1:]
     cells = {}
-    for line in lines:
-        name = line.one("th").text
-        for column, cell in zip(columns, line.all("td"), strict=True):
+    for row in rows:
+        name = row.one("th").text
+        for column, cell in zip(columns, row.all("td"), strict=True):
             cells[name, column] = cell
     return cells

@@ -1,4 +1,4 @@
-"""Key tokens that tests choose: spans given by hand, and the answers of a task."""
+"""Key tokens that a test chooses: spans by hand, or the answers of a task."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,10 @@
 """One token per character: tokenizers, a random Llama with one, and a text that repeats itself."""
 
+import dataclasses
 import json
 import string
 from pathlib import Path
 
-from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import CONFIG, JSON, Tokenizer
 from support.hf_files import write_hf
@@ -110,10 +110,8 @@ def letters_tokenizer() -> Tokenizer:
 
 
 def write_letters(folder: Path) -> None:
-    """Write an HF directory of a random Llama; numpy makes the same weights everywhere."""
-    config = LlamaConfig(
-        **{**TINY.__dict__, "vocab_size": len(LETTERS), "max_position_embeddings": 1024}
-    )
+    """Write an HF directory of a random Llama whose weights are the same on every machine."""
+    config = dataclasses.replace(TINY, vocab_size=len(LETTERS), max_position_embeddings=1024)
     write_hf(
         folder, config, random_params(config), Unscaled(), letters_tokenizer(), dtype="float32"
     )

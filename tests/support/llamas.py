@@ -12,7 +12,8 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer, train_tokenizer
 
-WINDOW, FACTOR = 64, 4
+WINDOW = 64
+FACTOR = 4
 LENGTH = FACTOR * WINDOW
 TINY = LlamaConfig(
     vocab_size=420,
@@ -35,7 +36,7 @@ def tokenizer() -> Tokenizer:
 
 
 def random_params(config: LlamaConfig = TINY, seed: int = 0, dtype: Any = np.float32) -> Params:
-    """Random parameters, also norms and biases, so that none can be swapped or dropped unseen."""
+    """Random parameters, norms and biases too, so that a swapped or dropped one is noticed."""
     rng = np.random.default_rng(seed)
 
     def fill(tree: dict[str, Any], name: str = "") -> dict[str, Any]:
@@ -50,15 +51,13 @@ def random_params(config: LlamaConfig = TINY, seed: int = 0, dtype: Any = np.flo
 def torch_llama(
     directory: Path, rope: dict[str, Any] | None = None, seed: int = 0, **changes: Any
 ) -> Any:
-    """A random LlamaForCausalLM, float32 with eager attention, which transformers also writes."""
+    """A random float32 LlamaForCausalLM with eager attention, also saved to `directory`."""
     import torch
     import transformers
 
-    fields = (
-        dataclasses.asdict(TINY)
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-        | changes
-    )
+    fields = dataclasses.asdict(TINY)
+    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    fields |= changes
     fields.pop("rope_theta")
     if rope is not None:
         fields["rope_parameters"] = {"rope_theta": 10000.0, **rope}

@@ -1,6 +1,7 @@
-"""A notebook's script run as Jupyter would run it: cell by cell, and what a cell ends with is shown.
+"""Run a notebook's script as Jupyter would: cell by cell, showing the value of each last line.
 
-python tests/notebook_cells.py SCRIPT FOLDER: figures go into FOLDER as 1.svg, 2.svg, ...; all else is printed.
+python tests/support/notebook_cells.py SCRIPT FOLDER writes figures to FOLDER as 1.svg, 2.svg and
+so on, and prints all other values.
 """
 
 import ast
@@ -11,14 +12,15 @@ from typing import Any
 
 
 def cells(text: str) -> list[tuple[str, str]]:
-    """(kind, source) of the cells of a script in percent format, the header left out."""
-    found = []
+    """(kind, source) of the cells of a script in percent format, without the header."""
+    result = []
     for part in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
         head, _, source = part.partition("\n")
         kind = "markdown" if "[markdown]" in head else "code"
-        source = re.sub(r"^# ?", "", source, flags=re.MULTILINE) if kind == "markdown" else source
-        found.append((kind, source.strip()))
-    return found
+        if kind == "markdown":
+            source = re.sub(r"^# ?", "", source, flags=re.MULTILINE)
+        result.append((kind, source.strip()))
+    return result
 
 
 def run(script: Path, folder: Path) -> None:
@@ -30,9 +32,9 @@ def run(script: Path, folder: Path) -> None:
         tree = ast.parse(source)
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, script.name, "exec"), space)
-        value = (
-            eval(compile(ast.Expression(last.value), script.name, "eval"), space) if last else None
-        )
+        value = None
+        if last:
+            value = eval(compile(ast.Expression(last.value), script.name, "eval"), space)
         if hasattr(value, "_repr_svg_"):
             figures += 1
             (folder / f"{figures}.svg").write_text(value._repr_svg_())

@@ -1,4 +1,4 @@
-"""Planted runs: records of a made-up comparison whose numbers are known, and run directories."""
+"""Planted runs: records of an invented comparison with known numbers, and run directories."""
 
 import dataclasses
 import hashlib
@@ -42,7 +42,8 @@ ROPES = {
     "ntk(factor=4)": NTK(4.0),
     "yarn(factor=4)": Yarn(4.0),
 }
-REACH = {  # how far each variant reads, in tokens, and its rate of right answers there
+# (method, training steps): effective context length in tokens, and accuracy within it.
+REACH = {
     ("none", 0): (350, 0.95),
     ("none", 60): (430, 0.95),
     ("linear(factor=4)", 0): (128, 0.3),
@@ -55,7 +56,7 @@ REACH = {  # how far each variant reads, in tokens, and its rate of right answer
 
 
 def chance(*parts: object) -> float:
-    """A number from 0 to 1 that follows from the parts."""
+    """A pseudo-random number from 0 to 1 that depends only on the parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
 
 
@@ -81,7 +82,10 @@ def passkey_record(
     checkpoint: str = "",
     hint: float = 0.7,
 ) -> AnswerRecord:
-    """The answer to passkey question `i` at a length and depth; `hint`: p of a right answer."""
+    """The answer to passkey question `i` at a length and depth.
+
+    hint: the probability of the gold answer where the answer is correct.
+    """
     luck = chance("kind", rope, seq_len, depth, i)
     kinds = ("made up", "copied", "distractor", "nothing", "no number")
     nll = 0.1 if correct else 1.9
@@ -130,7 +134,7 @@ def passkey_record(
 def passkey_answer(
     rope: str, seq_len: int, i: int, correct: bool, *, condition: Condition = "needle"
 ) -> AnswerRecord:
-    """One answer of a checkpoint evaluated on its own: 0.5 nats if it is right, else 1.5."""
+    """An answer of a checkpoint evaluated on its own: an NLL of 0.5 if it is right, else 1.5."""
     record = passkey_record(rope, 0, seq_len, 0.5, i, correct, condition=condition)
     return dataclasses.replace(
         record,
@@ -140,7 +144,7 @@ def passkey_answer(
 
 
 def text_losses(rope: str, seq_len: int, document: int, *, nll: float, count: int) -> LossRecord:
-    """The losses of one text, of a checkpoint that is evaluated on its own."""
+    """The losses on one text of a checkpoint evaluated on its own."""
     item = f"ppl/bb/{seq_len}/{document}/0"
     return LossRecord(
         model=EvaluatedModel(window=WINDOW, rope=rope),
@@ -155,7 +159,7 @@ def text_losses(rope: str, seq_len: int, document: int, *, nll: float, count: in
 
 
 def retrieval(rope: str, steps: int, n: int = 12) -> list[AnswerRecord]:
-    """Answers that depend on the item's difficulty and on how far the variant reads."""
+    """Answers that depend on the item's difficulty and the variant's effective context length."""
     far, good = REACH[rope, steps]
     records = []
     for seq_len in SEQ_LENS:
@@ -184,14 +188,14 @@ def controls(rope: str, steps: int, n: int = 10) -> list[AnswerRecord]:
 
 
 def perplexity(rope: str, steps: int) -> list[LossRecord]:
-    """Text gets easier with context as far as a variant reads, and harder beyond."""
+    """Losses that fall with context up to the effective context length, and rise beyond it."""
     far, _ = REACH[rope, steps]
     records = []
     for seq_len in SEQ_LENS:
         for document in range(8):
-            seen = np.arange(1, seq_len)
-            nll = 3.2 - 0.13 * np.log2(np.minimum(seen, far))
-            nll = nll + np.maximum(0, np.log2(seen / far)) * 1.3
+            context = np.arange(1, seq_len)
+            nll = 3.2 - 0.13 * np.log2(np.minimum(context, far))
+            nll = nll + np.maximum(0, np.log2(context / far)) * 1.3
             nll = nll - 0.12 * (steps > 0) + 0.5 * (chance("doc", document) - 0.5)
             item = f"ppl/bb/{seq_len}/{document}/0"
             record = LossRecord(
@@ -214,7 +218,7 @@ def perplexity(rope: str, steps: int) -> list[LossRecord]:
 
 
 def planted_records(n: int = 12) -> list[EvalRecord]:
-    """Four methods, zero-shot and after 60 steps; the controls of the best."""
+    """Records of four methods, zero-shot and after 60 steps, with controls of best and worst."""
     records: list[EvalRecord] = []
     for rope, steps in REACH:
         records += retrieval(rope, steps, n)
@@ -242,17 +246,17 @@ def write_records(path: Path, records: Iterable[EvalRecord]) -> None:
 
 
 def write_metrics(path: Path, rope: str) -> None:
-    start = {"none": 5.2, "linear(factor=4)": 4.4, "ntk(factor=4)": 2.9, "yarn(factor=4)": 2.6}[
-        rope
-    ]
-    steps = [1, *range(5, 61, 5)]
-    losses = [
-        2.0 + (start - 2.0) * math.exp(-s / 22) + 0.25 * (chance("l", rope, s) - 0.5) for s in steps
-    ]
-    lines = (
-        json.dumps({"step": s, "loss": x, "grad_norm": 1.0}) + "\n"
-        for s, x in zip(steps, losses, strict=True)
-    )
+    first_loss = {
+        "none": 5.2,
+        "linear(factor=4)": 4.4,
+        "ntk(factor=4)": 2.9,
+        "yarn(factor=4)": 2.6,
+    }[rope]
+    lines = []
+    for step in [1, *range(5, 61, 5)]:
+        noise = 0.25 * (chance("l", rope, step) - 0.5)
+        loss = 2.0 + (first_loss - 2.0) * math.exp(-step / 22) + noise
+        lines.append(json.dumps({"step": step, "loss": loss, "grad_norm": 1.0}) + "\n")
     write_text(path / "metrics.jsonl", "".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""The command line in several processes on this machine; run as a script, a worker's checks."""
+"""Run the command line in several processes on this machine; as a script, a worker's checks."""
 
 import contextlib
 import json
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# The longest wait for a process, in seconds.
 WAIT = 400
-"""Seconds."""
+# The range from which jax chooses the coordinator's port by the number of the job.
 PORTS = (65535 - 2**12 + 1, 65535)
-"""Among these jax chooses the port of the coordinator by the number of the job."""
 
 
 def free_port(low: int, high: int) -> int:
@@ -69,7 +69,8 @@ def start(
 ) -> list:
     """Start `ctxext ARGUMENTS` (or a script) in `processes` that share simulated `devices`.
 
-    launcher: gives each its environment, as Slurm does, instead of flags.
+    launcher: (port, index, count) -> the environment of a process, as Slurm sets it, which
+    replaces the flags.
     """
     environment = {
         **os.environ,
@@ -110,16 +111,17 @@ def finish(started: list) -> list[tuple[int, str, str]]:
 
 
 def until(condition: Callable[[], bool], started: list) -> None:
-    """Wait until the condition holds; fail if a process ends before."""
+    """Wait until the condition holds; fail if a process ends before that."""
     end = time.monotonic() + WAIT
     while not condition():
         is_running = all(process.poll() is None for process in started)
-        assert is_running and time.monotonic() < end, finish(started)
+        assert is_running, finish(started)
+        assert time.monotonic() < end, finish(started)
         time.sleep(0.01)
 
 
 def _worker(base: Path, flags: list[str]) -> dict:
-    """What this process reads of a checkpoint, its rows, and the results of the shared model."""
+    """The parts of a checkpoint that this process reads, its rows, and the model's results."""
     from ctxext.parallel import distributed
 
     distributed.initialize(flags[1], int(flags[3]), int(flags[5]))
@@ -146,17 +148,16 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
     find_tensors = hf_weights.find_tensors
     hf_weights.find_tensors = lambda directory: {
-        n: counted(n, entry) for n, entry in find_tensors(directory).items()
+        name: counted(name, entry) for name, entry in find_tensors(directory).items()
     }
     lm = loading.load(base, mesh=mesh)
     tiny = {
-        name: count / np.prod(slot.shape)
+        name: counts[name] / np.prod(slot.shape)
         for name, slot in hf_weights.slots(param_shapes(lm.config)).items()
-        for count in [counts[name]]
     }
 
-    # 70B by its real shapes: a stand-in returns zeros of the size it is asked for, and one layer of
-    # every stack is read.
+    # 70B in its real shapes: a stand-in returns zeros of the requested size, and one layer of every
+    # stack is read.
     counts.clear()
     config = SHAPES["llama2-70b"]
     slots = hf_weights.slots(param_shapes(config))

@@ -18,9 +18,9 @@ ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
 
 
 class ReferenceLlama:
-    """A Llama that reads one row of text, token by token or many tokens at a time.
+    """A Llama that reads one row of text, one or many tokens at a time.
 
-    Keys are kept un-rotated, one array per layer.
+    The cache holds keys before rotation, one array per layer.
     """
 
     def __init__(self, config: LlamaConfig, params):
@@ -33,7 +33,7 @@ class ReferenceLlama:
         self.peaks = [-np.inf] * L
 
     def feed(self, tokens, rope: Rope) -> np.ndarray:
-        """Logits [T, V] after each of `tokens`; all keys so far are rotated as `rope` says now."""
+        """Logits [T, V] after each of `tokens`; all keys so far are rotated by this `rope`."""
         config, params = self.config, self.params
         N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         T = len(tokens)

@@ -1,4 +1,4 @@
-"""The checker that pytest puts on ctxext (see addopts): it enforces array shapes in signatures."""
+"""The checker that pytest applies to ctxext (see addopts): it enforces annotated array shapes."""
 
 import typing
 from collections.abc import Callable

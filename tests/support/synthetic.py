@@ -1,4 +1,4 @@
-"""Synthetic tasks of all kinds, tokenizers of 97 to 1024 ids, and a check of every example."""
+"""Synthetic tasks of all kinds, tokenizers of 97 to 1024 ids, and a check of an example."""
 
 import functools
 import string
@@ -25,7 +25,7 @@ from support.toy_tokenizer import toy_texts, toy_tokenizer
 
 
 class Characters:
-    """A token per character: 95 that print, the newline, and BOS."""
+    """One token per character: 95 printable ones, the newline, and BOS."""
 
     ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
     bos_id = 0
@@ -89,9 +89,9 @@ def text_of(name: str, ids) -> str:
 
 
 def answer_of(task: Task, name: str, prompt: np.ndarray) -> list:
-    """The right answers by the prompt alone.
+    """The right answers, derived from the prompt alone.
 
-    For Mqar, a list of ids: what follows every earlier occurrence of the last token.
+    For Mqar these are lists of ids: the token after every earlier occurrence of the last one.
     """
     if isinstance(task, Mqar):
         return [[int(prompt[i + 1])] for i in np.flatnonzero(prompt[:-1] == prompt[-1])]
@@ -99,7 +99,7 @@ def answer_of(task: Task, name: str, prompt: np.ndarray) -> list:
 
 
 def check(task: Task, name: str, e: Example) -> None:
-    """Assert that everything an example says about itself is true."""
+    """Assert that an example matches its own description."""
     tokenizer = TOKENIZERS[name]
     spans = e.meta["needles"]
     needles = [e.prompt[start : start + size].tolist() for start, size in spans]

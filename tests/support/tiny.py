@@ -1,6 +1,6 @@
 """A model small enough for every test: 2 layers, 64 wide, 4 query and 2 key heads.
 
-Its logits are of order one.
+Its logits are of the order of one.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def config(**changes: Any) -> LlamaConfig:
 
 @functools.cache
 def params(config: LlamaConfig = CONFIG, seed: int = 0) -> Params:
-    """Parameters with sharp attention and logits of order one; norms and biases are random too."""
+    """Parameters that give sharp attention and logits of about one; norms and biases are random."""
     rng = np.random.default_rng(seed)
 
     def randomise(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -45,7 +45,9 @@ def params(config: LlamaConfig = CONFIG, seed: int = 0) -> Params:
             return 1 + 0.3 * noise
         if name == "embedding":
             return 0.2 * noise if config.tie_word_embeddings else noise
-        return (0.3 if name == "bias" else 1.5 * x.shape[-2] ** -0.5) * noise
+        if name == "bias":
+            return 0.3 * noise
+        return 1.5 * x.shape[-2] ** -0.5 * noise
 
     with jax.ensure_compile_time_eval():
         arrays = jax.tree_util.tree_map_with_path(randomise, param_shapes(config))

@@ -1,9 +1,8 @@
-"""A training run of seconds: two layers, 64 wide, bytes as tokens.
+"""A training run that takes seconds: two layers, 64 wide, bytes as tokens.
 
-Run as a script, `tiny_train.py DIRECTORY STEPS`, it trains on DIRECTORY/texts.
+As a script, `tiny_train.py DIRECTORY STEPS` trains on DIRECTORY/texts.
 """
 
-import dataclasses
 import hashlib
 import sys
 import time
@@ -43,7 +42,7 @@ class ByteTokenizer:
 
 
 def write_texts(directory: Path, documents: int = 8) -> Path:
-    """Texts of different lengths whose bytes are the same on every machine."""
+    """Write texts of different lengths whose bytes are the same on every machine."""
     directory.mkdir(parents=True, exist_ok=True)
     for i in range(documents):
         words = [
@@ -78,7 +77,7 @@ def tiny_base(seed: int = 0) -> LM:
 
 
 class Slow:
-    """A sink that leaves time to stop the run."""
+    """A sink so slow that the run can be stopped in between."""
 
     def log(self, row: dict) -> None:
         time.sleep(0.2)
@@ -91,10 +90,7 @@ def main(root: Path, steps: int) -> None:
     from ctxext.tracking import start_sinks
     from ctxext.training.loop import train
 
-    experiment = tiny_experiment(root / "texts", steps=steps)
-    experiment = dataclasses.replace(
-        experiment, train=dataclasses.replace(experiment.train, checkpoint_every=1000)
-    )
+    experiment = tiny_experiment(root / "texts", steps=steps, checkpoint_every=1000)
     run = RunDir(root / "run").open(experiment)
     with start_sinks(experiment, run, track=()) as sinks:
         train(experiment, run, tiny_base(), sinks=[*sinks, Slow()])

@@ -18,18 +18,26 @@ from ctxext.tokenization.tokenizer import MODEL, Tokenizer, train_tokenizer
 def write_llama2(
     directory: Path, *, window: int, hidden: int = 64, layers: int = 2, vocab: int = 420
 ) -> None:
-    """Write two float16 shards by transformers, Llama 2's config.json and both tokenizer files."""
+    """Write two float16 shards by transformers, Llama 2's config.json and the tokenizer files."""
     import torch
     import transformers
 
     heads = hidden // 16
     config = LlamaConfig(
-        vocab, hidden, 3 * hidden // 2, layers, heads, heads, 16, 1e-5, 1e4, window
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        max_position_embeddings=window,
     )
     torch.manual_seed(0)
-    fields = {
-        name: value for name, value in dataclasses.asdict(config).items() if name != "rope_theta"
-    }
+    fields = dataclasses.asdict(config)
+    del fields["rope_theta"]
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             **fields, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
@@ -37,31 +45,25 @@ def write_llama2(
     )
     size = 2 * sum(parameter.numel() for parameter in model.parameters())
     model.half().save_pretrained(directory, max_shard_size=int(0.6 * size))
-    written: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    for name in (
-        "rope_parameters",
-        "dtype",
-        "head_dim",
-        "attention_bias",
-        "attention_dropout",
-        "mlp_bias",
-    ):
-        del written[name]  # Llama 2's file is older than these
-    written |= {
+    settings: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    # Llama 2's file is older than these fields.
+    newer = ("rope_parameters", "dtype", "head_dim")
+    newer += ("attention_bias", "attention_dropout", "mlp_bias")
+    for name in newer:
+        del settings[name]
+    settings |= {
         "rope_theta": 1e4,
         "rope_scaling": None,
         "pretraining_tp": 1,
         "torch_dtype": "float16",
     }
-    (directory / "config.json").write_text(json.dumps(written, indent=2))
-    texts = (
-        [document.text for document in stdlib_documents("train")[:40]]
-        if vocab > 500
-        else [inspect.getsource(json)]
-    )
-    for name, data in (
-        Tokenizer({MODEL: train_tokenizer(texts, vocab)}).export_files(window).items()
-    ):
+    (directory / "config.json").write_text(json.dumps(settings, indent=2))
+    if vocab > 500:
+        texts = [document.text for document in stdlib_documents("train")[:40]]
+    else:
+        texts = [inspect.getsource(json)]
+    tokenizer = Tokenizer({MODEL: train_tokenizer(texts, vocab)})
+    for name, data in tokenizer.export_files(window).items():
         (directory / name).write_bytes(data)
 
 

@@ -123,7 +123,8 @@ def test_without_a_template_it_is_what_llama_2_was_trained_on():
 
     reference = sentencepiece.SentencePieceProcessor(model_proto=model())
     chat = chat_of(Tokenizer({MODEL: model()}))
-    assert "Llama 2" in chat.note and not chat_of(Tokenizer(files(CHATML))).note
+    assert "Llama 2" in chat.note
+    assert not chat_of(Tokenizer(files(CHATML))).note
     system = "<<SYS>>\nAnswer briefly.\nNo jokes.\n<</SYS>>\n\n"
     first = f"[INST] {(system + TALK[1]['content']).strip()} [/INST] A country. "
     last = f"[INST] {TALK[3]['content']} [/INST]"
@@ -135,9 +136,10 @@ def test_the_beginning_is_there_once_and_only_where_it_is_wanted():
     twice = chat_of(Tokenizer(files("{{ bos_token }}{{ messages[0].content }}"))).encode(
         [{"content": "a"}]
     )
-    assert twice.count(1) == 1 and twice == chat_of(
-        Tokenizer(files("{{ messages[0].content }}"))
-    ).encode([{"content": "a"}])
+    assert twice.count(1) == 1
+    assert twice == chat_of(Tokenizer(files("{{ messages[0].content }}"))).encode(
+        [{"content": "a"}]
+    )
     without = files("{{ messages[0].content }}")
     without[CONFIG] = json.dumps(json.loads(without[CONFIG]) | {"add_bos_token": False}).encode()
     assert chat_of(Tokenizer(without)).encode([{"content": "a"}]) == twice[1:]
@@ -181,9 +183,9 @@ def test_bad_templates_give_one_clear_error(template, message):
         ValueError, match="^the chat template .*; give another one with --chat-template FILE$"
     ) as error:
         render(template, {"messages": TALK})
-    assert (
-        message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
-    )
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_endless_templates_are_stopped(monkeypatch):

@@ -65,7 +65,8 @@ def test_training_is_deterministic_and_has_llama_settings():
 def test_json_gives_the_same_ids_on_random_strings():
     reference = Tokenizer({MODEL: model()})
     fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
-    assert fast.vocab_size == 420 and fast.bos_id is None
+    assert fast.vocab_size == 420
+    assert fast.bos_id is None
     for text in random_texts(3000):
         assert fast.encode(text) == reference.encode(text), text
         assert fast.decode(reference.encode(text)) == reference.decode(reference.encode(text))
@@ -115,7 +116,8 @@ def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setti
 
 def test_llama_adds_a_beginning_of_sequence_by_default():
     tokenizer = Tokenizer({MODEL: model()})
-    assert tokenizer.adds_bos and (tokenizer.id_to_token(1), tokenizer.id_to_token(2)) == (
+    assert tokenizer.adds_bos
+    assert (tokenizer.id_to_token(1), tokenizer.id_to_token(2)) == (
         "<s>",
         "</s>",
     )
@@ -135,8 +137,10 @@ def test_json_only_directory_keeps_its_settings(tmp_path):
     assert tokenizer.encode("a b", bos=True) == Tokenizer({MODEL: model()}).encode("a b", bos=True)
     files = tokenizer.export_files(128)
     exported = json.loads(files[CONFIG])
-    assert files[JSON] == first[JSON] and MODEL not in files
-    assert exported["chat_template"] == "{{ messages }}" and exported["model_max_length"] == 128
+    assert files[JSON] == first[JSON]
+    assert MODEL not in files
+    assert exported["chat_template"] == "{{ messages }}"
+    assert exported["model_max_length"] == 128
     assert exported["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
@@ -149,10 +153,8 @@ def test_tokens_added_after_the_vocabulary_survive_export():
     assert again.vocab_size == 420  # of what encode can give
     exported = again.export_files(64)[JSON]
     assert json.loads(exported)["added_tokens"][-1] == pad
-    assert (
-        Tokenizer({JSON: exported}).encode("a[PAD]b")[1:2] == [420]
-        and Tokenizer({JSON: exported}).vocab_size == 421
-    )
+    assert Tokenizer({JSON: exported}).encode("a[PAD]b")[1:2] == [420]
+    assert Tokenizer({JSON: exported}).vocab_size == 421
 
 
 def test_sha256_follows_the_file_that_decides(tmp_path):
@@ -179,7 +181,8 @@ def test_unreadable_files_are_named(tmp_path, files, message):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(tmp_path)
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_models_that_cannot_be_converted_are_refused():

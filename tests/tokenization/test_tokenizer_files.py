@@ -209,7 +209,8 @@ def test_a_padding_token_that_the_model_has_survives(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = load_tokenizer(write(tmp_path / "in", alpaca({"[PAD]": 32000}), 32001))
-    assert tokenizer.vocab_size == 32000 and [token["id"] for token in tokenizer.added] == [32000]
+    assert tokenizer.vocab_size == 32000
+    assert [token["id"] for token in tokenizer.added] == [32000]
     out = write(tmp_path / "out", tokenizer.export_files(LENGTH), 32001)
     theirs = AutoTokenizer.from_pretrained(out)
     assert (theirs.pad_token_id, len(theirs)) == (32000, 32001)
@@ -259,7 +260,8 @@ def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_pa
 def test_malformed_files_next_to_the_model_are_named(tmp_path, files, message):
     with pytest.raises(ValueError, match=message) as error:
         load_tokenizer(write(tmp_path / "in", {MODEL: trained()} | files, 40000))
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
