@@ -24,7 +24,8 @@ SPARSE = [LMInfinite(16), LMInfinite(100, 3), LMInfinite(150, 0)]
 
 def distances(attention: Attention, length: int) -> np.ndarray:
     """Rotary distance of every pair, NaN where hidden; fails if two pieces claim the same pair."""
-    index, out = np.arange(length), np.full((length, length), np.nan)
+    index = np.arange(length)
+    out = np.full((length, length), np.nan)
     for piece in attention.pieces():
         visible = piece.mask.visible(index[:, None], index[None])
         assert np.isnan(out[visible]).all(), "pieces overlap"
@@ -38,12 +39,14 @@ def test_self_extend_applies_the_distances_of_the_authors_code():
     cases = [case for case in GOLDEN if case["method"] == "self_extend"]
     whole = 0
     for case in cases:
-        p, T = case["params"], case["params"]["T"]
+        p = case["params"]
+        T = case["params"]["T"]
         expected = np.full((T, T), np.nan)
         for i, row in enumerate(case["distance"]):
             expected[i, : len(row)] = [np.nan if value is None else value for value in row]
         if np.nanmax(abs(expected - np.round(expected))) > 0.01:
-            assert case["variant"] == "Llama.py" and p["neighbor_window"] % p["group_size"]
+            assert case["variant"] == "Llama.py"
+            assert p["neighbor_window"] % p["group_size"]
             continue
         whole += 1
         np.testing.assert_array_equal(
@@ -57,7 +60,8 @@ def test_pieces_are_disjoint_causal_and_cover_the_past(attention: Attention):
     table = distances(attention, 340)
     past = np.tri(340, dtype=bool)
     assert (np.isnan(table) == ~past).all()
-    assert (np.diag(table) == 0).all() and (table[past] >= 0).all()
+    assert (np.diag(table) == 0).all()
+    assert (table[past] >= 0).all()
     assert hash(attention) == hash(eval(repr(attention))), (
         "methods are static arguments of compiled functions"
     )
@@ -108,7 +112,8 @@ def test_visible_pairs_cover_the_mask_exactly(mask: Band, blocks: int, size: int
     full, partly = tiles.visible_pairs(mask, blocks, size)
     index = np.arange(blocks * size)
     visible = mask.visible(index[:, None], index[None]).reshape(blocks, size, blocks, size)
-    some, every = visible.any((1, 3)), visible.all((1, 3))
+    some = visible.any((1, 3))
+    every = visible.all((1, 3))
     assert {(i, j) for i, j in full} == set(zip(*np.nonzero(every), strict=True))
     assert {(i, j) for i, j in partly} == set(zip(*np.nonzero(some & ~every), strict=True))
 
@@ -288,7 +293,8 @@ def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
         (tiles.Tile(0, inside, size), tiles.Pairs(jnp.asarray(x), len(x)))
         for x, inside in zip(pairs, (None, mask), strict=True)
     ]
-    index, cut = np.arange(T), (-1, blocks, size, blocks, size)
+    index = np.arange(T)
+    cut = (-1, blocks, size, blocks, size)
     shown = mask.visible(index[:, None], index[None]).reshape(cut)
     same = (segments[:, :, None] == segments[:, None, :]).reshape(cut)
     visits = np.zeros((blocks, blocks), int)

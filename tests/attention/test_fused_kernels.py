@@ -28,7 +28,10 @@ from ctxext.rope import RopeBase, Unscaled
 def test_splash_equals_dense_in_values_and_gradients(
     mask: Mask, T: int, packed: bool, mesh: Mesh | None
 ):
-    B, N, K, H = 2, 4, 2, 16
+    B = 2
+    N = 4
+    K = 2
+    H = 16
     rng = np.random.default_rng(0)
     q, k, v, weight = (
         jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (N, K, K, N)
@@ -82,7 +85,8 @@ def compiled_for(
     platform: str, mesh: Mesh, T: int, *, window: int | None = None, packed: bool = False
 ):
     """The gradients of attention of T tokens by kernel "auto", in bfloat16, on a mesh."""
-    rotation, shape = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation(), (4, T, 2, 128)
+    rotation = Unscaled().rope(RopeBase(128, 1e4, 64), 64).rotation()
+    shape = (4, T, 2, 128)
 
     def loss(q, k, v, segments):
         positions = ring_order(jnp.broadcast_to(jnp.arange(T)[None], (4, T)), mesh)
@@ -127,9 +131,8 @@ def test_the_gpu_compiler_accepts_cudnn_without_a_device(window, gpus):
     text = compiled_for("cuda", Mesh(fsdp=4, tensor=2).on(gpus), 4096, window=window).as_text()
     for call in ('"__cudnn$fmhaSoftmax"', '"__cudnn$fmhaSoftmaxBackward"'):
         line = next(line for line in text.splitlines() if call in line)
-        assert (
-            '"mask_type": "CAUSAL"' in line and f'"sliding_window_length": {window or 0},' in line
-        )
+        assert '"mask_type": "CAUSAL"' in line
+        assert f'"sliding_window_length": {window or 0},' in line
     assert "while(" not in text  # and no loop over blocks
 
 

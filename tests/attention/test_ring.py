@@ -43,8 +43,12 @@ def packed(B: int, T: int) -> np.ndarray:
 def test_ring_equals_dense_in_values_and_gradients(
     attention: Attention, mesh: Mesh, T: int, segments: bool
 ):
-    B, N, K, H = 2, 4, 2, 8
-    rng, pieces = np.random.default_rng(0), attention.pieces()
+    B = 2
+    N = 4
+    K = 2
+    H = 8
+    rng = np.random.default_rng(0)
+    pieces = attention.pieces()
     masks = [piece.mask for piece in pieces]
 
     def draw(heads: int) -> jax.Array:
@@ -101,7 +105,8 @@ def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
     attention: Attention, mesh: Mesh
 ):
     """Positions that skip, segments and weights all travel with their tokens."""
-    B, T = 2, 64
+    B = 2
+    T = 64
     rng = np.random.default_rng(1)
     tokens, targets = (rng.integers(0, tiny.VOCAB, (B, T)).astype(np.int32) for _ in range(2))
     positions = PoSE(max_position_embeddings=256).sample(rng, (B, T)).astype(np.int32)
@@ -126,7 +131,8 @@ def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
 
         return jax.jit(jax.value_and_grad(loss))(tiny.params())
 
-    one, many = step(Mesh(), "dense"), step(mesh, "auto")
+    one = step(Mesh(), "dense")
+    many = step(mesh, "auto")
     for actual, expected in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(
             actual, expected, atol=1e-5 * max(1, abs(expected).max()), rtol=1e-5

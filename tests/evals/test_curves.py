@@ -12,7 +12,9 @@ def planted(rng, *, clusters=40, per=3, truth=(0.0, 0.1, 0.25, 0.4)):
     """Differences of -1, 0 and 1 at four lengths, correlated within each document."""
     document = np.repeat(np.arange(clusters), per)
     luck = rng.normal(size=clusters)[document] * 0.5**0.5
-    values, places, where = [], [], []
+    values = []
+    places = []
+    where = []
     for place, mean in enumerate(truth):
         u = stats.norm.cdf(luck + rng.normal(size=len(document)) * 0.5**0.5)
         values += [(u > 0.75 - mean / 2).astype(int) - (u < 0.25 - mean / 2)]
@@ -22,7 +24,9 @@ def planted(rng, *, clusters=40, per=3, truth=(0.0, 0.1, 0.25, 0.4)):
 
 
 def test_the_band_covers_the_whole_curve_and_single_intervals_do_not():
-    rng, covered, alone = np.random.default_rng(0), 0, 0
+    rng = np.random.default_rng(0)
+    covered = 0
+    alone = 0
     truth = (0.0, 0.1, 0.25, 0.4)
     for trial in range(300):
         values, places, where = planted(rng)
@@ -46,9 +50,9 @@ def test_the_band_covers_the_whole_curve_and_single_intervals_do_not():
 
 def test_one_place_is_the_usual_interval_of_a_mean():
     values = np.random.default_rng(1).integers(-1, 2, size=200)
-    found = simultaneous_band(values, [7] * 200, list(range(200)), samples=20000)[7]
+    interval = simultaneous_band(values, [7] * 200, list(range(200)), samples=20000)[7]
     low, high = stats.t.interval(0.95, 199, values.mean(), stats.sem(values))
-    np.testing.assert_allclose(found, [values.mean(), low, high], atol=0.004)
+    np.testing.assert_allclose(interval, [values.mean(), low, high], atol=0.004)
 
 
 def test_pairs_that_all_agree_are_not_certain():
@@ -62,9 +66,11 @@ def test_pairs_that_all_agree_are_not_certain():
 
 
 def test_a_mean_over_tasks_by_hand():
-    scores, tasks = [1, 1, 0, 0, 1, 0.5], ["a", "a", "a", "a", "b", "b"]
+    scores = [1, 1, 0, 0, 1, 0.5]
+    tasks = ["a", "a", "a", "a", "b", "b"]
     mean, error = mean_of_means(scores, tasks, list(range(6)))
-    assert mean.value == pytest.approx((0.5 + 0.75) / 2) and error is not None
+    assert mean.value == pytest.approx((0.5 + 0.75) / 2)
+    assert error is not None
     assert mean_of_means(scores, tasks, [0] * 6) == ((pytest.approx(0.625), None, None), None)
     assert mean_of_means([1] * 6, tasks, list(range(6))) == (wilson(6, 6), 0)
 
@@ -73,28 +79,34 @@ def test_the_standard_error_over_thirteen_tasks_has_its_known_value():
     """Thirteen tasks at 90 %: 1.9 points with 20 questions each, 0.8 with 100 (binomial)."""
     rng = np.random.default_rng(2)
     for n in (20, 100):
-        scores, tasks = rng.random(13 * n) < 0.9, np.repeat(np.arange(13), n).tolist()
+        scores = rng.random(13 * n) < 0.9
+        tasks = np.repeat(np.arange(13), n).tolist()
         p = scores.reshape(13, n).mean(1)
         expected = np.sqrt((p * (1 - p) / (n - 1)).sum()) / 13
         _, error = mean_of_means(scores, tasks, list(range(13 * n)))
-        assert error == pytest.approx(expected, rel=0.08) and error == pytest.approx(
-            (0.09 / n / 13) ** 0.5, rel=0.3
-        )
+        assert error == pytest.approx(expected, rel=0.08)
+        assert error == pytest.approx((0.09 / n / 13) ** 0.5, rel=0.3)
 
 
 def test_the_mean_over_tasks_covers_where_tasks_share_documents():
-    rng, covered, naive = np.random.default_rng(3), 0, 0
+    rng = np.random.default_rng(3)
+    covered = 0
+    naive = 0
     rates = np.array([0.3, 0.6, 0.8, 0.95])
     for trial in range(300):
         luck = rng.normal(size=30)
-        right = np.array(
+        quantiles = np.array(
             [stats.norm.cdf(0.7 * luck + 0.51**0.5 * rng.normal(size=30)) for _ in rates]
         )
-        scores = (stats.norm.cdf(stats.norm.ppf(right), scale=1) < rates[:, None]).ravel()
-        tasks, where = np.repeat(np.arange(4), 30).tolist(), np.tile(np.arange(30), 4).tolist()
+        scores = (stats.norm.cdf(stats.norm.ppf(quantiles), scale=1) < rates[:, None]).ravel()
+        tasks = np.repeat(np.arange(4), 30).tolist()
+        where = np.tile(np.arange(30), 4).tolist()
         for i, clusters in enumerate((where, list(range(120)))):
             mean, _ = mean_of_means(scores, tasks, clusters, seed=trial, samples=400)
             hit = mean.low <= rates.mean() <= mean.high
-            covered, naive = (covered + hit, naive) if i == 0 else (covered, naive + hit)
+            if i == 0:
+                covered += hit
+            else:
+                naive += hit
     assert 0.91 <= covered / 300 <= 0.98
     assert naive / 300 < covered / 300 - 0.05

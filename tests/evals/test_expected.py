@@ -32,12 +32,11 @@ def expecting(*expect, evals=(TRUNCATE,)):
 
 def test_a_measured_number_is_accepted_and_written():
     passkey = Retrieval((256,), n=1)
-    floor = Retrieval(
-        (256,), n=1, condition="no-needle"
-    )  # a control of the same name measures something else
+    # A control of the same name measures something else.
+    floor = Retrieval((256,), n=1, condition="no-needle")
     accuracy = Expected("passkey", 256, 94.3, 5.0, metric="accuracy", **PAPER)
-    made = expecting(NUMBER, accuracy, evals=(TRUNCATE, Perplexity((512,)), passkey, floor))
-    assert from_json(json.loads(json.dumps(to_json(made)))) == made
+    expected = expecting(NUMBER, accuracy, evals=(TRUNCATE, Perplexity((512,)), passkey, floor))
+    assert from_json(json.loads(json.dumps(to_json(expected)))) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,15 +92,13 @@ def test_a_number_without_sense_or_source_is_refused(wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("got", "verdict"),
+    ("measured", "verdict"),
     [
         (Interval(3.35, 3.31, 3.39), "agrees"),
         (Interval(3.31, 3.301, 3.399), "agrees"),
         (Interval(3.41, 3.36, 3.46), "not distinguishable from agreement"),
-        (
-            Interval(3.35, 3.00, 4.00),
-            "not distinguishable from agreement",
-        ),  # the value alone would have agreed
+        # The value alone would have agreed.
+        (Interval(3.35, 3.00, 4.00), "not distinguishable from agreement"),
         (Interval(3.45, 3.40, 3.50), "not distinguishable from agreement"),
         (Interval(3.45, 3.41, 3.50), "disagrees"),
         (Interval(3.20, 3.10, 3.29), "disagrees"),
@@ -109,15 +106,16 @@ def test_a_number_without_sense_or_source_is_refused(wrong, message):
         (None, "not measured"),
     ],
 )
-def test_the_verdict(got, verdict):
-    assert Outcome("run", NUMBER, got).verdict == verdict
+def test_the_verdict(measured, verdict):
+    assert Outcome("run", NUMBER, measured).verdict == verdict
 
 
 def test_the_sentence():
     outcome = Outcome("run", NUMBER, Interval(3.41, 3.36, 3.46))
     assert outcome_text(outcome) == (
         "ppl:truncate at 1,024 tokens: expected 3.35 ± 0.05 (YaRN s = 2, proof-pile; "
-        "arXiv:2309.00071, table 1), measured 3.41 [3.36, 3.46]: not distinguishable from agreement."
+        "arXiv:2309.00071, table 1), measured 3.41 [3.36, 3.46]: "
+        "not distinguishable from agreement."
     )
 
 
@@ -163,32 +161,36 @@ def run(tmp_path: Path) -> Path:
 def test_the_report_shows_outcomes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--json"]) == 0
     ppl, passkey, later = json.loads(capsys.readouterr().out)["expected"]
-    value, low, high = map(math.exp, ratio_bootstrap(NLL, [1] * 4, range(4)))  # pyright: ignore[reportArgumentType]
-    assert value == pytest.approx(math.exp(sum(NLL) / 4)) and low < 3.3 < 3.4 < high
+    interval = ratio_bootstrap(NLL, [1] * 4, range(4))
+    value, low, high = map(math.exp, interval)  # pyright: ignore[reportArgumentType]
+    assert value == pytest.approx(math.exp(sum(NLL) / 4))
+    assert low < 3.3 < 3.4 < high
     assert ppl["measured"] == pytest.approx({"value": value, "low": low, "high": high})
     assert ppl["verdict"] == "not distinguishable from agreement"
-    assert passkey["measured"]["value"] == 75.0 and passkey["verdict"] == "disagrees"
-    assert later["measured"] is None and later["verdict"] == "not measured"
+    assert passkey["measured"]["value"] == 75.0
+    assert passkey["verdict"] == "disagrees"
+    assert later["measured"] is None
+    assert later["verdict"] == "not measured"
     assert main(["report", str(run)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert f"measured {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(said)
-    assert any(line.startswith("passkey (%) at 1,024 tokens: expected 20 ± 1 (") for line in said)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"measured {value:.2f} [{low:.2f}, {high:.2f}]: not distinguishable" in " ".join(lines)
+    assert any(line.startswith("passkey (%) at 1,024 tokens: expected 20 ± 1 (") for line in lines)
     cells = table(parse(write_report([run]).read_text()), "Expected and measured")
     name = "passkey (%) at 1,024 tokens"
-    assert (
-        cells[name, "expected"].text == "20 ± 1"
-        and cells[name, "measured [95 % interval]"].text == "75 [50.5, 89.8]"
-    )
+    assert cells[name, "expected"].text == "20 ± 1"
+    assert cells[name, "measured [95 % interval]"].text == "75 [50.5, 89.8]"
     assert cells[name, "source"].text == "YaRN s = 2, proof-pile; arXiv:2309.00071, table 1"
     verdicts = [cell.text for (_, column), cell in cells.items() if column == "verdict"]
     assert verdicts == [ppl["verdict"], "disagrees", "not measured"]
 
 
 def test_expectations_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
-    first, second = expecting(NUMBER), expecting(dataclasses.replace(NUMBER, tolerance=0.1))
+    first = expecting(NUMBER)
+    second = expecting(dataclasses.replace(NUMBER, tolerance=0.1))
     assert first.fingerprint == second.fingerprint == expecting().fingerprint
     RunDir(tmp_path).open(first)
-    assert from_json(json.loads((RunDir(tmp_path).open(second)).config_file.read_text())) == second
+    stored = json.loads(RunDir(tmp_path).open(second).config_file.read_text())
+    assert from_json(stored) == second
 
 
 def test_without_expectations_the_report_has_no_such_section(tmp_path: Path) -> None:

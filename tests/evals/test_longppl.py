@@ -49,18 +49,20 @@ def test_the_published_package_agrees(models, case):
 
     Only the evaluator reads BOS.
     """
-    other = case["tested"] != case["evaluator"]
-    found = ContrastiveKeys(
+    by_another_model = case["tested"] != case["evaluator"]
+    keys = ContrastiveKeys(
         case["trunc_len"],
         case["stride"],
         case["alpha"],
         case["beta"],
-        case["evaluator"] if other else "",
-        models.get if other else None,
+        case["evaluator"] if by_another_model else "",
+        models.get if by_another_model else None,
     )
-    assert key_spans(models[case["evaluator"]], TEXT, found) == tuple(map(tuple, case["spans"]))
-    run = LongPPL((case["num_tokens"] + 1,), num_documents=1, keys=found, source=Texts((TEXT,)))
-    (record,) = run(models[case["tested"]])
+    assert key_spans(models[case["evaluator"]], TEXT, keys) == tuple(map(tuple, case["spans"]))
+    evaluation = LongPPL(
+        (case["num_tokens"] + 1,), num_documents=1, keys=keys, source=Texts((TEXT,))
+    )
+    (record,) = evaluation(models[case["tested"]])
     assert record.scores.count == (case["num_keys"] or 0)
     assert record.scores.all_count == case["num_tokens"] - 1
     assert math.exp(record.scores.all_nll / record.scores.all_count) == pytest.approx(
@@ -70,18 +72,22 @@ def test_the_published_package_agrees(models, case):
         assert math.exp(record.scores.nll / record.scores.count) == pytest.approx(
             case["longppl"], rel=1e-4
         )
-    assert record.estimator.keys_from == (case["evaluator"] if other else "the model itself")
+    assert record.estimator.keys_from == (
+        case["evaluator"] if by_another_model else "the model itself"
+    )
 
 
 def planted_text(seed, lines):
-    """(text, span of digits): each line begins with its own pair of letters, and the first line is
-    repeated at the end, where its digits are."""
+    """(text, span of the digits in its last line).
+
+    Each line begins with its own pair of letters; the last line repeats the first.
+    """
     rng = np.random.default_rng(seed)
     pairs = [a + b for a in "abcdefghijklmnopqrst" for b in "uvwxyz"]
     rng.shuffle(pairs)
-    made = [f"{pair}={''.join(map(str, rng.integers(0, 10, 5)))}\n" for pair in pairs[:lines]]
-    made.append(made[0])
-    text = "".join(made)
+    text_lines = [f"{pair}={''.join(map(str, rng.integers(0, 10, 5)))}\n" for pair in pairs[:lines]]
+    text_lines.append(text_lines[0])
+    text = "".join(text_lines)
     return text, (len(text) - 6, len(text) - 1)
 
 
@@ -97,19 +103,14 @@ class PlantedOracle(WindowReader):
             for t in range(1, len(text)):
                 line = text[text.rfind("\n", 0, t) + 1 : t]
                 before = text.find("\n" + line, 0, t - len(line) - 1)
-                at = (
-                    0
-                    if text.startswith(line) and t > len(line)
-                    else before + 1
-                    if before >= 0
-                    else -1
-                )
-                if (
-                    len(line) >= 3
-                    and at >= 0
-                    and at + len(line) < t
-                    and text[at + len(line)] == text[t]
-                ):
+                if text.startswith(line) and t > len(line):
+                    at = 0
+                elif before >= 0:
+                    at = before + 1
+                else:
+                    continue
+                end = at + len(line)
+                if len(line) >= 3 and end < t and text[end] == text[t]:
                     losses[t + skipped - 1] = 0.01
         return nats
 
@@ -120,49 +121,51 @@ def test_planted_digits_are_found_and_nothing_else(trunc_len):
     oracle = PlantedOracle(Letters(), None, OracleConfig(64))
     texts, spans = zip(*(planted_text(seed, 40) for seed in range(3)), strict=True)
     for text, (start, stop) in zip(texts, spans, strict=True):
-        assert key_spans(oracle, text, ContrastiveKeys(trunc_len, trunc_len // 4)) == (
-            (start, stop + 1),
-        )  # and the line's end
+        # The end of the line is a key too.
+        spans_found = key_spans(oracle, text, ContrastiveKeys(trunc_len, trunc_len // 4))
+        assert spans_found == ((start, stop + 1),)
     size = len(texts[0]) + 1
-    run = LongPPL(
+    evaluation = LongPPL(
         (size,),
         num_documents=3,
         keys=ContrastiveKeys(trunc_len, trunc_len // 4),
         source=Texts(texts),
     )
-    for record in run(oracle):
+    for record in evaluation(oracle):
         assert record.facts["keys"] == list(range(size - 7, size - 1))
-        assert (
-            record.scores.nll / record.scores.count == pytest.approx(0.01)
-            and record.scores.num_bytes == 6
-        )
-    given = dataclasses.replace(run, keys=GivenKeys(tuple((span,) for span in spans)))
-    for record in given(oracle):
+        assert record.scores.nll / record.scores.count == pytest.approx(0.01)
+        assert record.scores.num_bytes == 6
+    with_given_keys = dataclasses.replace(
+        evaluation, keys=GivenKeys(tuple((span,) for span in spans))
+    )
+    for record in with_given_keys(oracle):
         assert record.facts["keys"] == list(range(size - 7, size - 2))
     blind = ContextCurve(Letters(), lambda seen: np.full(len(seen), SURPRISE))
-    assert not any(record.scores.count for record in run(blind))  # it finds none,
-    (cell,) = summary(evaluate(blind, (given,), progress=False))["perplexity"]
-    assert (
-        cell["perplexity"] == pytest.approx(math.exp(SURPRISE)) and cell["count"] == 15
-    )  # told, it knows none
+    # By itself the blind reader finds no keys; with the given ones, it predicts none.
+    assert not any(record.scores.count for record in evaluation(blind))
+    (cell,) = summary(evaluate(blind, (with_given_keys,), progress=False))["perplexity"]
+    assert cell["perplexity"] == pytest.approx(math.exp(SURPRISE))
+    assert cell["count"] == 15
 
 
 def test_answers_of_a_task_are_keys():
     oracle = PerfectReader(Letters(), OracleConfig(64))
     source = Texts(tuple("the quick brown fox jumps over a lazy dog; " * 30 for _ in range(2)))
-    run = LongPPL(
+    evaluation = LongPPL(
         (300, 600), num_documents=2, keys=AnswerKeys(KeyValue(num_pairs=4)), source=source
     )
-    records = list(run(oracle))
-    assert [record.item for record in records] == run.items()
+    records = list(evaluation(oracle))
+    assert [record.item for record in records] == evaluation.items()
     for record in records:
-        assert (
-            record.facts["keys"] == list(range(record.seq_len - 3, record.seq_len))
-            and record.scores.all_count == record.seq_len - 1
-        )
-        assert record.scores.nll == pytest.approx(0.03) and record.scores.num_bytes == 3
-    assert list(run.records(oracle, run.items()[2:3], EvaluatedModel(64))) == records[2:3]
-    assert set(run.items()) < set(dataclasses.replace(run, num_documents=3).items())
+        assert record.facts["keys"] == list(range(record.seq_len - 3, record.seq_len))
+        assert record.scores.all_count == record.seq_len - 1
+        assert record.scores.nll == pytest.approx(0.03)
+        assert record.scores.num_bytes == 3
+    assert (
+        list(evaluation.records(oracle, evaluation.items()[2:3], EvaluatedModel(64)))
+        == records[2:3]
+    )
+    assert set(evaluation.items()) < set(dataclasses.replace(evaluation, num_documents=3).items())
 
 
 def test_documents_count_by_their_key_tokens(tmp_path):
@@ -172,23 +175,21 @@ def test_documents_count_by_their_key_tokens(tmp_path):
     model = ContextCurve(
         Letters(), lambda seen: np.array([losses.get(int(s), 9.0) for s in seen]), OracleConfig(4)
     )
-    run = LongPPL(
+    evaluation = LongPPL(
         (9,), num_documents=3, keys=GivenKeys((((1, 4),), ((6, 7),), ())), source=Texts(texts)
     )
-    records = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
+    records = evaluate(model, (evaluation,), sink=tmp_path / "records.jsonl", progress=False)
     (cell,) = summary(records)["perplexity"]
-    assert cell["perplexity"] == pytest.approx(math.exp(6 / 4)) and (
-        cell["count"],
-        cell["documents"],
-    ) == (4, 2)
+    assert cell["perplexity"] == pytest.approx(math.exp(6 / 4))
+    assert (cell["count"], cell["documents"]) == (4, 2)
     assert "LongPPL: perplexity of key tokens, found by given spans" in tables(records)
     assert "LongPPL: perplexity of key tokens" in write_report([tmp_path]).read_text()
 
 
 def test_without_key_tokens_there_is_no_perplexity(tmp_path):
-    run = LongPPL((9,), num_documents=1, keys=GivenKeys(((),)), source=Texts(("abcdefgh",)))
+    evaluation = LongPPL((9,), num_documents=1, keys=GivenKeys(((),)), source=Texts(("abcdefgh",)))
     model = ContextCurve(Letters(), lambda seen: np.ones(len(seen)), OracleConfig(4))
-    records = evaluate(model, (run,), sink=tmp_path / "records.jsonl", progress=False)
+    records = evaluate(model, (evaluation,), sink=tmp_path / "records.jsonl", progress=False)
     (cell,) = summary(records)["perplexity"]
     assert (cell["perplexity"], cell["low"], cell["count"], cell["documents"]) == (None, None, 0, 0)
     assert "no key tokens" in tables(records)
@@ -207,35 +208,33 @@ def test_spans_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
     from ctxext.tokenization.tokenizer import load_tokenizer
 
-    theirs = transformers.AutoTokenizer.from_pretrained(TINY_LLAMA)
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(TINY_LLAMA)
     for text in (TEXT, "naïve 日本 x  12🙂\r\n", " a"):
         ids, spans = load_tokenizer(TINY_LLAMA).spans(text)
-        expected = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
-        assert (ids, spans) == (
-            expected["input_ids"],
-            [tuple(x) for x in expected["offset_mapping"]],
-        )
+        expected = hf_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert ids == expected["input_ids"]
+        assert spans == [tuple(x) for x in expected["offset_mapping"]]
     with pytest.raises(ValueError, match="disagree on the ids"):
         load_tokenizer(TINY_LLAMA).spans("the end</s>")
 
 
 def test_refusals_and_names(models):
+    short = LongPPL((9,), num_documents=1, keys=ContrastiveKeys(9, 2), source=Texts(("abcdefgh",)))
+    model = ContextCurve(Letters(), lambda seen: np.ones(len(seen)))
     with pytest.raises(
         ValueError, match="a document of 9 tokens has no key tokens after trunc_len 9"
     ):
-        list(
-            LongPPL((9,), num_documents=1, keys=ContrastiveKeys(9, 2), source=Texts(("abcdefgh",)))(
-                ContextCurve(Letters(), lambda seen: np.ones(len(seen)))
-            )
-        )
+        list(short(model))
     with pytest.raises(ValueError, match="give `load`, which opens the evaluator"):
         ContrastiveKeys(evaluator="somewhere")
     config = SuiteConfig((128, 256, 512), load=load)
-    itself, other = evaluations(["longppl", f"longppl:{TINY_LLAMA}"], config)
-    assert isinstance(itself, LongPPL) and isinstance(other, LongPPL)
-    assert itself.seq_lens == (256, 512) and itself.keys == ContrastiveKeys(128, 32)
-    assert other.keys.origin == str(TINY_LLAMA) and not set(itself.items()) & set(other.items())
+    by_itself, by_tiny_llama = evaluations(["longppl", f"longppl:{TINY_LLAMA}"], config)
+    assert isinstance(by_itself, LongPPL)
+    assert isinstance(by_tiny_llama, LongPPL)
+    assert by_itself.seq_lens == (256, 512)
+    assert by_itself.keys == ContrastiveKeys(128, 32)
+    assert by_tiny_llama.keys.origin == str(TINY_LLAMA)
+    assert not set(by_itself.items()) & set(by_tiny_llama.items())
     published = evaluations(["longppl"], SuiteConfig((8192,)))[0]
-    assert isinstance(published, LongPPL) and published.keys == ContrastiveKeys(
-        4096, 1024, 2.0, 2.0
-    )
+    assert isinstance(published, LongPPL)
+    assert published.keys == ContrastiveKeys(4096, 1024, 2.0, 2.0)

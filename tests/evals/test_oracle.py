@@ -61,7 +61,9 @@ def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
 class Bytes:
     """A token per byte, so that ids are the same on every machine."""
 
-    bos_id, eos_id, vocab_size = 0, 258, 259
+    bos_id = 0
+    eos_id = 258
+    vocab_size = 259
 
     def encode(self, text, *, bos=False):
         return [0] * bos + [byte + 1 for byte in text.encode()]
@@ -114,20 +116,21 @@ def test_without_haystack_the_needle_may_be_any_pair():
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
 def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluation):
     control = dataclasses.replace(evaluation, condition="no-needle")
-    ordinary, records = (
-        list(evaluation(PerfectReader(TOKENIZER))),
-        list(control(PerfectReader(TOKENIZER))),
-    )
+    ordinary = list(evaluation(PerfectReader(TOKENIZER)))
+    records = list(control(PerfectReader(TOKENIZER)))
     assert not any(record.scores.correct for record in records)
     haystack = documents(SOURCE, TOKENIZER)
     for cell, own, record, twin in zip(
         control._grid().values(), evaluation._grid().values(), records, ordinary, strict=True
     ):
-        assert (record.item, twin.item) == (cell.item, own.item) and cell.item != own.item
-        assert record.question.needle_item == twin.item and record.settings == twin.settings
+        assert (record.item, twin.item) == (cell.item, own.item)
+        assert cell.item != own.item
+        assert record.question.needle_item == twin.item
+        assert record.settings == twin.settings
         assert (record.seq_len, record.cluster.document) == (twin.seq_len, twin.cluster.document)
         differing = {"condition", "prompt_sha256"}
-        ours, theirs = vars(record.question), vars(twin.question)
+        ours = vars(record.question)
+        theirs = vars(twin.question)
         assert {name for name in ours if ours[name] != theirs[name]} == differing
         prompt = control.ask(TOKENIZER, haystack, [cell])[0].prompt
         whole = evaluation.ask(TOKENIZER, haystack, [own])[0].prompt
@@ -141,10 +144,8 @@ def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluati
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
 def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
     control = dataclasses.replace(evaluation, condition="needle-only")
-    records, ordinary = (
-        list(control(PerfectReader(TOKENIZER))),
-        list(evaluation(PerfectReader(TOKENIZER))),
-    )
+    records = list(control(PerfectReader(TOKENIZER)))
+    ordinary = list(evaluation(PerfectReader(TOKENIZER)))
     assert all(
         record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
         for record in records
@@ -157,7 +158,8 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
             twin.seq_len,
             twin.question.depth,
         )
-        assert record.question.condition == "needle-only" and record.question.haystack == ()
+        assert record.question.condition == "needle-only"
+        assert record.question.haystack == ()
         example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
         text = TOKENIZER.decode(example.prompt[1:].tolist())
         assert re.fullmatch(rf"({line}){{{num_lines}}}\n# (key )?\w=", text)
@@ -250,7 +252,8 @@ def test_same_target_perplexity_in_closed_form():
     records = list(PPL(ContextCurve(TOKENIZER, curve)))
     for seq_len in PPL.seq_lens:
         mine = [record for record in records if record.seq_len == seq_len]
-        assert len(mine) == 6 and all(record.scores.count == 32 for record in mine)
+        assert len(mine) == 6
+        assert all(record.scores.count == 32 for record in mine)
         nll = sum(record.scores.nll for record in mine) / sum(
             record.scores.count for record in mine
         )

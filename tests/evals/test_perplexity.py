@@ -75,7 +75,9 @@ def test_one_model_has_many_perplexities(estimator, expected):
 
 def definition(estimator, sizes, L, S, bos):
     """(weights, losses) of every scored position, one at a time."""
-    docs, means, tokens = list(sizes), [], []
+    docs = list(sizes)
+    means = []
+    tokens = []
     if estimator in ("token", "longlora"):  # one stream, two newlines between documents
         docs = [sum(sizes) + 2 * (len(sizes) - 1) + (bos and estimator == "token")]
     for D in docs:
@@ -88,7 +90,9 @@ def definition(estimator, sizes, L, S, bos):
             windows = [(0, L - head, 0)]
         else:
             head = int(bos and estimator in ("yarn", "pi"))
-            windows, done, i = [], 0, 0
+            windows = []
+            done = 0
+            i = 0
             while done < D:
                 end = min(D, i + L - head)
                 windows.append((i, end, done))
@@ -156,13 +160,16 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
     The documentation weights a window by its tokens, or by its tokens less one.
     """
     torch_model, lm = tiny
-    L, S = 64, 24
+    L = 64
+    S = 24
     run = RollingPerplexity((L,), "token", S, num_documents=2, max_tokens=150, source=toy_source())
     records = sorted(run(lm), key=lambda record: record.item)
     documents = toy_source().open(lm.tokenizer).documents()
     first, second = (documents[record.cluster.document][:150].tolist() for record in records)
     ids = [lm.tokenizer.bos_id, *first, *encode_fragment(lm.tokenizer, "\n\n"), *second]
-    means, sizes, previous = [], [], 0
+    means = []
+    sizes = []
+    previous = 0
     for begin in range(0, len(ids), S):
         end = min(begin + L, len(ids))
         target = end - previous
@@ -175,7 +182,8 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
             break
     nll = [x for record in records for x in record.scores.windows.nll]
     count = [x for record in records for x in record.scores.windows.count]
-    assert count == [L - 1, *sizes[1:]] and sum(count) == len(ids) - 1
+    assert count == [L - 1, *sizes[1:]]
+    assert sum(count) == len(ids) - 1
     np.testing.assert_allclose(np.divide(nll, count), means, rtol=2e-5)
     cell = ppl(run, lm)
     assert cell["perplexity"] == pytest.approx(math.exp(np.average(means, weights=count)), rel=2e-5)
@@ -189,7 +197,9 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
 def test_the_procedure_of_the_yarn_tables(tiny, truncate):
     """Each document alone, windows of BOS and L - 1 tokens, mean of transformers' mean losses."""
     torch_model, lm = tiny
-    L, S, cut = 64, 16, 130
+    L = 64
+    S = 16
+    cut = 130
     name = "truncate" if truncate else "yarn"
     run = RollingPerplexity((L,), name, S, num_documents=3, max_tokens=cut, source=toy_source())
     means = []
@@ -228,7 +238,8 @@ def test_records_hold_their_windows_and_positions():
             bins = record.scores.by_position
             assert bins.edges == (1, 2, 4, 8, 16, 32, 64)
             whole = bins.count[0]
-            assert bins.count == tuple(whole * n for n in (1, 2, 4, 8, 16, 32)) and whole >= 1
+            assert bins.count == tuple(whole * n for n in (1, 2, 4, 8, 16, 32))
+            assert whole >= 1
             for low, high, nll in zip(bins.edges, bins.edges[1:], bins.nll, strict=False):
                 assert nll == pytest.approx(
                     whole * sum(curve(c) for c in range(low, high)), rel=1e-5
@@ -363,6 +374,8 @@ def test_names_of_the_command_line():
     small = evaluations(names, SuiteConfig((128, 256)))
     assert [e.title for e in small] == names
     full = evaluations(names, SuiteConfig((128, 256), "full"))
-    assert set(small[1].items()) < set(full[1].items()) and len(full[1].items()) == 32
+    assert set(small[1].items()) < set(full[1].items())
+    assert len(full[1].items()) == 32
     published = evaluations(["ppl:yarn"], SuiteConfig((2048, 4096), "full"))[0]
-    assert isinstance(published, RollingPerplexity) and published.stride == 256
+    assert isinstance(published, RollingPerplexity)
+    assert published.stride == 256

@@ -19,16 +19,15 @@ from ctxext.evals.stats import mcnemar
 
 
 def test_the_known_sample_sizes():
-    found = {
+    pairs = {
         (d, psi): required_pairs(d / 100, discordant=psi / 100)
         for d in (5, 10)
         for psi in (5, 10, 20)
     }
-    assert (found[5, 10], found[5, 5], found[5, 20]) == (312, 155, 626)
-    assert (found[10, 10], found[10, 20]) == (77, 155)
-    assert (
-        found[10, 5] == found[10, 10]
-    )  # no difference is larger than the share of pairs that differ
+    assert (pairs[5, 10], pairs[5, 5], pairs[5, 20]) == (312, 155, 626)
+    assert (pairs[10, 10], pairs[10, 20]) == (77, 155)
+    # No difference is larger than the share of pairs that differ.
+    assert pairs[10, 5] == pairs[10, 10]
 
 
 @pytest.mark.parametrize("n", [4, 20, 60, 100, 312, 5000])
@@ -52,9 +51,8 @@ def test_simulated_pairs_have_that_power(n, discordant, level):
     psi = max(discordant, effect)
     rng = np.random.default_rng(0)
     b, c, _ = rng.multinomial(n, [(psi + effect) / 2, (psi - effect) / 2, 1 - psi], size=4000).T
-    if (
-        psi > 1.2 * effect
-    ):  # with all of them on one side there are too few different outcomes for a normal quantile
+    # With all pairs on one side there are too few different outcomes for a normal quantile.
+    if psi > 1.2 * effect:
         z = (b - c) / np.sqrt(b + c)
         assert np.mean(abs(z) > stats.norm.isf(level / 2)) == pytest.approx(0.8, abs=0.03)
     exact = np.mean([mcnemar(int(x), int(y)) < level for x, y in zip(b, c, strict=True)])
@@ -67,7 +65,8 @@ def brute_force_icc(values, clusters):
         [v for v, c in zip(values, clusters, strict=True) if c == key]
         for key in sorted(set(clusters))
     ]
-    total, k = len(values), len(groups)
+    total = len(values)
+    k = len(groups)
     grand = sum(values) / total
     between = sum(len(g) * (sum(g) / len(g) - grand) ** 2 for g in groups) / (k - 1)
     within = sum((v - sum(g) / len(g)) ** 2 for g in groups for v in g) / (total - k)
@@ -108,31 +107,30 @@ def test_a_planted_icc_is_recovered():
 
 def test_the_design_effect_is_the_variance_ratio_of_means():
     rng = np.random.default_rng(3)
-    clusters, means, sizes = np.repeat(np.arange(40), 5), [], []
+    clusters = np.repeat(np.arange(40), 5)
+    means = []
+    sizes = []
     for _ in range(1500):
-        values = rng.random(200) < np.repeat(
-            rng.beta(2, 2, size=40), 5
-        )  # correlation 1 / (2 + 2 + 1)
+        # The correlation is 1 / (2 + 2 + 1).
+        values = rng.random(200) < np.repeat(rng.beta(2, 2, size=40), 5)
         means.append(values.mean())
         sizes.append(effective_sample_size(values, clusters.tolist()))
     assert np.var(means) / (0.25 / 200) == pytest.approx(design_effect(5, 0.2), rel=0.1) == 1.8
     assert np.mean(sizes) == pytest.approx(200 / 1.8, rel=0.1)
-    assert design_effect(5, -0.1) == 1 and effective_sample_size([0, 1], ["a", "a"]) == 1
+    assert design_effect(5, -0.1) == 1
+    assert effective_sample_size([0, 1], ["a", "a"]) == 1
 
 
 def test_the_power_statement():
-    said = plan_sentence(100, 100, depths=5)
-    assert said == (
+    sentence = plan_sentence(100, 100, depths=5)
+    assert sentence == (
         "20 questions per cell, 100 per length, can tell methods apart that differ by 9 points "
-        "or more "
-        "(80 % power, if 10 % of the answers differ)."
+        "or more (80 % power, if 10 % of the answers differ)."
     )
     assert required_pairs(0.09) <= 100 < required_pairs(0.08)
     shared = plan_sentence(100, 20)
-    assert (
-        "100 questions per length about 20 texts, " in shared
-        and "and by 35 if they are right or wrong" in shared
-    )
+    assert "100 questions per length about 20 texts, " in shared
+    assert "and by 35 if they are right or wrong" in shared
     assert required_pairs(0.35) <= 20 < required_pairs(0.34)
     assert plan_sentence(20, 20).endswith(
         "(80 % power, if 10 % of the answers differ, or as many as it takes)."

@@ -54,7 +54,10 @@ def test_the_prompt_is_five_lines_with_noise_cut_by_characters():
 
 @pytest.mark.parametrize("seq_len", [200, 333, 1000])
 def test_yarn_raises_the_noise_until_there_are_enough_tokens_and_takes_the_one_before(seq_len):
-    task, n, last, count = Yarn(), 0, 0, 0
+    task = Yarn()
+    n = 0
+    last = 0
+    count = 0
     while count < seq_len:
         last, n = n, n + 128
         count = tokens(task, n)
@@ -81,7 +84,8 @@ def test_longlora_counts_characters_alone():
 def test_pi_asks_at_32_equally_spaced_distances():
     evaluation = small("pi", (2000,), n=1)
     records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(records) == 32 and all(record.scores.correct for record in records)
+    assert len(records) == 32
+    assert all(record.scores.correct for record in records)
     wanted = [2000 * i / 32 for i in range(32, 0, -1)]
     # at both ends the statement and the question take their tokens
     assert (
@@ -102,7 +106,8 @@ def test_keys_are_uniform_numbers_and_not_five_digits():
         int(Landmark().example(TaskContext(rng, TOKENIZER, []), None).meta["value"])
         for _ in range(4000)
     ]
-    assert 1 <= min(keys) < 50 and 49_900 < max(keys) <= 50_000
+    assert 1 <= min(keys) < 50
+    assert 49_900 < max(keys) <= 50_000
     assert np.mean([key >= 10_000 for key in keys]) == pytest.approx(0.8, abs=0.02)
 
 
@@ -110,7 +115,8 @@ def test_keys_are_uniform_numbers_and_not_five_digits():
 def test_trials_as_published_and_records_named_after_the_procedure(name):
     published = {"landmark": 50, "yarn": 20, "pi": 10, "longlora": 10}
     evaluation = passkey_protocol(name, (1024,))
-    assert evaluation.n == published[name] and evaluation.task.name == f"passkey-{name}"
+    assert evaluation.n == published[name]
+    assert evaluation.task.name == f"passkey-{name}"
     assert len(evaluation.items()) == evaluation.n * (32 if name == "pi" else 1)
     few = small(name, n=3)
     records = list(few(EchoPrompt(TOKENIZER)))
@@ -119,9 +125,8 @@ def test_trials_as_published_and_records_named_after_the_procedure(name):
         record.item.startswith(f"passkey-{name}/") and record.question.task == f"passkey-{name}"
         for record in records
     )
-    assert [record.item for record in records] == few.items() and len(
-        {record.cluster.document for record in records}
-    ) > len(records) - 3
+    assert [record.item for record in records] == few.items()
+    assert len({record.cluster.document for record in records}) > len(records) - 3
     key = {record.item: record for record in few(AnswerKey.of(few, TOKENIZER))}
     assert all(record.scores.correct for record in key.values())
 
@@ -176,7 +181,8 @@ def test_without_its_needle_or_its_noise():
     control = replace(evaluation, condition="no-needle")
     for cell, record in zip(control._grid().values(), lost, strict=True):
         (example,) = control.ask(TOKENIZER, source, [cell])
-        assert not re.search(r"\d", TOKENIZER.decode(example.prompt)) and record.seq_len == 300
+        assert not re.search(r"\d", TOKENIZER.decode(example.prompt))
+        assert record.seq_len == 300
     assert all(record.facts["characters"] == 0 and record.question.tokens < 170 for record in bare)
 
 
@@ -189,7 +195,8 @@ def test_other_words_are_other_questions(tmp_path):
     }
     path = tmp_path / "words.json"
     path.write_text(json.dumps(parts))
-    theirs, ours = small("yarn", text=path), small("yarn")
+    theirs = small("yarn", text=path)
+    ours = small("yarn")
     assert read_wording(path) == theirs.task.wording == SHORT
     assert not set(theirs.items()) & set(ours.items())
     for wrong in (parts | {"more": ""}, {"noise": "x"}, [1], parts | {"noise": 3}):

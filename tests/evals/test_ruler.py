@@ -48,7 +48,8 @@ def test_the_planted_window_is_recovered_and_an_echo_scores_nothing(task):
             near = (
                 window is None or record.question.distance + len(record.question.gold) - 1 <= window
             )
-            assert record.scores.correct == near and record.scores.score == near
+            assert record.scores.correct == near
+            assert record.scores.score == near
             assert record.scores.chosen == (near if record.scores.choices > 1 else None)
             assert record.question.tokens == record.seq_len
     echo = list(evaluation(EchoPrompt(TOKENIZER)))
@@ -85,7 +86,8 @@ def spoiled(manner):
 
 
 def test_a_broken_format_scores_as_the_metric_says():
-    newline, prefix = encode_fragment(TOKENIZER, "\n"), encode_fragment(TOKENIZER, " It is")
+    newline = encode_fragment(TOKENIZER, "\n")
+    prefix = encode_fragment(TOKENIZER, " It is")
     for task, scores in spoiled(lambda ids: newline + ids).items():  # the answer is a line
         assert all(score == 0 for score, _ in scores), task
     for task, scores in spoiled(
@@ -116,8 +118,10 @@ def test_controls_without_needle_and_without_haystack():
     for task in TASKS:
         bare = exam_of(task, condition="needle-only")
         assert all(record.scores.correct for record in bare(AnswerKey.of(bare, TOKENIZER)))
-        whole, control = exam_of(task), exam_of(task, condition="no-needle")
-        known, asked = list(whole.examples(TOKENIZER)), list(control.examples(TOKENIZER))
+        whole = exam_of(task)
+        control = exam_of(task, condition="no-needle")
+        known = list(whole.examples(TOKENIZER))
+        asked = list(control.examples(TOKENIZER))
         assert [e.answer.tolist() for e in known] == [e.answer.tolist() for e in asked]
         assert all((a.prompt != b.prompt).any() for a, b in zip(known, asked, strict=True))
 
@@ -127,7 +131,8 @@ def test_questions_with_shared_context_read_one_text():
         if task.supports_shared_context:
             evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, shared_context=True)
             records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-            assert len(records) == 6 and all(
+            assert len(records) == 6
+            assert all(
                 record.scores.correct and record.question.tokens <= 900 for record in records
             )
         else:
@@ -178,7 +183,8 @@ def test_the_suite_has_the_numbers_of_the_paper():
         num_common=10, frequent=6, rare=1, shot=(20, 3, 1), max_new_tokens=120
     )
     assert found["fwe"] == FrequentWords(num_asked=3, alpha=2.0, max_new_tokens=50)
-    assert len(found) == 11 and list(ruler_tasks(4096, (Passkey(), KeyValue())))[11:] == [
+    assert len(found) == 11
+    assert list(ruler_tasks(4096, (Passkey(), KeyValue())))[11:] == [
         "qa_1",
         "qa_2",
     ]
@@ -201,13 +207,12 @@ def test_the_suite_has_exact_lengths_is_balanced_and_solvable(name):
 
 
 def test_the_suite_keeps_its_items_and_refuses_uneven_numbers():
-    few, more = (
-        ruler_exact((1500,), 10, source=SOURCE),
-        ruler_exact((1500, 2000), 20, source=SOURCE),
-    )
+    few = ruler_exact((1500,), 10, source=SOURCE)
+    more = ruler_exact((1500, 2000), 20, source=SOURCE)
     assert all(len(e.items()) == 10 for e in few)
     for a, b in zip(few, more, strict=True):
-        assert a.label == b.label and set(a.items()) < set(b.items())
+        assert a.label == b.label
+        assert set(a.items()) < set(b.items())
     items = [item for evaluation in more for item in evaluation.items()]
     assert len(set(items)) == len(items) == 11 * 40
     records = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))

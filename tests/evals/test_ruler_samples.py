@@ -73,13 +73,11 @@ def asked(sample: dict) -> list[int]:
 
 def test_an_answer_key_scores_100_percent_and_an_echo_nothing(samples):
     perfect = list(samples(AnswerKey.of(samples, TOKENIZER)))
-    assert (
-        all(
-            record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
-            for record in perfect
-        )
-        and len(perfect) == 5
+    assert all(
+        record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
+        for record in perfect
     )
+    assert len(perfect) == 5
     assert not any(record.scores.score for record in samples(EchoPrompt(TOKENIZER)))
 
 
@@ -94,18 +92,17 @@ def test_records_describe_the_question_and_nothing_is_cut(samples, tmp_path):
         for record in Samples(samples.path, 64, "made up")(EchoPrompt(TOKENIZER))
     }
     for record in records:
-        ids, task = asked(by_answer[tuple(record.facts["references"])]), record.question.task
+        ids = asked(by_answer[tuple(record.facts["references"])])
+        task = record.question.task
         assert (
             record.question.prompt_sha256
             == hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
         )
         assert record.question.tokens == len(ids) + room[task]
         assert record.seq_len == 512
-        assert (
-            record.question.fields["variant"] == "made up"
-            and record.question.condition == "needle"
-            and record.question.haystack == ()
-        )
+        assert record.question.fields["variant"] == "made up"
+        assert record.question.condition == "needle"
+        assert record.question.haystack == ()
         assert record.facts["stated_tokens"] == (99 if task == "niah_single_1" else None)
         twin = short[record.item.split("/")[-1]]
         assert twin.question.prompt_sha256 == record.question.prompt_sha256
@@ -132,17 +129,12 @@ def test_a_needle_is_where_its_text_is(samples):
             if s["outputs"] == record.facts["references"]
         ]
         ids, ((start, size),) = asked(sample), record.question.needles
-        assert (
-            record.facts["references"][0] in TOKENIZER.decode(ids[start : start + size])
-            and size < 10
-        )
-        assert record.question.distance == len(ids) - start and record.question.distances == (
-            record.question.distance,
-        )
-        assert (
-            record.question.depth_achieved == start / len(ids)
-            and abs(record.question.depth - record.question.depth_achieved) <= 0.125
-        )
+        assert record.facts["references"][0] in TOKENIZER.decode(ids[start : start + size])
+        assert size < 10
+        assert record.question.distance == len(ids) - start
+        assert record.question.distances == (record.question.distance,)
+        assert record.question.depth_achieved == start / len(ids)
+        assert abs(record.question.depth - record.question.depth_achieved) <= 0.125
     assert sorted(record.question.depth for record in records) == [0, 0.5, 0.75]
     others = [
         record
@@ -186,7 +178,8 @@ def test_partial_answers_have_partial_scores(samples):
 
 def test_fewer_samples_and_other_batches_keep_items_and_records(samples):
     first = Samples(samples.path, 512, "made up", n=1)
-    assert len(first.items()) == 3 and set(first.items()) < set(samples.items())
+    assert len(first.items()) == 3
+    assert set(first.items()) < set(samples.items())
     one = Samples(samples.path, 512, "made up", batch_tokens=1)
     assert list(one(EchoPrompt(TOKENIZER))) == list(samples(EchoPrompt(TOKENIZER)))
     other = Samples(samples.path, 512, "another benchmark")

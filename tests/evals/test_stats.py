@@ -40,10 +40,10 @@ from ctxext.evals.stats import (
 def test_wilson_gives_the_known_values(k, n, low, high):
     rate, lower, upper = wilson(k, n)
     assert rate == k / n
-    assert lower is not None and upper is not None
-    assert 100 * lower == pytest.approx(low, abs=0.5) and 100 * upper == pytest.approx(
-        high, abs=0.5
-    )
+    assert lower is not None
+    assert upper is not None
+    assert 100 * lower == pytest.approx(low, abs=0.5)
+    assert 100 * upper == pytest.approx(high, abs=0.5)
 
 
 def test_wilson_equals_scipy_everywhere():
@@ -54,7 +54,8 @@ def test_wilson_equals_scipy_everywhere():
             np.testing.assert_allclose(
                 wilson(k, n)[1:], proportion_confint(k, n, method="wilson"), atol=1e-12
             )
-    assert wilson(0, 9)[1] == 0 and wilson(9, 9)[2] == 1
+    assert wilson(0, 9)[1] == 0
+    assert wilson(9, 9)[2] == 1
     for k, n in ((0, 0), (3, 2), (-1, 4)):
         with pytest.raises(ValueError, match="is not a rate"):
             wilson(k, n)
@@ -118,7 +119,8 @@ def test_ratio_weights_by_denominator_and_may_have_no_interval():
 
 def test_bootstrap_of_pairs_equals_scipy_s():
     rng = np.random.default_rng(4)
-    a, b = rng.random(80) < 0.5, rng.random(80) < 0.7
+    a = rng.random(80) < 0.5
+    b = rng.random(80) < 0.7
     mine = paired_bootstrap(a, b, samples=20000)
     theirs = scipy_stats.bootstrap(
         (b * 1.0 - a,),
@@ -268,7 +270,8 @@ def test_sign_flip_with_clusters_of_one_is_mcnemar(only_a: int, only_b: int):
 
 def test_sign_flip_is_the_permutation_test_over_clusters():
     rng = np.random.default_rng(0)
-    differences, clusters = rng.integers(-1, 2, 40), rng.integers(0, 9, 40)
+    differences = rng.integers(-1, 2, 40)
+    clusters = rng.integers(0, 9, 40)
     sums = np.array([differences[clusters == k].sum() for k in range(9)])
     every = np.array([np.dot(signs, sums) for signs in itertools.product((-1, 1), repeat=9)])
     assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(
@@ -285,7 +288,8 @@ def test_sign_flip_is_the_permutation_test_over_clusters():
 
 def test_intervals_format_themselves():
     interval = Interval(3.41, 3.36, 3.46)
-    assert f"{interval:.2f}" == "3.41 [3.36, 3.46]" and interval.bounds(".1f") == "[3.4, 3.5]"
+    assert f"{interval:.2f}" == "3.41 [3.36, 3.46]"
+    assert interval.bounds(".1f") == "[3.4, 3.5]"
     assert f"{Interval(-0.3, -5.2, 4.0):+z.0f}" == "+0 [-5, +4]"
     assert f"{Interval(0.5, None, None).scaled(100):.0f}" == "50"
     assert Interval(0.5, None, None).bounds(".0f", missing="none") == "none"

@@ -10,7 +10,8 @@ from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_stateme
 from ctxext.evaluate import evaluate
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
-TOKENIZER, SOURCE = toy_tokenizer(), toy_source()
+TOKENIZER = toy_tokenizer()
+SOURCE = toy_source()
 SMALL = SuiteConfig((256, 512), source=SOURCE)
 FULL = SuiteConfig((256, 512), "full", source=SOURCE)
 
@@ -34,7 +35,8 @@ def test_an_answer_key_has_the_whole_standard_suite_right():
     assert [e.title for e in asked[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
     for evaluation in needles(asked):
         records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-        assert records and all(
+        assert records
+        assert all(
             record.scores.correct
             and record.scores.failure is None
             and record.question.tokens <= 256
@@ -52,7 +54,8 @@ def test_every_named_retrieval_has_controls():
         (256,),
     )
     twins = {item.replace("-no-needle", "") for item in floor.items()}
-    assert twins < set(kv.items()) and ppl.title == "ppl"
+    assert twins < set(kv.items())
+    assert ppl.title == "ppl"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,8 @@ def test_every_name_gives_records_with_their_own_items(name: str):
             progress=False,
         )
     ]
-    assert records and all(record.scores.correct for record in records)
+    assert records
+    assert all(record.scores.correct for record in records)
     assert len({record.item for record in records}) == len(records)
 
 
@@ -92,7 +96,9 @@ def test_evaluations_of_user_files(tmp_path):
         json.dumps({"input": "a 17 b", "outputs": ["17"]}) + "\n"
     )
     (samples,) = evaluations(["ruler:reference"], SuiteConfig((4096,), ruler=tmp_path))
-    assert isinstance(samples, Samples) and samples.seq_len == 4096 and len(samples.items()) == 1
+    assert isinstance(samples, Samples)
+    assert samples.seq_len == 4096
+    assert len(samples.items()) == 1
     with pytest.raises(ValueError, match="does not say the length of its samples"):
         evaluations(["ruler:reference"], SuiteConfig((4096, 8192), ruler=tmp_path))
     lines = [

@@ -101,7 +101,8 @@ def test_there_are_strategies_for_no_method_that_is_gone():
 @settings(max_examples=300, deadline=None)
 @given(scalings, configs, st.floats(0.1, 40))
 def test_methods_declare_truly_whether_they_follow_the_length(scaling, config, share):
-    base, seq_len = config.rope_base(), round(share * config.max_position_embeddings)
+    base = config.rope_base()
+    seq_len = round(share * config.max_position_embeddings)
     assert rope_at(scaling, base, seq_len).equals(scaling.rope(base, seq_len))
 
 
@@ -131,7 +132,8 @@ def same_as_theirs(rope: Rope, theirs: tuple[np.ndarray, float], base: np.ndarra
 @given(scalings, configs, st.floats(0.1, 40))
 def test_what_we_write_is_what_transformers_reads(scaling, config, share):
     """Every method: as its own type, or as generic longrope, or refused: the length decides."""
-    base, seq_len = config.rope_base(), round(share * config.max_position_embeddings)
+    base = config.rope_base()
+    seq_len = round(share * config.max_position_embeddings)
     if scaling.depends_on_length and type(scaling) not in HF_STATES_THE_LENGTH:
         with pytest.raises(
             ValueError, match="changes its frequencies with the length.*export a static scaling"
@@ -238,12 +240,14 @@ def test_wavelengths_grow_from_pair_to_pair(scaling, config, share):
     base = config.rope_base()
     inv_freq = scaling.rope(base, round(share * config.max_position_embeddings)).inv_freq
     assert inv_freq.dtype == np.float64
-    assert (np.diff(inv_freq) <= 1e-15).all() and (inv_freq >= 0).all()
+    assert (np.diff(inv_freq) <= 1e-15).all()
+    assert (inv_freq >= 0).all()
     if type(scaling) is not ABF:
         assert (inv_freq <= base.inv_freq * (1 + 1e-12)).all()
 
 
-ONE, LONG = (1.0,) * 64, tuple(np.linspace(1, 8, 64).tolist())
+ONE = (1.0,) * 64
+LONG = tuple(np.linspace(1, 8, 64).tolist())
 FACTOR_ONE = (
     Linear,
     NTK,
@@ -276,12 +280,14 @@ def test_without_stretching_methods_are_plain_rope(scaling: RopeScaling):
     for seq_len in (1, 2048, 4096):
         rope = scaling.rope(LLAMA2, seq_len)
         np.testing.assert_allclose(rope.inv_freq, LLAMA2.inv_freq, rtol=1e-14)
-        assert rope.attention_factor == 1 and rope.leading is None
+        assert rope.attention_factor == 1
+        assert rope.leading is None
 
 
 def test_dynamic_methods_are_their_static_selves_at_the_length():
     def same(a: RopeScaling, b: RopeScaling, seq_len: int) -> bool:
-        x, y = a.rope(LLAMA2, seq_len), b.rope(LLAMA2, seq_len)
+        x = a.rope(LLAMA2, seq_len)
+        y = b.rope(LLAMA2, seq_len)
         return (
             np.allclose(x.inv_freq, y.inv_freq, rtol=1e-14, atol=0)
             and x.attention_factor == y.attention_factor

@@ -184,7 +184,8 @@ def test_dynamic_ntk_is_plain_up_to_the_window_and_ntk_beyond(factor: float):
         assert same(DynamicNTK(factor).rope(LLAMA2, seq_len), Unscaled().rope(LLAMA2, seq_len))
     assert same(DynamicNTK(1).rope(LLAMA2, 4096 * 3), NTK(3).rope(LLAMA2, 0))
     lowest = [DynamicNTK(factor).rope(LLAMA2, n).inv_freq[-1] for n in (4096, 4097, 8192, 16384)]
-    assert lowest == sorted(lowest, reverse=True) and len(set(lowest)) == 4
+    assert lowest == sorted(lowest, reverse=True)
+    assert len(set(lowest)) == 4
 
 
 @pytest.mark.parametrize("scaling", STATIC, ids=repr)
@@ -196,7 +197,8 @@ def test_static_scalings_ignore_the_length(scaling: RopeScaling):
 @pytest.mark.parametrize("scaling", [*STATIC, DynamicNTK(2.0)], ids=repr)
 def test_frequencies_fall_and_stay_between_interpolated_and_plain(scaling: RopeScaling):
     inv_freq = scaling.rope(LLAMA2, 8192).inv_freq
-    assert inv_freq.dtype == np.float64 and inv_freq.shape == (64,)
+    assert inv_freq.dtype == np.float64
+    assert inv_freq.shape == (64,)
     assert (np.diff(inv_freq) < 0).all()
     assert (inv_freq <= LLAMA2.inv_freq * (1 + 1e-12)).all()
     assert (inv_freq >= LLAMA2.inv_freq / 4 * (1 - 1e-12)).all()
@@ -245,7 +247,8 @@ def test_methods_are_discovered_and_have_several_names():
     for name in ("dynamic-ntk", "dynamic_ntk", "DynamicNTK", "dynamicntk"):
         assert methods.find(name) is DynamicNTK
     assert methods.find("long-rope") is methods.find("longrope") is methods.find("LongRope")
-    assert methods.find("pi") is Linear and methods.Yarn is Yarn
+    assert methods.find("pi") is Linear
+    assert methods.Yarn is Yarn
     assert [methods.seam(known[name]) for name in ("yarn", "pose", "causal")] == [
         "rope",
         "positions",

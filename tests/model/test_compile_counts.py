@@ -28,10 +28,18 @@ SCALINGS = [
 ]
 
 
+def program_counts() -> tuple[int, ...]:
+    """How many programs of each jitted function are compiled."""
+    functions = (_next_token_values, _logits, begin, advance)
+    return tuple(function._cache_size() for function in functions)
+
+
 def test_buckets_are_a_quarter_longer_at_most():
     sizes = [bucket(n) for n in range(1, 20000)]
     assert all(n <= size <= max(n + 31, n * 1.25) for n, size in enumerate(sizes, 1))
-    assert sizes == sorted(sizes) and bucket(4096) == 4096 and bucket(32768) == 32768
+    assert sizes == sorted(sizes)
+    assert bucket(4096) == 4096
+    assert bucket(32768) == 32768
     assert len({size for size in sizes if 1024 < size <= 2048}) == 4
 
 
@@ -42,12 +50,7 @@ def test_a_bucket_is_its_own_bucket(length: int):
 
 def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
     lm = tiny.lm(CONFIG)
-    before = (
-        _next_token_values._cache_size(),
-        _logits._cache_size(),
-        begin._cache_size(),
-        advance._cache_size(),
-    )
+    before = program_counts()
     lengths = [3, 17, 32, 33, 40, 63, 64, 65]
     for scaling in SCALINGS:
         for length in lengths:
@@ -58,18 +61,14 @@ def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
             lm.with_method(scaling).generate(
                 tiny.tokens(4, length), max_new_tokens=4, eos_token_id=7
             )
-    after = (
-        _next_token_values._cache_size(),
-        _logits._cache_size(),
-        begin._cache_size(),
-        advance._cache_size(),
-    )
+    after = program_counts()
     assert len({bucket(n) for n in lengths}) == 3
     np.testing.assert_array_equal(np.subtract(after, before), [3, 1, 1, 1])
 
 
 def test_a_stream_is_two_programs_whatever_its_length_and_chunks():
-    lm, before = tiny.lm(CONFIG), (begin._cache_size(), advance._cache_size())
+    lm = tiny.lm(CONFIG)
+    before = (begin._cache_size(), advance._cache_size())
     for length, new, chunk in ((3, 9, 1), (3, 9, 4), (9, 30, 7), (32, 32, 8)):
         assert len(list(lm.stream(tiny.tokens(1, length)[0], max_new_tokens=new, chunk=chunk))) > 1
         lm.generate(tiny.tokens(1, length), max_new_tokens=new)
@@ -77,7 +76,8 @@ def test_a_stream_is_two_programs_whatever_its_length_and_chunks():
 
 
 def test_another_attention_is_another_program():
-    lm, tokens = tiny.lm(CONFIG), tiny.tokens(1, 9)
+    lm = tiny.lm(CONFIG)
+    tokens = tiny.tokens(1, 9)
     lm.loss(tokens)
     before = _next_token_values._cache_size()
     for attention in (SelfExtend(2, 4), SelfExtend(2, 4), SelfExtend(2, 5)):

@@ -31,7 +31,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_the_reference_implementation(name: str):
-    config, tokens = CONFIGS[name], tiny.tokens(2, 40)
+    config = CONFIGS[name]
+    tokens = tiny.tokens(2, 40)
     scaling = Yarn(2.0)
     logits = np.asarray(tiny.lm(config, scaling=scaling).logits(tokens))
     rope = scaling.rope(config.rope_base(), 40)
@@ -67,7 +68,9 @@ def test_no_token_sees_the_future_and_every_token_sees_the_past(attention):
 
 
 def test_packed_documents_do_not_see_each_other():
-    lm, first, second = tiny.lm(), tiny.tokens(1, 13, 1), tiny.tokens(1, 11, 2)
+    lm = tiny.lm()
+    first = tiny.tokens(1, 13, 1)
+    second = tiny.tokens(1, 11, 2)
     packed = lm.logits(
         np.concatenate([first, second], 1),
         segment_ids=[[1] * 13 + [2] * 11],
@@ -87,62 +90,68 @@ def test_segments_change_nothing(sizes: tuple[int, ...]):
     config = tiny.config(
         num_hidden_layers=sum(sizes), hidden_size=32, intermediate_size=32, head_dim=8
     )
-    params, starts = tiny.params(config), np.cumsum([0, *sizes])
+    params = tiny.params(config)
+    starts = np.cumsum([0, *sizes])
     cut = {
         str(i): jax.tree.map(lambda x, a=a, n=n: x[a : a + n], params["segments"]["0"])
         for i, (a, n) in enumerate(zip(starts, sizes, strict=False))
     }
     tokens = tiny.tokens(1, 16)
-    one, many = (
-        LM(config, {**params, "segments": s}, None).logits(tokens)
-        for s in (params["segments"], cut)
-    )
-    np.testing.assert_allclose(one, many, atol=1e-5 * float(abs(one).max()))
+    in_one = LM(config, params, None).logits(tokens)
+    in_many = LM(config, {**params, "segments": cut}, None).logits(tokens)
+    np.testing.assert_allclose(in_one, in_many, atol=1e-5 * float(abs(in_one).max()))
     assert jax.tree.map(jnp.shape, cut) == jax.tree.map(
         lambda x: x.shape, param_shapes(config, segments=sizes)["segments"]
     )
 
 
 def test_bfloat16_is_close_and_float32_parts_stay():
-    lm, tokens = tiny.lm(), tiny.tokens(2, 48)
+    lm = tiny.lm()
+    tokens = tiny.tokens(2, 48)
     exact = np.asarray(lm.logits(tokens))
     rough = np.asarray(dataclasses.replace(lm, dtype="bfloat16").logits(tokens))
     assert rough.dtype == np.float32
     error = abs(rough - exact)
-    assert 1e-4 < error.mean() < 0.03 * exact.std() and error.max() < 0.25 * exact.std()
+    assert 1e-4 < error.mean() < 0.03 * exact.std()
+    assert error.max() < 0.25 * exact.std()
 
 
 def test_bfloat16_embedding_gradients_add_up_in_float32():
     """A token that occurs 512 times: a bfloat16 sum of its gradients would stop growing."""
-    params, tokens = tiny.params(), jnp.zeros((1, 512), jnp.int32)
+    params = tiny.params()
+    tokens = jnp.zeros((1, 512), jnp.int32)
 
     def total(params, dtype):
         return bind(tiny.CONFIG, params).embed_tokens(tokens, dtype).astype(jnp.float32).sum()
 
     gradient = jax.grad(total)(params, "bfloat16")["embed_tokens"]["embedding"]
-    assert gradient.dtype == jnp.float32 and (gradient[0] == 512).all()
+    assert gradient.dtype == jnp.float32
+    assert (gradient[0] == 512).all()
 
 
 def test_initial_parameters():
     config = tiny.config(hidden_size=128, attention_bias=True, num_hidden_layers=3)
-    params, shapes = init_params(config, 3), param_shapes(config)
+    params = init_params(config, 3)
+    shapes = param_shapes(config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
     )
     layers = params["segments"]["0"]
-    assert (params["norm"]["weight"] == 1).all() and (
-        layers["self_attn"]["q_proj"]["bias"] == 0
-    ).all()
+    assert (params["norm"]["weight"] == 1).all()
+    assert (layers["self_attn"]["q_proj"]["bias"] == 0).all()
     for kernel in (
         params["embed_tokens"]["embedding"],
         params["lm_head"]["kernel"],
         layers["mlp"]["up_proj"]["kernel"],
     ):
-        assert abs(kernel.mean()) < 1e-3 and kernel.std() == pytest.approx(0.02, rel=0.05)
-    assert (layers["mlp"]["up_proj"]["kernel"][0] != layers["mlp"]["up_proj"]["kernel"][1]).any()
-    again, other = init_params(config, 3, "bfloat16"), init_params(config, 4)
+        assert abs(kernel.mean()) < 1e-3
+        assert kernel.std() == pytest.approx(0.02, rel=0.05)
+    up_proj = layers["mlp"]["up_proj"]["kernel"]
+    assert (up_proj[0] != up_proj[1]).any()
+    again = init_params(config, 3, "bfloat16")
+    reseeded = init_params(config, 4)
     assert (again["lm_head"]["kernel"] == params["lm_head"]["kernel"].astype(jnp.bfloat16)).all()
-    assert (other["lm_head"]["kernel"] != params["lm_head"]["kernel"]).any()
+    assert (reseeded["lm_head"]["kernel"] != params["lm_head"]["kernel"]).any()
 
 
 def test_an_lm_refuses_bad_options_and_tokens():
@@ -170,12 +179,12 @@ def test_an_lm_refuses_bad_options_and_tokens():
 
 
 def test_with_method_shares_the_weights():
-    lm, tokens = tiny.lm(), tiny.tokens(1, 40)
-    other = lm.with_method(Linear(2.0), SelfExtend(2, 8))
-    assert other.params is lm.params and (other.scaling, other.attention) == (
-        Linear(2.0),
-        SelfExtend(2, 8),
-    )
-    assert abs(other.logits(tokens) - lm.logits(tokens)).max() > 0.01
+    lm = tiny.lm()
+    tokens = tiny.tokens(1, 40)
+    stretched = lm.with_method(Linear(2.0), SelfExtend(2, 8))
+    assert stretched.params is lm.params
+    assert stretched.scaling == Linear(2.0)
+    assert stretched.attention == SelfExtend(2, 8)
+    assert abs(stretched.logits(tokens) - lm.logits(tokens)).max() > 0.01
     same = lm.with_method(Linear(1.0), SelfExtend(1, 8))
     np.testing.assert_allclose(same.logits(tokens), lm.logits(tokens), atol=2e-5)

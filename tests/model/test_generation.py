@@ -53,30 +53,33 @@ def assert_greedy(tokens: np.ndarray, logits: np.ndarray, min_steps: int) -> Non
 )
 def test_cached_decoding_equals_recomputing(attention):
     """Across the end of the window (25 tokens and 12 new ones) and beyond it (40), `frozen`."""
-    seen = set()
+    distinct = set()
     for scaling in (Unscaled(), Yarn(2.0), DynamicNTK(2.0), LEADING):
         lm = tiny.lm(attention=attention, scaling=scaling)
         for length in (25, 40):
             prompts = tiny.tokens(2, length, seed=length)
             new = lm.generate(prompts, max_new_tokens=NEW)
-            assert new.shape == (2, NEW) and new.dtype == np.int32
-            whole = np.concatenate([prompts, new], 1)
-            logits = lm.with_method(Fixed(scaling, length + NEW)).logits(whole)
+            assert new.shape == (2, NEW)
+            assert new.dtype == np.int32
+            full_text = np.concatenate([prompts, new], 1)
+            logits = lm.with_method(Fixed(scaling, length + NEW)).logits(full_text)
             for row in range(2):
                 assert_greedy(new[row], np.asarray(logits)[row, length - 1 : -1], NEW // 2)
-            seen.add(tuple(new[0]))
-    assert len(seen) >= 5, "methods and prompts make no difference"
+            distinct.add(tuple(new[0]))
+    assert len(distinct) >= 5, "methods and prompts make no difference"
 
 
 def test_leading_positions_reach_the_model():
     """Prefill and decoding use plain frequencies up to position 30, and scaled ones after it."""
-    plain, whole = tiny.lm(), tiny.lm(scaling=dataclasses.replace(LEADING, leading_positions=30))
+    unscaled = tiny.lm()
+    scaled = tiny.lm(scaling=dataclasses.replace(LEADING, leading_positions=30))
     tokens = tiny.tokens(1, 48)
-    a, b = np.asarray(plain.logits(tokens)), np.asarray(whole.logits(tokens))
-    np.testing.assert_allclose(b[:, :30], a[:, :30], atol=1e-5)
-    assert abs(b[:, 30:] - a[:, 30:]).max() > 1e-2
+    unscaled_logits = np.asarray(unscaled.logits(tokens))
+    scaled_logits = np.asarray(scaled.logits(tokens))
+    np.testing.assert_allclose(scaled_logits[:, :30], unscaled_logits[:, :30], atol=1e-5)
+    assert abs(scaled_logits[:, 30:] - unscaled_logits[:, 30:]).max() > 1e-2
     none = dataclasses.replace(LEADING, leading_positions=0)
-    assert abs(np.asarray(tiny.lm(scaling=none).logits(tokens)) - b).max() > 1e-2
+    assert abs(np.asarray(tiny.lm(scaling=none).logits(tokens)) - scaled_logits).max() > 1e-2
     new = tiny.lm(scaling=LEADING).generate(tokens, max_new_tokens=NEW, semantics="incremental")
     assert new.shape == (1, NEW)
 
@@ -113,7 +116,8 @@ def test_both_semantics_of_every_scaling_that_follows_the_length(scaling):
 
 
 def test_incremental_is_frozen_where_frequencies_do_not_follow_the_length():
-    lm, prompts = tiny.lm(scaling=Yarn(2.0)), tiny.tokens(2, 25)
+    lm = tiny.lm(scaling=Yarn(2.0))
+    prompts = tiny.tokens(2, 25)
     frozen, incremental = (
         lm.generate(prompts, max_new_tokens=NEW, semantics=s) for s in ("frozen", "incremental")
     )
@@ -131,9 +135,11 @@ def test_rows_do_not_influence_each_other(scaling: RopeScaling):
 
 
 def test_a_stop_id_ends_a_row_and_repeats():
-    lm, prompts = tiny.lm(), tiny.tokens(2, 20, seed=3)
+    lm = tiny.lm()
+    prompts = tiny.tokens(2, 20, seed=3)
     free = lm.generate(prompts, max_new_tokens=NEW)
-    late, first = int(free[0, 4]), [int(token) for token in free[:, 0]]
+    late = int(free[0, 4])
+    first = [int(token) for token in free[:, 0]]
     for eos in (late, (late, first[1]), first):
         out = lm.generate(prompts, max_new_tokens=NEW, eos_token_id=eos)
         for row, expected in zip(out, free, strict=True):
@@ -153,16 +159,19 @@ def test_a_stop_id_ends_a_row_and_repeats():
 )
 def test_a_stream_is_what_generate_writes(scaling, semantics, options):
     """In chunks of any size, across the end of the window; it ends after the first stop id."""
-    lm, prompt = tiny.lm(scaling=scaling), tiny.tokens(1, 25, seed=6)[0]
+    lm = tiny.lm(scaling=scaling)
+    prompt = tiny.tokens(1, 25, seed=6)[0]
     options |= {"max_new_tokens": 20, "semantics": semantics}
-    whole = lm.generate([prompt], **options)[0].tolist()
+    expected = lm.generate([prompt], **options)[0].tolist()
     for chunk, sizes in ((1, [1] * 20), (8, [1, 8, 8, 3]), (19, [1, 19]), (50, [20])):
         chunks = list(lm.stream(prompt, chunk=chunk, **options))
-        assert list(map(len, chunks)) == sizes and sum(chunks, []) == whole
+        assert list(map(len, chunks)) == sizes
+        assert sum(chunks, []) == expected
     # Also the last token of a chunk, and the first one of the next.
-    for stop in (whole[0], whole[8], whole[9]):
+    for stop in (expected[0], expected[8], expected[9]):
         chunks = list(lm.stream(prompt, eos_token_id=stop, chunk=8, **options))
-        assert sum(chunks, []) == whole[: whole.index(stop) + 1] and all(chunks)
+        assert sum(chunks, []) == expected[: expected.index(stop) + 1]
+        assert all(chunks)
 
 
 LOGITS = np.array([1.0, -0.5, 2.0, 0.3, 1.7, -2.0, 0.0, 1.2], np.float32)
@@ -179,16 +188,17 @@ def test_samples_have_the_distribution_they_should(temperature: float, top_p: fl
     )
     p = np.exp(LOGITS / temperature) / np.exp(LOGITS / temperature).sum()
     order = np.argsort(-p)
-    kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-6)) + 1]
+    nucleus = order[: int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-6)) + 1]
     expected = np.zeros(8)
-    expected[kept] = p[kept] / p[kept].sum()
+    expected[nucleus] = p[nucleus] / p[nucleus].sum()
     counts = np.bincount(draw, minlength=8)
     assert (counts[expected == 0] == 0).all()
     assert (abs(counts - n * expected) <= 5 * np.sqrt(n * expected * (1 - expected)) + 1e-9).all()
 
 
 def test_generate_samples_from_the_model():
-    lm, prompt = tiny.lm(), tiny.tokens(1, 20, seed=4)
+    lm = tiny.lm()
+    prompt = tiny.tokens(1, 20, seed=4)
     p = jax.nn.softmax(lm.logits(prompt)[0, -1] / 0.5)
 
     def sample(seed: int, **options) -> np.ndarray:
@@ -198,9 +208,8 @@ def test_generate_samples_from_the_model():
 
     first = sample(0)
     counts = np.bincount(first[:, 0], minlength=tiny.VOCAB)
-    assert (abs(counts - 256 * p) <= 5 * np.sqrt(256 * p * (1 - p)) + 1).all() and (
-        counts > 0
-    ).sum() > 3
+    assert (abs(counts - 256 * p) <= 5 * np.sqrt(256 * p * (1 - p)) + 1).all()
+    assert (counts > 0).sum() > 3
     np.testing.assert_array_equal(first, sample(0))
     assert (first != sample(1)).any()
     assert (sample(0, top_p=1e-6)[:, 0] == p.argmax()).all()
@@ -208,7 +217,8 @@ def test_generate_samples_from_the_model():
 
 def test_rows_decoded_separately_sample_independently():
     """With frequencies by length rows are decoded alone; equal prompts still sample differently."""
-    lm, prompt = tiny.lm(scaling=DynamicNTK(2.0)), tiny.tokens(1, 20, seed=4)[0]
+    lm = tiny.lm(scaling=DynamicNTK(2.0))
+    prompt = tiny.tokens(1, 20, seed=4)[0]
     rows = [prompt, prompt, prompt, prompt[1:]]
     out = lm.generate(rows, max_new_tokens=NEW, temperature=3.0, seed=5)
     assert len({tuple(row) for row in out}) == 4
@@ -264,7 +274,8 @@ def test_continuations_equal_separate_prompts(attention, scaling):
 
 
 def test_a_continuation_stops_only_at_stop_ids_that_it_chose():
-    lm, prompt = tiny.lm(), tiny.tokens(1, 20)[0]
+    lm = tiny.lm()
+    prompt = tiny.tokens(1, 20)[0]
     (free,), _ = lm.continuations([prompt], [[[]]], max_new_tokens=6)
     stop = int(free[0, 2])
     first = free[0].tolist().index(stop)
@@ -286,12 +297,13 @@ def test_layers_apart_are_views_of_the_same_numbers():
     params = jax.tree.map(jnp.asarray, tiny.params())
     apart = layers_apart(params)
     stack = params["segments"]["0"]
-    assert segment_sizes(apart) == (1,) * segment_sizes(params)[0] and len(apart["segments"]) > 1
+    assert segment_sizes(apart) == (1,) * segment_sizes(params)[0]
+    assert len(apart["segments"]) > 1
     for n in range(len(apart["segments"])):
-        for part, whole in zip(
+        for layer, stacked in zip(
             jax.tree.leaves(apart["segments"][str(n)]), jax.tree.leaves(stack), strict=True
         ):
-            np.testing.assert_array_equal(part[0], whole[n])
+            np.testing.assert_array_equal(layer[0], stacked[n])
     kernel = stack["mlp"]["gate_proj"]["kernel"]
     assert np.shares_memory(
         np.asarray(apart["segments"]["1"]["mlp"]["gate_proj"]["kernel"]), np.asarray(kernel)

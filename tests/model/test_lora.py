@@ -74,8 +74,8 @@ def adapters(lora: LoRA, seed: int = 1) -> tuple[dict, dict]:
 
 @functools.partial(jax.jit, static_argnames=("lora", "dtype"))
 def loss(trained, frozen, micro, *, lora: LoRA, dtype: str = "float32"):
-    whole = lora.materialize(join(trained, frozen), micro)
-    return batch_loss(whole, micro, ROTATION, dtype=dtype, **STATIC)[0]
+    params = lora.materialize(join(trained, frozen), micro)
+    return batch_loss(params, micro, ROTATION, dtype=dtype, **STATIC)[0]
 
 
 def dense(trained: dict, frozen: dict, lora: LoRA) -> dict:
@@ -100,11 +100,11 @@ def dense(trained: dict, frozen: dict, lora: LoRA) -> dict:
 def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
     trained, frozen = adapters(lora)
     expected = plain_loss(dense(trained, frozen, lora), batch())
-    plain = plain_loss(frozen, batch())
+    without_adapters = plain_loss(frozen, batch())
     assert float(loss(trained, frozen, batch(), lora=lora)) == pytest.approx(
         float(expected), rel=1e-5
     )
-    assert abs(float(expected) - float(plain)) > 1e-3 * float(plain)
+    assert abs(float(expected) - float(without_adapters)) > 1e-3 * float(without_adapters)
     merged = lora.merge(join(trained, frozen))
     assert jax.tree.structure(merged) == jax.tree.structure(tiny.params())
     jax.tree.map(
@@ -116,14 +116,16 @@ def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
 
 def test_gradients_are_the_chain_rule_through_the_merged_kernel():
     trained, frozen = adapters(LORA)
-    got = jax.grad(loss)(trained, frozen, batch(), lora=LORA)
+    gradients = jax.grad(loss)(trained, frozen, batch(), lora=LORA)
     kernels = jax.tree.map(jnp.asarray, dense(trained, frozen, LORA))
     full = jax.grad(plain_loss)(kernels, batch())
-    for block, linears in got["segments"]["0"].items():
+    for block, linears in gradients["segments"]["0"].items():
         for name, gradient in linears.items():
-            G = np.float64(full["segments"]["0"][block][name]["kernel"])  # x^T dy
+            # x^T dy
+            G = np.float64(full["segments"]["0"][block][name]["kernel"])
             leaves = trained["segments"]["0"][block][name]
-            A, B = np.float64(leaves["lora_a"]), np.float64(leaves["lora_b"])
+            A = np.float64(leaves["lora_a"])
+            B = np.float64(leaves["lora_b"])
             s = 5.0 / 3
             np.testing.assert_allclose(
                 gradient["lora_a"], s * G @ B.swapaxes(1, 2), atol=2e-5 * np.abs(G).max()
@@ -137,17 +139,15 @@ def test_new_adapters_change_nothing_and_are_drawn_as_peft_draws_them():
     params = LoRA(rank=4).init(tiny.params(), 0)
     trained, frozen = split(params, LoRA().pattern(tiny.CONFIG))
     assert bits(frozen) == bits(tiny.params())
-    logits = [
-        tiny.lm().logits(tiny.tokens(1, 20)),
-        LM(tiny.CONFIG, params, None).logits(tiny.tokens(1, 20)),
-    ]  # pyright: ignore
-    np.testing.assert_array_equal(*logits)
+    tokens = tiny.tokens(1, 20)
+    with_adapters = LM(tiny.CONFIG, params, None)  # pyright: ignore
+    np.testing.assert_array_equal(tiny.lm().logits(tokens), with_adapters.logits(tokens))
     A = np.asarray(trained["segments"]["0"]["self_attn"]["o_proj"]["lora_a"])
-    assert np.abs(A).max() <= 64**-0.5 and A.std() == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
-    other = LoRA(rank=4, targets=("o_proj",)).init(tiny.params(), 0)["segments"]["0"]["self_attn"][
-        "o_proj"
-    ]
-    np.testing.assert_array_equal(other["lora_a"], A)
+    assert np.abs(A).max() <= 64**-0.5
+    assert A.std() == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
+    one_target = LoRA(rank=4, targets=("o_proj",)).init(tiny.params(), 0)
+    attention = one_target["segments"]["0"]["self_attn"]
+    np.testing.assert_array_equal(attention["o_proj"]["lora_a"], A)
     reseeded, _ = split(LoRA(rank=4).init(tiny.params(), 1), LoRA().pattern(tiny.CONFIG))
     assert not np.array_equal(reseeded["segments"]["0"]["self_attn"]["o_proj"]["lora_a"], A)
 
@@ -174,14 +174,16 @@ def test_dropout_is_inverted_dropout_of_only_the_adapter_input():
         seeds = {"dropout": lora.dropout_seeds(0, 3, 64)["dropout"][micro]}
         return float(loss(trained, frozen, batch() | seeds, lora=lora))
 
-    plain = float(loss(trained, frozen, batch(), lora=lora))
-    without = float(loss(jax.tree.map(jnp.zeros_like, trained), frozen, batch(), lora=lora))
-    drawn = np.array([dropped(i) for i in range(64)])
-    assert len(set(drawn.tolist())) == 64, "every microbatch has its own draw"
-    standard_error = drawn.std() / 8
-    assert abs(drawn.mean() - plain) < 4 * standard_error
-    assert abs(plain - without) > 8 * standard_error
-    assert dropped(5) == drawn[5]
+    without_dropout = float(loss(trained, frozen, batch(), lora=lora))
+    without_adapters = float(
+        loss(jax.tree.map(jnp.zeros_like, trained), frozen, batch(), lora=lora)
+    )
+    losses = np.array([dropped(i) for i in range(64)])
+    assert len(set(losses.tolist())) == 64, "every microbatch has its own draw"
+    standard_error = losses.std() / 8
+    assert abs(losses.mean() - without_dropout) < 4 * standard_error
+    assert abs(without_dropout - without_adapters) > 8 * standard_error
+    assert dropped(5) == losses[5]
 
 
 def after_dropout(x: jax.Array, token_indices: jax.Array, tokens: int) -> list[np.ndarray]:
@@ -202,21 +204,21 @@ def after_dropout(x: jax.Array, token_indices: jax.Array, tokens: int) -> list[n
 def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
     token_indices = jnp.arange(2 * 512).reshape(2, 512)
     ones = jnp.ones((2, 512, 64))
-    whole, cut = (after_dropout(ones, token_indices, tokens) for tokens in (2**20, 128))
-    np.testing.assert_array_equal(cut, whole)
-    np.testing.assert_allclose(np.unique(whole), [0, 1 / 0.7], rtol=1e-6)
-    kept = np.array(whole) != 0
-    assert kept.mean() == pytest.approx(0.7, abs=0.006)  # 131,072 draws: 4.7 standard deviations
-    assert np.mean(whole) == pytest.approx(1, abs=0.009)
-    chunks = kept.reshape(2, 2, 8, 64, 64)
-    for one, other in (
-        (kept[0], kept[1]),
-        (kept[:, 0], kept[:, 1]),
+    unchunked, chunked = (after_dropout(ones, token_indices, tokens) for tokens in (2**20, 128))
+    np.testing.assert_array_equal(chunked, unchunked)
+    np.testing.assert_allclose(np.unique(unchunked), [0, 1 / 0.7], rtol=1e-6)
+    mask = np.array(unchunked) != 0
+    assert mask.mean() == pytest.approx(0.7, abs=0.006)  # 131,072 draws: 4.7 standard deviations
+    assert np.mean(unchunked) == pytest.approx(1, abs=0.009)
+    chunks = mask.reshape(2, 2, 8, 64, 64)
+    for a, b in (
+        (mask[0], mask[1]),
+        (mask[:, 0], mask[:, 1]),
         (chunks[:, :, 0], chunks[:, :, 1]),
-        (kept[:, :, :-1], kept[:, :, 1:]),
-        (kept[..., :-1], kept[..., 1:]),
+        (mask[:, :, :-1], mask[:, :, 1:]),
+        (mask[..., :-1], mask[..., 1:]),
     ):
-        assert (one != other).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), (
+        assert (a != b).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), (
             "layers, rows, chunks, tokens, inputs"
         )
 
@@ -245,15 +247,21 @@ def test_chunks_and_devices_change_no_draw(monkeypatch):
         trees = [jax.device_put(tree, shardings(mesh.shard(tree))) for tree in (trained, frozen)]
         return float(total(*trees, micro))
 
-    whole = loss_on(Mesh(), 2**20)
+    expected = loss_on(Mesh(), 2**20)
     for mesh in (Mesh(), Mesh(seq=2)):
-        assert loss_on(mesh, 8) == pytest.approx(whole, rel=2e-6), mesh
+        assert loss_on(mesh, 8) == pytest.approx(expected, rel=2e-6), mesh
     without = {name: x for name, x in micro.items() if name != "dropout"}
-    assert abs(float(loss(trained, frozen, without, lora=lora)) - whole) > 1e-3 * whole
+    assert abs(float(loss(trained, frozen, without, lora=lora)) - expected) > 1e-3 * expected
 
 
 def training(texts, trainable, **changes):
     return dataclasses.replace(tiny_experiment(texts, steps=10, **changes), trainable=trainable)
+
+
+def two_steps(experiment):
+    """The experiment with two training steps."""
+    train_settings = dataclasses.replace(experiment.train, steps=2)
+    return dataclasses.replace(experiment, train=train_settings)
 
 
 SUBSETS = [
@@ -266,21 +274,21 @@ SUBSETS = [
 def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(
     texts, tmp_path, trainable
 ):
-    experiment, stop = training(texts, trainable, accumulate=2, batch_size=2), threading.Event()
-    whole = start(experiment, tmp_path / "whole")
+    experiment = training(texts, trainable, accumulate=2, batch_size=2)
+    stop = threading.Event()
+    uninterrupted = start(experiment, tmp_path / "whole")
     start(experiment, tmp_path / "run", At(4, stop.set), stop=stop)
-    assert bits(start(experiment, tmp_path / "run")) == bits(whole)
+    assert bits(start(experiment, tmp_path / "run")) == bits(uninterrupted)
     assert measured(tmp_path / "run") == measured(tmp_path / "whole")
     losses = [row[1] for row in measured(tmp_path / "whole")]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
     # The checkpoint holds what was trained, and no more.
     stored, _ = load_params(tmp_path / "run" / "checkpoints")
-    assert bits(stored) == bits(whole) and jax.tree.structure(stored) == jax.tree.structure(
-        trainable.shapes(CONFIG)[0]
-    )
+    assert bits(stored) == bits(uninterrupted)
+    assert jax.tree.structure(stored) == jax.tree.structure(trainable.shapes(CONFIG)[0])
     merged = loading.load_run_params(RunDir(tmp_path / "run"), CONFIG, experiment.mesh, trust=False)
     prepared = trainable.init(tiny_base().params, experiment.seed)
-    expected = trainable.merge(join(whole, split(prepared, trainable.pattern(CONFIG))[1]))
+    expected = trainable.merge(join(uninterrupted, split(prepared, trainable.pattern(CONFIG))[1]))
     assert bits(merged) == bits(expected)
     untouched = "gate_proj" if isinstance(trainable, LoRA) else "embed"
     for (path, now), before in zip(
@@ -293,10 +301,12 @@ def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(
         assert not same.all() or untouched in name or "mlp" in name, f"{name} was not trained"
         assert same.all() or untouched not in name, f"{name} was trained"
         if isinstance(trainable, LastLayers) and "segments" in name:
-            assert same[0].all() and not same[1].all()
+            assert same[0].all()
+            assert not same[1].all()
 
 
 def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
+    from ctxext.pipeline import train_only
     from support.llamas import TINY, random_params, tokenizer
 
     def write(seed: int) -> None:
@@ -311,14 +321,9 @@ def test_a_run_refuses_a_base_that_changed_or_is_gone(texts, tmp_path):
         )
 
     write(0)
-    experiment = dataclasses.replace(
-        training(texts, LoRA(rank=2)), init=str(tmp_path / "base"), model=None
+    experiment = two_steps(
+        dataclasses.replace(training(texts, LoRA(rank=2)), init=str(tmp_path / "base"), model=None)
     )
-    experiment = dataclasses.replace(
-        experiment, train=dataclasses.replace(experiment.train, steps=2)
-    )
-    from ctxext.pipeline import train_only
-
     run = train_only(experiment, tmp_path / "run", track=())
     tokens = np.arange(40)[None]
     logits = np.asarray(loading.load(run).logits(tokens))
@@ -343,23 +348,23 @@ def test_the_base_is_read_in_the_dtype_that_training_keeps_it_in(texts, tmp_path
 
     write_hf(tmp_path / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
     for number, trainable in enumerate((LoRA(rank=2, modules_to_save=("norm",)), LastLayers(1))):
-        experiment = dataclasses.replace(
-            training(texts, trainable, dtype="bfloat16"), init=str(tmp_path / "base"), model=None
+        experiment = two_steps(
+            dataclasses.replace(
+                training(texts, trainable, dtype="bfloat16"),
+                init=str(tmp_path / "base"),
+                model=None,
+            )
         )
-        experiment = dataclasses.replace(
-            experiment, train=dataclasses.replace(experiment.train, steps=2)
-        )
-        narrow, wide = (
-            loading.load_base(experiment, for_training=True),
-            loading.load_base(experiment),
-        )
+        narrow = loading.load_base(experiment, for_training=True)
+        wide = loading.load_base(experiment)
         leaves = jax.tree_util.tree_leaves_with_path(narrow.params)
         kinds = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in leaves}
-        assert {name for name, kind in kinds.items() if kind == jnp.bfloat16} == {
-            name
-            for name in kinds
-            if (not name.endswith("['weight']") if number == 0 else "embed_tokens" in name)
-        }
+        in_bfloat16 = {name for name, kind in kinds.items() if kind == jnp.bfloat16}
+        if isinstance(trainable, LoRA):
+            expected = {name for name in kinds if not name.endswith("['weight']")}
+        else:
+            expected = {name for name in kinds if "embed_tokens" in name}
+        assert in_bfloat16 == expected
         runs = [RunDir(tmp_path / f"{number} {i}").open(experiment) for i in (0, 1)]
         states = [
             train(experiment, run, base, progress=False)

@@ -14,7 +14,10 @@ from ctxext.model.loss import batch_loss, token_losses, token_scores
 from ctxext.rope import Unscaled
 from support import tiny
 
-B, T, D, V = 3, 37, 16, 50
+B = 3
+T = 37
+D = 16
+V = 50
 
 
 def problem(dtype: str = "float32"):
@@ -48,8 +51,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(loss_module, "CHUNK", chunk)
         (_, losses), gradients = total(token_losses)
         np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
-        for actual, right in zip(gradients, expected_gradients, strict=True):
-            np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-5)
+        for actual, expected_gradient in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(actual, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_scores_hold_the_loss_and_show_what_greedy_picks(monkeypatch: pytest.MonkeyPatch):
@@ -76,14 +79,17 @@ def test_few_logits_at_once(monkeypatch: pytest.MonkeyPatch):
     hidden, kernel, targets, weights = problem()
     step = jax.value_and_grad(lambda h, k: (token_losses(h, k, targets) * weights).sum(), (0, 1))
     text = str(jax.make_jaxpr(step)(hidden, kernel))
-    assert f"{B},4,{V}" in text and f"{B},{T},{V}" not in text and f"{B},40,{V}" not in text
+    assert f"{B},4,{V}" in text
+    assert f"{B},{T},{V}" not in text
+    assert f"{B},40,{V}" not in text
 
 
 def test_bfloat16_gradients_of_many_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch):
     """A bfloat16 sum over 200 equal chunks stalls far below the truth."""
     monkeypatch.setattr(loss_module, "CHUNK", V)
     hidden = jnp.broadcast_to(problem("bfloat16")[0][:1, :1], (1, 600, D))
-    kernel, targets = problem()[1], jnp.zeros((1, 600), jnp.int32)
+    kernel = problem()[1]
+    targets = jnp.zeros((1, 600), jnp.int32)
     gradient = jax.jit(jax.grad(lambda k: token_losses(hidden, k, targets).sum()))(kernel)
     expected = jax.grad(lambda k: reference(hidden, k, targets).sum())(kernel)
     np.testing.assert_allclose(
@@ -101,11 +107,8 @@ def batch(
     """Next-token targets; those in another segment or in padding (0) have weight 0."""
     rows, length = tokens.shape
     segments = np.ones_like(tokens) if segments is None else segments
-    positions = (
-        np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-        if positions is None
-        else positions
-    )
+    if positions is None:
+        positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
     tokens, segments, positions = (
         np.pad(x, ((0, 0), (0, LENGTH - length))) for x in (tokens, segments, positions)
     )
@@ -142,7 +145,8 @@ ROTATION = Unscaled().rope(tiny.CONFIG.rope_base(), 64).rotation()
 
 def test_packed_documents_weigh_as_they_do_alone():
     """Two documents and padding in one row: both losses added, and both gradients."""
-    first, second = tiny.tokens(1, 14, 1), tiny.tokens(1, 9, 2)
+    first = tiny.tokens(1, 14, 1)
+    second = tiny.tokens(1, 9, 2)
     segments = np.array([[1] * 14 + [2] * 9], np.int32)
     positions = np.r_[0:14, 0:9][None].astype(np.int32)
     packed = batch(np.concatenate([first, second], 1), segments, positions)

@@ -87,12 +87,12 @@ def pair(tmp_path_factory):
     def make(case: str) -> tuple[Any, LM, Path]:
         directory = tmp_path_factory.mktemp(case)
         torch_llama(directory, **CASES[case])
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        hf_model = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation="eager"
         )
         # The first pass of a process is not always exact.
-        their_logits(theirs.eval(), tokens(1, LENGTH))
-        return theirs, ctxext.load(directory, angles="float32"), directory
+        their_logits(hf_model.eval(), tokens(1, LENGTH))
+        return hf_model, ctxext.load(directory, angles="float32"), directory
 
     return make
 
@@ -107,90 +107,91 @@ def their_logits(
     mask = np.ones_like(ids) if mask is None else mask
     options = {} if positions is None else {"position_ids": torch.from_numpy(positions)}
     with torch.no_grad():
-        ids, mask = torch.from_numpy(ids), torch.from_numpy(mask)
-        return repeated(
-            lambda: model(ids, attention_mask=mask, use_cache=False, **options).logits.numpy()
-        )
+        inputs = {"attention_mask": torch.from_numpy(mask), "use_cache": False, **options}
+        return repeated(lambda: model(torch.from_numpy(ids), **inputs).logits.numpy())
 
 
-def assert_close(ours, theirs, bound=TIGHT):
-    assert np.abs(theirs).max() > 1, "the logits are too small to compare"
-    assert np.abs(np.asarray(ours) - theirs).max() <= bound
+def assert_close(actual, expected, bound=TIGHT):
+    assert np.abs(expected).max() > 1, "the logits are too small to compare"
+    assert np.abs(np.asarray(actual) - expected).max() <= bound
 
 
 @pytest.mark.parametrize("length", [WINDOW - 16, LENGTH], ids=["below", "beyond"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits(pair, case, length):
-    theirs, ours, _ = pair(case)
+    hf_model, ours, _ = pair(case)
     assert ours.config.max_position_embeddings == WINDOW
     ids = tokens(1, length)
-    wanted = their_logits(theirs, ids)
-    assert_close(ours.logits(ids), wanted)
+    expected = their_logits(hf_model, ids)
+    assert_close(ours.logits(ids), expected)
     if case in ("none-gqa", "yarn", "dynamic"):
         exact = LM(ours.config, ours.params, ours.tokenizer, scaling=ours.scaling)
-        assert_close(exact.logits(ids), wanted, EXACT)
+        assert_close(exact.logits(ids), expected, EXACT)
 
 
 def test_the_scaling_matters(pair):
     """The cases would be no evidence if the scaling did not change these logits."""
-    theirs, ours, _ = pair("yarn")
+    hf_model, ours, _ = pair("yarn")
     ids = tokens(1, LENGTH)
-    plain = ours.with_method(ctxext.methods.find("none")())
-    assert np.abs(np.asarray(plain.logits(ids)) - their_logits(theirs, ids)).max() > 0.1
+    unscaled = ours.with_method(ctxext.methods.find("none")())
+    assert np.abs(np.asarray(unscaled.logits(ids)) - their_logits(hf_model, ids)).max() > 0.1
 
 
 def test_packed_documents(pair):
-    theirs, ours, _ = pair("yarn")
-    ids, lengths = tokens(1, 96, seed=1), [30, 50, 16]
+    hf_model, ours, _ = pair("yarn")
+    ids = tokens(1, 96, seed=1)
+    lengths = [30, 50, 16]
     segments = np.repeat([1, 2, 3], lengths)[None]
     positions = np.concatenate([np.arange(n) for n in lengths])[None]
     visible = (segments[:, :, None] == segments[:, None]) & np.tri(96, dtype=bool)
     mask = np.where(visible, 0.0, np.finfo(np.float32).min).astype(np.float32)[:, None]
-    wanted = their_logits(theirs, ids, mask, positions)
-    assert_close(ours.logits(ids, positions=positions, segment_ids=segments), wanted)
-    alone = ours.logits(ids[:, 30:80])  # a document does not notice packing
-    assert_close(alone, wanted[:, 30:80])
+    expected = their_logits(hf_model, ids, mask, positions)
+    assert_close(ours.logits(ids, positions=positions, segment_ids=segments), expected)
+    # A document does not notice packing.
+    alone = ours.logits(ids[:, 30:80])
+    assert_close(alone, expected[:, 30:80])
 
 
 def test_right_padded_batch(pair):
-    theirs, ours, _ = pair("none-gqa")
-    ids, lengths = tokens(3, 80, seed=2), np.array([80, 41, 7])
+    hf_model, ours, _ = pair("none-gqa")
+    ids = tokens(3, 80, seed=2)
+    lengths = np.array([80, 41, 7])
     mask = (np.arange(80) < lengths[:, None]).astype(np.int64)
-    wanted = their_logits(theirs, ids, mask)
-    got = np.asarray(ours.logits(ids, segment_ids=mask))
+    expected = their_logits(hf_model, ids, mask)
+    actual = np.asarray(ours.logits(ids, segment_ids=mask))
     for row, length in enumerate(lengths):
-        assert_close(got[row, :length], wanted[row, :length])
+        assert_close(actual[row, :length], expected[row, :length])
 
 
 def test_skipped_positions(pair):
-    theirs, ours, _ = pair("yarn")
+    hf_model, ours, _ = pair("yarn")
     ids = tokens(1, 40, seed=3)
     positions = np.concatenate([np.arange(15), np.arange(LENGTH - 25, LENGTH)])[None]
     assert_close(
-        ours.logits(ids, positions=positions), their_logits(theirs, ids, positions=positions)
+        ours.logits(ids, positions=positions), their_logits(hf_model, ids, positions=positions)
     )
 
 
-def test_loss_is_theirs(pair):
-    theirs, ours, _ = pair("yarn")
+def test_loss_equals_that_of_transformers(pair):
+    hf_model, ours, _ = pair("yarn")
     ids = tokens(2, 100, seed=4)
-    logits = torch.from_numpy(their_logits(theirs, ids))[:, :-1]
+    logits = torch.from_numpy(their_logits(hf_model, ids))[:, :-1]
     targets = torch.from_numpy(ids)[:, 1:]
-    wanted = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    np.testing.assert_allclose(ours.loss(ids), wanted.numpy(), atol=TIGHT)
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    np.testing.assert_allclose(ours.loss(ids), expected.numpy(), atol=TIGHT)
 
 
 @pytest.mark.parametrize(
     "case, kernel", [("yarn", "blocked"), ("biases-head-dim", "dense"), ("linear-tied", "blocked")]
 )
 def test_gradients(pair, case, kernel):
-    theirs, ours, _ = pair(case)
+    hf_model, ours, _ = pair(case)
     ids = tokens(2, 91, seed=5)
     weights = np.random.default_rng(6).uniform(0, 1, (2, 90)).astype(np.float32)
-    for parameter in theirs.parameters():
+    for parameter in hf_model.parameters():
         parameter.grad = None
     x = torch.from_numpy(ids)
-    logits = theirs(x[:, :-1], attention_mask=torch.ones_like(x[:, :-1]), use_cache=False).logits
+    logits = hf_model(x[:, :-1], attention_mask=torch.ones_like(x[:, :-1]), use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none")
     (losses * torch.from_numpy(weights)).sum().backward()
     batch = {
@@ -212,25 +213,25 @@ def test_gradients(pair, case, kernel):
         return batch_loss(params, batch, ours.rotation(90), attention=Causal(), **options)[0]
 
     gradients = gradient(params)
-    names = dict(theirs.named_parameters())
+    names = dict(hf_model.named_parameters())
     our_slots = slots(gradients)
     assert our_slots.keys() == names.keys()
     for name, slot in our_slots.items():
-        wanted = names[name].grad.numpy()
-        assert np.abs(slot.get() - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+        expected = names[name].grad.numpy()
+        assert np.abs(slot.get() - expected).max() <= 1e-4 * np.abs(expected).max(), name
 
 
 @pytest.mark.parametrize("case", ["none-gqa", "yarn"])
 def test_greedy_decoding(pair, case):
-    theirs, ours, _ = pair(case)
+    hf_model, ours, _ = pair(case)
     new = 24
     # The second prompt crosses the end of the window.
     prompts = [tokens(1, n, seed=n)[0] for n in (20, WINDOW - 5)]
-    got = ours.generate(prompts, max_new_tokens=new)
+    generated = ours.generate(prompts, max_new_tokens=new)
     compared = 0
     for row, prompt in enumerate(prompts):
         ids = torch.from_numpy(prompt[None])
-        out = theirs.generate(
+        out = hf_model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new,
@@ -246,7 +247,7 @@ def test_greedy_decoding(pair, case):
         # Up to the first step whose best two logits are too close to compare.
         sure = next((i for i, (a, b) in enumerate(top) if a - b < 1e-4), new)
         np.testing.assert_array_equal(
-            got[row, :sure], out.sequences[0, len(prompt) :][:sure].numpy()
+            generated[row, :sure], out.sequences[0, len(prompt) :][:sure].numpy()
         )
         compared += sure
     assert compared > new
@@ -254,18 +255,19 @@ def test_greedy_decoding(pair, case):
 
 @pytest.mark.parametrize("case", ["yarn", "none-mqa-tied", "longrope"])
 def test_export_reloads_in_transformers(pair, case, tmp_path):
-    theirs, ours, _ = pair(case)
+    hf_model, ours, _ = pair(case)
     out = export(ours, tmp_path / "m", dtype="float32", seq_len=LENGTH, max_shard_size=100_000)
-    again = transformers.AutoModelForCausalLM.from_pretrained(
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, attn_implementation="eager"
     )
     ids = tokens(1, LENGTH, seed=7)
-    np.testing.assert_array_equal(their_logits(again.eval(), ids), their_logits(theirs, ids))
+    np.testing.assert_array_equal(their_logits(reloaded.eval(), ids), their_logits(hf_model, ids))
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "def f(x):\n    return  x + 1  # é"
     assert tokenizer(text).input_ids == ours.tokenizer.encode(text, bos=True)
-    assert again.config.max_position_embeddings == LENGTH if case != "none-mqa-tied" else True
-    assert again.generation_config.eos_token_id == 2
+    if case != "none-mqa-tied":
+        assert reloaded.config.max_position_embeddings == LENGTH
+    assert reloaded.generation_config.eos_token_id == 2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -275,8 +277,8 @@ def test_half_precision_files(tmp_path, dtype):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype))
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     (tmp_path / "model.safetensors").unlink(missing_ok=True)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = tokens(1, WINDOW - 16)
     assert_close(
-        ctxext.load(tmp_path, angles="float32").logits(ids), their_logits(theirs.eval(), ids)
+        ctxext.load(tmp_path, angles="float32").logits(ids), their_logits(hf_model.eval(), ids)
     )

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from ctxext.attention import Causal
 from ctxext.cli.overrides import override
 from ctxext.data import Batch, Files
 from ctxext.experiment import Experiment, Train
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
+from ctxext.model.loss import batch_loss
 from ctxext.model.trainable import Full, LastLayers, LoRA, join, split
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
@@ -20,7 +22,7 @@ from ctxext.training.checksums import parameter_checksum
 from ctxext.training.loop import train
 from ctxext.training.state import state_shapes
 from ctxext.training.step import compiled_step
-from model.test_lora import training
+from model.test_lora import training, two_steps
 from support import tiny
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
@@ -41,20 +43,22 @@ def count(tree) -> int:
 def test_every_parameter_is_trained_or_frozen_as_declared(trainable):
     trained, frozen = trainable.shapes(MIDDLE)
     assert not names(trained) & names(frozen)
-    D, F, KV, L = 256, 512, 128, 6
+    D = 256
+    F = 512
+    KV = 128
+    L = 6
     layer = 2 * D * D + 2 * D * KV + 3 * D * F + 2 * D
     adapters = 8 * L * (2 * (D + D) + 2 * (D + KV))
-    wanted = {
+    expected = {
         Full(): L * layer + 2 * 2048 * D + D,
         LoRA(): adapters,
         LoRA(modules_to_save=("norm", "embed_tokens")): adapters + 2048 * D + (2 * L + 1) * D,
         LastLayers(2): 2 * layer + D + 2048 * D,
         LastLayers(6): 6 * layer + D + 2048 * D,
     }[trainable]
-    assert count(trained) == wanted
-    assert count(trained) + count(frozen) == MIDDLE.num_parameters + (
-        adapters if isinstance(trainable, LoRA) else 0
-    )
+    assert count(trained) == expected
+    added = adapters if isinstance(trainable, LoRA) else 0
+    assert count(trained) + count(frozen) == MIDDLE.num_parameters + added
 
 
 def compiled(trainable, dtype):
@@ -74,8 +78,8 @@ def compiled(trainable, dtype):
         .lower(params, opt_state, batch, rotation, frozen)
         .compile()
     )
-    other = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((batch, rotation)))
-    return step.memory_analysis(), count(params), count(frozen), other
+    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((batch, rotation)))
+    return step.memory_analysis(), count(params), count(frozen), batch_bytes
 
 
 @pytest.mark.check
@@ -83,12 +87,13 @@ def test_the_compiler_counts_the_subset_and_not_the_model():
     measured = {(trainable, "float32"): compiled(trainable, "float32") for trainable in CHOICES}
     full, total, *_ = measured[Full(), "float32"]
     measured[LoRA(), "bfloat16"] = compiled(LoRA(), "bfloat16")
-    for (trainable, dtype), (memory, trained, frozen, other) in measured.items():
+    for (trainable, dtype), (memory, trained, frozen, batch_bytes) in measured.items():
         # Float32 parameters and two moments, frozen ones once, and the step counts of AdamW and of
         # the schedule.
-        exact = 12 * trained + {"float32": 4, "bfloat16": 2}[dtype] * frozen + other
+        exact = 12 * trained + {"float32": 4, "bfloat16": 2}[dtype] * frozen + batch_bytes
         assert exact <= memory.argument_size_in_bytes <= exact + 64, trainable
-        assert 12 * trained <= memory.output_size_in_bytes <= 12 * trained + 1024  # a pointer each
+        # The outputs also have a pointer each.
+        assert 12 * trained <= memory.output_size_in_bytes <= 12 * trained + 1024
         # A CPU multiplies bfloat16 by way of float32 copies.
         if trainable != Full() and dtype == "float32":
             # At least the float32 gradients of what is not trained must be gone.
@@ -98,8 +103,6 @@ def test_the_compiler_counts_the_subset_and_not_the_model():
 def test_layers_before_the_last_ones_have_no_backward_pass():
     def scans(trainable) -> float:
         trained, frozen = split(trainable.init(tiny.params(config), 0), trainable.pattern(config))
-        from ctxext.attention import Causal
-        from ctxext.model.loss import batch_loss
 
         def loss(trained, batch):
             static = {
@@ -129,13 +132,11 @@ def test_layers_before_the_last_ones_have_no_backward_pass():
 
 @pytest.mark.check
 def test_training_does_not_change_or_donate_the_base(tmp_path):
-    texts, base = write_texts(tmp_path / "texts"), tiny_base()
+    texts = write_texts(tmp_path / "texts")
+    base = tiny_base()
     before = parameter_checksum(base.params)
     for number, trainable in enumerate((LoRA(), LastLayers(1))):
-        experiment = training(texts, trainable)
-        experiment = dataclasses.replace(
-            experiment, train=dataclasses.replace(experiment.train, steps=2)
-        )
+        experiment = two_steps(training(texts, trainable))
         train(experiment, RunDir(tmp_path / str(number)).open(experiment), base, progress=False)
         assert parameter_checksum(base.params) == before
 
@@ -145,12 +146,12 @@ def test_the_checksum_detects_one_bit_and_an_exchange():
         "a": jax.numpy.arange(24, dtype=np.float32).reshape(2, 3, 4),
         "b": jax.numpy.ones((3,), jax.numpy.bfloat16),
     }
-    one = np.array(tree["a"])
-    one.view(np.uint32)[1, 2, 3] ^= 1
+    bit_flipped = np.array(tree["a"])
+    bit_flipped.view(np.uint32)[1, 2, 3] ^= 1
     swapped = np.array(tree["a"])
     swapped[0, 0, 0], swapped[1, 0, 0] = swapped[1, 0, 0], swapped[0, 0, 0]
     others = [
-        {**tree, "a": one},
+        {**tree, "a": bit_flipped},
         {**tree, "a": swapped},
         {"a": tree["a"], "c": tree["b"]},
         {**tree, "a": tree["a"].reshape(4, 3, 2)},
@@ -187,36 +188,38 @@ def test_subsets_that_cannot_train_are_refused(make, message):
 
 
 def test_the_trainable_subset_is_part_of_an_experiment(tmp_path):
-    plain = tiny_experiment(tmp_path)
-    some = dataclasses.replace(plain, trainable=LoRA(modules_to_save=("norm",)))
-    assert from_json(to_json(some)) == some and some.fingerprint != plain.fingerprint
-    assert dataclasses.replace(plain, trainable=Full()).fingerprint == plain.fingerprint
+    full = tiny_experiment(tmp_path)
+    lora = dataclasses.replace(full, trainable=LoRA(modules_to_save=("norm",)))
+    assert from_json(to_json(lora)) == lora
+    assert lora.fingerprint != full.fingerprint
+    assert dataclasses.replace(full, trainable=Full()).fingerprint == full.fingerprint
 
 
 def test_the_command_line_chooses_what_is_trained(tmp_path):
-    plain = tiny_experiment(tmp_path)
+    full = tiny_experiment(tmp_path)
     argv = ["--trainable.rank", "16", "--trainable.modules_to_save", "norm", "embed_tokens"]
-    lora = override(plain, argv, methods=["lora"])
+    lora = override(full, argv, methods=["lora"])
     assert lora.trainable == LoRA(rank=16, modules_to_save=("norm", "embed_tokens"))
-    assert override(plain, ["--targets", "q_proj"], methods=["lora"]).trainable == LoRA(
+    assert override(full, ["--targets", "q_proj"], methods=["lora"]).trainable == LoRA(
         targets=("q_proj",)
     )
-    assert override(plain, ["--n=2"], methods=["last-layers"]).trainable == LastLayers(2)
-    assert override(lora, [], methods=["full"]) == plain
+    assert override(full, ["--n=2"], methods=["last-layers"]).trainable == LastLayers(2)
+    assert override(lora, [], methods=["full"]) == full
     again = override(lora, ["--trainable.alpha", "32", "--trainable.rslora"])
     assert again.trainable == LoRA(
         rank=16, alpha=32.0, rslora=True, modules_to_save=("norm", "embed_tokens")
     )
-    short = override(plain, ["--rslora", "--rank", "4"], methods=["lora"])
+    short = override(full, ["--rslora", "--rank", "4"], methods=["lora"])
     assert short.trainable == LoRA(rank=4, rslora=True)
     with pytest.raises(ValueError, match="'last-layers' needs n"):
-        override(plain, [], methods=["last-layers"])
+        override(full, [], methods=["last-layers"])
     with pytest.raises(ValueError, match="unknown option --rang; did you mean --rank?"):
-        override(plain, ["--rang", "4"], methods=["lora"])
+        override(full, ["--rang", "4"], methods=["lora"])
 
 
 def test_split_and_join_are_inverse():
     tree = param_shapes(tiny.CONFIG)
     for pattern in ("", "norm", r"\bkernel$", "nothing"):
-        one, other = split(tree, pattern)
-        assert join(one, other) == tree and names(one) | names(other) == names(tree)
+        matching, rest = split(tree, pattern)
+        assert join(matching, rest) == tree
+        assert names(matching) | names(rest) == names(tree)

@@ -25,7 +25,8 @@ def test_this_jax_has_the_names(name) -> None:
 
 
 def test_they_do_what_we_need() -> None:
-    assert jax_internals.client() is None and jax_internals.on_tpu() is False
+    assert jax_internals.client() is None
+    assert jax_internals.on_tpu() is False
     try:
         kind = sys.modules["jax._src.distributed"]._jax.DistributedRuntimeClient
     except AttributeError:

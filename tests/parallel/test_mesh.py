@@ -140,7 +140,8 @@ def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
     )
     tokens_of_a_device = f"f32[{8 // mesh.row_shards},{64 // mesh.seq},64]"
     all_tokens = "f32[8,64,64]"
-    assert tokens_of_a_device in text and all_tokens not in text
+    assert tokens_of_a_device in text
+    assert all_tokens not in text
     assert "rematerialization" not in capfd.readouterr().err  # XLA's warning of the same
 
 
@@ -173,9 +174,11 @@ def test_training_a_subset_on_many_devices_equals_one(
         if path[-1].key in cut:
             # As with the kernel next to it: A is sliced like the inputs, B like the outputs.
             is_row_parallel = path[-2].key in ("o_proj", "down_proj")
-            inputs, outputs = mesh.fsdp, mesh.tensor
+            inputs = mesh.fsdp
+            outputs = mesh.tensor
             if is_row_parallel:
-                inputs, outputs = mesh.tensor, mesh.fsdp
+                inputs = mesh.tensor
+                outputs = mesh.fsdp
             expected = (rows, columns // outputs)
             if path[-1].key == "lora_a":
                 expected = (rows // inputs, columns)
@@ -274,7 +277,8 @@ def test_a_sharded_model_computes_like_a_whole_one(mesh, exported):
     sharded = loading.load(exported, mesh=mesh)
     tokens = np.random.default_rng(0).integers(0, whole.config.vocab_size, (3, 40))
     for method in (), (SelfExtend(group_size=2, neighbor_window=16),):
-        one, many = whole.with_method(*method), sharded.with_method(*method)
+        one = whole.with_method(*method)
+        many = sharded.with_method(*method)
         np.testing.assert_allclose(
             np.asarray(many.logits(tokens)), np.asarray(one.logits(tokens)), atol=1e-5
         )
@@ -368,8 +372,12 @@ def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
     path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
     stated = re.search(r"counts (\d+) GB\s+per\s+device", path.read_text())
     experiment = load_experiment(path)
-    config, mesh, T = experiment.model, experiment.mesh, experiment.train.seq_len
-    assert stated and config and experiment.rope
+    config = experiment.model
+    mesh = experiment.mesh
+    T = experiment.train.seq_len
+    assert stated
+    assert config
+    assert experiment.rope
     params = mesh.shard(param_shapes(config))
     state = mesh.shard(jax.eval_shape(experiment.optim.build(experiment.train.steps).init, params))
     rows = NamedSharding(mesh.build(), PartitionSpec(None, ("data", "fsdp")))

@@ -90,7 +90,8 @@ def assert_same(run: Path, single_run: Path) -> None:
     assert jax.tree.all(
         jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, wanted)
     )
-    assert metrics(run) == metrics(single_run) and len(metrics(run)) == STEPS
+    assert metrics(run) == metrics(single_run)
+    assert len(metrics(run)) == STEPS
 
 
 @pytest.mark.check
@@ -111,8 +112,10 @@ def test_two_processes_that_are_killed_and_restarted_end_where_one_ends(
     for path in "export/model.safetensors", "export/config.json", "records.jsonl":
         assert (run / path).read_bytes() == (single_run / path).read_bytes(), path
     (_, out, errors), (_, silent, quiet) = results
-    assert f"run directory  {run}" in out and "step 40/40" in errors
-    assert silent == "" and "step" not in quiet
+    assert f"run directory  {run}" in out
+    assert "step 40/40" in errors
+    assert silent == ""
+    assert "step" not in quiet
     assert "Gloo" not in out
 
 
@@ -174,11 +177,13 @@ def test_a_process_reads_and_holds_its_share_and_computes_like_the_others(folder
     ):
         assert code == 0, errors
     first, second = (json.loads(Path(f"{out}.{i}").read_text()) for i in (0, 1))
-    assert first["rows"] == [0, 1, 2, 3] and second["rows"] == [4, 5, 6, 7]
+    assert first["rows"] == [0, 1, 2, 3]
+    assert second["rows"] == [4, 5, 6, 7]
     assert first["devices"] == 4
     for result in (first, second):
         kernels = {name: share for name, share in result["tiny"].items() if "norm" not in name}
-        assert len(kernels) == 2 + 7 * 2 and set(kernels.values()) == {0.5}
+        assert len(kernels) == 2 + 7 * 2
+        assert set(kernels.values()) == {0.5}
         large = {name: share for name, share in result["large"].items() if "norm" not in name}
         assert len(large) == 2 + 7  # one layer of 80, as it is read
         assert set(large.values()) == {0.5}
@@ -276,7 +281,8 @@ def test_the_environment_of_a_launcher_is_all_they_need(
     )
     (code, out, errors), (other, silent, quiet) = processes.finish(started)
     assert code == other == 0, (errors, quiet)
-    assert f"run directory: {run}" in out and silent == ""
+    assert f"run directory: {run}" in out
+    assert silent == ""
     assert metrics(run) == metrics(single_run)[:2]
 
 
@@ -294,14 +300,15 @@ def test_a_launcher_without_an_address_is_refused(folder: Path) -> None:
     for code, _, errors in processes.finish(
         processes.start(line, folder / "cache", launcher=open_mpi_5)
     ):
-        assert (
-            code == 2 and "cannot join the others" in errors and "--coordinator HOST:PORT" in errors
-        )
+        assert code == 2
+        assert "cannot join the others" in errors
+        assert "--coordinator HOST:PORT" in errors
     assert not (folder / "nowhere").exists()
 
 
 def test_a_single_process_is_the_primary() -> None:
-    assert distributed.is_primary() and distributed.process_count() == 1
+    assert distributed.is_primary()
+    assert distributed.process_count() == 1
     assert not distributed.is_initialized()
     assert distributed.all_reduce_max(3) == 3
     assert distributed.broadcast_from_primary(lambda: 4) == 4

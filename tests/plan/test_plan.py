@@ -112,7 +112,8 @@ def test_the_tpu_compiler_still_needs_as_much():
     verdict = compile_request.compile_step(
         experiment, SHAPES["llama2-7b"], Unscaled(), "v5e:4x4", precise=True
     )
-    assert verdict.needs / GIB == pytest.approx(9.62, rel=0.02) and verdict.fits
+    assert verdict.needs / GIB == pytest.approx(9.62, rel=0.02)
+    assert verdict.fits
 
 
 @pytest.mark.slow
@@ -123,7 +124,8 @@ def test_the_gpu_compiler_still_needs_as_much(model, seq_len, mesh, train, peak)
     verdict = compile_request.compile_step(
         experiment, SHAPES[f"llama2-{model}"], Unscaled(), f"h100:{job.devices}"
     )
-    assert verdict.needs / GIB == pytest.approx(peak, rel=0.02) and verdict.fits == (peak < 60)
+    assert verdict.needs / GIB == pytest.approx(peak, rel=0.02)
+    assert verdict.fits == (peak < 60)
 
 
 @pytest.mark.slow
@@ -313,7 +315,8 @@ def test_search_finds_the_longest_context():
 def test_meshes_use_all_devices_and_whole_heads():
     for mesh in meshes(SHAPES["llama2-70b"], 16):
         sizes = axes(mesh, 16)
-        assert math.prod(sizes.values()) == 16 and 8 % sizes["tensor"] == 0
+        assert math.prod(sizes.values()) == 16
+        assert 8 % sizes["tensor"] == 0
     assert Mesh(fsdp=2, tensor=8) in meshes(SHAPES["llama2-70b"], 16)
 
 
@@ -361,12 +364,15 @@ def plan(capsys, *options: str) -> tuple[int, str]:
 
 def test_the_command_shows_what_fits(capsys):
     code, out = plan(capsys)
-    assert code == 0 and "6,738,415,616 parameters" in out
+    assert code == 0
+    assert "6,738,415,616 parameters" in out
     assert all(f"{name} (arithmetic)" in out for name in ACCELERATORS)
     code, out = plan(capsys, "--topology", "v5e:2x4")
-    assert "does not fit, needs 19." in out and "15.75" in out
+    assert "does not fit, needs 19." in out
+    assert "15.75" in out
     data = json.loads(plan(capsys, "--topology", "v5p:2x2x2", "--json")[1])
-    assert data["verdicts"][0]["fits"] and data["parameters"] == PARAMETERS["7b"]
+    assert data["verdicts"][0]["fits"]
+    assert data["parameters"] == PARAMETERS["7b"]
     assert sum(data["bytes_at_peak"].values()) == data["verdicts"][0]["needs"]
 
 
@@ -379,7 +385,8 @@ def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
         data = json.loads(
             plan(capsys, "--topology", topology, *winner["flags"].split(), "--json")[1]
         )
-        assert data["verdicts"][0]["fits"] and data["verdicts"][0]["needs"] == winner["needs"]
+        assert data["verdicts"][0]["fits"]
+        assert data["verdicts"][0]["needs"] == winner["needs"]
     assert "--method lora" in candidates[0]["flags"]
 
 

@@ -135,7 +135,8 @@ def test_heatmaps_by_distance_and_where_they_are_hatched(page: Element) -> None:
 
 def test_differences_and_significance(page: Element) -> None:
     cells = table(page, f"{BEST} minus none after 60 steps, percentage points")
-    expected, p = {}, {}
+    expected = {}
+    p = {}
     for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
         for n in SEQ_LENS:
             a = correct(select("none", 60, depth=depth, seq_len=n))
@@ -148,7 +149,8 @@ def test_differences_and_significance(page: Element) -> None:
                 f"{round(100 * (only_b - only_a) / len(a)):+d}",
                 f"{only_b} : {only_a} of {len(a)}",
             )
-    significant, largest = set(), 0.0
+    significant = set()
+    largest = 0.0
     for rank, key in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, (len(p) - rank) * p[key])
         significant |= {key} if largest < 0.05 else set()
@@ -207,7 +209,8 @@ def test_training_export_and_provenance(page: Element) -> None:
     waves = tables["Wavelength of every rotary pair"].all("tr")[1:]
     pairs = {(tr.one("th").text, tr.all("td")[0].text): tr.all("td")[1].text for tr in waves}
     assert len(pairs) == 16 * len(ROPES)
-    assert pairs["none", "0"] == "6.3" and pairs["linear(factor=4)", "0"] == "25.1"
+    assert pairs["none", "0"] == "6.3"
+    assert pairs["linear(factor=4)", "0"] == "25.1"
     assert pairs["none", "15"] == f"{2 * 3.141592653589793 * 1e4 ** (15 / 16):,.1f}"
     losses = {tr.one("th").text for tr in tables["Training loss"].all("tr")[1:]}
     assert losses == set(ROPES)
@@ -217,7 +220,8 @@ def test_training_export_and_provenance(page: Element) -> None:
     assert verdict_of_proof in {b.text for b in page.all("b")}
     facts = {x.one("dt").text: x.one("dd").text for x in page.one("dl", "facts").all("div")}
     assert facts["training"] == "60 steps x 4 rows x 1,024 tokens = 245,760 tokens, float32"
-    assert facts["commit"] == "2588a9100000-dirty" and facts["tokenizer"] == "d34bb20655eb"
+    assert facts["commit"] == "2588a9100000-dirty"
+    assert facts["tokenizer"] == "d34bb20655eb"
     assert facts["data"] == "text 181 documents 2,131,688 tokens 1fc34e6e938f"
     assert facts["to reproduce"].startswith("ctxext run run/experiment.py")
 
@@ -226,13 +230,17 @@ def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
     charts = page.all("svg", "chart")
     assert len(charts) == 12
     for chart in charts:
-        title, description = chart.one("title"), chart.one("desc")
-        assert chart.attributes["role"] == "img" and title.text and description.text
+        title = chart.one("title")
+        description = chart.one("desc")
+        assert chart.attributes["role"] == "img"
+        assert title.text
+        assert description.text
         assert chart.attributes["aria-labelledby"].split() == [
             title.attributes["id"],
             description.attributes["id"],
         ]
-        assert chart.parent and chart.parent.one("details").all("td")
+        assert chart.parent
+        assert chart.parent.one("details").all("td")
     named = {chart.one("title").text: chart for chart in charts}
     styles = {  # colour and marker of every method, dashes for what was not trained
         (line.attributes["class"], line.all("path", "marker")[0].attributes["d"])
@@ -244,9 +252,11 @@ def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
 
 def test_landmarks(page: Element) -> None:
     assert page.one("html").attributes["lang"] == "en"
-    assert len(page.all("h1")) == 1 and len(page.all("main")) == len(page.all("nav")) == 1
+    assert len(page.all("h1")) == 1
+    assert len(page.all("main")) == len(page.all("nav")) == 1
     order = [e.tag for e in page.all() if re.fullmatch("h[1-6]", e.tag)]
-    assert order[0] == "h1" and set(order[1:]) == {"h2"}
+    assert order[0] == "h1"
+    assert set(order[1:]) == {"h2"}
     ids = [e.attributes["id"] for e in page.all() if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     links = [a.attributes["href"] for a in page.one("nav").all("a")]
@@ -254,10 +264,8 @@ def test_landmarks(page: Element) -> None:
         e.attributes["id"] for e in page.all() if e.tag in ("header", "section")
     ]
     for heat in page.all("table"):
-        assert (
-            all(th.attributes["scope"] in ("col", "row") for th in heat.all("th"))
-            and heat.one("caption").text
-        )
+        assert all(th.attributes["scope"] in ("col", "row") for th in heat.all("th"))
+        assert heat.one("caption").text
 
 
 def test_nothing_comes_from_outside(page: Element, run: Path) -> None:
@@ -280,7 +288,8 @@ def test_nothing_comes_from_outside(page: Element, run: Path) -> None:
 def test_text_can_be_read_on_its_colour(page: Element, run: Path) -> None:
     cells = page.all("td", "cell")
     colours = {tuple(re.findall(r"#[0-9a-f]{6}", cell.attributes["style"])) for cell in cells}
-    assert len(colours) > 10 and min(contrast(*pair) for pair in colours) >= 4.5
+    assert len(colours) > 10
+    assert min(contrast(*pair) for pair in colours) >= 4.5
     for cell in cells:  # stripes lighten under dark text and darken under light text
         assert ("on-dark" in cell.classes) == cell.attributes["style"].endswith("color:#ffffff")
     style = page.one("style").text
@@ -307,7 +316,8 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     (run / "baselines" / "<i>").mkdir()
     (run / "baselines" / "<i>" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     root = parse(write_report([run], tmp_path / "page.html").read_text())
-    assert not root.all("script") and not root.all("i")
+    assert not root.all("script")
+    assert not root.all("i")
     assert not [element for element in root.all() if "onclick" in element.attributes]
     assert "<b onclick=x>&amp;'\"" in root.one("h1").text
     assert any(HOSTILE in th.text for th in root.all("th"))
@@ -368,7 +378,8 @@ def test_questions_about_the_whole_text_have_no_depth_or_distance(tmp_path: Path
     write_records(tmp_path, records)
     root = parse(write_report([tmp_path]).read_text())
     ids = [section.attributes["id"] for section in root.all("section")]
-    assert "where" not in ids and "controls" in ids
+    assert "where" not in ids
+    assert "controls" in ids
     assert not [caption for caption in root.all("caption") if "distance" in caption.text]
 
 
@@ -386,7 +397,8 @@ def test_several_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "ntk(factor=4), 60 steps at 1024 (run)" in names
     assert "ntk(factor=4), 60 steps at 1024 (other)" in names
     # Both runs have the same answers of the base, which are shown once.
-    assert "none, zero-shot (run)" in names and "none, zero-shot (other)" not in names
+    assert "none, zero-shot (run)" in names
+    assert "none, zero-shot (other)" not in names
     captions = [c.text for c in root.all("caption")]
     assert f"ntk(factor=4) after 60 steps (other) minus {BEST} (run), percentage points" in captions
     assert {"yarn(factor=4) (run)", "yarn(factor=4) (other)"} <= names
@@ -399,7 +411,8 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     text = capsys.readouterr().out
     sentences = verdict(read_records([run]))
     assert text.splitlines()[: len(sentences)] == sentences
-    assert "passkey: right / asked" in text and out.is_file()
+    assert "passkey: right / asked" in text
+    assert out.is_file()
     assert sorted(p.name for p in out.parent.iterdir()) == ["page.html"]  # no temporary file stays
     assert main(["report", str(tmp_path)]) == 2
     assert "has no records.jsonl" in capsys.readouterr().err

@@ -77,8 +77,10 @@ def test_retrieval_counts_and_intervals():
     ]
     assert (cells[0]["rate"], cells[0]["low"], cells[0]["high"]) == tuple(wilson(18, 20))
     text = tables(records)
-    assert "18/20 90 [70, 97] p 0.50" in text and "0/20 0 [0, 16] p 0.50" in text
-    assert " 256*" in text and " 128*" not in text
+    assert "18/20 90 [70, 97] p 0.50" in text
+    assert "0/20 0 [0, 16] p 0.50" in text
+    assert " 256*" in text
+    assert " 128*" not in text
     assert "longer than the pre-training window (128 tokens)" in text
     json.dumps(summary(records), allow_nan=False)
 
@@ -120,9 +122,11 @@ def test_perplexity_is_of_sums_over_documents():
     assert math.exp(1) - 1e-9 <= cell["low"] < cell["perplexity"]
     assert cell["perplexity"] < cell["high"] <= math.exp(3) + 1e-9
     (position,) = summary(records)["by_position"]
-    assert position["nll"] == [12.5, 18.75] and position["count"] == [2, 4]
+    assert position["nll"] == [12.5, 18.75]
+    assert position["count"] == [2, 4]
     assert summary(records[:1])["perplexity"][0]["low"] is None
-    assert "12.18 [" in tables(records) and "2-3" in tables(records)
+    assert "12.18 [" in tables(records)
+    assert "2-3" in tables(records)
 
 
 def test_a_newer_record_replaces_an_older_one_and_nothing_else_is_merged():
@@ -139,7 +143,8 @@ def test_a_newer_record_replaces_an_older_one_and_nothing_else_is_merged():
 
 
 def test_oracles_from_model_to_table(tmp_path):
-    tokenizer, source = toy_tokenizer(), toy_source()
+    tokenizer = toy_tokenizer()
+    source = toy_source()
     config = OracleConfig(64)
     grid = Retrieval(seq_lens=(64, 256), depths=(0.0, 0.5, 1.0), n=4, source=source)
     pairs = Retrieval(
@@ -181,7 +186,8 @@ def test_oracles_from_model_to_table(tmp_path):
 
 
 def test_the_overview_puts_all_tasks_of_a_variant_together():
-    tokenizer, source = toy_tokenizer(), toy_source()
+    tokenizer = toy_tokenizer()
+    source = toy_source()
     asked = evaluations(("passkey", "kv", "fwe"), SuiteConfig((300, 512), source=source))
     records = []
     for evaluation in asked:
@@ -201,7 +207,8 @@ def test_the_overview_puts_all_tasks_of_a_variant_together():
         and record.scores.correct
     ]
     share = 100 * right.count(512) / 60
-    assert f"100 [94, 100]  {share:.0f} [" in lines["passkey"] and "512*" in table
+    assert f"100 [94, 100]  {share:.0f} [" in lines["passkey"]
+    assert "512*" in table
     assert list(lines) == ["passkey", "kv", "fwe"]
     blind = next(part for part in text.split("\n\n") if part.startswith("blind: % right"))
     assert "0 [0, 6]" in blind

@@ -44,7 +44,8 @@ def test_counts_rates_and_paired_differences(tmp_path):
     best, plain = results.variants
     assert (best.name, plain.name) == ("yarn(factor=4), 48 steps at 1024", "none, 48 steps at 1024")
     assert best.correct[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
-    assert best.asked == {256: 40, 1024: 40} and plain.over_plain is None
+    assert best.asked == {256: 40, 1024: 40}
+    assert plain.over_plain is None
     difference = np.concatenate(
         [answers(s, "yarn(factor=4)") * 100.0 - answers(s, "none") * 100.0 for s in (1, 2, 3)]
     )
@@ -93,7 +94,8 @@ def test_text_data_and_chart(tmp_path, capsys):
     assert main(["report", *runs, "--seeds", "--plot", str(tmp_path / "seeds.svg")]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("yarn"))
     counts = ", ".join(str(answers(seed, "yarn(factor=4)").sum()) for seed in (1, 2))
-    assert f"  {counts} of 40" in line and line.endswith("]")
+    assert f"  {counts} of 40" in line
+    assert line.endswith("]")
     assert "yarn(factor=4), 48 steps at 1024" in (tmp_path / "seeds.svg").read_text()
     assert main(["report", *runs, "--seeds", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["seeds"] == [1, 2]

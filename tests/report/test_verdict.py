@@ -11,7 +11,9 @@ from ctxext.report.analysis.results import Results
 from support.planted import DEPTHS, passkey_record, planted_records
 from support.records import changed
 
-YARN, NONE, NTK = "yarn(factor=4)", "none", "ntk(factor=4)"
+YARN = "yarn(factor=4)"
+NONE = "none"
+NTK = "ntk(factor=4)"
 
 
 def variant(rope, steps, right, n=4, **options):
@@ -39,7 +41,8 @@ def of(records, rope, steps):
 
 def detected(n, level):
     """Points that n independent pairs detect with 80 % power, if all differ in one direction."""
-    z_a, z_b = stats.norm.isf(level / 2), stats.norm.ppf(0.8)
+    z_a = stats.norm.isf(level / 2)
+    z_b = stats.norm.ppf(0.8)
     d = optimize.brentq(lambda d: z_a * d**0.5 + z_b * (d - d * d) ** 0.5 - d * n**0.5, 1e-6, 1)
     return math.ceil(100 * d)
 
@@ -59,7 +62,8 @@ def test_effective_context_by_hand():
     assert " effective context 1.2x the window (95 % CI " in none
     label = f"{YARN}, 60 steps at 1024"
     entry = next(e for e in summary(RECORDS)["effective"] if e["method"] == label)
-    assert entry["value"] == pytest.approx(512 * 2**0.75) and entry["censored"] == ""
+    assert entry["value"] == pytest.approx(512 * 2**0.75)
+    assert entry["censored"] == ""
     below = [*RECORDS, *variant("linear(factor=4)", 60, {256: 3, 512: 3, 1024: 3})]
     assert starting(below, "linear(factor=4) after 60 steps: effective") == (
         "linear(factor=4) after 60 steps: effective context < 1.0x the window "
@@ -107,7 +111,8 @@ def test_comparisons():
         RECORDS,
         f"{YARN} after 60 steps: 16/20 correct against 0/20 for the same training without scaling",
     )
-    assert "+80 points, 95 % CI +" in unscaled and "over 5 comparisons." in unscaled
+    assert "+80 points, 95 % CI +" in unscaled
+    assert "over 5 comparisons." in unscaled
     assert f"exact {'p < 0.0001' if p['yarn'] < 1e-4 else p['yarn']}" in unscaled
     assert f"Holm-adjusted p = {holm['yarn']:.2g} " in unscaled
 
@@ -115,7 +120,9 @@ def test_comparisons():
         RECORDS,
         "Not significantly different from the best, yarn(factor=4) after 60 steps: ntk(factor=4)",
     )
-    assert "-5 points" in best and "Holm-adjusted p = 1; " in best and "none" not in best
+    assert "-5 points" in best
+    assert "Holm-adjusted p = 1; " in best
+    assert "none" not in best
     assert f"; {detectable[1:-1]})." in best
 
     zero_shot = starting(
@@ -182,7 +189,8 @@ def test_nothing_is_invented():
     ]
     without_base = [r for r in RECORDS if (r.model.rope, r.model.steps) != (NONE, 0)]
     text = " ".join(verdict(without_base))
-    assert "effective context 3" not in text and "x the window" not in text
+    assert "effective context 3" not in text
+    assert "x the window" not in text
     assert "there is no threshold and no effective context" in text
     assert "Unknown: yarn(factor=4) after 60 steps has no in-window baseline" in text
     never_right = [

@@ -51,7 +51,8 @@ def test_round_trip_keeps_every_bit_and_the_newest_two(tmp_path):
     assert step == saved.latest == find_step(tmp_path / "c") == 30
     assert equal(tuple(restored), state(30))
     params, step = load_params(tmp_path / "c")
-    assert step == 30 and equal(params, state(30)[0])
+    assert step == 30
+    assert equal(params, state(30)[0])
 
 
 def test_donating_the_state_does_not_change_what_is_being_written(tmp_path):
@@ -67,7 +68,8 @@ def test_names_on_disk_are_not_optax_s(tmp_path):
     with Checkpoints(tmp_path) as saved:
         saved.save(1, *state(1))
     metadata = (tmp_path / "1" / "opt_state" / "_METADATA").read_text()
-    assert "1.0.mu.embed_tokens.embedding" in metadata and "Adam" not in metadata
+    assert "1.0.mu.embed_tokens.embedding" in metadata
+    assert "Adam" not in metadata
 
 
 def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
@@ -99,8 +101,10 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
     with Checkpoints(tmp_path) as saved:
         saved.save(10, *state(10))
         saved.save(20, *state(20))
-    names, rng = files(tmp_path / "20"), np.random.default_rng(len(kind))
-    assert len(names) > 10 and {Path("sha256.json"), Path("_CHECKPOINT_METADATA")} < set(names)
+    names = files(tmp_path / "20")
+    rng = np.random.default_rng(len(kind))
+    assert len(names) > 10
+    assert {Path("sha256.json"), Path("_CHECKPOINT_METADATA")} < set(names)
     for name in names:
         file = tmp_path / "20" / name
         good = file.read_bytes()
@@ -113,7 +117,8 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
             assert "\n" not in str(caught.value)
         with Checkpoints(tmp_path) as saved:
             step, *restored = saved.restore(*shapes(state(0)))
-        assert step == 10 and equal(tuple(restored), state(10))
+        assert step == 10
+        assert equal(tuple(restored), state(10))
         (line,) = capsys.readouterr().err.splitlines()
         assert f"20 is damaged ({name} is not what was written): renamed to 20.damaged" in line
         (tmp_path / "20.damaged").rename(tmp_path / "20")
@@ -124,14 +129,17 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
         saved.save(20, *state(21))
     with Checkpoints(tmp_path) as saved:
         step, *restored = saved.restore(*shapes(state(0)))
-    assert step == 20 and equal(tuple(restored), state(21)) and (tmp_path / "20.damaged").is_dir()
+    assert step == 20
+    assert equal(tuple(restored), state(21))
+    assert (tmp_path / "20.damaged").is_dir()
 
 
 def test_every_bit_of_the_checksums_matters(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     write_checksums(tmp_path, {"loss": 1.5})
     good = (tmp_path / "sha256.json").read_bytes()
-    assert find_corruption(tmp_path) is None and recorded_facts(tmp_path) == {"loss": 1.5}
+    assert find_corruption(tmp_path) is None
+    assert recorded_facts(tmp_path) == {"loss": 1.5}
     for bit in range(8 * len(good)):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
@@ -155,10 +163,12 @@ def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
             for step, loss in losses.items():
                 saved.save(step, *state(step), loss=loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "50"]
-    assert find_step(tmp_path) == 50 and recorded_facts(tmp_path / "20") == {"loss": 1.0}
+    assert find_step(tmp_path) == 50
+    assert recorded_facts(tmp_path / "20") == {"loss": 1.0}
     for which, step in (("latest", 50), ("best", 20), (20, 20), ("50", 50)):
         params, loaded_step = load_params(tmp_path, which=which)
-        assert loaded_step == find_step(tmp_path, which) == step and equal(params, state(step)[0])
+        assert loaded_step == find_step(tmp_path, which) == step
+        assert equal(params, state(step)[0])
     for which in (30, "010", "newest", -1):
         with pytest.raises(ValueError, match=rf"no checkpoint {which} under .*; there are 20, 50$"):
             load_params(tmp_path, which=which)
@@ -186,7 +196,8 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path):
                 for step in range(10, 100, 10):
                     saved.save(step, *state(step))
         last = find_step(disk / "c")
-        assert 10 <= last < 90 and equal(load_params(disk / "c")[0], state(last)[0])
+        assert 10 <= last < 90
+        assert equal(load_params(disk / "c")[0], state(last)[0])
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -19,7 +19,8 @@ from parallel.test_processes import CONFIG
 from support import processes
 from support.hf_files import write_hf
 
-KILLS, STEPS = 50, 900
+KILLS = 50
+STEPS = 900
 EXPERIMENT = f"""
 from ctxext.data import Stdlib
 from ctxext.experiment import Experiment, Train
@@ -93,7 +94,8 @@ def test_fifty_kills_end_in_the_same_parameters(tmp_path: Path) -> None:
         lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), undisturbed, killed
     )
     assert jax.tree.all(same)
-    assert losses(run) == losses(tmp_path / "undisturbed") and len(losses(run)) == STEPS
+    assert losses(run) == losses(tmp_path / "undisturbed")
+    assert len(losses(run)) == STEPS
 
 
 def rows(run: Path) -> int:

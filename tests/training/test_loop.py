@@ -221,7 +221,8 @@ def test_bfloat16_and_remat_keep_float32_parameters(texts):
 
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_stopped_run_resumes_to_the_last_bit(texts, tmp_path, undisturbed, capsys, stop_at):
-    experiment, stop = tiny_experiment(texts, steps=10), threading.Event()
+    experiment = tiny_experiment(texts, steps=10)
+    stop = threading.Event()
     start(experiment, tmp_path / "run", At(stop_at, stop.set), stop=stop)
     saved = find_step(tmp_path / "run" / "checkpoints")
     assert stop_at <= saved <= stop_at + 2
@@ -262,7 +263,8 @@ def test_ctrl_c_saves_and_exits_with_130(texts, tmp_path, capsys):
             tmp_path / "run",
             At(2, lambda: signal.raise_signal(signal.SIGINT)),
         )
-    assert stopped.value.code == 130 and signal.getsignal(signal.SIGINT) is before
+    assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
     assert find_step(tmp_path / "run" / "checkpoints") in (3, 4)
     assert "resume with" in capsys.readouterr().err
 
@@ -297,11 +299,13 @@ def test_sigterm_to_a_process_and_the_same_command_again(texts, tmp_path, undist
         process.kill()
     assert process.returncode == 0, errors
     stopped = re.search(r"stopped after step (\d+) of 10, saved; resume with: (.*)\n", errors)
-    assert stopped and stopped[2].endswith(f"{tmp_path} 10")
+    assert stopped
+    assert stopped[2].endswith(f"{tmp_path} 10")
     assert find_step(tmp_path / "run" / "checkpoints") == int(stopped[1]) < 10
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
     params, step = load_params(tmp_path / "run" / "checkpoints")
-    assert step == 10 and (bits(params), measured(tmp_path / "run")) == undisturbed
+    assert step == 10
+    assert (bits(params), measured(tmp_path / "run")) == undisturbed
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(texts, tmp_path, monkeypatch):
@@ -317,7 +321,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(texts, tmp_p
         start(experiment, tmp_path / "run")
     assert "\n" not in str(caught.value)
     params, step = load_params(tmp_path / "run" / "checkpoints")
-    assert step == 4 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert [row["step"] for row in read_jsonl(RunDir(tmp_path / "run").metrics_file)] == [
         1,
         2,

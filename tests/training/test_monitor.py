@@ -67,7 +67,8 @@ def test_tokens_seen_are_those_of_the_same_document():
 def test_band_sums_are_exact():
     rng = np.random.default_rng(0)
     losses, weights = rng.gamma(2, 2, (2, 3, 50)).astype(np.float32)
-    seen, edges = rng.integers(0, 40, (3, 50)), [0, 3, 4, 11, 40]
+    seen = rng.integers(0, 40, (3, 50))
+    edges = [0, 3, 4, 11, 40]
     nll, weight = band_sums(losses, weights, seen, edges)
     for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
         inside = [
@@ -121,7 +122,8 @@ def test_the_monitor_changes_no_training_and_equals_the_reference(texts, tmp_pat
     monitored = tiny_experiment(texts, monitor_every=4)
     plain_params, plain_steps, no_rows = start(plain, tmp_path / "plain")
     params, steps, monitor_rows = start(monitored, tmp_path / "monitored")
-    assert bits(params) == bits(plain_params) and not no_rows
+    assert bits(params) == bits(plain_params)
+    assert not no_rows
     assert [(r["loss"], r["grad_norm"]) for r in steps] == [
         (r["loss"], r["grad_norm"]) for r in plain_steps
     ]
@@ -167,9 +169,8 @@ def test_the_monitor_changes_no_training_and_equals_the_reference(texts, tmp_pat
     last = monitor_rows[-1]
     by_position = [value for name, value in last.items() if name.startswith("loss_by_position/")]
     np.testing.assert_allclose(by_position, [means[i] for i in range(7)], rtol=2e-5)
-    assert "loss_by_position/32-63" in last and last["short_loss"] == pytest.approx(
-        means["short"], rel=2e-5
-    )
+    assert "loss_by_position/32-63" in last
+    assert last["short_loss"] == pytest.approx(means["short"], rel=2e-5)
     by_layer = [last["attention_logit/layer_00"], last["attention_logit/layer_01"]]
     np.testing.assert_allclose(by_layer, peaks, rtol=2e-5)
     assert last["attention_logit_max"] == max(by_layer)
@@ -217,17 +218,22 @@ def test_many_devices_measure_the_same(texts):
 
 
 def test_what_is_not_finite_is_named_and_left_out(texts):
-    experiment, params = tiny_experiment(texts), tiny_base().params
+    experiment = tiny_experiment(texts)
+    params = tiny_base().params
     embedding = params["embed_tokens"]["embedding"].at[ord("e") + 3].set(jnp.nan)
     monitor = Monitor(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), 5.0)
     row = monitor.row(3, {**params, "embed_tokens": {"embedding": embedding}}, {})
-    assert row["step"] == 3 and "short_loss" not in row and "short_drift" not in row
-    assert row["alarm"].startswith("step 3: not finite") and "short_loss" in row["alarm"]
+    assert row["step"] == 3
+    assert "short_loss" not in row
+    assert "short_drift" not in row
+    assert row["alarm"].startswith("step 3: not finite")
+    assert "short_loss" in row["alarm"]
     assert all(math.isfinite(value) for name, value in row.items() if name != "alarm")
 
 
 def test_speed_leaves_out_the_first_step_and_excluded_time(monkeypatch):
-    now, rows = [100.0], []
+    now = [100.0]
+    rows = []
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
     experiment = tiny_experiment(None, steps=9, log_every=4)  # 4 rows of 64 tokens
     meter = metrics.Metrics(experiment, rows.append, seconds_at_peak=0.5)

@@ -23,7 +23,8 @@ SETTINGS = Train(steps=100, seq_len=8, batch_size=1, checkpoint_every=10)
 
 
 def test_by_steps_by_signals_and_by_the_caller() -> None:
-    received, stop = [], threading.Event()
+    received = []
+    stop = threading.Event()
     policy = StoppingPolicy(SETTINGS, received, stop)
     assert [policy.after(done) for done in (9, 10, 100)] == [
         (False, False),
@@ -32,9 +33,11 @@ def test_by_steps_by_signals_and_by_the_caller() -> None:
     ]
     assert policy.exit_code() is None
     stop.set()
-    assert policy.after(11) == (True, True) and policy.exit_code() is None
+    assert policy.after(11) == (True, True)
+    assert policy.exit_code() is None
     received.append(signal.SIGINT)
-    assert policy.after(11) == (True, True) and policy.exit_code() == 130
+    assert policy.after(11) == (True, True)
+    assert policy.exit_code() == 130
     received[0] = signal.SIGTERM
     assert policy.exit_code() == 0
 
@@ -66,7 +69,8 @@ def test_all_processes_do_the_largest_request(monkeypatch) -> None:
     others = stopping.Request.SAVE
     assert next_step() == (True, False)
     others = stopping.Request.TERMINATE
-    assert next_step() == (True, True) and policy.exit_code() == 0
+    assert next_step() == (True, True)
+    assert policy.exit_code() == 0
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,9 @@ def test_a_process_makes_its_own_rows_and_the_positions_of_all(tmp_path: Path) -
     mine = make_batch(rows, Contiguous(), **options, own={1, 4})
     np.testing.assert_array_equal(mine.positions, whole.positions)
     for name in ("tokens", "targets", "weights", "segment_ids"):
-        ours, all_of_them = getattr(mine, name), getattr(whole, name)
-        assert ours.dtype == all_of_them.dtype and all_of_them.any(axis=1).all()
+        ours = getattr(mine, name)
+        all_of_them = getattr(whole, name)
+        assert ours.dtype == all_of_them.dtype
+        assert all_of_them.any(axis=1).all()
         np.testing.assert_array_equal(ours[[1, 4]], all_of_them[[1, 4]])
         assert not ours[[0, 2, 3, 5]].any()
