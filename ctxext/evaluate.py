@@ -40,7 +40,7 @@ class Shard:
             )
         return cls(int(match[1]), int(match[2]))
 
-    def of(self, items: Sequence[str]) -> Sequence[str]:
+    def select(self, items: Sequence[str]) -> Sequence[str]:
         return items[self.number - 1 :: self.count]
 
 
@@ -70,12 +70,12 @@ def evaluate(
     evals = list(evals)
     known = _read(sink, model)
     for evaluation in evals:
-        if not known.keys() >= set(shard.of(evaluation.items())):
+        if not known.keys() >= set(shard.select(evaluation.items())):
             evaluation.check(lm.tokenizer)
     with _bar(progress) as bar:
         for evaluation in evals:
             items = evaluation.items()
-            missing = [item for item in shard.of(items) if item not in known]
+            missing = [item for item in shard.select(items) if item not in known]
             task = bar.add_task(f"{evaluation.title}, {model.label}", total=len(missing))
             timed = TimedModel(lm)
             started = time.monotonic()
@@ -86,18 +86,20 @@ def evaluate(
                 bar.advance(task)
             if progress and (bar.disable or shard != WHOLE):
                 seconds = time.monotonic() - started
-                text = f"{len(missing)} new of {len(items)} records in {seconds:.1f} s"
+                message = f"{len(missing)} new of {len(items)} records in {seconds:.1f} s"
                 if missing:
                     outside, padding = timed.shares(seconds)
-                    text += f", {outside:.0%} outside the model, {padding:.0%} on padding"
-                _print(f"{evaluation.title}, {model.label}: {text}")
+                    message += f", {outside:.0%} outside the model, {padding:.0%} on padding"
+                _print(f"{evaluation.title}, {model.label}: {message}")
     if sink and shard != WHOLE:  # other processes have been busy too
         known |= {record.item: record for record in read_records(sink) if record.model == model}
-    wanted = [item for evaluation in evals for item in evaluation.items()]
-    num_left = sum(item not in known for item in wanted)
+    all_items = [item for evaluation in evals for item in evaluation.items()]
+    num_left = sum(item not in known for item in all_items)
     if progress and num_left:
-        _print(f"{num_left} of {len(wanted)} records belong to other shards and are not there yet")
-    return [known[item] for item in wanted if item in known]
+        _print(
+            f"{num_left} of {len(all_items)} records belong to other shards and are not there yet"
+        )
+    return [known[item] for item in all_items if item in known]
 
 
 def _read(sink: Path | None, model: EvaluatedModel) -> dict[str, EvalRecord]:

@@ -47,7 +47,7 @@ class Train:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters and optimiser state are float32."""
     remat: Literal["none", "attention", "full"] = "none"
-    """What the backward pass recomputes: nothing, each layer without its attention, or all of it.
+    """Recompute in the backward pass nothing, each layer without its attention, or all of it.
     `ctxext plan` shows the cost."""
     kernel: Kernel = "blocked"
     """The attention kernel; "auto" takes the best one that can do the method exactly."""
@@ -110,7 +110,7 @@ class Experiment:
     name: str
     """The name of the run directory and of the run in trackers."""
     data: Source
-    """What is trained on."""
+    """The training data."""
     optim: Optim
     """The optimiser."""
     train: Train
@@ -134,7 +134,7 @@ class Experiment:
     trainable: Trainable = Full()
     """Which parameters are trained, and in which form."""
     evals: tuple[Any, ...] = ()
-    """What is measured, before and after training."""
+    """Evaluations, run before and after training."""
     expect: tuple[expected.Expected, ...] = ()
     """Published numbers for the trained result, which reports compare with the measured ones."""
     zero_shot: tuple[RopeScaling | Attention, ...] = ()

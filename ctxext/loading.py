@@ -247,7 +247,7 @@ def load_run_params(
 def load_trained(
     run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE, *, checkpoint: int | str = "latest"
 ) -> tuple[Trainable, Params]:
-    """What a run trains, and those parameters at a checkpoint of it."""
+    """The `Trainable` of a run, and its trained parameters at a checkpoint."""
     trainable = from_json(read_json(run.config_file)["trainable"])
     shapes, _ = trainable.shapes(config)
     return trainable, load_params(run.checkpoints, mesh.shard(shapes), which=checkpoint)[0]

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 GPU = ("gpu", "cuda")
-"""What jax calls NVIDIA GPUs: the backend, and the platform that programs are lowered for."""
+"""jax's names of NVIDIA GPUs: the backend, and the platform that programs are lowered for."""
 
 
 def platform_of(sharding: NamedSharding | None) -> str:

@@ -23,7 +23,7 @@ from ctxext.attention.ring import ring
 
 Kernel = Literal["dense", "blocked", "ring", "splash", "cudnn", "auto"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-"""What one may ask for: the rows of `TABLE`, or "auto" for the first automatic one that can."""
+"""The names to choose from: the rows of `TABLE`, or "auto", the first automatic one that can."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Mask(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Band(Mask):
-    """Visible at distances low <= query - key < high; `high` None is no bound, low >= 0."""
+    """Visible at distances low <= query - key < high; no upper bound if it is None; low >= 0."""
 
     low: int = 0
     high: int | None = None

@@ -76,7 +76,7 @@ def ring(
 
 @functools.lru_cache(maxsize=64)
 def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """What every device visits at every step, for the fully and for the partly visible block pairs.
+    """The visits of every device at every step, to the fully and to the partly visible block pairs.
 
     Each is (local block pairs [S devices, S steps, P, 2], how many of the P they are [S, S]).
     """
@@ -164,7 +164,7 @@ class _Trip:
     def work(
         self, own_tables: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks
     ) -> tiles.Work:
-        """What this device visits at step r."""
+        """The block pairs that this device visits at step r."""
         work = [
             (tile, tiles.Pairs(pairs[r], counts[r]))
             for tile, (pairs, counts) in zip(self.piece_tiles, own_tables, strict=True)
@@ -174,7 +174,7 @@ class _Trip:
     def fold(self, step: Any, staying: Any, travelling: Any) -> tuple[Any, Any]:
         """Fold `staying, travelling = step(r, staying, travelling)` over all steps.
 
-        After each step, what travels is handed on; after the last one it is back home.
+        After each step, what travels is handed on; after the last one it is back where it started.
         """
         onward = [(d, (d + 1) % self.S) for d in range(self.S)]
 

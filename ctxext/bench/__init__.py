@@ -11,7 +11,7 @@ from typing import Any
 from ctxext.bench.cases import BenchmarkCase, standard_cases
 
 AGAINST = {"hf": "transformers"}
-"""What one may compare with, and the backend that does it."""
+"""The libraries to compare with, and the backend for each."""
 COMPARED = ("step", "prefill", "decode", "attention", "loss", "memory")
 PARTS = ("eval", "io", *COMPARED)
 

@@ -1,4 +1,4 @@
-"""What is measured, as data: the same weights and the same tokens for every backend."""
+"""The measurements as data: the same weights and the same tokens for every backend."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What an evaluation costs apart from the model's forward passes."""
+"""The cost of an evaluation apart from the model's forward passes."""
 
 import dataclasses
 import time

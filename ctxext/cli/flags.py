@@ -113,8 +113,8 @@ def _parse_tuple(flag: Flag, annotation: Any) -> tuple[Any, ...]:
             items = content.get(field) if isinstance(content, dict) else content
         return _parse_items(items, annotation)
     except ValueError:
-        got = " ".join(flag.values) or "nothing"
-        raise ValueError(f"{flag} must be {_describe(annotation)}, got {got}") from None
+        values = " ".join(flag.values) or "nothing"
+        raise ValueError(f"{flag} must be {_describe(annotation)}, got {values}") from None
 
 
 def _parse_items(items: Any, annotation: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What decoders write for bytes that are not a character, or not yet one."""
+"""Decoders write this for bytes that are not a character, or not yet one."""
 
 
 @dataclasses.dataclass(frozen=True)

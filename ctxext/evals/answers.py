@@ -55,7 +55,7 @@ def _num_new_tokens(example: Example) -> int:
 
 
 def _prefixes(example: Example) -> list[np.ndarray]:
-    """What the continuations of a question are forced to begin with.
+    """The forced beginnings of the continuations of a question.
 
     The first is the question alone, so that the model writes the answer; the others are the
     question with the right answer and with each wrong choice.
@@ -168,7 +168,7 @@ def cluster(example: Example, item: str, *, text: str | None = None) -> Cluster:
 
 
 def facts(example: Example) -> dict[str, Any]:
-    """What a task notes about a question beyond the typed parts of a record."""
+    """The facts that a task notes about a question beyond the typed parts of a record."""
     return _plain({k: value for k, value in example.meta.items() if k not in QUESTION_FACTS})
 
 

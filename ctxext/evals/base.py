@@ -1,4 +1,4 @@
-"""What an evaluation is: named items, the same for every model, and one record for each."""
+"""The interface of evaluations: named items, the same for every model, and a record for each."""
 
 import abc
 import functools
@@ -53,7 +53,7 @@ class Model(Protocol):
 def evaluated_model(
     lm: Model, *, checkpoint: str = "", steps: int = 0, train_seq_len: int | None = None
 ) -> EvaluatedModel:
-    """Describe a model for its records. What its weights are is for the caller to say."""
+    """Describe a model for its records. The caller states what its weights are."""
     return EvaluatedModel(
         window=lm.config.max_position_embeddings,
         rope=label([lm.scaling]),
@@ -90,7 +90,7 @@ class Eval(abc.ABC):
 
     @abc.abstractmethod
     def measurements(self) -> list[Measurement]:
-        """What the records measure, at each length. Controls measure nothing."""
+        """The quantity that the records measure, at each length. Controls measure nothing."""
 
     @abc.abstractmethod
     def records(

@@ -11,7 +11,7 @@ from ctxext.evals.record import Measurement, Metric
 
 @dataclass(frozen=True)
 class Expected:
-    """What the trained model should show in `evaluation` at `seq_len` tokens: value +- tolerance.
+    """The expected result of `evaluation` at `seq_len` tokens: value +- tolerance.
 
     Raises ValueError for values that make no sense.
     """
@@ -29,7 +29,7 @@ class Expected:
     source: str
     """The paper and table, or the file."""
     metric: Metric = "perplexity"
-    """What `value` is."""
+    """The quantity that `value` is."""
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
@@ -63,14 +63,14 @@ def check(expect: Sequence[Expected], evals: Sequence[Eval]) -> None:
     """Raise ValueError unless each of `expect` is measured by exactly one of `evals`."""
     measured = [measurement for evaluation in evals for measurement in evaluation.measurements()]
     for expected in expect:
-        wanted = expected.measurement
-        count = measured.count(wanted)
+        measurement = expected.measurement
+        count = measured.count(measurement)
         if count == 1:
             continue
         how = f"{count} of evals measure" if count else "none of evals measures"
-        known = "; ".join(dict.fromkeys(map(_words, measured))) or "nothing"
-        raise ValueError(f"expect: {how} {_words(wanted)}; measured: {known}")
+        listed = "; ".join(dict.fromkeys(map(_describe, measured))) or "nothing"
+        raise ValueError(f"expect: {how} {_describe(measurement)}; measured: {listed}")
 
 
-def _words(measurement: Measurement) -> str:
+def _describe(measurement: Measurement) -> str:
     return f"{measurement.metric} of {measurement.evaluation} at {measurement.seq_len}"

@@ -19,7 +19,7 @@ class KeyedText(NamedTuple):
     """A text with its key tokens."""
 
     ids: np.ndarray
-    """What the model under test reads, int [T]."""
+    """The ids that the model under test reads, int [T]."""
     keys: np.ndarray
     """Positions of key tokens, never 0, which has no loss."""
 

@@ -112,9 +112,9 @@ class Perplexity(Eval):
     ) -> Iterator[LossRecord]:
         texts = self._documents(lm.tokenizer)
         names = set(items)
-        wanted = [cell for cell in self._grid() if cell.item in names]
+        cells = [cell for cell in self._grid() if cell.item in names]
         for seq_len in self.seq_lens:
-            of_length = [cell for cell in wanted if cell.seq_len == seq_len]
+            of_length = [cell for cell in cells if cell.seq_len == seq_len]
             for batch in batches(of_length, max(1, self.batch_tokens // seq_len)):
                 yield from self._batch_records(lm, batch, texts, model)
 

@@ -116,7 +116,7 @@ def _clustered(
 
 
 def plan_sentence(num_items: int, num_texts: int, *, depths: int = 1) -> str:
-    """What `num_items` questions per length about `num_texts` texts will be able to show.
+    """Say which differences `num_items` questions per length about `num_texts` texts can show.
 
     For example: 20 questions per cell, 100 per length, can tell methods apart that differ by 9
     points or more (80 % power, if 10 % of the answers differ). Where questions share texts, both

@@ -20,7 +20,7 @@ PROTOCOLS: dict[str, type[PasskeyProtocol]] = {
     "pi": PI,
     "longlora": LongLora,
 }
-"""What the papers call a success differs, so that their lengths are not comparable. YaRN (arXiv
+"""Papers differ in what counts as success, so that their lengths are not comparable. YaRN (arXiv
 2309.00071): a rate of 0.8 at the length. Position Interpolation (arXiv 2306.15595): 0.2 there and
 at all shorter lengths, which are distances of the key from the end. LongLoRA (arXiv 2309.12307): 1.
 Landmark attention (arXiv 2305.16300) states none."""

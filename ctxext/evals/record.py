@@ -73,7 +73,7 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What makes records dependent on each other: those with equal values belong together.
+    """The reasons why records depend on each other: those with equal values belong together.
 
     A record that shares nothing has its own item name in both.
     """
@@ -86,7 +86,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked about a text."""
+    """A question about a text."""
 
     task: str
     fields: dict[str, Any]
@@ -158,7 +158,7 @@ class LossEstimator:
     name: str
     """"same-target", "longppl", or one of `perplexity_estimators.ESTIMATORS`."""
     mean: Mean = "token"
-    """What is averaged: all tokens, or windows after the mean over each window's tokens."""
+    """The mean is over all tokens, or over windows after the mean over each window's tokens."""
     stride: int | None = None
     """Tokens between windows, where the estimator rolls."""
     keys_from: str = ""
@@ -222,7 +222,7 @@ class EvalRecord(abc.ABC):
     @property
     @abc.abstractmethod
     def measurement(self) -> Measurement:
-        """What the record is a part of."""
+        """The measurement that the record is a part of."""
 
     @property
     def beyond_window(self) -> bool:

@@ -56,7 +56,7 @@ class Retrieval(Eval):
     n: int = 10
     """Questions per length and depth."""
     task: tasks.Task = tasks.Passkey()
-    """What is asked."""
+    """The task that asks the questions."""
     source: TextSource = Stdlib("heldout")
     seed: int = 0
     condition: Condition = "needle"

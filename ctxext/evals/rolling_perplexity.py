@@ -169,17 +169,17 @@ class RollingPerplexity(Eval):
         texts = self._documents(lm.tokenizer)
         names = set(items)
         for seq_len in self.seq_lens:
-            wanted = {
+            item_of = {
                 document: item
                 for item, (length, document) in self._grid().items()
                 if length == seq_len and item in names
             }
-            if not wanted:
+            if not item_of:
                 continue
             by_document = self._windows(texts, seq_len, lm.tokenizer)
-            mine = {document: by_document.get(document, []) for document in wanted}
+            mine = {document: by_document.get(document, []) for document in item_of}
             for document, sums in self._measure(lm, mine, seq_len):
-                yield self._record(wanted[document], seq_len, texts[document][0], sums, model)
+                yield self._record(item_of[document], seq_len, texts[document][0], sums, model)
 
     def _windows(
         self, texts: list[tuple[int, np.ndarray]], seq_len: int, tokenizer: Any

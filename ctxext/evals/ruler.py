@@ -3,7 +3,7 @@
 Tasks, numbers and scores are RULER's. Unlike the original's, every prompt with the space for its
 answer is exactly as long as it says, BOS included; haystack, layout, counts, order and example are
 drawn for each question; depths cover the text with both ends, with equally many questions each;
-an item's name alone seeds it; no answer lies inside another word; what cannot fit is an error.
+an item's name alone seeds it; no answer is inside another word; what cannot fit is an error.
 Texts and words are not the original's, so that numbers compare models with each other, but not
 with numbers of another variant.
 """

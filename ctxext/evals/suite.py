@@ -113,7 +113,7 @@ def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
 
 
 def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]:
-    """The published stride where the lengths leave room for it; the same documents for all."""
+    """The published stride where the lengths allow it; the same documents for all."""
     shortest, longest = min(config.seq_lens), max(config.seq_lens)
     return (
         RollingPerplexity(
@@ -129,7 +129,7 @@ def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]
 
 
 def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
-    """The published truncation where the lengths leave room for it; only longer texts have keys."""
+    """The published truncation where the lengths allow it; only longer texts have keys."""
     trunc_len = min(4096, min(config.seq_lens), max(config.seq_lens) // 2)
     keys = ContrastiveKeys(
         trunc_len=trunc_len,
@@ -202,7 +202,7 @@ def _required(path: Path | None, name: str, option: str) -> Path:
 
 
 def power_statements(evals: Sequence[Eval]) -> list[str]:
-    """What the numbers of questions will be able to show, one sentence per number."""
+    """Sentences about the differences that each number of questions can show."""
     names: dict[str, list[str]] = {}
     for evaluation in evals:
         if isinstance(evaluation, Retrieval) and evaluation.condition == "needle":

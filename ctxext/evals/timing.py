@@ -20,7 +20,7 @@ class TimedModel:
     tokens: int = 0
     """Tokens that were read."""
     padded_tokens: int = 0
-    """What they were padded to."""
+    """Tokens that were read, with their padding."""
 
     @property
     def tokenizer(self) -> Any:

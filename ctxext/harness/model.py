@@ -1,4 +1,4 @@
-"""A model behind the interface of lm-evaluation-harness.
+"""A model with the interface of lm-evaluation-harness.
 
 Encoding, truncation and windows are those of its Hugging Face backend.
 """
@@ -210,11 +210,11 @@ class HarnessLM(TemplateLM):
         return [texts[i] for i in range(len(requests))]
 
     def _prompt(self, context: str, decoding: Decoding) -> list[int]:
-        """The last tokens of a context that leave room for the answer."""
+        """The last tokens of a context that leave space for the answer."""
         longest = self.max_length - decoding.max_gen_toks
         if longest < 1:
             raise ValueError(
-                f"max_gen_toks {decoding.max_gen_toks} leaves no room for a prompt in a window of "
+                f"max_gen_toks {decoding.max_gen_toks} leaves no space for a prompt in a window of "
                 f"{self.max_length} tokens; give a larger --max-length"
             )
         tokens = self.tok_encode(context)[-longest:]

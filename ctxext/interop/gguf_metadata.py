@@ -72,7 +72,7 @@ def rope_keys(
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """(llama.rope.* and the context length, divisors for rope_freqs.weight or None).
 
-    Plain linear scaling and plain YaRN have types of their own. Any other static spectrum is
+    Plain linear scaling and plain YaRN have their own types. Any other static spectrum is
     written as divisors, float32 [H/2], with its attention factor as attn_factor and without a type,
     because llama.cpp's programs override the betas of YaRN that a file holds. Raises ValueError for
     frequencies that depend on the length of the text.

@@ -78,7 +78,7 @@ class RopeSpec:
 def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSpec:
     """How config.json represents `scaling` over `config`, for contexts of `seq_len` tokens.
 
-    A static scaling without a type of its own becomes longrope with equal lists, which holds any
+    A static scaling without its own type becomes longrope with equal lists, which holds any
     spectrum to float32. Raises ValueError, with the reason, for frequencies that follow the length
     in a way the format has no type for.
     """

@@ -60,7 +60,7 @@ def method_name(method: Any) -> str:
 
 
 def label(methods: Iterable[Any]) -> str:
-    """What records and tables call some methods: "yarn(factor=4)", joined by " + ".
+    """The name of some methods in records and tables: "yarn(factor=4)", joined by " + ".
 
     Fields at their defaults are left out; no method is "none".
     """

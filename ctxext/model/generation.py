@@ -72,7 +72,7 @@ GREEDY = Sampling()
 
 
 class DecodeRequest(NamedTuple):
-    """What to write after right-padded prompts; it stays the same for a whole call.
+    """The continuations to write after right-padded prompts; the same for a whole call.
 
     Each prompt gets K continuations of N tokens, which share its cache and do not see each other.
     """

@@ -330,7 +330,7 @@ class LM:
         return -(-bucket(length) // chunks) * chunks
 
     def _checked(self, tokens: Any) -> np.ndarray:
-        """The tokens as int32 [B, T]; raises ValueError if they are no such ids."""
+        """The tokens as int32 [B, T]; raises ValueError if they are not token ids."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError(

@@ -47,7 +47,7 @@ class Trainable(abc.ABC):
         return params
 
     def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
-        """What the microbatches of a step need in addition to data: arrays [accumulate, ...].
+        """The inputs of a step's microbatches in addition to data: arrays [accumulate, ...].
 
         A function of the arguments alone.
         """

@@ -1,1 +1,1 @@
-"""What a run needs, known before it is launched: memory, operations, time. Nothing is allocated."""
+"""The needs of a run before it is launched: memory, operations, time. Nothing is allocated."""

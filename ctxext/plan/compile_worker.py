@@ -1,4 +1,4 @@
-"""The process behind `compile_request`: it compiles a training step for devices that are not there.
+"""The process of `compile_request`: it compiles a training step for devices that are not there.
 
 It is a separate one because jax fixes its platforms, and libtpu its topology, once per process. XLA
 compiles for a description of the devices, which libtpu has for TPUs and `gpu_target` for GPUs.

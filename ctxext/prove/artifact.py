@@ -1,4 +1,4 @@
-"""What a proof is about: a model in one of the formats, or a PEFT adapter with its base."""
+"""The subject of a proof: a model in one of the formats, or a PEFT adapter with its base."""
 
 import dataclasses
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Evaluation records to a verdict in words, tables with intervals, and one page about runs.
 
-Three rooms, one after the other:
+Three packages, one after the other:
 
 analysis/  records -> groups -> numbers with intervals (`results.Results` holds all of them)
 drawing/   SVG charts, heatmaps and colours, which know nothing of evaluations

@@ -13,7 +13,7 @@ TAIL = 12
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a trial may use, and how many run at a time; no launcher uses all of it."""
+    """The resources of a trial, and how many run at a time; no launcher uses all of it."""
 
     jobs: int = 1
     cpus: int = 1

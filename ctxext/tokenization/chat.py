@@ -27,7 +27,7 @@ LLAMA2 = """
     {%- endif -%}
 {%- endfor -%}
 """
-"""The format of Llama 2's own code: each question with its answer is a sequence of its own."""
+"""The format of Llama 2's own code: each question with its answer is a separate sequence."""
 
 
 @dataclasses.dataclass(frozen=True)

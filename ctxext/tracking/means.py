@@ -1,4 +1,4 @@
-"""What trackers draw: the numbers of training metrics by step, and means of records by length."""
+"""Curves for trackers: the numbers of training metrics by step, and means of records by length."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def eval_logs(records: Iterable[EvalRecord]) -> Iterator[dict[str, float]]:
 def means(records: Iterable[EvalRecord]) -> dict[tuple[int, str], dict[str, float]]:
     """Means by (seq_len, "<evaluation>/<model>") of every true-or-false or fractional field.
 
-    Controls are evaluations of their own. Texts also have nats_per_token: all nats / all tokens.
+    Controls are separate evaluations. Texts also have nats_per_token: all nats / all tokens.
     """
     groups: dict[tuple[int, str], list[EvalRecord]] = {}
     for record in records:

@@ -40,7 +40,7 @@ class Batches:
         return contextlib.closing(prefetch(self.draw, start, stop))
 
     def draw(self, step: int) -> Batch:
-        """The A B rows of a step, of which this process makes those of its own devices."""
+        """The A B rows of a step; this process builds those of its own devices."""
         settings = self._experiment.train
         return make_batch(
             self._rows,

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: progress on stderr, rows of metrics to the trackers."""
+"""Reports of a run while it trains: progress on stderr, rows of metrics to the trackers."""
 
 import sys
 import time

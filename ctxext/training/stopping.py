@@ -17,7 +17,7 @@ from ctxext.parallel import distributed
 
 
 class Request(enum.IntEnum):
-    """What a process may request after a step; a larger one includes the smaller ones."""
+    """A request of a process after a step; a larger one includes the smaller ones."""
 
     NOTHING = 0
     SAVE = 1

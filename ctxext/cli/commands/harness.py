@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Tasks, groups of tasks, or YAML files.",
     )
     parser.add_argument(
-        "--include-path", type=Path, metavar="DIR", help="A directory with tasks of your own."
+        "--include-path", type=Path, metavar="DIR", help="A directory with your own tasks."
     )
     parser.add_argument(
         "--against",

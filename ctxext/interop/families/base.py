@@ -1,4 +1,4 @@
-"""What the formats have to know about a family of models."""
+"""The description of a family of models that reading and writing its formats needs."""
 
 import dataclasses
 import re

@@ -35,8 +35,8 @@ class Gain:
         return len(self.pairs)
 
     @cached_property
-    def nats(self) -> Interval:
-        """With a bootstrap over documents."""
+    def mean(self) -> Interval:
+        """The mean with a bootstrap over documents."""
         gains = [
             without.scores.answer_nll - with_needle.scores.answer_nll
             for with_needle, without in self.pairs
@@ -51,7 +51,7 @@ class Gain:
             "method": self.variant.model.label,
             "seq_len": self.seq_len,
             "n": self.n,
-            **self.nats._asdict(),
+            **self.mean._asdict(),
         }
 
 

@@ -1,4 +1,4 @@
-"""What wrong answers are: how many of each kind of mistake, by variant and length."""
+"""Wrong answers by kind of mistake, for each variant and length."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -37,20 +37,20 @@ class Perplexity:
         return len(set(documents(self._scored)))
 
     @cached_property
-    def nats(self) -> Interval | None:
-        """Nats per token with a bootstrap over documents; None where no token was scored."""
+    def nll(self) -> Interval | None:
+        """Mean nats per token, a bootstrap over documents; None where no token was scored."""
         if not self._scored:
             return None
         sums = [_sums(record) for record in self._scored]
         return ratio_bootstrap(
-            [nll for nll, _ in sums], [n for _, n in sums], documents(self._scored)
+            [total for total, _ in sums], [n for _, n in sums], documents(self._scored)
         )
 
     @property
     def perplexity(self) -> Interval | None:
-        if self.nats is None:
+        if self.nll is None:
             return None
-        value, low, high = self.nats
+        value, low, high = self.nll
         return Interval(
             math.exp(value),
             None if low is None else math.exp(low),
@@ -60,10 +60,10 @@ class Perplexity:
     @property
     def bits_per_byte(self) -> float | None:
         """The mean in bits, times tokens per byte of text."""
-        if self.nats is None:
+        if self.nll is None:
             return None
         num_bytes = sum(record.scores.num_bytes for record in self._scored)
-        return self.nats.value / math.log(2) * self.count / num_bytes
+        return self.nll.value / math.log(2) * self.count / num_bytes
 
     @cached_property
     def _scored(self) -> list[LossRecord]:
@@ -76,7 +76,7 @@ class Perplexity:
             "perplexity": value,
             "low": low,
             "high": high,
-            "nats_per_token": None if self.nats is None else self.nats.value,
+            "nats_per_token": None if self.nll is None else self.nll.value,
             "bits_per_byte": self.bits_per_byte,
             "count": self.count,
             "documents": self.num_documents,
@@ -106,8 +106,8 @@ class PositionCurve:
     variant: Variant
     records: Sequence[LossRecord]
     edges: tuple[int, ...]
-    nats: list[Interval]
-    """By bin, with bootstraps over documents."""
+    nll: list[Interval]
+    """Means by bin, with bootstraps over documents."""
     counts: list[int]
 
     @property
@@ -123,10 +123,10 @@ class PositionCurve:
         return {
             **labels(self.records[0]),
             "edges": list(self.edges),
-            "nll": [x.value for x in self.nats],
+            "nll": [x.value for x in self.nll],
             "count": self.counts,
-            "low": [x.low for x in self.nats],
-            "high": [x.high for x in self.nats],
+            "low": [x.low for x in self.nll],
+            "high": [x.high for x in self.nll],
         }
 
 
@@ -142,7 +142,10 @@ def position_curves(
 
 def _position_curve(variant: Variant, records: Sequence[LossRecord]) -> PositionCurve:
     bins: list[PositionLosses] = [r.scores.by_position for r in records if r.scores.by_position]
-    nll = list(zip(*(b.nll for b in bins), strict=True))
-    count = list(zip(*(b.count for b in bins), strict=True))
-    nats = [ratio_bootstrap(x, n, documents(records)) for x, n in zip(nll, count, strict=True)]
-    return PositionCurve(variant, records, bins[0].edges, nats, [sum(n) for n in count])
+    sums_by_bin = zip(*(b.nll for b in bins), strict=True)
+    counts_by_bin = list(zip(*(b.count for b in bins), strict=True))
+    nll = [
+        ratio_bootstrap(sums, counts, documents(records))
+        for sums, counts in zip(sums_by_bin, counts_by_bin, strict=True)
+    ]
+    return PositionCurve(variant, records, bins[0].edges, nll, [sum(n) for n in counts_by_bin])

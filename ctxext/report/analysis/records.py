@@ -161,14 +161,16 @@ def task_results(records: Sequence[EvalRecord]) -> list[TaskResults]:
     Controls belong to the task with their settings, else to one with the same name and fields.
     """
     names = {variant.model: variant for variant in variants(records)}
-    asked = answers(records)
-    by_settings = group((r for r in asked if not is_control(r)), lambda record: record.settings)
+    all_answers = answers(records)
+    by_settings = group(
+        (r for r in all_answers if not is_control(r)), lambda record: record.settings
+    )
     # The first settings of a task win, so that they are written last.
     settings_of = {_task(own[0]): key for key, own in reversed(by_settings.items())}
     controls: dict[str | None, list[AnswerRecord]] = {}
-    for record in filter(is_control, asked):
-        known = record.settings in by_settings
-        key = record.settings if known else settings_of.get(_task(record))
+    for record in filter(is_control, all_answers):
+        has_task = record.settings in by_settings
+        key = record.settings if has_task else settings_of.get(_task(record))
         controls.setdefault(key, []).append(record)
     titles = [own[0].question.title for own in by_settings.values()]
     return [

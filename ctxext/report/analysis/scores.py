@@ -89,8 +89,8 @@ class Scores:
     @cached_property
     def nll(self) -> Interval:
         """Mean nats per token of the right answer, with a bootstrap over documents."""
-        nats = [record.scores.answer_nll for record in self.records]
-        return ratio_bootstrap(nats, [1] * len(nats), documents(self.records))
+        losses = [record.scores.answer_nll for record in self.records]
+        return ratio_bootstrap(losses, [1] * self.n, documents(self.records))
 
     @property
     def answer_probability(self) -> float:

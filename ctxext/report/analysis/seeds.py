@@ -155,11 +155,11 @@ def _without_seed(model: EvaluatedModel) -> EvaluatedModel:
 
 
 def _check_same_questions(model: EvaluatedModel, by_seed: BySeed, seeds: Sequence[int]) -> None:
-    asked = {
+    question_sets = {
         frozenset((record.item, record.question.prompt_sha256) for record in records)
         for records in by_seed.values()
     }
-    if len(asked) > 1 or len(by_seed) < len(seeds):
+    if len(question_sets) > 1 or len(by_seed) < len(seeds):
         raise ValueError(
             f"{model.label}: not every one of the seeds {', '.join(map(str, seeds))} was asked the "
             "same questions; let the runs finish, or leave out the seed that lacks them"
@@ -181,8 +181,8 @@ def _seed_variant(
     hits = [100 * record.scores.correct for record in by_length[longest]]
     rate = ratio_bootstrap(hits, [1] * len(hits), documents(by_length[longest]))
     over_plain = None if model == plain else _points_over(by_model[plain], by_seed, longest)
-    asked = {n: len(records) // len(by_seed) for n, records in by_length.items()}
-    return SeedVariant(model.label, correct, asked, rate, over_plain)
+    num_asked = {n: len(records) // len(by_seed) for n, records in by_length.items()}
+    return SeedVariant(model.label, correct, num_asked, rate, over_plain)
 
 
 def _points_over(a: BySeed, b: BySeed, seq_len: int) -> Interval:

@@ -92,8 +92,8 @@ class Study:
 
         By accuracy there, then by effective context.
         """
-        asked = [v for v in self.task.variants if v.trained and self._at_longest(v)]
-        return sorted(asked, key=self._merit, reverse=True)
+        trained = [v for v in self.task.variants if v.trained and self._at_longest(v)]
+        return sorted(trained, key=self._merit, reverse=True)
 
     def _at_longest(self, variant: Variant) -> list[AnswerRecord]:
         return self.task.select(variant, self.task.longest)
@@ -128,11 +128,11 @@ class Study:
 
     @property
     def control_variant(self) -> Variant | None:
-        """The variant whose controls stand for all: the best, else the first that was asked any."""
-        asked = {record.model for record in self.task.controls}
-        if self.best and self.best.model in asked:
+        """The variant whose controls represent all: the best, else the first that was asked any."""
+        with_controls = {record.model for record in self.task.controls}
+        if self.best and self.best.model in with_controls:
             return self.best
-        return next((v for v in self.task.variants if v.model in asked), None)
+        return next((v for v in self.task.variants if v.model in with_controls), None)
 
     def comparisons(self) -> list[Comparison]:
         """Trained variants against no scaling, against zero-shot and against the best.

@@ -42,9 +42,9 @@ class SuiteMean:
 def suite_means(records: Iterable[EvalRecord], variants: Sequence[Variant]) -> list[SuiteMean]:
     """Every suite, variant and length. A task is known by name and fields; all weigh the same."""
     by_model = {variant.model: variant for variant in variants}
-    asked = [r for r in answers(records) if r.question.suite and not is_control(r)]
+    of_suites = [r for r in answers(records) if r.question.suite and not is_control(r)]
     means = []
-    for suite, of_suite in group(asked, lambda record: record.question.suite).items():
+    for suite, of_suite in group(of_suites, lambda record: record.question.suite).items():
         expected = _expected_tasks(suite, of_suite)
         cells = group(of_suite, lambda record: (record.model, record.seq_len))
         for (model, seq_len), own in cells.items():

@@ -30,4 +30,4 @@ class Heatmap:
     rows: Sequence[Line]
     note: str = ""
     below: Sequence[Line] = ()
-    """What the rows are compared with."""
+    """Rows under the others, which these are compared with."""

@@ -91,13 +91,13 @@ def _controls_text(study: Study) -> str:
     variant = study.control_variant
     texts = []
     for condition, name in CONTROLS.items():
-        asked = seq_lens(task.select_controls(variant, condition)) if variant else []
-        if not asked:
+        control_lens = seq_lens(task.select_controls(variant, condition)) if variant else []
+        if not control_lens:
             texts.append(f"{name} {NOT_ASKED}")
-        elif asked == task.seq_lens:
+        elif control_lens == task.seq_lens:
             texts.append(name)
         else:
-            texts.append(f"{name} at {', '.join(f'{n:,}' for n in asked)} only")
+            texts.append(f"{name} at {', '.join(f'{n:,}' for n in control_lens)} only")
     of_variant = f", of {variant.name}" if variant else ""
     dotted = BASELINE if study.baselines else f"{BASELINE}, {NOT_ASKED}"
     return f"Grey{of_variant}: {'; '.join(texts)}. Dotted across: {dotted}."
@@ -139,7 +139,7 @@ def gain_chart(study: Study, styles: Styles, key: str) -> Chart | None:
     for variant, own in by_variant.items():
         own.sort(key=lambda gain: gain.seq_len)
         label, style = styles[variant]
-        points = [Point(gain.seq_len, *gain.nats) for gain in own]
+        points = [Point(gain.seq_len, *gain.mean) for gain in own]
         lines.append(Line(label, variant.name, style, points))
     title = f"{task.name}: context gain by length"
     description = (

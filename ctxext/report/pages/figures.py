@@ -181,9 +181,9 @@ def position_chart(
     for curve in curves:
         label, style = styles[curve.variant]
         middles = [math.sqrt(first * last) for first, last in curve.bins]
-        at = [Point(x, *nats) for x, nats in zip(middles, curve.nats, strict=True)]
+        points = [Point(x, *nll) for x, nll in zip(middles, curve.nll, strict=True)]
         interval = _interval(curve.variant, variants)
-        lines.append(Line(label, curve.variant.name, style, at, interval, markers=False))
+        lines.append(Line(label, curve.variant.name, style, points, interval, markers=False))
     title = position_title(curves[0])
     description = (
         f"Lines for {len(lines)} variants against tokens seen before, {_bands_text(lines)}; lower "

@@ -140,7 +140,7 @@ def gain_by_depth(study: Study, variant: Variant) -> Heatmap | None:
     lengths = sorted({seq_len for _, seq_len in cells})
     if len(depths) < 2:
         return None
-    largest = max(abs(gain.nats.value) for gain in of_variant) or 1.0
+    largest = max(abs(gain.mean.value) for gain in of_variant) or 1.0
     coloured = {at: _gain_cell(gain, largest) for at, gain in cells.items()}
     lines = [(f"{depth:g}", [coloured.get((depth, n)) for n in lengths]) for depth in depths]
     note = (
@@ -152,7 +152,7 @@ def gain_by_depth(study: Study, variant: Variant) -> Heatmap | None:
 
 
 def _gain_cell(gain: Gain, largest: float) -> Cell:
-    value, low, high = gain.nats
+    value, low, high = gain.mean
     small = f"n = {gain.n}" if low is None else f"{low:.1f} to {high:.1f}"
     return Cell(f"{value:.2f}", small, *diverging(value / largest), hatched=False)
 

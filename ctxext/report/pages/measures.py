@@ -1,4 +1,4 @@
-"""What is measured of answers, and what it is called."""
+"""The measures of answers, with their names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ctxext.report.analysis.scores import Scores
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of the answers to some questions, with what it is called."""
+    """A number of the answers to some questions, with its name."""
 
     key: str
     title: str

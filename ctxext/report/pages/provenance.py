@@ -99,7 +99,7 @@ ERRORS = {
     "logits": "logits, its angles",
     "logits_exact_angles": "logits, exact angles",
 }
-"""What readers report in proof.json, and how it is called."""
+"""The keys of readers' errors in proof.json, with their names on the page."""
 
 
 def describe_proof(proof: dict[str, Any]) -> Proof:

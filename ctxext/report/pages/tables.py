@@ -188,12 +188,12 @@ def controls_table(study: Study) -> Table[Any]:
     controls = study.control_scores
     lines: list[Line[Scores]] = []
     for condition, name in CONTROLS.items():
-        asked = group((s for s in controls if s.condition == condition), lambda s: s.variant)
-        for variant, own in asked.items():
+        by_variant = group((s for s in controls if s.condition == condition), lambda s: s.variant)
+        for variant, own in by_variant.items():
             by_length = {s.seq_len: s for s in own}
             lines.append(Line(f"{name}, {variant.name}", by_length, NOT_ASKED))
-        if left := len(task.variants) - len(asked):
-            others = _others_text(left) if asked else "every variant"
+        if left := len(task.variants) - len(by_variant):
+            others = _others_text(left) if by_variant else "every variant"
             lines.append(Line(f"{name}, {others}", {}, NOT_ASKED))
     for baseline in study.baselines:
         (own,) = scores(baseline.records, task.variants)
@@ -235,7 +235,7 @@ def gain_table(task: TaskResults) -> Table[Any]:
     if left := len(task.variants) - len(by_variant):
         notes = [f"{_others_text(left)} not asked without the needle"]
     flat = [gain for of_variant in by_variant.values() for gain in of_variant]
-    return table_by_length(title, flat, lambda g: f"{g.nats:.2f} of {g.n}", key="gain", notes=notes)
+    return table_by_length(title, flat, lambda g: f"{g.mean:.2f} of {g.n}", key="gain", notes=notes)
 
 
 def mistakes_table(task: TaskResults) -> Table[Mistakes]:
@@ -330,8 +330,8 @@ def suite_table(suite: str, means: Sequence[SuiteMean]) -> Table[Any]:
 
     def text(mean: SuiteMean) -> str:
         error = "" if mean.error is None else f" SE {mean.error:.1f}"
-        asked = len(mean.tasks)
-        return f"{mean.percent:.1f}{error}, {asked}/{asked + len(mean.missing)}"
+        num_asked = len(mean.tasks)
+        return f"{mean.percent:.1f}{error}, {num_asked}/{num_asked + len(mean.missing)}"
 
     incomplete = [mean for mean in means if mean.missing]
     num_variants = len({mean.variant for mean in means})
@@ -383,12 +383,12 @@ def perplexity_table(records: Sequence[LossRecord], variants: Sequence[Variant])
 def position_table(curves: Sequence[PositionCurve]) -> Table[PositionCurve]:
     """Nats per token by the number of tokens seen before."""
 
-    def nats(index: int) -> Callable[[PositionCurve], str]:
-        return lambda curve: f"{curve.nats[index].value:.2f}"
+    def nll_text(index: int) -> Callable[[PositionCurve], str]:
+        return lambda curve: f"{curve.nll[index].value:.2f}"
 
     columns = [Column[PositionCurve]("tokens seen before", lambda curve: curve.variant.name)]
     for i, (first, last) in enumerate(curves[0].bins):
-        columns.append(Column(f"{first}-{last}", nats(i)))
+        columns.append(Column(f"{first}-{last}", nll_text(i)))
     return Table(position_title(curves[0]), columns, curves, key="by_position", results=curves)
 
 
@@ -406,10 +406,10 @@ def overview_tables(studies: Sequence[Study]) -> list[Table[Any]]:
     variants = dict.fromkeys(v for study in studies for v in study.task.variants)
     tables = []
     for variant in variants:
-        asked = [study for study in studies if study.task.select(variant)]
-        records = [record for study in asked for record in study.task.select(variant)]
+        own_studies = [study for study in studies if study.task.select(variant)]
+        records = [record for study in own_studies for record in study.task.select(variant)]
         if len(seq_lens(records)) > 1:
-            tables.append(_overview_table(variant, asked, seq_lens(records)))
+            tables.append(_overview_table(variant, own_studies, seq_lens(records)))
     return tables
 
 
@@ -477,12 +477,12 @@ def position_numbers(title: str, curves: Sequence[PositionCurve]) -> Table[Any]:
         [
             curve.variant.name,
             f"{first:,}" if first == last else f"{first:,} to {last:,}",
-            f"{nats.value:.3f}",
-            nats.bounds(".3f", ONE_DOCUMENT),
+            f"{nll.value:.3f}",
+            nll.bounds(".3f", ONE_DOCUMENT),
             f"{count:,}",
         ]
         for curve in curves
-        for (first, last), nats, count in zip(curve.bins, curve.nats, curve.counts, strict=True)
+        for (first, last), nll, count in zip(curve.bins, curve.nll, curve.counts, strict=True)
     ]
     header = ["variant", "tokens seen before", "nats per token", "95 % interval", "tokens"]
     return table_of_texts(title, header, lines)

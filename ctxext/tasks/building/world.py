@@ -133,14 +133,14 @@ def _events(rng: np.random.Generator, count: int, verbs: Sequence[Verb]) -> list
         }
         possible: list[Verb] = [verb for verb in verbs if options[verb]]
         verb = possible[int(rng.integers(len(possible)))]
-        person, what = options[verb][int(rng.integers(len(options[verb])))]
-        events.append(Event(verb, person, what))
+        person, target = options[verb][int(rng.integers(len(options[verb])))]
+        events.append(Event(verb, person, target))
         if verb == "move":
-            place_of[person] = what
+            place_of[person] = target
         elif verb == "take":
-            holder_of[what] = person
+            holder_of[target] = person
         else:
-            del holder_of[what]
+            del holder_of[target]
         if has_places:
             spot_of |= {thing: place_of[p] for thing, p in holder_of.items()}
     return events
@@ -186,11 +186,11 @@ def _things(events: Sequence[Event]) -> dict[str, _Thing]:
             continue
         if verb == "take":
             held[what] = (person, i)
-            known = things.get(what, _Thing((events[moved[person]].what,), (0, 0)))
+            thing_before = things.get(what, _Thing((events[moved[person]].what,), (0, 0)))
         else:
             del held[what]
-            known = things[what]
-        things[what] = known._replace(here=(moved[person], i))
+            thing_before = things[what]
+        things[what] = thing_before._replace(here=(moved[person], i))
     return things
 
 
