@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).parent
 
 STANDARD = {
-    "attention_factor": "m, the factor on queries and keys; None takes the method's own formula.",
+    "attention_factor": "m, the factor on queries and keys; None: by the method's formula.",
     "batch_tokens": "About how many tokens go through the model at once.",
     "beta_fast": "Turns per window above which a pair keeps its frequency.",
     "beta_slow": "Turns per window below which a pair is fully interpolated.",
@@ -172,6 +172,12 @@ def methods_page() -> str:
         "`--json` adds the reason of every refusal.",
         "",
         *(f"* {line}" for line in LEGEND),
+        "",
+        "In the formulas, L is the window of pre-training and L' the target window, in tokens; l is",
+        "the length of a text and T of a row; d is the head dimension, and pair i rotates by f_i per",
+        "position, f_i L / 2 pi turns in a window. A method gives f'_i and m, the factor on queries",
+        "and keys, so that logits scale by m^2. r_i is YaRN's ramp, from 0 at `beta_fast` turns to 1",
+        "at `beta_slow`.",
         "",
     ]
     titles = {"rope": "Frequencies", "attention": "Attention", "positions": "Training positions"}

@@ -1,9 +1,9 @@
 """The formats that a whole model is written in: one row each.
 
-Everything else is derived from this table: what `ctxext.export` and `Export.to` of an experiment
-accept, the choices of the command line, the columns of the support matrix, what `ctxext.load` opens
-and what `prove` recognises. The independent reader that a format is proven with lives in
-`ctxext/prove/reference/`.
+What `ctxext.export` and `Export.to` of an experiment accept, the choices of the command line, the
+columns of the support matrix, what `ctxext.load` opens and what `prove` recognises are derived from
+this table. A format that is only written, as GGUF is, also needs its own way into `prove/artifact`.
+The independent reader that a format is proven with is in `ctxext/prove/reference/`.
 """
 
 import dataclasses

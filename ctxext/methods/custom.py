@@ -38,6 +38,7 @@ class Custom(RopeScaling):
     divisors: tuple[float, ...]
     """One divisor per pair, highest frequency first."""
     attention_factor: float
+    """m, the factor on queries and keys."""
 
     def __post_init__(self) -> None:
         check_divisors("divisors", self.divisors)

@@ -14,7 +14,7 @@ from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.meta_layout import rotary_heads, to_halves
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
-from ctxext.prove.reference import GGUFReference
+from ctxext.prove.reference.gguf import GGUFReference
 
 
 def dtypes(path: Path) -> dict[str, str]:

@@ -8,7 +8,10 @@ from ctxext.interop.pth import open_archive
 from ctxext.prove import llamacpp_reader, pytorch_readers
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
-from ctxext.prove.reference import GGUFReference, HFReference, MetaReference, ReferenceReader
+from ctxext.prove.reference.gguf import GGUFReference
+from ctxext.prove.reference.hf import HFReference
+from ctxext.prove.reference.llama import ReferenceReader
+from ctxext.prove.reference.meta import MetaReference
 from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
 
 Reader = Callable[[Artifact, list[ReaderInput]], ReaderOutput]

@@ -18,14 +18,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--evals",
         nargs="+",
         metavar="NAME",
-        choices=options.LazyNames(_tasks, others=True),  # pyright: ignore[reportArgumentType]
-        help="Retrieval: %(choices)s, and as published passkey:landmark|yarn|pi|longlora. "
-        "Suites: ruler, and "
-        "ruler:reference with RULER's own samples. Text: ppl, "
-        "ppl:token|yarn|pi|longlora|truncate, longppl, and "
-        "longppl:DIR with the key tokens that the model in DIR finds. controls: every named "
-        "retrieval without its "
-        "needle and without its haystack. Default: the standard suite.",
+        choices=options.LazyNames(_names, others=True),  # pyright: ignore[reportArgumentType]
+        help="%(choices)s; longppl:DIR takes the key tokens that the model in DIR finds; controls "
+        "repeats every named retrieval without its needle and without its haystack. Default: the "
+        "standard suite.",
     )
     parser.add_argument(
         "--seq-len",
@@ -79,10 +75,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_json(parser)
 
 
-def _tasks() -> Iterable[str]:
+def _names() -> Iterable[str]:
+    from ctxext.evals.suite import EVALUATIONS
     from ctxext.tasks import by_suite_name
 
-    return by_suite_name()
+    return [*by_suite_name(), *EVALUATIONS]
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:

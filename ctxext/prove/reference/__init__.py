@@ -4,10 +4,3 @@ On purpose they share no code with the model, the rotary embeddings or the loade
 formulas are written again from the papers and from the readers' own code, and the rotation is a
 product of complex numbers.
 """
-
-from ctxext.prove.reference.gguf import GGUFReference
-from ctxext.prove.reference.hf import HFReference
-from ctxext.prove.reference.llama import ReferenceReader
-from ctxext.prove.reference.meta import MetaReference
-
-__all__ = ["GGUFReference", "HFReference", "MetaReference", "ReferenceReader"]
