@@ -78,12 +78,12 @@ def test_shards_share_the_work_and_leave_the_records_of_one_process(tmp_path, ca
     for number in (3, 1, 2):
         shard = Shard.parse(f"{number}/3")
         found.append(evaluate(PERFECT, (GRID, PPL), sink=sink, shard=shard))
-    assert [len(records) for records in found] == sorted(
-        len(records) for records in found
-    ) and found[-1] == whole
+    assert [len(records) for records in found] == sorted(len(records) for records in found)
+    assert found[-1] == whole
     assert len(read_records(sink)) == len(whole)  # nothing twice
     err = capsys.readouterr().err
-    assert "passkey, none: 2 new of 8 records in" in err and "records belong to other shards" in err
+    assert "passkey, none: 2 new of 8 records in" in err
+    assert "records belong to other shards" in err
     for wrong in ("0/2", "3/2", "2", "a/b"):
         with pytest.raises(ValueError, match="is not a share of the work"):
             Shard.parse(wrong)
@@ -147,7 +147,8 @@ def test_a_checkpoint_under_two_methods(tmp_path):
     sink, records = evaluate_checkpoint(
         tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options
     )
-    assert sink == tmp_path / "out" / "records.jsonl" and records == read_records(sink)[-120:]
+    assert sink == tmp_path / "out" / "records.jsonl"
+    assert records == read_records(sink)[-120:]
     assert {(record.model.checkpoint, record.model.label) for record in records} == {
         ("base", "none"),
         ("base", "yarn(factor=2)"),

@@ -44,7 +44,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     monkeypatch.setattr(os, broken, full)
     with pytest.raises(OSError, match="No space"):
         write_text(path, "new")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
 
 
 def test_json_is_strict(tmp_path: Path):
@@ -112,7 +113,8 @@ def test_a_directory_appears_whole(tmp_path: Path):
     with atomic_directory(out) as directory:
         (directory / "sub").mkdir()
         (directory / "sub" / "file").write_text("x")
-        assert not out.exists() and directory.parent == out.parent
+        assert not out.exists()
+        assert directory.parent == out.parent
     assert (out / "sub" / "file").read_text() == "x"
     assert stat.S_IMODE(out.stat().st_mode) == 0o755
     assert os.listdir(out.parent) == ["out"]
@@ -168,13 +170,16 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
         dead.wait()
         mine = tmp_path / f"{paths[0].name}.mine"  # like theirs, but longer
         mine.write_text("x")
-        assert paths[0].exists() and not out.exists()
+        assert paths[0].exists()
+        assert not out.exists()
         with kind(out) as path:
-            assert (
-                path not in paths and not paths[0].exists() and paths[1].exists() and mine.exists()
-            )
+            assert path not in paths
+            assert not paths[0].exists()
+            assert paths[1].exists()
+            assert mine.exists()
             (path / "file" if path.is_dir() else path).write_text("whole")
-        assert (out / "file" if out.is_dir() else out).read_text() == "whole" and paths[1].exists()
+        assert (out / "file" if out.is_dir() else out).read_text() == "whole"
+        assert paths[1].exists()
     finally:
         for process in (dead, live):
             process.kill()

@@ -49,7 +49,8 @@ def test_steps_equal_adamw_written_out():
     optim = Optim(
         learning_rate=0.1, warmup_steps=2, schedule="linear", weight_decay=0.1, clip_norm=3.0
     )
-    params, gradients = tree(rng), [tree(rng) for _ in range(5)]
+    params = tree(rng)
+    gradients = [tree(rng) for _ in range(5)]
     gradients[2] = jax.tree.map(lambda g: g / 100, gradients[2])  # one that is not clipped
     # Two steps of warm-up, then down to 0 at the last of five.
     rates = [0.1 / 3, 0.2 / 3, 0.1, 0.05, 0.0]
@@ -80,7 +81,8 @@ def test_a_group_with_another_rate_equals_its_own_optimiser():
     params = jax.tree.map(jnp.float32, tree(rng))
     multiples = {"embedding": 9.0, "weight": 4.0, "kernel": 0.5}
     transformation = optim.build(5)
-    got, state = params, transformation.init(params)
+    got = params
+    state = transformation.init(params)
     clip = optax.clip_by_global_norm(2.0)
     alone = {
         name: optax.adamw(

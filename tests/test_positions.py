@@ -26,7 +26,8 @@ def sample(positions, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 def test_contiguous_positions_are_indices():
     out = sample(Contiguous(), (3, 5))
-    assert out.dtype == np.int32 and out.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert out.dtype == np.int32
+    assert out.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 METHODS = [PoSE(96), PoSE(96, 3), PoSE(96, 24), RandPos(96), RandomGaps(96)]
@@ -36,8 +37,11 @@ METHODS = [PoSE(96), PoSE(96, 3), PoSE(96, 24), RandPos(96), RandomGaps(96)]
 @pytest.mark.parametrize("length", [24, 25, 95, 96])
 def test_rows_increase_strictly_inside_the_target(method, length: int):
     out = sample(method, (200, length))
-    assert out.shape == (200, length) and out.dtype == np.int32
-    assert out.min() >= 0 and out.max() < 96 and (np.diff(out, axis=1) >= 1).all()
+    assert out.shape == (200, length)
+    assert out.dtype == np.int32
+    assert out.min() >= 0
+    assert out.max() < 96
+    assert (np.diff(out, axis=1) >= 1).all()
     assert length < 96 or (out == np.arange(96)).all(), "no room, no choice"
     assert (out == sample(method, (200, length))).all()
     assert length > 25 or len(np.unique(out, axis=0)) > 20
@@ -49,7 +53,8 @@ def test_rows_increase_strictly_inside_the_target(method, length: int):
 def test_pose_is_two_runs_inside_the_window(length: int, reach: int):
     out = sample(PoSE(reach), (200, length))
     steps = np.diff(out, axis=1)
-    assert (out[:, 0] == 0).all() and out.max() < reach
+    assert (out[:, 0] == 0).all()
+    assert out.max() < reach
     assert (steps >= 1).all() and ((steps > 1).sum(1) <= 1).all(), (
         "increasing, with at most one jump"
     )
@@ -71,7 +76,8 @@ def assert_follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
     """Pearson's statistic of rows against their probabilities is within 5 sigma of its mean."""
     assert abs(sum(law.values()) - 1) < 1e-12
     counts = Counter(map(tuple, rows.tolist()))
-    assert set(counts) <= set(law) and min(law.values()) * len(rows) > 5
+    assert set(counts) <= set(law)
+    assert min(law.values()) * len(rows) > 5
     expected = {row: p * len(rows) for row, p in law.items()}
     statistic = sum((counts[row] - count) ** 2 / count for row, count in expected.items())
     assert abs(statistic - (len(law) - 1)) < 5 * (2 * (len(law) - 1)) ** 0.5
@@ -82,7 +88,8 @@ def assert_follows(rows: np.ndarray, law: dict[tuple[int, ...], float]) -> None:
 )
 def test_pose_follows_its_law(length: int, reach: int, chunks: int):
     """Lengths are uniform and independent, and u_i ~ U{u_{i-1} .. L' - T} with u_0 = 0."""
-    longest, slack = (length + 1) // chunks, reach - length
+    longest = (length + 1) // chunks
+    slack = reach - length
     law: dict[tuple[int, ...], float] = {}
     for lengths in itertools.product(range(1, longest + 1), repeat=chunks - 1):
         for skips in itertools.combinations_with_replacement(range(slack + 1), chunks - 1):
@@ -113,10 +120,12 @@ def test_random_gaps_follow_their_law():
 
 
 def test_random_gaps_are_up_to_two_tokens_and_one_on_average():
-    F, T = 8, 256
+    F = 8
+    T = 256
     rows = sample(RandomGaps(F * T), (4000, T))
     gaps = np.diff(rows, axis=1) / F  # tokens, as Linear(F) reads them
-    assert gaps.min() == 1 / F and gaps.max() <= 2
+    assert gaps.min() == 1 / F
+    assert gaps.max() <= 2
     full = rows[:, -1] == F * T - 1
     assert abs(full.mean() - 0.5) < 5 * 0.5 / 4000**0.5, (
         "half of the rows outgrow their tokens, and are shrunk to fit"
@@ -167,7 +176,8 @@ def test_the_second_chunk_sees_the_first_and_nobody_the_future(kernel: str):
         changed = tokens.copy()
         changed[0, place] = (changed[0, place] + 1) % tiny.VOCAB
         difference = abs(np.asarray(lm.logits(changed, positions=POSITIONS)) - before).max(-1)[0]
-        assert (difference[:place] == 0).all() and (difference[place:] > 1e-4).all()
+        assert (difference[:place] == 0).all()
+        assert (difference[place:] > 1e-4).all()
     contiguous = np.asarray(lm.logits(tokens))
     np.testing.assert_allclose(before[:, :10], contiguous[:, :10], atol=2e-5)
     assert abs(before[:, 10:] - contiguous[:, 10:]).max() > 1e-2

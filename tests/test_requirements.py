@@ -71,7 +71,8 @@ def test_the_error_s_commands_make_what_is_missing(
         "ppl:truncate reads proof-pile, which is not there: 3 documents of at least 500 tokens"
         in line
     )
-    assert "data reads long-text, which is not there" in line and "--data.path" in line
+    assert "data reads long-text, which is not there" in line
+    assert "--data.path" in line
     assert not (here / "runs").exists()
     for part in line.split("which is not there")[1:]:
         command = part[part.index("ctxext prepare") :].split(", or name")[0].partition(";")[0]
@@ -84,7 +85,8 @@ def test_training_alone_wants_its_own_text_alone(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = said(["train", "needy.py", "--no-wandb"], capsys)
-    assert "long-text" in line and "proof-pile" not in line
+    assert "long-text" in line
+    assert "proof-pile" not in line
     assert main(["train", "needy.py", "--no-wandb", "--data.path", texts(here / "mine", 40)]) == 0
     capsys.readouterr()
     assert "proof-pile" in said(["run", "needy.py", "--no-wandb", "--data.path", "mine"], capsys)
@@ -151,7 +153,8 @@ def test_questions_and_documents_that_do_not_fit_are_refused_before_training(
     file = FILE.replace(perplexity, retrieval)
     (here / "needy.py").write_text(file.replace("import RollingPerplexity", "import Retrieval"))
     run[-1] = "other"
-    assert "passkey: " in (line := last_error_line(run, capsys)) and "16" in line
+    assert "passkey: " in (line := last_error_line(run, capsys))
+    assert "16" in line
     for name in ("out", "other"):
         assert not list((here / name).glob("checkpoints/*"))
         assert not (here / name / "metrics.jsonl").exists()

@@ -50,7 +50,8 @@ def test_tables_are_exact_at_any_position(scaling: RopeScaling):
     for compute in (tables, lambda rotation, p: rotation.tables(p)):
         got = compute(rope.rotation(), jnp.asarray(POSITIONS, jnp.int32))
         for actual, expected in zip(got, exact(rope, POSITIONS), strict=True):
-            assert actual.dtype == jnp.float32 and actual.shape == (len(POSITIONS), 64)
+            assert actual.dtype == jnp.float32
+            assert actual.shape == (len(POSITIONS), 64)
             assert abs(np.asarray(actual, np.float64) - expected).max() <= 1e-6
 
 
@@ -134,7 +135,8 @@ def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
             assert set(kinds) == {jnp.dtype("float32")}
         if equation.primitive.name == "convert_element_type" and kinds[-1] == jnp.bfloat16:
             assert kinds[0] == jnp.float32, "integers never become bfloat16"
-    assert num_tables >= 2 and num_bfloat16 > 20
+    assert num_tables >= 2
+    assert num_bfloat16 > 20
 
 
 def test_rotation_is_the_matrix_of_the_pair():
@@ -222,7 +224,8 @@ def test_a_scaling_that_follows_the_length_undeclared_is_refused():
 
 
 def test_fixed_frequencies_are_one_object_at_every_length():
-    yarn, dynamic = Yarn(8.0), DynamicNTK(2.0)
+    yarn = Yarn(8.0)
+    dynamic = DynamicNTK(2.0)
     assert rope_at(yarn, LLAMA2, 1) is rope_at(yarn, LLAMA2, 10**6)
     assert rotation_at(yarn, LLAMA2, 1) is rotation_at(yarn, LLAMA2, 10**6)
     assert rope_at(yarn, LLAMA2, 1).equals(yarn.rope(LLAMA2, 32768))

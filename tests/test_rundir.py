@@ -80,7 +80,8 @@ def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, here):
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "ctxext"} <= set(
         facts["versions"]
     )
-    assert facts["device"] == "cpu" and "git_commit" in facts
+    assert facts["device"] == "cpu"
+    assert "git_commit" in facts
     run.record(
         {"data": {"sha256": "a"}, "device": "gpu"}, fixed=("data",)
     )  # another device is recorded, not refused
@@ -111,7 +112,8 @@ def _hold(path, held, done):
 def test_two_processes_do_not_train_in_one_directory(tmp_path, here):
     run = RunDir(tmp_path / "run").open(here)
     context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
+    held = context.Event()
+    done = context.Event()
     other = context.Process(target=_hold, args=(run.path, held, done))
     other.start()
     try:

@@ -74,7 +74,8 @@ def test_a_comparison_in_processes(tmp_path: Path):
         limits.decode_bytes(case) * 7 / seconds["median"] / result["read_bandwidth"],
     )
     text = tables.describe({"decode": {"comparisons": [result]}})
-    assert text.startswith("decode, 2 x 64 + 8 new") and "of the memory roofline" in text
+    assert text.startswith("decode, 2 x 64 + 8 new")
+    assert "of the memory roofline" in text
     charts = tables.length_charts([result, {**result, "tokens": 28}])
     assert [chart.numbers.cells[1][1] for chart in charts] == ["28", "28"]
 
@@ -91,7 +92,8 @@ def test_the_command_with_transformers(tmp_path, capsys, monkeypatch):
     for result in (*figures["step"]["comparisons"], *figures["memory"]["comparisons"]):
         assert result["same"]
         assert result["ratio"]["low"] <= result["ratio"]["median"] <= result["ratio"]["high"]
-    assert out.exists() and (tmp_path / "cost-memory.svg").exists()
+    assert out.exists()
+    assert (tmp_path / "cost-memory.svg").exists()
 
 
 def test_a_case_passes_to_another_process_unchanged():
@@ -144,7 +146,9 @@ def test_bandwidth_is_of_the_quickest_round(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(limits.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(limits.np, "max", lambda part: read.append(part.nbytes))
-    assert limits.read_bandwidth(2**20, 3) == 2**21 and sum(read) == 3 * 2**20 and len(read) == 6
+    assert limits.read_bandwidth(2**20, 3) == 2**21
+    assert sum(read) == 3 * 2**20
+    assert len(read) == 6
 
 
 def test_the_time_of_an_accelerator_is_that_of_its_kernels_without_gaps_and_overlaps():
@@ -185,7 +189,8 @@ def test_the_time_of_an_accelerator_is_that_of_its_kernels_without_gaps_and_over
 def test_only_bfloat16_on_a_known_device_has_an_mfu():
     case = standard_cases("gpu")["step"][0]
     share = limits.mfu(case, 1.0, "NVIDIA H100 80GB HBM3")
-    assert share is not None and share == pytest.approx(limits.model_flops(case) / 989e12, rel=0.01)
+    assert share is not None
+    assert share == pytest.approx(limits.model_flops(case) / 989e12, rel=0.01)
     assert limits.mfu(case, 1.0, "cpu") is None
     exact = dataclasses.replace(case, dtype="float32")
     assert limits.mfu(exact, 1.0, "NVIDIA H100 80GB HBM3") is None

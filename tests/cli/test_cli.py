@@ -93,9 +93,11 @@ def test_run_writes_everything(finished: tuple[Path, Path], capsys: pytest.Captu
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
     rows = read_records(run / "records.jsonl")
     methods = {row.model.label for row in rows}
-    assert len(methods) == 4 and len(rows) == 4 * (2 * 2 * 2 + 2 * 2)
+    assert len(methods) == 4
+    assert len(rows) == 4 * (2 * 2 * 2 + 2 * 2)
     proof = json.loads((run / "export" / "proof.json").read_text())
-    assert proof["equal"] and "numpy" in [reader["reader"] for reader in proof["readers"]]
+    assert proof["equal"]
+    assert "numpy" in [reader["reader"] for reader in proof["readers"]]
     # The same command again finds everything done: no row is added and the tables are the same.
     again = data(capsys, "run", str(file), "--run-dir", str(run), "--no-wandb")
     assert read_records(run / "records.jsonl") == rows
@@ -117,7 +119,8 @@ def test_more_steps_are_exported_again(finished: tuple[Path, Path], tmp_path: Pa
         "--train.steps",
         "4",
     )
-    assert summary["proof"]["equal"] and not summary["proof"]["weights_that_differ"]
+    assert summary["proof"]["equal"]
+    assert not summary["proof"]["weights_that_differ"]
     assert (tmp_path / "run" / "export" / "model.safetensors").read_bytes() != before
 
 
@@ -157,7 +160,8 @@ def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.check
 def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, capsys) -> None:
     """At a ruinous learning rate the best checkpoint is early, and equals a run that ends there."""
-    file, run = tmp_path / "experiment.py", tmp_path / "run"
+    file = tmp_path / "experiment.py"
+    run = tmp_path / "run"
     file.write_text(EXPERIMENT.format(init=str(base)))
     ruin = [
         "--optim.learning-rate",
@@ -172,7 +176,8 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     assert main(["train", str(file), "--run-dir", str(run), "--train.steps", "3", *ruin]) == 0
     losses = [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]
     best = 1 + int(np.argmin(losses))
-    assert best < 3 and sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+    assert best < 3
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         str(best),
         "3",
     ]
@@ -189,10 +194,8 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     for which in ("latest", "best", str(best)):
         assert main([*evaluate, "--checkpoint", which]) == 0
     rows = read_records(tmp_path / "rows" / "records.jsonl")
-    first, second = (
-        rows[: len(rows) // 2],
-        rows[len(rows) // 2 :],
-    )  # asked by its number, the best is not asked again
+    first = rows[: len(rows) // 2]
+    second = rows[len(rows) // 2 :]  # asked by its number, the best is not asked again
     assert {(row.model.checkpoint, row.model.steps) for row in first} == {("run step 3", 3)}
     assert {(row.model.checkpoint, row.model.steps) for row in second} == {
         (f"run step {best}", best)
@@ -255,9 +258,8 @@ def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, cap
     ]
     assert main(argv) == 0
     config = json.loads((out / "config.json").read_text())
-    assert (
-        config["rope_scaling"]["rope_type"] == "linear" and config["max_position_embeddings"] == 256
-    )
+    assert config["rope_scaling"]["rope_type"] == "linear"
+    assert config["max_position_embeddings"] == 256
     assert data(capsys, "prove", str(out))["equal"]
     # The export carries its scaling: it generates what the base does under the same method.
     texts = []
@@ -284,9 +286,8 @@ def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, cap
     imported = tmp_path / "imported"
     assert main(["import", str(out), "--out", str(imported)]) == 0
     again = json.loads((imported / "config.json").read_text())
-    assert (
-        again["rope_scaling"] == config["rope_scaling"] and again["max_position_embeddings"] == 512
-    )
+    assert again["rope_scaling"] == config["rope_scaling"]
+    assert again["max_position_embeddings"] == 512
 
 
 def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
@@ -304,16 +305,13 @@ def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
     ]
     assert main(argv) == 0
     config = json.loads(capsys.readouterr().out)
-    assert (
-        config["rope"] == {"__type__": "rope/ntk", "factor": 8.0} and config["train"]["steps"] == 7
-    )
+    assert config["rope"] == {"__type__": "rope/ntk", "factor": 8.0}
+    assert config["train"]["steps"] == 7
     assert main(["train", str(file), "--method", "pi", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert (
-        f"{CONFIG.num_parameters:,}" in printed
-        and "linear(factor=4)" in printed
-        and "3, 768 tokens" in printed
-    )
+    assert f"{CONFIG.num_parameters:,}" in printed
+    assert "linear(factor=4)" in printed
+    assert "3, 768 tokens" in printed
 
 
 def test_methods_and_rope(capsys) -> None:
@@ -331,7 +329,8 @@ def test_methods_and_rope(capsys) -> None:
         "causal",
     } <= set(names)
     rope = data(capsys, "rope", "yarn", "--factor", "2")
-    assert len(rope["inv_freq"]) == 64 and abs(rope["inv_freq"][40] / 1.94601715e-3 - 1) < 2e-6
+    assert len(rope["inv_freq"]) == 64
+    assert abs(rope["inv_freq"][40] / 1.94601715e-3 - 1) < 2e-6
     assert abs(rope["attention_factor"] - 1.0693147181) < 1e-9
     assert rope["hf_config"]["max_position_embeddings"] == 8192
     assert "--seq-len" in refused(capsys, "rope", "dynamic-ntk", "--factor", "2")
@@ -340,7 +339,8 @@ def test_methods_and_rope(capsys) -> None:
 def test_a_run_that_evaluates_nothing_ends_well(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    file, without = tmp_path / "experiment.py", "evals=(), zero_shot=(), baselines=(), export=None"
+    file = tmp_path / "experiment.py"
+    without = "evals=(), zero_shot=(), baselines=(), export=None"
     file.write_text(
         f"import dataclasses\n{EXPERIMENT.format(init=str(base))}"
         f"experiment = dataclasses.replace(experiment, {without})\n"
@@ -355,13 +355,10 @@ def test_a_run_that_evaluates_nothing_ends_well(
         "--train.steps",
         "1",
     )
-    assert (
-        result["verdict"] == ["There are no records: nothing was evaluated."]
-        and result["proof"] is None
-    )
-    assert (tmp_path / "run" / "report.html").is_file() and read_jsonl(
-        tmp_path / "run" / "records.jsonl"
-    ) == []
+    assert result["verdict"] == ["There are no records: nothing was evaluated."]
+    assert result["proof"] is None
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert read_jsonl(tmp_path / "run" / "records.jsonl") == []
 
 
 @pytest.mark.check
@@ -374,7 +371,9 @@ def test_methods_from_a_file_work_from_end_to_end(
     (source,) = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, re.DOTALL)
     mine = tmp_path / "mine.py"
     mine.write_text(source)
-    half, strides, run = f"{mine}:HalfPI", f"{mine}:Strides", tmp_path / "run"
+    half = f"{mine}:HalfPI"
+    strides = f"{mine}:Strides"
+    run = tmp_path / "run"
     argv = [
         "run",
         str(file),
@@ -392,18 +391,18 @@ def test_methods_from_a_file_work_from_end_to_end(
         "--no-wandb",
     ]
     assert main([*argv, "--print-config", "--dry-run"]) == 0
-    assert "half-pi(factor=8)" in capsys.readouterr().out and not run.exists()
+    assert "half-pi(factor=8)" in capsys.readouterr().out
+    assert not run.exists()
     summary = data(capsys, *argv)
     config = json.loads((run / "config.json").read_text())
-    assert (
-        config["rope"] == {"__type__": half, "factor": 8.0} and config["positions"]["longest"] == 3
-    )
+    assert config["rope"] == {"__type__": half, "factor": 8.0}
+    assert config["positions"]["longest"] == 3
     assert len(read_jsonl(run / "metrics.jsonl")) == 2
-    assert summary["proof"]["equal"] and any(
-        "half-pi" in cell["method"] for cell in summary["retrieval"]
-    )
+    assert summary["proof"]["equal"]
+    assert any("half-pi" in cell["method"] for cell in summary["retrieval"])
     rope = json.loads((run / "export" / "config.json").read_text())["rope_parameters"]
-    assert rope["rope_type"] == "longrope" and rope["long_factor"] == [1.0] * 4 + [8.0] * 4
+    assert rope["rope_type"] == "longrope"
+    assert rope["long_factor"] == [1.0] * 4 + [8.0] * 4
     # A run is data: its code is imported only when that is asked for.
     assert "--trust-run" in refused(capsys, "eval", run)
     argv = [
@@ -419,10 +418,8 @@ def test_methods_from_a_file_work_from_end_to_end(
     ]
     assert main(argv) == 0
     out = ["--out", str(tmp_path / "again"), "--dtype", "float32"]
-    assert (
-        main(["export", str(run), "--trust-run", *out]) == 0
-        and data(capsys, "prove", out[1])["equal"]
-    )
+    assert main(["export", str(run), "--trust-run", *out]) == 0
+    assert data(capsys, "prove", out[1])["equal"]
     plot = tmp_path / "waves.svg"
     shape = ["--factor", "8", "--head-dim", "16", "--original", "64", "--seq-len", "512"]
     assert main(["rope", half, "linear", *shape, "--plot", str(plot)]) == 0
@@ -455,22 +452,18 @@ def test_bad_input_is_one_line(
     assert "PoSE" in refused(
         capsys, *train, "--method", "pose", "--positions.max-position-embeddings", 64
     )
-    assert (
-        not (tmp_path / "new" / "records.jsonl").exists()
-        and not (tmp_path / "new" / "checkpoints" / "1").exists()
-    )
+    assert not (tmp_path / "new" / "records.jsonl").exists()
+    assert not (tmp_path / "new" / "checkpoints" / "1").exists()
 
 
 def test_a_wrong_choice_is_one_line(base: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(base), "--out", str(tmp_path / "out"), "--dtype", "float12"])
     lines = capsys.readouterr().err.splitlines()
-    assert (
-        stopped.value.code == 2
-        and len(lines) == 1
-        and "float12" in lines[0]
-        and "bfloat16" in lines[0]
-    )
+    assert stopped.value.code == 2
+    assert len(lines) == 1
+    assert "float12" in lines[0]
+    assert "bfloat16" in lines[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,8 @@ def test_the_help_has_a_summary_an_example_and_sentences(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary, *rest = (all_commands()[name].__doc__ or "").splitlines()
-    assert summary.endswith(".") and len(summary) <= 100
+    assert summary.endswith(".")
+    assert len(summary) <= 100
     assert any(line.startswith(f"ctxext {name}") for line in rest)
     _, by_command = parsers()
     for action in by_command[name]._actions:

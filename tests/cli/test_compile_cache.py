@@ -36,12 +36,12 @@ def run(home: Path) -> list:
 
 def test_a_second_process_compiles_nothing(tmp_path: Path):
     """Two programs: the first process compiles them, the second reads them from the cache."""
-    first, second = run(tmp_path), run(tmp_path)
-    assert first[:3] == [2, 0, True] and second[:3] == [2, 2, True]
-    assert (
-        second[3].endswith("2 of them from the cache")
-        and len(list((tmp_path / "ctxext").iterdir())) == 1
-    )
+    first = run(tmp_path)
+    second = run(tmp_path)
+    assert first[:3] == [2, 0, True]
+    assert second[:3] == [2, 2, True]
+    assert second[3].endswith("2 of them from the cache")
+    assert len(list((tmp_path / "ctxext").iterdir())) == 1
 
 
 def test_environment_variables_of_the_user_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

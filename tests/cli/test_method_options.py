@@ -78,7 +78,8 @@ def test_every_command_takes_the_plain_spelling(tmp_path: Path, capsys: pytest.C
     ):
         assert main(wrong) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "--factr" in line and "did you mean --factor?" in line
+        assert "--factr" in line
+        assert "did you mean --factor?" in line
 
 
 def test_fields_go_to_every_method_that_has_them():
@@ -194,7 +195,8 @@ def test_vectors_are_words_json_or_a_file(tmp_path: Path):
 )
 def test_values_by_their_type(annotation, texts: list[str], value):
     parsed = parse_value(Flag("x", tuple(texts)), annotation)
-    assert parsed == value and type(parsed) is type(value)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 def test_flags_keep_their_order_and_values():

@@ -37,11 +37,14 @@ def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
 def test_llama2_counts():
     """A turn is 2 pi 10000^(i / 64) tokens: 4,080 for pair 45, 4,712 for pair 46."""
     plain, half = (spectrum(method, LLAMA2, 8192) for method in (Unscaled(), Linear(2.0)))
-    assert plain.slow.sum() == 18 and plain.slow.tolist() == [i >= 46 for i in range(64)]
+    assert plain.slow.sum() == 18
+    assert plain.slow.tolist() == [i >= 46 for i in range(64)]
     assert plain.extrapolated(8192).tolist() == [i >= 46 for i in range(64)]
-    assert plain.extrapolated(4096).sum() == 0 and plain.extrapolated(4097).sum() == 18
+    assert plain.extrapolated(4096).sum() == 0
+    assert plain.extrapolated(4097).sum() == 18
     assert half.seen.sum() == 46 and half.slow.sum() == 23, "2 x 2,294 tokens for pair 41"
-    assert half.extrapolated(8192).sum() == 0 and half.extrapolated(8193).sum() == 18
+    assert half.extrapolated(8192).sum() == 0
+    assert half.extrapolated(8193).sum() == 18
 
 
 @pytest.mark.parametrize("factor", [1.1, 3.0, 7.0, 31.7])
@@ -62,7 +65,8 @@ def test_pairs_that_stop_or_turn_faster():
     assert waves.extrapolated(100).tolist() == [False, False, True, False], (
         "a slower pair that was seen is not new"
     )
-    assert waves.extrapolated(50).sum() == 0 and waves.extrapolated(51).sum() == 1
+    assert waves.extrapolated(50).sum() == 0
+    assert waves.extrapolated(51).sum() == 1
 
 
 def test_text_counts_per_method(capsys):
@@ -78,12 +82,11 @@ def test_text_counts_per_method(capsys):
     assert [name for name, *_ in counts[2:]] == ["ntk(factor=2)", "yarn(factor=2)"]
     assert counts[2][3] == "17", "NTK is interpolation at the last pair alone"
     rows = [line.split() for line in text.splitlines()[-64:]]
-    assert rows[46] == ["46", "4711.7*", "9423.4", "7815.9*", "9423.4"] and rows[45][1] == "4080.2"
+    assert rows[46] == ["46", "4711.7*", "9423.4", "7815.9*", "9423.4"]
+    assert rows[45][1] == "4080.2"
     one = output(capsys, "rope", "none", "--seq-len", 8192)
-    assert (
-        "18 of 64 pairs never turn in 4,096 tokens; 18 never" in one
-        and "18 are extrapolated at 8,192" in one
-    )
+    assert "18 of 64 pairs never turn in 4,096 tokens; 18 never" in one
+    assert "18 are extrapolated at 8,192" in one
     assert "--seq-len" in output(capsys, "rope", "none").splitlines()[0]
 
 
@@ -111,21 +114,21 @@ def test_the_drawing_shows_the_numbers(tmp_path: Path, capsys):
     assert output(capsys, *ARGV, "--plot", out).splitlines()[-1] == f"plot: {out}"
     assert [p.name for p in out.parent.iterdir()] == ["waves.svg"]
     root = ET.parse(out).getroot()
-    assert root.tag == f"{SVG}svg" and root[0].tag == f"{SVG}title"
+    assert root.tag == f"{SVG}svg"
+    assert root[0].tag == f"{SVG}title"
     assert "18 of none, 0 of linear(factor=2), 17 of ntk(factor=2), 0 of yarn" in (
         root[1].text or ""
     )
-    assert "46 of 64 pairs turned" in (root[1].text or "") and "--c1:" in (root[2].text or "")
+    assert "46 of 64 pairs turned" in (root[1].text or "")
+    assert "--c1:" in (root[2].text or "")
     ticks = {t.text: t.attrib for t in root.findall(f"{SVG}g[@class='axes']/{SVG}text")}
     x0, x60 = (float(ticks[name]["x"]) for name in ("0", "60"))
     y10, y10k = (float(ticks[name]["y"]) - 4 for name in ("10", "10k"))
 
     def points(path: ET.Element) -> np.ndarray:
         numbers = np.array(re.findall(r"[\d.]+", path.attrib["d"]), float).reshape(-1, 2)
-        pairs, powers = (
-            (numbers[:, 0] - x0) / (x60 - x0) * 60,
-            1 + 3 * (numbers[:, 1] - y10) / (y10k - y10),
-        )
+        pairs = (numbers[:, 0] - x0) / (x60 - x0) * 60
+        powers = 1 + 3 * (numbers[:, 1] - y10) / (y10k - y10)
         return np.stack([pairs, powers], 1)
 
     lines = {
@@ -162,14 +165,13 @@ def test_the_drawing_shows_the_numbers(tmp_path: Path, capsys):
 def test_the_page_has_the_drawing_and_its_table(tmp_path: Path, capsys):
     output(capsys, *ARGV, "--plot", tmp_path / "waves.html")
     root = parse((tmp_path / "waves.html").read_text())
-    assert len(root.all("svg", "chart")) == 1 and len(root.all("svg", "swatch")) == 4
+    assert len(root.all("svg", "chart")) == 1
+    assert len(root.all("svg", "swatch")) == 4
     rows = [
         [cell.text for cell in row.children if not isinstance(cell, str)] for row in root.all("tr")
     ]
-    assert (
-        rows[0] == ["method", "pair", "tokens per turn", "windows", "angles"]
-        and len(rows) == 1 + 4 * 64
-    )
+    assert rows[0] == ["method", "pair", "tokens per turn", "windows", "angles"]
+    assert len(rows) == 1 + 4 * 64
     assert rows[1 + 45] == ["none", "45", "4,080.2", "0.996", "seen"]
     assert rows[1 + 46] == ["none", "46", "4,711.7", "1.15", "extrapolated"]
     assert rows[1 + 64 + 46] == ["linear(factor=2)", "46", "9,423.4", "2.3", "within what was seen"]
@@ -193,7 +195,8 @@ def test_odd_shapes_are_drawn_too(tmp_path: Path, capsys, options: list):
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, capsys):
     line = refused(capsys, *ARGV, "--plot", tmp_path / "waves.png")
-    assert "waves.svg" in line and "waves.html" in line
+    assert "waves.svg" in line
+    assert "waves.html" in line
     assert "did you mean --factor" in refused(capsys, *ARGV, "--factr", 2)
     assert "needs factor" in refused(capsys, "rope", "none", "linear")
     assert "pose" in refused(capsys, "rope", "none", "pose", "--max-position-embeddings", 64)

@@ -36,17 +36,20 @@ SCALINGS = {name: method for name, method in METHODS.items() if isinstance(metho
 
 @pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
-    method, place = METHODS[name], places(METHODS[name], TINY)["hf"]
+    method = METHODS[name]
+    place = places(METHODS[name], TINY)["hf"]
     lm = LM(TINY, random_params(), tokenizer()).with_method(method)
     if place["how"] == "refused":
         with pytest.raises(ValueError) as error:
             export.export(lm, tmp_path / "out", seq_len=LENGTH)
-        assert str(error.value) == place["reason"] and not (tmp_path / "out").exists()
+        assert str(error.value) == place["reason"]
+        assert not (tmp_path / "out").exists()
         return
     export.export(lm, tmp_path / "out", seq_len=LENGTH)
     spec = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     expected = {"generic": "longrope", "yes": "default"}.get(place["how"], place["how"])
-    assert spec["rope_type"] == expected and (place["how"] == "generic") == (
+    assert spec["rope_type"] == expected
+    assert (place["how"] == "generic") == (
         "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
     )
     config, scaling = hf.read_config(tmp_path / "out")
@@ -65,13 +68,15 @@ def written_or_refused(place: dict[str, str], out: Path, write: Callable[[], obj
         return True
     with pytest.raises(ValueError) as error:
         write()
-    assert str(error.value) == place["reason"] and not out.exists()
+    assert str(error.value) == place["reason"]
+    assert not out.exists()
     return False
 
 
 @pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
-    place, config = places(METHODS[name], WIDE), dataclasses.replace(WIDE, initializer_range=0.02)
+    place = places(METHODS[name], WIDE)
+    config = dataclasses.replace(WIDE, initializer_range=0.02)
     lm = LM(config, random_params(config), tokenizer()).with_method(METHODS[name])
     out = tmp_path / "out"
     if written_or_refused(
@@ -109,7 +114,9 @@ def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
     """The run's files name the method, as if it had trained it; its base has the frequencies."""
     base, run = adapter_run
-    method, place, out = METHODS[name], places(METHODS[name], TINY)["peft"], tmp_path / "adapter"
+    method = METHODS[name]
+    place = places(METHODS[name], TINY)["peft"]
+    out = tmp_path / "adapter"
     shutil.copytree(run, tmp_path / "run")
     if isinstance(method, RopeScaling):
         write_json(tmp_path / "run" / "base" / "scaling.json", to_json(method))
@@ -184,9 +191,8 @@ def test_other_fields_are_judged_by_themselves(method):
 def test_the_command_shows_it(capsys):
     assert main(["methods", "--json"]) == 0
     rows = {row["name"]: row["formats"] for row in json.loads(capsys.readouterr().out)}
-    assert rows.keys() == METHODS.keys() and all(
-        list(row) == list(COLUMNS) for row in rows.values()
-    )
+    assert rows.keys() == METHODS.keys()
+    assert all(list(row) == list(COLUMNS) for row in rows.values())
     assert all(
         bool(place.get("reason")) == (place["how"] == "refused")
         for row in rows.values()
@@ -196,9 +202,8 @@ def test_the_command_shows_it(capsys):
         rows[name]["hf"]["how"]
         for name in ("yarn", "linear", "ntk", "revised-yarn", "long-rope", "pose")
     ] == ["yarn", "linear", "default", "generic", "longrope", "training"]
-    assert "September 2026" in rows["ntk-by-parts"]["vllm"]["reason"] and isinstance(
-        METHODS["ntk-by-parts"], NTKByParts
-    )
+    assert "September 2026" in rows["ntk-by-parts"]["vllm"]["reason"]
+    assert isinstance(METHODS["ntk-by-parts"], NTKByParts)
     assert rows["self-extend"]["hf"]["reason"].startswith("SelfExtend is a way to run a model")
     assert main(["methods"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}

@@ -37,12 +37,14 @@ def test_streamed_text_is_the_decoded_text_in_whole_characters(tokenizer):
         new = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 30))))[
             rng.randrange(2) :
         ]
-        chunks, at = [], 0
+        chunks = []
+        at = 0
         while at < len(new):
             chunks.append(new[at : (at := at + rng.randrange(1, 5))])
         pieces = list(decode_stream(tokenizer, prompt, chunks))
         assert "".join(pieces) == tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
-        assert all(pieces) and REPLACEMENT not in "".join(pieces)
+        assert all(pieces)
+        assert REPLACEMENT not in "".join(pieces)
     smile = tokenizer.encode("🙂")[1:]
     assert len(smile) == 4, "as bytes"
     assert list(decode_stream(tokenizer, prompt, [[i] for i in smile])) == ["🙂"]
@@ -75,24 +77,21 @@ def output(capsys, *argv) -> str:
     "options", [[], ["--temperature", 0.9, "--top-p", 0.8, "--seed", 4]], ids=["greedy", "drawn"]
 )
 def test_text_and_json_are_those_of_lm_generate(directory, capsys, options):
-    prompt, method = "def f(x):\n", ["--method", "linear", "--factor", 2]
+    prompt = "def f(x):\n"
+    method = ["--method", "linear", "--factor", 2]
     argv = [directory, "--prompt", prompt, "--max-new-tokens", 30, *method, *options]
     data = json.loads(output(capsys, *argv, "--json"))
     lm = loading.load(directory, method=Linear(2.0))
     ids = lm.tokenizer.encode(prompt, bos=True)
     fields = dict(zip(("temperature", "top_p", "seed"), options[1::2], strict=False))
     new = lm.generate([ids], max_new_tokens=30, **fields, eos_token_id=2)[0].tolist()
-    assert data["ids"] == (new[: new.index(2)] if 2 in new else new) and data[
-        "prompt_tokens"
-    ] == len(ids)
-    assert (
-        data["stop"] == ("eos" if 2 in new else "length")
-        and data["tokens_per_second"] > 0 < data["seconds"]
-    )
+    assert data["ids"] == (new[: new.index(2)] if 2 in new else new)
+    assert data["prompt_tokens"] == len(ids)
+    assert data["stop"] == ("eos" if 2 in new else "length")
+    assert data["tokens_per_second"] > 0 < data["seconds"]
     whole = lm.tokenizer.decode(ids + data["ids"])[len(lm.tokenizer.decode(ids)) :]
-    assert (
-        data["text"] == whole.rstrip(REPLACEMENT) and output(capsys, *argv) == data["text"] + "\n"
-    )
+    assert data["text"] == whole.rstrip(REPLACEMENT)
+    assert output(capsys, *argv) == data["text"] + "\n"
 
 
 def test_every_kind_of_stop_token(directory, tmp_path):
@@ -108,17 +107,20 @@ def test_every_kind_of_stop_token(directory, tmp_path):
         free.ids[:at],
         "eos",
         "length",
-    ) and free.text.startswith(stopped.text)
+    )
+    assert free.text.startswith(stopped.text)
     assert (
         TextGenerator(lm, free.ids[:1], max_new_tokens=20, quiet=True).complete("def f(x):").text
         == ""
     )
     one = TextGenerator(lm, [], max_new_tokens=1, quiet=True).complete("def f(x):")
-    assert one.ids == free.ids[:1] and one.tokens_per_second is None
+    assert one.ids == free.ids[:1]
+    assert one.tokens_per_second is None
 
 
 def test_the_prompt_from_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch):
-    text, short = "é = 'a'\n\n", ["--max-new-tokens", 8]
+    text = "é = 'a'\n\n"
+    short = ["--max-new-tokens", 8]
     (tmp_path / "prompt").write_bytes(text.encode())
     expected = output(capsys, directory, "--prompt", text, *short)
     assert output(capsys, directory, "--prompt-file", tmp_path / "prompt", *short) == expected
@@ -132,7 +134,9 @@ def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
     monkeypatch.setattr(text_generation, "typed_lines", lambda: (line for line in ("one", "two")))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     typed = output(capsys, directory, *options)
-    lm, messages, texts = loading.load(directory), [{"role": "system", "content": "Be kind."}], []
+    lm = loading.load(directory)
+    messages = [{"role": "system", "content": "Be kind."}]
+    texts = []
     for question in ("one", "two"):
         messages.append({"role": "user", "content": question})
         ids = chat_of(lm.tokenizer).encode(messages)
@@ -145,11 +149,11 @@ def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
         )
         messages.append({"role": "assistant", "content": text})
         texts.append(text)
-    assert typed == "".join(text + "\n" for text in texts) and texts[0] != texts[1]
+    assert typed == "".join(text + "\n" for text in texts)
+    assert texts[0] != texts[1]
     single = json.loads(output(capsys, directory, *options, "--prompt", "one", "--json"))
-    assert single["text"] == texts[0] and single["prompt_tokens"] == len(
-        chat_of(lm.tokenizer).encode(messages[:2])
-    )
+    assert single["text"] == texts[0]
+    assert single["prompt_tokens"] == len(chat_of(lm.tokenizer).encode(messages[:2]))
 
 
 def test_typed_lines_end_with_the_input(monkeypatch):
@@ -179,9 +183,8 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
         == 0
     )
     out = capsys.readouterr()
-    assert (
-        out.err.count("Llama 2's [INST] markers") == 1 and json.loads(out.out)["prompt_tokens"] > 8
-    )
+    assert out.err.count("Llama 2's [INST] markers") == 1
+    assert json.loads(out.out)["prompt_tokens"] > 8
 
 
 @pytest.mark.parametrize(
@@ -203,4 +206,6 @@ def test_bad_input_is_one_line(directory, tmp_path, capsys, argv, message):
     argv = [str(tmp_path / x) if x in ("BINARY", "BAD") else x for x in argv]
     assert main(["generate", str(directory), *argv]) == 2
     out = capsys.readouterr()
-    assert message in out.err and len(out.err.splitlines()) == 1 and not out.out
+    assert message in out.err
+    assert len(out.err.splitlines()) == 1
+    assert not out.out

@@ -48,22 +48,23 @@ def test_right_and_wrong_answers() -> None:
     )
     assert found[0].adjusted < 0.01 < found[1].adjusted
     text = table(found)
-    assert f"{found[0].only_base}:{found[0].only_model}" in text and "one acc" in text
+    assert f"{found[0].only_base}:{found[0].only_model}" in text
+    assert "one acc" in text
 
 
 def test_equal_answers_are_not_certain() -> None:
     rows = {"t": [sample(i, acc=i % 2) for i in range(20)]}
     (d,) = differences(rows, rows)
     assert (d.p, d.adjusted, d.only_base, d.only_model) == (1.0, 1.0, 0, 0)
-    assert (
-        d.difference.low == -d.difference.high and 10 < d.difference.high < 20
-    )  # 0 of 20 leaves 16 % open
+    assert d.difference.low == -d.difference.high
+    assert 10 < d.difference.high < 20  # 0 of 20 leaves 16 % open
 
 
 def test_perplexities_and_means() -> None:
     """exp(nats per word) is the harness's word perplexity: documents weighted by their words."""
     rng = np.random.default_rng(1)
-    words, nats = rng.integers(5, 50, 30), rng.normal(3, 0.2, (2, 30))
+    words = rng.integers(5, 50, 30)
+    nats = rng.normal(3, 0.2, (2, 30))
     a, b = (
         {
             "t": [
@@ -76,7 +77,9 @@ def test_perplexities_and_means() -> None:
         for side in nats
     )
     word, mean = differences(b, a)
-    assert word.unit == "nats per word" and mean.metric == "f1" and word.p is None
+    assert word.unit == "nats per word"
+    assert mean.metric == "f1"
+    assert word.p is None
     assert [word.base, word.model] == pytest.approx(
         [np.average(side, weights=words) for side in nats]
     )

@@ -121,14 +121,16 @@ def test_greedy_is_what_would_be_written(ours: HarnessLM) -> None:
     (_, right), (_, late) = ours._loglikelihood_tokens(
         [(None, tokens, new), (None, tokens, wrong)], disable_tqdm=True
     )
-    assert right and not late
+    assert right
+    assert not late
 
 
 def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
     """Texts of one token, of exactly a window, and of several."""
     texts = ["x", "", *(text(i, n) for i, n in enumerate((3, 20, 21, 22, 40, 90, 200)))]
     lengths = [len(ours.tok_encode(t)) for t in texts]
-    assert min(lengths) == 1 and sorted(lengths)[-1] > 4 * 64
+    assert min(lengths) == 1
+    assert sorted(lengths)[-1] > 4 * 64
     mine = ours.loglikelihood_rolling(requests(*((t,) for t in texts)), disable_tqdm=True)
     other = theirs.loglikelihood_rolling(requests(*((t,) for t in texts)), disable_tqdm=True)
     np.testing.assert_allclose(mine, other, atol=CLOSE, rtol=1e-6)
@@ -150,7 +152,8 @@ def test_generate_until(ours: HarnessLM, theirs: HFLM) -> None:
     mine = ours.generate_until(requests(*asked), disable_tqdm=True)
     other = theirs.generate_until(requests(*asked), disable_tqdm=True)
     assert mine == other
-    assert mine[:4] == free and all(len(a) < len(b) for a, b in zip(mine[4:7], free, strict=False))
+    assert mine[:4] == free
+    assert all(len(a) < len(b) for a, b in zip(mine[4:7], free, strict=False))
     assert all(stop not in written for written in mine[4:8] for stop in stops)
 
 
@@ -160,7 +163,8 @@ def test_sampling(ours: HarnessLM, fast: Path) -> None:
         *[("value of", {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 2.0})] * 3
     )
     first = ours.generate_until(asked, disable_tqdm=True)
-    assert len(set(first)) == 3 and first == ours.generate_until(asked, disable_tqdm=True)
+    assert len(set(first)) == 3
+    assert first == ours.generate_until(asked, disable_tqdm=True)
     assert first != HarnessLM(ours._lm, seed=1).generate_until(asked, disable_tqdm=True)
     cold = {"until": [], "max_gen_toks": 8, "temperature": 1e-3, "top_p": 1e-3}
     greedy = {
@@ -294,8 +298,10 @@ def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, caps
         (match,) = [
             s for s in other["samples"][sample["task"]] if s["doc_hash"] == sample["doc_hash"]
         ]
-        assert sample["prompt_hash"] == match["prompt_hash"] and sample["of"] == "model"
-        mine, theirs_ = sample["filtered_resps"], match["filtered_resps"]
+        assert sample["prompt_hash"] == match["prompt_hash"]
+        assert sample["of"] == "model"
+        mine = sample["filtered_resps"]
+        theirs_ = match["filtered_resps"]
         if sample["task"] == "toy_write":
             assert mine == theirs_
         elif sample["task"] == "toy_choice":
@@ -347,7 +353,8 @@ def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None
         assert made["toy_write", "exact_match"][of] == pytest.approx(100 * sum(match) / 8)
         perplexity = found[side]["results"]["toy_pages"]["word_perplexity,none"]
         assert np.exp(made["toy_pages", "word_perplexity"][of]) == pytest.approx(perplexity)
-    assert found["method"] == "linear(factor=4)" and found["base"]["method"] == "none"
+    assert found["method"] == "linear(factor=4)"
+    assert found["base"]["method"] == "none"
     write = made["toy_write", "exact_match"]
     assert write["base"] > write["model"]
     assert write["only_base"] > 0
@@ -364,7 +371,9 @@ def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None
     ]
     assert main(["harness", str(fast), *options, "--limit", "2", "--against", str(fast)]) == 0
     text = capsys.readouterr().out
-    assert "toy_choice" in text and "0:0" in text and "nats per byte" in text
+    assert "toy_choice" in text
+    assert "0:0" in text
+    assert "nats per byte" in text
 
 
 def test_bad_input_is_one_line(fast: Path, tasks: Path, capsys) -> None:

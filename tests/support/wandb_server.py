@@ -130,7 +130,8 @@ class Backend:
         }
 
     def _RunResumeStatus(self, v: Any) -> Any:
-        run, bucket = self.runs.get(v["name"]), None
+        run = self.runs.get(v["name"])
+        bucket = None
         if run is not None and run.fields:
             bucket = {
                 "id": f"B_{v['name']}",
@@ -172,7 +173,8 @@ class Backend:
         return {"createArtifact": {"artifact": artifact}}
 
     def _CreateArtifactManifest(self, v: Any) -> Any:
-        name, where = "wandb_manifest.json", f"{self.url}/upload/{v['artifactID']}/manifest"
+        name = "wandb_manifest.json"
+        where = f"{self.url}/upload/{v['artifactID']}/manifest"
         file = {
             "id": "F",
             "name": name,
@@ -211,7 +213,8 @@ class Backend:
         return {"upsertView": {"view": {"id": "V", "name": v["name"]}, "inserted": True}}
 
     def _UpsertSweep(self, v: Any) -> Any:
-        self.sweep, project = v["config"], {"id": "P", "name": v["projectName"], "entity": ENTITY}
+        self.sweep = v["config"]
+        project = {"id": "P", "name": v["projectName"], "entity": ENTITY}
         self.orders = [
             {"type": "run", "run_id": f"trial{number:03}", "args": args, "program": ""}
             for number, args in enumerate(grid(self.sweep))
@@ -240,10 +243,8 @@ class Backend:
 
     def _Heartbeat(self, v: Any) -> Any:
         running = [name for name, runs in json.loads(v["runState"] or "{}").items() if runs]
-        orders, self.orders = (
-            self.orders[:1] or ([] if running else [{"type": "exit"}]),
-            self.orders[1:],
-        )
+        orders = self.orders[:1] or ([] if running else [{"type": "exit"}])
+        self.orders = self.orders[1:]
         return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(orders)}}
 
 
@@ -271,7 +272,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.backend, self.daemon_threads = backend, True
+        self.backend = backend
+        self.daemon_threads = True
         backend.url = f"http://127.0.0.1:{self.server_port}"
 
 

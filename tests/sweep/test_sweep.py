@@ -63,17 +63,20 @@ def check_sweep(file: Path, out: Path, *options: str) -> None:
     arguments = sweep_command(file, out, "--jobs", "2", "--json", *options)
     status, result, _ = command(arguments)
     trials = {name: bool(outcome["status"]) for name, outcome in result["trials"].items()}
-    assert status == 1 and trials == {"pi": False, "yarn": False, "lost": True}
+    assert status == 1
+    assert trials == {"pi": False, "yarn": False, "lost": True}
     assert "does not exist" in result["trials"]["lost"]["tail"]
     page = (out / "report.html").read_text()
-    assert "linear(factor=2), zero-shot (pi)" in page and "yarn(factor=2), zero-shot (yarn)" in page
+    assert "linear(factor=2), zero-shot (pi)" in page
+    assert "yarn(factor=2), zero-shot (yarn)" in page
     records = read_records(out / "yarn" / "records.jsonl")
     assert {record.seq_len for record in records} == {512}
     assert records[0].model.rope == "yarn(factor=2)"
     before = {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
     (file.parent / "base").symlink_to(TINY_LLAMA)
     status, result, messages = command(arguments)
-    assert status == 0 and "1 of 3 trials to run" in messages
+    assert status == 0
+    assert "1 of 3 trials to run" in messages
     assert not any(outcome["status"] for outcome in result["trials"].values())
     assert before == {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in before}
 
@@ -121,14 +124,13 @@ def test_a_failed_trial_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sweep.Trial, "start", start)
     trial = sweep.Trial.of("a.py", "one", tmp_path, [])
     once = sweep.Resources(retries=1)
-    assert [outcome.status for outcome in launch([trial], once)] == [
-        1
-    ] and counter.read_text() == "xx"
-    assert [outcome.status for outcome in launch([trial], once)] == [
-        0
-    ] and counter.read_text() == "xxx"
+    assert [outcome.status for outcome in launch([trial], once)] == [1]
+    assert counter.read_text() == "xx"
+    assert [outcome.status for outcome in launch([trial], once)] == [0]
+    assert counter.read_text() == "xxx"
     counter.unlink()
-    assert trial.perform(retries=1).status == 1 and trial.perform(retries=1).status == 0
+    assert trial.perform(retries=1).status == 1
+    assert trial.perform(retries=1).status == 0
 
 
 @pytest.mark.check
@@ -164,7 +166,9 @@ def test_commands_of_trials_and_refusals(file: Path, tmp_path: Path, capsys: pyt
     assert list(load_sweep(file)) == ["pi", "yarn", "lost"]
     assert main(sweep_command(file, tmp_path / "out", "--dry-run", "--train.steps", "3")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "--trial yarn" in lines[1] and lines[1].endswith("--train.steps 3")
+    assert len(lines) == 3
+    assert "--trial yarn" in lines[1]
+    assert lines[1].endswith("--train.steps 3")
     assert not (tmp_path / "out").exists()
     assert main(["run", str(file), "--trial", "yarn", "--print-config"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "yarn"
@@ -184,13 +188,14 @@ def test_the_yaml_of_wandb_runs_the_same_command(
     """Read by PyYAML, and its command filled in as an agent does it."""
     assert main(sweep_command(file, tmp_path / "out", "--wandb-yaml", "--train.steps", "7")) == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["method"] == "grid" and config["parameters"] == {
-        "trial": {"values": ["pi", "yarn", "lost"]}
-    }
+    assert config["method"] == "grid"
+    assert config["parameters"] == {"trial": {"values": ["pi", "yarn", "lost"]}}
     command = [part for part in config["command"] if part != "${env}"]
     at = command.index("${args}")
     command[at : at + 1] = ["--trial=yarn", "--optim.learning_rate=0.002"]
-    assert command[0] == "ctxext" and main([*command[1:], "--print-config"]) == 0
+    assert command[0] == "ctxext"
+    assert main([*command[1:], "--print-config"]) == 0
     resolved = json.loads(capsys.readouterr().out)
-    assert resolved["name"] == "yarn" and resolved["optim"]["learning_rate"] == 0.002
+    assert resolved["name"] == "yarn"
+    assert resolved["optim"]["learning_rate"] == 0.002
     assert resolved["train"]["steps"] == 7

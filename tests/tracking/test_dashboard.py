@@ -64,7 +64,8 @@ def test_sections_show_what_is_logged(capsys):
     for key in LOGGED:
         assert key in named or any(re.fullmatch(pattern, key) for pattern in patterns), key
     lengths = [config for config in configs if config.get("xAxis") == "eval/seq_len"]
-    assert len(lengths) == 4 and all(config["xLogScale"] for config in lengths)
+    assert len(lengths) == 4
+    assert all(config["xLogScale"] for config in lengths)
     assert {config["xAxis"] for config in configs if "xAxis" in config} == {
         "train/step",
         "eval/seq_len",
@@ -106,9 +107,8 @@ def test_everything_that_training_logs_is_shown(tmp_path):
         for name in panel["config"].get("metrics") or ()
     }
     assert "largest attention logit" in shown["train/attention_logit_max"]
-    assert (
-        "short-context drift" in shown["train/short_drift"] and "short" in shown["train/short_loss"]
-    )
+    assert "short-context drift" in shown["train/short_drift"]
+    assert "short" in shown["train/short_loss"]
 
 
 def test_it_is_saved_in_the_user_s_project(tmp_path, monkeypatch, capsys):

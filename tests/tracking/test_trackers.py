@@ -68,17 +68,15 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
         for e in events(kind)[0]
         for v in e.summary.value
     }
-    assert (
-        values["train/loss", 10].simple_value == 2 and values["train/mfu", 10].simple_value == 0.5
-    )
+    assert values["train/loss", 10].simple_value == 2
+    assert values["train/mfu", 10].simple_value == 0.5
     assert values["train/short_loss", 20].simple_value == 3
     assert [values["eval/ppl/yarn/nll", n].simple_value for n in (64, 128)] == [66, 130]
     (alarm,) = (v for (tag, _), v in values.items() if tag.startswith("alarm"))
     assert alarm.tensor.string_val == [b"step 20: worse"]
     (picture,) = (v.image for (tag, _), v in values.items() if tag == "heatmaps/passkey/yarn")
-    assert (picture.height, picture.width) == (8, 12) and picture.encoded_image_string.startswith(
-        b"\x89PNG"
-    )
+    assert (picture.height, picture.width) == (8, 12)
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
     time.sleep(1.1)  # files are named by the second
     run_with_tracker(
         tmp_path, "tensorboard", [{"step": 15, "loss": 1.0}]
@@ -87,7 +85,8 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
         kind: [e.step for e in events(kind)[1] if e.HasField("session_log")]
         for kind in ("train", "eval")
     }
-    assert starts == {"train": [15], "eval": [0]} and not capsys.readouterr().err
+    assert starts == {"train": [15], "eval": [0]}
+    assert not capsys.readouterr().err
 
 
 def test_trackio_s_database_holds_the_run(tmp_path):
@@ -110,20 +109,23 @@ print("the end")
         text=True,
         timeout=120,
     )
-    assert done.stdout == "the end\n" and "off for the rest" not in done.stderr
+    assert done.stdout == "the end\n"
+    assert "off for the rest" not in done.stderr
     with sqlite3.connect(tmp_path / "trackio" / "ctxext.db") as database:
         rows = database.execute(
             "select run_name, run_id, step, metrics from metrics order by id"
         ).fetchall()
         ((text,),) = database.execute("select text from alerts").fetchall()
-    assert {name for name, *_ in rows} == {"run"} and len({run_id for _, run_id, *_ in rows}) == 1
+    assert {name for name, *_ in rows} == {"run"}
+    assert len({run_id for _, run_id, *_ in rows}) == 1
     logged = [(step, json.loads(metrics)) for *_, step, metrics in rows]
     assert [(step, row["train/loss"]) for step, row in logged if "train/loss" in row] == [
         (10, 2.0),
         (30, 1.0),
     ]
     assert [row["eval/ppl/yarn/nll"] for _, row in logged if "eval/seq_len" in row] == 2 * [66, 130]
-    assert text == "step 20: worse" and any("heatmaps/passkey/yarn" in row for _, row in logged)
+    assert text == "step 20: worse"
+    assert any("heatmaps/passkey/yarn" in row for _, row in logged)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,8 @@ print("the end")
 def test_other_names_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
         tracking.parse_names(names)
-    assert tracking.parse_names("wandb,wandb") == ("wandb",) and tracking.parse_names("") == ()
+    assert tracking.parse_names("wandb,wandb") == ("wandb",)
+    assert tracking.parse_names("") == ()
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -161,7 +164,8 @@ def test_a_heatmap_s_pixels_are_the_page_s_colours():
     ]
     heat = Heatmap("yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", cells)], below=[("floor", low)])
     pixels = draw(heat)
-    assert pixels.dtype == np.uint8 and pixels.shape[0] == 2 * LINE + 2 * CELL[1] + 6
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[0] == 2 * LINE + 2 * CELL[1] + 6
     corner = {
         (i, j): colour(pixels[2 * LINE + CELL[1] * j + 3, LABEL + CELL[0] * i + 3])
         for i in (0, 1)
@@ -180,9 +184,8 @@ def test_a_heatmap_s_pixels_are_the_page_s_colours():
         colour(c): n / len(first)
         for c, n in zip(*np.unique(first, axis=0, return_counts=True), strict=True)
     }
-    assert (
-        shares[sequential(1.0)[0]] > 0.75 and shares[sequential(1.0)[1]] > 0.004
-    )  # text on its ground
+    assert shares[sequential(1.0)[0]] > 0.75
+    assert shares[sequential(1.0)[1]] > 0.004  # text on its ground
 
 
 def test_heatmaps_of_records_are_by_task_and_variant():

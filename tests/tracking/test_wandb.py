@@ -54,9 +54,8 @@ def test_offline_wandb_holds_the_run(opened):
     floor, passkey, ppl = (row for row in history if "eval/seq_len" in row)
     assert (passkey["eval/seq_len"], passkey["eval/passkey/yarn/correct"]) == (64, 0.5)
     assert floor["eval/passkey no-needle/yarn/correct"] == 0
-    assert (
-        passkey["eval/passkey/yarn/answer_nll"] == 1.0 and "eval/passkey/yarn/tokens" not in passkey
-    )
+    assert passkey["eval/passkey/yarn/answer_nll"] == 1.0
+    assert "eval/passkey/yarn/tokens" not in passkey
     assert (ppl["eval/seq_len"], ppl["eval/ppl/yarn/nll"]) == (128, 2.0)
     assert ppl["eval/ppl/yarn/nats_per_token"] == 0.8
     assert '"train/step"' in json.dumps(
@@ -73,7 +72,8 @@ class Broken:
     dir = "run/files"
 
     def __init__(self, where: str) -> None:
-        self.where, self.calls = where, []
+        self.where = where
+        self.calls = []
 
     def __getattr__(self, name: str):
         def call(*args, **kwargs):
@@ -108,7 +108,8 @@ def test_a_resumed_run_keeps_its_id(opened, monkeypatch):
     for _ in range(2):
         WandbSink(*opened, "group", "train").finish()
     first, second = (kwargs for name, kwargs in fake.calls if name == "init")
-    assert first["id"] == second["id"] and first["resume"] == "allow"
+    assert first["id"] == second["id"]
+    assert first["resume"] == "allow"
 
 
 def test_failure_reaches_wandb_and_a_clean_stop_is_none(opened, monkeypatch):

@@ -74,21 +74,23 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
         wandb.teardown()
     json.loads(capsys.readouterr().out)
     runs = {run.fields["jobType"]: run for run in backend.runs.values()}
-    assert set(runs) == {"run", "baseline"} and all(
-        run.fields["groupName"] == "tracked" for run in runs.values()
-    )
+    assert set(runs) == {"run", "baseline"}
+    assert all(run.fields["groupName"] == "tracked" for run in runs.values())
     methods = {job: run.config["method"] for job, run in runs.items()}
     assert methods == {"run": "yarn(factor=2)", "baseline": "linear(factor=2)"}
     for run in runs.values():
-        assert run.exit_code == 0 and run.column("train/step") == [0, 1, 2, 2, 3, 3]
-        assert len(run.column("train/short_drift")) == 3 and set(run.column("eval/seq_len")) == {
+        assert run.exit_code == 0
+        assert run.column("train/step") == [0, 1, 2, 2, 3, 3]
+        assert len(run.column("train/short_drift")) == 3
+        assert set(run.column("eval/seq_len")) == {
             64,
             128,
         }
     records = read_records(tmp_path / "run" / "records.jsonl")
     variants = list(dict.fromkeys(record.model.label for record in records))
     (shown,) = runs["run"].column("heatmaps/passkey")
-    assert shown["captions"] == variants[:2] and len(variants) == 3
+    assert shown["captions"] == variants[:2]
+    assert len(variants) == 3
     artifacts = {
         artifact["artifactCollectionName"]: number
         for number, artifact in enumerate(backend.artifacts, 1)
@@ -151,13 +153,12 @@ def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
     }
     assert kept.keys() == backend.runs.keys() == handed_out.keys(), done.stderr
     for run_id, sent in backend.runs.items():
-        assert (
-            sent.fields["sweep"] == "sweep1"
-            and sent.exit_code == 0
-            and sent.column("train/step") == [1]
-        )
+        assert sent.fields["sweep"] == "sweep1"
+        assert sent.exit_code == 0
+        assert sent.column("train/step") == [1]
         for config in (sent.config, kept[run_id]):
-            assert config["name"] == handed_out[run_id]["trial"] and config["train"]["steps"] == 1
+            assert config["name"] == handed_out[run_id]["trial"]
+            assert config["train"]["steps"] == 1
             assert (
                 config["optim"]["learning_rate"]
                 == handed_out[run_id]["optim.learning_rate"]

@@ -61,11 +61,16 @@ def test_a_run_arrives_whole_and_resumes(served, opened):
             sink.images(lambda: {"passkey/yarn(factor=4)": np.full((8, 12, 3), 200, np.uint8)})
             sink.artifact("checkpoints", [checkpoint], {"steps": [20]})
     sent = backend.only()
-    assert sent.exit_code == 0 and sent.column("train/step") == [10, 20]
-    assert sent.column("train/loss") == [2.0] and sent.column("train/short_loss") == [3.0]
-    assert sent.column("eval/seq_len") == [64] and sent.column("eval/passkey/yarn/correct") == [0.5]
-    assert sent.config["rope"]["factor"] == 2.0 and sent.config["train"]["steps"] == 30
-    assert sent.config["method"] == "linear(factor=2)" and "git_commit" in sent.config
+    assert sent.exit_code == 0
+    assert sent.column("train/step") == [10, 20]
+    assert sent.column("train/loss") == [2.0]
+    assert sent.column("train/short_loss") == [3.0]
+    assert sent.column("eval/seq_len") == [64]
+    assert sent.column("eval/passkey/yarn/correct") == [0.5]
+    assert sent.config["rope"]["factor"] == 2.0
+    assert sent.config["train"]["steps"] == 30
+    assert sent.config["method"] == "linear(factor=2)"
+    assert "git_commit" in sent.config
     assert sent.config["fingerprint"] == experiment.fingerprint
     fields = sent.fields
     assert (fields["project"], fields["displayName"], fields["groupName"], fields["jobType"]) == (
@@ -87,9 +92,8 @@ def test_a_run_arrives_whole_and_resumes(served, opened):
     ]
     assert [record.columns()["correct"] for record in RECORDS] == [True, False]
     (picture,) = (data for path, data in backend.uploads.items() if path.endswith(".png"))
-    assert picture.startswith(b"\x89PNG") and picture[16:24] == bytes(
-        [0, 0, 0, 12, 0, 0, 0, 8]
-    )  # width, height
+    assert picture.startswith(b"\x89PNG")
+    assert picture[16:24] == bytes([0, 0, 0, 12, 0, 0, 0, 8])  # width, height
     (shown,) = sent.column("heatmaps/passkey")
     assert (shown["captions"], shown["count"]) == (["yarn(factor=4)"], 1)
     names = [artifact["artifactCollectionName"] for artifact in backend.artifacts]
@@ -145,9 +149,11 @@ def test_without_a_server_the_run_is_kept_offline(how, served, opened, monkeypat
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0})
-    assert time.monotonic() - began < 15 and not backend.runs
+    assert time.monotonic() - began < 15
+    assert not backend.runs
     printed = capsys.readouterr().err
-    assert "wandb does not answer" in printed and printed.count("\n") == 1
+    assert "wandb does not answer" in printed
+    assert printed.count("\n") == 1
     with wandb_server.serving() as (later, _):
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
         sync(*printed.rpartition("wandb sync ")[2].split())
@@ -169,7 +175,8 @@ def test_a_server_that_dies_loses_nothing(how, served, opened, monkeypatch, caps
         assert time.monotonic() - began < 1  # a step does not wait
     assert time.monotonic() - began < 15
     printed = capsys.readouterr().err
-    assert "wandb has not uploaded everything" in printed and printed.count("\n") == 1
+    assert "wandb has not uploaded everything" in printed
+    assert printed.count("\n") == 1
     with wandb_server.serving() as (later, _):
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
         sync(*printed.rpartition("wandb sync ")[2].split())
