@@ -1,4 +1,4 @@
-"""Every command on real directories; bad input is one line, exits with 2 and leaves nothing."""
+"""Every command on real directories. Bad input gives one line and status 2, and leaves nothing."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import load_tokenizer
+from support.command_line import argv
 from support.hf_files import write_hf
 
 CONFIG = LlamaConfig(1024, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
@@ -62,16 +63,24 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return file, folder / "run"
 
 
-def data(capsys: pytest.CaptureFixture, *argv: str) -> dict:
+def data(capsys: pytest.CaptureFixture, *arguments: object) -> dict:
+    """What a successful command prints with --json."""
     capsys.readouterr()
-    assert main([*argv, "--json"]) == 0
+    assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
-    """The one line on stderr of a refused command."""
+def printed(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """What a successful command prints."""
     capsys.readouterr()
-    assert main([str(a) for a in argv]) == 2
+    assert main([*map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """The one error line of a refused command."""
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ctxext: ")]
     assert len(lines) == 1
     return lines[0]
@@ -91,16 +100,16 @@ def test_run_writes_everything(finished: tuple[Path, Path], capsys: pytest.Captu
         "provenance.json",
     }
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
-    rows = read_records(run / "records.jsonl")
-    methods = {row.model.label for row in rows}
+    records = read_records(run / "records.jsonl")
+    methods = {record.model.label for record in records}
     assert len(methods) == 4
-    assert len(rows) == 4 * (2 * 2 * 2 + 2 * 2)
+    assert len(records) == 4 * (2 * 2 * 2 + 2 * 2)
     proof = json.loads((run / "export" / "proof.json").read_text())
     assert proof["equal"]
     assert "numpy" in [reader["reader"] for reader in proof["readers"]]
-    # The same command again finds everything done: no row is added and the tables are the same.
-    again = data(capsys, "run", str(file), "--run-dir", str(run), "--no-wandb")
-    assert read_records(run / "records.jsonl") == rows
+    # Run again, the command has nothing left to do: no record is added, the tables are the same.
+    again = data(capsys, "run", file, "--run-dir", run, "--no-wandb")
+    assert read_records(run / "records.jsonl") == records
     assert {cell["method"] for cell in again["retrieval"]} == methods
 
 
@@ -109,16 +118,8 @@ def test_more_steps_are_exported_again(finished: tuple[Path, Path], tmp_path: Pa
     file, run = finished
     shutil.copytree(run, tmp_path / "run")
     before = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
-    summary = data(
-        capsys,
-        "run",
-        str(file),
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--no-wandb",
-        "--train.steps",
-        "4",
-    )
+    command = argv("run {file} --run-dir {run} --no-wandb", file=file, run=tmp_path / "run")
+    summary = data(capsys, *command, "--train.steps", 4)
     assert summary["proof"]["equal"]
     assert not summary["proof"]["weights_that_differ"]
     assert (tmp_path / "run" / "export" / "model.safetensors").read_bytes() != before
@@ -127,34 +128,23 @@ def test_more_steps_are_exported_again(finished: tuple[Path, Path], tmp_path: Pa
 def test_a_run_without_training_keeps_its_attention(
     finished: tuple[Path, Path], tmp_path: Path, capsys
 ) -> None:
-    text = (
-        finished[0]
-        .read_text()
-        .replace("rope=Yarn(factor=4.0)", "attention=SelfExtend(4, 16), export=None")
-    )
-    (tmp_path / "zero.py").write_text(text)
-    argv = [
-        str(tmp_path / "zero.py"),
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--no-wandb",
-        "--train.steps",
-        "0",
-    ]
-    cells = data(capsys, "run", *argv)["retrieval"]
-    assert "self-extend(group_size=4, neighbor_window=16), zero-shot" in {
-        cell["method"] for cell in cells
-    }
+    original, _ = finished
+    untrained = "attention=SelfExtend(4, 16), export=None"
+    file = tmp_path / "zero.py"
+    file.write_text(original.read_text().replace("rope=Yarn(factor=4.0)", untrained))
+    command = argv("run {file} --run-dir {run} --no-wandb", file=file, run=tmp_path / "run")
+    cells = data(capsys, *command, "--train.steps", 0)["retrieval"]
+    methods = {cell["method"] for cell in cells}
+    assert "self-extend(group_size=4, neighbor_window=16), zero-shot" in methods
 
 
 def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     _, run = finished
-    argv = ["eval", str(run), "--evals", "passkey", "--seq-len", "64", "--out", str(tmp_path)]
-    summary = data(capsys, *argv)
+    command = "eval {run} --evals passkey --seq-len 64 --out {out}"
+    summary = data(capsys, *argv(command, run=run, out=tmp_path))
     assert [cell["seq_len"] for cell in summary["retrieval"]] == [64]
-    assert data(capsys, "report", str(tmp_path)) == summary
-    main(["report", str(tmp_path)])
-    assert "passkey" in capsys.readouterr().out
+    assert data(capsys, "report", tmp_path) == summary
+    assert "passkey" in printed(capsys, "report", tmp_path)
 
 
 @pytest.mark.check
@@ -163,48 +153,32 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     file = tmp_path / "experiment.py"
     run = tmp_path / "run"
     file.write_text(EXPERIMENT.format(init=str(base)))
-    ruin = [
-        "--optim.learning-rate",
-        "0.3",
-        "--train.keep-best",
-        "--train.keep",
-        "1",
-        "--no-wandb",
-        "--train.checkpoint-every",
-        "1",
-    ]
-    assert main(["train", str(file), "--run-dir", str(run), "--train.steps", "3", *ruin]) == 0
+    train = (
+        "train {file} --run-dir {run} --train.steps {steps} --optim.learning-rate 0.3 "
+        "--train.keep-best --train.keep 1 --train.checkpoint-every 1 --no-wandb"
+    )
+    assert main(argv(train, file=file, run=run, steps=3)) == 0
     losses = [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]
     best = 1 + int(np.argmin(losses))
     assert best < 3
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        str(best),
-        "3",
-    ]
-    evaluate = [
-        "eval",
-        str(run),
-        "--evals",
-        "ppl",
-        "--seq-len",
-        "64",
-        "--out",
-        str(tmp_path / "rows"),
-    ]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [str(best), "3"]
+    evaluate = argv(
+        "eval {run} --evals ppl --seq-len 64 --out {out}", run=run, out=tmp_path / "records"
+    )
     for which in ("latest", "best", str(best)):
         assert main([*evaluate, "--checkpoint", which]) == 0
-    rows = read_records(tmp_path / "rows" / "records.jsonl")
-    first = rows[: len(rows) // 2]
-    second = rows[len(rows) // 2 :]  # asked by its number, the best is not asked again
-    assert {(row.model.checkpoint, row.model.steps) for row in first} == {("run step 3", 3)}
-    assert {(row.model.checkpoint, row.model.steps) for row in second} == {
-        (f"run step {best}", best)
-    }
-    assert [row.item for row in first] == [row.item for row in second]
+    # The best checkpoint, chosen once more by its step, is not evaluated again.
+    records = read_records(tmp_path / "records" / "records.jsonl")
+    of_latest = records[: len(records) // 2]
+    of_best = records[len(records) // 2 :]
+    models = [
+        {(record.model.checkpoint, record.model.steps) for record in part}
+        for part in (of_latest, of_best)
+    ]
+    assert models == [{("run step 3", 3)}, {(f"run step {best}", best)}]
+    assert [record.item for record in of_latest] == [record.item for record in of_best]
     short = tmp_path / "short"
-    assert (
-        main(["train", str(file), "--run-dir", str(short), "--train.steps", str(best), *ruin]) == 0
-    )
+    assert main(argv(train, file=file, run=short, steps=best)) == 0
     tokens = np.arange(40)[None]
     logits = [
         np.asarray(ctxext.load(run, checkpoint=which).logits(tokens))
@@ -218,69 +192,32 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     np.testing.assert_array_equal(
         np.asarray(ctxext.load(tmp_path / "out").logits(tokens)), logits[0]
     )
-    texts = []
-    for source, which in ((run, "best"), (short, "latest"), (run, "latest")):
-        capsys.readouterr()
-        main(
-            [
-                "generate",
-                str(source),
-                "--checkpoint",
-                which,
-                "--prompt",
-                "def f(x):",
-                "--max-new-tokens",
-                "8",
-            ]
-        )
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] != texts[2]
-    there = f"no checkpoint 7 under {run / 'checkpoints'}; there are {best}, 3"
-    assert there in refused(capsys, *evaluate, "--checkpoint", 7)
-    assert "no run directory and has no checkpoint best" in refused(
-        capsys, "eval", base, "--checkpoint", "best"
-    )
+    options = ["--prompt", "def f(x):", "--max-new-tokens", 8]
+    texts = [
+        printed(capsys, "generate", source, "--checkpoint", which, *options)
+        for source, which in ((run, "best"), (short, "latest"), (run, "latest"))
+    ]
+    assert texts[0] == texts[1]
+    assert texts[1] != texts[2]
+    message = f"no checkpoint 7 under {run / 'checkpoints'}; there are {best}, 3"
+    assert message in refused(capsys, *evaluate, "--checkpoint", 7)
+    message = "no run directory and has no checkpoint best"
+    assert message in refused(capsys, "eval", base, "--checkpoint", "best")
 
 
 def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    argv = [
-        "export",
-        str(base),
-        "--method",
-        "linear",
-        "--factor",
-        "4",
-        "--out",
-        str(out),
-        "--dtype",
-        "float32",
-    ]
-    assert main(argv) == 0
+    command = "export {base} --method linear --factor 4 --out {out} --dtype float32"
+    assert main(argv(command, base=base, out=out)) == 0
     config = json.loads((out / "config.json").read_text())
     assert config["rope_scaling"]["rope_type"] == "linear"
     assert config["max_position_embeddings"] == 256
-    assert data(capsys, "prove", str(out))["equal"]
+    assert data(capsys, "prove", out)["equal"]
     # The export carries its scaling: it generates what the base does under the same method.
-    texts = []
-    for source, method in ((out, []), (base, ["--method", "linear", "--factor", "4"])):
-        capsys.readouterr()
-        assert (
-            main(
-                [
-                    "generate",
-                    str(source),
-                    *method,
-                    "--prompt",
-                    "def f(x):" * 12,
-                    "--max-new-tokens",
-                    "8",
-                ]
-            )
-            == 0
-        )
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1]
+    options = ["--prompt", "def f(x):" * 12, "--max-new-tokens", 8]
+    exported = printed(capsys, "generate", out, *options)
+    scaled = printed(capsys, "generate", base, "--method", "linear", "--factor", 4, *options)
+    assert exported == scaled
     # A declared window may differ from factor x L, as in Llama 3.1; importing keeps it.
     (out / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
     imported = tmp_path / "imported"
@@ -292,42 +229,20 @@ def test_export_generate_and_prove_with_a_method(base: Path, tmp_path: Path, cap
 
 def test_overrides_and_dry_run(finished: tuple[Path, Path], capsys) -> None:
     file, _ = finished
-    capsys.readouterr()
-    argv = [
-        "train",
-        str(file),
-        "--method",
-        "ntk",
-        "--rope.factor=8",
-        "--train.steps",
-        "7",
-        "--print-config",
-    ]
-    assert main(argv) == 0
-    config = json.loads(capsys.readouterr().out)
+    command = "train {file} --method ntk --rope.factor=8 --train.steps 7 --print-config"
+    config = json.loads(printed(capsys, *argv(command, file=file)))
     assert config["rope"] == {"__type__": "rope/ntk", "factor": 8.0}
     assert config["train"]["steps"] == 7
-    assert main(["train", str(file), "--method", "pi", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert f"{CONFIG.num_parameters:,}" in printed
-    assert "linear(factor=4)" in printed
-    assert "3, 768 tokens" in printed
+    plan = printed(capsys, "train", file, "--method", "pi", "--dry-run")
+    assert f"{CONFIG.num_parameters:,}" in plan
+    assert "linear(factor=4)" in plan
+    assert "3, 768 tokens" in plan
 
 
 def test_methods_and_rope(capsys) -> None:
-    names = [row["name"] for row in data(capsys, "methods")]
-    assert {
-        "none",
-        "linear",
-        "ntk",
-        "dynamic-ntk",
-        "yarn",
-        "llama3",
-        "pose",
-        "rand-pos",
-        "self-extend",
-        "causal",
-    } <= set(names)
+    names = {row["name"] for row in data(capsys, "methods")}
+    assert names >= {"none", "linear", "ntk", "dynamic-ntk", "yarn", "llama3"}
+    assert names >= {"pose", "rand-pos", "self-extend", "causal"}
     rope = data(capsys, "rope", "yarn", "--factor", "2")
     assert len(rope["inv_freq"]) == 64
     assert abs(rope["inv_freq"][40] / 1.94601715e-3 - 1) < 2e-6
@@ -340,21 +255,13 @@ def test_a_run_that_evaluates_nothing_ends_well(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     file = tmp_path / "experiment.py"
-    without = "evals=(), zero_shot=(), baselines=(), export=None"
+    nothing = "evals=(), zero_shot=(), baselines=(), export=None"
     file.write_text(
         f"import dataclasses\n{EXPERIMENT.format(init=str(base))}"
-        f"experiment = dataclasses.replace(experiment, {without})\n"
+        f"experiment = dataclasses.replace(experiment, {nothing})\n"
     )
-    result = data(
-        capsys,
-        "run",
-        str(file),
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--no-wandb",
-        "--train.steps",
-        "1",
-    )
+    command = argv("run {file} --run-dir {run} --no-wandb", file=file, run=tmp_path / "run")
+    result = data(capsys, *command, "--train.steps", 1)
     assert result["verdict"] == ["There are no records: nothing was evaluated."]
     assert result["proof"] is None
     assert (tmp_path / "run" / "report.html").is_file()
@@ -374,26 +281,17 @@ def test_methods_from_a_file_work_from_end_to_end(
     half = f"{mine}:HalfPI"
     strides = f"{mine}:Strides"
     run = tmp_path / "run"
-    argv = [
-        "run",
-        str(file),
-        "--method",
-        half,
-        "--rope.factor",
-        "8",
-        "--method",
-        strides,
-        "--positions.longest=3",
-        "--train.steps",
-        "2",
-        "--run-dir",
-        str(run),
-        "--no-wandb",
-    ]
-    assert main([*argv, "--print-config", "--dry-run"]) == 0
-    assert "half-pi(factor=8)" in capsys.readouterr().out
+    command = argv(
+        "run {file} --method {half} --rope.factor 8 --method {strides} --positions.longest=3 "
+        "--train.steps 2 --run-dir {run} --no-wandb",
+        file=file,
+        half=half,
+        strides=strides,
+        run=run,
+    )
+    assert "half-pi(factor=8)" in printed(capsys, *command, "--print-config", "--dry-run")
     assert not run.exists()
-    summary = data(capsys, *argv)
+    summary = data(capsys, *command)
     config = json.loads((run / "config.json").read_text())
     assert config["rope"] == {"__type__": half, "factor": 8.0}
     assert config["positions"]["longest"] == 3
@@ -403,26 +301,16 @@ def test_methods_from_a_file_work_from_end_to_end(
     rope = json.loads((run / "export" / "config.json").read_text())["rope_parameters"]
     assert rope["rope_type"] == "longrope"
     assert rope["long_factor"] == [1.0] * 4 + [8.0] * 4
-    # A run is data: its code is imported only when that is asked for.
+    # A run is data: the code that it names is imported only on request.
     assert "--trust-run" in refused(capsys, "eval", run)
-    argv = [
-        "eval",
-        str(run),
-        "--trust-run",
-        "--evals",
-        "passkey",
-        "--seq-len",
-        "64",
-        "--out",
-        str(tmp_path / "rows"),
-    ]
-    assert main(argv) == 0
-    out = ["--out", str(tmp_path / "again"), "--dtype", "float32"]
-    assert main(["export", str(run), "--trust-run", *out]) == 0
-    assert data(capsys, "prove", out[1])["equal"]
+    evaluate = "eval {run} --trust-run --evals passkey --seq-len 64 --out {out}"
+    assert main(argv(evaluate, run=run, out=tmp_path / "records")) == 0
+    export = "export {run} --trust-run --out {out} --dtype float32"
+    assert main(argv(export, run=run, out=tmp_path / "again")) == 0
+    assert data(capsys, "prove", tmp_path / "again")["equal"]
     plot = tmp_path / "waves.svg"
-    shape = ["--factor", "8", "--head-dim", "16", "--original", "64", "--seq-len", "512"]
-    assert main(["rope", half, "linear", *shape, "--plot", str(plot)]) == 0
+    rope = "rope {half} linear --factor 8 --head-dim 16 --original 64 --seq-len 512 --plot {plot}"
+    assert main(argv(rope, half=half, plot=plot)) == 0
     assert "of half-pi(factor=8), 0 of linear(factor=8)" in plot.read_text()
     assert "does not change frequencies" in refused(capsys, "rope", strides)
 
@@ -439,28 +327,24 @@ def test_bad_input_is_one_line(
     assert "does not exist" in refused(capsys, "eval", tmp_path / "nowhere")
     assert "does not exist" in refused(capsys, "train", tmp_path / "nowhere.py")
     assert "factor" in refused(capsys, "eval", base, "--method", "yarn", "--factr", 4)
-    assert "another experiment" in refused(
-        capsys, "train", file, "--run-dir", run, "--seed", 1, "--no-wandb"
-    )
-    assert "cannot shrink" in refused(
-        capsys, "train", file, "--run-dir", run, "--train.steps", 1, "--no-wandb"
-    )
+    resume = ["train", file, "--run-dir", run, "--no-wandb"]
+    assert "another experiment" in refused(capsys, *resume, "--seed", 1)
+    assert "cannot shrink" in refused(capsys, *resume, "--train.steps", 1)
     short = ["eval", base, "--evals", "passkey", "--seq-len", 16, "--out", tmp_path / "new"]
     assert "16 tokens" in refused(capsys, *short)
     assert "already exists" in refused(capsys, "export", base, "--out", run / "export")
-    # A PoSE target shorter than the rows, found at the first batch.
-    assert "PoSE" in refused(
-        capsys, *train, "--method", "pose", "--positions.max-position-embeddings", 64
-    )
+    # A PoSE target shorter than the rows is refused at the first batch.
+    pose = ["--method", "pose", "--positions.max-position-embeddings", 64]
+    assert "PoSE" in refused(capsys, *train, *pose)
     assert not (tmp_path / "new" / "records.jsonl").exists()
     assert not (tmp_path / "new" / "checkpoints" / "1").exists()
 
 
 def test_a_wrong_choice_is_one_line(base: Path, tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_:
         main(["export", str(base), "--out", str(tmp_path / "out"), "--dtype", "float12"])
     lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2
+    assert exit_.value.code == 2
     assert len(lines) == 1
     assert "float12" in lines[0]
     assert "bfloat16" in lines[0]

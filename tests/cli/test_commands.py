@@ -19,11 +19,12 @@ def test_the_help_has_a_summary_an_example_and_sentences(
     _, by_command = parsers()
     for action in by_command[name]._actions:
         if "-h" not in action.option_strings:
-            assert action.help and action.help[0] == action.help[0].upper(), action.dest
+            assert action.help, action.dest
+            assert action.help[0] == action.help[0].upper(), action.dest
             assert action.help.endswith("."), action.dest
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_:
         main([name, "--help"])
-    assert stopped.value.code == 0
+    assert exit_.value.code == 0
     assert summary in capsys.readouterr().out
 
 
@@ -33,9 +34,9 @@ def test_a_default_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "The base of the frequencies. Default: 10000.0." in capsys.readouterr().out
 
 
-def test_an_option_may_stand_between_the_words_of_a_command() -> None:
+def test_options_and_arguments_may_come_in_any_order() -> None:
     _, by_command = parsers()
-    words = ["a.py", "--train.steps", "4", "--init", "DIR", "--rope.factor=8", "--json"]
-    known, unknown = by_command["run"].split(words)
+    arguments = ["a.py", "--train.steps", "4", "--init", "DIR", "--rope.factor=8", "--json"]
+    known, unknown = by_command["run"].split(arguments)
     assert known == ["a.py", "--init", "DIR", "--json"]
     assert unknown == ["--train.steps", "4", "--rope.factor=8"]

@@ -26,12 +26,13 @@ print(json.dumps([count.programs, count.cached, count.seconds > 0, count.text]))
 
 
 def run(home: Path) -> list:
+    """Run the script in a new process; its counts of programs, and the text that reports them."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     environment |= {"XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
     )
-    return json.loads(done.stdout)
+    return json.loads(result.stdout)
 
 
 def test_a_second_process_compiles_nothing(tmp_path: Path):

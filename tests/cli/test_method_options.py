@@ -1,4 +1,4 @@
-"""Methods and leaves on the command line: one spelling, values by their types, suggestions."""
+"""Methods and fields on the command line: one spelling, values by their types, suggestions."""
 
 import dataclasses
 import json
@@ -24,6 +24,7 @@ from ctxext.parallel.mesh import Mesh
 EXPERIMENT = Experiment(
     "x", Stdlib("train"), Optim(1e-3), Train(steps=3, seq_len=64, batch_size=2), rope=Yarn(2.0)
 )
+POSE = ["--max-position-embeddings", "64"]
 
 SPELLINGS = [
     ("yarn", ["--factor", "8", "--beta-fast", "16"], Yarn(8.0, beta_fast=16.0)),
@@ -57,26 +58,25 @@ def test_every_command_takes_the_plain_spelling(tmp_path: Path, capsys: pytest.C
         "def sweep():\n    yield experiment\n"
     )
     method = ["--method", "yarn", "--factor", "8"]
-    for command in ("run", "train"):
-        assert main([command, str(file), *method, "--print-config"]) == 0
+    for name in ("run", "train"):
+        assert main([name, str(file), *method, "--print-config"]) == 0
         config = json.loads(capsys.readouterr().out)
         assert (config["rope"]["__type__"], config["rope"]["factor"]) == ("rope/yarn", 8.0)
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), *method, "--dry-run"]) == 0
     assert "--method yarn" in capsys.readouterr().out
     assert main(["rope", *method, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "yarn(factor=8)"
-    sweep = ["sweep", str(file), "--out", str(tmp_path / "out"), "--method", "yarn", "--factr", "8"]
-    for wrong in (
-        ["run", str(file), "--method", "yarn", "--factr", "8"],
-        ["plan", str(file), "--method", "yarn", "--factr", "8"],
-        ["eval", "tiny-llama", "--method", "yarn", "--factr", "8"],
-        ["export", "tiny-llama", "--out", str(tmp_path / "o"), "--method", "yarn", "--factr", "8"],
-        ["generate", "tiny-llama", "--prompt", "a", "--method", "yarn", "--factr", "8"],
-        ["prove", str(tmp_path), "--method", "yarn", "--factr", "8"],
-        ["rope", "--method", "yarn", "--factr", "8"],
-        sweep,
+    for command in (
+        ["run", str(file)],
+        ["plan", str(file)],
+        ["eval", "tiny-llama"],
+        ["export", "tiny-llama", "--out", str(tmp_path / "o")],
+        ["generate", "tiny-llama", "--prompt", "a"],
+        ["prove", str(tmp_path)],
+        ["rope"],
+        ["sweep", str(file), "--out", str(tmp_path / "out")],
     ):
-        assert main(wrong) == 2
+        assert main([*command, "--method", "yarn", "--factr", "8"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "--factr" in line
         assert "did you mean --factor?" in line
@@ -94,9 +94,6 @@ def test_fields_go_to_every_method_that_has_them():
     assert (experiment.positions, experiment.train.steps) == (PoSE(64), 9)
 
 
-POSE = ["--max-position-embeddings", "64"]
-
-
 def test_a_method_keeps_the_fields_it_shares_with_the_one_it_replaces():
     start = dataclasses.replace(EXPERIMENT, rope=Yarn(4.0, beta_fast=16.0))
     assert override(start, ["--factor", "8"], methods=["yarn"]).rope == Yarn(8.0)
@@ -104,8 +101,8 @@ def test_a_method_keeps_the_fields_it_shares_with_the_one_it_replaces():
     assert (type(replaced).__name__, replaced.factor) == ("NTK", 4.0)
 
 
-def test_leaves_are_replaced_together():
-    """-1 and -1 in turn would be refused halfway; only the whole has to be valid."""
+def test_fields_are_replaced_together():
+    """A mesh with -1 twice is refused, but only the final experiment has to be valid."""
     start = dataclasses.replace(EXPERIMENT, mesh=Mesh(data=-1))
     changed = override(start, ["--mesh.fsdp", "-1", "--mesh.data", "1", "--seed=7"])
     assert (changed.mesh, changed.seed) == (Mesh(data=1, fsdp=-1), 7)
@@ -139,7 +136,7 @@ def test_leaves_are_replaced_together():
         (["--train.steps", "-1"], "train.steps must not be negative"),
     ],
 )
-def test_wrong_leaves_are_one_clear_line(arguments: list[str], message: str):
+def test_wrong_fields_of_an_experiment_are_one_clear_line(arguments: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         override(EXPERIMENT, arguments)
 
@@ -156,12 +153,14 @@ def test_wrong_leaves_are_one_clear_line(arguments: list[str], message: str):
         (["custom"], ["--divisors", "a"], "--divisors must be numbers"),
     ],
 )
-def test_wrong_fields_are_one_clear_line(names: list[str], arguments: list[str], message: str):
+def test_wrong_fields_of_a_method_are_one_clear_line(
+    names: list[str], arguments: list[str], message: str
+):
     with pytest.raises(ValueError, match=message):
         make_methods(names, arguments)
 
 
-def test_vectors_are_words_json_or_a_file(tmp_path: Path):
+def test_vectors_are_numbers_json_or_a_file(tmp_path: Path):
     (tmp_path / "list.json").write_text("[1, 2.5]")
     (tmp_path / "object.json").write_text('{"divisors": [1, 2.5], "other": 3}')
     expected = (Custom((1.0, 2.5), 1.0),)

@@ -1,4 +1,4 @@
-"""`ctxext rope` of several methods: counts done by hand, and the numbers in the drawing."""
+"""`ctxext rope` with several methods: counts worked out by hand, and the numbers of the plot."""
 
 import json
 import math
@@ -42,7 +42,8 @@ def test_llama2_counts():
     assert plain.extrapolated(8192).tolist() == [i >= 46 for i in range(64)]
     assert plain.extrapolated(4096).sum() == 0
     assert plain.extrapolated(4097).sum() == 18
-    assert half.seen.sum() == 46 and half.slow.sum() == 23, "2 x 2,294 tokens for pair 41"
+    assert half.seen.sum() == 46
+    assert half.slow.sum() == 23, "2 x 2,294 tokens for pair 41"
     assert half.extrapolated(8192).sum() == 0
     assert half.extrapolated(8193).sum() == 18
 
@@ -53,17 +54,19 @@ def test_interpolation_extrapolates_nothing_at_any_factor(factor: float):
         assert Linear(factor).rope(LLAMA2, 1).inv_freq[0] == 1 / factor
         waves = spectrum(Linear(factor), RopeBase(128, theta, 4096), 4096)
         assert waves.extrapolated(math.floor(factor * 4096)).sum() == 0
-        assert waves.extrapolated(math.ceil(factor * 4096) + 1).sum() == (~waves.seen).sum() > 0
+        unseen = (~waves.seen).sum()
+        assert unseen > 0
+        assert waves.extrapolated(math.ceil(factor * 4096) + 1).sum() == unseen
 
 
-def test_pairs_that_stop_or_turn_faster():
+def test_pairs_that_slow_down_or_turn_faster():
     """100 tokens, theta 10000, 4 pairs: waves 6.3, 63, 628, 6283; divisors 1, 20, 0.5, 1e9."""
     base = RopeBase(8, 10000.0, 100)
     waves = spectrum(Custom((1.0, 20.0, 0.5, 1e9), 1.0), base, 100)
     assert waves.seen.tolist() == [True, True, False, False]
     assert waves.slow.tolist() == [False, True, True, True]
     assert waves.extrapolated(100).tolist() == [False, False, True, False], (
-        "a slower pair that was seen is not new"
+        "a pair that turned in pre-training and is slower now is not new"
     )
     assert waves.extrapolated(50).sum() == 0
     assert waves.extrapolated(51).sum() == 1
@@ -84,43 +87,35 @@ def test_text_counts_per_method(capsys):
     rows = [line.split() for line in text.splitlines()[-64:]]
     assert rows[46] == ["46", "4711.7*", "9423.4", "7815.9*", "9423.4"]
     assert rows[45][1] == "4080.2"
-    one = output(capsys, "rope", "none", "--seq-len", 8192)
-    assert "18 of 64 pairs never turn in 4,096 tokens; 18 never" in one
-    assert "18 are extrapolated at 8,192" in one
+    unscaled = output(capsys, "rope", "none", "--seq-len", 8192)
+    assert "18 of 64 pairs never turn in 4,096 tokens; 18 never" in unscaled
+    assert "18 are extrapolated at 8,192" in unscaled
     assert "--seq-len" in output(capsys, "rope", "none").splitlines()[0]
 
 
 def test_json_is_an_object_per_method(capsys):
-    several = json.loads(output(capsys, *ARGV, "--json"))
-    assert [one["method"] for one in several] == [
-        "none",
-        "linear(factor=2)",
-        "ntk(factor=2)",
-        "yarn(factor=2)",
-    ]
-    assert several[3] == json.loads(output(capsys, "rope", "yarn", "--factor", 2, "--json"))
-    assert set(several[3]) == {
-        "method",
-        "inv_freq",
-        "attention_factor",
-        "leading_positions",
-        "hf_config",
-    }
+    methods = json.loads(output(capsys, *ARGV, "--json"))
+    names = "none linear(factor=2) ntk(factor=2) yarn(factor=2)"
+    assert [method["method"] for method in methods] == names.split()
+    yarn = json.loads(output(capsys, "rope", "yarn", "--factor", 2, "--json"))
+    assert methods[3] == yarn
+    fields = "method inv_freq attention_factor leading_positions hf_config"
+    assert set(yarn) == set(fields.split())
 
 
 def test_the_drawing_shows_the_numbers(tmp_path: Path, capsys):
-    """Pixels are turned back into pairs and tokens by the ticks of the axes."""
+    """The ticks of the axes turn pixels back into pairs and tokens."""
     out = tmp_path / "new" / "waves.svg"
     assert output(capsys, *ARGV, "--plot", out).splitlines()[-1] == f"plot: {out}"
     assert [p.name for p in out.parent.iterdir()] == ["waves.svg"]
     root = ET.parse(out).getroot()
     assert root.tag == f"{SVG}svg"
-    assert root[0].tag == f"{SVG}title"
-    assert "18 of none, 0 of linear(factor=2), 17 of ntk(factor=2), 0 of yarn" in (
-        root[1].text or ""
-    )
-    assert "46 of 64 pairs turned" in (root[1].text or "")
-    assert "--c1:" in (root[2].text or "")
+    title, description, style = root[:3]
+    assert title.tag == f"{SVG}title"
+    summary = description.text or ""
+    assert "18 of none, 0 of linear(factor=2), 17 of ntk(factor=2), 0 of yarn" in summary
+    assert "46 of 64 pairs turned" in summary
+    assert "--c1:" in (style.text or "")
     ticks = {t.text: t.attrib for t in root.findall(f"{SVG}g[@class='axes']/{SVG}text")}
     x0, x60 = (float(ticks[name]["x"]) for name in ("0", "60"))
     y10, y10k = (float(ticks[name]["y"]) - 4 for name in ("10", "10k"))
@@ -147,19 +142,15 @@ def test_the_drawing_shows_the_numbers(tmp_path: Path, capsys):
         if divisor:
             np.testing.assert_allclose(drawn[:, 1], np.log10(divisor * np.array(WAVES)), atol=2e-3)
         shades = [points(path) for path in lines[css].findall(f"{SVG}path[@class='shade']")]
-        shaded_pairs = [
-            round(x) for shade in shades for x in shade[:-1, 0]
-        ]  # the last is there twice
+        # A shade closes with its last pair once more.
+        shaded_pairs = [round(pair) for shade in shades for pair in shade[:-1, 0]]
         assert shaded_pairs == list(shaded)
     marks = [p.attrib["d"] for p in root.findall(f"{SVG}g[@class='mark']/{SVG}path")]
-    levels = [
-        10 ** (1 + 3 * (float(d.split()[1].split("H")[0]) - y10) / (y10k - y10))
-        for d in marks
-        if "H" in d
-    ]
-    np.testing.assert_allclose(levels, [4096, 8192], rtol=5e-3)
-    (upright,) = [float(re.findall(r"[\d.]+", d)[0]) for d in marks if "V" in d]
-    assert abs((upright - x0) / (x60 - x0) * 60 - 45.5) < 0.03
+    heights = np.array([float(d.split()[1].split("H")[0]) for d in marks if "H" in d])
+    tokens = 10 ** (1 + 3 * (heights - y10) / (y10k - y10))
+    np.testing.assert_allclose(tokens, [4096, 8192], rtol=5e-3)
+    (vertical,) = (float(re.findall(r"[\d.]+", d)[0]) for d in marks if "V" in d)
+    assert abs((vertical - x0) / (x60 - x0) * 60 - 45.5) < 0.03
 
 
 def test_the_page_has_the_drawing_and_its_table(tmp_path: Path, capsys):
@@ -190,7 +181,8 @@ def test_the_page_has_the_drawing_and_its_table(tmp_path: Path, capsys):
 )
 def test_odd_shapes_are_drawn_too(tmp_path: Path, capsys, options: list):
     output(capsys, "rope", "none", "linear", "--factor", 2, *options, "--plot", tmp_path / "x.svg")
-    assert ET.parse(tmp_path / "x.svg").getroot().find(f".//{SVG}path[@class='line']") is not None
+    root = ET.parse(tmp_path / "x.svg").getroot()
+    assert root.find(f".//{SVG}path[@class='line']") is not None
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, capsys):
@@ -200,8 +192,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, capsys):
     assert "did you mean --factor" in refused(capsys, *ARGV, "--factr", 2)
     assert "needs factor" in refused(capsys, "rope", "none", "linear")
     assert "pose" in refused(capsys, "rope", "none", "pose", "--max-position-embeddings", 64)
-    assert "--seq-len" in refused(
-        capsys, "rope", "none", "dynamic-ntk", "--factor", 2, "--plot", tmp_path / "x.svg"
-    )
+    dynamic = ["rope", "none", "dynamic-ntk", "--factor", 2, "--plot", tmp_path / "x.svg"]
+    assert "--seq-len" in refused(capsys, *dynamic)
     assert "at least 1, got 0" in refused(capsys, "rope", "none", "--seq-len", 0)
     assert list(tmp_path.iterdir()) == []

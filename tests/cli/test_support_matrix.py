@@ -1,4 +1,4 @@
-"""The matrix of `ctxext methods` against real exports and what their readers make of them."""
+"""The support matrix of `ctxext methods` against real exports and how their readers read them."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ SCALINGS = {name: method for name, method in METHODS.items() if isinstance(metho
 @pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
     method = METHODS[name]
-    place = places(METHODS[name], TINY)["hf"]
+    place = places(method, TINY)["hf"]
     lm = LM(TINY, random_params(), tokenizer()).with_method(method)
     if place["how"] == "refused":
         with pytest.raises(ValueError) as error:
@@ -49,20 +49,19 @@ def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
     spec = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     expected = {"generic": "longrope", "yes": "default"}.get(place["how"], place["how"])
     assert spec["rope_type"] == expected
-    assert (place["how"] == "generic") == (
-        "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
-    )
+    generic = "short_factor" in spec and spec["short_factor"] == spec["long_factor"]
+    assert generic == (place["how"] == "generic")
     config, scaling = hf.read_config(tmp_path / "out")
+    original = method if isinstance(method, RopeScaling) else Unscaled()
     for length in (WINDOW, LENGTH):
-        back = scaling.rope(config.rope_base(), length)
-        ours = (method if isinstance(method, RopeScaling) else Unscaled()).rope(
-            TINY.rope_base(), length
-        )
-        np.testing.assert_allclose(back.inv_freq, ours.inv_freq, rtol=1e-12, atol=2e-12)  # zeros
+        actual = scaling.rope(config.rope_base(), length).inv_freq
+        expected = original.rope(TINY.rope_base(), length).inv_freq
+        # The absolute tolerance is for frequencies of zero.
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=2e-12)
 
 
 def written_or_refused(place: dict[str, str], out: Path, write: Callable[[], object]) -> bool:
-    """True if written as the matrix says, False if refused with the reason of the matrix."""
+    """True if the file is written, False if it is refused for the reason in the matrix."""
     if place["how"] != "refused":
         write()
         return True
@@ -78,44 +77,49 @@ def test_meta_and_gguf_are_as_the_matrix_says(name, tmp_path):
     place = places(METHODS[name], WIDE)
     config = dataclasses.replace(WIDE, initializer_range=0.02)
     lm = LM(config, random_params(config), tokenizer()).with_method(METHODS[name])
-    out = tmp_path / "out"
+    meta = tmp_path / "out"
     if written_or_refused(
-        place["meta"], out, lambda: export.export(lm, out, to="meta", seq_len=LENGTH)
+        place["meta"], meta, lambda: export.export(lm, meta, to="meta", seq_len=LENGTH)
     ):
-        scaled = json.loads((out / "rope.json").read_text())["method"] != "none"
+        scaled = json.loads((meta / "rope.json").read_text())["method"] != "none"
         assert scaled == (place["meta"]["how"] == "rope.json")
-    out = tmp_path / "out.gguf"
+    file = tmp_path / "out.gguf"
     if written_or_refused(
-        place["gguf"], out, lambda: export.export(lm, out, to="gguf", seq_len=LENGTH)
+        place["gguf"], file, lambda: export.export(lm, file, to="gguf", seq_len=LENGTH)
     ):
-        reader = gguf.GGUFReader(out)
-        kind = reader.fields.get("llama.rope.scaling.type")
-        divisors = any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
-        if divisors:
+        reader = gguf.GGUFReader(file)
+        field = reader.fields.get("llama.rope.scaling.type")
+        if any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
             scaling_type = "divisors"
+        elif field is None:
+            scaling_type = "default"
         else:
-            scaling_type = "default" if kind is None else kind.contents()
+            scaling_type = field.contents()
         assert scaling_type == {"yes": "default"}.get(place["gguf"]["how"], place["gguf"]["how"])
 
 
 @pytest.fixture(scope="module")
 def adapter_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base, and a run that trained an adapter on it."""
-    where = tmp_path_factory.mktemp("run")
-    write_hf(where / "base", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
-    experiment = tiny_experiment(write_texts(where / "texts"), steps=1, checkpoint_every=1)
+    folder = tmp_path_factory.mktemp("run")
+    base = folder / "base"
+    write_hf(base, TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
     experiment = dataclasses.replace(
-        experiment, init=str(where / "base"), model=None, rope=None, trainable=LoRA(rank=2)
+        tiny_experiment(write_texts(folder / "texts"), steps=1, checkpoint_every=1),
+        init=str(base),
+        model=None,
+        rope=None,
+        trainable=LoRA(rank=2),
     )
-    return where / "base", train_only(experiment, where / "run", track=())
+    return base, train_only(experiment, folder / "run", track=())
 
 
 @pytest.mark.parametrize("name", NOT_POSITIONS)
 def test_an_adapter_is_as_the_matrix_says(name, adapter_run, tmp_path):
-    """The run's files name the method, as if it had trained it; its base has the frequencies."""
+    """The run's files name the method as if it had been trained; its base has the frequencies."""
     base, run = adapter_run
     method = METHODS[name]
-    place = places(METHODS[name], TINY)["peft"]
+    place = places(method, TINY)["peft"]
     out = tmp_path / "adapter"
     shutil.copytree(run, tmp_path / "run")
     if isinstance(method, RopeScaling):
@@ -140,34 +144,37 @@ def vllm_reads(scaling: RopeScaling) -> tuple[np.ndarray, float]:
     import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    data = hf.config_json(TINY, scaling, seq_len=LENGTH, dtype="float32")
-    spec = data["rope_parameters"]
+    config = hf.config_json(TINY, scaling, seq_len=LENGTH, dtype="float32")
+    spec = config["rope_parameters"]
     kind = spec["rope_type"]
     if kind == "default":
         return spec["rope_theta"] ** (-np.arange(0, 16, 2) / 16), 1.0
-    length = (
-        round(spec["factor"] * data["max_position_embeddings"]) if kind == "dynamic" else LENGTH
-    )
+    length = LENGTH
+    if kind == "dynamic":
+        length = round(spec["factor"] * config["max_position_embeddings"])
     inv_freq, _ = ROPE_INIT_FUNCTIONS[kind](
-        transformers.LlamaConfig(**data), torch.device("cpu"), seq_len=length
+        transformers.LlamaConfig(**config), torch.device("cpu"), seq_len=length
     )
-    m = {"yarn": 0.1 * np.log(spec["factor"]) + 1, "longrope": spec.get("long_mscale")}.get(
-        kind, 1.0
-    )
-    return inv_freq.numpy(), m
+    if kind == "yarn":
+        attention_factor = 0.1 * np.log(spec["factor"]) + 1
+    elif kind == "longrope":
+        attention_factor = spec.get("long_mscale")
+    else:
+        attention_factor = 1.0
+    return inv_freq.numpy(), attention_factor
 
 
 @pytest.mark.parametrize(
     "name", [name for name in SCALINGS if places(SCALINGS[name], TINY)["hf"]["how"] != "refused"]
 )
 def test_vllm_gives_the_method_where_the_matrix_says_so(name):
-    inv_freq, m = vllm_reads(SCALINGS[name])
+    inv_freq, attention_factor = vllm_reads(SCALINGS[name])
 
     def same(length: int) -> bool:
         ours = SCALINGS[name].rope(TINY.rope_base(), length)
         return bool(
             np.allclose(inv_freq, ours.inv_freq, rtol=1e-5, atol=2e-12)
-            and np.isclose(m, ours.attention_factor)
+            and np.isclose(attention_factor, ours.attention_factor)
         )
 
     how = places(SCALINGS[name], TINY)["vllm"]["how"]
@@ -178,7 +185,7 @@ def test_vllm_gives_the_method_where_the_matrix_says_so(name):
 
 
 @pytest.mark.parametrize("method", EVERY, ids=repr)
-def test_other_fields_are_judged_by_themselves(method):
+def test_a_method_with_other_fields_is_refused_for_its_own_reason(method):
     place = places(method, TINY)["hf"]
     try:
         hf.config_json(TINY, method, seq_len=LENGTH, dtype="float32")
@@ -188,20 +195,20 @@ def test_other_fields_are_judged_by_themselves(method):
         assert place["how"] != "refused"
 
 
-def test_the_command_shows_it(capsys):
+def test_the_command_shows_the_matrix(capsys):
     assert main(["methods", "--json"]) == 0
     rows = {row["name"]: row["formats"] for row in json.loads(capsys.readouterr().out)}
     assert rows.keys() == METHODS.keys()
     assert all(list(row) == list(COLUMNS) for row in rows.values())
-    assert all(
-        bool(place.get("reason")) == (place["how"] == "refused")
-        for row in rows.values()
-        for place in row.values()
-    )
-    assert [
-        rows[name]["hf"]["how"]
-        for name in ("yarn", "linear", "ntk", "revised-yarn", "long-rope", "pose")
-    ] == ["yarn", "linear", "default", "generic", "longrope", "training"]
+    for row in rows.values():
+        for place in row.values():
+            assert bool(place.get("reason")) == (place["how"] == "refused")
+    assert rows["yarn"]["hf"]["how"] == "yarn"
+    assert rows["linear"]["hf"]["how"] == "linear"
+    assert rows["ntk"]["hf"]["how"] == "default"
+    assert rows["revised-yarn"]["hf"]["how"] == "generic"
+    assert rows["long-rope"]["hf"]["how"] == "longrope"
+    assert rows["pose"]["hf"]["how"] == "training"
     assert "September 2026" in rows["ntk-by-parts"]["vllm"]["reason"]
     assert isinstance(METHODS["ntk-by-parts"], NTKByParts)
     assert rows["self-extend"]["hf"]["reason"].startswith("SelfExtend is a way to run a model")
@@ -210,7 +217,6 @@ def test_the_command_shows_it(capsys):
     for name, row in rows.items():
         cells = "".join(f"{place['how']:<14}" for place in row.values()).rstrip()
         assert cells in lines[name]
-    leading = places(
-        LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8)), leading_positions=9), TINY
-    )["hf"]
-    assert "plain RoPE at the first 9 positions" in leading["reason"]
+    leading = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8)), leading_positions=9)
+    reason = places(leading, TINY)["hf"]["reason"]
+    assert "plain RoPE at the first 9 positions" in reason

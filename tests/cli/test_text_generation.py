@@ -1,4 +1,4 @@
-"""`ctxext generate`: whole characters as they come, stops, chats of several turns, bad input."""
+"""`ctxext generate`: streaming whole characters, stop tokens, chats of several turns, bad input."""
 
 import io
 import json
@@ -34,64 +34,72 @@ def test_streamed_text_is_the_decoded_text_in_whole_characters(tokenizer):
     rng = random.Random(0)
     for _ in range(200):
         prompt = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 9))))
-        new = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 30))))[
-            rng.randrange(2) :
-        ]
+        new = tokenizer.encode("".join(rng.choices(LETTERS, k=rng.randrange(1, 30))))
+        new = new[rng.randrange(2) :]
         chunks = []
         at = 0
         while at < len(new):
-            chunks.append(new[at : (at := at + rng.randrange(1, 5))])
-        pieces = list(decode_stream(tokenizer, prompt, chunks))
-        assert "".join(pieces) == tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
-        assert all(pieces)
-        assert REPLACEMENT not in "".join(pieces)
+            size = rng.randrange(1, 5)
+            chunks.append(new[at : at + size])
+            at += size
+        texts = list(decode_stream(tokenizer, prompt, chunks))
+        assert "".join(texts) == tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
+        assert all(texts)
+        assert REPLACEMENT not in "".join(texts)
     smile = tokenizer.encode("🙂")[1:]
-    assert len(smile) == 4, "as bytes"
+    assert len(smile) == 4, "one token per byte"
     assert list(decode_stream(tokenizer, prompt, [[i] for i in smile])) == ["🙂"]
-    assert list(decode_stream(tokenizer, prompt, [smile[:3]])) == [], "the rest of it never came"
+    assert list(decode_stream(tokenizer, prompt, [smile[:3]])) == [], "an incomplete character"
+    # Bytes that are not text come out as replacement characters.
     broken = "".join(decode_stream(tokenizer, prompt, [smile[:2], tokenizer.encode("a b"), smile]))
-    assert broken.endswith("a b🙂") and set(broken[:-4]) <= {REPLACEMENT, " "}, (
-        "bytes that are not text stay as they are"
-    )
+    assert broken.endswith("a b🙂")
+    assert set(broken[:-4]) <= {REPLACEMENT, " "}
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory):
-    """An untrained model with added tokens and a ChatML template; it answers with any ids."""
+    """An untrained model with added tokens and a ChatML template; it generates arbitrary ids."""
     config = LlamaConfig(448, 32, 48, 1, 2, 2, 16, 1e-5, 1e4, 64)
     path = tmp_path_factory.mktemp("model") / "hf"
-    params = jax.tree.map(
-        lambda x: np.asarray(x) * (8 if x.ndim > 1 else 1), init_params(config, 0)
-    )
+
+    def large(x: jax.Array) -> np.ndarray:
+        """Matrices larger than at initialisation, so that the text varies."""
+        return np.asarray(x) * (8 if x.ndim > 1 else 1)
+
+    params = jax.tree.map(large, init_params(config, 0))
     write_hf(path, config, params, Unscaled(), Tokenizer(files(CHATML)), dtype="float32")
     return path
 
 
-def output(capsys, *argv) -> str:
+def output(capsys, *arguments) -> str:
+    """What `ctxext generate ARGUMENTS` prints."""
     capsys.readouterr()
-    assert main(["generate", *map(str, argv)]) == 0
+    assert main(["generate", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--temperature", 0.9, "--top-p", 0.8, "--seed", 4]], ids=["greedy", "drawn"]
+    "options", [[], ["--temperature", 0.9, "--top-p", 0.8, "--seed", 4]], ids=["greedy", "sampled"]
 )
 def test_text_and_json_are_those_of_lm_generate(directory, capsys, options):
     prompt = "def f(x):\n"
     method = ["--method", "linear", "--factor", 2]
-    argv = [directory, "--prompt", prompt, "--max-new-tokens", 30, *method, *options]
-    data = json.loads(output(capsys, *argv, "--json"))
+    arguments = [directory, "--prompt", prompt, "--max-new-tokens", 30, *method, *options]
+    data = json.loads(output(capsys, *arguments, "--json"))
     lm = loading.load(directory, method=Linear(2.0))
     ids = lm.tokenizer.encode(prompt, bos=True)
     fields = dict(zip(("temperature", "top_p", "seed"), options[1::2], strict=False))
     new = lm.generate([ids], max_new_tokens=30, **fields, eos_token_id=2)[0].tolist()
-    assert data["ids"] == (new[: new.index(2)] if 2 in new else new)
+    generated = new[: new.index(2)] if 2 in new else new
+    assert data["ids"] == generated
     assert data["prompt_tokens"] == len(ids)
     assert data["stop"] == ("eos" if 2 in new else "length")
-    assert data["tokens_per_second"] > 0 < data["seconds"]
-    whole = lm.tokenizer.decode(ids + data["ids"])[len(lm.tokenizer.decode(ids)) :]
-    assert data["text"] == whole.rstrip(REPLACEMENT)
-    assert output(capsys, *argv) == data["text"] + "\n"
+    assert data["tokens_per_second"] > 0
+    assert data["seconds"] > 0
+    decoded_prompt = lm.tokenizer.decode(ids)
+    expected = lm.tokenizer.decode(ids + generated)[len(decoded_prompt) :].rstrip(REPLACEMENT)
+    assert data["text"] == expected
+    assert output(capsys, *arguments) == expected + "\n"
 
 
 def test_every_kind_of_stop_token(directory, tmp_path):
@@ -99,23 +107,22 @@ def test_every_kind_of_stop_token(directory, tmp_path):
     assert stop_ids(lm, directory) == [2]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
     assert stop_ids(lm, tmp_path) == [2, 7]
-    free = TextGenerator(lm, [], max_new_tokens=20, quiet=True).complete("def f(x):")
+
+    def complete(stops: list[int], max_new_tokens: int = 20):
+        generator = TextGenerator(lm, stops, max_new_tokens=max_new_tokens, quiet=True)
+        return generator.complete("def f(x):")
+
+    free = complete([])
+    assert free.stop == "length"
     end = free.ids[5]
-    at = free.ids.index(end)
-    stopped = TextGenerator(lm, [end], max_new_tokens=20, quiet=True).complete("def f(x):")
-    assert (stopped.ids, stopped.stop, free.stop) == (
-        free.ids[:at],
-        "eos",
-        "length",
-    )
+    stopped = complete([end])
+    assert stopped.ids == free.ids[: free.ids.index(end)]
+    assert stopped.stop == "eos"
     assert free.text.startswith(stopped.text)
-    assert (
-        TextGenerator(lm, free.ids[:1], max_new_tokens=20, quiet=True).complete("def f(x):").text
-        == ""
-    )
-    one = TextGenerator(lm, [], max_new_tokens=1, quiet=True).complete("def f(x):")
-    assert one.ids == free.ids[:1]
-    assert one.tokens_per_second is None
+    assert complete(free.ids[:1]).text == ""
+    single = complete([], max_new_tokens=1)
+    assert single.ids == free.ids[:1]
+    assert single.tokens_per_second is None
 
 
 def test_the_prompt_from_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch):
@@ -131,29 +138,27 @@ def test_the_prompt_from_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypat
 def test_a_chat_of_several_turns(directory, capsys, monkeypatch):
     """Every answer depends on the whole conversation so far, through the template."""
     options = ["--chat", "--system", "Be kind.", "--max-new-tokens", 12]
-    monkeypatch.setattr(text_generation, "typed_lines", lambda: (line for line in ("one", "two")))
+    monkeypatch.setattr(text_generation, "typed_lines", lambda: iter(["one", "two"]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    typed = output(capsys, directory, *options)
+    conversation = output(capsys, directory, *options)
     lm = loading.load(directory)
+    chat = chat_of(lm.tokenizer)
     messages = [{"role": "system", "content": "Be kind."}]
-    texts = []
+    answers = []
     for question in ("one", "two"):
         messages.append({"role": "user", "content": question})
-        ids = chat_of(lm.tokenizer).encode(messages)
+        ids = chat.encode(messages)
         new = lm.generate([ids], max_new_tokens=12, eos_token_id=2)[0].tolist()
         new = new[: new.index(2)] if 2 in new else new
-        text = (
-            lm.tokenizer.decode(ids + new)[len(lm.tokenizer.decode(ids)) :]
-            .lstrip()
-            .rstrip(REPLACEMENT)
-        )
-        messages.append({"role": "assistant", "content": text})
-        texts.append(text)
-    assert typed == "".join(text + "\n" for text in texts)
-    assert texts[0] != texts[1]
+        text = lm.tokenizer.decode(ids + new)[len(lm.tokenizer.decode(ids)) :]
+        answer = text.lstrip().rstrip(REPLACEMENT)
+        messages.append({"role": "assistant", "content": answer})
+        answers.append(answer)
+    assert conversation == "".join(answer + "\n" for answer in answers)
+    assert answers[0] != answers[1]
     single = json.loads(output(capsys, directory, *options, "--prompt", "one", "--json"))
-    assert single["text"] == texts[0]
-    assert single["prompt_tokens"] == len(chat_of(lm.tokenizer).encode(messages[:2]))
+    assert single["text"] == answers[0]
+    assert single["prompt_tokens"] == len(chat.encode(messages[:2]))
 
 
 def test_typed_lines_end_with_the_input(monkeypatch):
@@ -175,13 +180,10 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
     plain.mkdir()
     for path in directory.iterdir():
         (plain / path.name).write_bytes(path.read_bytes())
-    (plain / CONFIG).write_text(
-        json.dumps({k: v for k, v in settings.items() if k != "chat_template"})
-    )
-    assert (
-        main(["generate", str(plain), "--chat", "--prompt", "a", "--max-new-tokens", "4", "--json"])
-        == 0
-    )
+    settings.pop("chat_template", None)
+    (plain / CONFIG).write_text(json.dumps(settings))
+    options = ["--chat", "--prompt", "a", "--max-new-tokens", "4", "--json"]
+    assert main(["generate", str(plain), *options]) == 0
     out = capsys.readouterr()
     assert out.err.count("Llama 2's [INST] markers") == 1
     assert json.loads(out.out)["prompt_tokens"] > 8
@@ -203,7 +205,7 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
 def test_bad_input_is_one_line(directory, tmp_path, capsys, argv, message):
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
     (tmp_path / "BAD").write_text("{{ messages.__class__ }}")
-    argv = [str(tmp_path / x) if x in ("BINARY", "BAD") else x for x in argv]
+    argv = [str(tmp_path / word) if word in ("BINARY", "BAD") else word for word in argv]
     assert main(["generate", str(directory), *argv]) == 2
     out = capsys.readouterr()
     assert message in out.err
