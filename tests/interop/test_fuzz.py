@@ -1,6 +1,6 @@
-"""Files of any content give one clear error, or exactly what independent readers give.
+"""Files with any content raise one clear error or give exactly what independent readers give.
 
-Never a crash, and never a hang.
+They never cause a crash or a hang.
 """
 
 import functools
@@ -29,12 +29,13 @@ from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, load_tokenizer
 from support.hf_files import read_params, write_hf
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
-QUICK, LONG = 60, 2000
-SMALL = safetensors_files.SINGLE_FILE
+QUICK = 60
+LONG = 2000
+SINGLE = safetensors_files.SINGLE_FILE
 
 
 def fuzz(*strategies: st.SearchStrategy) -> Callable[[Callable], Callable]:
-    """Run a check on a few examples in the quick tier, and on thousands by hand."""
+    """Run a check on a few examples by default, and on thousands in the slow tests."""
 
     def decorate(check: Callable) -> Callable:
         def run(count: int) -> None:
@@ -47,10 +48,10 @@ def fuzz(*strategies: st.SearchStrategy) -> Callable[[Callable], Callable]:
             )
             options(given(*strategies)(check))()
 
-        run.__name__, run.__doc__ = check.__name__, check.__doc__
-        return pytest.mark.parametrize(
-            "count", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)]
-        )(run)
+        run.__name__ = check.__name__
+        run.__doc__ = check.__doc__
+        counts = [QUICK, pytest.param(LONG, marks=pytest.mark.slow)]
+        return pytest.mark.parametrize("count", counts)(run)
 
     return decorate
 
@@ -103,6 +104,7 @@ EDITS = st.lists(
 
 @functools.cache
 def good() -> Path:
+    """A valid directory of several shards, next to `one` with a single file."""
     out = Path(tempfile.mkdtemp(prefix="fuzz")) / "good"
     write_hf(
         out, TINY, random_params(), Yarn(4.0), tokenizer(), dtype="float32", max_shard_size=60_000
@@ -118,7 +120,7 @@ def _clean():
 
 
 def directory(name: str, **files: bytes) -> Path:
-    """A copy of a good directory with some files in place of its own."""
+    """A copy of a good directory with some files replaced."""
     out = good().parent / "bad"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(good().parent / name, out)
@@ -128,6 +130,7 @@ def directory(name: str, **files: bytes) -> Path:
 
 
 def edited(data: bytes, edits: list[tuple[int, int, str]], limit: int | None = None) -> bytes:
+    """The data after some edits to its first `limit` bytes."""
     out = bytearray(data)
     for at, value, kind in edits:
         at %= max(1, min(len(out), limit or len(out)))
@@ -145,34 +148,35 @@ def outcome(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except ValueError as error:
-        # As the command line prints it; names in files may hold line ends.
+        # As the command line prints it; names in files may contain line breaks.
         line = " ".join(str(error).split())
         assert 20 < len(line) < 2000, error
         return None
 
 
 def weights(path: Path) -> None:
-    """Either refused, or equal to the library's reading of the same files."""
+    """Either refused, or equal to what the library reads from the same files."""
     params = outcome(lambda: read_params(path, TINY))
-    if params is not None:
-        stored = {
-            name: x for file in path.glob("*.safetensors") for name, x in load_file(file).items()
-        }
-        for name, slot in slots(params).items():
-            np.testing.assert_array_equal(slot.get(), stored[name].astype(np.float32), name)
-        assert all(np.isfinite(slot.get()).all() for slot in slots(params).values())
+    if params is None:
+        return
+    stored = {}
+    for file in path.glob("*.safetensors"):
+        stored |= load_file(file)
+    for name, slot in slots(params).items():
+        np.testing.assert_array_equal(slot.get(), stored[name].astype(np.float32), name)
+    assert all(np.isfinite(slot.get()).all() for slot in slots(params).values())
 
 
 @fuzz(EDITS)
 def test_bytes_of_the_header(edits):
-    data = (good().parent / "one" / SMALL).read_bytes()
+    data = (good().parent / "one" / SINGLE).read_bytes()
     end = 8 + struct.unpack("<Q", data[:8])[0]
-    weights(directory("one", **{SMALL: edited(data, edits, end + 64)}))
+    weights(directory("one", **{SINGLE: edited(data, edits, end + 64)}))
 
 
 @fuzz(st.sampled_from(["dtype", "shape", "data_offsets", "name"]), st.integers(0, 100), VALUES)
 def test_fields_of_the_header(key, which, value):
-    data = (good().parent / "one" / SMALL).read_bytes()
+    data = (good().parent / "one" / SINGLE).read_bytes()
     end = 8 + struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:end])
     name = [*header][1 + which % (len(header) - 1)]
@@ -181,7 +185,7 @@ def test_fields_of_the_header(key, which, value):
     else:
         header[name][key] = value
     text = json.dumps(header).encode()
-    weights(directory("one", **{SMALL: struct.pack("<Q", len(text)) + text + data[end:]}))
+    weights(directory("one", **{SINGLE: struct.pack("<Q", len(text)) + text + data[end:]}))
 
 
 @fuzz(
@@ -203,16 +207,8 @@ def test_index(key, which, value):
 
 @fuzz(EDITS)
 def test_bytes_of_the_index(edits):
-    weights(
-        directory(
-            "good",
-            **{
-                safetensors_files.INDEX_FILE: edited(
-                    (good() / safetensors_files.INDEX_FILE).read_bytes(), edits
-                )
-            },
-        )
-    )
+    data = (good() / safetensors_files.INDEX_FILE).read_bytes()
+    weights(directory("good", **{safetensors_files.INDEX_FILE: edited(data, edits)}))
 
 
 KEYS = [
@@ -244,7 +240,7 @@ ROPE = [
 
 
 def config(data: Any) -> None:
-    """Refused, or read with every field as it is in the file and with valid frequencies."""
+    """Either refused, or read with the fields of the file and valid frequencies."""
     path = directory("one", **{"config.json": json.dumps(data).encode()})
     result = outcome(lambda: (*hf.read_config(path), hf.window(path)))
     if result is None:
@@ -287,13 +283,10 @@ def test_keys_of_the_config(changes):
     NUMBERS,
 )
 def test_keys_of_the_scaling(kind, spec, key, length):
-    data = json.loads((good() / "config.json").read_text()) | {
-        "rope_scaling": None,
-        "rope_parameters": None,
-    }
-    config(
-        data | {key: {"rope_type": kind, "factor": 4.0, **spec}, "max_position_embeddings": length}
-    )
+    data = json.loads((good() / "config.json").read_text())
+    data |= {"rope_scaling": None, "rope_parameters": None}
+    data |= {key: {"rope_type": kind, "factor": 4.0, **spec}, "max_position_embeddings": length}
+    config(data)
 
 
 @fuzz(EDITS)
@@ -303,13 +296,14 @@ def test_bytes_of_the_config(edits):
 
 
 def tokens(path: Path) -> None:
-    """Refused, or a tokenizer whose ids are in the vocabulary and that is exported or refused."""
-    result = outcome(lambda: load_tokenizer(path))
-    if result is not None:
-        for text in ("a b", "def f(x):\n    return 1", ""):
-            ids = outcome(lambda text=text: result.encode(text))
-            assert ids is None or all(0 <= i < TINY.vocab_size for i in ids)
-        outcome(lambda: result.export_files(LENGTH))
+    """Either refused, or a tokenizer with ids in the vocabulary that is exported or refused."""
+    tokenizer = outcome(lambda: load_tokenizer(path))
+    if tokenizer is None:
+        return
+    for text in ("a b", "def f(x):\n    return 1", ""):
+        ids = outcome(lambda text=text: tokenizer.encode(text))
+        assert ids is None or all(0 <= i < TINY.vocab_size for i in ids)
+    outcome(lambda: tokenizer.export_files(LENGTH))
 
 
 @fuzz(st.sampled_from([JSON, CONFIG]), EDITS, st.booleans())
@@ -370,7 +364,7 @@ def test_bytes_of_a_sentencepiece_model(edits):
 
 
 def test_tokenizers_that_open_and_fail_at_some_text_are_refused():
-    """An empty model, and one whose unknown token is not in it; the fuzzer found them."""
+    """An empty model, and one that lacks its own unknown token; a fuzzer found both."""
     with pytest.raises(
         ValueError, match="tokenizer.model is not a SentencePiece model; remove it if"
     ):
@@ -403,14 +397,10 @@ def test_tokenizers_that_open_and_fail_at_some_text_are_refused():
 def test_fuzzing_guided_by_coverage(reader, tmp_path):
     pytest.importorskip("atheris", reason="the extra fuzz")
     script = Path(__file__).parents[1] / "support" / "fuzz_interop.py"
-    command = [
-        sys.executable,
-        script,
-        reader,
-        "-max_total_time=60",
-        f"-artifact_prefix={tmp_path}/",
-    ]
+    options = ["-max_total_time=60", f"-artifact_prefix={tmp_path}/"]
+    command = [sys.executable, script, reader, *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and not any(tmp_path.iterdir()), done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not any(tmp_path.iterdir()), done.stderr[-3000:]
     assert int(re.findall(r"Done (\d+) runs", done.stderr)[0]) > 1000

@@ -1,6 +1,6 @@
 """GGUF, read back with llama.cpp's own Python package.
 
-The rules of the format are written here a second time, from its documentation.
+The tests implement the format's rules a second time, from its documentation.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ PLAIN = Unscaled()
 def save(
     path: Path, config=CONFIG, scaling: RopeScaling = PLAIN, dtype="float32", **options
 ) -> Path:
-    params, vocabulary = random_params(config), options.pop("tokenizer", tokenizer())
+    params = random_params(config)
+    vocabulary = options.pop("tokenizer", tokenizer())
     gguf.write(
         path, config, lazy_tensors(config, params), scaling, vocabulary, dtype=dtype, **options
     )
@@ -52,17 +53,20 @@ def save(
 
 
 def read(path: Path) -> tuple[dict, dict]:
-    """(keys, tensors in numpy's order of dimensions, float32) as llama.cpp's package reads them."""
+    """(keys, float32 tensors with numpy's order of dimensions) by llama.cpp's package."""
     reader = library.GGUFReader(path)
+    keys = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {
         t.name: library.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
         for t in reader.tensors
     }
-    return {name: field.contents() for name, field in reader.fields.items()}, tensors
+    return keys, tensors
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
-    out, d = np.empty_like(rows), len(rows) // heads
+    """Rows of HF's order (halves of a head) in GGUF's (neighbouring pairs)."""
+    out = np.empty_like(rows)
+    d = len(rows) // heads
     for head in range(heads):
         for pair in range(d // 2):
             out[head * d + 2 * pair] = rows[head * d + pair]
@@ -83,15 +87,17 @@ NAMES = {
 }
 
 
+TOP_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+
+
 def expected(config) -> dict[str, np.ndarray]:
+    """The tensors of `random_params` with the names and the row order of GGUF."""
+    rotary_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = {}
     for name, slot in slots(random_params(config)).items():
-        *_, part, _ = name.split(".")
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
-            part
-        )
-        new = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}.get(part)
-        new = new or f"blk.{name.split('.')[2]}.{NAMES[part]}"
+        *prefix, part, _ = name.split(".")
+        heads = rotary_heads.get(part)
+        new = TOP_NAMES[part] if part in TOP_NAMES else f"blk.{prefix[2]}.{NAMES[part]}"
         tensors[f"{new}.weight"] = interleaved(slot.get(), heads) if heads else slot.get()
     return tensors
 
@@ -116,16 +122,15 @@ def test_tensors_equal_the_model(tmp_path, tied, dtype):
             np.testing.assert_array_equal(
                 tensors[name], array.astype(numpy_dtype(dtype)).astype(np.float32)
             )
-        else:  # half a step of a 127th of the largest in 32, and that in float16
+        else:
+            # Half a step, a 127th of the largest of 32 values, which is stored in float16.
             largest = np.abs(array.reshape(-1, 32)).max(1, keepdims=True)
             error = np.abs(tensors[name] - array).reshape(-1, 32)
             assert (error <= largest / 254 + largest * 2.0**-11 + 1e-7).all()
             assert error.max() > 0
     assert keys["general.architecture"] == "llama"
-    assert (
-        keys["general.file_type"]
-        == library.LlamaFileType["ALL_F32" if dtype == "float32" else f"MOSTLY_{stored}"]
-    )
+    file_type = "ALL_F32" if dtype == "float32" else f"MOSTLY_{stored}"
+    assert keys["general.file_type"] == library.LlamaFileType[file_type]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -159,48 +164,52 @@ def test_transformers_reads_weights_shape_and_token_ids(tmp_path, tied):
 
 def test_keys_describe_the_shape_of_the_model(tmp_path):
     keys, _ = read(save(tmp_path / "m.gguf", scaling=Yarn(4.0)))
-    assert (
-        keys
-        | {
-            "llama.vocab_size": 420,
-            "llama.embedding_length": 64,
-            "llama.block_count": 2,
-            "llama.feed_forward_length": 96,
-            "llama.attention.head_count": 4,
-            "llama.attention.head_count_kv": 2,
-            "llama.attention.key_length": 16,
-            "llama.rope.dimension_count": 16,
-            "llama.rope.freq_base": 10000.0,
-            "llama.context_length": LENGTH,
-            "general.name": "m",
-            "general.description": "frequencies: yarn(factor=4)",
-        }
-        == keys
-    )
+    shape = {
+        "llama.vocab_size": 420,
+        "llama.embedding_length": 64,
+        "llama.block_count": 2,
+        "llama.feed_forward_length": 96,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": 16,
+        "llama.rope.dimension_count": 16,
+        "llama.rope.freq_base": 10000.0,
+        "llama.context_length": LENGTH,
+        "general.name": "m",
+        "general.description": "frequencies: yarn(factor=4)",
+    }
+    assert keys | shape == keys
     assert keys["llama.attention.layer_norm_rms_epsilon"] == np.float32(1e-5)
 
 
 def frequencies(keys: dict, tensors: dict) -> tuple[np.ndarray, float]:
     """(radians per token, factor on cos and sin) as llama.cpp computes them without flags."""
-    d, base = keys["llama.rope.dimension_count"], keys["llama.rope.freq_base"]
+    d = keys["llama.rope.dimension_count"]
+    base = keys["llama.rope.freq_base"]
     f = base ** (-np.arange(0, d, 2) / d)
     if "rope_freqs.weight" in tensors:
         f = f / tensors["rope_freqs.weight"]
-    m, kind = keys.get("llama.rope.scaling.attn_factor", 1.0), keys.get("llama.rope.scaling.type")
+    m = keys.get("llama.rope.scaling.attn_factor", 1.0)
+    kind = keys.get("llama.rope.scaling.type")
     if kind is None:
         return f, m
-    scale, L = keys["llama.rope.scaling.factor"], keys["llama.rope.scaling.original_context_length"]
+    scale = keys["llama.rope.scaling.factor"]
+    L = keys["llama.rope.scaling.original_context_length"]
     if kind == "linear":
         return f / scale, m
     assert kind == "yarn"
-    start, end = (d * math.log(L / (beta * 2 * math.pi)) / (2 * math.log(base)) for beta in (32, 1))
-    start, end = max(0, math.floor(start)), min(d - 1, math.ceil(end))
+
+    def pair(beta: int) -> float:
+        return d * math.log(L / (beta * 2 * math.pi)) / (2 * math.log(base))
+
+    start = max(0, math.floor(pair(32)))
+    end = min(d - 1, math.ceil(pair(1)))
     kept = 1 - np.clip((np.arange(d // 2) - start) / max(0.001, end - start), 0, 1)
     return f / scale * (1 - kept) + f * kept, m * (1 + 0.1 * math.log(scale))
 
 
 NATIVE = [Unscaled(), Linear(4.0), Yarn(4.0), NTK(4.0), ABF(5e5)]
-CARRIED = [
+AS_DIVISORS = [
     NTKByParts(4.0),
     Yarn(4.0, 16.0, 2.0),
     Yarn(4.0, attention_factor=1.0),
@@ -211,17 +220,18 @@ CARRIED = [
 ]
 
 
-@pytest.mark.parametrize("scaling", [*NATIVE, *CARRIED], ids=str)
+@pytest.mark.parametrize("scaling", [*NATIVE, *AS_DIVISORS], ids=str)
 def test_llama_cpp_reads_the_frequencies_without_flags(tmp_path, scaling):
     keys, tensors = read(save(tmp_path / "m.gguf", scaling=scaling, seq_len=LENGTH))
     f, m = frequencies(keys, tensors)
     rope = scaling.rope(CONFIG.rope_base(), LENGTH)
     np.testing.assert_allclose(f, rope.inv_freq, rtol=1e-6, atol=1e-12)
     assert m == pytest.approx(rope.attention_factor, rel=1e-6)
-    assert ("rope_freqs.weight" in tensors) == (scaling in CARRIED)
+    assert ("rope_freqs.weight" in tensors) == (scaling in AS_DIVISORS)
     assert keys["llama.context_length"] == LENGTH
-    assert not any("beta" in key for key in keys)  # llama.cpp's programs overrule them
-    if scaling in CARRIED:
+    # llama.cpp's programs override the betas of a file.
+    assert not any("beta" in key for key in keys)
+    if scaling in AS_DIVISORS:
         assert "llama.rope.scaling.type" not in keys
         assert tensors["rope_freqs.weight"].dtype == np.float32
 
@@ -305,6 +315,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
 def test_vocabulary_equals_sentencepiece(tmp_path):
     model = tokenizer().files[MODEL]
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    normal, unknown, control, user_defined, unused, byte = range(1, 7)
     added = [
         {"id": 421, "content": "<|im_start|>", "special": True},
         {"id": 422, "content": "hm", "special": False},
@@ -321,42 +332,30 @@ def test_vocabulary_equals_sentencepiece(tmp_path):
     )
     assert len(texts) == len(scores) == len(kinds) == 424
     for i in range(420):
-        kind = (
-            2
-            if processor.is_unknown(i)
-            else 3
-            if processor.is_control(i)
-            else 5
-            if processor.is_unused(i)
-            else 6
-            if processor.is_byte(i)
-            else 1
-        )
-        assert (texts[i], scores[i], kinds[i]) == (
-            processor.id_to_piece(i),
-            np.float32(processor.get_score(i)),
-            kind,
-        )
+        kind = normal
+        if processor.is_unknown(i):
+            kind = unknown
+        elif processor.is_control(i):
+            kind = control
+        elif processor.is_unused(i):
+            kind = unused
+        elif processor.is_byte(i):
+            kind = byte
+        assert texts[i] == processor.id_to_piece(i)
+        assert scores[i] == np.float32(processor.get_score(i))
+        assert kinds[i] == kind
     assert texts[420:] == ["[PAD420]", "<|im_start|>", "hm", "[PAD423]"]
-    assert kinds[420:] == [
-        5,
-        3,
-        4,
-        5,
-    ]
-    assert (
-        keys
-        | {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.bos_token_id": 1,
-            "tokenizer.ggml.eos_token_id": 2,
-            "tokenizer.ggml.unknown_token_id": 0,
-            "tokenizer.ggml.add_bos_token": True,
-            "tokenizer.ggml.add_eos_token": False,
-            "tokenizer.chat_template": "{{ messages }}",
-        }
-        == keys
-    )
+    assert kinds[420:] == [unused, control, user_defined, unused]
+    settings = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.chat_template": "{{ messages }}",
+    }
+    assert keys | settings == keys
 
 
 def test_kinds_of_user_defined_and_control_symbols():
@@ -372,29 +371,13 @@ def test_kinds_of_user_defined_and_control_symbols():
     )
     kinds = {text: kind for text, _, kind in read_tokens(model.getvalue())}
     assert len(kinds) == 60
-    assert [kinds[text] for text in ("<unk>", "<s>", "<c>", "<a>", "q")] == [
-        2,
-        3,
-        3,
-        4,
-        1,
-    ]
+    expected = {"<unk>": 2, "<s>": 3, "<c>": 3, "<a>": 4, "q": 1}
+    assert {text: kinds[text] for text in expected} == expected
 
 
 def test_the_command_line(tmp_path, capsys):
     out = tmp_path / "tiny-f16.gguf"
-    argv = [
-        "export",
-        "tiny-llama",
-        "--method",
-        "linear",
-        "--factor",
-        "2",
-        "--to",
-        "gguf",
-        "--dtype",
-        "f16",
-    ]
+    argv = "export tiny-llama --method linear --factor 2 --to gguf --dtype f16".split()
     assert main([*argv, "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith(
         f"wrote {out}; check it with: ctxext prove {out} --against tiny-llama "
