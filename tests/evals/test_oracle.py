@@ -42,19 +42,18 @@ def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
         == len(echo)
         == len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
     )
-    assert all(
-        record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
-        for record in perfect
-    )
+    for record in perfect:
+        assert record.scores.correct
+        assert record.scores.answer_nll == pytest.approx(0.01)
     assert all(record.scores.text.strip() == record.facts["value"] for record in perfect)
     assert not any(record.scores.correct for record in echo)
     assert all(record.scores.answer_nll == SURPRISE for record in echo)
+    # Paired.
     assert [record.question.prompt_sha256 for record in perfect] == [
         record.question.prompt_sha256 for record in echo
-    ]  # paired
-    assert len({record.question.prompt_sha256 for record in perfect}) == len(
-        perfect
-    )  # a fresh prompt per item
+    ]
+    # A fresh prompt per item.
+    assert len({record.question.prompt_sha256 for record in perfect}) == len(perfect)
     assert len({record.facts["value"] for record in GRID(EchoPrompt(TOKENIZER))}) > 30
 
 
@@ -146,10 +145,9 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
     control = dataclasses.replace(evaluation, condition="needle-only")
     records = list(control(PerfectReader(TOKENIZER)))
     ordinary = list(evaluation(PerfectReader(TOKENIZER)))
-    assert all(
-        record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
-        for record in records
-    )
+    for record in records:
+        assert record.scores.correct
+        assert record.scores.answer_nll == pytest.approx(0.01)
     num_lines = evaluation.task.num_pairs if evaluation is KV else 1
     line = r"\n# (?:key )?\w=\d+\n"
     for cell, record, twin in zip(control._grid().values(), records, ordinary, strict=True):
@@ -295,9 +293,8 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
         ids = documents[record.cluster.document][record.facts["target_start"] :][
             : record.scores.count
         ]
-        assert (
-            abs(record.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
-        )  # a first space is lost when decoded alone
+        # A first space is lost when decoded alone.
+        assert abs(record.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
 
 
 def test_perplexity_refuses_what_it_cannot_measure():

@@ -64,9 +64,8 @@ def test_one_model_has_many_perplexities(estimator, expected):
     cell = ppl(run, model)
     assert round(cell["perplexity"], 3) == expected
     assert cell["nats_per_token"] == pytest.approx(math.log(cell["perplexity"]))
-    assert cell["bits_per_byte"] == pytest.approx(
-        cell["nats_per_token"] / math.log(2)
-    )  # a byte is a token
+    # A byte is a token.
+    assert cell["bits_per_byte"] == pytest.approx(cell["nats_per_token"] / math.log(2))
     last = [record.scores.windows for record in run(model)][0]
     if estimator in ("token", "pi", "yarn"):
         assert last.count == (8192,) + (256,) * 96
@@ -273,14 +272,14 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
     for run in runs:
         more = dataclasses.replace(run, num_documents=3)
         kept = set(run.items()) < set(more.items())
-        assert kept == (
-            not ESTIMATORS[run.estimator].stream
-        )  # another stream is another measurement
+        # Another stream is another measurement.
+        assert kept == (not ESTIMATORS[run.estimator].stream)
         old = {record.item: record for record in run(model)}
         some = run.items()[1:]
+        # Resumed.
         assert list(run.records(model, some, evaluated_model(model))) == [
             old[item] for item in some
-        ]  # resumed
+        ]
         if kept:
             assert {record.item: record for record in more(model) if record.item in old} == old
         alone = dataclasses.replace(run, batch_tokens=1)
@@ -305,10 +304,11 @@ def test_windows_of_one_length_are_compiled_once():
     list(run(Counting(TOKENIZER, curve)))
     assert shapes == {64}
     list(dataclasses.replace(run, max_tokens=300)(Counting(TOKENIZER, curve)))
+    # The end of a document: 237 = 14 * 16 + 13 tokens after the first window.
     assert shapes == {
         64,
         61,
-    }  # the end of a document: 237 = 14 * 16 + 13 tokens after the first window
+    }
 
 
 def test_window_means_and_token_means_differ_and_are_named_in_tables():
@@ -336,9 +336,9 @@ def test_window_means_and_token_means_differ_and_are_named_in_tables():
     assert token["perplexity"] == pytest.approx(math.exp(14 / 8))
     assert yarn["perplexity"] == pytest.approx(math.exp((1 + 1 + 3) / 3))
     assert yarn["bits_per_byte"] == pytest.approx(5 / 3 / 2 / math.log(2))
-    assert yarn["low"] == pytest.approx(math.e) and yarn["high"] == pytest.approx(
-        math.exp(3)
-    )  # one document alone
+    # One document alone.
+    assert yarn["low"] == pytest.approx(math.e)
+    assert yarn["high"] == pytest.approx(math.exp(3))
     assert (yarn["documents"], yarn["count"]) == (2, 8)  # the third has no window
     text = tables(records)
     assert "perplexity, estimator token (mean over tokens, stride 4)" in text

@@ -94,10 +94,9 @@ def test_pi_asks_at_32_equally_spaced_distances():
     )
     gaps = -np.diff([record.question.distance for record in records])
     assert np.all(abs(gaps - 1850 / 32) < 4)  # what is left for noise, in equal parts
-    assert all(
-        abs(record.question.tokens - 2000) < 4 and len(record.facts["value"]) == 5
-        for record in records
-    )
+    for record in records:
+        assert abs(record.question.tokens - 2000) < 4
+        assert len(record.facts["value"]) == 5
 
 
 def test_keys_are_uniform_numbers_and_not_five_digits():
@@ -121,10 +120,9 @@ def test_trials_as_published_and_records_named_after_the_procedure(name):
     few = small(name, n=3)
     records = list(few(EchoPrompt(TOKENIZER)))
     assert not any(record.scores.correct for record in records)
-    assert all(
-        record.item.startswith(f"passkey-{name}/") and record.question.task == f"passkey-{name}"
-        for record in records
-    )
+    for record in records:
+        assert record.item.startswith(f"passkey-{name}/")
+        assert record.question.task == f"passkey-{name}"
     assert [record.item for record in records] == few.items()
     assert len({record.cluster.document for record in records}) > len(records) - 3
     key = {record.item: record for record in few(AnswerKey.of(few, TOKENIZER))}
@@ -134,9 +132,8 @@ def test_trials_as_published_and_records_named_after_the_procedure(name):
 def test_drawn_depths_are_uniform_and_recorded_as_the_nearest_quarter():
     records = list(small("landmark", (300,), n=200)(EchoPrompt(TOKENIZER)))
     achieved = np.sort([record.question.depth_achieved for record in records])
-    assert (
-        np.max(abs(achieved - np.linspace(0, 1, 200))) < 0.1
-    )  # Kolmogorov's distance; 1.36/sqrt(200) = 0.096 at 5 %
+    # Kolmogorov's distance; 1.36/sqrt(200) = 0.096 at 5 %.
+    assert np.max(abs(achieved - np.linspace(0, 1, 200))) < 0.1
     assert all(record.question.depth in (0, 0.25, 0.5, 0.75, 1) for record in records)
     assert all(
         abs(record.question.depth - record.question.depth_achieved) <= 0.125 for record in records
@@ -183,7 +180,9 @@ def test_without_its_needle_or_its_noise():
         (example,) = control.ask(TOKENIZER, source, [cell])
         assert not re.search(r"\d", TOKENIZER.decode(example.prompt))
         assert record.seq_len == 300
-    assert all(record.facts["characters"] == 0 and record.question.tokens < 170 for record in bare)
+    for record in bare:
+        assert record.facts["characters"] == 0
+        assert record.question.tokens < 170
 
 
 def test_other_words_are_other_questions(tmp_path):

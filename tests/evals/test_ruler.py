@@ -54,19 +54,17 @@ def test_the_planted_window_is_recovered_and_an_echo_scores_nothing(task):
             assert record.question.tokens == record.seq_len
     echo = list(evaluation(EchoPrompt(TOKENIZER)))
     assert not any(record.scores.correct for record in echo)
-    if (
-        len(questions[0].references) == 1 and task.name != "lines"
-    ):  # a needle just before the question can be a part
+    # A needle just before the question can be a part.
+    if len(questions[0].references) == 1 and task.name != "lines":
         assert not any(record.scores.score for record in echo)
 
 
 @pytest.mark.parametrize("task", [Niah(), Niah(hay="needles"), Niah(hay="noise"), Lines()], ids=str)
 def test_copying_what_followed_the_same_words_is_right_within_the_window(task):
     evaluation = exam_of(task)
-    assert all(
-        record.scores.correct and record.scores.chosen is not False
-        for record in evaluation(PerfectReader(TOKENIZER))
-    )
+    for record in evaluation(PerfectReader(TOKENIZER)):
+        assert record.scores.correct
+        assert record.scores.chosen is not False
     records = list(evaluation(WindowReader(TOKENIZER, 400)))
     assert {record.scores.correct for record in records} == {True, False}
     assert all(
@@ -90,9 +88,8 @@ def test_a_broken_format_scores_as_the_metric_says():
     prefix = encode_fragment(TOKENIZER, " It is")
     for task, scores in spoiled(lambda ids: newline + ids).items():  # the answer is a line
         assert all(score == 0 for score, _ in scores), task
-    for task, scores in spoiled(
-        lambda ids: prefix + ids
-    ).items():  # a phrase before it is no harm where there is room
+    # A phrase before it is no harm where there is room.
+    for task, scores in spoiled(lambda ids: prefix + ids).items():
         if getattr(task, "max_new_tokens", 0):
             assert all(score == 1 for score, _ in scores), task
         elif task.name == "lines":  # the number is cut off
@@ -132,9 +129,9 @@ def test_questions_with_shared_context_read_one_text():
             evaluation = Retrieval((900,), (0.0, 0.5, 1.0), 2, task, SOURCE, shared_context=True)
             records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
             assert len(records) == 6
-            assert all(
-                record.scores.correct and record.question.tokens <= 900 for record in records
-            )
+            for record in records:
+                assert record.scores.correct
+                assert record.question.tokens <= 900
         else:
             with pytest.raises(ValueError, match=f"{task.name} asks one question about each text"):
                 Retrieval((900,), task=task, source=SOURCE, shared_context=True)
@@ -217,9 +214,9 @@ def test_the_suite_keeps_its_items_and_refuses_uneven_numbers():
     assert len(set(items)) == len(items) == 11 * 40
     records = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))
     assert [record.question.title for record in records] == ["ruler-exact/cwe"] * 10
-    assert all(
-        record.scores.correct and record.question.fields["frequent"] == 6 for record in records
-    )
+    for record in records:
+        assert record.scores.correct
+        assert record.question.fields["frequent"] == 6
     assert len({tuple(record.facts["counts"]) for record in records}) > 5
     with pytest.raises(
         ValueError, match="ruler: 7 questions cannot be spread evenly over 5 depths"

@@ -291,9 +291,8 @@ def test_samples_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
     records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, config=window)))
     assert len(records) == 2 * len(golden)
     assert all(record.scores.correct for record in records)
-    assert all(
-        record.question.tokens == record.facts["stated_tokens"] + 1 for record in records
-    )  # it does not count BOS
+    # It does not count BOS.
+    assert all(record.question.tokens == record.facts["stated_tokens"] + 1 for record in records)
     assert all(
         len(record.question.needles) == ("niah" in record.question.task) for record in records
     )

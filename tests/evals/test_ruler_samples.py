@@ -73,10 +73,9 @@ def asked(sample: dict) -> list[int]:
 
 def test_an_answer_key_scores_100_percent_and_an_echo_nothing(samples):
     perfect = list(samples(AnswerKey.of(samples, TOKENIZER)))
-    assert all(
-        record.scores.correct and record.scores.answer_nll == pytest.approx(0.01)
-        for record in perfect
-    )
+    for record in perfect:
+        assert record.scores.correct
+        assert record.scores.answer_nll == pytest.approx(0.01)
     assert len(perfect) == 5
     assert not any(record.scores.score for record in samples(EchoPrompt(TOKENIZER)))
 
@@ -169,11 +168,12 @@ def test_partial_answers_have_partial_scores(samples):
         record.question.task: record.scores.score
         for record in samples(AnswerKey.of(samples, TOKENIZER, manner=two))
     }
+    # Of two names for a place one will do.
     assert scores == {
         "niah_single_1": 1,
         "vt": pytest.approx(2 / 3),
         "qa_2": 1,
-    }  # of two names for a place one will do
+    }
 
 
 def test_fewer_samples_and_other_batches_keep_items_and_records(samples):

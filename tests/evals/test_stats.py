@@ -129,9 +129,8 @@ def test_bootstrap_of_pairs_equals_scipy_s():
         method="percentile",
         rng=np.random.default_rng(5),
     ).confidence_interval
-    np.testing.assert_allclose(
-        [mine.low, mine.high], [theirs.low, theirs.high], atol=0.0126
-    )  # a step of 1/80
+    # A step of 1/80.
+    np.testing.assert_allclose([mine.low, mine.high], [theirs.low, theirs.high], atol=0.0126)
 
 
 def test_without_clusters_correlated_items_look_more_certain_than_they_are():
@@ -177,9 +176,9 @@ def test_effective_length_of_known_rates():
     baseline = [True] * 90 + [False] * 10  # the threshold is 0.85 x 0.9 = 0.765
     at = list(range(100))
     found = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), baseline, at)
-    assert (
-        found.value == pytest.approx(2**9.5) and found.censored == ""
-    )  # half way between 0.865 and 0.665
+    # Half way between 0.865 and 0.665.
+    assert found.value == pytest.approx(2**9.5)
+    assert found.censored == ""
     assert (found.low, found.high) == (512, 1024)
     assert effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), baseline, at)[::3] == (
         1024,
@@ -281,9 +280,8 @@ def test_sign_flip_is_the_permutation_test_over_clusters():
         (sums,), np.sum, permutation_type="samples", n_resamples=np.inf
     )
     assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(moved.pvalue)
-    assert (
-        sign_flip([1] * 20, [0] * 20) == 1.0
-    )  # one text shows nothing, however much is asked about it
+    # One text shows nothing, however much is asked about it.
+    assert sign_flip([1] * 20, [0] * 20) == 1.0
 
 
 def test_intervals_format_themselves():
