@@ -184,6 +184,17 @@ def within(directory: str | Path, name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def exclusive_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock on `path`. Raises ValueError with `message` if another process holds it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(message) from None
+        yield
+
+
 def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
     """Append one line of JSON to a file, which several processes may do at once.
 

@@ -1,7 +1,6 @@
 """The directory of one run: its configuration, measurements, checkpoints and export."""
 
 import contextlib
-import fcntl
 import json
 import platform
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.experiment import MUTABLE_FIELDS, Experiment
-from ctxext.files import read_json, read_jsonl, write_bytes, write_json, write_text
+from ctxext.files import exclusive_lock, read_json, read_jsonl, write_bytes, write_json, write_text
 from ctxext.parallel import distributed
 from ctxext.serialization import to_json
 
@@ -117,13 +116,8 @@ class RunDir:
         with contextlib.ExitStack() as stack:
 
             def take_lock() -> None:
-                file = stack.enter_context((self.path / ".lock").open("w"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise ValueError(
-                        f"another process is training in {self.path}; wait for it or stop it"
-                    ) from None
+                message = f"another process is training in {self.path}; wait for it or stop it"
+                stack.enter_context(exclusive_lock(self.path / ".lock", message))
 
             distributed.broadcast_from_primary(take_lock)
             yield

@@ -7,21 +7,19 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import importlib
 import importlib.util
 import inspect
-import pkgutil
 import re
 import sys
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ctxext.attention.pieces import Attention, Causal
+from ctxext.discovery import classes_in_package
 from ctxext.positions import Contiguous, Positions
 from ctxext.rope import RopeBase, RopeScaling, Unscaled
 
@@ -31,22 +29,8 @@ SEAMS: dict[str, type] = {"rope": RopeScaling, "attention": Attention, "position
 @functools.cache
 def all_methods() -> dict[str, type]:
     """Every method by its command-line name, such as "dynamic-ntk"."""
-    classes: list[type] = [Unscaled, Causal, Contiguous]
-    for info in pkgutil.iter_modules(__path__):
-        classes += _method_classes(importlib.import_module(f"{__name__}.{info.name}"))
-    return {method_name(cls): cls for cls in classes}
-
-
-def _method_classes(module: ModuleType) -> list[type]:
-    """The methods that a module defines, not those it imports."""
-    return [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, tuple(SEAMS.values()))
-        and value.__module__ == module.__name__
-        and not inspect.isabstract(value)
-    ]
+    in_files = classes_in_package(__name__, tuple(SEAMS.values()))
+    return {method_name(cls): cls for cls in (Unscaled, Causal, Contiguous, *in_files)}
 
 
 def method_name(method: Any) -> str:

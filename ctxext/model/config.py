@@ -1,11 +1,32 @@
 """The shape of a Llama, with Hugging Face's names, and the published shapes by name."""
 
 import dataclasses
+import functools
 from typing import ClassVar
+
+import jax
 
 from ctxext.rope import RopeBase
 
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+"""The functions that `hidden_act` names."""
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+"""The fields that are counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +78,7 @@ class LlamaConfig:
     """The padding token, which training does not use."""
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        )
-        for field in sizes:
+        for field in SIZES:
             size = getattr(self, field)
             if size < 1:
                 raise ValueError(f"{field} must be positive, got {size}")

@@ -16,18 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend
 from ctxext.attention.tiles import SAVED_NAME
-from ctxext.model.config import LlamaConfig
+from ctxext.model.config import ACTIVATIONS, LlamaConfig
 from ctxext.model.linear import Linear, TokenIndices
 from ctxext.model.segments import segment_sizes
 
 Params = dict[str, Any]
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
 REMAT = ("none", "attention", "full")
 """Activations that the backward pass recomputes: none, each layer's but its attention, all."""
 COMPUTE_DTYPES = ("float32", "bfloat16")

@@ -8,6 +8,7 @@ adds the communication (arXiv 2105.04663), except that of attention over `seq` (
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -66,6 +67,16 @@ class Mesh:
     def sizes(self) -> dict[str, int]:
         """Devices by axis, -1 where it is for the rest."""
         return {name: getattr(self, name) for name in ("data", "fsdp", "seq", "tensor")}
+
+    @property
+    def num_fixed(self) -> int:
+        """The devices that the axes other than -1 take, at one for the axis of -1."""
+        return math.prod(size for size in self.sizes.values() if size > 0)
+
+    def sizes_over(self, num_devices: int) -> dict[str, int]:
+        """Devices by axis, with the quotient of `num_devices` and the other axes for -1."""
+        rest = num_devices // self.num_fixed
+        return {name: rest if size == -1 else size for name, size in self.sizes.items()}
 
     @property
     def text(self) -> str:
@@ -184,14 +195,11 @@ class _MeshOfDevices(Mesh):
 
 @functools.lru_cache(maxsize=32)
 def _build(mesh: Mesh, devices: tuple[Any, ...]) -> jax.sharding.Mesh:
-    num_fixed = int(np.prod([size for size in mesh.sizes.values() if size > 0]))
-    sizes = {
-        name: len(devices) // num_fixed if size == -1 else size for name, size in mesh.sizes.items()
-    }
-    num_used = int(np.prod(list(sizes.values())))
+    sizes = mesh.sizes_over(len(devices))
+    num_used = math.prod(sizes.values())
     if not 0 < num_used <= len(devices):
         raise ValueError(
-            f"mesh {mesh.text} needs {max(num_used, num_fixed)} devices, this machine has "
+            f"mesh {mesh.text} needs {max(num_used, mesh.num_fixed)} devices, this machine has "
             f"{len(devices)}; lower it, such as to mesh.fsdp 1, and train.batch_size with it"
         )
     if num_used < len(devices) and distributed.process_count() > 1:

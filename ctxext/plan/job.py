@@ -144,14 +144,10 @@ def axes(mesh: Mesh, devices: int) -> dict[str, int]:
 
     Raises ValueError unless the mesh takes exactly `devices`.
     """
-    sizes = mesh.sizes
-    fixed = math.prod(size for size in sizes.values() if size > 0)
-    has_rest = -1 in sizes.values()
-    if has_rest and devices % fixed == 0:
-        return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
-    if has_rest or fixed != devices:
+    sizes = mesh.sizes_over(devices)
+    if math.prod(sizes.values()) != devices:
         raise ValueError(
-            f"mesh {mesh.text} is for {fixed} devices, the topology has {devices}; "
+            f"mesh {mesh.text} is for {mesh.num_fixed} devices, the topology has {devices}; "
             "--mesh.fsdp -1 takes them all"
         )
     return sizes

@@ -1,14 +1,13 @@
 """The request that a preparation serves, and the locked directory of its unfinished work."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import FORMAT, VERSION, WORK, file_hash
-from ctxext.files import check_free, read_json, write_json
+from ctxext.files import check_free, exclusive_lock, read_json, write_json
 from ctxext.prepare.encode import Recipe
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -80,13 +79,8 @@ def lock_work(out: Path, request: dict[str, Any]) -> Iterator[Path]:
         if not work.is_dir():
             check_free(out)
         write_json(work / REQUEST, request)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is preparing {out}; wait for it or stop it"
-            ) from None
+    message = f"another process is preparing {out}; wait for it or stop it"
+    with exclusive_lock(work / "lock", message):
         check_same_request(out, read_json(work / REQUEST), request)
         for torn in (*work.glob(".*"), *out.glob(".*")):  # temporary files of a killed run
             torn.unlink()

@@ -11,6 +11,7 @@ from ctxext.export import same_rope
 from ctxext.files import read_json
 from ctxext.interop import formats, hf, peft
 from ctxext.interop.hf_weights import slots
+from ctxext.model.config import SIZES
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.model.trainable import split
@@ -18,17 +19,6 @@ from ctxext.parallel.mesh import Mesh
 from ctxext.prove import gguf_parameters
 from ctxext.prove.reference import GGUFReference
 from ctxext.training.checksums import parameter_checksum
-
-SHAPE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +107,7 @@ class Artifact:
 
     def _check_config(self) -> None:
         recorded, actual = hf.read_config(self.path), hf.read_config(self.base)
-        for name in SHAPE:
+        for name in SIZES:
             expected, actual_value = getattr(recorded[0], name), getattr(actual[0], name)
             if expected != actual_value:
                 raise ValueError(

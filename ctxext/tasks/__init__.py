@@ -1,11 +1,9 @@
 """Retrieval tasks, one file per task; they are discovered, not listed: `ctxext.tasks.<Class>`."""
 
 import functools
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
+from ctxext.discovery import classes_in_package
 from ctxext.tasks.base import FILLER_WEIGHT as FILLER_WEIGHT
 from ctxext.tasks.base import Example as Example
 from ctxext.tasks.base import Haystack as Haystack
@@ -19,18 +17,7 @@ from ctxext.tasks.base import without_needles as without_needles
 @functools.cache
 def task_classes() -> tuple[type[Task], ...]:
     """Every concrete task class of this package's files, by file."""
-    classes: list[type[Task]] = []
-    for module_info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        classes += [
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value)
-            and issubclass(value, Task)
-            and value.__module__ == module.__name__
-            and not inspect.isabstract(value)
-        ]
-    return tuple(classes)
+    return tuple(classes_in_package(__name__, Task))
 
 
 @functools.cache

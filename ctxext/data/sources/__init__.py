@@ -1,9 +1,6 @@
 """Where data comes from, one file per source; `--haystack` finds those of documents by itself."""
 
 import functools
-import importlib
-import inspect
-import pkgutil
 from pathlib import Path
 
 from ctxext.data.sources.base import Source as Source
@@ -18,23 +15,13 @@ from ctxext.data.sources.stdlib import Stdlib as Stdlib
 from ctxext.data.sources.synthetic import Synthetic as Synthetic
 from ctxext.data.sources.text_files import Files as Files
 from ctxext.data.sources.upsampled import Upsampled as Upsampled
+from ctxext.discovery import classes_in_package
 
 
 @functools.cache
 def text_sources() -> tuple[type[TextSource], ...]:
     """Every concrete source of documents in this package's files, by file."""
-    classes: list[type[TextSource]] = []
-    for module_info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        classes += [
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value)
-            and issubclass(value, TextSource)
-            and value.__module__ == module.__name__
-            and not inspect.isabstract(value)
-        ]
-    return tuple(classes)
+    return tuple(classes_in_package(__name__, TextSource))
 
 
 def haystack(name: str, *, field: str = "text") -> TextSource:
