@@ -1,4 +1,4 @@
-"""A stand-in for the Weights & Biases server on the loopback interface.
+"""A fake of the Weights & Biases server on the loopback interface.
 
 It answers the GraphQL operations that runs, artifacts, sweeps and saved views need; any other gets
 an error, which the client tolerates where it only probes for features.
@@ -33,7 +33,7 @@ ENTITY = {"id": "e", "name": "me"}
 
 @dataclasses.dataclass
 class Run:
-    """What the server knows of one run."""
+    """Everything that the server has received of one run."""
 
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -53,7 +53,7 @@ class Run:
 
 
 class Backend:
-    """The answers of the server, and everything that it was sent."""
+    """The server's answers, and everything that it has received."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -63,24 +63,25 @@ class Backend:
         self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.sweep = ""
-        """The YAML of the sweep, as it was registered."""
+        """The YAML of the registered sweep."""
         self.orders: list[dict[str, Any]] = []
-        """The orders of the sweep's agent, one per heartbeat; after them and its runs, it exits."""
+        """Commands for the sweep's agent, one per heartbeat; after all its runs, it exits."""
         self.answers = threading.Event()
-        """While it is not set, requests are accepted and not answered."""
+        """While this is not set, requests are accepted and not answered."""
         self.answers.set()
 
     def only(self) -> Run:
-        """The run, if there is one."""
+        """The run, which must be the only one."""
         (run,) = self.runs.values()
         return run
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
-        """The data of an answer; None for an operation that this server does not know."""
+        """The data of the answer; None for an operation that this server does not know."""
         match = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = match[1] if match else ""
         self.operations.append(name)
-        if "__type" in query or "__schema" in query:  # whether the server has a field: no
+        if "__type" in query or "__schema" in query:
+            # The client asks whether the server has a field; it has none.
             return {
                 alias: {"fields": [], "inputFields": []}
                 for alias in re.findall(r"(\w+):\s*__type", query)
@@ -89,6 +90,7 @@ class Backend:
         return None if answer is None else answer(variables)
 
     def stream(self, run_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Receive a part of a run's history and summary, and its exit code at the end."""
         run = self.runs.setdefault(run_id, Run())
         files = body.get("files") or {}
         run.history += [
@@ -107,12 +109,12 @@ class Backend:
     def _GetDefaultEntity(self, _: Any) -> Any:
         return {"viewer": ME}
 
-    def _UpsertBucket(self, v: Any) -> Any:
-        run_id = v.get("name") or v["id"].removeprefix("B_")
+    def _UpsertBucket(self, variables: Any) -> Any:
+        run_id = variables.get("name") or variables["id"].removeprefix("B_")
         new = run_id not in self.runs
         run = self.runs.setdefault(run_id, Run())
-        run.fields |= {name: value for name, value in v.items() if value is not None}
-        project = {"id": "P", "name": v.get("project") or "p", "entity": ENTITY}
+        run.fields |= {name: value for name, value in variables.items() if value is not None}
+        project = {"id": "P", "name": variables.get("project") or "p", "entity": ENTITY}
         return {
             "upsertBucket": {
                 "inserted": new,
@@ -129,14 +131,14 @@ class Backend:
             }
         }
 
-    def _RunResumeStatus(self, v: Any) -> Any:
-        run = self.runs.get(v["name"])
+    def _RunResumeStatus(self, variables: Any) -> Any:
+        run = self.runs.get(variables["name"])
         bucket = None
         if run is not None and run.fields:
             bucket = {
-                "id": f"B_{v['name']}",
-                "name": v["name"],
-                "displayName": v["name"],
+                "id": f"B_{variables['name']}",
+                "name": variables["name"],
+                "displayName": variables["name"],
                 "tags": [],
                 "config": run.fields.get("config", "{}"),
                 "wandbConfig": '{"t": 1}',
@@ -147,24 +149,32 @@ class Backend:
                 "eventsLineCount": 0,
                 "eventsTail": "[]",
             }
-        return {"model": {"id": "P", "name": v.get("project"), "entity": ENTITY, "bucket": bucket}}
+        return {
+            "model": {
+                "id": "P",
+                "name": variables.get("project"),
+                "entity": ENTITY,
+                "bucket": bucket,
+            }
+        }
 
     def _RunStoppedStatus(self, _: Any) -> Any:
         return {"project": {"run": {"stopped": False}}}
 
-    def _NotifyScriptableRunAlert(self, v: Any) -> Any:
-        self.runs[v["runName"]].alerts.append(v)
+    def _NotifyScriptableRunAlert(self, variables: Any) -> Any:
+        self.runs[variables["runName"]].alerts.append(variables)
         return {"notifyScriptableRunAlert": {"success": True}}
 
-    def _CreateRunFiles(self, v: Any) -> Any:
-        run_id = v.get("run") or v.get("runName")
+    def _CreateRunFiles(self, variables: Any) -> Any:
+        run_id = variables.get("run") or variables.get("runName")
         files = [
-            {"name": name, "uploadUrl": f"{self.url}/upload/{run_id}/{name}"} for name in v["files"]
+            {"name": name, "uploadUrl": f"{self.url}/upload/{run_id}/{name}"}
+            for name in variables["files"]
         ]
         return {"createRunFiles": {"runID": f"B_{run_id}", "uploadHeaders": [], "files": files}}
 
-    def _CreateArtifact(self, v: Any) -> Any:
-        self.artifacts.append(v.get("input", v))
+    def _CreateArtifact(self, variables: Any) -> Any:
+        self.artifacts.append(variables.get("input", variables))
         artifact = {
             "id": f"A{len(self.artifacts)}",
             "state": "PENDING",
@@ -172,24 +182,24 @@ class Backend:
         }
         return {"createArtifact": {"artifact": artifact}}
 
-    def _CreateArtifactManifest(self, v: Any) -> Any:
+    def _CreateArtifactManifest(self, variables: Any) -> Any:
         name = "wandb_manifest.json"
-        where = f"{self.url}/upload/{v['artifactID']}/manifest"
+        url = f"{self.url}/upload/{variables['artifactID']}/manifest"
         file = {
             "id": "F",
             "name": name,
             "displayName": name,
-            "uploadUrl": where,
+            "uploadUrl": url,
             "uploadHeaders": [],
         }
         return {
             "createArtifactManifest": {
-                "artifactManifest": {"id": f"M_{v['artifactID']}", "file": file}
+                "artifactManifest": {"id": f"M_{variables['artifactID']}", "file": file}
             }
         }
 
-    def _CreateArtifactFiles(self, v: Any) -> Any:
-        files = v.get("input", v)["artifactFiles"]
+    def _CreateArtifactFiles(self, variables: Any) -> Any:
+        files = variables.get("input", variables)["artifactFiles"]
         nodes = [
             {
                 "id": f"F_{file['name']}",
@@ -205,16 +215,16 @@ class Backend:
         ]
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
-    def _CommitArtifact(self, v: Any) -> Any:
-        return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "d"}}}
+    def _CommitArtifact(self, variables: Any) -> Any:
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
 
-    def _UpsertView2(self, v: Any) -> Any:
-        self.views.append(v)
-        return {"upsertView": {"view": {"id": "V", "name": v["name"]}, "inserted": True}}
+    def _UpsertView2(self, variables: Any) -> Any:
+        self.views.append(variables)
+        return {"upsertView": {"view": {"id": "V", "name": variables["name"]}, "inserted": True}}
 
-    def _UpsertSweep(self, v: Any) -> Any:
-        self.sweep = v["config"]
-        project = {"id": "P", "name": v["projectName"], "entity": ENTITY}
+    def _UpsertSweep(self, variables: Any) -> Any:
+        self.sweep = variables["config"]
+        project = {"id": "P", "name": variables["projectName"], "entity": ENTITY}
         self.orders = [
             {"type": "run", "run_id": f"trial{number:03}", "args": args, "program": ""}
             for number, args in enumerate(grid(self.sweep))
@@ -226,10 +236,10 @@ class Backend:
             }
         }
 
-    def _SweepWithRuns(self, v: Any) -> Any:
+    def _SweepWithRuns(self, variables: Any) -> Any:
         sweep = {
             "id": "S",
-            "name": v["sweep"],
+            "name": variables["sweep"],
             "bestLoss": None,
             "config": self.sweep,
             "state": "RUNNING",
@@ -241,15 +251,15 @@ class Backend:
     def _CreateAgent(self, _: Any) -> Any:
         return {"createAgent": {"agent": {"id": "agent1"}}}
 
-    def _Heartbeat(self, v: Any) -> Any:
-        running = [name for name, runs in json.loads(v["runState"] or "{}").items() if runs]
+    def _Heartbeat(self, variables: Any) -> Any:
+        running = [name for name, runs in json.loads(variables["runState"] or "{}").items() if runs]
         orders = self.orders[:1] or ([] if running else [{"type": "exit"}])
         self.orders = self.orders[1:]
         return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(orders)}}
 
 
 def grid(text: str) -> list[dict[str, Any]]:
-    """The arguments of every trial of a grid search, in order, as an agent gets them."""
+    """The arguments of every trial of a grid search, in order, as an agent receives them."""
     config = yaml.safe_load(text)
     assert config["method"] == "grid"
     values = [
@@ -263,12 +273,12 @@ def grid(text: str) -> list[dict[str, Any]]:
 
 
 def manifest(backend: Backend, number: int) -> dict[str, Any]:
-    """The manifest that was uploaded for the artifact of this number, from 1."""
+    """The uploaded manifest of an artifact, by its number from 1."""
     return json.loads(backend.uploads[f"/upload/A{number}/manifest"])
 
 
 class Server(ThreadingHTTPServer):
-    """One thread per request; `backend` keeps what arrives."""
+    """An HTTP server with one thread per request, in front of a `Backend`."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -326,11 +336,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def environment(url: str, home: Path) -> dict[str, str]:
-    """What the client needs to know of a server, with everything that it keeps under `home`."""
+    """Variables that point the client at a server and keep its files under `home`."""
     home.mkdir(exist_ok=True)
-    places = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
+    folders = {
+        f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("DATA", "CACHE", "CONFIG")
+    }
     return {
-        **places,
+        **folders,
         "WANDB_DIR": str(home),
         "WANDB_MODE": "online",
         "WANDB_BASE_URL": url,
@@ -343,7 +355,7 @@ def environment(url: str, home: Path) -> dict[str, str]:
 
 @contextmanager
 def serving() -> Iterator[tuple[Backend, Server]]:
-    """A server, closed at the end unless it has been before."""
+    """A running server; closed at the end unless it has been before."""
     server = Server(Backend())
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -355,7 +367,7 @@ def serving() -> Iterator[tuple[Backend, Server]]:
 
 
 def stop(server: Server) -> None:
-    """The server goes away: its port is closed."""
+    """Stop the server and close its port."""
     server.backend.answers.set()
     server.shutdown()
     server.server_close()

@@ -1,4 +1,4 @@
-"""Sweeps: real trials, one that fails, finished ones not repeated, one report on the rest."""
+"""Sweeps: real trials, one of which fails; finished ones are not repeated; one report on all."""
 
 import json
 import signal
@@ -51,20 +51,20 @@ def sweep_command(file: Path, out: Path, *more: str) -> list[str]:
 
 
 def command(arguments: list[str]) -> tuple[int, dict, str]:
-    """(status, what --json printed, stderr) of the command in a process of its own."""
-    done = subprocess.run(
+    """(status, printed JSON, stderr) of the command in its own process."""
+    result = subprocess.run(
         [sys.executable, "-m", "ctxext", *arguments], capture_output=True, text=True
     )
-    return done.returncode, json.loads(done.stdout), done.stderr
+    return result.returncode, json.loads(result.stdout), result.stderr
 
 
 def check_sweep(file: Path, out: Path, *options: str) -> None:
-    """Two trials succeed, one fails with its reason; once that is fixed, only this one is run."""
+    """Two trials succeed and one fails with its reason; after a fix, only that one runs again."""
     arguments = sweep_command(file, out, "--jobs", "2", "--json", *options)
     status, result, _ = command(arguments)
-    trials = {name: bool(outcome["status"]) for name, outcome in result["trials"].items()}
+    failed = {name: bool(outcome["status"]) for name, outcome in result["trials"].items()}
     assert status == 1
-    assert trials == {"pi": False, "yarn": False, "lost": True}
+    assert failed == {"pi": False, "yarn": False, "lost": True}
     assert "does not exist" in result["trials"]["lost"]["tail"]
     page = (out / "report.html").read_text()
     assert "linear(factor=2), zero-shot (pi)" in page
@@ -72,13 +72,18 @@ def check_sweep(file: Path, out: Path, *options: str) -> None:
     records = read_records(out / "yarn" / "records.jsonl")
     assert {record.seq_len for record in records} == {512}
     assert records[0].model.rope == "yarn(factor=2)"
-    before = {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")}
+
+    def times() -> list[int]:
+        """When the records of the two good trials were last written."""
+        return [(out / name / "records.jsonl").stat().st_mtime_ns for name in ("pi", "yarn")]
+
+    before = times()
     (file.parent / "base").symlink_to(TINY_LLAMA)
     status, result, messages = command(arguments)
     assert status == 0
     assert "1 of 3 trials to run" in messages
     assert not any(outcome["status"] for outcome in result["trials"].values())
-    assert before == {name: (out / name / "records.jsonl").stat().st_mtime_ns for name in before}
+    assert times() == before
 
 
 @pytest.mark.check
@@ -92,10 +97,9 @@ def test_trials_as_jobs_of_submitit(file: Path, tmp_path: Path):
     check_sweep(file, tmp_path / "out", "--launcher", "submitit-local")
 
 
+# The processes of the cluster, which use no jax, are forked.
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:os.fork:RuntimeWarning"
-)  # of the cluster's processes, which use no jax
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_trials_on_ray_with_two_nodes(file: Path, tmp_path: Path):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
@@ -111,24 +115,27 @@ def test_trials_on_ray_with_two_nodes(file: Path, tmp_path: Path):
 def test_a_failed_trial_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ctxext.sweep.local import launch
 
-    counter = tmp_path / "tried"
+    attempts = tmp_path / "attempts"
+    code = f"""
+import pathlib, sys
+attempts = pathlib.Path({str(attempts)!r})
+before = attempts.read_text() if attempts.exists() else ""
+attempts.write_text(before + "x")
+sys.exit(len(before) < 2)
+"""
 
     def start(trial: sweep.Trial) -> subprocess.Popen:
-        code = (
-            f"import pathlib, sys; p = pathlib.Path({str(counter)!r}); n = p.read_text() if "
-            "p.exists() else ''; "
-            "p.write_text(n + 'x'); sys.exit(len(n) < 2)"
-        )
+        """A process that fails twice and then succeeds."""
         return subprocess.Popen([sys.executable, "-c", code])
 
     monkeypatch.setattr(sweep.Trial, "start", start)
     trial = sweep.Trial.of("a.py", "one", tmp_path, [])
-    once = sweep.Resources(retries=1)
-    assert [outcome.status for outcome in launch([trial], once)] == [1]
-    assert counter.read_text() == "xx"
-    assert [outcome.status for outcome in launch([trial], once)] == [0]
-    assert counter.read_text() == "xxx"
-    counter.unlink()
+    one_retry = sweep.Resources(retries=1)
+    assert [outcome.status for outcome in launch([trial], one_retry)] == [1]
+    assert attempts.read_text() == "xx"
+    assert [outcome.status for outcome in launch([trial], one_retry)] == [0]
+    assert attempts.read_text() == "xxx"
+    attempts.unlink()
     assert trial.perform(retries=1).status == 1
     assert trial.perform(retries=1).status == 0
 
@@ -136,33 +143,27 @@ def test_a_failed_trial_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.check
 def test_stopping_a_sweep_lets_its_trials_save(file: Path, tmp_path: Path):
     """SIGTERM while a trial trains: it saves, and the same command resumes it."""
-    text = (
-        file.read_text()
-        .replace("steps=0", "steps=400, checkpoint_every=400")
-        .split("    yield dataclasses")[0]
-    )
-    file.write_text(text)
+    only_the_first, _, _ = file.read_text().partition("    yield dataclasses")
+    file.write_text(only_the_first.replace("steps=0", "steps=400, checkpoint_every=400"))
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "ctxext", *sweep_command(file, out)], stderr=subprocess.DEVNULL
     )
     log = out / "pi" / "metrics.jsonl"
-    until = time.monotonic() + 90
-    while (
-        not (log.exists() and log.read_text().count("\n"))
-        and time.monotonic() < until
-        and process.poll() is None
-    ):
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and "\n" in log.read_text():
+            break
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # not SIGINT, which a shell's background jobs ignore
     assert process.wait(60) == 143
     assert "saved; resume with" in (out / "pi.log").read_text()
-    assert [
-        int(path.name) for path in (out / "pi" / "checkpoints").glob("*") if path.name.isdecimal()
-    ]
+    assert any(path.name.isdecimal() for path in (out / "pi" / "checkpoints").glob("*"))
 
 
-def test_commands_of_trials_and_refusals(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_commands_of_trials_and_bad_sweeps(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     assert list(load_sweep(file)) == ["pi", "yarn", "lost"]
     assert main(sweep_command(file, tmp_path / "out", "--dry-run", "--train.steps", "3")) == 0
     lines = capsys.readouterr().out.splitlines()

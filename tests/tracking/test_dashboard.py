@@ -17,38 +17,35 @@ from support.tiny_train import tiny_base, tiny_experiment, write_texts
 
 SECTIONS = ["Training", "Length generalisation", "Retrieval", "Comparison of methods"]
 LOGGED = [
-    *(
-        f"train/{name}"
-        for name in (
-            "loss",
-            "learning_rate",
-            "grad_norm",
-            "tokens_per_second",
-            "mfu",
-            "short_drift",
-            "short_loss",
-            "attention_logit_max",
-            "attention_logit/layer_00",
-            "loss_by_position/32-63",
-        )
-    ),
-    *(
-        f"eval/{name}"
-        for name in (
-            "ppl/yarn(factor=4)/nats_per_token",
-            "ppl:yarn/none/nats_per_token",
-            "longppl/none/nats_per_token",
-            "passkey/yarn, 48 steps at 1024/correct",
-            "passkey no-needle/none/answer_nll",
-        )
-    ),
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/tokens_per_second",
+    "train/mfu",
+    "train/short_drift",
+    "train/short_loss",
+    "train/attention_logit_max",
+    "train/attention_logit/layer_00",
+    "train/loss_by_position/32-63",
+    "eval/ppl/yarn(factor=4)/nats_per_token",
+    "eval/ppl:yarn/none/nats_per_token",
+    "eval/longppl/none/nats_per_token",
+    "eval/passkey/yarn, 48 steps at 1024/correct",
+    "eval/passkey no-needle/none/answer_nll",
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1:DeprecationWarning")
 
 
 def panels(view: dict) -> dict[str, list[dict]]:
+    """The panels of every section of a workspace, by its name."""
     sections = view["spec"]["section"]["panelBankConfig"]["sections"]
     return {section["name"]: section["panels"] for section in sections}
+
+
+def shows(config: dict, key: str) -> bool:
+    """Whether a panel shows a metric, by its name or by a pattern."""
+    named = key in (config.get("metrics") or ())
+    return named or bool(re.fullmatch(config.get("metricRegex", ""), key))
 
 
 def test_sections_show_what_is_logged(capsys):
@@ -59,10 +56,8 @@ def test_sections_show_what_is_logged(capsys):
     sections = panels(view)
     assert [name for name in sections if name in SECTIONS] == SECTIONS
     configs = [panel["config"] for section in SECTIONS for panel in sections[section]]
-    named = {name for config in configs for name in config.get("metrics") or ()}
-    patterns = [config["metricRegex"] for config in configs if "metricRegex" in config]
     for key in LOGGED:
-        assert key in named or any(re.fullmatch(pattern, key) for pattern in patterns), key
+        assert any(shows(config, key) for config in configs), key
     lengths = [config for config in configs if config.get("xAxis") == "eval/seq_len"]
     assert len(lengths) == 4
     assert all(config["xLogScale"] for config in lengths)
@@ -89,29 +84,22 @@ def test_everything_that_training_logs_is_shown(tmp_path):
         "train/attention_logit/layer_01",
         "train/loss_by_position/32-63",
     } <= logged
-    configs = [
-        panel["config"]
-        for section in SECTIONS[:2]
-        for panel in panels(dashboard.as_json("p"))[section]
-    ]
+    sections = panels(dashboard.as_json("p"))
+    configs = [panel["config"] for section in SECTIONS[:2] for panel in sections[section]]
+    by_step = [config for config in configs if config.get("xAxis") == "train/step"]
     for key in logged - {"train/weight"}:
-        assert any(
-            key in (config.get("metrics") or ()) or re.fullmatch(config.get("metricRegex", ""), key)
-            for config in configs
-            if config.get("xAxis") == "train/step"
-        ), key
-    training = panels(dashboard.as_json("p"))["Training"]
-    shown = {
+        assert any(shows(config, key) for config in by_step), key
+    titles = {
         name: panel["config"]["chartTitle"]
-        for panel in training
+        for panel in sections["Training"]
         for name in panel["config"].get("metrics") or ()
     }
-    assert "largest attention logit" in shown["train/attention_logit_max"]
-    assert "short-context drift" in shown["train/short_drift"]
-    assert "short" in shown["train/short_loss"]
+    assert "largest attention logit" in titles["train/attention_logit_max"]
+    assert "short-context drift" in titles["train/short_drift"]
+    assert "short" in titles["train/short_loss"]
 
 
-def test_it_is_saved_in_the_user_s_project(tmp_path, monkeypatch, capsys):
+def test_the_workspace_is_saved_in_the_project_of_the_user(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb_workspaces")
     with wandb_server.serving() as (backend, _):
         for name, value in wandb_server.environment(backend.url, tmp_path).items():
@@ -124,10 +112,9 @@ def test_it_is_saved_in_the_user_s_project(tmp_path, monkeypatch, capsys):
     address = f"{backend.url}/me/ctxext?nw="
     assert capsys.readouterr().out.startswith(address)
     saved = panels({"spec": json.loads(view["spec"])})
-    assert [(name, len(saved[name])) for name in SECTIONS] == [
-        (section.name, len(section.panels))
-        for section in dashboard.workspace("me", "ctxext").sections
-    ]
+    sections = dashboard.workspace("me", "ctxext").sections
+    assert [section.name for section in sections] == SECTIONS
+    assert [len(saved[name]) for name in SECTIONS] == [len(section.panels) for section in sections]
 
 
 def test_without_a_login_it_is_refused(monkeypatch, tmp_path, capsys):
@@ -135,9 +122,8 @@ def test_without_a_login_it_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert main(["dashboard"]) == 2
-    assert (
-        "set WANDB_API_KEY or run `wandb login`; --json needs no login" in capsys.readouterr().err
-    )
+    message = "set WANDB_API_KEY or run `wandb login`; --json needs no login"
+    assert message in capsys.readouterr().err
     monkeypatch.setattr(dashboard.importlib.util, "find_spec", lambda name: None)
     assert main(["dashboard", "--json"]) == 2
     assert "pip install 'ctxext[dashboard]'" in capsys.readouterr().err

@@ -63,29 +63,28 @@ def test_tensorboard_files_hold_the_run(tmp_path, capsys):
 
     run_with_tracker(tmp_path, "tensorboard", EVENTS)
     values = {
-        (v.tag, e.step): v
+        (value.tag, event.step): value
         for kind in ("train", "eval")
-        for e in events(kind)[0]
-        for v in e.summary.value
+        for event in events(kind)[0]
+        for value in event.summary.value
     }
     assert values["train/loss", 10].simple_value == 2
     assert values["train/mfu", 10].simple_value == 0.5
     assert values["train/short_loss", 20].simple_value == 3
     assert [values["eval/ppl/yarn/nll", n].simple_value for n in (64, 128)] == [66, 130]
-    (alarm,) = (v for (tag, _), v in values.items() if tag.startswith("alarm"))
+    (alarm,) = (value for (tag, _), value in values.items() if tag.startswith("alarm"))
     assert alarm.tensor.string_val == [b"step 20: worse"]
     (picture,) = (v.image for (tag, _), v in values.items() if tag == "heatmaps/passkey/yarn")
     assert (picture.height, picture.width) == (8, 12)
     assert picture.encoded_image_string.startswith(b"\x89PNG")
-    time.sleep(1.1)  # files are named by the second
-    run_with_tracker(
-        tmp_path, "tensorboard", [{"step": 15, "loss": 1.0}]
-    )  # from an older checkpoint: hide what came after
-    starts = {
-        kind: [e.step for e in events(kind)[1] if e.HasField("session_log")]
+    time.sleep(1.1)  # the name of a file holds its second
+    # Resumed from an older checkpoint, TensorBoard hides the steps that came after it.
+    run_with_tracker(tmp_path, "tensorboard", [{"step": 15, "loss": 1.0}])
+    resumed_at = {
+        kind: [event.step for event in events(kind)[1] if event.HasField("session_log")]
         for kind in ("train", "eval")
     }
-    assert starts == {"train": [15], "eval": [0]}
+    assert resumed_at == {"train": [15], "eval": [0]}
     assert not capsys.readouterr().err
 
 
@@ -98,19 +97,23 @@ run_with_tracker(Path("."), "trackio", EVENTS)
 run_with_tracker(Path("."), "trackio", [{"step": 30, "loss": 1.0}])
 print("the end")
 """
-    places = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-    home = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(places)}
-    done = subprocess.run(
+    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = {
+        **os.environ,
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "PYTHONPATH": os.pathsep.join(folders),
+    }
+    result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, **home},
+        env=environment,
         check=True,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.stdout == "the end\n"
-    assert "off for the rest" not in done.stderr
+    assert result.stdout == "the end\n"
+    assert "off for the rest" not in result.stderr
     with sqlite3.connect(tmp_path / "trackio" / "ctxext.db") as database:
         rows = database.execute(
             "select run_name, run_id, step, metrics from metrics order by id"
@@ -119,10 +122,8 @@ print("the end")
     assert {name for name, *_ in rows} == {"run"}
     assert len({run_id for _, run_id, *_ in rows}) == 1
     logged = [(step, json.loads(metrics)) for *_, step, metrics in rows]
-    assert [(step, row["train/loss"]) for step, row in logged if "train/loss" in row] == [
-        (10, 2.0),
-        (30, 1.0),
-    ]
+    losses = [(step, row["train/loss"]) for step, row in logged if "train/loss" in row]
+    assert losses == [(10, 2.0), (30, 1.0)]
     assert [row["eval/ppl/yarn/nll"] for _, row in logged if "eval/seq_len" in row] == 2 * [66, 130]
     assert text == "step 20: worse"
     assert any("heatmaps/passkey/yarn" in row for _, row in logged)
@@ -135,7 +136,7 @@ print("the end")
         ("aim", "no tracker 'aim'"),
     ],
 )
-def test_other_names_are_refused(names, message):
+def test_unknown_trackers_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
         tracking.parse_names(names)
     assert tracking.parse_names("wandb,wandb") == ("wandb",)
@@ -143,12 +144,10 @@ def test_other_names_are_refused(names, message):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setitem(
-        tracking.TRACKERS, "tensorboard", tracking.Tracker("", "no_such_package", "tensorboard")
-    )
-    with pytest.raises(
-        ValueError, match=r"needs no_such_package: pip install 'ctxext\[tensorboard\]'"
-    ):
+    tracker = tracking.Tracker("", "no_such_package", "tensorboard")
+    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", tracker)
+    message = r"needs no_such_package: pip install 'ctxext\[tensorboard\]'"
+    with pytest.raises(ValueError, match=message):
         tracking.parse_names("tensorboard")
 
 
@@ -157,35 +156,32 @@ def colour(pixels: np.ndarray) -> str:
 
 
 def test_a_heatmap_s_pixels_are_the_page_s_colours():
-    cells = [Cell("12/12", "76\u2013100 %", *sequential(1.0), False), None]
-    low = [
+    top = [Cell("12/12", "76\u2013100 %", *sequential(1.0), False), None]
+    bottom = [
         Cell("0/3", "0\u201356 %", *sequential(0.0), True),
         Cell("+5", "2 : 1 of 8", *diverging(0.4), False),
     ]
-    heat = Heatmap("yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", cells)], below=[("floor", low)])
+    heat = Heatmap(
+        "yarn", "depth", ["64 (1x)", "128 (2x)"], [("0", top)], below=[("floor", bottom)]
+    )
     pixels = draw(heat)
     assert pixels.dtype == np.uint8
     assert pixels.shape[0] == 2 * LINE + 2 * CELL[1] + 6
-    corner = {
-        (i, j): colour(pixels[2 * LINE + CELL[1] * j + 3, LABEL + CELL[0] * i + 3])
-        for i in (0, 1)
-        for j in (0, 1)
-    }
-    assert corner == {
-        (0, 0): sequential(1.0)[0],
-        (1, 0): "#ffffff",
-        (0, 1): sequential(0.0)[0],
-        (1, 1): diverging(0.4)[0],
-    }
-    first = pixels[2 * LINE + 2 : 2 * LINE + CELL[1] - 2, LABEL + 2 : LABEL + CELL[0] - 2].reshape(
-        -1, 3
-    )
-    shares = {
-        colour(c): n / len(first)
-        for c, n in zip(*np.unique(first, axis=0, return_counts=True), strict=True)
-    }
-    assert shares[sequential(1.0)[0]] > 0.75
-    assert shares[sequential(1.0)[1]] > 0.004  # text on its ground
+
+    def corner(column: int, row: int) -> str:
+        return colour(pixels[2 * LINE + CELL[1] * row + 3, LABEL + CELL[0] * column + 3])
+
+    assert corner(0, 0) == sequential(1.0)[0]
+    assert corner(1, 0) == "#ffffff"
+    assert corner(0, 1) == sequential(0.0)[0]
+    assert corner(1, 1) == diverging(0.4)[0]
+    # The first cell shows text on its background.
+    first = pixels[2 * LINE + 2 : 2 * LINE + CELL[1] - 2, LABEL + 2 : LABEL + CELL[0] - 2]
+    colours, counts = np.unique(first.reshape(-1, 3), axis=0, return_counts=True)
+    shares = dict(zip(map(colour, colours), counts / counts.sum(), strict=True))
+    background, text = sequential(1.0)[:2]
+    assert shares[background] > 0.75
+    assert shares[text] > 0.004
 
 
 def test_heatmaps_of_records_are_by_task_and_variant():

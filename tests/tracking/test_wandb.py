@@ -1,4 +1,4 @@
-"""A real wandb, offline, read back with its own tool; and a wandb that breaks in every place."""
+"""The real wandb, offline, read back with its own tool; a fake one that fails at every call."""
 
 import json
 import subprocess
@@ -31,6 +31,7 @@ def opened(tmp_path, monkeypatch):
 
 
 def inspect(directory) -> list[dict]:
+    """The records of an offline run, read by wandb itself."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
     out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     return [json.loads(line) for line in out.splitlines()]
@@ -58,16 +59,14 @@ def test_offline_wandb_holds_the_run(opened):
     assert "eval/passkey/yarn/tokens" not in passkey
     assert (ppl["eval/seq_len"], ppl["eval/ppl/yarn/nll"]) == (128, 2.0)
     assert ppl["eval/ppl/yarn/nats_per_token"] == 0.8
-    assert '"train/step"' in json.dumps(
-        [record for record in records if record["type"] == "metric"]
-    )
-    assert '"factor"' in json.dumps(
-        [record for record in records if record["type"] in ("run", "config")]
-    )
+    metrics = [record for record in records if record["type"] == "metric"]
+    assert '"train/step"' in json.dumps(metrics)
+    configs = [record for record in records if record["type"] in ("run", "config")]
+    assert '"factor"' in json.dumps(configs)
 
 
 class Broken:
-    """Stands for the wandb module or its run; the call named in `where` raises."""
+    """A fake of the wandb module and of its run; the call named by `where` raises."""
 
     dir = "run/files"
 
@@ -86,7 +85,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
-def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsys, where):
+def test_any_failure_prints_one_line_and_stops_tracking(opened, monkeypatch, capsys, where):
     fake = Broken(where)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with start_sinks(*opened) as sinks:
@@ -97,9 +96,8 @@ def test_whatever_breaks_is_one_line_and_then_silence(opened, monkeypatch, capsy
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"wandb is off for the rest of this run (RuntimeError: {where} is broken)"]
     assert len(read_jsonl(opened[1].metrics_file)) == 2
-    assert [name for name, _ in fake.calls].count("finish") == (
-        where in ("log", "finish")
-    )  # what has begun is ended
+    # A run that has started is finished.
+    assert [name for name, _ in fake.calls].count("finish") == (where in ("log", "finish"))
 
 
 def test_a_resumed_run_keeps_its_id(opened, monkeypatch):
@@ -112,7 +110,7 @@ def test_a_resumed_run_keeps_its_id(opened, monkeypatch):
     assert first["resume"] == "allow"
 
 
-def test_failure_reaches_wandb_and_a_clean_stop_is_none(opened, monkeypatch):
+def test_a_failure_reaches_wandb_and_a_clean_stop_is_not_a_failure(opened, monkeypatch):
     fake = Broken("")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for error in (ValueError, SystemExit):

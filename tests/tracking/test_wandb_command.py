@@ -1,4 +1,4 @@
-"""The command line with the real wandb client and a stand-in server: a run, and a sweep's agent."""
+"""The command line with the real wandb client and a fake server: a run, and an agent of a sweep."""
 
 import json
 import os
@@ -82,24 +82,22 @@ def test_a_run_and_its_baseline_arrive_whole(file, tmp_path, monkeypatch, capsys
         assert run.exit_code == 0
         assert run.column("train/step") == [0, 1, 2, 2, 3, 3]
         assert len(run.column("train/short_drift")) == 3
-        assert set(run.column("eval/seq_len")) == {
-            64,
-            128,
-        }
+        assert set(run.column("eval/seq_len")) == {64, 128}
     records = read_records(tmp_path / "run" / "records.jsonl")
     variants = list(dict.fromkeys(record.model.label for record in records))
-    (shown,) = runs["run"].column("heatmaps/passkey")
-    assert shown["captions"] == variants[:2]
+    (heatmaps,) = runs["run"].column("heatmaps/passkey")
+    assert heatmaps["captions"] == variants[:2]
     assert len(variants) == 3
     artifacts = {
         artifact["artifactCollectionName"]: number
         for number, artifact in enumerate(backend.artifacts, 1)
     }
-    kept = manifest(backend, artifacts["run-checkpoints"])["contents"]
-    assert {name.partition("/")[0] for name in kept} == {"2", "3"}
+    checkpoints = manifest(backend, artifacts["run-checkpoints"])["contents"]
+    assert {name.partition("/")[0] for name in checkpoints} == {"2", "3"}
     exported = manifest(backend, artifacts["run-export"])["contents"]
     assert {"export/model.safetensors", "export/config.json"} <= set(exported)
-    assert all(entry["ref"].startswith("file://") for entry in [*kept.values(), *exported.values()])
+    for entry in [*checkpoints.values(), *exported.values()]:
+        assert entry["ref"].startswith("file://")
 
 
 @pytest.mark.check
@@ -125,44 +123,36 @@ def test_a_sweep_s_agent_runs_what_the_server_hands_out(file, tmp_path):
                 text=True,
             )
 
-        done = command(
-            "ctxext", "sweep", str(file), "--out", "out", "--wandb-yaml", "--train.steps", "1"
-        )
-        assert done.returncode == 0, done.stderr
-        (tmp_path / "sweep.yaml").write_text(
-            f"{done.stdout}  optim.learning_rate:\n    value: 0.002\n"
-        )
-        done = command("wandb", "sweep", "--project", "ctxext", "sweep.yaml")
-        assert "wandb agent me/ctxext/sweep1" in done.stderr
+        options = ["--out", "out", "--wandb-yaml", "--train.steps", "1"]
+        result = command("ctxext", "sweep", str(file), *options)
+        assert result.returncode == 0, result.stderr
+        parameter = "  optim.learning_rate:\n    value: 0.002\n"
+        (tmp_path / "sweep.yaml").write_text(result.stdout + parameter)
+        result = command("wandb", "sweep", "--project", "ctxext", "sweep.yaml")
+        assert "wandb agent me/ctxext/sweep1" in result.stderr
         assert yaml.safe_load(backend.sweep)["command"][:3] == ["${env}", "ctxext", "run"]
         handed_out = {
             order["run_id"]: {name: entry["value"] for name, entry in order["args"].items()}
             for order in backend.orders
         }
-        done = command("wandb", "agent", "me/ctxext/sweep1")
-    assert [args["trial"] for args in handed_out.values()] == [
-        "pi",
-        "yarn",
-    ] and not backend.orders, done.stderr
-    assert (
-        "ctxext: " not in done.stdout + done.stderr
-    )  # no error of a trial, which an agent only counts
-    kept = {
+        agent = command("wandb", "agent", "me/ctxext/sweep1")
+    assert [args["trial"] for args in handed_out.values()] == ["pi", "yarn"], agent.stderr
+    assert not backend.orders, agent.stderr
+    # An agent only counts the trials that fail; their errors are in its output.
+    assert "ctxext: " not in agent.stdout + agent.stderr
+    configs = {
         (path / "wandb" / "run_id").read_text(): read_json(path / "config.json")
         for path in (tmp_path / "runs").iterdir()
     }
-    assert kept.keys() == backend.runs.keys() == handed_out.keys(), done.stderr
+    assert configs.keys() == backend.runs.keys() == handed_out.keys(), agent.stderr
     for run_id, sent in backend.runs.items():
         assert sent.fields["sweep"] == "sweep1"
         assert sent.exit_code == 0
         assert sent.column("train/step") == [1]
-        for config in (sent.config, kept[run_id]):
+        for config in (sent.config, configs[run_id]):
             assert config["name"] == handed_out[run_id]["trial"]
             assert config["train"]["steps"] == 1
-            assert (
-                config["optim"]["learning_rate"]
-                == handed_out[run_id]["optim.learning_rate"]
-                == 0.002
-            )
-    ropes = {config["name"]: config["rope"]["__type__"] for config in kept.values()}
+            assert config["optim"]["learning_rate"] == 0.002
+            assert handed_out[run_id]["optim.learning_rate"] == 0.002
+    ropes = {config["name"]: config["rope"]["__type__"] for config in configs.values()}
     assert ropes == {"pi": "rope/linear", "yarn": "rope/yarn"}

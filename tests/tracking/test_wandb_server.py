@@ -1,4 +1,4 @@
-"""The real wandb client and a stand-in server: runs arrive whole, resume, sync, outlive it."""
+"""The real wandb client and a fake server: runs arrive whole, resume, sync and outlive it."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def served(tmp_path, monkeypatch):
     with wandb_server.serving() as (backend, server):
         for name, value in wandb_server.environment(backend.url, tmp_path / "home").items():
             monkeypatch.setenv(name, value)
-        wandb.teardown()  # a process remembers the first server it hears of
+        wandb.teardown()  # a process keeps the first server it talks to
         yield backend, server
         wandb.teardown()
 
@@ -37,14 +37,14 @@ def opened(tmp_path):
 
 
 def sync(*arguments: str | Path) -> None:
-    """`wandb sync ARGUMENTS`, as a user types it."""
-    done = subprocess.run(
+    """Run `wandb sync ARGUMENTS`, as a user types it."""
+    result = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", *map(str, arguments)],
         timeout=120,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_run_arrives_whole_and_resumes(served, opened):
@@ -73,12 +73,10 @@ def test_a_run_arrives_whole_and_resumes(served, opened):
     assert "git_commit" in sent.config
     assert sent.config["fingerprint"] == experiment.fingerprint
     fields = sent.fields
-    assert (fields["project"], fields["displayName"], fields["groupName"], fields["jobType"]) == (
-        "ctxext",
-        "run",
-        "tiny",
-        "train",
-    )
+    assert fields["project"] == "ctxext"
+    assert fields["displayName"] == "run"
+    assert fields["groupName"] == "tiny"
+    assert fields["jobType"] == "train"
     assert fields["tags"] == ["linear", "causal", "contiguous", "full"]
     assert [alert["text"] for alert in sent.alerts] == ["step 20: worse"]
 
@@ -87,23 +85,22 @@ def test_a_run_arrives_whole_and_resumes(served, opened):
     assert columns == list(dict.fromkeys(name for record in RECORDS for name in record.columns()))
     item = columns.index("item")
     correct = columns.index("correct")
-    assert [(row[item], row[correct]) for row in json.loads(table)["data"]] == [
-        (record.item, record.columns()["correct"]) for record in RECORDS
-    ]
+    rows = json.loads(table)["data"]
+    assert [row[item] for row in rows] == [record.item for record in RECORDS]
+    assert [row[correct] for row in rows] == [True, False]
     assert [record.columns()["correct"] for record in RECORDS] == [True, False]
     (picture,) = (data for path, data in backend.uploads.items() if path.endswith(".png"))
     assert picture.startswith(b"\x89PNG")
     assert picture[16:24] == bytes([0, 0, 0, 12, 0, 0, 0, 8])  # width, height
-    (shown,) = sent.column("heatmaps/passkey")
-    assert (shown["captions"], shown["count"]) == (["yarn(factor=4)"], 1)
+    (heatmaps,) = sent.column("heatmaps/passkey")
+    assert heatmaps["captions"] == ["yarn(factor=4)"]
+    assert heatmaps["count"] == 1
     names = [artifact["artifactCollectionName"] for artifact in backend.artifacts]
     number = names.index("run-checkpoints") + 1
     ((path, entry),) = manifest(backend, number)["contents"].items()
-    assert (path, entry["ref"], entry["size"]) == (
-        "20/params",
-        (checkpoint / "params").resolve().as_uri(),
-        5,
-    )
+    assert path == "20/params"
+    assert entry["ref"] == (checkpoint / "params").resolve().as_uri()
+    assert entry["size"] == 5
     assert not any(data == b"12345" for data in backend.uploads.values())
     assert json.loads(backend.artifacts[number - 1]["metadata"]) == {"steps": [20]}
 
@@ -115,8 +112,8 @@ def test_a_run_arrives_whole_and_resumes(served, opened):
     assert steps == sorted(set(steps))
 
 
-def shut(server: wandb_server.Server, how: str) -> None:
-    """Close the server's port, or let it accept requests without an answer."""
+def break_server(server: wandb_server.Server, how: str) -> None:
+    """Close the port of the server, or let it accept requests without answering them."""
     if how == "closed":
         wandb_server.stop(server)
     else:
@@ -126,30 +123,31 @@ def shut(server: wandb_server.Server, how: str) -> None:
 def test_offline_runs_are_synced_into_one(served, opened, monkeypatch):
     backend, _ = served
     monkeypatch.setenv("WANDB_MODE", "offline")
+    _, run = opened
     for step in (10, 20):
         with start_sinks(*opened) as sinks:
             for sink in sinks:
                 sink.log({"step": step, "loss": 1 / step})
     assert not backend.operations
     monkeypatch.setenv("WANDB_MODE", "online")
-    folders = sorted((opened[1].path / "wandb").glob("offline-run-*"))
+    folders = sorted((run.path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    assert kept_offline(opened[1].path) == f"wandb sync {opened[1].path}/wandb/offline-run-*"
+    assert kept_offline(run.path) == f"wandb sync {run.path}/wandb/offline-run-*"
     sync(*folders)
-    assert kept_offline(opened[1].path) == ""
+    assert kept_offline(run.path) == ""
     assert sorted(backend.only().column("train/step")) == [10, 20]
 
 
 @pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
 def test_without_a_server_the_run_is_kept_offline(how, served, opened, monkeypatch, capsys):
     backend, server = served
-    shut(server, how)
+    break_server(server, how)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    began = time.monotonic()
+    start = time.monotonic()
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0})
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - start < 15
     assert not backend.runs
     printed = capsys.readouterr().err
     assert "wandb does not answer" in printed
@@ -162,18 +160,18 @@ def test_without_a_server_the_run_is_kept_offline(how, served, opened, monkeypat
 
 @pytest.mark.parametrize("how", ["closed", pytest.param("silent", marks=pytest.mark.check)])
 def test_a_server_that_dies_loses_nothing(how, served, opened, monkeypatch, capsys):
-    backend, server = served
+    _, server = served
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     with start_sinks(*opened) as sinks:
         for sink in sinks:
             sink.log({"step": 10, "loss": 2.0})
-        shut(server, how)
-        began = time.monotonic()
+        break_server(server, how)
+        start = time.monotonic()
         for step in (20, 30):
             for sink in sinks:
                 sink.log({"step": step, "loss": 1.0})
-        assert time.monotonic() - began < 1  # a step does not wait
-    assert time.monotonic() - began < 15
+        assert time.monotonic() - start < 1, "a step does not wait for the server"
+    assert time.monotonic() - start < 15
     printed = capsys.readouterr().err
     assert "wandb has not uploaded everything" in printed
     assert printed.count("\n") == 1
