@@ -37,23 +37,17 @@ PPL = Perplexity(
 def test_a_perfect_reader_has_100_percent_and_an_echo_none(evaluation):
     perfect = list(evaluation(PerfectReader(TOKENIZER)))
     echo = list(evaluation(EchoPrompt(TOKENIZER)))
-    assert (
-        len(perfect)
-        == len(echo)
-        == len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
-    )
+    count = len(evaluation.seq_lens) * len(evaluation.depths) * evaluation.n
+    assert len(perfect) == len(echo) == count
     for record in perfect:
         assert record.scores.correct
         assert record.scores.answer_nll == pytest.approx(0.01)
     assert all(record.scores.text.strip() == record.facts["value"] for record in perfect)
     assert not any(record.scores.correct for record in echo)
     assert all(record.scores.answer_nll == SURPRISE for record in echo)
-    # Paired.
-    assert [record.question.prompt_sha256 for record in perfect] == [
-        record.question.prompt_sha256 for record in echo
-    ]
-    # A fresh prompt per item.
-    assert len({record.question.prompt_sha256 for record in perfect}) == len(perfect)
+    prompts = [record.question.prompt_sha256 for record in perfect]
+    assert prompts == [record.question.prompt_sha256 for record in echo], "not paired"
+    assert len(set(prompts)) == len(perfect), "every item has a prompt of its own"
     assert len({record.facts["value"] for record in GRID(EchoPrompt(TOKENIZER))}) > 30
 
 
@@ -76,9 +70,8 @@ class Counting(TextSource):
     """Three documents of numbers."""
 
     def open(self, tokenizer):
-        return Corpus.from_texts(
-            [" ".join(str(step * i) for i in range(500)) for step in (7, 11, 13)], tokenizer
-        )
+        texts = [" ".join(str(step * i) for i in range(500)) for step in (7, 11, 13)]
+        return Corpus.from_texts(texts, tokenizer)
 
 
 def test_items_and_prompts_do_not_change():
@@ -109,7 +102,8 @@ def test_without_haystack_the_needle_may_be_any_pair():
         record.question.distances[0] == max(record.question.distances)
         for record in bare(EchoPrompt(TOKENIZER))
     ]
-    assert 0.2 < np.mean(first) < 0.3  # one of four; 600 questions
+    # One of four, in 600 questions.
+    assert 0.2 < np.mean(first) < 0.3
 
 
 @pytest.mark.parametrize("evaluation", [GRID, KV], ids=["passkey", "kv"])
@@ -119,24 +113,24 @@ def test_without_its_needle_a_question_is_lost_and_nothing_else_changes(evaluati
     records = list(control(PerfectReader(TOKENIZER)))
     assert not any(record.scores.correct for record in records)
     haystack = documents(SOURCE, TOKENIZER)
-    for cell, own, record, twin in zip(
+    for cell, ordinary_cell, record, twin in zip(
         control._grid().values(), evaluation._grid().values(), records, ordinary, strict=True
     ):
-        assert (record.item, twin.item) == (cell.item, own.item)
-        assert cell.item != own.item
+        assert (record.item, twin.item) == (cell.item, ordinary_cell.item)
+        assert cell.item != ordinary_cell.item
         assert record.question.needle_item == twin.item
         assert record.settings == twin.settings
         assert (record.seq_len, record.cluster.document) == (twin.seq_len, twin.cluster.document)
         differing = {"condition", "prompt_sha256"}
-        ours = vars(record.question)
-        theirs = vars(twin.question)
-        assert {name for name in ours if ours[name] != theirs[name]} == differing
+        fields = vars(record.question)
+        ordinary_fields = vars(twin.question)
+        assert {name for name in fields if fields[name] != ordinary_fields[name]} == differing
         prompt = control.ask(TOKENIZER, haystack, [cell])[0].prompt
-        whole = evaluation.ask(TOKENIZER, haystack, [own])[0].prompt
+        ordinary_prompt = evaluation.ask(TOKENIZER, haystack, [ordinary_cell])[0].prompt
         ((start, size),) = record.question.needles
         inside = np.arange(start, start + size)
-        assert len(prompt) == len(whole)
-        assert set(np.flatnonzero(prompt != whole)) <= set(inside)
+        assert len(prompt) == len(ordinary_prompt)
+        assert set(np.flatnonzero(prompt != ordinary_prompt)) <= set(inside)
         assert record.facts["value"] not in TOKENIZER.decode(prompt[inside].tolist())
 
 
@@ -151,11 +145,9 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
     num_lines = evaluation.task.num_pairs if evaluation is KV else 1
     line = r"\n# (?:key )?\w=\d+\n"
     for cell, record, twin in zip(control._grid().values(), records, ordinary, strict=True):
-        assert (record.question.gold, record.seq_len, record.question.depth) == (
-            twin.question.gold,
-            twin.seq_len,
-            twin.question.depth,
-        )
+        assert record.question.gold == twin.question.gold
+        assert record.seq_len == twin.seq_len
+        assert record.question.depth == twin.question.depth
         assert record.question.condition == "needle-only"
         assert record.question.haystack == ()
         example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
@@ -207,9 +199,8 @@ def test_more_samples_lengths_and_depths_keep_the_old_items():
     old = [record for record in GRID(PerfectReader(TOKENIZER)) if record.item in chosen]
     new = list(more.records(PerfectReader(TOKENIZER), chosen, EvaluatedModel(256)))
     assert sorted(old, key=lambda r: r.item) == sorted(new, key=lambda r: r.item)
-    assert not set(GRID.items()) & set(
-        Retrieval(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1).items()
-    )
+    other_seed = Retrieval(seq_lens=(64, 128, 300), n=4, source=SOURCE, seed=1)
+    assert not set(GRID.items()) & set(other_seed.items())
     other_task = Retrieval(seq_lens=(64,), n=1, source=SOURCE, task=tasks.Passkey(digits=4))
     assert not set(GRID.items()) & set(other_task.items())
 
@@ -226,7 +217,8 @@ def test_batches_keep_the_order_and_waste_little(count, limit):
     parts = list(batches(range(count), limit))
     assert [i for part in parts for i in part] == list(range(count))
     padded = {1 << (len(part) - 1).bit_length() for part in parts}
-    assert len(padded) <= 1 and all(size <= max(1, limit) for size in padded)  # one shape
+    assert len(padded) <= 1, "all batches have one shape"
+    assert all(size <= max(1, limit) for size in padded)
     assert sum(padded) * len(parts) <= 1.25 * count
 
 
@@ -249,12 +241,11 @@ def test_same_target_perplexity_in_closed_form():
     """A loss by tokens seen: targets at length S have seen S - 32 to S - 1 tokens."""
     records = list(PPL(ContextCurve(TOKENIZER, curve)))
     for seq_len in PPL.seq_lens:
-        mine = [record for record in records if record.seq_len == seq_len]
-        assert len(mine) == 6
-        assert all(record.scores.count == 32 for record in mine)
-        nll = sum(record.scores.nll for record in mine) / sum(
-            record.scores.count for record in mine
-        )
+        of_length = [record for record in records if record.seq_len == seq_len]
+        assert len(of_length) == 6
+        assert all(record.scores.count == 32 for record in of_length)
+        count = sum(record.scores.count for record in of_length)
+        nll = sum(record.scores.nll for record in of_length) / count
         expected = np.mean([1.2 + 2.5 * (c + 1) ** -0.35 for c in range(seq_len - 32, seq_len)])
         assert nll == pytest.approx(expected, rel=1e-6)
     bins = [record.scores.by_position for record in records if record.scores.by_position]
@@ -262,9 +253,8 @@ def test_same_target_perplexity_in_closed_form():
     assert bins[0].edges == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     assert bins[0].count == (1, 2, 4, 8, 16, 32, 64, 128, 256)
     for low, high, nll in zip(bins[0].edges, bins[0].edges[1:], bins[0].nll, strict=False):
-        assert nll == pytest.approx(
-            sum(1.2 + 2.5 * (c + 1) ** -0.35 for c in range(low, high)), rel=1e-6
-        )
+        expected = sum(1.2 + 2.5 * (c + 1) ** -0.35 for c in range(low, high))
+        assert nll == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_length_predicts_the_same_tokens_with_more_context():
@@ -290,9 +280,8 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
     targets = [(r.cluster.document, r.facts, r.scores.count, r.scores.num_bytes) for r in records]
     assert targets[:6] == targets[6:12] == targets[12:]
     for record in records:
-        ids = documents[record.cluster.document][record.facts["target_start"] :][
-            : record.scores.count
-        ]
+        start = record.facts["target_start"]
+        ids = documents[record.cluster.document][start : start + record.scores.count]
         # A first space is lost when decoded alone.
         assert abs(record.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
 
@@ -302,12 +291,9 @@ def test_perplexity_refuses_what_it_cannot_measure():
         ValueError, match="ppl: target_tokens 64 must be at least 1 and below every length"
     ):
         Perplexity(seq_lens=(64,), target_tokens=64)
+    too_long = Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)
     with pytest.raises(
         ValueError,
         match=r"ppl: only \d of 3 documents have the 49999 tokens .* num_documents",
     ):
-        list(
-            Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)(
-                ContextCurve(TOKENIZER, curve)
-            )
-        )
+        list(too_long(ContextCurve(TOKENIZER, curve)))

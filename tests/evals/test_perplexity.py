@@ -38,9 +38,8 @@ class Long(TextSource):
     sizes: tuple[int, ...]
 
     def open(self, tokenizer):
-        return Corpus.from_texts(
-            [chr(97 + i) * size for i, size in enumerate(self.sizes)], tokenizer
-        )
+        texts = [chr(97 + i) * size for i, size in enumerate(self.sizes)]
+        return Corpus.from_texts(texts, tokenizer)
 
 
 def curve(seen):
@@ -60,24 +59,25 @@ def ppl(evaluation, model):
 def test_one_model_has_many_perplexities(estimator, expected):
     """D = 32,768, L = 8,192, stride 256: the loss after 0 to L - 1 tokens, without BOS."""
     model = ContextCurve(Letters(), lambda seen: curve(seen - 1))
-    run = RollingPerplexity((8193,), estimator, num_documents=1, source=Long((32_768,)))
-    cell = ppl(run, model)
+    evaluation = RollingPerplexity((8193,), estimator, num_documents=1, source=Long((32_768,)))
+    cell = ppl(evaluation, model)
     assert round(cell["perplexity"], 3) == expected
     assert cell["nats_per_token"] == pytest.approx(math.log(cell["perplexity"]))
     # A byte is a token.
     assert cell["bits_per_byte"] == pytest.approx(cell["nats_per_token"] / math.log(2))
-    last = [record.scores.windows for record in run(model)][0]
+    windows = [record.scores.windows for record in evaluation(model)][0]
     if estimator in ("token", "pi", "yarn"):
-        assert last.count == (8192,) + (256,) * 96
-        assert round(math.exp(sum(last.nll[1:]) / sum(last.count[1:])), 3) == 3.696
+        assert windows.count == (8192,) + (256,) * 96
+        assert round(math.exp(sum(windows.nll[1:]) / sum(windows.count[1:])), 3) == 3.696
 
 
 def definition(estimator, sizes, L, S, bos):
-    """(weights, losses) of every scored position, one at a time."""
+    """The perplexity from the loss of every scored position, one at a time."""
     docs = list(sizes)
     means = []
     tokens = []
-    if estimator in ("token", "longlora"):  # one stream, two newlines between documents
+    if estimator in ("token", "longlora"):
+        # One stream, two newlines between documents.
         docs = [sum(sizes) + 2 * (len(sizes) - 1) + (bos and estimator == "token")]
     for D in docs:
         if estimator == "longlora":
@@ -95,7 +95,8 @@ def definition(estimator, sizes, L, S, bos):
             while done < D:
                 end = min(D, i + L - head)
                 windows.append((i, end, done))
-                done, i = end, i + S
+                done = end
+                i += S
         for start, stop, scored in windows:
             losses = []
             for t in range(scored, stop):
@@ -111,18 +112,17 @@ def definition(estimator, sizes, L, S, bos):
 @given(st.sampled_from(sorted(ESTIMATORS)), st.integers(6, 60), st.data())
 def test_every_estimator_is_the_sum_of_its_definition(estimator, L, data):
     S = data.draw(st.integers(1, L - 1))
-    bos = data.draw(st.booleans()) if estimator != "token" else True  # a corpus has BOS
+    # The stream of a corpus always has BOS.
+    bos = data.draw(st.booleans()) if estimator != "token" else True
     sizes = tuple(data.draw(st.lists(st.integers(2 * L + 2, 5 * L), min_size=1, max_size=3)))
-    run = RollingPerplexity(
+    evaluation = RollingPerplexity(
         (L,), estimator, S, num_documents=len(sizes), source=Long(sizes), batch_tokens=3 * L
     )
-    tokenizer = Letters()
-    model = ContextCurve(tokenizer, curve)
+    model = ContextCurve(Letters(), curve)
     if not bos:
-        tokenizer = Letters(None)
-        source = _Fixed(sizes)
-        run, model = dataclasses.replace(run, source=source), ContextCurve(tokenizer, curve)
-    assert ppl(run, model)["perplexity"] == pytest.approx(
+        evaluation = dataclasses.replace(evaluation, source=_Fixed(sizes))
+        model = ContextCurve(Letters(None), curve)
+    assert ppl(evaluation, model)["perplexity"] == pytest.approx(
         definition(estimator, sizes, L, S, bos), rel=1e-6
     )
 
@@ -161,8 +161,10 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
     torch_model, lm = tiny
     L = 64
     S = 24
-    run = RollingPerplexity((L,), "token", S, num_documents=2, max_tokens=150, source=toy_source())
-    records = sorted(run(lm), key=lambda record: record.item)
+    evaluation = RollingPerplexity(
+        (L,), "token", S, num_documents=2, max_tokens=150, source=toy_source()
+    )
+    records = sorted(evaluation(lm), key=lambda record: record.item)
     documents = toy_source().open(lm.tokenizer).documents()
     first, second = (documents[record.cluster.document][:150].tolist() for record in records)
     ids = [lm.tokenizer.bos_id, *first, *encode_fragment(lm.tokenizer, "\n\n"), *second]
@@ -184,9 +186,10 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
     assert count == [L - 1, *sizes[1:]]
     assert sum(count) == len(ids) - 1
     np.testing.assert_allclose(np.divide(nll, count), means, rtol=2e-5)
-    cell = ppl(run, lm)
+    cell = ppl(evaluation, lm)
     assert cell["perplexity"] == pytest.approx(math.exp(np.average(means, weights=count)), rel=2e-5)
-    weights = [n - 1 for n in sizes]  # the documentation's own count, from the same records
+    # The documentation's own count, from the same records.
+    weights = [n - 1 for n in sizes]
     assert math.exp(np.average(np.divide(nll, count), weights=weights)) == pytest.approx(
         math.exp(np.average(means, weights=weights)), rel=2e-5
     )
@@ -200,22 +203,28 @@ def test_the_procedure_of_the_yarn_tables(tiny, truncate):
     S = 16
     cut = 130
     name = "truncate" if truncate else "yarn"
-    run = RollingPerplexity((L,), name, S, num_documents=3, max_tokens=cut, source=toy_source())
+    evaluation = RollingPerplexity(
+        (L,), name, S, num_documents=3, max_tokens=cut, source=toy_source()
+    )
     means = []
     for document in toy_source().open(lm.tokenizer).documents():
         ids = document[:cut].tolist()
-        ids, stride = (ids[: L - 1], L - 1) if truncate else (ids, S)
+        stride = S
+        if truncate:
+            ids = ids[: L - 1]
+            stride = L - 1
         reached = 0
         for begin in range(0, len(ids), stride):
             end = min(begin + L - 1, len(ids))
             window = [lm.tokenizer.bos_id, *ids[begin:end]]
+            target = end - reached
             labels = window.copy()
-            labels[: -(end - reached)] = [-100] * (len(window) - (end - reached))
+            labels[:-target] = [-100] * (len(window) - target)
             means.append(torch_losses(torch_model, window, labels))
             reached = end
             if end == len(ids):
                 break
-    cell = ppl(run, lm)
+    cell = ppl(evaluation, lm)
     assert cell["perplexity"] == pytest.approx(math.exp(np.mean(means)), rel=2e-5)
     assert (cell["documents"], len(means)) == (3, 3 if truncate else 3 * 6)
 
@@ -223,11 +232,11 @@ def test_the_procedure_of_the_yarn_tables(tiny, truncate):
 def test_records_hold_their_windows_and_positions():
     model = ContextCurve(TOKENIZER, curve, OracleConfig(64))
     for name in ESTIMATORS:
-        run = RollingPerplexity(
+        evaluation = RollingPerplexity(
             (32, 64), name, 16, num_documents=3, max_tokens=500, source=toy_source()
         )
-        records = sorted(run(model), key=lambda record: (record.seq_len, record.item))
-        assert [record.item for record in records] == run.items()
+        records = sorted(evaluation(model), key=lambda record: (record.seq_len, record.item))
+        assert [record.item for record in records] == evaluation.items()
         for record in records:
             assert (record.estimator.name, record.evaluation) == (name, f"ppl:{name}")
             assert record.scores.nll == pytest.approx(sum(record.scores.windows.nll))
@@ -236,21 +245,21 @@ def test_records_hold_their_windows_and_positions():
         for record in records[3:]:
             bins = record.scores.by_position
             assert bins.edges == (1, 2, 4, 8, 16, 32, 64)
-            whole = bins.count[0]
-            assert bins.count == tuple(whole * n for n in (1, 2, 4, 8, 16, 32))
-            assert whole >= 1
+            count = bins.count[0]
+            assert bins.count == tuple(count * n for n in (1, 2, 4, 8, 16, 32))
+            assert count >= 1
             for low, high, nll in zip(bins.edges, bins.edges[1:], bins.nll, strict=False):
                 assert nll == pytest.approx(
-                    whole * sum(curve(c) for c in range(low, high)), rel=1e-5
+                    count * sum(curve(c) for c in range(low, high)), rel=1e-5
                 )
-        if name == "yarn":  # every token of a document is scored once
+        if name == "yarn":
+            # Every token of a document is scored once.
             documents = toy_source().open(TOKENIZER).documents()
             for record in records[3:]:
                 text = TOKENIZER.decode(documents[record.cluster.document][:500])
                 assert record.scores.count == 500
-                assert abs(record.scores.num_bytes - len(text.encode())) <= len(
-                    record.scores.windows.nll
-                )
+                num_windows = len(record.scores.windows.nll)
+                assert abs(record.scores.num_bytes - len(text.encode())) <= num_windows
 
 
 def test_all_estimators_read_the_same_documents_and_items_stay():
@@ -262,32 +271,33 @@ def test_all_estimators_read_the_same_documents_and_items_stay():
         "max_tokens": 300,
         "source": toy_source(),
     }
-    runs = [RollingPerplexity(estimator=name, num_documents=2, **common) for name in ESTIMATORS]
-    read = [
-        [record.cluster.document for record in sorted(run(model), key=lambda r: r.item)]
-        for run in runs
+    rolling = [RollingPerplexity(estimator=name, num_documents=2, **common) for name in ESTIMATORS]
+    documents = [
+        [record.cluster.document for record in sorted(evaluation(model), key=lambda r: r.item)]
+        for evaluation in rolling
     ]
-    assert read == [read[0]] * len(ESTIMATORS)
-    assert len({item for run in runs for item in run.items()}) == 2 * len(ESTIMATORS)
-    for run in runs:
-        more = dataclasses.replace(run, num_documents=3)
-        kept = set(run.items()) < set(more.items())
+    assert documents == [documents[0]] * len(ESTIMATORS)
+    assert len({item for evaluation in rolling for item in evaluation.items()}) == 2 * len(
+        ESTIMATORS
+    )
+    for evaluation in rolling:
+        more = dataclasses.replace(evaluation, num_documents=3)
+        keeps_items = set(evaluation.items()) < set(more.items())
         # Another stream is another measurement.
-        assert kept == (not ESTIMATORS[run.estimator].stream)
-        old = {record.item: record for record in run(model)}
-        some = run.items()[1:]
-        # Resumed.
-        assert list(run.records(model, some, evaluated_model(model))) == [
-            old[item] for item in some
-        ]
-        if kept:
+        assert keeps_items == (not ESTIMATORS[evaluation.estimator].stream)
+        old = {record.item: record for record in evaluation(model)}
+        some = evaluation.items()[1:]
+        resumed = list(evaluation.records(model, some, evaluated_model(model)))
+        assert resumed == [old[item] for item in some]
+        if keeps_items:
             assert {record.item: record for record in more(model) if record.item in old} == old
-        alone = dataclasses.replace(run, batch_tokens=1)
+        alone = dataclasses.replace(evaluation, batch_tokens=1)
         assert {record.item: record for record in alone(model)} == old
-    first = runs[1]
+    first = rolling[1]
     assert not set(first.items()) & set(dataclasses.replace(first, stride=8).items())
-    truncated = runs[-1]
-    assert truncated.items() == dataclasses.replace(truncated, stride=8).items()  # it has no stride
+    truncated = rolling[-1]
+    # A truncated document has no stride.
+    assert truncated.items() == dataclasses.replace(truncated, stride=8).items()
 
 
 def test_windows_of_one_length_are_compiled_once():
@@ -298,17 +308,14 @@ def test_windows_of_one_length_are_compiled_once():
             shapes.add(np.shape(tokens)[1])
             return super().loss(tokens)
 
-    run = RollingPerplexity(
+    evaluation = RollingPerplexity(
         (64,), "yarn", 16, num_documents=3, max_tokens=63 + 16 * 9, source=toy_source()
     )
-    list(run(Counting(TOKENIZER, curve)))
+    list(evaluation(Counting(TOKENIZER, curve)))
     assert shapes == {64}
-    list(dataclasses.replace(run, max_tokens=300)(Counting(TOKENIZER, curve)))
+    list(dataclasses.replace(evaluation, max_tokens=300)(Counting(TOKENIZER, curve)))
     # The end of a document: 237 = 14 * 16 + 13 tokens after the first window.
-    assert shapes == {
-        64,
-        61,
-    }
+    assert shapes == {64, 61}
 
 
 def test_window_means_and_token_means_differ_and_are_named_in_tables():
@@ -328,9 +335,9 @@ def test_window_means_and_token_means_differ_and_are_named_in_tables():
         )
 
     records = [
-        losses(name, mean, *x)
+        losses(name, mean, document, nll, count)
         for name, mean in (("token", "token"), ("yarn", "window"))
-        for x in ((0, (4.0, 1.0), (4, 1)), (1, (9.0,), (3,)), (2, (), ()))
+        for document, nll, count in ((0, (4.0, 1.0), (4, 1)), (1, (9.0,), (3,)), (2, (), ()))
     ]
     token, yarn = summary(records)["perplexity"]
     assert token["perplexity"] == pytest.approx(math.exp(14 / 8))
@@ -339,7 +346,8 @@ def test_window_means_and_token_means_differ_and_are_named_in_tables():
     # One document alone.
     assert yarn["low"] == pytest.approx(math.e)
     assert yarn["high"] == pytest.approx(math.exp(3))
-    assert (yarn["documents"], yarn["count"]) == (2, 8)  # the third has no window
+    # The third document has no window.
+    assert (yarn["documents"], yarn["count"]) == (2, 8)
     text = tables(records)
     assert "perplexity, estimator token (mean over tokens, stride 4)" in text
     assert "perplexity, estimator yarn (mean over windows, stride 4)" in text
@@ -360,12 +368,12 @@ def test_refusals():
     model = ContextCurve(TOKENIZER, curve)
     with pytest.raises(ValueError, match=r"ppl:yarn: only \d of 3 documents have the 50000 tokens"):
         list(RollingPerplexity((50_000,), num_documents=3, source=toy_source())(model))
+    short = RollingPerplexity(
+        (200,), "longlora", 64, num_documents=2, max_tokens=110, source=toy_source()
+    )
     with pytest.raises(
         ValueError, match="ppl:longlora: the documents hold no window of 200 tokens"
     ):
-        short = RollingPerplexity(
-            (200,), "longlora", 64, num_documents=2, max_tokens=110, source=toy_source()
-        )
         list(short(model))
 
 

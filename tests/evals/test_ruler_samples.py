@@ -19,12 +19,8 @@ WALL = "Nobody came to the harbour that day. "
 
 def needle(value: str, before: int, after: int) -> dict:
     """A made-up sample with the fields of the benchmark: a number after `before` sentences."""
-    text = (
-        WALL * before
-        + f"The number of the boat is {value}. "
-        + WALL * after
-        + "Which number has the boat?"
-    )
+    fact = f"The number of the boat is {value}. "
+    text = WALL * before + fact + WALL * after + "Which number has the boat?"
     return {
         "index": 7,
         "input": text,
@@ -57,7 +53,8 @@ SAMPLES = {
 def directory(tmp_path):
     for name, rows in SAMPLES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))  # without a last line end
+        # Without a line end after the last line.
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 
@@ -66,7 +63,7 @@ def samples(directory):
     return Samples(str(directory), 512, "made up")
 
 
-def asked(sample: dict) -> list[int]:
+def prompt_ids(sample: dict) -> list[int]:
     """The ids that a model reads."""
     return TOKENIZER.encode(sample["input"] + sample.get("answer_prefix", ""), bos=True)
 
@@ -83,7 +80,8 @@ def test_an_answer_key_scores_100_percent_and_an_echo_nothing(samples):
 def test_records_describe_the_question_and_nothing_is_cut(samples, tmp_path):
     records = list(samples(AnswerKey.of(samples, TOKENIZER)))
     assert sorted(record.item for record in records) == sorted(samples.items())
-    assert len(set(samples.items())) == len(records) == 5  # though their `index` is the same
+    # All are different, though some have the same `index`.
+    assert len(set(samples.items())) == len(records) == 5
     by_answer = {tuple(s["outputs"]): s for samples in SAMPLES.values() for s in samples}
     room = {"niah_single_1": 128, "vt": 30, "qa_2": 32}
     short = {
@@ -91,12 +89,10 @@ def test_records_describe_the_question_and_nothing_is_cut(samples, tmp_path):
         for record in Samples(samples.path, 64, "made up")(EchoPrompt(TOKENIZER))
     }
     for record in records:
-        ids = asked(by_answer[tuple(record.facts["references"])])
+        ids = prompt_ids(by_answer[tuple(record.facts["references"])])
         task = record.question.task
-        assert (
-            record.question.prompt_sha256
-            == hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
-        )
+        sha256 = hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
+        assert record.question.prompt_sha256 == sha256
         assert record.question.tokens == len(ids) + room[task]
         assert record.seq_len == 512
         assert record.question.fields["variant"] == "made up"
@@ -108,7 +104,8 @@ def test_records_describe_the_question_and_nothing_is_cut(samples, tmp_path):
         assert twin.question.tokens == record.question.tokens > twin.seq_len
         append_jsonl(tmp_path / "records.txt", record.to_json())
     assert read_records(tmp_path / "records.txt") == records
-    assert len({record.cluster.document for record in records}) == 5  # each its own unit of chance
+    # Each sample is its own cluster.
+    assert len({record.cluster.document for record in records}) == 5
     assert {record.question.title for record in records} == {f"made up/{task}" for task in room}
     assert samples.measurements() == [
         (task, 512, "accuracy") for task in ("niah_single_1", "qa_2", "vt")
@@ -127,7 +124,8 @@ def test_a_needle_is_where_its_text_is(samples):
             for s in SAMPLES["niah_single_1/validation.jsonl"]
             if s["outputs"] == record.facts["references"]
         ]
-        ids, ((start, size),) = asked(sample), record.question.needles
+        ids = prompt_ids(sample)
+        ((start, size),) = record.question.needles
         assert record.facts["references"][0] in TOKENIZER.decode(ids[start : start + size])
         assert size < 10
         assert record.question.distance == len(ids) - start
@@ -152,38 +150,33 @@ def test_the_planted_window_is_recovered(samples):
         if record.question.distance
     }
     for window in (40, 200, 300, 500):
-        for record in samples.records(
-            AnswerKey.of(samples, TOKENIZER, window=window), distances, EvaluatedModel(256)
-        ):
-            assert record.scores.correct == (
-                distances[record.item] + len(record.question.gold) - 1 <= window
-            )
+        reader = AnswerKey.of(samples, TOKENIZER, window=window)
+        for record in samples.records(reader, distances, EvaluatedModel(256)):
+            span = distances[record.item] + len(record.question.gold) - 1
+            assert record.scores.correct == (span <= window)
 
 
 def test_partial_answers_have_partial_scores(samples):
     def two(ids):
-        return encode_fragment(TOKENIZER, " ".join(TOKENIZER.decode(ids).lower().split(", ")[:2]))
+        answers = TOKENIZER.decode(ids).lower().split(", ")
+        return encode_fragment(TOKENIZER, " ".join(answers[:2]))
 
     scores = {
         record.question.task: record.scores.score
         for record in samples(AnswerKey.of(samples, TOKENIZER, manner=two))
     }
-    # Of two names for a place one will do.
-    assert scores == {
-        "niah_single_1": 1,
-        "vt": pytest.approx(2 / 3),
-        "qa_2": 1,
-    }
+    # Of two names for a place, one is enough.
+    assert scores == {"niah_single_1": 1, "vt": pytest.approx(2 / 3), "qa_2": 1}
 
 
 def test_fewer_samples_and_other_batches_keep_items_and_records(samples):
     first = Samples(samples.path, 512, "made up", n=1)
     assert len(first.items()) == 3
     assert set(first.items()) < set(samples.items())
-    one = Samples(samples.path, 512, "made up", batch_tokens=1)
-    assert list(one(EchoPrompt(TOKENIZER))) == list(samples(EchoPrompt(TOKENIZER)))
-    other = Samples(samples.path, 512, "another benchmark")
-    assert not set(other.items()) & set(samples.items())
+    one_by_one = Samples(samples.path, 512, "made up", batch_tokens=1)
+    assert list(one_by_one(EchoPrompt(TOKENIZER))) == list(samples(EchoPrompt(TOKENIZER)))
+    other_name = Samples(samples.path, 512, "another benchmark")
+    assert not set(other_name.items()) & set(samples.items())
 
 
 @pytest.mark.parametrize(
