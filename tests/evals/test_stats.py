@@ -117,20 +117,22 @@ def test_ratio_weights_by_denominator_and_may_have_no_interval():
         paired_bootstrap([1], [1, 2])
 
 
-def test_bootstrap_of_pairs_equals_scipy_s():
+def test_bootstrap_of_pairs_equals_that_of_scipy():
     rng = np.random.default_rng(4)
     a = rng.random(80) < 0.5
     b = rng.random(80) < 0.7
-    mine = paired_bootstrap(a, b, samples=20000)
-    theirs = scipy_stats.bootstrap(
+    interval = paired_bootstrap(a, b, samples=20000)
+    expected = scipy_stats.bootstrap(
         (b * 1.0 - a,),
         np.mean,
         n_resamples=20000,
         method="percentile",
         rng=np.random.default_rng(5),
     ).confidence_interval
-    # A step of 1/80.
-    np.testing.assert_allclose([mine.low, mine.high], [theirs.low, theirs.high], atol=0.0126)
+    # The bounds move in steps of 1/80.
+    np.testing.assert_allclose(
+        [interval.low, interval.high], [expected.low, expected.high], atol=0.0126
+    )
 
 
 def test_without_clusters_correlated_items_look_more_certain_than_they_are():
@@ -168,26 +170,27 @@ def test_holm_equals_statsmodels():
 
 def answers(rates: dict[int, float], n: int = 200) -> tuple[list[int], list[bool], list[int]]:
     """n items per length of which exactly a `rate` is right, each its own cluster."""
-    rows = [(length, i < round(rate * n)) for length, rate in rates.items() for i in range(n)]
-    return [length for length, _ in rows], [right for _, right in rows], list(range(len(rows)))
+    lengths: list[int] = []
+    correct: list[bool] = []
+    for length, rate in rates.items():
+        lengths += [length] * n
+        correct += [i < round(rate * n) for i in range(n)]
+    return lengths, correct, list(range(len(lengths)))
 
 
 def test_effective_length_of_known_rates():
-    baseline = [True] * 90 + [False] * 10  # the threshold is 0.85 x 0.9 = 0.765
+    # The threshold is 0.85 x 0.9 = 0.765.
+    baseline = [True] * 90 + [False] * 10
     at = list(range(100))
-    found = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), baseline, at)
+    crossing = effective_length(*answers({256: 0.9, 512: 0.865, 1024: 0.665}), baseline, at)
     # Half way between 0.865 and 0.665.
-    assert found.value == pytest.approx(2**9.5)
-    assert found.censored == ""
-    assert (found.low, found.high) == (512, 1024)
-    assert effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), baseline, at)[::3] == (
-        1024,
-        ">",
-    )
-    assert effective_length(*answers({256: 0.5, 512: 0.9, 1024: 0.2}), baseline, at)[::3] == (
-        256,
-        "<",
-    )
+    assert crossing.value == pytest.approx(2**9.5)
+    assert crossing.censored == ""
+    assert (crossing.low, crossing.high) == (512, 1024)
+    above = effective_length(*answers({256: 0.9, 512: 0.9, 1024: 0.95}), baseline, at)
+    assert (above.value, above.censored) == (1024, ">")
+    below = effective_length(*answers({256: 0.5, 512: 0.9, 1024: 0.2}), baseline, at)
+    assert (below.value, below.censored) == (256, "<")
     # Isotonic regression pools a dip with the rise after it.
     pooled = effective_length(*answers({256: 0.9, 512: 0.7, 768: 0.9, 1024: 0.1}), baseline, at)
     share = (0.8 - 0.765) / (0.8 - 0.1)
@@ -197,11 +200,10 @@ def test_effective_length_of_known_rates():
 def test_an_undetermined_effective_length_is_refused_or_wide():
     lengths, correct, at = answers({256: 0.9, 512: 0.9, 1024: 0.1})
     baseline = [True] * 20
-    assert effective_length(lengths, correct, [0] * len(at), baseline, list(range(20)))[1:3] == (
-        256,
-        1024,
-    )
-    assert effective_length(lengths, correct, at, baseline, [0] * 20)[1:3] == (256, 1024)
+    one_cluster = effective_length(lengths, correct, [0] * len(at), baseline, list(range(20)))
+    assert (one_cluster.low, one_cluster.high) == (256, 1024)
+    one_baseline_cluster = effective_length(lengths, correct, at, baseline, [0] * 20)
+    assert (one_baseline_cluster.low, one_baseline_cluster.high) == (256, 1024)
     for tau in (0, 85):
         with pytest.raises(ValueError, match="0 < tau <= 1"):
             effective_length(lengths, correct, at, baseline, list(range(20)), tau=tau)
@@ -217,11 +219,11 @@ def test_an_undetermined_effective_length_is_refused_or_wide():
 def test_rates_are_those_of_isotonic_regression():
     rng = np.random.default_rng(8)
     for _ in range(50):
-        asked = rng.integers(1, 30, size=6).astype(float)
-        right = rng.binomial(asked.astype(int), rng.random(6)).astype(float)
-        expected = isotonic_regression(right / asked, weights=asked, increasing=False).x
+        counts = rng.integers(1, 30, size=6).astype(float)
+        correct = rng.binomial(counts.astype(int), rng.random(6)).astype(float)
+        expected = isotonic_regression(correct / counts, weights=counts, increasing=False).x
         np.testing.assert_allclose(
-            _non_increasing(right[None], asked[None])[0], expected, atol=1e-12
+            _non_increasing(correct[None], counts[None])[0], expected, atol=1e-12
         )
 
 
@@ -246,18 +248,18 @@ def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, m
     for trial in range(trials):
         document = rng.integers(24, size=(4, 40))
         luck = rng.normal(size=24)[document] * 0.45 + rng.normal(size=(4, 40)) * 0.2**0.5 * 2
-        right = scipy_stats.norm.cdf(luck, scale=luck.std()) < rate(np.log2(lengths))[:, None]
+        correct = scipy_stats.norm.cdf(luck, scale=luck.std()) < rate(np.log2(lengths))[:, None]
         baseline = rng.random(40) < 0.95
-        found = effective_length(
+        effective = effective_length(
             np.repeat(lengths, 40).tolist(),
-            right.ravel(),
+            correct.ravel(),
             document.ravel().tolist(),
             baseline,
             list(range(40)),
             samples=300,
             seed=trial,
         )
-        covered += found.low <= truth <= found.high
+        covered += effective.low <= truth <= effective.high
     assert covered / trials >= 0.93
 
 
@@ -280,7 +282,7 @@ def test_sign_flip_is_the_permutation_test_over_clusters():
         (sums,), np.sum, permutation_type="samples", n_resamples=np.inf
     )
     assert sign_flip(differences.tolist(), clusters.tolist()) == pytest.approx(moved.pvalue)
-    # One text shows nothing, however much is asked about it.
+    # One text shows nothing, however many questions are asked about it.
     assert sign_flip([1] * 20, [0] * 20) == 1.0
 
 

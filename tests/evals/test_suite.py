@@ -30,9 +30,9 @@ def test_more_budget_keeps_what_was_measured():
 
 
 def test_an_answer_key_has_the_whole_standard_suite_right():
-    asked = evaluations(STANDARD, SuiteConfig((256,), source=SOURCE))
-    assert [e.title for e in asked[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
-    for evaluation in needles(asked):
+    suite = evaluations(STANDARD, SuiteConfig((256,), source=SOURCE))
+    assert [e.title for e in suite[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
+    for evaluation in needles(suite):
         records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
         assert records
         for record in records:
@@ -42,14 +42,9 @@ def test_an_answer_key_has_the_whole_standard_suite_right():
 
 
 def test_every_named_retrieval_has_controls():
-    asked = evaluations(("kv", "controls", "ppl"), SMALL)
-    kv, ppl, floor, ceiling = asked
-    assert (floor.condition, floor.seq_lens, ceiling.condition, ceiling.seq_lens) == (
-        "no-needle",
-        (256, 512),
-        "needle-only",
-        (256,),
-    )
+    kv, ppl, floor, ceiling = evaluations(("kv", "controls", "ppl"), SMALL)
+    assert (floor.condition, floor.seq_lens) == ("no-needle", (256, 512))
+    assert (ceiling.condition, ceiling.seq_lens) == ("needle-only", (256,))
     twins = {item.replace("-no-needle", "") for item in floor.items()}
     assert twins < set(kv.items())
     assert ppl.title == "ppl"
@@ -69,16 +64,10 @@ def test_every_named_retrieval_has_controls():
     ],
 )
 def test_every_name_gives_records_with_their_own_items(name: str):
-    asked = evaluations([name], SuiteConfig((512,), source=SOURCE))
-    records = [
-        record
-        for e in asked
-        for record in evaluate(
-            AnswerKey.of(e, TOKENIZER, config=OracleConfig(512)),
-            [e],
-            progress=False,
-        )
-    ]
+    records = []
+    for evaluation in evaluations([name], SuiteConfig((512,), source=SOURCE)):
+        answer_key = AnswerKey.of(evaluation, TOKENIZER, config=OracleConfig(512))
+        records += evaluate(answer_key, [evaluation], progress=False)
     assert records
     assert all(record.scores.correct for record in records)
     assert len({record.item for record in records}) == len(records)
@@ -100,16 +89,15 @@ def test_evaluations_of_user_files(tmp_path):
         evaluations(["ruler:reference"], SuiteConfig((4096, 8192), ruler=tmp_path))
     lines = [
         {
-            "question": f"Who keeps the {x}?",
-            "answers": [f"Ada {x}"],
-            "document": f"Ada {x} keeps the {x}. " * 3,
+            "question": f"Who keeps the ref{i}?",
+            "answers": [f"Ada ref{i}"],
+            "document": f"Ada ref{i} keeps the ref{i}. " * 3,
         }
-        for x in map("ref{}".format, range(60))
+        for i in range(60)
     ]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (qa,) = evaluations(
-        ["qa"], SuiteConfig((512,), source=SOURCE, questions=tmp_path / "own.jsonl")
-    )
+    questions = tmp_path / "own.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (qa,) = evaluations(["qa"], SuiteConfig((512,), source=SOURCE, questions=questions))
     assert all(record.scores.correct for record in qa(AnswerKey.of(qa, TOKENIZER)))
 
 

@@ -20,8 +20,8 @@ DEPTHS = (0.0, 0.5, 1.0)
 RNG = np.random.default_rng(0)
 
 
-def asked(seq_len, n=20, *, rope="none", steps=0, condition="needle", change=lambda i: {}):
-    """n questions at each of three depths, about document i % 10."""
+def questions(seq_len, n=20, *, rope="none", steps=0, condition="needle", change=lambda i: {}):
+    """n questions at each of three depths, question i about document i % 10."""
     records = []
     for depth in DEPTHS:
         for i in range(n):
@@ -33,18 +33,20 @@ def asked(seq_len, n=20, *, rope="none", steps=0, condition="needle", change=lam
 
 
 def part(text, start):
+    """The table of `text` that begins with `start`."""
     (block,) = [block for block in text.split("\n\n") if block.startswith(start)]
     return block
 
 
 def numbers(text, start, variant="none, zero-shot"):
+    """The cells of a variant's line in the table that begins with `start`."""
     line = next(x for x in part(text, start).splitlines() if x.startswith(variant))
     return line[len(variant) :].strip()
 
 
 def test_mean_scores_where_answers_can_be_partly_right():
     scores = RNG.integers(0, 5, size=20) / 4
-    records = asked(
+    records = questions(
         256,
         change=lambda i: {
             "metric": "all",
@@ -70,18 +72,19 @@ def test_mean_scores_where_answers_can_be_partly_right():
     assert numbers(tables(records), "passkey: mean score, %") == (
         f"{score['value']:.0f} [{score['low']:.0f}, {score['high']:.0f}]"
     )
-    whole = asked(256, change=lambda i: {"metric": "f1", "score": 1.0})
+    all_right = questions(256, change=lambda i: {"metric": "f1", "score": 1.0})
     wilson = scipy.stats.binomtest(60, 60).proportion_ci(method="wilson").low
-    assert summary(whole)["retrieval"][0]["score"] == {
+    assert summary(all_right)["retrieval"][0]["score"] == {
         "value": 100,
         "low": pytest.approx(100 * wilson),
         "high": 100,
     }
-    assert "mean score" not in tables(asked(256))  # an exact answer has no parts
+    # An exact answer has no parts.
+    assert "mean score" not in tables(questions(256))
 
 
 def test_choices_with_their_level_of_chance():
-    records = asked(256, change=lambda i: {"choices": 5, "chosen": i < 9})
+    records = questions(256, change=lambda i: {"choices": 5, "chosen": i < 9})
     low, high = scipy.stats.binomtest(27, 60).proportion_ci(method="wilson")
     (cell,) = summary(records)["retrieval"]
     assert cell["chance"] == pytest.approx(20)
@@ -89,7 +92,7 @@ def test_choices_with_their_level_of_chance():
     assert numbers(tables(records), "passkey: right answer chosen, %, chance 20 [95 %") == (
         f"27/60 45 [{100 * low:.0f}, {100 * high:.0f}]"
     )
-    assert "chosen" not in tables(asked(256, change=lambda i: {"choices": 1}))
+    assert "chosen" not in tables(questions(256, change=lambda i: {"choices": 1}))
 
 
 def test_context_gain_is_of_the_same_question_and_its_interval_of_documents():
@@ -99,8 +102,8 @@ def test_context_gain_is_of_the_same_question_and_its_interval_of_documents():
     luck -= luck.mean(1, keepdims=True)
     records = []
     for k, (seq_len, gain) in enumerate(((256, 1.5), (512, 0.2))):
-        records += asked(seq_len, change=lambda i: {"answer_nll": level[i]})
-        records += asked(
+        records += questions(seq_len, change=lambda i: {"answer_nll": level[i]})
+        records += questions(
             seq_len,
             condition="no-needle",
             change=lambda i, k=k, gain=gain: {"answer_nll": level[i] + gain + luck[k][i % 10]},
@@ -117,23 +120,23 @@ def test_context_gain_is_of_the_same_question_and_its_interval_of_documents():
     text = f"{cells[0]['value']:.2f} [{cells[0]['low']:.2f}, {cells[0]['high']:.2f}] of 60"
     assert text in part(tables(records), "passkey: context gain, nats per token")
     with_needle = [record for record in records if record.question.condition == "needle"]
-    other = [changed(record, rope="other") for record in with_needle]
-    assert "\n1 other variant not asked without the needle" in tables([*records, *other])
+    without_control = [changed(record, rope="other") for record in with_needle]
+    assert "\n1 other variant not asked without the needle" in tables([*records, *without_control])
 
 
 def test_controls_of_other_questions_have_no_gain():
     controls = [
         changed(record, needle_item=record.question.needle_item.replace("/aa/", "/zz/"))
-        for record in asked(256, condition="no-needle")
+        for record in questions(256, condition="no-needle")
     ]
-    assert summary([*asked(256), *controls])["gain"] == []
-    assert part(tables(asked(256)), "passkey: context gain").endswith(
+    assert summary([*questions(256), *controls])["gain"] == []
+    assert part(tables(questions(256)), "passkey: context gain").endswith(
         "not asked: it takes the same questions with the needle and without"
     )
 
 
 def test_controls_of_questions_that_were_not_asked_are_reported():
-    controls = asked(256, condition="no-needle")
+    controls = questions(256, condition="no-needle")
     (cell,) = summary(controls)["controls"]
     assert (cell["condition"], cell["n"]) == ("no-needle", 60)
     assert "60/60 100 [94, 100] p 0.70" in part(tables(controls), "controls of questions that")
@@ -141,15 +144,19 @@ def test_controls_of_questions_that_were_not_asked_are_reported():
 
 def test_likelihood_of_the_answer():
     nats = RNG.gamma(2, size=20)
-    records = asked(256, change=lambda i: {"answer_nll": nats[i]})
+    records = questions(256, change=lambda i: {"answer_nll": nats[i]})
     assert numbers(tables(records), "passkey: nats per token of the right answer").startswith(
         f"{nats.mean():.2f} ["
     )
 
 
 def test_controls_that_were_not_asked_are_named():
-    records = asked(256, 10) + asked(512, 10) + asked(256, 10, rope="yarn(factor=4)", steps=60)
-    records += asked(
+    records = (
+        questions(256, 10)
+        + questions(512, 10)
+        + questions(256, 10, rope="yarn(factor=4)", steps=60)
+    )
+    records += questions(
         512,
         2,
         condition="no-needle",
@@ -164,16 +171,17 @@ def test_controls_that_were_not_asked_are_named():
     ]
     low, high = scipy.stats.binomtest(0, 6).proportion_ci(method="wilson")
     assert (low, round(100 * high)) == (0, 39)
-    no_base = asked(256, 10, rope="yarn(factor=4)", steps=60)
+    no_base = questions(256, 10, rope="yarn(factor=4)", steps=60)
     last = part(tables(no_base), "passkey: controls").splitlines()[-1]
     assert last.split() == ["in-window", "baseline", "not", "asked"]
 
 
 def test_kinds_of_mistakes_add_up():
     kinds = ["distractor"] * 4 + ["made up"] * 2 + ["nothing"] * 1 + [None] * 13
-    records = asked(256, change=lambda i: {"failure": kinds[i], "correct": kinds[i] is None})
+    records = questions(256, change=lambda i: {"failure": kinds[i], "correct": kinds[i] is None})
     (cell,) = summary(records)["mistakes"]
-    assert {kind: cell[kind] for kind in ("right", *KINDS)} == {
+    counts = {kind: cell[kind] for kind in ("right", *KINDS)}
+    assert counts == {
         "right": 39,
         "part": 0,
         "distractor": 12,
@@ -196,11 +204,11 @@ def test_every_kind_of_mistake_is_known():
     }
     assert kinds == set(KINDS)
     with pytest.raises(ValueError, match="unknown kinds of mistakes: odd"):
-        tables(asked(256, change=lambda i: {"correct": False, "failure": "odd"}))
+        tables(questions(256, change=lambda i: {"correct": False, "failure": "odd"}))
 
 
 def test_achieved_lengths():
-    exact = asked(256) + asked(512) + asked(512, rope="yarn(factor=4)", steps=60)
+    exact = questions(256) + questions(512) + questions(512, rope="yarn(factor=4)", steps=60)
     depths = ["0.00", "/", "0.50", "/", "1.00", "0.000"]
     text = part(tables(exact), "Achieved lengths, all exact, and depths")
     assert [line.split() for line in text.splitlines()[2:]] == [
@@ -216,11 +224,11 @@ def test_achieved_lengths():
     assert summary(records)["lengths"][0]["tokens"] == [247, 251.5, 256]
 
 
-def suite(name, right, seq_len=256, suite="ruler-exact"):
+def suite(name, num_correct, seq_len=256, suite="ruler-exact"):
     """Questions of a suite's task, of which the first `right` of 20 at each depth are right."""
 
     def change(i):
-        correct = i < right
+        correct = i < num_correct
         failure = None if correct else "made up"
         return {"correct": correct, "score": float(correct), "failure": failure}
 
@@ -233,7 +241,7 @@ def suite(name, right, seq_len=256, suite="ruler-exact"):
             settings=name,
             item=record.item.replace("passkey/aa", f"{name}/{name}"),
         )
-        for record in asked(seq_len, 20, change=change)
+        for record in questions(seq_len, 20, change=change)
     ]
 
 
@@ -253,8 +261,8 @@ def test_a_suite_is_the_mean_over_tasks_and_names_those_that_are_missing():
     notes = " ".join(text.splitlines())
     assert "fwe, qa_2: every variant at 256" in notes
     assert "qa_1, qa_2: every variant at 512" in notes
-    own = [changed(record, suite="mine") for record in records]
-    assert [m["missing"] for m in summary(own)["suites"]] == [[], ["cwe", "qa_1"]]
+    own_suite = [changed(record, suite="mine") for record in records]
+    assert [m["missing"] for m in summary(own_suite)["suites"]] == [[], ["cwe", "qa_1"]]
     json.dumps(summary(records), allow_nan=False)
 
 
@@ -263,23 +271,23 @@ def marked(correct):
 
 
 RECORDS = [
-    *asked(256, change=lambda i: marked(i % 20 < 19)),
-    *asked(256, rope="yarn(factor=4)", steps=60, change=lambda i: marked(True)),
-    *asked(512, rope="yarn(factor=4)", steps=60, change=lambda i: marked(i % 20 < 18)),
-    *asked(1024, rope="yarn(factor=4)", steps=60, change=lambda i: marked(i % 20 < 14)),
+    *questions(256, change=lambda i: marked(i % 20 < 19)),
+    *questions(256, rope="yarn(factor=4)", steps=60, change=lambda i: marked(True)),
+    *questions(512, rope="yarn(factor=4)", steps=60, change=lambda i: marked(i % 20 < 18)),
+    *questions(1024, rope="yarn(factor=4)", steps=60, change=lambda i: marked(i % 20 < 14)),
 ]
 
 
 def test_other_thresholds():
     (study,) = Results(RECORDS).studies
     base, yarn = study.task.variants
-    own = study.task.select(yarn)
+    answers = study.task.select(yarn)
     baseline = study.task.select(base)
     for threshold in THRESHOLDS:
         expected = effective_length(
-            [r.seq_len for r in own],
-            [r.scores.correct for r in own],
-            [r.cluster.document for r in own],
+            [r.seq_len for r in answers],
+            [r.scores.correct for r in answers],
+            [r.cluster.document for r in answers],
             [r.scores.correct for r in baseline],
             [r.cluster.document for r in baseline],
             tau=threshold,
@@ -288,7 +296,8 @@ def test_other_thresholds():
     # Its score is 1 in the window, then 0.9 and 0.7: it keeps 0.85 up to 512, 0.7 up to 1024.
     assert nolima_length(study, yarn) == 512
     assert nolima_length(study, yarn, threshold=0.7) == 1024
-    assert nolima_length(study, yarn, short=512, threshold=0.85) == 512  # the base score is 0.95
+    # The base score is 0.95.
+    assert nolima_length(study, yarn, short=512, threshold=0.85) == 512
     assert nolima_length(study, yarn, short=100) is None
     (entry,) = summary(RECORDS)["effective"]
     assert entry["nolima"] == 512
@@ -296,7 +305,7 @@ def test_other_thresholds():
 
 
 def test_the_page_of_several_tasks(tmp_path):
-    other = [
+    kv = [
         changed(
             record,
             task="kv",
@@ -310,15 +319,17 @@ def test_the_page_of_several_tasks(tmp_path):
         )
         for record in RECORDS
     ]
-    records = RECORDS + other
+    records = RECORDS + kv
     page = parse(write_report([planted_run(tmp_path / "run", records)]).read_text())
     (over_tasks,) = [
         t for t in page.all("table") if t.one("caption").text.startswith("Effective context by")
     ]
     rows = [[td.text for td in tr.all("td")] for tr in over_tasks.all("tr")[1:]]
     entries = summary(records)["effective"]
-    shown = {task.rpartition("/")[2]: windows.split(" [")[0] for task, _, windows, *_ in rows}
-    assert shown == {
+    windows_shown = {
+        task.rpartition("/")[2]: windows.split(" [")[0] for task, _, windows, *_ in rows
+    }
+    assert windows_shown == {
         entry["task"]: f"{entry['censored']} {entry['value'] / 256:.2f}".strip()
         for entry in entries
         if entry["method"].startswith("yarn")
@@ -329,23 +340,23 @@ def test_the_page_of_several_tasks(tmp_path):
     title = "mine/kv: right and wrong answers by length"
     (numbers,) = [t for t in page.all("table") if t.one("caption").text == title]
     yarn = [tr for tr in numbers.all("tr")[1:] if tr.one("th").text.startswith("yarn")]
-    right = [tr.all("td")[1].text for tr in yarn]
-    assert right == ["67", "60", "47"]  # 20, 18 and 14 of 20 at two of three depths
+    percents = [tr.all("td")[1].text for tr in yarn]
+    # 20, 18 and 14 of 20 at two of three depths.
+    assert percents == ["67", "60", "47"]
     bars = charts[title]
     assert [g.one("text", "share").text for g in bars.all("g", "k0")] == ["67", "60", "47"]
     assert [g.one("text", "share").text for g in bars.all("g", "k2")] == ["33", "40", "53"]
-    assert any(
-        t.one("caption").text.startswith("mine: mean score over tasks") for t in page.all("table")
-    )
+    captions = [t.one("caption").text for t in page.all("table")]
+    assert any(caption.startswith("mine: mean score over tasks") for caption in captions)
 
 
 def test_the_band_of_a_planted_difference(tmp_path):
-    plain = [
-        *asked(256, steps=60),
-        *asked(512, steps=60, change=lambda i: marked(i % 20 < 18)),
-        *asked(1024, steps=60, change=lambda i: marked(i % 20 < 4)),
+    unscaled = [
+        *questions(256, steps=60),
+        *questions(512, steps=60, change=lambda i: marked(i % 20 < 18)),
+        *questions(1024, steps=60, change=lambda i: marked(i % 20 < 4)),
     ]
-    page = parse(write_report([planted_run(tmp_path / "run", RECORDS + plain)]).read_text())
+    page = parse(write_report([planted_run(tmp_path / "run", RECORDS + unscaled)]).read_text())
     cells = table(page, "passkey: yarn(factor=4) after 60 steps minus none after 60 steps")
     assert [cells[n, "points"].text for n in ("256", "512", "1,024")] == ["+0", "+0", "+50"]
     bounds = cells["1,024", "95 % band, all lengths together"].text

@@ -12,9 +12,8 @@ import pytest
 from ctxext.report import write_report
 from support.planted import planted_run
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((name for name in NAMES if shutil.which(name)), None)
 pytestmark = [
     pytest.mark.check,
     pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"),
@@ -28,7 +27,7 @@ const spilled = texts.filter(e => e.scrollWidth > e.clientWidth + 1).length;
 const width = document.documentElement.scrollWidth;
 parent.postMessage([width, innerWidth, all("svg.chart").length, right, spilled].join(" "), "*");
 }</script></body>"""
-"""Sends the width of the page and of its frame, the charts, and what is wider than its place."""
+"""Sends the widths of the page and its frame, the number of charts, and what overflows."""
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +36,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def browse(folder: Path, *options: str) -> str:
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
-        *options,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What the browser prints when it opens a page with these options, headless."""
+    fixed = (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run "
+        "--hide-scrollbars"
+    ).split()
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [str(BROWSER), *fixed, profile, *options]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def pixels(png: Path) -> tuple[int, int, list[bytes]]:
@@ -72,7 +67,7 @@ def pixels(png: Path) -> tuple[int, int, list[bytes]]:
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
-    # A browser window has a minimum width, a frame in it has none.
+    # A browser window has a minimum width; a frame in it has none.
     text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text()).replace("</body>", MEASURE)
     (tmp_path / "measured.html").write_text(text)
     (tmp_path / "frame.html").write_text(
@@ -106,7 +101,8 @@ def test_it_is_drawn(page: Path, tmp_path: Path, name: str, options: list[str]) 
     # The first line is background; the filter of its first pixel has nothing to refer to.
     background = {"light": bytes([255, 255, 255]), "dark": bytes([0x14, 0x16, 0x1A])}
     assert lines[0][1:4] == background[name]
-    assert len(set(lines)) > 400  # text, charts and cells: the page is not blank
+    # Text, charts and cells: the page is not blank.
+    assert len(set(lines)) > 400
 
 
 def test_it_prints(page: Path, tmp_path: Path) -> None:

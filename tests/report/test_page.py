@@ -61,8 +61,8 @@ def correct(records: list[AnswerRecord]) -> list[bool]:
     return [record.scores.correct for record in records]
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    low, high = stats.binomtest(right, n).proportion_ci(method="wilson")
+def wilson(num_correct: int, n: int) -> tuple[float, float]:
+    low, high = stats.binomtest(num_correct, n).proportion_ci(method="wilson")
     return low, high
 
 
@@ -83,8 +83,8 @@ def test_the_verdict_comes_first(page: Element, run: Path) -> None:
     assert header.tag == "header"
     sentences = verdict(read_records([run]))
     assert header.one("p", "headline").text == sentences[0]
-    shown = [e.text for e in header.all("dd") + header.all("p") if not e.all()]
-    assert sorted(shown) == sorted(sentences)
+    texts = [e.text for e in header.all("dd") + header.all("p") if not e.all()]
+    assert sorted(texts) == sorted(sentences)
     assert [dt.text for dt in header.all("dt")] == ["How far?", "Compared with what?", "How sure?"]
 
 
@@ -110,9 +110,9 @@ def test_heatmaps_by_depth(page: Element, rope: str, steps: int) -> None:
             records = select("none", 0, seq_len=256)
         else:
             records = select(rope, steps, depth=float(row), seq_len=seq_len)
-        right = sum(correct(records))
-        low, high = wilson(right, len(records))
-        assert cell.one("b").text == f"{right}/{len(records)}"
+        num_correct = sum(correct(records))
+        low, high = wilson(num_correct, len(records))
+        assert cell.one("b").text == f"{num_correct}/{len(records)}"
         assert cell.one("small").text == f"{100 * low:.0f}\u2013{100 * high:.0f} %"
 
 
@@ -124,13 +124,13 @@ def test_heatmaps_by_distance_and_where_they_are_hatched(page: Element) -> None:
         x = record.question.distance / 256
         low = max(edge for edge in (0, 0.25, 0.5, 1, 1.5, 2, 3) if edge <= x)
         expected.setdefault((low, record.seq_len), []).append(record.scores.correct)
-    shown = {}
+    actual = {}
     for (name, column), cell in cells.items():
         if "none" not in cell.classes:
             key = float(name.split("\u2013")[0]), int(column.split(" ")[0].replace(",", ""))
-            shown[key] = cell.one("b").text, "hatched" in cell.classes
-    assert shown == {key: (f"{sum(x)}/{len(x)}", len(x) < 20) for key, x in expected.items()}
-    assert {hatched for _, hatched in shown.values()} == {True, False}
+            actual[key] = cell.one("b").text, "hatched" in cell.classes
+    assert actual == {key: (f"{sum(x)}/{len(x)}", len(x) < 20) for key, x in expected.items()}
+    assert {hatched for _, hatched in actual.values()} == {True, False}
 
 
 def test_differences_and_significance(page: Element) -> None:
@@ -153,7 +153,8 @@ def test_differences_and_significance(page: Element) -> None:
     largest = 0.0
     for rank, key in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, (len(p) - rank) * p[key])
-        significant |= {key} if largest < 0.05 else set()
+        if largest < 0.05:
+            significant.add(key)
     assert 0 < len(significant) < len(p)
     for (depth, column), cell in cells.items():
         if depth != "all depths":
@@ -161,7 +162,8 @@ def test_differences_and_significance(page: Element) -> None:
             assert (cell.one("b").text.rstrip("\u2605"), cell.one("small").text) == expected[key]
             assert ("marked" in cell.classes) == (key in significant)
             assert ("marked" in cell.classes) == bool(cell.all("span", "star"))
-    a, b = (sum(correct(select(rope, 60, seq_len=1024))) for rope in ("none", "yarn(factor=4)"))
+    a = sum(correct(select("none", 60, seq_len=1024)))
+    b = sum(correct(select("yarn(factor=4)", 60, seq_len=1024)))
     total = cells["all depths", "1,024 (4x)"]
     assert total.one("b").text.startswith(f"{100 * (b - a) / 60:+.0f}")
     assert "hatched" not in total.classes
@@ -172,36 +174,31 @@ def test_effective_contexts_and_controls(
 ) -> None:
     assert main(["report", str(run), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    shown = table(page, "passkey: effective context")
-    assert len(shown) == 7 * len(data["effective"])
+    contexts = table(page, "passkey: effective context")
+    assert len(contexts) == 7 * len(data["effective"])
     for entry in data["effective"]:
         windows = f"{entry['censored']} {entry['value'] / 256:.2f} [".strip()
-        assert shown[entry["method"], "windows [95 % interval]"].text.startswith(windows)
+        assert contexts[entry["method"], "windows [95 % interval]"].text.startswith(windows)
         tokens = f"{entry['censored']} {entry['value']:,.0f}".strip()
-        assert shown[entry["method"], "tokens"].text == tokens
+        assert contexts[entry["method"], "tokens"].text == tokens
     controls = table(page, "passkey: controls, right / asked, % [95 % interval], p(answer)")
     records = select("yarn(factor=4)", 60, condition="no-needle", seq_len=512)
-    right = sum(correct(records))
-    low, high = wilson(right, len(records))
+    num_correct = sum(correct(records))
+    low, high = wilson(num_correct, len(records))
     cell = controls["no needle (floor), yarn(factor=4), 60 steps at 1024", "512"]
-    rate = f"{100 * right / len(records):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
-    assert cell.text.startswith(f"{right}/{len(records)} {rate} p ")
+    rate = f"{100 * num_correct / len(records):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    assert cell.text.startswith(f"{num_correct}/{len(records)} {rate} p ")
     assert controls["needle only (ceiling), 6 other variants", "256"].text == "not asked"
     baseline = sum(correct(select("none", 0, seq_len=256)))
     cell = controls["in-window baseline, none, zero-shot", "256"]
     assert cell.text.startswith(f"{baseline}/60 ")
-    perplexity = next(
-        t
-        for t in page.all("table")
-        if t.one("caption").text == "Perplexity of the same tokens with more context"
-    )
-    lines = [
-        [e.text for e in tr.children if isinstance(e, Element)] for tr in perplexity.all("tr")[1:]
-    ]
-    assert [(x[0], x[2], x[4]) for x in lines] == [
-        (c["method"], f"{c['perplexity']:.2f}", f"{c['bits_per_byte']:.3f}")
-        for c in data["perplexity"]
-    ]
+    tables = {t.one("caption").text: t for t in page.all("table")}
+    perplexity = tables["Perplexity of the same tokens with more context"].all("tr")[1:]
+    for tr, cell in zip(perplexity, data["perplexity"], strict=True):
+        texts = [element.text for element in tr.children if isinstance(element, Element)]
+        assert texts[0] == cell["method"]
+        assert texts[2] == f"{cell['perplexity']:.2f}"
+        assert texts[4] == f"{cell['bits_per_byte']:.3f}"
 
 
 def test_training_export_and_provenance(page: Element) -> None:
@@ -235,19 +232,19 @@ def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
         assert chart.attributes["role"] == "img"
         assert title.text
         assert description.text
-        assert chart.attributes["aria-labelledby"].split() == [
-            title.attributes["id"],
-            description.attributes["id"],
-        ]
+        ids = [title.attributes["id"], description.attributes["id"]]
+        assert chart.attributes["aria-labelledby"].split() == ids
         assert chart.parent
         assert chart.parent.one("details").all("td")
     named = {chart.one("title").text: chart for chart in charts}
-    styles = {  # colour and marker of every method, dashes for what was not trained
+    # Colour and marker of every method, dashes for what was not trained.
+    styles = {
         (line.attributes["class"], line.all("path", "marker")[0].attributes["d"])
         for line in named["passkey: right answers by length"].all("g")
         if line.all("path", "marker")
     }
-    assert len(styles) == len(REACH) + 2  # floor and ceiling of the best
+    # The floor and the ceiling of the best are lines too.
+    assert len(styles) == len(REACH) + 2
 
 
 def test_landmarks(page: Element) -> None:
@@ -273,14 +270,12 @@ def test_nothing_comes_from_outside(page: Element, run: Path) -> None:
     assert not re.search(
         r"https?://|//[a-z]|url\(|@import|<script|<link|<img|<iframe|javascript:", text
     )
+    forbidden = {"src", "srcset", "onload", "onclick", "action", "background", "poster"}
     for element in page.all():
-        assert not {"src", "srcset", "onload", "onclick", "action", "background", "poster"} & set(
-            element.attributes
-        )
-        assert all(
-            name not in element.attributes or element.attributes[name].startswith("#")
-            for name in ("href", "xlink:href")
-        )
+        assert not forbidden & set(element.attributes)
+        for name in ("href", "xlink:href"):
+            if name in element.attributes:
+                assert element.attributes[name].startswith("#")
     text.encode("ascii", "xmlcharrefreplace")
     assert len(text) < 1_000_000
 
@@ -290,11 +285,12 @@ def test_text_can_be_read_on_its_colour(page: Element, run: Path) -> None:
     colours = {tuple(re.findall(r"#[0-9a-f]{6}", cell.attributes["style"])) for cell in cells}
     assert len(colours) > 10
     assert min(contrast(*pair) for pair in colours) >= 4.5
-    for cell in cells:  # stripes lighten under dark text and darken under light text
+    for cell in cells:
+        # Stripes lighten under dark text and darken under light text.
         assert ("on-dark" in cell.classes) == cell.attributes["style"].endswith("color:#ffffff")
     style = page.one("style").text
     blocks = re.findall(r":root \{([^}]*)\}", style)
-    assert len(blocks) == 3  # light, dark, print
+    assert len(blocks) == 3, "light, dark, print"
     for block in blocks:
         names = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
         for name in ("ink", "soft", "link", *(f"c{i}" for i in range(8))):
@@ -367,14 +363,15 @@ def test_code_of_others_is_not_run(tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps(config))
     root = parse(write_report([run]).read_text())
     assert not (tmp_path / "exploded").exists()
-    assert any(
-        "wavelengths left out" in p.text and "bomb.py" in p.text for p in root.all("p", "note")
-    )
+    notes = [p.text for p in root.all("p", "note")]
+    assert any("wavelengths left out" in note and "bomb.py" in note for note in notes)
 
 
 def test_questions_about_the_whole_text_have_no_depth_or_distance(tmp_path: Path) -> None:
-    whole = {"depth": None, "depth_achieved": None, "distance": None}
-    records = [changed(record, **whole) for record in planted_records(2) if record.kind == "answer"]
+    no_place = {"depth": None, "depth_achieved": None, "distance": None}
+    records = [
+        changed(record, **no_place) for record in planted_records(2) if record.kind == "answer"
+    ]
     write_records(tmp_path, records)
     root = parse(write_report([tmp_path]).read_text())
     ids = [section.attributes["id"] for section in root.all("section")]
@@ -385,12 +382,12 @@ def test_questions_about_the_whole_text_have_no_depth_or_distance(tmp_path: Path
 
 @pytest.mark.check
 def test_several_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    ours = [r for r in RECORDS if r.model.steps == 0 or r.model.rope == "ntk(factor=4)"]
-    other = planted_run(tmp_path / "other", ours, name="other")
+    chosen = [r for r in RECORDS if r.model.steps == 0 or r.model.rope == "ntk(factor=4)"]
+    second_run = planted_run(tmp_path / "other", chosen, name="other")
     monkeypatch.chdir(tmp_path)
-    assert main(["report", str(run), str(other)]) == 0
+    assert main(["report", str(run), str(second_run)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(verdict(read_records([run, other]))[0])
+    assert out.startswith(verdict(read_records([run, second_run]))[0])
     assert out.endswith("page: report.html\n")
     root = parse((tmp_path / "report.html").read_text())
     names = {th.text for th in root.all("th") if th.attributes["scope"] == "row"}
@@ -413,6 +410,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert text.splitlines()[: len(sentences)] == sentences
     assert "passkey: right / asked" in text
     assert out.is_file()
-    assert sorted(p.name for p in out.parent.iterdir()) == ["page.html"]  # no temporary file stays
+    # No temporary file stays.
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     assert main(["report", str(tmp_path)]) == 2
     assert "has no records.jsonl" in capsys.readouterr().err

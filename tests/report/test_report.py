@@ -63,18 +63,19 @@ def ppl(method, seq_len, document, nll, count, num_bytes):
 
 
 def paired_differences(text):
+    """The cells of yarn in the table of differences."""
     part = next(x for x in text.split("\n\n") if x.startswith("passkey: difference to none"))
-    return next(x for x in part.splitlines() if x.startswith("yarn")).split(maxsplit=1)[1].strip()
+    line = next(x for x in part.splitlines() if x.startswith("yarn"))
+    return line.split(maxsplit=1)[1].strip()
 
 
 def test_retrieval_counts_and_intervals():
     records = [retrieval("none", 128, i, i < 18, document=i) for i in range(20)]
     records += [retrieval("none", 256, i, False) for i in range(20)]
     cells = summary(records)["retrieval"]
-    assert [(c["seq_len"], c["correct"], c["n"], c["beyond_window"]) for c in cells] == [
-        (128, 18, 20, False),
-        (256, 0, 20, True),
-    ]
+    columns = ("seq_len", "correct", "n", "beyond_window")
+    rows = [tuple(cell[column] for column in columns) for cell in cells]
+    assert rows == [(128, 18, 20, False), (256, 0, 20, True)]
     assert (cells[0]["rate"], cells[0]["low"], cells[0]["high"]) == tuple(wilson(18, 20))
     text = tables(records)
     assert "18/20 90 [70, 97] p 0.50" in text
@@ -102,7 +103,8 @@ def test_pairs_that_all_agree_are_not_certain():
         for method in ("none", "yarn")
         for i in range(20)
     ]
-    assert paired_differences(tables(records)) == "+0 [-16, +16]"  # 0 of 20 may be 16 %
+    # 0 of 20 may be 16 %.
+    assert paired_differences(tables(records)) == "+0 [-16, +16]"
 
 
 def test_pairs_that_all_differ_are_not_certain():
@@ -111,7 +113,8 @@ def test_pairs_that_all_differ_are_not_certain():
         for method in ("none", "yarn")
         for i in range(20)
     ]
-    assert paired_differences(tables(records)) == "+100 [+84, +100]"  # 20 of 20 may be 84 %
+    # 20 of 20 may be 84 %.
+    assert paired_differences(tables(records)) == "+100 [+84, +100]"
 
 
 def test_perplexity_is_of_sums_over_documents():
@@ -132,11 +135,11 @@ def test_perplexity_is_of_sums_over_documents():
 def test_a_newer_record_replaces_an_older_one_and_nothing_else_is_merged():
     records = [retrieval("none", 128, 0, False), retrieval("none", 128, 0, True)]
     assert [record.scores.correct for record in latest(records)] == [True]
-    other = changed(retrieval("none", 128, 0, False), settings="zz", item="passkey/zz/128/0.0/0")
-    assert [(c["correct"], c["n"]) for c in summary([*records, other])["retrieval"]] == [
-        (1, 1),
-        (0, 1),
-    ]
+    other_settings = changed(
+        retrieval("none", 128, 0, False), settings="zz", item="passkey/zz/128/0.0/0"
+    )
+    cells = summary([*records, other_settings])["retrieval"]
+    assert [(cell["correct"], cell["n"]) for cell in cells] == [(1, 1), (0, 1)]
     trained = retrieval("none", 128, 0, False, checkpoint="run step 5")
     assert "none (run step 5)" in tables([*records, trained])
     assert tables([]) == "no records"
@@ -188,25 +191,26 @@ def test_oracles_from_model_to_table(tmp_path):
 def test_the_overview_puts_all_tasks_of_a_variant_together():
     tokenizer = toy_tokenizer()
     source = toy_source()
-    asked = evaluations(("passkey", "kv", "fwe"), SuiteConfig((300, 512), source=source))
+    config = OracleConfig(300)
     records = []
-    for evaluation in asked:
-        for name, reader in (
-            ("none", AnswerKey.of(evaluation, tokenizer, window=400, config=OracleConfig(300))),
-            ("blind", EchoPrompt(tokenizer, OracleConfig(300))),
-        ):
+    for evaluation in evaluations(("passkey", "kv", "fwe"), SuiteConfig((300, 512), source=source)):
+        readers = {
+            "none": AnswerKey.of(evaluation, tokenizer, window=400, config=config),
+            "blind": EchoPrompt(tokenizer, config),
+        }
+        for name, reader in readers.items():
             records += evaluate(reader, [evaluation], model=model(name), progress=False)
     text = tables(records)
     table = next(part for part in text.split("\n\n") if part.startswith("none: % right"))
     lines = {line.split()[0]: line for line in table.splitlines()[2:]}
-    right = [
+    correct_at = [
         record.seq_len
         for record in records
         if record.model.rope == "none"
         and record.question.task == "passkey"
         and record.scores.correct
     ]
-    share = 100 * right.count(512) / 60
+    share = 100 * correct_at.count(512) / 60
     assert f"100 [94, 100]  {share:.0f} [" in lines["passkey"]
     assert "512*" in table
     assert list(lines) == ["passkey", "kv", "fwe"]

@@ -14,18 +14,17 @@ from ctxext.report.pages.seeds import seed_tables
 from support.planted import chance, passkey_record, write_records
 from support.records import changed
 
-GOOD = {"none": 0.2, "yarn(factor=4)": 0.7}
+RATES = {"none": 0.2, "yarn(factor=4)": 0.7}
 
 
-def run_of(path, seed, *, n=40, ropes=GOOD, prompt=""):
-    records = [
-        passkey_record(
-            rope, 48, seq_len, 0.5, i, chance(rope, i // 2, i % 2 and seed) < ropes[rope]
-        )
-        for rope in ropes
-        for seq_len in (256, 1024)
-        for i in range(n)
-    ]
+def run_of(path, seed, *, n=40, ropes=RATES, prompt=""):
+    """Write the records of a run with this training seed, and return its directory."""
+    records = []
+    for rope, rate in ropes.items():
+        for seq_len in (256, 1024):
+            for i in range(n):
+                correct = chance(rope, i // 2, i % 2 and seed) < rate
+                records.append(passkey_record(rope, 48, seq_len, 0.5, i, correct))
     records = [changed(r, prompt_sha256=r.question.prompt_sha256 + prompt) for r in records]
     # Zero-shot: no seed decides it.
     records += [passkey_record("none", 0, 1024, 0.5, i, True) for i in range(n)]
@@ -35,26 +34,29 @@ def run_of(path, seed, *, n=40, ropes=GOOD, prompt=""):
 
 
 def answers(seed, rope, n=40):
-    return np.array([chance(rope, i // 2, i % 2 and seed) < GOOD[rope] for i in range(n)])
+    return np.array([chance(rope, i // 2, i % 2 and seed) < RATES[rope] for i in range(n)])
 
 
 def test_counts_rates_and_paired_differences(tmp_path):
     (results,) = across_seeds([run_of(tmp_path / str(seed), seed) for seed in (3, 1, 2)])
     assert results.seeds == (1, 2, 3)
-    best, plain = results.variants
-    assert (best.name, plain.name) == ("yarn(factor=4), 48 steps at 1024", "none, 48 steps at 1024")
+    best, unscaled = results.variants
+    assert (best.name, unscaled.name) == (
+        "yarn(factor=4), 48 steps at 1024",
+        "none, 48 steps at 1024",
+    )
     assert best.correct[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
     assert best.asked == {256: 40, 1024: 40}
-    assert plain.over_plain is None
-    difference = np.concatenate(
-        [answers(s, "yarn(factor=4)") * 100.0 - answers(s, "none") * 100.0 for s in (1, 2, 3)]
-    )
+    assert unscaled.over_plain is None
+    yarn = np.concatenate([answers(seed, "yarn(factor=4)") for seed in (1, 2, 3)])
+    none = np.concatenate([answers(seed, "none") for seed in (1, 2, 3)])
+    difference = yarn * 100.0 - none * 100.0
     document = np.tile([int(12 * chance("d", 1024, 0.5, i)) for i in range(40)], 3)
-    sums = np.array(
-        [[difference[document == d].sum(), (document == d).sum()] for d in sorted(set(document))]
-    )
-    scipys = scipy.stats.bootstrap(
-        (sums[:, 0], sums[:, 1]),
+    documents = sorted(set(document))
+    sums = np.array([difference[document == d].sum() for d in documents])
+    counts = np.array([(document == d).sum() for d in documents])
+    bootstrap = scipy.stats.bootstrap(
+        (sums, counts),
         lambda a, b: a.sum() / b.sum(),
         paired=True,
         vectorized=False,
@@ -63,22 +65,22 @@ def test_counts_rates_and_paired_differences(tmp_path):
         n_resamples=4000,
     )
     assert best.over_plain.value == pytest.approx(difference.mean())
-    low, high = scipys.confidence_interval
+    low, high = bootstrap.confidence_interval
     assert (best.over_plain.low, best.over_plain.high) == pytest.approx((low, high), abs=2.5)
 
 
 def test_one_method_trained_in_two_ways(tmp_path):
     long = [run_of(tmp_path / str(seed), seed) for seed in (1, 2)]
     short = [tmp_path / f"short-{seed}" for seed in (1, 2)]
-    for seed, path, other in zip((1, 2), long, short, strict=True):
+    for seed, path, short_path in zip((1, 2), long, short, strict=True):
         records = read_records(path / "records.jsonl")
         trained_shorter = [
             changed(record, train_seq_len=256, correct=False)
             for record in records
             if record.model.rope != "none"
         ]
-        write_records(other, trained_shorter)
-        write_json(other / "config.json", {"seed": seed})
+        write_records(short_path, trained_shorter)
+        write_json(short_path / "config.json", {"seed": seed})
     (results,) = across_seeds([*long, *short])
     (twins,) = results.twins
     rate = 50 * sum(answers(seed, "yarn(factor=4)").mean() for seed in (1, 2))
@@ -112,9 +114,9 @@ def test_text_data_and_chart(tmp_path, capsys):
     ],
 )
 def test_runs_that_cannot_be_combined_are_refused(tmp_path, seeds, changes, message):
-    runs = [
-        run_of(tmp_path / str(i), seed, **(changes if i else {})) for i, seed in enumerate(seeds)
-    ]
+    first, *others = seeds
+    runs = [run_of(tmp_path / "0", first)]
+    runs += [run_of(tmp_path / str(i), seed, **changes) for i, seed in enumerate(others, 1)]
     with pytest.raises(ValueError, match=message):
         across_seeds(runs)
 

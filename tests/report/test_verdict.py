@@ -16,11 +16,11 @@ NONE = "none"
 NTK = "ntk(factor=4)"
 
 
-def variant(rope, steps, right, n=4, **options):
+def variant(rope, steps, correct, n=4, **options):
     """A variant that answers the first right[length] of n questions at each of five depths."""
     return [
         passkey_record(rope, steps, seq_len, depth, i, i + n * d < k, **options)
-        for seq_len, k in right.items()
+        for seq_len, k in correct.items()
         for d, depth in enumerate(DEPTHS)
         for i in range(n)
     ]
@@ -95,11 +95,10 @@ def test_the_interval_is_the_bootstrap_of_whole_documents():
 
 def test_comparisons():
     # Pairs at 1024: none 0, yarn 16, ntk 15, yarn zero-shot 6 of 20, always the first questions.
-    p = {
-        name: stats.binomtest(0, n).pvalue
-        for name, n in (("yarn", 16), ("ntk", 15), ("zero-shot", 10), ("best", 1))
-    }
-    p["none"] = 1.0  # none against itself zero-shot: no pair disagrees
+    discordant = {"yarn": 16, "ntk": 15, "zero-shot": 10, "best": 1}
+    p = {name: stats.binomtest(0, n).pvalue for name, n in discordant.items()}
+    # None against itself zero-shot: no pair disagrees.
+    p["none"] = 1.0
     order = sorted(p.values())
     holm = {
         name: max(min(1, (5 - i) * q) for i, q in enumerate(order) if q <= value)
@@ -175,10 +174,10 @@ def test_questions_and_threshold():
         "Every variant was asked 20 questions (passkey, 5 depths) at each of 256, 512 and 1,024 "
         "tokens; differences are at 1,024 tokens."
     ) in sentences
-    assert (
+    threshold = (
         "The threshold is 0.85 of the in-window baseline, 20/20 at the window of 256 tokens."
-        in sentences
     )
+    assert threshold in sentences
 
 
 def test_nothing_is_invented():
@@ -187,19 +186,20 @@ def test_nothing_is_invented():
     assert verdict(ppl) == [
         "No retrieval task was asked; perplexity alone does not show how much context a model uses."
     ]
-    without_base = [r for r in RECORDS if (r.model.rope, r.model.steps) != (NONE, 0)]
+    base = of(RECORDS, NONE, 0)
+    without_base = [record for record in RECORDS if record not in base]
     text = " ".join(verdict(without_base))
     assert "effective context 3" not in text
     assert "x the window" not in text
     assert "there is no threshold and no effective context" in text
     assert "Unknown: yarn(factor=4) after 60 steps has no in-window baseline" in text
     never_right = [
-        changed(r, correct=False) if (r.model.rope, r.model.steps) == (NONE, 0) else r
-        for r in RECORDS
+        changed(record, correct=False) if record in base else record for record in RECORDS
     ]
-    assert (
+    no_threshold = (
         "The in-window baseline is 0/20 at the window of 256 tokens: there is no threshold"
-    ) in " ".join(verdict(never_right))
+    )
+    assert no_threshold in " ".join(verdict(never_right))
     zero_shot = verdict([record for record in RECORDS if record.model.steps == 0])
     assert zero_shot[0] == "No variant was trained: these are zero-shot results."
     assert not any("against" in sentence for sentence in zero_shot)
@@ -240,9 +240,8 @@ def test_one_task_with_two_settings_is_two_tasks():
     sentences = verdict([*RECORDS, *as_task(RECORDS, "bb", correct=False)])
     assert sentences[0].startswith("passkey [aa]: Yes: ")
     assert all(sentence.startswith("passkey [") for sentence in sentences)
-    assert "passkey [bb]: The in-window baseline is 0/20 at the window of 256 tokens" in " ".join(
-        sentences
-    )
+    baseline = "passkey [bb]: The in-window baseline is 0/20 at the window of 256 tokens"
+    assert any(sentence.startswith(baseline) for sentence in sentences)
 
 
 def test_an_attention_method_is_not_the_base():
