@@ -142,18 +142,18 @@ def evaluate_checkpoint(
     from ctxext import loading  # loads jax
     from ctxext.parallel.mesh import ONE_DEVICE
 
-    where = loading.locate(path)
+    source = loading.locate(path)
     # Of a run that is still training, the latest checkpoint may change until it is read.
-    steps = loading.checkpoint_step(where, checkpoint)
+    steps = loading.checkpoint_step(source, checkpoint)
     lm = loading.load(
-        where, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE
+        source, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE
     )
-    sink = (out or default_directory(where)) / "records.jsonl"
+    sink = (out or default_directory(source)) / "records.jsonl"
     window = lm.config.max_position_embeddings
     config = dataclasses.replace(
         config or SuiteConfig(),
         seq_lens=tuple(seq_lens or (window * times for times in (1, 2, 4, 8))),
-        load=lambda source: loading.load(source, dtype=dtype),
+        load=lambda name: loading.load(name, dtype=dtype),
     )
     chosen = evaluations(evals, config)
     if progress:
@@ -166,12 +166,12 @@ def evaluate_checkpoint(
         parts = method if isinstance(method, tuple) else (method,)
         model = lm.with_method(*(part for part in parts if part is not None))
         todo.append((model, chosen))
-    name = checkpoint_label(where, steps, adapter)
+    name = checkpoint_label(source, steps, adapter)
     records = []
-    for model, asked in todo:
+    for model, model_evals in todo:
         description = evaluated_model(model, checkpoint=name, steps=steps)
         records += evaluate(
-            model, asked, model=description, sink=sink, shard=shard, progress=progress
+            model, model_evals, model=description, sink=sink, shard=shard, progress=progress
         )
     return sink, records
 

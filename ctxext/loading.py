@@ -125,10 +125,11 @@ def load(
 
     `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries.
     `adapter`: a PEFT directory to merge into the parameters. `checkpoint`: which one of a run, see
-    `checkpoint_step`. `mesh`: the devices to share the parameters out over; each device reads only
-    its own slices. `trust`: import the Python files that a run's methods come from. `original`: the
-    window of pre-training in tokens, where Meta's format does not declare it. Raises ValueError for
-    a checkpoint that is incomplete, corrupt, or has a scaling that is not supported.
+    `checkpoint_step`. `mesh`: the devices that the parameters are divided among; each device
+    reads only its own slices. `trust`: import the Python files that a run's methods come from.
+    `original`: the window of pre-training in tokens, where Meta's format does not declare it.
+    Raises ValueError for a checkpoint that is incomplete, corrupt, or has a scaling that is not
+    supported.
     """
     path = locate(path)
     if peft.is_adapter(path):

@@ -46,18 +46,19 @@ class RunDir:
         config = to_json(experiment)
         if self.config_file.exists():
             old = read_json(self.config_file)
-            for name, there, here in _differences(old, config):
+            for name, old_value, new_value in _differences(old, config):
                 if name.split(".")[0] in MUTABLE_FIELDS:
                     continue
                 if name != "train.steps":
                     raise ValueError(
-                        f"{self.path} belongs to another experiment: {name} is {_short(there)} "
-                        "there "
-                        f"and {_short(here)} here; choose another --run-dir"
+                        f"{self.path} belongs to another experiment: {name} is "
+                        f"{_short(old_value)} there and {_short(new_value)} here; choose another "
+                        "--run-dir"
                     )
-                if there > here:
+                if old_value > new_value:
                     raise ValueError(
-                        f"{self.path} was started for {there} steps and cannot shrink to {here}"
+                        f"{self.path} was started for {old_value} steps and cannot shrink to "
+                        f"{new_value}"
                     )
             if old == config:
                 return
@@ -93,11 +94,11 @@ class RunDir:
             old = read_json(self.provenance_file)
             recorded = {name: old.get(name) for name in fixed}
             current = {name: facts[name] for name in fixed}
-            for name, there, here in _differences(recorded, current):
+            for name, old_value, new_value in _differences(recorded, current):
                 raise ValueError(
                     f"{self.path} was started with other {name.split('.')[0]}: {name} is "
-                    f"{_short(there)} there and {_short(here)} here; restore it, or choose another "
-                    "--run-dir"
+                    f"{_short(old_value)} there and {_short(new_value)} here; restore it, or "
+                    "choose another --run-dir"
                 )
             new["started_with"] = old.get("started_with", old["versions"])
         write_json(self.provenance_file, new)
@@ -123,20 +124,20 @@ class RunDir:
             yield
 
 
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted field, value there, value here), in the order of `here`."""
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, old value, new value), in the order of `new`."""
     if (
-        isinstance(there, dict)
-        and isinstance(here, dict)
-        and there.get("__type__") == here.get("__type__")
+        isinstance(old, dict)
+        and isinstance(new, dict)
+        and old.get("__type__") == new.get("__type__")
     ):
-        for key in [*here, *(key for key in there if key not in here)]:
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for index, (a, b) in enumerate(zip(there, here, strict=True)):
+        for key in [*new, *(key for key in old if key not in new)]:
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from _differences(a, b, f"{name}.{index}")
-    elif there != here:
-        yield name, there, here
+    elif old != new:
+        yield name, old, new
 
 
 def _short(value: Any) -> str:
@@ -155,7 +156,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the source in use, with "-dirty" if it has changes
+    """The commit of the source in use, with "-dirty" if it has changes.
 
     None for an installed package.
     """

@@ -46,7 +46,7 @@ def make_attention(
     """Make attention of sequences with themselves; rotary tables are built once for all layers.
 
     sharding_of: the sharding of an activation [B, T, heads, H] by its shape; None: one device.
-    cut: that cuts the sequences, and everything along T comes in `ring.zigzag` order.
+    cut: the sharding cuts the sequences, and everything along T comes in `ring.zigzag` order.
     """
     pieces = attention.pieces()
     masks = [piece.mask for piece in pieces]

@@ -43,9 +43,9 @@ class Band(Mask):
     def block(self, query: range, key: range) -> tuple[bool, bool]:
         nearest = query[0] - key[-1]
         farthest = query[-1] - key[0]
-        some = farthest >= self.low and (self.high is None or nearest < self.high)
-        every = nearest >= self.low and (self.high is None or farthest < self.high)
-        return some, every
+        any_visible = farthest >= self.low and (self.high is None or nearest < self.high)
+        all_visible = nearest >= self.low and (self.high is None or farthest < self.high)
+        return any_visible, all_visible
 
 
 def unchanged(positions: Any) -> Any:

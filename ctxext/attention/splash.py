@@ -101,10 +101,10 @@ def _mask_class() -> Any:
             query, key = (
                 range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True)
             )
-            some, every = self.mask.block(query, key)
-            if some and not every:
+            any_visible, all_visible = self.mask.block(query, key)
+            if any_visible and not all_visible:
                 return super().__getitem__(index)
-            return np.broadcast_to(np.bool_(every), (len(query), len(key)))
+            return np.broadcast_to(np.bool_(all_visible), (len(query), len(key)))
 
         def __eq__(self, other: object) -> bool:
             if not isinstance(other, LazyMask):

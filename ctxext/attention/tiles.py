@@ -104,9 +104,9 @@ def visible_pairs(mask: Mask, num_blocks: int, size: int) -> tuple[np.ndarray, n
     blocks = [range(i * size, (i + 1) * size) for i in range(num_blocks)]
     for i, query in enumerate(blocks):
         for j, key in enumerate(blocks[: i + 1]):
-            some, every = mask.block(query, key)
-            if some:
-                (full if every else partly).append((i, j))
+            any_visible, all_visible = mask.block(query, key)
+            if any_visible:
+                (full if all_visible else partly).append((i, j))
     return np.array(full, np.int32).reshape(-1, 2), np.array(partly, np.int32).reshape(-1, 2)
 
 

@@ -157,7 +157,7 @@ def _parse_text(text: str, annotation: Any) -> Any:
 
 
 def _choices(annotation: Any) -> dict[str, Any] | None:
-    """The values of a type that has few, by their text, as Python and as JSON write it
+    """The values of a type that has few, by their text, as Python and as JSON write it.
 
     None for other types.
     """

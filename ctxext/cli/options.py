@@ -272,7 +272,7 @@ def read_trackers(args: argparse.Namespace) -> tuple[str, ...]:
 def inspect(args: argparse.Namespace, experiment: Any) -> bool:
     """Serve --print-config and --dry-run.
 
-    Returns whether there was one of them, so that nothing is to be run.
+    Returns True if one of them was given, so that nothing should be run.
     """
     import json
 

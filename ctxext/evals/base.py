@@ -68,7 +68,7 @@ def evaluated_model(
 class Eval(abc.ABC):
     """Yields one record per item.
 
-    An item's name says everything that decides its prompt, except the tokenizer.
+    An item's name holds everything that decides its prompt, except the tokenizer.
     """
 
     type_tag: ClassVar[str] = "eval/"

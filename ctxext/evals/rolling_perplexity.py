@@ -177,8 +177,8 @@ class RollingPerplexity(Eval):
             if not item_of:
                 continue
             by_document = self._windows(texts, seq_len, lm.tokenizer)
-            mine = {document: by_document.get(document, []) for document in item_of}
-            for document, sums in self._measure(lm, mine, seq_len):
+            chosen = {document: by_document.get(document, []) for document in item_of}
+            for document, sums in self._measure(lm, chosen, seq_len):
                 yield self._record(item_of[document], seq_len, texts[document][0], sums, model)
 
     def _windows(
@@ -211,16 +211,16 @@ class RollingPerplexity(Eval):
         Windows of equal length go through the model together.
         """
         sums = {
-            document: Sums([0.0] * len(mine), [w.scored for w in mine], np.zeros(seq_len - 1))
-            for document, mine in by_document.items()
+            document: Sums([0.0] * len(own), [w.scored for w in own], np.zeros(seq_len - 1))
+            for document, own in by_document.items()
         }
-        missing = {document: len(mine) for document, mine in by_document.items()}
+        missing = {document: len(own) for document, own in by_document.items()}
         yield from ((document, sums[document]) for document in missing if not missing[document])
         # Short windows, at most one per text, go first: then the documents finish one by one.
         todo = [
             (len(window.ids), document, i, window)
-            for document, mine in by_document.items()
-            for i, window in enumerate(mine)
+            for document, own in by_document.items()
+            for i, window in enumerate(own)
         ]
         todo.sort(key=lambda entry: entry[0])
         for _, same_length in itertools.groupby(todo, lambda entry: entry[0]):

@@ -1,4 +1,4 @@
-"""RULER's 13 tasks (arXiv 2404.06654), and the variant `ruler-exact` with questions of our own.
+"""RULER's 13 tasks (arXiv 2404.06654), and the variant `ruler-exact` with our own questions.
 
 Tasks, numbers and scores are RULER's. Unlike the original's, every prompt with the space for its
 answer is exactly as long as it says, BOS included; haystack, layout, counts, order and example are

@@ -239,26 +239,26 @@ def effective_length(
         raise ValueError(f"tau is a share of the baseline's rate, 0 < tau <= 1; got {tau}")
     tried = np.unique(lengths)
     column = np.searchsorted(tried, lengths)
-    right, asked = _by_cluster(clusters, column, correct, len(tried))
+    right, total = _by_cluster(clusters, column, correct, len(tried))
     one_column = np.zeros(len(baseline), int)
-    base_right, base_asked = _by_cluster(baseline_clusters, one_column, baseline, 1)
-    rate = _non_increasing(right.sum(0)[None], asked.sum(0)[None])[0]
-    threshold = tau * base_right.sum() / base_asked.sum()
+    base_right, base_total = _by_cluster(baseline_clusters, one_column, baseline, 1)
+    rate = _non_increasing(right.sum(0)[None], total.sum(0)[None])[0]
+    threshold = tau * base_right.sum() / base_total.sum()
     value, censored = _crossing(tried, rate, threshold)
     if len(right) < 2 or len(base_right) < 2:
         return Effective(value, float(tried[0]), float(tried[-1]), censored)
     rng = np.random.default_rng(seed)
 
-    def redraw(right: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def redraw(right: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         uniform = np.full(len(right), 1 / len(right))
         drawn = rng.multinomial(len(right), uniform, size=samples)
         more_right, more_wrong = rng.gamma(0.5, size=(2, samples, right.shape[1]))
-        return drawn @ right + more_right, drawn @ asked + more_right + more_wrong
+        return drawn @ right + more_right, drawn @ total + more_right + more_wrong
 
-    drawn_right, drawn_asked = redraw(right, asked)
-    drawn_base_right, drawn_base_asked = redraw(base_right, base_asked)
-    is_above = _non_increasing(drawn_right, drawn_asked) >= (
-        tau * drawn_base_right / drawn_base_asked
+    drawn_right, drawn_total = redraw(right, total)
+    drawn_base_right, drawn_base_total = redraw(base_right, base_total)
+    is_above = _non_increasing(drawn_right, drawn_total) >= (
+        tau * drawn_base_right / drawn_base_total
     )
     num_above = is_above.sum(-1)
     last_above = tried[np.maximum(num_above - 1, 0)]
@@ -286,15 +286,15 @@ def _crossing(
 def _by_cluster(
     clusters: Sequence[Hashable], column: np.ndarray, correct: Numbers, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Right and asked, [clusters, lengths]."""
+    """The numbers of right answers and of questions, [clusters, lengths]."""
     row, num_clusters = cluster_index(clusters)
-    right, asked = np.zeros((2, num_clusters, width))
+    right, total = np.zeros((2, num_clusters, width))
     np.add.at(right, (row, column), np.asarray(correct, np.float64))
-    np.add.at(asked, (row, column), 1.0)
-    return right, asked
+    np.add.at(total, (row, column), 1.0)
+    return right, total
 
 
-def _non_increasing(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _non_increasing(right: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Isotonic regression of the rates [..., lengths], non-increasing, for many draws at once.
 
     At i: the least over j <= i of the greatest mean over j .. k, k >= i.
@@ -302,12 +302,12 @@ def _non_increasing(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
     lengths = right.shape[-1]
     zero = np.zeros((*right.shape[:-1], 1))
     sum_right = np.concatenate([zero, np.cumsum(right, -1)], -1)
-    sum_asked = np.concatenate([zero, np.cumsum(asked, -1)], -1)
+    sum_total = np.concatenate([zero, np.cumsum(total, -1)], -1)
     out = np.full(right.shape, np.inf)
     for j in range(lengths):
         num_right = sum_right[..., j + 1 :] - sum_right[..., j, None]
-        num_asked = sum_asked[..., j + 1 :] - sum_asked[..., j, None]
-        means = num_right / num_asked
+        num_total = sum_total[..., j + 1 :] - sum_total[..., j, None]
+        means = num_right / num_total
         greatest = np.maximum.accumulate(means[..., ::-1], -1)[..., ::-1]
         out[..., j:] = np.minimum(out[..., j:], greatest)
     return out

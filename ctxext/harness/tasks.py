@@ -218,7 +218,8 @@ def report(model: NamedModel, request: Request, *, against: str | Path | None = 
     both = [model, *([] if against is None else [model.other(against)])]
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
-    mine, *others = [run_tasks(named.lm, request) for named in both]
-    pairs = differences(mine.samples, others[0].samples) if others else []
-    labels = {**model.labels, "base": both[1].labels if others else None}
-    return Report(labels, request, mine, others[0] if others else None, pairs, model.directory)
+    model_results, *base_results = [run_tasks(named.lm, request) for named in both]
+    pairs = differences(model_results.samples, base_results[0].samples) if base_results else []
+    labels = {**model.labels, "base": both[1].labels if base_results else None}
+    base = base_results[0] if base_results else None
+    return Report(labels, request, model_results, base, pairs, model.directory)

@@ -203,5 +203,5 @@ def find_format(name: str) -> Format:
 
 
 def recognize(path: Path) -> str:
-    """The format of `path`, by name; "hf" if none, as its reader tells what is missing."""
+    """The format of `path`, by name; "hf" if none, because its reader says what is missing."""
     return next((name for name, row in FORMATS.items() if row.recognize(path)), "hf")

@@ -17,9 +17,9 @@ class First(Mask):
         return (query - key >= self.low) & (key < self.count)
 
     def block(self, query: range, key: range) -> tuple[bool, bool]:
-        some = query[-1] - key[0] >= self.low and key[0] < self.count
-        every = query[0] - key[-1] >= self.low and key[-1] < self.count
-        return some, every
+        any_visible = query[-1] - key[0] >= self.low and key[0] < self.count
+        all_visible = query[0] - key[-1] >= self.low and key[-1] < self.count
+        return any_visible, all_visible
 
 
 @dataclasses.dataclass(frozen=True)

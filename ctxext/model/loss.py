@@ -37,10 +37,10 @@ def over_chunks(function: Callable[..., Array], mesh: Mesh, tokens: int, *arrays
     if chunks.count == 1:
         return function(*arrays)
 
-    def one(chunk: tuple[Array, ...]) -> Array:
+    def on_chunk(chunk: tuple[Array, ...]) -> Array:
         return chunks.with_sharding_constraint(function(*chunks.with_sharding_constraint(chunk)))
 
-    return chunks.join(jax.lax.map(one, tuple(map(chunks.cut, arrays))))
+    return chunks.join(jax.lax.map(on_chunk, tuple(map(chunks.cut, arrays))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,16 +65,16 @@ class Mesh:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Devices by axis, -1 where it is for the rest."""
+        """Devices by axis, -1 for the axis that takes the rest."""
         return {name: getattr(self, name) for name in ("data", "fsdp", "seq", "tensor")}
 
     @property
     def num_fixed(self) -> int:
-        """The devices that the axes other than -1 take, at one for the axis of -1."""
+        """The product of the sizes other than -1."""
         return math.prod(size for size in self.sizes.values() if size > 0)
 
     def sizes_over(self, num_devices: int) -> dict[str, int]:
-        """Devices by axis, with the quotient of `num_devices` and the other axes for -1."""
+        """Devices by axis out of `num_devices`, with the rest, rounded down, in place of -1."""
         rest = num_devices // self.num_fixed
         return {name: rest if size == -1 else size for name, size in self.sizes.items()}
 

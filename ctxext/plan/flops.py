@@ -117,10 +117,10 @@ def _visible(mask: Mask, query: range, key: range) -> int:
     """Visible pairs of a block, by quarters until they are uniform or small."""
     if not query or not key:
         return 0
-    some, every = mask.block(query, key)
-    if every:
+    any_visible, all_visible = mask.block(query, key)
+    if all_visible:
         return len(query) * len(key)
-    if not some:
+    if not any_visible:
         return 0
     if len(query) <= LEAF:
         return int(np.sum(mask.visible(np.array(query)[:, None], np.array(key)[None, :])))

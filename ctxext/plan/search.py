@@ -81,11 +81,11 @@ def meshes(config: LlamaConfig, devices: int) -> list[Mesh]:
     axes = [axis for axis in Mesh().sizes if axis not in ("data", "fsdp")]
     result = [Mesh(fsdp=devices)]
     for axis in axes:
-        most = math.gcd(8, config.num_key_value_heads) if axis == "tensor" else devices
+        largest = math.gcd(8, config.num_key_value_heads) if axis == "tensor" else devices
         result = [
             dataclasses.replace(mesh, fsdp=mesh.fsdp // size, **{axis: size})
             for mesh in result
-            for size in range(1, most + 1)
+            for size in range(1, largest + 1)
             if mesh.fsdp % size == 0
         ]
     return result

@@ -70,7 +70,7 @@ def _skip_line(file: BinaryIO) -> int:
 
 
 def _decode(data: bytes) -> tuple[str, str]:
-    """(text, reason for rejecting it)"""
+    """(text, reason for rejecting it)."""
     try:
         return data.decode("utf-8"), ""
     except UnicodeDecodeError as error:

@@ -112,10 +112,10 @@ def _check_rejects(tally: Tally, out: Path, max_rejects: float) -> None:
     if len(tally.rejects) <= max_rejects * tally.num_read:
         return
     first = tally.rejects[0]
-    where = ":".join(str(first[name]) for name in ("file", "line", "row") if name in first)
+    location = ":".join(str(first[name]) for name in ("file", "line", "row") if name in first)
     raise ValueError(
         f"{len(tally.rejects):,} of {tally.num_read:,} lines or rows are rejected, more than "
-        f"--max-rejects {max_rejects:g}; the first is {where}, {first['reason']}; see "
+        f"--max-rejects {max_rejects:g}; the first is {location}, {first['reason']}; see "
         f"{out / REJECTS}, then repair them, or repeat the command with a larger --max-rejects: "
         "nothing is encoded again"
     )

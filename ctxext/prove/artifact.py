@@ -17,7 +17,7 @@ from ctxext.model.lm import LM
 from ctxext.model.trainable import split
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove import gguf_parameters
-from ctxext.prove.reference import GGUFReference
+from ctxext.prove.reference.gguf import GGUFReference
 from ctxext.training.checksums import parameter_checksum
 
 

@@ -1,4 +1,4 @@
-"""Readers that are known to get an export wrong, told from the export's own keys.
+"""Readers that are known to get an export wrong, recognized by the export's own keys.
 
 Those of transformers 4 and 5 are tested in them and those of llama.cpp in it (`make slow`); those
 of vLLM and of converters come from reading their code.
@@ -12,7 +12,7 @@ from typing import Any
 from ctxext.files import read_json
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
-from ctxext.prove.reference import GGUFReference
+from ctxext.prove.reference.gguf import GGUFReference
 
 
 @dataclasses.dataclass(frozen=True)

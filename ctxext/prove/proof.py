@@ -68,12 +68,13 @@ def prove(
     outputs, not_run = read_all(artifact, inputs)
     readers = [compare(ours, output, inputs) for output in outputs]
     source = "adapter" if artifact.format == "peft" else "export"
+    against_text = "the model that was exported"
+    if model is None:
+        against_text = f"our own reading of the {source}"
     proof = {
         "equal": not different and all(reader["equal"] for reader in readers),
         "format": artifact.format,
-        "against": f"our own reading of the {source}"
-        if model is None
-        else "the model that was exported",
+        "against": against_text,
         "dtype": _matrix_dtype(dtypes),
         "original_max_position_embeddings": window,
         "max_position_embeddings": length,

@@ -86,7 +86,7 @@ def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resource
 
 
 def _is_done(trial: Trial, earlier: dict[str, Any]) -> bool:
-    """Whether an earlier outcome of the trial stands: success, by the same command."""
+    """Whether the trial has already succeeded with the same command."""
     same_command = earlier["command"] == list(trial.command)
     return earlier["status"] == 0 and same_command and trial.run.is_dir()
 

@@ -220,10 +220,10 @@ def _pool(task: QA, sha256: str) -> Sequence[FileQuestion]:
 
     pool = [q for q in file.questions if is_short(q) and (not task.article or is_unique(q))]
     if not pool:
-        where = ", answered in one place of its article" if task.article else ""
+        condition = ", answered in one place of its article" if task.article else ""
         raise ValueError(
             f"{task.name}: {task.path} has no question about a text of at most {max_chars} "
-            f"characters{where}"
+            f"characters{condition}"
         )
     return pool
 

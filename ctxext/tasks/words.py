@@ -92,7 +92,7 @@ class CommonWords(Task):
         )
         before = [
             *start,
-            *shot.text(shot.shuffled(rng)),
+            *shot.ids_in_order(shot.shuffled(rng)),
             *question,
             *shot.answer(context, range(num_common)),
             *context.newline,
@@ -164,8 +164,8 @@ class FrequentWords(Task):
         def with_total(total: int) -> WordCounts:
             counts = np.floor(total * share).astype(int)
             # The words asked for never tie with another.
-            most = max(0, counts[1 : num_asked + 1].min() - 1)
-            counts[num_asked + 1 :] = np.minimum(counts[num_asked + 1 :], most)
+            ceiling = max(0, counts[1 : num_asked + 1].min() - 1)
+            counts[num_asked + 1 :] = np.minimum(counts[num_asked + 1 :], ceiling)
             return words._replace(counts=counts.tolist())
 
         longest = max_list_tokens(context, words.ids, num_asked)
@@ -216,7 +216,7 @@ class WordCounts(NamedTuple):
         """The index of the word of every occurrence, in random order."""
         return rng.permutation(np.repeat(np.arange(len(self.words)), self.counts))
 
-    def text(self, order: Iterable[int]) -> list[int]:
+    def ids_in_order(self, order: Iterable[int]) -> list[int]:
         """The ids of the words of these indices, one after another."""
         return [token for i in order for token in self.ids[i]]
 
@@ -250,7 +250,7 @@ def _example(
     """
     order = words.shuffled(context.rng)
     max_new_tokens = frame.reserved
-    insertion = Insertion(1.0, [*frame.head, *words.text(order)])
+    insertion = Insertion(1.0, [*frame.head, *words.ids_in_order(order)])
     placement = place(context, seq_len, [insertion], frame._replace(head=()), task=task)
     sizes = np.array([len(words.ids[i]) for i in order])
     starts = placement.starts[0] + len(frame.head) + np.cumsum(sizes) - sizes

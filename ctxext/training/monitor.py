@@ -122,7 +122,7 @@ class Monitor:
         return cls(experiment, base, rows, first_short_losses[0] if first_short_losses else None)
 
     def due(self, step: int) -> bool:
-        """True if `row` is to be asked for after `step`; for step 0 only if it is not known yet."""
+        """True if a row is due after `step`; after step 0 only if its loss is not known yet."""
         if step == 0:
             return self._first_short_loss is None
         return step % self._train.monitor_every == 0 or step == self._train.steps

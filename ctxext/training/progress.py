@@ -30,7 +30,7 @@ class TrainLog:
             self.write(row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Keep a row, and print the alarm that it may hold."""
+        """Send a row to the trackers, and print its alarm if it has one."""
         if "alarm" in row and distributed.is_primary():
             print(f"alarm: {row['alarm']}", file=sys.stderr)
         for sink in self._sinks:

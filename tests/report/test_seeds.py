@@ -46,7 +46,7 @@ def test_counts_rates_and_paired_differences(tmp_path):
         "none, 48 steps at 1024",
     )
     assert best.correct[1024] == {seed: answers(seed, "yarn(factor=4)").sum() for seed in (1, 2, 3)}
-    assert best.asked == {256: 40, 1024: 40}
+    assert best.num_asked == {256: 40, 1024: 40}
     assert unscaled.over_plain is None
     yarn = np.concatenate([answers(seed, "yarn(factor=4)") for seed in (1, 2, 3)])
     none = np.concatenate([answers(seed, "none") for seed in (1, 2, 3)])

@@ -20,11 +20,11 @@ def latest(records: Iterable[Record]) -> list[Record]:
     return list({(record.model, record.item): record for record in records}.values())
 
 
-def group(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Things by key; keys and things in order of appearance."""
+def group(values: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Values by key; keys and values in order of appearance."""
     groups: dict[K, list[T]] = {}
-    for thing in things:
-        groups.setdefault(key(thing), []).append(thing)
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
     return groups
 
 

@@ -29,7 +29,7 @@ class SeedVariant:
     name: str
     correct: dict[int, dict[int, int]]
     """length -> seed -> right answers."""
-    asked: dict[int, int]
+    num_asked: dict[int, int]
     """length -> questions per seed."""
     rate: Interval
     """Percent at the longest length, over documents."""
@@ -40,7 +40,7 @@ class SeedVariant:
         return {
             "name": self.name,
             "right": self.correct,
-            "asked": self.asked,
+            "asked": self.num_asked,
             "rate": self.rate._asdict(),
             "over_plain": self.over_plain and self.over_plain._asdict(),
         }
@@ -72,7 +72,7 @@ class SeedResults:
 
     @property
     def seq_lens(self) -> list[int]:
-        return sorted({n for variant in self.variants for n in variant.asked})
+        return sorted({n for variant in self.variants for n in variant.num_asked})
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -52,7 +52,7 @@ def suite_means(records: Iterable[EvalRecord], variants: Sequence[Variant]) -> l
                 [record.scores.score for record in own], _task_keys(own), documents(own)
             )
             tasks = tuple(dict.fromkeys(map(_task_name, own)))
-            there = set(map(_normalized, tasks))
+            present = set(map(_normalized, tasks))
             means.append(
                 SuiteMean(
                     suite,
@@ -61,7 +61,7 @@ def suite_means(records: Iterable[EvalRecord], variants: Sequence[Variant]) -> l
                     mean.scaled(100),
                     error and 100 * error,
                     tasks,
-                    tuple(name for name in expected if _normalized(name) not in there),
+                    tuple(name for name in expected if _normalized(name) not in present),
                 )
             )
     return means

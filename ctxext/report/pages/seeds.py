@@ -61,7 +61,7 @@ def seed_chart(results: SeedResults) -> Chart:
 
 def _counts_text(variant: SeedVariant, seq_len: int) -> str:
     """Such as "31, 29 of 40"."""
-    if seq_len not in variant.asked:
+    if seq_len not in variant.num_asked:
         return "-"
     by_seed = ", ".join(map(str, variant.correct[seq_len].values()))
-    return f"{by_seed} of {variant.asked[seq_len]}"
+    return f"{by_seed} of {variant.num_asked[seq_len]}"

@@ -60,10 +60,11 @@ def draw_digit_needles(
 
     Raises ValueError if there are not that many keys or values.
     """
-    most = max_digit_needles(keys, digits)
-    if not 1 <= count <= most:
+    max_count = max_digit_needles(keys, digits)
+    if not 1 <= count <= max_count:
         raise ValueError(
-            f"{count} records do not fit {len(keys)} names and {digits} digits: ask for 1 to {most}"
+            f"{count} records do not fit {len(keys)} names and {digits} digits: ask for 1 to "
+            f"{max_count}"
         )
     values: dict[str, None] = {}
     while len(values) < count:

@@ -78,37 +78,37 @@ def _number(numbers: PassageNumbers, passages: Sequence[Passage]) -> tuple[int, 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A JSON value and its location, so that an error can name what is missing where."""
+    """A JSON value and its location, so that an error can say what is missing and where."""
 
-    where: str
+    location: str
     value: Any
 
     def __getitem__(self, key: str) -> "_Entry":
         if not self.has(key):
-            raise ValueError(f'{self.where} has no "{key}"')
-        return _Entry(f"{self.where}.{key}", self.value[key])
+            raise ValueError(f'{self.location} has no "{key}"')
+        return _Entry(f"{self.location}.{key}", self.value[key])
 
     def has(self, key: str) -> bool:
         return isinstance(self.value, dict) and key in self.value
 
     def items(self) -> "list[_Entry]":
         if not isinstance(self.value, list):
-            raise ValueError(f"{self.where} is not a list")
-        return [_Entry(f"{self.where}[{i}]", value) for i, value in enumerate(self.value)]
+            raise ValueError(f"{self.location} is not a list")
+        return [_Entry(f"{self.location}[{i}]", value) for i, value in enumerate(self.value)]
 
     def pair(self) -> "list[_Entry]":
         items = self.items()
         if len(items) != 2:
-            raise ValueError(f"{self.where} is not a pair")
+            raise ValueError(f"{self.location} is not a pair")
         return items
 
     def text(self, *, empty: bool = False) -> str:
         if not isinstance(self.value, str) or not (empty or self.value.strip()):
-            raise ValueError(f"{self.where} is not a text")
+            raise ValueError(f"{self.location} is not a text")
         try:
             self.value.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{self.where} holds half a surrogate pair") from None
+            raise ValueError(f"{self.location} holds half a surrogate pair") from None
         return self.value.strip()
 
 
@@ -147,7 +147,7 @@ def _read_hotpot(root: _Entry, numbers: PassageNumbers) -> Iterator[FileQuestion
             text = "".join(
                 sentence.value for sentence in sentences.items() if sentence.text(empty=True)
             )
-            passages.append(Passage(title.text(), _Entry(sentences.where, text).text()))
+            passages.append(Passage(title.text(), _Entry(sentences.location, text).text()))
         article = _number(numbers, passages)
         titles = {fact.pair()[0].text() for fact in entry["supporting_facts"].items()}
         gold = [
@@ -157,7 +157,7 @@ def _read_hotpot(root: _Entry, numbers: PassageNumbers) -> Iterator[FileQuestion
         ]
         if not titles or len(set(gold)) < len(titles):
             raise ValueError(
-                f"{entry.where}.supporting_facts name documents that its context does not have"
+                f"{entry.location}.supporting_facts name documents that its context does not have"
             )
         yield _question(entry, entry["_id"].text(), [entry["answer"]], gold=gold, article=article)
 
@@ -166,11 +166,11 @@ def _read_jsonl(path: str, data: bytes, numbers: PassageNumbers) -> Iterator[Fil
     for line_number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}, line {line_number}: $"
-        entry = _Entry(where, _loads(f"{path}, line {line_number},", line))
+        location = f"{path}, line {line_number}: $"
+        entry = _Entry(location, _loads(f"{path}, line {line_number},", line))
         texts = entry["documents"].items() if entry.has("documents") else [entry["document"]]
         if not texts:
-            raise ValueError(f"{where}.documents is empty")
+            raise ValueError(f"{location}.documents is empty")
         gold = _number(numbers, [Passage("", text.text()) for text in texts])
         name = f"line {line_number}"
         yield _question(entry, name, entry["answers"].items(), gold=gold, article=gold)
@@ -185,7 +185,7 @@ def _question(
     article: Sequence[int],
 ) -> FileQuestion:
     if not answers:
-        raise ValueError(f"{entry.where} has no answer")
+        raise ValueError(f"{entry.location} has no answer")
     answer_texts = dict.fromkeys(answer.text() for answer in answers)
     return FileQuestion(
         name,
@@ -208,8 +208,8 @@ def _read_bytes(path: str) -> bytes:
         raise ValueError(f"{path} cannot be read as a file of questions ({error})") from None
 
 
-def _loads(where: str, data: bytes) -> Any:
+def _loads(location: str, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # also for bytes that are not text
-        raise ValueError(f"{where} is not JSON ({error})") from None
+        raise ValueError(f"{location} is not JSON ({error})") from None

@@ -29,9 +29,9 @@ def max_list_tokens(context: TaskContext, values: Sequence[Sequence[int]], size:
 def wrong_lists(
     context: TaskContext, values: Sequence[Sequence[int]], size: int, max_tokens: int
 ) -> tuple[np.ndarray, ...]:
-    """Disjoint random lists of `size` wrong `values`, each of at most `max_tokens`."""
+    """Disjoint random lists of `size` wrong `values`, each of at max_lists `max_tokens`."""
     order = context.rng.permutation(len(values))
     groups = [order[i : i + size] for i in range(0, len(values) - size + 1, size)]
-    most = MAX_SINGLE_CHOICES if size == 1 else MAX_LIST_CHOICES
-    lists = [join_values(context, [values[i] for i in group]) for group in groups[:most]]
+    max_lists = MAX_SINGLE_CHOICES if size == 1 else MAX_LIST_CHOICES
+    lists = [join_values(context, [values[i] for i in group]) for group in groups[:max_lists]]
     return tuple(as_ids(ids) for ids in lists if len(ids) <= max_tokens)

@@ -33,7 +33,7 @@ class Event(NamedTuple):
 
     verb: Verb
     person: str
-    what: str
+    target: str
 
 
 class Story(NamedTuple):
@@ -148,13 +148,13 @@ def _events(rng: np.random.Generator, count: int, verbs: Sequence[Verb]) -> list
 
 def _sentence(rng: np.random.Generator, event: Event) -> str:
     templates = {"move": MOVE, "take": TAKE, "drop": DROP}[event.verb]
-    return templates[int(rng.integers(len(templates)))].format(event.person, event.what)
+    return templates[int(rng.integers(len(templates)))].format(event.person, event.target)
 
 
 def _ask_place(events: Sequence[Event]) -> list[StoryQuestion]:
     last = {event.person: i for i, event in enumerate(events)}
     return [
-        StoryQuestion(f"Where is {person} now? {person} is in the", events[i].what, (i,))
+        StoryQuestion(f"Where is {person} now? {person} is in the", events[i].target, (i,))
         for person, i in last.items()
     ]
 
@@ -175,22 +175,22 @@ def _things(events: Sequence[Event]) -> dict[str, _Thing]:
     moved: dict[str, int] = {}  # a person's last move
     held: dict[str, tuple[str, int]] = {}  # who has a thing, and when it was taken
     things: dict[str, _Thing] = {}
-    for i, (verb, person, what) in enumerate(events):
+    for i, (verb, person, target) in enumerate(events):
         if verb == "move":
             for thing, (holder, taken) in held.items():
                 if holder == person:
                     trip = (moved[person], taken, i)
-                    places = (*things[thing].places, what)
+                    places = (*things[thing].places, target)
                     things[thing] = _Thing(places, (taken, i), trip)
             moved[person] = i
             continue
         if verb == "take":
-            held[what] = (person, i)
-            thing_before = things.get(what, _Thing((events[moved[person]].what,), (0, 0)))
+            held[target] = (person, i)
+            thing_before = things.get(target, _Thing((events[moved[person]].target,), (0, 0)))
         else:
-            del held[what]
-            thing_before = things[what]
-        things[what] = thing_before._replace(here=(moved[person], i))
+            del held[target]
+            thing_before = things[target]
+        things[target] = thing_before._replace(here=(moved[person], i))
     return things
 
 
