@@ -131,9 +131,9 @@ def test_config_of_old_llama_files(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(data))
     config, scaling = hf.read_config(tmp_path)
     assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (32, 128, 10000.0)
-    assert not config.tie_word_embeddings
-    assert not config.attention_bias
-    assert not config.mlp_bias
+    assert config.tie_word_embeddings is False
+    assert config.attention_bias is False
+    assert config.mlp_bias is False
     assert (config.bos_token_id, config.eos_token_id) == (1, 2)
     assert config.max_position_embeddings == 2048
     assert scaling == Unscaled()

@@ -1,4 +1,4 @@
-"""Meta's format: bit-exact both ways, and read by torch and by transformers' converter."""
+"""Meta's format: bit-exact in both directions, and read by torch and transformers' converter."""
 
 import dataclasses
 import hashlib
@@ -101,28 +101,31 @@ def test_torch_reads_the_shards_and_they_hold_what_metas_code_expects(tmp_path):
     config, params = SHARDS[8], random_params(SHARDS[8])
     out = save(tmp_path / "m", config, params=params, shards=2)
     loaded = [torch.load(out / f"consolidated.0{i}.pth", weights_only=True) for i in range(2)]
-    layer = "layers.1.attention"
+
+    def joined(name: str, dim: int) -> np.ndarray:
+        return torch.cat(
+            [shard[f"layers.1.attention.{name}.weight"] for shard in loaded], dim
+        ).numpy()
+
     own = slots(params)
     for new, old, dim in (("wv", "v_proj", 0), ("wo", "o_proj", 1)):
-        joined = torch.cat([shard[f"{layer}.{new}.weight"] for shard in loaded], dim).numpy()
-        np.testing.assert_array_equal(joined, own[f"model.layers.1.self_attn.{old}.weight"].get())
+        expected = own[f"model.layers.1.self_attn.{old}.weight"].get()
+        np.testing.assert_array_equal(joined(new, dim), expected)
     for shard in loaded:
         np.testing.assert_array_equal(shard["norm.weight"].numpy(), params["norm"]["weight"])
-    # The scores of Meta's rotation of neighbouring rows, as complex numbers, equal those of ours.
+    # Meta rotates neighbouring rows, as complex numbers; its attention scores equal ours.
     rng = np.random.default_rng(0)
-    x, d = rng.standard_normal((1, 7, config.hidden_size)).astype(np.float32), config.head_dim
-    freqs = config.rope_base().inv_freq
-    turn = np.exp(1j * np.outer(np.arange(7), freqs))[:, None]
-    ours, theirs = [], []
-    cos, sin = (jnp.asarray(t[None, :, 0], jnp.float32) for t in (turn.real, turn.imag))
+    d = config.head_dim
+    x = rng.standard_normal((1, 7, config.hidden_size)).astype(np.float32)
+    rotation = np.exp(1j * np.outer(np.arange(7), config.rope_base().inv_freq))[:, None]
+    cos = jnp.asarray(rotation.real[None, :, 0], jnp.float32)
+    sin = jnp.asarray(rotation.imag[None, :, 0], jnp.float32)
+    ours = []
+    theirs = []
     for new, old, heads in (("wq", "q_proj", 16), ("wk", "k_proj", 8)):
-        w = (
-            torch.cat([shard[f"{layer}.{new}.weight"] for shard in loaded])
-            .numpy()
-            .astype(np.float64)
-        )
+        w = joined(new, 0).astype(np.float64)
         y = (x @ w.T).reshape(7, heads, d)
-        theirs.append((y[..., 0::2] + 1j * y[..., 1::2]) * turn)
+        theirs.append((y[..., 0::2] + 1j * y[..., 1::2]) * rotation)
         kernel = params["segments"]["0"]["self_attn"][old]["kernel"][1]
         ours.append(rotate(jnp.asarray(x @ kernel).reshape(1, 7, heads, d), cos, sin)[0])
     q, k = theirs
@@ -131,9 +134,9 @@ def test_torch_reads_the_shards_and_they_hold_what_metas_code_expects(tmp_path):
     np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())
 
 
-# Of the 21 tensors that transformers' own converter (convert_llama_weights_to_hf.py of 4.44.2, run
-# under 4.57.6 with torch 2.13.0) made of the two directories below; they did not depend on the
-# number of shards.
+# SHA-256 of the 21 tensors that transformers' own converter (convert_llama_weights_to_hf.py of
+# 4.44.2, run under 4.57.6 with torch 2.13.0) wrote from the two directories below. They did not
+# depend on the number of shards.
 CONVERTED = "9cc3f3c23dbe5ab669cc3380365e513e87c074eaab6809fa85531f0f627459ce"
 SHARD_HASHES = {
     1: "5ab9f614227d349b503940f3aa4a36d5ccf56af375adbe70a08eed65e8a564ad",
@@ -186,8 +189,17 @@ def test_rows_of_one_head_by_hand():
     np.testing.assert_array_equal(to_halves(to_interleaved(rows, 2), 2), rows)
 
 
+def shard_shapes(config, shards: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in one shard, by Meta's name."""
+    shapes = {}
+    for name, slot in slots(param_shapes(config)).items():
+        new, dim = meta_name(name)
+        shapes[new] = shard_shape(slot.shape, dim, shards)
+    return shapes
+
+
 @pytest.mark.parametrize(
-    "shape, shards, files",
+    "shape, shards, parameters",
     [
         ("llama2-7b", 1, 6738415616),
         ("llama2-13b", 2, 13015864320),
@@ -196,49 +208,36 @@ def test_rows_of_one_head_by_hand():
         ("codellama-34b", 4, 33743970304),
     ],
 )
-def test_layout_of_published_models(tmp_path, monkeypatch, shape, shards, files):
-    """The contents of every shard by name and bytes, for real shapes and without numbers."""
+def test_layout_of_published_models(shape, shards, parameters):
+    """The names and shapes in every shard, for real shapes; nothing is allocated."""
     config = SHAPES[shape]
     assert meta.check(config, Unscaled(), dtype="bfloat16") == shards
-    held = {
-        meta_name(name)[0]: shard_shape(slot.shape, meta_name(name)[1], shards)
-        for name, slot in slots(param_shapes(config)).items()
-    }
-    D, F, kv = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_key_value_heads * config.head_dim,
-    )
-    assert len(held) == 9 * config.num_hidden_layers + 3
-    assert held["tok_embeddings.weight"] == (config.vocab_size, D // shards)
-    assert held["output.weight"] == (config.vocab_size // shards, D)
-    assert held["norm.weight"] == held["layers.3.ffn_norm.weight"] == (D,)
+    shapes = shard_shapes(config, shards)
+    D = config.hidden_size
+    F = config.intermediate_size
+    kv = config.num_key_value_heads * config.head_dim
     last = f"layers.{config.num_hidden_layers - 1}"
-    assert (
-        held[f"{last}.attention.wk.weight"]
-        == held[f"{last}.attention.wv.weight"]
-        == (kv // shards, D)
-    )
-    assert held[f"{last}.attention.wq.weight"] == (D // shards, D)
-    assert held[f"{last}.attention.wo.weight"] == (D, D // shards)
-    assert held[f"{last}.feed_forward.w2.weight"] == (D, F // shards)
-    assert (
-        held[f"{last}.feed_forward.w1.weight"]
-        == held[f"{last}.feed_forward.w3.weight"]
-        == (F // shards, D)
-    )
+    assert len(shapes) == 9 * config.num_hidden_layers + 3
+    assert shapes["tok_embeddings.weight"] == (config.vocab_size, D // shards)
+    assert shapes["output.weight"] == (config.vocab_size // shards, D)
+    assert shapes["norm.weight"] == (D,)
+    assert shapes["layers.3.ffn_norm.weight"] == (D,)
+    assert shapes[f"{last}.attention.wq.weight"] == (D // shards, D)
+    assert shapes[f"{last}.attention.wk.weight"] == (kv // shards, D)
+    assert shapes[f"{last}.attention.wv.weight"] == (kv // shards, D)
+    assert shapes[f"{last}.attention.wo.weight"] == (D, D // shards)
+    assert shapes[f"{last}.feed_forward.w1.weight"] == (F // shards, D)
+    assert shapes[f"{last}.feed_forward.w2.weight"] == (D, F // shards)
+    assert shapes[f"{last}.feed_forward.w3.weight"] == (F // shards, D)
     copies = (2 * config.num_hidden_layers + 1) * D * (shards - 1)
-    assert shards * sum(map(math.prod, held.values())) == files + copies
+    assert shards * sum(map(math.prod, shapes.values())) == parameters + copies
 
 
 def test_byte_ranges_in_a_shard_of_70b(tmp_path):
-    """A sparse file as long as the real one, with a few numbers in the place of the last layer."""
-    config = SHAPES["llama2-70b"]
-    shapes = {
-        meta_name(name)[0]: shard_shape(slot.shape, meta_name(name)[1], 8)
-        for name, slot in slots(param_shapes(config)).items()
-    }
-    records, end = {}, 64
+    """A sparse file as long as a real shard, with two numbers written into the last layer."""
+    shapes = shard_shapes(SHAPES["llama2-70b"], 8)
+    records = {}
+    end = 64
     for i, shape in enumerate(shapes.values()):
         records[f"data/{i}"] = pth._Record(end, 2 * math.prod(shape), 0)
         end += 2 * math.prod(shape)
@@ -282,24 +281,22 @@ def test_params_json_of_published_models():
 
 @pytest.mark.parametrize("shape", [*SHAPES, *range(60)])
 def test_metas_formula_gives_every_width(shape):
-    rng = np.random.default_rng(shape if isinstance(shape, int) else 0)
-    config = (
-        SHAPES[shape]
-        if isinstance(shape, str)
-        else dataclasses.replace(
+    if isinstance(shape, str):
+        config = SHAPES[shape]
+    else:
+        rng = np.random.default_rng(shape)
+        config = dataclasses.replace(
             BASE,
             hidden_size=int(rng.integers(8, 9000)),
             intermediate_size=int(rng.integers(1, 40000)),
         )
-    )
     params = meta.params_json(config, 10000.0)
-    hidden = int(2 * (4 * params["dim"]) / 3)  # the lines of Meta's FeedForward
+    # As in Meta's FeedForward.
+    hidden = int(2 * (4 * params["dim"]) / 3)
     if params.get("ffn_dim_multiplier") is not None:
         hidden = int(params["ffn_dim_multiplier"] * hidden)
-    assert (
-        params["multiple_of"] * ((hidden + params["multiple_of"] - 1) // params["multiple_of"])
-        == config.intermediate_size
-    )
+    multiple = params["multiple_of"]
+    assert multiple * ((hidden + multiple - 1) // multiple) == config.intermediate_size
 
 
 STATIC = [
@@ -321,31 +318,27 @@ def test_rope_json_holds_the_frequencies(tmp_path, scaling):
     expected = scaling.rope(BASE.rope_base(), LENGTH)
     np.testing.assert_array_equal(rope["inv_freq"], expected.inv_freq)
     assert rope["attention_factor"] == expected.attention_factor
-    assert (rope["original_max_position_embeddings"], rope["max_position_embeddings"]) == (
-        WINDOW,
-        LENGTH,
-    )
+    assert rope["original_max_position_embeddings"] == WINDOW
+    assert rope["max_position_embeddings"] == LENGTH
     stored = meta.read(out)
     again = stored.scaling.rope(stored.config.rope_base(), LENGTH)
     np.testing.assert_allclose(again.inv_freq, expected.inv_freq, rtol=1e-12)
     assert again.attention_factor == expected.attention_factor
     assert stored.window == LENGTH
-    text, theta = (
-        (out / "README.md").read_text(),
-        json.loads((out / "params.json").read_text()).get("rope_theta"),
-    )
-    assert ("Stock Llama 2 code ignores this scaling" in text) == (rope["rope_scaling"] is not None)
+    card = (out / "README.md").read_text()
+    assert ("Stock Llama 2 code ignores this scaling" in card) == (rope["rope_scaling"] is not None)
+    theta = json.loads((out / "params.json").read_text()).get("rope_theta")
     assert theta == (None if rope["rope_theta"] == 10000.0 else rope["rope_theta"])
 
 
 def test_the_code_in_the_readme_gives_the_tables(tmp_path, monkeypatch):
     out = save(tmp_path / "m", scaling=Yarn(4.0), seq_len=LENGTH)
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code.replace("import llama.model\n", "").replace("llama.model.", "made_")
-    space = {}
+    code = code.replace("import llama.model\n", "").replace("llama.model.", "llama_")
+    namespace = {}
     monkeypatch.chdir(out)
-    exec(code, space)
-    table = space["made_precompute_freqs_cis"](16, 2 * LENGTH).numpy()
+    exec(code, namespace)
+    table = namespace["llama_precompute_freqs_cis"](16, 2 * LENGTH).numpy()
     rope = Yarn(4.0).rope(BASE.rope_base(), LENGTH)
     expected = rope.attention_factor * np.exp(1j * np.outer(np.arange(2 * LENGTH), rope.inv_freq))
     np.testing.assert_allclose(table, expected, atol=2e-7)
@@ -418,25 +411,27 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def foreign(directory: Path, config=BASE, shards=1, rows=False, **changes) -> Path:
-    """A checkpoint as Meta ships it, by torch: no rope.json, vocab_size -1, rope.freqs."""
+def foreign(directory: Path, config=BASE, shards=1, split_rows=False) -> Path:
+    """A checkpoint as Meta ships it, by torch: no rope.json, vocab_size -1, rope.freqs.
+
+    split_rows: shard the embedding by rows, as Llama 3 does, instead of columns.
+    """
     out = save(directory, config, shards=shards)
     (out / "rope.json").unlink()
-    params = json.loads((out / "params.json").read_text()) | {"vocab_size": -1} | changes
-    (out / "params.json").write_text(json.dumps({k: v for k, v in params.items() if v != "DELETE"}))
-    whole = torch.from_numpy(random_params(config)["embed_tokens"]["embedding"]).chunk(shards)
+    edit("params.json", vocab_size=-1)(out)
+    rows = torch.from_numpy(random_params(config)["embed_tokens"]["embedding"]).chunk(shards)
     for i, path in enumerate(sorted(out.glob("*.pth"))):
         state = torch.load(path, weights_only=True)
         state["rope.freqs"] = torch.ones(config.head_dim // 2)
-        if rows:
-            state["tok_embeddings.weight"] = whole[i]
+        if split_rows:
+            state["tok_embeddings.weight"] = rows[i]
         torch.save(state, path)
     return out
 
 
-@pytest.mark.parametrize("rows", [False, True], ids=["columns", "llama3"])
-def test_a_checkpoint_that_torch_saved_is_read(tmp_path, rows):
-    out = foreign(tmp_path / "m", shards=2, rows=rows)
+@pytest.mark.parametrize("split_rows", [False, True], ids=["columns", "llama3"])
+def test_a_checkpoint_that_torch_saved_is_read(tmp_path, split_rows):
+    out = foreign(tmp_path / "m", shards=2, split_rows=split_rows)
     stored = meta.read(out, original=WINDOW)
     assert (stored.config, stored.scaling, stored.window) == (BASE, Unscaled(), WINDOW)
     for name, slot in slots(random_params(BASE)).items():
@@ -452,24 +447,20 @@ def test_a_checkpoint_that_torch_saved_is_read(tmp_path, rows):
 def test_meta_to_hf_to_meta_is_bit_exact(tmp_path, shards):
     """A checkpoint that torch saved comes back as one that torch loads."""
     first = foreign(tmp_path / "m", SHARDS[shards], shards)
+    again = tmp_path / "again"
     convert(first, tmp_path / "hf", original=WINDOW)
-    convert(tmp_path / "hf", tmp_path / "again", to="meta", shards=shards)
+    convert(tmp_path / "hf", again, to="meta", shards=shards)
     for path in sorted(first.glob("*.pth")):
-        want, got = (
-            torch.load(place / path.name, weights_only=True)
-            for place in (first, tmp_path / "again")
-        )
-        del want["rope.freqs"]
-        assert want.keys() == got.keys()
-        for name, tensor in want.items():
-            assert torch.equal(got[name].view(torch.int32), tensor.view(torch.int32)), name
-    assert (first / "tokenizer.model").read_bytes() == (
-        tmp_path / "again" / "tokenizer.model"
-    ).read_bytes()
-    params = [
-        json.loads((place / "params.json").read_text()) for place in (first, tmp_path / "again")
-    ]
-    assert params[0] | {"vocab_size": 424} == params[1]
+        expected = torch.load(path, weights_only=True)
+        actual = torch.load(again / path.name, weights_only=True)
+        del expected["rope.freqs"]
+        assert expected.keys() == actual.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(actual[name].view(torch.int32), tensor.view(torch.int32)), name
+    model = (first / "tokenizer.model").read_bytes()
+    assert (again / "tokenizer.model").read_bytes() == model
+    params = json.loads((first / "params.json").read_text())
+    assert json.loads((again / "params.json").read_text()) == params | {"vocab_size": 424}
 
 
 def edit(file: str, **changes):
@@ -557,51 +548,39 @@ def test_a_corrupt_directory_gives_one_clear_error(tmp_path, damage, message):
 
 def test_the_command_line(tmp_path, capsys):
     """The bundled model to Meta's format and back, and the import of a checkpoint by torch."""
-    argv = [
-        "export",
-        "tiny-llama",
-        "--method",
-        "yarn",
-        "--factor",
-        "4",
-        "--to",
-        "meta",
-        "--dtype",
-        "f32",
-    ]
-    assert main([*argv, "--shards", "2", "--out", str(tmp_path / "meta")]) == 0
-    assert main(["import", str(tmp_path / "meta"), "--out", str(tmp_path / "hf")]) == 0
-    meta_dir, hf_dir = tmp_path / "meta", tmp_path / "hf"
+
+    def run(arguments: str) -> int:
+        return main(arguments.split())
+
+    meta_dir = tmp_path / "meta"
+    hf_dir = tmp_path / "hf"
+    method = "--method yarn --factor 4"
+    assert run(f"export tiny-llama {method} --to meta --dtype f32 --shards 2 --out {meta_dir}") == 0
+    assert run(f"import {meta_dir} --out {hf_dir}") == 0
     message = f"wrote {meta_dir}; check it with: ctxext prove {meta_dir}\nwrote {hf_dir}\n"
     assert capsys.readouterr().out == message
-    base, hf, ours = (
-        loading.load(path) for path in ("tiny-llama", tmp_path / "hf", tmp_path / "meta")
-    )
+    base = loading.load("tiny-llama")
+    hf = loading.load(hf_dir)
+    ours = loading.load(meta_dir)
     original, from_hf, from_meta = (slots(lm.params) for lm in (base, hf, ours))
     assert hf.scaling == ours.scaling == Yarn(4.0)
     assert hf.config == ours.config
-    assert base.config.tie_word_embeddings  # which the format does not know
+    # Meta's format has no tied embeddings, so the output is written out.
+    assert base.config.tie_word_embeddings
     original["lm_head.weight"] = original["model.embed_tokens.weight"]
     assert original.keys() == from_hf.keys()
     for name, slot in original.items():
         np.testing.assert_array_equal(from_hf[name].get(), slot.get(), name)
         np.testing.assert_array_equal(from_meta[name].get(), slot.get(), name)
-    out = foreign(tmp_path / "m", shards=2)
-    assert main(["import", str(out), "--out", str(tmp_path / "n")]) == 2
+    by_torch = foreign(tmp_path / "m", shards=2)
+    imported = tmp_path / "n"
+    assert run(f"import {by_torch} --out {imported}") == 2
     assert "give it with --original" in capsys.readouterr().err
-    assert main(["import", str(out), "--original", "64", "--out", str(tmp_path / "n")]) == 0
-    assert loading.load(tmp_path / "n").config == dataclasses.replace(
-        BASE, max_position_embeddings=64
-    )
-    assert (
-        main(["import", str(tmp_path / "n"), "--original", "64", "--out", str(tmp_path / "o")]) == 2
-    )
-    assert (
-        main(
-            ["export", "tiny-llama", "--to", "meta", "--shards", "3", "--out", str(tmp_path / "o")]
-        )
-        == 2
-    )
+    assert run(f"import {by_torch} --original 64 --out {imported}") == 0
+    expected = dataclasses.replace(BASE, max_position_embeddings=64)
+    assert loading.load(imported).config == expected
+    assert run(f"import {imported} --original 64 --out {tmp_path / 'o'}") == 2
+    assert run(f"export tiny-llama --to meta --shards 3 --out {tmp_path / 'o'}") == 2
     assert "cannot be divided into 3 equal shards" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 

@@ -1,8 +1,7 @@
 """Meta's format at the widths of published models, compared number by number.
 
-The tensors are computed when they are read.
-
-One of the 32, 40 or 80 layers, which holds every kind of tensor at its real size.
+Models have one of their 32, 40 or 80 layers, which has every kind of tensor at its real size. The
+numbers are computed when they are read.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from support.llamas import tokenizer
 
 pytestmark = pytest.mark.check
 SPLIT_COLUMNS = ("tok_embeddings", "attention.wo", "feed_forward.w2")
-SAME = {
+META_NAMES = {
     "embed_tokens": "tok_embeddings",
     "lm_head": "output",
     "norm": "norm",
@@ -41,19 +40,18 @@ SAME = {
 
 
 def numbers(name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Numbers of a tensor at some places: integers that bfloat16 holds, in a pattern per name."""
+    """Elements of a tensor: integers that bfloat16 holds, in a pattern that the name decides."""
     a, b, c = hashlib.sha256(name.encode()).digest()[:3]
-    return ((rows * (2 * a + 1) + columns * (2 * b + 1) + c) % 251 - 125).astype(
-        STORAGE_DTYPES["bfloat16"]
-    )
+    values = (rows * (2 * a + 1) + columns * (2 * b + 1) + c) % 251 - 125
+    return values.astype(STORAGE_DTYPES["bfloat16"])
 
 
 def entry(name: str, shape: tuple[int, ...]) -> LazyTensor:
+    """A tensor whose elements are computed on reading."""
+
     def read(index: tuple[slice, ...] | None = None) -> np.ndarray:
-        spans = [
-            np.arange(n)[part]
-            for n, part in zip(shape, index or (slice(None),) * len(shape), strict=True)
-        ]
+        index = index or (slice(None),) * len(shape)
+        spans = [np.arange(n)[part] for n, part in zip(shape, index, strict=True)]
         rows = spans[0].astype(np.int32)
         if len(shape) == 1:
             return numbers(name, rows, np.int32(0))
@@ -73,37 +71,36 @@ def test_numbers_are_in_their_places(shape: str, shards: int, tmp_path: Path) ->
         torch.load(tmp_path / "m" / f"consolidated.{i:02d}.pth", weights_only=True, mmap=True)
         for i in range(shards)
     ]
-    rng, d = np.random.default_rng(0), config.head_dim
-    for name, made in tensors.items():
+    rng = np.random.default_rng(0)
+    d = config.head_dim
+    for name, tensor in tensors.items():
         *prefix, kind, _ = name.split(".")
-        new = f"layers.{prefix[2]}.{SAME[kind]}" if "layers" in prefix else SAME[kind]
-        rows = rng.integers(0, made.shape[0], 300)
-        columns = rng.integers(0, made.shape[1] if len(made.shape) == 2 else 1, 300)
+        new = f"layers.{prefix[2]}.{META_NAMES[kind]}" if "layers" in prefix else META_NAMES[kind]
+        rows = rng.integers(0, tensor.shape[0], 300)
+        columns = rng.integers(0, tensor.shape[1] if len(tensor.shape) == 2 else 1, 300)
         expected = numbers(name, rows, columns).astype(np.float32)
-        if kind in ("q_proj", "k_proj"):  # HF's row h d + c d/2 + j is Meta's h d + 2 j + c
-            head, (half, pair) = rows // d, np.divmod(rows % d, d // 2)
+        if kind in ("q_proj", "k_proj"):
+            # HF's row h d + c d/2 + j is Meta's h d + 2 j + c.
+            head = rows // d
+            half, pair = np.divmod(rows % d, d // 2)
             rows = head * d + 2 * pair + half
         parts = [file[f"{new}.weight"] for file in files]
-        if len(made.shape) == 1:
-            stored_rows = [[part[row].item() for row in rows] for part in parts]
-        elif SAME[kind] in SPLIT_COLUMNS:
+        places = list(zip(rows, columns, strict=True))
+        if len(tensor.shape) == 1:
+            # Every shard has the whole vector.
+            stored = [[part[row].item() for row in rows] for part in parts]
+        elif META_NAMES[kind] in SPLIT_COLUMNS:
             width = parts[0].shape[1]
-            stored_rows = [
-                [parts[c // width][r, c % width].item() for r, c in zip(rows, columns, strict=True)]
-            ]
+            stored = [[parts[c // width][r, c % width].item() for r, c in places]]
         else:
             height = parts[0].shape[0]
-            stored_rows = [
-                [
-                    parts[r // height][r % height, c].item()
-                    for r, c in zip(rows, columns, strict=True)
-                ]
-            ]
-        np.testing.assert_array_equal(stored_rows, np.tile(expected, (len(stored_rows), 1)), name)
+            stored = [[parts[r // height][r % height, c].item() for r, c in places]]
+        np.testing.assert_array_equal(stored, np.tile(expected, (len(stored), 1)), name)
     again = meta.read(tmp_path / "m", original=config.max_position_embeddings)
     assert again.config == config
-    for name, made in tensors.items():  # and all of them on the way back, in parts
-        for start in range(0, made.shape[0], 4000):
-            index = (slice(start, start + 4000), *(slice(0, n) for n in made.shape[1:]))
-            assert again.tensors[name].read(index).tobytes() == made.read(index).tobytes(), name
+    # All numbers in the other direction, 4,000 rows at a time.
+    for name, tensor in tensors.items():
+        for start in range(0, tensor.shape[0], 4000):
+            index = (slice(start, start + 4000), *(slice(0, n) for n in tensor.shape[1:]))
+            assert again.tensors[name].read(index).tobytes() == tensor.read(index).tobytes(), name
     shutil.rmtree(tmp_path / "m")  # gigabytes

@@ -1,4 +1,4 @@
-"""Adapters both ways: PEFT loads ours on the exported base, we merge PEFT's, and logits agree."""
+"""Adapters: PEFT loads ours on the exported base, we merge PEFT's, and the logits agree."""
 
 import dataclasses
 import json
@@ -37,18 +37,21 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def theirs(model) -> np.ndarray:
+def torch_logits(model) -> np.ndarray:
+    mask = torch.ones(TOKENS.shape, dtype=torch.long)
     with torch.no_grad():
-        return model.eval()(
-            torch.tensor(TOKENS), attention_mask=torch.ones(TOKENS.shape, dtype=torch.long)
-        ).logits.numpy()
+        return model.eval()(torch.tensor(TOKENS), attention_mask=mask).logits.numpy()
 
 
-def close(a: np.ndarray, b: np.ndarray) -> None:
-    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+def our_logits(path: Path, **options) -> np.ndarray:
+    return np.asarray(loading.load(path, angles="float32", **options).logits(TOKENS))
 
 
-def stock(path: Path):
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def transformers_model(path: Path):
     return transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )
@@ -66,7 +69,7 @@ def base(tmp_path_factory) -> Path:
     return path
 
 
-def run(texts: Path, base: Path, where: Path, trainable=RECIPES["plain"], rope=None) -> Path:
+def run(texts: Path, base: Path, run_dir: Path, trainable=RECIPES["plain"], rope=None) -> Path:
     experiment = dataclasses.replace(
         tiny_experiment(texts, steps=3, checkpoint_every=3),
         init=str(base),
@@ -74,38 +77,37 @@ def run(texts: Path, base: Path, where: Path, trainable=RECIPES["plain"], rope=N
         rope=rope,
         trainable=trainable,
     )
-    return train_only(experiment, where, track=())
+    return train_only(experiment, run_dir, track=())
 
 
 @pytest.mark.parametrize(
     "name", [x if x == "longlora" else pytest.param(x, marks=pytest.mark.check) for x in RECIPES]
 )
 def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
-    path = run(texts, base, tmp_path / "run", RECIPES[name])
-    assert main(["export", str(path), "--to", "peft", "--out", str(tmp_path / "adapter")]) == 0
-    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    recipe = RECIPES[name]
+    adapter = tmp_path / "adapter"
+    path = run(texts, base, tmp_path / "run", recipe)
+    assert main(["export", str(path), "--to", "peft", "--out", str(adapter)]) == 0
+    settings = json.loads((adapter / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(base.resolve())
-    model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
-    expected = np.asarray(loading.load(path, angles="float32").logits(TOKENS))
-    close(theirs(model), expected)
-    close(theirs(model.merge_and_unload()), expected)
-    assert np.abs(theirs(stock(base)) - expected).max() > 1e-3 * np.abs(expected).max()
-    # Back again: the same adapter, to the bit.
-    lora, params = ours.read(tmp_path / "adapter", TINY)
-    assert (lora.rank, lora.scale, set(lora.targets), set(lora.modules_to_save)) == (
-        RECIPES[name].rank,
-        RECIPES[name].scale,
-        set(RECIPES[name].targets),
-        set(RECIPES[name].modules_to_save),
-    )
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
+    expected = our_logits(path)
+    assert_close(torch_logits(model), expected)
+    assert_close(torch_logits(model.merge_and_unload()), expected)
+    without = torch_logits(transformers_model(base))
+    assert np.abs(without - expected).max() > 1e-3 * np.abs(expected).max()
+    # Reading the adapter and writing it again changes no bit.
+    lora, params = ours.read(adapter, TINY)
+    assert lora.rank == recipe.rank
+    assert lora.scale == recipe.scale
+    assert set(lora.targets) == set(recipe.targets)
+    assert set(lora.modules_to_save) == set(recipe.modules_to_save)
     ours.write(tmp_path / "again", TINY, lora, params, base="x")
-    first, second = (
-        load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "again")
-    )
+    first = load_file(adapter / "adapter_model.safetensors")
+    second = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[k], second[k]) for k in first)
-    merged = loading.load(base, adapter=tmp_path / "adapter", angles="float32")
-    close(np.asarray(merged.logits(TOKENS)), expected)
+    assert_close(our_logits(base, adapter=adapter), expected)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -127,46 +129,28 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     wrapped.save_pretrained(tmp_path / "adapter")
-    expected = theirs(wrapped)
-    close(
-        np.asarray(
-            loading.load(tmp_path / "base", adapter=tmp_path / "adapter", angles="float32").logits(
-                TOKENS
-            )
-        ),
-        expected,
-    )
-    plain = np.asarray(loading.load(tmp_path / "base", angles="float32").logits(TOKENS))
+    expected = torch_logits(wrapped)
+    assert_close(our_logits(tmp_path / "base", adapter=tmp_path / "adapter"), expected)
+    plain = our_logits(tmp_path / "base")
     assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
     lora, _ = ours.read(tmp_path / "adapter", TINY)
     assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.modules_to_save)
-    assert set(lora.modules_to_save) == {
-        "norm",
-        "embed_tokens",
-    }
+    assert set(lora.modules_to_save) == {"norm", "embed_tokens"}
 
 
 def test_other_frequencies_need_a_base_that_has_them(texts, base, tmp_path):
     path = run(texts, base, tmp_path / "run", rope=Linear(2.0))
+    adapter = tmp_path / "adapter"
+    scaled = tmp_path / "scaled"
     with pytest.raises(
         ValueError,
         match=r"other frequencies \(linear\(factor=2\)\) than .*base, .* name it with --base",
     ):
-        export_adapter(path, tmp_path / "adapter")
-    export(loading.load(base, method=Linear(2.0)), tmp_path / "scaled", dtype="float32")
-    argv = [
-        "export",
-        str(path),
-        "--to",
-        "peft",
-        "--base",
-        str(tmp_path / "scaled"),
-        "--out",
-        str(tmp_path / "adapter"),
-    ]
-    assert main(argv) == 0
-    model = peft.PeftModel.from_pretrained(stock(tmp_path / "scaled"), tmp_path / "adapter")
-    close(theirs(model), np.asarray(loading.load(path, angles="float32").logits(TOKENS)))
+        export_adapter(path, adapter)
+    export(loading.load(base, method=Linear(2.0)), scaled, dtype="float32")
+    assert main(f"export {path} --to peft --base {scaled} --out {adapter}".split()) == 0
+    model = peft.PeftModel.from_pretrained(transformers_model(scaled), adapter)
+    assert_close(torch_logits(model), our_logits(path))
     export(loading.load(base, method=Linear(2.0)), tmp_path / "rounded", dtype="bfloat16")
     with pytest.raises(ValueError, match="rounded does not hold the parameters"):
         export_adapter(path, tmp_path / "other", base=tmp_path / "rounded")
@@ -177,19 +161,9 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
     texts, base, tmp_path, capsys
 ):
     export_adapter(run(texts, base, tmp_path / "run"), tmp_path / "mine")
-    for more in (), ("--adapter", str(tmp_path / "mine")):
-        argv = [
-            "eval",
-            str(base),
-            "--evals",
-            "passkey",
-            "--seq-len",
-            "64",
-            "--out",
-            str(tmp_path),
-            *more,
-        ]
-        assert main(argv) == 0
+    argv = f"eval {base} --evals passkey --seq-len 64 --out {tmp_path}".split()
+    assert main(argv) == 0
+    assert main([*argv, "--adapter", str(tmp_path / "mine")]) == 0
     records = read_records(tmp_path / "records.jsonl")
     assert {record.model.checkpoint for record in records} == {"base", "base + mine"}
 
@@ -204,21 +178,8 @@ def test_what_cannot_be_written_is_refused_with_the_reason(texts, base, tmp_path
         ours.write(
             tmp_path / "adapter", tied, LoRA(modules_to_save=("embed_tokens",)), {}, base="x"
         )
-    assert (
-        main(
-            [
-                "export",
-                str(base),
-                "--to",
-                "peft",
-                "--dtype",
-                "float16",
-                "--out",
-                str(tmp_path / "x"),
-            ]
-        )
-        == 2
-    )
+    argv = f"export {base} --to peft --dtype float16 --out {tmp_path / 'x'}".split()
+    assert main(argv) == 2
 
 
 @pytest.mark.parametrize(
@@ -259,8 +220,11 @@ def test_a_tensor_missing_or_too_many_is_named(name, message, tmp_path):
     ours.write(tmp_path / "adapter", TINY, LoRA(), params, base="x")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
-    if not tensors.pop(ours.PREFIX + name, None) is not None:
-        tensors[ours.PREFIX + name] = np.ones(3, np.float32)
+    key = ours.PREFIX + name
+    if key in tensors:
+        del tensors[key]
+    else:
+        tensors[key] = np.ones(3, np.float32)
     save_file(tensors, file)
     with pytest.raises(ValueError, match=message):
         ours.read(tmp_path / "adapter", TINY)

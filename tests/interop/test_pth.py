@@ -1,4 +1,4 @@
-"""Torch archives: we read torch.save's, torch.load reads ours, and nothing in one is ever run."""
+"""Torch archives: we read torch.save's, torch.load reads ours, and no code in one is ever run."""
 
 import collections
 import functools
@@ -31,7 +31,7 @@ def test_tensors_views_and_shared_storages_of_torch(tmp_path, dtype):
     x = WHOLE.to(getattr(torch, dtype))
     state = {
         "whole": x,
-        "turned": x.t(),
+        "transposed": x.t(),
         "part": x[1:4, 3:7],
         "steps": x[::2, ::5],
         "row": x[2],
@@ -39,8 +39,8 @@ def test_tensors_views_and_shared_storages_of_torch(tmp_path, dtype):
         "spread": x[:, :1].expand(5, 3),
         "number": x[4, 11],
     }
-    for given_ in (state, collections.OrderedDict(state)):
-        torch.save(given_, tmp_path / "x.pth")
+    for saved in (state, collections.OrderedDict(state)):
+        torch.save(saved, tmp_path / "x.pth")
         tensors = open_archive(tmp_path / "x.pth")
         assert list(tensors) == list(state)
         assert {entry.dtype for entry in tensors.values()} == {dtype}
@@ -49,8 +49,9 @@ def test_tensors_views_and_shared_storages_of_torch(tmp_path, dtype):
             np.testing.assert_array_equal(
                 tensors[name].read().astype(np.float32), as_numpy(tensor), name
             )
+        transposed = tensors["transposed"]
         np.testing.assert_array_equal(
-            tensors["turned"].read((slice(2, 5), slice(1, 3))), tensors["turned"].read()[2:5, 1:3]
+            transposed.read((slice(2, 5), slice(1, 3))), transposed.read()[2:5, 1:3]
         )
 
 
@@ -83,10 +84,9 @@ def test_torch_loads_what_we_write(tmp_path, dtype):
         np.testing.assert_array_equal(entry.read(), arrays[name])
     with zipfile.ZipFile(tmp_path / "x.00.pth") as archive:
         assert archive.testzip() is None
-        assert all(
-            (i.header_offset + 30 + len(i.filename) + len(i.extra)) % 64 == 0
-            for i in archive.infolist()
-        )
+        for info in archive.infolist():
+            start = info.header_offset + 30 + len(info.filename) + len(info.extra)
+            assert start % 64 == 0
 
 
 class Evil:
@@ -106,14 +106,13 @@ def test_code_in_a_pickle_is_named_and_never_run(tmp_path, protocol):
         Evil(os.mkdir, str(marker)),
     ):
         for content in (evil, {"x": WHOLE, "y": evil}):
-            torch.save(
-                content, tmp_path / "x.pth", pickle_protocol=protocol
-            ) if protocol == 2 else archive(tmp_path / "x.pth", pickle.dumps({"y": evil}, protocol))
-            named = r"imports (posix\.system|__builtin__\.eval|posix\.mkdir)"
-            with pytest.raises(
-                ValueError,
-                match=named if protocol == 2 else "imports|opcode [A-Z_0-9]+ does not belong",
-            ):
+            if protocol == 2:
+                torch.save(content, tmp_path / "x.pth", pickle_protocol=protocol)
+                message = r"imports (posix\.system|__builtin__\.eval|posix\.mkdir)"
+            else:
+                archive(tmp_path / "x.pth", pickle.dumps({"y": evil}, protocol))
+                message = "imports|opcode [A-Z_0-9]+ does not belong"
+            with pytest.raises(ValueError, match=message):
                 open_archive(tmp_path / "x.pth")
     assert not marker.exists()
 
@@ -223,23 +222,24 @@ def test_sizes_are_checked_before_anything_is_allocated(tmp_path, changes, messa
         (b"\x80\x02N.", "does not hold a dictionary of tensors"),
         (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "'a' is not a tensor"),
         (b"\x80\x02}K\x01K\x01s.", "something other than names and tensors"),
-        (b"\x80\x02X\xff\xff\xff\x7fa.", "cannot be read"),  # a text of 2 GB
-        (b"\x80\x02r\xff\xff\xff\x7f.", "is corrupt"),  # a memo of 2^31 places
+        # A text of 2 GB.
+        (b"\x80\x02X\xff\xff\xff\x7fa.", "cannot be read"),
+        # A memo of 2^31 entries.
+        (b"\x80\x02r\xff\xff\xff\x7f.", "is corrupt"),
         (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "does not hold a dictionary"),
-        (
-            b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.",
-            "cannot be read",
-        ),  # a bytearray of 2^40 bytes
+        # A bytearray of 2^40 bytes.
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "cannot be read"),
         (b"\x80\x02u.", "is corrupt"),
         (b"\x80\x02Q.", "is corrupt"),
         (b"\x80\x02)R.", "is corrupt"),
         (b"\x80\x02))R.", "it calls a function that no tensor needs"),
         (b"\x80\x02h\x05.", "is corrupt"),
         (b"\x80\x02" + b"(" * 5000 + b"t" * 5000 + b".", "does not hold a dictionary"),
+        # A key nested so deeply that hashing it would crash.
         (
             b"\x80\x02}" + b")" + b"\x85" * 30_000 + b"K\x01s.",
             "something other than names",
-        ),  # hashing it would crash
+        ),
         (b"\x80\x02c__builtin__\nexec\n)R.", r"imports __builtin__\.exec"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "opcode SHORT_BINUNICODE"),
     ],
@@ -255,7 +255,7 @@ def good() -> bytes:
     return out.getvalue()
 
 
-def never_worse_than_an_error(path: Path) -> None:
+def assert_read_or_refused(path: Path) -> None:
     try:
         tensors = open_archive(path)
     except ValueError as error:
@@ -275,7 +275,7 @@ def test_altered_archives(tmp_path_factory, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "altered.pth"
     path.write_bytes(whole)
-    never_worse_than_an_error(path)
+    assert_read_or_refused(path)
 
 
 @settings(max_examples=150, deadline=None)
@@ -288,12 +288,11 @@ def test_altered_pickles(tmp_path_factory, change):
     else:
         for number in change:
             pickled[number % len(pickled)] = number // len(pickled) % 256
-    never_worse_than_an_error(
-        archive(tmp_path_factory.getbasetemp() / "pickled.pth", bytes(pickled), **DATA)
-    )
+    path = tmp_path_factory.getbasetemp() / "pickled.pth"
+    assert_read_or_refused(archive(path, bytes(pickled), **DATA))
 
 
-def test_other_kinds_of_files_are_named(tmp_path):
+def test_other_kinds_of_files_are_refused_by_name(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(ValueError, match="x.pth is missing"):
         open_archive(path)
@@ -308,7 +307,8 @@ def test_other_kinds_of_files_are_named(tmp_path):
         with pytest.raises(ValueError, match="x.pth was not written by torch.save"):
             open_archive(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("x/data.pkl", bytes(10**7))  # small on disk
+        # Small on disk.
+        file.writestr("x/data.pkl", bytes(10**7))
     with pytest.raises(ValueError, match="'x/data.pkl' is compressed or encrypted"):
         open_archive(path)
     archive(path, tensor_pickle(), **DATA, byteorder=b"big")
