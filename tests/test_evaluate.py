@@ -1,4 +1,4 @@
-"""Records are appended as they come, read back and never computed twice."""
+"""Records are appended as they are computed, read back and never computed twice."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 
 
 class Interrupted(EchoPrompt):
-    """Stops like a user who presses Ctrl-C when the longer prompts come."""
+    """Stops at the longer prompts, like a user who presses Ctrl-C."""
 
     def continuations(self, prompts, prefixes, **options):
         if len(prompts[0]) > 64:
@@ -45,9 +45,8 @@ def test_records_name_their_model_and_reach_the_file(tmp_path, capsys):
     assert all(record.model == model for record in records)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[0].startswith(
-        "passkey, yarn(factor=4): 8 new of 8 records in "
-    )
+    first_line = captured.err.splitlines()[0]
+    assert first_line.startswith("passkey, yarn(factor=4): 8 new of 8 records in ")
     evaluate(PERFECT, (GRID,), progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -60,9 +59,8 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     with sink.open("a") as file:
         file.write('{"torn')
     records = evaluate(PERFECT, (GRID,), sink=sink)
-    assert [record.scores.correct for record in records] == [False] * 4 + [
-        True
-    ] * 4  # the first four are not computed again
+    # The first four, of the interrupted model, are not computed again.
+    assert [record.scores.correct for record in records] == [False] * 4 + [True] * 4
     assert "passkey, none: 4 new of 8 records" in capsys.readouterr().err
     assert read_records(sink) == records
     for model in (EvaluatedModel(64, rope="yarn"), EvaluatedModel(64, checkpoint="step 10")):
@@ -71,22 +69,23 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
     assert len(read_records(sink)) == 24
 
 
-def test_shards_share_the_work_and_leave_the_records_of_one_process(tmp_path, capsys):
+def test_shards_together_write_the_records_of_one_process(tmp_path, capsys):
     whole = evaluate(PERFECT, (GRID, PPL), progress=False)
     sink = tmp_path / "records.jsonl"
-    found = []
+    results = []
     for number in (3, 1, 2):
         shard = Shard.parse(f"{number}/3")
-        found.append(evaluate(PERFECT, (GRID, PPL), sink=sink, shard=shard))
-    assert [len(records) for records in found] == sorted(len(records) for records in found)
-    assert found[-1] == whole
-    assert len(read_records(sink)) == len(whole)  # nothing twice
-    err = capsys.readouterr().err
-    assert "passkey, none: 2 new of 8 records in" in err
-    assert "records belong to other shards" in err
-    for wrong in ("0/2", "3/2", "2", "a/b"):
+        results.append(evaluate(PERFECT, (GRID, PPL), sink=sink, shard=shard))
+    counts = [len(records) for records in results]
+    assert counts == sorted(counts)
+    assert results[-1] == whole
+    assert len(read_records(sink)) == len(whole), "no record is written twice"
+    progress = capsys.readouterr().err
+    assert "passkey, none: 2 new of 8 records in" in progress
+    assert "records belong to other shards" in progress
+    for invalid in ("0/2", "3/2", "2", "a/b"):
         with pytest.raises(ValueError, match="is not a share of the work"):
-            Shard.parse(wrong)
+            Shard.parse(invalid)
 
 
 def test_the_share_of_time_outside_the_model(monkeypatch):
@@ -95,11 +94,9 @@ def test_the_share_of_time_outside_the_model(monkeypatch):
     timed = TimedModel(PERFECT)
     timed.loss(np.ones((2, 9), int))
     timed.continuations([[1, 2, 3]], [[[]]], max_new_tokens=1)
-    assert (timed.seconds, timed.tokens, timed.padded_tokens) == (
-        4.0,
-        19,
-        19,
-    )  # an oracle pads nothing
+    assert timed.seconds == 4.0
+    assert timed.tokens == 19
+    assert timed.padded_tokens == 19, "an oracle pads nothing"
     timed.padded_tokens = 38
     assert timed.shares(16.0) == (0.75, 0.125)
     assert tiny.lm().padded([5, 40, 3]) == (4, 64)
@@ -108,12 +105,11 @@ def test_the_share_of_time_outside_the_model(monkeypatch):
 def test_a_model_that_is_not_finite_is_named(tmp_path):
     class Broken(EchoPrompt):
         def continuations(self, prompts, prefixes, **options):
-            tokens, nats = super().continuations(prompts, prefixes, **options)
-            return tokens, np.full_like(nats, np.nan)
+            tokens, nll = super().continuations(prompts, prefixes, **options)
+            return tokens, np.full_like(nll, np.nan)
 
-    with pytest.raises(
-        ValueError, match=r"^passkey/.*/64/0.0/0, none: the model's output is not finite"
-    ):
+    message = r"^passkey/.*/64/0.0/0, none: the model's output is not finite"
+    with pytest.raises(ValueError, match=message):
         evaluate(Broken(TOKENIZER), (GRID,), sink=tmp_path / "records.jsonl")
 
 
@@ -127,25 +123,18 @@ def test_labels_leave_out_methods_that_change_nothing():
 
 
 def test_a_checkpoint_under_two_methods(tmp_path):
-    """A random model in an HF directory, evaluated as the command line does."""
+    """A random model in an HF directory, evaluated as the command line does it."""
     tokenizer = Tokenizer({"tokenizer.model": toy_model()})
     shape = config(
         vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
     )
     write_hf(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
-    options: dict = {
-        "evals": ("ppl",),
-        "seq_lens": (120,),
-        "config": SuiteConfig(source=toy_source()),
-    }
-    options["out"] = tmp_path / "out"
-    with pytest.raises(
-        ValueError, match="documents have the 119 tokens"
-    ):  # the toy source has three
-        evaluate_checkpoint(tmp_path / "base", **options)
-    options["evals"] = ("passkey",)
+    settings = SuiteConfig(source=toy_source())
+    options: dict = {"seq_lens": (120,), "config": settings, "out": tmp_path / "out"}
+    with pytest.raises(ValueError, match="documents have the 119 tokens"):
+        evaluate_checkpoint(tmp_path / "base", evals=("ppl",), **options)
     sink, records = evaluate_checkpoint(
-        tmp_path / "base", methods=(None, Yarn(factor=2.0)), **options
+        tmp_path / "base", evals=("passkey",), methods=(None, Yarn(factor=2.0)), **options
     )
     assert sink == tmp_path / "out" / "records.jsonl"
     assert records == read_records(sink)[-120:]
@@ -154,15 +143,15 @@ def test_a_checkpoint_under_two_methods(tmp_path):
         ("base", "yarn(factor=2)"),
     }
     lm = load(tmp_path / "base", method=Yarn(factor=2.0))
-    for record in records[-2:]:  # teacher-forced scores and greedy decoding, once more by hand
-        haystack = documents(toy_source(), tokenizer)
-        context = TaskContext(item_rng(record.item), tokenizer, haystack)
+    # Teacher-forced scores and greedy decoding, recomputed one token at a time.
+    for record in records[-2:]:
+        gold = record.question.gold
+        prediction = record.scores.prediction
+        context = TaskContext(item_rng(record.item), tokenizer, documents(toy_source(), tokenizer))
         prompt = Passkey().example(context, 120, record.question.depth).prompt
         for step in range(3):
-            logits = np.asarray(lm.logits([[*prompt, *record.question.gold[:step]]]), np.float64)[
-                0, -1
-            ]
-            logprob = logits[record.question.gold[step]] - np.logaddexp.reduce(logits)
+            logits = np.asarray(lm.logits([[*prompt, *gold[:step]]]), np.float64)[0, -1]
+            logprob = logits[gold[step]] - np.logaddexp.reduce(logits)
             assert record.scores.answer_logprobs[step] == pytest.approx(logprob, abs=1e-4)
-            greedy = np.asarray(lm.logits([[*prompt, *record.scores.prediction[:step]]]))[0, -1]
-            assert record.scores.prediction[step] == greedy.argmax()
+            greedy = np.asarray(lm.logits([[*prompt, *prediction[:step]]]))[0, -1]
+            assert prediction[step] == greedy.argmax()

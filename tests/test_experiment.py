@@ -1,4 +1,4 @@
-"""Experiments: JSON and back, type tags and hostile ones, the fingerprint, loading a file."""
+"""Experiments: JSON and back, type tags and malicious ones, the fingerprint, loading a file."""
 
 import dataclasses
 import inspect
@@ -55,7 +55,7 @@ sources = st.recursive(
     | st.just(Synthetic(Repeat()))
     | st.just(Synthetic(KeyValue())),
     lambda inner: st.lists(st.tuples(st.floats(0.1, 1), inner), min_size=1, max_size=3).map(
-        lambda x: Mix(tuple(x))
+        lambda parts: Mix(tuple(parts))
     ),
     max_leaves=4,
 )
@@ -118,28 +118,30 @@ def test_every_method_and_evaluation_goes_through_json():
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
 
-def test_the_fingerprint_is_everything_but_the_number_of_steps():
-    def with_(**changes):
-        return dataclasses.replace(BASE, **changes).fingerprint
+def test_the_fingerprint_covers_everything_but_the_number_of_steps():
+    def changed(**fields):
+        return dataclasses.replace(BASE, **fields).fingerprint
 
     assert len(BASE.fingerprint) == 8
     assert int(BASE.fingerprint, 16) >= 0
-    assert with_(train=dataclasses.replace(BASE.train, steps=999)) == BASE.fingerprint
+    assert changed(train=dataclasses.replace(BASE.train, steps=999)) == BASE.fingerprint
     others = {
-        with_(name="y"),
-        with_(seed=1),
-        with_(rope=Yarn(2.0)),
-        with_(rope=Linear(2.0)),
-        with_(rope=Linear(4.0)),
-        with_(attention=SelfExtend(2, 8)),
-        with_(positions=PoSE(128)),
-        with_(optim=Optim(1e-5)),
-        with_(train=dataclasses.replace(BASE.train, seq_len=65)),
-        with_(init=None),
-        with_(export=None),
+        changed(name="y"),
+        changed(seed=1),
+        changed(rope=Yarn(2.0)),
+        changed(rope=Linear(2.0)),
+        changed(rope=Linear(4.0)),
+        changed(attention=SelfExtend(2, 8)),
+        changed(positions=PoSE(128)),
+        changed(optim=Optim(1e-5)),
+        changed(train=dataclasses.replace(BASE.train, seq_len=65)),
+        changed(init=None),
+        changed(export=None),
     }
     assert len(others | {BASE.fingerprint}) == 12
-    assert with_(rope=Linear(4)) == with_(rope=Linear(4.0)), "equal experiments have equal names"
+    assert changed(rope=Linear(4)) == changed(rope=Linear(4.0)), (
+        "equal experiments have equal names"
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_the_fingerprint_is_everything_but_the_number_of_steps():
         "os/system",
     ],
 )
-def test_a_type_that_is_not_ours_is_refused(tag):
+def test_an_unknown_type_is_refused(tag):
     with pytest.raises(ValueError, match="unknown type"):
         from_json({"__type__": tag, "factor": 2.0})
     assert "ctxext.__main__" not in sys.modules, "reading a configuration runs no program"
@@ -216,18 +218,19 @@ def test_tags_are_unique_and_name_no_module():
 
 
 def test_every_part_of_an_experiment_has_a_tag():
-    """A class that an experiment can hold and that has none could not be written."""
+    """Without a tag, a class that an experiment can hold could not be saved."""
     bases = (RopeScaling, Attention, Positions, Trainable, Source, Task, Eval)
     tagged = set(serialization.tagged_classes().values())
     for base in bases:
         for cls in subclasses(base):
-            ours = cls.__module__.startswith(serialization.PACKAGES)
-            assert not ours or inspect.isabstract(cls) or cls in tagged, cls
+            if cls.__module__.startswith(serialization.PACKAGES) and not inspect.isabstract(cls):
+                assert cls in tagged, cls
 
 
 def subclasses(cls: type) -> set[type]:
-    direct = cls.__subclasses__()
-    return {*direct, *(found for child in direct for found in subclasses(child))}
+    """Every direct and indirect subclass."""
+    children = set(cls.__subclasses__())
+    return children.union(*(subclasses(child) for child in children))
 
 
 @pytest.mark.parametrize(
@@ -259,13 +262,12 @@ class Mine(RopeScaling):
 """
 
 
-def test_code_beside_the_package_runs_only_when_trusted(tmp_path: Path):
+def test_code_outside_the_package_runs_only_when_trusted(tmp_path: Path):
     (tmp_path / "mine.py").write_text(MINE)
-    experiment = dataclasses.replace(
-        BASE, rope=methods.make(f"{tmp_path}/mine.py:Mine", factor=3.0)
-    )
+    mine = f"{tmp_path}/mine.py:Mine"
+    experiment = dataclasses.replace(BASE, rope=methods.make(mine, factor=3.0))
     data = json.loads(json.dumps(to_json(experiment)))
-    assert data["rope"] == {"__type__": f"{tmp_path}/mine.py:Mine", "factor": 3.0}
+    assert data["rope"] == {"__type__": mine, "factor": 3.0}
     assert from_json(data, trust=True) == experiment
     other = tmp_path / "other.py"
     other.write_text(MINE)
@@ -278,7 +280,7 @@ def test_code_beside_the_package_runs_only_when_trusted(tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [{1, 2}, {"a": 1}, print, Yarn, object()])
-def test_only_values_go_into_json(value):
+def test_other_values_cannot_be_written_as_json(value):
     with pytest.raises(ValueError, match="cannot write"):
         to_json(dataclasses.replace(BASE, evals=(value,)))
 
@@ -327,10 +329,10 @@ def test_a_file_holds_a_value_a_function_or_a_variant(tmp_path: Path):
     )
     first = load_experiment(tmp_path / "first_recipe.py")
     assert first.rope == Linear(2.0)
-    assert load_experiment(str(tmp_path / "variant.py")) == dataclasses.replace(
-        first, name="variant"
-    )
-    assert load_experiment(tmp_path / "function.py", lambda: tiny.CONFIG).train.seq_len == 128
+    variant = load_experiment(str(tmp_path / "variant.py"))
+    assert variant == dataclasses.replace(first, name="variant")
+    function = load_experiment(tmp_path / "function.py", lambda: tiny.CONFIG)
+    assert function.train.seq_len == 128
     assert str(tmp_path) not in sys.path
 
 
@@ -343,6 +345,6 @@ def test_a_file_without_an_experiment_is_refused(tmp_path: Path, text: str | Non
         (tmp_path / "e.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_experiment(tmp_path / "e.py", lambda: tiny.CONFIG)
+    (tmp_path / "e.txt").write_text("")
     with pytest.raises(ValueError, match="not a Python file"):
-        (tmp_path / "e.txt").write_text("")
         load_experiment(tmp_path / "e.txt")

@@ -1,4 +1,4 @@
-"""Files are complete or absent, even when a write fails half-way."""
+"""Files are complete or absent, even when a write fails halfway."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_json_is_strict(tmp_path: Path):
     assert read_json(path) == json.loads(path.read_text()) == {"a": [1, 2.5, None, "ü"]}
     with pytest.raises(ValueError):
         write_json(path, {"a": float("nan")})
-    assert read_json(path)["a"][0] == 1, "the file before is still there"
+    assert read_json(path)["a"][0] == 1, "the previous file is still there"
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
@@ -66,11 +66,10 @@ def test_bad_json_names_the_file(tmp_path: Path, content: bytes):
         read_json(tmp_path / "y.json")
 
 
-def test_rows_survive_odd_text(tmp_path: Path):
+def test_rows_keep_unusual_text(tmp_path: Path):
     path = tmp_path / "records.jsonl"
-    rows = [
-        {"n": i, "text": text} for i, text in enumerate(["a", "line\nbreak", "\u2028\x0b\x85", "ü"])
-    ]
+    texts = ["a", "line\nbreak", "\u2028\x0b\x85", "ü"]
+    rows = [{"n": i, "text": text} for i, text in enumerate(texts)]
     for row in rows:
         append_jsonl(path, row)
     assert read_jsonl(path) == rows
@@ -149,37 +148,34 @@ with getattr(files, sys.argv[1])(sys.argv[2]) as path:
 
 
 @pytest.mark.parametrize("kind", [atomic_directory, atomic_file])
-def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
+def test_the_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_kept(
     tmp_path: Path, kind
 ):
-    """Of two processes that write one name one is killed; the next removes only what it left."""
+    """Two processes write the same path and one is killed: the next removes only its leftovers."""
     out = tmp_path / "out"
-    dead, live = (
-        subprocess.Popen(
-            [sys.executable, "-c", HOLD, kind.__name__, str(out)], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    )
+    command = [sys.executable, "-c", HOLD, kind.__name__, str(out)]
+    dead, live = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2))
     try:
-        paths = [
+        dead_path, live_path = (
             Path(str(process.stdout and process.stdout.readline()).strip())
             for process in (dead, live)
-        ]
-        assert all(path.exists() for path in paths)
+        )
+        assert dead_path.exists()
+        assert live_path.exists()
         dead.kill()
         dead.wait()
-        mine = tmp_path / f"{paths[0].name}.mine"  # like theirs, but longer
-        mine.write_text("x")
-        assert paths[0].exists()
+        unrelated = tmp_path / f"{dead_path.name}.mine"  # only begins like a temporary file
+        unrelated.write_text("x")
+        assert dead_path.exists()
         assert not out.exists()
         with kind(out) as path:
-            assert path not in paths
-            assert not paths[0].exists()
-            assert paths[1].exists()
-            assert mine.exists()
+            assert path not in (dead_path, live_path)
+            assert not dead_path.exists()
+            assert live_path.exists()
+            assert unrelated.exists()
             (path / "file" if path.is_dir() else path).write_text("whole")
         assert (out / "file" if out.is_dir() else out).read_text() == "whole"
-        assert paths[1].exists()
+        assert live_path.exists()
     finally:
         for process in (dead, live):
             process.kill()
@@ -190,14 +186,15 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
 
 def test_several_processes_append_to_one_file(tmp_path: Path):
     path = tmp_path / "records.jsonl"
-    code = "import sys; from ctxext.files import append_jsonl\n" + (
+    code = (
+        "import sys; from ctxext.files import append_jsonl\n"
         "for i in range(200):\n"
-        "    append_jsonl(sys.argv[1], {'who': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
+        "    append_jsonl(sys.argv[1], {'writer': sys.argv[2], 'i': i, 'text': 'x' * 5000})"
     )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), str(who)]) for who in range(3)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), writer]) for writer in "012"
     ]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
     rows = read_jsonl(path)
-    for who in "012":
-        assert [row["i"] for row in rows if row["who"] == who] == list(range(200))
+    for writer in "012":
+        assert [row["i"] for row in rows if row["writer"] == writer] == list(range(200))

@@ -253,7 +253,9 @@ class Backend:
 
     def _Heartbeat(self, variables: Any) -> Any:
         running = [name for name, runs in json.loads(variables["runState"] or "{}").items() if runs]
-        orders = self.orders[:1] or ([] if running else [{"type": "exit"}])
+        orders = self.orders[:1]
+        if not orders and not running:
+            orders = [{"type": "exit"}]
         self.orders = self.orders[1:]
         return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(orders)}}
 
