@@ -39,9 +39,9 @@ def test_they_do_what_we_need() -> None:
 
 def test_no_other_file_uses_private_names() -> None:
     private = re.compile(r"jax\._src|import jaxlib|from jaxlib")
-    assert [p.name for p in (ROOT / "ctxext").rglob("*.py") if private.search(p.read_text())] == [
-        "jax_internals.py"
-    ]
+    files = (ROOT / "ctxext").rglob("*.py")
+    users = [file.name for file in files if private.search(file.read_text())]
+    assert users == ["jax_internals.py"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,8 @@ def test_a_machine_with_libtpu_and_without_chips_is_a_single_process(monkeypatch
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "find_spec", lambda name: name == "libtpu")
-    distributed.initialize()  # libtpu, as `plan --compile` needs it, but no chips
+    # libtpu, as `plan --compile` needs it, but no chips.
+    distributed.initialize()
     monkeypatch.setattr(jax_internals, "ON_TPU", ("jax._src.cloud_tpu_init", "gone"))
     with pytest.raises(ValueError, match="--num-processes 1"):
         distributed.initialize()

@@ -48,7 +48,7 @@ MIXED = [Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=2, seq=2, tensor=2)]
 
 
 def in_test(*chosen: Mesh) -> list:
-    """All meshes; the ones not chosen are for `make check`."""
+    """All meshes; those that are not chosen are for `make check`."""
     return [
         mesh if mesh in chosen else pytest.param(mesh, marks=pytest.mark.check) for mesh in MESHES
     ]
@@ -114,7 +114,8 @@ SUBSETS = {
     ids=str,
 )
 def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
-    config = dataclasses.replace(CONFIG, vocab_size=256)  # divisible by the axes
+    # A vocabulary that the axes divide.
+    config = dataclasses.replace(CONFIG, vocab_size=256)
     params = mesh.shard(param_shapes(config))
     batch = {
         name: jax.ShapeDtypeStruct((8, 64), "float32" if name == "weights" else "int32")
@@ -132,17 +133,14 @@ def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
     def loss(params, batch):
         return batch_loss(params, batch, rotation, config=config, **static)[0]
 
-    text = (
-        jax.jit(jax.grad(loss), out_shardings=shardings(params))
-        .lower(params, batch)
-        .compile()
-        .as_text()
-    )
+    gradient = jax.jit(jax.grad(loss), out_shardings=shardings(params))
+    text = gradient.lower(params, batch).compile().as_text()
     tokens_of_a_device = f"f32[{8 // mesh.row_shards},{64 // mesh.seq},64]"
     all_tokens = "f32[8,64,64]"
     assert tokens_of_a_device in text
     assert all_tokens not in text
-    assert "rematerialization" not in capfd.readouterr().err  # XLA's warning of the same
+    # XLA would warn of it too.
+    assert "rematerialization" not in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -198,13 +196,13 @@ def test_the_run_of_an_adapter_resumes_and_opens_on_another_mesh(
         np.concatenate([first, then]), subsets_on_one_device["lora"], rtol=1e-5
     )
     meshes = (Mesh(), Mesh(fsdp=4, tensor=2))
-    whole = [
+    opened = [
         loading.load_run_params(RunDir(tmp_path / "run"), CONFIG, mesh, trust=False)
         for mesh in meshes
     ]
-    kernel = whole[1]["segments"]["0"]["self_attn"]["q_proj"]["kernel"]
+    kernel = opened[1]["segments"]["0"]["self_attn"]["q_proj"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *opened)
 
 
 def test_every_device_holds_its_slice_of_parameters_and_moments(texts, tmp_path):
@@ -246,12 +244,12 @@ def exported(tmp_path_factory):
 def test_only_the_slice_of_a_device_is_read_for_it(exported):
     config, _ = hf.read_config(exported)
     mesh = Mesh(fsdp=4, tensor=2)
-    read: dict[str, int] = {}
+    largest_read: dict[str, int] = {}
 
     def make(leaf, part):
         def counted(index):
             array = part(index)
-            read[str(leaf.shape)] = max(read.get(str(leaf.shape), 0), array.size)
+            largest_read[str(leaf.shape)] = max(largest_read.get(str(leaf.shape), 0), array.size)
             return array
 
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, counted)
@@ -259,9 +257,11 @@ def test_only_the_slice_of_a_device_is_read_for_it(exported):
     shapes = mesh.shard(param_shapes(config))
     params = read_params(exported, config, shapes=shapes, make_leaf=make)
     kernel = (TINY.num_hidden_layers, TINY.hidden_size, TINY.intermediate_size)
-    assert read[str(kernel)] == np.prod(kernel) // 8
-    plain = read_params(exported, config)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), params, plain))
+    assert largest_read[str(kernel)] == np.prod(kernel) // 8
+    expected = read_params(exported, config)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), params, expected)
+    )
 
 
 def test_reading_a_part_of_a_tensor_reads_that_part(exported):
@@ -273,12 +273,12 @@ def test_reading_a_part_of_a_tensor_reads_that_part(exported):
 
 @pytest.mark.parametrize("mesh", in_test(MIXED[1]), ids=str)
 def test_a_sharded_model_computes_like_a_whole_one(mesh, exported):
-    whole = loading.load(exported)
+    unsharded = loading.load(exported)
     sharded = loading.load(exported, mesh=mesh)
-    tokens = np.random.default_rng(0).integers(0, whole.config.vocab_size, (3, 40))
-    for method in (), (SelfExtend(group_size=2, neighbor_window=16),):
-        one = whole.with_method(*method)
-        many = sharded.with_method(*method)
+    tokens = np.random.default_rng(0).integers(0, unsharded.config.vocab_size, (3, 40))
+    for methods in ([], [SelfExtend(group_size=2, neighbor_window=16)]):
+        one = unsharded.with_method(*methods)
+        many = sharded.with_method(*methods)
         np.testing.assert_allclose(
             np.asarray(many.logits(tokens)), np.asarray(one.logits(tokens)), atol=1e-5
         )
@@ -303,9 +303,11 @@ def test_eight_devices_hold_an_eighth_of_a_real_model(name):
     sizes = [
         (np.prod(x.shape), np.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(tree)
     ]
-    total, mine = (sum(column) for column in zip(*sizes, strict=True))
+    total = sum(size for size, _ in sizes)
+    per_device = sum(slice_size for _, slice_size in sizes)
     assert total == SHAPES[name].num_parameters
-    assert total / 8 <= mine < 1.001 * total / 8  # norms are whole on every device
+    # Norms are whole on every device.
+    assert total / 8 <= per_device < 1.001 * total / 8
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole():
@@ -331,7 +333,7 @@ def test_a_vocabulary_that_does_not_divide_stays_whole():
         ),
     ],
 )
-def test_an_impossible_mesh_says_why(make, message):
+def test_an_impossible_mesh_is_refused_with_the_reason(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -342,23 +344,15 @@ def test_idle_devices_are_named():
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(Mesh(data=2, fsdp=-1).build().shape) == {
-        "data": 2,
-        "fsdp": 4,
-        "seq": 1,
-        "tensor": 1,
-    }
+    shape = dict(Mesh(data=2, fsdp=-1).build().shape)
+    assert shape == {"data": 2, "fsdp": 4, "seq": 1, "tensor": 1}
 
 
 def test_parameters_may_be_sharded_by_hand():
     base = tiny_base()
     mesh = Mesh(fsdp=2)
-    lm = LM(
-        base.config,
-        jax.device_put(base.params, shardings(mesh.shard(base.params))),
-        base.tokenizer,
-        mesh=mesh,
-    )
+    params = jax.device_put(base.params, shardings(mesh.shard(base.params)))
+    lm = LM(base.config, params, base.tokenizer, mesh=mesh)
     tokens = np.arange(30)[None]
     np.testing.assert_allclose(
         np.asarray(lm.logits(tokens)), np.asarray(base.logits(tokens)), atol=1e-5
@@ -379,7 +373,8 @@ def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
     assert config
     assert experiment.rope
     params = mesh.shard(param_shapes(config))
-    state = mesh.shard(jax.eval_shape(experiment.optim.build(experiment.train.steps).init, params))
+    optimizer = experiment.optim.build(experiment.train.steps)
+    state = mesh.shard(jax.eval_shape(optimizer.init, params))
     rows = NamedSharding(mesh.build(), PartitionSpec(None, ("data", "fsdp")))
     shape = (experiment.train.accumulate, experiment.train.batch_size, T)
     batch = {

@@ -68,27 +68,24 @@ def command(folder: Path, run: str, name: str = "run") -> list:
 @pytest.fixture(scope="module")
 def single_run(folder: Path) -> Path:
     """The run of one process with four devices."""
-    ((code, _, errors),) = processes.finish(
-        processes.start(command(folder, "single"), folder / "cache", processes=1)
-    )
+    started = processes.start(command(folder, "single"), folder / "cache", processes=1)
+    ((code, _, errors),) = processes.finish(started)
     assert code == 0, errors
     return folder / "single"
 
 
 def metrics(run: Path) -> list[tuple]:
-    return [
-        (row["step"], row["loss"], row["grad_norm"]) for row in read_jsonl(run / "metrics.jsonl")
-    ]
+    rows = read_jsonl(run / "metrics.jsonl")
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
 
 
 def assert_same(run: Path, single_run: Path) -> None:
     shapes = Mesh(fsdp=2, tensor=2).shard(param_shapes(CONFIG))
-    (params, step), (wanted, _) = (
-        load_params(path / "checkpoints", shapes) for path in (run, single_run)
-    )
+    params, step = load_params(run / "checkpoints", shapes)
+    expected, _ = load_params(single_run / "checkpoints", shapes)
     assert step == STEPS
     assert jax.tree.all(
-        jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, wanted)
+        jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, expected)
     )
     assert metrics(run) == metrics(single_run)
     assert len(metrics(run)) == STEPS
@@ -103,7 +100,9 @@ def test_two_processes_that_are_killed_and_restarted_end_where_one_ends(
     processes.until(lambda: len(read_jsonl(run / "metrics.jsonl")) > 14, started)
     started[0].send_signal(signal.SIGKILL)
     first, second = processes.finish(started)
-    assert first[0] == -signal.SIGKILL and second[0] != 0  # the other does not wait forever
+    assert first[0] == -signal.SIGKILL
+    # The other process does not wait forever.
+    assert second[0] != 0
     assert find_step(run / "checkpoints") < STEPS
     results = processes.finish(processes.start(command(folder, "killed"), folder / "cache"))
     for code, out, errors in results:
@@ -111,11 +110,11 @@ def test_two_processes_that_are_killed_and_restarted_end_where_one_ends(
     assert_same(run, single_run)
     for path in "export/model.safetensors", "export/config.json", "records.jsonl":
         assert (run / path).read_bytes() == (single_run / path).read_bytes(), path
-    (_, out, errors), (_, silent, quiet) = results
+    (_, out, errors), (_, second_out, second_errors) = results
     assert f"run directory  {run}" in out
     assert "step 40/40" in errors
-    assert silent == ""
-    assert "step" not in quiet
+    assert second_out == ""
+    assert "step" not in second_errors
     assert "Gloo" not in out
 
 
@@ -143,40 +142,42 @@ def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
     folder: Path, single_run: Path
 ) -> None:
     for number in (1, 2):
+        evaluate = "--evals ppl passkey --seq-len 64 --out".split()
         for name, *options in (
-            ("eval", "--evals", "ppl", "passkey", "--seq-len", 64, "--out", folder / f"e{number}"),
+            ("eval", *evaluate, folder / f"e{number}"),
             ("export", "--out", folder / f"x{number}" / "hf"),
         ):
             line = [name, single_run, "--mesh", "fsdp=2", "tensor=2", *options]
-            for code, out, errors in processes.finish(
-                processes.start(line, folder / "cache", processes=number)
-            ):
+            started = processes.start(line, folder / "cache", processes=number)
+            for code, out, errors in processes.finish(started):
                 assert code == 0, (out, errors)
     for path in "e{}/records.jsonl", "x{}/hf/model.safetensors", "x{}/hf/README.md":
-        one, two = ((folder / path.format(number)).read_bytes() for number in (1, 2))
-        assert one == two and one, path
+        from_one = (folder / path.format(1)).read_bytes()
+        from_two = (folder / path.format(2)).read_bytes()
+        assert from_one, path
+        assert from_two == from_one, path
 
 
 def test_bad_input_is_one_line_of_the_first_process(folder: Path, single_run: Path) -> None:
     line = [*command(folder, "single"), "--train.seq-len", 32]
-    (code, _, errors), (other, *_) = processes.finish(processes.start(line, folder / "cache"))
-    assert (code, other) == (2, 2)
+    first, second = processes.finish(processes.start(line, folder / "cache"))
+    code, _, errors = first
+    assert (code, second[0]) == (2, 2)
     (message,) = (line for line in errors.splitlines() if line.startswith("ctxext: "))
     assert message == (
         f"ctxext: {single_run} belongs to another experiment: "
-        "train.seq_len is 64 there and 32 here;"
-        " choose another --run-dir"
+        "train.seq_len is 64 there and 32 here; choose another --run-dir"
     )
 
 
 @pytest.mark.check
 def test_a_process_reads_and_holds_its_share_and_computes_like_the_others(folder: Path) -> None:
     out = folder / "worker"
-    for code, _, errors in processes.finish(
-        processes.start([folder / "base", out], folder / "cache", script=processes.__file__)
-    ):
+    started = processes.start([folder / "base", out], folder / "cache", script=processes.__file__)
+    for code, _, errors in processes.finish(started):
         assert code == 0, errors
-    first, second = (json.loads(Path(f"{out}.{i}").read_text()) for i in (0, 1))
+    first = json.loads(Path(f"{out}.0").read_text())
+    second = json.loads(Path(f"{out}.1").read_text())
     assert first["rows"] == [0, 1, 2, 3]
     assert second["rows"] == [4, 5, 6, 7]
     assert first["devices"] == 4
@@ -185,11 +186,13 @@ def test_a_process_reads_and_holds_its_share_and_computes_like_the_others(folder
         assert len(kernels) == 2 + 7 * 2
         assert set(kernels.values()) == {0.5}
         large = {name: share for name, share in result["large"].items() if "norm" not in name}
-        assert len(large) == 2 + 7  # one layer of 80, as it is read
+        # One layer of 80, as it is read.
+        assert len(large) == 2 + 7
         assert set(large.values()) == {0.5}
         assert result["largest"] == 6
         assert result["broadcast"] == {"from": 0, "text": "ä" * 300}
-    assert all(first[key] == second[key] for key in ("logits", "loss", "generate", "sampled"))
+    for key in ("logits", "loss", "generate", "sampled"):
+        assert first[key] == second[key], key
     lm = loading.load(folder / "base", mesh=Mesh(fsdp=2, tensor=2))
     tokens = np.arange(3 * 20).reshape(3, 20)
     np.testing.assert_allclose(first["loss"], lm.loss(tokens), atol=1e-5)
@@ -229,7 +232,8 @@ def test_an_incomplete_address_is_refused(flags, message, capsys) -> None:
     [
         ({}, False),
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, True),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # in a batch script, before srun
+        # In a batch script, before srun.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),
         ({"SLURM_STEP_NUM_TASKS": "1"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
@@ -257,7 +261,8 @@ def test_the_environment_tells_whether_there_are_others(environment, many, monke
             ValueError, match=r"cannot join the others \(nobody there\); .*--num-processes 1"
         ):
             distributed.initialize()
-        assert calls == [(None, None, None)]  # jax itself finds out where they are
+        # jax itself finds out where they are.
+        assert calls == [(None, None, None)]
         distributed.initialize(num_processes=1)
     else:
         distributed.initialize()
@@ -279,10 +284,12 @@ def test_the_environment_of_a_launcher_is_all_they_need(
     started = processes.start(
         [*command(folder, run.name, "train"), "--train.steps", 2], cache, launcher=launcher
     )
-    (code, out, errors), (other, silent, quiet) = processes.finish(started)
-    assert code == other == 0, (errors, quiet)
+    first, second = processes.finish(started)
+    code, out, errors = first
+    second_code, second_out, second_errors = second
+    assert code == second_code == 0, (errors, second_errors)
     assert f"run directory: {run}" in out
-    assert silent == ""
+    assert second_out == ""
     assert metrics(run) == metrics(single_run)[:2]
 
 
@@ -290,16 +297,12 @@ def test_a_launcher_without_an_address_is_refused(folder: Path) -> None:
     """Open MPI 5 sets the numbers and no address."""
 
     def open_mpi_5(port: int, index: int, count: int) -> dict[str, str]:
-        return {
-            key: value
-            for key, value in processes.open_mpi(port, index, count).items()
-            if "orte" not in key
-        }
+        variables = processes.open_mpi(port, index, count)
+        return {key: value for key, value in variables.items() if "orte" not in key}
 
     line = [*command(folder, "nowhere", "train"), "--train.steps", 2]
-    for code, _, errors in processes.finish(
-        processes.start(line, folder / "cache", launcher=open_mpi_5)
-    ):
+    started = processes.start(line, folder / "cache", launcher=open_mpi_5)
+    for code, _, errors in processes.finish(started):
         assert code == 2
         assert "cannot join the others" in errors
         assert "--coordinator HOST:PORT" in errors
@@ -320,17 +323,13 @@ def test_a_single_process_is_the_primary() -> None:
 def test_two_processes_monitor_what_one_monitors(folder: Path) -> None:
     monitored = []
     for count in (1, 2):
-        line = [
-            *command(folder, f"monitor{count}", "train"),
-            "--train.steps=4",
-            "--train.monitor-every=2",
-        ]
-        for code, _, errors in processes.finish(
-            processes.start(line, folder / "cache", processes=count)
-        ):
+        options = ["--train.steps=4", "--train.monitor-every=2"]
+        line = [*command(folder, f"monitor{count}", "train"), *options]
+        started = processes.start(line, folder / "cache", processes=count)
+        for code, _, errors in processes.finish(started):
             assert code == 0, errors
         rows = read_jsonl(folder / f"monitor{count}" / "metrics.jsonl")
         monitored.append([row for row in rows if "short_loss" in row])
     assert [row["step"] for row in monitored[1]] == [0, 2, 4]
-    for one, two in zip(*monitored, strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
+    for from_one, from_two in zip(*monitored, strict=True):
+        assert from_two == pytest.approx(from_one, rel=1e-5, abs=1e-6)

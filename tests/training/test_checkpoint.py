@@ -27,12 +27,14 @@ def state(seed: int):
 
 
 def equal(a, b) -> bool:
+    """Whether two trees have the same structure, dtypes and bits."""
+
     def same(x, y):
         return x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        jax.tree.leaves(jax.tree.map(same, a, b))
-    )
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return jax.tree.all(jax.tree.map(same, a, b))
 
 
 def shapes(tree):
@@ -44,7 +46,8 @@ def test_round_trip_keeps_every_bit_and_the_newest_two(tmp_path):
         assert saved.restore(*shapes(state(0))) is None
         for step in (10, 20, 30):
             saved.save(step, *state(step))
-        saved.save(30, *state(99))  # resumed at 30 and stopped at once: nothing to write
+        # Resumed at 30 and stopped at once: nothing to write.
+        saved.save(30, *state(99))
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["20", "30"]
     with Checkpoints(tmp_path / "c") as saved:
         step, *restored = saved.restore(*shapes(state(0)))
@@ -58,13 +61,13 @@ def test_round_trip_keeps_every_bit_and_the_newest_two(tmp_path):
 def test_donating_the_state_does_not_change_what_is_being_written(tmp_path):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 + 7, tree), donate_argnums=0)
     with Checkpoints(tmp_path) as saved:
-        now = state(1)
-        saved.save(1, *now)
-        overwrite(now)
+        saved_state = state(1)
+        saved.save(1, *saved_state)
+        overwrite(saved_state)
     assert equal(load_params(tmp_path)[0], state(1)[0])
 
 
-def test_names_on_disk_are_not_optax_s(tmp_path):
+def test_names_on_disk_are_not_those_of_optax(tmp_path):
     with Checkpoints(tmp_path) as saved:
         saved.save(1, *state(1))
     metadata = (tmp_path / "1" / "opt_state" / "_METADATA").read_text()
@@ -87,9 +90,9 @@ def files(checkpoint):
     return sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
 
 
-def damaged(good, kind, rng):
+def damaged(intact, kind, rng):
     """The bytes with a random bit flipped, or cut off at a random index."""
-    data = bytearray(good)
+    data = bytearray(intact)
     if kind == "truncated":
         return bytes(data[: rng.integers(len(data))])
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
@@ -107,9 +110,10 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
     assert {Path("sha256.json"), Path("_CHECKPOINT_METADATA")} < set(names)
     for name in names:
         file = tmp_path / "20" / name
-        good = file.read_bytes()
-        file.write_bytes(damaged(good, kind, rng))
-        if name.parts[0] != "opt_state":  # a reader of the parameters does not look at the rest
+        intact = file.read_bytes()
+        file.write_bytes(damaged(intact, kind, rng))
+        # A reader of the parameters does not look at the optimiser state.
+        if name.parts[0] != "opt_state":
             with pytest.raises(
                 ValueError, match=rf"20 is damaged \({name} is not what was written\)"
             ) as caught:
@@ -122,7 +126,7 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
         (line,) = capsys.readouterr().err.splitlines()
         assert f"20 is damaged ({name} is not what was written): renamed to 20.damaged" in line
         (tmp_path / "20.damaged").rename(tmp_path / "20")
-        file.write_bytes(good)
+        file.write_bytes(intact)
     (tmp_path / "20" / names[-2]).unlink()
     with Checkpoints(tmp_path) as saved:
         assert saved.restore(*shapes(state(0)))[0] == 10
@@ -137,13 +141,13 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(tmp_path,
 def test_every_bit_of_the_checksums_matters(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     write_checksums(tmp_path, {"loss": 1.5})
-    good = (tmp_path / "sha256.json").read_bytes()
+    intact = (tmp_path / "sha256.json").read_bytes()
     assert find_corruption(tmp_path) is None
     assert recorded_facts(tmp_path) == {"loss": 1.5}
-    for bit in range(8 * len(good)):
-        bad = bytearray(good)
-        bad[bit // 8] ^= 1 << bit % 8
-        (tmp_path / "sha256.json").write_bytes(bad)
+    for bit in range(8 * len(intact)):
+        flipped = bytearray(intact)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "sha256.json").write_bytes(flipped)
         assert find_corruption(tmp_path) == "sha256.json is not what was written", bit
 
 
@@ -184,9 +188,8 @@ def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)], capture_output=True
-    ).returncode:
+    mount = [*"mount -t tmpfs -o size=500k tmpfs".split(), str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(

@@ -49,9 +49,8 @@ experiment = Experiment(
 @pytest.mark.slow
 def test_fifty_kills_end_in_the_same_parameters(tmp_path: Path) -> None:
     params = jax.tree.map(np.asarray, init_params(CONFIG, 0))
-    write_hf(
-        tmp_path / "base", CONFIG, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32"
-    )
+    tokenizer = load_tokenizer(TINY_LLAMA)
+    write_hf(tmp_path / "base", CONFIG, params, Unscaled(), tokenizer, dtype="float32")
     (tmp_path / "experiment.py").write_text(EXPERIMENT.format(init=str(tmp_path / "base")))
 
     def start(run: str) -> list:
@@ -62,12 +61,14 @@ def test_fifty_kills_end_in_the_same_parameters(tmp_path: Path) -> None:
     assert code == 0, errors
     rng = random.Random(0)
     run = tmp_path / "chaos"
-    in_save = lost = 0
+    in_save = 0
+    lost = 0
     for kill in range(KILLS):
         before = rows(run)
         (process,) = start("chaos")
         # Every fifth one may be killed while it is still starting.
-        until = time.monotonic() + (rng.uniform(0, 5) if kill % 5 == 0 else 120)
+        patience = rng.uniform(0, 5) if kill % 5 == 0 else 120
+        until = time.monotonic() + patience
         steps = rng.randrange(1, 12)
         while time.monotonic() < until and rows(run) < before + steps and process.poll() is None:
             time.sleep(0.002)
@@ -84,26 +85,30 @@ def test_fifty_kills_end_in_the_same_parameters(tmp_path: Path) -> None:
         done = [path for path in (run / "checkpoints").glob("*") if path.name.isdigit()]
         assert all(find_corruption(path) is None for path in done if has_checksums(path))
     ((code, _, errors),) = processes.finish(start("chaos"))
-    assert code == 0 and "damaged" not in errors, errors
+    assert code == 0, errors
+    assert "damaged" not in errors, errors
     print(f"{KILLS} kills, {in_save} of them during a save, {lost} before any new step")
     assert in_save >= KILLS // 5
     undisturbed, _ = load_params(tmp_path / "undisturbed" / "checkpoints")
     killed, step = load_params(tmp_path / "chaos" / "checkpoints")
     assert step == STEPS
-    same = jax.tree.map(
-        lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), undisturbed, killed
-    )
-    assert jax.tree.all(same)
+
+    def same_bits(a, b) -> bool:
+        return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+    assert jax.tree.all(jax.tree.map(same_bits, undisturbed, killed))
     assert losses(run) == losses(tmp_path / "undisturbed")
     assert len(losses(run)) == STEPS
 
 
 def rows(run: Path) -> int:
+    """How many rows the run has logged."""
     path = run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def saving(run: Path) -> bool:
+    """Whether a checkpoint is being written."""
     return any((run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 

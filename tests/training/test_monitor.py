@@ -67,22 +67,19 @@ def test_tokens_seen_are_those_of_the_same_document():
 def test_band_sums_are_exact():
     rng = np.random.default_rng(0)
     losses, weights = rng.gamma(2, 2, (2, 3, 50)).astype(np.float32)
-    seen = rng.integers(0, 40, (3, 50))
+    context = rng.integers(0, 40, (3, 50))
     edges = [0, 3, 4, 11, 40]
-    nll, weight = band_sums(losses, weights, seen, edges)
+    nll, weight = band_sums(losses, weights, context, edges)
     for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
         inside = [
             (float(a), float(w))
-            for a, w, n in zip(losses.flat, weights.flat, seen.flat, strict=True)
+            for a, w, n in zip(losses.flat, weights.flat, context.flat, strict=True)
             if low <= n < high
         ]
         assert nll[i] == pytest.approx(math.fsum(a * w for a, w in inside), rel=1e-14)
         assert weight[i] == pytest.approx(math.fsum(w for _, w in inside), rel=1e-14)
-    assert band_sums(losses[:, :1], weights[:, :1], seen[:, :1] * 0, edges)[0][1:].tolist() == [
-        0,
-        0,
-        0,
-    ]
+    nll, _ = band_sums(losses[:, :1], weights[:, :1], context[:, :1] * 0, edges)
+    assert nll[1:].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("attention", [Causal(), SelfExtend(2, 3)], ids=["causal", "self-extend"])
@@ -91,9 +88,8 @@ def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
     monkeypatch.setattr(largest, "MAX_SCORES", held)
     masks = [piece.mask for piece in attention.pieces()]
     rng = np.random.default_rng(1)
-    queries, keys = (
-        [rng.normal(size=(2, 10, n, 8)).astype(np.float32) for _ in masks] for n in (4, 2)
-    )
+    queries = [rng.normal(size=(2, 10, 4, 8)).astype(np.float32) for _ in masks]
+    keys = [rng.normal(size=(2, 10, 2, 8)).astype(np.float32) for _ in masks]
     index = np.broadcast_to(np.arange(10), (2, 10))
     query_index = np.where(SEGMENTS == 0, -1, index)
     largest_one = largest_logit(
@@ -118,51 +114,39 @@ def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
 
 
 def test_the_monitor_changes_no_training_and_equals_the_reference(texts, tmp_path):
-    plain = tiny_experiment(texts, monitor_every=0)
+    unmonitored = tiny_experiment(texts, monitor_every=0)
     monitored = tiny_experiment(texts, monitor_every=4)
-    plain_params, plain_steps, no_rows = start(plain, tmp_path / "plain")
+    unmonitored_params, unmonitored_steps, no_rows = start(unmonitored, tmp_path / "plain")
     params, steps, monitor_rows = start(monitored, tmp_path / "monitored")
-    assert bits(params) == bits(plain_params)
+    assert bits(params) == bits(unmonitored_params)
     assert not no_rows
-    assert [(r["loss"], r["grad_norm"]) for r in steps] == [
-        (r["loss"], r["grad_norm"]) for r in plain_steps
-    ]
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in steps] == [row[name] for row in unmonitored_steps]
     assert [row["step"] for row in monitor_rows] == [0, 4, 6]
     assert monitor_rows[0]["short_drift"] == 0
     for row in monitor_rows[1:]:
         assert row["short_drift"] == row["short_loss"] - monitor_rows[0]["short_loss"]
 
-    long = make_batch(
-        monitored.data.open(ByteTokenizer()),
-        Contiguous(),
-        seed=0,
-        step=NEVER,
-        batch_size=4,
-        seq_len=64,
-    )
-    short = make_batch(
-        Stdlib("heldout").open(ByteTokenizer()),
-        Contiguous(),
-        seed=0,
-        step=0,
-        batch_size=4,
-        seq_len=32,
-    )
+    rows = monitored.data.open(ByteTokenizer())
+    long = make_batch(rows, Contiguous(), seed=0, step=NEVER, batch_size=4, seq_len=64)
+    heldout = Stdlib("heldout").open(ByteTokenizer())
+    short = make_batch(heldout, Contiguous(), seed=0, step=0, batch_size=4, seq_len=32)
     rope = Linear(2.0).rope(CONFIG.rope_base(), 64)
     peaks = [-np.inf] * 2
     sums = {}
     for batch in (long, short):
         for tokens, targets, weights, _, segments in zip(*batch, strict=True):
             for segment in np.unique(segments[segments > 0]):
-                own = segments == segment
+                inside = segments == segment
                 reference = ReferenceLlama(CONFIG, params)
-                logits = reference.feed(tokens[own], rope)
+                logits = reference.feed(tokens[inside], rope)
                 lse = np.log(np.exp(logits).sum(-1))
-                nll = lse - logits[np.arange(own.sum()), targets[own]]
+                nll = lse - logits[np.arange(inside.sum()), targets[inside]]
                 if batch is long:
                     peaks = np.maximum(peaks, reference.peaks)
-                for seen, (loss, weight) in enumerate(zip(nll, weights[own], strict=True)):
-                    band = "short" if batch is short else seen.bit_length()  # 0, 1, 2-3, 4-7, ...
+                for context, (loss, weight) in enumerate(zip(nll, weights[inside], strict=True)):
+                    # The bands of the long batch are 0, 1, 2-3, 4-7, ...
+                    band = "short" if batch is short else context.bit_length()
                     total = sums.setdefault(band, np.zeros(2))
                     total += np.array([loss * weight, weight])
     means = {band: nll / weight for band, (nll, weight) in sums.items()}
@@ -181,11 +165,9 @@ def test_the_alarm_is_printed_and_the_reference_survives_a_resume(texts, tmp_pat
     wild = tiny_experiment(texts, steps=4, monitor_every=2, drift_alarm=0.5, log_every=5)
     wild = dataclasses.replace(wild, optim=dataclasses.replace(wild.optim, learning_rate=0.5))
     _, _, monitor_rows = start(wild, tmp_path / "run")
-    assert (
-        capsys.readouterr().err.count("alarm: step ")
-        == sum("alarm" in row for row in monitor_rows)
-        > 0
-    )
+    num_alarms = sum("alarm" in row for row in monitor_rows)
+    assert num_alarms > 0
+    assert capsys.readouterr().err.count("alarm: step ") == num_alarms
     for row in monitor_rows:
         assert ("alarm" in row) == (row["short_drift"] > 0.5)
     longer = dataclasses.replace(wild, train=dataclasses.replace(wild.train, steps=6))
@@ -208,9 +190,8 @@ def test_many_devices_measure_the_same(texts):
             tiny_experiment(texts), trainable=LoRA(rank=2, dropout=0.1), mesh=mesh
         )
         params = experiment.trainable.init(tiny_base().params, 0)
-        return Monitor(experiment, tiny_base(), experiment.data.open(ByteTokenizer()), None).row(
-            0, params, {}
-        )
+        rows = experiment.data.open(ByteTokenizer())
+        return Monitor(experiment, tiny_base(), rows, None).row(0, params, {})
 
     alone = monitor_row(Mesh())
     for mesh in (Mesh(fsdp=2, seq=2), Mesh(data=2, tensor=2)):
@@ -235,11 +216,13 @@ def test_speed_leaves_out_the_first_step_and_excluded_time(monkeypatch):
     now = [100.0]
     rows = []
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    experiment = tiny_experiment(None, steps=9, log_every=4)  # 4 rows of 64 tokens
+    # 4 rows of 64 tokens.
+    experiment = tiny_experiment(None, steps=9, log_every=4)
     meter = metrics.Metrics(experiment, rows.append, seconds_at_peak=0.5)
-    good = {name: jnp.float32(1) for name in ("loss", "grad_norm", "weight")}
+    values = {name: jnp.float32(1) for name in ("loss", "grad_norm", "weight")}
     for step in range(1, 10):
-        meter.record(step, good)  # reads the step before
+        # This reads the step before.
+        meter.record(step, values)
         now[0] += 60 if step == 1 else 2
         if step == 6:
             with meter.exclude():
@@ -250,7 +233,7 @@ def test_speed_leaves_out_the_first_step_and_excluded_time(monkeypatch):
     assert [row["step"] for row in rows if "learning_rate" in row] == [1, 4, 8, 9]
 
 
-def test_seconds_at_peak_of_7b_by_the_papers_formula():
+def test_seconds_at_peak_of_7b_by_the_formula_of_palm():
     """PaLM, appendix B: 6 N + 12 L H Q T FLOPs per token, half of the latter with a causal mask."""
     experiment = load_experiment(RECIPE)
     batch = experiment.train.batch_size * experiment.train.accumulate
@@ -258,7 +241,8 @@ def test_seconds_at_peak_of_7b_by_the_papers_formula():
     experiment = dataclasses.replace(
         experiment, train=dataclasses.replace(experiment.train, dtype="bfloat16")
     )
-    multiplies = 6_738_415_616 - 32000 * 4096 - 65 * 4096  # no embedding, no norms
+    # No embedding, no norms.
+    multiplies = 6_738_415_616 - 32000 * 4096 - 65 * 4096
     work = batch * 8192 * (6 * multiplies + 12 * 32 * 32 * 128 * 8193 / 2)
     seconds = seconds_at_peak(experiment, SHAPES["llama2-7b"], "NVIDIA H100 80GB HBM3", 8)
     assert seconds == pytest.approx(work / (8 * 989e12), rel=1e-9)

@@ -26,11 +26,9 @@ def test_by_steps_by_signals_and_by_the_caller() -> None:
     received = []
     stop = threading.Event()
     policy = StoppingPolicy(SETTINGS, received, stop)
-    assert [policy.after(done) for done in (9, 10, 100)] == [
-        (False, False),
-        (True, False),
-        (True, False),
-    ]
+    assert policy.after(9) == (False, False)
+    assert policy.after(10) == (True, False)
+    assert policy.after(100) == (True, False)
     assert policy.exit_code() is None
     stop.set()
     assert policy.after(11) == (True, True)
@@ -47,9 +45,11 @@ def test_by_minutes_since_the_last_checkpoint(monkeypatch) -> None:
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
     policy = StoppingPolicy(dataclasses.replace(SETTINGS, checkpoint_minutes=0.5), [], None)
     saves = []
-    for done in range(1, 15):  # 12 seconds a step
+    for step in range(1, 15):
         now += 12
-        saves += [done] * policy.after(done)[0]
+        save, _ = policy.after(step)
+        if save:
+            saves.append(step)
     assert saves == [3, 6, 9, 10, 13]
 
 
@@ -65,7 +65,8 @@ def test_all_processes_do_the_largest_request(monkeypatch) -> None:
         policy.poll()
         return policy.after(3)
 
-    assert next_step() == (False, False)  # only the primary process looks at the clock
+    # Only the primary process looks at the clock.
+    assert next_step() == (False, False)
     others = stopping.Request.SAVE
     assert next_step() == (True, False)
     others = stopping.Request.TERMINATE
@@ -102,21 +103,20 @@ def test_a_run_keeps_as_many_checkpoints_as_set_with_their_mean_loss(tmp_path: P
     train(experiment, run, tiny_base(), sinks=[Sink()], progress=False)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["4", "6", "8"]
     for step in (4, 6, 8):
-        assert recorded_facts(run.checkpoints / str(step)) == {
-            "loss": pytest.approx(sum(losses[step - 2 : step]) / 2)
-        }
+        mean = sum(losses[step - 2 : step]) / 2
+        assert recorded_facts(run.checkpoints / str(step)) == {"loss": pytest.approx(mean)}
 
 
 def test_a_process_makes_its_own_rows_and_the_positions_of_all(tmp_path: Path) -> None:
     rows = Files(str(write_texts(tmp_path / "texts"))).open(ByteTokenizer())
     options = {"seed": 0, "step": 5, "batch_size": 6, "seq_len": 32}
-    whole = make_batch(rows, Contiguous(), **options)
-    mine = make_batch(rows, Contiguous(), **options, own={1, 4})
-    np.testing.assert_array_equal(mine.positions, whole.positions)
+    everything = make_batch(rows, Contiguous(), **options)
+    own = make_batch(rows, Contiguous(), **options, own={1, 4})
+    np.testing.assert_array_equal(own.positions, everything.positions)
     for name in ("tokens", "targets", "weights", "segment_ids"):
-        ours = getattr(mine, name)
-        all_of_them = getattr(whole, name)
-        assert ours.dtype == all_of_them.dtype
-        assert all_of_them.any(axis=1).all()
-        np.testing.assert_array_equal(ours[[1, 4]], all_of_them[[1, 4]])
-        assert not ours[[0, 2, 3, 5]].any()
+        own_rows = getattr(own, name)
+        all_rows = getattr(everything, name)
+        assert own_rows.dtype == all_rows.dtype
+        assert all_rows.any(axis=1).all()
+        np.testing.assert_array_equal(own_rows[[1, 4]], all_rows[[1, 4]])
+        assert not own_rows[[0, 2, 3, 5]].any()
