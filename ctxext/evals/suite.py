@@ -197,7 +197,7 @@ def _controls(evaluation: Eval, config: SuiteConfig) -> tuple[Eval, ...]:
 
 def _required(path: Path | None, name: str, option: str) -> Path:
     if path is None:
-        raise ValueError(f"{name} reads a file of yours: give {option}")
+        raise ValueError(f"{name} reads a file that you provide: give {option}")
     return path
 
 

@@ -24,7 +24,7 @@ def client() -> Any:
 def on_tpu() -> bool:
     """Whether jax found TPU chips in this machine when it was imported.
 
-    Raises ValueError if this jax no longer tells.
+    Raises ValueError if this jax no longer has that function.
     """
     return bool(_private(ON_TPU, "say with --num-processes 1 that there is no other process"))
 

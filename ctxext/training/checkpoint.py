@@ -194,7 +194,7 @@ def find_step(directory: Path, which: int | str = "latest") -> int:
     """Find the steps done in the complete checkpoint `which` under `directory`.
 
     which: "latest", "best" (the lowest training loss), or a number of steps. Raises ValueError,
-    listing the checkpoints there are, if there is no such one.
+    listing the existing checkpoints, if there is no such checkpoint.
     """
     with _reader(directory) as manager:
         steps = sorted(manager.all_steps())

@@ -199,7 +199,7 @@ def test_other_words_are_other_questions(tmp_path):
             ValueError, match="must hold a JSON object of texts with the keys statement, noise, n"
         ):
             read_wording(path)
-    with pytest.raises(ValueError, match="needle must say {key}"):
+    with pytest.raises(ValueError, match="needle must contain {key}"):
         Wording(needle="nothing")
 
 

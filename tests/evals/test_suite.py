@@ -76,7 +76,9 @@ def test_every_name_gives_records_with_their_own_items(name: str):
 def test_evaluations_of_user_files(tmp_path):
     with pytest.raises(ValueError, match="qa asks the questions of a file: give --questions FILE"):
         evaluations(["qa"], SMALL)
-    with pytest.raises(ValueError, match="ruler:reference reads a file of yours: give --ruler DIR"):
+    with pytest.raises(
+        ValueError, match="ruler:reference reads a file that you provide: give --ruler DIR"
+    ):
         evaluations(["ruler:reference"], SMALL)
     (tmp_path / "niah_single_1.jsonl").write_text(
         json.dumps({"input": "a 17 b", "outputs": ["17"]}) + "\n"

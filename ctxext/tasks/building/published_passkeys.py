@@ -40,7 +40,9 @@ class Wording:
 
     def __post_init__(self) -> None:
         if "{key}" not in self.needle or not self.noise:
-            raise ValueError("a passkey's needle must say {key}, and its noise must not be empty")
+            raise ValueError(
+                "a passkey's needle must contain {key}, and its noise must not be empty"
+            )
 
 
 def read_wording(path: str | Path) -> Wording:
