@@ -30,7 +30,8 @@ class Requirement(NamedTuple):
 
     def how_to_prepare(self, tokenizer: str) -> str:
         """The sentence for a missing text, with the command that makes it."""
-        size, min_tokens = "", ""
+        size = ""
+        min_tokens = ""
         if self.tokens:
             size = f"{self.documents} documents of at least {self.tokens:,} tokens: "
             min_tokens = f" --min-tokens {self.tokens + 2}"  # `prepare` counts BOS and EOS

@@ -60,6 +60,6 @@ def table(differences: Sequence[Difference]) -> str:
 
 
 def _number(value: Any) -> str:
-    return (
-        f"{value:.4f}" if isinstance(value, float) else "" if value in (None, "N/A") else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value in (None, "N/A") else str(value)

@@ -110,7 +110,8 @@ def _open_against(
     base = None
     if isinstance(against, str | Path) and peft.is_adapter(path):
         if not loading.is_run(loading.locate(against)):
-            base, against = against, None
+            base = against
+            against = None
     if isinstance(against, str | Path):
         against = loading.load(against, checkpoint=checkpoint)
     elif checkpoint != "latest":

@@ -55,7 +55,8 @@ class MetaReference(ReferenceReader):
         self._shards = [open_shard(file) for file in files]
 
     def weight(self, name: str) -> np.ndarray:
-        stem, prefix = name.removesuffix(".weight"), ""
+        stem = name.removesuffix(".weight")
+        prefix = ""
         if stem.startswith("model.layers."):
             _, _, layer, stem = stem.split(".", 3)
             prefix = f"layers.{layer}."

@@ -21,10 +21,11 @@ class Axis:
 
     def at(self, value: float, start: float, end: float) -> float:
         """The pixel of a value between those of both ends; values outside are drawn at the edge."""
-        low, high, x = self.low, self.high, value
+        low, high = self.low, self.high
         if self.log:
-            low, high, x = math.log(low), math.log(high), math.log(max(value, 1e-300))
-        share = min(1.0, max(0.0, (x - low) / (high - low)))
+            low, high = math.log(low), math.log(high)
+            value = math.log(max(value, 1e-300))
+        share = min(1.0, max(0.0, (value - low) / (high - low)))
         return round(start + share * (end - start), 1)
 
 
