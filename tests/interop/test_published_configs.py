@@ -1,4 +1,4 @@
-"""config.json of published models: read as transformers reads it, or refused as unclear."""
+"""config.json of published models: read as transformers reads it, or refused as ambiguous."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def linear(factor: float) -> dict[str, Any]:
     return {"factor": factor, "type": "linear"}
 
 
-# name -> (file, shape that is also published here or None, scaling, L, L')
+# name -> (file, the equal entry of SHAPES or None, scaling, original window, extended window)
 PUBLISHED: dict[str, tuple[dict[str, Any], str | None, RopeScaling, int, int]] = {
     "Llama 1": (LLAMA1, "llama1-7b", Unscaled(), 2048, 2048),
     "Llama 1, first conversion": (
@@ -314,14 +314,13 @@ def read(tmp_path, data):
 def test_published_config(tmp_path, name):
     data, shape, scaling, window, length = PUBLISHED[name]
     config, read_scaling = read(tmp_path, data)
-    assert (read_scaling, config.max_position_embeddings, hf.window(tmp_path)) == (
-        scaling,
-        window,
-        length,
-    )
-    if shape:  # what is not of the function may differ
-        free = {key: getattr(SHAPES[shape], key) for key in ("pad_token_id",)}
-        assert dataclasses.replace(config, **free) == SHAPES[shape]
+    assert read_scaling == scaling
+    assert config.max_position_embeddings == window
+    assert hf.window(tmp_path) == length
+    if shape:
+        # The padding token does not affect the model's function and may differ.
+        pad = SHAPES[shape].pad_token_id
+        assert dataclasses.replace(config, pad_token_id=pad) == SHAPES[shape]
     again = hf.config_json(config, read_scaling, seq_len=length, dtype="float16")
     assert read(tmp_path, again) == (config, read_scaling)
     assert hf.window(tmp_path) == length
@@ -336,19 +335,18 @@ def test_transformers_reads_the_same_frequencies(tmp_path, name):
     data, _, _, _, length = PUBLISHED[name]
     config, scaling = read(tmp_path, data)
     theirs = transformers.LlamaConfig(**json.loads(json.dumps(data)))
-    assert (theirs.num_key_value_heads, theirs.head_dim) == (
-        config.num_key_value_heads,
-        config.head_dim,
-    )
+    assert theirs.num_key_value_heads == config.num_key_value_heads
+    assert theirs.head_dim == config.head_dim
     rotary = LlamaRotaryEmbedding(theirs)
-    rotary(torch.zeros(1), torch.tensor([[length - 1]]))  # lets dynamic types see the length
+    # Dynamic types adapt to the length of this call.
+    rotary(torch.zeros(1), torch.tensor([[length - 1]]))
     ours = scaling.rope(config.rope_base(), length)
     np.testing.assert_allclose(rotary.inv_freq.numpy(), ours.inv_freq, rtol=1e-6)
     assert rotary.attention_scaling == pytest.approx(ours.attention_factor, rel=1e-7)
 
 
 def test_the_numbers_of_yarn_and_llama_31(tmp_path):
-    """By the papers' formulas: m = 0.1 ln 16 + 1, and waves longer than L are stretched by 8."""
+    """By the papers' formulas: m = 0.1 ln 16 + 1; llama3 divides the lowest frequencies by 8."""
     config, scaling = read(tmp_path, PUBLISHED["YaRN Llama 2 64k"][0])
     rope = scaling.rope(config.rope_base(), 65536)
     assert rope.attention_factor == pytest.approx(0.1 * math.log(16) + 1)
@@ -362,8 +360,8 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        # Llama 1 times two, or Llama 2 times two as LongLoRA's 8k? The frequencies are the same,
-        # but the window is not.
+        # Either Llama 1 times two, or Llama 2 times two as in LongLoRA's 8k: the frequencies are
+        # the same, but the windows are not.
         (
             {"rope_scaling": linear(2.0)},
             "may start from 2048 tokens or from 4096; add original_max_position",
@@ -372,7 +370,7 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
             {"rope_scaling": linear(3.0), "max_position_embeddings": 16384},
             "not a multiple of the linear factor 3",
         ),
-        # LongChat 16k condenses positions by eight in its own code, and in no file.
+        # LongChat 16k divides positions by eight in its own code, and no file declares it.
         (
             {"max_position_embeddings": 2048, "max_sequence_length": 16384},
             "max_sequence_length 16384 is longer than max_position_embeddings 2048, .* factor 8",
@@ -428,7 +426,7 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
     ],
     ids=lambda x: "" if isinstance(x, dict) else x[:40],
 )
-def test_what_is_unclear_is_refused(tmp_path, changes, message):
+def test_an_ambiguous_config_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path, LLAMA2 | changes)
     assert "\n" not in str(error.value)
@@ -436,7 +434,7 @@ def test_what_is_unclear_is_refused(tmp_path, changes, message):
 
 
 def test_su_of_the_first_longrope_files_is_read(tmp_path):
-    """transformers 5 no longer knows the name, but the lists are enough."""
+    """transformers 5 no longer knows the name `su`, but the lists are enough."""
     long = np.linspace(1, 8, 64).tolist()
     spec = {"type": "su", "short_factor": [1.0] * 64, "long_factor": long}
     data = LLAMA2 | {

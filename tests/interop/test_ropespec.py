@@ -1,4 +1,4 @@
-"""The rope keys of config.json, against transformers' own reading of them, and every refusal."""
+"""The rope keys of config.json, compared with transformers' own reading, and every refusal."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def short(value) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class NobodyKnowsThis(RopeScaling):
-    """A static method that no format has a type for; its lowest pairs stand still."""
+    """A static method that no format has a type for; its lowest pairs do not rotate."""
 
     def rope(self, base, seq_len):
         return Rope(np.where(np.arange(64) < 60, base.inv_freq * 0.9, 0.0), 1.1)
@@ -83,22 +83,27 @@ class FollowsLength(NobodyKnowsThis):
 
 
 def config_json(scaling, config=LLAMA2, seq_len=8192):
-    return json.loads(
-        json.dumps(
-            hf.config_json(config, scaling, seq_len=seq_len, dtype="float32"), allow_nan=False
-        )
-    )
+    data = hf.config_json(config, scaling, seq_len=seq_len, dtype="float32")
+    return json.loads(json.dumps(data, allow_nan=False))
+
+
+def assert_same_rope(actual: RopeScaling, expected: RopeScaling, atol: float) -> None:
+    base = LLAMA2.rope_base()
+    actual_rope = actual.rope(base, 8192)
+    expected_rope = expected.rope(base, 8192)
+    np.testing.assert_allclose(actual_rope.inv_freq, expected_rope.inv_freq, rtol=1e-14, atol=atol)
+    assert actual_rope.attention_factor == expected_rope.attention_factor
 
 
 @pytest.mark.parametrize("scaling", NATIVE, ids=short)
 def test_round_trip_is_exact(scaling):
     theta, window, again = rope_from_config(config_json(scaling))
-    if type(scaling) in (NTK, ABF):  # written as plain RoPE with another theta
+    if type(scaling) in (NTK, ABF):
+        # Written as plain RoPE with another theta.
         assert again == Unscaled()
         assert window == 4096
-        assert theta == pytest.approx(
-            5e5 if type(scaling) is ABF else 10000 * 4 ** (128 / 126), rel=1e-15
-        )
+        expected = 5e5 if type(scaling) is ABF else 10000 * 4 ** (128 / 126)
+        assert theta == pytest.approx(expected, rel=1e-15)
     elif type(scaling) is NTKByParts:
         assert again == Yarn(4.0, attention_factor=1.0, truncate=False)
     else:
@@ -110,13 +115,11 @@ def test_a_static_method_without_its_own_type_becomes_longrope(scaling):
     data = config_json(scaling)
     assert data["rope_scaling"]["rope_type"] == "longrope"
     assert data["max_position_embeddings"] >= 8192
-    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (scaling, rope_from_config(data)[2]))
-    np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=2e-12)
-    assert got.attention_factor == want.attention_factor
+    assert_same_rope(rope_from_config(data)[2], scaling, atol=2e-12)
 
 
 @pytest.mark.parametrize("message", REFUSED, ids=short)
-def test_what_no_file_can_represent_is_refused(message):
+def test_methods_that_no_file_can_represent_are_refused(message):
     with pytest.raises(ValueError, match=message):
         config_json(REFUSED[message])
 
@@ -126,7 +129,7 @@ def test_what_no_file_can_represent_is_refused(message):
     "place", ["rope_scaling su", "rope_scaling longrope", "rope_parameters longrope"]
 )
 def test_published_longrope_configs(place, at_top):
-    """L at the top or inside; the factor is the ratio of both lengths, and m follows from it."""
+    """The original window is at the top or inside; the ratio of both windows is the factor."""
     key, name = place.split()
     spec = {
         "type" if key == "rope_scaling" else "rope_type": name,
@@ -150,11 +153,8 @@ def test_lengths_and_both_forms_come_from_one_object():
     data = config_json(Yarn(4.0))
     assert data["max_position_embeddings"] == 16384
     assert type(data["max_position_embeddings"]) is int
-    assert (
-        data["original_max_position_embeddings"]
-        == 4096
-        == data["rope_scaling"]["original_max_position_embeddings"]
-    )
+    assert data["original_max_position_embeddings"] == 4096
+    assert data["rope_scaling"]["original_max_position_embeddings"] == 4096
     assert data["rope_parameters"] == data["rope_scaling"] | {"rope_theta": 10000.0}
     assert "attention_factor" not in data["rope_scaling"]
     assert "mscale" not in data["rope_scaling"]
@@ -175,10 +175,8 @@ def test_longrope_holds_any_static_spectrum():
     assert spec["attention_factor"] == spec["short_mscale"] == spec["long_mscale"] == 1.1
     assert spec["long_factor"][-1] == LARGEST_DIVISOR
     _, _, again = rope_from_config(config_json(NobodyKnowsThis()))
-    want, got = (s.rope(LLAMA2.rope_base(), 8192) for s in (NobodyKnowsThis(), again))
-    np.testing.assert_allclose(got.inv_freq, want.inv_freq, rtol=1e-14, atol=1e-12)
-    assert got.attention_factor == want.attention_factor
-    # transformers 4 would read a factor without a whole window differently, so yarn is written so.
+    assert_same_rope(again, NobodyKnowsThis(), atol=1e-12)
+    # transformers 4 misreads a yarn factor that does not give a whole window, so longrope is used.
     assert config_json(Yarn(1.3))["rope_scaling"]["rope_type"] == "longrope"
     with pytest.raises(ValueError, match="FollowsLength changes its frequencies with the length"):
         config_json(FollowsLength())
@@ -187,28 +185,24 @@ def test_longrope_holds_any_static_spectrum():
 @pytest.mark.parametrize("form", ["v4", "v5", "both"])
 @pytest.mark.parametrize("scaling", [*NATIVE, *GENERIC, NobodyKnowsThis()], ids=short)
 def test_transformers_reads_our_frequencies(scaling, form):
+    import torch
     import transformers
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    removed = {"v4": ["rope_parameters"], "v5": ["rope_scaling", "rope_theta"], "both": []}
     data = config_json(scaling)
-    for key in {"v4": ["rope_parameters"], "v5": ["rope_scaling", "rope_theta"], "both": []}[form]:
+    for key in removed[form]:
         del data[key]
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**data))
-    import torch
-
-    length = hf_length(scaling)
-    theirs(torch.zeros(1), torch.tensor([[length - 1]]))  # lets dynamic types see the length
+    length = 12288 if scaling.depends_on_length else 8192
+    # Dynamic types adapt to the length of this call.
+    theirs(torch.zeros(1), torch.tensor([[length - 1]]))
     ours = scaling.rope(LLAMA2.rope_base(), length)
     np.testing.assert_allclose(theirs.inv_freq.numpy(), ours.inv_freq, rtol=1e-6, atol=2e-12)
     assert theirs.attention_scaling == pytest.approx(ours.attention_factor, rel=1e-7)
     base = LLAMA2.rope_base().inv_freq
-    assert (np.abs(ours.inv_freq / base - 1).max() > 1e-3) == (scaling != Unscaled()), (
-        "a scaling that does nothing"
-    )
-
-
-def hf_length(scaling) -> int:
-    return 12288 if scaling.depends_on_length else 8192
+    changes_frequencies = np.abs(ours.inv_freq / base - 1).max() > 1e-3
+    assert changes_frequencies == (scaling != Unscaled()), "a scaling that does nothing"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +249,7 @@ def test_we_read_what_transformers_reads(rope, caplog):
     assert config.rope_theta == 5000.0
 
 
-def test_linear_without_an_original_window_warns_what_it_assumes(caplog):
+def test_linear_without_an_original_window_warns_of_the_assumed_one(caplog):
     data = {"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
     with caplog.at_level(logging.WARNING, "ctxext"):
         assert rope_from_config(data) == (10000.0, 4096, Linear(4.0))
@@ -276,10 +270,8 @@ def test_golden_yarn_config_of_a_published_llama2():
     theta, window, scaling = rope_from_config(
         {"max_position_embeddings": 8192, "rope_scaling": spec}
     )
-    rope = scaling.rope(
-        dataclasses.replace(LLAMA2, rope_theta=theta, max_position_embeddings=window).rope_base(),
-        8192,
-    )
+    config = dataclasses.replace(LLAMA2, rope_theta=theta, max_position_embeddings=window)
+    rope = scaling.rope(config.rope_base(), 8192)
     np.testing.assert_allclose(
         rope.inv_freq[[20, 30, 40]], [5.62341288e-2, 1.07707502e-2, 1.94601715e-3], rtol=1e-6
     )
@@ -393,7 +385,7 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
     ],
     ids=lambda x: "" if isinstance(x, dict) else x[:40],
 )
-def test_what_is_not_understood_is_refused(data, message, tmp_path):
+def test_unknown_or_contradictory_keys_are_refused(data, message, tmp_path):
     fields = dataclasses.asdict(TINY) | {"model_type": "llama", "max_position_embeddings": 128}
     del fields["rope_theta"]
     (tmp_path / "config.json").write_text(json.dumps(fields | data))

@@ -1,4 +1,4 @@
-"""Checkpoints that only pass through: the same bits, little memory, all or nothing."""
+"""Checkpoints that are converted without a model: the same bits, little memory, all or nothing."""
 
 import dataclasses
 import json
@@ -34,10 +34,12 @@ WORDS = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
 
 
 def checkpoint(path: Path, config=TINY, dtype="float32", scaling=None) -> Path:
-    """Written without the code under test, but for config.json and the tokenizer."""
-    kind = numpy_dtype(dtype)
+    """A checkpoint whose weights are written without the code under test."""
     params = slots(random_params(config))
-    values = {name: np.ascontiguousarray(slot.get()).astype(kind) for name, slot in params.items()}
+    values = {
+        name: np.ascontiguousarray(slot.get()).astype(numpy_dtype(dtype))
+        for name, slot in params.items()
+    }
     path.mkdir()
     save_file(values, path / "model.safetensors", metadata={"format": "pt"})
     settings = hf.config_json(
@@ -50,11 +52,10 @@ def checkpoint(path: Path, config=TINY, dtype="float32", scaling=None) -> Path:
 
 
 def read_all(path: Path) -> dict[str, np.ndarray]:
-    return {
-        name: value
-        for file in path.glob("*.safetensors")
-        for name, value in load_file(file).items()
-    }
+    tensors = {}
+    for file in path.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
 
 
 @pytest.mark.parametrize("dtype", WORDS)
@@ -63,20 +64,21 @@ def test_in_and_out_again_changes_no_bit(tmp_path, shape, dtype):
     first = checkpoint(tmp_path / "first", SHAPES[shape], dtype)
     convert(first, tmp_path / "base")
     convert(tmp_path / "base", tmp_path / "last", max_shard_size=40_000)
-    want, got = read_all(first), read_all(tmp_path / "last")
-    assert want.keys() == got.keys()
+    expected = read_all(first)
+    actual = read_all(tmp_path / "last")
+    assert expected.keys() == actual.keys()
     assert len([*(tmp_path / "last").glob("*.safetensors")]) > 3
-    for name, value in want.items():
-        assert value.dtype == got[name].dtype == numpy_dtype(dtype)
-        np.testing.assert_array_equal(value.view(WORDS[dtype]), got[name].view(WORDS[dtype]), name)
+    for name, value in expected.items():
+        assert value.dtype == actual[name].dtype == numpy_dtype(dtype)
+        bits = value.view(WORDS[dtype])
+        np.testing.assert_array_equal(actual[name].view(WORDS[dtype]), bits, name)
     assert hf.read_config(first) == hf.read_config(tmp_path / "last") == (SHAPES[shape], Unscaled())
-    assert (first / "tokenizer.model").read_bytes() == (
-        tmp_path / "last" / "tokenizer.model"
-    ).read_bytes()
+    model = (first / "tokenizer.model").read_bytes()
+    assert (tmp_path / "last" / "tokenizer.model").read_bytes() == model
 
 
 @pytest.mark.parametrize("dtype", WORDS)
-def test_files_are_those_of_the_library(tmp_path, dtype):
+def test_files_equal_those_of_the_library(tmp_path, dtype):
     kind = numpy_dtype(dtype)
     rng = np.random.default_rng(0)
     shapes = {"a.weight": (3, 5), "b": (7,), "c.é": (), "d": (0, 4), "e": (2, 1, 3)}
@@ -89,7 +91,7 @@ def test_files_are_those_of_the_library(tmp_path, dtype):
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
-def test_a_method_on_the_way_is_that_of_a_loaded_model(tmp_path):
+def test_converting_with_a_method_equals_exporting_a_loaded_model(tmp_path):
     source = checkpoint(tmp_path / "m", dtype="float16")
     convert(source, tmp_path / "passed", methods=[Yarn(4.0)], dtype="bfloat16")
     export(load(source, method=Yarn(4.0)), tmp_path / "loaded", dtype="bfloat16")
@@ -102,7 +104,7 @@ def test_a_method_on_the_way_is_that_of_a_loaded_model(tmp_path):
         ).read_bytes(), name
 
 
-def test_dtype_and_window_are_kept_unless_asked(tmp_path):
+def test_dtype_and_window_are_kept_by_default(tmp_path):
     source = checkpoint(tmp_path / "m", dtype="float16", scaling=Linear(4.0))
     convert(source, tmp_path / "same")
     assert hf.window(tmp_path / "same") == LENGTH
@@ -113,7 +115,8 @@ def test_dtype_and_window_are_kept_unless_asked(tmp_path):
         name: x.astype(ml_dtypes.bfloat16) if "norm" in name else x for name, x in stored.items()
     }
     save_file(mixed, source / "model.safetensors")
-    convert(source, tmp_path / "mixed")  # neither of the two 16-bit types holds the other
+    # Neither of the two 16-bit types holds every number of the other.
+    convert(source, tmp_path / "mixed")
     for name, value in read_all(tmp_path / "mixed").items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, mixed[name].astype(np.float32), name)
@@ -122,7 +125,7 @@ def test_dtype_and_window_are_kept_unless_asked(tmp_path):
 @pytest.mark.parametrize("dtype", WORDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, BLOCK + 10, -1])
-def test_every_element_is_looked_at(tmp_path, dtype, bad, at):
+def test_every_element_is_checked(dtype, bad, at):
     values = np.full(BLOCK + 100_000, 3e4, numpy_dtype(dtype))
     np.testing.assert_array_equal(cast(values, values.dtype, "x"), values)
     values[at] = bad
@@ -130,13 +133,11 @@ def test_every_element_is_looked_at(tmp_path, dtype, bad, at):
         cast(values, values.dtype, "x")
 
 
-def test_nothing_is_written_of_a_checkpoint_that_is_wrong_in_the_middle(tmp_path):
+def test_a_checkpoint_that_is_corrupt_in_the_middle_leaves_nothing(tmp_path):
     source = checkpoint(tmp_path / "m")
     stored = load_file(source / "model.safetensors")
-    save_file(
-        stored | {"model.norm.weight": stored["model.norm.weight"] * np.nan},
-        source / "model.safetensors",
-    )
+    stored["model.norm.weight"] = stored["model.norm.weight"] * np.nan
+    save_file(stored, source / "model.safetensors")
     with pytest.raises(ValueError, match="model.norm.weight is not finite"):
         convert(source, tmp_path / "out")
     with pytest.raises(ValueError, match="SelfExtend is a way to run a model"):
@@ -148,10 +149,10 @@ def test_nothing_is_written_of_a_checkpoint_that_is_wrong_in_the_middle(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "run"]
 
 
-def run_apart(script: str, *arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
-    )
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a Python script in its own process."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 MEMORY = """
@@ -163,7 +164,7 @@ def peak():
     lines = open("/proc/self/status")
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
-# A small one first, which imports and compiles what is needed.
+# A small checkpoint first, to import and compile everything.
 convert(sys.argv[1], sys.argv[3], methods=[Yarn(2.0)])
 before = peak()
 convert(sys.argv[2], sys.argv[4], methods=[Yarn(4.0)])
@@ -172,9 +173,9 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="needs Linux's account of memory"
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc/self/status"
 )
-def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
+def test_a_conversion_holds_one_tensor_not_the_checkpoint(tmp_path):
     config = dataclasses.replace(
         TINY, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, head_dim=256
     )
@@ -198,9 +199,8 @@ def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path):
     checkpoint(tmp_path / "small")
     size = sum(file.stat().st_size for file in (tmp_path / "big").glob("*.safetensors"))
     largest = 2 * max(int(np.prod(shape)) for shape in shapes.values())
-    done = run_apart(
-        MEMORY, *(tmp_path / name for name in ("small", "big", "small out", "big out"))
-    )
+    folders = [tmp_path / name for name in ("small", "big", "small out", "big out")]
+    done = run_script(MEMORY, *folders)
     assert done.returncode == 0, done.stderr
     assert size > 180e6
     assert largest < 10e6
@@ -229,37 +229,40 @@ convert(sys.argv[1], sys.argv[2], max_shard_size=int(sys.argv[3]))
 @pytest.mark.parametrize("max_shard_size", [10**9, 60_000])
 def test_a_killed_export_never_looks_finished(tmp_path, max_shard_size):
     checkpoint(tmp_path / "m")
-    done = run_apart(KILLED, tmp_path / "m", tmp_path / "out", max_shard_size)
+    done = run_script(KILLED, tmp_path / "m", tmp_path / "out", max_shard_size)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    left = next(path for path in tmp_path.iterdir() if path.name.startswith(".out."))
-    assert [*left.glob("*.safetensors")], "it died before it wrote any"
+    partial = next(path for path in tmp_path.iterdir() if path.name.startswith(".out."))
+    assert [*partial.glob("*.safetensors")], "killed before it wrote a file"
     with pytest.raises(ValueError, match="cut off or corrupt|has neither model.safetensors nor"):
-        find_weights(left, TINY)
+        find_weights(partial, TINY)
     convert(tmp_path / "m", tmp_path / "other")
-    assert left.exists(), "what is left of one export is not for another to remove"
+    assert partial.exists(), "an export removes only its own partial files"
     convert(tmp_path / "m", tmp_path / "out")
     assert hf.read_config(tmp_path / "out")[0] == TINY
-    assert not left.exists()
+    assert not partial.exists()
 
 
-def test_links_out_of_the_directory_are_refused_but_for_the_cache_of_the_hub(tmp_path):
+def test_links_out_of_the_directory_are_refused_except_into_the_hub_cache(tmp_path):
     source = checkpoint(tmp_path / "m")
-    (tmp_path / "elsewhere").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     for name in ("model.safetensors", "tokenizer.model", "config.json"):
-        (source / name).rename(tmp_path / "elsewhere" / name)
-        (source / name).symlink_to(tmp_path / "elsewhere" / name)
+        (source / name).rename(elsewhere / name)
+        (source / name).symlink_to(elsewhere / name)
         with pytest.raises(
             ValueError, match=f"{name} is a link to .*elsewhere.*put a copy there instead"
         ):
             load(source)
         (source / name).unlink()
-        (tmp_path / "elsewhere" / name).rename(source / name)
+        (elsewhere / name).rename(source / name)
+    # A link within the directory is fine.
     (source / "model.safetensors").rename(source / "weights.safetensors")
-    (source / "model.safetensors").symlink_to("weights.safetensors")  # within
+    (source / "model.safetensors").symlink_to("weights.safetensors")
     (tmp_path / "linked").symlink_to(source)
     assert load(tmp_path / "linked").config == TINY
-    snapshot, blobs = (tmp_path / "models--x" / name for name in ("snapshots/0123", "blobs"))
+    snapshot = tmp_path / "models--x" / "snapshots" / "0123"
+    blobs = tmp_path / "models--x" / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for number, file in enumerate(source.iterdir()):
