@@ -34,6 +34,7 @@ POSITIONS = np.unique(np.r_[0:300, np.geomspace(300, 131071, 2000).astype(int), 
 
 
 def exact(rope: Rope, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tables of cosines and sines, computed in extended precision."""
     angles = positions[..., None] * np.asarray(rope.inv_freq, np.longdouble)
     tables = np.cos(angles), np.sin(angles)
     return tuple(np.asarray(rope.attention_factor * table, np.float64) for table in tables)
@@ -48,8 +49,8 @@ def tables(rotation, positions):
 def test_tables_are_exact_at_any_position(scaling: RopeScaling):
     rope = scaling.rope(LLAMA2, 131072)
     for compute in (tables, lambda rotation, p: rotation.tables(p)):
-        got = compute(rope.rotation(), jnp.asarray(POSITIONS, jnp.int32))
-        for actual, expected in zip(got, exact(rope, POSITIONS), strict=True):
+        computed = compute(rope.rotation(), jnp.asarray(POSITIONS, jnp.int32))
+        for actual, expected in zip(computed, exact(rope, POSITIONS), strict=True):
             assert actual.dtype == jnp.float32
             assert actual.shape == (len(POSITIONS), 64)
             assert abs(np.asarray(actual, np.float64) - expected).max() <= 1e-6
@@ -58,10 +59,10 @@ def test_tables_are_exact_at_any_position(scaling: RopeScaling):
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**31 - 1), st.floats(1e-7, 1.0), st.floats(0.5, 2.0))
 def test_tables_are_exact_for_any_frequency(position: int, frequency: float, m: float):
-    """Up to 2^31 the float64 frequency itself is the limit: p f 2^-53 radians."""
+    """Up to 2^31 the precision is limited by the float64 frequency itself: p f 2^-53 radians."""
     rope = Rope(np.array([frequency]), m)
-    got = tables(rope.rotation(), jnp.array([position], jnp.int32))
-    for actual, expected in zip(got, exact(rope, np.array([position])), strict=True):
+    computed = tables(rope.rotation(), jnp.array([position], jnp.int32))
+    for actual, expected in zip(computed, exact(rope, np.array([position])), strict=True):
         assert abs(float(actual[0, 0]) - expected[0, 0]) <= m * 1.5e-6
 
 
@@ -78,30 +79,30 @@ def test_float32_angles_are_those_of_transformers():
     """cos and sin of float32(p) * float32(f), as in transformers, and their error at 131,071."""
     rope = Yarn(8.0).rope(LLAMA2, 32768)
     angles = np.asarray(POSITIONS, np.float32)[:, None] * rope.inv_freq.astype(np.float32)
-    got = tables(rope.rotation("float32"), jnp.asarray(POSITIONS, jnp.int32))
+    cos, sin = tables(rope.rotation("float32"), jnp.asarray(POSITIONS, jnp.int32))
     m = np.float32(rope.attention_factor)
-    for actual, expected in zip(got, (np.cos(angles) * m, np.sin(angles) * m), strict=True):
-        np.testing.assert_allclose(actual, expected, atol=5e-7)
-    error = max(abs(a - b).max() for a, b in zip(got, exact(rope, POSITIONS), strict=True))
+    np.testing.assert_allclose(cos, np.cos(angles) * m, atol=5e-7)
+    np.testing.assert_allclose(sin, np.sin(angles) * m, atol=5e-7)
+    exact_cos, exact_sin = exact(rope, POSITIONS)
+    error = max(abs(cos - exact_cos).max(), abs(sin - exact_sin).max())
     assert 1e-3 < error < 2e-2
     with pytest.raises(ValueError, match="angles 'bfloat16' are not known"):
         rope.rotation("bfloat16")
 
 
-def test_shapes_depend_on_head_dim_alone():
-    """One program for every method, factor and length."""
-    forms = {
-        angles: {
-            str(jax.tree.map(lambda x: (x.shape, x.dtype), s.rope(LLAMA2, n).rotation(angles)))
-            for s in [*SCALINGS, Yarn(2.0, attention_factor=1.0)]
-            for n in (1, 4096, 10**6)
-        }
-        for angles in ("exact", "float32")
-    }
-    assert [len(form) for form in forms.values()] == [1, 1]
+@pytest.mark.parametrize("angles", ["exact", "float32"])
+def test_shapes_depend_on_head_dim_alone(angles: str):
+    """One compiled program serves every method, factor and length."""
+    shapes = set()
+    for scaling in [*SCALINGS, Yarn(2.0, attention_factor=1.0)]:
+        for length in (1, 4096, 10**6):
+            rotation = scaling.rope(LLAMA2, length).rotation(angles)
+            shapes.add(str(jax.tree.map(lambda x: (x.shape, x.dtype), rotation)))
+    assert len(shapes) == 1
 
 
 def equations(jaxpr):
+    """Every equation of a program and of the programs inside it."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
@@ -113,53 +114,54 @@ def equations(jaxpr):
 def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
     rotation = Yarn(4.0).rope(tiny.CONFIG.rope_base(), 64).rotation()
     ids = jnp.zeros((1, 32), jnp.int32)
-    jaxpr = jax.make_jaxpr(
-        lambda *x: _logits(
-            *x,
+
+    def logits(*arguments):
+        return _logits(
+            *arguments,
             config=tiny.CONFIG,
             attention=Causal(),
             kernel="dense",
             dtype="bfloat16",
             mesh=Mesh(),
         )
-    )(tiny.params(), ids, ids, None, rotation)
+
+    jaxpr = jax.make_jaxpr(logits)(tiny.params(), ids, ids, None, rotation)
     num_tables = 0
     num_bfloat16 = 0
     for equation in equations(jaxpr.jaxpr):
-        kinds = [
-            x.aval.dtype for x in (*equation.invars, *equation.outvars) if hasattr(x.aval, "dtype")
-        ]
-        num_bfloat16 += jnp.bfloat16 in kinds
+        variables = (*equation.invars, *equation.outvars)
+        dtypes = [x.aval.dtype for x in variables if hasattr(x.aval, "dtype")]
+        num_bfloat16 += jnp.bfloat16 in dtypes
         if equation.primitive.name in ("cos", "sin"):
             num_tables += 1
-            assert set(kinds) == {jnp.dtype("float32")}
-        if equation.primitive.name == "convert_element_type" and kinds[-1] == jnp.bfloat16:
-            assert kinds[0] == jnp.float32, "integers never become bfloat16"
+            assert set(dtypes) == {jnp.dtype("float32")}
+        if equation.primitive.name == "convert_element_type" and dtypes[-1] == jnp.bfloat16:
+            assert dtypes[0] == jnp.float32, "integers never become bfloat16"
     assert num_tables >= 2
     assert num_bfloat16 > 20
 
 
-def test_rotation_is_the_matrix_of_the_pair():
-    """Pair (x_i, x_{i + H/2}) turned by its angle, times m; the layout of transformers."""
+def test_rotation_turns_every_pair_by_its_angle():
+    """Pair (x_i, x_{i + H/2}), as a complex number, times m e^{i angle}; as in transformers."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
     positions = rng.integers(0, 10**6, (2, 5))
     rope = Rope(rng.uniform(0, 1, 4), 1.25)
-    got = np.asarray(rotate(jnp.asarray(x), *tables(rope.rotation(), jnp.asarray(positions))))
-    z = (
-        (x[..., :4] + 1j * x[..., 4:])
-        * 1.25
-        * np.exp(1j * positions[..., None, None] * rope.inv_freq)
-    )
-    np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=1e-5)
+    cos, sin = tables(rope.rotation(), jnp.asarray(positions))
+    actual = np.asarray(rotate(jnp.asarray(x), cos, sin))
+    angles = positions[..., None, None] * rope.inv_freq
+    z = (x[..., :4] + 1j * x[..., 4:]) * 1.25 * np.exp(1j * angles)
+    np.testing.assert_allclose(actual, np.concatenate([z.real, z.imag], -1), atol=1e-5)
 
 
 def test_rotation_computes_in_float32_and_keeps_the_dtype():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 2, 8)), jnp.bfloat16)
-    turned = tables(Rope(inverse_frequencies(8, 1e4)).rotation(), jnp.arange(100000, 100004)[None])
-    got = rotate(x, *turned)
-    assert got.dtype == jnp.bfloat16
-    assert (got == rotate(x.astype(jnp.float32), *turned).astype(jnp.bfloat16)).all()
+    rotation = Rope(inverse_frequencies(8, 1e4)).rotation()
+    cos, sin = tables(rotation, jnp.arange(100000, 100004)[None])
+    rotated = rotate(x, cos, sin)
+    assert rotated.dtype == jnp.bfloat16
+    in_float32 = rotate(x.astype(jnp.float32), cos, sin)
+    assert (rotated == in_float32.astype(jnp.bfloat16)).all()
 
 
 @pytest.mark.parametrize("m", [1.0, 1.2079441542])
@@ -171,34 +173,35 @@ def test_scores_depend_on_distances_only_and_scale_with_m_squared(angles: str, m
 
     def score(query: int, key: int, rope: Rope = rope) -> float:
         rotation = rope.rotation(angles)
-        turn = [rotate(x, *tables(rotation, jnp.array([[p]]))) for x, p in ((q, query), (k, key))]
-        return float((turn[0] * turn[1]).sum())
+        rotated_q = rotate(q, *tables(rotation, jnp.array([[query]])))
+        rotated_k = rotate(k, *tables(rotation, jnp.array([[key]])))
+        return float((rotated_q * rotated_k).sum())
 
     expected = score(17, 5)
     assert expected == pytest.approx(m**2 * score(17, 5, Rope(rope.inv_freq)), rel=1e-5)
+    tolerance = 1e-4 if angles == "exact" else 0.3
     for start in (0, 1000, 131000):
-        assert score(start + 12, start) == pytest.approx(
-            expected, abs=1e-4 if angles == "exact" else 0.3
-        )
+        assert score(start + 12, start) == pytest.approx(expected, abs=tolerance)
     assert score(5, 17) != pytest.approx(expected, abs=1e-2)
 
 
 def test_inv_freq_is_float64_of_the_definition():
     assert inverse_frequencies(128, 1e4).dtype == np.float64
-    np.testing.assert_allclose(
-        LLAMA2.inv_freq, [1e4 ** (-2 * i / 128) for i in range(64)], rtol=1e-15
-    )
+    expected = [1e4 ** (-2 * i / 128) for i in range(64)]
+    np.testing.assert_allclose(LLAMA2.inv_freq, expected, rtol=1e-15)
 
 
 def test_a_rotation_made_inside_a_trace_is_a_value():
     """`LM` keeps rotations; one that belongs to a trace would be useless after it."""
-    kept = []
-    jax.jit(
-        lambda: kept.extend(
-            Linear(2.0).rope(LLAMA2, 0).rotation(angles) for angles in ("exact", "float32")
-        )
-    )()
-    assert all(x.sum() > 0 for x in jax.tree.leaves(kept))
+    rotations = []
+
+    @jax.jit
+    def trace():
+        rope = Linear(2.0).rope(LLAMA2, 0)
+        rotations.extend([rope.rotation("exact"), rope.rotation("float32")])
+
+    trace()
+    assert all(x.sum() > 0 for x in jax.tree.leaves(rotations))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,15 +215,15 @@ class FollowsTheLength(RopeScaling):
 
 
 def test_a_scaling_that_follows_the_length_undeclared_is_refused():
-    """At the first length when a long text already differs, else at the first length that does."""
+    """At the first length if a long text already differs there, else at the first that does."""
     message = "FollowsTheLength gives other frequencies at .* set depends_on_length = True"
-    for ask in (rope_at, rotation_at):
+    for function in (rope_at, rotation_at):
         with pytest.raises(ValueError, match=message):
-            ask(FollowsTheLength(), LLAMA2, 4096)
+            function(FollowsTheLength(), LLAMA2, 4096)
         far = FollowsTheLength(start=10**6)
-        ask(far, LLAMA2, 10**6)
+        function(far, LLAMA2, 10**6)
         with pytest.raises(ValueError, match=message):
-            ask(far, LLAMA2, 10**6 + 1)
+            function(far, LLAMA2, 10**6 + 1)
 
 
 def test_fixed_frequencies_are_one_object_at_every_length():
@@ -234,14 +237,14 @@ def test_fixed_frequencies_are_one_object_at_every_length():
     assert not rope_at(dynamic, LLAMA2, 8192).equals(rope_at(dynamic, LLAMA2, 4096))
 
 
-def test_a_scaling_may_refuse_lengths_that_nobody_asked_for():
+def test_a_scaling_may_refuse_lengths_that_are_not_used():
     @dataclasses.dataclass(frozen=True)
-    class UpToItsReach(RopeScaling):
+    class LimitedLength(RopeScaling):
         def rope(self, base: RopeBase, seq_len: int) -> Rope:
             if seq_len > 8192:
                 raise ValueError(f"{seq_len} tokens are out of reach")
             return Rope(base.inv_freq)
 
-    assert rope_at(UpToItsReach(), LLAMA2, 8192).equals(Rope(LLAMA2.inv_freq))
+    assert rope_at(LimitedLength(), LLAMA2, 8192).equals(Rope(LLAMA2.inv_freq))
     with pytest.raises(ValueError, match="out of reach"):
-        rope_at(UpToItsReach(), LLAMA2, 8193)
+        rope_at(LimitedLength(), LLAMA2, 8193)

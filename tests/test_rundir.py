@@ -15,27 +15,27 @@ from support.tiny_train import CONFIG, tiny_experiment
 
 
 @pytest.fixture
-def here(tmp_path):
+def experiment(tmp_path):
     return tiny_experiment(tmp_path / "texts")
 
 
-def test_a_new_directory_holds_the_experiment(tmp_path, here):
+def test_a_new_directory_holds_the_experiment(tmp_path, experiment):
     file = tmp_path / "mine.py"
     file.write_text("experiment = 1\n")
-    run = RunDir(tmp_path / "run").open(here, file)
-    assert from_json(json.loads(run.config_file.read_text())) == here
+    run = RunDir(tmp_path / "run").open(experiment, file)
+    assert from_json(json.loads(run.config_file.read_text())) == experiment
     assert (run.path / "experiment.py").read_text() == "experiment = 1\n"
     before = run.config_file.stat().st_mtime_ns
-    assert run.open(here).config_file.stat().st_mtime_ns == before
+    assert run.open(experiment).config_file.stat().st_mtime_ns == before
 
 
-def test_steps_may_grow_and_not_shrink(tmp_path, here):
-    run = RunDir(tmp_path / "run").open(here)
-    longer = dataclasses.replace(here, train=dataclasses.replace(here.train, steps=60))
+def test_steps_may_grow_and_not_shrink(tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
+    longer = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=60))
     run.open(longer)
     assert json.loads(run.config_file.read_text())["train"]["steps"] == 60
     with pytest.raises(ValueError, match="60 steps and cannot shrink to 6"):
-        run.open(here)
+        run.open(experiment)
 
 
 @pytest.mark.parametrize(
@@ -48,50 +48,49 @@ def test_steps_may_grow_and_not_shrink(tmp_path, here):
         ({"name": "other"}, 'name is "tiny" there and "other" here'),
     ],
 )
-def test_another_experiment_is_refused_by_its_first_difference(tmp_path, here, change, message):
-    run = RunDir(tmp_path / "run").open(here)
+def test_another_experiment_is_refused_by_its_first_difference(
+    tmp_path, experiment, change, message
+):
+    run = RunDir(tmp_path / "run").open(experiment)
     before = run.config_file.read_bytes()
-    with pytest.raises(
-        ValueError, match=f"belongs to another experiment: {message}; choose another --run-dir"
-    ):
-        run.open(dataclasses.replace(here, **change))
+    message = f"belongs to another experiment: {message}; choose another --run-dir"
+    with pytest.raises(ValueError, match=message):
+        run.open(dataclasses.replace(experiment, **change))
     assert run.config_file.read_bytes() == before
 
 
-def test_a_directory_of_something_else_is_refused(tmp_path, here):
+def test_a_directory_of_other_files_is_refused(tmp_path, experiment):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="not a run directory"):
-        RunDir(tmp_path).open(here)
+        RunDir(tmp_path).open(experiment)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_base_is_written_for_loading(tmp_path, here):
-    run = RunDir(tmp_path / "run").open(here)
+def test_the_base_is_written_for_loading(tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
     run.write_base(CONFIG, Linear(2.0), {"tokenizer.model": b"\x00pieces"})
     assert from_json(json.loads((run.base / "model.json").read_text())) == CONFIG
     assert from_json(json.loads((run.base / "scaling.json").read_text())) == Linear(2.0)
     assert (run.base / "tokenizer.model").read_bytes() == b"\x00pieces"
 
 
-def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, here):
-    run = RunDir(tmp_path / "run").open(here)
+def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
     run.record({"data": {"sha256": "a"}, "device": "cpu"}, fixed=("data",))
-    facts = json.loads(run.provenance_file.read_text())
-    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "ctxext"} <= set(
-        facts["versions"]
-    )
-    assert facts["device"] == "cpu"
-    assert "git_commit" in facts
-    run.record(
-        {"data": {"sha256": "a"}, "device": "gpu"}, fixed=("data",)
-    )  # another device is recorded, not refused
+    provenance = json.loads(run.provenance_file.read_text())
+    packages = {"python", "jax", "flax", "optax", "orbax-checkpoint", "ctxext"}
+    assert packages <= set(provenance["versions"])
+    assert provenance["device"] == "cpu"
+    assert "git_commit" in provenance
+    # Another device is recorded, not refused.
+    run.record({"data": {"sha256": "a"}, "device": "gpu"}, fixed=("data",))
     assert json.loads(run.provenance_file.read_text())["device"] == "gpu"
     with pytest.raises(ValueError, match=r'other data: data\.sha256 is "a" there and "b" here'):
         run.record({"data": {"sha256": "b"}, "device": "gpu"}, fixed=("data",))
 
 
-def test_metrics_after_the_resumed_step_are_dropped(tmp_path, here):
-    run = RunDir(tmp_path / "run").open(here)
+def test_metrics_after_the_resumed_step_are_dropped(tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
     run.rewind(0)
     for step in range(1, 6):
         append_jsonl(run.metrics_file, {"step": step, "loss": 1 / step})
@@ -104,13 +103,14 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path, here):
 
 
 def _hold(path, held, done):
+    """Hold the lock of a run directory until `done` is set."""
     with RunDir(path).lock():
         held.set()
         done.wait(60)
 
 
-def test_two_processes_do_not_train_in_one_directory(tmp_path, here):
-    run = RunDir(tmp_path / "run").open(here)
+def test_two_processes_do_not_train_in_one_directory(tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     done = context.Event()

@@ -16,79 +16,89 @@ from ctxext.harness.tables import scores, table
 
 
 def sample(i: int, **metrics: Any) -> dict[str, Any]:
+    """A logged sample of the harness, of document i."""
     hashes = {name: f"{name}{i}" for name in ("doc_hash", "prompt_hash", "target_hash")}
     return {"doc_id": i, "filter": "none", "metrics": list(metrics), **hashes, **metrics}
 
 
 def test_right_and_wrong_answers() -> None:
     rng = np.random.default_rng(0)
-    base, model, other = (rng.random(200) < p for p in (0.7, 0.5, 0.68))
-    a = {name: [sample(i, acc=x) for i, x in enumerate(base)] for name in ("one", "two")}
-    b = {
-        "one": [sample(i, acc=float(x)) for i, x in enumerate(model)],
-        "two": [sample(i, acc=x) for i, x in enumerate(other)],
+    base, worse, similar = (rng.random(200) < p for p in (0.7, 0.5, 0.68))
+    base_samples = {
+        task: [sample(i, acc=right) for i, right in enumerate(base)] for task in ("one", "two")
     }
-    found = differences(b, a)
-    expected = []
-    for d, right in zip(found, (model, other), strict=True):
-        cells = [
-            [(base & right).sum(), (base & ~right).sum()],
-            [(~base & right).sum(), (~base & ~right).sum()],
-        ]
-        expected.append(mcnemar(cells, exact=True).pvalue)
-        assert (d.only_base, d.only_model, d.unit) == (cells[0][1], cells[1][0], "points")
-        assert d.p == pytest.approx(expected[-1])
-        assert d.difference.value == pytest.approx(d.model - d.base)
-        assert d.model == pytest.approx(100 * right.mean())
-        assert d.base == pytest.approx(100 * base.mean())
-        error = 100 * np.std(right.astype(float) - base, ddof=1) / math.sqrt(200)
-        assert d.difference.high - d.difference.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert [d.adjusted for d in found] == pytest.approx(
-        multipletests(expected, method="holm")[1].tolist()
-    )
-    assert found[0].adjusted < 0.01 < found[1].adjusted
-    text = table(found)
-    assert f"{found[0].only_base}:{found[0].only_model}" in text
+    model_samples = {
+        "one": [sample(i, acc=float(right)) for i, right in enumerate(worse)],
+        "two": [sample(i, acc=right) for i, right in enumerate(similar)],
+    }
+    results = differences(model_samples, base_samples)
+    p_values = []
+    for result, model in zip(results, (worse, similar), strict=True):
+        both = (base & model).sum()
+        only_base = (base & ~model).sum()
+        only_model = (~base & model).sum()
+        neither = (~base & ~model).sum()
+        p = mcnemar([[both, only_base], [only_model, neither]], exact=True).pvalue
+        p_values.append(p)
+        assert result.only_base == only_base
+        assert result.only_model == only_model
+        assert result.unit == "points"
+        assert result.p == pytest.approx(p)
+        assert result.difference.value == pytest.approx(result.model - result.base)
+        assert result.model == pytest.approx(100 * model.mean())
+        assert result.base == pytest.approx(100 * base.mean())
+        error = 100 * np.std(model.astype(float) - base, ddof=1) / math.sqrt(200)
+        width = result.difference.high - result.difference.low
+        assert width == pytest.approx(2 * 1.96 * error, rel=0.1)
+    adjusted = multipletests(p_values, method="holm")[1].tolist()
+    assert [result.adjusted for result in results] == pytest.approx(adjusted)
+    assert results[0].adjusted < 0.01 < results[1].adjusted
+    text = table(results)
+    assert f"{results[0].only_base}:{results[0].only_model}" in text
     assert "one acc" in text
 
 
 def test_equal_answers_are_not_certain() -> None:
-    rows = {"t": [sample(i, acc=i % 2) for i in range(20)]}
-    (d,) = differences(rows, rows)
-    assert (d.p, d.adjusted, d.only_base, d.only_model) == (1.0, 1.0, 0, 0)
-    assert d.difference.low == -d.difference.high
-    assert 10 < d.difference.high < 20  # 0 of 20 leaves 16 % open
+    samples = {"t": [sample(i, acc=i % 2) for i in range(20)]}
+    (result,) = differences(samples, samples)
+    assert result.p == 1.0
+    assert result.adjusted == 1.0
+    assert result.only_base == 0
+    assert result.only_model == 0
+    # 0 of 20 is compatible with a share of up to 16 %.
+    assert result.difference.low == -result.difference.high
+    assert 10 < result.difference.high < 20
 
 
 def test_perplexities_and_means() -> None:
     """exp(nats per word) is the harness's word perplexity: documents weighted by their words."""
     rng = np.random.default_rng(1)
     words = rng.integers(5, 50, 30)
-    nats = rng.normal(3, 0.2, (2, 30))
-    a, b = (
-        {
+    base_nll, model_nll = rng.normal(3, 0.2, (2, 30))
+
+    def samples(nll_per_word: np.ndarray) -> dict[str, list]:
+        """Besides the perplexity and f1, two metrics that cannot be compared."""
+        return {
             "t": [
                 sample(
-                    i, word_perplexity=(-n * w, int(w)), f=(1, 0), f1=float(n), bits=float("nan")
+                    i, word_perplexity=(-nll * n, int(n)), f=(1, 0), f1=float(nll), bits=math.nan
                 )
-                for i, (n, w) in enumerate(zip(side, words, strict=True))
+                for i, (nll, n) in enumerate(zip(nll_per_word, words, strict=True))
             ]
         }
-        for side in nats
-    )
-    word, mean = differences(b, a)
+
+    word, mean = differences(samples(model_nll), samples(base_nll))
     assert word.unit == "nats per word"
-    assert mean.metric == "f1"
     assert word.p is None
-    assert [word.base, word.model] == pytest.approx(
-        [np.average(side, weights=words) for side in nats]
-    )
+    assert word.base == pytest.approx(np.average(base_nll, weights=words))
+    assert word.model == pytest.approx(np.average(model_nll, weights=words))
     assert word.difference.low < word.difference.value < word.difference.high
     assert word.difference.value == pytest.approx(word.model - word.base)
-    assert mean.difference.value == pytest.approx(nats[1].mean() - nats[0].mean())
+    assert mean.metric == "f1"
+    assert mean.difference.value == pytest.approx(model_nll.mean() - base_nll.mean())
 
 
-def test_other_questions_are_not_pairs() -> None:
+def test_different_questions_are_not_compared() -> None:
     with pytest.raises(ValueError, match="not asked the same questions"):
         differences({"t": [sample(0, acc=1)]}, {"t": [sample(1, acc=1)]})
 
@@ -122,7 +132,7 @@ def test_a_table_of_results() -> None:
     ]
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch, capsys) -> None:
+def test_without_the_extra_one_line_names_what_to_install(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "ctxext.harness.model", raising=False)
     monkeypatch.delitem(sys.modules, "ctxext.harness.tasks", raising=False)

@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fast(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without tokenizer.model, so that both sides decode with the same library."""
+    """The same without tokenizer.model, so that both backends decode with the same library."""
     path = tmp_path_factory.mktemp("fast") / "hf"
     shutil.copytree(checkpoint, path)
     (path / "tokenizer.model").unlink()
@@ -65,28 +65,17 @@ def requests(*args: tuple) -> list[Any]:
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "fast"])
-def test_what_a_text_is_encoded_to(
-    source: str, theirs: HFLM, request: pytest.FixtureRequest
-) -> None:
+def test_texts_are_encoded_alike(source: str, theirs: HFLM, request: pytest.FixtureRequest) -> None:
     ours = HarnessLM(loading.load(request.getfixturevalue(source)))
-    assert (ours.max_length, ours.eot_token_id, ours.prefix_token_id) == (64, 2, 1)
-    assert (theirs.max_length, theirs.eot_token_id, theirs.prefix_token_id) == (64, 2, 1)
-    for string in (
-        "",
-        " ",
-        "value of",
-        " value of ",
-        "\nname\n\n",
-        "naïve 日本語",
-        "<s>class",
-        "<s> class",
-    ):
-        for special in (None, False):
-            if not (special is False and "<s>" in string):
-                assert ours.tok_encode(string, special) == theirs.tok_encode(string, special), (
-                    string,
-                    special,
-                )
+    for backend in (ours, theirs):
+        assert backend.max_length == 64
+        assert backend.eot_token_id == 2
+        assert backend.prefix_token_id == 1
+    texts = ["", " ", "value of", " value of ", "\nname\n\n", "naïve 日本語"]
+    for string in [*texts, "<s>class", "<s> class"]:
+        assert ours.tok_encode(string, None) == theirs.tok_encode(string, None), string
+    for string in texts:
+        assert ours.tok_encode(string, False) == theirs.tok_encode(string, False), string
     for pair in (("value of ", "name"), ("a  ", " b"), ("x", " "), ("class", "es"), (" ", "y")):
         assert ours._encode_pair(*pair) == theirs._encode_pair(*pair)
 
@@ -94,35 +83,33 @@ def test_what_a_text_is_encoded_to(
 def test_loglikelihood(ours: HarnessLM, theirs: HFLM) -> None:
     """Empty and long contexts, trailing spaces, one context with many continuations."""
     pairs = [(text(i, 1 + 3 * i), " " + text(100 + i, 1 + i % 4)) for i in range(12)]
-    pairs += [("", text(i, 3)) for i in range(3)] + [
-        ("", "<s>value")[:0] or ("", "v"),
-        ("name ", "value"),
-        (" ", "x"),
-    ]
+    pairs += [("", text(i, 3)) for i in range(3)]
+    pairs += [("", "v"), ("name ", "value"), (" ", "x")]
     pairs += [("the answer is", f" {choice}") for choice in ("A", "B", "None", "a list of")]
     pairs += [(text(i, 90), " " + text(i + 1, 4)) for i in range(3)]
-    # What each writes greedily is greedy; after the first wrong token it no longer is.
+    # Text that the model generates greedily is greedy; after a first wrong token it is not.
     for context in ("def", text(5, 6), text(6, 60)):
-        (written,) = theirs.generate_until(requests((context, {"until": [], "max_gen_toks": 4})))
-        pairs.append((context, written))
+        (generated,) = theirs.generate_until(requests((context, {"until": [], "max_gen_toks": 4})))
+        pairs.append((context, generated))
     with np.errstate(all="raise"):
-        mine = ours.loglikelihood(requests(*pairs), disable_tqdm=True)
-    other = theirs.loglikelihood(requests(*pairs), disable_tqdm=True)
-    np.testing.assert_allclose([a for a, _ in mine], [a for a, _ in other], atol=CLOSE, rtol=0)
-    assert [g for _, g in mine] == [g for _, g in other]
-    assert np.ptp([a for a, _ in mine]) > 5
+        actual = ours.loglikelihood(requests(*pairs), disable_tqdm=True)
+    expected = theirs.loglikelihood(requests(*pairs), disable_tqdm=True)
+    logprobs = [logprob for logprob, _ in actual]
+    np.testing.assert_allclose(logprobs, [x for x, _ in expected], atol=CLOSE, rtol=0)
+    assert [greedy for _, greedy in actual] == [greedy for _, greedy in expected]
+    assert np.ptp(logprobs) > 5
 
 
-def test_greedy_is_what_would_be_written(ours: HarnessLM) -> None:
+def test_greedy_is_what_the_model_would_generate(ours: HarnessLM) -> None:
     context = text(3, 8)
     tokens = ours.tok_encode(context)
     new = ours._lm.generate([tokens], max_new_tokens=5)[0].tolist()
     wrong = [*new[:4], (new[4] + 1) % 400]
-    (_, right), (_, late) = ours._loglikelihood_tokens(
+    (_, greedy), (_, wrong_at_the_end) = ours._loglikelihood_tokens(
         [(None, tokens, new), (None, tokens, wrong)], disable_tqdm=True
     )
-    assert right
-    assert not late
+    assert greedy
+    assert not wrong_at_the_end
 
 
 def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
@@ -131,41 +118,42 @@ def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
     lengths = [len(ours.tok_encode(t)) for t in texts]
     assert min(lengths) == 1
     assert sorted(lengths)[-1] > 4 * 64
-    mine = ours.loglikelihood_rolling(requests(*((t,) for t in texts)), disable_tqdm=True)
-    other = theirs.loglikelihood_rolling(requests(*((t,) for t in texts)), disable_tqdm=True)
-    np.testing.assert_allclose(mine, other, atol=CLOSE, rtol=1e-6)
+    arguments = [(string,) for string in texts]
+    actual = ours.loglikelihood_rolling(requests(*arguments), disable_tqdm=True)
+    expected = theirs.loglikelihood_rolling(requests(*arguments), disable_tqdm=True)
+    np.testing.assert_allclose(actual, expected, atol=CLOSE, rtol=1e-6)
 
 
 def test_generate_until(ours: HarnessLM, theirs: HFLM) -> None:
     """Without stops, with stops of one or more tokens, long contexts, several kinds at once."""
     contexts = [text(1, 4), text(2, 6), text(3, 8), text(9, 90)]
-    free = theirs.generate_until(
-        requests(*((c, {"until": [], "max_gen_toks": 40}) for c in contexts))
-    )
+    without_stops = [(context, {"until": [], "max_gen_toks": 40}) for context in contexts]
+    free = theirs.generate_until(requests(*without_stops))
     stops = [free[0][4:7], free[1][10:11], free[2][-5:-2], "\n"]
-    asked = [(c, {"until": [], "max_gen_toks": 40}) for c in contexts]
-    asked += [
-        (c, {"until": stops, "max_gen_toks": 40, "do_sample": False, "temperature": 0.0})
-        for c in contexts
+    greedy = {"max_gen_toks": 40, "do_sample": False, "temperature": 0.0}
+    arguments = [
+        *without_stops,
+        *((context, {"until": stops, **greedy}) for context in contexts),
+        *((context, {"until": stops[0], "max_new_tokens": 5}) for context in contexts),
     ]
-    asked += [(c, {"until": stops[0], "max_new_tokens": 5}) for c in contexts]
-    mine = ours.generate_until(requests(*asked), disable_tqdm=True)
-    other = theirs.generate_until(requests(*asked), disable_tqdm=True)
-    assert mine == other
-    assert mine[:4] == free
-    assert all(len(a) < len(b) for a, b in zip(mine[4:7], free, strict=False))
-    assert all(stop not in written for written in mine[4:8] for stop in stops)
+    actual = ours.generate_until(requests(*arguments), disable_tqdm=True)
+    expected = theirs.generate_until(requests(*arguments), disable_tqdm=True)
+    assert actual == expected
+    assert actual[:4] == free
+    for stopped, whole in zip(actual[4:7], free[:3], strict=True):
+        assert len(stopped) < len(whole)
+    for generated in actual[4:8]:
+        assert all(stop not in generated for stop in stops)
 
 
 def test_sampling(ours: HarnessLM, fast: Path) -> None:
     """Seeded; repeated requests, other seeds and temperatures differ; near 0 it is greedy."""
-    asked = requests(
-        *[("value of", {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 2.0})] * 3
-    )
-    first = ours.generate_until(asked, disable_tqdm=True)
+    hot = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 2.0}
+    repeated = requests(*[("value of", hot)] * 3)
+    first = ours.generate_until(repeated, disable_tqdm=True)
     assert len(set(first)) == 3
-    assert first == ours.generate_until(asked, disable_tqdm=True)
-    assert first != HarnessLM(ours._lm, seed=1).generate_until(asked, disable_tqdm=True)
+    assert first == ours.generate_until(repeated, disable_tqdm=True)
+    assert first != HarnessLM(ours._lm, seed=1).generate_until(repeated, disable_tqdm=True)
     cold = {"until": [], "max_gen_toks": 8, "temperature": 1e-3, "top_p": 1e-3}
     greedy = {
         "until": [],
@@ -175,24 +163,24 @@ def test_sampling(ours: HarnessLM, fast: Path) -> None:
         "top_k": 50,
         "num_beams": 1,
     }
-    a, b = ours.generate_until(
+    texts = ours.generate_until(
         requests(("value of", cold), ("value of", greedy)), disable_tqdm=True
     )
-    assert a == b
+    assert texts[0] == texts[1]
 
 
 def test_frequencies_by_length_do_not_depend_on_neighbours(ours: HarnessLM) -> None:
-    """Rows of many lengths in a batch give what each gives alone, beyond the window."""
+    """Rows of many lengths in one batch give the same as each alone, beyond the window."""
     model = HarnessLM(ours._lm.with_method(DynamicNTK(4.0)), max_length=128)
     pairs = [(text(i, 12 + i), " " + text(50 + i, 2)) for i in range(4)]
-    asked = requests(*pairs, *pairs[:1])
-    together = model.loglikelihood(asked, disable_tqdm=True)
-    alone = [model.loglikelihood([request], disable_tqdm=True)[0] for request in asked]
-    np.testing.assert_allclose([a for a, _ in together], [a for a, _ in alone], atol=1e-5)
+    batch = requests(*pairs, *pairs[:1])
+    together = [logprob for logprob, _ in model.loglikelihood(batch, disable_tqdm=True)]
+    alone = [model.loglikelihood([request], disable_tqdm=True)[0][0] for request in batch]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"num_beams": 4}, "num_beams is not supported"),
         ({"do_sample": True}, "temperature above 0"),
@@ -200,9 +188,9 @@ def test_frequencies_by_length_do_not_depend_on_neighbours(ours: HarnessLM) -> N
         ({"max_gen_toks": 64}, "no room for a prompt in a window of 64"),
     ],
 )
-def test_what_cannot_be_done_is_refused(ours: HarnessLM, given: dict, message: str) -> None:
+def test_unsupported_options_are_refused(ours: HarnessLM, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ours.generate_until(requests(("value", {"until": ["x"], **given})), disable_tqdm=True)
+        ours.generate_until(requests(("value", {"until": ["x"], **options})), disable_tqdm=True)
 
 
 def test_a_continuation_longer_than_the_window_is_refused(ours: HarnessLM) -> None:
@@ -246,20 +234,20 @@ TASKS = ("toy_choice", "toy_write", "toy_pages")
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessLM) -> Path:
-    """A directory with three tasks of twelve documents, two of them answered by this very model."""
+    """A directory with three tasks of twelve documents; two of three answers are this model's."""
     path = tmp_path_factory.mktemp("tasks")
     questions = [text(i, 2 + i % 5) for i in range(12)]
-    how = {"until": ["e", "\n"], "max_gen_toks": 12}
-    written = ours.generate_until(
-        requests(*((question, how) for question in questions)), disable_tqdm=True
-    )
-    answers = [answer if i % 3 else "nothing" for i, answer in enumerate(written)]
+    options = {"until": ["e", "\n"], "max_gen_toks": 12}
+    arguments = [(question, options) for question in questions]
+    generated = ours.generate_until(requests(*arguments), disable_tqdm=True)
+    answers = [answer if i % 3 else "nothing" for i, answer in enumerate(generated)]
+    documents = [
+        {"question": question, "label": i % 4, "answer": answer, "page": text(i, 5 + 4 * i)}
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True))
+    ]
+    lines = "".join(json.dumps(document) + "\n" for document in documents)
     for split in ("train", "test"):
-        lines = [
-            json.dumps({"question": q, "label": i % 4, "answer": a, "page": text(i, 5 + 4 * i)})
-            for i, (q, a) in enumerate(zip(questions, answers, strict=True))
-        ]
-        (path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        (path / f"{split}.jsonl").write_text(lines)
     files = {split: str(path / f"{split}.jsonl") for split in ("train", "test")}
     kwargs = json.dumps({"data_files": files, "cache_dir": str(path / "cache")})
     local = f"dataset_path: json\ndataset_kwargs: {kwargs}"
@@ -269,122 +257,91 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessLM) -> Path:
 
 
 def numbers(results: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """Every number in the results of the harness, by task and metric."""
     return {
         (task, name): value
-        for task, found in results.items()
-        for name, value in found.items()
+        for task, metrics in results.items()
+        for name, value in metrics.items()
         if isinstance(value, float)
     }
+
+
+def logged_samples(out: Path) -> list[dict[str, Any]]:
+    """The samples that the only run of the command under `out` has logged."""
+    (file,) = (out / "harness").glob("*/samples.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, capsys) -> None:
     """Every metric and sample of the command is that of the harness with its own backend."""
     options = ["--tasks", *TASKS, "--include-path", str(tasks), "--out", str(tmp_path)]
     assert main(["harness", str(fast), *options, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    ours = json.loads(capsys.readouterr().out)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    other: Any = lm_eval.simple_evaluate(
+    reference: Any = lm_eval.simple_evaluate(
         theirs, tasks=list(TASKS), task_manager=manager, bootstrap_iters=1000
     )
-    expected = numbers(other["results"])
-    assert numbers(found["results"]["results"]) == pytest.approx(expected, rel=1e-4)
+    expected = numbers(reference["results"])
+    assert numbers(ours["results"]["results"]) == pytest.approx(expected, rel=1e-4)
     assert len(expected) >= 9
     assert 0 < expected["toy_choice", "acc,none"] < 1
     assert expected["toy_write", "exact_match,none"] == pytest.approx(2 / 3)
-    (lines,) = (tmp_path / "harness").glob("*/samples.jsonl")
-    samples = [json.loads(line) for line in lines.read_text().splitlines()]
+    samples = logged_samples(tmp_path)
     assert len(samples) == 36
     for sample in samples:
-        (match,) = [
-            s for s in other["samples"][sample["task"]] if s["doc_hash"] == sample["doc_hash"]
-        ]
+        candidates = reference["samples"][sample["task"]]
+        (match,) = [s for s in candidates if s["doc_hash"] == sample["doc_hash"]]
         assert sample["prompt_hash"] == match["prompt_hash"]
         assert sample["of"] == "model"
-        mine = sample["filtered_resps"]
-        theirs_ = match["filtered_resps"]
+        response = sample["filtered_resps"]
+        expected_response = match["filtered_resps"]
         if sample["task"] == "toy_write":
-            assert mine == theirs_
+            assert response == expected_response
         elif sample["task"] == "toy_choice":
-            np.testing.assert_allclose([x for x, _ in mine], [x for x, _ in theirs_], atol=1e-4)
+            logprobs = [x for x, _ in response]
+            np.testing.assert_allclose(logprobs, [x for x, _ in expected_response], atol=1e-4)
         else:
-            np.testing.assert_allclose(mine, theirs_, rtol=1e-6, atol=1e-4)
+            np.testing.assert_allclose(response, expected_response, rtol=1e-6, atol=1e-4)
 
 
 def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None:
     """Another scaling against the base, document by document; no difference to itself."""
-    options = [
-        "--tasks",
-        *TASKS,
-        "--include-path",
-        str(tasks),
-        "--out",
-        str(tmp_path),
-        "--limit",
-        "8",
-    ]
-    assert (
-        main(
-            [
-                "harness",
-                str(fast),
-                "--method",
-                "linear",
-                "--factor",
-                "4",
-                *options,
-                "--against",
-                str(fast),
-                "--json",
-            ]
-        )
-        == 0
-    )
-    found = json.loads(capsys.readouterr().out)
-    made = {(d["task"], d["metric"]): d for d in found["differences"]}
-    assert {unit for d in made.values() if (unit := d["unit"])} == {
-        "points",
-        "nats per word",
-        "nats per byte",
-    }
-    (lines,) = (tmp_path / "harness").glob("*/samples.jsonl")
-    samples = [json.loads(line) for line in lines.read_text().splitlines()]
-    for of, side in (("base", "base_results"), ("model", "results")):
+    command = ["harness", str(fast), "--include-path", str(tasks), "--out", str(tmp_path)]
+    against = ["--against", str(fast)]
+    scaled = ["--method", "linear", "--factor", "4"]
+    assert main([*command, "--tasks", *TASKS, "--limit", "8", *scaled, *against, "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    differences = {(d["task"], d["metric"]): d for d in output["differences"]}
+    units = {d["unit"] for d in differences.values() if d["unit"]}
+    assert units == {"points", "nats per word", "nats per byte"}
+    samples = logged_samples(tmp_path)
+    for of, results in (("base", "base_results"), ("model", "results")):
         match = [s["exact_match"] for s in samples if s["of"] == of and s["task"] == "toy_write"]
-        assert made["toy_write", "exact_match"][of] == pytest.approx(100 * sum(match) / 8)
-        perplexity = found[side]["results"]["toy_pages"]["word_perplexity,none"]
-        assert np.exp(made["toy_pages", "word_perplexity"][of]) == pytest.approx(perplexity)
-    assert found["method"] == "linear(factor=4)"
-    assert found["base"]["method"] == "none"
-    write = made["toy_write", "exact_match"]
+        assert differences["toy_write", "exact_match"][of] == pytest.approx(100 * sum(match) / 8)
+        perplexity = output[results]["results"]["toy_pages"]["word_perplexity,none"]
+        nll_per_word = differences["toy_pages", "word_perplexity"][of]
+        assert np.exp(nll_per_word) == pytest.approx(perplexity)
+    assert output["method"] == "linear(factor=4)"
+    assert output["base"]["method"] == "none"
+    write = differences["toy_write", "exact_match"]
     assert write["base"] > write["model"]
     assert write["only_base"] > 0
     assert write["p"] <= write["adjusted"] <= 1
 
-    options = [
-        "--tasks",
-        "toy_choice",
-        "toy_pages",
-        "--include-path",
-        str(tasks),
-        "--out",
-        str(tmp_path),
-    ]
-    assert main(["harness", str(fast), *options, "--limit", "2", "--against", str(fast)]) == 0
-    text = capsys.readouterr().out
-    assert "toy_choice" in text
-    assert "0:0" in text
-    assert "nats per byte" in text
+    assert main([*command, "--tasks", "toy_choice", "toy_pages", "--limit", "2", *against]) == 0
+    table = capsys.readouterr().out
+    assert "toy_choice" in table
+    assert "0:0" in table
+    assert "nats per byte" in table
 
 
 def test_bad_input_is_one_line(fast: Path, tasks: Path, capsys) -> None:
-    def refused(*argv: str) -> str:
-        assert main(["harness", str(fast), *argv]) == 2
-        return [
-            line for line in capsys.readouterr().err.splitlines() if line.startswith("ctxext: ")
-        ][0]
+    def refused(*arguments: str) -> str:
+        assert main(["harness", str(fast), *arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        return next(line for line in lines if line.startswith("ctxext: "))
 
-    assert "did you mean toy_choice" in refused(
-        "--tasks", "toy_choise", "--include-path", str(tasks)
-    )
+    misspelled = ["--tasks", "toy_choise", "--include-path", str(tasks)]
+    assert "did you mean toy_choice" in refused(*misspelled)
     assert "limit must be positive" in refused("--tasks", "toy_choice", "--limit", "0")
     assert "unknown option" in refused("--tasks", "toy_choice", "--factor", "2")
