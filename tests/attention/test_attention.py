@@ -37,10 +37,10 @@ def distances(attention: Attention, length: int) -> np.ndarray:
 def test_self_extend_applies_the_distances_of_the_authors_code():
     """Token by token. One variant has fractional positions, of which only whole ones count."""
     cases = [case for case in GOLDEN if case["method"] == "self_extend"]
-    whole = 0
+    compared = 0
     for case in cases:
         p = case["params"]
-        T = case["params"]["T"]
+        T = p["T"]
         expected = np.full((T, T), np.nan)
         for i, row in enumerate(case["distance"]):
             expected[i, : len(row)] = [np.nan if value is None else value for value in row]
@@ -48,11 +48,10 @@ def test_self_extend_applies_the_distances_of_the_authors_code():
             assert case["variant"] == "Llama.py"
             assert p["neighbor_window"] % p["group_size"]
             continue
-        whole += 1
-        np.testing.assert_array_equal(
-            distances(SelfExtend(p["group_size"], p["neighbor_window"]), T), expected, case["id"]
-        )
-    assert (len(cases), whole) == (36, 33)
+        compared += 1
+        actual = distances(SelfExtend(p["group_size"], p["neighbor_window"]), T)
+        np.testing.assert_array_equal(actual, expected, case["id"])
+    assert (len(cases), compared) == (36, 33)
 
 
 @pytest.mark.parametrize("attention", METHODS, ids=repr)
@@ -62,18 +61,17 @@ def test_pieces_are_disjoint_causal_and_cover_the_past(attention: Attention):
     assert (np.isnan(table) == ~past).all()
     assert (np.diag(table) == 0).all()
     assert (table[past] >= 0).all()
-    assert hash(attention) == hash(eval(repr(attention))), (
-        "methods are static arguments of compiled functions"
-    )
+    # Methods are static arguments of compiled functions.
+    assert hash(attention) == hash(eval(repr(attention)))
     assert hash(attention.pieces()) == hash(attention.pieces())
 
 
 def test_self_extend_is_plain_inside_its_window_and_with_groups_of_one():
-    plain = distances(Causal(), 60)
+    causal = distances(Causal(), 60)
     extended = distances(SelfExtend(4, 20), 60)
-    near = plain < 20
-    np.testing.assert_array_equal(extended[near], plain[near])
-    np.testing.assert_array_equal(distances(SelfExtend(1, 20), 60), plain)
+    near = causal < 20
+    np.testing.assert_array_equal(extended[near], causal[near])
+    np.testing.assert_array_equal(distances(SelfExtend(1, 20), 60), causal)
     assert np.nanmax(extended) == 59 // 4 + 20 - 20 // 4
 
 
@@ -83,13 +81,14 @@ def test_lm_infinite_sees_what_is_near_and_what_is_first_at_a_bounded_distance(
 ):
     """min(i - j, window) where i - j < window or j < num_global, nothing else."""
     i, j = np.indices((300, 300))
-    seen = (i >= j) & ((i - j < attention.window) | (j < attention.num_global))
-    expected = np.where(seen, np.minimum(i - j, attention.window), np.nan)
+    visible = (i >= j) & ((i - j < attention.window) | (j < attention.num_global))
+    expected = np.where(visible, np.minimum(i - j, attention.window), np.nan)
     np.testing.assert_array_equal(distances(attention, 300), expected)
     assert hash(attention) == hash(eval(repr(attention)))
 
 
 def brute(mask: Band, query: range, key: range) -> tuple[bool, bool]:
+    """Whether any pair of the block is visible, and whether all are."""
     pairs = [bool(mask.visible(q, k)) for q in query for k in key]
     return any(pairs), all(pairs)
 
@@ -136,12 +135,10 @@ def rows(
     def draw(heads: int):
         return jnp.asarray(1.5 * rng.normal(size=(B, T, heads, H)), dtype)
 
-    return (
-        tuple(draw(N) for _ in pieces),
-        tuple(draw(K) for _ in pieces),
-        draw(K),
-        [p.mask for p in pieces],
-    )
+    queries = tuple(draw(N) for _ in pieces)
+    keys = tuple(draw(K) for _ in pieces)
+    values = draw(K)
+    return queries, keys, values, [piece.mask for piece in pieces]
 
 
 def packed(B: int, T: int, seed: int = 0) -> np.ndarray:
@@ -225,13 +222,16 @@ def compare(
     (_, out), gradients = both(by_blocks)
     (_, expected), expected_gradients = both(by_dense)
     assert out.dtype == jnp.dtype(dtype)
-    for actual, right in zip(
+    for actual, exact in zip(
         jax.tree.leaves((out, gradients)),
         jax.tree.leaves((expected, expected_gradients)),
         strict=True,
     ):
-        actual, right = np.asarray(actual, np.float32), np.asarray(right, np.float32)
-        np.testing.assert_allclose(actual, right, atol=tolerance * max(1, abs(right).max()), rtol=0)
+        actual = np.asarray(actual, np.float32)
+        expected_value = np.asarray(exact, np.float32)
+        np.testing.assert_allclose(
+            actual, expected_value, atol=tolerance * max(1, abs(expected_value).max()), rtol=0
+        )
 
 
 # Shorter than a block, two blocks and a bit, a multiple of the block, one token more.
@@ -295,15 +295,15 @@ def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
     ]
     index = np.arange(T)
     cut = (-1, blocks, size, blocks, size)
-    shown = mask.visible(index[:, None], index[None]).reshape(cut)
+    visible = mask.visible(index[:, None], index[None]).reshape(cut)
     same = (segments[:, :, None] == segments[:, None, :]).reshape(cut)
     visits = np.zeros((blocks, blocks), int)
     for tile, (chosen, count) in tiles.within_segments(work, where, where):
         for i, j in np.asarray(chosen)[: int(count)]:
             visits[i, j] += 1
             assert tile.mixed == (tile.mask is not None)
-            assert tile.mixed or (shown & same)[:, i, :, j].all()
-    np.testing.assert_array_equal(visits, shown.any((0, 2, 4)) & same.any((0, 2, 4)))
+            assert tile.mixed or (visible & same)[:, i, :, j].all()
+    np.testing.assert_array_equal(visits, visible.any((0, 2, 4)) & same.any((0, 2, 4)))
 
 
 def test_blocked_equals_dense_in_bfloat16():
@@ -314,30 +314,25 @@ def test_larger_blocks_of_longer_texts():
     lengths = (5, 300, 1023, 1024, 2047, 2048, 65536)
     assert [block_size(T, "cpu", 8) for T in lengths] == [5, 128, 128, 256, 256, 512, 512]
     assert [block_size(T, "gpu", 8) for T in lengths] == [5, 128, 256, 512, 512, 1024, 1024]
-    assert [block_size(8192, "gpu", n) for n in (32, 64, 65, 256, 1024, 4096)] == [
-        1024,
-        1024,
-        512,
-        512,
-        256,
-        128,
-    ]
+    widths = (32, 64, 65, 256, 1024, 4096)
+    assert [block_size(8192, "gpu", n) for n in widths] == [1024, 1024, 512, 512, 256, 128]
     q, k, v, masks = rows(SelfExtend(16, 700), 2100, B=1, N=2, K=1)
-    np.testing.assert_allclose(
-        jax.jit(lambda *x: blocked(*x, masks))(q, k, v), by_dense(q, k, v, masks), atol=1e-5
-    )
+    out = jax.jit(lambda *x: blocked(*x, masks))(q, k, v)
+    np.testing.assert_allclose(out, by_dense(q, k, v, masks), atol=1e-5)
 
 
 def test_blocked_survives_scores_far_from_zero():
     """Thanks to the running maximum, scores around +-3000 neither overflow nor vanish."""
     q, k, v, masks = rows(Causal(), 200)
-    q = (q[0] * 500,)  # in float32, scores of 3000 are off by 2e-4
-    out, gradient = jax.jit(
-        jax.value_and_grad(
-            lambda v: (blocked(q, k, v, masks).sum(), blocked(q, k, v, masks)), has_aux=True
-        )
-    )(v)
-    np.testing.assert_allclose(out[1], by_dense(q, k, v, masks), atol=2e-3)
+    q = (q[0] * 500,)
+
+    def total(v):
+        out = blocked(q, k, v, masks)
+        return out.sum(), out
+
+    (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(v)
+    # In float32, scores of 3000 are off by 2e-4.
+    np.testing.assert_allclose(out, by_dense(q, k, v, masks), atol=2e-3)
     assert np.isfinite(gradient).all()
 
 
@@ -345,7 +340,13 @@ def test_blocked_survives_scores_far_from_zero():
 def test_rotation_follows_positions_and_masks_follow_indices(kernel: str):
     """Positions moved by a constant change nothing: the mask never reads them."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(1, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+
+    def draw(heads: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(1, 40, heads, 8)), jnp.float32)
+
+    q = draw(4)
+    k = draw(2)
+    v = draw(2)
     rotation = Unscaled().rope(RopeBase(8, 1e4, 64), 64).rotation()
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -354,10 +355,10 @@ def test_rotation_follows_positions_and_masks_follow_indices(kernel: str):
 
     index = jnp.arange(40)[None]
     for attention in (Causal(), SelfExtend(4, 8)):
-        plain = attend(index, attention)
-        np.testing.assert_allclose(attend(index + 1000, attention), plain, atol=1e-5)
+        in_order = attend(index, attention)
+        np.testing.assert_allclose(attend(index + 1000, attention), in_order, atol=1e-5)
         reverse = attend(39 - index, attention)
-        assert abs(reverse - plain).max() > 0.05
+        assert abs(reverse - in_order).max() > 0.05
         np.testing.assert_allclose(reverse[:, 0], v[:, 0, jnp.array([0, 0, 1, 1])], atol=1e-6)
 
 
@@ -369,7 +370,7 @@ def test_memory_of_blocked_grows_linearly():
         step = jax.jit(jax.grad(lambda q, k, v: kernel(q, k, v, masks).sum(), (0, 1, 2)))
         return step.lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
 
-    small, large = (temporary(blocked, T) for T in (1024, 4096))
-    assert large < 5 * small
+    large = temporary(blocked, 4096)
+    assert large < 5 * temporary(blocked, 1024)
     assert temporary(by_dense, 4096) > 9 * temporary(by_dense, 1024)
     assert temporary(by_dense, 4096) > 10 * large

@@ -33,9 +33,14 @@ def test_splash_equals_dense_in_values_and_gradients(
     K = 2
     H = 16
     rng = np.random.default_rng(0)
-    q, k, v, weight = (
-        jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (N, K, K, N)
-    )
+
+    def draw(heads: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=(B, T, heads, H)), jnp.float32)
+
+    q = draw(N)
+    k = draw(K)
+    v = draw(K)
+    weight = draw(N)
     ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, T))), jnp.int32) if packed else None
     index = jnp.arange(T)[None]
     sharding = mesh.activations((B, T, K, H)) if mesh else None
@@ -97,12 +102,8 @@ def compiled_for(
 
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.activations(shape))
     segments = jax.ShapeDtypeStruct((4, T), jnp.int32, sharding=mesh.activations((4, T)))
-    return (
-        jax.jit(jax.grad(loss, (0, 1, 2)))
-        .trace(x, x, x, segments)
-        .lower(lowering_platforms=(platform,))
-        .compile()
-    )
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x, segments)
+    return traced.lower(lowering_platforms=(platform,)).compile()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +113,13 @@ class Windowed(Causal):
     window: int | None
 
     def pieces(self):
-        return tuple(
-            dataclasses.replace(piece, mask=Band(0, self.window)) for piece in super().pieces()
-        )
+        mask = Band(0, self.window)
+        return tuple(dataclasses.replace(piece, mask=mask) for piece in super().pieces())
 
 
 @pytest.fixture
 def gpus():
-    """Eight H100 to compile for."""
+    """Eight H100 GPUs to compile for."""
     if not is_compiler_installed("gpu"):
         pytest.skip("needs the extra [plan-gpu]")
     return topology_devices("h100:8")
@@ -133,14 +133,14 @@ def test_the_gpu_compiler_accepts_cudnn_without_a_device(window, gpus):
         line = next(line for line in text.splitlines() if call in line)
         assert '"mask_type": "CAUSAL"' in line
         assert f'"sliding_window_length": {window or 0},' in line
-    assert "while(" not in text  # and no loop over blocks
+    assert "while(" not in text, "a loop over blocks"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [Mesh(fsdp=4, tensor=2), Mesh(fsdp=2, seq=4)], ids=str)
 def test_packed_rows_on_gpus_take_memory_linear_in_their_length(mesh, gpus):
-    short, long = (
-        compiled_for("cuda", mesh.on(gpus), T, packed=True).memory_analysis().temp_size_in_bytes
-        for T in (16384, 65536)
-    )
-    assert long < 4.1 * short
+    def temporary(T: int) -> int:
+        program = compiled_for("cuda", mesh.on(gpus), T, packed=True)
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(65536) < 4.1 * temporary(16384)

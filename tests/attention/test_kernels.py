@@ -103,8 +103,11 @@ def test_the_choice_is_explained(kernel, platform, changes, line):
 def test_evaluate_reads_the_request_off_the_arrays():
     """On the CPU "auto" is "blocked", in values that equal those of "dense"."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(1, 40, n, 8)), jnp.float32) for n in (4, 2, 2))
-    auto, dense = (evaluate(kernel, [q], [k], v, ONE) for kernel in ("auto", "dense"))
+    q = jnp.asarray(rng.normal(size=(1, 40, 4, 8)), jnp.float32)
+    k = jnp.asarray(rng.normal(size=(1, 40, 2, 8)), jnp.float32)
+    v = jnp.asarray(rng.normal(size=(1, 40, 2, 8)), jnp.float32)
+    auto = evaluate("auto", [q], [k], v, ONE)
+    dense = evaluate("dense", [q], [k], v, ONE)
     np.testing.assert_allclose(auto, dense, atol=1e-6)
     with pytest.raises(ValueError, match="'splash' cannot be used: it does not run on cpu"):
         evaluate("splash", [q], [k], v, ONE)

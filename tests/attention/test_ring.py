@@ -64,9 +64,9 @@ def test_ring_equals_dense_in_values_and_gradients(
     def by_ring(q, k, v):
         q, k, v = jax.tree.map(lambda x: ring_order(x, mesh), (q, k, v))
         ordered_ids = None if ids is None else ring_order(ids, mesh)
-        return token_order(
-            ring(q, k, v, masks, segment_ids=ordered_ids, sharding=mesh.activations(v.shape)), mesh
-        )
+        sharding = mesh.activations(v.shape)
+        out = ring(q, k, v, masks, segment_ids=ordered_ids, sharding=sharding)
+        return token_order(out, mesh)
 
     def by_dense(q, k, v):
         return dense(
@@ -84,9 +84,8 @@ def test_ring_equals_dense_in_values_and_gradients(
     for actual, expected in zip(
         jax.tree.leaves(both(by_ring)), jax.tree.leaves(both(by_dense)), strict=True
     ):
-        np.testing.assert_allclose(
-            actual, expected, atol=1e-5 * max(1, abs(expected).max()), rtol=0
-        )
+        scale = max(1, abs(expected).max())
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,8 @@ def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
     B = 2
     T = 64
     rng = np.random.default_rng(1)
-    tokens, targets = (rng.integers(0, tiny.VOCAB, (B, T)).astype(np.int32) for _ in range(2))
+    tokens = rng.integers(0, tiny.VOCAB, (B, T)).astype(np.int32)
+    targets = rng.integers(0, tiny.VOCAB, (B, T)).astype(np.int32)
     positions = PoSE(max_position_embeddings=256).sample(rng, (B, T)).astype(np.int32)
     weights = (rng.random((B, T)) < 0.7).astype(np.float32)
     batch = Batch(tokens, targets, weights, positions, packed(B, T))._asdict()
@@ -131,12 +131,11 @@ def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
 
         return jax.jit(jax.value_and_grad(loss))(tiny.params())
 
-    one = step(Mesh(), "dense")
-    many = step(mesh, "auto")
-    for actual, expected in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(
-            actual, expected, atol=1e-5 * max(1, abs(expected).max()), rtol=1e-5
-        )
+    on_one = step(Mesh(), "dense")
+    on_many = step(mesh, "auto")
+    for actual, expected in zip(jax.tree.leaves(on_many), jax.tree.leaves(on_one), strict=True):
+        scale = max(1, abs(expected).max())
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, rtol=1e-5)
 
 
 def test_zigzag_gives_every_device_an_early_and_a_late_chunk():
@@ -163,14 +162,8 @@ def test_causal_work_is_balanced_over_devices_and_steps(S: int):
 
 
 def test_lengths_that_cannot_be_cut_are_refused():
-    assert [block_size(chunk, 512) for chunk in (1, 40, 256, 512, 4096, 320)] == [
-        1,
-        40,
-        256,
-        512,
-        512,
-        320,
-    ]
+    chunks = (1, 40, 256, 512, 4096, 320)
+    assert [block_size(chunk, 512) for chunk in chunks] == [1, 40, 256, 512, 512, 320]
     with pytest.raises(ValueError, match="make the length a multiple of 64 x mesh.seq"):
         block_size(2 * 521, 512)
     x = jnp.zeros((1, 12, 2, 8))

@@ -42,11 +42,11 @@ def test_labels_are_unique_and_short():
 def test_the_model_rotates_by_its_frequencies(scaling, length):
     tokens = tiny.tokens(1, length, seed=length)
     rope = scaling.rope(tiny.CONFIG.rope_base(), length)
-    theirs = ReferenceLlama(tiny.CONFIG, tiny.params()).feed(tokens[0], rope)
-    ours = np.asarray(tiny.lm(scaling=scaling).logits(tokens))[0]
-    np.testing.assert_allclose(ours, theirs, atol=3e-5)
+    expected = ReferenceLlama(tiny.CONFIG, tiny.params()).feed(tokens[0], rope)
+    actual = np.asarray(tiny.lm(scaling=scaling).logits(tokens))[0]
+    np.testing.assert_allclose(actual, expected, atol=3e-5)
     bf16 = np.asarray(tiny.lm(scaling=scaling, dtype="bfloat16").logits(tokens))[0]
-    assert np.corrcoef(bf16.ravel(), theirs.ravel())[0, 1] > 0.995
+    assert np.corrcoef(bf16.ravel(), expected.ravel())[0, 1] > 0.995
 
 
 @pytest.mark.parametrize("scaling", EVERY, ids=method_name)
@@ -76,9 +76,11 @@ def test_training_rotates_by_its_frequencies(scaling, tmp_path):
 def base(tmp_path_factory):
     """An HF directory with weights sharp enough that frequencies matter."""
     path = tmp_path_factory.mktemp("base") / "hf"
-    params = jax.tree.map(
-        lambda x: np.asarray(x) * (6 if x.ndim == 3 else 1), init_params(SMALL, 0)
-    )
+
+    def sharpened(x):
+        return np.asarray(x) * (6 if x.ndim == 3 else 1)
+
+    params = jax.tree.map(sharpened, init_params(SMALL, 0))
     write_hf(path, SMALL, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
     return path
 
@@ -126,14 +128,8 @@ experiment = Experiment(
 )
 """)
     scaling = next(x for x in EVERY if method_name(x) == name)
-    argv = [
-        "train",
-        str(file),
-        "--method",
-        name,
-        *flags(scaling, tmp_path, "--rope."),
-        "--print-config",
-    ]
+    options = flags(scaling, tmp_path, "--rope.")
+    argv = ["train", str(file), "--method", name, *options, "--print-config"]
     assert main(argv) == 0
     assert json.loads(capsys.readouterr().out)["rope"] == json.loads(json.dumps(to_json(scaling)))
     (tmp_path / "bad.json").write_text('{"other": [1, 2]}')

@@ -28,15 +28,14 @@ def yarn(p: dict) -> Yarn:
     """mscale is a ratio of two temperatures; attn_factor multiplies m."""
     m = p.get("attention_factor")
     if p.get("mscale") and p.get("mscale_all_dim"):
-        m = (0.1 * p["mscale"] * math.log(p["factor"]) + 1) / (
-            0.1 * p["mscale_all_dim"] * math.log(p["factor"]) + 1
-        )
+        numerator = 0.1 * p["mscale"] * math.log(p["factor"]) + 1
+        denominator = 0.1 * p["mscale_all_dim"] * math.log(p["factor"]) + 1
+        m = numerator / denominator
     if "attn_factor" in p:
         m = p["attn_factor"] * (0.1 * math.log(p["factor"]) + 1)
-    known = {
-        k: p[k] for k in ("beta_fast", "beta_slow", "truncate", "extrapolation_factor") if k in p
-    }
-    return Yarn(p["factor"], attention_factor=m, **known)
+    fields = ("beta_fast", "beta_slow", "truncate", "extrapolation_factor")
+    options = {field: p[field] for field in fields if field in p}
+    return Yarn(p["factor"], attention_factor=m, **options)
 
 
 def part_ntk(p: dict) -> PartNTK:
@@ -105,15 +104,15 @@ CASES = {
 
 
 def test_every_golden_case_belongs_to_a_method():
-    assert collections.Counter(case["method"] for case in GOLDEN) == {
-        name: count for name, (_, count) in CASES.items()
-    }
-    assert (sum(count for _, count in CASES.values()), len(CASES)) == (618, 28)
+    counts = {name: count for name, (_, count) in CASES.items()}
+    assert collections.Counter(case["method"] for case in GOLDEN) == counts
+    assert len(counts) == 28
+    assert sum(counts.values()) == 618
     assert {case["params"]["head_dim"] for case in GOLDEN} == {64, 128}
 
 
 def assert_agrees(case: dict, scaling: RopeScaling, base: RopeBase, seq_len: int) -> None:
-    """To 2e-6, because the authors compute in float32. A frequency of zero is exactly zero."""
+    """Compare to 2e-6, because the authors compute in float32; a zero must be exactly zero."""
     rope = scaling.rope(base, seq_len)
     np.testing.assert_allclose(
         rope.inv_freq, case["inv_freq"], rtol=2e-6, atol=0, err_msg=case["id"]
@@ -131,14 +130,13 @@ def test_golden(name: str):
         p = case["params"]
         window = p.get("original_max_position_embeddings", p.get("max_position_embeddings", 4096))
         theta = 1e4 if name == "hf_abf" else p["rope_theta"]
-        assert_agrees(
-            case, scaling(p), RopeBase(p["head_dim"], theta, window), p.get("seq_len", 10**6)
-        )
+        base = RopeBase(p["head_dim"], theta, window)
+        assert_agrees(case, scaling(p), base, p.get("seq_len", 10**6))
     assert len(cases) == count
 
 
 def test_golden_cases_as_config_json():
-    """The same parameters as keys of config.json, which transformers reads like that."""
+    """The same parameters as keys of config.json, as transformers reads them."""
     kinds = {
         "hf_default": "default",
         "hf_abf": "default",

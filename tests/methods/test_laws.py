@@ -45,9 +45,9 @@ betas = st.tuples(st.floats(0.25, 8), st.floats(1.5, 32)).map(
 def with_betas(
     method: type, *args: st.SearchStrategy, **fields: st.SearchStrategy
 ) -> st.SearchStrategy:
-    return st.tuples(betas, st.builds(functools.partial, st.just(method), *args, **fields)).map(
-        lambda x: x[1](**x[0])
-    )
+    """Instances of a method with these arguments and a pair of betas."""
+    constructors = st.builds(functools.partial, st.just(method), *args, **fields)
+    return st.builds(lambda constructor, betas: constructor(**betas), constructors, betas)
 
 
 STRATEGIES = {
@@ -107,25 +107,30 @@ def test_methods_declare_truly_whether_they_follow_the_length(scaling, config, s
 
 
 def transformers_reads(keys: dict, seq_len: int) -> tuple[np.ndarray, float]:
+    """(inv_freq, attention factor) of transformers for these keys of config.json."""
     import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = transformers.LlamaConfig(
-        **dataclasses.asdict(TINY) | json.loads(json.dumps(keys, allow_nan=False))
-    )
+    keys = json.loads(json.dumps(keys, allow_nan=False))
+    config = transformers.LlamaConfig(**dataclasses.asdict(TINY) | keys)
     kind = config.rope_parameters["rope_type"]
     if kind == "default":
-        theirs = LlamaRotaryEmbedding(config)
-        return theirs.inv_freq.double().numpy(), theirs.attention_scaling
+        embedding = LlamaRotaryEmbedding(config)
+        return embedding.inv_freq.double().numpy(), embedding.attention_scaling
     inv_freq, m = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=seq_len)
     return inv_freq.double().numpy(), m
 
 
-def same_as_theirs(rope: Rope, theirs: tuple[np.ndarray, float], base: np.ndarray) -> None:
-    """transformers computes in float32: powers are off by 1e-6, and blends by a rounding."""
-    assert (abs(theirs[0] - rope.inv_freq) <= 3e-6 * rope.inv_freq + 3e-7 * base + 2e-12).all()
-    assert theirs[1] == pytest.approx(rope.attention_factor, rel=1e-7)
+def assert_equals_hf(rope: Rope, hf: tuple[np.ndarray, float], base: np.ndarray) -> None:
+    """Compare with transformers.
+
+    It computes in float32: powers are off by 1e-6, and blends by a rounding.
+    """
+    inv_freq, attention_factor = hf
+    tolerance = 3e-6 * rope.inv_freq + 3e-7 * base + 2e-12
+    assert (abs(inv_freq - rope.inv_freq) <= tolerance).all()
+    assert attention_factor == pytest.approx(rope.attention_factor, rel=1e-7)
 
 
 @settings(max_examples=300, deadline=None)
@@ -142,16 +147,16 @@ def test_what_we_write_is_what_transformers_reads(scaling, config, share):
         return
     keys = rope_to_config(scaling, config, seq_len)
     rope = scaling.rope(base, seq_len)
-    same_as_theirs(rope, transformers_reads(keys, seq_len), base.inv_freq)
+    assert_equals_hf(rope, transformers_reads(keys, seq_len), base.inv_freq)
     theta, window, again = rope_from_config(keys)
-    mine = again.rope(RopeBase(TINY.head_dim, theta, window), seq_len)
-    np.testing.assert_allclose(mine.inv_freq, rope.inv_freq, rtol=1e-13, atol=2e-12)
-    assert mine.attention_factor == pytest.approx(rope.attention_factor, rel=1e-15)
+    read_back = again.rope(RopeBase(TINY.head_dim, theta, window), seq_len)
+    np.testing.assert_allclose(read_back.inv_freq, rope.inv_freq, rtol=1e-13, atol=2e-12)
+    assert read_back.attention_factor == pytest.approx(rope.attention_factor, rel=1e-15)
     assert not again.depends_on_length or type(again) is type(scaling)
 
 
 listed = divisors.map(list)
-THEIRS = {
+HF_FIELDS = {
     "default": {},
     "linear": {"factor": factors},
     "dynamic": {"factor": factors},
@@ -181,17 +186,18 @@ NO_WINDOW = {"default", "linear", "dynamic", "proportional"}
 @settings(max_examples=500, deadline=None)
 @given(
     st.data(),
-    st.sampled_from(list(THEIRS)),
+    st.sampled_from(list(HF_FIELDS)),
     thetas,
     st.integers(64, 32768),
     st.integers(1, 8),
     st.booleans(),
 )
 def test_what_transformers_reads_is_what_we_read(data, kind, theta, window, times, old):
-    spec = {
-        "rope_type": kind,
-        **{k: v for k, x in THEIRS[kind].items() if (v := data.draw(x)) is not None},
-    }
+    spec = {"rope_type": kind}
+    for field, strategy in HF_FIELDS[kind].items():
+        value = data.draw(strategy)
+        if value is not None:
+            spec[field] = value
     if kind == "yarn":
         spec |= data.draw(betas)
     length = window if kind in NO_WINDOW else window * times
@@ -216,10 +222,10 @@ def test_what_transformers_reads_is_what_we_read(data, kind, theta, window, time
     assert (read_theta, read_window) == (theta, window)
     base = RopeBase(TINY.head_dim, theta, window)
     rope = scaling.rope(base, seq_len)
-    same_as_theirs(rope, transformers_reads(keys, seq_len), base.inv_freq)
-    second = frequencies(keys["rope_parameters"], theta, TINY.head_dim, seq_len, keys)
-    np.testing.assert_allclose(second[0], rope.inv_freq, rtol=1e-10)
-    assert second[1] == pytest.approx(rope.attention_factor, rel=1e-12)
+    assert_equals_hf(rope, transformers_reads(keys, seq_len), base.inv_freq)
+    inv_freq, m = frequencies(keys["rope_parameters"], theta, TINY.head_dim, seq_len, keys)
+    np.testing.assert_allclose(inv_freq, rope.inv_freq, rtol=1e-10)
+    assert m == pytest.approx(rope.attention_factor, rel=1e-12)
 
 
 @settings(max_examples=300, deadline=None)
@@ -288,16 +294,15 @@ def test_dynamic_methods_are_their_static_selves_at_the_length():
     def same(a: RopeScaling, b: RopeScaling, seq_len: int) -> bool:
         x = a.rope(LLAMA2, seq_len)
         y = b.rope(LLAMA2, seq_len)
-        return (
-            np.allclose(x.inv_freq, y.inv_freq, rtol=1e-14, atol=0)
-            and x.attention_factor == y.attention_factor
-        )
+        same_frequencies = np.allclose(x.inv_freq, y.inv_freq, rtol=1e-14, atol=0)
+        return same_frequencies and x.attention_factor == y.attention_factor
 
     assert same(DynamicLinear(), Linear(3.0), 12288)
     assert same(DynamicPartNTK(), PartNTK(3.0), 12288)
     assert same(DynamicYarn(1.0), Yarn(3.0), 12288)
     assert same(NTKByParts(3.0), Yarn(3.0, attention_factor=1.0), 0)
-    for seq_len in (1, 4096, 4097, 8192):  # fine-tuned: never less than in training
+    # Fine-tuned: never less than in training.
+    for seq_len in (1, 4096, 4097, 8192):
         assert same(DynamicYarn(2.0), Yarn(2.0), seq_len)
         assert same(DynamicYarn(2.0, finetuned=False), Unscaled(), seq_len)
     assert same(DynamicYarn(2.0), DynamicYarn(2.0, finetuned=False), 8193)
@@ -340,20 +345,19 @@ def test_leading_positions_keep_plain_rope(angles: str):
     method = LongRope(8.0, ONE, LONG, leading_positions=4)
     positions = jnp.asarray([[0, 3, 4, 5], [70000, 2, 3, 131071]], jnp.int32)
     first = np.asarray(positions < 4)[..., None]
-    plain, rest = (
-        s.rope(LLAMA2, 8192).rotation(angles) for s in (Unscaled(), LongRope(8.0, ONE, LONG))
-    )
+    plain = Unscaled().rope(LLAMA2, 8192).rotation(angles)
+    rest = LongRope(8.0, ONE, LONG).rope(LLAMA2, 8192).rotation(angles)
     before = tables._cache_size()
-    got = tables(method.rope(LLAMA2, 8192).rotation(angles), positions)
-    for actual, a, b in zip(got, tables(plain, positions), tables(rest, positions), strict=True):
-        np.testing.assert_array_equal(actual, np.where(first, a, b))
-    # One more program at most, whatever their number, the list in use, or the caller.
-    kept = []
-    jax.jit(lambda: kept.append(method.rope(LLAMA2, 8192).rotation(angles)))()
-    for rotation in (
-        dataclasses.replace(method, leading_positions=9).rope(LLAMA2, 100).rotation(angles),
-        *kept,
+    actual_tables = tables(method.rope(LLAMA2, 8192).rotation(angles), positions)
+    for actual, from_plain, from_rest in zip(
+        actual_tables, tables(plain, positions), tables(rest, positions), strict=True
     ):
+        np.testing.assert_array_equal(actual, np.where(first, from_plain, from_rest))
+    # One more program at most, whatever their number, the list in use, or the caller.
+    made_in_jit = []
+    jax.jit(lambda: made_in_jit.append(method.rope(LLAMA2, 8192).rotation(angles)))()
+    more_leading = dataclasses.replace(method, leading_positions=9)
+    for rotation in (more_leading.rope(LLAMA2, 100).rotation(angles), *made_in_jit):
         tables(rotation, positions)
     assert tables._cache_size() - before <= 2
 

@@ -34,7 +34,7 @@ class BrandNew(RopeScaling):
 
 @pytest.fixture
 def new_file(tmp_path, monkeypatch):
-    """methods/ with one file more."""
+    """Add a file to the package ctxext.methods."""
     (tmp_path / "brand_new.py").write_text(NEW_FILE)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     importlib.invalidate_caches()
@@ -76,7 +76,7 @@ class Share(RopeScaling):
 
 @dataclasses.dataclass(frozen=True)
 class Declared(RopeScaling):
-    """Takes one number only, and says which."""
+    """Takes only one number, which its declaration names."""
 
     answer: int = dataclasses.field(metadata={"example": 42})
 
@@ -132,7 +132,7 @@ def test_every_method_accepts_its_example(method):
             assert instance.rope(base, 64).inv_freq.shape == (base.head_dim // 2,)
 
 
-def test_an_example_that_is_refused_says_what_to_declare():
+def test_a_refused_example_is_an_error_that_names_what_to_declare():
     @dataclasses.dataclass(frozen=True)
     class Difficult(RopeScaling):
         answer: int
