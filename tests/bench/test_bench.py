@@ -1,4 +1,4 @@
-"""Both backends of the benchmark compute the same, and its limits are counted right."""
+"""Both backends of the benchmark compute the same, and its hardware limits are right."""
 
 import contextlib
 import dataclasses
@@ -16,6 +16,7 @@ from ctxext.bench import comparison, ctxext_backend, limits, tables, trace
 from ctxext.bench.cases import NARROW, BenchmarkCase, standard_cases
 from ctxext.bench.weights import random_weights
 from ctxext.cli.main import main
+from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
 
 TINY = dataclasses.replace(
@@ -36,17 +37,16 @@ CASES = (
     BenchmarkCase("loss", 96, 2, shape=TINY),
 )
 
-
 QUICK = ("prefill", "attention")
 
 
 @pytest.mark.parametrize(
     "case",
-    [x if x.part in QUICK else pytest.param(x, marks=pytest.mark.check) for x in CASES],
+    [case if case.part in QUICK else pytest.param(case, marks=pytest.mark.check) for case in CASES],
     ids=lambda case: case.name,
 )
 def test_both_backends_compute_the_same(case: BenchmarkCase, tmp_path: Path):
-    """Losses and gradient norms of three training steps, the next token and its nll, 8 tokens."""
+    """Compare losses and gradient norms of three steps, the next token and its nll, 8 tokens."""
     transformers_backend = pytest.importorskip("ctxext.bench.transformers_backend")
     weights = random_weights(case, tmp_path)
     ours = ctxext_backend.PARTS[case.part](case, weights)
@@ -60,7 +60,7 @@ def test_both_backends_compute_the_same(case: BenchmarkCase, tmp_path: Path):
 
 
 def test_a_comparison_in_processes(tmp_path: Path):
-    """The figures are consistent, and can be read and drawn."""
+    """The figures are consistent and can be printed and plotted."""
     case = CASES[3]
     weights = random_weights(case, tmp_path)
     result = comparison.compare_backends(case, weights, ["ctxext"], rounds=3)
@@ -101,59 +101,54 @@ def test_a_case_passes_to_another_process_unchanged():
         assert BenchmarkCase.parse(case.json()) == case
 
 
-def test_bytes_of_a_decode_are_those_of_the_tree_and_the_cache():
-    """Every matrix but the embedding, and at the middle step 64 + 4.5 cached tokens of 2 layers."""
-    tree = param_shapes(TINY)
-    kernels = [
-        x.size for path, x in jax.tree_util.tree_leaves_with_path(tree) if path[-1].key == "kernel"
-    ]
+def kernels(shape: LlamaConfig) -> list[jax.ShapeDtypeStruct]:
+    """The shapes of every matrix of a model except the embedding."""
+    leaves = jax.tree_util.tree_leaves_with_path(param_shapes(shape))
+    return [leaf for path, leaf in leaves if path[-1].key == "kernel"]
+
+
+def test_decoding_reads_the_weights_and_the_cache():
+    """Every matrix but the embedding, and 64 + 4.5 cached tokens of 2 layers at the middle step."""
+    weights = sum(kernel.size for kernel in kernels(TINY))
     cached = 2 * 2 * 2 * 16 * 2 * 68.5
-    assert limits.decode_bytes(CASES[3]) == 4 * (sum(kernels) + cached)
+    assert limits.decode_bytes(CASES[3]) == 4 * (weights + cached)
 
 
 def test_operations_of_a_step_are_those_that_xla_counts():
-    """The matrix products of the forward pass, three times.
+    """A step has three times the matrix products of the forward pass.
 
-    Without attention, which is masked there and skipped here.
+    Attention is left out: XLA would also count its masked part, which the limit skips.
     """
-    case = BenchmarkCase(
-        "step",
-        256,
-        shape=dataclasses.replace(TINY, num_attention_heads=1, num_key_value_heads=1, head_dim=2),
-    )
-    shapes = param_shapes(case.shape)
-    kernels = [
-        x for path, x in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel"
-    ]
+    shape = dataclasses.replace(TINY, num_attention_heads=1, num_key_value_heads=1, head_dim=2)
+    case = BenchmarkCase("step", 256, shape=shape)
 
-    def products(kernels):
-        """Every kernel once, on 256 tokens; stacks of layers count their layers."""
-        return [jax.numpy.ones((256, k.shape[-2])) @ k for k in kernels]
+    def products(matrices):
+        """Every matrix once, on 256 tokens; stacks of layers count their layers."""
+        return [jax.numpy.ones((256, matrix.shape[-2])) @ matrix for matrix in matrices]
 
-    lowered: Lowered = jax.jit(products).lower(kernels)
-    counted = lowered.cost_analysis()
+    lowered: Lowered = jax.jit(products).lower(kernels(case.shape))
+    cost = lowered.cost_analysis()
+    assert cost is not None
     attention = 2 * 4 * 2 * 256 * 257 // 2
-    assert counted is not None
-    np.testing.assert_allclose(
-        limits.model_flops(case) / 3 - attention, counted["flops"], rtol=0.01
-    )
+    forward = limits.model_flops(case) / 3
+    np.testing.assert_allclose(forward - attention, cost["flops"], rtol=0.01)
 
 
 def test_bandwidth_is_of_the_quickest_round(monkeypatch: pytest.MonkeyPatch):
-    """Rounds of 4, 0.5 and 2 s by a fake clock, in which two workers read all of the memory."""
-    read = []
+    """By a fake clock, two workers read all of the memory in rounds of 4, 0.5 and 2 s."""
+    bytes_read = []
     times = iter([0.0, 4.0, 10.0, 10.5, 20.0, 22.0])
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(limits.time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(limits.np, "max", lambda part: read.append(part.nbytes))
+    monkeypatch.setattr(limits.np, "max", lambda part: bytes_read.append(part.nbytes))
     assert limits.read_bandwidth(2**20, 3) == 2**21
-    assert sum(read) == 3 * 2**20
-    assert len(read) == 6
+    assert sum(bytes_read) == 3 * 2**20
+    assert len(bytes_read) == 6
 
 
-def test_the_time_of_an_accelerator_is_that_of_its_kernels_without_gaps_and_overlaps():
+def test_the_time_on_the_device_excludes_gaps_and_counts_overlaps_once():
     """Two kernels that overlap by 1 us and one apart; other events and devices do not count."""
-    trace_of = """
+    trace_text = """
         planes { name: "/device:GPU:1"
                  lines { name: "Stream #1" events { metadata_id: 1 duration_ps: 77000000 } } }
         planes { name: "/device:GPU:0"
@@ -166,8 +161,8 @@ def test_the_time_of_an_accelerator_is_that_of_its_kernels_without_gaps_and_over
                  event_metadata { key: 1 value { id: 1 name: "gemm" } } }
         planes { name: "/host:CPU"
                  lines { name: "Stream #2" events { metadata_id: 1 duration_ps: 88000000 } } }"""
-    data = jax.profiler.ProfileData
-    profile = data.from_serialized_xspace(data.text_proto_to_serialized_xspace(trace_of))
+    serialized = jax.profiler.ProfileData.text_proto_to_serialized_xspace(trace_text)
+    profile = jax.profiler.ProfileData.from_serialized_xspace(serialized)
     assert trace.busy_seconds(profile) == pytest.approx(11e-6)
     calls = []
     seconds = trace.device_seconds(lambda: calls.append(jax.numpy.ones(3).block_until_ready()))
@@ -208,15 +203,17 @@ def test_backends_on_different_devices_are_not_compared(
         "ctxext": types.SimpleNamespace(version="jax 1", device="NVIDIA H200"),
         "transformers": types.SimpleNamespace(version="torch 2", device="cpu"),
     }
-    monkeypatch.setattr(
-        comparison, "backend_process", lambda name, *_: contextlib.nullcontext(processes[name])
-    )
+
+    def backend_process(name: str, *_: object):
+        return contextlib.nullcontext(processes[name])
+
+    monkeypatch.setattr(comparison, "backend_process", backend_process)
     message = "different devices: jax 1 on NVIDIA H200; torch 2 on cpu; install a torch"
     with pytest.raises(ValueError, match=message):
         comparison.compare_backends(CASES[0], tmp_path, list(processes), rounds=1)
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_unknown_benchmarks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
     with pytest.raises(ValueError, match="no benchmark 'speed'; known: eval, io, step"):
         bench.measure("tiny-llama", ["speed"])
     with pytest.raises(ValueError, match="no benchmark against 'vllm'; known: hf"):
