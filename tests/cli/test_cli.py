@@ -64,14 +64,14 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def data(capsys: pytest.CaptureFixture, *arguments: object) -> dict:
-    """What a successful command prints with --json."""
+    """Run a command that succeeds; the object that it prints with --json."""
     capsys.readouterr()
     assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def printed(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """What a successful command prints."""
+    """Run a command that succeeds; the text that it prints."""
     capsys.readouterr()
     assert main([*map(str, arguments)]) == 0
     return capsys.readouterr().out

@@ -72,7 +72,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory):
 
 
 def output(capsys, *arguments) -> str:
-    """What `ctxext generate ARGUMENTS` prints."""
+    """Run `ctxext generate ARGUMENTS`; the text that it prints."""
     capsys.readouterr()
     assert main(["generate", *map(str, arguments)]) == 0
     return capsys.readouterr().out

@@ -105,11 +105,11 @@ def test_greedy_is_what_the_model_would_generate(ours: HarnessLM) -> None:
     tokens = ours.tok_encode(context)
     new = ours._lm.generate([tokens], max_new_tokens=5)[0].tolist()
     wrong = [*new[:4], (new[4] + 1) % 400]
-    (_, greedy), (_, wrong_at_the_end) = ours._loglikelihood_tokens(
+    (_, greedy), (_, greedy_if_wrong) = ours._loglikelihood_tokens(
         [(None, tokens, new), (None, tokens, wrong)], disable_tqdm=True
     )
     assert greedy
-    assert not wrong_at_the_end
+    assert not greedy_if_wrong
 
 
 def test_loglikelihood_rolling(ours: HarnessLM, theirs: HFLM) -> None:
