@@ -32,17 +32,12 @@ def test_the_band_covers_the_whole_curve_and_single_intervals_do_not():
         values, places, where = planted(rng)
         band = simultaneous_band(values, places, where, seed=trial, samples=500)
         covered += all(band[i].low <= truth[i] <= band[i].high for i in range(4))
-        at = np.array(places)
-        single = [
-            paired_bootstrap(
-                np.zeros((at == i).sum()),
-                values[at == i],
-                np.array(where)[at == i].tolist(),
-                seed=trial,
-                samples=300,
-            )
-            for i in range(4)
-        ]
+        single = []
+        for i in range(4):
+            here = np.array(places) == i
+            documents = np.array(where)[here].tolist()
+            zeros = np.zeros(here.sum())
+            single.append(paired_bootstrap(zeros, values[here], documents, seed=trial, samples=300))
         alone += all(x.low <= t <= x.high for x, t in zip(single, truth, strict=True))
     assert 0.92 <= covered / 300 <= 0.98
     assert alone / 300 < covered / 300 - 0.05
@@ -57,7 +52,8 @@ def test_one_place_is_the_usual_interval_of_a_mean():
 
 def test_pairs_that_all_agree_are_not_certain():
     band = simultaneous_band([0] * 30 + [1, 0] * 15, [1] * 30 + [2] * 30, list(range(30)) * 2)
-    z = stats.norm.isf(0.0125)  # the level is shared by two places
+    # The level is shared by two places.
+    z = stats.norm.isf(0.0125)
     np.testing.assert_allclose(band[1], [0, -wilson(0, 30, z).high, wilson(0, 30, z).high])
     assert simultaneous_band([1, 0], [1, 1], ["a", "a"])[1] == (0.5, None, None)
     assert simultaneous_band([1, 1], [1, 1], ["a", "b"])[1].high == 1

@@ -321,8 +321,9 @@ def test_the_page_of_several_tasks(tmp_path):
     ]
     records = RECORDS + kv
     page = parse(write_report([planted_run(tmp_path / "run", records)]).read_text())
+    by_caption = {t.one("caption").text: t for t in page.all("table")}
     (over_tasks,) = [
-        t for t in page.all("table") if t.one("caption").text.startswith("Effective context by")
+        t for caption, t in by_caption.items() if caption.startswith("Effective context by")
     ]
     rows = [[td.text for td in tr.all("td")] for tr in over_tasks.all("tr")[1:]]
     entries = summary(records)["effective"]
@@ -338,7 +339,7 @@ def test_the_page_of_several_tasks(tmp_path):
     assert "mine/kv: achieved lengths" in charts
     assert "passkey: achieved lengths" not in charts
     title = "mine/kv: right and wrong answers by length"
-    (numbers,) = [t for t in page.all("table") if t.one("caption").text == title]
+    numbers = by_caption[title]
     yarn = [tr for tr in numbers.all("tr")[1:] if tr.one("th").text.startswith("yarn")]
     percents = [tr.all("td")[1].text for tr in yarn]
     # 20, 18 and 14 of 20 at two of three depths.
@@ -346,8 +347,7 @@ def test_the_page_of_several_tasks(tmp_path):
     bars = charts[title]
     assert [g.one("text", "share").text for g in bars.all("g", "k0")] == ["67", "60", "47"]
     assert [g.one("text", "share").text for g in bars.all("g", "k2")] == ["33", "40", "53"]
-    captions = [t.one("caption").text for t in page.all("table")]
-    assert any(caption.startswith("mine: mean score over tasks") for caption in captions)
+    assert any(caption.startswith("mine: mean score over tasks") for caption in by_caption)
 
 
 def test_the_band_of_a_planted_difference(tmp_path):

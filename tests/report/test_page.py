@@ -294,8 +294,9 @@ def test_text_can_be_read_on_its_colour(page: Element, run: Path) -> None:
     for block in blocks:
         names = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
         for name in ("ink", "soft", "link", *(f"c{i}" for i in range(8))):
-            for behind in ("bg", "panel"):
-                assert contrast(names[name], names[behind]) >= 4.5, (name, behind, names[name])
+            for background in ("bg", "panel"):
+                colours = (names[name], names[background])
+                assert contrast(*colours) >= 4.5, (name, background, colours)
 
 
 def test_hostile_names_are_only_text(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
     keys = [rng.normal(size=(2, 10, 2, 8)).astype(np.float32) for _ in masks]
     index = np.broadcast_to(np.arange(10), (2, 10))
     query_index = np.where(SEGMENTS == 0, -1, index)
-    largest_one = largest_logit(
+    actual = largest_logit(
         [jnp.asarray(q) for q in queries],
         [jnp.asarray(k) for k in keys],
         masks,
@@ -101,16 +101,14 @@ def test_the_largest_logit_is_that_of_brute_force(attention, held, monkeypatch):
         query_segments=jnp.asarray(SEGMENTS),
         key_segments=jnp.asarray(SEGMENTS),
     )
-    scores = [
-        float(q[b, t, n].astype(np.float64) @ k[b, s, n // 2]) / 8**0.5
-        for q, k, mask in zip(queries, keys, masks, strict=True)
-        for b in range(2)
-        for n in range(4)
-        for t in range(10)
-        for s in range(t + 1)
-        if SEGMENTS[b, s] == SEGMENTS[b, t] != 0 and mask.visible(t, s)
-    ]
-    assert float(largest_one) == pytest.approx(max(scores), rel=1e-6)
+    scores = []
+    for q, k, mask in zip(queries, keys, masks, strict=True):
+        for b, n, t in np.ndindex(2, 4, 10):
+            for s in range(t + 1):
+                if SEGMENTS[b, s] == SEGMENTS[b, t] != 0 and mask.visible(t, s):
+                    product = q[b, t, n].astype(np.float64) @ k[b, s, n // 2]
+                    scores.append(float(product) / 8**0.5)
+    assert float(actual) == pytest.approx(max(scores), rel=1e-6)
 
 
 def test_the_monitor_changes_no_training_and_equals_the_reference(texts, tmp_path):
