@@ -1,4 +1,4 @@
-"""Chat templates against transformers, Llama 2's markers against SentencePiece, bad templates."""
+"""Chat templates compared with transformers, Llama 2's format with SentencePiece, bad templates."""
 
 import functools
 import inspect
@@ -26,7 +26,7 @@ TALK = [
     {"role": "assistant", "content": " A country. "},
     {"role": "user", "content": "Where's it? {{ 7 * 7 }} {% if %}"},
 ]
-# The structure of well-known templates in words of our own, and what each needs of the environment.
+# Our own versions of well-known kinds of templates; each needs other functions of the environment.
 INST = """
 {%- if messages[0]['role'] == 'system' %}
     {%- set rest = messages[1:] %}{% set start =
@@ -77,30 +77,34 @@ def model() -> bytes:
     return train_tokenizer([inspect.getsource(inspect)], 420)
 
 
-def files(
-    template: str | None,
-    added: tuple[str, ...] = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>"),
-):
-    """A tokenizer with a template and tokens that somebody added for it."""
+ADDED = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>")
+
+
+def files(template: str | list | None) -> dict[str, bytes]:
+    """The files of a tokenizer with a template and the tokens added for it."""
     exported = Tokenizer({MODEL: model()}).export_files(256)
     fast = json.loads(exported[JSON])
     fast["added_tokens"] += [
-        {**fast["added_tokens"][0], "id": 420 + i, "content": text} for i, text in enumerate(added)
+        {**fast["added_tokens"][0], "id": 420 + i, "content": text} for i, text in enumerate(ADDED)
     ]
-    settings = json.loads(exported[CONFIG]) | ({"chat_template": template} if template else {})
+    settings = json.loads(exported[CONFIG])
+    if template:
+        settings["chat_template"] = template
     return {MODEL: model(), JSON: json.dumps(fast).encode(), CONFIG: json.dumps(settings).encode()}
 
 
-@pytest.mark.parametrize("where", ["settings", "file", "json only"])
+@pytest.mark.parametrize("form", ["settings", "file", "json only"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_text_and_ids_are_those_of_transformers(name, where, tmp_path):
+def test_text_and_ids_are_those_of_transformers(name, form, tmp_path):
     from transformers import AutoTokenizer
 
-    tokenizer_files = files(None if where == "file" else TEMPLATES[name])
-    tokenizer_files |= {TEMPLATE: TEMPLATES[name].encode()} if where == "file" else {}
-    ours = Tokenizer(
-        {key: data for key, data in tokenizer_files.items() if where != "json only" or key != MODEL}
-    )
+    if form == "file":
+        tokenizer_files = files(None) | {TEMPLATE: TEMPLATES[name].encode()}
+    else:
+        tokenizer_files = files(TEMPLATES[name])
+    if form == "json only":
+        del tokenizer_files[MODEL]
+    ours = Tokenizer(tokenizer_files)
     for file, data in ours.export_files(256).items():
         (tmp_path / file).write_bytes(data)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -110,15 +114,15 @@ def test_text_and_ids_are_those_of_transformers(name, where, tmp_path):
             talk, tokenize=False, add_generation_prompt=True
         )
         ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-        begun = ids[0] == ours.bos_id
-        assert begun == (name != "chatml"), "one template leaves it to the tokenizer"
-        assert chat.encode(talk) == (ids if begun else [ours.bos_id, *ids])
+        has_bos = ids[0] == ours.bos_id
+        assert has_bos == (name != "chatml"), "only chatml leaves BOS to the tokenizer"
+        assert chat.encode(talk) == (ids if has_bos else [ours.bos_id, *ids])
         assert chat_of(load_tokenizer(tmp_path)).encode(talk) == chat.encode(talk)
     assert 421 in ids or name != "chatml", "added tokens are tokens"
 
 
-def test_without_a_template_it_is_what_llama_2_was_trained_on():
-    """Its own code encodes question and answer of each turn as one text between <s> and </s>."""
+def test_without_a_template_the_chat_format_is_that_of_llama_2():
+    """Llama 2's code encodes question and answer of each turn as one text between <s> and </s>."""
     import sentencepiece
 
     reference = sentencepiece.SentencePieceProcessor(model_proto=model())
@@ -132,26 +136,25 @@ def test_without_a_template_it_is_what_llama_2_was_trained_on():
     assert chat.encode(TALK) == expected
 
 
-def test_the_beginning_is_there_once_and_only_where_it_is_wanted():
-    twice = chat_of(Tokenizer(files("{{ bos_token }}{{ messages[0].content }}"))).encode(
-        [{"content": "a"}]
-    )
-    assert twice.count(1) == 1
-    assert twice == chat_of(Tokenizer(files("{{ messages[0].content }}"))).encode(
-        [{"content": "a"}]
-    )
+def test_bos_is_added_once_and_only_if_the_tokenizer_adds_one():
+    def encode(tokenizer_files: dict[str, bytes]) -> list[int]:
+        return chat_of(Tokenizer(tokenizer_files)).encode([{"content": "a"}])
+
+    by_template = encode(files("{{ bos_token }}{{ messages[0].content }}"))
+    assert by_template.count(1) == 1
+    assert encode(files("{{ messages[0].content }}")) == by_template
     without = files("{{ messages[0].content }}")
     without[CONFIG] = json.dumps(json.loads(without[CONFIG]) | {"add_bos_token": False}).encode()
-    assert chat_of(Tokenizer(without)).encode([{"content": "a"}]) == twice[1:]
+    assert encode(without) == by_template[1:]
 
 
-def test_a_file_and_a_name_choose_the_template(tmp_path):
+def test_the_template_is_chosen_by_a_file_or_a_name(tmp_path):
     (tmp_path / "mine.jinja").write_text("mine")
     assert chat_of(Tokenizer(files(CHATML)), tmp_path / "mine.jinja").text(TALK) == "mine"
     several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
     assert chat_of(Tokenizer(files(several))).text(TALK) == "yes"
     other = files(None)
-    other.pop(MODEL)
+    del other[MODEL]
     other[CONFIG] = json.dumps(json.loads(other[CONFIG]) | {"eos_token": "<|im_end|>"}).encode()
     with pytest.raises(ValueError, match="has no chat template; give one with --chat-template"):
         chat_of(Tokenizer(other))
@@ -193,4 +196,4 @@ def test_endless_templates_are_stopped(monkeypatch):
     start = time.process_time()
     with pytest.raises(ValueError, match="stopped, as it may run for 1 s"):
         render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", {})
-    assert time.process_time() - start < 1, "it ran elsewhere"
+    assert time.process_time() - start < 1, "the template must run in another process"

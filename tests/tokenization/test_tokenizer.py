@@ -1,4 +1,4 @@
-"""The tokenizer against SentencePiece itself and, through tokenizer.json, against transformers."""
+"""The tokenizer compared with SentencePiece and, through tokenizer.json, with transformers."""
 
 import functools
 import inspect
@@ -48,7 +48,7 @@ def test_encode_equals_sentencepiece_and_bos_is_explicit():
         ids = tokenizer.encode(text)
         assert ids == reference.encode(text)
         assert tokenizer.encode(text, bos=True) == [1, *ids]
-        # "▁" is SentencePiece's own sign for a space.
+        # SentencePiece represents a space by "▁".
         assert tokenizer.decode(ids) == text.replace("▁", " ")
         assert tokenizer.decode([1, *ids, 2]) == tokenizer.decode(ids)
 
@@ -57,7 +57,8 @@ def test_training_is_deterministic_and_has_llama_settings():
     again = train_tokenizer([inspect.getsource(inspect), "été à la naïve 日本 " * 5], 420)
     assert again == model()
     digits = Tokenizer({MODEL: model()}).encode("2024")
-    assert len(digits) == 5  # a leading space and four digits: split_digits
+    # A leading space and four digits, because of split_digits.
+    assert len(digits) == 5
     with pytest.raises(ValueError, match="a tokenizer of 5000 tokens cannot be trained"):
         train_tokenizer(["too little text"], 5000)
 
@@ -84,10 +85,8 @@ def test_exported_files_in_transformers(tmp_path):
     for text in random_texts(300):
         assert theirs(text).input_ids == tokenizer.encode(text, bos=True)
         assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
-    assert (
-        theirs.decode(theirs("def f():\n    pass").input_ids, skip_special_tokens=True)
-        == "def f():\n    pass"
-    )
+    code = "def f():\n    pass"
+    assert theirs.decode(theirs(code).input_ids, skip_special_tokens=True) == code
 
 
 @pytest.mark.parametrize(
@@ -95,32 +94,34 @@ def test_exported_files_in_transformers(tmp_path):
     [((JSON,), None), ((JSON,), False), ((JSON, MODEL), True), ((MODEL,), True), ((MODEL,), False)],
 )
 @pytest.mark.parametrize("template", [True, False])
-def test_whether_a_beginning_of_sequence_is_added_unasked(tmp_path, names, setting, template):
-    """As in transformers: tokenizer.json's post-processor decides, or else `add_bos_token`."""
+def test_whether_bos_is_added_by_default(tmp_path, names, setting, template):
+    """As in transformers: tokenizer.json's post-processor decides, otherwise `add_bos_token`."""
     from transformers import AutoTokenizer
 
     files = Tokenizer({MODEL: model()}).export_files(256)
-    settings = {k: v for k, v in json.loads(files[CONFIG]).items() if k != "add_bos_token"}
-    written = {CONFIG: settings | ({} if setting is None else {"add_bos_token": setting})}
-    written[JSON] = json.loads(files[JSON]) | ({} if template else {"post_processor": None})
+    settings = json.loads(files[CONFIG])
+    settings.pop("add_bos_token", None)
+    if setting is not None:
+        settings["add_bos_token"] = setting
+    fast = json.loads(files[JSON])
+    if not template:
+        fast["post_processor"] = None
+    files[CONFIG] = json.dumps(settings).encode()
+    files[JSON] = json.dumps(fast).encode()
     (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 420}')
     for name in (*names, CONFIG):
-        (tmp_path / name).write_bytes(
-            files[name] if name == MODEL else json.dumps(written[name]).encode()
-        )
+        (tmp_path / name).write_bytes(files[name])
     theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
     ours = load_tokenizer(tmp_path)
-    # Without tokenizer.json transformers 5 may give other ids after the same start.
+    # Only the first id is compared: without tokenizer.json, transformers 5 may differ later.
     assert ours.adds_bos == (theirs[0] == ours.bos_id)
 
 
-def test_llama_adds_a_beginning_of_sequence_by_default():
+def test_llama_adds_bos_by_default():
     tokenizer = Tokenizer({MODEL: model()})
     assert tokenizer.adds_bos
-    assert (tokenizer.id_to_token(1), tokenizer.id_to_token(2)) == (
-        "<s>",
-        "</s>",
-    )
+    assert tokenizer.id_to_token(1) == "<s>"
+    assert tokenizer.id_to_token(2) == "</s>"
 
 
 def test_json_only_directory_keeps_its_settings(tmp_path):
@@ -150,14 +151,16 @@ def test_tokens_added_after_the_vocabulary_survive_export():
     pad = fast["added_tokens"][0] | {"id": 420, "content": "[PAD]"}
     files[JSON] = json.dumps(fast | {"added_tokens": [*fast["added_tokens"], pad]}).encode()
     again = Tokenizer(files)
-    assert again.vocab_size == 420  # of what encode can give
+    # The ids that `encode` can produce.
+    assert again.vocab_size == 420
     exported = again.export_files(64)[JSON]
     assert json.loads(exported)["added_tokens"][-1] == pad
-    assert Tokenizer({JSON: exported}).encode("a[PAD]b")[1:2] == [420]
-    assert Tokenizer({JSON: exported}).vocab_size == 421
+    json_only = Tokenizer({JSON: exported})
+    assert json_only.encode("a[PAD]b")[1:2] == [420]
+    assert json_only.vocab_size == 421
 
 
-def test_sha256_follows_the_file_that_decides(tmp_path):
+def test_sha256_is_of_the_file_that_is_used(tmp_path):
     files = Tokenizer({MODEL: model()}).export_files(64)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -203,7 +206,7 @@ def test_models_that_cannot_be_converted_are_refused():
         to_tokenizer_json(out.getvalue())
 
 
-def test_bos_is_refused_where_there_is_none():
+def test_asking_for_bos_is_refused_if_there_is_none():
     fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
     with pytest.raises(ValueError, match="no beginning-of-sequence token"):
         fast.encode("a", bos=True)

@@ -1,4 +1,4 @@
-"""A tokenizer of 32,000 tokens in every reader, and tokens added after its own."""
+"""A tokenizer of 32,000 tokens in every reader, and tokens that were added to it."""
 
 import functools
 import importlib.util
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxext import loading
 from ctxext.interop import hf
+from ctxext.rope import Unscaled
 from ctxext.tokenization.tokenizer import (
     CONFIG,
     JSON,
@@ -71,7 +71,7 @@ def trained() -> bytes:
 
 @functools.cache
 def published() -> bytes:
-    """A published SentencePiece model of 32,000 tokens, if a package that ships one is there."""
+    """A published SentencePiece model of 32,000 tokens, from mistral-common if it is installed."""
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
         pytest.skip("mistral-common is not installed")
@@ -79,25 +79,25 @@ def published() -> bytes:
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Mixtures of fragments, of any characters and of real text, without literal special tokens."""
-    rng, corpus = random.Random(seed), "".join(sources())
+    """Up to `count` texts of fragments, random characters or code, without special tokens."""
+    rng = random.Random(seed)
+    corpus = "".join(sources())
 
-    def one() -> str:
+    def random_character() -> str:
+        return chr(rng.choice([*range(32, 127), *rng.choices(range(1, 0xD800), k=30)]))
+
+    def draw() -> str:
         kind = rng.randrange(3)
         if kind == 0:
             return "".join(rng.choices(PARTS, k=rng.randrange(30)))
         if kind == 1:
-            return "".join(
-                chr(rng.choice([*range(32, 127), *rng.choices(range(1, 0xD800), k=30)]))
-                for _ in range(20)
-            )
+            return "".join(random_character() for _ in range(20))
         start = rng.randrange(len(corpus))
         return corpus[start : start + rng.randrange(600)]
 
-    drawn = (one() for _ in range(count))
-    return [
-        text for text in drawn if not any(special in text for special in ("<s>", "</s>", "<unk>"))
-    ]
+    special = ("<s>", "</s>", "<unk>")
+    drawn = [draw() for _ in range(count)]
+    return [text for text in drawn if not any(token in text for token in special)]
 
 
 @pytest.mark.parametrize("model", [trained, published])
@@ -114,18 +114,19 @@ def test_every_reader_gives_the_ids_of_sentencepiece(tmp_path, model):
     assert again.export_files(LENGTH) == ours.export_files(LENGTH)
     assert (tmp_path / MODEL).read_bytes() == model()
     fast = tokenizers.Tokenizer.from_file(str(tmp_path / JSON))
-    tried = texts(3000, 0)
-    ids = [reference.encode(text) for text in tried]
-    assert len({i for row in ids for i in row}) > 3000, "the texts exercise few of the tokens"
-    for text, want, encoding in zip(tried, ids, fast.encode_batch(tried), strict=True):
-        assert ours.encode(text) == again.encode(text) == want
-        assert encoding.ids == [reference.bos_id(), *want], text
-        assert fast.decode(want) == reference.decode(want) == ours.decode(want)
-        assert ours.encode(text, bos=True) == [reference.bos_id(), *want]
+    random_texts = texts(3000, 0)
+    ids = [reference.encode(text) for text in random_texts]
+    assert len({i for row in ids for i in row}) > 3000, "the texts use too few of the tokens"
+    encodings = fast.encode_batch(random_texts)
+    for text, expected, encoding in zip(random_texts, ids, encodings, strict=True):
+        assert ours.encode(text) == again.encode(text) == expected
+        assert encoding.ids == [reference.bos_id(), *expected], text
+        assert fast.decode(expected) == reference.decode(expected) == ours.decode(expected)
+        assert ours.encode(text, bos=True) == [reference.bos_id(), *expected]
 
 
 @pytest.mark.parametrize("model", [trained, published])
-def test_transformers_gives_them_too(tmp_path, model):
+def test_transformers_gives_the_same_ids(tmp_path, model):
     from transformers import AutoTokenizer
 
     ours = Tokenizer({MODEL: model()})
@@ -133,23 +134,24 @@ def test_transformers_gives_them_too(tmp_path, model):
         (tmp_path / name).write_bytes(data)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == 32000
-    (tmp_path / MODEL).unlink()  # tokenizer.json alone, in and out again
-    alone = load_tokenizer(tmp_path)
+    # The same from tokenizer.json alone, loaded and exported again.
+    (tmp_path / MODEL).unlink()
+    json_only = load_tokenizer(tmp_path)
     (tmp_path / "again").mkdir()
-    for name, data in alone.export_files(LENGTH).items():
+    for name, data in json_only.export_files(LENGTH).items():
         (tmp_path / "again" / name).write_bytes(data)
-    last = AutoTokenizer.from_pretrained(tmp_path / "again")
+    theirs_again = AutoTokenizer.from_pretrained(tmp_path / "again")
     for text in texts(500, 1):
-        want = ours.encode(text, bos=True)
-        assert (
-            theirs(text).input_ids == last(text).input_ids == alone.encode(text, bos=True) == want
-        ), text
+        expected = ours.encode(text, bos=True)
+        assert theirs(text).input_ids == expected, text
+        assert json_only.encode(text, bos=True) == expected, text
+        assert theirs_again(text).input_ids == expected, text
 
 
 @pytest.mark.parametrize(
     "settings", [{"tokenizer_class": "LlamaTokenizerFast"}, {"add_bos_token": True}]
 )
-def test_bos_that_was_left_to_the_class_of_old_readers_is_written_down(tmp_path, settings):
+def test_a_bos_that_only_the_tokenizer_class_implied_is_written_out(tmp_path, settings):
     from transformers import AutoTokenizer
 
     files = Tokenizer({MODEL: trained()}).export_files(LENGTH)
@@ -165,6 +167,7 @@ def test_bos_that_was_left_to_the_class_of_old_readers_is_written_down(tmp_path,
     assert AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids == source.encode(
         "a b", bos=True
     )
+    # Another class implies no BOS.
     plain = {
         JSON: json.dumps(bare).encode(),
         CONFIG: b'{"bos_token": "<s>", "tokenizer_class": "X"}',
@@ -174,7 +177,7 @@ def test_bos_that_was_left_to_the_class_of_old_readers_is_written_down(tmp_path,
 
 
 def alpaca(added: dict[str, int]) -> dict[str, bytes]:
-    """The slow tokenizers of Alpaca and LongAlpaca: a model, and a padding token elsewhere."""
+    """The slow tokenizers of Alpaca and LongAlpaca: a model, and its padding token elsewhere."""
     pad = {
         "content": "[PAD]",
         "lstrip": False,
@@ -197,9 +200,8 @@ def alpaca(added: dict[str, int]) -> dict[str, bytes]:
 
 def write(path: Path, files: dict[str, bytes], vocab_size: int) -> Path:
     path.mkdir()
-    settings = hf.config_json(TINY, loading.Unscaled(), seq_len=LENGTH, dtype="float32") | {
-        "vocab_size": vocab_size
-    }
+    settings = hf.config_json(TINY, Unscaled(), seq_len=LENGTH, dtype="float32")
+    settings["vocab_size"] = vocab_size
     for name, data in files.items() | {"config.json": json.dumps(settings).encode()}.items():
         (path / name).write_bytes(data)
     return path
@@ -221,10 +223,8 @@ def test_a_padding_token_that_the_model_has_survives(tmp_path):
 
 @pytest.mark.parametrize("extra", [0, 1, 64])
 def test_a_vocabulary_larger_than_the_tokenizer_is_fine(tmp_path, extra):
-    assert (
-        load_tokenizer(write(tmp_path / "in", {MODEL: trained()}, 32000 + extra)).vocab_size
-        == 32000
-    )
+    path = write(tmp_path / "in", {MODEL: trained()}, 32000 + extra)
+    assert load_tokenizer(path).vocab_size == 32000
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,8 @@ def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_pa
     files = alpaca({"[PAD]": 32000})
     if form != "added_tokens.json":
         files = Tokenizer(files).export_files(LENGTH)
-        files = {name: files[name] for name in ([MODEL] * ("next to" in form) + [JSON, CONFIG])}
+        names = [MODEL, JSON, CONFIG] if "next to" in form else [JSON, CONFIG]
+        files = {name: files[name] for name in names}
     with pytest.raises(
         ValueError,
         match="has 32001 ids but the model's vocab_size is 32000; .*remove \\[PAD\\] from",
