@@ -173,11 +173,11 @@ def methods_page() -> str:
         "",
         *(f"* {line}" for line in LEGEND),
         "",
-        "In the formulas, L is the window of pre-training and L' the target window, in tokens; l is",
-        "the length of a text and T of a row; d is the head dimension, and pair i rotates by f_i per",
-        "position, f_i L / 2 pi turns in a window. A method gives f'_i and m, the factor on queries",
-        "and keys, so that logits scale by m^2. r_i is YaRN's ramp, from 0 at `beta_fast` turns to 1",
-        "at `beta_slow`.",
+        "In the formulas, L is the window of pre-training and L' the target window, in tokens; l",
+        "is the length of a text and T of a row; d is the head dimension. Pair i rotates by f_i",
+        "per position, which is f_i L / 2 pi turns in a window. A method gives f'_i, and m, the",
+        "factor on queries and keys, so that logits scale by m^2. r_i is YaRN's ramp: 0 above",
+        "`beta_fast` turns, 1 below `beta_slow`.",
         "",
     ]
     titles = {"rope": "Frequencies", "attention": "Attention", "positions": "Training positions"}

@@ -23,10 +23,7 @@ from ctxext.evaluate import evaluate
 from ctxext.methods import Linear, Yarn, make
 from ctxext.rope import Unscaled
 
-folder = Path(tempfile.mkdtemp())
-(
-    folder / "mine.py"
-).write_text('''"""Interpolate the pairs that never made a whole turn in pre-training; leave the others alone."""
+SOURCE = '''"""Interpolate only the pairs that never complete a turn in pre-training."""
 
 import dataclasses
 
@@ -44,7 +41,9 @@ class Step(RopeScaling):
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         slow = 2 * np.pi / base.inv_freq > base.original_max_position_embeddings
         return Rope(np.where(slow, base.inv_freq / self.factor, base.inv_freq))
-''')
+'''
+folder = Path(tempfile.mkdtemp())
+(folder / "mine.py").write_text(SOURCE)
 mine = make(f"{folder}/mine.py:Step", factor=4.0)
 print(mine)
 

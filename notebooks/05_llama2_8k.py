@@ -119,9 +119,8 @@ print(
         if name in config
     }
 )
-print(
-    f"read by {', '.join(reader['reader'] for reader in run.proof['readers'])}, at {run.proof['positions']}"
-)
+readers = ", ".join(reader["reader"] for reader in run.proof["readers"])
+print(f"read by {readers}, at {run.proof['positions']}")
 
 # %% [markdown]
 # `ctxext export RUN --to meta|peft|gguf --out DIR` writes the other formats; `ctxext prove DIR`

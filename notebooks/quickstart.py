@@ -22,9 +22,8 @@ from ctxext.rope import Unscaled
 
 lm = ctxext.load("tiny-llama")
 window = lm.config.max_position_embeddings
-print(
-    f"{lm.config.num_parameters:,} parameters, window {window} tokens, vocabulary {lm.tokenizer.vocab_size}"
-)
+print(f"{lm.config.num_parameters:,} parameters, window {window} tokens")
+print(f"{lm.tokenizer.vocab_size} tokens in the vocabulary")
 
 # %% [markdown]
 # ## A method is a function from frequencies to frequencies
