@@ -36,7 +36,7 @@ def write_base(path: Path, config=TINY, scaling=SCALING, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A directory with `base`, a `run` of LoRA on it, and the run's `adapter`."""
+    """A directory with a `base`, a LoRA `run` on it, and the run's `adapter`."""
     folder = tmp_path_factory.mktemp("trained")
     write_base(folder / "base")
     experiment = dataclasses.replace(
@@ -118,10 +118,12 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
     assert proof["weights_that_differ"] == []
     assert proof["against"] == "the model that was exported"
     assert proof["readers_not_run"] == {"peft": "torch is not installed"}
-    early, two = copy.parent / "early", ["--checkpoint", "2"]
-    assert main(["export", str(trained / "run"), "--to", "peft", "--out", str(early), *two]) == 0
-    for adapter, code in ((early, 0), (copy, 1)):  # two steps; three
-        assert main(["prove", str(adapter), "--against", str(trained / "run"), *two]) == code
+    # `early` is the adapter after two steps, `copy` after three.
+    run = trained / "run"
+    early = copy.parent / "early"
+    assert main(f"export {run} --to peft --out {early} --checkpoint 2".split()) == 0
+    assert main(f"prove {early} --against {run} --checkpoint 2".split()) == 0
+    assert main(f"prove {copy} --against {run} --checkpoint 2".split()) == 1
     file = copy / "adapter_model.safetensors"
     name = "model.layers.1.self_attn.v_proj"
     tensors = load_file(file)
@@ -131,7 +133,8 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
     assert not proof["equal"]
     assert proof["weights_that_differ"] == [f"{name}.weight"]
     assert "NOT EQUAL" in describe(proof)
-    assert prove(copy)["equal"]  # the readers agree on the changed file
+    # The readers agree on the changed file.
+    assert prove(copy)["equal"]
 
 
 @pytest.mark.usefixtures("readers")
@@ -144,7 +147,7 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
 )
 def test_both_readers_merge_every_kind(trained, tmp_path, lora):
     rng = np.random.default_rng(0)
-    # As large as the weights, not larger: attention to one token alone would turn on the last bit.
+    # No larger than the weights: otherwise attention to a single token hangs on the last bit.
     params = jax.tree.map(
         lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), lora.shapes(TINY)[0]
     )
@@ -154,28 +157,27 @@ def test_both_readers_merge_every_kind(trained, tmp_path, lora):
     assert [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]
     assert not proof["base_checked"]
     assert "NOT CHECKED to be the base" in describe(proof)
-    plain, merged = (
-        loading.load(trained / "base", adapter=a) for a in (None, tmp_path / "adapter")
-    )
     tokens = np.arange(20)[None]
-    assert np.abs(np.asarray(plain.logits(tokens)) - np.asarray(merged.logits(tokens))).max() > 0.1
+    plain = loading.load(trained / "base").logits(tokens)
+    merged = loading.load(trained / "base", adapter=tmp_path / "adapter").logits(tokens)
+    assert np.abs(np.asarray(plain) - np.asarray(merged)).max() > 0.1
 
 
 def test_a_reader_with_another_scale_is_noticed(copy, no_torch, monkeypatch):
     from ctxext.prove.reference import hf as hf_reference
 
     changed = hf_reference.Adapter.changed
-    monkeypatch.setattr(
-        hf_reference.Adapter,
-        "changed",
-        lambda self, name, x: x + 0.9 * (changed(self, name, x) - x),
-    )
+
+    def changed_less(self, name, x):
+        return x + 0.9 * (changed(self, name, x) - x)
+
+    monkeypatch.setattr(hf_reference.Adapter, "changed", changed_less)
     proof = prove(copy)
     assert not proof["equal"]
     assert max(proof["readers"][0]["logits"]) > 1e-4
 
 
-OTHERS = {
+OTHER_BASES = {
     "of other parameters": (
         {"seed": 1},
         "does not hold the parameters that .*adapter was trained on",
@@ -195,9 +197,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHER_BASES)
 def test_a_base_that_does_not_fit_is_refused(name, copy, tmp_path):
-    changes, message = OTHERS[name]
+    changes, message = OTHER_BASES[name]
     base = write_base(tmp_path / "other", **changes)
     with pytest.raises(ValueError, match=message):
         prove(copy, against=base)
@@ -206,20 +208,22 @@ def test_a_base_that_does_not_fit_is_refused(name, copy, tmp_path):
 
 def test_a_base_that_cannot_be_opened_is_named(trained, copy, tmp_path, no_torch):
     config = copy / "adapter_config.json"
-    for named, message in (
+    missing = tmp_path / "gone"
+    for base, message in (
         (
-            str(tmp_path / "gone"),
+            str(missing),
             "the base of .*adapter cannot be opened: .*gone does not exist.*--against BASE",
         ),
         (str(tmp_path), "config.json does not exist"),
         (None, "names no base; give one with --against BASE"),
     ):
-        config.write_text(
-            json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named})
-        )
+        settings = json.loads(config.read_text())
+        settings["base_model_name_or_path"] = base
+        config.write_text(json.dumps(settings))
         with pytest.raises(ValueError, match=message):
             prove(copy)
-    assert prove(copy, against=trained / "base")["equal"]  # the right one, wherever it is now
+    # A base that has moved can be named.
+    assert prove(copy, against=trained / "base")["equal"]
     with pytest.raises(ValueError, match="is one of a run; name that with --against RUN"):
         prove(copy, against=trained / "base", checkpoint="best")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The proof of Meta directories and GGUF files: good ones pass, and no planted mistake does."""
+"""The proof of Meta directories and GGUF files: valid ones pass, and planted mistakes fail."""
 
 import dataclasses
 import io
@@ -41,11 +41,12 @@ def model(scaling=None, config=CONFIG) -> LM:
 
 def write(tmp_path: Path, to: str, lm: LM | None = None, **options) -> Path:
     out = tmp_path / ("m.gguf" if to == "gguf" else "m")
-    return export(lm or model(), out, to=to, **{"dtype": "float32", "seq_len": LENGTH} | options)
+    options = {"dtype": "float32", "seq_len": LENGTH} | options
+    return export(lm or model(), out, to=to, **options)
 
 
 def comparison(proof: dict, name: str = "numpy") -> dict:
-    """What the proof says about one reader."""
+    """The part of a proof about one reader."""
     return next(reader for reader in proof["readers"] if reader["reader"] == name)
 
 
@@ -81,7 +82,8 @@ def test_every_scaling_is_proven(to, scaling, tmp_path):
 def test_every_dtype_is_proven(to, dtype, tied, tmp_path):
     lm = model(config=dataclasses.replace(CONFIG, tie_word_embeddings=tied))
     out = write(tmp_path, to, lm, dtype=dtype)
-    if to == "meta" and tied:  # the format has two matrices, of which one is a copy
+    if to == "meta" and tied:
+        # The format stores both matrices, one as a copy.
         head = {"lm_head": {"kernel": lm.params["embed_tokens"]["embedding"].T}}
         lm = dataclasses.replace(lm, config=CONFIG, params=lm.params | head)
     proof = prove(out, against=lm)
@@ -94,7 +96,8 @@ def test_every_dtype_is_proven(to, dtype, tied, tmp_path):
 def test_sharded_meta_is_read_by_torch_too_and_known_incompatibilities_are_named(tmp_path, capsys):
     out = write(tmp_path, "meta", shards=2)
     assert main(["prove", str(out)]) == 0
-    text, proof = capsys.readouterr().out, json.loads((out / "proof.json").read_text())
+    text = capsys.readouterr().out
+    proof = json.loads((out / "proof.json").read_text())
     assert [reader["reader"] for reader in proof["readers"]] == ["numpy", "torch"]
     assert "EQUAL to our own reading of the export, read by numpy" in text
     assert text.count("token ids equal") == 2
@@ -106,41 +109,25 @@ def test_sharded_meta_is_read_by_torch_too_and_known_incompatibilities_are_named
 
 
 def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
+    def run(arguments: str) -> int:
+        return main(arguments.split())
+
     base = export(model(Unscaled()), tmp_path / "base", dtype="float32")
-    argv = [
-        "export",
-        str(base),
-        "--method",
-        "yarn",
-        "--factor",
-        "4",
-        "--to",
-        "gguf",
-        "--out",
-        str(tmp_path / "m.gguf"),
-    ]
-    assert main(argv) == 0
-    hint = capsys.readouterr().out.split("check it with: ctxext ")[1].split()
-    assert hint == [
-        "prove",
-        str(tmp_path / "m.gguf"),
-        "--against",
-        str(base),
-        "--method",
-        "yarn",
-        "--factor",
-        "4",
-    ]
-    assert main(hint) == 0
+    file = tmp_path / "m.gguf"
+    method = "--method yarn --factor 4"
+    assert run(f"export {base} {method} --to gguf --out {file}") == 0
+    hint = capsys.readouterr().out.split("check it with: ctxext ")[1]
+    assert hint.split() == f"prove {file} --against {base} {method}".split()
+    assert run(hint) == 0
     assert "EQUAL to the model that was exported" in capsys.readouterr().out
     assert json.loads((tmp_path / "m.proof.json").read_text())["equal"]
-    assert main(hint[:4]) == 1  # without the method
+    assert run(f"prove {file} --against {base}") == 1
     assert "NOT EQUAL" in capsys.readouterr().out
-    assert main(hint[:2]) == 2
+    assert run(f"prove {file}") == 2
     assert "give that with --against RUN or HF_DIR" in capsys.readouterr().err
-    assert main([*hint[:2], "--method", "yarn", "--factor", "4"]) == 2
+    assert run(f"prove {file} {method}") == 2
     assert "name it with --against" in capsys.readouterr().err
-    assert main([*hint, "--original", "64"]) == 2
+    assert run(f"{hint} --original 64") == 2
     assert "--original is for Meta" in capsys.readouterr().err
 
 
@@ -153,28 +140,25 @@ def test_meta_without_rope_json_needs_the_window(tmp_path, capsys):
 
 
 def same_order(monkeypatch):
-    """Rows in HF's order, in the writer and in the reader: each is right next to the other."""
-    for place, name in (
+    """Rows in HF's order in both writer and reader, which are consistent with each other."""
+    for module, name in (
         (gguf, "to_interleaved"),
         (meta, "to_interleaved"),
         (meta_layout, "to_halves"),
         (gguf_parameters, "to_halves"),
     ):
-        monkeypatch.setattr(place, name, lambda rows, heads: rows)
+        monkeypatch.setattr(module, name, lambda rows, heads: rows)
 
 
 def heads_of_queries(monkeypatch):
     """Keys permuted as if they had as many heads as queries: right for 7B, wrong for 70B."""
 
     def heads(name, config):
-        return (
-            config.num_attention_heads
-            if name.endswith(("q_proj.weight", "k_proj.weight"))
-            else None
-        )
+        is_rotated = name.endswith(("q_proj.weight", "k_proj.weight"))
+        return config.num_attention_heads if is_rotated else None
 
-    for place in (gguf, meta, gguf_parameters):
-        monkeypatch.setattr(place, "rotary_heads", heads)
+    for module in (gguf, meta, gguf_parameters):
+        monkeypatch.setattr(module, "rotary_heads", heads)
 
 
 @pytest.mark.parametrize("to", ["meta", "gguf"])
@@ -207,10 +191,11 @@ def other_epsilon(out: Path):
 
 
 def swapped_shards(out: Path):
-    one, other = (out / f"consolidated.0{i}.pth" for i in (0, 1))
-    one.rename(out / "x")
-    other.rename(one)
-    (out / "x").rename(other)
+    first = out / "consolidated.00.pth"
+    second = out / "consolidated.01.pth"
+    first.rename(out / "x")
+    second.rename(first)
+    (out / "x").rename(second)
 
 
 def no_bos(out: Path):
@@ -256,24 +241,29 @@ def test_a_wrong_meta_directory_is_not_equal(damage, broken, tmp_path):
 
 
 def changed_keys(**changes):
+    """A mistake that writes other GGUF keys: `__` in a name is a dot, None leaves the key out."""
+    rope_changes = {
+        f"llama.{name.replace('__', '.')}": value
+        for name, value in changes.items()
+        if name.startswith("rope")
+    }
+    vocabulary_changes = {
+        f"tokenizer.ggml.{name}": value for name, value in changes.items() if name.startswith("add")
+    }
+
     def mistake(monkeypatch):
-        keys, vocabulary = gguf.rope_keys, gguf.vocabulary
+        rope_keys = gguf.rope_keys
+        vocabulary = gguf.vocabulary
 
         def wrong_keys(*args):
-            right_keys, divisors = keys(*args)
+            keys, divisors = rope_keys(*args)
             if changes.get("divisors") == "inverted":
                 divisors = 1 / divisors
-            named = {
-                f"llama.{k.replace('__', '.')}": v
-                for k, v in changes.items()
-                if k.startswith("rope")
-            }
-            return {k: v for k, v in (right_keys | named).items() if v is not None}, divisors
+            keys = keys | rope_changes
+            return {name: value for name, value in keys.items() if value is not None}, divisors
 
         def wrong_vocabulary(*args):
-            return vocabulary(*args) | {
-                f"tokenizer.ggml.{k}": v for k, v in changes.items() if k.startswith("add")
-            }
+            return vocabulary(*args) | vocabulary_changes
 
         monkeypatch.setattr(gguf, "rope_keys", wrong_keys)
         monkeypatch.setattr(gguf, "vocabulary", wrong_vocabulary)
@@ -360,8 +350,9 @@ def test_the_known_incompatibilities_of_each_format(tmp_path, monkeypatch):
     }
     (hf / "tokenizer.json").unlink()
     data = json.loads((hf / "config.json").read_text())
-    new = {key: value for key, value in data.items() if key not in ("rope_scaling", "rope_theta")}
-    (hf / "config.json").write_text(json.dumps(new))
+    del data["rope_scaling"]
+    del data["rope_theta"]
+    (hf / "config.json").write_text(json.dumps(data))
     assert {"transformers 4", "transformers 5"} <= incompatibilities(hf).keys()
     file = write(tmp_path, "gguf", lm)
     assert "keep the text within the window" in incompatibilities(file, against=lm)["llama.cpp"]
@@ -375,8 +366,8 @@ def test_the_known_incompatibilities_of_each_format(tmp_path, monkeypatch):
         inv_freq=[1e6 ** (-i / 8) for i in range(8)],
     )
     assert incompatibilities(plain).keys() == {"Llama 2's code"}
-    assert export(model(Linear(4.0)), tmp_path / "linear")
-    assert incompatibilities(tmp_path / "linear") == {}
+    linear = export(model(Linear(4.0)), tmp_path / "linear")
+    assert incompatibilities(linear) == {}
 
 
 def test_corrupt_files_are_refused_by_name(tmp_path):
@@ -398,7 +389,7 @@ def test_corrupt_files_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_llama_cpp_agrees(scaling, dtype, tmp_path):
-    """Logits at both windows' ends, 64 greedy tokens and token ids, without a flag."""
+    """Logits at the ends of both windows, 64 greedy tokens and token ids, without flags."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
     lm = model(scaling)
     proof = prove(write(tmp_path, "gguf", lm, dtype=dtype), against=lm)
@@ -420,7 +411,7 @@ def test_llama_cpp_notices_what_the_reference_reader_notices(name, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_llama_cpp_overrules_the_betas_of_a_file(tmp_path, monkeypatch):
+def test_llama_cpp_overrides_the_betas_of_a_file(tmp_path, monkeypatch):
     """A known incompatibility: a file with its own type and betas is run with 32 and 1."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
     betas = {
@@ -432,8 +423,8 @@ def test_llama_cpp_overrules_the_betas_of_a_file(tmp_path, monkeypatch):
     }
     lm = model(Yarn(4.0, beta_slow=0.25))
     changed_keys(**betas)(monkeypatch)
-    named = gguf.rope_keys
-    monkeypatch.setattr(gguf, "rope_keys", lambda *args: (named(*args)[0], None))
+    with_betas = gguf.rope_keys
+    monkeypatch.setattr(gguf, "rope_keys", lambda *args: (with_betas(*args)[0], None))
     file = write(tmp_path, "gguf", lm)
     proof = prove(file, against=lm)
     assert not comparison(proof, "llama.cpp")["equal"]
@@ -444,6 +435,7 @@ def test_llama_cpp_overrules_the_betas_of_a_file(tmp_path, monkeypatch):
         if known["reader"] == "llama.cpp"
     ]
     assert any("betas 32 and 1" in effect for effect in effects)
-    as_run = prove(file, against=model(Yarn(4.0)))  # as the programs run it
+    # The model that the programs run.
+    as_run = prove(file, against=model(Yarn(4.0)))
     assert comparison(as_run, "llama.cpp")["equal"]
     assert comparison(as_run)["equal"]

@@ -1,4 +1,4 @@
-"""The reference reader of GGUF against llama.cpp's package and SentencePiece, and corrupt files."""
+"""The reference reader of GGUF compared with llama.cpp's package and SentencePiece."""
 
 import inspect
 import struct
@@ -34,25 +34,21 @@ def save(path: Path, dtype: str = "float32") -> Path:
 def test_keys_and_numbers_are_those_of_the_package(dtype, tmp_path):
     path = save(tmp_path / "m.gguf", dtype)
     ours, theirs = GGUFFile(path), library.GGUFReader(path)
-    keys = {
-        name: field.contents()
-        for name, field in theirs.fields.items()
-        if not name.startswith("GGUF.")
-    }
+    fields = theirs.fields.items()
+    keys = {name: field.contents() for name, field in fields if not name.startswith("GGUF.")}
     assert ours.keys == keys
     assert len(keys) > 20
     assert ours.tensors.keys() == {tensor.name for tensor in theirs.tensors}
     for tensor in theirs.tensors:
-        wanted = library.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
-        np.testing.assert_array_equal(ours.numbers(tensor.name), wanted, tensor.name)
+        values = library.dequantize(tensor.data, tensor.tensor_type)
+        expected = values.reshape(tensor.shape[::-1])
+        np.testing.assert_array_equal(ours.numbers(tensor.name), expected, tensor.name)
 
 
 def test_q8_0_rounds_as_the_package_does():
     rng = np.random.default_rng(0)
-    values = (
-        rng.standard_normal((64, 96)).astype(np.float32)
-        * np.geomspace(1e-6, 1e3, 64, dtype=np.float32)[:, None]
-    )
+    scales = np.geomspace(1e-6, 1e3, 64, dtype=np.float32)[:, None]
+    values = rng.standard_normal((64, 96)).astype(np.float32) * scales
     values[3, :32] = 0
     kind = library.GGMLQuantizationType.Q8_0
     np.testing.assert_array_equal(
@@ -65,11 +61,8 @@ def test_token_ids_are_those_of_sentencepiece(tmp_path):
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().files[MODEL])
     rng = np.random.default_rng(0)
     alphabet = list("etaoin  shrdlu\t\n.,(){}=:_0123é日🙂")
-    texts = [
-        *SAMPLE_TEXTS,
-        "",
-        *("".join(rng.choice(alphabet, n)) for n in rng.integers(1, 60, 2000)),
-    ]
+    texts = [*SAMPLE_TEXTS, ""]
+    texts += ["".join(rng.choice(alphabet, n)) for n in rng.integers(1, 60, 2000)]
     texts += inspect.getsource(inspect).splitlines()[:500]
     for text, ids in zip(texts, reader.token_ids(texts), strict=True):
         assert ids == [1, *processor.encode(text)], repr(text)
@@ -81,7 +74,8 @@ def test_token_ids_are_those_of_sentencepiece(tmp_path):
 @given(st.data())
 def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, data):
     good = _good(tmp_path_factory)
-    header = len(good) - 4 * sum(x.size for x in map(np.asarray, _leaves()))
+    leaves = [entry.read() for entry in lazy_tensors(TINY, random_params(TINY)).values()]
+    header = len(good) - 4 * sum(leaf.size for leaf in leaves)
     at = data.draw(st.integers(0, header - 9))
     kind = data.draw(st.sampled_from(["byte", "large", "cut"]))
     bad = bytearray(good)
@@ -98,10 +92,6 @@ def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, 
         reader.rope(LENGTH)
     except ValueError as error:
         assert "bad.gguf" in str(error) or "is not read here" in str(error)
-
-
-def _leaves():
-    return [entry.read() for entry in lazy_tensors(TINY, random_params(TINY)).values()]
 
 
 FILES: dict[str, bytes] = {}

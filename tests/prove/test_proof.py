@@ -1,4 +1,4 @@
-"""The proof: a good export passes, and every mistake we could think of is noticed."""
+"""The proof: a valid export passes, and every planted mistake is noticed."""
 
 import ast
 import json
@@ -92,7 +92,8 @@ def test_both_readers_agree_and_the_proof_is_written(copy):
     assert "EQUAL to the model that was exported, read by numpy" in card
     assert "Not compared" not in card
     assert f"{max(transformers['logits']):.1e}" in card
-    again = prove(copy, against=model())  # a second proof replaces the first
+    # A second proof replaces the first.
+    again = prove(copy, against=model())
     assert again == proof
     assert (copy / "README.md").read_text() == card
 
@@ -103,7 +104,7 @@ def test_without_a_model_the_export_is_compared_with_our_own_reading(copy, no_tr
     assert "EQUAL to our own reading of the export" in describe(proof)
 
 
-def test_a_card_that_is_not_ours_is_left_alone(copy, no_transformers):
+def test_a_card_that_we_did_not_write_is_left_alone(copy, no_transformers):
     (copy / "README.md").write_text("mine")
     prove(copy)
     assert (copy / "README.md").read_text() == "mine"
@@ -177,8 +178,8 @@ def test_forms_that_disagree_are_refused_by_the_independent_reader(copy):
 
 
 def test_a_forward_pass_is_run_until_it_repeats_itself():
-    answers = iter([1.0, 2.0, 3.0, 3.0, 4.0])
-    assert pytorch_readers.repeated(lambda: np.array([next(answers)])) == 3.0
+    results = iter([1.0, 2.0, 3.0, 3.0, 4.0])
+    assert pytorch_readers.repeated(lambda: np.array([next(results)])) == 3.0
 
 
 def test_values_that_are_not_finite_never_pass():
@@ -187,15 +188,14 @@ def test_values_that_are_not_finite_never_pass():
 
 
 def test_reference_readers_are_independent():
-    """Reference readers use nothing of the model, the rope or the loaders that they check."""
+    """Reference readers import nothing of the model, the rope or the loaders that they check."""
     for path in Path(hf_reference.__file__).parent.glob("*.py"):
-        tree = ast.parse(path.read_text())
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {
-            node.module if isinstance(node, ast.ImportFrom) else alias.name
-            for node in imports
-            for alias in node.names
-        }
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names.add(node.module)
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
         own = {name for name in names if name.startswith("ctxext.prove.reference")}
         assert names - own <= {
             "abc",
