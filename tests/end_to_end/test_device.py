@@ -1,6 +1,6 @@
-"""On an accelerator (`make gpu`): the same numbers as on the CPU, memory as planned, and speed.
+"""On an accelerator (`make gpu`): the same numbers as on the CPU, planned memory, and speed.
 
-CTXEXT_TEST_PLATFORM=cpu runs what needs no accelerator on a CPU, to try the tests themselves.
+CTXEXT_TEST_PLATFORM=cpu runs on a CPU what needs no accelerator, to check the tests themselves.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ ON_CPU = os.environ.get("CTXEXT_TEST_PLATFORM", "cpu") == "cpu"
 
 
 @pytest.fixture(autouse=True)
-def highest():
-    """Float32 products in float32; by default accelerators round their inputs."""
+def full_precision():
+    """Compute float32 products in float32; by default accelerators round their inputs."""
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -50,11 +50,14 @@ def accelerator() -> str:
 
 
 def heads(T: int, dtype: str) -> list[jax.Array]:
+    """Random q, k, v and output weights, each [2, T, heads, 64]."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=(2, T, n, 64)), dtype) for n in (8, 4, 4, 8)]
 
 
 def values_and_gradients(kernel, q, k, v, weight):
+    """The output of a kernel, and the gradients of its weighted sum by q, k and v."""
+
     def total(q, k, v):
         out = kernel(q, k, v)
         return (out * weight).astype(jnp.float32).sum(), out
@@ -64,6 +67,8 @@ def values_and_gradients(kernel, q, k, v, weight):
 
 
 def by_dense(masks, segments=None):
+    """The dense reference as a function of q, k and v."""
+
     def kernel(q, k, v):
         index = jnp.arange(q.shape[1])[None]
         return dense(
@@ -83,17 +88,17 @@ def by_dense(masks, segments=None):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("attention", [Causal(), SelfExtend(4, 512), LMInfinite(300)], ids=repr)
 def test_blocks_equal_dense(attention: Attention, packed: bool):
-    """Values and gradients in float32, of 1,111 tokens."""
+    """Values and gradients in float32, for 1,111 tokens."""
     q, k, v, weight = heads(1111, "float32")
     masks = [piece.mask for piece in attention.pieces()]
-    segments = jnp.asarray(np.arange(1111)[None] // [[300], [450]], jnp.int32) if packed else None
-    ours = values_and_gradients(
-        lambda q, k, v: blocked([q] * len(masks), [k] * len(masks), v, masks, segment_ids=segments),
-        q,
-        k,
-        v,
-        weight,
-    )
+    segments = None
+    if packed:
+        segments = jnp.asarray(np.arange(1111)[None] // [[300], [450]], jnp.int32)
+
+    def by_blocks(q, k, v):
+        return blocked([q] * len(masks), [k] * len(masks), v, masks, segment_ids=segments)
+
+    ours = values_and_gradients(by_blocks, q, k, v, weight)
     expected = values_and_gradients(by_dense(masks, segments), q, k, v, weight)
     for actual, reference in zip(ours, expected, strict=True):
         np.testing.assert_allclose(actual, reference, atol=2e-5)
@@ -102,7 +107,7 @@ def test_blocks_equal_dense(attention: Attention, packed: bool):
 @pytest.mark.parametrize("mask", [Band(), Band(0, 300)], ids=repr)
 @pytest.mark.parametrize("T", [1024, 4096])
 def test_the_fused_kernel_equals_dense(accelerator: str, mask: Band, T: int):
-    """The relative root mean square error in bfloat16, against float32 of the same numbers."""
+    """The relative root mean square error of bfloat16, compared with float32."""
     numbers = heads(T, "bfloat16")
     request = Request((mask,), accelerator, seq_len=T, dtype=jnp.bfloat16, packed=False)
     chosen = choose("auto", request)
@@ -127,10 +132,10 @@ def test_every_method_gives_the_logits_of_the_cpu(scaling):
 @pytest.mark.parametrize(
     ("remat", "dtype"), [("none", "float32"), ("full", "float32"), ("full", "bfloat16")]
 )
-def test_training_is_as_on_the_cpu(
+def test_training_equals_that_on_the_cpu(
     remat: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Losses and gradient norms of three steps of 27 M parameters; the CPU computes in float32."""
+    """Losses and gradient norms of three steps with 27 M parameters; the CPU uses float32."""
     case = BenchmarkCase("step", 512, 2, remat=remat, dtype=dtype, shape=SMALL)
     weights = random_weights(case, tmp_path)
     run_once = PARTS["step"](case, weights)
@@ -145,7 +150,7 @@ def test_training_is_as_on_the_cpu(
 
 @pytest.mark.parametrize("seq_len", [2048, 8192])
 def test_the_peak_is_as_planned(accelerator: str, seq_len: int, tmp_path: Path):
-    """Of a training step of 1.1 B parameters with full rematerialisation, within a fifth."""
+    """The peak of a training step of 1.1 B parameters with full rematerialisation, within 20%."""
     case = BenchmarkCase("step", seq_len, remat="full", dtype="bfloat16", shape=LARGE)
     weights = random_weights(case, tmp_path)
     result = comparison.compare_backends(case, weights, ["ctxext"], rounds=1)
@@ -165,5 +170,5 @@ def test_the_benchmark_measures_what_the_device_did(accelerator: str):
     for backend in (result["backends"]["ctxext"] for result in results):
         assert backend["device"] == jax.devices()[0].device_kind
         assert 0 < backend["device_seconds"] < 1.5 * backend["seconds"]["high"]
-        # Only of an accelerator whose peak is known.
+        # Only accelerators with a known peak have an MFU.
         assert "mfu" not in backend or 0.05 < backend["mfu"] < 1

@@ -1,4 +1,4 @@
-"""A checkpoint that transformers wrote, the whole way: import, eval, run, export, proof, reload."""
+"""A checkpoint by transformers from end to end: import, eval, run, export, proof and reload."""
 
 import dataclasses
 import json
@@ -39,28 +39,29 @@ experiment = Experiment(
 
 
 def test_from_transformers_and_back(tmp_path: Path, capsys) -> None:
-    # Llama 2 7B and 13B have as many key heads as query heads.
+    def ctxext_command(arguments: str) -> int:
+        return main(arguments.split())
+
     hub = tmp_path / "hub"
+    base = tmp_path / "base"
+    file = tmp_path / "experiment.py"
+    run = tmp_path / "run"
+    export = run / "export"
+    # Like Llama 2 7B and 13B, with as many key heads as query heads.
     torch_llama(hub, num_key_value_heads=TINY.num_attention_heads)
-    file, run, base = (str(tmp_path / name) for name in ("experiment.py", "run", "base"))
-    Path(file).write_text(EXPERIMENT)
-    assert main(["import", str(hub), "--out", base, "--dtype", "float32"]) == 0
-    method = ["--method", "pi", "--factor", "2"]
-    evals = ["--evals", "passkey", "--seq-len", "128", "--out", str(tmp_path / "records")]
-    assert main(["eval", base, *method, *evals]) == 0
+    file.write_text(EXPERIMENT)
+    assert ctxext_command(f"import {hub} --out {base} --dtype float32") == 0
+    evals = f"--evals passkey --seq-len 128 --out {tmp_path / 'records'}"
+    assert ctxext_command(f"eval {base} --method pi --factor 2 {evals}") == 0
     capsys.readouterr()
-    assert main(["run", file, "--init", base, "--run-dir", run, "--no-wandb", "--json"]) == 0
+    assert ctxext_command(f"run {file} --init {base} --run-dir {run} --no-wandb --json") == 0
     proof = json.loads(capsys.readouterr().out)["proof"]
     assert proof["equal"]
-    assert {reader["reader"] for reader in proof["readers"]} == {
-        "numpy",
-        "transformers",
-    }
+    assert {reader["reader"] for reader in proof["readers"]} == {"numpy", "transformers"}
     assert proof["positions"] == [0, 63, 64, 127]
-    # In transformers the result is the trained model, and neither the base nor the trained model
-    # without its scaling.
+    # transformers computes the trained model, and neither the base nor the trained model without
+    # its scaling.
     tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (1, 128))
-    export = Path(run) / "export"
     model = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
     mask = torch.ones(1, 128, dtype=torch.long)
     with torch.no_grad():
@@ -70,7 +71,7 @@ def test_from_transformers_and_back(tmp_path: Path, capsys) -> None:
     assert np.abs(np.asarray(trained.logits(tokens)) - theirs).max() <= 2e-5 * scale
     for other in (ctxext.load(base), trained.with_method(ctxext.methods.make("none"))):
         assert np.abs(np.asarray(other.logits(tokens)) - theirs).max() > 1e-3 * scale
-    assert main(["prove", str(export), "--against", run]) == 0
+    assert ctxext_command(f"prove {export} --against {run}") == 0
 
 
 @pytest.mark.check
@@ -80,16 +81,16 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     experiment = dataclasses.replace(
         load_experiment(tmp_path / "experiment.py"), init=str(tmp_path / "base"), export=None
     )
-    rows = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
-    variants = {(row.model.method, row.model.steps): row.model.label for row in rows}
+    records = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
+    models = [record.model for record in records]
+    variants = {(model.method, model.steps): model.label for model in models}
     assert variants == {
         ("yarn(factor=2)", 0): "yarn(factor=2), zero-shot",
         ("yarn(factor=2)", 2): "yarn(factor=2), 2 steps at 128",
         ("linear(factor=2)", 2): "linear(factor=2), 2 steps at 128",
     }
-    assert len({row.question.prompt_sha256 for row in rows}) == 2, (
-        "every variant is asked the same two questions"
-    )
+    prompts = {record.question.prompt_sha256 for record in records}
+    assert len(prompts) == 2, "every variant gets the same two questions"
     alone = dataclasses.replace(experiment, rope=Linear(2.0), baselines=(), zero_shot=())
     expected = ctxext.run(alone, run_dir=tmp_path / "alone", track=())
     baseline = ctxext.load(tmp_path / "run" / "baselines" / "linear-factor-2")
@@ -97,4 +98,4 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), baseline.params, params)
     assert jax.tree.all(equal)
     again = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
-    assert again == rows, "a finished run is read, not repeated"
+    assert again == records, "a finished run is read, not repeated"
