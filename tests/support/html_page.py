@@ -60,9 +60,8 @@ class _Parser(HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.current.tag == tag and self.current.parent, (
-            f"</{tag}> closes <{self.current.tag}>"
-        )
+        assert self.current.tag == tag, f"</{tag}> closes <{self.current.tag}>"
+        assert self.current.parent, f"</{tag}> closes nothing"
         self.current = self.current.parent
 
     def handle_data(self, data: str) -> None:

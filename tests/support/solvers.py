@@ -23,7 +23,8 @@ def _niah(text: str) -> list[str]:
         r"Note: (?:the code|all the codes) for (.*?)(?:, in this order,)? (?:is|are)", question
     )
     assert keys, question
-    return [value for wanted in keys[1].split(" and ") for key, value in needles if key == wanted]
+    queries = keys[1].split(" and ")
+    return [value for query in queries for key, value in needles if key == query]
 
 
 def _lines(text: str) -> list[str]:
