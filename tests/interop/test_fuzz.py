@@ -307,9 +307,9 @@ def tokens(path: Path) -> None:
 
 
 @fuzz(st.sampled_from([JSON, CONFIG]), EDITS, st.booleans())
-def test_bytes_of_tokenizer_json(name, edits, alone):
+def test_bytes_of_tokenizer_json(name, edits, without_model):
     path = directory("one", **{name: edited((good() / name).read_bytes(), edits)})
-    if alone:
+    if without_model:
         (path / MODEL).unlink()
     tokens(path)
 
@@ -331,11 +331,11 @@ FIELDS = [
 
 
 @fuzz(st.sampled_from(FIELDS), VALUES, st.booleans())
-def test_fields_of_tokenizer_json(key, value, alone):
+def test_fields_of_tokenizer_json(key, value, without_model):
     data = json.loads((good() / JSON).read_text())
     (data["model"] if key in data["model"] else data)[key] = value
     path = directory("one", **{JSON: json.dumps(data).encode()})
-    if alone:
+    if without_model:
         (path / MODEL).unlink()
     tokens(path)
 
@@ -351,9 +351,9 @@ SETTINGS = [
 
 
 @fuzz(st.dictionaries(st.sampled_from(SETTINGS), VALUES, min_size=1), st.booleans())
-def test_fields_of_tokenizer_config(changes, alone):
+def test_fields_of_tokenizer_config(changes, without_model):
     path = directory("one", **{CONFIG: json.dumps(changes).encode()})
-    if alone:
+    if without_model:
         (path / MODEL).unlink()
     tokens(path)
 

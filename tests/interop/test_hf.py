@@ -247,7 +247,7 @@ EMBED = "model.embed_tokens.weight"
 
 
 @pytest.mark.parametrize(
-    "damage, message",
+    "corrupt, message",
     [
         (
             lambda out: sorted(out.glob("*.safetensors"))[0].unlink(),
@@ -320,9 +320,9 @@ EMBED = "model.embed_tokens.weight"
         (lambda out: (out / "config.json").write_text("[1]"), "model_type None is not supported"),
     ],
 )
-def test_a_corrupt_directory_gives_one_clear_error(tmp_path, damage, message):
+def test_a_corrupt_directory_gives_one_clear_error(tmp_path, corrupt, message):
     out = save(tmp_path / "m", max_shard_size=60_000)
-    damage(out)
+    corrupt(out)
     with pytest.raises(ValueError, match=message) as error:
         config, _ = hf.read_config(out)
         read_params(out, config)

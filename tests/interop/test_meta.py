@@ -30,7 +30,8 @@ from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
 BASE = dataclasses.replace(TINY, initializer_range=0.02, vocab_size=424)
 SHARDS = {
-    1: BASE,  # grouped queries
+    # Grouped queries.
+    1: BASE,
     2: BASE,
     8: dataclasses.replace(BASE, hidden_size=256, num_attention_heads=16, num_key_value_heads=8),
 }
@@ -182,7 +183,8 @@ def test_transformers_converter(tmp_path, shards):
 
 
 def test_rows_of_one_head_by_hand():
-    rows = np.arange(12)[:, None]  # two heads of six
+    # Two heads of six.
+    rows = np.arange(12)[:, None]
     np.testing.assert_array_equal(
         to_interleaved(rows, 2)[:, 0], [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
     )
@@ -245,7 +247,8 @@ def test_byte_ranges_in_a_shard_of_70b(tmp_path):
     name = "layers.79.feed_forward.w2.weight"
     start = records[f"data/{list(shapes).index(name)}"].start
     with (tmp_path / "x.pth").open("wb") as file:
-        file.seek(start + 2 * (8191 * 28672 // 8 + 5))  # last row, column 5
+        # The last row, column 5.
+        file.seek(start + 2 * (8191 * 28672 // 8 + 5))
         file.write(np.array([1.5, -2.5], STORAGE_DTYPES["bfloat16"]).tobytes())
         file.truncate(end)
     tensors = pth._tensors(tmp_path / "x.pth", pth_writer._pickle(shapes, "bfloat16"), records)
@@ -471,7 +474,7 @@ def edit(file: str, **changes):
     return apply
 
 
-def state(i: int, change):
+def edit_shard(i: int, change):
     def apply(out: Path):
         path = out / f"consolidated.0{i}.pth"
         state = torch.load(path, weights_only=True)
@@ -482,7 +485,7 @@ def state(i: int, change):
 
 
 @pytest.mark.parametrize(
-    "damage, message",
+    "corrupt, message",
     [
         (
             lambda out: (out / "consolidated.00.pth").unlink(),
@@ -525,21 +528,21 @@ def state(i: int, change):
         ),
         (edit("rope.json", inv_freq=[1.0]), "inv_freq and rope_parameters contradict each other"),
         (edit("rope.json", inv_freq="DELETE"), "inv_freq"),
-        (state(1, lambda s: s.pop("norm.weight")), "only one of .* has norm.weight"),
-        (state(1, lambda s: s.update({"x": s["norm.weight"]})), "only one of .* has x"),
+        (edit_shard(1, lambda s: s.pop("norm.weight")), "only one of .* has norm.weight"),
+        (edit_shard(1, lambda s: s.update({"x": s["norm.weight"]})), "only one of .* has x"),
         (
-            state(1, lambda s: s.update({"norm.weight": s["norm.weight"] + 1})),
+            edit_shard(1, lambda s: s.update({"norm.weight": s["norm.weight"] + 1})),
             "norm.weight differs between shards",
         ),
         (
-            state(1, lambda s: s.update({"norm.weight": s["norm.weight"][:5]})),
+            edit_shard(1, lambda s: s.update({"norm.weight": s["norm.weight"][:5]})),
             "norm.weight in .* has shape",
         ),
     ],
 )
-def test_a_corrupt_directory_gives_one_clear_error(tmp_path, damage, message):
+def test_a_corrupt_directory_gives_one_clear_error(tmp_path, corrupt, message):
     out = save(tmp_path / "m", scaling=Yarn(4.0), shards=2)
-    damage(out)
+    corrupt(out)
     with pytest.raises(ValueError, match=message) as error:
         for entry in meta.read(out).tensors.values():
             entry.read()

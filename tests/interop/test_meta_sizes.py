@@ -103,4 +103,5 @@ def test_numbers_are_in_their_places(shape: str, shards: int, tmp_path: Path) ->
         for start in range(0, tensor.shape[0], 4000):
             index = (slice(start, start + 4000), *(slice(0, n) for n in tensor.shape[1:]))
             assert again.tensors[name].read(index).tobytes() == tensor.read(index).tobytes(), name
-    shutil.rmtree(tmp_path / "m")  # gigabytes
+    # Several gigabytes.
+    shutil.rmtree(tmp_path / "m")

@@ -215,7 +215,7 @@ def no_bos(out: Path):
 
 
 @pytest.mark.parametrize(
-    "damage, broken",
+    "corrupt, broken",
     [
         (no_rope_json, "inv_freq"),
         (other_epsilon, "logits"),
@@ -224,9 +224,9 @@ def no_bos(out: Path):
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
-def test_a_wrong_meta_directory_is_not_equal(damage, broken, tmp_path):
+def test_a_wrong_meta_directory_is_not_equal(corrupt, broken, tmp_path):
     out = write(tmp_path, "meta", shards=2)
-    options = damage(out) or {}
+    options = corrupt(out) or {}
     proof = prove(out, against=model(), **options)
     assert not proof["equal"]
     assert "NOT EQUAL" in describe(proof)

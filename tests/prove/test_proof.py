@@ -138,7 +138,7 @@ def _weights(out: Path):
 
 
 @pytest.mark.parametrize(
-    "damage, broken",
+    "corrupt, broken",
     [
         (_config(attention_factor=1.0), "attention_factor"),
         (_config(factor=4.01), "inv_freq"),
@@ -147,8 +147,8 @@ def _weights(out: Path):
     ],
     ids=["m", "factor", "beta", "weight"],
 )
-def test_a_wrong_export_is_not_equal(copy, no_transformers, damage, broken):
-    damage(copy)
+def test_a_wrong_export_is_not_equal(copy, no_transformers, corrupt, broken):
+    corrupt(copy)
     proof = prove(copy, against=model())
     assert not proof["equal"]
     assert "NOT EQUAL" in describe(proof)

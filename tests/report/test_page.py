@@ -12,7 +12,7 @@ from ctxext.evals.record import AnswerRecord, EvalRecord
 from ctxext.report import read_records, verdict, write_report
 from support.html_page import Element, parse, table
 from support.planted import (
-    REACH,
+    EFFECTIVE_CONTEXT,
     ROPES,
     SEQ_LENS,
     passkey_record,
@@ -88,7 +88,7 @@ def test_the_verdict_comes_first(page: Element, run: Path) -> None:
     assert [dt.text for dt in header.all("dt")] == ["How far?", "Compared with what?", "How sure?"]
 
 
-@pytest.mark.parametrize(("rope", "steps"), REACH)
+@pytest.mark.parametrize(("rope", "steps"), EFFECTIVE_CONTEXT)
 def test_heatmaps_by_depth(page: Element, rope: str, steps: int) -> None:
     phrase = f"{rope} after {steps} steps" if steps else f"{rope}, zero-shot"
     cells = table(page, f"{phrase}, by length and depth")
@@ -244,7 +244,7 @@ def test_charts_are_named_and_have_their_numbers(page: Element) -> None:
         if line.all("path", "marker")
     }
     # The floor and the ceiling of the best are lines too.
-    assert len(styles) == len(REACH) + 2
+    assert len(styles) == len(EFFECTIVE_CONTEXT) + 2
 
 
 def test_landmarks(page: Element) -> None:

@@ -43,7 +43,7 @@ ROPES = {
     "yarn(factor=4)": Yarn(4.0),
 }
 # (method, training steps): effective context length in tokens, and accuracy within it.
-REACH = {
+EFFECTIVE_CONTEXT = {
     ("none", 0): (350, 0.95),
     ("none", 60): (430, 0.95),
     ("linear(factor=4)", 0): (128, 0.3),
@@ -94,14 +94,14 @@ def passkey_record(
     control = "" if condition == "needle" else f"-{condition}"
     item = f"passkey/aa{control}/{seq_len}/{depth}/{i}"
     document = int(12 * chance("d", seq_len, depth, i))
-    alone = condition == "needle-only"
+    needle_only = condition == "needle-only"
     return AnswerRecord(
         model=model(rope, steps, checkpoint),
         evaluation="retrieval",
         item=item,
         settings="aa",
         seq_len=seq_len,
-        cluster=Cluster(document=item if alone else document, text=item),
+        cluster=Cluster(document=item if needle_only else document, text=item),
         question=Question(
             task="passkey",
             fields={"digits": 5},
@@ -113,7 +113,7 @@ def passkey_record(
             depth=depth,
             depth_achieved=depth,
             distance=round((1 - depth) * (seq_len - 16)) + 6,
-            haystack=() if alone else ((document, 0, seq_len),),
+            haystack=() if needle_only else ((document, 0, seq_len),),
         ),
         scores=AnswerScores(
             prediction=(int(correct),),
@@ -160,7 +160,7 @@ def text_losses(rope: str, seq_len: int, document: int, *, nll: float, count: in
 
 def retrieval(rope: str, steps: int, n: int = 12) -> list[AnswerRecord]:
     """Answers that depend on the item's difficulty and the variant's effective context length."""
-    far, good = REACH[rope, steps]
+    far, good = EFFECTIVE_CONTEXT[rope, steps]
     records = []
     for seq_len in SEQ_LENS:
         for depth in DEPTHS:
@@ -189,7 +189,7 @@ def controls(rope: str, steps: int, n: int = 10) -> list[AnswerRecord]:
 
 def perplexity(rope: str, steps: int) -> list[LossRecord]:
     """Losses that fall with context up to the effective context length, and rise beyond it."""
-    far, _ = REACH[rope, steps]
+    far, _ = EFFECTIVE_CONTEXT[rope, steps]
     records = []
     for seq_len in SEQ_LENS:
         for document in range(8):
@@ -220,10 +220,10 @@ def perplexity(rope: str, steps: int) -> list[LossRecord]:
 def planted_records(n: int = 12) -> list[EvalRecord]:
     """Records of four methods, zero-shot and after 60 steps, with controls of best and worst."""
     records: list[EvalRecord] = []
-    for rope, steps in REACH:
+    for rope, steps in EFFECTIVE_CONTEXT:
         records += retrieval(rope, steps, n)
     records += controls("yarn(factor=4)", 60) + controls("none", 0)
-    for rope, steps in REACH:
+    for rope, steps in EFFECTIVE_CONTEXT:
         records += perplexity(rope, steps)
     return records
 
