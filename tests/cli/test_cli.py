@@ -201,7 +201,7 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     assert texts[1] != texts[2]
     message = f"no checkpoint 7 under {run / 'checkpoints'}; there are {best}, 3"
     assert message in refused(capsys, *evaluate, "--checkpoint", 7)
-    message = "no run directory and has no checkpoint best"
+    message = "is not a run directory and has no checkpoint best"
     assert message in refused(capsys, "eval", base, "--checkpoint", "best")
 
 
