@@ -1,6 +1,7 @@
 """The reference reader of GGUF compared with llama.cpp's package and SentencePiece."""
 
 import inspect
+import math
 import struct
 from pathlib import Path
 
@@ -92,6 +93,23 @@ def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, 
         reader.rope(LENGTH)
     except ValueError as error:
         assert "bad.gguf" in str(error) or "is not read here" in str(error)
+
+
+@pytest.mark.parametrize(
+    "keys, divisors",
+    [
+        ({"llama.rope.freq_base": -2.6e-39}, None),
+        ({"llama.rope.freq_base": math.nan}, None),
+        ({"llama.rope.freq_base": "10000"}, None),
+        ({"llama.rope.scaling.factor": -4.0}, None),
+        ({"llama.rope.scaling.factor": 5e-324}, None),
+        ({}, np.array([1, 0], np.float32)),
+        ({}, np.array([1, np.inf], np.float32)),
+    ],
+)
+def test_numbers_that_cannot_be_frequencies_are_refused(keys, divisors):
+    with pytest.raises(ValueError, match="is not read here"):
+        frequencies(keys, divisors, 4)
 
 
 FILES: dict[str, bytes] = {}

@@ -104,24 +104,37 @@ class GGUFReference(ReferenceReader):
         return [encode(text) for text in texts]
 
 
+def _check_number(key: str, value: Any, *, above: float) -> None:
+    """Raise ValueError, naming the key, unless the value is a finite number above a bound."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not above < value < 1e30 or value - above < 1e-30:
+        raise ValueError(f"{key} {value!r} is not read here: it must be a number above {above}")
+
+
 def frequencies(
     keys: dict[str, Any], divisors: np.ndarray | None, d: int
 ) -> tuple[np.ndarray, float]:
     """(inv_freq in radians per token, factor m on cos and sin) that llama.cpp takes from the keys.
 
     YaRN's betas are 32 and 1 whatever is in the file, as llama.cpp's programs overrule them. Raises
-    ValueError for a type of scaling that is not read here, and unless there is one divisor per
-    pair.
+    ValueError for a type of scaling that is not read here, unless there is one divisor per pair,
+    and for numbers that cannot be a base, a factor or a divisor.
     """
     theta = keys.get("llama.rope.freq_base", 10000.0)
     kind = keys.get("llama.rope.scaling.type", "linear")
     factor = keys.get("llama.rope.scaling.factor", 0.0) or 1.0
     m = keys.get("llama.rope.scaling.attn_factor", 1.0)
+    _check_number("llama.rope.freq_base", theta, above=1)
+    _check_number("llama.rope.scaling.factor", factor, above=0)
     f = theta ** (-2 * np.arange(d // 2) / d)
     if divisors is not None:
         if divisors.shape != f.shape:
             raise ValueError(
                 f"rope_freqs.weight of shape {divisors.shape} for {len(f)} pairs is not read here"
+            )
+        if not np.all((divisors > 0) & np.isfinite(divisors)):
+            raise ValueError(
+                "rope_freqs.weight is not read here: its divisors must be positive numbers"
             )
         f = f / divisors.astype(np.float64)
     if kind == "none":
