@@ -68,7 +68,7 @@ run = ctxext.run(experiment, run_dir=Path(tempfile.mkdtemp()) / "run", track=())
 # well).
 
 # %%
-print("\n".join(report.verdict(run.rows)))
+print("\n".join(report.verdict(run.records)))
 
 # %%
 charts = report.drawings([run.path])

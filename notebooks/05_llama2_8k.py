@@ -98,7 +98,7 @@ experiment = dataclasses.replace(
     zero_shot=recipe.zero_shot[:1],
 )
 run = ctxext.run(experiment, track=())
-print("\n".join(report.verdict(run.rows)))
+print("\n".join(report.verdict(run.records)))
 
 # %%
 report.drawings([run.path])["Perplexity of the same tokens with more context"]

@@ -81,7 +81,7 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     experiment = dataclasses.replace(
         load_experiment(tmp_path / "experiment.py"), init=str(tmp_path / "base"), export=None
     )
-    records = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
+    records = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).records
     models = [record.model for record in records]
     variants = {(model.method, model.steps): model.label for model in models}
     assert variants == {
@@ -97,5 +97,5 @@ def test_a_baseline_is_the_same_training_under_other_frequencies(tmp_path: Path)
     params = ctxext.load(expected.path).params
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), baseline.params, params)
     assert jax.tree.all(equal)
-    again = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).rows
+    again = ctxext.run(experiment, run_dir=tmp_path / "run", track=()).records
     assert again == records, "a finished run is read, not repeated"

@@ -185,7 +185,7 @@ def test_frequencies_by_length_do_not_depend_on_neighbours(ours: HarnessLM) -> N
         ({"num_beams": 4}, "num_beams is not supported"),
         ({"do_sample": True}, "temperature above 0"),
         ({"do_sample": True, "temperature": 1.0, "top_k": 5}, "top_k is not supported"),
-        ({"max_gen_toks": 64}, "no room for a prompt in a window of 64"),
+        ({"max_gen_toks": 64}, "no space for a prompt in a window of 64"),
     ],
 )
 def test_unsupported_options_are_refused(ours: HarnessLM, options: dict, message: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.files import read_json, read_jsonl
-from ctxext.prepare import Recipe, prepare, raw_documents, request, run
+from ctxext.prepare import Recipe, prepare, raw_documents, request, run, workers
 from ctxext.prepare.chunks import cut, source_files
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import ByteTokenizer
@@ -400,11 +401,15 @@ def test_stopped_at_the_end_it_can_be_resumed(sources, whole, tmp_path, monkeypa
 
 
 def test_a_killed_worker_is_an_error_and_nothing_is_lost(sources, whole, tmp_path, monkeypatch):
-    def kill(*args):
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # pyright: ignore
+    def kill_a_worker_first(futures):
+        # Workers take longer to start than this: none has finished, so there is work to lose.
+        worker = multiprocessing.active_children()[0]
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        return as_completed(futures)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run.Progress, "update", kill)
+        patched.setattr(workers, "as_completed", kill_a_worker_first)
         with pytest.raises(ValueError, match="a worker was killed.*run the same command again"):
             run_prepare(sources, tmp_path / "out", workers=2, chunk_bytes=300, held_out=0.2)
     run_prepare(sources, tmp_path / "out", chunk_bytes=300, held_out=0.2)

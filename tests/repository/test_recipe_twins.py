@@ -9,6 +9,7 @@ import pytest
 
 from ctxext.data import Stdlib
 from ctxext.evals import Perplexity
+from ctxext.evals.record import LossRecord
 from ctxext.experiment import BUNDLED, Experiment, Train, load_experiment
 from ctxext.methods import PoSE, Yarn
 from ctxext.parallel.mesh import ONE_DEVICE
@@ -62,11 +63,15 @@ def twin(recipe: Experiment) -> Experiment:
 def test_a_twin_lowers_the_loss_far_beyond_the_window(name: str, tmp_path: Path):
     """On held-out documents far beyond the window, 16 steps lower the loss of the base."""
     small = twin(load_experiment(FOLDER / f"{name}.py"))
-    rows = run(small, run_dir=tmp_path / "run", track=()).rows
-    nats = {
-        steps: {row["item"]: row["nll"] / row["count"] for row in rows if row["steps"] == steps}
-        for steps in (0, STEPS)
-    }
-    assert nats[0].keys() == nats[STEPS].keys() and len(nats[0]) == 4
-    gains = np.array([nats[0][item] - nats[STEPS][item] for item in nats[0]])
-    assert gains.min() > 0 and gains.mean() > 0.2, gains
+    losses: dict[int, dict[str, float]] = {0: {}, STEPS: {}}
+    for record in run(small, run_dir=tmp_path / "run", track=()).records:
+        assert isinstance(record, LossRecord)
+        mean = record.scores.nll / record.scores.count
+        losses[record.model.steps][record.item] = mean
+    before = losses[0]
+    after = losses[STEPS]
+    assert before.keys() == after.keys()
+    assert len(before) == 4
+    gains = np.array([before[item] - after[item] for item in before])
+    assert gains.min() > 0, gains
+    assert gains.mean() > 0.2, gains
