@@ -51,7 +51,7 @@ def _cpu() -> Accelerator:
 
 
 # Peak FLOP/s: the vendors' data sheets, bfloat16 without sparsity. By default, the compiler for v4
-# makes a device of each of the two cores of a chip.
+# counts each of the two cores of a chip as a device.
 _ACCELERATORS = (
     _tpu("v4", 15.25, 275e12, 3, per_chip=2),
     _tpu("v5e", 15.75, 197e12, 2),

@@ -65,8 +65,8 @@ def test_training_rotates_by_its_frequencies(scaling, tmp_path):
         rope = scaling.rope(CONFIG.rope_base(), 64)
         logits = ReferenceLlama(CONFIG, tiny_base().params).feed(batch.tokens[i], rope)
         top = logits.max(-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
-        nll = log_sum - logits[np.arange(64), batch.targets[i]]
+        lse = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+        nll = lse - logits[np.arange(64), batch.targets[i]]
         total += (nll * batch.weights[i]).sum()
     assert losses[0] == pytest.approx(total / batch.weights.sum(), abs=2e-5)
     assert losses[1] != losses[0]

@@ -8,7 +8,7 @@ declares its options and `run` does it. What it needs beyond argparse is importe
 import argparse
 import importlib
 import pkgutil
-from typing import Protocol
+from typing import Protocol, cast
 
 
 class Command(Protocol):
@@ -28,5 +28,6 @@ def all_commands() -> dict[str, Command]:
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules: dict[str, Command] = {}
     for name in names:
-        modules[name.rstrip("_")] = importlib.import_module(f"{__name__}.{name}")  # type: ignore
+        module = importlib.import_module(f"{__name__}.{name}")
+        modules[name.rstrip("_")] = cast(Command, module)
     return modules
