@@ -108,7 +108,7 @@ def decode(
 ) -> Attend:
     """Make attention of token `step` of every continuation.
 
-    It attends to the prompt, to earlier tokens of its continuation, and to itself. The prompt of a row
+    It attends to the prompt, to its continuation so far and to itself. The prompt of a row
     fills `lengths` of the first `prompt_slots` slots. rotated: see `caches_rotated`.
     """
     pieces = attention.pieces()
