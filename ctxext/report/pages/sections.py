@@ -207,7 +207,7 @@ def perplexity_section(results: Results, styles: Styles) -> Section:
     for i, records in enumerate(results.losses):
         if not any(record.scores.count for record in records):
             title = estimator_title(records[0])
-            section.notes.append(f"{title}: no document has key tokens, so LongPPL is undefined.")
+            section.notes.append(f"{title}: no document has key tokens, so there is no number.")
             continue
         variants = results.variants
         section.charts.append(figures.perplexity_chart(records, variants, styles, f"ppl{i}"))
