@@ -112,34 +112,6 @@ def documents(source: TextSource, tokenizer: Any) -> list[np.ndarray]:
     return source.open(tokenizer).documents()
 
 
-def choose_documents(
-    evaluation: Eval,
-    *,
-    seed: str,
-    source: TextSource,
-    tokenizer: Any,
-    count: int,
-    min_tokens: int,
-) -> list[tuple[int, np.ndarray]]:
-    """Choose `count` documents of at least `min_tokens` tokens, in an order shuffled by `seed`.
-
-    Returns (number in the source, token ids) of each. Raises ValueError if there are too few.
-    """
-    texts = documents(source, tokenizer)
-    chosen = [
-        (int(i), texts[i])
-        for i in item_rng(seed).permutation(len(texts))
-        if len(texts[i]) >= min_tokens
-    ]
-    if len(chosen) < count:
-        raise ValueError(
-            f"{evaluation.title}: only {len(chosen)} of {len(texts)} documents have the "
-            f"{min_tokens} tokens that the longest length or min_tokens needs, and {count} are "
-            "asked for; lower one of them or num_documents"
-        )
-    return chosen[:count]
-
-
 def num_bytes(tokenizer: Any, ids: np.ndarray) -> int:
     """UTF-8 bytes of the text of token ids."""
     return len(tokenizer.decode(ids.tolist()).encode())

@@ -1,29 +1,19 @@
 """Perplexity of the same target tokens with growing context, and by position in the longest one."""
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import (
-    Eval,
-    Model,
-    batches,
-    choose_documents,
-    fingerprint,
-    ids_sha256,
-    item_rng,
-    num_bytes,
-)
+from ctxext.evals.base import Model, batches, fingerprint, ids_sha256, item_rng, num_bytes
+from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.record import (
-    Cluster,
     EvaluatedModel,
     LossEstimator,
     LossRecord,
     LossScores,
-    Measurement,
     PositionLosses,
 )
 from ctxext.tasks.base import bos_prefix
@@ -32,17 +22,7 @@ SAME_TARGET = LossEstimator("same-target")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """An item's place in the grid: a window of a document at a length."""
-
-    item: str
-    seq_len: int
-    document: int
-    window: int
-
-
-@dataclass(frozen=True)
-class Perplexity(Eval):
+class Perplexity(DocumentEval):
     """The loss of the last `target_tokens` tokens of a window, after all tokens before them.
 
     Lengths differ only in the context, never in what is predicted (estimator "same-target").
@@ -52,14 +32,10 @@ class Perplexity(Eval):
     """
 
     name: ClassVar[str] = "ppl"
-    seq_lens: tuple[int, ...]
-    num_documents: int = 8
     target_tokens: int = 128
     """Tokens that are predicted, the same at every length."""
     num_windows: int = 1
     """Windows per document."""
-    source: TextSource = Stdlib("heldout")
-    seed: int = 0
     batch_tokens: int = 16_384
 
     def __post_init__(self) -> None:
@@ -71,59 +47,34 @@ class Perplexity(Eval):
         if self.num_documents < 1 or self.num_windows < 1:
             raise ValueError("ppl: num_documents and num_windows must be at least 1")
 
-    def items(self) -> list[str]:
-        """`ppl/<settings>/<length>/<document>/<window>`.
-
-        The settings include the longest length, which decides where windows are.
-        """
-        return [cell.item for cell in self._grid()]
-
-    def measurements(self) -> list[Measurement]:
-        return [Measurement(self.name, n, "perplexity") for n in self.seq_lens]
-
     def _grid(self) -> list[Cell]:
-        settings = self._settings
         return [
-            Cell(f"ppl/{settings}/{seq_len}/{document}/{window}", seq_len, document, window)
-            for seq_len in self.seq_lens
-            for document in range(self.num_documents)
+            dataclasses.replace(cell, item=f"{cell.item}/{window}", window=window)
+            for cell in super()._grid()
             for window in range(self.num_windows)
         ]
 
     @property
     def _settings(self) -> str:
+        # The longest length decides where the windows are.
         return fingerprint(self.source, self.seed, self.target_tokens, max(self.seq_lens))
 
-    def check(self, tokenizer: Any) -> None:
-        self._documents(tokenizer)
-
-    def _documents(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
-        return choose_documents(
-            self,
-            seed=f"ppl/{self._settings}",
-            source=self.source,
-            tokenizer=tokenizer,
-            count=self.num_documents,
-            min_tokens=max(self.seq_lens) - len(bos_prefix(tokenizer)),
-        )
+    @property
+    def _documents_seed(self) -> str:
+        return f"ppl/{self._settings}"
 
     def records(
         self, lm: Model, items: Collection[str], model: EvaluatedModel
     ) -> Iterator[LossRecord]:
-        texts = self._documents(lm.tokenizer)
-        names = set(items)
-        cells = [cell for cell in self._grid() if cell.item in names]
+        documents = self._documents(lm.tokenizer)
+        cells = self._cells(items)
         for seq_len in self.seq_lens:
             of_length = [cell for cell in cells if cell.seq_len == seq_len]
             for batch in batches(of_length, max(1, self.batch_tokens // seq_len)):
-                yield from self._batch_records(lm, batch, texts, model)
+                yield from self._batch_records(lm, batch, documents, model)
 
     def _batch_records(
-        self,
-        lm: Model,
-        batch: list[Cell],
-        texts: list[tuple[int, np.ndarray]],
-        model: EvaluatedModel,
+        self, lm: Model, batch: list[Cell], documents: list[Document], model: EvaluatedModel
     ) -> Iterator[LossRecord]:
         """Records of cells of one length."""
         seq_len = batch[0].seq_len
@@ -132,7 +83,7 @@ class Perplexity(Eval):
         # The documents up to the end of each window; the same end for all lengths.
         spans = []
         for cell in batch:
-            ids = texts[cell.document][1]
+            ids = documents[cell.document].ids
             rng = item_rng(f"ppl/{self._settings}/{cell.document}/{cell.window}")
             spans.append(ids[: rng.integers(longest - len(bos), len(ids) + 1)])
         windows = np.stack([np.concatenate([bos, ids[len(bos) - seq_len :]]) for ids in spans])
@@ -140,18 +91,10 @@ class Perplexity(Eval):
         for cell, ids, nll in zip(batch, spans, losses, strict=True):
             target = ids[-self.target_tokens :]
             context = ids[len(bos) - longest : -self.target_tokens]
-            yield LossRecord(
-                model=model,
-                evaluation=self.name,
-                item=cell.item,
-                settings=self._settings,
-                seq_len=seq_len,
-                cluster=Cluster(document=texts[cell.document][0], text=cell.item),
-                facts={
-                    "window_index": cell.window,
-                    "target_start": len(ids) - self.target_tokens,
-                    "target_sha256": ids_sha256(target),
-                },
+            yield self._record(
+                cell,
+                documents[cell.document],
+                model,
                 estimator=SAME_TARGET,
                 scores=LossScores(
                     nll=float(nll[-self.target_tokens :].sum()),
@@ -160,6 +103,11 @@ class Perplexity(Eval):
                     - num_bytes(lm.tokenizer, context),
                     by_position=by_position(nll) if seq_len == longest else None,
                 ),
+                facts={
+                    "window_index": cell.window,
+                    "target_start": len(ids) - self.target_tokens,
+                    "target_sha256": ids_sha256(target),
+                },
             )
 
 

@@ -7,17 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ctxext.data.sources import Stdlib, TextSource
-from ctxext.evals.base import Eval, Model, batches, choose_documents, fingerprint, num_bytes
+from ctxext.evals.base import Model, batches, fingerprint, num_bytes
+from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.perplexity import by_position
 from ctxext.evals.perplexity_estimators import ESTIMATORS, Estimator, Window, first, windows
 from ctxext.evals.record import (
-    Cluster,
     EvaluatedModel,
     LossEstimator,
     LossRecord,
     LossScores,
-    Measurement,
     WindowLosses,
 )
 from ctxext.tasks.base import bos_prefix, encode_fragment
@@ -47,7 +45,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class RollingPerplexity(Eval):
+class RollingPerplexity(DocumentEval):
     """Perplexity by one of `perplexity_estimators.ESTIMATORS`.
 
     Windows of `seq_len` tokens (with BOS, where the estimator has one) start every `stride`
@@ -65,18 +63,14 @@ class RollingPerplexity(Eval):
     """
 
     name: ClassVar[str] = "ppl"
-    seq_lens: tuple[int, ...]
     estimator: str = "yarn"
     """A name of `perplexity_estimators.ESTIMATORS`."""
     stride: int = 256
     """Tokens from one window to the next."""
-    num_documents: int = 8
     min_tokens: int = 0
     """Only documents of at least this many tokens."""
     max_tokens: int | None = None
     """Documents are cut to their first tokens; None keeps them whole."""
-    source: TextSource = Stdlib("heldout")
-    seed: int = 0
     batch_tokens: int = 16_384
 
     def __post_init__(self) -> None:
@@ -118,16 +112,6 @@ class RollingPerplexity(Eval):
     def title(self) -> str:
         return f"{self.name}:{self.estimator}"
 
-    def items(self) -> list[str]:
-        """`ppl:<estimator>/<settings>/<length>/<document>`.
-
-        The settings of a stream include the number of documents.
-        """
-        return list(self._grid())
-
-    def measurements(self) -> list[Measurement]:
-        return [Measurement(self.title, n, "perplexity") for n in self.seq_lens]
-
     @property
     def _settings(self) -> str:
         return fingerprint(
@@ -138,56 +122,34 @@ class RollingPerplexity(Eval):
             self.min_tokens,
             self.max_tokens,
             max(self.seq_lens),
+            # More documents change a stream.
             self.num_documents if self._estimator.stream else None,
         )
 
-    def _grid(self) -> dict[str, tuple[int, int]]:
-        """(length, document) of every item."""
-        settings = self._settings
-        return {
-            f"{self.title}/{settings}/{seq_len}/{document}": (seq_len, document)
-            for seq_len in self.seq_lens
-            for document in range(self.num_documents)
-        }
-
-    def check(self, tokenizer: Any) -> None:
-        self._documents(tokenizer)
-
-    def _documents(self, tokenizer: Any) -> list[tuple[int, np.ndarray]]:
-        return choose_documents(
-            self,
-            seed=f"ppl/{fingerprint(self.source, self.seed)}",
-            source=self.source,
-            tokenizer=tokenizer,
-            count=self.num_documents,
-            min_tokens=self.required_tokens,
-        )
+    def _min_tokens(self, tokenizer: Any) -> int:
+        return self.required_tokens
 
     def records(
         self, lm: Model, items: Collection[str], model: EvaluatedModel
     ) -> Iterator[LossRecord]:
-        texts = self._documents(lm.tokenizer)
-        names = set(items)
+        documents = self._documents(lm.tokenizer)
+        cells = self._cells(items)
         for seq_len in self.seq_lens:
-            item_of = {
-                document: item
-                for item, (length, document) in self._grid().items()
-                if length == seq_len and item in names
-            }
-            if not item_of:
+            of_length = {cell.document: cell for cell in cells if cell.seq_len == seq_len}
+            if not of_length:
                 continue
-            by_document = self._windows(texts, seq_len, lm.tokenizer)
-            chosen = {document: by_document.get(document, []) for document in item_of}
+            by_document = self._windows(documents, seq_len, lm.tokenizer)
+            chosen = {document: by_document.get(document, []) for document in of_length}
             for document, sums in self._measure(lm, chosen, seq_len):
-                yield self._record(item_of[document], seq_len, texts[document][0], sums, model)
+                yield self._sums_record(of_length[document], documents[document], sums, model)
 
     def _windows(
-        self, texts: list[tuple[int, np.ndarray]], seq_len: int, tokenizer: Any
+        self, documents: list[Document], seq_len: int, tokenizer: Any
     ) -> dict[int, list[Window]]:
         """The windows of every document, in order."""
         all_windows = windows(
             self._estimator,
-            [ids[: self.max_tokens] for _, ids in texts],
+            [document.ids[: self.max_tokens] for document in documents],
             seq_len=seq_len,
             stride=self.stride,
             bos=bos_prefix(tokenizer),
@@ -233,17 +195,14 @@ class RollingPerplexity(Eval):
                     if not missing[document]:
                         yield document, sums[document]
 
-    def _record(
-        self, item: str, seq_len: int, document: int, sums: Sums, model: EvaluatedModel
+    def _sums_record(
+        self, cell: Cell, document: Document, sums: Sums, model: EvaluatedModel
     ) -> LossRecord:
-        has_positions = sums.num_whole and seq_len == max(self.seq_lens)
-        return LossRecord(
-            model=model,
-            evaluation=self.title,
-            item=item,
-            settings=self._settings,
-            seq_len=seq_len,
-            cluster=Cluster(document=document, text=item),
+        has_positions = sums.num_whole and cell.seq_len == max(self.seq_lens)
+        return self._record(
+            cell,
+            document,
+            model,
             estimator=LossEstimator(self.estimator, mean=self._estimator.mean, stride=self._stride),
             scores=LossScores(
                 nll=sum(sums.nll),
