@@ -86,6 +86,7 @@ class Tokenizer:
 
         def open_tokenizer() -> Any:
             tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+            tokenizer.encode_special_tokens = True  # as text, not as the tokens that they spell
             # A part that refers to a missing token fails only when it is used.
             tokenizer.decode(tokenizer.encode(f"a{UNKNOWN_CHARACTER}").ids)
             return tokenizer
@@ -113,6 +114,7 @@ class Tokenizer:
 
         `bos`: begin with the beginning-of-sequence id; raises ValueError if there is none.
         `special`: a special token written out in the text, as in a rendered chat, is that token.
+        Otherwise its characters are text, whatever the kind of tokenizer.
         """
         if bos and self.bos_id is None:
             raise ValueError(
@@ -132,24 +134,35 @@ class Tokenizer:
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of `text` and the characters [start, end) of each, as tokenizer.json has them.
 
-        Raises ValueError if the ids are not those of `encode` (a literal "</s>", or a model that
-        cannot be converted to a tokenizer.json).
+        Raises ValueError if the ids are not those of `encode` (a model that cannot be converted to
+        a tokenizer.json).
         """
-        encoded = self._fast.encode(text, add_special_tokens=False)
+        encoded = self._fast_text.encode(text, add_special_tokens=False)
         if encoded.ids != self.encode(text):
             raise ValueError(
                 f"{MODEL} and {JSON} disagree on the ids of this text, which has {len(text)} "
-                "characters; is a special token written out in it?"
+                "characters"
             )
         return encoded.ids, encoded.offsets
 
-    @functools.cached_property
-    def _fast(self) -> Any:
+    def _open_fast(self) -> Any:
         """This tokenizer in the tokenizers library, converted from SentencePiece if need be."""
         import tokenizers
 
         data = self.export_files(0)[JSON] if MODEL in self.files else self.files[JSON]
         return tokenizers.Tokenizer.from_str(data.decode())
+
+    @functools.cached_property
+    def _fast(self) -> Any:
+        """The library's tokenizer, in which a special token that is written out is that token."""
+        return self._open_fast()
+
+    @functools.cached_property
+    def _fast_text(self) -> Any:
+        """The library's tokenizer, in which a special token that is written out is text."""
+        tokenizer = self._open_fast()
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     @functools.cached_property
     def adds_bos(self) -> bool:
