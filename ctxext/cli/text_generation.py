@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctxext import loading
 from ctxext.files import read_json
@@ -28,8 +28,7 @@ class Completion:
     prompt_tokens: int
     seconds: float
     tokens_per_second: float | None
-    """Speed after the first token, so that compilation does not count; None if there is no second
-    one."""
+    """Speed of decoding, see `_speed`; None where too few tokens were written to tell."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -78,7 +77,7 @@ class TextGenerator:
         """strip_leading: leave out white space before the first word."""
         start = time.perf_counter()
         ids: list[int] = []
-        times: list[float] = []
+        ends: list[ChunkEnd] = []
 
         def chunks() -> Iterator[list[int]]:
             for chunk in self.lm.stream(
@@ -89,8 +88,8 @@ class TextGenerator:
                 seed=self.seed,
                 eos_token_id=self.stop_ids,
             ):
-                times.append(time.perf_counter())
                 ids.extend(chunk)
+                ends.append(ChunkEnd(time.perf_counter(), len(ids)))
                 yield [token for token in chunk if token not in self.stop_ids]
 
         texts: list[str] = []
@@ -108,12 +107,30 @@ class TextGenerator:
             stop="eos" if stopped else "length",
             prompt_tokens=len(prompt),
             seconds=time.perf_counter() - start,
-            tokens_per_second=(len(ids) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+            tokens_per_second=_speed(ends),
         )
 
     def _print(self, text: str) -> None:
         if not self.quiet:
             print(text, end="", flush=True)
+
+
+class ChunkEnd(NamedTuple):
+    """When a chunk was there, and how many tokens were there with it."""
+
+    time: float
+    num_tokens: int
+
+
+def _speed(ends: Sequence[ChunkEnd]) -> float | None:
+    """Tokens per second of decoding; None where too few chunks were written to tell.
+
+    The first chunk ends the prefill and the second one may compile, so that neither is counted.
+    """
+    if len(ends) < 3:
+        return None
+    first, last = ends[1], ends[-1]
+    return (last.num_tokens - first.num_tokens) / (last.time - first.time)
 
 
 def decode_stream(

@@ -17,12 +17,14 @@ class NotFinite(ValueError):
 
 
 class Metrics:
-    """Metrics of steps, read one step late so that the device never waits for the host.
+    """Metrics of steps, read one step late so that the device does not wait for the host.
 
-    Rows go to `report`; every `log_every` steps they hold the learning rate and the speed.
-    tokens_per_second is measured since the last such row, without the first step of a process,
-    which compiles. mfu is the share of the devices' peak that the model's FLOPs take, steps per
-    second x `seconds_at_peak` (arXiv 2204.02311); without `seconds_at_peak` there is none.
+    Rows go to `report`; every `log_every` steps they hold the learning rate and the speed. The step
+    of such a row is waited for, because only then is the time known at which it was done.
+    tokens_per_second is measured from the end of the last such step to the end of this one, without
+    the first step of a process, which compiles. mfu is the share of the devices' peak that the
+    model's FLOPs take, steps per second x `seconds_at_peak` (arXiv 2204.02311); without
+    `seconds_at_peak` there is none.
     """
 
     def __init__(
@@ -37,24 +39,28 @@ class Metrics:
         self._learning_rate = experiment.optim.learning_rates(self._train.steps)
         self._unread: tuple[int, dict[str, jax.Array]] | None = None
         self._losses: list[float] = []
-        # When and at which step the speed was last measured; step 0 until the first one is done.
+        # When the step was done at which the speed was last measured; step 0 before the first one.
         self._clock = 0.0
         self._clock_step = 0
 
     def record(self, step: int, values: dict[str, jax.Array]) -> None:
         """Take the metrics of the step just started; read those of the one before.
 
-        Raises NotFinite if the step before was not finite.
+        The metrics of a step whose end is timed are read at once. Raises NotFinite if a step that
+        was read was not finite.
         """
-        before = self._unread
+        self.flush()
         self._unread = (step, values)
-        self._read(before)
+        if self._is_timed(step):
+            self.flush()
 
     def flush(self) -> None:
         """Read the step that is not read yet. Raises NotFinite if it was not finite."""
-        before = self._unread
+        if self._unread is None:
+            return
+        step, values = self._unread
         self._unread = None
-        self._read(before)
+        self._read(step, values)
 
     @contextlib.contextmanager
     def exclude(self) -> Iterator[None]:
@@ -70,31 +76,38 @@ class Metrics:
         self._losses = []
         return sum(losses) / len(losses) if losses else None
 
-    def _read(self, unread: tuple[int, dict[str, jax.Array]] | None) -> None:
-        if unread is None:
-            return
-        step, arrays = unread
-        values = {name: float(value) for name, value in arrays.items()}
+    def _is_logged(self, step: int) -> bool:
+        return step % self._train.log_every == 0 or step in (1, self._train.steps)
+
+    def _is_timed(self, step: int) -> bool:
+        """Whether the speed is measured up to this step or from it on."""
+        return self._is_logged(step) or not self._clock_step
+
+    def _read(self, step: int, arrays: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in arrays.items()}  # waits for the step
+        now = time.perf_counter()
         if not all(map(math.isfinite, values.values())):
             raise NotFinite(
                 f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}"
             )
         self._losses.append(values["loss"])
         row = {"step": step, **values}
-        if step % self._train.log_every == 0 or step in (1, self._train.steps):
+        if self._is_logged(step):
             row["learning_rate"] = float(np.asarray(self._learning_rate(step - 1)))
-            row |= self._speed(step)
-        elif not self._clock_step:
-            self._speed(step)
+        if self._is_timed(step):
+            row |= self._speed(step, now)
         self._report(row)
 
-    def _speed(self, step: int) -> dict[str, float]:
+    def _speed(self, step: int, now: float) -> dict[str, float]:
         """The speed of the steps since the last call; nothing at the first."""
-        last_clock, last_step = self._clock, self._clock_step
-        self._clock, self._clock_step = time.perf_counter(), step
-        if not last_step:
+        seconds = now - self._clock
+        steps = step - self._clock_step
+        is_first = not self._clock_step
+        self._clock = now
+        self._clock_step = step
+        if is_first:
             return {}
-        steps_per_second = (step - last_step) / (self._clock - last_clock)
+        steps_per_second = steps / seconds
         tokens = self._train.accumulate * self._train.batch_size * self._train.seq_len
         speed = {"tokens_per_second": steps_per_second * tokens}
         if self._seconds_at_peak is not None:

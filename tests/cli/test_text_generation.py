@@ -125,6 +125,25 @@ def test_every_kind_of_stop_token(directory, tmp_path):
     assert single.tokens_per_second is None
 
 
+def test_speed_leaves_out_the_prefill_and_the_chunk_that_compiles(directory, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(text_generation.time, "perf_counter", lambda: now[0])
+    seconds = {1: 30.0, 2: 60.0}  # of the prefill, and of the first chunk with its compilation
+    lm = loading.load(directory)
+
+    class Timed:
+        tokenizer = lm.tokenizer
+
+        def stream(self, *arguments, **options):
+            for i, chunk in enumerate(lm.stream(*arguments, **options), 1):
+                now[0] += seconds.get(i, 0.5)
+                yield chunk
+
+    generator = TextGenerator(Timed(), [], max_new_tokens=15, quiet=True)  # pyright: ignore
+    # One token, then chunks of 4, 4, 4 and 2: ten tokens in one and a half seconds.
+    assert generator.complete("def f(x):").tokens_per_second == pytest.approx(10 / 1.5)
+
+
 def test_the_prompt_from_a_file_or_a_pipe(directory, tmp_path, capsys, monkeypatch):
     text = "é = 'a'\n\n"
     short = ["--max-new-tokens", 8]

@@ -25,7 +25,6 @@ from ctxext.plan.flops import seconds_at_peak
 from ctxext.positions import Contiguous
 from ctxext.rundir import RunDir
 from ctxext.tracking import JsonlSink
-from ctxext.training import metrics
 from ctxext.training.loop import train
 from ctxext.training.monitor import NEVER, Monitor, band_sums, bands, tokens_seen
 from support.reference_llama import ReferenceLlama
@@ -208,27 +207,6 @@ def test_what_is_not_finite_is_named_and_left_out(texts):
     assert row["alarm"].startswith("step 3: not finite")
     assert "short_loss" in row["alarm"]
     assert all(math.isfinite(value) for name, value in row.items() if name != "alarm")
-
-
-def test_speed_leaves_out_the_first_step_and_excluded_time(monkeypatch):
-    now = [100.0]
-    rows = []
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    # 4 rows of 64 tokens.
-    experiment = tiny_experiment(None, steps=9, log_every=4)
-    meter = metrics.Metrics(experiment, rows.append, seconds_at_peak=0.5)
-    values = {name: jnp.float32(1) for name in ("loss", "grad_norm", "weight")}
-    for step in range(1, 10):
-        # This reads the step before.
-        meter.record(step, values)
-        now[0] += 60 if step == 1 else 2
-        if step == 6:
-            with meter.exclude():
-                now[0] += 1000
-    meter.flush()
-    speeds = {row["step"]: (row["tokens_per_second"], row["mfu"]) for row in rows if "mfu" in row}
-    assert speeds == {4: (128, 0.25), 8: (128, 0.25), 9: (128, 0.25)}
-    assert [row["step"] for row in rows if "learning_rate" in row] == [1, 4, 8, 9]
 
 
 def test_seconds_at_peak_of_7b_by_the_formula_of_palm():
