@@ -25,9 +25,13 @@ const right = Math.max(...all("main > *").map(e => Math.round(e.getBoundingClien
 const texts = all("h2, p, dd, dt, li, summary").filter(e => e.clientWidth > 0);
 const spilled = texts.filter(e => e.scrollWidth > e.clientWidth + 1).length;
 const width = document.documentElement.scrollWidth;
-parent.postMessage([width, innerWidth, all("svg.chart").length, right, spilled].join(" "), "*");
+const tables = all("#effective-context .scroll");
+const scrolling = tables.filter(e => e.scrollWidth > e.clientWidth).length;
+const charts = all("svg.chart").length;
+parent.postMessage([width, innerWidth, charts, right, spilled, scrolling].join(" "), "*");
 }</script></body>"""
-"""Sends the widths of the page and its frame, the number of charts, and what overflows."""
+"""Sends the widths of the page and its frame, the number of charts, what overflows, and how many
+tables of effective contexts scroll."""
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +88,13 @@ def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int
     )
     title = re.search(r"<title>([\d ]+)</title>", output)
     assert title, output
-    page_width, frame_width, charts, right, spilled = map(int, title[1].split())
+    page_width, frame_width, charts, right, spilled, scrolling = map(int, title[1].split())
     assert frame_width == width
     assert page_width <= width
     assert right <= width
     assert charts == 12
     assert spilled == 0
+    assert scrolling == 0 or width < 1280
 
 
 @pytest.mark.parametrize(("name", "options"), [("light", []), ("dark", [DARK])])

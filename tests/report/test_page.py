@@ -175,12 +175,19 @@ def test_effective_contexts_and_controls(
     assert main(["report", str(run), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     contexts = table(page, "passkey: effective context")
-    assert len(contexts) == 7 * len(data["effective"])
+    assert len(contexts) == 2 * len(data["effective"])
+    by_threshold = table(page, "passkey: effective context by threshold, windows [95 % interval]")
+    assert len(by_threshold) == 5 * len(data["effective"])
     for entry in data["effective"]:
         windows = f"{entry['censored']} {entry['value'] / 256:.2f} [".strip()
         assert contexts[entry["method"], "windows [95 % interval]"].text.startswith(windows)
         tokens = f"{entry['censored']} {entry['value']:,.0f}".strip()
         assert contexts[entry["method"], "tokens"].text == tokens
+        usual = by_threshold[entry["method"], "at 0.85"].text
+        assert usual == contexts[entry["method"], "windows [95 % interval]"].text
+        for threshold, length in entry["by_threshold"].items():
+            windows = f"{length['censored']} {length['value'] / 256:.2f} [".strip()
+            assert by_threshold[entry["method"], f"at {threshold}"].text.startswith(windows)
     controls = table(page, "passkey: controls, right / asked, % [95 % interval], p(answer)")
     records = select("yarn(factor=4)", 60, condition="no-needle", seq_len=512)
     num_correct = sum(correct(records))

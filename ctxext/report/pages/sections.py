@@ -21,6 +21,7 @@ from ctxext.report.pages.tables import (
     estimator_title,
     lengths_table,
     suite_table,
+    thresholds_table,
 )
 from ctxext.report.pages.wavelength_chart import wavelength_chart
 from ctxext.report.table import Table
@@ -94,7 +95,8 @@ def effective_context_section(results: Results, styles: Styles) -> Section:
         for i, study in enumerate(results.studies)
     ]
     section.charts = [chart for chart in (over_tasks, *charts) if chart]
-    section.tables = [suite_table(suite, means) for suite, means in results.suites.items()]
+    section.tables = [thresholds_table(study) for study in results.studies if study.effective]
+    section.tables += [suite_table(suite, means) for suite, means in results.suites.items()]
     return section
 
 

@@ -97,7 +97,7 @@ def task_tables(study: Study) -> list[Table[Any]]:
     tables: list[Table[Any]] = [accuracy_table(study)]
     if contexts := effective_contexts(study):
         title = f"{task.name}: effective context"
-        tables.append(effective_context_table(title, contexts))
+        tables += [effective_context_table(title, contexts), thresholds_table(study)]
     tables += [differences_table(task), controls_table(study)]
     tables += [measure_table(study, measure) for measure in MEASURES[1:]]
     tables += [gain_table(task), mistakes_table(task)]
@@ -283,7 +283,22 @@ def _spread_text(spread: Spread | None, spec: str) -> str:
 
 
 def effective_context_table(title: str, contexts: Sequence[EffectiveContext]) -> Table[Any]:
-    """Tokens and windows under the usual threshold, and windows under every other."""
+    """Tokens and windows under the usual threshold."""
+    several_tasks = len({context.study.task for context in contexts}) > 1
+    task = [Column[EffectiveContext]("task", lambda c: c.study.task.name)] if several_tasks else []
+    columns = [
+        Column[EffectiveContext]("variant", lambda c: c.variant.name),
+        *task,
+        Column[EffectiveContext]("tokens", lambda c: c.length.estimate(",.0f")),
+        Column[EffectiveContext](
+            "windows [95 % interval]", lambda c: windows_text(c.length, c.variant)
+        ),
+    ]
+    return Table(title, columns, contexts, key="effective", results=contexts)
+
+
+def thresholds_table(study: Study) -> Table[EffectiveContext]:
+    """Windows under the thresholds of papers; without rows where no variant has a length."""
 
     def under(threshold: float) -> Callable[[EffectiveContext], str]:
         def text(context: EffectiveContext) -> str:
@@ -301,22 +316,19 @@ def effective_context_table(title: str, contexts: Sequence[EffectiveContext]) ->
         censored = "> " if length == context.longest else ""
         return f"{censored}{length / context.variant.window:.2f}"
 
-    others = [threshold for threshold in THRESHOLDS if threshold != THRESHOLD]
     columns = [
         Column[EffectiveContext]("variant", lambda c: c.variant.name),
-        Column[EffectiveContext]("task", lambda c: c.study.task.name),
-        Column[EffectiveContext]("tokens", lambda c: c.length.estimate(",.0f")),
-        Column("windows [95 % interval]", under(THRESHOLD)),
-        *(Column(f"at {threshold:g}", under(threshold)) for threshold in others),
+        *(Column(f"at {threshold:g}", under(threshold)) for threshold in THRESHOLDS),
         Column("NoLiMa", by_own_baseline),
     ]
+    title = f"{study.task.name}: effective context by threshold, windows [95 % interval]"
     note = (
-        f"The threshold is {THRESHOLD:g} of the {BASELINE}. Papers use others, so that their "
-        "lengths are not comparable: PI 0.2, YaRN 0.8, PoSE 0.9. NoLiMa's rule compares each "
+        f"A threshold is a share of the {BASELINE}. Papers use others than {THRESHOLD:g}, so that "
+        "their lengths are not comparable: PI 0.2, YaRN 0.8, PoSE 0.9. NoLiMa's rule compares each "
         "variant with its own mean score at lengths within the window; it has no interval, and "
         "lengths in between may fail."
     )
-    return Table(title, columns, contexts, [note], "effective", contexts)
+    return Table(title, columns, effective_contexts(study), [note])
 
 
 def windows_text(length: Effective, variant: Variant) -> str:
