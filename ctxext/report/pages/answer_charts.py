@@ -13,18 +13,15 @@ from ctxext.report.drawing.axes import Axis, length_axis, linear_axis, percent_a
 from ctxext.report.drawing.bars import Bar, histograms, stacked_bars
 from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
 from ctxext.report.drawing.svg import ReferenceLine, Style, colour_swatch
-from ctxext.report.pages.measures import ACCURACY, CHOICE, MEASURES, Measure
-from ctxext.report.pages.styles import Styles
-from ctxext.report.pages.tables import (
-    BASELINE,
-    CONTROLS,
-    GAIN_UNIT,
-    NOT_ASKED,
+from ctxext.report.pages.answer_tables import (
     accuracy_table,
     gain_table,
     measure_table,
     mistakes_table,
 )
+from ctxext.report.pages.measures import ACCURACY, CHOICE, MEASURES, Measure
+from ctxext.report.pages.styles import Styles
+from ctxext.report.pages.tables_by_length import BASELINE, CONTROLS, GAIN_UNIT, NOT_ASKED
 from ctxext.report.table import table_of_texts
 
 CONTROL_STYLES = {"no-needle": Style(4, control=True), "needle-only": Style(2, control=True)}

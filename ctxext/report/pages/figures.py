@@ -22,16 +22,15 @@ from ctxext.report.drawing.charts import (
     line_chart,
 )
 from ctxext.report.drawing.svg import ReferenceLine, Style
-from ctxext.report.pages.styles import Styles
-from ctxext.report.pages.tables import (
-    BASELINE,
-    ONE_DOCUMENT,
-    effective_context_table,
+from ctxext.report.pages.context_tables import effective_context_table
+from ctxext.report.pages.loss_tables import (
     estimator_title,
     perplexity_numbers,
     position_numbers,
     position_title,
 )
+from ctxext.report.pages.styles import Styles
+from ctxext.report.pages.tables_by_length import BASELINE, ONE_DOCUMENT
 from ctxext.report.table import Table, table_of_texts
 
 

@@ -18,7 +18,7 @@ from ctxext.report.analysis.records import (
 from ctxext.report.analysis.study import Study
 from ctxext.report.drawing.colours import diverging, sequential
 from ctxext.report.drawing.heatmap import Cell, Heatmap
-from ctxext.report.pages.tables import BASELINE, CONTROLS, GAIN_UNIT
+from ctxext.report.pages.tables_by_length import BASELINE, CONTROLS, GAIN_UNIT
 
 FEW = 20
 """A cell of fewer questions is hatched: its interval is too wide to say much."""

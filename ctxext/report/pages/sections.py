@@ -14,15 +14,12 @@ from ctxext.report.drawing.charts import Chart
 from ctxext.report.drawing.heatmap import Heatmap
 from ctxext.report.drawing.svg import Style
 from ctxext.report.pages import answer_charts, figures, heatmaps
+from ctxext.report.pages.answer_tables import controls_table, lengths_table
+from ctxext.report.pages.context_tables import thresholds_table
 from ctxext.report.pages.expected import expected_table
+from ctxext.report.pages.loss_tables import estimator_title
+from ctxext.report.pages.overview_tables import suite_table
 from ctxext.report.pages.styles import Styles, identity, method_styles, variant_styles
-from ctxext.report.pages.tables import (
-    controls_table,
-    estimator_title,
-    lengths_table,
-    suite_table,
-    thresholds_table,
-)
 from ctxext.report.pages.wavelength_chart import wavelength_chart
 from ctxext.report.table import Table
 

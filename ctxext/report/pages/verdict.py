@@ -40,16 +40,21 @@ def findings(results: Results) -> list[Finding]:
         )
         return [Finding("does it work", sentence)]
     num_comparisons = sum(map(len, results.comparisons))
-    sentences = []
-    several = len(results.studies) > 1
-    for i, (study, comparisons) in enumerate(
-        zip(results.studies, results.comparisons, strict=True)
-    ):
-        for finding in _TaskVerdict(study, comparisons, num_comparisons).findings():
-            prefix = f"{study.task.name}: " if several else ""
-            main = finding.main and i == 0
-            sentences.append(Finding(finding.topic, prefix + finding.sentence, main))
-    return sentences
+    verdicts = [
+        _TaskVerdict(study, comparisons, num_comparisons)
+        for study, comparisons in zip(results.studies, results.comparisons, strict=True)
+    ]
+    if len(verdicts) == 1:
+        return verdicts[0].findings()
+    return [
+        Finding(
+            finding.topic,
+            f"{task_verdict.study.task.name}: {finding.sentence}",
+            finding.main and task_verdict is verdicts[0],
+        )
+        for task_verdict in verdicts
+        for finding in task_verdict.findings()
+    ]
 
 
 @dataclass(frozen=True)
@@ -103,14 +108,14 @@ class _TaskVerdict:
     def against_unscaled(self) -> list[Finding]:
         """Every trained variant with a method, against the same training without one."""
         sentences = []
+        family = f"{self.num_comparisons} comparison{'s' * (self.num_comparisons != 1)}"
         for variant in self.study.trained:
-            c = find_comparison(self.comparisons, self.study.unscaled(variant), variant)
-            if c is None or variant.model.is_plain:
+            comparison = find_comparison(self.comparisons, self.study.unscaled(variant), variant)
+            if comparison is None or variant.model.is_plain:
                 continue
-            total = f"{self.num_comparisons} comparison{'s' * (self.num_comparisons != 1)}"
             sentence = (
-                f"{counts_text(c, 'the same training without scaling')}, exact {p_text(c.p)}, "
-                f"{adjusted_p_text(c)} over {total}."
+                f"{counts_text(comparison, 'the same training without scaling')}, "
+                f"exact {p_text(comparison.p)}, {adjusted_p_text(comparison)} over {family}."
             )
             sentences.append(Finding("compared with what", sentence, variant == self.study.best))
         return sentences
@@ -118,20 +123,24 @@ class _TaskVerdict:
     def against_best(self) -> list[str]:
         """The other trained methods: those that the best one beats, and those that it does not."""
         best = self.study.best
-        others = [v for v in self.study.trained if v != best and not v.model.is_plain]
-        comparisons = [find_comparison(self.comparisons, best, v) for v in others]
+        if best is None:
+            return []
         worse = []
         not_different = []
-        for c in filter(None, comparisons):
-            difference = f"{points_text(c.points)}, {adjusted_p_text(c)}"
-            if c.significant:
-                worse.append(f"{c.b.phrase} ({difference})")
+        for other in self.study.trained:
+            comparison = find_comparison(self.comparisons, best, other)
+            if comparison is None or other.model.is_plain:
+                continue
+            difference = f"{points_text(comparison.points)}, {adjusted_p_text(comparison)}"
+            if comparison.significant:
+                worse.append(f"{other.phrase} ({difference})")
             else:
-                not_different.append(f"{c.b.phrase} ({difference}; {self.detectable(c)})")
+                detectable = self.detectable(comparison)
+                not_different.append(f"{other.phrase} ({difference}; {detectable})")
         sentences = []
-        if best and worse:
+        if worse:
             sentences.append(f"Less accurate than the best, {best.phrase}: {'; '.join(worse)}.")
-        if best and not_different:
+        if not_different:
             sentences.append(
                 f"Not significantly different from the best, {best.phrase}: "
                 f"{'; '.join(not_different)}."
@@ -143,26 +152,27 @@ class _TaskVerdict:
         sentences = []
         main = self.study.best or next(iter(self.study.trained), None)
         for variant in self.study.trained:
-            c = find_comparison(self.comparisons, self.study.zero_shot(variant), variant)
-            if c is None:
+            comparison = find_comparison(self.comparisons, self.study.zero_shot(variant), variant)
+            if comparison is None:
                 continue
-            counts = counts_text(c, "the same method zero-shot")
-            effect = self.effect_of_training(c)
-            sentence = f"{counts}, {adjusted_p_text(c)}: {effect}."
+            counts = counts_text(comparison, "the same method zero-shot")
+            effect = self.effect_of_training(comparison)
+            sentence = f"{counts}, {adjusted_p_text(comparison)}: {effect}."
             sentences.append(Finding("compared with what", sentence, variant == main))
         return sentences
 
-    def effect_of_training(self, c: Comparison) -> str:
+    def effect_of_training(self, comparison: Comparison) -> str:
         """Does training help a method?"""
-        if not c.significant:
-            return f"training makes no significant difference ({self.detectable(c)})"
-        return "training helps" if c.points.value > 0 else "training hurts"
+        if not comparison.significant:
+            return f"training makes no significant difference ({self.detectable(comparison)})"
+        return "training helps" if comparison.points.value > 0 else "training hurts"
 
-    def detectable(self, c: Comparison) -> str:
+    def detectable(self, comparison: Comparison) -> str:
         """The minimum detectable difference of a comparison that shows none."""
-        points = c.minimum_detectable(self.num_comparisons)
+        points = comparison.minimum_detectable(self.num_comparisons)
         if points > 100:
             return "no difference could have been detected"
+        # Rounding errors do not make 21 points of 20.
         return f"minimum detectable difference {math.ceil(points - 1e-9)} points"
 
     def limits(self) -> list[str]:
@@ -214,11 +224,12 @@ def effective_context_text(variant: Variant, length: Effective) -> str:
     )
 
 
-def counts_text(c: Comparison, other: str) -> str:
+def counts_text(comparison: Comparison, other: str) -> str:
     """Such as: yarn after 60 steps: 16/20 correct against 0/20 for ..., +80 points."""
+    n = comparison.n
     return (
-        f"{c.b.phrase}: {c.correct_b}/{c.n} correct against {c.correct_a}/{c.n} for {other}, "
-        f"{points_text(c.points)}"
+        f"{comparison.b.phrase}: {comparison.correct_b}/{n} correct against "
+        f"{comparison.correct_a}/{n} for {other}, {points_text(comparison.points)}"
     )
 
 
@@ -235,9 +246,9 @@ def p_text(p: float, name: str = "p") -> str:
     return f"{name} < 0.0001" if p < 0.0001 else f"{name} = {p:.2g}"
 
 
-def adjusted_p_text(c: Comparison) -> str:
+def adjusted_p_text(comparison: Comparison) -> str:
     """Such as: Holm-adjusted p = 0.012."""
-    return p_text(c.adjusted_p, "Holm-adjusted p")
+    return p_text(comparison.adjusted_p, "Holm-adjusted p")
 
 
 def questions_text(study: Study) -> str:
