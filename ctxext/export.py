@@ -1,5 +1,6 @@
 """Write a model for other readers, in one of the formats of `ctxext.interop.formats`."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
 from ctxext.interop import hf, peft
 from ctxext.interop.formats import FORMATS as FORMATS
-from ctxext.interop.formats import WriteOptions, find_format
-from ctxext.interop.hf_weights import lazy_tensors, storage_dtype
-from ctxext.interop.lazy_tensor import LazyTensor
+from ctxext.interop.formats import find_format
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
 from ctxext.interop.ropespec import LARGEST_DIVISOR
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
@@ -40,11 +40,20 @@ def export(
 ) -> Path:
     """Write `lm` to `out` in the format `to`, a name of `FORMATS`: a directory, for gguf a file.
 
-    The other arguments are those of `WriteOptions`. Raises ValueError, before anything is written,
+    `seq_len`: the extended window L', tokens; by default the one that the method declares. The
+    other arguments are those of `WriteOptions`. Raises ValueError, before anything is written,
     for a format, dtype or method that cannot be written.
     """
-    options = WriteOptions(dtype, seq_len, card, max_shard_size, shards)
-    return _write(lm, lazy_tensors(lm.config, lm.params), Path(out), to, options)
+    model = StoredModel(
+        lm.config,
+        lm.scaling,
+        seq_len or lm.config.max_position_embeddings,
+        lazy_tensors(lm.config, lm.params),
+        lm.tokenizer,
+        lm.generation_config,
+    )
+    options = WriteOptions(dtype, card, max_shard_size, shards)
+    return _write(model, lm.attention, Path(out), to, options)
 
 
 def convert(
@@ -73,26 +82,30 @@ def convert(
         )
     checkpoint = loading.read_checkpoint(path, original)
     methods = list(methods)
+    config = checkpoint.config
     lm = LM(
-        checkpoint.config,
-        param_shapes(checkpoint.config),
-        checkpoint.tokenizer,
-        scaling=checkpoint.scaling,
+        config, param_shapes(config), checkpoint.tokenizer, scaling=checkpoint.scaling
     ).with_method(*methods)
+    model = dataclasses.replace(
+        checkpoint,
+        scaling=lm.scaling,
+        window=seq_len or (config.max_position_embeddings if methods else checkpoint.window),
+    )
     options = WriteOptions(
         dtype or storage_dtype(checkpoint.tensors.values()),
-        seq_len or (None if methods else checkpoint.window),
         max_shard_size=max_shard_size,
         shards=shards,
     )
-    return _write(lm, checkpoint.tensors, Path(out), to, options)
+    return _write(model, lm.attention, Path(out), to, options)
 
 
 def _write(
-    lm: LM, tensors: dict[str, LazyTensor], out: Path, to: str, options: WriteOptions
+    model: StoredModel, attention: Attention, out: Path, to: str, options: WriteOptions
 ) -> Path:
-    check(lm.config, lm.scaling, lm.attention, to=to, options=options)
-    find_format(to).write(out, lm.config, tensors, lm.scaling, lm.tokenizer, options)
+    check(model.config, model.scaling, attention, to=to, window=model.window, dtype=options.dtype)
+    if options.shards is not None and not find_format(to).takes_shards:
+        raise ValueError("only Meta's format has a number of shards; --shards needs --to meta")
+    find_format(to).write(out, model, options)
     return out
 
 
@@ -102,14 +115,16 @@ def check(
     attention: Attention,
     *,
     to: str,
-    options: WriteOptions,
+    window: int,
+    dtype: str,
 ) -> None:
-    """Raise ValueError, with the reason, for a format, dtype or method that cannot be written."""
+    """Raise ValueError, with the reason, for a format, dtype or method that cannot be written.
+
+    `window`: the extended window L', tokens.
+    """
     output = find_format(to)
     check_attention(attention, to=to)
-    output.check(config, scaling, options)
-    if options.shards is not None and not output.takes_shards:
-        raise ValueError("only Meta's format has a number of shards; --shards needs --to meta")
+    output.check(config, scaling, window=window, dtype=dtype)
 
 
 def check_attention(attention: Attention, *, to: str) -> None:
@@ -147,7 +162,8 @@ def export_adapter(
     settings = read_json(run.config_file)
     check_attention(from_json(settings["attention"], trust=trust), to="peft")
     # The base has to declare these frequencies.
-    check(config, scaling, Causal(), to="hf", options=WriteOptions("float32"))
+    window = config.max_position_embeddings
+    check(config, scaling, Causal(), to="hf", window=window, dtype="float32")
     trainable, params = loading.load_trained(run, config, mesh, checkpoint=checkpoint)
     if not isinstance(trainable, LoRA):
         raise ValueError(

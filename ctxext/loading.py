@@ -15,6 +15,7 @@ from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
 from ctxext.interop import hf, hub, peft
 from ctxext.interop.formats import FORMATS, recognize
+from ctxext.interop.generation_config import read_generation_config
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, init_params, param_shapes
@@ -152,7 +153,12 @@ def _load_checkpoint(checkpoint: StoredModel, shapes: Params, mesh: Mesh) -> LM:
     shapes = mesh.shard(shapes)
     params = assemble(shapes, slots(shapes), checkpoint.tensors, _put_slices)
     return LM(
-        checkpoint.config, params, checkpoint.tokenizer, scaling=checkpoint.scaling, mesh=mesh
+        checkpoint.config,
+        params,
+        checkpoint.tokenizer,
+        scaling=checkpoint.scaling,
+        mesh=mesh,
+        generation_config=checkpoint.generation_config,
     )
 
 
@@ -169,6 +175,7 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
         scaling=scaling,
         attention=from_json(read_json(run.config_file)["attention"], trust=trust),
         mesh=mesh,
+        generation_config=read_generation_config(run.base),
     )
 
 

@@ -16,7 +16,7 @@ from ctxext.evals.record import read_records
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
 from ctxext.export import check, export
-from ctxext.interop.formats import WriteOptions, find_format
+from ctxext.interop.formats import find_format
 from ctxext.methods import label
 from ctxext.model.lm import LM
 from ctxext.model.trainable import Full
@@ -148,7 +148,8 @@ def _check_export(experiment: Experiment) -> None:
         experiment.effective_scaling(scaling),
         experiment.attention,
         to=experiment.export.to,
-        options=WriteOptions(experiment.export.dtype, experiment.train.seq_len),
+        window=experiment.train.seq_len,
+        dtype=experiment.export.dtype,
     )
 
 

@@ -5,7 +5,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,16 @@ class RunDir:
         write_json(self.config_file, config)
 
     @distributed.primary_only
-    def write_base(self, model: Any, scaling: Any, tokenizer_files: dict[str, bytes]) -> None:
-        """Write what the checkpoints are parameters of: shape, frequencies and tokenizer."""
+    def write_base(
+        self,
+        model: Any,
+        scaling: Any,
+        tokenizer_files: dict[str, bytes],
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what the checkpoints are parameters of: shape, frequencies, tokenizer, settings."""
+        if generation_config is not None:
+            write_json(self.base / "generation_config.json", dict(generation_config))
         for name, data in tokenizer_files.items():
             write_bytes(self.base / name, data)
         write_json(self.base / "scaling.json", to_json(scaling))

@@ -1,8 +1,8 @@
 """The kernels: what each can do, why it refuses, and how it is called. Nothing else chooses one.
 
 A kernel evaluates the pieces of a method and equals `dense` wherever it does not refuse. To add
-one, write its function and its `refusal` in a file of this folder, its name in `Kernel`, and a row
-of `TABLE`.
+one, write its function and its `refusal` in a file of this folder, add its name to `Kernel` and
+its `KernelSpec` to `TABLE`.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from ctxext.attention.ring import ring
 
 Kernel = Literal["dense", "blocked", "ring", "splash", "cudnn", "auto"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-"""The names to choose from: the rows of `TABLE`, or "auto", the first automatic one that can."""
+"""The names to choose from: the keys of `TABLE`, or "auto", the first automatic one that can."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class KernelSpec:
     """One kernel."""
 
     attend: Callable[..., Array]
@@ -69,29 +69,29 @@ def _dense(
     )
 
 
-TABLE: dict[Kernel, Row] = {
-    "splash": Row(splash.splash, splash.refusal, platforms=("tpu",)),
-    "cudnn": Row(cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False),
-    "ring": Row(ring, cut=True),
-    "blocked": Row(blocked),
-    "dense": Row(_dense, automatic=False, holds_scores=True, names_output=False),
+TABLE: dict[Kernel, KernelSpec] = {
+    "splash": KernelSpec(splash.splash, splash.refusal, platforms=("tpu",)),
+    "cudnn": KernelSpec(cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False),
+    "ring": KernelSpec(ring, cut=True),
+    "blocked": KernelSpec(blocked),
+    "dense": KernelSpec(_dense, automatic=False, holds_scores=True, names_output=False),
 }
 """Every kernel, in the order in which "auto" tries them."""
 
-HOLDS_SCORES = {name for name, row in TABLE.items() if row.holds_scores}
-UNNAMED_OUTPUT = {name for name, row in TABLE.items() if not row.names_output}
+HOLDS_SCORES = {name for name, spec in TABLE.items() if spec.holds_scores}
+UNNAMED_OUTPUT = {name for name, spec in TABLE.items() if not spec.names_output}
 
 
 def refusal(kernel: Kernel, request: Request) -> str:
     """Why a kernel cannot do a request exactly; empty if it can."""
-    row = TABLE[kernel]
-    if row.platforms and request.platform not in row.platforms:
+    spec = TABLE[kernel]
+    if spec.platforms and request.platform not in spec.platforms:
         return f"it does not run on {request.platform}"
-    if request.cut and not row.cut:
+    if request.cut and not spec.cut:
         return "it needs whole sequences, but mesh.seq cuts them over devices"
-    if row.cut and not request.cut:
+    if spec.cut and not request.cut:
         return "it is for sequences that mesh.seq cuts over devices"
-    return row.refusal(request) if row.refusal else ""
+    return spec.refusal(request) if spec.refusal else ""
 
 
 def choose(kernel: Kernel, request: Request) -> Kernel:
@@ -104,7 +104,7 @@ def choose(kernel: Kernel, request: Request) -> Kernel:
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
     if kernel == "auto":
-        automatic: list[Kernel] = [name for name, row in TABLE.items() if row.automatic]
+        automatic: list[Kernel] = [name for name, spec in TABLE.items() if spec.automatic]
         return next(name for name in automatic if not refusal(name, request))
     if kernel in ("blocked", "ring"):
         return "ring" if request.cut else "blocked"
@@ -123,10 +123,10 @@ def explain(kernel: Kernel, request: Request) -> str:
         return chosen
     reasons = [kernel]
     if kernel == "auto":
-        for name, row in TABLE.items():
+        for name, spec in TABLE.items():
             if name == chosen:
                 break
-            if request.platform in row.platforms:
+            if request.platform in spec.platforms:
                 reasons.append(f"not {name}: {refusal(name, request)}")
     return f"{chosen} ({'; '.join(reasons)})"
 
@@ -156,5 +156,5 @@ def evaluate(
         packed=segment_ids is not None,
         cut=cut,
     )
-    row = TABLE[choose(kernel, request)]
-    return row.attend(queries, keys, values, masks, segment_ids=segment_ids, sharding=sharding)
+    spec = TABLE[choose(kernel, request)]
+    return spec.attend(queries, keys, values, masks, segment_ids=segment_ids, sharding=sharding)

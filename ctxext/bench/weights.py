@@ -6,7 +6,7 @@ from ctxext import loading
 from ctxext.bench.cases import BenchmarkCase
 from ctxext.experiment import BUNDLED
 from ctxext.interop import hf
-from ctxext.interop.hf_weights import lazy_tensors
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
@@ -26,13 +26,12 @@ def random_weights(case: BenchmarkCase, directory: Path) -> Path:
 
 def write(config: LlamaConfig, path: Path) -> Path:
     """A checkpoint of random numbers, with the bundled tokenizer, whose ids mean nothing to it."""
-    hf.write(
-        path,
+    model = StoredModel(
         config,
-        lazy_tensors(config, init_params(config, 0)),
         Unscaled(),
+        config.max_position_embeddings,
+        lazy_tensors(config, init_params(config, 0)),
         loading.open_tokenizer(BUNDLED),
-        dtype="float32",
-        seq_len=config.max_position_embeddings,
     )
+    hf.write(path, model, WriteOptions("float32"))
     return path

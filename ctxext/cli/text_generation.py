@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctxext import loading
-from ctxext.files import read_json
 from ctxext.model.lm import LM
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
@@ -156,19 +154,6 @@ def decode_stream(
             context = new
             new = []
             printed = new_text
-
-
-def stop_ids(lm: LM, source: str | Path) -> list[int]:
-    """The ids that end an answer: of config.json, generation_config.json and the tokenizer."""
-    file = loading.locate(source) / "generation_config.json"
-    configured = read_json(file).get("eos_token_id") if file.is_file() else None
-    ids: set[int] = set()
-    for entry in (lm.config.eos_token_id, configured, lm.tokenizer.eos_id):
-        if isinstance(entry, int):
-            ids.add(entry)
-        elif entry is not None:
-            ids.update(entry)
-    return sorted(ids)
 
 
 def read_prompt(text: str | None, file: str | None) -> str:

@@ -26,7 +26,7 @@ def score_answers(lm: Model, groups: Sequence[Sequence[Example]]) -> list[list[A
     plans = [[prefix for example in group for prefix in _prefixes(example)] for group in groups]
     width = max(map(len, plans))
     prefixes = [plan + [plan[-1]] * (width - len(plan)) for plan in plans]
-    stop = _stop_ids(lm.tokenizer, groups)
+    stop = _stop_ids(lm, groups)
     max_new_tokens = max(_num_new_tokens(example) for group in groups for example in group)
     written, nll = lm.continuations(prompts, prefixes, max_new_tokens=max_new_tokens, stop=stop)
     scores = []
@@ -65,14 +65,14 @@ def _prefixes(example: Example) -> list[np.ndarray]:
     return [own, *(np.concatenate([own, answer]) for answer in answers)]
 
 
-def _stop_ids(tokenizer: Any, groups: Sequence[Sequence[Example]]) -> list[int]:
+def _stop_ids(lm: Model, groups: Sequence[Sequence[Example]]) -> list[int]:
     """Ids that end every answer: end of text, and the end of the line if all answers are lines."""
     examples = [example for group in groups for example in group]
     if all(example.metric == "exact" for example in examples):
         return []  # exactly as many tokens as the answer has are written
-    ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ends = list(lm.stop_ids)
     if all(example.stop_at_newline for example in examples):
-        ends.append(encode_fragment(tokenizer, "\n")[-1])
+        ends.append(encode_fragment(lm.tokenizer, "\n")[-1])
     return ends
 
 

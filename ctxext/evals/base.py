@@ -30,6 +30,9 @@ class Model(Protocol):
     def tokenizer(self) -> Any: ...
 
     @property
+    def stop_ids(self) -> Sequence[int]: ...
+
+    @property
     def config(self) -> ModelConfig: ...
 
     @property

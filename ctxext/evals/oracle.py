@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.attention import Causal
+from ctxext.model.config import merge_ids
 from ctxext.rope import Unscaled
 from ctxext.tasks import Example
 from ctxext.tasks.base import encode_fragment
@@ -33,6 +34,11 @@ class Oracle(abc.ABC):
     attention: ClassVar[Any] = Causal()
 
     tokenizer: Any
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The id that ends a text, if the tokenizer has one."""
+        return merge_ids(self.tokenizer.eos_id)
 
     @abc.abstractmethod
     def foresee(self, prefix: np.ndarray) -> int | None:

@@ -27,6 +27,10 @@ class TimedModel:
         return self.model.tokenizer
 
     @property
+    def stop_ids(self) -> Sequence[int]:
+        return self.model.stop_ids
+
+    @property
     def config(self) -> Any:
         return self.model.config
 

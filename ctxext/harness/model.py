@@ -100,10 +100,6 @@ class HarnessLM(TemplateLM):
         bos_id, eos_id = lm.tokenizer.bos_id, lm.tokenizer.eos_id
         self._bos = None if bos_id is None else lm.tokenizer.id_to_token(bos_id)
         self._eos = None if eos_id is None else lm.tokenizer.id_to_token(eos_id)
-        stops = np.atleast_1d(
-            [] if lm.config.eos_token_id is None else lm.config.eos_token_id
-        ).tolist()
-        self._stops = sorted({int(i) for i in [*stops, lm.tokenizer.eos_id] if i is not None})
 
     @property
     def eot_token_id(self) -> int:
@@ -248,7 +244,7 @@ class HarnessLM(TemplateLM):
                     temperature=decoding.temperature,
                     top_p=decoding.top_p,
                     seed=int(seed),
-                    eos_token_id=self._stops or None,
+                    eos_token_id=self._lm.stop_ids or None,
                 )
                 for i, ids in zip(batch, out.tolist(), strict=True):
                     new[unfinished[i]] += ids

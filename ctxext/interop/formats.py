@@ -1,4 +1,4 @@
-"""The formats that a whole model is written in: one row each.
+"""The formats that a whole model is written in: one entry each.
 
 What `ctxext.export` and `Export.to` of an experiment accept, the choices of the command line, the
 columns of the support matrix, what `ctxext.load` opens and what `prove` recognises are derived from
@@ -9,85 +9,46 @@ The independent reader that a format is proven with is in `ctxext/prove/referenc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from ctxext.interop import gguf, hf, meta
 from ctxext.interop.families import family_of
 from ctxext.interop.gguf_metadata import rope_keys
-from ctxext.interop.hf_weights import StoredModel
-from ctxext.interop.lazy_tensor import LazyTensor
+from ctxext.interop.hf_weights import StoredModel, WriteOptions
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import rope_spec
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
-from ctxext.tokenization.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class WriteOptions:
-    """How a model is written.
+class Check(Protocol):
+    """Raises ValueError, with the reason, for a model that a format cannot represent."""
 
-    `seq_len`: the extended window L' in tokens, factor x L if None. `card` (facts for the README)
-    and `max_shard_size` (bytes) are for HF, `shards` (a number of files, by default as many as Meta
-    ships for that size) for Meta's format.
-    """
-
-    dtype: str
-    seq_len: int | None = None
-    card: dict[str, Any] | None = None
-    max_shard_size: int = 5 * 10**9
-    shards: int | None = None
+    def __call__(
+        self, config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str
+    ) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
     """One format.
 
-    `check`: raises ValueError, with the reason, for a model that the format cannot represent;
-    writes nothing. `encode_rope`: a short name for the way in which frequencies are stored, for the
-    support matrix; raises ValueError for frequencies that the format cannot represent.
+    `encode_rope`: a short name for the way in which frequencies are stored, for the support matrix;
+    raises ValueError for frequencies that the format cannot represent.
     `rope_legend` explains those names. `recognize`: whether a path holds this format. `read`: opens
     a checkpoint without reading its numbers, given the window of pre-training where the format does
     not declare it; None for a format that is only written. `suffix`: of the one file that is
     written, empty where it is a directory.
     """
 
-    check: Callable[[LlamaConfig, RopeScaling, WriteOptions], object]
-    write: Callable[
-        [Path, LlamaConfig, dict[str, LazyTensor], RopeScaling, Tokenizer, WriteOptions], None
-    ]
+    check: Check
+    write: Callable[[Path, StoredModel, WriteOptions], None]
     encode_rope: Callable[[RopeScaling, LlamaConfig, int], str]
     rope_legend: str
     recognize: Callable[[Path], bool]
     read: Callable[[Path, int | None], StoredModel] | None = None
     suffix: str = ""
     takes_shards: bool = False
-
-
-def _check_hf(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) -> None:
-    seq_len = options.seq_len or config.max_position_embeddings
-    hf.config_json(config, scaling, seq_len=seq_len, dtype=options.dtype)
-
-
-def _write_hf(
-    out: Path,
-    config: LlamaConfig,
-    tensors: dict[str, LazyTensor],
-    scaling: RopeScaling,
-    tokenizer: Tokenizer,
-    options: WriteOptions,
-) -> None:
-    hf.write(
-        out,
-        config,
-        tensors,
-        scaling,
-        tokenizer,
-        dtype=options.dtype,
-        seq_len=options.seq_len,
-        max_shard_size=options.max_shard_size,
-        card=options.card,
-    )
 
 
 def encode_rope_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
@@ -105,56 +66,9 @@ def _read_hf(directory: Path, original: int | None) -> StoredModel:
     return hf.read(directory)
 
 
-def _check_meta(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) -> None:
-    meta.check(config, scaling, dtype=options.dtype, seq_len=options.seq_len)
-
-
-def _write_meta(
-    out: Path,
-    config: LlamaConfig,
-    tensors: dict[str, LazyTensor],
-    scaling: RopeScaling,
-    tokenizer: Tokenizer,
-    options: WriteOptions,
-) -> None:
-    meta.write(
-        out,
-        config,
-        tensors,
-        scaling,
-        tokenizer,
-        dtype=options.dtype,
-        seq_len=options.seq_len,
-        shards=options.shards,
-    )
-
-
 def _encode_rope_meta(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
     plain = rope_json(config, scaling, seq_len)["method"] == "none"
     return "plain" if plain else "rope.json"
-
-
-def _check_gguf(config: LlamaConfig, scaling: RopeScaling, options: WriteOptions) -> None:
-    gguf.check(config, scaling, dtype=options.dtype, seq_len=options.seq_len)
-
-
-def _write_gguf(
-    out: Path,
-    config: LlamaConfig,
-    tensors: dict[str, LazyTensor],
-    scaling: RopeScaling,
-    tokenizer: Tokenizer,
-    options: WriteOptions,
-) -> None:
-    gguf.write(
-        out,
-        config,
-        tensors,
-        scaling,
-        tokenizer,
-        dtype=options.dtype,
-        seq_len=options.seq_len,
-    )
 
 
 def _encode_rope_gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
@@ -167,8 +81,8 @@ def _encode_rope_gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -
 
 FORMATS: dict[str, Format] = {
     "hf": Format(
-        check=_check_hf,
-        write=_write_hf,
+        check=hf.check,
+        write=hf.write,
         encode_rope=encode_rope_hf,
         rope_legend="the rope_type in config.json, for transformers 4 and 5; generic: longrope "
         "with equal lists, which represents any fixed frequencies",
@@ -176,8 +90,8 @@ FORMATS: dict[str, Format] = {
         read=_read_hf,
     ),
     "meta": Format(
-        check=_check_meta,
-        write=_write_meta,
+        check=meta.check,
+        write=meta.write,
         encode_rope=_encode_rope_meta,
         rope_legend="rope.json: its own file of frequencies, which Meta's unpatched code ignores",
         recognize=meta.is_meta,
@@ -185,8 +99,8 @@ FORMATS: dict[str, Format] = {
         takes_shards=True,
     ),
     "gguf": Format(
-        check=_check_gguf,
-        write=_write_gguf,
+        check=gguf.check,
+        write=gguf.write,
         encode_rope=_encode_rope_gguf,
         rope_legend="the scaling type of llama.cpp; divisors: one per frequency; no flags needed",
         recognize=Path.is_file,
@@ -204,4 +118,4 @@ def find_format(name: str) -> Format:
 
 def recognize(path: Path) -> str:
     """The format of `path`, by name; "hf" if none, because its reader says what is missing."""
-    return next((name for name, row in FORMATS.items() if row.recognize(path)), "hf")
+    return next((name for name, entry in FORMATS.items() if entry.recognize(path)), "hf")

@@ -13,48 +13,37 @@ from ctxext.files import atomic_file
 from ctxext.interop.families import family_of
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
-from ctxext.interop.gguf_metadata import FILE_TYPES, hyperparameters, rope_keys
-from ctxext.interop.gguf_metadata import check as check  # before anything is read
+from ctxext.interop.gguf_metadata import FILE_TYPES, check, hyperparameters, rope_keys
 from ctxext.interop.gguf_vocabulary import vocabulary
-from ctxext.interop.hf_weights import wait_for_primary
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, wait_for_primary
 from ctxext.interop.lazy_tensor import LazyTensor, cast, numpy_dtype
 from ctxext.interop.meta_layout import rotary_heads, to_interleaved
-from ctxext.model.config import LlamaConfig
 from ctxext.parallel import distributed
-from ctxext.rope import RopeScaling
-from ctxext.tokenization.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 """The tensor that holds one divisor for each frequency."""
 
 
-def write(
-    path: str | Path,
-    config: LlamaConfig,
-    tensors: dict[str, LazyTensor],
-    scaling: RopeScaling,
-    tokenizer: Tokenizer,
-    *,
-    dtype: str,
-    seq_len: int | None = None,
-) -> None:
+def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
     """Write one .gguf file, completely or not at all, with one tensor in memory.
 
-    `tensors`: by HF's names, in HF's layout. `dtype`: of the matrices; vectors are float32.
-    `seq_len`: the extended window L', tokens. Raises ValueError for what the format cannot
-    represent, for an existing file and if the package `gguf` is missing, OSError if the disk is
-    full.
+    `options.dtype` is that of the matrices; vectors are float32. Raises ValueError for what the
+    format cannot represent, for an existing file and if the package `gguf` is missing, OSError if
+    the disk is full.
     """
     path = Path(path)
     if path.suffix != ".gguf":
         raise ValueError(f"GGUF is one file; give it a name such as {path.name or 'model'}.gguf")
     if path.exists():
         raise ValueError(f"{path} already exists; choose another name or remove it first")
-    check(config, scaling, dtype=dtype, seq_len=seq_len)
+    config = model.config
+    tensors = model.tensors
+    dtype = options.dtype
+    check(config, model.scaling, window=model.window, dtype=dtype)
     library = _import_library()
-    keys, divisors = rope_keys(config, scaling, seq_len or config.max_position_embeddings)
-    keys |= hyperparameters(config, path.stem, scaling)
-    keys |= vocabulary(tokenizer, config)
+    keys, divisors = rope_keys(config, model.scaling, model.window)
+    keys |= hyperparameters(config, path.stem, model.scaling)
+    keys |= vocabulary(model.tokenizer, config)
     family = family_of(config)
     named = {tensor_name(name, family): name for name in tensors}
     arrays = {new_name: tensors[name] for new_name, name in named.items()}

@@ -24,13 +24,14 @@ Q8_0_BLOCK = 32
 """Consecutive numbers that share a scale in q8_0."""
 
 
-def check(
-    config: LlamaConfig, scaling: RopeScaling, *, dtype: str, seq_len: int | None = None
-) -> None:
-    """Raise ValueError, with the reason, for a model that a GGUF file cannot represent."""
+def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
+    """Raise ValueError, with the reason, for a model that a GGUF file cannot represent.
+
+    `window`: the extended window L', tokens.
+    """
     if dtype not in FILE_TYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(FILE_TYPES)}")
-    rope_keys(config, scaling, seq_len or config.max_position_embeddings)
+    rope_keys(config, scaling, window)
     widths = (
         config.hidden_size,
         config.intermediate_size,

@@ -14,15 +14,25 @@ from ctxext.files import (
 )
 from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families import FAMILIES, family_of
-from ctxext.interop.hf_weights import StoredModel, find_weights, wait_for_primary
-from ctxext.interop.lazy_tensor import LazyTensor, numpy_dtype
+from ctxext.interop.generation_config import (
+    GENERATION_CONFIG,
+    read_generation_config,
+    write_generation_config,
+)
+from ctxext.interop.hf_weights import (
+    StoredModel,
+    WriteOptions,
+    find_weights,
+    wait_for_primary,
+)
+from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.interop.model_card import model_card
 from ctxext.interop.ropespec import rope_to_config
 from ctxext.interop.safetensors_files import write_tensors
 from ctxext.model.config import LlamaConfig
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
-from ctxext.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ctxext.tokenization.tokenizer import load_tokenizer
 
 CONFIG = "config.json"
 
@@ -36,7 +46,8 @@ def read(directory: str | Path) -> StoredModel:
     config, scaling, window = _read_config(directory)
     tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size)
     tensors = find_weights(directory, config)
-    return StoredModel(config, scaling, window, tensors, tokenizer)
+    generation_config = read_generation_config(directory)
+    return StoredModel(config, scaling, window, tensors, tokenizer, generation_config)
 
 
 def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:
@@ -100,45 +111,36 @@ def config_json(
     }
 
 
-def write(
-    directory: str | Path,
-    config: LlamaConfig,
-    tensors: dict[str, LazyTensor],
-    scaling: RopeScaling,
-    tokenizer: Tokenizer,
-    *,
-    dtype: str,
-    seq_len: int | None = None,
-    max_shard_size: int = 5 * 10**9,
-    card: dict[str, Any] | None = None,
-) -> None:
-    """Write a directory that stock readers load, completely or not at all.
+def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
+    """Raise ValueError, with the reason, for a model that a directory cannot represent.
 
-    `tensors`: by their names in this format, read and written one at a time. `seq_len`: the
-    extended window L', tokens. `card`: facts for README.md. Raises ValueError for what the format
-    cannot represent and for an existing directory, OSError if the disk is full.
+    `window`: the extended window L', tokens.
     """
     numpy_dtype(dtype)
-    tokenizer.check_fits(config.vocab_size)
-    settings = config_json(
-        config, scaling, seq_len=seq_len or config.max_position_embeddings, dtype=dtype
-    )
-    generation_settings = {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": settings["eos_token_id"],
-        "do_sample": True,
-        "temperature": 0.6,
-        "top_p": 0.9,
-    }
+    config_json(config, scaling, seq_len=window, dtype=dtype)
+
+
+def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> None:
+    """Write a directory that stock readers load, completely or not at all.
+
+    Raises ValueError for what the format cannot represent and for an existing directory, OSError if
+    the disk is full.
+    """
+    config = model.config
+    numpy_dtype(options.dtype)
+    model.tokenizer.check_fits(config.vocab_size)
+    settings = config_json(config, model.scaling, seq_len=model.window, dtype=options.dtype)
+    window = settings["max_position_embeddings"]
+    generation = write_generation_config(model.generation_config, config, window=window)
     check_free(directory)
     if not distributed.is_primary():
-        return wait_for_primary(tensors)
+        return wait_for_primary(model.tensors)
     with atomic_directory(directory) as out:
         write_json(out / CONFIG, settings)
-        write_json(out / "generation_config.json", generation_settings)
-        tokenizer_files = tokenizer.export_files(settings["max_position_embeddings"])
-        for name, content in tokenizer_files.items():
+        if generation is not None:
+            write_json(out / GENERATION_CONFIG, generation)
+        for name, content in model.tokenizer.export_files(window).items():
             write_bytes(out / name, content)
-        write_text(out / "README.md", model_card(settings, config, card or {}))
-        write_tensors(out, tensors, dtype, max_shard_size=max_shard_size)
+        write_text(out / "README.md", model_card(settings, config, options.card or {}))
+        write_tensors(out, model.tensors, options.dtype, max_shard_size=options.max_shard_size)
     distributed.barrier()

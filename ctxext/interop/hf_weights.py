@@ -6,7 +6,7 @@ Layers are stacked in the tree and separate tensors in a file; kernels are [in, 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,10 @@ TRANSPOSED = ("kernel", "lora_a", "lora_b")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredModel:
-    """A model on disk, before its numbers are read.
+    """A model as a format stores it, with tensors that are read one at a time.
 
     `window`: the extended window L', tokens. `tensors`: by HF's names, in HF's layout.
+    `generation_config`: the contents of generation_config.json, None without such a file.
     """
 
     config: LlamaConfig
@@ -41,6 +42,21 @@ class StoredModel:
     window: int
     tensors: dict[str, LazyTensor]
     tokenizer: Tokenizer
+    generation_config: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteOptions:
+    """How a model is written.
+
+    `card` (facts for the README) and `max_shard_size` (bytes) are for HF, `shards` (a number of
+    files, by default as many as Meta ships for that size) for Meta's format.
+    """
+
+    dtype: str
+    card: dict[str, Any] | None = None
+    max_shard_size: int = 5 * 10**9
+    shards: int | None = None
 
 
 class Slot(NamedTuple):

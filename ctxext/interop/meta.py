@@ -20,7 +20,13 @@ from ctxext.files import (
     write_text,
 )
 from ctxext.interop import validation
-from ctxext.interop.hf_weights import Slot, StoredModel, slots, wait_for_primary
+from ctxext.interop.hf_weights import (
+    Slot,
+    StoredModel,
+    WriteOptions,
+    slots,
+    wait_for_primary,
+)
 from ctxext.interop.lazy_tensor import LazyTensor, numpy_dtype, read_into
 from ctxext.interop.meta_layout import (
     join_shards,
@@ -32,7 +38,7 @@ from ctxext.interop.meta_layout import (
 from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
-from ctxext.model.config import LlamaConfig
+from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.decoder import param_shapes
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
@@ -60,25 +66,20 @@ def is_meta(directory: Path) -> bool:
     return (directory / PARAMS).is_file() and not (directory / "config.json").is_file()
 
 
-def write(
-    directory: str | Path,
-    config: LlamaConfig,
-    tensors: dict[str, LazyTensor],
-    scaling: RopeScaling,
-    tokenizer: Tokenizer,
-    *,
-    dtype: str,
-    seq_len: int | None = None,
-    shards: int | None = None,
-) -> None:
+def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> None:
     """Write a Meta directory, completely or not at all, with one tensor in memory.
 
-    `tensors`: by HF's names, in HF's layout. `shards`: by default as many as Meta ships for a model
-    of this size. `seq_len`: the extended window L', tokens. Raises ValueError for what the format
-    cannot represent and for an existing directory, OSError if the disk is full.
+    Raises ValueError for what the format cannot represent and for an existing directory, OSError if
+    the disk is full.
     """
-    shards = check(config, scaling, tokenizer, dtype=dtype, seq_len=seq_len, shards=shards)
-    rope = rope_json(config, scaling, seq_len or config.max_position_embeddings)
+    config = model.config
+    dtype = options.dtype
+    check(config, model.scaling, window=model.window, dtype=dtype)
+    _check_tokenizer(config, model.tokenizer)
+    _check_stop_ids(model)
+    num_shards = count_shards(config, options.shards)
+    rope = rope_json(config, model.scaling, model.window)
+    tensors = model.tensors
     if config.tie_word_embeddings:
         tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     check_free(directory)
@@ -87,9 +88,9 @@ def write(
     with atomic_directory(directory) as out:
         write_json(out / PARAMS, params_json(config, rope["rope_theta"]))
         write_json(out / ROPE, rope)
-        write_text(out / "README.md", readme(rope, dtype=dtype, shards=shards))
-        write_bytes(out / MODEL, tokenizer.files[MODEL])
-        _write_shards(out, config, tensors, dtype, shards)
+        write_text(out / "README.md", readme(rope, dtype=dtype, shards=num_shards))
+        write_bytes(out / MODEL, model.tokenizer.files[MODEL])
+        _write_shards(out, config, tensors, dtype, num_shards)
     distributed.barrier()
 
 
@@ -120,21 +121,13 @@ def _write_shards(
                 add(part)
 
 
-def check(
-    config: LlamaConfig,
-    scaling: RopeScaling,
-    tokenizer: Tokenizer | None = None,
-    *,
-    dtype: str,
-    seq_len: int | None = None,
-    shards: int | None = None,
-) -> int:
-    """Check that Meta's format can represent a model, and return the number of shards to write.
+def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
+    """Raise ValueError, with the reason, for a model that Meta's format cannot represent.
 
-    Raises ValueError with the reason if it cannot.
+    `window`: the extended window L', tokens.
     """
     numpy_dtype(dtype)
-    rope_json(config, scaling, seq_len or config.max_position_embeddings)
+    rope_json(config, scaling, window)
     unsupported = {
         "biases": config.attention_bias or config.mlp_bias,
         f"the activation {config.hidden_act}": config.hidden_act != "silu",
@@ -145,19 +138,23 @@ def check(
     for feature, is_used in unsupported.items():
         if is_used:
             raise ValueError(f"Meta's format has no field for {feature}; export with --to hf")
-    if tokenizer is not None:
-        _check_tokenizer(config, tokenizer)
-    if shards is None:
-        shards = _default_shards(config)
+
+
+def count_shards(config: LlamaConfig, requested: int | None = None) -> int:
+    """The number of files to write, by default as many as Meta ships for a model of this size.
+
+    Raises ValueError if the model cannot be divided into as many equal ones as are requested.
+    """
+    num_shards = _default_shards(config) if requested is None else requested
     divisible = math.gcd(
         config.num_key_value_heads, config.hidden_size, config.intermediate_size, config.vocab_size
     )
-    if shards < 1 or divisible % shards:
+    if num_shards < 1 or divisible % num_shards:
         raise ValueError(
-            f"this model cannot be divided into {shards} equal shards; --shards must divide "
+            f"this model cannot be divided into {num_shards} equal shards; --shards must divide "
             f"{divisible}"
         )
-    return shards
+    return num_shards
 
 
 def _check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> None:
@@ -172,6 +169,16 @@ def _check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> None:
             f"Meta's format takes the ids of bos and eos from {MODEL}, where they are "
             f"{tokenizer.bos_id} and {tokenizer.eos_id}, not {config.bos_token_id} and "
             f"{config.eos_token_id}; export with --to hf"
+        )
+
+
+def _check_stop_ids(model: StoredModel) -> None:
+    stops = merge_ids((model.generation_config or {}).get("eos_token_id"))
+    lost = [token for token in stops if token != model.tokenizer.eos_id]
+    if lost:
+        raise ValueError(
+            f"generation_config.json also stops at {lost}, and Meta's format knows one end of a "
+            "text; export with --to hf"
         )
 
 

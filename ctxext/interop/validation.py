@@ -18,12 +18,24 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= LARGEST_SIZE
 
 
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int
+
+
+def _are_token_ids(value: Any) -> bool:
+    if isinstance(value, list) and value:
+        return all(_is_token_id(item) for item in value)
+    return _is_token_id(value)
+
+
 SIZE: Rule = (_is_size, f"an integer from 1 to {LARGEST_SIZE}")
 NUMBER: Rule = (_is_number, "a number of at least 0")
 EPSILON: Rule = (
     lambda value: _is_number(value) and 0 < value < 1,
     "a number between 0 and 1, such as 1e-05",
 )
+TOKEN_ID: Rule = (_is_token_id, "a token id")
+TOKEN_IDS: Rule = (_are_token_ids, "a token id or a list of them")
 FLAG: Rule = (lambda value: type(value) is bool, "true or false")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -151,3 +152,14 @@ SHAPES: dict[str, LlamaConfig] = {
 # These have the shape of Llama 3; only their frequency scaling differs.
 for _name in ("llama3.1-8b", "llama3.1-70b", "llama3.3-70b"):
     SHAPES[_name] = SHAPES[f"llama3-{_name.rsplit('-')[-1]}"]
+
+
+def merge_ids(*sources: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The token ids of all sources, each a number, a list or None; sorted, each once."""
+    ids: set[int] = set()
+    for source in sources:
+        if isinstance(source, int):
+            ids.add(source)
+        elif source is not None:
+            ids.update(source)
+    return tuple(sorted(ids))

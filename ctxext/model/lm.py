@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
-from ctxext.model.config import LlamaConfig
+from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
 from ctxext.model.generation import GREEDY, Sampling, Semantics, decode_states, make_request
 from ctxext.model.loss import token_losses, token_scores
@@ -59,6 +59,8 @@ class LM:
     kernel: Kernel = "blocked"
     angles: Angles = "exact"
     mesh: Mesh = ONE_DEVICE
+    generation_config: Mapping[str, Any] | None = None
+    """The contents of the checkpoint's generation_config.json, None if it has none."""
 
     def __post_init__(self) -> None:
         known = {"dtype": COMPUTE_DTYPES, "kernel": KERNELS, "angles": ANGLES}
@@ -68,6 +70,15 @@ class LM:
                 raise ValueError(
                     f"{name} {value!r} is not known; choose one of {', '.join(choices)}"
                 )
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: of config.json, generation_config.json and the tokenizer."""
+        return merge_ids(
+            self.config.eos_token_id,
+            (self.generation_config or {}).get("eos_token_id"),
+            self.tokenizer.eos_id,
+        )
 
     def with_method(self, *methods: RopeScaling | Attention) -> "LM":
         """The same weights under other methods.

@@ -9,6 +9,7 @@ import numpy as np
 from ctxext import loading
 from ctxext.files import write_json, write_text
 from ctxext.interop import peft
+from ctxext.interop.generation_config import different_settings, write_generation_config
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.interop.model_card import with_proof
@@ -53,11 +54,13 @@ def prove(
     dtypes = artifact.dtypes()
     ours = stored
     different = []
+    settings_that_differ = []
     if model is not None:  # the stored weights, but the tokenizer and frequencies of the model
         ours = LM(
             model.config, stored.params, model.tokenizer, scaling=model.scaling, mesh=model.mesh
         )
         different = _different_weights(stored.params, model.params, dtypes)
+        settings_that_differ = _different_generation_settings(artifact, stored, model)
     window = ours.config.max_position_embeddings
     # A scaling is compared beyond the window of pre-training, even if it declares no longer one.
     length = max(artifact.window, window + 1)
@@ -72,7 +75,8 @@ def prove(
     if model is None:
         against_text = f"our own reading of the {source}"
     proof = {
-        "equal": not different and all(reader["equal"] for reader in readers),
+        "equal": not (different or settings_that_differ)
+        and all(reader["equal"] for reader in readers),
         "format": artifact.format,
         "against": against_text,
         "dtype": _matrix_dtype(dtypes),
@@ -82,6 +86,7 @@ def prove(
         "tokens_read": len(first.tokens),
         "tokens_continued": len(inputs[1].compared),
         "weights_that_differ": different,
+        "generation_settings_that_differ": settings_that_differ,
         "readers": readers,
         "readers_not_run": not_run,
         "known_incompatibilities": [
@@ -132,6 +137,16 @@ def _matrix_dtype(dtypes: dict[str, str]) -> str:
     if len(names) == 2 and "float32" in names:
         names.remove("float32")
     return min(names)
+
+
+def _different_generation_settings(artifact: Artifact, stored: LM, model: LM) -> list[str]:
+    """The keys of generation_config.json that are not what the model's own file becomes."""
+    if artifact.format != "hf":  # no other format has the file
+        return []
+    expected = write_generation_config(
+        model.generation_config, model.config, window=artifact.window
+    )
+    return different_settings(stored.generation_config, expected, model.config)
 
 
 def _different_weights(stored: Any, exported: Any, dtypes: dict[str, str]) -> list[str]:

@@ -24,6 +24,9 @@ def describe(proof: dict[str, Any]) -> str:
     lines += [f"  not read by {name}: {why}" for name, why in proof["readers_not_run"].items()]
     if proof["weights_that_differ"]:
         lines.append(f"  weights that differ: {', '.join(proof['weights_that_differ'])}")
+    if proof["generation_settings_that_differ"]:
+        keys = ", ".join(proof["generation_settings_that_differ"])
+        lines.append(f"  generation_config.json differs: {keys}")
     positions = "".join(f"{position:>10}" for position in proof["positions"])
     lines.append(f"  {'largest difference at position':46}{positions}")
     for reader in proof["readers"]:

@@ -127,7 +127,7 @@ def _record_start(
     }
     run.record({**fixed, "seed": experiment.seed, **environment}, fixed=tuple(fixed))
     scaling = experiment.effective_scaling(base.scaling)
-    run.write_base(base.config, scaling, base.tokenizer.files)
+    run.write_base(base.config, scaling, base.tokenizer.files, base.generation_config)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """`ctxext generate`: streaming whole characters, stop tokens, chats of several turns, bad input."""
 
+import dataclasses
 import io
 import json
 import random
@@ -12,7 +13,7 @@ import pytest
 from ctxext import loading
 from ctxext.cli import text_generation
 from ctxext.cli.main import main
-from ctxext.cli.text_generation import REPLACEMENT, TextGenerator, decode_stream, stop_ids
+from ctxext.cli.text_generation import REPLACEMENT, TextGenerator, decode_stream
 from ctxext.methods.linear import Linear
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
@@ -104,9 +105,9 @@ def test_text_and_json_are_those_of_lm_generate(directory, capsys, options):
 
 def test_every_kind_of_stop_token(directory, tmp_path):
     lm = loading.load(directory)
-    assert stop_ids(lm, directory) == [2]
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
-    assert stop_ids(lm, tmp_path) == [2, 7]
+    assert lm.stop_ids == (2,)
+    settings = {"eos_token_id": [7, 2]}
+    assert dataclasses.replace(lm, generation_config=settings).stop_ids == (2, 7)
 
     def complete(stops: list[int], max_new_tokens: int = 20):
         generator = TextGenerator(lm, stops, max_new_tokens=max_new_tokens, quiet=True)

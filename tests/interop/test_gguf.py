@@ -17,7 +17,7 @@ import sentencepiece
 from ctxext.cli.main import main
 from ctxext.interop import gguf
 from ctxext.interop.gguf_vocabulary import read_tokens
-from ctxext.interop.hf_weights import lazy_tensors, slots
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, slots
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.methods import (
     ABF,
@@ -34,21 +34,27 @@ from ctxext.methods import (
 )
 from ctxext.rope import RopeScaling, Unscaled
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer
+from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
 CONFIG = dataclasses.replace(TINY, num_key_value_heads=2)
 PLAIN = Unscaled()
+TOKENIZER = tokenizer()
 
 
 def save(
-    path: Path, config=CONFIG, scaling: RopeScaling = PLAIN, dtype="float32", **options
+    path: Path,
+    config=CONFIG,
+    scaling: RopeScaling = PLAIN,
+    dtype="float32",
+    *,
+    seq_len: int | None = None,
+    tokenizer: Tokenizer = TOKENIZER,
 ) -> Path:
     params = random_params(config)
-    vocabulary = options.pop("tokenizer", tokenizer())
-    gguf.write(
-        path, config, lazy_tensors(config, params), scaling, vocabulary, dtype=dtype, **options
-    )
+    model = stored_model(config, params, scaling, tokenizer, seq_len=seq_len)
+    gguf.write(path, model, WriteOptions(dtype))
     return path
 
 
@@ -279,11 +285,8 @@ def test_scales_that_q8_0_cannot_hold_are_refused(tmp_path):
     with pytest.raises(ValueError, match="model.embed_tokens.weight overflows float16"):
         gguf.write(
             tmp_path / "m.gguf",
-            CONFIG,
-            lazy_tensors(CONFIG, params),
-            PLAIN,
-            tokenizer(),
-            dtype="q8_0",
+            stored_model(CONFIG, params, PLAIN, TOKENIZER),
+            WriteOptions("q8_0"),
         )
     assert not any(tmp_path.iterdir())
 
@@ -307,8 +310,9 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     tensors["model.norm.weight"] = tensors["model.norm.weight"]._replace(read=broken)
+    model = StoredModel(CONFIG, PLAIN, 64, tensors, TOKENIZER)
     with pytest.raises(OSError, match="No space left"):
-        gguf.write(tmp_path / "m.gguf", CONFIG, tensors, PLAIN, tokenizer(), dtype="float32")
+        gguf.write(tmp_path / "m.gguf", model, WriteOptions("float32"))
     assert not any(tmp_path.iterdir())
 
 

@@ -150,7 +150,6 @@ def test_files_next_to_the_weights(tmp_path):
     names = {p.name for p in out.iterdir()}
     assert names == {
         "config.json",
-        "generation_config.json",
         "model.safetensors",
         "README.md",
         "tokenizer.model",

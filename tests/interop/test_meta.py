@@ -19,13 +19,14 @@ from ctxext import loading
 from ctxext.cli.main import main
 from ctxext.export import convert
 from ctxext.interop import meta, pth, pth_writer
-from ctxext.interop.hf_weights import lazy_tensors, slots
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES
 from ctxext.interop.meta_layout import meta_name, shard_shape, to_halves, to_interleaved
 from ctxext.methods import ABF, NTK, DynamicNTK, Linear, LongRope, NTKByParts, RevisedYarn, Yarn
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
 from ctxext.rope import RopeScaling, Unscaled, rotate
+from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
 BASE = dataclasses.replace(TINY, initializer_range=0.02, vocab_size=424)
@@ -43,18 +44,13 @@ def save(
     scaling: RopeScaling = Unscaled(),
     dtype="float32",
     params=None,
-    **options,
+    *,
+    seq_len: int | None = None,
+    shards: int | None = None,
 ) -> Path:
     params = random_params(config, dtype=STORAGE_DTYPES[dtype]) if params is None else params
-    meta.write(
-        directory,
-        config,
-        lazy_tensors(config, params),
-        scaling,
-        tokenizer(),
-        dtype=dtype,
-        **options,
-    )
+    model = stored_model(config, params, scaling, tokenizer(), seq_len=seq_len)
+    meta.write(directory, model, WriteOptions(dtype, shards=shards))
     return directory
 
 
@@ -71,15 +67,7 @@ def test_hf_to_meta_to_hf_is_bit_exact(tmp_path, shards, dtype):
     for name, slot in slots(params).items():
         assert stored.tensors[name].dtype == dtype
         np.testing.assert_array_equal(stored.tensors[name].read(), slot.get(), name)
-    meta.write(
-        tmp_path / "again",
-        stored.config,
-        stored.tensors,
-        stored.scaling,
-        stored.tokenizer,
-        dtype=dtype,
-        shards=shards,
-    )
+    meta.write(tmp_path / "again", stored, WriteOptions(dtype, shards=shards))
     for path in out.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -213,7 +201,7 @@ def shard_shapes(config, shards: int) -> dict[str, tuple[int, ...]]:
 def test_layout_of_published_models(shape, shards, parameters):
     """The names and shapes in every shard, for real shapes; nothing is allocated."""
     config = SHAPES[shape]
-    assert meta.check(config, Unscaled(), dtype="bfloat16") == shards
+    assert meta.count_shards(config) == shards
     shapes = shard_shapes(config, shards)
     D = config.hidden_size
     F = config.intermediate_size
@@ -407,10 +395,9 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     tensors["model.norm.weight"] = tensors["model.norm.weight"]._replace(read=broken)
+    model = StoredModel(BASE, Unscaled(), 64, tensors, tokenizer())
     with pytest.raises(OSError, match="No space left"):
-        meta.write(
-            tmp_path / "m", BASE, tensors, Unscaled(), tokenizer(), dtype="float32", shards=2
-        )
+        meta.write(tmp_path / "m", model, WriteOptions("float32", shards=2))
     assert not any(tmp_path.iterdir())
 
 

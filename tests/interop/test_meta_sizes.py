@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ctxext.interop import meta
-from ctxext.interop.hf_weights import slots
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
@@ -64,9 +64,8 @@ def entry(name: str, shape: tuple[int, ...]) -> LazyTensor:
 def test_numbers_are_in_their_places(shape: str, shards: int, tmp_path: Path) -> None:
     config = dataclasses.replace(SHAPES[shape], num_hidden_layers=1)
     tensors = {name: entry(name, slot.shape) for name, slot in slots(param_shapes(config)).items()}
-    meta.write(
-        tmp_path / "m", config, tensors, Unscaled(), tokenizer(), dtype="bfloat16", shards=shards
-    )
+    model = StoredModel(config, Unscaled(), 4096, tensors, tokenizer())
+    meta.write(tmp_path / "m", model, WriteOptions("bfloat16", shards=shards))
     files = [
         torch.load(tmp_path / "m" / f"consolidated.{i:02d}.pth", weights_only=True, mmap=True)
         for i in range(shards)

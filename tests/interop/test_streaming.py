@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from ctxext.export import convert, export
 from ctxext.files import within
 from ctxext.interop import hf, safetensors_files
-from ctxext.interop.hf_weights import find_weights, slots, storage_dtype
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, find_weights, slots, storage_dtype
 from ctxext.interop.lazy_tensor import BLOCK, LazyTensor, cast, numpy_dtype
 from ctxext.loading import load
 from ctxext.methods.linear import Linear
@@ -187,15 +187,8 @@ def test_a_conversion_holds_one_tensor_not_the_checkpoint(tmp_path):
         )
         for name, shape in shapes.items()
     }
-    hf.write(
-        tmp_path / "big",
-        config,
-        entries,
-        Unscaled(),
-        tokenizer(),
-        dtype="bfloat16",
-        max_shard_size=10**8,
-    )
+    model = StoredModel(config, Unscaled(), config.max_position_embeddings, entries, tokenizer())
+    hf.write(tmp_path / "big", model, WriteOptions("bfloat16", max_shard_size=10**8))
     checkpoint(tmp_path / "small")
     size = sum(file.stat().st_size for file in (tmp_path / "big").glob("*.safetensors"))
     largest = 2 * max(int(np.prod(shape)) for shape in shapes.values())

@@ -12,22 +12,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctxext.interop import gguf
-from ctxext.interop.hf_weights import lazy_tensors
+from ctxext.interop.hf_weights import WriteOptions, lazy_tensors
 from ctxext.methods import Yarn
 from ctxext.prove.gguf_parameters import q8_0
 from ctxext.prove.reference.gguf import GGUFReference, frequencies
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.tokenization.tokenizer import MODEL, SAMPLE_TEXTS
+from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
 
 
 def save(path: Path, dtype: str = "float32") -> Path:
-    tensors = lazy_tensors(TINY, random_params(TINY))
-    gguf.write(
-        path, TINY, tensors, Yarn(4.0, beta_fast=8.0), tokenizer(), dtype=dtype, seq_len=LENGTH
-    )
+    scaling = Yarn(4.0, beta_fast=8.0)
+    model = stored_model(TINY, random_params(TINY), scaling, tokenizer(), seq_len=LENGTH)
+    gguf.write(path, model, WriteOptions(dtype))
     return path
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 with atheris.instrument_imports(include=["ctxext"]):
     from ctxext.interop import hf, meta, pth, pth_writer, safetensors_files
-    from ctxext.interop.hf_weights import find_weights
+    from ctxext.interop.hf_weights import StoredModel, WriteOptions, find_weights
     from ctxext.interop.lazy_tensor import LazyTensor
     from ctxext.methods.yarn import Yarn
     from ctxext.model.config import LlamaConfig
@@ -189,9 +189,9 @@ def main() -> None:
         max_shard_size=60_000,
     )
     write_hf(FOLDER / "one", TINY, random_params(), Yarn(4.0), tiny_tokenizer(), dtype="float32")
-    meta.write(
-        FOLDER / "meta", TINY, random_tensors(), Yarn(4.0), tiny_tokenizer(), dtype="float32"
-    )
+    window = TINY.max_position_embeddings
+    model = StoredModel(TINY, Yarn(4.0), window, random_tensors(), tiny_tokenizer())
+    meta.write(FOLDER / "meta", model, WriteOptions("float32"))
     (FOLDER / "corpus").mkdir()
     (FOLDER / "corpus" / "good").write_bytes(good()[name])
     atheris.Setup(

@@ -7,12 +7,33 @@ from typing import Any
 import numpy as np
 
 from ctxext.interop import hf
-from ctxext.interop.hf_weights import assemble, find_weights, lazy_tensors, read_whole, slots
+from ctxext.interop.hf_weights import (
+    StoredModel,
+    WriteOptions,
+    assemble,
+    find_weights,
+    lazy_tensors,
+    read_whole,
+    slots,
+)
 from ctxext.interop.lazy_tensor import Index
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
 from ctxext.rope import RopeScaling
 from ctxext.tokenization.tokenizer import Tokenizer
+
+
+def stored_model(
+    config: LlamaConfig,
+    params: Params,
+    scaling: RopeScaling,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int | None = None,
+) -> StoredModel:
+    """A tree of parameters, ready to be written."""
+    window = seq_len or config.max_position_embeddings
+    return StoredModel(config, scaling, window, lazy_tensors(config, params), tokenizer)
 
 
 def write_hf(
@@ -28,17 +49,8 @@ def write_hf(
     card: dict[str, Any] | None = None,
 ) -> None:
     """`hf.write` for a tree of parameters."""
-    hf.write(
-        directory,
-        config,
-        lazy_tensors(config, params),
-        scaling,
-        tokenizer,
-        dtype=dtype,
-        seq_len=seq_len,
-        max_shard_size=max_shard_size,
-        card=card,
-    )
+    model = stored_model(config, params, scaling, tokenizer, seq_len=seq_len)
+    hf.write(directory, model, WriteOptions(dtype, card, max_shard_size))
 
 
 def read_params(

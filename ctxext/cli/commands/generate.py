@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     lm = options.open_model(args, rest)
     generator = text_generation.TextGenerator(
         lm,
-        text_generation.stop_ids(lm, args.source),
+        lm.stop_ids,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,

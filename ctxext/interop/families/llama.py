@@ -26,24 +26,14 @@ OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range", *TOK
 UNSUPPORTED = {"quantization_config": "quantized weights", "sliding_window": "a sliding window"}
 
 
-def _is_token_id(value: Any) -> bool:
-    return type(value) is int
-
-
-def _are_token_ids(value: Any) -> bool:
-    if isinstance(value, list) and value:
-        return all(_is_token_id(item) for item in value)
-    return _is_token_id(value)
-
-
 RULES: dict[str, validation.Rule] = {
     **dict.fromkeys((*SIZES, "num_key_value_heads", "head_dim"), validation.SIZE),
     **dict.fromkeys(FLAGS, validation.FLAG),
     **dict.fromkeys(NUMBERS, validation.NUMBER),
     "rms_norm_eps": validation.EPSILON,
     "hidden_act": (lambda value: type(value) is str, "a name"),
-    **dict.fromkeys(TOKEN_IDS, (_is_token_id, "a token id")),
-    "eos_token_id": (_are_token_ids, "a token id or a list of them"),
+    **dict.fromkeys(TOKEN_IDS, validation.TOKEN_ID),
+    "eos_token_id": validation.TOKEN_IDS,
 }
 
 
