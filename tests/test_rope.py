@@ -14,6 +14,7 @@ from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.yarn import Yarn
+from ctxext.model.generation import ModelSetup
 from ctxext.model.lm import _logits
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import (
@@ -116,14 +117,8 @@ def test_a_bfloat16_model_has_no_bfloat16_positions_or_frequencies():
     ids = jnp.zeros((1, 32), jnp.int32)
 
     def logits(*arguments):
-        return _logits(
-            *arguments,
-            config=tiny.CONFIG,
-            attention=Causal(),
-            kernel="dense",
-            dtype="bfloat16",
-            mesh=Mesh(),
-        )
+        setup = ModelSetup(tiny.CONFIG, Causal(), "dense", "bfloat16", Mesh())
+        return _logits(*arguments, setup=setup)
 
     jaxpr = jax.make_jaxpr(logits)(tiny.params(), ids, ids, None, rotation)
     num_tables = 0

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from ctxext.attention.kernels import evaluate
 from ctxext.bench.cases import BenchmarkCase, RunOnce
 from ctxext.bench.trace import device_seconds
 from ctxext.data import Batch
-from ctxext.model.generation import GREEDY, decode_states, make_request
+from ctxext.model.generation import (
+    GREEDY,
+    DecodeState,
+    ModelSetup,
+    decode_states,
+    make_request,
+)
 from ctxext.model.loss import batch_loss, token_losses
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE
@@ -85,18 +91,12 @@ def _step(case: BenchmarkCase, weights: Path) -> RunOnce:
     return run_once
 
 
-def _decoder(case: BenchmarkCase, weights: Path, new_tokens: int) -> Callable[[int], Any]:
+def _decoder(
+    case: BenchmarkCase, weights: Path, new_tokens: int
+) -> Callable[[int], Iterator[DecodeState]]:
     """Starts greedy decoding of the prompts; its argument is the tokens per chunk."""
     lm = loading.load(weights)
-    options = dict(
-        config=lm.config,
-        attention=Causal(),
-        kernel="auto",
-        dtype=case.dtype,
-        mesh=ONE_DEVICE,
-        sample=False,
-        incremental=False,
-    )
+    setup = ModelSetup(lm.config, Causal(), "auto", case.dtype, ONE_DEVICE)
     forced = np.full((case.batch, 1, new_tokens), -1, np.int32)  # no token is forced
     tokens, request = make_request(
         list(case.input_ids()),
@@ -107,7 +107,11 @@ def _decoder(case: BenchmarkCase, weights: Path, new_tokens: int) -> Callable[[i
         size=case.seq_len,
         mesh=ONE_DEVICE,
     )
-    return lambda chunk: decode_states(lm.params, tokens, request, new_tokens, chunk, options)
+
+    def decode(chunk: int) -> Iterator[DecodeState]:
+        return decode_states(lm.params, tokens, request, setup, steps=new_tokens, chunk=chunk)
+
+    return decode
 
 
 def _prefill(case: BenchmarkCase, weights: Path) -> RunOnce:

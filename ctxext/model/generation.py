@@ -29,7 +29,7 @@ from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Float32Rotation, Rotation
 
 Semantics = Literal["frozen", "incremental"]
-STATIC = ("config", "attention", "kernel", "dtype", "mesh", "sample", "incremental")
+STATIC = ("setup", "sample", "incremental")
 
 
 def sample_token(
@@ -51,6 +51,17 @@ def sample_token(
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelSetup:
+    """What the programs of a model are compiled for, besides the shapes of its arrays."""
+
+    config: LlamaConfig
+    attention: Attention
+    kernel: Kernel
+    dtype: str
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn, see `sample_token`; temperature 0 takes the most likely one.
 
@@ -69,6 +80,25 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """How many tokens are written, how they are drawn, and which ones end a row.
+
+    Raises ValueError for fewer than one token and for unknown semantics.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    stop_ids: tuple[int, ...] = ()
+    semantics: Semantics = "frozen"
+
+    def __post_init__(self) -> None:
+        if self.semantics not in ("frozen", "incremental"):
+            raise ValueError(f"semantics must be 'frozen' or 'incremental', got {self.semantics!r}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
 
 class DecodeRequest(NamedTuple):
@@ -142,15 +172,18 @@ def decode_states(
     params: Params,
     tokens: jax.Array,
     request: DecodeRequest,
+    setup: ModelSetup,
+    *,
     steps: int,
     chunk: int,
-    options: dict[str, Any],
+    sample: bool = False,
+    incremental: bool = False,
 ) -> Iterator[DecodeState]:
     """Yield the state after one token and after each `chunk` more, until all are done.
 
-    If `chunk` covers all of `steps`, only the final state comes. options: the static arguments of
-    `begin` and `advance`.
+    If `chunk` covers all of `steps`, only the final state comes. sample: whether tokens are drawn.
     """
+    options = {"setup": setup, "sample": sample, "incremental": incremental}
     params = layers_apart(params)
     state = begin(params, tokens, request, **options)
     ends = [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]
@@ -167,26 +200,22 @@ def begin(
     tokens: Int[Array, "b t"],
     request: DecodeRequest,
     *,
-    config: LlamaConfig,
-    attention: Attention,
-    kernel: Kernel,
-    dtype: str,
-    mesh: Mesh,
+    setup: ModelSetup,
     sample: bool,
     incremental: bool,
 ) -> DecodeState:
     """Read the prompts and write the first token of every continuation."""
     B, T = tokens.shape
     _, K, N = request.forced_tokens.shape
-    model = bind(config, params)
-    shape = (B, config.num_key_value_heads, T + K * N, config.head_dim)
-    caches = tuple(empty_cache(size, shape, dtype) for size in segment_sizes(params))
+    model = bind(setup.config, params)
+    shape = (B, setup.config.num_key_value_heads, T + K * N, setup.config.head_dim)
+    caches = tuple(empty_cache(size, shape, setup.dtype) for size in segment_sizes(params))
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    rotated = caches_rotated(attention, incremental=incremental)
+    rotated = caches_rotated(setup.attention, incremental=incremental)
     rotation = _rotation(request, 0, incremental)
-    attend = prefill(attention, kernel, rotation, positions, rotated=rotated)
-    attend = shard_attention(attend, mesh, whole=True)
-    hidden, caches = model.hidden(tokens, attend, caches, dtype=dtype)
+    attend = prefill(setup.attention, setup.kernel, rotation, positions, rotated=rotated)
+    attend = shard_attention(attend, setup.mesh, whole=True)
+    hidden, caches = model.hidden(tokens, attend, caches, dtype=setup.dtype)
     last_hidden = hidden[jnp.arange(B), request.lengths - 1][:, None]
     token, nll = _next_token(model, last_hidden, request, 0, sample)
     return DecodeState(
@@ -206,11 +235,7 @@ def advance(
     request: DecodeRequest,
     until: Int[Array, ""],
     *,
-    config: LlamaConfig,
-    attention: Attention,
-    kernel: Kernel,
-    dtype: str,
-    mesh: Mesh,
+    setup: ModelSetup,
     sample: bool,
     incremental: bool,
 ) -> DecodeState:
@@ -219,10 +244,10 @@ def advance(
     Another `until` compiles nothing. A continuation that has chosen a stop id repeats it at nll 0;
     the tokens after the last step repeat the last one.
     """
-    model = bind(config, params)
+    model = bind(setup.config, params)
     _, K, N = request.forced_tokens.shape
     slots = state.caches[0].keys.shape[-2]
-    rotated = caches_rotated(attention, incremental=incremental)
+    rotated = caches_rotated(setup.attention, incremental=incremental)
 
     def unfinished(state: DecodeState) -> Array:
         return (state.step < until) & ~state.done.all()
@@ -230,7 +255,7 @@ def advance(
     def write_one(state: DecodeState) -> DecodeState:
         step = state.step
         attend = decode(
-            attention,
+            setup.attention,
             _rotation(request, step, incremental),
             request.lengths,
             step - 1,
@@ -239,8 +264,8 @@ def advance(
             num_slots=slots,
             rotated=rotated,
         )
-        attend = shard_attention(attend, mesh, whole=True)
-        hidden, caches = model.hidden(state.token, attend, state.caches, dtype=dtype)
+        attend = shard_attention(attend, setup.mesh, whole=True)
+        hidden, caches = model.hidden(state.token, attend, state.caches, dtype=setup.dtype)
         token, nll = _next_token(model, hidden, request, step, sample)
         token = jnp.where(state.done, state.token, token)
         nll = jnp.where(state.done, 0, nll)

@@ -12,7 +12,14 @@ import numpy as np
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
-from ctxext.model.generation import GREEDY, Sampling, Semantics, decode_states, make_request
+from ctxext.model.generation import (
+    GenerationOptions,
+    ModelSetup,
+    Sampling,
+    Semantics,
+    decode_states,
+    make_request,
+)
 from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket, pad
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
@@ -28,8 +35,6 @@ from ctxext.rope import (
     rotation_at,
 )
 from ctxext.tokenization.tokenizer import Tokenizer
-
-STATIC = ("config", "attention", "kernel", "dtype", "mesh")
 
 
 class Decoded(NamedTuple):
@@ -128,7 +133,7 @@ class LM:
             to_devices(positions),
             segment_ids,
             rotation,
-            **self._static(),
+            setup=self._setup,
         )[:B, :T]
         return logits if logits.is_fully_addressable else jnp.asarray(gather(logits))
 
@@ -166,27 +171,19 @@ class LM:
         prompts = [self._checked(np.asarray(row)[None])[0] for row in tokens]
         if not prompts:
             raise ValueError("generate needs at least one prompt")
-        if self._must_be_decoded_separately(prompts):
-            # Each row samples with its own seed, so that equal rows do not get equal noise.
-            seeds = np.random.SeedSequence(seed).generate_state(len(prompts))
-            rows = [
-                self.generate(
-                    [prompt],
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    top_p=top_p,
-                    seed=int(row_seed),
-                    eos_token_id=eos_token_id,
-                    semantics=semantics,
-                )
-                for prompt, row_seed in zip(prompts, seeds, strict=True)
-            ]
-            return np.concatenate(rows)
         sampling = Sampling(temperature, top_p, seed)
-        (decoded,) = self._generate_chunks(
-            prompts, max_new_tokens, max_new_tokens, sampling, eos_token_id, semantics
-        )
-        return decoded.tokens[:, 0]
+        options = GenerationOptions(max_new_tokens, sampling, _stop_ids(eos_token_id), semantics)
+        if not self._must_be_decoded_separately(prompts):
+            (decoded,) = self._decode(prompts, options)
+            return decoded.tokens[:, 0]
+        # Each row samples with its own seed, so that equal rows do not get equal noise.
+        seeds = np.random.SeedSequence(seed).generate_state(len(prompts))
+        rows = []
+        for prompt, row_seed in zip(prompts, seeds, strict=True):
+            sampling = Sampling(temperature, top_p, int(row_seed))
+            (decoded,) = self._decode([prompt], dataclasses.replace(options, sampling=sampling))
+            rows.append(decoded.tokens[:, 0])
+        return np.concatenate(rows)
 
     def stream(
         self,
@@ -207,10 +204,9 @@ class LM:
         """
         prompt = self._checked(np.asarray(tokens)[None])[0]
         sampling = Sampling(temperature, top_p, seed)
+        options = GenerationOptions(max_new_tokens, sampling, _stop_ids(eos_token_id), semantics)
         yielded = 0
-        for decoded in self._generate_chunks(
-            [prompt], max_new_tokens, chunk, sampling, eos_token_id, semantics
-        ):
+        for decoded in self._decode([prompt], options, chunk=chunk):
             yield decoded.tokens[0, 0, yielded : decoded.count].tolist()
             yielded = decoded.count
 
@@ -245,54 +241,37 @@ class LM:
             for k, ids in enumerate(row):
                 if len(ids):
                     forced_tokens[b, k, : len(ids)] = self._checked(np.asarray(ids)[None])[0]
-        rotation = self.rotation(max(map(len, prompts)) + max_new_tokens)
-        (decoded,) = self._decode_chunks(prompts, forced_tokens, max_new_tokens, rotation, stop)
+        options = GenerationOptions(max_new_tokens, stop_ids=tuple(stop))
+        (decoded,) = self._decode(prompts, options, forced_tokens=forced_tokens)
         return decoded.tokens, decoded.nll
 
     def _must_be_decoded_separately(self, prompts: Sequence[np.ndarray]) -> bool:
         """True where a row's frequencies would depend on the length of its neighbours."""
         return self.scaling.depends_on_length and len(set(map(len, prompts))) > 1
 
-    def _generate_chunks(
+    def _decode(
         self,
         prompts: list[np.ndarray],
-        steps: int,
-        chunk: int,
-        sampling: Sampling,
-        eos_token_id: int | Sequence[int] | None,
-        semantics: Semantics,
+        options: GenerationOptions,
+        *,
+        forced_tokens: np.ndarray | None = None,
+        chunk: int | None = None,
     ) -> Iterator[Decoded]:
-        """One continuation of each prompt under one of the two semantics, in chunks."""
-        if semantics not in ("frozen", "incremental"):
-            raise ValueError(f"semantics must be 'frozen' or 'incremental', got {semantics!r}")
-        if steps < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {steps}")
+        """Yield after one token and after each `chunk` more; only the end if `chunk` is None.
+
+        forced_tokens: [B, K, N], -1 where the model chooses; by default one free continuation each.
+        """
+        count = len(prompts)
         longest = max(map(len, prompts))
-        incremental = semantics == "incremental" and self.scaling.depends_on_length
+        steps = options.max_new_tokens
+        if forced_tokens is None:
+            forced_tokens = np.full((count, 1, steps), -1, np.int32)
+        incremental = options.semantics == "incremental" and self.scaling.depends_on_length
         if incremental:
             rotations = [self.rotation(longest + step) for step in range(steps)]
             rotation = jax.tree.map(lambda *x: jnp.stack(x), *rotations)
         else:
             rotation = self.rotation(longest + steps)
-        nothing_forced = np.full((len(prompts), 1, steps), -1, np.int32)
-        stop_ids = () if eos_token_id is None else np.atleast_1d(eos_token_id)
-        return self._decode_chunks(
-            prompts, nothing_forced, chunk, rotation, stop_ids, sampling, incremental
-        )
-
-    def _decode_chunks(
-        self,
-        prompts: list[np.ndarray],
-        forced_tokens: np.ndarray,
-        chunk: int,
-        rotation: Any,
-        stop_ids: Any,
-        sampling: Sampling = GREEDY,
-        incremental: bool = False,
-    ) -> Iterator[Decoded]:
-        """Yield after one token and after each `chunk` more; once if `chunk` covers all steps."""
-        count = len(prompts)
-        steps = forced_tokens.shape[-1]
         # Rows are padded with copies of the last one, which stop when it does.
         copies = self._padded_rows(count) - count
         copied = np.repeat(forced_tokens[-1:], copies, 0)
@@ -300,13 +279,22 @@ class LM:
             prompts + [prompts[-1]] * copies,
             np.concatenate([forced_tokens, copied]),
             rotation,
-            stop_ids,
-            sampling,
-            size=bucket(max(map(len, prompts))),
+            options.stop_ids,
+            options.sampling,
+            size=bucket(longest),
             mesh=self.mesh,
         )
-        options = {**self._static(), "sample": sampling.temperature > 0, "incremental": incremental}
-        for state in decode_states(self.params, tokens, request, steps, chunk, options):
+        states = decode_states(
+            self.params,
+            tokens,
+            request,
+            self._setup,
+            steps=steps,
+            chunk=steps if chunk is None else chunk,
+            sample=options.sampling.temperature > 0,
+            incremental=incremental,
+        )
+        for state in states:
             yield Decoded(
                 int(state.step),
                 gather(state.tokens)[:count, :, :steps],
@@ -323,12 +311,13 @@ class LM:
         inputs = self.mesh.rows(pad(tokens[:, :-1], rows, size))
         targets = self.mesh.rows(pad(tokens[:, 1:], rows, size))
         values = _next_token_values(
-            self.params, inputs, targets, self.rotation(T), measure=measure, **self._static()
+            self.params, inputs, targets, self.rotation(T), measure=measure, setup=self._setup
         )
         return gather(values)[:B, : T - 1]
 
-    def _static(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in STATIC}
+    @property
+    def _setup(self) -> ModelSetup:
+        return ModelSetup(self.config, self.attention, self.kernel, self.dtype, self.mesh)
 
     def _padded_rows(self, count: int) -> int:
         """The padded number of rows: a power of two times what the mesh divides them among."""
@@ -357,7 +346,11 @@ class LM:
         return tokens.astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+def _stop_ids(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    return () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
+
+
+@functools.partial(jax.jit, static_argnames="setup")
 def _logits(
     params: Params,
     tokens: Any,
@@ -365,22 +358,21 @@ def _logits(
     segment_ids: Any,
     rotation: Any,
     *,
-    config: LlamaConfig,
-    attention: Attention,
-    kernel: Kernel,
-    dtype: str,
-    mesh: Mesh,
+    setup: ModelSetup,
 ) -> jax.Array:
-    model = bind(config, mesh.reshard_embedding(params))
+    mesh = setup.mesh
+    model = bind(setup.config, mesh.reshard_embedding(params))
     tokens = ring_order(tokens, mesh)
     positions = ring_order(positions, mesh)
     segment_ids = None if segment_ids is None else ring_order(segment_ids, mesh)
-    attend = make_sharded_attention(mesh, attention, kernel, rotation, positions, segment_ids)
-    hidden, _ = model.hidden(tokens, attend, dtype=dtype)
+    attend = make_sharded_attention(
+        mesh, setup.attention, setup.kernel, rotation, positions, segment_ids
+    )
+    hidden, _ = model.hidden(tokens, attend, dtype=setup.dtype)
     return model.logits(token_order(hidden, mesh))
 
 
-@functools.partial(jax.jit, static_argnames=(*STATIC, "measure"))
+@functools.partial(jax.jit, static_argnames=("setup", "measure"))
 def _next_token_values(
     params: Params,
     tokens: Any,
@@ -388,15 +380,12 @@ def _next_token_values(
     rotation: Any,
     *,
     measure: Callable[..., jax.Array],
-    config: LlamaConfig,
-    attention: Attention,
-    kernel: Kernel,
-    dtype: str,
-    mesh: Mesh,
+    setup: ModelSetup,
 ) -> jax.Array:
-    model = bind(config, mesh.reshard_embedding(params))
+    mesh = setup.mesh
+    model = bind(setup.config, mesh.reshard_embedding(params))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     tokens, positions, targets = (ring_order(x, mesh) for x in (tokens, positions, targets))
-    attend = make_sharded_attention(mesh, attention, kernel, rotation, positions)
-    hidden, _ = model.hidden(tokens, attend, dtype=dtype)
+    attend = make_sharded_attention(mesh, setup.attention, setup.kernel, rotation, positions)
+    hidden, _ = model.hidden(tokens, attend, dtype=setup.dtype)
     return token_order(measure(hidden, model.output_kernel(), targets, mesh), mesh)
