@@ -165,6 +165,14 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise ValueError if Git left a pointer in place of a large file."""
+    beginning = b"version https://git-lfs"
+    with path.open("rb") as file:
+        if file.read(len(beginning)) == beginning:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the file; run: git lfs pull")
+
+
 def within(directory: str | Path, name: str) -> Path:
     """The path of the file `name` in `directory`.
 

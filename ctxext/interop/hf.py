@@ -22,13 +22,13 @@ from ctxext.interop.generation_config import (
 from ctxext.interop.hf_weights import (
     StoredModel,
     WriteOptions,
-    find_weights,
     wait_for_primary,
 )
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.interop.model_card import model_card
 from ctxext.interop.ropespec import rope_to_config
 from ctxext.interop.safetensors_files import write_tensors
+from ctxext.interop.stored_weights import find_weights
 from ctxext.model.config import LlamaConfig
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling

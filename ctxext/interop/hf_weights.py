@@ -7,7 +7,6 @@ Layers are stacked in the tree and separate tensors in a file; kernels are [in, 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,6 @@ from ctxext.interop.families import family_of
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
 from ctxext.interop.lazy_tensor import Index, LazyTensor, cast
-from ctxext.interop.safetensors_files import find_tensors
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
 from ctxext.parallel import distributed
@@ -127,77 +125,15 @@ def lazy_tensors(config: LlamaConfig, params: Params) -> dict[str, LazyTensor]:
 
     Raises ValueError if their shapes are not those of `config`.
     """
-    expected = _expected_shapes(config)
-    named = slots(params, family_of(config))
+    family = family_of(config)
+    expected = {name: slot.shape for name, slot in slots(param_shapes(config), family).items()}
+    named = slots(params, family)
     shapes = {name: slot.shape for name, slot in named.items()}
     if shapes != expected:
         names = expected.keys() | shapes.keys()
         first = min(name for name in names if shapes.get(name) != expected.get(name))
         raise ValueError(f"the parameters do not fit the configuration, first at {first}")
     return {name: LazyTensor(slot.shape, "", slot.get) for name, slot in named.items()}
-
-
-def _expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    named = slots(param_shapes(config), family_of(config))
-    return {name: slot.shape for name, slot in named.items()}
-
-
-def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, LazyTensor]:
-    """The tensors of an HF directory, before they are read, in the order of the forward pass.
-
-    Raises ValueError naming the tensor for one that is missing, unknown or of another shape.
-    """
-    family = family_of(config)
-    stored = {
-        name: tensor
-        for name, tensor in find_tensors(directory).items()
-        if not family.derived_tensors.fullmatch(name)
-    }
-    if config.num_hidden_layers > len(stored):  # before anything is built for each layer
-        raise ValueError(
-            f"config.json in {directory} has {config.num_hidden_layers} layers, but there are only "
-            f"{len(stored)} tensors; one of the two is of another model"
-        )
-    expected = _expected_shapes(config)
-    _check_tensors(directory, config, stored, expected)
-    return {name: stored[name] for name in expected}
-
-
-def _check_tensors(
-    directory: str | Path,
-    config: LlamaConfig,
-    stored: dict[str, LazyTensor],
-    expected: dict[str, tuple[int, ...]],
-) -> None:
-    family = family_of(config)
-    missing = sorted(expected.keys() - stored.keys())
-    if missing:
-        hint = ""
-        if missing == [family.lm_head]:
-            hint = "; set tie_word_embeddings if the output shares the embedding"
-        raise ValueError(f"{directory} lacks {len(missing)} tensors, first {missing[0]}{hint}")
-    for name, shape in expected.items():
-        if stored[name].shape != shape:
-            raise ValueError(
-                f"{name} in {directory} has shape {list(stored[name].shape)}, but config.json "
-                f"requires {list(shape)}; one of the two is of another model"
-            )
-    unknown = sorted(stored.keys() - expected.keys())
-    if unknown == [family.lm_head] and config.tie_word_embeddings:
-        head = stored[family.lm_head].read()
-        if not np.array_equal(head, stored[family.embedding].read()):
-            raise ValueError(
-                f"{family.lm_head} in {directory} differs from the embedding although config.json "
-                "ties them; set tie_word_embeddings to false"
-            )
-    elif unknown:
-        hint = ""
-        if unknown[0].endswith(".bias"):
-            hint = "; set attention_bias or mlp_bias in config.json"
-        raise ValueError(
-            f"{directory} has {len(unknown)} tensors that model_type {family.model_type} does not "
-            f"have, first {unknown[0]}{hint}"
-        )
 
 
 def read_whole(leaf: Any, read: Callable[[Index], np.ndarray]) -> np.ndarray:

@@ -14,15 +14,17 @@ MODEL_PATTERNS = [
     "added_tokens.json",
     "chat_template.jinja",
 ]
+PYTORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+"""What is downloaded too where there are no safetensors files; read without unpickling."""
 DATA_PATTERNS = ["*.parquet", "*.arrow", "*.jsonl", "*.txt", "*state.json"]
 
 
 def resolve(source: str | Path, *, dataset: bool = False) -> Path:
     """A local path: `source` itself, or the download of a hub name (meta-llama/Llama-2-7b-hf).
 
-    Of a model, safetensors, configuration and tokenizer files are downloaded, never pickles or
-    code; of a dataset, its tables, JSONL and text. Raises ValueError if there is no such path or
-    the download fails.
+    Of a model, safetensors, configuration and tokenizer files are downloaded, and PyTorch's
+    weights where it has no others, never code; of a dataset, its tables, JSONL and text. Raises
+    ValueError if there is no such path or the download fails.
     """
     if Path(source).exists():
         return Path(source)
@@ -36,12 +38,20 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
         raise ValueError(
             f"{source} is not a local directory; to download it: pip install 'ctxext[hub]'"
         ) from None
-    try:
-        directory = huggingface_hub.snapshot_download(
-            str(source),
-            repo_type="dataset" if dataset else "model",
-            allow_patterns=DATA_PATTERNS if dataset else MODEL_PATTERNS,
+
+    def download(patterns: list[str]) -> Path:
+        kind = "dataset" if dataset else "model"
+        return Path(
+            huggingface_hub.snapshot_download(str(source), repo_type=kind, allow_patterns=patterns)
         )
+
+    try:
+        if dataset:
+            return download(DATA_PATTERNS)
+        directory = download(MODEL_PATTERNS)
+        if not any(directory.glob("*.safetensors")):
+            directory = download(MODEL_PATTERNS + PYTORCH_PATTERNS)
+        return directory
     # The library's own errors derive from these.
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
@@ -49,4 +59,3 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
         raise ValueError(
             f"{source} is not a local directory and cannot be downloaded: {reason}"
         ) from None
-    return Path(directory)

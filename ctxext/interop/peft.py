@@ -14,7 +14,8 @@ from ctxext.files import atomic_directory, read_json, write_json
 from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import Slot, assemble, leaves, slots
 from ctxext.interop.lazy_tensor import LazyTensor
-from ctxext.interop.safetensors_files import find_tensors, write_file
+from ctxext.interop.safetensors_files import write_file
+from ctxext.interop.weight_files import ADAPTER_FILES, find_sets, open_set
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.trainable import LoRA, join
@@ -109,7 +110,7 @@ def read(directory: str | Path, config: LlamaConfig) -> tuple[LoRA, Params]:
     """
     path = Path(directory) / CONFIG
     settings = _read_settings(path)
-    stored = find_tensors(directory, TENSORS)
+    stored = open_set(directory, find_sets(directory, ADAPTER_FILES)[0])
     lora = _lora(path, settings, config, list(stored))
     _check_tied(config, lora)
     shapes, frozen_shapes = lora.shapes(config)

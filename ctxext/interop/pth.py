@@ -1,4 +1,4 @@
-"""PyTorch archives (.pth) read in plain numpy. Nothing that is pickled in them is ever run.
+"""PyTorch archives (.pth, .bin) read in plain numpy. Nothing that is pickled in them is run.
 
 Such a file is a zip of uncompressed records: data.pkl describes every tensor by name, shape and
 place, and data/N holds the numbers. A pickle is a program; the few opcodes that build a dictionary
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ctxext.files import refuse_lfs_pointer
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, FileChunk, LazyTensor, read_chunk
 
 STORAGES = {
@@ -31,6 +32,10 @@ CONSTANTS: dict[str, Any] = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "
 LOCAL_HEADER = 30
 """Bytes of a zip record's header before its name and extra field."""
 MAX_DIMS = 8
+MAX_PICKLE = 2**26
+"""Bytes; data.pkl of a model with thousands of tensors has less than one million."""
+MAX_RECORDS = 2**17
+REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
 
 
 class _Record(NamedTuple):
@@ -68,6 +73,7 @@ def open_archive(path: str | Path) -> dict[str, LazyTensor]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy it again")
     with path.open("rb") as file:
+        refuse_lfs_pointer(path)
         signature = file.read(4)
         if signature[:2] == b"\x80\x02":
             raise ValueError(
@@ -80,7 +86,10 @@ def open_archive(path: str | Path) -> dict[str, LazyTensor]:
             records = _records(file)
             if "byteorder" in records and _content(file, records["byteorder"]) != b"little":
                 raise ValueError("its byteorder is not little")
-            return _tensors(path, _content(file, records["data.pkl"]), records)
+            pickled = records["data.pkl"]
+            if pickled.size > MAX_PICKLE:
+                raise ValueError(f"data.pkl has {pickled.size} bytes, more than any model needs")
+            return _tensors(path, _content(file, pickled), records)
         except (ValueError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"{path} cannot be read; copy or save it again ({error})") from None
         except (
@@ -100,7 +109,10 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
     """The records by name, without the directory that all of them are in."""
     file_size = file.seek(0, 2)
     records: dict[str, _Record] = {}
-    for info in zipfile.ZipFile(file).infolist():
+    entries = zipfile.ZipFile(file).infolist()
+    if len(entries) > MAX_RECORDS:
+        raise ValueError(f"it has {len(entries)} records, more than any model needs")
+    for info in entries:
         compressed = info.compress_type != zipfile.ZIP_STORED
         encrypted = info.flag_bits & 1
         if compressed or encrypted or info.compress_size != info.file_size:
@@ -135,8 +147,11 @@ def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[st
     )
     other = [name for name, value in values.items() if not isinstance(value, LazyTensor)]
     if other:
+        hint = ""
+        if isinstance(values[other[0]], dict):
+            hint = "; if the model is in there, save it by itself: torch.save(state[NAME], FILE)"
         raise ValueError(
-            f"{other[0]!r} is not a tensor; only dictionaries of tensors are supported"
+            f"{other[0]!r:.99} is not a tensor; only dictionaries of tensors are supported{hint}"
         )
     return values
 
@@ -168,6 +183,8 @@ def _storage(
 
 def _tensor(path: Path, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
     """A tensor over a storage; offset and strides count numbers."""
+    if len(shape) > MAX_DIMS or len(strides) > MAX_DIMS:  # before any arithmetic
+        raise ValueError("a tensor is not within its storage: it has too many dimensions")
     sizes = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in sizes):
         raise ValueError("a tensor has no storage, or sizes that are not numbers")
@@ -175,7 +192,7 @@ def _tensor(path: Path, storage: Any, offset: Any, shape: Any, strides: Any, *_:
     strides = [step if n > 1 else 0 for n, step in zip(shape, strides, strict=True)]
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     count = math.prod(shape)
-    if not 0 < count <= storage.size or last >= storage.size or len(shape) > MAX_DIMS:
+    if not 0 < count <= storage.size or last >= storage.size:
         raise ValueError(f"a tensor is not within its storage of {storage.size} numbers")
     dtype = STORAGE_DTYPES[storage.dtype]
     start = storage.start + offset * dtype.itemsize
@@ -238,7 +255,7 @@ def _interpret(
             case "BINPERSID":
                 stack.append(storage(*stack.pop()))
             case "GLOBAL":
-                if arg not in (ORDERED_DICT, REBUILD_TENSOR, *STORAGES):
+                if arg not in (ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGES):
                     raise ValueError(
                         f"it imports {str(arg).replace(' ', '.'):.99}, which no tensor needs; "
                         "nothing in it was run"
@@ -260,9 +277,14 @@ def _interpret(
 
 
 def _call(function: Any, arguments: Any, tensor: Callable[..., LazyTensor]) -> Any:
-    """The result of one of the two calls that are allowed."""
+    """The result of one of the three calls that are allowed."""
     if function == _Global(REBUILD_TENSOR):
         return tensor(*arguments)
+    if function == _Global(REBUILD_PARAMETER):
+        data, *_ = arguments
+        if not isinstance(data, LazyTensor):
+            raise ValueError("a parameter has no tensor")
+        return data
     if function == _Global(ORDERED_DICT) and arguments == ():
         return {}
     raise ValueError("it calls a function that no tensor needs; nothing in it was run")

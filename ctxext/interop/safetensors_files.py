@@ -4,14 +4,13 @@ import functools
 import json
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ctxext.files import read_json, within, write_json
+from ctxext.files import refuse_lfs_pointer, write_json
 from ctxext.interop.lazy_tensor import (
     STORAGE_DTYPES,
     FileChunk,
@@ -28,77 +27,31 @@ DTYPE_CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The format's dtype codes -> our names."""
 
 
-def find_tensors(directory: str | Path, single: str = SINGLE_FILE) -> dict[str, LazyTensor]:
-    """The tensors of one file, `single`, or of the shards that an index lists, by name.
+def open_file(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a file by name, in alphabetical order.
 
-    Only headers are read here, and no file stays open. Raises ValueError naming the file for a
-    shard that is missing, cut off or outside the directory, and for a dtype other than bfloat16,
-    float16 and float32.
+    Only the header is read here, and the file does not stay open. A tensor of another dtype than
+    bfloat16, float16 and float32 has the format's code in place of a name, and cannot be read.
+    Raises ValueError naming the file for one that is cut off or corrupt.
     """
-    directory = Path(directory)
-    tensors: dict[str, LazyTensor] = {}
-    for file, names in _shards(directory, single).items():
-        tensors.update(_tensors_of(within(directory, file), names))
-    return tensors
-
-
-def _shards(directory: Path, single: str) -> dict[str, list[str] | None]:
-    """File name -> names of the tensors in it, None for all of them."""
-    index_path = directory / INDEX_FILE
-    if single != SINGLE_FILE or not index_path.is_file():
-        if not (directory / single).is_file():
-            raise ValueError(_nothing_to_read(directory, single))
-        return {single: None}
-    index = read_json(index_path)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index_path} has no weight_map; copy the file again")
-    shards: dict[str, list[str] | None] = {}
-    for name, file in weight_map.items():
-        if not _is_shard_name(file):
-            raise ValueError(
-                f"{index_path} names the shard {repr(file)[:80]}; shards must be in the same "
-                "directory"
-            )
-        names = shards.setdefault(file, [])
-        assert names is not None
-        names.append(name)
-    return shards
-
-
-def _nothing_to_read(directory: Path, single: str) -> str:
-    missing = f"neither {SINGLE_FILE} nor {INDEX_FILE}" if single == SINGLE_FILE else f"no {single}"
-    if any(directory.glob("*.bin")):
-        return f"{directory} has {missing}; pickles are not read, convert them to safetensors"
-    return f"{directory} has {missing}"
-
-
-def _is_shard_name(file: Any) -> bool:
-    if not isinstance(file, str) or "/" in file or "\\" in file:
-        return False
-    return file.endswith(".safetensors")
-
-
-def _tensors_of(path: Path, names: list[str] | None) -> Iterator[tuple[str, LazyTensor]]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; copy the shard again")
     header, data_start = _read_header(path)
-    for name in sorted(header) if names is None else names:
-        if name not in header:
-            raise ValueError(
-                f"{path} does not hold {name}, which the index lists; copy the checkpoint again"
-            )
-        code = header[name]["dtype"]
-        if code not in DTYPE_CODES:
-            raise ValueError(
-                f"{name} in {path} has dtype {code}; only BF16, F16 and F32 are supported"
-            )
-        shape = tuple(header[name]["shape"])
-        dtype = STORAGE_DTYPES[DTYPE_CODES[code]]
-        start, end = header[name]["data_offsets"]
-        chunk = FileChunk(path, data_start + start, end - start)
-        read = functools.partial(_read, chunk, name, shape, dtype)
-        yield name, LazyTensor(shape, DTYPE_CODES[code], read, (chunk,))
+    return {name: _lazy_tensor(path, name, header[name], data_start) for name in sorted(header)}
+
+
+def _lazy_tensor(path: Path, name: str, entry: dict[str, Any], data_start: int) -> LazyTensor:
+    shape = tuple(entry["shape"])
+    code = entry["dtype"]
+    if code not in DTYPE_CODES:
+        return LazyTensor(shape, code, functools.partial(_refuse_dtype, path, name, code))
+    dtype = DTYPE_CODES[code]
+    start, end = entry["data_offsets"]
+    chunk = FileChunk(path, data_start + start, end - start)
+    read = functools.partial(_read, chunk, name, shape, STORAGE_DTYPES[dtype])
+    return LazyTensor(shape, dtype, read, (chunk,))
+
+
+def _refuse_dtype(path: Path, name: str, code: str, index: Index | None = None) -> np.ndarray:
+    raise ValueError(f"{name} in {path} has dtype {code}; only BF16, F16 and F32 are supported")
 
 
 def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -118,6 +71,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, "numpy")
     except SafetensorError as error:
+        refuse_lfs_pointer(path)
         raise ValueError(f"{path} is cut off or corrupt ({error}); copy it again") from None
 
 

@@ -22,8 +22,10 @@ def _open_meta(artifact: Artifact) -> ReferenceReader:
 
 
 REFERENCES: dict[str, Callable[[Artifact], ReferenceReader]] = {
-    "hf": lambda artifact: HFReference(artifact.base),
-    "peft": lambda artifact: HFReference(artifact.base, artifact.adapter),
+    "hf": lambda artifact: HFReference(artifact.base, open_archive=open_archive),
+    "peft": lambda artifact: HFReference(
+        artifact.base, artifact.adapter, open_archive=open_archive
+    ),
     "meta": _open_meta,
     "gguf": lambda artifact: GGUFReference(artifact.path),
 }

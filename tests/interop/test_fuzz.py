@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from ctxext.interop import hf, safetensors_files
-from ctxext.interop.hf_weights import find_weights, slots
+from ctxext.interop.hf_weights import slots
+from ctxext.interop.stored_weights import find_weights
 from ctxext.methods.yarn import Yarn
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, load_tokenizer
 from support.hf_files import read_params, write_hf

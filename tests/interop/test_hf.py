@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from ctxext.interop import hf, hub, safetensors_files
 from ctxext.interop.hf_weights import slots, storage_dtype
 from ctxext.interop.lazy_tensor import numpy_dtype
+from ctxext.interop.stored_weights import find_weights
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
 from ctxext.rope import Unscaled
@@ -68,7 +69,7 @@ def test_round_trip_is_bit_exact(tmp_path, shape, dtype, max_shard_size):
     assert (out / safetensors_files.INDEX_FILE).exists() == (max_shard_size != 10**9)
     assert hf.read_config(out) == (config, Yarn(4.0))
     assert_equal_trees(read_params(out, config, dtype), params)
-    assert storage_dtype(safetensors_files.find_tensors(out).values()) == dtype
+    assert storage_dtype(find_weights(out, config).values()) == dtype
     assert hf.window(out) == LENGTH
 
 
@@ -193,7 +194,7 @@ def test_stored_dtypes_may_be_mixed(tmp_path):
     read_slots = slots(read_params(out, TINY))
     for name, value in mixed.items():
         np.testing.assert_array_equal(read_slots[name].get(), value.astype(np.float32))
-    assert storage_dtype(safetensors_files.find_tensors(out).values()) == "float32"
+    assert storage_dtype(find_weights(out, TINY).values()) == "float32"
 
 
 # Changes that corrupt a good directory.
@@ -330,13 +331,6 @@ def test_a_corrupt_directory_gives_one_clear_error(tmp_path, corrupt, message):
         assert str(tmp_path) in str(error.value)
 
 
-def test_pickles_are_never_read(tmp_path):
-    out = save(tmp_path / "m")
-    (out / "model.safetensors").rename(out / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pickles are not read, convert them to safetensors"):
-        read_params(out, TINY)
-
-
 def test_an_unknown_dtype_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(
         ValueError, match="dtype 'float8' is not known; choose one of float32, float16, bfloat16"
@@ -433,6 +427,12 @@ def test_hub_names(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.resolve("owner/model-7b") == tmp_path
+    # Only where there is nothing else, and only what is read without unpickling.
+    assert [pattern for pattern in request["patterns"] if pattern.endswith(".bin")] == [
+        "pytorch_model*.bin"
+    ]
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert hub.resolve("owner/model-7b") == tmp_path
     assert request["name"] == "owner/model-7b"
     assert not any(

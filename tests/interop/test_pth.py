@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import pickle
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -248,6 +249,49 @@ def test_hostile_pickles_are_refused(tmp_path, pickled, message):
     refused(tmp_path, pickled, message, **DATA)
 
 
+def repeated(value: bytes, count: int) -> bytes:
+    """A tuple of `count` references to one value, in a pickle of a few bytes for each."""
+    return b"(" + value + b"q\xfe" + b"h\xfe" * (count - 1) + b"t"
+
+
+def giant_sizes(count: int) -> bytes:
+    """data.pkl of a tensor with `count` dimensions of 2^2000 each."""
+    number = b"\x8a\xff" + b"\xff" * 254 + b"\x7f"
+    stored = Stored(("storage", Global("torch\nFloatStorage"), "0", "cpu", 3))
+    out = io.BytesIO()
+    Pickler(out, 2).dump({"a": Tensor((stored, 0, "SIZES", "SIZES", False, {}))})
+    sizes = repeated(number, count)
+    text = out.getvalue()
+    first = text.index(b"X\x05\x00\x00\x00SIZES")
+    # The second mention is a reference to the first.
+    return text[:first] + sizes + text[first + len(b"X\x05\x00\x00\x00SIZES") :]
+
+
+@pytest.mark.parametrize("count", [9, 400_000])
+def test_giant_sizes_are_refused_before_any_arithmetic(tmp_path, count):
+    start = time.process_time()
+    path = archive(tmp_path / "x.pth", giant_sizes(count), **DATA)
+    with pytest.raises(ValueError, match="too many dimensions"):
+        open_archive(path)
+    assert time.process_time() - start < 20
+
+
+def test_a_giant_description_is_not_read(tmp_path):
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x/data.pkl", bytes(2**26 + 1))
+    with pytest.raises(ValueError, match="data.pkl has 67108865 bytes, more than any model needs"):
+        open_archive(path)
+
+
+def test_parameters_and_nested_dictionaries(tmp_path):
+    torch.save({"a": torch.nn.Parameter(WHOLE)}, tmp_path / "x.bin")
+    np.testing.assert_array_equal(open_archive(tmp_path / "x.bin")["a"].read(), WHOLE.numpy())
+    torch.save({"state_dict": {"a": WHOLE}, "epoch": 3}, tmp_path / "x.bin")
+    with pytest.raises(ValueError, match="'state_dict' is not a tensor; .* save it by itself"):
+        open_archive(tmp_path / "x.bin")
+
+
 @functools.cache
 def good() -> bytes:
     out = io.BytesIO()
@@ -302,7 +346,10 @@ def test_other_kinds_of_files_are_refused_by_name(tmp_path):
         match=r"torch before 1.6, .* torch.save\(torch.load\(FILE, weights_only=True\), FILE\)",
     ):
         open_archive(path)
-    for content in (b"", b"hello", b"version https://git-lfs.github.com/spec/v1\n"):
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="x.pth is a pointer of Git LFS, not the file"):
+        open_archive(path)
+    for content in (b"", b"hello"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="x.pth was not written by torch.save"):
             open_archive(path)

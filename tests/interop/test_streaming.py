@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from ctxext.export import convert, export
 from ctxext.files import within
 from ctxext.interop import hf, safetensors_files
-from ctxext.interop.hf_weights import StoredModel, WriteOptions, find_weights, slots, storage_dtype
+from ctxext.interop.hf_weights import StoredModel, WriteOptions, slots, storage_dtype
 from ctxext.interop.lazy_tensor import BLOCK, LazyTensor, cast, numpy_dtype
+from ctxext.interop.stored_weights import find_weights
 from ctxext.loading import load
 from ctxext.methods.linear import Linear
 from ctxext.methods.self_extend import SelfExtend

@@ -14,7 +14,7 @@ from ctxext.attention import Causal
 from ctxext.data import Batch
 from ctxext.experiment import load_experiment
 from ctxext.interop import hf
-from ctxext.interop.safetensors_files import find_tensors
+from ctxext.interop.stored_weights import find_weights
 from ctxext.methods import SelfExtend
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
@@ -265,7 +265,7 @@ def test_only_the_slice_of_a_device_is_read_for_it(exported):
 
 
 def test_reading_a_part_of_a_tensor_reads_that_part(exported):
-    entry = find_tensors(exported)["model.layers.1.mlp.down_proj.weight"]
+    entry = find_weights(exported, TINY)["model.layers.1.mlp.down_proj.weight"]
     part = entry.read((slice(3, 9), slice(10, 40)))
     np.testing.assert_array_equal(part, entry.read()[3:9, 10:40])
     assert part.shape == (6, 30)

@@ -21,8 +21,9 @@ import numpy as np
 
 with atheris.instrument_imports(include=["ctxext"]):
     from ctxext.interop import hf, meta, pth, pth_writer, safetensors_files
-    from ctxext.interop.hf_weights import StoredModel, WriteOptions, find_weights
+    from ctxext.interop.hf_weights import StoredModel, WriteOptions
     from ctxext.interop.lazy_tensor import LazyTensor
+    from ctxext.interop.stored_weights import find_weights
     from ctxext.methods.yarn import Yarn
     from ctxext.model.config import LlamaConfig
     from ctxext.tokenization import tokenizer
@@ -59,7 +60,7 @@ def read_all(find: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray] | None
 def header(data: bytes) -> None:
     """model.safetensors, compared with what the safetensors library reads."""
     (BAD / safetensors_files.SINGLE_FILE).write_bytes(data)
-    tensors = read_all(lambda: safetensors_files.find_tensors(BAD))
+    tensors = read_all(lambda: safetensors_files.open_file(BAD / safetensors_files.SINGLE_FILE))
     if tensors is not None:
         stored = load_file(BAD / safetensors_files.SINGLE_FILE)
         assert tensors.keys() == stored.keys()
@@ -148,7 +149,7 @@ READERS = {
 
 
 def random_tensors() -> dict[str, Any]:
-    return safetensors_files.find_tensors(FOLDER / "one")
+    return find_weights(FOLDER / "one", TINY)
 
 
 @functools.cache

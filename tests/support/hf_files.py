@@ -11,12 +11,12 @@ from ctxext.interop.hf_weights import (
     StoredModel,
     WriteOptions,
     assemble,
-    find_weights,
     lazy_tensors,
     read_whole,
     slots,
 )
 from ctxext.interop.lazy_tensor import Index
+from ctxext.interop.stored_weights import find_weights
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
 from ctxext.rope import RopeScaling

@@ -129,7 +129,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
     import numpy as np
 
     from ctxext import loading
-    from ctxext.interop import hf_weights
+    from ctxext.interop import hf_weights, stored_weights
     from ctxext.interop.lazy_tensor import LazyTensor
     from ctxext.model.config import SHAPES
     from ctxext.model.decoder import param_shapes
@@ -146,9 +146,9 @@ def _worker(base: Path, flags: list[str]) -> dict:
 
         return entry._replace(read=read, chunks=())
 
-    find_tensors = hf_weights.find_tensors
-    hf_weights.find_tensors = lambda directory: {
-        name: counted(name, entry) for name, entry in find_tensors(directory).items()
+    open_set = stored_weights.open_set
+    stored_weights.open_set = lambda directory, file: {
+        name: counted(name, entry) for name, entry in open_set(directory, file).items()
     }
     lm = loading.load(base, mesh=mesh)
     tiny = {
@@ -165,7 +165,7 @@ def _worker(base: Path, flags: list[str]) -> dict:
     def zeros(index):
         return np.broadcast_to(np.float16(0), [part.stop - part.start for part in index])
 
-    def stand_in(directory):
+    def stand_in(directory, file):
         return {
             name: counted(name, LazyTensor(slot.shape, "float16", zeros))
             for name, slot in slots.items()
@@ -176,10 +176,10 @@ def _worker(base: Path, flags: list[str]) -> dict:
         for index in {str(part): part for part in parts}.values():
             read((slice(0, 1), *index[1:]) if leaf.shape[0] == config.num_hidden_layers else index)
 
-    hf_weights.find_tensors = stand_in
+    stored_weights.open_set = stand_in
     hf_weights.cast = lambda array, *_: array
     shapes = mesh.shard(param_shapes(config, "float16"))
-    tensors = hf_weights.find_weights(base, config)
+    tensors = stored_weights.find_weights(base, config)
     hf_weights.assemble(shapes, hf_weights.slots(shapes), tensors, one_layer)
     large = {name: count / np.prod(slots[name].shape) for name, count in counts.items()}
     tokens = np.arange(3 * 20).reshape(3, 20)

@@ -120,7 +120,10 @@ LLAMA = Family(
     layers="model.layers",
     norm="model.norm.weight",
     lm_head="lm_head.weight",
-    derived_tensors=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    derived_tensors=re.compile(
+        r"(.*\.)?(\w*rotary\w*|rope)\.\w+"
+        r"|(.*\.)?(original_inv_freq|inv_freq|freqs_cis|cos_sin_cache|(cos|sin)_cached?)"
+    ),
     modules_to_save={
         "norm": ("norm", "input_layernorm", "post_attention_layernorm"),
         "embed_tokens": ("embed_tokens",),

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from ctxext.prove.reference.llama import ReferenceReader
+from ctxext.prove.reference.weight_files import OpenArchive, stored_tensors
 
 
 class Adapter:
@@ -38,17 +39,34 @@ class Adapter:
         return self.tensors.get(name, weight)
 
 
-class HFReference(ReferenceReader):
-    """A Llama read from the files of `directory`, and of an `adapter` on it, alone."""
+def _inner(name: str) -> str:
+    """A name without the prefix of the inner model, which files have once, twice or not."""
+    while name.startswith("model."):
+        name = name.removeprefix("model.")
+    return name
 
-    def __init__(self, directory: str | Path, adapter: str | Path | None = None) -> None:
+
+class HFReference(ReferenceReader):
+    """A Llama read from the files of `directory`, and of an `adapter` on it, alone.
+
+    `open_archive` opens the files of torch.save.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        open_archive: OpenArchive,
+    ) -> None:
         self._adapter = None if adapter is None else Adapter(adapter)
         self.directory = Path(directory)
         self.config: dict[str, Any] = json.loads((self.directory / "config.json").read_text())
-        index = self.directory / "model.safetensors.index.json"
-        self._files: dict[str, str] = {}
-        if index.exists():
-            self._files = json.loads(index.read_text())["weight_map"]
+        stored = stored_tensors(self.directory, open_archive)
+        self._stored = {_inner(name): read for name, read in stored.items()}
+        if self.config.get("tie_word_embeddings", False):  # a file may hold either of the two
+            embedding = self._stored.get("embed_tokens.weight") or self._stored["lm_head.weight"]
+            self._stored |= {"embed_tokens.weight": embedding, "lm_head.weight": embedding}
         heads = self.config["num_attention_heads"]
         self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
         self.num_hidden_layers = self.config["num_hidden_layers"]
@@ -56,9 +74,7 @@ class HFReference(ReferenceReader):
         self.hidden_act = self.config.get("hidden_act", "silu")
 
     def weight(self, name: str) -> np.ndarray:
-        file_name = self._files.get(name, "model.safetensors")
-        with safe_open(self.directory / file_name, "numpy") as file:
-            weight = file.get_tensor(name).astype(np.float64)
+        weight = self._stored[_inner(name)]().astype(np.float64)
         return weight if self._adapter is None else self._adapter.changed(name, weight)
 
     def bias(self, name: str) -> np.ndarray | float:
@@ -66,8 +82,7 @@ class HFReference(ReferenceReader):
         return self.weight(name) if self.config.get(flag, False) else 0.0
 
     def output(self) -> np.ndarray:
-        tied = self.config.get("tie_word_embeddings", False)
-        return self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
+        return self.weight("lm_head.weight")
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """As transformers 4 and 5 read them.

@@ -1,0 +1,143 @@
+"""The weights of a Hugging Face directory, checked against its config.json before they are read."""
+
+import functools
+import logging
+import math
+from pathlib import Path
+
+from ctxext.interop.families import family_of
+from ctxext.interop.hf_weights import slots
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
+from ctxext.interop.stored_names import describe_unknown, plain_names
+from ctxext.interop.weight_files import (
+    MODEL_FILES,
+    find_sets,
+    first_difference,
+    open_set,
+    same_numbers,
+)
+from ctxext.model.config import LlamaConfig
+from ctxext.model.decoder import param_shapes
+
+SLOW_TO_COMPARE = 10**9
+"""Numbers whose comparison takes more than some seconds, and is announced."""
+
+
+def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, LazyTensor]:
+    """The tensors of an HF directory, before they are read, in the order of the forward pass.
+
+    Raises ValueError naming the tensor for one that is missing, unknown or of another shape, and
+    naming both for two sets of weights that differ.
+    """
+    directory = Path(directory)
+    first, *others = find_sets(directory, MODEL_FILES)
+    tensors = _open(directory, first, config)
+    for other in others:
+        difference = _compare(directory, first, other, config, _stamps(directory))
+        if difference:
+            raise ValueError(
+                f"{directory} has two sets of weights that are not the same, {first}, which "
+                f"transformers takes, and {other} ({difference}); keep one of the two"
+            )
+    return tensors
+
+
+def _stamps(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of all files, by which a comparison is remembered."""
+    stats = {path.name: path.stat() for path in directory.iterdir() if path.is_file()}
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items()))
+
+
+@functools.lru_cache(maxsize=16)
+def _compare(
+    directory: Path, one: str, other: str, config: LlamaConfig, _: tuple[tuple[str, int, int], ...]
+) -> str:
+    """How the second set differs from the first; empty if both hold the same model."""
+    tensors = _open(directory, one, config)
+    if sum(math.prod(tensor.shape) for tensor in tensors.values()) > SLOW_TO_COMPARE:
+        logging.getLogger("ctxext").warning(
+            "%s has two sets of weights, %s and %s; all of their numbers are compared first",
+            directory,
+            one,
+            other,
+        )
+    try:
+        others = _open(directory, other, config)
+        name = first_difference(tensors, others)
+    except ValueError as error:
+        return str(error)
+    return f"first at {name}" if name else ""
+
+
+def _open(directory: Path, file: str, config: LlamaConfig) -> dict[str, LazyTensor]:
+    """The tensors of one set of weights, by the names of the family."""
+    family = family_of(config)
+    opened = open_set(directory, file)
+    if config.num_hidden_layers > len(opened):  # before anything is built for each layer
+        raise ValueError(
+            f"config.json in {directory} has {config.num_hidden_layers} layers, but there are only "
+            f"{len(opened)} tensors; one of the two is of another model"
+        )
+    expected = {name: slot.shape for name, slot in slots(param_shapes(config), family).items()}
+    try:
+        plain = plain_names(opened, {*expected, family.lm_head}, family)
+    except ValueError as error:
+        raise ValueError(f"{directory / file}: {error}") from None
+    stored = {
+        plain[name]: tensor
+        for name, tensor in opened.items()
+        if not family.derived_tensors.fullmatch(plain[name])
+    }
+    if config.tie_word_embeddings and family.embedding not in stored and family.lm_head in stored:
+        stored[family.embedding] = stored.pop(family.lm_head)
+    _check_tensors(directory, config, stored, expected)
+    return {name: stored[name] for name in expected}
+
+
+def _check_tensors(
+    directory: Path,
+    config: LlamaConfig,
+    stored: dict[str, LazyTensor],
+    expected: dict[str, tuple[int, ...]],
+) -> None:
+    family = family_of(config)
+    missing = sorted(expected.keys() - stored.keys())
+    unknown = sorted(stored.keys() - expected.keys())
+    hint = _hint(unknown)
+    if missing:
+        if missing == [family.lm_head] and not hint:
+            hint = (
+                "; set tie_word_embeddings if the output shares the embedding, or save the model "
+                "with its head (AutoModelForCausalLM)"
+            )
+        raise ValueError(f"{directory} lacks {len(missing)} tensors, first {missing[0]}{hint}")
+    for name, shape in expected.items():
+        tensor = stored[name]
+        if tensor.dtype not in STORAGE_DTYPES:
+            tensor.read()  # raises the reader's own error
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} in {directory} has shape {list(tensor.shape)}, but config.json requires "
+                f"{list(shape)}; one of the two is of another model"
+            )
+    if unknown == [family.lm_head] and config.tie_word_embeddings:
+        head = stored[family.lm_head]
+        embedding = stored[family.embedding]
+        if head.shape != embedding.shape or not same_numbers(family.lm_head, head, embedding):
+            raise ValueError(
+                f"{family.lm_head} in {directory} differs from the embedding although config.json "
+                "ties them; set tie_word_embeddings to false"
+            )
+    elif unknown:
+        raise ValueError(
+            f"{directory} has {len(unknown)} tensors that model_type {family.model_type} does not "
+            f"have, first {unknown[0]}{hint}"
+        )
+
+
+def _hint(unknown: list[str]) -> str:
+    """What unknown tensors tell, as the end of a sentence."""
+    description = describe_unknown(unknown)
+    if description:
+        return f"; {description}"
+    return f"; it has {len(unknown)} other tensors, such as {unknown[0]:.99}" if unknown else ""
