@@ -1,23 +1,25 @@
 """The texts that an experiment reads from disk, checked before anything starts."""
 
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctxext import loading
 from ctxext.data import text_on_disk
-from ctxext.data.token_files import is_prepared, open_prepared
+from ctxext.data.documents import Field, Found, check_beginnings, check_texts, find_files
+from ctxext.data.sources import TextOnDisk
+from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
 
 
 class Requirement(NamedTuple):
     """A directory or file of text, what reads it, and how much it has to hold."""
 
-    path: str
-    split: str
+    text: TextOnDisk
     reader: str
     """The name of an evaluation, or "data" for training."""
     documents: int = 1
@@ -25,8 +27,16 @@ class Requirement(NamedTuple):
     """In each of those documents, without BOS and EOS."""
 
     @property
+    def path(self) -> str:
+        return self.text.path
+
+    @property
     def place(self) -> Path:
         return Path(self.path).expanduser()
+
+    @property
+    def field_option(self) -> str:
+        return "--data.field" if self.reader == "data" else "the field of its source"
 
     def how_to_prepare(self, tokenizer: str) -> str:
         """The sentence for a missing text, with the command that makes it."""
@@ -48,15 +58,15 @@ class Requirement(NamedTuple):
 def requirements(experiment: Experiment, *, training_only: bool = False) -> Iterator[Requirement]:
     """The texts that training and, unless `training_only`, the evaluations read."""
     if experiment.train.steps:
-        for path, split in text_on_disk(experiment.data):
-            yield Requirement(path, split, "data")
+        for text in text_on_disk(experiment.data):
+            yield Requirement(text, "data")
     if training_only:
         return
     for evaluation in experiment.evals:
         documents = getattr(evaluation, "num_documents", 1)
         tokens = evaluation.required_tokens
-        for path, split in text_on_disk(evaluation):
-            yield Requirement(path, split, evaluation.title, documents, tokens)
+        for text in text_on_disk(evaluation):
+            yield Requirement(text, evaluation.title, documents, tokens)
 
 
 def missing(experiment: Experiment, *, training_only: bool = False) -> list[str]:
@@ -70,25 +80,60 @@ def missing(experiment: Experiment, *, training_only: bool = False) -> list[str]
     return list(dict.fromkeys(sentences))
 
 
+def unreadable(experiment: Experiment) -> list[str]:
+    """A sentence for each text that is there but does not begin as text that can be read."""
+    sentences = []
+    for requirement in requirements(experiment):
+        if requirement.place.exists():
+            try:
+                _check_text(requirement.text, requirement.field_option, check_beginnings)
+            except ValueError as error:
+                sentences.append(str(error))
+    return list(dict.fromkeys(sentences))
+
+
+def check_text(value: Any, *, option: str) -> None:
+    """Read every text on disk of a source, or of anything that holds sources.
+
+    Says which files in a directory are not read. `option` chooses the key or column of the text.
+    Raises ValueError that names the first file, line, row or entry that cannot be read.
+    """
+    for text in text_on_disk(value):
+        _check_text(text, option, check_texts)
+
+
+def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], None]) -> None:
+    root = Path(text.path).expanduser()
+    if is_prepared(root):
+        return
+    if text.field is None:
+        read_index(root)  # says what is missing
+        return
+    found = find_files(root)
+    if found.note:
+        print(f"ctxext: {found.note}", file=sys.stderr)
+    read(found, Field(text.field, option))
+
+
 def check(experiment: Experiment, *, training_only: bool = False) -> None:
     """Raise ValueError for text that is not there, or that cannot be used.
 
-    Prepared tokens must be complete, made by the experiment's tokenizer, and enough for the
-    evaluations.
+    All text is read once. Prepared tokens must be complete, made by the experiment's tokenizer, and
+    enough for the evaluations.
     """
     if sentences := missing(experiment, training_only=training_only):
         raise ValueError("; ".join(sentences))
-    prepared = [
-        requirement
-        for requirement in requirements(experiment, training_only=training_only)
-        if is_prepared(requirement.place)
-    ]
+    required = list(requirements(experiment, training_only=training_only))
+    options = {requirement.text: requirement.field_option for requirement in reversed(required)}
+    for text, option in options.items():
+        _check_text(text, option, check_texts)
+    prepared = [requirement for requirement in required if is_prepared(requirement.place)]
     source = experiment.init or experiment.tokenizer
     if not prepared or source is None:
         return
     tokenizer = loading.open_tokenizer(source)
     for requirement in prepared:
-        corpus = open_prepared(requirement.place, requirement.split, tokenizer)
+        corpus = open_prepared(requirement.place, requirement.text.split, tokenizer)
         markers = (corpus.bos_id is not None) + (corpus.eos_id is not None)
         lengths = np.diff(corpus.offsets) - markers
         enough = int(np.count_nonzero(lengths >= requirement.tokens))

@@ -4,7 +4,7 @@ and zero-shot YaRN.
     ctxext run experiments/extend.py --init HF_DIR --data.path TEXTS_OR_PREPARED_TOKENS
 
 100 steps of 16 rows of two windows, learning rate 2e-5, rematerialised; all lengths follow the
-window L of the checkpoint. The text is yours (.txt, .jsonl, or what `ctxext prepare` wrote);
+window L of the checkpoint. The text is yours (files of text, or what `ctxext prepare` wrote);
 questions and perplexity use text that it is not trained on, the Python standard library's. Other
 lengths are options: --rope.factor 4 --train.seq-len 16384 (the evaluations stay at one and two
 windows); adapters instead of all parameters: --method lora.

@@ -6,7 +6,7 @@ Settings of the paper: factor 2, beta 32 / 1, m = 0.1 ln 2 + 1 = 1.0693; 400 ste
 2e-5 after 20 steps of warm-up, AdamW (0.9, 0.95) without weight decay, 64 rows per step. 400 x 64 x
 8,192 tokens are 0.21 B; the paper states 0.4 B for this row and does not say where the difference
 comes from. The paper trained on PG19 in rows of 64k; here the data is whatever long text TEXT_DIR
-holds (.txt or .jsonl).
+holds (.txt, .jsonl and others).
 
 Hardware: eight devices of one machine, 8 rows at a time (mesh.fsdp 8: parameters, moments and
 gradients are split in eight). The compiler counts 27 GB per device for a step. One device of 160 GB

@@ -71,6 +71,7 @@ def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -
         ),
         ("export", f"{export.to} {export.dtype}" if export else "none"),
         *(("missing", text) for text in requirements.missing(experiment)),
+        *(("unreadable", text) for text in requirements.unreadable(experiment)),
     ]
     lines = [f"{name:<14} {text}" for name, text in facts]
     lines.append("shapes")

@@ -7,7 +7,6 @@ from ctxext.data.corpus import Corpus as Corpus
 from ctxext.data.corpus import Row as Row
 from ctxext.data.corpus import Rows as Rows
 from ctxext.data.sources import Files as Files
-from ctxext.data.sources import HFDocuments as HFDocuments
 from ctxext.data.sources import Mix as Mix
 from ctxext.data.sources import Prepared as Prepared
 from ctxext.data.sources import Short as Short

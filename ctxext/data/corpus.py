@@ -3,6 +3,7 @@
 import abc
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,9 +68,16 @@ class Corpus(Rows):
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], tokenizer: TokenizerLike, *, files: dict[str, str] | None = None
+        cls,
+        texts: Iterable[str],
+        tokenizer: TokenizerLike,
+        *,
+        files: dict[str, str] | None = None,
+        parse_special: bool = False,
     ) -> "Corpus":
         """Tokenize texts, each as BOS text EOS; files: their names and hashes, for the provenance.
+
+        parse_special: special tokens that are written out in a text are those tokens.
 
         Raises ValueError for a tokenizer without BOS.
         """
@@ -79,7 +87,8 @@ class Corpus(Rows):
             )
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         dtype = id_dtype(tokenizer.vocab_size)
-        documents = [np.array([*tokenizer.encode(text, bos=True), *end], dtype) for text in texts]
+        encode = partial(tokenizer.encode, special=True) if parse_special else tokenizer.encode
+        documents = [np.array([*encode(text, bos=True), *end], dtype) for text in texts]
         ids = np.concatenate([np.zeros(0, dtype), *documents])
         offsets = np.cumsum([0, *map(len, documents)])
         digest = hashlib.sha256(ids.tobytes() + offsets.astype("<i8").tobytes())

@@ -42,6 +42,8 @@ def read_index(root: Path) -> dict[str, Any]:
     """
     if not is_prepared(root) and (root / WORK).is_dir():
         raise ValueError(f"{root} is not finished: run the same ctxext prepare again to resume it")
+    if not is_prepared(root):
+        raise ValueError(f"{root} is not a directory that `ctxext prepare` wrote")
     index = read_json(root / INDEX)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(
@@ -94,9 +96,12 @@ def check_hashes(root: Path, index: dict[str, Any]) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file, read a block at a time."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The sha256 of a file, read a block at a time. Raises ValueError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:

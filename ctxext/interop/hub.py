@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from ctxext.data.documents.kinds import COMPRESSIONS, SUFFIXES
+
 MODEL_PATTERNS = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -16,14 +18,16 @@ MODEL_PATTERNS = [
 ]
 PYTORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 """What is downloaded too where there are no safetensors files; read without unpickling."""
-DATA_PATTERNS = ["*.parquet", "*.arrow", "*.jsonl", "*.txt", "*state.json"]
+DATA_PATTERNS = [
+    f"*{suffix}{compression}" for suffix in SUFFIXES for compression in ("", *COMPRESSIONS)
+]
 
 
 def resolve(source: str | Path, *, dataset: bool = False) -> Path:
     """A local path: `source` itself, or the download of a hub name (meta-llama/Llama-2-7b-hf).
 
     Of a model, safetensors, configuration and tokenizer files are downloaded, and PyTorch's
-    weights where it has no others, never code; of a dataset, its tables, JSONL and text. Raises
+    weights where it has no others, never code; of a dataset, what `ctxext prepare` reads. Raises
     ValueError if there is no such path or the download fails.
     """
     if Path(source).exists():

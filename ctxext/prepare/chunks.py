@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctxext.data.sources import HFDocuments, recognize
-from ctxext.data.sources.columnar import SUFFIXES, data_files, group_sizes
+from ctxext.data.documents import Document, kind_of, read_file
+from ctxext.data.documents.columnar import group_sizes
+from ctxext.prepare.sources import option
 
 CHUNK_BYTES = 8 << 20
 MAX_CHUNKS = 4096
@@ -14,10 +15,10 @@ MAX_CHUNKS = 4096
 
 @dataclass(frozen=True)
 class FileRange:
-    """A part of one file: [first, stop) in bytes of text or JSONL, or in row groups of a table.
+    """A part of one file: [first, stop) in bytes, or in row groups of a table.
 
-    A JSONL line belongs to the range in which it begins. The groups of an Arrow file are its record
-    batches. size: bytes to read, about.
+    A line of JSON belongs to the range in which it begins; compressed and other files are not
+    divided. The groups of an Arrow file are its record batches. size: bytes to read, about.
     """
 
     path: str
@@ -25,6 +26,10 @@ class FileRange:
     first: int
     stop: int
     size: int
+
+    def documents(self, field: str) -> Iterator[Document]:
+        """Every document of the range, in order."""
+        return read_file(Path(self.path), option(field), first=self.first, stop=self.stop)
 
 
 @dataclass(frozen=True)
@@ -37,29 +42,6 @@ class Chunk:
     @property
     def size(self) -> int:
         return sum(file_range.size for file_range in self.ranges)
-
-
-def source_files(root: Path) -> dict[str, Path]:
-    """The files of a source by the name they are cited by, in order.
-
-    Raises ValueError if there are none, or both text and tables.
-    """
-    if not root.exists():
-        raise ValueError(
-            f"there is no {root}; give a file, a directory, or a dataset of the hub (owner/name)"
-        )
-    is_saved = any((root / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if is_saved or recognize(root) is HFDocuments:
-        paths = data_files(root)
-    elif root.is_dir():
-        paths = sorted(
-            path for path in root.rglob("*") if path.suffix in (".txt", ".jsonl") and path.is_file()
-        )
-    else:
-        paths = [root]
-    return {
-        path.name if path == root else path.relative_to(root).as_posix(): path for path in paths
-    }
 
 
 def cut(sources: list[dict[str, Path]], field: str, chunk_bytes: int | None = None) -> list[Chunk]:
@@ -80,12 +62,14 @@ def cut(sources: list[dict[str, Path]], field: str, chunk_bytes: int | None = No
 
 def _file_ranges(files: dict[str, Path], field: str, chunk_bytes: int) -> Iterator[FileRange]:
     for name, path in files.items():
-        if path.suffix in SUFFIXES:
-            for i, (_, size) in enumerate(group_sizes(path, field)):
+        kind = kind_of(path)
+        assert kind is not None
+        if kind.form == "table":
+            for i, (_, size) in enumerate(group_sizes(path, option(field))):
                 yield FileRange(str(path), name, i, i + 1, size)
             continue
         size = path.stat().st_size
-        step = chunk_bytes if path.suffix == ".jsonl" else max(size, 1)
+        step = chunk_bytes if kind.is_divisible else max(size, 1)
         for first in range(0, max(size, 1), step):
             stop = min(first + step, size)
             yield FileRange(str(path), name, first, stop, stop - first)

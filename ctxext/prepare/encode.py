@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import SPLITS
 from ctxext.files import atomic_file
 from ctxext.prepare.chunks import Chunk
-from ctxext.prepare.raw_documents import raw_documents
 from ctxext.tokenization.protocol import TokenizerLike
 
 
@@ -24,7 +24,8 @@ class Recipe:
     field: the key or column of the text. bos, eos: whether each document begins and ends with that
     token. min_tokens, max_tokens: shorter and longer documents are left out, counted with BOS and
     EOS. held_out: the share of documents, by the hash of their text, that training does not see;
-    the same text is on the same side in any order.
+    the same text is on the same side in any order. parse_special: special tokens that are written
+    out in a document are those tokens.
     """
 
     field: str = "text"
@@ -33,6 +34,7 @@ class Recipe:
     min_tokens: int = 0
     max_tokens: int | None = None
     held_out: float = 0.0
+    parse_special: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
@@ -59,6 +61,9 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
     Returns the number of tokens.
     """
     end = [tokenizer.eos_id] if recipe.eos else []
+    encode_text = tokenizer.encode
+    if recipe.parse_special:
+        encode_text = partial(tokenizer.encode, special=True)
     dtype = id_dtype(tokenizer.vocab_size)
     ids = {split: io.BytesIO() for split in SPLITS}
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -67,14 +72,14 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
     rejects: list[tuple[int, int, str]] = []
     for range_number, file_range in enumerate(chunk.ranges):
         number = -1
-        for number, text, reason, _ in raw_documents(file_range, recipe.field):
+        for number, text, reason, _ in file_range.documents(recipe.field):
             if reason:
                 rejects.append((range_number, number, reason))
                 continue
             if not text:
                 left_out["empty"] += 1
                 continue
-            document = np.array([*tokenizer.encode(text, bos=recipe.bos), *end], dtype)
+            document = np.array([*encode_text(text, bos=recipe.bos), *end], dtype)
             if len(document) < recipe.min_tokens:
                 left_out["shorter"] += 1
             elif recipe.max_tokens is not None and len(document) > recipe.max_tokens:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import OFFSETS
-from ctxext.prepare.chunks import Chunk, cut, source_files
+from ctxext.prepare.chunks import Chunk, cut
 from ctxext.prepare.encode import Recipe
-from ctxext.prepare.raw_documents import raw_documents
+from ctxext.prepare.sources import find_sources
 from ctxext.tokenization.tokenizer import Tokenizer
 
 SAMPLES = 8
@@ -17,13 +17,15 @@ SAMPLE_BYTES = 1 << 20
 """Bytes that are read of them in all."""
 
 
-def estimate(sources: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) -> dict[str, Any]:
+def estimate(
+    sources: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe, *, max_rejects: float = 0.0
+) -> dict[str, Any]:
     """Files, sizes and chunks of every source, and tokens and documents estimated from samples.
 
     Length filters are not applied. Raises ValueError for sources that do not exist or cannot be
     read.
     """
-    files = [source_files(root) for root in sources]
+    files = find_sources(sources, recipe.field, max_rejects=max_rejects)
     chunks = cut(files, recipe.field)
     dtype = id_dtype(tokenizer.vocab_size)
     described = []
@@ -58,7 +60,7 @@ def _estimate_source(
     for index in sampled:
         stop = bytes_read + bytes_each
         for file_range in chunks[index].ranges:
-            for _, text, _, size in raw_documents(file_range, recipe.field):
+            for _, text, _, size in file_range.documents(recipe.field):
                 if text:
                     head = text[:bytes_each]
                     head_tokens = len(tokenizer.encode(head))

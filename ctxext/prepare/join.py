@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.data.documents import location
 from ctxext.data.token_files import OFFSETS, SPLITS, file_hash, offset_file, token_file
 from ctxext.files import atomic_file, write_text
 from ctxext.prepare.chunks import Chunk
@@ -21,7 +22,7 @@ LEFT_OUT = ("rejected", "empty", "shorter", "longer")
 class Tally:
     """The documents that were left out, per source and reason, and where the rejected ones are.
 
-    num_read: lines, rows and text files in all.
+    num_read: lines, rows, entries and plain texts in all.
     """
 
     def __init__(self, chunks: Sequence[Chunk], shards: Sequence[Path], num_sources: int) -> None:
@@ -47,7 +48,7 @@ class Tally:
                 {
                     "source": chunk.source,
                     "file": file_range.name,
-                    **_location(file_range.path, starts[range_number] + number),
+                    **location(Path(file_range.path), starts[range_number] + number),
                     "reason": reason,
                 }
             )
@@ -57,13 +58,8 @@ class Tally:
             left_out[name] += facts[name]
 
     def write(self, root: Path) -> None:
-        """A line for each reject: source, file, line or row, reason."""
+        """A line for each reject: source, file, line, row or entry, reason."""
         write_text(root / REJECTS, "".join(json.dumps(reject) + "\n" for reject in self.rejects))
-
-
-def _location(path: str, number: int) -> dict[str, int]:
-    """Lines are counted from 1, rows of tables from 0; a text file is one document."""
-    return {".jsonl": {"line": number + 1}, ".txt": {}}.get(Path(path).suffix, {"row": number})
 
 
 def join(

@@ -8,7 +8,7 @@ from typing import Any
 from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import INDEX, WORK, check_hashes, read_index
 from ctxext.files import write_json
-from ctxext.prepare.chunks import cut, source_files
+from ctxext.prepare.chunks import cut
 from ctxext.prepare.encode import Recipe
 from ctxext.prepare.join import REJECTS, Tally, join
 from ctxext.prepare.progress import Progress
@@ -19,6 +19,7 @@ from ctxext.prepare.request import (
     make_request,
     plain_sources,
 )
+from ctxext.prepare.sources import find_sources
 from ctxext.prepare.workers import encode_all
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ def prepare(
     *,
     recipe: Recipe,
     workers: int = 1,
-    max_rejects: float = 0.01,
+    max_rejects: float = 0.0,
     chunk_bytes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def prepare(
     for root in sources:
         if out.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{out} is inside {root}, which is read: choose another --out")
-    files = [source_files(root) for root in sources]
+    files = find_sources(sources, recipe.field, max_rejects=max_rejects, quiet=not progress)
     stamps = file_stamps(files)
     chunks = cut(files, recipe.field, chunk_bytes)
     request = make_request(sources, files, tokenizer, recipe)
@@ -112,12 +113,13 @@ def _check_rejects(tally: Tally, out: Path, max_rejects: float) -> None:
     if len(tally.rejects) <= max_rejects * tally.num_read:
         return
     first = tally.rejects[0]
-    location = ":".join(str(first[name]) for name in ("file", "line", "row") if name in first)
+    units = ("line", "row", "entry")
+    place = "".join(f", {unit} {first[unit]}" for unit in units if unit in first)
     raise ValueError(
-        f"{len(tally.rejects):,} of {tally.num_read:,} lines or rows are rejected, more than "
-        f"--max-rejects {max_rejects:g}; the first is {location}, {first['reason']}; see "
-        f"{out / REJECTS}, then repair them, or repeat the command with a larger --max-rejects: "
-        "nothing is encoded again"
+        f"{first['file']}{place}: {first['reason']}; {len(tally.rejects):,} of {tally.num_read:,} "
+        f"documents are rejected, more than --max-rejects {max_rejects:g}: see {out / REJECTS}, "
+        "then repair them, or repeat the command with a larger --max-rejects: nothing is encoded "
+        "again"
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,10 @@ from hypothesis import strategies as st
 
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
+from ctxext.data.documents import find_files, read
 from ctxext.files import read_json, read_jsonl
-from ctxext.prepare import Recipe, prepare, raw_documents, request, run, workers
-from ctxext.prepare.chunks import cut, source_files
+from ctxext.prepare import Recipe, prepare, request, run, workers
+from ctxext.prepare.chunks import cut
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import ByteTokenizer
 
@@ -214,7 +216,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 BAD = {
     b'{"text": "x"': "not JSON",
-    b"\xff\xfe": "not UTF-8",
+    b"x\xff\xfe": "not UTF-8",
     b'{"txt": "y"}': 'no key "text"',
     b'{"text": 3}': '"text" is a number',
     b'{"text": null}': '"text" is null',
@@ -223,7 +225,7 @@ BAD = {
     b"[" * 100_000: "not JSON",
     b'{"n": ' + b"9" * 5000 + b"}": "not JSON",
     b'{"text": ["a"]}': '"text" is a list',
-    b"\xef\xbb\xbf{}": "not JSON",
+    b"\xef\xbb\xbf{}": 'no key "text"',
     b"null": "not a JSON object but null",
 }
 
@@ -263,12 +265,14 @@ def test_good_lines_are_kept_in_order_and_bad_ones_are_named(
         "max_rejects": 1,
         "chunk_bytes": 1 + len(end.join(data)) // num_chunks,
     }
-    if good:
-        run_prepare([root / "a.jsonl"], root / "out", **options)
-        assert stored(root / "out", "train") == good
-    else:
-        with pytest.raises(ValueError, match="nothing is left"):
+    if not good:
+        message = re.escape(f"a.jsonl, line 1: {BAD[lines[0]]}")
+        with pytest.raises(ValueError, match=message.replace("line 1: ", "line 1: .*")):
             run_prepare([root / "a.jsonl"], root / "out", **options)
+        assert not (root / "out").exists()
+        return
+    run_prepare([root / "a.jsonl"], root / "out", **options)
+    assert stored(root / "out", "train") == good
     rejects = read_jsonl(root / "out" / "rejects.jsonl")
     bad = [(number, line) for number, line in enumerate(lines, 1) if isinstance(line, bytes)]
     assert len(rejects) == len(bad)
@@ -289,7 +293,7 @@ def test_too_many_rejects_are_an_error_and_are_listed(tmp_path, capsys):
     (tmp_path / "c" / "1.txt").write_bytes(b"ab\xff")
     sources = [tmp_path / "a.jsonl", tmp_path / "b.parquet", tmp_path / "c"]
     out = tmp_path / "out"
-    message = r"5 of 106 .* the first is a\.jsonl:1, not JSON.*larger --max-rejects"
+    message = r"a\.jsonl, line 1: not JSON .*5 of 106 documents are .*larger --max-rejects"
     with pytest.raises(ValueError, match=message):
         run_prepare(sources, out)
     rejects = read_jsonl(out / "rejects.jsonl")
@@ -312,7 +316,7 @@ def test_too_many_rejects_are_an_error_and_are_listed(tmp_path, capsys):
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_documents, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(read, "MAX_DOCUMENT_BYTES", 100)
     lines_file(tmp_path / "a.jsonl", ["a", "b" * 500, "c", "d" * 80, "e" * 200_000])
     run_prepare([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=ByteTokenizer(), max_rejects=1)
     assert [len(ids) for ids in stored(tmp_path / "out", "train")] == [3, 3, 82]
@@ -321,9 +325,9 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
 
 def test_files_are_streamed(tmp_path):
     source = lines_file(tmp_path / "a.jsonl", ["word " * 400] * 8000)  # 16 MB
-    (chunk,) = cut([source_files(source)], "text", 10**9)
+    (chunk,) = cut([find_files(source).files], "text", 10**9)
     tracemalloc.start()
-    documents = raw_documents.raw_documents(chunk.ranges[0], "text")
+    documents = chunk.ranges[0].documents("text")
     assert sum(len(document.text) for document in documents) == 8000 * 2000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -363,7 +367,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = len(list(out.glob("work/0*.npz")))
-    assert 20 <= done < len(cut([source_files(s) for s in sources], "text", 500))
+    assert 20 <= done < len(cut([find_files(s).files for s in sources], "text", 500))
     assert not (out / "index.json").exists()
     with pytest.raises(ValueError, match="is not finished: run the same"):
         run.read_index(out)
@@ -506,6 +510,6 @@ def test_the_command(sources, whole, tmp_path, capsys):
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     assert main(["prepare", str(empty), "--out", str(tmp_path / "x"), *argv[-2:]]) == 2
-    assert "nothing is left of" in capsys.readouterr().err
+    assert "empty.txt holds no text: it is empty" in capsys.readouterr().err
     assert main(["prepare", "no-such-file", *argv[-4:]]) == 2
     assert "no-such-file does not exist; give a data file" in capsys.readouterr().err

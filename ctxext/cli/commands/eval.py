@@ -40,7 +40,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--haystack",
         default="stdlib",
         metavar="PATH",
-        help="The text for needles and perplexity: stdlib, or text, JSONL, Parquet or Arrow files.",
+        help="The text for needles and perplexity: stdlib, or files of text, JSON, CSV or tables.",
+    )
+    parser.add_argument(
+        "--haystack-field",
+        metavar="NAME",
+        help='The key or column of the text in --haystack, if it is not "text".',
+    )
+    parser.add_argument(
+        "--parse-special",
+        action="store_true",
+        help="Special tokens written out in --haystack, such as </s>, are those tokens, not text.",
     )
     parser.add_argument(
         "--questions",
@@ -83,14 +93,16 @@ def _names() -> Iterable[str]:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    from ctxext import evaluate, report
+    from ctxext import evaluate, report, requirements
     from ctxext.data import haystack
     from ctxext.evals.suite import STANDARD, SuiteConfig
 
     methods = options.read_methods(args, rest)
+    source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
+    requirements.check_text(source, option="--haystack-field")
     config = SuiteConfig(
         budget=args.budget,
-        source=haystack(args.haystack),
+        source=source,
         questions=args.questions,
         ruler=args.ruler,
         wording=args.wording,

@@ -1,4 +1,4 @@
-"""Turn text, JSONL, Parquet or datasets into token files that training maps into memory.
+"""Turn text, JSON, CSV, Parquet or datasets into token files that training maps into memory.
 
 ctxext prepare my-texts --out my-tokens --tokenizer HF_DIR --workers 8
 
@@ -57,9 +57,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-rejects",
         type=float,
-        default=0.01,
+        default=0.0,
         metavar="SHARE",
-        help="The fraction of lines that may be broken.",
+        help="The fraction of lines, rows or entries that may be broken, and are left out.",
+    )
+    parser.add_argument(
+        "--parse-special",
+        action="store_true",
+        help="Special tokens written out in a document, such as </s>, are those tokens, not text.",
     )
     parser.add_argument(
         "--dry-run",
@@ -77,13 +82,19 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext.prepare import estimate
 
     recipe = prepare.Recipe(
-        args.field, args.bos, args.eos, args.min_tokens, args.max_tokens, args.held_out
+        args.field,
+        args.bos,
+        args.eos,
+        args.min_tokens,
+        args.max_tokens,
+        args.held_out,
+        args.parse_special,
     )
     tokenizer = open_tokenizer(args.tokenizer)
     sources = [hub.resolve(source, dataset=True) for source in args.sources]
     if args.dry_run:
         prepare.check(recipe, tokenizer, args.workers, args.max_rejects)
-        plan = estimate.estimate(sources, tokenizer, recipe)
+        plan = estimate.estimate(sources, tokenizer, recipe, max_rejects=args.max_rejects)
         print(json.dumps(plan) if args.json else estimate.describe(plan))
         return
     index = prepare.prepare(

@@ -1,13 +1,15 @@
 """Where data comes from, one file per source; `--haystack` finds those of documents by itself."""
 
+import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
+from ctxext.data.documents import find_files
 from ctxext.data.sources.base import Source as Source
 from ctxext.data.sources.base import TextOnDisk as TextOnDisk
 from ctxext.data.sources.base import TextSource as TextSource
 from ctxext.data.sources.base import text_on_disk as text_on_disk
-from ctxext.data.sources.columnar import HFDocuments as HFDocuments
 from ctxext.data.sources.mix import Mix as Mix
 from ctxext.data.sources.prepared import Prepared as Prepared
 from ctxext.data.sources.short import Short as Short
@@ -24,22 +26,34 @@ def text_sources() -> tuple[type[TextSource], ...]:
     return tuple(classes_in_package(__name__, TextSource))
 
 
-def haystack(name: str, *, field: str = "text") -> TextSource:
+def haystack(name: str, *, field: str | None = None, parse_special: bool = False) -> TextSource:
     """The source that `--haystack name` means: a name such as "stdlib", or a path.
 
     A directory that `ctxext prepare` wrote is its held-out part, if it has one. field: the key or
-    column of the text. Raises ValueError if there is no such path, or it is not of one kind.
+    column of the text, "text" by default; parse_special: see `Files`. Raises ValueError if there is
+    no such path, it is not of one kind, or it has no such options.
     """
     named = {source.haystack_name: source for source in text_sources() if source.haystack_name}
     if name in named:
-        return named[name].as_haystack(name, field)
-    root = Path(name).expanduser()
-    if not root.exists():
-        names = " or ".join(f'"{known}"' for known in named)
+        source = named[name].as_haystack(name)
+    else:
+        root = Path(name).expanduser()
+        if not root.exists():
+            names = " or ".join(f'"{known}"' for known in named)
+            raise ValueError(
+                f"there is no haystack {name}: give {names}, or a file or directory that exists"
+            )
+        source = recognize(root).as_haystack(name)
+    options: dict[str, Any] = {}
+    if field is not None:
+        options["field"] = field
+    if parse_special:
+        options["parse_special"] = True
+    if options.keys() - {known.name for known in dataclasses.fields(source)}:
         raise ValueError(
-            f"there is no haystack {name}: give {names}, or a file or directory that exists"
+            f"the haystack {name} has no {' or '.join(options)} to choose: files of text do"
         )
-    return recognize(root).as_haystack(name, field)
+    return dataclasses.replace(source, **options)
 
 
 def recognize(root: Path) -> type[TextSource]:
@@ -55,5 +69,6 @@ def recognize(root: Path) -> type[TextSource]:
         raise ValueError(
             f"{root} holds files of several kinds ({suffixes}): name those that are meant"
         )
+    find_files(root)  # says why nothing recognizes it
     known = ", ".join(suffix for source in text_sources() for suffix in source.suffixes)
     raise ValueError(f"{root} holds no file that can be read: give {known}")

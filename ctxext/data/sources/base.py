@@ -16,10 +16,14 @@ from ctxext.tokenization.protocol import TokenizerLike
 
 
 class TextOnDisk(NamedTuple):
-    """A file or directory that a source reads, and its split where it is a prepared directory."""
+    """A file or directory that a source reads, and its split where it is a prepared directory.
+
+    field: the key or column of the text; None: only a prepared directory will do.
+    """
 
     path: str
     split: str = "train"
+    field: str | None = "text"
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class TextSource(Source):
         return bool(suffixes_in(root) & set(cls.suffixes))
 
     @classmethod
-    def as_haystack(cls, name: str, field: str) -> Self:
-        """The source for `--haystack name`; field: the key or column of the text."""
+    def as_haystack(cls, name: str) -> Self:
+        """The source for `--haystack name`."""
         raise NotImplementedError(f"{cls.__name__} is recognized as a haystack but does not open")
 
     @abc.abstractmethod

@@ -25,13 +25,13 @@ class Prepared(TextSource):
         return is_prepared(root)
 
     @classmethod
-    def as_haystack(cls, name: str, field: str) -> Self:
+    def as_haystack(cls, name: str) -> Self:
         """The held-out part, or the training part if nothing was held out."""
         splits = read_index(Path(name).expanduser())["splits"]
         return cls(name, "heldout" if splits["heldout"]["documents"] else "train")
 
     def text_on_disk(self) -> Iterator[TextOnDisk]:
-        yield TextOnDisk(self.path, self.split)
+        yield TextOnDisk(self.path, self.split, None)
 
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         return open_prepared(Path(self.path).expanduser(), self.split, tokenizer)

@@ -71,7 +71,7 @@ class Stdlib(TextSource):
     """Which files: those for training, or those held out."""
 
     @classmethod
-    def as_haystack(cls, name: str, field: str) -> Self:
+    def as_haystack(cls, name: str) -> Self:
         return cls("heldout")
 
     def open(self, tokenizer: TokenizerLike) -> Corpus:

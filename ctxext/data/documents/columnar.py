@@ -1,0 +1,135 @@
+"""A column of text in Parquet and Arrow files, as in Hugging Face datasets (extra `data`)."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ctxext.data.documents.field import Field
+
+BATCH_ROWS = 256
+"""Rows of a Parquet row group that are in memory at a time."""
+
+
+def group_sizes(path: Path, field: Field) -> list[tuple[int, int]]:
+    """(rows, bytes of the column) of each row group of a .parquet file or batch of an .arrow file.
+
+    Raises ValueError for a file that cannot be read, or without a column of text of that name.
+    """
+    with _open_column(path, field) as table:
+        return table.group_sizes()
+
+
+def read_values(
+    path: Path, field: Field, first: int = 0, stop: int | None = None
+) -> Iterator[bytes | None]:
+    """The column of groups [first, stop), row by row: bytes that should be UTF-8, None for null.
+
+    No more than a few rows of a row group, or one record batch, are in memory. Raises ValueError
+    like `group_sizes`.
+    """
+    with _open_column(path, field) as table:
+        for column in table.batches(first, stop):
+            column.validate()
+            for row in _as_bytes(column):
+                yield row.as_py()
+
+
+def _as_bytes(column: Any) -> Any:
+    """A column of text as bytes; a dictionary-encoded one without repeating its values."""
+    import pyarrow
+
+    if isinstance(column, pyarrow.DictionaryArray):
+        values = column.dictionary.cast("large_binary")
+        return pyarrow.DictionaryArray.from_arrays(column.indices, values)
+    return column.cast("large_binary")
+
+
+@contextlib.contextmanager
+def _open_column(path: Path, field: Field) -> Iterator["_Parquet | _Arrow"]:
+    """One column of a file. Raises ValueError if it is not text, or the file cannot be read."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"to read {path}: pip install 'ctxext[data]'") from None
+    try:
+        with path.open("rb") as file:
+            is_parquet = path.suffix.lower() == ".parquet"
+            table = (_Parquet if is_parquet else _Arrow)(file, field.name)
+            _check_column(path, field, table.schema)
+            yield table
+    # The bytes of a broken file decide which of these is raised.
+    except (OSError, MemoryError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:].lower()}: {reason}") from None
+
+
+def _check_column(path: Path, field: Field, schema: Any) -> None:
+    import pyarrow
+
+    if schema.names.count(field.name) != 1:
+        raise ValueError(f"{path}: {field.missing('column', schema.names)}")
+    kind = schema.field(field.name).type
+    types = pyarrow.types
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    if not any(
+        test(values) for test in (types.is_string, types.is_large_string, types.is_string_view)
+    ):
+        raise ValueError(
+            f'{path}: the column "{field.name}" holds {kind}, not text; choose another with '
+            f"{field.option}"
+        )
+
+
+class _Parquet:
+    """A column of a Parquet file."""
+
+    def __init__(self, file: BinaryIO, field: str) -> None:
+        import pyarrow.parquet
+
+        # Read through a small buffer: a row group may be large.
+        self._file = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        self._field = field
+        self.schema = self._file.schema_arrow
+
+    def group_sizes(self) -> list[tuple[int, int]]:
+        metadata = self._file.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        if not groups:
+            return []
+        names = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)]
+        index = names.index(self._field)
+        return [(group.num_rows, group.column(index).total_uncompressed_size) for group in groups]
+
+    def batches(self, first: int, stop: int | None) -> Iterator[Any]:
+        groups = list(range(self._file.metadata.num_row_groups))[first:stop]
+        read = self._file.iter_batches(BATCH_ROWS, row_groups=groups, columns=[self._field])
+        return (batch.column(0) for batch in read)
+
+
+class _Arrow:
+    """A column of a memory-mapped Arrow file, in the file or the stream format."""
+
+    def __init__(self, file: BinaryIO, field: str) -> None:
+        import pyarrow
+
+        self._is_file_format = file.read(6) == b"ARROW1"
+        is_empty = file.seek(0, os.SEEK_END) == 0  # an empty file cannot be mapped
+        mapped = file if is_empty else pyarrow.memory_map(file.name)
+        open_reader = pyarrow.ipc.open_file if self._is_file_format else pyarrow.ipc.open_stream
+        self._reader = open_reader(mapped)
+        self._field = field
+        self.schema = self._reader.schema
+
+    def _batches(self) -> Iterator[Any]:
+        if not self._is_file_format:
+            return iter(self._reader)
+        return (self._reader.get_batch(i) for i in range(self._reader.num_record_batches))
+
+    def group_sizes(self) -> list[tuple[int, int]]:
+        return [(batch.num_rows, batch[self._field].nbytes) for batch in self._batches()]
+
+    def batches(self, first: int, stop: int | None) -> Iterator[Any]:
+        return (batch[self._field] for batch in itertools.islice(self._batches(), first, stop))

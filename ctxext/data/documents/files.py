@@ -1,0 +1,133 @@
+"""Which files of text a path means."""
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ctxext.data.documents.kinds import SUFFIXES, kind_of, unknown_kind
+from ctxext.data.token_files import is_prepared
+from ctxext.files import read_json, within
+
+SAVED = "state.json"
+SAVED_SPLITS = "dataset_dict.json"
+"""By these files a saved dataset is recognized, and one of several splits."""
+ABOUT_THE_DATA = ("readme", "license", "dataset_info", "dataset_infos")
+"""Names, without suffix, of what accompanies the data in a directory and is not part of it."""
+
+
+class Found(NamedTuple):
+    """The files of a path by the names they are cited by, in order, and those that are not read."""
+
+    root: Path
+    files: dict[str, Path]
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """A sentence about what is not read; empty if everything is."""
+        if not self.ignored:
+            return ""
+        return f"{self.root}: not read are {_summary(self.ignored)}"
+
+
+def find_files(root: Path) -> Found:
+    """The files of text that a file, a directory or a saved dataset means.
+
+    In a directory, hidden files and files of other kinds are passed over; links are followed. A
+    saved dataset is what `datasets.Dataset.save_to_disk` wrote. Raises ValueError if there is no
+    such path, it cannot be read, or it holds no text.
+    """
+    if root.is_file():
+        if kind_of(root) is None:
+            raise ValueError(unknown_kind(root))
+        return Found(root, {root.name: root})
+    if not root.is_dir():
+        if root.exists():
+            raise ValueError(f"{root} is neither a file nor a directory: write its text to a file")
+        reason = "is a link to nothing" if root.is_symlink() else "does not exist"
+        raise ValueError(f"{root} {reason}: give a file or a directory of text")
+    if is_prepared(root):
+        raise ValueError(
+            f"{root} holds tokens, not text: `ctxext prepare` wrote it, and is not needed again"
+        )
+    if saved := _saved_dataset(root):
+        return Found(root, {path.relative_to(root).as_posix(): path for path in saved})
+    files: dict[str, Path] = {}
+    ignored: list[str] = []
+    for path in _walk(root, ()):
+        name = path.relative_to(root).as_posix()
+        if kind_of(path) is None or path.name.split(".")[0].lower() in ABOUT_THE_DATA:
+            ignored.append(name)
+        else:
+            files[name] = path
+    if not files:
+        held = f" but {_summary(ignored)}" if ignored else ""
+        raise ValueError(
+            f"{root} holds no file that can be read{held}: give {', '.join(SUFFIXES)} files"
+        )
+    return Found(root, files, tuple(ignored))
+
+
+def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The files in a directory and those in it, in order, without hidden ones.
+
+    above: the real directories that led here, so that a link back to one of them is found.
+    """
+    real = directory.resolve()
+    if real in above:
+        raise ValueError(f"{directory} is a link to a directory that it is in: remove the link")
+    if is_prepared(directory):
+        raise ValueError(f"{directory} holds tokens, not text: move it to another place")
+    if above and any((directory / name).is_file() for name in (SAVED, SAVED_SPLITS)):
+        raise ValueError(f"{directory} is a saved dataset: name it alone, or move it")
+    try:
+        for path in sorted(directory.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                yield from _walk(path, (*above, real))
+            elif path.is_file():
+                yield path
+            else:
+                raise ValueError(
+                    f"{path} is a link to nothing, or not a regular file: remove or replace it"
+                )
+    except OSError as error:
+        raise ValueError(f"{directory} cannot be read ({error.strerror})") from None
+
+
+def _saved_dataset(root: Path) -> list[Path]:
+    """The files of a saved dataset; empty for another directory.
+
+    Raises ValueError for a dataset of several splits, or one that does not name its files.
+    """
+    if (root / SAVED_SPLITS).is_file():
+        splits = sorted(path.parent for path in root.glob(f"*/{SAVED}"))
+        raise ValueError(
+            f"{root} holds several splits: choose one of {', '.join(map(str, splits))}"
+        )
+    state = root / SAVED
+    if not state.is_file():
+        return []
+    try:  # other files next to those it names are a cache
+        paths = [within(root, entry["filename"]) for entry in read_json(state)["_data_files"]]
+    except (KeyError, TypeError):
+        raise ValueError(f"{state} does not name the data files: save the dataset again") from None
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, {state} names it: copy it again")
+        if kind_of(path) is None:
+            raise ValueError(unknown_kind(path))
+    return paths
+
+
+def _summary(names: tuple[str, ...] | list[str]) -> str:
+    """Up to three names, or else how many files there are of each kind."""
+    if len(names) <= 3:
+        return ", ".join(names)
+    counts = collections.Counter(Path(name).suffix or "no suffix" for name in names)
+    kinds = [f"{suffix}: {count}" for suffix, count in counts.most_common(5)]
+    rest = len(counts) - len(kinds)
+    more = f" and {rest} other kinds" if rest else ""
+    return f"{len(names):,} files ({', '.join(kinds)}{more})"
