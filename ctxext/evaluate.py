@@ -76,7 +76,8 @@ def evaluate(
         for evaluation in evals:
             items = evaluation.items()
             missing = [item for item in shard.select(items) if item not in known]
-            task = bar.add_task(f"{evaluation.title}, {model.label}", total=len(missing))
+            title = f"{evaluation.title}, {model.label}"
+            task = bar.add_task(title, total=len(missing))
             timed = TimedModel(lm)
             started = time.monotonic()
             for record in evaluation.records(timed, missing, model) if missing else ():
@@ -86,11 +87,7 @@ def evaluate(
                 bar.advance(task)
             if progress and (bar.disable or shard != WHOLE):
                 seconds = time.monotonic() - started
-                message = f"{len(missing)} new of {len(items)} records in {seconds:.1f} s"
-                if missing:
-                    outside, padding = timed.shares(seconds)
-                    message += f", {outside:.0%} outside the model, {padding:.0%} on padding"
-                _print(f"{evaluation.title}, {model.label}: {message}")
+                _print(f"{title}: {_progress_text(len(missing), len(items), seconds, timed)}")
     if sink and shard != WHOLE:  # other processes have been busy too
         known |= {record.item: record for record in read_records(sink) if record.model == model}
     all_items = [item for evaluation in evals for item in evaluation.items()]
@@ -100,6 +97,14 @@ def evaluate(
             f"{num_left} of {len(all_items)} records belong to other shards and are not there yet"
         )
     return [known[item] for item in all_items if item in known]
+
+
+def _progress_text(num_new: int, num_items: int, seconds: float, timed: TimedModel) -> str:
+    text = f"{num_new} new of {num_items} records in {seconds:.1f} s"
+    if not num_new:
+        return text
+    outside, padding = timed.shares(seconds)
+    return f"{text}, {outside:.0%} outside the model, {padding:.0%} on padding"
 
 
 def _read(sink: Path | None, model: EvaluatedModel) -> dict[str, EvalRecord]:
@@ -112,66 +117,108 @@ def _read(sink: Path | None, model: EvaluatedModel) -> dict[str, EvalRecord]:
     return {record.item: record for record in records if record.model == model}
 
 
+@dataclasses.dataclass(frozen=True)
+class NamedModel:
+    """A model with the name of its weights, and where its results go by default."""
+
+    lm: "LM"
+    checkpoint: str
+    """The name of the weights in records: directory, step of a run, and the adapter in them."""
+    steps: int
+    """Training steps that the weights have had."""
+    directory: Path
+    """The run itself, or `runs/eval-<name>` for an HF directory."""
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        methods: tuple[Any, ...] = (),
+        adapter: Path | None = None,
+        checkpoint: int | str = "latest",
+        dtype: str = "float32",
+        mesh: Any = None,
+        trust: bool = False,
+    ) -> "NamedModel":
+        """The model of a run or an HF directory; arguments and errors are those of `load`."""
+        from ctxext import loading  # loads jax
+        from ctxext.parallel.mesh import ONE_DEVICE
+
+        path = loading.locate(source)
+        # Of a run that is still training, the latest checkpoint may change until it is read.
+        steps = loading.checkpoint_step(path, checkpoint)
+        lm = loading.load(
+            path,
+            method=methods,
+            adapter=adapter,
+            checkpoint=steps,
+            dtype=dtype,
+            mesh=mesh or ONE_DEVICE,
+            trust=trust,
+        )
+        name = path.resolve().name
+        is_run = loading.is_run(path)
+        step = f" step {steps}" if is_run else ""
+        merged = f" + {adapter.resolve().name}" if adapter else ""
+        directory = path if is_run else Path("runs") / f"eval-{name}"
+        return cls(lm, name + step + merged, steps, directory)
+
+    def describe(self, lm: Model) -> EvaluatedModel:
+        """`lm`, which has these weights, for records."""
+        return evaluated_model(lm, checkpoint=self.checkpoint, steps=self.steps)
+
+
 def evaluate_checkpoint(
-    path: str | Path,
+    named: NamedModel,
     *,
-    adapter: Path | None = None,
-    checkpoint: int | str = "latest",
     methods: Sequence[Any] = (None,),
     evals: Sequence[str] = STANDARD,
-    seq_lens: Sequence[int] | None = None,
     config: SuiteConfig | None = None,
     out: Path | None = None,
-    dtype: str = "float32",
-    mesh: Any = None,
     shard: Shard = WHOLE,
-    trust: bool = False,
     progress: bool = True,
 ) -> tuple[Path, list[EvalRecord]]:
-    """Evaluate an HF or run directory under each of `methods`.
+    """Evaluate a checkpoint under each of `methods`.
 
     Returns the records file and the records.
 
-    adapter: a PEFT directory to merge. checkpoint: which one of a run, see
-    `loading.checkpoint_step`. methods: frequencies, attention, a tuple of both, or None for what
-    the checkpoint carries. evals: names of `ctxext.evals.suite`. seq_lens: by default one, two,
-    four and eight windows. config: the other settings of the suite. out: directory for
-    records.jsonl, by default the run, or `runs/eval-<name>` for an HF directory. shard: see
-    `evaluate`.
+    methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries.
+    evals: names of `ctxext.evals.suite`. config: the settings of the suite; its lengths are by
+    default one, two, four and eight windows. out: directory for records.jsonl, in place of that of
+    the model. shard: see `evaluate`.
     """
     from ctxext import loading  # loads jax
-    from ctxext.parallel.mesh import ONE_DEVICE
 
-    source = loading.locate(path)
-    # Of a run that is still training, the latest checkpoint may change until it is read.
-    steps = loading.checkpoint_step(source, checkpoint)
-    lm = loading.load(
-        source, adapter=adapter, checkpoint=steps, dtype=dtype, trust=trust, mesh=mesh or ONE_DEVICE
-    )
-    sink = (out or default_directory(source)) / "records.jsonl"
+    lm = named.lm
+    sink = (out or named.directory) / "records.jsonl"
     window = lm.config.max_position_embeddings
+    config = config or SuiteConfig()
     config = dataclasses.replace(
-        config or SuiteConfig(),
-        seq_lens=tuple(seq_lens or (window * times for times in (1, 2, 4, 8))),
-        load=lambda name: loading.load(name, dtype=dtype),
+        config,
+        seq_lens=config.seq_lens or tuple(window * times for times in (1, 2, 4, 8)),
+        load=lambda name: loading.load(name, dtype=lm.dtype),
     )
     chosen = evaluations(evals, config)
     if progress:
         print("\n".join(power_statements(chosen)), file=sys.stderr)
 
-    todo: list[tuple[LM, Sequence[Eval]]] = []
+    models: list[tuple[LM, Sequence[Eval]]] = []
     if "controls" in evals and window in config.seq_lens and None not in methods:
-        todo.append((lm, _in_window_baseline(evals, config, window)))
+        models.append((lm, _in_window_baseline(evals, config, window)))
     for method in methods:
         parts = method if isinstance(method, tuple) else (method,)
-        model = lm.with_method(*(part for part in parts if part is not None))
-        todo.append((model, chosen))
-    name = checkpoint_label(source, steps, adapter)
+        with_method = lm.with_method(*(part for part in parts if part is not None))
+        models.append((with_method, chosen))
     records = []
-    for model, model_evals in todo:
-        description = evaluated_model(model, checkpoint=name, steps=steps)
+    for model, model_evals in models:
         records += evaluate(
-            model, model_evals, model=description, sink=sink, shard=shard, progress=progress
+            model,
+            model_evals,
+            model=named.describe(model),
+            sink=sink,
+            shard=shard,
+            progress=progress,
         )
     return sink, records
 
@@ -180,21 +227,6 @@ def _in_window_baseline(evals: Sequence[str], config: SuiteConfig, window: int) 
     """The questions for the checkpoint itself in its own window, which methods compare with."""
     in_window = evaluations(evals, dataclasses.replace(config, seq_lens=(window,)))
     return [e for e in in_window if isinstance(e, Retrieval) and e.condition == "needle"]
-
-
-def default_directory(path: Path) -> Path:
-    """Where results go by default: the run itself, or `runs/eval-<name>` for an HF directory."""
-    from ctxext import loading
-
-    return path if loading.is_run(path) else Path("runs") / f"eval-{path.resolve().name}"
-
-
-def checkpoint_label(path: Path, steps: int, adapter: Path | None = None) -> str:
-    """A checkpoint's name in records: directory, step of a run, and the adapter merged into it."""
-    from ctxext import loading
-
-    step = f" step {steps}" if loading.is_run(path) else ""
-    return path.resolve().name + step + (f" + {adapter.resolve().name}" if adapter else "")
 
 
 def _append(sink: Path, record: EvalRecord) -> None:

@@ -55,23 +55,26 @@ def static(factor: float, config: LlamaConfig) -> tuple[RopeScaling, ...]:
     )
 
 
+def dynamic() -> tuple[RopeScaling, ...]:
+    """The methods that follow the length of the text."""
+    return DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=BETA_FAST)
+
+
 def experiment(config: LlamaConfig) -> Experiment:
     """The comparison on a base with this window."""
-    window, base = config.max_position_embeddings, demo(config)
-    dynamic = DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=BETA_FAST)
+    window = config.max_position_embeddings
+    lengths = (window, 2 * window, 4 * window, 8 * window)
     at_4x = static(4.0, config)
     yarn = Yarn(4.0, beta_fast=BETA_FAST)
     return dataclasses.replace(
-        base,
+        demo(config),
         name="tiny-methods",
         rope=yarn,
-        zero_shot=(Unscaled(), *dynamic, *static(2.0, config), *at_4x, *static(8.0, config)),
+        zero_shot=(Unscaled(), *dynamic(), *static(2.0, config), *at_4x, *static(8.0, config)),
         baselines=(Unscaled(), *(method for method in at_4x if method != yarn)),
         evals=(
-            Retrieval(seq_lens=tuple(window * times for times in (1, 2, 4, 8)), n=4),
-            Perplexity(
-                seq_lens=(window, 2 * window, 4 * window, 8 * window), target_tokens=window // 2
-            ),
+            Retrieval(seq_lens=lengths, n=4),
+            Perplexity(seq_lens=lengths, target_tokens=window // 2),
         ),
         export=None,
     )

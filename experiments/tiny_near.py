@@ -12,9 +12,8 @@ needles. Results: experiments/LOG.md.
 import dataclasses
 
 from ctxext.evals import Retrieval
-from ctxext.experiment import BUNDLED, Train
+from ctxext.experiment import BUNDLED
 from ctxext.methods import ABF
-from ctxext.optim import Optim
 from tiny_base import DEPTHS
 from tiny_base import experiment as base
 
@@ -23,14 +22,7 @@ experiment = dataclasses.replace(
     name="tiny-near",
     init=BUNDLED,
     rope=ABF(40.0),
-    optim=Optim(
-        learning_rate=1.5e-3,
-        warmup_steps=20,
-        schedule="cosine",
-        final_fraction=0.02,
-        weight_decay=0.1,
-    ),
-    train=Train(steps=600, seq_len=256, batch_size=8, accumulate=4, checkpoint_every=100),
+    train=dataclasses.replace(base.train, steps=600),
     evals=(Retrieval(seq_lens=(256, 320, 512, 1024), depths=DEPTHS, n=20),),
     export=None,
 )

@@ -16,17 +16,16 @@ from ctxext.demo import BETA_FAST
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
-from ctxext.methods import DynamicLinear, DynamicNTK, DynamicYarn, Yarn
+from ctxext.methods import Yarn
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
-from tiny_methods import static
+from tiny_methods import dynamic, static
 
 
 def experiment(config: LlamaConfig) -> Experiment:
     """The comparison on a base with this window."""
     window = config.max_position_embeddings
     yarn = Yarn(4.0, beta_fast=BETA_FAST)
-    dynamic = DynamicLinear(), DynamicNTK(1.0), DynamicYarn(1.0, beta_fast=BETA_FAST)
     lengths = (window, 2 * window, 4 * window)
     return dataclasses.replace(
         demo(config),
@@ -36,7 +35,7 @@ def experiment(config: LlamaConfig) -> Experiment:
         baselines=(
             Unscaled(),
             *(method for method in static(4.0, config) if method != yarn),
-            *dynamic,
+            *dynamic(),
         ),
         evals=(
             Retrieval(seq_lens=lengths, n=12),

@@ -9,7 +9,7 @@ from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
 from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evals.suite import SuiteConfig
 from ctxext.evals.timing import TimedModel
-from ctxext.evaluate import Shard, evaluate, evaluate_checkpoint
+from ctxext.evaluate import NamedModel, Shard, evaluate, evaluate_checkpoint
 from ctxext.loading import load
 from ctxext.methods import make
 from ctxext.methods.yarn import Yarn
@@ -129,12 +129,13 @@ def test_a_checkpoint_under_two_methods(tmp_path):
         vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
     )
     write_hf(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
-    settings = SuiteConfig(source=toy_source())
-    options: dict = {"seq_lens": (120,), "config": settings, "out": tmp_path / "out"}
+    base = NamedModel.load(tmp_path / "base")
+    config_of_suite = SuiteConfig(source=toy_source(), seq_lens=(120,))
+    options: dict = {"config": config_of_suite, "out": tmp_path / "out"}
     with pytest.raises(ValueError, match="documents have the 119 tokens"):
-        evaluate_checkpoint(tmp_path / "base", evals=("ppl",), **options)
+        evaluate_checkpoint(base, evals=("ppl",), **options)
     sink, records = evaluate_checkpoint(
-        tmp_path / "base", evals=("passkey",), methods=(None, Yarn(factor=2.0)), **options
+        base, evals=("passkey",), methods=(None, Yarn(factor=2.0)), **options
     )
     assert sink == tmp_path / "out" / "records.jsonl"
     assert records == read_records(sink)[-120:]

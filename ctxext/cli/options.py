@@ -68,8 +68,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME|FILE.py:Class",
         help="Frequencies, attention or positions, see ctxext methods; may be given several times. "
-        "The fields of a "
-        "method are options too: --method yarn --factor 4 --beta-fast 16.",
+        "The fields of a method are options too: --method yarn --factor 4 --beta-fast 16.",
     )
 
 
@@ -249,8 +248,7 @@ def add_track(parser: argparse.ArgumentParser) -> None:
         choices=LazyNames(_trackers, others=True),  # pyright: ignore[reportArgumentType]
         metavar="NAME,...",
         help="Trackers to log to: %(choices)s. wandb is online if it is configured, else offline; "
-        "metrics.jsonl is "
-        "always written.",
+        "metrics.jsonl is always written.",
     )
 
 

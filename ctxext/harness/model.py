@@ -251,7 +251,9 @@ class HarnessLM(TemplateLM):
             written += step
             left = []
             for i in unfinished:
-                ids = list(itertools.takewhile(lambda token: token not in self._stops, new[i]))
+                ids = list(
+                    itertools.takewhile(lambda token: token not in self._lm.stop_ids, new[i])
+                )
                 text = self._tokenizer.decode(ids)
                 if (
                     len(ids) < len(new[i])

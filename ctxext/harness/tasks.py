@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxext import loading
-from ctxext.evals import evaluated_model
 from ctxext.evals.base import fingerprint
-from ctxext.evaluate import checkpoint_label, default_directory
+from ctxext.evaluate import NamedModel
 from ctxext.files import write_json, write_text
 from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
 from ctxext.harness.model import HarnessLM
 from ctxext.model.lm import LM
 from ctxext.parallel import distributed
-from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 
 KEPT_KEYS = (
     "results",
@@ -117,43 +114,14 @@ def _quiet_single_process() -> Iterator[None]:
             os.environ["DISABLE_MULTIPROC"] = before
 
 
-@dataclass(frozen=True)
-class NamedModel:
-    """A model with its labels, and where its results go by default."""
-
-    lm: LM
-    labels: dict[str, Any]
-    directory: Path
-
-    @classmethod
-    def load(
-        cls,
-        source: str | Path,
-        *,
-        methods: tuple[Any, ...] = (),
-        adapter: Path | None = None,
-        dtype: str = "float32",
-        mesh: Mesh = ONE_DEVICE,
-        trust: bool = False,
-    ) -> "NamedModel":
-        """The model of a run or an HF directory, see `loading.load`."""
-        path = loading.locate(source)
-        lm = loading.load(
-            path, method=methods, adapter=adapter, dtype=dtype, mesh=mesh, trust=trust
-        )
-        steps = loading.checkpoint_step(path)
-        model = evaluated_model(lm, checkpoint=checkpoint_label(path, steps, adapter), steps=steps)
-        labels = {
-            "checkpoint": model.checkpoint,
-            "method": model.label,
-            "steps": model.steps,
-            "window": model.window,
-        }
-        return cls(lm, labels, default_directory(path))
-
-    def other(self, source: str | Path) -> "NamedModel":
-        """Another checkpoint as it is, in the same dtype and on the same devices."""
-        return NamedModel.load(source, dtype=self.lm.dtype, mesh=self.lm.mesh)
+def _labels(named: NamedModel) -> dict[str, Any]:
+    model = named.describe(named.lm)
+    return {
+        "checkpoint": model.checkpoint,
+        "method": model.label,
+        "steps": model.steps,
+        "window": model.window,
+    }
 
 
 @dataclass(frozen=True)
@@ -215,11 +183,13 @@ def report(model: NamedModel, request: Request, *, against: str | Path | None = 
 
     Both within the smaller of their windows of pre-training, unless the request names a length.
     """
-    both = [model, *([] if against is None else [model.other(against)])]
+    both = [model]
+    if against is not None:
+        both.append(NamedModel.load(against, dtype=model.lm.dtype, mesh=model.lm.mesh))
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
     model_results, *base_results = [run_tasks(named.lm, request) for named in both]
     pairs = differences(model_results.samples, base_results[0].samples) if base_results else []
-    labels = {**model.labels, "base": both[1].labels if base_results else None}
+    labels = {**_labels(model), "base": _labels(both[1]) if base_results else None}
     base = base_results[0] if base_results else None
     return Report(labels, request, model_results, base, pairs, model.directory)

@@ -345,3 +345,4 @@ def test_bad_input_is_one_line(fast: Path, tasks: Path, capsys) -> None:
     assert "did you mean toy_choice" in refused(*misspelled)
     assert "limit must be positive" in refused("--tasks", "toy_choice", "--limit", "0")
     assert "unknown option" in refused("--tasks", "toy_choice", "--factor", "2")
+    assert "has no checkpoint 7" in refused("--tasks", "toy_choice", "--checkpoint", "7")

@@ -11,23 +11,12 @@ import numpy as np
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer, train_tokenizer
+from support import tiny
 
 WINDOW = 64
 FACTOR = 4
 LENGTH = FACTOR * WINDOW
-TINY = LlamaConfig(
-    vocab_size=420,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    max_position_embeddings=WINDOW,
-    initializer_range=0.12,
-)
+TINY = tiny.config(vocab_size=420, max_position_embeddings=WINDOW, initializer_range=0.12)
 
 
 @functools.cache

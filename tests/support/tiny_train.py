@@ -11,25 +11,13 @@ from pathlib import Path
 from ctxext.data import Files, Source
 from ctxext.experiment import Experiment, Train
 from ctxext.methods.linear import Linear
-from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.model.lm import LM
 from ctxext.optim import Optim
 from ctxext.rundir import RunDir
+from support import tiny
 
-CONFIG = LlamaConfig(
-    vocab_size=259,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    rms_norm_eps=1e-5,
-    rope_theta=1e4,
-    max_position_embeddings=32,
-    tie_word_embeddings=True,
-)
+CONFIG = tiny.config(vocab_size=259, tie_word_embeddings=True)
 
 
 class ByteTokenizer:

@@ -100,26 +100,30 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     methods = options.read_methods(args, rest)
     source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
     requirements.check_text(source, option="--haystack-field")
+    shard = evaluate.Shard.parse(args.shard)
     config = SuiteConfig(
+        seq_lens=tuple(args.seq_len or ()),
         budget=args.budget,
         source=source,
         questions=args.questions,
         ruler=args.ruler,
         wording=args.wording,
     )
-    sink, records = evaluate.evaluate_checkpoint(
+    named = evaluate.NamedModel.load(
         args.source,
         adapter=args.adapter,
         checkpoint=args.checkpoint,
-        methods=[methods or None],
-        evals=args.evals or STANDARD,
-        seq_lens=args.seq_len,
-        config=config,
-        out=args.out,
-        shard=evaluate.Shard.parse(args.shard),
         dtype=args.compute_dtype,
         mesh=options.read_mesh(args),
         trust=args.trust_run,
+    )
+    sink, records = evaluate.evaluate_checkpoint(
+        named,
+        methods=[methods or None],
+        evals=args.evals or STANDARD,
+        config=config,
+        out=args.out,
+        shard=shard,
     )
     if args.json:
         print(json.dumps(report.summary(records)))

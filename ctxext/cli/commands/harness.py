@@ -53,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
+    from ctxext.evaluate import NamedModel
     from ctxext.harness import tasks
 
     request = tasks.Request(
@@ -63,10 +64,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         args.max_length,
         args.seed,
     )
-    model = tasks.NamedModel.load(
+    model = NamedModel.load(
         args.source,
         methods=options.read_methods(args, rest),
         adapter=args.adapter,
+        checkpoint=args.checkpoint,
         dtype=args.compute_dtype,
         mesh=options.read_mesh(args),
         trust=args.trust_run,
