@@ -16,7 +16,7 @@ from ctxext.evals.base import Model
 from ctxext.evals.record import parse_records, read_records
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evals.timing import TimedModel
-from ctxext.files import append_jsonl, read_jsonl
+from ctxext.files import append_jsonl, read_json, read_jsonl
 from ctxext.parallel import distributed
 
 if TYPE_CHECKING:
@@ -119,13 +119,11 @@ def _read(sink: Path | None, model: EvaluatedModel) -> dict[str, EvalRecord]:
 
 @dataclasses.dataclass(frozen=True)
 class NamedModel:
-    """A model with the name of its weights, and where its results go by default."""
+    """A model with what its weights are, and where its results go by default."""
 
     lm: "LM"
-    checkpoint: str
-    """The name of the weights in records: directory, step of a run, and the adapter in them."""
-    steps: int
-    """Training steps that the weights have had."""
+    weights: EvaluatedModel
+    """The checkpoint as it is: its name, its training and the methods that it carries."""
     directory: Path
     """The run itself, or `runs/eval-<name>` for an HF directory."""
 
@@ -144,29 +142,56 @@ class NamedModel:
         """The model of a run or an HF directory; arguments and errors are those of `load`."""
         from ctxext import loading  # loads jax
         from ctxext.parallel.mesh import ONE_DEVICE
+        from ctxext.training.checksums import parameter_checksum
 
         path = loading.locate(source)
         # Of a run that is still training, the latest checkpoint may change until it is read.
         steps = loading.checkpoint_step(path, checkpoint)
         lm = loading.load(
             path,
-            method=methods,
             adapter=adapter,
             checkpoint=steps,
             dtype=dtype,
             mesh=mesh or ONE_DEVICE,
             trust=trust,
         )
-        name = path.resolve().name
         is_run = loading.is_run(path)
-        step = f" step {steps}" if is_run else ""
-        merged = f" + {adapter.resolve().name}" if adapter else ""
+        name = path.resolve().name
+        weights = dataclasses.replace(
+            evaluated_model(lm, steps=steps),
+            checkpoint=name,
+            weights=parameter_checksum(lm.params),
+            train_seq_len=_train_seq_len(path) if is_run else None,
+            adapter=adapter.resolve().name if adapter else "",
+        )
         directory = path if is_run else Path("runs") / f"eval-{name}"
-        return cls(lm, name + step + merged, steps, directory)
+        return cls(lm.with_method(*methods), weights, directory)
 
-    def describe(self, lm: Model) -> EvaluatedModel:
-        """`lm`, which has these weights, for records."""
-        return evaluated_model(lm, checkpoint=self.checkpoint, steps=self.steps)
+    def describe(self, lm: Model, *, directory: Path | None = None) -> EvaluatedModel:
+        """`lm`, which has these weights, for the records in a directory.
+
+        A run that keeps the records itself is described as by its own evaluations, without a name.
+        """
+        as_it_is = self.weights
+        model = evaluated_model(lm)
+        is_as_trained = not as_it_is.steps or model.method == as_it_is.method
+        described = dataclasses.replace(
+            as_it_is,
+            rope=model.rope,
+            attention=model.attention,
+            trained_with="" if is_as_trained else as_it_is.method,
+        )
+        is_run = as_it_is.train_seq_len is not None and not as_it_is.adapter
+        if is_run and directory is not None and directory.resolve() == self.directory.resolve():
+            return dataclasses.replace(described, checkpoint="", weights="")
+        return described
+
+
+def _train_seq_len(run: Path) -> int:
+    """Tokens per training row of a run."""
+    from ctxext.rundir import RunDir
+
+    return read_json(RunDir(run).config_file)["train"]["seq_len"]
 
 
 def evaluate_checkpoint(
@@ -215,7 +240,7 @@ def evaluate_checkpoint(
         records += evaluate(
             model,
             model_evals,
-            model=named.describe(model),
+            model=named.describe(model, directory=sink.parent),
             sink=sink,
             shard=shard,
             progress=progress,

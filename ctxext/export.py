@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ctxext import loading
+from ctxext import loading, report
 from ctxext.attention import Attention, Causal
+from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
 from ctxext.interop import hf, peft
@@ -135,6 +136,30 @@ def check_attention(attention: Attention, *, to: str) -> None:
             "field; export with causal attention (in an experiment: export=None) and choose it "
             "again when loading"
         )
+
+
+def run_card(run: RunDir, model: EvaluatedModel) -> dict[str, Any]:
+    """The facts for the card of a run's checkpoint: its training, and what was measured of it.
+
+    Next to its own results stand those of variants without training and of baselines that were
+    trained as long, not those of other checkpoints. It has no results before it was evaluated.
+    """
+    records = read_records(run.records_file)
+    shown = [
+        record for record in records if record.model == model or _compares(record.model, model)
+    ]
+    is_evaluated = any(record.model == model for record in records)
+    return {
+        "method": model.label,
+        "experiment": read_json(run.config_file)["name"],
+        "summary": report.tables(shown) if is_evaluated else "",
+    }
+
+
+def _compares(other: EvaluatedModel, model: EvaluatedModel) -> bool:
+    """Whether a variant belongs on the card of a model: not another checkpoint of the same run."""
+    is_changed = other.trained_with or other.adapter or other.dtype != model.dtype
+    return other.steps in (0, model.steps) and not is_changed
 
 
 def export_adapter(

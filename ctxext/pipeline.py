@@ -12,10 +12,10 @@ import jax
 
 from ctxext import loading, report, requirements
 from ctxext.evals import EvalRecord, evaluated_model
-from ctxext.evals.record import read_records
+from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
-from ctxext.export import check, export
+from ctxext.export import check, export, run_card
 from ctxext.interop.formats import find_format
 from ctxext.methods import label
 from ctxext.model.lm import LM
@@ -123,10 +123,10 @@ def run(
         else:
             scaling = experiment.effective_scaling(base.scaling)
             result = base.with_method(scaling, experiment.attention)
-        name = _evaluate(experiment, result, experiment.train.steps, directory, sinks)
+        model = _evaluate(experiment, result, experiment.train.steps, directory, sinks)
         if experiment.export is not None:
-            proof = _export(experiment, result, name, directory)
-            facts = {"method": name, "equal": not proof["weights_that_differ"]}
+            proof = _export(experiment, result, model, directory)
+            facts = {"method": model.label, "equal": not proof["weights_that_differ"]}
             for sink in sinks:
                 sink.artifact("export", [directory.export], facts)
         for sink in sinks:
@@ -201,16 +201,18 @@ def _train(experiment: Experiment, run: RunDir, base: LM, sinks: Sequence[Sink])
             sink.artifact("checkpoints", checkpoints, {"steps": steps})
 
 
-def _evaluate(experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]) -> str:
-    """Evaluate one variant into the run's records; returns its label."""
+def _evaluate(
+    experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]
+) -> EvaluatedModel:
+    """Evaluate one variant into the run's records; returns how they describe it."""
     model = evaluated_model(lm, steps=steps, train_seq_len=experiment.train.seq_len)
     records = evaluate(lm, experiment.evals, model=model, sink=run.records_file)
     for sink in sinks:
         sink.records(records)
-    return model.label
+    return model
 
 
-def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str, Any]:
+def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) -> dict[str, Any]:
     """Write and prove the export, unless it is already there and equal; returns the proof."""
     assert experiment.export is not None
     suffix = find_format(experiment.export.to).suffix
@@ -222,17 +224,12 @@ def _export(experiment: Experiment, lm: LM, name: str, run: RunDir) -> dict[str,
         # The run has been trained further since.
         distributed.broadcast_from_primary(lambda: shutil.rmtree(run.export))
     print(f"exporting to {out}", file=sys.stderr)
-    card = {
-        "method": name,
-        "experiment": experiment.name,
-        "summary": report.tables(read_records(run.records_file)),
-    }
     export(
         lm,
         out,
         to=experiment.export.to,
         dtype=experiment.export.dtype,
         seq_len=experiment.train.seq_len,
-        card=card,
+        card=run_card(run, model),
     )
     return prove(out, against=lm)

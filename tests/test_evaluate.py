@@ -10,14 +10,19 @@ from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evals.suite import SuiteConfig
 from ctxext.evals.timing import TimedModel
 from ctxext.evaluate import NamedModel, Shard, evaluate, evaluate_checkpoint
+from ctxext.export import run_card
 from ctxext.loading import load
 from ctxext.methods import make
+from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
+from ctxext.report import tables, verdict
+from ctxext.report.analysis.records import variants
 from ctxext.rope import Unscaled
 from ctxext.tasks import Passkey, TaskContext
 from ctxext.tokenization.tokenizer import Tokenizer
 from support import tiny
 from support.hf_files import write_hf
+from support.runs import write_run
 from support.tiny import config, params
 from support.toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
@@ -25,6 +30,22 @@ TOKENIZER = toy_tokenizer()
 GRID = Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
 PPL = Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=16, source=toy_source())
 PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
+
+
+SENTENCEPIECE = Tokenizer({"tokenizer.model": toy_model()})
+SHAPE = config(
+    vocab_size=SENTENCEPIECE.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
+)
+
+
+def write_base(path, seed=0):
+    weights = params(SHAPE, seed)
+    write_hf(path, SHAPE, weights, Unscaled(), SENTENCEPIECE, dtype="float32")
+    return path
+
+
+def models(records):
+    return list(dict.fromkeys(record.model for record in records))
 
 
 class Interrupted(EchoPrompt):
@@ -124,12 +145,8 @@ def test_labels_leave_out_methods_that_change_nothing():
 
 def test_a_checkpoint_under_two_methods(tmp_path):
     """A random model in an HF directory, evaluated as the command line does it."""
-    tokenizer = Tokenizer({"tokenizer.model": toy_model()})
-    shape = config(
-        vocab_size=tokenizer.vocab_size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2
-    )
-    write_hf(tmp_path / "base", shape, params(shape), Unscaled(), tokenizer, dtype="float32")
-    base = NamedModel.load(tmp_path / "base")
+    tokenizer = SENTENCEPIECE
+    base = NamedModel.load(write_base(tmp_path / "base"))
     config_of_suite = SuiteConfig(source=toy_source(), seq_lens=(120,))
     options: dict = {"config": config_of_suite, "out": tmp_path / "out"}
     with pytest.raises(ValueError, match="documents have the 119 tokens"):
@@ -156,3 +173,89 @@ def test_a_checkpoint_under_two_methods(tmp_path):
             assert record.scores.answer_logprobs[step] == pytest.approx(logprob, abs=1e-4)
             greedy = np.asarray(lm.logits([[*prompt, *prediction[:step]]]))[0, -1]
             assert prediction[step] == greedy.argmax()
+
+
+QUESTIONS: dict = {
+    "evals": ("passkey",),
+    "config": SuiteConfig(source=toy_source(), seq_lens=(120,)),
+    "progress": False,
+}
+
+
+def test_each_checkpoint_of_a_run_has_records_and_a_label_of_its_own(tmp_path):
+    checkpoints = {step: params(SHAPE, seed=step) for step in (18, 100)}
+    run = write_run(tmp_path / "run", SHAPE, SENTENCEPIECE, checkpoints, rope=Linear(2.0))
+    early_model = NamedModel.load(run.path, checkpoint=18)
+    late_model = NamedModel.load(run.path)
+    sink, early = evaluate_checkpoint(early_model, **QUESTIONS)
+    assert sink == run.records_file
+    _, late = evaluate_checkpoint(late_model, **QUESTIONS)
+    _, changed = evaluate_checkpoint(late_model, methods=(Yarn(factor=2.0),), **QUESTIONS)
+    assert [model.label for model in models([*early, *late, *changed])] == [
+        "linear(factor=2), 18 steps at 64",
+        "linear(factor=2), 100 steps at 64",
+        "yarn(factor=2), 100 steps at 64 under linear(factor=2)",
+    ]
+    assert len(read_records(sink)) == 3 * len(early)
+    # The run's own evaluation after its last step describes the same model.
+    of_run = evaluated_model(load(run.path), steps=100, train_seq_len=64)
+    assert models(late) == [of_run]
+    accuracies = tables(read_records(sink)).split("\n\n")[0].splitlines()
+    rows = [line.partition("  ")[0] for line in accuracies if "/60 " in line]
+    assert rows == [model.label for model in models(read_records(sink))]
+    # Written elsewhere, they name their run.
+    _, apart = evaluate_checkpoint(early_model, out=tmp_path / "apart", **QUESTIONS)
+    (model,) = models(apart)
+    assert (model.checkpoint, model.steps, bool(model.weights)) == ("run", 18, True)
+
+
+def test_a_card_shows_the_results_of_its_own_checkpoint(tmp_path):
+    checkpoints = {step: params(SHAPE, seed=step) for step in (18, 100)}
+    run = write_run(tmp_path / "run", SHAPE, SENTENCEPIECE, checkpoints, rope=Linear(2.0))
+    lm = load(run.path)
+    described = {
+        steps: evaluated_model(lm, steps=steps, train_seq_len=64) for steps in (0, 18, 100)
+    }
+    assert run_card(run, described[100])["summary"] == ""
+    for model in described.values():
+        evaluate(PERFECT, (GRID,), model=model, sink=run.records_file, progress=False)
+    for steps, other in ((18, 100), (100, 18)):
+        card = run_card(run, described[steps])
+        assert card["method"] == described[steps].label
+        assert described[steps].label in card["summary"]
+        assert described[0].label in card["summary"]
+        assert described[other].label not in card["summary"]
+
+
+def test_checkpoints_of_one_name_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    """Two directories called "export" have the same default place for their records."""
+    monkeypatch.chdir(tmp_path)
+    directories = [write_base(tmp_path / name / "export", seed) for seed, name in enumerate("ab")]
+    sinks, results = zip(
+        *(evaluate_checkpoint(NamedModel.load(path), **QUESTIONS) for path in directories),
+        strict=True,
+    )
+    assert sinks[0] == sinks[1]
+    predictions = [[record.scores.prediction for record in records] for records in results]
+    assert predictions[0] != predictions[1]
+    names = [variant.name for variant in variants(read_records(sinks[0]))]
+    assert len(set(names)) == 2
+    assert all(name.startswith("none (export ") for name in names)
+
+
+def test_another_number_type_is_another_model(tmp_path):
+    path = write_base(tmp_path / "base")
+    out = tmp_path / "out"
+    evaluate_checkpoint(NamedModel.load(path), out=out, **QUESTIONS)
+    rounded = NamedModel.load(path, dtype="bfloat16")
+    _, records = evaluate_checkpoint(rounded, out=out, **QUESTIONS)
+    assert [model.label for model in models(records)] == ["none, bfloat16"]
+    assert len(read_records(out / "records.jsonl")) == 2 * len(records)
+
+
+def test_a_checkpoint_that_is_not_a_run_is_not_called_untrained(tmp_path):
+    """Whether its weights were trained before is not known."""
+    base = NamedModel.load(write_base(tmp_path / "base"))
+    _, records = evaluate_checkpoint(base, out=tmp_path, **QUESTIONS)
+    text = "\n".join([*verdict(records), tables(records)])
+    assert "zero-shot" not in text

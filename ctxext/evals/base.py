@@ -54,16 +54,16 @@ class Model(Protocol):
 
 
 def evaluated_model(
-    lm: Model, *, checkpoint: str = "", steps: int = 0, train_seq_len: int | None = None
+    lm: Model, *, steps: int = 0, train_seq_len: int | None = None
 ) -> EvaluatedModel:
-    """Describe a model for its records. The caller states what its weights are."""
+    """Describe a model for its records. The caller states which training its weights have had."""
     return EvaluatedModel(
         window=lm.config.max_position_embeddings,
         rope=label([lm.scaling]),
         attention=label([lm.attention]),
-        checkpoint=checkpoint,
         steps=steps,
         train_seq_len=train_seq_len,
+        dtype=getattr(lm, "dtype", "float32"),
     )
 
 

@@ -45,10 +45,19 @@ class EvaluatedModel:
     """Label of the attention method; "causal" changes nothing."""
     checkpoint: str = ""
     """Name of the weights; "" for those of the run that holds the record."""
+    weights: str = ""
+    """Checksum of the parameters, which tells checkpoints of one name apart; "" with no name."""
     steps: int = 0
-    """Fine-tuning steps that the weights have had."""
+    """Fine-tuning steps that the weights have had in their run."""
     train_seq_len: int | None = None
-    """Tokens per training row of the experiment; None for a checkpoint evaluated on its own."""
+    """Tokens per training row of their run; None for a checkpoint that is not a run's: whether it
+    was trained before is not known."""
+    trained_with: str = ""
+    """The method that the weights were trained with; "" if it is the one that they are run with."""
+    adapter: str = ""
+    """Name of the adapter that is merged into the weights."""
+    dtype: str = "float32"
+    """Number type of the forward pass."""
 
     @property
     def method(self) -> str:
@@ -62,13 +71,39 @@ class EvaluatedModel:
         return self.method == "none"
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the weights were trained after the base: by the steps of a run, or an adapter."""
+        return self.steps > 0 or bool(self.adapter)
+
+    @property
     def label(self) -> str:
         """The method and its training, for people: "yarn(factor=4), 60 steps at 256"."""
-        if self.train_seq_len is None:
-            return self.method
-        if self.steps == 0:
-            return f"{self.method}, zero-shot"
-        return f"{self.method}, {self.steps} steps at {self.train_seq_len}"
+        parts = [self.method]
+        if self.steps > 0 and self.train_seq_len is not None:
+            under = f" under {self.trained_with}" if self.trained_with else ""
+            parts.append(f"{self.steps} steps at {self.train_seq_len}{under}")
+        if self.adapter:
+            parts.append(f"adapter {self.adapter}")
+        if not self.is_trained and self.train_seq_len is not None:
+            parts.append("zero-shot")
+        if self.dtype != "float32":
+            parts.append(self.dtype)
+        return ", ".join(parts)
+
+    @property
+    def phrase(self) -> str:
+        """The same in a sentence: "yarn(factor=4) after 60 steps"."""
+        parts = [self.method]
+        if self.steps > 0:
+            under = f" under {self.trained_with}" if self.trained_with else ""
+            parts.append(f" after {self.steps} steps{under}")
+        if self.adapter:
+            parts.append(f" with the adapter {self.adapter}")
+        if not self.is_trained and self.train_seq_len is not None:
+            parts.append(", zero-shot")
+        if self.dtype != "float32":
+            parts.append(f" in {self.dtype}")
+        return "".join(parts)
 
 
 @dataclass(frozen=True)

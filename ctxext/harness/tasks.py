@@ -118,6 +118,7 @@ def _labels(named: NamedModel) -> dict[str, Any]:
     model = named.describe(named.lm)
     return {
         "checkpoint": model.checkpoint,
+        "weights": model.weights,
         "method": model.label,
         "steps": model.steps,
         "window": model.window,

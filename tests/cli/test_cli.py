@@ -175,7 +175,7 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
         {(record.model.checkpoint, record.model.steps) for record in part}
         for part in (of_latest, of_best)
     ]
-    assert models == [{("run step 3", 3)}, {(f"run step {best}", best)}]
+    assert models == [{("run", 3)}, {("run", best)}]
     assert [record.item for record in of_latest] == [record.item for record in of_best]
     short = tmp_path / "short"
     assert main(argv(train, file=file, run=short, steps=best)) == 0
@@ -189,6 +189,7 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     assert np.abs(logits[2] - logits[0]).max() > 1e-2
     out = ["--out", str(tmp_path / "out"), "--dtype", "float32"]
     assert main(["export", str(run), "--checkpoint", "best", *out]) == 0
+    assert f", {best} steps at " in (tmp_path / "out" / "README.md").read_text()
     np.testing.assert_array_equal(
         np.asarray(ctxext.load(tmp_path / "out").logits(tokens)), logits[0]
     )

@@ -20,6 +20,7 @@ from ctxext.interop import peft as ours
 from ctxext.methods import Linear
 from ctxext.model.trainable import LINEARS, LastLayers, LoRA
 from ctxext.pipeline import train_only
+from ctxext.report import verdict
 from ctxext.rope import Unscaled
 from support.hf_files import write_hf
 from support.llamas import TINY, random_params, tokenizer, torch_llama
@@ -165,7 +166,17 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
     assert main(argv) == 0
     assert main([*argv, "--adapter", str(tmp_path / "mine")]) == 0
     records = read_records(tmp_path / "records.jsonl")
-    assert {record.model.checkpoint for record in records} == {"base", "base + mine"}
+    models = list(dict.fromkeys(record.model for record in records))
+    assert [(model.checkpoint, model.label) for model in models] == [
+        ("base", "none"),
+        ("base", "none, adapter mine"),
+    ]
+    assert [model.is_trained for model in models] == [False, True]
+    assert models[0].weights != models[1].weights
+    # What the adapter changes is told, and that it was not trained is not.
+    text = "\n".join(verdict(records))
+    assert "none with the adapter mine" in text
+    assert "zero-shot" not in text
 
 
 def test_what_cannot_be_written_is_refused_with_the_reason(texts, base, tmp_path):

@@ -20,9 +20,10 @@ from ctxext.evals.record import Cluster, LossEstimator, LossRecord, LossScores, 
 from ctxext.evals.stats import wilson
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
-from ctxext.report import latest, summary, tables
+from ctxext.report import latest, summary, tables, verdict
 from ctxext.report.analysis.results import Results
 from ctxext.report.pages.heatmaps import by_depth
+from ctxext.report.pages.styles import identities, method_styles, variant_styles
 from support.planted import passkey_record
 from support.records import changed
 from support.toy_tokenizer import toy_source, toy_tokenizer
@@ -216,3 +217,83 @@ def test_the_overview_puts_all_tasks_of_a_variant_together():
     assert list(lines) == ["passkey", "kv", "fwe"]
     blind = next(part for part in text.split("\n\n") if part.startswith("blind: % right"))
     assert "0 [0, 6]" in blind
+
+
+WINDOW_LENS = (256, 1024)
+
+
+def asked(rope, steps, right, lengths=WINDOW_LENS):
+    """Two questions at each of two depths and at each length."""
+    return [
+        passkey_record(rope, steps, seq_len, depth, i, right)
+        for seq_len in lengths
+        for depth in (0.0, 1.0)
+        for i in range(2)
+    ]
+
+
+def below_of(heatmap):
+    return {name: [cell and cell.text for cell in cells] for name, cells in heatmap.below}
+
+
+def test_a_base_without_right_answers_was_asked():
+    records = [*asked("none", 0, False), *asked("yarn", 60, True)]
+    (study,) = Results(records).studies
+    yarn = study.task.variants[1]
+    assert below_of(by_depth(study, yarn))["in-window baseline"] == ["0/4", None]
+    assert study.effective_context(yarn, 0.85) is None
+    text = " ".join(verdict(records))
+    assert "in-window baseline of yarn after 60 steps has no right answers" in text
+    assert "The in-window baseline is 0/4 at the window of 256 tokens" in text
+    assert "in-window baseline not asked" not in tables(records)
+
+
+def test_a_base_that_was_asked_at_a_length_of_its_own_was_asked():
+    records = [*asked("none", 0, True, (256,)), *asked("yarn", 60, True, (512, 1024))]
+    (study,) = Results(records).studies
+    heatmap = by_depth(study, study.task.variants[1])
+    assert "in-window baseline" not in below_of(heatmap)
+    assert heatmap.note == "In-window baseline: 4/4 at the window of 256 tokens."
+
+
+def test_a_checkpoint_is_compared_with_its_own_base_before_another():
+    """Also where its own base has no right answers, and another one has."""
+    records = [
+        changed(record, checkpoint=checkpoint)
+        for checkpoint, right in (("a", False), ("b", True))
+        for record in [*asked("none", 0, right), *asked("yarn", 0, True)]
+    ]
+    (study,) = Results(records).studies
+    baselines = {v.model.checkpoint: study.baseline(v) for v in study.task.variants}
+    assert {name: b.variant.model.checkpoint for name, b in baselines.items()} == {
+        "a": "a",
+        "b": "b",
+    }
+    assert {v.model.checkpoint for v in study.effective} == {"b"}
+
+
+def test_checkpoints_of_one_run_have_rows_phrases_and_colours_of_their_own():
+    records = [*asked("none", 0, True), *asked("yarn", 18, False), *asked("yarn", 100, True)]
+    results = Results(records)
+    (study,) = results.studies
+    names = [variant.name for variant in study.task.variants]
+    assert names == ["none, zero-shot", "yarn, 18 steps at 1024", "yarn, 100 steps at 1024"]
+    assert study.best == study.task.variants[2]
+    by_name = identities(study.task.variants)
+    styles = variant_styles(study.task.variants, method_styles(by_name.values()))
+    drawn = [(style.index, style.dashed) for _, style in styles.values()]
+    assert len(set(drawn)) == 3
+    assert by_name[study.best] == "yarn", "the curve of its training has the same colour"
+
+
+def test_other_weights_are_not_the_same_training_without_scaling():
+    """Plain RoPE on weights that were trained under YaRN is no control of YaRN."""
+    records = [*asked("yarn", 60, True)]
+    records += [changed(record, trained_with="yarn") for record in asked("none", 60, False)]
+    (study,) = Results(records).studies
+    yarn, without = study.task.variants
+    assert without.name == "none, 60 steps at 1024 under yarn"
+    assert study.unscaled(yarn) is None
+    records += asked("none", 60, False)
+    (study,) = Results(records).studies
+    assert study.unscaled(yarn).name == "none, 60 steps at 1024"

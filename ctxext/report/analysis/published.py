@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ctxext.evals.expected import Expected
-from ctxext.evals.record import AnswerRecord, EvalRecord, Measurement
+from ctxext.evals.record import AnswerRecord, EvalRecord, EvaluatedModel, Measurement
 from ctxext.evals.stats import Interval
 from ctxext.report.analysis.perplexity import Perplexity, losses
 from ctxext.report.analysis.records import Variant, accuracy, group, is_control
@@ -54,14 +54,20 @@ class Outcome:
 
 def outcomes(run: RunData) -> list[Outcome]:
     """Every number that the experiment of a run expects, in its order."""
-    steps = run.config.get("train", {}).get("steps")
-    trained = [r for r in run.records if r.model.steps == steps and r.model.method == run.method]
+    trained = [r for r in run.records if _is_result(r.model, run)]
     by_model = list(group(trained, lambda record: record.model).values())
     records = by_model[0] if by_model else []
     return [
         Outcome(run.name, expected, _measured(expected, records))
         for expected in from_json(run.config.get("expect", []))
     ]
+
+
+def _is_result(model: EvaluatedModel, run: RunData) -> bool:
+    """Whether a model is what the experiment trained: not another checkpoint, method or adapter."""
+    steps = run.config.get("train", {}).get("steps")
+    is_changed = model.trained_with or model.adapter
+    return model.steps == steps and model.method == run.method and not is_changed
 
 
 def _measured(expected: Expected, records: Sequence[EvalRecord]) -> Interval | None:

@@ -1,6 +1,7 @@
 """Evaluation records put into groups: which variants answered, and which tasks they were asked."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,7 +43,7 @@ class Variant:
 
     @property
     def trained(self) -> bool:
-        return self.model.steps > 0
+        return self.model.is_trained
 
     @property
     def name(self) -> str:
@@ -52,8 +53,7 @@ class Variant:
     @property
     def phrase(self) -> str:
         """Its name in a sentence, such as "yarn(factor=4) after 60 steps"."""
-        training = f" after {self.model.steps} steps" if self.trained else ", zero-shot"
-        return self.model.method + training + self.suffix
+        return self.model.phrase + self.suffix
 
     @property
     def suffix(self) -> str:
@@ -65,7 +65,14 @@ def variants(records: Iterable[EvalRecord]) -> list[Variant]:
     """Every model among the records, in order of appearance."""
     models = list(dict.fromkeys(record.model for record in records))
     several = len({model.checkpoint for model in models}) > 1
-    return [Variant(model, model.checkpoint if several else "") for model in models]
+    names = Counter((model.label, model.checkpoint) for model in models)
+
+    def checkpoint(model: EvaluatedModel) -> str:
+        if names[model.label, model.checkpoint] > 1:  # other weights under the same name
+            return f"{model.checkpoint} {model.weights[:8]}".strip()
+        return model.checkpoint if several else ""
+
+    return [Variant(model, checkpoint(model)) for model in models]
 
 
 def accuracy(records: Sequence[AnswerRecord]) -> Interval:

@@ -63,9 +63,9 @@ def _drop_repeated(runs: Sequence[RunData]) -> None:
     for run in runs:
         kept: list[EvalRecord] = []
         for model, records in group(run.records, lambda record: record.model).items():
-            anonymous = dataclasses.replace(model, checkpoint="")
+            anonymous = dataclasses.replace(model, checkpoint="", weights="")
             results = (anonymous, frozenset((r.item, _result(r)) for r in records))
-            if model.steps > 0 or results not in seen:
+            if model.is_trained or results not in seen:
                 kept += records
             seen.add(results)
         run.records = kept

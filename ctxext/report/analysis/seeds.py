@@ -17,7 +17,7 @@ from ctxext.report.analysis.records import (
     num_correct,
     task_results,
 )
-from ctxext.report.analysis.runs import read_run
+from ctxext.report.analysis.runs import RunData, read_run
 
 BySeed = dict[int, list[AnswerRecord]]
 
@@ -85,7 +85,7 @@ class SeedResults:
 
 
 def across_seeds(paths: Sequence[Path]) -> list[SeedResults]:
-    """The tasks of runs; trained variants only, the best first.
+    """The tasks of runs; the variants at the end of their training only, the best first.
 
     Raises ValueError for fewer than two seeds, for a seed given twice with the same variant,
     without a variant that was trained plainly (no scaling), or if the seeds of a variant were asked
@@ -100,9 +100,11 @@ def across_seeds(paths: Sequence[Path]) -> list[SeedResults]:
         seed = run.config["seed"]
         # The seed takes the place of the checkpoint's name, which is all that differs.
         trained = [
-            dataclasses.replace(r, model=dataclasses.replace(r.model, checkpoint=str(seed)))
+            dataclasses.replace(
+                r, model=dataclasses.replace(r.model, checkpoint=str(seed), weights="")
+            )
             for r in answers(run.records)
-            if r.model.steps > 0
+            if _is_end_of_training(r.model, run)
         ]
         for model in dict.fromkeys(record.model for record in trained):
             if other := holders.get(model):
@@ -112,6 +114,12 @@ def across_seeds(paths: Sequence[Path]) -> list[SeedResults]:
             holders[model] = path
         records += trained
     return [_combine(task) for task in task_results(records)]
+
+
+def _is_end_of_training(model: EvaluatedModel, run: RunData) -> bool:
+    """Whether a model has all steps of its experiment and the method that it was trained with."""
+    steps = run.config.get("train", {}).get("steps", model.steps)
+    return model.steps == steps > 0 and not model.trained_with and not model.adapter
 
 
 def _combine(task: TaskResults) -> SeedResults:
@@ -151,7 +159,7 @@ def _combine(task: TaskResults) -> SeedResults:
 
 
 def _without_seed(model: EvaluatedModel) -> EvaluatedModel:
-    return dataclasses.replace(model, checkpoint="")
+    return dataclasses.replace(model, checkpoint="", weights="")
 
 
 def _check_same_questions(model: EvaluatedModel, by_seed: BySeed, seeds: Sequence[int]) -> None:

@@ -26,6 +26,12 @@ class Baseline:
     def correct(self) -> int:
         return num_correct(self.records)
 
+    @property
+    def text(self) -> str:
+        """Such as: 59/60 at the window of 256 tokens."""
+        window = self.variant.window
+        return f"{self.correct}/{len(self.records)} at the window of {window:,} tokens"
+
 
 @dataclass(frozen=True, eq=False)
 class Study:
@@ -53,14 +59,11 @@ class Study:
     def baseline(self, variant: Variant) -> Baseline | None:
         """The baseline that a variant is compared with: of the same checkpoint, else the only one.
 
-        None without one of the same window that has right answers.
+        It may have no right answers. None if no base of the same window was asked.
         """
-        usable = [b for b in self.baselines if b.correct and b.variant.window == variant.window]
-        checkpoint = variant.model.checkpoint
-        for baseline in usable:
-            if baseline.variant.model.checkpoint == checkpoint:
-                return baseline
-        return usable[0] if len(usable) == 1 else None
+        asked = [b for b in self.baselines if b.variant.window == variant.window]
+        base = _preferred([b.variant for b in asked], variant)
+        return next((b for b in asked if b.variant == base), None)
 
     @cached_property
     def effective(self) -> dict[Variant, Effective]:
@@ -71,11 +74,12 @@ class Study:
     def effective_context(self, variant: Variant, threshold: float) -> Effective | None:
         """The length up to which a variant keeps `threshold` of the in-window baseline.
 
-        None without a baseline, or where it was asked at a single length.
+        None without a baseline that has right answers, or where the variant was asked at a single
+        length.
         """
         baseline = self.baseline(variant)
         records = self.task.select(variant)
-        if baseline is None or len(seq_lens(records)) < 2:
+        if baseline is None or not baseline.correct or len(seq_lens(records)) < 2:
             return None
         return _effective_length(
             threshold,
@@ -109,11 +113,20 @@ class Study:
         return next((v for v in self.trained if not v.model.is_plain), None)
 
     def unscaled(self, variant: Variant) -> Variant | None:
-        """The variant with the same training and no method, see `_preferred`."""
+        """The variant that was trained as long without a method, see `_preferred`.
+
+        None for weights that are run with another method than they were trained with, and for an
+        adapter, whose training is not known.
+        """
+        if not _is_trained_as_it_is_run(variant):
+            return None
         same = [
             v
             for v in self.trained
-            if v.model.is_plain and v.model.steps == variant.model.steps and v != variant
+            if v.model.is_plain
+            and v.model.steps == variant.model.steps
+            and _is_trained_as_it_is_run(v)
+            and v != variant
         ]
         return _preferred(same, variant)
 
@@ -151,11 +164,25 @@ class Study:
         return comparisons
 
 
+def _is_trained_as_it_is_run(variant: Variant) -> bool:
+    return not variant.model.trained_with and not variant.model.adapter
+
+
 def _preferred(candidates: Sequence[Variant], variant: Variant) -> Variant | None:
-    """The candidate of the same checkpoint, else the only candidate."""
-    for candidate in candidates:
-        if candidate.model.checkpoint == variant.model.checkpoint:
-            return candidate
+    """The candidate of the same checkpoint, in the same number type if there is one; else the only
+    one.
+
+    Training changes the weights, so that only what was not trained must have the same checksum.
+    """
+    model = variant.model
+    of_checkpoint = [
+        c
+        for c in candidates
+        if c.model.checkpoint == model.checkpoint
+        and (variant.trained or c.model.weights == model.weights)
+    ]
+    if of_checkpoint:
+        return max(of_checkpoint, key=lambda c: c.model.dtype == model.dtype)
     return candidates[0] if len(candidates) == 1 else None
 
 

@@ -35,7 +35,10 @@ def by_depth(study: Study, variant: Variant) -> Heatmap:
         for condition, name in CONTROLS.items()
     }
     baseline = study.baseline(variant)
-    if baseline is None or baseline.variant != variant:
+    note = ""
+    if baseline is not None and variant.window not in lengths:
+        note = f"{BASELINE.capitalize()}: {baseline.text}."
+    elif baseline is None or baseline.variant != variant:
         records = baseline.records if baseline else []
         below[BASELINE] = [records if n == variant.window else [] for n in lengths]
     lines = [
@@ -43,7 +46,7 @@ def by_depth(study: Study, variant: Variant) -> Heatmap:
         for name, by_length in below.items()
     ]
     heatmap = _accuracies(task, variant, "depth", lambda r: r.question.depth, "{:g}".format)
-    return replace(heatmap, below=lines)
+    return replace(heatmap, below=lines, note=note)
 
 
 def by_distance(task: TaskResults, variant: Variant) -> Heatmap | None:

@@ -68,7 +68,10 @@ def _overview_table(
     def effective(study: Study) -> str:
         if length := study.effective.get(variant):
             return f"{length.in_units_of(variant.window):.1f}"
-        return f"{BASELINE} is 0" if study.baselines else f"no {BASELINE}"
+        baseline = study.baseline(variant)
+        if baseline is None:
+            return f"no {BASELINE}"
+        return "-" if baseline.correct else f"{BASELINE} is 0"
 
     columns = [
         Column[Study]("task", lambda study: study.task.name),

@@ -19,7 +19,7 @@ from ctxext.report.pages.context_tables import thresholds_table
 from ctxext.report.pages.expected import expected_table
 from ctxext.report.pages.loss_tables import estimator_title
 from ctxext.report.pages.overview_tables import suite_table
-from ctxext.report.pages.styles import Styles, identity, method_styles, variant_styles
+from ctxext.report.pages.styles import Styles, identities, method_styles, variant_styles
 from ctxext.report.pages.wavelength_chart import wavelength_chart
 from ctxext.report.table import Table
 
@@ -51,7 +51,8 @@ def all_sections(runs: Sequence[RunData], results: Results) -> list[Section]:
         _name_in_run(name, run, runs): steps for run in runs for name, steps in run.losses.items()
     }
     spectra = {s.method: s for run in runs for s in run.spectra}
-    by_name = method_styles([*map(identity, results.variants), *curves, *spectra])
+    names = identities(results.variants).values()
+    by_name = method_styles([*names, *curves, *spectra])
     styles = variant_styles(results.variants, by_name)
     sections = [
         effective_context_section(results, styles),

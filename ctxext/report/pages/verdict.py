@@ -155,17 +155,18 @@ class _TaskVerdict:
             comparison = find_comparison(self.comparisons, self.study.zero_shot(variant), variant)
             if comparison is None:
                 continue
-            counts = counts_text(comparison, "the same method zero-shot")
+            counts = counts_text(comparison, _without_training(variant))
             effect = self.effect_of_training(comparison)
             sentence = f"{counts}, {adjusted_p_text(comparison)}: {effect}."
             sentences.append(Finding("compared with what", sentence, variant == main))
         return sentences
 
     def effect_of_training(self, comparison: Comparison) -> str:
-        """Does training help a method?"""
+        """Does training, or an adapter, help a method?"""
+        what = "the adapter" if comparison.b.model.adapter else "training"
         if not comparison.significant:
-            return f"training makes no significant difference ({self.detectable(comparison)})"
-        return "training helps" if comparison.points.value > 0 else "training hurts"
+            return f"{what} makes no significant difference ({self.detectable(comparison)})"
+        return f"{what} helps" if comparison.points.value > 0 else f"{what} hurts"
 
     def detectable(self, comparison: Comparison) -> str:
         """The minimum detectable difference of a comparison that shows none."""
@@ -200,6 +201,8 @@ def no_trained_method(study: Study) -> str:
     """The headline where no trained variant has a method."""
     if any(variant.trained for variant in study.task.variants):
         return f"No trained variant with a method was asked at {study.task.longest:,} tokens."
+    if any(variant.model.train_seq_len is None for variant in study.task.variants):
+        return "No variant was trained by a run: these are results of checkpoints as they are."
     return "No variant was trained: these are zero-shot results."
 
 
@@ -207,10 +210,20 @@ def reads_beyond_window(study: Study, variant: Variant) -> str:
     """Is the effective context longer than the window?"""
     length = study.effective.get(variant)
     if length is None:
-        return f"Unknown: {variant.phrase} has no in-window baseline to measure how far it reads."
+        return f"Unknown: {_why_unknown(study, variant)}."
     if length.low > variant.window:
         return f"Yes: {variant.phrase} reads beyond the window."
     return f"Not shown: {variant.phrase} may not read beyond the window."
+
+
+def _why_unknown(study: Study, variant: Variant) -> str:
+    """The reason why a variant has no effective context."""
+    baseline = study.baseline(variant)
+    if baseline is None:
+        return f"{variant.phrase} has no in-window baseline to measure how far it reads"
+    if not baseline.correct:
+        return f"the in-window baseline of {variant.phrase} has no right answers"
+    return f"{variant.phrase} was asked at a single length"
 
 
 def effective_context_text(variant: Variant, length: Effective) -> str:
@@ -222,6 +235,11 @@ def effective_context_text(variant: Variant, length: Effective) -> str:
         f"{variant.phrase}: effective context {windows.estimate('.1f')}x the window "
         f"(95 % CI {low}{windows.low:.1f} to {high}{windows.high:.1f})."
     )
+
+
+def _without_training(variant: Variant) -> str:
+    """What a trained variant is compared with: the same method before its training."""
+    return "the same method without it" if variant.model.adapter else "the same method zero-shot"
 
 
 def counts_text(comparison: Comparison, other: str) -> str:
@@ -274,16 +292,12 @@ def _num_questions_text(task: TaskResults) -> str:
 def baseline_text(baseline: Baseline, *, named: bool) -> str:
     """The in-window baseline, with its checkpoint if `named`, and the threshold."""
     checkpoint = f" of {baseline.variant.model.checkpoint}" if named else ""
-    score = (
-        f"{baseline.correct}/{len(baseline.records)} at the window of "
-        f"{baseline.variant.window:,} tokens"
-    )
     if not baseline.correct:
         return (
-            f"The in-window baseline{checkpoint} is {score}: there is no threshold and no "
+            f"The in-window baseline{checkpoint} is {baseline.text}: there is no threshold and no "
             "effective context."
         )
-    return f"The threshold is {THRESHOLD:g} of the in-window baseline{checkpoint}, {score}."
+    return f"The threshold is {THRESHOLD:g} of the in-window baseline{checkpoint}, {baseline.text}."
 
 
 def effective_sample_text(comparisons: Sequence[Comparison]) -> str:
