@@ -47,62 +47,88 @@ def prove(
     model card. "equal" in the result is the verdict. Raises ValueError for files that cannot be
     read and for a base that does not fit, OSError if the proof cannot be written.
     """
-    path = Path(directory)
-    model, base = _open_against(path, against, checkpoint, methods)
-    artifact = Artifact.recognize(path, base, original)
+    model, base = _open_against(Path(directory), against, checkpoint, methods)
+    artifact = Artifact.recognize(Path(directory), base, original)
     stored = artifact.open(ONE_DEVICE if model is None else model.mesh, model)
-    dtypes = artifact.dtypes()
-    ours = stored
-    different = []
-    settings_that_differ = []
-    if model is not None:  # the stored weights, but the tokenizer and frequencies of the model
+    if model is None:
+        ours = stored
+    else:  # the stored weights, but the tokenizer and frequencies of the model
         ours = LM(
             model.config, stored.params, model.tokenizer, scaling=model.scaling, mesh=model.mesh
         )
-        different = _different_weights(stored.params, model.params, dtypes)
-        settings_that_differ = _different_generation_settings(artifact, stored, model)
+    comparison = {
+        **_description(artifact, exported=model is not None),
+        **_stored_values(artifact, stored, model),
+        **_readings(artifact, ours),
+        "known_incompatibilities": [
+            dataclasses.asdict(known) for known in known_incompatibilities(artifact)
+        ],
+    }
+    equal = (
+        not comparison["weights_that_differ"]
+        and not comparison["generation_settings_that_differ"]
+        and all(reader["equal"] for reader in comparison["readers"])
+    )
+    proof = {"equal": equal, **comparison}
+    _save(artifact, proof)
+    return proof
+
+
+def _description(artifact: Artifact, *, exported: bool) -> dict[str, Any]:
+    """The files, and the model that they are compared with: the one that was exported, or none."""
+    source = "adapter" if artifact.format == "peft" else "export"
+    own_reading = f"our own reading of the {source}"
+    description: dict[str, Any] = {
+        "format": artifact.format,
+        "against": "the model that was exported" if exported else own_reading,
+    }
+    if artifact.format == "peft":
+        description |= {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
+    return description
+
+
+def _stored_values(artifact: Artifact, stored: LM, model: LM | None) -> dict[str, Any]:
+    """Weights and generation settings in the files that are not those of the exported model."""
+    dtypes = artifact.dtypes()
+    weights = [] if model is None else _different_weights(stored.params, model.params, dtypes)
+    settings = [] if model is None else _different_generation_settings(artifact, stored, model)
+    return {
+        "dtype": _matrix_dtype(dtypes),
+        "weights_that_differ": weights,
+        "generation_settings_that_differ": settings,
+    }
+
+
+def _readings(artifact: Artifact, ours: LM) -> dict[str, Any]:
+    """What every reader makes of the files, compared with `ours`."""
     window = ours.config.max_position_embeddings
     # A scaling is compared beyond the window of pre-training, even if it declares no longer one.
     length = max(artifact.window, window + 1)
     positions = [0, window - 1, window, length - 1]
     every = ours.config.num_parameters * length <= EVERY_POSITION
     first = window_input(positions, ours.config.vocab_size, every=every)
-    inputs = [first, continuation_input(ours, first.tokens, length)]
-    outputs, not_run = read_all(artifact, inputs)
-    readers = [compare(ours, output, inputs) for output in outputs]
-    source = "adapter" if artifact.format == "peft" else "export"
-    against_text = "the model that was exported"
-    if model is None:
-        against_text = f"our own reading of the {source}"
-    proof = {
-        "equal": not (different or settings_that_differ)
-        and all(reader["equal"] for reader in readers),
-        "format": artifact.format,
-        "against": against_text,
-        "dtype": _matrix_dtype(dtypes),
+    continuation = continuation_input(ours, first.tokens, length)
+    outputs, not_run = read_all(artifact, [first, continuation])
+    return {
         "original_max_position_embeddings": window,
         "max_position_embeddings": length,
         "positions": positions,
         "tokens_read": len(first.tokens),
-        "tokens_continued": len(inputs[1].compared),
-        "weights_that_differ": different,
-        "generation_settings_that_differ": settings_that_differ,
-        "readers": readers,
+        "tokens_continued": len(continuation.compared),
+        "readers": [compare(ours, output, [first, continuation]) for output in outputs],
         "readers_not_run": not_run,
-        "known_incompatibilities": [
-            dataclasses.asdict(known) for known in known_incompatibilities(artifact)
-        ],
     }
-    if artifact.format == "peft":
-        proof |= {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
+
+
+def _save(artifact: Artifact, proof: dict[str, Any]) -> None:
+    """Write the proof next to the files, and into their model card."""
     distributed.broadcast_from_primary(lambda: write_json(artifact.proof_file, proof))
-    card = path / "README.md"
+    card = artifact.path / "README.md"
     if card.is_file():
         text = f"```\n{describe(proof)}\n```"
         distributed.broadcast_from_primary(
             lambda: write_text(card, with_proof(card.read_text(), text))
         )
-    return proof
 
 
 def _open_against(

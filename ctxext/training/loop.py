@@ -91,13 +91,7 @@ def train(
         checkpoints.wait()
         exit_code = policy.exit_code()
 
-    if done < settings.steps:
-        print(
-            f"stopped after step {done} of {settings.steps}, saved; resume with: {_command()}",
-            file=sys.stderr,
-        )
-    if exit_code is not None:
-        raise SystemExit(exit_code)
+    _report_stop(done, settings.steps, exit_code)
     return params
 
 
@@ -107,6 +101,17 @@ def _check_dropout(config: LlamaConfig) -> None:
             f"attention_dropout {config.attention_dropout} is not applied in training; "
             "set it to 0 in the config.json of the base"
         )
+
+
+def _report_stop(done: int, steps: int, exit_code: int | None) -> None:
+    """Say how to resume a run that was stopped early, and exit if a signal stopped it."""
+    if done < steps:
+        print(
+            f"stopped after step {done} of {steps}, saved; resume with: {_command()}",
+            file=sys.stderr,
+        )
+    if exit_code is not None:
+        raise SystemExit(exit_code)
 
 
 def _record_start(
