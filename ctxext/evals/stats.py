@@ -239,33 +239,34 @@ def effective_length(
         raise ValueError(f"tau is a share of the baseline's rate, 0 < tau <= 1; got {tau}")
     tried = np.unique(lengths)
     column = np.searchsorted(tried, lengths)
-    right, total = _by_cluster(clusters, column, correct, len(tried))
-    one_column = np.zeros(len(baseline), int)
-    base_right, base_total = _by_cluster(baseline_clusters, one_column, baseline, 1)
+    counts = _by_cluster(clusters, column, correct, len(tried))
+    base_counts = _by_cluster(baseline_clusters, np.zeros(len(baseline), int), baseline, 1)
+    right, total = counts
+    base_right, base_total = base_counts
     rate = _non_increasing(right.sum(0)[None], total.sum(0)[None])[0]
-    threshold = tau * base_right.sum() / base_total.sum()
-    value, censored = _crossing(tried, rate, threshold)
+    value, censored = _crossing(tried, rate, tau * base_right.sum() / base_total.sum())
     if len(right) < 2 or len(base_right) < 2:
         return Effective(value, float(tried[0]), float(tried[-1]), censored)
     rng = np.random.default_rng(seed)
-
-    def redraw(right: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        uniform = np.full(len(right), 1 / len(right))
-        drawn = rng.multinomial(len(right), uniform, size=samples)
-        more_right, more_wrong = rng.gamma(0.5, size=(2, samples, right.shape[1]))
-        return drawn @ right + more_right, drawn @ total + more_right + more_wrong
-
-    drawn_right, drawn_total = redraw(right, total)
-    drawn_base_right, drawn_base_total = redraw(base_right, base_total)
-    is_above = _non_increasing(drawn_right, drawn_total) >= (
-        tau * drawn_base_right / drawn_base_total
-    )
-    num_above = is_above.sum(-1)
+    drawn_right, drawn_total = _redraw(rng, *counts, samples)
+    drawn_base_right, drawn_base_total = _redraw(rng, *base_counts, samples)
+    thresholds = tau * drawn_base_right / drawn_base_total
+    num_above = (_non_increasing(drawn_right, drawn_total) >= thresholds).sum(-1)
     last_above = tried[np.maximum(num_above - 1, 0)]
     first_below = tried[np.minimum(num_above, len(tried) - 1)]
     low = np.quantile(last_above, (1 - level) / 2, method="lower")
     high = np.quantile(first_below, (1 + level) / 2, method="higher")
     return Effective(value, float(low), float(high), censored)
+
+
+def _redraw(
+    rng: np.random.Generator, right: np.ndarray, total: np.ndarray, samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers and questions [samples, lengths] of redrawn clusters, with Jeffreys' prior."""
+    uniform = np.full(len(right), 1 / len(right))
+    drawn = rng.multinomial(len(right), uniform, size=samples)
+    more_right, more_wrong = rng.gamma(0.5, size=(2, samples, right.shape[1]))
+    return drawn @ right + more_right, drawn @ total + more_right + more_wrong
 
 
 def _crossing(
