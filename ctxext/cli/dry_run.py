@@ -1,6 +1,6 @@
 """Describe what a run would do, before anything is allocated."""
 
-import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,72 +12,74 @@ from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
+from ctxext.plan.job import count
 from ctxext.rope import RopeScaling, rope_at
 
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
     """Shapes, parameters, method, batch and steps of an experiment as text; allocates nothing."""
-    train = experiment.train
-    window = config.max_position_embeddings
-    leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
-    num_parameters = sum(math.prod(leaf.shape) for _, leaf in leaves)
-    trained, frozen = (
-        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-        for tree in experiment.trainable.shapes(config)
-    )
     scaling = experiment.effective_scaling(scaling)
-    rope = rope_at(scaling, config.rope_base(), train.seq_len)
-    rows = train.batch_size * train.accumulate
-    export = experiment.export
     facts = [
-        ("experiment", f"{experiment.name} ({experiment.fingerprint})"),
-        (
-            "base",
-            f"{experiment.init or 'from scratch'}, window {window}, theta {config.rope_theta:g}",
-        ),
-        ("parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"),
-        ("trained", f"{label([experiment.trainable])}: {trained:,} parameters"),
-        ("mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"),
-        (
-            "method",
-            f"{label([scaling])}, {label([experiment.attention])} attention, "
-            f"{label([experiment.positions])} positions",
-        ),
-        (
-            "",
-            f"attention factor {rope.attention_factor:.6g}, inv_freq {rope.inv_freq[0]:.4g} .. "
-            f"{rope.inv_freq[-1]:.4g}",
-        ),
-        (
-            "batch",
-            f"{train.batch_size} x {train.accumulate} rows of {train.seq_len} tokens "
-            f"({train.seq_len / window:g} windows)",
-        ),
-        (
-            "steps",
-            f"{train.steps}, {train.steps * rows * train.seq_len:,} tokens, compute in "
-            f"{train.dtype}",
-        ),
-        ("kernel", _kernel(experiment)),
-        (
-            "evaluations",
-            f"{len(experiment.evals)} on the result, {len(experiment.zero_shot)} zero-shot methods "
-            "before",
-        ),
-        (
-            "baselines",
-            f"{', '.join(label([rope]) for rope in experiment.baselines) or 'none'} with the same "
-            "training",
-        ),
-        ("export", f"{export.to} {export.dtype}" if export else "none"),
+        *_base_facts(experiment, config),
+        *_method_facts(experiment, config, scaling),
+        *_step_facts(experiment, config),
+        *_evaluation_facts(experiment),
         *(("missing", text) for text in requirements.missing(experiment)),
         *(("unreadable", text) for text in requirements.unreadable(experiment)),
     ]
     lines = [f"{name:<14} {text}" for name, text in facts]
     lines.append("shapes")
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
         lines.append(f"  {'.'.join(str(key.key) for key in path):<46} {list(leaf.shape)}")
     return "\n".join(lines)
+
+
+def _base_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[str, str]]:
+    init = experiment.init or "from scratch"
+    window = config.max_position_embeddings
+    num_parameters = count(param_shapes(config))
+    trained, frozen = map(count, experiment.trainable.shapes(config))
+    yield "experiment", f"{experiment.name} ({experiment.fingerprint})"
+    yield "base", f"{init}, window {window}, theta {config.rope_theta:g}"
+    yield "parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"
+    yield "trained", f"{label([experiment.trainable])}: {trained:,} parameters"
+    yield "mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"
+
+
+def _method_facts(
+    experiment: Experiment, config: LlamaConfig, scaling: RopeScaling
+) -> Iterator[tuple[str, str]]:
+    attention = label([experiment.attention])
+    positions = label([experiment.positions])
+    rope = rope_at(scaling, config.rope_base(), experiment.train.seq_len)
+    fastest, slowest = rope.inv_freq[0], rope.inv_freq[-1]
+    yield "method", f"{label([scaling])}, {attention} attention, {positions} positions"
+    yield (
+        "",
+        f"attention factor {rope.attention_factor:.6g}, inv_freq {fastest:.4g} .. {slowest:.4g}",
+    )
+
+
+def _step_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[str, str]]:
+    train = experiment.train
+    windows = train.seq_len / config.max_position_embeddings
+    rows = f"{train.batch_size} x {train.accumulate} rows"
+    tokens = train.steps * train.batch_size * train.accumulate * train.seq_len
+    yield "batch", f"{rows} of {train.seq_len} tokens ({windows:g} windows)"
+    yield "steps", f"{train.steps}, {tokens:,} tokens, compute in {train.dtype}"
+    yield "kernel", _kernel(experiment)
+
+
+def _evaluation_facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    num_zero_shot = len(experiment.zero_shot)
+    baselines = ", ".join(label([rope]) for rope in experiment.baselines) or "none"
+    export = experiment.export
+    yield (
+        "evaluations",
+        f"{len(experiment.evals)} on the result, {num_zero_shot} zero-shot methods before",
+    )
+    yield "baselines", f"{baselines} with the same training"
+    yield "export", f"{export.to} {export.dtype}" if export else "none"
 
 
 def _kernel(experiment: Experiment) -> str:

@@ -76,7 +76,7 @@ def test_self_extend_is_plain_inside_its_window_and_with_groups_of_one():
 
 
 @pytest.mark.parametrize("attention", SPARSE, ids=repr)
-def test_lm_infinite_sees_what_is_near_and_what_is_first_at_a_bounded_distance(
+def test_lm_infinite_sees_near_tokens_and_the_first_ones_at_a_bounded_distance(
     attention: LMInfinite,
 ):
     """min(i - j, window) where i - j < window or j < num_global, nothing else."""

@@ -35,7 +35,7 @@ SCALINGS = {name: method for name, method in METHODS.items() if isinstance(metho
 
 
 @pytest.mark.parametrize("name", NOT_POSITIONS)
-def test_what_is_refused_is_exactly_what_cannot_be_exported(name, tmp_path):
+def test_the_matrix_refuses_exactly_the_exports_that_fail(name, tmp_path):
     method = METHODS[name]
     place = places(method, TINY)["hf"]
     lm = LM(TINY, random_params(), tokenizer()).with_method(method)

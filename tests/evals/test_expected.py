@@ -110,7 +110,7 @@ def test_the_verdict(measured, verdict):
     assert Outcome("run", NUMBER, measured).verdict == verdict
 
 
-def test_the_sentence():
+def test_the_sentence_about_an_expected_number():
     outcome = Outcome("run", NUMBER, Interval(3.41, 3.36, 3.46))
     assert outcome_text(outcome) == (
         "ppl:truncate at 1,024 tokens: expected 3.35 ± 0.05 (YaRN s = 2, proof-pile; "

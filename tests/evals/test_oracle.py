@@ -286,7 +286,7 @@ def test_every_length_predicts_the_same_tokens_with_more_context():
         assert abs(record.scores.num_bytes - len(TOKENIZER.decode(ids).encode())) <= 1
 
 
-def test_perplexity_refuses_what_it_cannot_measure():
+def test_perplexity_refuses_impossible_lengths():
     with pytest.raises(
         ValueError, match="ppl: target_tokens 64 must be at least 1 and below every length"
     ):

@@ -31,7 +31,7 @@ def test_the_known_sample_sizes():
 
 
 @pytest.mark.parametrize("n", [4, 20, 60, 100, 312, 5000])
-def test_detectable_is_the_inverse(n):
+def test_detectable_is_the_inverse_of_required_pairs(n):
     for discordant in (0, 0.05, 0.1, 0.4):
         effect = detectable(n, discordant=discordant)
         if math.isfinite(effect):

@@ -165,7 +165,7 @@ def test_the_first_number_counts_or_the_exact_ids(written, first, exact):
         assert [record.scores.correct for record in records] == [bool(correct)] * len(records), name
 
 
-def test_without_its_needle_or_its_noise():
+def test_controls_have_no_needle_or_no_noise():
     evaluation = small("yarn", (300,), n=5)
     without_needle = replace(evaluation, condition="no-needle")
     without_noise = replace(evaluation, condition="needle-only")
@@ -215,5 +215,5 @@ def test_refusals():
 
 
 @given(st.integers(0, 500))
-def test_the_first_true_is_found(n):
+def test_first_true_is_the_least_number_that_passes(n):
     assert first_true(lambda x: x >= n) == n

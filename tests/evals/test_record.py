@@ -87,7 +87,7 @@ def test_default_values_are_not_written():
     assert ANSWER.to_json()["facts"] == {"value": "12345"}
 
 
-def test_the_kind_of_record_decides_what_is_measured():
+def test_each_kind_of_record_has_its_own_measurement():
     assert ANSWER.measurement == ("passkey", 512, "accuracy")
     assert LOSSES.measurement == ("ppl:yarn", 512, "perplexity")
     assert ANSWER.beyond_window

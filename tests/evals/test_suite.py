@@ -20,7 +20,7 @@ def needles(evals):
     return [e for e in evals if isinstance(e, Retrieval) and e.condition == "needle"]
 
 
-def test_more_budget_keeps_what_was_measured():
+def test_a_larger_budget_keeps_the_items_that_were_measured():
     for name in ("passkey", "niah-multikey", "association", "facts", "fwe", "ppl"):
         for less, more in zip(evaluations([name], SMALL), evaluations([name], FULL), strict=True):
             assert len(less.items()) < len(more.items())

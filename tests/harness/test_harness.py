@@ -100,7 +100,7 @@ def test_loglikelihood(ours: HarnessLM, theirs: HFLM) -> None:
     assert np.ptp(logprobs) > 5
 
 
-def test_greedy_is_what_the_model_would_generate(ours: HarnessLM) -> None:
+def test_greedy_flags_agree_with_the_model_s_own_generation(ours: HarnessLM) -> None:
     context = text(3, 8)
     tokens = ours.tok_encode(context)
     new = ours._lm.generate([tokens], max_new_tokens=5)[0].tolist()
@@ -272,7 +272,9 @@ def logged_samples(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_whole_tasks(tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, capsys) -> None:
+def test_whole_tasks_give_the_results_of_the_harness_s_own_backend(
+    tasks: Path, theirs: HFLM, fast: Path, tmp_path: Path, capsys
+) -> None:
     """Every metric and sample of the command is that of the harness with its own backend."""
     options = ["--tasks", *TASKS, "--include-path", str(tasks), "--out", str(tmp_path)]
     assert main(["harness", str(fast), *options, "--json"]) == 0

@@ -245,7 +245,7 @@ def test_llama_cpp_reads_the_frequencies_without_flags(tmp_path, scaling):
 @pytest.mark.parametrize(
     "scaling", [DynamicNTK(4.0), DynamicYarn(4.0), LongRope(4.0, (1.0,) * 8, (4.0,) * 8)], ids=str
 )
-def test_what_depends_on_the_length_is_refused_with_the_reason(tmp_path, scaling):
+def test_scalings_that_depend_on_the_length_are_refused_with_the_reason(tmp_path, scaling):
     with pytest.raises(
         ValueError,
         match="changes its frequencies with the length of the text, which GGUF cannot represent",
@@ -273,7 +273,7 @@ def test_what_depends_on_the_length_is_refused_with_the_reason(tmp_path, scaling
         ),
     ],
 )
-def test_what_the_format_cannot_represent_is_refused(tmp_path, changes, options, message):
+def test_models_that_gguf_cannot_represent_are_refused(tmp_path, changes, options, message):
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "m.gguf", dataclasses.replace(CONFIG, **changes), **options)
     assert not any(tmp_path.iterdir())

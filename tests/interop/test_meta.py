@@ -335,7 +335,9 @@ def test_the_code_in_the_readme_gives_the_tables(tmp_path, monkeypatch):
     np.testing.assert_allclose(table, expected, atol=2e-7)
 
 
-def test_what_the_format_cannot_represent_is_refused_before_anything_is_written(tmp_path):
+def test_models_that_meta_s_format_cannot_represent_are_refused_before_anything_is_written(
+    tmp_path,
+):
     cases = [
         (
             BASE,

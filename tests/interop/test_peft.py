@@ -179,7 +179,7 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
     assert "zero-shot" not in text
 
 
-def test_what_cannot_be_written_is_refused_with_the_reason(texts, base, tmp_path):
+def test_runs_that_peft_cannot_represent_are_refused_with_the_reason(texts, base, tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         export_adapter(base, tmp_path / "adapter")
     with pytest.raises(ValueError, match="did not train with --method lora"):

@@ -230,7 +230,7 @@ def test_transformers_reads_our_frequencies(scaling, form):
     ],
     ids=lambda rope: "-".join(rope)[:60],
 )
-def test_we_read_what_transformers_reads(rope, caplog):
+def test_we_read_the_same_frequencies_as_transformers(rope, caplog):
     import transformers
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

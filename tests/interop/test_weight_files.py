@@ -217,7 +217,7 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
         ("training_args.bin", "and no other weights; copy the checkpoint again"),
     ],
 )
-def test_what_is_there_instead_of_the_weights_is_named(name, message, tmp_path):
+def test_files_that_are_there_instead_of_the_weights_are_named(name, message, tmp_path):
     out = save(tmp_path / "m")
     (out / FILE).rename(out / name)
     text = refused(out)

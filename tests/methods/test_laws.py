@@ -135,7 +135,7 @@ def assert_equals_hf(rope: Rope, hf: tuple[np.ndarray, float], base: np.ndarray)
 
 @settings(max_examples=300, deadline=None)
 @given(scalings, configs, st.floats(0.1, 40))
-def test_what_we_write_is_what_transformers_reads(scaling, config, share):
+def test_transformers_reads_the_frequencies_that_we_write(scaling, config, share):
     """Every method: as its own type, or as generic longrope, or refused: the length decides."""
     base = config.rope_base()
     seq_len = round(share * config.max_position_embeddings)
@@ -192,7 +192,9 @@ NO_WINDOW = {"default", "linear", "dynamic", "proportional"}
     st.integers(1, 8),
     st.booleans(),
 )
-def test_what_transformers_reads_is_what_we_read(data, kind, theta, window, times, old):
+def test_we_read_the_same_frequencies_as_transformers_from_any_config(
+    data, kind, theta, window, times, old
+):
     spec = {"rope_type": kind}
     for field, strategy in HF_FIELDS[kind].items():
         value = data.draw(strategy)

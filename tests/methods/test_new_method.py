@@ -113,7 +113,7 @@ class Backwards(Positions):
         raise NotImplementedError
 
 
-def test_an_example_follows_from_the_declaration():
+def test_the_fields_of_a_method_decide_its_example():
     def example(method):
         return methods.example(method, LLAMA2, factor=4.0)
 

@@ -22,7 +22,7 @@ class Forgetful(RopeScaling):
         return Rope(base.inv_freq / max(1.0, seq_len / base.original_max_position_embeddings))
 
 
-def test_the_model_refuses_it():
+def test_the_model_refuses_an_undeclared_length():
     lm = tiny.lm(scaling=Forgetful())
     with pytest.raises(ValueError, match=MESSAGE):
         lm.logits(tiny.tokens(1, 20))
@@ -30,7 +30,7 @@ def test_the_model_refuses_it():
         lm.generate(tiny.tokens(1, 20), max_new_tokens=2)
 
 
-def test_training_refuses_it(tmp_path):
+def test_training_refuses_an_undeclared_length(tmp_path):
     experiment = tiny_experiment(write_texts(tmp_path / "texts"), steps=1)
     experiment = dataclasses.replace(experiment, rope=Forgetful())
     run = RunDir(tmp_path / "run").open(experiment)
@@ -38,6 +38,6 @@ def test_training_refuses_it(tmp_path):
         train(experiment, run, tiny_base(), progress=False)
 
 
-def test_exports_refuse_it():
+def test_exports_refuse_an_undeclared_length():
     with pytest.raises(ValueError, match=MESSAGE):
         encode_rope_hf(Forgetful(), tiny.CONFIG, 64)

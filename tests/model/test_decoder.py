@@ -85,7 +85,7 @@ TWELVE = pytest.param(
 
 
 @pytest.mark.parametrize("sizes", [pytest.param((2, 3), id="two"), TWELVE])
-def test_segments_change_nothing(sizes: tuple[int, ...]):
+def test_cutting_layers_into_segments_changes_no_number(sizes: tuple[int, ...]):
     config = tiny.config(
         num_hidden_layers=sum(sizes), hidden_size=32, intermediate_size=32, head_dim=8
     )

@@ -157,7 +157,7 @@ def test_a_stop_id_ends_a_row_and_repeats():
     ("scaling", "semantics"),
     [(Yarn(2.0), "frozen"), (DynamicNTK(2.0), "frozen"), (DynamicNTK(2.0), "incremental")],
 )
-def test_a_stream_is_what_generate_writes(scaling, semantics, options):
+def test_a_stream_yields_the_tokens_of_generate(scaling, semantics, options):
     """In chunks of any size, across the end of the window; it ends after the first stop id."""
     lm = tiny.lm(scaling=scaling)
     prompt = tiny.tokens(1, 25, seed=6)[0]
@@ -242,7 +242,7 @@ def test_rows_decoded_separately_sample_independently():
         ([[1, 2.5]], {}, "whole numbers"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(tokens, options: dict, message: str):
+def test_invalid_requests_are_refused(tokens, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         tiny.lm().generate(tokens, **{"max_new_tokens": 1, **options})
 

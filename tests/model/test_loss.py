@@ -35,7 +35,7 @@ def reference(hidden, kernel, targets):
     )
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_the_loss_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch):
     """All at once, one token over a chunk, five chunks, and one token at a time."""
     hidden, kernel, targets, weights = problem()
 
@@ -55,7 +55,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
             np.testing.assert_allclose(actual, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_scores_hold_the_loss_and_show_what_greedy_picks(monkeypatch: pytest.MonkeyPatch):
+def test_scores_hold_the_loss_and_show_the_greedy_choice(monkeypatch: pytest.MonkeyPatch):
     """In any chunks: the same losses, and the best logit minus the target's as in float64."""
     hidden, kernel, targets, _ = problem()
     logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)

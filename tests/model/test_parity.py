@@ -129,7 +129,7 @@ def test_logits(pair, case, length):
         assert_close(exact.logits(ids), expected, EXACT)
 
 
-def test_the_scaling_matters(pair):
+def test_the_scaling_changes_these_logits(pair):
     """The cases would be no evidence if the scaling did not change these logits."""
     hf_model, ours, _ = pair("yarn")
     ids = tokens(1, LENGTH)
@@ -163,7 +163,7 @@ def test_right_padded_batch(pair):
         assert_close(actual[row, :length], expected[row, :length])
 
 
-def test_skipped_positions(pair):
+def test_positions_with_a_jump_give_the_logits_of_transformers(pair):
     hf_model, ours, _ = pair("yarn")
     ids = tokens(1, 40, seed=3)
     positions = np.concatenate([np.arange(15), np.arange(LENGTH - 25, LENGTH)])[None]

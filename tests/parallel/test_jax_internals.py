@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", [jax_internals.CLIENT, jax_internals.ON_TPU], ids=".".join)
-def test_this_jax_has_the_names(name) -> None:
+def test_this_jax_has_the_private_names_that_we_use(name) -> None:
     try:
         jax_internals._private(name, "")
     except ValueError:
@@ -24,7 +24,7 @@ def test_this_jax_has_the_names(name) -> None:
         )
 
 
-def test_they_do_what_we_need() -> None:
+def test_the_private_functions_of_jax_do_what_we_need() -> None:
     assert jax_internals.client() is None
     assert jax_internals.on_tpu() is False
     try:
@@ -61,7 +61,7 @@ def test_no_other_file_uses_private_names() -> None:
         ),
     ],
 )
-def test_a_jax_without_one_of_them_is_named(where, attribute, ask, advice, monkeypatch) -> None:
+def test_a_private_name_that_jax_lacks_is_named(where, attribute, ask, advice, monkeypatch) -> None:
     monkeypatch.delattr(sys.modules[where], attribute)
     with pytest.raises(
         ValueError, match=rf"jax {jax.__version__} no longer has {where}\.{attribute}.*{advice}"

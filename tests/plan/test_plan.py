@@ -168,7 +168,7 @@ def test_bytes_are_those_of_the_shards_on_the_mesh():
     assert job.bytes(job.trees.optimizer) == counted
 
 
-def test_the_cache_is_what_generation_allocates():
+def test_the_planned_cache_has_the_size_that_generation_allocates():
     _, job = step("70b", 4096, Mesh(fsdp=2, tensor=4))
     config = SHAPES["llama2-70b"]
     keys = np.prod((config.num_hidden_layers, 2, 6000, config.num_key_value_heads, config.head_dim))
@@ -407,7 +407,7 @@ def test_the_winner_of_a_search_is_a_command_line(topology, capsys):
         ),
     ],
 )
-def test_what_does_not_fit_together_is_refused(options, message, capsys):
+def test_impossible_plans_are_refused(options, message, capsys):
     code, err = plan(capsys, *options)
     assert code == 2
     assert re.search(message, err), err

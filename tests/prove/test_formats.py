@@ -402,7 +402,7 @@ def test_llama_cpp_agrees(scaling, dtype, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
-def test_llama_cpp_notices_what_the_reference_reader_notices(name, tmp_path, monkeypatch):
+def test_llama_cpp_notices_the_same_errors_as_the_reference_reader(name, tmp_path, monkeypatch):
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
     mistake, scaling, _ = MISTAKES[name]
     mistake(monkeypatch)

@@ -133,6 +133,6 @@ def test_numbers_that_are_too_large_do_not_hang_or_fill_memory(tmp_path):
             GGUFFile(path)
 
 
-def test_there_is_one_divisor_per_pair():
+def test_another_number_of_divisors_than_pairs_is_refused():
     with pytest.raises(ValueError, match=r"shape \(8,\) for 0 pairs is not read here"):
         frequencies({}, np.ones(8, np.float32), 0)

@@ -229,7 +229,7 @@ def test_reference_readers_are_independent():
         }
 
 
-def test_what_the_format_cannot_represent_is_refused(tmp_path):
+def test_exports_that_cannot_be_written_are_refused(tmp_path):
     lm = model()
     with pytest.raises(ValueError, match="no format 'onnx'; known: hf, meta, gguf"):
         export(lm, tmp_path / "m", to="onnx")

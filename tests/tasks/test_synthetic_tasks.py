@@ -68,7 +68,7 @@ def test_shared_examples_are_about_one_text(task, name, seed, depths):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
-def test_the_stream_alone_decides(task):
+def test_an_example_depends_on_its_random_stream_alone(task):
     first = example(task, 5, 900)
     again = example(task, 5, 900)
     other = example(task, 6, 900)

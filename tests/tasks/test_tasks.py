@@ -81,7 +81,7 @@ def test_both_ends_are_reached_and_depth_moves_the_needle_monotonically(task, se
 
 @few
 @given(tasks, seeds)
-def test_the_stream_alone_decides(task, seed):
+def test_an_example_depends_on_its_random_stream_alone(task, seed):
     first = example(task, seed, 300, None)
     again = example(task, seed, 300, None)
     other = example(task, seed + 1, 300, 0.5)

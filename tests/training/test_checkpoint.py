@@ -58,7 +58,7 @@ def test_round_trip_keeps_every_bit_and_the_newest_two(tmp_path):
     assert equal(params, state(30)[0])
 
 
-def test_donating_the_state_does_not_change_what_is_being_written(tmp_path):
+def test_donating_the_state_does_not_change_the_checkpoint_being_written(tmp_path):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 + 7, tree), donate_argnums=0)
     with Checkpoints(tmp_path) as saved:
         saved_state = state(1)

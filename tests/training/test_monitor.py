@@ -195,7 +195,7 @@ def test_many_devices_measure_the_same(texts):
         assert monitor_row(mesh) == pytest.approx(alone, rel=1e-5)
 
 
-def test_what_is_not_finite_is_named_and_left_out(texts):
+def test_values_that_are_not_finite_are_named_and_left_out(texts):
     experiment = tiny_experiment(texts)
     params = tiny_base().params
     embedding = params["embed_tokens"]["embedding"].at[ord("e") + 3].set(jnp.nan)

@@ -22,7 +22,7 @@ from support.tiny_train import ByteTokenizer, tiny_base, tiny_experiment, write_
 SETTINGS = Train(steps=100, seq_len=8, batch_size=1, checkpoint_every=10)
 
 
-def test_by_steps_by_signals_and_by_the_caller() -> None:
+def test_a_run_stops_by_steps_by_signals_and_by_the_caller() -> None:
     received = []
     stop = threading.Event()
     policy = StoppingPolicy(SETTINGS, received, stop)
