@@ -13,10 +13,11 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
 from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
-from ctxext.interop import hf, hub, peft
+from ctxext.interop import hf, hub, peft_adapter
 from ctxext.interop.formats import FORMATS, recognize
 from ctxext.interop.generation_config import read_generation_config
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
+from ctxext.interop.peft_merge import merge
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, init_params, param_shapes
 from ctxext.model.lm import LM
@@ -133,7 +134,7 @@ def load(
     supported.
     """
     path = locate(path)
-    if peft.is_adapter(path):
+    if peft_adapter.is_adapter(path):
         raise ValueError(f"{path} is a PEFT adapter: open its base, and give this as --adapter")
     step = checkpoint_step(path, checkpoint)
     if is_run(path):
@@ -181,14 +182,8 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
 
 def merge_adapter(lm: LM, directory: Path) -> LM:
     """The model with a PEFT directory merged into its parameters."""
-    lora, params = peft.read(directory, lm.config)
-    rest = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
-    merged = lora.merge(join(params, rest))
-
-    def like(leaf: Any, old: jax.Array) -> jax.Array:
-        return jax.device_put(jnp.asarray(leaf, old.dtype), old.sharding)
-
-    return dataclasses.replace(lm, params=jax.tree.map(like, merged, lm.params))
+    adapter = peft_adapter.read(directory, lm.config)
+    return dataclasses.replace(lm, params=merge(lm.params, adapter, lm.config))
 
 
 def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:

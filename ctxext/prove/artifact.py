@@ -1,6 +1,7 @@
 """The subject of a proof: a model in one of the formats, or a PEFT adapter with its base."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from ctxext import loading
 from ctxext.export import same_rope
 from ctxext.files import read_json
-from ctxext.interop import formats, hf, peft
+from ctxext.interop import formats, hf, peft, peft_adapter
 from ctxext.interop.hf_weights import slots
+from ctxext.interop.peft_merge import trained_whole
 from ctxext.model.config import SIZES
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
@@ -42,7 +44,7 @@ class Artifact:
 
         Raises ValueError for a base that cannot be opened.
         """
-        if peft.is_adapter(path):
+        if peft_adapter.is_adapter(path):
             return cls(path, _find_base(path, base), "peft")
         name = formats.recognize(path)
         if original is not None and name != "meta":
@@ -127,9 +129,12 @@ class Artifact:
             )
 
     def _check_parameters(self, lm: LM) -> None:
-        lora, _ = peft.read(self.path, lm.config)
+        adapter = peft_adapter.read(self.path, lm.config)
         recorded = read_json(self.path / peft.BASE)
-        frozen = split(lora.init(lm.params, 0), lora.pattern(lm.config))[1]
+        trained = trained_whole(adapter, lm.params, lm.config)
+        nothing = r"(?!)"
+        pattern = "|".join(f"^{re.escape(path)}$" for path in sorted(trained)) or nothing
+        frozen = split(lm.params, pattern)[1]
         dtype = jnp.dtype(recorded["dtype"])
         checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
         if checksum != recorded["checksum"]:
@@ -140,14 +145,16 @@ class Artifact:
 
 
 def _find_base(adapter: Path, base: str | Path | None) -> Path:
-    named = base or read_json(adapter / peft.CONFIG).get("base_model_name_or_path")
+    named = base or read_json(adapter / peft_adapter.CONFIG).get("base_model_name_or_path")
     if not named:
         raise ValueError(f"{adapter} names no base; give one with --against BASE")
     try:
         path = loading.locate(named)
         hf.read_config(path)
     except ValueError as error:
-        hint = f"; {adapter / peft.CONFIG} names it, another can be given with --against BASE"
+        hint = (
+            f"; {adapter / peft_adapter.CONFIG} names it, another can be given with --against BASE"
+        )
         raise ValueError(
             f"the base of {adapter} cannot be opened: {error}{'' if base else hint}"
         ) from None

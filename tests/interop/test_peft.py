@@ -17,6 +17,8 @@ from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.export import export, export_adapter
 from ctxext.interop import peft as ours
+from ctxext.interop import peft_adapter
+from ctxext.interop.peft_merge import trained_whole
 from ctxext.methods import Linear
 from ctxext.model.trainable import LINEARS, LastLayers, LoRA
 from ctxext.pipeline import train_only
@@ -97,17 +99,22 @@ def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
     assert_close(torch_logits(model.merge_and_unload()), expected)
     without = torch_logits(transformers_model(base))
     assert np.abs(without - expected).max() > 1e-3 * np.abs(expected).max()
-    # Reading the adapter and writing it again changes no bit.
-    lora, params = ours.read(adapter, TINY)
-    assert lora.rank == recipe.rank
-    assert lora.scale == recipe.scale
-    assert set(lora.targets) == set(recipe.targets)
-    assert set(lora.modules_to_save) == set(recipe.modules_to_save)
-    ours.write(tmp_path / "again", TINY, lora, params, base="x")
-    first = load_file(adapter / "adapter_model.safetensors")
-    second = load_file(tmp_path / "again" / "adapter_model.safetensors")
-    assert first.keys() == second.keys()
-    assert all(np.array_equal(first[k], second[k]) for k in first)
+    # Reading the adapter loses no bit of it.
+    stored = load_file(adapter / "adapter_model.safetensors")
+    read = peft_adapter.read(adapter, TINY)
+    for module, product in read.low_rank.items():
+        assert product.scale == recipe.scale
+        stem = peft_adapter.PREFIX + module.removesuffix(".weight")
+        np.testing.assert_array_equal(product.a.read(), stored.pop(f"{stem}.lora_A.weight"))
+        np.testing.assert_array_equal(product.b.read(), stored.pop(f"{stem}.lora_B.weight"))
+    assert len(read.low_rank) == TINY.num_hidden_layers * len(recipe.targets)
+    for module, tensor in read.replaced.items():
+        np.testing.assert_array_equal(tensor.read(), stored.pop(peft_adapter.PREFIX + module))
+    assert not stored
+    trained = trained_whole(read, random_params(), TINY)
+    assert {path.split(".")[0] for path in trained if path.split(".")[0] != "segments"} == set(
+        recipe.modules_to_save
+    )
     assert_close(our_logits(base, adapter=adapter), expected)
 
 
@@ -134,9 +141,10 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
     assert_close(our_logits(tmp_path / "base", adapter=tmp_path / "adapter"), expected)
     plain = our_logits(tmp_path / "base")
     assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
-    lora, _ = ours.read(tmp_path / "adapter", TINY)
-    assert lora == LoRA(5, 12.0, 0.05, lora.targets, rslora, lora.modules_to_save)
-    assert set(lora.modules_to_save) == {"norm", "embed_tokens"}
+    read = peft_adapter.read(tmp_path / "adapter", TINY)
+    assert {product.scale for product in read.low_rank.values()} == {12 / (5**0.5 if rslora else 5)}
+    assert {product.a.shape[0] for product in read.low_rank.values()} == {5}
+    assert len(read.replaced) == 2 + 2 * TINY.num_hidden_layers
 
 
 def test_other_frequencies_need_a_base_that_has_them(texts, base, tmp_path):
@@ -198,12 +206,27 @@ def test_runs_that_peft_cannot_represent_are_refused_with_the_reason(texts, base
     [
         ({"peft_type": "IA3"}, "only adapters of peft_type LORA"),
         ({"bias": "all"}, "bias 'all' is not supported"),
-        ({"use_dora": True}, "use_dora is not supported; merge"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is not supported"),
+        ({"use_dora": True}, "it lacks lora_magnitude_vector of model.layers.0.self_attn"),
+        ({"rank_pattern": {"q_proj": 2}}, r"has shape \[4, 64\], this base needs \[2, 64\]"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj: a rank must be at least 1"),
+        ({"rank_pattern": {"(a+)+b": 2}}, r"the pattern '\(a\+\)\+b' is too complicated; merge"),
+        ({"target_modules": "(.|.)" * 20}, "is too complicated; merge the adapter with PEFT"),
+        ({"target_modules": "q_proj("}, "is malformed"),
+        ({"target_modules": ["q_proj"] * 99_999}, "target_modules must be a list of names"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern of q_proj must be a positive number"),
+        ({"layers_to_transform": [0]}, "k_proj, which adapter_config.json does not name"),
+        ({"target_modules": ["k_proj", "up_proj"]}, "does not name, so that PEFT ignores it"),
+        ({"target_modules": "all-linear"}, "lacks the adapter of model.layers.0.mlp.down_proj"),
+        ({"modules_to_save": ["norm"]}, "lacks model.layers.0.input_layernorm.weight, which"),
+        ({"lora_bias": True}, "lora_bias is not supported; merge the adapter with PEFT, then"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices is not supported; merge"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is not supported; merge"),
+        ({"brand_new_key": 1}, "brand_new_key is not supported; merge the adapter with PEFT"),
         ({"init_lora_weights": "pissa"}, "'pissa' changes the base too"),
         ({"r": 0}, "rank must be at least 1"),
-        ({"r": None}, "r or lora_alpha is missing"),
-        ({"r": 3}, r"lora_A.weight in .* has shape \[4, 64\], this base needs \[3, 64\]"),
+        ({"r": None}, "r: a rank must be at least 1, got 'None'"),
+        ({"lora_alpha": None}, "lora_alpha must be a positive number, got 'None'"),
+        ({"r": 3}, r"lora_A has shape \[4, 64\], this base needs \[3, 64\]"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
@@ -213,7 +236,7 @@ def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        ours.read(tmp_path / "adapter", TINY)
+        peft_adapter.read(tmp_path / "adapter", TINY)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +244,7 @@ def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
     [
         (
             "model.layers.1.self_attn.q_proj.lora_B.weight",
-            "lacks .*; only adapters over every layer",
+            "lacks lora_B of model.layers.1.self_attn.q_proj",
         ),
         ("model.layers.0.self_attn.q_proj.bias", "holds .*bias, which is not part"),
     ],
@@ -231,11 +254,11 @@ def test_a_tensor_missing_or_too_many_is_named(name, message, tmp_path):
     ours.write(tmp_path / "adapter", TINY, LoRA(), params, base="x")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
-    key = ours.PREFIX + name
+    key = peft_adapter.PREFIX + name
     if key in tensors:
         del tensors[key]
     else:
         tensors[key] = np.ones(3, np.float32)
     save_file(tensors, file)
     with pytest.raises(ValueError, match=message):
-        ours.read(tmp_path / "adapter", TINY)
+        peft_adapter.read(tmp_path / "adapter", TINY)

@@ -6,37 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
+from ctxext.prove.reference.adapter import Adapter
 from ctxext.prove.reference.llama import ReferenceReader
 from ctxext.prove.reference.weight_files import OpenArchive, stored_tensors
-
-
-class Adapter:
-    """A PEFT directory: W + s B A.
-
-    s = alpha / r (arXiv 2106.09685), or alpha / sqrt(r) with use_rslora (arXiv 2312.03732).
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        config = json.loads((Path(directory) / "adapter_config.json").read_text())
-        rank = config["r"]
-        divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-        self.scale: float = config["lora_alpha"] / divisor
-        self.tensors: dict[str, np.ndarray] = {}
-        with safe_open(Path(directory) / "adapter_model.safetensors", "numpy") as file:
-            for stored in file.keys():  # noqa: SIM118
-                name = stored.removeprefix("base_model.model.")
-                self.tensors[name] = file.get_tensor(stored).astype(np.float64)
-
-    def changed(self, name: str, weight: np.ndarray) -> np.ndarray:
-        """A tensor of the base with what the adapter adds to it or puts in its place."""
-        stem = name.removesuffix(".weight")
-        a = self.tensors.get(f"{stem}.lora_A.weight")
-        b = self.tensors.get(f"{stem}.lora_B.weight")
-        if a is not None and b is not None:
-            return weight + self.scale * b @ a
-        return self.tensors.get(name, weight)
 
 
 def _inner(name: str) -> str:
@@ -59,7 +32,7 @@ class HFReference(ReferenceReader):
         *,
         open_archive: OpenArchive,
     ) -> None:
-        self._adapter = None if adapter is None else Adapter(adapter)
+        self._adapter = None if adapter is None else Adapter(adapter, open_archive)
         self.directory = Path(directory)
         self.config: dict[str, Any] = json.loads((self.directory / "config.json").read_text())
         stored = stored_tensors(self.directory, open_archive)

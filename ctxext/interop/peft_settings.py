@@ -1,0 +1,230 @@
+"""adapter_config.json as others write it: which modules have adapters, of what rank and scale.
+
+Modules are chosen by PEFT's own rules, so that an adapter that lacks one is noticed.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctxext.files import read_json
+from ctxext.interop import validation
+
+WAY_OUT = "merge the adapter with PEFT, then import the result"
+PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base's weights as they are; the others change them."""
+USED = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "bias",
+    "init_lora_weights",
+)
+WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+"""Keys that do not change what an adapter of a Llama computes when it is run."""
+DEFAULT_TARGETS = ("q_proj", "v_proj")
+"""PEFT's choice for a Llama whose adapter does not name its targets."""
+LONGEST_PATTERN = 2000
+MOST_STEPS = 10**6
+"""Of matching one name with a pattern."""
+MOST_ENTRIES = 10**4
+"""Of a list or an object; there is at most one for each module."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSettings:
+    """What adapter_config.json says of a LoRA."""
+
+    rank: int
+    alpha: float
+    rslora: bool = False
+    dora: bool = False
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    targets: str | tuple[str, ...] = DEFAULT_TARGETS
+    excluded: str | tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+
+    def has_adapter(self, module: str) -> bool:
+        """Whether PEFT puts an adapter at a module, by its full name in the base."""
+        if self.excluded and _names(self.excluded, module):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save):
+            return False
+        if not _names(self.targets, module):
+            return False
+        if isinstance(self.targets, str) or not self.layers or module in self.targets:
+            return True
+        return _layer_of(module, self.layers_pattern) in self.layers
+
+    def is_saved_whole(self, module: str) -> bool:
+        """Whether PEFT stores the module itself, in place of the base's."""
+        return any(module.endswith(name) for name in self.modules_to_save)
+
+    def rank_of(self, module: str) -> int:
+        """The rank R of the module's adapter."""
+        return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """The factor s of the module's adapter: alpha / R, or alpha / sqrt(R) with rslora."""
+        rank = self.rank_of(module)
+        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        return alpha / (rank**0.5 if self.rslora else rank)
+
+
+def _names(names: str | tuple[str, ...], module: str) -> bool:
+    if isinstance(names, str):
+        if names == "all-linear":
+            return module.endswith("_proj")
+        return re.fullmatch(names, module) is not None
+    return module in names or any(module.endswith(f".{name}") for name in names)
+
+
+def _layer_of(module: str, patterns: tuple[str, ...]) -> int | None:
+    """The number of the layer that a module is in."""
+    if not patterns:
+        match = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+        return int(match[1]) if match else None
+    for pattern in patterns:
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
+        if match:
+            return int(match["layer"])
+    return None
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def read_settings(path: Path) -> AdapterSettings:
+    """The settings in an adapter_config.json.
+
+    Raises ValueError naming the file and the key for what is malformed, and for anything but a LoRA
+    whose merged weights follow from its own tensors and the base's.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: only adapters of peft_type LORA are supported; {WAY_OUT}")
+    try:
+        _check_supported(data)
+        return AdapterSettings(
+            rank=_rank("r", data.get("r")),
+            alpha=_alpha("lora_alpha", data.get("lora_alpha")),
+            rslora=bool(data.get("use_rslora")),
+            dora=bool(data.get("use_dora")),
+            rank_pattern=_patterns(data, "rank_pattern", _rank),
+            alpha_pattern=_patterns(data, "alpha_pattern", _alpha),
+            targets=_text_or_texts(data, "target_modules") or DEFAULT_TARGETS,
+            excluded=_text_or_texts(data, "exclude_modules"),
+            layers=_layers(data.get("layers_to_transform")),
+            layers_pattern=tuple(_expression(name) for name in _texts(data, "layers_pattern")),
+            modules_to_save=tuple(_expression(name) for name in _texts(data, "modules_to_save")),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check_supported(data: dict[str, Any]) -> None:
+    if data.get("bias", "none") != "none":
+        raise ValueError(f"bias {data['bias']!r} is not supported, only 'none'; {WAY_OUT}")
+    unsupported = sorted(key for key in data.keys() - {*USED, *WITHOUT_EFFECT} if data[key])
+    if unsupported:
+        raise ValueError(f"{unsupported[0]:.99} is not supported; {WAY_OUT}")
+    if data.get("init_lora_weights") not in PLAIN_INITS:
+        raise ValueError(
+            f"init_lora_weights {str(data['init_lora_weights'])[:50]!r} changes the base too; "
+            f"{WAY_OUT}"
+        )
+
+
+def _rank(key: str, value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= validation.LARGEST_SIZE:
+        raise ValueError(f"{key}: a rank must be at least 1, got {str(value)[:50]!r}")
+    return value
+
+
+def _alpha(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e30:
+        raise ValueError(f"{key} must be a positive number, got {str(value)[:50]!r}")
+    return float(value)
+
+
+def _patterns(data: dict[str, Any], key: str, read: Any) -> dict[str, Any]:
+    patterns = data.get(key) or {}
+    if not isinstance(patterns, dict) or len(patterns) > MOST_ENTRIES:
+        raise ValueError(f"{key} must be an object, got {str(patterns)[:50]!r}")
+    return {_expression(name): read(f"{key} of {name:.99}", v) for name, v in patterns.items()}
+
+
+def _text_or_texts(data: dict[str, Any], key: str) -> str | tuple[str, ...]:
+    value = data.get(key)
+    return _expression(value) if isinstance(value, str) else _texts(data, key)
+
+
+def _texts(data: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = data.get(key) or ()
+    values = [value] if isinstance(value, str) else value
+    is_list = isinstance(values, list | tuple) and len(values) <= MOST_ENTRIES
+    if not is_list or not all(isinstance(text, str) for text in values):
+        raise ValueError(f"{key} must be a list of names, got {str(value)[:50]!r}")
+    return tuple(values)
+
+
+def _layers(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    values = [number for number in values if number is not None]
+    if not all(type(number) is int for number in values):
+        raise ValueError(f"layers_to_transform must be a list of numbers, got {str(value)[:50]!r}")
+    return tuple(values)
+
+
+def _expression(pattern: str) -> str:
+    """A regular expression of somebody else, if matching it is sure to end soon.
+
+    A quantifier may try every length of a module's name, a group each of its alternatives.
+    """
+    quantifiers = len(re.findall(r"[*+?{]", pattern))
+    alternatives = pattern.count("|") + 1
+    steps = 40**quantifiers * alternatives ** pattern.count("(")
+    repeated_group = re.search(r"\)[*+{]", pattern)
+    if len(pattern) > LONGEST_PATTERN or steps > MOST_STEPS or repeated_group:
+        raise ValueError(f"the pattern {pattern[:50]!r} is too complicated; {WAY_OUT}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern[:50]!r} is malformed: {error}") from None
+    return pattern
