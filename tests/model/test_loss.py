@@ -173,10 +173,12 @@ def test_remat_changes_neither_loss_nor_gradients():
     arrays = batch(tiny.tokens(1, LENGTH))
     value, gradients = loss_and_gradient(arrays, ROTATION)
     for remat in ("attention", "full"):
-        again, others = loss_and_gradient(arrays, ROTATION, remat=remat)
-        np.testing.assert_allclose(value, again, rtol=1e-6)
-        for a, b in zip(*map(jax.tree.leaves, (gradients, others)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(abs(b).max()))
+        with_remat, gradients_with_remat = loss_and_gradient(arrays, ROTATION, remat=remat)
+        np.testing.assert_allclose(value, with_remat, rtol=1e-6)
+        trees = (gradients, gradients_with_remat)
+        for expected, actual in zip(*map(jax.tree.leaves, trees), strict=True):
+            tolerance = 1e-5 * float(abs(expected).max())
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
     def loops(remat: str) -> int:
         function = functools.partial(loss_and_gradient, remat=remat)

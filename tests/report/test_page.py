@@ -139,15 +139,15 @@ def test_differences_and_significance(page: Element) -> None:
     p = {}
     for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
         for n in SEQ_LENS:
-            a = correct(select("none", 60, depth=depth, seq_len=n))
-            b = correct(select("yarn(factor=4)", 60, depth=depth, seq_len=n))
-            only_b = sum(y > x for x, y in zip(a, b, strict=True))
-            only_a = sum(y < x for x, y in zip(a, b, strict=True))
-            discordant = only_a + only_b
-            p[depth, n] = stats.binomtest(only_a, discordant).pvalue if discordant else 1.0
+            unscaled = correct(select("none", 60, depth=depth, seq_len=n))
+            yarn = correct(select("yarn(factor=4)", 60, depth=depth, seq_len=n))
+            only_yarn = sum(y > x for x, y in zip(unscaled, yarn, strict=True))
+            only_unscaled = sum(y < x for x, y in zip(unscaled, yarn, strict=True))
+            discordant = only_unscaled + only_yarn
+            p[depth, n] = stats.binomtest(only_yarn, discordant).pvalue if discordant else 1.0
             expected[depth, n] = (
-                f"{round(100 * (only_b - only_a) / len(a)):+d}",
-                f"{only_b} : {only_a} of {len(a)}",
+                f"{round(100 * (only_yarn - only_unscaled) / len(yarn)):+d}",
+                f"{only_yarn} : {only_unscaled} of {len(yarn)}",
             )
     significant = set()
     largest = 0.0
@@ -162,10 +162,10 @@ def test_differences_and_significance(page: Element) -> None:
             assert (cell.one("b").text.rstrip("\u2605"), cell.one("small").text) == expected[key]
             assert ("marked" in cell.classes) == (key in significant)
             assert ("marked" in cell.classes) == bool(cell.all("span", "star"))
-    a = sum(correct(select("none", 60, seq_len=1024)))
-    b = sum(correct(select("yarn(factor=4)", 60, seq_len=1024)))
+    num_unscaled = sum(correct(select("none", 60, seq_len=1024)))
+    num_yarn = sum(correct(select("yarn(factor=4)", 60, seq_len=1024)))
     total = cells["all depths", "1,024 (4x)"]
-    assert total.one("b").text.startswith(f"{100 * (b - a) / 60:+.0f}")
+    assert total.one("b").text.startswith(f"{100 * (num_yarn - num_unscaled) / 60:+.0f}")
     assert "hatched" not in total.classes
 
 

@@ -85,14 +85,14 @@ FIRST = ("ctxext", "make", "pip", "srun")
 
 def blocks() -> dict[str, list[str]]:
     """Commands of every code block without a language, by the file and line where it begins."""
-    found = {}
+    lines_of = {}
     for name in PAGES:
         text = (ROOT / name).read_text()
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             if not match[1]:
                 lines = [re.split(r"\s+# ", line)[0] for line in match[2].splitlines()]
-                found[f"{name}:{text.count(chr(10), 0, match.start()) + 1}"] = lines
-    return found
+                lines_of[f"{name}:{text.count(chr(10), 0, match.start()) + 1}"] = lines
+    return lines_of
 
 
 def reason(command: str) -> str:

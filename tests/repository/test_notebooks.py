@@ -128,7 +128,7 @@ def test_drawings_are_the_charts_of_the_page(tmp_path: Path) -> None:
     titles = [
         figure.one("figcaption").one("b").text.rstrip(".") for figure in page.all("figure", "drawn")
     ]
-    found = drawings([path])
-    assert list(found) == titles and len(titles) > 5
-    for drawing in found.values():
+    drawn = drawings([path])
+    assert list(drawn) == titles and len(titles) > 5
+    for drawing in drawn.values():
         assert ET.fromstring(drawing._repr_svg_()).tag == "{http://www.w3.org/2000/svg}svg"

@@ -182,8 +182,8 @@ def test_accumulation_is_the_step_of_the_big_batch(texts):
     for name in big:
         assert float(small[name]) == pytest.approx(float(big[name]), rel=1e-5), name
     # The moments: the gradient and its square.
-    for a, b in zip(jax.tree.leaves(big_state), jax.tree.leaves(small_state), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8)
+    for of_big, of_small in zip(*map(jax.tree.leaves, (big_state, small_state)), strict=True):
+        np.testing.assert_allclose(of_big, of_small, rtol=1e-3, atol=1e-8)
 
 
 def test_a_document_does_not_see_its_neighbour(texts):
