@@ -16,7 +16,7 @@ from ctxext.evals.base import Model
 from ctxext.evals.record import parse_records, read_records
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evals.timing import TimedModel
-from ctxext.files import append_jsonl, read_json, read_jsonl
+from ctxext.files import append_jsonl, make_parent, read_json, read_jsonl
 from ctxext.parallel import distributed
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _in_window_baseline(evals: Sequence[str], config: SuiteConfig, window: int) 
 
 
 def _append(sink: Path, record: EvalRecord) -> None:
-    sink.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(sink)
     try:
         append_jsonl(sink, record.to_json())
     except ValueError as error:

@@ -78,13 +78,26 @@ def _lock_new(create: Callable[[Path, str], Path], parent: Path, prefix: str) ->
             os.close(descriptor)
 
 
+def check_parent(path: Path) -> None:
+    """Raise ValueError if a file is in the place of a directory of `path`."""
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{path} cannot be written, because {parent} is a file")
+
+
+def make_parent(path: Path) -> None:
+    """Create the directory of `path`. Raises ValueError as `check_parent` does."""
+    check_parent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, create: Callable[[Path, str], Path]) -> Iterator[Path]:
     """A hidden sibling of `path`, locked while the block runs and removed if it fails.
 
     Siblings that killed processes left are removed first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     host = zlib.crc32(platform.node().encode())
     prefix = f".{path.name}.{host:08x}."
     _remove_abandoned(path.parent, prefix)
@@ -157,8 +170,10 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises ValueError naming the file if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be what it should be") from None
     except ValueError as error:  # also for bytes that are not text

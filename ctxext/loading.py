@@ -26,7 +26,7 @@ from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json
-from ctxext.tokenization.tokenizer import MODEL, Tokenizer, load_tokenizer
+from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer, load_tokenizer
 from ctxext.training.checkpoint import find_step, load_params
 from ctxext.training.checksums import parameter_checksum
 
@@ -49,6 +49,10 @@ def open_tokenizer(source: str | Path) -> Tokenizer:
     if path.is_file():
         if path.suffix == ".model":
             return Tokenizer({MODEL: path.read_bytes()})
+        if path.suffix != ".json":
+            raise ValueError(
+                f"{path} is not a tokenizer: give {MODEL}, {JSON}, or the directory of a checkpoint"
+            )
         path = path.parent
     return load_tokenizer(path / "base" if is_run(path) else path)
 
@@ -181,7 +185,13 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
 
 
 def merge_adapter(lm: LM, directory: Path) -> LM:
-    """The model with a PEFT directory merged into its parameters."""
+    """The model with a PEFT directory merged into its parameters.
+
+    Raises ValueError for anything else.
+    """
+    if not peft_adapter.is_adapter(directory):
+        held = "is a file" if directory.is_file() else "is not a PEFT adapter"
+        raise ValueError(f"{directory} {held}: give the directory that holds {peft_adapter.CONFIG}")
     adapter = peft_adapter.read(directory, lm.config)
     return dataclasses.replace(lm, params=merge(lm.params, adapter, lm.config))
 

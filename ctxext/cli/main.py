@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         if os.environ.get("CTXEXT_TRACEBACK"):
             raise
         distributed.unmute()
-        print(f"ctxext: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ctxext: {_one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         if not distributed.is_initialized() or os.environ.get("CTXEXT_TRACEBACK"):
@@ -110,3 +110,11 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     except KeyboardInterrupt:
         print("ctxext: interrupted", file=sys.stderr)
         return 130
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    """The message of an error; that of the system names the file first, and no number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(text.split())

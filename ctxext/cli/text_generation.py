@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext.data.documents import plain_text
 from ctxext.model.lm import LM
+from ctxext.tasks.base import bos_prefix
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -45,11 +47,18 @@ class TextGenerator:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    parse_special: bool = False
+    """Whether special tokens that are written out in a prompt are those tokens."""
     quiet: bool = False
 
     def complete(self, prompt: str) -> Completion:
         """Continue `prompt` up to a stop token. Raises ValueError as `LM.generate` does."""
-        return self._generate(self.lm.tokenizer.encode(prompt, bos=True))
+        tokenizer = self.lm.tokenizer
+        if self.parse_special:
+            ids = tokenizer.encode(prompt, special=True)
+            has_bos = ids[:1] == [tokenizer.bos_id]
+            return self._generate(ids if has_bos else [*bos_prefix(tokenizer), *ids])
+        return self._generate(tokenizer.encode(prompt, bos=True))
 
     def chat(
         self, questions: Iterable[str], system: str | None = None, template: Path | None = None
@@ -159,20 +168,44 @@ def decode_stream(
 def read_prompt(text: str | None, file: str | None) -> str:
     """The text itself, or the content of a file, "-" for standard input.
 
-    Raises ValueError if neither is given.
+    Raises ValueError if neither is given, or it is not text.
     """
     if text is not None:
-        return text
+        return check_unicode(text, "the prompt")
     if file is None:
         raise ValueError(
             "give --prompt TEXT or --prompt-file FILE (- for a pipe); in a terminal, --chat asks "
             "for one"
         )
+    if file != "-":
+        return read_text(Path(file), "--prompt-file")
+    content, reason = plain_text(sys.stdin.buffer.read())
+    if reason:
+        raise ValueError(f"standard input: {reason}")
+    return content
+
+
+def read_text(path: Path, option: str) -> str:
+    """The text of a file that an option names. Raises ValueError if it cannot be read."""
     try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from None
+        content, reason = plain_text(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be read ({error.strerror})") from None
+    if reason:
+        raise ValueError(f"{option} {path}: {reason}")
+    return content
+
+
+def check_unicode(text: str, name: str) -> str:
+    """The text itself. Raises ValueError if it has bytes that are not UTF-8.
+
+    Python represents such bytes of a command line by halves of surrogate pairs.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text (character {error.start})") from None
+    return text
 
 
 def typed_lines() -> Iterator[str]:

@@ -153,6 +153,7 @@ class Samples(Eval):
                 references = entry["outputs"]
                 if not references or not all(isinstance(text, str) for text in references):
                     raise ValueError("outputs must be texts, at least one")
+                "".join([prompt, *references]).encode()  # half a surrogate pair is no character
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
                     f"{file}, line {number}, is not a sample of RULER: {error}"

@@ -103,7 +103,7 @@ FORMATS: dict[str, Format] = {
         write=gguf.write,
         encode_rope=_encode_rope_gguf,
         rope_legend="the scaling type of llama.cpp; divisors: one per frequency; no flags needed",
-        recognize=Path.is_file,
+        recognize=gguf.is_gguf,
         suffix=".gguf",
     ),
 }
@@ -117,5 +117,13 @@ def find_format(name: str) -> Format:
 
 
 def recognize(path: Path) -> str:
-    """The format of `path`, by name; "hf" if none, because its reader says what is missing."""
+    """The format of `path`, by name; "hf" if none, because its reader says what is missing.
+
+    Raises ValueError for a file that is not a checkpoint by itself.
+    """
+    if path.is_file() and not gguf.is_gguf(path):
+        raise ValueError(
+            f"{path} is a file; a checkpoint is a directory: give the one that it is in, "
+            f"{path.parent}"
+        )
     return next((name for name, entry in FORMATS.items() if entry.recognize(path)), "hf")

@@ -24,6 +24,14 @@ ROPE_FREQS = "rope_freqs.weight"
 """The tensor that holds one divisor for each frequency."""
 
 
+def is_gguf(path: Path) -> bool:
+    """True for a GGUF file, by its name or its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".gguf" or file.read(4) == b"GGUF"
+
+
 def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
     """Write one .gguf file, completely or not at all, with one tensor in memory.
 

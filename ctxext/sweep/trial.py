@@ -7,6 +7,8 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ctxext.files import make_parent
+
 TAIL = 12
 """Lines of the log that are kept of a failed trial."""
 
@@ -65,7 +67,7 @@ class Trial:
 
     def start(self) -> subprocess.Popen:
         """Start the command in its own process and session, with its output appended to the log."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(self.log)
         with open(self.log, "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-u", "-m", "ctxext", *self.command],

@@ -80,7 +80,7 @@ def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
     ValueError if there is none.
     """
     if file is not None:
-        return Chat(tokenizer, file.read_text(encoding="utf-8"))
+        return Chat(tokenizer, file.read_text(encoding="utf-8-sig"))
     if TEMPLATE in tokenizer.files:
         return Chat(tokenizer, tokenizer.files[TEMPLATE].decode())
     settings = _settings(tokenizer)

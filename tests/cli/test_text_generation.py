@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ctxext import loading
+from ctxext.assets import TINY_LLAMA
 from ctxext.cli import text_generation
 from ctxext.cli.main import main
 from ctxext.cli.text_generation import REPLACEMENT, TextGenerator, decode_stream
@@ -19,7 +20,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
 from ctxext.rope import Unscaled
 from ctxext.tokenization.chat import chat_of
-from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer
+from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer, load_tokenizer
 from support.hf_files import write_hf
 from tokenization.test_chat import CHATML, files, model
 
@@ -209,14 +210,41 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
     assert json.loads(out.out)["prompt_tokens"] > 8
 
 
+def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
+    def prompt_tokens(prompt: str, *options: str) -> int:
+        argv = ["generate", "tiny-llama", "--prompt", prompt, "--max-new-tokens", "2", "--json"]
+        assert main([*argv, *options]) == 0
+        return json.loads(capsys.readouterr().out)["prompt_tokens"]
+
+    tokenizer = load_tokenizer(TINY_LLAMA)
+    prompt = "the end</s>of it"
+    as_text = len(tokenizer.encode(prompt, bos=True))
+    as_tokens = len(tokenizer.encode(prompt, bos=True, special=True))
+    assert as_tokens < as_text
+    assert prompt_tokens(prompt) == as_text
+    assert prompt_tokens(prompt, "--parse-special") == as_tokens
+    # A prompt that begins with BOS does not get a second one.
+    assert prompt_tokens(f"<s>{prompt}", "--parse-special") == as_tokens
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "give --prompt TEXT or --prompt-file"),
         (["--chat"], "give --prompt TEXT or --prompt-file"),
         (["--prompt", "a", "--system", "b"], "belong to --chat"),
-        (["--prompt-file", "BINARY"], "not UTF-8"),
-        (["--prompt-file", "nowhere"], "nowhere"),
+        (["--prompt-file", "BINARY"], "BINARY: UTF-16 or UTF-32, not UTF-8: convert it"),
+        (["--prompt-file", "LATIN"], "LATIN: not UTF-8 (byte 3)"),
+        (["--prompt-file", "ZERO"], "ZERO: not text: it holds a zero byte (byte 1)"),
+        (["--prompt-file", "nowhere"], "--prompt-file nowhere cannot be read (No such file"),
+        (["--prompt-file", "."], "--prompt-file . cannot be read (Is a directory)"),
+        (["--prompt", "caf\udce9"], "the prompt is not UTF-8 text (character 3)"),
+        (["--chat", "--prompt", "a", "--system", "\udce9"], "--system is not UTF-8 text"),
+        (
+            ["--chat", "--prompt", "a", "--chat-template", "nowhere"],
+            "--chat-template nowhere cannot",
+        ),
+        (["--chat", "--prompt", "a", "--chat-template", "LATIN"], "LATIN: not UTF-8"),
         (["--prompt", "a", "--max-new-tokens", "0"], "at least 1"),
         (["--prompt", "a", "--top-p", "2"], "top_p"),
         (["--chat", "--prompt", "a", "--chat-template", "BAD"], "reaches for '__class__'"),
@@ -225,7 +253,9 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
 def test_bad_input_is_one_line(directory, tmp_path, capsys, argv, message):
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
     (tmp_path / "BAD").write_text("{{ messages.__class__ }}")
-    argv = [str(tmp_path / word) if word in ("BINARY", "BAD") else word for word in argv]
+    (tmp_path / "LATIN").write_bytes(b"caf\xe9")
+    (tmp_path / "ZERO").write_bytes(b"a\0b\0")
+    argv = [str(tmp_path / word) if (tmp_path / word).is_file() else word for word in argv]
     assert main(["generate", str(directory), *argv]) == 2
     out = capsys.readouterr()
     assert message in out.err

@@ -96,10 +96,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate, report, requirements
     from ctxext.data import haystack
     from ctxext.evals.suite import STANDARD, SuiteConfig
+    from ctxext.files import check_parent
 
     methods = options.read_methods(args, rest)
     source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
     requirements.check_text(source, option="--haystack-field")
+    if args.out is not None:
+        check_parent(args.out / "records.jsonl")
     shard = evaluate.Shard.parse(args.shard)
     config = SuiteConfig(
         seq_lens=tuple(args.seq_len or ()),

@@ -21,6 +21,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prompt-file", metavar="FILE|-", help="A file with the text, in UTF-8; - reads a pipe."
     )
     parser.add_argument(
+        "--parse-special",
+        action="store_true",
+        help="Special tokens written out in the prompt, such as </s>, are those tokens, not text; "
+        "in a chat they always are.",
+    )
+    parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=256,
@@ -57,6 +63,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 
     if not args.chat and (args.chat_template or args.system):
         raise ValueError("--chat-template and --system belong to --chat")
+    if args.chat_template is not None:
+        text_generation.read_text(args.chat_template, "--chat-template")
+    if args.system is not None:
+        text_generation.check_unicode(args.system, "--system")
     no_prompt = args.prompt is None and args.prompt_file is None
     if args.chat and no_prompt and not args.json and sys.stdin.isatty():
         prompts = text_generation.typed_lines()
@@ -70,6 +80,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
+        parse_special=args.parse_special,
         quiet=args.json,
     )
     if args.chat:

@@ -14,5 +14,6 @@ from ctxext.data.documents.read import Document as Document
 from ctxext.data.documents.read import check_beginnings as check_beginnings
 from ctxext.data.documents.read import check_texts as check_texts
 from ctxext.data.documents.read import location as location
+from ctxext.data.documents.read import plain_text as plain_text
 from ctxext.data.documents.read import read_file as read_file
 from ctxext.data.documents.read import read_texts as read_texts

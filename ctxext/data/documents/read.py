@@ -57,7 +57,9 @@ def read_file(
         return
     with open_bytes(path, kind.compression) as stream:
         if first == 0:
-            _refuse_other_encodings(path, stream.file)
+            start = stream.file.peek(4)  # pyright: ignore[reportAttributeAccessIssue]
+            if reason := _other_encoding(start):
+                raise ValueError(f"{path}: {reason}")
         match kind.form:
             case "lines":
                 # Positions in a compressed file are not those of its lines.
@@ -73,7 +75,9 @@ def read_file(
                 for number, (text, reason) in enumerate(entries):
                     yield Document(number, text, reason, size)
             case "plain":
-                yield Document(0, *_plain(_whole(stream.file)), path.stat().st_size)
+                data = _whole(stream.file)
+                content = _too_large("a text") if data is None else plain_text(data)
+                yield Document(0, *_checked(*content), path.stat().st_size)
 
 
 def read_texts(found: Found, field: Field) -> Iterator[str]:
@@ -163,10 +167,11 @@ def decode(data: bytes) -> tuple[str, str]:
         return "", f"not UTF-8 (byte {error.start})"
 
 
-def _refuse_other_encodings(path: Path, file: BinaryIO) -> None:
-    start = file.peek(4)  # pyright: ignore[reportAttributeAccessIssue]
+def _other_encoding(start: bytes) -> str:
+    """The reason why a text with this beginning cannot be read; empty if it may be UTF-8."""
     if start.startswith(OTHER_BOMS):
-        raise ValueError(f"{path} is UTF-16 or UTF-32, not UTF-8: convert it, as with iconv")
+        return "UTF-16 or UTF-32, not UTF-8: convert it, as with iconv"
+    return ""
 
 
 def _whole(file: BinaryIO) -> bytes | None:
@@ -179,13 +184,13 @@ def _too_large(what: str) -> tuple[str, str]:
     return "", f"{what} of more than {MAX_DOCUMENT_BYTES:,} bytes"
 
 
-def _plain(data: bytes | None) -> tuple[str, str]:
-    """(text, reason) of a plain text."""
-    if data is None:
-        return _too_large("a text")
+def plain_text(data: bytes) -> tuple[str, str]:
+    """(text, reason why it is none) of a plain text, without its byte order mark."""
+    if reason := _other_encoding(data):
+        return "", reason
     if b"\0" in data:
         return "", f"not text: it holds a zero byte (byte {data.index(0)})"
-    return _checked(*decode(data))
+    return decode(data.removeprefix(BOM))
 
 
 def _checked(text: str, reason: str) -> tuple[str, str]:

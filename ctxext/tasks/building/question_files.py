@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from ctxext.tasks.building.clean_text import mentions
 
+JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+
 
 class Passage(NamedTuple):
     """A document that questions are about; its title may be empty."""
@@ -57,7 +59,7 @@ def read_questions(path: str, sha256: str) -> QuestionFile:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(f"{path} has changed while it was in use: start again")
     numbers: PassageNumbers = {}
-    read = _read_jsonl if Path(path).suffix == ".jsonl" else _read_json
+    read = _read_jsonl if Path(path).suffix.lower() in JSON_LINES else _read_json
     questions = list(read(path, data, numbers))
     kept = [question for question in questions if not _can_be_guessed(question)]
     if not kept:
