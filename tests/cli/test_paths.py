@@ -53,16 +53,10 @@ def test_a_file_is_not_a_checkpoint(command, file, here, capsys):
     assert {path.name for path in here.iterdir()} <= {"file.txt", "empty", "runs"}
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("file.txt", "file.txt is a file: give the directory that holds adapter_config.json"),
-        ("empty", "empty is not a PEFT adapter: give the directory that holds adapter_config.json"),
-        ("gone", "gone is not a PEFT adapter: give the directory that holds adapter_config.json"),
-    ],
-)
-def test_what_is_not_an_adapter(path, message, here, capsys):
+@pytest.mark.parametrize("path", ["file.txt", "empty", "gone"])
+def test_what_is_not_an_adapter(path, here, capsys):
     argv = ["generate", "tiny-llama", "--prompt", "a", "--adapter", path]
+    message = f"{path} has no adapter_config.json; give a PEFT directory"
     assert refusal(argv, capsys) == message
 
 
