@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+FOLLOW_LINKS = "CTXEXT_FOLLOW_LINKS"
+"""An environment variable, which child processes inherit; see `following_links`."""
 RANDOM_SUFFIX = 8
 """Characters that tempfile adds to a prefix."""
 
@@ -192,19 +194,40 @@ def within(directory: str | Path, name: str) -> Path:
     """The path of the file `name` in `directory`.
 
     Raises ValueError if it is a link to another place, except from a snapshot in the hub's cache to
-    that cache's blobs.
+    that cache's blobs, and except while links are followed.
     """
     path = Path(directory) / name
     target = path.resolve()
+    is_inside = not os.path.normpath(name).startswith((os.pardir, os.sep))
+    if is_inside and os.environ.get(FOLLOW_LINKS):
+        return path
     home = Path(directory).resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
         raise ValueError(
-            f"{path} is a link to {target}, outside the directory; put a copy there instead"
+            f"{path} is a link to {target}, outside the directory; put a copy there instead, or "
+            "allow it with --follow-links (in Python: with ctxext.files.following_links():)"
         )
     return path
+
+
+@contextlib.contextmanager
+def following_links() -> Iterator[None]:
+    """Read checkpoints whose files are links to other places, here and in child processes.
+
+    A directory of such links with its own config.json tries other settings on weights of any size.
+    """
+    before = os.environ.get(FOLLOW_LINKS)
+    os.environ[FOLLOW_LINKS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FOLLOW_LINKS]
+        else:
+            os.environ[FOLLOW_LINKS] = before
 
 
 @contextlib.contextmanager

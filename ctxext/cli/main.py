@@ -1,6 +1,7 @@
 """Read the command line, run one command, and turn bad input into one line."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -83,12 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ctxext.files import following_links
     from ctxext.parallel import distributed
 
     try:
         if hasattr(args, "coordinator"):
             distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-        return args.command.run(args, rest) or 0
+        with contextlib.ExitStack() as stack:
+            if getattr(args, "follow_links", False):
+                stack.enter_context(following_links())
+            return args.command.run(args, rest) or 0
     except BrokenPipeError:
         # Whoever reads our output, such as head, has stopped reading.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

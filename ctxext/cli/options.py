@@ -38,6 +38,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print data instead of text.")
 
 
+def add_links(parser: argparse.ArgumentParser) -> None:
+    """--follow-links; `main` reads it."""
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="Read checkpoints whose files are links to other places.",
+    )
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """--coordinator, --num-processes and --process-id; `main` reads them."""
     group = parser.add_argument_group(
@@ -96,6 +105,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="Merge this adapter into the parameters.",
     )
     add_checkpoint(parser)
+    add_links(parser)
     parser.add_argument(
         "--trust-run",
         action="store_true",
@@ -170,6 +180,7 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         "--init", metavar="DIR", help="The base checkpoint: an HF or run directory, or a hub name."
     )
     add_method(parser)
+    add_links(parser)
     parser.epilog = "Every leaf is an option: --train.steps 400 --rope.factor 8 --data.path DIR"
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that are converted without a model: the same bits, little memory, all or nothing."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ctxext.cli.main import main
 from ctxext.export import convert, export
-from ctxext.files import within
+from ctxext.files import following_links, within
 from ctxext.interop import hf, safetensors_files
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, slots, storage_dtype
 from ctxext.interop.lazy_tensor import BLOCK, LazyTensor, cast, numpy_dtype
@@ -248,6 +250,8 @@ def test_links_out_of_the_directory_are_refused_except_into_the_hub_cache(tmp_pa
             ValueError, match=f"{name} is a link to .*elsewhere.*put a copy there instead"
         ):
             load(source)
+        with following_links():
+            assert load(source).config == TINY
         (source / name).unlink()
         (elsewhere / name).rename(source / name)
     # A link within the directory is fine.
@@ -263,5 +267,23 @@ def test_links_out_of_the_directory_are_refused_except_into_the_hub_cache(tmp_pa
         (blobs / str(number)).write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     assert load(snapshot).config == TINY
-    with pytest.raises(ValueError, match="outside the directory"):
-        within(snapshot, "../../other")
+    for allowed in (contextlib.nullcontext(), following_links()):
+        with allowed, pytest.raises(ValueError, match="outside the directory"):
+            within(snapshot, "../../other")
+
+
+def test_another_config_on_linked_weights(tmp_path):
+    source = checkpoint(tmp_path / "m")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in source.iterdir():
+        if file.name != "config.json":
+            (linked / file.name).symlink_to(file)
+    settings = json.loads((source / "config.json").read_text())
+    (linked / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.25}))
+    argv = ["import", str(linked), "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert main([*argv, "--follow-links"]) == 0
+    assert hf.read_config(tmp_path / "out")[0] == dataclasses.replace(TINY, rms_norm_eps=0.25)
+    with pytest.raises(ValueError, match="allow it with --follow-links"):
+        load(linked)

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Meta format, which does not hold it: the window L of pre-training, in tokens.",
     )
+    options.add_links(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:

@@ -71,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Print files, sizes, and tokens estimated from a sample; write nothing.",
     )
+    options.add_links(parser)
     options.add_json(parser)
 
 

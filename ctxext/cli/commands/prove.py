@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Meta format without rope.json: the window L of pre-training, in tokens.",
     )
     options.add_checkpoint(parser)
+    options.add_links(parser)
     options.add_json(parser)
 
 

@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Tasks, from niah_single_1 to qa_2; default: all 13.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Where to write.")
+    options.add_links(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:

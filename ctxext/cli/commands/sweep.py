@@ -75,6 +75,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     arguments = [
         *(["--init", args.init] if args.init else []),
         *(word for name in args.method for word in ("--method", name)),
+        *(["--follow-links"] if args.follow_links else []),
         "--track",
         args.track,
         *rest,
