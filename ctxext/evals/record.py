@@ -16,16 +16,18 @@ from ctxext.evals.strict_json import decode, encode
 from ctxext.files import read_jsonl
 
 Condition = Literal["needle", "no-needle", "needle-only"]
-"""Whether the text holds the answer; the other two are controls. "no-needle": haystack text
-replaces the needles, so that a right answer is a guess. "needle-only": there is no haystack, so
-that a wrong answer has nothing to do with length."""
+"""The contents of the text: the needles in their haystack, or a control without one of the two.
+
+"no-needle": more haystack in place of the needles, so that a right answer is a guess.
+"needle-only": no haystack, so that a wrong answer has nothing to do with length.
+"""
 
 Metric = Literal["accuracy", "perplexity"]
 Mean = Literal["token", "window"]
 
 
 class Measurement(NamedTuple):
-    """Something that an evaluation measures, at one length: accuracy of "passkey" at 1,024."""
+    """A quantity at one length, such as the accuracy of "passkey" at 1,024 tokens."""
 
     evaluation: str
     """The task of questions ("passkey"), or the name of a perplexity ("ppl:yarn")."""
@@ -108,15 +110,15 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The reasons why records depend on each other: those with equal values belong together.
+    """Records that are not independent of each other have equal values in one of the fields.
 
-    A record that shares nothing has its own item name in both.
+    A record that shares nothing has its item's name in both.
     """
 
     document: int | str
-    """The document that the text was taken from: the unit that intervals resample."""
+    """The document that the text was taken from: intervals resample whole documents."""
     text: str
-    """The text itself, where several questions are asked about one."""
+    """A name for the text, equal for all questions about it."""
 
 
 @dataclass(frozen=True)
@@ -136,20 +138,21 @@ class Question:
     gold: tuple[int, ...]
     """Token ids of the right answer."""
     depth: float | None = None
-    """Where the needle should be, 0 (start) to 1; None if it is not known where it is."""
+    """Where the needle should be, 0 (start) to 1 (end); None where that is not one place."""
     depth_achieved: float | None = None
+    """Where the needle is."""
     needles: tuple[tuple[int, ...], ...] = ()
     """(start, length) in tokens of each span of the prompt that the answer depends on."""
     distance: int | None = None
     """Tokens from the first needle to the end of the prompt."""
     distances: tuple[int, ...] = ()
-    """The same for each record of the text, the one asked for first."""
+    """The same for every record in the text; the one that is asked for comes first."""
     haystack: tuple[tuple[int, ...], ...] = ()
     """(document, start, length) of each piece of text around the needles."""
     suite: str = ""
-    """The suite of tasks that this belongs to, such as "ruler-exact"."""
+    """The suite of tasks that it belongs to, such as "ruler-exact"; "" for none."""
     label: str = ""
-    """The task's name within the suite."""
+    """The task's name in that suite."""
 
     @property
     def title(self) -> str:
@@ -161,12 +164,16 @@ class Question:
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """How one question was answered: written freely, teacher-forced, and chosen among several."""
+    """How one question was answered, in three ways.
+
+    The model writes an answer (`prediction` to `correct`); the right answer is scored token by
+    token (`answer_*`); and it is compared with wrong answers from the text (`choices`, `chosen`).
+    """
 
     prediction: tuple[int, ...]
     """Token ids that were written, up to the first that ends the answer."""
     text: str
-    """The same as text."""
+    """The prediction as text."""
     metric: str
     """How the text is scored, see `tasks.building.scores.Metric`."""
     score: float
@@ -179,9 +186,10 @@ class AnswerScores:
     """Mean nats per token of the right answer."""
     answer_probability: float
     choices: int = 1
-    """K of the K-way choice, whose chance level is 1/K; 1 where there is nothing to choose from."""
+    """Candidates, the right answer included; 1 where the text has no others."""
     chosen: bool | None = None
-    """Whether the right answer is the most likely of them, by nats per token."""
+    """Whether the right answer is the most likely candidate, by nats per token. The chance level is
+    1 / choices; None for a single candidate."""
     failure: str | None = None
     """The kind of mistake (`tasks.building.scores.failure`); None for a right answer."""
 
@@ -193,28 +201,33 @@ class LossEstimator:
     name: str
     """"same-target", "longppl", or one of `perplexity_estimators.ESTIMATORS`."""
     mean: Mean = "token"
-    """The mean is over all tokens, or over windows after the mean over each window's tokens."""
+    """Over all tokens alike; or first over the tokens of each window, then over windows."""
     stride: int | None = None
-    """Tokens between windows, where the estimator rolls."""
+    """Tokens from one window to the next, where windows roll over the text."""
     keys_from: str = ""
     """Where the key tokens of LongPPL come from."""
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """Sums over each window of a document, in order: nats, and tokens that were scored."""
+    """Sums over the scored tokens of each window of a document, in order."""
 
     nll: tuple[float, ...]
+    """Nats."""
     count: tuple[int, ...]
+    """Tokens."""
 
 
 @dataclass(frozen=True)
 class PositionLosses:
-    """Sums of nats, and tokens, by bins [edge, next edge) of the tokens that were seen before."""
+    """Sums over tokens by how many tokens come before them, in bins."""
 
     edges: tuple[int, ...]
+    """Bin i holds the tokens after edges[i] to edges[i + 1] - 1 others."""
     nll: tuple[float, ...]
+    """Nats."""
     count: tuple[int, ...]
+    """Tokens."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +265,7 @@ class EvalRecord(abc.ABC):
     """Nominal length of the text, in tokens."""
     cluster: Cluster
     facts: dict[str, Any] = field(default_factory=dict)
-    """Further facts, plain JSON, which nothing computes with."""
+    """Further facts for people, plain JSON."""
 
     @property
     @abc.abstractmethod
@@ -337,7 +350,7 @@ def read_records(path: str | Path) -> list[EvalRecord]:
 
 
 def parse_records(values: Iterable[Any], path: str | Path) -> list[EvalRecord]:
-    """The same from the parsed lines of the file `path`."""
+    """The records of the parsed lines of the file `path`; errors as in `read_records`."""
     records = []
     for number, value in enumerate(values, 1):
         try:

@@ -37,8 +37,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         y = x.astype(jnp.float32)  # squares of bfloat16 lose the small entries
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        # A matrix product: with an elementwise one, XLA on CPU fuses the gradient of the weight
-        # into a sum that recomputes the mean for every element.
+        # y * weight, written as a matrix product: XLA on CPU would fuse the gradient of an
+        # elementwise one into a sum that recomputes the mean for every element.
         return jnp.einsum("btd,d->btd", y.astype(x.dtype), self.weight[...].astype(x.dtype))
 
 
@@ -73,7 +73,7 @@ class SelfAttention(nnx.Module):
 
 
 def _gated(act: str, gate: Array, up: Array) -> Array:
-    """act(gate) * up."""
+    """act(gate) * up, with a gradient that is computed once."""
     return ACTIVATIONS[act](gate) * up
 
 
@@ -83,8 +83,9 @@ def _gated_forward(act: str, gate: Array, up: Array) -> tuple[Array, tuple[Array
 
 def _gated_backward(act: str, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     _, backward = jax.vjp(functools.partial(_gated, act), *saved)
-    # Without the barrier, XLA recomputes both gradients for each of their uses, one of them
-    # transposed.
+    # Both gradients are used twice: in the product for the weights and, transposed, in that for the
+    # inputs. As their formula is cheap, XLA would fuse it into both products and evaluate it for
+    # each. It fuses nothing across a barrier, which returns its arguments.
     return jax.lax.optimization_barrier(backward(grad))
 
 
@@ -106,8 +107,8 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], token_indices: TokenIndices = None
     ) -> Float[Array, "b t d"]:
-        # The backward pass recomputes the product of gate and up: it is cheap, and would take as
-        # much memory as one of them.
+        # The backward pass recomputes the product of gate and up, which is cheap: kept, it would
+        # take as much memory as gate or up.
         @jax.checkpoint
         def down(gate: Array, up: Array) -> Array:
             product = _gated_product(self.hidden_act, gate, up)
@@ -215,8 +216,9 @@ class Llama(nnx.Module):
             else:
                 (x, cache), _ = jax.lax.scan(step, carry, (segment, jnp.arange(size)))
             filled.append(cache)
-        # The barrier also orders the gradients: otherwise that of the norm is computed only after
-        # all layers, and its inputs are kept until then.
+        # For the backward pass, in which the barrier holds as well: the gradient of the norm's
+        # weight is computed before the layers are gone through. As nothing waits for it, XLA would
+        # compute it at the end and keep its inputs until then.
         norm, x = jax.lax.optimization_barrier((self.norm, x))
         return norm(x), tuple(filled)
 
