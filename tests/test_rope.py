@@ -14,8 +14,8 @@ from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.yarn import Yarn
-from ctxext.model.generation import ModelSetup
 from ctxext.model.lm import _logits
+from ctxext.model.setup import ModelSetup
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import (
     Rope,

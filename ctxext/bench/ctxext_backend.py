@@ -19,11 +19,11 @@ from ctxext.data import Batch
 from ctxext.model.generation import (
     GREEDY,
     DecodeState,
-    ModelSetup,
     decode_states,
     make_request,
 )
 from ctxext.model.loss import batch_loss, token_losses
+from ctxext.model.setup import ModelSetup
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE
 from ctxext.rope import Unscaled, rotation_at

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention import Attention, Kernel
 from ctxext.attention.cache import Cache, caches_rotated, decode, empty_cache, prefill
-from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Llama, Params, bind
 from ctxext.model.segments import layers_apart, segment_sizes
+from ctxext.model.setup import ModelSetup
 from ctxext.parallel.attention import shard_attention
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
@@ -48,17 +47,6 @@ def sample_token(
     nucleus = jnp.where(probability_before < top_p, ordered, -jnp.inf)
     choice = jax.random.categorical(key, nucleus, axis=-1)
     return jnp.take_along_axis(order, choice[:, None], -1)[:, 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSetup:
-    """What the programs of a model are compiled for, besides the shapes of its arrays."""
-
-    config: LlamaConfig
-    attention: Attention
-    kernel: Kernel
-    dtype: str
-    mesh: Mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
 from ctxext.model.generation import (
     GenerationOptions,
-    ModelSetup,
     Sampling,
     Semantics,
     decode_states,
@@ -22,6 +21,7 @@ from ctxext.model.generation import (
 )
 from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket, pad
+from ctxext.model.setup import ModelSetup
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh

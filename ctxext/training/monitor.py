@@ -15,20 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention import Attend, Attention, Kernel
+from ctxext.attention import Attend, Attention
 from ctxext.attention.largest_logit import largest_logit
 from ctxext.data import Batch, Rows, Stdlib, make_batch
 from ctxext.experiment import Experiment
 from ctxext.files import read_jsonl
-from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, bind
 from ctxext.model.lm import LM
 from ctxext.model.loss import chunked_mlp, token_losses
 from ctxext.model.segments import segment_sizes
+from ctxext.model.setup import ModelSetup
 from ctxext.model.trainable import Trainable, join
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import broadcast_from_primary, gather
-from ctxext.parallel.mesh import Mesh
 from ctxext.positions import Contiguous
 from ctxext.rope import Float32Rotation, Rotation, rotate, rotation_at
 from ctxext.rundir import RunDir
@@ -75,15 +74,10 @@ class Monitor:
         self._train = settings
         self._mesh = experiment.mesh
         self._first_short_loss = first_short_loss
-        self._static = {
-            "config": base.config,
-            "attention": experiment.attention,
-            "kernel": settings.kernel,
-            "dtype": settings.dtype,
-            "remat": settings.remat,
-            "mesh": experiment.mesh,
-            "trainable": experiment.trainable,
-        }
+        self._trainable = experiment.trainable
+        self._setup = ModelSetup(
+            base.config, experiment.attention, settings.kernel, settings.dtype, experiment.mesh
+        )
         rope_base = base.config.rope_base()
         window = rope_base.original_max_position_embeddings
         # A ring needs two equal chunks per device.
@@ -189,42 +183,42 @@ class Monitor:
             name: self._mesh.rows(x) for name, x in batch._asdict().items() if name != "weights"
         }
         losses, peaks = _losses_and_peaks(
-            params, arrays, rotation, with_logits=with_logits, **self._static
+            params,
+            arrays,
+            rotation,
+            with_logits=with_logits,
+            setup=self._setup,
+            remat=self._train.remat,
+            trainable=self._trainable,
         )
         return gather(losses), gather(peaks)
 
 
-STATIC = ("with_logits", "config", "attention", "kernel", "dtype", "remat", "mesh", "trainable")
-
-
-@functools.partial(jax.jit, static_argnames=STATIC)
+@functools.partial(jax.jit, static_argnames=("with_logits", "setup", "remat", "trainable"))
 def _losses_and_peaks(
     params: Params,
     batch: Mapping[str, Array],
     rotation: Rotation | Float32Rotation,
     *,
     with_logits: bool,
-    config: LlamaConfig,
-    attention: Attention,
-    kernel: Kernel,
-    dtype: str,
+    setup: ModelSetup,
     remat: str,
-    mesh: Mesh,
     trainable: Trainable,
 ) -> tuple[Float[Array, "b t"], Float[Array, "l"]]:
     """(loss of every token, largest attention logit of every layer); zeros unless `with_logits`."""
     params = trainable.materialize(params, {})
-    model = bind(config, mesh.reshard_embedding(params))
+    attention, mesh = setup.attention, setup.mesh
+    model = bind(setup.config, mesh.reshard_embedding(params))
     index = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1])[None], batch["tokens"].shape)
     batch = {name: ring_order(x, mesh) for name, x in {**batch, "index": index}.items()}
     attend = make_sharded_attention(
-        mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
+        mesh, attention, setup.kernel, rotation, batch["positions"], batch["segment_ids"]
     )
     if with_logits:
         attend = _recording_peaks(attend, attention, rotation, batch)
     run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     zeros = tuple(jnp.zeros(size, jnp.float32) for size in segment_sizes(params))
-    hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=dtype, run_mlp=run_mlp)
+    hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=setup.dtype, run_mlp=run_mlp)
     losses = token_losses(hidden, model.output_kernel(), batch["targets"], mesh)
     return token_order(losses, mesh), jnp.concatenate(peaks)
 
