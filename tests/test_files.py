@@ -66,6 +66,20 @@ def test_bad_json_names_the_file(tmp_path: Path, content: bytes):
         read_json(tmp_path / "y.json")
 
 
+def test_a_directory_or_a_file_in_the_way_is_named_without_a_number(tmp_path: Path):
+    write_text(tmp_path / "file", "text")
+    with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
+        read_json(tmp_path)
+    with pytest.raises(ValueError, match=r"file/x\.json does not exist"):
+        read_json(tmp_path / "file" / "x.json")
+    for name in ("file/x", "file/sub/x"):
+        path = tmp_path / name
+        message = f"{path} cannot be written, because {tmp_path / 'file'} is a file"
+        with pytest.raises(ValueError) as error:
+            write_text(path, "text")
+        assert str(error.value) == message
+
+
 def test_rows_keep_unusual_text(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     texts = ["a", "line\nbreak", "\u2028\x0b\x85", "ü"]

@@ -194,6 +194,11 @@ def test_fewer_samples_and_other_batches_keep_items_and_records(samples):
             '{"input": "a", "outputs": ["b"]}\n{',
             "vt.jsonl, line 2, is not a sample of RULER",
         ),
+        (
+            "vt.jsonl",
+            '{"input": "\\ud83d", "outputs": ["b"]}',
+            "vt.jsonl, line 1, is not a sample of RULER: .*surrogates not allowed",
+        ),
         ("vt.txt", "", "holds no .jsonl file"),
     ],
 )

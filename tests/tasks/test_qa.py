@@ -141,6 +141,9 @@ def test_three_formats_are_read_into_one_form(files):
     assert from_hotpot.questions[3].gold == (0, 3)
     assert from_hotpot.questions[3].name == "Velm-3"
     from_jsonl = read(files / "own.jsonl")
+    for name in ("own.NDJSON", "own.JSONL"):
+        (files / name).write_bytes(b"\xef\xbb\xbf" + (files / "own.jsonl").read_bytes())
+        assert read(files / name) == from_jsonl
     assert from_jsonl.questions[0].answers == ("Oda Brask", "ODA BRASK")
     assert from_jsonl.questions[1].name == "line 3"
     assert len(from_jsonl.questions[-1].gold) == 2
