@@ -30,6 +30,8 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
     weights where it has no others, never code; of a dataset, what `ctxext prepare` reads. Raises
     ValueError if there is no such path or the download fails.
     """
+    if not str(source):
+        raise ValueError("the name of a source is empty: name a file or directory")
     if Path(source).exists():
         return Path(source)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):

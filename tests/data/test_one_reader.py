@@ -394,3 +394,17 @@ def test_special_tokens_written_out_are_text_unless_asked_for(tmp_path: Path, ca
     for name in ("stdlib", str(tmp_path / "out-True")):
         with pytest.raises(ValueError, match="has no parse_special to choose: files of text do"):
             haystack(name, parse_special=True)
+
+
+def test_an_empty_name_is_not_the_current_directory(tmp_path: Path, monkeypatch, capsys) -> None:
+    write(tmp_path / "a.txt", b"not meant")
+    monkeypatch.chdir(tmp_path)
+    tokenizer = str(TINY_LLAMA)
+    for argv, message in (
+        (["prepare", "", "--out", "x", "--tokenizer", tokenizer], "the name of a source is empty"),
+        (["eval", tokenizer, "--haystack", "", "--evals", "ppl"], "there is no haystack ''"),
+        (["run", RECIPE, "--init", tokenizer, "--data.path", ""], "the path of the text is empty"),
+    ):
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -38,10 +38,10 @@ def haystack(name: str, *, field: str | None = None, parse_special: bool = False
         source = named[name].as_haystack(name)
     else:
         root = Path(name).expanduser()
-        if not root.exists():
+        if not name or not root.exists():
             names = " or ".join(f'"{known}"' for known in named)
             raise ValueError(
-                f"there is no haystack {name}: give {names}, or a file or directory that exists"
+                f"there is no haystack {name!r}: give {names}, or a file or directory that exists"
             )
         source = recognize(root).as_haystack(name)
     options: dict[str, Any] = {}

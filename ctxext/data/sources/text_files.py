@@ -30,6 +30,10 @@ class Files(TextSource):
     parse_special: bool = False
     """Whether special tokens that are written out in the text, such as "</s>", are those tokens."""
 
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("the path of the text is empty: name a file or directory")
+
     @classmethod
     def recognizes(cls, root: Path) -> bool:
         if is_prepared(root):
