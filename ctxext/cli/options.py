@@ -170,6 +170,21 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
     )
 
 
+def open_named_model(args: argparse.Namespace, methods: tuple[Any, ...] = ()) -> Any:
+    """The model of SOURCE with what its weights are, as the `evaluate.NamedModel` of records."""
+    from ctxext.evaluate import NamedModel
+
+    return NamedModel.load(
+        args.source,
+        methods=methods,
+        adapter=args.adapter,
+        checkpoint=args.checkpoint,
+        dtype=args.compute_dtype,
+        mesh=read_mesh(args),
+        trust=args.trust_run,
+    )
+
+
 # An experiment: a file, and what the command line changes in it
 
 

@@ -1,7 +1,7 @@
 """rope.json in a Meta directory: the window and frequencies that params.json has no keys for."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,13 +87,23 @@ def readme(rope: dict[str, Any], *, dtype: str, shards: int) -> str:
     return README.format(**rope, dtype=dtype, shards=shards, warning=warning, begin=BEGIN, end=END)
 
 
-def read_rope(
-    path: Path, theta: float | None, head_dim: int, original: int | None
-) -> tuple[float, int, RopeScaling, int]:
-    """(theta, window L, scaling, extended window L') of rope.json at `path`.
+class MetaRope(NamedTuple):
+    """The frequencies of a checkpoint in Meta's format, and its windows in tokens."""
 
-    Without that file, of `theta`, which params.json has, and `original`, the window of pre-training
-    in tokens. Raises ValueError if they contradict each other, or if nothing declares the window.
+    theta: float
+    window: int
+    """Of pre-training, L."""
+    scaling: RopeScaling
+    extended_window: int
+    """L', which is L without a scaling."""
+
+
+def read_rope(path: Path, theta: float | None, head_dim: int, original: int | None) -> MetaRope:
+    """The frequencies that rope.json at `path` declares.
+
+    theta: that of params.json, if it has one. original: the window of pre-training in tokens, if
+    the user gives it. Without rope.json these two declare an unscaled model. Raises ValueError if
+    the file and they contradict each other, or if nothing declares the window.
     """
     if not path.is_file():
         if original is None:
@@ -102,7 +112,8 @@ def read_rope(
                 "--original: 4096 for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
             )
         keys = {"max_position_embeddings": original, "rope_theta": theta}
-        return *rope_from_config(keys), original
+        theta, window, scaling = rope_from_config(keys)
+        return MetaRope(theta, window, scaling, extended_window=original)
     data = read_json(path)
     try:
         rope_theta, window, scaling = rope_from_config(data)
@@ -113,7 +124,7 @@ def read_rope(
         raise ValueError(f"{path}: {error}") from None
     _check_agreement(path, "rope_theta", rope_theta, theta)
     _check_agreement(path, "window of pre-training", window, original)
-    return rope_theta, window, scaling, length
+    return MetaRope(rope_theta, window, scaling, length)
 
 
 def _check_frequencies(

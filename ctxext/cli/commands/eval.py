@@ -112,16 +112,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         ruler=args.ruler,
         wording=args.wording,
     )
-    named = evaluate.NamedModel.load(
-        args.source,
-        adapter=args.adapter,
-        checkpoint=args.checkpoint,
-        dtype=args.compute_dtype,
-        mesh=options.read_mesh(args),
-        trust=args.trust_run,
-    )
     sink, records = evaluate.evaluate_checkpoint(
-        named,
+        options.open_named_model(args),
         methods=[methods or None],
         evals=args.evals or STANDARD,
         config=config,

@@ -94,21 +94,12 @@ def _export_adapter(args: argparse.Namespace, rest: list[str]) -> None:
 def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
     """A run is loaded and written; a checkpoint is converted tensor by tensor."""
     from ctxext import export, loading
-    from ctxext.evaluate import NamedModel
     from ctxext.rundir import RunDir
 
     path = loading.locate(args.source)
     is_run = loading.is_run(path)
     if args.adapter or is_run:
-        named = NamedModel.load(
-            args.source,
-            methods=options.read_methods(args, rest),
-            adapter=args.adapter,
-            checkpoint=args.checkpoint,
-            dtype=args.compute_dtype,
-            mesh=options.read_mesh(args),
-            trust=args.trust_run,
-        )
+        named = options.open_named_model(args, options.read_methods(args, rest))
         model = named.describe(named.lm, directory=named.directory)
         card = export.run_card(RunDir(path), model) if is_run else {"method": model.label}
         seq_len = args.seq_len or (None if args.method else loading.declared_window(args.source))

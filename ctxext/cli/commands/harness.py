@@ -53,7 +53,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    from ctxext.evaluate import NamedModel
     from ctxext.harness import tasks
 
     request = tasks.Request(
@@ -64,15 +63,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         args.max_length,
         args.seed,
     )
-    model = NamedModel.load(
-        args.source,
-        methods=options.read_methods(args, rest),
-        adapter=args.adapter,
-        checkpoint=args.checkpoint,
-        dtype=args.compute_dtype,
-        mesh=options.read_mesh(args),
-        trust=args.trust_run,
-    )
+    model = options.open_named_model(args, options.read_methods(args, rest))
     result = tasks.report(model, request, against=args.against)
     directory = result.save(args.out)
     if args.json:
