@@ -16,12 +16,7 @@ from ctxext.attention.kernels import evaluate
 from ctxext.bench.cases import BenchmarkCase, RunOnce
 from ctxext.bench.trace import device_seconds
 from ctxext.data import Batch
-from ctxext.model.generation import (
-    GREEDY,
-    DecodeState,
-    decode_states,
-    make_request,
-)
+from ctxext.model.generation import GREEDY, DecodeState, decode_states, make_request
 from ctxext.model.loss import batch_loss, token_losses
 from ctxext.model.setup import ModelSetup
 from ctxext.optim import Optim

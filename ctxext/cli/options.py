@@ -99,10 +99,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN|HF_DIR", help="A run, a checkpoint or a hub name.")
     add_method(parser)
     parser.add_argument(
-        "--adapter",
-        type=Path,
-        metavar="PEFT_DIR",
-        help="Merge this adapter into the parameters.",
+        "--adapter", type=Path, metavar="PEFT_DIR", help="Merge this adapter into the parameters."
     )
     add_checkpoint(parser)
     add_links(parser)

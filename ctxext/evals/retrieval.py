@@ -11,13 +11,7 @@ from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
-from ctxext.evals.record import (
-    AnswerRecord,
-    AnswerScores,
-    Condition,
-    EvaluatedModel,
-    Measurement,
-)
+from ctxext.evals.record import AnswerRecord, AnswerScores, Condition, EvaluatedModel, Measurement
 from ctxext.tasks import Example
 
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)

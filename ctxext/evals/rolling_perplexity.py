@@ -11,13 +11,7 @@ from ctxext.evals.base import Model, batches, fingerprint, num_bytes
 from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.perplexity import by_position
 from ctxext.evals.perplexity_estimators import ESTIMATORS, Estimator, Window, first, windows
-from ctxext.evals.record import (
-    EvaluatedModel,
-    LossEstimator,
-    LossRecord,
-    LossScores,
-    WindowLosses,
-)
+from ctxext.evals.record import EvaluatedModel, LossEstimator, LossRecord, LossScores, WindowLosses
 from ctxext.tasks.base import bos_prefix, encode_fragment
 
 

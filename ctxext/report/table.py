@@ -68,10 +68,7 @@ class Table(Generic[Row]):
 
 
 def table_of_texts(
-    title: str,
-    header: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    notes: Sequence[str] = (),
+    title: str, header: Sequence[str], lines: Sequence[Sequence[str]], notes: Sequence[str] = ()
 ) -> Table[Sequence[str]]:
     """A table whose rows are texts already."""
     columns = [Column(name, _text_at(i)) for i, name in enumerate(header)]

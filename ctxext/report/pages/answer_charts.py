@@ -70,10 +70,7 @@ def measure_chart(study: Study, measure: Measure, styles: Styles, key: str) -> C
         length_axis(_lengths(lines)),
         percent_axis(measure.title) if is_percent else _axis_from_zero(measure.title, lines),
         key=f"{key}-{measure.key}",
-        references=[
-            ReferenceLine(study.task.window, "window"),
-            *_reference_lines(study, measure),
-        ],
+        references=[ReferenceLine(study.task.window, "window"), *_reference_lines(study, measure)],
         height=330,
     )
     # The other charts have the same lines.

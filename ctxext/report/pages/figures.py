@@ -12,15 +12,7 @@ from ctxext.report.analysis.perplexity import perplexities, position_curves
 from ctxext.report.analysis.records import Variant, documents, group
 from ctxext.report.analysis.study import THRESHOLD, Study
 from ctxext.report.drawing.axes import Axis, length_axis, linear_axis, log_axis, windows_axis
-from ctxext.report.drawing.charts import (
-    Chart,
-    Dot,
-    Line,
-    Point,
-    dot_chart,
-    legend_of,
-    line_chart,
-)
+from ctxext.report.drawing.charts import Chart, Dot, Line, Point, dot_chart, legend_of, line_chart
 from ctxext.report.drawing.svg import ReferenceLine, Style
 from ctxext.report.pages.context_tables import effective_context_table
 from ctxext.report.pages.loss_tables import (
