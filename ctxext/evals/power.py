@@ -122,33 +122,25 @@ def plan_sentence(num_items: int, num_texts: int, *, depths: int = 1) -> str:
     points or more (80 % power, if 10 % of the answers differ). Where questions share texts, both
     extremes are given: all independent, and one unit per text.
     """
-    alone = detectable(num_items)
-    together = detectable(num_texts)
-    shares_texts = num_texts != num_items
-    per_cell = f"{num_items // depths} questions per cell, {num_items} per length"
-    counts = per_cell if depths > 1 else f"{num_items} questions per length"
-    if not math.isfinite(alone if shares_texts else together):
+    counts = f"{num_items} questions per length"
+    if depths > 1:
+        counts = f"{num_items // depths} questions per cell, {num_items} per length"
+    if_independent = detectable(num_items)
+    if_together = detectable(num_texts)
+    if not math.isfinite(if_independent):
         return f"{counts}: too few to tell any two methods apart."
-    about = f" about {num_texts} texts" if shares_texts else ""
-    if not shares_texts:
-        extremes = ""
-    elif math.isfinite(together):
-        extremes = (
-            " if the questions about one text are independent, and by "
-            f"{_points(together)} if they are right or wrong together"
-        )
-    else:
-        extremes = (
-            " if the questions about one text are independent, and none if they are right or wrong "
-            "together"
+    points = f"{_points(if_independent)} points or more"
+    if num_texts != num_items:
+        counts += f" about {num_texts} texts"
+        by = f"by {_points(if_together)}" if math.isfinite(if_together) else "none"
+        points += (
+            f" if the questions about one text are independent, and {by} if they are right or "
+            "wrong together"
         )
     differ = "10 % of the answers differ"
-    if max(alone, together) > 0.1:
+    if max(if_independent, if_together) > 0.1:
         differ += ", or as many as it takes"
-    return (
-        f"{counts}{about}, can tell methods apart that differ by {_points(alone)} points or more"
-        f"{extremes} (80 % power, if {differ})."
-    )
+    return f"{counts}, can tell methods apart that differ by {points} (80 % power, if {differ})."
 
 
 def _points(share: float) -> int:
