@@ -38,6 +38,7 @@ from ctxext.interop.meta_layout import (
 from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
+from ctxext.interop.stored_names import describe_unknown, without_wrappers
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.decoder import param_shapes
 from ctxext.parallel import distributed
@@ -56,6 +57,9 @@ RULES: dict[str, validation.Rule] = {
     "norm_eps": validation.EPSILON,
     "ffn_dim_multiplier": validation.NUMBER,
     "rope_theta": validation.NUMBER,
+    "use_scaled_rope": validation.FLAG,
+    "rope_scaling_factor": validation.NUMBER,
+    "rope_high_freq_factor": validation.NUMBER,
 }
 DERIVED_TENSOR = "rope.freqs"
 """A buffer that follows from params.json."""
@@ -250,7 +254,9 @@ def read(directory: str | Path, original: int | None = None) -> StoredModel:
     known = {meta_name(name)[0] for name in expected} | {DERIVED_TENSOR}
     unknown = sorted(shards[0].keys() - known)
     if unknown:
-        raise ValueError(f"{directory} holds {unknown[0]}, which Llama 2 does not have")
+        description = describe_unknown(unknown)
+        hint = f"; {description}" if description else ""
+        raise ValueError(f"{directory} holds {unknown[0]}, which Llama does not have{hint}")
     return StoredModel(config, scaling, window, tensors, tokenizer)
 
 
@@ -277,7 +283,7 @@ def _open_shards(directory: Path) -> list[dict[str, LazyTensor]]:
         raise ValueError(
             f"{directory} lacks shards: consolidated.00.pth and so on without a gap; copy it again"
         )
-    shards = [open_archive(file) for file in files]
+    shards = [_open_shard(file) for file in files]
     for file, shard in zip(files, shards, strict=True):
         if shard.keys() != shards[0].keys():
             name = sorted(shard.keys() ^ shards[0].keys())[0]
@@ -285,6 +291,17 @@ def _open_shards(directory: Path) -> list[dict[str, LazyTensor]]:
                 f"only one of {file} and {files[0].name} has {name}; copy the shards again"
             )
     return shards
+
+
+def _open_shard(file: Path) -> dict[str, LazyTensor]:
+    """The tensors of a shard, by their names without what training tools add to them."""
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in open_archive(file).items():
+        plain = without_wrappers(name)
+        if plain in tensors:
+            raise ValueError(f"{file} holds {plain} twice, also as {name}; remove one of them")
+        tensors[plain] = tensor
+    return tensors
 
 
 def _find_tensor(
@@ -333,9 +350,7 @@ def _read_config(
             f"{vocab_size} rows"
         )
     head_dim = dim // num_heads
-    theta, original, scaling, window = read_rope(
-        directory / ROPE, params.get("rope_theta"), head_dim, original
-    )
+    theta, original, scaling, window = read_rope(directory / ROPE, params, head_dim, original)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=dim,

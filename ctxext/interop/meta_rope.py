@@ -9,6 +9,7 @@ from ctxext.files import read_json
 from ctxext.interop.model_card import BEGIN, END
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
 from ctxext.methods import label
+from ctxext.methods.llama3 import Llama3
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeBase, RopeScaling, rope_at
 
@@ -98,13 +99,52 @@ class MetaRope(NamedTuple):
     """L', which is L without a scaling."""
 
 
-def read_rope(path: Path, theta: float | None, head_dim: int, original: int | None) -> MetaRope:
-    """The frequencies that rope.json at `path` declares.
+SCALED_ROPE_WINDOW = 8192
+"""The window of pre-training that Meta's code has for `use_scaled_rope`."""
+SCALED_ROPE_LENGTH = 131072
+"""The extended window of every model that Meta published with it."""
+SCALED_ROPE_FACTORS = {
+    (2048, 16): 32.0,
+    (3072, 28): 32.0,
+    (4096, 32): 8.0,
+    (8192, 80): 8.0,
+    (16384, 126): 8.0,
+}
+"""(dim, n_layers) of Llama 3.1, 3.2 and 3.3 -> factor, which params.json does not have."""
 
-    theta: that of params.json, if it has one. original: the window of pre-training in tokens, if
-    the user gives it. Without rope.json these two declare an unscaled model. Raises ValueError if
-    the file and they contradict each other, or if nothing declares the window.
+
+def _scaled_rope(path: Path, params: dict[str, Any]) -> Llama3 | None:
+    """The scaling of `use_scaled_rope` in params.json."""
+    if not params.get("use_scaled_rope"):
+        return None
+    factor = params.get("rope_scaling_factor")
+    if factor is None:
+        factor = SCALED_ROPE_FACTORS.get((params["dim"], params["n_layers"]))
+    if factor is None:
+        raise ValueError(
+            f"params.json in {path.parent} has use_scaled_rope, but not the factor, and its shape "
+            "is none that Meta published; add rope_scaling_factor: 8 for Llama 3.1 and 3.3, 32 for "
+            "3.2"
+        )
+    high = params.get("rope_high_freq_factor")
+    return Llama3(float(factor), high_freq_factor=4.0 if high is None else float(high))
+
+
+def read_rope(path: Path, params: dict[str, Any], head_dim: int, original: int | None) -> MetaRope:
+    """The frequencies that rope.json at `path` declares, or without that file params.json.
+
+    params: of params.json. original: the window of pre-training in tokens, if the user gives it;
+    only `use_scaled_rope` implies it. Raises ValueError if the files and it contradict each other,
+    or if nothing declares the window.
     """
+    theta = params.get("rope_theta")
+    scaled = _scaled_rope(path, params)
+    if scaled is not None and not path.is_file():
+        params_file = path.with_name("params.json")
+        _check_agreement(params_file, "window of pre-training", SCALED_ROPE_WINDOW, original)
+        keys = {"max_position_embeddings": SCALED_ROPE_WINDOW, "rope_theta": theta}
+        rope_theta, window, _ = rope_from_config(keys)
+        return MetaRope(rope_theta, window, scaled, SCALED_ROPE_LENGTH)
     if not path.is_file():
         if original is None:
             raise ValueError(
@@ -122,6 +162,11 @@ def read_rope(path: Path, theta: float | None, head_dim: int, original: int | No
         _check_frequencies(data, base, scaling, length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
+    if scaled is not None and scaling != scaled:
+        raise ValueError(
+            f"{path} has the scaling {label([scaling])}, but params.json next to it has "
+            f"use_scaled_rope ({label([scaled])}); remove one of the two"
+        )
     _check_agreement(path, "rope_theta", rope_theta, theta)
     _check_agreement(path, "window of pre-training", window, original)
     return MetaRope(rope_theta, window, scaling, length)

@@ -16,7 +16,7 @@ from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import Slot, slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.interop.peft_settings import WAY_OUT, AdapterSettings, read_settings
-from ctxext.interop.stored_names import LONGEST_NAME, WRAPPERS
+from ctxext.interop.stored_names import without_wrappers
 from ctxext.interop.weight_files import (
     ADAPTER_FILES,
     find_sets,
@@ -129,10 +129,7 @@ def _open(directory: Path) -> dict[str, LazyTensor]:
 
 def _plain(key: str) -> str:
     """A key without what training tools and PEFT put before it."""
-    if len(key) > LONGEST_NAME:
-        raise ValueError(f"the tensor name {key:.40} ... has {len(key)} characters")
-    without = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-    return without.removeprefix(PREFIX)
+    return without_wrappers(key).removeprefix(PREFIX)
 
 
 def _parse(key: str) -> _Part:

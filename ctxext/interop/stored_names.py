@@ -42,15 +42,15 @@ OTHER_TENSORS = (
         "they were fused from",
     ),
     (
+        r"(^|\.)(vision_\w+|multi_modal_projector|mm_projector|language_model)\.",
+        "a model of images and text",
+        "save its language model alone",
+    ),
+    (
         r"^tok_embeddings\.|\.attention\.wq\.",
         "Meta's names",
         "import Meta's own directory (params.json, consolidated.NN.pth), or convert it with "
         "transformers' convert_llama_weights_to_hf.py",
-    ),
-    (
-        r"(^|\.)(vision_\w+|multi_modal_projector|mm_projector|language_model)\.",
-        "a model of images and text",
-        "save its language model alone",
     ),
     (
         r"\.(q_norm|k_norm|experts|block_sparse_moe)\.",
@@ -60,6 +60,13 @@ OTHER_TENSORS = (
     (r"\.bias$", "biases", "set attention_bias or mlp_bias in config.json"),
 )
 """Names that tell what a file holds instead of the expected tensors: pattern, what, what to do."""
+
+
+def without_wrappers(name: str) -> str:
+    """A name without the parts of `WRAPPERS`. Raises ValueError for one too long to be a name."""
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"the tensor name {name:.40} ... has {len(name)} characters")
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def plain_names(stored: Iterable[str], expected: Collection[str], family: Family) -> dict[str, str]:
@@ -73,10 +80,7 @@ def plain_names(stored: Iterable[str], expected: Collection[str], family: Family
     plain: dict[str, str] = {}
     sources: dict[str, str] = {}
     for name in stored:
-        if len(name) > LONGEST_NAME:
-            raise ValueError(f"the tensor name {name:.40} ... has {len(name)} characters")
-        parts = [part for part in name.split(".") if part not in WRAPPERS]
-        without = ".".join(parts)
+        without = without_wrappers(name)
         candidates = (without, prefix + without, without.removeprefix(prefix))
         plain[name] = next((each for each in candidates if each in expected), without)
         if plain[name] in sources:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
-from ctxext.interop.stored_names import describe_unknown, plain_names
+from ctxext.interop.stored_names import describe_unknown, plain_names, without_wrappers
 from ctxext.interop.weight_files import (
     MODEL_FILES,
     find_sets,
@@ -83,6 +83,14 @@ def _open(directory: Path, file: str, config: LlamaConfig) -> dict[str, LazyTens
         plain = plain_names(opened, {*expected, family.lm_head}, family)
     except ValueError as error:
         raise ValueError(f"{directory / file}: {error}") from None
+    wrapped = next((name for name in opened if without_wrappers(name) != name), None)
+    if wrapped:
+        logging.getLogger("ctxext").warning(
+            "%s holds %s: the part that a training tool added is left out; transformers takes "
+            "random numbers for such tensors",
+            directory / file,
+            wrapped,
+        )
     stored = {
         plain[name]: tensor
         for name, tensor in opened.items()

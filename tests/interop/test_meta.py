@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file
 
 from ctxext import loading
@@ -22,9 +23,21 @@ from ctxext.interop import meta, pth, pth_writer
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES
 from ctxext.interop.meta_layout import meta_name, shard_shape, to_halves, to_interleaved
-from ctxext.methods import ABF, NTK, DynamicNTK, Linear, LongRope, NTKByParts, RevisedYarn, Yarn
+from ctxext.interop.meta_rope import read_rope
+from ctxext.methods import (
+    ABF,
+    NTK,
+    DynamicNTK,
+    Linear,
+    Llama3,
+    LongRope,
+    NTKByParts,
+    RevisedYarn,
+    Yarn,
+)
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
+from ctxext.prove.reference.meta import MetaReference
 from ctxext.rope import RopeScaling, Unscaled, rotate
 from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
@@ -435,6 +448,85 @@ def test_a_checkpoint_that_torch_saved_is_read(tmp_path, split_rows):
         meta.read(out)
 
 
+def scaled(directory: Path, **params) -> Path:
+    """A checkpoint of the kind of Llama 3.1: its theta, and use_scaled_rope."""
+    out = foreign(directory)
+    edit("params.json", rope_theta=5e5, use_scaled_rope=True, **params)(out)
+    return out
+
+
+@pytest.mark.parametrize(("factor", "high"), [(8, None), (32, None), (16, 2.0)])
+def test_use_scaled_rope_has_the_frequencies_of_transformers(factor, high, tmp_path):
+    params = {"rope_scaling_factor": factor}
+    if high is not None:
+        params["rope_high_freq_factor"] = high
+    out = scaled(tmp_path / "m", **params)
+    stored = meta.read(out)
+    config = transformers.LlamaConfig(
+        head_dim=BASE.head_dim,
+        max_position_embeddings=131072,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": float(factor),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": high or 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    init = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"]
+    inv_freq, attention_factor = init(config, "cpu")
+    rope = stored.scaling.rope(stored.config.rope_base(), stored.window)
+    np.testing.assert_allclose(rope.inv_freq, inv_freq.numpy(), rtol=1e-6)
+    assert rope.attention_factor == attention_factor == 1.0
+    assert (stored.config.max_position_embeddings, stored.window) == (8192, 131072)
+    reference = MetaReference(out, pth.open_archive, lambda entry: entry.read())
+    np.testing.assert_allclose(reference.rope(9000)[0], rope.inv_freq, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("llama3.1-8b", 8), ("llama3.1-405b", 8), ("llama3.2-1b", 32), ("llama3.2-3b", 32)],
+)
+def test_published_shapes_have_their_factor(name, factor, tmp_path):
+    shape = SHAPES[name]
+    size = {"dim": shape.hidden_size, "n_layers": shape.num_hidden_layers}
+    params = size | {"rope_theta": 5e5, "use_scaled_rope": True}
+    theta, window, scaling, length = read_rope(tmp_path / "rope.json", params, 128, None)
+    assert (theta, window, scaling, length) == (5e5, 8192, Llama3(factor), 131072)
+
+
+def test_a_scaled_rope_that_is_not_stated_is_refused(tmp_path):
+    out = scaled(tmp_path / "m")
+    with pytest.raises(ValueError, match="not the factor, .* add rope_scaling_factor: 8 for Llama"):
+        meta.read(out)
+    edit("params.json", rope_scaling_factor=8)(out)
+    with pytest.raises(ValueError, match="window of pre-training is 8192 in .*params.json"):
+        meta.read(out, original=4096)
+    assert meta.read(out, original=8192).scaling == Llama3(8.0)
+    edit("params.json", use_scaled_rope="yes")(out)
+    with pytest.raises(ValueError, match="use_scaled_rope must be true or false"):
+        meta.read(out)
+    out = save(tmp_path / "ours", scaling=Yarn(4.0))
+    edit("params.json", use_scaled_rope=True, rope_scaling_factor=8)(out)
+    with pytest.raises(ValueError, match="rope.json has the scaling yarn.* use_scaled_rope"):
+        meta.read(out)
+
+
+def test_names_in_shards_without_what_training_tools_add(tmp_path):
+    out = foreign(tmp_path / "m")
+    file = out / "consolidated.00.pth"
+    state = torch.load(file, weights_only=True)
+    torch.save({f"_orig_mod.{name}": value for name, value in state.items()}, file)
+    stored = meta.read(out, original=WINDOW)
+    for name, slot in slots(random_params(BASE)).items():
+        np.testing.assert_array_equal(stored.tensors[name].read(), slot.get(), name)
+    vision = {f"vision_model.{name}": value for name, value in state.items()}
+    torch.save(state | vision, file)
+    with pytest.raises(ValueError, match="belongs to a model of images and text: save"):
+        meta.read(out, original=WINDOW)
+
+
 @pytest.mark.parametrize("shards", SHARDS)
 def test_meta_to_hf_to_meta_is_bit_exact(tmp_path, shards):
     """A checkpoint that torch saved comes back as one that torch loads."""
@@ -483,7 +575,7 @@ def edit_shard(i: int, change):
         (lambda out: (out / "params.json").unlink(), "params.json does not exist"),
         (lambda out: (out / "params.json").write_text("[]"), "params.json must hold an object"),
         (edit("params.json", moe={}), "moe is not supported"),
-        (edit("params.json", use_scaled_rope=True), "use_scaled_rope is not supported"),
+        (edit("params.json", use_scaled_rope=True), "has use_scaled_rope, but not the factor"),
         (edit("params.json", n_heads="DELETE"), "lacks or misstates 'n_heads'"),
         (edit("params.json", n_heads=0), "params.json: n_heads must be an integer from 1 to"),
         (edit("params.json", n_heads=None), "lacks or misstates"),

@@ -225,6 +225,18 @@ def test_files_that_are_there_instead_of_the_weights_are_named(name, message, tm
     assert message in text
 
 
+def test_weights_under_another_name_are_refused_not_passed_over(tmp_path):
+    out = save(tmp_path / "m")
+    stored = {name: value + 1 for name, value in tensors_of(out).items()}
+    save_file(stored, out / "other.safetensors", metadata={"format": "pt"})
+    settings = json.loads((out / "config.json").read_text())
+    settings["transformers_weights"] = "other.safetensors"
+    (out / "config.json").write_text(json.dumps(settings))
+    np.testing.assert_array_equal(transformers_weights(out)[HEAD], stored[HEAD])
+    with pytest.raises(ValueError, match="under another name .transformers_weights. is not supp"):
+        hf.read_config(out)
+
+
 # Names
 
 
@@ -242,11 +254,12 @@ def _without_prefix(name):
     ids=["compile", "ddp", "both"],
 )
 @pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
-def test_prefixes_of_wrappers_are_left_out(rename, config, tmp_path):
+def test_prefixes_of_wrappers_are_left_out(rename, config, tmp_path, caplog):
     out = save(tmp_path / "m", config)
     stored = tensors_of(out)
     save_file({rename(name): value for name, value in stored.items()}, out / FILE)
     assert_holds(out, expected(config), config)
+    assert "transformers takes random numbers for such tensors" in caplog.text
     save_file({rename(name): value for name, value in stored.items()} | stored, out / FILE)
     assert "are both model" in refused(out, config) or "are both lm_head" in refused(out, config)
 

@@ -23,7 +23,11 @@ NUMBERS = ("rms_norm_eps", "attention_dropout", "initializer_range")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys that a file may leave out; `LlamaConfig` then has the format's own default.
 OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range", *TOKEN_IDS)
-UNSUPPORTED = {"quantization_config": "quantized weights", "sliding_window": "a sliding window"}
+UNSUPPORTED = {
+    "transformers_weights": "a file of weights under another name",
+    "quantization_config": "quantized weights",
+    "sliding_window": "a sliding window",
+}
 
 
 RULES: dict[str, validation.Rule] = {

@@ -1,6 +1,7 @@
 """Meta's directories as Meta's code reads them, and the rope.json that ctxext adds to them."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class MetaReference(ReferenceReader):
         self.directory = Path(directory)
         self._to_numpy = to_numpy
         params = json.loads((self.directory / "params.json").read_text())
+        self.params: dict[str, Any] = params
         self.num_hidden_layers = params["n_layers"]
         self.rms_norm_eps = params["norm_eps"]
         self.width = params["dim"]
@@ -79,7 +81,25 @@ class MetaReference(ReferenceReader):
             rope = json.loads(rope_file.read_text())
             return np.array(rope["inv_freq"], np.float64), rope["attention_factor"]
         d = self.head_dim
-        return np.array([self.theta ** (-2 * i / d) for i in range(d // 2)]), 1.0
+        freqs = [self.theta ** (-2 * i / d) for i in range(d // 2)]
+        if self.params.get("use_scaled_rope"):
+            freqs = [self._scaled(freq) for freq in freqs]
+        return np.array(freqs), 1.0
+
+    def _scaled(self, freq: float) -> float:
+        """A frequency as `apply_scaling` of Llama 3.1's code changes it (arXiv 2407.21783)."""
+        size = (self.params["dim"], self.params["n_layers"])
+        is_3_2 = size in ((2048, 16), (3072, 28))
+        factor = self.params.get("rope_scaling_factor") or (32 if is_3_2 else 8)
+        high_freq_factor = self.params.get("rope_high_freq_factor") or 4
+        old_context_len = 8192
+        wavelen = 2 * math.pi / freq
+        if wavelen < old_context_len / high_freq_factor:
+            return freq
+        if wavelen > old_context_len:
+            return freq / factor
+        smooth = (old_context_len / wavelen - 1) / (high_freq_factor - 1)
+        return (1 - smooth) * freq / factor + smooth * freq
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids as Meta's tokenizer.py gives them: BOS, then those of SentencePiece."""
