@@ -180,8 +180,7 @@ def _train_and_load(experiment: Experiment, run: RunDir, base: LM, sinks: list[S
     tokens = settings.steps * rows * settings.seq_len
     print(
         f"training {experiment.name}: {settings.steps} steps x {rows} rows x {settings.seq_len:,} "
-        "tokens = "
-        f"{tokens:,} tokens",
+        f"tokens = {tokens:,} tokens",
         file=sys.stderr,
     )
     _train(experiment, run, base, sinks)

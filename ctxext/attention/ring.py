@@ -242,7 +242,8 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
         grad: Array,
     ):
         device = jax.lax.axis_index(trip.axis)
-        groups, dtype = q[0].shape[2] // v.shape[2], v.dtype
+        groups = q[0].shape[2] // v.shape[2]
+        dtype = v.dtype
         q, k, v = trip.split(q, k, v)
         out, grad = (tiles.split(x, trip.C, groups) for x in (out, grad))
         delta = tiles.output_delta(out, grad)

@@ -72,8 +72,7 @@ def _unknown(flag: Flag, experiment: Experiment, known: Sequence[str]) -> ValueE
     if "." not in flag.name and name in {field.name for field in dataclasses.fields(experiment)}:
         return ValueError(
             f"{flag} is not a single value: set one of its fields, as {flag}.FIELD, name a method "
-            "with --method, or "
-            "write it into the experiment file"
+            "with --method, or write it into the experiment file"
         )
     if getattr(experiment, name, ...) is None:
         return ValueError(f"unknown option {flag}: this experiment has no {name}")

@@ -106,8 +106,7 @@ class RopeView:
         yield f"{waves.method}: attention factor {scale:.9g} (logits x {scale**2:.6g})"
         yield (
             f"  {waves.slow.sum()} of {len(waves.wavelengths)} pairs never turn in {window:,} "
-            "tokens; "
-            f"{(~waves.seen).sum()} never did in pre-training; "
+            f"tokens; {(~waves.seen).sum()} never did in pre-training; "
             f"{waves.extrapolated(self.target).sum()} are extrapolated at {self.target:,}"
         )
         if rope.leading:

@@ -9,7 +9,7 @@ from ctxext.parallel.mesh import Mesh
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """What a compiled program of a model depends on, besides the shapes of its arrays."""
+    """All that a compiled program of a model depends on, besides the shapes of its arrays."""
 
     config: LlamaConfig
     attention: Attention

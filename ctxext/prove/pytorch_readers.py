@@ -39,7 +39,8 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
     import transformers
 
     first = inputs[0]
-    name, version = "transformers", transformers.__version__
+    name = "transformers"
+    version = transformers.__version__
     with _quiet(transformers), torch.no_grad():
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             artifact.base, dtype=torch.float32, attn_implementation="eager", local_files_only=True
@@ -55,7 +56,8 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             model = peft.PeftModel.from_pretrained(
                 model, str(artifact.adapter), local_files_only=True
             )
-            name, version = "peft", f"{peft.__version__} on transformers {version}"
+            name = "peft"
+            version = f"{peft.__version__} on transformers {version}"
         model.eval()
 
         def logits(reader_input: ReaderInput) -> np.ndarray:

@@ -81,7 +81,8 @@ def read_all(
     artifact: Artifact, inputs: list[ReaderInput]
 ) -> tuple[list[ReaderOutput], dict[str, str]]:
     """(the output of each reader, the reason why each other one did not run)."""
-    outputs, not_run = [], {}
+    outputs = []
+    not_run = {}
     readers = {"numpy": read_numpy, **OTHER_READERS.get(artifact.format, {})}
     for name, read in readers.items():
         try:

@@ -106,8 +106,7 @@ class WandbSink(Sink):
         except TimeoutError:
             print(
                 "wandb has not uploaded everything in time; upload the rest with: wandb sync "
-                "--no-skip-online "
-                f"{Path(self._run.dir).parent}",
+                f"--no-skip-online {Path(self._run.dir).parent}",
                 file=sys.stderr,
             )
 
@@ -124,8 +123,7 @@ class WandbSink(Sink):
         run = self._wandb.init(mode="offline", **arguments)
         print(
             f"wandb does not answer ({reason}); this run is kept offline, upload it with: wandb "
-            "sync "
-            f"{Path(run.dir).parent}",
+            f"sync {Path(run.dir).parent}",
             file=sys.stderr,
         )
         return run
