@@ -138,6 +138,7 @@ class NamedModel:
         dtype: str = "float32",
         mesh: Any = None,
         trust: bool = False,
+        bos: bool | None = None,
     ) -> "NamedModel":
         """The model of a run or an HF directory; arguments and errors are those of `load`."""
         from ctxext import loading  # loads jax
@@ -154,6 +155,7 @@ class NamedModel:
             dtype=dtype,
             mesh=mesh or ONE_DEVICE,
             trust=trust,
+            bos=bos,
         )
         is_run = loading.is_run(path)
         name = path.resolve().name
@@ -222,11 +224,12 @@ def evaluate_checkpoint(
     config = dataclasses.replace(
         config,
         seq_lens=config.seq_lens or tuple(window * times for times in (1, 2, 4, 8)),
-        load=lambda name: loading.load(name, dtype=lm.dtype),
+        load=lambda name: loading.load(name, dtype=lm.dtype, bos=lm.tokenizer.adds_bos),
     )
     chosen = evaluations(evals, config)
     if progress:
-        print("\n".join(power_statements(chosen)), file=sys.stderr)
+        statements = [f"ctxext: {lm.tokenizer.bos_note}", *power_statements(chosen)]
+        print("\n".join(statements), file=sys.stderr)
 
     models: list[tuple[LM, Sequence[Eval]]] = []
     if "controls" in evals and window in config.seq_lens and None not in methods:

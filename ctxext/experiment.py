@@ -125,6 +125,9 @@ class Experiment:
     tokenizer: str | None = None
     """A directory with the tokenizer of a model from scratch; with `init` it is the checkpoint's.
     """
+    bos: bool | None = None
+    """Whether every text begins with BOS, in training, evaluation and export; None: as the
+    checkpoint's tokenizer does."""
     rope: RopeScaling | None = None
     """The frequencies to train; None keeps those of the checkpoint."""
     attention: Attention = Causal()

@@ -68,13 +68,15 @@ def convert(
     max_shard_size: int = 5 * 10**9,
     shards: int | None = None,
     original: int | None = None,
+    bos: bool | None = None,
 ) -> Path:
     """Like `export`, for a checkpoint on disk: its tensors pass through memory one at a time.
 
     `dtype`: by default as they are stored, or float32 if they are mixed. `seq_len`: by default the
     extended window L' that the source declares, or factor x L where `methods` changes it.
     `original`: the window L of pre-training where the source, in Meta's format, does not declare
-    it. Raises ValueError as `export` and `loading.load` do.
+    it. `bos`: whether texts begin with BOS, by default as the source's tokenizer does. Raises
+    ValueError as `export` and `loading.load` do.
     """
     path = loading.locate(source)
     if loading.is_run(path):
@@ -82,13 +84,15 @@ def convert(
             f"{source} is a run directory, not a checkpoint; write one with: ctxext export"
         )
     checkpoint = loading.read_checkpoint(path, original)
+    tokenizer = loading.choose_bos(checkpoint.tokenizer, bos, path)
     methods = list(methods)
     config = checkpoint.config
-    lm = LM(
-        config, param_shapes(config), checkpoint.tokenizer, scaling=checkpoint.scaling
-    ).with_method(*methods)
+    lm = LM(config, param_shapes(config), tokenizer, scaling=checkpoint.scaling).with_method(
+        *methods
+    )
     model = dataclasses.replace(
         checkpoint,
+        tokenizer=tokenizer,
         scaling=lm.scaling,
         window=seq_len or (config.max_position_embeddings if methods else checkpoint.window),
     )

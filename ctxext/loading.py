@@ -126,6 +126,7 @@ def load(
     mesh: Mesh = ONE_DEVICE,
     trust: bool = False,
     original: int | None = None,
+    bos: bool | None = None,
 ) -> LM:
     """Open an HF directory, a Meta directory, a run directory, a hub name, or "tiny-llama".
 
@@ -134,8 +135,8 @@ def load(
     `checkpoint_step`. `mesh`: the devices that the parameters are divided among; each device
     reads only its own slices. `trust`: import the Python files that a run's methods come from.
     `original`: the window of pre-training in tokens, where Meta's format does not declare it.
-    Raises ValueError for a checkpoint that is incomplete, corrupt, or has a scaling that is not
-    supported.
+    `bos`: whether texts begin with BOS; by default as the checkpoint's tokenizer does. Raises
+    ValueError for a checkpoint that is incomplete, corrupt, or has a scaling that is not supported.
     """
     path = locate(path)
     if peft_adapter.is_adapter(path):
@@ -146,11 +147,25 @@ def load(
     else:
         stored = read_checkpoint(path, original)
         lm = _load_checkpoint(stored, param_shapes(stored.config, dtype), mesh)
-    lm = dataclasses.replace(lm, dtype=dtype, kernel=kernel, angles=angles)
+    tokenizer = choose_bos(lm.tokenizer, bos, path)
+    lm = dataclasses.replace(lm, tokenizer=tokenizer, dtype=dtype, kernel=kernel, angles=angles)
     if adapter is not None:
         lm = merge_adapter(lm, Path(adapter))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
+
+
+def choose_bos(tokenizer: Tokenizer, bos: bool | None, path: Path) -> Tokenizer:
+    """The tokenizer with BOS before a text, without, or for None as its files say.
+
+    Raises ValueError, naming the checkpoint `path`, if they contradict each other.
+    """
+    try:
+        chosen = tokenizer.with_bos(bos)
+        chosen.adds_bos  # noqa: B018
+        return chosen
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _load_checkpoint(checkpoint: StoredModel, shapes: Params, mesh: Mesh) -> LM:
@@ -216,16 +231,20 @@ def load_base(experiment: Experiment, *, for_training: bool = False) -> LM:
     if experiment.init is not None:
         path = locate(experiment.init)
         if not for_training or is_run(path):
-            return load(path, mesh=mesh)
+            return load(path, mesh=mesh, bos=experiment.bos)
         shapes = experiment.trainable.base_shapes(config, experiment.train.dtype)
-        return _load_checkpoint(read_checkpoint(path), shapes, mesh)
+        lm = _load_checkpoint(read_checkpoint(path), shapes, mesh)
+        tokenizer = choose_bos(lm.tokenizer, experiment.bos, path)
+        return dataclasses.replace(lm, tokenizer=tokenizer)
     if experiment.tokenizer is None:
         raise ValueError(
             f"experiment {experiment.name!r} names no base: give --init DIR (or, to start from "
             "random parameters, set `tokenizer` to a directory)"
         )
     params = _random_params(config, experiment.seed, mesh)
-    return LM(config, params, open_tokenizer(experiment.tokenizer), scaling=scaling, mesh=mesh)
+    tokenizer = open_tokenizer(experiment.tokenizer)
+    tokenizer = choose_bos(tokenizer, experiment.bos, Path(experiment.tokenizer))
+    return LM(config, params, tokenizer, scaling=scaling, mesh=mesh)
 
 
 def _random_params(config: LlamaConfig, seed: int, mesh: Mesh) -> Params:

@@ -84,6 +84,7 @@ def train_only(
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
         base = loading.load_base(experiment, for_training=True)
+        print(f"ctxext: {base.tokenizer.bos_note}", file=sys.stderr)
         _train(experiment, directory, base, sinks)
     return directory.path
 
@@ -107,6 +108,7 @@ def run(
     distributed.broadcast_from_primary(lambda: directory.records_file.touch())
     _check_export(experiment)
     base = loading.load_base(experiment)
+    print(f"ctxext: {base.tokenizer.bos_note}", file=sys.stderr)
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
     proof = None

@@ -131,7 +131,7 @@ def check(experiment: Experiment, *, training_only: bool = False) -> None:
     source = experiment.init or experiment.tokenizer
     if not prepared or source is None:
         return
-    tokenizer = loading.open_tokenizer(source)
+    tokenizer = loading.open_tokenizer(source).with_bos(experiment.bos)
     for requirement in prepared:
         corpus = open_prepared(requirement.place, requirement.text.split, tokenizer)
         markers = (corpus.bos_id is not None) + (corpus.eos_id is not None)

@@ -12,6 +12,9 @@ from typing import Any
 
 from ctxext.files import read_json
 
+SWITCHES = (bool, bool | None)
+"""The types of fields that a flag alone sets, and that its --no- form unsets."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
@@ -60,7 +63,7 @@ def field_value(flag: Flag, annotations: Mapping[str, Any]) -> tuple[str, Any] |
         return flag.name, parse_value(flag, annotations[flag.name])
     path, dot, last = flag.name.rpartition(".")
     switch = path + dot + last.removeprefix("no_")
-    if switch != flag.name and annotations.get(switch) is bool and not flag.values:
+    if switch != flag.name and annotations.get(switch) in SWITCHES and not flag.values:
         return switch, False
     return None
 
@@ -89,7 +92,7 @@ def parse_value(flag: Flag, annotation: Any) -> Any:
     """
     if typing.get_origin(annotation) is tuple:
         return _parse_tuple(flag, annotation)
-    if not flag.values and annotation is bool:
+    if not flag.values and annotation in SWITCHES:
         return True
     if not flag.values:
         raise ValueError(f"{flag} needs a value: {_describe(annotation)}")

@@ -91,6 +91,16 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_bos(parser: argparse.ArgumentParser) -> None:
+    """--bos and --no-bos."""
+    parser.add_argument(
+        "--bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="Begin every text with BOS, or none; default: as the checkpoint's tokenizer does.",
+    )
+
+
 # A model: a source, and the method to run it with
 
 
@@ -108,6 +118,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Import the Python files that a run directory refers to.",
     )
+    add_bos(parser)
     parser.add_argument(
         "--compute-dtype",
         default="float32",
@@ -164,6 +175,7 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
         dtype=args.compute_dtype,
         mesh=read_mesh(args),
         trust=args.trust_run,
+        bos=args.bos,
     )
 
 
@@ -179,6 +191,7 @@ def open_named_model(args: argparse.Namespace, methods: tuple[Any, ...] = ()) ->
         dtype=args.compute_dtype,
         mesh=read_mesh(args),
         trust=args.trust_run,
+        bos=args.bos,
     )
 
 

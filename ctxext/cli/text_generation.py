@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from ctxext.data.documents import plain_text
 from ctxext.model.lm import LM
-from ctxext.tasks.base import bos_prefix
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -53,12 +52,8 @@ class TextGenerator:
 
     def complete(self, prompt: str) -> Completion:
         """Continue `prompt` up to a stop token. Raises ValueError as `LM.generate` does."""
-        tokenizer = self.lm.tokenizer
-        if self.parse_special:
-            ids = tokenizer.encode(prompt, special=True)
-            has_bos = ids[:1] == [tokenizer.bos_id]
-            return self._generate(ids if has_bos else [*bos_prefix(tokenizer), *ids])
-        return self._generate(tokenizer.encode(prompt, bos=True))
+        ids = self.lm.tokenizer.encode_prompt(prompt, special=self.parse_special)
+        return self._generate(ids)
 
     def chat(
         self, questions: Iterable[str], system: str | None = None, template: Path | None = None

@@ -77,18 +77,14 @@ class Corpus(Rows):
     ) -> "Corpus":
         """Tokenize texts, each as BOS text EOS; files: their names and hashes, for the provenance.
 
-        parse_special: special tokens that are written out in a text are those tokens.
-
-        Raises ValueError for a tokenizer without BOS.
+        Without BOS where the tokenizer adds none, without EOS where it has none. parse_special:
+        special tokens that are written out in a text are those tokens.
         """
-        if tokenizer.bos_id is None:
-            raise ValueError(
-                "training needs a tokenizer with a beginning-of-sequence token: name its bos_token"
-            )
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         dtype = id_dtype(tokenizer.vocab_size)
+        bos = tokenizer.adds_bos
         encode = partial(tokenizer.encode, special=True) if parse_special else tokenizer.encode
-        documents = [np.array([*encode(text, bos=True), *end], dtype) for text in texts]
+        documents = [np.array([*encode(text, bos=bos), *end], dtype) for text in texts]
         ids = np.concatenate([np.zeros(0, dtype), *documents])
         offsets = np.cumsum([0, *map(len, documents)])
         digest = hashlib.sha256(ids.tobytes() + offsets.astype("<i8").tobytes())
@@ -99,7 +95,8 @@ class Corpus(Rows):
             "sha256": digest.hexdigest(),
             "files": files or {},
         }
-        return cls(ids, offsets, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, facts=facts)
+        bos_id = tokenizer.bos_id if bos else None
+        return cls(ids, offsets, bos_id=bos_id, eos_id=tokenizer.eos_id, facts=facts)
 
     def documents(self) -> list[np.ndarray]:
         """The token ids of every document without BOS and EOS."""

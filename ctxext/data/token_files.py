@@ -119,10 +119,12 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
         )
     bos_id = made_by["bos_id"]
     eos_id = made_by["eos_id"]
-    if bos_id not in (None, tokenizer.bos_id) or eos_id not in (None, tokenizer.eos_id):
+    model_bos_id = tokenizer.bos_id if tokenizer.adds_bos else None
+    if bos_id != model_bos_id or eos_id not in (None, tokenizer.eos_id):
         raise ValueError(
-            f"{root} was prepared with BOS {bos_id} and EOS {eos_id}, the model's are "
-            f"{tokenizer.bos_id} and {tokenizer.eos_id}: prepare the text again"
+            f"{root} was prepared with BOS {bos_id} and EOS {eos_id}, the model's texts have "
+            f"{model_bos_id} and {tokenizer.eos_id}: prepare the text again, or begin the model's "
+            "texts in the same way with --bos or --no-bos"
         )
     facts = index["splits"][split]
     if not facts["documents"]:

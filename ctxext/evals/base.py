@@ -64,6 +64,7 @@ def evaluated_model(
         steps=steps,
         train_seq_len=train_seq_len,
         dtype=getattr(lm, "dtype", "float32"),
+        bos=lm.tokenizer.adds_bos,
     )
 
 

@@ -60,6 +60,8 @@ class EvaluatedModel:
     """Name of the adapter that is merged into the weights."""
     dtype: str = "float32"
     """Number type of the forward pass."""
+    bos: bool = True
+    """Whether every text began with BOS."""
 
     @property
     def method(self) -> str:
@@ -90,6 +92,8 @@ class EvaluatedModel:
             parts.append("zero-shot")
         if self.dtype != "float32":
             parts.append(self.dtype)
+        if not self.bos:
+            parts.append("without BOS")
         return ", ".join(parts)
 
     @property
@@ -105,6 +109,8 @@ class EvaluatedModel:
             parts.append(", zero-shot")
         if self.dtype != "float32":
             parts.append(f" in {self.dtype}")
+        if not self.bos:
+            parts.append(" without BOS")
         return "".join(parts)
 
 

@@ -97,8 +97,7 @@ class HarnessLM(TemplateLM):
         self._max_gen_toks = max_gen_toks
         self._batch_tokens = batch_tokens
         self._seed = seed
-        bos_id, eos_id = lm.tokenizer.bos_id, lm.tokenizer.eos_id
-        self._bos = None if bos_id is None else lm.tokenizer.id_to_token(bos_id)
+        eos_id = lm.tokenizer.eos_id
         self._eos = None if eos_id is None else lm.tokenizer.id_to_token(eos_id)
 
     @property
@@ -121,11 +120,9 @@ class HarnessLM(TemplateLM):
 
         Never after two; after none if `add_special_tokens` is False.
         """
-        if add_special_tokens is None and self._bos and string.startswith(self._bos):
-            return self._tokenizer.encode(string.removeprefix(self._bos), bos=True)
-        return self._tokenizer.encode(
-            string, bos=self._tokenizer.adds_bos and add_special_tokens is not False
-        )
+        if add_special_tokens is None:
+            return self._tokenizer.encode_prompt(string)
+        return self._tokenizer.encode(string, bos=self._tokenizer.adds_bos and add_special_tokens)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in nats.

@@ -122,6 +122,7 @@ def _labels(named: NamedModel) -> dict[str, Any]:
         "method": model.label,
         "steps": model.steps,
         "window": model.window,
+        "bos": model.bos,
     }
 
 
@@ -186,7 +187,14 @@ def report(model: NamedModel, request: Request, *, against: str | Path | None = 
     """
     both = [model]
     if against is not None:
-        both.append(NamedModel.load(against, dtype=model.lm.dtype, mesh=model.lm.mesh))
+        both.append(
+            NamedModel.load(
+                against,
+                dtype=model.lm.dtype,
+                mesh=model.lm.mesh,
+                bos=model.lm.tokenizer.adds_bos,
+            )
+        )
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
     model_results, *base_results = [run_tasks(named.lm, request) for named in both]

@@ -5,13 +5,13 @@ message. sentencepiece ships a parser for it, but importing that in a process th
 transformers' copy of it fails, in either order.
 """
 
-import json
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.model.config import LlamaConfig
-from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer, to_tokenizer_json
+from ctxext.tokenization.added_tokens import added_tokens
+from ctxext.tokenization.tokenizer import MODEL, Tokenizer, to_tokenizer_json
 
 # Kinds of tokens; the numbers are the same in SentencePiece and in GGUF.
 NORMAL = 1
@@ -48,8 +48,8 @@ def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
     tokens = [Token(f"[PAD{i}]", UNMERGED_SCORE, UNUSED) for i in range(config.vocab_size)]
     for token_id, token in enumerate(read_tokens(model)):
         tokens[token_id] = token
-    for added in json.loads(tokenizer.files.get(JSON, b"{}")).get("added_tokens", []):
-        if added["id"] >= tokenizer.vocab_size:
+    for added in added_tokens(tokenizer.files):
+        if tokens[added["id"]].kind == UNUSED:
             kind = CONTROL if added["special"] else USER_DEFINED
             tokens[added["id"]] = Token(added["content"], UNMERGED_SCORE, kind)
     kinds = [token.kind for token in tokens]
@@ -59,7 +59,7 @@ def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
         "padding": config.pad_token_id,
         "unknown": kinds.index(UNKNOWN),
     }
-    template = json.loads(tokenizer.files.get(CONFIG, b"{}")).get("chat_template")
+    template = tokenizer.chat_template
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
@@ -67,10 +67,10 @@ def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
         "tokenizer.ggml.scores": [token.score for token in tokens],
         "tokenizer.ggml.token_type": kinds,
         **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
-        "tokenizer.ggml.add_bos_token": config.bos_token_id is not None,
-        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+        "tokenizer.ggml.add_eos_token": tokenizer.adds_eos,
         "tokenizer.ggml.add_space_prefix": True,
-        **({"tokenizer.chat_template": template} if isinstance(template, str) else {}),
+        **({} if template is None else {"tokenizer.chat_template": template}),
     }
 
 

@@ -21,15 +21,15 @@ from ctxext.tokenization.protocol import TokenizerLike
 class Recipe:
     """How documents become tokens.
 
-    field: the key or column of the text. bos, eos: whether each document begins and ends with that
-    token. min_tokens, max_tokens: shorter and longer documents are left out, counted with BOS and
-    EOS. held_out: the share of documents, by the hash of their text, that training does not see;
-    the same text is on the same side in any order. parse_special: special tokens that are written
-    out in a document are those tokens.
+    field: the key or column of the text. bos: whether each document begins with BOS; None: as the
+    tokenizer does. eos: whether it ends with EOS. min_tokens, max_tokens: shorter and longer
+    documents are left out, counted with BOS and EOS. held_out: the share of documents, by the hash
+    of their text, that training does not see; the same text is on the same side in any order.
+    parse_special: special tokens that are written out in a document are those tokens.
     """
 
     field: str = "text"
-    bos: bool = True
+    bos: bool | None = None
     eos: bool = True
     min_tokens: int = 0
     max_tokens: int | None = None
@@ -44,6 +44,10 @@ class Recipe:
                 f"--max-tokens {self.max_tokens} leaves nothing above --min-tokens "
                 f"{self.min_tokens}"
             )
+
+    def adds_bos(self, tokenizer: TokenizerLike) -> bool:
+        """Whether each document begins with BOS."""
+        return tokenizer.adds_bos if self.bos is None else self.bos
 
     def split(self, text: str) -> str:
         """Held out if the first 64 bits of sha256(text), as a fraction, are below `held_out`."""
@@ -60,6 +64,7 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
 
     Returns the number of tokens.
     """
+    bos = recipe.adds_bos(tokenizer)
     end = [tokenizer.eos_id] if recipe.eos else []
     encode_text = tokenizer.encode
     if recipe.parse_special:
@@ -79,7 +84,7 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
             if not text:
                 left_out["empty"] += 1
                 continue
-            document = np.array([*encode_text(text, bos=recipe.bos), *end], dtype)
+            document = np.array([*encode_text(text, bos=bos), *end], dtype)
             if len(document) < recipe.min_tokens:
                 left_out["shorter"] += 1
             elif recipe.max_tokens is not None and len(document) > recipe.max_tokens:

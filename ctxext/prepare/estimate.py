@@ -54,6 +54,7 @@ def _estimate_source(
     last = len(chunks) - 1
     sampled = sorted({round(i * last / max(SAMPLES - 1, 1)) for i in range(SAMPLES)})
     bytes_each = SAMPLE_BYTES // len(sampled)
+    markers = recipe.adds_bos(tokenizer) + recipe.eos
     bytes_read = 0
     documents = 0.0
     tokens = 0.0
@@ -64,7 +65,7 @@ def _estimate_source(
                 if text:
                     head = text[:bytes_each]
                     head_tokens = len(tokenizer.encode(head))
-                    tokens += head_tokens * len(text) / len(head) + recipe.bos + recipe.eos
+                    tokens += head_tokens * len(text) / len(head) + markers
                     documents += 1
                 bytes_read += size
                 if bytes_read >= stop:

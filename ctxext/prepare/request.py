@@ -36,7 +36,7 @@ def make_request(
         "tokenizer": {
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id if recipe.bos else None,
+            "bos_id": tokenizer.bos_id if recipe.adds_bos(tokenizer) else None,
             "eos_id": tokenizer.eos_id if recipe.eos else None,
         },
         **recipe.facts(),

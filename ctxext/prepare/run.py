@@ -99,7 +99,7 @@ def check(recipe: Recipe, tokenizer: Tokenizer, workers: int, max_rejects: float
             f"got {workers} and {max_rejects}"
         )
     for is_required, name, token_id in (
-        (recipe.bos, "bos", tokenizer.bos_id),
+        (recipe.adds_bos(tokenizer), "bos", tokenizer.bos_id),
         (recipe.eos, "eos", tokenizer.eos_id),
     ):
         if is_required and token_id is None:

@@ -61,7 +61,7 @@ class TaskContext:
 class Example(NamedTuple):
     """One question: prompt and `max_new_tokens` together have the requested length, BOS included.
 
-    prompt: int32[P], starting with BOS where the tokenizer has one; answer: int32[A], the right
+    prompt: int32[P], starting with BOS where the tokenizer adds one; answer: int32[A], the right
     continuation; depth: where the answer is in the haystack, 0..1, as achieved; meta: plain JSON
     values, among them `needles` (the spans [start, length] of the prompt that the answer depends
     on), `distance` (tokens from the first needle to the end of the prompt) and the `haystack`
@@ -186,8 +186,8 @@ def encode_fragment(tokenizer: TokenizerLike, text: str) -> list[int]:
 
 
 def bos_prefix(tokenizer: TokenizerLike) -> list[int]:
-    """The first ids of every prompt, row and window: BOS where the tokenizer has one."""
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """The first ids of every prompt, row and window: BOS where the tokenizer adds one."""
+    return [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
 
 
 def without_needles(

@@ -1,11 +1,9 @@
-"""Tokenizer files in JSON: tokens added after the vocabulary's own, and how a sequence begins."""
+"""The tokens added to a vocabulary, by tokenizer.json and by the files next to it."""
 
-import json
 from typing import Any
 
-JSON = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-ADDED = "added_tokens.json"
+from ctxext.tokenization.special_tokens import read_settings, special_contents
+from ctxext.tokenization.tokenizer_files import ADDED, CONFIG, JSON, json_object
 
 SPECIAL_TOKEN = {
     "single_word": False,
@@ -17,68 +15,71 @@ SPECIAL_TOKEN = {
 """The fields of a special token in tokenizer.json, besides its id and content."""
 
 
-def json_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
-    """The JSON object in a file, {} without that file. Raises ValueError naming the file."""
-    try:
-        value = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must hold an object, got {str(value)[:40]}")
-    return value
+def added_tokens(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """All added tokens by id, in the form of tokenizer.json.
 
-
-def json_bytes(value: Any) -> bytes:
-    """Strict JSON, indented for people to read."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def added_tokens(files: dict[str, bytes], vocab_size: int) -> list[dict[str, Any]]:
-    """The tokens with an id of at least `vocab_size`, by id, in the form of tokenizer.json.
-
-    They come from tokenizer.json and from added_tokens.json, which maps contents to ids. Raises
-    ValueError for tokens that contradict each other or are malformed.
+    They come from tokenizer.json, from added_tokens_decoder in tokenizer_config.json, and without
+    that key from added_tokens.json, which maps contents to ids. Raises ValueError for tokens that
+    contradict each other or are malformed.
     """
     listed = json_object(files, JSON).get("added_tokens", [])
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         raise ValueError(f"the added_tokens of {JSON} must be a list of objects")
-    mapped = [
-        {**SPECIAL_TOKEN, "id": token_id, "content": text}
-        for text, token_id in json_object(files, ADDED).items()
-    ]
-    by_id: dict[int, dict[str, Any]] = {}
-    for token in [*listed, *mapped]:
-        token_id = token.get("id")
-        text = token.get("content")
-        if type(token_id) is not int or token_id < 0 or not isinstance(text, str) or not text:
-            raise ValueError(f"an added token needs an id and its content, got {str(token)[:80]}")
-        if token_id < vocab_size:
-            continue
-        first = by_id.setdefault(token_id, token)
-        if first["content"] != text:
+    by_id: dict[int, tuple[dict[str, Any], str]] = {}
+    ids: dict[str, int] = {}
+    sources = ((JSON, listed), (CONFIG, _from_decoder(files)), (ADDED, _from_map(files)))
+    for source, tokens in sources:
+        for token in tokens:
+            token_id, text = _checked(token)
+            first, first_source = by_id.setdefault(token_id, (token, source))
+            if first["content"] != text:
+                raise ValueError(
+                    f"id {token_id} is both {first['content']!r} and {text!r} in {first_source} "
+                    f"and {source}; remove the wrong one"
+                )
+            if ids.setdefault(text, token_id) != token_id:
+                raise ValueError(
+                    f"{text!r} has the ids {ids[text]} and {token_id} in {JSON}, {CONFIG} and "
+                    f"{ADDED}; remove the wrong one"
+                )
+    return [by_id[token_id][0] for token_id in sorted(by_id)]
+
+
+def _checked(token: dict[str, Any]) -> tuple[int, str]:
+    """Id and content of a token."""
+    token_id = token.get("id")
+    text = token.get("content")
+    if type(token_id) is not int or token_id < 0 or not isinstance(text, str) or not text:
+        raise ValueError(f"an added token needs an id and its content, got {str(token)[:80]}")
+    return token_id, text
+
+
+def _from_decoder(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The tokens of added_tokens_decoder, which maps ids, as text, to tokens."""
+    decoder = json_object(files, CONFIG).get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise ValueError(f"added_tokens_decoder of {CONFIG} must map ids to tokens")
+    tokens = []
+    for key, token in decoder.items():
+        if not key.isdecimal() or not isinstance(token, dict):
             raise ValueError(
-                f"id {token_id} is both {first['content']!r} and {text!r} in {JSON} and {ADDED}; "
-                "remove the wrong one"
+                f"added_tokens_decoder of {CONFIG} must map ids to tokens, got {key!r}: "
+                f"{str(token)[:60]}"
             )
-    return [by_id[token_id] for token_id in sorted(by_id)]
+        fields = {name: bool(token.get(name, False)) for name in SPECIAL_TOKEN}
+        fields["normalized"] = bool(token.get("normalized", not fields["special"]))
+        tokens.append({"id": int(key), "content": token.get("content"), **fields})
+    return tokens
 
 
-def token_text(token: Any) -> str | None:
-    """The text of a special token in tokenizer_config.json: a string, or an object with one."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) and text else None
-
-
-def begin_with(bos: str, bos_id: int) -> dict[str, Any]:
-    """The post_processor of tokenizer.json that begins every sequence with the token `bos`."""
-
-    def sequence(name: str, type_id: int) -> list[dict[str, Any]]:
-        start = {"SpecialToken": {"id": bos, "type_id": type_id}}
-        return [start, {"Sequence": {"id": name, "type_id": type_id}}]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": sequence("A", 0),
-        "pair": sequence("A", 0) + sequence("B", 1),
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }
+def _from_map(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The tokens of added_tokens.json; special are those that other files name as special."""
+    mapped = json_object(files, ADDED)
+    settings = read_settings(files)
+    special = special_contents(settings)
+    tokens = []
+    for text, token_id in mapped.items():
+        is_special = text in special
+        fields = {**SPECIAL_TOKEN, "special": is_special, "normalized": not is_special}
+        tokens.append({"id": token_id, "content": text, **fields})
+    return tokens

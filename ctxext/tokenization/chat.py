@@ -1,15 +1,11 @@
 """Conversations as a model was trained to read them, by the chat template of its checkpoint."""
 
 import dataclasses
-import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ctxext.tokenization.added_tokens import token_text
 from ctxext.tokenization.chat_sandbox import render
-from ctxext.tokenization.tokenizer import CONFIG, TEMPLATE, Tokenizer
+from ctxext.tokenization.tokenizer import Tokenizer
 
 Messages = Sequence[dict[str, str]]
 """Messages of the form {"role": ..., "content": ...}."""
@@ -47,30 +43,19 @@ class Chat:
         Raises ValueError for a template that cannot be rendered.
         """
         variables = {"messages": list(messages), "add_generation_prompt": True}
-        return render(self.template, variables | self._special_tokens())
+        return render(self.template, variables | self.tokenizer.special_tokens)
 
     def encode(self, messages: Messages) -> list[int]:
-        """Token ids of `text`, with exactly one beginning-of-sequence id before them.
+        """Token ids of `text`, after one beginning-of-sequence id if the tokenizer adds one.
 
-        Most templates write it and some leave it out. Special tokens count wherever they are
-        written out, in messages too. Raises ValueError as `text` does.
+        Most templates write it themselves and get no second one. Special tokens count wherever they
+        are written out, in messages too. Raises ValueError as `text` does.
         """
         ids = self.tokenizer.encode(self.text(messages), special=True)
         bos_id = self.tokenizer.bos_id
-        if bos_id is None or ids[:1] == [bos_id]:
-            return ids
-        if _settings(self.tokenizer).get("add_bos_token") is False:
+        if bos_id is None or ids[:1] == [bos_id] or not self.tokenizer.adds_bos:
             return ids
         return [bos_id, *ids]
-
-    def _special_tokens(self) -> dict[str, str]:
-        """The variables bos_token, eos_token and so on, as templates expect them."""
-        texts = {
-            key: token_text(value)
-            for key, value in _settings(self.tokenizer).items()
-            if key.endswith("_token")
-        }
-        return {key: text for key, text in texts.items() if text is not None}
 
 
 def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
@@ -81,24 +66,13 @@ def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
     """
     if file is not None:
         return Chat(tokenizer, file.read_text(encoding="utf-8-sig"))
-    if TEMPLATE in tokenizer.files:
-        return Chat(tokenizer, tokenizer.files[TEMPLATE].decode())
-    settings = _settings(tokenizer)
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several templates, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if template:
+    template = tokenizer.chat_template
+    if template is not None:
         return Chat(tokenizer, template)
-    if (settings.get("bos_token"), settings.get("eos_token")) == ("<s>", "</s>"):
+    special = tokenizer.special_tokens
+    if (special.get("bos_token"), special.get("eos_token")) == ("<s>", "</s>"):
         note = "the checkpoint has no chat template; Llama 2's [INST] markers are used"
         return Chat(tokenizer, LLAMA2, note)
     raise ValueError(
         "the checkpoint has no chat template; give one with --chat-template FILE, in Jinja"
     )
-
-
-@functools.lru_cache(maxsize=8)
-def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer_config.json, with defaults as they are exported."""
-    exported = json.loads(tokenizer.export_files(0)[CONFIG])
-    return exported | json.loads(tokenizer.files.get(CONFIG, b"{}"))

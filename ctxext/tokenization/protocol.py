@@ -5,7 +5,10 @@ from typing import Protocol
 
 
 class TokenizerLike(Protocol):
-    """Text to token ids and back, with the ids of its special tokens and a hash of its files."""
+    """Text to token ids and back, with its special tokens and a hash of its files.
+
+    `adds_bos`: whether a text begins with BOS.
+    """
 
     @property
     def vocab_size(self) -> int: ...
@@ -15,6 +18,9 @@ class TokenizerLike(Protocol):
 
     @property
     def eos_id(self) -> int | None: ...
+
+    @property
+    def adds_bos(self) -> bool: ...
 
     @property
     def sha256(self) -> str: ...

@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ctxext.tokenization.added_tokens import JSON, SPECIAL_TOKEN, begin_with
+from ctxext.tokenization.added_tokens import SPECIAL_TOKEN
+from ctxext.tokenization.post_processor import template
+from ctxext.tokenization.tokenizer_files import JSON, MODEL
 
-MODEL = "tokenizer.model"
 SAMPLE_TEXTS = (
     "The quick brown fox; jumps over 12345 lazy dogs.",
     " leading",
@@ -78,12 +79,14 @@ def open_model(model: bytes) -> Any:
         ) from None
 
 
-def to_tokenizer_json(model: bytes) -> dict[str, Any]:
+def to_tokenizer_json(model: bytes, *, legacy: bool = True) -> dict[str, Any]:
     """The tokenizer.json that gives the ids of a SentencePiece BPE model.
 
     They differ by design in one point: there, a literal "</s>" in a text is the special token.
-    Raises ValueError if the two disagree on `SAMPLE_TEXTS`, as they do for models that are not BPE
-    or normalize their input.
+    `legacy`: put a space before the text after a special token too, as transformers does with that
+    setting. Without it, only the start of a text gets one, and only if the text does not begin with
+    a space already: the format cannot add it then, as SentencePiece does. Raises ValueError if the
+    two disagree on `SAMPLE_TEXTS`, as they do for models that are not BPE or normalize their input.
     """
     import tokenizers
 
@@ -93,12 +96,7 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
     special_ids = [
         i for i in range(vocab_size) if processor.is_control(i) or processor.is_unknown(i)
     ]
-    bos_id = processor.bos_id()
-    result = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": tokens[i], **SPECIAL_TOKEN} for i in special_ids],
+    space: dict[str, Any] = {
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -107,7 +105,18 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
             ],
         },
         "pre_tokenizer": None,
-        "post_processor": None if bos_id < 0 else begin_with(tokens[bos_id], bos_id),
+    }
+    if not legacy:
+        metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
+        space = {"normalizer": None, "pre_tokenizer": metaspace | {"split": False}}
+    bos_id = processor.bos_id()
+    result = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": tokens[i], **SPECIAL_TOKEN} for i in special_ids],
+        **space,
+        "post_processor": None if bos_id < 0 else template((tokens[bos_id], bos_id)),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -132,6 +141,8 @@ def to_tokenizer_json(model: bytes) -> dict[str, Any]:
     }
     converted = tokenizers.Tokenizer.from_str(json.dumps(result))
     for text in SAMPLE_TEXTS:
+        if not legacy and text.startswith((" ", "▁")):
+            continue
         if converted.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise ValueError(
                 f"{MODEL} cannot be converted to {JSON}: the ids of {text!r} would change "
@@ -162,18 +173,11 @@ def _merges(processor: Any, tokens: list[str], special_ids: list[int]) -> list[l
     return merges
 
 
-def model_settings(model: bytes) -> dict[str, Any]:
-    """A model's settings for tokenizer_config.json: special tokens, and BOS if it has one."""
-    processor = open_model(model)
+def special_tokens(processor: Any) -> dict[str, str]:
+    """The special tokens of a model, by their names in tokenizer_config.json."""
     ids = {
         "bos_token": processor.bos_id(),
         "eos_token": processor.eos_id(),
         "unk_token": processor.unk_id(),
     }
-    special_tokens = {key: processor.id_to_piece(i) for key, i in ids.items() if i >= 0}
-    return special_tokens | {
-        "add_bos_token": processor.bos_id() >= 0,
-        "add_eos_token": False,
-        "legacy": False,
-        "clean_up_tokenization_spaces": False,
-    }
+    return {key: processor.id_to_piece(i) for key, i in ids.items() if i >= 0}

@@ -1,59 +1,51 @@
-"""The tokenizer of a checkpoint: a SentencePiece model or a tokenizer.json."""
+"""The tokenizer of a checkpoint: a SentencePiece model, a tokenizer.json, or both."""
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ctxext.files import read_json, within
-from ctxext.tokenization.added_tokens import (
-    ADDED,
-    CONFIG,
-    JSON,
-    added_tokens,
-    begin_with,
-    json_bytes,
-    json_object,
-    token_text,
-)
-from ctxext.tokenization.sentencepiece_model import MODEL as MODEL
+from ctxext.tokenization.added_tokens import added_tokens
+from ctxext.tokenization.agreement import same_ids
+from ctxext.tokenization.post_processor import template, with_bos, without_bos
 from ctxext.tokenization.sentencepiece_model import SAMPLE_TEXTS as SAMPLE_TEXTS
 from ctxext.tokenization.sentencepiece_model import (
-    model_settings,
     open_model,
+    special_tokens,
     to_tokenizer_json,
 )
 from ctxext.tokenization.sentencepiece_model import train_tokenizer as train_tokenizer
+from ctxext.tokenization.special_tokens import (
+    LLAMA_TOKENS,
+    has_llama_defaults,
+    is_llama_class,
+    read_settings,
+    token_text,
+)
+from ctxext.tokenization.tokenizer_files import ADDED as ADDED
+from ctxext.tokenization.tokenizer_files import CONFIG as CONFIG
+from ctxext.tokenization.tokenizer_files import FILES, json_bytes, json_object
+from ctxext.tokenization.tokenizer_files import JSON as JSON
+from ctxext.tokenization.tokenizer_files import MODEL as MODEL
+from ctxext.tokenization.tokenizer_files import TEMPLATE as TEMPLATE
+from ctxext.tokenization.tokenizer_json import around, complete, open_library, with_value_errors
 
-TEMPLATE = "chat_template.jinja"
-
-UNKNOWN_CHARACTER = "\U0010ffff"
-"""A character that is in no vocabulary: it becomes an unknown token, or bytes."""
-
-T = TypeVar("T")
-
-
-def _with_value_errors(action: Callable[[], T]) -> T:
-    """The result of `action`, with any failure of the tokenizers library as a ValueError.
-
-    The library raises bare Exception, and panics raise something that is not even an Exception.
-    """
-    try:
-        return action()
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise ValueError(f"{JSON} cannot be read: {error}") from None
+LLAMA_SETTINGS = {"clean_up_tokenization_spaces": False, "padding_side": "left"}
+"""Defaults of the class LlamaTokenizer. They are written out, because an export names another."""
 
 
 class Tokenizer:
     """Encodes and decodes text with the files of a checkpoint.
 
-    `files`: the original files by name, which an export copies. `vocab_size`: the highest id plus
-    one. `added`: tokens with higher ids from other files, which `encode` does not give.
-    `id_to_token` gives the spelling of one id in the vocabulary, "</s>" too. Raises ValueError for
-    files that cannot be read.
+    `files`: the original files by name, which an export copies. A tokenizer.model and a
+    tokenizer.json must be the same tokenizer; the JSON files decide about special tokens.
+    `vocab_size`: the highest id that `encode` gives, plus one. `added`: tokens with higher ids.
+    `id_to_token` gives the spelling of one id in the vocabulary, "</s>" too. `special_tokens`: the
+    texts of the special tokens, by their names in tokenizer_config.json. Raises ValueError for
+    files that cannot be read or that contradict each other.
     """
 
     vocab_size: int
@@ -63,56 +55,118 @@ class Tokenizer:
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = dict(files)
-        self._settings: dict[str, Any] = json_object(files, CONFIG)
-        if MODEL in files:
-            self._use_sentencepiece(files[MODEL])
+        self._settings = read_settings(files)
+        self._processor = open_model(files[MODEL]) if MODEL in files else None
+        tokens = added_tokens(files)
+        if self._encodes_as_sentencepiece(tokens):
+            self._use_sentencepiece()
         else:
-            self._use_json(files[JSON])
-        self.added = added_tokens(files, self.vocab_size)
+            self._use_library()
+        self.added = [token for token in tokens if token["id"] >= self.vocab_size]
+        self.special_tokens = self._find_special_tokens()
+        self.bos_id = self._special_id("bos_token")
+        self.eos_id = self._special_id("eos_token")
+        self._before: list[int] = []
+        self._after: list[int] = []
+        if JSON in files:
+            self._read_post_processor()
+        elif self._settings.get("add_eos_token") is True and self.eos_id is not None:
+            self._after = [self.eos_id]
 
-    def _use_sentencepiece(self, model: bytes) -> None:
-        processor = open_model(model)
+    def _encodes_as_sentencepiece(self, added: list[dict[str, Any]]) -> bool:
+        """Whether the SentencePiece model gives every id, which it does faster.
+
+        Raises ValueError if there is a tokenizer.json with other ids.
+        """
+        if self._processor is None:
+            return False
+        # Tokens that are added without being special count wherever a text has them.
+        all_special = all(token.get("special") for token in added)
+        if JSON not in self.files:
+            return all_special and self._is_legacy
+        contents = {token["content"] for token in added}
+        return same_ids(self._processor, self._library_text, contents) and all_special
+
+    @property
+    def _is_legacy(self) -> bool:
+        return self._settings.get("legacy") is not False
+
+    def _use_sentencepiece(self) -> None:
+        processor: Any = self._processor
         vocab_size = processor.vocab_size()
         self.vocab_size = vocab_size
         self.id_to_token = processor.id_to_piece
         self._encode = processor.encode
         # Higher ids are special tokens, which leave no trace in a text.
         self._decode = lambda ids: processor.decode([i for i in ids if i < vocab_size])
-        self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
-        self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
 
-    def _use_json(self, data: bytes) -> None:
-        import tokenizers
-
-        def open_tokenizer() -> Any:
-            tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-            tokenizer.encode_special_tokens = True  # as text, not as the tokens that they spell
-            # A part that refers to a missing token fails only when it is used.
-            tokenizer.decode(tokenizer.encode(f"a{UNKNOWN_CHARACTER}").ids)
-            return tokenizer
-
-        tokenizer = _with_value_errors(open_tokenizer)
+    def _use_library(self) -> None:
+        tokenizer = self._library_text
 
         def encode(text: str) -> list[int]:
-            encoding = _with_value_errors(lambda: tokenizer.encode(text, add_special_tokens=False))
-            return encoding.ids
-
-        def special_id(key: str) -> int | None:
-            text = token_text(self._settings.get(key))
-            return None if text is None else tokenizer.token_to_id(text)
+            return with_value_errors(lambda: tokenizer.encode(text, add_special_tokens=False).ids)
 
         self._encode = encode
-        self._decode = lambda ids: _with_value_errors(lambda: tokenizer.decode(ids))
+        self._decode = lambda ids: with_value_errors(lambda: tokenizer.decode(ids))
         self.id_to_token = tokenizer.id_to_token
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
-        self.bos_id = special_id("bos_token")
-        self.eos_id = special_id("eos_token")
+
+    def _find_special_tokens(self) -> dict[str, str]:
+        """The texts of the special tokens; a name that is null in the settings has none."""
+        defaults: dict[str, str] = {}
+        if self._processor is not None:
+            defaults = special_tokens(self._processor)
+        elif has_llama_defaults(self._settings):
+            known = {key: self._token_id(text) for key, text in LLAMA_TOKENS.items()}
+            defaults = {key: LLAMA_TOKENS[key] for key, i in known.items() if i is not None}
+        named = {**defaults, **self._settings}
+        texts = {key: token_text(named[key]) for key in named if key.endswith("_token")}
+        return {key: text for key, text in texts.items() if text is not None}
+
+    def _special_id(self, key: str) -> int | None:
+        text = self.special_tokens.get(key)
+        if text is None:
+            return None
+        token_id = self._token_id(text)
+        if token_id is None:
+            raise ValueError(
+                f"{CONFIG} names {text!r} as its {key}, which the tokenizer does not have; name "
+                "one that it has, or null for none"
+            )
+        return token_id
+
+    def _token_id(self, text: str) -> int | None:
+        if self._processor is not None:
+            piece_id = self._processor.piece_to_id(text)
+            if self._processor.id_to_piece(piece_id) == text:
+                return piece_id
+            return next((t["id"] for t in added_tokens(self.files) if t["content"] == text), None)
+        return self._library_text.token_to_id(text)
+
+    def _read_post_processor(self) -> None:
+        """Find what the post_processor of tokenizer.json puts around a text.
+
+        Raises ValueError if it begins a text with anything but one BOS.
+        """
+        self._before, self._after = around(self._library_text)
+        if not self._before:
+            return
+        if self.bos_id is None and len(self._before) == 1:
+            self.bos_id = self._before[0]
+            self.special_tokens["bos_token"] = self._library_text.id_to_token(self.bos_id)
+        if self._before != [self.bos_id]:
+            begins = " ".join(self._library_text.id_to_token(i) for i in self._before)
+            raise ValueError(
+                f"the post_processor of {JSON} begins every text with {begins}, the bos_token of "
+                f"{CONFIG} is {self.special_tokens.get('bos_token')}: a text has one BOS; correct "
+                "the wrong file"
+            )
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
-        """Token ids of `text`, without any added tokens.
+        """Token ids of `text`.
 
-        `bos`: begin with the beginning-of-sequence id; raises ValueError if there is none.
+        `bos`: begin with one beginning-of-sequence id; raises ValueError if there is none.
         `special`: a special token written out in the text, as in a rendered chat, is that token.
         Otherwise its characters are text, whatever the kind of tokenizer.
         """
@@ -121,11 +175,28 @@ class Tokenizer:
                 f"this tokenizer has no beginning-of-sequence token; set its bos_token in {CONFIG}"
             )
         if special:
-            ids = self._fast.encode(text, add_special_tokens=False).ids
+            ids = self._library.encode(text, add_special_tokens=False).ids
         else:
             ids = self._encode(text)
-        start = [self.bos_id] if bos and self.bos_id is not None else []
-        return [*start, *ids]
+        if bos and self.bos_id is not None and not (special and ids[:1] == [self.bos_id]):
+            return [self.bos_id, *ids]
+        return ids
+
+    def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a prompt, after BOS if the tokenizer adds one; `special`: see `encode`.
+
+        A prompt that begins with BOS, written out, does not get a second one.
+        """
+        if special:
+            return self.encode(text, bos=self.adds_bos, special=True)
+        bos = self.special_tokens.get("bos_token")
+        has_bos = bos is not None and text.startswith(bos)
+        rest = text.removeprefix(bos) if has_bos and bos is not None else text
+        return self.encode(rest, bos=has_bos or self.adds_bos)
+
+    def encode_as_readers(self, text: str) -> list[int]:
+        """Token ids as other readers of the files give them, with BOS and EOS where they add it."""
+        return [*self.encode(text, bos=self.adds_bos), *self._after]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; control tokens such as <s> leave no trace."""
@@ -137,7 +208,7 @@ class Tokenizer:
         Raises ValueError if the ids are not those of `encode` (a model that cannot be converted to
         a tokenizer.json).
         """
-        encoded = self._fast_text.encode(text, add_special_tokens=False)
+        encoded = self._library_text.encode(text, add_special_tokens=False)
         if encoded.ids != self.encode(text):
             raise ValueError(
                 f"{MODEL} and {JSON} disagree on the ids of this text, which has {len(text)} "
@@ -145,44 +216,100 @@ class Tokenizer:
             )
         return encoded.ids, encoded.offsets
 
-    def _open_fast(self) -> Any:
-        """This tokenizer in the tokenizers library, converted from SentencePiece if need be."""
-        import tokenizers
-
-        data = self.export_files(0)[JSON] if MODEL in self.files else self.files[JSON]
-        return tokenizers.Tokenizer.from_str(data.decode())
+    @functools.cached_property
+    def _data(self) -> dict[str, Any]:
+        """tokenizer.json with all added tokens, converted from SentencePiece if need be."""
+        if JSON in self.files:
+            return complete(json_object(self.files, JSON), self.files)
+        return complete(to_tokenizer_json(self.files[MODEL], legacy=self._is_legacy), self.files)
 
     @functools.cached_property
-    def _fast(self) -> Any:
+    def _library(self) -> Any:
         """The library's tokenizer, in which a special token that is written out is that token."""
-        return self._open_fast()
+        return open_library(self._data)
 
     @functools.cached_property
-    def _fast_text(self) -> Any:
+    def _library_text(self) -> Any:
         """The library's tokenizer, in which a special token that is written out is text."""
-        tokenizer = self._open_fast()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return open_library(self._data, literal_special=True)
 
-    @functools.cached_property
+    @property
     def adds_bos(self) -> bool:
-        """Whether readers begin a text with BOS by default.
+        """Whether a text begins with BOS, as the checkpoint's files say.
 
-        tokenizer.json decides, or without that file `add_bos_token`, whose default is true.
+        The post_processor of tokenizer.json decides, or without that file `add_bos_token`, whose
+        default is true. The class LlamaTokenizer of transformers 4 adds BOS by itself, unless
+        `add_bos_token` is false. Raises ValueError where the two contradict each other.
         """
+        policy = self._bos_policy()
+        if policy is not None:
+            return policy
+        begins = f"begins every text with {self.special_tokens['bos_token']}"
+        raise ValueError(
+            f"{CONFIG} has add_bos_token {str(not self._before).lower()}, but the post_processor "
+            f"of {JSON} {begins if self._before else 'adds no BOS'}, and readers obey one or the "
+            "other; decide with --bos or --no-bos, or correct one of the files"
+        )
+
+    def _bos_policy(self) -> bool | None:
+        """`adds_bos`, None where the files contradict each other."""
+        stated = self._settings.get("add_bos_token")
         if self.bos_id is None:
             return False
         if JSON not in self.files:
-            return self._settings.get("add_bos_token") is not False
-        stored = Tokenizer({JSON: self.files[JSON]})
-        return self.bos_id in stored._fast.encode("", add_special_tokens=True).ids
+            return stated is not False
+        if stated is None:
+            return bool(self._before) or is_llama_class(self._settings)
+        if stated == bool(self._before) or (stated and has_llama_defaults(self._settings)):
+            return bool(stated)
+        return None
+
+    @property
+    def bos_note(self) -> str:
+        """How texts begin, in words."""
+        if not self.adds_bos:
+            return "texts begin without BOS"
+        return f"texts begin with BOS, {self.special_tokens['bos_token']} (id {self.bos_id})"
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether readers end a text with EOS. Prompts are encoded without it here."""
+        return bool(self._after) and self._after == [self.eos_id]
+
+    def with_bos(self, adds_bos: bool | None) -> "Tokenizer":
+        """The same tokenizer with files that say that a text begins with BOS, or that it does not.
+
+        None keeps what they say. Raises ValueError if there is no BOS to add, and for a
+        post_processor that cannot do without it.
+        """
+        if adds_bos in (None, self._bos_policy()):
+            return self
+        bos = self.special_tokens.get("bos_token")
+        if bos is None or self.bos_id is None:
+            if adds_bos:
+                raise ValueError(
+                    f"--bos needs a tokenizer with a BOS; name its bos_token in {CONFIG}"
+                )
+            return self
+        settings = json_object(self.files, CONFIG) | {"add_bos_token": adds_bos}
+        changed = {CONFIG: json_bytes(settings)}
+        if JSON in self.files and bool(self._before) != adds_bos:
+            data = json_object(self.files, JSON)
+            if adds_bos:
+                processor = with_bos(data.get("post_processor"), bos, self.bos_id)
+            else:
+                processor = without_bos(data["post_processor"], bos)
+            changed[JSON] = json_bytes(data | {"post_processor": processor})
+        return Tokenizer(self.files | changed)
 
     def check_fits(self, vocab_size: int) -> None:
         """Raise ValueError if an id is outside a model's vocabulary, which may be larger."""
         size = max([self.vocab_size, *(token["id"] + 1 for token in self.added)])
         if size <= vocab_size:
             return
-        outside = [token["content"] for token in added_tokens(self.files, vocab_size)]
+        outside = [
+            token["content"] for token in added_tokens(self.files) if token["id"] >= vocab_size
+        ]
         advice = "use the tokenizer the model was trained with"
         if outside:
             advice += f", or remove {', '.join(outside)} from {JSON} and {ADDED}"
@@ -192,57 +319,87 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """The hash of the file that decides the ids."""
-        return hashlib.sha256(self.files.get(MODEL) or self.files[JSON]).hexdigest()
+        """The hash of what decides the ids of a text, without what is put around it."""
+        return self._sha256
+
+    @functools.cached_property
+    def _sha256(self) -> str:
+        if self._processor is not None and self._encode == self._processor.encode:
+            return hashlib.sha256(self.files[MODEL]).hexdigest()
+        around_text = ("post_processor", "truncation", "padding")
+        data = {key: value for key, value in self._data.items() if key not in around_text}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's chat template, in Jinja: of its own file, or of tokenizer_config.json.
+
+        Raises ValueError for a template that is not text.
+        """
+        if TEMPLATE in self.files:
+            return self.files[TEMPLATE].decode()
+        chosen = self._settings.get("chat_template")
+        if isinstance(chosen, list):  # several templates, by name
+            named = {
+                entry.get("name"): entry.get("template")
+                for entry in chosen
+                if isinstance(entry, dict)
+            }
+            chosen = named.get("default")
+        if chosen is not None and not isinstance(chosen, str):
+            raise ValueError(f"chat_template of {CONFIG} must be text, got {str(chosen)[:40]}")
+        return chosen or None
 
     def export_files(self, model_max_length: int) -> dict[str, bytes]:
-        """The files, by name, with which transformers and others give the same ids."""
-        files = {name: data for name, data in self.files.items() if name != CONFIG}
-        if MODEL in files:
-            converted = to_tokenizer_json(files[MODEL])
-            converted["added_tokens"] += self.added
-            files[JSON] = json_bytes(converted)
-            known = {token["content"] for token in self.added} | converted["model"]["vocab"].keys()
-            settings = model_settings(files[MODEL])
-            if "chat_template" in self._settings:
-                settings["chat_template"] = self._settings["chat_template"]
-            pad_token = token_text(self._settings.get("pad_token"))
-            if pad_token in known:
-                settings["pad_token"] = pad_token
-        else:
-            files[JSON] = self._json_with_bos()
-            settings = dict(self._settings)
-        # With any other class name transformers 5 rebuilds the tokenizer, with other ids.
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        settings["model_max_length"] = model_max_length
-        settings.pop("auto_map", None)
-        return files | {CONFIG: json_bytes(settings)}
+        """The files, by name, with which transformers and others give the same ids.
 
-    def _json_with_bos(self) -> bytes:
-        """tokenizer.json that adds BOS itself, where the class of an older reader used to do so."""
-        data = self.files[JSON]
-        bos = token_text(self._settings.get("bos_token"))
-        is_llama = str(self._settings.get("tokenizer_class")).startswith("LlamaTokenizer")
-        if bos is None or self.bos_id is None:
-            return data
-        if not self._settings.get("add_bos_token", is_llama):
-            return data
-        if self._fast.encode("a").ids[:1] == [self.bos_id]:
-            return data
-        post_processor = begin_with(bos, self.bos_id)
-        return json_bytes(json_object(self.files, JSON) | {"post_processor": post_processor})
+        They are the checkpoint's own, but for truncation and padding, tokens that only one of them
+        has, and BOS where a reader's class would have added it.
+        """
+        settings = json_object(self.files, CONFIG)
+        # transformers 5 wants the text of a token here; tokenizer.json has its other fields.
+        named = settings.keys() & self.special_tokens.keys()
+        settings |= {key: self.special_tokens[key] for key in named}
+        missing = self.special_tokens.keys() - self._settings.keys()
+        settings |= {key: self.special_tokens[key] for key in sorted(missing)}
+        if has_llama_defaults(self._settings):
+            settings = LLAMA_SETTINGS | settings
+        settings |= {
+            "add_bos_token": self.adds_bos,
+            "add_eos_token": self.adds_eos,
+            # With any other class name transformers 5 rebuilds the tokenizer, with other ids.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model_max_length,
+        }
+        settings.pop("auto_map", None)
+        return self.files | {JSON: self._exported_json(), CONFIG: json_bytes(settings)}
+
+    def _exported_json(self) -> bytes:
+        """tokenizer.json, as it was given if it says all that it has to."""
+        data = self._data
+        bos_id, bos = self.bos_id, self.special_tokens.get("bos_token")
+        start = (bos, bos_id) if self.adds_bos and bos is not None and bos_id is not None else None
+        if JSON not in self.files:
+            end = (self.special_tokens["eos_token"], self._after[0]) if self._after else None
+            processor = template(start, end) if start or end else None
+            return json_bytes(data | {"post_processor": processor})
+        if start is not None and not self._before:
+            processor = with_bos(data.get("post_processor"), *start)
+            return json_bytes(data | {"post_processor": processor})
+        given = self.files[JSON]
+        return given if data == json.loads(given) else json_bytes(data)
 
 
 def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer of a directory; tokenizer.model takes precedence over tokenizer.json.
+    """The tokenizer of a directory.
 
     `vocab_size`: that of the model, by default as config.json in the directory has it. Raises
-    ValueError if there is no tokenizer, one cannot be read, or its ids do not fit `vocab_size`.
+    ValueError if there is no tokenizer, one cannot be read, its files contradict each other, or its
+    ids do not fit `vocab_size`.
     """
     directory = Path(directory)
-    names = (MODEL, JSON, CONFIG, ADDED, TEMPLATE)
     files = {
-        name: within(directory, name).read_bytes() for name in names if (directory / name).is_file()
+        name: within(directory, name).read_bytes() for name in FILES if (directory / name).is_file()
     }
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(

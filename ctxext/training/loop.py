@@ -122,7 +122,11 @@ def _record_start(
     Raises ValueError if the data, the tokenizer or the frozen parameters are not those that an
     earlier start recorded.
     """
-    fixed: dict[str, Any] = {"data": rows.provenance(), "tokenizer": base.tokenizer.sha256}
+    fixed: dict[str, Any] = {
+        "data": rows.provenance(),
+        "tokenizer": base.tokenizer.sha256,
+        "bos": base.tokenizer.bos_id if base.tokenizer.adds_bos else None,
+    }
     if frozen:
         fixed["base"] = parameter_checksum(frozen)  # which the checkpoints leave out
     environment = {

@@ -221,12 +221,19 @@ def test_missing_and_too_short_data(tmp_path):
         batch(Corpus.from_texts(TEXTS, ByteTokenizer()), seq_len=27)
 
 
-def test_a_tokenizer_without_bos_is_refused():
-    class NoBos(ByteTokenizer):
-        bos_id = None
-
-    with pytest.raises(ValueError, match="beginning-of-sequence"):
-        Corpus.from_texts(TEXTS, NoBos())
+@pytest.mark.parametrize("bos_id", [1, None], ids=["not added", "none"])
+def test_documents_and_rows_of_a_tokenizer_that_adds_no_bos_have_none(bos_id):
+    tokenizer = ByteTokenizer()
+    tokenizer.bos_id, tokenizer.adds_bos = bos_id, False
+    corpus = Corpus.from_texts(TEXTS, tokenizer)
+    documents = [[byte + 3 for byte in text.encode()] for text in TEXTS]
+    assert corpus.bos_id is None
+    assert corpus.ids.tolist() == [i for ids in documents for i in (*ids, 2)]
+    assert [ids.tolist() for ids in corpus.documents()] == documents
+    for step in range(20):
+        row = corpus.row(np.random.default_rng(step), 8)
+        assert 1 not in row.tokens
+        assert ((row.targets == 2) <= (row.weights == 1)).all()
 
 
 def test_stdlib_is_split_by_file_and_hashed():

@@ -71,7 +71,11 @@ def test_rows_are_those_of_the_text_itself(texts, out):
 
 def test_without_bos_and_eos_a_row_has_none(texts, tmp_path):
     root = prepared(tmp_path / "out", texts, bos=False, eos=False)
-    corpus = Prepared(str(root)).open(ByteTokenizer())
+    with pytest.raises(ValueError, match="prepared with BOS None .* texts have 1 and 2.*--no-bos"):
+        Prepared(str(root)).open(ByteTokenizer())
+    tokenizer = ByteTokenizer()
+    tokenizer.adds_bos = False
+    corpus = Prepared(str(root)).open(tokenizer)
     documents = [(texts / f"{i}.txt").read_text() for i in range(8)]
     assert decoded(corpus.ids) == "".join(documents)
     assert [decoded(document) for document in corpus.documents()] == documents
@@ -109,7 +113,7 @@ def test_tokens_that_do_not_fit_the_model_or_the_index_are_refused(texts, tmp_pa
         type("Other", (ByteTokenizer,), {"sha256": "other"}),
     )
     refused(
-        "prepared with BOS 1 and EOS 2, the model's are 1 and 5",
+        "prepared with BOS 1 and EOS 2, the model's texts have 1 and 5",
         type("End", (ByteTokenizer,), {"eos_id": 5}),
     )
     for name in ("train.tokens", "train.offsets", "heldout.offsets"):

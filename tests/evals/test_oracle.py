@@ -55,6 +55,7 @@ class Bytes:
     """A token per byte, so that ids are the same on every machine."""
 
     bos_id = 0
+    adds_bos = True
     eos_id = 258
     vocab_size = 259
 

@@ -320,14 +320,15 @@ def test_vocabulary_equals_sentencepiece(tmp_path):
     model = tokenizer().files[MODEL]
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     normal, unknown, control, user_defined, unused, byte = range(1, 7)
-    added = [
-        {"id": 421, "content": "<|im_start|>", "special": True},
-        {"id": 422, "content": "hm", "special": False},
-    ]
+    settings = {
+        "chat_template": "{{ messages }}",
+        "additional_special_tokens": ["<|im_start|>"],
+        "add_eos_token": True,
+    }
     files = {
         MODEL: model,
-        "tokenizer.json": json.dumps({"added_tokens": added}).encode(),
-        "tokenizer_config.json": b'{"chat_template": "{{ messages }}"}',
+        "added_tokens.json": b'{"<|im_start|>": 420, "hm": 421}',
+        "tokenizer_config.json": json.dumps(settings).encode(),
     }
     config = dataclasses.replace(CONFIG, vocab_size=424)
     keys, _ = read(save(tmp_path / "m.gguf", config, tokenizer=Tokenizer(files)))
@@ -348,15 +349,15 @@ def test_vocabulary_equals_sentencepiece(tmp_path):
         assert texts[i] == processor.id_to_piece(i)
         assert scores[i] == np.float32(processor.get_score(i))
         assert kinds[i] == kind
-    assert texts[420:] == ["[PAD420]", "<|im_start|>", "hm", "[PAD423]"]
-    assert kinds[420:] == [unused, control, user_defined, unused]
+    assert texts[420:] == ["<|im_start|>", "hm", "[PAD422]", "[PAD423]"]
+    assert kinds[420:] == [control, user_defined, unused, unused]
     settings = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_eos_token": True,
         "tokenizer.chat_template": "{{ messages }}",
     }
     assert keys | settings == keys

@@ -167,6 +167,9 @@ def test_a_wrong_tokenizer_is_not_equal(copy):
     data = json.loads((copy / "tokenizer.json").read_text())
     data["model"]["merges"] = data["model"]["merges"][10:]
     (copy / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="tokenizer.model and tokenizer.json are different"):
+        prove(copy, against=model())
+    (copy / "tokenizer.model").unlink()
     proof = prove(copy, against=model())
     assert not proof["equal"]
     assert "TOKEN IDS DIFFER" in describe(proof)

@@ -44,6 +44,7 @@ class Letters:
 
     def __init__(self, bos: int | None = 0) -> None:
         self.bos_id = bos
+        self.adds_bos = bos is not None
 
     def encode(self, text, *, bos=False):
         return [0] * bos + [byte + 1 for byte in text.encode()]

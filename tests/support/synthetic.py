@@ -29,6 +29,7 @@ class Characters:
 
     ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
     bos_id = 0
+    adds_bos = True
     eos_id = None
     vocab_size = 97
     sha256 = "characters"

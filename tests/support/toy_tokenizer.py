@@ -14,6 +14,7 @@ from ctxext.data.sources import TextSource
 
 class ToyTokenizer:
     bos_id, eos_id, vocab_size = 1, 2, 512
+    adds_bos = True
 
     def __init__(self, model: bytes) -> None:
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -144,7 +144,7 @@ def test_bos_is_added_once_and_only_if_the_tokenizer_adds_one():
     assert by_template.count(1) == 1
     assert encode(files("{{ messages[0].content }}")) == by_template
     without = files("{{ messages[0].content }}")
-    without[CONFIG] = json.dumps(json.loads(without[CONFIG]) | {"add_bos_token": False}).encode()
+    without = Tokenizer(without).with_bos(False).files
     assert encode(without) == by_template[1:]
 
 

@@ -67,7 +67,6 @@ def test_json_gives_the_same_ids_on_random_strings():
     reference = Tokenizer({MODEL: model()})
     fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
     assert fast.vocab_size == 420
-    assert fast.bos_id is None
     for text in random_texts(3000):
         assert fast.encode(text) == reference.encode(text), text
         assert fast.decode(reference.encode(text)) == reference.decode(reference.encode(text))
@@ -95,7 +94,10 @@ def test_exported_files_in_transformers(tmp_path):
 )
 @pytest.mark.parametrize("template", [True, False])
 def test_whether_bos_is_added_by_default(tmp_path, names, setting, template):
-    """As in transformers: tokenizer.json's post-processor decides, otherwise `add_bos_token`."""
+    """As in transformers: tokenizer.json's post-processor decides, otherwise `add_bos_token`.
+
+    Where they contradict each other, readers differ, so that the user decides.
+    """
     from transformers import AutoTokenizer
 
     files = Tokenizer({MODEL: model()}).export_files(256)
@@ -113,6 +115,17 @@ def test_whether_bos_is_added_by_default(tmp_path, names, setting, template):
         (tmp_path / name).write_bytes(files[name])
     theirs = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
     ours = load_tokenizer(tmp_path)
+    if JSON in names and setting is not None and setting != template:
+        with pytest.raises(ValueError, match="decide with --bos or --no-bos"):
+            ours.adds_bos  # noqa: B018
+        for choice in (True, False):
+            chosen = ours.with_bos(choice)
+            assert chosen.adds_bos == choice
+            for name, data in chosen.files.items():
+                (tmp_path / name).write_bytes(data)
+            ids = AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids
+            assert ids == chosen.encode("a b", bos=choice)
+        return
     # Only the first id is compared: without tokenizer.json, transformers 5 may differ later.
     assert ours.adds_bos == (theirs[0] == ours.bos_id)
 
@@ -207,6 +220,8 @@ def test_models_that_cannot_be_converted_are_refused():
 
 
 def test_asking_for_bos_is_refused_if_there_is_none():
-    fast = Tokenizer({JSON: json.dumps(to_tokenizer_json(model())).encode()})
+    bare = to_tokenizer_json(model()) | {"post_processor": None}
+    fast = Tokenizer({JSON: json.dumps(bare).encode(), CONFIG: b'{"bos_token": null}'})
+    assert fast.bos_id is None
     with pytest.raises(ValueError, match="no beginning-of-sequence token"):
         fast.encode("a", bos=True)

@@ -121,4 +121,5 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
             dtype=args.dtype,
             seq_len=args.seq_len,
             shards=args.shards,
+            bos=args.bos,
         )

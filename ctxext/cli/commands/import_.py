@@ -24,11 +24,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Meta format, which does not hold it: the window L of pre-training, in tokens.",
     )
     options.add_links(parser)
+    options.add_bos(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     options.refuse_rest(rest)
     from ctxext import export
 
-    export.convert(args.source, args.out, dtype=args.dtype, original=args.original)
+    export.convert(args.source, args.out, dtype=args.dtype, original=args.original, bos=args.bos)
     print(f"wrote {args.out}")

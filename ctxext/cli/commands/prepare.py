@@ -47,13 +47,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="The fraction of documents, chosen by their hash, to hold out, such as 0.01.",
     )
-    for name in ("bos", "eos"):
-        parser.add_argument(
-            f"--{name}",
-            action=argparse.BooleanOptionalAction,
-            default=True,
-            help=f"Add {name.upper()} to each document.",
-        )
+    options.add_bos(parser)
+    parser.add_argument(
+        "--eos",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="End each document with EOS.",
+    )
     parser.add_argument(
         "--max-rejects",
         type=float,
