@@ -142,15 +142,18 @@ def load(
     if peft_adapter.is_adapter(path):
         raise ValueError(f"{path} is a PEFT adapter: open its base, and give this as --adapter")
     step = checkpoint_step(path, checkpoint)
-    if is_run(path):
+    stored = None if is_run(path) else read_checkpoint(path, original)
+    config = read_config(path, trust=trust)[0] if stored is None else stored.config
+    # A wrong adapter is refused before anything large is read.
+    changes = None if adapter is None else peft_adapter.read(adapter, config)
+    if stored is None:
         lm = _load_run(RunDir(path), step, mesh, trust=trust)
     else:
-        stored = read_checkpoint(path, original)
-        lm = _load_checkpoint(stored, param_shapes(stored.config, dtype), mesh)
+        lm = _load_checkpoint(stored, param_shapes(config, dtype), mesh)
     tokenizer = choose_bos(lm.tokenizer, bos, path)
     lm = dataclasses.replace(lm, tokenizer=tokenizer, dtype=dtype, kernel=kernel, angles=angles)
-    if adapter is not None:
-        lm = merge_adapter(lm, Path(adapter))
+    if changes is not None:
+        lm = dataclasses.replace(lm, params=merge(lm.params, changes, config))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods)
 

@@ -19,6 +19,7 @@ from ctxext.interop.peft_settings import WAY_OUT, AdapterSettings, read_settings
 from ctxext.interop.stored_names import without_wrappers
 from ctxext.interop.weight_files import (
     ADAPTER_FILES,
+    TRAINABLE_PARAMS,
     find_sets,
     first_difference,
     open_set,
@@ -28,8 +29,6 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
 
 CONFIG = "adapter_config.json"
-TRAINABLE_PARAMS = "trainable_params.bin"
-"""LongLoRA's file of the embedding and the norms that it trains next to an adapter."""
 PREFIX = "base_model.model."
 LORA_KEY = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"

@@ -5,6 +5,7 @@ Modules are chosen by PEFT's own rules, so that an adapter that lacks one is not
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def read_settings(path: Path) -> AdapterSettings:
             targets=_text_or_texts(data, "target_modules") or DEFAULT_TARGETS,
             excluded=_text_or_texts(data, "exclude_modules"),
             layers=_layers(data.get("layers_to_transform")),
-            layers_pattern=tuple(_expression(name) for name in _texts(data, "layers_pattern")),
+            layers_pattern=tuple(_name(name) for name in _texts(data, "layers_pattern")),
             modules_to_save=tuple(_expression(name) for name in _texts(data, "modules_to_save")),
         )
     except ValueError as error:
@@ -224,7 +225,15 @@ def _expression(pattern: str) -> str:
     if len(pattern) > LONGEST_PATTERN or steps > MOST_STEPS or repeated_group:
         raise ValueError(f"the pattern {pattern[:50]!r} is too complicated; {WAY_OUT}")
     try:
-        re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what Python will read in another way one day
+            re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, FutureWarning, DeprecationWarning, OverflowError, RecursionError) as error:
         raise ValueError(f"the pattern {pattern[:50]!r} is malformed: {error}") from None
     return pattern
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\w.]+", text):
+        raise ValueError(f"layers_pattern: {text[:50]!r} is not a plain name; {WAY_OUT}")
+    return text

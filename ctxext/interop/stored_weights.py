@@ -11,6 +11,7 @@ from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.interop.stored_names import describe_unknown, plain_names, without_wrappers
 from ctxext.interop.weight_files import (
     MODEL_FILES,
+    TRAINABLE_PARAMS,
     find_sets,
     first_difference,
     open_set,
@@ -32,6 +33,7 @@ def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, LazyTe
     directory = Path(directory)
     first, *others = find_sets(directory, MODEL_FILES)
     tensors = _open(directory, first, config)
+    _check_trainable_params(directory, first, tensors)
     for other in others:
         difference = _compare(directory, first, other, config, _stamps(directory))
         if difference:
@@ -40,6 +42,20 @@ def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, LazyTe
                 f"transformers takes, and {other} ({difference}); keep one of the two"
             )
     return tensors
+
+
+def _check_trainable_params(directory: Path, first: str, tensors: dict[str, LazyTensor]) -> None:
+    """Raise ValueError for LongLoRA's file of trained tensors, unless they are the model's own."""
+    if not (directory / TRAINABLE_PARAMS).is_file():
+        return
+    for name, tensor in open_set(directory, TRAINABLE_PARAMS).items():
+        own = tensors.get(name)
+        if own is None or own.shape != tensor.shape or not same_numbers(name, tensor, own):
+            raise ValueError(
+                f"{name:.99} in {directory / TRAINABLE_PARAMS} is not that of {first}; LongLoRA "
+                "trained it next to an adapter: give the adapter and this file as one directory to "
+                "--adapter, or remove this file"
+            )
 
 
 def _stamps(directory: Path) -> tuple[tuple[str, int, int], ...]:

@@ -18,6 +18,8 @@ MODEL_FILES = (
 """The files that stand for the weights of a model, in the order in which transformers looks."""
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """Those of an adapter, in the order in which PEFT looks."""
+TRAINABLE_PARAMS = "trainable_params.bin"
+"""LongLoRA's file of the embedding and the norms that it trains next to an adapter."""
 READERS = {
     ".safetensors": safetensors_files.open_file,
     ".bin": pth.open_archive,
@@ -130,6 +132,8 @@ def _nothing_to_read(directory: Path, candidates: Sequence[str]) -> str:
     if not directory.is_dir():
         return missing
     for path in sorted(directory.iterdir()):
+        if path.is_symlink() and not path.exists():
+            return f"{missing}: {path.name} is a link to {path.readlink()}, which does not exist"
         advice = _advice(path, single)
         if advice:
             return f"{missing}, but {path.name}; {advice}"
@@ -144,6 +148,8 @@ def _advice(path: Path, single: str) -> str:
         return "save the model with transformers as safetensors"
     if path.name.startswith("consolidated.") and path.suffix == ".pth":
         return "these are Meta's weights; to have them read, remove config.json"
+    if path.name == TRAINABLE_PARAMS:
+        return "that is only what LongLoRA trains next to an adapter; copy the adapter too"
     if path.name == "training_args.bin" or path.suffix not in (*READERS, ".pt", ".ckpt"):
         return ""
     if "-of-" in path.name:

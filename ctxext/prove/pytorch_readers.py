@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.interop import peft_adapter
+from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
 from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
@@ -49,7 +49,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         if artifact.adapter is not None:
             import peft
 
-            trained_whole = artifact.adapter / peft_adapter.TRAINABLE_PARAMS
+            trained_whole = artifact.adapter / TRAINABLE_PARAMS
             if trained_whole.is_file():  # as LongLoRA's own script does before it loads the adapter
                 tensors = torch.load(trained_whole, map_location="cpu", weights_only=True)
                 model.load_state_dict(tensors, strict=False)

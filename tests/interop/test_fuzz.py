@@ -5,6 +5,7 @@ They never cause a crash or a hang.
 
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -16,16 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from ctxext.interop import hf, safetensors_files
+from ctxext.interop import hf, peft, peft_adapter, safetensors_files
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.stored_weights import find_weights
 from ctxext.methods.yarn import Yarn
+from ctxext.model.trainable import LoRA
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, load_tokenizer
 from support.hf_files import read_params, write_hf
 from support.llamas import LENGTH, TINY, random_params, tokenizer
@@ -264,6 +267,59 @@ def config(data: Any) -> None:
     assert type(window) is int
     assert window >= config.max_position_embeddings
     outcome(lambda: find_weights(path, config))
+
+
+ADAPTER_KEYS = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "bias",
+    "init_lora_weights",
+    "use_dora",
+    "use_rslora",
+    "target_parameters",
+]
+PATTERNS = st.one_of(
+    VALUES,
+    st.text(alphabet="()*+?|.a_{}1,^$\\[]q", max_size=30),
+    st.dictionaries(st.text(alphabet="(*+?|.q_projv)", max_size=12), NUMBERS, max_size=3),
+    st.lists(st.text(alphabet="(*+?|.q_projv)", max_size=12), max_size=3),
+)
+
+
+@functools.cache
+def good_adapter() -> Path:
+    lora = LoRA(rank=2, targets=("q_proj",))
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), lora.shapes(TINY)[0])
+    peft.write(good().parent / "adapter", TINY, lora, params, base="x")
+    return good().parent / "adapter"
+
+
+@fuzz(st.dictionaries(st.sampled_from(ADAPTER_KEYS), PATTERNS, min_size=1, max_size=3))
+def test_keys_of_an_adapter(changes):
+    settings = json.loads((good_adapter() / "adapter_config.json").read_text()) | changes
+    data = json.dumps(settings).encode()
+    adapter = outcome(
+        lambda: peft_adapter.read(directory("adapter", **{"adapter_config.json": data}), TINY)
+    )
+    assert adapter is None or all(0 < x.scale < math.inf for x in adapter.low_rank.values())
+
+
+@fuzz(st.text(min_size=1, max_size=60), st.integers(0, 3))
+def test_names_in_an_adapter(name, which):
+    stored = load_file(good_adapter() / "adapter_model.safetensors")
+    key = [*stored][which]
+    renamed = {(name if each == key else each): value for each, value in stored.items()}
+    out = directory("adapter")
+    save_file(renamed, out / "adapter_model.safetensors")
+    assert (outcome(lambda: peft_adapter.read(out, TINY)) is None) == (name != key)
 
 
 @fuzz(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))

@@ -139,6 +139,24 @@ def test_an_index_without_its_shards_is_no_set(tmp_path):
     assert_holds(out, transformers_weights(out))
 
 
+def test_trainable_params_next_to_a_model_are_its_own_or_refused(tmp_path):
+    out = save(tmp_path / "m")
+    norm = torch.from_numpy(tensors_of(out)["model.norm.weight"])
+    torch.save({"model.norm.weight": norm}, out / "trainable_params.bin")
+    assert_holds(out, expected())
+    torch.save({"model.norm.weight": norm + 1}, out / "trainable_params.bin")
+    assert "is not that of model.safetensors; LongLoRA trained it next to an" in refused(out)
+    (out / FILE).unlink()
+    assert "but trainable_params.bin; that is only what LongLoRA trains" in refused(out)
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    out = save(tmp_path / "m")
+    (out / FILE).unlink()
+    (out / FILE).symlink_to(tmp_path / "gone")
+    assert "model.safetensors is a link to " in refused(out)
+
+
 # PyTorch's files
 
 
