@@ -52,8 +52,17 @@ class TextGenerator:
 
     def complete(self, prompt: str) -> Completion:
         """Continue `prompt` up to a stop token. Raises ValueError as `LM.generate` does."""
-        ids = self.lm.tokenizer.encode_prompt(prompt, special=self.parse_special)
-        return self._generate(ids)
+        tokenizer = self.lm.tokenizer
+        literals = [] if self.parse_special else self._literals(prompt)
+        if literals:
+            _note(f"{' '.join(literals)} in the prompt is text; --parse-special makes it the token")
+        return self._generate(tokenizer.encode_prompt(prompt, special=self.parse_special))
+
+    def _literals(self, prompt: str) -> list[str]:
+        """The special tokens that a prompt spells, besides the BOS that it begins with."""
+        tokenizer = self.lm.tokenizer
+        bos = tokenizer.special_tokens.get("bos_token", "")
+        return tokenizer.special_literals(prompt.removeprefix(bos))
 
     def chat(
         self, questions: Iterable[str], system: str | None = None, template: Path | None = None
@@ -64,7 +73,7 @@ class TextGenerator:
         """
         chat = chat_of(self.lm.tokenizer, template)
         if chat.note:
-            print(f"ctxext: {chat.note}", file=sys.stderr)
+            _note(chat.note)
         messages = [] if system is None else [{"role": "system", "content": system}]
         answer = None
         for question in questions:
@@ -133,6 +142,10 @@ def _speed(ends: Sequence[ChunkEnd]) -> float | None:
         return None
     first, last = ends[1], ends[-1]
     return (last.num_tokens - first.num_tokens) / (last.time - first.time)
+
+
+def _note(text: str) -> None:
+    print(f"ctxext: {text}", file=sys.stderr)
 
 
 def decode_stream(

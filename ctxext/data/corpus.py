@@ -3,7 +3,6 @@
 import abc
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,23 @@ from ctxext.tokenization.protocol import TokenizerLike
 def id_dtype(vocab_size: int) -> np.dtype:
     """The smallest type that holds every id: uint16 or uint32, little-endian."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def encode_document(
+    tokenizer: TokenizerLike, text: str, *, bos: bool, eos: bool, parse_special: bool
+) -> list[int]:
+    """The token ids of a document, after one BOS and before one EOS where they are asked for.
+
+    parse_special: special tokens that are written out in the text are those tokens; a BOS or EOS
+    that the text has is not put there again.
+    """
+    if not parse_special:
+        ids = tokenizer.encode(text, bos=bos)
+    else:
+        ids = tokenizer.encode(text, bos=bos, special=True)
+    if eos and tokenizer.eos_id is not None and not (parse_special and ids[-1] == tokenizer.eos_id):
+        ids.append(tokenizer.eos_id)
+    return ids
 
 
 class Row(NamedTuple):
@@ -80,11 +96,16 @@ class Corpus(Rows):
         Without BOS where the tokenizer adds none, without EOS where it has none. parse_special:
         special tokens that are written out in a text are those tokens.
         """
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         dtype = id_dtype(tokenizer.vocab_size)
         bos = tokenizer.adds_bos
-        encode = partial(tokenizer.encode, special=True) if parse_special else tokenizer.encode
-        documents = [np.array([*encode(text, bos=bos), *end], dtype) for text in texts]
+        eos = tokenizer.eos_id is not None
+        documents = [
+            np.array(
+                encode_document(tokenizer, text, bos=bos, eos=eos, parse_special=parse_special),
+                dtype,
+            )
+            for text in texts
+        ]
         ids = np.concatenate([np.zeros(0, dtype), *documents])
         offsets = np.cumsum([0, *map(len, documents)])
         digest = hashlib.sha256(ids.tobytes() + offsets.astype("<i8").tobytes())

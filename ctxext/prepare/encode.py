@@ -4,17 +4,19 @@ import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctxext.data.corpus import id_dtype
+from ctxext.data.corpus import encode_document, id_dtype
 from ctxext.data.token_files import SPLITS
 from ctxext.files import atomic_file
 from ctxext.prepare.chunks import Chunk
 from ctxext.tokenization.protocol import TokenizerLike
+
+LITERAL = "special_as_text"
+"""Counts the documents that spell special tokens, which are text there."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,11 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
     Returns the number of tokens.
     """
     bos = recipe.adds_bos(tokenizer)
-    end = [tokenizer.eos_id] if recipe.eos else []
-    encode_text = tokenizer.encode
-    if recipe.parse_special:
-        encode_text = partial(tokenizer.encode, special=True)
     dtype = id_dtype(tokenizer.vocab_size)
     ids = {split: io.BytesIO() for split in SPLITS}
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     left_out = {"empty": 0, "shorter": 0, "longer": 0}
+    num_literal = 0
     counts: list[int] = []
     rejects: list[tuple[int, int, str]] = []
     for range_number, file_range in enumerate(chunk.ranges):
@@ -84,7 +83,12 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
             if not text:
                 left_out["empty"] += 1
                 continue
-            document = np.array([*encode_text(text, bos=bos), *end], dtype)
+            if not recipe.parse_special and tokenizer.special_literals(text):
+                num_literal += 1
+            token_ids = encode_document(
+                tokenizer, text, bos=bos, eos=recipe.eos, parse_special=recipe.parse_special
+            )
+            document = np.array(token_ids, dtype)
             if len(document) < recipe.min_tokens:
                 left_out["shorter"] += 1
             elif recipe.max_tokens is not None and len(document) > recipe.max_tokens:
@@ -94,7 +98,7 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
                 ids[split].write(document.data)
                 lengths[split].append(len(document))
         counts.append(number + 1)
-    facts = {**left_out, "counts": counts, "rejects": rejects}
+    facts = {**left_out, LITERAL: num_literal, "counts": counts, "rejects": rejects}
     arrays: dict[str, np.ndarray] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
     for split in SPLITS:
         arrays[split] = np.frombuffer(ids[split].getbuffer(), dtype)

@@ -14,6 +14,7 @@ from ctxext.data.documents import location
 from ctxext.data.token_files import OFFSETS, SPLITS, file_hash, offset_file, token_file
 from ctxext.files import atomic_file, write_text
 from ctxext.prepare.chunks import Chunk
+from ctxext.prepare.encode import LITERAL
 
 REJECTS = "rejects.jsonl"
 LEFT_OUT = ("rejected", "empty", "shorter", "longer")
@@ -22,13 +23,15 @@ LEFT_OUT = ("rejected", "empty", "shorter", "longer")
 class Tally:
     """The documents that were left out, per source and reason, and where the rejected ones are.
 
-    num_read: lines, rows, entries and plain texts in all.
+    num_read: lines, rows, entries and plain texts in all. num_literal: documents of each source
+    that spell special tokens as text.
     """
 
     def __init__(self, chunks: Sequence[Chunk], shards: Sequence[Path], num_sources: int) -> None:
         self.num_read = 0
         self.rejects: list[dict[str, Any]] = []
         self.left_out = [dict.fromkeys(LEFT_OUT, 0) for _ in range(num_sources)]
+        self.num_literal = [0] * num_sources
         self._num_before: dict[tuple[int, str], int] = {}
         for chunk, path in zip(chunks, shards, strict=True):
             with np.load(path) as shard:
@@ -56,6 +59,7 @@ class Tally:
         left_out["rejected"] += len(facts["rejects"])
         for name in LEFT_OUT[1:]:
             left_out[name] += facts[name]
+        self.num_literal[chunk.source] += facts[LITERAL]
 
     def write(self, root: Path) -> None:
         """A line for each reject: source, file, line, row or entry, reason."""

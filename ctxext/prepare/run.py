@@ -9,7 +9,7 @@ from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import INDEX, WORK, check_hashes, read_index
 from ctxext.files import write_json
 from ctxext.prepare.chunks import cut
-from ctxext.prepare.encode import Recipe
+from ctxext.prepare.encode import LITERAL, Recipe
 from ctxext.prepare.join import REJECTS, Tally, join
 from ctxext.prepare.progress import Progress
 from ctxext.prepare.request import (
@@ -80,9 +80,9 @@ def prepare(
                 "--max-tokens"
             )
         described = [
-            source | count | left_out
-            for source, count, left_out in zip(
-                request["sources"], counts, tally.left_out, strict=True
+            source | count | left_out | {LITERAL: num_literal}
+            for source, count, left_out, num_literal in zip(
+                request["sources"], counts, tally.left_out, tally.num_literal, strict=True
             )
         ]
         index = request | {"complete": True, "sources": described, "splits": splits}
@@ -138,6 +138,11 @@ def describe(index: dict[str, Any], out: Path) -> str:
             if source[name]
         ]
         lines.append(f"{source['name']}: {'; '.join([*kept, *left_out])}")
+        if source[LITERAL]:
+            lines.append(
+                f"{source['name']}: {source[LITERAL]:,} documents spell special tokens, which are "
+                "text there; --parse-special makes them tokens"
+            )
     made_by = index["tokenizer"]
     lines += [
         f"{index['dtype']} ids of tokenizer {made_by['sha256'][:12]}, "

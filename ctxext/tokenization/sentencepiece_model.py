@@ -79,6 +79,14 @@ def open_model(model: bytes) -> Any:
         ) from None
 
 
+def control_tokens(processor: Any) -> set[str]:
+    """The texts of the tokens that no text contains, such as "<s>"."""
+    ids = range(processor.vocab_size())
+    return {
+        processor.id_to_piece(i) for i in ids if processor.is_control(i) or processor.is_unknown(i)
+    }
+
+
 def to_tokenizer_json(model: bytes, *, legacy: bool = True) -> dict[str, Any]:
     """The tokenizer.json that gives the ids of a SentencePiece BPE model.
 

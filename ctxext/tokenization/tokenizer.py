@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ctxext.tokenization.agreement import same_ids
 from ctxext.tokenization.post_processor import template, with_bos, without_bos
 from ctxext.tokenization.sentencepiece_model import SAMPLE_TEXTS as SAMPLE_TEXTS
 from ctxext.tokenization.sentencepiece_model import (
+    control_tokens,
     open_model,
     special_tokens,
     to_tokenizer_json,
@@ -193,6 +195,21 @@ class Tokenizer:
         has_bos = bos is not None and text.startswith(bos)
         rest = text.removeprefix(bos) if has_bos and bos is not None else text
         return self.encode(rest, bos=has_bos or self.adds_bos)
+
+    def special_literals(self, text: str) -> list[str]:
+        """The special tokens that a text spells, in its order; `encode` takes them for text."""
+        if self._special_pattern is None:
+            return []
+        return list(dict.fromkeys(self._special_pattern.findall(text)))
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        texts = {token["content"] for token in added_tokens(self.files) if token.get("special")}
+        if self._processor is not None:
+            texts |= control_tokens(self._processor)
+        # The longest first, where one begins like another.
+        ordered = sorted(texts, key=lambda text: (-len(text), text))
+        return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
     def encode_as_readers(self, text: str) -> list[int]:
         """Token ids as other readers of the files give them, with BOS and EOS where they add it."""

@@ -214,7 +214,10 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
     def prompt_tokens(prompt: str, *options: str) -> int:
         argv = ["generate", "tiny-llama", "--prompt", prompt, "--max-new-tokens", "2", "--json"]
         assert main([*argv, *options]) == 0
-        return json.loads(capsys.readouterr().out)["prompt_tokens"]
+        captured = capsys.readouterr()
+        note = "ctxext: </s> in the prompt is text; --parse-special makes it the token\n"
+        assert (note in captured.err) is ("--parse-special" not in options)
+        return json.loads(captured.out)["prompt_tokens"]
 
     tokenizer = load_tokenizer(TINY_LLAMA)
     prompt = "the end</s>of it"
@@ -225,6 +228,7 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
     assert prompt_tokens(prompt, "--parse-special") == as_tokens
     # A prompt that begins with BOS does not get a second one.
     assert prompt_tokens(f"<s>{prompt}", "--parse-special") == as_tokens
+    assert prompt_tokens(f"<s>{prompt}") == as_text
 
 
 @pytest.mark.parametrize(

@@ -388,9 +388,22 @@ def test_special_tokens_written_out_are_text_unless_asked_for(tmp_path: Path, ca
         argv = ["prepare", path, "--out", str(out), "--tokenizer", str(TINY_LLAMA)]
         assert main([*argv, *(["--parse-special"] if parse_special else [])]) == 0
         assert read_from(Prepared(str(out))) == expected
-        assert read_json(out / "index.json")["parse_special"] is parse_special
+        index = read_json(out / "index.json")
+        assert index["parse_special"] is parse_special
+        assert index["sources"][0]["special_as_text"] == (0 if parse_special else 1)
+        note = "1 documents spell special tokens, which are text there; --parse-special"
+        assert (note in capsys.readouterr().out) is not parse_special
     assert main([*argv]) == 2  # the directory is of another request
     assert "was started with other parse-special" in capsys.readouterr().err
+    # A BOS and an EOS that the text has are not put there again.
+    write(tmp_path / "b.jsonl", lines({"text": "<s>the end</s>"}))
+    corpus = Files(str(tmp_path / "b.jsonl"), parse_special=True).open(tokenizer)
+    ids = tokenizer.encode("<s>the end</s>", special=True)
+    assert corpus.ids.tolist() == ids
+    assert corpus.documents()[0].tolist() == ids[1:-1]
+    argv = ["prepare", str(tmp_path / "b.jsonl"), "--parse-special", "--out", str(tmp_path / "b")]
+    assert main([*argv, "--tokenizer", str(TINY_LLAMA)]) == 0
+    assert Prepared(str(tmp_path / "b")).open(tokenizer).ids.tolist() == ids
     for name in ("stdlib", str(tmp_path / "out-True")):
         with pytest.raises(ValueError, match="has no parse_special to choose: files of text do"):
             haystack(name, parse_special=True)

@@ -29,6 +29,9 @@ class ByteTokenizer:
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         return [self.bos_id] * bos + [byte + 3 for byte in text.encode()]
 
+    def special_literals(self, text: str) -> list[str]:
+        return []
+
 
 def write_texts(directory: Path, documents: int = 8) -> Path:
     """Write texts of different lengths whose bytes are the same on every machine."""

@@ -64,6 +64,9 @@ def test_a_literal_is_text_as_in_transformers_with_split_special_tokens(kind, tm
             assert ours.decode(ids) == text
             as_tokens = ours.encode(text, special=True)
             assert special_ids & set(as_tokens)
+            assert ours.special_literals(text) == [token]
             assert as_tokens == theirs(text, add_special_tokens=False).input_ids
     # Without a literal, both readings are the same.
     assert ours.encode("the end", special=True) == ours.encode("the end")
+    assert ours.special_literals("the end") == []
+    assert ours.special_literals("".join(specials[::-1])) == specials[::-1]
