@@ -20,6 +20,7 @@ from ctxext.files import append_jsonl, make_parent, read_json, read_jsonl
 from ctxext.parallel import distributed
 
 if TYPE_CHECKING:
+    from ctxext.model.generation import Semantics
     from ctxext.model.lm import LM
 
 
@@ -139,6 +140,8 @@ class NamedModel:
         mesh: Any = None,
         trust: bool = False,
         bos: bool | None = None,
+        semantics: "Semantics" = "incremental",
+        allow_shorter: bool = False,
     ) -> "NamedModel":
         """The model of a run or an HF directory; arguments and errors are those of `load`."""
         from ctxext import loading  # loads jax
@@ -156,6 +159,7 @@ class NamedModel:
             mesh=mesh or ONE_DEVICE,
             trust=trust,
             bos=bos,
+            semantics=semantics,
         )
         is_run = loading.is_run(path)
         name = path.resolve().name
@@ -167,7 +171,8 @@ class NamedModel:
             adapter=adapter.resolve().name if adapter else "",
         )
         directory = path if is_run else Path("runs") / f"eval-{name}"
-        return cls(lm.with_method(*methods), weights, directory)
+        changed = lm.with_method(*methods, allow_shorter=allow_shorter)
+        return cls(changed, weights, directory)
 
     def describe(self, lm: Model, *, directory: Path | None = None) -> EvaluatedModel:
         """`lm`, which has these weights, for the records in a directory.
@@ -180,7 +185,9 @@ class NamedModel:
         described = dataclasses.replace(
             as_it_is,
             rope=model.rope,
+            base_rope=model.base_rope,
             attention=model.attention,
+            semantics=model.semantics,
             trained_with="" if is_as_trained else as_it_is.method,
         )
         is_run = as_it_is.train_seq_len is not None and not as_it_is.adapter
@@ -204,18 +211,21 @@ def evaluate_checkpoint(
     config: SuiteConfig | None = None,
     out: Path | None = None,
     shard: Shard = WHOLE,
+    allow_shorter: bool = False,
     progress: bool = True,
 ) -> tuple[Path, list[EvalRecord]]:
     """Evaluate a checkpoint under each of `methods`.
 
     Returns the records file and the records.
 
-    methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries.
-    evals: names of `ctxext.evals.suite`. config: the settings of the suite; its lengths are by
-    default one, two, four and eight windows. out: directory for records.jsonl, in place of that of
-    the model. shard: see `evaluate`.
+    methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries;
+    `allow_shorter` accepts a factor that gives less context than it declares. evals: names of
+    `ctxext.evals.suite`. config: the settings of the suite; its lengths are by default one, two,
+    four and eight windows. out: directory for records.jsonl, in place of that of the model. shard:
+    see `evaluate`.
     """
     from ctxext import loading  # loads jax
+    from ctxext.model.generation import SEMANTICS
 
     lm = named.lm
     sink = (out or named.directory) / "records.jsonl"
@@ -236,8 +246,15 @@ def evaluate_checkpoint(
         models.append((lm, _in_window_baseline(evals, config, window)))
     for method in methods:
         parts = method if isinstance(method, tuple) else (method,)
-        with_method = lm.with_method(*(part for part in parts if part is not None))
-        models.append((with_method, chosen))
+        model = lm.with_method(
+            *(part for part in parts if part is not None), allow_shorter=allow_shorter
+        )
+        if progress and not model.context.is_plain(model.scaling):
+            _print(f"context: {model.context.text(model.scaling)}")
+            if model.scaling.depends_on_length:
+                how = SEMANTICS[model.semantics]
+                _print(f"{model.semantics}: {how} (--semantics)")
+        models.append((model, chosen))
     records = []
     for model, model_evals in models:
         records += evaluate(

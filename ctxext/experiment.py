@@ -17,6 +17,7 @@ from ctxext.data import Source
 from ctxext.evals import expected
 from ctxext.interop.formats import find_format
 from ctxext.model.config import LlamaConfig
+from ctxext.model.context import meant_scaling
 from ctxext.model.decoder import COMPUTE_DTYPES, REMAT
 from ctxext.model.trainable import Full, Trainable
 from ctxext.optim import Optim
@@ -27,7 +28,7 @@ from ctxext.serialization import to_json
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
-MUTABLE_FIELDS = ("mesh", "expect")
+MUTABLE_FIELDS = ("mesh", "expect", "allow_shorter")
 """Fields of an experiment that do not affect its result and may change when a run is resumed."""
 
 
@@ -129,7 +130,7 @@ class Experiment:
     """Whether every text begins with BOS, in training, evaluation and export; None: as the
     checkpoint's tokenizer does."""
     rope: RopeScaling | None = None
-    """The frequencies to train; None keeps those of the checkpoint."""
+    """The frequencies to train; None and `Unscaled` keep those of the checkpoint."""
     attention: Attention = Causal()
     """Who attends to whom, in training and evaluation."""
     positions: Positions = Contiguous()
@@ -146,6 +147,8 @@ class Experiment:
     """Frequencies to train with the same budget, data and seed, for comparison with `rope`."""
     export: Export | None = Export()
     """The format of the exported result; None exports nothing."""
+    allow_shorter: bool = False
+    """Accept factors and lengths that give less context than the base checkpoint declares."""
     seed: int = 0
     """The seed of initialisation, data order and dropout."""
 
@@ -154,8 +157,8 @@ class Experiment:
             expected.check(self.expect, self.evals)
 
     def effective_scaling(self, base: RopeScaling) -> RopeScaling:
-        """The scaling that is trained: `rope`, or that of the base checkpoint where it is None."""
-        return self.rope or base
+        """The scaling that is trained, over a base checkpoint that carries `base`."""
+        return meant_scaling(self.rope, base)
 
     @property
     def fingerprint(self) -> str:
@@ -169,37 +172,39 @@ class Experiment:
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def load_experiment(
-    file: str | Path, base_config: Callable[[], LlamaConfig] | None = None
-) -> Experiment:
-    """The `experiment` of a Python file: a value, or a function of the base's configuration.
+BaseConfig = Callable[[], tuple[LlamaConfig, int]]
+"""Reads the configuration of the base and the extended window L' that it declares, in tokens."""
 
-    The function form is for lengths that depend on the window of the base; `base_config` is called
-    only for it. Raises ValueError if the file is missing or declares no experiment.
+
+def load_experiment(file: str | Path, base_config: BaseConfig | None = None) -> Experiment:
+    """The `experiment` of a Python file: a value, or a function of the base.
+
+    The function form is for lengths that depend on the base: `experiment(config)`, whose
+    `max_position_embeddings` is the window of pre-training, or `experiment(config, declared)` with
+    the extended window that the base declares. `base_config` is called only for it. Raises
+    ValueError if the file is missing or declares no experiment.
     """
     experiment = getattr(_import_file(file), "experiment", None)
     if callable(experiment) and base_config is not None:
-        experiment = experiment(base_config())
+        experiment = _call_with_base(experiment, base_config)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{file} defines no `experiment = Experiment(...)`")
     return experiment
 
 
-def load_sweep(
-    file: str | Path, base_config: Callable[[], LlamaConfig] | None = None
-) -> dict[str, Experiment]:
+def load_sweep(file: str | Path, base_config: BaseConfig | None = None) -> dict[str, Experiment]:
     """The experiments that `sweep()` of a Python file yields, by name.
 
-    `sweep(config)` is called with the base's configuration. Raises ValueError if there is no such
-    function, if it yields nothing, and if two experiments have the same name.
+    `sweep(config)` and `sweep(config, declared)` are called as in `load_experiment`. Raises
+    ValueError if there is no such function, if it yields nothing, and if two experiments have the
+    same name.
     """
     function: Any = getattr(_import_file(file), "sweep", None)
     if function is None:
         raise ValueError(
             f"{file} defines no sweep(); write one that yields experiments with different names"
         )
-    takes_config = bool(inspect.signature(function).parameters)
-    yielded = function(base_config()) if takes_config and base_config is not None else function()
+    yielded = function() if base_config is None else _call_with_base(function, base_config)
     experiments = list(yielded)
     by_name = {each.name: each for each in experiments if isinstance(each, Experiment)}
     if not experiments or len(by_name) != len(experiments):
@@ -207,6 +212,12 @@ def load_sweep(
             f"sweep() of {file} must yield experiments, at least one, each with its own name"
         )
     return by_name
+
+
+def _call_with_base(function: Callable[..., Any], base_config: BaseConfig) -> Any:
+    """The function's value for the base, of which it takes nothing, the shape, or both."""
+    count = len(inspect.signature(function).parameters)
+    return function(*base_config()[:count]) if count else function()
 
 
 def _import_file(file: str | Path) -> ModuleType:

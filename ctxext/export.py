@@ -1,6 +1,5 @@
 """Write a model for other readers, in one of the formats of `ctxext.interop.formats`."""
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from ctxext.interop import hf, peft
 from ctxext.interop.formats import FORMATS as FORMATS
 from ctxext.interop.formats import find_format
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
-from ctxext.interop.ropespec import LARGEST_DIVISOR
+from ctxext.interop.lazy_tensor import LazyTensor
+from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_spec
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
+from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.model.trainable import LoRA
@@ -38,23 +39,18 @@ def export(
     card: dict[str, Any] | None = None,
     max_shard_size: int = 5 * 10**9,
     shards: int | None = None,
+    allow_shorter: bool = False,
 ) -> Path:
     """Write `lm` to `out` in the format `to`, a name of `FORMATS`: a directory, for gguf a file.
 
-    `seq_len`: the extended window L', tokens; by default the one that the method declares. The
-    other arguments are those of `WriteOptions`. Raises ValueError, before anything is written,
-    for a format, dtype or method that cannot be written.
+    `seq_len`: the extended window L', tokens; by default what the checkpoint declares, or factor x
+    L under another scaling. The other arguments are those of `WriteOptions`. Raises ValueError,
+    before anything is written, for a format, dtype or method that cannot be written and, unless
+    `allow_shorter`, for less context than the checkpoint of `lm` declares.
     """
-    model = StoredModel(
-        lm.config,
-        lm.scaling,
-        seq_len or lm.config.max_position_embeddings,
-        lazy_tensors(lm.config, lm.params),
-        lm.tokenizer,
-        lm.generation_config,
-    )
+    tensors = lazy_tensors(lm.config, lm.params)
     options = WriteOptions(dtype, card, max_shard_size, shards)
-    return _write(model, lm.attention, Path(out), to, options)
+    return _write(lm, tensors, Path(out), to, options, seq_len=seq_len, allow_shorter=allow_shorter)
 
 
 def convert(
@@ -69,14 +65,14 @@ def convert(
     shards: int | None = None,
     original: int | None = None,
     bos: bool | None = None,
+    allow_shorter: bool = False,
 ) -> Path:
     """Like `export`, for a checkpoint on disk: its tensors pass through memory one at a time.
 
-    `dtype`: by default as they are stored, or float32 if they are mixed. `seq_len`: by default the
-    extended window L' that the source declares, or factor x L where `methods` changes it.
-    `original`: the window L of pre-training where the source, in Meta's format, does not declare
-    it. `bos`: whether texts begin with BOS, by default as the source's tokenizer does. Raises
-    ValueError as `export` and `loading.load` do.
+    `dtype`: by default as they are stored, or float32 if they are mixed. `original`: the window L
+    of pre-training where the source, in Meta's format, does not declare it. `bos`: whether texts
+    begin with BOS, by default as the source's tokenizer does. Raises ValueError as `export` and
+    `loading.load` do.
     """
     path = loading.locate(source)
     if loading.is_run(path):
@@ -84,32 +80,48 @@ def convert(
             f"{source} is a run directory, not a checkpoint; write one with: ctxext export"
         )
     checkpoint = loading.read_checkpoint(path, original)
-    tokenizer = loading.choose_bos(checkpoint.tokenizer, bos, path)
-    methods = list(methods)
     config = checkpoint.config
-    lm = LM(config, param_shapes(config), tokenizer, scaling=checkpoint.scaling).with_method(
-        *methods
-    )
-    model = dataclasses.replace(
-        checkpoint,
-        tokenizer=tokenizer,
-        scaling=lm.scaling,
-        window=seq_len or (config.max_position_embeddings if methods else checkpoint.window),
-    )
+    lm = LM(
+        config,
+        param_shapes(config),
+        loading.choose_bos(checkpoint.tokenizer, bos, path),
+        scaling=checkpoint.scaling,
+        generation_config=checkpoint.generation_config,
+        declared_context=checkpoint.context,
+    ).with_method(*methods, allow_shorter=allow_shorter)
     options = WriteOptions(
         dtype or storage_dtype(checkpoint.tensors.values()),
         max_shard_size=max_shard_size,
         shards=shards,
     )
-    return _write(model, lm.attention, Path(out), to, options)
+    return _write(
+        lm,
+        checkpoint.tensors,
+        Path(out),
+        to,
+        options,
+        seq_len=seq_len,
+        allow_shorter=allow_shorter,
+    )
 
 
 def _write(
-    model: StoredModel, attention: Attention, out: Path, to: str, options: WriteOptions
+    lm: LM,
+    tensors: dict[str, LazyTensor],
+    out: Path,
+    to: str,
+    options: WriteOptions,
+    *,
+    seq_len: int | None,
+    allow_shorter: bool,
 ) -> Path:
-    check(model.config, model.scaling, attention, to=to, window=model.window, dtype=options.dtype)
+    window = seq_len or lm.context.export_length(lm.scaling, lm.config.max_position_embeddings)
+    check(lm.config, lm.scaling, lm.attention, to=to, window=window, dtype=options.dtype)
+    if not allow_shorter:
+        check_length(lm.config, lm.scaling, lm.context, window)
     if options.shards is not None and not find_format(to).takes_shards:
         raise ValueError("only Meta's format has a number of shards; --shards needs --to meta")
+    model = StoredModel(lm.config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config)
     find_format(to).write(out, model, options)
     return out
 
@@ -130,6 +142,18 @@ def check(
     output = find_format(to)
     check_attention(attention, to=to)
     output.check(config, scaling, window=window, dtype=dtype)
+
+
+def check_length(
+    config: LlamaConfig, scaling: RopeScaling, context: DeclaredContext, window: int
+) -> None:
+    """Raise ValueError if the files would declare less context than the checkpoint does.
+
+    `window`: the extended window L' that is asked for, tokens.
+    """
+    if scaling.depends_on_length:  # its files declare where the growth begins
+        return
+    context.check_length(rope_spec(scaling, config, window).length)
 
 
 def check_attention(attention: Attention, *, to: str) -> None:

@@ -19,7 +19,9 @@ from ctxext.interop.generation_config import read_generation_config
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
 from ctxext.interop.peft_merge import merge
 from ctxext.model.config import LlamaConfig
+from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, init_params, param_shapes
+from ctxext.model.generation import Semantics
 from ctxext.model.lm import LM
 from ctxext.model.trainable import Full, Trainable, join, split
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
@@ -36,6 +38,11 @@ def locate(source: str | Path) -> Path:
     if str(source) == BUNDLED and not Path(BUNDLED).exists():
         return TINY_LLAMA
     return Path(source) if Path(source).exists() else hub.resolve(str(source))
+
+
+def is_here(source: str) -> bool:
+    """True if a source can be opened without a download."""
+    return source == BUNDLED or Path(source).exists()
 
 
 def is_run(path: Path) -> bool:
@@ -86,15 +93,28 @@ def read_config(source: str | Path, *, trust: bool = False) -> tuple[LlamaConfig
     return checkpoint.config, checkpoint.scaling
 
 
-def declared_window(source: str | Path) -> int | None:
-    """The extended window L' in tokens that a checkpoint declares; None for a run.
-
-    It need not be factor x L.
-    """
+def read_context(source: str | Path, *, trust: bool = False) -> DeclaredContext:
+    """What a checkpoint or a run declares as it is; reads no weights. `trust`: see `load`."""
     path = locate(source)
+    config, scaling = read_config(path, trust=trust)
+    original = config.max_position_embeddings
     if is_run(path):
-        return None
-    return hf.window(path) if recognize(path) == "hf" else read_checkpoint(path).window
+        return _context_of_run(RunDir(path), original, scaling, trust=trust)
+    declared = hf.window(path) if recognize(path) == "hf" else read_checkpoint(path).window
+    return DeclaredContext.of(original, scaling, declared)
+
+
+def _context_of_run(
+    run: RunDir, original: int, scaling: RopeScaling, *, trust: bool
+) -> DeclaredContext:
+    if not run.context_file.is_file():
+        raise ValueError(
+            f"{run.context_file} is missing: restore it, or train again with this version"
+        )
+    recorded = read_json(run.context_file)
+    context = DeclaredContext.of(original, scaling, recorded["declared"])
+    base_scaling = from_json(recorded["base_scaling"], trust=trust)
+    return dataclasses.replace(context, base_scaling=base_scaling)
 
 
 def checkpoint_step(source: str | Path, checkpoint: int | str = "latest") -> int:
@@ -127,16 +147,21 @@ def load(
     trust: bool = False,
     original: int | None = None,
     bos: bool | None = None,
+    semantics: Semantics = "incremental",
+    allow_shorter: bool = False,
 ) -> LM:
     """Open an HF directory, a Meta directory, a run directory, a hub name, or "tiny-llama".
 
-    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries.
+    `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries,
+    which `Unscaled` and None keep; plain RoPE is `Plain`. `allow_shorter`: accept a factor that
+    gives less context than the checkpoint declares.
     `adapter`: a PEFT directory to merge into the parameters. `checkpoint`: which one of a run, see
     `checkpoint_step`. `mesh`: the devices that the parameters are divided among; each device
     reads only its own slices. `trust`: import the Python files that a run's methods come from.
     `original`: the window of pre-training in tokens, where Meta's format does not declare it.
-    `bos`: whether texts begin with BOS; by default as the checkpoint's tokenizer does. Raises
-    ValueError for a checkpoint that is incomplete, corrupt, or has a scaling that is not supported.
+    `semantics`: see `LM`. `bos`: whether texts begin with BOS; by default as the checkpoint's
+    tokenizer does. Raises ValueError for a checkpoint that is incomplete, corrupt, or has a scaling
+    that is not supported.
     """
     path = locate(path)
     if peft_adapter.is_adapter(path):
@@ -150,12 +175,18 @@ def load(
         lm = _load_run(RunDir(path), step, mesh, trust=trust)
     else:
         lm = _load_checkpoint(stored, param_shapes(config, dtype), mesh)
-    tokenizer = choose_bos(lm.tokenizer, bos, path)
-    lm = dataclasses.replace(lm, tokenizer=tokenizer, dtype=dtype, kernel=kernel, angles=angles)
+    lm = dataclasses.replace(
+        lm,
+        tokenizer=choose_bos(lm.tokenizer, bos, path),
+        dtype=dtype,
+        kernel=kernel,
+        angles=angles,
+        semantics=semantics,
+    )
     if changes is not None:
         lm = dataclasses.replace(lm, params=merge(lm.params, changes, config))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
-    return lm.with_method(*methods)
+    return lm.with_method(*methods, allow_shorter=allow_shorter)
 
 
 def choose_bos(tokenizer: Tokenizer, bos: bool | None, path: Path) -> Tokenizer:
@@ -182,6 +213,7 @@ def _load_checkpoint(checkpoint: StoredModel, shapes: Params, mesh: Mesh) -> LM:
         scaling=checkpoint.scaling,
         mesh=mesh,
         generation_config=checkpoint.generation_config,
+        declared_context=checkpoint.context,
     )
 
 
@@ -199,6 +231,7 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
         attention=from_json(read_json(run.config_file)["attention"], trust=trust),
         mesh=mesh,
         generation_config=read_generation_config(run.base),
+        declared_context=read_context(run.path, trust=trust),
     )
 
 
@@ -223,6 +256,22 @@ def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
     return experiment.model, Unscaled()
 
 
+def base_context(experiment: Experiment) -> DeclaredContext:
+    """What the base of an experiment declares as it is; reads no weights.
+
+    Raises ValueError if it has no base.
+    """
+    config, scaling = base_config(experiment)
+    if experiment.init is None:
+        return DeclaredContext.of(config.max_position_embeddings, scaling)
+    return _as_base(read_context(experiment.init))
+
+
+def _as_base(context: DeclaredContext) -> DeclaredContext:
+    """A run as the base of the next one: `none` is the run as it is, not what it began from."""
+    return dataclasses.replace(context, base_scaling=None)
+
+
 def load_base(experiment: Experiment, *, for_training: bool = False) -> LM:
     """The model an experiment starts from, float32: a checkpoint, or random parameters.
 
@@ -234,7 +283,8 @@ def load_base(experiment: Experiment, *, for_training: bool = False) -> LM:
     if experiment.init is not None:
         path = locate(experiment.init)
         if not for_training or is_run(path):
-            return load(path, mesh=mesh, bos=experiment.bos)
+            lm = load(path, mesh=mesh, bos=experiment.bos)
+            return dataclasses.replace(lm, declared_context=_as_base(lm.context))
         shapes = experiment.trainable.base_shapes(config, experiment.train.dtype)
         lm = _load_checkpoint(read_checkpoint(path), shapes, mesh)
         tokenizer = choose_bos(lm.tokenizer, experiment.bos, path)

@@ -15,7 +15,7 @@ from ctxext.evals import EvalRecord, evaluated_model
 from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
-from ctxext.export import check, export, run_card
+from ctxext.export import check, check_length, export, run_card
 from ctxext.interop.formats import find_format
 from ctxext.methods import label
 from ctxext.model.lm import LM
@@ -81,10 +81,12 @@ def train_only(
 ) -> Path:
     """Train or resume, and return the run directory. Raises ValueError for missing text."""
     requirements.check(experiment, training_only=True)
+    requirements.check_context(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
         base = loading.load_base(experiment, for_training=True)
         print(f"ctxext: {base.tokenizer.bos_note}", file=sys.stderr)
+        _say_context(experiment, base)
         _train(experiment, directory, base, sinks)
     return directory.path
 
@@ -103,18 +105,21 @@ def run(
     for questions that do not fit their length.
     """
     requirements.check(experiment)
+    requirements.check_context(experiment)
     directory = open_run(experiment, run_dir, file)
     # An experiment without evaluations leaves an empty file.
     distributed.broadcast_from_primary(lambda: directory.records_file.touch())
     _check_export(experiment)
     base = loading.load_base(experiment)
     print(f"ctxext: {base.tokenizer.bos_note}", file=sys.stderr)
+    _say_context(experiment, base)
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
     proof = None
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
         for method in experiment.zero_shot:
-            _evaluate(experiment, base.with_method(method), 0, directory, sinks)
+            model = base.with_method(method, allow_shorter=experiment.allow_shorter)
+            _evaluate(experiment, model, 0, directory, sinks)
         if experiment.train.steps:
             if experiment.trainable != Full():
                 # All evaluations of the base are done. Free it before what is frozen is loaded
@@ -124,7 +129,9 @@ def run(
             result = _train_and_load(experiment, directory, base, sinks)
         else:
             scaling = experiment.effective_scaling(base.scaling)
-            result = base.with_method(scaling, experiment.attention)
+            result = base.with_method(
+                scaling, experiment.attention, allow_shorter=experiment.allow_shorter
+            )
         model = _evaluate(experiment, result, experiment.train.steps, directory, sinks)
         if experiment.export is not None:
             proof = _export(experiment, result, model, directory)
@@ -144,14 +151,29 @@ def _check_export(experiment: Experiment) -> None:
     """Raises ValueError now for an export that would be refused after the training."""
     if experiment.export is None:
         return
-    config, scaling = loading.base_config(experiment)
+    config, base_scaling = loading.base_config(experiment)
+    scaling = experiment.effective_scaling(base_scaling)
+    context = loading.base_context(experiment)
+    window = context.export_length(scaling, experiment.train.seq_len)
     check(
         config,
-        experiment.effective_scaling(scaling),
+        scaling,
         experiment.attention,
         to=experiment.export.to,
-        window=experiment.train.seq_len,
+        window=window,
         dtype=experiment.export.dtype,
+    )
+    if not experiment.allow_shorter:
+        check_length(config, scaling, context, window)
+
+
+def _say_context(experiment: Experiment, base: LM) -> None:
+    """What the factor of the experiment counts from, and what the base declares, on stderr."""
+    scaling = experiment.effective_scaling(base.scaling)
+    if base.context.is_plain(scaling):
+        return
+    distributed.broadcast_from_primary(
+        lambda: print(f"context: {base.context.text(scaling)}", file=sys.stderr)
     )
 
 
@@ -230,7 +252,8 @@ def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) 
         out,
         to=experiment.export.to,
         dtype=experiment.export.dtype,
-        seq_len=experiment.train.seq_len,
+        seq_len=lm.context.export_length(lm.scaling, experiment.train.seq_len),
         card=run_card(run, model),
+        allow_shorter=experiment.allow_shorter,
     )
     return prove(out, against=lm)

@@ -1,4 +1,4 @@
-"""The texts that an experiment reads from disk, checked before anything starts."""
+"""The texts that an experiment reads and the context it asks for, checked before it starts."""
 
 import shlex
 import sys
@@ -14,6 +14,7 @@ from ctxext.data.documents import Field, Found, check_beginnings, check_texts, f
 from ctxext.data.sources import TextOnDisk
 from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
+from ctxext.rope import RopeScaling
 
 
 class Requirement(NamedTuple):
@@ -113,6 +114,23 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
     if found.note:
         print(f"ctxext: {found.note}", file=sys.stderr)
     read(found, Field(text.field, option))
+
+
+def check_context(experiment: Experiment, *, training_only: bool = False) -> None:
+    """Raise ValueError for a factor that gives less context than the base checkpoint declares.
+
+    With `training_only`, only what is trained is checked. Reads no weights.
+    """
+    if experiment.allow_shorter:
+        return
+    methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
+    if not training_only:
+        methods += [*experiment.zero_shot, *experiment.baselines]
+    scalings = [method for method in methods if isinstance(method, RopeScaling)]
+    if scalings:
+        context = loading.base_context(experiment)
+        for scaling in scalings:
+            context.check(scaling)
 
 
 def check(experiment: Experiment, *, training_only: bool = False) -> None:

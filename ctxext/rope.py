@@ -188,9 +188,26 @@ class RopeScaling(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Unscaled(RopeScaling):
-    """Plain RoPE, f_i = theta^(-2i/d) (arXiv 2104.09864)."""
+    """No method: the frequencies of the checkpoint as it is.
+
+    Over a base without a checkpoint, plain RoPE, f_i = theta^(-2i/d) (arXiv 2104.09864).
+    """
 
     aliases: ClassVar[tuple[str, ...]] = ("none",)
+    paper: ClassVar[str] = "2104.09864"
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        return Rope(base.inv_freq)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(RopeScaling):
+    """f_i = theta^(-2i/d), whatever scaling the checkpoint carries (arXiv 2104.09864).
+
+    For a checkpoint that carries none, the same as `none`.
+    """
+
+    aliases: ClassVar[tuple[str, ...]] = ("plain-rope",)
     paper: ClassVar[str] = "2104.09864"
 
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
@@ -251,6 +268,17 @@ def _check_declaration(
             f"{type(scaling).__name__} gives other frequencies at {other[0]} tokens than at "
             f"{one[0]}, but does not say so; set depends_on_length = True in the class"
         )
+
+
+def target_length(scaling: RopeScaling, window: int) -> int | None:
+    """factor x L in tokens, the context that `scaling` is made for, L being `window`.
+
+    None for a scaling without a factor, or whose frequencies follow the length.
+    """
+    factor = getattr(scaling, "factor", None)
+    if scaling.depends_on_length or not isinstance(factor, int | float):
+        return None
+    return round(factor * window)
 
 
 def check_factor(factor: float) -> None:

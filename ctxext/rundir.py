@@ -31,6 +31,7 @@ class RunDir:
         self.export = self.path / "export"
         self.baselines = self.path / "baselines"
         self.base = self.path / "base"
+        self.context_file = self.base / "context.json"
 
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
         """Create the directory, or check that it is this experiment's.
@@ -77,13 +78,22 @@ class RunDir:
         scaling: Any,
         tokenizer_files: dict[str, bytes],
         generation_config: Mapping[str, Any] | None = None,
+        *,
+        declared: int,
+        base_scaling: Any,
     ) -> None:
-        """Write what the checkpoints are parameters of: shape, frequencies, tokenizer, settings."""
+        """Write what the checkpoints are parameters of: shape, frequencies, tokenizer, settings.
+
+        `declared`: the extended window L' of the trained model, tokens. `base_scaling`: the
+        frequencies of the base as it is.
+        """
         if generation_config is not None:
             write_json(self.base / "generation_config.json", dict(generation_config))
         for name, data in tokenizer_files.items():
             write_bytes(self.base / name, data)
         write_json(self.base / "scaling.json", to_json(scaling))
+        context = {"declared": declared, "base_scaling": to_json(base_scaling)}
+        write_json(self.context_file, context)
         # Written last: its presence marks a directory as a run.
         write_json(self.base / "model.json", to_json(model))
 

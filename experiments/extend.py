@@ -1,13 +1,14 @@
-"""Your checkpoint, your text, twice the window: YaRN by a short fine-tune, compared with the base
+"""Your checkpoint, your text, twice the context: YaRN by a short fine-tune, compared with the base
 and zero-shot YaRN.
 
     ctxext run experiments/extend.py --init HF_DIR --data.path TEXTS_OR_PREPARED_TOKENS
 
 100 steps of 16 rows of two windows, learning rate 2e-5, rematerialised; all lengths follow the
-window L of the checkpoint. The text is yours (files of text, or what `ctxext prepare` wrote);
-questions and perplexity use text that it is not trained on, the Python standard library's. Other
-lengths are options: --rope.factor 4 --train.seq-len 16384 (the evaluations stay at one and two
-windows); adapters instead of all parameters: --method lora.
+window L of the checkpoint. A model that was extended before, such as Llama 3.1, gets twice what it
+declares; the factor counts from its window of pre-training and is larger. The text is yours (files
+of text, or what `ctxext prepare` wrote); questions and perplexity use text that it is not trained
+on, the Python standard library's. Other lengths are options: --rope.factor 4 --train.seq-len 16384
+(the evaluations stay at one and two windows); adapters instead of all parameters: --method lora.
 
 For Llama 2 7B (L = 4,096): 100 x 16 x 8,192 tokens are 13 M; with Adam in float32 it wants eight
 devices of 80 GB (--mesh.fsdp 8 --train.batch-size 8 --train.accumulate 2), as adapters one (`ctxext
@@ -29,19 +30,21 @@ from ctxext.rope import Unscaled
 FACTOR = 2
 
 
-def experiment(config: LlamaConfig) -> Experiment:
-    """For a base with this window."""
+def experiment(config: LlamaConfig, declared: int) -> Experiment:
+    """For a base with this window of pre-training, and with this context as it is."""
     window = config.max_position_embeddings
-    lengths = (window, FACTOR * window)
+    target = FACTOR * declared
+    lengths = tuple(sorted({window, declared, target}))
+    yarn = Yarn(target / window)
     return Experiment(
         name="extend",
         init=BUNDLED,
-        rope=Yarn(float(FACTOR)),
+        rope=yarn,
         data=Files("my-texts"),
         optim=Optim(learning_rate=2e-5, warmup_steps=10, schedule="linear"),
         train=Train(
             steps=100,
-            seq_len=FACTOR * window,
+            seq_len=target,
             batch_size=1,
             accumulate=16,
             remat="full",
@@ -53,5 +56,5 @@ def experiment(config: LlamaConfig) -> Experiment:
             Retrieval(seq_lens=(window,), n=4, condition="needle-only"),
             Perplexity(seq_lens=lengths, target_tokens=min(128, window // 2)),
         ),
-        zero_shot=(Unscaled(), Yarn(float(FACTOR))),
+        zero_shot=(Unscaled(), yarn),
     )

@@ -331,7 +331,7 @@ def test_a_file_holds_a_value_a_function_or_a_variant(tmp_path: Path):
     assert first.rope == Linear(2.0)
     variant = load_experiment(str(tmp_path / "variant.py"))
     assert variant == dataclasses.replace(first, name="variant")
-    function = load_experiment(tmp_path / "function.py", lambda: tiny.CONFIG)
+    function = load_experiment(tmp_path / "function.py", lambda: (tiny.CONFIG, 32))
     assert function.train.seq_len == 128
     assert str(tmp_path) not in sys.path
 
@@ -344,7 +344,7 @@ def test_a_file_without_an_experiment_is_refused(tmp_path: Path, text: str | Non
     if text is not None:
         (tmp_path / "e.py").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_experiment(tmp_path / "e.py", lambda: tiny.CONFIG)
+        load_experiment(tmp_path / "e.py", lambda: (tiny.CONFIG, 32))
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(ValueError, match="not a Python file"):
         load_experiment(tmp_path / "e.txt")

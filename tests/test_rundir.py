@@ -68,7 +68,8 @@ def test_a_directory_of_other_files_is_refused(tmp_path, experiment):
 
 def test_the_base_is_written_for_loading(tmp_path, experiment):
     run = RunDir(tmp_path / "run").open(experiment)
-    run.write_base(CONFIG, Linear(2.0), {"tokenizer.model": b"\x00pieces"})
+    files = {"tokenizer.model": b"\x00pieces"}
+    run.write_base(CONFIG, Linear(2.0), files, declared=64, base_scaling=Linear(1.0))
     assert from_json(json.loads((run.base / "model.json").read_text())) == CONFIG
     assert from_json(json.loads((run.base / "scaling.json").read_text())) == Linear(2.0)
     assert (run.base / "tokenizer.model").read_bytes() == b"\x00pieces"

@@ -66,9 +66,9 @@ def _read(cache: Cache, layer: Any, batch: int) -> tuple[Array, Array]:
     return keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2)
 
 
-def caches_rotated(attention: Attention, *, incremental: bool) -> bool:
-    """True if rotated keys can be cached: one piece, and frequencies that do not change."""
-    return len(attention.pieces()) == 1 and not incremental
+def caches_rotated(attention: Attention, *, re_rotated: bool) -> bool:
+    """True if rotated keys can be cached: one piece, and no step that rotates old keys anew."""
+    return len(attention.pieces()) == 1 and not re_rotated
 
 
 def prefill(

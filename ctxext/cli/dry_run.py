@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from ctxext import requirements
+from ctxext import loading, requirements
 from ctxext.attention.kernels import explain
 from ctxext.attention.request import Request
 from ctxext.experiment import Experiment
@@ -18,9 +18,12 @@ from ctxext.rope import RopeScaling, rope_at
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
     """Shapes, parameters, method, batch and steps of an experiment as text; allocates nothing."""
+    requirements.check_context(experiment)
+    context = loading.base_context(experiment)
     scaling = experiment.effective_scaling(scaling)
     facts = [
         *_base_facts(experiment, config),
+        ("context", context.text(scaling)),
         *_method_facts(experiment, config, scaling),
         *_step_facts(experiment, config),
         *_evaluation_facts(experiment),

@@ -5,6 +5,7 @@ Nothing heavy is imported here.
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,28 @@ def add_bos(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_semantics(parser: argparse.ArgumentParser) -> None:
+    """--semantics."""
+    parser.add_argument(
+        "--semantics",
+        default="incremental",
+        choices=["incremental", "frozen", "transformers"],
+        help="Where frequencies follow the length, as under dynamic-ntk: while new tokens are "
+        "written, all keys turn by the frequencies of the length so far (incremental, the default) "
+        "or of the prompt's length (frozen), or each by those of the length at which it was cached "
+        "(transformers).",
+    )
+
+
+def add_allow_shorter(parser: argparse.ArgumentParser) -> None:
+    """--allow-shorter."""
+    parser.add_argument(
+        "--allow-shorter",
+        action="store_true",
+        help="Accept a factor or a length that gives less context than the checkpoint declares.",
+    )
+
+
 # A model: a source, and the method to run it with
 
 
@@ -108,6 +131,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """SOURCE and the options that `open_model` reads."""
     parser.add_argument("source", metavar="RUN|HF_DIR", help="A run, a checkpoint or a hub name.")
     add_method(parser)
+    add_allow_shorter(parser)
     parser.add_argument(
         "--adapter", type=Path, metavar="PEFT_DIR", help="Merge this adapter into the parameters."
     )
@@ -163,11 +187,21 @@ def parse_mesh(arguments: Sequence[str]) -> Any:
     return Mesh(**sizes)
 
 
-def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
-    """The model of SOURCE under the methods of --method."""
-    from ctxext import loading
+def say_context(lm: Any) -> None:
+    """Print, on stderr, what a factor counts from and what the checkpoint declares as it is."""
+    if not lm.context.is_plain(lm.scaling):
+        print(f"context: {lm.context.text(lm.scaling)}", file=sys.stderr)
 
-    return loading.load(
+
+def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
+    """The model of SOURCE under the methods of --method and the --semantics of generation.
+
+    Says on stderr what context it has, and how it follows the length.
+    """
+    from ctxext import loading
+    from ctxext.model.generation import SEMANTICS
+
+    lm = loading.load(
         args.source,
         method=read_methods(args, rest),
         adapter=args.adapter,
@@ -176,11 +210,22 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
         mesh=read_mesh(args),
         trust=args.trust_run,
         bos=args.bos,
+        allow_shorter=args.allow_shorter,
+        semantics=args.semantics,
     )
+    say_context(lm)
+    if lm.scaling.depends_on_length:
+        print(f"{lm.semantics}: {SEMANTICS[lm.semantics]} (--semantics)", file=sys.stderr)
+    return lm
 
 
-def open_named_model(args: argparse.Namespace, methods: tuple[Any, ...] = ()) -> Any:
-    """The model of SOURCE with what its weights are, as the `evaluate.NamedModel` of records."""
+def open_named_model(
+    args: argparse.Namespace, methods: tuple[Any, ...] = (), *, semantics: Any = "incremental"
+) -> Any:
+    """The model of SOURCE with what its weights are, as the `evaluate.NamedModel` of records.
+
+    `semantics`: how it writes new tokens.
+    """
     from ctxext.evaluate import NamedModel
 
     return NamedModel.load(
@@ -192,6 +237,8 @@ def open_named_model(args: argparse.Namespace, methods: tuple[Any, ...] = ()) ->
         mesh=read_mesh(args),
         trust=args.trust_run,
         bos=args.bos,
+        semantics=semantics,
+        allow_shorter=args.allow_shorter,
     )
 
 
@@ -210,13 +257,14 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def base_config(args: argparse.Namespace) -> Callable[[], Any]:
-    """Reads the shape of the base that --init names, when an experiment file asks for it."""
+    """Reads what an experiment file may ask of the base that --init names."""
 
     def read() -> Any:
         from ctxext import loading
         from ctxext.experiment import BUNDLED
 
-        return loading.read_config(args.init or BUNDLED)[0]
+        source = args.init or BUNDLED
+        return loading.read_config(source)[0], loading.read_context(source).declared
 
     return read
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ctxext.methods import label
 from ctxext.model.config import SHAPES
+from ctxext.model.context import DeclaredContext
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
 from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 
@@ -17,13 +18,15 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 class RopeView:
     """The frequencies of methods over one base at `seq_len` tokens.
 
-    target: the length, in tokens, at which pairs may extrapolate.
+    methods: the name of each, and its frequencies. target: the length, in tokens, at which pairs
+    may extrapolate. context: what the checkpoint declares that they are for, or None.
     """
 
-    methods: tuple[RopeScaling, ...]
+    methods: tuple[tuple[str, RopeScaling], ...]
     base: RopeBase
     seq_len: int
     target: int
+    context: DeclaredContext | None = None
 
     @classmethod
     def of(
@@ -34,11 +37,14 @@ class RopeView:
         theta: float,
         original: int,
         seq_len: int | None,
+        context: DeclaredContext | None = None,
+        allow_shorter: bool = False,
     ) -> "RopeView":
         """Without `seq_len` the target is the largest factor times `original`.
 
-        Raises ValueError for methods that are not frequencies, and for those that depend on the
-        length without one.
+        With the `context` of a checkpoint, "none" is the checkpoint as it is, and a factor that
+        gives less than it declares is refused unless `allow_shorter`. Raises ValueError for methods
+        that are not frequencies, and for those that depend on the length without one.
         """
         for method in methods:
             if not isinstance(method, RopeScaling):
@@ -50,25 +56,34 @@ class RopeView:
                 raise ValueError(f"{label([method])} depends on the length; give --seq-len")
         if seq_len is not None and seq_len < 1:
             raise ValueError(f"--seq-len must be at least 1, got {seq_len}")
-        factor = max(float(getattr(method, "factor", 1.0)) for method in methods)
+        named = [(label([method]), method) for method in methods]
+        targets = [round(original * float(getattr(method, "factor", 1.0))) for method in methods]
+        if context is not None:
+            if not allow_shorter:
+                for method in methods:
+                    context.check(method)
+            named = [(name, context.resolve(method)) for name, method in named]
+            if any(scaling == context.scaling for _, scaling in named):
+                targets.append(context.declared)
         return cls(
-            methods=tuple(methods),
+            methods=tuple(named),
             base=RopeBase(head_dim, theta, original),
             seq_len=seq_len or original,
-            target=seq_len or round(original * factor),
+            target=seq_len or max(targets),
+            context=context,
         )
 
     def json(self) -> str:
         """An object for one method, a list of them for several."""
         methods = [
             {
-                "method": label([method]),
+                "method": name,
                 "inv_freq": rope.inv_freq.tolist(),
                 "attention_factor": rope.attention_factor,
                 "leading_positions": rope.leading[0] if rope.leading else 0,
                 "hf_config": self._hf_config(method),
             }
-            for method, rope in self._ropes()
+            for (name, method), rope in self._ropes()
         ]
         return json.dumps(methods[0] if len(methods) == 1 else methods, indent=2)
 
@@ -81,7 +96,9 @@ class RopeView:
         if self.target == window:
             header += " (--seq-len gives another target)"
         lines = [header]
-        for (method, rope), waves in zip(self._ropes(), self.spectra, strict=True):
+        if self.context is not None:
+            lines += [self.context.text(method) for _, method in self.methods]
+        for ((_, method), rope), waves in zip(self._ropes(), self.spectra, strict=True):
             lines += self._summary(method, rope, waves)
         lines += self._pairs_of_one() if len(self.methods) == 1 else self._pairs_of_several()
         return "\n".join(lines)
@@ -91,13 +108,20 @@ class RopeView:
         from ctxext import report
 
         return report.plot_wavelengths(
-            self.methods, self.base, seq_len=self.seq_len, target=self.target, out=out
+            [method for _, method in self.methods],
+            self.base,
+            seq_len=self.seq_len,
+            target=self.target,
+            out=out,
         )
 
     @cached_property
     def spectra(self) -> list[Spectrum]:
         """The wavelengths of each method."""
-        return [spectrum(method, self.base, self.seq_len) for method in self.methods]
+        return [
+            dataclasses.replace(spectrum(method, self.base, self.seq_len), method=name)
+            for name, method in self.methods
+        ]
 
     def _summary(self, method: RopeScaling, rope: Rope, waves: Spectrum) -> Iterator[str]:
         """The attention factor, how many pairs never turn or are extrapolated, and the HF keys."""
@@ -139,8 +163,8 @@ class RopeView:
                 line += f"{cell:>{width + 1}} "
             yield line.rstrip()
 
-    def _ropes(self) -> list[tuple[RopeScaling, Rope]]:
-        return [(method, rope_at(method, self.base, self.seq_len)) for method in self.methods]
+    def _ropes(self) -> list[tuple[tuple[str, RopeScaling], Rope]]:
+        return [(named, rope_at(named[1], self.base, self.seq_len)) for named in self.methods]
 
     def _hf_config(self, method: RopeScaling) -> Any:
         """The HF keys, or the reason why there are none."""
@@ -153,6 +177,9 @@ class RopeView:
             max_position_embeddings=self.base.original_max_position_embeddings,
         )
         try:
-            return ropespec.rope_to_config(method, config, self.seq_len)
+            seq_len = self.seq_len
+            if self.context is not None and seq_len == self.base.original_max_position_embeddings:
+                seq_len = self.context.export_length(method, seq_len)
+            return ropespec.rope_to_config(method, config, seq_len)
         except ValueError as error:
             return f"not representable: {error}"

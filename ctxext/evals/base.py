@@ -39,7 +39,13 @@ class Model(Protocol):
     def scaling(self) -> Any: ...
 
     @property
+    def base_scaling(self) -> Any: ...
+
+    @property
     def attention(self) -> Any: ...
+
+    @property
+    def semantics(self) -> str: ...
 
     def loss(self, tokens: Any) -> Any: ...
 
@@ -60,11 +66,14 @@ def evaluated_model(
     return EvaluatedModel(
         window=lm.config.max_position_embeddings,
         rope=label([lm.scaling]),
+        base_rope=label([lm.base_scaling]),
         attention=label([lm.attention]),
         steps=steps,
         train_seq_len=train_seq_len,
         dtype=getattr(lm, "dtype", "float32"),
         bos=lm.tokenizer.adds_bos,
+        # Elsewhere nothing follows the length, and all semantics are one.
+        semantics=lm.semantics if lm.scaling.depends_on_length else "incremental",
     )
 
 

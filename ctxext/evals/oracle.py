@@ -31,6 +31,8 @@ class Oracle(abc.ABC):
     """Foresees which token comes next, or nothing; losses and text follow from that."""
 
     scaling: ClassVar[Any] = Unscaled()
+    base_scaling: ClassVar[Any] = Unscaled()
+    semantics: ClassVar[str] = "incremental"
     attention: ClassVar[Any] = Causal()
 
     tokenizer: Any

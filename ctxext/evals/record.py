@@ -42,7 +42,9 @@ class EvaluatedModel:
     window: int
     """Tokens that the base model was pre-trained for."""
     rope: str = "none"
-    """Label of the frequency method (`methods.label`); "none" changes nothing."""
+    """Label of the frequencies (`methods.label`); "none" is plain RoPE as pre-trained."""
+    base_rope: str = "none"
+    """Label of the frequencies of the base as it is; of one extended before, its scaling."""
     attention: str = "causal"
     """Label of the attention method; "causal" changes nothing."""
     checkpoint: str = ""
@@ -62,17 +64,33 @@ class EvaluatedModel:
     """Number type of the forward pass."""
     bos: bool = True
     """Whether every text began with BOS."""
+    semantics: str = "incremental"
+    """How new tokens are written where the frequencies follow the length, see `generation`."""
+
+    @property
+    def changes(self) -> list[str]:
+        """The labels of both methods, without those that change nothing about the base."""
+        rope = [] if self.rope == self.base_rope else [self.rope]
+        attention = [] if self.attention == "causal" else [self.attention]
+        return rope + attention
 
     @property
     def method(self) -> str:
-        """Both methods without those that change nothing: "yarn(factor=4)", or "none"."""
-        changing = [x for x in (self.rope, self.attention) if x not in ("none", "causal")]
-        return " + ".join(changing) or "none"
+        """The methods that change something, "yarn(factor=4)", or "none": the base as it is."""
+        name = " + ".join(self.changes) or "none"
+        return name if self.semantics == "incremental" else f"{name} [{self.semantics}]"
+
+    @property
+    def description(self) -> str:
+        """The method for people, who want to know what "none" is for a base extended before."""
+        if self.is_plain and self.base_rope != "none":
+            return f"{self.method} ({self.base_rope} as the base is)"
+        return self.method
 
     @property
     def is_plain(self) -> bool:
-        """Whether neither frequencies nor attention are changed."""
-        return self.method == "none"
+        """Whether frequencies and attention are those of the base as it is."""
+        return not self.changes
 
     @property
     def is_trained(self) -> bool:
@@ -82,7 +100,7 @@ class EvaluatedModel:
     @property
     def label(self) -> str:
         """The method and its training, for people: "yarn(factor=4), 60 steps at 256"."""
-        parts = [self.method]
+        parts = [self.description]
         if self.steps > 0 and self.train_seq_len is not None:
             under = f" under {self.trained_with}" if self.trained_with else ""
             parts.append(f"{self.steps} steps at {self.train_seq_len}{under}")
@@ -99,7 +117,7 @@ class EvaluatedModel:
     @property
     def phrase(self) -> str:
         """The same in a sentence: "yarn(factor=4) after 60 steps"."""
-        parts = [self.method]
+        parts = [self.description]
         if self.steps > 0:
             under = f" under {self.trained_with}" if self.trained_with else ""
             parts.append(f" after {self.steps} steps{under}")

@@ -39,8 +39,16 @@ class TimedModel:
         return self.model.scaling
 
     @property
+    def base_scaling(self) -> Any:
+        return self.model.base_scaling
+
+    @property
     def attention(self) -> Any:
         return self.model.attention
+
+    @property
+    def semantics(self) -> str:
+        return self.model.semantics
 
     def loss(self, tokens: Any) -> Any:
         return self._call([len(row) - 1 for row in tokens], lambda: self.model.loss(tokens))

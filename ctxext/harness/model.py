@@ -227,7 +227,7 @@ class HarnessLM(TemplateLM):
         while unfinished:
             step = min(max(FIRST_CHECK, written), decoding.max_gen_toks - written)
             if self._lm.scaling.depends_on_length:
-                # The frequencies are those of the length that is announced.
+                # Reading again what was written would give it the frequencies of a longer prompt.
                 step = decoding.max_gen_toks
             waiting = [prompts[i] + new[i] for i in unfinished]
             for part, batch in enumerate(

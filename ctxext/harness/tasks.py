@@ -187,14 +187,15 @@ def report(model: NamedModel, request: Request, *, against: str | Path | None = 
     """
     both = [model]
     if against is not None:
-        both.append(
-            NamedModel.load(
-                against,
-                dtype=model.lm.dtype,
-                mesh=model.lm.mesh,
-                bos=model.lm.tokenizer.adds_bos,
-            )
+        lm = model.lm
+        other = NamedModel.load(
+            against,
+            dtype=lm.dtype,
+            mesh=lm.mesh,
+            bos=lm.tokenizer.adds_bos,
+            semantics=lm.semantics,
         )
+        both.append(other)
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
     model_results, *base_results = [run_tasks(named.lm, request) for named in both]

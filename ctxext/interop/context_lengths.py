@@ -62,6 +62,8 @@ def linear_window(config_json: dict[str, Any], theta: float, factor: float) -> i
     ValueError where both are possible.
     """
     length = declared_length(config_json, factor)
+    if factor == 1:
+        return length
     sequence_length = token_count(config_json, "max_sequence_length")
     if sequence_length is not None and sequence_length == factor * length != length:
         return length  # FastChat's files, which have both lengths

@@ -18,7 +18,7 @@ from ctxext.interop.hf_weights import StoredModel, WriteOptions
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import rope_spec
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import RopeScaling
+from ctxext.rope import Plain, RopeScaling, Unscaled
 
 
 class Check(Protocol):
@@ -67,8 +67,8 @@ def _read_hf(directory: Path, original: int | None) -> StoredModel:
 
 
 def _encode_rope_meta(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:
-    plain = rope_json(config, scaling, seq_len)["method"] == "none"
-    return "plain" if plain else "rope.json"
+    rope_json(config, scaling, seq_len)
+    return "plain" if isinstance(scaling, Unscaled | Plain) else "rope.json"
 
 
 def _encode_rope_gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> str:

@@ -17,6 +17,7 @@ from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
 from ctxext.interop.lazy_tensor import Index, LazyTensor, cast
 from ctxext.model.config import LlamaConfig
+from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, param_shapes
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
@@ -41,6 +42,11 @@ class StoredModel:
     tensors: dict[str, LazyTensor]
     tokenizer: Tokenizer
     generation_config: Mapping[str, Any] | None = None
+
+    @property
+    def context(self) -> DeclaredContext:
+        """What it declares as it is."""
+        return DeclaredContext.of(self.config.max_position_embeddings, self.scaling, self.window)
 
 
 @dataclasses.dataclass(frozen=True)

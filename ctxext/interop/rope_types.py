@@ -61,6 +61,65 @@ COMMON_KEYS = frozenset(
 )
 
 
+NEUTRAL: Keys = {
+    "factor": 1.0,
+    "attention_factor": 1.0,
+    "attn_factor": 1.0,
+    "extrapolation_factor": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "short_mscale": 1.0,
+    "long_mscale": 1.0,
+    "partial_rotary_factor": 1.0,
+    "truncate": True,
+    "apply_yarn_scaling": True,
+}
+"""Values that change nothing in any reader, under a type that does not have the key."""
+
+
+def without_neutral(keys: Keys) -> Keys:
+    """The keys that can change something: without null, and without `NEUTRAL` values.
+
+    A key that its type has is kept whatever its value.
+    """
+    row = ROPE_TYPES.get(keys.get("rope_type") or "default")
+    needed = row.keys if row else frozenset()
+
+    def matters(key: str, value: Any) -> bool:
+        if value is None:
+            return False
+        if key in needed or key not in NEUTRAL:
+            return True
+        neutral = NEUTRAL[key]
+        return value != neutral or isinstance(value, bool) != isinstance(neutral, bool)
+
+    return {key: value for key, value in keys.items() if matters(key, value)}
+
+
+def refuse_unknown_keys(rope_type: str, keys: Keys) -> None:
+    """Raise ValueError for keys that this type does not have, with the key to use instead."""
+    unknown = sorted(keys.keys() - ROPE_TYPES[rope_type].keys - COMMON_KEYS)
+    if rope_type == "yarn" and "attn_factor" in unknown:
+        product = number(keys, "attn_factor") * yarn_attention_factor(number(keys, "factor"))
+        raise ValueError(
+            f"attn_factor {keys['attn_factor']} multiplies YaRN's own factor in vLLM and llama.cpp "
+            f"and is ignored by transformers; write attention_factor {product:.6g}, which is the "
+            "whole factor, instead"
+        )
+    if rope_type == "yarn" and "extrapolation_factor" in unknown:
+        value = keys["extrapolation_factor"]
+        raise ValueError(
+            f"extrapolation_factor {value} is read by vLLM and ignored by transformers; if the "
+            "model was trained with it, remove the key here and write the frequencies as longrope, "
+            f"which both read: ctxext export --method yarn --factor {keys.get('factor')} "
+            f"--extrapolation-factor {value}"
+        )
+    if unknown:
+        raise ValueError(
+            f"rope_type {rope_type!r} has no {', '.join(unknown)}; remove what is not needed"
+        )
+
+
 def number(keys: Keys, key: str) -> float:
     """The number under `key`. Raises ValueError if it is missing or is not a finite number."""
     value = keys.get(key)

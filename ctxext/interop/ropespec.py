@@ -14,13 +14,14 @@ import numpy as np
 
 from ctxext.interop.context_lengths import LONGEST, declared_length, linear_window, token_count
 from ctxext.interop.rope_types import (
-    COMMON_KEYS,
     ROPE_TYPES,
     Keys,
     longest_length,
     longrope_keys,
     number,
+    refuse_unknown_keys,
     type_of,
+    without_neutral,
 )
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
@@ -28,7 +29,7 @@ from ctxext.methods.linear import Linear
 from ctxext.methods.ntk import NTK, ntk_theta
 from ctxext.methods.ntk_by_parts import NTKByParts
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled, rope_at
+from ctxext.rope import Plain, Rope, RopeBase, RopeScaling, Unscaled, rope_at
 
 LARGEST_DIVISOR = 1e12
 """The divisor that stands for a frequency of zero, as JSON has no infinity."""
@@ -37,6 +38,7 @@ LARGEST_DIVISOR = 1e12
 EQUIVALENTS: dict[type, Callable[[Any, RopeBase], tuple[RopeScaling, float]]] = {
     NTKByParts: lambda scaling, base: (scaling.yarn, base.theta),
     NTK: lambda scaling, base: (Unscaled(), ntk_theta(base, float(scaling.factor))),
+    Plain: lambda scaling, base: (Unscaled(), base.theta),
     ABF: lambda scaling, base: (Unscaled(), scaling.rope_theta),
 }
 
@@ -152,11 +154,7 @@ def rope_from_config(config_json: dict[str, Any]) -> tuple[float, int, RopeScali
             "rope_scaling has a factor but no rope_type, which transformers reads as no scaling at "
             "all; add the rope_type (linear, yarn, ...)"
         )
-    unknown = sorted(keys.keys() - row.keys - COMMON_KEYS)
-    if unknown:
-        raise ValueError(
-            f"rope_type {rope_type!r} has no {', '.join(unknown)}; remove what is not needed"
-        )
+    refuse_unknown_keys(rope_type, keys)
     partial = _agreed_value("partial_rotary_factor", config_json, keys)
     if "partial_rotary_factor" not in row.keys and partial not in (None, 1.0):
         raise ValueError("partial_rotary_factor other than 1 is not supported for model_type llama")
@@ -177,6 +175,8 @@ def _windows(
     if factor is not None and rope_type == "linear" and original is None:
         original = linear_window(config_json, theta, Linear(factor).factor)
     length = declared_length(config_json, factor)
+    if factor == 1:  # nothing was extended
+        original = length if original is None else original
     if original is None and ROPE_TYPES[rope_type].needs_window:
         raise ValueError(
             f"rope_type {rope_type!r} needs original_max_position_embeddings, the window before "
@@ -199,7 +199,7 @@ def _windows(
 def _one_form(config_json: dict[str, Any]) -> tuple[Keys, float]:
     """The keys of the scaling without aliases, and theta; both forms may be there if they agree."""
     forms = [
-        _without_aliases(name, config_json[name])
+        without_neutral(_without_aliases(name, config_json[name]))
         for name in ("rope_scaling", "rope_parameters")
         if config_json.get(name) is not None
     ]

@@ -21,7 +21,7 @@ import numpy as np
 from ctxext.attention.pieces import Attention, Causal
 from ctxext.discovery import classes_in_package
 from ctxext.positions import Contiguous, Positions
-from ctxext.rope import RopeBase, RopeScaling, Unscaled
+from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled
 
 SEAMS: dict[str, type] = {"rope": RopeScaling, "attention": Attention, "positions": Positions}
 
@@ -30,7 +30,7 @@ SEAMS: dict[str, type] = {"rope": RopeScaling, "attention": Attention, "position
 def all_methods() -> dict[str, type]:
     """Every method by its command-line name, such as "dynamic-ntk"."""
     in_files = classes_in_package(__name__, tuple(SEAMS.values()))
-    return {method_name(cls): cls for cls in (Unscaled, Causal, Contiguous, *in_files)}
+    return {method_name(cls): cls for cls in (Unscaled, Plain, Causal, Contiguous, *in_files)}
 
 
 def method_name(method: Any) -> str:

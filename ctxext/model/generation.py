@@ -1,9 +1,7 @@
 """Decoding: a compiled prefill, then a compiled loop that continues from any state.
 
-For scalings that depend on the length there are two semantics. With `frozen`, one set of
-frequencies serves the whole call, and cached decoding equals recomputing. With `incremental`, the
-frequencies of step t are those of the length at step t, while cached states of deeper layers keep
-the older ones, as in any cache.
+For scalings that depend on the length there are three semantics, `SEMANTICS`. None depends on how
+many tokens may be written: a text is a prefix of the longer one that a larger budget gives.
 
 Shapes: B prompts (rows), K continuations of each, N new tokens, T prompt length, V vocabulary.
 """
@@ -27,8 +25,20 @@ from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Float32Rotation, Rotation
 
-Semantics = Literal["frozen", "incremental"]
-STATIC = ("setup", "sample", "incremental")
+Semantics = Literal["incremental", "frozen", "transformers"]
+SEMANTICS: dict[Semantics, str] = {
+    "incremental": "all keys turn by the frequencies of the length so far",
+    "frozen": "all keys turn by the frequencies of the prompt's length",
+    "transformers": "a key keeps the frequencies of the length at which it was cached",
+}
+"""How new tokens are written where the frequencies follow the length.
+
+`incremental` rotates the keys anew at every step, as arXiv 2309.00071 recommends; cached states of
+deeper layers keep the older frequencies, as in any cache. Under `frozen`, cached decoding equals
+recomputing at these frequencies. `transformers` repeats what that library does, for `dynamic` and
+for `longrope`: query and key then turn by different frequencies.
+"""
+STATIC = ("setup", "sample", "semantics")
 
 
 def sample_token(
@@ -80,11 +90,14 @@ class GenerationOptions:
     max_new_tokens: int
     sampling: Sampling = GREEDY
     stop_ids: tuple[int, ...] = ()
-    semantics: Semantics = "frozen"
+    semantics: Semantics | None = None
+    """None: those of the model."""
 
     def __post_init__(self) -> None:
-        if self.semantics not in ("frozen", "incremental"):
-            raise ValueError(f"semantics must be 'frozen' or 'incremental', got {self.semantics!r}")
+        if self.semantics not in (None, *SEMANTICS):
+            raise ValueError(
+                f"semantics {self.semantics!r} is not known; choose one of {', '.join(SEMANTICS)}"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
@@ -100,8 +113,8 @@ class DecodeRequest(NamedTuple):
     forced_tokens: Int[Array, "b k n"]
     """Tokens to take in place of the model's; -1 where the model chooses."""
     rotations: Rotation | Float32Rotation
-    """With `incremental`, its leaves have a leading axis: the prompt's frequencies, then each
-    step's."""
+    """Unless `frozen`, its leaves have a leading axis: the prompt's frequencies, then each step's.
+    """
     key: Array
     temperature: Float[Array, ""]
     top_p: Float[Array, ""]
@@ -124,6 +137,11 @@ class DecodeState(NamedTuple):
     """Which continuations have met a stop id, [B, K]."""
 
 
+def num_padding(steps: int) -> int:
+    """How many steps are added to so many, so that few programs are compiled."""
+    return -steps % 32
+
+
 def make_request(
     prompts: Sequence[np.ndarray],
     forced_tokens: np.ndarray,
@@ -140,8 +158,8 @@ def make_request(
     """
     tokens = np.stack([np.pad(prompt, (0, size - len(prompt))) for prompt in prompts])
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    forced_padding = -forced_tokens.shape[-1] % 32
-    forced_tokens = np.pad(forced_tokens, ((0, 0), (0, 0), (0, forced_padding)), constant_values=-1)
+    padding = ((0, 0), (0, 0), (0, num_padding(forced_tokens.shape[-1])))
+    forced_tokens = np.pad(forced_tokens, padding, constant_values=-1)
     padded_ids = np.full(-(-max(len(stop_ids), 1) // 4) * 4, -1, np.int32)
     padded_ids[: len(stop_ids)] = stop_ids
     request = DecodeRequest(
@@ -165,13 +183,13 @@ def decode_states(
     steps: int,
     chunk: int,
     sample: bool = False,
-    incremental: bool = False,
+    semantics: Semantics = "frozen",
 ) -> Iterator[DecodeState]:
     """Yield the state after one token and after each `chunk` more, until all are done.
 
     If `chunk` covers all of `steps`, only the final state comes. sample: whether tokens are drawn.
     """
-    options = {"setup": setup, "sample": sample, "incremental": incremental}
+    options = {"setup": setup, "sample": sample, "semantics": semantics}
     params = layers_apart(params)
     state = begin(params, tokens, request, **options)
     ends = [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]
@@ -190,7 +208,7 @@ def begin(
     *,
     setup: ModelSetup,
     sample: bool,
-    incremental: bool,
+    semantics: Semantics,
 ) -> DecodeState:
     """Read the prompts and write the first token of every continuation."""
     B, T = tokens.shape
@@ -199,8 +217,8 @@ def begin(
     shape = (B, setup.config.num_key_value_heads, T + K * N, setup.config.head_dim)
     caches = tuple(empty_cache(size, shape, setup.dtype) for size in segment_sizes(params))
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    rotated = caches_rotated(setup.attention, incremental=incremental)
-    rotation = _rotation(request, 0, incremental)
+    rotated = caches_rotated(setup.attention, re_rotated=semantics == "incremental")
+    rotation = _rotation(request, 0, semantics)
     attend = prefill(setup.attention, setup.kernel, rotation, positions, rotated=rotated)
     attend = shard_attention(attend, setup.mesh, whole=True)
     hidden, caches = model.hidden(tokens, attend, caches, dtype=setup.dtype)
@@ -225,7 +243,7 @@ def advance(
     *,
     setup: ModelSetup,
     sample: bool,
-    incremental: bool,
+    semantics: Semantics,
 ) -> DecodeState:
     """Write up to `until` tokens, or until every continuation is done; `state` is donated.
 
@@ -235,7 +253,7 @@ def advance(
     model = bind(setup.config, params)
     _, K, N = request.forced_tokens.shape
     slots = state.caches[0].keys.shape[-2]
-    rotated = caches_rotated(setup.attention, incremental=incremental)
+    rotated = caches_rotated(setup.attention, re_rotated=semantics == "incremental")
 
     def unfinished(state: DecodeState) -> Array:
         return (state.step < until) & ~state.done.all()
@@ -244,7 +262,7 @@ def advance(
         step = state.step
         attend = decode(
             setup.attention,
-            _rotation(request, step, incremental),
+            _rotation(request, step, semantics),
             request.lengths,
             step - 1,
             prompt_slots=slots - K * N,
@@ -271,8 +289,8 @@ def advance(
     return state._replace(tokens=jnp.where(unwritten, state.token[..., None], state.tokens))
 
 
-def _rotation(request: DecodeRequest, step: Array | int, incremental: bool) -> Any:
-    if not incremental:
+def _rotation(request: DecodeRequest, step: Array | int, semantics: Semantics) -> Any:
+    if semantics == "frozen":
         return request.rotations
     return jax.tree.map(lambda x: x[step], request.rotations)
 

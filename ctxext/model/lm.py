@@ -11,13 +11,16 @@ import numpy as np
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.model.config import LlamaConfig, merge_ids
+from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
 from ctxext.model.generation import (
+    SEMANTICS,
     GenerationOptions,
     Sampling,
     Semantics,
     decode_states,
     make_request,
+    num_padding,
 )
 from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket, pad
@@ -51,7 +54,10 @@ class LM:
 
     Lengths and batch sizes are padded to buckets inside, so that few programs are compiled.
     Positions count from 0 in every row. angles: "exact", or "float32" to repeat the rounding of
-    transformers. Raises ValueError for an unknown dtype, kernel or `angles`.
+    transformers. semantics: how new tokens are written where the frequencies follow the length, see
+    `generation.SEMANTICS`. declared_context: what the checkpoint declares as it is, by default what
+    `scaling` makes of the window of pre-training. Raises ValueError for an unknown dtype, kernel,
+    `angles` or `semantics`.
     """
 
     config: LlamaConfig
@@ -63,12 +69,20 @@ class LM:
     dtype: str = "float32"
     kernel: Kernel = "blocked"
     angles: Angles = "exact"
+    semantics: Semantics = "incremental"
     mesh: Mesh = ONE_DEVICE
     generation_config: Mapping[str, Any] | None = None
     """The contents of the checkpoint's generation_config.json, None if it has none."""
+    declared_context: DeclaredContext | None = None
+    """What the checkpoint declares as it is; by default what `scaling` makes of the window."""
 
     def __post_init__(self) -> None:
-        known = {"dtype": COMPUTE_DTYPES, "kernel": KERNELS, "angles": ANGLES}
+        known = {
+            "dtype": COMPUTE_DTYPES,
+            "kernel": KERNELS,
+            "angles": ANGLES,
+            "semantics": SEMANTICS,
+        }
         for name, choices in known.items():
             value = getattr(self, name)
             if value not in choices:
@@ -85,15 +99,31 @@ class LM:
             self.tokenizer.eos_id,
         )
 
-    def with_method(self, *methods: RopeScaling | Attention) -> "LM":
+    @property
+    def context(self) -> DeclaredContext:
+        """What the checkpoint declares as it is, whatever method the model runs with."""
+        if self.declared_context is not None:
+            return self.declared_context
+        return DeclaredContext.of(self.config.max_position_embeddings, self.scaling)
+
+    @property
+    def base_scaling(self) -> RopeScaling:
+        """The frequencies of the base as it is, which records call "none"."""
+        return self.context.base
+
+    def with_method(self, *methods: RopeScaling | Attention, allow_shorter: bool = False) -> "LM":
         """The same weights under other methods.
 
-        Raises ValueError for a method that is neither a RopeScaling nor an Attention.
+        `Unscaled` keeps the frequencies of the checkpoint as it is; plain RoPE is `Plain`. Raises
+        ValueError for a method that is neither a RopeScaling nor an Attention and, unless
+        `allow_shorter`, for a factor that gives less context than the checkpoint declares.
         """
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"declared_context": self.context}
         for method in methods:
             if isinstance(method, RopeScaling):
-                changes["scaling"] = method
+                if not allow_shorter:
+                    self.context.check(method)
+                changes["scaling"] = self.context.resolve(method)
             elif isinstance(method, Attention):
                 changes["attention"] = method
             else:
@@ -160,13 +190,13 @@ class LM:
         top_p: float = 1.0,
         seed: int = 0,
         eos_token_id: int | Sequence[int] | None = None,
-        semantics: Semantics = "frozen",
+        semantics: Semantics | None = None,
     ) -> np.ndarray:
         """New tokens only, int32 [B, max_new_tokens]; rows may differ in length.
 
-        After a stop id a row repeats it. `semantics` matters only for scalings that depend on the
-        length, see `ctxext.model.generation`. Raises ValueError for an empty prompt or ids outside
-        the vocabulary.
+        After a stop id a row repeats it. A smaller `max_new_tokens` gives the beginning of the same
+        text. `semantics`: in place of the model's own. Raises ValueError for an empty prompt or ids
+        outside the vocabulary.
         """
         prompts = [self._checked(np.asarray(row)[None])[0] for row in tokens]
         if not prompts:
@@ -194,7 +224,7 @@ class LM:
         top_p: float = 1.0,
         seed: int = 0,
         eos_token_id: int | Sequence[int] | None = None,
-        semantics: Semantics = "frozen",
+        semantics: Semantics | None = None,
         chunk: int = 4,
     ) -> Iterator[list[int]]:
         """Yield what `generate` writes after the one prompt `tokens`: one token, then `chunk` each.
@@ -249,6 +279,25 @@ class LM:
         """True where a row's frequencies would depend on the length of its neighbours."""
         return self.scaling.depends_on_length and len(set(map(len, prompts))) > 1
 
+    def _decoding_rotations(
+        self, length: int, steps: int, semantics: Semantics
+    ) -> tuple[Semantics, Any]:
+        """The semantics that decoding follows, and its frequencies, see `DecodeRequest`.
+
+        `length`: of the longest prompt, tokens. Raises ValueError for attention of several pieces
+        with the semantics of transformers, which has none.
+        """
+        if not self.scaling.depends_on_length or semantics == "frozen":
+            return "frozen", self.rotation(length)
+        if semantics == "transformers" and len(self.attention.pieces()) > 1:
+            raise ValueError(
+                f"transformers has no {type(self.attention).__name__} attention; choose the "
+                "semantics incremental or frozen"
+            )
+        rotations = [self.rotation(length + step) for step in range(steps)]
+        rotations += rotations[-1:] * num_padding(steps)
+        return semantics, jax.tree.map(lambda *x: np.stack(x), *rotations)
+
     def _decode(
         self,
         prompts: list[np.ndarray],
@@ -266,19 +315,16 @@ class LM:
         steps = options.max_new_tokens
         if forced_tokens is None:
             forced_tokens = np.full((count, 1, steps), -1, np.int32)
-        incremental = options.semantics == "incremental" and self.scaling.depends_on_length
-        if incremental:
-            rotations = [self.rotation(longest + step) for step in range(steps)]
-            rotation = jax.tree.map(lambda *x: jnp.stack(x), *rotations)
-        else:
-            rotation = self.rotation(longest + steps)
+        semantics, rotations = self._decoding_rotations(
+            longest, steps, options.semantics or self.semantics
+        )
         # Rows are padded with copies of the last one, which stop when it does.
         copies = self._padded_rows(count) - count
         copied = np.repeat(forced_tokens[-1:], copies, 0)
         tokens, request = make_request(
             prompts + [prompts[-1]] * copies,
             np.concatenate([forced_tokens, copied]),
-            rotation,
+            rotations,
             options.stop_ids,
             options.sampling,
             size=bucket(longest),
@@ -292,7 +338,7 @@ class LM:
             steps=steps,
             chunk=steps if chunk is None else chunk,
             sample=options.sampling.temperature > 0,
-            incremental=incremental,
+            semantics=semantics,
         )
         for state in states:
             yield Decoded(

@@ -35,19 +35,20 @@ def prove(
     checkpoint: int | str = "latest",
     methods: tuple[Any, ...] = (),
     original: int | None = None,
+    allow_shorter: bool = False,
 ) -> dict[str, Any]:
     """Compare an export, or a PEFT adapter on its base, with `against` in every reader.
 
     `against`: a model, a run (its `checkpoint`) or an HF directory, under `methods` if given; by
     default the same files as ctxext reads them, which it cannot for GGUF. For an adapter an HF
     directory is its base, in place of the one that it names. `original`: the window of pre-training
-    in tokens, for Meta's directories without rope.json.
+    in tokens, for Meta's directories without rope.json. `allow_shorter`: see `LM.with_method`.
 
     Writes proof.json (next to FILE.gguf: FILE.proof.json) and fills in the proof section of the
     model card. "equal" in the result is the verdict. Raises ValueError for files that cannot be
     read and for a base that does not fit, OSError if the proof cannot be written.
     """
-    model, base = _open_against(Path(directory), against, checkpoint, methods)
+    model, base = _open_against(Path(directory), against, checkpoint, methods, allow_shorter)
     artifact = Artifact.recognize(Path(directory), base, original)
     stored = artifact.open(ONE_DEVICE if model is None else model.mesh, model)
     if model is None:
@@ -136,6 +137,7 @@ def _open_against(
     against: LM | str | Path | None,
     checkpoint: int | str,
     methods: tuple[Any, ...],
+    allow_shorter: bool,
 ) -> tuple[LM | None, str | Path | None]:
     """(the model that the artifact is compared with, the base of an adapter), each may be None."""
     base = None
@@ -153,7 +155,7 @@ def _open_against(
                 "methods are those of the model that an export is compared with; name it with "
                 "--against"
             )
-        against = against.with_method(*methods)
+        against = against.with_method(*methods, allow_shorter=allow_shorter)
     return against, base
 
 

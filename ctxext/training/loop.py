@@ -15,6 +15,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.lm import LM
 from ctxext.rundir import RunDir
+from ctxext.serialization import to_json
 from ctxext.tracking import Sink
 from ctxext.training.batches import Batches
 from ctxext.training.checkpoint import Checkpoints
@@ -119,13 +120,20 @@ def _record_start(
 ) -> None:
     """Write the provenance of the run and what its checkpoints are parameters of.
 
-    Raises ValueError if the data, the tokenizer or the frozen parameters are not those that an
-    earlier start recorded.
+    Raises ValueError if the data, the tokenizer, the frequencies or the frozen parameters are not
+    those that an earlier start recorded.
     """
+    scaling = experiment.effective_scaling(base.scaling)
     fixed: dict[str, Any] = {
         "data": rows.provenance(),
         "tokenizer": base.tokenizer.sha256,
         "bos": base.tokenizer.bos_id if base.tokenizer.adds_bos else None,
+        # Two names of one scaling, such as None and `none`, are the same; another base is not.
+        "frequencies": {
+            "scaling": to_json(scaling),
+            "rope_theta": base.config.rope_theta,
+            "original_max_position_embeddings": base.config.max_position_embeddings,
+        },
     }
     if frozen:
         fixed["base"] = parameter_checksum(frozen)  # which the checkpoints leave out
@@ -135,8 +143,14 @@ def _record_start(
         "command": _command(),
     }
     run.record({**fixed, "seed": experiment.seed, **environment}, fixed=tuple(fixed))
-    scaling = experiment.effective_scaling(base.scaling)
-    run.write_base(base.config, scaling, base.tokenizer.files, base.generation_config)
+    run.write_base(
+        base.config,
+        scaling,
+        base.tokenizer.files,
+        base.generation_config,
+        declared=base.context.export_length(scaling, experiment.train.seq_len),
+        base_scaling=base.base_scaling,
+    )
 
 
 @contextlib.contextmanager

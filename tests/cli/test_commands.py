@@ -30,8 +30,8 @@ def test_the_help_has_a_summary_an_example_and_sentences(
 
 def test_a_default_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["rope", "--help"])
-    assert "The base of the frequencies. Default: 10000.0." in capsys.readouterr().out
+        main(["generate", "--help"])
+    assert "add up to this. Default: 1.0." in capsys.readouterr().out
 
 
 def test_options_and_arguments_may_come_in_any_order() -> None:

@@ -313,7 +313,10 @@ LONG = {"rope_type": "longrope", "factor": 2.0, **ORIGINAL}
             {"rope_scaling": {**YARN, **ORIGINAL}, "original_max_position_embeddings": 32},
             "original_max_position_embeddings is given twice",
         ),
-        ({"rope_scaling": {**YARN, **ORIGINAL, "attn_factor": 1.2}}, "'yarn' has no attn_factor"),
+        (
+            {"rope_scaling": {**YARN, **ORIGINAL, "attn_factor": 1.2}},
+            "attn_factor 1.2 multiplies .* write attention_factor 1.28318",
+        ),
         (
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, **ORIGINAL}},
             "grows from max_position_embeddings",

@@ -63,7 +63,8 @@ def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
             )
     after = program_counts()
     assert len({bucket(n) for n in lengths}) == 3
-    np.testing.assert_array_equal(np.subtract(after, before), [3, 1, 1, 1])
+    # Decoding is compiled once more for frequencies that follow the length: they are one per step.
+    np.testing.assert_array_equal(np.subtract(after, before), [3, 1, 2, 2])
 
 
 def test_a_stream_is_two_programs_whatever_its_length_and_chunks():

@@ -1,4 +1,4 @@
-"""Cached decoding against recomputing, both semantics for scalings by length, and sampling."""
+"""Cached decoding against recomputing, the semantics for scalings by length, and sampling."""
 
 import dataclasses
 
@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from ctxext.attention import Causal
+from ctxext.interop import hf
+from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.methods import method_name
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
-from ctxext.model.generation import sample_token
+from ctxext.model.generation import SEMANTICS, Semantics, sample_token
 from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.rope import RopeScaling, Unscaled
 from support import tiny
@@ -23,6 +25,8 @@ from support.reference_llama import ReferenceLlama
 
 NEW = 12
 LEADING = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8).tolist()), leading_positions=9)
+SWITCHING = LongRope(4.0, (1.0,) * 8, tuple(np.linspace(1, 4, 8).tolist()))
+"""Plain up to the window, and scaled beyond it, as the files of LongRoPE are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,11 @@ def test_cached_decoding_equals_recomputing(attention):
         lm = tiny.lm(attention=attention, scaling=scaling)
         for length in (25, 40):
             prompts = tiny.tokens(2, length, seed=length)
-            new = lm.generate(prompts, max_new_tokens=NEW)
+            new = lm.generate(prompts, max_new_tokens=NEW, semantics="frozen")
             assert new.shape == (2, NEW)
             assert new.dtype == np.int32
             full_text = np.concatenate([prompts, new], 1)
-            logits = lm.with_method(Fixed(scaling, length + NEW)).logits(full_text)
+            logits = lm.with_method(Fixed(scaling, length)).logits(full_text)
             for row in range(2):
                 assert_greedy(new[row], np.asarray(logits)[row, length - 1 : -1], NEW // 2)
             distinct.add(tuple(new[0]))
@@ -85,11 +89,11 @@ def test_leading_positions_reach_the_model():
 
 
 @pytest.mark.parametrize("scaling", BY_LENGTH, ids=method_name)
-def test_both_semantics_of_every_scaling_that_follows_the_length(scaling):
+def test_own_semantics_of_every_scaling_that_follows_the_length(scaling):
     """Across the end of the window (20 + 24 tokens) and beyond it, step by step in float64 numpy.
 
     All keys are rotated by the frequencies of the length so far with `incremental`, and by those of
-    the last length with `frozen`.
+    the prompt's length with `frozen`.
     """
     base = tiny.CONFIG.rope_base()
     lm = tiny.lm(scaling=scaling)
@@ -104,7 +108,7 @@ def test_both_semantics_of_every_scaling_that_follows_the_length(scaling):
             for prompt, out in zip(prompts, new, strict=True):
                 reference = ReferenceLlama(tiny.CONFIG, tiny.params())
                 lengths = [
-                    length + (step if semantics == "incremental" else 24) for step in range(24)
+                    length + (step if semantics == "incremental" else 0) for step in range(24)
                 ]
                 ropes = [scaling.rope(base, seq_len) for seq_len in lengths]
                 logits = [reference.feed(prompt, ropes[0])[-1]]
@@ -115,13 +119,56 @@ def test_both_semantics_of_every_scaling_that_follows_the_length(scaling):
     assert differ, "the two semantics give the same tokens"
 
 
-def test_incremental_is_frozen_where_frequencies_do_not_follow_the_length():
+def test_semantics_are_one_where_frequencies_do_not_follow_the_length():
     lm = tiny.lm(scaling=Yarn(2.0))
     prompts = tiny.tokens(2, 25)
-    frozen, incremental = (
-        lm.generate(prompts, max_new_tokens=NEW, semantics=s) for s in ("frozen", "incremental")
-    )
-    np.testing.assert_array_equal(frozen, incremental)
+    first, *others = (lm.generate(prompts, max_new_tokens=NEW, semantics=s) for s in SEMANTICS)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("scaling", [DynamicNTK(2.0), SWITCHING], ids=method_name)
+def test_a_text_does_not_depend_on_how_many_tokens_may_follow(scaling, semantics: Semantics):
+    """Across the end of the window: a smaller budget gives the beginning of the same text."""
+    lm = tiny.lm(scaling=scaling, semantics=semantics)
+    prompt = tiny.tokens(1, 25, seed=3)
+    texts = [lm.generate(prompt, max_new_tokens=new)[0].tolist() for new in (3, 12, 33, 70)]
+    assert len(set(texts[-1])) > 10
+    for text in texts:
+        assert text == texts[-1][: len(text)]
+    (tokens,), _ = lm.continuations(prompt, [[[], texts[-1][:2]]], max_new_tokens=12)
+    assert tokens.tolist() == [texts[1], texts[1]]
+
+
+@pytest.mark.parametrize("length", [25, 40])
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_the_semantics_of_transformers_are_its_own(rope_type: str, length: int):
+    """Greedy tokens with its cache, from inside the window (25 tokens of 32) and beyond it (40)."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    scaling = {"dynamic": DynamicNTK(2.0), "longrope": SWITCHING}[rope_type]
+    settings = hf.config_json(tiny.CONFIG, scaling, seq_len=128, dtype="float32")
+    assert settings["rope_scaling"]["rope_type"] == rope_type
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
+    tensors = lazy_tensors(tiny.CONFIG, tiny.params())
+    state = {name: torch.tensor(np.array(tensor.read())) for name, tensor in tensors.items()}
+    model.load_state_dict(state)
+    prompt = tiny.tokens(1, length, seed=8)
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor(prompt),
+            do_sample=False,
+            min_new_tokens=40,
+            max_new_tokens=40,
+            pad_token_id=0,
+        )[0, length:].tolist()
+    lm = tiny.lm(scaling=scaling, angles="float32")
+    texts = {s: lm.generate(prompt, max_new_tokens=40, semantics=s)[0].tolist() for s in SEMANTICS}
+    assert texts["transformers"] == expected
+    # Beyond the window LongRoPE no longer changes, and all semantics are one.
+    changes = rope_type == "dynamic" or length < tiny.CONFIG.max_position_embeddings
+    assert (texts["incremental"] != expected) == changes
 
 
 @pytest.mark.parametrize("scaling", [Unscaled(), DynamicNTK(2.0)], ids=repr)
@@ -235,7 +282,7 @@ def test_rows_decoded_separately_sample_independently():
         ([[1, 2]], {"temperature": float("nan")}, "temperature >= 0"),
         ([[1, 2]], {"top_p": 0.0}, "top_p <= 1"),
         ([[1, 2]], {"top_p": 1.5}, "top_p <= 1"),
-        ([[1, 2]], {"semantics": "live"}, "'frozen' or 'incremental'"),
+        ([[1, 2]], {"semantics": "live"}, "semantics 'live' is not known"),
         ([[1, 2], []], {}, "not empty"),
         ([], {}, "at least one prompt"),
         ([[1, 97]], {}, "0..96"),
@@ -255,14 +302,14 @@ def test_invalid_requests_are_refused(tokens, options: dict, message: str):
 )
 def test_continuations_equal_separate_prompts(attention, scaling):
     """Each continuation against its whole text read at once; the prompts differ in length."""
-    lm = tiny.lm(attention=attention, scaling=scaling)
+    lm = tiny.lm(attention=attention, scaling=scaling, semantics="frozen")
     prompts = [tiny.tokens(1, 25, seed=1)[0], tiny.tokens(1, 30, seed=2)[0]]
     prefixes = [[tiny.tokens(1, 5, seed=10 * b + k)[0][:k] for k in range(3)] for b in range(2)]
     tokens, nll = lm.continuations(prompts, prefixes, max_new_tokens=7)
     assert tokens.shape == nll.shape == (2, 3, 7)
     for b, prompt in enumerate(prompts):
         longest = 30 if not scaling.depends_on_length else len(prompt)
-        fixed = lm.with_method(Fixed(scaling, longest + 7))
+        fixed = lm.with_method(Fixed(scaling, longest))
         for k in range(3):
             ids = np.concatenate([prompt, tokens[b, k]])
             np.testing.assert_array_equal(tokens[b, k, :k], prefixes[b][k])

@@ -133,7 +133,7 @@ def test_the_scaling_changes_these_logits(pair):
     """The cases would be no evidence if the scaling did not change these logits."""
     hf_model, ours, _ = pair("yarn")
     ids = tokens(1, LENGTH)
-    unscaled = ours.with_method(ctxext.methods.find("none")())
+    unscaled = ours.with_method(ctxext.methods.find("plain")())
     assert np.abs(np.asarray(unscaled.logits(ids)) - their_logits(hf_model, ids)).max() > 0.1
 
 

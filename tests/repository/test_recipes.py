@@ -57,8 +57,8 @@ EXPECTED = {
 }
 
 
-def tiny_window() -> LlamaConfig:
-    return LlamaConfig(1024, 64, 128, 2, 2, 1, 32, 1e-5, 1e4, 256)
+def tiny_window() -> tuple[LlamaConfig, int]:
+    return LlamaConfig(1024, 64, 128, 2, 2, 1, 32, 1e-5, 1e4, 256), 256
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from ctxext.experiment import Experiment, Train
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.optim import Optim
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, Unscaled, target_length
 from ctxext.rundir import RunDir
 from ctxext.tokenization.tokenizer import Tokenizer
 from ctxext.training.checkpoint import Checkpoints
@@ -35,7 +35,9 @@ def write_run(
         train=Train(steps=max(checkpoints), seq_len=seq_len, batch_size=1, keep=len(checkpoints)),
     )
     run = RunDir(path).open(experiment)
-    run.write_base(config, rope, tokenizer.files)
+    window = config.max_position_embeddings
+    declared = target_length(rope, window) or window
+    run.write_base(config, rope, tokenizer.files, declared=declared, base_scaling=Unscaled())
     with Checkpoints(run.checkpoints, keep=len(checkpoints)) as saved:
         for step, params in checkpoints.items():
             saved.save(step, params, {"count": np.int32(step)})

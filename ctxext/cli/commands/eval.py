@@ -14,6 +14,7 @@ from ctxext.cli import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
+    options.add_semantics(parser)
     parser.add_argument(
         "--evals",
         nargs="+",
@@ -113,12 +114,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         wording=args.wording,
     )
     sink, records = evaluate.evaluate_checkpoint(
-        options.open_named_model(args),
+        options.open_named_model(args, semantics=args.semantics),
         methods=[methods or None],
         evals=args.evals or STANDARD,
         config=config,
         out=args.out,
         shard=shard,
+        allow_shorter=args.allow_shorter,
     )
     if args.json:
         print(json.dumps(report.summary(records)))

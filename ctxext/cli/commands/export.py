@@ -39,7 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seq-len",
         type=int,
         metavar="N",
-        help="The extended window L' in tokens; default: factor x L.",
+        help="The extended window L' in tokens; default: factor x L, and without a method what the "
+        "checkpoint declares.",
     )
     parser.add_argument(
         "--shards",
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if args.to == "gguf":
         methods = [word for name in args.method for word in ("--method", name)]
         words += ["--against", args.source, *methods, *rest]
+        words += ["--allow-shorter"] * args.allow_shorter
     print(f"wrote {args.out}; check it with: {shlex.join(words)}")
 
 
@@ -100,17 +102,18 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
     is_run = loading.is_run(path)
     if args.adapter or is_run:
         named = options.open_named_model(args, options.read_methods(args, rest))
+        options.say_context(named.lm)
         model = named.describe(named.lm, directory=named.directory)
         card = export.run_card(RunDir(path), model) if is_run else {"method": model.label}
-        seq_len = args.seq_len or (None if args.method else loading.declared_window(args.source))
         export.export(
             named.lm,
             args.out,
             to=args.to,
             dtype=args.dtype or "bfloat16",
-            seq_len=seq_len,
+            seq_len=args.seq_len,
             card=card,
             shards=args.shards,
+            allow_shorter=args.allow_shorter,
         )
     else:
         export.convert(
@@ -122,4 +125,5 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
             seq_len=args.seq_len,
             shards=args.shards,
             bos=args.bos,
+            allow_shorter=args.allow_shorter,
         )

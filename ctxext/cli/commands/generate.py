@@ -15,6 +15,7 @@ from ctxext.cli import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
+    options.add_semantics(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="The text to continue or to answer.")
     prompt.add_argument(

@@ -12,6 +12,7 @@ from ctxext.cli import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
+    options.add_semantics(parser)
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         args.max_length,
         args.seed,
     )
-    model = options.open_named_model(args, options.read_methods(args, rest))
+    methods = options.read_methods(args, rest)
+    model = options.open_named_model(args, methods, semantics=args.semantics)
+    options.say_context(model.lm)
     result = tasks.report(model, request, against=args.against)
     directory = result.save(args.out)
     if args.json:

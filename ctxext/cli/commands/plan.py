@@ -35,10 +35,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
-    from ctxext import loading
+    from ctxext import loading, requirements
     from ctxext.plan.plan import Plan
 
     experiment = options.read_experiment(args, rest)
+    requirements.check_context(experiment)
     plan = Plan.of(
         experiment,
         *loading.base_config(experiment),

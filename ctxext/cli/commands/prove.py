@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "adapter it is the base.",
     )
     options.add_method(parser)
+    options.add_allow_shorter(parser)
     parser.add_argument(
         "--original",
         type=int,
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         checkpoint=args.checkpoint,
         original=args.original,
         methods=options.read_methods(args, rest),
+        allow_shorter=args.allow_shorter,
     )
     print(json.dumps(proof) if args.json else prove.describe(proof))
     return 0 if proof["equal"] else 1

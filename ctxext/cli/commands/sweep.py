@@ -66,12 +66,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from ctxext import sweep
+    from ctxext import loading, requirements, sweep
     from ctxext.experiment import load_sweep
 
     experiments = load_sweep(args.experiment, options.base_config(args))
     for experiment in experiments.values():
-        options.change_experiment(experiment, args, rest)  # a wrong option is refused here, once
+        changed = options.change_experiment(experiment, args, rest)  # refuses a wrong option
+        if changed.init is not None and loading.is_here(changed.init):
+            requirements.check_context(changed)
     arguments = [
         *(["--init", args.init] if args.init else []),
         *(word for name in args.method for word in ("--method", name)),

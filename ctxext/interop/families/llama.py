@@ -1,14 +1,16 @@
 """Llama 1 to 3.3 and Code Llama: config.json of model_type llama, and its tensor names."""
 
 import dataclasses
+import logging
 import re
 from typing import Any
 
 from ctxext.interop import validation
+from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families.base import Family
 from ctxext.interop.ropespec import rope_from_config
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, target_length
 
 SIZES = (
     "vocab_size",
@@ -26,8 +28,16 @@ OPTIONAL = (*FLAGS, "hidden_act", "attention_dropout", "initializer_range", *TOK
 UNSUPPORTED = {
     "transformers_weights": "a file of weights under another name",
     "quantization_config": "quantized weights",
-    "sliding_window": "a sliding window",
 }
+ACTIVATION_NAMES = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+}
+"""Other names of transformers for functions of `model.config.ACTIVATIONS`."""
+FULL = "full_attention"
 
 
 RULES: dict[str, validation.Rule] = {
@@ -35,6 +45,10 @@ RULES: dict[str, validation.Rule] = {
     **dict.fromkeys(FLAGS, validation.FLAG),
     **dict.fromkeys(NUMBERS, validation.NUMBER),
     "rms_norm_eps": validation.EPSILON,
+    "sliding_window": validation.SIZE,
+    "use_sliding_window": validation.FLAG,
+    "is_causal": validation.FLAG,
+    "layer_types": (lambda value: type(value) is list, "a list of names"),
     "hidden_act": (lambda value: type(value) is str, "a name"),
     **dict.fromkeys(TOKEN_IDS, validation.TOKEN_ID),
     "eos_token_id": validation.TOKEN_IDS,
@@ -52,9 +66,11 @@ def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
         raise ValueError(f"{', '.join(missing)} missing")
     validation.check(data, RULES)
     for key, feature in UNSUPPORTED.items():
-        if data.get(key) is not None:
+        if data.get(key):
             raise ValueError(f"{feature} ({key}) is not supported; use the original checkpoint")
     rope_theta, original_window, scaling = rope_from_config(data)
+    target = target_length(scaling, original_window) or original_window
+    _check_attention(data, length=max(declared_length(data, target / original_window), target))
     num_heads = data["num_attention_heads"]
     num_key_value_heads = data.get("num_key_value_heads")
     config = LlamaConfig(
@@ -68,6 +84,44 @@ def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
     return config, scaling
 
 
+def _check_attention(data: dict[str, Any], *, length: int) -> None:
+    """Raise ValueError for keys under which a token does not see all tokens before it.
+
+    Those that are switched off, or that hide nothing in a text of `length` tokens, change nothing.
+    """
+    if data.get("is_causal") is False:
+        raise ValueError("bidirectional attention (is_causal false) is not supported")
+    layer_types = data.get("layer_types")
+    if layer_types is not None:
+        others = sorted({str(name) for name in layer_types} - {FULL})
+        if others:
+            raise ValueError(
+                f"layer_types has {', '.join(others)}; only {FULL} is supported in all layers"
+            )
+        return  # transformers then reads none of the keys below
+    if data.get("attention_chunk_size") is not None:
+        raise ValueError(
+            "attention in chunks (attention_chunk_size) is not supported; if the model was trained "
+            "with full attention, set it to null"
+        )
+    window = data.get("sliding_window")
+    if window is None or window >= length:
+        return
+    if data.get("use_sliding_window") is False:
+        logging.getLogger("ctxext").warning(
+            "use_sliding_window is false: attention is full here, and exports leave sliding_window "
+            "%d out; transformers 5 reads it in a Llama all the same, and drops cached keys beyond "
+            "it while it generates",
+            window,
+        )
+    else:
+        raise ValueError(
+            f"a sliding window (sliding_window {window}, less than the {length} tokens of the "
+            "context) is not supported; if the model was trained with full attention, set "
+            "use_sliding_window to false"
+        )
+
+
 def _plain_fields(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of `LlamaConfig` that are keys of the file under the same name."""
     fields = {}
@@ -75,6 +129,8 @@ def _plain_fields(data: dict[str, Any]) -> dict[str, Any]:
         # A token id of null means that there is none; elsewhere null means the default.
         if key in data and (data[key] is not None or key in TOKEN_IDS):
             fields[key] = float(data[key]) if key in NUMBERS else data[key]
+    if "hidden_act" in fields:
+        fields["hidden_act"] = ACTIVATION_NAMES.get(fields["hidden_act"], fields["hidden_act"])
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(fields["eos_token_id"])
     if fields.get("pad_token_id") == -1:  # no padding token, in files of Llama 1

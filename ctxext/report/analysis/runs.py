@@ -10,9 +10,10 @@ from typing import Any
 from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, read_records
 from ctxext.files import read_json, read_jsonl
 from ctxext.methods import label
+from ctxext.model.context import meant_scaling
 from ctxext.report.analysis.records import group, latest
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, Unscaled
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json
 
@@ -91,14 +92,14 @@ def read_run(path: Path) -> RunData:
     # model.proof.json next to an export that is a single file
     for file in sorted(here.export.glob("*proof.json")):
         run.proof = _read_json(file)
-    base_scaling = _read_json(here.base / "scaling.json")
-    run.method = _method_label({**run.config, "rope": run.config.get("rope") or base_scaling})
+    base_scaling = _read_json(here.context_file).get("base_scaling")
+    run.method = _method_label(run.config, base_scaling)
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
     configs = {folder: _read_json(RunDir(folder).config_file) for folder in folders}
     for folder in folders:
         steps = [line for line in read_jsonl(RunDir(folder).metrics_file) if "loss" in line]
         if steps:
-            name = _method_label(configs[folder]) or folder.name
+            name = _method_label(configs[folder], base_scaling) or folder.name
             run.losses[folder.name if name in run.losses else name] = steps
     if (here.base / "model.json").is_file():
         _read_spectra(run, here, [configs[folder] for folder in folders])
@@ -116,11 +117,15 @@ def _method(value: Any) -> Any:
     return None
 
 
-def _method_label(config: dict[str, Any]) -> str:
-    """The frequency and attention methods of an experiment; "" if they are unknown here."""
+def _method_label(config: dict[str, Any], base_scaling: Any) -> str:
+    """The frequency and attention methods of an experiment; "" if they are unknown here.
+
+    `base_scaling`: the frequencies of its base as it is, in JSON, which no method changes.
+    """
     if not config:
         return ""
-    methods = [_method(config[key]) for key in ("rope", "attention") if config.get(key)]
+    values = [config.get(key) for key in ("rope", "attention")]
+    methods = [_method(value) for value in values if value and value != base_scaling]
     if None in methods:
         return ""
     labels = [label([method]) for method in methods]
@@ -134,17 +139,22 @@ def _read_spectra(run: RunData, here: RunDir, configs: Sequence[dict[str, Any]])
     except (ValueError, AttributeError) as error:
         run.notes.append(f"no wavelengths: base/model.json is not a model's shape ({error})")
         return
-    base_scaling = _read_json(here.base / "scaling.json")
-    trained = [config.get("rope") or base_scaling for config in configs if config]
+    trained = [config.get("rope") for config in configs if config]
     spectra: dict[str, Spectrum] = {}
     length = run.config.get("train", {}).get("seq_len") or base.original_max_position_embeddings
-    for value in filter(None, [base_scaling, *run.config.get("zero_shot", []), *trained]):
+    as_it_is: Any = Unscaled()
+    with contextlib.suppress(ValueError):
+        as_it_is = from_json(_read_json(here.context_file).get("base_scaling")) or Unscaled()
+    for value in [*run.config.get("zero_shot", []), *trained]:
         try:
-            method = from_json(value)
+            method = from_json(value) or Unscaled()
         except ValueError as error:
             run.notes.append(f"wavelengths left out: {error}")
             continue
         if isinstance(method, RopeScaling):
-            spectra.setdefault(label([method]), spectrum(method, base, length))
+            scaling = meant_scaling(method, as_it_is)
+            name = "none" if scaling == as_it_is else label([scaling])
+            curve = spectrum(scaling, base, length)
+            spectra.setdefault(name, dataclasses.replace(curve, method=name))
     run.spectra = list(spectra.values())
     run.notes = list(dict.fromkeys(run.notes))

@@ -140,8 +140,8 @@ def _combine(task: TaskResults) -> SeedResults:
     plain = next((model for model in by_model if model.is_plain), None)
     if plain is None:
         raise ValueError(
-            "no variant was trained without scaling, which the others are compared with; add "
-            "Unscaled() to the baselines of the experiment"
+            "no variant was trained with the frequencies of the base, which the others are "
+            "compared with; add Unscaled() to the baselines of the experiment"
         )
     variants = [_seed_variant(model, by_model, plain) for model in by_model]
     twins = []

@@ -17,7 +17,7 @@ THRESHOLD = 0.85
 
 @dataclass(frozen=True)
 class Baseline:
-    """The in-window baseline: a base model, neither scaled nor trained, at its own window."""
+    """The in-window baseline: a base model as it is, not trained, at its own window."""
 
     variant: Variant
     records: list[AnswerRecord]
@@ -148,7 +148,7 @@ class Study:
         return next((v for v in self.task.variants if v.model in with_controls), None)
 
     def comparisons(self) -> list[Comparison]:
-        """Trained variants against no scaling, against zero-shot and against the best.
+        """Trained variants against no method, against zero-shot and against the best.
 
         At the longest length, each pair once; p-values are not adjusted yet.
         """

@@ -83,7 +83,7 @@ def effective_context_section(results: Results, styles: Styles) -> Section:
         "effective-context",
         "Effective context of each variant",
         f"The length up to which a variant keeps at least {THRESHOLD:g} of the in-window baseline: "
-        "the accuracy of the base model, unscaled, at its own window. The ends of an interval are "
+        "the accuracy of the base model as it is, at its own window. The ends of an interval are "
         "lengths that were asked; an arrow means that the effective context may be beyond them.",
         show_numbers=True,
     )

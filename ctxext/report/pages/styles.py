@@ -47,8 +47,7 @@ def variant_styles(variants: Sequence[Variant], styles: dict[str, Style]) -> Sty
 def _short_label(variant: Variant) -> str:
     """The names of its methods without their fields, and its training: "yarn, 60 steps"."""
     model = variant.model
-    changing = [name for name in (model.rope, model.attention) if name not in ("none", "causal")]
-    parts = [" + ".join(name.partition("(")[0] for name in changing) or "none"]
+    parts = [" + ".join(name.partition("(")[0] for name in model.changes) or "none"]
     if model.steps:
         parts.append(f"{model.steps} steps")
     if model.adapter:

@@ -88,15 +88,17 @@ class _TaskVerdict:
         """Is the best variant more accurate than the same training without scaling?"""
         comparison = find_comparison(self.comparisons, self.study.unscaled(best), best)
         if comparison is None:
-            return "The same training without scaling is not available for comparison."
+            return f"The same training {_without_method(best)} is not available for comparison."
         tokens = f"{self.study.task.longest:,} tokens"
         if not comparison.significant:
             return (
                 f"At {tokens}, its accuracy does not differ significantly from that of the same "
-                f"training without scaling ({self.detectable(comparison)})."
+                f"training {_without_method(best)} ({self.detectable(comparison)})."
             )
         better = "more" if comparison.points.value > 0 else "less"
-        return f"At {tokens}, it is {better} accurate than the same training without scaling."
+        return (
+            f"At {tokens}, it is {better} accurate than the same training {_without_method(best)}."
+        )
 
     def effective_contexts(self) -> list[str]:
         """Of every trained variant, or of all where none was trained, the longest first."""
@@ -114,7 +116,7 @@ class _TaskVerdict:
             if comparison is None or variant.model.is_plain:
                 continue
             sentence = (
-                f"{counts_text(comparison, 'the same training without scaling')}, "
+                f"{counts_text(comparison, f'the same training {_without_method(variant)}')}, "
                 f"exact {p_text(comparison.p)}, {adjusted_p_text(comparison)} over {family}."
             )
             sentences.append(Finding("compared with what", sentence, variant == self.study.best))
@@ -184,7 +186,7 @@ class _TaskVerdict:
             sentences.append(baseline_text(baseline, named=several))
         if not self.study.baselines:
             sentences.append(
-                "The base model without scaling was not asked at its window: there is no threshold "
+                "The base model as it is was not asked at its window: there is no threshold "
                 "and no effective context."
             )
         if self.comparisons:
@@ -195,6 +197,13 @@ class _TaskVerdict:
                 "variant is a single run."
             )
         return sentences
+
+
+def _without_method(variant: Variant) -> str:
+    """How the variant is called that a method is compared with."""
+    if variant.model.base_rope == "none":
+        return "without scaling"
+    return f"with the base's own {variant.model.base_rope}"
 
 
 def no_trained_method(study: Study) -> str:

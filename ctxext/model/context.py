@@ -1,0 +1,118 @@
+"""The context that a checkpoint declares as it is, and what another scaling makes of it."""
+
+import dataclasses
+
+from ctxext.rope import Plain, RopeScaling, Unscaled, target_length
+
+
+def meant_scaling(scaling: RopeScaling | None, carried: RopeScaling) -> RopeScaling:
+    """The frequencies that `scaling` means for a checkpoint that carries `carried`.
+
+    `Unscaled` and None are the carried ones; `Plain` is plain RoPE in any case.
+    """
+    if scaling is None or scaling == Unscaled():
+        return carried
+    if scaling == Plain() and carried == Unscaled():
+        return carried  # one name in records for one model
+    return scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredContext:
+    """The two windows of a checkpoint, in tokens, and the frequencies that it carries.
+
+    A model that was extended before, such as Llama 3.1, declares far more than its window of
+    pre-training. A factor counts from the window of pre-training, as in the papers and in
+    config.json: YaRN from 8,192 tokens to 1 million has the factor 128.
+    """
+
+    original: int
+    """L, the window of pre-training: what a factor counts from."""
+    declared: int
+    """L', the extended window."""
+    scaling: RopeScaling
+    """The frequencies as the checkpoint is."""
+    base_scaling: RopeScaling | None = None
+    """Those of the base that a run trained; None for a checkpoint, which is a base itself."""
+
+    @classmethod
+    def of(
+        cls, original: int, scaling: RopeScaling, declared: int | None = None
+    ) -> "DeclaredContext":
+        """Where nothing is `declared`, as far as the factor of the scaling reaches."""
+        reach = declared or target_length(scaling, original) or original
+        return cls(original, max(reach, original), scaling)
+
+    @property
+    def base(self) -> RopeScaling:
+        """The frequencies that `none` stands for in comparisons: those of the base as it is."""
+        return self.scaling if self.base_scaling is None else self.base_scaling
+
+    def resolve(self, scaling: RopeScaling | None) -> RopeScaling:
+        """See `meant_scaling`."""
+        return meant_scaling(scaling, self.scaling)
+
+    def check(self, scaling: RopeScaling) -> None:
+        """Raise ValueError if the factor of `scaling` gives less context than is declared."""
+        scaling = self.resolve(scaling)
+        target = target_length(scaling, self.original)
+        if scaling == self.scaling or target is None or target >= self.declared:
+            return
+        raise ValueError(
+            f"{_described(scaling)} makes {target:,} tokens, {target / self.original:g} x the "
+            f"{self.original:,} of pre-training, but as it is the checkpoint declares "
+            f"{self.declared:,}{self._carried()}: a factor counts from the window of pre-training, "
+            f"so that {2 * self.declared / self.original:g} doubles what is declared; to shorten "
+            "it, give --allow-shorter"
+        )
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if an export would declare fewer tokens than the checkpoint does."""
+        if length < self.declared:
+            raise ValueError(
+                f"the export would declare {length:,} tokens, but as it is the checkpoint declares "
+                f"{self.declared:,}{self._carried()}; give a larger --seq-len or factor, or, to "
+                "shorten it, --allow-shorter"
+            )
+
+    def export_length(self, scaling: RopeScaling, seq_len: int) -> int:
+        """The extended window of a model with `scaling` that was trained at `seq_len` tokens."""
+        scaling = self.resolve(scaling)
+        if scaling == self.scaling:
+            return max(seq_len, self.declared)
+        return max(seq_len, target_length(scaling, self.original) or 0)
+
+    def is_plain(self, scaling: RopeScaling) -> bool:
+        """True if the checkpoint was not extended, and `scaling` does not extend it either."""
+        is_changed = self.resolve(scaling) != self.scaling
+        return self.declared == self.original and not is_changed
+
+    def text(self, scaling: RopeScaling) -> str:
+        """One line for people: what the factor counts from, and what is declared without it."""
+        scaling = self.resolve(scaling)
+        declared = f"{self.declared:,} tokens{self._carried()}"
+        if scaling == self.scaling:
+            return f"as the checkpoint is: {declared}, pre-trained with {self.original:,}"
+        target = target_length(scaling, self.original)
+        made = _described(scaling)
+        if target is not None:
+            made += (
+                f": {target:,} tokens, {target / self.original:g} x the {self.original:,} of "
+                "pre-training"
+            )
+        elif scaling.depends_on_length:
+            made += f": follows the length, from the {self.original:,} tokens of pre-training"
+        if self.declared == self.original:
+            return made
+        return f"{made}; as it is, the checkpoint declares {declared}"
+
+    def _carried(self) -> str:
+        """The scaling of the checkpoint, unless it is plain RoPE."""
+        return "" if self.scaling == Unscaled() else f" by {_described(self.scaling)}"
+
+
+def _described(scaling: RopeScaling) -> str:
+    """The class of a scaling and its factor, if it has one."""
+    factor = getattr(scaling, "factor", None)
+    name = type(scaling).__name__
+    return f"{name} with factor {factor:g}" if isinstance(factor, int | float) else name
