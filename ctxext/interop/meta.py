@@ -168,6 +168,17 @@ def _check_tokenizer(config: LlamaConfig, tokenizer: Tokenizer) -> None:
             f"Meta's format needs a SentencePiece {MODEL}, which this model does not have; use "
             "--to hf"
         )
+    if not tokenizer.adds_bos:
+        raise ValueError(
+            "Meta's code begins every text with BOS, and this model's texts begin without; export "
+            "with --to hf"
+        )
+    plain = [token["content"] for token in tokenizer.added if not token.get("special")]
+    if plain:
+        raise ValueError(
+            f"Meta's format has only the tokens of {MODEL}, and this model also has "
+            f"{', '.join(plain[:3])}; export with --to hf"
+        )
     if (tokenizer.bos_id, tokenizer.eos_id) != (config.bos_token_id, config.eos_token_id):
         raise ValueError(
             f"Meta's format takes the ids of bos and eos from {MODEL}, where they are "

@@ -8,6 +8,7 @@ rounding and is only reported.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,8 +20,10 @@ from ctxext.model.lm import LM
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
+from ctxext.prove.token_texts import CONVERSATION
 from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at, rotate
-from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
+from ctxext.tokenization.chat import chat_of
+from ctxext.tokenization.tokenizer import Tokenizer
 
 FREQUENCY_TOLERANCE = 2e-6
 """Relative; two float32 powers differ by a unit or two in the last place."""
@@ -40,11 +43,13 @@ class AsRead(RopeScaling):
         return Rope(np.asarray(self.inv_freq), self.attention_factor)
 
 
-def compare(ours: LM, output: ReaderOutput, inputs: list[ReaderInput]) -> dict[str, Any]:
+def compare(
+    ours: LM, output: ReaderOutput, inputs: list[ReaderInput], texts: Sequence[str]
+) -> dict[str, Any]:
     """The differences of a reader's output from our own, and whether it is "equal".
 
-    The second input is our own greedy continuation. Raises ValueError for values that are not
-    finite.
+    The second input is our own greedy continuation; `texts` are those of `token_ids`. Raises
+    ValueError for values that are not finite.
     """
     first, continuation = inputs
     length = int(first.positions[-1]) + 1
@@ -90,17 +95,39 @@ def compare(ours: LM, output: ReaderOutput, inputs: list[ReaderInput]) -> dict[s
     result["logits"] = errors(output.logits[0], logits).tolist()
     if output.rounded:
         result["logits_exact_angles"] = errors(output.logits[0], _logits(ours, first)).tolist()
-    result["token_ids_equal"] = _token_ids_equal(ours, output)
+    result["token_ids_equal"] = _token_ids_equal(ours.tokenizer, output, texts)
+    result["special_ids_equal"] = _special_ids_equal(ours.tokenizer, output)
+    result["chat_ids_equal"] = _chat_ids_equal(ours.tokenizer, output)
     result["greedy"] = _greedy_error(output.logits[1], continuation)
     within = all(np.max(result[name]) <= limit for name, limit in tolerances.items())
-    return result | {"equal": bool(within and result["token_ids_equal"] is not False)}
+    same_ids = all(
+        result[name] is not False
+        for name in ("token_ids_equal", "special_ids_equal", "chat_ids_equal")
+    )
+    return result | {"equal": bool(within and same_ids)}
 
 
-def _token_ids_equal(ours: LM, output: ReaderOutput) -> bool | None:
+def _token_ids_equal(
+    tokenizer: Tokenizer, output: ReaderOutput, texts: Sequence[str]
+) -> bool | None:
     if output.token_ids is None:
         return None
-    bos = ours.tokenizer.bos_id is not None
-    return output.token_ids == [ours.tokenizer.encode(text, bos=bos) for text in SAMPLE_TEXTS]
+    return output.token_ids == [tokenizer.encode_as_readers(text) for text in texts]
+
+
+def _special_ids_equal(tokenizer: Tokenizer, output: ReaderOutput) -> bool | None:
+    if output.special_ids is None:
+        return None
+    ours = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    return all(ours[name] == token_id for name, token_id in output.special_ids.items())
+
+
+def _chat_ids_equal(tokenizer: Tokenizer, output: ReaderOutput) -> bool | None:
+    """Whether a chat is rendered and encoded alike, apart from a BOS that its template lacks."""
+    if output.chat_ids is None:
+        return None
+    text = chat_of(tokenizer).text(CONVERSATION)
+    return output.chat_ids == tokenizer.encode(text, special=True)
 
 
 def _greedy_error(logits: np.ndarray, continuation: ReaderInput) -> float:

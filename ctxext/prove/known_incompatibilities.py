@@ -110,6 +110,14 @@ def _is_scaled(config: dict[str, Any]) -> bool:
 
 def _tokenizer(directory: Path) -> Iterator[KnownIncompatibility]:
     path = directory / "tokenizer_config.json"
+    tokenizer_json = directory / "tokenizer.json"
+    saved = read_json(tokenizer_json) if tokenizer_json.is_file() else {}
+    for key, effect in (("truncation", "cut a long text short"), ("padding", "pad a short text")):
+        if saved.get(key) is not None:
+            yield KnownIncompatibility(
+                "programs that use the tokenizers library",
+                f"{effect}, as the {key} in tokenizer.json says; ctxext import clears it",
+            )
     if not (directory / "tokenizer.json").is_file():
         yield KnownIncompatibility(
             "transformers 5",

@@ -6,7 +6,7 @@ import numpy as np
 
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
-from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
+from ctxext.prove.token_texts import texts_for
 
 ROUNDING = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.06, "q8_0": 0.25}
 """Errors allowed for rounding activations to the dtype of the weights, in standard deviations of
@@ -50,7 +50,10 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             model.eval(x.tokens.tolist())
             scores = np.array(model.scores[: len(x.tokens)], np.float32)
             logits.append(scores[x.compared])
-        ids = [model.tokenize(text.encode(), add_bos=True, special=False) for text in SAMPLE_TEXTS]
+        ids = [
+            model.tokenize(text.encode(), add_bos=True, special=False)
+            for text in texts_for(artifact)
+        ]
     finally:
         model.close()
     return ReaderOutput(

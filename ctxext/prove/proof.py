@@ -23,6 +23,7 @@ from ctxext.prove.known_incompatibilities import known_incompatibilities
 from ctxext.prove.proof_text import describe
 from ctxext.prove.reader_output import continuation_input, window_input
 from ctxext.prove.readers import read_all
+from ctxext.prove.token_texts import texts_for
 
 EVERY_POSITION = 2e10
 """Parameters x tokens up to which a proof reads every position of the window."""
@@ -116,7 +117,9 @@ def _readings(artifact: Artifact, ours: LM) -> dict[str, Any]:
         "positions": positions,
         "tokens_read": len(first.tokens),
         "tokens_continued": len(continuation.compared),
-        "readers": [compare(ours, output, [first, continuation]) for output in outputs],
+        "readers": [
+            compare(ours, output, [first, continuation], texts_for(artifact)) for output in outputs
+        ],
         "readers_not_run": not_run,
     }
 

@@ -53,5 +53,9 @@ def _facts(reader: dict[str, Any], continuation_tokens: int) -> list[str]:
         facts.append(f"attention factor by {reader['attention_factor']:.1e}")
     if reader["token_ids_equal"] is not None:
         facts.append("token ids equal" if reader["token_ids_equal"] else "TOKEN IDS DIFFER")
+    if reader["special_ids_equal"] is False:
+        facts.append("BOS OR EOS IS ANOTHER TOKEN")
+    if reader["chat_ids_equal"] is not None:
+        facts.append("chat equal" if reader["chat_ids_equal"] else "CHAT DIFFERS")
     greedy = f"off by {reader['greedy']:.1e}" if reader["greedy"] else "equal"
     return [*facts, f"greedy continuation of {continuation_tokens} tokens {greedy}"]

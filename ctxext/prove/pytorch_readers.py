@@ -11,7 +11,7 @@ import numpy as np
 from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
-from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
+from ctxext.prove.token_texts import CONVERSATION, texts_for
 
 
 def repeated(forward: Callable[[], np.ndarray], attempts: int = 4) -> np.ndarray:
@@ -96,8 +96,27 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         attention_factor=float(rotary.attention_scaling),
         tables=(cos[0, :, :half].numpy(), sin[0, :, :half].numpy()),
         rotated=rotated,
-        token_ids=[tokenizer(text).input_ids for text in SAMPLE_TEXTS],
+        token_ids=[tokenizer(text).input_ids for text in texts_for(artifact)],
+        special_ids=_special_ids(tokenizer),
+        chat_ids=_chat_ids(tokenizer),
     )
+
+
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def _chat_ids(tokenizer: Any) -> list[int] | None:
+    """The ids of the sample conversation, None without a template or for one that refuses it."""
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        return tokenizer.apply_chat_template(
+            list(CONVERSATION), add_generation_prompt=True, return_dict=False
+        )
+    except Exception:  # a template may raise anything
+        return None
 
 
 def archives() -> tuple[Callable[[Path], Mapping[str, Any]], Callable[[Any], np.ndarray], str]:

@@ -12,7 +12,7 @@ from ctxext.prove.reference.gguf import GGUFReference
 from ctxext.prove.reference.hf import HFReference
 from ctxext.prove.reference.llama import ReferenceReader
 from ctxext.prove.reference.meta import MetaReference
-from ctxext.tokenization.tokenizer import SAMPLE_TEXTS
+from ctxext.prove.token_texts import texts_for
 
 Reader = Callable[[Artifact, list[ReaderInput]], ReaderOutput]
 
@@ -34,7 +34,8 @@ REFERENCES: dict[str, Callable[[Artifact], ReferenceReader]] = {
 
 def read_numpy(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
     """The reference reader: float64 throughout, exact angles."""
-    return _evaluate(REFERENCES[artifact.format](artifact), "numpy", np.__version__, inputs)
+    reader = REFERENCES[artifact.format](artifact)
+    return _evaluate(reader, "numpy", np.__version__, artifact, inputs)
 
 
 def read_archives(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
@@ -44,13 +45,18 @@ def read_archives(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput
     """
     open_shard, to_numpy, version = pytorch_readers.archives()
     reader = MetaReference(artifact.path, open_shard, to_numpy)
-    return _evaluate(reader, "torch", version, inputs)
+    return _evaluate(reader, "torch", version, artifact, inputs)
 
 
 def _evaluate(
-    reader: ReferenceReader, name: str, version: str, inputs: list[ReaderInput]
+    reader: ReferenceReader,
+    name: str,
+    version: str,
+    artifact: Artifact,
+    inputs: list[ReaderInput],
 ) -> ReaderOutput:
     first = inputs[0]
+    texts = texts_for(artifact)
     positions = first.positions[first.compared]
     length = int(first.positions[-1]) + 1
     inv_freq, attention_factor = reader.rope(length)
@@ -64,7 +70,7 @@ def _evaluate(
         attention_factor=attention_factor,
         tables=(attention_factor * np.cos(angles), attention_factor * np.sin(angles)),
         rotated=reader.rotated(first.tokens[first.compared], positions, length),
-        token_ids=reader.token_ids(SAMPLE_TEXTS),
+        token_ids=reader.token_ids(texts),
     )
 
 

@@ -75,11 +75,14 @@ class GGUFReference(ReferenceReader):
         return frequencies(self.keys, divisors, self.head_dim)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """BOS where the file asks for it, then SentencePiece's merges."""
+        """BOS and EOS where the file asks for them, around SentencePiece's merges."""
         keys = self.keys
         prefix = []
         if keys.get("tokenizer.ggml.add_bos_token", True):
             prefix = [keys["tokenizer.ggml.bos_token_id"]]
+        suffix = []
+        if keys.get("tokenizer.ggml.add_eos_token", False):
+            suffix = [keys["tokenizer.ggml.eos_token_id"]]
         tokens = keys["tokenizer.ggml.tokens"]
         scores = keys["tokenizer.ggml.scores"]
         types = keys["tokenizer.ggml.token_type"]
@@ -99,7 +102,7 @@ class GGUFReference(ReferenceReader):
                     encoded.append(ids[part])
                 else:
                     encoded += [byte_ids.get(byte, unknown) for byte in part.encode()]
-            return encoded
+            return encoded + suffix
 
         return [encode(text) for text in texts]
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from ctxext.prove.reference.adapter import Adapter
 from ctxext.prove.reference.llama import ReferenceReader
@@ -56,6 +58,14 @@ class HFReference(ReferenceReader):
 
     def output(self) -> np.ndarray:
         return self.weight("lm_head.weight")
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]] | None:
+        """As programs that use the tokenizers library get them from tokenizer.json."""
+        file = self.directory / "tokenizer.json"
+        if not file.is_file():
+            return None
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        return [tokenizer.encode(text).ids for text in texts]
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """As transformers 4 and 5 read them.
