@@ -18,6 +18,7 @@ from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, wait_for_primary
 from ctxext.interop.lazy_tensor import LazyTensor, cast, numpy_dtype
 from ctxext.interop.meta_layout import rotary_heads, to_interleaved
+from ctxext.model.config import merge_ids
 from ctxext.parallel import distributed
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -51,7 +52,12 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
     library = _import_library()
     keys, divisors = rope_keys(config, model.scaling, model.window)
     keys |= hyperparameters(config, path.stem, model.scaling)
-    keys |= vocabulary(model.tokenizer, config)
+    stops = merge_ids(
+        config.eos_token_id,
+        (model.generation_config or {}).get("eos_token_id"),
+        model.tokenizer.eos_id,
+    )
+    keys |= vocabulary(model.tokenizer, config, stops)
     family = family_of(config)
     named = {tensor_name(name, family): name for name in tensors}
     arrays = {new_name: tensors[name] for new_name, name in named.items()}

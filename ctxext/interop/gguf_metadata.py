@@ -37,12 +37,10 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
         config.intermediate_size,
         config.num_attention_heads * config.head_dim,
     )
-    several_ends = isinstance(config.eos_token_id, tuple)
     uneven = dtype == "q8_0" and any(width % Q8_0_BLOCK for width in widths)
     refusals = {
         "biases are not written to GGUF": config.attention_bias or config.mlp_bias,
         f"llama.cpp computes silu, not {config.hidden_act}": config.hidden_act != "silu",
-        "GGUF has one id for the end of a text, and this model has several": several_ends,
         f"q8_0 needs widths that are multiples of {Q8_0_BLOCK}": uneven,
     }
     for reason, applies in refusals.items():

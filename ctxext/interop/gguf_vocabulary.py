@@ -1,14 +1,15 @@
-"""The vocabulary of a GGUF file: text, score and kind of every token of a SentencePiece model.
+"""The vocabulary of a GGUF file: text and kind of every token, and how texts become tokens.
 
-The library does not hand out the kinds, so they are read from the model's own bytes, a protobuf
-message. sentencepiece ships a parser for it, but importing that in a process that has imported
-transformers' copy of it fails, in either order.
+SentencePiece does not hand out the kinds of a model's tokens, so they are read from the model's own
+bytes, a protobuf message. It ships a parser for it, but importing that in a process that has
+imported transformers' copy of it fails, in either order.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ctxext.interop.gguf_byte_level import byte_level_vocabulary
 from ctxext.model.config import LlamaConfig
 from ctxext.tokenization.added_tokens import added_tokens
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer, to_tokenizer_json
@@ -22,6 +23,8 @@ UNUSED = 5
 
 UNMERGED_SCORE = -10000.0
 """The score of tokens that no merge produces."""
+KNOWN_ENDS = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"}
+"""Tokens at which every version of llama.cpp stops by their names."""
 
 
 class Token(NamedTuple):
@@ -32,46 +35,77 @@ class Token(NamedTuple):
     kind: int
 
 
-def vocabulary(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
+def vocabulary(
+    tokenizer: Tokenizer, config: LlamaConfig, stop_ids: Sequence[int] = ()
+) -> dict[str, Any]:
     """The keys tokenizer.*, with a token for every row of the embedding.
 
-    Raises ValueError without a SentencePiece model, and for one that `to_tokenizer_json` refuses.
+    `stop_ids`: every token that ends an answer. Raises ValueError for a tokenizer that llama.cpp
+    would run differently, and for more ends than the format has keys for.
     """
     tokenizer.check_fits(config.vocab_size)
-    if MODEL not in tokenizer.files:
-        raise ValueError(
-            f"GGUF is written with a SentencePiece {MODEL}, which this model does not have; use "
-            "--to hf"
-        )
-    model = tokenizer.files[MODEL]
-    to_tokenizer_json(model)  # refuses models without Llama's settings
     tokens = [Token(f"[PAD{i}]", UNMERGED_SCORE, UNUSED) for i in range(config.vocab_size)]
-    for token_id, token in enumerate(read_tokens(model)):
-        tokens[token_id] = token
+    if MODEL in tokenizer.files:
+        keys = _fill_from_sentencepiece(tokens, tokenizer.files[MODEL])
+    else:
+        keys = byte_level_vocabulary(tokenizer.json_data)
+        for text, token_id in tokenizer.json_data["model"]["vocab"].items():
+            tokens[token_id] = Token(text, 0.0, NORMAL)
     for added in added_tokens(tokenizer.files):
-        if tokens[added["id"]].kind == UNUSED:
+        known = tokens[added["id"]]
+        if known.kind in (NORMAL, UNUSED):
             kind = CONTROL if added["special"] else USER_DEFINED
-            tokens[added["id"]] = Token(added["content"], UNMERGED_SCORE, kind)
+            tokens[added["id"]] = Token(added["content"], known.score, kind)
     kinds = [token.kind for token in tokens]
     ids = {
-        "bos": config.bos_token_id,
-        "eos": config.eos_token_id,
+        "bos": config.bos_token_id if tokenizer.bos_id is None else tokenizer.bos_id,
         "padding": config.pad_token_id,
-        "unknown": kinds.index(UNKNOWN),
+        "unknown": kinds.index(UNKNOWN) if UNKNOWN in kinds else None,
+        **_ends(tokenizer, stop_ids, tokens),
     }
     template = tokenizer.chat_template
     return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
+        **keys,
         "tokenizer.ggml.tokens": [token.text for token in tokens],
-        "tokenizer.ggml.scores": [token.score for token in tokens],
         "tokenizer.ggml.token_type": kinds,
         **{f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items() if i is not None},
         "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
         "tokenizer.ggml.add_eos_token": tokenizer.adds_eos,
-        "tokenizer.ggml.add_space_prefix": True,
         **({} if template is None else {"tokenizer.chat_template": template}),
     }
+
+
+def _fill_from_sentencepiece(tokens: list[Token], model: bytes) -> dict[str, Any]:
+    """Put a model's tokens in their places; returns the keys that go with them."""
+    to_tokenizer_json(model)  # refuses models without Llama's settings
+    for token_id, token in enumerate(read_tokens(model)):
+        tokens[token_id] = token
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": [token.score for token in tokens],
+        "tokenizer.ggml.add_space_prefix": True,
+    }
+
+
+def _ends(
+    tokenizer: Tokenizer, stop_ids: Sequence[int], tokens: list[Token]
+) -> dict[str, int | None]:
+    """The keys of the tokens that end an answer: of a text, of a turn, of a message.
+
+    llama.cpp stops at all of them, and at some names without any key. Raises ValueError if that is
+    not enough.
+    """
+    first = tokenizer.eos_id if tokenizer.eos_id in stop_ids else next(iter(stop_ids), None)
+    others = [i for i in stop_ids if i != first and tokens[i].text not in KNOWN_ENDS]
+    if len(others) > 2:
+        names = ", ".join(tokens[i].text for i in others)
+        raise ValueError(
+            f"GGUF has keys for three ends of an answer, and this model also stops at {names}; "
+            "export with --to hf, or leave some out of eos_token_id in generation_config.json"
+        )
+    keys = ("eos", "eot", "eom")
+    return dict(zip(keys, (first, *others), strict=False))
 
 
 def read_tokens(model: bytes) -> Iterator[Token]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,9 @@ SAMPLE_TEXTS = (
     "▁",
 )
 """Texts on which a converted tokenizer is compared with its model."""
+
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+"""A line of tiktoken's format: the bytes of a token in base64, and its rank."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -74,6 +78,11 @@ def open_model(model: bytes) -> Any:
             raise RuntimeError
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
+        if TIKTOKEN_LINE.match(model):
+            raise ValueError(
+                f"{MODEL} is in tiktoken's format, as that of Llama 3 is, which is not read; copy "
+                f"{JSON} and tokenizer_config.json of the Hugging Face version in its place"
+            ) from None
         raise ValueError(
             f"{MODEL} is not a SentencePiece model; remove it if {JSON} is the real one"
         ) from None

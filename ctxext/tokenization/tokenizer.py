@@ -234,7 +234,7 @@ class Tokenizer:
         return encoded.ids, encoded.offsets
 
     @functools.cached_property
-    def _data(self) -> dict[str, Any]:
+    def json_data(self) -> dict[str, Any]:
         """tokenizer.json with all added tokens, converted from SentencePiece if need be."""
         if JSON in self.files:
             return complete(json_object(self.files, JSON), self.files)
@@ -243,12 +243,12 @@ class Tokenizer:
     @functools.cached_property
     def _library(self) -> Any:
         """The library's tokenizer, in which a special token that is written out is that token."""
-        return open_library(self._data)
+        return open_library(self.json_data)
 
     @functools.cached_property
     def _library_text(self) -> Any:
         """The library's tokenizer, in which a special token that is written out is text."""
-        return open_library(self._data, literal_special=True)
+        return open_library(self.json_data, literal_special=True)
 
     @property
     def adds_bos(self) -> bool:
@@ -344,7 +344,7 @@ class Tokenizer:
         if self._processor is not None and self._encode == self._processor.encode:
             return hashlib.sha256(self.files[MODEL]).hexdigest()
         around_text = ("post_processor", "truncation", "padding")
-        data = {key: value for key, value in self._data.items() if key not in around_text}
+        data = {key: value for key, value in self.json_data.items() if key not in around_text}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -393,7 +393,7 @@ class Tokenizer:
 
     def _exported_json(self) -> bytes:
         """tokenizer.json, as it was given if it says all that it has to."""
-        data = self._data
+        data = self.json_data
         bos_id, bos = self.bos_id, self.special_tokens.get("bos_token")
         start = (bos, bos_id) if self.adds_bos and bos is not None and bos_id is not None else None
         if JSON not in self.files:

@@ -259,7 +259,11 @@ def test_scalings_that_depend_on_the_length_are_refused_with_the_reason(tmp_path
     [
         ({"attention_bias": True}, {}, "biases are not written"),
         ({"hidden_act": "gelu"}, {}, "llama.cpp computes silu, not gelu"),
-        ({"eos_token_id": (2, 5)}, {}, "one id for the end of a text, and this model has several"),
+        (
+            {"eos_token_id": (2, 5, 6, 7)},
+            {},
+            "keys for three ends of an answer",
+        ),
         ({"vocab_size": 400}, {}, "the tokenizer has 420 ids"),
         (
             {"intermediate_size": 72},

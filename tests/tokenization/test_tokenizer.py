@@ -188,6 +188,7 @@ def test_sha256_is_of_the_file_that_is_used(tmp_path):
     [
         ({}, "neither tokenizer.model nor tokenizer.json"),
         ({MODEL: b"not a model"}, "not a SentencePiece model"),
+        ({MODEL: b"IQ== 0\nIg== 1\n"}, "in tiktoken's format, as that of Llama 3 is.*copy token"),
         ({JSON: b"{}"}, "tokenizer.json cannot be read"),
         ({JSON: b"{}", CONFIG: b"{"}, "not valid JSON"),
     ],

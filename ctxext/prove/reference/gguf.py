@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.prove.reference.byte_level import open_byte_level
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.prove.reference.llama import ReferenceReader
 
@@ -75,7 +76,7 @@ class GGUFReference(ReferenceReader):
         return frequencies(self.keys, divisors, self.head_dim)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """BOS and EOS where the file asks for them, around SentencePiece's merges."""
+        """BOS and EOS where the file asks for them, around SentencePiece's or byte-level merges."""
         keys = self.keys
         prefix = []
         if keys.get("tokenizer.ggml.add_bos_token", True):
@@ -83,6 +84,9 @@ class GGUFReference(ReferenceReader):
         suffix = []
         if keys.get("tokenizer.ggml.add_eos_token", False):
             suffix = [keys["tokenizer.ggml.eos_token_id"]]
+        if keys.get("tokenizer.ggml.model") == "gpt2":
+            byte_level = open_byte_level(keys)
+            return [[*prefix, *byte_level.encode(text).ids, *suffix] for text in texts]
         tokens = keys["tokenizer.ggml.tokens"]
         scores = keys["tokenizer.ggml.scores"]
         types = keys["tokenizer.ggml.token_type"]

@@ -1,0 +1,94 @@
+"""The vocabulary of a GGUF file from a byte-level tokenizer.json, such as Llama 3's.
+
+llama.cpp splits a text by regular expressions before it merges, and knows them by names. A
+tokenizer.json has the expressions themselves.
+"""
+
+from typing import Any
+
+from ctxext.tokenization.tokenizer_files import JSON
+
+CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+GPT2 = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+"""The expression of GPT-2, which the byte-level part of a tokenizer.json uses by itself."""
+
+
+def _words_and_numbers(numbers: str) -> str:
+    return (
+        rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+DIGIT = r"\p{N}"
+LLAMA3 = _words_and_numbers(r"\p{N}{1,3}")
+NAMES: dict[tuple[str, ...], str] = {
+    (GPT2,): "gpt-2",
+    (DIGIT, GPT2): "smollm",
+    (LLAMA3,): "dbrx",
+    (_words_and_numbers(DIGIT),): "qwen2",
+}
+"""The expressions of a pre_tokenizer -> llama.cpp's name for them."""
+WHOLE_WORDS: dict[tuple[str, ...], str] = {(LLAMA3,): "llama-bpe"}
+"""The same for tokenizers in which a whole word of the vocabulary is not merged (ignore_merges)."""
+
+
+def byte_level_vocabulary(data: dict[str, Any]) -> dict[str, Any]:
+    """The keys tokenizer.ggml.model, pre and merges for the contents of a tokenizer.json.
+
+    Raises ValueError, with the reason, for a tokenizer that llama.cpp would run differently.
+    """
+    model = data["model"]
+    if model.get("type") != "BPE" or not _is_byte_level(data):
+        raise _refusal(f"its model is a {model.get('type')}, not a byte-level BPE")
+    if data.get("normalizer") is not None:
+        raise _refusal(f"its normalizer, {data['normalizer'].get('type')}, has no field there")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            raise _refusal(f"{key} of its model has no field there")
+    names = WHOLE_WORDS if model.get("ignore_merges") else NAMES
+    expressions = tuple(_expressions(data["pre_tokenizer"]))
+    if expressions not in names:
+        raise _refusal(f"llama.cpp has no name for its pre_tokenizer {' '.join(expressions)[:60]}")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": names[expressions],
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+def _refusal(reason: str) -> ValueError:
+    return ValueError(f"{JSON} cannot be written to GGUF: {reason}; use --to hf")
+
+
+def _parts(part: dict[str, Any] | None, list_key: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    if part.get("type") == "Sequence":
+        return [inner for item in part[list_key] for inner in _parts(item, list_key)]
+    return [part]
+
+
+def _is_byte_level(data: dict[str, Any]) -> bool:
+    splitters = _parts(data.get("pre_tokenizer"), "pretokenizers")
+    decoders = _parts(data.get("decoder"), "decoders")
+    last = splitters[-1].get("type") if splitters else None
+    return last == "ByteLevel" and [part.get("type") for part in decoders] == ["ByteLevel"]
+
+
+def _expressions(pre_tokenizer: dict[str, Any]) -> list[str]:
+    """The regular expressions by which a pre_tokenizer splits, in order."""
+    expressions = []
+    for part in _parts(pre_tokenizer, "pretokenizers"):
+        kind = part.get("type")
+        pattern = part.get("pattern") or {}
+        if kind == "Split" and part.get("behavior") == "Isolated" and "Regex" in pattern:
+            expressions.append(pattern["Regex"])
+        elif kind == "Digits" and part.get("individual_digits"):
+            expressions.append(DIGIT)
+        elif kind == "ByteLevel" and not part.get("add_prefix_space", True):
+            expressions += [GPT2] if part.get("use_regex", True) else []
+        else:
+            raise _refusal(f"llama.cpp has nothing like its pre_tokenizer {str(part)[:60]}")
+    return expressions

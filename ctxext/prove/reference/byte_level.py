@@ -1,0 +1,47 @@
+"""Byte-level BPE from the keys of a GGUF file, with the expressions in llama.cpp's source."""
+
+from typing import Any
+
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+USER_DEFINED = 4
+"""The type of a token that counts wherever a text has it."""
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+ANY_CASE = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {
+    "gpt-2": (WORDS,),
+    "smollm": (r"\p{N}", WORDS),
+    "llama-bpe": (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{PUNCTUATION}",),
+    "dbrx": (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{PUNCTUATION}",),
+    "qwen2": (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{PUNCTUATION}",),
+}
+WHOLE_WORDS = ("llama-bpe",)
+"""Where a whole word of the vocabulary is taken as it is."""
+
+
+def open_byte_level(keys: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer of a file. Raises ValueError for a way to split that is not read here."""
+    pre = keys.get("tokenizer.ggml.pre")
+    if pre not in SPLITS:
+        raise ValueError(f"tokenizer.ggml.pre {pre!r} is not read here")
+    tokens = keys["tokenizer.ggml.tokens"]
+    merges: list[tuple[str, str]] = []
+    for merge in keys["tokenizer.ggml.merges"]:
+        left, right = merge.split(" ")
+        merges.append((left, right))
+    vocabulary = {text: i for i, text in enumerate(tokens)}
+    bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORDS)
+    tokenizer = tokenizers.Tokenizer(bpe)
+    splits = [
+        pre_tokenizers.Split(tokenizers.Regex(expression), "isolated") for expression in SPLITS[pre]
+    ]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+    types = keys["tokenizer.ggml.token_type"]
+    for text, token_type in zip(tokens, types, strict=True):
+        if token_type == USER_DEFINED:
+            added = tokenizers.AddedToken(text, normalized=False, special=False)
+            tokenizer.add_tokens([added])
+    return tokenizer

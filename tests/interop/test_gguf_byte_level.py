@@ -1,0 +1,186 @@
+"""GGUF of byte-level tokenizers, read back by transformers and by llama.cpp's Python package."""
+
+import dataclasses
+import functools
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctxext.export import export
+from ctxext.interop.gguf_byte_level import GPT2, LLAMA3
+from ctxext.model.lm import LM
+from ctxext.prove import prove
+from ctxext.tokenization.tokenizer import CONFIG, JSON, SAMPLE_TEXTS, Tokenizer
+from support.llamas import TINY, random_params
+
+library = pytest.importorskip("gguf", reason="needs the extra gguf")
+SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|stop|>", "<|halt|>", "<|end|>"]
+PLAIN = "<tool>"
+TEXTS = (
+    *SAMPLE_TEXTS,
+    "It's 2024, isn't IT'S 12345?  \n\n x",
+    f"a{PLAIN}b <|eot_id|>",
+    "\r\n \u00a0é",
+)
+KINDS = ("gpt-2", "llama-bpe", "dbrx", "smollm")
+
+
+@functools.cache
+def files(kind: str) -> dict[str, bytes]:
+    """A byte-level tokenizer with the pre_tokenizer that llama.cpp calls `kind`."""
+    import tokenizers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+    split = functools.partial(pre_tokenizers.Split, behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = {
+        "gpt-2": words,
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]),
+        "llama-bpe": pre_tokenizers.Sequence([split(Regex(LLAMA3)), to_bytes]),
+        "dbrx": pre_tokenizers.Sequence([split(Regex(LLAMA3)), to_bytes]),
+    }
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
+    tokenizer.pre_tokenizer = parts[kind]
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=418,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([inspect.getsource(inspect)], trainer)
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_tokens([PLAIN])
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[1],
+        "chat_template": "{{ messages[0].content }}<|eot_id|>",
+    }
+    return {JSON: tokenizer.to_str().encode(), CONFIG: json.dumps(settings).encode()}
+
+
+def model(kind: str, **changes) -> LM:
+    config = dataclasses.replace(
+        TINY, vocab_size=448, bos_token_id=418, eos_token_id=419, **changes
+    )
+    return LM(config, random_params(config), Tokenizer(files(kind)))
+
+
+def keys_of(path: Path) -> dict:
+    reader = library.GGUFReader(path)
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bos", [True, False])
+def test_every_reader_gives_the_same_ids(tmp_path, kind, bos):
+    from transformers import AutoTokenizer
+
+    lm = model(kind)
+    lm = dataclasses.replace(lm, tokenizer=lm.tokenizer.with_bos(bos))
+    path = export(lm, tmp_path / "m.gguf", to="gguf", dtype="float32")
+    keys = keys_of(path)
+    assert keys["tokenizer.ggml.model"] == "gpt2"
+    assert keys["tokenizer.ggml.pre"] == kind
+    assert keys["tokenizer.ggml.add_bos_token"] is bos
+    assert keys["tokenizer.ggml.bos_token_id"] == 418
+    assert keys["tokenizer.ggml.eos_token_id"] == 419
+    assert keys["tokenizer.chat_template"] == lm.tokenizer.chat_template
+    tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    assert tokens[418:426] == [*SPECIAL, PLAIN, "[PAD425]"]
+    assert types[418:426] == [3] * 6 + [4, 5]
+    assert set(types[:418]) == {1}
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
+    for text in TEXTS:
+        if kind in ("gpt-2", "llama-bpe") and "<|" not in text and PLAIN not in text:
+            # transformers knows few of llama.cpp's ways to split.
+            assert theirs(text).input_ids == lm.tokenizer.encode_as_readers(text), text
+    proof = prove(path, against=lm)
+    assert proof["equal"]
+    assert proof["readers"][0]["token_ids_equal"]
+
+
+@pytest.mark.parametrize(
+    "in_config, in_file, keys",
+    [
+        (419, None, {"eos": 419}),
+        ((419, 420), None, {"eos": 419}),  # <|eot_id|> is known by its name
+        ((420, 421), None, {"eos": 419, "eot": 421}),
+        (419, [421, 422], {"eos": 419, "eot": 421, "eom": 422}),
+        (419, [420, 421, 422, 423], {"eos": 419, "eot": 421, "eom": 422}),
+    ],
+)
+def test_every_stop_token_has_a_key_or_a_name_that_is_known(tmp_path, in_config, in_file, keys):
+    lm = model("gpt-2")
+    config = dataclasses.replace(lm.config, eos_token_id=in_config)
+    generation = None if in_file is None else {"eos_token_id": in_file}
+    lm = dataclasses.replace(lm, config=config, generation_config=generation)
+    written = keys_of(export(lm, tmp_path / "m.gguf", to="gguf", dtype="float32"))
+    ends = {
+        name: written[f"tokenizer.ggml.{name}_token_id"]
+        for name in ("eos", "eot", "eom")
+        if f"tokenizer.ggml.{name}_token_id" in written
+    }
+    assert ends == keys
+
+
+def changed(**parts) -> Tokenizer:
+    data = json.loads(files("gpt-2")[JSON])
+    data |= {key: value for key, value in parts.items() if key != "model"}
+    data["model"] |= parts.get("model", {})
+    return Tokenizer(files("gpt-2") | {JSON: json.dumps(data).encode()})
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"normalizer": {"type": "NFC"}}, "its normalizer, NFC, has no field there"),
+        ({"decoder": {"type": "Fuse"}}, "not a byte-level BPE"),
+        ({"model": {"ignore_merges": True}}, "no name for its pre_tokenizer"),
+        ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix of its model"),
+        (
+            {
+                "pre_tokenizer": {
+                    "type": "Sequence",
+                    "pretokenizers": [
+                        {"type": "Whitespace"},
+                        {
+                            "type": "ByteLevel",
+                            "add_prefix_space": False,
+                            "trim_offsets": True,
+                            "use_regex": True,
+                        },
+                    ],
+                }
+            },
+            "nothing like its pre_tokenizer",
+        ),
+    ],
+)
+def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, parts, message):
+    lm = dataclasses.replace(model("gpt-2"), tokenizer=changed(**parts))
+    with pytest.raises(ValueError, match=message) as error:
+        export(lm, tmp_path / "m.gguf", to="gguf", dtype="float32")
+    assert "use --to hf" in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_expression_of_gpt_2_is_the_library_s():
+    from tokenizers import Regex, pre_tokenizers
+
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    ours = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GPT2), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    characters = list("ab '1\n\t.é語\u00a0stl")
+    for _ in range(300):
+        text = "".join(rng.choice(characters, 12))
+        assert ours.pre_tokenize_str(text) == whole.pre_tokenize_str(text)
