@@ -229,6 +229,7 @@ def test_reference_readers_are_independent():
             "ml_dtypes",
             "safetensors",
             "sentencepiece",
+            "tokenizers",
         }
 
 
