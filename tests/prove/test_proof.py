@@ -223,6 +223,7 @@ def test_reference_readers_are_independent():
             "json",
             "math",
             "pathlib",
+            "re",
             "struct",
             "typing",
             "numpy",
