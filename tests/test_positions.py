@@ -9,12 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from ctxext.attention import Causal
 from ctxext.methods.linear import Linear
 from ctxext.methods.pose import PoSE
 from ctxext.methods.rand_pos import RandPos
 from ctxext.methods.random_gaps import RandomGaps
-from ctxext.model.loss import batch_loss
 from ctxext.positions import Contiguous
 from ctxext.serialization import from_json, to_json
 from support import tiny
@@ -197,16 +195,7 @@ def gradients():
     rotation = Linear(4.0).rope(tiny.CONFIG.rope_base(), 128).rotation()
 
     def loss(params, arrays):
-        return batch_loss(
-            params,
-            arrays,
-            rotation,
-            config=tiny.CONFIG,
-            attention=Causal(),
-            kernel="blocked",
-            dtype="float32",
-            remat="none",
-        )[0]
+        return tiny.loss(params, arrays, rotation)
 
     return jax.jit(jax.grad(loss))
 

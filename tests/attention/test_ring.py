@@ -9,7 +9,6 @@ from ctxext.attention import Attention, Causal, dense
 from ctxext.attention.ring import block_size, ring, work_table, zigzag
 from ctxext.data import Batch
 from ctxext.methods import LMInfinite, PoSE, SelfExtend
-from ctxext.model.loss import batch_loss
 from ctxext.parallel.attention import ring_order, token_order
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import RopeBase, Unscaled
@@ -117,17 +116,8 @@ def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
 
     def step(mesh: Mesh, kernel):
         def loss(params):
-            return batch_loss(
-                params,
-                batch,
-                rotation,
-                config=tiny.CONFIG,
-                attention=attention,
-                kernel=kernel,
-                dtype="float32",
-                remat="full",
-                mesh=mesh,
-            )[0]
+            settings = {"attention": attention, "kernel": kernel, "remat": "full", "mesh": mesh}
+            return tiny.loss(params, batch, rotation, **settings)
 
         return jax.jit(jax.value_and_grad(loss))(tiny.params())
 

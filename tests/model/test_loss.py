@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from ctxext.attention import Causal
 from ctxext.model import loss as loss_module
-from ctxext.model.loss import batch_loss, token_losses, token_scores
+from ctxext.model.loss import token_losses, token_scores
 from ctxext.rope import Unscaled
 from support import tiny
 
@@ -126,16 +125,7 @@ def batch(
 @functools.partial(jax.jit, static_argnames="remat")
 def loss_and_gradient(arrays: dict, rotation, remat: str = "none"):
     def loss(params):
-        return batch_loss(
-            params,
-            arrays,
-            rotation,
-            config=tiny.CONFIG,
-            attention=Causal(),
-            kernel="blocked",
-            dtype="float32",
-            remat=remat,
-        )[0]
+        return tiny.loss(params, arrays, rotation, remat=remat)
 
     return jax.value_and_grad(loss)(tiny.params())
 

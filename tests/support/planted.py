@@ -145,16 +145,23 @@ def passkey_answer(
 
 def text_losses(rope: str, seq_len: int, document: int, *, nll: float, count: int) -> LossRecord:
     """The losses on one text of a checkpoint evaluated on its own."""
+    scores = LossScores(nll=nll, count=count, num_bytes=3 * count)
+    return loss_record(EvaluatedModel(window=WINDOW, rope=rope), seq_len, document, scores)
+
+
+def loss_record(
+    model: EvaluatedModel, seq_len: int, document: int, scores: LossScores
+) -> LossRecord:
     item = f"ppl/bb/{seq_len}/{document}/0"
     return LossRecord(
-        model=EvaluatedModel(window=WINDOW, rope=rope),
+        model=model,
         evaluation="ppl",
         item=item,
         settings="bb",
         seq_len=seq_len,
         cluster=Cluster(document=document, text=item),
         estimator=LossEstimator("same-target"),
-        scores=LossScores(nll=nll, count=count, num_bytes=3 * count),
+        scores=scores,
     )
 
 
@@ -197,23 +204,13 @@ def perplexity(rope: str, steps: int) -> list[LossRecord]:
             nll = 3.2 - 0.13 * np.log2(np.minimum(context, far))
             nll = nll + np.maximum(0, np.log2(context / far)) * 1.3
             nll = nll - 0.12 * (steps > 0) + 0.5 * (chance("doc", document) - 0.5)
-            item = f"ppl/bb/{seq_len}/{document}/0"
-            record = LossRecord(
-                model=model(rope, steps),
-                evaluation="ppl",
-                item=item,
-                settings="bb",
-                seq_len=seq_len,
-                cluster=Cluster(document=document, text=item),
-                estimator=LossEstimator("same-target"),
-                scores=LossScores(
-                    nll=float(nll[-128:].sum()),
-                    count=128,
-                    num_bytes=410 + document,
-                    by_position=by_position(nll) if seq_len == SEQ_LENS[-1] else None,
-                ),
+            scores = LossScores(
+                nll=float(nll[-128:].sum()),
+                count=128,
+                num_bytes=410 + document,
+                by_position=by_position(nll) if seq_len == SEQ_LENS[-1] else None,
             )
-            records.append(record)
+            records.append(loss_record(model(rope, steps), seq_len, document, scores))
     return records
 
 

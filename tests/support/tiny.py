@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ctxext.attention import Causal
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
+from ctxext.model.loss import batch_loss
 
 VOCAB = 97
 CONFIG = LlamaConfig(
@@ -59,6 +61,18 @@ def lm(config: LlamaConfig = CONFIG, seed: int = 0, **options: Any) -> Any:
     from ctxext.model.lm import LM
 
     return LM(config, params(config, seed), None, **options)
+
+
+def loss(params: Params, arrays: Any, rotation: Any, **changes: Any) -> jax.Array:
+    """The summed loss of a batch, as training computes it; `changes` replace its settings."""
+    settings: dict[str, Any] = {
+        "config": CONFIG,
+        "attention": Causal(),
+        "kernel": "blocked",
+        "dtype": "float32",
+        "remat": "none",
+    }
+    return batch_loss(params, arrays, rotation, **settings | changes)[0]
 
 
 def tokens(rows: int, length: int, seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
