@@ -50,7 +50,7 @@ ropes = st.one_of(
 )
 attentions = st.just(Causal()) | st.builds(SelfExtend, st.integers(1, 64), st.integers(1, 1024))
 sources = st.recursive(
-    st.builds(Files, st.text())
+    st.builds(Files, st.text(min_size=1))
     | st.just(Stdlib("train"))
     | st.just(Synthetic(Repeat()))
     | st.just(Synthetic(KeyValue())),
