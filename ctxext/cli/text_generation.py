@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext.attention import Causal
 from ctxext.data.documents import plain_text
 from ctxext.model.lm import LM
 from ctxext.tokenization.chat import chat_of
@@ -58,6 +59,20 @@ class TextGenerator:
             _note(f"{' '.join(literals)} in the prompt is text; --parse-special makes it the token")
         return self._generate(tokenizer.encode_prompt(prompt, special=self.parse_special))
 
+    def _say_if_too_long(self, num_tokens: int) -> None:
+        """Print a line about a prompt that is longer than the model can be expected to use."""
+        lm = self.lm
+        if lm.scaling.depends_on_length or lm.attention != Causal():
+            return
+        original = lm.config.max_position_embeddings
+        window = lm.context.export_length(lm.scaling, original)
+        if num_tokens > window:
+            _note(
+                f"the prompt has {num_tokens:,} tokens, and the context of the model is "
+                f"{window:,}: what follows is unreliable; shorten the prompt, or extend the "
+                f"context, as with --method yarn --factor {-(-num_tokens // original)}"
+            )
+
     def _literals(self, prompt: str) -> list[str]:
         """The special tokens that a prompt spells, besides the BOS that it begins with."""
         tokenizer = self.lm.tokenizer
@@ -86,6 +101,7 @@ class TextGenerator:
 
     def _generate(self, prompt: Sequence[int], *, strip_leading: bool = False) -> Completion:
         """strip_leading: leave out white space before the first word."""
+        self._say_if_too_long(len(prompt))
         start = time.perf_counter()
         ids: list[int] = []
         ends: list[ChunkEnd] = []

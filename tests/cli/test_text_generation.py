@@ -134,7 +134,8 @@ def test_speed_leaves_out_the_prefill_and_the_chunk_that_compiles(directory, mon
     lm = loading.load(directory)
 
     class Timed:
-        tokenizer = lm.tokenizer
+        def __getattr__(self, name):
+            return getattr(lm, name)
 
         def stream(self, *arguments, **options):
             for i, chunk in enumerate(lm.stream(*arguments, **options), 1):
@@ -208,6 +209,30 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
     out = capsys.readouterr()
     assert out.err.count("Llama 2's [INST] markers") == 1
     assert json.loads(out.out)["prompt_tokens"] > 8
+
+
+def test_a_prompt_longer_than_the_context_is_one_line(tmp_path, capsys):
+    tokenizer = load_tokenizer(TINY_LLAMA)  # its window is 256 tokens
+    (tmp_path / "long.txt").write_text("word " * 250)
+    size = len(tokenizer.encode("word " * 250, bos=True))
+    assert 512 < size < 1024
+
+    def notes(*options: str) -> list[str]:
+        argv = ["generate", "tiny-llama", "--prompt-file", str(tmp_path / "long.txt")]
+        assert main([*argv, "--max-new-tokens", "2", *options]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        return [line for line in lines if "the prompt has" in line]
+
+    factor = -(-size // 256)
+    start = f"ctxext: the prompt has {size:,} tokens, and the context of the model is"
+    end = f"extend the context, as with --method yarn --factor {factor}"
+    (note,) = notes()
+    assert note.startswith(f"{start} 256: what follows is unreliable")
+    assert note.endswith(end)
+    (note,) = notes("--method", "yarn", "--factor", "2")
+    assert note.startswith(f"{start} 512: ")
+    assert notes("--method", "yarn", "--factor", str(factor)) == []
+    assert notes("--method", "dynamic-ntk", "--factor", "2") == []  # it follows the length
 
 
 def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
