@@ -57,10 +57,12 @@ def vocabulary(
             kind = CONTROL if added["special"] else USER_DEFINED
             tokens[added["id"]] = Token(added["content"], known.score, kind)
     kinds = [token.kind for token in tokens]
+    by_text = {token.text: i for i, token in enumerate(tokens)}
+    named = {key: by_text.get(text) for key, text in tokenizer.special_tokens.items()}
     ids = {
         "bos": config.bos_token_id if tokenizer.bos_id is None else tokenizer.bos_id,
-        "padding": config.pad_token_id,
-        "unknown": kinds.index(UNKNOWN) if UNKNOWN in kinds else None,
+        "padding": named.get("pad_token") if config.pad_token_id is None else config.pad_token_id,
+        "unknown": kinds.index(UNKNOWN) if UNKNOWN in kinds else named.get("unk_token"),
         **_ends(tokenizer, stop_ids, tokens),
     }
     template = tokenizer.chat_template

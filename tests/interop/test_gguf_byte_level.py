@@ -58,6 +58,8 @@ def files(kind: str) -> dict[str, bytes]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SPECIAL[0],
         "eos_token": SPECIAL[1],
+        "pad_token": SPECIAL[5],
+        "unk_token": SPECIAL[4],
         "chat_template": "{{ messages[0].content }}<|eot_id|>",
     }
     return {JSON: tokenizer.to_str().encode(), CONFIG: json.dumps(settings).encode()}
@@ -89,6 +91,8 @@ def test_every_reader_gives_the_same_ids(tmp_path, kind, bos):
     assert keys["tokenizer.ggml.add_bos_token"] is bos
     assert keys["tokenizer.ggml.bos_token_id"] == 418
     assert keys["tokenizer.ggml.eos_token_id"] == 419
+    assert keys["tokenizer.ggml.unknown_token_id"] == 422
+    assert keys["tokenizer.ggml.padding_token_id"] == 423
     assert keys["tokenizer.chat_template"] == lm.tokenizer.chat_template
     tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
     assert tokens[418:426] == [*SPECIAL, PLAIN, "[PAD425]"]
