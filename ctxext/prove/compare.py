@@ -112,7 +112,8 @@ def _token_ids_equal(
 ) -> bool | None:
     if output.token_ids is None:
         return None
-    return output.token_ids == [tokenizer.encode_as_readers(text) for text in texts]
+    encode = tokenizer.encode_as_model if output.reads_model else tokenizer.encode_as_readers
+    return output.token_ids == [encode(text) for text in texts]
 
 
 def _special_ids_equal(tokenizer: Tokenizer, output: ReaderOutput) -> bool | None:

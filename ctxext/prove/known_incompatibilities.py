@@ -13,6 +13,7 @@ from ctxext.files import read_json
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reference.gguf import GGUFReference
+from ctxext.tokenization.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,15 @@ class KnownIncompatibility:
     effect: str
 
 
-def known_incompatibilities(artifact: Artifact) -> list[KnownIncompatibility]:
-    """The known incompatibilities of an export in any format, or of an adapter and its base."""
+def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[KnownIncompatibility]:
+    """The known incompatibilities of an export in any format, or of an adapter and its base.
+
+    `tokenizer`: of the model that was exported.
+    """
     if artifact.format == "gguf":
-        return [*_gguf(GGUFReference(artifact.path).keys)]
+        return [*_gguf(GGUFReference(artifact.path).keys), *_first_space("llama.cpp", tokenizer)]
     if artifact.format == "meta":
-        return [*_meta(artifact.path)]
+        return [*_meta(artifact.path), *_first_space("Meta's code", tokenizer)]
     config = read_json(artifact.base / "config.json")
     known = [*_config(config), *_tokenizer(artifact.base)]
     if artifact.format == "peft" and _is_scaled(config):
@@ -131,6 +135,15 @@ def _tokenizer(directory: Path) -> Iterator[KnownIncompatibility]:
                 "recomputes tokenizer.json for this tokenizer_class, and ids can differ; ctxext "
                 "import writes one that it leaves alone",
             )
+
+
+def _first_space(reader: str, tokenizer: Tokenizer) -> Iterator[KnownIncompatibility]:
+    if tokenizer.encode_as_model(" a") != tokenizer.encode_as_readers(" a"):
+        yield KnownIncompatibility(
+            reader,
+            "begins a text with one space more than transformers does where the text begins with a "
+            "space (legacy: false)",
+        )
 
 
 def _meta(directory: Path) -> Iterator[KnownIncompatibility]:

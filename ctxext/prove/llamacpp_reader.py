@@ -61,5 +61,6 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         f"(llama-cpp-python {llama_cpp.__version__})",
         logits,
         token_ids=ids,
+        reads_model=True,
         coarse=max(ROUNDING[dtype] for dtype in artifact.dtypes().values()),
     )

@@ -63,7 +63,7 @@ def prove(
         **_stored_values(artifact, stored, model),
         **_readings(artifact, ours),
         "known_incompatibilities": [
-            dataclasses.asdict(known) for known in known_incompatibilities(artifact)
+            dataclasses.asdict(known) for known in known_incompatibilities(artifact, ours.tokenizer)
         ],
     }
     equal = (

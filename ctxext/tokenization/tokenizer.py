@@ -215,6 +215,17 @@ class Tokenizer:
         """Token ids as other readers of the files give them, with BOS and EOS where they add it."""
         return [*self.encode(text, bos=self.adds_bos), *self._after]
 
+    def encode_as_model(self, text: str) -> list[int]:
+        """Token ids as programs give them that read tokenizer.model and not the files next to it.
+
+        They differ from `encode_as_readers` in one space, for a text that begins with a space under
+        `legacy: false`. The same without a tokenizer.model.
+        """
+        if self._processor is None:
+            return self.encode_as_readers(text)
+        start = [self.bos_id] if self.adds_bos and self.bos_id is not None else []
+        return [*start, *self._processor.encode(text), *self._after]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; control tokens such as <s> leave no trace."""
         return self._decode([int(i) for i in ids])

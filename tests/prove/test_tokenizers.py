@@ -131,3 +131,17 @@ def test_what_a_format_begins_a_text_with_is_the_policy_of_the_model(tmp_path, t
     export(lm, out, to=to, dtype="float32")
     assert prove(out, against=lm)["equal"]
     assert not prove(out, against=model())["equal"]
+
+
+@pytest.mark.parametrize("to", ["meta", "gguf"])
+def test_the_space_that_legacy_decides_about_is_said_where_a_format_cannot_keep_it(tmp_path, to):
+    """Such a model is written all the same: only texts that begin with a space differ."""
+    pytest.importorskip("gguf")
+    settings = {"legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
+    files = {MODEL: tokenizer().files[MODEL], CONFIG: json.dumps(settings).encode()}
+    lm = model(files)
+    out = export(lm, tmp_path / ("m.gguf" if to == "gguf" else "m"), to=to, dtype="float32")
+    proof = prove(out, against=lm)
+    assert proof["equal"]
+    assert "one space more than transformers does" in describe(proof)
+    assert "one space more" not in describe(prove(out, against=model()))

@@ -38,6 +38,7 @@ class GGUFReference(ReferenceReader):
     """
 
     neighbours = True
+    reads_model = True
     rounded = True
 
     def __init__(self, path: str | Path) -> None:

@@ -38,11 +38,12 @@ class ReferenceReader(abc.ABC):
 
     Tensors have Hugging Face's names, and the format's own order of rows. `neighbours`: the format
     rotates rows 2j and 2j + 1 of a head, not j and j + d / 2. `rounded`: it stores frequencies in
-    float32.
+    float32. `reads_model`: it has the SentencePiece model and no files next to it.
     """
 
     neighbours = False
     rounded = False
+    reads_model = False
     num_hidden_layers: int
     head_dim: int
     rms_norm_eps: float

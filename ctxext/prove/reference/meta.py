@@ -37,6 +37,7 @@ class MetaReference(ReferenceReader):
     """
 
     neighbours = True
+    reads_model = True
 
     def __init__(
         self,
