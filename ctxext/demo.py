@@ -23,6 +23,9 @@ from ctxext.model.config import LlamaConfig
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
 
+PASSKEY = tasks.Passkey(wording="code")
+PAIRS = tasks.KeyValue(wording="code")
+"""In the wording that the bundled base was trained on: it knows nothing but Python source."""
 FACTOR = 4
 BETA_FAST = 8.0
 """YaRN's beta_fast for windows below 2,890 tokens, where no theta gives Llama 2's fraction of pairs
@@ -43,8 +46,8 @@ def experiment(config: LlamaConfig) -> Experiment:
         data=Mix(
             (
                 (0.4, Stdlib("train")),
-                (0.3, Synthetic(tasks.KeyValue())),
-                (0.3, Short(Synthetic(tasks.Passkey()), window)),
+                (0.3, Synthetic(PAIRS)),
+                (0.3, Short(Synthetic(PASSKEY), window)),
             )
         ),
         optim=Optim(
@@ -52,9 +55,9 @@ def experiment(config: LlamaConfig) -> Experiment:
         ),
         train=Train(steps=48, seq_len=FACTOR * window, batch_size=4, checkpoint_every=48),
         evals=(
-            Retrieval(seq_lens=lengths, n=12),
-            Retrieval(seq_lens=(FACTOR * window,), n=4, condition="no-needle"),
-            Retrieval(seq_lens=(window,), n=4, condition="needle-only"),
+            Retrieval(task=PASSKEY, seq_lens=lengths, n=12),
+            Retrieval(task=PASSKEY, seq_lens=(FACTOR * window,), n=4, condition="no-needle"),
+            Retrieval(task=PASSKEY, seq_lens=(window,), n=4, condition="needle-only"),
             Perplexity(seq_lens=(window, 2 * window, FACTOR * window), target_tokens=window // 2),
         ),
         zero_shot=(*others, yarn),

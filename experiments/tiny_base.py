@@ -33,6 +33,7 @@ from ctxext.experiment import Export, Train
 from ctxext.optim import Optim
 from tiny_window import experiment as window
 
+PASSKEY = tasks.Passkey(wording="code")
 DEPTHS = tuple(i / 8 for i in range(9))
 experiment = dataclasses.replace(
     window,
@@ -42,8 +43,8 @@ experiment = dataclasses.replace(
     data=Mix(
         (
             (0.3, Stdlib("train")),
-            (0.25, Synthetic(tasks.KeyValue())),
-            (0.35, Synthetic(tasks.Passkey())),
+            (0.25, Synthetic(tasks.KeyValue(wording="code"))),
+            (0.35, Synthetic(PASSKEY)),
             (0.1, Synthetic(tasks.Repeat())),
         )
     ),
@@ -56,9 +57,11 @@ experiment = dataclasses.replace(
     ),
     train=Train(steps=2800, seq_len=256, batch_size=8, accumulate=4, checkpoint_every=100),
     evals=(
-        Retrieval(seq_lens=(256,), depths=DEPTHS, n=45),
-        Retrieval(seq_lens=(256,), depths=DEPTHS, n=45, task=tasks.KeyValue(num_pairs=4)),
-        Retrieval(seq_lens=(320, 512, 1024), depths=DEPTHS, n=20),
+        Retrieval(task=PASSKEY, seq_lens=(256,), depths=DEPTHS, n=45),
+        Retrieval(
+            seq_lens=(256,), depths=DEPTHS, n=45, task=tasks.KeyValue(num_pairs=4, wording="code")
+        ),
+        Retrieval(task=PASSKEY, seq_lens=(320, 512, 1024), depths=DEPTHS, n=20),
         Perplexity(seq_lens=(128, 256), target_tokens=64, num_windows=4),
     ),
 )

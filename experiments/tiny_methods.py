@@ -12,7 +12,7 @@ NTK-aware scaling would take it to, a little more. Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.demo import BETA_FAST
+from ctxext.demo import BETA_FAST, PASSKEY
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
@@ -73,7 +73,7 @@ def experiment(config: LlamaConfig) -> Experiment:
         zero_shot=(Unscaled(), *dynamic(), *static(2.0, config), *at_4x, *static(8.0, config)),
         baselines=(Unscaled(), *(method for method in at_4x if method != yarn)),
         evals=(
-            Retrieval(seq_lens=lengths, n=4),
+            Retrieval(task=PASSKEY, seq_lens=lengths, n=4),
             Perplexity(seq_lens=lengths, target_tokens=window // 2),
         ),
         export=None,

@@ -14,7 +14,7 @@ import dataclasses
 from ctxext.evals import Retrieval
 from ctxext.experiment import BUNDLED
 from ctxext.methods import ABF
-from tiny_base import DEPTHS
+from tiny_base import DEPTHS, PASSKEY
 from tiny_base import experiment as base
 
 experiment = dataclasses.replace(
@@ -23,6 +23,6 @@ experiment = dataclasses.replace(
     init=BUNDLED,
     rope=ABF(40.0),
     train=dataclasses.replace(base.train, steps=600),
-    evals=(Retrieval(seq_lens=(256, 320, 512, 1024), depths=DEPTHS, n=20),),
+    evals=(Retrieval(task=PASSKEY, seq_lens=(256, 320, 512, 1024), depths=DEPTHS, n=20),),
     export=None,
 )

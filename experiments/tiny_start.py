@@ -19,8 +19,8 @@ experiment = Experiment(
     tokenizer=BUNDLED,
     data=Mix(
         (
-            (0.45, Synthetic(tasks.KeyValue())),
-            (0.35, Synthetic(tasks.Passkey())),
+            (0.45, Synthetic(tasks.KeyValue(wording="code"))),
+            (0.35, Synthetic(tasks.Passkey(wording="code"))),
             (0.2, Synthetic(tasks.Repeat())),
         )
     ),

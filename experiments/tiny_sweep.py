@@ -10,8 +10,8 @@ steps tell little, and the report says so.
 import dataclasses
 from collections.abc import Iterator
 
-from ctxext import tasks
 from ctxext.data import Mix, Stdlib, Synthetic
+from ctxext.demo import PAIRS, PASSKEY
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import BUNDLED, Experiment, Train
 from ctxext.methods.linear import Linear
@@ -26,11 +26,11 @@ experiment = Experiment(
     name="yarn-0",
     init=BUNDLED,
     rope=METHODS["yarn"],
-    data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.KeyValue())))),
+    data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(PAIRS)))),
     optim=Optim(learning_rate=7e-4, warmup_steps=3, schedule="linear"),
     train=Train(steps=24, seq_len=4 * WINDOW, batch_size=4, checkpoint_every=24),
     evals=(
-        Retrieval(seq_lens=(WINDOW, 4 * WINDOW), n=12),
+        Retrieval(task=PASSKEY, seq_lens=(WINDOW, 4 * WINDOW), n=12),
         Perplexity(seq_lens=(WINDOW, 4 * WINDOW), target_tokens=WINDOW // 2),
     ),
     export=None,

@@ -12,7 +12,7 @@ published for a base of this size. Results: experiments/LOG.md.
 
 import dataclasses
 
-from ctxext.demo import BETA_FAST
+from ctxext.demo import BETA_FAST, PASSKEY
 from ctxext.demo import experiment as demo
 from ctxext.evals import Perplexity, Retrieval
 from ctxext.experiment import Experiment
@@ -38,7 +38,7 @@ def experiment(config: LlamaConfig) -> Experiment:
             *dynamic(),
         ),
         evals=(
-            Retrieval(seq_lens=lengths, n=12),
+            Retrieval(task=PASSKEY, seq_lens=lengths, n=12),
             Perplexity(seq_lens=lengths, target_tokens=window // 2),
         ),
         export=None,

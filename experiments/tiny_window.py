@@ -33,8 +33,8 @@ experiment = Experiment(
     data=Mix(
         (
             (0.35, Stdlib("train")),
-            (0.3, Synthetic(tasks.KeyValue())),
-            (0.25, Synthetic(tasks.Passkey())),
+            (0.3, Synthetic(tasks.KeyValue(wording="code"))),
+            (0.25, Synthetic(tasks.Passkey(wording="code"))),
             (0.1, Synthetic(tasks.Repeat())),
         )
     ),

@@ -22,6 +22,7 @@ from ctxext.evals import Perplexity, Retrieval
 from ctxext.evaluate import evaluate
 from ctxext.methods import Linear, Yarn, make
 from ctxext.rope import Unscaled
+from ctxext.tasks import Passkey
 
 SOURCE = '''"""Interpolate only the pairs that never complete a turn in pre-training."""
 
@@ -75,7 +76,11 @@ report.draw_wavelengths(
 lm = ctxext.load("tiny-llama")
 window = lm.config.max_position_embeddings
 lengths = (window, 2 * window, 4 * window)
-evals = (Retrieval(lengths, n=4), Perplexity(lengths, target_tokens=window // 2))
+passkey = Passkey(wording="code")  # the wording that this base was trained on
+evals = (
+    Retrieval(lengths, n=4, task=passkey),
+    Perplexity(lengths, target_tokens=window // 2),
+)
 for method in (Unscaled(), Yarn(4.0, beta_fast=8.0), mine):
     sink = folder / "records.jsonl"
     evaluate(lm.with_method(method), evals, sink=sink, progress=False)

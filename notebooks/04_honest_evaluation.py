@@ -23,6 +23,7 @@ from ctxext.methods import NTK, Yarn
 from ctxext.report.analysis.published import Outcome
 from ctxext.report.pages.expected import outcome_text
 from ctxext.rope import Unscaled
+from ctxext.tasks import Passkey
 
 lm = ctxext.load("tiny-llama")
 window = lm.config.max_position_embeddings
@@ -51,10 +52,11 @@ for n in (20, 100, 400):
 
 # %%
 lengths = (window, 2 * window, 4 * window)
+passkey = Passkey(wording="code")  # the wording that this base was trained on
 evals = (
-    Retrieval(lengths, n=4),
-    Retrieval((4 * window,), n=2, condition="no-needle"),
-    Retrieval((window,), n=2, condition="needle-only"),
+    Retrieval(lengths, n=4, task=passkey),
+    Retrieval((4 * window,), n=2, task=passkey, condition="no-needle"),
+    Retrieval((window,), n=2, task=passkey, condition="needle-only"),
     Perplexity(lengths, target_tokens=window // 2),
 )
 folder = Path(tempfile.mkdtemp())

@@ -19,6 +19,7 @@ from ctxext.evals import Perplexity, Retrieval
 from ctxext.evaluate import evaluate
 from ctxext.methods import NTK, Linear, SelfExtend, Yarn
 from ctxext.rope import Unscaled
+from ctxext.tasks import Passkey
 
 lm = ctxext.load("tiny-llama")
 window = lm.config.max_position_embeddings
@@ -54,11 +55,11 @@ for i in range(0, base.head_dim // 2, 4):
 # interval.
 
 # %%
+lengths = (window, 2 * window, 4 * window)
+passkey = Passkey(wording="code")  # the wording that this base was trained on
 evals = (
-    Retrieval(seq_lens=(window, 2 * window, 4 * window), depths=(0.1, 0.5, 0.9), n=2),
-    Perplexity(
-        seq_lens=(window, 2 * window, 4 * window), num_documents=2, target_tokens=window // 2
-    ),
+    Retrieval(lengths, depths=(0.1, 0.5, 0.9), n=2, task=passkey),
+    Perplexity(lengths, num_documents=2, target_tokens=window // 2),
 )
 records = []
 for method in (*methods.values(), SelfExtend(group_size=8, neighbor_window=128)):

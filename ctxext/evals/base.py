@@ -1,6 +1,7 @@
 """The interface of evaluations: named items, the same for every model, and a record for each."""
 
 import abc
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -98,6 +99,22 @@ class Eval(abc.ABC):
         return 0
 
     @abc.abstractmethod
+    def _protocol(self) -> dict[str, Any]:
+        """Everything but lengths and numbers that decides the items, by name.
+
+        Items are named by its fingerprint: another order of the same values makes other questions.
+        """
+
+    @property
+    def _settings(self) -> str:
+        return fingerprint(*self._protocol().values())
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The same as plain JSON, for records: `settings` is its fingerprint."""
+        return {name: plain_setting(value) for name, value in self._protocol().items()}
+
+    @abc.abstractmethod
     def items(self) -> list[str]:
         """Names of all items, in order. Adding samples, lengths or depths keeps the old names."""
 
@@ -137,9 +154,24 @@ def ids_sha256(ids: np.ndarray) -> str:
 
 def fingerprint(*parts: Any) -> str:
     """Eight hex digits of the parts' reprs: frozen dataclasses, numbers and strings."""
-    # Item names seed their questions, so a field that was renamed keeps its first name here.
-    text = repr(parts).replace("max_new_tokens=", "room=")
+    # Item names seed their questions, so a field that was renamed keeps its first name here, and
+    # the wording that was the only one before there was another has none.
+    text = repr(parts).replace("max_new_tokens=", "room=").replace(", wording='code'", "")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def plain_setting(value: Any) -> Any:
+    """A setting as plain JSON; a dataclass is its name with what differs from the defaults."""
+    if isinstance(value, tuple):
+        return [plain_setting(item) for item in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = [
+        f"{field.name}={plain_setting(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if field.repr and getattr(value, field.name) != field.default
+    ]
+    return type(value).__name__ + (f"({', '.join(changed)})" if changed else "")
 
 
 def item_rng(item: str) -> np.random.Generator:

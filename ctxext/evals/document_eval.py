@@ -1,6 +1,5 @@
 """The common part of the evaluations that measure the loss of documents, at several lengths."""
 
-import abc
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -62,11 +61,6 @@ class DocumentEval(Eval):
         self._documents(tokenizer)
 
     @property
-    @abc.abstractmethod
-    def _settings(self) -> str:
-        """Fingerprint of everything that decides an item's windows."""
-
-    @property
     def _documents_seed(self) -> str:
         """Seeds the order of the documents."""
         return f"{self.name}/{fingerprint(self.source, self.seed)}"
@@ -123,6 +117,7 @@ class DocumentEval(Eval):
             evaluation=self.title,
             item=cell.item,
             settings=self._settings,
+            protocol=self.protocol,
             seq_len=cell.seq_len,
             cluster=Cluster(document=document.number, text=cell.item),
             facts=facts or {},

@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ctxext.evals.base import Model, fingerprint, num_bytes
+from ctxext.evals.base import Model, num_bytes
 from ctxext.evals.document_eval import DocumentEval
 from ctxext.evals.key_tokens import ContrastiveKeys, Keys
 from ctxext.evals.record import EvaluatedModel, LossEstimator, LossRecord, LossScores
@@ -34,10 +34,14 @@ class LongPPL(DocumentEval):
                 "longppl: needs lengths of at least 3 tokens and num_documents of at least 1"
             )
 
-    @property
-    def _settings(self) -> str:
-        # The longest length decides which documents are read.
-        return fingerprint(self.keys, self.source, self.seed, max(self.seq_lens))
+    def _protocol(self) -> dict[str, Any]:
+        return {
+            "keys": self.keys,
+            "source": self.source,
+            "seed": self.seed,
+            # It decides which documents are read.
+            "longest": max(self.seq_lens),
+        }
 
     def records(
         self, lm: Model, items: Collection[str], model: EvaluatedModel

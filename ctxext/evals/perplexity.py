@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ctxext.evals.base import Model, batches, fingerprint, ids_sha256, item_rng, num_bytes
+from ctxext.evals.base import Model, batches, ids_sha256, item_rng, num_bytes
 from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.record import (
     EvaluatedModel,
@@ -54,10 +54,14 @@ class Perplexity(DocumentEval):
             for window in range(self.num_windows)
         ]
 
-    @property
-    def _settings(self) -> str:
-        # The longest length decides where the windows are.
-        return fingerprint(self.source, self.seed, self.target_tokens, max(self.seq_lens))
+    def _protocol(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "seed": self.seed,
+            "target_tokens": self.target_tokens,
+            # It decides where the windows are.
+            "longest": max(self.seq_lens),
+        }
 
     @property
     def _documents_seed(self) -> str:

@@ -7,7 +7,7 @@ A run keeps them in records.jsonl, one per line. Labels for people are made from
 import abc
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -288,6 +288,8 @@ class EvalRecord(abc.ABC):
     seq_len: int
     """Nominal length of the text, in tokens."""
     cluster: Cluster
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """The settings of which `settings` is the fingerprint, by name."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Further facts for people, plain JSON."""
 
@@ -318,7 +320,7 @@ class EvalRecord(abc.ABC):
                     prefix + inner.name: encode(getattr(part, inner.name))
                     for inner in dataclasses.fields(part)
                 }
-            elif f.name != "facts":
+            elif f.name not in ("protocol", "facts"):
                 flat[f.name] = part
         return flat | self.facts
 
@@ -363,6 +365,34 @@ def from_json(value: Any) -> EvalRecord:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(KINDS)}")
     parts = {name: part for name, part in value.items() if name != "kind"}
     return decode(KINDS[kind], parts, "record")
+
+
+def distinct_titles(records: Iterable[EvalRecord], title: Callable[[Any], str]) -> dict[str, str]:
+    """The title of each settings among records; equal ones say in brackets what differs.
+
+    Example: "passkey [task=Passkey(wording=code)]" next to "passkey [task=Passkey]".
+    """
+    first: dict[str, EvalRecord] = {}
+    for record in records:
+        first.setdefault(record.settings, record)
+    titles = {settings: title(record) for settings, record in first.items()}
+    by_title: dict[str, list[EvalRecord]] = {}
+    for settings, record in first.items():
+        by_title.setdefault(titles[settings], []).append(record)
+    for same in by_title.values():
+        for record in same if len(same) > 1 else ():
+            titles[record.settings] += f" [{_difference(record, same)}]"
+    return titles
+
+
+def _difference(record: EvalRecord, others: Iterable[EvalRecord]) -> str:
+    """The settings of a record that are not the same in all others; else the fingerprint."""
+    different = [
+        f"{name}={value}"
+        for name, value in record.protocol.items()
+        if any(other.protocol.get(name) != value for other in others)
+    ]
+    return ", ".join(different) or record.settings
 
 
 def read_records(path: str | Path) -> list[EvalRecord]:

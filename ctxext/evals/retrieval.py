@@ -10,7 +10,7 @@ import numpy as np
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import answers
-from ctxext.evals.base import Eval, Model, batches, documents, fingerprint, item_rng
+from ctxext.evals.base import Eval, Model, batches, documents, item_rng
 from ctxext.evals.record import AnswerRecord, AnswerScores, Condition, EvaluatedModel, Measurement
 from ctxext.tasks import Example
 
@@ -98,14 +98,18 @@ class Retrieval(Eval):
             return []
         return [Measurement(self.task.name, n, "accuracy") for n in self.seq_lens]
 
-    @property
-    def _settings(self) -> str:
+    def _protocol(self) -> dict[str, Any]:
         # With a shared context, all depths decide what the text holds.
-        depths = (self.depths,) if self.shared_context else ()
-        jitter = (self.jitter,) if self.jitter else ()
-        return fingerprint(
-            type(self.task).__name__, self.task, self.source, self.seed, *depths, *jitter
-        )
+        depths = {"depths": self.depths} if self.shared_context else {}
+        jitter = {"jitter": self.jitter} if self.jitter else {}
+        return {
+            "class": type(self.task).__name__,
+            "task": self.task,
+            "source": self.source,
+            "seed": self.seed,
+            **depths,
+            **jitter,
+        }
 
     def _grid(self) -> dict[str, Cell]:
         settings = self._settings
@@ -171,6 +175,7 @@ class Retrieval(Eval):
             evaluation=self.name,
             item=cell.item,
             settings=settings,
+            protocol=self.protocol,
             seq_len=cell.seq_len,
             cluster=answers.cluster(
                 example, cell.item, text=cell.text if self.shared_context else None

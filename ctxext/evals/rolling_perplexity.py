@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ctxext.evals.base import Model, batches, fingerprint, num_bytes
+from ctxext.evals.base import Model, batches, num_bytes
 from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.perplexity import by_position
 from ctxext.evals.perplexity_estimators import ESTIMATORS, Estimator, Window, first, windows
@@ -106,19 +106,18 @@ class RollingPerplexity(DocumentEval):
     def title(self) -> str:
         return f"{self.name}:{self.estimator}"
 
-    @property
-    def _settings(self) -> str:
-        return fingerprint(
-            self.estimator,
-            self.source,
-            self.seed,
-            self._stride,
-            self.min_tokens,
-            self.max_tokens,
-            max(self.seq_lens),
+    def _protocol(self) -> dict[str, Any]:
+        return {
+            "estimator": self.estimator,
+            "source": self.source,
+            "seed": self.seed,
+            "stride": self._stride,
+            "min_tokens": self.min_tokens,
+            "max_tokens": self.max_tokens,
+            "longest": max(self.seq_lens),
             # More documents change a stream.
-            self.num_documents if self._estimator.stream else None,
-        )
+            "num_documents": self.num_documents if self._estimator.stream else None,
+        }
 
     def _min_tokens(self, tokenizer: Any) -> int:
         return self.required_tokens

@@ -63,6 +63,9 @@ class Samples(Eval):
     """Only the first samples of each file; None for all."""
     batch_tokens: int = 16_384
 
+    def _protocol(self) -> dict[str, Any]:
+        return {"variant": self.variant}  # and the task, which each file names
+
     def items(self) -> list[str]:
         """`<task>/<fingerprint of variant and task>/<nominal length>/<file hash>-<line>`."""
         return [sample.item for sample in self._samples()]
@@ -101,6 +104,7 @@ class Samples(Eval):
             evaluation=self.name,
             item=sample.item,
             settings=sample.settings,
+            protocol=self.protocol,
             seq_len=self.seq_len,
             cluster=answers.cluster(example, sample.item),
             facts={

@@ -35,7 +35,8 @@ class SuiteConfig:
     """How many questions there are, and about which texts.
 
     questions: a file for "qa". ruler: a directory of RULER's own samples for "ruler:reference".
-    wording: a file for "passkey:<protocol>". load: opens the other model of "longppl:DIR".
+    wording: for tasks that have two. protocol_wording: a file for "passkey:<protocol>". load: opens
+    the other model of "longppl:DIR".
     """
 
     seq_lens: tuple[int, ...] = ()
@@ -43,7 +44,8 @@ class SuiteConfig:
     source: TextSource = HELDOUT
     questions: Path | None = None
     ruler: Path | None = None
-    wording: Path | None = None
+    wording: tasks.WordingName = "prose"
+    protocol_wording: Path | None = None
     load: Callable[[str], Model] | None = dataclasses.field(default=None, repr=False)
 
     @property
@@ -76,7 +78,7 @@ class SuiteConfig:
 
 
 def _retrieval(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
-    options = tasks.SuiteOptions(min(config.seq_lens), config.questions)
+    options = tasks.SuiteOptions(min(config.seq_lens), config.questions, config.wording)
     return tuple(map(config.ask, tasks.by_suite_name()[name].for_suite(name, options)))
 
 
@@ -97,7 +99,7 @@ def _ruler_samples(config: SuiteConfig) -> tuple[Eval, ...]:
 
 
 def _protocol(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
-    return (passkey_protocol(name, config.seq_lens, text=config.wording),)
+    return (passkey_protocol(name, config.seq_lens, text=config.protocol_wording),)
 
 
 def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:

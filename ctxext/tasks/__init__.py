@@ -11,6 +11,7 @@ from ctxext.tasks.base import SuiteOptions as SuiteOptions
 from ctxext.tasks.base import Task as Task
 from ctxext.tasks.base import TaskContext as TaskContext
 from ctxext.tasks.base import TrainingTask as TrainingTask
+from ctxext.tasks.base import WordingName as WordingName
 from ctxext.tasks.base import without_needles as without_needles
 
 

@@ -7,16 +7,32 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Example, SharedContextTask, SuiteLayout, TaskContext, TrainingTask
+from ctxext.tasks.base import (
+    Example,
+    SharedContextTask,
+    SuiteLayout,
+    SuiteOptions,
+    Task,
+    TaskContext,
+    TrainingTask,
+    WordingName,
+)
 from ctxext.tasks.building.exact_recall import recall_examples, recall_row
-from ctxext.tasks.building.needles import Needle, draw_digit_needles, max_digit_needles
+from ctxext.tasks.building.wordings import Statement, check_wording, prose
 
-KEYS = string.ascii_letters
+STATEMENTS: dict[WordingName, Statement] = {
+    "prose": prose("number"),
+    "code": Statement(string.ascii_letters, "# {name}="),
+}
 
 
 @dataclass(frozen=True)
 class KeyValue(SharedContextTask, TrainingTask):
-    """`num_pairs` lines `# q=482` in the haystack; the prompt ends with `# q=` for one of them."""
+    """`num_pairs` lines `The number of the otter is 482.`; the prompt ends with a question for one.
+
+    The question is `What is the number of the otter? The number of the otter is`.
+    In the wording "code": `# q=482`, and `# q=`.
+    """
 
     name: ClassVar[str] = "kv"
     suite_layout: ClassVar[SuiteLayout] = "shared-context"
@@ -24,20 +40,26 @@ class KeyValue(SharedContextTask, TrainingTask):
     """Pairs in the text."""
     digits: int = 3
     """Digits of a value."""
+    wording: WordingName = "prose"
+    """"prose" for models of language; "code" for a base that was trained on that wording."""
 
-    def _needles(self, context: TaskContext, count: int) -> list[Needle]:
-        return draw_digit_needles(
-            context, count, keys=KEYS, stem=lambda key: f"# {key}=", digits=self.digits
-        )
+    def __post_init__(self) -> None:
+        check_wording(self.name, self.wording)
+
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        return (cls(wording=options.wording),)
 
     def shared_examples(
         self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
         """A pair at each depth and a question for each; further pairs of `num_pairs` anywhere."""
-        needles = self._needles(context, max(self.num_pairs, len(depths)))
+        count = max(self.num_pairs, len(depths))
+        needles = STATEMENTS[self.wording].draw(context, count, self.digits)
         return recall_examples(context, seq_len, needles, depths=depths, task=self.name)
 
     def training_row(self, context: TaskContext, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes of which half to all is pairs and questions (`recall_row`)."""
-        needles = self._needles(context, max_digit_needles(KEYS, self.digits))
+        statement = STATEMENTS[self.wording]
+        needles = statement.draw(context, statement.max_needles(self.digits), self.digits)
         return recall_row(context, length, needles, task=self.name, needle_share=(0.5, 1))

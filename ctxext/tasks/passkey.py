@@ -7,37 +7,54 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctxext.tasks.base import Example, SharedContextTask, TaskContext, TrainingTask
+from ctxext.tasks.base import (
+    Example,
+    SharedContextTask,
+    SuiteOptions,
+    Task,
+    TaskContext,
+    TrainingTask,
+    WordingName,
+)
 from ctxext.tasks.building.exact_recall import recall_examples, recall_row
-from ctxext.tasks.building.needles import Needle, draw_digit_needles, max_digit_needles
+from ctxext.tasks.building.wordings import Statement, check_wording, prose
 
-KEYS = string.ascii_uppercase
+STATEMENTS: dict[WordingName, Statement] = {
+    "prose": prose("passkey"),
+    "code": Statement(string.ascii_uppercase, "# key {name}="),
+}
 
 
 @dataclass(frozen=True)
 class Passkey(SharedContextTask, TrainingTask):
-    """`# key K=48213` once in the haystack; the prompt ends with `# key K=`.
+    """`The passkey of the lantern is 48213.` once in the haystack, and a question at its end.
 
-    Training rows hold several keys.
+    The question is `What is the passkey of the lantern? The passkey of the lantern is`.
+    In the wording "code": `# key K=48213`, and `# key K=`. Training rows hold several keys.
     """
 
     name: ClassVar[str] = "passkey"
     digits: int = 5
     """Digits of the key."""
+    wording: WordingName = "prose"
+    """"prose" for models of language; "code" for a base that was trained on that wording."""
 
-    def _needles(self, context: TaskContext, count: int) -> list[Needle]:
-        return draw_digit_needles(
-            context, count, keys=KEYS, stem=lambda key: f"# key {key}=", digits=self.digits
-        )
+    def __post_init__(self) -> None:
+        check_wording(self.name, self.wording)
+
+    @classmethod
+    def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
+        return (cls(wording=options.wording),)
 
     def shared_examples(
         self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
     ) -> list[Example]:
         """A key at each depth (0 first, 1 just before the question), and a question for each."""
-        needles = self._needles(context, len(depths))
+        needles = STATEMENTS[self.wording].draw(context, len(depths), self.digits)
         return recall_examples(context, seq_len, needles, depths=depths, task=self.name)
 
     def training_row(self, context: TaskContext, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes, from one key in much text to nothing but keys and questions (`recall_row`)."""
-        needles = self._needles(context, max_digit_needles(KEYS, self.digits))
+        statement = STATEMENTS[self.wording]
+        needles = statement.draw(context, statement.max_needles(self.digits), self.digits)
         return recall_row(context, length, needles, task=self.name, needle_share=(0, 1))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord
+from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, distinct_titles
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
@@ -25,21 +25,29 @@ def eval_logs(records: Iterable[EvalRecord]) -> Iterator[dict[str, float]]:
 def means(records: Iterable[EvalRecord]) -> dict[tuple[int, str], dict[str, float]]:
     """Means by (seq_len, "<evaluation>/<model>") of every true-or-false or fractional field.
 
-    Controls are separate evaluations. Texts also have nats_per_token: all nats / all tokens.
+    Controls are separate evaluations, and so is an evaluation with other settings, whose name says
+    what differs. Texts also have nats_per_token: all nats / all tokens.
     """
+    records = list(records)
+    names = distinct_titles(records, _name)
     groups: dict[tuple[int, str], list[EvalRecord]] = {}
     for record in records:
-        key = record.seq_len, f"{_evaluation(record)}/{record.model.label}"
+        evaluation = names[record.settings] + _condition(record)
+        key = record.seq_len, f"{evaluation}/{record.model.label}"
         groups.setdefault(key, []).append(record)
     return {key: _mean(group) for key, group in sorted(groups.items())}
 
 
-def _evaluation(record: EvalRecord) -> str:
-    """The task of questions, with the condition of controls; else the evaluation."""
-    if not isinstance(record, AnswerRecord):
-        return record.evaluation
-    question = record.question
-    return question.task + ("" if question.condition == "needle" else f" {question.condition}")
+def _name(record: EvalRecord) -> str:
+    """The task of questions, else the evaluation."""
+    return record.question.task if isinstance(record, AnswerRecord) else record.evaluation
+
+
+def _condition(record: EvalRecord) -> str:
+    """The condition of a control."""
+    if not isinstance(record, AnswerRecord) or record.question.condition == "needle":
+        return ""
+    return f" {record.question.condition}"
 
 
 def _mean(records: Sequence[EvalRecord]) -> dict[str, float]:

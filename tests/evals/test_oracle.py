@@ -77,8 +77,16 @@ class Counting(TextSource):
 
 def test_items_and_prompts_do_not_change():
     """Golden hashes: an item name always stands for the same prompt."""
-    passkey = Retrieval(seq_lens=(128, 1000), depths=(0.0, 0.5), n=1, source=Counting())
-    kv = dataclasses.replace(passkey, seq_lens=(150,), task=tasks.KeyValue(num_pairs=4))
+    passkey = Retrieval(
+        seq_lens=(128, 1000),
+        depths=(0.0, 0.5),
+        n=1,
+        task=tasks.Passkey(wording="code"),
+        source=Counting(),
+    )
+    kv = dataclasses.replace(
+        passkey, seq_lens=(150,), task=tasks.KeyValue(num_pairs=4, wording="code")
+    )
     repeat = dataclasses.replace(
         passkey, seq_lens=(64,), task=tasks.Repeat(num_cue=2, num_answer=2)
     )
@@ -144,7 +152,7 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
         assert record.scores.correct
         assert record.scores.answer_nll == pytest.approx(0.01)
     num_lines = evaluation.task.num_pairs if evaluation is KV else 1
-    line = r"\n# (?:key )?\w=\d+\n"
+    stem = r"\nThe (?:passkey|number) of the \w+ is"
     for cell, record, twin in zip(control._grid().values(), records, ordinary, strict=True):
         assert record.question.gold == twin.question.gold
         assert record.seq_len == twin.seq_len
@@ -153,7 +161,8 @@ def test_without_its_haystack_a_question_is_as_short_as_it_can_be(evaluation):
         assert record.question.haystack == ()
         example = control.ask(TOKENIZER, documents(SOURCE, TOKENIZER), [cell])[0]
         text = TOKENIZER.decode(example.prompt[1:].tolist())
-        assert re.fullmatch(rf"({line}){{{num_lines}}}\n# (key )?\w=", text)
+        question = r"\nWhat is the (passkey|number) of the \w+\? The \w+ of the \w+ is"
+        assert re.fullmatch(rf"({stem} \d+\.\n){{{num_lines}}}{question}", text)
         assert record.question.tokens == len(example.prompt) + len(example.answer) < cell.seq_len
 
 
@@ -185,7 +194,10 @@ def test_records_are_json_exact_in_length_and_name_their_item(tmp_path):
     for record in records:
         append_jsonl(tmp_path / "records.jsonl", record.to_json())
         assert record.question.tokens == record.seq_len
-        assert (record.question.task, record.question.fields) == ("passkey", {"digits": 5})
+        assert (record.question.task, record.question.fields) == (
+            "passkey",
+            {"digits": 5, "wording": "prose"},
+        )
         assert abs(record.question.depth_achieved - record.question.depth) < 0.03
         assert record.scores.answer_probability == pytest.approx(
             np.exp(sum(record.scores.answer_logprobs))

@@ -189,6 +189,7 @@ def test_kinds_of_mistakes_add_up():
         "no number": 0,
         "made up": 6,
         "nothing": 3,
+        "next number": 0,
     }
     text = part(tables(records), "passkey: right answers and kinds of mistakes, % of the questions")
     assert [line.split() for line in text.splitlines()[1:]] == [
@@ -200,11 +201,33 @@ def test_kinds_of_mistakes_add_up():
 def test_every_kind_of_mistake_is_known():
     kinds = {
         failure(text, ("4711", "42"), distractors=("99",), prompt="the prompt: 12 apples")
-        for text in ("", "99", "47", "none", "12 apples", "7")
+        for text in ("", "99", "47", "none", "12 apples", "7", "43")
     }
     assert kinds == set(KINDS)
     with pytest.raises(ValueError, match="unknown kinds of mistakes: odd"):
         tables(questions(256, change=lambda i: {"correct": False, "failure": "odd"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (" 30831", "next number"),
+        ("30831\n# key I=", "next number"),
+        ("17", "next number"),  # after another record's value
+        ("30829", "made up"),
+        ("30830 and 30831", "part"),
+        ("16", "distractor"),
+        ("K=30831", "next number"),
+    ],
+)
+def test_counting_on_is_a_mistake_of_its_own(text, kind):
+    """A real model of language answers `# key H=` with 30831 where the text has `# key H=30830`."""
+    assert failure(text, ("30830",), distractors=("16",), prompt="# key H=30830") == kind
+
+
+def test_values_that_are_not_whole_numbers_have_no_next_one():
+    assert failure("lion 2", ("lion", "4.5"), prompt="") == "part"
+    assert failure("5", ("lion", "4.5"), prompt="") == "made up"
 
 
 def test_achieved_lengths():

@@ -1,5 +1,6 @@
 """Tables are recomputed from records: every number here is checked against records made by hand."""
 
+import dataclasses
 import json
 import math
 
@@ -17,6 +18,7 @@ from ctxext.evals.oracle import (
     WindowReader,
 )
 from ctxext.evals.record import Cluster, LossEstimator, LossRecord, LossScores, PositionLosses
+from ctxext.evals.ruler import ruler_exact
 from ctxext.evals.stats import wilson
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
@@ -24,6 +26,8 @@ from ctxext.report import latest, summary, tables, verdict
 from ctxext.report.analysis.results import Results
 from ctxext.report.pages.heatmaps import by_depth
 from ctxext.report.pages.styles import identities, method_styles, variant_styles
+from ctxext.report.pages.tables import all_tables
+from ctxext.tracking.means import means
 from support.planted import passkey_record
 from support.records import changed
 from support.toy_tokenizer import toy_source, toy_tokenizer
@@ -297,3 +301,48 @@ def test_other_weights_are_not_the_same_training_without_scaling():
     records += asked("none", 60, False)
     (study,) = Results(records).studies
     assert study.unscaled(yarn).name == "none, 60 steps at 1024"
+
+
+def test_tables_of_the_same_evaluation_with_other_settings_say_what_differs():
+    tokenizer = toy_tokenizer()
+    source = toy_source()
+    config = OracleConfig(128)
+    questions = Retrieval((128,), (0.0, 1.0), 2, source=source)
+    losses = Perplexity((64, 128), num_documents=2, target_tokens=16, source=source)
+    evals = (
+        questions,
+        dataclasses.replace(questions, task=tasks.Passkey(wording="code")),
+        losses,
+        dataclasses.replace(losses, target_tokens=32),
+    )
+    records = evaluate(PerfectReader(tokenizer, config), evals, progress=False)
+    titles = [table.title for table in all_tables(Results(records))]
+    assert len(set(titles)) == len(titles)
+    accuracies = [
+        title for title in titles if ": right / asked" in title and "controls" not in title
+    ]
+    assert [title.partition(": right")[0] for title in accuracies] == [
+        "passkey [task=Passkey]",
+        "passkey [task=Passkey(wording=code)]",
+    ]
+    perplexities = [title for title in titles if title.startswith("perplexity")]
+    assert [title.partition(" context ")[2].partition("]")[0] for title in perplexities] == [
+        "[target_tokens=16",
+        "[target_tokens=32",
+    ]
+    logged = {name for _, name in means(records)}
+    assert "passkey [task=Passkey]/none" in logged
+    assert "ppl [target_tokens=32]/none" in logged
+    # Alone, an evaluation keeps its plain name.
+    alone = [table.title for table in all_tables(Results(records[:4]))]
+    assert not any("[task" in title for title in alone)
+
+
+def test_a_suite_over_other_texts_is_another_mean():
+    tokenizer = toy_tokenizer()
+    suites = [ruler_exact((900,), 5, source=toy_source(), seed=seed)[:2] for seed in (0, 1)]
+    reader = PerfectReader(tokenizer, OracleConfig(900))
+    records = evaluate(reader, [e for suite in suites for e in suite], progress=False)
+    assert [name.partition("seed=")[2] for name in Results(records).suites] == ["0]", "1]"]
+    alone = [record for record in records if record.protocol["seed"] == 0]
+    assert list(Results(alone).suites) == ["ruler-exact"]

@@ -1,17 +1,42 @@
 """Trainable tasks: exact to the token, pure in their stream, weights on answers and text only."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxext.tasks import FILLER_WEIGHT, KeyValue, Passkey, Repeat, Task, TaskContext
+from ctxext.evals import Retrieval
+from ctxext.tasks import (
+    FILLER_WEIGHT,
+    KeyValue,
+    Passkey,
+    Repeat,
+    SuiteOptions,
+    Task,
+    TaskContext,
+)
 from ctxext.tasks.base import draw_haystack, encode_fragment
 from support.toy_tokenizer import toy_documents, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 HAYSTACK = toy_documents(TOKENIZER)
-TASKS = [Passkey(), Passkey(digits=3), KeyValue(), KeyValue(num_pairs=2, digits=1)]
+TASKS = [
+    Passkey(),
+    Passkey(digits=3),
+    KeyValue(num_pairs=2),
+    Passkey(wording="code"),
+    Passkey(digits=3, wording="code"),
+    KeyValue(wording="code"),
+    KeyValue(num_pairs=2, digits=1, wording="code"),
+]
+STEMS = {
+    ("passkey", "prose"): "The passkey of the KEY is",
+    ("passkey", "code"): "# key KEY=",
+    ("kv", "prose"): "The number of the KEY is",
+    ("kv", "code"): "# KEY=",
+}
 NEWLINE = encode_fragment(TOKENIZER, "\n")
 few = settings(max_examples=40, deadline=None)
 tasks = st.sampled_from(TASKS)
@@ -31,8 +56,31 @@ def row(task: Task, seed: int, length: int):
 
 
 def stem_of(task: Task, key: str) -> list[int]:
-    text = f"# key {key}=" if isinstance(task, Passkey) else f"# {key}="
+    text = STEMS[task.name, task.wording].replace("KEY", key)
     return NEWLINE + encode_fragment(TOKENIZER, text)
+
+
+def question_of(task: Task, key: str) -> list[int]:
+    if task.wording == "code":
+        return stem_of(task, key)
+    stem = STEMS[task.name, task.wording]
+    text = stem.replace("The", "What is the", 1).removesuffix(" is") + f"? {stem}"
+    return NEWLINE + encode_fragment(TOKENIZER, text.replace("KEY", key))
+
+
+def end_of(task: Task) -> list[int]:
+    return encode_fragment(TOKENIZER, ".") if task.wording == "prose" else []
+
+
+def answer_of(task: Task, value: str) -> list[int]:
+    return encode_fragment(TOKENIZER, value if task.wording == "code" else f" {value}")
+
+
+def key_before(task: Task, tokens: np.ndarray) -> str:
+    """The key of the question that the text ends with."""
+    text = TOKENIZER.decode(tokens.tolist())
+    pattern = re.escape(STEMS[task.name, task.wording]).replace("KEY", "([A-Za-z]+)")
+    return re.findall(pattern, text)[-1]
 
 
 def find(ids: np.ndarray, part: list[int]) -> list[int]:
@@ -49,14 +97,17 @@ def test_example_is_exact_to_the_token_and_describes_itself(task, seed, seq_len,
     assert len(prompt) + len(answer) == seq_len
     assert prompt[0] == TOKENIZER.bos_id
     assert (prompt[1:] != TOKENIZER.bos_id).all()
-    assert answer.tolist() == encode_fragment(TOKENIZER, meta["value"])
+    assert answer.tolist() == answer_of(task, meta["value"])
     assert meta["value"][0] != "0"
     assert len(meta["value"]) == task.digits
     stem = stem_of(task, meta["name"])
-    needle = stem + answer.tolist() + NEWLINE
+    needle = stem + answer.tolist() + end_of(task) + NEWLINE
+    question = question_of(task, meta["name"])
     ((start, size),) = meta["needles"]
-    # The stem is in the needle and in the question only.
-    assert find(prompt, stem) == [start, len(prompt) - len(stem)]
+    # The key is in the needle and in the question only.
+    assert find(prompt, needle) == [start]
+    assert find(prompt, question)[-1] == len(prompt) - len(question)
+    assert find(prompt, stem)[0] == start
     assert prompt[start : start + size].tolist() == needle
     assert meta["distance"] == meta["distances"][0] == len(prompt) - start
     assert len(meta["distances"]) == len(set(meta["distances"])) == getattr(task, "num_pairs", 1)
@@ -74,9 +125,11 @@ def test_both_ends_are_reached_and_depth_moves_the_needle_monotonically(task, se
     assert len(set(starts)) == len(starts)
     assert [examples[0].depth, examples[-1].depth] == [0, 1]
     if isinstance(task, Passkey):
-        size = examples[-1].meta["needles"][0][1]
+        last = examples[-1]
+        needle = last.meta["needles"][0][1]
+        question = len(question_of(task, last.meta["name"])) + len(last.answer)
         assert starts[0] == 1
-        assert starts[-1] + 2 * size - len(NEWLINE) == 400
+        assert starts[-1] + needle + question == 400
 
 
 @few
@@ -93,7 +146,7 @@ def test_an_example_depends_on_its_random_stream_alone(task, seed):
 
 
 @few
-@given(tasks, seeds, st.integers(40, 700))
+@given(tasks, seeds, st.integers(80, 700))
 def test_training_row_weights_answers_and_text_only(task, seed, length):
     tokens, weights = row(task, seed, length)
     assert tokens.shape == weights.shape == (length,)
@@ -108,23 +161,24 @@ def test_training_row_weights_answers_and_text_only(task, seed, length):
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_answer, [0]])))
     assert len(edges) >= 2
     for start, stop in edges.reshape(-1, 2):
-        key = TOKENIZER.decode(tokens[:start].tolist())[-2]
+        key = key_before(task, tokens[:start])
         stem = stem_of(task, key)
+        asked = question_of(task, key)
         answer = tokens[start:stop].tolist()
-        question = start - len(stem)
-        assert tokens[question:start].tolist() == stem
+        question = start - len(asked)
+        assert tokens[question:start].tolist() == asked
         assert (weights[question:start] == 0).all()
         # Each key: its needle, then its only question, both with the same digits.
-        needle, second = find(tokens, stem)
-        line = stem + answer
-        assert second == question
+        needle = find(tokens, stem)[0]
+        line = stem + answer + end_of(task)
+        assert find(tokens, asked)[-1] == question
         assert tokens[needle:][: len(line)].tolist() == line
         assert (weights[needle:][: len(line) + len(NEWLINE)] == 0).all()
         assert len(TOKENIZER.decode(answer).strip()) == task.digits
 
 
 def test_training_rows_hold_many_questions_and_every_distance():
-    for task, least_of_most in ((Passkey(), 8), (KeyValue(), 10)):
+    for task, least_of_most in ((Passkey(wording="code"), 8), (KeyValue(wording="code"), 10)):
         counts = []
         distances = []
         for seed in range(100):
@@ -133,7 +187,7 @@ def test_training_rows_hold_many_questions_and_every_distance():
             starts = np.flatnonzero(np.diff(is_answer.astype(int)) == 1) + 1
             counts.append(len(starts))
             for start in starts:
-                key = TOKENIZER.decode(tokens[:start].tolist())[-2]
+                key = key_before(task, tokens[:start])
                 needle, question = find(tokens, stem_of(task, key))
                 distances.append(question - needle)
         assert max(counts) >= least_of_most
@@ -143,7 +197,7 @@ def test_training_rows_hold_many_questions_and_every_distance():
 
 
 def test_values_are_spread_over_all_first_digits():
-    values = [example(Passkey(), seed, 60, 0.5).meta["value"] for seed in range(400)]
+    values = [example(Passkey(), seed, 80, 0.5).meta["value"] for seed in range(400)]
     counts = np.bincount([int(value[0]) for value in values], minlength=10)
     assert counts[0] == 0
     assert (counts[1:] > 20).all()  # 44 expected
@@ -164,7 +218,8 @@ def test_an_error_about_the_length_names_the_shortest(task):
     with pytest.raises(ValueError, match=pattern) as error:
         example(task, 0, 15, 0.5)
     shortest = int(str(error.value).split()[-2])
-    assert len(example(task, 0, shortest, 0.5).prompt) + task.digits == shortest
+    prompt, answer, *_ = example(task, 0, shortest, 0.5)
+    assert len(prompt) + len(answer) == shortest
     with pytest.raises(ValueError, match=f"shortest is {shortest} tokens"):
         example(task, 0, shortest - 1, 0.5)
     with pytest.raises(ValueError, match="training row of 5 tokens"):
@@ -176,7 +231,7 @@ def test_other_bad_input():
         example(Passkey(), 0, 100, 1.5)
     with pytest.raises(ValueError, match="haystack is empty"):
         Passkey().example(TaskContext(np.random.default_rng(0), TOKENIZER, []), 100)
-    with pytest.raises(ValueError, match="99 records do not fit 52 names"):
+    with pytest.raises(ValueError, match="99 records do not fit 98 names"):
         example(KeyValue(num_pairs=99), 0, 1000, 0.5)
 
 
@@ -210,3 +265,36 @@ def test_repeat_rows_weight_only_tokens_that_can_be_copied(seed, length):
     message = "repeat: a training row of 4 tokens is too short; the shortest is 5"
     with pytest.raises(ValueError, match=message):
         row(Repeat(), seed, 4)
+
+
+def test_names_of_the_default_wording_cannot_be_read_as_counters():
+    """Words: neither digits nor single letters, and no name is followed by another one."""
+    for task in (Passkey(), KeyValue()):
+        names = {example(task, seed, 2000, 0.5).meta["name"] for seed in range(200)}
+        assert all(re.fullmatch("[a-z]{4,}", name) for name in names)
+        assert len(names) > 50
+
+
+def test_the_default_wording_is_prose_and_a_suite_passes_on_another():
+    prompt = TOKENIZER.decode(example(Passkey(), 0, 200, 0.5).prompt.tolist())
+    needle = r"\nThe passkey of the ([a-z]+) is [0-9]{5}\.\n"
+    question = r"\nWhat is the passkey of the \1\? The passkey of the \1 is$"
+    assert re.search(f"{needle}.*{question}", prompt, re.DOTALL)
+    assert Passkey() == Passkey(wording="prose")
+    for task in (Passkey, KeyValue):
+        (asked,) = task.for_suite(task.name, SuiteOptions(256))
+        assert asked.wording == "prose"
+        (asked,) = task.for_suite(task.name, SuiteOptions(256, wording="code"))
+        assert asked.wording == "code"
+        with pytest.raises(ValueError, match="wording 'verse' is not known; choose prose or code"):
+            task(wording="verse")
+
+
+def test_the_wording_code_asks_the_questions_that_it_always_asked():
+    """Names of items seed their questions; these two are of the time of a single wording."""
+    passkey = Retrieval((256,), n=1, depths=(0.5,), task=Passkey(wording="code"))
+    pairs = Retrieval((256,), n=1, depths=(0.5,), task=KeyValue(num_pairs=4, wording="code"))
+    assert passkey.items() == ["passkey/26d60539/256/0.5/0"]
+    assert pairs.items() == ["kv/08df7064/256/0.5/0"]
+    prose = Retrieval((256,), n=1, depths=(0.5,))
+    assert prose.items() != passkey.items()

@@ -6,8 +6,9 @@ ctxext eval HF_DIR --method yarn --factor 4 --evals passkey ppl --seq-len 4096 1
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from ctxext.cli import options
 
@@ -67,9 +68,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--wording",
-        type=Path,
-        metavar="FILE",
-        help="The authors' own text for passkey:<protocol>, in JSON.",
+        nargs="+",
+        default=[],
+        metavar="prose|code|FILE",
+        help="How passkey and kv ask: prose, the default, for models of language; code for a base "
+        "that was trained on it, such as tiny-llama. FILE: the authors' own text for "
+        "passkey:<protocol>, in JSON.",
     )
     parser.add_argument(
         "--out",
@@ -93,6 +97,22 @@ def _names() -> Iterable[str]:
     return [*by_suite_name(), *EVALUATIONS]
 
 
+def _wordings(values: Sequence[str]) -> dict[str, Any]:
+    """The settings that --wording stands for. Raises ValueError if one is given twice."""
+    from ctxext.tasks import WordingName
+
+    settings: dict[str, Any] = {}
+    for value in values:
+        is_name = value in get_args(WordingName)
+        field = "wording" if is_name else "protocol_wording"
+        if field in settings:
+            raise ValueError(
+                f"--wording takes prose or code once, and one file: {' '.join(values)}"
+            )
+        settings[field] = value if is_name else Path(value)
+    return settings
+
+
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate, report, requirements
     from ctxext.data import haystack
@@ -111,7 +131,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         source=source,
         questions=args.questions,
         ruler=args.ruler,
-        wording=args.wording,
+        **_wordings(args.wording),
     )
     sink, records = evaluate.evaluate_checkpoint(
         options.open_named_model(args, semantics=args.semantics),

@@ -9,7 +9,7 @@ from ctxext.evals.record import AnswerRecord
 from ctxext.report.analysis.records import TaskResults, Variant, labels
 
 RIGHT = "right"
-KINDS = ("part", "distractor", "copied", "no number", "made up", "nothing")
+KINDS = ("part", "distractor", "copied", "no number", "made up", "nothing", "next number")
 """The kinds of mistake that `tasks.building.scores.failure` knows."""
 
 

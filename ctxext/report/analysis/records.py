@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from ctxext.evals.power import effective_trials
-from ctxext.evals.record import AnswerRecord, EvalRecord, EvaluatedModel
+from ctxext.evals.record import AnswerRecord, EvalRecord, EvaluatedModel, distinct_titles
 from ctxext.evals.stats import Interval, wilson
 
 T = TypeVar("T")
@@ -179,17 +179,19 @@ def task_results(records: Sequence[EvalRecord]) -> list[TaskResults]:
         has_task = record.settings in by_settings
         key = record.settings if has_task else settings_of.get(_task(record))
         controls.setdefault(key, []).append(record)
-    titles = [own[0].question.title for own in by_settings.values()]
+    titles = distinct_titles(
+        (own[0] for own in by_settings.values()), lambda record: record.question.title
+    )
     return [
         TaskResults(
-            f"{title} [{settings}]" if titles.count(title) > 1 else title,
+            titles[settings],
             own[0].question.task,
             settings,
             own,
             controls.get(settings, []),
             [names[model] for model in dict.fromkeys(record.model for record in own)],
         )
-        for title, (settings, own) in zip(titles, by_settings.items(), strict=True)
+        for settings, own in by_settings.items()
     ]
 
 

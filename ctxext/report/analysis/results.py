@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import cached_property
 
-from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord
+from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, distinct_titles
 from ctxext.report.analysis.comparisons import Comparison
 from ctxext.report.analysis.perplexity import losses
 from ctxext.report.analysis.records import (
@@ -51,6 +51,13 @@ class Results:
     def suites(self) -> dict[str, list[SuiteMean]]:
         """The means over tasks, by suite."""
         return group(suite_means(self.records, self.variants), lambda mean: mean.suite)
+
+    @cached_property
+    def loss_details(self) -> dict[str, str]:
+        """What tells the losses of some settings from those of the same estimator; else ""."""
+        records = [of_settings[0] for of_settings in self.losses]
+        names = distinct_titles(records, lambda record: record.estimator.name)
+        return {r.settings: names[r.settings].removeprefix(r.estimator.name) for r in records}
 
     @cached_property
     def losses(self) -> list[list[LossRecord]]:

@@ -40,11 +40,14 @@ class SuiteMean:
 
 
 def suite_means(records: Iterable[EvalRecord], variants: Sequence[Variant]) -> list[SuiteMean]:
-    """Every suite, variant and length. A task is known by name and fields; all weigh the same."""
+    """Every suite, variant and length. A task is known by name and fields; all weigh the same.
+
+    Questions over other texts or from another seed are another suite, named by what differs.
+    """
     by_model = {variant.model: variant for variant in variants}
     of_suites = [r for r in answers(records) if r.question.suite and not is_control(r)]
     means = []
-    for suite, of_suite in group(of_suites, lambda record: record.question.suite).items():
+    for suite, of_suite in _by_protocol(of_suites).items():
         expected = _expected_tasks(suite, of_suite)
         cells = group(of_suite, lambda record: (record.model, record.seq_len))
         for (model, seq_len), own in cells.items():
@@ -65,6 +68,23 @@ def suite_means(records: Iterable[EvalRecord], variants: Sequence[Variant]) -> l
                 )
             )
     return means
+
+
+def _by_protocol(records: Sequence[AnswerRecord]) -> dict[str, list[AnswerRecord]]:
+    """Records by suite, and by its text and seed if it was asked with several."""
+    named: dict[str, list[AnswerRecord]] = {}
+    for suite, of_suite in group(records, lambda record: record.question.suite).items():
+        by_protocol = group(of_suite, _common_protocol)
+        for protocol, own in by_protocol.items():
+            named[f"{suite} [{protocol}]" if len(by_protocol) > 1 else suite] = own
+    return named
+
+
+def _common_protocol(record: AnswerRecord) -> str:
+    """The settings that all tasks of a suite share."""
+    return ", ".join(
+        f"{name}={record.protocol[name]}" for name in ("source", "seed") if name in record.protocol
+    )
 
 
 def _task_keys(records: Sequence[AnswerRecord]) -> list[str]:

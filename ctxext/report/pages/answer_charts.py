@@ -29,6 +29,7 @@ KIND_NAMES = {
     RIGHT: RIGHT,
     "part": "a part of the answer",
     "distractor": "a wrong value from the text",
+    "next number": "a value plus one, as if counted on",
     "copied": "copied from the text",
     "no number": "no number where one was asked for",
     "made up": "made up",

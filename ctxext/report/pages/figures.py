@@ -136,7 +136,12 @@ def difference_chart(
 
 
 def perplexity_chart(
-    records: Sequence[LossRecord], variants: Sequence[Variant], styles: Styles, key: str
+    records: Sequence[LossRecord],
+    variants: Sequence[Variant],
+    styles: Styles,
+    key: str,
+    *,
+    detail: str = "",
 ) -> Chart:
     """Perplexity by length, of records of one estimator; logarithmic."""
     measured = [p for p in perplexities(records, variants) if p.perplexity]
@@ -146,7 +151,7 @@ def perplexity_chart(
         own.sort(key=lambda p: p.seq_len)
         at = [Point(p.seq_len, *p.perplexity) for p in own if p.perplexity]
         lines.append(Line(label, variant.name, style, at, _interval(variant, variants)))
-    title = estimator_title(records[0])
+    title = estimator_title(records[0], detail)
     title = title[0].upper() + title[1:]
     description = f"Lines for {len(lines)} variants, {_bands_text(lines)}; lower is better."
     svg = line_chart(
@@ -162,7 +167,12 @@ def perplexity_chart(
 
 
 def position_chart(
-    records: Sequence[LossRecord], variants: Sequence[Variant], styles: Styles, key: str
+    records: Sequence[LossRecord],
+    variants: Sequence[Variant],
+    styles: Styles,
+    key: str,
+    *,
+    detail: str = "",
 ) -> Chart | None:
     """Nats per token by the number of tokens seen before; None where no record has it."""
     curves = position_curves(records, variants)
@@ -175,7 +185,7 @@ def position_chart(
         points = [Point(x, *nll) for x, nll in zip(middles, curve.nll, strict=True)]
         interval = _interval(curve.variant, variants)
         lines.append(Line(label, curve.variant.name, style, points, interval, markers=False))
-    title = position_title(curves[0])
+    title = position_title(curves[0], detail)
     description = (
         f"Lines for {len(lines)} variants against tokens seen before, {_bands_text(lines)}; lower "
         "is better."

@@ -10,25 +10,29 @@ from ctxext.report.pages.tables_by_length import ONE_DOCUMENT, table_by_length
 from ctxext.report.table import Column, Table, table_of_texts
 
 
-def estimator_title(record: LossRecord) -> str:
-    """The perplexity that a record belongs to."""
+def estimator_title(record: LossRecord, detail: str = "") -> str:
+    """The perplexity that a record belongs to; detail: see `Results.loss_details`."""
     estimator = record.estimator
     if estimator.name == "longppl":
-        return f"LongPPL: perplexity of key tokens, found by {estimator.keys_from}"
-    if estimator.name == "same-target":
-        return "perplexity of the same tokens with more context"
-    stride = f", stride {estimator.stride:,}" if estimator.stride else ""
-    return f"perplexity, estimator {estimator.name} (mean over {estimator.mean}s{stride})"
+        title = f"LongPPL: perplexity of key tokens, found by {estimator.keys_from}"
+    elif estimator.name == "same-target":
+        title = "perplexity of the same tokens with more context"
+    else:
+        stride = f", stride {estimator.stride:,}" if estimator.stride else ""
+        title = f"perplexity, estimator {estimator.name} (mean over {estimator.mean}s{stride})"
+    return title + detail
 
 
-def perplexity_table(records: Sequence[LossRecord], variants: Sequence[Variant]) -> Table[Any]:
-    """Perplexity by length, of records of one estimator."""
+def perplexity_table(
+    records: Sequence[LossRecord], variants: Sequence[Variant], detail: str = ""
+) -> Table[Any]:
+    """Perplexity by length, of records of one estimator; detail: see `Results.loss_details`."""
 
     def text(perplexity: Perplexity) -> str:
         value = perplexity.perplexity
         return "no key tokens" if value is None else f"{value:.2f}"
 
-    title = f"{estimator_title(records[0])} [95 % interval over documents]"
+    title = f"{estimator_title(records[0], detail)} [95 % interval over documents]"
     return table_by_length(title, perplexities(records, variants), text, key="perplexity")
 
 
@@ -53,14 +57,14 @@ def perplexity_numbers(title: str, entries: Sequence[Perplexity]) -> Table[Perpl
     return Table(title, columns, entries)
 
 
-def position_title(curve: PositionCurve) -> str:
+def position_title(curve: PositionCurve, detail: str = "") -> str:
     """The title of tables and charts of the loss by position."""
     name = curve.records[0].estimator.name
     estimator = "" if name == "same-target" else f", estimator {name}"
-    return f"Nats per token by position, at length {curve.seq_len:,}{estimator}"
+    return f"Nats per token by position, at length {curve.seq_len:,}{estimator}{detail}"
 
 
-def position_table(curves: Sequence[PositionCurve]) -> Table[PositionCurve]:
+def position_table(curves: Sequence[PositionCurve], detail: str = "") -> Table[PositionCurve]:
     """Nats per token by the number of tokens seen before."""
 
     def nll_text(index: int) -> Callable[[PositionCurve], str]:
@@ -69,7 +73,8 @@ def position_table(curves: Sequence[PositionCurve]) -> Table[PositionCurve]:
     columns = [Column[PositionCurve]("tokens seen before", lambda curve: curve.variant.name)]
     for i, (first, last) in enumerate(curves[0].bins):
         columns.append(Column(f"{first}-{last}", nll_text(i)))
-    return Table(position_title(curves[0]), columns, curves, key="by_position", results=curves)
+    title = position_title(curves[0], detail)
+    return Table(title, columns, curves, key="by_position", results=curves)
 
 
 def position_numbers(title: str, curves: Sequence[PositionCurve]) -> Table[Any]:

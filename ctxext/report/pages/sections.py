@@ -183,10 +183,10 @@ def mistakes_section(studies: Sequence[Study]) -> Section:
     section = Section(
         "mistakes",
         "What wrong answers are",
-        "The first kind that applies: nothing written; another record's value from the text; a "
-        "part of the answer; no number where one was asked for; copied from the text; made up. A "
-        "variant that does not find the needle copies or makes up; one that finds the wrong place "
-        "gives another record's value.",
+        "The first kind that applies: nothing written; another record's value from the text; the "
+        "number after a value, as if they were counted; a part of the answer; no number where one "
+        "was asked for; copied from the text; made up. A variant that does not find the needle "
+        "copies or makes up; one that finds the wrong place gives another record's value.",
     )
     section.charts = [
         answer_charts.mistakes_chart(study, split(study)[0], f"mistakes{i}")
@@ -205,14 +205,20 @@ def perplexity_section(results: Results, styles: Styles) -> Section:
         "alone does not show that distant text is used.",
     )
     for i, records in enumerate(results.losses):
+        detail = results.loss_details[records[0].settings]
         if not any(record.scores.count for record in records):
-            title = estimator_title(records[0])
+            title = estimator_title(records[0], detail)
             section.notes.append(f"{title}: no document has key tokens, so there is no number.")
             continue
         variants = results.variants
-        section.charts.append(figures.perplexity_chart(records, variants, styles, f"ppl{i}"))
-        if chart := figures.position_chart(records, variants, styles, f"position{i}"):
-            section.charts.append(chart)
+        section.charts.append(
+            figures.perplexity_chart(records, variants, styles, f"ppl{i}", detail=detail)
+        )
+        position_chart = figures.position_chart(
+            records, variants, styles, f"position{i}", detail=detail
+        )
+        if position_chart:
+            section.charts.append(position_chart)
     return section
 
 

@@ -48,10 +48,14 @@ def all_tables(results: Results) -> list[Table[Any]]:
     if results.unmatched_controls:
         tables.append(unmatched_controls_table(results))
     tables += [suite_table(suite, means) for suite, means in results.suites.items()]
-    tables += [perplexity_table(records, results.variants) for records in results.losses]
+    details = results.loss_details
+    tables += [
+        perplexity_table(records, results.variants, details[records[0].settings])
+        for records in results.losses
+    ]
     for records in results.losses:
         if curves := position_curves(records, results.variants):
-            tables.append(position_table(curves))
+            tables.append(position_table(curves, details[records[0].settings]))
     return tables + overview_tables(studies)
 
 

@@ -79,7 +79,7 @@ def recall_row(
     much as a row of text. Raises ValueError if not even one needle fits.
     """
     rng = context.rng
-    costs = [2 * len(needle.ids) for needle in needles]
+    costs = [len(needle.ids) + len(needle.answered) for needle in needles]
     least = len(context.bos) + costs[0]
     if least > length:
         raise ValueError(
@@ -118,7 +118,8 @@ def _episode(
     """
     rng = context.rng
     count = len(needles)
-    filler, _ = context.draw_haystack(size - 2 * sum(len(needle.ids) for needle in needles))
+    cost = sum(len(needle.ids) + len(needle.answered) for needle in needles)
+    filler, _ = context.draw_haystack(size - cost)
     if rng.random() < 0.5:
         order = np.append(rng.permutation(count), rng.permutation(count))
         cuts = np.append(np.sort(rng.integers(len(filler) + 1, size=count)), [len(filler)] * count)
@@ -131,11 +132,12 @@ def _episode(
     seen: set[int] = set()
     for i, cut in zip(order.tolist(), cuts.tolist(), strict=True):
         needle = needles[i]
-        weight = np.zeros(len(needle.ids))
-        if i in seen:  # the second occurrence of a needle is its question and answer
+        ids = needle.answered if i in seen else needle.ids
+        weight = np.zeros(len(ids))
+        if i in seen:
             weight[len(needle.question) :][: len(needle.value_ids)] = 1
         seen.add(i)
-        parts += [filler[used:cut], as_ids(needle.ids)]
+        parts += [filler[used:cut], as_ids(ids)]
         weights += [np.full(cut - used, FILLER_WEIGHT), weight]
         used = cut
     parts.append(filler[used:])

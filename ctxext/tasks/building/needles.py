@@ -7,10 +7,10 @@ from ctxext.tasks.base import TaskContext
 
 
 class Needle(NamedTuple):
-    """A key and its value as token ids `newline stem value newline`.
+    """A key and its value as token ids `newline stem value end newline`.
 
-    Its question is its own beginning, `newline stem`, so that a base model completes it without any
-    instruction.
+    A base model completes its question without any instruction: `newline asked`, or `newline stem`,
+    its own beginning, where nothing else is asked.
     """
 
     key: str
@@ -18,16 +18,23 @@ class Needle(NamedTuple):
     newline: list[int]
     stem: list[int]
     value_ids: list[int]
+    asked: list[int] = []
+    end: list[int] = []
 
     @property
     def question(self) -> list[int]:
-        """The beginning that the prompt ends with."""
-        return self.newline + self.stem
+        """The ids that the prompt ends with."""
+        return self.newline + (self.asked or self.stem)
+
+    @property
+    def answered(self) -> list[int]:
+        """The question with its answer, as it is trained."""
+        return self.question + self.value_ids + self.end + self.newline
 
     @property
     def line(self) -> list[int]:
         """The needle without its last newline, for a text in which every line is a needle."""
-        return self.question + self.value_ids
+        return self.newline + self.stem + self.value_ids + self.end
 
     @property
     def ids(self) -> list[int]:
@@ -53,11 +60,12 @@ def draw_digit_needles(
     count: int,
     *,
     keys: Sequence[str],
-    stem: Callable[[str], str],
+    make: Callable[[str, str], Needle],
     digits: int,
 ) -> list[Needle]:
     """`count` needles with different keys and values; values have `digits` digits, the first not 0.
 
+    make: the needle of a key and a value.
     Raises ValueError if there are not that many keys or values.
     """
     max_count = max_digit_needles(keys, digits)
@@ -70,7 +78,4 @@ def draw_digit_needles(
     while len(values) < count:
         values[str(context.rng.integers(10 ** (digits - 1), 10**digits))] = None
     chosen = [keys[int(i)] for i in context.rng.permutation(len(keys))[:count]]
-    return [
-        make_needle(context, key, value, stem=stem(key))
-        for key, value in zip(chosen, values, strict=True)
-    ]
+    return [make(key, value) for key, value in zip(chosen, values, strict=True)]

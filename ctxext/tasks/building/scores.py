@@ -70,9 +70,10 @@ def failure(
 ) -> str:
     """The kind of mistake of a wrong answer; the first that applies.
 
-    "nothing": no letters or digits; "distractor": a wrong value from the prompt; "part": some of
-    several answers, or the beginning of one; "no number" where one was asked for; "copied": its
-    first line is in the prompt; "made up": anything else.
+    "nothing": no letters or digits; "distractor": a wrong value from the prompt; "next number": one
+    more than the right value or a wrong one, as if they were counted; "part": some of several
+    answers, or the beginning of one; "no number" where one was asked for; "copied": its first line
+    is in the prompt; "made up": anything else.
     """
     lower = text.lower()
     line = text.strip().split("\n")[0].strip()
@@ -80,6 +81,8 @@ def failure(
         return "nothing"
     if any(distractor.lower() in lower for distractor in distractors):
         return "distractor"
+    if _is_next_number(text, [*references, *distractors]):
+        return "next number"
     contains_one = any(reference.lower() in lower for reference in references)
     begins_one = len(line) > 1 and any(
         reference.lower().startswith(line.lower()) for reference in references
@@ -89,3 +92,10 @@ def failure(
     if all(reference.isdigit() for reference in references) and not any(c.isdigit() for c in text):
         return "no number"
     return "copied" if line and line in prompt else "made up"
+
+
+def _is_next_number(text: str, values: Sequence[str]) -> bool:
+    """Whether the first number of a text is one more than a value that is a whole number."""
+    numbers = re.findall(r"[0-9]+", text)
+    counted = {int(value) + 1 for value in values if re.fullmatch(r"[0-9]+", value)}
+    return bool(numbers) and int(numbers[0]) in counted
