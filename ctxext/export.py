@@ -186,8 +186,9 @@ def run_card(run: RunDir, model: EvaluatedModel) -> dict[str, Any]:
 
 def _compares(other: EvaluatedModel, model: EvaluatedModel) -> bool:
     """Whether a variant belongs on the card of a model: not another checkpoint of the same run."""
-    is_changed = other.trained_with or other.adapter or other.dtype != model.dtype
-    return other.steps in (0, model.steps) and not is_changed
+    is_changed = other.trained_with or other.adapter
+    is_run_alike = (other.dtype, other.bos) == (model.dtype, model.bos)
+    return other.steps in (0, model.steps) and is_run_alike and not is_changed
 
 
 def export_adapter(

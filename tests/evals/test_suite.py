@@ -1,9 +1,12 @@
 """The names of evaluations on the command line, and what each of them is."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
+from ctxext.cli.commands.eval import read_wordings
 from ctxext.evals import Retrieval, Samples
 from ctxext.evals.oracle import AnswerKey, OracleConfig
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
@@ -113,3 +116,22 @@ def test_power_statements():
         ValueError, match="there is no evaluation 'rule'; known: association, cwe, facts"
     ):
         evaluations(["rule"], SMALL)
+
+
+def test_the_wording_is_prose_unless_another_one_is_asked_for():
+    for config, wording in (
+        (SMALL, "prose"),
+        (dataclasses.replace(SMALL, wording="code"), "code"),
+    ):
+        suite = evaluations(("passkey", "kv", "controls"), config)
+        assert {e.task.wording for e in suite if isinstance(e, Retrieval)} == {wording}
+
+
+def test_wordings_of_the_command_line():
+    assert read_wordings([]) == {}
+    assert read_wordings(["code"]) == {"wording": "code"}
+    both = {"wording": "prose", "protocol_wording": Path("authors.json")}
+    assert read_wordings(["authors.json", "prose"]) == both
+    for twice in (["code", "prose"], ["a.json", "b.json"]):
+        with pytest.raises(ValueError, match="--wording takes prose or code once, and one file"):
+            read_wordings(twice)

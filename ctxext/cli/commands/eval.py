@@ -97,7 +97,7 @@ def _names() -> Iterable[str]:
     return [*by_suite_name(), *EVALUATIONS]
 
 
-def _wordings(values: Sequence[str]) -> dict[str, Any]:
+def read_wordings(values: Sequence[str]) -> dict[str, Any]:
     """The settings that --wording stands for. Raises ValueError if one is given twice."""
     from ctxext.tasks import WordingName
 
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         source=source,
         questions=args.questions,
         ruler=args.ruler,
-        **_wordings(args.wording),
+        **read_wordings(args.wording),
     )
     sink, records = evaluate.evaluate_checkpoint(
         options.open_named_model(args, semantics=args.semantics),
