@@ -29,7 +29,8 @@ from support.tiny import config, params
 from support.toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
-GRID = Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, source=toy_source())
+PASSKEY = Passkey(wording="code")  # whose lines are short
+GRID = Retrieval(seq_lens=(64, 128), depths=(0.0, 1.0), n=2, task=PASSKEY, source=toy_source())
 PPL = Perplexity(seq_lens=(64, 128), num_documents=2, target_tokens=16, source=toy_source())
 PERFECT = PerfectReader(TOKENIZER, OracleConfig(64))
 

@@ -33,11 +33,11 @@ from ctxext.rope import Unscaled
 
 experiment = Experiment(
     name="cli-test", init={init!r}, rope=Yarn(factor=4.0),
-    data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey())))),
+    data=Mix(((0.5, Stdlib("train")), (0.5, Synthetic(tasks.Passkey(wording="code"))))),
     optim=Optim(learning_rate=1e-3),
     train=Train(steps=3, seq_len=128, batch_size=2, checkpoint_every=2, log_every=1),
     evals=(
-        Retrieval(seq_lens=(64, 256), depths=(0.0, 1.0), n=2),
+        Retrieval(seq_lens=(64, 256), depths=(0.0, 1.0), n=2, task=tasks.Passkey(wording="code")),
         Perplexity(seq_lens=(64, 256), num_documents=2, target_tokens=32),
     ),
     zero_shot=(Unscaled(), Linear(4.0), SelfExtend(4, 16)),
@@ -140,7 +140,7 @@ def test_a_run_without_training_keeps_its_attention(
 
 def test_eval_report_and_python_agree(finished: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     _, run = finished
-    command = "eval {run} --evals passkey --seq-len 64 --out {out}"
+    command = "eval {run} --evals passkey --wording code --seq-len 64 --out {out}"
     summary = data(capsys, *argv(command, run=run, out=tmp_path))
     assert [cell["seq_len"] for cell in summary["retrieval"]] == [64]
     assert data(capsys, "report", tmp_path) == summary
@@ -304,7 +304,7 @@ def test_methods_from_a_file_work_from_end_to_end(
     assert rope["long_factor"] == [1.0] * 4 + [8.0] * 4
     # A run is data: the code that it names is imported only on request.
     assert "--trust-run" in refused(capsys, "eval", run)
-    evaluate = "eval {run} --trust-run --evals passkey --seq-len 64 --out {out}"
+    evaluate = "eval {run} --trust-run --evals passkey --wording code --seq-len 64 --out {out}"
     assert main(argv(evaluate, run=run, out=tmp_path / "records")) == 0
     export = "export {run} --trust-run --out {out} --dtype float32"
     assert main(argv(export, run=run, out=tmp_path / "again")) == 0

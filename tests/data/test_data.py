@@ -127,13 +127,13 @@ def test_prefetch_yields_the_same_batches_and_raises_in_the_consumer():
 
 def test_synthetic_rows_are_those_of_the_task_with_targets_shifted():
     tokenizer = toy_tokenizer()
-    source = Synthetic(Passkey(), haystack=toy_source())
+    source = Synthetic(Passkey(wording="code"), haystack=toy_source())
     rows = source.open(tokenizer)
     synthetic = batch(rows, 3, batch_size=2, seq_len=200)
     for index in range(2):
         rng = np.random.default_rng([0, 3, index, 0])
         context = TaskContext(rng, tokenizer, rows.haystack.documents())
-        tokens, weights = Passkey().training_row(context, 201)
+        tokens, weights = Passkey(wording="code").training_row(context, 201)
         assert synthetic.tokens[index].tolist() == tokens[:-1].tolist()
         assert synthetic.targets[index].tolist() == tokens[1:].tolist()
         assert synthetic.weights[index].tolist() == weights[1:].tolist()
@@ -272,7 +272,7 @@ def test_rows_from_files_do_not_depend_on_the_machine(tmp_path):
 
 def test_short_rows_are_packed_and_do_not_see_each_other():
     """They are the source's rows, with their own targets, numbered segments and the last cut."""
-    source = Synthetic(Passkey(), haystack=toy_source())
+    source = Synthetic(Passkey(wording="code"), haystack=toy_source())
     tokenizer = toy_tokenizer()
     long = Short(source, 60).open(tokenizer).row(np.random.default_rng(3), 150)
     rng = np.random.default_rng(3)

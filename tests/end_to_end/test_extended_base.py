@@ -38,13 +38,14 @@ from ctxext.evals import Retrieval
 from ctxext.experiment import Experiment, Export, Train
 from ctxext.optim import Optim
 from ctxext.rope import Unscaled
+from ctxext.tasks import Passkey
 
 experiment = Experiment(
     name="extended",
     data=Stdlib("train"),
     optim=Optim(learning_rate=1e-3),
     train=Train(steps=1, seq_len=128, batch_size=2),
-    evals=(Retrieval(seq_lens=(64, 128), depths=(0.5,), n=1),),
+    evals=(Retrieval(seq_lens=(64, 128), depths=(0.5,), n=1, task=Passkey(wording="code")),),
     zero_shot=(Unscaled(),),
     export=Export(dtype="float32"),
 )

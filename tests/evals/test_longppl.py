@@ -152,7 +152,10 @@ def test_answers_of_a_task_are_keys():
     oracle = PerfectReader(Letters(), OracleConfig(64))
     source = Texts(tuple("the quick brown fox jumps over a lazy dog; " * 30 for _ in range(2)))
     evaluation = LongPPL(
-        (300, 600), num_documents=2, keys=AnswerKeys(KeyValue(num_pairs=4)), source=source
+        (300, 600),
+        num_documents=2,
+        keys=AnswerKeys(KeyValue(num_pairs=4, wording="code")),
+        source=source,
     )
     records = list(evaluation(oracle))
     assert [record.item for record in records] == evaluation.items()

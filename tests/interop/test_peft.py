@@ -170,7 +170,7 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
     texts, base, tmp_path, capsys
 ):
     export_adapter(run(texts, base, tmp_path / "run"), tmp_path / "mine")
-    argv = f"eval {base} --evals passkey --seq-len 64 --out {tmp_path}".split()
+    argv = f"eval {base} --evals passkey --wording code --seq-len 64 --out {tmp_path}".split()
     assert main(argv) == 0
     assert main([*argv, "--adapter", str(tmp_path / "mine")]) == 0
     records = read_records(tmp_path / "records.jsonl")

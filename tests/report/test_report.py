@@ -154,9 +154,14 @@ def test_oracles_from_model_to_table(tmp_path):
     tokenizer = toy_tokenizer()
     source = toy_source()
     config = OracleConfig(64)
-    grid = Retrieval(seq_lens=(64, 256), depths=(0.0, 0.5, 1.0), n=4, source=source)
+    code = tasks.Passkey(wording="code")
+    grid = Retrieval((64, 256), depths=(0.0, 0.5, 1.0), n=4, task=code, source=source)
     pairs = Retrieval(
-        seq_lens=(256,), depths=(0.5,), n=4, source=source, task=tasks.KeyValue(num_pairs=3)
+        seq_lens=(256,),
+        depths=(0.5,),
+        n=4,
+        source=source,
+        task=tasks.KeyValue(num_pairs=3, wording="code"),
     )
     curve = Perplexity(seq_lens=(64, 256), num_documents=3, target_tokens=16, source=source)
     records = []
