@@ -238,7 +238,7 @@ def evaluate_checkpoint(
     )
     chosen = evaluations(evals, config)
     if progress:
-        statements = [f"ctxext: {lm.tokenizer.bos_note}", *power_statements(chosen)]
+        statements = [lm.tokenizer.bos_note, *power_statements(chosen)]
         print("\n".join(statements), file=sys.stderr)
 
     models: list[tuple[LM, Sequence[Eval]]] = []

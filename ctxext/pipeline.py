@@ -85,8 +85,7 @@ def train_only(
     directory = open_run(experiment, run_dir, file)
     with start_sinks(experiment, directory, track=track) as sinks:
         base = loading.load_base(experiment, for_training=True)
-        print(f"ctxext: {base.tokenizer.bos_note}", file=sys.stderr)
-        _say_context(experiment, base)
+        _describe_base(experiment, base)
         _train(experiment, directory, base, sinks)
     return directory.path
 
@@ -111,8 +110,7 @@ def run(
     distributed.broadcast_from_primary(lambda: directory.records_file.touch())
     _check_export(experiment)
     base = loading.load_base(experiment)
-    print(f"ctxext: {base.tokenizer.bos_note}", file=sys.stderr)
-    _say_context(experiment, base)
+    _describe_base(experiment, base)
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
     proof = None
@@ -167,14 +165,12 @@ def _check_export(experiment: Experiment) -> None:
         check_length(config, scaling, context, window)
 
 
-def _say_context(experiment: Experiment, base: LM) -> None:
-    """What the factor of the experiment counts from, and what the base declares, on stderr."""
+def _describe_base(experiment: Experiment, base: LM) -> None:
+    """Say how texts begin, what a factor counts from, and what the base declares as it is."""
+    print(base.tokenizer.bos_note, file=sys.stderr)
     scaling = experiment.effective_scaling(base.scaling)
-    if base.context.is_plain(scaling):
-        return
-    distributed.broadcast_from_primary(
-        lambda: print(f"context: {base.context.text(scaling)}", file=sys.stderr)
-    )
+    if not base.context.is_plain(scaling):
+        print(f"context: {base.context.text(scaling)}", file=sys.stderr)
 
 
 def _run_baseline(
