@@ -46,7 +46,8 @@ class Train:
     accumulate: int = 1
     """Batches whose gradients are added for one step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype; parameters and optimiser state are float32."""
+    """Compute dtype, in which frozen parameters are kept; trained ones and the optimiser state are
+    float32."""
     remat: Literal["none", "attention", "full"] = "none"
     """Recompute in the backward pass nothing, each layer without its attention, or all of it.
     `ctxext plan` shows the cost."""

@@ -94,7 +94,7 @@ def read_config(source: str | Path, *, trust: bool = False) -> tuple[LlamaConfig
 
 
 def read_context(source: str | Path, *, trust: bool = False) -> DeclaredContext:
-    """What a checkpoint or a run declares as it is; reads no weights. `trust`: see `load`."""
+    """The context that a checkpoint or a run declares; reads no weights. `trust`: see `load`."""
     path = locate(source)
     config, scaling = read_config(path, trust=trust)
     original = config.max_position_embeddings
@@ -257,7 +257,7 @@ def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
 
 
 def base_context(experiment: Experiment) -> DeclaredContext:
-    """What the base of an experiment declares as it is; reads no weights.
+    """The context that the base of an experiment declares; reads no weights.
 
     Raises ValueError if it has no base.
     """

@@ -166,7 +166,7 @@ def _check_export(experiment: Experiment) -> None:
 
 
 def _describe_base(experiment: Experiment, base: LM) -> None:
-    """Say how texts begin, what a factor counts from, and what the base declares as it is."""
+    """Print how texts begin, what a factor counts from, and what the base declares."""
     print(base.tokenizer.bos_note, file=sys.stderr)
     scaling = experiment.effective_scaling(base.scaling)
     if not base.context.is_plain(scaling):

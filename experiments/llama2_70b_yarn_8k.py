@@ -3,10 +3,11 @@ model.
 
     ctxext run experiments/llama2_70b_yarn_8k.py --init HF_DIR --data.path TEXT_DIR
 
-Hardware: eight devices of one machine; the compiler counts 208 GB per device for a step, so devices
-of 288 GB (MI355X, B300); or four machines of eight H100, --mesh.fsdp 32 --train.batch-size 32
---train.accumulate 2. Time (an estimate; we have not run it): 6 x 69.0e9 parameters x 0.21e9 tokens
-= 8.7e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 61 device hours.
+Hardware: eight devices of one machine; the compiler counts 185 GiB per device for a step, so
+devices of 288 GB (MI355X, B300); or four machines of eight H100, --mesh.fsdp 32
+--train.batch-size 32 --train.accumulate 2. Time (an estimate; we have not run it): 6 x 69.0e9
+parameters x 0.21e9 tokens = 8.7e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate
+of an H100) 61 device hours.
 
 Published: no row for factor 2 of Llama 2 70B. The authors' result file for their 70B at 32k,
 proof-pile perplexity (ten documents of >= 128k tokens cut to the window): 2.9127 at 4,096, 2.8187

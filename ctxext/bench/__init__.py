@@ -34,7 +34,13 @@ def measure(
         if part not in PARTS:
             raise ValueError(f"there is no benchmark {part!r}; known: {', '.join(PARTS)}")
     backends = ["ctxext"]
+    alone = [part for part in parts if part not in COMPARED]
     if against is not None:
+        if alone:
+            raise ValueError(
+                f"{', '.join(alone)} is measured for ctxext alone; with --against give --parts of "
+                f"{', '.join(COMPARED)}"
+            )
         if against not in AGAINST:
             raise ValueError(
                 f"there is no benchmark against {against!r}; known: {', '.join(AGAINST)}"

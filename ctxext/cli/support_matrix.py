@@ -47,7 +47,7 @@ COLUMNS: dict[str, Callable[[RopeScaling, LlamaConfig, int], str]] = {
 """The formats that ctxext writes, a reader of the HF format, and adapters."""
 LEGEND = (
     *(f"{name}: {row.rope_legend}." for name, row in FORMATS.items()),
-    "vllm: how vLLM's code reads the HF export (not run); long list: for short texts too.",
+    "vllm: vLLM's code on the HF export (not run); it uses the long list for short texts too.",
     "peft: a LoRA adapter, on a base in HF format that has these frequencies.",
     f"The examples have factor {FACTOR:g}; other fields can change the answer.",
 )

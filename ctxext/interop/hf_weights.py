@@ -45,7 +45,7 @@ class StoredModel:
 
     @property
     def context(self) -> DeclaredContext:
-        """What it declares as it is."""
+        """The context that the checkpoint declares."""
         return DeclaredContext.of(self.config.max_position_embeddings, self.scaling, self.window)
 
 

@@ -18,7 +18,7 @@ MODEL_PATTERNS = [
     "chat_template.jinja",
 ]
 PYTORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-"""What is downloaded too where there are no safetensors files; read without unpickling."""
+"""Downloaded where there are no safetensors files; read without unpickling."""
 DATA_PATTERNS = [
     f"*{suffix}{compression}" for suffix in SUFFIXES for compression in ("", *COMPRESSIONS)
 ]

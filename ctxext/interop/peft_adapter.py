@@ -36,13 +36,13 @@ LORA_KEY = re.compile(
 )
 SAVED_KEY = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<leaf>\w+)")
 COPIED_KEY = re.compile(r"(?P<saved>.+)\.(original_module|modules_to_save)\.(?P<leaf>weight|bias)")
-"""What PEFT stores besides `saved` where the vocabulary was grown, and does not read."""
+"""A name that PEFT stores besides `saved` where the vocabulary was grown, and does not read."""
 SAVED_BASE = re.compile(r"(?P<module>.+)\.base_layer\.(?P<leaf>\w+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRank:
-    """What an adapter adds to a matrix W, [out, in] as it is stored: s B A.
+    """The product s B A that an adapter adds to a matrix W, [out, in] as it is stored.
 
     `a`: [R, in]. `b`: [out, R]. `magnitude`: with DoRA, the norm [out] that each row of the sum is
     scaled to. Of an embedding [vocabulary, D], `in` is the vocabulary and `out` D.
@@ -56,7 +56,7 @@ class LowRank:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter:
-    """What a PEFT directory changes in its base, by HF's names of tensors."""
+    """The changes of a PEFT directory to its base, by HF's names of tensors."""
 
     low_rank: dict[str, LowRank]
     replaced: dict[str, LazyTensor]

@@ -63,7 +63,7 @@ MOST_ENTRIES = 10**4
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings:
-    """What adapter_config.json says of a LoRA."""
+    """The settings of a LoRA in adapter_config.json."""
 
     rank: int
     alpha: float

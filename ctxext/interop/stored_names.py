@@ -92,7 +92,7 @@ def plain_names(stored: Iterable[str], expected: Collection[str], family: Family
 
 
 def describe_unknown(names: Iterable[str]) -> str:
-    """What tensors that a model does not have tell about their file; empty if they tell nothing."""
+    """The kind of file that tensors unknown to the model point to; empty if they point to none."""
     for pattern, what, advice in OTHER_TENSORS:
         for name in names:
             if re.search(pattern, name):

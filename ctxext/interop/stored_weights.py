@@ -160,7 +160,7 @@ def _check_tensors(
 
 
 def _hint(unknown: list[str]) -> str:
-    """What unknown tensors tell, as the end of a sentence."""
+    """A hint at what unknown tensors come from, as the end of a sentence."""
     description = describe_unknown(unknown)
     if description:
         return f"; {description}"

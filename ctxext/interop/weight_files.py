@@ -17,7 +17,7 @@ MODEL_FILES = (
 )
 """The files that stand for the weights of a model, in the order in which transformers looks."""
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""Those of an adapter, in the order in which PEFT looks."""
+"""The weight files of an adapter, in the order in which PEFT looks."""
 TRAINABLE_PARAMS = "trainable_params.bin"
 """LongLoRA's file of the embedding and the norms that it trains next to an adapter."""
 READERS = {
@@ -25,7 +25,7 @@ READERS = {
     ".bin": pth.open_archive,
     ".pth": pth.open_archive,
 }
-"""What opens a file, by the end of its name."""
+"""The reader for each suffix."""
 
 
 def find_sets(directory: str | Path, candidates: Sequence[str]) -> list[str]:
@@ -141,7 +141,7 @@ def _nothing_to_read(directory: Path, candidates: Sequence[str]) -> str:
 
 
 def _advice(path: Path, single: str) -> str:
-    """What to do with a file of weights that cannot be read as it is; empty for other files."""
+    """Advice on a file of weights that cannot be read as it is; empty for other files."""
     if path.suffix == ".gguf":
         return "GGUF files are written, not read; use the checkpoint that it was made from"
     if path.suffix in (".h5", ".msgpack", ".onnx"):
@@ -152,13 +152,19 @@ def _advice(path: Path, single: str) -> str:
         return "that is only what LongLoRA trains next to an adapter; copy the adapter too"
     if path.name == "training_args.bin" or path.suffix not in (*READERS, ".pt", ".ckpt"):
         return ""
+    name = single if path.suffix == Path(single).suffix else _torch_name(single)
     if "-of-" in path.name:
-        return f"if these are shards of the weights, copy {single}{INDEX_SUFFIX} too"
-    return f"if these are the weights, rename them to {Path(single).stem}{path.suffix}"
+        return f"if these are shards of the weights, copy {name}{INDEX_SUFFIX} too"
+    return f"if these are the weights, rename them to {name}"
+
+
+def _torch_name(single: str) -> str:
+    """The name of torch's file for the weights that `single` holds as safetensors."""
+    return "pytorch_model.bin" if single == "model.safetensors" else f"{Path(single).stem}.bin"
 
 
 def first_difference(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> str | None:
-    """The name of a tensor that only one of both has, or that differs; None if there is none.
+    """The name of a tensor that only one of the two has, or that differs; None if there is none.
 
     Shapes are compared first, then the numbers, block by block up to the first difference.
     """

@@ -74,7 +74,7 @@ class LM:
     generation_config: Mapping[str, Any] | None = None
     """The contents of the checkpoint's generation_config.json, None if it has none."""
     declared_context: DeclaredContext | None = None
-    """What the checkpoint declares as it is; by default what `scaling` makes of the window."""
+    """The context that the checkpoint declares; by default what `scaling` makes of the window."""
 
     def __post_init__(self) -> None:
         known = {
@@ -101,7 +101,7 @@ class LM:
 
     @property
     def context(self) -> DeclaredContext:
-        """What the checkpoint declares as it is, whatever method the model runs with."""
+        """The context that the checkpoint declares, whatever method the model runs with."""
         if self.declared_context is not None:
             return self.declared_context
         return DeclaredContext.of(self.config.max_position_embeddings, self.scaling)

@@ -102,7 +102,7 @@ def _stored_values(artifact: Artifact, stored: LM, model: LM | None) -> dict[str
 
 
 def _readings(artifact: Artifact, ours: LM) -> dict[str, Any]:
-    """What every reader makes of the files, compared with `ours`."""
+    """Every reader's view of the files, compared with `ours`."""
     window = ours.config.max_position_embeddings
     # A scaling is compared beyond the window of pre-training, even if it declares no longer one.
     length = max(artifact.window, window + 1)

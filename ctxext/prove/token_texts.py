@@ -13,7 +13,7 @@ CHARACTERS_PER_TOKEN = 6
 LONGEST = {"hf": 1_000_000, "peft": 1_000_000, "meta": 1_000_000, "gguf": 20_000}
 """Most characters; the reference reader of GGUF merges tokens in Python."""
 CONVERSATION = ({"role": "user", "content": "Where is  it? "},)
-"""What is rendered by the chat template of an artifact that has one."""
+"""Rendered by the chat template of an artifact that has one."""
 
 
 def texts_for(artifact: Artifact) -> list[str]:

@@ -1,4 +1,4 @@
-"""Facts about a small world in a long text and a question that some of them decide.
+"""Facts about a small world in a long text and a question that some of them answer.
 
 The idea is that of arXiv 2406.10149; world and words are our own (`building.world`).
 """

@@ -228,7 +228,9 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
     [
         ("model.fp16.safetensors", "if these are the weights, rename them to model.safetensors"),
         ("model-00001-of-00002.safetensors", "copy model.safetensors.index.json too"),
-        ("pytorch_model.pt", "rename them to model.pt"),
+        ("pytorch_model.pt", "rename them to pytorch_model.bin"),
+        ("consolidated.bin", "rename them to pytorch_model.bin"),
+        ("pytorch_model-00001-of-00002.bin", "copy pytorch_model.bin.index.json too"),
         ("llama.gguf", "GGUF files are written, not read"),
         ("tf_model.h5", "save the model with transformers as safetensors"),
         ("consolidated.00.pth", "to have them read, remove config.json"),

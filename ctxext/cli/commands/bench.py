@@ -1,7 +1,7 @@
 """Measure what things cost on this machine, on request interleaved with transformers on torch.
 
 ctxext bench --parts step decode
-ctxext bench HF_DIR --parts memory --plot memory.html --against hf
+ctxext bench --parts memory --plot memory.html --against hf
 """
 
 import argparse
@@ -14,7 +14,11 @@ from ctxext.cli import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="RUN|HF_DIR", nargs="?", default="tiny-llama", help="The model."
+        "source",
+        metavar="RUN|HF_DIR",
+        nargs="?",
+        default="tiny-llama",
+        help="The model of the part eval; the others have random weights.",
     )
     parser.add_argument(
         "--parts",

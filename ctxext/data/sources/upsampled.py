@@ -16,8 +16,8 @@ class Upsampled(Source):
     """Documents of at least `min_tokens` tokens are drawn `factor` times as often as shorter ones.
 
     Each domain keeps its share of the tokens (arXiv 2402.10171); the domains are the sources that
-    `ctxext prepare` was given, any other source is one. For other shares, `Mix` directories of one
-    domain each. Tokens are counted with BOS and EOS.
+    `ctxext prepare` was given; any other source counts as one domain. For other shares, `Mix`
+    directories of one domain each. Tokens are counted with BOS and EOS.
     """
 
     source: TextSource

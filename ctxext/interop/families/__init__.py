@@ -10,4 +10,4 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
 
 def family_of(config: LlamaConfig) -> Family:
     """The family whose configuration this is."""
-    return next(family for family in FAMILIES.values() if isinstance(config, family.config_class))
+    return next(family for family in FAMILIES.values() if type(config) is family.config_class)

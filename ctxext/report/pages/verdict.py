@@ -247,7 +247,7 @@ def effective_context_text(variant: Variant, length: Effective) -> str:
 
 
 def _without_training(variant: Variant) -> str:
-    """What a trained variant is compared with: the same method before its training."""
+    """The variant to compare a trained one with: the same method before its training."""
     return "the same method without it" if variant.model.adapter else "the same method zero-shot"
 
 
