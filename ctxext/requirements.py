@@ -112,7 +112,7 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
         return
     found = find_files(root)
     if found.note:
-        print(f"ctxext: {found.note}", file=sys.stderr)
+        print(found.note, file=sys.stderr)
     read(found, Field(text.field, option))
 
 
