@@ -53,7 +53,7 @@ def test_a_model_without_any_bos_works(base, tmp_path, capsys):
     assert bos_prefix(lm.tokenizer) == []
     completion, note = generate(base, capsys)
     assert completion["prompt_tokens"] == len(ids)
-    assert note == "ctxext: texts begin without BOS"
+    assert note == "texts begin without BOS"
     assert evaluated_model(lm).label == "none, without BOS"
     out = export(lm, tmp_path / "out", dtype="float32")
     assert loading.load(out).tokenizer.encode_prompt("def f") == ids
@@ -67,10 +67,10 @@ def test_the_command_line_overrules_the_checkpoint(tmp_path, capsys):
     plain = len(tokenizer().encode("def f"))
     completion, note = generate(path, capsys)
     assert completion["prompt_tokens"] == plain + 1
-    assert note == "ctxext: texts begin with BOS, <s> (id 1)"
+    assert note == "texts begin with BOS, <s> (id 1)"
     completion, note = generate(path, capsys, "--no-bos")
     assert completion["prompt_tokens"] == plain
-    assert note == "ctxext: texts begin without BOS"
+    assert note == "texts begin without BOS"
     for options, added in (((), 1), (("--no-bos",), 1)):
         completion, _ = generate(path, capsys, *options, prompt="<s>def f")
         assert completion["prompt_tokens"] == plain + added, "no second BOS"

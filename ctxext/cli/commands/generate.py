@@ -88,6 +88,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         completion = generator.chat(prompts, args.system, args.chat_template)
     else:
         completion = generator.complete(next(prompts))
-    print(f"ctxext: {lm.tokenizer.bos_note}", file=sys.stderr)
+    print(lm.tokenizer.bos_note, file=sys.stderr)
     if args.json:
         print(json.dumps(completion.data))
