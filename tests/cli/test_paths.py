@@ -54,13 +54,13 @@ def test_a_file_is_not_a_checkpoint(command, file, here, capsys):
 
 
 @pytest.mark.parametrize("path", ["file.txt", "empty", "gone"])
-def test_what_is_not_an_adapter(path, here, capsys):
+def test_a_path_that_is_not_an_adapter_is_named(path, here, capsys):
     argv = ["generate", "tiny-llama", "--prompt", "a", "--adapter", path]
     message = f"{path} has no adapter_config.json; give a PEFT directory"
     assert refusal(argv, capsys) == message
 
 
-def test_what_is_not_a_tokenizer(here, capsys):
+def test_a_path_that_is_not_a_tokenizer_is_named(here, capsys):
     argv = ["prepare", "file.txt", "--out", "out", "--tokenizer"]
     assert refusal([*argv, "file.txt"], capsys) == (
         "file.txt is not a tokenizer: give tokenizer.model, tokenizer.json, or the directory of a "

@@ -269,7 +269,7 @@ def test_a_directory_is_its_files_of_every_kind(tmp_path: Path) -> None:
     assert everywhere(root) == f'{root / "c.csv"}: no column "text", but "body"'
 
 
-def test_what_is_not_a_file_of_text_is_named(tmp_path: Path) -> None:
+def test_entries_that_are_not_files_of_text_are_named(tmp_path: Path) -> None:
     root = tmp_path / "texts"
     write(root / "sub" / "a.txt", b"a")
     (root / "sub" / "up").symlink_to(root)
@@ -335,7 +335,7 @@ def test_another_key_is_read_and_the_option_to_choose_it_is_named(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl-prepared"]
 
 
-def test_what_expands_without_end_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_files_that_expand_without_end_are_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(compression, "ALWAYS_ALLOWED", 1 << 20)
     bomb = lines({"text": "x" * 1000}) * 10_000
     for name, data in (
@@ -351,7 +351,7 @@ def test_what_expands_without_end_is_refused(tmp_path: Path, monkeypatch) -> Non
         )
 
 
-def test_what_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_documents_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(read, "MAX_DOCUMENT_BYTES", 100)
     for name, content, place in (
         ("a.jsonl", lines({"text": "a"}, {"text": "b" * 500}), ", line 2: a line"),

@@ -165,7 +165,7 @@ def changed(**parts) -> Tokenizer:
         ),
     ],
 )
-def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, parts, message):
+def test_models_that_llama_cpp_would_run_differently_are_refused(tmp_path, parts, message):
     lm = dataclasses.replace(model("gpt-2"), tokenizer=changed(**parts))
     with pytest.raises(ValueError, match=message) as error:
         export(lm, tmp_path / "m.gguf", to="gguf", dtype="float32")

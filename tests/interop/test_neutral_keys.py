@@ -108,7 +108,7 @@ def theirs(directory: Path, data: dict[str, Any]) -> tuple[np.ndarray, list[int]
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_what_changes_nothing_is_accepted(name, directory, settings):
+def test_keys_without_effect_are_accepted(name, directory, settings):
     """transformers computes the same with the keys, and so do we: the same shape and scaling."""
     plain_logits, plain_text = theirs(directory, settings)
     config, scaling = hf.read_config(directory)
@@ -123,7 +123,7 @@ def test_what_changes_nothing_is_accepted(name, directory, settings):
 
 
 @pytest.mark.parametrize("name", EFFECTIVE)
-def test_what_changes_something_is_refused_by_its_name(name, directory, settings):
+def test_keys_with_an_effect_are_refused_by_name(name, directory, settings):
     changes, message = EFFECTIVE[name]
     plain_logits, plain_text = theirs(directory, settings)
     logits, text = theirs(directory, settings | changes)

@@ -108,7 +108,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_peft_wrote_is_what_peft_reads(kind, base, torch_base, tmp_path):
+def test_an_adapter_of_peft_is_read_as_peft_reads_it(kind, base, torch_base, tmp_path):
     model = train(torch_base, **KINDS[kind])
     model.save_pretrained(tmp_path)
     expected = logits(model)

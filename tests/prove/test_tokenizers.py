@@ -120,7 +120,7 @@ def test_other_settings_that_were_lost_are_found(copy, name, keys, found):
 
 
 @pytest.mark.parametrize("to", ["meta", "gguf"])
-def test_what_a_format_begins_a_text_with_is_the_policy_of_the_model(tmp_path, to):
+def test_every_format_begins_a_text_by_the_policy_of_the_model(tmp_path, to):
     pytest.importorskip("gguf")
     lm = model(tokenizer().with_bos(False).files)
     out = tmp_path / ("m.gguf" if to == "gguf" else "m")

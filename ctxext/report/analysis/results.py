@@ -54,7 +54,7 @@ class Results:
 
     @cached_property
     def loss_details(self) -> dict[str, str]:
-        """What tells the losses of some settings from those of the same estimator; else ""."""
+        """The settings that differ between losses of one estimator; empty if none do."""
         records = [of_settings[0] for of_settings in self.losses]
         names = distinct_titles(records, lambda record: record.estimator.name)
         return {r.settings: names[r.settings].removeprefix(r.estimator.name) for r in records}
