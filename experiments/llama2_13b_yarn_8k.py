@@ -3,7 +3,7 @@ model.
 
     ctxext run experiments/llama2_13b_yarn_8k.py --init HF_DIR --data.path TEXT_DIR
 
-Hardware: eight devices of one machine; the compiler counts 38 GiB per device for a step. Time (an
+Hardware: eight devices of one machine; XLA for CPUs counts 47 GB per device for a step. Time (an
 estimate; we have not run it): 6 x 13.0e9 parameters x 0.21e9 tokens = 1.6e19 FLOPs; at an assumed
 40 % of 989 TFLOP/s (bfloat16, the rate of an H100) 11.5 device hours.
 

@@ -3,7 +3,7 @@ model.
 
     ctxext run experiments/llama2_70b_yarn_8k.py --init HF_DIR --data.path TEXT_DIR
 
-Hardware: eight devices of one machine; the compiler counts 185 GiB per device for a step, so
+Hardware: eight devices of one machine; XLA for CPUs counts 208 GB per device for a step, so
 devices of 288 GB (MI355X, B300); or four machines of eight H100, --mesh.fsdp 32
 --train.batch-size 32 --train.accumulate 2. Time (an estimate; we have not run it): 6 x 69.0e9
 parameters x 0.21e9 tokens = 8.7e19 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate

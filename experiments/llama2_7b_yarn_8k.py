@@ -9,7 +9,7 @@ comes from. The paper trained on PG19 in rows of 64k; here the data is whatever 
 holds (.txt, .jsonl and others).
 
 Hardware: eight devices of one machine, 8 rows at a time (mesh.fsdp 8: parameters, moments and
-gradients are split in eight). The compiler counts 20 GiB per device for a step. One device of 160
+gradients are split in eight). XLA for CPUs counts 27 GB per device for a step. One device of 160
 GB also works: --mesh.fsdp 1 --train.batch-size 1 --train.accumulate 64. The base is kept next to
 the trained copy, 4 more bytes per parameter. Time (an estimate; we have not run it): 6 x 6.74e9
 parameters x 0.21e9 tokens = 8.5e18 FLOPs; at an assumed 40 % of 989 TFLOP/s (bfloat16, the rate of

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -35,6 +36,13 @@ collect_ignore = [
     for path in TESTS.rglob("test_*.py")
     if NO_READERS and TOP_LEVEL.search(path.read_text())
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Property tests draw the same examples in every run; only `make slow` explores new ones."""
+    settings.register_profile("same-examples", derandomize=True)
+    if config.option.markexpr != "slow":
+        settings.load_profile("same-examples")
 
 
 def _skip_without_readers() -> Generator[None, object, object]:

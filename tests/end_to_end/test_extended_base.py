@@ -166,7 +166,8 @@ def test_an_export_as_it_is_declares_what_it_declared(method, base, tmp_path):
 
 def test_evaluated_as_it_is_it_is_the_base_of_comparisons(base, tmp_path):
     """`none` and no method are one variant, whose accuracy in its window is the baseline."""
-    out = ["--evals", "passkey", "--seq-len", "64", "128", "--out", str(tmp_path)]
+    shape = ["--evals", "passkey", "--wording", "code", "--seq-len", "64", "128"]
+    out = [*shape, "--out", str(tmp_path)]
     for method in ([], ["--method", "none"], ["--method", "yarn", "--factor", "32"]):
         assert main(["eval", str(base), *method, *out]) == 0
     assert main(["eval", str(base), "--method", "plain", *out]) == 0
