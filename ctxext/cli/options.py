@@ -98,7 +98,7 @@ def add_bos(parser: argparse.ArgumentParser) -> None:
         "--bos",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="Begin every text with BOS, or none; default: as the checkpoint's tokenizer does.",
+        help="Begin every text with BOS, or never; default: as the checkpoint's tokenizer does.",
     )
 
 

@@ -13,7 +13,9 @@ RULES = {
     "bos_token_id": validation.TOKEN_ID,
     "eos_token_id": validation.TOKEN_IDS,
     "pad_token_id": validation.TOKEN_ID,
+    "max_length": validation.SIZE,
 }
+TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 WITHOUT_EFFECT = ("transformers_version", "_from_model_config")
 
 
@@ -41,11 +43,12 @@ def write_generation_config(
     """The settings for an export with `window` tokens; None if the model has none.
 
     They are the source's own. Only `max_length`, the most tokens of prompt and answer, grows to the
-    new window where it was the window of pre-training.
+    new window, unless it was set below the window of pre-training.
     """
     if settings is None:
         return None
-    if settings.get("max_length") == config.max_position_embeddings:
+    max_length = settings.get("max_length")
+    if max_length is not None and config.max_position_embeddings <= max_length < window:
         return {**settings, "max_length": window}
     return dict(settings)
 
@@ -54,7 +57,7 @@ def different_settings(
     actual: Mapping[str, Any] | None, expected: Mapping[str, Any] | None, config: LlamaConfig
 ) -> list[str]:
     """The keys in which two files differ; ids that a file leaves out are those of config.json."""
-    in_config = {name: getattr(config, name) for name in RULES}
+    in_config = {name: getattr(config, name) for name in TOKEN_KEYS}
 
     def complete(settings: Mapping[str, Any] | None) -> dict[str, Any]:
         given = {

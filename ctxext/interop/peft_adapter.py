@@ -297,6 +297,8 @@ def _trainable_params(
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     logging.getLogger("ctxext").warning(
-        "%s is merged too, as LongLoRA does; PEFT by itself passes over it", path
+        "%s is merged too, as LongLoRA does; PEFT by itself passes over it. An adapter carries no "
+        "frequencies: give those it was trained with, such as --method linear --factor 4",
+        path,
     )
     return tensors

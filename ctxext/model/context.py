@@ -61,9 +61,9 @@ class DeclaredContext:
         raise ValueError(
             f"{_described(scaling)} makes {target:,} tokens, {target / self.original:g} x the "
             f"{self.original:,} of pre-training, but as it is the checkpoint declares "
-            f"{self.declared:,}{self._carried()}: a factor counts from the window of pre-training, "
-            f"so that {2 * self.declared / self.original:g} doubles what is declared; to shorten "
-            "it, give --allow-shorter"
+            f"{self.declared:,}{self._carried()}. A factor counts from the window of pre-training: "
+            f"{2 * self.declared / self.original:g} doubles what is declared. To shorten it, give "
+            "--allow-shorter"
         )
 
     def check_length(self, length: int) -> None:

@@ -50,8 +50,8 @@ def render(template: str, variables: dict[str, Any]) -> str:
         process = subprocess.CompletedProcess(command, -signal.SIGKILL, b"", b"")
     if process.returncode < 0:
         raise ValueError(
-            f"the chat template was stopped, as it may run for {CPU_SECONDS} s; give another one "
-            "with --chat-template FILE"
+            f"the chat template was stopped: it ran longer than {CPU_SECONDS} s, or needed too "
+            "much memory; give another one with --chat-template FILE"
         )
     if process.returncode > 0:
         lines = process.stderr.decode(errors="replace").strip().splitlines()

@@ -20,7 +20,7 @@ class Metrics:
     """Metrics of steps, read one step late so that the device does not wait for the host.
 
     Rows go to `report`; every `log_every` steps they hold the learning rate and the speed. The step
-    of such a row is waited for, because only then is the time known at which it was done.
+    of such a row is waited for, so that its end can be timed.
     tokens_per_second is measured from the end of the last such step to the end of this one, without
     the first step of a process, which compiles. mfu is the share of the devices' peak that the
     model's FLOPs take, steps per second x `seconds_at_peak` (arXiv 2204.02311); without
@@ -39,7 +39,7 @@ class Metrics:
         self._learning_rate = experiment.optim.learning_rates(self._train.steps)
         self._unread: tuple[int, dict[str, jax.Array]] | None = None
         self._losses: list[float] = []
-        # When the step was done at which the speed was last measured; step 0 before the first one.
+        # The end and the number of the last timed step; step 0 before the first one.
         self._clock = 0.0
         self._clock_step = 0
 

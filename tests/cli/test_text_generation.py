@@ -276,6 +276,7 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
         (["--chat", "--prompt", "a", "--chat-template", "LATIN"], "LATIN: not UTF-8"),
         (["--prompt", "a", "--max-new-tokens", "0"], "at least 1"),
         (["--prompt", "a", "--top-p", "2"], "top_p"),
+        (["--prompt", "a", "--top-p", "0.9"], "give --temperature above 0 too"),
         (["--chat", "--prompt", "a", "--chat-template", "BAD"], "reaches for '__class__'"),
     ],
 )

@@ -200,7 +200,7 @@ def test_files_reads_text_lines_and_directories(tmp_path):
             b'{"text": "x"}\n{"txt": "y"}\n',
             r'a\.jsonl, line 2: no key "text", but "txt"',
         ),
-        ("a.jsonl", b"[1]\n", "line 1: not a JSON object but a list"),
+        ("a.jsonl", b"[1]\n", "line 1: neither a text nor a JSON object but a list"),
         ("a.jsonl", b"", "empty"),
         ("a.txt", b" \n", "empty"),
         ("a.txt", b"\xff", "not UTF-8"),

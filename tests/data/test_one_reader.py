@@ -172,7 +172,7 @@ BAD: dict[str, tuple[str, Content, str]] = {
     "several keys": ("a.jsonl", TWO + lines({"txt": "x"}), 'line 3: no key "text", but "txt"'),
     "several types": ("a.jsonl", TWO + lines({"text": ["x"]}), 'line 3: "text" is a list'),
     "null": ("a.jsonl", lines({"text": None}), 'line 1: "text" is null'),
-    "a list in a line": ("a.jsonl", lines([1]), "line 1: not a JSON object but a list"),
+    "a list in a line": ("a.jsonl", lines([1]), "line 1: neither a text nor a JSON object but a l"),
     "not UTF-8 in a line": ("a.jsonl", TWO + b'{"text": "\xe9"}', r"line 3: not UTF-8 \(byte 10\)"),
     "not UTF-8": ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 \(byte 3\)"),
     "UTF-16": ("a.txt", "text".encode("utf-16"), ": UTF-16 or UTF-32.*iconv"),
@@ -187,12 +187,12 @@ BAD: dict[str, tuple[str, Content, str]] = {
     "an open quote": ("a.tsv", b'id\ttext\n1\t"a\n2\tb\n', "row 0: unexpected end of data"),
     "a quote inside": ("a.csv", b'text\n"a"b\n', "row 0: ',' expected after '\"'"),
     "not UTF-8 in a row": ("a.csv", b"text\na\n\xe9\n", "line 3: not UTF-8"),
-    "empty": ("a.txt", b"", r"a\.txt holds no text: it is empty"),
-    "blank": ("a.txt", b" \n", "holds no text: it is empty"),
-    "empty lines": ("a.jsonl", b"\n", "holds no text: it is empty"),
-    "empty list": ("a.json", b"[]", "holds no text: it is empty"),
-    "header alone": ("a.csv", b"text\n", "holds no text: it is empty"),
-    "empty gzip": ("a.jsonl.gz", b"", "holds no text: it is empty"),
+    "empty": ("a.txt", b"", r"a\.txt holds no document with text"),
+    "blank": ("a.txt", b" \n", "holds no document with text"),
+    "empty lines": ("a.jsonl", b"\n", "holds no document with text"),
+    "empty list": ("a.json", b"[]", "holds no document with text"),
+    "header alone": ("a.csv", b"text\n", "holds no document with text"),
+    "empty gzip": ("a.jsonl.gz", b"", "holds no document with text"),
     "empty Parquet": ("a.parquet", b"", "cannot be read as parquet"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(TWO)[:-9], r"a\.jsonl\.gz cannot be decompressed"),
     "cut zstandard": ("a.jsonl.zst", zstandard(TWO)[:-3], "cannot be decompressed.*[Tt]runcated"),
@@ -267,6 +267,17 @@ def test_a_directory_is_its_files_of_every_kind(tmp_path: Path) -> None:
     # One broken file is the error of all.
     write(root / "c.csv", b"body\nrow\n")
     assert everywhere(root) == f'{root / "c.csv"}: no column "text", but "body"'
+
+
+@pytest.mark.parametrize(
+    "names", [("train.jsonl", "test.jsonl"), ("data/train-00000-of-00001.txt", "data/dev-0.txt")]
+)
+def test_splits_of_a_dataset_are_not_read_as_one(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in (*names, "training-plan.txt", "a.txt"):
+        write(tmp_path / "d" / name, b'{"text": "a"}')
+    assert "d holds several splits (" in everywhere(tmp_path / "d")
+    (tmp_path / "d" / names[1]).unlink()
+    assert len(find_files(tmp_path / "d").files) == 3
 
 
 def test_entries_that_are_not_files_of_text_are_named(tmp_path: Path) -> None:

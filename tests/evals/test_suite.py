@@ -127,7 +127,10 @@ def test_the_wording_is_prose_unless_another_one_is_asked_for():
         assert {e.task.wording for e in suite if isinstance(e, Retrieval)} == {wording}
 
 
-def test_wordings_of_the_command_line():
+def test_wordings_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("authors.json", "a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
     assert read_wordings([]) == {}
     assert read_wordings(["code"]) == {"wording": "code"}
     both = {"wording": "prose", "protocol_wording": Path("authors.json")}
@@ -135,3 +138,5 @@ def test_wordings_of_the_command_line():
     for twice in (["code", "prose"], ["a.json", "b.json"]):
         with pytest.raises(ValueError, match="--wording takes prose or code once, and one file"):
             read_wordings(twice)
+    with pytest.raises(ValueError, match="--wording cod is neither prose nor code nor a file"):
+        read_wordings(["cod"])

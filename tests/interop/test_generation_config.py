@@ -8,7 +8,11 @@ import pytest
 
 from ctxext import loading
 from ctxext.export import convert, export
-from ctxext.interop.generation_config import different_settings, read_generation_config
+from ctxext.interop.generation_config import (
+    different_settings,
+    read_generation_config,
+    write_generation_config,
+)
 from ctxext.methods.yarn import Yarn
 from ctxext.prove import prove
 from ctxext.rope import Unscaled
@@ -55,6 +59,14 @@ def test_an_export_has_the_settings_of_its_source(instruct, tmp_path):
     before, after = read(instruct).to_dict(), read(out).to_dict()
     assert after == {**before, "max_length": window}
     assert after["eos_token_id"] == [50, 51]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(TINY.max_position_embeddings, 512), (256, 512), (40, 40), (600, 600)]
+)
+def test_a_length_of_the_whole_window_grows_with_it(before, after):
+    written = write_generation_config({"max_length": before}, TINY, window=512)
+    assert written == {"max_length": after}
 
 
 def test_a_converted_checkpoint_has_the_settings_of_its_source(instruct, tmp_path):

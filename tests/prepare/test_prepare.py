@@ -220,13 +220,13 @@ BAD = {
     b'{"txt": "y"}': 'no key "text"',
     b'{"text": 3}': '"text" is a number',
     b'{"text": null}': '"text" is null',
-    b"[1]": "not a JSON object but a list",
+    b"[1]": "neither a text nor a JSON object but a list",
     b'{"text": "\\ud800"}': "surrogate",
     b"[" * 100_000: "not JSON",
     b'{"n": ' + b"9" * 5000 + b"}": "not JSON",
     b'{"text": ["a"]}': '"text" is a list',
     b"\xef\xbb\xbf{}": 'no key "text"',
-    b"null": "not a JSON object but null",
+    b"null": "neither a text nor a JSON object but null",
 }
 
 
@@ -266,7 +266,7 @@ def test_good_lines_are_kept_in_order_and_bad_ones_are_named(
         "chunk_bytes": 1 + len(end.join(data)) // num_chunks,
     }
     if not good:
-        message = "a.jsonl holds no text: it is empty"
+        message = "a.jsonl holds no document with text"
         if bad:
             number, line = bad[0]
             message = rf"a\.jsonl, line {number}: .*{re.escape(BAD[line])}"
@@ -512,6 +512,6 @@ def test_the_command(sources, whole, tmp_path, capsys):
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     assert main(["prepare", str(empty), "--out", str(tmp_path / "x"), *argv[-2:]]) == 2
-    assert "empty.txt holds no text: it is empty" in capsys.readouterr().err
+    assert "empty.txt holds no document with text" in capsys.readouterr().err
     assert main(["prepare", "no-such-file", *argv[-4:]]) == 2
     assert "no-such-file does not exist; give a data file" in capsys.readouterr().err

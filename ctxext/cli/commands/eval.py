@@ -109,6 +109,8 @@ def read_wordings(values: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"--wording takes prose or code once, and one file: {' '.join(values)}"
             )
+        if not is_name and not Path(value).is_file():
+            raise ValueError(f"--wording {value} is neither prose nor code nor a file")
         settings[field] = value if is_name else Path(value)
     return settings
 

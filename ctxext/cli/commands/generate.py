@@ -68,6 +68,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         text_generation.read_text(args.chat_template, "--chat-template")
     if args.system is not None:
         text_generation.check_unicode(args.system, "--system")
+    if args.top_p < 1 and not args.temperature:
+        raise ValueError("--top-p chooses what is sampled: give --temperature above 0 too")
     no_prompt = args.prompt is None and args.prompt_file is None
     if args.chat and no_prompt and not args.json and sys.stdin.isatty():
         prompts = text_generation.typed_lines()

@@ -59,7 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="The fraction of lines, rows or entries that may be broken, and are left out.",
+        help="The fraction of lines, rows or entries that may be broken, and are left out; "
+        "default: none.",
     )
     parser.add_argument(
         "--parse-special",

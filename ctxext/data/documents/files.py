@@ -1,6 +1,7 @@
 """Which files of text a path means."""
 
 import collections
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,9 @@ SAVED_SPLITS = "dataset_dict.json"
 """By these files a saved dataset is recognized, and one of several splits."""
 ABOUT_THE_DATA = ("readme", "license", "dataset_info", "dataset_infos")
 """Names, without suffix, of what accompanies the data in a directory and is not part of it."""
+
+SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?=[-._/])")
+"""The split of a file or a directory that is named after one, as datasets on the hub name them."""
 
 
 class Found(NamedTuple):
@@ -36,7 +40,7 @@ def find_files(root: Path) -> Found:
 
     In a directory, hidden files and files of other kinds are passed over; links are followed. A
     saved dataset is what `datasets.Dataset.save_to_disk` wrote. Raises ValueError if there is no
-    such path, it cannot be read, or it holds no text.
+    such path, it cannot be read, it holds no text, or several splits of a dataset.
     """
     if root.is_file():
         if kind_of(root) is None:
@@ -49,7 +53,7 @@ def find_files(root: Path) -> Found:
         raise ValueError(f"{root} {reason}: give a file or a directory of text")
     if is_prepared(root):
         raise ValueError(
-            f"{root} holds tokens, not text: `ctxext prepare` wrote it, and is not needed again"
+            f"{root} holds tokens that `ctxext prepare` wrote, not text: train on it directly"
         )
     if saved := _saved_dataset(root):
         return Found(root, {path.relative_to(root).as_posix(): path for path in saved})
@@ -61,6 +65,12 @@ def find_files(root: Path) -> Found:
             ignored.append(name)
         else:
             files[name] = path
+    splits = sorted({split for name in files for split in SPLIT.findall(name.lower())})
+    if len(splits) > 1:
+        raise ValueError(
+            f"{root} holds several splits ({', '.join(splits)}): give the files or the directory "
+            "of one"
+        )
     if not files:
         held = f" but {_summary(ignored)}" if ignored else ""
         raise ValueError(

@@ -107,8 +107,8 @@ def check_texts(found: Found, field: Field) -> None:
 def check_beginnings(found: Found, field: Field, *, strict: bool = True) -> None:
     """Read the first documents of every file. Raises ValueError for a broken one, or without text.
 
-    Unless `strict`, broken ones are an error only if no file begins with one that is not; a plain
-    text is the only document of its file.
+    Unless `strict`, broken ones are an error only if no file has a readable document among its
+    first; a plain text, the only document of its file, counts as readable.
     """
     broken: list[ValueError] = []
     has_text = False
@@ -132,7 +132,7 @@ def check_beginnings(found: Found, field: Field, *, strict: bool = True) -> None
 
 
 def _empty(found: Found) -> ValueError:
-    return ValueError(f"{found.root} holds no text: it is empty")
+    return ValueError(f"{found.root} holds no document with text")
 
 
 def _broken(path: Path, document: Document) -> ValueError:
@@ -280,7 +280,7 @@ def _text_of(entry: Any, field: Field) -> tuple[str, str]:
         if not isinstance(value, str):
             return "", f"{name} is {_type_name(value)}, not text"
     elif not isinstance(entry, str):
-        return "", f"not a JSON object but {_type_name(entry)}"
+        return "", f"neither a text nor a JSON object but {_type_name(entry)}"
     if not _is_unicode(value):
         return "", f"{name} holds half a surrogate pair, which is not a character"
     return _checked(value, "")
