@@ -126,7 +126,7 @@ def test_broken_files_are_named(tmp_path, name):
     whole_file(tmp_path, name, table(texts=[1, 2], kind=pyarrow.int64()))
     refused("holds int64, not text")
     whole_file(tmp_path, name, table(texts=["", ""]))
-    refused("holds no text")
+    refused("holds no document with text")
     raw = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
     whole_file(tmp_path, name, pyarrow.table({"text": raw}))
     refused(r"row 0: not UTF-8 \(byte 0\)")

@@ -183,6 +183,7 @@ def test_evaluated_as_it_is_it_is_the_base_of_comparisons(base, tmp_path):
     assert "none (llama3(factor=8) as the base is)" in report.tables(records)
 
 
+@pytest.mark.check
 def test_a_run_without_a_method_keeps_what_it_declares(base, experiment, tmp_path, capsys):
     """Trained at 128 tokens, it still declares 1,024; resumed under other frequencies, it stops."""
     copied = tmp_path / "base"

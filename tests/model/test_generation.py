@@ -128,7 +128,9 @@ def test_semantics_are_one_where_frequencies_do_not_follow_the_length():
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
-@pytest.mark.parametrize("scaling", [DynamicNTK(2.0), SWITCHING], ids=method_name)
+@pytest.mark.parametrize(
+    "scaling", [pytest.param(DynamicNTK(2.0), marks=pytest.mark.check), SWITCHING], ids=method_name
+)
 def test_a_text_does_not_depend_on_how_many_tokens_may_follow(scaling, semantics: Semantics):
     """Across the end of the window: a smaller budget gives the beginning of the same text."""
     lm = tiny.lm(scaling=scaling, semantics=semantics)
@@ -141,7 +143,7 @@ def test_a_text_does_not_depend_on_how_many_tokens_may_follow(scaling, semantics
     assert tokens.tolist() == [texts[1], texts[1]]
 
 
-@pytest.mark.parametrize("length", [25, 40])
+@pytest.mark.parametrize("length", [25, pytest.param(40, marks=pytest.mark.check)])
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_the_semantics_of_transformers_are_its_own(rope_type: str, length: int):
     """Greedy tokens with its cache, from inside the window (25 tokens of 32) and beyond it (40)."""
@@ -295,7 +297,13 @@ def test_invalid_requests_are_refused(tokens, options: dict, message: str):
 
 
 @pytest.mark.parametrize(
-    "attention", [Causal(), SelfExtend(4, 8), LMInfinite(16, num_global=2)], ids=repr
+    "attention",
+    [
+        Causal(),
+        SelfExtend(4, 8),
+        pytest.param(LMInfinite(16, num_global=2), marks=pytest.mark.check),
+    ],
+    ids=repr,
 )
 @pytest.mark.parametrize(
     "scaling", [pytest.param(Yarn(2.0), marks=pytest.mark.check), DynamicNTK(2.0)], ids=method_name
