@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -40,9 +39,12 @@ collect_ignore = [
 
 def pytest_configure(config: pytest.Config) -> None:
     """Property tests draw the same examples in every run; only `make slow` explores new ones."""
+    if config.option.markexpr == "slow" or not find_spec("hypothesis"):
+        return
+    from hypothesis import settings
+
     settings.register_profile("same-examples", derandomize=True)
-    if config.option.markexpr != "slow":
-        settings.load_profile("same-examples")
+    settings.load_profile("same-examples")
 
 
 def _skip_without_readers() -> Generator[None, object, object]:
