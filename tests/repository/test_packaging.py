@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ctxext.evals.record import read_records
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.check
 
@@ -79,15 +81,14 @@ def test_the_demo_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     assert Path(installed.strip()).is_relative_to(venv)
 
     out = call(venv / "bin/ctxext", "demo", cwd=empty, seconds=1200)
-    paths = dict(re.findall(r"^(export|rows|run directory) +(\S+)$", out, re.MULTILINE))
-    assert set(paths) == {"export", "rows", "run directory"}, out
+    paths = dict(re.findall(r"^(export|records|run directory) +(\S+)$", out, re.MULTILINE))
+    assert set(paths) == {"export", "records", "run directory"}, out
     assert all((empty / path).exists() for path in paths.values())
     assert [path.name for path in empty.iterdir()] == ["runs"], "the demo wrote outside of runs/"
     export = empty / paths["export"]
     assert json.loads((export / "config.json").read_text())["model_type"] == "llama"
     assert json.loads((export / "proof.json").read_text())["equal"] is True
-    rows = [json.loads(line) for line in (empty / paths["rows"]).read_text().splitlines()]
-    assert {row["eval"] for row in rows} == {"retrieval", "ppl"} and len(
-        {row["method"] for row in rows}
-    ) >= 5
+    records = read_records(empty / paths["records"])
+    assert {record.evaluation for record in records} == {"retrieval", "ppl"}
+    assert len({record.model.label for record in records}) >= 5
     assert "yarn" in out and "%" in out
