@@ -160,7 +160,7 @@ def run_generator(
         raise ValueError(f"{PACKAGE} has no long_context_eval")
     root = Path(spec.submodule_search_locations[0])
     settings = yaml.safe_load((root / "synthetic.yaml").read_text())[task]
-    # A task such as niah_single_1 is a variant of one kind, niah, with settings of its own.
+    # A task such as niah_single_1 is the kind niah with particular settings.
     kind = settings["task"]
     constants = importlib.import_module("long_context_eval.data.synthetic.constants")
     kind_settings = constants.TASKS[kind]

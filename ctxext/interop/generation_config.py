@@ -37,7 +37,7 @@ def read_generation_config(directory: str | Path) -> dict[str, Any] | None:
     return settings
 
 
-def write_generation_config(
+def extended_generation_config(
     settings: Mapping[str, Any] | None, config: LlamaConfig, *, window: int
 ) -> dict[str, Any] | None:
     """The settings for an export with `window` tokens; None if the model has none.

@@ -16,8 +16,8 @@ from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families import FAMILIES, family_of
 from ctxext.interop.generation_config import (
     GENERATION_CONFIG,
+    extended_generation_config,
     read_generation_config,
-    write_generation_config,
 )
 from ctxext.interop.hf_weights import (
     StoredModel,
@@ -131,7 +131,7 @@ def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> N
     model.tokenizer.check_fits(config.vocab_size)
     settings = config_json(config, model.scaling, seq_len=model.window, dtype=options.dtype)
     window = settings["max_position_embeddings"]
-    generation = write_generation_config(model.generation_config, config, window=window)
+    generation = extended_generation_config(model.generation_config, config, window=window)
     check_free(directory)
     if not distributed.is_primary():
         return wait_for_primary(model.tensors)

@@ -9,7 +9,7 @@ import numpy as np
 from ctxext import loading
 from ctxext.files import write_json, write_text
 from ctxext.interop import peft_adapter
-from ctxext.interop.generation_config import different_settings, write_generation_config
+from ctxext.interop.generation_config import different_settings, extended_generation_config
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.interop.model_card import with_proof
@@ -174,7 +174,7 @@ def _different_generation_settings(artifact: Artifact, stored: LM, model: LM) ->
     """The keys of generation_config.json that are not what the model's own file becomes."""
     if artifact.format != "hf":  # no other format has the file
         return []
-    expected = write_generation_config(
+    expected = extended_generation_config(
         model.generation_config, model.config, window=artifact.window
     )
     return different_settings(stored.generation_config, expected, model.config)

@@ -360,7 +360,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The checkpoint's chat template, in Jinja: of its own file, or of tokenizer_config.json.
+        """The checkpoint's Jinja chat template, from chat_template.jinja or tokenizer_config.json.
 
         Raises ValueError for a template that is not text.
         """

@@ -196,7 +196,7 @@ def test_without_key_tokens_there_is_no_perplexity(tmp_path):
     (cell,) = summary(records)["perplexity"]
     assert (cell["perplexity"], cell["low"], cell["count"], cell["documents"]) == (None, None, 0, 0)
     assert "no key tokens" in tables(records)
-    assert "there is no number" in write_report([tmp_path]).read_text()
+    assert "there is no number to report" in write_report([tmp_path]).read_text()
 
 
 def test_spans_select_tokens_of_another_tokenizer():

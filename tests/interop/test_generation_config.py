@@ -10,8 +10,8 @@ from ctxext import loading
 from ctxext.export import convert, export
 from ctxext.interop.generation_config import (
     different_settings,
+    extended_generation_config,
     read_generation_config,
-    write_generation_config,
 )
 from ctxext.methods.yarn import Yarn
 from ctxext.prove import prove
@@ -65,7 +65,7 @@ def test_an_export_has_the_settings_of_its_source(instruct, tmp_path):
     ("before", "after"), [(TINY.max_position_embeddings, 512), (256, 512), (40, 40), (600, 600)]
 )
 def test_a_length_of_the_whole_window_grows_with_it(before, after):
-    written = write_generation_config({"max_length": before}, TINY, window=512)
+    written = extended_generation_config({"max_length": before}, TINY, window=512)
     assert written == {"max_length": after}
 
 

@@ -100,7 +100,7 @@ def test_files_that_contradict_each_other_are_refused_until_one_decides(tmp_path
 
 @pytest.mark.parametrize("choice", [None, True, False])
 def test_prepared_tokens_begin_as_the_model_s_texts_do(tmp_path, choice):
-    """What `prepare` writes and what training reads have one policy, or the data is refused."""
+    """Data prepared under another BOS policy than the one it is trained with is refused."""
     from ctxext.data import Prepared
 
     (tmp_path / "a.txt").write_text("def f(x):\n    return x\n" * 20)

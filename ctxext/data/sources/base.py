@@ -59,7 +59,7 @@ class TextSource(Source):
     @classmethod
     def as_haystack(cls, name: str) -> Self:
         """The source for `--haystack name`."""
-        raise NotImplementedError(f"{cls.__name__} is recognized as a haystack but does not open")
+        raise NotImplementedError(f"{cls.__name__} defines no as_haystack")
 
     @abc.abstractmethod
     def open(self, tokenizer: TokenizerLike) -> Corpus: ...

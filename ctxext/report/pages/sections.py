@@ -208,7 +208,9 @@ def perplexity_section(results: Results, styles: Styles) -> Section:
         detail = results.loss_details[records[0].settings]
         if not any(record.scores.count for record in records):
             title = estimator_title(records[0], detail)
-            section.notes.append(f"{title}: no document has key tokens, so there is no number.")
+            section.notes.append(
+                f"{title}: no key tokens were found, so there is no number to report."
+            )
             continue
         variants = results.variants
         section.charts.append(
