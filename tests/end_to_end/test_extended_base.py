@@ -54,7 +54,7 @@ def sweep():
     yield experiment
 """
 # What `--factor 2` would make of it, and the factor that doubles what it declares.
-REFUSAL = ("128 tokens", "1,024 by Llama3", "so that 32 doubles", "--allow-shorter")
+REFUSAL = ("128 tokens", "1,024 by Llama3", "32 doubles what is declared", "--allow-shorter")
 
 
 @pytest.fixture(scope="module")
