@@ -1,12 +1,14 @@
 """PyTorch archives (.pth, .bin) read in plain numpy. Nothing that is pickled in them is run.
 
 Such a file is a zip of uncompressed records: data.pkl describes every tensor by name, shape and
-place, and data/N holds the numbers. A pickle is a program; the few opcodes that build a dictionary
+place, and data/N holds the numbers. Each record has a checksum, which is compared before the first
+of its numbers is used. A pickle is a program; the few opcodes that build a dictionary
 of tensors are interpreted here one by one, and any other refuses the file. There is no unpickler.
 """
 
 import dataclasses
 import functools
+import logging
 import math
 import pickletools
 import struct
@@ -35,15 +37,18 @@ MAX_DIMS = 8
 MAX_PICKLE = 2**26
 """Bytes; data.pkl of a model with thousands of tensors has less than one million."""
 MAX_RECORDS = 2**17
+CHECKSUM_BLOCK = 2**22
+"""Bytes that are read at once to compute a checksum."""
 REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
 
 
 class _Record(NamedTuple):
-    """The bytes of a zip record."""
+    """The bytes of a zip record, and their CRC-32; None in a file that was saved without any."""
 
+    name: str
     start: int
     size: int
-    crc: int
+    crc: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +60,21 @@ class _Global:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Storage:
-    """The numbers of one record; `start` in bytes of the file, `size` in numbers."""
+    """The numbers of one record; `start` in bytes of the file, `size` in numbers.
+
+    `verify()` raises ValueError if they are not those that were saved.
+    """
 
     dtype: str
     start: int
     size: int
+    verify: Callable[[], None]
 
 
 def open_archive(path: str | Path) -> dict[str, LazyTensor]:
     """The tensors of a file that torch.save wrote, by name.
 
-    Numbers stay on disk until they are read.
+    Numbers stay on disk until they are read; then their record's checksum is compared, once.
     Raises ValueError naming the file if it is missing, cut off, corrupt, or holds anything but
     named tensors.
     """
@@ -84,6 +93,10 @@ def open_archive(path: str | Path) -> dict[str, LazyTensor]:
             raise ValueError(f"{path} was not written by torch.save; copy it again")
         try:
             records = _records(file)
+            if all(record.crc is None for record in records.values()):
+                logging.getLogger("ctxext").warning(
+                    "%s was saved without checksums, so that damage to it cannot be noticed", path
+                )
             if "byteorder" in records and _content(file, records["byteorder"]) != b"little":
                 raise ValueError("its byteorder is not little")
             pickled = records["data.pkl"]
@@ -112,6 +125,8 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
     entries = zipfile.ZipFile(file).infolist()
     if len(entries) > MAX_RECORDS:
         raise ValueError(f"it has {len(entries)} records, more than any model needs")
+    # As torch.serialization.set_crc32_options(False) leaves them.
+    has_checksums = any(info.CRC for info in entries)
     for info in entries:
         compressed = info.compress_type != zipfile.ZIP_STORED
         encrypted = info.flag_bits & 1
@@ -129,21 +144,48 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
         name = info.filename.partition("/")[2]
         if name in records:
             raise ValueError(f"record {info.filename!r} is there twice")
-        records[name] = _Record(start, info.file_size, info.CRC)
+        crc = info.CRC if has_checksums else None
+        records[name] = _Record(info.filename, start, info.file_size, crc)
     return records
 
 
 def _content(file: BinaryIO, record: _Record) -> bytes:
     file.seek(record.start)
     data = file.read(record.size)
-    if zlib.crc32(data) != record.crc:
-        raise ValueError("a checksum is wrong")
+    if record.crc is not None and zlib.crc32(data) != record.crc:
+        raise ValueError(f"the checksum of record {record.name!r} is wrong")
     return data
+
+
+def _verifier(path: Path, record: _Record) -> Callable[[], None]:
+    """A function that compares the checksum of a record, the first time that it is called."""
+
+    @functools.cache
+    def verify() -> None:
+        if record.crc is None:
+            return
+        crc = 0
+        left = record.size
+        with path.open("rb", buffering=0) as file:
+            file.seek(record.start)
+            while left:
+                block = file.read(min(left, CHECKSUM_BLOCK))
+                if not block:
+                    break
+                crc = zlib.crc32(block, crc)
+                left -= len(block)
+        if left or crc != record.crc:
+            raise ValueError(
+                f"{path} is corrupt: the checksum of record {record.name!r} is wrong; copy or save "
+                "it again"
+            )
+
+    return verify
 
 
 def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[str, LazyTensor]:
     values = _interpret(
-        pickled, functools.partial(_storage, records), functools.partial(_tensor, path)
+        pickled, functools.partial(_storage, path, records, {}), functools.partial(_tensor, path)
     )
     other = [name for name, value in values.items() if not isinstance(value, LazyTensor)]
     if other:
@@ -157,14 +199,19 @@ def _tensors(path: Path, pickled: bytes, records: dict[str, _Record]) -> dict[st
 
 
 def _storage(
+    path: Path,
     records: dict[str, _Record],
+    verifiers: dict[str, Callable[[], None]],
     kind: Any,
     storage_class: Any,
     key: Any,
     device: Any,
     numel: Any,
 ) -> _Storage:
-    """The numbers that a persistent id of the pickle stands for."""
+    """The numbers that a persistent id of the pickle stands for.
+
+    `verifiers`: those of the records met so far, which tensors may share.
+    """
     if (
         kind != "storage"
         or not isinstance(storage_class, _Global)
@@ -178,7 +225,8 @@ def _storage(
         raise ValueError(
             f"data/{key} has {record.size} bytes, not the {numel} x {dtype} that data.pkl describes"
         )
-    return _Storage(dtype, record.start, numel)
+    verify = verifiers.setdefault(key, _verifier(path, record))
+    return _Storage(dtype, record.start, numel, verify)
 
 
 def _tensor(path: Path, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
@@ -197,13 +245,16 @@ def _tensor(path: Path, storage: Any, offset: Any, shape: Any, strides: Any, *_:
     dtype = STORAGE_DTYPES[storage.dtype]
     start = storage.start + offset * dtype.itemsize
     contiguous = strides == [math.prod(shape[i + 1 :]) if n > 1 else 0 for i, n in enumerate(shape)]
-    chunk = FileChunk(path, start, count * dtype.itemsize) if contiguous else None
+    chunk = None
+    if contiguous:
+        chunk = FileChunk(path, start, count * dtype.itemsize, storage.verify)
     everything = tuple((0, n, 1) for n in shape)
 
     def read(index: Any = ...) -> np.ndarray:
         is_whole = index is ... or tuple(map(slice.indices, index, shape)) == everything
         if chunk is not None and is_whole:
             return read_chunk(chunk, tuple(shape), dtype)
+        storage.verify()
         # Mapped again for each read: pages count as memory in use until the file is closed.
         size = (last - offset + 1) * dtype.itemsize
         mapped = np.memmap(path, np.uint8, "r", start, (size,))

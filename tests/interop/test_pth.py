@@ -16,7 +16,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ctxext.interop.lazy_tensor import STORAGE_DTYPES
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES, blocks
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
 
@@ -299,14 +299,23 @@ def good() -> bytes:
     return out.getvalue()
 
 
-def assert_read_or_refused(path: Path) -> None:
+def read_or_refused(path: Path) -> dict[str, np.ndarray] | None:
+    """The numbers in an archive, None if it is refused in one line that names it."""
     try:
-        tensors = open_archive(path)
+        return {name: entry.read() for name, entry in open_archive(path).items()}
     except ValueError as error:
+        assert str(path) in str(error)
         assert "\n" not in str(error).replace(str(path), "")
-        return
-    for entry in tensors.values():
-        assert entry.read().size <= path.stat().st_size
+        return None
+
+
+def assert_good_or_refused(path: Path) -> None:
+    """As `good` was saved, to the bit."""
+    numbers = read_or_refused(path)
+    if numbers is not None:
+        assert list(numbers) == ["a", "b"]
+        np.testing.assert_array_equal(numbers["a"].astype(np.float32), as_numpy(WHOLE[:3]))
+        np.testing.assert_array_equal(numbers["b"], np.ones(4, np.float32))
 
 
 @settings(max_examples=150, deadline=None)
@@ -319,7 +328,59 @@ def test_altered_archives(tmp_path_factory, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "altered.pth"
     path.write_bytes(whole)
-    assert_read_or_refused(path)
+    assert_good_or_refused(path)
+
+
+def test_changed_numbers_are_refused_wherever_they_are(tmp_path):
+    """The standard library's zipfile, which knows the checksums, refuses the same files."""
+    path = tmp_path / "x.pth"
+    whole = good()
+    first = whole.index(WHOLE[:3].bfloat16().view(torch.int16).numpy().tobytes())
+    last = whole.index(np.ones(4, np.float32).tobytes())
+    for name, at in [("a", first), ("a", first + 71), ("b", last), ("b", last + 15)]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with zipfile.ZipFile(path) as file:
+            record = file.testzip()
+        tensors = open_archive(path)
+        other = "b" if name == "a" else "a"
+        assert tensors[other].read().size == (4 if other == "b" else 36)
+        message = f"x.pth is corrupt: the checksum of record '{record}' is wrong; copy or save"
+        for read in (
+            tensors[name].read,
+            lambda tensor=tensors[name]: tensor.read((slice(0, 1),) * len(tensor.shape)),
+            lambda tensor=tensors[name]: list(blocks(tensor, np.dtype(np.float32), "x")),
+        ):
+            with pytest.raises(ValueError, match=message):
+                read()
+
+
+def test_a_view_is_refused_for_damage_anywhere_in_its_record(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"column": WHOLE[:, 3], "row": WHOLE[1]}, path)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(WHOLE.numpy().tobytes()) + 4 * 59] ^= 64
+    path.write_bytes(damaged)
+    tensors = open_archive(path)
+    for name in ("column", "row"):
+        with pytest.raises(ValueError, match="checksum of record 'x/data/0' is wrong"):
+            tensors[name].read()
+
+
+def test_a_file_without_checksums_is_read_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "x.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": WHOLE}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(open_archive(path)["a"].read(), WHOLE.numpy())
+    assert "x.pth was saved without checksums" in caplog.text
+    caplog.clear()
+    torch.save({"a": WHOLE}, path)
+    open_archive(path)
+    assert caplog.text == ""
 
 
 @settings(max_examples=150, deadline=None)
@@ -333,7 +394,8 @@ def test_altered_pickles(tmp_path_factory, change):
         for number in change:
             pickled[number % len(pickled)] = number // len(pickled) % 256
     path = tmp_path_factory.getbasetemp() / "pickled.pth"
-    assert_read_or_refused(archive(path, bytes(pickled), **DATA))
+    numbers = read_or_refused(archive(path, bytes(pickled), **DATA))
+    assert sum(array.size for array in (numbers or {}).values()) <= path.stat().st_size
 
 
 def test_other_kinds_of_files_are_refused_by_name(tmp_path):
