@@ -1,7 +1,8 @@
 """Files that are either complete or absent: temporary name, fsync, rename.
 
 A process that writes under a temporary name holds a lock on it, so that the next process can tell
-what a killed one left and remove it.
+what a killed one left and remove it. A directory may come from a stranger: nothing is written
+through a link in it, and nothing is read that is not a plain file of a bounded size.
 """
 
 import contextlib
@@ -9,17 +10,24 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
-import tempfile
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FOLLOW_LINKS = "CTXEXT_FOLLOW_LINKS"
 """An environment variable, which child processes inherit; see `following_links`."""
 RANDOM_SUFFIX = 8
-"""Characters that tempfile adds to a prefix."""
+"""Characters that follow the prefix of a temporary name."""
+NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK
+"""Flags of `os.open` that refuse a link and do not wait for the other end of a pipe."""
+MAX_JSON = 1 << 28
+"""Bytes of a JSON file; those of the largest models have less than 100 million."""
+MAX_JSONL = 1 << 32
+"""Bytes of a JSONL file; a million records have about one billion."""
 
 
 def _sync(path: Path) -> None:
@@ -30,14 +38,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _new_file(parent: Path, prefix: str) -> Path:
-    descriptor, name = tempfile.mkstemp(dir=parent, prefix=prefix)
-    os.close(descriptor)
-    return Path(name)
+def _new_file(path: Path) -> None:
+    # Not tempfile, whose files are private whatever the umask says.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
-def _new_directory(parent: Path, prefix: str) -> Path:
-    return Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+def _new_directory(path: Path) -> None:
+    path.mkdir()
 
 
 def _remove(path: Path) -> None:
@@ -57,7 +64,7 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
             continue
         # Skip one that is in use or already gone, and file systems without locks.
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | NO_LINKS)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(path)
@@ -65,12 +72,14 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
                 os.close(descriptor)
 
 
-def _lock_new(create: Callable[[Path, str], Path], parent: Path, prefix: str) -> tuple[Path, int]:
+def _lock_new(create: Callable[[Path], None], parent: Path, prefix: str) -> tuple[Path, int]:
     """A new temporary and the descriptor that holds its lock."""
     while True:
-        temporary = create(parent, prefix)
-        # Another process may remove it before it is locked; then another one is created.
-        with contextlib.suppress(FileNotFoundError):
+        temporary = parent / f"{prefix}{secrets.token_hex(RANDOM_SUFFIX // 2)}"
+        # The name may be taken, or another process may remove the temporary before it is locked;
+        # then another one is created.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            create(temporary)
             descriptor = os.open(temporary, os.O_RDONLY)
             # Without locks in the file system, nothing is removed in it either.
             with contextlib.suppress(OSError):
@@ -93,13 +102,64 @@ def make_parent(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def check_place(path: str | Path) -> None:
+    """Raise ValueError if `path` is a link, or neither a plain file nor a directory.
+
+    Whatever is written there would land in another place, which a stranger's directory could name.
+    """
+    path = Path(path)
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(mode):
+        raise ValueError(
+            f"{path} is a link to {path.readlink()}, and nothing is written through links: remove "
+            "it, or put what it stands for in its place"
+        )
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is not a plain file, and nothing is written to it: remove it")
+
+
+def check_places(directory: str | Path, *names: str) -> None:
+    """`check_place` for what `directory` holds under these names, patterns such as "base" or "*/*".
+
+    The directory itself may be a link, as the user has named it.
+    """
+    for name in names:
+        for path in sorted(Path(directory).glob(name)):
+            check_place(path)
+
+
+def open_in_place(path: str | Path, mode: str) -> IO[bytes]:
+    """Open a file whose contents are added to or replaced, "ab" for example.
+
+    Raises ValueError for a link, for a file that has a second name, and for anything but a file.
+    """
+    check_place(path)
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | NO_LINKS, 0o666))
+    if os.fstat(file.fileno()).st_nlink > 1:
+        file.close()
+        raise ValueError(
+            f"{path} is a hard link: what is written to it would change a second file; put a copy "
+            "in its place"
+        )
+    return file
+
+
+def touch(path: str | Path) -> None:
+    """Create an empty file unless there is one. Raises ValueError as `check_place` does."""
+    open_in_place(path, "ab").close()
+
+
 @contextlib.contextmanager
-def _temporary(path: Path, create: Callable[[Path, str], Path]) -> Iterator[Path]:
+def _temporary(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     """A hidden sibling of `path`, locked while the block runs and removed if it fails.
 
-    Siblings that killed processes left are removed first.
+    Siblings that killed processes left are removed first. Raises ValueError as `check_place` does.
     """
     make_parent(path)
+    check_place(path)
     host = zlib.crc32(platform.node().encode())
     prefix = f".{path.name}.{host:08x}."
     _remove_abandoned(path.parent, prefix)
@@ -118,12 +178,13 @@ def _temporary(path: Path, create: Callable[[Path, str], Path]) -> Iterator[Path
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling that replaces `path` in one step when the block succeeds.
 
-    If the block fails it is removed.
+    If the block fails it is removed. Raises ValueError if `path` is a directory or a link.
     """
     path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        raise ValueError(f"{path} is a directory; name a file")
     with _temporary(path, _new_file) as temporary:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp creates private files
         _sync(temporary)
         os.replace(temporary, path)
 
@@ -140,7 +201,6 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     with _temporary(path, _new_directory) as temporary:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
-            file.chmod(0o755 if file.is_dir() else 0o644)  # some writers create private files
             _sync(file)
         os.replace(temporary, path)  # replaces an empty directory
 
@@ -168,14 +228,34 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises ValueError naming the file if it is missing or not JSON."""
+def read_bytes(path: str | Path, largest: int) -> bytes:
+    """The contents of a plain file.
+
+    Raises ValueError naming the file if it is missing, not a plain file, or has more than `largest`
+    bytes.
+    """
     try:
-        return json.loads(Path(path).read_bytes())
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
+            status = os.fstat(f.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{path} is not a plain file; put one in its place")
+            if status.st_size > largest:
+                raise ValueError(
+                    f"{path} has {status.st_size:,} bytes, more than the {largest:,} that such a "
+                    "file can have; copy it again"
+                )
+            return f.read()
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises ValueError naming the file if it is missing or not JSON."""
+    data = read_bytes(path, MAX_JSON)
+    try:
+        return json.loads(data)
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be what it should be") from None
     except ValueError as error:  # also for bytes that are not text
@@ -233,7 +313,7 @@ def following_links() -> Iterator[None]:
 @contextlib.contextmanager
 def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock on `path`. Raises ValueError with `message` if another process holds it."""
-    with path.open("w") as file:
+    with open_in_place(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -248,7 +328,7 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
     the last line; a torn last line is cut off first.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with Path(path).open("ab+") as file:
+    with open_in_place(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -269,9 +349,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         return []
     records = []
     # Whatever follows the last line end is empty or torn.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(read_bytes(path, MAX_JSONL).split(b"\n")[:-1], 1):
         try:
             records.append(json.loads(line))
+        except RecursionError:
+            raise ValueError(f"{path}, line {number}, is nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from None
     return records

@@ -16,6 +16,7 @@ from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
 from ctxext.export import check, check_length, export, run_card
+from ctxext.files import touch
 from ctxext.interop.formats import find_format
 from ctxext.methods import label
 from ctxext.model.lm import LM
@@ -107,7 +108,7 @@ def run(
     requirements.check_context(experiment)
     directory = open_run(experiment, run_dir, file)
     # An experiment without evaluations leaves an empty file.
-    distributed.broadcast_from_primary(lambda: directory.records_file.touch())
+    distributed.broadcast_from_primary(lambda: touch(directory.records_file))
     _check_export(experiment)
     base = loading.load_base(experiment)
     _describe_base(experiment, base)

@@ -11,11 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.experiment import MUTABLE_FIELDS, Experiment
-from ctxext.files import exclusive_lock, read_json, read_jsonl, write_bytes, write_json, write_text
+from ctxext.files import (
+    check_places,
+    exclusive_lock,
+    read_json,
+    read_jsonl,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from ctxext.parallel import distributed
 from ctxext.serialization import to_json
 
 PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+DIRECTORIES = (
+    "base",
+    "baselines",
+    "baselines/*",
+    "checkpoints",
+    "checkpoints/*",
+    "export",
+    "tensorboard",
+    "tensorboard/*",
+    "wandb",
+)
+"""Where files are written in a run directory, besides its top; none of them may be a link."""
 
 
 class RunDir:
@@ -38,12 +58,14 @@ class RunDir:
 
         file: the experiment file, which is copied next to the configuration. Raises ValueError
         naming the first field that differs; `train.steps` may grow, MUTABLE_FIELDS may change.
+        Raises ValueError for a directory in it that is a link, too.
         """
         self._open(experiment, file)
         return self
 
     @distributed.primary_only
     def _open(self, experiment: Experiment, file: Path | None) -> None:
+        check_places(self.path, *DIRECTORIES)
         config = to_json(experiment)
         if self.config_file.exists():
             old = read_json(self.config_file)
@@ -110,6 +132,8 @@ class RunDir:
         new = {"versions": versions, "git_commit": git_commit(), **facts}
         if self.provenance_file.exists():
             old = read_json(self.provenance_file)
+            if not isinstance(old, dict) or "versions" not in old:
+                raise ValueError(f"{self.provenance_file} is not what a run writes; remove it")
             recorded = {name: old.get(name) for name in fixed}
             current = {name: facts[name] for name in fixed}
             for name, old_value, new_value in _differences(recorded, current):

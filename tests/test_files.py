@@ -1,10 +1,12 @@
 """Files are complete or absent, even when a write fails halfway."""
 
+import contextlib
 import json
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ from ctxext.files import (
     append_jsonl,
     atomic_directory,
     atomic_file,
+    check_places,
+    exclusive_lock,
     read_json,
     read_jsonl,
+    touch,
     write_bytes,
     write_json,
     write_text,
@@ -212,3 +217,137 @@ def test_several_processes_append_to_one_file(tmp_path: Path):
     rows = read_jsonl(path)
     for writer in "012":
         assert [row["i"] for row in rows if row["writer"] == writer] == list(range(200))
+
+
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "file_mode"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])
+def test_the_umask_decides_who_may_read_what_is_written(tmp_path: Path, mask: int, file_mode: int):
+    with umask(mask):
+        write_text(tmp_path / "file", "text")
+        append_jsonl(tmp_path / "lines", {"n": 1})
+        with exclusive_lock(tmp_path / "lock", "locked"):
+            pass
+        with atomic_directory(tmp_path / "out") as directory:
+            (directory / "sub").mkdir()
+            write_text(directory / "sub" / "file", "text")
+    for name in ("file", "lines", "lock", "out/sub/file"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == file_mode, name
+    for name in ("out", "out/sub"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o777 & ~mask, name
+
+
+def _lock(path: Path) -> None:
+    with exclusive_lock(path, "locked"):
+        pass
+
+
+def _directory(path: Path) -> None:
+    with atomic_directory(path):
+        pass
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "write_text": lambda path: write_text(path, "ours"),
+    "write_json": lambda path: write_json(path, {}),
+    "append_jsonl": lambda path: append_jsonl(path, {"n": 1}),
+    "exclusive_lock": _lock,
+    "touch": touch,
+    "atomic_directory": _directory,
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+@pytest.mark.parametrize("kind", ["link to a file", "link to nothing", "hard link", "pipe"])
+def test_nothing_is_written_through_what_a_stranger_put_there(tmp_path: Path, kind: str, write):
+    """The file outside stays as it is, none is created, and nothing waits for a pipe."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    victim = outside / "victim"
+    victim.write_text("theirs")
+    given = tmp_path / "given"
+    given.mkdir()
+    path = given / "place"
+    if kind == "link to a file":
+        path.symlink_to(victim)
+    elif kind == "link to nothing":
+        path.symlink_to(outside / "new")
+    elif kind == "hard link":
+        path.hardlink_to(victim)
+    else:
+        os.mkfifo(path)
+    if kind == "hard link" and write in (WRITERS["write_text"], WRITERS["write_json"]):
+        write(path)  # which replaces the name and leaves the file alone
+    else:
+        with pytest.raises(ValueError, match="place"):
+            write(path)
+        assert os.listdir(given) == ["place"]
+    assert victim.read_text() == "theirs"
+    assert os.listdir(outside) == ["victim"]
+
+
+def test_a_directory_that_is_a_link_is_named_and_the_one_that_the_user_names_may_be_one(
+    tmp_path: Path,
+):
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    run = tmp_path / "run"
+    run.symlink_to(tmp_path / "disk" / "run")
+    (run / "base").mkdir()
+    check_places(run, "base", "base/*", "absent")
+    write_text(run / "base" / "file", "text")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "4").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="checkpoints/4 is a link to .*nothing is written through"):
+        check_places(run, "base", "checkpoints", "checkpoints/*")
+
+
+def test_what_only_looks_like_a_temporary_of_ours_is_not_followed(tmp_path: Path):
+    """A pipe or a link under the name of a leftover neither stops a writer nor is followed."""
+    victim = tmp_path / "victim"
+    victim.write_text("theirs")
+    with atomic_file(tmp_path / "file") as temporary:
+        prefix = temporary.name[:-8]
+    os.mkfifo(tmp_path / f"{prefix}00000000")
+    (tmp_path / f"{prefix}11111111").symlink_to(victim)
+    write_text(tmp_path / "file", "ours")
+    assert (tmp_path / "file").read_text() == "ours"
+    assert victim.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl])
+def test_a_file_that_would_never_end_is_refused(tmp_path: Path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(ValueError, match=f"{name} is not a plain file"):
+            read(tmp_path / name)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="sparse has 1,099,511,627,776 bytes, more than the"):
+        read(tmp_path / "sparse")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10_000_000, "nested too deeply"),
+        ('{"a":' * 1_000_000, "nested too deeply"),
+        ("9" * 10_000_000, "not valid JSON: Exceeds the limit"),
+    ],
+)
+def test_json_that_would_take_minutes_or_the_stack_is_refused(
+    tmp_path: Path, text: str, message: str
+):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=f"x.json is {message}"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "x.jsonl").write_text(f"{text}\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 1"):
+        read_jsonl(tmp_path / "x.jsonl")

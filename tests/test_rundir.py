@@ -9,8 +9,9 @@ import pytest
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
-from ctxext.rundir import RunDir
+from ctxext.rundir import DIRECTORIES, RunDir
 from ctxext.serialization import from_json
+from ctxext.tracking.sink import JsonlSink
 from support.tiny_train import CONFIG, tiny_experiment
 
 
@@ -126,3 +127,39 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path, experiment):
         other.join(60)
     with run.lock():
         pass
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_a_linked_directory_in_a_run_is_refused_before_anything_is_written(
+    tmp_path, experiment, name
+):
+    """A stranger's run directory does not decide where files go."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    run = RunDir(tmp_path / "run").open(experiment)
+    link = run.path / name.replace("*", "4")
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{link} is a link to .*nothing is written through links"):
+        run.open(experiment)
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "provenance.json", ".lock"])
+def test_a_linked_file_in_a_run_is_refused_and_left_alone(tmp_path, experiment, name):
+    victim = tmp_path / "victim"
+    run = RunDir(tmp_path / "run").open(experiment)
+    row = {"step": 1, "versions": {}}
+    append_jsonl(run.metrics_file, row)
+    (run.path / name).unlink(missing_ok=True)
+    victim.write_text(json.dumps(row) + "\n")
+    (run.path / name).symlink_to(victim)
+    before = victim.read_bytes()
+    with pytest.raises(ValueError, match=f"{name} is a link to|belongs to another experiment"):
+        run.open(experiment)
+        run.rewind(0)
+        JsonlSink(run.metrics_file).log(row)
+        run.record({})
+        with run.lock():
+            pass
+    assert victim.read_bytes() == before

@@ -14,7 +14,7 @@ from typing import Any
 
 from ctxext.evals.base import fingerprint
 from ctxext.evaluate import NamedModel
-from ctxext.files import write_json, write_text
+from ctxext.files import check_places, write_json, write_text
 from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
 from ctxext.harness.model import HarnessLM
@@ -165,8 +165,10 @@ class Report:
         Its name has a fingerprint of the models and the request.
         """
         name = f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
-        path = (out or self.directory) / "harness" / name
+        directory = out or self.directory
+        path = directory / "harness" / name
         if distributed.is_primary():
+            check_places(directory, "harness", f"harness/{name}")
             results = {"model": self.model, "base": self.base}
             lines = [
                 json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"

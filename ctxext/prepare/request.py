@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import FORMAT, VERSION, WORK, file_hash
-from ctxext.files import check_free, exclusive_lock, read_json, write_json
+from ctxext.files import check_free, check_places, exclusive_lock, read_json, write_json
 from ctxext.prepare.encode import Recipe
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -72,9 +72,11 @@ def file_stamps(files: list[dict[str, Path]]) -> list[tuple[int, int]]:
 def lock_work(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     """The directory of shards, locked.
 
-    Raises ValueError if it belongs to another request, or to a process that is running.
+    Raises ValueError if it belongs to another request, or to a process that is running, and if it
+    is a link.
     """
     work = out / WORK
+    check_places(out, WORK)
     if not (work / REQUEST).is_file():
         if not work.is_dir():
             check_free(out)

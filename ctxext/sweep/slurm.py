@@ -1,8 +1,10 @@
 """Run trials as Slurm jobs through submitit; a job out of time is requeued and resumes."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ctxext.files import check_place
 from ctxext.sweep.trial import Outcome, Resources, Trial
 
 
@@ -37,7 +39,9 @@ def _array(trials: Sequence[Trial], resources: Resources, cluster: str) -> Itera
         import submitit
     except ModuleNotFoundError:
         raise ValueError("this launcher needs submitit: pip install 'ctxext[slurm]'") from None
-    folder = trials[0].run.parent / "submitit"
+    # A new folder each time: submitit unpickles what it finds in it.
+    folder = trials[0].run.parent / "submitit" / secrets.token_hex(8)
+    check_place(folder.parent)
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     except RuntimeError as error:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ctxext.files import make_parent
+from ctxext.files import check_place, make_parent, open_in_place
 
 TAIL = 12
 """Lines of the log that are kept of a failed trial."""
@@ -51,7 +51,7 @@ class Trial:
 
         Paths are absolute, because a launcher may run the command in another directory.
         """
-        run = (out / name).resolve()
+        run = out.resolve() / name  # which must not be a link itself
         command = ("run", str(Path(file).resolve()), "--trial", name, "--run-dir", str(run))
         return cls(name, (*command, *arguments), run)
 
@@ -66,9 +66,13 @@ class Trial:
         return self.run.with_name(f"{self.run.name}.log")
 
     def start(self) -> subprocess.Popen:
-        """Start the command in its own process and session, with its output appended to the log."""
+        """Start the command in its own process and session, with its output appended to the log.
+
+        Raises ValueError if the log or the run directory is a link.
+        """
         make_parent(self.log)
-        with open(self.log, "ab") as log:
+        check_place(self.run)
+        with open_in_place(self.log, "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-u", "-m", "ctxext", *self.command],
                 stdin=subprocess.DEVNULL,

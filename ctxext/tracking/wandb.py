@@ -15,7 +15,7 @@ from typing import Any
 from ctxext.attention import Causal
 from ctxext.evals.record import EvalRecord
 from ctxext.experiment import Experiment
-from ctxext.files import write_text
+from ctxext.files import check_place, read_bytes, write_text
 from ctxext.methods import label, method_name
 from ctxext.model.trainable import Full
 from ctxext.positions import Contiguous
@@ -28,6 +28,9 @@ from ctxext.tracking.sink import Images, Sink
 TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 120.0}
 """Seconds that a run waits for a server when it begins and ends; it never waits in between.
 WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT change them."""
+
+MAX_ID = 1 << 10
+"""Bytes of the file with the id of a run."""
 
 DEFAULT_METHODS = (None, Unscaled(), Causal(), Contiguous(), Full())
 """Methods that the name of a run leaves out."""
@@ -134,9 +137,13 @@ def _init_arguments(experiment: Experiment, run: RunDir, group: str, job: str) -
     import wandb
 
     id_file = run.path / "wandb" / "run_id"
+    check_place(id_file)
     if not id_file.exists():
         # A sweep's agent chooses the id.
         write_text(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+    run_id = read_bytes(id_file, MAX_ID).decode(errors="replace").strip()
+    if not re.fullmatch(r"[\w.-]+", run_id):
+        raise ValueError(f"{id_file} does not hold the id of a wandb run; remove it")
     parts = (experiment.rope, experiment.attention, experiment.positions, experiment.trainable)
     timeouts: dict[str, Any] = {
         name: float(os.environ.get(f"WANDB_{name.upper()}", seconds))
@@ -145,7 +152,7 @@ def _init_arguments(experiment: Experiment, run: RunDir, group: str, job: str) -
     return {
         "project": os.environ.get("WANDB_PROJECT", "ctxext"),
         "name": run.path.name,
-        "id": id_file.read_text(),
+        "id": run_id,
         "group": os.environ.get("WANDB_RUN_GROUP", group),
         "job_type": os.environ.get("WANDB_JOB_TYPE", job),
         "tags": [method_name(part) for part in parts if part is not None],

@@ -89,6 +89,8 @@ def _last_corrupt(
 
 
 def _file_sha256(path: Path, *, sync: bool = False) -> str:
+    if not path.is_file():  # a device or a pipe would never end
+        raise OSError(f"{path} is not a file")
     with path.open("rb") as file:
         if sync:
             os.fsync(file.fileno())

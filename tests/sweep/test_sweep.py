@@ -140,6 +140,26 @@ sys.exit(len(before) < 2)
     assert trial.perform(retries=1).status == 0
 
 
+def test_a_trial_starts_in_no_linked_directory_and_appends_to_no_linked_log(tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    victim = outside / "victim"
+    victim.write_text("theirs")
+    out = tmp_path / "out"
+    out.mkdir()
+    trial = sweep.Trial.of("a.py", "one", out, [])
+    assert trial.log == out / "one.log"
+    trial.log.symlink_to(victim)
+    with pytest.raises(ValueError, match=r"one\.log is a link to"):
+        trial.start()
+    trial.log.unlink()
+    (out / "two").symlink_to(outside)
+    with pytest.raises(ValueError, match="two is a link to"):
+        sweep.Trial.of("a.py", "two", out, []).start()
+    assert victim.read_text() == "theirs"
+    assert list(outside.iterdir()) == [victim]
+
+
 @pytest.mark.check
 def test_stopping_a_sweep_lets_its_trials_save(file: Path, tmp_path: Path):
     """SIGTERM while a trial trains: it saves, and the same command resumes it."""

@@ -143,3 +143,19 @@ def test_online_only_when_configured(tmp_path, monkeypatch):
     assert wandb_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert wandb_mode() == "offline"
+
+
+def test_the_id_of_a_stranger_s_run_is_an_id_and_no_other_file_of_the_user(opened, tmp_path):
+    """Whatever the file holds is sent to wandb."""
+    experiment, run = opened
+    secret = tmp_path / "secret"
+    secret.write_text("password")
+    id_file = run.path / "wandb" / "run_id"
+    id_file.parent.mkdir()
+    id_file.symlink_to(secret)
+    with pytest.raises(ValueError, match="run_id is a link to"):
+        WandbSink(experiment, run, "group", "train")
+    id_file.unlink()
+    id_file.write_text("../../elsewhere\n$(id)")
+    with pytest.raises(ValueError, match="does not hold the id of a wandb run"):
+        WandbSink(experiment, run, "group", "train")
