@@ -2,13 +2,13 @@
 
 import importlib.util
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxext.bench.cases import BenchmarkCase, standard_cases
+from ctxext.child_python import python_command
 
 AGAINST = {"hf": "transformers"}
 """The libraries to compare with, and the backend for each."""
@@ -69,9 +69,8 @@ def measure(
 def _platform() -> str:
     """ "cpu", "gpu" or "tpu", from a process that ends and so gives the device back."""
     code = "import jax; print(jax.default_backend())"
-    process = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = python_command("-c", code)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return process.stdout.split()[-1]
 
 

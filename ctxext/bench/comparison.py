@@ -5,7 +5,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from ctxext.bench.cases import BenchmarkCase
 from ctxext.bench.limits import mfu, read_bandwidth, roofline
+from ctxext.child_python import python_command
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Relative, of losses and of norms of gradients."""
@@ -63,7 +63,7 @@ class BackendProcess:
 @contextlib.contextmanager
 def backend_process(name: str, case: BenchmarkCase, weights: Path) -> Iterator[BackendProcess]:
     """Start a backend's process, which ends with the block."""
-    command = [sys.executable, "-m", "ctxext.bench.worker", name, case.json(), str(weights)]
+    command = python_command("-m", "ctxext.bench.worker", name, case.json(), str(weights))
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

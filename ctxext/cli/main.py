@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    from ctxext.child_python import safe_path
     from ctxext.files import following_links
     from ctxext.parallel import distributed
 
@@ -91,6 +92,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         if hasattr(args, "coordinator"):
             distributed.initialize(args.coordinator, args.num_processes, args.process_id)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(safe_path())
             if getattr(args, "follow_links", False):
                 stack.enter_context(following_links())
             return args.command.run(args, rest) or 0

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ctxext.child_python import python_command
 from ctxext.evals.ruler import RULER_TASKS
 from ctxext.evals.ruler_samples import Samples
 from ctxext.files import atomic_directory, read_json, write_json
@@ -124,7 +125,7 @@ def _generate(
     # Errors go to a file: a pipe would keep us waiting for a generator that was stopped.
     with tempfile.TemporaryFile() as errors:
         result = subprocess.run(
-            [sys.executable, "-c", RUN_GENERATOR, *arguments],
+            python_command("-c", RUN_GENERATOR, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,

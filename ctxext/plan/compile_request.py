@@ -9,9 +9,9 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from typing import Any
 
+from ctxext.child_python import python_command
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.plan import accelerators
@@ -112,7 +112,7 @@ def _run_worker(request: dict[str, Any], precise: bool) -> dict[str, Any]:
     if not precise:
         environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1.0"  # read when jax is imported
     process = subprocess.run(
-        [sys.executable, "-m", "ctxext.plan.compile_worker"],
+        python_command("-m", "ctxext.plan.compile_worker"),
         input=json.dumps(request),
         env=environment,
         capture_output=True,

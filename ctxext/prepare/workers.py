@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from ctxext.child_python import safe_path
 from ctxext.prepare.chunks import Chunk
 from ctxext.prepare.encode import Recipe, encode
 from ctxext.tokenization.tokenizer import Tokenizer
@@ -30,11 +31,14 @@ def encode_all(
             yield chunk, encode(chunk, recipe, tokenizer, shard)
         return
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(missing)), spawn, _start, (tokenizer.files,))
+    with safe_path():  # the pool starts a process that watches semaphores
+        pool = ProcessPoolExecutor(min(workers, len(missing)), spawn, _start, (tokenizer.files,))
     try:
-        futures = {
-            pool.submit(_encode, chunk, recipe, shard): chunk for shard, chunk in missing.items()
-        }
+        with safe_path():  # the first tasks start the workers
+            futures = {
+                pool.submit(_encode, chunk, recipe, shard): chunk
+                for shard, chunk in missing.items()
+            }
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:

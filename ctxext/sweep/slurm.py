@@ -1,9 +1,11 @@
 """Run trials as Slurm jobs through submitit; a job out of time is requeued and resumes."""
 
 import secrets
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ctxext.child_python import python_command
 from ctxext.files import check_place
 from ctxext.sweep.trial import Outcome, Resources, Trial
 
@@ -39,11 +41,14 @@ def _array(trials: Sequence[Trial], resources: Resources, cluster: str) -> Itera
         import submitit
     except ModuleNotFoundError:
         raise ValueError("this launcher needs submitit: pip install 'ctxext[slurm]'") from None
+    python = shlex.join(python_command())
     # A new folder each time: submitit unpickles what it finds in it.
     folder = trials[0].run.parent / "submitit" / secrets.token_hex(8)
     check_place(folder.parent)
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(
+            folder=folder, cluster=cluster, slurm_python=python, local_python=python
+        )
     except RuntimeError as error:
         raise ValueError(f"Slurm cannot be used here: {error}") from None
     executor.update_parameters(

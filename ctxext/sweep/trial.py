@@ -3,10 +3,10 @@
 import dataclasses
 import shlex
 import subprocess
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ctxext.child_python import python_command
 from ctxext.files import check_place, make_parent, open_in_place
 
 TAIL = 12
@@ -74,7 +74,7 @@ class Trial:
         check_place(self.run)
         with open_in_place(self.log, "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-u", "-m", "ctxext", *self.command],
+                python_command("-u", "-m", "ctxext", *self.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

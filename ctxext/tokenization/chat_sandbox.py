@@ -28,6 +28,8 @@ def render(template: str, variables: dict[str, Any]) -> str:
     Raises ValueError, in one line, for a template that is wrong, raises an error, reaches for
     Python's internals, runs for longer than 5 s, or needs more than 1 GiB or a million characters.
     """
+    from ctxext.child_python import python_command
+
     size = len(json.dumps(variables))
     request = {
         "template": template,
@@ -37,8 +39,8 @@ def render(template: str, variables: dict[str, Any]) -> str:
         "max_memory": MAX_MEMORY + 64 * size,
     }
     # This file is run on its own, without the rest of the package: it starts in a tenth of a
-    # second. -P keeps its directory out of the import path.
-    command = [sys.executable, "-P", __file__]
+    # second.
+    command = python_command(__file__)
     try:
         process = subprocess.run(
             command,

@@ -22,6 +22,7 @@ from ctxext.evals.ruler_generators import prepare, prepared
 from ctxext.files import read_json
 from ctxext.tasks.building.scores import score
 from ctxext.tokenization.tokenizer import load_tokenizer
+from tests.support.hostile import imported
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENIZER = load_tokenizer(TINY_LLAMA)
@@ -73,9 +74,8 @@ NAMES = {
 def put_on_path(monkeypatch, directory):
     """Make the directory importable in this process and in those that it starts."""
     monkeypatch.syspath_prepend(str(directory))
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
-    )
+    directories = [str(directory), os.environ.get("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, directories)))
 
 
 @pytest.fixture
@@ -111,8 +111,9 @@ def fake(tmp_path, monkeypatch):
     return root
 
 
-def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path):
+def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path, hostile_directory):
     evaluation = prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=3, tasks=["niah_single_1"])
+    assert imported(hostile_directory) == []
     lines = (tmp_path / "out/niah_single_1/validation.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     match = re.fullmatch(r"In Boats. Ships.\nfind it. (\{.*\}) It is", rows[0]["input"])

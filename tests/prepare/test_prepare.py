@@ -28,6 +28,7 @@ from ctxext.prepare import Recipe, prepare, request, run, workers
 from ctxext.prepare.chunks import cut
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import ByteTokenizer
+from tests.support.hostile import imported
 
 TOKENIZER = load_tokenizer(TINY_LLAMA)
 WORDS = "the window of a model is stretched, naïve 日本 🙂 def f(x):\n    return x\n".split(" ")
@@ -167,10 +168,11 @@ def test_every_document_is_as_the_tokenizer_encodes_it(sources, whole):
 
 @pytest.mark.parametrize(("workers", "chunk_bytes"), [(1, 97), (1, 10**9), (2, 3000), (3, 700)])
 def test_the_bytes_do_not_depend_on_workers_or_chunks(
-    sources, whole, tmp_path, workers, chunk_bytes
+    sources, whole, tmp_path, hostile_directory, workers, chunk_bytes
 ):
     run_prepare(sources, tmp_path / "out", workers=workers, chunk_bytes=chunk_bytes, held_out=0.2)
     assert contents(tmp_path / "out") == contents(whole)
+    assert imported(hostile_directory) == []
 
 
 def test_the_split_does_not_depend_on_the_order_and_shares_are_kept(tmp_path):
