@@ -1,5 +1,6 @@
 """Write a model for other readers, in one of the formats of `ctxext.interop.formats`."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,9 @@ def export_adapter(
     if not all(same_rope((config, scaling), base_rope, length) for length in lengths):
         raise ValueError(
             f"the run has other frequencies ({label([scaling])}) than {base}, and an adapter "
-            f"cannot carry them; write a base that has them: ctxext export {base} --method NAME "
-            "... --out SCALED, then name it with --base SCALED"
+            f"cannot carry them; write a base that has them: ctxext export "
+            f"{shlex.quote(str(base))} --method NAME ... --out SCALED, then name it with --base "
+            "SCALED"
         )
     loading.load_frozen(run, config, base=base, mesh=mesh, trust=trust)  # refuses other weights
     recorded = {

@@ -10,9 +10,9 @@ import numpy as np
 from ctxext.tokenization.protocol import TokenizerLike
 
 
-def id_dtype(vocab_size: int) -> np.dtype:
+def id_dtype(num_ids: int) -> np.dtype:
     """The smallest type that holds every id: uint16 or uint32, little-endian."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    return np.dtype("<u2" if num_ids <= 1 << 16 else "<u4")
 
 
 def encode_document(
@@ -62,7 +62,8 @@ class Corpus(Rows):
 
     Document i is ids[offsets[i] : offsets[i + 1]], BOS and EOS included. bos_id, eos_id: the first
     and last id of each document, None for neither. domains: how many documents come from each
-    source, in order; empty: one source. facts: the provenance.
+    source, in order; empty: one source. num_ids: the ids are below it, which is checked where they
+    are read; None: they are known to be. facts: the provenance.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Corpus(Rows):
         eos_id: int | None,
         facts: dict[str, Any],
         domains: Sequence[int] = (),
+        num_ids: int | None = None,
     ) -> None:
         self.ids = ids
         self.offsets = offsets
@@ -81,6 +83,7 @@ class Corpus(Rows):
         self.eos_id = eos_id
         self.domains = tuple(domains) or (len(offsets) - 1,)
         self.facts = facts
+        self._num_ids = num_ids
 
     @classmethod
     def from_texts(
@@ -96,7 +99,7 @@ class Corpus(Rows):
         Without BOS where the tokenizer adds none, without EOS where it has none. parse_special:
         special tokens that are written out in a text are those tokens.
         """
-        dtype = id_dtype(tokenizer.vocab_size)
+        dtype = id_dtype(tokenizer.num_ids)
         bos = tokenizer.adds_bos
         eos = tokenizer.eos_id is not None
         documents = [
@@ -124,9 +127,18 @@ class Corpus(Rows):
         num_bos = int(self.bos_id is not None)
         num_eos = int(self.eos_id is not None)
         return [
-            self.ids[start + num_bos : stop - num_eos]
+            self.checked(self.ids[start + num_bos : stop - num_eos])
             for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True)
         ]
+
+    def checked(self, ids: np.ndarray) -> np.ndarray:
+        """The same ids. Raises ValueError for one that the tokenizer does not have."""
+        if self._num_ids is not None and ids.size and ids.max() >= self._num_ids:
+            raise ValueError(
+                f"the data has the token id {ids.max()}, but the tokenizer has only "
+                f"{self._num_ids} ids: the files are corrupt, prepare the text again"
+            )
+        return ids
 
     def row(self, rng: np.random.Generator, seq_len: int) -> Row:
         """A window over all documents in a circle that starts anywhere.
@@ -141,7 +153,7 @@ class Corpus(Rows):
                 "give more text or a smaller train.seq_len"
             )
         indices = (rng.integers(len(self.ids)) + np.arange(seq_len + 1)) % len(self.ids)
-        ids = self.ids[indices].astype(np.int32)
+        ids = self.checked(self.ids[indices]).astype(np.int32)
         if self.bos_id is not None:
             ids[0] = self.bos_id
         document = np.searchsorted(self.offsets, indices, side="right")

@@ -1,4 +1,8 @@
-"""The format that `ctxext prepare` writes: token files, document offsets and an index."""
+"""The format that `ctxext prepare` writes: token files, document offsets and an index.
+
+A directory may come from a stranger: what its index says is compared with its files before one is
+mapped into memory.
+"""
 
 import hashlib
 from pathlib import Path
@@ -17,6 +21,10 @@ WORK = "work"
 """In a directory that is not finished: what has been done so far."""
 SPLITS = ("train", "heldout")
 OFFSETS = np.dtype("<i8")
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+"""The types of token ids, by the index's name. No other is read: one of them is object pointers."""
+OFFSETS_AT_ONCE = 1 << 20
+"""Offsets that are checked at a time, 8 MiB."""
 
 
 def token_file(root: Path, split: str) -> Path:
@@ -37,8 +45,8 @@ def is_prepared(root: Path) -> bool:
 def read_index(root: Path) -> dict[str, Any]:
     """The index of a prepared directory.
 
-    Raises ValueError if it is of another format, unfinished, or its files are missing or of another
-    size.
+    Raises ValueError if it is of another format, unfinished or malformed, or its files are missing
+    or of another size.
     """
     if not is_prepared(root) and (root / WORK).is_dir():
         raise ValueError(f"{root} is not finished: run the same ctxext prepare again to resume it")
@@ -55,9 +63,13 @@ def read_index(root: Path) -> dict[str, Any]:
             "is not complete: prepare it again"
         )
     try:
-        sizes = _file_sizes(root, index)
-    except (KeyError, TypeError):
-        raise ValueError(f"{root / INDEX} is corrupt: prepare the data again") from None
+        _check_index(index)
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{root / INDEX} is corrupt ({reason:.80}): prepare the data again"
+        ) from None
+    sizes = _file_sizes(root, index)
     for path, size in sizes.items():
         if not path.is_file():
             raise ValueError(f"{path} is missing: copy it again, or prepare the data again")
@@ -70,9 +82,49 @@ def read_index(root: Path) -> dict[str, Any]:
     return index
 
 
+def _check_index(index: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or AttributeError for what is missing or of another type."""
+    if index["dtype"] not in DTYPES:
+        raise TypeError(f"dtype is {index['dtype']!r}, not {' or '.join(DTYPES)}")
+    made_by = index["tokenizer"]
+    _check_type(made_by, "sha256", str)
+    _check_count(made_by, "vocab_size")
+    for name in ("bos_id", "eos_id"):
+        if made_by[name] is not None:
+            _check_count(made_by, name)
+    for split in SPLITS:
+        facts = index["splits"][split]
+        for name in ("documents", "tokens"):
+            _check_count(facts, name)
+        for name in ("tokens_sha256", "offsets_sha256"):
+            _check_type(facts, name, str)
+        if (facts["documents"] == 0) != (facts["tokens"] == 0):
+            raise TypeError(f"{split} has {facts['documents']} documents, {facts['tokens']} tokens")
+        for name in ("documents", "tokens"):
+            counts = [source[split] for source in index["sources"]]
+            for count in counts:
+                _check_count(count, name)
+            if sum(count[name] for count in counts) != facts[name]:
+                raise TypeError(f"the sources do not have {facts[name]} {name} of {split}")
+    for source in index["sources"]:
+        _check_type(source, "name", str)
+        _check_type(source, "files", dict)
+
+
+def _check_type(facts: dict[str, Any], name: str, kind: type) -> None:
+    if type(facts[name]) is not kind:
+        raise TypeError(f"{name} is {facts[name]!r:.40}")
+
+
+def _check_count(facts: dict[str, Any], name: str) -> None:
+    _check_type(facts, name, int)
+    if facts[name] < 0:
+        raise TypeError(f"{name} is {facts[name]}")
+
+
 def _file_sizes(root: Path, index: dict[str, Any]) -> dict[Path, int]:
     """Bytes of the token and offset files, by the index."""
-    itemsize = np.dtype(index["dtype"]).itemsize
+    itemsize = DTYPES[index["dtype"]].itemsize
     sizes = {}
     for split in SPLITS:
         counts = index["splits"][split]
@@ -83,7 +135,8 @@ def _file_sizes(root: Path, index: dict[str, Any]) -> dict[Path, int]:
 
 def check_hashes(root: Path, index: dict[str, Any]) -> None:
     """Read every file. Raises ValueError that names the first whose sha256 is not the index's."""
-    for split, facts in index["splits"].items():
+    for split in SPLITS:
+        facts = index["splits"][split]
         for path, sha256 in (
             (token_file(root, split), facts["tokens_sha256"]),
             (offset_file(root, split), facts["offsets_sha256"]),
@@ -107,8 +160,9 @@ def file_hash(path: Path) -> str:
 def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
     """The documents of a split, mapped into memory.
 
-    The sizes of the files are compared with the index, their hashes are not. Raises ValueError if
-    another tokenizer made them, or if the split has no documents.
+    The index is compared with the files, the offsets with the tokens; hashes are not. An id that
+    the tokenizer does not have is refused when it is read. Raises ValueError if another tokenizer
+    made them, or if the split has no documents.
     """
     index = read_index(root)
     made_by = index["tokenizer"]
@@ -130,11 +184,34 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
     if not facts["documents"]:
         raise ValueError(f"{root} holds no {split} documents; prepare with another --held-out")
     provenance = {"kind": "prepared", "split": split, **facts, "bos_id": bos_id, "eos_id": eos_id}
+    check_offsets(offset_file(root, split), facts["documents"], facts["tokens"])
     return Corpus(
-        np.memmap(token_file(root, split), index["dtype"], "r"),
+        np.memmap(token_file(root, split), DTYPES[index["dtype"]], "r"),
         np.memmap(offset_file(root, split), OFFSETS, "r"),
         bos_id=bos_id,
         eos_id=eos_id,
         facts=provenance,
         domains=[source[split]["documents"] for source in index["sources"]],
+        num_ids=tokenizer.num_ids,
     )
+
+
+def check_offsets(path: Path, num_documents: int, num_tokens: int) -> None:
+    """Raise ValueError unless a file of offsets divides `num_tokens` tokens into documents."""
+    corrupt = ValueError(
+        f"{path} is corrupt: it does not divide {num_tokens:,} tokens into {num_documents:,} "
+        "documents; copy it again, or prepare the data again"
+    )
+    last = np.zeros(0, OFFSETS)
+    for start in range(0, num_documents + 1, OFFSETS_AT_ONCE):
+        count = min(OFFSETS_AT_ONCE, num_documents + 1 - start)
+        block = np.fromfile(path, OFFSETS, count, offset=start * OFFSETS.itemsize)
+        if len(block) < count or (start == 0 and block[0] != 0):
+            raise corrupt
+        joined = np.concatenate([last, block])
+        # Compared with the bounds first: a difference of two numbers far apart would overflow.
+        if joined.min() < 0 or joined.max() > num_tokens or (np.diff(joined) < 0).any():
+            raise corrupt
+        last = block[-1:]
+    if last[0] != num_tokens:
+        raise corrupt

@@ -67,7 +67,7 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
     Returns the number of tokens.
     """
     bos = recipe.adds_bos(tokenizer)
-    dtype = id_dtype(tokenizer.vocab_size)
+    dtype = id_dtype(tokenizer.num_ids)
     ids = {split: io.BytesIO() for split in SPLITS}
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     left_out = {"empty": 0, "shorter": 0, "longer": 0}

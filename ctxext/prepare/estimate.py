@@ -27,7 +27,7 @@ def estimate(
     """
     files = find_sources(sources, recipe.field, max_rejects=max_rejects)
     chunks = cut(files, recipe.field)
-    dtype = id_dtype(tokenizer.vocab_size)
+    dtype = id_dtype(tokenizer.num_ids)
     described = []
     for number, (root, paths) in enumerate(zip(sources, files, strict=True)):
         own = [chunk for chunk in chunks if chunk.source == number]

@@ -3,7 +3,9 @@
 Every file is whole or absent.
 """
 
+import contextlib
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class Tally:
         self.num_literal = [0] * num_sources
         self._num_before: dict[tuple[int, str], int] = {}
         for chunk, path in zip(chunks, shards, strict=True):
-            with np.load(path) as shard:
+            with open_shard(path) as shard:
                 self._add(chunk, json.loads(shard["facts"].tobytes()))
 
     def _add(self, chunk: Chunk, facts: dict[str, Any]) -> None:
@@ -90,7 +92,7 @@ def join(
         ):
             with token_path.open("wb") as tokens, offset_path.open("wb") as offsets:
                 offsets.write(np.zeros(1, OFFSETS).tobytes())
-                for chunk, (ids, lengths) in zip(chunks, _read(shards, split), strict=True):
+                for chunk, (ids, lengths) in zip(chunks, _read(shards, split, dtype), strict=True):
                     tokens.write(ids.astype(dtype, copy=False).data)
                     offsets.write((num_tokens + np.cumsum(lengths)).astype(OFFSETS).data)
                     count = counts[chunk.source][split]
@@ -107,8 +109,33 @@ def join(
     return splits, counts
 
 
-def _read(shards: Sequence[Path], split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _read(
+    shards: Sequence[Path], split: str, dtype: np.dtype
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The ids and document lengths of every shard."""
     for path in shards:
-        with np.load(path) as shard:
-            yield shard[split], shard[f"{split}_lengths"]
+        with open_shard(path) as shard:
+            ids = shard[split]
+            lengths = shard[f"{split}_lengths"]
+        is_right = ids.dtype == dtype and lengths.dtype == np.int64 and ids.ndim == 1
+        if not is_right or (lengths < 0).any() or sum(lengths.tolist()) != len(ids):
+            raise _corrupt(path, "other numbers than its index says")
+        yield ids, lengths
+
+
+@contextlib.contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """The arrays of a shard by name. Raises ValueError if it is not what `encode` writes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError("it is compressed")
+        with np.load(path) as shard:  # never unpickles
+            yield shard
+    except (KeyError, EOFError, MemoryError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _corrupt(path, str(error).strip("'")) from None
+
+
+def _corrupt(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is corrupt ({reason:.80}): remove it and run the same command again")

@@ -32,7 +32,7 @@ def make_request(
         "format": FORMAT,
         "version": VERSION,
         "complete": False,
-        "dtype": id_dtype(tokenizer.vocab_size).name,
+        "dtype": id_dtype(tokenizer.num_ids).name,
         "tokenizer": {
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,

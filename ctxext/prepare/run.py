@@ -1,5 +1,7 @@
 """A preparation from start to end: cut, encode, join, write the index."""
 
+import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +74,7 @@ def prepare(
         tally = Tally(chunks, shards, len(files))
         tally.write(out)
         _check_rejects(tally, out, max_rejects)
-        dtype = id_dtype(tokenizer.vocab_size)
+        dtype = id_dtype(tokenizer.num_ids)
         splits, counts = join(out, dtype, chunks, shards, len(files))
         if not sum(split["documents"] for split in splits.values()):
             raise ValueError(
@@ -147,6 +149,7 @@ def describe(index: dict[str, Any], out: Path) -> str:
     lines += [
         f"{index['dtype']} ids of tokenizer {made_by['sha256'][:12]}, "
         f"BOS {made_by['bos_id']}, EOS {made_by['eos_id']}",
-        f'wrote {out}; train on it with --data.path {out}, or data=Prepared("{out}")',
+        f"wrote {out}; train on it with --data.path {shlex.quote(str(out))}, or "
+        f"data=Prepared({json.dumps(str(out))})",
     ]
     return "\n".join(lines)

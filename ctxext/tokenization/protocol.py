@@ -14,6 +14,11 @@ class TokenizerLike(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def num_ids(self) -> int:
+        """One more than the highest id, which a special token may have."""
+        ...
+
+    @property
     def bos_id(self) -> int | None: ...
 
     @property

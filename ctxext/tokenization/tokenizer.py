@@ -330,9 +330,14 @@ class Tokenizer:
             changed[JSON] = json_bytes(data | {"post_processor": processor})
         return Tokenizer(self.files | changed)
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the highest id, which an added token may have."""
+        return max([self.vocab_size, *(token["id"] + 1 for token in self.added)])
+
     def check_fits(self, vocab_size: int) -> None:
         """Raise ValueError if an id is outside a model's vocabulary, which may be larger."""
-        size = max([self.vocab_size, *(token["id"] + 1 for token in self.added)])
+        size = self.num_ids
         if size <= vocab_size:
             return
         outside = [

@@ -107,9 +107,10 @@ class WandbSink(Sink):
         try:
             self._run.finish(exit_code=int(failed))
         except TimeoutError:
+            directory = shlex.quote(str(Path(self._run.dir).parent))
             print(
                 "wandb has not uploaded everything in time; upload the rest with: wandb sync "
-                f"--no-skip-online {Path(self._run.dir).parent}",
+                f"--no-skip-online {directory}",
                 file=sys.stderr,
             )
 
@@ -124,9 +125,10 @@ class WandbSink(Sink):
             reason = str(error).strip().partition("\n")[0]
         self._wandb.teardown()  # its service would say that the run's id is taken
         run = self._wandb.init(mode="offline", **arguments)
+        directory = shlex.quote(str(Path(run.dir).parent))
         print(
             f"wandb does not answer ({reason}); this run is kept offline, upload it with: wandb "
-            f"sync {Path(run.dir).parent}",
+            f"sync {directory}",
             file=sys.stderr,
         )
         return run

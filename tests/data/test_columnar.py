@@ -4,11 +4,14 @@ import hashlib
 import json
 import sys
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from ctxext.data import Files, Stdlib, haystack
+from ctxext.data.documents.columnar import read_values
+from ctxext.data.documents.field import Field
 from support.tiny_train import ByteTokenizer
 
 TEXTS = ["erste Zeile\nzweite", "", "naïve 日本", "x" * 5000]
@@ -130,6 +133,43 @@ def test_broken_files_are_named(tmp_path, name):
     raw = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
     whole_file(tmp_path, name, pyarrow.table({"text": raw}))
     refused(r"row 0: not UTF-8 \(byte 0\)")
+
+
+def array_with_offsets(kind: pyarrow.DataType, offsets: list[int]) -> pyarrow.Array:
+    """Texts of 50 bytes, divided by whatever offsets are given."""
+    dtype = "<i8" if kind == pyarrow.large_string() else "<i4"
+    buffers = [None, pyarrow.py_buffer(np.array(offsets, dtype).tobytes()), pyarrow.py_buffer(DATA)]
+    return pyarrow.Array.from_buffers(kind, len(offsets) - 1, buffers)
+
+
+DATA = b"hello" * 10
+HOSTILE = {
+    f"{kind}, {offsets}": array_with_offsets(kind, offsets)
+    for kind in (pyarrow.string(), pyarrow.large_string())
+    for offsets in ([0, 1 << 30, 10], [0, -5_000_000, 10], [0, 20, 10])
+} | {
+    "dictionary, indices": pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0, 1 << 30], pyarrow.int32()), pyarrow.array(["a"]), safe=False
+    ),
+    "dictionary, offsets": pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0, 1], pyarrow.int32()),
+        array_with_offsets(pyarrow.string(), [0, 1 << 30, 9]),
+    ),
+}
+
+
+@pytest.mark.parametrize("column", HOSTILE.values(), ids=HOSTILE.keys())
+def test_offsets_that_lead_out_of_a_column_are_refused(tmp_path, column):
+    """Read in this process: without the check, the library aborted it, or a signal ended it."""
+    write_file(tmp_path / "a.arrow", pyarrow.table({"text": column}))
+    for call in (
+        lambda: read(Files(str(tmp_path / "a.arrow"))),
+        lambda: list(read_values(tmp_path / "a.arrow", Field("text", "field"))),
+    ):
+        with pytest.raises(
+            ValueError, match=r"a\.arrow cannot be read as arrow: .*(ffset|ndex)"
+        ):
+            call()
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,9 +11,20 @@ import numpy as np
 import pytest
 
 from ctxext.cli.overrides import override
-from ctxext.data import Files, Mix, Prepared, Short, Source, Upsampled, haystack, make_batch
+from ctxext.data import (
+    Files,
+    Mix,
+    Prepared,
+    Short,
+    Source,
+    Upsampled,
+    haystack,
+    make_batch,
+    token_files,
+)
 from ctxext.data.corpus import Corpus
 from ctxext.data.sources.upsampled import document_weights
+from ctxext.data.token_files import check_offsets, read_index
 from ctxext.files import read_json, read_jsonl
 from ctxext.positions import Contiguous
 from ctxext.prepare import Recipe, prepare
@@ -137,6 +149,109 @@ def test_tokens_that_do_not_fit_the_model_or_the_index_are_refused(texts, tmp_pa
     refused("is not an index of tokens")
     (root / "index.json").write_text("{")
     refused("not valid JSON")
+
+
+def change_index(root: Path, *keys: str, value: object) -> None:
+    index = read_json(root / "index.json")
+    inner = index
+    for key in keys[:-1]:
+        inner = inner[int(key)] if isinstance(inner, list) else inner[key]
+    inner[keys[-1]] = value
+    (root / "index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture
+def copied(out, tmp_path) -> Path:
+    return Path(shutil.copytree(out, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    # Pointers to objects; a type whose bytes are read as numbers; other sizes and byte orders.
+    ["O", "|O", "<f2", "float16", "int16", ">u2", "uint8", "U1", "<M8[s]", "V2", "u2,u2", 3, None],
+)
+def test_only_unsigned_integers_are_mapped(copied, dtype):
+    """Opened in this process: with "O", the baseline took token bytes for pointers and crashed."""
+    itemsize = np.dtype("<u2").itemsize
+    num_tokens = (copied / "train.tokens").stat().st_size // itemsize
+    # The size of the file is what the type asks for.
+    (copied / "train.tokens").write_bytes(bytes(8 * num_tokens))
+    change_index(copied, "dtype", value=dtype)
+    for read in (read_index, lambda root: Prepared(str(root)).open(ByteTokenizer())):
+        with pytest.raises(ValueError, match=r"index\.json is corrupt \(TypeError: dtype is"):
+            read(copied)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("splits", "train", "tokens"), -1),
+        (("splits", "train", "tokens"), 1e3),
+        (("splits", "train", "documents"), 2**62),
+        (("splits", "train", "documents"), True),
+        (("splits", "train", "tokens_sha256"), None),
+        (("splits", "heldout", "tokens"), 3),
+        (("tokenizer", "sha256"), 3),
+        (("tokenizer", "bos_id"), "1"),
+        (("tokenizer",), []),
+        (("sources",), []),
+        (("sources",), [3]),
+        (("sources", "0", "train"), {"documents": -8, "tokens": 0}),
+        (("sources", "0", "files"), None),
+    ],
+)
+def test_a_malformed_index_is_one_named_error(copied, keys, value):
+    change_index(copied, *keys, value=value)
+    with pytest.raises(ValueError, match=r"index\.json is corrupt \(|has .* bytes, its index says"):
+        Prepared(str(copied)).open(ByteTokenizer())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {0: 1},
+        {8: 2**62},
+        {4: 2**62},
+        {4: -(2**63)},
+        {3: 2**63 - 1, 4: -(2**63)},
+        {4: 0},
+        {8: 0},
+    ],
+)
+def test_offsets_that_do_not_divide_the_tokens_are_refused(copied, change):
+    offsets = np.fromfile(copied / "train.offsets", "<i8")
+    for place, value in change.items():
+        offsets[place] = value
+    offsets.tofile(copied / "train.offsets")
+    with pytest.raises(ValueError, match=r"train\.offsets is corrupt: it does not divide"):
+        Prepared(str(copied)).open(ByteTokenizer())
+
+
+def test_offsets_are_checked_across_the_blocks_that_they_are_read_in(out, monkeypatch):
+    """For every size of block, all documents pass, and one that ends too late does not."""
+    index = read_json(out / "index.json")["splits"]["train"]
+    for size in range(1, 11):
+        monkeypatch.setattr(token_files, "OFFSETS_AT_ONCE", size)
+        check_offsets(out / "train.offsets", index["documents"], index["tokens"])
+        with pytest.raises(ValueError, match="does not divide"):
+            check_offsets(out / "train.offsets", index["documents"], index["tokens"] - 1)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_refused_where_they_are_read(copied):
+    """The files are too large to be read when they are opened."""
+    ids = np.fromfile(copied / "train.tokens", "<u2")
+    ids[5] = ByteTokenizer.num_ids
+    ids.tofile(copied / "train.tokens")
+    corpus = Prepared(str(copied)).open(ByteTokenizer())
+    upsampled = Upsampled(Prepared(str(copied)), 1, 2.0).open(ByteTokenizer())
+    long = len(ids) - 1
+    for read in (
+        lambda: corpus.row(np.random.default_rng(0), long),
+        corpus.documents,
+        lambda: [upsampled.row(np.random.default_rng(i), long) for i in range(20)],
+    ):
+        with pytest.raises(ValueError, match="token id 259, but the tokenizer has only 259 ids"):
+            read()
 
 
 def test_trained_on_it_the_losses_are_those_of_the_text(texts, out, tmp_path):

@@ -59,6 +59,7 @@ class Bytes:
     adds_bos = True
     eos_id = 258
     vocab_size = 259
+    num_ids = vocab_size
 
     def encode(self, text, *, bos=False):
         return [0] * bos + [byte + 1 for byte in text.encode()]

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.data.documents import find_files, read
 from ctxext.files import read_json, read_jsonl
-from ctxext.prepare import Recipe, prepare, request, run, workers
+from ctxext.prepare import Recipe, describe, prepare, request, run, workers
 from ctxext.prepare.chunks import cut
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.tiny_train import ByteTokenizer
@@ -205,7 +206,7 @@ def test_length_filters_and_special_tokens(tmp_path):
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
     class Large(ByteTokenizer):
-        vocab_size = (1 << 16) + 1
+        num_ids = (1 << 16) + 1  # the last one is an added token
 
         def encode(self, text, *, bos=False):
             return [self.bos_id] * bos + [1 << 16]
@@ -390,6 +391,38 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(tmp_path):
     assert len(stored(out, "train")) == len(every)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": np.zeros(4, "<f2")}, "other numbers than its index says"),
+        ({"train_lengths": np.array([2.0, 2.0])}, "other numbers"),
+        ({"train_lengths": np.array([2**62, 2**62, 0, 4])}, "other numbers"),
+        ({"train": np.array([None, "a", 2, 3], object)}, "other numbers|allow_pickle"),
+        ({"train": None}, "train is not a file in the archive"),
+    ],
+)
+def test_a_shard_that_is_not_what_was_encoded_is_named(tmp_path, monkeypatch, change, message):
+    """It was in an unfinished directory, of which another may be the author."""
+    source = lines_file(tmp_path / "a.jsonl", "ab")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "join", stop)
+        run_prepare([source], tmp_path / "out", tokenizer=ByteTokenizer())
+    (shard,) = (tmp_path / "out" / "work").glob("*.npz")
+    with np.load(shard) as archive:
+        arrays = {name: array for name, array in archive.items()} | change
+    np.savez(shard, **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(ValueError, match=message):
+        run_prepare([source], tmp_path / "out", tokenizer=ByteTokenizer())
+    shard.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"000000\.npz is corrupt \("):
+        run_prepare([source], tmp_path / "out", tokenizer=ByteTokenizer())
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
 @pytest.mark.parametrize("step", ["rejects", "join", "index"])
 def test_stopped_at_the_end_it_can_be_resumed(sources, whole, tmp_path, monkeypatch, step):
     def stop(*args):
@@ -480,6 +513,14 @@ def test_a_changing_source_and_a_second_process_are_refused(tmp_path):
     with pytest.raises(ValueError, match="changed while they were read"):
         run_prepare([source], out, tokenizer=Writes())
     assert not (out / "index.json").exists()
+
+
+def test_a_printed_command_runs_nothing_that_a_directory_is_called(whole):
+    printed = describe(read_json(whole / "index.json"), Path("$(touch x); '\"`id`"))
+    command = printed.splitlines()[-1].partition("train on it with ")[2]
+    words = shlex.split(command.partition(", or data=")[0])
+    assert words == ["--data.path", "$(touch x); '\"`id`"]
+    assert eval(command.partition(", or data=")[2], {"Prepared": str}) == "$(touch x); '\"`id`"
 
 
 def test_the_command(sources, whole, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from scipy import stats
 from ctxext.cli.main import main
 from ctxext.evals.record import AnswerRecord, EvalRecord
 from ctxext.report import read_records, verdict, write_report
+from ctxext.report.analysis.runs import RunData
+from ctxext.report.pages.provenance import facts
 from support.html_page import Element, parse, table
 from support.planted import (
     EFFECTIVE_CONTEXT,
@@ -422,3 +425,24 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     assert main(["report", str(tmp_path)]) == 2
     assert "has no records.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("ctxext run 'a b.py' --seed 3", "ctxext run 'a b.py' --seed 3"),
+        ("ctxext run x; rm -rf $(echo ~) <b>", "ctxext run 'x;' rm -rf '$(echo' '~)' '<b>'"),
+        ("ctxext run x\nrm -rf y", "ctxext run x rm -rf y"),
+        ("an open 'quote", None),
+        (["ctxext"], None),
+    ],
+)
+def test_a_command_on_a_page_is_one_call_whatever_a_run_records_or_is_called(
+    tmp_path: Path, recorded: object, shown: str | None
+) -> None:
+    """A reader pastes it into a shell."""
+    name = "a; touch x $(id) <b>'"
+    run = RunData(tmp_path / name, name, [], provenance={"command": recorded})
+    commands = dict(facts(run))
+    assert shlex.split(commands["this page"]) == ["ctxext", "report", name]
+    assert commands.get("to reproduce") == shown

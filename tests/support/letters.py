@@ -41,6 +41,7 @@ class Letters:
     """One token per ASCII character, with or without BOS."""
 
     eos_id, vocab_size = None, 300
+    num_ids = vocab_size
 
     def __init__(self, bos: int | None = 0) -> None:
         self.bos_id = bos

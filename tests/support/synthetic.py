@@ -32,6 +32,7 @@ class Characters:
     adds_bos = True
     eos_id = None
     vocab_size = 97
+    num_ids = vocab_size
     sha256 = "characters"
 
     def encode(self, text, *, bos=False):

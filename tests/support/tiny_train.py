@@ -22,6 +22,7 @@ CONFIG = tiny.config(vocab_size=259, tie_word_embeddings=True)
 
 class ByteTokenizer:
     bos_id, eos_id, vocab_size = 1, 2, 259
+    num_ids = vocab_size
     adds_bos = True
     files: dict[str, bytes] = {}
     sha256 = "bytes"

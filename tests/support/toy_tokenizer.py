@@ -14,6 +14,7 @@ from ctxext.data.sources import TextSource
 
 class ToyTokenizer:
     bos_id, eos_id, vocab_size = 1, 2, 512
+    num_ids = vocab_size
     adds_bos = True
 
     def __init__(self, model: bytes) -> None:

@@ -5,6 +5,7 @@ ctxext eval HF_DIR --evals ruler:reference --ruler ruler-8k
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ctxext.cli import options
@@ -37,7 +38,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     tokenizer = loading.open_tokenizer(args.source)
     tasks = args.tasks or tuple(RULER_TASKS)
     prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=tasks)
-    print(
-        f"wrote {args.out}; evaluate with: ctxext eval {args.source} --evals ruler:reference "
-        f"--ruler {args.out}"
-    )
+    words = ["ctxext", "eval", args.source, "--evals", "ruler:reference", "--ruler", str(args.out)]
+    print(f"wrote {args.out}; evaluate with: {shlex.join(words)}")

@@ -32,19 +32,34 @@ def read_values(
     """
     with _open_column(path, field) as table:
         for column in table.batches(first, stop):
-            column.validate()
             for row in _as_bytes(column):
                 yield row.as_py()
 
 
 def _as_bytes(column: Any) -> Any:
-    """A column of text as bytes; a dictionary-encoded one without repeating its values."""
+    """A column of text as bytes; a dictionary-encoded one without repeating its values.
+
+    Every offset in it is checked, as a wrong one makes the library read other memory.
+    """
     import pyarrow
 
+    column.validate()
     if isinstance(column, pyarrow.DictionaryArray):
-        values = column.dictionary.cast("large_binary")
-        return pyarrow.DictionaryArray.from_arrays(column.indices, values)
-    return column.cast("large_binary")
+        values = _as_bytes(column.dictionary)
+        return pyarrow.DictionaryArray.from_arrays(column.indices, values)  # checks the indices
+    # As bytes first: a text that is not UTF-8 is an error of its row only.
+    values = column.view(_binary_type(column.type))
+    values.validate(full=True)
+    return values.cast("large_binary")
+
+
+def _binary_type(text_type: Any) -> Any:
+    """The type of bytes with the layout of a type of text."""
+    import pyarrow
+
+    if pyarrow.types.is_string_view(text_type):
+        return pyarrow.binary_view()
+    return pyarrow.large_binary() if pyarrow.types.is_large_string(text_type) else pyarrow.binary()
 
 
 @contextlib.contextmanager
@@ -129,7 +144,11 @@ class _Arrow:
         return (self._reader.get_batch(i) for i in range(self._reader.num_record_batches))
 
     def group_sizes(self) -> list[tuple[int, int]]:
-        return [(batch.num_rows, batch[self._field].nbytes) for batch in self._batches()]
+        sizes = []
+        for batch in self._batches():
+            batch.validate()  # the size is read from the offsets
+            sizes.append((batch.num_rows, max(0, batch[self._field].nbytes)))
+        return sizes
 
     def batches(self, first: int, stop: int | None) -> Iterator[Any]:
         return (batch[self._field] for batch in itertools.islice(self._batches(), first, stop))

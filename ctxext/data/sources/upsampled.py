@@ -92,7 +92,7 @@ class UpsampledRows(Rows):
             missing -= len(excerpts[-1])
             document = _draw(rng, self._next)
             start = 0
-        ids = np.concatenate(excerpts).astype(np.int32)
+        ids = self.corpus.checked(np.concatenate(excerpts)).astype(np.int32)
         if self.corpus.bos_id is not None:
             ids[0] = self.corpus.bos_id
         numbers = np.arange(1, len(excerpts) + 1, dtype=np.int32)

@@ -35,13 +35,21 @@ def _commands(run: RunData) -> list[tuple[str, str]]:
     """How to do it again. config.json has the resolved values of all options."""
     name = shlex.quote(run.name)
     commands = [("this page", f"ctxext report {name}")]
-    again = run.provenance.get("command")
+    again = _quoted(run.provenance.get("command"))
     if not again and (run.path / "experiment.py").is_file():
         again = (
             f"ctxext run {name}/experiment.py --run-dir NEW (compare NEW/config.json with "
             f"{name}/config.json)"
         )
     return [("to reproduce", str(again)), *commands] if again else commands
+
+
+def _quoted(command: Any) -> str:
+    """A recorded command as one that a shell runs and nothing besides; "" for anything else."""
+    try:
+        return shlex.join(shlex.split(command)) if isinstance(command, str) else ""
+    except ValueError:  # an open quote
+        return ""
 
 
 def _training_text(train: dict[str, Any]) -> str:
