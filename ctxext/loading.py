@@ -13,7 +13,7 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
 from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
-from ctxext.interop import hf, hub, peft_adapter
+from ctxext.interop import hf, hub, peft_reader
 from ctxext.interop.formats import FORMATS, recognize
 from ctxext.interop.generation_config import read_generation_config
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
@@ -164,13 +164,13 @@ def load(
     that is not supported.
     """
     path = locate(path)
-    if peft_adapter.is_adapter(path):
+    if peft_reader.is_adapter(path):
         raise ValueError(f"{path} is a PEFT adapter: open its base, and give this as --adapter")
     step = checkpoint_step(path, checkpoint)
     stored = None if is_run(path) else read_checkpoint(path, original)
     config = read_config(path, trust=trust)[0] if stored is None else stored.config
     # A wrong adapter is refused before anything large is read.
-    changes = None if adapter is None else peft_adapter.read(adapter, config)
+    changes = None if adapter is None else peft_reader.read(adapter, config)
     if stored is None:
         lm = _load_run(RunDir(path), step, mesh, trust=trust)
     else:
@@ -237,7 +237,7 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
 
 def merge_adapter(lm: LM, directory: Path) -> LM:
     """The model with a PEFT directory merged into its parameters."""
-    adapter = peft_adapter.read(directory, lm.config)
+    adapter = peft_reader.read(directory, lm.config)
     return dataclasses.replace(lm, params=merge(lm.params, adapter, lm.config))
 
 

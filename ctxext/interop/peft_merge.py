@@ -9,7 +9,7 @@ import numpy as np
 from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import Slot, slots
 from ctxext.interop.lazy_tensor import LazyTensor, cast
-from ctxext.interop.peft_adapter import Adapter, LowRank
+from ctxext.interop.peft_reader import Adapter, LowRank
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ctxext import loading
 from ctxext.export import same_rope
 from ctxext.files import read_json
-from ctxext.interop import formats, hf, peft, peft_adapter
+from ctxext.interop import formats, hf, peft_reader, peft_writer
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.peft_merge import trained_whole
 from ctxext.model.config import SIZES
@@ -44,7 +44,7 @@ class Artifact:
 
         Raises ValueError for a base that cannot be opened.
         """
-        if peft_adapter.is_adapter(path):
+        if peft_reader.is_adapter(path):
             return cls(path, _find_base(path, base), "peft")
         name = formats.recognize(path)
         if original is not None and name != "meta":
@@ -61,7 +61,7 @@ class Artifact:
     @property
     def base_is_recorded(self) -> bool:
         """True if an adapter records what base it was trained on, so that `open` can check it."""
-        return (self.path / peft.BASE).is_file()
+        return (self.path / peft_writer.BASE).is_file()
 
     @property
     def window(self) -> int:
@@ -129,8 +129,8 @@ class Artifact:
             )
 
     def _check_parameters(self, lm: LM) -> None:
-        adapter = peft_adapter.read(self.path, lm.config)
-        recorded = read_json(self.path / peft.BASE)
+        adapter = peft_reader.read(self.path, lm.config)
+        recorded = read_json(self.path / peft_writer.BASE)
         trained = trained_whole(adapter, lm.params, lm.config)
         nothing = r"(?!)"
         pattern = "|".join(f"^{re.escape(path)}$" for path in sorted(trained)) or nothing
@@ -145,7 +145,7 @@ class Artifact:
 
 
 def _find_base(adapter: Path, base: str | Path | None) -> Path:
-    named = base or read_json(adapter / peft_adapter.CONFIG).get("base_model_name_or_path")
+    named = base or read_json(adapter / peft_reader.CONFIG).get("base_model_name_or_path")
     if not named:
         raise ValueError(f"{adapter} names no base; give one with --against BASE")
     try:
@@ -153,7 +153,7 @@ def _find_base(adapter: Path, base: str | Path | None) -> Path:
         hf.read_config(path)
     except ValueError as error:
         hint = (
-            f"; {adapter / peft_adapter.CONFIG} names it, another can be given with --against BASE"
+            f"; {adapter / peft_reader.CONFIG} names it, another can be given with --against BASE"
         )
         raise ValueError(
             f"the base of {adapter} cannot be opened: {error}{'' if base else hint}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from ctxext import loading
 from ctxext.files import write_json, write_text
-from ctxext.interop import peft_adapter
+from ctxext.interop import peft_reader
 from ctxext.interop.generation_config import different_settings, extended_generation_config
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import numpy_dtype
@@ -144,7 +144,7 @@ def _open_against(
 ) -> tuple[LM | None, str | Path | None]:
     """(the model that the artifact is compared with, the base of an adapter), each may be None."""
     base = None
-    if isinstance(against, str | Path) and peft_adapter.is_adapter(path):
+    if isinstance(against, str | Path) and peft_reader.is_adapter(path):
         if not loading.is_run(loading.locate(against)):
             base = against
             against = None

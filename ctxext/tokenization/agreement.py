@@ -13,8 +13,8 @@ ADVICE = (
 )
 
 
-def same_ids(processor: Any, library: Any, added: set[str]) -> bool:
-    """True if a SentencePiece model and a tokenizer.json give the same ids to every sample text.
+def sentencepiece_agrees(processor: Any, library: Any, added: set[str]) -> bool:
+    """True if a SentencePiece model gives the ids of a tokenizer.json to every sample text.
 
     False if they differ only on texts that begin with a space, which a tokenizer.json with
     `legacy: false` leaves one space short. `added`: the contents of the added tokens. Raises

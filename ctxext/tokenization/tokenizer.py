@@ -10,7 +10,7 @@ from typing import Any
 
 from ctxext.files import read_json, within
 from ctxext.tokenization.added_tokens import added_tokens
-from ctxext.tokenization.agreement import same_ids
+from ctxext.tokenization.agreement import sentencepiece_agrees
 from ctxext.tokenization.post_processor import template, with_bos, without_bos
 from ctxext.tokenization.sentencepiece_model import SAMPLE_TEXTS as SAMPLE_TEXTS
 from ctxext.tokenization.sentencepiece_model import (
@@ -87,7 +87,7 @@ class Tokenizer:
         if JSON not in self.files:
             return all_special and self._is_legacy
         contents = {token["content"] for token in added}
-        return same_ids(self._processor, self._library_text, contents) and all_special
+        return sentencepiece_agrees(self._processor, self._library_text, contents) and all_special
 
     @property
     def _is_legacy(self) -> bool:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from ctxext.interop import hf, peft, peft_adapter, safetensors_files
+from ctxext.interop import hf, peft_reader, peft_writer, safetensors_files
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.stored_weights import find_weights
 from ctxext.methods.yarn import Yarn
@@ -298,7 +298,7 @@ PATTERNS = st.one_of(
 def good_adapter() -> Path:
     lora = LoRA(rank=2, targets=("q_proj",))
     params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), lora.shapes(TINY)[0])
-    peft.write(good().parent / "adapter", TINY, lora, params, base="x")
+    peft_writer.write(good().parent / "adapter", TINY, lora, params, base="x")
     return good().parent / "adapter"
 
 
@@ -307,7 +307,7 @@ def test_keys_of_an_adapter(changes):
     settings = json.loads((good_adapter() / "adapter_config.json").read_text()) | changes
     data = json.dumps(settings).encode()
     adapter = outcome(
-        lambda: peft_adapter.read(directory("adapter", **{"adapter_config.json": data}), TINY)
+        lambda: peft_reader.read(directory("adapter", **{"adapter_config.json": data}), TINY)
     )
     assert adapter is None or all(0 < x.scale < math.inf for x in adapter.low_rank.values())
 
@@ -319,7 +319,7 @@ def test_names_in_an_adapter(name, which):
     renamed = {(name if each == key else each): value for each, value in stored.items()}
     out = directory("adapter")
     save_file(renamed, out / "adapter_model.safetensors")
-    assert (outcome(lambda: peft_adapter.read(out, TINY)) is None) == (name != key)
+    assert (outcome(lambda: peft_reader.read(out, TINY)) is None) == (name != key)
 
 
 @fuzz(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))

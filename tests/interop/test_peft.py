@@ -16,8 +16,8 @@ from ctxext import loading
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.export import export, export_adapter
-from ctxext.interop import peft as ours
-from ctxext.interop import peft_adapter
+from ctxext.interop import peft_reader
+from ctxext.interop import peft_writer as ours
 from ctxext.interop.peft_merge import trained_whole
 from ctxext.methods import Linear
 from ctxext.model.trainable import LINEARS, LastLayers, LoRA
@@ -101,15 +101,15 @@ def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
     assert np.abs(without - expected).max() > 1e-3 * np.abs(expected).max()
     # Reading the adapter loses no bit of it.
     stored = load_file(adapter / "adapter_model.safetensors")
-    read = peft_adapter.read(adapter, TINY)
+    read = peft_reader.read(adapter, TINY)
     for module, product in read.low_rank.items():
         assert product.scale == recipe.scale
-        stem = peft_adapter.PREFIX + module.removesuffix(".weight")
+        stem = peft_reader.PREFIX + module.removesuffix(".weight")
         np.testing.assert_array_equal(product.a.read(), stored.pop(f"{stem}.lora_A.weight"))
         np.testing.assert_array_equal(product.b.read(), stored.pop(f"{stem}.lora_B.weight"))
     assert len(read.low_rank) == TINY.num_hidden_layers * len(recipe.targets)
     for module, tensor in read.replaced.items():
-        np.testing.assert_array_equal(tensor.read(), stored.pop(peft_adapter.PREFIX + module))
+        np.testing.assert_array_equal(tensor.read(), stored.pop(peft_reader.PREFIX + module))
     assert not stored
     trained = trained_whole(read, random_params(), TINY)
     assert {path.split(".")[0] for path in trained if path.split(".")[0] != "segments"} == set(
@@ -141,7 +141,7 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
     assert_close(our_logits(tmp_path / "base", adapter=tmp_path / "adapter"), expected)
     plain = our_logits(tmp_path / "base")
     assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
-    read = peft_adapter.read(tmp_path / "adapter", TINY)
+    read = peft_reader.read(tmp_path / "adapter", TINY)
     assert {product.scale for product in read.low_rank.values()} == {12 / (5**0.5 if rslora else 5)}
     assert {product.a.shape[0] for product in read.low_rank.values()} == {5}
     assert len(read.replaced) == 2 + 2 * TINY.num_hidden_layers
@@ -240,7 +240,7 @@ def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        peft_adapter.read(tmp_path / "adapter", TINY)
+        peft_reader.read(tmp_path / "adapter", TINY)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,11 @@ def test_a_tensor_missing_or_too_many_is_named(name, message, tmp_path):
     ours.write(tmp_path / "adapter", TINY, LoRA(), params, base="x")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
-    key = peft_adapter.PREFIX + name
+    key = peft_reader.PREFIX + name
     if key in tensors:
         del tensors[key]
     else:
         tensors[key] = np.ones(3, np.float32)
     save_file(tensors, file)
     with pytest.raises(ValueError, match=message):
-        peft_adapter.read(tmp_path / "adapter", TINY)
+        peft_reader.read(tmp_path / "adapter", TINY)

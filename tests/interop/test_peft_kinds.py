@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from ctxext import loading
 from ctxext.cli.main import main
-from ctxext.interop import peft_adapter
+from ctxext.interop import peft_reader
 from support.llamas import TINY, torch_llama
 
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 50))
@@ -140,7 +140,7 @@ def test_two_files_of_an_adapter_hold_the_same_or_are_refused(base, torch_base, 
     stored[next(iter(stored))] *= 2
     torch.save(stored, tmp_path / "adapter_model.bin")
     with pytest.raises(ValueError, match="two adapters that are not the same, adapter_model.safe"):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])
@@ -164,7 +164,7 @@ def test_names_of_adapters_inside_the_keys(prefix, base, torch_base, tmp_path):
         raw[name.replace(".default", ".other")] = raw[name]
     save_file(raw, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match="holds several adapters, default, other; save one"):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
 
 
 def _peft_reading(torch_base, directory: Path) -> np.ndarray | None:
@@ -180,7 +180,7 @@ def test_a_directory_of_adapters_names_them(torch_base, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match="has no adapter_config.json; give one of its .*: second"):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
 
 
 # LongLoRA
@@ -222,10 +222,10 @@ def test_trainable_params_of_longlora_are_merged(base, torch_base, tmp_path, cap
     with pytest.raises(
         ValueError, match=r"trainable_params.bin: .* the vocabulary was grown by 1 tokens; resize"
     ):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
     torch.save({"model.layers.9.x": embedding}, tmp_path / "trainable_params.bin")
     with pytest.raises(ValueError, match="model.layers.9.x is not a tensor of this base"):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
 
 
 def test_longloras_adapter_is_proven(base, torch_base, tmp_path):
@@ -257,7 +257,7 @@ def test_a_grown_vocabulary_is_refused_with_the_way_out(base, torch_base, tmp_pa
         match=r"shape \[425, 64\], this base needs \[420, 64\]: the vocabulary was grown by 5 "
         "tokens; resize the base's embeddings, merge the adapter with PEFT, then import",
     ):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
 
 
 def test_a_base_with_the_grown_vocabulary_is_the_way_out(base, torch_base, tmp_path):
@@ -296,7 +296,7 @@ def test_a_tied_embedding_is_refused(fields, tmp_path):
 def test_kinds_that_are_refused(fields, message, torch_base, tmp_path):
     train(torch_base, **fields).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
     assert "then import the result" in str(error.value)
 
 
@@ -306,7 +306,7 @@ def test_other_adapters_than_lora_are_refused(torch_base, tmp_path):
     )
     peft.get_peft_model(copy.deepcopy(torch_base), config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="only adapters of peft_type LORA .* merge the adapter"):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)
 
 
 def test_the_state_of_a_whole_peft_model_is_refused(torch_base, tmp_path):
@@ -314,4 +314,4 @@ def test_the_state_of_a_whole_peft_model_is_refused(torch_base, tmp_path):
     model.save_pretrained(tmp_path)
     save_file({n: x.detach().numpy() for n, x in model.state_dict().items()}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match="save the adapter with PEFT's save_pretrained"):
-        peft_adapter.read(tmp_path, TINY)
+        peft_reader.read(tmp_path, TINY)

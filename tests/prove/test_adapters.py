@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from ctxext import loading
 from ctxext.cli.main import main
 from ctxext.export import export_adapter
-from ctxext.interop import peft
+from ctxext.interop import peft_writer
 from ctxext.methods import Linear, Yarn
 from ctxext.model.trainable import LINEARS, LoRA
 from ctxext.pipeline import train_only
@@ -151,7 +151,7 @@ def test_both_readers_merge_every_kind(trained, tmp_path, lora):
     params = jax.tree.map(
         lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), lora.shapes(TINY)[0]
     )
-    peft.write(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
+    peft_writer.write(tmp_path / "adapter", TINY, lora, params, base=str(trained / "base"))
     proof = prove(tmp_path / "adapter")
     assert proof["equal"]
     assert [reader["reader"] for reader in proof["readers"]] == ["numpy", "peft"]

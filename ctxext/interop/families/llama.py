@@ -37,7 +37,7 @@ ACTIVATION_NAMES = {
     "gelu_python_tanh": "gelu_pytorch_tanh",
 }
 """Other names of transformers for functions of `model.config.ACTIVATIONS`."""
-FULL = "full_attention"
+FULL_ATTENTION = "full_attention"
 
 
 RULES: dict[str, validation.Rule] = {
@@ -93,10 +93,11 @@ def _check_attention(data: dict[str, Any], *, length: int) -> None:
         raise ValueError("bidirectional attention (is_causal false) is not supported")
     layer_types = data.get("layer_types")
     if layer_types is not None:
-        others = sorted({str(name) for name in layer_types} - {FULL})
+        others = sorted({str(name) for name in layer_types} - {FULL_ATTENTION})
         if others:
             raise ValueError(
-                f"layer_types has {', '.join(others)}; only {FULL} is supported in all layers"
+                f"layer_types has {', '.join(others)}; only {FULL_ATTENTION} is supported in all "
+                "layers"
             )
         return  # transformers then reads none of the keys below
     if data.get("attention_chunk_size") is not None:

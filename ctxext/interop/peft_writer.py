@@ -13,7 +13,7 @@ from ctxext.files import atomic_directory, write_json
 from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import LazyTensor
-from ctxext.interop.peft_adapter import CONFIG, PREFIX
+from ctxext.interop.peft_reader import CONFIG, PREFIX
 from ctxext.interop.safetensors_files import write_file
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
