@@ -1,6 +1,7 @@
 """Evaluate a checkpoint. Records are appended one by one and never computed twice."""
 
 import dataclasses
+import functools
 import re
 import sys
 import time
@@ -71,7 +72,9 @@ def evaluate(
     evals = list(evals)
     known = _read(sink, model)
     for evaluation in evals:
-        if not known.keys() >= set(shard.select(evaluation.items())):
+        items = evaluation.items()
+        _check_same_text(evaluation, [known[item] for item in items if item in known], sink)
+        if not known.keys() >= set(shard.select(items)):
             evaluation.check(lm.tokenizer)
     with _bar(progress) as bar:
         for evaluation in evals:
@@ -98,6 +101,19 @@ def evaluate(
             f"{num_left} of {len(all_items)} records belong to other shards and are not there yet"
         )
     return [known[item] for item in all_items if item in known]
+
+
+def _check_same_text(evaluation: Eval, records: Sequence[EvalRecord], sink: Path | None) -> None:
+    """Raise ValueError for records of the same items about another text."""
+    text = evaluation.protocol.get("text")
+    for record in records:
+        if record.protocol.get("text") != text:
+            raise ValueError(
+                f"{sink}: the records of {evaluation.title} are about another text "
+                f"({record.protocol.get('text')}, now {text}): the standard library of another "
+                "version of Python? Evaluate with that version, into another directory, or move "
+                "the file away"
+            )
 
 
 def _progress_text(num_new: int, num_items: int, seconds: float, timed: TimedModel) -> str:
@@ -226,15 +242,20 @@ def evaluate_checkpoint(
     """
     from ctxext import loading  # loads jax
     from ctxext.model.generation import SEMANTICS
+    from ctxext.training.checksums import parameter_checksum
 
     lm = named.lm
+    load_other = functools.cache(
+        functools.partial(loading.load, dtype=lm.dtype, bos=lm.tokenizer.adds_bos)
+    )
     sink = (out or named.directory) / "records.jsonl"
     window = lm.config.max_position_embeddings
     config = config or SuiteConfig()
     config = dataclasses.replace(
         config,
         seq_lens=config.seq_lens or tuple(window * times for times in (1, 2, 4, 8)),
-        load=lambda name: loading.load(name, dtype=lm.dtype, bos=lm.tokenizer.adds_bos),
+        load=load_other,
+        checksum=lambda name: parameter_checksum(load_other(name).params),
     )
     chosen = evaluations(evals, config)
     if progress:

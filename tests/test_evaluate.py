@@ -1,14 +1,16 @@
 """Records are appended as they are computed, read back and never computed twice."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
+from ctxext.data.sources import Files, Stdlib
 from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.base import documents, item_rng
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
-from ctxext.evals.record import EvaluatedModel, read_records
+from ctxext.evals.record import EvaluatedModel, distinct_titles, read_records
 from ctxext.evals.suite import SuiteConfig
 from ctxext.evals.timing import TimedModel
 from ctxext.evaluate import NamedModel, Shard, evaluate, evaluate_checkpoint
@@ -26,6 +28,7 @@ from support import tiny
 from support.hf_files import write_hf
 from support.runs import write_run
 from support.tiny import config, params
+from support.tiny_train import write_texts
 from support.toy_tokenizer import toy_model, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -91,6 +94,61 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
         records = evaluate(PERFECT, (GRID,), model=model, sink=sink)
         assert all(record.scores.correct for record in records)
     assert len(read_records(sink)) == 24
+
+
+def test_a_text_is_known_by_its_content_not_by_its_path(tmp_path):
+    """Records of a text that was changed are not taken for those of the new one."""
+    text = "\n".join(f"line {number} of a text" for number in range(200))
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    directory = tmp_path / "texts"
+    directory.mkdir()
+    shutil.copy(path, directory / "a.txt")
+    sink = tmp_path / "records.jsonl"
+
+    def evaluated(haystack):
+        source = Files(str(haystack))
+        evals = [dataclasses.replace(GRID, source=source, n=1)]
+        evals.append(dataclasses.replace(PPL, source=source, num_documents=1))
+        evaluate(PERFECT, evals, sink=sink, progress=False)
+        return len(read_records(sink))
+
+    assert evaluated(path) == 6
+    for copied in (path, shutil.copy(path, tmp_path / "moved.txt"), directory):
+        assert evaluated(copied) == 6, "the same text"
+    (tmp_path / "moved.txt").write_text(text.replace("text", "tree"))
+    assert evaluated(tmp_path / "moved.txt") == 12
+    (directory / "b.txt").write_text(text)
+    assert evaluated(directory) == 18
+    titles = distinct_titles(read_records(sink), lambda record: record.evaluation)
+    assert all("text=" in title for title in titles.values())
+    assert len(set(titles.values())) == 6
+
+
+def test_records_about_another_version_of_the_standard_library_are_refused(tmp_path, monkeypatch):
+    sink = tmp_path / "records.jsonl"
+    evals = [dataclasses.replace(GRID, source=Stdlib("heldout"), seq_lens=(64,), n=1)]
+    records = evaluate(PERFECT, evals, sink=sink, progress=False)
+    monkeypatch.setattr("ctxext.data.sources.stdlib._content_sha256", lambda split: "12345678")
+    with pytest.raises(ValueError, match="passkey are about another text .*another version of Py"):
+        evaluate(PERFECT, evals, sink=sink, progress=False)
+    assert read_records(sink) == records
+
+
+def test_key_tokens_of_an_evaluator_that_has_changed_are_found_again(tmp_path):
+    base = NamedModel.load(write_base(tmp_path / "base"))
+    source = Files(str(write_texts(tmp_path / "texts")))
+    config = SuiteConfig(source=source, seq_lens=(48, 96))
+    options: dict = {"config": config, "out": tmp_path / "out", "progress": False}
+    evals = (f"longppl:{write_base(tmp_path / 'evaluator', 1)}",)
+    sink, first = evaluate_checkpoint(base, evals=evals, **options)
+    evaluate_checkpoint(base, evals=evals, **options)
+    assert read_records(sink) == first
+    shutil.rmtree(tmp_path / "evaluator")
+    write_base(tmp_path / "evaluator", 2)
+    _, second = evaluate_checkpoint(base, evals=evals, **options)
+    assert read_records(sink) == first + second
+    assert not {record.item for record in first} & {record.item for record in second}
 
 
 def test_shards_together_write_the_records_of_one_process(tmp_path, capsys):

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from ctxext.data.sources import TextSource
+from ctxext.data.content import content_sha256
+from ctxext.data.sources import TextSource, text_on_disk
 from ctxext.evals.record import EvalRecord, EvaluatedModel, Measurement
 from ctxext.methods import label
 
@@ -111,8 +112,15 @@ class Eval(abc.ABC):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The same as plain JSON, for records: `settings` is its fingerprint."""
-        return {name: plain_setting(value) for name, value in self._protocol().items()}
+        """The same as plain JSON, for records: `settings` is its fingerprint.
+
+        `text` is the beginning of the hash of the source's content.
+        """
+        values = self._protocol()
+        plain = {name: plain_setting(value) for name, value in values.items()}
+        source = values.get("source")
+        content = source.content_sha256() if isinstance(source, TextSource) else ""
+        return {**plain, "text": content[:8]} if content else plain
 
     @abc.abstractmethod
     def items(self) -> list[str]:
@@ -136,9 +144,13 @@ class Eval(abc.ABC):
         return self.records(lm, self.items(), evaluated_model(lm))
 
 
-@functools.lru_cache(maxsize=4)
 def documents(source: TextSource, tokenizer: Any) -> list[np.ndarray]:
     """The token ids of every document, cached for the next evaluation with the same tokenizer."""
+    return _documents(source, tokenizer, source.content_sha256())
+
+
+@functools.lru_cache(maxsize=4)
+def _documents(source: TextSource, tokenizer: Any, content: str) -> list[np.ndarray]:
     return source.open(tokenizer).documents()
 
 
@@ -153,11 +165,18 @@ def ids_sha256(ids: np.ndarray) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Eight hex digits of the parts' reprs: frozen dataclasses, numbers and strings."""
+    """Eight hex digits of the parts' reprs: frozen dataclasses, numbers and strings.
+
+    The content of a text on disk stands for its path, so that a text that was changed makes other
+    items, and one that was moved the same. Raises ValueError for a text that is not there.
+    """
     # Item names seed their questions, so a field that was renamed keeps its first name here, and
     # the wording that was the only one before there was another has none.
-    text = repr(parts).replace("max_new_tokens=", "room=").replace(", wording='code'", "")
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    settings = repr(parts).replace("max_new_tokens=", "room=").replace(", wording='code'", "")
+    for text in text_on_disk(parts):
+        content = content_sha256(text.path, text.split)
+        settings = settings.replace(repr(text.path), repr(content))
+    return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
 def plain_setting(value: Any) -> Any:

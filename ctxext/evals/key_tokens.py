@@ -3,7 +3,7 @@
 import abc
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -52,9 +52,10 @@ class ContrastiveKeys(Keys):
     beta, where the short context has trunc_len to trunc_len + stride - 1 tokens.
 
     evaluator: the model that finds them, a name or path for `load`; "" is the model under test,
-    whose keys are then its own: to compare models, take one evaluator for all. Tokenizers may
-    differ, since keys are handed over as spans of characters. As published, the evaluator reads
-    BOS and the model under test does not.
+    whose keys are then its own: to compare models, take one evaluator for all. weights: a checksum
+    of its parameters, so that records of an evaluator that has changed are not taken for those of
+    the present one. Tokenizers may differ, since keys are handed over as spans of characters. As
+    published, the evaluator reads BOS and the model under test does not.
 
     Raises ValueError for a document of at most trunc_len tokens.
     """
@@ -66,6 +67,7 @@ class ContrastiveKeys(Keys):
     evaluator: str = ""
     load: Callable[[str], Model] | None = field(default=None, repr=False)
     batch_tokens: int = field(default=16_384, repr=False)
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.trunc_len < 1 or self.stride < 1:
@@ -76,6 +78,12 @@ class ContrastiveKeys(Keys):
             raise ValueError(
                 "longppl: give `load`, which opens the evaluator, for example ctxext.load"
             )
+
+    def __repr__(self) -> str:
+        """The settings, which name the items; without `weights` where there are none."""
+        shown = [f for f in fields(self) if f.repr and (f.name != "weights" or self.weights)]
+        settings = [f"{f.name}={getattr(self, f.name)!r}" for f in shown]
+        return f"ContrastiveKeys({', '.join(settings)})"
 
     @property
     def origin(self) -> str:

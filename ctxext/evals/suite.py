@@ -35,8 +35,9 @@ class SuiteConfig:
     """How many questions there are, and about which texts.
 
     questions: a file for "qa". ruler: a directory of RULER's own samples for "ruler:reference".
-    wording: for tasks that have two. protocol_wording: a file for "passkey:<protocol>". load: opens
-    the other model of "longppl:DIR".
+    wording: for tasks that have two. passkey_text: a file with the authors' own prompt for
+    "passkey:<protocol>". load: opens the other model of "longppl:DIR"; checksum: that of its
+    parameters, which tells models of one name apart.
     """
 
     seq_lens: tuple[int, ...] = ()
@@ -44,9 +45,10 @@ class SuiteConfig:
     source: TextSource = HELDOUT
     questions: Path | None = None
     ruler: Path | None = None
-    wording: tasks.WordingName = "prose"
-    protocol_wording: Path | None = None
+    wording: tasks.ProseOrCode = "prose"
+    passkey_text: Path | None = None
     load: Callable[[str], Model] | None = dataclasses.field(default=None, repr=False)
+    checksum: Callable[[str], str] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def is_small(self) -> bool:
@@ -99,7 +101,7 @@ def _ruler_samples(config: SuiteConfig) -> tuple[Eval, ...]:
 
 
 def _protocol(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
-    return (passkey_protocol(name, config.seq_lens, text=config.protocol_wording),)
+    return (passkey_protocol(name, config.seq_lens, text=config.passkey_text),)
 
 
 def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
@@ -137,6 +139,7 @@ def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
         trunc_len=trunc_len,
         stride=max(1, trunc_len // 4),
         evaluator=evaluator,
+        weights=config.checksum(evaluator) if evaluator and config.checksum else "",
         load=config.load if evaluator else None,
     )
     return (

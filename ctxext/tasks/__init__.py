@@ -7,11 +7,11 @@ from ctxext.discovery import classes_in_package
 from ctxext.tasks.base import FILLER_WEIGHT as FILLER_WEIGHT
 from ctxext.tasks.base import Example as Example
 from ctxext.tasks.base import Haystack as Haystack
+from ctxext.tasks.base import ProseOrCode as ProseOrCode
 from ctxext.tasks.base import SuiteOptions as SuiteOptions
 from ctxext.tasks.base import Task as Task
 from ctxext.tasks.base import TaskContext as TaskContext
 from ctxext.tasks.base import TrainingTask as TrainingTask
-from ctxext.tasks.base import WordingName as WordingName
 from ctxext.tasks.base import without_needles as without_needles
 
 

@@ -23,7 +23,7 @@ language without drowning the answers."""
 Haystack = Sequence[np.ndarray]
 """One array of token ids per document, without BOS."""
 
-WordingName = Literal["prose", "code"]
+ProseOrCode = Literal["prose", "code"]
 """The wording of a task that has two. prose: sentences about things, which no model can read as a
 numbered list. code: comments such as `# key K=48213`, for a base that knows nothing else; a model
 of language may take them for a series, and continue it with the next number."""
@@ -99,7 +99,7 @@ class SuiteOptions(NamedTuple):
     """Tokens of the shortest length."""
     questions: Path | None = None
     """The file given as --questions."""
-    wording: WordingName = "prose"
+    wording: ProseOrCode = "prose"
     """The wording of --wording, for tasks that have two."""
 
 

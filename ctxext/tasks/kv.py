@@ -9,18 +9,18 @@ import numpy as np
 
 from ctxext.tasks.base import (
     Example,
+    ProseOrCode,
     SharedContextTask,
     SuiteLayout,
     SuiteOptions,
     Task,
     TaskContext,
     TrainingTask,
-    WordingName,
 )
 from ctxext.tasks.building.exact_recall import recall_examples, recall_row
 from ctxext.tasks.building.wordings import Statement, check_wording, prose
 
-STATEMENTS: dict[WordingName, Statement] = {
+STATEMENTS: dict[ProseOrCode, Statement] = {
     "prose": prose("number"),
     "code": Statement(string.ascii_letters, "# {name}="),
 }
@@ -40,7 +40,7 @@ class KeyValue(SharedContextTask, TrainingTask):
     """Pairs in the text."""
     digits: int = 3
     """Digits of a value."""
-    wording: WordingName = "prose"
+    wording: ProseOrCode = "prose"
     """"prose" for models of language; "code" for a base that was trained on that wording."""
 
     def __post_init__(self) -> None:

@@ -9,17 +9,17 @@ import numpy as np
 
 from ctxext.tasks.base import (
     Example,
+    ProseOrCode,
     SharedContextTask,
     SuiteOptions,
     Task,
     TaskContext,
     TrainingTask,
-    WordingName,
 )
 from ctxext.tasks.building.exact_recall import recall_examples, recall_row
 from ctxext.tasks.building.wordings import Statement, check_wording, prose
 
-STATEMENTS: dict[WordingName, Statement] = {
+STATEMENTS: dict[ProseOrCode, Statement] = {
     "prose": prose("passkey"),
     "code": Statement(string.ascii_uppercase, "# key {name}="),
 }
@@ -36,7 +36,7 @@ class Passkey(SharedContextTask, TrainingTask):
     name: ClassVar[str] = "passkey"
     digits: int = 5
     """Digits of the key."""
-    wording: WordingName = "prose"
+    wording: ProseOrCode = "prose"
     """"prose" for models of language; "code" for a base that was trained on that wording."""
 
     def __post_init__(self) -> None:

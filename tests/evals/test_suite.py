@@ -1,12 +1,13 @@
 """The names of evaluations on the command line, and what each of them is."""
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from ctxext.cli.commands.eval import read_wordings
+from ctxext.cli.commands.eval import add_options, check_used, read_wordings
 from ctxext.evals import Retrieval, Samples
 from ctxext.evals.oracle import AnswerKey, OracleConfig
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
@@ -133,10 +134,32 @@ def test_wordings_of_the_command_line(tmp_path, monkeypatch):
         (tmp_path / name).write_text("{}")
     assert read_wordings([]) == {}
     assert read_wordings(["code"]) == {"wording": "code"}
-    both = {"wording": "prose", "protocol_wording": Path("authors.json")}
+    both = {"wording": "prose", "passkey_text": Path("authors.json")}
     assert read_wordings(["authors.json", "prose"]) == both
     for twice in (["code", "prose"], ["a.json", "b.json"]):
         with pytest.raises(ValueError, match="--wording takes prose or code once, and one file"):
             read_wordings(twice)
     with pytest.raises(ValueError, match="--wording cod is neither prose nor code nor a file"):
         read_wordings(["cod"])
+
+
+def test_an_option_that_no_evaluation_reads_is_refused(tmp_path):
+    authors = tmp_path / "authors.json"
+    authors.write_text("{}")
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for arguments, evals, message in (
+        ("--wording code", "ppl controls", "--wording code would change nothing: only kv, passkey"),
+        ("--wording prose", "lines", "--wording prose would change nothing: only kv, passkey read"),
+        (f"--wording {authors}", "passkey", "authors.json would change .* only passkey:landmark"),
+        (f"--wording code {authors}", "passkey:yarn", "--wording code would change nothing"),
+        ("--questions q.json", "passkey", "--questions would change nothing: only qa read"),
+        ("--ruler samples", "ruler", "--ruler would change nothing: only ruler:reference read"),
+    ):
+        args = parser.parse_args(["DIR", *arguments.split()])
+        with pytest.raises(ValueError, match=message):
+            check_used(args, evals.split())
+    used = f"DIR --wording code {authors} --questions q.json --ruler samples".split()
+    check_used(parser.parse_args(used), ["kv", "passkey:pi", "qa", "ruler:reference"])
+    check_used(parser.parse_args(["DIR", "--wording", "code"]), STANDARD)
+    check_used(parser.parse_args(["DIR"]), ["ppl"])

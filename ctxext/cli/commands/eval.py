@@ -99,12 +99,12 @@ def _names() -> Iterable[str]:
 
 def read_wordings(values: Sequence[str]) -> dict[str, Any]:
     """The settings that --wording stands for. Raises ValueError if one is given twice."""
-    from ctxext.tasks import WordingName
+    from ctxext.tasks import ProseOrCode
 
     settings: dict[str, Any] = {}
     for value in values:
-        is_name = value in get_args(WordingName)
-        field = "wording" if is_name else "protocol_wording"
+        is_name = value in get_args(ProseOrCode)
+        field = "wording" if is_name else "passkey_text"
         if field in settings:
             raise ValueError(
                 f"--wording takes prose or code once, and one file: {' '.join(values)}"
@@ -115,6 +115,27 @@ def read_wordings(values: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def check_used(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raise ValueError for an option that none of the evaluations called `names` reads."""
+    from ctxext.evals.published_passkeys import PROTOCOLS
+    from ctxext.tasks import by_suite_name
+
+    wordings = read_wordings(args.wording)
+    with_wording = [name for name, task in by_suite_name().items() if hasattr(task, "wording")]
+    published = [f"passkey:{name}" for name in PROTOCOLS]
+    for option, is_given, readers in (
+        (f"--wording {wordings.get('wording')}", "wording" in wordings, with_wording),
+        (f"--wording {wordings.get('passkey_text')}", "passkey_text" in wordings, published),
+        ("--questions", args.questions is not None, ["qa"]),
+        ("--ruler", args.ruler is not None, ["ruler:reference"]),
+    ):
+        if is_given and not set(readers) & set(names):
+            raise ValueError(
+                f"{option} would change nothing: only {', '.join(readers)} read it. Add one of "
+                "them to --evals, or leave it out"
+            )
+
+
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate, report, requirements
     from ctxext.data import haystack
@@ -122,6 +143,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext.files import check_parent
 
     methods = options.read_methods(args, rest)
+    names = args.evals or STANDARD
+    check_used(args, names)
     source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
     requirements.check_text(source, option="--haystack-field")
     if args.out is not None:
@@ -138,7 +161,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     sink, records = evaluate.evaluate_checkpoint(
         options.open_named_model(args, semantics=args.semantics),
         methods=[methods or None],
-        evals=args.evals or STANDARD,
+        evals=names,
         config=config,
         out=args.out,
         shard=shard,

@@ -6,11 +6,13 @@ documents how `--haystack` recognizes it.
 
 import abc
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+from ctxext.data.content import content_sha256
 from ctxext.data.corpus import Corpus, Rows
 from ctxext.tokenization.protocol import TokenizerLike
 
@@ -60,6 +62,15 @@ class TextSource(Source):
     def as_haystack(cls, name: str) -> Self:
         """The source for `--haystack name`."""
         raise NotImplementedError(f"{cls.__name__} defines no as_haystack")
+
+    def content_sha256(self) -> str:
+        """The hash of the text on disk that it reads; "" if there is none.
+
+        Raises ValueError for a text that is not there.
+        """
+        texts = list(self.text_on_disk())
+        hashes = [content_sha256(text.path, text.split) for text in texts]
+        return hashlib.sha256(repr(hashes).encode()).hexdigest() if hashes else ""
 
     @abc.abstractmethod
     def open(self, tokenizer: TokenizerLike) -> Corpus: ...

@@ -74,8 +74,18 @@ class Stdlib(TextSource):
     def as_haystack(cls, name: str) -> Self:
         return cls("heldout")
 
+    def content_sha256(self) -> str:
+        """The hash of its files, which differ between versions of Python."""
+        return _content_sha256(self.split)
+
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         return _open(self.split, tokenizer)
+
+
+@functools.cache
+def _content_sha256(split: str) -> str:
+    hashes = [(file.name, file.sha256) for file in stdlib_documents(split)]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
 # Training text and the haystacks of several tasks are often the same 5 MB.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
-from ctxext.tasks.base import TaskContext, WordingName
+from ctxext.tasks.base import ProseOrCode, TaskContext
 from ctxext.tasks.building.needles import Needle, draw_digit_needles, max_digit_needles
 from ctxext.tasks.building.vocabulary import NOUNS
 
@@ -51,6 +51,6 @@ def prose(what: str) -> Statement:
 
 def check_wording(task: str, wording: str) -> None:
     """Raise ValueError for a wording that is not known."""
-    known = get_args(WordingName)
+    known = get_args(ProseOrCode)
     if wording not in known:
         raise ValueError(f"{task}: wording {wording!r} is not known; choose {' or '.join(known)}")
