@@ -9,9 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ctxext.evals import Eval, EvalRecord, EvaluatedModel, Retrieval, evaluated_model
 from ctxext.evals.base import Model
 from ctxext.evals.record import parse_records, read_records
@@ -19,6 +16,8 @@ from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_stateme
 from ctxext.evals.timing import TimedModel
 from ctxext.files import append_jsonl, make_parent, read_json, read_jsonl
 from ctxext.parallel import distributed
+from ctxext.progress_bar import TerminalBar
+from ctxext.terminal import printable_line
 
 if TYPE_CHECKING:
     from ctxext.model.generation import Semantics
@@ -76,12 +75,12 @@ def evaluate(
         _check_same_text(evaluation, [known[item] for item in items if item in known], sink)
         if not known.keys() >= set(shard.select(items)):
             evaluation.check(lm.tokenizer)
-    with _bar(progress) as bar:
+    with TerminalBar(enabled=progress) as bar:
         for evaluation in evals:
             items = evaluation.items()
             missing = [item for item in shard.select(items) if item not in known]
             title = f"{evaluation.title}, {model.label}"
-            task = bar.add_task(title, total=len(missing))
+            task = bar.add_task(printable_line(title), total=len(missing))
             timed = TimedModel(lm)
             started = time.monotonic()
             for record in evaluation.records(timed, missing, model) if missing else ():
@@ -307,15 +306,4 @@ def _append(sink: Path, record: EvalRecord) -> None:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _bar(progress: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not (progress and console.is_terminal))
+    print(printable_line(text), file=sys.stderr, flush=True)

@@ -63,7 +63,7 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_without_readers)
 @pytest.fixture
 def hostile_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory of the test, with modules that no process may import."""
-    from tests.support.hostile import write_modules
+    from support.hostile import write_modules
 
     directory = write_modules(tmp_path / "hostile")
     monkeypatch.chdir(directory)

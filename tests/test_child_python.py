@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ctxext
 from ctxext.child_python import python_command, safe_path
-from tests.support.hostile import imported
+from support.hostile import imported
 
 PACKAGE = Path(ctxext.__file__).parent
 STARTERS = {

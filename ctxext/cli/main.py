@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ctxext.cli.commands import all_commands
+from ctxext.terminal import printable_output
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +70,11 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130."""
+    with printable_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     root, by_command = parsers()
     if not words or words[0] not in by_command:

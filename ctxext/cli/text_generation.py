@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ctxext.attention import Causal
 from ctxext.data.documents import plain_text
 from ctxext.model.lm import LM
+from ctxext.terminal import write_model_text
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -139,7 +140,7 @@ class TextGenerator:
 
     def _print(self, text: str) -> None:
         if not self.quiet:
-            print(text, end="", flush=True)
+            write_model_text(text)
 
 
 class ChunkEnd(NamedTuple):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from ctxext.data.documents.kinds import COMPRESSIONS, SUFFIXES
+from ctxext.terminal import raw_errors
 
 MODEL_PATTERNS = [
     "*.safetensors",
@@ -48,9 +49,11 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
 
     def download(patterns: list[str]) -> Path:
         kind = "dataset" if dataset else "model"
-        return Path(
-            huggingface_hub.snapshot_download(str(source), repo_type=kind, allow_patterns=patterns)
-        )
+        with raw_errors():  # its bars name no files
+            path = huggingface_hub.snapshot_download(
+                str(source), repo_type=kind, allow_patterns=patterns
+            )
+        return Path(path)
 
     try:
         if dataset:

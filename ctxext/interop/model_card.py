@@ -1,9 +1,11 @@
 """README.md of an exported model: what it is, how well it did, and whether it was proven equal."""
 
 import json
+import re
 from typing import Any
 
 from ctxext.model.config import LlamaConfig
+from ctxext.terminal import printable, printable_line
 
 # Where the text of a proof goes.
 BEGIN = "<!-- proof -->"
@@ -24,10 +26,10 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
         context = f"{original} tokens, growing with the text by dynamic NTK scaling"
     else:
         context = f"{length} tokens (pre-trained with {original})"
-    lines = [f"- {key}: {value}" for key, value in facts.items() if key != "summary"]
+    lines = [f"- {key}: {_plain(str(value))}" for key, value in facts.items() if key != "summary"]
     summary = ""
     if facts.get("summary"):
-        summary = f"\n## Measured\n\n```\n{facts['summary'].strip()}\n```\n"
+        summary = f"\n## Measured\n\n{code_block(facts['summary'])}\n"
     title = "Llama with an extended context window" if length > original else "Llama"
     return f"""---
 library_name: transformers
@@ -50,6 +52,18 @@ tags: [llama, long-context, ctxext]
 Not compared with another reader yet.
 {END}
 """
+
+
+def _plain(text: str) -> str:
+    """The text in one line, in which nothing is Markdown or HTML."""
+    line = re.sub(r"[\\`*\[\]|~]", r"\\\g<0>", printable_line(text))
+    return line.replace("<", "&lt;")
+
+
+def code_block(text: str) -> str:
+    """A block of Markdown with the text as it is; nothing in the text ends it, or a proof."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{printable(text).strip().replace('<!--', '<! --')}\n{fence}"
 
 
 def with_proof(text: str, proof: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.parallel import jax_internals
+from ctxext.terminal import PrintableStream
 
 FLAGS = "--coordinator HOST:PORT --num-processes N --process-id I"
 
@@ -93,7 +94,7 @@ def _redirect_output() -> None:
     """Send what C libraries print to stderr, and all that other processes print nowhere."""
     stdout = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(stdout, "w")
+    sys.stdout = PrintableStream(os.fdopen(stdout, "w"))
     if not is_primary():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # until a failure, see `unmute`
 
@@ -126,7 +127,7 @@ def is_initialized() -> bool:
 def unmute() -> None:
     """Let a process that is not the primary print again, because it fails."""
     if is_initialized() and not is_primary():
-        sys.stderr = sys.__stderr__
+        sys.stderr = PrintableStream(sys.__stderr__)
 
 
 def exit_if_failed(code: int) -> int:

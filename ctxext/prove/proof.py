@@ -12,7 +12,7 @@ from ctxext.interop import peft_reader
 from ctxext.interop.generation_config import different_settings, extended_generation_config
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import numpy_dtype
-from ctxext.interop.model_card import with_proof
+from ctxext.interop.model_card import code_block, with_proof
 from ctxext.model.lm import LM
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE
@@ -129,7 +129,7 @@ def _save(artifact: Artifact, proof: dict[str, Any]) -> None:
     distributed.broadcast_from_primary(lambda: write_json(artifact.proof_file, proof))
     card = artifact.path / "README.md"
     if card.is_file():
-        text = f"```\n{describe(proof)}\n```"
+        text = code_block(describe(proof))
         distributed.broadcast_from_primary(
             lambda: write_text(card, with_proof(card.read_text(), text))
         )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ctxext.terminal import printable_line
+
 BASE_CHECKED = {
     True: "whose shape, frequencies and parameters are those that it was trained on",
     False: "NOT CHECKED to be the base that it was trained on, which the adapter does not record",
@@ -43,7 +45,7 @@ def describe(proof: dict[str, Any]) -> str:
         f"  wrong in {known['reader']}: {known['effect']}"
         for known in proof["known_incompatibilities"]
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable_line, lines))
 
 
 def _facts(reader: dict[str, Any], continuation_tokens: int) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from ctxext.terminal import printable, printable_line
+
 WIDTH = 100
 """Columns of a terminal that notes are wrapped to."""
 Row = TypeVar("Row")
@@ -41,12 +43,12 @@ class Table(Generic[Row]):
 
     @property
     def header(self) -> list[str]:
-        return [column.title for column in self.columns]
+        return [printable_line(column.title) for column in self.columns]
 
     @property
     def cells(self) -> list[list[str]]:
-        """The texts of all cells, by row."""
-        return [[column.text(row) for column in self.columns] for row in self.rows]
+        """The printable texts of all cells, by row."""
+        return [[printable_line(column.text(row)) for column in self.columns] for row in self.rows]
 
     def to_text(self) -> str:
         """Columns padded to their widest cell; the first is aligned left, the others right."""
@@ -59,8 +61,8 @@ class Table(Generic[Row]):
             )
             for line in lines
         ]
-        notes = [line for note in self.notes for line in textwrap.wrap(note, WIDTH)]
-        return "\n".join([self.title, *(line.rstrip() for line in padded), *notes])
+        notes = [line for note in self.notes for line in textwrap.wrap(printable(note), WIDTH)]
+        return "\n".join([printable_line(self.title), *(line.rstrip() for line in padded), *notes])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The results as data, complete."""

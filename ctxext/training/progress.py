@@ -5,11 +5,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ctxext.experiment import Experiment
 from ctxext.parallel import distributed
+from ctxext.progress_bar import TerminalBar
+from ctxext.terminal import printable_line
 from ctxext.tracking import Sink
 
 
@@ -51,22 +50,13 @@ class TrainProgress:
     """
 
     def __init__(self, name: str, start: int, stop: int, *, enabled: bool) -> None:
-        console = Console(stderr=True)
-        on_terminal = console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (enabled and on_terminal),
-        )
-        self._prints_lines = enabled and not on_terminal
+        details = "loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"
+        self._bar = TerminalBar(enabled=enabled, details=details)
+        self._prints_lines = enabled and self._bar.disable
         self._task = self._bar.add_task(
-            name, total=stop, completed=start, loss=float("nan"), speed=0.0
+            printable_line(name), total=stop, completed=start, loss=float("nan"), speed=0.0
         )
-        self._name = name
+        self._name = printable_line(name)
         self._first = start
         self._last = stop
         self._started = time.perf_counter()

@@ -166,9 +166,7 @@ def test_offsets_that_lead_out_of_a_column_are_refused(tmp_path, column):
         lambda: read(Files(str(tmp_path / "a.arrow"))),
         lambda: list(read_values(tmp_path / "a.arrow", Field("text", "field"))),
     ):
-        with pytest.raises(
-            ValueError, match=r"a\.arrow cannot be read as arrow: .*(ffset|ndex)"
-        ):
+        with pytest.raises(ValueError, match=r"a\.arrow cannot be read as arrow: .*(ffset|ndex)"):
             call()
 
 

@@ -22,7 +22,7 @@ from ctxext.evals.ruler_generators import prepare, prepared
 from ctxext.files import read_json
 from ctxext.tasks.building.scores import score
 from ctxext.tokenization.tokenizer import load_tokenizer
-from tests.support.hostile import imported
+from support.hostile import imported
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENIZER = load_tokenizer(TINY_LLAMA)

@@ -28,8 +28,8 @@ from ctxext.files import read_json, read_jsonl
 from ctxext.prepare import Recipe, describe, prepare, request, run, workers
 from ctxext.prepare.chunks import cut
 from ctxext.tokenization.tokenizer import load_tokenizer
+from support.hostile import imported
 from support.tiny_train import ByteTokenizer
-from tests.support.hostile import imported
 
 TOKENIZER = load_tokenizer(TINY_LLAMA)
 WORDS = "the window of a model is stretched, naïve 日本 🙂 def f(x):\n    return x\n".split(" ")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from ctxext.report.drawing.axes import Axis
+from ctxext.terminal import printable_line
 
 # Size of a chart and its margins, in pixels.
 WIDTH = 460
@@ -59,8 +60,8 @@ def chart_root(title: str, description: str, key: str, height: float) -> ET.Elem
             "aria-labelledby": f"{key}-title {key}-desc",
         },
     )
-    ET.SubElement(root, "title", {"id": f"{key}-title"}).text = title
-    ET.SubElement(root, "desc", {"id": f"{key}-desc"}).text = description
+    ET.SubElement(root, "title", {"id": f"{key}-title"}).text = printable_line(title)
+    ET.SubElement(root, "desc", {"id": f"{key}-desc"}).text = printable_line(description)
     return root
 
 
@@ -86,7 +87,7 @@ def add_text(
     """A text at a place; `anchor` is "middle" or "end" where that is not its start."""
     attributes = {"class": css, "x": str(x), "y": str(y), "text-anchor": anchor}
     element = ET.SubElement(parent, "text", {k: v for k, v in attributes.items() if v})
-    element.text = text
+    element.text = printable_line(text)
 
 
 def polyline(points: Iterable[tuple[float, float]]) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -14,6 +15,7 @@ from ctxext.report.drawing.svg import standalone
 from ctxext.report.pages.provenance import describe_proof, facts
 from ctxext.report.pages.sections import Section, all_sections
 from ctxext.report.pages.verdict import Finding, Topic, findings
+from ctxext.terminal import printable
 
 HERE = Path(__file__).parent
 CHART_STYLE = HERE.parent / "drawing" / "chart.css"
@@ -95,12 +97,18 @@ def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = _unbroken
     return environment.get_template(name)
+
+
+def _printable(value: Any) -> Any:
+    """Without characters that mislead the eye; what is Markup, not plain text, is our own."""
+    return printable(value) if type(value) is str else value
 
 
 def _unbroken(text: str) -> str:

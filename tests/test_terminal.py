@@ -1,0 +1,220 @@
+"""No text of a stranger commands the terminal: on the command line, in bars, pages and cards."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ctxext.cli.main import main
+from ctxext.evals.record import read_records
+from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
+from ctxext.progress_bar import TerminalBar
+from ctxext.report import tables, write_report
+from ctxext.report.pages import page
+from ctxext.rope import Unscaled
+from ctxext.terminal import (
+    PrintableStream,
+    printable,
+    printable_line,
+    printable_output,
+    write_model_text,
+)
+from support.hf_files import write_hf
+from support.llamas import TINY, random_params, tokenizer
+from support.planted import planted_records, write_records
+from support.records import changed
+
+TITLE = "\x1b]0;owned\x07"
+CLEAR = "\x1b[2J"
+REVERSED = "\u202egnp.exe\u2069"
+HOSTILE = f"{TITLE}{CLEAR}\x9b31m{REVERSED}\u200b\rmodel"
+SPELLED = r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2069\u200b\rmodel"
+VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")
+VISIBLE_FORMAT |= {"\U000110bd", "\U000110cd"}
+"""Signs of Arabic, Syriac and Kaithi that have a shape, though Unicode calls them formats."""
+
+
+FORBIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of controls, formats, surrogates and separators of lines."""
+SHAPELESS = re.compile("FILLER|JOINER|VARIATION SELECTOR|VOWEL (INHERENT|SEPARATOR)")
+"""Names of letters and marks without a shape."""
+
+
+def is_harmless(text: str) -> bool:
+    return not any(
+        unicodedata.category(character) in FORBIDDEN for character in set(text) - {*"\n\t"}
+    )
+
+
+def test_controls_and_invisible_characters_are_spelled_and_nothing_else():
+    everything = [chr(code) for code in range(sys.maxunicode + 1)]
+    kept = set(printable("".join(everything)))
+    for character in everything:
+        category = unicodedata.category(character)
+        if category in FORBIDDEN and character not in VISIBLE_FORMAT:
+            assert (character in kept) == (character in "\n\t"), hex(ord(character))
+        elif category != "Cn" and character not in kept:
+            assert SHAPELESS.search(unicodedata.name(character)), hex(ord(character))
+    assert printable(HOSTILE) == SPELLED
+    assert printable(SPELLED) == SPELLED
+    assert printable("\u0645\u06cc\u200c\u0634\u0648\u062f", joiners=True)[2] == "\u200c"
+    assert printable_line("a\n\tb") == r"a\n\tb"
+
+
+def test_errors_of_every_command_are_spelled(tmp_path: Path, capsys):
+    file = tmp_path / f"{HOSTILE}.gguf"
+    for command in (["report"], ["prove"], ["generate", "--prompt", "x"], ["export", "--out", "x"]):
+        assert main([command[0], str(file), *command[1:]]) == 2
+        error = capsys.readouterr().err
+        assert is_harmless(error)
+        assert SPELLED.split("\\r")[0] in error
+    with pytest.raises(SystemExit):  # by argparse
+        main([HOSTILE])
+    assert is_harmless(capsys.readouterr().err)
+
+
+def test_names_of_tensors_are_spelled(tmp_path: Path, capsys):
+    write_hf(tmp_path / "m", TINY, random_params(), Unscaled(), tokenizer(), dtype="float32")
+    file = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(file) | {HOSTILE: np.zeros(1, np.float32)}, file)
+    assert main(["generate", str(tmp_path / "m"), "--prompt", "x"]) == 2
+    error = capsys.readouterr().err
+    assert is_harmless(error)
+    assert SPELLED.partition(r"\r")[0] in error
+
+
+def test_labels_are_spelled_in_tables_pages_charts_and_json(tmp_path: Path, capsys):
+    label = f"{HOSTILE}\nproof: EQUAL <b>"
+    records = [changed(record, rope=label) for record in planted_records()[:60]]
+    write_records(tmp_path / "run", records)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert is_harmless(output)
+    assert SPELLED in output
+    assert "\nproof: EQUAL" not in output
+    assert main(["report", str(tmp_path / "run"), "--json"]) == 0
+    assert is_harmless(capsys.readouterr().out)
+    assert is_harmless(tables(read_records(tmp_path / "run" / "records.jsonl")))
+    html = write_report([tmp_path / "run"]).read_text()
+    assert is_harmless(html)
+    assert SPELLED in html
+    assert "EQUAL &lt;b&gt;" in html
+    assert "EQUAL <b>" not in html
+    charts = [
+        chart for section in page.page_sections([tmp_path / "run"]) for chart in section.charts
+    ]
+    assert charts
+    for chart in charts:
+        ET.fromstring(chart.svg)  # a control character is an error there
+        assert is_harmless(chart.svg)
+
+
+class Terminal:
+    """A pseudo-terminal as a stream, and what was written to it."""
+
+    def __init__(self) -> None:
+        self._reader, writer = os.openpty()
+        self.stream = os.fdopen(writer, "w")
+
+    def read(self) -> str:
+        self.stream.flush()
+        self.stream.close()
+        data = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while chunk := os.read(self._reader, 1 << 16):
+                data += chunk
+        os.close(self._reader)
+        return data.decode().replace("\r\n", "\n")
+
+
+def test_generated_text_is_spelled_on_a_terminal_and_raw_in_a_pipe(monkeypatch):
+    text = f"{HOSTILE} \u0645\u06cc\u200c\u0634\u0648\u062f"
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", pipe)
+    with printable_output():
+        write_model_text(text)
+    assert pipe.getvalue() == text
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal.stream)
+    with printable_output():
+        write_model_text(text)
+    assert terminal.read() == f"{SPELLED}{text[-7:]}"
+
+
+def test_a_bar_draws_and_what_is_printed_above_it_is_spelled(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    with printable_output():
+        streams = (sys.stdout, sys.stderr)
+        with TerminalBar(enabled=True) as bar:
+            task = bar.add_task(f"[red]{printable_line(HOSTILE)}", total=2)
+            print(f"warning {HOSTILE}", file=sys.stderr)
+            bar.advance(task)
+        assert (sys.stdout, sys.stderr) == streams
+    text = terminal.read()
+    assert TITLE not in text
+    assert CLEAR not in text
+    assert "\u202e" not in text
+    assert f"warning {SPELLED}" in text
+    assert f"[red]{SPELLED}" in text
+    assert "1/2" in text
+    assert "\x1b[" in text  # the bar itself draws
+    assert (
+        not TerminalBar(enabled=False).console.is_interactive or TerminalBar(enabled=False).disable
+    )
+
+
+def test_only_a_line_that_began_so_is_drawn_again():
+    stream = io.StringIO()
+    output: Any = PrintableStream(stream)
+    print("\r 10 %", end="", file=output)
+    print("\r 20 %", end="", file=output)
+    print("\ndone", "\rEQUAL", file=output)
+    assert stream.getvalue() == "\r 10 %\r 20 %\ndone \\rEQUAL\n"
+    assert output.isatty() is False
+
+
+def test_a_traceback_is_spelled(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(RuntimeError) as raised, printable_output():
+        raise RuntimeError(HOSTILE)
+    sys.excepthook(type(raised.value), raised.value, raised.tb)
+    assert is_harmless(stream.getvalue())
+    assert f"RuntimeError: {SPELLED}" in stream.getvalue()
+
+
+def test_a_model_card_has_no_markup_of_strangers():
+    settings = {
+        "rope_parameters": {"rope_type": "default"},
+        "max_position_embeddings": 64,
+        "dtype": "float32",
+    }
+    facts = {
+        "method": f"{HOSTILE}\n# Proof\n<script>[x](http://y) `z` {END}",
+        "summary": f"table\n```\n<script>{END}\n````\n{CLEAR}",
+    }
+    card = model_card(settings, TINY, facts)
+    assert is_harmless(card)
+    assert "\n# Proof" not in card
+    line = card.partition("- method: ")[2].partition("\n")[0]
+    assert "<" not in line
+    assert r"\[x\](http://y) \`z\`" in line
+    measured = card.partition("## Measured\n\n")[2]
+    assert measured.startswith("`````\ntable\n```\n<script>")
+    assert card.count(END) == card.count(BEGIN) == 1
+    proven = with_proof(card, code_block(f"EQUAL {END} {CLEAR}"))
+    assert proven.count(END) == 1
+    assert with_proof(proven, "again").endswith(f"{BEGIN}\nagain\n{END}\n")
