@@ -58,7 +58,11 @@ def experiment(config: LlamaConfig) -> Experiment:
             Retrieval(task=PASSKEY, seq_lens=lengths, n=12),
             Retrieval(task=PASSKEY, seq_lens=(FACTOR * window,), n=4, condition="no-needle"),
             Retrieval(task=PASSKEY, seq_lens=(window,), n=4, condition="needle-only"),
-            Perplexity(seq_lens=(window, 2 * window, FACTOR * window), target_tokens=window // 2),
+            Perplexity(
+                seq_lens=(window, 2 * window, FACTOR * window),
+                num_documents=16,
+                target_tokens=window // 2,
+            ),
         ),
         zero_shot=(*others, yarn),
         baselines=others,

@@ -6,7 +6,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from ctxext.evals.stats import Interval, Numbers, cluster_index, wilson
+from ctxext.evals.stats import (
+    Interval,
+    Numbers,
+    cluster_index,
+    ratio_influences,
+    student_t,
+    wilson,
+)
 
 K = TypeVar("K", bound=Hashable)
 
@@ -22,31 +29,37 @@ def simultaneous_band(
 ) -> dict[K, Interval]:
     """The mean difference at each place of a curve, with bounds that hold for all places (max-t).
 
-    differences: -1 to 1 per pair. at: the place of each, such as a length. Each draw weights whole
-    clusters by Exponential(1) numbers (Bayesian bootstrap). With s the deviations of the drawn
-    means and c the `level` quantile of max |drawn - mean| / s, the band is mean -+ c s. A place
-    where all pairs agree has Wilson's bound of 0 of n, for its share of the level. Bounds are None
-    with one cluster.
+    differences: -1 to 1 per pair. at: the place of each, such as a length. The band is mean -+ c s
+    with the jackknife's standard errors s (`ratio_influences`) and c the `level` quantile of the
+    largest |t| of all places: Student's t with the correlations that the clusters show, and the
+    fewest degrees of freedom of any place (arXiv 0804.3274 has the method; c is simulated). A place
+    where all pairs agree has Wilson's bound of 0 of its clusters, for its share of the level; one
+    with a single cluster has no bounds.
 
     Raises ValueError if the lengths differ or nothing is there.
     """
-    places, means, drawn, num_clusters = _draw(differences, at, clusters, samples, seed)
-    if num_clusters < 2:
-        return {
-            place: Interval(float(mean), None, None)
-            for place, mean in zip(places, means, strict=True)
-        }
-    spread = drawn.std(0) * _spread_correction(num_clusters)
-    varies = spread > 1e-12
-    farthest = (abs(drawn - means)[:, varies] / drawn.std(0)[varies]).max(1, initial=0)
-    half_widths = np.quantile(farthest, level) * spread
+    places, means, influences, degrees, num_clusters = _by_place(differences, at, clusters)
+    errors = np.linalg.norm(influences, axis=0)
+    varies = errors > 1e-12
+    half_widths = np.zeros(len(places))
+    if varies.any():
+        rng = np.random.default_rng(seed)
+        normal = rng.standard_normal((samples, len(influences)))
+        fewest = degrees[varies].min()
+        scale = (rng.chisquare(fewest, size=samples) / fewest) ** 0.5
+        largest = abs(normal @ influences[:, varies] / errors[varies]).max(1) / scale
+        half_widths = np.quantile(largest, level) * errors
     z = NormalDist().inv_cdf(1 - (1 - level) / len(places) / 2)
-    for i in np.flatnonzero(~varies):
-        half_widths[i] = wilson(0, sum(place == places[i] for place in at), z).high or 0
-    return {
-        place: Interval(float(mean), float(max(-1, mean - half)), float(min(1, mean + half)))
-        for place, mean, half in zip(places, means, half_widths, strict=True)
-    }
+    band = {}
+    for place, mean, half, agrees, n in zip(
+        places, means.tolist(), half_widths.tolist(), ~varies, num_clusters.tolist(), strict=True
+    ):
+        if n < 2:
+            band[place] = Interval(mean, None, None)
+            continue
+        margin = wilson(0, n, z).high or 0 if agrees else half
+        band[place] = Interval(mean, mean - margin, mean + margin).clipped(-1, 1)
+    return band
 
 
 def mean_of_means(
@@ -54,49 +67,41 @@ def mean_of_means(
     tasks: Sequence[Hashable],
     clusters: Sequence[Hashable],
     *,
-    samples: int = 2000,
-    seed: int = 0,
     level: float = 0.95,
 ) -> tuple[Interval, float | None]:
-    """The mean over tasks of their mean scores (0 to 1), with its interval and standard error.
+    """The mean over tasks of their mean scores (0 to 1), with its t interval and standard error.
 
-    All tasks have the same weight, however many questions they have. A cluster that several tasks
-    share is redrawn for all of them at once (Bayesian bootstrap). Scores that are all 0 or all 1
-    have Wilson's bounds. With one cluster there is neither interval nor error.
+    All tasks have the same weight, however many questions they have. The influences of a cluster on
+    the means of tasks (`ratio_influences`) add up, so that a cluster that several tasks share
+    counts once. The degrees of freedom are K (1 - mean over tasks of sum(w^2)), with w the shares
+    of a task's clusters: K - 1 where all tasks share all K clusters, less one for every task where
+    they share none. Scores without any spread have Wilson's bounds. Where a task has one cluster,
+    there is neither interval nor error.
     """
-    _, means, drawn, num_clusters = _draw(scores, tasks, clusters, samples, seed)
+    _, means, influences, degrees, num_clusters = _by_place(scores, tasks, clusters)
     value = float(means.mean())
-    if num_clusters < 2:
+    if num_clusters.min() < 2:
         return Interval(value, None, None), None
-    if value in (0, 1):
-        return wilson(round(value * num_clusters), num_clusters), 0.0
-    wider = _spread_correction(num_clusters)
-    quantiles = np.quantile(drawn.mean(1), [(1 - level) / 2, (1 + level) / 2])
-    low, high = value + wider * (quantiles - value)
-    interval = Interval(value, max(0.0, float(low)), min(1.0, float(high)))
-    return interval, float(drawn.mean(1).std() * wider)
+    error = float(np.linalg.norm(influences.mean(1)))
+    if error < 1e-12:
+        return wilson(value * len(influences), len(influences)), 0.0
+    half = student_t(level, len(influences) * (1 - (1 / (degrees + 1)).mean())) * error
+    return Interval(value, value - half, value + half).clipped(0, 1), error
 
 
-def _spread_correction(num_clusters: int) -> float:
-    """Drawn means have (k - 1) / (k + 1) of the variance that means of k clusters have."""
-    return ((num_clusters + 1) / (num_clusters - 1)) ** 0.5
-
-
-def _draw(
-    values: Numbers, at: Sequence[K], clusters: Sequence[Hashable], samples: int, seed: int
-) -> tuple[list[K], np.ndarray, np.ndarray, int]:
-    """Places, means [places], drawn means [samples, places], number of clusters."""
+def _by_place(
+    values: Numbers, at: Sequence[K], clusters: Sequence[Hashable]
+) -> tuple[list[K], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Places, and at each its mean, `ratio_influences` [clusters, places], number of clusters."""
     if not len(values) == len(at) == len(clusters) or not len(values):
         raise ValueError(
             f"{len(values)} values at {len(at)} places of {len(clusters)} clusters: all must be "
             "equally many, and at least one"
         )
-    places = list(dict.fromkeys(at))
     column, num_places = cluster_index(at)
     row, num_clusters = cluster_index(clusters)
     sums, counts = np.zeros((2, num_clusters, num_places))
     np.add.at(sums, (row, column), np.asarray(values, np.float64))
     np.add.at(counts, (row, column), 1.0)
-    weights = np.random.default_rng(seed).exponential(size=(samples, num_clusters))
-    means = sums.sum(0) / counts.sum(0)
-    return places, means, (weights @ sums) / (weights @ counts), num_clusters
+    means, influences, degrees = ratio_influences(sums, counts)
+    return list(dict.fromkeys(at)), means, influences, degrees, (counts > 0).sum(0)

@@ -117,7 +117,11 @@ def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
 
 
 def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]:
-    """The published stride where the lengths allow it; the same documents for all."""
+    """The published stride where the lengths allow it; the same documents for all.
+
+    A small budget reads half as much of half as many documents: fewer than eight say little about
+    other texts, however long they are.
+    """
     shortest, longest = min(config.seq_lens), max(config.seq_lens)
     return (
         RollingPerplexity(
@@ -125,9 +129,9 @@ def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]
             estimator=estimator,
             stride=min(256, max(1, shortest // 2)),
             min_tokens=longest,
-            max_tokens=4 * longest,
+            max_tokens=(2 if config.is_small else 4) * longest,
             source=config.source,
-            num_documents=4 if config.is_small else 16,
+            num_documents=8 if config.is_small else 16,
         ),
     )
 
@@ -146,7 +150,7 @@ def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
         LongPPL(
             tuple(n for n in config.seq_lens if n > trunc_len),
             source=config.source,
-            num_documents=4 if config.is_small else 16,
+            num_documents=8 if config.is_small else 16,
             keys=keys,
         ),
     )

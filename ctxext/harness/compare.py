@@ -5,7 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ctxext.evals.stats import Interval, holm, mcnemar, paired_bootstrap, ratio_bootstrap, wilson
+from ctxext.evals.stats import (
+    Interval,
+    holm,
+    mcnemar,
+    mean_difference,
+    rate_difference,
+    ratio_interval,
+)
 
 Sample = Mapping[str, Any]
 NATS = {"word_perplexity": "nats per word", "byte_perplexity": "nats per byte"}
@@ -90,7 +97,7 @@ def _difference(
         a = [-log_likelihood for log_likelihood, _ in base]
         b = [-log_likelihood for log_likelihood, _ in model]
         total = sum(weights)
-        interval = ratio_bootstrap([y - x for x, y in zip(a, b, strict=True)], weights)
+        interval = ratio_interval([y - x for x, y in zip(a, b, strict=True)], weights)
         return Difference(
             task, filter, metric, NATS[metric], len(pairs), sum(a) / total, sum(b) / total, interval
         )
@@ -99,15 +106,10 @@ def _difference(
     a = sum(base) / len(base)
     b = sum(model) / len(model)
     if not set(base) | set(model) <= {0, 1}:
-        return Difference(task, filter, metric, "", len(pairs), a, b, paired_bootstrap(base, model))
+        return Difference(task, filter, metric, "", len(pairs), a, b, mean_difference(base, model))
     only_base = sum(x > y for x, y in pairs)
     only_model = sum(y > x for x, y in pairs)
-    if only_base == only_model == 0:
-        # A bootstrap of equal pairs would be certain, but n of them only bound the rate 0 of n.
-        bound = 100 * (wilson(0, len(pairs)).high or 0)
-        interval = Interval(0.0, -bound, bound)
-    else:
-        interval = paired_bootstrap([100 * x for x in base], [100 * x for x in model])
+    interval = rate_difference(only_base, only_model, len(pairs)).scaled(100)
     p = mcnemar(only_base, only_model)
     return Difference(
         task,

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ctxext.evals.curves import mean_of_means, simultaneous_band
-from ctxext.evals.stats import paired_bootstrap, wilson
+from ctxext.evals.stats import mean_difference, wilson
 
 
 def planted(rng, *, clusters=40, per=3, truth=(0.0, 0.1, 0.25, 0.4)):
@@ -37,7 +37,7 @@ def test_the_band_covers_the_whole_curve_and_single_intervals_do_not():
             here = np.array(places) == i
             documents = np.array(where)[here].tolist()
             zeros = np.zeros(here.sum())
-            single.append(paired_bootstrap(zeros, values[here], documents, seed=trial, samples=300))
+            single.append(mean_difference(zeros, values[here], documents))
         alone += all(x.low <= t <= x.high for x, t in zip(single, truth, strict=True))
     assert 0.92 <= covered / 300 <= 0.98
     assert alone / 300 < covered / 300 - 0.05
@@ -84,12 +84,37 @@ def test_the_standard_error_over_thirteen_tasks_has_its_known_value():
         assert error == pytest.approx((0.09 / n / 13) ** 0.5, rel=0.3)
 
 
+def test_a_mean_over_tasks_that_share_nothing_is_that_of_their_variances():
+    """Three questions per task: sqrt(sum of s^2 / n) / tasks, whatever the number of tasks."""
+    scores = np.random.default_rng(4).random((5, 3))
+    _, error = mean_of_means(scores.ravel(), np.repeat(np.arange(5), 3).tolist(), list(range(15)))
+    assert error == pytest.approx(np.sqrt((stats.sem(scores, axis=1) ** 2).sum()) / 5)
+
+
+def test_a_mean_over_tasks_that_share_all_documents_is_a_t_interval():
+    scores = np.random.default_rng(5).random((2, 6))
+    where = [*range(6), *range(6)]
+    interval, _ = mean_of_means(scores.ravel(), [0] * 6 + [1] * 6, where)
+    expected = stats.ttest_1samp(scores.mean(0), 0).confidence_interval()
+    np.testing.assert_allclose(interval[1:], [expected.low, expected.high])
+
+
+def test_the_band_of_few_documents_is_wide():
+    """With one place it is the t interval of its documents, however few there are."""
+    values = [-1, 0, 0, 1]
+    interval = simultaneous_band(values, [7] * 4, list(range(4)), samples=40000)[7]
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    np.testing.assert_allclose(interval[1:], [-1, 1])
+    spread = simultaneous_band(np.array(values) / 10, [7] * 4, list(range(4)), samples=40000)[7]
+    np.testing.assert_allclose(spread[1:], [expected.low / 10, expected.high / 10], rtol=0.03)
+
+
 def test_the_mean_over_tasks_covers_where_tasks_share_documents():
     rng = np.random.default_rng(3)
     covered = 0
     naive = 0
     rates = np.array([0.3, 0.6, 0.8, 0.95])
-    for trial in range(300):
+    for _ in range(300):
         luck = rng.normal(size=30)
         quantiles = np.array(
             [stats.norm.cdf(0.7 * luck + 0.51**0.5 * rng.normal(size=30)) for _ in rates]
@@ -98,7 +123,7 @@ def test_the_mean_over_tasks_covers_where_tasks_share_documents():
         tasks = np.repeat(np.arange(4), 30).tolist()
         where = np.tile(np.arange(30), 4).tolist()
         for i, clusters in enumerate((where, list(range(120)))):
-            mean, _ = mean_of_means(scores, tasks, clusters, seed=trial, samples=400)
+            mean, _ = mean_of_means(scores, tasks, clusters)
             hit = mean.low <= rates.mean() <= mean.high
             if i == 0:
                 covered += hit

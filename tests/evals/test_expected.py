@@ -10,7 +10,7 @@ import pytest
 from ctxext.cli.main import main
 from ctxext.evals import Expected, Perplexity, Retrieval, RollingPerplexity
 from ctxext.evals.record import Cluster, LossEstimator, LossRecord, LossScores, WindowLosses
-from ctxext.evals.stats import Interval, ratio_bootstrap
+from ctxext.evals.stats import Interval, ratio_interval
 from ctxext.files import write_json
 from ctxext.report import expectations, write_report
 from ctxext.report.analysis.published import Outcome
@@ -161,7 +161,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_report_shows_outcomes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--json"]) == 0
     ppl, passkey, later = json.loads(capsys.readouterr().out)["expected"]
-    interval = ratio_bootstrap(NLL, [1] * 4, range(4))
+    interval = ratio_interval(NLL, [1] * 4, range(4))
     value, low, high = map(math.exp, interval)  # pyright: ignore[reportArgumentType]
     assert value == pytest.approx(math.exp(sum(NLL) / 4))
     assert low < 3.3 < 3.4 < high

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import optimize as scipy_optimize
 from scipy import stats as scipy_stats
 from scipy.optimize import isotonic_regression
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
@@ -17,8 +18,9 @@ from ctxext.evals.stats import (
     effective_length,
     holm,
     mcnemar,
-    paired_bootstrap,
-    ratio_bootstrap,
+    mean_difference,
+    rate_difference,
+    ratio_interval,
     sign_flip,
     wilson,
 )
@@ -70,80 +72,137 @@ def test_wilson_covers():
         assert 0.92 <= covered <= 0.98
 
 
-def test_bootstrap_of_a_mean_agrees_with_the_normal_interval_and_is_seeded():
-    rng = np.random.default_rng(1)
-    x = rng.normal(3, 2, size=400)
-    mean, low, high = ratio_bootstrap(list(x), [1.0] * 400)
-    se = x.std(ddof=1) / 20
-    assert mean == pytest.approx(x.mean(), abs=1e-12)
-    np.testing.assert_allclose([low, high], [mean - 1.96 * se, mean + 1.96 * se], atol=0.15 * se)
-    assert ratio_bootstrap(list(x), [1.0] * 400) == (mean, low, high)
-    assert ratio_bootstrap(list(x), [1.0] * 400, seed=5) != (mean, low, high)
+def test_the_interval_of_a_mean_is_student_s():
+    x = np.random.default_rng(1).normal(3, 2, size=7)
+    expected = scipy_stats.ttest_1samp(x, 0).confidence_interval()
+    np.testing.assert_allclose(
+        ratio_interval(x, np.ones(7)), [x.mean(), expected.low, expected.high], rtol=1e-12
+    )
+    assert ratio_interval(x, np.full(7, 2.0)) == ratio_interval(x / 2, np.ones(7))
 
 
-def test_bootstrap_redraws_clusters_not_items():
+def test_copies_of_an_item_add_nothing():
     """Twenty copies of each of 50 values are 50 observations, not 1000."""
     x = np.random.default_rng(2).normal(size=50)
-    alone = ratio_bootstrap(list(x), [1.0] * 50)
-    copied = ratio_bootstrap(
-        list(np.repeat(x, 20)), [1.0] * 1000, list(np.repeat(np.arange(50), 20))
-    )
+    alone = ratio_interval(x, np.ones(50))
+    clusters = np.repeat(np.arange(50), 20).tolist()
+    copied = ratio_interval(np.repeat(x, 20), np.ones(1000), clusters)
     np.testing.assert_allclose(copied, alone, atol=1e-12)
-    naive = ratio_bootstrap(list(np.repeat(x, 20)), [1.0] * 1000)
+    naive = ratio_interval(np.repeat(x, 20), np.ones(1000))
     assert naive.high - naive.low < 0.4 * (alone.high - alone.low)
 
 
-def test_clustered_bootstrap_covers():
-    rng = np.random.default_rng(3)
+@pytest.mark.parametrize("num_documents", [4, 8, 16])
+@pytest.mark.parametrize("spread_of_sizes", [0.0, 0.5, 1.0])
+def test_a_ratio_over_few_documents_is_covered(num_documents: int, spread_of_sizes: float):
+    """Documents of different lengths and losses; quantiles of a bootstrap cover 0.77 of four."""
+    rng = np.random.default_rng(num_documents)
+    true_mean = 1.4
     covered = 0
-    for trial in range(200):
-        sizes = rng.integers(1, 6, size=60)
-        effect = np.repeat(rng.normal(0.3, 1, size=60), sizes)
-        a = rng.normal(size=len(effect))
-        b = a + effect + 0.1 * rng.normal(size=len(effect))
-        clusters = np.repeat(np.arange(60), sizes)
-        _, low, high = paired_bootstrap(list(a), list(b), list(clusters), seed=trial, samples=400)
-        covered += low <= 0.3 <= high
-    assert 0.89 <= covered / 200 <= 0.99
+    for _ in range(600):
+        tokens = np.exp(rng.normal(6, spread_of_sizes, num_documents)).round() + 1
+        losses = tokens * rng.normal(true_mean, 0.3, num_documents)
+        _, low, high = ratio_interval(losses, tokens)
+        covered += low <= true_mean <= high
+    assert 0.925 <= covered / 600 <= 0.99
 
 
-def test_ratio_weights_by_denominator_and_may_have_no_interval():
-    assert ratio_bootstrap([10, 30], [1, 9]).value == 4
-    assert ratio_bootstrap([10, 30], [1, 9], ["same", "same"]) == (4, None, None)
-    assert paired_bootstrap([0, 1, 1], [1, 1, 0]).value == 0
+def test_two_documents_of_any_lengths_are_covered():
+    """Kish's degrees of freedom are nearly 0 for the last; one degree is enough."""
+    rng = np.random.default_rng(3)
+    for tokens in ([500, 500], [200, 800], [20, 980]):
+        intervals = [ratio_interval(x * tokens, tokens) for x in rng.normal(1.4, 0.3, (1000, 2))]
+        assert 0.93 <= np.mean([low <= 1.4 <= high for _, low, high in intervals]) <= 0.985
+
+
+def test_documents_without_tokens_do_not_count():
+    tops = [3.0, 5.0, 4.0]
+    bottoms = [2.0, 3.0, 3.0]
+    assert ratio_interval([*tops, 0, 0], [*bottoms, 0, 0]) == ratio_interval(tops, bottoms)
+
+
+def test_a_ratio_weights_by_the_denominator_and_may_have_no_interval():
+    assert ratio_interval([10, 30], [1, 9]).value == 4
+    assert ratio_interval([10, 30], [1, 9], ["same", "same"]) == (4, None, None)
+    assert ratio_interval([10, 0], [1, 0]) == (10, None, None)
+    assert mean_difference([0, 1, 1], [1, 1, 0]).value == 0
+    # What never varied is not shown to be the same for all items.
+    assert mean_difference([0.5, 0.7], [0.5, 0.7]) == (0, None, None)
     with pytest.raises(ValueError, match="all must be equally many"):
-        ratio_bootstrap([], [])
+        ratio_interval([], [])
     with pytest.raises(ValueError, match="are not pairs"):
-        paired_bootstrap([1], [1, 2])
+        mean_difference([1], [1, 2])
 
 
-def test_bootstrap_of_pairs_equals_that_of_scipy():
+def test_the_interval_of_a_mean_difference_is_that_of_the_paired_t_test():
     rng = np.random.default_rng(4)
-    a = rng.random(80) < 0.5
-    b = rng.random(80) < 0.7
-    interval = paired_bootstrap(a, b, samples=20000)
-    expected = scipy_stats.bootstrap(
-        (b * 1.0 - a,),
-        np.mean,
-        n_resamples=20000,
-        method="percentile",
-        rng=np.random.default_rng(5),
-    ).confidence_interval
-    # The bounds move in steps of 1/80.
-    np.testing.assert_allclose(
-        [interval.low, interval.high], [expected.low, expected.high], atol=0.0126
-    )
+    a, b = rng.random((2, 30))
+    expected = scipy_stats.ttest_rel(b, a).confidence_interval()
+    interval = mean_difference(a, b)
+    np.testing.assert_allclose(interval[1:], [expected.low, expected.high], rtol=1e-12)
+
+
+@pytest.mark.parametrize("pairs", [20, 40, 100])
+@pytest.mark.parametrize("only_a, only_b", [(0.0, 0.02), (0.01, 0.01), (0.1, 0.3), (0.02, 0.5)])
+def test_a_difference_of_rates_is_covered(pairs: int, only_a: float, only_b: float):
+    """A bootstrap covers 0.32 of (0, 0.02) with 20 pairs, where it is [0, 0] in two of three."""
+    rng = np.random.default_rng(pairs)
+    counts = rng.multinomial(pairs, [only_a, only_b, 1 - only_a - only_b], size=1000)
+    intervals = {
+        (a, b): rate_difference(int(a), int(b), pairs) for a, b, _ in np.unique(counts, axis=0)
+    }
+    bounds = [intervals[a, b] for a, b, _ in counts]
+    covered = np.mean([low <= only_b - only_a <= high for _, low, high in bounds])
+    assert covered >= 0.92
+    assert all(low < high for _, low, high in bounds)
+
+
+def test_a_difference_of_rates_has_the_published_interval():
+    """Of a table 1, 1, 7, 12 in Fagerland, Lydersen and Laake (10.1002/sim.6148)."""
+    interval = rate_difference(1, 7, 21)
+    np.testing.assert_allclose(interval, [6 / 21, 0.026, 0.517], atol=0.0005)
+
+
+@pytest.mark.parametrize("only_a, only_b", [(0, 0), (3, 12), (1, 0), (0, 40), (25, 24)])
+def test_bounds_of_a_difference_of_rates_are_where_the_score_test_rejects(only_a: int, only_b: int):
+    """With the share that scipy finds to be the likeliest for each bound."""
+    pairs = 50
+    interval = rate_difference(only_a, only_b, pairs)
+    for difference in interval[1:]:
+
+        def minus_log_likelihood(share: float, difference: float = difference) -> float:
+            shares = np.array([share, share + difference, 1 - 2 * share - difference])
+            counts = np.array([only_a, only_b, pairs - only_a - only_b])
+            return -float((counts * np.log(np.maximum(shares, 1e-300)))[counts > 0].sum())
+
+        bounds = (max(0.0, -difference), (1 - difference) / 2)
+        share = scipy_optimize.minimize_scalar(
+            minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+        ).x
+        variance = pairs * (2 * share + difference - difference**2)
+        score = abs(only_b - only_a - pairs * difference) / variance**0.5
+        assert score == pytest.approx(1.959964, rel=1e-4)
+
+
+def test_a_difference_of_rates_has_two_sides_and_an_effective_size():
+    interval = rate_difference(3, 12, 50)
+    mirrored = rate_difference(12, 3, 50)
+    np.testing.assert_allclose(interval, [-mirrored.value, -mirrored.high, -mirrored.low])
+    doubled = rate_difference(6, 24, 100, effective_pairs=50)
+    np.testing.assert_allclose(doubled, interval, rtol=1e-9)
+    with pytest.raises(ValueError, match="are not discordant counts"):
+        rate_difference(3, 3, 5)
 
 
 def test_without_clusters_correlated_items_look_more_certain_than_they_are():
     """Items of a haystack are right or wrong together: 20 documents of 5 items, difference 0.2."""
     rng = np.random.default_rng(6)
     covered = np.zeros(2)
-    for trial in range(300):
+    for _ in range(300):
         document = np.repeat(np.arange(20), 5)
         effect = np.repeat(rng.random((2, 20)) < [[0.5], [0.7]], 5, axis=1)
         for i, clusters in enumerate((document.tolist(), None)):
-            _, low, high = paired_bootstrap(effect[0], effect[1], clusters, seed=trial, samples=300)
+            _, low, high = mean_difference(effect[0], effect[1], clusters)
             covered[i] += low <= 0.2 <= high
     clustered, naive = covered / 300
     assert 0.89 <= clustered <= 0.98
@@ -261,6 +320,26 @@ def test_the_interval_of_an_effective_length_covers_the_planted_one(steepness, m
         )
         covered += effective.low <= truth <= effective.high
     assert covered / trials >= 0.93
+
+
+def test_the_interval_of_an_effective_length_covers_with_four_documents():
+    """Whose questions are right or wrong together; plain percentiles cover 0.75 of them."""
+    rng = np.random.default_rng(9)
+    lengths = np.array([256, 512, 768, 1024])
+    rates = 0.95 / (1 + np.exp(2 * (np.log2(lengths) - 9.6)))
+    truth = 2 ** (9.6 + np.log(1 / 0.85 - 1) / 2)
+    document = np.tile(np.arange(4), 3).tolist()
+    at = np.repeat(lengths, 12).tolist()
+    covered = 0
+    for trial in range(100):
+        luck = rng.random(4)
+        correct = np.concatenate([np.tile(luck < rate, 3) for rate in rates])
+        baseline = np.tile(rng.random(4) < 0.95, 3)
+        effective = effective_length(
+            at, correct, document * 4, baseline, document, samples=300, seed=trial
+        )
+        covered += effective.low <= truth <= effective.high
+    assert covered / 100 >= 0.92
 
 
 @pytest.mark.parametrize("only_a, only_b", [(0, 0), (3, 3), (1, 9), (0, 6), (12, 4)])

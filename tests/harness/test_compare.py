@@ -66,7 +66,7 @@ def test_equal_answers_are_not_certain() -> None:
     assert result.only_base == 0
     assert result.only_model == 0
     # 0 of 20 is compatible with a share of up to 16 %.
-    assert result.difference.low == -result.difference.high
+    assert result.difference.low == pytest.approx(-result.difference.high)
     assert 10 < result.difference.high < 20
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ctxext.evals.power import detectable, effective_sample_size
 from ctxext.evals.record import AnswerRecord
-from ctxext.evals.stats import Interval, holm, paired_bootstrap, sign_flip, wilson
+from ctxext.evals.stats import Z95, Interval, holm, rate_difference, sign_flip, student_t
 from ctxext.report.analysis.records import TaskResults, Variant, documents, group, num_correct
 
 ALPHA = 0.05
@@ -75,21 +75,46 @@ def pairs(a: Iterable[AnswerRecord], b: Iterable[AnswerRecord]) -> list[Pair]:
 
 
 def paired_points(both: Sequence[Pair]) -> Interval:
-    """Percentage points of the second over the first, with a bootstrap over documents."""
-    a = [100 * x.scores.correct for x, _ in both]
-    b = [100 * y.scores.correct for _, y in both]
-    differences = {y - x for x, y in zip(a, b, strict=True)}
-    if len(differences) > 1:
-        return paired_bootstrap(a, b, documents(x for x, _ in both))
-    # A bootstrap of equal differences would claim certainty; they leave open as much as 0 of n.
-    (value,) = differences
-    margin = 100 * (wilson(0, len(a)).high or 0)
-    return Interval(float(value), max(-100.0, value - margin), min(100.0, value + margin))
+    """Percentage points of the second over the first, with a score interval.
+
+    Pairs about one document count by their effective sample size, and with Student's t for the
+    number of documents. Several pairs about one document alone give no bounds.
+    """
+    differences = _differences(both)
+    of_documents = documents(x for x, _ in both)
+    num_documents = len(set(of_documents))
+    if num_documents == 1 < len(both):
+        return Interval(100 * sum(differences) / len(both), None, None)
+    estimates_correlation = num_documents < len(both) and len(set(differences)) > 1
+    difference = rate_difference(
+        differences.count(-1),
+        differences.count(1),
+        len(both),
+        z=student_t(0.95, num_documents - 1) if estimates_correlation else Z95,
+        effective_pairs=_effective_pairs(both),
+    )
+    return difference.scaled(100)
+
+
+def _differences(both: Sequence[Pair]) -> list[int]:
+    """1 where only the second is right, -1 where only the first is, else 0."""
+    return [y.scores.correct - x.scores.correct for x, y in both]
+
+
+def _effective_pairs(both: Sequence[Pair]) -> float:
+    """The effective sample size: pairs about one document are not independent.
+
+    If all pairs differ by the same, nothing shows how alike they are: each text counts as one.
+    """
+    differences = _differences(both)
+    if len(set(differences)) == 1:
+        return len({x.cluster.text for x, _ in both})
+    return effective_sample_size(differences, documents(x for x, _ in both))
 
 
 def compare(a: Variant, b: Variant, both: Sequence[Pair]) -> Comparison:
     """b against a over at least one pair; its p-value is not adjusted yet."""
-    differences = [y.scores.correct - x.scores.correct for x, y in both]
+    differences = _differences(both)
     p = sign_flip(differences, [x.cluster.text for x, _ in both])
     return Comparison(
         a,
@@ -102,7 +127,7 @@ def compare(a: Variant, b: Variant, both: Sequence[Pair]) -> Comparison:
         points=paired_points(both),
         p=p,
         adjusted_p=p,
-        effective_n=effective_sample_size(differences, documents(x for x, _ in both)),
+        effective_n=_effective_pairs(both),
     )
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from ctxext.evals.record import AnswerRecord
-from ctxext.evals.stats import Interval, ratio_bootstrap
+from ctxext.evals.stats import Interval, ratio_interval
 from ctxext.report.analysis.comparisons import Pair
 from ctxext.report.analysis.records import TaskResults, Variant, documents, group
 
@@ -36,12 +36,12 @@ class Gain:
 
     @cached_property
     def mean(self) -> Interval:
-        """The mean with a bootstrap over documents."""
+        """The mean with a t interval over documents."""
         gains = [
             without.scores.answer_nll - with_needle.scores.answer_nll
             for with_needle, without in self.pairs
         ]
-        return ratio_bootstrap(gains, [1] * self.n, documents(x for x, _ in self.pairs))
+        return ratio_interval(gains, [1] * self.n, documents(x for x, _ in self.pairs))
 
     def to_json(self) -> dict[str, Any]:
         return {

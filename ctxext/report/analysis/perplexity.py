@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ctxext.evals.record import EvalRecord, LossRecord, PositionLosses
-from ctxext.evals.stats import Interval, ratio_bootstrap
+from ctxext.evals.stats import Interval, ratio_interval
 from ctxext.report.analysis.records import Variant, documents, group, labels
 
 
@@ -38,13 +38,14 @@ class Perplexity:
 
     @cached_property
     def nll(self) -> Interval | None:
-        """Mean nats per token, a bootstrap over documents; None where no token was scored."""
+        """Mean nats per token, a t interval over documents; None where no token was scored."""
         if not self._scored:
             return None
         sums = [_sums(record) for record in self._scored]
-        return ratio_bootstrap(
+        mean = ratio_interval(
             [total for total, _ in sums], [n for _, n in sums], documents(self._scored)
         )
+        return mean.clipped(0)
 
     @property
     def perplexity(self) -> Interval | None:
@@ -107,7 +108,7 @@ class PositionCurve:
     records: Sequence[LossRecord]
     edges: tuple[int, ...]
     nll: list[Interval]
-    """Means by bin, with bootstraps over documents."""
+    """Means by bin, with t intervals over documents."""
     counts: list[int]
 
     @property
@@ -145,7 +146,7 @@ def _position_curve(variant: Variant, records: Sequence[LossRecord]) -> Position
     sums_by_bin = zip(*(b.nll for b in bins), strict=True)
     counts_by_bin = list(zip(*(b.count for b in bins), strict=True))
     nll = [
-        ratio_bootstrap(sums, counts, documents(records))
+        ratio_interval(sums, counts, documents(records)).clipped(0)
         for sums, counts in zip(sums_by_bin, counts_by_bin, strict=True)
     ]
     return PositionCurve(variant, records, bins[0].edges, nll, [sum(n) for n in counts_by_bin])

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from ctxext.evals.record import AnswerRecord
-from ctxext.evals.stats import Interval, ratio_bootstrap, wilson
+from ctxext.evals.stats import Interval, ratio_interval, wilson
 from ctxext.report.analysis.records import (
     Variant,
     accuracy,
@@ -62,17 +62,18 @@ class Scores:
 
     @cached_property
     def mean_score(self) -> Interval | None:
-        """Percent of the full score, with a bootstrap over documents.
+        """Percent of the full score, with a t interval over documents.
 
         None where the metric knows 0 and 1 only.
         """
         if not all(record.scores.metric in FRACTIONAL for record in self.records):
             return None
         values = [record.scores.score for record in self.records]
-        if set(values) in ({0.0}, {1.0}):  # a bootstrap of equal scores would claim certainty
-            return wilson(round(sum(values)), len(values)).scaled(100)
-        mean = ratio_bootstrap(values, [1] * len(values), documents(self.records))
-        return mean.scaled(100)
+        if len(set(values)) == 1:  # a t interval of equal scores would claim certainty
+            num_texts = len({record.cluster.text for record in self.records})
+            return wilson(sum(values), self.n, effective_trials=num_texts).scaled(100)
+        mean = ratio_interval(values, [1] * self.n, documents(self.records))
+        return mean.clipped(0, 1).scaled(100)
 
     @cached_property
     def choice(self) -> Interval | None:
@@ -88,9 +89,9 @@ class Scores:
 
     @cached_property
     def nll(self) -> Interval:
-        """Mean nats per token of the right answer, with a bootstrap over documents."""
+        """Mean nats per token of the right answer, with a t interval over documents."""
         losses = [record.scores.answer_nll for record in self.records]
-        return ratio_bootstrap(losses, [1] * self.n, documents(self.records))
+        return ratio_interval(losses, [1] * self.n, documents(self.records)).clipped(0)
 
     @property
     def answer_probability(self) -> float:

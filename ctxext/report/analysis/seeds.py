@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.evals.record import AnswerRecord, EvaluatedModel
-from ctxext.evals.stats import Interval, ratio_bootstrap
+from ctxext.evals.stats import Interval
 from ctxext.report.analysis.comparisons import paired_points, pairs
 from ctxext.report.analysis.records import (
     TaskResults,
+    accuracy,
     answers,
-    documents,
     group,
     num_correct,
     task_results,
@@ -32,7 +32,7 @@ class SeedVariant:
     num_asked: dict[int, int]
     """length -> questions per seed."""
     rate: Interval
-    """Percent at the longest length, over documents."""
+    """Percent at the longest length; the answers of all seeds to one question are a cluster."""
     over_plain: Interval | None
     """Percentage points over plain fine-tuning, over documents; None for that itself."""
 
@@ -186,8 +186,7 @@ def _seed_variant(
         for n in sorted(by_length)
     }
     longest = max(by_length)
-    hits = [100 * record.scores.correct for record in by_length[longest]]
-    rate = ratio_bootstrap(hits, [1] * len(hits), documents(by_length[longest]))
+    rate = accuracy(by_length[longest]).scaled(100)
     over_plain = None if model == plain else _points_over(by_model[plain], by_seed, longest)
     num_asked = {n: len(records) // len(by_seed) for n, records in by_length.items()}
     return SeedVariant(model.label, correct, num_asked, rate, over_plain)

@@ -139,7 +139,7 @@ def gain_chart(study: Study, styles: Styles, key: str) -> Chart | None:
     title = f"{task.name}: context gain by length"
     description = (
         "How much less surprising the right answer is when the text holds it, over the same "
-        "questions with and without the needle; 95 % bootstrap intervals over documents."
+        "questions with and without the needle; 95 % t intervals over documents."
     )
     svg = line_chart(
         title,

@@ -38,7 +38,7 @@ MEAN_SCORE = Measure(
     "mean score, %",
     lambda scores: scores.mean_score,
     ".0f",
-    "Partly right answers count in part; 95 % bootstrap intervals over documents.",
+    "Partly right answers count in part; 95 % t intervals over documents.",
 )
 CHOICE = Measure(
     "choice",
@@ -53,7 +53,7 @@ ANSWER_NLL = Measure(
     "nats per token of the right answer",
     lambda scores: scores.nll,
     ".2f",
-    "Negative log-likelihood of the right answer, teacher-forced; lower is better; 95 % bootstrap "
+    "Negative log-likelihood of the right answer, teacher-forced; lower is better; 95 % t "
     "intervals over documents.",
 )
 MEASURES = (ACCURACY, MEAN_SCORE, CHOICE, ANSWER_NLL)

@@ -12,10 +12,10 @@ from ctxext.report.pages.verdict import findings
 def summary(records: Iterable[EvalRecord]) -> dict[str, Any]:
     """`verdict` in sentences, then the results of each kind of table, one entry per cell.
 
-    Rates have Wilson intervals, everything else bootstrap intervals over documents; `low` and
-    `high` are null where a single document gives none. Entries with equal `settings` have the
-    same items. Effective contexts are in tokens, scores, choices and `chance` in percent, gains
-    and `nats` in nats per token, mistakes in answers.
+    Rates have Wilson intervals, their differences score intervals, means t intervals over
+    documents; `low` and `high` are null where a single document gives none. Entries with equal
+    `settings` have the same items. Effective contexts are in tokens, scores, choices and `chance`
+    in percent, gains and `nats` in nats per token, mistakes in answers.
     """
     results = Results(records)
     data: dict[str, Any] = {"verdict": [finding.sentence for finding in findings(results)]}
