@@ -6,27 +6,14 @@ tokenizer.json has the expressions themselves.
 
 from typing import Any
 
+from ctxext.tokenization.expressions import DIGIT, GPT2, LLAMA3, QWEN2
 from ctxext.tokenization.tokenizer_files import JSON
 
-CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-GPT2 = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
-"""The expression of GPT-2, which the byte-level part of a tokenizer.json uses by itself."""
-
-
-def _words_and_numbers(numbers: str) -> str:
-    return (
-        rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-DIGIT = r"\p{N}"
-LLAMA3 = _words_and_numbers(r"\p{N}{1,3}")
 NAMES: dict[tuple[str, ...], str] = {
     (GPT2,): "gpt-2",
     (DIGIT, GPT2): "smollm",
     (LLAMA3,): "dbrx",
-    (_words_and_numbers(DIGIT),): "qwen2",
+    (QWEN2,): "qwen2",
 }
 """The expressions of a pre_tokenizer -> llama.cpp's name for them."""
 WHOLE_WORDS: dict[tuple[str, ...], str] = {(LLAMA3,): "llama-bpe"}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ctxext.tokenization.bounds import LONGEST_TOKEN, MAX_ADDED
 from ctxext.tokenization.special_tokens import read_settings, special_contents
 from ctxext.tokenization.tokenizer_files import ADDED, CONFIG, JSON, json_object
 
@@ -42,6 +43,11 @@ def added_tokens(files: dict[str, bytes]) -> list[dict[str, Any]]:
                     f"{text!r} has the ids {ids[text]} and {token_id} in {JSON}, {CONFIG} and "
                     f"{ADDED}; remove the wrong one"
                 )
+    if len(by_id) > MAX_ADDED:
+        raise ValueError(
+            f"{JSON}, {CONFIG} and {ADDED} add {len(by_id):,} tokens to the vocabulary, more than "
+            "any model needs; use the tokenizer the model was trained with"
+        )
     return [by_id[token_id][0] for token_id in sorted(by_id)]
 
 
@@ -51,6 +57,11 @@ def _checked(token: dict[str, Any]) -> tuple[int, str]:
     text = token.get("content")
     if type(token_id) is not int or token_id < 0 or not isinstance(text, str) or not text:
         raise ValueError(f"an added token needs an id and its content, got {str(token)[:80]}")
+    if len(text) > LONGEST_TOKEN:
+        raise ValueError(
+            f"the added token {text[:20]!r}... has {len(text):,} characters, more than any model "
+            "needs; use the tokenizer the model was trained with"
+        )
     return token_id, text
 
 

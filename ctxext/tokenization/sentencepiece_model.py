@@ -3,10 +3,11 @@
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ctxext.tokenization.added_tokens import SPECIAL_TOKEN
+from ctxext.tokenization.bounds import LONGEST_TOKEN, replacement_factor
 from ctxext.tokenization.post_processor import template
 from ctxext.tokenization.tokenizer_files import JSON, MODEL
 
@@ -70,12 +71,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def open_model(model: bytes) -> Any:
-    """The SentencePieceProcessor of a model. Raises ValueError for anything else."""
+    """The SentencePieceProcessor of a model.
+
+    Raises ValueError for anything else, and for a model with more of something than any needs.
+    """
     import sentencepiece
 
     try:
         if not model:  # the library would wait for a model to be loaded later
             raise RuntimeError
+        _check_model(model)  # before the library runs the tests that are in it
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         if TIKTOKEN_LINE.match(model):
@@ -166,6 +171,68 @@ def to_tokenizer_json(model: bytes, *, legacy: bool = True) -> dict[str, Any]:
                 "(only BPE models with Llama's settings can be converted)"
             )
     return result
+
+
+PIECE, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
+"""Fields of a ModelProto."""
+CHARSMAP, UNKNOWN_TEXT = 2, 44
+"""Fields of a NormalizerSpec and of a TrainerSpec."""
+
+
+def _check_model(model: bytes) -> None:
+    """Raise ValueError for pieces and replacements that are longer than any model needs."""
+    for number, value in _fields(model):
+        if number == PIECE and len(value) > 4 * LONGEST_TOKEN:
+            raise ValueError(f"{MODEL} has a piece of {len(value):,} bytes; copy the file again")
+        if number == TRAINER and any(
+            inner == UNKNOWN_TEXT and len(text) > LONGEST_TOKEN for inner, text in _fields(value)
+        ):
+            raise ValueError(f"{MODEL} has a very long text for the unknown; copy the file again")
+        if number not in (NORMALIZER, DENORMALIZER):
+            continue
+        for inner, charsmap in _fields(value):
+            if inner == CHARSMAP and replacement_factor(charsmap) > 1:
+                raise ValueError(
+                    f"{MODEL} replaces a character by {replacement_factor(charsmap):,.0f} bytes, "
+                    "more than any model needs; use the tokenizer the model was trained with"
+                )
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, value) of the fields of a protobuf message that have a length.
+
+    Raises RuntimeError, as the library does, for what is not a message.
+    """
+    at = 0
+    sizes = {1: 8, 5: 4}
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= len(message):
+                break
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise RuntimeError
+
+    while at < len(message):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise RuntimeError
+        size = sizes[kind] if kind in sizes else varint()
+        if size > len(message) - at:
+            raise RuntimeError
+        if kind == 2:
+            yield key >> 3, message[at : at + size]
+        at += size
 
 
 def _merges(processor: Any, tokens: list[str], special_ids: list[int]) -> list[list[str]]:

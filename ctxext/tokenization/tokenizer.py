@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ctxext.files import read_json, within
+from ctxext.files import read_bytes, read_json, within
 from ctxext.tokenization.added_tokens import added_tokens
 from ctxext.tokenization.agreement import sentencepiece_agrees
+from ctxext.tokenization.bounds import check_bounds
 from ctxext.tokenization.post_processor import template, with_bos, without_bos
 from ctxext.tokenization.sentencepiece_model import SAMPLE_TEXTS as SAMPLE_TEXTS
 from ctxext.tokenization.sentencepiece_model import (
@@ -33,10 +34,14 @@ from ctxext.tokenization.tokenizer_files import FILES, json_bytes, json_object
 from ctxext.tokenization.tokenizer_files import JSON as JSON
 from ctxext.tokenization.tokenizer_files import MODEL as MODEL
 from ctxext.tokenization.tokenizer_files import TEMPLATE as TEMPLATE
-from ctxext.tokenization.tokenizer_json import around, complete, open_library, with_value_errors
+from ctxext.tokenization.tokenizer_json import Library, around, complete, open_library
 
 LLAMA_SETTINGS = {"clean_up_tokenization_spaces": False, "padding_side": "left"}
 """Defaults of the class LlamaTokenizer. They are written out, because an export names another."""
+
+
+MAX_FILE = 1 << 27
+"""Bytes of a file; the largest published ones have some forty million."""
 
 
 class Tokenizer:
@@ -104,12 +109,8 @@ class Tokenizer:
 
     def _use_library(self) -> None:
         tokenizer = self._library_text
-
-        def encode(text: str) -> list[int]:
-            return with_value_errors(lambda: tokenizer.encode(text, add_special_tokens=False).ids)
-
-        self._encode = encode
-        self._decode = lambda ids: with_value_errors(lambda: tokenizer.decode(ids))
+        self._encode = lambda text: tokenizer.encode(text).ids
+        self._decode = tokenizer.decode
         self.id_to_token = tokenizer.id_to_token
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
@@ -177,7 +178,7 @@ class Tokenizer:
                 f"this tokenizer has no beginning-of-sequence token; set its bos_token in {CONFIG}"
             )
         if special:
-            ids = self._library.encode(text, add_special_tokens=False).ids
+            ids = self._library.encode(text).ids
         else:
             ids = self._encode(text)
         if bos and self.bos_id is not None and not (special and ids[:1] == [self.bos_id]):
@@ -236,7 +237,7 @@ class Tokenizer:
         Raises ValueError if the ids are not those of `encode` (a model that cannot be converted to
         a tokenizer.json).
         """
-        encoded = self._library_text.encode(text, add_special_tokens=False)
+        encoded = self._library_text.encode(text)
         if encoded.ids != self.encode(text):
             raise ValueError(
                 f"{MODEL} and {JSON} disagree on the ids of this text, which has {len(text)} "
@@ -248,16 +249,18 @@ class Tokenizer:
     def json_data(self) -> dict[str, Any]:
         """tokenizer.json with all added tokens, converted from SentencePiece if need be."""
         if JSON in self.files:
-            return complete(json_object(self.files, JSON), self.files)
+            data = json_object(self.files, JSON)
+            check_bounds(data)  # before padding, which other readers obey, is left out
+            return complete(data, self.files)
         return complete(to_tokenizer_json(self.files[MODEL], legacy=self._is_legacy), self.files)
 
     @functools.cached_property
-    def _library(self) -> Any:
+    def _library(self) -> Library:
         """The library's tokenizer, in which a special token that is written out is that token."""
         return open_library(self.json_data)
 
     @functools.cached_property
-    def _library_text(self) -> Any:
+    def _library_text(self) -> Library:
         """The library's tokenizer, in which a special token that is written out is text."""
         return open_library(self.json_data, literal_special=True)
 
@@ -432,7 +435,9 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     """
     directory = Path(directory)
     files = {
-        name: within(directory, name).read_bytes() for name in FILES if (directory / name).is_file()
+        name: read_bytes(within(directory, name), MAX_FILE)
+        for name in FILES
+        if (directory / name).is_file()
     }
     if not files.keys() & {MODEL, JSON}:
         raise ValueError(

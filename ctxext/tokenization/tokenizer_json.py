@@ -1,9 +1,10 @@
 """The tokenizer.json that all files of a checkpoint amount to, and the library that runs it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ctxext.tokenization import bounds, trial
 from ctxext.tokenization.added_tokens import added_tokens
 from ctxext.tokenization.tokenizer_files import ADDED, CONFIG, JSON
 
@@ -58,22 +59,53 @@ def complete(data: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
     return result
 
 
-def open_library(data: dict[str, Any], *, literal_special: bool = False) -> Any:
+class Library:
+    """A tokenizer of the tokenizers library, which is given no text that its rules make too long.
+
+    Raises ValueError in that case, and for whatever the library raises.
+    """
+
+    def __init__(self, tokenizer: Any, data: dict[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._growth = bounds.growth(data)
+        self._decoded_growth = bounds.decoded_growth(data)
+        self.id_to_token = tokenizer.id_to_token
+        self.token_to_id = tokenizer.token_to_id
+        self.get_vocab = tokenizer.get_vocab
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> Any:
+        """The library's encoding of a text: `ids`, and the `offsets` of each in the text."""
+        self._growth.check(len(text))
+        return with_value_errors(
+            lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self._decoded_growth.check(len(ids) * bounds.LONGEST_TOKEN)
+        return with_value_errors(lambda: self._tokenizer.decode(ids))
+
+
+def open_library(data: dict[str, Any], *, literal_special: bool = False) -> Library:
     """The tokenizer of the tokenizers library.
 
     `literal_special`: a special token that is written out in a text is text, not that token. Raises
-    ValueError for a file that the library cannot use, or to whose added tokens it gives other ids.
+    ValueError for a file that the library cannot use, that asks for more than any model needs, or
+    to whose added tokens the library gives other ids.
     """
+    bounds.check_bounds(data)
+    if bounds.unknown_expressions(data):
+        bounds.growth(data).check(max(map(len, trial.TEXTS)))
+        trial.check_expressions(bounds.structure(data))
     import tokenizers
 
     def open_tokenizer() -> Any:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
         tokenizer.encode_special_tokens = literal_special
-        # A part that refers to a missing token fails only when it is used.
-        tokenizer.decode(tokenizer.encode(f"a{UNKNOWN_CHARACTER}").ids)
         return tokenizer
 
-    tokenizer = with_value_errors(open_tokenizer)
+    tokenizer = Library(with_value_errors(open_tokenizer), data)
+    # A part that refers to a missing token fails only when it is used.
+    tokenizer.decode(tokenizer.encode(f"a{UNKNOWN_CHARACTER}", add_special_tokens=True).ids)
     for token in data.get("added_tokens", []):
         actual = tokenizer.token_to_id(token["content"])
         if actual != token["id"]:
@@ -85,15 +117,11 @@ def open_library(data: dict[str, Any], *, literal_special: bool = False) -> Any:
     return tokenizer
 
 
-def around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def around(tokenizer: Library) -> tuple[list[int], list[int]]:
     """The ids that the post_processor puts before a text, and those that it puts after it."""
-
-    def encode(add_special_tokens: bool) -> list[int]:
-        return with_value_errors(
-            lambda: tokenizer.encode("a", add_special_tokens=add_special_tokens).ids
-        )
-
-    bare, whole = encode(False), encode(True)
+    bare, whole = (
+        tokenizer.encode("a", add_special_tokens=is_whole).ids for is_whole in (False, True)
+    )
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
