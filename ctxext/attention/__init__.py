@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
+from ctxext.attention.documents import rotary_tables
 from ctxext.attention.kernels import KERNELS, Kernel, evaluate
 from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
 from ctxext.rope import Float32Rotation, Rotation, rotate
@@ -45,13 +46,13 @@ def make_attention(
 ) -> Attend:
     """Make attention of sequences with themselves; rotary tables are built once for all layers.
 
+    segment_ids: those of packed rows, whose documents never see each other and are read as alone.
     sharding_of: the sharding of an activation [B, T, heads, H] by its shape; None: one device.
     cut: the sharding cuts the sequences, and everything along T comes in `ring.zigzag` order.
     """
     pieces = attention.pieces()
     masks = [piece.mask for piece in pieces]
-    query_tables = [rotation.tables(piece.query_positions(positions)) for piece in pieces]
-    key_tables = [rotation.tables(piece.key_positions(positions)) for piece in pieces]
+    query_tables, key_tables = rotary_tables(pieces, rotation, positions, segment_ids)
 
     def attend(
         q: Float[Array, "b t n h"],

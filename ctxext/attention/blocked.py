@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention import tiles
 from ctxext.attention.devices import GPU, platform_of, rows_times_heads
+from ctxext.attention.documents import first_tokens
 from ctxext.attention.pieces import Mask
 
 
@@ -61,18 +62,21 @@ def blocked(
     v = split(values, 1)
     if segment_ids is not None:
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)), constant_values=-1)
-    out: Array = _flash(q, k, v, tiles.split_segments(segment_ids, C), tuple(masks), C)
+    first = first_tokens(masks, jnp.arange(T + pad)[None], segment_ids)
+    blocks = tiles.Blocks(
+        jnp.arange(v.shape[0]) * C,
+        tiles.split_tokens(segment_ids, C),
+        tiles.split_tokens(first, C),
+    )
+    out: Array = _flash(q, k, v, blocks, tuple(masks), C)
     return out[:, :T]
-
-
-def _blocks(v: Array, segments: Array | None, C: int) -> tiles.Blocks:
-    return tiles.Blocks(jnp.arange(v.shape[0]) * C, segments)
 
 
 def _work(masks: tuple[Mask, ...], blocks: tiles.Blocks, C: int) -> tiles.Work:
     work = []
+    packed = blocks.segments is not None
     for piece, mask in enumerate(masks):
-        full, partly = tiles.visible_pairs(mask, blocks.start.shape[0], C)
+        full, partly = tiles.visible_pairs(mask, blocks.start.shape[0], C, packed=packed)
         for pairs, needed_mask in ((full, None), (partly, mask)):
             tile = tiles.Tile(piece, needed_mask, C)
             work.append((tile, tiles.Pairs(jnp.asarray(pairs), len(pairs))))
@@ -80,9 +84,8 @@ def _work(masks: tuple[Mask, ...], blocks: tiles.Blocks, C: int) -> tiles.Work:
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int
+    q: tuple, k: tuple, v: Array, blocks: tiles.Blocks, masks: tuple, C: int
 ) -> tuple[Array, Array]:
-    blocks = _blocks(v, segments, C)
     state = tiles.empty_softmax(q[0])
     work = _work(masks, blocks, C)
     state = tiles.accumulate_softmax(state, q, k, v, blocks, blocks, work)
@@ -90,23 +93,22 @@ def _output_and_lse(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int) -> Array:
-    return _output_and_lse(q, k, v, segments, masks, C)[0]
+def _flash(q: tuple, k: tuple, v: Array, blocks: tiles.Blocks, masks: tuple, C: int) -> Array:
+    return _output_and_lse(q, k, v, blocks, masks, C)[0]
 
 
 def _flash_forward(
-    q: tuple, k: tuple, v: Array, segments: Array | None, masks: tuple, C: int
+    q: tuple, k: tuple, v: Array, blocks: tiles.Blocks, masks: tuple, C: int
 ) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, segments, masks, C))
-    return out, (q, k, v, segments, out, lse)
+    out, lse = tiles.named(*_output_and_lse(q, k, v, blocks, masks, C))
+    return out, (q, k, v, blocks, out, lse)
 
 
 def _flash_backward(masks: tuple, C: int, saved: tuple, grad: Array) -> tuple:
-    q, k, v, segments, out, lse = saved
+    q, k, v, blocks, out, lse = saved
     groups = out.shape[2] // v.shape[2]
     out, grad = (tiles.split(x, C, groups) for x in (out, grad))
     delta = tiles.output_delta(out, grad)
-    blocks = _blocks(v, segments, C)
     work = _work(masks, blocks, C)
     state = tiles.zero_gradients((q, k, v))
     gradients = tiles.accumulate_gradients(state, q, k, v, (grad, delta, lse), blocks, blocks, work)

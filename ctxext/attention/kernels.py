@@ -17,6 +17,7 @@ from ctxext.attention import cudnn, splash
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
 from ctxext.attention.devices import GPU, platform_of
+from ctxext.attention.documents import first_tokens
 from ctxext.attention.pieces import Mask
 from ctxext.attention.request import Request
 from ctxext.attention.ring import ring
@@ -57,6 +58,9 @@ def _dense(
 ) -> Array:
     """`dense` of a sequence with itself; the partitioner needs no help with it."""
     index = jnp.arange(values.shape[1])[None]
+    first = first_tokens(masks, index, segment_ids)
+    if first is not None:
+        index = index - first
     return dense(
         queries,
         keys,
@@ -145,8 +149,9 @@ def evaluate(
     """Attention of sequences with themselves, by the kernel that `choose` names.
 
     One rotated query and key and one mask per piece. Tokens of different segments never see each
-    other. sharding: that of `values`, if they are on several devices. cut: it cuts sequences, whose
-    tokens come in `ring.zigzag` order. Raises ValueError if the kernel refuses.
+    other, and masks count the tokens of each segment from its first. sharding: that of `values`, if
+    they are on several devices. cut: it cuts sequences, whose tokens come in `ring.zigzag` order.
+    Raises ValueError if the kernel refuses.
     """
     request = Request(
         masks=tuple(masks),

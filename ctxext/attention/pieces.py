@@ -1,7 +1,8 @@
 """The third seam: who sees whom, at which rotary position.
 
 A method is a tuple of pieces, the terms of one softmax. Masks read token indices, rotations read
-positions, so that packing, padding and position skipping never fool a mask.
+positions, so that packing, padding and position skipping never fool a mask. Both count from the
+beginning of the document, so that a document in a packed row is read as it is alone.
 """
 
 import abc
@@ -10,14 +11,21 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 PositionMap = Callable[[Any], Any]
-"""Position ids in, rotary positions out, elementwise.
+"""Position ids in, rotary positions out, elementwise; both count from the document's beginning.
 
 Hashable: a function, or a frozen dataclass with __call__.
 """
 
 
 class Mask(abc.ABC):
-    """A predicate on token indices (query, key). Subclasses are frozen dataclasses and causal."""
+    """A predicate on token indices (query, key). Subclasses are frozen dataclasses and causal.
+
+    The indices count from the beginning of the document.
+    """
+
+    by_distance: ClassVar[bool] = False
+    """It depends on query - key only, so that it is the same wherever a document begins. Of any
+    other mask, kernels compute all pairs of a document in a packed row."""
 
     @abc.abstractmethod
     def visible(self, query: Any, key: Any) -> Any:
@@ -32,6 +40,7 @@ class Mask(abc.ABC):
 class Band(Mask):
     """Visible at distances low <= query - key < high; no upper bound if it is None; low >= 0."""
 
+    by_distance: ClassVar[bool] = True
     low: int = 0
     high: int | None = None
 

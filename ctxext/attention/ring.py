@@ -14,7 +14,7 @@ tokens on a device, P block pairs; see `tiles` for blocked arrays.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention import tiles
 from ctxext.attention.devices import platform_of, rows_times_heads
+from ctxext.attention.documents import first_tokens
 from ctxext.attention.pieces import Mask
 
 SMALLEST = 32
@@ -70,12 +71,27 @@ def ring(
             f"{T} tokens cannot be cut into two equal chunks for each of mesh.seq {S} devices; "
             f"make the length a multiple of {2 * S}"
         )
-    out: Array = _ring(tuple(queries), tuple(keys), values, segment_ids, tuple(masks), sharding)
+    first = first_tokens(masks, zigzag(T, S)[None], segment_ids)
+    documents = _Documents(segment_ids, first)
+    out: Array = _ring(tuple(queries), tuple(keys), values, documents, tuple(masks), sharding)
     return out
 
 
+class _Documents(NamedTuple):
+    """The documents of packed rows, [B, T] each in `zigzag` order; see `tiles.Blocks`."""
+
+    segment_ids: Array | None
+    first: Array | None
+
+    def split(self, size: int) -> tuple[Array | None, Array | None]:
+        """Both [M, B, C]."""
+        return tiles.split_tokens(self.segment_ids, size), tiles.split_tokens(self.first, size)
+
+
 @functools.lru_cache(maxsize=64)
-def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def work_table(
+    mask: Mask, S: int, chunk: int, C: int, *, packed: bool = False
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The visits of every device at every step, to the fully and to the partly visible block pairs.
 
     Each is (local block pairs [S devices, S steps, P, 2], how many of the P they are [S, S]).
@@ -85,7 +101,7 @@ def work_table(mask: Mask, S: int, chunk: int, C: int) -> tuple[tuple[np.ndarray
     blocks_per_device = 2 * blocks_per_chunk
     place = np.argsort(zigzag(num_blocks, S))  # of every block, in the order of the devices
     tables = []
-    for pairs in tiles.visible_pairs(mask, num_blocks, C):
+    for pairs in tiles.visible_pairs(mask, num_blocks, C, packed=packed):
         device, source = place[pairs].T // blocks_per_device
         local = place[pairs] % blocks_per_device
         step = (device - source) % S
@@ -106,7 +122,12 @@ class _Trip:
     """
 
     def __init__(
-        self, masks: tuple[Mask, ...], sharding: NamedSharding, shape: tuple[int, ...]
+        self,
+        masks: tuple[Mask, ...],
+        sharding: NamedSharding,
+        shape: tuple[int, ...],
+        *,
+        packed: bool,
     ) -> None:
         """masks: one per piece; shape: that of the queries [B, T, N, H]."""
         self.mesh = sharding.mesh
@@ -124,7 +145,7 @@ class _Trip:
         self.piece_tiles: list[tiles.Tile] = []
         self.tables: list[tuple[np.ndarray, np.ndarray]] = []
         for piece, mask in enumerate(masks):
-            full, partly = work_table(mask, self.S, self.chunk, self.C)
+            full, partly = work_table(mask, self.S, self.chunk, self.C, packed=packed)
             self.piece_tiles += [tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C)]
             self.tables += [full, partly]
 
@@ -154,12 +175,14 @@ class _Trip:
             tiles.split(v, self.C, 1),
         )
 
-    def blocks(self, device: Array, segments: Array | None) -> tiles.Blocks:
+    def blocks(
+        self, device: Array, segments: Array | None, first: Array | None = None
+    ) -> tiles.Blocks:
         """Where the blocks of a device are: first those of its early, then of its late chunk."""
         offsets = jnp.arange(0, self.chunk, self.C)
         early = device * self.chunk + offsets
         late = (2 * self.S - 1 - device) * self.chunk + offsets
-        return tiles.Blocks(jnp.concatenate([early, late]), segments)
+        return tiles.Blocks(jnp.concatenate([early, late]), segments, first)
 
     def work(
         self, own_tables: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks
@@ -186,15 +209,18 @@ class _Trip:
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, documents: _Documents, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    trip = _Trip(masks, sharding, q[0].shape)
+    packed = documents.segment_ids is not None
+    trip = _Trip(masks, sharding, q[0].shape, packed=packed)
 
-    def local(tables: Any, q: tuple, k: tuple, v: Array, segment_ids: Any) -> tuple[Array, Array]:
+    def local(
+        tables: Any, q: tuple, k: tuple, v: Array, documents: _Documents
+    ) -> tuple[Array, Array]:
         device = jax.lax.axis_index(trip.axis)
         q, k, v = trip.split(q, k, v)
-        segments = tiles.split_segments(segment_ids, trip.C)
-        queries = trip.blocks(device, segments)
+        segments, first = documents.split(trip.C)
+        queries = trip.blocks(device, segments, first)
 
         def step(r: Array, state: tuple, travelling: tuple) -> tuple:
             k, v, segments = travelling
@@ -207,7 +233,7 @@ def _output_and_lse(
 
     return trip.run(
         local,
-        (q, k, v, segment_ids),
+        (q, k, v, documents),
         in_specs=(trip.head_spec, trip.head_spec, trip.head_spec, trip.token_spec),
         out_specs=(trip.head_spec, trip.lse_spec),
     )
@@ -215,28 +241,29 @@ def _output_and_lse(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _ring(
-    q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, documents: _Documents, masks: tuple, sharding: NamedSharding
 ) -> Array:
-    return _output_and_lse(q, k, v, segment_ids, masks, sharding)[0]
+    return _output_and_lse(q, k, v, documents, masks, sharding)[0]
 
 
 def _ring_forward(
-    q: tuple, k: tuple, v: Array, segment_ids: Any, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, documents: _Documents, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, segment_ids, masks, sharding))
-    return out, (q, k, v, segment_ids, out, lse)
+    out, lse = tiles.named(*_output_and_lse(q, k, v, documents, masks, sharding))
+    return out, (q, k, v, documents, out, lse)
 
 
 def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Array) -> tuple:
-    q, k, v, segment_ids, out, lse = saved
-    trip = _Trip(masks, sharding, q[0].shape)
+    q, k, v, documents, out, lse = saved
+    packed = documents.segment_ids is not None
+    trip = _Trip(masks, sharding, q[0].shape, packed=packed)
 
     def local(
         tables: Any,
         q: tuple,
         k: tuple,
         v: Array,
-        segment_ids: Any,
+        documents: _Documents,
         out: Array,
         lse: Array,
         grad: Array,
@@ -247,8 +274,8 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
         q, k, v = trip.split(q, k, v)
         out, grad = (tiles.split(x, trip.C, groups) for x in (out, grad))
         delta = tiles.output_delta(out, grad)
-        segments = tiles.split_segments(segment_ids, trip.C)
-        queries = trip.blocks(device, segments)
+        segments, first = documents.split(trip.C)
+        queries = trip.blocks(device, segments, first)
 
         def step(r: Array, dq: tuple, travelling: tuple) -> tuple:
             (k, v, segments), (dk, dv) = travelling
@@ -266,7 +293,7 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
     per_head = trip.head_spec
     dq, dk, dv = trip.run(
         local,
-        (q, k, v, segment_ids, out, lse, grad),
+        (q, k, v, documents, out, lse, grad),
         in_specs=(per_head, per_head, per_head, trip.token_spec, per_head, trip.lse_spec, per_head),
         out_specs=(per_head, per_head, per_head),
     )

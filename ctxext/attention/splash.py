@@ -25,6 +25,9 @@ def refusal(request: Request) -> str:
     """Why splash cannot do a request exactly; empty if it can."""
     if len(request.masks) != 1:
         return f"it evaluates one piece, this method has {len(request.masks)}"
+    (mask,) = request.masks
+    if request.packed and not mask.by_distance:
+        return f"it evaluates {mask} from the first token of a row, not of each packed document"
     if request.seq_len % LANES:
         return f"it needs a multiple of {LANES} tokens, not {request.seq_len}"
     return ""

@@ -33,11 +33,13 @@ LOG2E = float(np.log2(np.e))
 class Blocks(NamedTuple):
     """Where blocks are: the token index of each one's first token [M], and segments [M, B, C].
 
-    Segments are None unless rows are packed.
+    Segments are None unless rows are packed. first: the token index of the first token of each
+    token's document [M, B, C], None unless a mask needs it.
     """
 
     start: Array
     segments: Array | None
+    first: Array | None = None
 
 
 class Pairs(NamedTuple):
@@ -68,9 +70,14 @@ class Tile:
         visible = None
         if self.mask is not None:
             offsets = jnp.arange(self.size)
-            query_index = queries.start[i] + offsets[:, None]
-            key_index = keys.start[j] + offsets[None, :]
-            visible = self.mask.visible(query_index, key_index)[None]
+            query_index = queries.start[i] + offsets[None, :, None]
+            key_index = keys.start[j] + offsets[None, None, :]
+            if queries.first is not None and not self.mask.by_distance:
+                # Keys of other documents are hidden below.
+                first = queries.first[i][:, :, None]
+                query_index = query_index - first
+                key_index = key_index - first
+            visible = self.mask.visible(query_index, key_index)
         if self.mixed and queries.segments is not None and keys.segments is not None:
             same_segment = queries.segments[i][:, :, None] == keys.segments[j][:, None, :]
             visible = same_segment if visible is None else visible & same_segment
@@ -97,14 +104,21 @@ def largest_block(platform: str, rows_times_heads: int) -> int:
     return next((size for size in (1024, 512, 256) if rows_times_heads * size**2 <= 2**26), 128)
 
 
-def visible_pairs(mask: Mask, num_blocks: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Block pairs [P, 2] whose every pair of tokens is visible, and those where only some are."""
+def visible_pairs(
+    mask: Mask, num_blocks: int, size: int, *, packed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Block pairs [P, 2] whose every pair of tokens is visible, and those where only some are.
+
+    packed: documents begin anywhere in the rows, so that all pairs are partly visible unless the
+    mask goes by distances.
+    """
     full: list[tuple[int, int]] = []
     partly: list[tuple[int, int]] = []
     blocks = [range(i * size, (i + 1) * size) for i in range(num_blocks)]
+    moves = packed and not mask.by_distance
     for i, query in enumerate(blocks):
         for j, key in enumerate(blocks[: i + 1]):
-            any_visible, all_visible = mask.block(query, key)
+            any_visible, all_visible = (True, False) if moves else mask.block(query, key)
             if any_visible:
                 (full if all_visible else partly).append((i, j))
     return np.array(full, np.int32).reshape(-1, 2), np.array(partly, np.int32).reshape(-1, 2)
@@ -165,11 +179,11 @@ def join(x: Array, size: int) -> Array:
     return x.reshape(B, M * size, -1, H)
 
 
-def split_segments(segment_ids: Array | None, size: int) -> Array | None:
+def split_tokens(x: Array | None, size: int) -> Array | None:
     """[B, M * C] -> [M, B, C]."""
-    if segment_ids is None:
+    if x is None:
         return None
-    return segment_ids.reshape(segment_ids.shape[0], -1, size).transpose(1, 0, 2)
+    return x.reshape(x.shape[0], -1, size).transpose(1, 0, 2)
 
 
 def empty_softmax(q: Array) -> tuple[Array, Array, Array]:

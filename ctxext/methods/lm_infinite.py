@@ -8,7 +8,7 @@ from ctxext.attention.pieces import Attention, Band, Mask, Piece
 
 @dataclasses.dataclass(frozen=True)
 class First(Mask):
-    """The row's first `count` tokens, for queries at least `low` tokens after them."""
+    """The document's first `count` tokens, for queries at least `low` tokens after them."""
 
     count: int
     low: int
@@ -34,11 +34,11 @@ class At:
 
 @dataclasses.dataclass(frozen=True)
 class LMInfinite(Attention):
-    """The last `window` tokens and the row's first `num_global`, at distances of at most `window`.
+    """The last `window` tokens and the first `num_global`, at distances of at most `window`.
 
     A pair is rotated at distance min(i - j, window). This keeps a model fluent at any length but
     does not make it read farther: what is neither near nor first is not seen (arXiv 2308.16137).
-    It needs no training, and rows of one document.
+    It needs no training. In packed rows each document has its own first tokens.
     """
 
     paper: ClassVar[str] = "2308.16137"
@@ -46,7 +46,7 @@ class LMInfinite(Attention):
     window: int = dataclasses.field(metadata={"example": 1024})
     """Tokens that are visible at their own distance."""
     num_global: int = 10
-    """First tokens of the row that stay visible."""
+    """First tokens of the document that stay visible."""
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.num_global < 0:

@@ -21,8 +21,9 @@ class Grouped:
 class SelfExtend(Attention):
     """Plain RoPE within `neighbor_window` W tokens, grouped positions p // G beyond (2401.01325).
 
-    Grouped queries are at p // G + W - W // G, so that distances continue at W. One softmax over
-    both pieces. It needs no training and reaches about (L - W) G + W tokens.
+    Grouped queries are at p // G + W - W // G, so that distances continue at W; p counts from the
+    beginning of the document, in packed rows too. One softmax over both pieces. It needs no
+    training and reaches about (L - W) G + W tokens.
     """
 
     paper: ClassVar[str] = "2401.01325"

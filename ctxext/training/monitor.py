@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend, Attention
+from ctxext.attention.documents import first_tokens, rotary_tables
 from ctxext.attention.largest_logit import largest_logit
 from ctxext.data import Batch, Rows, Stdlib, make_batch
 from ctxext.experiment import Experiment
@@ -234,10 +235,14 @@ def _recording_peaks(
     Queries of padding do not count.
     """
     pieces = attention.pieces()
-    positions, segment_ids = batch["positions"], batch["segment_ids"]
-    query_tables = [rotation.tables(piece.query_positions(positions)) for piece in pieces]
-    key_tables = [rotation.tables(piece.key_positions(positions)) for piece in pieces]
-    query_index = jnp.where(segment_ids == 0, -1, batch["index"])
+    masks = [piece.mask for piece in pieces]
+    segment_ids = batch["segment_ids"]
+    query_tables, key_tables = rotary_tables(pieces, rotation, batch["positions"], segment_ids)
+    index = batch["index"]
+    first = first_tokens(masks, index, segment_ids)
+    if first is not None:
+        index = index - first
+    query_index = jnp.where(segment_ids == 0, -1, index)
 
     def attend_and_record(
         q: Array, k: Array, v: Array, peaks: Any, layer: Any
@@ -245,9 +250,9 @@ def _recording_peaks(
         peak = largest_logit(
             [rotate(q, *tables) for tables in query_tables],
             [rotate(k, *tables) for tables in key_tables],
-            [piece.mask for piece in pieces],
+            masks,
             query_index=query_index,
-            key_index=batch["index"],
+            key_index=index,
             query_segments=segment_ids,
             key_segments=segment_ids,
         )

@@ -175,7 +175,12 @@ def loops(queries, keys, values, masks, segments=None) -> np.ndarray:
 
 
 def by_dense(q, k, v, masks, segments=None):
-    index = jnp.arange(v.shape[1])[None]
+    """Masks count the tokens of each document from its first."""
+    index = np.arange(v.shape[1])[None]
+    if segments is not None:
+        first = [[np.flatnonzero(row == own)[0] for own in row] for row in np.asarray(segments)]
+        index = index - np.array(first)
+    index = jnp.asarray(index)
     return dense(
         q,
         k,
@@ -285,9 +290,7 @@ def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
     """
     T = blocks * size
     segments = np.stack([packed(1, T, seed)[0], packed(1, T, seed + 1)[0]])
-    where = tiles.Blocks(
-        jnp.arange(blocks) * size, tiles.split_segments(jnp.asarray(segments), size)
-    )
+    where = tiles.Blocks(jnp.arange(blocks) * size, tiles.split_tokens(jnp.asarray(segments), size))
     pairs = tiles.visible_pairs(mask, blocks, size)
     work = [
         (tiles.Tile(0, inside, size), tiles.Pairs(jnp.asarray(x), len(x)))

@@ -1,0 +1,64 @@
+"""Where the documents of packed rows begin: a method counts tokens and positions from there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ctxext.attention.pieces import Mask, Piece, unchanged
+from ctxext.rope import Float32Rotation, Rotation
+
+
+def smallest_in_document(
+    values: Int[Any, "#b t"], segment_ids: Int[Array, "b t"] | None
+) -> Int[Array, "b t"]:
+    """The smallest of `values` among the tokens of each token's document.
+
+    Of token indices or positions that is where the document begins. The tokens may come in any
+    order, and a document need not be in one place. segment_ids: None if every row is one document.
+    """
+    if segment_ids is None:
+        smallest = jnp.min(values, axis=1, keepdims=True)
+        return jnp.broadcast_to(smallest, values.shape)
+    places = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+    values = jnp.broadcast_to(values, segment_ids.shape)
+    ids, sorted_values, sorted_places = jax.lax.sort((segment_ids, values, places), num_keys=2)
+    is_other = ids[:, 1:] != ids[:, :-1]
+    is_first = jnp.pad(is_other, ((0, 0), (1, 0)), constant_values=True)
+    first = jax.lax.cummax(jnp.where(is_first, places, 0), axis=1)
+    smallest = jnp.take_along_axis(sorted_values, first, axis=1)
+    _, in_place = jax.lax.sort((sorted_places, smallest), num_keys=1)
+    return in_place
+
+
+def first_tokens(
+    masks: Sequence[Mask], index: Int[Any, "#b t"], segment_ids: Int[Array, "b t"] | None
+) -> Int[Array, "b t"] | None:
+    """The token index at which each token's document begins; None if no mask needs it.
+
+    index: the token indices, in the order of `segment_ids`.
+    """
+    if segment_ids is None or all(mask.by_distance for mask in masks):
+        return None
+    return smallest_in_document(index, segment_ids)
+
+
+def rotary_tables(
+    pieces: Sequence[Piece],
+    rotation: Rotation | Float32Rotation,
+    positions: Int[Array, "b t"],
+    segment_ids: Int[Array, "b t"] | None,
+) -> tuple[list, list]:
+    """The rotation of queries and that of keys, of each piece.
+
+    In a document that begins at position b, p is rotated at b + map(p - b): distances are those of
+    the document alone, and a map that changes nothing is exact.
+    """
+    maps = [piece.query_positions for piece in pieces] + [piece.key_positions for piece in pieces]
+    begins: Any = 0
+    if any(position_map is not unchanged for position_map in maps):
+        begins = smallest_in_document(positions, segment_ids)
+    tables = [rotation.tables(begins + position_map(positions - begins)) for position_map in maps]
+    return tables[: len(pieces)], tables[len(pieces) :]

@@ -1,0 +1,170 @@
+"""Every attention method reads a document in a packed row as it reads that document alone."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext.attention import Attention, Causal
+from ctxext.attention.documents import smallest_in_document
+from ctxext.attention.kernels import refusal
+from ctxext.attention.request import Request
+from ctxext.methods import LMInfinite, PoSE, SelfExtend, all_methods, example, method_name, seam
+from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
+from ctxext.parallel.mesh import Mesh
+from ctxext.rope import RopeBase, Unscaled
+from support import tiny
+
+T = 320
+LENGTHS = np.array([[93, 190, 37], [190, 93, 37]])
+"""Tokens of the documents of two packed rows; of the last document, padding."""
+SEGMENTS = np.stack([np.repeat([1, 2, 0], row) for row in LENGTHS])
+DOCUMENTS = [(row, segment) for row in (0, 1) for segment in (1, 2, 0)]
+BASE = RopeBase(head_dim=8, theta=1e4, original_max_position_embeddings=64)
+ROTATION = Unscaled().rope(BASE, 1024).rotation()
+
+CHOSEN = {SelfExtend: SelfExtend(4, 21), LMInfinite: LMInfinite(40, 3)}
+"""Settings under which documents this short are read in the method's own way."""
+
+
+def every_attention() -> list[Attention]:
+    """One instance of each method that is found, so that a new one needs no entry."""
+    classes = [cls for cls in all_methods().values() if seam(cls) == "attention"]
+    return [CHOSEN.get(cls) or example(cls, BASE, factor=4.0) for cls in classes]
+
+
+EVERY = every_attention()
+
+
+def draw(seed: int, heads: int) -> jax.Array:
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(1.5 * rng.normal(size=(2, T, heads, 8)), jnp.float32)
+
+
+Q, K, V, WEIGHTS = draw(0, 4), draw(1, 2), draw(2, 2), draw(3, 4)
+
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.partial(
+    jax.jit, static_argnames=("attention", "kernel", "mesh"), compiler_options=FAST_COMPILE
+)
+def attend(attention, kernel, mesh, q, k, v, weights, positions, segments) -> Any:
+    """(output, gradients of q, k and v)."""
+
+    def total(q, k, v):
+        q, k, v = (ring_order(x, mesh) for x in (q, k, v))
+        ids = None if segments is None else ring_order(segments, mesh)
+        order = ring_order(positions, mesh)
+        attend = make_sharded_attention(mesh, attention, kernel, ROTATION, order, ids)
+        out = token_order(attend(q, k, v, None, None)[0], mesh)
+        return (out * weights).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+    return out, gradients
+
+
+@functools.cache
+def alone(attention: Attention, skipping: bool) -> Any:
+    """The same for each document alone, from position 0 on, by the reference kernel."""
+    positions = positions_of_rows(skipping)
+    arrays = [np.zeros((6, *x.shape[1:]), np.float32) for x in (Q, K, V, WEIGHTS)]
+    own_positions = np.zeros((6, T), np.int32)
+    # Each in its own row from the beginning: what follows it has no weight, and is not seen.
+    for new, (row, segment) in enumerate(DOCUMENTS):
+        here = SEGMENTS[row] == segment
+        length = here.sum()
+        for own, x in zip(arrays, (Q, K, V, WEIGHTS), strict=True):
+            own[new, :length] = x[row, here]
+        own_positions[new, :length] = positions[row, here] - positions[row, here][0]
+    result = attend(attention, "dense", Mesh(), *arrays, own_positions, None)
+
+    def in_rows(own: jax.Array) -> np.ndarray:
+        out = np.zeros((2, *own.shape[1:]), np.float32)
+        for new, (row, segment) in enumerate(DOCUMENTS):
+            here = SEGMENTS[row] == segment
+            out[row, here] = own[new, : here.sum()]
+        return out
+
+    return jax.tree.map(in_rows, result)
+
+
+def positions_of_rows(skipping: bool) -> np.ndarray:
+    """Running over the documents of a row, or with PoSE's jumps within and between them."""
+    if skipping:
+        method = PoSE(max_position_embeddings=900, num_chunks=5)
+        return method.sample(np.random.default_rng(5), (2, T))
+    return np.broadcast_to(np.arange(T, dtype=np.int32), (2, T))
+
+
+def case(attention: Attention, kernel: str) -> Any:
+    """All compile for seconds; `make check` has the ones of which others show the most."""
+    is_slow = kernel != "dense" and not isinstance(attention, LMInfinite)
+    marks = [pytest.mark.check] if is_slow or isinstance(attention, Causal) else []
+    return pytest.param(attention, kernel, marks=marks, id=f"{method_name(attention)}-{kernel}")
+
+
+@pytest.mark.parametrize("skipping", [False, True], ids=["running", "skipping"])
+@pytest.mark.parametrize(
+    ("attention", "kernel"),
+    [case(attention, kernel) for attention in EVERY for kernel in ("dense", "blocked", "ring")],
+)
+def test_packed_rows_equal_documents_alone_in_values_and_gradients(
+    attention: Attention, kernel: str, skipping: bool
+):
+    mesh = Mesh(seq=2) if kernel == "ring" else Mesh()
+    positions = jnp.asarray(positions_of_rows(skipping))
+    segments = jnp.asarray(SEGMENTS, jnp.int32)
+    packed = attend(attention, kernel, mesh, Q, K, V, WEIGHTS, positions, segments)
+    expected = alone(attention, skipping)
+    for actual, exact in zip(jax.tree.leaves(packed), jax.tree.leaves(expected), strict=True):
+        scale = max(1, abs(exact).max())
+        np.testing.assert_allclose(actual, exact, atol=2e-5 * scale, rtol=0)
+
+
+@pytest.mark.check
+def test_logits_of_packed_documents_are_those_of_the_documents():
+    """Through the whole model, with positions that run over the row, as `LM.logits` makes them."""
+    tokens = tiny.tokens(1, 70)
+    lm = tiny.lm(attention=SelfExtend(4, 9))
+    packed = np.asarray(lm.logits(tokens, segment_ids=np.repeat([[1, 2]], 35, 1)))
+    own = np.concatenate(np.asarray(lm.logits(tokens.reshape(2, 35))))
+    np.testing.assert_allclose(packed[0], own, atol=5e-5)
+
+
+@pytest.mark.parametrize("attention", [x for x in EVERY if x != Causal()], ids=method_name)
+def test_documents_are_long_enough_to_be_read_in_the_way_of_a_method(attention: Attention):
+    """Otherwise it needs settings in CHOSEN: it would be tested as plain RoPE."""
+    index = np.arange(LENGTHS.min(axis=0)[0])
+    pairs = np.zeros((2, len(index), len(index)))
+    for piece in attention.pieces():
+        visible = piece.mask.visible(index[:, None], index[None])
+        distance = piece.query_positions(index)[:, None] - piece.key_positions(index)[None]
+        pairs += visible * np.stack([np.ones_like(distance), distance])
+    causal = np.tri(len(index), dtype=int)
+    plain = np.stack([causal, causal * (index[:, None] - index)])
+    assert (pairs != plain).any()
+
+
+def test_the_beginning_of_a_document_is_found_in_any_order():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(-2, 3, (3, 40)).astype(np.int32)
+    values = rng.permutation(40).astype(np.int32)[None]
+    expected = [[values[0, row == own].min() for own in row] for row in ids]
+    found = smallest_in_document(jnp.asarray(values), jnp.asarray(ids))
+    np.testing.assert_array_equal(found, expected)
+    whole = smallest_in_document(jnp.asarray(values), None)
+    np.testing.assert_array_equal(whole, np.zeros((1, 40)))
+
+
+def test_splash_refuses_masks_that_count_tokens_in_packed_rows():
+    """It evaluates a mask on the row's token indices, which only distances survive."""
+    first = LMInfinite(40, 3).pieces()[1].mask
+    request = Request((first,), "tpu", seq_len=1024, dtype="float32", packed=True)
+    assert "not of each packed document" in refusal("splash", request)
+    near = Request((LMInfinite(40, 0).pieces()[0].mask,), "tpu", 1024, "float32", packed=True)
+    assert not refusal("splash", near)
