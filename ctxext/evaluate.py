@@ -1,5 +1,6 @@
 """Evaluate a checkpoint. Records are appended one by one and never computed twice."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctxext.evals import Eval, EvalRecord, EvaluatedModel, Retrieval, evaluated_model
 from ctxext.evals.base import Model
+from ctxext.evals.claims import claimed
 from ctxext.evals.record import parse_records, read_records
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evals.timing import TimedModel
@@ -65,7 +67,8 @@ def evaluate(
     processes do theirs with the same `sink`; what they have not written by the end is left out of
     the result. Progress goes to stderr.
 
-    Raises ValueError for an item that cannot be built or a model whose output is not finite.
+    Raises ValueError for an item that cannot be built, for a model whose output is not finite, and
+    if another process is computing the same records for `sink`.
     """
     model = model or evaluated_model(lm)
     evals = list(evals)
@@ -75,7 +78,13 @@ def evaluate(
         _check_same_text(evaluation, [known[item] for item in items if item in known], sink)
         if not known.keys() >= set(shard.select(items)):
             evaluation.check(lm.tokenizer)
-    with TerminalBar(enabled=progress) as bar:
+    with contextlib.ExitStack() as stack:
+        wanted = {item for evaluation in evals for item in shard.select(evaluation.items())}
+        if sink and not known.keys() >= wanted:
+            claim = functools.partial(claimed, sink, model, wanted - known.keys())
+            stack.enter_context(distributed.held_by_primary(claim))
+            known |= _read(sink, model)  # what another process has written until then
+        bar = stack.enter_context(TerminalBar(enabled=progress))
         for evaluation in evals:
             items = evaluation.items()
             missing = [item for item in shard.select(items) if item not in known]

@@ -6,13 +6,17 @@ through a link in it, and nothing is read that is not a plain file of a bounded 
 """
 
 import contextlib
+import datetime
+import errno
 import fcntl
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +28,8 @@ RANDOM_SUFFIX = 8
 """Characters that follow the prefix of a temporary name."""
 NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK
 """Flags of `os.open` that refuse a link and do not wait for the other end of a pipe."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
 MAX_JSON = 1 << 28
 """Bytes of a JSON file; those of the largest models have less than 100 million."""
 MAX_JSONL = 1 << 32
@@ -194,15 +200,29 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling that is renamed to `path` when the block succeeds.
 
     If the block fails it is removed. Raises ValueError if `path` exists and is not an empty
-    directory.
+    directory, and if another process is writing it.
     """
     path = Path(path)
     check_free(path)
-    with _temporary(path, _new_directory) as temporary:
+    with written_alone(path), _temporary(path, _new_directory) as temporary:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
             _sync(file)
         os.replace(temporary, path)  # replaces an empty directory
+
+
+@contextlib.contextmanager
+def written_alone(path: Path) -> Iterator[None]:
+    """Let no other process write `path` at the same time, which would do long work twice.
+
+    Raises InUse, naming the process, if one does.
+    """
+    make_parent(path)
+    check_place(path)
+    advice = "wait for it, stop it, or choose another place with --out"
+    lock = path.with_name(f".{path.name}.lock")
+    with exclusive_lock(lock, f"{path} is being written", advice, remove=True):
+        yield
 
 
 def check_free(path: str | Path) -> None:
@@ -310,15 +330,90 @@ def following_links() -> Iterator[None]:
             os.environ[FOLLOW_LINKS] = before
 
 
+class InUse(ValueError):
+    """Another process holds a lock."""
+
+
 @contextlib.contextmanager
-def exclusive_lock(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock on `path`. Raises ValueError with `message` if another process holds it."""
-    with open_in_place(path, "ab") as file:
+def exclusive_lock(
+    path: str | Path, message: str, advice: str, *, remove: bool = False
+) -> Iterator[None]:
+    """Hold a lock on the file `path`, which says who holds it: process, host and time.
+
+    The system releases it when this process ends, however it ends. It holds between hosts too where
+    the file system passes locks on, as NFS does; one without locks is named on stderr. remove: the
+    file goes with the lock.
+
+    Raises InUse "`message` by process 12 on HOST since TIME; `advice`" if another process holds it.
+    """
+    with _open_locked(Path(path), message, advice) as file:
+        holder = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        file.truncate(0)
+        file.write(json.dumps(holder).encode())
+        file.flush()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            if remove:
+                Path(path).unlink(missing_ok=True)
+
+
+def _open_locked(path: Path, message: str, advice: str) -> IO[bytes]:
+    while True:
+        file = open_in_place(path, "ab+")
+        try:
+            if not _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                print(
+                    f"{path.parent} is in a file system without locks: let no second process "
+                    "write there",
+                    file=sys.stderr,
+                )
         except BlockingIOError:
-            raise ValueError(message) from None
-        yield
+            holder = _holder(file)
+            file.close()
+            raise InUse(f"{message} by {holder}; {advice}") from None
+        # The one who held it may have removed the file meanwhile; then the lock is worth nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _flock(file: IO[bytes], operation: int) -> bool:
+    """False if the file system has no locks. Raises BlockingIOError instead of waiting if asked."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _holder(file: IO[bytes]) -> str:
+    """Who holds a lock, as far as its file says so."""
+    try:
+        file.seek(0)
+        holder = json.loads(file.read(1000))
+        pid = int(holder["pid"])
+        since = datetime.datetime.fromisoformat(holder["since"])
+        if re.fullmatch(r"[\w.-]+", holder["host"], re.ASCII):
+            return f"process {pid} on {holder['host']} since {since:%Y-%m-%d %H:%M:%S %z}"
+    except (ValueError, KeyError, TypeError):  # it has just been locked, or someone else wrote it
+        pass
+    return "another process"
+
+
+@contextlib.contextmanager
+def waiting_lock(path: str | Path) -> Iterator[IO[bytes]]:
+    """Yield the file `path`, opened to append, when no other process has it locked like this."""
+    with open_in_place(path, "ab+") as file:
+        _flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
@@ -328,8 +423,7 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
     the last line; a torn last line is cut off first.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with open_in_place(path, "ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with waiting_lock(path) as file:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)

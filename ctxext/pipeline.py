@@ -84,7 +84,7 @@ def train_only(
     requirements.check(experiment, training_only=True)
     requirements.check_context(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
-    with start_sinks(experiment, directory, track=track) as sinks:
+    with directory.lock(), start_sinks(experiment, directory, track=track) as sinks:
         base = loading.load_base(experiment, for_training=True)
         _describe_base(experiment, base)
         _train(experiment, directory, base, sinks)
@@ -101,12 +101,17 @@ def run(
     """Run an experiment from end to end; the same call resumes it without repeating finished parts.
 
     track: names of `tracking.TRACKERS`, which are logged to in addition to metrics.jsonl.
-    Raises ValueError before anything starts for missing text, for an export that is impossible, and
-    for questions that do not fit their length.
+    Raises ValueError before anything starts for missing text, for an export that is impossible, for
+    questions that do not fit their length, and if another process runs in the directory.
     """
     requirements.check(experiment)
     requirements.check_context(experiment)
     directory = open_run(experiment, run_dir, file)
+    with directory.lock():
+        return _run(experiment, directory, track)
+
+
+def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run:
     # An experiment without evaluations leaves an empty file.
     distributed.broadcast_from_primary(lambda: touch(directory.records_file))
     _check_export(experiment)

@@ -14,6 +14,7 @@ from ctxext.experiment import MUTABLE_FIELDS, Experiment
 from ctxext.files import (
     check_places,
     exclusive_lock,
+    make_parent,
     read_json,
     read_jsonl,
     write_bytes,
@@ -24,6 +25,10 @@ from ctxext.parallel import distributed
 from ctxext.serialization import to_json
 
 PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+LOCK = ".lock"
+CREATED = re.compile(r"\.lock|experiment\.py|\.(experiment\.py|config\.json)\.\w+\.\w+")
+"""Names that a directory may have before it has its config.json, which is written last. The lock is
+taken first, and marks the others as those of a creation that was killed."""
 DIRECTORIES = (
     "base",
     "baselines",
@@ -52,13 +57,14 @@ class RunDir:
         self.baselines = self.path / "baselines"
         self.base = self.path / "base"
         self.context_file = self.base / "context.json"
+        self._is_locked = False
 
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
         """Create the directory, or check that it is this experiment's.
 
         file: the experiment file, which is copied next to the configuration. Raises ValueError
         naming the first field that differs; `train.steps` may grow, MUTABLE_FIELDS may change.
-        Raises ValueError for a directory in it that is a link, too.
+        Raises ValueError for a directory in it that is a link, and if another process runs in it.
         """
         self._open(experiment, file)
         return self
@@ -66,6 +72,24 @@ class RunDir:
     @distributed.primary_only
     def _open(self, experiment: Experiment, file: Path | None) -> None:
         check_places(self.path, *DIRECTORIES)
+        if not self.config_file.exists():
+            self._check_new()
+        with self._take_lock():
+            self._check_or_create(experiment, file)
+
+    def _check_new(self) -> None:
+        """Raise ValueError if the directory holds anything but what a killed creation leaves."""
+        if not self.path.exists():
+            return
+        is_directory = self.path.is_dir()
+        names = [path.name for path in self.path.iterdir()] if is_directory else []
+        was_killed = LOCK in names and all(CREATED.fullmatch(name) for name in names)
+        if not is_directory or (names and not was_killed):
+            raise ValueError(
+                f"{self.path} exists and is not a run directory; choose another --run-dir"
+            )
+
+    def _check_or_create(self, experiment: Experiment, file: Path | None) -> None:
         config = to_json(experiment)
         if self.config_file.exists():
             old = read_json(self.config_file)
@@ -85,10 +109,6 @@ class RunDir:
                     )
             if old == config:
                 return
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(
-                f"{self.path} exists and is not a run directory; choose another --run-dir"
-            )
         if file is not None:
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
@@ -155,15 +175,24 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the directory for training. Raises ValueError if another process has locked it."""
-        with contextlib.ExitStack() as stack:
+        """Lock the directory for a run; a block inside a block of the same object changes nothing.
 
-            def take_lock() -> None:
-                message = f"another process is training in {self.path}; wait for it or stop it"
-                stack.enter_context(exclusive_lock(self.path / ".lock", message))
-
-            distributed.broadcast_from_primary(take_lock)
+        Raises ValueError, naming the process, if another one has locked it.
+        """
+        if self._is_locked:
             yield
+            return
+        with distributed.held_by_primary(self._take_lock):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
+    def _take_lock(self) -> contextlib.AbstractContextManager[None]:
+        make_parent(self.path / LOCK)
+        advice = "wait for it, stop it, or choose another --run-dir"
+        return exclusive_lock(self.path / LOCK, f"{self.path} is in use", advice)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,6 +1,8 @@
 """Records are appended as they are computed, read back and never computed twice."""
 
 import dataclasses
+import json
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from ctxext.data.sources import Files, Stdlib
 from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.base import documents, item_rng
+from ctxext.evals.claims import _digest as claim_digest
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
 from ctxext.evals.record import EvaluatedModel, distinct_titles, read_records
 from ctxext.evals.suite import SuiteConfig
@@ -149,6 +152,59 @@ def test_key_tokens_of_an_evaluator_that_has_changed_are_found_again(tmp_path):
     _, second = evaluate_checkpoint(base, evals=evals, **options)
     assert read_records(sink) == first + second
     assert not {record.item for record in first} & {record.item for record in second}
+
+
+class Crowded(EchoPrompt):
+    """While it answers, another process evaluates the same model into the same file."""
+
+    def __init__(self, other):
+        super().__init__(TOKENIZER, OracleConfig(64))
+        self.other = other
+
+    def continuations(self, prompts, prefixes, **options):
+        if self.other is not None:
+            other = self.other
+            self.other = None
+            other()
+        return super().continuations(prompts, prefixes, **options)
+
+
+def test_two_evaluations_do_not_do_the_same_work_twice(tmp_path):
+    """The second is refused, by name of the first; other items, shares, models, places are not."""
+    sink = tmp_path / "out" / "records.jsonl"
+    model = EvaluatedModel(64, rope="yarn")
+    first = Shard(1, 2)
+
+    def others():
+        holder = rf"process {os.getpid()} on [\w.-]+ since 20\d\d-"
+        message = f"yarn is being evaluated into .*out by {holder}.*; wait for it or stop it; sever"
+        for shard in (Shard(1, 2), Shard(1, 4), Shard(1, 1)):
+            with pytest.raises(ValueError, match=message):
+                evaluate(PERFECT, (PPL, GRID), model=model, sink=sink, shard=shard)
+        assert read_records(sink) == []
+        evaluate(PERFECT, (GRID,), model=model, sink=sink, shard=Shard(2, 2))
+        evaluate(PERFECT, (PPL,), model=model, sink=sink)
+        evaluate(PERFECT, (GRID,), model=EvaluatedModel(64), sink=sink)
+        evaluate(PERFECT, (GRID,), model=model, sink=tmp_path / "elsewhere" / "records.jsonl")
+
+    evaluate(Crowded(others), (GRID,), model=model, sink=sink, shard=first)
+    records = read_records(sink)
+    assert len(records) == len({(record.model, record.item) for record in records})
+    counts = [4, 4, len(PPL.items()), 8]
+    assert len(records) == sum(counts)
+    assert os.listdir(tmp_path / "out" / ".claims") == ["lock"], "claims end with their process"
+
+
+def test_what_a_killed_evaluation_claimed_is_free(tmp_path):
+    sink = tmp_path / "records.jsonl"
+    claims = tmp_path / ".claims"
+    claims.mkdir()
+    model = evaluated_model(PERFECT)
+    (claims / "00.lock").write_text('{"pid": 1, "host": "h", "since": "2026-01-01T00:00:00+00:00"}')
+    items = [claim_digest(model, item) for item in GRID.items()]
+    (claims / "00.json").write_text(json.dumps(items))
+    assert len(evaluate(PERFECT, (GRID,), sink=sink)) == 8
+    assert os.listdir(claims) == ["lock"]
 
 
 def test_shards_together_write_the_records_of_one_process(tmp_path, capsys):

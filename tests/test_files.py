@@ -1,6 +1,8 @@
 """Files are complete or absent, even when a write fails halfway."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -166,7 +168,26 @@ with getattr(files, sys.argv[1])(sys.argv[2]) as path:
 """
 
 
-@pytest.mark.parametrize("kind", [atomic_directory, atomic_file])
+def test_a_directory_is_written_by_one_process_until_it_ends_or_is_killed(tmp_path: Path):
+    """The second one is told by which; after a kill the next one removes what it left."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", HOLD, "atomic_directory", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        dead_path = Path(process.stdout.readline().strip())
+        with pytest.raises(ValueError, match=f"out is being written by process {process.pid} on "):
+            _directory(out)
+        assert (dead_path / "part").exists()
+    finally:
+        process.kill()
+        process.communicate()
+    assert dead_path.exists()
+    _directory(out)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", [atomic_file])
 def test_the_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_kept(
     tmp_path: Path, kind
 ):
@@ -233,7 +254,7 @@ def test_the_umask_decides_who_may_read_what_is_written(tmp_path: Path, mask: in
     with umask(mask):
         write_text(tmp_path / "file", "text")
         append_jsonl(tmp_path / "lines", {"n": 1})
-        with exclusive_lock(tmp_path / "lock", "locked"):
+        with exclusive_lock(tmp_path / "lock", "locked", "wait"):
             pass
         with atomic_directory(tmp_path / "out") as directory:
             (directory / "sub").mkdir()
@@ -244,8 +265,75 @@ def test_the_umask_decides_who_may_read_what_is_written(tmp_path: Path, mask: in
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o777 & ~mask, name
 
 
+def test_a_lock_says_who_holds_it_and_ends_with_its_holder(tmp_path: Path):
+    path = tmp_path / "lock"
+    path.write_text("\x1b[2J")  # left by a stranger, held by no one
+    message = rf"^it is used by process {os.getpid()} on [\w.-]+ since 20\d\d-\d\d-.*; wait$"
+    for remove in (False, True):
+        with exclusive_lock(path, "it is used", "wait", remove=remove):
+            with (
+                pytest.raises(ValueError, match=message),
+                exclusive_lock(path, "it is used", "wait"),
+            ):
+                pass
+            held = path.read_text()
+            path.write_text('{"pid": 1, "host": "\x1b[2J", "since": "2026-01-01"}')
+            with pytest.raises(ValueError, match="^it is used by another process; wait$"):
+                with exclusive_lock(path, "it is used", "wait"):
+                    pass
+            path.write_text(held)
+        assert path.exists() != remove
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Between opening the file and locking it; else two processes would hold two files."""
+    path = tmp_path / "lock"
+    real = fcntl.flock
+    removed = []
+
+    def flock(file, operation):
+        if not removed:
+            removed.append(path.unlink())
+        real(file, operation)
+
+    monkeypatch.setattr("ctxext.files.fcntl.flock", flock)
+    with exclusive_lock(path, "", ""):
+        monkeypatch.undo()
+        with pytest.raises(ValueError), exclusive_lock(path, "", ""):
+            pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("ctxext.files.fcntl.flock", flock)
+    with exclusive_lock(tmp_path / "lock", "", ""):
+        pass
+    append_jsonl(tmp_path / "lines", {"n": 1})
+    told = f"{tmp_path} is in a file system without locks: let no second process write there\n"
+    assert capsys.readouterr().err == told
+
+
+def test_two_processes_do_not_write_one_directory(tmp_path: Path):
+    out = tmp_path / "out"
+    message = rf"out is being written by process {os.getpid()} on .*; wait for it, stop it, or choo"
+    with atomic_directory(out) as first:
+        with pytest.raises(ValueError, match=message), atomic_directory(out):
+            pass
+        (first / "file").write_text("first")
+    assert os.listdir(tmp_path) == ["out"]
+    assert (out / "file").read_text() == "first"
+    (tmp_path / ".next.lock").touch()  # left by a process that was killed
+    with atomic_directory(tmp_path / "next"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["next", "out"]
+
+
 def _lock(path: Path) -> None:
-    with exclusive_lock(path, "locked"):
+    with exclusive_lock(path, "locked", "wait"):
         pass
 
 

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 
+from ctxext import pipeline
 from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
@@ -111,7 +114,8 @@ def _hold(path, held, done):
         done.wait(60)
 
 
-def test_two_processes_do_not_train_in_one_directory(tmp_path, experiment):
+def test_two_processes_do_not_run_in_one_directory(tmp_path, experiment):
+    """The second one is told who holds it, and changes nothing: not even a longer run's steps."""
     run = RunDir(tmp_path / "run").open(experiment)
     context = multiprocessing.get_context("spawn")
     held = context.Event()
@@ -120,13 +124,78 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path, experiment):
     other.start()
     try:
         assert held.wait(60)
-        with pytest.raises(ValueError, match="another process is training"), run.lock():
+        holder = rf"process {other.pid} on [\w.-]+ since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
+        message = f"run is in use by {holder} .*; wait for it, stop it, or choose another --run-dir"
+        with pytest.raises(ValueError, match=message), run.lock():
             pass
+        before = run.config_file.read_bytes()
+        train = dataclasses.replace(experiment.train, steps=60)
+        longer = dataclasses.replace(experiment, train=train)
+        with pytest.raises(ValueError, match=message):
+            pipeline.open_run(longer, run.path)
+        assert run.config_file.read_bytes() == before
     finally:
         done.set()
         other.join(60)
-    with run.lock():
+    with run.lock(), run.lock():
+        with pytest.raises(ValueError, match="is in use by"), RunDir(run.path).lock():
+            pass
+    with RunDir(run.path).lock():
         pass
+
+
+LEFT = (".lock", "experiment.py", ".experiment.py.0123abcd.89ef0123", ".config.json.1.2")
+
+
+@pytest.mark.parametrize("left", [LEFT[:1], LEFT[:2], LEFT])
+def test_a_creation_that_was_killed_is_finished_by_the_next_one(tmp_path, experiment, left):
+    """Whatever a kill before config.json leaves, and whatever the experiment is by then."""
+    path = tmp_path / "run"
+    path.mkdir()
+    for name in left:
+        (path / name).write_text("torn")
+    file = tmp_path / "mine.py"
+    file.write_text("experiment = 2\n")
+    run = RunDir(path).open(experiment, file)
+    assert from_json(json.loads(run.config_file.read_text())) == experiment
+    assert (path / "experiment.py").read_text() == "experiment = 2\n"
+
+
+def test_a_killed_creation_leaves_what_the_next_one_knows(tmp_path, experiment, monkeypatch):
+    """Killed before each of its writes, as SIGKILL would: nothing is cleaned up."""
+    file = tmp_path / "mine.py"
+    file.write_text("experiment = 1\n")
+    for number, replace in enumerate(("experiment.py", "config.json")):
+        path = tmp_path / str(number)
+
+        def killed(source, target, name=replace, real=os.replace):
+            if Path(target).name == name:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ctxext.files.os.replace", killed)
+            patch.setattr("ctxext.files._remove", lambda path: None)
+            with pytest.raises(KeyboardInterrupt):
+                RunDir(path).open(experiment, file)
+        assert not (path / "config.json").exists()
+        assert any(name.name.startswith(f".{replace}.") for name in path.iterdir())
+        RunDir(path).open(experiment, file)
+        assert sorted(os.listdir(path)) == [".lock", "config.json", "experiment.py"]
+
+
+@pytest.mark.parametrize("names", [("experiment.py",), (".lock", "experiment.py", "notes.txt")])
+def test_the_files_of_others_are_not_taken_for_what_a_killed_creation_left(
+    tmp_path, experiment, names
+):
+    path = tmp_path / "run"
+    path.mkdir()
+    for name in names:
+        (path / name).write_text("theirs")
+    with pytest.raises(ValueError, match="exists and is not a run directory"):
+        RunDir(path).open(experiment)
+    assert {file.read_text() for file in path.iterdir()} == {"theirs"}
+    assert len(list(path.iterdir())) == len(names)
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)

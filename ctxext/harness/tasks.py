@@ -14,7 +14,7 @@ from typing import Any
 
 from ctxext.evals.base import fingerprint
 from ctxext.evaluate import NamedModel
-from ctxext.files import check_places, write_json, write_text
+from ctxext.files import check_places, write_json, write_text, written_alone
 from ctxext.harness import tables
 from ctxext.harness.compare import Difference, differences, plain
 from ctxext.harness.model import HarnessLM
@@ -159,16 +159,11 @@ class Report:
         parts = [tables.scores(side.results, name) for name, side in results.items() if side]
         return "\n\n".join([*parts, *([tables.table(self.differences)] if self.base else [])])
 
-    def save(self, out: Path | None = None) -> Path:
-        """Write `results.json` and `samples.jsonl`; return their directory.
-
-        Its name has a fingerprint of the models and the request.
-        """
-        name = f"{Path(self.request.tasks[0]).stem}-{fingerprint(self.labels, self.request)}"
-        directory = out or self.directory
-        path = directory / "harness" / name
+    def save(self) -> Path:
+        """Write `results.json` and `samples.jsonl`; return their directory."""
+        path = _place(self.directory, self.labels, self.request)
         if distributed.is_primary():
-            check_places(directory, "harness", f"harness/{name}")
+            check_places(self.directory, "harness", f"harness/{path.name}")
             results = {"model": self.model, "base": self.base}
             lines = [
                 json.dumps({"of": of, "task": task, **plain(sample)}) + "\n"
@@ -182,10 +177,17 @@ class Report:
         return path
 
 
-def report(model: NamedModel, request: Request, *, against: str | Path | None = None) -> Report:
-    """Run the tasks on a model and, if given, on the base `against`.
+def report(
+    model: NamedModel,
+    request: Request,
+    *,
+    against: str | Path | None = None,
+    out: Path | None = None,
+) -> Report:
+    """Run the tasks on a model and, if given, on the base `against`, for the directory `out`.
 
     Both within the smaller of their windows of pre-training, unless the request names a length.
+    Raises ValueError if another process does the same for the same directory.
     """
     both = [model]
     if against is not None:
@@ -200,8 +202,17 @@ def report(model: NamedModel, request: Request, *, against: str | Path | None = 
         both.append(other)
     length = request.max_length or min(named.lm.config.max_position_embeddings for named in both)
     request = dataclasses.replace(request, max_length=length)
-    model_results, *base_results = [run_tasks(named.lm, request) for named in both]
+    labels = {**_labels(model), "base": None if against is None else _labels(both[1])}
+    directory = out or model.directory
+    place = _place(directory, labels, request)
+    check_places(directory, "harness", f"harness/{place.name}")
+    with distributed.held_by_primary(lambda: written_alone(place)):
+        model_results, *base_results = [run_tasks(named.lm, request) for named in both]
     pairs = differences(model_results.samples, base_results[0].samples) if base_results else []
-    labels = {**_labels(model), "base": _labels(both[1]) if base_results else None}
     base = base_results[0] if base_results else None
-    return Report(labels, request, model_results, base, pairs, model.directory)
+    return Report(labels, request, model_results, base, pairs, directory)
+
+
+def _place(directory: Path, labels: dict[str, Any], request: Request) -> Path:
+    """Where the results are written; the name has a fingerprint of the models and the request."""
+    return directory / "harness" / f"{Path(request.tasks[0]).stem}-{fingerprint(labels, request)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.files import atomic_file
+from ctxext.files import atomic_file, written_alone
 from ctxext.interop.families import family_of
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
@@ -66,7 +66,7 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
     if not distributed.is_primary():
         return wait_for_primary(tensors)
     types = {name: _type_of(library, tensor, dtype) for name, tensor in arrays.items()}
-    with atomic_file(path) as temporary:
+    with written_alone(path), atomic_file(path) as temporary:
         writer = library.GGUFWriter(None, family.gguf_architecture)
         _add_keys(library, writer, keys)
         writer.add_file_type(FILE_TYPES[dtype][1])

@@ -3,13 +3,15 @@
 Process 0 is the primary, which alone writes files and prints.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
@@ -178,6 +180,18 @@ def primary_only(method: Callable[..., None]) -> Callable[..., None]:
         broadcast_from_primary(lambda: method(*args, **options))
 
     return run_in_primary
+
+
+@contextlib.contextmanager
+def held_by_primary(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter `context()`, such as a lock, in the primary alone; if that fails, all processes end."""
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(context())
+
+        broadcast_from_primary(enter)
+        yield
 
 
 def barrier() -> None:

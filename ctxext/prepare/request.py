@@ -7,7 +7,14 @@ from typing import Any
 
 from ctxext.data.corpus import id_dtype
 from ctxext.data.token_files import FORMAT, VERSION, WORK, file_hash
-from ctxext.files import check_free, check_places, exclusive_lock, read_json, write_json
+from ctxext.files import (
+    check_free,
+    check_places,
+    exclusive_lock,
+    make_parent,
+    read_json,
+    write_json,
+)
 from ctxext.prepare.encode import Recipe
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -77,12 +84,13 @@ def lock_work(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     """
     work = out / WORK
     check_places(out, WORK)
-    if not (work / REQUEST).is_file():
-        if not work.is_dir():
-            check_free(out)
-        write_json(work / REQUEST, request)
-    message = f"another process is preparing {out}; wait for it or stop it"
-    with exclusive_lock(work / "lock", message):
+    if not work.is_dir():
+        check_free(out)
+        make_parent(work / REQUEST)
+    advice = "wait for it, stop it, or choose another --out"
+    with exclusive_lock(work / "lock", f"{out} is being prepared", advice):
+        if not (work / REQUEST).is_file():
+            write_json(work / REQUEST, request)
         check_same_request(out, read_json(work / REQUEST), request)
         for torn in (*work.glob(".*"), *out.glob(".*")):  # temporary files of a killed run
             torn.unlink()

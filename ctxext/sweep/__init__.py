@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import report
-from ctxext.files import read_json, write_json
+from ctxext.files import exclusive_lock, make_parent, read_json, write_json
 from ctxext.sweep.trial import Outcome, Resources, Trial
 from ctxext.sweep.yaml import wandb_yaml
 
@@ -60,10 +60,20 @@ def sweep(trials: Sequence[Trial], out: Path, launcher: str, resources: Resource
     """Run the trials that are not done yet, and write one report on all of them, OUT/report.html.
 
     OUT/sweep.json keeps the outcomes. A trial is done if it has ended with status 0 with the same
-    command. A trial that fails stops no other. Raises ValueError for an unknown launcher, and
-    where its library is missing.
+    command. A trial that fails stops no other. Raises ValueError for an unknown launcher, where its
+    library is missing, and if another process runs a sweep in OUT.
     """
     launch = _launcher(launcher)
+    lock = out / ".lock"
+    make_parent(lock)
+    advice = "wait for it, stop it, or choose another --out"
+    with exclusive_lock(lock, f"{out} is in use", advice):
+        return _sweep(trials, out, launch, resources)
+
+
+def _sweep(
+    trials: Sequence[Trial], out: Path, launch: Launcher, resources: Resources
+) -> SweepResult:
     outcomes_file = out / "sweep.json"
     earlier = read_json(outcomes_file) if outcomes_file.exists() else {}
     outcomes = {

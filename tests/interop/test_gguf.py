@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 
 from ctxext.cli.main import main
+from ctxext.files import written_alone
 from ctxext.interop import gguf
 from ctxext.interop.gguf_vocabulary import read_tokens
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, slots
@@ -317,6 +318,15 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
     model = StoredModel(CONFIG, PLAIN, 64, tensors, TOKENIZER)
     with pytest.raises(OSError, match="No space left"):
         gguf.write(tmp_path / "m.gguf", model, WriteOptions("float32"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_file_do_not_do_the_work_twice(tmp_path):
+    model = StoredModel(CONFIG, PLAIN, 64, lazy_tensors(CONFIG, random_params(CONFIG)), TOKENIZER)
+    out = tmp_path / "m.gguf"
+    with written_alone(out):
+        with pytest.raises(ValueError, match="m.gguf is being written by process .*; wait for it"):
+            gguf.write(out, model, WriteOptions("float32"))
     assert not any(tmp_path.iterdir())
 
 

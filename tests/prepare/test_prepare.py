@@ -505,7 +505,7 @@ def test_a_changing_source_and_a_second_process_are_refused(tmp_path):
     class Writes(ByteTokenizer):
         def encode(self, text, *, bos=False):
             if text == "a":
-                with pytest.raises(ValueError, match="another process is preparing"):
+                with pytest.raises(ValueError, match="out is being prepared by process"):
                     run_prepare([source], out, tokenizer=ByteTokenizer())
                 lines_file(source, "abcd")
             return super().encode(text, bos=bos)

@@ -1,6 +1,7 @@
 """Sweeps: real trials, one of which fails; finished ones are not repeated; one report on all."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -161,6 +162,24 @@ def test_a_trial_starts_in_no_linked_directory_and_appends_to_no_linked_log(tmp_
 
 
 @pytest.mark.check
+def test_a_second_sweep_in_the_same_place_is_refused(tmp_path: Path, monkeypatch):
+    """By name of the process of the first; that one goes on as if nothing had been."""
+    out = tmp_path / "out"
+    trial = sweep.Trial("a", ("run",), out / "a")
+
+    def launch(trials, resources):
+        holder = rf"process {os.getpid()} on [\w.-]+ since 20\d\d-"
+        message = f"out is in use by {holder}.*; wait for it, stop it, or choose another --out"
+        with pytest.raises(ValueError, match=message):
+            sweep.sweep([trial], out, "local", resources)
+        yield sweep.Outcome("a", 1, ["run"], "a.log")
+
+    monkeypatch.setattr("ctxext.sweep._launcher", lambda name: launch)
+    result = sweep.sweep([trial], out, "local", sweep.Resources())
+    assert result.failed == ["a"]
+    assert list(json.loads((out / "sweep.json").read_text())) == ["a"]
+
+
 def test_stopping_a_sweep_lets_its_trials_save(file: Path, tmp_path: Path):
     """SIGTERM while a trial trains: it saves, and the same command resumes it."""
     only_the_first, _, _ = file.read_text().partition("    yield dataclasses")

@@ -67,8 +67,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     methods = options.read_methods(args, rest)
     model = options.open_named_model(args, methods, semantics=args.semantics)
     options.say_context(model.lm)
-    result = tasks.report(model, request, against=args.against)
-    directory = result.save(args.out)
+    result = tasks.report(model, request, against=args.against, out=args.out)
+    directory = result.save()
     if args.json:
         print(json.dumps(result.data))
     else:
