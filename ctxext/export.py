@@ -12,7 +12,7 @@ from ctxext.attention import Attention, Causal
 from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
-from ctxext.interop import hf, peft_writer
+from ctxext.interop import hf, peft_base, peft_writer
 from ctxext.interop.formats import FORMATS as FORMATS
 from ctxext.interop.formats import find_format
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
@@ -243,7 +243,7 @@ def export_adapter(
     loading.load_frozen(run, config, base=base, mesh=mesh, trust=trust)  # refuses other weights
     recorded = {
         "config.json": read_json(base_directory / "config.json"),
-        peft_writer.BASE: {
+        peft_base.BASE: {
             "checksum": read_json(run.provenance_file)["base"],
             "dtype": settings["train"]["dtype"],
         },

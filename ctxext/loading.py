@@ -1,7 +1,9 @@
 """Open a model: a checkpoint, a run directory, a name on the hub, or the bundled base."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
 from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
-from ctxext.interop import hf, hub, peft_reader
+from ctxext.interop import hf, hub, peft_base, peft_reader
 from ctxext.interop.formats import FORMATS, recognize
 from ctxext.interop.generation_config import read_generation_config
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
-from ctxext.interop.peft_merge import merge
+from ctxext.interop.peft_merge import merge, trained_whole
+from ctxext.interop.peft_reader import Adapter
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, init_params, param_shapes
@@ -31,6 +34,8 @@ from ctxext.serialization import from_json
 from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer, load_tokenizer
 from ctxext.training.checkpoint import find_step, load_params
 from ctxext.training.checksums import parameter_checksum
+
+LOG = logging.getLogger("ctxext")
 
 
 def locate(source: str | Path) -> Path:
@@ -183,7 +188,8 @@ def load(
         angles=angles,
         semantics=semantics,
     )
-    if changes is not None:
+    if adapter is not None and changes is not None:
+        _note_what_differs(Path(adapter), changes, lm, path)
         lm = dataclasses.replace(lm, params=merge(lm.params, changes, config))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
     return lm.with_method(*methods, allow_shorter=allow_shorter)
@@ -235,9 +241,54 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
     )
 
 
-def merge_adapter(lm: LM, directory: Path) -> LM:
-    """The model with a PEFT directory merged into its parameters."""
+def trained_on(lm: LM, adapter: Adapter, recorded: Mapping[str, str]) -> bool:
+    """Whether a model holds the parameters that an adapter records as those of its base.
+
+    recorded: their number type and checksum, without what the adapter replaces.
+    """
+    replaced = trained_whole(adapter, lm.params, lm.config)
+    nothing = r"(?!)"
+    pattern = "|".join(f"^{re.escape(path)}$" for path in sorted(replaced)) or nothing
+    frozen = split(lm.params, pattern)[1]
+    dtype = jnp.dtype(recorded["dtype"])
+    checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
+    return checksum == recorded["checksum"]
+
+
+def _note_what_differs(directory: Path, adapter: Adapter, lm: LM, base: Path) -> None:
+    """Warn of an adapter that has another base or another tokenizer, as far as its files tell."""
+    if names := peft_base.other_tokenizer_files(directory, lm.tokenizer):
+        LOG.warning(
+            "%s of the adapter %s are not those of its base %s and are not used: copy them there "
+            "if the adapter was trained with them",
+            ", ".join(names),
+            directory,
+            base,
+        )
+    recorded = peft_base.recorded_base(directory)
+    stored_as = str(jax.tree.leaves(lm.params)[0].dtype)
+    # What was rounded to bfloat16 has another checksum in float32.
+    if recorded is not None and recorded["dtype"] in (stored_as, "bfloat16"):
+        if not trained_on(lm, adapter, recorded):
+            LOG.warning(
+                "%s does not hold the parameters that the adapter %s was trained on",
+                base,
+                directory,
+            )
+    elif named := peft_base.another_base(directory, base):
+        LOG.warning(
+            "the adapter %s names %s as its base and is merged into %s: if that is another model, "
+            "the adapter was not trained for it",
+            directory,
+            named,
+            base,
+        )
+
+
+def merge_adapter(lm: LM, directory: Path, base: Path) -> LM:
+    """The model, which is that in `base`, with a PEFT directory merged into its parameters."""
     adapter = peft_reader.read(directory, lm.config)
+    _note_what_differs(directory, adapter, lm, base)
     return dataclasses.replace(lm, params=merge(lm.params, adapter, lm.config))
 
 

@@ -67,12 +67,16 @@ class TextGenerator:
             return
         original = lm.config.max_position_embeddings
         window = lm.context.export_length(lm.scaling, original)
-        if num_tokens > window:
-            _note(
-                f"the prompt has {num_tokens:,} tokens, and the context of the model is "
-                f"{window:,}: what follows is unreliable; shorten the prompt, or extend the "
-                f"context, as with --method yarn --factor {-(-num_tokens // original)}"
-            )
+        total = num_tokens + self.max_new_tokens
+        if total > window:
+            extend = f"extend the context, as with --method yarn --factor {-(-total // original)}"
+            if num_tokens > window:
+                subject = f"the prompt has {num_tokens:,} tokens"
+                advice = f"what follows is unreliable; shorten the prompt, or {extend}"
+            else:
+                subject = f"the prompt and {self.max_new_tokens:,} new tokens are {total:,}"
+                advice = f"what is beyond it is unreliable; ask for fewer, or {extend}"
+            _note(f"{subject}, and the context of the model is {window:,}: {advice}")
 
     def _literals(self, prompt: str) -> list[str]:
         """The special tokens that a prompt spells, besides the BOS that it begins with."""
@@ -81,15 +85,13 @@ class TextGenerator:
         return tokenizer.special_literals(prompt.removeprefix(bos))
 
     def chat(
-        self, questions: Iterable[str], system: str | None = None, template: Path | None = None
+        self, questions: Iterable[str], system: str | None = None, template: str | None = None
     ) -> Completion:
         """Answer each question with the whole conversation as context; returns the last answer.
 
         Raises ValueError for a missing or wrong chat template, and if there is no question.
         """
         chat = chat_of(self.lm.tokenizer, template)
-        if chat.note:
-            _note(chat.note)
         messages = [] if system is None else [{"role": "system", "content": system}]
         answer = None
         for question in questions:

@@ -20,7 +20,6 @@ from ctxext.model.decoder import Params
 from ctxext.model.trainable import LoRA, join
 
 TENSORS = "adapter_model.safetensors"
-BASE = "base.json"
 """Describes the base's parameters; it and the base's config.json are in the same directory."""
 
 

@@ -1,26 +1,19 @@
 """The subject of a proof: a model in one of the formats, or a PEFT adapter with its base."""
 
 import dataclasses
-import re
 from pathlib import Path
-
-import jax
-import jax.numpy as jnp
 
 from ctxext import loading
 from ctxext.export import same_rope
 from ctxext.files import read_json
-from ctxext.interop import formats, hf, peft_reader, peft_writer
+from ctxext.interop import formats, hf, peft_base, peft_reader
 from ctxext.interop.hf_weights import slots
-from ctxext.interop.peft_merge import trained_whole
 from ctxext.model.config import SIZES
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
-from ctxext.model.trainable import split
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove import gguf_parameters
 from ctxext.prove.reference.gguf import GGUFReference
-from ctxext.training.checksums import parameter_checksum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Artifact:
     @property
     def base_is_recorded(self) -> bool:
         """True if an adapter records what base it was trained on, so that `open` can check it."""
-        return (self.path / peft_writer.BASE).is_file()
+        return (self.path / peft_base.BASE).is_file()
 
     @property
     def window(self) -> int:
@@ -105,7 +98,7 @@ class Artifact:
         lm = loading.load(self.base, mesh=mesh)
         if self.base_is_recorded:
             self._check_parameters(lm)
-        return loading.merge_adapter(lm, self.path)
+        return loading.merge_adapter(lm, self.path, self.base)
 
     def _check_config(self) -> None:
         recorded, actual = hf.read_config(self.path), hf.read_config(self.base)
@@ -130,14 +123,8 @@ class Artifact:
 
     def _check_parameters(self, lm: LM) -> None:
         adapter = peft_reader.read(self.path, lm.config)
-        recorded = read_json(self.path / peft_writer.BASE)
-        trained = trained_whole(adapter, lm.params, lm.config)
-        nothing = r"(?!)"
-        pattern = "|".join(f"^{re.escape(path)}$" for path in sorted(trained)) or nothing
-        frozen = split(lm.params, pattern)[1]
-        dtype = jnp.dtype(recorded["dtype"])
-        checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
-        if checksum != recorded["checksum"]:
+        recorded = peft_base.recorded_base(self.path)
+        if recorded is not None and not loading.trained_on(lm, adapter, recorded):
             raise ValueError(
                 f"{self.base} does not hold the parameters that {self.path} was trained on; give "
                 "the right base with --against BASE"

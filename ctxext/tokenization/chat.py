@@ -24,18 +24,16 @@ LLAMA2 = """
 {%- endfor -%}
 """
 """The format of Llama 2's own code: each question with its answer is a separate sequence."""
+TEMPLATES = {"llama2": LLAMA2}
+"""Templates by the names that --chat-template knows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """How to write messages for one tokenizer.
-
-    `template`: in Jinja. `note`: what a user should know about the choice of this template.
-    """
+    """How to write messages for one tokenizer, by a template in Jinja."""
 
     tokenizer: Tokenizer
     template: str
-    note: str = ""
 
     def text(self, messages: Messages) -> str:
         """The messages as text, up to where the assistant's turn begins.
@@ -58,21 +56,18 @@ class Chat:
         return [bos_id, *ids]
 
 
-def chat_of(tokenizer: Tokenizer, file: Path | None = None) -> Chat:
-    """The chat of a checkpoint, by the template in `file`, or else by its own.
+def chat_of(tokenizer: Tokenizer, template: str | Path | None = None) -> Chat:
+    """The chat of a checkpoint, by its own template or another one.
 
-    A checkpoint without one gets Llama 2's markers if its special tokens are <s> and </s>. Raises
-    ValueError if there is none.
+    template: a name of `TEMPLATES`, or a file. Raises ValueError if there is none: a chat in a
+    format that a model was not trained on reads like a bad model.
     """
-    if file is not None:
-        return Chat(tokenizer, file.read_text(encoding="utf-8-sig"))
-    template = tokenizer.chat_template
     if template is not None:
-        return Chat(tokenizer, template)
-    special = tokenizer.special_tokens
-    if (special.get("bos_token"), special.get("eos_token")) == ("<s>", "</s>"):
-        note = "the checkpoint has no chat template; Llama 2's [INST] markers are used"
-        return Chat(tokenizer, LLAMA2, note)
+        named = TEMPLATES.get(str(template))
+        return Chat(tokenizer, named or Path(template).read_text(encoding="utf-8-sig"))
+    if tokenizer.chat_template is not None:
+        return Chat(tokenizer, tokenizer.chat_template)
     raise ValueError(
-        "the checkpoint has no chat template; give one with --chat-template FILE, in Jinja"
+        "the checkpoint has no chat template; give one with --chat-template FILE, in Jinja, or "
+        "--chat-template llama2 for a model that was trained with Llama 2's [INST] markers"
     )

@@ -196,7 +196,8 @@ def test_typed_lines_end_with_the_input(monkeypatch):
     assert list(text_generation.typed_lines()) == ["one", "two"]
 
 
-def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsys):
+def test_a_chat_without_a_template_is_refused_until_one_is_chosen(tmp_path, directory, capsys):
+    """Another model's format would read like a bad model."""
     settings = json.loads((directory / CONFIG).read_text())
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -205,10 +206,13 @@ def test_the_note_on_llama_2s_markers_is_printed_once(tmp_path, directory, capsy
     settings.pop("chat_template", None)
     (plain / CONFIG).write_text(json.dumps(settings))
     options = ["--chat", "--prompt", "a", "--max-new-tokens", "4", "--json"]
-    assert main(["generate", str(plain), *options]) == 0
+    assert main(["generate", str(plain), *options]) == 2
     out = capsys.readouterr()
-    assert out.err.count("Llama 2's [INST] markers") == 1
-    assert json.loads(out.out)["prompt_tokens"] > 8
+    assert "the checkpoint has no chat template; give one with --chat-template FILE" in out.err
+    assert not out.out
+    assert main(["generate", str(plain), *options, "--chat-template", "llama2"]) == 0
+    expected = chat_of(load_tokenizer(plain), "llama2").encode([{"role": "user", "content": "a"}])
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(expected)
 
 
 def test_a_prompt_longer_than_the_context_is_one_line(tmp_path, capsys):
@@ -233,6 +237,11 @@ def test_a_prompt_longer_than_the_context_is_one_line(tmp_path, capsys):
     assert note.startswith(f"{start} 512: ")
     assert notes("--method", "yarn", "--factor", str(factor)) == []
     assert notes("--method", "dynamic-ntk", "--factor", "2") == []  # it follows the length
+
+    lm = loading.load(TINY_LLAMA)
+    for new, expected in ((156, ""), (157, "the prompt and 157 new tokens are 257, and the con")):
+        TextGenerator(lm, (), max_new_tokens=new)._say_if_too_long(100)
+        assert capsys.readouterr().err.removeprefix("ctxext: ").startswith(expected)
 
 
 def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):

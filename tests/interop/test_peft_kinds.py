@@ -228,6 +228,39 @@ def test_trainable_params_of_longlora_are_merged(base, torch_base, tmp_path, cap
         peft_reader.read(tmp_path, TINY)
 
 
+def test_another_base_or_tokenizer_than_the_adapters_is_said(base, torch_base, tmp_path, caplog):
+    adapter = tmp_path / "adapter"
+    train(torch_base).save_pretrained(adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+
+    def notes(named: str | None, directory: Path = base) -> str:
+        new = settings | {"base_model_name_or_path": named}
+        (adapter / "adapter_config.json").write_text(json.dumps(new))
+        caplog.clear()
+        loading.load(directory, adapter=adapter)
+        return caplog.text
+
+    moved = shutil.copytree(base, tmp_path / "models--someone--llama" / "snapshots" / "1234")
+    for named in (str(base), f"{base}/", "someone/Base", "/gone/base", "C:\\gone\\base", "", None):
+        assert notes(named) == ""
+    assert notes("someone/llama", moved) == ""
+    for named, directory in (("someone/llama", base), (str(base), moved), ("someone/base", moved)):
+        assert f"names {named} as its base and is merged into {directory}: if" in notes(
+            named, directory
+        )
+    recorded = json.loads((moved / "config.json").read_text())
+    recorded["_name_or_path"] = "someone/base"
+    (moved / "config.json").write_text(json.dumps(recorded))
+    assert notes("someone/base", moved) == ""
+
+    for path in base.glob("token*"):
+        shutil.copy(path, adapter)
+    assert notes(str(base)) == ""
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    assert "chat_template.jinja of the adapter" in notes(str(base))
+    assert "are not used: copy them there" in caplog.text
+
+
 def test_longloras_adapter_is_proven(base, torch_base, tmp_path):
     long_lora(torch_base, tmp_path)
     assert main(["prove", str(tmp_path), "--against", str(base)]) == 0

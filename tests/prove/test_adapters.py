@@ -177,6 +177,18 @@ def test_a_reader_with_another_scale_is_noticed(copy, no_torch, monkeypatch):
     assert max(proof["readers"][0]["logits"]) > 1e-4
 
 
+def test_an_adapter_that_is_merged_into_other_parameters_says_so(trained, copy, tmp_path, caplog):
+    """Its file records a checksum, so that a name that fits does not hide it."""
+    other = write_base(tmp_path / "base", seed=1)
+    loading.load(trained / "base", adapter=copy)
+    assert not caplog.text
+    loading.load(other, adapter=copy)
+    assert f"{other} does not hold the parameters that the adapter {copy} was" in caplog.text
+    (copy / "base.json").write_text('{"dtype": "O"}')
+    with pytest.raises(ValueError, match="base.json must hold the dtype .float32 or bfloat16. and"):
+        loading.load(trained / "base", adapter=copy)
+
+
 OTHER_BASES = {
     "of other parameters": (
         {"seed": 1},

@@ -121,14 +121,15 @@ def test_text_and_ids_are_those_of_transformers(name, form, tmp_path):
     assert 421 in ids or name != "chatml", "added tokens are tokens"
 
 
-def test_without_a_template_the_chat_format_is_that_of_llama_2():
+def test_the_format_of_llama_2_is_used_where_it_is_asked_for():
     """Llama 2's code encodes question and answer of each turn as one text between <s> and </s>."""
     import sentencepiece
 
     reference = sentencepiece.SentencePieceProcessor(model_proto=model())
-    chat = chat_of(Tokenizer({MODEL: model()}))
-    assert "Llama 2" in chat.note
-    assert not chat_of(Tokenizer(files(CHATML))).note
+    tokenizer = Tokenizer({MODEL: model()})
+    with pytest.raises(ValueError, match="no chat template; give one .* --chat-template llama2 "):
+        chat_of(tokenizer)
+    chat = chat_of(tokenizer, "llama2")
     system = "<<SYS>>\nAnswer briefly.\nNo jokes.\n<</SYS>>\n\n"
     first = f"[INST] {(system + TALK[1]['content']).strip()} [/INST] A country. "
     last = f"[INST] {TALK[3]['content']} [/INST]"

@@ -53,7 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Use the model's chat template; without a prompt, chat turn by turn.",
     )
     parser.add_argument(
-        "--chat-template", type=Path, metavar="FILE", help="Another template, in Jinja."
+        "--chat-template",
+        metavar="FILE|llama2",
+        help="Another template, in Jinja; llama2: the [INST] markers of Llama 2's own code.",
     )
     parser.add_argument("--system", metavar="TEXT", help="The system message of the chat.")
     options.add_json(parser)
@@ -61,15 +63,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext.cli import text_generation
+    from ctxext.model.generation import Sampling
+    from ctxext.tokenization.chat import TEMPLATES
 
     if not args.chat and (args.chat_template or args.system):
         raise ValueError("--chat-template and --system belong to --chat")
-    if args.chat_template is not None:
-        text_generation.read_text(args.chat_template, "--chat-template")
+    if args.chat_template is not None and args.chat_template not in TEMPLATES:
+        text_generation.read_text(Path(args.chat_template), "--chat-template")
     if args.system is not None:
         text_generation.check_unicode(args.system, "--system")
     if args.top_p < 1 and not args.temperature:
         raise ValueError("--top-p chooses what is sampled: give --temperature above 0 too")
+    Sampling(args.temperature, args.top_p)  # refuses what is out of range
     no_prompt = args.prompt is None and args.prompt_file is None
     if args.chat and no_prompt and not args.json and sys.stdin.isatty():
         prompts = text_generation.typed_lines()
