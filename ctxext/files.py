@@ -30,8 +30,8 @@ NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK
 """Flags of `os.open` that refuse a link and do not wait for the other end of a pipe."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
-MAX_JSON = 1 << 28
-"""Bytes of a JSON file; those of the largest models have less than 100 million."""
+MAX_JSON = 1 << 27
+"""Bytes of a JSON file; those of the largest models have some ten million."""
 MAX_JSONL = 1 << 32
 """Bytes of a JSONL file; a million records have about one billion."""
 

@@ -34,9 +34,15 @@ CONSTANTS: dict[str, Any] = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "
 LOCAL_HEADER = 30
 """Bytes of a zip record's header before its name and extra field."""
 MAX_DIMS = 8
-MAX_PICKLE = 2**26
+MAX_PICKLE = 2**22
 """Bytes; data.pkl of a model with thousands of tensors has less than one million."""
-MAX_RECORDS = 2**17
+MAX_OPCODES = 2**20
+"""A tensor takes about forty."""
+LARGEST_INTEGER = 2**63
+"""No size or place is as large, and arithmetic with integers of any length takes any time."""
+MAX_RECORDS = 2**16
+MAX_DIRECTORY = 2**22
+"""Bytes of the list of all records, of which each takes about sixty."""
 CHECKSUM_BLOCK = 2**22
 """Bytes that are read at once to compute a checksum."""
 REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
@@ -122,6 +128,7 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
     """The records by name, without the directory that all of them are in."""
     file_size = file.seek(0, 2)
     records: dict[str, _Record] = {}
+    _check_directory(file, file_size)
     entries = zipfile.ZipFile(file).infolist()
     if len(entries) > MAX_RECORDS:
         raise ValueError(f"it has {len(entries)} records, more than any model needs")
@@ -147,6 +154,31 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
         crc = info.CRC if has_checksums else None
         records[name] = _Record(info.filename, start, info.file_size, crc)
     return records
+
+
+def _check_directory(file: BinaryIO, file_size: int) -> None:
+    """Raise ValueError if the list of records at the end of a zip is too long to be read.
+
+    Its size is in the end record, which 64 KiB of comment may follow, or in the larger one before.
+    """
+    end_size, locator_size, large_end_size = 22, 20, 56
+    start = max(0, file_size - (end_size + 0xFFFF))
+    file.seek(start)
+    tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + end_size:
+        raise ValueError("it is cut off")
+    (size,) = struct.unpack_from("<I", tail, at + 12)
+    if size == 0xFFFFFFFF:
+        file.seek(max(0, start + at - locator_size))
+        signature, place = struct.unpack("<4s4xQ4x", file.read(locator_size))
+        for large_end in (start + at - locator_size - large_end_size, place):
+            file.seek(min(max(0, large_end), file_size))
+            record = file.read(large_end_size)
+            if signature == b"PK\x06\x07" and record[:4] == b"PK\x06\x06":
+                size = max(size % 0xFFFFFFFF, struct.unpack_from("<Q", record, 40)[0])
+    if size > MAX_DIRECTORY:
+        raise ValueError(f"its list of records has {size} bytes, more than any model needs")
 
 
 def _content(file: BinaryIO, record: _Record) -> bytes:
@@ -271,7 +303,11 @@ def _interpret(
     stack: list[Any] = []
     marks: list[list[Any]] = []
     memo: dict[Any, Any] = {}
-    for opcode, arg, _ in pickletools.genops(pickled):
+    for count, (opcode, arg, _) in enumerate(pickletools.genops(pickled)):
+        if count >= MAX_OPCODES:
+            raise ValueError(f"data.pkl has more than {MAX_OPCODES} opcodes, as no model has")
+        if isinstance(arg, int) and abs(arg) >= LARGEST_INTEGER:
+            raise ValueError(f"data.pkl holds an integer of {arg.bit_length()} bits")
         match opcode.name:
             case "PROTO":
                 pass
@@ -282,8 +318,8 @@ def _interpret(
             case "EMPTY_DICT":
                 stack.append({})
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
+                size = int(opcode.name[-1])
+                stack[-size:] = [tuple(stack[-size:])]
             case "MARK":
                 marks.append(stack)
                 stack = []

@@ -23,6 +23,8 @@ from ctxext.interop.lazy_tensor import (
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER = 1 << 23
+"""Bytes; the header of a model with ten thousand tensors has about one million."""
 DTYPE_CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The format's dtype codes -> our names."""
 
@@ -60,9 +62,14 @@ def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     The library checks the offsets against the shapes and the size of the file, but does not hand
     them out, so the same bytes are parsed here once they have passed.
     """
-    with _open(path), path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if MAX_HEADER < length <= path.stat().st_size:  # a longer one is cut off
+            raise ValueError(
+                f"{path} has a header of {length:,} bytes, more than any model needs; copy it again"
+            )
+        with _open(path):
+            header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return header, 8 + length
 

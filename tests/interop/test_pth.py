@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import pickle
+import struct
 import time
 import tracemalloc
 import zipfile
@@ -16,6 +17,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ctxext.interop import pth
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, blocks
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
@@ -193,7 +195,8 @@ def test_the_pickles_of_these_tests_are_good(tmp_path):
         ({"shape": (10**6, 10**6), "strides": (0, 0)}, "is not within its storage of 6 numbers"),
         ({"shape": (3, 3)}, "is not within"),
         ({"shape": (2, 3), "strides": (4, 1)}, "is not within"),
-        ({"shape": (2, 3), "strides": (2**80, 1)}, "is not within"),
+        ({"shape": (2, 3), "strides": (2**62, 1)}, "is not within"),
+        ({"shape": (2, 3), "strides": (2**80, 1)}, "holds an integer of 81 bits"),
         ({"shape": (2, 3), "strides": (-3, 1)}, "sizes that are not numbers"),
         ({"shape": (2,)}, "longer than"),
         ({"shape": (0, 3)}, "is not within"),
@@ -203,7 +206,9 @@ def test_the_pickles_of_these_tests_are_good(tmp_path):
         ({"shape": (1,) * 100, "strides": (1,) * 100}, "is not within"),
         ({"offset": 1}, "is not within"),
         ({"offset": -1}, "sizes that are not numbers"),
-        ({"offset": 2**70}, "is not within"),
+        ({"offset": 2**62}, "is not within"),
+        ({"offset": 2**70}, "holds an integer of 71 bits"),
+        ({"offset": -(2**63)}, "holds an integer of 64 bits"),
         ({"key": "1"}, "is corrupt; .*data/1"),
         ({"key": "../../etc/passwd"}, "is corrupt; .*passwd"),
         ({"key": ("0",)}, "a storage is not float32, float16 or bfloat16"),
@@ -254,9 +259,12 @@ def repeated(value: bytes, count: int) -> bytes:
     return b"(" + value + b"q\xfe" + b"h\xfe" * (count - 1) + b"t"
 
 
-def giant_sizes(count: int) -> bytes:
-    """data.pkl of a tensor with `count` dimensions of 2^2000 each."""
-    number = b"\x8a\xff" + b"\xff" * 254 + b"\x7f"
+GIANT = b"\x8a\xff" + b"\xff" * 254 + b"\x7f"
+"""The integer 2^2039 - 1, as pickles have it."""
+
+
+def with_sizes(number: bytes, count: int) -> bytes:
+    """data.pkl of a tensor with `count` dimensions of the size `number`."""
     stored = Stored(("storage", Global("torch\nFloatStorage"), "0", "cpu", 3))
     out = io.BytesIO()
     Pickler(out, 2).dump({"a": Tensor((stored, 0, "SIZES", "SIZES", False, {}))})
@@ -267,13 +275,28 @@ def giant_sizes(count: int) -> bytes:
     return text[:first] + sizes + text[first + len(b"X\x05\x00\x00\x00SIZES") :]
 
 
-@pytest.mark.parametrize("count", [9, 400_000])
-def test_giant_sizes_are_refused_before_any_arithmetic(tmp_path, count):
+@pytest.mark.parametrize(
+    ("number", "count", "message"),
+    [
+        (GIANT, 8, "holds an integer of 2039 bits"),
+        (GIANT, 400_000, "holds an integer of 2039 bits"),
+        (b"K\x02", 9, "too many dimensions"),
+        (b"K\x02", 40_000, "too many dimensions"),
+    ],
+)
+def test_giant_sizes_are_refused_before_any_arithmetic(tmp_path, number, count, message):
     start = time.process_time()
-    path = archive(tmp_path / "x.pth", giant_sizes(count), **DATA)
-    with pytest.raises(ValueError, match="too many dimensions"):
+    path = archive(tmp_path / "x.pth", with_sizes(number, count), **DATA)
+    with pytest.raises(ValueError, match=message):
         open_archive(path)
     assert time.process_time() - start < 20
+
+
+def test_a_description_of_very_many_steps_is_not_followed_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(pth, "MAX_OPCODES", 1000)
+    path = archive(tmp_path / "x.pth", with_sizes(b"K\x02", 1500), **DATA)
+    with pytest.raises(ValueError, match="data.pkl has more than 1000 opcodes"):
+        open_archive(path)
 
 
 def test_a_giant_description_is_not_read(tmp_path):
@@ -282,6 +305,39 @@ def test_a_giant_description_is_not_read(tmp_path):
         file.writestr("x/data.pkl", bytes(2**26 + 1))
     with pytest.raises(ValueError, match="data.pkl has 67108865 bytes, more than any model needs"):
         open_archive(path)
+
+
+def zip_of_many_records(count: int, *, large_end: bool) -> bytes:
+    """A zip whose list, at its end, has `count` records of no bytes."""
+    head = b"PK\x03\x04" + bytes(40)
+    fields = (b"PK\x01\x02", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0)
+    entry = struct.pack("<4s4B4HL2L5H2L", *fields)
+    records = b"".join(entry + b"x/%05x" % number for number in range(count))
+    size, start = len(records), len(head)
+    end = struct.pack(
+        "<4s4H2LH", b"PK\x05\x06", 0, 0, count & 0xFFFF, count & 0xFFFF, size, start, 0
+    )
+    if not large_end:
+        return head + records + end
+    large = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, start + size, 1)
+    none = 0xFFFFFFFF
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, none, none, 0)
+    return head + records + large + locator + end
+
+
+@pytest.mark.parametrize("large_end", [False, True])
+def test_a_giant_list_of_records_is_not_read(tmp_path, monkeypatch, large_end):
+    """A list of 100 MB takes the zipfile module half a minute and a gigabyte."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(zip_of_many_records(100, large_end=large_end))
+    with pytest.raises(ValueError, match="KeyError: 'data.pkl'|is cut off"):
+        open_archive(path)
+    path.write_bytes(zip_of_many_records(100_000, large_end=large_end))
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZipFile", lambda file: pytest.fail("the list was read"))
+        with pytest.raises(ValueError, match="its list of records has 5300000 bytes, more than"):
+            open_archive(path)
 
 
 def test_parameters_and_nested_dictionaries(tmp_path):

@@ -23,6 +23,8 @@ SCALARS = {
 }
 STRING, ARRAY = 8, 9
 Q8_0 = 8
+MAX_METADATA = 1 << 26
+"""Bytes of keys and descriptions of tensors; a vocabulary of Llama 3 takes ten million."""
 KINDS = {0: "float32", 1: "float16", Q8_0: "q8_0", 30: "bfloat16"}
 """The types of tensors that are read here."""
 BLOCK_SIZE = 32
@@ -105,6 +107,8 @@ class GGUFFile:
     def _bytes(self, count: int) -> bytes:
         if count > len(self._data) - self._at:
             raise ValueError("it is cut off")
+        if self._at + count > MAX_METADATA:
+            raise ValueError(f"it has more than {MAX_METADATA:,} bytes before its tensors")
         self._at += count
         return bytes(self._data[self._at - count : self._at])
 
