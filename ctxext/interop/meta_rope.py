@@ -127,7 +127,10 @@ def _scaled_rope(path: Path, params: dict[str, Any]) -> Llama3 | None:
             "3.2"
         )
     high = params.get("rope_high_freq_factor")
-    return Llama3(float(factor), high_freq_factor=4.0 if high is None else float(high))
+    try:
+        return Llama3(float(factor), high_freq_factor=4.0 if high is None else float(high))
+    except ValueError as error:
+        raise ValueError(f"params.json in {path.parent}: {error}") from None
 
 
 def read_rope(path: Path, params: dict[str, Any], head_dim: int, original: int | None) -> MetaRope:
@@ -138,12 +141,11 @@ def read_rope(path: Path, params: dict[str, Any], head_dim: int, original: int |
     or if nothing declares the window.
     """
     theta = params.get("rope_theta")
+    params_file = path.with_name("params.json")
     scaled = _scaled_rope(path, params)
     if scaled is not None and not path.is_file():
-        params_file = path.with_name("params.json")
         _check_agreement(params_file, "window of pre-training", SCALED_ROPE_WINDOW, original)
-        keys = {"max_position_embeddings": SCALED_ROPE_WINDOW, "rope_theta": theta}
-        rope_theta, window, _ = rope_from_config(keys)
+        rope_theta, window, _ = _plain_rope(params_file, theta, SCALED_ROPE_WINDOW)
         return MetaRope(rope_theta, window, scaled, SCALED_ROPE_LENGTH)
     if not path.is_file():
         if original is None:
@@ -151,8 +153,7 @@ def read_rope(path: Path, params: dict[str, Any], head_dim: int, original: int |
                 f"{path.parent} does not declare the window of pre-training; give it with "
                 "--original: 4096 for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
             )
-        keys = {"max_position_embeddings": original, "rope_theta": theta}
-        theta, window, scaling = rope_from_config(keys)
+        theta, window, scaling = _plain_rope(params_file, theta, original)
         return MetaRope(theta, window, scaling, extended_window=original)
     data = read_json(path)
     try:
@@ -170,6 +171,14 @@ def read_rope(path: Path, params: dict[str, Any], head_dim: int, original: int |
     _check_agreement(path, "rope_theta", rope_theta, theta)
     _check_agreement(path, "window of pre-training", window, original)
     return MetaRope(rope_theta, window, scaling, length)
+
+
+def _plain_rope(path: Path, theta: float | None, window: int) -> tuple[float, int, RopeScaling]:
+    """Theta, L and the scaling of params.json at `path`. Raises ValueError that names it."""
+    try:
+        return rope_from_config({"max_position_embeddings": window, "rope_theta": theta})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _check_frequencies(

@@ -10,6 +10,10 @@ LARGEST_SIZE = 2**24
 """More is a mistake, and is refused before anything of that size is allocated."""
 
 
+SMALLEST_EPSILON = 1e-30
+"""A smaller one is 0 in float32, and its purpose is not to be."""
+
+
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e300
 
@@ -31,7 +35,7 @@ def _are_token_ids(value: Any) -> bool:
 SIZE: Rule = (_is_size, f"an integer from 1 to {LARGEST_SIZE}")
 NUMBER: Rule = (_is_number, "a number of at least 0")
 EPSILON: Rule = (
-    lambda value: _is_number(value) and 0 < value < 1,
+    lambda value: _is_number(value) and SMALLEST_EPSILON <= value < 1,
     "a number between 0 and 1, such as 1e-05",
 )
 TOKEN_ID: Rule = (_is_token_id, "a token id")

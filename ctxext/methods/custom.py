@@ -9,11 +9,17 @@ import numpy as np
 
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor
 
+SMALLEST_DIVISOR = 1e-12
+"""A smaller one would make a frequency infinite sooner or later."""
+
 
 def check_divisors(name: str, divisors: Sequence[float]) -> None:
-    """Raise ValueError unless all are positive and finite."""
-    if not all(0 < divisor < math.inf for divisor in divisors):
-        raise ValueError(f"{name} must be positive and finite; 1e12 stands for a frequency of zero")
+    """Raise ValueError unless all are positive, at least `SMALLEST_DIVISOR`, and finite."""
+    if not all(SMALLEST_DIVISOR <= divisor < math.inf for divisor in divisors):
+        raise ValueError(
+            f"{name} must be positive and finite; 1e12 stands for a frequency of zero, and "
+            f"{SMALLEST_DIVISOR:g} is the smallest divisor"
+        )
 
 
 def divided(base: RopeBase, name: str, divisors: Sequence[float]) -> np.ndarray:

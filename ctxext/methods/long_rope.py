@@ -11,7 +11,12 @@ from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, che
 
 
 def su_attention_factor(factor: float, window: int) -> float:
-    """m = sqrt(1 + ln(factor) / ln(window)), and 1 at factor 1."""
+    """m = sqrt(1 + ln(factor) / ln(window)), and 1 at factor 1.
+
+    Raises ValueError for a window of a single token, whose logarithm is 0.
+    """
+    if window < 2:
+        raise ValueError(f"a window of {window} token has no attention_factor; give one, such as 1")
     return math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
 
 

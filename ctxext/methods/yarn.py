@@ -37,9 +37,13 @@ def yarn_attention_factor(factor: float) -> float:
     return 0.1 * math.log(factor) + 1
 
 
+SMALLEST_BETA = 1e-12
+"""Turns in the window; the logarithm of less leads to no pair."""
+
+
 def check_betas(beta_fast: float, beta_slow: float) -> None:
     """Raise ValueError unless the ramp runs from more turns in the window to fewer."""
-    if not math.inf > beta_fast >= beta_slow > 0:
+    if not math.inf > beta_fast >= beta_slow >= SMALLEST_BETA:
         raise ValueError(
             f"need beta_fast >= beta_slow > 0, such as 32 and 1, got {beta_fast} and {beta_slow}"
         )

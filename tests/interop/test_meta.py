@@ -38,7 +38,7 @@ from ctxext.methods import (
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
 from ctxext.prove.reference.meta import MetaReference
-from ctxext.rope import RopeScaling, Unscaled, rotate
+from ctxext.rope import RopeBase, RopeScaling, Unscaled, rotate
 from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
@@ -681,3 +681,35 @@ def test_an_import_has_one_tensor_in_memory(tmp_path):
     tracemalloc.stop()
     assert total > 2 * 6e6
     assert peak < total / 4
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rope_theta",
+        "rope_scaling_factor",
+        "rope_high_freq_factor",
+        "norm_eps",
+        "ffn_dim_multiplier",
+    ],
+)
+@pytest.mark.parametrize(
+    "number",
+    ["NaN", "Infinity", "-Infinity", "-1", "0", "1e400", "1e-320", "true", '"8"', "1" + "0" * 400],
+)
+def test_numbers_in_params_json_are_read_or_refused_by_name(tmp_path, key, number):
+    """As Python's own JSON reader takes them."""
+    params = {"dim": 32, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "use_scaled_rope": True}
+    params |= {"rope_theta": 10000.0, "rope_scaling_factor": 8}
+    text = json.dumps(params | {key: "HERE"}).replace('"HERE"', number)
+    (tmp_path / "params.json").write_text(text)
+    try:
+        read = meta._read_params(tmp_path / "params.json")
+        theta, window, scaling, _ = read_rope(tmp_path / "rope.json", read, 8, None)
+        rope = scaling.rope(RopeBase(8, theta, window), 10_000)
+    except ValueError as error:
+        assert "params.json" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert key == "ffn_dim_multiplier"  # which decides no frequency, and the tensors the width
+        assert np.isfinite(rope.inv_freq).all()

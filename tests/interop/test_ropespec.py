@@ -4,11 +4,13 @@ import dataclasses
 import json
 import logging
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ctxext.interop import hf
+from ctxext.interop.families.llama import read_config
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
@@ -406,3 +408,64 @@ def test_the_keys_that_the_rope_command_prints():
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
     }
+
+
+SHAPE = {
+    "vocab_size": 420,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 256,
+}
+LISTS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
+KEYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.1},
+    "yarn, mscale": {"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": {"factor": 4.0, "attention_factor": 1.2, **LISTS},
+    "longrope, its own factor": {"factor": 4.0, **LISTS},
+    "proportional": {"factor": 4.0, "partial_rotary_factor": 0.5},
+}
+BAD_NUMBERS = (
+    *(math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1e-320, 1e-12, 1e299, -1e-300),
+    *(10**400, 1, 2, True, "4", [], {}),
+)
+
+
+@pytest.mark.parametrize("form", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("name", KEYS)
+def test_any_number_gives_finite_frequencies_or_one_error(name, form, caplog):
+    """Each key of each type, theta, the epsilon and the windows, with each number in its place."""
+    rope_type = name.partition(",")[0]
+    spec = {"rope_type": rope_type, "original_max_position_embeddings": 64, **KEYS[name]}
+    if rope_type in ("default", "dynamic"):
+        del spec["original_max_position_embeddings"]
+    good = SHAPE | {form: spec, "rope_theta": 10000.0}
+    files = [good]
+    for bad in BAD_NUMBERS:
+        files += [
+            good | {key: bad} for key in ("rope_theta", "rms_norm_eps", "max_position_embeddings")
+        ]
+        files += [good | {form: spec | {key: bad}} for key in spec if key != "rope_type"]
+        for key in spec.keys() & LISTS.keys():
+            files.append(good | {form: spec | {key: [1.0, 1.0, bad, 1.0]}})
+    num_read = 0
+    for data in files:
+        try:
+            config, scaling = read_config(data)
+            lengths = (1, config.max_position_embeddings, 300, 10**6)
+            ropes = [scaling.rope(config.rope_base(), length) for length in lengths]
+        except ValueError as error:
+            assert "\n" not in str(error)
+            continue
+        num_read += 1
+        assert 1e-30 <= config.rms_norm_eps < 1
+        for rope in ropes:
+            assert (np.isfinite(rope.inv_freq) & (rope.inv_freq >= 0)).all(), data
+            assert 0 < rope.attention_factor < math.inf, data
+    assert num_read > 0, "the file without a bad number"

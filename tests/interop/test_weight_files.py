@@ -6,6 +6,7 @@ Two sets of weights in a directory, PyTorch's files, prefixes of training tools,
 import dataclasses
 import json
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from ctxext.interop import hf
+from ctxext.interop import hf, safetensors_files
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.stored_weights import find_weights
 from ctxext.model.config import LlamaConfig
@@ -410,3 +411,17 @@ def test_a_tensor_that_the_index_forgot_is_read_as_transformers_reads_it(tmp_pat
     weights = transformers_weights(out)
     np.testing.assert_array_equal(weights["model.norm.weight"], expected()["model.norm.weight"])
     assert_holds(out, weights)
+
+
+def test_a_header_that_would_take_minutes_is_not_parsed(tmp_path, monkeypatch):
+    """A header of 97 MB of metadata takes the library and the JSON reader two minutes."""
+    path = tmp_path / "model.safetensors"
+    header = b'{"__metadata__": {"a": "' + b"x" * 100 + b'"}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert safetensors_files.open_file(path) == {}
+    monkeypatch.setattr(safetensors_files, "MAX_HEADER", 100)
+    with pytest.raises(ValueError, match="has a header of 126 bytes, more than any model needs"):
+        safetensors_files.open_file(path)
+    path.write_bytes(struct.pack("<Q", 1 << 60) + header)
+    with pytest.raises(ValueError, match="is cut off or corrupt"):
+        safetensors_files.open_file(path)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ctxext.interop import gguf
-from ctxext.interop.hf_weights import WriteOptions, lazy_tensors
+from ctxext.interop.hf_weights import WriteOptions
 from ctxext.methods import Yarn
 from ctxext.prove.gguf_parameters import q8_0
+from ctxext.prove.reference import gguf_file
 from ctxext.prove.reference.gguf import GGUFReference, frequencies
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.tokenization.tokenizer import MODEL, SAMPLE_TEXTS
@@ -24,8 +25,17 @@ from support.llamas import LENGTH, TINY, random_params, tokenizer
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
 
 
-def save(path: Path, dtype: str = "float32") -> Path:
-    scaling = Yarn(4.0, beta_fast=8.0)
+FLOAT_KEYS = ("llama.rope.freq_base", "llama.rope.scaling.factor")
+
+
+def bits(number: float) -> int:
+    """Those of a number as a file of GGUF has it."""
+    return struct.unpack("<I", struct.pack("<f", number))[0]
+
+
+def save(path: Path, dtype: str = "float32", beta_fast: float = 8.0) -> Path:
+    """With 32 turns the file has the keys of YaRN, with others a divisor for each frequency."""
+    scaling = Yarn(4.0, beta_fast=beta_fast)
     model = stored_model(TINY, random_params(TINY), scaling, tokenizer(), seq_len=LENGTH)
     gguf.write(path, model, WriteOptions(dtype))
     return path
@@ -69,42 +79,78 @@ def test_token_ids_are_those_of_sentencepiece(tmp_path):
         assert ids == [1, *processor.encode(text)], repr(text)
 
 
+def float_key(good: bytes, key: str) -> int:
+    """Where the value of a key with a 32-bit number is: after its name and its type."""
+    return good.index(key.encode()) + len(key) + 4
+
+
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.data())
-def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, data):
-    good = _good(tmp_path_factory)
-    leaves = [entry.read() for entry in lazy_tensors(TINY, random_params(TINY)).values()]
-    header = len(good) - 4 * sum(leaf.size for leaf in leaves)
-    at = data.draw(st.integers(0, header - 9))
-    kind = data.draw(st.sampled_from(["byte", "large", "cut"]))
+@given(
+    kind=st.sampled_from(["byte", "large", "cut", *FLOAT_KEYS]),
+    at=st.integers(0, 2**20),
+    value=st.integers(0, 2**64 - 1),
+)
+# Found by such a search: the frequencies of a negative base are not numbers.
+@example(kind="llama.rope.freq_base", at=0, value=bits(-2.6e-39))
+@example(kind="llama.rope.freq_base", at=0, value=bits(0.0))
+@example(kind="llama.rope.freq_base", at=0, value=bits(math.nan))
+@example(kind="llama.rope.freq_base", at=0, value=bits(math.inf))
+@example(kind="llama.rope.scaling.factor", at=0, value=bits(-math.inf))
+@example(kind="llama.rope.scaling.factor", at=0, value=bits(1e-45))
+def test_corrupt_files_are_read_or_refused_with_a_value_error(tmp_path_factory, kind, at, value):
+    """What is read has positive frequencies and a positive factor, all of them finite."""
+    good = _good(tmp_path_factory, beta_fast=32.0 if kind in FLOAT_KEYS else 8.0)
+    header = len(good) - 4 * TINY.num_parameters
+    at %= header - 9
     bad = bytearray(good)
     if kind == "byte":
-        bad[at] = data.draw(st.integers(0, 255))
+        bad[at] = value % 256
     elif kind == "large":
-        bad[at : at + 8] = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1)))
-    else:
+        bad[at : at + 8] = struct.pack("<Q", value)
+    elif kind == "cut":
         bad = bad[:at]
+    else:
+        at = float_key(good, kind)
+        bad[at : at + 4] = struct.pack("<I", value % 2**32)
     path = tmp_path_factory.getbasetemp() / "bad.gguf"
     path.write_bytes(bytes(bad))
     try:
         reader = GGUFReference(path)
-        reader.rope(LENGTH)
+        inv_freq, attention_factor = reader.rope(LENGTH)
     except ValueError as error:
         assert "bad.gguf" in str(error) or "is not read here" in str(error)
+    else:
+        assert (np.isfinite(inv_freq) & (inv_freq > 0)).all()
+        assert math.isfinite(attention_factor)
+
+
+NOT_A_BASE = (-2.6e-39, -1.0, 0.0, 1.0, math.nan, math.inf, -math.inf, "10000", True, None)
+YARN = {"llama.rope.scaling.type": "yarn", "llama.context_length": 64}
 
 
 @pytest.mark.parametrize(
     "keys, divisors",
     [
-        ({"llama.rope.freq_base": -2.6e-39}, None),
-        ({"llama.rope.freq_base": math.nan}, None),
-        ({"llama.rope.freq_base": "10000"}, None),
-        ({"llama.rope.scaling.factor": -4.0}, None),
-        ({"llama.rope.scaling.factor": 5e-324}, None),
+        *(({"llama.rope.freq_base": value}, None) for value in NOT_A_BASE),
+        *(
+            ({"llama.rope.scaling.factor": value}, None)
+            for value in (-4.0, 5e-324, math.nan, math.inf, "4", True)
+        ),
+        *(
+            ({"llama.rope.scaling.attn_factor": value}, None)
+            for value in (-1.0, 0.0, math.nan, math.inf, "1")
+        ),
+        *(
+            (YARN | {"llama.rope.scaling.original_context_length": value}, None)
+            for value in (-64, math.nan, math.inf, "64", [64])
+        ),
+        ({"llama.rope.scaling.type": "yarn"}, None),
         ({}, np.array([1, 0], np.float32)),
         ({}, np.array([1, np.inf], np.float32)),
+        ({}, np.array([1, np.nan], np.float32)),
+        ({}, np.array([1, -1], np.float32)),
     ],
 )
 def test_numbers_that_cannot_be_frequencies_are_refused(keys, divisors):
@@ -112,13 +158,14 @@ def test_numbers_that_cannot_be_frequencies_are_refused(keys, divisors):
         frequencies(keys, divisors, 4)
 
 
-FILES: dict[str, bytes] = {}
+FILES: dict[float, bytes] = {}
 
 
-def _good(factory) -> bytes:
-    if not FILES:
-        FILES["good"] = save(factory.mktemp("good") / "m.gguf").read_bytes()
-    return FILES["good"]
+def _good(factory, beta_fast: float) -> bytes:
+    if beta_fast not in FILES:
+        path = factory.mktemp("good") / "m.gguf"
+        FILES[beta_fast] = save(path, beta_fast=beta_fast).read_bytes()
+    return FILES[beta_fast]
 
 
 def test_numbers_that_are_too_large_do_not_hang_or_fill_memory(tmp_path):
@@ -131,6 +178,17 @@ def test_numbers_that_are_too_large_do_not_hang_or_fill_memory(tmp_path):
         path.write_bytes(header + body)
         with pytest.raises(ValueError, match="is not a complete GGUF file"):
             GGUFFile(path)
+
+
+def test_metadata_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    """Each byte of an array takes many in Python."""
+    array = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 1, 5000) + bytes(5000)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + array)
+    assert GGUFFile(path).keys == {"a": [0] * 5000}
+    monkeypatch.setattr(gguf_file, "MAX_METADATA", 5000)
+    with pytest.raises(ValueError, match="m.gguf .*more than 5,000 bytes before its tensors"):
+        GGUFFile(path)
 
 
 def test_another_number_of_divisors_than_pairs_is_refused():

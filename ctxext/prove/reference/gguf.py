@@ -126,7 +126,7 @@ def frequencies(
 
     YaRN's betas are 32 and 1 whatever is in the file, as llama.cpp's programs overrule them. Raises
     ValueError for a type of scaling that is not read here, unless there is one divisor per pair,
-    and for numbers that cannot be a base, a factor or a divisor.
+    and for numbers that cannot be a base, a factor, a window or a divisor.
     """
     theta = keys.get("llama.rope.freq_base", 10000.0)
     kind = keys.get("llama.rope.scaling.type", "linear")
@@ -134,6 +134,7 @@ def frequencies(
     m = keys.get("llama.rope.scaling.attn_factor", 1.0)
     _check_number("llama.rope.freq_base", theta, above=1)
     _check_number("llama.rope.scaling.factor", factor, above=0)
+    _check_number("llama.rope.scaling.attn_factor", m, above=0)
     f = theta ** (-2 * np.arange(d // 2) / d)
     if divisors is not None:
         if divisors.shape != f.shape:
@@ -151,7 +152,9 @@ def frequencies(
         return f / factor, m
     if kind != "yarn":
         raise ValueError(f"llama.rope.scaling.type {kind!r} is not read here")
-    window = keys.get("llama.rope.scaling.original_context_length") or keys["llama.context_length"]
+    original = "llama.rope.scaling.original_context_length"
+    window = keys.get(original) or keys.get("llama.context_length")
+    _check_number(original, window, above=0)
     low, high = (
         d * math.log(window / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (32, 1)
     )
