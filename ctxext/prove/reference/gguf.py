@@ -153,7 +153,7 @@ def frequencies(
     if kind != "yarn":
         raise ValueError(f"llama.rope.scaling.type {kind!r} is not read here")
     original = "llama.rope.scaling.original_context_length"
-    window = keys.get(original) or keys.get("llama.context_length")
+    window = keys.get(original) or keys.get("llama.context_length", 0)
     _check_number(original, window, above=0)
     low, high = (
         d * math.log(window / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (32, 1)
