@@ -23,7 +23,7 @@ from ctxext.model.lm import LM
 from ctxext.model.trainable import Full
 from ctxext.parallel import distributed
 from ctxext.plan.flops import seconds_at_peak
-from ctxext.prove import describe, prove
+from ctxext.prove import changes_since_proof, describe, in_words, proof_file, prove
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
 from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
@@ -139,7 +139,7 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
         model = _evaluate(experiment, result, experiment.train.steps, directory, sinks)
         if experiment.export is not None:
             proof = _export(experiment, result, model, directory)
-            facts = {"method": model.label, "equal": not proof["weights_that_differ"]}
+            facts = {"method": model.label, "equal": proof["equal"]}
             for sink in sinks:
                 sink.artifact("export", [directory.export], facts)
         for sink in sinks:
@@ -238,24 +238,64 @@ def _evaluate(
 
 
 def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) -> dict[str, Any]:
-    """Write and prove the export, unless it is already there and equal; returns the proof."""
+    """Write and prove the export, unless it is already there and equal; returns the proof.
+
+    Raises ValueError if there are files in it that the run did not write and would have to remove.
+    """
     assert experiment.export is not None
     suffix = find_format(experiment.export.to).suffix
     out = run.export / f"model{suffix}" if suffix else run.export
+    seq_len = lm.context.export_length(lm.scaling, experiment.train.seq_len)
     if out.exists():
-        proof = prove(out, against=lm)
-        if not proof["weights_that_differ"]:
+        proof, reason = _prove_existing(out, lm, seq_len)
+        if proof is not None:
             return proof
-        # The run has been trained further since.
-        distributed.broadcast_from_primary(lambda: shutil.rmtree(run.export))
+        print(f"{out} is replaced: {reason}", file=sys.stderr)
+        distributed.broadcast_from_primary(lambda: _remove_export(out))
     print(f"exporting to {out}", file=sys.stderr)
     export(
         lm,
         out,
         to=experiment.export.to,
         dtype=experiment.export.dtype,
-        seq_len=lm.context.export_length(lm.scaling, experiment.train.seq_len),
+        seq_len=seq_len,
         card=run_card(run, model),
         allow_shorter=experiment.allow_shorter,
     )
-    return prove(out, against=lm)
+    return prove(out, against=lm, seq_len=seq_len)
+
+
+def _remove_export(out: Path) -> None:
+    """Remove a directory, or a file and the proof next to it."""
+    if out.is_dir():
+        shutil.rmtree(out)
+        return
+    proof_file(out).unlink(missing_ok=True)
+    out.unlink()
+
+
+def _prove_existing(out: Path, lm: LM, seq_len: int) -> tuple[dict[str, Any] | None, str]:
+    """The proof of an export that is there; None, and the reason, for one to be written again.
+
+    Raises ValueError for files that the run did not write.
+    """
+    try:
+        changes = changes_since_proof(out)
+    except ValueError as error:
+        return None, str(error)
+    added = [name for name, change in changes.items() if change == "new"]
+    if added:
+        raise ValueError(
+            f"{out} holds {', '.join(added)}, which this run did not write; move that to another "
+            "directory, so that nothing of yours is lost or taken for the export"
+        )
+    if changes:
+        return None, f"changed since it was proven: {in_words(changes)}"
+    try:
+        proof = prove(out, against=lm, seq_len=seq_len)
+    except ValueError as error:
+        return None, str(error)
+    if proof["equal"]:
+        return proof, ""
+    # As after more training.
+    return None, "it is not the model that the run has now"

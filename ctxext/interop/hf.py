@@ -95,6 +95,12 @@ def _extended_window(data: dict[str, Any], config: LlamaConfig, scaling: RopeSca
     return length
 
 
+def declared_window(config: LlamaConfig, scaling: RopeScaling, *, seq_len: int) -> int:
+    """The extended window L', tokens, of a directory that is written for texts of `seq_len`."""
+    data = config_json(config, scaling, seq_len=seq_len, dtype="float32")
+    return _extended_window(data, *parse_config(data))
+
+
 def config_json(
     config: LlamaConfig, scaling: RopeScaling, *, seq_len: int, dtype: str
 ) -> dict[str, Any]:

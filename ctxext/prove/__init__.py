@@ -5,7 +5,9 @@ ids. A reader in plain numpy always runs; transformers, peft for an adapter, tor
 and llama.cpp for GGUF run where they are installed.
 """
 
+from ctxext.prove.file_digests import in_words
 from ctxext.prove.proof import prove
 from ctxext.prove.proof_text import describe
+from ctxext.prove.recorded import changes_since_proof, proof_file
 
-__all__ = ["describe", "prove"]
+__all__ = ["changes_since_proof", "describe", "in_words", "proof_file", "prove"]

@@ -13,6 +13,7 @@ from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove import gguf_parameters
+from ctxext.prove.file_digests import file_digests
 from ctxext.prove.reference.gguf import GGUFReference
 
 
@@ -52,6 +53,11 @@ class Artifact:
         return self.path if self.format == "peft" else None
 
     @property
+    def noun(self) -> str:
+        """What it is, in a word."""
+        return "adapter" if self.format == "peft" else "export"
+
+    @property
     def base_is_recorded(self) -> bool:
         """True if an adapter records what base it was trained on, so that `open` can check it."""
         return (self.path / peft_base.BASE).is_file()
@@ -63,12 +69,12 @@ class Artifact:
             return GGUFReference(self.path).window
         return loading.read_checkpoint(self.base, self.original).window
 
-    @property
-    def proof_file(self) -> Path:
-        """Where its proof is written."""
-        if self.path.is_file():
-            return self.path.with_suffix(".proof.json")
-        return self.path / "proof.json"
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each of its files by name; those of an adapter's base begin with base/."""
+        digests = file_digests(self.path)
+        if self.format == "peft":
+            digests |= {f"base/{name}": value for name, value in file_digests(self.base).items()}
+        return digests
 
     def dtypes(self) -> dict[str, str]:
         """The dtype that each tensor is stored in, by HF's names; float32 for merged parameters."""

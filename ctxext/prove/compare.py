@@ -96,13 +96,14 @@ def compare(
     if output.rounded:
         result["logits_exact_angles"] = errors(output.logits[0], _logits(ours, first)).tolist()
     result["token_ids_equal"] = _token_ids_equal(ours.tokenizer, output, texts)
+    result["vocabulary_equal"] = _vocabulary_equal(ours.tokenizer, output)
     result["special_ids_equal"] = _special_ids_equal(ours.tokenizer, output)
     result["chat_ids_equal"] = _chat_ids_equal(ours.tokenizer, output)
     result["greedy"] = _greedy_error(output.logits[1], continuation)
     within = all(np.max(result[name]) <= limit for name, limit in tolerances.items())
     same_ids = all(
         result[name] is not False
-        for name in ("token_ids_equal", "special_ids_equal", "chat_ids_equal")
+        for name in ("token_ids_equal", "vocabulary_equal", "special_ids_equal", "chat_ids_equal")
     )
     return result | {"equal": bool(within and same_ids)}
 
@@ -114,6 +115,12 @@ def _token_ids_equal(
         return None
     encode = tokenizer.encode_as_model if output.reads_model else tokenizer.encode_as_readers
     return output.token_ids == [encode(text) for text in texts]
+
+
+def _vocabulary_equal(tokenizer: Tokenizer, output: ReaderOutput) -> bool | None:
+    if output.vocabulary is None:
+        return None
+    return output.vocabulary == tokenizer.vocabulary
 
 
 def _special_ids_equal(tokenizer: Tokenizer, output: ReaderOutput) -> bool | None:

@@ -2,28 +2,33 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctxext import loading
-from ctxext.files import write_json, write_text
+from ctxext.files import read_json, write_json, write_text
 from ctxext.interop import peft_reader
 from ctxext.interop.generation_config import different_settings, extended_generation_config
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.interop.model_card import code_block, with_proof
+from ctxext.methods import label
 from ctxext.model.lm import LM
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.compare import compare
+from ctxext.prove.file_digests import changed_files
 from ctxext.prove.gguf_parameters import q8_0
 from ctxext.prove.known_incompatibilities import known_incompatibilities
 from ctxext.prove.proof_text import describe
 from ctxext.prove.reader_output import continuation_input, window_input
 from ctxext.prove.readers import read_all
+from ctxext.prove.recorded import proof_file, read_recorded
+from ctxext.prove.settings import SettingsComparison, compare_settings
 from ctxext.prove.token_texts import texts_for
+from ctxext.rundir import RunDir
 
 EVERY_POSITION = 2e10
 """Parameters x tokens up to which a proof reads every position of the window."""
@@ -36,6 +41,7 @@ def prove(
     checkpoint: int | str = "latest",
     methods: tuple[Any, ...] = (),
     original: int | None = None,
+    seq_len: int | None = None,
     allow_shorter: bool = False,
 ) -> dict[str, Any]:
     """Compare an export, or a PEFT adapter on its base, with `against` in every reader.
@@ -43,14 +49,63 @@ def prove(
     `against`: a model, a run (its `checkpoint`) or an HF directory, under `methods` if given; by
     default the same files as ctxext reads them, which it cannot for GGUF. For an adapter an HF
     directory is its base, in place of the one that it names. `original`: the window of pre-training
-    in tokens, for Meta's directories without rope.json. `allow_shorter`: see `LM.with_method`.
+    in tokens, for Meta's directories without rope.json. `seq_len`: the extended window that the
+    files should declare, by default the one that `export.export` chooses for `against`.
+    `allow_shorter`: see `LM.with_method`.
 
-    Writes proof.json (next to FILE.gguf: FILE.proof.json) and fills in the proof section of the
-    model card. "equal" in the result is the verdict. Raises ValueError for files that cannot be
-    read and for a base that does not fit, OSError if the proof cannot be written.
+    Writes proof.json (next to FILE.gguf: FILE.proof.json) with digests of all files, and fills in
+    the proof section of the model card. Without a model to compare with, a recorded proof that has
+    one is kept, and files that are not those of the recorded proof are not equal. "equal" in the
+    result is the verdict. Raises ValueError for files that cannot be read and for a base that does
+    not fit, OSError if the proof cannot be written.
     """
-    model, base = _open_against(Path(directory), against, checkpoint, methods, allow_shorter)
-    artifact = Artifact.recognize(Path(directory), base, original)
+    path = Path(directory)
+    compared = _open_against(path, against, checkpoint, methods, allow_shorter)
+    artifact = Artifact.recognize(path, compared.base, original)
+    model = compared.model
+    if seq_len is not None and model is None:
+        raise ValueError(
+            "--seq-len is of the model that an export is compared with; name it with --against"
+        )
+    lengths = compared.lengths if seq_len is None else (seq_len,)
+    recorded = read_recorded(path) if model is None else None
+    files = distributed.broadcast_from_primary(artifact.digests)
+    changes = {} if recorded is None else changed_files(recorded.files, files)
+    settings = SettingsComparison()
+    try:
+        if model is not None:
+            settings = compare_settings(artifact, model, lengths)
+        comparison = _compare(artifact, model, settings)
+    except ValueError as error:
+        notes = list(settings.different)
+        if recorded is not None:
+            notes.append(recorded.state(changes))
+        raise ValueError("; ".join([str(error), *notes])) from None
+    equal = (
+        not comparison["weights_that_differ"]
+        and not comparison["settings_that_differ"]
+        and not comparison["generation_settings_that_differ"]
+        and not changes
+        and all(reader["equal"] for reader in comparison["readers"])
+    )
+    proof = {
+        "equal": equal,
+        "format": artifact.format,
+        "against": compared.name or f"our own reading of the {artifact.noun}",
+        "compared_with_model": model is not None,
+        **comparison,
+        "files": files,
+        "files_that_differ": changes,
+    }
+    if recorded is None or not (recorded.with_model or changes):
+        _save(artifact, proof)
+        return proof
+    kept = {"file": str(recorded.path), "equal": recorded.equal, "against": recorded.against}
+    return proof | {"equal": equal and recorded.equal, "recorded": kept}
+
+
+def _compare(artifact: Artifact, model: LM | None, settings: SettingsComparison) -> dict[str, Any]:
+    """What the readers make of the files, and what is stored in them, compared with the model."""
     stored = artifact.open(ONE_DEVICE if model is None else model.mesh, model)
     if model is None:
         ours = stored
@@ -58,35 +113,19 @@ def prove(
         ours = LM(
             model.config, stored.params, model.tokenizer, scaling=model.scaling, mesh=model.mesh
         )
-    comparison = {
-        **_description(artifact, exported=model is not None),
+    base = {}
+    if artifact.format == "peft":
+        base = {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
+    return {
+        **base,
         **_stored_values(artifact, stored, model),
-        **_readings(artifact, ours),
+        "settings_that_differ": settings.different,
+        "settings_not_known": settings.unknown,
+        **_readings(artifact, ours, settings.window or artifact.window),
         "known_incompatibilities": [
             dataclasses.asdict(known) for known in known_incompatibilities(artifact, ours.tokenizer)
         ],
     }
-    equal = (
-        not comparison["weights_that_differ"]
-        and not comparison["generation_settings_that_differ"]
-        and all(reader["equal"] for reader in comparison["readers"])
-    )
-    proof = {"equal": equal, **comparison}
-    _save(artifact, proof)
-    return proof
-
-
-def _description(artifact: Artifact, *, exported: bool) -> dict[str, Any]:
-    """The files, and the model that they are compared with: the one that was exported, or none."""
-    source = "adapter" if artifact.format == "peft" else "export"
-    own_reading = f"our own reading of the {source}"
-    description: dict[str, Any] = {
-        "format": artifact.format,
-        "against": "the model that was exported" if exported else own_reading,
-    }
-    if artifact.format == "peft":
-        description |= {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
-    return description
 
 
 def _stored_values(artifact: Artifact, stored: LM, model: LM | None) -> dict[str, Any]:
@@ -101,11 +140,11 @@ def _stored_values(artifact: Artifact, stored: LM, model: LM | None) -> dict[str
     }
 
 
-def _readings(artifact: Artifact, ours: LM) -> dict[str, Any]:
-    """Every reader's view of the files, compared with `ours`."""
+def _readings(artifact: Artifact, ours: LM, declared: int) -> dict[str, Any]:
+    """Every reader's view of the files, compared with `ours` in the `declared` window L'."""
     window = ours.config.max_position_embeddings
     # A scaling is compared beyond the window of pre-training, even if it declares no longer one.
-    length = max(artifact.window, window + 1)
+    length = max(declared, window + 1)
     positions = [0, window - 1, window, length - 1]
     every = ours.config.num_parameters * length <= EVERY_POSITION
     first = window_input(positions, ours.config.vocab_size, every=every)
@@ -126,7 +165,7 @@ def _readings(artifact: Artifact, ours: LM) -> dict[str, Any]:
 
 def _save(artifact: Artifact, proof: dict[str, Any]) -> None:
     """Write the proof next to the files, and into their model card."""
-    distributed.broadcast_from_primary(lambda: write_json(artifact.proof_file, proof))
+    distributed.broadcast_from_primary(lambda: write_json(proof_file(artifact.path), proof))
     card = artifact.path / "README.md"
     if card.is_file():
         text = code_block(describe(proof))
@@ -135,20 +174,35 @@ def _save(artifact: Artifact, proof: dict[str, Any]) -> None:
         )
 
 
+class _Against(NamedTuple):
+    """The model that an artifact is compared with, and its name; the base of an adapter.
+
+    `lengths`: those that an export of the model may be written for, unless one is given.
+    """
+
+    model: LM | None = None
+    name: str = ""
+    base: str | Path | None = None
+    lengths: tuple[int, ...] = ()
+
+
 def _open_against(
     path: Path,
     against: LM | str | Path | None,
     checkpoint: int | str,
     methods: tuple[Any, ...],
     allow_shorter: bool,
-) -> tuple[LM | None, str | Path | None]:
-    """(the model that the artifact is compared with, the base of an adapter), each may be None."""
+) -> _Against:
     base = None
+    name = "the model that was exported"
+    seq_lens: tuple[int, ...] = ()
     if isinstance(against, str | Path) and peft_reader.is_adapter(path):
         if not loading.is_run(loading.locate(against)):
             base = against
             against = None
     if isinstance(against, str | Path):
+        name = _name(path, against, checkpoint)
+        seq_lens = _training_lengths(against)
         against = loading.load(against, checkpoint=checkpoint)
     elif checkpoint != "latest":
         raise ValueError(f"checkpoint {checkpoint} is one of a run; name that with --against RUN")
@@ -159,7 +213,34 @@ def _open_against(
                 "--against"
             )
         against = against.with_method(*methods, allow_shorter=allow_shorter)
-    return against, base
+        name += f" with {label(methods)}"
+    if against is None:
+        return _Against(base=base)
+    context = against.context
+    seq_lens = (against.config.max_position_embeddings, *seq_lens)
+    lengths = tuple(context.export_length(against.scaling, seq_len) for seq_len in seq_lens)
+    return _Against(against, name, lengths=tuple(dict.fromkeys(lengths)))
+
+
+def _training_lengths(against: str | Path) -> tuple[int, ...]:
+    """The length that a run trained at, for which `ctxext run` writes its export."""
+    source = loading.locate(against)
+    if not loading.is_run(source):
+        return ()
+    return (read_json(RunDir(source).config_file)["train"]["seq_len"],)
+
+
+def _name(path: Path, against: str | Path, checkpoint: int | str) -> str:
+    """What an artifact is compared with, in words. Raises ValueError if that is the artifact."""
+    source = loading.locate(against)
+    if source.resolve() == path.resolve():
+        raise ValueError(
+            f"--against {against} is the export itself; name the run or the checkpoint that it was "
+            "written from"
+        )
+    if loading.is_run(source):
+        return f"the run {against} after {loading.checkpoint_step(source, checkpoint)} steps"
+    return f"the checkpoint {against}"
 
 
 def _matrix_dtype(dtypes: dict[str, str]) -> str:

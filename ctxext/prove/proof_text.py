@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ctxext.prove.file_digests import in_words
 from ctxext.terminal import printable_line
 
 BASE_CHECKED = {
@@ -23,9 +24,14 @@ def describe(proof: dict[str, Any]) -> str:
     lines = [f"proof: {verdict} to {proof['against']}, read by {names} ({proof['dtype']} weights)"]
     if "base" in proof:
         lines.append(f"  on {proof['base']}, {BASE_CHECKED[proof['base_checked']]}")
+    lines += _files(proof)
     lines += [f"  not read by {name}: {why}" for name, why in proof["readers_not_run"].items()]
     if proof["weights_that_differ"]:
         lines.append(f"  weights that differ: {', '.join(proof['weights_that_differ'])}")
+    lines += [f"  NOT THE MODEL'S: {difference}" for difference in proof["settings_that_differ"]]
+    if proof["settings_not_known"]:
+        unknown = ", ".join(proof["settings_not_known"])
+        lines.append(f"  NOT COMPARED, as they are not known here: {unknown}")
     if proof["generation_settings_that_differ"]:
         keys = ", ".join(proof["generation_settings_that_differ"])
         lines.append(f"  generation_config.json differs: {keys}")
@@ -48,6 +54,29 @@ def describe(proof: dict[str, Any]) -> str:
     return "\n".join(map(printable_line, lines))
 
 
+def _files(proof: dict[str, Any]) -> list[str]:
+    """What the comparison is of, and what is known of the files from an earlier proof."""
+    lines = []
+    if not proof["compared_with_model"]:
+        lines.append(
+            "  compared are readings of the same files, not the files with the model that was "
+            "exported: name it with --against"
+        )
+    recorded = proof.get("recorded")
+    if recorded is None:
+        return lines
+    verdict = "EQUAL" if recorded["equal"] else "NOT EQUAL"
+    lines.append(f"  {recorded['file']} is kept: {verdict} to {recorded['against']}")
+    if proof["files_that_differ"]:
+        lines += [
+            f"  CHANGED SINCE THEN: {in_words(proof['files_that_differ'])}",
+            "  if that is meant, compare with --against again, or remove the recorded proof",
+        ]
+    else:
+        lines.append(f"  all {len(proof['files'])} files are those of that proof, by sha256")
+    return lines
+
+
 def _facts(reader: dict[str, Any], continuation_tokens: int) -> list[str]:
     facts = []
     if "inv_freq" in reader:
@@ -55,6 +84,8 @@ def _facts(reader: dict[str, Any], continuation_tokens: int) -> list[str]:
         facts.append(f"attention factor by {reader['attention_factor']:.1e}")
     if reader["token_ids_equal"] is not None:
         facts.append("token ids equal" if reader["token_ids_equal"] else "TOKEN IDS DIFFER")
+    if reader["vocabulary_equal"] is not None:
+        facts.append("vocabulary equal" if reader["vocabulary_equal"] else "VOCABULARY DIFFERS")
     if reader["special_ids_equal"] is False:
         facts.append("BOS OR EOS IS ANOTHER TOKEN")
     if reader["chat_ids_equal"] is not None:

@@ -97,6 +97,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         tables=(cos[0, :, :half].numpy(), sin[0, :, :half].numpy()),
         rotated=rotated,
         token_ids=[tokenizer(text).input_ids for text in texts_for(artifact)],
+        vocabulary={i: text for text, i in tokenizer.get_vocab().items()},
         special_ids=_special_ids(tokenizer),
         chat_ids=_chat_ids(tokenizer),
     )

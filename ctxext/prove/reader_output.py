@@ -29,8 +29,9 @@ class ReaderOutput:
     (the first layer's queries and keys [compared, heads, head_dim]) belong to the first input;
     `logits` has one array [compared, vocabulary] per input; `token_ids` are those of
     `token_texts.texts_for`, `chat_ids` those of `token_texts.CONVERSATION`, and `special_ids` those
-    of "bos" and "eos". `reads_model`: its ids come from the SentencePiece model alone. `rounded`:
-    its frequencies are float32, so that it is compared under these.
+    of "bos" and "eos". `vocabulary`: the spelling of every token by its id. `reads_model`: its ids
+    come from the SentencePiece model alone. `rounded`: its frequencies are float32, so that it is
+    compared under these.
     `coarse`: the share of the logits' standard deviation that its lower precision may cost, 0 for
     float32 throughout.
     """
@@ -46,6 +47,7 @@ class ReaderOutput:
     tables: tuple[np.ndarray, np.ndarray] | None = None
     rotated: tuple[np.ndarray, np.ndarray] | None = None
     token_ids: list[list[int]] | None = None
+    vocabulary: dict[int, str] | None = None
     reads_model: bool = False
     special_ids: dict[str, int] | None = None
     chat_ids: list[int] | None = None

@@ -71,6 +71,7 @@ def _evaluate(
         tables=(attention_factor * np.cos(angles), attention_factor * np.sin(angles)),
         rotated=reader.rotated(first.tokens[first.compared], positions, length),
         token_ids=reader.token_ids(texts),
+        vocabulary=reader.vocabulary(),
         reads_model=reader.reads_model,
     )
 

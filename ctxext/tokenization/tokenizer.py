@@ -166,6 +166,13 @@ class Tokenizer:
                 "the wrong file"
             )
 
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """The spelling of every token by its id, added tokens too."""
+        spelled = {i: self.id_to_token(i) for i in range(self.vocab_size)}
+        added = {token["id"]: token["content"] for token in self.added}
+        return {i: text for i, text in (spelled | added).items() if text is not None}
+
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`.
 

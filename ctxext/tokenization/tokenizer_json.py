@@ -72,6 +72,7 @@ class Library:
         self.id_to_token = tokenizer.id_to_token
         self.token_to_id = tokenizer.token_to_id
         self.get_vocab = tokenizer.get_vocab
+        self.to_str = tokenizer.to_str
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> Any:
         """The library's encoding of a text: `ids`, and the `offsets` of each in the text."""

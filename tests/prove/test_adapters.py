@@ -116,7 +116,7 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
     proof = json.loads(capsys.readouterr().out)
     assert proof["equal"]
     assert proof["weights_that_differ"] == []
-    assert proof["against"] == "the model that was exported"
+    assert proof["against"] == f"the run {trained / 'run'} after 3 steps"
     assert proof["readers_not_run"] == {"peft": "torch is not installed"}
     # `early` is the adapter after two steps, `copy` after three.
     run = trained / "run"
@@ -133,7 +133,12 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
     assert not proof["equal"]
     assert proof["weights_that_differ"] == [f"{name}.weight"]
     assert "NOT EQUAL" in describe(proof)
-    # The readers agree on the changed file.
+    # The readers agree on the changed file, but it is recorded that the run is another model.
+    alone = prove(copy)
+    assert not alone["equal"]
+    assert all(reader["equal"] for reader in alone["readers"])
+    assert "proof.json is kept: NOT EQUAL to the run" in describe(alone)
+    (copy / "proof.json").unlink()
     assert prove(copy)["equal"]
 
 

@@ -54,10 +54,11 @@ def comparison(proof: dict, name: str = "numpy") -> dict:
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_every_scaling_is_proven(to, scaling, tmp_path):
     lm = model(scaling)
-    proof = prove(write(tmp_path, to, lm), against=lm)
+    proof = prove(write(tmp_path, to, lm), against=lm, seq_len=LENGTH)
     numpy = comparison(proof)
     assert proof["equal"]
     assert proof["format"] == to
+    assert proof["settings_that_differ"] == proof["settings_not_known"] == []
     assert proof["weights_that_differ"] == []
     assert proof["positions"] == [0, WINDOW - 1, WINDOW, LENGTH - 1]
     assert proof["tokens_continued"] == 64
@@ -119,12 +120,15 @@ def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
     hint = capsys.readouterr().out.split("check it with: ctxext ")[1]
     assert hint.split() == f"prove {file} --against {base} {method}".split()
     assert run(hint) == 0
-    assert "EQUAL to the model that was exported" in capsys.readouterr().out
+    against = f"the checkpoint {base} with yarn(factor=4)"
+    assert f"proof: EQUAL to {against}, read by" in capsys.readouterr().out
     assert json.loads((tmp_path / "m.proof.json").read_text())["equal"]
     assert run(f"prove {file} --against {base}") == 1
     assert "NOT EQUAL" in capsys.readouterr().out
     assert run(f"prove {file}") == 2
-    assert "give that with --against RUN or HF_DIR" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "give that with --against RUN or HF_DIR" in error
+    assert f"the files are those of {tmp_path / 'm.proof.json'}: NOT EQUAL to" in error
     assert run(f"prove {file} {method}") == 2
     assert "name it with --against" in capsys.readouterr().err
     assert run(f"{hint} --original 64") == 2
@@ -392,7 +396,7 @@ def test_llama_cpp_agrees(scaling, dtype, tmp_path):
     """Logits at the ends of both windows, 64 greedy tokens and token ids, without flags."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
     lm = model(scaling)
-    proof = prove(write(tmp_path, "gguf", lm, dtype=dtype), against=lm)
+    proof = prove(write(tmp_path, "gguf", lm, dtype=dtype), against=lm, seq_len=LENGTH)
     theirs = comparison(proof, "llama.cpp")
     assert proof["equal"]
     assert proof["readers_not_run"] == {}

@@ -17,8 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(init=None, trial=None)
 
 
-def run(args: argparse.Namespace, rest: list[str]) -> None:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ctxext import demo
 
     args.experiment = demo.__file__
-    run_command.run(args, rest)
+    return run_command.run(args, rest)

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         methods = [word for name in args.method for word in ("--method", name)]
         words += ["--against", args.source, *methods, *rest]
         words += ["--allow-shorter"] * args.allow_shorter
+        if args.seq_len:
+            words += ["--seq-len", str(args.seq_len)]
     print(f"wrote {args.out}; check it with: {shlex.join(words)}")
 
 

@@ -3,7 +3,8 @@
 ctxext prove llama2-8k
 ctxext prove llama2-8k.gguf --against runs/mine
 
-It exits with 0 if they are equal and with 1 if not.
+It exits with 0 if they are equal and with 1 if not. Without --against, readings of the same files
+are compared with each other. A file that changed since proof.json was written is named.
 """
 
 import argparse
@@ -33,6 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Meta format without rope.json: the window L of pre-training, in tokens.",
     )
+    parser.add_argument(
+        "--seq-len",
+        type=int,
+        metavar="N",
+        help="With --against: the extended window L' that the export was written with, in tokens, "
+        "if --seq-len of ctxext export chose it.",
+    )
     options.add_checkpoint(parser)
     options.add_links(parser)
     options.add_json(parser)
@@ -46,6 +54,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         against=args.against,
         checkpoint=args.checkpoint,
         original=args.original,
+        seq_len=args.seq_len,
         methods=options.read_methods(args, rest),
         allow_shorter=args.allow_shorter,
     )

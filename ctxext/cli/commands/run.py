@@ -3,6 +3,8 @@
 ctxext run experiments/demo.py
 ctxext run experiments/demo.py --init DIR --method yarn --factor 8 --train.steps 400
 ctxext run experiments/demo.py --dry-run
+
+It exits with 1 if the export is not equal to the model, which the proof then says.
 """
 
 import argparse
@@ -18,10 +20,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser)
 
 
-def run(args: argparse.Namespace, rest: list[str]) -> None:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
     experiment = options.read_experiment(args, rest, trial=args.trial)
     if options.inspect(args, experiment):
-        return
+        return 0
     from ctxext import pipeline
     from ctxext.cli.compile_cache import count_compilations
 
@@ -34,3 +36,4 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         )
     print(count.text, file=sys.stderr)
     print(json.dumps(result.summary) if args.json else result.text)
+    return 0 if result.proof is None or result.proof["equal"] else 1

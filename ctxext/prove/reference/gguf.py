@@ -29,6 +29,8 @@ NAMES = {
 BYTE = 6
 """The type of a token that represents one byte."""
 DIVISORS = "rope_freqs.weight"
+LARGEST_SIZE = 2**31
+"""One more than the largest width, or position, that is read here."""
 
 
 class GGUFReference(ReferenceReader):
@@ -47,14 +49,28 @@ class GGUFReference(ReferenceReader):
         architecture = keys.get("general.architecture")
         if architecture != "llama":
             raise ValueError(f"{path} is of architecture {architecture!r}, not llama")
-        try:
-            self.num_hidden_layers = keys["llama.block_count"]
-            self.rms_norm_eps = keys["llama.attention.layer_norm_rms_epsilon"]
-            default = keys["llama.embedding_length"] // keys["llama.attention.head_count"]
-            self.head_dim = keys.get("llama.attention.key_length", default)
-            self.window: int = keys["llama.context_length"]
-        except KeyError as error:
-            raise ValueError(f"{path} lacks the key {error}") from None
+        self.num_hidden_layers = self._size("llama.block_count")
+        default = self._size("llama.embedding_length") // self._size("llama.attention.head_count")
+        self.head_dim = self._size("llama.attention.key_length", default)
+        self.window = self._size("llama.context_length")
+        epsilon = "llama.attention.layer_norm_rms_epsilon"
+        self.rms_norm_eps = self._key(epsilon)
+        _check_number(epsilon, self.rms_norm_eps, above=0)
+
+    def _key(self, key: str) -> Any:
+        if key not in self.keys:
+            raise ValueError(f"{self.file.path} lacks the key {key!r}")
+        return self.keys[key]
+
+    def _size(self, key: str, default: int | None = None) -> int:
+        """A key that counts something. Raises ValueError for anything but a positive integer."""
+        value = self._key(key) if default is None else self.keys.get(key, default)
+        if type(value) is not int or not 1 <= value < LARGEST_SIZE:
+            raise ValueError(
+                f"{key} {value!r:.60} in {self.file.path} is not read here: it must be an integer "
+                f"from 1 to {LARGEST_SIZE - 1}"
+            )
+        return value
 
     def tensor_name(self, name: str) -> str:
         """The name that a tensor of Hugging Face's has in the file."""

@@ -78,8 +78,15 @@ class GGUFFile:
         self.keys: dict[str, Any] = {}
         for _ in range(num_keys):
             name = self._string()
+            if name in self.keys:
+                raise ValueError(f"the key {name} is there twice")
             self.keys[name] = self._value(self._scalar("I"))
-        relative = dict(self._tensor() for _ in range(num_tensors))
+        relative: dict[str, StoredTensor] = {}
+        for _ in range(num_tensors):
+            name, tensor = self._tensor()
+            if name in relative:
+                raise ValueError(f"the tensor {name} is there twice")
+            relative[name] = tensor
         align = self.keys.get("general.alignment", 32)
         if type(align) is not int or align < 1:
             raise ValueError(f"general.alignment is {align!r}")

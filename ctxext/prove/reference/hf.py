@@ -1,5 +1,6 @@
 """Hugging Face directories, and PEFT adapters on them, as transformers documents them."""
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -61,11 +62,18 @@ class HFReference(ReferenceReader):
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]] | None:
         """As programs that use the tokenizers library get them from tokenizer.json."""
-        file = self.directory / "tokenizer.json"
-        if not file.is_file():
+        tokenizer = self._tokenizer
+        return None if tokenizer is None else [tokenizer.encode(text).ids for text in texts]
+
+    def vocabulary(self) -> dict[int, str] | None:
+        if self._tokenizer is None:
             return None
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        return [tokenizer.encode(text).ids for text in texts]
+        return {i: text for text, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
+    @functools.cached_property
+    def _tokenizer(self) -> tokenizers.Tokenizer | None:
+        file = self.directory / "tokenizer.json"
+        return tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else None
 
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """As transformers 4 and 5 read them.

@@ -72,6 +72,10 @@ class ReferenceReader(abc.ABC):
         """
         return None
 
+    def vocabulary(self) -> dict[int, str] | None:
+        """The spelling of every token by its id, None where the tokenizer is not read here."""
+        return None
+
     def logits(self, tokens: np.ndarray, positions: np.ndarray, compared: np.ndarray) -> np.ndarray:
         """Logits [len(compared), vocabulary] at the indices `compared` of the tokens [T].
 

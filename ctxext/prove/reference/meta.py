@@ -1,5 +1,6 @@
 """Meta's directories as Meta's code reads them, and the rope.json that ctxext adds to them."""
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -104,8 +105,16 @@ class MetaReference(ReferenceReader):
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids as Meta's tokenizer.py gives them: BOS, then those of SentencePiece."""
+        model = self._tokenizer
+        return [[model.bos_id(), *model.encode(text)] for text in texts]
+
+    def vocabulary(self) -> dict[int, str]:
+        model = self._tokenizer
+        return {i: model.id_to_piece(i) for i in range(model.vocab_size())}
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
         import sentencepiece
 
         file = str(self.directory / "tokenizer.model")
-        model = sentencepiece.SentencePieceProcessor(model_file=file)
-        return [[model.bos_id(), *model.encode(text)] for text in texts]
+        return sentencepiece.SentencePieceProcessor(model_file=file)

@@ -136,6 +136,9 @@ def describe_proof(proof: dict[str, Any]) -> Proof:
         notes.append(f"Wrong in {known['reader']}: {known['effect']}.")
     if proof.get("weights_that_differ"):
         notes.append(f"Weights that differ: {', '.join(proof['weights_that_differ'])}.")
+    notes += [f"Not the model's: {text}." for text in proof.get("settings_that_differ", [])]
+    if proof.get("settings_not_known"):
+        notes.append(f"Not compared, as unknown: {', '.join(proof['settings_not_known'])}.")
     positions = [f"position {p:,}" for p in proof.get("positions", [])]
     title = "Largest difference between the readers and the model"
     return Proof(verdict, table_of_texts(title, ["reader", *positions], lines), notes)

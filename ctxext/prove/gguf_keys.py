@@ -1,0 +1,268 @@
+"""The keys of a GGUF file that llama.cpp obeys, compared with those of the model.
+
+The model's tensors have the shapes of its configuration, and those of the file are compared with
+them by name, so that a key that differs from the configuration contradicts the tensors too.
+Frequencies and token ids are also compared by their effect; here every key has to be right by
+itself. An absent key is what llama.cpp then takes.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from ctxext.interop.gguf_metadata import FILE_TYPES
+from ctxext.interop.gguf_vocabulary import NORMAL, vocabulary
+from ctxext.model.lm import LM
+from ctxext.prove.reference.gguf_file import GGUFFile
+
+ABOUT = (
+    "general.name",
+    "general.description",
+    "general.type",
+    "general.author",
+    "general.organization",
+    "general.version",
+    "general.basename",
+    "general.finetune",
+    "general.size_label",
+    "general.license",
+    "general.url",
+    "general.doi",
+    "general.uuid",
+    "general.repo_url",
+    "general.source",
+    "general.base_model",
+    "general.tags",
+    "general.languages",
+    "general.dataset",
+    "general.quantized_by",
+)
+"""Keys for people, and the beginnings of others; no reader computes anything with them."""
+READ_AS_FREQUENCIES = (
+    "llama.rope.freq_base",
+    "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.attn_factor",
+)
+"""Compared by the frequencies that they give."""
+NAMED_AS_INCOMPATIBLE = (
+    "llama.rope.scaling.yarn_beta_fast",
+    "llama.rope.scaling.yarn_beta_slow",
+)
+"""Read or not by version; `known_incompatibilities` names any but 32 and 1."""
+WITHOUT_EFFECT = ("general.quantization_version", "llama.rope.scaling.finetuned")
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "llama.attention.causal": (True,),
+    "llama.attention.clamp_kqv": (0.0,),
+    "llama.attention.max_alibi_bias": (0.0,),
+    "llama.attention.sliding_window": (0,),
+    "llama.embedding_scale": (0.0, 1.0),
+    "llama.expert_count": (0,),
+    "llama.expert_used_count": (0,),
+    "llama.logit_scale": (0.0, 1.0),
+    "llama.pooling_type": (0,),
+    "llama.residual_scale": (0.0, 1.0),
+    "llama.rope.scale_linear": (0.0, 1.0),
+    "llama.rope.scaling.alpha": (0.0,),
+    "llama.rope.scaling.yarn_attn_factor": (1.0,),
+    "llama.rope.scaling.yarn_log_multiplier": (0.0,),
+    "tokenizer.ggml.add_sep_token": (False,),
+    "tokenizer.ggml.remove_extra_whitespaces": (False,),
+}
+"""Keys that change a Llama, with the values that leave it as it is."""
+
+
+def compare_keys(
+    file: GGUFFile, model: LM, windows: Collection[int]
+) -> tuple[list[str], list[str]]:
+    """(keys that are not the model's, in words; keys that are not known here).
+
+    `windows`: the extended windows that the file may declare, in tokens.
+    """
+    expected = _shape(model) | _general(file)
+    expected["llama.context_length"] = tuple(windows)
+    keys = {**_shape_defaults(file.keys), **file.keys}
+    differences = [
+        _difference(key, keys.get(key), values)
+        for key, values in expected.items()
+        if not _is_one_of(keys.get(key), values)
+    ]
+    compared = {*expected, *READ_AS_FREQUENCIES, *NAMED_AS_INCOMPATIBLE, *WITHOUT_EFFECT}
+    optional = NEUTRAL | {
+        "llama.rope.scaling.original_context_length": (model.config.max_position_embeddings,),
+        "llama.rope.scaling.yarn_ext_factor": _ext_factors(file.keys),
+        "llama.attention.scale": (0.0, 1 / math.sqrt(model.config.head_dim)),
+    }
+    for key in file.keys.keys() & optional.keys():
+        if not _is_one_of(file.keys[key], optional[key]):
+            differences.append(_difference(key, file.keys[key], optional[key]))
+    try:
+        expected_vocabulary = vocabulary(model.tokenizer, model.config, model.stop_ids)
+    except ValueError as error:
+        differences.append(f"tokenizer.*: {error}")
+        expected_vocabulary = {}
+    differences += _tokenizer_differences(file.keys, expected_vocabulary)
+    known = compared | optional.keys() | TOKENIZER_KEYS
+    unknown = [key for key in file.keys if key not in known and not _is_about(key)]
+    return sorted(differences), sorted(unknown)
+
+
+def _shape(model: LM) -> dict[str, tuple[Any, ...]]:
+    config = model.config
+    return {
+        "general.architecture": ("llama",),
+        "llama.vocab_size": (config.vocab_size,),
+        "llama.embedding_length": (config.hidden_size,),
+        "llama.block_count": (config.num_hidden_layers,),
+        "llama.feed_forward_length": (config.intermediate_size,),
+        "llama.attention.head_count": (config.num_attention_heads,),
+        "llama.attention.head_count_kv": (config.num_key_value_heads,),
+        "llama.attention.key_length": (config.head_dim,),
+        "llama.attention.value_length": (config.head_dim,),
+        "llama.attention.layer_norm_rms_epsilon": (config.rms_norm_eps,),
+        "llama.rope.dimension_count": (config.head_dim,),
+    }
+
+
+def _general(file: GGUFFile) -> dict[str, tuple[Any, ...]]:
+    """`general.file_type` is the type of the matrices; most files have no alignment."""
+    kinds = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    file_types = tuple(FILE_TYPES[kind][1] for kind in sorted(kinds))
+    return {
+        "general.file_type": (*file_types, None),
+        "general.alignment": (None, 32, *(2**i for i in range(3, 17))),
+    }
+
+
+def _shape_defaults(keys: dict[str, Any]) -> dict[str, Any]:
+    """What llama.cpp takes where the file has no such key."""
+    heads = keys.get("llama.attention.head_count")
+    width = keys.get("llama.embedding_length")
+    head_dim = None
+    if type(heads) is int and type(width) is int and heads > 0:
+        head_dim = width // heads
+    return {
+        "llama.vocab_size": len(keys.get("tokenizer.ggml.tokens") or ()),
+        "llama.attention.head_count_kv": heads,
+        "llama.attention.key_length": head_dim,
+        "llama.attention.value_length": head_dim,
+        "llama.rope.dimension_count": keys.get("llama.attention.key_length", head_dim),
+    }
+
+
+def _ext_factors(keys: dict[str, Any]) -> tuple[float, float]:
+    """llama.cpp's own values for the type of scaling; below zero it chooses between them."""
+    return (1.0 if keys.get("llama.rope.scaling.type") == "yarn" else 0.0, -1.0)
+
+
+def _is_one_of(value: Any, values: Collection[Any]) -> bool:
+    """Of the same type too, as llama.cpp refuses any other; floats as float32 holds them."""
+    for expected in values:
+        if type(value) is not type(expected):
+            continue
+        if value == expected:
+            return True
+        if isinstance(expected, float) and value == float(np.float32(expected)):
+            return True
+    return False
+
+
+def _difference(key: str, value: Any, values: Collection[Any]) -> str:
+    expected = next((expected for expected in values if expected is not None), None)
+    actual = "missing" if value is None else _short(value)
+    return f"{key} is {actual}, not {_short(expected)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+IDS = ("bos", "eos", "eot", "eom", "unknown", "padding")
+TOKENIZER_KEYS = {
+    "tokenizer.chat_template",
+    *(f"tokenizer.ggml.{name}_token_id" for name in IDS),
+    *(
+        f"tokenizer.ggml.{name}"
+        for name in (
+            "model",
+            "pre",
+            "tokens",
+            "token_type",
+            "scores",
+            "merges",
+            "add_bos_token",
+            "add_eos_token",
+            "add_space_prefix",
+        )
+    ),
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+        "pre": "default",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_space_prefix": True,
+    },
+    "gpt2": {
+        "bos_token_id": 11,
+        "eos_token_id": 11,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "add_space_prefix": False,
+    },
+}
+"""What llama.cpp takes for a key that is absent, by the model of the tokenizer."""
+
+
+def _tokenizer_differences(keys: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys of the tokenizer that are not the expected ones, in words."""
+    if not expected:
+        return
+    kind = expected["tokenizer.ggml.model"]
+    defaults = {f"tokenizer.ggml.{name}": value for name, value in DEFAULTS[kind].items()}
+    if kind == "gpt2" and expected["tokenizer.ggml.pre"] == "llama-bpe":
+        defaults["tokenizer.ggml.add_bos_token"] = True
+    ignored = {"tokenizer.ggml.scores"}  # compared below, where they count
+    if kind == "llama":
+        ignored.add("tokenizer.ggml.merges")
+    for key in sorted(TOKENIZER_KEYS - ignored):
+        actual_value = keys.get(key, defaults.get(key))
+        expected_value = expected.get(key, defaults.get(key))
+        if actual_value == expected_value and type(actual_value) is type(expected_value):
+            continue
+        if isinstance(actual_value, list) and isinstance(expected_value, list):
+            yield _first_difference(key, actual_value, expected_value)
+        else:
+            yield _difference(key, actual_value, (expected_value,))
+    if kind == "llama":
+        yield from _score_differences(keys.get("tokenizer.ggml.scores"), expected)
+
+
+def _first_difference(key: str, actual: list[Any], expected: list[Any]) -> str:
+    if len(actual) != len(expected):
+        return f"{key} has {len(actual)} entries, not {len(expected)}"
+    i = next(i for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b)
+    return f"{key} is first different at {i}: {_short(actual[i])}, not {_short(expected[i])}"
+
+
+def _score_differences(actual: Any, expected: dict[str, Any]) -> Iterator[str]:
+    """Scores decide which pieces are joined, so that only those of normal tokens count."""
+    key = "tokenizer.ggml.scores"
+    scores = expected[key]
+    if not isinstance(actual, list) or len(actual) != len(scores):
+        yield f"{key} is missing or has another length, not {len(scores)} entries"
+        return
+    for i, kind in enumerate(expected["tokenizer.ggml.token_type"]):
+        if kind == NORMAL and actual[i] != float(np.float32(scores[i])):
+            yield f"{key} is first different at {i}: {actual[i]}, not {scores[i]}"
+            return
+
+
+def _is_about(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in ABOUT)

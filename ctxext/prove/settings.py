@@ -1,0 +1,152 @@
+"""What the files of an export say about the model next to its weights, compared with the model.
+
+Numbers that the readers compute may agree although a setting differs: an epsilon too small to be
+seen, the window, the token that ends a text, a merge that no sample text needs. Each is compared by
+itself here.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ctxext import loading
+from ctxext.interop import hf
+from ctxext.interop.hf_weights import StoredModel
+from ctxext.interop.meta import ROPE
+from ctxext.interop.ropespec import rope_spec
+from ctxext.model.config import LlamaConfig, merge_ids
+from ctxext.model.lm import LM
+from ctxext.prove.artifact import Artifact
+from ctxext.prove.gguf_keys import compare_keys
+from ctxext.prove.reference.gguf_file import GGUFFile
+from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer
+from ctxext.tokenization.tokenizer_json import open_library
+
+BY_FREQUENCIES = ("rope_theta", "max_position_embeddings")
+"""Fields that a format may state in another way with the same frequencies, which are compared."""
+OF_TRAINING = ("initializer_range", "attention_dropout")
+NOT_IN_META = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields that Meta's format has no keys for."""
+AROUND = ("truncation", "padding")
+"""Settings of whoever saved a tokenizer.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingsComparison:
+    """Settings that are not the model's, in words, and keys that are not known here.
+
+    `window`: the extended window L' that the files should declare, in tokens; 0 if none is known.
+    """
+
+    different: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    window: int = 0
+
+
+def compare_settings(artifact: Artifact, model: LM, lengths: Sequence[int]) -> SettingsComparison:
+    """Compare an export of any format with the model that it should be.
+
+    `lengths`: the texts, in tokens, that it may have been written for, the likeliest first. Raises
+    ValueError for files that cannot be read.
+    """
+    try:
+        windows = _windows(artifact, model, lengths)
+    except ValueError as error:  # nothing of this model could be written in the format
+        return SettingsComparison([str(error)])
+    if artifact.format == "gguf":
+        file = GGUFFile(artifact.path)
+        different, unknown = compare_keys(file, model, windows)
+        declared = file.keys.get("llama.context_length")
+    else:
+        stored = loading.read_checkpoint(artifact.base, artifact.original)
+        different = list(_differences(artifact, stored, model, windows))
+        unknown = []
+        declared = stored.window
+    if not windows:
+        return SettingsComparison(different, unknown)
+    return SettingsComparison(different, unknown, declared if declared in windows else windows[0])
+
+
+def _windows(artifact: Artifact, model: LM, lengths: Sequence[int]) -> list[int]:
+    """The extended windows that an export may declare; none where the format declares none."""
+    if artifact.format == "peft":
+        return []
+    if artifact.format == "hf":
+        windows = [
+            hf.declared_window(model.config, model.scaling, seq_len=length) for length in lengths
+        ]
+    elif artifact.format == "meta" and not (artifact.path / ROPE).is_file():
+        return []
+    else:
+        windows = [rope_spec(model.scaling, model.config, length).length for length in lengths]
+    return list(dict.fromkeys(windows))
+
+
+def _differences(
+    artifact: Artifact, stored: StoredModel, model: LM, windows: list[int]
+) -> Iterator[str]:
+    file = "params.json" if artifact.format == "meta" else "config.json"
+    skipped = {*BY_FREQUENCIES, *OF_TRAINING}
+    if artifact.format == "meta":
+        skipped |= {*NOT_IN_META}
+    for field in dataclasses.fields(LlamaConfig):
+        if field.name in skipped:
+            continue
+        actual = _value(stored.config, field.name)
+        expected = _value(model.config, field.name)
+        if actual != expected:
+            yield f"{field.name} in {file} is {actual}, not {expected}"
+    if windows and stored.window not in windows:
+        yield (
+            f"the window that it declares is {stored.window}, not {windows[0]} (give --seq-len if "
+            "it was exported with one)"
+        )
+    yield from _tokenizer_differences(stored.tokenizer, model.tokenizer)
+    if artifact.format == "hf":
+        yield from _text_differences(stored.tokenizer, model.tokenizer)
+
+
+def _value(config: LlamaConfig, name: str) -> Any:
+    value = getattr(config, name)
+    return merge_ids(value) if name == "eos_token_id" else value
+
+
+def _tokenizer_differences(stored: Tokenizer, expected: Tokenizer) -> Iterator[str]:
+    """Yield what differs in the whole vocabulary, and in the rules that make tokens of a text."""
+    actual_tokens = stored.vocabulary
+    expected_tokens = expected.vocabulary
+    for token_id in sorted(actual_tokens.keys() | expected_tokens.keys()):
+        actual = actual_tokens.get(token_id)
+        if actual != expected_tokens.get(token_id):
+            yield f"token {token_id} is {actual!r}, not {expected_tokens.get(token_id)!r}"
+            break
+    if MODEL in stored.files and MODEL in expected.files:
+        if stored.files[MODEL] != expected.files[MODEL]:
+            yield f"{MODEL} is not the file of the model"
+    if JSON not in stored.files:
+        return
+    actual_rules = _rules(stored.json_data)
+    expected_rules = _rules(json.loads(expected.export_files(0)[JSON]))
+    # Another writer may spell the rules of a SentencePiece model in another way, but for these.
+    names = expected_rules.keys() if JSON in expected.files else {"vocab", "merges"}
+    for name in sorted(names):
+        if actual_rules.get(name) != expected_rules[name]:
+            yield f"{name} in {JSON} is not that of the model"
+
+
+def _rules(data: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json as the tokenizers library writes it, with the parts of its model by name."""
+    written = json.loads(open_library(data).to_str())
+    return {**written.pop("model"), **{k: v for k, v in written.items() if k not in AROUND}}
+
+
+def _text_differences(stored: Tokenizer, expected: Tokenizer) -> Iterator[str]:
+    """Yield the special tokens and the chat template, if they differ."""
+    names = stored.special_tokens.keys() | expected.special_tokens.keys()
+    for name in sorted(names):
+        actual = stored.special_tokens.get(name)
+        if actual != expected.special_tokens.get(name):
+            yield f"{name} is {actual!r}, not {expected.special_tokens.get(name)!r}"
+    if stored.chat_template != expected.chat_template:
+        yield "the chat template is not that of the model"
