@@ -88,7 +88,7 @@ print(report.tables(records))
 yarn = lm.with_method(variants[-1])
 for estimator in ("token", "pi", "yarn", "longlora", "truncate"):
     measured = RollingPerplexity(
-        (2 * window,), estimator, window // 2, num_documents=4, max_tokens=8 * window
+        (2 * window,), estimator, window // 2, num_documents=8, max_tokens=4 * window
     )
     (cell,) = report.summary(evaluate(yarn, (measured,), progress=False))["perplexity"]
     print(f"{estimator:>9}  {cell['perplexity']:6.2f}  [{cell['low']:.2f}, {cell['high']:.2f}]")

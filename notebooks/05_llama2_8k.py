@@ -92,7 +92,7 @@ experiment = dataclasses.replace(
     ),
     evals=(
         Retrieval((4096, 8192), depths=(0.1, 0.5, 0.9), n=2),
-        Perplexity((4096, 8192), num_documents=4),
+        Perplexity((4096, 8192), num_documents=8),
     ),
     expect=(),
     zero_shot=recipe.zero_shot[:1],

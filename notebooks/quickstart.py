@@ -59,7 +59,7 @@ lengths = (window, 2 * window, 4 * window)
 passkey = Passkey(wording="code")  # the wording that this base was trained on
 evals = (
     Retrieval(lengths, depths=(0.1, 0.5, 0.9), n=2, task=passkey),
-    Perplexity(lengths, num_documents=2, target_tokens=window // 2),
+    Perplexity(lengths, num_documents=8, target_tokens=window // 2),
 )
 records = []
 for method in (*methods.values(), SelfExtend(group_size=8, neighbor_window=128)):

@@ -245,7 +245,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-class Effective(NamedTuple):
+class EffectiveLength(NamedTuple):
     """An effective length and its 95 % bounds, in tokens.
 
     censored: ">" if the longest length tried is still above the threshold, "<" if the shortest is
@@ -270,9 +270,11 @@ class Effective(NamedTuple):
         high = "> " if self.censored == ">" else ""
         return f"[{low}{self.low:{spec}}, {high}{self.high:{spec}}]"
 
-    def in_units_of(self, length: float) -> "Effective":
+    def in_units_of(self, length: float) -> "EffectiveLength":
         """The same in units of `length` tokens, such as windows of pre-training."""
-        return Effective(self.value / length, self.low / length, self.high / length, self.censored)
+        return EffectiveLength(
+            self.value / length, self.low / length, self.high / length, self.censored
+        )
 
 
 def effective_length(
@@ -286,7 +288,7 @@ def effective_length(
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-) -> Effective:
+) -> EffectiveLength:
     """The length up to which the rate of right answers stays above tau x that of the baseline.
 
     lengths: tokens, one entry per item like `correct` and `clusters`. baseline: right or wrong per
@@ -321,7 +323,7 @@ def effective_length(
     rate = _non_increasing(right.sum(0)[None], total.sum(0)[None])[0]
     value, censored = _crossing(tried, rate, tau * base_right.sum() / base_total.sum())
     if len(right) < 2 or len(base_right) < 2:
-        return Effective(value, float(tried[0]), float(tried[-1]), censored)
+        return EffectiveLength(value, float(tried[0]), float(tried[-1]), censored)
     rng = np.random.default_rng(seed)
     drawn_right, drawn_total = _redraw(rng, *counts, samples)
     drawn_base_right, drawn_base_total = _redraw(rng, *base_counts, samples)
@@ -332,7 +334,7 @@ def effective_length(
     tail = _expanded_tail(level, min(len(right), len(base_right)))
     low = np.quantile(last_above, tail, method="lower")
     high = np.quantile(first_below, 1 - tail, method="higher")
-    return Effective(value, float(low), float(high), censored)
+    return EffectiveLength(value, float(low), float(high), censored)
 
 
 def _expanded_tail(level: float, num_clusters: int) -> float:

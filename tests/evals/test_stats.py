@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from ctxext.evals.stats import (
-    Effective,
+    EffectiveLength,
     Interval,
     _non_increasing,
     effective_length,
@@ -373,6 +373,6 @@ def test_intervals_format_themselves():
     assert f"{Interval(0.5, None, None).scaled(100):.0f}" == "50"
     assert Interval(0.5, None, None).bounds(".0f", missing="none") == "none"
     assert Interval(0.9, 0.7, 0.97).scaled(100) == (90, 70, 97)
-    open_above = Effective(1024, 768, 1024, ">").in_units_of(256)
+    open_above = EffectiveLength(1024, 768, 1024, ">").in_units_of(256)
     assert f"{open_above:.1f}" == "> 4.0 [3.0, > 4.0]"
-    assert f"{Effective(256, 256, 512, '<'):.0f}" == "< 256 [< 256, 512]"
+    assert f"{EffectiveLength(256, 256, 512, '<'):.0f}" == "< 256 [< 256, 512]"

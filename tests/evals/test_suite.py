@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from ctxext import demo
 from ctxext.cli.commands.eval import add_options, check_used, read_wordings
-from ctxext.evals import Retrieval, Samples
+from ctxext.evals import Perplexity, Retrieval, Samples
 from ctxext.evals.oracle import AnswerKey, OracleConfig
+from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evaluate import evaluate
+from support import tiny
 from support.toy_tokenizer import toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -163,3 +166,12 @@ def test_an_option_that_no_evaluation_reads_is_refused(tmp_path):
     check_used(parser.parse_args(used), ["kv", "passkey:pi", "qa", "ruler:reference"])
     check_used(parser.parse_args(["DIR", "--wording", "code"]), STANDARD)
     check_used(parser.parse_args(["DIR"]), ["ppl"])
+
+
+def test_the_small_budget_and_the_demo_read_enough_documents():
+    """With fewer than eight, intervals are too wide to say much."""
+    names = ["ppl", *(f"ppl:{name}" for name in ESTIMATORS), "longppl"]
+    chosen = evaluations(names, SMALL)
+    assert [getattr(evaluation, "num_documents", 0) for evaluation in chosen] == [8] * len(names)
+    (of_demo,) = [x for x in demo.experiment(tiny.config()).evals if isinstance(x, Perplexity)]
+    assert of_demo.num_documents == 16

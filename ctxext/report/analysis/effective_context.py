@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ctxext.evals.stats import Effective
+from ctxext.evals.stats import EffectiveLength
 from ctxext.report.analysis.records import Variant, num_correct
 from ctxext.report.analysis.study import THRESHOLD, Study
 
@@ -17,16 +17,16 @@ class EffectiveContext:
 
     study: Study
     variant: Variant
-    length: Effective
+    length: EffectiveLength
     """Under the usual threshold."""
 
     @property
-    def windows(self) -> Effective:
+    def windows(self) -> EffectiveLength:
         """The same in windows of pre-training."""
         return self.length.in_units_of(self.variant.window)
 
     @property
-    def by_threshold(self) -> dict[float, Effective | None]:
+    def by_threshold(self) -> dict[float, EffectiveLength | None]:
         return {t: self.study.effective_context(self.variant, t) for t in THRESHOLDS}
 
     @property

@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from ctxext.evals.record import AnswerRecord
-from ctxext.evals.stats import Effective, effective_length
+from ctxext.evals.stats import EffectiveLength, effective_length
 from ctxext.report.analysis.comparisons import Comparison, as_family, compare, pairs
 from ctxext.report.analysis.records import TaskResults, Variant, documents, num_correct, seq_lens
 from ctxext.report.analysis.scores import Scores, scores
@@ -66,12 +66,12 @@ class Study:
         return next((b for b in asked if b.variant == base), None)
 
     @cached_property
-    def effective(self) -> dict[Variant, Effective]:
+    def effective(self) -> dict[Variant, EffectiveLength]:
         """The effective context length in tokens of every variant that has one."""
         lengths = {v: self.effective_context(v, THRESHOLD) for v in self.task.variants}
         return {variant: length for variant, length in lengths.items() if length}
 
-    def effective_context(self, variant: Variant, threshold: float) -> Effective | None:
+    def effective_context(self, variant: Variant, threshold: float) -> EffectiveLength | None:
         """The length up to which a variant keeps `threshold` of the in-window baseline.
 
         None without a baseline that has right answers, or where the variant was asked at a single
@@ -187,7 +187,7 @@ def _preferred(candidates: Sequence[Variant], variant: Variant) -> Variant | Non
 
 
 @lru_cache(maxsize=1024)
-def _effective_length(threshold: float, *data: tuple[Any, ...]) -> Effective:
+def _effective_length(threshold: float, *data: tuple[Any, ...]) -> EffectiveLength:
     """Cached, as the verdict, the tables and the page of the same records all ask for it."""
     return effective_length(*data, tau=threshold)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ctxext.evals.stats import Effective
+from ctxext.evals.stats import EffectiveLength
 from ctxext.report.analysis.effective_context import (
     THRESHOLDS,
     EffectiveContext,
@@ -64,7 +64,7 @@ def thresholds_table(study: Study) -> Table[EffectiveContext]:
     return Table(title, columns, effective_contexts(study), [note])
 
 
-def windows_text(length: Effective, variant: Variant) -> str:
+def windows_text(length: EffectiveLength, variant: Variant) -> str:
     """Such as > 3.97 [3.0, > 4.0]: windows of pre-training."""
     windows = length.in_units_of(variant.window)
     return f"{windows.estimate('.2f')} {windows.bounds('.1f')}"

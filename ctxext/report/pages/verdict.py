@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ctxext.evals.record import EvalRecord
-from ctxext.evals.stats import Effective, Interval
+from ctxext.evals.stats import EffectiveLength, Interval
 from ctxext.report.analysis.comparisons import Comparison
 from ctxext.report.analysis.records import TaskResults, Variant
 from ctxext.report.analysis.results import Results
@@ -235,7 +235,7 @@ def _why_unknown(study: Study, variant: Variant) -> str:
     return f"{variant.phrase} was asked at a single length"
 
 
-def effective_context_text(variant: Variant, length: Effective) -> str:
+def effective_context_text(variant: Variant, length: EffectiveLength) -> str:
     """Such as: yarn after 60 steps: effective context 3.4x the window (95 % CI 3.0 to 4.0)."""
     windows = length.in_units_of(variant.window)
     low = "< " if windows.censored == "<" else ""
