@@ -1,6 +1,5 @@
 """Files are complete or absent, even when a write fails halfway."""
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -8,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from ctxext.files import (
     write_json,
     write_text,
 )
+from support.umask import umask
 
 
 def test_write_replaces_in_one_step(tmp_path: Path):
@@ -238,15 +238,6 @@ def test_several_processes_append_to_one_file(tmp_path: Path):
     rows = read_jsonl(path)
     for writer in "012":
         assert [row["i"] for row in rows if row["writer"] == writer] == list(range(200))
-
-
-@contextlib.contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 @pytest.mark.parametrize(("mask", "file_mode"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import signal
+import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import ml_dtypes
@@ -16,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from ctxext.cli.main import main
 from ctxext.export import convert, export
 from ctxext.files import following_links, within
-from ctxext.interop import hf, safetensors_files
+from ctxext.interop import gguf, hf, meta, safetensors_files
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, slots, storage_dtype
 from ctxext.interop.lazy_tensor import BLOCK, LazyTensor, cast, numpy_dtype
 from ctxext.interop.stored_weights import find_weights
@@ -26,7 +28,9 @@ from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model.decoder import param_shapes
 from ctxext.rope import Unscaled
+from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
+from support.umask import umask
 
 SHAPES = {
     "plain": TINY,
@@ -287,3 +291,19 @@ def test_another_config_on_linked_weights(tmp_path):
     assert hf.read_config(tmp_path / "out")[0] == dataclasses.replace(TINY, rms_norm_eps=0.25)
     with pytest.raises(ValueError, match="allow it with --follow-links"):
         load(linked)
+
+
+@pytest.mark.parametrize(("mask", "file_mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read_an_export(tmp_path, mask, file_mode):
+    """Every file of every format, also those that a library writes."""
+    model = stored_model(TINY, random_params(TINY), Yarn(4.0), tokenizer(), seq_len=LENGTH)
+    with umask(mask):
+        hf.write(tmp_path / "hf", model, WriteOptions("float32"))
+        meta.write(tmp_path / "meta", model, WriteOptions("float32"))
+        if find_spec("gguf"):
+            gguf.write(tmp_path / "model.gguf", model, WriteOptions("float32"))
+    paths = sorted(tmp_path.rglob("*"))
+    assert len(paths) > 12
+    for path in paths:
+        expected = 0o777 & ~mask if path.is_dir() else file_mode
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path

@@ -64,6 +64,16 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_line_of_the_security_page_names_a_test_that_there_is() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [line for line in rows if not line.endswith("| test |")]
+    assert len(rows) > 10
+    assert all("`tests/" in row for row in rows)
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page):
+        assert f"def {name}(" in (ROOT / file).read_text(), name
+
+
 def test_the_readme_is_short_and_states_its_limits_first() -> None:
     lines = README.splitlines()
     assert len(lines) <= 200
