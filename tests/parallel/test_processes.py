@@ -158,6 +158,7 @@ def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
         assert from_two == from_one, path
 
 
+@pytest.mark.check
 def test_bad_input_is_one_line_of_the_first_process(folder: Path, single_run: Path) -> None:
     line = [*command(folder, "single"), "--train.seq-len", 32]
     first, second = processes.finish(processes.start(line, folder / "cache"))

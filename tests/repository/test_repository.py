@@ -15,7 +15,8 @@ import ctxext
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ctxext"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = (
     "jax",
@@ -127,3 +128,28 @@ def test_no_path_of_one_machine() -> None:
         ).is_file():
             for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
                 assert not pattern.search(line), f"{name}:{number}: {line.strip()}"
+
+
+def test_every_module_that_annotates_shapes_is_checked_in_tests():
+    (option,) = (
+        word.removeprefix("--jaxtyping-packages=")
+        for word in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+        if word.startswith("--jaxtyping-packages=")
+    )
+    *packages, _checker = option.split(",")
+    for path in MODULES:
+        if "jaxtyping" in path.read_text():
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            assert any(f"{name}.".startswith(f"{package}.") for package in packages), name
+
+
+def test_a_shape_that_an_annotation_excludes_fails_in_tests():
+    from jax import numpy as jnp
+    from jaxtyping import TypeCheckError
+
+    from ctxext.rope import rotate
+
+    x = jnp.ones((1, 3, 2, 4))
+    rotate(x, jnp.ones((1, 3, 2)), jnp.zeros((1, 3, 2)))
+    with pytest.raises(TypeCheckError):
+        rotate(x, jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 2)))
