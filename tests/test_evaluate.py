@@ -140,7 +140,7 @@ def test_records_about_another_version_of_the_standard_library_are_refused(tmp_p
 
 def test_key_tokens_of_an_evaluator_that_has_changed_are_found_again(tmp_path):
     base = NamedModel.load(write_base(tmp_path / "base"))
-    source = Files(str(write_texts(tmp_path / "texts")))
+    source = Files(str(write_texts(tmp_path / "texts", 10)))
     config = SuiteConfig(source=source, seq_lens=(48, 96))
     options: dict = {"config": config, "out": tmp_path / "out", "progress": False}
     evals = (f"longppl:{write_base(tmp_path / 'evaluator', 1)}",)

@@ -242,7 +242,7 @@ def test_byte_ranges_in_a_shard_of_70b(tmp_path):
     records = {}
     end = 64
     for i, shape in enumerate(shapes.values()):
-        records[f"data/{i}"] = pth._Record(end, 2 * math.prod(shape), 0)
+        records[f"data/{i}"] = pth._Record(f"data/{i}", end, 2 * math.prod(shape), None)
         end += 2 * math.prod(shape)
     assert end > 17e9
     name = "layers.79.feed_forward.w2.weight"
