@@ -26,6 +26,7 @@ VOCAB = 2000
 YARN_7B = "experiments/llama2_7b_yarn_8k.py"
 NOT_RUN = {
     "pip install": "needs a package index",
+    "git ": "needs a network",
     "make ": "sets up environments and runs these tests",
     "srun ": "needs a Slurm cluster of four machines",
     "ctxext ruler ": "needs the extra ruler",
@@ -80,7 +81,7 @@ LEAVES = {
     "rope mine.py:HalfPI": ["waves.html"],
 }
 """Files that a command must leave, by how the command begins."""
-FIRST = ("ctxext", "make", "pip", "srun")
+FIRST = ("ctxext", "git", "make", "pip", "srun")
 
 
 def blocks() -> dict[str, list[str]]:
