@@ -16,7 +16,7 @@ from ctxext.evals.claims import claimed
 from ctxext.evals.record import parse_records, read_records
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evals.timing import TimedModel
-from ctxext.files import append_jsonl, make_parent, read_json, read_jsonl
+from ctxext.files import append_jsonl, make_parent, read_jsonl
 from ctxext.parallel import distributed
 from ctxext.progress_bar import TerminalBar
 from ctxext.terminal import printable_line
@@ -224,7 +224,7 @@ def _train_seq_len(run: Path) -> int:
     """Tokens per training row of a run."""
     from ctxext.rundir import RunDir
 
-    return read_json(RunDir(run).config_file)["train"]["seq_len"]
+    return RunDir(run).settings()["train"]["seq_len"]
 
 
 def evaluate_checkpoint(

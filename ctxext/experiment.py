@@ -154,6 +154,8 @@ class Experiment:
     """The seed of initialisation, data order and dropout."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if self.expect:
             expected.check(self.expect, self.evals)
 

@@ -27,7 +27,7 @@ from ctxext.model.trainable import LoRA
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.rope import RopeScaling, rope_at
 from ctxext.rundir import RunDir
-from ctxext.serialization import from_json
+from ctxext.serialization import read_saved
 
 
 def export(
@@ -180,7 +180,7 @@ def run_card(run: RunDir, model: EvaluatedModel) -> dict[str, Any]:
     is_evaluated = any(record.model == model for record in records)
     return {
         "method": model.label,
-        "experiment": read_json(run.config_file)["name"],
+        "experiment": run.settings()["name"],
         "summary": report.tables(shown) if is_evaluated else "",
     }
 
@@ -214,8 +214,9 @@ def export_adapter(
         raise ValueError(f"{source} is not a run directory; --to peft writes what a run trained")
     run = RunDir(path)
     config, scaling = loading.read_config(path, trust=trust)
-    settings = read_json(run.config_file)
-    check_attention(from_json(settings["attention"], trust=trust), to="peft")
+    settings = run.settings()
+    attention = read_saved(run.config_file, Attention, key="attention", trust=trust)
+    check_attention(attention, to="peft")
     # The base has to declare these frequencies.
     window = config.max_position_embeddings
     check(config, scaling, Causal(), to="hf", window=window, dtype="float32")

@@ -21,6 +21,7 @@ from ctxext.interop.generation_config import read_generation_config
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
 from ctxext.interop.peft_merge import merge, trained_whole
 from ctxext.interop.peft_reader import Adapter
+from ctxext.interop.validation import SIZE, check_shape
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, init_params, param_shapes
@@ -30,7 +31,7 @@ from ctxext.model.trainable import Full, Trainable, join, split
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.rope import Angles, RopeScaling, Unscaled
 from ctxext.rundir import RunDir
-from ctxext.serialization import from_json
+from ctxext.serialization import read_saved
 from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer, load_tokenizer
 from ctxext.training.checkpoint import find_step, load_params
 from ctxext.training.checksums import parameter_checksum
@@ -89,8 +90,8 @@ def read_config(source: str | Path, *, trust: bool = False) -> tuple[LlamaConfig
     """Shape and frequencies of a checkpoint or a run; reads no weights. `trust`: see `load`."""
     path = locate(source)
     if is_run(path):
-        config = from_json(read_json(path / "base" / "model.json"))
-        scaling = from_json(read_json(path / "base" / "scaling.json"), trust=trust)
+        config = read_saved(path / "base" / "model.json", LlamaConfig)
+        scaling = read_saved(path / "base" / "scaling.json", RopeScaling, trust=trust)
         return config, scaling
     if recognize(path) == "hf":  # config.json is enough
         return hf.read_config(path)
@@ -116,9 +117,13 @@ def _context_of_run(
         raise ValueError(
             f"{run.context_file} is missing: restore it, or train again with this version"
         )
-    recorded = read_json(run.context_file)
-    context = DeclaredContext.of(original, scaling, recorded["declared"])
-    base_scaling = from_json(recorded["base_scaling"], trust=trust)
+    base_scaling = read_saved(run.context_file, RopeScaling, key="base_scaling", trust=trust)
+    declared = read_json(run.context_file).get("declared")
+    try:
+        check_shape(declared, SIZE, "declared")
+    except ValueError as error:
+        raise ValueError(f"{run.context_file}: {error}") from None
+    context = DeclaredContext.of(original, scaling, declared)
     return dataclasses.replace(context, base_scaling=base_scaling)
 
 
@@ -234,7 +239,7 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
         load_run_params(run, config, mesh, checkpoint=checkpoint, trust=trust),
         load_tokenizer(run.base),
         scaling=scaling,
-        attention=from_json(read_json(run.config_file)["attention"], trust=trust),
+        attention=read_saved(run.config_file, Attention, key="attention", trust=trust),
         mesh=mesh,
         generation_config=read_generation_config(run.base),
         declared_context=read_context(run.path, trust=trust),
@@ -378,7 +383,7 @@ def load_trained(
     run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE, *, checkpoint: int | str = "latest"
 ) -> tuple[Trainable, Params]:
     """The `Trainable` of a run, and its trained parameters at a checkpoint."""
-    trainable = from_json(read_json(run.config_file)["trainable"])
+    trainable = read_saved(run.config_file, Trainable, key="trainable")
     shapes, _ = trainable.shapes(config)
     return trainable, load_params(run.checkpoints, mesh.shard(shapes), which=checkpoint)[0]
 
@@ -396,8 +401,8 @@ def load_frozen(
     Raises ValueError if the base cannot be opened, or does not hold the parameters that the run was
     trained on (bit for bit in its compute dtype).
     """
-    settings = read_json(run.config_file)
-    trainable = from_json(settings["trainable"])
+    settings = run.settings()
+    trainable = read_saved(run.config_file, Trainable, key="trainable")
     source = base or settings["init"]
     if source is None:
         params = _random_params(config, settings["seed"], mesh)

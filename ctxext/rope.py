@@ -37,8 +37,8 @@ class RopeBase:
     def __post_init__(self) -> None:
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim must be even and positive, got {self.head_dim}")
-        if self.theta <= 0:
-            raise ValueError(f"rope_theta must be positive, got {self.theta}")
+        if not 0 < self.theta < 1e300:
+            raise ValueError(f"rope_theta must be a positive number, got {self.theta}")
         if self.original_max_position_embeddings < 1:
             raise ValueError(
                 f"original_max_position_embeddings must be positive, "

@@ -21,9 +21,33 @@ from ctxext.files import (
     write_json,
     write_text,
 )
+from ctxext.interop.validation import (
+    ANYTHING,
+    COUNT,
+    SIZE,
+    TEXT,
+    Shape,
+    check_shape,
+    optional,
+)
 from ctxext.parallel import distributed
 from ctxext.serialization import to_json
 
+SETTINGS: Shape = {
+    "name": TEXT,
+    "init": optional(TEXT),
+    "seed": COUNT,
+    "train": {
+        "steps": COUNT,
+        "seq_len": SIZE,
+        "batch_size": SIZE,
+        "accumulate": SIZE,
+        "dtype": TEXT,
+    },
+    "zero_shot": [ANYTHING],
+    "expect": [ANYTHING],
+}
+"""The plain values of an experiment in config.json."""
 PACKAGES = ("ctxext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LOCK = ".lock"
 CREATED = re.compile(r"\.lock|experiment\.py|\.(experiment\.py|config\.json)\.\w+\.\w+")
@@ -112,6 +136,18 @@ class RunDir:
         if file is not None:
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
+
+    def settings(self) -> dict[str, Any]:
+        """The experiment as JSON. Raises ValueError naming the file for one that is damaged."""
+        settings = read_json(self.config_file)
+        try:
+            check_shape(settings, SETTINGS, "it")
+            for name in ("name", "init", "seed", "train", "attention", "trainable"):
+                if name not in settings:
+                    raise ValueError(f"it has no {name}")
+        except ValueError as error:
+            raise ValueError(f"{self.config_file} is damaged: {error}; restore it") from None
+        return settings
 
     @distributed.primary_only
     def write_base(

@@ -11,10 +11,14 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import types
+import typing
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from ctxext.files import read_json
 from ctxext.methods import find, method_name
 
 PACKAGES = (
@@ -31,6 +35,10 @@ PACKAGES = (
     "ctxext.tasks",
 )
 """Where classes with a type tag are looked for."""
+LARGEST_INTEGER = 2**63
+LARGEST_NUMBER = 1e300
+"""No field holds more, nor infinity or NaN."""
+T = TypeVar("T")
 
 
 def type_tag(cls: type) -> str:
@@ -90,10 +98,69 @@ def from_json(value: Any, *, trust: bool = False) -> Any:
         raise ValueError(
             f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?"
         )
+    for name, hint in _hints(cls).items():
+        if name in fields and not _fits(fields[name], hint):
+            got = str(value[name])[:50]
+            raise ValueError(f"{tag} does not fit this version: {name} cannot be {got!r}")
     try:
         return cls(**fields)
-    except TypeError as error:  # a field is missing, or holds something of another kind
+    # A field is missing, or a part of one is of another kind or size.
+    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
         raise ValueError(f"{tag} does not fit this version: {error}") from None
+
+
+def read_saved(
+    file: str | Path, kind: type[T] | tuple[type[T], ...], *, key: str = "", trust: bool = False
+) -> T:
+    """The dataclass that a JSON file holds, or holds under `key`. `trust`: see `from_json`.
+
+    Raises ValueError naming the file if it is missing, or holds anything but a `kind`.
+    """
+    value = read_json(file)
+    if key and (not isinstance(value, dict) or key not in value):
+        raise ValueError(f"{file} has no {key}; restore it")
+    try:
+        saved = from_json(value[key] if key else value, trust=trust)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not isinstance(saved, kind):
+        place = f"under {key} " if key else ""
+        raise ValueError(f"{file} holds {str(value)[:50]!r} {place}, which is of another kind")
+    return saved
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of the fields of a dataclass; {} where a user's file names some that are not."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value can be that of a field; what is not a plain type or a class always can."""
+    origin = typing.get_origin(hint)
+    kinds = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, kind) for kind in kinds)
+    if origin is typing.Literal:
+        return value in kinds
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if kinds[-1] is ...:
+            return all(_fits(item, kinds[0]) for item in value)
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < LARGEST_NUMBER
+    if hint is int:
+        return type(value) is int and abs(value) < LARGEST_INTEGER
+    if hint is bool:
+        return type(value) is bool
+    if not inspect.isclass(hint) or hint is Any or getattr(hint, "_is_protocol", False):
+        return True
+    return isinstance(value, hint)
 
 
 @functools.cache

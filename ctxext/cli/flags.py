@@ -12,6 +12,8 @@ from typing import Any
 
 from ctxext.files import read_json
 
+LARGEST_NUMBER = 1e300
+"""What is larger, infinite or NaN is a mistake."""
 SWITCHES = (bool, bool | None)
 """The types of fields that a flag alone sets, and that its --no- form unsets."""
 
@@ -153,7 +155,10 @@ def _parse_text(text: str, annotation: Any) -> Any:
         return _parse_items(json.loads(text), annotation)
     choices = _choices(annotation)
     if choices is None:
-        return annotation(text)
+        value = annotation(text)
+        if annotation in (int, float) and not abs(value) < LARGEST_NUMBER:
+            raise ValueError(text)
+        return value
     if text not in choices:
         raise ValueError(text)
     return choices[text]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxext.cli import numbers
+
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """Short names of number types."""
 
@@ -58,13 +60,13 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="A free port of process 0.")
     group.add_argument(
         "--num-processes",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="How many processes take part; 1 ignores the environment.",
     )
     group.add_argument(
         "--process-id",
-        type=int,
+        type=numbers.integer,
         metavar="I",
         help="The number of this process, 0 to N - 1; process 0 writes and prints.",
     )

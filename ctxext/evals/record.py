@@ -7,7 +7,7 @@ A run keeps them in records.jsonl, one per line. Labels for people are made from
 import abc
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -355,16 +355,58 @@ class LossRecord(EvalRecord):
         return Measurement(self.evaluation, self.seq_len, self.metric)
 
 
+LARGEST_LOSS = 700.0
+"""Nats per token; the perplexity of more is no number."""
 KINDS: dict[str, type[EvalRecord]] = {kind.kind: kind for kind in (AnswerRecord, LossRecord)}
 
 
 def from_json(value: Any) -> EvalRecord:
     """The record that `to_json` wrote. Raises ValueError that says which part is wrong."""
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, not one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind is {str(kind)[:50]!r}, not one of {', '.join(KINDS)}")
     parts = {name: part for name, part in value.items() if name != "kind"}
-    return decode(KINDS[kind], parts, "record")
+    record = decode(KINDS[kind], parts, "record")
+    _check_counts(record)
+    return record
+
+
+def _check_counts(record: EvalRecord) -> None:
+    """Raise ValueError for counts and losses that no text can have."""
+    counts: dict[str, int | None] = {
+        "window": record.model.window - 1,
+        "seq_len": record.seq_len - 1,
+        "steps": record.model.steps,
+    }
+    if isinstance(record, AnswerRecord):
+        counts |= {
+            "tokens": record.question.tokens,
+            "distance": record.question.distance,
+            "choices": record.scores.choices - 1,
+            "score": 0 if 0 <= record.scores.score <= 1 else -1,
+        }
+        counts |= {"distances": min(record.question.distances, default=0)}
+    if isinstance(record, LossRecord):
+        scores = record.scores
+        counts |= {"count": scores.count, "num_bytes": scores.num_bytes}
+        _check_losses("nll", (scores.nll,), (scores.count,))
+        if scores.windows:
+            _check_losses("windows", scores.windows.nll, scores.windows.count)
+        if by_position := scores.by_position:
+            _check_losses("by_position", by_position.nll, by_position.count)
+            if len(by_position.edges) != len(by_position.nll) + 1:
+                raise ValueError("by_position has not one more edge than bins")
+    for name, count in counts.items():
+        if count is not None and count < 0:
+            raise ValueError(f"{name} is too small")
+
+
+def _check_losses(name: str, nll: Sequence[float], counts: Sequence[int]) -> None:
+    if len(nll) != len(counts):
+        raise ValueError(f"{name} has not a count for every loss")
+    for loss, count in zip(nll, counts, strict=True):
+        if count < 0 or loss > LARGEST_LOSS * max(count, 1):
+            raise ValueError(f"{name} has a loss of {loss:g} nats over {count} tokens")
 
 
 def distinct_titles(records: Iterable[EvalRecord], title: Callable[[Any], str]) -> dict[str, str]:

@@ -39,6 +39,8 @@ SCALARS: dict[Any, tuple[type, ...]] = {
     float: (int, float),
     str: (str,),
 }
+LARGEST = {int: 2**53, float: 1e300}
+"""Numbers are smaller; infinity and NaN are not numbers."""
 
 
 @functools.cache
@@ -57,16 +59,21 @@ def _decoder(hint: Any) -> Decoder:
         return _check(lambda value: value in args, f"one of {', '.join(map(str, args))}")
     allowed = SCALARS[hint]
     is_bool = hint is bool
+    largest = LARGEST.get(hint)
     return _check(
-        lambda value: isinstance(value, allowed) and isinstance(value, bool) == is_bool,
-        f"of type {hint.__name__}",
+        lambda value: (
+            isinstance(value, allowed)
+            and isinstance(value, bool) == is_bool
+            and (largest is None or -largest < value < largest)
+        ),
+        f"of type {hint.__name__}" + (" of a usual size" if largest else ""),
     )
 
 
 def _check(accepts: Callable[[Any], bool], expected: str) -> Decoder:
     def decode(value: Any, name: str) -> Any:
         if not accepts(value):
-            raise ValueError(f"{name} is {value!r}, not {expected}")
+            raise ValueError(f"{name} is {value!r:.50}, not {expected}")
         return value
 
     return decode

@@ -174,7 +174,10 @@ def _check_supported(data: dict[str, Any]) -> None:
 
 def _rank(key: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= validation.LARGEST_SIZE:
-        raise ValueError(f"{key}: a rank must be at least 1, got {str(value)[:50]!r}")
+        raise ValueError(
+            f"{key} must be a whole number from 1 to {validation.LARGEST_SIZE}, got "
+            f"{str(value)[:50]!r}"
+        )
     return value
 
 

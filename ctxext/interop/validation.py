@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ctxext.model.config import LARGEST_SIZE
+
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value is valid, and a description of valid values."""
-
-LARGEST_SIZE = 2**24
-"""More is a mistake, and is refused before anything of that size is allocated."""
 
 
 SMALLEST_EPSILON = 1e-30
@@ -41,6 +40,47 @@ EPSILON: Rule = (
 TOKEN_ID: Rule = (_is_token_id, "a token id")
 TOKEN_IDS: Rule = (_are_token_ids, "a token id or a list of them")
 FLAG: Rule = (lambda value: type(value) is bool, "true or false")
+TEXT: Rule = (lambda value: type(value) is str, "text")
+COUNT: Rule = (
+    lambda value: type(value) is int and 0 <= value < 2**53,
+    "a whole number of at least 0",
+)
+FINITE: Rule = (
+    lambda value: type(value) in (int, float) and abs(value) < 1e300,
+    "a finite number",
+)
+ANYTHING: Rule = (lambda value: True, "anything")
+
+
+Shape = Rule | Mapping[str, "Shape"] | list["Shape"]
+"""A rule; or an object with the shapes of some keys, "*" for all others; or a list of one shape."""
+
+
+def optional(rule: Rule) -> Rule:
+    """The rule for a value that may be null."""
+    is_valid, description = rule
+    return (lambda value: value is None or is_valid(value), f"{description} or null")
+
+
+def check_shape(value: Any, shape: Shape, name: str) -> None:
+    """Raise ValueError that names the first part of a JSON value that is not as its shape says.
+
+    An object may lack keys of its shape, and have further ones.
+    """
+    if isinstance(shape, tuple):
+        is_valid, description = shape
+        if not is_valid(value):
+            raise ValueError(f"{name} must be {description}, got {str(value)[:50]!r}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{name} must be a list, got {str(value)[:50]!r}")
+        for number, item in enumerate(value):
+            check_shape(item, shape[0], f"{name}[{number}]")
+    else:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} must be an object, got {str(value)[:50]!r}")
+        for key, item in value.items():
+            check_shape(item, shape.get(key, shape.get("*", ANYTHING)), f"{name}.{key:.50}")
 
 
 def check(data: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:

@@ -28,6 +28,8 @@ SIZES = (
     "max_position_embeddings",
 )
 """The fields that are counts."""
+LARGEST_SIZE = 2**24
+"""More is a mistake, and is refused before anything of that size is allocated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +83,8 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         for field in SIZES:
             size = getattr(self, field)
-            if size < 1:
-                raise ValueError(f"{field} must be positive, got {size}")
+            if not 1 <= size <= LARGEST_SIZE:
+                raise ValueError(f"{field} must be positive and at most {LARGEST_SIZE}, got {size}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "

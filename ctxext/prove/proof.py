@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctxext import loading
-from ctxext.files import read_json, write_json, write_text
+from ctxext.files import write_json, write_text
 from ctxext.interop import peft_reader
 from ctxext.interop.generation_config import different_settings, extended_generation_config
 from ctxext.interop.hf_weights import slots
@@ -227,7 +227,7 @@ def _training_lengths(against: str | Path) -> tuple[int, ...]:
     source = loading.locate(against)
     if not loading.is_run(source):
         return ()
-    return (read_json(RunDir(source).config_file)["train"]["seq_len"],)
+    return (RunDir(source).settings()["train"]["seq_len"],)
 
 
 def _name(path: Path, against: str | Path, checkpoint: int | str) -> str:

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=numbers.integer,
         default=5,
         metavar="N",
         help="How often each is measured, after two rounds that do not count.",

@@ -8,7 +8,7 @@ ctxext export runs/mine --to gguf --out llama2-8k.gguf --dtype q8_0
 import argparse
 import shlex
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +37,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seq-len",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="The extended window L' in tokens; default: factor x L, and without a method what the "
         "checkpoint declares.",
     )
     parser.add_argument(
         "--shards",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="With --to meta: the number of consolidated.NN.pth files; default: by size.",
     )

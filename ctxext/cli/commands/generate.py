@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,24 +29,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=numbers.integer,
         default=256,
         metavar="N",
         help="How many tokens are generated, unless EOS comes first.",
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=numbers.number,
         default=0.0,
         help="The temperature of sampling; 0 takes the most likely token.",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=numbers.number,
         default=1.0,
         help="Sample from the most likely tokens whose probabilities add up to this.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="The seed of sampling.")
+    parser.add_argument("--seed", type=numbers.seed, default=0, help="The seed of sampling.")
     parser.add_argument(
         "--chat",
         action="store_true",

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,20 +30,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit",
-        type=float,
+        type=numbers.number,
         metavar="N",
         help="Documents per task, or below 1 a fraction of them.",
     )
     parser.add_argument(
-        "--num-fewshot", type=int, metavar="K", help="Examples in the prompt; default: the task's."
+        "--num-fewshot",
+        type=numbers.integer,
+        metavar="K",
+        help="Examples in the prompt; default: the task's.",
     )
     parser.add_argument(
         "--max-length",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="The longest context in tokens; default: the window of pre-training.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="The seed of tasks that sample.")
+    parser.add_argument(
+        "--seed", type=numbers.seed, default=0, help="The seed of tasks that sample."
+    )
     parser.add_argument(
         "--out",
         type=Path,

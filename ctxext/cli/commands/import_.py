@@ -5,7 +5,7 @@ ctxext import meta-llama-dir --original 4096 --out base
 
 import argparse
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--original",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="Meta format, which does not hold it: the window L of pre-training, in tokens.",
     )

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,19 +30,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=numbers.integer,
         default=1,
         metavar="N",
         help="Processes; their number does not change the result.",
     )
     parser.add_argument("--field", default="text", help="The key or column that holds the text.")
     parser.add_argument(
-        "--min-tokens", type=int, default=0, metavar="N", help="Leave out shorter documents."
+        "--min-tokens",
+        type=numbers.integer,
+        default=0,
+        metavar="N",
+        help="Leave out shorter documents.",
     )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="Leave out longer documents.")
+    parser.add_argument(
+        "--max-tokens", type=numbers.integer, metavar="N", help="Leave out longer documents."
+    )
     parser.add_argument(
         "--held-out",
-        type=float,
+        type=numbers.number,
         default=0.0,
         metavar="SHARE",
         help="The fraction of documents, chosen by their hash, to hold out, such as 0.01.",
@@ -56,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-rejects",
-        type=float,
+        type=numbers.number,
         default=0.0,
         metavar="SHARE",
         help="The fraction of lines, rows or entries that may be broken, and are left out; "

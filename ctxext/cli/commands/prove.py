@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_allow_shorter(parser)
     parser.add_argument(
         "--original",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="Meta format without rope.json: the window L of pre-training, in tokens.",
     )
     parser.add_argument(
         "--seq-len",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="With --against: the extended window L' that the export was written with, in tokens, "
         "if --seq-len of ctxext export chose it.",

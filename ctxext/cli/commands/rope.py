@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 if TYPE_CHECKING:
     from ctxext.cli.rope_view import RopeView
@@ -42,22 +42,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_allow_shorter(parser)
     parser.add_argument(
         "--head-dim",
-        type=int,
+        type=numbers.integer,
         metavar="H",
         help=f"The head dimension; default: {HEAD_DIM}.",
     )
     parser.add_argument(
-        "--theta", type=float, help=f"The base of the frequencies; default: {THETA}."
+        "--theta", type=numbers.number, help=f"The base of the frequencies; default: {THETA}."
     )
     parser.add_argument(
         "--original",
-        type=int,
+        type=numbers.integer,
         metavar="L",
         help=f"The window of pre-training, in tokens; default: {ORIGINAL}.",
     )
     parser.add_argument(
         "--seq-len",
-        type=int,
+        type=numbers.integer,
         metavar="N",
         help="The target length in tokens; default: the largest factor x L.",
     )

@@ -12,7 +12,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +20,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "source", metavar="RUN|HF_DIR", help="The model, of which only the tokenizer is read."
     )
     parser.add_argument(
-        "--seq-len", type=int, required=True, metavar="N", help="The nominal length in tokens."
+        "--seq-len",
+        type=numbers.integer,
+        required=True,
+        metavar="N",
+        help="The nominal length in tokens.",
     )
-    parser.add_argument("--n", type=int, default=50, help="Samples of each task.")
+    parser.add_argument("--n", type=numbers.integer, default=50, help="Samples of each task.")
     parser.add_argument(
         "--tasks",
         nargs="+",

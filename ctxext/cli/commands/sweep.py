@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ctxext.cli import options
+from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,22 +30,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="Where trials run. ray and slurm need the extras of these names; submitit-local runs "
         "Slurm's jobs on this machine.",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Trials at a time.")
     parser.add_argument(
-        "--cpus", type=int, default=1, metavar="N", help="CPUs per trial, for ray and slurm."
+        "--jobs", type=numbers.integer, default=1, metavar="N", help="Trials at a time."
     )
     parser.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="GPUs per trial, for ray and slurm."
+        "--cpus",
+        type=numbers.integer,
+        default=1,
+        metavar="N",
+        help="CPUs per trial, for ray and slurm.",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=numbers.integer,
+        default=0,
+        metavar="N",
+        help="GPUs per trial, for ray and slurm.",
     )
     parser.add_argument(
         "--minutes",
-        type=int,
+        type=numbers.integer,
         default=240,
         metavar="N",
         help="Time limit of a trial, for slurm; a trial that exceeds it is requeued and resumes.",
     )
     parser.add_argument(
-        "--retries", type=int, default=0, metavar="N", help="How often a failed trial is repeated."
+        "--retries",
+        type=numbers.integer,
+        default=0,
+        metavar="N",
+        help="How often a failed trial is repeated.",
     )
     parser.add_argument("--partition", metavar="NAME", help="The partition, for slurm.")
     parser.add_argument(

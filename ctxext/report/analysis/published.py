@@ -10,6 +10,7 @@ from ctxext.evals.stats import Interval
 from ctxext.report.analysis.perplexity import Perplexity, losses
 from ctxext.report.analysis.records import Variant, accuracy, group, is_control
 from ctxext.report.analysis.runs import RunData
+from ctxext.rundir import RunDir
 from ctxext.serialization import from_json
 
 Verdict = Literal[
@@ -58,9 +59,21 @@ def outcomes(run: RunData) -> list[Outcome]:
     by_model = list(group(trained, lambda record: record.model).values())
     records = by_model[0] if by_model else []
     return [
-        Outcome(run.name, expected, _measured(expected, records))
-        for expected in from_json(run.config.get("expect", []))
+        Outcome(run.name, expected, _measured(expected, records)) for expected in _expected(run)
     ]
+
+
+def _expected(run: RunData) -> list[Expected]:
+    """What the experiment expects. Raises ValueError naming the file for anything else."""
+    try:
+        numbers = list(from_json(run.config.get("expect", [])))
+        for number in numbers:
+            if not isinstance(number, Expected):
+                raise ValueError(f"{str(number)[:50]!r} is no published number")
+    except ValueError as error:
+        file = RunDir(run.path).config_file
+        raise ValueError(f"{file} is damaged: expect: {error}; restore it") from None
+    return numbers
 
 
 def _is_result(model: EvaluatedModel, run: RunData) -> bool:

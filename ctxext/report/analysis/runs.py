@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, read_records
-from ctxext.files import read_json, read_jsonl
+from ctxext.files import read_json
 from ctxext.methods import label
 from ctxext.model.context import meant_scaling
 from ctxext.report.analysis.records import group, latest
+from ctxext.report.analysis.run_files import (
+    PROOF,
+    PROVENANCE,
+    check_proof,
+    read_losses,
+    read_object,
+)
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
 from ctxext.rope import RopeScaling, Unscaled
-from ctxext.rundir import RunDir
+from ctxext.rundir import SETTINGS, RunDir
 from ctxext.serialization import from_json
 
 
@@ -87,27 +94,24 @@ def read_run(path: Path) -> RunData:
             f"{path} has no records.jsonl; give run directories, or the --out of ctxext eval"
         )
     run = RunData(path, path.resolve().name, latest(read_records(here.records_file)))
-    run.config = _read_json(here.config_file)
-    run.provenance = _read_json(here.provenance_file)
+    run.config = read_object(here.config_file, SETTINGS)
+    run.provenance = read_object(here.provenance_file, PROVENANCE)
     # model.proof.json next to an export that is a single file
     for file in sorted(here.export.glob("*proof.json")):
-        run.proof = _read_json(file)
-    base_scaling = _read_json(here.context_file).get("base_scaling")
+        run.proof = read_object(file, PROOF)
+        check_proof(run.proof, file)
+    base_scaling = read_object(here.context_file, {}).get("base_scaling")
     run.method = _method_label(run.config, base_scaling)
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
-    configs = {folder: _read_json(RunDir(folder).config_file) for folder in folders}
+    configs = {folder: read_object(RunDir(folder).config_file, SETTINGS) for folder in folders}
     for folder in folders:
-        steps = [line for line in read_jsonl(RunDir(folder).metrics_file) if "loss" in line]
+        steps = read_losses(RunDir(folder).metrics_file)
         if steps:
             name = _method_label(configs[folder], base_scaling) or folder.name
             run.losses[folder.name if name in run.losses else name] = steps
     if (here.base / "model.json").is_file():
-        _read_spectra(run, here, [configs[folder] for folder in folders])
+        _read_spectra(run, here, [configs[folder] for folder in folders], base_scaling)
     return run
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
 
 
 def _method(value: Any) -> Any:
@@ -132,7 +136,9 @@ def _method_label(config: dict[str, Any], base_scaling: Any) -> str:
     return " + ".join(name for name in labels if name not in ("none", "causal")) or "none"
 
 
-def _read_spectra(run: RunData, here: RunDir, configs: Sequence[dict[str, Any]]) -> None:
+def _read_spectra(
+    run: RunData, here: RunDir, configs: Sequence[dict[str, Any]], base_scaling: Any
+) -> None:
     """Fill in the wavelengths of every method that the run and its baselines name."""
     try:
         base = from_json(read_json(here.base / "model.json")).rope_base()
@@ -144,7 +150,7 @@ def _read_spectra(run: RunData, here: RunDir, configs: Sequence[dict[str, Any]])
     length = run.config.get("train", {}).get("seq_len") or base.original_max_position_embeddings
     as_it_is: Any = Unscaled()
     with contextlib.suppress(ValueError):
-        as_it_is = from_json(_read_json(here.context_file).get("base_scaling")) or Unscaled()
+        as_it_is = from_json(base_scaling) or Unscaled()
     for value in [*run.config.get("zero_shot", []), *trained]:
         try:
             method = from_json(value) or Unscaled()
