@@ -189,10 +189,10 @@ def parse_mesh(arguments: Sequence[str]) -> Any:
     return Mesh(**sizes)
 
 
-def say_context(lm: Any) -> None:
+def say_context(context: Any, scaling: Any) -> None:
     """Print, on stderr, what a factor counts from and what the checkpoint declares as it is."""
-    if not lm.context.is_plain(lm.scaling):
-        print(f"context: {lm.context.text(lm.scaling)}", file=sys.stderr)
+    if not context.is_plain(scaling):
+        print(f"context: {context.text(scaling)}", file=sys.stderr)
 
 
 def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
@@ -215,7 +215,7 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
         allow_shorter=args.allow_shorter,
         semantics=args.semantics,
     )
-    say_context(lm)
+    say_context(lm.context, lm.scaling)
     if lm.scaling.depends_on_length:
         print(f"{lm.semantics}: {SEMANTICS[lm.semantics]} (--semantics)", file=sys.stderr)
     return lm

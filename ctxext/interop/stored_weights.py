@@ -164,4 +164,9 @@ def _hint(unknown: list[str]) -> str:
     description = describe_unknown(unknown)
     if description:
         return f"; {description}"
-    return f"; it has {len(unknown)} other tensors, such as {unknown[0]:.99}" if unknown else ""
+    if not unknown:
+        return ""
+    return (
+        f"; it has {len(unknown)} other tensors, such as {unknown[0]:.99}: config.json and weights "
+        "are of different models, take both from one"
+    )

@@ -98,13 +98,14 @@ def _export_adapter(args: argparse.Namespace, rest: list[str]) -> None:
 def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
     """A run is loaded and written; a checkpoint is converted tensor by tensor."""
     from ctxext import export, loading
+    from ctxext.rope import RopeScaling, Unscaled
     from ctxext.rundir import RunDir
 
     path = loading.locate(args.source)
     is_run = loading.is_run(path)
     if args.adapter or is_run:
         named = options.open_named_model(args, options.read_methods(args, rest))
-        options.say_context(named.lm)
+        options.say_context(named.lm.context, named.lm.scaling)
         model = named.describe(named.lm, directory=named.directory)
         card = export.run_card(RunDir(path), model) if is_run else {"method": model.label}
         export.export(
@@ -118,10 +119,14 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
             allow_shorter=args.allow_shorter,
         )
     else:
+        methods = options.read_methods(args, rest)
+        scalings = [method for method in methods if isinstance(method, RopeScaling)]
+        scaling = scalings[0] if scalings else Unscaled()
+        options.say_context(loading.read_context(path), scaling)
         export.convert(
             args.source,
             args.out,
-            methods=options.read_methods(args, rest),
+            methods=methods,
             to=args.to,
             dtype=args.dtype,
             seq_len=args.seq_len,

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     )
     methods = options.read_methods(args, rest)
     model = options.open_named_model(args, methods, semantics=args.semantics)
-    options.say_context(model.lm)
+    options.say_context(model.lm.context, model.lm.scaling)
     result = tasks.report(model, request, against=args.against, out=args.out)
     directory = result.save()
     if args.json:
