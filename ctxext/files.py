@@ -24,6 +24,8 @@ from typing import IO, Any
 
 FOLLOW_LINKS = "CTXEXT_FOLLOW_LINKS"
 """An environment variable, which child processes inherit; see `following_links`."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's errors for a full disk, and for a user's full share of it."""
 RANDOM_SUFFIX = 8
 """Characters that follow the prefix of a temporary name."""
 NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -158,6 +160,18 @@ def touch(path: str | Path) -> None:
     open_in_place(path, "ab").close()
 
 
+def _files(path: Path) -> list[Path]:
+    """The files in a directory, or the file itself."""
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _disk_full(error: OSError, path: Path, how_far: str) -> OSError:
+    """The same error with the file that did not fit, how far it came, and what is free."""
+    free = shutil.disk_usage(path.parent).free
+    text = f"{os.strerror(error.errno or errno.ENOSPC)} ({how_far}, {free:,} are free)"
+    return OSError(error.errno, text, str(path))
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     """A hidden sibling of `path`, locked while the block runs and removed if it fails.
@@ -172,6 +186,12 @@ def _temporary(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     temporary, descriptor = _lock_new(create, path.parent, prefix)
     try:
         yield temporary
+    except OSError as error:
+        written = sum(file.stat().st_size for file in _files(temporary))
+        _remove(temporary)
+        if error.errno in DISK_FULL:
+            raise _disk_full(error, path, f"{written:,} bytes of it were written") from error
+        raise
     except BaseException:
         _remove(temporary)
         raise
@@ -423,14 +443,20 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
     the last line; a torn last line is cut off first.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with waiting_lock(path) as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line)
+    try:
+        with waiting_lock(path) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line)
+            file.flush()
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise _disk_full(error, Path(path), f"a line has {len(line):,} bytes") from error
+        raise
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

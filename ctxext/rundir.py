@@ -24,6 +24,7 @@ from ctxext.files import (
 from ctxext.interop.validation import (
     ANYTHING,
     COUNT,
+    OBJECT,
     SIZE,
     TEXT,
     Shape,
@@ -44,6 +45,9 @@ SETTINGS: Shape = {
         "accumulate": SIZE,
         "dtype": TEXT,
     },
+    "rope": optional(OBJECT),
+    "attention": optional(OBJECT),
+    "trainable": optional(OBJECT),
     "zero_shot": [ANYTHING],
     "expect": [ANYTHING],
 }

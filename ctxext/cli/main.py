@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ctxext.cli.commands import all_commands
+from ctxext.cli.out_of_memory import is_out_of_memory, memory_advice
 from ctxext.terminal import printable_output
 
 
@@ -69,7 +70,10 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130."""
+    """Run one command. Bad input prints one line and returns 2; Ctrl-C returns 130.
+
+    Too little memory prints one line too, and returns 1.
+    """
     with printable_output():
         return _main(argv)
 
@@ -113,6 +117,10 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         print(f"ctxext: {_one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
+        if is_out_of_memory(error) and not os.environ.get("CTXEXT_TRACEBACK"):
+            distributed.unmute()
+            print(f"ctxext: {memory_advice(args.command.__name__, error)}", file=sys.stderr)
+            return 1
         if not distributed.is_initialized() or os.environ.get("CTXEXT_TRACEBACK"):
             raise
         # In most cases another process has failed and prints the reason itself.

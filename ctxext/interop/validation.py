@@ -49,6 +49,7 @@ FINITE: Rule = (
     lambda value: type(value) in (int, float) and abs(value) < 1e300,
     "a finite number",
 )
+OBJECT: Rule = (lambda value: type(value) is dict, "an object")
 ANYTHING: Rule = (lambda value: True, "anything")
 
 

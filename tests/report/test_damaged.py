@@ -40,6 +40,7 @@ DAMAGE: list[tuple[str, tuple[str | int, ...], Any]] = [
     (CONFIG, ("expect",), "x"),
     (CONFIG, ("expect",), [{"__type__": "no such type"}]),
     (CONFIG, ("expect",), [1]),
+    (CONFIG, ("rope",), "yarn"),
     (CONFIG, ("seed",), -1),
     ("baselines/none/config.json", ("train", "steps"), "x"),
     ("provenance.json", (), 1),

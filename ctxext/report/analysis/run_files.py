@@ -8,12 +8,15 @@ from ctxext.interop.validation import (
     COUNT,
     FINITE,
     FLAG,
+    OBJECT,
     TEXT,
     Shape,
     check_shape,
     optional,
 )
 
+CONTEXT: Shape = {"base_scaling": optional(OBJECT)}
+"""base/context.json."""
 PROVENANCE: Shape = {"versions": {"*": optional(TEXT)}}
 PROOF: Shape = {
     "equal": FLAG,

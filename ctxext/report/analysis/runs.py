@@ -13,6 +13,7 @@ from ctxext.methods import label
 from ctxext.model.context import meant_scaling
 from ctxext.report.analysis.records import group, latest
 from ctxext.report.analysis.run_files import (
+    CONTEXT,
     PROOF,
     PROVENANCE,
     check_proof,
@@ -100,7 +101,7 @@ def read_run(path: Path) -> RunData:
     for file in sorted(here.export.glob("*proof.json")):
         run.proof = read_object(file, PROOF)
         check_proof(run.proof, file)
-    base_scaling = read_object(here.context_file, {}).get("base_scaling")
+    base_scaling = read_object(here.context_file, CONTEXT).get("base_scaling")
     run.method = _method_label(run.config, base_scaling)
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
     configs = {folder: read_object(RunDir(folder).config_file, SETTINGS) for folder in folders}

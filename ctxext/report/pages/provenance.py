@@ -126,7 +126,7 @@ def describe_proof(proof: dict[str, Any]) -> Proof:
         if reader.get(kind)
     ]
     notes = [
-        f"Frequencies in {reader['reader']} differ by {reader['inv_freq']:.1e} (relative)."
+        f"Frequencies in {reader.get('reader')} differ by {reader['inv_freq']:.1e} (relative)."
         for reader in readers
         if "inv_freq" in reader
     ]
