@@ -126,8 +126,8 @@ def _tokenizer_differences(stored: Tokenizer, expected: Tokenizer) -> Iterator[s
             yield f"{MODEL} is not the file of the model"
     if JSON not in stored.files:
         return
-    actual_rules = _rules(stored.json_data)
-    expected_rules = _rules(json.loads(expected.export_files(0)[JSON]))
+    actual_rules = _rules(stored)
+    expected_rules = _rules(expected)
     # Another writer may spell the rules of a SentencePiece model in another way, but for these.
     names = expected_rules.keys() if JSON in expected.files else {"vocab", "merges"}
     for name in sorted(names):
@@ -135,9 +135,13 @@ def _tokenizer_differences(stored: Tokenizer, expected: Tokenizer) -> Iterator[s
             yield f"{name} in {JSON} is not that of the model"
 
 
-def _rules(data: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json as the tokenizers library writes it, with the parts of its model by name."""
-    written = json.loads(open_library(data).to_str())
+def _rules(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer.json of an export as the tokenizers library writes it.
+
+    The parts of its model are by name among the others.
+    """
+    exported = json.loads(tokenizer.export_files(0)[JSON])
+    written = json.loads(open_library(exported).to_str())
     return {**written.pop("model"), **{k: v for k, v in written.items() if k not in AROUND}}
 
 

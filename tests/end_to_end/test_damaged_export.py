@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -71,13 +72,11 @@ DAMAGES = {
 }
 
 
-def test_a_directory_that_was_damaged_is_written_again(base, tmp_path, capsys):
-    command = experiment(base, tmp_path, "hf")
-    out = tmp_path / "run" / "export"
-    assert main(command) == 0
+def assert_written_again(command: list[str], out: Path, names: Iterable[str], capsys) -> None:
     digests = file_digests(out)
     proof = (out / "proof.json").read_text()
-    for damage, reason in DAMAGES.values():
+    for name in names:
+        damage, reason = DAMAGES[name]
         damage(out)
         capsys.readouterr()
         assert main(command) == 0
@@ -86,19 +85,39 @@ def test_a_directory_that_was_damaged_is_written_again(base, tmp_path, capsys):
         assert "proof: EQUAL to the model that was exported" in printed.out
         assert file_digests(out) == digests
         assert (out / "proof.json").read_text() == proof
-    # Nothing else is lost: a proof alone is made again, and a card may be edited.
-    (out / "proof.json").unlink()
-    (out / "README.md").write_text("mine")
+
+
+def test_a_directory_that_was_edited_is_written_again(base, tmp_path, capsys):
+    command = experiment(base, tmp_path, "hf")
+    out = tmp_path / "run" / "export"
     assert main(command) == 0
-    assert "is replaced" not in capsys.readouterr().err
-    assert (out / "README.md").read_text() == "mine"
-    assert (out / "proof.json").read_text() == proof
+    assert_written_again(command, out, ["config.json edited"], capsys)
     # A file of the user's is not deleted with the export.
     (out / "notes.txt").write_text("mine")
     (out / "model.safetensors").unlink()
     assert main(command) == 2
     assert "notes.txt, which this run did not write; move that" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert main(command) == 0
+    assert "model.safetensors (missing)" in capsys.readouterr().err
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.check
+def test_every_damage_is_repaired_and_nothing_else_is_lost(base, tmp_path, capsys):
+    command = experiment(base, tmp_path, "hf")
+    out = tmp_path / "run" / "export"
+    assert main(command) == 0
+    proof = (out / "proof.json").read_text()
+    assert_written_again(command, out, DAMAGES, capsys)
+    # A proof alone is made again, and a card may be edited.
+    (out / "proof.json").unlink()
+    (out / "README.md").write_text("mine")
+    assert main(command) == 0
+    assert "is replaced" not in capsys.readouterr().err
+    assert (out / "README.md").read_text() == "mine"
+    assert (out / "proof.json").read_text() == proof
 
 
 def test_a_file_that_was_cut_off_is_written_again(base, tmp_path, capsys):

@@ -74,6 +74,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         words += ["--allow-shorter"] * args.allow_shorter
         if args.seq_len:
             words += ["--seq-len", str(args.seq_len)]
+        if args.checkpoint != "latest":
+            words += ["--checkpoint", str(args.checkpoint)]
     print(f"wrote {args.out}; check it with: {shlex.join(words)}")
 
 
