@@ -19,6 +19,7 @@ from ctxext.interop.weight_files import (
 )
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
+from ctxext.terminal import printable_line
 
 SLOW_TO_COMPARE = 10**9
 """Numbers whose comparison takes more than some seconds, and is announced."""
@@ -105,7 +106,7 @@ def _open(directory: Path, file: str, config: LlamaConfig) -> dict[str, LazyTens
             "%s holds %s: the part that a training tool added is left out; transformers takes "
             "random numbers for such tensors",
             directory / file,
-            wrapped,
+            printable_line(wrapped),
         )
     stored = {
         plain[name]: tensor
