@@ -119,7 +119,7 @@ def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
 def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]:
     """The published stride where the lengths allow it; the same documents for all.
 
-    A small budget reads half as much of half as many documents: fewer than eight say little about
+    A small budget reads the first half of a full one's documents: fewer than eight say little about
     other texts, however long they are.
     """
     shortest, longest = min(config.seq_lens), max(config.seq_lens)
@@ -129,7 +129,7 @@ def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]
             estimator=estimator,
             stride=min(256, max(1, shortest // 2)),
             min_tokens=longest,
-            max_tokens=(2 if config.is_small else 4) * longest,
+            max_tokens=4 * longest,
             source=config.source,
             num_documents=8 if config.is_small else 16,
         ),

@@ -384,6 +384,7 @@ def test_names_of_the_command_line():
     small = evaluations(names, SuiteConfig((128, 256)))
     assert [e.title for e in small] == names
     full = evaluations(names, SuiteConfig((128, 256), "full"))
+    assert set(small[1].items()) < set(full[1].items())
     assert len(small[1].items()) == 2 * 8
     assert len(full[1].items()) == 2 * 16
     published = evaluations(["ppl:yarn"], SuiteConfig((2048, 4096), "full"))[0]
