@@ -1,6 +1,7 @@
 """HarnessLM against the harness's own Hugging Face backend on the same checkpoint."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from ctxext import loading  # noqa: E402
 from ctxext.cli.main import main  # noqa: E402
+from ctxext.harness import tasks as harness_tasks  # noqa: E402
 from ctxext.harness.model import HarnessLM  # noqa: E402
 from ctxext.methods.ntk import DynamicNTK  # noqa: E402
 
@@ -335,6 +337,28 @@ def test_against_a_base(tasks: Path, fast: Path, tmp_path: Path, capsys) -> None
     assert "toy_choice" in table
     assert "0:0" in table
     assert "nats per byte" in table
+
+
+def test_a_second_run_of_the_same_tasks_is_refused_at_once(
+    tasks: Path, fast: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """While the first one is at work; it is told which process that is."""
+    command = ["harness", str(fast), "--include-path", str(tasks), "--out", str(tmp_path)]
+    command += ["--tasks", "toy_choice", "--limit", "2"]
+    real = harness_tasks.run_tasks
+    statuses = []
+
+    def run_tasks(lm, request):
+        monkeypatch.setattr(harness_tasks, "run_tasks", real)
+        statuses.append(main(command))
+        assert f"is being written by process {os.getpid()} on" in capsys.readouterr().err
+        return real(lm, request)
+
+    monkeypatch.setattr(harness_tasks, "run_tasks", run_tasks)
+    assert main(command) == 0
+    assert statuses == [2]
+    (results,) = (tmp_path / "harness").iterdir()
+    assert sorted(path.name for path in results.iterdir()) == ["results.json", "samples.jsonl"]
 
 
 def test_bad_input_is_one_line(fast: Path, tasks: Path, capsys) -> None:

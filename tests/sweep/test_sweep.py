@@ -161,7 +161,6 @@ def test_a_trial_starts_in_no_linked_directory_and_appends_to_no_linked_log(tmp_
     assert list(outside.iterdir()) == [victim]
 
 
-@pytest.mark.check
 def test_a_second_sweep_in_the_same_place_is_refused(tmp_path: Path, monkeypatch):
     """By name of the process of the first; that one goes on as if nothing had been."""
     out = tmp_path / "out"
@@ -180,6 +179,7 @@ def test_a_second_sweep_in_the_same_place_is_refused(tmp_path: Path, monkeypatch
     assert list(json.loads((out / "sweep.json").read_text())) == ["a"]
 
 
+@pytest.mark.check
 def test_stopping_a_sweep_lets_its_trials_save(file: Path, tmp_path: Path):
     """SIGTERM while a trial trains: it saves, and the same command resumes it."""
     only_the_first, _, _ = file.read_text().partition("    yield dataclasses")
