@@ -18,8 +18,8 @@ STARTERS = {
     "asyncio": {"create_subprocess_exec", "create_subprocess_shell"},
 }
 """Functions that start a process, by their module."""
-NOT_PYTHON = "rundir.py"
-"""The file that starts another program, git."""
+GIT = ("rundir.py", "evals/ruler_scripts.py")
+"""Files that start another program, git."""
 POOLS = {"multiprocessing"}
 
 
@@ -55,7 +55,8 @@ def _check(path: Path) -> None:
         assert f"from {module} import" not in source
     if _imports(tree) & POOLS or "ProcessPoolExecutor" in source:
         assert "safe_path()" in source
-    if path.relative_to(PACKAGE).as_posix() == NOT_PYTHON:
+    if path.relative_to(PACKAGE).as_posix() in GIT:
+        assert source.count('command = ["git", ') == len(_starts(tree)) == 1
         return
     for call in _starts(tree):
         # Either the helper's own call, or what it gave.
