@@ -244,8 +244,8 @@ def evaluate_checkpoint(
 
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries;
     `allow_shorter` accepts a factor that gives less context than it declares. evals: names of
-    `ctxext.evals.suite`. config: the settings of the suite; its lengths are by default one, two,
-    four and eight windows. out: directory for records.jsonl, in place of that of the model. shard:
+    `ctxext.evals.suite`. config: the settings of the suite; its lengths are by default those of
+    `default_lengths`. out: directory for records.jsonl, in place of that of the model. shard:
     see `evaluate`.
     """
     from ctxext import loading  # loads jax
@@ -261,7 +261,7 @@ def evaluate_checkpoint(
     config = config or SuiteConfig()
     config = dataclasses.replace(
         config,
-        seq_lens=config.seq_lens or tuple(window * times for times in (1, 2, 4, 8)),
+        seq_lens=config.seq_lens or default_lengths(window, lm.context.declared),
         load=load_other,
         checksum=lambda name: parameter_checksum(load_other(name).params),
     )
@@ -295,6 +295,18 @@ def evaluate_checkpoint(
             progress=progress,
         )
     return sink, records
+
+
+def default_lengths(window: int, declared: int) -> tuple[int, ...]:
+    """The lengths that are asked about by default, in tokens.
+
+    One, two, four and eight windows of pre-training; of a checkpoint that declares more than one
+    window, that window and a quarter, half and all of the declared tokens.
+    """
+    if declared <= window:
+        return tuple(window * times for times in (1, 2, 4, 8))
+    parts = [declared // part for part in (4, 2, 1)]
+    return (window, *(part for part in parts if part > window))
 
 
 def _in_window_baseline(evals: Sequence[str], config: SuiteConfig, window: int) -> list[Retrieval]:

@@ -81,8 +81,8 @@ def train_only(
     track: Sequence[str] = DEFAULT_TRACKERS,
 ) -> Path:
     """Train or resume, and return the run directory. Raises ValueError for missing text."""
-    requirements.check(experiment, training_only=True)
     requirements.check_context(experiment, training_only=True)
+    requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with directory.lock(), start_sinks(experiment, directory, track=track) as sinks:
         base = loading.load_base(experiment, for_training=True)
@@ -104,8 +104,9 @@ def run(
     Raises ValueError before anything starts for missing text, for an export that is impossible, for
     questions that do not fit their length, and if another process runs in the directory.
     """
-    requirements.check(experiment)
+    # The context first, because checking the text reads all of it.
     requirements.check_context(experiment)
+    requirements.check(experiment)
     directory = open_run(experiment, run_dir, file)
     with directory.lock():
         return _run(experiment, directory, track)

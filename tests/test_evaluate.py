@@ -16,7 +16,13 @@ from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
 from ctxext.evals.record import EvaluatedModel, distinct_titles, read_records
 from ctxext.evals.suite import SuiteConfig
 from ctxext.evals.timing import TimedModel
-from ctxext.evaluate import NamedModel, Shard, evaluate, evaluate_checkpoint
+from ctxext.evaluate import (
+    NamedModel,
+    Shard,
+    default_lengths,
+    evaluate,
+    evaluate_checkpoint,
+)
 from ctxext.export import run_card
 from ctxext.loading import load
 from ctxext.methods import make
@@ -376,3 +382,9 @@ def test_a_checkpoint_that_is_not_a_run_is_not_called_untrained(tmp_path):
     _, records = evaluate_checkpoint(base, out=tmp_path, **QUESTIONS)
     text = "\n".join([*verdict(records), tables(records)])
     assert "zero-shot" not in text
+
+
+def test_the_default_lengths_reach_what_a_checkpoint_declares():
+    assert default_lengths(4096, 4096) == (4096, 8192, 16_384, 32_768)
+    assert default_lengths(8192, 131_072) == (8192, 32_768, 65_536, 131_072)  # Llama 3.1
+    assert default_lengths(4096, 8192) == (4096, 8192)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ctxext import requirements
+from ctxext import pipeline, requirements
 from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.data import Files, Mix, Stdlib, Upsampled
 from ctxext.experiment import load_experiment
 from ctxext.tokenization.tokenizer import load_tokenizer
+from support.tiny_train import tiny_experiment
 
 RECIPES = Path(__file__).parents[1] / "experiments"
 WORDS = "def window(tokens):\n    return tokens[-256:]\n"
@@ -156,3 +157,16 @@ def test_questions_and_documents_that_do_not_fit_are_refused_before_training(
     for name in ("out", "other"):
         assert not list((here / name).glob("checkpoints/*"))
         assert not (here / name / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("start", [pipeline.run, pipeline.train_only])
+def test_the_context_is_checked_before_all_text_is_read(start, tmp_path, monkeypatch):
+    """Reading the text may take hours."""
+
+    def refuse(*_, **__):
+        raise ValueError("less than declared")
+
+    monkeypatch.setattr(requirements, "check", lambda *_, **__: pytest.fail("it read the text"))
+    monkeypatch.setattr(requirements, "check_context", refuse)
+    with pytest.raises(ValueError, match="less than declared"):
+        start(tiny_experiment(tmp_path), run_dir=tmp_path / "run")

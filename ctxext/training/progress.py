@@ -59,7 +59,7 @@ class TrainProgress:
         self._name = printable_line(name)
         self._first = start
         self._last = stop
-        self._started = time.perf_counter()
+        self._started: float | None = None
 
     def update(self, row: dict[str, Any]) -> None:
         """Move the bar to the step of a row; off a terminal, print a line for a logged row."""
@@ -68,12 +68,16 @@ class TrainProgress:
         self._bar.update(self._task, completed=row["step"], **fields)
         if self._prints_lines and "learning_rate" in row:
             print(self._line(row["step"], row["loss"], speed), file=sys.stderr, flush=True)
+        if self._started is None:  # the first step is compiled first
+            self._started = time.perf_counter()
 
     def _line(self, step: int, loss: float, speed: float | None) -> str:
-        seconds_per_step = (time.perf_counter() - self._started) / (step - self._first)
-        left = seconds_per_step * (self._last - step)
         rate = "" if speed is None else f"  {speed:,.0f} tokens/s"
-        return f"{self._name}: step {step}/{self._last}  loss {loss:.4f}{rate}  {left:.0f} s left"
+        left = ""
+        if self._started is not None and step > self._first + 1:
+            seconds_per_step = (time.perf_counter() - self._started) / (step - self._first - 1)
+            left = f"  {seconds_per_step * (self._last - step):.0f} s left"
+        return f"{self._name}: step {step}/{self._last}  loss {loss:.4f}{rate}{left}"
 
     def start(self) -> None:
         """Show the bar."""

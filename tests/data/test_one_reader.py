@@ -252,7 +252,15 @@ def test_a_directory_is_its_files_of_every_kind(tmp_path: Path) -> None:
     write(root / "c.csv", b"text\nrow\n")
     write(root / "empty.txt", b"")
     write(root / "d.json", b'["entry"]')
-    for ignored in (".hidden.txt", ".git/a.txt", "README.md", "picture.png", "LICENSE"):
+    about = (
+        "README.md",
+        "picture.png",
+        "LICENSE",
+        "README_zh.md",
+        "LICENSE-2.0.txt",
+        "Changelog.md",
+    )
+    for ignored in (".hidden.txt", ".git/a.txt", *about):
         write(root / ignored, b"not a document")
     (tmp_path / "elsewhere").mkdir()
     write(tmp_path / "elsewhere" / "z.txt", b"linked")
@@ -262,7 +270,7 @@ def test_a_directory_is_its_files_of_every_kind(tmp_path: Path) -> None:
     assert everywhere(root) == expected
     found = find_files(root)
     assert list(found.files)[:3] == ["a/x.jsonl.gz", "a/y.parquet", "b.txt"]
-    assert found.note == f"{root}: not read are LICENSE, README.md, picture.png"
+    assert found.note == f"{root}: not read are 6 files (.md: 3, no suffix: 1, .txt: 1, .png: 1)"
     assert of_training(root / "README.md", "text") == ["not a document"]  # if it is meant
     # One broken file is the error of all.
     write(root / "c.csv", b"body\nrow\n")
@@ -432,3 +440,12 @@ def test_an_empty_name_is_not_the_current_directory(tmp_path: Path, monkeypatch,
         assert main(argv) == 2
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tar.xz", "a.txz", "A.TAR.bz2", "a.tbz2", "a.tar.zst", "a.tzst"]
+)
+def test_archives_of_every_compression_are_called_archives(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="is an archive: unpack it and name the directory"):
+        find_files(tmp_path / name)

@@ -172,6 +172,7 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
     export_adapter(run(texts, base, tmp_path / "run"), tmp_path / "mine")
     argv = f"eval {base} --evals passkey --wording code --seq-len 64 --out {tmp_path}".split()
     assert main(argv) == 0
+    assert "haystack: the sources of Python's standard library" in capsys.readouterr().err
     assert main([*argv, "--adapter", str(tmp_path / "mine")]) == 0
     records = read_records(tmp_path / "records.jsonl")
     models = list(dict.fromkeys(record.model for record in records))

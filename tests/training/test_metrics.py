@@ -11,6 +11,7 @@ from ctxext.files import read_jsonl
 from ctxext.rundir import RunDir
 from ctxext.tracking import JsonlSink
 from ctxext.training import loop, metrics
+from ctxext.training.progress import TrainProgress
 from support.tiny_train import tiny_base, tiny_experiment, write_texts
 
 TOKENS_PER_STEP = 4 * 64
@@ -127,3 +128,15 @@ def test_a_value_that_is_not_finite_is_reported_with_its_step():
     meter.record(2, {**values, "loss": jnp.float32("nan")})
     with pytest.raises(metrics.NotFinite, match="step 2: loss nan"):
         meter.record(3, values)
+
+
+def test_the_time_left_does_not_count_the_compilation(monkeypatch, capsys):
+    """A first step of 60 seconds, then one a second: ten steps take nine, not an hour."""
+    now = [0.0]
+    monkeypatch.setattr("ctxext.training.progress.time.perf_counter", lambda: now[0])
+    progress = TrainProgress("tiny", 0, 12, enabled=True)
+    for step, seconds in ((1, 60.0), (2, 61.0), (3, 62.0)):
+        now[0] = seconds
+        progress.update({"step": step, "loss": 1.0, "learning_rate": 0.1})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("1.0000")[2].strip() for line in lines] == ["", "10 s left", "9 s left"]

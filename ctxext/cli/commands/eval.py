@@ -6,6 +6,7 @@ ctxext eval HF_DIR --method yarn --factor 4 --evals passkey ppl --seq-len 4096 1
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -30,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=numbers.integer,
         nargs="+",
         metavar="N",
-        help="Lengths in tokens; default: 1, 2, 4 and 8 windows.",
+        help="Lengths in tokens; default: 1, 2, 4 and 8 windows of pre-training, or one window and "
+        "a quarter, half and all of what a checkpoint declares beyond it.",
     )
     parser.add_argument(
         "--budget",
@@ -42,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--haystack",
         default="stdlib",
         metavar="PATH",
-        help="The text for needles and perplexity: stdlib, or files of text, JSON, CSV or tables.",
+        help="The text for needles and perplexity: stdlib, the sources of Python's standard "
+        "library, or files of text, JSON, CSV or tables.",
     )
     parser.add_argument(
         "--haystack-field",
@@ -146,6 +149,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     names = args.evals or STANDARD
     check_used(args, names)
     source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
+    if args.haystack == "stdlib":
+        print(
+            "haystack: the sources of Python's standard library (--haystack takes other text)",
+            file=sys.stderr,
+        )
     requirements.check_text(source, option="--haystack-field")
     if args.out is not None:
         check_parent(args.out / "records.jsonl")

@@ -13,8 +13,12 @@ from ctxext.files import read_json, within
 SAVED = "state.json"
 SAVED_SPLITS = "dataset_dict.json"
 """By these files a saved dataset is recognized, and one of several splits."""
-ABOUT_THE_DATA = ("readme", "license", "dataset_info", "dataset_infos")
-"""Names, without suffix, of what accompanies the data in a directory and is not part of it."""
+ABOUT_THE_DATA = re.compile(
+    r"(readme|licen[sc]e|copying|notice|changelog|contributing|code_of_conduct|dataset_infos?)"
+    r"([-_. ].*)?",
+    re.IGNORECASE,
+)
+"""Names of what accompanies the data in a directory and is not part of it: README_zh.md too."""
 
 SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?=[-._/])")
 """The split of a file or a directory that is named after one, as datasets on the hub name them."""
@@ -61,7 +65,7 @@ def find_files(root: Path) -> Found:
     ignored: list[str] = []
     for path in _walk(root, ()):
         name = path.relative_to(root).as_posix()
-        if kind_of(path) is None or path.name.split(".")[0].lower() in ABOUT_THE_DATA:
+        if kind_of(path) is None or ABOUT_THE_DATA.fullmatch(path.name):
             ignored.append(name)
         else:
             files[name] = path

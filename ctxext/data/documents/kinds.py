@@ -31,7 +31,7 @@ COMPRESSIONS: dict[str, Compression] = {
     ".zst": ".zst",
     ".zstd": ".zst",
 }
-ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar")
 
 
 class Kind(NamedTuple):
@@ -66,7 +66,8 @@ def kind_of(path: Path) -> Kind | None:
 def unknown_kind(path: Path) -> str:
     """Why a file cannot be read, and what to do."""
     suffix = path.suffix.lower()
-    if suffix in ARCHIVES or path.name.lower().endswith((".tar.gz", ".tar.zst", ".tar.bz2")):
+    is_packed_tar = suffix in COMPRESSIONS and path.with_suffix("").suffix.lower() == ".tar"
+    if suffix in ARCHIVES or is_packed_tar:
         return f"{path} is an archive: unpack it and name the directory"
     if suffix in COMPRESSIONS:
         return (
