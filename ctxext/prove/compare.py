@@ -134,6 +134,8 @@ def _chat_ids_equal(tokenizer: Tokenizer, output: ReaderOutput) -> bool | None:
     """Whether a chat is rendered and encoded alike, apart from a BOS that its template lacks."""
     if output.chat_ids is None:
         return None
+    if tokenizer.chat_template is None:
+        return False
     text = chat_of(tokenizer).text(CONVERSATION)
     return output.chat_ids == tokenizer.encode(text, special=True)
 
