@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import re
 import sys
 import time
@@ -170,7 +171,6 @@ class NamedModel:
         """The model of a run or an HF directory; arguments and errors are those of `load`."""
         from ctxext import loading  # loads jax
         from ctxext.parallel.mesh import ONE_DEVICE
-        from ctxext.training.checksums import parameter_checksum
 
         path = loading.locate(source)
         # Of a run that is still training, the latest checkpoint may change until it is read.
@@ -190,7 +190,7 @@ class NamedModel:
         weights = dataclasses.replace(
             evaluated_model(lm, steps=steps),
             checkpoint=name,
-            weights=parameter_checksum(lm.params),
+            weights=_checksum(lm),
             train_seq_len=_train_seq_len(path) if is_run else None,
             adapter=adapter.resolve().name if adapter else "",
         )
@@ -218,6 +218,14 @@ class NamedModel:
         if is_run and directory is not None and directory.resolve() == self.directory.resolve():
             return dataclasses.replace(described, checkpoint="", weights="")
         return described
+
+
+def _checksum(lm: "LM") -> str:
+    """Of the parameters and of the tokenizer, without which they say nothing about a text."""
+    from ctxext.training.checksums import parameter_checksum  # loads jax
+
+    both = f"{parameter_checksum(lm.params)} {lm.tokenizer.sha256}"
+    return hashlib.sha256(both.encode()).hexdigest()
 
 
 def _train_seq_len(run: Path) -> int:
@@ -250,7 +258,6 @@ def evaluate_checkpoint(
     """
     from ctxext import loading  # loads jax
     from ctxext.model.generation import SEMANTICS
-    from ctxext.training.checksums import parameter_checksum
 
     lm = named.lm
     load_other = functools.cache(
@@ -263,7 +270,7 @@ def evaluate_checkpoint(
         config,
         seq_lens=config.seq_lens or default_lengths(window, lm.context.declared),
         load=load_other,
-        checksum=lambda name: parameter_checksum(load_other(name).params),
+        checksum=lambda name: _checksum(load_other(name)),
     )
     chosen = evaluations(evals, config)
     if progress:

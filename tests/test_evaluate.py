@@ -1,5 +1,6 @@
 """Records are appended as they are computed, read back and never computed twice."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -374,6 +375,20 @@ def test_another_number_type_is_another_model(tmp_path):
     _, records = evaluate_checkpoint(rounded, out=out, **QUESTIONS)
     assert [model.label for model in models(records)] == ["none, bfloat16"]
     assert len(read_records(out / "records.jsonl")) == 2 * len(records)
+
+
+def test_the_same_weights_with_another_tokenizer_are_another_model(tmp_path):
+    data = copy.deepcopy(SENTENCEPIECE.json_data)
+    data["model"]["merges"] = data["model"]["merges"][:100]
+    other = Tokenizer({"tokenizer.json": json.dumps(data).encode()})
+    first, second = tmp_path / "first" / "base", tmp_path / "second" / "base"
+    write_base(first)
+    write_hf(second, SHAPE, params(SHAPE, 0), Unscaled(), other, dtype="float32")
+    out = tmp_path / "out"
+    evaluate_checkpoint(NamedModel.load(first), out=out, **QUESTIONS)
+    _, records = evaluate_checkpoint(NamedModel.load(second), out=out, **QUESTIONS)
+    assert len(read_records(out / "records.jsonl")) == 2 * len(records)
+    assert len({record.model for record in read_records(out / "records.jsonl")}) == 2
 
 
 def test_a_checkpoint_that_is_not_a_run_is_not_called_untrained(tmp_path):

@@ -50,7 +50,8 @@ class EvaluatedModel:
     checkpoint: str = ""
     """Name of the weights; "" for those of the run that holds the record."""
     weights: str = ""
-    """Checksum of the parameters, which tells checkpoints of one name apart; "" with no name."""
+    """Checksum of the parameters and the tokenizer, which tells checkpoints of one name apart; ""
+    with no name."""
     steps: int = 0
     """Fine-tuning steps that the weights have had in their run."""
     train_seq_len: int | None = None

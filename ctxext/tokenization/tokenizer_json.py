@@ -28,9 +28,10 @@ def with_value_errors(action: Callable[[], T]) -> T:
 
 
 def complete(data: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
-    """A tokenizer.json with the added tokens of all files, and without truncation and padding.
+    """A tokenizer.json with the added tokens of all files, without truncation, padding and dropout.
 
-    Those two are settings of whoever saved the file; a text has all of its tokens and no others.
+    Those three are settings of whoever saved the file. A text has all of its tokens, no others, and
+    always the same.
     Raises ValueError for added tokens that contradict each other or the vocabulary.
     """
     tokens = added_tokens(files)
@@ -56,6 +57,8 @@ def complete(data: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
     for name in ("truncation", "padding"):
         if result.get(name) is not None:
             result[name] = None
+    if isinstance(model, dict) and model.get("dropout") is not None:
+        result["model"] = {**model, "dropout": None}
     return result
 
 

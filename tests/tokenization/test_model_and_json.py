@@ -78,6 +78,15 @@ def test_truncation_and_padding_of_whoever_saved_it_are_cleared(tmp_path, names,
     assert ours.sha256 == Tokenizer({name: exported()[name] for name in names}).sha256
 
 
+def test_dropout_of_merges_which_makes_ids_random_is_cleared(tmp_path):
+    data = json.loads(exported()[JSON])
+    data["model"]["dropout"] = 0.5
+    path = write(tmp_path / "in", {JSON: json.dumps(data).encode(), CONFIG: exported()[CONFIG]})
+    ours = load_tokenizer(path)
+    assert ours.encode(LONG) == load_tokenizer(write(tmp_path / "plain", exported())).encode(LONG)
+    assert json.loads(ours.export_files(256)[JSON])["model"]["dropout"] is None
+
+
 def test_files_that_say_all_are_exported_as_they_were_given(tmp_path):
     settings = {
         "add_bos_token": True,

@@ -99,7 +99,9 @@ def _task_keys(records: Sequence[AnswerRecord]) -> list[str]:
 def _expected_tasks(suite: str, records: Sequence[AnswerRecord]) -> list[str]:
     """The tasks that any variant was asked, and all of RULER's if these have its names."""
     names = list(dict.fromkeys(map(_task_name, records)))
-    is_ruler = suite.startswith("ruler") and set(map(_normalized, names)) <= set(RULER_TASKS)
+    is_ruler = suite.lower().startswith("ruler") and set(map(_normalized, names)) <= set(
+        RULER_TASKS
+    )
     known = tuple(RULER_TASKS) if is_ruler else ()
     return [*known, *(name for name in names if _normalized(name) not in known)]
 
