@@ -5,6 +5,7 @@ What it computes and declares as it is comes from transformers.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_none_is_the_checkpoint_as_it_is_and_plain_is_not(base):
         "export {base} {method} --out {out}",
         "export {base} {method} --to gguf --out {out}",
         "generate {base} {method} --prompt x",
-        "prove {base} --against {base} {method}",
+        "prove {copy} --against {base} {method}",
         "rope {method} --init {base}",
         "run {file} --init {base} {method} --run-dir {out}",
         "run {file} --init {base} {method} --dry-run",
@@ -119,7 +120,9 @@ def test_none_is_the_checkpoint_as_it_is_and_plain_is_not(base):
 )
 def test_a_factor_that_shrinks_it_is_refused(command, base, experiment, tmp_path, capsys):
     out = tmp_path / "out"
-    words = command.format(base=base, file=experiment, out=out, method="--method yarn --factor 2")
+    copy = shutil.copytree(base, tmp_path / "copy")
+    method = "--method yarn --factor 2"
+    words = command.format(base=base, copy=copy, file=experiment, out=out, method=method)
     capsys.readouterr()
     assert main(words.split()) == 2
     *_, line = capsys.readouterr().err.splitlines()

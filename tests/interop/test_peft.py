@@ -147,6 +147,7 @@ def test_an_adapter_that_peft_wrote_is_merged(rslora, tmp_path):
     assert len(read.replaced) == 2 + 2 * TINY.num_hidden_layers
 
 
+@pytest.mark.check
 def test_other_frequencies_need_a_base_that_has_them(texts, base, tmp_path):
     path = run(texts, base, tmp_path / "run", rope=Linear(2.0))
     adapter = tmp_path / "adapter"

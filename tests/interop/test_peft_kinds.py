@@ -261,6 +261,7 @@ def test_another_base_or_tokenizer_than_the_adapters_is_said(base, torch_base, t
     assert "are not used: copy them there" in caplog.text
 
 
+@pytest.mark.check
 def test_longloras_adapter_is_proven(base, torch_base, tmp_path):
     long_lora(torch_base, tmp_path)
     assert main(["prove", str(tmp_path), "--against", str(base)]) == 0

@@ -101,6 +101,7 @@ SUBSETS = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -219,6 +220,7 @@ def test_every_device_holds_its_slice_of_parameters_and_moments(texts, tmp_path)
     assert {x.sharding.shard_shape(x.shape) for x in moments} == {(2, 16, 16)}
 
 
+@pytest.mark.check
 def test_a_checkpoint_resumes_on_another_mesh(on_one_device, texts, tmp_path):
     short = tiny_experiment(texts, batch_size=8, steps=3).train
     first, _ = run_on(Mesh(fsdp=4), tmp_path / "run", texts, train=short)

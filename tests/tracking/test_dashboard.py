@@ -68,6 +68,7 @@ def test_sections_show_what_is_logged(capsys):
     assert any("heatmaps/passkey" in config.get("mediaKeys", ()) for config in configs)
 
 
+@pytest.mark.check
 def test_everything_that_training_logs_is_shown(tmp_path):
     """A real run's metrics: loss and speed, logits of each layer, loss by position, drift."""
     pytest.importorskip("wandb_workspaces")

@@ -149,11 +149,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     names = args.evals or STANDARD
     check_used(args, names)
     source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
-    if args.haystack == "stdlib":
-        print(
-            "haystack: the sources of Python's standard library (--haystack takes other text)",
-            file=sys.stderr,
-        )
     requirements.check_text(source, option="--haystack-field")
     if args.out is not None:
         check_parent(args.out / "records.jsonl")
@@ -166,8 +161,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         ruler=args.ruler,
         **read_wordings(args.wording),
     )
+    model = options.open_named_model(args, semantics=args.semantics)
+    if args.haystack == "stdlib":
+        print(
+            "haystack: the sources of Python's standard library (--haystack takes other text)",
+            file=sys.stderr,
+        )
     sink, records = evaluate.evaluate_checkpoint(
-        options.open_named_model(args, semantics=args.semantics),
+        model,
         methods=[methods or None],
         evals=names,
         config=config,
