@@ -43,6 +43,7 @@ def prove(
     original: int | None = None,
     seq_len: int | None = None,
     allow_shorter: bool = False,
+    bos: bool | None = None,
 ) -> dict[str, Any]:
     """Compare an export, or a PEFT adapter on its base, with `against` in every reader.
 
@@ -51,7 +52,8 @@ def prove(
     directory is its base, in place of the one that it names. `original`: the window of pre-training
     in tokens, for Meta's directories without rope.json. `seq_len`: the extended window that the
     files should declare, by default the one that `export.export` chooses for `against`.
-    `allow_shorter`: see `LM.with_method`.
+    `allow_shorter`: see `LM.with_method`. `bos`: whether texts begin with BOS in the checkpoint
+    `against`, if it is not as its files say.
 
     Writes proof.json (next to FILE.gguf: FILE.proof.json) with digests of all files, and fills in
     the proof section of the model card. Without a model to compare with, a recorded proof that has
@@ -60,7 +62,7 @@ def prove(
     not fit, OSError if the proof cannot be written.
     """
     path = Path(directory)
-    compared = _open_against(path, against, checkpoint, methods, allow_shorter)
+    compared = _open_against(path, against, checkpoint, methods, allow_shorter, bos)
     artifact = Artifact.recognize(path, compared.base, original)
     model = compared.model
     if seq_len is not None and model is None:
@@ -192,6 +194,7 @@ def _open_against(
     checkpoint: int | str,
     methods: tuple[Any, ...],
     allow_shorter: bool,
+    bos: bool | None,
 ) -> _Against:
     base = None
     name = "the model that was exported"
@@ -203,7 +206,12 @@ def _open_against(
     if isinstance(against, str | Path):
         name = _name(path, against, checkpoint)
         seq_lens = _training_lengths(against)
-        against = loading.load(against, checkpoint=checkpoint)
+        against = loading.load(against, checkpoint=checkpoint, bos=bos)
+    elif bos is not None:
+        raise ValueError(
+            "--bos and --no-bos are of the model that an export is compared with; name it with "
+            "--against"
+        )
     elif checkpoint != "latest":
         raise ValueError(f"checkpoint {checkpoint} is one of a run; name that with --against RUN")
     if methods:

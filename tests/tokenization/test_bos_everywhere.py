@@ -80,6 +80,12 @@ def test_the_command_line_overrules_the_checkpoint(tmp_path, capsys):
         written = load_tokenizer(out)
         assert not written.adds_bos
         assert json.loads(written.files[CONFIG])["add_bos_token"] is False
+    # A proof compares with the checkpoint as it was exported, if that is said.
+    against = ["prove", str(tmp_path / "export"), "--against", str(path)]
+    assert main(against) == 1
+    assert main([*against, "--no-bos"]) == 0
+    assert main(["prove", str(tmp_path / "export"), "--no-bos"]) == 2
+    assert "name it with --against" in capsys.readouterr().err
 
 
 def test_files_that_contradict_each_other_are_refused_until_one_decides(tmp_path, capsys):

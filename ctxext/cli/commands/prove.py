@@ -42,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "if --seq-len of ctxext export chose it.",
     )
     options.add_checkpoint(parser)
+    options.add_bos(parser)
     options.add_links(parser)
     options.add_json(parser)
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         seq_len=args.seq_len,
         methods=options.read_methods(args, rest),
         allow_shorter=args.allow_shorter,
+        bos=args.bos,
     )
     print(json.dumps(proof) if args.json else prove.describe(proof))
     return 0 if proof["equal"] else 1
