@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctxext.export import export
-from ctxext.interop.gguf_byte_level import GPT2, LLAMA3
+from ctxext.interop.gguf_byte_level import GPT2, LLAMA3, QWEN2
 from ctxext.model.lm import LM
 from ctxext.prove import prove
 from ctxext.tokenization.tokenizer import CONFIG, JSON, SAMPLE_TEXTS, Tokenizer
@@ -25,7 +25,7 @@ TEXTS = (
     f"a{PLAIN}b <|eot_id|>",
     "\r\n \u00a0é",
 )
-KINDS = ("gpt-2", "llama-bpe", "dbrx", "smollm")
+KINDS = ("gpt-2", "llama-bpe", "dbrx", "smollm", "qwen2")
 
 
 @functools.cache
@@ -41,6 +41,7 @@ def files(kind: str) -> dict[str, bytes]:
         "gpt-2": words,
         "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words]),
         "llama-bpe": pre_tokenizers.Sequence([split(Regex(LLAMA3)), to_bytes]),
+        "qwen2": pre_tokenizers.Sequence([split(Regex(QWEN2)), to_bytes]),
         "dbrx": pre_tokenizers.Sequence([split(Regex(LLAMA3)), to_bytes]),
     }
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
