@@ -168,7 +168,7 @@ def _files(path: Path) -> list[Path]:
 def _disk_full(error: OSError, path: Path, how_far: str) -> OSError:
     """The same error with the file that did not fit, how far it came, and what is free."""
     free = shutil.disk_usage(path.parent).free
-    text = f"{os.strerror(error.errno or errno.ENOSPC)} ({how_far}, {free:,} are free)"
+    text = f"{os.strerror(error.errno or errno.ENOSPC)} ({how_far}; now {free:,} bytes are free)"
     return OSError(error.errno, text, str(path))
 
 
@@ -190,7 +190,8 @@ def _temporary(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
         written = sum(file.stat().st_size for file in _files(temporary))
         _remove(temporary)
         if error.errno in DISK_FULL:
-            raise _disk_full(error, path, f"{written:,} bytes of it were written") from error
+            how_far = f"{written:,} bytes of it were written, and are removed again"
+            raise _disk_full(error, path, how_far) from error
         raise
     except BaseException:
         _remove(temporary)
@@ -361,8 +362,8 @@ def exclusive_lock(
     """Hold a lock on the file `path`, which says who holds it: process, host and time.
 
     The system releases it when this process ends, however it ends. It holds between hosts too where
-    the file system passes locks on, as NFS does; one without locks is named on stderr. remove: the
-    file goes with the lock.
+    the file system passes locks on, as NFS does; one without locks is reported on stderr. remove:
+    the file goes with the lock.
 
     Raises InUse "`message` by process 12 on HOST since TIME; `advice`" if another process holds it.
     """

@@ -15,6 +15,14 @@ def integer(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1 that fits in 31 bits."""
+    value = integer(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
 def seed(text: str) -> int:
     """A whole number from 0 to 2^32 - 1."""
     value = _whole(text)

@@ -57,17 +57,18 @@ def read_index(root: Path) -> dict[str, Any]:
         raise ValueError(
             f"{root / INDEX} is not an index of tokens: prepare the data with ctxext prepare"
         )
-    if index.get("version") != VERSION or index.get("complete") is not True:
+    if index.get("version") != VERSION:
         raise ValueError(
-            f"{root} is of version {index.get('version')} of the format, this is {VERSION}, or it "
-            "is not complete: prepare it again"
+            f"{root} is of version {index.get('version')!s:.20} of the format, and this ctxext "
+            f"reads version {VERSION}: prepare it again"
         )
+    if index.get("complete") is not True:
+        raise ValueError(f"{root} is not complete: prepare it again")
     try:
         _check_index(index)
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (KeyError, TypeError, AttributeError, _Corrupt) as error:
         raise ValueError(
-            f"{root / INDEX} is corrupt ({reason:.80}): prepare the data again"
+            f"{root / INDEX} is corrupt ({_reason(error):.80}): prepare the data again"
         ) from None
     sizes = _file_sizes(root, index)
     for path, size in sizes.items():
@@ -82,10 +83,20 @@ def read_index(root: Path) -> dict[str, Any]:
     return index
 
 
+class _Corrupt(Exception):
+    """A value of the index that no prepared data has, in words."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error) if isinstance(error, _Corrupt) else "a value is of another type"
+
+
 def _check_index(index: dict[str, Any]) -> None:
-    """Raise KeyError, TypeError or AttributeError for what is missing or of another type."""
+    """Raise _Corrupt, KeyError, TypeError or AttributeError for what is wrong or missing."""
     if index["dtype"] not in DTYPES:
-        raise TypeError(f"dtype is {index['dtype']!r}, not {' or '.join(DTYPES)}")
+        raise _Corrupt(f"dtype is {index['dtype']!r}, not {' or '.join(DTYPES)}")
     made_by = index["tokenizer"]
     _check_type(made_by, "sha256", str)
     _check_count(made_by, "vocab_size")
@@ -99,13 +110,13 @@ def _check_index(index: dict[str, Any]) -> None:
         for name in ("tokens_sha256", "offsets_sha256"):
             _check_type(facts, name, str)
         if (facts["documents"] == 0) != (facts["tokens"] == 0):
-            raise TypeError(f"{split} has {facts['documents']} documents, {facts['tokens']} tokens")
+            raise _Corrupt(f"{split} has {facts['documents']} documents, {facts['tokens']} tokens")
         for name in ("documents", "tokens"):
             counts = [source[split] for source in index["sources"]]
             for count in counts:
                 _check_count(count, name)
             if sum(count[name] for count in counts) != facts[name]:
-                raise TypeError(f"the sources do not have {facts[name]} {name} of {split}")
+                raise _Corrupt(f"the sources do not have {facts[name]} {name} of {split}")
     for source in index["sources"]:
         _check_type(source, "name", str)
         _check_type(source, "files", dict)
@@ -113,13 +124,13 @@ def _check_index(index: dict[str, Any]) -> None:
 
 def _check_type(facts: dict[str, Any], name: str, kind: type) -> None:
     if type(facts[name]) is not kind:
-        raise TypeError(f"{name} is {facts[name]!r:.40}")
+        raise _Corrupt(f"{name} is {facts[name]!r:.40}")
 
 
 def _check_count(facts: dict[str, Any], name: str) -> None:
     _check_type(facts, name, int)
     if facts[name] < 0:
-        raise TypeError(f"{name} is {facts[name]}")
+        raise _Corrupt(f"{name} is {facts[name]}")
 
 
 def _file_sizes(root: Path, index: dict[str, Any]) -> dict[Path, int]:

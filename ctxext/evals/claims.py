@@ -19,8 +19,8 @@ from ctxext.files import (
 FOLDER = ".claims"
 """Next to the records. A claim is the lock of its process, and a list of what is claimed."""
 ADVICE = (
-    "wait for it or stop it; several processes share the work if each has its own --shard, and "
-    "none meet with another --out"
+    "wait for it, stop it, or choose another --out; several processes share the work if each has "
+    "its own --shard"
 )
 
 

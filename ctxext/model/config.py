@@ -96,6 +96,7 @@ class LlamaConfig:
             raise ValueError(
                 f"hidden_act {self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}"
             )
+        self.rope_base()  # raises ValueError for a rope_theta that is no base
 
     def rope_base(self) -> RopeBase:
         """The un-scaled rotary embedding this model was pre-trained with."""

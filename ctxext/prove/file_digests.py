@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ctxext.files import within
 
-PROSE = ("*.md", "LICENSE*", "NOTICE*")
+PROSE = ("*.md", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt")
 """Files for people: no reader of a model opens them, so that they may be edited."""
 PROOF = "proof.json"
 SLOW_TO_READ = 10**10

@@ -43,6 +43,8 @@ def error_of(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("rope none --theta inf", "--theta: must be a finite number, got inf"),
         ("rope none --head-dim 1e10", "--head-dim: must be a whole number, got '1e10'"),
         ("rope none --original 99999999999999999999", "--original: must be at most 2147483647"),
+        ("eval tiny-llama --seq-len -1", "--seq-len: must be at least 1, got -1"),
+        ("rope none --original 0", "--original: must be at least 1, got 0"),
         ("rope yarn --factor inf", "--factor must be a number, got 'inf'"),
         ("rope yarn --factor nan", "--factor must be a number, got 'nan'"),
         ("prepare x --tokenizer t --out o --held-out nan", "--held-out: must be a finite number"),
@@ -67,6 +69,7 @@ def test_every_numeric_option_is_bounded():
     [
         ({"head_dim": 1e10}, "head_dim cannot be '10000000000.0'"),
         ({"head_dim": 10**10}, f"head_dim must be positive and at most {LARGEST_SIZE}"),
+        ({"rope_theta": -1.0}, "rope_theta must be a positive number, got -1.0"),
         ({"head_dim": 2**70}, "head_dim cannot be"),
         ({"head_dim": True}, "head_dim cannot be 'True'"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers cannot be '2'"),

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seq-len",
-        type=numbers.integer,
+        type=numbers.count,
         nargs="+",
         metavar="N",
         help="Lengths in tokens; default: 1, 2, 4 and 8 windows of pre-training, or one window and "

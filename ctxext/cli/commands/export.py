@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seq-len",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="N",
         help="The extended window L' in tokens; default: factor x L, and without a method what the "
         "checkpoint declares.",

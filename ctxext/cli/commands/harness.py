@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-length",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="N",
         help="The longest context in tokens; default: the window of pre-training.",
     )

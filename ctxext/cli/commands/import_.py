@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--original",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="N",
         help="Meta format, which does not hold it: the window L of pre-training, in tokens.",
     )

@@ -30,13 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_allow_shorter(parser)
     parser.add_argument(
         "--original",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="N",
         help="Meta format without rope.json: the window L of pre-training, in tokens.",
     )
     parser.add_argument(
         "--seq-len",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="N",
         help="With --against: the extended window L' that the export was written with, in tokens, "
         "if --seq-len of ctxext export chose it.",

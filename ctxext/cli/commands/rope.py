@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_allow_shorter(parser)
     parser.add_argument(
         "--head-dim",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="H",
         help=f"The head dimension; default: {HEAD_DIM}.",
     )
@@ -51,13 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--original",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="L",
         help=f"The window of pre-training, in tokens; default: {ORIGINAL}.",
     )
     parser.add_argument(
         "--seq-len",
-        type=numbers.integer,
+        type=numbers.count,
         metavar="N",
         help="The target length in tokens; default: the largest factor x L.",
     )

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seq-len",
-        type=numbers.integer,
+        type=numbers.count,
         required=True,
         metavar="N",
         help="The nominal length in tokens.",
