@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,7 @@ class Checkpoints:
         self._manager = _manager(self.directory, options)
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._num_bytes = 0
         for step in self._manager.all_steps():
             self._write_missing_checksums(step)
             loss = recorded_facts(self._path(step)).get("loss")
@@ -90,6 +92,7 @@ class Checkpoints:
         if loss is not None:
             self._policy.losses[step] = loss
         items = {PARAMS: params, OPT_STATE: _flatten(opt_state)}
+        self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         with self._raising_oserror():
             self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
@@ -183,11 +186,15 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = "no space left" if "No space left" in str(error) else _first_line(error)
+            reason = self._no_space() if "No space left" in str(error) else _first_line(error)
             raise OSError(
                 f"a checkpoint cannot be written under {self.directory} ({reason}); the one before "
                 "it is complete, and the same command resumes from it"
             ) from error
+
+    def _no_space(self) -> str:
+        free = shutil.disk_usage(self.directory).free
+        return f"no space left: it has {self._num_bytes:,} bytes, and {free:,} are free"
 
 
 def find_step(directory: Path, which: int | str = "latest") -> int:

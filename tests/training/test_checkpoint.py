@@ -193,7 +193,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path):
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(
-            OSError, match=r"cannot be written under .* \(no space left\); .* complete"
+            OSError, match=r"under .* \(no space left: it has [\d,]+ bytes, and [\d,]+ are free\);"
         ):
             with Checkpoints(disk / "c") as saved:
                 for step in range(10, 100, 10):
@@ -237,7 +237,7 @@ def test_no_space_left_is_one_line(tmp_path, monkeypatch):
         monkeypatch.setattr(saved._manager, "save", fail)
         with pytest.raises(
             OSError,
-            match=r"cannot be written under .* \(no space left\); the one before it is complete",
+            match=r"under .* \(no space left: it has .* free\); the one before it is complete",
         ):
             saved.save(2, *state(2))
     assert find_step(tmp_path) == 1
