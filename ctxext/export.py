@@ -106,6 +106,11 @@ def convert(
     )
 
 
+def stored_dtype(source: str | Path) -> str:
+    """The number type that a checkpoint's tensors are stored in, or float32 if they are mixed."""
+    return storage_dtype(loading.read_checkpoint(loading.locate(source)).tensors.values())
+
+
 def _write(
     lm: LM,
     tensors: dict[str, LazyTensor],

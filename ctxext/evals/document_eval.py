@@ -96,9 +96,9 @@ class DocumentEval(Eval):
         ]
         if len(chosen) < self.num_documents:
             raise ValueError(
-                f"{self.title}: only {len(chosen)} of {len(texts)} documents have the "
-                f"{min_tokens} tokens that the longest length or min_tokens needs, and "
-                f"{self.num_documents} are asked for; lower one of them or num_documents"
+                f"{self.title} needs {self.num_documents} documents of at least {min_tokens} "
+                f"tokens, and the text has {len(chosen)} (a file of plain text is one document): "
+                "give more or longer ones, or a shorter length"
             )
         return chosen[: self.num_documents]
 

@@ -278,7 +278,15 @@ def test_a_directory_is_its_files_of_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("train.jsonl", "test.jsonl"), ("data/train-00000-of-00001.txt", "data/dev-0.txt")]
+    "names",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("data/train-00000-of-00001.txt", "data/dev-0.txt"),
+        ("wiki.train.txt", "wiki.valid.txt"),
+        ("data-train-00000-of-00002.txt", "data-test-00000-of-00001.txt"),
+        ("my_data.train.jsonl", "my_data.val.jsonl"),
+        ("mydata_train.jsonl", "mydata_valid.jsonl"),
+    ],
 )
 def test_splits_of_a_dataset_are_not_read_as_one(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in (*names, "training-plan.txt", "a.txt"):
@@ -286,6 +294,12 @@ def test_splits_of_a_dataset_are_not_read_as_one(tmp_path: Path, names: tuple[st
     assert "d holds several splits (" in everywhere(tmp_path / "d")
     (tmp_path / "d" / names[1]).unlink()
     assert len(find_files(tmp_path / "d").files) == 3
+
+
+def test_words_that_are_no_splits_are_read(tmp_path: Path) -> None:
+    for name in ("the-last-train.txt", "val-d-isere.txt", "a-test-b.txt", "x_dev_y.txt"):
+        write(tmp_path / "d" / name, b"text")
+    assert everywhere(tmp_path / "d") == ["text"] * 4
 
 
 def test_entries_that_are_not_files_of_text_are_named(tmp_path: Path) -> None:

@@ -316,6 +316,6 @@ def test_perplexity_refuses_impossible_lengths():
     too_long = Perplexity(seq_lens=(50_000,), num_documents=3, source=SOURCE)
     with pytest.raises(
         ValueError,
-        match=r"ppl: only \d of 3 documents have the 49999 tokens .* num_documents",
+        match=r"ppl needs 3 documents of at least 49999 tokens, and the text has \d",
     ):
         list(too_long(ContextCurve(TOKENIZER, curve)))

@@ -368,7 +368,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="max_tokens 32 is below the 64 tokens"):
         RollingPerplexity((64,), "truncate", max_tokens=32)
     model = ContextCurve(TOKENIZER, curve)
-    with pytest.raises(ValueError, match=r"ppl:yarn: only \d of 3 documents have the 50000 tokens"):
+    with pytest.raises(ValueError, match=r"ppl:yarn needs 3 documents of at least 50000 tokens"):
         list(RollingPerplexity((50_000,), num_documents=3, source=toy_source())(model))
     short = RollingPerplexity(
         (200,), "longlora", 64, num_documents=2, max_tokens=110, source=toy_source()

@@ -183,6 +183,13 @@ def test_the_command_line_merges_an_adapter_and_names_it_in_its_records(
     ]
     assert [model.is_trained for model in models] == [False, True]
     assert models[0].weights != models[1].weights
+    # The base is in float32, and so is what is merged into it.
+    merged = tmp_path / "merged"
+    argv = ["export", str(base), "--adapter", str(tmp_path / "mine"), "--out", str(merged)]
+    assert main(argv) == 0
+    assert {tensor.dtype for tensor in load_file(merged / "model.safetensors").values()} == {
+        np.dtype("float32")
+    }
     # What the adapter changes is told, and that it was not trained is not.
     text = "\n".join(verdict(records))
     assert "none with the adapter mine" in text

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.dtype,
         choices=[*options.DTYPES.values(), "q8_0"],
         help="The number type, also as f32, f16, bf16; q8_0 is for gguf; default: that of HF_DIR, "
-        "else bfloat16.",
+        "and bfloat16 for a run.",
     )
     parser.add_argument(
         "--seq-len",
@@ -110,11 +110,12 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
         options.say_context(named.lm.context, named.lm.scaling)
         model = named.describe(named.lm, directory=named.directory)
         card = export.run_card(RunDir(path), model) if is_run else {"method": model.label}
+        dtype = "bfloat16" if is_run else export.stored_dtype(path)
         export.export(
             named.lm,
             args.out,
             to=args.to,
-            dtype=args.dtype or "bfloat16",
+            dtype=args.dtype or dtype,
             seq_len=args.seq_len,
             card=card,
             shards=args.shards,

@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ ABOUT_THE_DATA = re.compile(
 
 SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?=[-._/])")
 """The split of a file or a directory that is named after one, as datasets on the hub name them."""
+INNER_SPLIT = re.compile(r"(?<=[-._])(train|test|validation|valid|val|dev)(?=[-._/])")
+"""The same in the middle of a name, "wiki.train.txt", where it may mean something else."""
 
 
 class Found(NamedTuple):
@@ -37,6 +39,20 @@ class Found(NamedTuple):
         if not self.ignored:
             return ""
         return f"{self.root}: not read are {_summary(self.ignored)}"
+
+
+def _splits(names: Iterable[str]) -> list[str]:
+    """The splits of a dataset that files are named after; one or none is no reason to worry."""
+    splits: set[str] = set()
+    alike: dict[str, set[str]] = {}
+    for name in map(str.lower, names):
+        splits.update(SPLIT.findall(name))
+        pattern = re.sub(r"\d+", "0", INNER_SPLIT.sub("*", name))
+        alike.setdefault(pattern, set()).update(INNER_SPLIT.findall(name))
+    for inner in alike.values():
+        if len(inner) > 1:
+            splits |= inner
+    return sorted(splits)
 
 
 def find_files(root: Path) -> Found:
@@ -69,7 +85,7 @@ def find_files(root: Path) -> Found:
             ignored.append(name)
         else:
             files[name] = path
-    splits = sorted({split for name in files for split in SPLIT.findall(name.lower())})
+    splits = _splits(files)
     if len(splits) > 1:
         raise ValueError(
             f"{root} holds several splits ({', '.join(splits)}): give the files or the directory "
