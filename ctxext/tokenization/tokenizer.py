@@ -307,7 +307,13 @@ class Tokenizer:
         """How texts begin, in words."""
         if not self.adds_bos:
             return "texts begin without BOS"
-        return f"texts begin with BOS, {self.special_tokens['bos_token']} (id {self.bos_id})"
+        note = f"texts begin with BOS, {self.special_tokens['bos_token']} (id {self.bos_id})"
+        if JSON in self.files and not self._before and not self._settings.get("add_bos_token"):
+            note += (
+                f", which the class LlamaTokenizer of transformers 4 adds; transformers 5 begins "
+                f"them as the post_processor of {JSON} does, without: --no-bos"
+            )
+        return note
 
     @property
     def adds_eos(self) -> bool:

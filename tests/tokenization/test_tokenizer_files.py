@@ -167,6 +167,8 @@ def test_a_bos_that_only_the_tokenizer_class_implied_is_written_out(tmp_path, se
     assert AutoTokenizer.from_pretrained(tmp_path)("a b").input_ids == source.encode(
         "a b", bos=True
     )
+    is_said = "transformers 5 begins them as the post_processor" in source.bos_note
+    assert is_said == ("add_bos_token" not in settings)
     # Another class implies no BOS.
     plain = {
         JSON: json.dumps(bare).encode(),
