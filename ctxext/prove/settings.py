@@ -99,8 +99,8 @@ def _differences(
             yield f"{field.name} in {file} is {actual}, not {expected}"
     if windows and stored.window not in windows:
         yield (
-            f"the window that it declares is {stored.window}, not {windows[0]} (give --seq-len if "
-            "it was exported with one)"
+            f"the window that it declares is {stored.window}, not {windows[0]} (give --method "
+            "or --seq-len if it was exported with one)"
         )
     yield from _tokenizer_differences(stored.tokenizer, model.tokenizer)
     if artifact.format == "hf":

@@ -200,8 +200,8 @@ def test_links_to_other_places_are_refused(tmp_path):
         (
             "config.json",
             {"max_position_embeddings": 512},
-            "the window that it declares is 512, not 256 (give --seq-len if it was exported with "
-            "one)",
+            "the window that it declares is 512, not 256 (give --method or --seq-len if it was "
+            "exported with one)",
         ),
         ("tokenizer_config.json", {"pad_token": "<unk>"}, "pad_token is '<unk>', not None"),
         (
