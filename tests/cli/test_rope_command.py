@@ -194,5 +194,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, capsys):
     assert "pose" in refused(capsys, "rope", "none", "pose", "--max-position-embeddings", 64)
     dynamic = ["rope", "none", "dynamic-ntk", "--factor", 2, "--plot", tmp_path / "x.svg"]
     assert "--seq-len" in refused(capsys, *dynamic)
-    assert "at least 1, got 0" in refused(capsys, "rope", "none", "--seq-len", 0)
+    with pytest.raises(SystemExit, match="2"):
+        main(["rope", "none", "--seq-len", "0"])
+    assert "--seq-len: must be at least 1, got 0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
