@@ -141,7 +141,7 @@ def test_questions_and_documents_that_do_not_fit_are_refused_before_training(
     write_texts(here / "long-text", 40)
     write_texts(here / "proof-pile", 40, 5, 60)
     run = ["run", "needy.py", "--no-wandb", "--run-dir", "out"]
-    message = "2 of 3 documents have the 500 tokens that the longest length"
+    message = "needs 3 documents of at least 500 tokens, and the text has 2 "
     assert message in last_error_line(run, capsys)
     perplexity = """RollingPerplexity(
             (128,), "truncate", num_documents=3, min_tokens=500, source=Files("proof-pile")
