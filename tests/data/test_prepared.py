@@ -254,6 +254,7 @@ def test_ids_that_the_tokenizer_does_not_have_are_refused_where_they_are_read(co
             read()
 
 
+@pytest.mark.check
 def test_trained_on_it_the_losses_are_those_of_the_text(texts, out, tmp_path):
     losses = []
     for name, source in (("text", Files(str(texts))), ("prepared", Prepared(str(out)))):

@@ -48,6 +48,7 @@ def test_a_bucket_is_its_own_bucket(length: int):
     assert bucket(bucket(length)) == bucket(length)
 
 
+@pytest.mark.check
 def test_an_eval_over_lengths_and_scalings_compiles_once_per_bucket():
     lm = tiny.lm(CONFIG)
     before = program_counts()

@@ -129,7 +129,11 @@ def test_semantics_are_one_where_frequencies_do_not_follow_the_length():
 
 @pytest.mark.parametrize(
     "semantics",
-    ["incremental", "frozen", pytest.param("transformers", marks=pytest.mark.check)],
+    [
+        pytest.param("incremental", marks=pytest.mark.check),
+        "frozen",
+        pytest.param("transformers", marks=pytest.mark.check),
+    ],
 )
 @pytest.mark.parametrize(
     "scaling", [pytest.param(DynamicNTK(2.0), marks=pytest.mark.check), SWITCHING], ids=method_name

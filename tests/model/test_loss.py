@@ -159,6 +159,7 @@ def test_batch_loss_and_lm_loss_equal_the_reference():
     np.testing.assert_allclose(tiny.lm().loss(tokens), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.check
 def test_remat_changes_neither_loss_nor_gradients():
     arrays = batch(tiny.tokens(1, LENGTH))
     value, gradients = loss_and_gradient(arrays, ROTATION)

@@ -86,6 +86,7 @@ def test_impossible_settings_are_refused(changes, message) -> None:
         dataclasses.replace(SETTINGS, **changes)
 
 
+@pytest.mark.check
 def test_a_run_keeps_as_many_checkpoints_as_set_with_their_mean_loss(tmp_path: Path) -> None:
     experiment = tiny_experiment(
         write_texts(tmp_path / "texts"), steps=8, checkpoint_every=2, keep=3
