@@ -40,7 +40,11 @@ def test_it_is_small_and_plain():
 
 
 @pytest.mark.parametrize(
-    ("task", "least"), [(PASSKEY, 0.95), (tasks.KeyValue(num_pairs=4, wording="code"), 0.85)]
+    ("task", "least"),
+    [
+        (PASSKEY, 0.95),
+        pytest.param(tasks.KeyValue(num_pairs=4, wording="code"), 0.85, marks=pytest.mark.check),
+    ],
 )
 def test_it_answers_within_its_window(lm, task, least):
     answers = correct_answers(lm, dataclasses.replace(WITHIN, task=task))

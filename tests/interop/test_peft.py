@@ -83,9 +83,8 @@ def run(texts: Path, base: Path, run_dir: Path, trainable=RECIPES["plain"], rope
     return train_only(experiment, run_dir, track=())
 
 
-@pytest.mark.parametrize(
-    "name", [x if x == "longlora" else pytest.param(x, marks=pytest.mark.check) for x in RECIPES]
-)
+@pytest.mark.check
+@pytest.mark.parametrize("name", RECIPES)
 def test_peft_loads_what_a_run_trained(name, texts, base, tmp_path):
     recipe = RECIPES[name]
     adapter = tmp_path / "adapter"

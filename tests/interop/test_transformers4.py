@@ -69,7 +69,7 @@ def test_an_export_is_read(name: str, tmp_path: Path) -> None:
     ours = model(EVERY[name])
     export(ours, tmp_path / "out", dtype="float32", seq_len=LENGTH)
     assert_reads(tmp_path / "out", ours)
-    proof = prove(tmp_path / "out", against=ours)
+    proof = prove(tmp_path / "out", against=ours, seq_len=LENGTH)
     assert proof["equal"]
     assert [reader["version"] for reader in proof["readers"]][1:] == ["4.57.6"]
     if EVERY[name] not in (Unscaled(), Plain()):
@@ -197,7 +197,7 @@ def test_it_does_not_know_the_keys_of_transformers_5(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     plain = np.asarray(model(Unscaled()).logits(TOKENS[None]))[0]
     assert np.abs(logits(tmp_path / "out") - plain).max() <= CLOSE
-    proof = prove(tmp_path / "out", against=ours)
+    proof = prove(tmp_path / "out", against=ours, seq_len=LENGTH)
     numpy, theirs = proof["readers"]
     assert numpy["equal"]
     assert not theirs["equal"]

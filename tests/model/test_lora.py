@@ -95,7 +95,12 @@ def dense(trained: dict, frozen: dict, lora: LoRA) -> dict:
 
 
 @pytest.mark.parametrize(
-    "lora", [LORA, dataclasses.replace(LORA, rslora=True), LoRA(rank=1, targets=("k_proj",))]
+    "lora",
+    [
+        LORA,
+        pytest.param(dataclasses.replace(LORA, rslora=True), marks=pytest.mark.check),
+        pytest.param(LoRA(rank=1, targets=("k_proj",)), marks=pytest.mark.check),
+    ],
 )
 def test_the_model_with_adapters_is_the_model_with_merged_kernels(lora):
     trained, frozen = adapters(lora)
@@ -271,9 +276,10 @@ SUBSETS = [
 
 @pytest.mark.parametrize(
     "trainable",
-    [SUBSETS[0], pytest.param(SUBSETS[1], marks=pytest.mark.check)],
+    SUBSETS,
     ids=["lora", "last-layers"],
 )
+@pytest.mark.check
 def test_a_run_of_a_subset_resumes_to_the_bit_and_opens_as_a_whole_model(
     texts, tmp_path, trainable
 ):

@@ -150,7 +150,11 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "name", [*RECIPES, *(pytest.param(name, marks=pytest.mark.check) for name in OTHERS)]
+    "name",
+    [
+        name if name == "llama2_70b_yarn_8k" else pytest.param(name, marks=pytest.mark.check)
+        for name in (*RECIPES, *OTHERS)
+    ],
 )
 def test_dry_run_allocates_nothing(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
