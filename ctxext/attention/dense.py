@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ctxext.attention.pieces import Mask
 
 MASK_VALUE = -1e30
-"""The score of a masked pair: finite, because a row of -inf has a softmax of NaN."""
+"""The score of a masked pair. It is finite, because the softmax of a row of -inf is NaN."""
 
 
 def dense(

@@ -13,7 +13,7 @@ from typing import Any
 from ctxext.files import read_json
 
 LARGEST_NUMBER = 1e300
-"""What is larger, infinite or NaN is a mistake."""
+"""A larger number, infinity or NaN is taken for a mistake."""
 SWITCHES = (bool, bool | None)
 """The types of fields that a flag alone sets, and that its --no- form unsets."""
 

@@ -22,7 +22,7 @@ ADVICE = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, NumPy or a device of jax had too little memory; a full disk is another."""
+    """Whether Python, NumPy or a jax device ran out of memory. A full disk does not count."""
     text = str(error)
     is_of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     return isinstance(error, MemoryError) or (
@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_advice(command: str, error: BaseException) -> str:
-    """What did not fit, as far as the error tells it, and what the command can do about it."""
+    """One line: the size that did not fit, if the error names it, and advice for the command."""
     name = command.rpartition(".")[2].rstrip("_")
     size = re.search(r"\d[\d.,]* ?(?:[KMGTP]?i?B|bytes)\b", str(error))
     what = f" ({size[0]} could not be allocated)" if size else ""

@@ -357,7 +357,7 @@ class LossRecord(EvalRecord):
 
 
 LARGEST_LOSS = 700.0
-"""Nats per token; the perplexity of more is no number."""
+"""Nats per token; exp of a larger loss overflows."""
 KINDS: dict[str, type[EvalRecord]] = {kind.kind: kind for kind in (AnswerRecord, LossRecord)}
 
 

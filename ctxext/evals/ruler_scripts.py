@@ -38,9 +38,9 @@ class Scripts:
     variant: str
     """The version, as tables and records name it."""
     facts: dict[str, Any]
-    """What else the samples depend on, for their manifest."""
+    """Other things that the samples depend on, which their manifest records."""
     advice: str = ""
-    """What to do where a script does not find its texts."""
+    """Advice for a script that does not find its texts."""
 
     def check_texts(self) -> None:
         """Raise ValueError if Git left a pointer in place of a text."""

@@ -338,7 +338,7 @@ def effective_length(
 
 
 def _expanded_tail(level: float, num_clusters: int) -> float:
-    """What a percentile bootstrap leaves out on each side, so that it is as wide as Student's t.
+    """The tail to cut on each side of a percentile bootstrap, to make it as wide as Student's t.
 
     Phi(-t sqrt(k / (k - 1))) for k clusters: redrawn means vary less than means by a factor of
     (k - 1) / k, and a quantile takes that variance for known (arXiv 1411.5279, section 5.3).

@@ -37,7 +37,7 @@ class SuiteConfig:
     questions: a file for "qa". ruler: a directory of RULER's own samples for "ruler:reference".
     wording: for tasks that have two. passkey_text: a file with the authors' own prompt for
     "passkey:<protocol>". load: opens the other model of "longppl:DIR"; checksum: that of its
-    parameters, which tells models of one name apart.
+    parameters and tokenizer, which tells models of one name apart.
     """
 
     seq_lens: tuple[int, ...] = ()
