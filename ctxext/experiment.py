@@ -120,8 +120,8 @@ class Experiment:
     mesh: Mesh = ONE_DEVICE
     """The devices to spread the work over. It changes results only by rounding."""
     init: str | None = None
-    """An HF or run directory, a hub name, "tiny-llama" (bundled), or None to train `model` from
-    scratch."""
+    """An HF or run directory, a GGUF file, a hub name, "tiny-llama" (bundled), "smollm2" (in a
+    package), or None to train `model` from scratch."""
     model: LlamaConfig | None = None
     """The shape to train from scratch, or the shape that `init` is expected to have."""
     tokenizer: str | None = None

@@ -14,7 +14,7 @@ from ctxext.experiment import BUNDLED
 from ctxext.files import read_json
 from ctxext.interop import hf, peft_base, peft_writer
 from ctxext.interop.formats import FORMATS as FORMATS
-from ctxext.interop.formats import find_format
+from ctxext.interop.formats import find_format, recognize
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
 from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_spec
@@ -92,6 +92,7 @@ def convert(
     ).with_method(*methods, allow_shorter=allow_shorter)
     options = WriteOptions(
         dtype or storage_dtype(checkpoint.tensors.values()),
+        dict(checkpoint.about or {}),
         max_shard_size=max_shard_size,
         shards=shards,
     )
@@ -231,7 +232,7 @@ def export_adapter(
             f"{source} did not train with --method lora; export the whole model with --to hf"
         )
     base = base or settings["init"]
-    if base is None or loading.is_run(loading.locate(base)):
+    if base is None or not _is_hf(loading.locate(base)):
         raise ValueError(
             "PEFT loads an adapter on a base in HF format, not on "
             f"{base or 'random parameters'}; export that with --to hf and name it with --base"
@@ -259,6 +260,10 @@ def export_adapter(
     name = str(base_directory.resolve()) if is_local else str(base)
     peft_writer.write(out, config, trainable, params, base=name, extra_files=recorded)
     return Path(out)
+
+
+def _is_hf(path: Path) -> bool:
+    return not loading.is_run(path) and recognize(path) == "hf"
 
 
 def same_rope(

@@ -15,9 +15,10 @@ from ctxext.assets import TINY_LLAMA
 from ctxext.attention import Attention, Kernel
 from ctxext.experiment import BUNDLED, Experiment
 from ctxext.files import read_json
-from ctxext.interop import hf, hub, peft_base, peft_reader
+from ctxext.interop import hf, hub, packaged, peft_base, peft_reader
 from ctxext.interop.formats import FORMATS, recognize
 from ctxext.interop.generation_config import read_generation_config
+from ctxext.interop.gguf import is_gguf
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
 from ctxext.interop.peft_merge import merge, trained_whole
 from ctxext.interop.peft_reader import Adapter
@@ -40,15 +41,22 @@ LOG = logging.getLogger("ctxext")
 
 
 def locate(source: str | Path) -> Path:
-    """The local path of a source: itself, the bundled base, or a download (extra `hub`)."""
-    if str(source) == BUNDLED and not Path(BUNDLED).exists():
+    """The local path of a source: itself, the bundled base, or a download (extra `hub`).
+
+    Also a model that a Python package carries, by its name. Raises ValueError if there is nothing.
+    """
+    if Path(source).exists():
+        return Path(source)
+    if str(source) == BUNDLED:
         return TINY_LLAMA
-    return Path(source) if Path(source).exists() else hub.resolve(str(source))
+    if str(source) in packaged.MODELS:
+        return packaged.find(str(source))
+    return hub.resolve(str(source))
 
 
 def is_here(source: str) -> bool:
     """True if a source can be opened without a download."""
-    return source == BUNDLED or Path(source).exists()
+    return source == BUNDLED or source in packaged.MODELS or Path(source).exists()
 
 
 def is_run(path: Path) -> bool:
@@ -60,6 +68,8 @@ def open_tokenizer(source: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint, of a run, or in a file. Raises ValueError if there is none."""
     path = locate(source)
     if path.is_file():
+        if is_gguf(path):
+            return read_checkpoint(path).tokenizer
         if path.suffix == ".model":
             return Tokenizer({MODEL: path.read_bytes()})
         if path.suffix != ".json":
@@ -73,17 +83,10 @@ def open_tokenizer(source: str | Path) -> Tokenizer:
 def read_checkpoint(path: Path, original: int | None = None) -> StoredModel:
     """A checkpoint in any format that ctxext reads, before its weights are read.
 
-    `original`: the window of pre-training in tokens, which Meta's own checkpoints do not declare.
-    Raises ValueError for a checkpoint that is incomplete or not supported.
+    `original`: the window of pre-training in tokens, which Meta's own checkpoints do not declare,
+    and some GGUF files. Raises ValueError for a checkpoint that is incomplete or not supported.
     """
-    name = recognize(path)
-    read = FORMATS[name].read
-    if read is None:
-        raise ValueError(
-            f"{path} is a {name} file, which ctxext writes but does not read; open the model that "
-            "it was written from"
-        )
-    return read(path, original)
+    return FORMATS[recognize(path)].read(path, original)
 
 
 def read_config(source: str | Path, *, trust: bool = False) -> tuple[LlamaConfig, RopeScaling]:
@@ -160,7 +163,7 @@ def load(
     semantics: Semantics = "incremental",
     allow_shorter: bool = False,
 ) -> LM:
-    """Open an HF directory, a Meta directory, a run directory, a hub name, or "tiny-llama".
+    """Open an HF or Meta directory, a GGUF file, a run, a hub name, "tiny-llama" or "smollm2".
 
     `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries,
     which `Unscaled` and None keep; plain RoPE is `Plain`. `allow_shorter`: accept a factor that
@@ -168,7 +171,8 @@ def load(
     `adapter`: a PEFT directory to merge into the parameters. `checkpoint`: which one of a run, see
     `checkpoint_step`. `mesh`: the devices that the parameters are divided among; each device
     reads only its own slices. `trust`: import the Python files that a run's methods come from.
-    `original`: the window of pre-training in tokens, where Meta's format does not declare it.
+    `original`: the window of pre-training in tokens, where Meta's format or a GGUF file does not
+    declare it.
     `semantics`: see `LM`. `bos`: whether texts begin with BOS; by default as the checkpoint's
     tokenizer does. Raises ValueError for a checkpoint that is incomplete, corrupt, or has a scaling
     that is not supported.

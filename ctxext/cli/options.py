@@ -131,7 +131,11 @@ def add_allow_shorter(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """SOURCE and the options that `open_model` reads."""
-    parser.add_argument("source", metavar="RUN|HF_DIR", help="A run, a checkpoint or a hub name.")
+    parser.add_argument(
+        "source",
+        metavar="RUN|HF_DIR",
+        help="A run, a checkpoint, a hub name, tiny-llama or smollm2.",
+    )
     add_method(parser)
     add_allow_shorter(parser)
     parser.add_argument(
@@ -251,7 +255,9 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     """EXPERIMENT.py and the options that `read_experiment` reads."""
     parser.add_argument("experiment", metavar="EXPERIMENT.py", help="A file with an experiment.")
     parser.add_argument(
-        "--init", metavar="DIR", help="The base checkpoint: an HF or run directory, or a hub name."
+        "--init",
+        metavar="DIR",
+        help="The base: an HF or run directory, a GGUF file, a hub name, tiny-llama or smollm2.",
     )
     add_method(parser)
     add_links(parser)

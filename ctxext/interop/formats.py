@@ -2,7 +2,7 @@
 
 What `ctxext.export` and `Export.to` of an experiment accept, the choices of the command line, the
 columns of the support matrix, what `ctxext.load` opens and what `prove` recognises are derived from
-this table. A format that is only written, as GGUF is, also needs its own way into `prove/artifact`.
+this table.
 The independent reader that a format is proven with is in `ctxext/prove/reference/`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from ctxext.interop import gguf, hf, meta
+from ctxext.interop import gguf, gguf_reader, hf, meta
 from ctxext.interop.families import family_of
 from ctxext.interop.gguf_metadata import rope_keys
 from ctxext.interop.hf_weights import StoredModel, WriteOptions
@@ -37,8 +37,7 @@ class Format:
     raises ValueError for frequencies that the format cannot represent.
     `rope_legend` explains those names. `recognize`: whether a path holds this format. `read`: opens
     a checkpoint without reading its numbers, given the window of pre-training where the format does
-    not declare it; None for a format that is only written. `suffix`: of the one file that is
-    written, empty where it is a directory.
+    not declare it. `suffix`: of the one file that is written, empty where it is a directory.
     """
 
     check: Check
@@ -46,7 +45,7 @@ class Format:
     encode_rope: Callable[[RopeScaling, LlamaConfig, int], str]
     rope_legend: str
     recognize: Callable[[Path], bool]
-    read: Callable[[Path, int | None], StoredModel] | None = None
+    read: Callable[[Path, int | None], StoredModel]
     suffix: str = ""
     takes_shards: bool = False
 
@@ -60,8 +59,8 @@ def encode_rope_hf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> s
 def _read_hf(directory: Path, original: int | None) -> StoredModel:
     if original is not None:
         raise ValueError(
-            f"--original is for Meta's format; config.json in {directory} declares the window of "
-            "pre-training"
+            f"--original is for Meta's format and GGUF; config.json in {directory} declares the "
+            "window of pre-training"
         )
     return hf.read(directory)
 
@@ -104,6 +103,7 @@ FORMATS: dict[str, Format] = {
         encode_rope=_encode_rope_gguf,
         rope_legend="the scaling type of llama.cpp; divisors: one per frequency; no flags needed",
         recognize=gguf.is_gguf,
+        read=gguf_reader.read,
         suffix=".gguf",
     ),
 }

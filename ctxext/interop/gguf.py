@@ -3,7 +3,6 @@
 The scaling is in the file, so that its user needs no flags.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ctxext.files import atomic_file, written_alone
 from ctxext.interop.families import family_of
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
+from ctxext.interop.gguf_library import import_library
 from ctxext.interop.gguf_metadata import FILE_TYPES, check, hyperparameters, rope_keys
 from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, wait_for_primary
@@ -49,7 +49,7 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
     tensors = model.tensors
     dtype = options.dtype
     check(config, model.scaling, window=model.window, dtype=dtype)
-    library = _import_library()
+    library = import_library("writing GGUF")
     keys, divisors = rope_keys(config, model.scaling, model.window)
     keys |= hyperparameters(config, path.stem, model.scaling)
     stops = merge_ids(
@@ -87,17 +87,6 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
         finally:
             writer.close()
     distributed.barrier()
-
-
-def _import_library() -> Any:
-    try:
-        import gguf
-    except ModuleNotFoundError as error:
-        if error.name != "gguf":
-            raise
-        raise ValueError("writing GGUF needs a package: pip install 'ctxext[gguf]'") from None
-    logging.getLogger("gguf").setLevel(logging.WARNING)
-    return gguf
 
 
 def tensor_name(name: str, family: Family = LLAMA) -> str:

@@ -18,6 +18,18 @@ NAMES: dict[tuple[str, ...], str] = {
 """The expressions of a pre_tokenizer -> llama.cpp's name for them."""
 WHOLE_WORDS: dict[tuple[str, ...], str] = {(LLAMA3,): "llama-bpe"}
 """The same for tokenizers in which a whole word of the vocabulary is not merged (ignore_merges)."""
+LLAMA_CPP_NAMES: dict[str, str] = {
+    **{name: name for name in (*NAMES.values(), *WHOLE_WORDS.values())},
+    "phi-2": "gpt-2",
+    "starcoder": "smollm",
+    "refact": "smollm",
+    "command-r": "smollm",
+    "smaug-bpe": "dbrx",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "deepseek-r1-qwen": "qwen2",
+}
+"""llama.cpp's other names of the same expressions, and the names themselves."""
 
 
 def byte_level_vocabulary(data: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +55,34 @@ def byte_level_vocabulary(data: dict[str, Any]) -> dict[str, Any]:
         "tokenizer.ggml.pre": names[expressions],
         "tokenizer.ggml.merges": merges,
     }
+
+
+def pre_tokenizer(name: str | None) -> tuple[bool, dict[str, Any]]:
+    """(ignore_merges, the pre_tokenizer of a tokenizer.json) for llama.cpp's name of them.
+
+    Raises ValueError for a name that is not known here.
+    """
+    known = LLAMA_CPP_NAMES.get(name or "")
+    if known is None:
+        raise ValueError(
+            f"tokenizer.ggml.pre {name!r:.60} is not supported; known: "
+            f"{', '.join(sorted(LLAMA_CPP_NAMES))}"
+        )
+    whole_words = known in WHOLE_WORDS.values()
+    names = WHOLE_WORDS if whole_words else NAMES
+    expressions = next(key for key, value in names.items() if value == known)
+    parts: list[dict[str, Any]] = [
+        {
+            "type": "Split",
+            "pattern": {"Regex": expression},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        for expression in expressions
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    parts.append(byte_level | {"use_regex": False})
+    return whole_words, {"type": "Sequence", "pretokenizers": parts}
 
 
 def _refusal(reason: str) -> ValueError:

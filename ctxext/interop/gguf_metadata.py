@@ -23,6 +23,26 @@ FILE_TYPES = {
 Q8_0_BLOCK = 32
 """Consecutive numbers that share a scale in q8_0."""
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "llama.attention.causal": (True,),
+    "llama.attention.clamp_kqv": (0.0,),
+    "llama.attention.max_alibi_bias": (0.0,),
+    "llama.attention.sliding_window": (0,),
+    "llama.embedding_scale": (0.0, 1.0),
+    "llama.expert_count": (0,),
+    "llama.expert_used_count": (0,),
+    "llama.logit_scale": (0.0, 1.0),
+    "llama.pooling_type": (0,),
+    "llama.residual_scale": (0.0, 1.0),
+    "llama.rope.scale_linear": (0.0, 1.0),
+    "llama.rope.scaling.alpha": (0.0,),
+    "llama.rope.scaling.yarn_attn_factor": (1.0,),
+    "llama.rope.scaling.yarn_log_multiplier": (0.0,),
+    "tokenizer.ggml.add_sep_token": (False,),
+    "tokenizer.ggml.remove_extra_whitespaces": (False,),
+}
+"""Keys that change a Llama, with the values that leave it as it is."""
+
 
 def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
     """Raise ValueError, with the reason, for a model that a GGUF file cannot represent.
@@ -88,13 +108,14 @@ def rope_keys(
         f"{architecture}.rope.dimension_count": config.head_dim,
         f"{architecture}.rope.freq_base": float(spec.rope_theta),
     }
+    prefix = f"{architecture}.rope.scaling"
+    if spec.length != spec.window or spec.rope_type != "default":
+        keys[f"{prefix}.original_context_length"] = spec.window
     if spec.rope_type == "default":
         return keys, None
-    prefix = f"{architecture}.rope.scaling"
     if spec.rope_type == "linear" or _is_plain_yarn(spec):
         keys[f"{prefix}.type"] = spec.rope_type
         keys[f"{prefix}.factor"] = float(spec.keys["factor"])
-        keys[f"{prefix}.original_context_length"] = spec.window
         return keys, None
     base = config.rope_base()
     rope = rope_at(scaling, base, seq_len)

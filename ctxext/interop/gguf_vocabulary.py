@@ -20,6 +20,7 @@ UNKNOWN = 2
 CONTROL = 3
 USER_DEFINED = 4
 UNUSED = 5
+BYTE = 6
 
 UNMERGED_SCORE = -10000.0
 """The score of tokens that no merge produces."""

@@ -69,9 +69,7 @@ def window(directory: str | Path) -> int:
 def _read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling, int]:
     path = within(directory, CONFIG)
     try:
-        data = read_json(path)
-        config, scaling = parse_config(data)
-        return config, scaling, _extended_window(data, config, scaling)
+        return read_settings(read_json(path))
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
@@ -93,6 +91,12 @@ def _extended_window(data: dict[str, Any], config: LlamaConfig, scaling: RopeSca
     if scaling.depends_on_length or length == original:
         return max(length, round(factor * original))
     return length
+
+
+def read_settings(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling, int]:
+    """Shape, scaling and the extended window L' for the contents of a config.json."""
+    config, scaling = parse_config(data)
+    return config, scaling, _extended_window(data, config, scaling)
 
 
 def declared_window(config: LlamaConfig, scaling: RopeScaling, *, seq_len: int) -> int:

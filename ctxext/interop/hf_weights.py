@@ -34,6 +34,7 @@ class StoredModel:
 
     `window`: the extended window L', tokens. `tensors`: by HF's names, in HF's layout.
     `generation_config`: the contents of generation_config.json, None without such a file.
+    `about`: what the files say for people, such as a license, by its name.
     """
 
     config: LlamaConfig
@@ -42,6 +43,7 @@ class StoredModel:
     tensors: dict[str, LazyTensor]
     tokenizer: Tokenizer
     generation_config: Mapping[str, Any] | None = None
+    about: Mapping[str, str] | None = None
 
     @property
     def context(self) -> DeclaredContext:

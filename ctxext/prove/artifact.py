@@ -22,7 +22,7 @@ class Artifact:
     """A directory or a file in `format`: a name of `interop.formats.FORMATS`, or "peft".
 
     `base`: the HF directory that an adapter is read with, otherwise `path` itself. `original`: the
-    window of pre-training in tokens, where Meta's format does not declare it.
+    window of pre-training in tokens, where Meta's format or a GGUF file does not declare it.
     """
 
     path: Path
@@ -41,9 +41,10 @@ class Artifact:
         if peft_reader.is_adapter(path):
             return cls(path, _find_base(path, base), "peft")
         name = formats.recognize(path)
-        if original is not None and name != "meta":
+        if original is not None and name == "hf":
             raise ValueError(
-                f"--original is for Meta's format; {path} declares the window of pre-training"
+                f"--original is for Meta's format and GGUF; config.json in {path} declares the "
+                "window of pre-training"
             )
         return cls(path, path, name, original)
 
@@ -86,15 +87,16 @@ class Artifact:
         return {name: entry.dtype for name, entry in tensors.items()}
 
     def open(self, mesh: Mesh, like: LM | None = None) -> LM:
-        """The model as ctxext reads it, float32; of a GGUF file its parameters in the model `like`.
+        """The model as ctxext reads it, float32; of a GGUF file only its parameters, with a `like`.
 
         Raises ValueError for a base of another shape, or with other frequencies or parameters.
         """
         if self.format == "gguf":
             if like is None:
+                return loading.load(self.path, mesh=mesh, original=self.original)
+            if self.original is not None:
                 raise ValueError(
-                    f"{self.path} is compared with what it was written from; give that with "
-                    "--against RUN or HF_DIR"
+                    "--original is for Meta's format, and for a GGUF file without --against"
                 )
             return gguf_parameters.open_like(self.path, like)
         if self.format != "peft":

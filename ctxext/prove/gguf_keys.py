@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.interop.gguf_metadata import FILE_TYPES
+from ctxext.interop.gguf_metadata import FILE_TYPES, NEUTRAL
 from ctxext.interop.gguf_vocabulary import NORMAL, vocabulary
 from ctxext.model.lm import LM
 from ctxext.prove.reference.gguf_file import GGUFFile
@@ -53,25 +53,6 @@ NAMED_AS_INCOMPATIBLE = (
 )
 """Read or not by version; `known_incompatibilities` names any but 32 and 1."""
 WITHOUT_EFFECT = ("general.quantization_version", "llama.rope.scaling.finetuned")
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "llama.attention.causal": (True,),
-    "llama.attention.clamp_kqv": (0.0,),
-    "llama.attention.max_alibi_bias": (0.0,),
-    "llama.attention.sliding_window": (0,),
-    "llama.embedding_scale": (0.0, 1.0),
-    "llama.expert_count": (0,),
-    "llama.expert_used_count": (0,),
-    "llama.logit_scale": (0.0, 1.0),
-    "llama.pooling_type": (0,),
-    "llama.residual_scale": (0.0, 1.0),
-    "llama.rope.scale_linear": (0.0, 1.0),
-    "llama.rope.scaling.alpha": (0.0,),
-    "llama.rope.scaling.yarn_attn_factor": (1.0,),
-    "llama.rope.scaling.yarn_log_multiplier": (0.0,),
-    "tokenizer.ggml.add_sep_token": (False,),
-    "tokenizer.ggml.remove_extra_whitespaces": (False,),
-}
-"""Keys that change a Llama, with the values that leave it as it is."""
 
 
 def compare_keys(

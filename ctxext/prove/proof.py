@@ -48,12 +48,12 @@ def prove(
     """Compare an export, or a PEFT adapter on its base, with `against` in every reader.
 
     `against`: a model, a run (its `checkpoint`) or an HF directory, under `methods` if given; by
-    default the same files as ctxext reads them, which it cannot for GGUF. For an adapter an HF
-    directory is its base, in place of the one that it names. `original`: the window of pre-training
-    in tokens, for Meta's directories without rope.json. `seq_len`: the extended window that the
-    files should declare, by default the one that `export.export` chooses for `against`.
-    `allow_shorter`: see `LM.with_method`. `bos`: whether texts begin with BOS in the checkpoint
-    `against`, if it is not as its files say.
+    default the same files as ctxext reads them. For an adapter an HF directory is its base, in
+    place of the one that it names. `original`: the window of pre-training in tokens, for files that
+    do not declare it: Meta's directories without rope.json, some of GGUF. `seq_len`: the extended
+    window that the files should declare, by default the one that `export.export` chooses for
+    `against`. `allow_shorter`: see `LM.with_method`. `bos`: whether texts begin with BOS in the
+    checkpoint `against`, if it is not as its files say.
 
     Writes proof.json (next to FILE.gguf: FILE.proof.json) with digests of all files, and fills in
     the proof section of the model card. Without a model to compare with, a recorded proof that has

@@ -11,6 +11,7 @@ import pytest
 
 from ctxext.export import export
 from ctxext.interop.gguf_byte_level import GPT2, LLAMA3, QWEN2
+from ctxext.loading import load
 from ctxext.model.lm import LM
 from ctxext.prove import prove
 from ctxext.tokenization.tokenizer import CONFIG, JSON, SAMPLE_TEXTS, Tokenizer
@@ -107,6 +108,36 @@ def test_every_reader_gives_the_same_ids(tmp_path, kind, bos):
     proof = prove(path, against=lm)
     assert proof["equal"]
     assert proof["readers"][0]["token_ids_equal"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokenizer_comes_back(tmp_path, kind):
+    lm = model(kind)
+    settings = {"eos_token_id": [419, 420, 421]}
+    lm = dataclasses.replace(lm, generation_config=settings)
+    path = export(lm, tmp_path / "m.gguf", to="gguf", dtype="float32")
+    again = load(path)
+    assert again.stop_ids == (419, 420, 421, 423)  # <|end|> is one by its name
+    assert again.config.bos_token_id == 418
+    assert again.tokenizer.special_tokens == lm.tokenizer.special_tokens
+    assert again.tokenizer.chat_template == lm.tokenizer.chat_template
+    assert again.tokenizer.adds_bos == lm.tokenizer.adds_bos
+    for text in TEXTS:
+        for special in (True, False):
+            expected = lm.tokenizer.encode(text, special=special)
+            assert again.tokenizer.encode(text, special=special) == expected, text
+        assert again.tokenizer.decode(expected) == lm.tokenizer.decode(expected)
+    second = export(again, tmp_path / "again" / "m.gguf", to="gguf", dtype="float32")
+    assert keys_of(second) == keys_of(path)
+
+
+def test_another_way_to_split_is_refused_by_name(tmp_path):
+    path = export(model("gpt-2"), tmp_path / "m.gguf", to="gguf", dtype="float32")
+    content = path.read_bytes()
+    assert content.count(b"gpt-2") == 1
+    path.write_bytes(content.replace(b"gpt-2", b"gpt-o"))
+    with pytest.raises(ValueError, match="tokenizer.ggml.pre 'gpt-o' is not supported; known: "):
+        load(path)
 
 
 @pytest.mark.parametrize(

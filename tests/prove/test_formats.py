@@ -125,10 +125,11 @@ def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
     assert json.loads((tmp_path / "m.proof.json").read_text())["equal"]
     assert run(f"prove {file} --against {base}") == 1
     assert "NOT EQUAL" in capsys.readouterr().out
-    assert run(f"prove {file}") == 2
-    error = capsys.readouterr().err
-    assert "give that with --against RUN or HF_DIR" in error
-    assert f"the files are those of {tmp_path / 'm.proof.json'}: NOT EQUAL to" in error
+    assert run(f"prove {file}") == 1  # the proof with the model is kept
+    assert "proof: NOT EQUAL" in capsys.readouterr().out
+    (tmp_path / "m.proof.json").unlink()
+    assert run(f"prove {file}") == 0
+    assert "our own reading of the export" in capsys.readouterr().out
     assert run(f"prove {file} {method}") == 2
     assert "name it with --against" in capsys.readouterr().err
     assert run(f"{hint} --original 64") == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctxext.data.sources.stdlib import stdlib_documents
+from ctxext.export import convert
 from ctxext.plan.compile_request import is_compiler_installed
 from support.write_llama2 import write_llama2
 
@@ -30,6 +31,8 @@ NOT_RUN = {
     "make ": "sets up environments and runs these tests",
     "srun ": "needs a Slurm cluster of four machines",
     "ctxext ruler ": "needs the extra ruler",
+    "ctxext generate smollm2 ": "needs a package; tests/interop/test_smollm2.py has it",
+    "ctxext import smollm2 ": "the same",
     "ctxext harness ": "needs the extra lm-eval, and downloads its tasks",
     **{
         f"ctxext plan {YARN_7B} --topology {topology}": f"needs the compiler of {platform}s"
@@ -125,6 +128,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("stand-ins")
     for name in ("meta-llama-dir", "small-base"):
         write_llama2(place / name, window=WINDOW, vocab=VOCAB)
+    convert(place / "small-base", place / "FILE.gguf", to="gguf")
     (place / "DIR").symlink_to("meta-llama-dir")
     (place / "EVALUATOR").symlink_to("meta-llama-dir")
     texts = [document.text for document in stdlib_documents("train")]

@@ -1,6 +1,7 @@
-"""Check an HF or Meta checkpoint and write it as a base directory, tensor by tensor.
+"""Check an HF, Meta or GGUF checkpoint and write it as a base directory, tensor by tensor.
 
 ctxext import meta-llama-dir --original 4096 --out base
+ctxext import smollm2 --dtype bfloat16 --out base
 """
 
 import argparse
@@ -9,19 +10,23 @@ from ctxext.cli import numbers, options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="A directory or a hub name.")
+    parser.add_argument(
+        "source", metavar="SRC", help="A directory, a GGUF file, a hub name, or smollm2."
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="The directory to write.")
     parser.add_argument(
         "--dtype",
         type=options.dtype,
         choices=list(options.DTYPES.values()),
-        help="The number type, also as f32, f16, bf16; default: as it is stored.",
+        help="The number type, also as f32, f16, bf16; default: as it is stored, float32 for what "
+        "is quantized.",
     )
     parser.add_argument(
         "--original",
         type=numbers.count,
         metavar="N",
-        help="Meta format, which does not hold it: the window L of pre-training, in tokens.",
+        help="The window L of pre-training in tokens, for a Meta directory or a GGUF file that "
+        "does not hold it.",
     )
     options.add_links(parser)
     options.add_bos(parser)

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="RUN|HF_DIR",
-        help="The model to compare with, instead of the export itself. GGUF needs one; for an "
+        help="The model to compare with, instead of the export itself; for an "
         "adapter it is the base.",
     )
     options.add_method(parser)

