@@ -143,7 +143,7 @@ def _nothing_to_read(directory: Path, candidates: Sequence[str]) -> str:
 def _advice(path: Path, single: str) -> str:
     """Advice on a file of weights that cannot be read as it is; empty for other files."""
     if path.suffix == ".gguf":
-        return "GGUF files are written, not read; use the checkpoint that it was made from"
+        return f"to open the GGUF file, give the file itself, {path}"
     if path.suffix in (".h5", ".msgpack", ".onnx"):
         return "save the model with transformers as safetensors"
     if path.name.startswith("consolidated.") and path.suffix == ".pth":

@@ -232,7 +232,7 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
         ("pytorch_model.pt", "rename them to pytorch_model.bin"),
         ("consolidated.bin", "rename them to pytorch_model.bin"),
         ("pytorch_model-00001-of-00002.bin", "copy pytorch_model.bin.index.json too"),
-        ("llama.gguf", "GGUF files are written, not read"),
+        ("llama.gguf", "give the file itself, "),
         ("tf_model.h5", "save the model with transformers as safetensors"),
         ("consolidated.00.pth", "to have them read, remove config.json"),
         ("training_args.bin", "and no other weights; copy the checkpoint again"),
