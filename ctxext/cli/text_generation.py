@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.attention import Causal
-from ctxext.data.documents import plain_text
+from ctxext.data.documents import COMPRESSIONS, plain_text
 from ctxext.model.lm import LM
-from ctxext.terminal import write_model_text
+from ctxext.terminal import printable_line, write_model_text
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -55,6 +55,9 @@ class TextGenerator:
     def complete(self, prompt: str) -> Completion:
         """Continue `prompt` up to a stop token. Raises ValueError as `LM.generate` does."""
         tokenizer = self.lm.tokenizer
+        bos = tokenizer.special_tokens.get("bos_token")
+        if bos is not None and prompt.startswith(bos):
+            _note(f"the prompt begins with {bos}, taken for the token BOS; no second one is added")
         literals = [] if self.parse_special else self._literals(prompt)
         if literals:
             _note(f"{' '.join(literals)} in the prompt is text; --parse-special makes it the token")
@@ -167,6 +170,20 @@ def _note(text: str) -> None:
     print(f"ctxext: {text}", file=sys.stderr)
 
 
+def stop_note(lm: LM) -> str:
+    """A sentence about the tokens that end an answer; empty if transformers stops at the same."""
+    others = lm.stop_ids_in_transformers
+    if others == lm.stop_ids:
+        return ""
+    vocabulary = lm.tokenizer.vocabulary
+
+    def named(ids: Sequence[int]) -> str:
+        return ", ".join(f"{vocabulary.get(token, 'no token')} ({token})" for token in ids)
+
+    only = f"at {named(others)} only" if others else "at none"
+    return printable_line(f"stops at {named(lm.stop_ids)}; transformers would stop {only}")
+
+
 def decode_stream(
     tokenizer: Tokenizer, prompt: Sequence[int], chunks: Iterable[Sequence[int]]
 ) -> Iterator[str]:
@@ -219,7 +236,9 @@ def read_text(path: Path, option: str) -> str:
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be read ({error.strerror})") from None
     if reason:
-        raise ValueError(f"{option} {path}: {reason}")
+        is_compressed = path.suffix.lower() in COMPRESSIONS
+        advice = ": decompress it first" if is_compressed else ""
+        raise ValueError(f"{option} {path}: {reason}; {option} reads plain text in UTF-8{advice}")
     return content
 
 

@@ -100,6 +100,13 @@ class LM:
         )
 
     @property
+    def stop_ids_in_transformers(self) -> tuple[int, ...]:
+        """The ids that end an answer there: of generation_config.json, or else of config.json."""
+        if self.generation_config is None:
+            return merge_ids(self.config.eos_token_id)
+        return merge_ids(self.generation_config.get("eos_token_id"))
+
+    @property
     def context(self) -> DeclaredContext:
         """The context that the checkpoint declares, whatever method the model runs with."""
         if self.declared_context is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.data.corpus import id_dtype
+from ctxext.data.documents import cite
 from ctxext.data.token_files import INDEX, WORK, check_hashes, read_index
 from ctxext.files import write_json
 from ctxext.prepare.chunks import cut
@@ -115,10 +116,10 @@ def _check_rejects(tally: Tally, out: Path, max_rejects: float) -> None:
     if len(tally.rejects) <= max_rejects * tally.num_read:
         return
     first = tally.rejects[0]
-    units = ("line", "row", "entry")
-    place = "".join(f", {unit} {first[unit]}" for unit in units if unit in first)
+    place = cite(first)
+    cited = f", {place}" if place else ""
     raise ValueError(
-        f"{first['file']}{place}: {first['reason']}; {len(tally.rejects):,} of {tally.num_read:,} "
+        f"{first['file']}{cited}: {first['reason']}; {len(tally.rejects):,} of {tally.num_read:,} "
         f"documents are rejected, more than --max-rejects {max_rejects:g}: see {out / REJECTS}, "
         "then repair them, or repeat the command with a larger --max-rejects: nothing is encoded "
         "again"

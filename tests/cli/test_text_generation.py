@@ -1,6 +1,7 @@
 """`ctxext generate`: streaming whole characters, stop tokens, chats of several turns, bad input."""
 
 import dataclasses
+import gzip
 import io
 import json
 import random
@@ -251,6 +252,10 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
         captured = capsys.readouterr()
         note = "ctxext: </s> in the prompt is text; --parse-special makes it the token\n"
         assert (note in captured.err) is ("--parse-special" not in options)
+        note = (
+            "ctxext: the prompt begins with <s>, taken for the token BOS; no second one is added\n"
+        )
+        assert captured.err.count(note) == prompt.startswith("<s>")
         return json.loads(captured.out)["prompt_tokens"]
 
     tokenizer = load_tokenizer(TINY_LLAMA)
@@ -274,6 +279,7 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
         (["--prompt-file", "BINARY"], "BINARY: UTF-16 or UTF-32, not UTF-8: convert it"),
         (["--prompt-file", "LATIN"], "LATIN: not UTF-8 (byte 3)"),
         (["--prompt-file", "ZERO"], "ZERO: not text: it holds a zero byte (byte 1)"),
+        (["--prompt-file", "a.gz"], "--prompt-file reads plain text in UTF-8: decompress it first"),
         (["--prompt-file", "nowhere"], "--prompt-file nowhere cannot be read (No such file"),
         (["--prompt-file", "."], "--prompt-file . cannot be read (Is a directory)"),
         (["--prompt", "caf\udce9"], "the prompt is not UTF-8 text (character 3)"),
@@ -292,6 +298,7 @@ def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
 def test_bad_input_is_one_line(directory, tmp_path, capsys, argv, message):
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
     (tmp_path / "BAD").write_text("{{ messages.__class__ }}")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"a"))
     (tmp_path / "LATIN").write_bytes(b"caf\xe9")
     (tmp_path / "ZERO").write_bytes(b"a\0b\0")
     argv = [str(tmp_path / word) if (tmp_path / word).is_file() else word for word in argv]

@@ -123,16 +123,16 @@ def test_broken_files_are_named(tmp_path, name):
     (tmp_path / name).unlink()
     refused("does not exist")
     whole_file(tmp_path, name, table("body"))
-    refused('no column "text", but "id", "body"; choose one with field')
+    refused('no column "text", but "body"; choose one with field')
     whole_file(tmp_path, name, table(texts=["a", None]))
-    refused('row 1: no text in the column "text"')
+    refused(r'row 2 \(counted from 1\): no text in the column "text"')
     whole_file(tmp_path, name, table(texts=[1, 2], kind=pyarrow.int64()))
     refused("holds int64, not text")
     whole_file(tmp_path, name, table(texts=["", ""]))
     refused("holds no document with text")
     raw = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
     whole_file(tmp_path, name, pyarrow.table({"text": raw}))
-    refused(r"row 0: not UTF-8 \(byte 0\)")
+    refused(r"row 1 \(counted from 1\): not UTF-8 \(byte 0\)")
 
 
 def array_with_offsets(kind: pyarrow.DataType, offsets: list[int]) -> pyarrow.Array:

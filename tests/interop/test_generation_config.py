@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctxext import loading
+from ctxext.cli.main import main
 from ctxext.export import convert, export
 from ctxext.interop.generation_config import (
     different_settings,
@@ -14,6 +15,7 @@ from ctxext.interop.generation_config import (
     read_generation_config,
 )
 from ctxext.methods.yarn import Yarn
+from ctxext.model.config import merge_ids
 from ctxext.prove import prove
 from ctxext.rope import Unscaled
 from support.hf_files import write_hf
@@ -87,6 +89,27 @@ def test_a_model_without_settings_gets_none(tmp_path):
 
 def test_stop_ids_of_every_source(instruct):
     assert loading.load(instruct).stop_ids == (2, 50, 51)
+
+
+@pytest.mark.parametrize("settings", [None, SETTINGS, {"temperature": 0.5}, {"eos_token_id": 2}])
+def test_where_transformers_stops_elsewhere_generate_says_so(settings, tmp_path, capsys):
+    source = save(tmp_path / "source", settings)
+    lm = loading.load(source)
+    assert lm.stop_ids_in_transformers == merge_ids(read(source).eos_token_id)
+    argv = ["generate", str(source), "--prompt", "a", "--max-new-tokens", "1", "--json"]
+    capsys.readouterr()
+    assert main(argv) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "stop" in line]
+    names = lm.tokenizer.vocabulary
+    others = f"{names[50]} (50), {names[51]} (51)"
+    assert (
+        notes
+        == {
+            (2,): [],
+            (): ["stops at </s> (2); transformers would stop at none"],
+            (50, 51): [f"stops at </s> (2), {others}; transformers would stop at {others} only"],
+        }[lm.stop_ids_in_transformers]
+    )
 
 
 @pytest.mark.parametrize(

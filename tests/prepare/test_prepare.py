@@ -305,8 +305,8 @@ def test_too_many_rejects_are_an_error_and_are_listed(tmp_path, capsys):
     assert [(r["source"], r["file"], r.get("line", r.get("row"))) for r in rejects] == [
         (0, "a.jsonl", 1),
         (0, "a.jsonl", 51),
-        (1, "b.parquet", 1),
         (1, "b.parquet", 2),
+        (1, "b.parquet", 3),
         (2, "1.txt", None),
     ]
     assert [r["reason"] for r in rejects[2:]] == [

@@ -81,6 +81,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     else:
         prompts = iter([text_generation.read_prompt(args.prompt, args.prompt_file)])
     lm = options.open_model(args, rest)
+    stops = text_generation.stop_note(lm)
+    if stops:
+        print(stops, file=sys.stderr)
     generator = text_generation.TextGenerator(
         lm,
         lm.stop_ids,

@@ -8,11 +8,13 @@ and with its line, row or entry.
 from ctxext.data.documents.field import Field as Field
 from ctxext.data.documents.files import Found as Found
 from ctxext.data.documents.files import find_files as find_files
+from ctxext.data.documents.kinds import COMPRESSIONS as COMPRESSIONS
 from ctxext.data.documents.kinds import SUFFIXES as SUFFIXES
 from ctxext.data.documents.kinds import kind_of as kind_of
 from ctxext.data.documents.read import Document as Document
 from ctxext.data.documents.read import check_beginnings as check_beginnings
 from ctxext.data.documents.read import check_texts as check_texts
+from ctxext.data.documents.read import cite as cite
 from ctxext.data.documents.read import location as location
 from ctxext.data.documents.read import plain_text as plain_text
 from ctxext.data.documents.read import read_file as read_file

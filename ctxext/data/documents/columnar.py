@@ -82,20 +82,22 @@ def _open_column(path: Path, field: Field) -> Iterator["_Parquet | _Arrow"]:
 
 
 def _check_column(path: Path, field: Field, schema: Any) -> None:
+    with_text = [column.name for column in schema if _is_text(column.type)]
+    if schema.names.count(field.name) != 1:
+        raise ValueError(f"{path}: {field.missing('column', schema.names, with_text)}")
+    if field.name not in with_text:
+        kind = str(schema.field(field.name).type)
+        raise ValueError(f"{path}: {field.not_text('column', kind, with_text)}")
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type of the library is of text, dictionary-encoded or not."""
     import pyarrow
 
-    if schema.names.count(field.name) != 1:
-        raise ValueError(f"{path}: {field.missing('column', schema.names)}")
-    kind = schema.field(field.name).type
     types = pyarrow.types
     values = kind.value_type if types.is_dictionary(kind) else kind
-    if not any(
-        test(values) for test in (types.is_string, types.is_large_string, types.is_string_view)
-    ):
-        raise ValueError(
-            f'{path}: the column "{field.name}" holds {kind}, not text; choose another with '
-            f"{field.option}"
-        )
+    is_of_kind = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(values) for test in is_of_kind)
 
 
 class _Parquet:

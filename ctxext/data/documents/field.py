@@ -1,5 +1,6 @@
 """Which key or column of structured files holds the text."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_NAMES = 12
@@ -12,11 +13,27 @@ class Field(NamedTuple):
     name: str = "text"
     option: str = "field"
 
-    def missing(self, what: str, names: list[str]) -> str:
-        """The sentence for a key or column that is not there exactly once, among `names`."""
-        listed = ", ".join(f'"{name[:40]}"' for name in names[:MAX_NAMES])
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    def missing(self, what: str, names: Sequence[str], with_text: Sequence[str]) -> str:
+        """The sentence for a key or column that is not there exactly once, among `names`.
+
+        with_text: those of the names that hold text, which alone may be chosen.
+        """
         if self.name in names:
             return f'the {what} "{self.name}" is there several times; rename all but one'
-        there = f", but {listed}{more}" if names else ""
-        return f'no {what} "{self.name}"{there}; choose one with {self.option}'
+        no_such = f'no {what} "{self.name}"'
+        if with_text:
+            return f"{no_such}, but {_listed(with_text)}; choose one with {self.option}"
+        there = f", and no text in {_listed(names)}" if names else ""
+        return f'{no_such}{there}; write the text of each document to a {what} "{self.name}"'
+
+    def not_text(self, what: str, held: str, with_text: Sequence[str]) -> str:
+        """The sentence for a column that holds something else."""
+        no_text = f'the {what} "{self.name}" holds {held}, not text'
+        if not with_text:
+            return f"{no_text}, and neither does another {what}"
+        return f"{no_text}; choose another with {self.option}: {_listed(with_text)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(f'"{name[:40]}"' for name in names[:MAX_NAMES])
+    return f"{listed} and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else listed

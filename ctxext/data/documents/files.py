@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ctxext.data.documents.kinds import SUFFIXES, kind_of, unknown_kind
+from ctxext.data.documents.kinds import SUFFIXES, kind_of, unknown_kind, without_compression
 from ctxext.data.token_files import is_prepared
 from ctxext.files import read_json, within
 
@@ -60,7 +60,8 @@ def find_files(root: Path) -> Found:
 
     In a directory, hidden files and files of other kinds are passed over; links are followed. A
     saved dataset is what `datasets.Dataset.save_to_disk` wrote. Raises ValueError if there is no
-    such path, it cannot be read, it holds no text, or several splits of a dataset.
+    such path, it cannot be read, it holds no text, several splits of a dataset, or a file both as
+    it is and compressed.
     """
     if root.is_file():
         if kind_of(root) is None:
@@ -91,12 +92,25 @@ def find_files(root: Path) -> Found:
             f"{root} holds several splits ({', '.join(splits)}): give the files or the directory "
             "of one"
         )
+    _check_no_copies(root, files)
     if not files:
         held = f" but {_summary(ignored)}" if ignored else ""
         raise ValueError(
             f"{root} holds no file that can be read{held}: give {', '.join(SUFFIXES)} files"
         )
     return Found(root, files, tuple(ignored))
+
+
+def _check_no_copies(root: Path, names: Iterable[str]) -> None:
+    """Raise ValueError for two files whose names differ only in the compression."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(without_compression(name), name)
+        if other != name:
+            raise ValueError(
+                f"{root} holds {other} and {name}, which are the same text twice by their names: "
+                "move one of them away, or rename it if it is another text"
+            )
 
 
 def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:

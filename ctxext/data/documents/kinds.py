@@ -63,6 +63,12 @@ def kind_of(path: Path) -> Kind | None:
     return Kind(form, suffixes[-1], compression)
 
 
+def without_compression(name: str) -> str:
+    """The name of a file as it is called once it is decompressed."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix.lower()}" in COMPRESSIONS else name
+
+
 def unknown_kind(path: Path) -> str:
     """Why a file cannot be read, and what to do."""
     suffix = path.suffix.lower()

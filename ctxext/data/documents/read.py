@@ -3,7 +3,7 @@
 import csv
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -11,7 +11,7 @@ from ctxext.data.documents.columnar import read_values
 from ctxext.data.documents.compression import Stream, open_bytes
 from ctxext.data.documents.field import Field
 from ctxext.data.documents.files import Found
-from ctxext.data.documents.kinds import kind_of, unknown_kind
+from ctxext.data.documents.kinds import Kind, kind_of, unknown_kind
 
 MAX_DOCUMENT_BYTES = 1 << 30
 """A longer line is a file without line ends, which would fill the memory; so would a longer text,
@@ -65,7 +65,10 @@ def read_file(
                 # Positions in a compressed file are not those of its lines.
                 lines = _lines(stream.file, first, stop if kind.is_divisible else None)
                 for number, (line, size) in enumerate(lines):
-                    yield Document(number, *_parse_line(line, field), stream.size_on_disk(size))
+                    text, reason = _parse_line(line, field)
+                    if reason and line is not None and first == number == 0:
+                        reason += _hint_at_json(line, kind)
+                    yield Document(number, text, reason, stream.size_on_disk(size))
             case "delimited":
                 delimiter = "," if kind.suffix == ".csv" else "\t"
                 yield from _rows(path, stream, field, delimiter)
@@ -137,14 +140,14 @@ def _empty(found: Found) -> ValueError:
 
 def _broken(path: Path, document: Document) -> ValueError:
     place = location(path, document.number)
-    cited = "".join(f", {unit} {number}" for unit, number in place.items())
+    cited = f", {cite(place)}" if place else ""
     return ValueError(f"{path}{cited}: {document.reason}")
 
 
 def location(path: Path, number: int) -> dict[str, int]:
-    """Where a document is: lines and entries are counted from 1, rows from 0.
+    """The line, entry or row that a document is, each counted from 1.
 
-    A plain text is one document.
+    A header is not a row, and a plain text is one document.
     """
     kind = kind_of(path)
     assert kind is not None
@@ -156,7 +159,14 @@ def location(path: Path, number: int) -> dict[str, int]:
         case "plain":
             return {}
         case _:
-            return {"row": number}
+            return {"row": number + 1}
+
+
+def cite(place: Mapping[str, Any]) -> str:
+    """A place of `location` in words."""
+    if "row" in place:
+        return f"row {place['row']} (counted from 1)"
+    return "".join(f"{unit} {place[unit]}" for unit in ("line", "entry") if unit in place)
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -240,6 +250,14 @@ def _parse_line(line: bytes | None, field: Field) -> tuple[str, str]:
     return ("", reason) if reason else _text_of(value, field)
 
 
+def _hint_at_json(line: bytes, kind: Kind) -> str:
+    """What to do if the first line of JSON lines begins one value of JSON for the whole file."""
+    start = line.removeprefix(BOM).strip()
+    if start.startswith(b"[") or start == b"{":
+        return f"; if the whole file is one JSON value, call it .json{kind.compression}"
+    return ""
+
+
 def _parse(text: str) -> tuple[Any, str]:
     """(value, reason) of JSON."""
     try:
@@ -274,7 +292,8 @@ def _text_of(entry: Any, field: Field) -> tuple[str, str]:
     value = entry
     if isinstance(entry, dict):
         if field.name not in entry:
-            return "", field.missing("key", list(entry))
+            with_text = [key for key, value in entry.items() if isinstance(value, str)]
+            return "", field.missing("key", list(entry), with_text)
         name = f'"{field.name}"'
         value = entry[field.name]
         if not isinstance(value, str):
@@ -326,13 +345,14 @@ def _rows(path: Path, stream: Stream, field: Field, delimiter: str) -> Iterator[
             yield text
 
     reader = csv.reader(text_lines(), delimiter=delimiter, strict=True)
+    header = None
     number = -1
     try:
         header = next(reader, None)
         if header is None:
             return
         if header.count(field.name) != 1:
-            raise ValueError(f"{path}: {field.missing('column', header)}")
+            raise ValueError(f"{path}: {field.missing('column', header, header)}")
         column = header.index(field.name)
         for number, row in enumerate(reader):
             if not row:
@@ -344,4 +364,5 @@ def _rows(path: Path, stream: Stream, field: Field, delimiter: str) -> Iterator[
                 yield Document(number, *_checked(row[column], ""), consumed)
             consumed = 0
     except csv.Error as error:
-        raise ValueError(f"{path}, row {number + 1}: {error}") from None
+        place = "the header" if header is None else cite({"row": number + 2})
+        raise ValueError(f"{path}, {place}: {error}") from None
