@@ -30,6 +30,9 @@ READERS = ("torch", "transformers", "peft")
 NO_READERS = sys.version_info >= (3, 12) and find_spec("torch") is None
 TOP_LEVEL = re.compile(rf"^(?:import|from) (?:{'|'.join(READERS)})\b", re.MULTILINE)
 TESTS = Path(__file__).parent
+# Much of the time of `make test` is compiling programs that run once, so there it is done with
+# little effort. `make check` and `make slow` compile as users do.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 collect_ignore = [
     str(path.relative_to(TESTS))
     for path in TESTS.rglob("test_*.py")
@@ -38,7 +41,12 @@ collect_ignore = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Property tests draw the same examples in every run; only `make slow` explores new ones."""
+    """Choose how programs are compiled and how property tests draw, by the tier that runs.
+
+    Property tests draw the same examples in every run; only `make slow` explores new ones.
+    """
+    if config.option.markexpr == config.getini("addopts")[-1]:
+        os.environ["XLA_FLAGS"] += f" {QUICK_COMPILATION}"
     if config.option.markexpr == "slow" or not find_spec("hypothesis"):
         return
     from hypothesis import settings

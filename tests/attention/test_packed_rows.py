@@ -47,12 +47,7 @@ def draw(seed: int, heads: int) -> jax.Array:
 Q, K, V, WEIGHTS = draw(0, 4), draw(1, 2), draw(2, 2), draw(3, 4)
 
 
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@functools.partial(
-    jax.jit, static_argnames=("attention", "kernel", "mesh"), compiler_options=FAST_COMPILE
-)
+@functools.partial(jax.jit, static_argnames=("attention", "kernel", "mesh"))
 def attend(attention, kernel, mesh, q, k, v, weights, positions, segments) -> Any:
     """(output, gradients of q, k and v)."""
 
