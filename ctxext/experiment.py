@@ -18,7 +18,8 @@ from ctxext.evals import expected
 from ctxext.interop.formats import find_format
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import meant_scaling
-from ctxext.model.decoder import COMPUTE_DTYPES, REMAT
+from ctxext.model.decoder import COMPUTE_DTYPES
+from ctxext.model.remat import REMAT
 from ctxext.model.trainable import Full, Trainable
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
@@ -48,9 +49,10 @@ class Train:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype, in which frozen parameters are kept; trained ones and the optimiser state are
     float32."""
-    remat: Literal["none", "attention", "full"] = "none"
-    """Recompute in the backward pass nothing, each layer without its attention, or all of it.
-    `ctxext plan` shows the cost."""
+    remat: Literal["none", "attention", "full", "offload"] = "none"
+    """Recompute in the backward pass nothing, each layer without its attention, or all of it; with
+    "offload" the inputs of the layers wait in the memory of the host meanwhile. `ctxext plan` shows
+    the cost."""
     kernel: Kernel = "blocked"
     """The attention kernel; "auto" takes the best one that can do the method exactly."""
     log_every: int = 10

@@ -15,14 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend
-from ctxext.attention.tiles import SAVED_NAME
 from ctxext.model.config import ACTIVATIONS, LlamaConfig
 from ctxext.model.linear import Linear, TokenIndices
+from ctxext.model.remat import rematerialised
 from ctxext.model.segments import segment_sizes
 
 Params = dict[str, Any]
-REMAT = ("none", "attention", "full")
-"""Activations that the backward pass recomputes: none, each layer's but its attention, all."""
 COMPUTE_DTYPES = ("float32", "bfloat16")
 """Dtypes that the model computes in; angles, norms, softmax and loss are float32 in both."""
 
@@ -191,19 +189,13 @@ class Llama(nnx.Module):
         token_indices: needed by parameters with dropout, see `has_dropout`. run_mlp: applies an MLP
         to its input where that is to be done in chunks. Raises ValueError for an unknown `remat`.
         """
-        if remat not in REMAT:
-            raise ValueError(f"remat {remat!r} is not known; choose one of {', '.join(REMAT)}")
 
         def step(carry: tuple, layer: tuple[Layer, Array | None]) -> tuple[tuple, None]:
             x, cache = carry
             block, index = layer
             return block(x, attend, cache, index, token_indices, run_mlp), None
 
-        if remat != "none":
-            names = [SAVED_NAME] if remat == "attention" else []
-            policy = jax.checkpoint_policies.save_only_these_names(*names)
-            # No need to prevent CSE: inside a scan, the recomputation stays separate.
-            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        run_layer = rematerialised(step, remat)
         x = self.embed_tokens(tokens, dtype)
         filled = []
         for i in range(len(self.segments)):
@@ -212,9 +204,9 @@ class Llama(nnx.Module):
             size = segment.input_layernorm.weight.shape[0]
             if size == 1:
                 layer = jax.tree.map(lambda leaf: leaf[0], segment)
-                (x, cache), _ = step(carry, (layer, None))
+                (x, cache), _ = run_layer(carry, (layer, None))
             else:
-                (x, cache), _ = jax.lax.scan(step, carry, (segment, jnp.arange(size)))
+                (x, cache), _ = jax.lax.scan(run_layer, carry, (segment, jnp.arange(size)))
             filled.append(cache)
         # For the backward pass, in which the barrier holds as well: the gradient of the norm's
         # weight is computed before the layers are gone through. As nothing waits for it, XLA would

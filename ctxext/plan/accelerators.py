@@ -21,6 +21,8 @@ class Accelerator:
     """Peak bfloat16 FLOP/s, None if it is not known."""
     source: str
     """Where `memory` is from."""
+    host_link: float | None = None
+    """Bytes per second between device and host, one way, None if it is not known."""
     dims: int = 0
     """Numbers in the name of a topology of its chips; 0 if devices are simply counted."""
     per_chip: int = 1
@@ -34,14 +36,17 @@ class Accelerator:
         return "gpu" if self.flops else "cpu"
 
 
-def _tpu(name: str, gib: float, flops: float, dims: int, per_chip: int = 1) -> Accelerator:
+def _tpu(
+    name: str, gib: float, flops: float, host_link: float, dims: int, per_chip: int = 1
+) -> Accelerator:
     source = "what the TPU compiler (libtpu 0.0.42) reports as available"
-    return Accelerator(name, gib * GIB, flops / per_chip, source, dims, per_chip)
+    link = host_link / per_chip
+    return Accelerator(name, gib * GIB, flops / per_chip, source, link, dims, per_chip)
 
 
-def _gpu(name: str, gib: float, flops: float) -> Accelerator:
+def _gpu(name: str, gib: float, flops: float, host_link: float) -> Accelerator:
     source = f"{PREALLOCATED:.0%} of {gib:g} GiB, which JAX preallocates by default"
-    return Accelerator(name, gib * PREALLOCATED * GIB, flops, source)
+    return Accelerator(name, gib * PREALLOCATED * GIB, flops, source, host_link)
 
 
 def _cpu() -> Accelerator:
@@ -51,17 +56,18 @@ def _cpu() -> Accelerator:
 
 
 # Peak FLOP/s: the vendors' data sheets, bfloat16 without sparsity. By default, the compiler for v4
-# counts each of the two cores of a chip as a device.
+# counts each of the two cores of a chip as a device. Links to the host: PCIe 4.0 and 5.0 with 16
+# lanes for GPUs, for TPUs "How to Scale Your Model" (jax-ml.github.io/scaling-book).
 _ACCELERATORS = (
-    _tpu("v4", 15.25, 275e12, 3, per_chip=2),
-    _tpu("v5e", 15.75, 197e12, 2),
-    _tpu("v5p", 95.74, 459e12, 3),
-    _tpu("v6e", 31.25, 918e12, 2),
-    _gpu("a100-40", 40, 312e12),
-    _gpu("a100-80", 80, 312e12),
-    _gpu("h100-80", 80, 989e12),
-    _gpu("h200-141", 140, 989e12),
-    _gpu("b200", 179, 2250e12),
+    _tpu("v4", 15.25, 275e12, 16e9, 3, per_chip=2),
+    _tpu("v5e", 15.75, 197e12, 16e9, 2),
+    _tpu("v5p", 95.74, 459e12, 16e9, 3),
+    _tpu("v6e", 31.25, 918e12, 32e9, 2),
+    _gpu("a100-40", 40, 312e12, 32e9),
+    _gpu("a100-80", 80, 312e12, 32e9),
+    _gpu("h100-80", 80, 989e12, 64e9),
+    _gpu("h200-141", 140, 989e12, 64e9),
+    _gpu("b200", 179, 2250e12, 64e9),
 )
 ACCELERATORS: dict[str, Accelerator] = {x.name: x for x in _ACCELERATORS}
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 from typing import Any
 
@@ -51,6 +52,8 @@ class Verdict:
     """Time that compiling took."""
     precise: bool
     """Compiled with the effort of a real run."""
+    host: float = 0
+    """Bytes that wait in the host's memory, per device."""
 
     @property
     def fits(self) -> bool:
@@ -90,7 +93,13 @@ def compile_step(
         "topology": topology.lower(),
     }
     answer = _run_worker(request, precise)
-    return Verdict(answer["needs"], answer["has"] or device.memory, answer["seconds"], precise)
+    return Verdict(
+        needs=answer["needs"],
+        has=answer["has"] or device.memory,
+        seconds=answer["seconds"],
+        precise=precise,
+        host=answer["host"],
+    )
 
 
 def is_compiler_installed(platform: str) -> bool:
@@ -106,6 +115,13 @@ def _is_installed(module: str) -> bool:
         return False
 
 
+def _reason(process: subprocess.CompletedProcess[str]) -> str:
+    """The line that names the error: XLA writes where in the code it was after it."""
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    return (errors or lines or [f"exit code {process.returncode}"])[-1]
+
+
 def _run_worker(request: dict[str, Any], precise: bool) -> dict[str, Any]:
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     environment = inherited | ENVIRONMENT
@@ -119,7 +135,5 @@ def _run_worker(request: dict[str, Any], precise: bool) -> dict[str, Any]:
         text=True,
     )
     if process.returncode:
-        lines = [line for line in process.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {process.returncode}"
-        raise ValueError(f"the compiler failed: {reason}")
+        raise ValueError(f"the compiler failed: {_reason(process)}")
     return json.loads(process.stdout.splitlines()[-1])

@@ -71,7 +71,7 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
 
     # What it recomputes: with remat the layers, except their last product, whose result no gradient
     # needs; and in any case the scores, half of attention, of kernels that do not hold them.
-    recomputes_attention = job.remat == "full" or (
+    recomputes_attention = job.remat in ("full", "offload") or (
         job.remat == "attention" and job.kernel in UNNAMED_OUTPUT
     )
     recomputed = 0

@@ -4,7 +4,8 @@ With full rematerialisation, P parameters cut by fsdp x seq x tensor, and b T to
 
     always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute
                 dtype: 2 P; on GPUs also `transposed_bytes`
-    forward     the input of every layer: 2 L b T D (without rematerialisation: `saved_bytes`)
+    forward     the input of every layer: 2 L b T D (without rematerialisation: `saved_bytes`;
+                with "offload": of two layers, one on its way, and all L in the host's memory)
     loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and
                 its gradient
     backward    gradients 4 P, twice with accumulation; one layer, recomputed, at its MLP or at its
@@ -30,6 +31,8 @@ class Memory:
     always: dict[str, int]
     loss: dict[str, int]
     backward: dict[str, int]
+    host: int = 0
+    """Bytes in the memory of the host for this device, from the forward to the backward pass."""
 
     @property
     def at_peak(self) -> dict[str, int]:
@@ -63,7 +66,9 @@ def memory(job: Job, platform: str) -> Memory:
         # Its output too, and the log-sum-exp of every head.
         saved += config.num_attention_heads * (config.head_dim * job.width + 4) // tensor
     saved_name = "saved activations" if job.remat == "none" else "inputs of layers"
-    forward = {saved_name: job.backward_layers * tokens * saved}
+    offloads = job.remat == "offload"
+    kept_layers = min(2, job.backward_layers) if offloads else job.backward_layers
+    forward = {saved_name: kept_layers * tokens * saved}
 
     projection = V * D // tensor
     logits = min(CHUNK, tokens * V // tensor)
@@ -77,7 +82,8 @@ def memory(job: Job, platform: str) -> Memory:
         "backward pass of one layer": max(mlp_bytes(job), attention_bytes(job), _scores_bytes(job)),
         "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
     }
-    return Memory(always, loss=forward | loss, backward=forward | backward)
+    host = job.backward_layers * tokens * saved if offloads else 0
+    return Memory(always, loss=forward | loss, backward=forward | backward, host=host)
 
 
 def transposed_bytes(job: Job) -> int:

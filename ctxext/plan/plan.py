@@ -90,6 +90,18 @@ class Plan:
         return self.flops.model / (self.job.devices * self.accelerator.flops * MFU)
 
     @property
+    def transfer_seconds(self) -> float | None:
+        """Time of a step on the link to the host, there and back.
+
+        It is hidden where it is shorter than computing. None if nothing waits on the host, or if
+        the speed of the link is not known.
+        """
+        device = self.accelerator
+        if device is None or device.host_link is None or not self.memory.host:
+            return None
+        return 2 * self.memory.host * self.job.accumulate / device.host_link
+
+    @property
     def tokens(self) -> int:
         """Tokens per optimiser step."""
         return self.job.batch_size * self.job.accumulate * self.job.seq_len
@@ -137,6 +149,8 @@ class Plan:
                 "tokens_per_step": self.tokens,
                 "bytes_at_peak": self.memory.at_peak,
                 "bytes": dataclasses.asdict(self.memory),
+                "host_bytes": self.memory.host,
+                "transfer_seconds_per_step": self.transfer_seconds,
                 "cache_bytes": self._cache(),
                 "flops": dataclasses.asdict(self.flops) | {"model": self.flops.model},
                 "seconds_per_step": self.seconds,
@@ -170,6 +184,7 @@ class Plan:
                 if size
             ],
             f"  {'total':<28}{self.memory.peak / GIB:>8.2f}",
+            *self._host_lines(),
             "",
             *[_verdict_line(row) for row in self.verdicts()],
             *self._advice(),
@@ -202,6 +217,21 @@ class Plan:
             )
         return lines
 
+    def _host_lines(self) -> list[str]:
+        """What waits in the memory of the host, and what copying it takes."""
+        if not self.memory.host:
+            return []
+        by = f"{self.memory.host / GIB:.2f} by arithmetic"
+        if self.verdict:
+            by += f", {self.verdict.host / GIB:.2f} by the compiler"
+        lines = [f"memory of the host for each device, GiB: {by} (inputs of layers)"]
+        if self.transfer_seconds is not None and self.accelerator and self.accelerator.host_link:
+            lines.append(
+                f"  copying them there and back takes {self.transfer_seconds:.3g} s per step at "
+                f"{self.accelerator.host_link / 1e9:.0f} GB/s, while the device computes"
+            )
+        return lines
+
     def _parameters(self) -> int:
         return count(self.job.trees.trained) + count(self.job.trees.frozen)
 
@@ -212,7 +242,8 @@ class Plan:
         """If it does not fit, how it would on the same devices: the best candidate of a search."""
         if self.accelerator is None or self.candidates:
             return []
-        if all(row["fits"] for row in self.verdicts()):
+        # Where the compiler was asked, its verdict is the one that counts.
+        if self.verdicts()[-1]["fits"]:
             return []
         long_enough = [
             candidate
@@ -226,8 +257,9 @@ class Plan:
                 "no mesh of these devices holds it; take more devices, or a shorter train.seq-len "
                 "(see --search)"
             ]
-        # One that trains what the experiment does comes first, if there is any.
-        best = min(long_enough, key=lambda candidate: not candidate.own)
+        # One that trains what the experiment does comes first, if there is any, and one that needs
+        # no memory of the host.
+        best = min(long_enough, key=lambda candidate: (not candidate.own, candidate.offloads))
         train = dataclasses.replace(best.experiment.train, seq_len=self.job.seq_len)
         experiment = dataclasses.replace(best.experiment, train=train)
         return [f"try {Candidate(experiment, train.seq_len, 0, best.own).flags}"]
@@ -237,12 +269,12 @@ class Plan:
             return []
         lines = [
             f"longest context that fits with {MARGIN:.0%} to spare (arithmetic)",
-            f"  {'mesh':<40}{'remat':<8}{'trained':<14}{'tokens':>10}",
+            f"  {'mesh':<40}{'remat':<11}{'trained':<14}{'tokens':>10}",
         ]
         for candidate in self.candidates:
             mesh = candidate.experiment.mesh.text
             remat = candidate.experiment.train.remat
-            lines.append(f"  {mesh:<40}{remat:<8}{candidate.trains:<14}{candidate.seq_len:>10,}")
+            lines.append(f"  {mesh:<40}{remat:<11}{candidate.trains:<14}{candidate.seq_len:>10,}")
         return [*lines, f"the longest: {self.candidates[0].flags}", ""]
 
 

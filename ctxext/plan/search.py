@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
-from ctxext.model.decoder import REMAT
+from ctxext.model.remat import REMAT
 from ctxext.model.trainable import TRAINABLE, Full, LoRA
 from ctxext.parallel.mesh import Mesh
 from ctxext.plan.accelerators import Accelerator
@@ -30,6 +30,11 @@ class Candidate:
     """Bytes per device."""
     own: bool
     """It trains the parameters that the experiment names; the others are suggestions."""
+
+    @property
+    def offloads(self) -> bool:
+        """The inputs of the layers wait in the memory of the host."""
+        return self.experiment.train.remat == "offload"
 
     @property
     def trains(self) -> str:

@@ -163,7 +163,7 @@ def test_batch_loss_and_lm_loss_equal_the_reference():
 def test_remat_changes_neither_loss_nor_gradients():
     arrays = batch(tiny.tokens(1, LENGTH))
     value, gradients = loss_and_gradient(arrays, ROTATION)
-    for remat in ("attention", "full"):
+    for remat in ("attention", "full", "offload"):
         with_remat, gradients_with_remat = loss_and_gradient(arrays, ROTATION, remat=remat)
         np.testing.assert_allclose(value, with_remat, rtol=1e-6)
         trees = (gradients, gradients_with_remat)

@@ -143,6 +143,18 @@ def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
     assert "rematerialization" not in capfd.readouterr().err
 
 
+@pytest.mark.check
+@pytest.mark.parametrize("mesh", [Mesh(fsdp=8), Mesh(fsdp=2, seq=2, tensor=2)], ids=str)
+def test_inputs_of_layers_that_wait_on_the_host_change_nothing(
+    mesh, on_one_device, texts, tmp_path
+):
+    train_settings = dataclasses.replace(
+        tiny_experiment(texts, batch_size=8).train, remat="offload"
+    )
+    losses, _ = run_on(mesh, tmp_path / "run", texts, train=train_settings)
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def subsets_on_one_device(texts, tmp_path_factory):
     where = tmp_path_factory.mktemp("subsets")
