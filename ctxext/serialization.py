@@ -96,7 +96,8 @@ def from_json(value: Any, *, trust: bool = False) -> Any:
     unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
     if unknown:
         raise ValueError(
-            f"{tag} has no field {', '.join(sorted(unknown))}; was this written by another version?"
+            f"{tag} has no field {', '.join(sorted(unknown)):.200}; was this written by another "
+            "version?"
         )
     for name, hint in _hints(cls).items():
         if name in fields and not _fits(fields[name], hint):
@@ -185,7 +186,7 @@ def _class_of(tag: Any, *, trust: bool) -> Any:
         return find(str(tag))
     cls = tagged_classes().get(str(tag))
     if cls is None:
-        raise ValueError(f"unknown type {tag!r} in the configuration")
+        raise ValueError(f"unknown type {str(tag)[:50]!r} in the configuration")
     return cls
 
 

@@ -97,6 +97,16 @@ def test_children_of_libraries_have_the_safe_path_too(hostile_directory: Path, m
     assert "PYTHONSAFEPATH" not in os.environ
 
 
+def test_python_itself_imports_from_the_current_directory_before_the_module(tmp_path: Path):
+    """Only -P, or the script `ctxext`, keeps it from that."""
+    for name in ("contextlib", "functools", "re", "typing"):
+        (tmp_path / f"{name}.py").write_text("import os; os.mkdir('imported'); raise SystemExit")
+    for options, is_imported in ((["-P"], False), ([], True)):
+        command = [sys.executable, *options, "-m", "ctxext", "report", "--help"]
+        subprocess.check_call(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        assert (tmp_path / "imported").exists() == is_imported
+
+
 def test_the_module_leaves_the_current_directory(hostile_directory: Path):
     (hostile_directory / "ctxext.py").unlink()  # Python itself would run this one
     subprocess.check_call(

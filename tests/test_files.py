@@ -1,9 +1,11 @@
 """Files are complete or absent, even when a write fails halfway."""
 
+import ast
 import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import ctxext
 from ctxext.files import (
     append_jsonl,
     atomic_directory,
@@ -430,3 +433,40 @@ def test_json_that_would_take_minutes_or_the_stack_is_refused(
     (tmp_path / "x.jsonl").write_text(f"{text}\n")
     with pytest.raises(ValueError, match=r"x\.jsonl, line 1"):
         read_jsonl(tmp_path / "x.jsonl")
+
+
+OPEN_FILES_THEMSELVES = {
+    "bench/files.py": "in a temporary directory",
+    "evals/ruler_generators.py": "in a temporary directory",
+    "interop/pth_writer.py": "in the temporary directory of an export",
+    "interop/safetensors_files.py": "in the temporary directory of an export",
+    "parallel/distributed.py": "os.devnull",
+    "prepare/encode.py": "in a temporary file of files.py",
+    "prepare/join.py": "in a temporary directory of files.py",
+}
+"""Files that open others to write, and why no stranger's link can be there."""
+
+
+def _opens_to_write(call: ast.AST) -> bool:
+    if not isinstance(call, ast.Call):
+        return False
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if isinstance(function, ast.Attribute) and ast.unparse(function.value) in ("files", "os"):
+        return False
+    modes = [ast.literal_eval(x) for x in call.args if isinstance(x, ast.Constant)]
+    is_mode = any(
+        isinstance(mode, str) and re.fullmatch("[wax]b?|rb?[+]b?", mode) for mode in modes
+    )
+    is_method = isinstance(function, ast.Attribute)
+    return (name == "open" and is_mode) or (is_method and name in ("write_text", "write_bytes"))
+
+
+def test_every_file_is_opened_by_the_writers_that_refuse_links():
+    package = Path(ctxext.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(_opens_to_write(node) for node in ast.walk(ast.parse(path.read_text())))
+    }
+    assert found == {"files.py", *OPEN_FILES_THEMSELVES}

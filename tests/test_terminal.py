@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import ctxext
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
 from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
@@ -92,9 +94,31 @@ def test_names_of_tensors_are_spelled(tmp_path: Path, capsys):
     assert SPELLED.partition(r"\r")[0] in error
 
 
+def test_names_of_adapters_and_messages_of_templates_are_spelled(tmp_path: Path, capsys):
+    adapter = tmp_path / HOSTILE
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": HOSTILE}))
+    template = tmp_path / "template.jinja"
+    template.write_text(f"{{{{ raise_exception({HOSTILE!r}) }}}}")
+    chat = ["--chat", "--chat-template", str(template)]
+    for options in (["--adapter", str(adapter)], chat):
+        assert main(["generate", "tiny-llama", "--prompt", "x", *options]) == 2
+        error = capsys.readouterr().err
+        assert is_harmless(error)
+        assert SPELLED.partition(r"\r")[0] in error
+
+
+def test_the_python_api_gives_texts_as_they_are(tmp_path: Path):
+    """Its caller decides where they go; `printable` spells them."""
+    with pytest.raises(ValueError) as raised:
+        ctxext.load(tmp_path / HOSTILE)
+    assert HOSTILE in str(raised.value)
+    assert is_harmless(printable(str(raised.value)))
+
+
 def test_labels_are_spelled_in_tables_pages_charts_and_json(tmp_path: Path, capsys):
     label = f"{HOSTILE}\nproof: EQUAL <b>"
-    records = [changed(record, rope=label) for record in planted_records()[:60]]
+    records = [changed(record, rope=label, adapter=label) for record in planted_records()[:60]]
     write_records(tmp_path / "run", records)
     assert main(["report", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from ctxext.evals.strict_json import decode, encode
 from ctxext.files import read_jsonl
+from ctxext.tasks.building.scores import Failure
 
 Condition = Literal["needle", "no-needle", "needle-only"]
 """The contents of the text: the needles in their haystack, or a control without one of the two.
@@ -215,7 +216,7 @@ class AnswerScores:
     chosen: bool | None = None
     """Whether the right answer is the most likely candidate, by nats per token. The chance level is
     1 / choices; None for a single candidate."""
-    failure: str | None = None
+    failure: Failure | None = None
     """The kind of mistake (`tasks.building.scores.failure`); None for a right answer."""
 
 
@@ -387,6 +388,8 @@ def _check_counts(record: EvalRecord) -> None:
             "score": 0 if 0 <= record.scores.score <= 1 else -1,
         }
         counts |= {"distances": min(record.question.distances, default=0)}
+        if not record.scores.correct and record.scores.failure is None:
+            raise ValueError("failure is missing, though the answer is wrong")
     if isinstance(record, LossRecord):
         scores = record.scores
         counts |= {"count": scores.count, "num_bytes": scores.num_bytes}

@@ -91,9 +91,9 @@ def _dataclass_decoder(kind: Any) -> Decoder:
 
     def decode(value: Any, name: str) -> Any:
         if not isinstance(value, dict):
-            raise ValueError(f"{name} is {value!r}, not an object")
+            raise ValueError(f"{name} is {value!r:.50}, not an object")
         if unknown := value.keys() - decoders.keys():
-            raise ValueError(f"{name} has unknown fields: {', '.join(sorted(unknown))}")
+            raise ValueError(f"{name} has unknown fields: {', '.join(sorted(unknown)):.200}")
         if missing := decoders.keys() - optional - value.keys():
             raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
         return kind(**{key: decoders[key](part, key) for key, part in value.items()})
@@ -106,7 +106,7 @@ def _tuple_decoder(element: Any) -> Decoder:
 
     def decode(value: Any, name: str) -> Any:
         if not isinstance(value, list):
-            raise ValueError(f"{name} is {value!r}, not a list")
+            raise ValueError(f"{name} is {value!r:.50}, not a list")
         return tuple(decode_element(part, name) for part in value)
 
     return decode

@@ -258,6 +258,21 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessLM) -> Path:
     return path
 
 
+def test_a_task_file_that_is_named_may_run_code(tasks: Path, tmp_path: Path) -> None:
+    """The harness does so while it reads the file."""
+    (tmp_path / "mine.py").write_text(
+        "import os\nos.mkdir(os.path.join(os.path.dirname(__file__), 'executed'))\n"
+        "def question(document):\n    return document['question']\n"
+    )
+    source = (tasks / "toy_write.yaml").read_text().replace("toy_write", "toy_code")
+    (tmp_path / "toy_code.yaml").write_text(
+        source.replace('doc_to_text: "{{question}}"', "doc_to_text: !function mine.question")
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    lm_eval.tasks.get_task_dict(["toy_code"], manager)
+    assert (tmp_path / "executed").exists()
+
+
 def numbers(results: dict[str, Any]) -> dict[tuple[str, str], float]:
     """Every number in the results of the harness, by task and metric."""
     return {

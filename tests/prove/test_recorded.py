@@ -164,6 +164,15 @@ def test_what_keeps_files_from_being_read_is_told_with_the_change(copy):
         prove(copy)
 
 
+def test_a_proof_is_no_signature(copy):
+    """Whoever changes a file can write its digest too; the model tells them apart."""
+    other_epsilon(copy)
+    proof = json.loads((copy / "proof.json").read_text())
+    edit(copy / "proof.json", files=proof["files"] | file_digests(copy))
+    assert prove(copy)["equal"]
+    assert not prove(copy, against=model())["equal"]
+
+
 def test_an_export_is_not_compared_with_itself(copy):
     with pytest.raises(ValueError, match="is the export itself; name the run or the checkpoint"):
         prove(copy, against=copy)

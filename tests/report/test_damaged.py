@@ -16,6 +16,7 @@ REMOVED = object()
 NAN = float("nan")
 INFINITE = float("inf")
 HUGE = 2**70
+MANY_DIGITS = "9" * 5000
 CONFIG = "config.json"
 PROOF = "export/proof.json"
 METRICS = "metrics.jsonl"
@@ -39,6 +40,7 @@ DAMAGE: list[tuple[str, tuple[str | int, ...], Any]] = [
     (CONFIG, ("zero_shot",), 1.5),
     (CONFIG, ("expect",), "x"),
     (CONFIG, ("expect",), [{"__type__": "no such type"}]),
+    (CONFIG, ("expect",), [{"__type__": MANY_DIGITS}]),
     (CONFIG, ("expect",), [1]),
     (CONFIG, ("rope",), "yarn"),
     (CONFIG, ("seed",), -1),
@@ -72,6 +74,11 @@ DAMAGE: list[tuple[str, tuple[str | int, ...], Any]] = [
     (METRICS, (1, "loss"), [1]),
     (RECORDS, (ANSWER, "kind"), []),
     (RECORDS, (ANSWER, "kind"), {}),
+    (RECORDS, (ANSWER, "cluster"), MANY_DIGITS),
+    (RECORDS, (ANSWER, MANY_DIGITS), 1),
+    (RECORDS, (ANSWER, "question", "needles"), MANY_DIGITS),
+    (RECORDS, (ANSWER, "scores", "failure"), "no such mistake"),
+    (RECORDS, (ANSWER, "scores", "correct"), False),
     (RECORDS, (ANSWER, "model", "window"), -1),
     (RECORDS, (ANSWER, "model", "window"), 0),
     (RECORDS, (ANSWER, "model", "steps"), -5),
@@ -170,3 +177,16 @@ def test_the_undamaged_run_has_a_page(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     assert main(["report", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_experiment_of_a_run_is_not_executed(run: Path, tmp_path: Path, capsys):
+    """Only a file that the user names is an experiment to run."""
+    shutil.copytree(run, tmp_path / "run")
+    marker = tmp_path / "executed"
+    (tmp_path / "run" / "experiment.py").write_text(f"import os; os.mkdir({str(marker)!r})")
+    assert main(["report", str(tmp_path / "run")]) == 0
+    # For want of a checkpoint.
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "x"]) == 2
+    assert not marker.exists()
+    assert main(["run", str(tmp_path / "run" / "experiment.py"), "--dry-run"]) == 2
+    assert marker.exists()

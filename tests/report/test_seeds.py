@@ -68,7 +68,7 @@ def test_one_method_trained_in_two_ways(tmp_path):
     for seed, path, short_path in zip((1, 2), long, short, strict=True):
         records = read_records(path / "records.jsonl")
         trained_shorter = [
-            changed(record, train_seq_len=256, correct=False)
+            changed(record, train_seq_len=256, correct=False, failure="made up")
             for record in records
             if record.model.rope != "none"
         ]

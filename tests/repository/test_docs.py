@@ -70,6 +70,8 @@ def test_every_line_of_the_security_page_names_a_test_that_there_is() -> None:
     rows = [line for line in rows if not line.endswith("| test |")]
     assert len(rows) > 10
     assert all("`tests/" in row for row in rows)
+    paragraphs = [part for part in page.split("\n\n") if not part.startswith(("#", "|"))]
+    assert all("`tests/" in paragraph for paragraph in paragraphs[1:])
     for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page):
         assert f"def {name}(" in (ROOT / file).read_text(), name
 

@@ -113,6 +113,20 @@ def test_trials_on_ray_with_two_nodes(file: Path, tmp_path: Path):
         cluster.shutdown()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+def test_workers_of_ray_import_from_the_directory_of_the_sweep(tmp_path: Path, monkeypatch):
+    """As docs/security.md warns."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=1)
+    try:
+        paths = ray.get(ray.remote(lambda: __import__("sys").path).remote())
+    finally:
+        ray.shutdown()
+    assert str(tmp_path) in paths
+
+
 def test_a_failed_trial_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ctxext.sweep.local import launch
 

@@ -236,6 +236,10 @@ def test_an_expression_that_takes_hours_is_stopped_and_others_are_not(
     fine = {"Regex": r"[A-Z]?[a-z]+|\s+|."}
     split = {"type": "Split", "pattern": fine, "behavior": "Isolated", "invert": False}
     assert tokenizer(pre_tokenizer=split).encode("ab") == [1, 2]
+    monkeypatch.setattr(trial, "MAX_MEMORY", 1 << 20)
+    large = {"Regex": r"[A-Z]?[a-z]{1,900}|\s+|."}
+    with pytest.raises(ValueError, match="expressions that were tried and stopped"):
+        tokenizer(pre_tokenizer=split | {"pattern": large})
 
 
 def test_malformed_rules_are_left_to_the_library():

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ctxext.evals.record import AnswerRecord
 from ctxext.report.analysis.records import TaskResults, Variant, labels
+from ctxext.tasks.building.scores import Failure
 
 RIGHT = "right"
-KINDS = ("part", "distractor", "copied", "no number", "made up", "nothing", "next number")
-"""The kinds of mistake that `tasks.building.scores.failure` knows."""
+KINDS: tuple[Failure, ...] = get_args(Failure)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from ctxext.report.analysis.published import Outcome
 from ctxext.report.table import Column, Table
+from ctxext.terminal import printable_line
 
 
 def outcome_text(outcome: Outcome) -> str:
     """One sentence: what was expected, what was measured, and whether they agree."""
     expected = outcome.expected
-    return (
+    return printable_line(
         f"{measurement_text(outcome)}: expected {expected_text(outcome)} ({expected.what}; "
         f"{expected.source}), measured {measured_text(outcome)}: {outcome.verdict}."
     )

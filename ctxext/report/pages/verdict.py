@@ -11,6 +11,7 @@ from ctxext.report.analysis.comparisons import Comparison
 from ctxext.report.analysis.records import TaskResults, Variant
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
+from ctxext.terminal import printable_line
 
 Topic = Literal["does it work", "how far", "compared with what", "how sure"]
 
@@ -26,7 +27,7 @@ class Finding(NamedTuple):
 
 def verdict(records: Iterable[EvalRecord]) -> list[str]:
     """Does it work, how far, compared with what, how sure: a sentence each, the answer first."""
-    return [finding.sentence for finding in findings(Results(records))]
+    return [printable_line(finding.sentence) for finding in findings(Results(records))]
 
 
 def findings(results: Results) -> list[Finding]:

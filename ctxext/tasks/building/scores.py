@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 Metric = Literal["exact", "all", "any", "f1", "label", "first-number", "last-number"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+Failure = Literal["part", "distractor", "copied", "no number", "made up", "nothing", "next number"]
+"""The kinds of mistake, see `failure`."""
 
 
 def score(
@@ -67,7 +69,7 @@ def _words(text: str) -> list[str]:
 
 def failure(
     text: str, references: Sequence[str], *, distractors: Sequence[str] = (), prompt: str = ""
-) -> str:
+) -> Failure:
     """The kind of mistake of a wrong answer; the first that applies.
 
     "nothing": no letters or digits; "distractor": a wrong value from the prompt; "next number": one
