@@ -7,12 +7,13 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxext.evals import Eval, EvalRecord, EvaluatedModel, Retrieval, evaluated_model
 from ctxext.evals.base import Model
+from ctxext.evals.budget import Budget, most_texts, of_texts, questions_per_text
 from ctxext.evals.claims import claimed
 from ctxext.evals.record import parse_records, read_records
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
@@ -25,6 +26,7 @@ from ctxext.terminal import printable_line
 if TYPE_CHECKING:
     from ctxext.model.generation import Semantics
     from ctxext.model.lm import LM
+    from ctxext.price import Price, Speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +237,145 @@ def _train_seq_len(run: Path) -> int:
     return RunDir(run).settings()["train"]["seq_len"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A model with the evaluations that it is asked, as its records describe it."""
+
+    lm: "LM"
+    evals: Sequence[Eval]
+    described: EvaluatedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """Everything that one command asks, of which some records may be there already."""
+
+    sink: Path
+    models: Sequence[Asked]
+    shard: Shard = WHOLE
+
+    @classmethod
+    def of(
+        cls,
+        named: NamedModel,
+        *,
+        methods: Sequence[Any] = (None,),
+        evals: Sequence[str] = STANDARD,
+        config: SuiteConfig | None = None,
+        out: Path | None = None,
+        shard: Shard = WHOLE,
+        allow_shorter: bool = False,
+    ) -> "Questions":
+        """The questions to a checkpoint under each of `methods`; see `evaluate_checkpoint`."""
+        from ctxext import loading  # loads jax
+
+        lm = named.lm
+        load_other = functools.cache(
+            functools.partial(loading.load, dtype=lm.dtype, bos=lm.tokenizer.adds_bos)
+        )
+        sink = (out or named.directory) / "records.jsonl"
+        window = lm.config.max_position_embeddings
+        config = config or SuiteConfig()
+        config = dataclasses.replace(
+            config,
+            seq_lens=config.seq_lens or default_lengths(window, lm.context.declared),
+            load=load_other,
+            checksum=lambda name: _checksum(load_other(name)),
+        )
+        chosen = evaluations(evals, config)
+        models: list[tuple[LM, Sequence[Eval]]] = []
+        if "controls" in evals and window in config.seq_lens and None not in methods:
+            models.append((lm, _in_window_baseline(evals, config, window)))
+        for method in methods:
+            parts = method if isinstance(method, tuple) else (method,)
+            model = lm.with_method(
+                *(part for part in parts if part is not None), allow_shorter=allow_shorter
+            )
+            models.append((model, chosen))
+        asked = [
+            Asked(model, evals, named.describe(model, directory=sink.parent))
+            for model, evals in models
+        ]
+        return cls(sink, asked, shard)
+
+    def price(self, *, measured: bool = False, speed: "Speed | None" = None) -> "Price":
+        """What is still to be read, and how long that takes.
+
+        measured: time this device with two short readings even if there is little to read. speed:
+        that of an earlier price, in place of timing.
+        """
+        from ctxext.evals.work import calls_of
+        from ctxext.price import WORTH_MEASURING, Price, Work, measure
+
+        works = []
+        for asked in self.models:
+            known = _read(self.sink, asked.described)
+            for evaluation in asked.evals:
+                items = self.shard.select(evaluation.items())
+                missing = [item for item in items if item not in known]
+                calls = calls_of(evaluation, asked.lm, missing, asked.described)
+                title = f"{evaluation.full_title}, {asked.described.label}"
+                works.append(Work(printable_line(title), asked.lm, calls))
+        price = Price(works)
+        lengths = [call.padded[1] for work in works for call in work.calls]
+        is_worth_it = measured or price.operations >= WORTH_MEASURING
+        if speed is None and lengths and is_worth_it:
+            speed = measure(self.models[-1].lm, max(lengths))
+        return Price(works, speed)
+
+    def notes(self) -> list[str]:
+        """Lines that say what is asked and how it is read."""
+        from ctxext.model.generation import SEMANTICS
+
+        evals = self.models[-1].evals
+        lines = [self.models[-1].lm.tokenizer.bos_note, *power_statements(evals)]
+        # The checkpoint in its own window, which methods are compared with, is asked less.
+        of_methods = [asked.lm for asked in self.models if asked.evals is evals]
+        for lm in of_methods:
+            if lm.context.is_plain(lm.scaling):
+                continue
+            lines.append(f"context: {lm.context.text(lm.scaling)}")
+            if lm.scaling.depends_on_length:
+                lines.append(f"{lm.semantics}: {SEMANTICS[lm.semantics]} (--semantics)")
+        return lines
+
+    def records(self, *, progress: bool = True) -> list[EvalRecord]:
+        """Evaluate what is not there yet; all records, in order."""
+        records = []
+        for asked in self.models:
+            records += evaluate(
+                asked.lm,
+                asked.evals,
+                model=asked.described,
+                sink=self.sink,
+                shard=self.shard,
+                progress=progress,
+            )
+        return records
+
+
+def questions_within(
+    minutes: float, shortest: int, ask: Callable[[Budget], Questions]
+) -> tuple[Questions, str]:
+    """The most questions whose estimated time is within `minutes`, and a line that says how many.
+
+    shortest: tokens of the shortest length. ask: the questions of a budget. Raises ValueError if
+    even one text per length takes longer.
+    """
+    per_text = questions_per_text(shortest)
+    speed = ask(of_texts(1, per_text)).price(measured=True).speed
+
+    def seconds_of(num_texts: int) -> float:
+        return ask(of_texts(num_texts, per_text)).price(speed=speed).seconds or 0.0
+
+    num_texts = most_texts(minutes, seconds_of)
+    line = (
+        f"{minutes:g} minutes allow {num_texts} texts per length, with {per_text} questions about "
+        "each where a task can ask several"
+    )
+    return ask(of_texts(num_texts, per_text)), line
+
+
 def evaluate_checkpoint(
     named: NamedModel,
     *,
@@ -254,54 +395,21 @@ def evaluate_checkpoint(
     `allow_shorter` accepts a factor that gives less context than it declares. evals: names of
     `ctxext.evals.suite`. config: the settings of the suite; its lengths are by default those of
     `default_lengths`. out: directory for records.jsonl, in place of that of the model. shard:
-    see `evaluate`.
+    see `evaluate`. The price is said before anything is read.
     """
-    from ctxext import loading  # loads jax
-    from ctxext.model.generation import SEMANTICS
-
-    lm = named.lm
-    load_other = functools.cache(
-        functools.partial(loading.load, dtype=lm.dtype, bos=lm.tokenizer.adds_bos)
+    questions = Questions.of(
+        named,
+        methods=methods,
+        evals=evals,
+        config=config,
+        out=out,
+        shard=shard,
+        allow_shorter=allow_shorter,
     )
-    sink = (out or named.directory) / "records.jsonl"
-    window = lm.config.max_position_embeddings
-    config = config or SuiteConfig()
-    config = dataclasses.replace(
-        config,
-        seq_lens=config.seq_lens or default_lengths(window, lm.context.declared),
-        load=load_other,
-        checksum=lambda name: _checksum(load_other(name)),
-    )
-    chosen = evaluations(evals, config)
     if progress:
-        statements = [lm.tokenizer.bos_note, *power_statements(chosen)]
-        print("\n".join(statements), file=sys.stderr)
-
-    models: list[tuple[LM, Sequence[Eval]]] = []
-    if "controls" in evals and window in config.seq_lens and None not in methods:
-        models.append((lm, _in_window_baseline(evals, config, window)))
-    for method in methods:
-        parts = method if isinstance(method, tuple) else (method,)
-        model = lm.with_method(
-            *(part for part in parts if part is not None), allow_shorter=allow_shorter
-        )
-        if progress and not model.context.is_plain(model.scaling):
-            _print(f"context: {model.context.text(model.scaling)}")
-            if model.scaling.depends_on_length:
-                how = SEMANTICS[model.semantics]
-                _print(f"{model.semantics}: {how} (--semantics)")
-        models.append((model, chosen))
-    records = []
-    for model, model_evals in models:
-        records += evaluate(
-            model,
-            model_evals,
-            model=named.describe(model, directory=sink.parent),
-            sink=sink,
-            shard=shard,
-            progress=progress,
-        )
-    return sink, records
+        lines = [*questions.notes(), questions.price().sentence()]
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return questions.sink, questions.records(progress=progress)
 
 
 def default_lengths(window: int, declared: int) -> tuple[int, ...]:

@@ -95,6 +95,11 @@ class Eval(abc.ABC):
         return self.name
 
     @property
+    def full_title(self) -> str:
+        """The title that tells the evaluations of a suite apart."""
+        return self.title
+
+    @property
     def required_tokens(self) -> int:
         """Tokens that each document it reads must have, without BOS and EOS; 0: any number."""
         return 0
@@ -135,6 +140,10 @@ class Eval(abc.ABC):
         self, lm: Model, items: Collection[str], model: EvaluatedModel
     ) -> Iterator[EvalRecord]:
         """Evaluate the named items; `model` describes `lm` in the records."""
+
+    def read_only_by(self, model: Model) -> "Eval":
+        """The same evaluation with `model` in place of every other model that it would ask."""
+        return self
 
     def check(self, tokenizer: Any) -> None:  # noqa: B027, most evaluations always fit
         """Raise ValueError if items cannot be built. A run calls this before it starts."""

@@ -1,5 +1,6 @@
 """LongPPL (arXiv 2410.23771): perplexity of the tokens that only a long context explains."""
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -42,6 +43,11 @@ class LongPPL(DocumentEval):
             # It decides which documents are read.
             "longest": max(self.seq_lens),
         }
+
+    def read_only_by(self, model: Model) -> "LongPPL":
+        if not isinstance(self.keys, ContrastiveKeys) or not self.keys.evaluator:
+            return self
+        return dataclasses.replace(self, keys=dataclasses.replace(self.keys, load=lambda _: model))
 
     def records(
         self, lm: Model, items: Collection[str], model: EvaluatedModel

@@ -89,6 +89,12 @@ class Retrieval(Eval):
             return self.task.name
         return f"{self.task.name}, {self.condition}"
 
+    @property
+    def full_title(self) -> str:
+        control = "" if self.condition == "needle" else f", {self.condition}"
+        suite = f"{self.suite}/" if self.suite else ""
+        return f"{suite}{self.label}{control}" if self.label else f"{suite}{self.title}"
+
     def items(self) -> list[str]:
         """`<task>/<settings>/<length>/<depth>/<i>`; a control's settings end in its condition."""
         return list(self._grid())

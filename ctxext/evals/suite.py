@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model
+from ctxext.evals.budget import BUDGETS, Budget
 from ctxext.evals.key_tokens import ContrastiveKeys
 from ctxext.evals.longppl import LongPPL
 from ctxext.evals.perplexity import Perplexity
@@ -21,7 +21,6 @@ from ctxext.evals.ruler import ruler_exact
 from ctxext.evals.ruler_generators import MANIFEST, prepared
 from ctxext.evals.ruler_samples import Samples
 
-Budget = Literal["small", "full"]
 STANDARD = ("passkey", "kv", "lines", "vt", "mqar", "ppl", "controls")
 """The default: a small base model that can copy answers some of it."""
 CONTROLS = "controls"
@@ -41,7 +40,7 @@ class SuiteConfig:
     """
 
     seq_lens: tuple[int, ...] = ()
-    budget: Budget = "small"
+    budget: Budget = BUDGETS["small"]
     source: TextSource = HELDOUT
     questions: Path | None = None
     ruler: Path | None = None
@@ -51,32 +50,24 @@ class SuiteConfig:
     checksum: Callable[[str], str] | None = dataclasses.field(default=None, repr=False)
 
     @property
-    def is_small(self) -> bool:
-        return self.budget == "small"
-
-    @property
     def depths(self) -> tuple[float, ...]:
-        steps = 4 if self.is_small else 8
+        steps = self.budget.depth_steps
         return tuple(i / steps for i in range(steps + 1))
 
     def ask(self, task: tasks.Task) -> Retrieval:
         """Questions of a task, laid out as it declares (`Task.suite_layout`).
 
-        A small budget has 60 questions per length and a full one 180; where questions share a text,
-        which costs less, 120 and 540.
+        A small budget has 60 questions per length, a medium one 100 and a full one 180; where
+        questions share a text, which costs less, 120, 200 and 540.
         """
-        match task.suite_layout:
-            case "whole-text":
-                n = 60 if self.is_small else 180
-                return Retrieval(self.seq_lens, (0.0,), n, task, self.source)
-            case "shared-context":
-                n = 24 if self.is_small else 60
-                return Retrieval(
-                    self.seq_lens, self.depths, n, task, self.source, shared_context=True
-                )
-            case "depths":
-                n = 12 if self.is_small else 20
-                return Retrieval(self.seq_lens, self.depths, n, task, self.source)
+        budget = self.budget
+        if task.suite_layout == "whole-text":
+            return Retrieval(self.seq_lens, (0.0,), budget.whole_texts, task, self.source)
+        shares = task.suite_layout == "shared-context" or budget.prefers_shared
+        if shares and task.supports_shared_context:
+            n = budget.shared_texts
+            return Retrieval(self.seq_lens, self.depths, n, task, self.source, shared_context=True)
+        return Retrieval(self.seq_lens, self.depths, budget.per_depth, task, self.source)
 
 
 def _retrieval(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
@@ -85,8 +76,7 @@ def _retrieval(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
 
 
 def _ruler(config: SuiteConfig) -> tuple[Eval, ...]:
-    per_task = 20 if config.is_small else 100
-    return ruler_exact(config.seq_lens, per_task, source=config.source)
+    return ruler_exact(config.seq_lens, config.budget.per_ruler_task, source=config.source)
 
 
 def _ruler_samples(config: SuiteConfig) -> tuple[Eval, ...]:
@@ -109,7 +99,7 @@ def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
         Perplexity(
             config.seq_lens,
             num_documents=8,
-            num_windows=1 if config.is_small else 4,
+            num_windows=config.budget.windows,
             target_tokens=min(128, min(config.seq_lens) // 2),
             source=config.source,
         ),
@@ -119,8 +109,7 @@ def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
 def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]:
     """The published stride where the lengths allow it; the same documents for all.
 
-    A small budget reads the first half of a full one's documents: fewer than eight say little about
-    other texts, however long they are.
+    A smaller budget reads the first of a larger one's documents.
     """
     shortest, longest = min(config.seq_lens), max(config.seq_lens)
     return (
@@ -131,7 +120,7 @@ def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]
             min_tokens=longest,
             max_tokens=4 * longest,
             source=config.source,
-            num_documents=8 if config.is_small else 16,
+            num_documents=config.budget.documents,
         ),
     )
 
@@ -150,7 +139,7 @@ def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
         LongPPL(
             tuple(n for n in config.seq_lens if n > trunc_len),
             source=config.source,
-            num_documents=8 if config.is_small else 16,
+            num_documents=config.budget.documents,
             keys=keys,
         ),
     )
@@ -197,7 +186,7 @@ def _controls(evaluation: Eval, config: SuiteConfig) -> tuple[Eval, ...]:
     """
     if not isinstance(evaluation, Retrieval):
         return ()
-    n = max(1, evaluation.n // 3) if config.is_small else evaluation.n
+    n = max(1, int(evaluation.n * config.budget.control_share))
     floor = dataclasses.replace(evaluation, n=n, condition="no-needle")
     shortest = (min(evaluation.seq_lens),)
     ceiling = dataclasses.replace(evaluation, n=n, condition="needle-only", seq_lens=shortest)
@@ -219,7 +208,5 @@ def power_statements(evals: Sequence[Eval]) -> list[str]:
             num_items = evaluation.n * num_depths
             num_texts = evaluation.n if evaluation.shared_context else num_items
             sentence = plan_sentence(num_items, num_texts, depths=num_depths)
-            suite = f"{evaluation.suite}/" if evaluation.suite else ""
-            name = f"{suite}{evaluation.label or evaluation.title}"
-            names.setdefault(sentence, []).append(name)
+            names.setdefault(sentence, []).append(evaluation.full_title)
     return [f"{', '.join(titles)}: {sentence}" for sentence, titles in names.items()]

@@ -7,48 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.evals.base import Model
+from ctxext.evals.wrapped import WrappedModel
 
 
 @dataclasses.dataclass
-class TimedModel:
+class TimedModel(WrappedModel):
     """A model that measures its calls to `loss` and `continuations`, which are those of `model`."""
 
-    model: Model
     seconds: float = 0.0
     """Time spent in the calls."""
     tokens: int = 0
     """Tokens that were read."""
     padded_tokens: int = 0
     """Tokens that were read, with their padding."""
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        return self.model.stop_ids
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
-
-    @property
-    def scaling(self) -> Any:
-        return self.model.scaling
-
-    @property
-    def base_scaling(self) -> Any:
-        return self.model.base_scaling
-
-    @property
-    def attention(self) -> Any:
-        return self.model.attention
-
-    @property
-    def semantics(self) -> str:
-        return self.model.semantics
 
     def loss(self, tokens: Any) -> Any:
         return self._call([len(row) - 1 for row in tokens], lambda: self.model.loss(tokens))
@@ -73,8 +44,7 @@ class TimedModel:
         result = call()  # returns numpy arrays, so that nothing is still running
         self.seconds += time.perf_counter() - started
         self.tokens += int(np.sum(lengths))
-        padded = getattr(self.model, "padded", None)
-        self.padded_tokens += int(np.prod(padded(lengths)) if padded else np.sum(lengths))
+        self.padded_tokens += int(np.prod(self._padded(lengths)))
         return result
 
     def shares(self, wall_seconds: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pytest
 from ctxext import demo
 from ctxext.cli.commands.eval import add_options, check_used, read_wordings
 from ctxext.evals import Perplexity, Retrieval, Samples
+from ctxext.evals.budget import BUDGETS
 from ctxext.evals.oracle import AnswerKey, OracleConfig
 from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
@@ -20,7 +21,7 @@ from support.toy_tokenizer import toy_source, toy_tokenizer
 TOKENIZER = toy_tokenizer()
 SOURCE = toy_source()
 SMALL = SuiteConfig((256, 512), source=SOURCE)
-FULL = SuiteConfig((256, 512), "full", source=SOURCE)
+FULL = SuiteConfig((256, 512), BUDGETS["full"], source=SOURCE)
 
 
 def needles(evals):

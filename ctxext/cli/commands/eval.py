@@ -2,9 +2,11 @@
 
 ctxext eval runs/mine
 ctxext eval HF_DIR --method yarn --factor 4 --evals passkey ppl --seq-len 4096 16384
+ctxext eval HF_DIR --method yarn --factor 4 --budget 60 --dry-run
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -36,9 +38,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--budget",
-        choices=["small", "full"],
         default="small",
-        help="How many questions per length; which differences they can show is printed first.",
+        metavar="small|medium|full|MINUTES",
+        help="How many questions per length; which differences they can show is printed first. "
+        "MINUTES: as many as this device can answer in that time, several about each text where "
+        "a task can ask several; default: small.",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Only say what would be read, at which lengths, how long that takes on this device, "
+        "and how much memory.",
     )
     parser.add_argument(
         "--haystack",
@@ -142,6 +152,7 @@ def check_used(args: argparse.Namespace, names: Sequence[str]) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import evaluate, report, requirements
     from ctxext.data import haystack
+    from ctxext.evals.budget import Budget, read_budget
     from ctxext.evals.suite import STANDARD, SuiteConfig
     from ctxext.files import check_parent
 
@@ -153,9 +164,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if args.out is not None:
         check_parent(args.out / "records.jsonl")
     shard = evaluate.Shard.parse(args.shard)
+    budget = read_budget(args.budget)
     config = SuiteConfig(
         seq_lens=tuple(args.seq_len or ()),
-        budget=args.budget,
         source=source,
         questions=args.questions,
         ruler=args.ruler,
@@ -167,16 +178,34 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             "haystack: the sources of Python's standard library (--haystack takes other text)",
             file=sys.stderr,
         )
-    sink, records = evaluate.evaluate_checkpoint(
-        model,
-        methods=[methods or None],
-        evals=names,
-        config=config,
-        out=args.out,
-        shard=shard,
-        allow_shorter=args.allow_shorter,
-    )
+
+    def ask(budget: Budget) -> evaluate.Questions:
+        return evaluate.Questions.of(
+            model,
+            methods=[methods or None],
+            evals=names,
+            config=dataclasses.replace(config, budget=budget),
+            out=args.out,
+            shard=shard,
+            allow_shorter=args.allow_shorter,
+        )
+
+    lines = []
+    if isinstance(budget, Budget):
+        questions = ask(budget)
+    else:
+        lengths = args.seq_len or [model.lm.config.max_position_embeddings]
+        questions, line = evaluate.questions_within(budget, min(lengths), ask)
+        lines.append(line)
+    lines += questions.notes()
+    if args.dry_run:
+        lines.append(questions.price(measured=True).text())
+        print("\n".join(lines))
+        return
+    lines.append(questions.price().sentence())
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    records = questions.records()
     if args.json:
         print(json.dumps(report.summary(records)))
     else:
-        print(f"{report.tables(records)}\n\nrecords: {sink}")
+        print(f"{report.tables(records)}\n\nrecords: {questions.sink}")

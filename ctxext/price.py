@@ -1,0 +1,235 @@
+"""The price of an evaluation, known before it starts: readings, tokens, time and memory.
+
+The time is that of the operations of every call at the speed of this device, which two short
+readings measure, with a step of decoding for each new token and what each new shape takes to
+compile:
+
+    seconds = sum of calls (matrix FLOPs / r1 + attention FLOPs / r2 + new tokens x s) + compiling
+
+On a quiet machine it was within a factor of two (experiments/LOG.md).
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from ctxext.evals.work import Call, num_tokens, readings
+from ctxext.plan.flops import layer_matrices, visible_pairs
+
+if TYPE_CHECKING:
+    from ctxext.model.lm import LM
+
+GIB = 2**30
+SHORT, LONG = 512, 2048
+"""Tokens of the readings that measure the speed."""
+NEW_TOKENS = 8
+"""Tokens that are written to measure a step of decoding."""
+WORTH_MEASURING = 2e13
+"""Operations, about a minute of two CPU cores, from which the speed is measured unasked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of reading, 2 per multiply-add."""
+
+    matrices: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.matrices + self.attention
+
+    def __add__(self, other: "Operations") -> "Operations":
+        return Operations(self.matrices + other.matrices, self.attention + other.attention)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What this device makes of a model."""
+
+    matrices: float
+    """FLOP/s in matrices."""
+    attention: float
+    """FLOP/s in attention."""
+    step: float
+    """Seconds of one step of decoding, for one text."""
+    compiling: float
+    """Seconds that a new shape takes to compile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The calls of one evaluation of one model."""
+
+    title: str
+    lm: "LM"
+    calls: Sequence[Call]
+
+    @property
+    def operations(self) -> Operations:
+        """Operations of all readings, padding included."""
+        total = Operations(0, 0)
+        for call in self.calls:
+            total += reading(self.lm, call)
+        return total
+
+    def seconds(self, speed: Speed) -> float:
+        """Time of the calls, without compiling."""
+        operations = self.operations
+        seconds = operations.matrices / speed.matrices + operations.attention / speed.attention
+        for call in self.calls:
+            # A step is as slow as reading the weights, or as computing all continuations.
+            rows = call.padded[0] * call.continuations
+            computed = rows * _matrices(self.lm) / speed.matrices
+            seconds += call.new_tokens * max(speed.step, computed)
+        return seconds
+
+    def shapes(self) -> set[tuple]:
+        """The programs that the calls need."""
+        method = (self.lm.attention, self.lm.scaling.depends_on_length)
+        return {(method, call.padded, call.continuations, call.new_tokens) for call in self.calls}
+
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values, in the largest call."""
+        config = self.lm.config
+        width = np.dtype(np.float32).itemsize if self.lm.dtype == "float32" else 2
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        slots = [
+            call.padded[0] * (call.padded[1] + call.continuations * call.new_tokens)
+            for call in self.calls
+            if call.continuations
+        ]
+        return max(slots, default=0) * per_token * width
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """The price of all evaluations that are still to be done."""
+
+    works: Sequence[Work]
+    speed: Speed | None = None
+    """Of this device, if it was measured."""
+
+    @property
+    def operations(self) -> float:
+        return sum(work.operations.total for work in self.works)
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated time, None without a measured speed."""
+        speed = self.speed
+        if speed is None:
+            return None
+        shapes = set().union(*(work.shapes() for work in self.works))
+        reading = sum(work.seconds(speed) for work in self.works)
+        return reading + len(shapes) * speed.compiling
+
+    def sentence(self) -> str:
+        """One line: readings, tokens, time."""
+        calls = [call for work in self.works for call in work.calls]
+        texts = sum(readings(calls).values())
+        if not texts:
+            return "nothing left to read: all records are there"
+        time_text = f", about {duration(self.seconds)} on this device" if self.seconds else ""
+        return f"to read: {texts:,} texts, {num_tokens(calls):,} tokens{time_text}"
+
+    def text(self) -> str:
+        """The price by evaluation and length, and the memory."""
+        lines = []
+        for work in self.works:
+            if not work.calls:
+                lines.append(f"{work.title}: all records are there")
+                continue
+            by_length = ", ".join(
+                f"{n:,} of {T:,}" for T, n in sorted(readings(work.calls).items())
+            )
+            seconds = f", {duration(work.seconds(self.speed))}" if self.speed else ""
+            lines.append(f"{work.title}: {by_length}{seconds}")
+        weights = max((_weight_bytes(work.lm) for work in self.works), default=0)
+        cache = max((work.cache_bytes() for work in self.works), default=0)
+        memory = f"memory: {weights / GIB:.2f} GiB of weights"
+        if cache:
+            memory += f", up to {cache / GIB:.2f} GiB of keys and values"
+        return "\n".join(["texts by tokens, padding included:", *lines, self.sentence(), memory])
+
+
+def reading(lm: "LM", call: Call) -> Operations:
+    """Operations of reading the rows of a call."""
+    rows, length = call.padded
+    config = lm.config
+    scored = 1 if call.continuations else length
+    projection = 2 * config.vocab_size * config.hidden_size * scored
+    matrices = config.num_hidden_layers * 2 * layer_matrices(config) * length + projection
+    pairs = visible_pairs(lm.attention, length)
+    heads = config.num_attention_heads * config.head_dim
+    attention = config.num_hidden_layers * 4 * heads * pairs
+    return Operations(rows * matrices, rows * attention)
+
+
+def measure(lm: "LM", longest: int) -> Speed:
+    """The speed of this device with this model, from readings of up to `longest` tokens."""
+    short, long = min(SHORT, longest), min(LONG, longest)
+    ids = np.arange(long + 1) % lm.config.vocab_size
+    compiling, short_seconds = _twice(lambda: lm.loss(ids[None, : short + 1]))
+    long_seconds = short_seconds
+    if long > short:
+        _, long_seconds = _twice(lambda: lm.loss(ids[None]))
+    prompt = ids[None, :short]
+    _, written = _twice(lambda: lm.continuations(prompt, [[[], []]], max_new_tokens=NEW_TOKENS))
+    step = max(written - short_seconds, 0.0) / NEW_TOKENS
+    of_short, of_long = (reading(lm, Call((n,), lm.padded([n]))) for n in (short, long))
+    matrices, attention = rates((of_short, short_seconds), (of_long, long_seconds))
+    return Speed(matrices, attention, step, compiling)
+
+
+def rates(short: tuple[Operations, float], long: tuple[Operations, float]) -> tuple[float, float]:
+    """(matrix, attention) FLOP/s from two readings: (operations, seconds) each.
+
+    Solves matrices / r1 + attention / r2 = seconds for both; where that has no positive solution,
+    as with readings of one length, both rates are that of the longer reading.
+    """
+    rows = np.array([[x.matrices, x.attention] for x, _ in (short, long)], np.float64)
+    seconds = np.array([short[1], long[1]])
+    one_rate = long[0].total / long[1]
+    if abs(np.linalg.det(rows)) < 1e-9 * np.prod(np.linalg.norm(rows, axis=1)):
+        return one_rate, one_rate
+    per_operation = np.linalg.solve(rows, seconds)
+    if (per_operation <= 0).any():
+        return one_rate, one_rate
+    return float(1 / per_operation[0]), float(1 / per_operation[1])
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time in the unit that fits it: "40 s", "12 min", "3.7 h"."""
+    if seconds is None:
+        return "an unknown time"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _twice(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by which the first call is slower, as it compiles, and those of the second."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return max(seconds[0] - seconds[1], 0.0), seconds[1]
+
+
+def _matrices(lm: "LM") -> float:
+    """Operations of one token in all matrices."""
+    config = lm.config
+    matrices = config.num_hidden_layers * layer_matrices(config)
+    return 2 * (matrices + config.vocab_size * config.hidden_size)
+
+
+def _weight_bytes(lm: "LM") -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))

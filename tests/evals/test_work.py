@@ -1,0 +1,144 @@
+"""Work and price of evaluations before they are done, against what evaluations then do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ctxext import price
+from ctxext.data.sources import Stdlib
+from ctxext.evals import evaluated_model
+from ctxext.evals.budget import BUDGETS, most_texts, of_texts, questions_per_text, read_budget
+from ctxext.evals.document_eval import DocumentEval
+from ctxext.evals.key_tokens import ContrastiveKeys
+from ctxext.evals.longppl import LongPPL
+from ctxext.evals.oracle import PerfectReader
+from ctxext.evals.retrieval import Retrieval
+from ctxext.evals.suite import SuiteConfig, evaluations
+from ctxext.evals.timing import TimedModel
+from ctxext.evals.work import Call, calls_of, num_tokens, readings
+from ctxext.loading import load as load_model
+from ctxext.plan.flops import step_flops
+from ctxext.plan.job import Job
+from support import tiny
+from support.tiny_train import tiny_experiment
+from support.toy_tokenizer import toy_source, toy_tokenizer
+
+TOKENIZER = toy_tokenizer()
+CONFIG = SuiteConfig((256, 512), source=toy_source())
+
+
+@pytest.mark.parametrize("name", ["passkey", "kv", "ppl", "ppl:yarn"])
+def test_what_is_counted_is_what_is_read(name):
+    model = PerfectReader(TOKENIZER)
+    (evaluation,) = evaluations([name], CONFIG)
+    if isinstance(evaluation, DocumentEval):
+        evaluation = dataclasses.replace(evaluation, num_documents=2)
+    items = evaluation.items()[:3]
+    timed = TimedModel(model)
+    done = list(evaluation.records(timed, items, evaluated_model(model)))
+    calls = calls_of(evaluation, model, items, evaluated_model(model))
+    assert done
+    assert num_tokens(calls) == timed.tokens
+    assert sum(rows * length for rows, length in (call.padded for call in calls)) == (
+        timed.padded_tokens
+    )
+    assert calls_of(evaluation, model, [], evaluated_model(model)) == []
+
+
+def test_questions_about_one_text_read_it_once():
+    (passkey,) = evaluations(["passkey"], dataclasses.replace(CONFIG, budget=of_texts(4, 4)))
+    model = PerfectReader(TOKENIZER)
+    calls = calls_of(passkey, model, passkey.items(), evaluated_model(model))
+    # 16 questions at each length.
+    assert len(passkey.items()) == 2 * 16
+    assert sum(readings(calls).values()) == 2 * 4
+    (unshared,) = evaluations(["passkey"], CONFIG)
+    assert isinstance(unshared, Retrieval)
+    calls = calls_of(unshared, model, unshared.items(), evaluated_model(model))
+    assert sum(readings(calls).values()) == len(unshared.items()) == 120
+
+
+def test_another_model_is_not_asked_when_its_work_is_counted():
+    def load(name: str):
+        raise AssertionError(f"{name} was opened")
+
+    keys = ContrastiveKeys(trunc_len=64, stride=32, evaluator="other", load=load)
+    evaluation = LongPPL((128,), num_documents=1, keys=keys, source=Stdlib("heldout"))
+    lm = load_model("tiny-llama")
+    calls = calls_of(evaluation, lm, evaluation.items(), evaluated_model(lm))
+    # The whole text twice, for its keys and for its loss, and windows of 96 tokens and fewer.
+    assert readings(calls)[lm.padded([127])[1]] == 2
+    assert sum(readings(calls).values()) > 2
+
+
+def test_the_operations_of_a_reading_are_those_of_the_plan(tmp_path):
+    lm = tiny.lm()
+    experiment = tiny_experiment(tmp_path, batch_size=2)
+    job = dataclasses.replace(Job.of(experiment, lm.config, 1), seq_len=64, accumulate=1)
+    assert price.reading(lm, Call((64, 64), (2, 64))).total == step_flops(job).forward
+
+
+def test_rates_are_those_that_both_readings_had():
+    short, long = price.Operations(1e9, 1e8), price.Operations(4e9, 1.6e9)
+    timed = [(x, x.matrices / 4e11 + x.attention / 1e11) for x in (short, long)]
+    assert price.rates(*timed) == pytest.approx((4e11, 1e11))
+    # A reading that was slowed down by something else has no such rates.
+    assert price.rates((short, 1.0), timed[1]) == (long.total / timed[1][1],) * 2
+    assert price.rates(timed[1], timed[1]) == (long.total / timed[1][1],) * 2
+
+
+def test_seconds_add_up():
+    lm = tiny.lm()
+    speed = price.Speed(matrices=1e9, attention=5e8, step=0.01, compiling=2.0)
+    asked, scored = Call((60, 60), (2, 64), 3, 5), Call((64,), (1, 64))
+    work = price.Work("w", lm, [asked, asked, scored])
+    operations = work.operations
+    expected = operations.matrices / 1e9 + operations.attention / 5e8 + 2 * 5 * 0.01
+    assert work.seconds(speed) == pytest.approx(expected)
+    # Two shapes, in three calls.
+    assert price.Price([work], speed).seconds == pytest.approx(expected + 2 * 2.0)
+    assert price.Price([work]).seconds is None
+    assert price.Price([work]).sentence() == "to read: 5 texts, 304 tokens"
+    assert price.Price([price.Work("w", lm, [])]).sentence().startswith("nothing left to read")
+    keys_and_values = 2 * lm.config.num_hidden_layers * lm.config.num_key_value_heads
+    slots = 2 * (64 + 3 * 5)
+    assert work.cache_bytes() == keys_and_values * lm.config.head_dim * 4 * slots
+
+
+def test_durations_are_in_the_unit_that_fits():
+    assert [price.duration(x) for x in (40.2, 720, 13300, None)] == [
+        "40 s",
+        "12 min",
+        "3.7 h",
+        "an unknown time",
+    ]
+
+
+def test_minutes_buy_texts_in_proportion():
+    assert most_texts(10, lambda texts: 60 + 20 * texts) == 27
+    assert most_texts(1000, lambda texts: 60 + 20 * texts) == 60
+    with pytest.raises(
+        ValueError, match="--budget 1: one text of every length takes about 1.3 min"
+    ):
+        most_texts(1, lambda texts: 60 + 20 * texts)
+
+
+def test_a_text_has_room_for_its_questions():
+    assert [questions_per_text(n) for n in (64, 256, 512, 1024, 16384)] == [2, 4, 8, 16, 16]
+
+
+def test_budgets_are_names_or_minutes():
+    assert read_budget("medium") == BUDGETS["medium"]
+    assert read_budget("7.5") == 7.5
+    for text in ("0", "-3", "inf", "nan", "tiny"):
+        with pytest.raises(ValueError, match=f"--budget {text}: give small, medium, full, or a"):
+            read_budget(text)
+
+
+def test_a_measured_speed_is_that_of_this_device():
+    lm = tiny.lm()
+    speed = price.measure(lm, 64)
+    assert np.isfinite(dataclasses.astuple(speed)).all()
+    assert speed.matrices > 1e6
+    assert speed.step >= 0
