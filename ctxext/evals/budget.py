@@ -39,7 +39,7 @@ BUDGETS: dict[BudgetName, Budget] = {
 }
 MOST_QUESTIONS = 16
 """Questions that a budget in minutes asks about a text, if there is room for them."""
-TOKENS_PER_QUESTION = 64
+TOKENS_PER_QUESTION = 128
 """Room that a text has for each question, so that most of it is still haystack."""
 MOST_TEXTS = 60
 """Texts per length beyond which a budget in minutes asks no more."""

@@ -12,6 +12,7 @@ from scipy import stats
 from ctxext.data.corpus import Corpus
 from ctxext.data.sources import TextSource
 from ctxext.evals import RollingPerplexity, evaluated_model
+from ctxext.evals.budget import BUDGETS
 from ctxext.evals.oracle import ContextCurve, OracleConfig
 from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.record import (
@@ -383,10 +384,10 @@ def test_names_of_the_command_line():
     names = ["ppl:token", "ppl:yarn", "ppl:pi", "ppl:longlora", "ppl:truncate"]
     small = evaluations(names, SuiteConfig((128, 256)))
     assert [e.title for e in small] == names
-    full = evaluations(names, SuiteConfig((128, 256), "full"))
+    full = evaluations(names, SuiteConfig((128, 256), BUDGETS["full"]))
     assert set(small[1].items()) < set(full[1].items())
     assert len(small[1].items()) == 2 * 8
     assert len(full[1].items()) == 2 * 16
-    published = evaluations(["ppl:yarn"], SuiteConfig((2048, 4096), "full"))[0]
+    published = evaluations(["ppl:yarn"], SuiteConfig((2048, 4096), BUDGETS["full"]))[0]
     assert isinstance(published, RollingPerplexity)
     assert published.stride == 256

@@ -1,11 +1,13 @@
 """Work and price of evaluations before they are done, against what evaluations then do."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from ctxext import price
+from ctxext.cli.main import main
 from ctxext.data.sources import Stdlib
 from ctxext.evals import evaluated_model
 from ctxext.evals.budget import BUDGETS, most_texts, of_texts, questions_per_text, read_budget
@@ -125,7 +127,7 @@ def test_minutes_buy_texts_in_proportion():
 
 
 def test_a_text_has_room_for_its_questions():
-    assert [questions_per_text(n) for n in (64, 256, 512, 1024, 16384)] == [2, 4, 8, 16, 16]
+    assert [questions_per_text(n) for n in (64, 256, 512, 1024, 16384)] == [2, 2, 4, 8, 16]
 
 
 def test_budgets_are_names_or_minutes():
@@ -142,3 +144,22 @@ def test_a_measured_speed_is_that_of_this_device():
     assert np.isfinite(dataclasses.astuple(speed)).all()
     assert speed.matrices > 1e6
     assert speed.step >= 0
+
+
+def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "records"
+    command = ["eval", "tiny-llama", "--evals", "passkey", "controls", "--seq-len", "256", "512"]
+    command += ["--wording", "code", "--out", str(out), "--dry-run"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^passkey, none: 60 of 256, 60 of 512, \d+ s$", text, re.MULTILINE)
+    assert re.search(r"^to read: 180 texts, [\d,]+ tokens, about \d+ (s|min) on this", text, re.M)
+    assert not out.exists()
+    # Two questions fit into the shorter texts.
+    assert main([*command, "--budget", "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    bought = re.match(r"0.5 minutes allow (\d+) texts per length, with 2 questions about", lines[0])
+    assert bought
+    assert f"passkey, none: {bought[1]} of 256, {bought[1]} of 512, " in "\n".join(lines)
+    assert main([*command, "--budget", "soon"]) != 0
+    assert "--budget soon: give small, medium, full, or a number" in capsys.readouterr().err
