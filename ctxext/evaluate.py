@@ -253,6 +253,8 @@ class Questions:
     sink: Path
     models: Sequence[Asked]
     shard: Shard = WHOLE
+    speed: "Speed | None" = None
+    """Of this device, if it was measured before."""
 
     @classmethod
     def of(
@@ -298,11 +300,10 @@ class Questions:
         ]
         return cls(sink, asked, shard)
 
-    def price(self, *, measured: bool = False, speed: "Speed | None" = None) -> "Price":
+    def price(self, *, measured: bool = False) -> "Price":
         """What is still to be read, and how long that takes.
 
-        measured: time this device with two short readings even if there is little to read. speed:
-        that of an earlier price, in place of timing.
+        measured: time this device with two short readings even if there is little to read.
         """
         from ctxext.evals.work import calls_of
         from ctxext.price import WORTH_MEASURING, Price, Work, measure
@@ -319,6 +320,7 @@ class Questions:
         price = Price(works)
         lengths = [call.padded[1] for work in works for call in work.calls]
         is_worth_it = measured or price.operations >= WORTH_MEASURING
+        speed = self.speed
         if speed is None and lengths and is_worth_it:
             speed = measure(self.models[-1].lm, max(lengths))
         return Price(works, speed)
@@ -366,14 +368,15 @@ def questions_within(
     speed = ask(of_texts(1, per_text)).price(measured=True).speed
 
     def seconds_of(num_texts: int) -> float:
-        return ask(of_texts(num_texts, per_text)).price(speed=speed).seconds or 0.0
+        questions = dataclasses.replace(ask(of_texts(num_texts, per_text)), speed=speed)
+        return questions.price().seconds or 0.0
 
     num_texts = most_texts(minutes, seconds_of)
     line = (
         f"{minutes:g} minutes allow {num_texts} texts per length, with {per_text} questions about "
         "each where a task can ask several"
     )
-    return ask(of_texts(num_texts, per_text)), line
+    return dataclasses.replace(ask(of_texts(num_texts, per_text)), speed=speed), line
 
 
 def evaluate_checkpoint(
