@@ -182,6 +182,8 @@ def test_kinds_of_mistakes_add_up():
         "made up": 6,
         "nothing": 3,
         "next number": 0,
+        "truncated": 0,
+        "first digits": 0,
     }
     text = part(tables(records), "passkey: right answers and kinds of mistakes, % of the questions")
     assert [line.split() for line in text.splitlines()[1:]] == [
@@ -193,7 +195,7 @@ def test_kinds_of_mistakes_add_up():
 def test_every_kind_of_mistake_is_known():
     kinds = {
         failure(text, ("4711", "42"), distractors=("99",), prompt="the prompt: 12 apples")
-        for text in ("", "99", "47", "none", "12 apples", "7", "43")
+        for text in ("", "99", "42!", "47", "4788", "none", "12 apples", "7", "43")
     }
     assert kinds == set(KINDS)
     with pytest.raises(ValueError, match="unknown kinds of mistakes: odd"):
@@ -206,7 +208,7 @@ def test_every_kind_of_mistake_is_known():
         (" 30831", "next number"),
         ("30831\n# key I=", "next number"),
         ("17", "next number"),  # after another record's value
-        ("30829", "made up"),
+        ("30829", "first digits"),
         ("30830 and 30831", "part"),
         ("16", "distractor"),
         ("K=30831", "next number"),
@@ -215,6 +217,24 @@ def test_every_kind_of_mistake_is_known():
 def test_counting_on_is_a_mistake_of_its_own(text, kind):
     """A real model of language answers `# key H=` with 30831 where the text has `# key H=30830`."""
     assert failure(text, ("30830",), distractors=("16",), prompt="# key H=30830") == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("3083", "truncated"),
+        ("308.", "truncated"),
+        ("30831", "next number"),
+        ("30899", "first digits"),
+        ("308300", "part"),
+        ("30", "truncated"),
+        ("3", "made up"),
+        ("39830", "made up"),
+        ("key 30899", "first digits"),
+    ],
+)
+def test_a_number_may_begin_right(text, kind):
+    assert failure(text, ("30830",), prompt="") == kind
 
 
 def test_values_that_are_not_whole_numbers_have_no_next_one():

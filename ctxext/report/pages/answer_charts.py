@@ -34,6 +34,8 @@ KIND_NAMES = {
     "no number": "no number where one was asked for",
     "made up": "made up",
     "nothing": "nothing",
+    "truncated": "the right number without its last digits",
+    "first digits": "two or more first digits right, the rest not",
 }
 
 

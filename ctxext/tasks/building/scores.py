@@ -8,7 +8,17 @@ from typing import Literal, get_args
 
 Metric = Literal["exact", "all", "any", "f1", "label", "first-number", "last-number"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-Failure = Literal["part", "distractor", "copied", "no number", "made up", "nothing", "next number"]
+Failure = Literal[
+    "part",
+    "distractor",
+    "copied",
+    "no number",
+    "made up",
+    "nothing",
+    "next number",
+    "truncated",
+    "first digits",
+]
 """The kinds of mistake, see `failure`."""
 
 
@@ -74,8 +84,9 @@ def failure(
 
     "nothing": no letters or digits; "distractor": a wrong value from the prompt; "next number": one
     more than the right value or a wrong one, as if they were counted; "part": some of several
-    answers, or the beginning of one; "no number" where one was asked for; "copied": its first line
-    is in the prompt; "made up": anything else.
+    answers, or the beginning of one in words; "truncated": a right number without its last digits;
+    "first digits": a number whose first two or more digits are right, and not the rest; "no number"
+    where one was asked for; "copied": its first line is in the prompt; "made up": anything else.
     """
     lower = text.lower()
     line = text.strip().split("\n")[0].strip()
@@ -85,13 +96,22 @@ def failure(
         return "distractor"
     if _is_next_number(text, [*references, *distractors]):
         return "next number"
+    numbers = re.findall(r"[0-9]+", text)
+    digits = numbers[0] if numbers else ""
     contains_one = any(reference.lower() in lower for reference in references)
     begins_one = len(line) > 1 and any(
         reference.lower().startswith(line.lower()) for reference in references
     )
+    if not contains_one and len(digits) > 1:
+        numeric = [reference for reference in references if reference.isdigit()]
+        if any(reference.startswith(digits) for reference in numeric):
+            return "truncated"
+        # By luck, one number in ninety begins with the same two digits.
+        if any(reference.startswith(digits[:2]) for reference in numeric):
+            return "first digits"
     if contains_one or begins_one:
         return "part"
-    if all(reference.isdigit() for reference in references) and not any(c.isdigit() for c in text):
+    if all(reference.isdigit() for reference in references) and not digits:
         return "no number"
     return "copied" if line and line in prompt else "made up"
 
