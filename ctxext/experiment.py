@@ -166,6 +166,15 @@ class Experiment:
         return meant_scaling(self.rope, base)
 
     @property
+    def trained_length(self) -> int:
+        """The longest context that is trained, tokens: of the rows, or as far as positions reach.
+
+        PoSE, for example, trains distances up to L' in rows of far fewer tokens.
+        """
+        reach = getattr(self.positions, "max_position_embeddings", 0)
+        return max(self.train.seq_len, reach)
+
+    @property
     def fingerprint(self) -> str:
         """Eight hex digits of every field that may not change when a run is resumed.
 

@@ -251,7 +251,7 @@ def export_adapter(
     recorded = {
         "config.json": read_json(base_directory / "config.json"),
         peft_base.BASE: {
-            "checksum": read_json(run.provenance_file)["base"],
+            "checksum": run.base_checksum(),
             "dtype": settings["train"]["dtype"],
         },
     }

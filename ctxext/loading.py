@@ -420,8 +420,8 @@ def load_frozen(
             ) from None
     frozen = split(trainable.init(params, settings["seed"]), trainable.pattern(config))[1]
     dtype = jnp.dtype(settings["train"]["dtype"])
-    recorded = read_json(run.provenance_file).get("base")
-    if parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen)) != recorded:
+    checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
+    if checksum != run.base_checksum():
         raise ValueError(
             f"{source or 'this version'} does not hold the parameters that {run.path} was trained "
             "on: restore them, or train again"

@@ -159,7 +159,7 @@ def _check_export(experiment: Experiment) -> None:
     config, base_scaling = loading.base_config(experiment)
     scaling = experiment.effective_scaling(base_scaling)
     context = loading.base_context(experiment)
-    window = context.export_length(scaling, experiment.train.seq_len)
+    window = context.export_length(scaling, experiment.trained_length)
     check(
         config,
         scaling,
@@ -246,7 +246,7 @@ def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) 
     assert experiment.export is not None
     suffix = find_format(experiment.export.to).suffix
     out = run.export / f"model{suffix}" if suffix else run.export
-    seq_len = lm.context.export_length(lm.scaling, experiment.train.seq_len)
+    seq_len = lm.context.export_length(lm.scaling, experiment.trained_length)
     if out.exists():
         proof, reason = _prove_existing(out, lm, seq_len)
         if proof is not None:

@@ -34,17 +34,18 @@ from ctxext.interop.validation import (
 from ctxext.parallel import distributed
 from ctxext.serialization import to_json
 
+TRAIN: dict[str, Shape] = {
+    "steps": COUNT,
+    "seq_len": SIZE,
+    "batch_size": SIZE,
+    "accumulate": SIZE,
+    "dtype": TEXT,
+}
 SETTINGS: Shape = {
     "name": TEXT,
     "init": optional(TEXT),
     "seed": COUNT,
-    "train": {
-        "steps": COUNT,
-        "seq_len": SIZE,
-        "batch_size": SIZE,
-        "accumulate": SIZE,
-        "dtype": TEXT,
-    },
+    "train": TRAIN,
     "rope": optional(OBJECT),
     "attention": optional(OBJECT),
     "trainable": optional(OBJECT),
@@ -149,9 +150,25 @@ class RunDir:
             for name in ("name", "init", "seed", "train", "attention", "trainable"):
                 if name not in settings:
                     raise ValueError(f"it has no {name}")
+            for name in TRAIN:
+                if name not in settings["train"]:
+                    raise ValueError(f"it has no train.{name}")
         except ValueError as error:
             raise ValueError(f"{self.config_file} is damaged: {error}; restore it") from None
         return settings
+
+    def base_checksum(self) -> str:
+        """The checksum of the parameters that the run did not train, as it recorded them.
+
+        Raises ValueError naming the file if it records none.
+        """
+        provenance = read_json(self.provenance_file)
+        checksum = provenance.get("base") if isinstance(provenance, dict) else None
+        if not isinstance(checksum, str):
+            raise ValueError(
+                f"{self.provenance_file} does not hold the checksum of the base (base): restore it"
+            )
+        return checksum
 
     @distributed.primary_only
     def write_base(

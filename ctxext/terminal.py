@@ -6,6 +6,7 @@ marks that reverse or hide text would show one name as another.
 """
 
 import contextlib
+import logging
 import re
 import sys
 import traceback
@@ -108,6 +109,28 @@ def _print_traceback(
     """In place of Python's own `sys.excepthook`."""
     lines = traceback.format_exception(kind, error, trace)
     raw_stream(sys.stderr).write(printable("".join(lines)))
+
+
+@contextlib.contextmanager
+def warned_once() -> Iterator[None]:
+    """In the block, a warning that was logged before is not logged again.
+
+    A command opens a checkpoint several times: for its window, its dtype and its numbers.
+    """
+    logged: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_known = text in logged
+        logged.add(text)
+        return not is_known
+
+    logger = logging.getLogger("ctxext")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 @contextlib.contextmanager

@@ -94,6 +94,24 @@ def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, experiment
         run.record({"data": {"sha256": "b"}, "device": "gpu"}, fixed=("data",))
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"base": 3}', '{"base": null}'])
+def test_a_provenance_without_the_base_is_named(content, tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
+    run.provenance_file.write_text(content)
+    with pytest.raises(ValueError, match="run/provenance.json does not hold the checksum of the b"):
+        run.base_checksum()
+
+
+@pytest.mark.parametrize("key", ["steps", "seq_len", "dtype"])
+def test_settings_without_a_key_are_named(key, tmp_path, experiment):
+    run = RunDir(tmp_path / "run").open(experiment)
+    settings = json.loads(run.config_file.read_text())
+    del settings["train"][key]
+    run.config_file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"run/config.json is damaged: it has no train.{key};"):
+        run.settings()
+
+
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path, experiment):
     run = RunDir(tmp_path / "run").open(experiment)
     run.rewind(0)

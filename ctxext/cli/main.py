@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ctxext.cli.commands import all_commands
 from ctxext.cli.out_of_memory import is_out_of_memory, memory_advice
-from ctxext.terminal import printable_output
+from ctxext.terminal import printable_output, warned_once
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Too little memory prints one line too, and returns 1.
     """
-    with printable_output():
+    with printable_output(), warned_once():
         return _main(argv)
 
 

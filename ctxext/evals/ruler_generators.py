@@ -27,6 +27,8 @@ from ctxext.tokenization.tokenizer import Tokenizer, load_tokenizer
 SEED = 42
 """That of the benchmark."""
 MANIFEST = "prepared.json"
+MANIFEST_KEYS = {"sha256": dict, "seq_len": int, "variant": str}
+"""The values of the manifest that are read again."""
 RUN_GENERATOR = (
     "import sys; from ctxext.evals.ruler_generators import run_generator; "
     "run_generator(*sys.argv[1:])"
@@ -85,8 +87,19 @@ def prepare(
 
 
 def prepared(directory: str | Path) -> Samples:
-    """The evaluation of what `prepare` wrote. Raises ValueError if a file has changed since."""
-    manifest = read_json(Path(directory) / MANIFEST)
+    """The evaluation of what `prepare` wrote.
+
+    Raises ValueError naming the file for a manifest that is damaged, and for samples that have
+    changed since.
+    """
+    file = Path(directory) / MANIFEST
+    manifest = read_json(file)
+    for key, kind in MANIFEST_KEYS.items():
+        value = manifest.get(key) if isinstance(manifest, dict) else None
+        if type(value) is not kind:
+            raise ValueError(
+                f"{file} is damaged: {key} is {str(value):.40}; prepare the samples again"
+            )
     for task, digest in manifest["sha256"].items():
         path = Path(directory) / task / "validation.jsonl"
         if not path.is_file() or sha256(path) != digest:

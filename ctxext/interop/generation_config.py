@@ -17,6 +17,8 @@ RULES = {
 }
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 WITHOUT_EFFECT = ("transformers_version", "_from_model_config")
+DEFAULTS = {"use_cache": True}
+"""Values that transformers takes without the key, and writes into every model that it saves."""
 
 
 def read_generation_config(directory: str | Path) -> dict[str, Any] | None:
@@ -63,7 +65,7 @@ def different_settings(
         given = {
             key: value
             for key, value in (settings or {}).items()
-            if value is not None and key not in WITHOUT_EFFECT
+            if value not in (None, DEFAULTS.get(key)) and key not in WITHOUT_EFFECT
         }
         if "eos_token_id" in given:
             given["eos_token_id"] = merge_ids(given["eos_token_id"])

@@ -83,7 +83,8 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
             for name, tensor in arrays.items():
                 hf_name = named.get(name, name)
                 array = to_interleaved(tensor.read(), rotary_heads(hf_name, config))
-                writer.write_tensor_data(_to_bytes(library, array, types[name], hf_name))
+                description = tensor.describe(hf_name)
+                writer.write_tensor_data(_to_bytes(library, array, types[name], description))
         finally:
             writer.close()
     distributed.barrier()

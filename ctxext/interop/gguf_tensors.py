@@ -29,7 +29,7 @@ def lazy_tensor(path: Path, entry: TensorEntry) -> LazyTensor:
     chunks = ()
     if entry.type_number in PLAIN_TYPES:
         chunks = (FileChunk(path, entry.start, entry.num_bytes),)
-    return LazyTensor(entry.shape, dtype, functools.partial(_read, path, entry), chunks)
+    return LazyTensor(entry.shape, dtype, functools.partial(_read, path, entry), chunks, path)
 
 
 def _read(path: Path, entry: TensorEntry, index: Index | None = None) -> np.ndarray:

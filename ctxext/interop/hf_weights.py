@@ -182,11 +182,14 @@ def _read_slice(
     name, slot = tensors[0]
     index = _bounded(index, slot.leaf.shape)
     if slot.layer is None:
-        return cast(slot.read(stored[name], index), dtype, name)
+        tensor = stored[name]
+        return cast(slot.read(tensor, index), dtype, tensor.describe(name))
     layers, *within_layer = index
     out = np.empty([part.stop - part.start for part in index], dtype)
     for layer_out, (name, slot) in zip(out, tensors[layers], strict=True):
-        layer_out[...] = cast(slot.read(stored[name], tuple(within_layer)), dtype, name)
+        tensor = stored[name]
+        values = slot.read(tensor, tuple(within_layer))
+        layer_out[...] = cast(values, dtype, tensor.describe(name))
     return out
 
 

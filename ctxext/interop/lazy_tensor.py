@@ -53,13 +53,19 @@ class LazyTensor(NamedTuple):
     """A tensor that has not been read yet.
 
     `read()` returns all of it and `read(index)` a slice; `dtype` is a key of `STORAGE_DTYPES`.
-    `chunks` is where its numbers are on disk, if they are there in this order and dtype.
+    `chunks` is where its numbers are on disk, if they are there in this order and dtype. `file` is
+    the one that they come from, or the first of several, to be named in errors.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[..., np.ndarray]
     chunks: tuple[FileChunk, ...] = ()
+    file: Path | None = None
+
+    def describe(self, name: str) -> str:
+        """Its name, and the file that it comes from."""
+        return name if self.file is None else f"{name} in {self.file}"
 
 
 def read_chunk(chunk: FileChunk, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -83,8 +89,9 @@ def blocks(tensor: LazyTensor, dtype: np.dtype, name: str) -> Iterator[np.ndarra
     """
     out = np.empty(max(BLOCK, math.prod(tensor.shape[1:])), dtype)
     stored_blocks = _blocks_on_disk(tensor) if tensor.chunks else _blocks_in_memory(tensor, name)
+    description = tensor.describe(name)
     for block in stored_blocks:
-        yield cast(block, dtype, name, out)
+        yield cast(block, dtype, description, out)
 
 
 def read_into(memory: np.ndarray, tensor: LazyTensor, name: str) -> np.ndarray:
@@ -123,7 +130,8 @@ def _blocks_in_memory(tensor: LazyTensor, name: str) -> Iterator[np.ndarray]:
     array = tensor.read()
     if array.shape != tensor.shape:
         raise ValueError(
-            f"{name} has shape {list(array.shape)}, not {list(tensor.shape)}; its file has changed"
+            f"{tensor.describe(name)} has shape {list(array.shape)}, not {list(tensor.shape)}; its "
+            "file has changed"
         )
     if array.flags.c_contiguous:
         array = array.reshape(-1)

@@ -39,6 +39,7 @@ from ctxext.interop.meta_rope import read_rope, readme, rope_json
 from ctxext.interop.pth import open_archive
 from ctxext.interop.pth_writer import create
 from ctxext.interop.stored_names import describe_unknown, without_wrappers
+from ctxext.interop.unread_weights import warn_of_unread
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.decoder import param_shapes
 from ctxext.parallel import distributed
@@ -48,6 +49,7 @@ from ctxext.tokenization.tokenizer import MODEL, Tokenizer, load_tokenizer
 PARAMS = "params.json"
 ROPE = "rope.json"
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len", "max_batch_size")
+REQUIRED = ("dim", "n_layers", "n_heads", "norm_eps")
 RULES: dict[str, validation.Rule] = {
     **dict.fromkeys(SIZES, validation.SIZE),
     "vocab_size": (
@@ -268,6 +270,8 @@ def read(directory: str | Path, original: int | None = None) -> StoredModel:
         description = describe_unknown(unknown)
         hint = f"; {description}" if description else ""
         raise ValueError(f"{directory} holds {unknown[0]}, which Llama does not have{hint}")
+    first, *others = (f"consolidated.{i:02d}.pth" for i in range(len(shards)))
+    warn_of_unread(directory, first, others, as_in="Meta's code (there is no config.json)")
     return StoredModel(config, scaling, window, tensors, tokenizer)
 
 
@@ -284,6 +288,9 @@ def _read_params(path: Path) -> dict[str, Any]:
         validation.check(params, RULES)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    missing = [key for key in REQUIRED if params.get(key) is None]
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]}; copy the file again")
     return params
 
 

@@ -89,7 +89,7 @@ def join_shards(
     if in_order and all(shard.chunks for shard in shards):
         chunks = tuple(chunk for shard in shards for chunk in shard.chunks)
     read = functools.partial(_read, name, shards, shape, dim, heads)
-    return LazyTensor(shape, shards[0].dtype, read, chunks)
+    return LazyTensor(shape, shards[0].dtype, read, chunks, shards[0].file)
 
 
 def _read(
@@ -123,8 +123,8 @@ def _join(
         first, *copies = [shard.read(tuple(index)) for shard in shards]
         if any(not np.array_equal(first, copy) for copy in copies):
             raise ValueError(
-                f"{name} differs between shards, which should hold copies of it; the shards are of "
-                "different models"
+                f"{shards[0].describe(name)} differs from that of another shard, which should hold "
+                "a copy of it; the shards are of different models"
             )
         return first
     size = shards[0].shape[dim]

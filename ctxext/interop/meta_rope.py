@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctxext.files import read_json
+from ctxext.interop import validation
 from ctxext.interop.model_card import BEGIN, END
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_config
 from ctxext.methods import label
@@ -112,6 +113,12 @@ SCALED_ROPE_FACTORS = {
 }
 """(dim, n_layers) of Llama 3.1, 3.2 and 3.3 -> factor, which params.json does not have."""
 
+FREQUENCIES: dict[str, validation.Shape] = {
+    "inv_freq": [validation.FINITE],
+    "attention_factor": validation.FINITE,
+}
+"""The values of rope.json besides the keys of config.json."""
+
 
 def _scaled_rope(path: Path, params: dict[str, Any]) -> Llama3 | None:
     """The scaling of `use_scaled_rope` in params.json."""
@@ -184,6 +191,10 @@ def _plain_rope(path: Path, theta: float | None, window: int) -> tuple[float, in
 def _check_frequencies(
     data: dict[str, Any], base: RopeBase, scaling: RopeScaling, length: int
 ) -> None:
+    for key, shape in FREQUENCIES.items():
+        if key not in data:
+            raise ValueError(f"{key} is missing; copy the file again")
+        validation.check_shape(data[key], shape, key)
     rope = scaling.rope(base, length)
     inv_freq = np.asarray(data["inv_freq"], np.float64)
     # A divisor that stands for a frequency of zero leaves at most this much.

@@ -36,6 +36,13 @@ def recorded_base(adapter: Path) -> dict[str, str] | None:
     return values
 
 
+def named_base(adapter: Path) -> str:
+    """The base that adapter_config.json names, "" if it names none."""
+    settings = read_json(adapter / CONFIG)
+    named = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    return named if isinstance(named, str) else ""
+
+
 def another_base(adapter: Path, base: Path) -> str:
     """The name of the base in adapter_config.json if it is not that of `base`, else "".
 
@@ -43,9 +50,8 @@ def another_base(adapter: Path, base: Path) -> str:
     the directory, of its place in the hub's cache, and the one in its config.json. A path that is
     there must be `base` or a directory in it.
     """
-    settings = read_json(adapter / CONFIG)
-    named = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
-    if not isinstance(named, str) or not named:
+    named = named_base(adapter)
+    if not named:
         return ""
     place = Path(named).expanduser()
     if place.exists():

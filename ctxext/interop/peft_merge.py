@@ -86,4 +86,4 @@ def _add(stack: jax.Array, products: dict[int, tuple[str, LowRank]]) -> jax.Arra
 
 
 def _numbers(tensor: LazyTensor, name: str) -> np.ndarray:
-    return cast(tensor.read(), FLOAT32, f"the adapter of {name}")
+    return cast(tensor.read(), FLOAT32, tensor.describe(f"the adapter of {name}"))

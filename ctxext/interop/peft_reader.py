@@ -17,14 +17,9 @@ from ctxext.interop.hf_weights import Slot, slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.interop.peft_settings import WAY_OUT, AdapterSettings, read_settings
 from ctxext.interop.stored_names import without_wrappers
-from ctxext.interop.weight_files import (
-    ADAPTER_FILES,
-    TRAINABLE_PARAMS,
-    find_sets,
-    first_difference,
-    open_set,
-    same_numbers,
-)
+from ctxext.interop.unread_weights import AS_AN_ADAPTER, warn_of_unread
+from ctxext.interop.weight_comparison import describe_difference, same_numbers
+from ctxext.interop.weight_files import ADAPTER_FILES, TRAINABLE_PARAMS, find_sets, open_set
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
 
@@ -117,12 +112,14 @@ def _open(directory: Path) -> dict[str, LazyTensor]:
     first, *others = find_sets(directory, ADAPTER_FILES)
     stored = open_set(directory, first)
     for other in others:
-        name = first_difference(stored, open_set(directory, other))
-        if name:
+        difference = describe_difference(stored, open_set(directory, other), (first, other))
+        if difference:
             raise ValueError(
                 f"{directory} has two adapters that are not the same, {first}, which PEFT takes, "
-                f"and {other} (first at {name}); keep one of the two"
+                f"and {other} ({difference}); keep one of the two"
             )
+    others.append(TRAINABLE_PARAMS)
+    warn_of_unread(directory, first, others, as_in="PEFT", usable=AS_AN_ADAPTER)
     return stored
 
 

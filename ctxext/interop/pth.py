@@ -293,7 +293,8 @@ def _tensor(path: Path, storage: Any, offset: Any, shape: Any, strides: Any, *_:
         byte_strides = [step * dtype.itemsize for step in strides]
         return np.array(np.ndarray(shape, dtype, mapped, strides=byte_strides)[index])
 
-    return LazyTensor(tuple(shape), storage.dtype, read, () if chunk is None else (chunk,))
+    chunks = () if chunk is None else (chunk,)
+    return LazyTensor(tuple(shape), storage.dtype, read, chunks, path)
 
 
 def _interpret(

@@ -44,12 +44,13 @@ def _lazy_tensor(path: Path, name: str, entry: dict[str, Any], data_start: int) 
     shape = tuple(entry["shape"])
     code = entry["dtype"]
     if code not in DTYPE_CODES:
-        return LazyTensor(shape, code, functools.partial(_refuse_dtype, path, name, code))
+        read = functools.partial(_refuse_dtype, path, name, code)
+        return LazyTensor(shape, code, read, file=path)
     dtype = DTYPE_CODES[code]
     start, end = entry["data_offsets"]
     chunk = FileChunk(path, data_start + start, end - start)
     read = functools.partial(_read, chunk, name, shape, STORAGE_DTYPES[dtype])
-    return LazyTensor(shape, dtype, read, (chunk,))
+    return LazyTensor(shape, dtype, read, (chunk,), path)
 
 
 def _refuse_dtype(path: Path, name: str, code: str, index: Index | None = None) -> np.ndarray:

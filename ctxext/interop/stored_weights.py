@@ -9,13 +9,14 @@ from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.interop.stored_names import describe_unknown, plain_names, without_wrappers
+from ctxext.interop.unread_weights import warn_of_unread
+from ctxext.interop.weight_comparison import describe_difference, same_numbers
 from ctxext.interop.weight_files import (
     MODEL_FILES,
     TRAINABLE_PARAMS,
     find_sets,
-    first_difference,
     open_set,
-    same_numbers,
+    set_files,
 )
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
@@ -28,8 +29,9 @@ SLOW_TO_COMPARE = 10**9
 def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, LazyTensor]:
     """The tensors of an HF directory, before they are read, in the order of the forward pass.
 
-    Raises ValueError naming the tensor for one that is missing, unknown or of another shape, and
-    naming both for two sets of weights that differ.
+    A warning names weights in the directory that transformers does not read either. Raises
+    ValueError naming the tensor for one that is missing, unknown or of another shape, and naming
+    both for two sets of weights that differ.
     """
     directory = Path(directory)
     first, *others = find_sets(directory, MODEL_FILES)
@@ -42,6 +44,8 @@ def find_weights(directory: str | Path, config: LlamaConfig) -> dict[str, LazyTe
                 f"{directory} has two sets of weights that are not the same, {first}, which "
                 f"transformers takes, and {other} ({difference}); keep one of the two"
             )
+    read = [file for name in (first, *others) for file in set_files(directory, name)]
+    warn_of_unread(directory, first, [*read, TRAINABLE_PARAMS], as_in="transformers")
     return tensors
 
 
@@ -80,10 +84,9 @@ def _compare(
         )
     try:
         others = _open(directory, other, config)
-        name = first_difference(tensors, others)
+        return describe_difference(tensors, others, (one, other))
     except ValueError as error:
         return str(error)
-    return f"first at {name}" if name else ""
 
 
 def _open(directory: Path, file: str, config: LlamaConfig) -> dict[str, LazyTensor]:

@@ -1,12 +1,13 @@
 """The files of a directory that hold its weights: one file, or the shards that an index lists."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxext.files import read_json, within
 from ctxext.interop import pth, safetensors_files
-from ctxext.interop.lazy_tensor import LazyTensor, blocks, numpy_dtype
+from ctxext.interop.lazy_tensor import LazyTensor
 
 INDEX_SUFFIX = ".index.json"
 MODEL_FILES = (
@@ -20,6 +21,11 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """The weight files of an adapter, in the order in which PEFT looks."""
 TRAINABLE_PARAMS = "trainable_params.bin"
 """LongLoRA's file of the embedding and the norms that it trains next to an adapter."""
+STATE = re.compile(
+    r"(training_args|training_state|optimizer|scheduler|scaler|sampler|rng_state)[\w.-]*"
+    r"|[\w.-]*optim_states[\w.-]*"
+)
+"""Files that training tools save next to weights."""
 READERS = {
     ".safetensors": safetensors_files.open_file,
     ".bin": pth.open_archive,
@@ -125,6 +131,16 @@ def _is_shard_name(file: Any, suffix: str) -> bool:
     return file.endswith(suffix)
 
 
+def set_files(directory: str | Path, name: str) -> list[str]:
+    """The names of the files of a set: the file itself, or the shards that an index lists."""
+    return list(_shards(Path(directory) / name)) if name.endswith(INDEX_SUFFIX) else [name]
+
+
+def is_weights(path: Path) -> bool:
+    """True for a file that may hold weights by its name; False for the state of a training."""
+    return path.suffix in (*READERS, ".pt", ".ckpt", ".gguf") and not STATE.fullmatch(path.name)
+
+
 def _nothing_to_read(directory: Path, candidates: Sequence[str]) -> str:
     """The error for a directory without weights, which says what is there instead."""
     single, other, *_ = candidates
@@ -150,7 +166,7 @@ def _advice(path: Path, single: str) -> str:
         return "these are Meta's weights; to have them read, remove config.json"
     if path.name == TRAINABLE_PARAMS:
         return "that is only what LongLoRA trains next to an adapter; copy the adapter too"
-    if path.name == "training_args.bin" or path.suffix not in (*READERS, ".pt", ".ckpt"):
+    if not is_weights(path):
         return ""
     name = single if path.suffix == Path(single).suffix else _torch_name(single)
     if "-of-" in path.name:
@@ -161,39 +177,3 @@ def _advice(path: Path, single: str) -> str:
 def _torch_name(single: str) -> str:
     """The name of torch's file for the weights that `single` holds as safetensors."""
     return "pytorch_model.bin" if single == "model.safetensors" else f"{Path(single).stem}.bin"
-
-
-def first_difference(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> str | None:
-    """The name of a tensor that only one of the two has, or that differs; None if there is none.
-
-    Shapes are compared first, then the numbers, block by block up to the first difference.
-    """
-    names = one.keys() | other.keys()
-    for name in sorted(names):
-        if name not in one or name not in other or one[name].shape != other[name].shape:
-            return name
-    for name, tensor in one.items():
-        if not same_numbers(name, tensor, other[name]):
-            return name
-    return None
-
-
-def same_numbers(name: str, one: LazyTensor, other: LazyTensor) -> bool:
-    """True if two tensors of one shape hold the same numbers, whatever their dtypes.
-
-    Block by block up to the first difference; what is at the same place of the same file is not
-    read. Raises ValueError for numbers that are not finite.
-    """
-    if one.chunks and _places(one) == _places(other) and one.dtype == other.dtype:
-        return True  # links to the same file
-    # float32 holds the numbers of all three dtypes exactly.
-    dtype = numpy_dtype(one.dtype if one.dtype == other.dtype else "float32")
-    if len(one.chunks) == len(other.chunks) == 1:
-        pairs = zip(blocks(one, dtype, name), blocks(other, dtype, name), strict=True)
-    else:
-        pairs = iter([(one.read(), other.read())])
-    return all(bool((a == b).all()) for a, b in pairs)
-
-
-def _places(tensor: LazyTensor) -> list[tuple[Path, int, int]]:
-    return [(chunk.path.resolve(), chunk.start, chunk.size) for chunk in tensor.chunks]

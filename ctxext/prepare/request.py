@@ -56,8 +56,10 @@ def plain_sources(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"name": source["name"], "files": source["files"]} for source in sources]
 
 
-def check_same_request(out: Path, stored: dict[str, Any], request: dict[str, Any]) -> None:
+def check_same_request(out: Path, stored: Any, request: dict[str, Any]) -> None:
     """Raise ValueError that names the first difference from the request that `out` is of."""
+    if not isinstance(stored, dict):
+        raise ValueError(f"{out} does not say what it was started with; remove it, and start again")
     for name, value in request.items():
         if name != "complete" and stored.get(name) != value:
             raise ValueError(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ctxext import loading
 from ctxext.export import same_rope
-from ctxext.files import read_json
 from ctxext.interop import formats, hf, peft_base, peft_reader
 from ctxext.interop.hf_weights import slots
 from ctxext.model.config import SIZES
@@ -140,7 +139,7 @@ class Artifact:
 
 
 def _find_base(adapter: Path, base: str | Path | None) -> Path:
-    named = base or read_json(adapter / peft_reader.CONFIG).get("base_model_name_or_path")
+    named = base or peft_base.named_base(adapter)
     if not named:
         raise ValueError(f"{adapter} names no base; give one with --against BASE")
     try:

@@ -56,7 +56,7 @@ def open_like(path: Path, like: LM) -> LM:
                 f"with, and the file {difference}; is it what the file was written from?"
             )
         read = _row_reader(reader, name, rotary_heads(name, like.config))
-        tensors[name] = LazyTensor(slot.shape, "float32", read)
+        tensors[name] = LazyTensor(slot.shape, "float32", read, file=path)
     if extra := sorted(stored.keys() - expected.keys()):
         raise ValueError(
             f"{path} holds {tensor_name(extra[0])}, which the model that it is compared with does "

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ctxext import loading
@@ -32,6 +33,8 @@ from ctxext.rundir import RunDir
 
 EVERY_POSITION = 2e10
 """Parameters x tokens up to which a proof reads every position of the window."""
+SUM_TOLERANCE = 1e-6
+"""Of the largest weight: how far sums of the same products in float32 may be apart."""
 
 
 def prove(
@@ -44,6 +47,7 @@ def prove(
     seq_len: int | None = None,
     allow_shorter: bool = False,
     bos: bool | None = None,
+    adapter: str | Path | None = None,
 ) -> dict[str, Any]:
     """Compare an export, or a PEFT adapter on its base, with `against` in every reader.
 
@@ -53,7 +57,8 @@ def prove(
     do not declare it: Meta's directories without rope.json, some of GGUF. `seq_len`: the extended
     window that the files should declare, by default the one that `export.export` chooses for
     `against`. `allow_shorter`: see `LM.with_method`. `bos`: whether texts begin with BOS in the
-    checkpoint `against`, if it is not as its files say.
+    checkpoint `against`, if it is not as its files say. `adapter`: a PEFT directory that was merged
+    into the checkpoint `against` before the export; weights that it changed may differ by rounding.
 
     Writes proof.json (next to FILE.gguf: FILE.proof.json) with digests of all files, and fills in
     the proof section of the model card. Without a model to compare with, a recorded proof that has
@@ -62,7 +67,7 @@ def prove(
     not fit, OSError if the proof cannot be written.
     """
     path = Path(directory)
-    compared = _open_against(path, against, checkpoint, methods, allow_shorter, bos)
+    compared = _open_against(path, against, checkpoint, methods, allow_shorter, bos, adapter)
     artifact = Artifact.recognize(path, compared.base, original)
     model = compared.model
     if seq_len is not None and model is None:
@@ -77,7 +82,7 @@ def prove(
     try:
         if model is not None:
             settings = compare_settings(artifact, model, lengths)
-        comparison = _compare(artifact, model, settings)
+        comparison = _compare(artifact, model, settings, compared.merged)
     except ValueError as error:
         notes = list(settings.different)
         if recorded is not None:
@@ -95,6 +100,7 @@ def prove(
         "format": artifact.format,
         "against": compared.name or f"our own reading of the {artifact.noun}",
         "compared_with_model": model is not None,
+        "adapter": None if adapter is None else str(adapter),
         **comparison,
         "files": files,
         "files_that_differ": changes,
@@ -106,7 +112,9 @@ def prove(
     return proof | {"equal": equal and recorded.equal, "recorded": kept}
 
 
-def _compare(artifact: Artifact, model: LM | None, settings: SettingsComparison) -> dict[str, Any]:
+def _compare(
+    artifact: Artifact, model: LM | None, settings: SettingsComparison, merged: frozenset[str]
+) -> dict[str, Any]:
     """What the readers make of the files, and what is stored in them, compared with the model."""
     stored = artifact.open(ONE_DEVICE if model is None else model.mesh, model)
     if model is None:
@@ -120,7 +128,7 @@ def _compare(artifact: Artifact, model: LM | None, settings: SettingsComparison)
         base = {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
     return {
         **base,
-        **_stored_values(artifact, stored, model),
+        **_stored_values(artifact, stored, model, merged),
         "settings_that_differ": settings.different,
         "settings_not_known": settings.unknown,
         **_readings(artifact, ours, settings.window or artifact.window),
@@ -130,14 +138,26 @@ def _compare(artifact: Artifact, model: LM | None, settings: SettingsComparison)
     }
 
 
-def _stored_values(artifact: Artifact, stored: LM, model: LM | None) -> dict[str, Any]:
+def _stored_values(
+    artifact: Artifact, stored: LM, model: LM | None, merged: frozenset[str]
+) -> dict[str, Any]:
     """Weights and generation settings in the files that are not those of the exported model."""
     dtypes = artifact.dtypes()
-    weights = [] if model is None else _different_weights(stored.params, model.params, dtypes)
-    settings = [] if model is None else _different_generation_settings(artifact, stored, model)
+    weights: list[str] = []
+    rounded: list[str] = []
+    settings: list[str] = []
+    if model is not None:
+        weights = _different_weights(stored.params, model.params, dtypes)
+        rounded = [
+            name
+            for name in weights
+            if name in merged and _differ_by_rounding(name, stored.params, model.params, dtypes)
+        ]
+        settings = _different_generation_settings(artifact, stored, model)
     return {
         "dtype": _matrix_dtype(dtypes),
-        "weights_that_differ": weights,
+        "weights_that_differ": sorted(set(weights) - set(rounded)),
+        "weights_that_differ_by_rounding": rounded,
         "generation_settings_that_differ": settings,
     }
 
@@ -179,13 +199,15 @@ def _save(artifact: Artifact, proof: dict[str, Any]) -> None:
 class _Against(NamedTuple):
     """The model that an artifact is compared with, and its name; the base of an adapter.
 
-    `lengths`: those that an export of the model may be written for, unless one is given.
+    `lengths`: those that an export of the model may be written for, unless one is given. `merged`:
+    the names of weights that an adapter has changed.
     """
 
     model: LM | None = None
     name: str = ""
     base: str | Path | None = None
     lengths: tuple[int, ...] = ()
+    merged: frozenset[str] = frozenset()
 
 
 def _open_against(
@@ -195,8 +217,11 @@ def _open_against(
     methods: tuple[Any, ...],
     allow_shorter: bool,
     bos: bool | None,
+    adapter: str | Path | None,
 ) -> _Against:
     base = None
+    if adapter is not None:
+        _check_adapter(path, against)
     name = "the model that was exported"
     seq_lens: tuple[int, ...] = ()
     if isinstance(against, str | Path) and peft_reader.is_adapter(path):
@@ -206,7 +231,9 @@ def _open_against(
     if isinstance(against, str | Path):
         name = _name(path, against, checkpoint)
         seq_lens = _training_lengths(against)
-        against = loading.load(against, checkpoint=checkpoint, bos=bos)
+        against = loading.load(against, checkpoint=checkpoint, bos=bos, adapter=adapter)
+        if adapter is not None:
+            name += f" with the adapter {adapter} merged"
     elif bos is not None:
         raise ValueError(
             "--bos and --no-bos are of the model that an export is compared with; name it with "
@@ -227,7 +254,25 @@ def _open_against(
     context = against.context
     seq_lens = (against.config.max_position_embeddings, *seq_lens)
     lengths = tuple(context.export_length(against.scaling, seq_len) for seq_len in seq_lens)
-    return _Against(against, name, lengths=tuple(dict.fromkeys(lengths)))
+    merged: frozenset[str] = frozenset()
+    if adapter is not None:
+        changes = peft_reader.read(adapter, against.config)
+        merged = frozenset(changes.low_rank | changes.replaced)
+    return _Against(against, name, lengths=tuple(dict.fromkeys(lengths)), merged=merged)
+
+
+def _check_adapter(path: Path, against: LM | str | Path | None) -> None:
+    """Raise ValueError for an adapter that is merged into nothing, or into its own base."""
+    if peft_reader.is_adapter(path):
+        raise ValueError(
+            f"{path} is itself a PEFT adapter; prove it on its base, --against BASE, without "
+            "--adapter"
+        )
+    if not isinstance(against, str | Path):
+        raise ValueError(
+            "--adapter was merged into the model that an export is compared with; name that model "
+            "with --against BASE"
+        )
 
 
 def _training_lengths(against: str | Path) -> tuple[int, ...]:
@@ -282,6 +327,21 @@ def _different_weights(stored: Any, exported: Any, dtypes: dict[str, str]) -> li
 
     same = {name for name in expected if equal(name)}
     return sorted((expected.keys() | actual.keys()) - same)
+
+
+def _differ_by_rounding(name: str, stored: Any, exported: Any, dtypes: dict[str, str]) -> bool:
+    """Whether a merged tensor differs by one step of its dtype, or of a sum in float32.
+
+    Programs add up the product of an adapter in different orders.
+    """
+    actual, expected = slots(stored), slots(exported)
+    is_same_kind = name in dtypes and name in actual and dtypes[name] != "q8_0"
+    if not is_same_kind or actual[name].shape != expected[name].shape:
+        return False
+    values = expected[name].get()
+    step = float(ml_dtypes.finfo(numpy_dtype(dtypes[name])).eps)
+    tolerance = step * np.abs(values) + SUM_TOLERANCE * np.abs(values).max()
+    return bool((np.abs(actual[name].get() - values) <= tolerance).all())
 
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -28,6 +28,11 @@ def describe(proof: dict[str, Any]) -> str:
     lines += [f"  not read by {name}: {why}" for name, why in proof["readers_not_run"].items()]
     if proof["weights_that_differ"]:
         lines.append(f"  weights that differ: {', '.join(proof['weights_that_differ'])}")
+        if proof["adapter"] is None and "base" not in proof:
+            lines.append("  if an adapter was merged before the export, name it with --adapter")
+    if proof["weights_that_differ_by_rounding"]:
+        count = len(proof["weights_that_differ_by_rounding"])
+        lines.append(f"  {count} merged weights differ from our merge by rounding alone")
     lines += [f"  NOT THE MODEL'S: {difference}" for difference in proof["settings_that_differ"]]
     if proof["settings_not_known"]:
         unknown = ", ".join(proof["settings_not_known"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctxext import report
 from ctxext.files import exclusive_lock, make_parent, read_json, write_json
+from ctxext.interop.validation import FINITE, TEXT, Shape, check_shape
 from ctxext.sweep.trial import Outcome, Resources, Trial
 from ctxext.sweep.yaml import wandb_yaml
 
@@ -15,6 +16,14 @@ __all__ = ["Outcome", "Resources", "SweepResult", "Trial", "sweep", "wandb_yaml"
 
 Launcher = Callable[[Sequence[Trial], Resources], Iterator[Outcome]]
 """Runs trials and yields their outcomes in the order in which they end."""
+OUTCOME: dict[str, Shape] = {
+    "name": TEXT,
+    "status": FINITE,
+    "command": [TEXT],
+    "log": TEXT,
+    "tail": TEXT,
+}
+"""A trial in sweep.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +84,7 @@ def _sweep(
     trials: Sequence[Trial], out: Path, launch: Launcher, resources: Resources
 ) -> SweepResult:
     outcomes_file = out / "sweep.json"
-    earlier = read_json(outcomes_file) if outcomes_file.exists() else {}
+    earlier = _read_outcomes(outcomes_file) if outcomes_file.exists() else {}
     outcomes = {
         trial.name: Outcome(**earlier[trial.name])
         for trial in trials
@@ -93,6 +102,21 @@ def _sweep(
     runs = [trial.run for trial in trials if not outcomes[trial.name].status]
     page = report.write_report(runs, out / "report.html") if runs else None
     return SweepResult(outcomes, runs, page)
+
+
+def _read_outcomes(file: Path) -> dict[str, dict[str, Any]]:
+    """The outcomes of trials by name. Raises ValueError naming the file if it is damaged."""
+    outcomes = read_json(file)
+    try:
+        check_shape(outcomes, {"*": OUTCOME}, "it")
+        for name, outcome in outcomes.items():
+            if outcome.keys() != OUTCOME.keys():
+                raise ValueError(f"{name:.50} must have {', '.join(OUTCOME)}")
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged: {error}; restore it, or remove it to run all trials again"
+        ) from None
+    return outcomes
 
 
 def _is_done(trial: Trial, earlier: dict[str, Any]) -> bool:

@@ -386,7 +386,10 @@ class Tokenizer:
         Raises ValueError for a template that is not text.
         """
         if TEMPLATE in self.files:
-            return self.files[TEMPLATE].decode()
+            try:
+                return self.files[TEMPLATE].decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"{TEMPLATE} is not UTF-8; save it as that") from None
         chosen = self._settings.get("chat_template")
         if isinstance(chosen, list):  # several templates, by name
             named = {
@@ -462,6 +465,7 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
             vocab_size = _vocab_size(read_json(directory / "config.json"))
         if vocab_size is not None:
             tokenizer.check_fits(vocab_size)
+        tokenizer.chat_template  # noqa: B018
         return tokenizer
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None

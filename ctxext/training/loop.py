@@ -148,7 +148,7 @@ def _record_start(
         scaling,
         base.tokenizer.files,
         base.generation_config,
-        declared=base.context.export_length(scaling, experiment.train.seq_len),
+        declared=base.context.export_length(scaling, experiment.trained_length),
         base_scaling=base.base_scaling,
     )
 

@@ -412,3 +412,20 @@ def test_its_endless_loops_are_stopped(installed, tmp_path, monkeypatch):
         ValueError, match="RULER's vt at 8192 tokens: its generator finds no sample that fits"
     ):
         prepare(tmp_path / "out", TOKENIZER, seq_len=8192, n=1, tasks=["vt"], patience=5)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ([], "sha256 is None"),
+        ({"sha256": {}, "variant": "x"}, "seq_len is None"),
+        ({"sha256": [1], "seq_len": 9, "variant": "x"}, r"sha256 is \[1\]"),
+        ({"sha256": {}, "seq_len": "9", "variant": "x"}, "seq_len is 9"),
+        ({"sha256": {}, "seq_len": 9}, "variant is None"),
+    ],
+)
+def test_a_damaged_manifest_is_named(manifest, message, tmp_path):
+    (tmp_path / "prepared.json").write_text(json.dumps(manifest))
+    message = f"prepared.json is damaged: {message}; prepare the samples again"
+    with pytest.raises(ValueError, match=message):
+        prepared(tmp_path)

@@ -118,6 +118,9 @@ def test_where_transformers_stops_elsewhere_generate_says_so(settings, tmp_path,
 def test_settings_that_are_not_those_of_the_source_are_named(key, value):
     assert different_settings({**SETTINGS, key: value}, SETTINGS, TINY) == [key]
     assert different_settings(SETTINGS, {**SETTINGS, "eos_token_id": [51, 50]}, TINY) == []
+    # transformers writes its default into every model that it saves.
+    assert different_settings({**SETTINGS, "use_cache": True}, SETTINGS, TINY) == []
+    assert different_settings({**SETTINGS, "use_cache": False}, SETTINGS, TINY) == ["use_cache"]
 
 
 def test_a_proof_finds_a_lost_stop_token(instruct, tmp_path):

@@ -264,7 +264,7 @@ EMBED = "model.embed_tokens.weight"
         (_tensor(EMBED, lambda x: x.T.copy()), r"embed_tokens.weight .* has shape \[64, 420\]"),
         (_tensor(NORM, lambda x: x.astype(np.int8)), "has dtype I8; only BF16, F16 and F32"),
         (_tensor(NORM, lambda x: x.astype(np.float64)), "has dtype F64"),
-        (_tensor(NORM, lambda x: x * np.nan), "model.norm.weight is not finite"),
+        (_tensor(NORM, lambda x: x * np.nan), r"model.norm.weight in .*safetensors is not finite"),
         (
             _tensor(NORM, lambda x: None),
             "does not hold model.norm.weight, which the index lists",
@@ -326,9 +326,8 @@ def test_a_corrupt_directory_gives_one_clear_error(tmp_path, corrupt, message):
     with pytest.raises(ValueError, match=message) as error:
         config, _ = hf.read_config(out)
         read_params(out, config)
-    if "not finite" not in message:
-        assert "\n" not in str(error.value)
-        assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_written(tmp_path):

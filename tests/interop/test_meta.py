@@ -576,9 +576,10 @@ def edit_shard(i: int, change):
         (lambda out: (out / "params.json").write_text("[]"), "params.json must hold an object"),
         (edit("params.json", moe={}), "moe is not supported"),
         (edit("params.json", use_scaled_rope=True), "has use_scaled_rope, but not the factor"),
-        (edit("params.json", n_heads="DELETE"), "lacks or misstates 'n_heads'"),
+        (edit("params.json", n_heads="DELETE"), "params.json lacks n_heads; copy"),
         (edit("params.json", n_heads=0), "params.json: n_heads must be an integer from 1 to"),
-        (edit("params.json", n_heads=None), "lacks or misstates"),
+        (edit("params.json", n_heads=None), "params.json lacks n_heads; copy"),
+        (edit("params.json", norm_eps=None), "params.json lacks norm_eps; copy"),
         (
             edit("params.json", dim=10**17, n_heads=5),
             "params.json: dim must be an integer from 1 to",
@@ -608,12 +609,14 @@ def edit_shard(i: int, change):
             "attention_factor and rope_parameters contradict each other",
         ),
         (edit("rope.json", inv_freq=[1.0]), "inv_freq and rope_parameters contradict each other"),
-        (edit("rope.json", inv_freq="DELETE"), "inv_freq"),
+        (edit("rope.json", inv_freq="DELETE"), "rope.json: inv_freq is missing; copy the file"),
+        (edit("rope.json", inv_freq=3), "rope.json: inv_freq must be a list, got '3'"),
+        (edit("rope.json", attention_factor="x"), "attention_factor must be a finite number"),
         (edit_shard(1, lambda s: s.pop("norm.weight")), "only one of .* has norm.weight"),
         (edit_shard(1, lambda s: s.update({"x": s["norm.weight"]})), "only one of .* has x"),
         (
             edit_shard(1, lambda s: s.update({"norm.weight": s["norm.weight"] + 1})),
-            "norm.weight differs between shards",
+            "norm.weight in .*00.pth differs from that of another shard",
         ),
         (
             edit_shard(1, lambda s: s.update({"norm.weight": s["norm.weight"][:5]})),
@@ -628,6 +631,7 @@ def test_a_corrupt_directory_gives_one_clear_error(tmp_path, corrupt, message):
         for entry in meta.read(out).tensors.values():
             entry.read()
     assert "\n" not in str(error.value)
+    assert str(out) in str(error.value)
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -141,6 +141,15 @@ def test_two_files_of_an_adapter_hold_the_same_or_are_refused(base, torch_base, 
     torch.save(stored, tmp_path / "adapter_model.bin")
     with pytest.raises(ValueError, match="two adapters that are not the same, adapter_model.safe"):
         peft_reader.read(tmp_path, TINY)
+    stored = {name: torch.from_numpy(x).half() for name, x in load_file(tmp_path / WEIGHTS).items()}
+    torch.save(stored, tmp_path / "adapter_model.bin")
+    dtypes = f"float32 in {WEIGHTS}, float16 in adapter_model.bin"
+    with pytest.raises(ValueError, match=rf"\(the same numbers in two dtypes: {dtypes}\)"):
+        peft_reader.read(tmp_path, TINY)
+    del stored[next(iter(stored))]
+    torch.save(stored, tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=rf"lora_A.weight, which only {WEIGHTS} has\); keep one"):
+        peft_reader.read(tmp_path, TINY)
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])

@@ -109,7 +109,12 @@ def test_two_sets_of_the_same_numbers_are_one_model(dtype, tmp_path):
     if dtype is None:
         assert_holds(out, transformers_weights(out))
     else:
-        assert "pytorch_model.bin (first at model.embed_tokens.weight)" in refused(out)
+        dtypes = f"float32 in {INDEX}, bfloat16 in pytorch_model.bin"
+        assert f"pytorch_model.bin (the same numbers in two dtypes: {dtypes})" in refused(out)
+        tensors[HEAD][-1, -1] += 1
+        torch.save(tensors, out / "pytorch_model.bin")
+        # The first tensor differs by rounding alone, the last one does not.
+        assert f"(first at {EMBEDDING}, {dtypes}, by more than rounding)" in refused(out)
     (other / FILE).rename(out / FILE)
     if dtype is None:
         assert_holds(out, expected())
@@ -236,6 +241,7 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
         ("tf_model.h5", "save the model with transformers as safetensors"),
         ("consolidated.00.pth", "to have them read, remove config.json"),
         ("training_args.bin", "and no other weights; copy the checkpoint again"),
+        ("optimizer.pt", "and no other weights; copy the checkpoint again"),
     ],
 )
 def test_files_that_are_there_instead_of_the_weights_are_named(name, message, tmp_path):

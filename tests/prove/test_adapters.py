@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -142,6 +143,67 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
     assert prove(copy)["equal"]
 
 
+def test_an_export_with_a_merged_adapter_is_proven_with_it(trained, tmp_path, no_torch, capsys):
+    base, adapter = trained / "base", trained / "adapter"
+    out = tmp_path / "merged"
+    assert main(["export", str(base), "--adapter", str(adapter), "--out", str(out)]) == 0
+    command = capsys.readouterr().out.partition("check it with: ctxext ")[2]
+    assert shlex.split(command)[2:] == ["--against", str(base), "--adapter", str(adapter)]
+    assert main(shlex.split(command)) == 0
+    verdict = f"EQUAL to the checkpoint {base} with the adapter {adapter} merged, read by numpy"
+    assert f"proof: {verdict}" in capsys.readouterr().out
+    assert json.loads((out / "proof.json").read_text())["weights_that_differ_by_rounding"] == []
+    # Without it the weights are not those of the base, and the output says what it may be.
+    assert main(["prove", str(out), "--against", str(base)]) == 1
+    text = capsys.readouterr().out
+    assert "NOT EQUAL to the checkpoint" in text
+    assert "if an adapter was merged before the export, name it with --adapter" in text
+    # A weight that the adapter changes, and one that it does not, are still compared.
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"):
+        tensors = load_file(out / "model.safetensors")
+        before = tensors[name][0, 0]
+        tensors[name][0, 0] = before * 1.02
+        save_file(tensors, out / "model.safetensors")
+        proof = prove(out, against=base, adapter=adapter)
+        assert proof["weights_that_differ"] == [name]
+        tensors[name][0, 0] = before
+        save_file(tensors, out / "model.safetensors")
+
+
+@pytest.mark.usefixtures("readers")
+def test_an_adapter_that_peft_merged_is_equal_up_to_rounding(trained, tmp_path, monkeypatch):
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    base, adapter = trained / "base", trained / "adapter"
+    stock = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    merged = PeftModel.from_pretrained(stock, adapter).merge_and_unload()
+    out = Path(shutil.copytree(base, tmp_path / "merged"))
+    merged.save_pretrained(out)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    proof = prove(out, against=base, adapter=adapter)
+    assert proof["weights_that_differ"] == []
+    assert proof["equal"]
+    assert all("proj" in name for name in proof["weights_that_differ_by_rounding"])
+    without = prove(out, against=base)
+    assert not without["equal"]
+    assert len(without["weights_that_differ"]) > 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("prove {base} --adapter {adapter}", "--adapter was merged into the model that an export"),
+        ("prove {adapter} --against {base} --adapter {adapter}", "is itself a PEFT adapter; prove"),
+    ],
+)
+def test_an_adapter_belongs_to_the_model_that_is_compared(words, message, trained, capsys):
+    names = {"base": trained / "base", "adapter": trained / "adapter"}
+    assert main(words.format(**names).split()) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("readers")
 @pytest.mark.parametrize(
     "lora",
@@ -233,6 +295,7 @@ def test_a_base_that_cannot_be_opened_is_named(trained, copy, tmp_path, no_torch
         ),
         (str(tmp_path), "config.json does not exist"),
         (None, "names no base; give one with --against BASE"),
+        (3, "names no base; give one with --against BASE"),
     ):
         settings = json.loads(config.read_text())
         settings["base_model_name_or_path"] = base

@@ -193,6 +193,25 @@ def test_a_second_sweep_in_the_same_place_is_refused(tmp_path: Path, monkeypatch
     assert list(json.loads((out / "sweep.json").read_text())) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "it must be an object"),
+        ('{"a": 3}', "it.a must be an object"),
+        ('{"a": {"status": 0}}', "a must have name, status, command, log, tail"),
+        ('{"a": {"command": "run"}}', "it.a.command must be a list"),
+    ],
+)
+def test_a_damaged_list_of_outcomes_is_named(content, message, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sweep.json").write_text(content)
+    trial = sweep.Trial("a", ("run",), out / "a")
+    message = f"{out / 'sweep.json'} is damaged: {message}.*; restore it, or remove it to run all"
+    with pytest.raises(ValueError, match=message):
+        sweep.sweep([trial], out, "local", sweep.Resources())
+
+
 @pytest.mark.check
 def test_stopping_a_sweep_lets_its_trials_save(file: Path, tmp_path: Path):
     """SIGTERM while a trial trains: it saves, and the same command resumes it."""

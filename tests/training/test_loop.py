@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +21,23 @@ import pytest
 from ctxext.attention import Causal
 from ctxext.data import Files, make_batch
 from ctxext.experiment import Experiment
+from ctxext.export import export
 from ctxext.files import read_jsonl
+from ctxext.loading import read_config, read_context
+from ctxext.methods import ABF, Linear, PoSE
 from ctxext.model.decoder import param_shapes
+from ctxext.model.lm import LM
 from ctxext.model.loss import batch_loss
 from ctxext.optim import Optim
 from ctxext.positions import Contiguous
 from ctxext.rope import RopeScaling, Unscaled
 from ctxext.rundir import RunDir
 from ctxext.tracking import JsonlSink
-from ctxext.training import batches
+from ctxext.training import batches, loop
 from ctxext.training.checkpoint import find_step, load_params
 from ctxext.training.loop import NotFinite, train
 from ctxext.training.step import make_step
+from support import llamas
 from support.tiny_train import CONFIG, ByteTokenizer, tiny_base, tiny_experiment, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -354,6 +361,36 @@ def test_a_length_dependent_scaling_is_asked_for_the_positions_that_were_drawn(t
     )
     start(experiment, tmp_path / "run")
     assert Recorded.lengths == [164]
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions", "seq_len", "declared"),
+    [
+        (ABF(5e5), Contiguous(), 256, 256),
+        (None, Contiguous(), 256, 256),
+        (ABF(5e5), PoSE(1024), 64, 1024),
+        (Linear(2.0), PoSE(100), 64, 128),
+        (ABF(5e5), Contiguous(), 32, 64),
+    ],
+)
+def test_a_run_declares_the_context_that_it_trained(rope, positions, seq_len, declared, tmp_path):
+    """Where no factor says it: the rows, or how far positions reach; an export declares the same.
+
+    The window of pre-training is 64 tokens.
+    """
+    base = LM(llamas.TINY, llamas.random_params(), llamas.tokenizer())
+    experiment = tiny_experiment(tmp_path / "texts", seq_len=seq_len)
+    experiment = dataclasses.replace(experiment, model=None, rope=rope, positions=positions)
+    run = RunDir(tmp_path / "run").open(experiment)
+    rows = SimpleNamespace(provenance=lambda: {})
+    loop._record_start(experiment, run, base, rows, {})  # pyright: ignore[reportArgumentType]
+    context = read_context(run.path)
+    assert context.declared == declared
+    scaling = read_config(run.path)[1]
+    lm = dataclasses.replace(base, scaling=scaling, declared_context=context)
+    out = export(lm, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert config["max_position_embeddings"] == declared
 
 
 def test_dropout_that_would_be_ignored_is_refused(tmp_path: Path) -> None:

@@ -64,11 +64,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if args.base:
         raise ValueError("--base belongs to --to peft")
     _export_model(args, rest)
-    if args.adapter:
-        print(f"wrote {args.out}")
-        return
     words = ["ctxext", "prove", args.out]
-    if args.to == "gguf":
+    if args.to == "gguf" or args.adapter:
         methods = [word for name in args.method for word in ("--method", name)]
         words += ["--against", args.source, *methods, *rest]
         words += ["--allow-shorter"] * args.allow_shorter
@@ -76,6 +73,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             words += ["--seq-len", str(args.seq_len)]
         if args.checkpoint != "latest":
             words += ["--checkpoint", str(args.checkpoint)]
+        if args.adapter:
+            words += ["--adapter", str(args.adapter)]
     print(f"wrote {args.out}; check it with: {shlex.join(words)}")
 
 

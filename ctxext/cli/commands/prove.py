@@ -2,6 +2,7 @@
 
 ctxext prove llama2-8k
 ctxext prove llama2-8k.gguf --against runs/mine
+ctxext prove merged --against HF_DIR --adapter PEFT_DIR
 
 It exits with 0 if they are equal and with 1 if not. Without --against, readings of the same files
 are compared with each other. A file that changed since proof.json was written is named.
@@ -25,6 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|HF_DIR",
         help="The model to compare with, instead of the export itself; for an "
         "adapter it is the base.",
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="PEFT_DIR",
+        help="With --against: an adapter that was merged into that model before the export.",
     )
     options.add_method(parser)
     options.add_allow_shorter(parser)
@@ -59,6 +65,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         methods=options.read_methods(args, rest),
         allow_shorter=args.allow_shorter,
         bos=args.bos,
+        adapter=args.adapter,
     )
     print(json.dumps(proof) if args.json else prove.describe(proof))
     return 0 if proof["equal"] else 1

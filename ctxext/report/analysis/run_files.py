@@ -24,6 +24,7 @@ PROOF: Shape = {
     "dtype": TEXT,
     "positions": [COUNT],
     "weights_that_differ": [TEXT],
+    "weights_that_differ_by_rounding": [TEXT],
     "readers_not_run": {"*": TEXT},
     "readers": [
         {
