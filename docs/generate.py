@@ -10,6 +10,7 @@ import io
 import json
 import pkgutil
 import re
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -103,7 +104,9 @@ def table(cls: type, prefix: str = "") -> Iterator[str]:
 def concrete(base: type) -> list[type]:
     """Every final dataclass of the package below a base class, by name."""
     found = {base} | {below for child in base.__subclasses__() for below in concrete(child)}
-    ours = [c for c in found if c.__module__.startswith("ctxext.") and not inspect.isabstract(c)]
+    # A class whose module was unloaded, as by a test, is still known to its base.
+    loaded = [c for c in found if c.__module__ in sys.modules]
+    ours = [c for c in loaded if c.__module__.startswith("ctxext.") and not inspect.isabstract(c)]
     return sorted((c for c in ours if not c.__name__.startswith("_")), key=lambda c: c.__name__)
 
 
