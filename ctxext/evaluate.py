@@ -15,11 +15,12 @@ from ctxext.evals import Eval, EvalRecord, EvaluatedModel, Retrieval, evaluated_
 from ctxext.evals.base import Model
 from ctxext.evals.budget import Budget, most_texts, of_texts, questions_per_text
 from ctxext.evals.claims import claimed
-from ctxext.evals.record import parse_records, read_records
+from ctxext.evals.record import AnswerRecord, parse_records, read_records
 from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evals.timing import TimedModel
 from ctxext.files import append_jsonl, make_parent, read_jsonl
 from ctxext.parallel import distributed
+from ctxext.plan.longest_text import check_length
 from ctxext.progress_bar import TerminalBar
 from ctxext.terminal import printable_line
 
@@ -277,23 +278,27 @@ class Questions:
         )
         sink = (out or named.directory) / "records.jsonl"
         window = lm.config.max_position_embeddings
+        variants = [_with_methods(lm, method, allow_shorter) for method in methods]
         config = config or SuiteConfig()
         config = dataclasses.replace(
             config,
-            seq_lens=config.seq_lens or default_lengths(window, lm.context.declared),
+            seq_lens=config.seq_lens or _default_lengths_of(variants),
             load=load_other,
             checksum=lambda name: _checksum(load_other(name)),
         )
         chosen = evaluations(evals, config)
+        check_length(
+            lm.config,
+            max(config.seq_lens),
+            dtype=lm.dtype,
+            mesh=lm.mesh,
+            is_written=any(isinstance(evaluation, Retrieval) for evaluation in chosen),
+            option="--seq-len",
+        )
         models: list[tuple[LM, Sequence[Eval]]] = []
         if "controls" in evals and window in config.seq_lens and None not in methods:
             models.append((lm, _in_window_baseline(evals, config, window)))
-        for method in methods:
-            parts = method if isinstance(method, tuple) else (method,)
-            model = lm.with_method(
-                *(part for part in parts if part is not None), allow_shorter=allow_shorter
-            )
-            models.append((model, chosen))
+        models += [(variant, chosen) for variant in variants]
         asked = [
             Asked(model, evals, named.describe(model, directory=sink.parent))
             for model, evals in models
@@ -342,7 +347,10 @@ class Questions:
         return lines
 
     def records(self, *, progress: bool = True) -> list[EvalRecord]:
-        """Evaluate what is not there yet; all records, in order."""
+        """Evaluate what is not there yet; all records, in order.
+
+        The last ones are in-window baselines of the same questions that were measured before.
+        """
         records = []
         for asked in self.models:
             records += evaluate(
@@ -353,7 +361,7 @@ class Questions:
                 shard=self.shard,
                 progress=progress,
             )
-        return records
+        return records + _known_baseline(self.sink, records)
 
 
 def questions_within(
@@ -415,16 +423,63 @@ def evaluate_checkpoint(
     return questions.sink, questions.records(progress=progress)
 
 
-def default_lengths(window: int, declared: int) -> tuple[int, ...]:
+def _with_methods(lm: "LM", method: Any, allow_shorter: bool) -> "LM":
+    """`lm` under one of the `methods` of `evaluate_checkpoint`."""
+    parts = method if isinstance(method, tuple) else (method,)
+    given = [part for part in parts if part is not None]
+    return lm.with_method(*given, allow_shorter=allow_shorter)
+
+
+def default_lengths(window: int, target: int) -> tuple[int, ...]:
     """The lengths that are asked about by default, in tokens.
 
-    One, two, four and eight windows of pre-training; of a checkpoint that declares more than one
-    window, that window and a quarter, half and all of the declared tokens.
+    target: the context that the method makes, or that the checkpoint declares as it is. One window
+    of pre-training, and a quarter, half and all of a longer target; without one, one, two, four and
+    eight windows.
     """
-    if declared <= window:
+    if target <= window:
         return tuple(window * times for times in (1, 2, 4, 8))
-    parts = [declared // part for part in (4, 2, 1)]
+    parts = [target // part for part in (4, 2, 1)]
     return (window, *(part for part in parts if part > window))
+
+
+def _default_lengths_of(variants: Sequence["LM"]) -> tuple[int, ...]:
+    """The default lengths of all variants of a checkpoint together."""
+    lengths: set[int] = set()
+    for lm in variants:
+        window = lm.config.max_position_embeddings
+        lengths.update(default_lengths(window, lm.context.export_length(lm.scaling, window)))
+    return tuple(sorted(lengths))
+
+
+def _known_baseline(sink: Path, records: Sequence[EvalRecord]) -> list[EvalRecord]:
+    """The in-window baselines of the same questions that `sink` holds from before.
+
+    With them, what was asked without controls can be compared with the base too.
+    """
+    asked = {(record.evaluation, record.settings) for record in records}
+    known = {(record.item, record.model) for record in records}
+    models = {record.model for record in records}
+
+    def is_of_same_base(base: EvaluatedModel) -> bool:
+        return any(
+            (base.checkpoint, base.dtype, base.bos) == (model.checkpoint, model.dtype, model.bos)
+            and (model.is_trained or base.weights == model.weights)
+            for model in models
+        )
+
+    return [
+        record
+        for record in read_records(sink)
+        if isinstance(record, AnswerRecord)
+        and record.question.condition == "needle"
+        and record.seq_len == record.model.window
+        and record.model.is_plain
+        and not record.model.is_trained
+        and (record.evaluation, record.settings) in asked
+        and (record.item, record.model) not in known
+        and is_of_same_base(record.model)
+    ]
 
 
 def _in_window_baseline(evals: Sequence[str], config: SuiteConfig, window: int) -> list[Retrieval]:

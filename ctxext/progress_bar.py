@@ -7,6 +7,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctxext.terminal import PrintableStream, raw_stream
 
+SPEED_PERIOD = 600.0
+"""Seconds of the past that the time left is estimated from: more than a slow step takes."""
+
 
 class TerminalBar(Progress):
     """A bar on standard error, if that is a terminal; what is printed meanwhile appears above it.
@@ -24,6 +27,7 @@ class TerminalBar(Progress):
             *([TextColumn(details)] if details else []),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=SPEED_PERIOD,
             disable=not (enabled and console.is_terminal),
         )
 

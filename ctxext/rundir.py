@@ -226,6 +226,12 @@ class RunDir:
     def rewind(self, step: int) -> None:
         """Drop the metrics after `step`, because a resumed run measures them again."""
         rows = read_jsonl(self.metrics_file)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError(
+                    f"{self.metrics_file}, line {number}, has no step, as every row of metrics "
+                    "has: restore the file, or remove the line"
+                )
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
             write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from ctxext.evals.base import documents, item_rng
 from ctxext.evals.claims import _digest as claim_digest
 from ctxext.evals.oracle import EchoPrompt, OracleConfig, PerfectReader
 from ctxext.evals.record import EvaluatedModel, distinct_titles, read_records
-from ctxext.evals.suite import SuiteConfig
+from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evals.timing import TimedModel
 from ctxext.evaluate import (
     NamedModel,
+    Questions,
     Shard,
     default_lengths,
     evaluate,
@@ -28,6 +30,7 @@ from ctxext.export import run_card
 from ctxext.loading import load
 from ctxext.methods import make
 from ctxext.methods.linear import Linear
+from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.yarn import Yarn
 from ctxext.report import tables, verdict
 from ctxext.report.analysis.records import variants
@@ -403,3 +406,35 @@ def test_the_default_lengths_reach_what_a_checkpoint_declares():
     assert default_lengths(4096, 4096) == (4096, 8192, 16_384, 32_768)
     assert default_lengths(8192, 131_072) == (8192, 32_768, 65_536, 131_072)  # Llama 3.1
     assert default_lengths(4096, 8192) == (4096, 8192)
+
+
+def test_the_default_lengths_reach_the_target_of_the_method(tmp_path):
+    base = NamedModel.load(write_base(tmp_path / "base"))
+    config = SuiteConfig(source=toy_source())
+    for methods, expected in (
+        ((None,), (64, 128, 256, 512)),
+        ((Yarn(factor=8.0),), (64, 128, 256, 512)),
+        ((Yarn(factor=2.0),), (64, 128)),
+        ((Yarn(factor=16.0),), (64, 256, 512, 1024)),
+        ((DynamicNTK(factor=2.0),), (64, 128, 256, 512)),  # follows the length
+        ((Yarn(factor=2.0), Linear(16.0)), (64, 128, 256, 512, 1024)),
+    ):
+        questions = Questions.of(base, methods=methods, evals=("ppl",), config=config)
+        asked = [evaluation for model in questions.models for evaluation in model.evals]
+        assert {evaluation.seq_lens for evaluation in asked} == {expected}
+
+
+def test_what_is_asked_without_controls_is_compared_with_the_baseline_on_disk(tmp_path):
+    base = NamedModel.load(write_base(tmp_path / "base"))
+    config = SuiteConfig(source=toy_source(), seq_lens=(120,), wording="code")
+    evals = evaluations(("passkey",), dataclasses.replace(config, seq_lens=(64, 96)))
+    sink = tmp_path / "records.jsonl"
+    model = base.describe(base.lm, directory=tmp_path)
+    evaluate(PERFECT, evals, model=model, sink=sink, progress=False)
+    options: dict = {"evals": ("passkey",), "config": config, "out": tmp_path, "progress": False}
+    _, records = evaluate_checkpoint(base, methods=(Yarn(factor=2.0),), **options)
+    asked = Counter((record.model.label, record.seq_len) for record in records)
+    assert asked == {("yarn(factor=2)", 120): 60, ("none", 64): 60}
+    text = "\n".join(verdict(records))
+    assert "no in-window baseline" not in text
+    assert "in-window baseline, 60/60 at the window of 64 tokens" in text

@@ -232,6 +232,16 @@ def test_a_linked_directory_in_a_run_is_refused_before_anything_is_written(
     assert list(outside.iterdir()) == []
 
 
+@pytest.mark.parametrize("line", ['{"loss": 1.5}', '{"step": null}', "[4]"])
+def test_a_row_of_metrics_without_a_step_is_named(tmp_path, experiment, line):
+    run = RunDir(tmp_path / "run").open(experiment)
+    content = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
+    run.metrics_file.write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, has no step.*restore the file"):
+        run.rewind(2)
+    assert run.metrics_file.read_text() == content
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "provenance.json", ".lock"])
 def test_a_linked_file_in_a_run_is_refused_and_left_alone(tmp_path, experiment, name):
     victim = tmp_path / "victim"

@@ -199,6 +199,23 @@ def test_a_bar_draws_and_what_is_printed_above_it_is_spelled(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("seconds", [0.05, 2.0, 100.0])
+def test_the_time_left_of_a_steady_stream_is_right_to_a_factor_of_two(seconds):
+    """Also where one step takes minutes."""
+    now = 0.0
+    bar = TerminalBar(enabled=False)
+    bar.get_time = lambda: now
+    bar.add_task("steps", total=100)
+    (task,) = bar.tasks
+    for done in range(1, 100):
+        now += seconds
+        bar.advance(task.id)
+        if done >= 3:
+            left = (100 - done) * seconds
+            assert task.time_remaining is not None
+            assert left / 2 <= task.time_remaining <= max(2 * left, 1)
+
+
 def test_only_a_line_that_began_so_is_drawn_again():
     stream = io.StringIO()
     output: Any = PrintableStream(stream)

@@ -36,11 +36,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of a description, and adds the default to the help of an option."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        unset = (None, False, "", [], argparse.SUPPRESS)
-        if not action.help or not action.option_strings or action.default in unset:
-            return action.help
         default = action.default
-        text = " ".join(default) if isinstance(default, list) else "%(default)s"
+        is_unset = default in (None, "", [], argparse.SUPPRESS) or default is False
+        if not action.help or not action.option_strings or is_unset:
+            return action.help
+        text = "%(default)s"
+        if isinstance(default, list):
+            text = " ".join(default)
+        elif default is True:
+            text = action.option_strings[0]
         return f"{action.help} Default: {text}."
 
 

@@ -111,8 +111,8 @@ def add_semantics(parser: argparse.ArgumentParser) -> None:
         default="incremental",
         choices=["incremental", "frozen", "transformers"],
         help="Where frequencies follow the length, as under dynamic-ntk: while new tokens are "
-        "written, all keys turn by the frequencies of the length so far (incremental, the default) "
-        "or of the prompt's length (frozen), or each by those of the length at which it was cached "
+        "written, all keys turn by the frequencies of the length so far (incremental) or of the "
+        "prompt's length (frozen), or each by those of the length at which it was cached "
         "(transformers).",
     )
 

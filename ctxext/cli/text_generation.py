@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ctxext.attention import Causal
 from ctxext.data.documents import COMPRESSIONS, plain_text
 from ctxext.model.lm import LM
+from ctxext.plan.longest_text import check_length
 from ctxext.terminal import printable_line, write_model_text
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
@@ -107,6 +108,14 @@ class TextGenerator:
 
     def _generate(self, prompt: Sequence[int], *, strip_leading: bool = False) -> Completion:
         """strip_leading: leave out white space before the first word."""
+        check_length(
+            self.lm.config,
+            len(prompt) + self.max_new_tokens,
+            dtype=self.lm.dtype,
+            mesh=self.lm.mesh,
+            is_written=True,
+            option=f"--max-new-tokens {self.max_new_tokens}",
+        )
         self._say_if_too_long(len(prompt))
         start = time.perf_counter()
         ids: list[int] = []

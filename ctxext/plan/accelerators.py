@@ -49,8 +49,13 @@ def _gpu(name: str, gib: float, flops: float, host_link: float) -> Accelerator:
     return Accelerator(name, gib * PREALLOCATED * GIB, flops, source, host_link)
 
 
+def machine_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _cpu() -> Accelerator:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = machine_bytes()
     source = "the memory of this machine, which all its devices share"
     return Accelerator("cpu", memory, None, source)
 

@@ -85,8 +85,10 @@ def _files(proof: dict[str, Any]) -> list[str]:
 def _facts(reader: dict[str, Any], continuation_tokens: int) -> list[str]:
     facts = []
     if "inv_freq" in reader:
-        facts.append(f"frequencies differ by {reader['inv_freq']:.1e} (relative)")
-        facts.append(f"attention factor by {reader['attention_factor']:.1e}")
+        relative = f"differ by {reader['inv_freq']:.1e} (relative)"
+        facts.append(f"frequencies {relative if reader['inv_freq'] else 'equal'}")
+        factor = f"differs by {reader['attention_factor']:.1e}"
+        facts.append(f"attention factor {factor if reader['attention_factor'] else 'equal'}")
     if reader["token_ids_equal"] is not None:
         facts.append("token ids equal" if reader["token_ids_equal"] else "TOKEN IDS DIFFER")
     if reader["vocabulary_equal"] is not None:

@@ -1,9 +1,13 @@
 """Every command has a help text of sentences, with an example."""
 
+import argparse
+
 import pytest
 
 from ctxext.cli.commands import all_commands
 from ctxext.cli.main import main, parsers
+from ctxext.evals.published_passkeys import PROTOCOLS
+from ctxext.evals.suite import STANDARD
 
 COMMANDS = sorted(all_commands())
 
@@ -29,9 +33,41 @@ def test_the_help_has_a_summary_an_example_and_sentences(
 
 
 def test_a_default_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
-    assert "add up to this. Default: 1.0." in capsys.readouterr().out
+    """Also one of 0, which is the default of a temperature, a seed and a share."""
+
+    def help_of(command: str) -> str:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    text = help_of("generate")
+    assert "add up to this. Default: 1.0." in text
+    assert "whatever generation_config.json says. Default: 0.0." in text
+    assert "The seed of sampling. Default: 0." in text
+    text = help_of("prepare")
+    assert "the hash of a document decides. Default: 0.0." in text
+    assert "End each document with EOS. Default: --eos." in text
+    text = help_of("eval")
+    assert all(f"passkey:{name}" in text for name in PROTOCOLS)
+    assert f"Default: {' '.join(STANDARD)}." in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_default_that_is_a_number_or_a_word_is_shown(name: str) -> None:
+    _, by_command = parsers()
+    parser = by_command[name]
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        default = action.default
+        if (
+            action.option_strings
+            and isinstance(default, int | float | str)
+            and default is not False
+        ):
+            shown = formatter._expand_help(action)
+            is_hidden = default == argparse.SUPPRESS or default == ""
+            assert is_hidden or shown.endswith((f"Default: {default}.", "Default: --eos.")), shown
+            assert shown.lower().count("default:") <= 1, shown
 
 
 def test_options_and_arguments_may_come_in_any_order() -> None:

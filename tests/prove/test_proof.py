@@ -75,7 +75,12 @@ def test_numpy_alone_proves_every_scaling(tmp_path, scaling, no_transformers):
     assert proof["readers_not_run"] == {"transformers": "torch is not installed"}
     assert max(proof["readers"][0]["logits"]) < 1e-5
     assert max(proof["readers"][0]["tables"]) < 1e-6
-    assert "not read by transformers: torch is not installed" in describe(proof)
+    text = describe(proof)
+    assert "not read by transformers: torch is not installed" in text
+    (facts,) = [line for line in text.splitlines() if "greedy continuation" in line]
+    is_equal = proof["readers"][0]["attention_factor"] == 0
+    assert ("attention factor equal" in facts) is is_equal
+    assert "0.0e+00" not in facts
 
 
 @pytest.mark.usefixtures("readers")

@@ -77,6 +77,16 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"## {ctxext.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_there_is_no_yaml_to_learn() -> None:
+    """Only RULER's own settings, which are YAML, are read, and by the extra for RULER."""
+    assert not [name for name in PROJECT["dependencies"] if "yaml" in name.lower()]
+    imports = re.compile(r"^\s*(import|from) (yaml|ruamel|omegaconf|hydra)\b", re.MULTILINE)
+    readers = {path.name for path in MODULES if imports.search(path.read_text())}
+    assert readers == {"ruler_generators.py"}
+    for folder in (PACKAGE, ROOT / "experiments"):
+        assert not [*folder.rglob("*.yaml"), *folder.rglob("*.yml")]
+
+
 def test_the_citation_matches_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")

@@ -25,16 +25,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         choices=options.LazyNames(_names, others=True),  # pyright: ignore[reportArgumentType]
         help="%(choices)s; longppl:DIR takes the key tokens that the model in DIR finds; controls "
-        "repeats every named retrieval without its needle and without its haystack. Default: the "
-        "standard suite.",
+        "repeats every named retrieval without its needle and without its haystack. Default: "
+        "passkey kv lines vt mqar ppl controls.",
     )
     parser.add_argument(
         "--seq-len",
         type=numbers.count,
         nargs="+",
         metavar="N",
-        help="Lengths in tokens; default: 1, 2, 4 and 8 windows of pre-training, or one window and "
-        "a quarter, half and all of what a checkpoint declares beyond it.",
+        help="Lengths in tokens; default: the window of pre-training, and a quarter, half and all "
+        "of the longer context that the method makes or the checkpoint declares; without one, 1, "
+        "2, 4 and 8 windows.",
     )
     parser.add_argument(
         "--budget",
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="small|medium|full|MINUTES",
         help="How many questions per length; which differences they can show is printed first. "
         "MINUTES: as many as this device can answer in that time, several about each text where "
-        "a task can ask several; default: small.",
+        "a task can ask several.",
     )
     parser.add_argument(
         "--dry-run",

@@ -38,15 +38,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=numbers.number,
         default=0.0,
-        help="The temperature of sampling; 0 takes the most likely token.",
+        metavar="T",
+        help="The temperature of sampling; 0 takes the most likely token, whatever "
+        "generation_config.json says.",
     )
     parser.add_argument(
         "--top-p",
         type=numbers.number,
         default=1.0,
+        metavar="P",
         help="Sample from the most likely tokens whose probabilities add up to this.",
     )
-    parser.add_argument("--seed", type=numbers.seed, default=0, help="The seed of sampling.")
+    parser.add_argument(
+        "--seed", type=numbers.seed, default=0, metavar="N", help="The seed of sampling."
+    )
     parser.add_argument(
         "--chat",
         action="store_true",

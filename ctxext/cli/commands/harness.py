@@ -47,7 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="The longest context in tokens; default: the window of pre-training.",
     )
     parser.add_argument(
-        "--seed", type=numbers.seed, default=0, help="The seed of tasks that sample."
+        "--seed",
+        type=numbers.seed,
+        default=0,
+        metavar="N",
+        help="The seed of tasks that sample.",
     )
     parser.add_argument(
         "--out",

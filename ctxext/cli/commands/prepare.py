@@ -2,7 +2,7 @@
 
 ctxext prepare my-texts --out my-tokens --tokenizer HF_DIR --workers 8
 
-The same command resumes an interrupted one.
+The same command resumes an interrupted one. Train on the result with --data.path my-tokens.
 """
 
 import argparse
@@ -17,7 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SRC",
-        help="Files, directories or datasets of the hub; each is a domain.",
+        help="Files or directories of text, or datasets of the hub (owner/name); each is counted "
+        "separately.",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="Where the token files are written."
@@ -26,32 +27,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         required=True,
         metavar="HF_DIR|tokenizer.model",
-        help="The tokenizer of the model to train.",
+        help="The model that will be trained, or its tokenizer.",
     )
     parser.add_argument(
         "--workers",
         type=numbers.integer,
         default=1,
         metavar="N",
-        help="Processes; their number does not change the result.",
+        help="How many processes work; the result is the same for any number.",
     )
-    parser.add_argument("--field", default="text", help="The key or column that holds the text.")
+    parser.add_argument(
+        "--field",
+        default="text",
+        metavar="NAME",
+        help="The key or column that holds the text, in files that have keys or columns.",
+    )
     parser.add_argument(
         "--min-tokens",
         type=numbers.integer,
         default=0,
         metavar="N",
-        help="Leave out shorter documents.",
+        help="Leave out documents of fewer tokens, counted with BOS and EOS.",
     )
     parser.add_argument(
-        "--max-tokens", type=numbers.integer, metavar="N", help="Leave out longer documents."
+        "--max-tokens",
+        type=numbers.integer,
+        metavar="N",
+        help="Leave out documents of more tokens; default: no limit.",
     )
     parser.add_argument(
         "--held-out",
         type=numbers.number,
         default=0.0,
         metavar="SHARE",
-        help="The fraction of documents, chosen by their hash, to hold out, such as 0.01.",
+        help="The share of documents that are held out of training, for evaluations, such as 0.01; "
+        "the hash of a document decides.",
     )
     options.add_bos(parser)
     parser.add_argument(
@@ -65,8 +75,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=numbers.number,
         default=0.0,
         metavar="SHARE",
-        help="The fraction of lines, rows or entries that may be broken, and are left out; "
-        "default: none.",
+        help="The share of documents that may be broken; they are left out, and listed in "
+        "rejects.jsonl.",
     )
     parser.add_argument(
         "--parse-special",

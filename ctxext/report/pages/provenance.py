@@ -110,6 +110,14 @@ ERRORS = {
 """The keys of readers' errors in proof.json, with their names on the page."""
 
 
+def _frequencies_note(reader: dict[str, Any]) -> str:
+    """How far the frequencies of a reader are from the model's."""
+    name = reader.get("reader")
+    if not reader["inv_freq"]:
+        return f"Frequencies in {name} are equal."
+    return f"Frequencies in {name} differ by {reader['inv_freq']:.1e} (relative)."
+
+
 def describe_proof(proof: dict[str, Any]) -> Proof:
     """The contents of proof.json in words."""
     readers = proof.get("readers", [])
@@ -125,11 +133,7 @@ def describe_proof(proof: dict[str, Any]) -> Proof:
         for kind, text in ERRORS.items()
         if reader.get(kind)
     ]
-    notes = [
-        f"Frequencies in {reader.get('reader')} differ by {reader['inv_freq']:.1e} (relative)."
-        for reader in readers
-        if "inv_freq" in reader
-    ]
+    notes = [_frequencies_note(reader) for reader in readers if "inv_freq" in reader]
     for name, why in proof.get("readers_not_run", {}).items():
         notes.append(f"Not read by {name}: {why}.")
     for known in proof.get("known_incompatibilities", []):
