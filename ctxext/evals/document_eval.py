@@ -98,8 +98,8 @@ class DocumentEval(Eval):
             raise ValueError(
                 f"{self.title} needs {self.num_documents} documents of at least {min_tokens} "
                 f"tokens, and the text has {len(chosen)} (a file of plain text is one document): "
-                f"give more or longer ones, a shorter length, or leave {self.title} out (--evals "
-                "takes the names of the others)"
+                "give more or longer ones, a shorter length, or the other evaluations alone "
+                "(ctxext eval: --evals)"
             )
         return chosen[: self.num_documents]
 

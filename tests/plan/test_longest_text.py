@@ -1,12 +1,14 @@
 """Lengths that no memory could hold are refused in one line, before any work."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ctxext.cli.main import main
 from ctxext.model.config import SHAPES
-from ctxext.parallel.mesh import ONE_DEVICE
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.plan import longest_text
-from ctxext.plan.longest_text import check_length, text_bytes
+from ctxext.plan.longest_text import check_length, text_bytes, usable_bytes
 
 
 def test_keys_and_values_of_llama2():
@@ -37,6 +39,12 @@ def test_the_longest_text_is_as_long_as_the_memory_allows(monkeypatch):
         check(2049)
     with pytest.raises(ValueError, match="--seq-len: the keys and values of one text of 65,537"):
         check(2048 * 32 + 1, is_written=False)
+
+
+def test_the_memory_of_accelerators_is_that_of_the_devices_of_the_mesh(monkeypatch):
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 5 * 2**30, "bytes_in_use": 7})
+    monkeypatch.setattr(longest_text.jax, "local_devices", lambda: [device])
+    assert usable_bytes(Mesh(fsdp=2, tensor=2)) == 4 * 5 * 2**30
 
 
 @pytest.mark.parametrize(

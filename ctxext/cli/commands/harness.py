@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=numbers.number,
         metavar="N",
-        help="Documents per task, or below 1 a fraction of them.",
+        help="Documents per task, or below 1 a fraction of them; default: all.",
     )
     parser.add_argument(
         "--num-fewshot",
