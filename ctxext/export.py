@@ -231,13 +231,13 @@ def export_adapter(
         raise ValueError(
             f"{source} did not train with --method lora; export the whole model with --to hf"
         )
+    base_directory = _locate_base(base, settings["init"], run)
     base = base or settings["init"]
-    if base is None or not _is_hf(loading.locate(base)):
+    if base_directory is None or not _is_hf(base_directory):
         raise ValueError(
             "PEFT loads an adapter on a base in HF format, not on "
             f"{base or 'random parameters'}; export that with --to hf and name it with --base"
         )
-    base_directory = loading.locate(base)
     base_rope = hf.read_config(base_directory)
     lengths = (config.max_position_embeddings, settings["train"]["seq_len"])
     if not all(same_rope((config, scaling), base_rope, length) for length in lengths):
@@ -264,6 +264,20 @@ def export_adapter(
 
 def _is_hf(path: Path) -> bool:
     return not loading.is_run(path) and recognize(path) == "hf"
+
+
+def _locate_base(base: str | Path | None, init: str | None, run: RunDir) -> Path | None:
+    """The place of the base that is given, or of the run's own; None if it has none."""
+    if base is not None:
+        return loading.locate(base)
+    if init is None:
+        return None
+    try:
+        return loading.locate(init)
+    except ValueError as error:
+        raise ValueError(
+            f"the base of {run.path} cannot be opened: {error}; name another place with --base"
+        ) from None
 
 
 def same_rope(

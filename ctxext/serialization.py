@@ -120,13 +120,16 @@ def read_saved(
     value = read_json(file)
     if key and (not isinstance(value, dict) or key not in value):
         raise ValueError(f"{file} has no {key}; restore it")
+    value = value[key] if key else value
     try:
-        saved = from_json(value[key] if key else value, trust=trust)
+        saved = from_json(value, trust=trust)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if not isinstance(saved, kind):
-        place = f"under {key} " if key else ""
-        raise ValueError(f"{file} holds {str(value)[:50]!r} {place}, which is of another kind")
+        place = f" under {key}" if key else ""
+        raise ValueError(
+            f"{file} holds {str(value)[:50]!r}{place}, which is of another kind; restore it"
+        )
     return saved
 
 

@@ -13,7 +13,7 @@ from ctxext.files import append_jsonl, read_jsonl
 from ctxext.methods.linear import Linear
 from ctxext.methods.yarn import Yarn
 from ctxext.rundir import DIRECTORIES, RunDir
-from ctxext.serialization import from_json
+from ctxext.serialization import from_json, read_saved, to_json
 from ctxext.tracking.sink import JsonlSink
 from support.tiny_train import CONFIG, tiny_experiment
 
@@ -110,6 +110,14 @@ def test_settings_without_a_key_are_named(key, tmp_path, experiment):
     run.config_file.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=f"run/config.json is damaged: it has no train.{key};"):
         run.settings()
+
+
+def test_a_value_of_another_kind_is_named(tmp_path, experiment):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"rope": to_json(Linear(2.0)), "seed": 3}))
+    assert read_saved(file, Linear, key="rope") == Linear(2.0)
+    with pytest.raises(ValueError, match="config.json holds '3' under seed, which is of another k"):
+        read_saved(file, Linear, key="seed")
 
 
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path, experiment):

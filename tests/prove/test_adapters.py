@@ -146,15 +146,16 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
 def test_an_export_with_a_merged_adapter_is_proven_with_it(trained, tmp_path, no_torch, capsys):
     base, adapter = trained / "base", trained / "adapter"
     out = tmp_path / "merged"
-    assert main(["export", str(base), "--adapter", str(adapter), "--out", str(out)]) == 0
+    options = ["--adapter", str(adapter), "--no-bos"]
+    assert main(["export", str(base), *options, "--out", str(out)]) == 0
     command = capsys.readouterr().out.partition("check it with: ctxext ")[2]
-    assert shlex.split(command)[2:] == ["--against", str(base), "--adapter", str(adapter)]
+    assert shlex.split(command)[2:] == ["--against", str(base), *options]
     assert main(shlex.split(command)) == 0
     verdict = f"EQUAL to the checkpoint {base} with the adapter {adapter} merged, read by numpy"
     assert f"proof: {verdict}" in capsys.readouterr().out
     assert json.loads((out / "proof.json").read_text())["weights_that_differ_by_rounding"] == []
     # Without it the weights are not those of the base, and the output says what it may be.
-    assert main(["prove", str(out), "--against", str(base)]) == 1
+    assert main(["prove", str(out), "--against", str(base), "--no-bos"]) == 1
     text = capsys.readouterr().out
     assert "NOT EQUAL to the checkpoint" in text
     assert "if an adapter was merged before the export, name it with --adapter" in text
@@ -242,6 +243,19 @@ def test_a_reader_with_another_scale_is_noticed(copy, no_torch, monkeypatch):
     proof = prove(copy)
     assert not proof["equal"]
     assert max(proof["readers"][0]["logits"]) > 1e-4
+
+
+def test_a_run_whose_base_has_moved_is_named(trained, tmp_path, capsys):
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    settings = json.loads((run / "config.json").read_text())
+    settings["init"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(settings))
+    words = ["export", str(run), "--to", "peft", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"the base of {run} cannot be opened: {tmp_path / 'gone'} does not exist" in error
+    assert error.endswith("; name another place with --base\n")
+    assert main([*words, "--base", str(trained / "base")]) == 0
 
 
 def test_an_adapter_that_is_merged_into_other_parameters_says_so(trained, copy, tmp_path, caplog):

@@ -253,6 +253,8 @@ def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_pa
         ({ADDED: b'{"x": "32000"}'}, "an added token needs an id and its content"),
         ({ADDED: b'{"x": 32000, "y": 32000}'}, "id 32000 is both 'x' and 'y'"),
         ({CONFIG: b"[]"}, "tokenizer_config.json must hold an object"),
+        ({CONFIG: b'{"chat_template": 3}'}, "chat_template of tokenizer_config.json must be text"),
+        ({"chat_template.jinja": b"\xff"}, "chat_template.jinja is not UTF-8; save it as that"),
         ({JSON: b'{"added_tokens": {}}'}, "added_tokens of tokenizer.json must be a list"),
         (
             {JSON: b'{"added_tokens": [{"id": 32000}]}'},

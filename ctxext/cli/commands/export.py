@@ -75,6 +75,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             words += ["--checkpoint", str(args.checkpoint)]
         if args.adapter:
             words += ["--adapter", str(args.adapter)]
+        if args.bos is not None:
+            words += ["--bos" if args.bos else "--no-bos"]
     print(f"wrote {args.out}; check it with: {shlex.join(words)}")
 
 
