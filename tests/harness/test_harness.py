@@ -258,7 +258,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessLM) -> Path:
     return path
 
 
-def test_a_task_file_that_is_named_may_run_code(tasks: Path, tmp_path: Path) -> None:
+def test_a_task_file_that_is_named_may_run_code(tasks: Path, fast: Path, tmp_path: Path) -> None:
     """The harness does so while it reads the file."""
     (tmp_path / "mine.py").write_text(
         "import os\nos.mkdir(os.path.join(os.path.dirname(__file__), 'executed'))\n"
@@ -268,8 +268,8 @@ def test_a_task_file_that_is_named_may_run_code(tasks: Path, tmp_path: Path) -> 
     (tmp_path / "toy_code.yaml").write_text(
         source.replace('doc_to_text: "{{question}}"', "doc_to_text: !function mine.question")
     )
-    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    lm_eval.tasks.get_task_dict(["toy_code"], manager)
+    options = ["--tasks", "toy_code", "--include-path", str(tmp_path), "--limit", "1"]
+    assert main(["harness", str(fast), *options, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "executed").exists()
 
 
