@@ -211,7 +211,8 @@ def export_adapter(
 
     `base` is by default the run's own base; it is not copied. PEFT has no field for frequencies, so
     the base must have those of the run in its own config.json. For a later `prove`, that file and a
-    checksum of the base's parameters are stored with the adapter. Raises ValueError for a base that
+    checksum of the base's parameters are stored with the adapter, and how the run quantized them.
+    Raises ValueError for a base that
     has other frequencies (with the command that writes a right one), that is another model, or that
     no config.json can describe.
     """
@@ -248,13 +249,13 @@ def export_adapter(
             "SCALED"
         )
     loading.load_frozen(run, config, base=base, mesh=mesh, trust=trust)  # refuses other weights
-    recorded = {
-        "config.json": read_json(base_directory / "config.json"),
-        peft_base.BASE: {
-            "checksum": run.base_checksum(),
-            "dtype": settings["train"]["dtype"],
-        },
+    of_base = {
+        "checksum": run.base_checksum(),
+        "dtype": settings["train"]["dtype"],
     }
+    if trainable.quantize != "none":
+        of_base["quantize"] = trainable.quantize
+    recorded = {"config.json": read_json(base_directory / "config.json"), peft_base.BASE: of_base}
     # Anything else is a name on the hub, which PEFT resolves too.
     is_local = Path(base).exists() or base == BUNDLED
     name = str(base_directory.resolve()) if is_local else str(base)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ctxext.assets import TINY_LLAMA
@@ -28,6 +27,15 @@ from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, init_params, param_shapes
 from ctxext.model.generation import Semantics
 from ctxext.model.lm import LM
+from ctxext.model.quantized import (
+    Quantize,
+    cast_floats,
+    dequantize_tree,
+    hold,
+    is_quantized,
+    quantize_stack,
+    quantized_shapes,
+)
 from ctxext.model.trainable import Full, Trainable, join, split
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.rope import Angles, RopeScaling, Unscaled
@@ -232,7 +240,10 @@ def _load_checkpoint(checkpoint: StoredModel, shapes: Params, mesh: Mesh) -> LM:
     )
 
 
-def _put_slices(leaf: jax.ShapeDtypeStruct, read: Callable[..., Any]) -> jax.Array:
+def _put_slices(leaf: Any, read: Callable[..., Any]) -> Any:
+    if is_quantized(leaf):
+        whole = slice(None)
+        return quantize_stack(leaf, lambda i: read((slice(i, i + 1), whole, whole))[0])
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
 
@@ -253,15 +264,20 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
 def trained_on(lm: LM, adapter: Adapter, recorded: Mapping[str, str]) -> bool:
     """Whether a model holds the parameters that an adapter records as those of its base.
 
-    recorded: their number type and checksum, without what the adapter replaces.
+    recorded: their number type, checksum and quantization, without what the adapter replaces.
     """
     replaced = trained_whole(adapter, lm.params, lm.config)
     nothing = r"(?!)"
     pattern = "|".join(f"^{re.escape(path)}$" for path in sorted(replaced)) or nothing
     frozen = split(lm.params, pattern)[1]
-    dtype = jnp.dtype(recorded["dtype"])
-    checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
-    return checksum == recorded["checksum"]
+    held = _quantized(frozen, recorded.get("quantize", "none"), lm.mesh)
+    return parameter_checksum(cast_floats(held, recorded["dtype"])) == recorded["checksum"]
+
+
+def _quantized(params: Params, quantize: Any, mesh: Mesh) -> Params:
+    if quantize == "none":
+        return params
+    return hold(params, mesh.shard(quantized_shapes(params, quantize)))
 
 
 def _note_what_differs(directory: Path, adapter: Adapter, lm: LM, base: Path) -> None:
@@ -284,6 +300,14 @@ def _note_what_differs(directory: Path, adapter: Adapter, lm: LM, base: Path) ->
                 base,
                 directory,
             )
+        elif "quantize" in recorded:
+            LOG.warning(
+                "the adapter %s was trained on %s in %s and is merged into it as it is stored, "
+                "which is not quite the trained model: export that from its run, --to hf",
+                directory,
+                base,
+                recorded["quantize"],
+            )
     elif named := peft_base.another_base(directory, base):
         LOG.warning(
             "the adapter %s names %s as its base and is merged into %s: if that is another model, "
@@ -299,6 +323,13 @@ def merge_adapter(lm: LM, directory: Path, base: Path) -> LM:
     adapter = peft_reader.read(directory, lm.config)
     _note_what_differs(directory, adapter, lm, base)
     return dataclasses.replace(lm, params=merge(lm.params, adapter, lm.config))
+
+
+def merge_as_trained(lm: LM, directory: Path, quantize: Quantize) -> LM:
+    """Like `merge_adapter`, into the float kernels that the quantized ones stand for."""
+    adapter = peft_reader.read(directory, lm.config)
+    params = dequantize_tree(_quantized(lm.params, quantize, lm.mesh))
+    return dataclasses.replace(lm, params=merge(params, adapter, lm.config))
 
 
 def base_config(experiment: Experiment) -> tuple[LlamaConfig, RopeScaling]:
@@ -336,7 +367,8 @@ def load_base(experiment: Experiment, *, for_training: bool = False) -> LM:
     """The model an experiment starts from, float32: a checkpoint, or random parameters.
 
     `for_training`: parameters that are not trained are read in the compute dtype, to which training
-    would cast them anyway, so that float32 copies of them never fill a device.
+    would cast them anyway, or quantized one layer of a kernel at a time, so that float32 copies of
+    them never fill a device.
     """
     mesh = experiment.mesh
     config, scaling = base_config(experiment)
@@ -400,10 +432,11 @@ def load_frozen(
     mesh: Mesh = ONE_DEVICE,
     trust: bool = False,
 ) -> Params:
-    """The parameters that a run did not train, float32, read from its own base or from `base`.
+    """The parameters that a run did not train, read from its own base or from `base`.
 
-    Raises ValueError if the base cannot be opened, or does not hold the parameters that the run was
-    trained on (bit for bit in its compute dtype).
+    They are float32, but for kernels that the run quantized. Raises ValueError if the base cannot
+    be opened, or does not hold the parameters that the run was trained on (bit for bit in its
+    compute dtype).
     """
     settings = run.settings()
     trainable = read_saved(run.config_file, Trainable, key="trainable")
@@ -412,18 +445,29 @@ def load_frozen(
         params = _random_params(config, settings["seed"], mesh)
     else:
         try:
-            params = load(source, mesh=mesh, trust=trust).params
+            params = _load_params_of_base(locate(source), trainable, mesh, trust=trust)
         except ValueError as error:
             raise ValueError(
                 f"{run.path} holds only what it trained, and its base {source} cannot be opened: "
                 f"{error}"
             ) from None
     frozen = split(trainable.init(params, settings["seed"]), trainable.pattern(config))[1]
-    dtype = jnp.dtype(settings["train"]["dtype"])
-    checksum = parameter_checksum(jax.tree.map(lambda x: x.astype(dtype), frozen))
+    frozen = hold(frozen, mesh.shard(trainable.held_shapes(frozen)))
+    checksum = parameter_checksum(cast_floats(frozen, settings["train"]["dtype"]))
     if checksum != run.base_checksum():
         raise ValueError(
             f"{source or 'this version'} does not hold the parameters that {run.path} was trained "
             "on: restore them, or train again"
         )
     return frozen
+
+
+def _load_params_of_base(path: Path, trainable: Trainable, mesh: Mesh, *, trust: bool) -> Params:
+    """All parameters of the base of a run, float32, but for those that `trainable` quantizes."""
+    if is_run(path):
+        return load(path, mesh=mesh, trust=trust).params
+    if peft_reader.is_adapter(path):
+        raise ValueError(f"{path} is a PEFT adapter, not a base")
+    checkpoint = read_checkpoint(path)
+    shapes = trainable.base_shapes(checkpoint.config, "float32")
+    return _load_checkpoint(checkpoint, shapes, mesh).params

@@ -19,6 +19,7 @@ from ctxext.interop.lazy_tensor import Index, LazyTensor, cast
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, param_shapes
+from ctxext.model.quantized import is_quantized
 from ctxext.parallel import distributed
 from ctxext.rope import RopeScaling
 from ctxext.tokenization.tokenizer import Tokenizer
@@ -158,7 +159,8 @@ def assemble(
     """The tree `shapes` filled with the stored tensors that `expected` has slots for, leaf by leaf.
 
     `make_leaf(leaf of shapes, read)` builds a leaf from the slices it reads, so that only a
-    device's own slice is read for it. Raises ValueError for numbers that are not finite.
+    device's own slice is read for it; for a quantized leaf `read` returns float32. Raises
+    ValueError for numbers that are not finite.
     """
     by_path: dict[tuple[str, ...], list[tuple[str, Slot]]] = {}
     for name, slot in expected.items():  # the layers of a stack, in order
@@ -169,7 +171,7 @@ def assemble(
         read = functools.partial(_read_slice, stored, tensors, np.dtype(leaf.dtype))
         return make_leaf(leaf, read)
 
-    return jax.tree_util.tree_map_with_path(fill, shapes)
+    return jax.tree_util.tree_map_with_path(fill, shapes, is_leaf=is_quantized)
 
 
 def _read_slice(

@@ -9,11 +9,15 @@ from typing import Any
 
 from ctxext.files import read_json
 from ctxext.interop.peft_reader import CONFIG
+from ctxext.model.quantized import QUANTIZED
 from ctxext.tokenization.tokenizer import Tokenizer
 from ctxext.tokenization.tokenizer_files import FILES
 
 BASE = "base.json"
-"""The number type and the checksum of the parameters of the base; only our adapters have it."""
+"""The number type, the checksum and, under quantize, the form of the quantized kernels of the base.
+
+Only our adapters have the file.
+"""
 DTYPES = ("float32", "bfloat16")
 HUB_CACHE = "models--"
 """How the name of a model begins in the cache of the hub: models--owner--name/snapshots/..."""
@@ -22,7 +26,8 @@ HUB_CACHE = "models--"
 def recorded_base(adapter: Path) -> dict[str, str] | None:
     """The `dtype` and `checksum` of the base that an adapter records; None if it records none.
 
-    Raises ValueError for a file that is malformed.
+    `quantize` is there too if the base was quantized: a name of `QUANTIZED`. Raises ValueError for
+    a file that is malformed.
     """
     path = adapter / BASE
     if not path.is_file():
@@ -33,6 +38,8 @@ def recorded_base(adapter: Path) -> dict[str, str] | None:
         raise ValueError(
             f"{path} must hold the dtype ({' or '.join(DTYPES)}) and the checksum of the base"
         )
+    if values.get("quantize", "nf4") not in QUANTIZED:
+        raise ValueError(f"{path}: quantize must be one of {', '.join(QUANTIZED)}")
     return values
 
 

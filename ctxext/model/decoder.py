@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from ctxext.attention import Attend
 from ctxext.model.config import ACTIVATIONS, LlamaConfig
 from ctxext.model.linear import Linear, TokenIndices
+from ctxext.model.quantized import is_quantized
 from ctxext.model.remat import rematerialised
 from ctxext.model.segments import segment_sizes
 
@@ -244,9 +245,8 @@ def _skeleton(
 
 def _adapters(segments: Params) -> tuple[tuple[str, str, str, str], ...]:
     """(segment, block, linear, leaf) of each leaf of the adapters."""
-    paths = (
-        tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(segments)
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(segments, is_leaf=is_quantized)
+    paths = (tuple(key.key for key in path) for path, _ in leaves)
     return tuple(path for path in paths if path[-1].startswith("lora_"))
 
 

@@ -12,6 +12,8 @@ from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from ctxext.model.quantized import QuantizedKernel
+
 TokenIndices = Int[Array, "b t"] | None
 """The number of each token in its batch, which seeds its dropout; None without dropout."""
 
@@ -33,7 +35,11 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t i"], token_indices: TokenIndices = None
     ) -> Float[Array, "b t o"]:
-        y = _matmul(x, _cast_kernel(self.kernel[...], x.dtype))
+        kernel = self.kernel.get_value()
+        if isinstance(kernel, QuantizedKernel):
+            y = _quantized_matmul(x, kernel)
+        else:
+            y = _matmul(x, _cast_kernel(kernel, x.dtype))
         if self.lora_a is not None and self.lora_b is not None:
             a = self.lora_a[...].astype(x.dtype)
             b = self.lora_b[...].astype(x.dtype)
@@ -69,6 +75,15 @@ def _cast_kernel(kernel: Float[Array, "i o"], dtype: Any) -> Float[Array, "i o"]
         info = jnp.finfo(dtype)
         kernel = jax.lax.reduce_precision(kernel, info.nexp, info.nmant)
     return kernel.astype(dtype)
+
+
+@jax.checkpoint
+def _quantized_matmul(x: Array, kernel: QuantizedKernel) -> Array:
+    """x W for a quantized W, which the backward pass dequantizes again.
+
+    Kept for it, the float kernels of all layers would be in memory at once.
+    """
+    return _matmul(x, _cast_kernel(kernel.dequantize(), x.dtype))
 
 
 @jax.custom_vjp

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from ctxext.model.decoder import Params
+from ctxext.model.quantized import dequantize_tree
 
 
 def add_adapters(params: Params, targets: Collection[str], rank: int, seed: int) -> Params:
@@ -50,14 +51,14 @@ def materialize(
 
 
 def merge(params: Params, targets: Collection[str], scale: float) -> Params:
-    """The tree without adapters: W + s A B, float32."""
+    """The tree without adapters: W + s A B, float32. A quantized W is dequantized first."""
 
     def merge_one(_: str, linear: Params) -> Params:
         a, b, kernel = (linear[name].astype(jnp.float32) for name in ("lora_a", "lora_b", "kernel"))
         rest = {name: value for name, value in linear.items() if name not in ("lora_a", "lora_b")}
         return {**rest, "kernel": kernel + scale * jnp.matmul(a, b, precision="highest")}
 
-    return _map_linears(merge_one, params, targets)
+    return _map_linears(merge_one, dequantize_tree(params), targets)
 
 
 def _map_linears(

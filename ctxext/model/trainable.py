@@ -1,13 +1,15 @@
 """The parameters that a run trains: a pattern over their paths splits the tree in two.
 
 Gradients, optimiser state and checkpoints hold the trained part alone. The rest is kept in the
-compute dtype; the forward pass is the same, because every product casts its parameters to it.
+compute dtype; the forward pass is the same, because every product casts its parameters to it. Under
+adapters its kernels may be quantized instead (`model.quantized`).
 """
 
 import abc
 import dataclasses
 import functools
 import re
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +20,7 @@ import numpy as np
 from ctxext.model import lora
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
+from ctxext.model.quantized import Quantize, quantized_shapes
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEARS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -46,6 +49,13 @@ class Trainable(abc.ABC):
         """The tree in the form that is trained: with adapters, or with the layers cut in two."""
         return params
 
+    def held_shapes(self, params: Params) -> Params:
+        """A tree of float shapes as training holds it: with the frozen kernels quantized.
+
+        Raises ValueError for sizes that cannot be quantized.
+        """
+        return params
+
     def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
         """The inputs of a step's microbatches in addition to data: arrays [accumulate, ...].
 
@@ -62,14 +72,24 @@ class Trainable(abc.ABC):
         return params
 
     def shapes(self, config: LlamaConfig) -> tuple[Params, Params]:
-        """(trained, frozen) as float32 `jax.ShapeDtypeStruct`. Raises ValueError as `pattern`."""
+        """(trained, frozen) as `jax.ShapeDtypeStruct`: float32, but for quantized kernels.
+
+        Raises ValueError as `pattern` and `held_shapes`.
+        """
+        trained, frozen = self._float_shapes(config)
+        return trained, self.held_shapes(frozen)
+
+    def _float_shapes(self, config: LlamaConfig) -> tuple[Params, Params]:
         pattern = self.pattern(config)
         init = functools.partial(self.init, seed=0)
         return split(jax.eval_shape(init, param_shapes(config)), pattern)
 
     def base_shapes(self, config: LlamaConfig, dtype: str) -> Params:
-        """The base's tree as `jax.ShapeDtypeStruct`: `dtype` for what is frozen, else float32."""
-        _, frozen = self.shapes(config)
+        """The base's tree as `jax.ShapeDtypeStruct`: what is frozen as `held_shapes` or in `dtype`.
+
+        The rest is float32.
+        """
+        _, frozen = self._float_shapes(config)
         frozen_shapes = {
             str(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(frozen)
         }
@@ -79,7 +99,8 @@ class Trainable(abc.ABC):
             is_frozen = frozen_shapes.get(str(path)) == leaf.shape
             return jax.ShapeDtypeStruct(leaf.shape, dtype if is_frozen else leaf.dtype)
 
-        return jax.tree_util.tree_map_with_path(narrow, param_shapes(config))
+        narrowed = jax.tree_util.tree_map_with_path(narrow, param_shapes(config))
+        return self.held_shapes(narrowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +133,18 @@ class LoRA(Trainable):
     """Divide by sqrt(rank) instead of rank (arXiv 2312.03732)."""
     modules_to_save: tuple[str, ...] = ()
     """Other parameters that are trained in full: any of "norm", "embed_tokens", "lm_head"."""
+    quantize: Quantize = "none"
+    """How the frozen kernels of the layers are held: in the compute dtype, as int8 with a scale per
+    output channel, as NF4 in blocks of 64 (QLoRA, arXiv 2305.14314), or that with its scales
+    quantized too (nf4-double)."""
 
     def __post_init__(self) -> None:
+        known = typing.get_args(Quantize)
+        if self.quantize not in known:
+            raise ValueError(
+                f"trainable.quantize {self.quantize!r} is not known; choose one of "
+                f"{', '.join(known)}"
+            )
         if self.rank < 1:
             raise ValueError(f"trainable.rank must be at least 1, got {self.rank}")
         if not self.alpha > 0:
@@ -152,6 +183,9 @@ class LoRA(Trainable):
 
     def init(self, params: Params, seed: int) -> Params:
         return lora.add_adapters(params, self.targets, self.rank, seed)
+
+    def held_shapes(self, params: Params) -> Params:
+        return quantized_shapes(params, self.quantize)
 
     def dropout_seeds(self, seed: int, step: int, accumulate: int) -> dict[str, np.ndarray]:
         if not self.dropout:

@@ -24,10 +24,12 @@ ROWS = ("data", "fsdp")
 """The axes that share the rows of a batch."""
 SLICES = ("fsdp", "seq")
 """The axes that together slice every parameter."""
+KERNEL = r"kernel(\.codes|\.scales)?$"
+"""The end of the path of a kernel, or of the parts of a quantized one that have its layout."""
 RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"\bembedding$", ("tensor", SLICES)),
-    (r"\b(q|k|v|gate|up)_proj\.kernel$|\blm_head\.kernel$", (SLICES, "tensor")),
-    (r"\b(o|down)_proj\.kernel$", ("tensor", SLICES)),
+    (rf"\b(q|k|v|gate|up)_proj\.{KERNEL}|\blm_head\.kernel$", (SLICES, "tensor")),
+    (rf"\b(o|down)_proj\.{KERNEL}", ("tensor", SLICES)),
     (r"\b(q|k|v|gate|up)_proj\.bias$", ("tensor",)),
     (r"\b(q|k|v|gate|up)_proj\.lora_a$", (SLICES, None)),
     (r"\b(q|k|v|gate|up)_proj\.lora_b$", (None, "tensor")),

@@ -13,6 +13,7 @@ from ctxext.attention import Attention
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
+from ctxext.model.quantized import cast_floats, tree_leaves
 from ctxext.parallel.mesh import Mesh, partition_spec
 
 
@@ -24,7 +25,7 @@ class Trees:
     """Float32."""
     optimizer: Any
     frozen: Params
-    """In the compute dtype."""
+    """In the compute dtype, or quantized."""
 
     @classmethod
     def of(cls, experiment: Experiment, config: LlamaConfig) -> "Trees":
@@ -35,7 +36,7 @@ class Trees:
         return cls(
             trained=trained,
             optimizer=jax.eval_shape(optimizer.init, trained),
-            frozen=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen),
+            frozen=cast_floats(frozen, dtype),
         )
 
 
@@ -135,8 +136,8 @@ def num_layers(stack: Params) -> int:
 
 
 def count(tree: Any) -> int:
-    """Entries of all leaves of a tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    """Entries of all leaves of a tree; a quantized kernel counts as the float one."""
+    return sum(math.prod(leaf.shape) for leaf in tree_leaves(tree))
 
 
 def axes(mesh: Mesh, devices: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ctxext import loading
 from ctxext.export import same_rope
@@ -63,6 +64,12 @@ class Artifact:
         return (self.path / peft_base.BASE).is_file()
 
     @property
+    def quantize(self) -> Any:
+        """How an adapter's base was quantized in training: a `model.quantized.Quantize`."""
+        recorded = peft_base.recorded_base(self.path) if self.format == "peft" else None
+        return (recorded or {}).get("quantize", "none")
+
+    @property
     def window(self) -> int:
         """The extended window L' in tokens that it declares."""
         if self.format == "gguf":
@@ -85,10 +92,11 @@ class Artifact:
         tensors = loading.read_checkpoint(self.path, self.original).tensors
         return {name: entry.dtype for name, entry in tensors.items()}
 
-    def open(self, mesh: Mesh, like: LM | None = None) -> LM:
+    def open(self, mesh: Mesh, like: LM | None = None, *, as_trained: bool = False) -> LM:
         """The model as ctxext reads it, float32; of a GGUF file only its parameters, with a `like`.
 
-        Raises ValueError for a base of another shape, or with other frequencies or parameters.
+        An adapter is merged into its base as that is stored or, `as_trained`, quantized. Raises
+        ValueError for a base of another shape, or with other frequencies or parameters.
         """
         if self.format == "gguf":
             if like is None:
@@ -105,6 +113,8 @@ class Artifact:
         lm = loading.load(self.base, mesh=mesh)
         if self.base_is_recorded:
             self._check_parameters(lm)
+        if as_trained:
+            return loading.merge_as_trained(lm, self.path, self.quantize)
         return loading.merge_adapter(lm, self.path, self.base)
 
     def _check_config(self) -> None:

@@ -124,11 +124,16 @@ def _compare(
             model.config, stored.params, model.tokenizer, scaling=model.scaling, mesh=model.mesh
         )
     base = {}
+    trained = stored
     if artifact.format == "peft":
         base = {"base": str(artifact.base), "base_checked": artifact.base_is_recorded}
+    if artifact.quantize != "none" and model is not None:
+        # Readers open the base as it is stored, the run trained it quantized.
+        base["base_quantized"] = artifact.quantize
+        trained = artifact.open(model.mesh, model, as_trained=True)
     return {
         **base,
-        **_stored_values(artifact, stored, model, merged),
+        **_stored_values(artifact, trained, model, merged),
         "settings_that_differ": settings.different,
         "settings_not_known": settings.unknown,
         **_readings(artifact, ours, settings.window or artifact.window),

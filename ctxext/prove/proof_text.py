@@ -24,6 +24,11 @@ def describe(proof: dict[str, Any]) -> str:
     lines = [f"proof: {verdict} to {proof['against']}, read by {names} ({proof['dtype']} weights)"]
     if "base" in proof:
         lines.append(f"  on {proof['base']}, {BASE_CHECKED[proof['base_checked']]}")
+    if "base_quantized" in proof:
+        lines.append(
+            f"  it was trained on that base in {proof['base_quantized']}: weights are compared on "
+            "the dequantized base, readers read it on the base as it is stored"
+        )
     lines += _files(proof)
     lines += [f"  not read by {name}: {why}" for name, why in proof["readers_not_run"].items()]
     if proof["weights_that_differ"]:

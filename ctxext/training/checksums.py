@@ -124,7 +124,7 @@ def _leaf_sum(leaf: jax.Array) -> jax.Array:
     index = jnp.zeros(leaf.shape, jnp.uint32)
     for dim, size in enumerate(leaf.shape):
         index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-    as_integer = {4: jnp.uint32, 2: jnp.uint16}[leaf.dtype.itemsize]
+    as_integer = {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf, as_integer).astype(jnp.uint32)
     bits = bits + index * np.uint32(0x9E3779B9)
     # The finaliser of MurmurHash3 is a bijection, so that no single change goes unnoticed.

@@ -9,6 +9,7 @@ from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.lm import LM
+from ctxext.model.quantized import cast_floats, hold
 from ctxext.model.trainable import split
 from ctxext.parallel.mesh import shardings
 from ctxext.training.checkpoint import Checkpoints
@@ -29,18 +30,16 @@ def state_shapes(experiment: Experiment, config: LlamaConfig) -> Shapes:
     return (
         mesh.shard(params),
         mesh.shard(opt_state),
-        mesh.shard(frozen, jnp.dtype(experiment.train.dtype)),
+        mesh.shard(cast_floats(frozen, experiment.train.dtype)),
     )
 
 
 def split_params(experiment: Experiment, base: LM, shapes: Shapes) -> tuple[Params, Params]:
-    """(trained parameters as the base has them, frozen ones in the compute dtype, sharded)."""
+    """(trained parameters as the base has them, frozen ones as `shapes` has them)."""
     trainable = experiment.trainable
-    dtype = jnp.dtype(experiment.train.dtype)
     params = trainable.init(base.params, experiment.seed)
     trained, frozen = split(params, trainable.pattern(base.config))
-    frozen = jax.tree.map(lambda x: x.astype(dtype), frozen)
-    return trained, jax.device_put(frozen, shardings(shapes[2]))
+    return trained, hold(frozen, shapes[2])
 
 
 def start_state(

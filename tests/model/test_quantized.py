@@ -1,0 +1,347 @@
+"""Quantized frozen kernels: their numbers, the layers that dequantize them, and runs on them."""
+
+import dataclasses
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctxext import loading
+from ctxext.attention import Causal
+from ctxext.export import export, export_adapter
+from ctxext.interop import peft_base
+from ctxext.methods import Linear
+from ctxext.model.loss import batch_loss
+from ctxext.model.quantized import (
+    QUANTIZED,
+    Quantize,
+    hold,
+    is_quantized,
+    tree_leaves,
+)
+from ctxext.model.quantized.nf4 import DYNAMIC_VALUES, NF4, NF4_VALUES, NF4Double
+from ctxext.model.trainable import LINEARS, LoRA, join, split
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
+from ctxext.pipeline import train_only
+from ctxext.plan.job import count
+from ctxext.prove import describe, prove
+from ctxext.rope import Unscaled
+from ctxext.rundir import RunDir
+from ctxext.training.checkpoint import load_params
+from support import tiny
+from support.hf_files import write_hf
+from support.llamas import TINY, random_params, tokenizer
+from support.tiny_train import tiny_experiment, write_texts
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "quant.json").read_text())["cases"]
+GOLDEN = {case["id"]: case for case in CASES}
+NAMES = list(QUANTIZED)
+CONFIG = tiny.config(intermediate_size=128)
+"""Its sizes are whole blocks."""
+
+
+def golden_matrix() -> np.ndarray:
+    """The input of the golden blocks as our kernel, [in, out]."""
+    params = GOLDEN["nf4-01"]["params"]
+    state = params["input_seed"]
+    values = []
+    for _ in range(int(np.prod(params["shape"]))):
+        state = (1664525 * state + 1013904223) % 2**32
+        values.append((state >> 8) / 2**24 - 0.5)
+    weight = np.float32(values) * np.float32(params["gain"])
+    return np.ascontiguousarray(weight.reshape(params["shape"]).T)
+
+
+def test_nf4_is_bitsandbytes_to_the_bit():
+    np.testing.assert_array_equal(np.float32(GOLDEN["codebook-nf4"]["code"]), NF4_VALUES)
+    np.testing.assert_array_equal(np.float32(GOLDEN["dynamic-map-8bit"]["code"]), DYNAMIC_VALUES)
+    kernel = golden_matrix()
+    plain, double = NF4.quantize(kernel), NF4Double.quantize(kernel)
+    expected, expected_double = GOLDEN["nf4-01"], GOLDEN["nf4-01-double"]
+    assert plain.codes.T.ravel().tolist() == expected["packed_bytes"]
+    assert double.codes.T.ravel().tolist() == expected["packed_bytes"]
+    np.testing.assert_array_equal(plain.scales.T.ravel(), np.float32(expected["absmax"]))
+    assert double.scales.T.ravel().tolist() == expected_double["absmax_uint8"]
+    np.testing.assert_array_equal(
+        double.scales_of_scales, np.float32(expected_double["nested_absmax"])
+    )
+    assert double.mean_scale == np.float32(expected_double["offset"])
+    for quantized, case in ((plain, expected), (double, expected_double)):
+        values = np.asarray(jax.tree.map(jnp.asarray, quantized).dequantize()).T.ravel()
+        np.testing.assert_array_equal(values, np.float32(case["dequantised"]))
+
+
+def test_nf4_ties_go_to_the_lower_code_and_a_block_of_zeros_stays_zero():
+    middles = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
+    block = np.zeros((64, 2), np.float32)
+    block[:16, 0] = [1, *middles]
+    codes = NF4.quantize(block).codes
+    unpacked = np.stack([codes >> 4, codes & 15], axis=1).reshape(64, 2)
+    assert unpacked[:17, 0].tolist() == GOLDEN["nf4-midpoints"]["codes"]
+    assert codes[:, 1].tolist() == 32 * GOLDEN["nf4-zero-block"]["packed_bytes"]
+    for form in (NF4, NF4Double):
+        quantized = jax.tree.map(jnp.asarray, form.quantize(np.zeros((64, 2), np.float32)))
+        assert not np.asarray(quantized.dequantize()).any()
+
+
+def test_int8_is_the_nearest_multiple_of_a_127th_of_the_largest():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(40, 5)).astype(np.float32) * np.float32(10) ** np.arange(-2, 3)
+    kernel = np.concatenate([kernel, np.zeros((40, 1))], axis=1, dtype=np.float32)
+    kernel[7, 4] = -1e-35  # far below the channel's scale
+    quantized = QUANTIZED["int8"].quantize(kernel)
+    for channel in range(5):
+        exact = [Fraction(float(w)) for w in kernel[:, channel]]
+        largest = max(map(abs, exact))
+        expected = [round(w * 127 / largest) for w in exact]
+        assert quantized.codes[:, channel].tolist() == expected
+    assert not quantized.codes[:, 5].any()
+    values = np.asarray(jax.tree.map(jnp.asarray, quantized).dequantize())
+    exact_values = quantized.codes * np.float64(np.abs(kernel).max(axis=0)) / 127
+    np.testing.assert_allclose(values, exact_values, rtol=2e-7)
+
+
+@pytest.mark.check
+def test_every_form_is_bitsandbytes_to_the_bit_on_random_matrices():
+    """Runs where bitsandbytes is installed (0.50.2 was read)."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    import torch
+
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        shape = (64 * int(rng.integers(1, 12)), int(rng.integers(1, 40)))
+        kernel = (rng.normal(size=shape) * 10.0 ** rng.uniform(-6, 3)).astype(np.float32)
+        if trial % 3 == 1:
+            kernel[:64] = 0
+        if trial % 3 == 2:
+            kernel = np.round(kernel, 2)
+        weight = torch.tensor(np.ascontiguousarray(kernel.T))
+        for form in (NF4, NF4Double):
+            double = form is NF4Double
+            codes, state = functional.quantize_4bit(
+                weight, quant_type="nf4", compress_statistics=double
+            )
+            ours = form.quantize(kernel)
+            np.testing.assert_array_equal(ours.codes.T.ravel(), codes.numpy().ravel())
+            np.testing.assert_array_equal(ours.scales.T.ravel(), state.absmax.numpy())
+            values = functional.dequantize_4bit(codes, state).numpy().T
+            dequantized = jax.tree.map(jnp.asarray, ours).dequantize()
+            # The mean of the scales is a sum in another order.
+            np.testing.assert_allclose(dequantized, values, rtol=3e-7 if double else 0)
+        if (np.abs(kernel).max(axis=0) > 0).all():
+            codes, stats, _ = functional.int8_vectorwise_quant(weight)
+            ours = QUANTIZED["int8"].quantize(kernel)
+            np.testing.assert_array_equal(ours.codes.T, codes.numpy())
+            values = functional.int8_vectorwise_dequant(codes, stats).numpy().T
+            dequantized = jax.tree.map(jnp.asarray, ours).dequantize()
+            np.testing.assert_array_equal(dequantized, values)
+
+
+def plain_values(kernel: np.ndarray, name: str) -> np.ndarray:
+    """What the codes of a kernel [in, out] stand for, in float64 and by search, not by our code."""
+    if name == "int8":
+        largest = np.abs(np.float64(kernel)).max(axis=0)
+        return np.rint(kernel / largest * 127) * largest / 127
+    rows = np.float64(kernel.T)
+    blocks = rows.reshape(-1, 64)
+    scales = np.abs(blocks).max(axis=1)
+    nearest = np.abs(blocks[:, :, None] / scales[:, None, None] - NF4_VALUES).argmin(axis=2)
+    if name == "nf4-double":
+        rest = scales - scales.mean()
+        padded = np.pad(rest, (0, -len(rest) % 256)).reshape(-1, 256)
+        largest = np.abs(padded).max(axis=1, keepdims=True)
+        chosen = np.abs((padded / largest)[:, :, None] - DYNAMIC_VALUES).argmin(axis=2)
+        scales = (DYNAMIC_VALUES[chosen] * largest).ravel()[: len(rest)] + scales.mean()
+    return (NF4_VALUES[nearest] * scales[:, None]).reshape(rows.shape).T
+
+
+def with_plain_values(params: dict, name: str) -> dict:
+    """The float tree of what the quantized kernels of all layers stand for."""
+
+    def change(path: tuple, leaf) -> jax.Array:
+        if path[0].key != "segments" or path[-1].key != "kernel":
+            return leaf
+        layers = [plain_values(np.asarray(layer), name) for layer in leaf]
+        return jnp.asarray(np.stack(layers), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+def test_what_is_quantized_and_how_it_is_counted():
+    for name in NAMES:
+        trained, frozen = LoRA(rank=2, quantize=name).shapes(CONFIG)
+        float_trained, float_frozen = LoRA(rank=2).shapes(CONFIG)
+        assert trained == float_trained
+        assert count(frozen) == count(float_frozen)
+        assert frozen["embed_tokens"] == float_frozen["embed_tokens"]
+        assert frozen["lm_head"] == float_frozen["lm_head"]
+        stack = frozen["segments"]["0"]
+        for block, linears in (("self_attn", LINEARS[:4]), ("mlp", LINEARS[4:])):
+            for linear in linears:
+                kernel = stack[block][linear]["kernel"]
+                assert isinstance(kernel, QUANTIZED[name])
+                assert kernel.shape == float_frozen["segments"]["0"][block][linear]["kernel"].shape
+                num_bytes = sum(
+                    np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kernel)
+                )
+                bits = 8 * num_bytes / np.prod(kernel.shape)
+                assert kernel.bits <= bits < kernel.bits + 0.6
+        assert stack["input_layernorm"] == float_frozen["segments"]["0"]["input_layernorm"]
+
+
+def test_sizes_that_are_no_whole_blocks_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"nf4 has blocks of 64 inputs.* linear with 96; choose"):
+        LoRA(quantize="nf4").shapes(tiny.CONFIG)
+    LoRA(quantize="int8").shapes(tiny.CONFIG)
+    with pytest.raises(ValueError, match=r"trainable.quantize 'fp4' is not known; choose one of"):
+        LoRA(quantize="fp4")  # pyright: ignore
+
+
+LENGTH = 32
+POSITIONS = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (4, LENGTH))
+BATCH = {
+    "tokens": tiny.tokens(4, LENGTH),
+    "targets": tiny.tokens(4, LENGTH, 1),
+    "positions": POSITIONS,
+    "segment_ids": np.ones_like(POSITIONS),
+    "weights": np.ones((4, LENGTH), np.float32),
+}
+
+
+def loss_and_gradients(trained: dict, frozen: dict, lora: LoRA, mesh: Mesh, remat: str):
+    rotation = Unscaled().rope(CONFIG.rope_base(), LENGTH).rotation()
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(trained: dict, frozen: dict, batch: dict) -> jax.Array:
+        return batch_loss(
+            lora.materialize(join(trained, frozen), {}),
+            batch,
+            rotation,
+            config=CONFIG,
+            attention=Causal(),
+            kernel="dense",
+            remat=remat,
+            dtype="float32",
+            mesh=mesh,
+        )[0]
+
+    trees = [jax.device_put(tree, shardings(mesh.shard(tree))) for tree in (trained, frozen)]
+    return loss(*trees, {name: jnp.asarray(values) for name, values in BATCH.items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [
+        ("nf4-double", "full"),
+        *(pytest.param(name, "none", marks=pytest.mark.check) for name in NAMES),
+    ],
+)
+def test_on_eight_devices_it_trains_as_the_dense_model_of_its_values(name: Quantize, remat: str):
+    """Losses and gradients against autodiff on one device, with the values as float kernels."""
+    lora = LoRA(rank=3, alpha=5.0, targets=("q_proj", "down_proj"), quantize=name)
+    trained, frozen = split(lora.init(tiny.params(CONFIG), 1), lora.pattern(CONFIG))
+    rng = np.random.default_rng(1)
+    trained = jax.tree.map(lambda x: jnp.float32(0.2 * rng.normal(size=x.shape)), trained)
+    mesh = Mesh(fsdp=4, tensor=2)
+    held = hold(frozen, mesh.shard(lora.held_shapes(frozen)))
+    codes = held["segments"]["0"]["mlp"]["down_proj"]["kernel"].codes
+    assert codes.addressable_shards[0].data.size * 8 == codes.size
+    loss, gradients = loss_and_gradients(trained, held, lora, mesh, remat)
+    dense = with_plain_values(frozen, name)
+    expected = loss_and_gradients(trained, dense, lora, ONE_DEVICE, remat)
+    assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)
+
+    def close(actual: jax.Array, wanted: jax.Array) -> None:
+        scale = float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(actual, wanted, atol=5e-5 * scale)
+
+    jax.tree.map(close, gradients, expected[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A directory with a `base`, a `run` with adapters on it in nf4, and the run's `adapter`."""
+    folder = tmp_path_factory.mktemp("quantized")
+    config = dataclasses.replace(TINY, intermediate_size=128)
+    write_hf(
+        folder / "base",
+        config,
+        random_params(config),
+        Linear(2.0),
+        tokenizer(),
+        dtype="bfloat16",
+    )
+    experiment = dataclasses.replace(
+        tiny_experiment(write_texts(folder / "texts"), steps=1, dtype="bfloat16", keep=9),
+        init=str(folder / "base"),
+        model=None,
+        rope=None,
+        trainable=LoRA(rank=4, alpha=8.0, modules_to_save=("norm",), quantize="nf4"),
+    )
+    train_only(experiment, folder / "run", track=())
+    resumed = dataclasses.replace(experiment.train, steps=2)
+    train_only(dataclasses.replace(experiment, train=resumed), folder / "run", track=())
+    export_adapter(folder / "run", folder / "adapter")
+    return folder
+
+
+def test_the_base_is_read_quantized_and_the_run_opens_as_its_values_with_adapters(trained):
+    run = RunDir(trained / "run")
+    float_base = loading.load(trained / "base")
+    experiment = loading.read_saved(run.config_file, loading.Experiment)
+    held = loading.load_base(experiment, for_training=True).params
+    kernels = [leaf for leaf in tree_leaves(held) if is_quantized(leaf)]
+    assert len(kernels) == len(LINEARS)
+    whole = float_base.params["segments"]["0"]["mlp"]["down_proj"]["kernel"]
+    for layer in range(2):
+        expected = NF4.quantize(np.asarray(whole[layer]))
+        codes = held["segments"]["0"]["mlp"]["down_proj"]["kernel"].codes
+        np.testing.assert_array_equal(codes[layer], expected.codes)
+
+    stored, step = load_params(run.checkpoints)
+    assert step == 2
+    assert jax.tree.structure(stored) == jax.tree.structure(
+        experiment.trainable.shapes(float_base.config)[0]
+    )
+    expected = with_plain_values(float_base.params, "nf4")
+    actual = loading.load(trained / "run").params
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        leaves = stored["segments"]["0"]["self_attn"][name]
+        product = np.float64(leaves["lora_a"]) @ np.float64(leaves["lora_b"])
+        assert np.abs(product).max() > 0
+        kernel = expected["segments"]["0"]["self_attn"][name]["kernel"] + 2 * product
+        actual_kernel = actual["segments"]["0"]["self_attn"][name]["kernel"]
+        np.testing.assert_allclose(actual_kernel, kernel, atol=1e-6)
+    for name in LINEARS[4:]:
+        np.testing.assert_allclose(
+            actual["segments"]["0"]["mlp"][name]["kernel"],
+            expected["segments"]["0"]["mlp"][name]["kernel"],
+            atol=1e-7,
+        )
+
+
+def test_an_adapter_names_the_quantization_of_its_base(trained, caplog):
+    recorded = peft_base.recorded_base(trained / "adapter")
+    assert recorded is not None
+    assert recorded["quantize"] == "nf4"
+    loading.load(trained / "base", adapter=trained / "adapter")
+    assert "was trained on" in caplog.text
+    assert "in nf4 and is merged into it as it is stored" in caplog.text
+
+
+def test_a_merged_export_is_the_dequantized_base_with_adapters(trained, tmp_path, monkeypatch):
+    """So is the proof; that of the adapter compares weights on the dequantized base."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    export(loading.load(trained / "run"), tmp_path / "merged", dtype="bfloat16")
+    proof = prove(tmp_path / "merged", against=trained / "run")
+    assert proof["equal"]
+    assert not prove(tmp_path / "merged", against=trained / "base")["equal"]
+    proof = prove(trained / "adapter", against=trained / "run")
+    assert proof["equal"], describe(proof)
+    assert "trained on that base in nf4: weights are compared on the dequantized" in describe(proof)
