@@ -17,6 +17,7 @@ from ctxext.interop.peft_reader import CONFIG, PREFIX
 from ctxext.interop.safetensors_files import write_file
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
+from ctxext.model.quantized import QuantizedKernel
 from ctxext.model.trainable import LoRA, join
 
 TENSORS = "adapter_model.safetensors"
@@ -44,7 +45,7 @@ def write(
     tensors = {
         PREFIX + name: LazyTensor(slot.shape, "float32", slot.get)
         for name, slot in named.items()
-        if not isinstance(slot.leaf, jax.ShapeDtypeStruct)
+        if not isinstance(slot.leaf, jax.ShapeDtypeStruct | QuantizedKernel)
     }
     with atomic_directory(directory) as out:
         write_json(out / CONFIG, config_json(config, lora, base))

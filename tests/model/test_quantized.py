@@ -278,15 +278,14 @@ def trained(tmp_path_factory) -> Path:
         dtype="bfloat16",
     )
     experiment = dataclasses.replace(
-        tiny_experiment(write_texts(folder / "texts"), steps=1, dtype="bfloat16", keep=9),
+        tiny_experiment(write_texts(folder / "texts"), steps=2, dtype="bfloat16"),
         init=str(folder / "base"),
         model=None,
         rope=None,
         trainable=LoRA(rank=4, alpha=8.0, modules_to_save=("norm",), quantize="nf4"),
     )
-    train_only(experiment, folder / "run", track=())
-    resumed = dataclasses.replace(experiment.train, steps=2)
-    train_only(dataclasses.replace(experiment, train=resumed), folder / "run", track=())
+    for _ in range(2):  # the second time the checksum of the quantized base is compared
+        train_only(experiment, folder / "run", track=())
     export_adapter(folder / "run", folder / "adapter")
     return folder
 
@@ -335,6 +334,7 @@ def test_an_adapter_names_the_quantization_of_its_base(trained, caplog):
     assert "in nf4 and is merged into it as it is stored" in caplog.text
 
 
+@pytest.mark.check
 def test_a_merged_export_is_the_dequantized_base_with_adapters(trained, tmp_path, monkeypatch):
     """So is the proof; that of the adapter compares weights on the dequantized base."""
     monkeypatch.setitem(sys.modules, "torch", None)
