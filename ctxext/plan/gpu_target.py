@@ -34,13 +34,18 @@ class Chip:
     """Bytes of L2 cache."""
     clock: float
     """GHz."""
+    minor: int = 0
+    """Minor compute capability."""
+    threads: int = 2048
+    """Threads per multiprocessor."""
 
     @property
     def target(self) -> str:
         """A `GpuTargetConfigProto` as text."""
         return f"""
             gpu_device_info {{
-              threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+              threads_per_warp: 32 threads_per_block_limit: 1024
+              threads_per_core_limit: {self.threads}
               registers_per_block_limit: 65536 registers_per_core_limit: 65536
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
               core_count: {self.cores} fpus_per_core: {self.units} clock_rate_ghz: {self.clock}
@@ -49,7 +54,7 @@ class Chip:
               shared_memory_per_core: {self.shared}
               l2_cache_size: {self.l2} memory_bandwidth: {self.bandwidth:.0f}
               device_memory_size: {self.memory}
-              cuda_compute_capability {{ major: {self.capability} }}
+              cuda_compute_capability {{ major: {self.capability} minor: {self.minor} }}
             }}
             platform_name: "CUDA" runtime_version {{ {CUDA} }} dnn_version_info {{ {CUDNN} }}
             device_description_str: "{self.name}"
@@ -58,6 +63,32 @@ class Chip:
 
 MIB = 2**20
 CHIPS: dict[str, Chip] = {
+    "rtx4090": Chip(
+        "NVIDIA GeForce RTX 4090",
+        8,
+        128,
+        128,
+        100 * 1024,
+        1.008e12,
+        24564 * MIB,
+        72 * MIB,
+        2.52,
+        minor=9,
+        threads=1536,
+    ),
+    "a6000": Chip(
+        "NVIDIA RTX A6000",
+        8,
+        84,
+        128,
+        100 * 1024,
+        7.68e11,
+        49140 * MIB,
+        6 * MIB,
+        1.8,
+        minor=6,
+        threads=1536,
+    ),
     "a100-40": Chip(
         "NVIDIA A100-SXM4-40GB", 8, 108, 64, 164 * 1024, 1.555e12, 40370 * MIB, 40 * MIB, 1.41
     ),

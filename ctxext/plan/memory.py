@@ -3,24 +3,26 @@
 With full rematerialisation, P parameters cut by fsdp x seq x tensor, and b T tokens per device:
 
     always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute
-                dtype: 2 P; on GPUs also `transposed_bytes`
+                dtype: 2 P, or quantized; on GPUs also `transposed_bytes`
     forward     the input of every layer: 2 L b T D (without rematerialisation: `saved_bytes`;
                 with "offload": of two layers, one on its way, and all L in the host's memory)
     loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and
                 its gradient
     backward    gradients 4 P, twice with accumulation; one layer, recomputed, at its MLP or at its
                 attention, whichever holds more: `mlp_bytes`, `attention_bytes`; the matrices of
-                that layer, gathered
+                that layer, gathered, or one of them, dequantized
 
 The peak is the larger of loss and backward; both contain what is held always and from the forward
 pass.
 """
 
 import dataclasses
+import math
 
 from ctxext.attention.kernels import HOLDS_SCORES
 from ctxext.model.config import LlamaConfig
 from ctxext.model.loss import CHUNK, MLP_TOKENS
+from ctxext.model.quantized import is_quantized, tree_leaves
 from ctxext.plan.job import Job, count, num_layers
 
 
@@ -68,7 +70,10 @@ def memory(job: Job, platform: str) -> Memory:
     saved_name = "saved activations" if job.remat == "none" else "inputs of layers"
     offloads = job.remat == "offload"
     kept_layers = min(2, job.backward_layers) if offloads else job.backward_layers
-    forward = {saved_name: kept_layers * tokens * saved}
+    forward = {
+        saved_name: kept_layers * tokens * saved,
+        "quantized kernels, saved": _quantized_bytes(job) if job.remat == "none" else 0,
+    }
 
     projection = V * D // tensor
     logits = min(CHUNK, tokens * V // tensor)
@@ -81,6 +86,7 @@ def memory(job: Job, platform: str) -> Memory:
         "gradients": trained * (2 if job.accumulate > 1 else 1),
         "backward pass of one layer": max(mlp_bytes(job), attention_bytes(job), _scores_bytes(job)),
         "matrices of a layer": _layer_parameters(job) * job.width // tensor if gathers else 0,
+        "dequantized matrix": 0 if gathers else _largest_quantized(job) * job.width // tensor,
     }
     host = job.backward_layers * tokens * saved if offloads else 0
     return Memory(always, loss=forward | loss, backward=forward | backward, host=host)
@@ -94,6 +100,17 @@ def transposed_bytes(job: Job) -> int:
     """
     pattern = r"\b(o|down)_proj\.kernel$"
     return job.bytes(job.trees.trained, pattern) + job.bytes(job.trees.frozen, pattern)
+
+
+def _quantized_bytes(job: Job) -> int:
+    """Bytes of quantized kernels, of which the scan over layers saves a copy if none recomputes."""
+    return job.bytes(job.trees.frozen, r"\bkernel\.")
+
+
+def _largest_quantized(job: Job) -> int:
+    """Entries of the largest quantized matrix of a layer, 0 if none is quantized."""
+    kernels = [leaf for leaf in tree_leaves(job.trees.frozen) if is_quantized(leaf)]
+    return max((math.prod(kernel.shape[1:]) for kernel in kernels), default=0)
 
 
 def mlp_bytes(job: Job) -> int:

@@ -20,7 +20,7 @@ from ctxext.methods import LMInfinite, SelfExtend
 from ctxext.model.config import SHAPES
 from ctxext.model.loss import batch_loss
 from ctxext.model.remat import REMAT
-from ctxext.model.trainable import Full, LastLayers, LoRA, Trainable, join
+from ctxext.model.trainable import LINEARS, Full, LastLayers, LoRA, Trainable, join
 from ctxext.parallel.mesh import Mesh
 from ctxext.plan import compile_request
 from ctxext.plan.accelerators import ACCELERATORS, GIB, PREALLOCATED, of_kind, topology
@@ -38,6 +38,7 @@ from support.tiny_train import tiny_experiment
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "llama2_7b_yarn_8k.py"
 FULL = Full()
+QLORA = LoRA(16, targets=LINEARS, quantize="nf4")
 PARAMETERS = {"7b": 6_738_415_616, "13b": 13_015_864_320, "70b": 68_976_648_192}
 
 
@@ -71,6 +72,7 @@ def step(
         ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 29.80),
         ("13b", 32768, Mesh(fsdp=16), {}, 29.39),
         ("7b", 8192, Mesh(), {"trainable": LoRA(rank=8)}, 15.74),
+        ("7b", 8192, Mesh(), {"trainable": QLORA}, 7.81),
     ],
 )
 def test_memory_is_within_a_tenth_of_the_compiler(model, seq_len, mesh, train, peak):
@@ -92,6 +94,11 @@ ON_GPU = [
     ("70b", 32768, Mesh(fsdp=16, seq=4), {}, 32.61),
     ("70b", 8192, Mesh(fsdp=32), {"accumulate": 2}, 56.98),
     ("13b", 8192, Mesh(), {"trainable": LoRA(), "accumulate": 64}, 29.53),
+    ("7b", 8192, Mesh(), {"trainable": QLORA}, 7.83),
+    ("7b", 32768, Mesh(), {"trainable": QLORA}, 16.67),
+    ("7b", 2048, Mesh(), {"trainable": QLORA, "remat": "none"}, 18.74),
+    ("7b", 8192, Mesh(fsdp=8), {"trainable": QLORA}, 4.31),
+    ("7b", 8192, Mesh(), {"trainable": dataclasses.replace(QLORA, quantize="int8")}, 10.53),
 ]
 
 NEEDS_GPU_COMPILER = pytest.mark.skipif(
