@@ -234,7 +234,7 @@ def export_adapter(
         )
     base_directory = _locate_base(base, settings["init"], run)
     base = base or settings["init"]
-    if base_directory is None or not _is_hf(base_directory):
+    if base is None or base_directory is None or not _is_hf(base_directory):
         raise ValueError(
             "PEFT loads an adapter on a base in HF format, not on "
             f"{base or 'random parameters'}; export that with --to hf and name it with --base"
