@@ -88,11 +88,11 @@ def convert(
         loading.choose_bos(checkpoint.tokenizer, bos, path),
         scaling=checkpoint.scaling,
         generation_config=checkpoint.generation_config,
+        about=checkpoint.about,
         declared_context=checkpoint.context,
     ).with_method(*methods, allow_shorter=allow_shorter)
     options = WriteOptions(
         dtype or storage_dtype(checkpoint.tensors.values()),
-        dict(checkpoint.about or {}),
         max_shard_size=max_shard_size,
         shards=shards,
     )
@@ -128,7 +128,9 @@ def _write(
         check_length(lm.config, lm.scaling, lm.context, window)
     if options.shards is not None and not find_format(to).takes_shards:
         raise ValueError("only Meta's format has a number of shards; --shards needs --to meta")
-    model = StoredModel(lm.config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config)
+    model = StoredModel(
+        lm.config, lm.scaling, window, tensors, lm.tokenizer, lm.generation_config, lm.about
+    )
     find_format(to).write(out, model, options)
     return out
 

@@ -17,7 +17,7 @@ from ctxext.files import read_json
 from ctxext.interop import hf, hub, packaged, peft_base, peft_reader
 from ctxext.interop.formats import FORMATS, recognize
 from ctxext.interop.generation_config import read_generation_config
-from ctxext.interop.gguf import is_gguf
+from ctxext.interop.gguf import is_gguf, refuse_directory
 from ctxext.interop.hf_weights import StoredModel, assemble, slots
 from ctxext.interop.peft_merge import merge, trained_whole
 from ctxext.interop.peft_reader import Adapter
@@ -85,7 +85,11 @@ def open_tokenizer(source: str | Path) -> Tokenizer:
                 f"{path} is not a tokenizer: give {MODEL}, {JSON}, or the directory of a checkpoint"
             )
         path = path.parent
-    return load_tokenizer(path / "base" if is_run(path) else path)
+    if is_run(path):
+        return load_tokenizer(path / "base")
+    if not any((path / name).exists() for name in (MODEL, JSON)):
+        refuse_directory(path)
+    return load_tokenizer(path)
 
 
 def read_checkpoint(path: Path, original: int | None = None) -> StoredModel:
@@ -236,6 +240,7 @@ def _load_checkpoint(checkpoint: StoredModel, shapes: Params, mesh: Mesh) -> LM:
         scaling=checkpoint.scaling,
         mesh=mesh,
         generation_config=checkpoint.generation_config,
+        about=checkpoint.about,
         declared_context=checkpoint.context,
     )
 
@@ -257,6 +262,7 @@ def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) ->
         attention=read_saved(run.config_file, Attention, key="attention", trust=trust),
         mesh=mesh,
         generation_config=read_generation_config(run.base),
+        about=run.about(),
         declared_context=read_context(run.path, trust=trust),
     )
 

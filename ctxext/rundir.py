@@ -86,6 +86,7 @@ class RunDir:
         self.baselines = self.path / "baselines"
         self.base = self.path / "base"
         self.context_file = self.base / "context.json"
+        self.about_file = self.base / "about.json"
         self._is_locked = False
 
     def open(self, experiment: Experiment, file: Path | None = None) -> "RunDir":
@@ -170,6 +171,18 @@ class RunDir:
             )
         return checksum
 
+    def about(self) -> dict[str, str]:
+        """What the base says of the model for people, by its name.
+
+        Raises ValueError, naming the file, for a damaged one.
+        """
+        if not self.about_file.is_file():
+            return {}
+        facts = read_json(self.about_file)
+        if not isinstance(facts, dict) or not all(isinstance(v, str) for v in facts.values()):
+            raise ValueError(f"{self.about_file} is damaged: it must hold texts; restore it")
+        return facts
+
     @distributed.primary_only
     def write_base(
         self,
@@ -180,12 +193,15 @@ class RunDir:
         *,
         declared: int,
         base_scaling: Any,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         """Write what the checkpoints are parameters of: shape, frequencies, tokenizer, settings.
 
         `declared`: the extended window L' of the trained model, tokens. `base_scaling`: the
-        frequencies of the base as it is.
+        frequencies of the base as it is. `about`: what the base says of the model for people.
         """
+        if about:
+            write_json(self.about_file, dict(about))
         if generation_config is not None:
             write_json(self.base / "generation_config.json", dict(generation_config))
         for name, data in tokenizer_files.items():

@@ -77,6 +77,13 @@ def test_the_base_is_written_for_loading(tmp_path, experiment):
     assert from_json(json.loads((run.base / "model.json").read_text())) == CONFIG
     assert from_json(json.loads((run.base / "scaling.json").read_text())) == Linear(2.0)
     assert (run.base / "tokenizer.model").read_bytes() == b"\x00pieces"
+    assert run.about() == {}
+    about = {"license": "apache-2.0"}
+    run.write_base(CONFIG, Linear(2.0), files, declared=64, base_scaling=Linear(1.0), about=about)
+    assert run.about() == about
+    run.about_file.write_text('{"license": 2}')
+    with pytest.raises(ValueError, match="about.json is damaged"):
+        run.about()
 
 
 def test_provenance_holds_versions_and_refuses_changed_data(tmp_path, experiment):

@@ -119,11 +119,16 @@ def find_format(name: str) -> Format:
 def recognize(path: Path) -> str:
     """The format of `path`, by name; "hf" if none, because its reader says what is missing.
 
-    Raises ValueError for a file that is not a checkpoint by itself.
+    Raises ValueError for a file that is not a checkpoint by itself, and for a directory of GGUF
+    files, which are.
     """
     if path.is_file() and not gguf.is_gguf(path):
         raise ValueError(
             f"{path} is a file; a checkpoint is a directory: give the one that it is in, "
             f"{path.parent}"
         )
-    return next((name for name, entry in FORMATS.items() if entry.recognize(path)), "hf")
+    for name, entry in FORMATS.items():
+        if entry.recognize(path):
+            return name
+    gguf.refuse_directory(path)
+    return "hf"

@@ -23,6 +23,8 @@ from ctxext.parallel import distributed
 
 ROPE_FREQS = "rope_freqs.weight"
 """The tensor that holds one divisor for each frequency."""
+ABOUT = ("author", "organization", "license", "license.name", "license.link", "url")
+"""Keys of `general.*` that an export of a base that had them has too."""
 
 
 def is_gguf(path: Path) -> bool:
@@ -31,6 +33,18 @@ def is_gguf(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return path.suffix == ".gguf" or file.read(4) == b"GGUF"
+
+
+def refuse_directory(directory: Path) -> None:
+    """Raise ValueError, with a file to give in its place, for a directory that has GGUF files."""
+    names = sorted(path.name for path in directory.glob("*.gguf"))
+    if not names:
+        return
+    others = f" or another of the {len(names)} there" if len(names) > 1 else ""
+    raise ValueError(
+        f"{directory} is no checkpoint, but a directory with GGUF files; give the file, "
+        f"{directory / names[0]}{others}"
+    )
 
 
 def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
@@ -52,6 +66,7 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
     library = import_library("writing GGUF")
     keys, divisors = rope_keys(config, model.scaling, model.window)
     keys |= hyperparameters(config, path.stem, model.scaling)
+    keys |= {f"general.{name}": model.about[name] for name in ABOUT if name in model.about}
     stops = merge_ids(
         config.eos_token_id,
         (model.generation_config or {}).get("eos_token_id"),

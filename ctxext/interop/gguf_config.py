@@ -170,7 +170,10 @@ def _rope_scaling(
 
 def _check_window(window: int | None) -> None:
     if window is None:
-        raise ValueError("it does not declare the window of pre-training; give it with --original")
+        raise ValueError(
+            "it does not declare the window of pre-training; give it with --original to import "
+            "or prove"
+        )
 
 
 def _as_llama3(divisors: np.ndarray, data: dict[str, Any]) -> dict[str, Any] | None:

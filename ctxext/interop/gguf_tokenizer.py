@@ -4,20 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ctxext.interop.gguf_byte_level import LLAMA_CPP_NAMES, pre_tokenizer
-from ctxext.interop.gguf_vocabulary import (
-    BYTE,
-    CONTROL,
-    KNOWN_ENDS,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-)
+from ctxext.interop.gguf_vocabulary import KNOWN_ENDS
 from ctxext.model.config import merge_ids
 from ctxext.tokenization.added_tokens import SPECIAL_TOKEN
 from ctxext.tokenization.post_processor import template
 from ctxext.tokenization.sentencepiece_model import to_tokenizer_json
-from ctxext.tokenization.sentencepiece_writer import Piece, write_model
+from ctxext.tokenization.sentencepiece_pieces import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    write_model,
+)
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer
 from ctxext.tokenization.tokenizer_files import json_bytes
 
@@ -237,7 +238,10 @@ def _sentencepiece_files(vocabulary: GGUFVocabulary) -> dict[str, bytes]:
         token_id = vocabulary.ids[name]
         if token_id is not None and kinds[token_id] == NORMAL:
             kinds[token_id] = CONTROL
-    pieces = map(Piece, vocabulary.tokens[:of_model], scores, kinds)
+    # A piece that counts wherever a text has it is an added token below: llama.cpp, unlike
+    # SentencePiece, begins what follows it like a text.
+    of_pieces = [UNUSED if kind == USER_DEFINED else kind for kind in kinds[:of_model]]
+    pieces = map(Piece, vocabulary.tokens[:of_model], scores, of_pieces)
     in_model = {
         name: i if i is not None and i < of_model else None for name, i in vocabulary.ids.items()
     }

@@ -1,26 +1,22 @@
-"""The vocabulary of a GGUF file: text and kind of every token, and how texts become tokens.
+"""The vocabulary of a GGUF file: text and kind of every token, and how texts become tokens."""
 
-SentencePiece does not hand out the kinds of a model's tokens, so they are read from the model's own
-bytes, a protobuf message. It ships a parser for it, but importing that in a process that has
-imported transformers' copy of it fails, in either order.
-"""
-
-import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from ctxext.interop.gguf_byte_level import byte_level_vocabulary
 from ctxext.model.config import LlamaConfig
 from ctxext.tokenization.added_tokens import added_tokens
-from ctxext.tokenization.tokenizer import MODEL, Tokenizer, to_tokenizer_json
-
-# Kinds of tokens; the numbers are the same in SentencePiece and in GGUF.
-NORMAL = 1
-UNKNOWN = 2
-CONTROL = 3
-USER_DEFINED = 4
-UNUSED = 5
-BYTE = 6
+from ctxext.tokenization.sentencepiece_pieces import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    read_pieces,
+)
+from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer, to_tokenizer_json
+from ctxext.tokenization.tokenizer_files import json_bytes
 
 UNMERGED_SCORE = -10000.0
 """The score of tokens that no merge produces."""
@@ -28,12 +24,8 @@ KNOWN_ENDS = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofte
 """Tokens at which every version of llama.cpp stops by their names."""
 
 
-class Token(NamedTuple):
-    """One token of a vocabulary."""
-
-    text: str
-    score: float
-    kind: int
+AROUND = (("a", "b"), ("a ", " b"))
+"""Texts before and after an added token, which show what it does to its neighbours."""
 
 
 def vocabulary(
@@ -45,19 +37,27 @@ def vocabulary(
     would run differently, and for more ends than the format has keys for.
     """
     tokenizer.check_fits(config.vocab_size)
-    tokens = [Token(f"[PAD{i}]", UNMERGED_SCORE, UNUSED) for i in range(config.vocab_size)]
+    tokens = [Piece(f"[PAD{i}]", UNMERGED_SCORE, UNUSED) for i in range(config.vocab_size)]
     if MODEL in tokenizer.files:
         keys = _fill_from_sentencepiece(tokens, tokenizer.files[MODEL])
     else:
         keys = byte_level_vocabulary(tokenizer.json_data)
         for text, token_id in tokenizer.json_data["model"]["vocab"].items():
-            tokens[token_id] = Token(text, 0.0, NORMAL)
+            tokens[token_id] = Piece(text, 0.0, NORMAL)
     for added in added_tokens(tokenizer.files):
         known = tokens[added["id"]]
         if known.kind in (NORMAL, UNUSED):
             kind = CONTROL if added["special"] else USER_DEFINED
-            tokens[added["id"]] = Token(added["content"], known.score, kind)
+            tokens[added["id"]] = Piece(added["content"], known.score, kind)
     kinds = [token.kind for token in tokens]
+    found_elsewhere = differently_found(tokenizer, special=False)
+    if found_elsewhere:
+        raise ValueError(
+            f"llama.cpp finds the added token {found_elsewhere[0]!r:.60} wherever a text spells "
+            "it, and begins what follows like a text, which gives other ids than this tokenizer "
+            '(because of "normalized", "lstrip", "rstrip" or "single_word" of the token, or '
+            '"legacy": false); export with --to hf'
+        )
     by_text = {token.text: i for i, token in enumerate(tokens)}
     named = {key: by_text.get(text) for key, text in tokenizer.special_tokens.items()}
     ids = {
@@ -78,10 +78,32 @@ def vocabulary(
     }
 
 
-def _fill_from_sentencepiece(tokens: list[Token], model: bytes) -> dict[str, Any]:
+def differently_found(tokenizer: Tokenizer, *, special: bool) -> list[str]:
+    """The added tokens in whose neighbourhood llama.cpp gives a text other ids.
+
+    llama.cpp cuts a text at them as they are spelled and encodes every piece like a text of its
+    own. `special`: the special tokens, where a text's are read as such; otherwise the others.
+    """
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, special=special)
+
+    return [
+        token["content"]
+        for token in added_tokens({JSON: json_bytes(tokenizer.json_data)})
+        if bool(token.get("special")) == special
+        and any(
+            encode(before + token["content"] + after)
+            != [*encode(before), token["id"], *encode(after)]
+            for before, after in AROUND
+        )
+    ]
+
+
+def _fill_from_sentencepiece(tokens: list[Piece], model: bytes) -> dict[str, Any]:
     """Put a model's tokens in their places; returns the keys that go with them."""
     to_tokenizer_json(model)  # refuses models without Llama's settings
-    for token_id, token in enumerate(read_tokens(model)):
+    for token_id, token in enumerate(read_pieces(model)):
         tokens[token_id] = token
     return {
         "tokenizer.ggml.model": "llama",
@@ -92,7 +114,7 @@ def _fill_from_sentencepiece(tokens: list[Token], model: bytes) -> dict[str, Any
 
 
 def _ends(
-    tokenizer: Tokenizer, stop_ids: Sequence[int], tokens: list[Token]
+    tokenizer: Tokenizer, stop_ids: Sequence[int], tokens: list[Piece]
 ) -> dict[str, int | None]:
     """The keys of the tokens that end an answer: of a text, of a turn, of a message.
 
@@ -109,58 +131,3 @@ def _ends(
         )
     keys = ("eos", "eot", "eom")
     return dict(zip(keys, (first, *others), strict=False))
-
-
-def read_tokens(model: bytes) -> Iterator[Token]:
-    """Yield the tokens of a SentencePiece model in the order of their ids.
-
-    They are field 1 of its ModelProto, messages with the fields text (1), score (2) and kind (3).
-    Raises ValueError if the model is cut off or corrupt.
-    """
-    try:
-        for number, value in _fields(model):
-            if number == 1:
-                fields = dict(_fields(value))
-                (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
-                yield Token(fields[1].decode(), score, fields.get(3, NORMAL))
-    except (IndexError, KeyError, AttributeError, TypeError, UnicodeError, struct.error) as error:
-        raise ValueError(f"{MODEL} is cut off or corrupt ({error}); copy it again") from None
-
-
-# The wire format of protobuf: a tag (field number and wire type), then the value.
-VARINT = 0
-FIXED_64 = 1
-LENGTH_DELIMITED = 2
-FIXED_32 = 5
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) for the fields of a protobuf message: an int, or bytes."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        wire_type = tag & 7
-        if wire_type == VARINT:
-            value, position = _varint(message, position)
-            yield tag >> 3, value
-            continue
-        size = {FIXED_64: 8, FIXED_32: 4}.get(wire_type)
-        if size is None and wire_type == LENGTH_DELIMITED:
-            size, position = _varint(message, position)
-        if size is None or position + size > len(message):
-            raise IndexError(f"field {tag >> 3} does not fit")
-        yield tag >> 3, message[position : position + size]
-        position += size
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """An integer of seven bits per byte, the lowest first, and the position after it."""
-    value = 0
-    shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, position

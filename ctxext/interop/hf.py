@@ -151,6 +151,7 @@ def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> N
             write_json(out / GENERATION_CONFIG, generation)
         for name, content in model.tokenizer.export_files(window).items():
             write_bytes(out / name, content)
-        write_text(out / "README.md", model_card(settings, config, options.card or {}))
+        facts = {**model.about, "summary": "", **(options.card or {})}
+        write_text(out / "README.md", model_card(settings, config, facts))
         write_tensors(out, model.tensors, options.dtype, max_shard_size=options.max_shard_size)
     distributed.barrier()

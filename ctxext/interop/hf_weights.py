@@ -44,7 +44,7 @@ class StoredModel:
     tensors: dict[str, LazyTensor]
     tokenizer: Tokenizer
     generation_config: Mapping[str, Any] | None = None
-    about: Mapping[str, str] | None = None
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def context(self) -> DeclaredContext:

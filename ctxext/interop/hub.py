@@ -18,6 +18,8 @@ MODEL_PATTERNS = [
     "special_tokens_map.json",
     "chat_template.jinja",
 ]
+GGUF_FILE = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/((?:[\w-][\w.-]*/)*[\w-][\w.-]*\.gguf)")
+"""A file of a model on the hub: owner/model/FILE.gguf."""
 PYTORCH_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 """Downloaded where there are no safetensors files; read without unpickling."""
 DATA_PATTERNS = [
@@ -29,14 +31,16 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
     """A local path: `source` itself, or the download of a hub name (meta-llama/Llama-2-7b-hf).
 
     Of a model, safetensors, configuration and tokenizer files are downloaded, and PyTorch's
-    weights where it has no others, never code; of a dataset, what `ctxext prepare` reads. Raises
-    ValueError if there is no such path or the download fails.
+    weights where it has no others, never code; for owner/model/FILE.gguf, that file; of a dataset,
+    what `ctxext prepare` reads. Raises ValueError if there is no such path or the download fails,
+    and, naming one of them, for a model that has only GGUF files.
     """
     if not str(source):
         raise ValueError("the name of a source is empty: name a file or directory")
     if Path(source).exists():
         return Path(source)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+    gguf_file = None if dataset else GGUF_FILE.fullmatch(str(source))
+    if gguf_file is None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         expected = "data file or directory" if dataset else "checkpoint directory"
         hub_name = "owner/dataset" if dataset else "owner/model"
         raise ValueError(f"{source} does not exist; give a {expected}, or a hub name ({hub_name})")
@@ -44,7 +48,7 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
         import huggingface_hub
     except ImportError:
         raise ValueError(
-            f"{source} is not a local directory; to download it: pip install 'ctxext[hub]'"
+            f"{source} does not exist here; to download it: pip install 'ctxext[hub]'"
         ) from None
 
     def download(patterns: list[str]) -> Path:
@@ -58,14 +62,27 @@ def resolve(source: str | Path, *, dataset: bool = False) -> Path:
     try:
         if dataset:
             return download(DATA_PATTERNS)
+        if gguf_file is not None:
+            with raw_errors():
+                return Path(huggingface_hub.hf_hub_download(*gguf_file.groups()))
         directory = download(MODEL_PATTERNS)
-        if not any(directory.glob("*.safetensors")):
-            directory = download(MODEL_PATTERNS + PYTORCH_PATTERNS)
-        return directory
+        if any(directory.glob("*.safetensors")):
+            return directory
+        directory = download(MODEL_PATTERNS + PYTORCH_PATTERNS)
+        if any(directory.glob("*")):
+            return directory
+        names = huggingface_hub.list_repo_files(str(source))
     # The library's own errors derive from these.
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise ValueError(
-            f"{source} is not a local directory and cannot be downloaded: {reason}"
+            f"{source} does not exist here and cannot be downloaded: {reason}"
         ) from None
+    gguf_files = sorted(name for name in names if name.endswith(".gguf"))
+    if gguf_files:
+        raise ValueError(
+            f"{source} has GGUF files and no other weights; name one of them, for example "
+            f"{source}/{gguf_files[0]}"
+        )
+    return directory

@@ -158,7 +158,8 @@ def read_rope(path: Path, params: dict[str, Any], head_dim: int, original: int |
         if original is None:
             raise ValueError(
                 f"{path.parent} does not declare the window of pre-training; give it with "
-                "--original: 4096 for Llama 2, 2048 for Llama 1, 16384 for Code Llama"
+                "--original: 4096 for Llama 2, 2048 for Llama 1, 16384 for Code Llama "
+                "(an option of import and prove)"
             )
         theta, window, scaling = _plain_rope(params_file, theta, original)
         return MetaRope(theta, window, scaling, extended_window=original)

@@ -73,6 +73,8 @@ class LM:
     mesh: Mesh = ONE_DEVICE
     generation_config: Mapping[str, Any] | None = None
     """The contents of the checkpoint's generation_config.json, None if it has none."""
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What the checkpoint says of the model for people, such as a license, by its name."""
     declared_context: DeclaredContext | None = None
     """The context that the checkpoint declares; by default what `scaling` makes of the window."""
 

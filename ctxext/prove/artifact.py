@@ -154,6 +154,12 @@ def _find_base(adapter: Path, base: str | Path | None) -> Path:
         raise ValueError(f"{adapter} names no base; give one with --against BASE")
     try:
         path = loading.locate(named)
+        name = formats.recognize(path)
+        if name != "hf":
+            raise ValueError(
+                f"it is in the {name} format; ctxext import {named} --out BASE writes it as PEFT "
+                "needs it"
+            )
         hf.read_config(path)
     except ValueError as error:
         hint = (

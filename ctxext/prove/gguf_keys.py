@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ctxext.interop.gguf_metadata import FILE_TYPES, NEUTRAL
-from ctxext.interop.gguf_vocabulary import NORMAL, vocabulary
+from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.model.lm import LM
 from ctxext.prove.reference.gguf_file import GGUFFile
+from ctxext.tokenization.sentencepiece_pieces import NORMAL
 
 ABOUT = (
     "general.name",
@@ -52,7 +53,11 @@ NAMED_AS_INCOMPATIBLE = (
     "llama.rope.scaling.yarn_beta_slow",
 )
 """Read or not by version; `known_incompatibilities` names any but 32 and 1."""
-WITHOUT_EFFECT = ("general.quantization_version", "llama.rope.scaling.finetuned")
+WITHOUT_EFFECT = (
+    "general.file_type",
+    "general.quantization_version",
+    "llama.rope.scaling.finetuned",
+)
 
 
 def compare_keys(
@@ -108,13 +113,18 @@ def _shape(model: LM) -> dict[str, tuple[Any, ...]]:
 
 
 def _general(file: GGUFFile) -> dict[str, tuple[Any, ...]]:
-    """`general.file_type` is the type of the matrices; most files have no alignment."""
+    """`general.file_type` is the type of the matrices; most files have no alignment.
+
+    In a file that another program quantized it is the name of a mixture of types, for people.
+    """
     kinds = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
-    file_types = tuple(FILE_TYPES[kind][1] for kind in sorted(kinds))
-    return {
-        "general.file_type": (*file_types, None),
-        "general.alignment": (None, 32, *(2**i for i in range(3, 17))),
+    expected: dict[str, tuple[Any, ...]] = {
+        "general.alignment": (None, 32, *(2**i for i in range(3, 17)))
     }
+    if kinds <= FILE_TYPES.keys():
+        file_types = tuple(FILE_TYPES[kind][1] for kind in sorted(kinds))
+        expected["general.file_type"] = (*file_types, None)
+    return expected
 
 
 def _shape_defaults(keys: dict[str, Any]) -> dict[str, Any]:

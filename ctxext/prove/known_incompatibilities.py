@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.files import read_json
+from ctxext.interop.gguf_vocabulary import differently_found
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reference.gguf import GGUFReference
@@ -30,7 +31,11 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
     `tokenizer`: of the model that was exported.
     """
     if artifact.format == "gguf":
-        return [*_gguf(GGUFReference(artifact.path).keys), *_first_space("llama.cpp", tokenizer)]
+        return [
+            *_gguf(GGUFReference(artifact.path).keys),
+            *_first_space("llama.cpp", tokenizer),
+            *_special_tokens_in_gguf(tokenizer),
+        ]
     if artifact.format == "meta":
         return [*_meta(artifact.path), *_first_space("Meta's code", tokenizer)]
     config = read_json(artifact.base / "config.json")
@@ -143,6 +148,16 @@ def _first_space(reader: str, tokenizer: Tokenizer) -> Iterator[KnownIncompatibi
             reader,
             "begins a text with one space more than transformers does where the text begins with a "
             "space (legacy: false)",
+        )
+
+
+def _special_tokens_in_gguf(tokenizer: Tokenizer) -> Iterator[KnownIncompatibility]:
+    special = differently_found(tokenizer, special=True)
+    if special:
+        yield KnownIncompatibility(
+            "llama.cpp",
+            f"gives a chat other ids next to {', '.join(special[:3])}: it cuts the text at every "
+            "special token as it is spelled and begins what follows like a text",
         )
 
 

@@ -12,7 +12,7 @@ from ctxext.files import write_json, write_text
 from ctxext.interop import peft_reader
 from ctxext.interop.generation_config import different_settings, extended_generation_config
 from ctxext.interop.hf_weights import slots
-from ctxext.interop.lazy_tensor import numpy_dtype
+from ctxext.interop.lazy_tensor import STORAGE_DTYPES, numpy_dtype
 from ctxext.interop.model_card import code_block, with_proof
 from ctxext.methods import label
 from ctxext.model.lm import LM
@@ -302,11 +302,11 @@ def _name(path: Path, against: str | Path, checkpoint: int | str) -> str:
 
 
 def _matrix_dtype(dtypes: dict[str, str]) -> str:
-    """The dtype of all tensors, or of GGUF's matrices, whose vectors are float32."""
+    """The dtype of all tensors, or the types of GGUF's matrices, whose vectors are float32."""
     names = set(dtypes.values())
-    if len(names) == 2 and "float32" in names:
-        names.remove("float32")
-    return min(names)
+    if len(names) > 1:
+        names.discard("float32")
+    return ", ".join(sorted(names))
 
 
 def _different_generation_settings(artifact: Artifact, stored: LM, model: LM) -> list[str]:
@@ -320,7 +320,10 @@ def _different_generation_settings(artifact: Artifact, stored: LM, model: LM) ->
 
 
 def _different_weights(stored: Any, exported: Any, dtypes: dict[str, str]) -> list[str]:
-    """Names of tensors that are not the exported ones rounded to the stored dtype, bit by bit."""
+    """Names of tensors that are not the exported ones rounded to the stored dtype, bit by bit.
+
+    How another program rounds to another type is not known here: those have to be the same numbers.
+    """
     actual, expected = slots(stored), slots(exported)
 
     def equal(name: str) -> bool:
@@ -352,4 +355,6 @@ def _differ_by_rounding(name: str, stored: Any, exported: Any, dtypes: dict[str,
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "q8_0":
         return q8_0(values)
+    if dtype not in STORAGE_DTYPES:
+        return values
     return values.astype(numpy_dtype(dtype)).astype(np.float32)

@@ -55,6 +55,8 @@ def _evaluate(
     artifact: Artifact,
     inputs: list[ReaderInput],
 ) -> ReaderOutput:
+    if reader.library:
+        version += f" with quantized weights from {reader.library}"
     first = inputs[0]
     texts = texts_for(artifact)
     positions = first.positions[first.compared]

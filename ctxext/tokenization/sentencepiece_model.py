@@ -9,6 +9,7 @@ from typing import Any
 from ctxext.tokenization.added_tokens import SPECIAL_TOKEN
 from ctxext.tokenization.bounds import LONGEST_TOKEN, replacement_factor
 from ctxext.tokenization.post_processor import template
+from ctxext.tokenization.sentencepiece_pieces import USER_DEFINED, fields, read_pieces
 from ctxext.tokenization.tokenizer_files import JSON, MODEL
 
 SAMPLE_TEXTS = (
@@ -108,7 +109,8 @@ def to_tokenizer_json(model: bytes, *, legacy: bool = True) -> dict[str, Any]:
     `legacy`: put a space before the text after a special token too, as transformers does with that
     setting. Without it, only the start of a text gets one, and only if the text does not begin with
     a space already: the format cannot add it then, as SentencePiece does. Raises ValueError if the
-    two disagree on `SAMPLE_TEXTS`, as they do for models that are not BPE or normalize their input.
+    two disagree on `SAMPLE_TEXTS`, as they do for models that are not BPE or normalize their input,
+    or next to a user-defined token.
     """
     import tokenizers
 
@@ -162,13 +164,17 @@ def to_tokenizer_json(model: bytes, *, legacy: bool = True) -> dict[str, Any]:
         },
     }
     converted = tokenizers.Tokenizer.from_str(json.dumps(result))
-    for text in SAMPLE_TEXTS:
+    user_defined = [
+        piece.text.replace("▁", " ") for piece in read_pieces(model) if piece.kind == USER_DEFINED
+    ]
+    for text in (*SAMPLE_TEXTS, *(f"a{token}b {token} c" for token in user_defined)):
         if not legacy and text.startswith((" ", "▁")):
             continue
         if converted.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise ValueError(
                 f"{MODEL} cannot be converted to {JSON}: the ids of {text!r} would change "
-                "(only BPE models with Llama's settings can be converted)"
+                "(only BPE models with Llama's settings, and without user-defined tokens that "
+                "change them, can be converted)"
             )
     return result
 
@@ -181,16 +187,16 @@ CHARSMAP, UNKNOWN_TEXT = 2, 44
 
 def _check_model(model: bytes) -> None:
     """Raise ValueError for pieces and replacements that are longer than any model needs."""
-    for number, value in _fields(model):
+    for number, value in _texts(model):
         if number == PIECE and len(value) > 4 * LONGEST_TOKEN:
             raise ValueError(f"{MODEL} has a piece of {len(value):,} bytes; copy the file again")
         if number == TRAINER and any(
-            inner == UNKNOWN_TEXT and len(text) > LONGEST_TOKEN for inner, text in _fields(value)
+            inner == UNKNOWN_TEXT and len(text) > LONGEST_TOKEN for inner, text in _texts(value)
         ):
             raise ValueError(f"{MODEL} has a very long text for the unknown; copy the file again")
         if number not in (NORMALIZER, DENORMALIZER):
             continue
-        for inner, charsmap in _fields(value):
+        for inner, charsmap in _texts(value):
             if inner == CHARSMAP and replacement_factor(charsmap) > 1:
                 raise ValueError(
                     f"{MODEL} replaces a character by {replacement_factor(charsmap):,.0f} bytes, "
@@ -198,41 +204,9 @@ def _check_model(model: bytes) -> None:
                 )
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, value) of the fields of a protobuf message that have a length.
-
-    Raises RuntimeError, as the library does, for what is not a message.
-    """
-    at = 0
-    sizes = {1: 8, 5: 4}
-
-    def varint() -> int:
-        nonlocal at
-        value = 0
-        for shift in range(0, 70, 7):
-            if at >= len(message):
-                break
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise RuntimeError
-
-    while at < len(message):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            varint()
-            continue
-        if kind not in (1, 2, 5):
-            raise RuntimeError
-        size = sizes[kind] if kind in sizes else varint()
-        if size > len(message) - at:
-            raise RuntimeError
-        if kind == 2:
-            yield key >> 3, message[at : at + size]
-        at += size
+def _texts(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, value) of the fields of a protobuf message that have a length."""
+    return (field for field in fields(message) if isinstance(field[1], bytes))
 
 
 def _merges(processor: Any, tokens: list[str], special_ids: list[int]) -> list[list[str]]:

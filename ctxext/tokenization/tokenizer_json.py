@@ -51,9 +51,11 @@ def complete(data: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
                     f"{contents.get(token_id)!r}; remove the wrong one"
                 )
     result = dict(data)
+    # Those of `data` stay: the special tokens of a tokenizer.model, which the files need not name.
     listed = {token["content"]: token for token in data.get("added_tokens", [])}
-    if tokens and listed.keys() != {token["content"] for token in tokens}:
-        result["added_tokens"] = [listed.get(token["content"], token) for token in tokens]
+    known = {token["content"]: token for token in tokens} | listed
+    if known.keys() != listed.keys():
+        result["added_tokens"] = sorted(known.values(), key=lambda token: token["id"])
     for name in ("truncation", "padding"):
         if result.get(name) is not None:
             result[name] = None

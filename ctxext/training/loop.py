@@ -150,6 +150,7 @@ def _record_start(
         base.generation_config,
         declared=base.context.export_length(scaling, experiment.trained_length),
         base_scaling=base.base_scaling,
+        about=base.about,
     )
 
 

@@ -17,7 +17,6 @@ import sentencepiece
 from ctxext.cli.main import main
 from ctxext.files import written_alone
 from ctxext.interop import gguf
-from ctxext.interop.gguf_vocabulary import read_tokens
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, slots
 from ctxext.interop.lazy_tensor import numpy_dtype
 from ctxext.methods import (
@@ -34,6 +33,7 @@ from ctxext.methods import (
     Yarn,
 )
 from ctxext.rope import RopeScaling, Unscaled
+from ctxext.tokenization.sentencepiece_pieces import read_pieces
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer
 from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
@@ -42,6 +42,7 @@ library = pytest.importorskip("gguf", reason="needs the extra gguf")
 CONFIG = dataclasses.replace(TINY, num_key_value_heads=2)
 PLAIN = Unscaled()
 TOKENIZER = tokenizer()
+HM = {"content": "hm", "special": False, "normalized": False}
 
 
 def save(
@@ -338,10 +339,11 @@ def test_vocabulary_equals_sentencepiece(tmp_path):
         "chat_template": "{{ messages }}",
         "additional_special_tokens": ["<|im_start|>"],
         "add_eos_token": True,
+        "added_tokens_decoder": {"421": HM},
     }
     files = {
         MODEL: model,
-        "added_tokens.json": b'{"<|im_start|>": 420, "hm": 421}',
+        "added_tokens.json": b'{"<|im_start|>": 420}',
         "tokenizer_config.json": json.dumps(settings).encode(),
     }
     config = dataclasses.replace(CONFIG, vocab_size=424)
@@ -388,10 +390,43 @@ def test_kinds_of_user_defined_and_control_symbols():
         control_symbols=["<c>"],
         minloglevel=2,
     )
-    kinds = {text: kind for text, _, kind in read_tokens(model.getvalue())}
+    kinds = {text: kind for text, _, kind in read_pieces(model.getvalue())}
     assert len(kinds) == 60
     expected = {"<unk>": 2, "<s>": 3, "<c>": 3, "<a>": 4, "q": 1}
     assert {text: kinds[text] for text in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "token, settings",
+    [
+        (HM | {"normalized": True}, {}),
+        ({"content": "hm", "special": False}, {}),  # normalized by default
+        (HM | {"rstrip": True}, {}),
+        (HM | {"lstrip": True}, {}),
+        (HM | {"single_word": True}, {}),
+        (HM, {"legacy": False}),
+    ],
+)
+def test_added_tokens_that_llama_cpp_finds_elsewhere_are_refused(tmp_path, token, settings):
+    """It cuts a text at the token as it is spelled, and puts a space before what follows."""
+    config = dataclasses.replace(TINY, vocab_size=421)
+    params = random_params(config)
+
+    def model(entry, others):
+        data = {"added_tokens_decoder": {"420": entry}} | others
+        files = {
+            MODEL: tokenizer().files[MODEL],
+            "tokenizer_config.json": json.dumps(data).encode(),
+        }
+        return stored_model(config, params, Unscaled(), Tokenizer(files))
+
+    path = tmp_path / "m.gguf"
+    with pytest.raises(ValueError, match="the added token 'hm' .*export with --to hf"):
+        gguf.write(path, model(token, settings), WriteOptions("float32"))
+    assert not path.exists()
+    gguf.write(path, model(HM, {}), WriteOptions("float32"))
+    keys, _ = read(path)
+    assert (keys["tokenizer.ggml.tokens"][420], keys["tokenizer.ggml.token_type"][420]) == ("hm", 4)
 
 
 def test_the_command_line(tmp_path, capsys):

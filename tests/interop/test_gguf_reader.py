@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import json
+import re
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ctxext.assets import TINY_LLAMA
 from ctxext.cli.main import main
 from ctxext.export import convert, export
 from ctxext.interop import gguf, gguf_reader, packaged
@@ -24,9 +27,11 @@ from ctxext.rope import Unscaled, rope_at
 from ctxext.tokenization.tokenizer import JSON, MODEL, SAMPLE_TEXTS, Tokenizer
 from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
+from support.varied_texts import varied_texts
 
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
-KIND = library.GGMLQuantizationType
+from support.gguf_files import KIND, dequantized_types, keys_of, random_rows, rewrite  # noqa: E402
+
 # Rows of 256 numbers, as the types with the largest blocks need them.
 WIDE = dataclasses.replace(
     TINY, hidden_size=256, intermediate_size=256, head_dim=64, num_key_value_heads=2
@@ -39,35 +44,6 @@ def save(path: Path, config=TINY, scaling=None, dtype="float32", **options) -> P
         config, random_params(config), scaling or Unscaled(), tokenizer(), **options
     )
     gguf.write(path, model, WriteOptions(dtype))
-    return path
-
-
-def keys_of(path: Path) -> dict:
-    fields = library.GGUFReader(path).fields.items()
-    return {name: field.contents() for name, field in fields if not name.startswith("GGUF.")}
-
-
-def rewrite(source: Path, path: Path, changes: dict, tensors: dict | None = None) -> Path:
-    """The file with other keys, None to leave one out, and other tensors, as (numbers, type)."""
-    reader = library.GGUFReader(source)
-    writer = library.GGUFWriter(path, "llama")
-    kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
-    for name, value in (keys_of(source) | changes).items():
-        if name == "general.architecture":
-            if value != "llama":
-                writer.kv_data[0][name] = library.GGUFValue(value, library.GGUFValueType.STRING)
-        elif isinstance(value, list):
-            writer.add_array(name, value)
-        elif value is not None:
-            writer.add_key_value(name, value, library.GGUFValueType[kinds[type(value)]])
-    stored = {t.name: (np.array(t.data), t.tensor_type) for t in reader.tensors}
-    for name, entry in (stored | (tensors or {})).items():
-        if entry is not None:
-            writer.add_tensor(name, entry[0], raw_dtype=entry[1])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     return path
 
 
@@ -84,32 +60,6 @@ def wide(tmp_path_factory) -> Path:
 def params_of(model: StoredModel):
     shapes = param_shapes(model.config)
     return assemble(shapes, slots(shapes), model.tensors)
-
-
-def dequantized_types() -> list:
-    """Every type with blocks that the package makes numbers of."""
-    types = []
-    for kind in KIND:
-        _, size = library.GGML_QUANT_SIZES[kind]
-        try:
-            library.dequantize(np.zeros((1, size), np.uint8), kind)
-        except NotImplementedError:
-            continue
-        if kind not in (KIND.F32, KIND.F16, KIND.BF16):
-            types.append(kind)
-    return types
-
-
-def random_rows(kind, shape: tuple[int, int]) -> np.ndarray:
-    """Bytes of a type that mean finite numbers: quantized ones, or random ones where it cannot."""
-    rng = np.random.default_rng(kind)
-    try:
-        return library.quantize(rng.standard_normal(shape).astype(np.float32), kind)
-    except NotImplementedError:
-        pass
-    block, size = library.GGML_QUANT_SIZES[kind]
-    # No byte of a float16 scale is above 0x3f, so that its exponent is not all ones.
-    return rng.integers(0, 64, (shape[0], shape[1] // block * size), dtype=np.uint8)
 
 
 OFTEN_USED = (KIND.Q4_0, KIND.Q4_1, KIND.Q8_0, KIND.Q4_K, KIND.Q6_K, KIND.IQ4_NL)
@@ -271,6 +221,33 @@ def test_sentencepiece_gives_the_same_ids_and_the_same_model(good):
     for text in texts:
         ids = tokenizer().encode(text, special=True)
         assert model.tokenizer.encode(text, special=True) == ids
+
+
+def test_special_tokens_are_cut_out_as_in_llama_cpp(good):
+    """Its source: each piece between them is encoded like a text, with a space before it."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().files[MODEL])
+    ids = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    ours = gguf_reader.read(good).tokenizer
+    texts = varied_texts(40, list(ids))
+    assert sum(any(token in text for token in ids) for text in texts) > 25
+    for text in texts:
+        expected = []
+        for piece in re.split("(<unk>|<s>|</s>)", text):
+            expected += [ids[piece]] if piece in ids else processor.encode(piece)
+        assert ours.encode(text, special=True) == expected, text
+
+
+@pytest.mark.usefixtures("readers")
+def test_token_ids_are_those_of_transformers_from_the_same_file(good):
+    """But for a space before a text that begins with one, which only llama.cpp adds."""
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(good.parent, gguf_file=good.name)
+    ours = gguf_reader.read(good).tokenizer
+    texts = [text for text in varied_texts(60) if not text.startswith(" ")]
+    assert len(texts) > 400
+    for text in texts:
+        assert theirs(text).input_ids == ours.encode_prompt(text), text
 
 
 def test_added_tokens_padding_and_a_text_without_a_space(tmp_path):
@@ -435,6 +412,40 @@ def test_import_keeps_what_the_file_says_about_the_model(tmp_path, good):
     assert "- languages: en, fr\n" in card
     tokens = [1, 5, 6, 300, 12]
     np.testing.assert_array_equal(load(path).logits([tokens]), load(out).logits([tokens]))
+    again = export(load(path), tmp_path / "again.gguf", to="gguf")
+    assert keys_of(again)["general.license"] == "apache-2.0"
+
+
+EXPERIMENT = """
+from ctxext.data import Stdlib
+from ctxext.experiment import Experiment, Export, Train
+from ctxext.methods import Yarn
+from ctxext.optim import Optim
+
+experiment = Experiment(
+    name="gguf", init={init!r}, rope=Yarn(factor=4.0), data=Stdlib("train"),
+    optim=Optim(learning_rate=1e-3), train=Train(steps=2, seq_len=256, batch_size=1),
+    evals=(), zero_shot=(), baselines=(), export=Export(to="hf", dtype="float32"),
+)
+"""
+
+
+@pytest.mark.check
+def test_a_run_from_a_gguf_file_keeps_its_license(tmp_path, good):
+    path = rewrite(good, tmp_path / "m.gguf", {"general.license": "apache-2.0"})
+    file = tmp_path / "experiment.py"
+    file.write_text(EXPERIMENT.format(init=str(path)))
+    run = tmp_path / "run"
+    assert main(["run", str(file), "--run-dir", str(run), "--no-wandb"]) == 0
+    assert json.loads((run / "export" / "proof.json").read_text())["equal"]
+    assert "- license: apache-2.0\n" in (run / "export" / "README.md").read_text()
+    assert main(["export", str(run), "--to", "gguf", "--out", str(tmp_path / "out.gguf")]) == 0
+    assert keys_of(tmp_path / "out.gguf")["general.license"] == "apache-2.0"
+    for name in ("model.norm.weight", "model.embed_tokens.weight"):
+        before = gguf_reader.read(path).tensors[name].read()
+        after = gguf_reader.read(tmp_path / "out.gguf").tensors[name].read()
+        assert not np.array_equal(before, after)
+        np.testing.assert_allclose(after.astype(np.float32), before, atol=0.02)
 
 
 def test_a_packaged_model_that_is_missing_says_how_to_install_it(monkeypatch, tmp_path):
@@ -447,6 +458,125 @@ def test_a_packaged_model_that_is_missing_says_how_to_install_it(monkeypatch, tm
     file = package / packaged.MODELS["smollm2"].file
     file.write_bytes(b"GGUF")
     assert locate("smollm2") == file
+
+
+RECIPE = str(Path(__file__).parents[2] / "experiments" / "demo.py")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import DIR --out OUT",
+        "export DIR --out OUT",
+        "eval DIR --seq-len 64",
+        "generate DIR --prompt a",
+        "prove DIR",
+        "prove tiny-llama --against DIR",
+        "rope yarn --factor 2 --init DIR",
+        f"run {RECIPE} --init DIR --dry-run",
+        f"train {RECIPE} --init DIR --run-dir OUT",
+        f"plan {RECIPE} --init DIR",
+        f"prepare {RECIPE} --tokenizer DIR --out OUT",
+    ],
+)
+def test_a_directory_of_gguf_files_says_which_file_to_give(tmp_path, good, capsys, command):
+    directory = tmp_path / "models"
+    directory.mkdir()
+    (directory / "b.gguf").symlink_to(good)
+    argv = [
+        word.replace("DIR", str(directory)).replace("OUT", str(tmp_path / "out"))
+        for word in command.replace("prove tiny-llama", f"prove {TINY_LLAMA}").split()
+    ]
+    assert main(argv) == 2
+    assert f"give the file, {directory / 'b.gguf'}\n" in capsys.readouterr().err
+    (directory / "a.gguf").symlink_to(good)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert f"give the file, {directory / 'a.gguf'} or another of the 2 there" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_needs_a_base_in_the_format_of_peft(tmp_path, good):
+    from ctxext.prove.artifact import Artifact
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="in the gguf format; ctxext import .*good.gguf --out"):
+        Artifact.recognize(adapter, good)
+
+
+def test_tokens_that_count_anywhere_among_the_pieces(tmp_path, good):
+    """As llama.cpp takes them: they are cut out first, and the rest begins like a text."""
+    kinds = [*keys_of(good)["tokenizer.ggml.token_type"]]
+    tokens = [*keys_of(good)["tokenizer.ggml.tokens"]]
+    token = next(i for i in range(300, 420) if len(tokens[i]) > 2 and "▁" not in tokens[i])
+    kinds[token] = 4
+    path = rewrite(good, tmp_path / "m.gguf", {"tokenizer.ggml.token_type": kinds})
+    ours = open_tokenizer(path)
+    for before, after in (("a", "b"), ("a ", " b"), ("", " "), ("x\n", "")):
+        expected = [*tokenizer().encode(before), token, *tokenizer().encode(after)]
+        assert ours.encode(before + tokens[token] + after) == expected
+    again = export(load(path), tmp_path / "again" / "good.gguf", to="gguf", dtype="float32")
+    assert keys_of(again) == keys_of(path)
+
+
+MEMORY = """
+import sys
+from ctxext.export import convert
+
+def peak():
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+# A small file first, to import and compile everything.
+convert(sys.argv[1], sys.argv[2] + "/small")
+before = peak()
+convert(sys.argv[3], sys.argv[2] + "/large", dtype="bfloat16")
+print(peak() - before)
+"""
+
+
+@pytest.mark.check
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc/self/status"
+)
+def test_an_import_holds_one_tensor_not_the_file(tmp_path, wide):
+    config = dataclasses.replace(
+        WIDE, hidden_size=2048, intermediate_size=8192, num_hidden_layers=6, head_dim=512
+    )
+    path = tmp_path / "large.gguf"
+    writer = library.GGUFWriter(path, "llama")
+    save(tmp_path / "shape.gguf", dataclasses.replace(config, num_hidden_layers=1))
+    for name, value in keys_of(tmp_path / "shape.gguf").items():
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif name != "general.architecture":
+            value = config.num_hidden_layers if name == "llama.block_count" else value
+            kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
+            writer.add_key_value(name, value, library.GGUFValueType[kinds[type(value)]])
+    block, size = library.GGML_QUANT_SIZES[KIND.Q4_K]
+    largest = 0
+    for name, slot in slots(param_shapes(config)).items():
+        if len(slot.shape) == 1:
+            data, kind = np.ones(slot.shape, np.float32), KIND.F32
+        else:
+            rows, columns = slot.shape
+            data, kind = random_rows(KIND.Q4_K, (rows, columns)), KIND.Q4_K
+            largest = max(largest, 4 * rows * columns)
+        writer.add_tensor(gguf.tensor_name(name), data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    command = [sys.executable, "-c", MEMORY, str(wide), str(tmp_path / "out"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    in_float32 = 4 * config.num_parameters
+    assert in_float32 > 1.5e9
+    # A tensor in float32, its rows in our order, and what the package needs for some rows of it.
+    assert int(done.stdout) < 4 * largest < in_float32 / 5
 
 
 def test_mixed_types_keep_their_numbers(tmp_path, good):

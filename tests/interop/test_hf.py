@@ -426,6 +426,7 @@ def test_hub_names(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert hub.resolve("owner/model-7b") == tmp_path
     # Only where there is nothing else, and only what is read without unpickling.
     assert [pattern for pattern in request["patterns"] if pattern.endswith(".bin")] == [
@@ -441,6 +442,18 @@ def test_hub_names(tmp_path, monkeypatch):
     assert request["kind"] == "dataset"
     assert "*.parquet" in request["patterns"]
     assert not any(".py" in pattern for pattern in request["patterns"])
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *name: " of ".join(name[::-1]))
+    assert str(hub.resolve("owner/model-7b/m.Q4_K_M.gguf")) == "m.Q4_K_M.gguf of owner/model-7b"
+    assert str(hub.resolve("owner/m/sub/m.gguf")) == "sub/m.gguf of owner/m"
+    with pytest.raises(ValueError, match="m.gguf does not exist"):
+        hub.resolve("owner/m/../m.gguf")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    files = ["README.md", "b.gguf", "a.gguf"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: files)
+    with pytest.raises(ValueError, match="owner/m has GGUF files .* for example owner/m/a.gguf$"):
+        hub.resolve("owner/m")
 
     def offline(name, **_):
         raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub\nsecond line")

@@ -4,15 +4,18 @@
 """
 
 import importlib.util
-import random
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ctxext.cli.main import main
+from ctxext.cli.text_generation import TextGenerator
 from ctxext.loading import load, locate
 from ctxext.rope import Unscaled
+from support.varied_texts import varied_texts
 
 pytestmark = [
     pytest.mark.check,
@@ -67,9 +70,7 @@ def test_token_ids_are_those_of_transformers(lm):
 
     path = locate("smollm2")
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    rng = random.Random(0)
-    characters = [*"ab cd' 123\n\t.,é語🙂\u00a0<|>sSTL_", *SPECIAL]
-    texts = ["".join(rng.choices(characters, k=rng.randint(1, 40))) for _ in range(600)]
+    texts = varied_texts(80, SPECIAL)
     texts += [line for path in DOCS.glob("*.md") for line in path.read_text().splitlines()][:400]
     without_numbers = [text for text in texts if not any(c.isdigit() for c in text)]
     assert len(without_numbers) > 200
@@ -87,6 +88,54 @@ def test_token_ids_are_those_of_transformers(lm):
     )
     for text in texts:
         assert theirs(text).input_ids == lm.tokenizer.encode(text, special=True), text
+
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain to a child why the sky is blue.",
+    "def fibonacci(n):",
+)
+
+
+def test_its_words_are_those_of_transformers(lm):
+    """64 greedy tokens of a chat, by transformers' model and tokenizer of the file."""
+    import torch
+    import transformers
+
+    path = locate("smollm2")
+    options = {"gguf_file": path.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=torch.float32, **options
+    ).eval()
+    for prompt in PROMPTS:
+        ours = TextGenerator(lm, lm.stop_ids, max_new_tokens=64, quiet=True).chat([prompt])
+        chat = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=64,
+                do_sample=False,
+                eos_token_id=list(lm.stop_ids),
+                pad_token_id=lm.stop_ids[0],
+            )
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        theirs = tokenizer.decode(answer, skip_special_tokens=True)
+        assert ours.text.strip() == theirs.strip(), prompt
+        assert len(ours.ids) > 5
+
+
+def test_the_file_is_proven_as_it_is(tmp_path, capsys):
+    file = Path(shutil.copy(locate("smollm2"), tmp_path / "m.gguf"))
+    assert main(["prove", str(file)]) == 0
+    assert "with quantized weights from gguf" in capsys.readouterr().out
+    proof = json.loads((tmp_path / "m.proof.json").read_text())
+    assert (proof["equal"], proof["dtype"]) == (True, "q4_1, q8_0")
+    assert proof["readers"][0]["token_ids_equal"]
 
 
 def test_it_answers_and_is_imported(lm, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The proof of Meta directories and GGUF files: valid ones pass, and planted mistakes fail."""
 
 import dataclasses
+import importlib.metadata
 import io
 import json
 import shutil
@@ -134,6 +135,28 @@ def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
     assert "name it with --against" in capsys.readouterr().err
     assert run(f"{hint} --original 64") == 2
     assert "--original is for Meta" in capsys.readouterr().err
+
+
+def test_a_file_that_another_program_quantized(tmp_path, capsys):
+    from support.gguf_files import KIND, rewrite
+
+    lm = model(Unscaled())
+    export(lm, tmp_path / "f32.gguf", to="gguf", dtype="float32")
+    rng = np.random.default_rng(0)
+    up = 0.1 * rng.standard_normal((lm.config.intermediate_size, lm.config.hidden_size))
+    rows = library.quantize(up.astype(np.float32), KIND.Q4_1)
+    quantized = {"blk.0.ffn_up.weight": (rows, KIND.Q4_1)}
+    file = rewrite(tmp_path / "f32.gguf", tmp_path / "m.gguf", {"general.file_type": 3}, quantized)
+    assert main(["prove", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert f"with quantized weights from gguf {importlib.metadata.version('gguf')}" in text
+    assert "(q4_1 weights)" in text
+    (tmp_path / "m.proof.json").unlink()
+    assert main(["import", str(file), "--out", str(tmp_path / "base")]) == 0
+    assert main(["prove", str(file), "--against", str(tmp_path / "base")]) == 0
+    export(lm, tmp_path / "other", dtype="float32")
+    assert main(["prove", str(file), "--against", str(tmp_path / "other")]) == 1
+    assert "weights that differ: model.layers.0.mlp.up_proj" in capsys.readouterr().out
 
 
 def test_meta_without_rope_json_needs_the_window(tmp_path, capsys):

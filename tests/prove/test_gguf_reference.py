@@ -3,6 +3,7 @@
 import inspect
 import math
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
-
+from support.gguf_files import KIND, dequantized_types, random_rows, rewrite  # noqa: E402
 
 FLOAT_KEYS = ("llama.rope.freq_base", "llama.rope.scaling.factor")
 
@@ -54,6 +55,40 @@ def test_keys_and_numbers_are_those_of_the_package(dtype, tmp_path):
         values = library.dequantize(tensor.data, tensor.tensor_type)
         expected = values.reshape(tensor.shape[::-1])
         np.testing.assert_array_equal(ours.numbers(tensor.name), expected, tensor.name)
+
+
+def test_numbers_of_other_types_are_those_of_the_package(tmp_path):
+    """In one file of which every matrix has another type."""
+    rows = {f"{kind.name}.weight": (random_rows(kind, (2, 512)), kind) for kind in quantized()}
+    path = rewrite(save(tmp_path / "m.gguf"), tmp_path / "types.gguf", {}, rows)
+    file = GGUFFile(path)
+    assert file.uses_library
+    assert not GGUFFile(tmp_path / "m.gguf").uses_library
+    assert len(rows) > 15
+    for name, (data, kind) in rows.items():
+        with np.errstate(all="ignore"):
+            expected = library.dequantize(data, kind).reshape(2, 512)
+        np.testing.assert_array_equal(file.numbers(name), expected, name)
+        assert file.tensors[name].kind == kind.name.lower()
+
+
+def quantized() -> list:
+    return [kind for kind in dequantized_types() if kind != KIND.Q8_0]
+
+
+def test_types_that_are_not_read_are_named(tmp_path, monkeypatch):
+    good = save(tmp_path / "m.gguf")
+    integers = {"x": (np.zeros(8, np.int32), KIND.I32)}
+    path = rewrite(good, tmp_path / "integers.gguf", {}, integers)
+    with pytest.raises(ValueError, match="x in .*integers.gguf has type 26, which is not read"):
+        GGUFFile(path)
+    other = {"x.weight": (random_rows(KIND.Q4_K, (1, 256)), KIND.Q4_K)}
+    path = rewrite(good, tmp_path / "q4_k.gguf", {}, other)
+    gguf_file._layout.cache_clear()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match="type 12, which needs the package gguf: .*float32, float"):
+        GGUFFile(path)
+    GGUFFile(good)
 
 
 def test_q8_0_rounds_as_the_package_does():

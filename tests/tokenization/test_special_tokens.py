@@ -80,6 +80,24 @@ def test_every_file_that_names_special_tokens_counts_as_in_transformers(tmp_path
     assert len(readers[1]) == len(theirs) == 423
 
 
+@pytest.mark.parametrize(
+    "files", [{ADDED: {"<tool>": 420}}, {CONFIG: {"added_tokens_decoder": {}}}]
+)
+def test_the_special_tokens_of_a_model_stay_next_to_added_ones(tmp_path, files):
+    """Also where no file next to a tokenizer.model names them."""
+    from transformers import AutoTokenizer
+
+    if CONFIG in files:
+        files[CONFIG]["added_tokens_decoder"] = {"420": token("<tool>", special=False)}
+    written = {name: json.dumps(data).encode() for name, data in files.items()}
+    ours = load_tokenizer(write(tmp_path / "in", {MODEL: model(), **written}))
+    plain = Tokenizer({MODEL: model()})
+    expected = [*plain.encode("a"), 2, *plain.encode("b"), 1, *plain.encode(" c")]
+    assert ours.encode("a</s>b<s> c", special=True) == expected
+    exported = AutoTokenizer.from_pretrained(write(tmp_path / "out", ours.export_files(9)))
+    assert exported("a</s>b<s> c", add_special_tokens=False).input_ids == expected
+
+
 def test_a_chat_ends_with_the_end_that_the_json_files_name(tmp_path):
     settings = {
         "eos_token": "<|im_end|>",

@@ -220,6 +220,30 @@ def test_models_that_cannot_be_converted_are_refused():
         to_tokenizer_json(out.getvalue())
 
 
+def test_user_defined_tokens_that_a_tokenizer_json_cannot_have_are_refused():
+    """SentencePiece continues a text after one, where a tokenizer.json begins like a text."""
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(inspect.getsource(inspect).splitlines()),
+        model_writer=out,
+        vocab_size=420,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        user_defined_symbols=["<PRE>"],
+        minloglevel=2,
+    )
+    with pytest.raises(ValueError, match="the ids of 'a<PRE>b <PRE> c' would change .*user-def"):
+        to_tokenizer_json(out.getvalue())
+
+
 def test_asking_for_bos_is_refused_if_there_is_none():
     bare = to_tokenizer_json(model()) | {"post_processor": None}
     fast = Tokenizer({JSON: json.dumps(bare).encode(), CONFIG: b'{"bos_token": null}'})

@@ -1,6 +1,7 @@
 """GGUF files of architecture llama, as llama.cpp's code reads them."""
 
 import heapq
+import importlib.metadata
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ class GGUFReference(ReferenceReader):
 
     def __init__(self, path: str | Path) -> None:
         self.file = GGUFFile(path)
+        if self.file.uses_library:
+            self.library = f"gguf {importlib.metadata.version('gguf')}"
         keys = self.keys = self.file.keys
         architecture = keys.get("general.architecture")
         if architecture != "llama":

@@ -1,5 +1,6 @@
 """The container of GGUF, version 3 (and 2, whose files do not differ for what is read here)."""
 
+import functools
 import math
 import struct
 from pathlib import Path
@@ -26,7 +27,7 @@ Q8_0 = 8
 MAX_METADATA = 1 << 26
 """Bytes of keys and descriptions of tensors; a vocabulary of Llama 3 takes ten million."""
 KINDS = {0: "float32", 1: "float16", Q8_0: "q8_0", 30: "bfloat16"}
-"""The types of tensors that are read here."""
+"""The types of tensors that are read here; the package `gguf` makes numbers of others."""
 BLOCK_SIZE = 32
 BLOCK = np.dtype([("scale", "<f2"), ("steps", "i1", BLOCK_SIZE)])
 """q8_0: 32 numbers that share a scale."""
@@ -38,37 +39,61 @@ DTYPES = {
 
 
 class StoredTensor(NamedTuple):
-    """A tensor on disk: a name of KINDS, its shape in numpy's order, and its first byte."""
+    """A tensor on disk.
+
+    `kind`: a name of KINDS, or the package's name of another type in lower case. `number`: of the
+    type. `shape`: in numpy's order. `start`: the first byte. `block`: how many numbers of a row
+    take `block_bytes` together.
+    """
 
     kind: str
+    number: int
     shape: tuple[int, ...]
     start: int
+    block: int
+    block_bytes: int
 
     @property
     def num_bytes(self) -> int:
-        count = math.prod(self.shape)
-        if self.kind == "q8_0":
-            return count // BLOCK_SIZE * BLOCK.itemsize
-        return count * DTYPES[self.kind].itemsize
+        return math.prod(self.shape) // self.block * self.block_bytes
 
 
 class GGUFFile:
     """The `keys` and `tensors` of a file.
 
-    Raises ValueError naming the file if it is corrupt, truncated or of another kind.
+    `uses_library`: whether the package `gguf` makes its numbers. Raises ValueError naming the file
+    if it is corrupt, truncated or of another kind, and for types of numbers that are not read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
             self._data = np.memmap(self.path, np.uint8, "r")
-            self._read()
+            listed = self._read()
         except (OSError, ValueError, OverflowError, RecursionError, struct.error) as error:
-            raise ValueError(
-                f"{self.path} is not a complete GGUF file; copy or write it again ({error})"
-            ) from None
+            raise self._incomplete(str(error)) from None
+        self.tensors: dict[str, StoredTensor] = {}
+        for name, (number, shape, start) in listed.items():
+            try:
+                kind, block, block_bytes = _layout(number)
+            except ValueError as error:
+                raise ValueError(f"{name} in {self.path} {error}") from None
+            if block > 1 and (not shape or shape[-1] % block):
+                raise self._incomplete(f"{name} has rows that are not blocks of {block} numbers")
+            tensor = StoredTensor(kind, number, shape, start, block, block_bytes)
+            if start + tensor.num_bytes > len(self._data):
+                raise self._incomplete(f"{name} is cut off")
+            self.tensors[name] = tensor
+        own_kinds = set(KINDS.values())
+        self.uses_library = any(tensor.kind not in own_kinds for tensor in self.tensors.values())
 
-    def _read(self) -> None:
+    def _incomplete(self, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.path} is not a complete GGUF file; copy or write it again ({reason})"
+        )
+
+    def _read(self) -> dict[str, tuple[int, tuple[int, ...], int]]:
+        """Read the keys; returns type, shape and first byte of every tensor."""
         if bytes(self._data[:4]) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self._at = 4
@@ -81,21 +106,20 @@ class GGUFFile:
             if name in self.keys:
                 raise ValueError(f"the key {name} is there twice")
             self.keys[name] = self._value(self._scalar("I"))
-        relative: dict[str, StoredTensor] = {}
+        listed: dict[str, tuple[int, tuple[int, ...], int]] = {}
         for _ in range(num_tensors):
-            name, tensor = self._tensor()
-            if name in relative:
+            name = self._string()
+            if name in listed:
                 raise ValueError(f"the tensor {name} is there twice")
-            relative[name] = tensor
+            listed[name] = self._tensor(name)
         align = self.keys.get("general.alignment", 32)
         if type(align) is not int or align < 1:
             raise ValueError(f"general.alignment is {align!r}")
-        start = -(-self._at // align) * align
-        self.tensors: dict[str, StoredTensor] = {}
-        for name, tensor in relative.items():
-            self.tensors[name] = tensor._replace(start=start + tensor.start)
-            if start + tensor.start + tensor.num_bytes > len(self._data):
-                raise ValueError(f"{name} is cut off")
+        first = -(-self._at // align) * align
+        return {
+            name: (number, shape, first + offset)
+            for name, (number, shape, offset) in listed.items()
+        }
 
     def numbers(self, name: str) -> np.ndarray:
         """A tensor, float32. Raises ValueError if the file does not have it."""
@@ -107,8 +131,12 @@ class GGUFFile:
             blocks = raw.view(BLOCK)
             scale = blocks["scale"].astype(np.float32)[:, None]
             values = scale * blocks["steps"].astype(np.float32)
-        else:
+        elif tensor.kind in DTYPES:
             values = raw.view(DTYPES[tensor.kind]).astype(np.float32)
+        else:
+            library = _library()
+            with np.errstate(all="ignore"):  # numbers that are not finite are found when compared
+                values = library.dequantize(raw, library.GGMLQuantizationType(tensor.number))
         return values.reshape(tensor.shape)
 
     def _bytes(self, count: int) -> bytes:
@@ -139,14 +167,45 @@ class GGUFFile:
             raise ValueError(f"there is no type {kind}")
         return self._scalar(SCALARS[kind])
 
-    def _tensor(self) -> tuple[str, StoredTensor]:
-        name, rank = self._string(), self._scalar("I")
+    def _tensor(self, name: str) -> tuple[int, tuple[int, ...], int]:
+        """Type, shape and offset of a tensor."""
+        rank = self._scalar("I")
         if rank > 4:
             raise ValueError(f"{name} has {rank} dimensions")
         shape = tuple(self._scalar("Q") for _ in range(rank))[::-1]
-        kind, start = self._scalar("I"), self._scalar("Q")
-        if kind not in KINDS:
-            raise ValueError(f"{name} has type {kind}; supported are {', '.join(KINDS.values())}")
-        if kind == Q8_0 and (not shape or shape[-1] % BLOCK_SIZE):
-            raise ValueError(f"{name} has rows that do not divide into blocks of {BLOCK_SIZE}")
-        return name, StoredTensor(KINDS[kind], shape, start)
+        return self._scalar("I"), shape, self._scalar("Q")
+
+
+@functools.cache
+def _layout(number: int) -> tuple[str, int, int]:
+    """(name, numbers per block, bytes per block) of a type of numbers.
+
+    Raises ValueError for a type that neither this file nor the package `gguf` makes numbers of.
+    """
+    if number == Q8_0:
+        return KINDS[number], BLOCK_SIZE, BLOCK.itemsize
+    if number in KINDS:
+        return KINDS[number], 1, DTYPES[KINDS[number]].itemsize
+    library = _library(f"has type {number}, which ")
+    try:
+        kind = library.GGMLQuantizationType(number)
+        block, block_bytes = library.GGML_QUANT_SIZES[kind]
+        library.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except (ValueError, NotImplementedError):
+        raise ValueError(
+            f"has type {number}, which is not read here: neither {', '.join(KINDS.values())} nor "
+            "one that the package gguf makes numbers of"
+        ) from None
+    return kind.name.lower(), block, block_bytes
+
+
+def _library(reason: str = "") -> Any:
+    """The package `gguf`. Raises ValueError, after the `reason`, if it is missing."""
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{reason}needs the package gguf: pip install 'ctxext[gguf]' (read without it are "
+            f"{', '.join(KINDS.values())})"
+        ) from None
+    return gguf

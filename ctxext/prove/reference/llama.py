@@ -38,12 +38,14 @@ class ReferenceReader(abc.ABC):
 
     Tensors have Hugging Face's names, and the format's own order of rows. `neighbours`: the format
     rotates rows 2j and 2j + 1 of a head, not j and j + d / 2. `rounded`: it stores frequencies in
-    float32. `reads_model`: it has the SentencePiece model and no files next to it.
+    float32. `reads_model`: it has the SentencePiece model and no files next to it. `library`: name
+    and version of a package that makes numbers of quantized weights for it, empty if none does.
     """
 
     neighbours = False
     rounded = False
     reads_model = False
+    library = ""
     num_hidden_layers: int
     head_dim: int
     rms_norm_eps: float
