@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import ctxext
 from ctxext.cli.main import main
-from ctxext.evals.record import read_records
+from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
 from ctxext.progress_bar import TerminalBar
 from ctxext.report import tables, write_report
@@ -113,6 +113,7 @@ def test_the_python_api_gives_texts_as_they_are(tmp_path: Path):
     with pytest.raises(ValueError) as raised:
         ctxext.load(tmp_path / HOSTILE)
     assert HOSTILE in str(raised.value)
+    assert HOSTILE in EvaluatedModel(window=64, rope=HOSTILE).label
     assert is_harmless(printable(str(raised.value)))
 
 

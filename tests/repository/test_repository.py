@@ -127,6 +127,12 @@ def test_pins_are_within_the_bounds(lane: str, python: str, wanted: tuple[str, .
             )
 
 
+def test_property_tests_draw_the_same_examples_in_every_run() -> None:
+    """`make slow` explores new ones; what it finds becomes an example of the test."""
+    hypothesis = pytest.importorskip("hypothesis")
+    assert hypothesis.settings.default.derandomize
+
+
 def test_no_path_of_one_machine() -> None:
     pattern = re.compile(r"(?<![\w.])/(work|root|home|Users|mnt|farm)/\w")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
