@@ -186,11 +186,21 @@ def run_card(run: RunDir, model: EvaluatedModel) -> dict[str, Any]:
         record for record in records if record.model == model or _compares(record.model, model)
     ]
     is_evaluated = any(record.model == model for record in records)
+    note = merge_note(run)
     return {
         "method": model.label,
         "experiment": run.settings()["name"],
+        **({"weights": note} if note else {}),
         "summary": report.tables(shown) if is_evaluated else "",
     }
+
+
+def merge_note(run: RunDir) -> str:
+    """What the weights of a run on a quantized base are, in words; empty for another run."""
+    quantize = (run.settings()["trainable"] or {}).get("quantize", "none")
+    if quantize == "none":
+        return ""
+    return f"the base, trained in {quantize}, dequantized, with the adapters merged"
 
 
 def _compares(other: EvaluatedModel, model: EvaluatedModel) -> bool:

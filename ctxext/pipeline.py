@@ -15,7 +15,7 @@ from ctxext.evals import EvalRecord, evaluated_model
 from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
-from ctxext.export import check, check_length, export, run_card
+from ctxext.export import check, check_length, export, merge_note, run_card
 from ctxext.files import touch
 from ctxext.interop.formats import find_format
 from ctxext.methods import label
@@ -253,7 +253,8 @@ def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) 
             return proof
         print(f"{out} is replaced: {reason}", file=sys.stderr)
         distributed.broadcast_from_primary(lambda: _remove_export(out))
-    print(f"exporting to {out}", file=sys.stderr)
+    note = merge_note(run)
+    print(f"exporting to {out}{': ' if note else ''}{note}", file=sys.stderr)
     export(
         lm,
         out,

@@ -1,9 +1,9 @@
 """Describe what a run would do, before anything is allocated."""
 
+import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
 from ctxext import loading, requirements
 from ctxext.attention.kernels import explain
@@ -11,7 +11,8 @@ from ctxext.attention.request import Request
 from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
-from ctxext.model.decoder import param_shapes
+from ctxext.model.decoder import Params, param_shapes
+from ctxext.model.quantized import cast_floats
 from ctxext.plan.job import count
 from ctxext.rope import RopeScaling, rope_at
 
@@ -41,11 +42,11 @@ def _base_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[s
     init = experiment.init or "from scratch"
     window = config.max_position_embeddings
     num_parameters = count(param_shapes(config))
-    trained, frozen = map(count, experiment.trainable.shapes(config))
+    trained, frozen = experiment.trainable.shapes(config)
     yield "experiment", f"{experiment.name} ({experiment.fingerprint})"
     yield "base", f"{init}, window {window}, theta {config.rope_theta:g}"
     yield "parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"
-    yield "trained", f"{label([experiment.trainable])}: {trained:,} parameters"
+    yield "trained", f"{label([experiment.trainable])}: {count(trained):,} parameters"
     yield "mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"
 
 
@@ -99,15 +100,17 @@ def _kernel(experiment: Experiment) -> str:
     return explain(train.kernel, request)
 
 
-def _state_bytes(experiment: Experiment, trained: int, frozen: int) -> str:
+def _state_bytes(experiment: Experiment, trained: Params, frozen: Params) -> str:
     """The size of parameters, optimiser state and gradients, per device if the mesh is fixed.
 
     A trained parameter takes 16 bytes: itself, two moments and its gradient in float32; 20 if
-    gradients are accumulated. A frozen one is kept once, in the compute dtype.
+    gradients are accumulated. A frozen one is kept once, in the compute dtype or quantized.
     """
     mesh = experiment.mesh
     bytes_per_trained = 16 if experiment.train.accumulate == 1 else 20
-    size = bytes_per_trained * trained + jnp.dtype(experiment.train.dtype).itemsize * frozen
+    held = jax.tree.leaves(cast_floats(frozen, experiment.train.dtype))
+    frozen_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in held)
+    size = bytes_per_trained * count(trained) + frozen_bytes
     if -1 in (mesh.fsdp, mesh.seq, mesh.tensor):
         return f"{size / 1e9:.1f} GB, divided over all devices"
     per_device = size / (mesh.fsdp * mesh.seq * mesh.tensor)

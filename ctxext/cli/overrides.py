@@ -8,6 +8,8 @@ from typing import Any
 from ctxext.cli.flags import Flag, field_value, is_plain, parse_flags, unknown_option
 from ctxext.cli.method_options import method_fields, replace_methods, split_flags
 from ctxext.experiment import Experiment
+from ctxext.methods import label
+from ctxext.model.trainable import TRAINABLE
 
 
 def override(
@@ -76,4 +78,15 @@ def _unknown(flag: Flag, experiment: Experiment, known: Sequence[str]) -> ValueE
         )
     if getattr(experiment, name, ...) is None:
         return ValueError(f"unknown option {flag}: this experiment has no {name}")
+    field = flag.name.removeprefix("trainable.")
+    owners = [key for key, form in TRAINABLE.items() if field in _field_names(form)]
+    if owners and TRAINABLE[owners[0]] is not type(experiment.trainable):
+        return ValueError(
+            f"{flag} belongs to --method {' or '.join(owners)}, and this experiment trains "
+            f"{label([experiment.trainable])}; give it with --method {owners[0]}"
+        )
     return unknown_option(flag, known, "--print-config shows what there is")
+
+
+def _field_names(form: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(form)]

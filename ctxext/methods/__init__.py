@@ -58,7 +58,9 @@ def label(methods: Iterable[Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A number as it is; a long vector as its length and six digits of its hash."""
+    """A number as it is; a long vector as its length and six digits of its hash; names joined."""
+    if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
+        return "/".join(value)
     if isinstance(value, tuple) and len(value) > 4:
         digest = hashlib.sha256(repr(tuple(map(float, value))).encode()).hexdigest()
         return f"{len(value)} values #{digest[:6]}"

@@ -124,6 +124,8 @@ def test_fields_are_replaced_together():
         (["--train.stps", "4"], r"unknown option --train.stps; did you mean --train.steps\?"),
         (["--factor", "4"], r"unknown option --factor; did you mean --rope.factor\?"),
         (["--zzz", "4"], "unknown option --zzz; --print-config shows"),
+        (["--quantize", "nf4"], "--quantize belongs to --method lora, and .* trains full; give"),
+        (["--trainable.quantize", "nf4"], "--trainable.quantize belongs to --method lora"),
         (["--train.steps", "four"], "--train.steps must be a whole number, got 'four'"),
         (["--train.steps"], "--train.steps needs a value: a whole number"),
         (["--train.steps", "1", "2"], "--train.steps takes one value, got 1 2"),

@@ -15,6 +15,7 @@ from ctxext.methods.p_rope import PRope
 from ctxext.methods.pose import PoSE
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
+from ctxext.model.trainable import LINEARS, LoRA
 from ctxext.rope import Rope, RopeBase, RopeScaling, Unscaled
 
 LLAMA2 = RopeBase(128, 1e4, 4096)
@@ -243,3 +244,5 @@ def test_labels_leave_defaults_out():
     expected = "linear(factor=2) + self-extend(group_size=4, neighbor_window=8)"
     assert methods.label([Linear(2), SelfExtend(4, 8)]) == expected
     assert methods.label([Unscaled()]) == methods.label([]) == "none"
+    names = methods.label([LoRA(targets=LINEARS, quantize="nf4")])
+    assert names == f"lora(targets={'/'.join(LINEARS)}, quantize=nf4)"

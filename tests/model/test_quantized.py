@@ -13,7 +13,7 @@ import pytest
 
 from ctxext import loading
 from ctxext.attention import Causal
-from ctxext.export import export, export_adapter
+from ctxext.export import export, export_adapter, merge_note
 from ctxext.interop import peft_base
 from ctxext.methods import Linear
 from ctxext.model.loss import batch_loss
@@ -339,6 +339,7 @@ def test_a_merged_export_is_the_dequantized_base_with_adapters(trained, tmp_path
     """So is the proof; that of the adapter compares weights on the dequantized base."""
     monkeypatch.setitem(sys.modules, "torch", None)
     export(loading.load(trained / "run"), tmp_path / "merged", dtype="bfloat16")
+    assert merge_note(RunDir(trained / "run")).startswith("the base, trained in nf4, dequantized")
     proof = prove(tmp_path / "merged", against=trained / "run")
     assert proof["equal"]
     assert not prove(tmp_path / "merged", against=trained / "base")["equal"]

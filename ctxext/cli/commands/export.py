@@ -7,6 +7,7 @@ ctxext export runs/mine --to gguf --out llama2-8k.gguf --dtype q8_0
 
 import argparse
 import shlex
+import sys
 
 from ctxext.cli import numbers, options
 
@@ -111,6 +112,8 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
         options.say_context(named.lm.context, named.lm.scaling)
         model = named.describe(named.lm, directory=named.directory)
         card = export.run_card(RunDir(path), model) if is_run else {"method": model.label}
+        if "weights" in card:
+            print(f"exported is {card['weights']}; so is what a proof compares", file=sys.stderr)
         dtype = "bfloat16" if is_run else export.stored_dtype(path)
         export.export(
             named.lm,
