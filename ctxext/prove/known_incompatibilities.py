@@ -195,5 +195,3 @@ def _gguf(keys: dict[str, Any]) -> Iterator[KnownIncompatibility]:
             "puts the attention factor on keys once more whenever it shifts a full context; keep "
             "the text within the window",
         )
-    if keys.get("tokenizer.ggml.add_bos_token") is False:
-        yield KnownIncompatibility("llama.cpp", "does not begin texts with BOS, as the file says")

@@ -237,6 +237,33 @@ def test_special_tokens_are_cut_out_as_in_llama_cpp(good):
         assert ours.encode(text, special=True) == expected, text
 
 
+@pytest.mark.slow
+def test_token_ids_are_those_of_llama_cpp(tmp_path, good):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    keys = keys_of(good)
+    kinds = [*keys["tokenizer.ggml.token_type"]]
+    tokens = keys["tokenizer.ggml.tokens"]
+    # Those that no other token is merged from.
+    others = [
+        i
+        for i, token in enumerate(tokens)
+        if len(token) > 2
+        and kinds[i] == 1
+        and "▁" not in token
+        and sum(token in other for other in tokens) == 1
+    ][-3:]
+    for i in others:
+        kinds[i] = 4
+    path = rewrite(good, tmp_path / "m.gguf", {"tokenizer.ggml.token_type": kinds})
+    for file in (good, path):
+        theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+        ours = open_tokenizer(file)
+        for text in varied_texts(100, ["<s>", "</s>", *(tokens[i] for i in others)]):
+            for special in (False, True):
+                expected = theirs.tokenize(text.encode(), add_bos=False, special=special)
+                assert ours.encode(text, special=special) == expected, text
+
+
 @pytest.mark.usefixtures("readers")
 def test_token_ids_are_those_of_transformers_from_the_same_file(good):
     """But for a space before a text that begins with one, which only llama.cpp adds."""

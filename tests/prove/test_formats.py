@@ -137,16 +137,21 @@ def test_the_command_line_of_a_gguf_file(tmp_path, capsys):
     assert "--original is for Meta" in capsys.readouterr().err
 
 
-def test_a_file_that_another_program_quantized(tmp_path, capsys):
+def quantized_file(folder: Path, kind: str) -> Path:
+    """A GGUF file in float32, but for one matrix."""
     from support.gguf_files import KIND, rewrite
 
     lm = model(Unscaled())
-    export(lm, tmp_path / "f32.gguf", to="gguf", dtype="float32")
+    export(lm, folder / "f32.gguf", to="gguf", dtype="float32")
     rng = np.random.default_rng(0)
     up = 0.1 * rng.standard_normal((lm.config.intermediate_size, lm.config.hidden_size))
-    rows = library.quantize(up.astype(np.float32), KIND.Q4_1)
-    quantized = {"blk.0.ffn_up.weight": (rows, KIND.Q4_1)}
-    file = rewrite(tmp_path / "f32.gguf", tmp_path / "m.gguf", {"general.file_type": 3}, quantized)
+    rows = library.quantize(up.astype(np.float32), KIND[kind])
+    tensors = {"blk.0.ffn_up.weight": (rows, KIND[kind])}
+    return rewrite(folder / "f32.gguf", folder / "m.gguf", {"general.file_type": 3}, tensors)
+
+
+def test_a_file_that_another_program_quantized(tmp_path, capsys):
+    file = quantized_file(tmp_path, "Q4_1")
     assert main(["prove", str(file)]) == 0
     text = capsys.readouterr().out
     assert f"with quantized weights from gguf {importlib.metadata.version('gguf')}" in text
@@ -154,7 +159,7 @@ def test_a_file_that_another_program_quantized(tmp_path, capsys):
     (tmp_path / "m.proof.json").unlink()
     assert main(["import", str(file), "--out", str(tmp_path / "base")]) == 0
     assert main(["prove", str(file), "--against", str(tmp_path / "base")]) == 0
-    export(lm, tmp_path / "other", dtype="float32")
+    export(model(Unscaled()), tmp_path / "other", dtype="float32")
     assert main(["prove", str(file), "--against", str(tmp_path / "other")]) == 1
     assert "weights that differ: model.layers.0.mlp.up_proj" in capsys.readouterr().out
 
@@ -426,6 +431,16 @@ def test_llama_cpp_agrees(scaling, dtype, tmp_path):
     assert proof["readers_not_run"] == {}
     assert theirs["token_ids_equal"]
     assert max(theirs["logits"]) < {"float32": 1e-5, "float16": 0.005, "q8_0": 0.15}[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_llama_cpp_agrees_on_files_that_another_program_quantized(kind, tmp_path):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, built from source")
+    proof = prove(quantized_file(tmp_path, kind))
+    assert proof["equal"]
+    assert proof["readers_not_run"] == {}
+    assert max(comparison(proof, "llama.cpp")["logits"]) < 0.15
 
 
 @pytest.mark.slow
