@@ -234,6 +234,7 @@ def test_reference_readers_are_independent():
             "typing",
             "numpy",
             "ml_dtypes",
+            "gguf",  # llama.cpp's own, for the numbers of quantized types
             "safetensors",
             "sentencepiece",
             "tokenizers",

@@ -241,7 +241,8 @@ def test_seconds_at_peak_of_7b_by_the_formula_of_palm():
         ("NVIDIA A100-SXM4-80GB", "a100-80"),
         ("NVIDIA H200", "h200-141"),
         ("NVIDIA H100 PCIe", None),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 3090", None),
         ("cpu", None),
     ],
 )
