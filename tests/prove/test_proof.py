@@ -226,6 +226,7 @@ def test_reference_readers_are_independent():
             "collections.abc",
             "functools",
             "heapq",
+            "importlib.metadata",
             "json",
             "math",
             "pathlib",
