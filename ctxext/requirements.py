@@ -14,6 +14,7 @@ from ctxext.data.documents import Field, Found, check_beginnings, check_texts, f
 from ctxext.data.sources import TextOnDisk
 from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
+from ctxext.model.context import meant_scaling
 from ctxext.rope import RopeScaling
 
 
@@ -121,13 +122,15 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
 
     With `training_only`, only what is trained is checked. Reads no weights.
     """
-    if experiment.allow_shorter:
-        return
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
         methods += [*experiment.zero_shot, *experiment.baselines]
     scalings = [method for method in methods if isinstance(method, RopeScaling)]
     if scalings:
+        config, base_scaling = loading.base_config(experiment)
+        for scaling in scalings:
+            config.check_scaling(meant_scaling(scaling, base_scaling))
+    if scalings and not experiment.allow_shorter:
         context = loading.base_context(experiment)
         for scaling in scalings:
             context.check(scaling)

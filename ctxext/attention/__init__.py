@@ -1,17 +1,19 @@
 """Attention: pieces say who sees whom, kernels evaluate them and never know a method's name."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
+from ctxext.attention.bias import position_bias
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
-from ctxext.attention.documents import rotary_tables
+from ctxext.attention.documents import mapped_positions, rotary_tables
 from ctxext.attention.kernels import KERNELS, Kernel, evaluate
+from ctxext.attention.layers import ALIKE, Kind, LayerKind, Layers
 from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
-from ctxext.rope import Float32Rotation, Rotation, rotate
+from ctxext.rope import Float32Rotation, Rotation
 
 __all__ = [
     "KERNELS",
@@ -20,6 +22,8 @@ __all__ = [
     "Band",
     "Causal",
     "Kernel",
+    "LayerKind",
+    "Layers",
     "Mask",
     "Piece",
     "blocked",
@@ -27,11 +31,17 @@ __all__ = [
     "make_attention",
 ]
 
-Attend = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
-"""(q, k, v, cache of a segment, layer of that segment) -> (output [B, T, N, H], cache).
 
-q, k and v come before their rotation.
-"""
+@runtime_checkable
+class Attend(Protocol):
+    """(q, k, v, cache of a segment, layer of that segment) -> (output [B, T, N, H], cache).
+
+    q, k and v come before their rotation. kind: that of the layer, see `layers`.
+    """
+
+    def __call__(
+        self, q: Array, k: Array, v: Array, cache: Any, layer: Any, kind: Kind = 0, /
+    ) -> tuple[Array, Any]: ...
 
 
 def make_attention(
@@ -43,15 +53,19 @@ def make_attention(
     *,
     sharding_of: Callable[[tuple[int, ...]], NamedSharding] | None = None,
     cut: bool = False,
+    layers: Layers = ALIKE,
 ) -> Attend:
     """Make attention of sequences with themselves; rotary tables are built once for all layers.
 
     segment_ids: those of packed rows, whose documents never see each other and are read as alone.
     sharding_of: the sharding of an activation [B, T, heads, H] by its shape; None: one device.
     cut: the sharding cuts the sequences, and everything along T comes in `ring.zigzag` order.
+    layers: how layers differ from each other.
     """
     pieces = attention.pieces()
-    masks = [piece.mask for piece in pieces]
+    bias = None
+    if layers.bias is not None:
+        bias = position_bias(layers.bias, *mapped_positions(pieces, positions, segment_ids))
     query_tables, key_tables = rotary_tables(pieces, rotation, positions, segment_ids)
 
     def attend(
@@ -60,16 +74,20 @@ def make_attention(
         v: Float[Array, "b t k h"],
         cache: Any,
         layer: Any,
+        kind: Kind = 0,
     ) -> tuple[Float[Array, "b t n h"], Any]:
+        rotated = layers.rotation(kind)
         out = evaluate(
             kernel,
-            [rotate(q, *tables) for tables in query_tables],
-            [rotate(k, *tables) for tables in key_tables],
+            [rotated(q, tables) for tables in query_tables],
+            [rotated(k, tables) for tables in key_tables],
             v,
-            masks,
+            [piece.mask for piece in layers.pieces(attention, kind)],
             segment_ids=segment_ids,
             sharding=None if sharding_of is None else sharding_of(v.shape),
             cut=cut,
+            kind=None if isinstance(kind, int) else kind,
+            bias=bias,
         )
         return out, cache
 

@@ -6,6 +6,7 @@ tokens; see `tiles` for blocked arrays.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import tiles
+from ctxext.attention.bias import PositionBias
 from ctxext.attention.devices import GPU, platform_of, rows_times_heads
 from ctxext.attention.documents import first_tokens
 from ctxext.attention.pieces import Mask
@@ -40,11 +42,13 @@ def blocked(
     *,
     segment_ids: Int[Array, "b t"] | None = None,
     sharding: NamedSharding | None = None,
+    kind: Any = None,
+    bias: PositionBias | None = None,
 ) -> Float[Array, "b t n h"]:
     """Equal to `dense` over one sequence, in O(T) memory.
 
     Tokens of different segments never see each other. sharding: that of `values`, if they are on
-    several devices.
+    several devices. kind: that of the layer, for masks that are one per kind. bias: see `dense`.
     """
     _, T, N, _ = queries[0].shape
     K = values.shape[2]
@@ -63,55 +67,85 @@ def blocked(
     if segment_ids is not None:
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)), constant_values=-1)
     first = first_tokens(masks, jnp.arange(T + pad)[None], segment_ids)
-    blocks = tiles.Blocks(
-        jnp.arange(v.shape[0]) * C,
-        tiles.split_tokens(segment_ids, C),
-        tiles.split_tokens(first, C),
-    )
-    out: Array = _flash(q, k, v, blocks, tuple(masks), C)
+    starts = jnp.arange(v.shape[0]) * C
+    segments = tiles.split_tokens(segment_ids, C)
+    first = tiles.split_tokens(first, C)
+    places = _Places(tiles.Blocks(starts, segments, first), (), tiles.OfLayer(kind))
+    if bias is not None:
+        places = _Places(
+            tiles.Blocks(starts, segments, first, _positions(bias.query_positions, C)),
+            _positions(bias.key_positions, C),
+            tiles.OfLayer(kind, bias.slopes.reshape(K, N // K)),
+        )
+    out: Array = _flash(q, k, v, places, tuple(masks), C)
     return out[:, :T]
 
 
-def _work(masks: tuple[Mask, ...], blocks: tiles.Blocks, C: int) -> tiles.Work:
+def _positions(of_pieces: tuple[Array, ...], C: int) -> tuple[Array, ...]:
+    """The mapped positions [B, T] of every piece in blocks [M, B, C]; padding is never visible."""
+
+    def in_blocks(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % C)))
+        return padded.reshape(x.shape[0], -1, C).transpose(1, 0, 2)
+
+    return tuple(in_blocks(x) for x in of_pieces)
+
+
+class _Places(NamedTuple):
+    """Where queries and keys are, and what the call takes from the layer."""
+
+    queries: tiles.Blocks
+    key_positions: tuple[Array, ...]
+    layer: tiles.OfLayer
+
+    @property
+    def keys(self) -> tiles.Blocks:
+        return self.queries._replace(positions=self.key_positions)
+
+
+def _work(masks: tuple[Mask, ...], places: _Places, C: int) -> tiles.Work:
     work = []
+    blocks = places.queries
     packed = blocks.segments is not None
     for piece, mask in enumerate(masks):
-        full, partly = tiles.visible_pairs(mask, blocks.start.shape[0], C, packed=packed)
+        num_blocks = blocks.start.shape[0]
+        full, partly = tiles.pairs_in(mask, places.layer.kind, num_blocks, C, packed=packed)
         for pairs, needed_mask in ((full, None), (partly, mask)):
-            tile = tiles.Tile(piece, needed_mask, C)
-            work.append((tile, tiles.Pairs(jnp.asarray(pairs), len(pairs))))
+            work.append((tiles.Tile(piece, needed_mask, C), pairs))
     return tiles.within_segments(work, blocks, blocks)
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, blocks: tiles.Blocks, masks: tuple, C: int
+    q: tuple, k: tuple, v: Array, places: _Places, masks: tuple, C: int
 ) -> tuple[Array, Array]:
     state = tiles.empty_softmax(q[0])
-    work = _work(masks, blocks, C)
-    state = tiles.accumulate_softmax(state, q, k, v, blocks, blocks, work)
+    work = _work(masks, places, C)
+    state = tiles.accumulate_softmax(
+        state, q, k, v, places.queries, places.keys, work, places.layer
+    )
     return tiles.finish_softmax(state, q[0], v.dtype, C)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _flash(q: tuple, k: tuple, v: Array, blocks: tiles.Blocks, masks: tuple, C: int) -> Array:
-    return _output_and_lse(q, k, v, blocks, masks, C)[0]
+def _flash(q: tuple, k: tuple, v: Array, places: _Places, masks: tuple, C: int) -> Array:
+    return _output_and_lse(q, k, v, places, masks, C)[0]
 
 
-def _flash_forward(
-    q: tuple, k: tuple, v: Array, blocks: tiles.Blocks, masks: tuple, C: int
-) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, blocks, masks, C))
-    return out, (q, k, v, blocks, out, lse)
+def _flash_forward(q: tuple, k: tuple, v: Array, places: _Places, masks: tuple, C: int) -> tuple:
+    out, lse = tiles.named(*_output_and_lse(q, k, v, places, masks, C))
+    return out, (q, k, v, places, out, lse)
 
 
 def _flash_backward(masks: tuple, C: int, saved: tuple, grad: Array) -> tuple:
-    q, k, v, blocks, out, lse = saved
+    q, k, v, places, out, lse = saved
     groups = out.shape[2] // v.shape[2]
     out, grad = (tiles.split(x, C, groups) for x in (out, grad))
     delta = tiles.output_delta(out, grad)
-    work = _work(masks, blocks, C)
+    work = _work(masks, places, C)
     state = tiles.zero_gradients((q, k, v))
-    gradients = tiles.accumulate_gradients(state, q, k, v, (grad, delta, lse), blocks, blocks, work)
+    gradients = tiles.accumulate_gradients(
+        state, q, k, v, (grad, delta, lse), places.queries, places.keys, work, places.layer
+    )
     dq, dk, dv = jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, (q, k, v))
     return dq, dk, dv, None
 

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ctxext.attention import Attend, Attention, Kernel, make_attention
+from ctxext.attention.bias import position_bias
 from ctxext.attention.dense import dense
-from ctxext.rope import Float32Rotation, Rotation, rotate
+from ctxext.attention.layers import ALIKE, Kind, Layers
+from ctxext.rope import Float32Rotation, Rotation
 
 
 class Cache(NamedTuple):
@@ -78,19 +80,21 @@ def prefill(
     positions: Int[Array, "b t"],
     *,
     rotated: bool,
+    layers: Layers = ALIKE,
 ) -> Attend:
     """Make attention over the prompt that also fills slots 0 .. T-1.
 
     Slots of right padding are overwritten before they are seen. rotated: see `caches_rotated`.
     """
-    attend = make_attention(attention, kernel, rotation, positions)
+    attend = make_attention(attention, kernel, rotation, positions, layers=layers)
     tables = rotation.tables(attention.pieces()[0].key_positions(positions))
 
     def attend_and_store(
-        q: Array, k: Array, v: Array, cache: Cache, layer: Any
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
     ) -> tuple[Array, Cache]:
-        out, _ = attend(q, k, v, None, layer)
-        return out, _write(cache, rotate(k, *tables) if rotated else k, v, layer, 0)
+        out, _ = attend(q, k, v, None, layer, kind)
+        keys = layers.rotation(kind)(k, tables) if rotated else k
+        return out, _write(cache, keys, v, layer, 0)
 
     return attend_and_store
 
@@ -105,6 +109,7 @@ def decode(
     continuations: int,
     num_slots: int,
     rotated: bool,
+    layers: Layers = ALIKE,
 ) -> Attend:
     """Make attention of token `step` of every continuation.
 
@@ -125,26 +130,36 @@ def decode(
     allowed = filled[:, None] & own[None]  # [B, continuations, S]
     query_index = jnp.broadcast_to(lengths + step, (lengths.shape[0], continuations))
 
+    bias = position_bias(
+        layers.bias,
+        [piece.query_positions(query_index) for piece in pieces],
+        [piece.key_positions(key_index) for piece in pieces],
+    )
     query_tables = [rotation.tables(piece.query_positions(query_index)) for piece in pieces]
     # Rotated keys are rotated once, when they are written; others all, whenever they are read.
     key_positions = query_index if rotated else key_index
     key_tables = [rotation.tables(piece.key_positions(key_positions)) for piece in pieces]
 
-    def attend(q: Array, k: Array, v: Array, cache: Cache, layer: Any) -> tuple[Array, Cache]:
-        new_keys = rotate(k, *key_tables[0]) if rotated else k
+    def attend(
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
+    ) -> tuple[Array, Cache]:
+        rotate = layers.rotation(kind)
+        new_keys = rotate(k, key_tables[0]) if rotated else k
         cache = _write(cache, new_keys, v, layer, prompt_slots + step * continuations)
         cached_keys, values = _read(cache, layer, len(q))
         keys = [cached_keys]
         if not rotated:
-            keys = [rotate(cached_keys, *tables) for tables in key_tables]
+            keys = [rotate(cached_keys, tables) for tables in key_tables]
         out = dense(
-            [rotate(q, *tables) for tables in query_tables],
+            [rotate(q, tables) for tables in query_tables],
             keys,
             values,
-            [piece.mask for piece in pieces],
+            [piece.mask for piece in layers.pieces(attention, kind)],
             query_index=query_index,
             key_index=key_index,
             allowed=allowed,
+            kind=None if isinstance(kind, int) else kind,
+            bias=bias,
         )
         return out, cache
 

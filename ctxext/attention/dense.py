@@ -5,12 +5,14 @@ H head_dim.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ctxext.attention.pieces import Mask
+from ctxext.attention.bias import PositionBias
+from ctxext.attention.pieces import Mask, visible_in
 
 MASK_VALUE = -1e30
 """The score of a masked pair. It is finite, because the softmax of a row of -inf is NaN."""
@@ -27,23 +29,28 @@ def dense(
     query_segments: Int[Array, "b t"] | None = None,
     key_segments: Int[Array, "b s"] | None = None,
     allowed: Bool[Array, "b t s"] | None = None,
+    kind: Any = None,
+    bias: PositionBias | None = None,
 ) -> Float[Array, "b t n h"]:
     """softmax(q k / sqrt(H)) v over the union of the pieces; scores and softmax in float32.
 
     One rotated query and key and one mask per piece. The masks read `query_index` and `key_index`.
-    Tokens of different segments never see each other; `allowed` hides more.
+    Tokens of different segments never see each other; `allowed` hides more. kind: that of the
+    layer, for masks that are one per kind. bias: added to the scores.
     """
     B, T, N, H = queries[0].shape
     K = values.shape[2]
     scores = jnp.full((1, 1, 1, 1, 1), MASK_VALUE, jnp.float32)
-    for q, k, mask in zip(queries, keys, masks, strict=True):
+    for number, (q, k, mask) in enumerate(zip(queries, keys, masks, strict=True)):
         q = q.reshape(B, T, K, N // K, H)
-        visible = mask.visible(query_index[:, :, None], key_index[:, None, :])
+        visible = visible_in(mask, kind, query_index[:, :, None], key_index[:, None, :])
         if query_segments is not None and key_segments is not None:
             visible = visible & (query_segments[:, :, None] == key_segments[:, None, :])
         if allowed is not None:
             visible = visible & allowed
         piece = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+        if bias is not None:
+            piece = piece + bias.of(number, K)
         scores = jnp.where(visible[:, None, None], piece, scores)  # masks are disjoint
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, values).reshape(B, T, N, H)

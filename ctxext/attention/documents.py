@@ -56,9 +56,18 @@ def rotary_tables(
     In a document that begins at position b, p is rotated at b + map(p - b): distances are those of
     the document alone, and a map that changes nothing is exact.
     """
+    queries, keys = mapped_positions(pieces, positions, segment_ids)
+    tables = [rotation.tables(positions) for positions in (*queries, *keys)]
+    return tables[: len(pieces)], tables[len(pieces) :]
+
+
+def mapped_positions(
+    pieces: Sequence[Piece], positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None
+) -> tuple[list, list]:
+    """The positions at which queries rotate and those of keys, of each piece."""
     maps = [piece.query_positions for piece in pieces] + [piece.key_positions for piece in pieces]
     begins: Any = 0
     if any(position_map is not unchanged for position_map in maps):
         begins = smallest_in_document(positions, segment_ids)
-    tables = [rotation.tables(begins + position_map(positions - begins)) for position_map in maps]
-    return tables[: len(pieces)], tables[len(pieces) :]
+    mapped = [begins + position_map(positions - begins) for position_map in maps]
+    return mapped[: len(pieces)], mapped[len(pieces) :]

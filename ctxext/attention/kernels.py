@@ -7,18 +7,19 @@ its `KernelSpec` to `TABLE`.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import cudnn, splash
+from ctxext.attention.bias import PositionBias
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
 from ctxext.attention.devices import GPU, platform_of
 from ctxext.attention.documents import first_tokens
-from ctxext.attention.pieces import Mask
+from ctxext.attention.pieces import Mask, PerKind
 from ctxext.attention.request import Request
 from ctxext.attention.ring import ring
 
@@ -45,6 +46,8 @@ class KernelSpec:
     """It holds the scores [T, S] of all heads at once and recomputes none."""
     names_output: bool = True
     """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
+    takes_layers: bool = True
+    """It takes masks that are one per kind of layer, and a bias; see `evaluate`."""
 
 
 def _dense(
@@ -55,6 +58,8 @@ def _dense(
     *,
     segment_ids: Array | None,
     sharding: NamedSharding | None,
+    kind: Any = None,
+    bias: PositionBias | None = None,
 ) -> Array:
     """`dense` of a sequence with itself; the partitioner needs no help with it."""
     index = jnp.arange(values.shape[1])[None]
@@ -70,12 +75,16 @@ def _dense(
         key_index=index,
         query_segments=segment_ids,
         key_segments=segment_ids,
+        kind=kind,
+        bias=bias,
     )
 
 
 TABLE: dict[Kernel, KernelSpec] = {
-    "splash": KernelSpec(splash.splash, splash.refusal, platforms=("tpu",)),
-    "cudnn": KernelSpec(cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False),
+    "splash": KernelSpec(splash.splash, splash.refusal, platforms=("tpu",), takes_layers=False),
+    "cudnn": KernelSpec(
+        cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False, takes_layers=False
+    ),
     "ring": KernelSpec(ring, cut=True),
     "blocked": KernelSpec(blocked),
     "dense": KernelSpec(_dense, automatic=False, holds_scores=True, names_output=False),
@@ -95,6 +104,10 @@ def refusal(kernel: Kernel, request: Request) -> str:
         return "it needs whole sequences, but mesh.seq cuts them over devices"
     if spec.cut and not request.cut:
         return "it is for sequences that mesh.seq cuts over devices"
+    if request.bias and not spec.takes_layers:
+        return "it adds no bias to scores, as the ALiBi of this model does"
+    if not spec.takes_layers and any(isinstance(mask, PerKind) for mask in request.masks):
+        return "the layers of this model do not all see the same tokens"
     return spec.refusal(request) if spec.refusal else ""
 
 
@@ -145,13 +158,16 @@ def evaluate(
     segment_ids: Int[Array, "b t"] | None = None,
     sharding: NamedSharding | None = None,
     cut: bool = False,
+    kind: Any = None,
+    bias: PositionBias | None = None,
 ) -> Float[Array, "b t n h"]:
     """Attention of sequences with themselves, by the kernel that `choose` names.
 
     One rotated query and key and one mask per piece. Tokens of different segments never see each
     other, and masks count the tokens of each segment from its first. sharding: that of `values`, if
     they are on several devices. cut: it cuts sequences, whose tokens come in `ring.zigzag` order.
-    Raises ValueError if the kernel refuses.
+    kind: that of the layer, for masks that are one per kind. bias: added to the scores. Raises
+    ValueError if the kernel refuses.
     """
     request = Request(
         masks=tuple(masks),
@@ -160,6 +176,10 @@ def evaluate(
         dtype=queries[0].dtype,
         packed=segment_ids is not None,
         cut=cut,
+        bias=bias is not None,
     )
     spec = TABLE[choose(kernel, request)]
-    return spec.attend(queries, keys, values, masks, segment_ids=segment_ids, sharding=sharding)
+    of_layer = {"kind": kind, "bias": bias} if spec.takes_layers else {}
+    return spec.attend(
+        queries, keys, values, masks, segment_ids=segment_ids, sharding=sharding, **of_layer
+    )

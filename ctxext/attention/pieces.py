@@ -57,6 +57,75 @@ class Band(Mask):
         return any_visible, all_visible
 
 
+@dataclasses.dataclass(frozen=True)
+class Within(Mask):
+    """The pairs of another mask at distances below `window`: a layer with a sliding window."""
+
+    mask: Mask
+    window: int
+
+    @property
+    def by_distance(self) -> bool:  # type: ignore[override]
+        return self.mask.by_distance
+
+    def visible(self, query: Any, key: Any) -> Any:
+        return self.mask.visible(query, key) & (query - key < self.window)
+
+    def block(self, query: range, key: range) -> tuple[bool, bool]:
+        any_visible, all_visible = self.mask.block(query, key)
+        any_near, all_near = Band(0, self.window).block(query, key)
+        # Both may be visible somewhere without a pair that is: such a block is only visited.
+        return any_visible and any_near, all_visible and all_near
+
+
+def within(mask: Mask, window: int | None) -> Mask:
+    """The mask, cut to the distances 0 .. window - 1 unless `window` is None."""
+    if window is None:
+        return mask
+    if isinstance(mask, Band):
+        return Band(mask.low, window if mask.high is None else min(mask.high, window))
+    return Within(mask, window)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerKind(Mask):
+    """One mask for each kind of layer, of which a kernel takes that of the layer it runs."""
+
+    masks: tuple[Mask, ...]
+
+    @property
+    def by_distance(self) -> bool:  # type: ignore[override]
+        return all(mask.by_distance for mask in self.masks)
+
+    def visible(self, query: Any, key: Any) -> Any:
+        raise NotImplementedError("which pairs are visible depends on the layer: see `visible_in`")
+
+    def block(self, query: range, key: range) -> tuple[bool, bool]:
+        raise NotImplementedError("which pairs are visible depends on the layer")
+
+
+def visible_in(mask: Mask, kind: Any, query: Any, key: Any) -> Any:
+    """`mask.visible`, for a layer of this kind where the mask is one per kind."""
+    if not isinstance(mask, PerKind):
+        return mask.visible(query, key)
+    visible = mask.masks[0].visible(query, key)
+    for number, other in enumerate(mask.masks[1:], start=1):
+        is_kind = kind == number
+        visible = (is_kind & other.visible(query, key)) | (~is_kind & visible)
+    return visible
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearBias:
+    """ALiBi (arXiv 2108.12409): -slope times the distance is added to a score, after scaling.
+
+    The distance is that at which a piece rotates: between mapped positions, not token indices.
+    """
+
+    slopes: tuple[float, ...]
+    """One per query head."""
+
+
 def unchanged(positions: Any) -> Any:
     """The identity: rotate at the position itself."""
     return positions
@@ -72,6 +141,8 @@ class Piece:
     mask: Mask
     query_positions: PositionMap = unchanged
     key_positions: PositionMap = unchanged
+    bias: LinearBias | None = None
+    """What is added to the scores; all pieces of a softmax have the same."""
 
 
 class Attention(abc.ABC):

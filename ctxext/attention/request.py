@@ -20,3 +20,5 @@ class Request:
     """Rows hold several documents, whose tokens must not see each other."""
     cut: bool = False
     """Every sequence is cut over several devices (mesh.seq)."""
+    bias: bool = False
+    """Something is added to the scores, as ALiBi does."""

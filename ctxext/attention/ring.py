@@ -23,9 +23,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import tiles
+from ctxext.attention.bias import PositionBias
 from ctxext.attention.devices import platform_of, rows_times_heads
 from ctxext.attention.documents import first_tokens
-from ctxext.attention.pieces import Mask
+from ctxext.attention.pieces import Mask, PerKind
 
 SMALLEST = 32
 """Fewest tokens per block, unless chunks are shorter."""
@@ -58,11 +59,14 @@ def ring(
     *,
     sharding: NamedSharding,
     segment_ids: Int[Array, "b t"] | None = None,
+    kind: Any = None,
+    bias: PositionBias | None = None,
 ) -> Float[Array, "b t n h"]:
     """Equal to `dense` over one sequence in `zigzag` order, everything in that order.
 
     sharding: that of `values`; its second entry is the axis of the ring. Tokens of different
-    segments never see each other. Raises ValueError if T does not divide into chunks and blocks.
+    segments never see each other. kind, bias: see `blocked`. Raises ValueError if
+    T does not divide into chunks and blocks.
     """
     T = values.shape[1]
     S = sharding.mesh.shape[sharding.spec[1]]
@@ -72,20 +76,31 @@ def ring(
             f"make the length a multiple of {2 * S}"
         )
     first = first_tokens(masks, zigzag(T, S)[None], segment_ids)
-    documents = _Documents(segment_ids, first)
-    out: Array = _ring(tuple(queries), tuple(keys), values, documents, tuple(masks), sharding)
+    tokens = _Tokens(segment_ids, first)
+    slopes = None
+    if bias is not None:
+        tokens = _Tokens(segment_ids, first, bias.query_positions, bias.key_positions)
+        slopes = bias.slopes
+    places = tokens, kind, slopes
+    out: Array = _ring(tuple(queries), tuple(keys), values, places, tuple(masks), sharding)
     return out
 
 
-class _Documents(NamedTuple):
-    """The documents of packed rows, [B, T] each in `zigzag` order; see `tiles.Blocks`."""
+class _Tokens(NamedTuple):
+    """What is known of every token, [B, T] each in `zigzag` order; see `tiles.Blocks`."""
 
     segment_ids: Array | None
     first: Array | None
+    query_positions: tuple[Array, ...] = ()
+    key_positions: tuple[Array, ...] = ()
 
-    def split(self, size: int) -> tuple[Array | None, Array | None]:
-        """Both [M, B, C]."""
-        return tiles.split_tokens(self.segment_ids, size), tiles.split_tokens(self.first, size)
+    def split(self, size: int) -> "_Tokens":
+        """All [M, B, C]."""
+        return jax.tree.map(lambda x: tiles.split_tokens(x, size), self)
+
+
+Places = tuple[_Tokens, Any, Array | None]
+"""The tokens, and of the layer: the number of its kind, and the slopes [N] of its bias."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -128,8 +143,9 @@ class _Trip:
         shape: tuple[int, ...],
         *,
         packed: bool,
+        kind: Any = None,
     ) -> None:
-        """masks: one per piece; shape: that of the queries [B, T, N, H]."""
+        """masks: one per piece; shape: that of the queries [B, T, N, H]; kind: see `blocked`."""
         self.mesh = sharding.mesh
         self.axis = sharding.spec[1]
         self.S = self.mesh.shape[self.axis]
@@ -141,13 +157,28 @@ class _Trip:
         self.token_spec = PartitionSpec(rows, seq)
         self.head_spec = PartitionSpec(rows, seq, heads_axis)
         self.lse_spec = PartitionSpec(seq, rows, heads_axis)  # of [M, B, K, G * C]
+        self.places_spec = (self.token_spec, PartitionSpec(), PartitionSpec(heads_axis))
 
         self.piece_tiles: list[tiles.Tile] = []
-        self.tables: list[tuple[np.ndarray, np.ndarray]] = []
+        self.tables: list[tuple[Any, Any]] = []
         for piece, mask in enumerate(masks):
-            full, partly = work_table(mask, self.S, self.chunk, self.C, packed=packed)
+            full, partly = self._tables_of(mask, kind, packed)
             self.piece_tiles += [tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C)]
             self.tables += [full, partly]
+
+    def _tables_of(self, mask: Mask, kind: Any, packed: bool) -> tuple[tuple[Any, Any], ...]:
+        """`work_table`, for a layer of this kind where the mask is one per kind."""
+        if not isinstance(mask, PerKind):
+            return work_table(mask, self.S, self.chunk, self.C, packed=packed)
+        of_kinds = [
+            work_table(each, self.S, self.chunk, self.C, packed=packed) for each in mask.masks
+        ]
+        chosen = []
+        for tables in zip(*of_kinds, strict=True):  # the fully, then the partly visible pairs
+            pairs = tiles.padded([pairs for pairs, _ in tables])
+            counts = np.stack([counts for _, counts in tables])
+            chosen.append((jnp.asarray(pairs)[kind], jnp.asarray(counts)[kind]))
+        return tuple(chosen)
 
     def run(self, body: Any, arguments: tuple, in_specs: tuple, out_specs: Any) -> Any:
         """`body(own_tables, *arguments)` on every device, with its own part of the work tables."""
@@ -176,13 +207,17 @@ class _Trip:
         )
 
     def blocks(
-        self, device: Array, segments: Array | None, first: Array | None = None
+        self,
+        device: Array,
+        segments: Array | None,
+        positions: tuple[Array, ...],
+        first: Array | None = None,
     ) -> tiles.Blocks:
         """Where the blocks of a device are: first those of its early, then of its late chunk."""
         offsets = jnp.arange(0, self.chunk, self.C)
         early = device * self.chunk + offsets
         late = (2 * self.S - 1 - device) * self.chunk + offsets
-        return tiles.Blocks(jnp.concatenate([early, late]), segments, first)
+        return tiles.Blocks(jnp.concatenate([early, late]), segments, first, positions)
 
     def work(
         self, own_tables: Any, r: Array, queries: tiles.Blocks, keys: tiles.Blocks
@@ -209,61 +244,67 @@ class _Trip:
 
 
 def _output_and_lse(
-    q: tuple, k: tuple, v: Array, documents: _Documents, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, places: Places, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    packed = documents.segment_ids is not None
-    trip = _Trip(masks, sharding, q[0].shape, packed=packed)
+    packed = places[0].segment_ids is not None
+    trip = _Trip(masks, sharding, q[0].shape, packed=packed, kind=places[1])
 
-    def local(
-        tables: Any, q: tuple, k: tuple, v: Array, documents: _Documents
-    ) -> tuple[Array, Array]:
+    def local(tables: Any, q: tuple, k: tuple, v: Array, places: Places) -> tuple[Array, Array]:
         device = jax.lax.axis_index(trip.axis)
+        layer = _of_layer(places, q[0].shape[2] // v.shape[2])
         q, k, v = trip.split(q, k, v)
-        segments, first = documents.split(trip.C)
-        queries = trip.blocks(device, segments, first)
+        tokens = places[0].split(trip.C)
+        queries = trip.blocks(device, tokens.segment_ids, tokens.query_positions, tokens.first)
 
         def step(r: Array, state: tuple, travelling: tuple) -> tuple:
-            k, v, segments = travelling
-            keys = trip.blocks((device - r) % trip.S, segments)
+            k, v, segments, positions = travelling
+            keys = trip.blocks((device - r) % trip.S, segments, positions)
             work = trip.work(tables, r, queries, keys)
-            return tiles.accumulate_softmax(state, q, k, v, queries, keys, work), travelling
+            state = tiles.accumulate_softmax(state, q, k, v, queries, keys, work, layer)
+            return state, travelling
 
-        state, _ = trip.fold(step, tiles.empty_softmax(q[0]), (k, v, segments))
+        travelling = (k, v, tokens.segment_ids, tokens.key_positions)
+        state, _ = trip.fold(step, tiles.empty_softmax(q[0]), travelling)
         return tiles.finish_softmax(state, q[0], v.dtype, trip.C)
 
     return trip.run(
         local,
-        (q, k, v, documents),
-        in_specs=(trip.head_spec, trip.head_spec, trip.head_spec, trip.token_spec),
+        (q, k, v, places),
+        in_specs=(trip.head_spec, trip.head_spec, trip.head_spec, trip.places_spec),
         out_specs=(trip.head_spec, trip.lse_spec),
     )
 
 
+def _of_layer(places: Places, groups: int) -> tiles.OfLayer:
+    _, kind, slopes = places
+    return tiles.OfLayer(kind, None if slopes is None else slopes.reshape(-1, groups))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _ring(
-    q: tuple, k: tuple, v: Array, documents: _Documents, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, places: Places, masks: tuple, sharding: NamedSharding
 ) -> Array:
-    return _output_and_lse(q, k, v, documents, masks, sharding)[0]
+    return _output_and_lse(q, k, v, places, masks, sharding)[0]
 
 
 def _ring_forward(
-    q: tuple, k: tuple, v: Array, documents: _Documents, masks: tuple, sharding: NamedSharding
+    q: tuple, k: tuple, v: Array, places: Places, masks: tuple, sharding: NamedSharding
 ) -> tuple:
-    out, lse = tiles.named(*_output_and_lse(q, k, v, documents, masks, sharding))
-    return out, (q, k, v, documents, out, lse)
+    out, lse = tiles.named(*_output_and_lse(q, k, v, places, masks, sharding))
+    return out, (q, k, v, places, out, lse)
 
 
 def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Array) -> tuple:
-    q, k, v, documents, out, lse = saved
-    packed = documents.segment_ids is not None
-    trip = _Trip(masks, sharding, q[0].shape, packed=packed)
+    q, k, v, places, out, lse = saved
+    packed = places[0].segment_ids is not None
+    trip = _Trip(masks, sharding, q[0].shape, packed=packed, kind=places[1])
 
     def local(
         tables: Any,
         q: tuple,
         k: tuple,
         v: Array,
-        documents: _Documents,
+        places: Places,
         out: Array,
         lse: Array,
         grad: Array,
@@ -271,31 +312,34 @@ def _ring_backward(masks: tuple, sharding: NamedSharding, saved: tuple, grad: Ar
         device = jax.lax.axis_index(trip.axis)
         groups = q[0].shape[2] // v.shape[2]
         dtype = v.dtype
+        layer = _of_layer(places, groups)
         q, k, v = trip.split(q, k, v)
         out, grad = (tiles.split(x, trip.C, groups) for x in (out, grad))
         delta = tiles.output_delta(out, grad)
-        segments, first = documents.split(trip.C)
-        queries = trip.blocks(device, segments, first)
+        tokens = places[0].split(trip.C)
+        queries = trip.blocks(device, tokens.segment_ids, tokens.query_positions, tokens.first)
 
         def step(r: Array, dq: tuple, travelling: tuple) -> tuple:
-            (k, v, segments), (dk, dv) = travelling
-            keys = trip.blocks((device - r) % trip.S, segments)
+            (k, v, segments, positions), (dk, dv) = travelling
+            keys = trip.blocks((device - r) % trip.S, segments, positions)
             work = trip.work(tables, r, queries, keys)
             dq, dk, dv = tiles.accumulate_gradients(
-                (dq, dk, dv), q, k, v, (grad, delta, lse), queries, keys, work
+                (dq, dk, dv), q, k, v, (grad, delta, lse), queries, keys, work, layer
             )
-            return dq, ((k, v, segments), (dk, dv))
+            return dq, (travelling[0], (dk, dv))
 
-        travelling = (k, v, segments), tiles.zero_gradients((k, v))
+        of_keys = k, v, tokens.segment_ids, tokens.key_positions
+        travelling = of_keys, tiles.zero_gradients((k, v))
         dq, (_, (dk, dv)) = trip.fold(step, tiles.zero_gradients(q), travelling)
         return jax.tree.map(lambda x: tiles.join(x, trip.C).astype(dtype), (dq, dk, dv))
 
     per_head = trip.head_spec
+    per_input = (per_head, per_head, per_head)
     dq, dk, dv = trip.run(
         local,
-        (q, k, v, documents, out, lse, grad),
-        in_specs=(per_head, per_head, per_head, trip.token_spec, per_head, trip.lse_spec, per_head),
-        out_specs=(per_head, per_head, per_head),
+        (q, k, v, places, out, lse, grad),
+        in_specs=(*per_input, trip.places_spec, per_head, trip.lse_spec, per_head),
+        out_specs=per_input,
     )
     return dq, dk, dv, None
 

@@ -19,9 +19,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
+from ctxext.attention.bias import linear_bias
 from ctxext.attention.dense import MASK_VALUE
 from ctxext.attention.devices import GPU
-from ctxext.attention.pieces import Mask
+from ctxext.attention.pieces import Mask, PerKind, visible_in
 
 SAVED_NAME = "attention"
 """The name by which rematerialisation can keep the output of attention and its log-sum-exp."""
@@ -34,12 +35,27 @@ class Blocks(NamedTuple):
     """Where blocks are: the token index of each one's first token [M], and segments [M, B, C].
 
     Segments are None unless rows are packed. first: the token index of the first token of each
-    token's document [M, B, C], None unless a mask needs it.
+    token's document [M, B, C], None unless a mask needs it. positions: the mapped ones of each
+    piece [M, B, C], empty unless scores are biased by them.
     """
 
     start: Array
     segments: Array | None
     first: Array | None = None
+    positions: tuple[Array, ...] = ()
+
+
+class OfLayer(NamedTuple):
+    """What a call takes from the layer: the number of its kind, and the slopes of its bias [K, G].
+
+    Both are None for models whose layers are all alike and have no bias.
+    """
+
+    kind: Any = None
+    slopes: Array | None = None
+
+
+ALL_ALIKE = OfLayer()
 
 
 class Pairs(NamedTuple):
@@ -63,10 +79,24 @@ class Tile:
     """The tokens may be of different segments, which then have to be compared."""
 
     def scores(
-        self, q: Array, k: Array, queries: Blocks, keys: Blocks, i: Array, j: Array
+        self,
+        q: Array,
+        k: Array,
+        queries: Blocks,
+        keys: Blocks,
+        i: Array,
+        j: Array,
+        layer: OfLayer = ALL_ALIKE,
     ) -> Array:
-        """Products q k of block pair (i, j), float32 [B, K, G * C, C]; hidden ones MASK_VALUE."""
+        """Products q k of block pair (i, j), float32 [B, K, G * C, C]; hidden ones MASK_VALUE.
+
+        A bias is added as what it is before the scaling.
+        """
         products = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+        if layer.slopes is not None:
+            query, key = queries.positions[self.piece][i], keys.positions[self.piece][j]
+            bias = linear_bias(layer.slopes * q.shape[-1] ** 0.5, query, key)
+            products = products + bias.reshape(products.shape)
         visible = None
         if self.mask is not None:
             offsets = jnp.arange(self.size)
@@ -77,7 +107,7 @@ class Tile:
                 first = queries.first[i][:, :, None]
                 query_index = query_index - first
                 key_index = key_index - first
-            visible = self.mask.visible(query_index, key_index)
+            visible = visible_in(self.mask, layer.kind, query_index, key_index)
         if self.mixed and queries.segments is not None and keys.segments is not None:
             same_segment = queries.segments[i][:, :, None] == keys.segments[j][:, None, :]
             visible = same_segment if visible is None else visible & same_segment
@@ -114,6 +144,7 @@ def visible_pairs(
     """
     full: list[tuple[int, int]] = []
     partly: list[tuple[int, int]] = []
+    assert not isinstance(mask, PerKind)
     blocks = [range(i * size, (i + 1) * size) for i in range(num_blocks)]
     moves = packed and not mask.by_distance
     for i, query in enumerate(blocks):
@@ -122,6 +153,34 @@ def visible_pairs(
             if any_visible:
                 (full if all_visible else partly).append((i, j))
     return np.array(full, np.int32).reshape(-1, 2), np.array(partly, np.int32).reshape(-1, 2)
+
+
+def padded(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Block pairs [..., P, 2] with several P as one array, filled up with (0, 0)."""
+    longest = max(table.shape[-2] for table in tables)
+
+    def fill(table: np.ndarray) -> np.ndarray:
+        widths = [(0, 0)] * (table.ndim - 2) + [(0, longest - table.shape[-2]), (0, 0)]
+        return np.pad(table, widths)
+
+    return np.stack([fill(table) for table in tables])
+
+
+def pairs_in(
+    mask: Mask, kind: Any, num_blocks: int, size: int, *, packed: bool = False
+) -> tuple[Pairs, Pairs]:
+    """`visible_pairs`, for a layer of this kind where the mask is one per kind."""
+    if not isinstance(mask, PerKind):
+        full, partly = visible_pairs(mask, num_blocks, size, packed=packed)
+        return Pairs(jnp.asarray(full), len(full)), Pairs(jnp.asarray(partly), len(partly))
+    of_kinds = [visible_pairs(each, num_blocks, size, packed=packed) for each in mask.masks]
+
+    def choose(tables: Sequence[np.ndarray]) -> Pairs:
+        counts = jnp.asarray([len(table) for table in tables])
+        return Pairs(jnp.asarray(padded(tables))[kind], counts[kind])
+
+    full, partly = zip(*of_kinds, strict=True)
+    return choose(full), choose(partly)
 
 
 def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
@@ -196,14 +255,21 @@ def empty_softmax(q: Array) -> tuple[Array, Array, Array]:
 
 
 def accumulate_softmax(
-    state: tuple, q: tuple, k: tuple, v: Array, queries: Blocks, keys: Blocks, work: Work
+    state: tuple,
+    q: tuple,
+    k: tuple,
+    v: Array,
+    queries: Blocks,
+    keys: Blocks,
+    work: Work,
+    layer: OfLayer = ALL_ALIKE,
 ) -> tuple:
     """The softmax state with the block pairs of `work` taken in."""
     scale = _base_2_scale(q[0])
 
     def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
         values, maxima, sums = state
-        scores = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j)
+        scores = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j, layer)
         old_max = maxima[i]
         new_max = jnp.maximum(old_max, scores.max(-1))
         weights = jnp.exp2((scores - new_max[..., None]) * scale)
@@ -250,6 +316,7 @@ def accumulate_gradients(
     queries: Blocks,
     keys: Blocks,
     work: Work,
+    layer: OfLayer = ALL_ALIKE,
 ) -> tuple:
     """(dq, dk, dv), float32, with the block pairs of `work` taken in.
 
@@ -265,7 +332,7 @@ def accumulate_gradients(
     def step(state: tuple, tile: Tile, i: Array, j: Array) -> tuple:
         dq, dk, dv = state
         q_i, k_j, grad_i = q[tile.piece][i], k[tile.piece][j], grad[i]
-        scores = tile.scores(q_i, k_j, queries, keys, i, j)
+        scores = tile.scores(q_i, k_j, queries, keys, i, j, layer)
         # Hidden pairs: exp2(-1e30) = 0. Padding has no gradient.
         weights = jnp.exp2(scores * scale - lse[i][..., None])
         d_weights = jnp.einsum("bkqh,bksh->bkqs", grad_i, v[j], preferred_element_type=jnp.float32)

@@ -44,7 +44,8 @@ def _base_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[s
     num_parameters = count(param_shapes(config))
     trained, frozen = experiment.trainable.shapes(config)
     yield "experiment", f"{experiment.name} ({experiment.fingerprint})"
-    yield "base", f"{init}, window {window}, theta {config.rope_theta:g}"
+    positions = f"theta {config.rope_theta:g}" if config.layers.rotates else "ALiBi"
+    yield "base", f"{init}, window {window}, {positions}"
     yield "parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"
     yield "trained", f"{label([experiment.trainable])}: {count(trained):,} parameters"
     yield "mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"
@@ -55,9 +56,12 @@ def _method_facts(
 ) -> Iterator[tuple[str, str]]:
     attention = label([experiment.attention])
     positions = label([experiment.positions])
+    yield "method", f"{label([scaling])}, {attention} attention, {positions} positions"
+    config.check_scaling(scaling)
+    if not config.layers.rotates:
+        return
     rope = rope_at(scaling, config.rope_base(), experiment.train.seq_len)
     fastest, slowest = rope.inv_freq[0], rope.inv_freq[-1]
-    yield "method", f"{label([scaling])}, {attention} attention, {positions} positions"
     yield (
         "",
         f"attention factor {rope.attention_factor:.6g}, inv_freq {fastest:.4g} .. {slowest:.4g}",
@@ -71,7 +75,7 @@ def _step_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[s
     tokens = train.steps * train.batch_size * train.accumulate * train.seq_len
     yield "batch", f"{rows} of {train.seq_len} tokens ({windows:g} windows)"
     yield "steps", f"{train.steps}, {tokens:,} tokens, compute in {train.dtype}"
-    yield "kernel", _kernel(experiment)
+    yield "kernel", _kernel(experiment, config)
 
 
 def _evaluation_facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
@@ -86,16 +90,19 @@ def _evaluation_facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield "export", f"{export.to} {export.dtype}" if export else "none"
 
 
-def _kernel(experiment: Experiment) -> str:
+def _kernel(experiment: Experiment, config: LlamaConfig) -> str:
     """The kernel that training will use on this machine, and why."""
     train = experiment.train
+    layers = config.layers
+    traced_kind = 0 if len(layers.kinds) == 1 else jnp.int32(0)  # as in a scan over the layers
     request = Request(
-        masks=tuple(piece.mask for piece in experiment.attention.pieces()),
+        masks=tuple(piece.mask for piece in layers.pieces(experiment.attention, traced_kind)),
         platform=jax.default_backend(),
         seq_len=train.seq_len,
         dtype=train.dtype,
         packed=True,  # a training batch always has segments
         cut=experiment.mesh.seq != 1,
+        bias=layers.bias is not None,
     )
     return explain(train.kernel, request)
 

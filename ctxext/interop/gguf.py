@@ -13,7 +13,13 @@ from ctxext.interop.families import family_of
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
 from ctxext.interop.gguf_library import import_library
-from ctxext.interop.gguf_metadata import FILE_TYPES, check, hyperparameters, rope_keys
+from ctxext.interop.gguf_metadata import (
+    FILE_TYPES,
+    check,
+    check_family,
+    hyperparameters,
+    rope_keys,
+)
 from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, wait_for_primary
 from ctxext.interop.lazy_tensor import LazyTensor, cast, numpy_dtype
@@ -82,7 +88,7 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
         return wait_for_primary(tensors)
     types = {name: _type_of(library, tensor, dtype) for name, tensor in arrays.items()}
     with written_alone(path), atomic_file(path) as temporary:
-        writer = library.GGUFWriter(None, family.gguf_architecture)
+        writer = library.GGUFWriter(None, check_family(config))
         _add_keys(library, writer, keys)
         writer.add_file_type(FILE_TYPES[dtype][1])
         if dtype == "q8_0":

@@ -44,6 +44,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Keys that change a Llama, with the values that leave it as it is."""
 
 
+def check_family(config: LlamaConfig) -> str:
+    """`general.architecture` of this family. Raises ValueError for one that is not written here."""
+    architecture = family_of(config).gguf_architecture
+    if architecture is None:
+        raise ValueError(f"GGUF files of model_type {config.family} are not supported; use --to hf")
+    return architecture
+
+
 def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
     """Raise ValueError, with the reason, for a model that a GGUF file cannot represent.
 
@@ -51,6 +59,7 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
     """
     if dtype not in FILE_TYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(FILE_TYPES)}")
+    check_family(config)
     rope_keys(config, scaling, window)
     widths = (
         config.hidden_size,
@@ -70,7 +79,7 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
 
 def hyperparameters(config: LlamaConfig, name: str, scaling: RopeScaling) -> dict[str, Any]:
     """general.* and the shape of the model, without the rotary embedding."""
-    architecture = family_of(config).gguf_architecture
+    architecture = check_family(config)
     return {
         "general.name": name,
         "general.description": f"frequencies: {label([scaling])}",
@@ -101,7 +110,7 @@ def rope_keys(
             f"{type(scaling).__name__} changes its frequencies with the length of the text, which "
             "GGUF cannot represent; export a static scaling at the factor you need, such as Yarn"
         )
-    architecture = family_of(config).gguf_architecture
+    architecture = check_family(config)
     spec = rope_spec(scaling, config, seq_len)
     keys: dict[str, Any] = {
         f"{architecture}.context_length": spec.length,

@@ -50,7 +50,8 @@ def _read(path: Path, contents: GGUFContents, original: int | None) -> StoredMod
         raise ValueError(
             f"it is one of {keys['split.count']} parts; join them first: llama-gguf-split --merge"
         )
-    own = shape_keys(keys, family.gguf_architecture)
+    architecture = family.gguf_architecture or ""
+    own = shape_keys(keys, architecture)
     if own.get("block_count", 1) > len(contents.tensors):  # before anything is built for each layer
         raise ValueError(
             f"it declares {own['block_count']} layers, but has {len(contents.tensors)} tensors"
@@ -64,7 +65,7 @@ def _read(path: Path, contents: GGUFContents, original: int | None) -> StoredMod
     vocabulary = GGUFVocabulary(keys)
     data = {
         "model_type": family.model_type,
-        **config_json(own, family.gguf_architecture, factors, original),
+        **config_json(own, architecture, factors, original),
         **_vocabulary_settings(family, own, tensors, vocabulary),
     }
     config, scaling, window = hf.read_settings(data)
@@ -87,7 +88,11 @@ def _read(path: Path, contents: GGUFContents, original: int | None) -> StoredMod
 
 def _family(keys: Mapping[str, Any]) -> Family:
     architecture = keys.get("general.architecture")
-    known = {family.gguf_architecture: family for family in FAMILIES.values()}
+    known = {
+        family.gguf_architecture: family
+        for family in FAMILIES.values()
+        if family.gguf_architecture is not None
+    }
     if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
             f"general.architecture {architecture!r:.60} is not supported, only "
@@ -130,7 +135,7 @@ def _named_tensors(config: LlamaConfig, stored: dict[str, LazyTensor]) -> dict[s
     family = family_of(config)
     remaining = dict(stored)
     tensors: dict[str, LazyTensor] = {}
-    for name, slot in slots(param_shapes(config), family).items():
+    for name, slot in slots(param_shapes(config)).items():
         new_name = tensor_name(name, family)
         tensor = remaining.pop(new_name, None)
         if tensor is None:

@@ -14,6 +14,7 @@ from ctxext.files import (
 )
 from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families import FAMILIES, family_of
+from ctxext.interop.family_tensors import to_stored
 from ctxext.interop.generation_config import (
     GENERATION_CONFIG,
     extended_generation_config,
@@ -80,13 +81,14 @@ def parse_config(data: Any) -> tuple[LlamaConfig, RopeScaling]:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(repr(name) for name in FAMILIES)
         raise ValueError(f"model_type {model_type!r} is not supported, only {known}")
-    return FAMILIES[model_type].read_config(data)
+    family = FAMILIES[model_type]
+    return family.read_config(family.translate(data))
 
 
 def _extended_window(data: dict[str, Any], config: LlamaConfig, scaling: RopeScaling) -> int:
     original = config.max_position_embeddings
     factor = float(getattr(scaling, "factor", 1.0))
-    length = declared_length(data, factor)
+    length = declared_length(FAMILIES[data["model_type"]].translate(data), factor)
     # Files that leave max_position_embeddings at L declare the extended window by the factor alone.
     if scaling.depends_on_length or length == original:
         return max(length, round(factor * original))
@@ -108,17 +110,38 @@ def declared_window(config: LlamaConfig, scaling: RopeScaling, *, seq_len: int) 
 def config_json(
     config: LlamaConfig, scaling: RopeScaling, *, seq_len: int, dtype: str
 ) -> dict[str, Any]:
-    """config.json for transformers 4 and 5. Raises ValueError for a scaling it cannot represent."""
+    """config.json for transformers 4 and 5.
+
+    Raises ValueError for a scaling that it cannot represent, and for a decoder that is not of its
+    family.
+    """
     family = family_of(config)
-    return {
+    config.check_scaling(scaling)
+    rope = rope_to_config(scaling, config, seq_len)
+    if family.window_key is not None:
+        rope = {family.window_key: rope["max_position_embeddings"]}
+    written = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **family.write_config(config),
-        **rope_to_config(scaling, config, seq_len),
+        **rope,
         "use_cache": True,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    _check_family(config, parse_config(written)[0])
+    return written
+
+
+def _check_family(config: LlamaConfig, written: LlamaConfig) -> None:
+    """Raise ValueError if a file would say something else of the decoder than its shape."""
+    for name in ("parts", "attention_bias", "mlp_bias", "hidden_act", "intermediate_size"):
+        actual, expected = getattr(written, name), getattr(config, name)
+        if actual != expected:
+            raise ValueError(
+                f"config.json of model_type {config.family} cannot represent {name} {expected}; "
+                f"it would be read as {actual}"
+            )
 
 
 def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
@@ -140,11 +163,12 @@ def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> N
     numpy_dtype(options.dtype)
     model.tokenizer.check_fits(config.vocab_size)
     settings = config_json(config, model.scaling, seq_len=model.window, dtype=options.dtype)
-    window = settings["max_position_embeddings"]
+    window = settings[family_of(config).window_key or "max_position_embeddings"]
+    tensors = to_stored(model.tensors, config)
     generation = extended_generation_config(model.generation_config, config, window=window)
     check_free(directory)
     if not distributed.is_primary():
-        return wait_for_primary(model.tensors)
+        return wait_for_primary(tensors)
     with atomic_directory(directory) as out:
         write_json(out / CONFIG, settings)
         if generation is not None:
@@ -153,5 +177,5 @@ def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> N
             write_bytes(out / name, content)
         facts = {**model.about, "summary": "", **(options.card or {})}
         write_text(out / "README.md", model_card(settings, config, facts))
-        write_tensors(out, model.tensors, options.dtype, max_shard_size=options.max_shard_size)
+        write_tensors(out, tensors, options.dtype, max_shard_size=options.max_shard_size)
     distributed.barrier()

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ctxext.interop.families import family_of
-from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import LLAMA
 from ctxext.interop.lazy_tensor import Index, LazyTensor, cast
 from ctxext.model.config import LlamaConfig
@@ -104,28 +102,32 @@ def leaves(
             yield (*path, key), value
 
 
-def slots(params: Params, family: Family = LLAMA) -> dict[str, Slot]:
-    """HF tensor name -> Slot, for a tree of arrays or shapes, in the order of the forward pass."""
+def slots(params: Params) -> dict[str, Slot]:
+    """HF tensor name -> Slot, for a tree of arrays or shapes, in the order of the forward pass.
+
+    The names are Llama's for all families; see `family_tensors`.
+    """
 
     def slot(*path: str, transposed: bool = False) -> Slot:
         leaf = functools.reduce(lambda tree, key: tree[key], path, params)
         return Slot(path, leaf, None, transposed)
 
-    named = {family.embedding: slot("embed_tokens", "embedding")}
+    named = {LLAMA.embedding: slot("embed_tokens", "embedding")}
     layers_before = 0
     for number in sorted(params["segments"], key=int):
         segment = params["segments"][number]
         num_layers = segment["input_layernorm"]["weight"].shape[0]
         for layer in range(num_layers):
-            prefix = f"{family.layers}.{layers_before + layer}"
+            prefix = f"{LLAMA.layers}.{layers_before + layer}"
             for path, leaf in leaves(segment):
                 name = ".".join([prefix, *path[:-1], ENDINGS.get(path[-1], "weight")])
                 transposed = path[-1] in TRANSPOSED
                 named[name] = Slot(("segments", number, *path), leaf, layer, transposed)
         layers_before += num_layers
-    named[family.norm] = slot("norm", "weight")
+    for leaf in params["norm"]:
+        named[f"model.norm.{leaf}"] = slot("norm", leaf)
     if "lm_head" in params:
-        named[family.lm_head] = slot("lm_head", "kernel", transposed=True)
+        named[LLAMA.lm_head] = slot("lm_head", "kernel", transposed=True)
     return named
 
 
@@ -134,9 +136,8 @@ def lazy_tensors(config: LlamaConfig, params: Params) -> dict[str, LazyTensor]:
 
     Raises ValueError if their shapes are not those of `config`.
     """
-    family = family_of(config)
-    expected = {name: slot.shape for name, slot in slots(param_shapes(config), family).items()}
-    named = slots(params, family)
+    expected = {name: slot.shape for name, slot in slots(param_shapes(config)).items()}
+    named = slots(params)
     shapes = {name: slot.shape for name, slot in named.items()}
     if shapes != expected:
         names = expected.keys() | shapes.keys()

@@ -20,6 +20,7 @@ from ctxext.files import (
     write_text,
 )
 from ctxext.interop import validation
+from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import (
     Slot,
     StoredModel,
@@ -133,6 +134,10 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
     `window`: the extended window L', tokens.
     """
     numpy_dtype(dtype)
+    if not family_of(config).meta:
+        raise ValueError(
+            f"Meta's format holds Llamas, not model_type {config.family}; export with --to hf"
+        )
     rope_json(config, scaling, window)
     unsupported = {
         "biases": config.attention_bias or config.mlp_bias,

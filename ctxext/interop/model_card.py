@@ -4,9 +4,12 @@ import json
 import re
 from typing import Any
 
+from ctxext.interop.families import family_of
 from ctxext.model.config import LlamaConfig
 from ctxext.terminal import printable, printable_line
 
+TITLES = {"mpt": "MPT", "smollm3": "SmolLM3"}
+"""How the families are spelled whose names are not only capitalised."""
 # Where the text of a proof goes.
 BEGIN = "<!-- proof -->"
 END = "<!-- /proof -->"
@@ -18,11 +21,14 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
     `settings`: the contents of config.json. `facts`: "summary" is shown as it is, the rest as a
     list.
     """
-    parameters = settings["rope_parameters"]
+    parameters = settings.get("rope_parameters", {})
     without_lists = {k: v for k, v in parameters.items() if not isinstance(v, list)}
-    length = settings["max_position_embeddings"]
+    rope = "- positions: ALiBi"
+    if parameters:
+        rope = f"- rope_parameters: `{json.dumps(without_lists)}`"
+    length = settings[family_of(config).window_key or "max_position_embeddings"]
     original = config.max_position_embeddings
-    if parameters["rope_type"] == "dynamic":
+    if parameters.get("rope_type") == "dynamic":
         context = f"{original} tokens, growing with the text by dynamic NTK scaling"
     else:
         context = f"{length} tokens (pre-trained with {original})"
@@ -30,22 +36,27 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
     summary = ""
     if facts.get("summary"):
         summary = f"\n## Measured\n\n{code_block(facts['summary'])}\n"
-    title = "Llama with an extended context window" if length > original else "Llama"
+    family = TITLES.get(config.family, config.family.capitalize())
+    title = f"{family} with an extended context window" if length > original else family
+    note = ""
+    if parameters:
+        note = (
+            "\n`config.json` carries the scaling for transformers 4 (`rope_scaling`) and 5 "
+            "(`rope_parameters`).\n"
+        )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [llama, long-context, ctxext]
+tags: [{config.family}, long-context, ctxext]
 ---
 
 # {title}
 
 - context: {context}
 - parameters: {config.num_parameters:,} in {settings["dtype"]}
-- rope_parameters: `{json.dumps(without_lists)}`
+{rope}
 {chr(10).join(lines)}
-
-`config.json` carries the scaling for transformers 4 (`rope_scaling`) and 5 (`rope_parameters`).
-{summary}
+{note}{summary}
 ## Proof
 
 {BEGIN}

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import Slot, slots
 from ctxext.interop.lazy_tensor import LazyTensor, cast
 from ctxext.interop.peft_reader import Adapter, LowRank
@@ -23,7 +22,7 @@ def merge(params: Params, adapter: Adapter, config: LlamaConfig) -> Params:
     norm over the inputs. Raises ValueError for numbers that are not finite.
     """
     by_path: dict[tuple[str, ...], dict[str, Slot]] = {}
-    for name, slot in slots(params, family_of(config)).items():
+    for name, slot in slots(params).items():
         if name in adapter.low_rank or name in adapter.replaced:
             by_path.setdefault(slot.path, {})[name] = slot
 
@@ -39,7 +38,7 @@ def merge(params: Params, adapter: Adapter, config: LlamaConfig) -> Params:
 
 def trained_whole(adapter: Adapter, params: Params, config: LlamaConfig) -> set[str]:
     """The dotted paths of the leaves that an adapter replaces, in whole or in part."""
-    named = slots(params, family_of(config))
+    named = slots(params)
     return {".".join(named[name].path) for name in adapter.replaced}
 
 

@@ -67,6 +67,15 @@ class _Part(NamedTuple):
     key: str
 
 
+def check_family(config: LlamaConfig) -> None:
+    """Raise ValueError for a family whose adapters are not read or written in PEFT's form."""
+    if family_of(config).modules_to_save is None:
+        raise ValueError(
+            f"PEFT adapters of model_type {config.family} are not supported: its files hold "
+            "queries, keys and values as one matrix; export the merged model with --to hf"
+        )
+
+
 def is_adapter(path: Path) -> bool:
     """True for a PEFT directory."""
     return (path / CONFIG).is_file()
@@ -82,7 +91,8 @@ def read(directory: str | Path, config: LlamaConfig) -> Adapter:
     if not is_adapter(directory):
         raise ValueError(_no_adapter(directory))
     settings = read_settings(directory / CONFIG)
-    base = slots(param_shapes(config), family_of(config))
+    check_family(config)
+    base = slots(param_shapes(config))
     stored = _open(directory)
     try:
         parts = [_parse(key) for key in stored]

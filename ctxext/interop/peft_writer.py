@@ -13,7 +13,7 @@ from ctxext.files import atomic_directory, write_json
 from ctxext.interop.families import family_of
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import LazyTensor
-from ctxext.interop.peft_reader import CONFIG, PREFIX
+from ctxext.interop.peft_reader import CONFIG, PREFIX, check_family
 from ctxext.interop.safetensors_files import write_file
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
@@ -39,9 +39,10 @@ def write(
     name, which PEFT does not read. Raises ValueError for an existing directory and for what PEFT
     cannot represent, OSError if the disk is full.
     """
+    check_family(config)
     _check_tied(config, lora)
     _, frozen_shapes = lora.shapes(config)
-    named = slots(join(params, frozen_shapes), family_of(config))
+    named = slots(join(params, frozen_shapes))
     tensors = {
         PREFIX + name: LazyTensor(slot.shape, "float32", slot.get)
         for name, slot in named.items()
@@ -59,7 +60,7 @@ def config_json(config: LlamaConfig, lora: LoRA, base: str) -> dict[str, Any]:
     modules_to_save = [
         module
         for name in lora.modules_to_save
-        for module in family_of(config).modules_to_save[name]
+        for module in (family_of(config).modules_to_save or {})[name]
     ]
     return {
         "peft_type": "LORA",

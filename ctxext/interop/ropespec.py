@@ -157,7 +157,7 @@ def rope_from_config(config_json: dict[str, Any]) -> tuple[float, int, RopeScali
     refuse_unknown_keys(rope_type, keys)
     partial = _agreed_value("partial_rotary_factor", config_json, keys)
     if "partial_rotary_factor" not in row.keys and partial not in (None, 1.0):
-        raise ValueError("partial_rotary_factor other than 1 is not supported for model_type llama")
+        raise ValueError("partial_rotary_factor other than 1 is not supported")
     window, length = _windows(config_json, rope_type, keys, theta)
     keys = keys | {"partial_rotary_factor": partial}
     return theta, window, row.from_keys(keys, window, length)

@@ -55,7 +55,7 @@ OTHER_TENSORS = (
     (
         r"\.(q_norm|k_norm|experts|block_sparse_moe)\.",
         "another family of models",
-        "use a checkpoint of a Llama",
+        "take config.json and weights from one checkpoint",
     ),
     (r"\.bias$", "biases", "set attention_bias or mlp_bias in config.json"),
 )

@@ -5,7 +5,10 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
+
 from ctxext.interop.families import family_of
+from ctxext.interop.family_tensors import from_stored, to_stored
 from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
 from ctxext.interop.stored_names import describe_unknown, plain_names, without_wrappers
@@ -98,7 +101,9 @@ def _open(directory: Path, file: str, config: LlamaConfig) -> dict[str, LazyTens
             f"config.json in {directory} has {config.num_hidden_layers} layers, but there are only "
             f"{len(opened)} tensors; one of the two is of another model"
         )
-    expected = {name: slot.shape for name, slot in slots(param_shapes(config), family).items()}
+    named = slots(param_shapes(config))
+    shapes = {name: LazyTensor(slot.shape, "", np.empty) for name, slot in named.items()}
+    expected = {name: tensor.shape for name, tensor in to_stored(shapes, config).items()}
     try:
         plain = plain_names(opened, {*expected, family.lm_head}, family)
     except ValueError as error:
@@ -119,7 +124,7 @@ def _open(directory: Path, file: str, config: LlamaConfig) -> dict[str, LazyTens
     if config.tie_word_embeddings and family.embedding not in stored and family.lm_head in stored:
         stored[family.embedding] = stored.pop(family.lm_head)
     _check_tensors(directory, config, stored, expected)
-    return {name: stored[name] for name in expected}
+    return from_stored(stored, list(named), config)
 
 
 def _check_tensors(

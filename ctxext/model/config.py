@@ -1,4 +1,4 @@
-"""The shape of a Llama, with Hugging Face's names, and the published shapes by name."""
+"""The shape of a decoder, with Hugging Face's names, and the published shapes by name."""
 
 import dataclasses
 import functools
@@ -7,7 +7,11 @@ from typing import ClassVar
 
 import jax
 
-from ctxext.rope import RopeBase
+from ctxext.attention.bias import alibi_slopes
+from ctxext.attention.layers import LayerKind, Layers
+from ctxext.attention.pieces import LinearBias
+from ctxext.model.parts import LLAMA_PARTS, Parts
+from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -34,10 +38,11 @@ LARGEST_SIZE = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The fields of an HF `model_type: llama` config that decide the function, but rotary scaling.
+    """The fields of an HF config that decide the function, but rotary scaling.
 
-    `max_position_embeddings` is the window of pre-training (tokens), also for a model that has been
-    extended. Raises ValueError for shapes that do not fit together.
+    The names are those of `model_type: llama`, for all families; how a family differs from Llama is
+    in `parts`. `max_position_embeddings` is the window of pre-training (tokens), also for a model
+    that has been extended. Raises ValueError for shapes that do not fit together.
     """
 
     type_tag: ClassVar[str] = "model"
@@ -56,7 +61,7 @@ class LlamaConfig:
     head_dim: int
     """H, the dimension of a head."""
     rms_norm_eps: float
-    """The epsilon of RMS norm."""
+    """The epsilon of the norms."""
     rope_theta: float
     """The base of the rotary frequencies."""
     max_position_embeddings: int
@@ -79,6 +84,10 @@ class LlamaConfig:
     """The token or tokens that end a text."""
     pad_token_id: int | None = None
     """The padding token, which training does not use."""
+    family: str = "llama"
+    """The family whose files it is read from and written to: `model_type` in config.json."""
+    parts: Parts = LLAMA_PARTS
+    """How the decoder differs from Llama's."""
 
     def __post_init__(self) -> None:
         for field in SIZES:
@@ -90,6 +99,13 @@ class LlamaConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}; correct config.json"
             )
+        for name in ("windowed", "rotary"):
+            of_layers = getattr(self.parts, name)
+            if of_layers and len(of_layers) != self.num_hidden_layers:
+                raise ValueError(
+                    f"parts.{name} is for {len(of_layers)} layers, but num_hidden_layers is "
+                    f"{self.num_hidden_layers}"
+                )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
         if self.hidden_act not in ACTIVATIONS:
@@ -106,12 +122,50 @@ class LlamaConfig:
     def num_parameters(self) -> int:
         """The number of parameters; a tied output projection counts once."""
         D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
+        parts = self.parts
         q = self.num_attention_heads * H
         kv = self.num_key_value_heads * H
-        attention = D * (q + 2 * kv) + q * D + self.attention_bias * (q + 2 * kv + D)
-        mlp = 3 * D * F + self.mlp_bias * (2 * F + D)
+        attention = D * (q + 2 * kv) + q * D + self.attention_bias * D
+        attention += self.has_qkv_bias * (q + 2 * kv) + parts.qk_norm * 2 * H
+        expansions = 2 if parts.gated else 1
+        mlp = (expansions + 1) * D * F + self.mlp_bias * (expansions * F + D)
+        norm = D * (2 if parts.norm_bias else 1)
+        norms = norm * (1 if parts.shared_norm else 2)
         embeddings = self.vocab_size * D * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * (attention + mlp + 2 * D) + embeddings + D
+        return self.num_hidden_layers * (attention + mlp + norms) + embeddings + norm
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Queries, keys and values have biases."""
+        return self.attention_bias or self.parts.qkv_bias
+
+    @functools.cached_property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """How each layer attends."""
+        parts, L = self.parts, self.num_hidden_layers
+        windowed = parts.windowed or (True,) * L
+        rotary = parts.rotary or (parts.alibi_exponent is None,) * L
+        return tuple(
+            LayerKind(parts.sliding_window if is_windowed else None, rotates)
+            for is_windowed, rotates in zip(windowed, rotary, strict=True)
+        )
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """The kinds of layers that there are, in the order of their first layers."""
+        bias = None
+        if self.parts.alibi_exponent is not None:
+            slopes = alibi_slopes(self.num_attention_heads, self.parts.alibi_exponent)
+            bias = LinearBias(slopes)
+        return Layers(tuple(dict.fromkeys(self.layer_kinds)), bias)
+
+    def check_scaling(self, scaling: RopeScaling) -> None:
+        """Raise ValueError for a scaling of rotary embeddings over a model that has none."""
+        if not self.layers.rotates and scaling not in (Unscaled(), Plain()):
+            raise ValueError(
+                f"{type(scaling).__name__} scales rotary embeddings, but {self.family} has ALiBi "
+                "in their place; choose an attention method, such as LMInfinite, or none"
+            )
 
 
 def _llama(
@@ -151,6 +205,76 @@ SHAPES: dict[str, LlamaConfig] = {
     "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, 8192, tie_word_embeddings=True),
     "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, 8192, tie_word_embeddings=True),
     "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 1e4, 2048, 32000),
+}
+MISTRAL_PARTS = Parts(sliding_window=4096)
+QWEN_IDS = {"bos_token_id": None, "eos_token_id": 151645}
+FALCON_PARTS = Parts(norm="layer", norm_bias=True, gated=False, parallel=True)
+FALCON_7B_PARTS = dataclasses.replace(FALCON_PARTS, shared_norm=True)
+MPT_PARTS = Parts(norm="layer", gated=False, alibi_exponent=8.0)
+NO_GATE = {"hidden_act": "gelu", "tie_word_embeddings": True}
+FALCON_IDS = {"bos_token_id": 11, "eos_token_id": 11}
+MPT_IDS = {"bos_token_id": None, "eos_token_id": 0}
+SHAPES |= {
+    "mistral-7b": _llama(
+        *(4096, 14336, 32, 32, 8, 1e4, 32768, 32000), family="mistral", parts=MISTRAL_PARTS
+    ),
+    "ministral-8b": _llama(
+        *(4096, 12288, 36, 32, 8, 1e8, 32768, 131072),
+        head_dim=128,
+        family="ministral",
+        parts=Parts(sliding_window=32768, windowed=(False, True, True, True) * 9),
+    ),
+    "qwen2.5-7b": _llama(
+        *(3584, 18944, 28, 28, 4, 1e6, 32768, 152064),
+        rms_norm_eps=1e-6,
+        family="qwen2",
+        parts=Parts(qkv_bias=True),
+        **QWEN_IDS,
+    ),
+    "qwen3-8b": _llama(
+        *(4096, 12288, 36, 32, 8, 1e6, 40960, 151936),
+        rms_norm_eps=1e-6,
+        family="qwen3",
+        parts=Parts(qk_norm=True),
+        **QWEN_IDS,
+    ),
+    "smollm3-3b": _llama(
+        *(2048, 11008, 36, 16, 4, 5e6, 65536, 128256),
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        family="smollm3",
+        parts=Parts(rotary=(True, True, True, False) * 9),
+        bos_token_id=128000,
+        eos_token_id=128012,
+    ),
+    "falcon-7b": _llama(
+        *(4544, 18176, 32, 71, 1, 1e4, 2048, 65024),
+        family="falcon",
+        parts=FALCON_7B_PARTS,
+        **FALCON_IDS,
+        **NO_GATE,
+    ),
+    "falcon-40b": _llama(
+        *(8192, 32768, 60, 128, 8, 1e4, 2048, 65024),
+        family="falcon",
+        parts=FALCON_PARTS,
+        **FALCON_IDS,
+        **NO_GATE,
+    ),
+    "mpt-7b": _llama(
+        *(4096, 16384, 32, 32, 32, 1e4, 2048, 50432),
+        family="mpt",
+        parts=MPT_PARTS,
+        **MPT_IDS,
+        **NO_GATE,
+    ),
+    "mpt-30b": _llama(
+        *(7168, 28672, 48, 64, 64, 1e4, 8192, 50432),
+        family="mpt",
+        parts=MPT_PARTS,
+        **MPT_IDS,
+        **NO_GATE,
+    ),
 }
 # These have the shape of Llama 3; only their frequency scaling differs.
 for _name in ("llama3.1-8b", "llama3.1-70b", "llama3.3-70b"):

@@ -1,4 +1,7 @@
-"""Llama as Flax NNX pytrees: segments of stacked layers, scanned. Knows no method and no sharding.
+"""The decoder as Flax NNX pytrees: segments of stacked layers, scanned.
+
+It is Llama's, with the parts of other families as data (`parts.Parts`), and knows no family, no
+method and no sharding.
 
 Shapes: B batch, T tokens, D model dim, N query heads, K key-value heads, H head_dim, F MLP dim,
 V vocabulary, L layers. Parameters leave this file as a pure nested dict with string keys and HF's
@@ -15,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend
+from ctxext.attention.layers import Kind
 from ctxext.model.config import ACTIVATIONS, LlamaConfig
 from ctxext.model.linear import Linear, TokenIndices
 from ctxext.model.quantized import is_quantized
@@ -41,18 +45,62 @@ class RMSNorm(nnx.Module):
         return jnp.einsum("btd,d->btd", y.astype(x.dtype), self.weight[...].astype(x.dtype))
 
 
+class LayerNorm(nnx.Module):
+    """w (x - mean(x)) / std(x) + b (arXiv 1607.06450), mean and variance in float32."""
+
+    def __init__(self, dim: int, eps: float, bias: bool):
+        self.weight = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim)) if bias else None
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        y = jnp.einsum("btd,d->btd", y.astype(x.dtype), self.weight[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
+
+
+def _make_norm(config: LlamaConfig) -> RMSNorm | LayerNorm:
+    if config.parts.norm == "rms":
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
+    return LayerNorm(config.hidden_size, config.rms_norm_eps, config.parts.norm_bias)
+
+
 class SelfAttention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245); `attend` rotates, masks and uses the cache."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
-        bias, std = config.attention_bias, config.initializer_range
+        bias, std = config.has_qkv_bias, config.initializer_range
         self.q_proj = Linear(D, N * H, bias, std, rngs)
         self.k_proj = Linear(D, K * H, bias, std, rngs)
         self.v_proj = Linear(D, K * H, bias, std, rngs)
-        self.o_proj = Linear(N * H, D, bias, std, rngs)
+        self.o_proj = Linear(N * H, D, config.attention_bias, std, rngs)
         self.head_dim = H
+        self.clip = config.parts.clip_qkv
+        has_norms = config.parts.qk_norm
+        self.q_norm = RMSNorm(H, config.rms_norm_eps) if has_norms else None
+        self.k_norm = RMSNorm(H, config.rms_norm_eps) if has_norms else None
+
+    def queries_keys_values(
+        self, x: Float[Array, "b t d"], token_indices: TokenIndices
+    ) -> tuple[Array, Array, Array]:
+        """q [B, T, N, H], k and v [B, T, K, H], before their rotation."""
+        q, k, v = (
+            self._heads(project(x, token_indices))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is None or self.k_norm is None:
+            return q, k, v
+        return _normed_heads(self.q_norm, q), _normed_heads(self.k_norm, k), v
+
+    def _heads(self, x: Float[Array, "b t f"]) -> Float[Array, "b t n h"]:
+        B, T, _ = x.shape
+        if self.clip is not None:
+            x = jnp.clip(x, -self.clip, self.clip)
+        return x.reshape(B, T, -1, self.head_dim)
 
     def __call__(
         self,
@@ -60,15 +108,18 @@ class SelfAttention(nnx.Module):
         attend: Attend,
         cache: Any,
         layer: Array | None,
+        kind: Kind,
         token_indices: TokenIndices,
     ) -> tuple[Array, Any]:
         B, T, _ = x.shape
-        q, k, v = (
-            project(x, token_indices).reshape(B, T, -1, self.head_dim)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        out, cache = attend(q, k, v, cache, layer)
+        q, k, v = self.queries_keys_values(x, token_indices)
+        out, cache = attend(q, k, v, cache, layer, kind)
         return self.o_proj(out.reshape(B, T, -1), token_indices), cache
+
+
+def _normed_heads(norm: RMSNorm, x: Float[Array, "b t n h"]) -> Float[Array, "b t n h"]:
+    B, T, N, H = x.shape
+    return norm(x.reshape(B, T * N, H)).reshape(B, T, N, H)
 
 
 def _gated(act: str, gate: Array, up: Array) -> Array:
@@ -116,14 +167,40 @@ class MLP(nnx.Module):
         return down(self.gate_proj(x, token_indices), self.up_proj(x, token_indices))
 
 
-class Layer(nnx.Module):
-    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+class PlainMLP(nnx.Module):
+    """down(act(up x)), without a gate."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        D, F = config.hidden_size, config.intermediate_size
+        bias, std = config.mlp_bias, config.initializer_range
+        self.up_proj = Linear(D, F, bias, std, rngs)
+        self.down_proj = Linear(F, D, bias, std, rngs)
+        self.hidden_act = config.hidden_act
+
+    def __call__(
+        self, x: Float[Array, "b t d"], token_indices: TokenIndices = None
+    ) -> Float[Array, "b t d"]:
+        @jax.checkpoint  # as in `MLP`
+        def down(up: Array) -> Array:
+            return self.down_proj(ACTIVATIONS[self.hidden_act](up), token_indices)
+
+        return down(self.up_proj(x, token_indices))
+
+
+class Layer(nnx.Module):
+    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    A parallel one is x + attention(norm(x)) + mlp(norm(x)), with one norm for both or one each.
+    """
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.input_layernorm = _make_norm(config)
         self.self_attn = SelfAttention(config, rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config, rngs)
+        if not config.parts.shared_norm:
+            self.post_attention_layernorm = _make_norm(config)
+        self.mlp = MLP(config, rngs) if config.parts.gated else PlainMLP(config, rngs)
+        self.parallel = config.parts.parallel
+        self.shared_norm = config.parts.shared_norm
 
     def __call__(
         self,
@@ -131,20 +208,22 @@ class Layer(nnx.Module):
         attend: Attend,
         cache: Any,
         layer: Array | None,
+        kind: Kind,
         token_indices: TokenIndices,
         run_mlp: Callable | None,
     ) -> tuple[Array, Any]:
         with jax.named_scope("attention"):
             y = self.input_layernorm(x)
-            out, cache = self.self_attn(y, attend, cache, layer, token_indices)
-            x = x + out
+            out, cache = self.self_attn(y, attend, cache, layer, kind, token_indices)
+            after_attention = x + out
         with jax.named_scope("mlp"):
-            y = self.post_attention_layernorm(x)
+            if not self.shared_norm:
+                y = self.post_attention_layernorm(x if self.parallel else after_attention)
             if run_mlp is None:
                 out = self.mlp(y, token_indices)
             else:
                 out = run_mlp(self.mlp, y, token_indices)
-            return x + out, cache
+            return after_attention + out, cache
 
 
 class Embedding(nnx.Module):
@@ -161,7 +240,7 @@ class Embedding(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """A decoder; `segments` are the sizes of its stacks of equal layers, each run by one scan."""
+    """A decoder; `segments` are the sizes of its stacks of layers, each run by one scan."""
 
     def __init__(self, config: LlamaConfig, segments: tuple[int, ...], rngs: nnx.Rngs):
         def stack(size: int) -> Layer:
@@ -170,7 +249,8 @@ class Llama(nnx.Module):
 
         self.embed_tokens = Embedding(config, rngs)
         self.segments = nnx.Dict({str(i): stack(size) for i, size in enumerate(segments)})
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = _make_norm(config)
+        self.kinds = tuple(config.layers.kinds.index(kind) for kind in config.layer_kinds)
         D, V, std = config.hidden_size, config.vocab_size, config.initializer_range
         self.lm_head = None if config.tie_word_embeddings else Linear(D, V, False, std, rngs)
 
@@ -191,23 +271,35 @@ class Llama(nnx.Module):
         to its input where that is to be done in chunks. Raises ValueError for an unknown `remat`.
         """
 
-        def step(carry: tuple, layer: tuple[Layer, Array | None]) -> tuple[tuple, None]:
-            x, cache = carry
-            block, index = layer
-            return block(x, attend, cache, index, token_indices, run_mlp), None
+        def step_of(kind: int | None) -> Callable[[tuple, tuple], tuple[tuple, None]]:
+            """One layer; its kind is known, or comes with the layer if it is None here."""
 
-        run_layer = rematerialised(step, remat)
+            def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+                x, cache = carry
+                block, index, *own_kind = layer
+                layer_kind = own_kind[0] if kind is None else kind
+                return block(x, attend, cache, index, layer_kind, token_indices, run_mlp), None
+
+            return rematerialised(step, remat)
+
         x = self.embed_tokens(tokens, dtype)
         filled = []
+        layers_before = 0
         for i in range(len(self.segments)):
             segment = self.segments[str(i)]
             carry = (x, caches and caches[i])
             size = segment.input_layernorm.weight.shape[0]
+            kinds = self.kinds[layers_before : layers_before + size]
+            layers_before += size
             if size == 1:
                 layer = jax.tree.map(lambda leaf: leaf[0], segment)
-                (x, cache), _ = run_layer(carry, (layer, None))
+                (x, cache), _ = step_of(kinds[0])(carry, (layer, None))
+            elif len(set(kinds)) == 1:
+                layers = (segment, jnp.arange(size))
+                (x, cache), _ = jax.lax.scan(step_of(kinds[0]), carry, layers)
             else:
-                (x, cache), _ = jax.lax.scan(run_layer, carry, (segment, jnp.arange(size)))
+                layers = (segment, jnp.arange(size), jnp.asarray(kinds))
+                (x, cache), _ = jax.lax.scan(step_of(None), carry, layers)
             filled.append(cache)
         # For the backward pass, in which the barrier holds as well: the gradient of the norm's
         # weight is computed before the layers are gone through. As nothing waits for it, XLA would

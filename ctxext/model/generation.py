@@ -219,7 +219,14 @@ def begin(
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     rotated = caches_rotated(setup.attention, re_rotated=semantics == "incremental")
     rotation = _rotation(request, 0, semantics)
-    attend = prefill(setup.attention, setup.kernel, rotation, positions, rotated=rotated)
+    attend = prefill(
+        setup.attention,
+        setup.kernel,
+        rotation,
+        positions,
+        rotated=rotated,
+        layers=setup.config.layers,
+    )
     attend = shard_attention(attend, setup.mesh, whole=True)
     hidden, caches = model.hidden(tokens, attend, caches, dtype=setup.dtype)
     last_hidden = hidden[jnp.arange(B), request.lengths - 1][:, None]
@@ -269,6 +276,7 @@ def advance(
             continuations=K,
             num_slots=slots,
             rotated=rotated,
+            layers=setup.config.layers,
         )
         attend = shard_attention(attend, setup.mesh, whole=True)
         hidden, caches = model.hidden(state.token, attend, state.caches, dtype=setup.dtype)

@@ -91,6 +91,7 @@ class LM:
                 raise ValueError(
                     f"{name} {value!r} is not known; choose one of {', '.join(choices)}"
                 )
+        self.config.check_scaling(self.scaling)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -421,7 +422,13 @@ def _logits(
     positions = ring_order(positions, mesh)
     segment_ids = None if segment_ids is None else ring_order(segment_ids, mesh)
     attend = make_sharded_attention(
-        mesh, setup.attention, setup.kernel, rotation, positions, segment_ids
+        mesh,
+        setup.attention,
+        setup.kernel,
+        rotation,
+        positions,
+        segment_ids,
+        layers=setup.config.layers,
     )
     hidden, _ = model.hidden(tokens, attend, dtype=setup.dtype)
     return model.logits(token_order(hidden, mesh))
@@ -441,6 +448,8 @@ def _next_token_values(
     model = bind(setup.config, mesh.reshard_embedding(params))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     tokens, positions, targets = (ring_order(x, mesh) for x in (tokens, positions, targets))
-    attend = make_sharded_attention(mesh, setup.attention, setup.kernel, rotation, positions)
+    attend = make_sharded_attention(
+        mesh, setup.attention, setup.kernel, rotation, positions, layers=setup.config.layers
+    )
     hidden, _ = model.hidden(tokens, attend, dtype=setup.dtype)
     return token_order(measure(hidden, model.output_kernel(), targets, mesh), mesh)

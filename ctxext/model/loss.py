@@ -237,7 +237,13 @@ def batch_loss(
     # Any order of the tokens will do: the loss is a sum.
     batch = {name: ring_order(x, mesh) for name, x in batch.items()}
     attend = make_sharded_attention(
-        mesh, attention, kernel, rotation, batch["positions"], batch["segment_ids"]
+        mesh,
+        attention,
+        kernel,
+        rotation,
+        batch["positions"],
+        batch["segment_ids"],
+        layers=config.layers,
     )
     hidden, _ = model.hidden(
         batch["tokens"],

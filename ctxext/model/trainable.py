@@ -25,7 +25,7 @@ from ctxext.model.quantized import Quantize, quantized_shapes
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEARS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 MODULE_PATTERNS = {
-    "norm": r"norm\.weight$",
+    "norm": r"norm\.(weight|bias)$",
     "embed_tokens": r"^embed_tokens\.",
     "lm_head": r"^lm_head\.",
 }
@@ -172,6 +172,10 @@ class LoRA(Trainable):
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def pattern(self, config: LlamaConfig) -> str:
+        if "gate_proj" in self.targets and not config.parts.gated:
+            raise ValueError(
+                f"trainable.targets: the MLP of {config.family} has no gate_proj; leave it out"
+            )
         if "lm_head" in self.modules_to_save and config.tie_word_embeddings:
             raise ValueError(
                 "trainable.modules_to_save: this model's lm_head is its embedding; "

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ctxext.attention import Attend, Attention, Kernel, make_attention
+from ctxext.attention.layers import ALIKE, Layers
 from ctxext.attention.ring import zigzag
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Float32Rotation, Rotation
@@ -41,9 +42,9 @@ def shard_attention(attend: Attend, mesh: Mesh, *, whole: bool = False) -> Atten
         return jax.lax.with_sharding_constraint(x, mesh.activations(x.shape, whole=whole))
 
     def sharded_attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, layer: Any
+        q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, layer: Any, kind: Any = 0
     ) -> tuple[jax.Array, Any]:
-        out, cache = attend(constrain(q), constrain(k), constrain(v), cache, layer)
+        out, cache = attend(constrain(q), constrain(k), constrain(v), cache, layer, kind)
         return constrain(out), cache
 
     return sharded_attend
@@ -56,6 +57,7 @@ def make_sharded_attention(
     rotation: Rotation | Float32Rotation,
     positions: jax.Array,
     segment_ids: jax.Array | None = None,
+    layers: Layers = ALIKE,
 ) -> Attend:
     """Make attention of whole sequences over the devices of a mesh; tokens come in `ring_order`."""
     attend = make_attention(
@@ -66,5 +68,6 @@ def make_sharded_attention(
         segment_ids,
         sharding_of=mesh.activations,
         cut=mesh.seq != 1,
+        layers=layers,
     )
     return shard_attention(attend, mesh)

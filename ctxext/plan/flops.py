@@ -13,6 +13,7 @@ import numpy as np
 
 from ctxext.attention import Attention, Mask
 from ctxext.attention.kernels import HOLDS_SCORES, UNNAMED_OUTPUT
+from ctxext.attention.pieces import within
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.plan.accelerators import of_kind
@@ -50,24 +51,32 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     """
     config = job.config
     trained = job.trees.trained
-    if pairs is None:
-        pairs = visible_pairs(job.attention, job.seq_len)
+    of_kinds = {
+        kind: visible_pairs(job.attention, job.seq_len, kind.window) if pairs is None else pairs
+        for kind in config.layers.kinds
+    }
+    of_layers = [of_kinds[kind] for kind in config.layer_kinds]
     rows = job.batch_size * job.accumulate
     tokens = rows * job.seq_len
     L = config.num_hidden_layers
-    attention = 4 * config.num_attention_heads * config.head_dim * pairs * rows
+    per_pair = 4 * config.num_attention_heads * config.head_dim * rows
+
+    def attention(layers: int) -> int:
+        """Of the last `layers` layers."""
+        return per_pair * sum(of_layers[L - layers :])
+
     matrices = 2 * layer_matrices(config) * tokens
     projection = 2 * config.vocab_size * config.hidden_size * tokens
     adapters = 2 * _adapters(trained) * tokens
-    forward = L * (matrices + attention) + projection + adapters
+    forward = L * matrices + attention(L) + projection + adapters
 
     # The backward pass: gradients of the inputs of the layers from the first trained one on, and
     # of the trained weights.
     backward_layers = job.backward_layers
     weight_gradients = 2 * _trained_matrices(trained, config) * tokens
-    backward = (
-        backward_layers * (matrices + 2 * attention) + projection + adapters + weight_gradients
-    )
+    of_backward = attention(backward_layers)
+    backward = backward_layers * matrices + 2 * of_backward
+    backward += projection + adapters + weight_gradients
 
     # What it recomputes: with remat the layers, except their last product, whose result no gradient
     # needs; and in any case the scores, half of attention, of kernels that do not hold them.
@@ -77,14 +86,17 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
     recomputed = 0
     if job.remat != "none":
         last_product = 2 * config.hidden_size * config.intermediate_size * tokens
-        layer = matrices - last_product + recomputes_attention * attention
-        recomputed = backward_layers * layer + adapters
-    scores = 0 if job.kernel in HOLDS_SCORES else backward_layers * attention // 2
+        if config.parts.parallel:  # nothing in the layer reads the output of attention either
+            heads = config.num_attention_heads * config.head_dim
+            last_product += 2 * config.hidden_size * heads * tokens
+        recomputed = backward_layers * (matrices - last_product) + adapters
+        recomputed += recomputes_attention * of_backward
+    scores = 0 if job.kernel in HOLDS_SCORES else of_backward // 2
     return Flops(
         forward=forward,
         backward=backward,
         recomputed=recomputed + scores,
-        attention=(L + (2 + recomputes_attention) * backward_layers) * attention + scores,
+        attention=attention(L) + (2 + recomputes_attention) * of_backward + scores,
     )
 
 
@@ -105,12 +117,18 @@ def seconds_at_peak(
 def layer_matrices(config: LlamaConfig) -> int:
     """Entries of the matrices of one layer."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
-    return D * 2 * (config.num_attention_heads + config.num_key_value_heads) * H + 3 * D * F
+    matrices_of_mlp = 3 if config.parts.gated else 2
+    heads = config.num_attention_heads + config.num_key_value_heads
+    return D * 2 * heads * H + matrices_of_mlp * D * F
 
 
-def visible_pairs(attention: Attention, seq_len: int) -> int:
-    """(query, key) pairs of a row that see each other; for causal attention T (T + 1) / 2."""
-    return sum(_visible(piece.mask, range(seq_len), range(seq_len)) for piece in attention.pieces())
+def visible_pairs(attention: Attention, seq_len: int, window: int | None = None) -> int:
+    """(query, key) pairs of a row that see each other; for causal attention T (T + 1) / 2.
+
+    window: how far a layer sees, in tokens; None: everything.
+    """
+    masks = [within(piece.mask, window) for piece in attention.pieces()]
+    return sum(_visible(mask, range(seq_len), range(seq_len)) for mask in masks)
 
 
 def _visible(mask: Mask, query: range, key: range) -> int:

@@ -118,14 +118,16 @@ def mlp_bytes(job: Job) -> int:
 
     Of every token: the inputs of both halves, before and after the norm (4 D), q, k, v and the
     attention's output (2 N H + 2 K H), the gradient of the layer's output (D), and a norm in
-    float32 (D). Of the tokens of a chunk: gate, up and their product, with their gradients (6 F).
+    float32 (D). Of the tokens of a chunk: gate, up and their product, with their gradients (6 F);
+    without a gate, up and its activation (4 F).
     """
     config = job.config
     D, F = config.hidden_size, config.intermediate_size
     tensor = job.sizes["tensor"]
+    hidden = 6 if config.parts.gated else 4
     chunk = job.tokens if job.remat == "none" else min(job.tokens, MLP_TOKENS)
     per_token = job.width * (5 * D + _heads(config) // tensor) + 4 * D
-    return job.tokens * per_token + chunk * job.width * 6 * F // tensor
+    return job.tokens * per_token + chunk * job.width * hidden * F // tensor
 
 
 def attention_bytes(job: Job) -> int:
@@ -156,10 +158,12 @@ def _scores_bytes(job: Job) -> int:
 def saved_bytes(config: LlamaConfig, width: int, tensor: int) -> int:
     """Bytes per token that each layer saves for the backward pass without rematerialisation.
 
-    As in `mlp_bytes`, but only gate and up of the MLP (2 F), and two float32 of each norm (4 D).
+    As in `mlp_bytes`, but only gate and up of the MLP (2 F, or F without a gate), and two
+    float32 of each norm (4 D).
     """
     D, F = config.hidden_size, config.intermediate_size
-    return width * (5 * D + (_heads(config) + 2 * F) // tensor) + 16 * D
+    hidden = 2 if config.parts.gated else 1
+    return width * (5 * D + (_heads(config) + hidden * F) // tensor) + 16 * D
 
 
 def _heads(config: LlamaConfig) -> int:

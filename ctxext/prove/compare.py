@@ -21,7 +21,7 @@ from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
 from ctxext.prove.reader_output import ReaderInput, ReaderOutput
 from ctxext.prove.token_texts import CONVERSATION
-from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at, rotate
+from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -160,11 +160,9 @@ def _queries_keys(
     model = bind(config, mesh.reshard_embedding(params))
     layer = jax.tree.map(lambda leaf: leaf[0], model.segments["0"])
     x = layer.input_layernorm(model.embed_tokens(tokens, "float32"))
-    projections = (layer.self_attn.q_proj, layer.self_attn.k_proj)
-    return [
-        rotate(project(x).reshape(*x.shape[:2], -1, config.head_dim), cos, sin)
-        for project in projections
-    ]
+    q, k, _ = layer.self_attn.queries_keys_values(x, None)
+    rotated = config.layers.rotation(model.kinds[0])
+    return [rotated(q, (cos, sin)), rotated(k, (cos, sin))]
 
 
 def _larger_errors(pair: Any, other: Any) -> np.ndarray:

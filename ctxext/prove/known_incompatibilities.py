@@ -52,6 +52,11 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
 
 
 def _config(config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
+    if (config.get("attn_config") or {}).get("alibi_bias_max", 8) != 8:
+        yield KnownIncompatibility(
+            "transformers",
+            "takes alibi_bias_max to be 8; the code of MPT's authors reads it, as ctxext does",
+        )
     old = config.get("rope_scaling") or {}
     new = config.get("rope_parameters") or {}
     spec = new or old

@@ -173,6 +173,9 @@ def _readings(artifact: Artifact, ours: LM, declared: int) -> dict[str, Any]:
     # A scaling is compared beyond the window of pre-training, even if it declares no longer one.
     length = max(declared, window + 1)
     positions = [0, window - 1, window, length - 1]
+    if not ours.config.layers.rotates:  # nor has it a scaling
+        length = declared
+        positions = [0, window - 1, length - 1]
     every = ours.config.num_parameters * length <= EVERY_POSITION
     first = window_input(positions, ours.config.vocab_size, every=every)
     continuation = continuation_input(ours, first.tokens, length)

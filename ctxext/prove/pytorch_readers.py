@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ctxext.files import read_json
 from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
-from ctxext.prove.reader_output import ReaderInput, ReaderOutput
+from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput
 from ctxext.prove.token_texts import CONVERSATION, texts_for
 
 
@@ -33,10 +34,16 @@ def repeated(forward: Callable[[], np.ndarray], attempts: int = 4) -> np.ndarray
 def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
     """transformers in float32, with peft on top for an adapter.
 
-    Raises ModuleNotFoundError where they are missing.
+    Raises ModuleNotFoundError where they are missing, NotRun for a model that transformers is known
+    to get wrong, or that takes no positions.
     """
     import torch
     import transformers
+
+    config = read_json(artifact.base / "config.json")
+    takes_positions = config["model_type"] != "mpt"
+    if not takes_positions:
+        _check_mpt(config, inputs)
 
     first = inputs[0]
     name = "transformers"
@@ -45,7 +52,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             artifact.base, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         )
-        rotary = model.model.rotary_emb
+        rotary = getattr(model.base_model, "rotary_emb", None)
         if artifact.adapter is not None:
             import peft
 
@@ -62,45 +69,68 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
 
         def logits(reader_input: ReaderInput) -> np.ndarray:
             tokens = torch.from_numpy(reader_input.tokens[None])
-            positions = torch.from_numpy(reader_input.positions[None])
             # Without a mask, transformers 5 takes a jump in the positions for the start of another
             # text.
-            mask = torch.ones_like(tokens)
+            arguments = {"attention_mask": torch.ones_like(tokens), "use_cache": False}
+            if takes_positions:
+                arguments["position_ids"] = torch.from_numpy(reader_input.positions[None])
 
             def forward() -> np.ndarray:
-                out = model(
-                    input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False
-                )
+                out = model(input_ids=tokens, **arguments)
                 return out.logits[0, reader_input.compared].numpy()
 
             return repeated(forward)
 
+        of_rope: dict[str, Any] = {}
         with _recorded_rotations(model) as rotations:
             all_logits = [logits(first)]
-        first_layer = rotations[0]
-        rotated = tuple(x[0, :, first.compared].transpose(0, 1).numpy() for x in first_layer)
-        positions = torch.from_numpy(first.positions[first.compared][None])
-        cos, sin = rotary(torch.zeros(1), positions)
-        # Read now, because they may follow the length of the last pass.
-        inv_freq = rotary.inv_freq.double().numpy()
+        if rotary is not None:
+            if (config.get("no_rope_layers") or [1])[0]:
+                of_rope["rotated"] = _first_layer(model, rotations[0], first.compared)
+            positions = torch.from_numpy(first.positions[first.compared][None])
+            cos, sin = rotary(torch.zeros(1), positions)
+            half = cos.shape[-1] // 2
+            # Read now, because they may follow the length of the last pass.
+            of_rope["inv_freq"] = rotary.inv_freq.double().numpy()
+            of_rope["tables"] = (cos[0, :, :half].numpy(), sin[0, :, :half].numpy())
+            of_rope["attention_factor"] = float(rotary.attention_scaling)
         all_logits += [logits(reader_input) for reader_input in inputs[1:]]
         tokenizer = transformers.AutoTokenizer.from_pretrained(artifact.base, local_files_only=True)
-    half = cos.shape[-1] // 2
     return ReaderOutput(
         name,
         version,
         all_logits,
         angles="float32",
-        rounded=True,
-        inv_freq=inv_freq,
-        attention_factor=float(rotary.attention_scaling),
-        tables=(cos[0, :, :half].numpy(), sin[0, :, :half].numpy()),
-        rotated=rotated,
+        rounded=rotary is not None,
+        **of_rope,
         token_ids=[tokenizer(text).input_ids for text in texts_for(artifact)],
         vocabulary={i: text for text, i in tokenizer.get_vocab().items()},
         special_ids=_special_ids(tokenizer),
         chat_ids=_chat_ids(tokenizer),
     )
+
+
+def _check_mpt(config: dict[str, Any], inputs: list[ReaderInput]) -> None:
+    """Raise NotRun for an MPT that transformers 5.23 gets wrong, and for jumps in the positions."""
+    largest = (config.get("attn_config") or {}).get("alibi_bias_max", 8)
+    if largest != 8:
+        raise NotRun(f"it takes alibi_bias_max to be 8, but the model has {largest}")
+    if any(np.any(np.diff(each.positions) != 1) for each in inputs):
+        raise NotRun("an MPT takes no positions, and the text has jumps in them")
+
+
+def _first_layer(model: Any, rotated: tuple[Any, Any], compared: np.ndarray) -> tuple:
+    """Its rotated queries and keys [compared, heads, head_dim].
+
+    Falcon repeats its keys for the queries that share them.
+    """
+    queries, keys = (x[0, :, compared].transpose(0, 1).numpy() for x in rotated)
+    own_heads = getattr(_attention(model), "num_kv_heads", keys.shape[1])
+    return queries, keys[:, :: keys.shape[1] // own_heads]
+
+
+def _attention(model: Any) -> Any:
+    return next(m for m in model.modules() if type(m).__name__.endswith("Attention"))
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:
@@ -136,10 +166,12 @@ def archives() -> tuple[Callable[[Path], Mapping[str, Any]], Callable[[Any], np.
 @contextmanager
 def _recorded_rotations(model: Any) -> Iterator[list[tuple[Any, Any]]]:
     """Rotated queries and keys [batch, heads, tokens, head_dim] of each layer run in the block."""
-    attention = next(m for m in model.modules() if type(m).__name__ == "LlamaAttention")
-    module: Any = sys.modules[type(attention).__module__]
-    rotate = module.apply_rotary_pos_emb
+    module: Any = sys.modules[type(_attention(model)).__module__]
+    rotate = getattr(module, "apply_rotary_pos_emb", None)
     rotations = []
+    if rotate is None:  # no rotary embedding
+        yield rotations
+        return
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         rotations.append(rotate(*args, **kwargs))

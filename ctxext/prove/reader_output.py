@@ -12,6 +12,10 @@ CONTINUATION_TOKENS = 64
 """Most tokens of a prompt, and of its greedy continuation."""
 
 
+class NotRun(Exception):
+    """Why a reader cannot read an artifact at all, or not these inputs."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReaderInput:
     """Tokens int64 [T] at increasing positions [T], compared at the indices `compared`."""

@@ -1,13 +1,14 @@
 """The readers of an artifact: the numpy reference always, others where they are installed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ctxext.interop.pth import open_archive
 from ctxext.prove import llamacpp_reader, pytorch_readers
 from ctxext.prove.artifact import Artifact
-from ctxext.prove.reader_output import ReaderInput, ReaderOutput
+from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput
 from ctxext.prove.reference.gguf import GGUFReference
 from ctxext.prove.reference.hf import HFReference
 from ctxext.prove.reference.llama import ReferenceReader
@@ -61,16 +62,22 @@ def _evaluate(
     texts = texts_for(artifact)
     positions = first.positions[first.compared]
     length = int(first.positions[-1]) + 1
-    inv_freq, attention_factor = reader.rope(length)
-    angles = np.outer(positions, inv_freq)
+    of_rope: dict[str, Any] = {}
+    if reader.has_rotary:
+        inv_freq, attention_factor = reader.rope(length)
+        angles = np.outer(positions, inv_freq)
+        tables = (attention_factor * np.cos(angles), attention_factor * np.sin(angles))
+        of_rope = {
+            "inv_freq": inv_freq,
+            "attention_factor": attention_factor,
+            "tables": tables,
+        }
     return ReaderOutput(
         name,
         version,
         [reader.logits(x.tokens, x.positions, x.compared) for x in inputs],
         rounded=reader.rounded,
-        inv_freq=inv_freq,
-        attention_factor=attention_factor,
-        tables=(attention_factor * np.cos(angles), attention_factor * np.sin(angles)),
+        **of_rope,
         rotated=reader.rotated(first.tokens[first.compared], positions, length),
         token_ids=reader.token_ids(texts),
         vocabulary=reader.vocabulary(),
@@ -99,6 +106,6 @@ def read_all(
             outputs.append(read(artifact, inputs))
         except ModuleNotFoundError as error:
             not_run[name] = f"{error.name} is not installed"
-        except llamacpp_reader.InputTooLong as error:
+        except (llamacpp_reader.InputTooLong, NotRun) as error:
             not_run[name] = str(error)
     return outputs, not_run

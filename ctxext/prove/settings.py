@@ -17,6 +17,7 @@ from ctxext.interop.meta import ROPE
 from ctxext.interop.ropespec import rope_spec
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.lm import LM
+from ctxext.model.parts import Parts
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.gguf_keys import compare_keys
 from ctxext.prove.reference.gguf_file import GGUFFile
@@ -95,8 +96,13 @@ def _differences(
             continue
         actual = _value(stored.config, field.name)
         expected = _value(model.config, field.name)
-        if actual != expected:
+        if actual != expected and field.name != "parts":
             yield f"{field.name} in {file} is {actual}, not {expected}"
+    for field in dataclasses.fields(Parts):
+        actual = getattr(stored.config.parts, field.name)
+        expected = getattr(model.config.parts, field.name)
+        if actual != expected:
+            yield f"{field.name} by {file} is {actual}, not {expected}"
     if windows and stored.window not in windows:
         yield (
             f"the window that it declares is {stored.window}, not {windows[0]} (give --method "

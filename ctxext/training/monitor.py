@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend, Attention
-from ctxext.attention.documents import first_tokens, rotary_tables
+from ctxext.attention.bias import position_bias
+from ctxext.attention.documents import first_tokens, mapped_positions, rotary_tables
 from ctxext.attention.largest_logit import largest_logit
+from ctxext.attention.layers import Kind, Layers
 from ctxext.data import Batch, Rows, Stdlib, make_batch
 from ctxext.experiment import Experiment
 from ctxext.files import read_jsonl
@@ -30,7 +32,7 @@ from ctxext.model.trainable import Trainable, join
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import broadcast_from_primary, gather
 from ctxext.positions import Contiguous
-from ctxext.rope import Float32Rotation, Rotation, rotate, rotation_at
+from ctxext.rope import Float32Rotation, Rotation, rotation_at
 from ctxext.rundir import RunDir
 
 NEVER = 2**32 - 1
@@ -213,10 +215,16 @@ def _losses_and_peaks(
     index = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1])[None], batch["tokens"].shape)
     batch = {name: ring_order(x, mesh) for name, x in {**batch, "index": index}.items()}
     attend = make_sharded_attention(
-        mesh, attention, setup.kernel, rotation, batch["positions"], batch["segment_ids"]
+        mesh,
+        attention,
+        setup.kernel,
+        rotation,
+        batch["positions"],
+        batch["segment_ids"],
+        layers=setup.config.layers,
     )
     if with_logits:
-        attend = _recording_peaks(attend, attention, rotation, batch)
+        attend = _recording_peaks(attend, setup.config.layers, attention, rotation, batch)
     run_mlp = functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None
     zeros = tuple(jnp.zeros(size, jnp.float32) for size in segment_sizes(params))
     hidden, peaks = model.hidden(batch["tokens"], attend, zeros, dtype=setup.dtype, run_mlp=run_mlp)
@@ -226,6 +234,7 @@ def _losses_and_peaks(
 
 def _recording_peaks(
     attend: Attend,
+    layers: Layers,
     attention: Attention,
     rotation: Rotation | Float32Rotation,
     batch: Mapping[str, Array],
@@ -238,6 +247,8 @@ def _recording_peaks(
     masks = [piece.mask for piece in pieces]
     segment_ids = batch["segment_ids"]
     query_tables, key_tables = rotary_tables(pieces, rotation, batch["positions"], segment_ids)
+    mapped = mapped_positions(pieces, batch["positions"], segment_ids)
+    bias = position_bias(layers.bias, *mapped)
     index = batch["index"]
     first = first_tokens(masks, index, segment_ids)
     if first is not None:
@@ -245,18 +256,21 @@ def _recording_peaks(
     query_index = jnp.where(segment_ids == 0, -1, index)
 
     def attend_and_record(
-        q: Array, k: Array, v: Array, peaks: Any, layer: Any
+        q: Array, k: Array, v: Array, peaks: Any, layer: Any, kind: Kind = 0
     ) -> tuple[Array, Any]:
+        rotate = layers.rotation(kind)
         peak = largest_logit(
-            [rotate(q, *tables) for tables in query_tables],
-            [rotate(k, *tables) for tables in key_tables],
-            masks,
+            [rotate(q, tables) for tables in query_tables],
+            [rotate(k, tables) for tables in key_tables],
+            [piece.mask for piece in layers.pieces(attention, kind)],
             query_index=query_index,
             key_index=index,
             query_segments=segment_ids,
             key_segments=segment_ids,
+            kind=None if isinstance(kind, int) else kind,
+            bias=bias,
         )
-        out, _ = attend(q, k, v, None, layer)
+        out, _ = attend(q, k, v, None, layer, kind)
         return out, peaks.at[0 if layer is None else layer].set(peak)
 
     return attend_and_record

@@ -421,7 +421,7 @@ def test_the_numbers_of_yarn_and_llama_31(tmp_path):
         ({"hidden_size": 2**40}, "hidden_size must be an integer from 1 to 16777216"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number between 0 and 1"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
-        ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized weights"),
     ],
     ids=lambda x: "" if isinstance(x, dict) else x[:40],

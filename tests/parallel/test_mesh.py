@@ -310,7 +310,10 @@ def test_the_export_of_a_sharded_model_has_the_same_bytes(exported, tmp_path):
     assert again == (exported / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["llama2-7b", "llama2-13b", "llama2-70b"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama2-7b", "llama2-13b", "llama2-70b", "mistral-7b", "qwen3-8b", "falcon-40b", "mpt-30b"],
+)
 def test_eight_devices_hold_an_eighth_of_a_real_model(name):
     tree = Mesh(fsdp=-1).shard(param_shapes(SHAPES[name]))
     sizes = [

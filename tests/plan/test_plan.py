@@ -19,6 +19,7 @@ from ctxext.experiment import Experiment, load_experiment
 from ctxext.methods import LMInfinite, SelfExtend
 from ctxext.model.config import SHAPES
 from ctxext.model.loss import batch_loss
+from ctxext.model.parts import Parts
 from ctxext.model.remat import REMAT
 from ctxext.model.trainable import LINEARS, Full, LastLayers, LoRA, Trainable, join
 from ctxext.parallel.mesh import Mesh
@@ -346,6 +347,51 @@ def test_operations_are_those_of_the_traced_program(changes, remat):
         flops = step_flops(job, pairs=48 * 48)
         counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
         assert counted == (flops.total if gradient else flops.forward)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        Parts(norm="layer", gated=False, parallel=True, shared_norm=True),
+        Parts(qk_norm=True, sliding_window=9, windowed=(False, True)),
+    ],
+    ids=["parallel", "mixed"],
+)
+def test_operations_of_other_decoders_are_those_of_the_traced_program(parts):
+    job, function, arguments = traced(tiny.config(parts=parts), remat="full", gradient=True)
+    counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    assert counted == step_flops(job, pairs=48 * 48).total
+
+
+def test_a_window_counts_only_for_the_layers_that_have_it():
+    config = tiny.config(parts=Parts(sliding_window=9, windowed=(False, True)))
+    job, _, _ = traced(config, remat="none", gradient=True)
+    of_layers = 48 * 49 // 2, sum(min(i + 1, 9) for i in range(48))
+    per_pair = 4 * config.num_attention_heads * config.head_dim * 2
+    flops = step_flops(job)
+    assert flops.attention == 3 * per_pair * sum(of_layers)
+
+
+@pytest.mark.parametrize("name", ["mistral-7b", "qwen3-8b", "falcon-40b", "mpt-30b"])
+def test_real_shapes_of_other_families_are_planned(name):
+    """Sixteen devices hold a sixteenth of the state, and the operations are those by hand."""
+    config = SHAPES[name]
+    experiment = load_experiment(RECIPE)
+    settings = dataclasses.replace(experiment.train, seq_len=2048, batch_size=16, accumulate=1)
+    experiment = dataclasses.replace(
+        experiment, mesh=Mesh(fsdp=16), model=config, trainable=FULL, train=settings, rope=None
+    )
+    job = Job.of(experiment, config, 16)
+    always = memory(job, "tpu").always
+    parameters = config.num_parameters
+    assert always["trained parameters"] == pytest.approx(4 * parameters / 16, rel=1e-3)
+    assert always["optimiser state"] == pytest.approx(8 * parameters / 16, rel=1e-3)
+    D, L = config.hidden_size, config.num_hidden_layers
+    matrices = parameters if config.tie_word_embeddings else parameters - D * config.vocab_size
+    pairs = 2048 * 2049 // 2
+    attention = L * 12 * config.num_attention_heads * config.head_dim * pairs * 16
+    expected = 6 * matrices * 16 * 2048 + attention
+    assert step_flops(job).model == pytest.approx(expected, rel=1e-3)
 
 
 def test_operations_agree_with_the_count_of_the_compiler():

@@ -224,6 +224,7 @@ def test_reference_readers_are_independent():
         assert names - own <= {
             "abc",
             "collections.abc",
+            "dataclasses",
             "functools",
             "heapq",
             "importlib.metadata",

@@ -102,6 +102,10 @@ def _view_of_checkpoint(args: argparse.Namespace, methods: Sequence[Any]) -> "Ro
     if not (args.head_dim is args.theta is args.original is None):
         raise ValueError("--init names a checkpoint; leave out --head-dim, --theta and --original")
     config, _ = loading.read_config(args.init)
+    if not config.layers.rotates:
+        raise ValueError(
+            f"{args.init} has no rotary embedding: model_type {config.family} has ALiBi"
+        )
     return RopeView.of(
         methods,
         head_dim=config.head_dim,

@@ -8,38 +8,65 @@ from typing import Any
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
 
+DERIVED_TENSORS = re.compile(
+    r"(.*\.)?(\w*rotary\w*|rope)\.\w+"
+    r"|(.*\.)?(original_inv_freq|inv_freq|freqs_cis|cos_sin_cache|(cos|sin)_cached?)"
+)
+"""Buffers that follow from the configuration, which older files hold; they are not read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedProjection:
+    """Queries, keys and values as one matrix in a file."""
+
+    name: str
+    """The module within a layer."""
+    grouped: bool
+    """Its rows go by key-value head: the queries of its group, its key, its value. Otherwise all
+    queries come first, then all keys, then all values."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of models: its configuration keys and tensor names in published files.
 
-    Within a layer, parameters have Hugging Face's names in the parameter tree already; a family
-    names what is around the layers.
+    Everywhere else tensors have Llama's names, within a layer those of the parameter tree; a family
+    names what its files call otherwise.
     """
 
     model_type: str
     """`model_type` in config.json."""
     architecture: str
     """The class name under `architectures` in config.json."""
-    config_class: type[LlamaConfig]
     read_config: Callable[[dict[str, Any]], tuple[LlamaConfig, RopeScaling]]
-    """Shape and scaling of a config.json. Raises ValueError naming the key it cannot represent."""
+    """Shape and scaling of what `translate` made of a config.json. Raises ValueError naming the key
+    that it cannot represent."""
     write_config: Callable[[LlamaConfig], dict[str, Any]]
     """The keys of config.json, apart from those of the rotary embedding."""
+    translate: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """A config.json with the keys of Llama's, next to its own, where the family has other names."""
+    window_key: str | None = None
+    """The key of the window, where nothing else is written of a rotary embedding: with ALiBi."""
 
-    embedding: str
-    layers: str
+    embedding: str = "model.embed_tokens.weight"
+    layers: str = "model.layers"
     """The prefix of all layers, which the number of the layer follows."""
-    norm: str
-    lm_head: str
-    derived_tensors: re.Pattern[str]
-    """Buffers that follow from the configuration, which older files hold; they are not read."""
-    modules_to_save: Mapping[str, tuple[str, ...]]
-    """PEFT's module names for each name in `LoRA.modules_to_save`."""
+    norm: str = "model.norm.weight"
+    lm_head: str = "lm_head.weight"
+    modules: Callable[[LlamaConfig], Mapping[str, str]] = lambda config: {}
+    """Llama's name of a module within a layer -> the family's, where it is another."""
+    fused: FusedProjection | None = None
+    derived_tensors: re.Pattern[str] = DERIVED_TENSORS
+    """Buffers that follow from the configuration; see `DERIVED_TENSORS`."""
+    modules_to_save: Mapping[str, tuple[str, ...]] | None = None
+    """PEFT's module names for each name in `LoRA.modules_to_save`; None: no adapters are read or
+    written in PEFT's form."""
 
-    gguf_architecture: str
-    """`general.architecture` of a GGUF file and the prefix of its keys."""
-    gguf_outer_names: Mapping[str, str]
+    gguf_architecture: str | None = None
+    """`general.architecture` of a GGUF file and the prefix of its keys; None: not supported."""
+    gguf_outer_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """HF name -> GGUF name outside the layers, both without ".weight"."""
-    gguf_layer_names: Mapping[str, str]
+    gguf_layer_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The same within a layer, without the layer's prefix."""
+    meta: bool = False
+    """Meta's format can hold it."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-import re
+from collections.abc import Callable
 from typing import Any
 
 from ctxext.interop import validation
@@ -10,6 +10,7 @@ from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families.base import Family
 from ctxext.interop.ropespec import rope_from_config
 from ctxext.model.config import LlamaConfig
+from ctxext.model.parts import LLAMA_PARTS, Parts
 from ctxext.rope import RopeScaling, target_length
 
 SIZES = (
@@ -55,13 +56,26 @@ RULES: dict[str, validation.Rule] = {
 }
 
 
+PartsOf = Callable[[dict[str, Any], int], Parts]
+"""The parts of a decoder by its config.json, for texts of so many tokens; raises ValueError."""
+
+
 def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
-    """Shape and scaling of a config.json.
+    """Shape and scaling of a config.json; see `read_llama_like`."""
+    return read_llama_like(data, "llama", _parts)
+
+
+def read_llama_like(
+    data: dict[str, Any], family: str, parts_of: PartsOf
+) -> tuple[LlamaConfig, RopeScaling]:
+    """Shape and scaling of a config.json with Llama's keys, and the parts that a family adds.
 
     `max_position_embeddings` of the result is the original window.
     Raises ValueError naming the key for what is missing, malformed, contradictory or unsupported.
     """
     missing = [key for key in REQUIRED if data.get(key) is None]
+    if family != "llama" and "num_key_value_heads" not in data:
+        missing.append("num_key_value_heads")  # families differ in what they take it to be
     if missing:
         raise ValueError(f"{', '.join(missing)} missing")
     validation.check(data, RULES)
@@ -70,7 +84,9 @@ def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
             raise ValueError(f"{feature} ({key}) is not supported; use the original checkpoint")
     rope_theta, original_window, scaling = rope_from_config(data)
     target = target_length(scaling, original_window) or original_window
-    _check_attention(data, length=max(declared_length(data, target / original_window), target))
+    if data.get("is_causal") is False:
+        raise ValueError("bidirectional attention (is_causal false) is not supported")
+    parts = parts_of(data, max(declared_length(data, target / original_window), target))
     num_heads = data["num_attention_heads"]
     num_key_value_heads = data.get("num_key_value_heads")
     config = LlamaConfig(
@@ -79,18 +95,18 @@ def read_config(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling]:
         head_dim=_head_dim(data),
         rope_theta=rope_theta,
         max_position_embeddings=original_window,
+        family=family,
+        parts=parts,
     )
     scaling.rope(config.rope_base(), original_window)  # refuses lists that do not fit head_dim
     return config, scaling
 
 
-def _check_attention(data: dict[str, Any], *, length: int) -> None:
-    """Raise ValueError for keys under which a token does not see all tokens before it.
+def _parts(data: dict[str, Any], length: int) -> Parts:
+    """Llama's own parts; raises ValueError for keys under which a token does not see all before it.
 
     Those that are switched off, or that hide nothing in a text of `length` tokens, change nothing.
     """
-    if data.get("is_causal") is False:
-        raise ValueError("bidirectional attention (is_causal false) is not supported")
     layer_types = data.get("layer_types")
     if layer_types is not None:
         others = sorted({str(name) for name in layer_types} - {FULL_ATTENTION})
@@ -99,7 +115,7 @@ def _check_attention(data: dict[str, Any], *, length: int) -> None:
                 f"layer_types has {', '.join(others)}; only {FULL_ATTENTION} is supported in all "
                 "layers"
             )
-        return  # transformers then reads none of the keys below
+        return LLAMA_PARTS  # transformers then reads none of the keys below
     if data.get("attention_chunk_size") is not None:
         raise ValueError(
             "attention in chunks (attention_chunk_size) is not supported; if the model was trained "
@@ -107,7 +123,7 @@ def _check_attention(data: dict[str, Any], *, length: int) -> None:
         )
     window = data.get("sliding_window")
     if window is None or window >= length:
-        return
+        return LLAMA_PARTS
     if data.get("use_sliding_window") is False:
         logging.getLogger("ctxext").warning(
             "use_sliding_window is false: attention is full here, and exports leave sliding_window "
@@ -121,6 +137,7 @@ def _check_attention(data: dict[str, Any], *, length: int) -> None:
             "context) is not supported; if the model was trained with full attention, set "
             "use_sliding_window to false"
         )
+    return LLAMA_PARTS
 
 
 def _plain_fields(data: dict[str, Any]) -> dict[str, Any]:
@@ -164,32 +181,40 @@ def _head_dim(data: dict[str, Any]) -> int:
 
 
 def write_config(config: LlamaConfig) -> dict[str, Any]:
-    """The keys of config.json, apart from those of the rotary embedding."""
+    """The keys of config.json, apart from those of the rotary embedding and those of the parts."""
     fields = dataclasses.asdict(config)
+    del fields["family"], fields["parts"]
     if isinstance(config.eos_token_id, tuple):
         fields["eos_token_id"] = list(config.eos_token_id)
     return fields
 
 
+def token_ids(data: dict[str, Any], **defaults: int | None) -> dict[str, Any]:
+    """The token ids of a config.json, with those of a family where the file leaves them out.
+
+    None in place of one that is outside the vocabulary, as in a model with another tokenizer.
+    """
+    size = data.get("vocab_size")
+    usable = {
+        key: default if default is None or (isinstance(size, int) and default < size) else None
+        for key, default in defaults.items()
+    }
+    return {key: data[key] if key in data else default for key, default in usable.items()}
+
+
+NORMS = {
+    "norm": ("norm", "input_layernorm", "post_attention_layernorm"),
+    "embed_tokens": ("embed_tokens",),
+    "lm_head": ("lm_head",),
+}
+"""`modules_to_save` of families with Llama's names."""
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    config_class=LlamaConfig,
     read_config=read_config,
     write_config=write_config,
-    embedding="model.embed_tokens.weight",
-    layers="model.layers",
-    norm="model.norm.weight",
-    lm_head="lm_head.weight",
-    derived_tensors=re.compile(
-        r"(.*\.)?(\w*rotary\w*|rope)\.\w+"
-        r"|(.*\.)?(original_inv_freq|inv_freq|freqs_cis|cos_sin_cache|(cos|sin)_cached?)"
-    ),
-    modules_to_save={
-        "norm": ("norm", "input_layernorm", "post_attention_layernorm"),
-        "embed_tokens": ("embed_tokens",),
-        "lm_head": ("lm_head",),
-    },
+    modules_to_save=NORMS,
+    meta=True,
     gguf_architecture="llama",
     gguf_outer_names={
         "model.embed_tokens": "token_embd",

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,20 @@ import numpy as np
 import tokenizers
 
 from ctxext.prove.reference.adapter import Adapter
+from ctxext.prove.reference.families import layout
 from ctxext.prove.reference.llama import ReferenceReader
 from ctxext.prove.reference.weight_files import OpenArchive, stored_tensors
 
 
 def _inner(name: str) -> str:
     """A name without the prefix of the inner model, which files have once, twice or not."""
-    while name.startswith("model."):
-        name = name.removeprefix("model.")
+    while name.startswith(("model.", "transformer.")):
+        name = name.partition(".")[2]
     return name
 
 
 class HFReference(ReferenceReader):
-    """A Llama read from the files of `directory`, and of an `adapter` on it, alone.
+    """A model read from the files of `directory`, and of an `adapter` on it, alone.
 
     `open_archive` opens the files of torch.save.
     """
@@ -37,12 +39,15 @@ class HFReference(ReferenceReader):
     ) -> None:
         self._adapter = None if adapter is None else Adapter(adapter, open_archive)
         self.directory = Path(directory)
-        self.config: dict[str, Any] = json.loads((self.directory / "config.json").read_text())
+        self._layout = layout(json.loads((self.directory / "config.json").read_text()))
+        self.config: dict[str, Any] = self._layout.config
+        self.decoder = self._layout.decoder
         stored = stored_tensors(self.directory, open_archive)
         self._stored = {_inner(name): read for name, read in stored.items()}
         if self.config.get("tie_word_embeddings", False):  # a file may hold either of the two
-            embedding = self._stored.get("embed_tokens.weight") or self._stored["lm_head.weight"]
-            self._stored |= {"embed_tokens.weight": embedding, "lm_head.weight": embedding}
+            name = _inner(self._layout.stored("model.embed_tokens.weight"))
+            embedding = self._stored.get(name) or self._stored["lm_head.weight"]
+            self._stored |= {name: embedding, "lm_head.weight": embedding}
         heads = self.config["num_attention_heads"]
         self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // heads
         self.num_hidden_layers = self.config["num_hidden_layers"]
@@ -50,12 +55,14 @@ class HFReference(ReferenceReader):
         self.hidden_act = self.config.get("hidden_act", "silu")
 
     def weight(self, name: str) -> np.ndarray:
-        weight = self._stored[_inner(name)]().astype(np.float64)
+        stored = self._layout.stored(name)
+        weight = self._stored[_inner(stored)]().astype(np.float64)
+        if self._layout.names and re.search(r"self_attn\.[qkv]_proj", name):
+            weight = self._layout.rows(name, weight)
         return weight if self._adapter is None else self._adapter.changed(name, weight)
 
     def bias(self, name: str) -> np.ndarray | float:
-        flag = "mlp_bias" if ".mlp." in name else "attention_bias"
-        return self.weight(name) if self.config.get(flag, False) else 0.0
+        return self.weight(name) if re.search(self._layout.biases, name) else 0.0
 
     def output(self) -> np.ndarray:
         return self.weight("lm_head.weight")

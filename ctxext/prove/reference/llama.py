@@ -1,6 +1,10 @@
-"""The forward pass of Llama (arXiv 2302.13971), whatever the files look like."""
+"""The forward pass of Llama (arXiv 2302.13971), whatever the files look like.
+
+Other families differ from it in the attributes of `Decoder`.
+"""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -33,6 +37,38 @@ ACTIVATIONS = {
 }
 
 
+@dataclasses.dataclass
+class Decoder:
+    """How the decoder of a family differs from Llama's."""
+
+    layer_norm: bool = False
+    """LayerNorm (arXiv 1607.06450) in place of RMS norm."""
+    gated: bool = True
+    clip: float | None = None
+    """Queries, keys and values are clipped to this magnitude."""
+    qk_norm: bool = False
+    """Queries and keys are RMS-normed per head."""
+    parallel: bool = False
+    """Attention and MLP read the same input."""
+    one_norm: bool = False
+    """They read it through the same norm."""
+    windows: list[int | None] | None = None
+    """How many tokens each layer sees, None: all."""
+    rotates: list[bool] | None = None
+    """Which layers rotate queries and keys."""
+    alibi: float | None = None
+    """The largest exponent of ALiBi's slopes (arXiv 2108.12409); None: no ALiBi."""
+
+
+def _slopes(heads: int, exponent: float) -> list[float]:
+    """ALiBi's slopes; between powers of two, every second one of the next list comes first."""
+    n = 1
+    while n < heads:
+        n *= 2
+    slopes = [2 ** (-exponent * (i + 1) / n) for i in range(n)]
+    return slopes if n == heads else (slopes[1::2] + slopes[::2])[:heads]
+
+
 class ReferenceReader(abc.ABC):
     """A Llama in files that a subclass reads.
 
@@ -50,6 +86,7 @@ class ReferenceReader(abc.ABC):
     head_dim: int
     rms_norm_eps: float
     hidden_act: str = "silu"
+    decoder: Decoder = Decoder()
 
     @abc.abstractmethod
     def weight(self, name: str) -> np.ndarray:
@@ -58,6 +95,11 @@ class ReferenceReader(abc.ABC):
     @abc.abstractmethod
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """(inv_freq [head_dim / 2] in radians per token, factor m on cos and sin) at `seq_len`."""
+
+    @property
+    def has_rotary(self) -> bool:
+        """Whether any layer rotates queries and keys."""
+        return self.decoder.alibi is None
 
     def bias(self, name: str) -> np.ndarray | float:
         """The bias of a linear map, 0 if it has none."""
@@ -83,14 +125,18 @@ class ReferenceReader(abc.ABC):
 
         The positions [T] increase; each token attends to itself and those before it.
         """
-        turn = self._turn(positions, int(positions.max()) + 1)
+        turn = None
+        if self.has_rotary:
+            turn = self._turn(positions, int(positions.max()) + 1)
         x = self.weight("model.embed_tokens.weight")[tokens]
         for layer in range(self.num_hidden_layers):
             at = f"model.layers.{layer}"
-            x = x + self._attention(self._norm(x, f"{at}.input_layernorm"), turn, f"{at}.self_attn")
-            y = self._norm(x, f"{at}.post_attention_layernorm")
-            gate = ACTIVATIONS[self.hidden_act](self._linear(y, f"{at}.mlp.gate_proj"))
-            x = x + self._linear(gate * self._linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
+            y = self._norm(x, f"{at}.input_layernorm")
+            attended = x + self._attention(y, turn, positions, layer)
+            if not self.decoder.one_norm:
+                before = x if self.decoder.parallel else attended
+                y = self._norm(before, f"{at}.post_attention_layernorm")
+            x = attended + self._mlp(y, f"{at}.mlp")
         return self._norm(x[compared], "model.norm") @ self.output().T
 
     def rotated(
@@ -99,22 +145,55 @@ class ReferenceReader(abc.ABC):
         """The first layer's rotated queries and keys [T, heads, head_dim], with pairs as halves."""
         x = self.weight("model.embed_tokens.weight")[tokens]
         x = self._norm(x, "model.layers.0.input_layernorm")
-        return self._rotated(x, self._turn(positions, seq_len), "model.layers.0.self_attn")
+        turn = self._turn(positions, seq_len) if self._layer_rotates(0) else None
+        return self._rotated(x, turn, "model.layers.0.self_attn")
+
+    def _layer_rotates(self, layer: int) -> bool:
+        rotates = self.decoder.rotates
+        return self.has_rotary and (rotates is None or rotates[layer])
 
     def _turn(self, positions: np.ndarray, seq_len: int) -> np.ndarray:
         f, m = self.rope(seq_len)
         return (m * np.exp(1j * np.outer(positions, f)))[:, None]
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        if self.decoder.layer_norm:
+            x = x - x.mean(-1, keepdims=True)
+        y = self._rms_norm(x, name)
+        return y + self.bias(f"{name}.bias") if self.decoder.layer_norm else y
+
+    def _rms_norm(self, x: np.ndarray, name: str) -> np.ndarray:
         scale = np.sqrt((x**2).mean(-1, keepdims=True) + self.rms_norm_eps)
         return self.weight(f"{name}.weight") * x / scale
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         return x @ self.weight(f"{name}.weight").T + self.bias(f"{name}.bias")
 
-    def _rotated(self, x: np.ndarray, turn: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _mlp(self, x: np.ndarray, name: str) -> np.ndarray:
+        up = self._linear(x, f"{name}.up_proj")
+        activation = ACTIVATIONS[self.hidden_act]
+        if self.decoder.gated:
+            hidden = activation(self._linear(x, f"{name}.gate_proj")) * up
+        else:
+            hidden = activation(up)
+        return self._linear(hidden, f"{name}.down_proj")
+
+    def _heads(self, x: np.ndarray, name: str) -> np.ndarray:
+        y = self._linear(x, name).reshape(len(x), -1, self.head_dim)
+        clip = self.decoder.clip
+        return y if clip is None else np.maximum(np.minimum(y, clip), -clip)
+
+    def _rotated(
+        self, x: np.ndarray, turn: np.ndarray | None, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Queries and keys [T, heads, head_dim], with pairs as halves; without a `turn` as is."""
+
         def rotated(part: str) -> np.ndarray:
-            y = self._linear(x, f"{name}.{part}_proj").reshape(len(x), -1, self.head_dim)
+            y = self._heads(x, f"{name}.{part}_proj")
+            if self.decoder.qk_norm:
+                y = self._rms_norm(y, f"{name}.{part}_norm")
+            if turn is None:
+                return y
             half = self.head_dim // 2
             if self.neighbours:
                 z = (y[..., ::2] + 1j * y[..., 1::2]) * turn
@@ -124,16 +203,25 @@ class ReferenceReader(abc.ABC):
 
         return rotated("q"), rotated("k")
 
-    def _attention(self, x: np.ndarray, turn: np.ndarray, name: str) -> np.ndarray:
+    def _attention(
+        self, x: np.ndarray, turn: np.ndarray | None, positions: np.ndarray, layer: int
+    ) -> np.ndarray:
         T = len(x)
-        q, k = self._rotated(x, turn, name)
-        v = self._linear(x, f"{name}.v_proj").reshape(T, -1, self.head_dim)
+        name = f"model.layers.{layer}.self_attn"
+        q, k = self._rotated(x, turn if self._layer_rotates(layer) else None, name)
+        v = self._heads(x, f"{name}.v_proj")
         group = q.shape[1] // k.shape[1]
         out = np.empty_like(q)
-        later = np.triu(np.ones((T, T), bool), 1)
+        hidden = np.triu(np.ones((T, T), bool), 1)
+        window = None if self.decoder.windows is None else self.decoder.windows[layer]
+        if window is not None:
+            hidden |= ~np.triu(np.ones((T, T), bool), 1 - window)
         for head in range(q.shape[1]):
             scores = q[:, head] @ k[:, head // group].T / math.sqrt(self.head_dim)
-            scores = np.where(later, -np.inf, scores)
+            if self.decoder.alibi is not None:
+                slope = _slopes(q.shape[1], self.decoder.alibi)[head]
+                scores = scores - slope * (positions[:, None] - positions[None, :])
+            scores = np.where(hidden, -np.inf, scores)
             p = np.exp(scores - scores.max(-1, keepdims=True))
             out[:, head] = p / p.sum(-1, keepdims=True) @ v[:, head // group]
         return self._linear(out.reshape(T, -1), f"{name}.o_proj")

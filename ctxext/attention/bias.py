@@ -1,0 +1,61 @@
+"""ALiBi (arXiv 2108.12409) as arrays: -slope times distance, added to scores after their scaling.
+
+The distance is that of the positions at which a piece would rotate, so that methods that map
+positions mean the same for models of both kinds.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from ctxext.attention.pieces import LinearBias
+
+
+class PositionBias(NamedTuple):
+    """The bias of a call: slopes [N], and mapped positions [B, T] and [B, S], one per piece."""
+
+    slopes: Array
+    query_positions: tuple[Array, ...]
+    key_positions: tuple[Array, ...]
+
+    def of(self, piece: int, groups: int) -> Float[Array, "b k g t s"]:
+        """What is added to the scores of a piece, float32; groups: K, the key-value heads."""
+        slopes = self.slopes.reshape(groups, -1)
+        return linear_bias(slopes, self.query_positions[piece], self.key_positions[piece])
+
+
+def position_bias(
+    bias: LinearBias | None, query_positions: Sequence[Array], key_positions: Sequence[Array]
+) -> PositionBias | None:
+    """The bias at these mapped positions of each piece."""
+    if bias is None:
+        return None
+    slopes = jnp.asarray(bias.slopes, jnp.float32)
+    return PositionBias(slopes, tuple(query_positions), tuple(key_positions))
+
+
+def linear_bias(
+    slopes: Float[Array, "k g"], query: Num[Array, "b t"], key: Num[Array, "b s"]
+) -> Float[Array, "b k g t s"]:
+    """-slope times the distance of two positions, float32. It has no gradient."""
+    distance = (query[:, :, None] - key[:, None, :]).astype(jnp.float32)
+    slopes = jax.lax.stop_gradient(slopes)
+    return -slopes[None, :, :, None, None] * distance[:, None, None]
+
+
+def alibi_slopes(heads: int, largest_exponent: float) -> tuple[float, ...]:
+    """One slope per head: 2^(-b i / n) for i = 1 .. n, where n is the power of two from `heads` on.
+
+    b: `largest_exponent`, 8 in the paper. If n is more than `heads`, those with even i come first,
+    as in the code of the authors of MPT.
+    """
+    n = 2 ** math.ceil(math.log2(heads))
+    slopes = 2.0 ** (-largest_exponent * np.arange(1, n + 1) / n)
+    if n != heads:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return tuple(slopes.tolist())
