@@ -15,6 +15,7 @@ from ctxext.interop.families.llama import LLAMA
 from ctxext.interop.gguf_library import import_library
 from ctxext.interop.gguf_metadata import (
     FILE_TYPES,
+    QUANTIZED,
     check,
     check_family,
     hyperparameters,
@@ -91,7 +92,7 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
         writer = library.GGUFWriter(None, check_family(config))
         _add_keys(library, writer, keys)
         writer.add_file_type(FILE_TYPES[dtype][1])
-        if dtype == "q8_0":
+        if dtype in QUANTIZED:
             writer.add_quantization_version(library.GGML_QUANT_VERSION)
         for name, tensor in arrays.items():
             shape = library.quant_shape_to_byte_shape(tensor.shape, types[name])
@@ -128,11 +129,11 @@ def _type_of(library: Any, tensor: LazyTensor, dtype: str) -> Any:
 
 def _to_bytes(library: Any, array: np.ndarray, ggml_type: Any, name: str) -> np.ndarray:
     """The bytes of a tensor. Raises ValueError if values are not finite, or not once stored."""
-    if ggml_type.name == "Q8_0":
-        largest_scale = np.abs(array).max() / 127
+    dtype = next(dtype for dtype, (code, _) in FILE_TYPES.items() if code == ggml_type.name)
+    if dtype in QUANTIZED:
+        largest_scale = np.abs(array).max() / QUANTIZED[dtype].steps
         cast(largest_scale, numpy_dtype("float16"), name)
         return library.quants.quantize(cast(array, numpy_dtype("float32"), name), ggml_type)
-    dtype = next(dtype for dtype, (code, _) in FILE_TYPES.items() if code == ggml_type.name)
     return cast(array, numpy_dtype(dtype), name).view(np.uint8)
 
 

@@ -1,6 +1,6 @@
 """The metadata of a GGUF file: the model's shape, and frequencies as llama.cpp reads them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,17 @@ FILE_TYPES = {
 }
 """dtype of the matrices -> the format's name of it, and its number in `general.file_type`."""
 
-Q8_0_BLOCK = 32
-"""Consecutive numbers that share a scale in q8_0."""
+
+class Blocks(NamedTuple):
+    """Blocks of a quantized dtype: `size` numbers share a float16 scale, which is the largest
+    magnitude over `steps`."""
+
+    size: int
+    steps: int
+
+
+QUANTIZED = {"q8_0": Blocks(32, 127)}
+"""The dtypes of FILE_TYPES that are quantized; the package `gguf` has to be able to write them."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "llama.attention.causal": (True,),
@@ -66,11 +75,12 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
         config.intermediate_size,
         config.num_attention_heads * config.head_dim,
     )
-    uneven = dtype == "q8_0" and any(width % Q8_0_BLOCK for width in widths)
+    size = QUANTIZED[dtype].size if dtype in QUANTIZED else 1
+    uneven = any(width % size for width in widths)
     refusals = {
         "biases are not written to GGUF": config.attention_bias or config.mlp_bias,
         f"llama.cpp computes silu, not {config.hidden_act}": config.hidden_act != "silu",
-        f"q8_0 needs widths that are multiples of {Q8_0_BLOCK}": uneven,
+        f"{dtype} needs widths that are multiples of {size}": uneven,
     }
     for reason, applies in refusals.items():
         if applies:

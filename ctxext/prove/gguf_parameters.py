@@ -87,3 +87,7 @@ def q8_0(values: np.ndarray) -> np.ndarray:
     # Halves are rounded away from zero, as by C's roundf.
     steps = np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5))
     return (scale.astype(np.float16).astype(np.float32) * steps).reshape(values.shape)
+
+
+ROUNDED = {"q8_0": q8_0}
+"""What is kept of float32 rows, by the quantized dtypes that are written."""

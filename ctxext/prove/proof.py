@@ -21,7 +21,7 @@ from ctxext.parallel.mesh import ONE_DEVICE
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.compare import compare
 from ctxext.prove.file_digests import changed_files
-from ctxext.prove.gguf_parameters import q8_0
+from ctxext.prove.gguf_parameters import ROUNDED
 from ctxext.prove.known_incompatibilities import known_incompatibilities
 from ctxext.prove.proof_text import describe
 from ctxext.prove.reader_output import continuation_input, window_input
@@ -346,7 +346,7 @@ def _differ_by_rounding(name: str, stored: Any, exported: Any, dtypes: dict[str,
     Programs add up the product of an adapter in different orders.
     """
     actual, expected = slots(stored), slots(exported)
-    is_same_kind = name in dtypes and name in actual and dtypes[name] != "q8_0"
+    is_same_kind = name in dtypes and name in actual and dtypes[name] not in ROUNDED
     if not is_same_kind or actual[name].shape != expected[name].shape:
         return False
     values = expected[name].get()
@@ -356,8 +356,8 @@ def _differ_by_rounding(name: str, stored: Any, exported: Any, dtypes: dict[str,
 
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "q8_0":
-        return q8_0(values)
+    if dtype in ROUNDED:
+        return ROUNDED[dtype](values)
     if dtype not in STORAGE_DTYPES:
         return values
     return values.astype(numpy_dtype(dtype)).astype(np.float32)

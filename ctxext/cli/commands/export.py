@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         type=options.dtype,
-        choices=[*options.DTYPES.values(), "q8_0"],
+        choices=options.LazyNames(_dtypes),  # pyright: ignore[reportArgumentType]
         help="The number type, also as f32, f16, bf16; q8_0 is for gguf; default: that of HF_DIR, "
         "and bfloat16 for a run.",
     )
@@ -55,6 +55,12 @@ def _formats() -> list[str]:
     from ctxext.interop.formats import FORMATS
 
     return [*FORMATS, "peft"]
+
+
+def _dtypes() -> list[str]:
+    from ctxext.interop.gguf_metadata import FILE_TYPES
+
+    return [*FILE_TYPES]
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:

@@ -81,7 +81,8 @@ class NF4Double(QuantizedKernel):
     """NF4 with double quantization: the scales, less their mean, are quantized to eight bits.
 
     scale = DYNAMIC_VALUES[code] x scale of 256 scales + mean. They are taken in the order of
-    PyTorch's matrix, all blocks of one output channel first.
+    PyTorch's matrix, all blocks of one output channel first. The code is that of the nearest value;
+    bitsandbytes on CPU takes its neighbour for about one scale in 600.
     """
 
     bits: ClassVar[float] = 4 + 8 / BLOCK + 32 / BLOCK / SCALE_BLOCK
@@ -116,7 +117,6 @@ class NF4Double(QuantizedKernel):
         padded[: flat.size] = flat
         rows = padded.reshape(-1, SCALE_BLOCK)
         largest = np.abs(rows).max(axis=1)
-        # bitsandbytes divides here, and multiplies by the reciprocal for the codes of weights.
         normalized = rows / np.maximum(largest, SMALLEST_SCALE)[:, None]
         scale_codes = _nearest(normalized, DYNAMIC_VALUES).reshape(-1)[: flat.size]
         return cls(codes, scale_codes.reshape(scales.T.shape).T, largest, mean)
