@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from ctxext import loading, requirements
 from ctxext.attention.kernels import explain
