@@ -316,6 +316,7 @@ def test_added_tokens_padding_and_a_text_without_a_space(tmp_path):
     "changes, message",
     [
         ({"general.architecture": "falcon"}, "general.architecture 'falcon' is not supported"),
+        ({"general.architecture": "gemma"}, "general.architecture 'gemma' is not supported, only"),
         ({"llama.block_count": None}, "the key llama.block_count is missing"),
         ({"llama.block_count": 2**20}, "declares 1048576 layers, but has 21 tensors"),
         ({"llama.block_count": 3}, "it lacks blk.2."),
