@@ -4,9 +4,7 @@ The time is that of the operations of every call at the speed of this device, wh
 readings measure, with a step of decoding for each new token and what each new shape takes to
 compile:
 
-    seconds = sum of calls (matrix FLOPs / r1 + attention FLOPs / r2 + new tokens x s) + compiling
-
-On a quiet machine it was within a factor of two (experiments/LOG.md).
+    seconds = sum of calls (matrix FLOPs / r1 + attention FLOPs / r2 + steps x s + tokens x t)
 """
 
 import dataclasses
@@ -26,8 +24,10 @@ if TYPE_CHECKING:
 GIB = 2**30
 SHORT, LONG = 512, 2048
 """Tokens of the readings that measure the speed."""
-NEW_TOKENS = 8
-"""Tokens that are written to measure a step of decoding."""
+SHORTEST = 64
+"""Tokens of the prompt after which decoding is measured."""
+NEW_TOKENS, CONTINUATIONS = 8, 32
+"""Tokens that are written at once, in one and in many continuations, to measure decoding."""
 WORTH_MEASURING = 2e13
 """Operations, about a minute of two CPU cores, from which the speed is measured unasked."""
 
@@ -56,7 +56,9 @@ class Speed:
     attention: float
     """FLOP/s in attention."""
     step: float
-    """Seconds of one step of decoding, for one text."""
+    """Seconds of one step of decoding, whatever it writes."""
+    token: float
+    """Seconds more for each token that a step writes."""
     compiling: float
     """Seconds that a new shape takes to compile."""
 
@@ -82,10 +84,8 @@ class Work:
         operations = self.operations
         seconds = operations.matrices / speed.matrices + operations.attention / speed.attention
         for call in self.calls:
-            # A step is as slow as reading the weights, or as computing all continuations.
             rows = call.padded[0] * call.continuations
-            computed = rows * _matrices(self.lm) / speed.matrices
-            seconds += call.new_tokens * max(speed.step, computed)
+            seconds += call.new_tokens * (speed.step + rows * speed.token)
         return seconds
 
     def shapes(self) -> set[tuple]:
@@ -119,14 +119,18 @@ class Price:
         return sum(work.operations.total for work in self.works)
 
     @property
+    def compiling(self) -> float:
+        """Estimated time until all shapes are compiled; 0 without a measured speed."""
+        shapes = set().union(*(work.shapes() for work in self.works))
+        return len(shapes) * self.speed.compiling if self.speed else 0.0
+
+    @property
     def seconds(self) -> float | None:
-        """Estimated time, None without a measured speed."""
+        """Estimated time with that of compiling, None without a measured speed."""
         speed = self.speed
         if speed is None:
             return None
-        shapes = set().union(*(work.shapes() for work in self.works))
-        reading = sum(work.seconds(speed) for work in self.works)
-        return reading + len(shapes) * speed.compiling
+        return self.compiling + sum(work.seconds(speed) for work in self.works)
 
     def sentence(self) -> str:
         """One line: readings, tokens, time."""
@@ -149,6 +153,8 @@ class Price:
             )
             seconds = f", {duration(work.seconds(self.speed))}" if self.speed else ""
             lines.append(f"{work.title}: {by_length}{seconds}")
+        if self.speed:
+            lines.append(f"compiling: {duration(self.compiling)}")
         weights = max((_weight_bytes(work.lm) for work in self.works), default=0)
         cache = max((work.cache_bytes() for work in self.works), default=0)
         memory = f"memory: {weights / GIB:.2f} GiB of weights"
@@ -178,12 +184,11 @@ def measure(lm: "LM", longest: int) -> Speed:
     long_seconds = short_seconds
     if long > short:
         _, long_seconds = _twice(lambda: lm.loss(ids[None]))
-    prompt = ids[None, :short]
-    _, written = _twice(lambda: lm.continuations(prompt, [[[], []]], max_new_tokens=NEW_TOKENS))
-    step = max(written - short_seconds, 0.0) / NEW_TOKENS
+    step, token, compiling_answers = _decoding(lm, ids[:SHORTEST])
+    compiling = max(compiling, compiling_answers)
     of_short, of_long = (reading(lm, Call((n,), lm.padded([n]))) for n in (short, long))
     matrices, attention = rates((of_short, short_seconds), (of_long, long_seconds))
-    return Speed(matrices, attention, step, compiling)
+    return Speed(matrices, attention, step, token, compiling)
 
 
 def rates(short: tuple[Operations, float], long: tuple[Operations, float]) -> tuple[float, float]:
@@ -224,11 +229,26 @@ def _twice(call: Callable[[], object]) -> tuple[float, float]:
     return max(seconds[0] - seconds[1], 0.0), seconds[1]
 
 
-def _matrices(lm: "LM") -> float:
-    """Operations of one token in all matrices."""
-    config = lm.config
-    matrices = config.num_hidden_layers * layer_matrices(config)
-    return 2 * (matrices + config.vocab_size * config.hidden_size)
+def _decoding(lm: "LM", prompt: np.ndarray) -> tuple[float, float, float]:
+    """(seconds of a step, seconds of each token it writes, seconds of compiling).
+
+    From one and many continuations.
+    """
+    count, few, many = 2 * NEW_TOKENS, 1, CONTINUATIONS
+
+    def timed(continuations: int, new_tokens: int) -> tuple[float, float]:
+        prefixes = [[[]] * continuations]
+        return _twice(lambda: lm.continuations(prompt[None], prefixes, max_new_tokens=new_tokens))
+
+    def per_step(continuations: int) -> tuple[float, float]:
+        compiling, of_all = timed(continuations, count)
+        _, of_one = timed(continuations, 1)
+        return compiling, max(of_all - of_one, 0.0) / (count - 1)
+
+    compiling, of_few = per_step(few)
+    _, of_many = per_step(many)
+    token = max(of_many - of_few, 0.0) / (many - few)
+    return max(of_few - few * token, 0.0), token, compiling
 
 
 def _weight_bytes(lm: "LM") -> int:

@@ -386,3 +386,12 @@ def refuse_rest(rest: list[str]) -> None:
     """Raises ValueError if an option is left over."""
     if rest:
         raise ValueError(f"unknown option {rest[0]}; see --help")
+
+
+def say_bos(source: str, bos: bool | None) -> None:
+    """Print how the texts of an exported checkpoint begin, where readers of `source` disagree."""
+    from ctxext import loading
+
+    tokenizer = loading.open_tokenizer(source)
+    if bos is None and tokenizer.adds_bos_by_its_class:
+        print(tokenizer.bos_note, file=sys.stderr)

@@ -303,12 +303,18 @@ class Tokenizer:
         return None
 
     @property
+    def adds_bos_by_its_class(self) -> bool:
+        """True if a text begins with BOS because of the class, which only transformers 4 asks."""
+        says_nothing = not self._before and not self._settings.get("add_bos_token")
+        return self.adds_bos and JSON in self.files and says_nothing
+
+    @property
     def bos_note(self) -> str:
         """How texts begin, in words."""
         if not self.adds_bos:
             return "texts begin without BOS"
         note = f"texts begin with BOS, {self.special_tokens['bos_token']} (id {self.bos_id})"
-        if JSON in self.files and not self._before and not self._settings.get("add_bos_token"):
+        if self.adds_bos_by_its_class:
             note += (
                 f", which the class LlamaTokenizer of transformers 4 adds; transformers 5 begins "
                 f"them as the post_processor of {JSON} does, without: --no-bos"

@@ -92,11 +92,13 @@ def test_rates_are_those_that_both_readings_had():
 
 def test_seconds_add_up():
     lm = tiny.lm()
-    speed = price.Speed(matrices=1e9, attention=5e8, step=0.01, compiling=2.0)
+    speed = price.Speed(matrices=1e9, attention=5e8, step=0.01, token=0.001, compiling=2.0)
     asked, scored = Call((60, 60), (2, 64), 3, 5), Call((64,), (1, 64))
     work = price.Work("w", lm, [asked, asked, scored])
     operations = work.operations
-    expected = operations.matrices / 1e9 + operations.attention / 5e8 + 2 * 5 * 0.01
+    expected = operations.matrices / 1e9 + operations.attention / 5e8
+    # Five steps for each of two calls, of six tokens each.
+    expected += 2 * 5 * (0.01 + 6 * 0.001)
     assert work.seconds(speed) == pytest.approx(expected)
     # Two shapes, in three calls.
     assert price.Price([work], speed).seconds == pytest.approx(expected + 2 * 2.0)
@@ -144,6 +146,7 @@ def test_a_measured_speed_is_that_of_this_device():
     assert np.isfinite(dataclasses.astuple(speed)).all()
     assert speed.matrices > 1e6
     assert speed.step >= 0
+    assert speed.token >= 0
 
 
 def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path, capsys):

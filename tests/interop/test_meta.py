@@ -645,7 +645,8 @@ def test_the_command_line(tmp_path, capsys):
     method = "--method yarn --factor 4"
     assert run(f"export tiny-llama {method} --to meta --dtype f32 --shards 2 --out {meta_dir}") == 0
     assert run(f"import {meta_dir} --out {hf_dir}") == 0
-    message = f"wrote {meta_dir}; check it with: ctxext prove {meta_dir}\nwrote {hf_dir}\n"
+    check = f"ctxext prove {meta_dir} --against tiny-llama {method}"
+    message = f"wrote {meta_dir}; check it with: {check}\nwrote {hf_dir}\n"
     assert capsys.readouterr().out == message
     base = loading.load("tiny-llama")
     hf = loading.load(hf_dir)

@@ -71,19 +71,17 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if args.base:
         raise ValueError("--base belongs to --to peft")
     _export_model(args, rest)
-    words = ["ctxext", "prove", args.out]
-    if args.to == "gguf" or args.adapter:
-        methods = [word for name in args.method for word in ("--method", name)]
-        words += ["--against", args.source, *methods, *rest]
-        words += ["--allow-shorter"] * args.allow_shorter
-        if args.seq_len:
-            words += ["--seq-len", str(args.seq_len)]
-        if args.checkpoint != "latest":
-            words += ["--checkpoint", str(args.checkpoint)]
-        if args.adapter:
-            words += ["--adapter", str(args.adapter)]
-        if args.bos is not None:
-            words += ["--bos" if args.bos else "--no-bos"]
+    methods = [word for name in args.method for word in ("--method", name)]
+    words = ["ctxext", "prove", args.out, "--against", args.source, *methods, *rest]
+    words += ["--allow-shorter"] * args.allow_shorter
+    if args.seq_len:
+        words += ["--seq-len", str(args.seq_len)]
+    if args.checkpoint != "latest":
+        words += ["--checkpoint", str(args.checkpoint)]
+    if args.adapter:
+        words += ["--adapter", str(args.adapter)]
+    if args.bos is not None:
+        words += ["--bos" if args.bos else "--no-bos"]
     print(f"wrote {args.out}; check it with: {shlex.join(words)}")
 
 
@@ -136,6 +134,7 @@ def _export_model(args: argparse.Namespace, rest: list[str]) -> None:
         scalings = [method for method in methods if isinstance(method, RopeScaling)]
         scaling = scalings[0] if scalings else Unscaled()
         options.say_context(loading.read_context(path), scaling)
+        options.say_bos(args.source, args.bos)
         export.convert(
             args.source,
             args.out,

@@ -37,4 +37,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     from ctxext import export
 
     export.convert(args.source, args.out, dtype=args.dtype, original=args.original, bos=args.bos)
+    options.say_bos(args.source, args.bos)
     print(f"wrote {args.out}")
