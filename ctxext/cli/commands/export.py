@@ -32,9 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         type=options.dtype,
+        metavar="DTYPE",
         choices=options.LazyNames(_dtypes),  # pyright: ignore[reportArgumentType]
-        help="The number type, also as f32, f16, bf16; q8_0 is for gguf; default: that of HF_DIR, "
-        "and bfloat16 for a run.",
+        help="The number type: %(choices)s, also as f32, f16, bf16; q8_0 is for gguf; default: "
+        "that of HF_DIR, and bfloat16 for a run.",
     )
     parser.add_argument(
         "--seq-len",
