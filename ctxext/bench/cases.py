@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ctxext.model.config import LlamaConfig
+from ctxext.serialization import from_json, to_json
 
 SMALL = LlamaConfig(
     vocab_size=8192,
@@ -92,13 +93,13 @@ class BenchmarkCase:
 
     def json(self) -> str:
         """The case for another process."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps({**dataclasses.asdict(self), "shape": to_json(self.shape)})
 
     @classmethod
     def parse(cls, text: str) -> "BenchmarkCase":
         """The inverse of `json`."""
         fields = json.loads(text)
-        return cls(**{**fields, "shape": LlamaConfig(**fields["shape"])})
+        return cls(**{**fields, "shape": from_json(fields["shape"])})
 
 
 def standard_cases(platform: str) -> dict[str, tuple[BenchmarkCase, ...]]:

@@ -69,14 +69,6 @@ class DeclaredContext:
     def check_length(self, length: int) -> None:
         """Raise ValueError if an export would declare fewer tokens than the checkpoint does."""
         if length < self.declared:
-            reach = target_length(self.scaling, self.original)
-            if reach is not None and reach < self.declared:
-                raise ValueError(
-                    f"the checkpoint contradicts itself: it declares {self.declared:,} tokens, but "
-                    f"{_described(self.scaling)} makes {reach:,} of the {self.original:,} of "
-                    "pre-training; correct its config.json, or, to declare the smaller number, "
-                    "export it with --allow-shorter"
-                )
             raise ValueError(
                 f"the export would declare {length:,} tokens, but as it is the checkpoint declares "
                 f"{self.declared:,}{self._carried()}; give a larger --seq-len or factor, or, to "

@@ -37,7 +37,8 @@ def write_llama2(
     )
     torch.manual_seed(0)
     fields = dataclasses.asdict(config)
-    del fields["rope_theta"]
+    for name in ("rope_theta", "family", "parts"):
+        del fields[name]
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             **fields, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
