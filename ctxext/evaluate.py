@@ -346,6 +346,10 @@ class Questions:
                 lines.append(f"{lm.semantics}: {SEMANTICS[lm.semantics]} (--semantics)")
         return lines
 
+    def introduction(self) -> list[str]:
+        """The lines to be printed before anything is read: `notes`, and the price."""
+        return [*self.notes(), self.price().sentence()]
+
     def records(self, *, progress: bool = True) -> list[EvalRecord]:
         """Evaluate what is not there yet; all records, in order.
 
@@ -418,8 +422,7 @@ def evaluate_checkpoint(
         allow_shorter=allow_shorter,
     )
     if progress:
-        lines = [*questions.notes(), questions.price().sentence()]
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(questions.introduction()), file=sys.stderr, flush=True)
     return questions.sink, questions.records(progress=progress)
 
 

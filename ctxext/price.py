@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from ctxext.evals.work import Call, num_tokens, readings
+from ctxext.plan.accelerators import GIB
 from ctxext.plan.flops import layer_matrices, visible_pairs
+from ctxext.plan.longest_text import text_bytes
 
 if TYPE_CHECKING:
     from ctxext.model.lm import LM
 
-GIB = 2**30
 SHORT, LONG = 512, 2048
 """Tokens of the readings that measure the speed."""
 SHORTEST = 64
@@ -95,15 +96,13 @@ class Work:
 
     def cache_bytes(self) -> int:
         """Bytes of keys and values, in the largest call."""
-        config = self.lm.config
-        width = np.dtype(np.float32).itemsize if self.lm.dtype == "float32" else 2
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         slots = [
             call.padded[0] * (call.padded[1] + call.continuations * call.new_tokens)
             for call in self.calls
             if call.continuations
         ]
-        return max(slots, default=0) * per_token * width
+        most = max(slots, default=0)
+        return text_bytes(self.lm.config, most, dtype=self.lm.dtype, is_written=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +207,8 @@ def rates(short: tuple[Operations, float], long: tuple[Operations, float]) -> tu
     return float(1 / per_operation[0]), float(1 / per_operation[1])
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """A length of time in the unit that fits it: "40 s", "12 min", "3.7 h"."""
-    if seconds is None:
-        return "an unknown time"
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -24,7 +24,7 @@ class PositionBias(NamedTuple):
     key_positions: tuple[Array, ...]
 
     def of(self, piece: int, groups: int) -> Float[Array, "b k g t s"]:
-        """What is added to the scores of a piece, float32; groups: K, the key-value heads."""
+        """The bias of a piece, to be added to its scores, float32. groups: K, key-value heads."""
         slopes = self.slopes.reshape(groups, -1)
         return linear_bias(slopes, self.query_positions[piece], self.key_positions[piece])
 

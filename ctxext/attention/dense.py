@@ -15,7 +15,7 @@ from ctxext.attention.bias import PositionBias
 from ctxext.attention.pieces import Mask, visible_in
 
 MASK_VALUE = -1e30
-"""The score of a masked pair. It is finite, because the softmax of a row of -inf is NaN."""
+"""The score of a masked pair: finite, as the softmax of a row that is all -inf is NaN."""
 
 
 def dense(

@@ -1,4 +1,4 @@
-"""What differs between the layers of a model in attention: windows and rotation, as data.
+"""Differences between the layers of a model in attention, as data: windows and rotation.
 
 The kind of a layer is a number, static for a layer that runs by itself and traced inside a scan, so
 that one program runs layers of all kinds.

@@ -142,7 +142,7 @@ class Piece:
     query_positions: PositionMap = unchanged
     key_positions: PositionMap = unchanged
     bias: LinearBias | None = None
-    """What is added to the scores; all pieces of a softmax have the same."""
+    """Added to the scores; the same for all pieces of a softmax."""
 
 
 class Attention(abc.ABC):

@@ -87,7 +87,7 @@ def ring(
 
 
 class _Tokens(NamedTuple):
-    """What is known of every token, [B, T] each in `zigzag` order; see `tiles.Blocks`."""
+    """Arrays with a value for each token, [B, T] in `zigzag` order; see `tiles.Blocks`."""
 
     segment_ids: Array | None
     first: Array | None

@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
 
 
 class OfLayer(NamedTuple):
-    """What a call takes from the layer: the number of its kind, and the slopes of its bias [K, G].
+    """The layer's part of a call: the number of its kind, and the slopes of its bias [K, G].
 
     Both are None for models whose layers are all alike and have no bias.
     """

@@ -14,7 +14,7 @@ class Budget:
     depth_steps: int
     """Depths less one: 4 steps are 0, 0.25, 0.5, 0.75, 1."""
     per_depth: int
-    """Questions per depth, where each has a text of its own."""
+    """Questions per depth, where each has its own text."""
     shared_texts: int
     """Texts that hold a question per depth, where questions share them."""
     whole_texts: int

@@ -63,16 +63,8 @@ def test_a_step_of_a_real_shape_can_be_traced(name):
 
 def batch_and_loss(config, trainable):
     tokens = tiny.tokens(2, 24)
-    B, T = tokens.shape
-    batch = {
-        "tokens": tokens,
-        "targets": np.roll(tokens, -1, 1),
-        "weights": np.broadcast_to(np.arange(T) < T - 1, (B, T)).astype(np.float32),
-        "positions": np.broadcast_to(np.arange(T), (B, T)).astype(np.int32),
-        "segment_ids": np.ones((B, T), np.int32),
-    }
-    batch = {name: jnp.asarray(x) for name, x in batch.items()}
-    rotation = rotation_at(Unscaled(), config.rope_base(), T)
+    batch = tiny.next_token_batch(tokens)
+    rotation = rotation_at(Unscaled(), config.rope_base(), tokens.shape[1])
 
     def loss(params, remat):
         params = trainable.materialize(params, {})

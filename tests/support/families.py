@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -97,14 +96,7 @@ def torch_model(directory: Path) -> Any:
 def gradients(config: LlamaConfig, params: Any, tokens: np.ndarray) -> Any:
     """Of the mean loss of every next token, as a tree like `params`."""
     B, T = tokens.shape
-    batch = {
-        "tokens": tokens,
-        "targets": np.roll(tokens, -1, 1),
-        "weights": np.broadcast_to(np.arange(T) < T - 1, (B, T)).astype(np.float32),
-        "positions": np.broadcast_to(np.arange(T), (B, T)).astype(np.int32),
-        "segment_ids": np.ones((B, T), np.int32),
-    }
-    batch = {name: jnp.asarray(x) for name, x in batch.items()}
+    batch = tiny.next_token_batch(tokens)
     rotation = rotation_at(Unscaled(), config.rope_base(), T)
     gradient = jax.grad(lambda params: tiny.loss(params, batch, rotation, config=config))(params)
     return jax.tree.map(lambda x: np.asarray(x) / (B * (T - 1)), gradient)

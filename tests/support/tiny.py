@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ctxext.attention import Causal
@@ -78,3 +79,16 @@ def loss(params: Params, arrays: Any, rotation: Any, **changes: Any) -> jax.Arra
 def tokens(rows: int, length: int, seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
     """Random token ids, int32 [rows, length]."""
     return np.random.default_rng(seed).integers(0, vocab, (rows, length)).astype(np.int32)
+
+
+def next_token_batch(tokens: np.ndarray) -> dict[str, jax.Array]:
+    """A batch of whole documents in which every token but the last predicts the next."""
+    B, T = tokens.shape
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, 1),
+        "weights": np.broadcast_to(np.arange(T) < T - 1, (B, T)).astype(np.float32),
+        "positions": np.broadcast_to(np.arange(T), (B, T)).astype(np.int32),
+        "segment_ids": np.ones((B, T), np.int32),
+    }
+    return {name: jnp.asarray(x) for name, x in batch.items()}

@@ -198,12 +198,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         lengths = args.seq_len or [model.lm.config.max_position_embeddings]
         questions, line = evaluate.questions_within(budget, min(lengths), ask)
         lines.append(line)
-    lines += questions.notes()
     if args.dry_run:
-        lines.append(questions.price(measured=True).text())
+        lines += [*questions.notes(), questions.price(measured=True).text()]
         print("\n".join(lines))
         return
-    lines.append(questions.price().sentence())
+    lines += questions.introduction()
     print("\n".join(lines), file=sys.stderr, flush=True)
     records = questions.records()
     if args.json:

@@ -251,7 +251,7 @@ def _parse_line(line: bytes | None, field: Field) -> tuple[str, str]:
 
 
 def _hint_at_json(line: bytes, kind: Kind) -> str:
-    """What to do if the first line of JSON lines begins one value of JSON for the whole file."""
+    """Advice for JSON lines whose first line begins a JSON value that spans the whole file."""
     start = line.removeprefix(BOM).strip()
     if start.startswith(b"[") or start == b"{":
         return f"; if the whole file is one JSON value, call it .json{kind.compression}"
