@@ -1,6 +1,7 @@
 """Result tables: every number against scipy, a count by hand, or a planted value."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ctxext.report import summary, tables, write_report
 from ctxext.report.analysis.effective_context import THRESHOLDS, nolima_length
 from ctxext.report.analysis.mistakes import KINDS
 from ctxext.report.analysis.results import Results
+from ctxext.report.pages.page import CHART_STYLE
 from ctxext.tasks.building.scores import failure
 from support.html_page import parse, table
 from support.planted import passkey_record, planted_run
@@ -184,6 +186,7 @@ def test_kinds_of_mistakes_add_up():
         "next number": 0,
         "truncated": 0,
         "first digits": 0,
+        "right beginning": 0,
     }
     text = part(tables(records), "passkey: right answers and kinds of mistakes, % of the questions")
     assert [line.split() for line in text.splitlines()[1:]] == [
@@ -197,9 +200,16 @@ def test_every_kind_of_mistake_is_known():
         failure(text, ("4711", "42"), distractors=("99",), prompt="the prompt: 12 apples")
         for text in ("", "99", "42!", "47", "4788", "none", "12 apples", "7", "43")
     }
+    kinds.add(failure("amber fox", ("amber-falcon",), prompt=""))
     assert kinds == set(KINDS)
     with pytest.raises(ValueError, match="unknown kinds of mistakes: odd"):
         tables(questions(256, change=lambda i: {"correct": False, "failure": "odd"}))
+
+
+def test_every_kind_of_mistake_has_a_colour_of_its_own():
+    colours = dict(re.findall(r"\.(k\d+) \{ color: (#\w{6}); \}", CHART_STYLE.read_text()))
+    assert set(colours) == {f"k{i}" for i in range(1 + len(KINDS))}
+    assert len(set(colours.values())) == len(colours)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +245,29 @@ def test_counting_on_is_a_mistake_of_its_own(text, kind):
 )
 def test_a_number_may_begin_right(text, kind):
     assert failure(text, ("30830",), prompt="") == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "kind"),
+    [
+        (" Amber-fox", "amber-falcon", "right beginning"),
+        ('"amber fox"', "amber-falcon", "right beginning"),
+        ("amber-fal", "amber-falcon", "part"),
+        ("amb", "amber-falcon", "part"),
+        ("ambient falcon", "amber-falcon", "made up"),
+        ("orchid", "orchard", "right beginning"),
+        ("organ", "orchard", "made up"),
+        ("orchards", "orchard", "part"),
+        ("fox", "fog", "made up"),
+        ("5f1c7b2a-11", "5f1c7b2a-90d1-4c55", "right beginning"),
+        ("a fine day", "a bad day", "made up"),
+        ("", "orchard", "nothing"),
+        ("30899", "30830", "first digits"),
+    ],
+)
+def test_words_may_begin_right(text, reference, kind):
+    """By luck, one key in ninety-six has the same first word."""
+    assert failure(text, (reference,), prompt="") == kind
 
 
 def test_values_that_are_not_whole_numbers_have_no_next_one():

@@ -36,6 +36,7 @@ KIND_NAMES = {
     "nothing": "nothing",
     "truncated": "the right number without its last digits",
     "first digits": "two or more first digits right, the rest not",
+    "right beginning": "the first word right, the rest not",
 }
 
 

@@ -184,9 +184,10 @@ def mistakes_section(studies: Sequence[Study]) -> Section:
         "mistakes",
         "What wrong answers are",
         "The first kind that applies: nothing written; another record's value from the text; the "
-        "number after a value, as if they were counted; a part of the answer; no number where one "
-        "was asked for; copied from the text; made up. A variant that does not find the needle "
-        "copies or makes up; one that finds the wrong place gives another record's value.",
+        "number after a value, as if they were counted; a part of the answer; an answer that only "
+        "begins right; no number where one was asked for; copied from the text; made up. A "
+        "variant that does not find the needle copies or makes up; one that finds the wrong place "
+        "gives another record's value.",
     )
     section.charts = [
         answer_charts.mistakes_chart(study, split(study)[0], f"mistakes{i}")

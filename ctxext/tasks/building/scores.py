@@ -1,5 +1,6 @@
 """The score of a written answer, and the kind of mistake of a wrong one."""
 
+import os
 import re
 import string
 from collections import Counter
@@ -18,6 +19,7 @@ Failure = Literal[
     "next number",
     "truncated",
     "first digits",
+    "right beginning",
 ]
 """The kinds of mistake, see `failure`."""
 
@@ -85,8 +87,10 @@ def failure(
     "nothing": no letters or digits; "distractor": a wrong value from the prompt; "next number": one
     more than the right value or a wrong one, as if they were counted; "part": some of several
     answers, or the beginning of one in words; "truncated": a right number without its last digits;
-    "first digits": a number whose first two or more digits are right, and not the rest; "no number"
-    where one was asked for; "copied": its first line is in the prompt; "made up": anything else.
+    "first digits": a number whose first two or more digits are right, and not the rest; "right
+    beginning": words of which the first is right, and not the rest (of a single word, at least half
+    of its letters and three); "no number" where one was asked for; "copied": its first line is in
+    the prompt; "made up": anything else.
     """
     lower = text.lower()
     line = text.strip().split("\n")[0].strip()
@@ -111,9 +115,26 @@ def failure(
             return "first digits"
     if contains_one or begins_one:
         return "part"
+    if any(_begins_like(line, reference) for reference in references):
+        return "right beginning"
     if all(reference.isdigit() for reference in references) and not digits:
         return "no number"
     return "copied" if line and line in prompt else "made up"
+
+
+def _begins_like(line: str, reference: str) -> bool:
+    """Whether a line has the first word of an answer in words, or the larger part of a single one.
+
+    Numbers have kinds of mistakes of their own.
+    """
+    first, *rest = re.findall(r"\w+", reference.lower()) or [""]
+    written = re.findall(r"\w+", line.lower()) or [""]
+    if first.isdigit():
+        return False
+    if rest and len(first) > 1:
+        return written[0] == first
+    shared = len(os.path.commonprefix([written[0], first]))
+    return shared >= max(3, len(first) / 2)
 
 
 def _is_next_number(text: str, values: Sequence[str]) -> bool:
