@@ -25,6 +25,9 @@ from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evaluate import evaluate
 from ctxext.report import latest, summary, tables, verdict
 from ctxext.report.analysis.results import Results
+from ctxext.report.drawing.axes import length_axis, percent_axis
+from ctxext.report.drawing.charts import Line, Point, line_chart
+from ctxext.report.drawing.svg import LEFT, RIGHT, TOP, WIDTH, ReferenceLine, Style
 from ctxext.report.pages.heatmaps import by_depth
 from ctxext.report.pages.styles import identities, method_styles, variant_styles
 from ctxext.report.pages.tables import all_tables
@@ -242,6 +245,30 @@ def asked(rope, steps, right, lengths=WINDOW_LENS):
         for depth in (0.0, 1.0)
         for i in range(2)
     ]
+
+
+def test_the_window_is_drawn_where_it_is():
+    """On its place of a logarithmic axis; beyond the end of the axis, an arrow points to it."""
+
+    def drawing(window):
+        return line_chart(
+            "title",
+            "description",
+            [Line("yarn", "yarn", Style(1), [Point(1024, 10), Point(4096, 20)])],
+            length_axis([1024, 4096]),
+            percent_axis("right, %"),
+            key="chart",
+            references=[ReferenceLine(window, "window")],
+        )
+
+    inside = drawing(2048)
+    at = (LEFT + WIDTH - RIGHT) / 2
+    assert f'd="M{at:g} {TOP}V' in inside
+    assert ">window<" in inside
+    for window, text in ((8192, "window: 8,192 \u2192"), (256, "\u2190 window: 256")):
+        outside = drawing(window)
+        assert f">{text}<" in outside
+        assert f"{TOP}V" not in outside
 
 
 def below_of(heatmap):

@@ -112,6 +112,14 @@ class Study:
         """The best trained variant with a method that changes something."""
         return next((v for v in self.trained if not v.model.is_plain), None)
 
+    @cached_property
+    def best_untrained(self) -> Variant | None:
+        """The best untrained variant with a method that changes something; without any, a base."""
+        untrained = [v for v in self.task.variants if not v.trained and self._at_longest(v)]
+        untrained.sort(key=self._merit, reverse=True)
+        with_method = [v for v in untrained if not v.model.is_plain]
+        return next(iter([*with_method, *untrained]), None)
+
     def unscaled(self, variant: Variant) -> Variant | None:
         """The variant that was trained as long without a method, see `_preferred`.
 

@@ -3,22 +3,31 @@
 from collections.abc import Sequence
 
 RGB = tuple[float, float, float]
+Colours = tuple[str, str]
+"""Of a background, and of the text on it."""
 # Dark blue to yellow, steadily lighter: the order survives grey print and colour blindness.
 SEQUENTIAL = ("#00204d", "#31446b", "#666970", "#958f78", "#cbba69", "#ffea46")
 # Orange, white, blue: no red next to green.
 DIVERGING = ("#b35806", "#e08214", "#fdb863", "#f7f7f7", "#9ecae1", "#4292c6", "#08519c")
+# The same hues on a dark page: what is small fades into the page, what is large stands out.
+DIVERGING_ON_DARK = ("#fdb863", "#e08214", "#85460f", "#23262c", "#1d4a75", "#4292c6", "#9ecae1")
 LIGHT = "#ffffff"
 DARK = "#000000"
 
 
-def sequential(share: float) -> tuple[str, str]:
-    """Colours (background, text) for a share from 0 to 1."""
+def sequential(share: float) -> Colours:
+    """Colours for a share from 0 to 1."""
     return _with_text(_between(SEQUENTIAL, share))
 
 
-def diverging(value: float) -> tuple[str, str]:
-    """Colours (background, text) for a value from -1 to 1; 0 is white."""
+def diverging(value: float) -> Colours:
+    """Colours for a value from -1 to 1; 0 is white."""
     return _with_text(_between(DIVERGING, (value + 1) / 2))
+
+
+def diverging_on_dark(value: float) -> Colours:
+    """Colours for a value from -1 to 1 on a dark page; 0 is nearly the page's own colour."""
+    return _with_text(_between(DIVERGING_ON_DARK, (value + 1) / 2))
 
 
 def contrast(a: str, b: str) -> float:
@@ -27,7 +36,7 @@ def contrast(a: str, b: str) -> float:
     return (bright + 0.05) / (dim + 0.05)
 
 
-def _with_text(background: str) -> tuple[str, str]:
+def _with_text(background: str) -> Colours:
     # On any colour, the better of black and white has a contrast of at least 4.58.
     return background, max((LIGHT, DARK), key=lambda text: contrast(background, text))
 

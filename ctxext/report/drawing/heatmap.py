@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ctxext.report.drawing.colours import Colours
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -14,6 +16,8 @@ class Cell:
     colour: str
     hatched: bool
     marked: bool = False
+    on_dark: Colours | None = None
+    """Its colours on a dark page, where they differ."""
 
 
 Line = tuple[str, Sequence[Cell | None]]

@@ -124,9 +124,16 @@ def draw_reference_lines(
     *,
     left: float = LEFT,
 ) -> ET.Element:
-    """Draw the lines, and return the group of their names, to be appended on top of all else."""
+    """Draw the lines, and return the group of their names, to be appended on top of all else.
+
+    A line beyond the end of its axis is not drawn: an arrow with its value points to it.
+    """
     names = ET.Element("g", {"class": "mark"})
     for line in lines:
+        axis = x if line.upright else y
+        if not axis.low <= line.value <= axis.high:
+            _name_what_is_outside(names, line, axis, left, right, bottom)
+            continue
         group = add_group(root, "mark")
         if line.upright:
             at = x.at(line.value, left, right)
@@ -139,6 +146,21 @@ def draw_reference_lines(
             text_y = at - 4 if at > TOP + 12 else at + 13
             add_text(names, line.text, left + 3, f"{text_y:g}", css="mark-label")
     return names
+
+
+def _name_what_is_outside(
+    names: ET.Element, line: ReferenceLine, axis: Axis, left: float, right: float, bottom: float
+) -> None:
+    beyond = line.value > axis.high
+    text = f"{line.text}: {line.value:,.4g}"
+    if line.upright:
+        text = f"{text} \u2192" if beyond else f"\u2190 {text}"
+        x, anchor = (right, "end") if beyond else (left, "")
+        add_text(names, text, f"{x:g}", TOP - 4, css="mark-label", anchor=anchor)
+    else:
+        arrow, y = ("\u2191", TOP + 13) if beyond else ("\u2193", bottom - 4)
+        text = f"{text} {arrow}"
+        add_text(names, text, left + 3, f"{y:g}", css="mark-label")
 
 
 def draw_marker(parent: ET.Element, style: Style, x: float, y: float) -> None:

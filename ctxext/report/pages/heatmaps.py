@@ -16,7 +16,7 @@ from ctxext.report.analysis.records import (
     seq_lens,
 )
 from ctxext.report.analysis.study import Study
-from ctxext.report.drawing.colours import diverging, sequential
+from ctxext.report.drawing.colours import diverging, diverging_on_dark, sequential
 from ctxext.report.drawing.heatmap import Cell, Heatmap
 from ctxext.report.pages.tables_by_length import BASELINE, CONTROLS, GAIN_UNIT
 
@@ -131,8 +131,15 @@ def difference(task: TaskResults, a: Variant, b: Variant) -> Heatmap | None:
 
 def _difference_cell(c: Comparison) -> Cell:
     small = f"{c.only_b} : {c.only_a} of {c.n}"
-    colours = diverging(c.points.value / 100)
-    return Cell(f"{c.points.value:+z.0f}", small, *colours, c.n < FEW, c.significant)
+    share = c.points.value / 100
+    return Cell(
+        f"{c.points.value:+z.0f}",
+        small,
+        *diverging(share),
+        hatched=c.n < FEW,
+        marked=c.significant,
+        on_dark=diverging_on_dark(share),
+    )
 
 
 def gain_by_depth(study: Study, variant: Variant) -> Heatmap | None:
@@ -157,7 +164,10 @@ def gain_by_depth(study: Study, variant: Variant) -> Heatmap | None:
 def _gain_cell(gain: Gain, largest: float) -> Cell:
     value, low, high = gain.mean
     small = f"n = {gain.n}" if low is None else f"{low:.1f} to {high:.1f}"
-    return Cell(f"{value:.2f}", small, *diverging(value / largest), hatched=False)
+    share = value / largest
+    return Cell(
+        f"{value:.2f}", small, *diverging(share), hatched=False, on_dark=diverging_on_dark(share)
+    )
 
 
 def length_name(seq_len: int, variant: Variant) -> str:

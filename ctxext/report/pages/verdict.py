@@ -47,7 +47,7 @@ def findings(results: Results) -> list[Finding]:
     ]
     if len(verdicts) == 1:
         return verdicts[0].findings()
-    return [
+    of_tasks = [
         Finding(
             finding.topic,
             f"{task_verdict.study.task.name}: {finding.sentence}",
@@ -55,6 +55,19 @@ def findings(results: Results) -> list[Finding]:
         )
         for task_verdict in verdicts
         for finding in task_verdict.findings()
+        if finding.topic != "does it work"
+    ]
+    # What holds for several tasks is said once.
+    names_by_headline: dict[str, list[str]] = {}
+    for task_verdict in verdicts:
+        names = names_by_headline.setdefault(task_verdict.headline(), [])
+        names.append(task_verdict.study.task.name)
+    return [
+        *(
+            Finding("does it work", f"{_enumeration(names)}: {headline}")
+            for headline, names in names_by_headline.items()
+        ),
+        *of_tasks,
     ]
 
 
@@ -81,9 +94,12 @@ class _TaskVerdict:
     def headline(self) -> str:
         """Does the best variant read beyond the window, and better than by training alone?"""
         best = self.study.best
-        if best is None:
+        if best is not None:
+            return f"{reads_beyond_window(self.study, best)} {self.best_against_unscaled(best)}"
+        untrained = self.study.best_untrained
+        if untrained is None or any(variant.trained for variant in self.study.task.variants):
             return no_trained_method(self.study)
-        return f"{reads_beyond_window(self.study, best)} {self.best_against_unscaled(best)}"
+        return f"{reads_beyond_window(self.study, untrained)} {no_trained_method(self.study)}"
 
     def best_against_unscaled(self, best: Variant) -> str:
         """Is the best variant more accurate than the same training without scaling?"""
@@ -227,12 +243,21 @@ def reads_beyond_window(study: Study, variant: Variant) -> str:
 
 
 def _why_unknown(study: Study, variant: Variant) -> str:
-    """The reason why a variant has no effective context."""
+    """The reason why a variant has no effective context, and how to ask for one."""
     baseline = study.baseline(variant)
+    if baseline is None and variant.model.is_plain and not variant.trained:
+        return f"the base was not asked at its window; add it (`--seq-len {variant.window}`)"
     if baseline is None:
-        return f"{variant.phrase} has no in-window baseline to measure how far it reads"
+        return (
+            f"{variant.phrase} has no in-window baseline to measure how far it reads; ask the base "
+            f"as it is at its window too (`--seq-len {variant.window}`)"
+        )
     if not baseline.correct:
-        return f"the in-window baseline of {variant.phrase} has no right answers"
+        return (
+            f"the in-window baseline of {variant.phrase} has no right answers; ask another task or "
+            f"wording that the base can answer, such as `ctxext eval "
+            f"{baseline.variant.model.checkpoint} --evals niah lines --wording prose code`"
+        )
     return f"{variant.phrase} was asked at a single length"
 
 
