@@ -82,7 +82,7 @@ def make_attention(
             [rotated(q, tables) for tables in query_tables],
             [rotated(k, tables) for tables in key_tables],
             v,
-            [piece.mask for piece in layers.pieces(attention, kind)],
+            layers.masks(attention, kind),
             segment_ids=segment_ids,
             sharding=None if sharding_of is None else sharding_of(v.shape),
             cut=cut,

@@ -4,6 +4,7 @@ The distance is that of the positions at which a piece would rotate, so that met
 positions mean the same for models of both kinds.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from ctxext.attention.pieces import LinearBias
+
+@dataclasses.dataclass(frozen=True)
+class LinearBias:
+    """ALiBi (arXiv 2108.12409): -slope times the distance is added to a score, after scaling.
+
+    The distance is that at which a piece rotates: between mapped positions, not token indices.
+    """
+
+    slopes: tuple[float, ...]
+    """One per query head."""
 
 
 class PositionBias(NamedTuple):

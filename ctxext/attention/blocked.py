@@ -17,7 +17,7 @@ from ctxext.attention import tiles
 from ctxext.attention.bias import PositionBias
 from ctxext.attention.devices import GPU, platform_of, rows_times_heads
 from ctxext.attention.documents import first_tokens
-from ctxext.attention.pieces import Mask
+from ctxext.attention.layers import LayerMask
 
 
 def block_size(seq_len: int, platform: str, heads: int) -> int:
@@ -38,7 +38,7 @@ def blocked(
     queries: Sequence[Float[Array, "b t n h"]],
     keys: Sequence[Float[Array, "b t k h"]],
     values: Float[Array, "b t k h"],
-    masks: Sequence[Mask],
+    masks: Sequence[LayerMask],
     *,
     segment_ids: Int[Array, "b t"] | None = None,
     sharding: NamedSharding | None = None,
@@ -103,7 +103,7 @@ class _Places(NamedTuple):
         return self.queries._replace(positions=self.key_positions)
 
 
-def _work(masks: tuple[Mask, ...], places: _Places, C: int) -> tiles.Work:
+def _work(masks: tuple[LayerMask, ...], places: _Places, C: int) -> tiles.Work:
     work = []
     blocks = places.queries
     packed = blocks.segments is not None

@@ -154,7 +154,7 @@ def decode(
             [rotate(q, tables) for tables in query_tables],
             keys,
             values,
-            [piece.mask for piece in layers.pieces(attention, kind)],
+            layers.masks(attention, kind),
             query_index=query_index,
             key_index=key_index,
             allowed=allowed,

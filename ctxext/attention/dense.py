@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ctxext.attention.bias import PositionBias
-from ctxext.attention.pieces import Mask, visible_in
+from ctxext.attention.layers import LayerMask, visible_in
 
 MASK_VALUE = -1e30
 """The score of a masked pair: finite, as the softmax of a row that is all -inf is NaN."""
@@ -22,7 +22,7 @@ def dense(
     queries: Sequence[Float[Array, "b t n h"]],
     keys: Sequence[Float[Array, "b s k h"]],
     values: Float[Array, "b s k h"],
-    masks: Sequence[Mask],
+    masks: Sequence[LayerMask],
     *,
     query_index: Int[Array, "#b t"],
     key_index: Int[Array, "#b s"],

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ctxext.attention.pieces import Mask, Piece, unchanged
+from ctxext.attention.layers import LayerMask
+from ctxext.attention.pieces import Piece, unchanged
 from ctxext.rope import Float32Rotation, Rotation
 
 
@@ -34,7 +35,7 @@ def smallest_in_document(
 
 
 def first_tokens(
-    masks: Sequence[Mask], index: Int[Any, "#b t"], segment_ids: Int[Array, "b t"] | None
+    masks: Sequence[LayerMask], index: Int[Any, "#b t"], segment_ids: Int[Array, "b t"] | None
 ) -> Int[Array, "b t"] | None:
     """The token index at which each token's document begins; None if no mask needs it.
 

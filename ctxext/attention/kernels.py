@@ -19,7 +19,7 @@ from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
 from ctxext.attention.devices import GPU, platform_of
 from ctxext.attention.documents import first_tokens
-from ctxext.attention.pieces import Mask, PerKind
+from ctxext.attention.layers import LayerMask, PerKind
 from ctxext.attention.request import Request
 from ctxext.attention.ring import ring
 
@@ -54,7 +54,7 @@ def _dense(
     queries: Sequence[Array],
     keys: Sequence[Array],
     values: Array,
-    masks: Sequence[Mask],
+    masks: Sequence[LayerMask],
     *,
     segment_ids: Array | None,
     sharding: NamedSharding | None,
@@ -153,7 +153,7 @@ def evaluate(
     queries: Sequence[Float[Array, "b t n h"]],
     keys: Sequence[Float[Array, "b t k h"]],
     values: Float[Array, "b t k h"],
-    masks: Sequence[Mask],
+    masks: Sequence[LayerMask],
     *,
     segment_ids: Int[Array, "b t"] | None = None,
     sharding: NamedSharding | None = None,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ctxext.attention.bias import PositionBias, linear_bias
-from ctxext.attention.pieces import Mask, visible_in
+from ctxext.attention.layers import LayerMask, visible_in
 
 MAX_SCORES = 2**24
 """The most scores that are held at once."""
@@ -17,7 +17,7 @@ MAX_SCORES = 2**24
 def largest_logit(
     queries: Sequence[Float[Array, "b t n h"]],
     keys: Sequence[Float[Array, "b s k h"]],
-    masks: Sequence[Mask],
+    masks: Sequence[LayerMask],
     *,
     query_index: Int[Array, "b t"],
     key_index: Int[Array, "b s"],

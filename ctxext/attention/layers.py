@@ -6,11 +6,13 @@ that one program runs layers of all kinds.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ctxext.attention.pieces import Attention, LinearBias, PerKind, Piece, within
+from ctxext.attention.bias import LinearBias
+from ctxext.attention.pieces import Attention, Mask, within
 from ctxext.rope import rotate
 
 Kind = int | Array
@@ -28,25 +30,53 @@ class LayerKind:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerKind:
+    """One mask for each kind of layer, for a layer whose kind is known only when it runs."""
+
+    masks: tuple[Mask, ...]
+    """In the order of `Layers.kinds`."""
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether all of them depend on distances only, see `Mask.by_distance`."""
+        return all(mask.by_distance for mask in self.masks)
+
+    def visible(self, kind: Kind, query: Any, key: Any) -> Any:
+        """`Mask.visible` of the mask of this kind."""
+        visible = self.masks[0].visible(query, key)
+        for number, other in enumerate(self.masks[1:], start=1):
+            is_kind = kind == number
+            visible = (is_kind & other.visible(query, key)) | (~is_kind & visible)
+        return visible
+
+
+LayerMask = Mask | PerKind
+"""The mask of a piece in a layer, or one for each kind where the kind of the layer is traced."""
+
+
+def visible_in(mask: LayerMask, kind: Any, query: Any, key: Any) -> Any:
+    """`Mask.visible` in a layer of this kind, which only a `PerKind` reads."""
+    if isinstance(mask, PerKind):
+        return mask.visible(kind, query, key)
+    return mask.visible(query, key)
+
+
+@dataclasses.dataclass(frozen=True)
 class Layers:
     """The kinds of layers of a model, and the bias that all of them add to their scores."""
 
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     bias: LinearBias | None = None
 
-    def pieces(self, attention: Attention, kind: Kind = 0) -> tuple[Piece, ...]:
-        """The pieces of a method as layers of this kind evaluate them.
-
-        Where it is traced, and not all kinds see the same, the masks are a `PerKind`.
-        """
+    def masks(self, attention: Attention, kind: Kind = 0) -> tuple[LayerMask, ...]:
+        """The mask of each piece of a method, as layers of this kind evaluate it."""
         kinds = (self.kinds[kind],) if isinstance(kind, int) else self.kinds
 
-        def of_layer(piece: Piece) -> Piece:
-            masks = tuple(within(piece.mask, kind.window) for kind in kinds)
-            mask = masks[0] if len(set(masks)) == 1 else PerKind(masks)
-            return dataclasses.replace(piece, mask=mask, bias=self.bias)
+        def of_layer(mask: Mask) -> LayerMask:
+            masks = tuple(within(mask, kind.window) for kind in kinds)
+            return masks[0] if len(set(masks)) == 1 else PerKind(masks)
 
-        return tuple(of_layer(piece) for piece in attention.pieces())
+        return tuple(of_layer(piece.mask) for piece in attention.pieces())
 
     @property
     def rotates(self) -> bool:

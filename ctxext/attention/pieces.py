@@ -87,45 +87,6 @@ def within(mask: Mask, window: int | None) -> Mask:
     return Within(mask, window)
 
 
-@dataclasses.dataclass(frozen=True)
-class PerKind(Mask):
-    """One mask for each kind of layer, of which a kernel takes that of the layer it runs."""
-
-    masks: tuple[Mask, ...]
-
-    @property
-    def by_distance(self) -> bool:  # type: ignore[override]
-        return all(mask.by_distance for mask in self.masks)
-
-    def visible(self, query: Any, key: Any) -> Any:
-        raise NotImplementedError("which pairs are visible depends on the layer: see `visible_in`")
-
-    def block(self, query: range, key: range) -> tuple[bool, bool]:
-        raise NotImplementedError("which pairs are visible depends on the layer")
-
-
-def visible_in(mask: Mask, kind: Any, query: Any, key: Any) -> Any:
-    """`mask.visible`, for a layer of this kind where the mask is one per kind."""
-    if not isinstance(mask, PerKind):
-        return mask.visible(query, key)
-    visible = mask.masks[0].visible(query, key)
-    for number, other in enumerate(mask.masks[1:], start=1):
-        is_kind = kind == number
-        visible = (is_kind & other.visible(query, key)) | (~is_kind & visible)
-    return visible
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearBias:
-    """ALiBi (arXiv 2108.12409): -slope times the distance is added to a score, after scaling.
-
-    The distance is that at which a piece rotates: between mapped positions, not token indices.
-    """
-
-    slopes: tuple[float, ...]
-    """One per query head."""
-
-
 def unchanged(positions: Any) -> Any:
     """The identity: rotate at the position itself."""
     return positions
@@ -141,8 +102,6 @@ class Piece:
     mask: Mask
     query_positions: PositionMap = unchanged
     key_positions: PositionMap = unchanged
-    bias: LinearBias | None = None
-    """Added to the scores; the same for all pieces of a softmax."""
 
 
 class Attention(abc.ABC):

@@ -3,14 +3,14 @@
 import dataclasses
 from typing import Any
 
-from ctxext.attention.pieces import Mask
+from ctxext.attention.layers import LayerMask
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One call for attention of sequences with themselves."""
 
-    masks: tuple[Mask, ...]
+    masks: tuple[LayerMask, ...]
     """One mask per piece of the method."""
     platform: str
     """Where it runs: "cpu", "gpu", "cuda" or "tpu"."""

@@ -26,7 +26,8 @@ from ctxext.attention import tiles
 from ctxext.attention.bias import PositionBias
 from ctxext.attention.devices import platform_of, rows_times_heads
 from ctxext.attention.documents import first_tokens
-from ctxext.attention.pieces import Mask, PerKind
+from ctxext.attention.layers import LayerMask, PerKind
+from ctxext.attention.pieces import Mask
 
 SMALLEST = 32
 """Fewest tokens per block, unless chunks are shorter."""
@@ -55,7 +56,7 @@ def ring(
     queries: Sequence[Float[Array, "b t n h"]],
     keys: Sequence[Float[Array, "b t k h"]],
     values: Float[Array, "b t k h"],
-    masks: Sequence[Mask],
+    masks: Sequence[LayerMask],
     *,
     sharding: NamedSharding,
     segment_ids: Int[Array, "b t"] | None = None,
@@ -138,7 +139,7 @@ class _Trip:
 
     def __init__(
         self,
-        masks: tuple[Mask, ...],
+        masks: tuple[LayerMask, ...],
         sharding: NamedSharding,
         shape: tuple[int, ...],
         *,
@@ -166,7 +167,7 @@ class _Trip:
             self.piece_tiles += [tiles.Tile(piece, None, self.C), tiles.Tile(piece, mask, self.C)]
             self.tables += [full, partly]
 
-    def _tables_of(self, mask: Mask, kind: Any, packed: bool) -> tuple[tuple[Any, Any], ...]:
+    def _tables_of(self, mask: LayerMask, kind: Any, packed: bool) -> tuple[tuple[Any, Any], ...]:
         """`work_table`, for a layer of this kind where the mask is one per kind."""
         if not isinstance(mask, PerKind):
             return work_table(mask, self.S, self.chunk, self.C, packed=packed)

@@ -22,7 +22,8 @@ from jaxtyping import Array
 from ctxext.attention.bias import linear_bias
 from ctxext.attention.dense import MASK_VALUE
 from ctxext.attention.devices import GPU
-from ctxext.attention.pieces import Mask, PerKind, visible_in
+from ctxext.attention.layers import LayerMask, PerKind, visible_in
+from ctxext.attention.pieces import Mask
 
 SAVED_NAME = "attention"
 """The name by which rematerialisation can keep the output of attention and its log-sum-exp."""
@@ -71,7 +72,7 @@ class Tile:
 
     piece: int
     """The number of the piece."""
-    mask: Mask | None
+    mask: LayerMask | None
     """Its mask; None if every pair of tokens in these blocks is visible."""
     size: int
     """C, tokens per block."""
@@ -144,7 +145,6 @@ def visible_pairs(
     """
     full: list[tuple[int, int]] = []
     partly: list[tuple[int, int]] = []
-    assert not isinstance(mask, PerKind)
     blocks = [range(i * size, (i + 1) * size) for i in range(num_blocks)]
     moves = packed and not mask.by_distance
     for i, query in enumerate(blocks):
@@ -167,7 +167,7 @@ def padded(tables: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def pairs_in(
-    mask: Mask, kind: Any, num_blocks: int, size: int, *, packed: bool = False
+    mask: LayerMask, kind: Any, num_blocks: int, size: int, *, packed: bool = False
 ) -> tuple[Pairs, Pairs]:
     """`visible_pairs`, for a layer of this kind where the mask is one per kind."""
     if not isinstance(mask, PerKind):

@@ -97,7 +97,7 @@ def _kernel(experiment: Experiment, config: LlamaConfig) -> str:
     layers = config.layers
     traced_kind = 0 if len(layers.kinds) == 1 else jnp.int32(0)  # as in a scan over the layers
     request = Request(
-        masks=tuple(piece.mask for piece in layers.pieces(experiment.attention, traced_kind)),
+        masks=layers.masks(experiment.attention, traced_kind),
         platform=jax.default_backend(),
         seq_len=train.seq_len,
         dtype=train.dtype,

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import jax
 
-from ctxext.attention.bias import alibi_slopes
+from ctxext.attention.bias import LinearBias, alibi_slopes
 from ctxext.attention.layers import LayerKind, Layers
-from ctxext.attention.pieces import LinearBias
 from ctxext.model.parts import LLAMA_PARTS, Parts
 from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled
 

@@ -262,7 +262,7 @@ def _recording_peaks(
         peak = largest_logit(
             [rotate(q, tables) for tables in query_tables],
             [rotate(k, tables) for tables in key_tables],
-            [piece.mask for piece in layers.pieces(attention, kind)],
+            layers.masks(attention, kind),
             query_index=query_index,
             key_index=index,
             query_segments=segment_ids,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ctxext.attention import Band, Causal, LayerKind, Layers, make_attention
-from ctxext.attention.bias import alibi_slopes
+from ctxext.attention.bias import LinearBias, alibi_slopes
 from ctxext.attention.kernels import choose, explain
-from ctxext.attention.pieces import LinearBias, PerKind, Within, visible_in, within
+from ctxext.attention.layers import PerKind
+from ctxext.attention.pieces import Within, within
 from ctxext.attention.request import Request
 from ctxext.methods.lm_infinite import First, LMInfinite
 from ctxext.methods.self_extend import SelfExtend
@@ -52,7 +53,7 @@ def test_a_mask_per_kind_is_the_one_of_that_kind():
     index = np.arange(9)
     masks = (Band(), Band(0, 3), First(2, 4))
     for kind, mask in enumerate(masks):
-        actual = visible_in(PerKind(masks), jnp.int32(kind), index[:, None], index[None])
+        actual = PerKind(masks).visible(jnp.int32(kind), index[:, None], index[None])
         np.testing.assert_array_equal(actual, mask.visible(index[:, None], index[None]))
 
 
