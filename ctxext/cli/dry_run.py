@@ -45,8 +45,7 @@ def _base_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[s
     num_parameters = count(param_shapes(config))
     trained, frozen = experiment.trainable.shapes(config)
     yield "experiment", f"{experiment.name} ({experiment.fingerprint})"
-    positions = f"theta {config.rope_theta:g}" if config.layers.rotates else "ALiBi"
-    yield "base", f"{init}, window {window}, {positions}"
+    yield "base", f"{init}, window {window}, {config.positions}"
     yield "parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"
     yield "trained", f"{label([experiment.trainable])}: {count(trained):,} parameters"
     yield "mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"

@@ -19,13 +19,15 @@ class RopeView:
     """The frequencies of methods over one base at `seq_len` tokens.
 
     methods: the name of each, and its frequencies. target: the length, in tokens, at which pairs
-    may extrapolate. context: what the checkpoint declares that they are for, or None.
+    may extrapolate. positions, context: `LlamaConfig.positions` and the declared context of the
+    checkpoint that they are for; "" and None without one.
     """
 
     methods: tuple[tuple[str, RopeScaling], ...]
     base: RopeBase
     seq_len: int
     target: int
+    positions: str = ""
     context: DeclaredContext | None = None
 
     @classmethod
@@ -37,6 +39,7 @@ class RopeView:
         theta: float,
         original: int,
         seq_len: int | None,
+        positions: str = "",
         context: DeclaredContext | None = None,
         allow_shorter: bool = False,
     ) -> "RopeView":
@@ -70,6 +73,7 @@ class RopeView:
             base=RopeBase(head_dim, theta, original),
             seq_len=seq_len or original,
             target=seq_len or max(targets),
+            positions=positions,
             context=context,
         )
 
@@ -91,7 +95,8 @@ class RopeView:
         """For each method a summary, then a line per pair of dimensions."""
         base = self.base
         window = base.original_max_position_embeddings
-        header = f"head_dim {base.head_dim}, theta {base.theta:g}, window {window:,}, "
+        positions = self.positions or f"theta {base.theta:g}"
+        header = f"head_dim {base.head_dim}, {positions}, window {window:,}, "
         header += f"target {self.target:,} tokens"
         if self.target == window:
             header += " (--seq-len gives another target)"

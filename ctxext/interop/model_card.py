@@ -23,9 +23,9 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
     """
     parameters = settings.get("rope_parameters", {})
     without_lists = {k: v for k, v in parameters.items() if not isinstance(v, list)}
-    rope = "- positions: ALiBi"
-    if parameters:
-        rope = f"- rope_parameters: `{json.dumps(without_lists)}`"
+    rope = f"- rope_parameters: `{json.dumps(without_lists)}`\n" if parameters else ""
+    if not all(kind.rotates for kind in config.layer_kinds):
+        rope += f"- positions: {config.positions}\n"
     length = settings[family_of(config).window_key or "max_position_embeddings"]
     original = config.max_position_embeddings
     if parameters.get("rope_type") == "dynamic":
@@ -54,8 +54,7 @@ tags: [{config.family}, long-context, ctxext]
 
 - context: {context}
 - parameters: {config.num_parameters:,} in {settings["dtype"]}
-{rope}
-{chr(10).join(lines)}
+{rope}{chr(10).join(lines)}
 {note}{summary}
 ## Proof
 

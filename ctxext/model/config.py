@@ -158,12 +158,26 @@ class LlamaConfig:
             bias = LinearBias(slopes)
         return Layers(tuple(dict.fromkeys(self.layer_kinds)), bias)
 
+    @property
+    def positions(self) -> str:
+        """How the layers tell positions apart, for people."""
+        if self.parts.alibi_exponent is not None:
+            return "ALiBi"
+        theta = f"theta {self.rope_theta:g}"
+        without = sum(not kind.rotates for kind in self.layer_kinds)
+        if without == self.num_hidden_layers:
+            return "no positions (NoPE)"
+        if without:
+            theta += f", {without} of {self.num_hidden_layers} layers do not rotate (NoPE)"
+        return theta
+
     def check_scaling(self, scaling: RopeScaling) -> None:
         """Raise ValueError for a scaling of rotary embeddings over a model that has none."""
         if not self.layers.rotates and scaling not in (Unscaled(), Plain()):
             raise ValueError(
-                f"{type(scaling).__name__} scales rotary embeddings, but {self.family} has ALiBi "
-                "in their place; choose an attention method, such as LMInfinite, or none"
+                f"{type(scaling).__name__} scales rotary embeddings, but {self.family} has "
+                f"{self.positions} in their place; choose an attention method, such as LMInfinite, "
+                "or none"
             )
 
 

@@ -124,6 +124,7 @@ def _record_start(
     those that an earlier start recorded.
     """
     scaling = experiment.effective_scaling(base.scaling)
+    rotary = {"rope_theta": base.config.rope_theta} if base.config.layers.rotates else {}
     fixed: dict[str, Any] = {
         "data": rows.provenance(),
         "tokenizer": base.tokenizer.sha256,
@@ -131,7 +132,7 @@ def _record_start(
         # Two names of one scaling, such as None and `none`, are the same; another base is not.
         "frequencies": {
             "scaling": to_json(scaling),
-            "rope_theta": base.config.rope_theta,
+            **rotary,
             "original_max_position_embeddings": base.config.max_position_embeddings,
         },
     }

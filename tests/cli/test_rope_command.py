@@ -13,6 +13,7 @@ from ctxext.cli.main import main
 from ctxext.methods import Custom, Linear
 from ctxext.report.analysis.wavelengths import spectrum
 from ctxext.rope import RopeBase, Unscaled
+from support import families
 from support.html_page import parse
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -198,3 +199,19 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, capsys):
         main(["rope", "none", "--seq-len", "0"])
     assert "--seq-len: must be at least 1, got 0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_do_not_rotate_are_named(capsys, tmp_path):
+    cases = families.cases()
+    smollm3 = families.write_golden(tmp_path / "smollm3", cases["smollm3"])
+    header, *_ = output(capsys, "rope", "none", "--init", smollm3).splitlines()
+    assert "theta 10000, 2 of 4 layers do not rotate (NoPE), window 64" in header
+    mpt = families.write_golden(tmp_path / "mpt", cases["mpt-h4"])
+    line = refused(capsys, "rope", "none", "--init", mpt)
+    assert "has no rotary embedding: model_type mpt has ALiBi" in line
+    without = cases["smollm3"] | {
+        "params": cases["smollm3"]["params"] | {"no_rope_layers": [0] * 4}
+    }
+    nowhere = families.write_golden(tmp_path / "nowhere", without)
+    line = refused(capsys, "rope", "none", "--init", nowhere)
+    assert "has no rotary embedding: model_type smollm3 has no positions (NoPE)" in line

@@ -1,6 +1,7 @@
 """The same numbers on 1 to 8 simulated devices; each reads only its slices of a checkpoint."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
 from ctxext.model.loss import batch_loss
+from ctxext.model.parts import Parts
 from ctxext.model.trainable import LINEARS, LastLayers, LoRA
 from ctxext.optim import Optim
 from ctxext.parallel.mesh import Mesh, partition_spec, shardings
-from ctxext.rope import Unscaled
+from ctxext.rope import Unscaled, rotation_at
 from ctxext.rundir import RunDir
 from ctxext.training import checkpoint
 from ctxext.training.loop import train
 from ctxext.training.step import compiled_step
+from support import tiny
 from support.hf_files import read_params, write_hf
 from support.llamas import TINY, random_params, tokenizer
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
@@ -324,6 +327,100 @@ def test_eight_devices_hold_an_eighth_of_a_real_model(name):
     assert total == SHAPES[name].num_parameters
     # Norms are whole on every device.
     assert total / 8 <= per_device < 1.001 * total / 8
+
+
+BY_COLUMNS = (None, ("fsdp", "seq"), "tensor")
+BY_ROWS = (None, "tensor", ("fsdp", "seq"))
+AXES = {
+    "embed_tokens.embedding": ("tensor", ("fsdp", "seq")),
+    "lm_head.kernel": (("fsdp", "seq"), "tensor"),
+    **{f"self_attn.{name}_proj.kernel": BY_COLUMNS for name in "qkv"},
+    "self_attn.o_proj.kernel": BY_ROWS,
+    "mlp.gate_proj.kernel": BY_COLUMNS,
+    "mlp.up_proj.kernel": BY_COLUMNS,
+    "mlp.down_proj.kernel": BY_ROWS,
+    **{f"self_attn.{name}_proj.bias": (None, "tensor") for name in "qkv"},
+}
+"""Every other parameter is a norm, which is whole on every device."""
+NORMS = re.compile(r"^norm\.|_(layernorm|norm)\.")
+
+
+@pytest.mark.parametrize(
+    "name", ["mistral-7b", "qwen2.5-7b", "qwen3-8b", "falcon-7b", "falcon-40b", "mpt-30b"]
+)
+def test_every_matrix_of_a_real_model_is_cut_along_both_of_its_axes(name):
+    config = SHAPES[name]
+    tree = Mesh(fsdp=4, tensor=2).shard(param_shapes(config))
+    bytes_per_device = 0
+    whole = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        parameter = jax.tree_util.keystr(path, simple=True, separator=".")
+        parameter = parameter.removeprefix("segments.0.")
+        bytes_per_device += 4 * int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+        if parameter in AXES:
+            assert leaf.sharding.spec == PartitionSpec(*AXES[parameter]), parameter
+        else:
+            assert NORMS.search(parameter), parameter
+            assert leaf.sharding.is_fully_replicated, parameter
+            whole += int(np.prod(leaf.shape))
+    biases = 0
+    if config.has_qkv_bias:
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        biases = config.num_hidden_layers * heads * config.head_dim
+    matrices = config.num_parameters - whole - biases
+    assert bytes_per_device == 4 * (matrices // 8 + biases // 2 + whole)
+
+
+EVERY_PART = tiny.config(
+    num_key_value_heads=1,
+    attention_bias=True,
+    mlp_bias=True,
+    hidden_act="gelu",
+    parts=Parts(
+        norm="layer",
+        norm_bias=True,
+        gated=False,
+        qk_norm=True,
+        clip_qkv=1.5,
+        parallel=True,
+        sliding_window=9,
+        windowed=(False, True),
+        rotary=(True, False),
+    ),
+)
+SEQUENTIAL_ALIBI = tiny.config(
+    hidden_act="gelu", parts=Parts(norm="layer", gated=False, clip_qkv=1.5, alibi_exponent=8.0)
+)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    ("config", "mesh"),
+    [(EVERY_PART, Mesh(fsdp=4, tensor=2)), (EVERY_PART, MIXED), (SEQUENTIAL_ALIBI, MIXED)],
+    ids=["every part", "every part, ring", "ALiBi, ring"],
+)
+def test_other_decoders_than_llama_train_on_many_devices_as_on_one(config, mesh):
+    """The loss and the gradient of every parameter, among them all kinds of norms and biases."""
+    tokens = tiny.tokens(4, 64)
+    rotation = rotation_at(Unscaled(), config.rope_base(), 64)
+    batch = tiny.next_token_batch(tokens)
+    base = tiny.params(config)
+
+    def value_and_gradients(params, batch, mesh):
+        loss = functools.partial(tiny.loss, rotation=rotation, config=config, mesh=mesh)
+        gradient = jax.value_and_grad(lambda params, batch: loss(params, batch))
+        return jax.jit(gradient)(params, batch)
+
+    expected = value_and_gradients(base, batch, Mesh())
+    placed = jax.device_put(base, shardings(mesh.shard(base)))
+    rows = {name: mesh.rows(np.asarray(array)) for name, array in batch.items()}
+    actual = value_and_gradients(placed, rows, mesh)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected[1]))
+    jax.tree.map(
+        lambda one, many: np.testing.assert_allclose(many, one, atol=1e-5 * largest, rtol=1e-5),
+        expected,
+        actual,
+    )
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole():

@@ -10,9 +10,11 @@ from scipy import stats
 
 from ctxext.cli.main import main
 from ctxext.evals.record import AnswerRecord, EvalRecord
+from ctxext.model.parts import Parts
 from ctxext.report import read_records, verdict, write_report
 from ctxext.report.analysis.runs import RunData
 from ctxext.report.pages.provenance import facts
+from ctxext.serialization import to_json
 from support.html_page import Element, parse, table
 from support.planted import (
     EFFECTIVE_CONTEXT,
@@ -374,6 +376,26 @@ def test_code_of_others_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
     notes = [p.text for p in root.all("p", "note")]
     assert any("wavelengths left out" in note and "bomb.py" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("parts", "drawn", "note"),
+    [
+        (Parts(alibi_exponent=8.0), False, "no wavelengths: the model has ALiBi in place of"),
+        (Parts(rotary=(False,) * 4), False, "the model has no positions (NoPE) in place of"),
+        (Parts(rotary=(True, True, True, False)), True, "1 of 4 layers do not rotate (NoPE)"),
+    ],
+    ids=["ALiBi", "no positions", "NoPE"],
+)
+def test_no_frequencies_are_drawn_that_a_model_lacks(parts, drawn, note, tmp_path: Path) -> None:
+    run = planted_run(tmp_path / "run", planted_records(2))
+    file = run / "base" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"parts": to_json(parts)}))
+    root = parse(write_report([run]).read_text())
+    (section,) = (s for s in root.all("section") if s.attributes["id"] == "training")
+    assert ("Wavelength of every rotary pair" in section.text) == drawn
+    assert ("rotary pairs" in section.text) == drawn
+    assert sum(note in p.text for p in section.all("p", "note")) == 1
 
 
 def test_questions_about_the_whole_text_have_no_depth_or_distance(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def _view_of_checkpoint(args: argparse.Namespace, methods: Sequence[Any]) -> "Ro
     config, _ = loading.read_config(args.init)
     if not config.layers.rotates:
         raise ValueError(
-            f"{args.init} has no rotary embedding: model_type {config.family} has ALiBi"
+            f"{args.init} has no rotary embedding: model_type {config.family} has "
+            f"{config.positions}"
         )
     return RopeView.of(
         methods,
@@ -112,6 +113,7 @@ def _view_of_checkpoint(args: argparse.Namespace, methods: Sequence[Any]) -> "Ro
         theta=config.rope_theta,
         original=config.max_position_embeddings,
         seq_len=args.seq_len,
+        positions=config.positions,
         context=loading.read_context(args.init),
         allow_shorter=args.allow_shorter,
     )

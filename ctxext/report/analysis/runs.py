@@ -142,10 +142,18 @@ def _read_spectra(
 ) -> None:
     """Fill in the wavelengths of every method that the run and its baselines name."""
     try:
-        base = from_json(read_json(here.base / "model.json")).rope_base()
+        shape = from_json(read_json(here.base / "model.json"))
+        base = shape.rope_base()
     except (ValueError, AttributeError) as error:
         run.notes.append(f"no wavelengths: base/model.json is not a model's shape ({error})")
         return
+    if not shape.layers.rotates:
+        run.notes.append(
+            f"no wavelengths: the model has {shape.positions} in place of rotary embeddings"
+        )
+        return
+    if not all(kind.rotates for kind in shape.layer_kinds):
+        run.notes.append(f"wavelengths are those of the layers that rotate: {shape.positions}")
     trained = [config.get("rope") for config in configs if config]
     spectra: dict[str, Spectrum] = {}
     length = run.config.get("train", {}).get("seq_len") or base.original_max_position_embeddings

@@ -258,6 +258,13 @@ def lengths_section(studies: Sequence[Study]) -> Section:
     return section
 
 
+WAVELENGTHS = (
+    " Below, what each method does to the rotary pairs. A pair turns once per wavelength: one with "
+    "a wavelength above the window never made a whole turn in pre-training, so that positions "
+    "beyond the window are new to it."
+)
+
+
 def training_section(
     runs: Sequence[RunData],
     curves: Mapping[str, Sequence[dict[str, Any]]],
@@ -268,9 +275,7 @@ def training_section(
     section = Section(
         "training",
         "Training and frequencies",
-        "Training losses on the same axes, and what each method does to the rotary pairs. A pair "
-        "turns once per wavelength: one with a wavelength above the window never made a whole turn "
-        "in pre-training, so that positions beyond the window are new to it.",
+        "Training losses on the same axes." + (WAVELENGTHS if spectra else ""),
     )
     if curves:
         section.charts.append(figures.loss_chart(curves, styles, "loss"))
