@@ -8,7 +8,10 @@ from statsmodels.regression.linear_model import OLS
 
 from ctxext.cli.main import main
 from ctxext.evals.record import read_records
+from ctxext.evals.stats import sign_flip
 from ctxext.files import write_json
+from ctxext.report.analysis.results import Results
+from ctxext.report.analysis.runs import read_runs
 from ctxext.report.analysis.seeds import across_seeds
 from ctxext.report.pages.seeds import seed_tables
 from support.planted import chance, passkey_record, write_records
@@ -118,3 +121,51 @@ def test_a_plain_variant_is_needed(tmp_path):
     runs = [run_of(tmp_path / str(seed), seed, ropes={"yarn(factor=4)": 0.7}) for seed in (1, 2)]
     with pytest.raises(ValueError, match="add Unscaled"):
         across_seeds(runs)
+
+
+def test_seeds_of_one_arm_are_one_variant(tmp_path, capsys):
+    """Neither verdict nor tables see the best of several seeds; each seed is in a table."""
+    runs = [run_of(tmp_path / f"long-seed{seed}", seed) for seed in (1, 2, 3)]
+    records = read_runs(runs)
+    results = Results(record for run in records for record in run.records)
+    (study,) = results.studies
+    assert [variant.name for variant in study.task.variants] == [
+        "none, 48 steps at 1024",
+        "yarn(factor=4), 48 steps at 1024",
+        "none, zero-shot",
+    ]
+    none, yarn, zero_shot = study.task.variants
+    right = {seed: answers(seed, "yarn(factor=4)") for seed in (1, 2, 3)}
+    at_longest = study.task.select(yarn, 1024)
+    assert len(at_longest) == 120
+    assert sum(r.scores.correct for r in at_longest) == sum(x.sum() for x in right.values())
+    # Against the same training every seed has its own pair; against zero-shot, the one answer.
+    comparisons = {(c.a, c.b): c for c in study.comparisons()}
+    of_training = comparisons[none, yarn]
+    assert of_training.n == 120
+    assert of_training.p == pytest.approx(
+        sign_flip(
+            [
+                int(y) - int(x)
+                for seed in (1, 2, 3)
+                for x, y in zip(answers(seed, "none"), right[seed], strict=True)
+            ],
+            [f"{i}" for _ in range(3) for i in range(40)],
+        )
+    )
+    assert comparisons[zero_shot, none].n == 120
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
+    text = capsys.readouterr().out
+    by_seed = ", ".join(str(right[seed].sum()) for seed in (1, 2, 3))
+    assert f"{by_seed} of 40" in text
+    assert "variants pool the training seeds 1, 2, 3" in text
+
+
+def test_runs_that_differ_in_more_than_the_seed_stay_apart(tmp_path):
+    runs = [run_of(tmp_path / f"r{seed}", seed) for seed in (1, 2)]
+    write_json(runs[1] / "config.json", {"seed": 2, "train": {"batch_size": 2}})
+    same_seed = [run_of(tmp_path / f"s{i}", 1) for i in (1, 2)]
+    for pair in (runs, same_seed):
+        results = Results(record for run in read_runs(pair) for record in run.records)
+        yarn = [v.name for v in results.variants if v.model.rope.startswith("yarn")]
+        assert len(set(yarn)) == 2

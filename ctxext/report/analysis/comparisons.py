@@ -7,6 +7,7 @@ from typing import Any
 from ctxext.evals.power import detectable, effective_sample_size
 from ctxext.evals.record import AnswerRecord
 from ctxext.evals.stats import Z95, Interval, holm, rate_difference, sign_flip, student_t
+from ctxext.report.analysis.pooling import without_seed
 from ctxext.report.analysis.records import TaskResults, Variant, documents, group, num_correct
 
 ALPHA = 0.05
@@ -68,10 +69,19 @@ class Comparison:
 
 
 def pairs(a: Iterable[AnswerRecord], b: Iterable[AnswerRecord]) -> list[Pair]:
-    """Records of both for the same prompt; another tokenizer makes another prompt of an item."""
-    by_item = {record.item: record for record in a}
-    both = [(by_item[record.item], record) for record in b if record.item in by_item]
-    return [(x, y) for x, y in both if x.question.prompt_sha256 == y.question.prompt_sha256]
+    """Records of both for the same prompt; another tokenizer makes another prompt of an item.
+
+    Where one side pools training seeds and the other had no training, every seed is a pair.
+    """
+    of_a = {record.item: record for record in a}
+    of_b = {record.item: record for record in b}
+    both = []
+    for item in dict.fromkeys([*of_b, *of_a]):
+        x = of_a.get(item) or of_a.get(without_seed(item))
+        y = of_b.get(item) or of_b.get(without_seed(item))
+        if x and y and x.question.prompt_sha256 == y.question.prompt_sha256:
+            both.append((x, y))
+    return both
 
 
 def paired_points(both: Sequence[Pair]) -> Interval:

@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ctxext.evals.record import AnswerRecord
+from ctxext.report.analysis.pooling import without_seed
 from ctxext.report.analysis.records import TaskResults, group
 
 
@@ -68,6 +69,6 @@ class AchievedLengths:
 
 def achieved_lengths(task: TaskResults) -> list[AchievedLengths]:
     """One entry per nominal length, ascending."""
-    prompts = {(record.item, record.question.prompt_sha256): record for record in task.records}
+    prompts = {(without_seed(r.item), r.question.prompt_sha256): r for r in task.records}
     by_length = group(prompts.values(), lambda record: record.seq_len)
     return [AchievedLengths(task, n, records) for n, records in sorted(by_length.items())]

@@ -11,6 +11,7 @@ from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, read_recor
 from ctxext.files import read_json
 from ctxext.methods import label
 from ctxext.model.context import meant_scaling
+from ctxext.report.analysis.pooling import pool_seeds
 from ctxext.report.analysis.records import group, latest
 from ctxext.report.analysis.run_files import (
     CONTEXT,
@@ -47,6 +48,8 @@ class RunData:
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
     """The directories, in order; of several, each model names its run as the checkpoint.
 
+    Runs that differ only in their training seed are one arm, see `pooling`.
+
     Raises ValueError for a directory without records.jsonl.
     """
     runs = [read_run(Path(path)) for path in paths]
@@ -56,6 +59,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     if len(runs) > 1:
         for run in runs:
             run.records = [_with_checkpoint(record, run.name) for record in run.records]
+        pool_seeds(runs)
         _drop_repeated(runs)
     return runs
 

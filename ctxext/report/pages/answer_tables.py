@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ctxext.evals.record import AnswerRecord
 from ctxext.report.analysis.comparisons import differences_to_first
 from ctxext.report.analysis.context_gain import gains
 from ctxext.report.analysis.lengths import AchievedLengths, Spread, achieved_lengths
 from ctxext.report.analysis.mistakes import Mistakes, mistakes
-from ctxext.report.analysis.records import TaskResults, group, seq_lens
+from ctxext.report.analysis.pooling import seed_of, seeds_of
+from ctxext.report.analysis.records import TaskResults, group, num_correct, seq_lens
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.scores import Scores, chance_level, scores
 from ctxext.report.analysis.study import Study
@@ -41,6 +43,28 @@ def differences_table(task: TaskResults) -> Table[Any]:
     title = f"{task.name}: difference to {first.name}, percentage points [95 % paired interval]"
     differences = differences_to_first(task)
     return table_by_length(title, differences, lambda x: f"{x.points:+z.0f}", key="differences")
+
+
+def seeds_table(study: Study) -> Table[Any]:
+    """Right answers by training seed and length of the variants that pool several seeds."""
+    task = study.task
+    rows = [
+        [variant.name, *(_by_seed_text(task.select(variant, n)) for n in task.seq_lens)]
+        for variant in task.variants
+        if seeds_of(task.select(variant))
+    ]
+    seeds = ", ".join(map(str, seeds_of(task.records)))
+    title = f"{task.name}: right answers by training seed ({seeds})"
+    return table_of_texts(title, ["variant", *(f"{n:,}" for n in task.seq_lens)], rows)
+
+
+def _by_seed_text(records: Sequence[AnswerRecord]) -> str:
+    """Such as "31, 29 of 40"."""
+    by_seed = group(records, seed_of)
+    if not by_seed:
+        return NOT_ASKED
+    in_order = [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: seed or 0)]
+    return f"{', '.join(str(num_correct(own)) for own in in_order)} of {len(in_order[0])}"
 
 
 def measure_table(study: Study, measure: Measure) -> Table[Any]:

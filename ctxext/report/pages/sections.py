@@ -14,7 +14,7 @@ from ctxext.report.drawing.charts import Chart
 from ctxext.report.drawing.heatmap import Heatmap
 from ctxext.report.drawing.svg import Style
 from ctxext.report.pages import answer_charts, figures, heatmaps
-from ctxext.report.pages.answer_tables import controls_table, lengths_table
+from ctxext.report.pages.answer_tables import controls_table, lengths_table, seeds_table
 from ctxext.report.pages.context_tables import thresholds_table
 from ctxext.report.pages.expected import expected_table
 from ctxext.report.pages.loss_tables import estimator_title
@@ -236,10 +236,11 @@ def controls_section(studies: Sequence[Study], styles: Styles) -> Section:
     )
     for i, study in enumerate(studies):
         section.charts += answer_charts.answer_charts(study, styles, f"accuracy{i}")
-        section.tables.append(controls_table(study))
+        section.tables += [seeds_table(study), controls_table(study)]
         variant = study.best or study.task.variants[0]
         if heatmap := heatmaps.gain_by_depth(study, variant):
             section.heatmaps.append(heatmap)
+    section.tables = [table for table in section.tables if table.rows]
     return section
 
 

@@ -14,6 +14,7 @@ from ctxext.report.pages.answer_tables import (
     lengths_table,
     measure_table,
     mistakes_table,
+    seeds_table,
     unmatched_controls_table,
 )
 from ctxext.report.pages.context_tables import effective_context_table, thresholds_table
@@ -62,7 +63,7 @@ def all_tables(results: Results) -> list[Table[Any]]:
 def task_tables(study: Study) -> list[Table[Any]]:
     """Every table about one task."""
     task = study.task
-    tables: list[Table[Any]] = [accuracy_table(study)]
+    tables: list[Table[Any]] = [accuracy_table(study), seeds_table(study)]
     if contexts := effective_contexts(study):
         title = f"{task.name}: effective context"
         tables += [effective_context_table(title, contexts), thresholds_table(study)]

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from ctxext.evals.record import EvalRecord
 from ctxext.evals.stats import EffectiveLength, Interval
 from ctxext.report.analysis.comparisons import Comparison
+from ctxext.report.analysis.pooling import seeds_of
 from ctxext.report.analysis.records import TaskResults, Variant
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
@@ -209,11 +210,21 @@ class _TaskVerdict:
         if self.comparisons:
             sentences.append(effective_sample_text(self.comparisons))
         if self.study.trained:
-            sentences.append(
-                "Intervals cover chance in questions and texts, but not in training: every trained "
-                "variant is a single run."
-            )
+            sentences.append(training_chance_text(self.study))
         return sentences
+
+
+def training_chance_text(study: Study) -> str:
+    """What intervals say about chance in training."""
+    seeds = [seeds_of(study.task.select(variant)) for variant in study.trained]
+    if not any(seeds):
+        single = "every trained variant is a single run"
+    else:
+        most = ", ".join(map(str, max(seeds, key=len)))
+        single = f"variants pool the training seeds {most}; the table by seed shows how they differ"
+        if not all(seeds):
+            single += ", and some variants are a single run"
+    return f"Intervals cover chance in questions and texts, but not in training: {single}."
 
 
 def _without_method(variant: Variant) -> str:
