@@ -9,7 +9,14 @@ import numpy as np
 
 from ctxext.tasks.base import Example, TaskContext, as_ids
 from ctxext.tasks.building.needles import Needle
-from ctxext.tasks.building.placement import Frame, Insertion, Placement, place, place_between
+from ctxext.tasks.building.placement import (
+    Frame,
+    Insertion,
+    Placement,
+    lines_that_fit,
+    place,
+    place_between,
+)
 from ctxext.tasks.building.scores import Metric
 from ctxext.tasks.building.value_lists import join_values, max_list_tokens, wrong_lists
 
@@ -77,7 +84,7 @@ def ask_needles(
             lines = list(islice(line_source, LINES_WITHOUT_LENGTH))
         else:
             used = len(context.bos) + sum(map(len, spans)) + reserved
-            lines = _take_lines(line_source, seq_len - used)
+            lines = lines_that_fit(line_source, seq_len - used, lambda needle: len(needle.line))
         placement = place_between(
             context,
             seq_len,
@@ -132,14 +139,3 @@ def _example(
         stop_at_newline=True,
         num_shared_tokens=len(placement.prompt),
     )
-
-
-def _take_lines(needles: Iterator[Needle], max_tokens: int) -> list[Needle]:
-    """As many needles as fit into `max_tokens`, one to a line."""
-    lines: list[Needle] = []
-    for needle in needles:
-        max_tokens -= len(needle.line)
-        if max_tokens < 0:
-            break
-        lines.append(needle)
-    return lines

@@ -1,12 +1,13 @@
 """Spans of text inserted into a haystack so that the prompt is exact to the token."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ctxext.tasks.base import TaskContext, as_ids
 
+T = TypeVar("T")
 DrawFiller = Callable[[int], tuple[np.ndarray, list[list[int]]]]
 """Returns that many tokens of text and their excerpts, like `draw_haystack`."""
 
@@ -130,6 +131,17 @@ def place_between(
             starts[i] = start
     depths = [cut / len(lines) if lines else 0.0 for cut in cuts]
     return placement._replace(starts=starts, depths=depths)
+
+
+def lines_that_fit(lines: Iterator[T], max_tokens: int, size: Callable[[T], int]) -> list[T]:
+    """The first of `lines`, as many as fit into `max_tokens`; size: the tokens of one."""
+    fitting: list[T] = []
+    for line in lines:
+        max_tokens -= size(line)
+        if max_tokens < 0:
+            break
+        fitting.append(line)
+    return fitting
 
 
 def _cut(context: TaskContext, depth: float | None, size: int, task: str) -> int:

@@ -7,7 +7,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-Metric = Literal["exact", "all", "any", "f1", "label", "first-number", "last-number"]
+from ctxext.tasks.building.structured_scores import ndcg, prefixed_ratio, set_f1
+
+Metric = Literal[
+    "exact",
+    "all",
+    "any",
+    "f1",
+    "label",
+    "first-number",
+    "last-number",
+    "set-f1",
+    "ndcg@10",
+    "prefixed-ratio",
+]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Failure = Literal[
     "part",
@@ -33,7 +46,10 @@ def score(
     measures, case ignored); f1: the best word F1 over references (SQuAD's); label: 1 if the text
     contains a reference and no other of `labels` (BABILong's); first-number, last-number: 1 if that
     number of the text is a reference (landmark attention's and LongEval's); exact: 1 if the
-    stripped text is a reference. Raises ValueError without references.
+    stripped text is a reference; set-f1: of the names in the first line; ndcg@10: of a ranking,
+    the references being its relevant ids, each as often as its grade; prefixed-ratio: likeness
+    after a required beginning, the references being that beginning and the whole answer
+    (`structured_scores`). Raises ValueError without references.
     """
     if not references:
         raise ValueError("an answer is scored against references: give at least one")
@@ -56,6 +72,12 @@ def score(
                 return 0.0
             number = numbers[0 if metric == "first-number" else -1]
             return float(int(number) in {int(reference) for reference in references})
+        case "set-f1":
+            return set_f1(text, references)
+        case "ndcg@10":
+            return ndcg(text, references)
+        case "prefixed-ratio":
+            return prefixed_ratio(text, *references)
         case "exact":
             return float(text.strip() in references)
     raise ValueError(f"metric {metric!r} is not known; choose one of {', '.join(METRICS)}")
