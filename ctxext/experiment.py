@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.data import Source
+from ctxext.data.held_out import HELD_OUT
 from ctxext.evals import expected
 from ctxext.interop.formats import find_format
 from ctxext.model.config import LlamaConfig
@@ -46,6 +47,9 @@ class Train:
     """Rows that all devices compute at once."""
     accumulate: int = 1
     """Batches whose gradients are added for one step."""
+    held_out: float = HELD_OUT
+    """The share of documents in files of text that training does not see, by the hash of their
+    text; 0 for none. Prepared tokens have the share that they were prepared with."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype, in which frozen parameters are kept; trained ones and the optimiser state are
     float32."""
@@ -81,6 +85,8 @@ class Train:
             raise ValueError(
                 f"train.checkpoint_minutes must be above 0, got {self.checkpoint_minutes}"
             )
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"train.held_out is a share from 0 to below 1, got {self.held_out}")
         for field in ("steps", "monitor_every", "drift_alarm"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
@@ -164,6 +170,11 @@ class Experiment:
     def effective_scaling(self, base: RopeScaling) -> RopeScaling:
         """The scaling that is trained, over a base checkpoint that carries `base`."""
         return meant_scaling(self.rope, base)
+
+    @property
+    def training_data(self) -> Source:
+        """The data without the documents that are held out of training."""
+        return self.data.training_part(self.train.held_out)
 
     @property
     def trained_length(self) -> int:

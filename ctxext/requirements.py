@@ -47,13 +47,16 @@ class Requirement(NamedTuple):
         if self.tokens:
             size = f"{self.documents} documents of at least {self.tokens:,} tokens: "
             min_tokens = f" --min-tokens {self.tokens + 2}"  # `prepare` counts BOS and EOS
+        held_out = ""
         if self.reader == "data":
             alternative = ", or name other text with --data.path"
         else:
+            held_out = " --held-out 0"  # nothing is trained on it
             alternative = "; `ctxext train` does without it"
         return (
             f"{self.reader} reads {self.path}, which is not there: {size}ctxext prepare YOUR_TEXTS "
-            f"--out {shlex.quote(self.path)} --tokenizer {tokenizer}{min_tokens}{alternative}"
+            f"--out {shlex.quote(self.path)} --tokenizer {tokenizer}{min_tokens}{held_out}"
+            f"{alternative}"
         )
 
 

@@ -2,11 +2,12 @@
 
 import abc
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ctxext.data.held_out import HeldOut
 from ctxext.tokenization.protocol import TokenizerLike
 
 
@@ -57,13 +58,25 @@ class Rows(abc.ABC):
         """A description of this data as plain JSON: equal only if every row is equal."""
 
 
+def corpora(rows: Rows) -> Iterator["Corpus"]:
+    """Every corpus that rows are made from."""
+    if isinstance(rows, Corpus):
+        yield rows
+        return
+    for value in vars(rows).values():
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, Rows):
+                yield from corpora(part)
+
+
 class Corpus(Rows):
     """Documents as one flat array of token ids.
 
     Document i is ids[offsets[i] : offsets[i + 1]], BOS and EOS included. bos_id, eos_id: the first
     and last id of each document, None for neither. domains: how many documents come from each
     source, in order; empty: one source. num_ids: the ids are below it, which is checked where they
-    are read; None: they are known to be. facts: the provenance.
+    are read; None: they are known to be. facts: the provenance. held_out: the documents of the same
+    text that training does not see, where it is a part of one.
     """
 
     def __init__(
@@ -76,6 +89,7 @@ class Corpus(Rows):
         facts: dict[str, Any],
         domains: Sequence[int] = (),
         num_ids: int | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.ids = ids
         self.offsets = offsets
@@ -83,6 +97,7 @@ class Corpus(Rows):
         self.eos_id = eos_id
         self.domains = tuple(domains) or (len(offsets) - 1,)
         self.facts = facts
+        self.held_out = held_out
         self._num_ids = num_ids
 
     @classmethod

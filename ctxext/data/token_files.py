@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.data.corpus import Corpus
+from ctxext.data.held_out import HeldOut
 from ctxext.files import read_json
 from ctxext.tokenization.protocol import TokenizerLike
 
@@ -196,6 +197,8 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
         raise ValueError(f"{root} holds no {split} documents; prepare with another --held-out")
     provenance = {"kind": "prepared", "split": split, **facts, "bos_id": bos_id, "eos_id": eos_id}
     check_offsets(offset_file(root, split), facts["documents"], facts["tokens"])
+    num_held_out = index["splits"]["heldout"]["documents"]
+    total = sum(index["splits"][name]["documents"] for name in SPLITS)
     return Corpus(
         np.memmap(token_file(root, split), DTYPES[index["dtype"]], "r"),
         np.memmap(offset_file(root, split), OFFSETS, "r"),
@@ -204,6 +207,9 @@ def open_prepared(root: Path, split: str, tokenizer: TokenizerLike) -> Corpus:
         facts=provenance,
         domains=[source[split]["documents"] for source in index["sources"]],
         num_ids=tokenizer.num_ids,
+        held_out=HeldOut(
+            str(root), num_held_out, total, "`ctxext prepare --held-out SHARE` holds a share out"
+        ),
     )
 
 

@@ -1,6 +1,5 @@
 """The work of one worker: a chunk of documents becomes a shard, without importing jax."""
 
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.data.corpus import encode_document, id_dtype
+from ctxext.data.held_out import HELD_OUT, split_of
 from ctxext.data.token_files import SPLITS
 from ctxext.files import atomic_file
 from ctxext.prepare.chunks import Chunk
@@ -26,7 +26,7 @@ class Recipe:
     field: the key or column of the text. bos: whether each document begins with BOS; None: as the
     tokenizer does. eos: whether it ends with EOS. min_tokens, max_tokens: shorter and longer
     documents are left out, counted with BOS and EOS. held_out: the share of documents, by the hash
-    of their text, that training does not see; the same text is on the same side in any order.
+    of their text, that training does not see; equal texts are on the same side in any order.
     parse_special: special tokens that are written out in a document are those tokens.
     """
 
@@ -35,7 +35,7 @@ class Recipe:
     eos: bool = True
     min_tokens: int = 0
     max_tokens: int | None = None
-    held_out: float = 0.0
+    held_out: float = HELD_OUT
     parse_special: bool = False
 
     def __post_init__(self) -> None:
@@ -50,11 +50,6 @@ class Recipe:
     def adds_bos(self, tokenizer: TokenizerLike) -> bool:
         """Whether each document begins with BOS."""
         return tokenizer.adds_bos if self.bos is None else self.bos
-
-    def split(self, text: str) -> str:
-        """Held out if the first 64 bits of sha256(text), as a fraction, are below `held_out`."""
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        return "heldout" if number < self.held_out * 2**64 else "train"
 
     def facts(self) -> dict[str, Any]:
         """The fields for the index, which holds bos and eos as ids instead."""
@@ -94,7 +89,7 @@ def encode(chunk: Chunk, recipe: Recipe, tokenizer: TokenizerLike, shard: Path) 
             elif recipe.max_tokens is not None and len(document) > recipe.max_tokens:
                 left_out["longer"] += 1
             else:
-                split = recipe.split(text)
+                split = split_of(text, recipe.held_out)
                 ids[split].write(document.data)
                 lengths[split].append(len(document))
         counts.append(number + 1)

@@ -82,6 +82,12 @@ def prepare(
                 f"nothing is left of {names}: look at {out / REJECTS}, --min-tokens and "
                 "--max-tokens"
             )
+        if not splits["train"]["documents"]:
+            raise ValueError(
+                f"all documents of {names} ({splits['heldout']['documents']:,}) are held out of "
+                f"training by --held-out {recipe.held_out:g}: remove {out}, and prepare again with "
+                "more documents or with --held-out 0"
+            )
         described = [
             source | count | left_out | {LITERAL: num_literal}
             for source, count, left_out, num_literal in zip(
@@ -146,6 +152,12 @@ def describe(index: dict[str, Any], out: Path) -> str:
                 f"{source['name']}: {source[LITERAL]:,} documents spell special tokens, which are "
                 "text there; --parse-special makes them tokens"
             )
+    num_documents = index["splits"]["train"]["documents"]
+    if index["held_out"] and not index["splits"]["heldout"]["documents"]:
+        lines.append(
+            f"none of {num_documents:,} documents is held out: --held-out {index['held_out']:g} "
+            "comes to nothing here; for text to evaluate on, give a larger share or more documents"
+        )
     made_by = index["tokenizer"]
     lines += [
         f"{index['dtype']} ids of tokenizer {made_by['sha256'][:12]}, "

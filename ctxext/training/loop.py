@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ctxext.data import Rows
+from ctxext.data import Rows, corpora
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
@@ -48,7 +48,9 @@ def train(
     """
     settings = experiment.train
     _check_dropout(base.config)
-    rows = experiment.data.open(base.tokenizer)
+    rows = experiment.training_data.open(base.tokenizer)
+    if progress:
+        _say_what_is_held_out(rows)
     batches = Batches(experiment, base, rows)
     if progress and (warning := experiment.mesh.idle()):
         print(warning, file=sys.stderr)
@@ -102,6 +104,12 @@ def _check_dropout(config: LlamaConfig) -> None:
             f"attention_dropout {config.attention_dropout} is not applied in training; "
             "set it to 0 in the config.json of the base"
         )
+
+
+def _say_what_is_held_out(rows: Rows) -> None:
+    for corpus in corpora(rows):
+        if corpus.held_out is not None:
+            print(f"data: {corpus.held_out.note}", file=sys.stderr)
 
 
 def _report_stop(done: int, steps: int, exit_code: int | None) -> None:

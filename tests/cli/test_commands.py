@@ -45,7 +45,7 @@ def test_a_default_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "whatever generation_config.json says. Default: 0.0." in text
     assert "The seed of sampling. Default: 0." in text
     text = help_of("prepare")
-    assert "the hash of a document decides. Default: 0.0." in text
+    assert "the hash of a document decides; 0 for none. Default: 0.01." in text
     assert "End each document with EOS. Default: --eos." in text
     text = help_of("eval")
     assert all(f"passkey:{name}" in text for name in PROTOCOLS)

@@ -75,7 +75,8 @@ def all_texts(documents: int = 60) -> list[list[str]]:
 
 
 def held_out(text: str, share: float) -> bool:
-    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64 < share
+    words = " ".join(text.split())
+    return int(hashlib.sha256(words.encode()).hexdigest()[:16], 16) / 2**64 < share
 
 
 def stored(root: Path, split: str) -> list[list[int]]:
@@ -103,13 +104,14 @@ def run_prepare(
     tokenizer=TOKENIZER,
     workers: int = 1,
     max_rejects: float = 0.01,
+    held_out: float = 0.0,
     **recipe,
 ) -> dict:
     return prepare(
         sources,
         out,
         tokenizer,
-        recipe=Recipe(**recipe),
+        recipe=Recipe(held_out=held_out, **recipe),
         workers=workers,
         max_rejects=max_rejects,
         chunk_bytes=chunk_bytes,

@@ -116,6 +116,7 @@ def test_prepared_tokens_begin_as_the_model_s_texts_do(tmp_path, choice):
     options = [] if choice is None else ["--bos" if choice else "--no-bos"]
     out = tmp_path / "out"
     argv = ["prepare", str(tmp_path / "a.txt"), "--out", str(out), *options]
+    argv += ["--held-out", "0"]
     assert main([*argv, "--tokenizer", str(tmp_path / "tokenizer")]) == 0
     chosen = without_bos().with_bos(choice)
     corpus = Prepared(str(out)).open(chosen)

@@ -58,10 +58,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out",
         type=numbers.number,
-        default=0.0,
+        default=0.01,
         metavar="SHARE",
-        help="The share of documents that are held out of training, for evaluations, such as 0.01; "
-        "the hash of a document decides.",
+        help="The share of documents that are held out of training, for evaluations; the hash of a "
+        "document decides; 0 for none.",
     )
     options.add_bos(parser)
     parser.add_argument(

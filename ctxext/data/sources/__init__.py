@@ -16,6 +16,7 @@ from ctxext.data.sources.short import Short as Short
 from ctxext.data.sources.stdlib import Stdlib as Stdlib
 from ctxext.data.sources.synthetic import Synthetic as Synthetic
 from ctxext.data.sources.text_files import Files as Files
+from ctxext.data.sources.text_files import Split as Split
 from ctxext.data.sources.upsampled import Upsampled as Upsampled
 from ctxext.discovery import classes_in_package
 

@@ -43,6 +43,20 @@ class Source(abc.ABC):
         for field in dataclasses.fields(self):
             yield from text_on_disk(getattr(self, field.name))
 
+    def training_part(self, share: float) -> "Source":
+        """The same data without the documents that are held out of training.
+
+        share: of the documents of files of text; other sources have their own.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts = {name: _training_part(value, share) for name, value in values.items()}
+        return self if parts == values else dataclasses.replace(self, **parts)
+
+    def held_out_parts(self, share: float) -> Iterator["TextSource"]:
+        """The documents of this data that `training_part` leaves out, source by source."""
+        for field in dataclasses.fields(self):
+            yield from _held_out_parts(getattr(self, field.name), share)
+
 
 @dataclass(frozen=True)
 class TextSource(Source):
@@ -80,6 +94,24 @@ def suffixes_in(root: Path) -> set[str]:
     """The suffixes of a file, or of all files in a directory."""
     paths = root.rglob("*") if root.is_dir() else [root]
     return {path.suffix for path in paths if path.is_file()}
+
+
+def _training_part(value: Any, share: float) -> Any:
+    """`Source.training_part` of every source in a field."""
+    if isinstance(value, Source):
+        return value.training_part(share)
+    if isinstance(value, tuple):
+        return tuple(_training_part(item, share) for item in value)
+    return value
+
+
+def _held_out_parts(value: Any, share: float) -> Iterator[TextSource]:
+    """`Source.held_out_parts` of every source in a field."""
+    if isinstance(value, Source):
+        yield from value.held_out_parts(share)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _held_out_parts(item, share)
 
 
 def text_on_disk(value: Any) -> Iterator[TextOnDisk]:

@@ -33,5 +33,16 @@ class Prepared(TextSource):
     def text_on_disk(self) -> Iterator[TextOnDisk]:
         yield TextOnDisk(self.path, self.split, None)
 
+    def held_out_parts(self, share: float) -> Iterator[TextSource]:
+        if self.split == "train":
+            yield from prepared_held_out(self.path)
+
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         return open_prepared(Path(self.path).expanduser(), self.split, tokenizer)
+
+
+def prepared_held_out(path: str) -> Iterator[Prepared]:
+    """The held-out part of a prepared directory, if it has one."""
+    index = read_index(Path(path).expanduser())
+    if index["splits"]["heldout"]["documents"]:
+        yield Prepared(path, "heldout")

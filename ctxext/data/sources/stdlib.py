@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -77,6 +78,10 @@ class Stdlib(TextSource):
     def content_sha256(self) -> str:
         """The hash of its files, which differ between versions of Python."""
         return _content_sha256(self.split)
+
+    def held_out_parts(self, share: float) -> Iterator[TextSource]:
+        if self.split == "train":
+            yield Stdlib("heldout")
 
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         return _open(self.split, tokenizer)

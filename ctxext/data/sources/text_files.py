@@ -1,13 +1,15 @@
 """Text on disk, in files of every kind that `ctxext.data.documents` reads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from ctxext.data import documents
 from ctxext.data.corpus import Corpus
-from ctxext.data.sources.base import TextOnDisk, TextSource
+from ctxext.data.held_out import HELD_OUT, HeldOut, advice, hash_fraction
+from ctxext.data.sources.base import Source, TextOnDisk, TextSource
+from ctxext.data.sources.prepared import prepared_held_out
 from ctxext.data.token_files import file_hash, is_prepared, open_prepared
 from ctxext.tokenization.protocol import TokenizerLike
 
@@ -50,11 +52,84 @@ class Files(TextSource):
     def text_on_disk(self) -> Iterator[TextOnDisk]:
         yield TextOnDisk(self.path, field=self.field)
 
+    def training_part(self, share: float) -> Source:
+        if not share or is_prepared(Path(self.path).expanduser()):
+            return self
+        return Split(self, "train", share)
+
+    def held_out_parts(self, share: float) -> Iterator[TextSource]:
+        if is_prepared(Path(self.path).expanduser()):
+            yield from prepared_held_out(self.path)
+        elif share:
+            yield Split(self, "heldout", share)
+
     def open(self, tokenizer: TokenizerLike) -> Corpus:
         root = Path(self.path).expanduser()
         if is_prepared(root):
             return open_prepared(root, "train", tokenizer)
-        found = documents.find_files(root)
+        return self.open_documents(tokenizer, lambda text: True)
+
+    def open_documents(self, tokenizer: TokenizerLike, keep: Callable[[str], bool]) -> Corpus:
+        """The documents for whose text `keep` is true, which is asked about each in order."""
+        found = documents.find_files(Path(self.path).expanduser())
         texts = documents.read_texts(found, documents.Field(self.field))
         hashes = {name: file_hash(path) for name, path in found.files.items()}
-        return Corpus.from_texts(texts, tokenizer, files=hashes, parse_special=self.parse_special)
+        kept = filter(keep, texts)
+        return Corpus.from_texts(kept, tokenizer, files=hashes, parse_special=self.parse_special)
+
+
+@dataclass(frozen=True)
+class Split(TextSource):
+    """The documents of files of text that training sees, or those that are held out of it.
+
+    The hash of its text decides about a document, as in `ctxext prepare`: equal documents are on
+    the same side. Training makes this of `Files` by itself, see `train.held_out`; in an evaluation,
+    `Split(Files("my-texts"), "heldout")` is text that it has not seen.
+    """
+
+    source: Files
+    """The files."""
+    split: Literal["train", "heldout"]
+    """Which part of the documents."""
+    share: float = HELD_OUT
+    """The share of the documents that is held out."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"the share held out must be above 0 and below 1, got {self.share}")
+
+    def training_part(self, share: float) -> Source:
+        return self  # it is one already, or held out on purpose
+
+    def held_out_parts(self, share: float) -> Iterator[TextSource]:
+        if self.split == "train":
+            yield Split(self.source, "heldout", self.share)
+
+    def open(self, tokenizer: TokenizerLike) -> Corpus:
+        """The part as a corpus, without documents if the share came to nothing.
+
+        Raises ValueError if everything is held out, and as `Files.open`.
+        """
+        fractions: list[float] = []
+        wants_held_out = self.split == "heldout"
+
+        def keep(text: str) -> bool:
+            fractions.append(hash_fraction(text))
+            return (fractions[-1] < self.share) == wants_held_out
+
+        corpus = self.source.open_documents(tokenizer, keep)
+        num_held_out = sum(fraction < self.share for fraction in fractions)
+        if num_held_out == len(fractions) and not wants_held_out:
+            raise ValueError(
+                f"{self.source.path}: all of its documents ({num_held_out:,}) are held out of "
+                f"training by a share of {self.share:g}: give more documents, or --train.held-out 0"
+            )
+        corpus.facts = {**corpus.facts, "split": self.split, "held_out": self.share}
+        corpus.held_out = HeldOut(
+            self.source.path,
+            num_held_out,
+            len(fractions),
+            f"a share of {self.share:g} comes to nothing here, and "
+            + advice(min(fractions), len(fractions)),
+        )
+        return corpus

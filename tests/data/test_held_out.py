@@ -1,0 +1,152 @@
+"""Documents held out of training: a share by the hash of their text, the same wherever it is."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctxext.cli.main import main
+from ctxext.data import (
+    Files,
+    Mix,
+    Prepared,
+    Short,
+    Source,
+    Split,
+    Stdlib,
+    Synthetic,
+    Upsampled,
+    corpora,
+)
+from ctxext.experiment import Train
+from ctxext.prepare import Recipe, prepare
+from ctxext.serialization import from_json, to_json
+from ctxext.tasks import Passkey
+from support.tiny_train import ByteTokenizer, tiny_experiment
+
+SHARE = 0.2
+TOKENIZER: Any = ByteTokenizer()
+
+
+def texts(count: int) -> list[str]:
+    return [f"document {i} of many\n  with two lines" for i in range(count)]
+
+
+def by_definition(text: str, share: float) -> bool:
+    digest = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+    return int(digest[:16], 16) < share * 2**64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """JSON lines, and some of the same documents in other files with other white space."""
+    root = tmp_path_factory.mktemp("texts") / "in"
+    root.mkdir()
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(60))
+    (root / "a.jsonl").write_text(lines)
+    for i, text in enumerate(texts(12)):
+        (root / f"{i}.txt").write_text(text.replace("\n", "\r\n") + "\n\n")
+    return root
+
+
+def documents(source: Source) -> list[str]:
+    (corpus,) = corpora(source.open(TOKENIZER))
+    return [bytes(int(i) - 3 for i in ids).decode() for ids in corpus.documents()]
+
+
+def normal(found: list[str]) -> set[str]:
+    return {" ".join(text.split()) for text in found}
+
+
+def test_both_parts_are_the_whole_and_equal_documents_are_on_one_side(folder):
+    source = Files(str(folder))
+    train = documents(Split(source, "train", SHARE))
+    held_out = documents(Split(source, "heldout", SHARE))
+    assert len(train) + len(held_out) == 72
+    assert sorted(train + held_out) == sorted(documents(source))
+    assert not normal(train) & normal(held_out)
+    assert normal(held_out) == {
+        " ".join(text.split()) for text in texts(60) if by_definition(text, SHARE)
+    }
+    assert len(held_out) > len(normal(held_out)) > 5  # some of them are there twice
+
+
+def test_prepared_text_holds_out_the_same_documents(folder, tmp_path):
+    recipe = Recipe(held_out=SHARE)
+    prepare([folder], tmp_path / "out", TOKENIZER, recipe=recipe, progress=False)
+    for split in ("train", "heldout"):
+        prepared = documents(Prepared(str(tmp_path / "out"), split))
+        assert prepared == documents(Split(Files(str(folder)), split, SHARE))
+
+
+def test_training_sees_no_held_out_document_in_any_source(folder):
+    files = Files(str(folder))
+    mix = Mix(
+        (
+            (1.0, Short(files, 40)),
+            (1.0, Upsampled(files, 30, 3.0)),
+            (1.0, Synthetic(Passkey(), files)),
+            (1.0, Stdlib("train")),
+        )
+    )
+    experiment = tiny_experiment(mix, held_out=SHARE)
+    opened = list(corpora(experiment.training_data.open(TOKENIZER)))
+    assert len(opened) == 4
+    held_out = normal(documents(Split(files, "heldout", SHARE)))
+    for corpus in opened[:3]:
+        seen = {bytes(int(i) - 3 for i in ids).decode() for ids in corpus.documents()}
+        assert not normal(list(seen)) & held_out
+        assert corpus.held_out and corpus.held_out.documents > 5
+    parts = list(experiment.data.held_out_parts(SHARE))
+    assert parts == [Split(files, "heldout", SHARE)] * 3 + [Stdlib("heldout")]
+    assert from_json(to_json(parts[0])) == parts[0]
+    none = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, held_out=0))
+    assert none.training_data is mix
+
+
+def test_a_share_of_the_users_own_text_is_held_out_by_default(folder):
+    assert tiny_experiment(folder).training_data == Split(Files(str(folder)), "train", 0.01)
+    assert Recipe().held_out == 0.01
+
+
+def test_a_share_that_comes_to_nothing_is_said_with_one_that_does_not(folder):
+    (corpus,) = corpora(Split(Files(str(folder)), "train", 1e-6).open(TOKENIZER))
+    assert corpus.held_out
+    note = corpus.held_out.note
+    assert "none of 72 documents is held out of training: a share of 1e-06 comes to noth" in note
+    (share,) = re.findall(r"--train.held-out (\S+) holds one out", note)
+    assert documents(Split(Files(str(folder)), "heldout", float(share)))
+    (corpus,) = corpora(Split(Files(str(folder / "0.txt")), "train", 1e-6).open(TOKENIZER))
+    assert corpus.held_out
+    assert "none of 1 document is held out" in corpus.held_out.note
+    assert "it takes more documents" in corpus.held_out.note
+    with pytest.raises(ValueError, match="all of its documents .1. are held out of training"):
+        Split(Files(str(folder / "0.txt")), "train", 0.999999).open(TOKENIZER)
+
+
+def test_prepare_holds_out_by_default_and_says_when_nothing_is(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--held-out SHARE The share .{,140} Default: 0\.01\.", printed)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts(8)))
+    argv = ["prepare", str(tmp_path / "a.jsonl"), "--tokenizer", "tiny-llama", "--out"]
+    assert not any(by_definition(text, 0.01) for text in texts(8))
+    assert main([*argv, str(tmp_path / "few")]) == 0
+    assert "none of 8 documents is held out: --held-out 0.01 comes" in capsys.readouterr().out
+    assert main([*argv, str(tmp_path / "none"), "--held-out", "0"]) == 0
+    assert "is held out" not in capsys.readouterr().out
+    assert main([*argv, str(tmp_path / "all"), "--held-out", "0.999999"]) == 2
+    message = "all documents of .*a.jsonl .8. are held out of training by --held-out 0.999999"
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "all" / "index.json").exists()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_is_from_0_to_below_1(share):
+    with pytest.raises(ValueError, match="train.held_out is a share from 0 to below 1"):
+        Train(steps=1, seq_len=8, batch_size=1, held_out=share)
