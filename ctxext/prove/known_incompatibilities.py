@@ -1,10 +1,8 @@
 """Readers that are known to get an export wrong, recognized by the export's own keys.
 
-Those of transformers 4 and 5 are tested in them and those of llama.cpp in it (`make slow`); those
-of vLLM and of converters come from reading their code.
+What a config.json says of positions is in `rope_readers`; the rest of the files is here.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,16 @@ from ctxext.interop.gguf_vocabulary import differently_found
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.reference.gguf import GGUFReference
+from ctxext.prove.rope_readers import (
+    TESTED,
+    TESTED_IN_LLAMA_CPP,
+    KnownIncompatibility,
+    rope_incompatibilities,
+)
 from ctxext.tokenization.tokenizer import Tokenizer
 
-
-@dataclasses.dataclass(frozen=True)
-class KnownIncompatibility:
-    """A reader, and what goes wrong when it runs this export."""
-
-    reader: str
-    effect: str
+META_CODE = "https://github.com/meta-llama/llama/blob/main/llama/model.py"
+CONVERTER_OF_META = "transformers 4.44, models/llama/convert_llama_weights_to_hf.py"
 
 
 def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[KnownIncompatibility]:
@@ -46,6 +45,7 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
                 "peft",
                 "an adapter carries no frequencies: on a base without this scaling it loads all "
                 "the same, and runs with the wrong ones",
+                TESTED,
             )
         )
     return known
@@ -56,63 +56,9 @@ def _config(config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
         yield KnownIncompatibility(
             "transformers",
             "takes alibi_bias_max to be 8; the code of MPT's authors reads it, as ctxext does",
+            TESTED,
         )
-    old = config.get("rope_scaling") or {}
-    new = config.get("rope_parameters") or {}
-    spec = new or old
-    rope_type = spec.get("rope_type") or spec.get("type") or "default"
-    has_factor = spec.get("attention_factor") is not None
-    if new and rope_type != "default" and not old:
-        yield KnownIncompatibility(
-            "transformers 4",
-            "does not know rope_parameters: it runs without the scaling and without a warning",
-        )
-    if new and "rope_theta" not in config and new.get("rope_theta", 10000.0) != 10000.0:
-        yield KnownIncompatibility(
-            "transformers 4", "does not know rope_parameters: it takes theta to be 10000"
-        )
-    if rope_type == "dynamic":
-        yield KnownIncompatibility(
-            "vLLM",
-            "freezes the frequencies at factor x L, and its versions disagree on the formula",
-        )
-        yield KnownIncompatibility(
-            "llama.cpp's converter", "leaves dynamic scaling out: the file runs without it"
-        )
-    if rope_type == "yarn" and has_factor:
-        yield KnownIncompatibility(
-            "vLLM before September 2026", "ignores attention_factor of yarn and uses YaRN's own"
-        )
-        yield KnownIncompatibility("llama.cpp's converter", "loses attention_factor of yarn")
-    betas = (spec.get("beta_fast") or 32, spec.get("beta_slow") or 1)
-    if rope_type == "yarn" and betas != (32, 1):
-        yield KnownIncompatibility(
-            "llama.cpp",
-            "runs yarn with the betas 32 and 1 of its programs; write the file with --to gguf",
-        )
-    if rope_type in ("longrope", "su"):
-        if spec.get("short_factor") != spec.get("long_factor"):
-            yield KnownIncompatibility(
-                "transformers",
-                "changes to the long list when a text grows beyond the window, in the middle of "
-                "it: keys in the cache keep the short one's angles",
-            )
-            yield KnownIncompatibility(
-                "vLLM",
-                "takes the long list for short texts too, once max_model_len is beyond the window",
-            )
-        if has_factor and spec.get("long_mscale") is None:
-            yield KnownIncompatibility(
-                "vLLM",
-                "reads short_mscale and long_mscale, not attention_factor: it uses its own",
-            )
-        elif has_factor:
-            yield KnownIncompatibility(
-                "llama.cpp's converter",
-                "writes the divisors as type longrope; write the file with --to gguf",
-            )
-    if rope_type == "proportional":
-        yield KnownIncompatibility("vLLM", "does not know rope_type proportional and stops")
+    yield from rope_incompatibilities(config)
 
 
 def _is_scaled(config: dict[str, Any]) -> bool:
@@ -131,12 +77,14 @@ def _tokenizer(directory: Path) -> Iterator[KnownIncompatibility]:
             yield KnownIncompatibility(
                 "programs that use the tokenizers library",
                 f"{effect}, as the {key} in tokenizer.json says; ctxext import clears it",
+                TESTED,
             )
     if not (directory / "tokenizer.json").is_file():
         yield KnownIncompatibility(
             "transformers 5",
             "does not begin texts with BOS where there is only a tokenizer.model; ctxext import "
             "writes a tokenizer.json",
+            TESTED,
         )
     elif path.is_file():
         if str(read_json(path).get("tokenizer_class")).startswith("LlamaTokenizer"):
@@ -144,6 +92,7 @@ def _tokenizer(directory: Path) -> Iterator[KnownIncompatibility]:
                 "transformers 5",
                 "recomputes tokenizer.json for this tokenizer_class, and ids can differ; ctxext "
                 "import writes one that it leaves alone",
+                TESTED,
             )
 
 
@@ -153,6 +102,7 @@ def _first_space(reader: str, tokenizer: Tokenizer) -> Iterator[KnownIncompatibi
             reader,
             "begins a text with one space more than transformers does where the text begins with a "
             "space (legacy: false)",
+            TESTED,
         )
 
 
@@ -163,6 +113,7 @@ def _special_tokens_in_gguf(tokenizer: Tokenizer) -> Iterator[KnownIncompatibili
             "llama.cpp",
             f"gives a chat other ids next to {', '.join(special[:3])}: it cuts the text at every "
             "special token as it is spelled and begins what follows like a text",
+            TESTED_IN_LLAMA_CPP,
         )
 
 
@@ -174,14 +125,18 @@ def _meta(directory: Path) -> Iterator[KnownIncompatibility]:
             "Meta's code",
             "does not read rope.json: it runs the frequencies of pre-training without a warning, "
             "unless it is patched as README.md describes",
+            META_CODE,
         )
         yield KnownIncompatibility(
             "transformers' converter",
             "does not read rope.json: what it writes has no scaling; convert with ctxext import",
+            CONVERTER_OF_META,
         )
     if theta is not None and theta != 10000.0:
         yield KnownIncompatibility(
-            "Llama 2's code", "does not know rope_theta in params.json and stops; Code Llama's does"
+            "Llama 2's code",
+            "does not know rope_theta in params.json and stops; Code Llama's does",
+            META_CODE,
         )
 
 
@@ -193,10 +148,12 @@ def _gguf(keys: dict[str, Any]) -> Iterator[KnownIncompatibility]:
         yield KnownIncompatibility(
             "llama.cpp",
             "runs yarn with the betas 32 and 1 of its programs, whatever is in the file",
+            TESTED_IN_LLAMA_CPP,
         )
     if keys.get(f"{scaling}.type") == "yarn" or keys.get(f"{scaling}.attn_factor", 1.0) != 1.0:
         yield KnownIncompatibility(
             "llama.cpp",
             "puts the attention factor on keys once more whenever it shifts a full context; keep "
             "the text within the window",
+            "llama.cpp, src/llama-kv-cache.cpp",
         )

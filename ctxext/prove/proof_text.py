@@ -58,7 +58,7 @@ def describe(proof: dict[str, Any]) -> str:
         facts = ", ".join(_facts(reader, proof["tokens_continued"]))
         lines.append(f"  {reader['reader']}: {facts}")
     lines += [
-        f"  wrong in {known['reader']}: {known['effect']}"
+        f"  wrong in {known['reader']}: {known['effect']} ({known['source']})"
         for known in proof["known_incompatibilities"]
     ]
     return "\n".join(map(printable_line, lines))

@@ -378,6 +378,8 @@ def test_the_known_incompatibilities_of_each_format(tmp_path, monkeypatch):
     hf = export(lm, tmp_path / "hf", dtype="float32")
     assert incompatibilities(hf).keys() == {
         "vLLM before September 2026",
+        "SGLang",
+        "mlx-lm before July 2026",
         "llama.cpp's converter",
         "llama.cpp",
     }

@@ -37,7 +37,7 @@ PROOF: Shape = {
             "logits_exact_angles": [FINITE],
         }
     ],
-    "known_incompatibilities": [{"reader": TEXT, "effect": TEXT}],
+    "known_incompatibilities": [{"reader": TEXT, "effect": TEXT, "source": TEXT}],
 }
 METRICS: Shape = {"step": COUNT, "loss": FINITE}
 """A line of metrics.jsonl."""

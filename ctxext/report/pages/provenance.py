@@ -137,7 +137,8 @@ def describe_proof(proof: dict[str, Any]) -> Proof:
     for name, why in proof.get("readers_not_run", {}).items():
         notes.append(f"Not read by {name}: {why}.")
     for known in proof.get("known_incompatibilities", []):
-        notes.append(f"Wrong in {known['reader']}: {known['effect']}.")
+        source = f" ({known['source']})" if "source" in known else ""
+        notes.append(f"Wrong in {known['reader']}: {known['effect']}{source}.")
     if proof.get("weights_that_differ"):
         notes.append(f"Weights that differ: {', '.join(proof['weights_that_differ'])}.")
     notes += [f"Not the model's: {text}." for text in proof.get("settings_that_differ", [])]
