@@ -17,6 +17,7 @@ from ctxext.interop.formats import FORMATS as FORMATS
 from ctxext.interop.formats import find_format, recognize
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, lazy_tensors, storage_dtype
 from ctxext.interop.lazy_tensor import LazyTensor
+from ctxext.interop.model_card import public_name
 from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_spec
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
@@ -93,6 +94,7 @@ def convert(
     ).with_method(*methods, allow_shorter=allow_shorter)
     options = WriteOptions(
         dtype or storage_dtype(checkpoint.tensors.values()),
+        card={"base model": public_name(source)},
         max_shard_size=max_shard_size,
         shards=shards,
     )
@@ -190,6 +192,7 @@ def run_card(run: RunDir, model: EvaluatedModel) -> dict[str, Any]:
     return {
         "method": model.label,
         "experiment": run.settings()["name"],
+        **report.provenance(run, model.steps),
         **({"weights": note} if note else {}),
         "summary": report.tables(shown) if is_evaluated else "",
     }

@@ -15,6 +15,7 @@ from ctxext.files import (
 from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families import FAMILIES, family_of
 from ctxext.interop.family_tensors import to_stored
+from ctxext.interop.front_matter import read_about
 from ctxext.interop.generation_config import (
     GENERATION_CONFIG,
     extended_generation_config,
@@ -48,7 +49,8 @@ def read(directory: str | Path) -> StoredModel:
     tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size)
     tensors = find_weights(directory, config)
     generation_config = read_generation_config(directory)
-    return StoredModel(config, scaling, window, tensors, tokenizer, generation_config)
+    about = read_about(directory)
+    return StoredModel(config, scaling, window, tensors, tokenizer, generation_config, about)
 
 
 def read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling]:

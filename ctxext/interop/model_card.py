@@ -1,10 +1,12 @@
-"""README.md of an exported model: what it is, how well it did, and whether it was proven equal."""
+"""README.md of an exported model: what it is, how well it did, how to serve it, and its proof."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from ctxext.interop.families import family_of
+from ctxext.interop.serving import override_commands, serve_commands
 from ctxext.model.config import LlamaConfig
 from ctxext.terminal import printable, printable_line
 
@@ -13,55 +15,97 @@ TITLES = {"mpt": "MPT", "smollm3": "SmolLM3"}
 # Where the text of a proof goes.
 BEGIN = "<!-- proof -->"
 END = "<!-- /proof -->"
+NO_LICENSE = "not stated by the files of the base; its terms hold for what is derived from it"
+NAME = {
+    "license": re.compile(r"[a-z0-9][a-z0-9.+-]{1,40}"),
+    "base_model": re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}"),
+}
+"""Names as the hub has them: "apache-2.0", "meta-llama/Llama-2-7b-hf"."""
 
 
 def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, Any]) -> str:
     """Markdown with the hub's front matter.
 
     `settings`: the contents of config.json. `facts`: "summary" is shown as it is, the rest as a
-    list.
+    list. "license" and "base model" go to the front matter too, if they are names as the hub has.
     """
     parameters = settings.get("rope_parameters", {})
     without_lists = {k: v for k, v in parameters.items() if not isinstance(v, list)}
-    rope = f"- rope_parameters: `{json.dumps(without_lists)}`\n" if parameters else ""
-    if not all(kind.rotates for kind in config.layer_kinds):
-        rope += f"- positions: {config.positions}\n"
-    length = settings[family_of(config).window_key or "max_position_embeddings"]
+    rope = "- positions: ALiBi"
+    if parameters:
+        rope = f"- rope_parameters: `{json.dumps(without_lists)}`"
+    family = family_of(config)
+    length = settings[family.window_key or "max_position_embeddings"]
     original = config.max_position_embeddings
-    if parameters.get("rope_type") == "dynamic":
+    is_dynamic = parameters.get("rope_type") == "dynamic"
+    if is_dynamic:
         context = f"{original} tokens, growing with the text by dynamic NTK scaling"
     else:
         context = f"{length} tokens (pre-trained with {original})"
-    lines = [f"- {key}: {_plain(str(value))}" for key, value in facts.items() if key != "summary"]
+    known = {"license": NO_LICENSE, **facts}
+    lines = [f"- {key}: {_plain(str(value))}" for key, value in known.items() if key != "summary"]
     summary = ""
     if facts.get("summary"):
         summary = f"\n## Measured\n\n{code_block(facts['summary'])}\n"
-    family = TITLES.get(config.family, config.family.capitalize())
-    title = f"{family} with an extended context window" if length > original else family
+    name = TITLES.get(config.family, config.family.capitalize())
+    title = f"{name} with an extended context window" if length > original else name
     note = ""
     if parameters:
         note = (
             "\n`config.json` carries the scaling for transformers 4 (`rope_scaling`) and 5 "
             "(`rope_parameters`).\n"
         )
+    served = round(length * parameters["factor"]) if is_dynamic else length
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [{config.family}, long-context, ctxext]
----
+{_front_matter(facts)}---
 
 # {title}
 
 - context: {context}
 - parameters: {config.num_parameters:,} in {settings["dtype"]}
-{rope}{chr(10).join(lines)}
+{rope}
+{chr(10).join(lines)}
 {note}{summary}
+{_serving(settings, served, gguf=family.gguf_architecture is not None)}
 ## Proof
 
 {BEGIN}
 Not compared with another reader yet.
 {END}
 """
+
+
+def public_name(source: str | Path) -> str:
+    """The name of a base for others: of a local directory its own alone, as its path says nothing.
+
+    A name of the hub, or of a model that a package carries, stays as it is.
+    """
+    path = Path(source)
+    return path.resolve().name if path.exists() else str(source)
+
+
+def _front_matter(facts: dict[str, Any]) -> str:
+    """The lines that the hub indexes; a text that is no name there is left to the list."""
+    entries = {"license": facts.get("license"), "base_model": facts.get("base model")}
+    return "".join(
+        f"{key}: {value}\n"
+        for key, value in entries.items()
+        if isinstance(value, str) and NAME[key].fullmatch(value)
+    )
+
+
+def _serving(settings: dict[str, Any], window: int, *, gguf: bool) -> str:
+    """The commands of other programs, as a section."""
+    lines = ["## Serve", "", "The files say everything that these programs need:", ""]
+    lines += ["```", *serve_commands(settings, window, gguf=gguf), "```", ""]
+    if overrides := override_commands(settings, window):
+        lines += ["The same frequencies with other weights of the base, unchanged:", ""]
+        lines += ["```", *overrides, "```", ""]
+    lines.append("The proof below names programs that are known to read these files otherwise.")
+    return "\n".join(lines) + "\n"
 
 
 def _plain(text: str) -> str:

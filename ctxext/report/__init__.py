@@ -19,6 +19,7 @@ from ctxext.report.pages.summary import summary
 from ctxext.report.pages.text import tables
 from ctxext.report.pages.verdict import verdict
 from ctxext.rope import RopeBase, RopeScaling
+from ctxext.rundir import RunDir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,7 @@ __all__ = [
     "heatmaps",
     "latest",
     "plot_wavelengths",
+    "provenance",
     "read_records",
     "seeds_data",
     "seeds_text",
@@ -132,6 +134,13 @@ def heatmaps(records: Sequence[EvalRecord]) -> "dict[str, np.ndarray]":
         for study in studies
         for variant in study.task.variants
     }
+
+
+def provenance(run: RunDir, steps: int) -> dict[str, str]:
+    """Where the weights of a run after `steps` come from: "base model", "training", "data"."""
+    from ctxext.report.pages.provenance import origin
+
+    return origin(run, steps)
 
 
 def seeds_text(runs: Sequence[Path], *, plot: Path | None = None) -> str:

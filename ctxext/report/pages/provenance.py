@@ -4,8 +4,11 @@ import shlex
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ctxext.interop.model_card import public_name
+from ctxext.report.analysis.run_files import PROVENANCE, read_object
 from ctxext.report.analysis.runs import RunData
 from ctxext.report.table import Table, table_of_texts
+from ctxext.rundir import SETTINGS, RunDir
 
 HASH_LENGTH = 12
 """Characters of a hash that are shown."""
@@ -29,6 +32,18 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     }
     known = [(name, str(value)) for name, value in recorded.items() if value not in (None, "")]
     return known + _commands(run)
+
+
+def origin(run: RunDir, steps: int) -> dict[str, str]:
+    """The base, the training and the data of a run after `steps`, for those who get its weights."""
+    settings = read_object(run.config_file, SETTINGS)
+    recorded = read_object(run.provenance_file, PROVENANCE)
+    base = settings.get("init")
+    texts = {"base model": public_name(base) if base else ""}
+    if steps:
+        texts["training"] = _training_text({**(settings.get("train") or {}), "steps": steps})
+        texts["data"] = "; ".join(dict.fromkeys(_data_texts(recorded.get("data"))))
+    return {name: text for name, text in texts.items() if text}
 
 
 def _commands(run: RunData) -> list[tuple[str, str]]:
