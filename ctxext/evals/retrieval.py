@@ -176,6 +176,7 @@ class Retrieval(Eval):
         model: EvaluatedModel,
     ) -> AnswerRecord:
         depth = answers.nearest_quarter(example.depth) if cell.depth is None else cell.depth
+        has_depth = self.task.suite_layout != "shared-text"
         return AnswerRecord(
             model=model,
             evaluation=self.name,
@@ -193,7 +194,7 @@ class Retrieval(Eval):
                 fields=dataclasses.asdict(self.task),
                 needle_item=cell.needle_item,
                 condition=self.condition,
-                depth=depth,
+                depth=depth if has_depth else None,
                 suite=self.suite,
                 label=self.label,
             ),

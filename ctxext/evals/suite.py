@@ -63,7 +63,7 @@ class SuiteConfig:
         budget = self.budget
         if task.suite_layout == "whole-text":
             return Retrieval(self.seq_lens, (0.0,), budget.whole_texts, task, self.source)
-        shares = task.suite_layout == "shared-context" or budget.prefers_shared
+        shares = task.suite_layout.startswith("shared") or budget.prefers_shared
         if shares and task.supports_shared_context:
             n = budget.shared_texts
             return Retrieval(self.seq_lens, self.depths, n, task, self.source, shared_context=True)

@@ -28,9 +28,10 @@ ProseOrCode = Literal["prose", "code"]
 numbered list. code: comments such as `# key K=48213`, for a base that knows nothing else; a model
 of language may take them for a series, and continue it with the next number."""
 
-SuiteLayout = Literal["depths", "shared-context", "whole-text"]
+SuiteLayout = Literal["depths", "shared-context", "whole-text", "shared-text"]
 """How a suite asks a task: one text per question and depth; one text for the questions of all
-depths; one text per question, without a depth."""
+depths; one text per question, without a depth; one text for as many questions as the suite has
+depths, which do not have one."""
 
 
 @dataclass(frozen=True)
