@@ -13,11 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from ctxext.evals import Eval, EvalRecord, EvaluatedModel, Retrieval, evaluated_model
 from ctxext.evals.base import Model
-from ctxext.evals.budget import Budget, most_texts, of_texts, questions_per_text
+from ctxext.evals.budget import (
+    SHORTEST,
+    Budget,
+    affordable,
+    enough_texts,
+    most_texts,
+    of_texts,
+    questions_per_text,
+)
 from ctxext.evals.claims import claimed
 from ctxext.evals.record import AnswerRecord, parse_records, read_records
-from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
+from ctxext.evals.suite import (
+    BY_IMPORTANCE,
+    CONTROLS,
+    STANDARD,
+    SuiteConfig,
+    evaluations,
+    power_statements,
+)
 from ctxext.evals.timing import TimedModel
+from ctxext.evals.work import Call, calls_of
 from ctxext.files import append_jsonl, make_parent, read_jsonl
 from ctxext.parallel import distributed
 from ctxext.plan.longest_text import check_length
@@ -27,7 +43,7 @@ from ctxext.terminal import printable_line
 if TYPE_CHECKING:
     from ctxext.model.generation import Semantics
     from ctxext.model.lm import LM
-    from ctxext.price import Price, Speed
+    from ctxext.price import Price, Speed, Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +263,37 @@ class Asked:
     described: EvaluatedModel
 
 
+Counted = dict[tuple[Eval, tuple[str, ...]], tuple[list[Call], float]]
+"""The calls for some items of an evaluation, and the seconds that counting them took."""
+
+
+def works_of(
+    asked: Asked, sink: Path | None, *, shard: Shard = WHOLE, counted: Counted | None = None
+) -> list["Work"]:
+    """What a model still has to read for each of its evaluations; prompts are built, and not read.
+
+    counted: what was counted before for other methods on the same base, which read the same.
+    """
+    from ctxext.price import Work  # loads jax
+
+    counted = {} if counted is None else counted
+    known = _read(sink, asked.described)
+    works = []
+    for evaluation in asked.evals:
+        items = shard.select(evaluation.items())
+        missing = tuple(item for item in items if item not in known)
+        if (evaluation, missing) not in counted:
+            if missing:
+                evaluation.check(asked.lm.tokenizer)  # reads the text, which happens only once
+            started = time.perf_counter()
+            calls = calls_of(evaluation, asked.lm, missing, asked.described)
+            counted[evaluation, missing] = calls, time.perf_counter() - started
+        calls, outside = counted[evaluation, missing]
+        title = f"{evaluation.full_title}, {asked.described.label}"
+        works.append(Work(printable_line(title), asked.lm, calls, outside))
+    return works
+
+
 @dataclasses.dataclass(frozen=True)
 class Questions:
     """Everything that one command asks, of which some records may be there already."""
@@ -256,6 +303,8 @@ class Questions:
     shard: Shard = WHOLE
     speed: "Speed | None" = None
     """Of this device, if it was measured before."""
+    basis: str = ""
+    """When and how the speed was measured, in words."""
 
     @classmethod
     def of(
@@ -282,7 +331,7 @@ class Questions:
         config = config or SuiteConfig()
         config = dataclasses.replace(
             config,
-            seq_lens=config.seq_lens or _default_lengths_of(variants),
+            seq_lens=config.seq_lens or _default_lengths_of(variants, config.budget.shortest),
             load=load_other,
             checksum=lambda name: _checksum(load_other(name)),
         )
@@ -310,25 +359,18 @@ class Questions:
 
         measured: time this device with two short readings even if there is little to read.
         """
-        from ctxext.evals.work import calls_of
-        from ctxext.price import WORTH_MEASURING, Price, Work, measure
+        from ctxext.price import WORTH_MEASURING, Price, measure_now
 
-        works = []
-        for asked in self.models:
-            known = _read(self.sink, asked.described)
-            for evaluation in asked.evals:
-                items = self.shard.select(evaluation.items())
-                missing = [item for item in items if item not in known]
-                calls = calls_of(evaluation, asked.lm, missing, asked.described)
-                title = f"{evaluation.full_title}, {asked.described.label}"
-                works.append(Work(printable_line(title), asked.lm, calls))
-        price = Price(works)
+        works = [
+            work for asked in self.models for work in works_of(asked, self.sink, shard=self.shard)
+        ]
+        price = Price(works, self.speed, self.basis)
         lengths = [call.padded[1] for work in works for call in work.calls]
         is_worth_it = measured or price.operations >= WORTH_MEASURING
-        speed = self.speed
-        if speed is None and lengths and is_worth_it:
-            speed = measure(self.models[-1].lm, max(lengths))
-        return Price(works, speed)
+        if self.speed is None and lengths and is_worth_it:
+            speed, basis = measure_now(self.models[-1].lm, max(lengths))
+            return Price(works, speed, basis)
+        return price
 
     def notes(self) -> list[str]:
         """Lines that say what is asked and how it is read."""
@@ -368,27 +410,47 @@ class Questions:
         return records + _known_baseline(self.sink, records)
 
 
+Ask = Callable[[Budget, Sequence[str]], Questions]
+"""Makes the questions of a budget, about the evaluations of these names."""
+
+
 def questions_within(
-    minutes: float, shortest: int, ask: Callable[[Budget], Questions]
+    minutes: float, ask: Ask, *, window: int, names: Sequence[str] = (), shortest: int | None = None
 ) -> tuple[Questions, str]:
     """The most questions whose estimated time is within `minutes`, and a line that says how many.
 
-    shortest: tokens of the shortest length. ask: the questions of a budget. Raises ValueError if
-    even one text per length takes longer.
+    names: the evaluations; by default those of the standard suite for which there is time, with
+    at least `budget.ENOUGH_QUESTIONS` per length where a task can share texts. window: of
+    pre-training, tokens. shortest: tokens of the shortest length, if lengths were chosen. Raises
+    ValueError if even one text per length takes longer.
     """
-    per_text = questions_per_text(shortest)
-    speed = ask(of_texts(1, per_text)).price(measured=True).speed
+    per_text = questions_per_text(shortest or min(SHORTEST, window))
+    first = ask(of_texts(1, per_text), names or BY_IMPORTANCE[:1]).price(measured=True)
+
+    def priced(questions: Questions) -> Questions:
+        return dataclasses.replace(questions, speed=first.speed, basis=first.basis)
+
+    left_out: list[str] = []
+    if not names:
+        enough = of_texts(enough_texts(per_text), per_text)
+        seconds = {
+            name: priced(ask(enough, [name, CONTROLS])).price().seconds or 0.0
+            for name in BY_IMPORTANCE
+        }
+        chosen, left_out = affordable(minutes, BY_IMPORTANCE, seconds)
+        names = [*chosen, CONTROLS]
 
     def seconds_of(num_texts: int) -> float:
-        questions = dataclasses.replace(ask(of_texts(num_texts, per_text)), speed=speed)
-        return questions.price().seconds or 0.0
+        return priced(ask(of_texts(num_texts, per_text), names)).price().seconds or 0.0
 
     num_texts = most_texts(minutes, seconds_of)
     line = (
         f"{minutes:g} minutes allow {num_texts} texts per length, with {per_text} questions about "
         "each where a task can ask several"
     )
-    return dataclasses.replace(ask(of_texts(num_texts, per_text)), speed=speed), line
+    if left_out:
+        line += f"; no time for {', '.join(left_out)} (--evals chooses)"
+    return priced(ask(of_texts(num_texts, per_text), names)), line
 
 
 def evaluate_checkpoint(
@@ -446,12 +508,17 @@ def default_lengths(window: int, target: int) -> tuple[int, ...]:
     return (window, *(part for part in parts if part > window))
 
 
-def _default_lengths_of(variants: Sequence["LM"]) -> tuple[int, ...]:
-    """The default lengths of all variants of a checkpoint together."""
+def _default_lengths_of(variants: Sequence["LM"], shortest: int | None = None) -> tuple[int, ...]:
+    """The default lengths of all variants of a checkpoint together.
+
+    shortest: go on by halves down to this.
+    """
     lengths: set[int] = set()
     for lm in variants:
         window = lm.config.max_position_embeddings
         lengths.update(default_lengths(window, lm.context.export_length(lm.scaling, window)))
+    while shortest is not None and min(lengths) // 2 >= shortest:
+        lengths.add(min(lengths) // 2)
     return tuple(sorted(lengths))
 
 

@@ -5,11 +5,14 @@ readings measure, with a step of decoding for each new token and what each new s
 compile:
 
     seconds = sum of calls (matrix FLOPs / r1 + attention FLOPs / r2 + steps x s + tokens x t)
+
+and what passes outside the model, while prompts are built, which counting the calls has measured.
 """
 
 import dataclasses
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -29,6 +32,9 @@ SHORTEST = 64
 """Tokens of the prompt after which decoding is measured."""
 NEW_TOKENS, CONTINUATIONS = 8, 32
 """Tokens that are written at once, in one and in many continuations, to measure decoding."""
+UNEVEN_ON_CPU, UNEVEN = 6.0, 32.0
+"""How many times slower than in matrices operations in attention can be. On CPUs, whose time other
+jobs share, they are hardly slower; accelerators are made for matrices."""
 WORTH_MEASURING = 2e13
 """Operations, about a minute of two CPU cores, from which the speed is measured unasked."""
 
@@ -71,6 +77,8 @@ class Work:
     title: str
     lm: "LM"
     calls: Sequence[Call]
+    outside: float = 0.0
+    """Seconds that pass outside the model."""
 
     @property
     def operations(self) -> Operations:
@@ -83,7 +91,8 @@ class Work:
     def seconds(self, speed: Speed) -> float:
         """Time of the calls, without compiling."""
         operations = self.operations
-        seconds = operations.matrices / speed.matrices + operations.attention / speed.attention
+        attention = operations.attention + sum(written_attention(self.lm, c) for c in self.calls)
+        seconds = operations.matrices / speed.matrices + attention / speed.attention + self.outside
         for call in self.calls:
             rows = call.padded[0] * call.continuations
             seconds += call.new_tokens * (speed.step + rows * speed.token)
@@ -112,6 +121,8 @@ class Price:
     works: Sequence[Work]
     speed: Speed | None = None
     """Of this device, if it was measured."""
+    basis: str = ""
+    """When and how the speed was measured, in words."""
 
     @property
     def operations(self) -> float:
@@ -137,7 +148,10 @@ class Price:
         texts = sum(readings(calls).values())
         if not texts:
             return "nothing left to read: all records are there"
-        time_text = f", about {duration(self.seconds)} on this device" if self.seconds else ""
+        time_text = ""
+        if self.seconds:
+            basis = f" ({self.basis})" if self.basis else ""
+            time_text = f", about {duration(self.seconds)} on this device{basis}"
         return f"to read: {texts:,} texts, {num_tokens(calls):,} tokens{time_text}"
 
     def text(self) -> str:
@@ -147,19 +161,25 @@ class Price:
             if not work.calls:
                 lines.append(f"{work.title}: all records are there")
                 continue
-            by_length = ", ".join(
-                f"{n:,} of {T:,}" for T, n in sorted(readings(work.calls).items())
-            )
             seconds = f", {duration(work.seconds(self.speed))}" if self.speed else ""
-            lines.append(f"{work.title}: {by_length}{seconds}")
+            lines.append(f"{work.title}: {by_length(work.calls)}{seconds}")
         if self.speed:
             lines.append(f"compiling: {duration(self.compiling)}")
-        weights = max((_weight_bytes(work.lm) for work in self.works), default=0)
-        cache = max((work.cache_bytes() for work in self.works), default=0)
-        memory = f"memory: {weights / GIB:.2f} GiB of weights"
-        if cache:
-            memory += f", up to {cache / GIB:.2f} GiB of keys and values"
+        memory = f"memory: {memory_text(self.works)}"
         return "\n".join(["texts by tokens, padding included:", *lines, self.sentence(), memory])
+
+
+def by_length(calls: Iterable[Call]) -> str:
+    """How many texts are read, by their tokens with padding: "60 of 256, 60 of 512"."""
+    return ", ".join(f"{n:,} of {T:,}" for T, n in sorted(readings(calls).items()))
+
+
+def memory_text(works: Sequence[Work]) -> str:
+    """The weights, and the keys and values of the largest call."""
+    weights = max((weight_bytes(work.lm) for work in works), default=0)
+    cache = max((work.cache_bytes() for work in works), default=0)
+    text = f"{weights / GIB:.2f} GiB of weights"
+    return f"{text}, up to {cache / GIB:.2f} GiB of keys and values" if cache else text
 
 
 def reading(lm: "LM", call: Call) -> Operations:
@@ -169,10 +189,18 @@ def reading(lm: "LM", call: Call) -> Operations:
     scored = 1 if call.continuations else length
     projection = 2 * config.vocab_size * config.hidden_size * scored
     matrices = config.num_hidden_layers * 2 * layer_matrices(config) * length + projection
-    pairs = visible_pairs(lm.attention, length)
+    pairs = {kind: visible_pairs(lm.attention, length, kind.window) for kind in config.layers.kinds}
     heads = config.num_attention_heads * config.head_dim
-    attention = config.num_hidden_layers * 4 * heads * pairs
+    attention = 4 * heads * sum(pairs[kind] for kind in config.layer_kinds)
     return Operations(rows * matrices, rows * attention)
+
+
+def written_attention(lm: "LM", call: Call) -> float:
+    """Operations of the attention of the tokens that a call writes, to all of its prompt."""
+    rows, length = call.padded
+    per_pair = 4 * lm.config.num_attention_heads * lm.config.head_dim
+    pairs = rows * call.continuations * call.new_tokens * length
+    return lm.config.num_hidden_layers * per_pair * pairs
 
 
 def measure(lm: "LM", longest: int) -> Speed:
@@ -186,15 +214,35 @@ def measure(lm: "LM", longest: int) -> Speed:
     step, token, compiling_answers = _decoding(lm, ids[:SHORTEST])
     compiling = max(compiling, compiling_answers)
     of_short, of_long = (reading(lm, Call((n,), lm.padded([n]))) for n in (short, long))
-    matrices, attention = rates((of_short, short_seconds), (of_long, long_seconds))
+    uneven = UNEVEN_ON_CPU if jax.default_backend() == "cpu" else UNEVEN
+    matrices, attention = rates((of_short, short_seconds), (of_long, long_seconds), uneven=uneven)
     return Speed(matrices, attention, step, token, compiling)
 
 
-def rates(short: tuple[Operations, float], long: tuple[Operations, float]) -> tuple[float, float]:
+def measure_now(lm: "LM", longest: int) -> tuple[Speed, str]:
+    """`measure`, and in words what it rests on: how long it took, and next to which load."""
+    busy = _other_load()
+    started = time.perf_counter()
+    speed = measure(lm, longest)
+    return speed, f"measured now in {duration(time.perf_counter() - started)}{busy}"
+
+
+def _other_load() -> str:
+    """A note on other work of this machine's processors, if it is more than half a processor."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if jax.default_backend() != "cpu" or load < 0.5:
+        return ""
+    return f", with a load of {load:.1f} on {cores} processors before"
+
+
+def rates(
+    short: tuple[Operations, float], long: tuple[Operations, float], *, uneven: float
+) -> tuple[float, float]:
     """(matrix, attention) FLOP/s from two readings: (operations, seconds) each.
 
-    Solves matrices / r1 + attention / r2 = seconds for both; where that has no positive solution,
-    as with readings of one length, both rates are that of the longer reading.
+    Solves matrices / r1 + attention / r2 = seconds for both. Where that has no positive solution,
+    as with readings of one length, or makes attention more than `uneven` times slower, as if
+    something else had slowed down the longer reading, both rates are that of the longer reading.
     """
     rows = np.array([[x.matrices, x.attention] for x, _ in (short, long)], np.float64)
     seconds = np.array([short[1], long[1]])
@@ -203,6 +251,8 @@ def rates(short: tuple[Operations, float], long: tuple[Operations, float]) -> tu
         return one_rate, one_rate
     per_operation = np.linalg.solve(rows, seconds)
     if (per_operation <= 0).any():
+        return one_rate, one_rate
+    if per_operation[1] > uneven * per_operation[0]:
         return one_rate, one_rate
     return float(1 / per_operation[0]), float(1 / per_operation[1])
 
@@ -217,13 +267,16 @@ def duration(seconds: float) -> str:
 
 
 def _twice(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by which the first call is slower, as it compiles, and those of the second."""
+    """(seconds of compiling, seconds of a call): by how much the first is slower, and the faster.
+
+    The second may be the slower one, next to another job.
+    """
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return max(seconds[0] - seconds[1], 0.0), seconds[1]
+    return max(seconds[0] - seconds[1], 0.0), min(seconds)
 
 
 def _decoding(lm: "LM", prompt: np.ndarray) -> tuple[float, float, float]:
@@ -248,5 +301,6 @@ def _decoding(lm: "LM", prompt: np.ndarray) -> tuple[float, float, float]:
     return max(of_few - few * token, 0.0), token, compiling
 
 
-def _weight_bytes(lm: "LM") -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
+def weight_bytes(lm: "LM") -> int:
+    """Bytes of all parameters."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lm.params))

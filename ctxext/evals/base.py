@@ -12,6 +12,7 @@ import numpy as np
 
 from ctxext.data.content import content_sha256
 from ctxext.data.sources import TextSource, text_on_disk
+from ctxext.evals.budget import Budget
 from ctxext.evals.record import EvalRecord, EvaluatedModel, Measurement
 from ctxext.methods import label
 
@@ -143,6 +144,13 @@ class Eval(abc.ABC):
 
     def read_only_by(self, model: Model) -> "Eval":
         """The same evaluation with `model` in place of every other model that it would ask."""
+        return self
+
+    def within(self, budget: Budget) -> "Eval":
+        """The same evaluation of no more texts and questions than a budget asks; never of others.
+
+        By default it is asked as a whole.
+        """
         return self
 
     def check(self, tokenizer: Any) -> None:  # noqa: B027, most evaluations always fit

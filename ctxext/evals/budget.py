@@ -1,7 +1,7 @@
 """How much a suite asks: three sizes by name, or as many texts as a time allows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 BudgetName = Literal["small", "medium", "full"]
@@ -22,14 +22,21 @@ class Budget:
     per_ruler_task: int
     """Questions of each of RULER's tasks."""
     documents: int
-    """Documents whose whole text is scored. Fewer than eight say little about others, however long
-    they are."""
+    """Documents whose text is scored. Fewer than eight say little about others, however long they
+    are."""
     windows: int
     """Windows of each of eight documents, where the same tokens are scored at every length."""
     control_share: float
     """Questions of a control for each question."""
     prefers_shared: bool = False
     """Ask about shared texts wherever a task can, to read as few as possible."""
+    shortest: int | None = None
+    """Default lengths go on by halves below the window down to this, tokens; None: they do not."""
+
+    @property
+    def separate_texts(self) -> int:
+        """Texts per length of a task that asks one question about each."""
+        return (self.depth_steps + 1) * self.per_depth
 
 
 BUDGETS: dict[BudgetName, Budget] = {
@@ -39,8 +46,15 @@ BUDGETS: dict[BudgetName, Budget] = {
 }
 MOST_QUESTIONS = 16
 """Questions that a budget in minutes asks about a text, if there is room for them."""
-TOKENS_PER_QUESTION = 128
-"""Room that a text has for each question, so that most of it is still haystack."""
+TOKENS_PER_QUESTION = 64
+"""Room that a text has for each question: needles take up to half of the shortest texts."""
+ENOUGH_QUESTIONS = 64
+"""Questions per length that a budget in minutes gives one evaluation before it adds another."""
+FEWEST_DOCUMENTS, MOST_DOCUMENTS = 4, 8
+"""Documents that a budget in minutes scores, whatever it has time for."""
+SHORTEST = 1024
+"""Tokens of the shortest default length of a budget in minutes: short texts cost next to nothing,
+and show where a base stops answering inside its own window."""
 MOST_TEXTS = 60
 """Texts per length beyond which a budget in minutes asks no more."""
 
@@ -53,25 +67,35 @@ def questions_per_text(shortest: int) -> int:
     return min(MOST_QUESTIONS, max(2, shortest // TOKENS_PER_QUESTION))
 
 
+def enough_texts(questions: int) -> int:
+    """Texts per length that hold `ENOUGH_QUESTIONS` at so many questions each."""
+    return -(-ENOUGH_QUESTIONS // questions)
+
+
 def of_texts(num_texts: int, questions: int) -> Budget:
-    """The budget that reads so many texts per length, for so many questions each where it can."""
+    """The budget that reads so many texts per length, for so many questions each where it can.
+
+    What scores documents reads as many of them, within 4 and 8, so that no evaluation takes the
+    time of the others.
+    """
     return Budget(
         depth_steps=questions - 1,
         per_depth=max(1, num_texts // questions),
         shared_texts=num_texts,
         whole_texts=num_texts,
         per_ruler_task=num_texts,
-        documents=8,
+        documents=min(MOST_DOCUMENTS, max(FEWEST_DOCUMENTS, num_texts)),
         windows=1,
         control_share=1 / 4,
         prefers_shared=True,
+        shortest=SHORTEST,
     )
 
 
 def most_texts(minutes: float, seconds_of: Callable[[int], float]) -> int:
     """The most texts per length whose estimated time is within `minutes`.
 
-    seconds_of: the estimated time of a number of texts, which grows in proportion. Raises
+    seconds_of: the estimated time of a number of texts, which grows about in proportion. Raises
     ValueError if one text per length takes longer.
     """
     one = seconds_of(1)
@@ -82,7 +106,30 @@ def most_texts(minutes: float, seconds_of: Callable[[int], float]) -> int:
         )
     many = MOST_QUESTIONS + 1
     per_text = max((seconds_of(many) - one) / (many - 1), 1e-9)
-    return min(MOST_TEXTS, 1 + int((60 * minutes - one) / per_text))
+    num_texts = min(MOST_TEXTS, 1 + int((60 * minutes - one) / per_text))
+    while num_texts > 1 and seconds_of(num_texts) > 60 * minutes:
+        num_texts -= 1
+    return num_texts
+
+
+def affordable(
+    minutes: float, names: Sequence[str], seconds: Mapping[str, float]
+) -> tuple[list[str], list[str]]:
+    """(chosen, left out) of the evaluations called `names`, which are in order of importance.
+
+    The first is always chosen, each of the others if it still fits into `minutes`. seconds: the
+    estimated time of each.
+    """
+    chosen: list[str] = []
+    left_out: list[str] = []
+    total = 0.0
+    for name in names:
+        if chosen and total + seconds[name] > 60 * minutes:
+            left_out.append(name)
+            continue
+        chosen.append(name)
+        total += seconds[name]
+    return chosen, left_out
 
 
 def read_budget(text: str) -> Budget | float:

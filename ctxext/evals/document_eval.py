@@ -1,5 +1,6 @@
 """The common part of the evaluations that measure the loss of documents, at several lengths."""
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, documents, fingerprint, item_rng
+from ctxext.evals.budget import Budget
 from ctxext.evals.record import (
     Cluster,
     EvaluatedModel,
@@ -56,6 +58,9 @@ class DocumentEval(Eval):
 
     def measurements(self) -> list[Measurement]:
         return [Measurement(self.title, n, "perplexity") for n in self.seq_lens]
+
+    def within(self, budget: Budget) -> "DocumentEval":
+        return dataclasses.replace(self, num_documents=min(self.num_documents, budget.documents))
 
     def check(self, tokenizer: Any) -> None:
         self._documents(tokenizer)

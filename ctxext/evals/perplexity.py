@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.evals.base import Model, batches, ids_sha256, item_rng, num_bytes
+from ctxext.evals.budget import Budget
 from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.record import (
     EvaluatedModel,
@@ -46,6 +47,13 @@ class Perplexity(DocumentEval):
             )
         if self.num_documents < 1 or self.num_windows < 1:
             raise ValueError("ppl: num_documents and num_windows must be at least 1")
+
+    def within(self, budget: Budget) -> "Perplexity":
+        return dataclasses.replace(
+            self,
+            num_documents=min(self.num_documents, budget.documents),
+            num_windows=min(self.num_windows, budget.windows),
+        )
 
     def _grid(self) -> list[Cell]:
         return [

@@ -11,6 +11,7 @@ from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, documents, item_rng
+from ctxext.evals.budget import Budget
 from ctxext.evals.record import AnswerRecord, AnswerScores, Condition, EvaluatedModel, Measurement
 from ctxext.tasks import Example
 
@@ -152,6 +153,20 @@ class Retrieval(Eval):
                 for cells, examples, scores in zip(batch, groups, group_scores, strict=True):
                     for cell, example, score in zip(cells, examples, scores, strict=True):
                         yield self._record(cell, example, score, settings, model)
+
+    def within(self, budget: Budget) -> "Retrieval":
+        if self.suite:
+            texts = budget.per_ruler_task
+        elif self.shared_context:
+            texts = budget.shared_texts
+        elif self.task.suite_layout == "whole-text":
+            texts = budget.whole_texts
+        else:
+            texts = budget.separate_texts
+        n = texts if self.shared_context else texts // len(self.depths)
+        if self.condition != "needle":
+            n = int(n * budget.control_share)
+        return dataclasses.replace(self, n=min(self.n, max(1, n)))
 
     def check(self, tokenizer: Any) -> None:
         """Build the first question of every length."""

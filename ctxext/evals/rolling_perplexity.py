@@ -1,5 +1,6 @@
 """Perplexity by the estimators of papers, with windows that roll over documents or one stream."""
 
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctxext.evals.base import Model, batches, num_bytes
+from ctxext.evals.budget import Budget
 from ctxext.evals.document_eval import Cell, Document, DocumentEval
 from ctxext.evals.perplexity import by_position
 from ctxext.evals.perplexity_estimators import ESTIMATORS, Estimator, Window, first, windows
@@ -118,6 +120,12 @@ class RollingPerplexity(DocumentEval):
             # More documents change a stream.
             "num_documents": self.num_documents if self._estimator.stream else None,
         }
+
+    def within(self, budget: Budget) -> "RollingPerplexity":
+        """Fewer documents would be another stream, so that a stream is read as a whole."""
+        if self._estimator.stream:
+            return self
+        return dataclasses.replace(self, num_documents=min(self.num_documents, budget.documents))
 
     def _min_tokens(self, tokenizer: Any) -> int:
         return self.required_tokens

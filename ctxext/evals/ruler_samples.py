@@ -3,6 +3,7 @@
 No text of the benchmark is kept here.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 
 from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, fingerprint
+from ctxext.evals.budget import Budget
 from ctxext.evals.record import AnswerRecord, AnswerScores, EvaluatedModel, Measurement
 from ctxext.evals.ruler import RULER_FAMILIES
 from ctxext.tasks import Example
@@ -69,6 +71,10 @@ class Samples(Eval):
     def items(self) -> list[str]:
         """`<task>/<fingerprint of variant and task>/<nominal length>/<file hash>-<line>`."""
         return [sample.item for sample in self._samples()]
+
+    def within(self, budget: Budget) -> "Samples":
+        n = budget.per_ruler_task
+        return dataclasses.replace(self, n=n if self.n is None else min(self.n, n))
 
     def measurements(self) -> list[Measurement]:
         tasks = dict.fromkeys(sample.task for sample in self._samples())

@@ -23,6 +23,9 @@ from ctxext.evals.ruler_samples import Samples
 
 STANDARD = ("passkey", "kv", "lines", "vt", "mqar", "ppl", "controls")
 """The default: a small base model that can copy answers some of it."""
+BY_IMPORTANCE = ("passkey", "ppl", "kv", "lines", "mqar", "vt")
+"""The order in which a budget in minutes takes the evaluations of the default, if it has no time
+for all: one answer from far away, then the loss, then what tells more of the same."""
 CONTROLS = "controls"
 OTHER_KEYS = "longppl:"
 """Prefix of LongPPL with the key tokens of another model, whose path follows."""
@@ -98,7 +101,7 @@ def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
     return (
         Perplexity(
             config.seq_lens,
-            num_documents=8,
+            num_documents=min(8, config.budget.documents),
             num_windows=config.budget.windows,
             target_tokens=min(128, min(config.seq_lens) // 2),
             source=config.source,

@@ -2,6 +2,9 @@
 
 import dataclasses
 import re
+import types
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -9,16 +12,28 @@ from ctxext import price
 from ctxext.cli.main import main
 from ctxext.data.sources import Stdlib
 from ctxext.evals import evaluated_model
-from ctxext.evals.budget import BUDGETS, most_texts, of_texts, questions_per_text, read_budget
+from ctxext.evals.budget import (
+    BUDGETS,
+    Budget,
+    affordable,
+    most_texts,
+    of_texts,
+    questions_per_text,
+    read_budget,
+)
 from ctxext.evals.document_eval import DocumentEval
 from ctxext.evals.key_tokens import ContrastiveKeys
 from ctxext.evals.longppl import LongPPL
 from ctxext.evals.oracle import PerfectReader
+from ctxext.evals.perplexity import Perplexity
 from ctxext.evals.retrieval import Retrieval
+from ctxext.evals.rolling_perplexity import RollingPerplexity
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evals.timing import TimedModel
 from ctxext.evals.work import Call, calls_of, num_tokens, readings
+from ctxext.evaluate import NamedModel, Questions, questions_within
 from ctxext.loading import load as load_model
+from ctxext.methods import Yarn
 from ctxext.plan.flops import step_flops
 from ctxext.plan.job import Job
 from support import tiny
@@ -83,10 +98,12 @@ def test_the_operations_of_a_reading_are_those_of_the_plan(tmp_path):
 def test_rates_are_those_that_both_readings_had():
     short, long = price.Operations(1e9, 1e8), price.Operations(4e9, 1.6e9)
     timed = [(x, x.matrices / 4e11 + x.attention / 1e11) for x in (short, long)]
-    assert price.rates(*timed) == pytest.approx((4e11, 1e11))
+    assert price.rates(*timed, uneven=6) == pytest.approx((4e11, 1e11))
     # A reading that was slowed down by something else has no such rates.
-    assert price.rates((short, 1.0), timed[1]) == (long.total / timed[1][1],) * 2
-    assert price.rates(timed[1], timed[1]) == (long.total / timed[1][1],) * 2
+    of_long = (long.total / timed[1][1],) * 2
+    assert price.rates((short, 1.0), timed[1], uneven=6) == of_long
+    assert price.rates(timed[1], timed[1], uneven=6) == of_long
+    assert price.rates(*timed, uneven=3) == of_long
 
 
 def test_seconds_add_up():
@@ -98,6 +115,9 @@ def test_seconds_add_up():
     expected = operations.matrices / 1e9 + operations.attention / 5e8
     # Five steps for each of two calls, of six tokens each.
     expected += 2 * 5 * (0.01 + 6 * 0.001)
+    # Each of the 6 x 5 tokens attends to the 64 of its prompt: 4 N H L operations per pair.
+    per_pair = 4 * lm.config.num_attention_heads * lm.config.head_dim * lm.config.num_hidden_layers
+    expected += 2 * 6 * 5 * 64 * per_pair / 5e8
     assert work.seconds(speed) == pytest.approx(expected)
     # Two shapes, in three calls.
     assert price.Price([work], speed).seconds == pytest.approx(expected + 2 * 2.0)
@@ -126,8 +146,95 @@ def test_minutes_buy_texts_in_proportion():
         most_texts(1, lambda texts: 60 + 20 * texts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Questions of which each text of an evaluation takes as many minutes as `COSTS` says."""
+
+    budget: Budget
+    names: tuple[str, ...]
+    speed: float | None = None
+    basis: str = ""
+
+    def price(self, *, measured: bool = False):
+        minutes = sum(COSTS[name] for name in self.names if name != "controls")
+        seconds = 60 * minutes * self.budget.shared_texts
+        return types.SimpleNamespace(seconds=seconds, speed=1.0, basis="measured")
+
+
+COSTS = {"passkey": 2, "ppl": 5, "kv": 1, "lines": 20, "mqar": 1, "vt": 1}
+
+
+def ask(budget: Budget, names: Sequence[str]) -> Any:
+    return Asked(budget, tuple(names))
+
+
+def test_minutes_buy_what_is_important_first_and_enough_of_it():
+    questions: Any
+    questions, line = questions_within(60, ask, window=8192)
+    # 64 questions are four texts: 8, 20, 4, 80, 4 and 4 minutes.
+    assert questions.names == ("passkey", "ppl", "kv", "mqar", "vt", "controls")
+    assert questions.budget.shared_texts == 6  # of 10 minutes each
+    assert questions.speed == 1.0  # which was measured once
+    assert line == (
+        "60 minutes allow 6 texts per length, with 16 questions about each where a task can ask "
+        "several; no time for lines (--evals chooses)"
+    )
+    # What was named is asked, however little of it there is time for.
+    questions, line = questions_within(60, ask, window=8192, names=["lines"], shortest=4096)
+    assert (questions.names, questions.budget.shared_texts) == (("lines",), 3)
+    assert "no time" not in line
+    assert affordable(1, ["passkey", "kv"], {"passkey": 90, "kv": 1}) == (["passkey"], ["kv"])
+
+
+def test_no_evaluation_of_a_budget_in_minutes_takes_the_time_of_the_others():
+    """Eight documents took as long as all questions together, where there is time for few."""
+    for num_texts, num_documents in ((1, 4), (4, 4), (6, 6), (40, 8)):
+        budget = of_texts(num_texts, 16)
+        (ppl,) = evaluations(["ppl"], dataclasses.replace(CONFIG, budget=budget))
+        assert isinstance(ppl, DocumentEval) and ppl.num_documents == num_documents
+
+
+def test_minutes_also_buy_short_texts(tmp_path):
+    def lengths(window: int, budget: Budget) -> tuple[int, ...]:
+        lm = tiny.lm(tiny.config(max_position_embeddings=window))
+        lm = dataclasses.replace(lm, tokenizer=TOKENIZER)
+        named = NamedModel(lm, evaluated_model(lm), tmp_path)
+        config = SuiteConfig(budget=budget, source=toy_source())
+        yarn = Yarn(2.0)
+        questions = Questions.of(named, methods=[yarn], evals=["passkey"], config=config)
+        (passkey,) = questions.models[-1].evals
+        assert isinstance(passkey, Retrieval)
+        return passkey.seq_lens
+
+    assert lengths(8192, BUDGETS["small"]) == (8192, 16384)
+    assert lengths(8192, of_texts(4, 16)) == (1024, 2048, 4096, 8192, 16384)
+    assert lengths(1500, of_texts(4, 16)) == (1500, 3000)
+
+
+def test_a_recipe_is_asked_no_more_than_its_budget():
+    small, minutes = BUDGETS["small"], of_texts(3, 1)
+    passkey = Retrieval((256, 512), n=40, source=toy_source())
+    control = dataclasses.replace(passkey, condition="no-needle")
+    assert [e.within(small).n for e in (passkey, control)] == [12, 4]
+    assert passkey.within(minutes).n == 1  # of five depths
+    shared = dataclasses.replace(passkey, n=20, shared_context=True)
+    assert [shared.within(budget).n for budget in (small, minutes)] == [20, 3]
+    ppl = Perplexity((256,), num_documents=16, num_windows=2, source=toy_source())
+    read = [ppl.within(budget) for budget in (small, minutes)]
+    assert [(e.num_documents, e.num_windows) for e in read] == [(8, 1), (4, 1)]
+    # The documents of a stream are part of what it is.
+    stream = RollingPerplexity((256,), estimator="token", num_documents=50, source=toy_source())
+    assert stream.within(small) == stream
+    truncated = RollingPerplexity((512,), estimator="truncate", num_documents=50)
+    assert truncated.within(small).num_documents == 8
+    # What is asked is a part of the recipe, and never more than it.
+    for evaluation in (passkey, control, shared, ppl):
+        for budget in (*BUDGETS.values(), minutes):
+            assert set(evaluation.within(budget).items()) <= set(evaluation.items())
+
+
 def test_a_text_has_room_for_its_questions():
-    assert [questions_per_text(n) for n in (64, 256, 512, 1024, 16384)] == [2, 2, 4, 8, 16]
+    assert [questions_per_text(n) for n in (64, 256, 512, 1024, 16384)] == [2, 4, 8, 16, 16]
 
 
 def test_budgets_are_names_or_minutes():
@@ -175,10 +282,10 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path, capsys):
     assert re.search(r"^passkey, none: 60 of 256, 60 of 512, \d+ s$", text, re.MULTILINE)
     assert re.search(r"^to read: 180 texts, [\d,]+ tokens, about \d+ (s|min) on this", text, re.M)
     assert not out.exists()
-    # Two questions fit into the shorter texts.
+    # Four questions fit into the shorter texts.
     assert main([*command, "--budget", "0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    bought = re.match(r"0.5 minutes allow (\d+) texts per length, with 2 questions about", lines[0])
+    bought = re.match(r"0.5 minutes allow (\d+) texts per length, with 4 questions about", lines[0])
     assert bought
     assert f"passkey, none: {bought[1]} of 256, {bought[1]} of 512, " in "\n".join(lines)
     assert main([*command, "--budget", "soon"]) != 0

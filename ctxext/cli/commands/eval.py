@@ -180,7 +180,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             file=sys.stderr,
         )
 
-    def ask(budget: Budget) -> evaluate.Questions:
+    def ask(budget: Budget, names: Sequence[str]) -> evaluate.Questions:
         return evaluate.Questions.of(
             model,
             methods=[methods or None],
@@ -193,10 +193,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 
     lines = []
     if isinstance(budget, Budget):
-        questions = ask(budget)
+        questions = ask(budget, names)
     else:
-        lengths = args.seq_len or [model.lm.config.max_position_embeddings]
-        questions, line = evaluate.questions_within(budget, min(lengths), ask)
+        questions, line = evaluate.questions_within(
+            budget,
+            ask,
+            window=model.lm.config.max_position_embeddings,
+            names=args.evals or (),
+            shortest=min(args.seq_len) if args.seq_len else None,
+        )
         lines.append(line)
     if args.dry_run:
         lines += [*questions.notes(), questions.price(measured=True).text()]
