@@ -16,17 +16,8 @@ from ctxext.tasks.building.line_questions import (
 )
 from ctxext.tasks.building.placement import lines_that_fit
 from ctxext.tasks.building.structured_scores import RANKS
-from ctxext.tasks.building.vocabulary import ADJECTIVES, NOUNS
+from ctxext.tasks.building.vocabulary import ADJECTIVES, NOUNS, PLACES
 
-PLACES = tuple(
-    """
-    airport aquarium arcade bandstand bathhouse brewery cafeteria cathedral cinema courthouse depot
-    dockyard embassy ferry foundry gallery greenhouse hostel hospital icehouse inn jetty kennel
-    laundry lighthouse loft market monastery museum nursery observatory pavilion pharmacy pier
-    prison quarry refinery school stadium theatre tollgate tunnel university viaduct warehouse
-    workshop
-    """.split()
-)
 GRADES = (3, 2, 2, 1, 1)
 """Matching properties of the relevant passages of a query."""
 MAX_ID = 9999

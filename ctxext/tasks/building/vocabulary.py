@@ -28,6 +28,15 @@ library lion lizard magnet maple marble meadow mirror mountain needle ocean oliv
 oyster paddle palace pebble pencil piano pigeon pillow planet pony puzzle rabbit raven ribbon river
 robin rocket saddle sailor shovel spider spoon stable thistle violin
 """.split()
+PLACES = tuple(
+    """
+    airport aquarium arcade bandstand bathhouse brewery cafeteria cathedral cinema courthouse depot
+    dockyard embassy ferry foundry gallery greenhouse hostel hospital icehouse inn jetty kennel
+    laundry lighthouse loft market monastery museum nursery observatory pavilion pharmacy pier
+    prison quarry refinery school stadium theatre tollgate tunnel university viaduct warehouse
+    workshop
+    """.split()
+)
 COINED = ("bdfgklmnprstvz", "aeiou") * 2 + ("bdfgklmnprstvz",)
 
 
