@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxext.evals import Eval, EvalRecord, EvaluatedModel, Retrieval, evaluated_model
+from ctxext.evals import (
+    Eval,
+    EvalRecord,
+    EvaluatedModel,
+    Recovery,
+    Retrieval,
+    evaluated_model,
+)
 from ctxext.evals.base import Model
 from ctxext.evals.budget import (
     SHORTEST,
@@ -335,13 +342,13 @@ class Questions:
             load=load_other,
             checksum=lambda name: _checksum(load_other(name)),
         )
-        chosen = evaluations(evals, config)
+        chosen = tuple(e.fitted(lm.tokenizer) for e in evaluations(evals, config))
         check_length(
             lm.config,
             max(config.seq_lens),
             dtype=lm.dtype,
             mesh=lm.mesh,
-            is_written=any(isinstance(evaluation, Retrieval) for evaluation in chosen),
+            is_written=any(isinstance(e, Retrieval | Recovery) for e in chosen),
             option="--seq-len",
         )
         models: list[tuple[LM, Sequence[Eval]]] = []

@@ -43,6 +43,28 @@ def score_answers(lm: Model, groups: Sequence[Sequence[Example]]) -> list[list[A
     return scores
 
 
+def answer_losses(lm: Model, groups: Sequence[Sequence[Example]]) -> list[list[float]]:
+    """Nats of the whole right answer to every question of every group, teacher-forced.
+
+    Each text is read once, for all of its questions, as in `score_answers`.
+    """
+    prompts = [group[0].prompt[: _num_shared(group[0])] for group in groups]
+    plans = [[_prefixes(example)[1] for example in group] for group in groups]
+    width = max(map(len, plans))
+    prefixes = [plan + [plan[-1]] * (width - len(plan)) for plan in plans]
+    longest = max(len(prefix) for plan in plans for prefix in plan)
+    _, nll = lm.continuations(prompts, prefixes, max_new_tokens=longest)
+    return [
+        [
+            float(
+                np.asarray(row, np.float64)[len(prefix) - len(example.answer) : len(prefix)].sum()
+            )
+            for example, prefix, row in zip(group, plan, rows, strict=False)
+        ]
+        for group, plan, rows in zip(groups, plans, nll, strict=True)
+    ]
+
+
 def _num_shared(example: Example) -> int:
     """Prompt tokens that the questions of a group have in common."""
     return example.num_shared_tokens or len(example.prompt)

@@ -153,6 +153,10 @@ class Eval(abc.ABC):
         """
         return self
 
+    def fitted(self, tokenizer: Any) -> "Eval":
+        """The same evaluation of as many texts as there are, where fewer than asked for will do."""
+        return self
+
     def check(self, tokenizer: Any) -> None:  # noqa: B027, most evaluations always fit
         """Raise ValueError if items cannot be built. A run calls this before it starts."""
 

@@ -32,6 +32,10 @@ class Budget:
     """Ask about shared texts wherever a task can, to read as few as possible."""
     shortest: int | None = None
     """Default lengths go on by halves below the window down to this, tokens; None: they do not."""
+    books: int = 4
+    """Books that are read once, at the longest length only."""
+    recovery_texts: int = 12
+    """Texts per length in which recovery is measured."""
 
     @property
     def separate_texts(self) -> int:
@@ -41,8 +45,12 @@ class Budget:
 
 BUDGETS: dict[BudgetName, Budget] = {
     "small": Budget(4, 12, 24, 60, 20, documents=8, windows=1, control_share=1 / 3),
-    "medium": Budget(4, 20, 40, 100, 50, documents=12, windows=2, control_share=1 / 2),
-    "full": Budget(8, 20, 60, 180, 100, documents=16, windows=4, control_share=1),
+    "medium": Budget(
+        4, 20, 40, 100, 50, documents=12, windows=2, control_share=1 / 2, books=8, recovery_texts=20
+    ),
+    "full": Budget(
+        8, 20, 60, 180, 100, documents=16, windows=4, control_share=1, books=16, recovery_texts=30
+    ),
 }
 MOST_QUESTIONS = 16
 """Questions that a budget in minutes asks about a text, if there is room for them."""
@@ -52,6 +60,8 @@ ENOUGH_QUESTIONS = 64
 """Questions per length that a budget in minutes gives one evaluation before it adds another."""
 FEWEST_DOCUMENTS, MOST_DOCUMENTS = 4, 8
 """Documents that a budget in minutes scores, whatever it has time for."""
+MOST_RECOVERY_TEXTS = 12
+"""Texts per length beyond which it measures recovery no better: likelihoods say more than answers."""
 SHORTEST = 1024
 """Tokens of the shortest default length of a budget in minutes: short texts cost next to nothing,
 and show where a base stops answering inside its own window."""
@@ -89,6 +99,7 @@ def of_texts(num_texts: int, questions: int) -> Budget:
         control_share=1 / 4,
         prefers_shared=True,
         shortest=SHORTEST,
+        recovery_texts=min(MOST_RECOVERY_TEXTS, num_texts),
     )
 
 

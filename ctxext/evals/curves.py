@@ -16,6 +16,8 @@ from ctxext.evals.stats import (
 )
 
 K = TypeVar("K", bound=Hashable)
+NO_SPREAD = 1e-12
+"""Standard errors up to this are rounding errors."""
 
 
 def simultaneous_band(
@@ -39,16 +41,8 @@ def simultaneous_band(
     Raises ValueError if the lengths differ or nothing is there.
     """
     places, means, influences, degrees, num_clusters = _by_place(differences, at, clusters)
-    errors = np.linalg.norm(influences, axis=0)
-    varies = errors > 1e-12
-    half_widths = np.zeros(len(places))
-    if varies.any():
-        rng = np.random.default_rng(seed)
-        normal = rng.standard_normal((samples, len(influences)))
-        fewest = degrees[varies].min()
-        scale = (rng.chisquare(fewest, size=samples) / fewest) ** 0.5
-        largest = abs(normal @ influences[:, varies] / errors[varies]).max(1) / scale
-        half_widths = np.quantile(largest, level) * errors
+    varies = np.linalg.norm(influences, axis=0) > NO_SPREAD
+    half_widths = max_t_half_widths(influences, degrees, samples=samples, seed=seed, level=level)
     z = NormalDist().inv_cdf(1 - (1 - level) / len(places) / 2)
     band = {}
     for place, mean, half, agrees, n in zip(
@@ -60,6 +54,31 @@ def simultaneous_band(
         margin = wilson(0, n, z).high or 0 if agrees else half
         band[place] = Interval(mean, mean - margin, mean + margin).clipped(-1, 1)
     return band
+
+
+def max_t_half_widths(
+    influences: np.ndarray,
+    degrees: np.ndarray,
+    *,
+    samples: int = 4000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> np.ndarray:
+    """Half widths [places] of a band that holds at all places together, see `simultaneous_band`.
+
+    influences: [clusters, places], and degrees: [places], as `ratio_influences` gives them. The
+    half width is 0 where nothing varies.
+    """
+    errors = np.linalg.norm(influences, axis=0)
+    varies = errors > NO_SPREAD
+    if not varies.any():
+        return np.zeros(len(errors))
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal((samples, len(influences)))
+    fewest = degrees[varies].min()
+    scale = (rng.chisquare(fewest, size=samples) / fewest) ** 0.5
+    largest = abs(normal @ influences[:, varies] / errors[varies]).max(1) / scale
+    return np.quantile(largest, level) * errors
 
 
 def mean_of_means(
@@ -83,7 +102,7 @@ def mean_of_means(
     if num_clusters.min() < 2:
         return Interval(value, None, None), None
     error = float(np.linalg.norm(influences.mean(1)))
-    if error < 1e-12:
+    if error < NO_SPREAD:
         return wilson(value * len(influences), len(influences)), 0.0
     half = student_t(level, len(influences) * (1 - (1 / (degrees + 1)).mean())) * error
     return Interval(value, value - half, value + half).clipped(0, 1), error

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class DocumentEval(Eval):
     num_documents: int = 8
     source: TextSource = Stdlib("heldout")
     seed: int = 0
+    _text_option: ClassVar[str] = ""
+    """How to give the text on the command line, for a message."""
 
     def items(self) -> list[str]:
         """`<title>/<settings>/<length>/<document>`; `Perplexity` adds the window."""
@@ -92,21 +94,23 @@ class DocumentEval(Eval):
 
         Raises ValueError if there are too few.
         """
-        texts = documents(self.source, tokenizer)
         min_tokens = self._min_tokens(tokenizer)
-        chosen = [
-            Document(int(i), texts[i])
-            for i in item_rng(self._documents_seed).permutation(len(texts))
-            if len(texts[i]) >= min_tokens
-        ]
+        chosen = self._long_enough(tokenizer)
         if len(chosen) < self.num_documents:
             raise ValueError(
                 f"{self.title} needs {self.num_documents} documents of at least {min_tokens} "
                 f"tokens, and the text has {len(chosen)} (a file of plain text is one document): "
-                "give more or longer ones, a shorter length, or the other evaluations alone "
-                "(ctxext eval: --evals)"
+                f"give more or longer ones{self._text_option}, a shorter length, or the other "
+                "evaluations alone (ctxext eval: --evals)"
             )
         return chosen[: self.num_documents]
+
+    def _long_enough(self, tokenizer: Any) -> list[Document]:
+        """Every document that is long enough, in an order that a seed shuffles."""
+        texts = documents(self.source, tokenizer)
+        min_tokens = self._min_tokens(tokenizer)
+        order = item_rng(self._documents_seed).permutation(len(texts))
+        return [Document(int(i), texts[i]) for i in order if len(texts[i]) >= min_tokens]
 
     def _record(
         self,

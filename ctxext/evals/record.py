@@ -23,7 +23,7 @@ Condition = Literal["needle", "no-needle", "needle-only"]
 "needle-only": no haystack, so that a wrong answer has nothing to do with length.
 """
 
-Metric = Literal["accuracy", "perplexity"]
+Metric = Literal["accuracy", "perplexity", "recovery"]
 Mean = Literal["token", "window"]
 
 
@@ -225,7 +225,7 @@ class LossEstimator:
     """Which perplexity the losses belong to; those of different estimators are not comparable."""
 
     name: str
-    """"same-target", "longppl", or one of `perplexity_estimators.ESTIMATORS`."""
+    """"same-target", "growing-window", "longppl", or one of `perplexity_estimators.ESTIMATORS`."""
     mean: Mean = "token"
     """Over all tokens alike; or first over the tokens of each window, then over windows."""
     stride: int | None = None
@@ -273,9 +273,26 @@ class LossScores:
     all_count: int | None = None
 
 
+@dataclass(frozen=True)
+class RecoveryScores:
+    """Nats of whole right answers, teacher-forced: of a question asked in two ways, and of another.
+
+    recovery = sum(nll_without - nll) / sum(nll_without - nll_alone), over questions.
+    """
+
+    nll: float
+    """The question about a text that holds its needle, among others."""
+    nll_without: float
+    """Another question about the same text, whose needle is not in it."""
+    nll_alone: float
+    """The first question after nothing but its needle."""
+    count: int
+    """Tokens of the right answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalRecord(abc.ABC):
-    """One evaluated item of one model. Either an `AnswerRecord` or a `LossRecord`."""
+    """One evaluated item of one model, of one of the kinds below."""
 
     kind: ClassVar[str]
     metric: ClassVar[Metric]
@@ -357,9 +374,26 @@ class LossRecord(EvalRecord):
         return Measurement(self.evaluation, self.seq_len, self.metric)
 
 
+@typing.final
+@dataclass(frozen=True, kw_only=True)
+class RecoveryRecord(EvalRecord):
+    """How likely the right answer is in a text, with its needle alone, and without it."""
+
+    kind = "recovery"
+    metric = "recovery"
+    question: Question
+    scores: RecoveryScores
+
+    @property
+    def measurement(self) -> Measurement:
+        return Measurement(self.evaluation, self.seq_len, self.metric)
+
+
 LARGEST_LOSS = 700.0
 """Nats per token; exp of a larger loss overflows."""
-KINDS: dict[str, type[EvalRecord]] = {kind.kind: kind for kind in (AnswerRecord, LossRecord)}
+KINDS: dict[str, type[EvalRecord]] = {
+    kind.kind: kind for kind in (AnswerRecord, LossRecord, RecoveryRecord)
+}
 
 
 def from_json(value: Any) -> EvalRecord:
@@ -400,6 +434,10 @@ def _check_counts(record: EvalRecord) -> None:
             _check_losses("by_position", by_position.nll, by_position.count)
             if len(by_position.edges) != len(by_position.nll) + 1:
                 raise ValueError("by_position has not one more edge than bins")
+    if isinstance(record, RecoveryRecord):
+        nats = record.scores
+        counts |= {"count": nats.count - 1, "tokens": record.question.tokens}
+        _check_losses("scores", (nats.nll, nats.nll_without, nats.nll_alone), (nats.count,) * 3)
     for name, count in counts.items():
         if count is not None and count < 0:
             raise ValueError(f"{name} is too small")

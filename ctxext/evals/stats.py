@@ -105,6 +105,45 @@ def ratio_interval(
     return Interval(float(value), float(value) - half, float(value) + half)
 
 
+def fieller_interval(
+    numerators: Numbers,
+    denominators: Numbers,
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """R = mean(numerators) / mean(denominators) of the same items, with Fieller's interval.
+
+    The denominators are measured with an error too, so that an interval around R itself would be
+    too narrow where they are small. The bounds are the ratios r at which mean(y - r x) is t
+    standard errors from 0 (Fieller 1954): with variances and covariance over whole clusters
+    (`ratio_influences`), those of (Y - r X)^2 = t^2 (Vyy - 2 r Vxy + r^2 Vxx).
+
+    A ratio of means, since a mean of ratios is ruled by the items whose denominators are near 0. No
+    bounds where the mean denominator is not significantly different from 0, or with one cluster.
+    Raises ValueError if the lengths differ or nothing is there.
+    """
+    if not len(numerators) == len(denominators) == len(clusters) or not len(numerators):
+        raise ValueError(
+            f"{len(numerators)} numerators, {len(denominators)} denominators and {len(clusters)} "
+            "clusters: all must be equally many, and at least one"
+        )
+    index, num_clusters = cluster_index(clusters)
+    counts = np.bincount(index)[:, None].repeat(2, 1).astype(np.float64)
+    sums = np.stack([np.bincount(index, np.asarray(x, float)) for x in (numerators, denominators)])
+    (y, x), influences, (degrees, _) = ratio_influences(sums.T, counts)
+    value = float(y / x) if x else math.nan
+    if num_clusters < 2:
+        return Interval(value, None, None)
+    (yy, xy), (_, xx) = student_t(level, float(degrees)) ** 2 * (influences.T @ influences)
+    square = x * x - xx
+    root = (x * y - xy) ** 2 - square * (y * y - yy)
+    if square <= 0 or root < 0:
+        return Interval(value, None, None)
+    centre, half = (x * y - xy) / square, root**0.5 / square
+    return Interval(value, float(centre - half), float(centre + half))
+
+
 def ratio_influences(
     tops: np.ndarray, bottoms: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,19 +9,31 @@ from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals.base import Eval, Model
 from ctxext.evals.budget import BUDGETS, Budget
+from ctxext.evals.growing_window import GrowingWindow
 from ctxext.evals.key_tokens import ContrastiveKeys
 from ctxext.evals.longppl import LongPPL
 from ctxext.evals.perplexity import Perplexity
 from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.power import plan_sentence
 from ctxext.evals.published_passkeys import PROTOCOLS, passkey_protocol
+from ctxext.evals.recovery import Recovery
 from ctxext.evals.retrieval import Retrieval
 from ctxext.evals.rolling_perplexity import RollingPerplexity
 from ctxext.evals.ruler import ruler_exact
 from ctxext.evals.ruler_generators import MANIFEST, prepared
 from ctxext.evals.ruler_samples import Samples
 
-STANDARD = ("passkey", "kv", "lines", "vt", "mqar", "ppl", "controls")
+STANDARD = (
+    "passkey",
+    "kv",
+    "lines",
+    "vt",
+    "mqar",
+    "ppl",
+    "growing-window",
+    "recovery",
+    "controls",
+)
 """The default: a small base model that can copy answers some of it."""
 BY_IMPORTANCE = ("passkey", "ppl", "kv", "lines", "mqar", "vt")
 """The order in which a budget in minutes takes the evaluations of the default, if it has no time
@@ -30,13 +42,18 @@ CONTROLS = "controls"
 OTHER_KEYS = "longppl:"
 """Prefix of LongPPL with the key tokens of another model, whose path follows."""
 HELDOUT = Stdlib("heldout")
+MOST_DEPTHS = 8
+"""Depths at which recovery is measured."""
+ROOM_PER_DEPTH = 256
+"""Tokens of a text for each of these depths, which has two needles while it is built."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SuiteConfig:
     """How many questions there are, and about which texts.
 
-    questions: a file for "qa". ruler: a directory of RULER's own samples for "ruler:reference".
+    books: the text of "growing-window", a document each; None: `source`. questions: a file for
+    "qa". ruler: a directory of RULER's own samples for "ruler:reference".
     wording: for tasks that have two. passkey_text: a file with the authors' own prompt for
     "passkey:<protocol>". load: opens the other model of "longppl:DIR"; checksum: that of its
     parameters and tokenizer, which tells models of one name apart.
@@ -45,6 +62,7 @@ class SuiteConfig:
     seq_lens: tuple[int, ...] = ()
     budget: Budget = BUDGETS["small"]
     source: TextSource = HELDOUT
+    books: TextSource | None = None
     questions: Path | None = None
     ruler: Path | None = None
     wording: tasks.ProseOrCode = "prose"
@@ -128,6 +146,27 @@ def _rolling_perplexity(estimator: str, config: SuiteConfig) -> tuple[Eval, ...]
     )
 
 
+def _growing_window(config: SuiteConfig) -> tuple[Eval, ...]:
+    """Books at the longest length alone, which shows all shorter ones too."""
+    longest = max(config.seq_lens)
+    source = config.books or config.source
+    return (GrowingWindow((longest,), num_documents=config.budget.books, source=source),)
+
+
+def _recovery(config: SuiteConfig) -> tuple[Eval, ...]:
+    """Passkeys, at as many depths as the shortest text has room for needles."""
+    count = min(len(config.depths), MOST_DEPTHS, max(2, min(config.seq_lens) // ROOM_PER_DEPTH))
+    return (
+        Recovery(
+            config.seq_lens,
+            tuple(i / (count - 1) for i in range(count)),
+            config.budget.recovery_texts,
+            tasks.Passkey(wording=config.wording),
+            config.source,
+        ),
+    )
+
+
 def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
     """The published truncation where the lengths allow it; only longer texts have keys."""
     trunc_len = min(4096, min(config.seq_lens), max(config.seq_lens) // 2)
@@ -155,6 +194,8 @@ EVALUATIONS: dict[str, Callable[[SuiteConfig], tuple[Eval, ...]]] = {
     "ppl": _perplexity,
     **{f"ppl:{name}": partial(_rolling_perplexity, name) for name in ESTIMATORS},
     "longppl": _longppl,
+    "growing-window": _growing_window,
+    "recovery": _recovery,
 }
 """Evaluations by name, besides those of tasks, "longppl:DIR" and "controls"."""
 

@@ -199,14 +199,19 @@ def bos_prefix(tokenizer: TokenizerLike) -> list[int]:
 
 
 def without_needles(
-    examples: Sequence[Example], rng: np.random.Generator, haystack: Haystack
+    examples: Sequence[Example],
+    rng: np.random.Generator,
+    haystack: Haystack,
+    *,
+    of: Sequence[Example] | None = None,
 ) -> list[Example]:
     """The same questions about one text with haystack text in place of all their needles.
 
-    An answer that is still right was guessed.
+    An answer that is still right was guessed. of: only the needles of these questions.
     """
     prompts = [example.prompt.copy() for example in examples]
-    spans = {(start, size) for example in examples for start, size in example.meta["needles"]}
+    replaceable = examples if of is None else of
+    spans = {(start, size) for example in replaceable for start, size in example.meta["needles"]}
     replaced = []
     for start, size in sorted(spans):
         text, excerpts = draw_haystack(rng, haystack, size)

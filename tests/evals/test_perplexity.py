@@ -137,17 +137,6 @@ class _Fixed(Long):
         return super().open(Letters())
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random Llama in transformers, and the same weights here."""
-    pytest.importorskip("torch")
-    from ctxext import load
-    from support.llamas import torch_llama
-
-    folder = tmp_path_factory.mktemp("llama")
-    return torch_llama(folder), load(folder)
-
-
 def torch_losses(model, ids, labels):
     import torch
 
@@ -155,12 +144,12 @@ def torch_losses(model, ids, labels):
         return float(model(torch.tensor([ids]), labels=torch.tensor([labels])).loss)
 
 
-def test_the_recipe_of_the_transformers_documentation(tiny):
+def test_the_recipe_of_the_transformers_documentation(two_llamas):
     """Its loop, with mean losses by transformers.
 
     The documentation weights a window by its tokens, or by its tokens less one.
     """
-    torch_model, lm = tiny
+    torch_model, lm = two_llamas
     L = 64
     S = 24
     evaluation = RollingPerplexity(
@@ -198,9 +187,9 @@ def test_the_recipe_of_the_transformers_documentation(tiny):
 
 
 @pytest.mark.parametrize("truncate", [False, True])
-def test_the_procedure_of_the_yarn_tables(tiny, truncate):
+def test_the_procedure_of_the_yarn_tables(two_llamas, truncate):
     """Each document alone, windows of BOS and L - 1 tokens, mean of transformers' mean losses."""
-    torch_model, lm = tiny
+    torch_model, lm = two_llamas
     L = 64
     S = 16
     cut = 130

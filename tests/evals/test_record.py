@@ -15,6 +15,8 @@ from ctxext.evals.record import (
     LossScores,
     PositionLosses,
     Question,
+    RecoveryRecord,
+    RecoveryScores,
     WindowLosses,
     from_json,
     read_records,
@@ -76,7 +78,19 @@ LOSSES = LossRecord(
 )
 
 
-@pytest.mark.parametrize("record", [ANSWER, LOSSES])
+RECOVERY = RecoveryRecord(
+    model=MODEL,
+    evaluation="recovery",
+    item="recovery/passkey/cc/512/0.5/3",
+    settings="cc",
+    seq_len=512,
+    cluster=Cluster(document=7, text="recovery/passkey/cc/512/3"),
+    question=dataclasses.replace(ANSWER.question, needle_item="recovery/passkey/cc/512/0.5/3"),
+    scores=RecoveryScores(nll=2.5, nll_without=11.0, nll_alone=0.5, count=2),
+)
+
+
+@pytest.mark.parametrize("record", [ANSWER, LOSSES, RECOVERY])
 def test_records_survive_json(record):
     assert from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
 

@@ -9,11 +9,11 @@ import pytest
 
 from ctxext import demo
 from ctxext.cli.commands.eval import add_options, check_used, read_wordings
-from ctxext.evals import Perplexity, Retrieval, Samples
-from ctxext.evals.budget import BUDGETS
+from ctxext.evals import GrowingWindow, Perplexity, Recovery, Retrieval, Samples
+from ctxext.evals.budget import BUDGETS, of_texts
 from ctxext.evals.oracle import AnswerKey, OracleConfig
 from ctxext.evals.perplexity_estimators import ESTIMATORS
-from ctxext.evals.suite import STANDARD, SuiteConfig, evaluations, power_statements
+from ctxext.evals.suite import HELDOUT, STANDARD, SuiteConfig, evaluations, power_statements
 from ctxext.evaluate import evaluate
 from support import tiny
 from support.toy_tokenizer import toy_source, toy_tokenizer
@@ -39,7 +39,16 @@ def test_a_larger_budget_keeps_the_items_that_were_measured():
 
 def test_an_answer_key_has_the_whole_standard_suite_right():
     suite = evaluations(STANDARD, SuiteConfig((256,), source=SOURCE))
-    assert [e.title for e in suite[:6]] == ["passkey", "kv", "lines", "vt", "mqar", "ppl"]
+    assert [e.title for e in suite[:8]] == [
+        "passkey",
+        "kv",
+        "lines",
+        "vt",
+        "mqar",
+        "ppl",
+        "growing-window",
+        "recovery, passkey",
+    ]
     for evaluation in needles(suite):
         records = list(evaluation(AnswerKey.of(evaluation, TOKENIZER)))
         assert records
@@ -111,6 +120,22 @@ def test_evaluations_of_user_files(tmp_path):
     assert all(record.scores.correct for record in qa(AnswerKey.of(qa, TOKENIZER)))
 
 
+def test_books_and_recovery_of_the_command_line():
+    books, recovery = evaluations(("growing-window", "recovery"), SMALL)
+    assert isinstance(books, GrowingWindow)
+    assert (books.seq_lens, books.num_documents, books.source) == ((512,), 4, SOURCE)
+    assert isinstance(recovery, Recovery)
+    assert recovery.seq_lens == (256, 512)
+    # Every text has room for two needles per depth.
+    assert recovery.depths == (0.0, 1.0)
+    recovery.check(TOKENIZER)
+    long = dataclasses.replace(SMALL, seq_lens=(4096, 8192), books=HELDOUT, budget=of_texts(9, 16))
+    books, recovery = evaluations(("growing-window", "recovery"), long)
+    assert (books.seq_lens, books.source) == ((8192,), HELDOUT)
+    assert recovery.depths == tuple(i / 7 for i in range(8))
+    assert recovery.n == 4
+
+
 def test_power_statements():
     (alone, shared) = power_statements(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
     assert alone.startswith(
@@ -154,10 +179,15 @@ def test_an_option_that_no_evaluation_reads_is_refused(tmp_path):
     add_options(parser)
     for arguments, evals, message in (
         ("--wording code", "ppl controls", "--wording code would change nothing: only kv, passkey"),
-        ("--wording prose", "lines", "--wording prose would change nothing: only kv, passkey read"),
+        (
+            "--wording prose",
+            "lines",
+            "--wording prose would change nothing: only kv, passkey, recovery read",
+        ),
         (f"--wording {authors}", "passkey", "authors.json would change .* only passkey:landmark"),
         (f"--wording code {authors}", "passkey:yarn", "--wording code would change nothing"),
         ("--questions q.json", "passkey", "--questions would change nothing: only qa read"),
+        ("--books books", "ppl", "--books would change nothing: only growing-window read it"),
         ("--ruler samples", "ruler", "--ruler would change nothing: only ruler:reference read"),
     ):
         args = parser.parse_args(["DIR", *arguments.split()])

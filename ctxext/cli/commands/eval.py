@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=options.LazyNames(_names, others=True),  # pyright: ignore[reportArgumentType]
         help="%(choices)s; longppl:DIR takes the key tokens that the model in DIR finds; controls "
         "repeats every named retrieval without its needle and without its haystack. Default: "
-        "passkey kv lines vt mqar ppl controls.",
+        "passkey kv lines vt mqar ppl growing-window recovery controls.",
     )
     parser.add_argument(
         "--seq-len",
@@ -61,12 +61,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--haystack-field",
         metavar="NAME",
-        help='The key or column of the text in --haystack, if it is not "text".',
+        help='The key or column of the text in --haystack and --books, if it is not "text".',
     )
     parser.add_argument(
         "--parse-special",
         action="store_true",
         help="Special tokens written out in --haystack, such as </s>, are those tokens, not text.",
+    )
+    parser.add_argument(
+        "--books",
+        metavar="PATH",
+        help="The books of growing-window, a file each, or prepared tokens; default: --haystack.",
     )
     parser.add_argument(
         "--questions",
@@ -136,10 +141,12 @@ def check_used(args: argparse.Namespace, names: Sequence[str]) -> None:
 
     wordings = read_wordings(args.wording)
     with_wording = [name for name, task in by_suite_name().items() if hasattr(task, "wording")]
+    with_wording.append("recovery")
     published = [f"passkey:{name}" for name in PROTOCOLS]
     for option, is_given, readers in (
         (f"--wording {wordings.get('wording')}", "wording" in wordings, with_wording),
         (f"--wording {wordings.get('passkey_text')}", "passkey_text" in wordings, published),
+        ("--books", args.books is not None, ["growing-window"]),
         ("--questions", args.questions is not None, ["qa"]),
         ("--ruler", args.ruler is not None, ["ruler:reference"]),
     ):
@@ -160,7 +167,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     methods = options.read_methods(args, rest)
     names = args.evals or STANDARD
     check_used(args, names)
-    source = haystack(args.haystack, field=args.haystack_field, parse_special=args.parse_special)
+    field, special = args.haystack_field, args.parse_special
+    books = None
+    if args.books is not None:
+        books = haystack(args.books, field=field, parse_special=special, what="text for --books")
+        requirements.check_text(books, option="--haystack-field")
+        if args.haystack == "stdlib":
+            field, special = None, False
+    source = haystack(args.haystack, field=field, parse_special=special)
     requirements.check_text(source, option="--haystack-field")
     if args.out is not None:
         check_parent(args.out / "records.jsonl")
@@ -169,6 +183,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     config = SuiteConfig(
         seq_lens=tuple(args.seq_len or ()),
         source=source,
+        books=books,
         questions=args.questions,
         ruler=args.ruler,
         **read_wordings(args.wording),
@@ -177,6 +192,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if args.haystack == "stdlib":
         print(
             "haystack: the sources of Python's standard library (--haystack takes other text)",
+            file=sys.stderr,
+        )
+    if books is None and "growing-window" in names:
+        print(
+            "books of growing-window: documents of the haystack (--books takes yours)",
             file=sys.stderr,
         )
 

@@ -27,12 +27,14 @@ def text_sources() -> tuple[type[TextSource], ...]:
     return tuple(classes_in_package(__name__, TextSource))
 
 
-def haystack(name: str, *, field: str | None = None, parse_special: bool = False) -> TextSource:
+def haystack(
+    name: str, *, field: str | None = None, parse_special: bool = False, what: str = "haystack"
+) -> TextSource:
     """The source that `--haystack name` means: a name such as "stdlib", or a path.
 
     A directory that `ctxext prepare` wrote is its held-out part, if it has one. field: the key or
-    column of the text, "text" by default; parse_special: see `Files`. Raises ValueError if there is
-    no such path, it is not of one kind, or it has no such options.
+    column of the text, "text" by default; parse_special: see `Files`; what: how messages call it.
+    Raises ValueError if there is no such path, it is not of one kind, or it has no such options.
     """
     named = {source.haystack_name: source for source in text_sources() if source.haystack_name}
     if name in named:
@@ -42,7 +44,7 @@ def haystack(name: str, *, field: str | None = None, parse_special: bool = False
         if not name or not root.exists():
             names = " or ".join(f'"{known}"' for known in named)
             raise ValueError(
-                f"there is no haystack {name!r}: give {names}, or a file or directory that exists"
+                f"there is no {what} {name!r}: give {names}, or a file or directory that exists"
             )
         source = recognize(root).as_haystack(name)
     options: dict[str, Any] = {}
@@ -52,7 +54,7 @@ def haystack(name: str, *, field: str | None = None, parse_special: bool = False
         options["parse_special"] = True
     if options.keys() - {known.name for known in dataclasses.fields(source)}:
         raise ValueError(
-            f"the haystack {name} has no {' or '.join(options)} to choose: files of text do"
+            f"the {what} {name} has no {' or '.join(options)} to choose: files of text do"
         )
     return dataclasses.replace(source, **options)
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, read_records
+from ctxext.evals.record import (
+    AnswerRecord,
+    EvalRecord,
+    LossRecord,
+    RecoveryRecord,
+    read_records,
+)
 from ctxext.files import read_json
 from ctxext.methods import label
 from ctxext.model.context import meant_scaling
@@ -87,7 +93,7 @@ def _drop_repeated(runs: Sequence[RunData]) -> None:
 def _result(record: EvalRecord) -> Any:
     if isinstance(record, AnswerRecord):
         return record.scores.prediction
-    assert isinstance(record, LossRecord)
+    assert isinstance(record, LossRecord | RecoveryRecord)
     return record.scores.nll
 
 
