@@ -359,7 +359,7 @@ def effective_length(
     base_counts = _by_cluster(baseline_clusters, np.zeros(len(baseline), int), baseline, 1)
     right, total = counts
     base_right, base_total = base_counts
-    rate = _non_increasing(right.sum(0)[None], total.sum(0)[None])[0]
+    rate = non_increasing(right.sum(0)[None], total.sum(0)[None])[0]
     value, censored = _crossing(tried, rate, tau * base_right.sum() / base_total.sum())
     if len(right) < 2 or len(base_right) < 2:
         return EffectiveLength(value, float(tried[0]), float(tried[-1]), censored)
@@ -367,7 +367,7 @@ def effective_length(
     drawn_right, drawn_total = _redraw(rng, *counts, samples)
     drawn_base_right, drawn_base_total = _redraw(rng, *base_counts, samples)
     thresholds = tau * drawn_base_right / drawn_base_total
-    num_above = (_non_increasing(drawn_right, drawn_total) >= thresholds).sum(-1)
+    num_above = (non_increasing(drawn_right, drawn_total) >= thresholds).sum(-1)
     last_above = tried[np.maximum(num_above - 1, 0)]
     first_below = tried[np.minimum(num_above, len(tried) - 1)]
     tail = _expanded_tail(level, min(len(right), len(base_right)))
@@ -422,7 +422,7 @@ def _by_cluster(
     return right, total
 
 
-def _non_increasing(right: np.ndarray, total: np.ndarray) -> np.ndarray:
+def non_increasing(right: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Isotonic regression of the rates [..., lengths], non-increasing, for many draws at once.
 
     At i: the least over j <= i of the greatest mean over j .. k, k >= i.

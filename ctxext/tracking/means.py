@@ -3,7 +3,15 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, distinct_titles
+from ctxext.evals.growing_window import GrowingWindow
+from ctxext.evals.record import (
+    AnswerRecord,
+    EvalRecord,
+    LossRecord,
+    PositionLosses,
+    RecoveryRecord,
+    distinct_titles,
+)
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
@@ -16,10 +24,35 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 
 def eval_logs(records: Iterable[EvalRecord]) -> Iterator[dict[str, float]]:
-    """The means of each length and evaluation as one log entry with its `eval/seq_len`."""
+    """The means of each length and evaluation as one log entry with its `eval/seq_len`.
+
+    The loss of whole books by position is one entry per position.
+    """
+    records = list(records)
     for (seq_len, group), values in means(records).items():
         named = {f"eval/{group}/{name}": value for name, value in values.items()}
         yield {"eval/seq_len": seq_len, **named}
+    yield from _by_position(records)
+
+
+def _by_position(records: Sequence[EvalRecord]) -> Iterator[dict[str, float]]:
+    """Nats per token of books by the most tokens that their bin had seen."""
+    groups: dict[str, list[PositionLosses]] = {}
+    for record in records:
+        if not isinstance(record, LossRecord) or record.estimator.name != GrowingWindow.name:
+            continue
+        if record.scores.by_position:
+            name = f"{record.evaluation} by position/{record.model.label}"
+            groups.setdefault(name, []).append(record.scores.by_position)
+    for name, books in groups.items():
+        sums: dict[int, list[float]] = {}
+        for book in books:
+            for edge, nll, count in zip(book.edges[1:], book.nll, book.count, strict=True):
+                total = sums.setdefault(edge - 1, [0.0, 0.0])
+                total[0] += nll
+                total[1] += count
+        for position, (nll, count) in sorted(sums.items()):
+            yield {"eval/seq_len": position, f"eval/{name}/nats_per_token": nll / count}
 
 
 def means(records: Iterable[EvalRecord]) -> dict[tuple[int, str], dict[str, float]]:
@@ -62,4 +95,8 @@ def _mean(records: Sequence[EvalRecord]) -> dict[str, float]:
     scores = [r.scores for r in records if isinstance(r, LossRecord) and r.scores.count]
     if scores:
         mean["nats_per_token"] = sum(s.nll for s in scores) / sum(s.count for s in scores)
+    answers = [r.scores for r in records if isinstance(r, RecoveryRecord)]
+    alone = sum(s.nll_without - s.nll_alone for s in answers)
+    if alone > 0:
+        mean["recovery"] = sum(s.nll_without - s.nll for s in answers) / alone
     return mean

@@ -14,11 +14,12 @@ from statsmodels.stats.proportion import proportion_confint
 from ctxext.evals.stats import (
     EffectiveLength,
     Interval,
-    _non_increasing,
     effective_length,
+    fieller_interval,
     holm,
     mcnemar,
     mean_difference,
+    non_increasing,
     rate_difference,
     ratio_interval,
     sign_flip,
@@ -74,7 +75,7 @@ def test_wilson_covers():
 
 def test_the_interval_of_a_mean_is_student_s():
     x = np.random.default_rng(1).normal(3, 2, size=7)
-    expected = scipy_stats.ttest_1samp(x, 0).confidence_interval()
+    expected = scipy_scipy_stats.ttest_1samp(x, 0).confidence_interval()
     np.testing.assert_allclose(
         ratio_interval(x, np.ones(7)), [x.mean(), expected.low, expected.high], rtol=1e-12
     )
@@ -282,7 +283,7 @@ def test_rates_are_those_of_isotonic_regression():
         correct = rng.binomial(counts.astype(int), rng.random(6)).astype(float)
         expected = isotonic_regression(correct / counts, weights=counts, increasing=False).x
         np.testing.assert_allclose(
-            _non_increasing(correct[None], counts[None])[0], expected, atol=1e-12
+            non_increasing(correct[None], counts[None])[0], expected, atol=1e-12
         )
 
 
@@ -376,3 +377,30 @@ def test_intervals_format_themselves():
     open_above = EffectiveLength(1024, 768, 1024, ">").in_units_of(256)
     assert f"{open_above:.1f}" == "> 4.0 [3.0, > 4.0]"
     assert f"{EffectiveLength(256, 256, 512, '<'):.0f}" == "< 256 [< 256, 512]"
+
+
+def test_fieller_is_the_set_of_ratios_that_a_t_test_does_not_refute():
+    """By definition, with scipy's t test of y - r x on both sides of each bound."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(8, 3, 12)
+    y = 0.7 * x + rng.normal(0, 1.5, 12)
+    interval = fieller_interval(y, x, range(12))
+    assert interval.value == pytest.approx(y.mean() / x.mean())
+
+    def p_value(ratio):
+        return scipy_stats.ttest_1samp(y - ratio * x, 0).pvalue
+
+    for bound in interval[1:]:
+        assert p_value(bound) == pytest.approx(0.05, abs=1e-6)
+    assert p_value(interval.low - 0.01) < 0.05 < p_value(interval.low + 0.01)
+    # Three answers about each document count as one.
+    tripled = fieller_interval(np.repeat(y, 3), np.repeat(x, 3), np.repeat(range(12), 3).tolist())
+    assert tripled == pytest.approx(interval)
+
+
+def test_fieller_has_no_bounds_where_the_denominator_may_be_zero():
+    assert fieller_interval([1, 2], [3, 4], [0, 0])[1:] == (None, None)
+    unsure = fieller_interval([1.0, 1.2, 0.9, 1.1], [1.0, -1.0, 1.5, -0.9], range(4))
+    assert unsure[1:] == (None, None)
+    with pytest.raises(ValueError, match="all must be equally many"):
+        fieller_interval([1, 2], [1, 2], [0])

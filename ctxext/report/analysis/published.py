@@ -5,10 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ctxext.evals.expected import Expected
-from ctxext.evals.record import AnswerRecord, EvalRecord, EvaluatedModel, Measurement
+from ctxext.evals.record import (
+    AnswerRecord,
+    EvalRecord,
+    EvaluatedModel,
+    Measurement,
+    RecoveryRecord,
+)
 from ctxext.evals.stats import Interval
 from ctxext.report.analysis.perplexity import Perplexity, losses
 from ctxext.report.analysis.records import Variant, accuracy, group, is_control
+from ctxext.report.analysis.recovery import Recovered
 from ctxext.report.analysis.runs import RunData
 from ctxext.rundir import RunDir
 from ctxext.serialization import from_json
@@ -89,5 +96,8 @@ def _measured(expected: Expected, records: Sequence[EvalRecord]) -> Interval | N
     if expected.metric == "accuracy":
         answers = [r for r in measured if isinstance(r, AnswerRecord) and not is_control(r)]
         return accuracy(answers).scaled(100) if answers else None
+    if expected.metric == "recovery":
+        answers = [r for r in measured if isinstance(r, RecoveryRecord)]
+        return Recovered(Variant(answers[0].model), answers).recovery if answers else None
     texts = losses(measured)
     return Perplexity(Variant(texts[0].model), texts).perplexity if texts else None

@@ -1,10 +1,18 @@
 """Everything that follows from a set of evaluation records, each part computed once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any
 
-from ctxext.evals.record import AnswerRecord, EvalRecord, LossRecord, distinct_titles
+from ctxext.evals.record import (
+    AnswerRecord,
+    EvalRecord,
+    LossRecord,
+    RecoveryRecord,
+    distinct_titles,
+)
 from ctxext.report.analysis.comparisons import Comparison
+from ctxext.report.analysis.growing_window import BookLosses, book_losses
 from ctxext.report.analysis.perplexity import losses
 from ctxext.report.analysis.records import (
     Variant,
@@ -15,6 +23,7 @@ from ctxext.report.analysis.records import (
     task_results,
     variants,
 )
+from ctxext.report.analysis.recovery import Recovered, recovered
 from ctxext.report.analysis.study import Study, adjusted_comparisons
 from ctxext.report.analysis.suites import SuiteMean, suite_means
 
@@ -58,6 +67,26 @@ class Results:
         records = [of_settings[0] for of_settings in self.losses]
         names = distinct_titles(records, lambda record: record.estimator.name)
         return {r.settings: names[r.settings].removeprefix(r.estimator.name) for r in records}
+
+    @cached_property
+    def books(self) -> list[list[BookLosses]]:
+        """The losses of whole books by position, by settings; a variant each."""
+        entries = [book_losses(records, self.variants) for records in self.losses]
+        return [of_settings for of_settings in entries if of_settings]
+
+    @cached_property
+    def recovery(self) -> list[list[Recovered]]:
+        """Recovery by settings; a variant and a length each."""
+        return self._recovered(lambda record: None)
+
+    @cached_property
+    def recovery_by_depth(self) -> list[list[Recovered]]:
+        """The same at each depth."""
+        return self._recovered(lambda record: record.question.depth)
+
+    def _recovered(self, key: Callable[[RecoveryRecord], Any]) -> list[list[Recovered]]:
+        entries = recovered(self.records, self.variants, key)
+        return list(group(entries, lambda entry: entry.records[0].settings).values())
 
     @cached_property
     def losses(self) -> list[list[LossRecord]]:

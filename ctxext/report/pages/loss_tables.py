@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ctxext.evals.growing_window import GrowingWindow
 from ctxext.evals.record import LossRecord
 from ctxext.report.analysis.perplexity import Perplexity, PositionCurve, perplexities
 from ctxext.report.analysis.records import Variant
@@ -15,6 +16,8 @@ def estimator_title(record: LossRecord, detail: str = "") -> str:
     estimator = record.estimator
     if estimator.name == "longppl":
         title = f"LongPPL: perplexity of key tokens, found by {estimator.keys_from}"
+    elif estimator.name == GrowingWindow.name:
+        title = "perplexity of the whole beginning of books, read once"
     elif estimator.name == "same-target":
         title = "perplexity of the same tokens with more context"
     else:
@@ -61,6 +64,8 @@ def position_title(curve: PositionCurve, detail: str = "") -> str:
     """The title of tables and charts of the loss by position."""
     name = curve.records[0].estimator.name
     estimator = "" if name == "same-target" else f", estimator {name}"
+    if name == GrowingWindow.name:
+        estimator = " of books"
     return f"Nats per token by position, at length {curve.seq_len:,}{estimator}{detail}"
 
 

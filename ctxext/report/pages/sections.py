@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ctxext.report.analysis.growing_window import differences_to_first
 from ctxext.report.analysis.published import outcomes
 from ctxext.report.analysis.records import Variant, group
+from ctxext.report.analysis.recovery import GATE
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.runs import RunData
 from ctxext.report.analysis.study import THRESHOLD, Study
@@ -17,8 +19,19 @@ from ctxext.report.pages import answer_charts, figures, heatmaps
 from ctxext.report.pages.answer_tables import controls_table, lengths_table, seeds_table
 from ctxext.report.pages.context_tables import thresholds_table
 from ctxext.report.pages.expected import expected_table
+from ctxext.report.pages.growing_window import (
+    book_differences_table,
+    growing_window_table,
+    rise_chart,
+)
 from ctxext.report.pages.loss_tables import estimator_title
 from ctxext.report.pages.overview_tables import suite_table
+from ctxext.report.pages.recovery import (
+    DEFINITION,
+    recovery_chart,
+    recovery_depth_table,
+    recovery_table,
+)
 from ctxext.report.pages.styles import Styles, identities, method_styles, variant_styles
 from ctxext.report.pages.wavelength_chart import wavelength_chart
 from ctxext.report.table import Table
@@ -60,6 +73,8 @@ def all_sections(runs: Sequence[RunData], results: Results) -> list[Section]:
         depth_section(results.studies),
         difference_section(results.studies, runs, styles),
         mistakes_section(results.studies),
+        growing_window_section(results, styles),
+        recovery_section(results, styles),
         perplexity_section(results, styles),
         controls_section(results.studies, styles),
         lengths_section(results.studies),
@@ -222,6 +237,42 @@ def perplexity_section(results: Results, styles: Styles) -> Section:
         )
         if position_chart:
             section.charts.append(position_chart)
+    return section
+
+
+def growing_window_section(results: Results, styles: Styles) -> Section:
+    """The loss of whole books by position, against the level inside the window."""
+    section = Section(
+        "growing-window",
+        "Whole books, read once",
+        "The loss of every token of a book after all tokens before it, against its level at home: "
+        "the second half of the window. A model that reads on keeps that level. Text that is "
+        "predicted well need not be text that is used: recovery and questions show that.",
+        show_numbers=True,
+    )
+    for i, entries in enumerate(results.books):
+        detail = results.loss_details[entries[0].records[0].settings]
+        if chart := rise_chart(entries, styles, f"books{i}", detail):
+            section.charts.append(chart)
+        section.tables.append(growing_window_table(entries, detail))
+        if differences := differences_to_first(entries):
+            section.tables.append(book_differences_table(differences, detail))
+    return section
+
+
+def recovery_section(results: Results, styles: Styles) -> Section:
+    """Recovery by length and by depth."""
+    section = Section(
+        "recovery",
+        "What of a needle is recovered",
+        f"{DEFINITION} 1: among all the text, the needle is as good as alone; 0: as if it were not "
+        f"there. The gate is a lower bound of {GATE:.2f}.",
+    )
+    for i, entries in enumerate(results.recovery):
+        if chart := recovery_chart(entries, styles, f"recovery{i}"):
+            section.charts.append(chart)
+        section.tables.append(recovery_table(entries))
+    section.tables += [recovery_depth_table(entries) for entries in results.recovery_by_depth]
     return section
 
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from ctxext.evals.growing_window import GrowingWindow
 from ctxext.report.analysis.effective_context import effective_contexts
+from ctxext.report.analysis.growing_window import differences_to_first
 from ctxext.report.analysis.perplexity import position_curves
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.study import Study
@@ -18,9 +20,11 @@ from ctxext.report.pages.answer_tables import (
     unmatched_controls_table,
 )
 from ctxext.report.pages.context_tables import effective_context_table, thresholds_table
+from ctxext.report.pages.growing_window import book_differences_table, growing_window_table
 from ctxext.report.pages.loss_tables import perplexity_table, position_table
 from ctxext.report.pages.measures import MEASURES
 from ctxext.report.pages.overview_tables import overview_tables, suite_table
+from ctxext.report.pages.recovery import recovery_depth_table, recovery_table
 from ctxext.report.table import Table
 
 KINDS_OF_TABLES = (
@@ -34,6 +38,10 @@ KINDS_OF_TABLES = (
     "suites",
     "perplexity",
     "by_position",
+    "growing_window",
+    "growing_window_differences",
+    "recovery",
+    "recovery_by_depth",
 )
 """The keys of tables in JSON."""
 
@@ -55,8 +63,17 @@ def all_tables(results: Results) -> list[Table[Any]]:
         for records in results.losses
     ]
     for records in results.losses:
+        if records[0].estimator.name == GrowingWindow.name:
+            continue
         if curves := position_curves(records, results.variants):
             tables.append(position_table(curves, details[records[0].settings]))
+    for entries in results.books:
+        detail = details[entries[0].records[0].settings]
+        tables.append(growing_window_table(entries, detail))
+        if differences := differences_to_first(entries):
+            tables.append(book_differences_table(differences, detail))
+    tables += [recovery_table(of_settings) for of_settings in results.recovery]
+    tables += [recovery_depth_table(of_settings) for of_settings in results.recovery_by_depth]
     return tables + overview_tables(studies)
 
 

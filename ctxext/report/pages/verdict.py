@@ -12,6 +12,8 @@ from ctxext.report.analysis.pooling import seeds_of
 from ctxext.report.analysis.records import TaskResults, Variant
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
+from ctxext.report.pages.growing_window import growing_window_sentence
+from ctxext.report.pages.recovery import recovery_sentences
 from ctxext.terminal import printable_line
 
 Topic = Literal["does it work", "how far", "compared with what", "how sure"]
@@ -40,14 +42,14 @@ def findings(results: Results) -> list[Finding]:
             "No retrieval task was asked; perplexity alone does not show how much context a model "
             "uses."
         )
-        return [Finding("does it work", sentence)]
+        return [Finding("does it work", sentence), *_of_texts(results)]
     num_comparisons = sum(map(len, results.comparisons))
     verdicts = [
         _TaskVerdict(study, comparisons, num_comparisons)
         for study, comparisons in zip(results.studies, results.comparisons, strict=True)
     ]
     if len(verdicts) == 1:
-        return verdicts[0].findings()
+        return [*verdicts[0].findings(), *_of_texts(results)]
     of_tasks = [
         Finding(
             finding.topic,
@@ -69,6 +71,20 @@ def findings(results: Results) -> list[Finding]:
             for headline, names in names_by_headline.items()
         ),
         *of_tasks,
+        *_of_texts(results),
+    ]
+
+
+def _of_texts(results: Results) -> list[Finding]:
+    """What the loss of books and recovery show: trained variants first where there are any."""
+    by_variant = [
+        (entry.variant, growing_window_sentence(entry)) for own in results.books for entry in own
+    ]
+    by_variant += [pair for own in results.recovery for pair in recovery_sentences(own)]
+    any_trained = any(variant.trained for variant, _ in by_variant)
+    return [
+        Finding("how far", sentence, variant.trained or not any_trained)
+        for variant, sentence in by_variant
     ]
 
 

@@ -1,0 +1,180 @@
+"""Tables, a chart and sentences about the loss of whole books by position."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ctxext.report.analysis.growing_window import (
+    RISE,
+    BookDifference,
+    BookLosses,
+    Departure,
+)
+from ctxext.report.drawing.axes import Axis, linear_axis
+from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_chart
+from ctxext.report.drawing.svg import ReferenceLine
+from ctxext.report.pages.styles import Styles
+from ctxext.report.pages.tables_by_length import ONE_DOCUMENT
+from ctxext.report.table import Column, Table, table_of_texts
+
+PERCENT = round(100 * math.expm1(RISE))
+
+
+def growing_window_table(entries: Sequence[BookLosses], detail: str = "") -> Table[BookLosses]:
+    """The level at home, how far the loss rises above it by doubling, and where it leaves it."""
+
+    def level(entry: BookLosses) -> str:
+        return f"{entry.level:.2f}"
+
+    def rise(first: int, end: int) -> Callable[[BookLosses], str]:
+        return lambda entry: f"{entry.rise(first, end):+z.2f}" if entry.beyond else "-"
+
+    first = entries[0]
+    columns = [
+        Column[BookLosses]("variant", lambda entry: entry.variant.name),
+        Column[BookLosses]("books", lambda entry: str(entry.num_books)),
+        Column(f"at home, {_span(*first.home)}", level),
+        *(Column(f"above it, {_span(*span)}", rise(*span)) for span in doublings(first)),
+        Column[BookLosses]("leaves home after", lambda entry: departure_text(entry)),
+    ]
+    title = (
+        f"growing window: nats per token of books read once, {first.seq_len:,} tokens{detail} "
+        "[95 % interval over books]"
+    )
+    note = (
+        f"home: the second half of the window ({first.variant.window:,} tokens). The loss has left "
+        f"it where the perplexity is {PERCENT} % above that at home, by a band that holds for all "
+        "positions together."
+    )
+    return Table(title, columns, entries, [note], "growing_window", entries)
+
+
+def doublings(entry: BookLosses) -> list[tuple[int, int]]:
+    """(first, end) edges beyond the window, which double."""
+    if not entry.beyond:
+        return []
+    spans = []
+    first, last = entry.beyond[0][0], entry.edges[-1]
+    while first < last:
+        # The last token of a text predicts nothing, so that a text ends one short of a doubling.
+        end = last if 2 * first >= last else max(e for _, e in entry.beyond if e <= 2 * first)
+        spans.append((first, end))
+        first = end
+    return spans
+
+
+def book_differences_table(
+    differences: Sequence[BookDifference], detail: str = ""
+) -> Table[BookDifference]:
+    """Every variant against the first, position by position in the same books."""
+
+    def cell(index: int) -> Callable[[BookDifference], str]:
+        return lambda entry: f"{entry.differences[index]:+z.2f}"
+
+    spans = differences[0].spans
+    columns = [
+        Column[BookDifference]("variant", lambda entry: entry.b.variant.name),
+        *(Column(_span(*span), cell(i)) for i, span in enumerate(spans)),
+    ]
+    title = (
+        f"growing window: nats per token, difference to {differences[0].a.variant.name} in the "
+        f"same books and positions{detail} [95 % band, all positions together]"
+    )
+    return Table(title, columns, differences, [], "growing_window_differences", differences)
+
+
+def rise_chart(
+    entries: Sequence[BookLosses], styles: Styles, key: str, detail: str = ""
+) -> Chart | None:
+    """Nats above the level at home by position, with bands; None if nothing is beyond the window.
+
+    The window is where the level ends that the curves are compared with.
+    """
+    entries = [entry for entry in entries if entry.beyond]
+    if not entries:
+        return None
+    lines = []
+    for entry in entries:
+        label, style = styles[entry.variant]
+        points = [Point(math.sqrt(entry.home[0] * entry.home[1]), 0.0)]
+        for (first, end), rise in zip(entry.beyond, entry.rises, strict=True):
+            points.append(Point(math.sqrt(first * end), *rise))
+        lines.append(Line(label, entry.variant.name, style, points, "band", markers=False))
+    title = f"Books: nats per token above the level at home{detail}"
+    description = (
+        f"Lines for {len(lines)} variants against tokens seen before; the 95 % bands hold for all "
+        "positions together, over books. Above the dashed line the loss has left its level inside "
+        "the window."
+    )
+    window = entries[0].variant.window
+    first, last = entries[0].home[0], entries[0].edges[-1]
+    ticks = [(2.0**i, f"{2**i:,}") for i in range(24) if first <= 2**i <= last]
+    values = [v for line in lines for p in line.points for v in (p.y, p.low, p.high)]
+    svg = line_chart(
+        title,
+        description,
+        lines,
+        Axis("tokens seen before", first, last, ticks, log=True),
+        linear_axis("nats above home", [0.0, RISE, *(v for v in values if v is not None)]),
+        key=key,
+        references=[
+            ReferenceLine(window, "window"),
+            ReferenceLine(RISE, f"perplexity + {PERCENT} %", False),
+        ],
+    )
+    numbers: Table[Any] = table_of_texts(
+        title,
+        ["variant", "tokens seen before", "nats above home", "95 % band, all positions together"],
+        [
+            [
+                entry.variant.name,
+                f"{first:,} to {end - 1:,}",
+                f"{rise.value:+z.3f}",
+                rise.bounds("+z.3f", ONE_DOCUMENT),
+            ]
+            for entry in entries
+            for (first, end), rise in zip(entry.beyond, entry.rises, strict=True)
+        ],
+    )
+    return Chart(title, description, svg, numbers, legend_of(lines))
+
+
+def departure_text(entry: BookLosses) -> str:
+    """Such as: 4,096 [4,096, 5,120]; > 16,384 [12,288, > 16,384]."""
+    departure, last = entry.departure, entry.edges[-1]
+    if not entry.beyond:
+        return "not read beyond the window"
+    value = f"{departure.value:,}" if departure.value is not None else f"> {last:,}"
+    return f"{value} {_bounds(departure, last)}".rstrip()
+
+
+def _bounds(departure: Departure, last: int) -> str:
+    if departure.low is None:
+        return ""
+    low = f"> {last:,}" if departure.low >= last else f"{departure.low:,}"
+    high = f"> {last:,}" if departure.high is None else f"{departure.high:,}"
+    return f"[{low}, {high}]"
+
+
+def growing_window_sentence(entry: BookLosses) -> str:
+    """Where the loss of books leaves its level at home."""
+    departure, last = entry.departure, entry.edges[-1]
+    books = f"{entry.num_books} book{'s' * (entry.num_books != 1)}"
+    name = f"{entry.variant.phrase}, read through {books}"
+    if not entry.beyond:
+        return f"{name}: nothing was read beyond the window."
+    interval = f" {_bounds(departure, last)}".rstrip()
+    interval = f" (95 % CI{interval})" if interval else " (no interval: a single book)"
+    if departure.value is None:
+        return (
+            f"{name}: the loss stays within {PERCENT} % of the perplexity at home (the second half "
+            f"of the window) up to all {last:,} tokens{interval}."
+        )
+    return (
+        f"{name}: the loss leaves its level at home (the second half of the window), by {PERCENT} "
+        f"% of perplexity, after {departure.value:,} tokens{interval}."
+    )
+
+
+def _span(first: int, end: int) -> str:
+    return f"{first:,}-{end - 1:,}"

@@ -1,0 +1,169 @@
+"""Where planted losses of books leave their level at home, in numbers, tables and sentences."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from ctxext.evals.growing_window import by_fine_position
+from ctxext.evals.record import Cluster, EvaluatedModel, LossEstimator, LossRecord, LossScores
+from ctxext.report import summary, tables, verdict
+from ctxext.report.analysis.growing_window import Departure, differences_to_first
+from ctxext.report.analysis.results import Results
+from ctxext.report.pages.sections import growing_window_section
+from ctxext.report.pages.styles import method_styles, variant_styles
+from ctxext.tracking.means import eval_logs
+
+WINDOW = 256
+LENGTH = 2048
+GOOD = EvaluatedModel(window=WINDOW, rope="yarn(factor=8)")
+BAD = EvaluatedModel(window=WINDOW)
+
+
+def book(model, document, leaves_at, *, noise=0.05, length=LENGTH):
+    """A book whose loss is 2 nats and its own difficulty, and one nat more after `leaves_at`."""
+    rng = np.random.default_rng(document)
+    nll = 2 + 0.4 * rng.standard_normal() + noise * rng.standard_normal(length - 1)
+    nll += 1.0 * (np.arange(1, length) >= leaves_at)
+    item = f"growing-window/aa/{length}/{document}"
+    return LossRecord(
+        model=model,
+        evaluation="growing-window",
+        item=item,
+        settings="aa",
+        seq_len=length,
+        cluster=Cluster(document=document, text=item),
+        estimator=LossEstimator("growing-window"),
+        scores=LossScores(
+            nll=float(nll.sum()),
+            count=length - 1,
+            num_bytes=3 * length,
+            by_position=by_fine_position(nll, WINDOW),
+        ),
+    )
+
+
+def books(model, leaves_at, count=4, **options):
+    return [book(model, document, leaves_at, **options) for document in range(count)]
+
+
+def test_the_planted_departure_is_found():
+    records = books(GOOD, 10**9) + books(BAD, 640)
+    ((good, bad),) = Results(records).books
+    assert (good.home, good.beyond[0], good.edges[-1]) == ((128, 256), (256, 320), LENGTH)
+    assert good.departure == Departure(None, LENGTH, None)
+    assert bad.departure == Departure(640, 640, 768)
+    assert bad.rise(1024, LENGTH).value == pytest.approx(1, abs=0.02)
+    # Books differ by 0.4 nats, which is not in the rise within a book.
+    rise = bad.rise(1024, LENGTH)
+    assert rise.high - rise.low < 0.1 < bad.level.high - bad.level.low
+    assert verdict(records)[1:] == [
+        "yarn(factor=8), read through 4 books: the loss stays within 10 % of the perplexity at "
+        "home (the second half of the window) up to all 2,048 tokens (95 % CI [> 2,048, > 2,048]).",
+        "none, read through 4 books: the loss leaves its level at home (the second half of the "
+        "window), by 10 % of perplexity, after 640 tokens (95 % CI [640, 768]).",
+    ]
+
+
+def test_a_rise_counts_where_books_agree_on_it():
+    chapter = []
+    for record in books(GOOD, 10**9):
+        bins = record.scores.by_position
+        nll = list(bins.nll)
+        nll[bins.edges.index(512)] += 0.15 * bins.count[bins.edges.index(512)]
+        scores = dataclasses.replace(
+            record.scores, by_position=dataclasses.replace(bins, nll=tuple(nll))
+        )
+        chapter.append(dataclasses.replace(record, scores=scores))
+    ((entry,),) = Results(chapter).books
+    # The band is narrow enough to show that this chapter is harder in every book.
+    assert entry.departure == Departure(512, 512, 640)
+    noisy = [book(GOOD, d, 10**9, noise=0.6) for d in range(4)]
+    ((entry,),) = Results(noisy).books
+    assert entry.departure.value is None
+    assert entry.departure.high is None
+
+
+@pytest.mark.check
+def test_the_band_holds_for_all_positions_together():
+    rng = np.random.default_rng(5)
+    outside = []
+    for _ in range(120):
+        records = []
+        for document in range(8):
+            record = book(GOOD, document, 10**9)
+            bins = record.scores.by_position
+            # Chapters differ in difficulty.
+            nll = np.array(bins.nll) + np.array(bins.count) * 0.1 * rng.standard_normal(
+                len(bins.count)
+            )
+            bins = dataclasses.replace(bins, nll=tuple(nll.tolist()))
+            scores = dataclasses.replace(record.scores, by_position=bins)
+            records.append(dataclasses.replace(record, scores=scores))
+        ((entry,),) = Results(records).books
+        outside.append(any(not rise.low <= 0 <= rise.high for rise in entry.rises))
+    assert np.mean(outside) <= 0.12
+
+
+def test_arms_are_paired_by_book_and_position():
+    records = books(BAD, 640) + books(GOOD, 640, noise=0.0)
+    ((bad, good),) = Results(records).books
+    (difference,) = differences_to_first([bad, good])
+    assert difference.spans == [bad.home, *bad.beyond]
+    for span, interval in zip(difference.spans, difference.differences, strict=True):
+        expected = (good.means(*span) - bad.means(*span)).mean()
+        assert interval.value == pytest.approx(expected)
+        assert interval.high - interval.low < 0.1
+    # A book that only one of them has read is left out, and another window is not compared.
+    assert differences_to_first([bad, Results(books(GOOD, 640, count=3)).books[0][0]])
+    other = [dataclasses.replace(r, model=EvaluatedModel(window=512)) for r in books(BAD, 640)]
+    assert differences_to_first([bad, Results(other).books[0][0]]) == []
+
+
+def test_several_seeds_of_a_book_are_one_book():
+    twice = []
+    for seed in (0, 1):
+        for record in books(GOOD, 640):
+            twice.append(dataclasses.replace(record, item=f"{record.item} [seed {seed}]"))
+    ((once,),), ((entry,),) = Results(books(GOOD, 640)).books, Results(twice).books
+    assert entry.num_books == once.num_books == 4
+    assert entry.rises == once.rises
+
+
+def test_a_single_book_and_no_text_beyond_the_window():
+    ((entry,),) = Results(books(BAD, 640, count=1)).books
+    assert entry.departure == Departure(640, None, None)
+    assert "after 640 tokens (no interval: a single book)." in verdict(entry.records)[1]
+    short = books(GOOD, 10**9, length=WINDOW)
+    assert "nothing was read beyond the window" in verdict(short)[1]
+    assert "not read beyond the window" in tables(short)
+
+
+def test_tables_the_page_and_trackers_have_it():
+    records = books(BAD, 640) + books(GOOD, 10**9)
+    text = tables(records)
+    (line,) = [x for x in text.splitlines() if x.startswith("none ") and "640 [640, 768]" in x]
+    assert "above it, 1,024-2,047" in text
+    assert "+1.00 [+1.00, +1.01]" in line
+    data = summary(records)
+    first, second = data["growing_window"]
+    assert (first["departure"]["value"], second["departure"]["value"]) == (640, None)
+    assert first["home"]["value"] == pytest.approx(
+        np.mean(Results(records).books[0][0].means(128, 256))
+    )
+    assert len(data["growing_window_differences"]) == 1
+    results = Results(records)
+    styles = variant_styles(results.variants, method_styles([v.name for v in results.variants]))
+    section = growing_window_section(results, styles)
+    assert "window" in section.charts[0].svg
+    logs = [
+        log
+        for log in eval_logs(records)
+        if "eval/growing-window by position/none/nats_per_token" in log
+    ]
+    assert [log["eval/seq_len"] for log in logs] == [e - 1 for e in results.books[0][0].edges[1:]]
+    sums = results.books[0][0]
+    at_end = logs[-1]["eval/growing-window by position/none/nats_per_token"]
+    assert at_end == pytest.approx(sums.means(*sums.beyond[-1]).mean())
+    assert math.isfinite(at_end)
