@@ -99,7 +99,7 @@ def test_the_words():
         "yarn(factor=4): recovery of passkey (1: a needle in the text is as good as alone; the "
         "95 % lower bound must be 0.80) passes up to 256 tokens; at 1,024 tokens: 0.8"
     )
-    assert "passes up to 256 tokens; at 1,024 tokens: 0.0" in none
+    assert "passes up to 256 tokens; at 1,024 tokens: -0.00 [-0.01" in none
     all_pass = answers(YARN, {256: 0.3, 1024: 0.4})
     assert "passes at every length asked, at 1,024 tokens: 0.9" in verdict(all_pass)[1]
     none_pass = answers(YARN, {256: 9.0, 1024: 9.0})
