@@ -15,6 +15,7 @@ from ctxext.evals import (
     Eval,
     EvalRecord,
     EvaluatedModel,
+    GrowingWindow,
     Recovery,
     Retrieval,
     evaluated_model,
@@ -385,6 +386,7 @@ class Questions:
 
         evals = self.models[-1].evals
         lines = [self.models[-1].lm.tokenizer.bos_note, *power_statements(evals)]
+        lines += [e.note for e in evals if isinstance(e, GrowingWindow)]
         # The checkpoint in its own window, which methods are compared with, is asked less.
         of_methods = [asked.lm for asked in self.models if asked.evals is evals]
         for lm in of_methods:

@@ -61,7 +61,7 @@ ENOUGH_QUESTIONS = 64
 FEWEST_DOCUMENTS, MOST_DOCUMENTS = 4, 8
 """Documents that a budget in minutes scores, whatever it has time for."""
 MOST_RECOVERY_TEXTS = 12
-"""Texts per length beyond which it measures recovery no better: likelihoods say more than answers."""
+"""Texts per length in which it measures recovery at most: likelihoods say more than answers."""
 SHORTEST = 1024
 """Tokens of the shortest default length of a budget in minutes: short texts cost next to nothing,
 and show where a base stops answering inside its own window."""

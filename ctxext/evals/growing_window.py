@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ctxext.data.sources import text_on_disk
 from ctxext.evals.base import Model, batches, num_bytes
+from ctxext.evals.budget import Budget
 from ctxext.evals.document_eval import DocumentEval
 from ctxext.evals.record import (
     EvaluatedModel,
@@ -50,6 +52,19 @@ class GrowingWindow(DocumentEval):
     def _protocol(self) -> dict[str, Any]:
         # The length decides which books are long enough.
         return {"source": self.source, "seed": self.seed, "longest": self.seq_lens[0]}
+
+    @property
+    def note(self) -> str:
+        """A line that says what is read, and where it is from."""
+        paths = [text.path for text in text_on_disk(self.source)]
+        place = ", ".join(paths) or "Python's standard library"
+        return (
+            f"{self.name}: {self.num_documents} documents of at least {self.seq_lens[0]:,} tokens "
+            f"from {place} (--books takes other ones)"
+        )
+
+    def within(self, budget: Budget) -> "GrowingWindow":
+        return dataclasses.replace(self, num_documents=min(self.num_documents, budget.books))
 
     def fitted(self, tokenizer: Any) -> "GrowingWindow":
         """Of the books that there are, at least two, as one alone has no interval."""

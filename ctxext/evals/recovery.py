@@ -11,6 +11,7 @@ from ctxext import tasks
 from ctxext.data.sources import Stdlib, TextSource
 from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, documents, item_rng
+from ctxext.evals.budget import Budget
 from ctxext.evals.record import EvaluatedModel, Measurement, RecoveryRecord, RecoveryScores
 from ctxext.tasks import Example
 from ctxext.tasks.base import as_ids, bos_prefix
@@ -127,6 +128,9 @@ class Recovery(Eval):
                 for cells, triples, scores in zip(batch, texts, _scores(lm, texts), strict=True):
                     for cell, triple, score in zip(cells, triples, scores, strict=True):
                         yield self._record(cell, triple, score, model)
+
+    def within(self, budget: Budget) -> "Recovery":
+        return dataclasses.replace(self, n=min(self.n, budget.recovery_texts))
 
     def check(self, tokenizer: Any) -> None:
         """Build the first text of every length."""

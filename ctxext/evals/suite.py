@@ -35,9 +35,19 @@ STANDARD = (
     "controls",
 )
 """The default: a small base model that can copy answers some of it."""
-BY_IMPORTANCE = ("passkey", "ppl", "kv", "lines", "mqar", "vt")
+BY_IMPORTANCE = (
+    "passkey",
+    "growing-window",
+    "recovery",
+    "ppl",
+    "kv",
+    "lines",
+    "mqar",
+    "vt",
+)
 """The order in which a budget in minutes takes the evaluations of the default, if it has no time
-for all: one answer from far away, then the loss, then what tells more of the same."""
+for all: one answer from far away, the loss in a single reading of each book, what is left of a
+needle, then what tells more of the same."""
 CONTROLS = "controls"
 OTHER_KEYS = "longppl:"
 """Prefix of LongPPL with the key tokens of another model, whose path follows."""

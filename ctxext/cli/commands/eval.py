@@ -194,11 +194,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             "haystack: the sources of Python's standard library (--haystack takes other text)",
             file=sys.stderr,
         )
-    if books is None and "growing-window" in names:
-        print(
-            "books of growing-window: documents of the haystack (--books takes yours)",
-            file=sys.stderr,
-        )
 
     def ask(budget: Budget, names: Sequence[str]) -> evaluate.Questions:
         return evaluate.Questions.of(
