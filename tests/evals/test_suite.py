@@ -133,7 +133,11 @@ def test_books_and_recovery_of_the_command_line():
     books, recovery = evaluations(("growing-window", "recovery"), long)
     assert (books.seq_lens, books.source) == ((8192,), HELDOUT)
     assert recovery.depths == tuple(i / 7 for i in range(8))
-    assert recovery.n == 4
+    assert recovery.n == 9
+    assert (books.within(BUDGETS["small"]).num_documents, recovery.within(of_texts(2, 8)).n) == (
+        4,
+        2,
+    )
 
 
 def test_power_statements():

@@ -162,6 +162,7 @@ class Asked:
 
 
 COSTS = {"passkey": 2, "ppl": 5, "kv": 1, "lines": 20, "mqar": 1, "vt": 1}
+COSTS |= {"growing-window": 1, "recovery": 1}
 
 
 def ask(budget: Budget, names: Sequence[str]) -> Any:
@@ -171,12 +172,21 @@ def ask(budget: Budget, names: Sequence[str]) -> Any:
 def test_minutes_buy_what_is_important_first_and_enough_of_it():
     questions: Any
     questions, line = questions_within(60, ask, window=8192)
-    # 64 questions are four texts: 8, 20, 4, 80, 4 and 4 minutes.
-    assert questions.names == ("passkey", "ppl", "kv", "mqar", "vt", "controls")
-    assert questions.budget.shared_texts == 6  # of 10 minutes each
+    # 64 questions are four texts: 8, 4, 4, 20, 4, 80, 4 and 4 minutes.
+    assert questions.names == (
+        "passkey",
+        "growing-window",
+        "recovery",
+        "ppl",
+        "kv",
+        "mqar",
+        "vt",
+        "controls",
+    )
+    assert questions.budget.shared_texts == 5  # of 12 minutes each
     assert questions.speed == 1.0  # which was measured once
     assert line == (
-        "60 minutes allow 6 texts per length, with 16 questions about each where a task can ask "
+        "60 minutes allow 5 texts per length, with 16 questions about each where a task can ask "
         "several; no time for lines (--evals chooses)"
     )
     # What was named is asked, however little of it there is time for.
