@@ -221,8 +221,18 @@ proof leaves transformers out where it is not. Windows and layers without rotati
 compiled program. The fused kernels of TPUs and GPUs leave layers that differ in their windows, and
 ALiBi, to `blocked`.
 
-Adding a family: a file in `ctxext/interop/families/`, its entry in `FAMILIES` there, and its layout
-in `ctxext/prove/reference/families.py`.
+In GGUF a family is what llama.cpp's architecture computes, and anything else is refused by name: no
+sliding window that hides a token, no rotation in every fourth layer of a SmolLM3 and in no other
+layers left out, attention and MLP of a Falcon in parallel. A file of architecture `llama` is read
+as a Llama, also where it was a Mistral. Only that architecture loads divisors of frequencies
+(`rope_freqs.weight`); the others know linear scaling, YaRN with the paper's constants, and any
+theta. llama.cpp computes GELU by its approximation with tanh, so that its logits of Falcon and MPT
+differ by about a thousandth, and a proof says so. Meta's format holds Llamas alone; Mistral's own
+form (`params.json` next to `consolidated.safetensors`) is another one, and is not read.
+
+Adding a family: a file in `ctxext/interop/families/`, which also says what runs it in llama.cpp,
+its entry in `FAMILIES` there, and its layout in `ctxext/prove/reference/families.py` (for GGUF, in
+`gguf_architectures.py` next to it).
 """
 PART_NAMES = {
     "norm": "LayerNorm",
@@ -245,7 +255,7 @@ def families_page() -> str:
     from ctxext.interop import peft_reader
     from ctxext.interop.families import FAMILIES
     from ctxext.interop.formats import FORMATS
-    from ctxext.model.config import SHAPES
+    from ctxext.model.config import SHAPES, LlamaConfig
     from ctxext.model.parts import LLAMA_PARTS
     from ctxext.rope import Unscaled
 
@@ -260,14 +270,20 @@ def families_page() -> str:
             for field in dataclasses.fields(config.parts)
             if getattr(config.parts, field.name) != getattr(LLAMA_PARTS, field.name)
         ]
-        cells = [
-            _yes(
-                lambda entry=entry, config=config: entry.check(
-                    config, Unscaled(), window=config.max_position_embeddings, dtype="bfloat16"
-                )
-            )
-            for entry in FORMATS.values()
-        ]
+        full_parts = dataclasses.replace(config.parts, sliding_window=None, windowed=())
+        full = dataclasses.replace(config, parts=full_parts)
+        cells = []
+        for entry in FORMATS.values():
+
+            def check(config: LlamaConfig, entry=entry) -> None:
+                window = config.max_position_embeddings
+                entry.check(config, Unscaled(), window=window, dtype="bfloat16")
+
+            cell = _yes(lambda config=config, check=check: check(config))
+            if cell == "no":
+                cell = _yes(lambda full=full, check=check: check(full))
+                cell = cell.replace("yes", "without a window")
+            cells.append(cell)
         cells.append(_yes(lambda config=config: peft_reader.check_family(config)))
         lines.append(f"| `{name}` | {', '.join(parts)} | " + " | ".join(cells) + " |")
     lines += FAMILIES_NOTES.splitlines()

@@ -4,8 +4,9 @@ Only names change, but for queries, keys and values that a file holds as one mat
 rows out of it, and writing puts them together.
 """
 
+import collections
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -44,10 +45,26 @@ def stored_name(name: str, config: LlamaConfig) -> str:
 
 def to_stored(tensors: Mapping[str, LazyTensor], config: LlamaConfig) -> dict[str, LazyTensor]:
     """Tensors by Llama's names -> tensors by the names of the family, in the same order."""
+    return fuse(tensors, lambda name: stored_name(name, config), _own_rows(config))
+
+
+def from_stored(
+    stored: Mapping[str, LazyTensor], names: list[str], config: LlamaConfig
+) -> dict[str, LazyTensor]:
+    """The tensors that Llama's files call `names`, of the tensors of a file of the family."""
+    return split(stored, names, lambda name: stored_name(name, config), _own_rows(config))
+
+
+def fuse(
+    tensors: Mapping[str, LazyTensor], rename: Callable[[str], str], rows: list[np.ndarray]
+) -> dict[str, LazyTensor]:
+    """The tensors by the names that `rename` gives them, in the same order.
+
+    Queries, keys and values that get one name become one matrix, in which they have the `rows`.
+    """
     groups: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault(stored_name(name, config), {})[_module(name)] = tensor
-    rows = _rows(config)
+        groups.setdefault(rename(name), {})[_module(name)] = tensor
     stored = {}
     for name, group in groups.items():
         if len(group) == 1:
@@ -57,17 +74,20 @@ def to_stored(tensors: Mapping[str, LazyTensor], config: LlamaConfig) -> dict[st
     return stored
 
 
-def from_stored(
-    stored: Mapping[str, LazyTensor], names: list[str], config: LlamaConfig
+def split(
+    stored: Mapping[str, LazyTensor],
+    names: list[str],
+    rename: Callable[[str], str],
+    rows: list[np.ndarray],
 ) -> dict[str, LazyTensor]:
-    """The tensors that Llama's files call `names`, of the tensors of a file of the family."""
-    fused = family_of(config).fused
-    rows: dict[str, np.ndarray] = dict(zip(PROJECTIONS, _rows(config), strict=True))
+    """The tensors `names` of those that `fuse` would make of them."""
+    counts = collections.Counter(map(rename, names))
+    of_module: dict[str, np.ndarray] = dict(zip(PROJECTIONS, rows, strict=True))
     tensors = {}
     for name in names:
-        tensor = stored[stored_name(name, config)]
-        if fused is not None and _module(name) in PROJECTIONS:
-            tensor = _part(tensor, rows[_module(name)])
+        tensor = stored[rename(name)]
+        if counts[rename(name)] > 1:
+            tensor = _part(tensor, of_module[_module(name)])
         tensors[name] = tensor
     return tensors
 
@@ -77,12 +97,16 @@ def _module(name: str) -> str:
     return name.removeprefix(f"{LLAMA.layers}.").partition(".")[2].rpartition(".")[0]
 
 
-def _rows(config: LlamaConfig) -> list[np.ndarray]:
-    """The rows of queries, keys and values in the fused matrix of the family."""
+def _own_rows(config: LlamaConfig) -> list[np.ndarray]:
+    fused = family_of(config).fused
+    return fused_rows(config, grouped=fused is not None and fused.grouped)
+
+
+def fused_rows(config: LlamaConfig, *, grouped: bool) -> list[np.ndarray]:
+    """The rows of queries, keys and values in a fused matrix; see `FusedProjection.grouped`."""
     N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rows = np.arange((N + 2 * K) * H)
-    fused = family_of(config).fused
-    if fused is None or not fused.grouped:
+    if not grouped:
         return np.split(rows, [N * H, (N + K) * H])
     groups = rows.reshape(K, N // K + 2, H)
     return [groups[:, :-2].reshape(-1), groups[:, -2].reshape(-1), groups[:, -1].reshape(-1)]
@@ -98,7 +122,7 @@ def _part(whole: LazyTensor, rows: np.ndarray) -> LazyTensor:
         span = whole.read((slice(first, wanted[-1] + 1), *others))
         return span[wanted - first]
 
-    return LazyTensor((len(rows), *whole.shape[1:]), whole.dtype, read)
+    return LazyTensor((len(rows), *whole.shape[1:]), whole.dtype, read, file=whole.file)
 
 
 def _fused(parts: list[LazyTensor], rows: list[np.ndarray]) -> LazyTensor:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ctxext.interop import gguf, gguf_reader, hf, meta
-from ctxext.interop.gguf_metadata import check_family, rope_keys
+from ctxext.interop.gguf_metadata import rope_keys
+from ctxext.interop.gguf_names import architecture_of
 from ctxext.interop.hf_weights import StoredModel, WriteOptions
 from ctxext.interop.meta_rope import rope_json
 from ctxext.interop.ropespec import rope_spec
@@ -73,8 +74,7 @@ def _encode_rope_gguf(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -
     keys, divisors = rope_keys(config, scaling, seq_len)
     if divisors is not None:
         return "divisors"
-    architecture = check_family(config)
-    return keys.get(f"{architecture}.rope.scaling.type", "default")
+    return keys.get(f"{architecture_of(config).name}.rope.scaling.type", "default")
 
 
 FORMATS: dict[str, Format] = {

@@ -3,29 +3,27 @@
 The scaling is in the file, so that its user needs no flags.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctxext.files import atomic_file, written_alone
-from ctxext.interop.families import family_of
-from ctxext.interop.families.base import Family
-from ctxext.interop.families.llama import LLAMA
 from ctxext.interop.gguf_library import import_library
 from ctxext.interop.gguf_metadata import (
     FILE_TYPES,
     QUANTIZED,
     check,
-    check_family,
     hyperparameters,
     rope_keys,
 )
+from ctxext.interop.gguf_names import architecture_of, tensor_name, to_gguf
 from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, wait_for_primary
 from ctxext.interop.lazy_tensor import LazyTensor, cast, numpy_dtype
 from ctxext.interop.meta_layout import rotary_heads, to_interleaved
-from ctxext.model.config import merge_ids
+from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.parallel import distributed
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -80,16 +78,18 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
         model.tokenizer.eos_id,
     )
     keys |= vocabulary(model.tokenizer, config, stops)
-    family = family_of(config)
-    named = {tensor_name(name, family): name for name in tensors}
-    arrays = {new_name: tensors[name] for new_name, name in named.items()}
+    named: dict[str, str] = {}
+    for name in tensors:
+        new_name = tensor_name(name, config)
+        named[new_name] = new_name if new_name in named else name
+    arrays = to_gguf(_in_order_of_rows(tensors, config), config)
+    if not distributed.is_primary():
+        return wait_for_primary(arrays)
     if divisors is not None:
         arrays[ROPE_FREQS] = LazyTensor(divisors.shape, "", lambda: divisors)
-    if not distributed.is_primary():
-        return wait_for_primary(tensors)
     types = {name: _type_of(library, tensor, dtype) for name, tensor in arrays.items()}
     with written_alone(path), atomic_file(path) as temporary:
-        writer = library.GGUFWriter(None, check_family(config))
+        writer = library.GGUFWriter(None, architecture_of(config).name)
         _add_keys(library, writer, keys)
         writer.add_file_type(FILE_TYPES[dtype][1])
         if dtype in QUANTIZED:
@@ -103,22 +103,30 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
         writer.write_ti_data_to_file()
         try:
             for name, tensor in arrays.items():
-                hf_name = named.get(name, name)
-                array = to_interleaved(tensor.read(), rotary_heads(hf_name, config))
-                description = tensor.describe(hf_name)
-                writer.write_tensor_data(_to_bytes(library, array, types[name], description))
+                description = tensor.describe(named.get(name, name))
+                writer.write_tensor_data(
+                    _to_bytes(library, tensor.read(), types[name], description)
+                )
         finally:
             writer.close()
     distributed.barrier()
 
 
-def tensor_name(name: str, family: Family = LLAMA) -> str:
-    """GGUF's name of an HF tensor."""
-    stem = name.removesuffix(".weight")
-    if not stem.startswith(f"{family.layers}."):
-        return f"{family.gguf_outer_names[stem]}.weight"
-    layer, _, within_layer = stem.removeprefix(f"{family.layers}.").partition(".")
-    return f"blk.{layer}.{family.gguf_layer_names[within_layer]}.weight"
+def _in_order_of_rows(tensors: dict[str, LazyTensor], config: LlamaConfig) -> dict[str, LazyTensor]:
+    """The tensors with the rows in the order of the architecture."""
+    neighbours = architecture_of(config).neighbours
+    ordered = {}
+    for name, tensor in tensors.items():
+        heads = rotary_heads(name, config) if neighbours else None
+        if heads is not None:
+            read = functools.partial(_read_interleaved, tensor, heads)
+            tensor = tensor._replace(read=read, chunks=())
+        ordered[name] = tensor
+    return ordered
+
+
+def _read_interleaved(tensor: LazyTensor, heads: int) -> np.ndarray:
+    return to_interleaved(tensor.read(), heads)
 
 
 def _type_of(library: Any, tensor: LazyTensor, dtype: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.interop import validation
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
 from ctxext.interop.gguf_metadata import NEUTRAL
 from ctxext.interop.meta_rope import SCALED_ROPE_WINDOW
 from ctxext.interop.ropespec import frequency_divisors
@@ -28,13 +29,11 @@ SIZES = {
 }
 """Keys after the architecture's name -> those of config.json."""
 SHAPE_KEYS = (*SIZES, "attention.key_length", "attention.value_length", "rope.dimension_count")
-EPSILON = "attention.layer_norm_rms_epsilon"
 ORIGINAL = "rope.scaling.original_context_length"
 NUMBERS = ("rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear")
 RULES: dict[str, validation.Rule] = {
     **dict.fromkeys((*SHAPE_KEYS, "vocab_size", ORIGINAL), validation.SIZE),
     **dict.fromkeys(NUMBERS, validation.NUMBER),
-    EPSILON: validation.EPSILON,
     "rope.scaling.type": (lambda value: type(value) is str, "a name"),
     "rope.scaling.finetuned": validation.FLAG,
 }
@@ -48,22 +47,23 @@ YARN_CONSTANTS: dict[str, tuple[float, ...]] = {
 """The only values that every version of llama.cpp reads alike."""
 
 
-def shape_keys(keys: Keys, architecture: str) -> dict[str, Any]:
+def shape_keys(keys: Keys, architecture: GGUFArchitecture) -> dict[str, Any]:
     """The keys of the architecture, without its name in front.
 
     Raises ValueError naming a key that is malformed, that changes the model in a way that is not
     supported, or that is not known.
     """
-    prefix = f"{architecture}."
+    prefix = f"{architecture.name}."
+    rules = RULES | {architecture.epsilon: validation.EPSILON} | dict(architecture.rules)
     own = {key.removeprefix(prefix): keys[key] for key in keys if key.startswith(prefix)}
     for key, value in own.items():
         try:
-            validation.check({key: value}, RULES)
+            validation.check({key: value}, rules)
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from None
-        if key in RULES or key in WITHOUT_EFFECT:
+        if key in rules or key in WITHOUT_EFFECT:
             continue
-        allowed = NEUTRAL.get(prefix + key, YARN_CONSTANTS.get(key, ()))
+        allowed = NEUTRAL.get(key, YARN_CONSTANTS.get(key, ()))
         if key == "rope.scaling.yarn_ext_factor":
             allowed = (-1.0, 1.0 if own.get("rope.scaling.type") == "yarn" else 0.0)
         elif key == "attention.scale":
@@ -103,15 +103,23 @@ def _required(own: Keys, key: str, prefix: str) -> Any:
 
 
 def config_json(
-    own: Keys, architecture: str, factors: Mapping[str, np.ndarray], original: int | None
+    own: Keys,
+    architecture: GGUFArchitecture,
+    factors: Mapping[str, np.ndarray],
+    original: int | None,
 ) -> dict[str, Any]:
-    """config.json without vocabulary and token ids, for the keys that `shape_keys` returned.
+    """Llama's config.json, without vocabulary and token ids, for what `shape_keys` returned.
 
     `factors`: the tensors of divisors, by their names without ".weight". `original`: the window of
     pre-training in tokens where the file does not declare it. Raises ValueError for what is
     missing, contradictory, or not read alike by all versions of llama.cpp.
     """
-    prefix = f"{architecture}."
+    prefix = f"{architecture.name}."
+    if factors and not architecture.reads_divisors:
+        raise ValueError(
+            f"{min(factors)}.weight is not read by llama.cpp's architecture {architecture.name}; "
+            "use the Hugging Face version of the model"
+        )
     data = {
         name: own.get(key) if key == "attention.head_count_kv" else _required(own, key, prefix)
         for key, name in SIZES.items()
@@ -123,7 +131,7 @@ def config_json(
         )
     data["original_max_position_embeddings"] = original if declared is None else declared
     data["head_dim"] = head_dim(own, prefix)
-    data["rms_norm_eps"] = _required(own, EPSILON, prefix)
+    data["rms_norm_eps"] = _required(own, architecture.epsilon, prefix)
     data["rope_theta"] = own.get("rope.freq_base", 10000.0)
     data["rope_scaling"] = _rope_scaling(own, prefix, factors, data)
     if data["rope_scaling"] is not None and data["original_max_position_embeddings"] is None:

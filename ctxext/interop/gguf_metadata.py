@@ -1,15 +1,19 @@
 """The metadata of a GGUF file: the model's shape, and frequencies as llama.cpp reads them."""
 
+import dataclasses
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctxext.interop.families import family_of
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
+from ctxext.interop.gguf_names import architecture_of
 from ctxext.interop.rope_types import ROPE_TYPES
 from ctxext.interop.ropespec import RopeSpec, frequency_divisors, rope_spec
 from ctxext.methods import label
 from ctxext.methods.yarn import Yarn
 from ctxext.model.config import LlamaConfig
+from ctxext.model.parts import Parts
 from ctxext.rope import RopeScaling, rope_at
 
 FILE_TYPES = {
@@ -33,32 +37,31 @@ QUANTIZED = {"q8_0": Blocks(32, 127)}
 """The dtypes of FILE_TYPES that are quantized; the package `gguf` has to be able to write them."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "llama.attention.causal": (True,),
-    "llama.attention.clamp_kqv": (0.0,),
-    "llama.attention.max_alibi_bias": (0.0,),
-    "llama.attention.sliding_window": (0,),
-    "llama.embedding_scale": (0.0, 1.0),
-    "llama.expert_count": (0,),
-    "llama.expert_used_count": (0,),
-    "llama.logit_scale": (0.0, 1.0),
-    "llama.pooling_type": (0,),
-    "llama.residual_scale": (0.0, 1.0),
-    "llama.rope.scale_linear": (0.0, 1.0),
-    "llama.rope.scaling.alpha": (0.0,),
-    "llama.rope.scaling.yarn_attn_factor": (1.0,),
-    "llama.rope.scaling.yarn_log_multiplier": (0.0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.sliding_window": (0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "pooling_type": (0,),
+    "residual_scale": (0.0, 1.0),
+    "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+}
+"""Keys after the architecture's name that change a model, with the values that leave it as it is.
+
+Of an architecture whose own keys some of them are, they are none."""
+NEUTRAL_OF_TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "tokenizer.ggml.add_sep_token": (False,),
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
 }
-"""Keys that change a Llama, with the values that leave it as it is."""
-
-
-def check_family(config: LlamaConfig) -> str:
-    """`general.architecture` of this family. Raises ValueError for one that is not written here."""
-    architecture = family_of(config).gguf_architecture
-    if architecture is None:
-        raise ValueError(f"GGUF files of model_type {config.family} are not supported; use --to hf")
-    return architecture
+"""The same for keys of the tokenizer, by their whole names."""
+OF_NAMES = re.compile("(phi)-?(3)|(modern)-(bert)", re.IGNORECASE)
+"""Parts of `general.name` by which llama.cpp, whatever the architecture, takes other tokenizers."""
 
 
 def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str) -> None:
@@ -68,8 +71,9 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
     """
     if dtype not in FILE_TYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(FILE_TYPES)}")
-    check_family(config)
-    rope_keys(config, scaling, window)
+    architecture = architecture_of(config)
+    length = rope_keys(config, scaling, window)[0][f"{architecture.name}.context_length"]
+    _check_parts(config, architecture, length)
     widths = (
         config.hidden_size,
         config.intermediate_size,
@@ -77,9 +81,14 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
     )
     size = QUANTIZED[dtype].size if dtype in QUANTIZED else 1
     uneven = any(width % size for width in widths)
+    head_dim = config.hidden_size / config.num_attention_heads
     refusals = {
         "biases are not written to GGUF": config.attention_bias or config.mlp_bias,
-        f"llama.cpp computes silu, not {config.hidden_act}": config.hidden_act != "silu",
+        f"llama.cpp computes {architecture.activation}, not {config.hidden_act}": (
+            config.hidden_act != architecture.activation
+        ),
+        f"llama.cpp's architecture {architecture.name} has heads of {head_dim:g}, not of "
+        f"{config.head_dim}": not architecture.free_head_dim and config.head_dim != head_dim,
         f"{dtype} needs widths that are multiples of {size}": uneven,
     }
     for reason, applies in refusals.items():
@@ -87,47 +96,82 @@ def check(config: LlamaConfig, scaling: RopeScaling, *, window: int, dtype: str)
             raise ValueError(f"{reason}; export with --to hf or another dtype")
 
 
+def _check_parts(config: LlamaConfig, architecture: GGUFArchitecture, length: int) -> None:
+    """Raise ValueError for a decoder that llama.cpp would run as another one."""
+    parts = config.parts
+    window = parts.sliding_window
+    if window is not None and window < length:
+        raise ValueError(
+            f"llama.cpp's architecture {architecture.name} has no sliding window: beyond "
+            f"{window} tokens it would run another model than this one, which sees a window of "
+            f"them in a context of {length}. Export with --to hf; or, for texts of at most "
+            f"{window} tokens, set max_position_embeddings in config.json to {window}"
+        )
+    computed = architecture.computes(config)
+    for field in dataclasses.fields(Parts):
+        is_window = field.name in ("sliding_window", "windowed")
+        expected = getattr(computed, field.name)
+        if is_window or getattr(parts, field.name) == expected:
+            continue
+        limit = architecture.limits.get(field.name, f"has {field.name} {expected}")
+        raise ValueError(
+            f"llama.cpp's architecture {architecture.name} {limit}, unlike this model; export with "
+            "--to hf"
+        )
+
+
 def hyperparameters(config: LlamaConfig, name: str, scaling: RopeScaling) -> dict[str, Any]:
     """general.* and the shape of the model, without the rotary embedding."""
-    architecture = check_family(config)
+    architecture = architecture_of(config)
+    prefix = architecture.name
+    own = {f"{prefix}.{key}": value for key, value in architecture.keys(config).items()}
     return {
-        "general.name": name,
+        "general.name": OF_NAMES.sub(_apart, name),
         "general.description": f"frequencies: {label([scaling])}",
-        f"{architecture}.vocab_size": config.vocab_size,
-        f"{architecture}.embedding_length": config.hidden_size,
-        f"{architecture}.block_count": config.num_hidden_layers,
-        f"{architecture}.feed_forward_length": config.intermediate_size,
-        f"{architecture}.attention.head_count": config.num_attention_heads,
-        f"{architecture}.attention.head_count_kv": config.num_key_value_heads,
-        f"{architecture}.attention.key_length": config.head_dim,
-        f"{architecture}.attention.value_length": config.head_dim,
-        f"{architecture}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        f"{prefix}.vocab_size": config.vocab_size,
+        f"{prefix}.embedding_length": config.hidden_size,
+        f"{prefix}.block_count": config.num_hidden_layers,
+        f"{prefix}.feed_forward_length": config.intermediate_size,
+        f"{prefix}.attention.head_count": config.num_attention_heads,
+        f"{prefix}.attention.head_count_kv": config.num_key_value_heads,
+        f"{prefix}.attention.key_length": config.head_dim,
+        f"{prefix}.attention.value_length": config.head_dim,
+        f"{prefix}.{architecture.epsilon}": float(config.rms_norm_eps),
+        **own,
     }
+
+
+def _apart(match: re.Match[str]) -> str:
+    """The two parts of a name with a space between them."""
+    return " ".join(part for part in match.groups() if part)
 
 
 def rope_keys(
     config: LlamaConfig, scaling: RopeScaling, seq_len: int
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """(llama.rope.* and the context length, divisors for rope_freqs.weight or None).
+    """(rope.* of the architecture and its context length, divisors for rope_freqs.weight or None).
 
     Plain linear scaling and plain YaRN have their own types. Any other static spectrum is
     written as divisors, float32 [H/2], with its attention factor as attn_factor and without a type,
     because llama.cpp's programs override the betas of YaRN that a file holds. Raises ValueError for
-    frequencies that depend on the length of the text.
+    frequencies that depend on the length of the text, and for an architecture that takes no
+    divisors.
     """
     if scaling.depends_on_length:
         raise ValueError(
             f"{type(scaling).__name__} changes its frequencies with the length of the text, which "
             "GGUF cannot represent; export a static scaling at the factor you need, such as Yarn"
         )
-    architecture = check_family(config)
+    architecture = architecture_of(config)
     spec = rope_spec(scaling, config, seq_len)
-    keys: dict[str, Any] = {
-        f"{architecture}.context_length": spec.length,
-        f"{architecture}.rope.dimension_count": config.head_dim,
-        f"{architecture}.rope.freq_base": float(spec.rope_theta),
+    keys: dict[str, Any] = {f"{architecture.name}.context_length": spec.length}
+    if not config.layers.rotates:
+        return keys, None
+    keys |= {
+        f"{architecture.name}.rope.dimension_count": config.head_dim,
+        f"{architecture.name}.rope.freq_base": float(spec.rope_theta),
     }
-    prefix = f"{architecture}.rope.scaling"
+    prefix = f"{architecture.name}.rope.scaling"
     if spec.length != spec.window or spec.rope_type != "default":
         keys[f"{prefix}.original_context_length"] = spec.window
     if spec.rope_type == "default":
@@ -138,6 +182,12 @@ def rope_keys(
         return keys, None
     base = config.rope_base()
     rope = rope_at(scaling, base, seq_len)
+    if not architecture.reads_divisors:
+        raise ValueError(
+            f"llama.cpp's architecture {architecture.name} reads no divisors of frequencies, which "
+            f"{type(scaling).__name__} with these settings needs; it knows linear scaling, YaRN "
+            "with the paper's constants and any theta (NTK, ABF). Use one of them, or --to hf"
+        )
     keys[f"{prefix}.attn_factor"] = float(rope.attention_factor)
     return keys, frequency_divisors(rope, base).astype(np.float32)
 

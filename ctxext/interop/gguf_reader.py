@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 
 from ctxext.interop import hf
-from ctxext.interop.families import FAMILIES, family_of
+from ctxext.interop.families import FAMILIES
 from ctxext.interop.families.base import Family
-from ctxext.interop.gguf import tensor_name
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
 from ctxext.interop.gguf_config import config_json, shape_keys
 from ctxext.interop.gguf_container import GGUFContents, read_contents
+from ctxext.interop.gguf_names import (
+    EMBEDDING,
+    OUTPUT,
+    architecture_of,
+    from_gguf,
+    to_gguf,
+)
 from ctxext.interop.gguf_tensors import lazy_tensor
 from ctxext.interop.gguf_tokenizer import GGUFVocabulary, open_tokenizer
 from ctxext.interop.hf_weights import StoredModel, slots
@@ -45,12 +52,11 @@ def read(path: str | Path, original: int | None = None) -> StoredModel:
 
 def _read(path: Path, contents: GGUFContents, original: int | None) -> StoredModel:
     keys = contents.keys
-    family = _family(keys)
+    family, architecture = _family(keys)
     if keys.get("split.count", 1) not in (0, 1):
         raise ValueError(
             f"it is one of {keys['split.count']} parts; join them first: llama-gguf-split --merge"
         )
-    architecture = family.gguf_architecture or ""
     own = shape_keys(keys, architecture)
     if own.get("block_count", 1) > len(contents.tensors):  # before anything is built for each layer
         raise ValueError(
@@ -64,10 +70,10 @@ def _read(path: Path, contents: GGUFContents, original: int | None) -> StoredMod
     }
     vocabulary = GGUFVocabulary(keys)
     data = {
-        "model_type": family.model_type,
         **config_json(own, architecture, factors, original),
-        **_vocabulary_settings(family, own, tensors, vocabulary),
+        **_vocabulary_settings(own, tensors, vocabulary),
     }
+    data = {"model_type": family.model_type, **architecture.to_config_json(data, own, tensors)}
     config, scaling, window = hf.read_settings(data)
     tokenizer = open_tokenizer(vocabulary)
     tokenizer.check_fits(config.vocab_size)
@@ -86,19 +92,19 @@ def _read(path: Path, contents: GGUFContents, original: int | None) -> StoredMod
     )
 
 
-def _family(keys: Mapping[str, Any]) -> Family:
-    architecture = keys.get("general.architecture")
-    known = {
-        family.gguf_architecture: family
-        for family in FAMILIES.values()
-        if family.gguf_architecture is not None
-    }
-    if not isinstance(architecture, str) or architecture not in known:
+def _family(keys: Mapping[str, Any]) -> tuple[Family, GGUFArchitecture]:
+    """What the file is read as: the first family that its architecture runs."""
+    name = keys.get("general.architecture")
+    known: dict[str, tuple[Family, GGUFArchitecture]] = {}
+    for family in FAMILIES.values():
+        if family.gguf is not None:
+            known.setdefault(family.gguf.name, (family, family.gguf))
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"general.architecture {architecture!r:.60} is not supported, only "
-            f"{', '.join(map(repr, known))}"
+            f"general.architecture {name!r:.60} is not supported, only "
+            f"{', '.join(map(repr, known))}; use the Hugging Face version of the model"
         )
-    return known[architecture]
+    return known[name]
 
 
 def _factors(name: str, tensor: LazyTensor) -> np.ndarray:
@@ -109,21 +115,19 @@ def _factors(name: str, tensor: LazyTensor) -> np.ndarray:
 
 
 def _vocabulary_settings(
-    family: Family,
     own: Mapping[str, Any],
     tensors: Mapping[str, LazyTensor],
     vocabulary: GGUFVocabulary,
 ) -> dict[str, Any]:
     """The keys of config.json for the embedding and the special tokens."""
-    embedding = tensor_name(family.embedding, family)
-    if embedding not in tensors:
-        raise ValueError(f"it lacks {embedding}")
-    rows = tensors[embedding].shape[0]
+    if EMBEDDING not in tensors:
+        raise ValueError(f"it lacks {EMBEDDING}")
+    rows = tensors[EMBEDDING].shape[0]
     if own.get("vocab_size", rows) != rows:
-        raise ValueError(f"it declares {own['vocab_size']} tokens, but {embedding} has {rows} rows")
+        raise ValueError(f"it declares {own['vocab_size']} tokens, but {EMBEDDING} has {rows} rows")
     return {
         "vocab_size": rows,
-        "tie_word_embeddings": tensor_name(family.lm_head, family) not in tensors,
+        "tie_word_embeddings": OUTPUT not in tensors,
         "bos_token_id": vocabulary.ids["bos"],
         "eos_token_id": vocabulary.ids["eos"],
         "pad_token_id": vocabulary.ids["padding"],
@@ -132,25 +136,27 @@ def _vocabulary_settings(
 
 def _named_tensors(config: LlamaConfig, stored: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors by HF's names and in its order of rows. Raises ValueError for other ones."""
-    family = family_of(config)
-    remaining = dict(stored)
-    tensors: dict[str, LazyTensor] = {}
-    for name, slot in slots(param_shapes(config)).items():
-        new_name = tensor_name(name, family)
-        tensor = remaining.pop(new_name, None)
-        if tensor is None:
-            raise ValueError(f"it lacks {new_name}")
-        if tensor.shape != slot.shape:
+    named = slots(param_shapes(config))
+    shapes = {name: LazyTensor(slot.shape, "", np.empty) for name, slot in named.items()}
+    expected = {name: tensor.shape for name, tensor in to_gguf(shapes, config).items()}
+    for name, shape in expected.items():
+        if name not in stored:
+            raise ValueError(f"it lacks {name}")
+        if stored[name].shape != shape:
             raise ValueError(
-                f"{new_name} has shape {list(tensor.shape)}, but the keys require "
-                f"{list(slot.shape)}"
+                f"{name} has shape {list(stored[name].shape)}, but the keys require {list(shape)}"
             )
-        tensors[name] = join_shards(new_name, [tensor], 0, rotary_heads(name, config))
-    if remaining:
+    others = stored.keys() - expected.keys()
+    if others:
         raise ValueError(
-            f"it has {len(remaining)} tensors that model_type {family.model_type} does not have, "
-            f"first {min(remaining):.80}"
+            f"it has {len(others)} tensors that model_type {config.family} does not have, "
+            f"first {min(others):.80}"
         )
+    neighbours = architecture_of(config).neighbours
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in from_gguf(stored, list(named), config).items():
+        heads = rotary_heads(name, config) if neighbours else None
+        tensors[name] = join_shards(name, [tensor], 0, heads)
     return tensors
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.interop.gguf_metadata import FILE_TYPES, NEUTRAL
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
+from ctxext.interop.gguf_metadata import FILE_TYPES, NEUTRAL, NEUTRAL_OF_TOKENIZERS
+from ctxext.interop.gguf_names import architecture_of
 from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.model.lm import LM
 from ctxext.prove.reference.gguf_file import GGUFFile
@@ -42,22 +44,16 @@ ABOUT = (
 )
 """Keys for people, and the beginnings of others; no reader computes anything with them."""
 READ_AS_FREQUENCIES = (
-    "llama.rope.freq_base",
-    "llama.rope.scaling.type",
-    "llama.rope.scaling.factor",
-    "llama.rope.scaling.attn_factor",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
 )
-"""Compared by the frequencies that they give."""
-NAMED_AS_INCOMPATIBLE = (
-    "llama.rope.scaling.yarn_beta_fast",
-    "llama.rope.scaling.yarn_beta_slow",
-)
+"""Keys after the architecture's name that are compared by the frequencies that they give."""
+NAMED_AS_INCOMPATIBLE = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
 """Read or not by version; `known_incompatibilities` names any but 32 and 1."""
-WITHOUT_EFFECT = (
-    "general.file_type",
-    "general.quantization_version",
-    "llama.rope.scaling.finetuned",
-)
+WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout")
+WITHOUT_EFFECT_IN_GENERAL = ("general.file_type", "general.quantization_version")
 
 
 def compare_keys(
@@ -65,22 +61,28 @@ def compare_keys(
 ) -> tuple[list[str], list[str]]:
     """(keys that are not the model's, in words; keys that are not known here).
 
-    `windows`: the extended windows that the file may declare, in tokens.
+    `windows`: the extended windows that the file may declare, in tokens. Raises ValueError for a
+    model that no GGUF file holds.
     """
-    expected = _shape(model) | _general(file)
-    expected["llama.context_length"] = tuple(windows)
-    keys = {**_shape_defaults(file.keys), **file.keys}
+    architecture = architecture_of(model.config)
+    prefix = f"{architecture.name}."
+    expected = _shape(model, architecture) | _general(file)
+    expected[prefix + "context_length"] = tuple(windows)
+    keys = {**_shape_defaults(file.keys, prefix), **file.keys}
     differences = [
         _difference(key, keys.get(key), values)
         for key, values in expected.items()
         if not _is_one_of(keys.get(key), values)
     ]
-    compared = {*expected, *READ_AS_FREQUENCIES, *NAMED_AS_INCOMPATIBLE, *WITHOUT_EFFECT}
-    optional = NEUTRAL | {
-        "llama.rope.scaling.original_context_length": (model.config.max_position_embeddings,),
-        "llama.rope.scaling.yarn_ext_factor": _ext_factors(file.keys),
-        "llama.attention.scale": (0.0, 1 / math.sqrt(model.config.head_dim)),
+    by_effect = (*READ_AS_FREQUENCIES, *NAMED_AS_INCOMPATIBLE, *WITHOUT_EFFECT)
+    compared = {*expected, *(prefix + key for key in by_effect), *WITHOUT_EFFECT_IN_GENERAL}
+    neutral = {prefix + key: values for key, values in NEUTRAL.items()} | NEUTRAL_OF_TOKENIZERS
+    neutral |= {
+        prefix + "rope.scaling.original_context_length": (model.config.max_position_embeddings,),
+        prefix + "rope.scaling.yarn_ext_factor": _ext_factors(file.keys, prefix),
+        prefix + "attention.scale": (0.0, 1 / math.sqrt(model.config.head_dim)),
     }
+    optional = {key: values for key, values in neutral.items() if key not in expected}
     for key in file.keys.keys() & optional.keys():
         if not _is_one_of(file.keys[key], optional[key]):
             differences.append(_difference(key, file.keys[key], optional[key]))
@@ -95,21 +97,25 @@ def compare_keys(
     return sorted(differences), sorted(unknown)
 
 
-def _shape(model: LM) -> dict[str, tuple[Any, ...]]:
+def _shape(model: LM, architecture: GGUFArchitecture) -> dict[str, tuple[Any, ...]]:
     config = model.config
-    return {
-        "general.architecture": ("llama",),
-        "llama.vocab_size": (config.vocab_size,),
-        "llama.embedding_length": (config.hidden_size,),
-        "llama.block_count": (config.num_hidden_layers,),
-        "llama.feed_forward_length": (config.intermediate_size,),
-        "llama.attention.head_count": (config.num_attention_heads,),
-        "llama.attention.head_count_kv": (config.num_key_value_heads,),
-        "llama.attention.key_length": (config.head_dim,),
-        "llama.attention.value_length": (config.head_dim,),
-        "llama.attention.layer_norm_rms_epsilon": (config.rms_norm_eps,),
-        "llama.rope.dimension_count": (config.head_dim,),
+    own = {
+        "vocab_size": config.vocab_size,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        architecture.epsilon: config.rms_norm_eps,
+        **architecture.keys(config),
     }
+    if config.layers.rotates:
+        own["rope.dimension_count"] = config.head_dim
+    name = architecture.name
+    shape: dict[str, tuple[Any, ...]] = {"general.architecture": (name,)}
+    return shape | {f"{name}.{key}": (value,) for key, value in own.items()}
 
 
 def _general(file: GGUFFile) -> dict[str, tuple[Any, ...]]:
@@ -127,25 +133,26 @@ def _general(file: GGUFFile) -> dict[str, tuple[Any, ...]]:
     return expected
 
 
-def _shape_defaults(keys: dict[str, Any]) -> dict[str, Any]:
+def _shape_defaults(keys: dict[str, Any], prefix: str) -> dict[str, Any]:
     """What llama.cpp takes where the file has no such key."""
-    heads = keys.get("llama.attention.head_count")
-    width = keys.get("llama.embedding_length")
+    heads = keys.get(prefix + "attention.head_count")
+    width = keys.get(prefix + "embedding_length")
     head_dim = None
     if type(heads) is int and type(width) is int and heads > 0:
         head_dim = width // heads
-    return {
-        "llama.vocab_size": len(keys.get("tokenizer.ggml.tokens") or ()),
-        "llama.attention.head_count_kv": heads,
-        "llama.attention.key_length": head_dim,
-        "llama.attention.value_length": head_dim,
-        "llama.rope.dimension_count": keys.get("llama.attention.key_length", head_dim),
+    defaults = {
+        "vocab_size": len(keys.get("tokenizer.ggml.tokens") or ()),
+        "attention.head_count_kv": heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "rope.dimension_count": keys.get(prefix + "attention.key_length", head_dim),
     }
+    return {prefix + key: value for key, value in defaults.items()}
 
 
-def _ext_factors(keys: dict[str, Any]) -> tuple[float, float]:
+def _ext_factors(keys: dict[str, Any], prefix: str) -> tuple[float, float]:
     """llama.cpp's own values for the type of scaling; below zero it chooses between them."""
-    return (1.0 if keys.get("llama.rope.scaling.type") == "yarn" else 0.0, -1.0)
+    return (1.0 if keys.get(prefix + "rope.scaling.type") == "yarn" else 0.0, -1.0)
 
 
 def _is_one_of(value: Any, values: Collection[Any]) -> bool:

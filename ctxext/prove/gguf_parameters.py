@@ -7,8 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ctxext.interop.families.llama import LLAMA
-from ctxext.interop.gguf import ROPE_FREQS, tensor_name
+from ctxext.interop.gguf import ROPE_FREQS
 from ctxext.interop.hf_weights import assemble, slots
 from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.meta_layout import rotary_heads, to_halves
@@ -18,22 +17,21 @@ from ctxext.prove.reference.gguf import GGUFReference
 
 
 def dtypes(path: Path) -> dict[str, str]:
-    """The type of each tensor, by HF's names.
+    """The type of each tensor, by HF's names for a Llama.
 
-    Raises ValueError for tensors that Llama 2 does not have.
+    Raises ValueError for tensors that the file's architecture does not have.
     """
     reader = GGUFReference(path)
     stored = {name: tensor.kind for name, tensor in reader.file.tensors.items()}
     stored.pop(ROPE_FREQS, None)
-    stems = list(LLAMA.gguf_outer_names)
-    for layer in range(reader.num_hidden_layers):
-        stems += [f"{LLAMA.layers}.{layer}.{stem}" for stem in LLAMA.gguf_layer_names]
-    known = {}
-    for name in (f"{stem}.weight" for stem in stems):
-        if tensor_name(name) in stored:
-            known[name] = stored.pop(tensor_name(name))
-    if stored:
-        raise ValueError(f"{path} holds {min(stored)}, which Llama 2 does not have")
+    names = {name: reader.tensor_name(name) for name in reader.tensor_names()}
+    known = {name: stored[new_name] for name, new_name in names.items() if new_name in stored}
+    others = stored.keys() - set(names.values())
+    if others:
+        raise ValueError(
+            f"{path} holds {min(others)}, which the architecture {reader.architecture} does not "
+            "have"
+        )
     return known
 
 
@@ -48,27 +46,37 @@ def open_like(path: Path, like: LM) -> LM:
     expected = slots(shapes)
     tensors = {}
     for name, slot in expected.items():
-        shape = reader.file.tensors[tensor_name(name)].shape if name in stored else None
+        shape = reader.shape(name) if name in stored else None
         if shape != slot.shape:
             difference = "lacks it" if shape is None else f"has {list(shape)}"
             raise ValueError(
-                f"{tensor_name(name)} is {list(slot.shape)} in the model that {path} is compared "
-                f"with, and the file {difference}; is it what the file was written from?"
+                f"{_name_in(reader, name)} is {list(slot.shape)} in the model that {path} is "
+                f"compared with, and the file {difference}; is it what the file was written from?"
             )
-        read = _row_reader(reader, name, rotary_heads(name, like.config))
-        tensors[name] = LazyTensor(slot.shape, "float32", read, file=path)
+        heads = rotary_heads(name, like.config) if reader.neighbours else None
+        tensors[name] = LazyTensor(
+            slot.shape, "float32", _row_reader(reader, name, heads), file=path
+        )
     if extra := sorted(stored.keys() - expected.keys()):
         raise ValueError(
-            f"{path} holds {tensor_name(extra[0])}, which the model that it is compared with does "
-            "not have"
+            f"{path} holds {reader.tensor_name(extra[0])}, which the model that it is compared "
+            "with does not have"
         )
     params = jax.device_put(assemble(shapes, expected, tensors))
     return dataclasses.replace(like, params=params)
 
 
+def _name_in(reader: GGUFReference, name: str) -> str:
+    """The name of a tensor in the file, or Llama's where the architecture has none for it."""
+    try:
+        return reader.tensor_name(name)
+    except KeyError:
+        return name
+
+
 def _row_reader(reader: GGUFReference, name: str, heads: int | None) -> Callable[..., np.ndarray]:
     def read(index=...) -> np.ndarray:
-        return to_halves(reader.file.numbers(tensor_name(name)), heads)[index]
+        return to_halves(reader.numbers(name), heads)[index]
 
     return read
 

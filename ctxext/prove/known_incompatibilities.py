@@ -31,7 +31,7 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
     """
     if artifact.format == "gguf":
         return [
-            *_gguf(GGUFReference(artifact.path).keys),
+            *_gguf(GGUFReference(artifact.path)),
             *_first_space("llama.cpp", tokenizer),
             *_special_tokens_in_gguf(tokenizer),
         ]
@@ -140,8 +140,9 @@ def _meta(directory: Path) -> Iterator[KnownIncompatibility]:
         )
 
 
-def _gguf(keys: dict[str, Any]) -> Iterator[KnownIncompatibility]:
-    scaling = "llama.rope.scaling"
+def _gguf(reader: GGUFReference) -> Iterator[KnownIncompatibility]:
+    keys = reader.keys
+    scaling = f"{reader.architecture}.rope.scaling"
     beta_fast = keys.get(f"{scaling}.yarn_beta_fast", 32.0)
     beta_slow = keys.get(f"{scaling}.yarn_beta_slow", 1.0)
     if (beta_fast, beta_slow) != (32.0, 1.0):
@@ -156,4 +157,10 @@ def _gguf(keys: dict[str, Any]) -> Iterator[KnownIncompatibility]:
             "puts the attention factor on keys once more whenever it shifts a full context; keep "
             "the text within the window",
             "llama.cpp, src/llama-kv-cache.cpp",
+        )
+    if reader.hidden_act == "gelu":
+        yield KnownIncompatibility(
+            "llama.cpp",
+            "computes gelu by its approximation with tanh, from a table in float16, where the "
+            "model has the exact function: its logits differ by about a thousandth",
         )

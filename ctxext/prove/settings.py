@@ -12,6 +12,7 @@ from typing import Any
 
 from ctxext import loading
 from ctxext.interop import hf
+from ctxext.interop.gguf_names import architecture_of
 from ctxext.interop.hf_weights import StoredModel
 from ctxext.interop.meta import ROPE
 from ctxext.interop.ropespec import rope_spec
@@ -58,7 +59,7 @@ def compare_settings(artifact: Artifact, model: LM, lengths: Sequence[int]) -> S
     if artifact.format == "gguf":
         file = GGUFFile(artifact.path)
         different, unknown = compare_keys(file, model, windows)
-        declared = file.keys.get("llama.context_length")
+        declared = file.keys.get(f"{architecture_of(model.config).name}.context_length")
     else:
         stored = loading.read_checkpoint(artifact.base, artifact.original)
         different = list(_differences(artifact, stored, model, windows))

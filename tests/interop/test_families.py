@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ctxext.export import export
-from ctxext.interop import gguf, hf, meta, peft_writer
+from ctxext.interop import hf, meta, peft_writer
 from ctxext.interop.family_tensors import from_stored, to_stored
 from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.interop.pth import open_archive
@@ -250,8 +250,6 @@ def test_methods_and_formats_without_a_family_are_refused(directory):
         lm.with_method(Yarn(2.0))
     with pytest.raises(ValueError, match="Meta's format holds Llamas, not model_type mpt"):
         meta.check(lm.config, Unscaled(), window=64, dtype="float32")
-    with pytest.raises(ValueError, match="GGUF files of model_type mpt are not supported"):
-        gguf.check(lm.config, Unscaled(), window=64, dtype="float32")
     with pytest.raises(ValueError, match="PEFT adapters of model_type mpt are not supported"):
         peft_writer.write("out", lm.config, LoRA(), lm.params, base="base")
     with pytest.raises(ValueError, match="the MLP of mpt has no gate_proj"):

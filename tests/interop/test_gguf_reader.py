@@ -315,7 +315,8 @@ def test_added_tokens_padding_and_a_text_without_a_space(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"general.architecture": "falcon"}, "general.architecture 'falcon' is not supported"),
+        ({"general.architecture": "mistral3"}, "general.architecture 'mistral3' is not supported"),
+        ({"general.architecture": "qwen3"}, "the key qwen3.embedding_length is missing"),
         ({"general.architecture": "gemma"}, "general.architecture 'gemma' is not supported, only"),
         ({"llama.block_count": None}, "the key llama.block_count is missing"),
         ({"llama.block_count": 2**20}, "declares 1048576 layers, but has 21 tensors"),
@@ -593,7 +594,7 @@ def test_an_import_holds_one_tensor_not_the_file(tmp_path, wide):
             rows, columns = slot.shape
             data, kind = random_rows(KIND.Q4_K, (rows, columns)), KIND.Q4_K
             largest = max(largest, 4 * rows * columns)
-        writer.add_tensor(gguf.tensor_name(name), data, raw_dtype=kind)
+        writer.add_tensor(gguf.tensor_name(name, config), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -19,9 +19,11 @@ from ctxext.prove.gguf_keys import (
     ABOUT,
     NAMED_AS_INCOMPATIBLE,
     NEUTRAL,
+    NEUTRAL_OF_TOKENIZERS,
     READ_AS_FREQUENCIES,
     TOKENIZER_KEYS,
     WITHOUT_EFFECT,
+    WITHOUT_EFFECT_IN_GENERAL,
     compare_keys,
 )
 from ctxext.prove.reference.gguf import GGUFReference
@@ -221,8 +223,9 @@ def test_the_names_are_those_of_the_package():
     for group in ("General", "LLM", "Attention", "Rope", "Tokenizer"):
         values = vars(getattr(library.constants.Keys, group)).values()
         names |= {v.replace("{arch}", "llama") for v in values if isinstance(v, str)}
-    known = {*NEUTRAL, *READ_AS_FREQUENCIES, *NAMED_AS_INCOMPATIBLE, *WITHOUT_EFFECT}
-    known |= TOKENIZER_KEYS
+    own = {*NEUTRAL, *READ_AS_FREQUENCIES, *NAMED_AS_INCOMPATIBLE, *WITHOUT_EFFECT}
+    known = {f"llama.{key}" for key in own} | {*WITHOUT_EFFECT_IN_GENERAL}
+    known |= NEUTRAL_OF_TOKENIZERS.keys() | TOKENIZER_KEYS
     # The package has no names for these, which llama.cpp reads.
     known -= {"llama.rope.scale_linear", "tokenizer.ggml.eom_token_id"}
     assert known <= names

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import RopeScaling
 
@@ -62,11 +63,8 @@ class Family:
     """PEFT's module names for each name in `LoRA.modules_to_save`; None: no adapters are read or
     written in PEFT's form."""
 
-    gguf_architecture: str | None = None
-    """`general.architecture` of a GGUF file and the prefix of its keys; None: not supported."""
-    gguf_outer_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """HF name -> GGUF name outside the layers, both without ".weight"."""
-    gguf_layer_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """The same within a layer, without the layer's prefix."""
+    gguf: GGUFArchitecture | None = None
+    """The architecture that runs it in llama.cpp; None: GGUF files are not supported. A file is
+    read as the first family with its architecture."""
     meta: bool = False
     """Meta's format can hold it."""

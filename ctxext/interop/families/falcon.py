@@ -1,10 +1,11 @@
 """Falcon 7B, 11B and 40B: LayerNorm, parallel blocks, queries, keys and values in one matrix."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ctxext.interop import validation
 from ctxext.interop.families.base import Family, FusedProjection
+from ctxext.interop.families.gguf_architecture import FUSED_NAMES, GGUFArchitecture, Keys
 from ctxext.interop.families.llama import read_llama_like, token_ids, write_config
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
@@ -12,6 +13,8 @@ from ctxext.rope import RopeScaling
 
 DEFAULT_WINDOW = 2048
 """The window of files that leave max_position_embeddings out, as the published ones do."""
+NORM_2 = "attn_norm_2"
+"""GGUF's norm of the input of attention where the MLP has another one; a Falcon of 40B has it."""
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 FLAGS = ("alibi", "new_decoder_architecture", "multi_query", "parallel_attn", "bias")
 RULES: dict[str, validation.Rule] = {
@@ -127,6 +130,30 @@ def _modules(config: LlamaConfig) -> Mapping[str, str]:
     return modules
 
 
+def _gguf_parts(config: LlamaConfig) -> Parts:
+    shared_norm = config.parts.shared_norm
+    return Parts(norm="layer", norm_bias=True, gated=False, parallel=True, shared_norm=shared_norm)
+
+
+def _gguf_names(config: LlamaConfig) -> Mapping[str, str]:
+    if config.parts.shared_norm:
+        return FUSED_NAMES
+    return FUSED_NAMES | {"input_layernorm": NORM_2, "post_attention_layernorm": "attn_norm"}
+
+
+def _from_gguf(data: dict[str, Any], own: Keys, tensors: Collection[str]) -> dict[str, Any]:
+    key_value_heads = data["num_key_value_heads"] or data["num_attention_heads"]
+    has_two_norms = f"blk.0.{NORM_2}.weight" in tensors
+    return data | {
+        "num_kv_heads": key_value_heads,
+        "new_decoder_architecture": has_two_norms or key_value_heads > 1,
+        "num_ln_in_parallel_attn": 2 if has_two_norms else 1,
+        "multi_query": key_value_heads == 1,
+        "ffn_hidden_size": data["intermediate_size"],
+        "layer_norm_epsilon": data["rms_norm_eps"],
+    }
+
+
 FALCON = Family(
     model_type="falcon",
     architecture="FalconForCausalLM",
@@ -138,4 +165,15 @@ FALCON = Family(
     norm="transformer.ln_f.weight",
     modules=_modules,
     fused=FusedProjection("self_attention.query_key_value", grouped=True),
+    gguf=GGUFArchitecture(
+        "falcon",
+        computes=_gguf_parts,
+        limits={"parallel": "runs attention and MLP in parallel (parallel_attn true)"},
+        layer_names=_gguf_names,
+        neighbours=False,
+        free_head_dim=False,
+        epsilon="attention.layer_norm_epsilon",
+        activation="gelu",
+        to_config_json=_from_gguf,
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from ctxext.interop import validation
 from ctxext.interop.context_lengths import declared_length
 from ctxext.interop.families.base import Family
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
 from ctxext.interop.ropespec import rope_from_config
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import LLAMA_PARTS, Parts
@@ -208,6 +209,7 @@ NORMS = {
     "lm_head": ("lm_head",),
 }
 """`modules_to_save` of families with Llama's names."""
+GGUF_LLAMA = GGUFArchitecture("llama", computes=lambda config: LLAMA_PARTS, reads_divisors=True)
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -215,21 +217,5 @@ LLAMA = Family(
     write_config=write_config,
     modules_to_save=NORMS,
     meta=True,
-    gguf_architecture="llama",
-    gguf_outer_names={
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-    },
-    gguf_layer_names={
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    },
+    gguf=GGUF_LLAMA,
 )

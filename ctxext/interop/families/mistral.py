@@ -4,7 +4,12 @@ from typing import Any
 
 from ctxext.interop.families import layer_types
 from ctxext.interop.families.base import Family
-from ctxext.interop.families.llama import NORMS, read_llama_like, write_config
+from ctxext.interop.families.llama import (
+    GGUF_LLAMA,
+    NORMS,
+    read_llama_like,
+    write_config,
+)
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
 from ctxext.rope import RopeScaling
@@ -61,6 +66,7 @@ MISTRAL = Family(
     read_config=_read_mistral,
     write_config=_write_mistral,
     modules_to_save=NORMS,
+    gguf=GGUF_LLAMA,
 )
 MINISTRAL = Family(
     model_type="ministral",
@@ -68,4 +74,5 @@ MINISTRAL = Family(
     read_config=_read_ministral,
     write_config=_write_ministral,
     modules_to_save=NORMS,
+    gguf=GGUF_LLAMA,
 )

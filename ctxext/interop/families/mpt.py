@@ -1,15 +1,20 @@
 """MPT 7B and 30B: ALiBi, LayerNorm without biases, clipped queries, keys and values."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from ctxext.interop import validation
 from ctxext.interop.families.base import Family, FusedProjection
+from ctxext.interop.families.gguf_architecture import FUSED_NAMES, GGUFArchitecture, Keys
 from ctxext.interop.families.llama import read_llama_like, token_ids
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
 from ctxext.rope import RopeScaling
 
+ALIBI = "attention.max_alibi_bias"
+CLAMP = "attention.clamp_kqv"
+"""GGUF's keys of alibi_bias_max and clip_qkv."""
 REQUIRED = ("vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len")
 RULES: dict[str, validation.Rule] = {
     **dict.fromkeys((*REQUIRED, "expansion_ratio"), validation.SIZE),
@@ -130,6 +135,41 @@ def _write(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
+def _gguf_parts(config: LlamaConfig) -> Parts:
+    parts = config.parts
+    return Parts(
+        norm="layer", gated=False, clip_qkv=parts.clip_qkv, alibi_exponent=parts.alibi_exponent
+    )
+
+
+def _gguf_keys(config: LlamaConfig) -> dict[str, Any]:
+    exponent = config.parts.alibi_exponent
+    assert exponent is not None
+    clip = config.parts.clip_qkv
+    return {ALIBI: float(exponent), **({} if clip is None else {CLAMP: float(clip)})}
+
+
+def _from_gguf(data: dict[str, Any], own: Keys, tensors: Collection[str]) -> dict[str, Any]:
+    heads = data["num_attention_heads"]
+    if data["num_key_value_heads"] not in (None, heads):
+        raise ValueError("mpt.attention.head_count_kv must be mpt.attention.head_count")
+    ratio, remainder = divmod(data["intermediate_size"], data["hidden_size"])
+    if remainder:
+        raise ValueError("mpt.feed_forward_length must be a multiple of mpt.embedding_length")
+    exponent = own.get(ALIBI) or 0.0
+    if exponent <= 0:
+        raise ValueError(f"mpt.{ALIBI} {exponent} is not supported: only MPT with ALiBi is")
+    return data | {
+        "d_model": data["hidden_size"],
+        "n_heads": heads,
+        "n_layers": data["num_hidden_layers"],
+        "max_seq_len": data["max_position_embeddings"],
+        "expansion_ratio": ratio,
+        "layer_norm_epsilon": data["rms_norm_eps"],
+        "attn_config": {"alibi_bias_max": exponent, "clip_qkv": own.get(CLAMP) or None},
+    }
+
+
 MPT = Family(
     model_type="mpt",
     architecture="MptForCausalLM",
@@ -148,4 +188,16 @@ MPT = Family(
         "mlp.down_proj": "ffn.down_proj",
     },
     fused=FusedProjection("attn.Wqkv", grouped=False),
+    gguf=GGUFArchitecture(
+        "mpt",
+        computes=_gguf_parts,
+        layer_names=lambda config: FUSED_NAMES,
+        neighbours=False,
+        free_head_dim=False,
+        epsilon="attention.layer_norm_epsilon",
+        activation="gelu",
+        rules={ALIBI: validation.NUMBER, CLAMP: validation.NUMBER},
+        keys=_gguf_keys,
+        to_config_json=_from_gguf,
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctxext.interop.families import layer_types
 from ctxext.interop.families.base import Family
+from ctxext.interop.families.gguf_architecture import LLAMA_NAMES, GGUFArchitecture
 from ctxext.interop.families.llama import NORMS, read_llama_like, token_ids
 from ctxext.interop.families.mistral import NO_KEYS, refuse_keys, without_keys
 from ctxext.model.config import LlamaConfig
@@ -69,12 +70,19 @@ def _write(config: LlamaConfig, absent: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+QWEN3_NAMES = LLAMA_NAMES | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     read_config=_read_qwen2,
     write_config=functools.partial(_write, absent=NO_KEYS),
     modules_to_save=NORMS,
+    gguf=GGUFArchitecture(
+        "qwen2",
+        computes=lambda config: Parts(qkv_bias=True),
+        neighbours=False,
+        free_head_dim=False,
+    ),
 )
 QWEN3 = Family(
     model_type="qwen3",
@@ -82,4 +90,10 @@ QWEN3 = Family(
     read_config=_read_qwen3,
     write_config=functools.partial(_write, absent=("mlp_bias",)),
     modules_to_save=NORMS | {"norm": (*NORMS["norm"], "q_norm", "k_norm")},
+    gguf=GGUFArchitecture(
+        "qwen3",
+        computes=lambda config: Parts(qk_norm=True),
+        layer_names=lambda config: QWEN3_NAMES,
+        neighbours=False,
+    ),
 )

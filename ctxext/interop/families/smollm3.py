@@ -4,6 +4,7 @@ from typing import Any
 
 from ctxext.interop.families import layer_types
 from ctxext.interop.families.base import Family
+from ctxext.interop.families.gguf_architecture import GGUFArchitecture
 from ctxext.interop.families.llama import NORMS, read_llama_like, token_ids, write_config
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
@@ -58,10 +59,22 @@ def _write(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
+def _every_fourth(config: LlamaConfig) -> tuple[bool, ...]:
+    """The pattern of llama.cpp, for which GGUF has no key."""
+    layers = range(config.num_hidden_layers)
+    rotary = tuple((layer + 1) % DEFAULT_INTERVAL != 0 for layer in layers)
+    return () if all(rotary) else rotary
+
+
 SMOLLM3 = Family(
     model_type="smollm3",
     architecture="SmolLM3ForCausalLM",
     read_config=_read,
     write_config=_write,
     modules_to_save=NORMS,
+    gguf=GGUFArchitecture(
+        "smollm3",
+        computes=lambda config: Parts(rotary=_every_fourth(config)),
+        limits={"rotary": "rotates all layers but every fourth (no_rope_layer_interval 4)"},
+    ),
 )

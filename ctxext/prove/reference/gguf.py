@@ -1,4 +1,4 @@
-"""GGUF files of architecture llama, as llama.cpp's code reads them."""
+"""GGUF files as llama.cpp's code reads them."""
 
 import heapq
 import importlib.metadata
@@ -10,23 +10,10 @@ from typing import Any
 import numpy as np
 
 from ctxext.prove.reference.byte_level import open_byte_level
+from ctxext.prove.reference.gguf_architectures import ARCHITECTURES, OUTER
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.prove.reference.llama import ReferenceReader
 
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 BYTE = 6
 """The type of a token that represents one byte."""
 DIVISORS = "rope_freqs.weight"
@@ -35,12 +22,11 @@ LARGEST_SIZE = 2**31
 
 
 class GGUFReference(ReferenceReader):
-    """A Llama read from one file.
+    """A model read from one file.
 
-    Raises ValueError for another architecture and for keys that are missing.
+    Raises ValueError for an architecture that is not known here, and for keys that are missing.
     """
 
-    neighbours = True
     reads_model = True
     rounded = True
 
@@ -49,25 +35,46 @@ class GGUFReference(ReferenceReader):
         if self.file.uses_library:
             self.library = f"gguf {importlib.metadata.version('gguf')}"
         keys = self.keys = self.file.keys
-        architecture = keys.get("general.architecture")
-        if architecture != "llama":
-            raise ValueError(f"{path} is of architecture {architecture!r}, not llama")
-        self.num_hidden_layers = self._size("llama.block_count")
-        default = self._size("llama.embedding_length") // self._size("llama.attention.head_count")
-        self.head_dim = self._size("llama.attention.key_length", default)
-        self.window = self._size("llama.context_length")
-        epsilon = "llama.attention.layer_norm_rms_epsilon"
-        self.rms_norm_eps = self._key(epsilon)
-        _check_number(epsilon, self.rms_norm_eps, above=0)
+        self.architecture: str = keys.get("general.architecture", "")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"{path} is of architecture {self.architecture!r:.60}; known are "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        known = ARCHITECTURES[self.architecture]
+        self.num_hidden_layers = self._size("block_count")
+        self._num_heads = self._size("attention.head_count")
+        default = self._size("embedding_length") // self._num_heads
+        self.head_dim = self._size("attention.key_length", default)
+        self.window = self._size("context_length")
+        self.rms_norm_eps = self._key(known.epsilon)
+        _check_number(f"{self.architecture}.{known.epsilon}", self.rms_norm_eps, above=0)
+        if self.num_hidden_layers > len(self.file.tensors):
+            raise ValueError(
+                f"{self.architecture}.block_count is {self.num_hidden_layers} in {path}, which has "
+                f"{len(self.file.tensors)} tensors"
+            )
+        self._names = known.names(self.file.tensors)
+        self.neighbours = known.neighbours
+        self.hidden_act = known.activation
+        prefix = f"{self.architecture}."
+        own = {key.removeprefix(prefix): value for key, value in keys.items()}
+        self.decoder = known.decoder(own, self.file.tensors, self.num_hidden_layers)
+        if DIVISORS in self.file.tensors and not known.divisors:
+            raise ValueError(
+                f"{DIVISORS} in {path} is no tensor of architecture {self.architecture}"
+            )
 
-    def _key(self, key: str) -> Any:
+    def _key(self, name: str) -> Any:
+        key = f"{self.architecture}.{name}"
         if key not in self.keys:
             raise ValueError(f"{self.file.path} lacks the key {key!r}")
         return self.keys[key]
 
-    def _size(self, key: str, default: int | None = None) -> int:
+    def _size(self, name: str, default: int | None = None) -> int:
         """A key that counts something. Raises ValueError for anything but a positive integer."""
-        value = self._key(key) if default is None else self.keys.get(key, default)
+        key = f"{self.architecture}.{name}"
+        value = self._key(name) if default is None else self.keys.get(key, default)
         if type(value) is not int or not 1 <= value < LARGEST_SIZE:
             raise ValueError(
                 f"{key} {value!r:.60} in {self.file.path} is not read here: it must be an integer "
@@ -76,15 +83,43 @@ class GGUFReference(ReferenceReader):
         return value
 
     def tensor_name(self, name: str) -> str:
-        """The name that a tensor of Hugging Face's has in the file."""
-        stem = name.removesuffix(".weight")
-        if not stem.startswith("model.layers."):
-            return f"{NAMES[stem]}.weight"
-        _, _, layer, part = stem.split(".", 3)
-        return f"blk.{layer}.{NAMES[part]}.weight"
+        """The name that a tensor of Hugging Face's Llama has in the file."""
+        module, _, leaf = name.rpartition(".")
+        if not module.startswith("model.layers."):
+            return f"{OUTER[module]}.{leaf}"
+        _, _, layer, part = module.split(".", 3)
+        return f"blk.{layer}.{self._names[part]}.{leaf}"
+
+    def tensor_names(self) -> list[str]:
+        """Hugging Face's names of all tensors that a file of the architecture can have."""
+        layers = range(self.num_hidden_layers)
+        modules = [*OUTER, *(f"model.layers.{i}.{part}" for i in layers for part in self._names)]
+        return [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]
+
+    def _rows(self, name: str) -> slice:
+        """The rows of a tensor of Hugging Face's Llama in the one that holds it."""
+        if ".attn_qkv." not in self.tensor_name(name):
+            return slice(None)
+        queries = self._num_heads * self.head_dim
+        keys = self._size("attention.head_count_kv", self._num_heads) * self.head_dim
+        ends = [0, queries, queries + keys, queries + 2 * keys]
+        part = "qkv".index(name.split("self_attn.")[1][0])
+        return slice(ends[part], ends[part + 1])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what `numbers` returns."""
+        rows, *others = self.file.tensors[self.tensor_name(name)].shape
+        return (len(range(rows)[self._rows(name)]), *others)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A tensor of Hugging Face's Llama, float32, with the file's order of rows."""
+        return self.file.numbers(self.tensor_name(name))[self._rows(name)]
 
     def weight(self, name: str) -> np.ndarray:
-        return self.file.numbers(self.tensor_name(name)).astype(np.float64)
+        return self.numbers(name).astype(np.float64)
+
+    def bias(self, name: str) -> np.ndarray | float:
+        return self.weight(name) if self.tensor_name(name) in self.file.tensors else 0.0
 
     def output(self) -> np.ndarray:
         tied = "output.weight" not in self.file.tensors
@@ -93,7 +128,7 @@ class GGUFReference(ReferenceReader):
     def rope(self, seq_len: int) -> tuple[np.ndarray, float]:
         """As llama.cpp takes them from the file without flags, at any length."""
         divisors = self.file.numbers(DIVISORS) if DIVISORS in self.file.tensors else None
-        return frequencies(self.keys, divisors, self.head_dim)
+        return frequencies(self.keys, divisors, self.head_dim, self.architecture)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """BOS and EOS where the file asks for them, around SentencePiece's or byte-level merges."""
@@ -139,7 +174,7 @@ def _check_number(key: str, value: Any, *, above: float) -> None:
 
 
 def frequencies(
-    keys: dict[str, Any], divisors: np.ndarray | None, d: int
+    keys: dict[str, Any], divisors: np.ndarray | None, d: int, architecture: str = "llama"
 ) -> tuple[np.ndarray, float]:
     """(inv_freq in radians per token, factor m on cos and sin) that llama.cpp takes from the keys.
 
@@ -147,13 +182,13 @@ def frequencies(
     ValueError for a type of scaling that is not read here, unless there is one divisor per pair,
     and for numbers that cannot be a base, a factor, a window or a divisor.
     """
-    theta = keys.get("llama.rope.freq_base", 10000.0)
-    kind = keys.get("llama.rope.scaling.type", "linear")
-    factor = keys.get("llama.rope.scaling.factor", 0.0) or 1.0
-    m = keys.get("llama.rope.scaling.attn_factor", 1.0)
-    _check_number("llama.rope.freq_base", theta, above=1)
-    _check_number("llama.rope.scaling.factor", factor, above=0)
-    _check_number("llama.rope.scaling.attn_factor", m, above=0)
+    theta = keys.get(f"{architecture}.rope.freq_base", 10000.0)
+    kind = keys.get(f"{architecture}.rope.scaling.type", "linear")
+    factor = keys.get(f"{architecture}.rope.scaling.factor", 0.0) or 1.0
+    m = keys.get(f"{architecture}.rope.scaling.attn_factor", 1.0)
+    _check_number(f"{architecture}.rope.freq_base", theta, above=1)
+    _check_number(f"{architecture}.rope.scaling.factor", factor, above=0)
+    _check_number(f"{architecture}.rope.scaling.attn_factor", m, above=0)
     f = theta ** (-2 * np.arange(d // 2) / d)
     if divisors is not None:
         if divisors.shape != f.shape:
@@ -170,9 +205,9 @@ def frequencies(
     if kind == "linear":
         return f / factor, m
     if kind != "yarn":
-        raise ValueError(f"llama.rope.scaling.type {kind!r} is not read here")
-    original = "llama.rope.scaling.original_context_length"
-    window = keys.get(original) or keys.get("llama.context_length", 0)
+        raise ValueError(f"{architecture}.rope.scaling.type {kind!r} is not read here")
+    original = f"{architecture}.rope.scaling.original_context_length"
+    window = keys.get(original) or keys.get(f"{architecture}.context_length", 0)
     _check_number(original, window, above=0)
     low, high = (
         d * math.log(window / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (32, 1)
