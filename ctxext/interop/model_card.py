@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.interop.families import family_of
+from ctxext.interop.gguf_metadata import check
+from ctxext.interop.ropespec import rope_from_config
 from ctxext.interop.serving import override_commands, serve_commands
 from ctxext.model.config import LlamaConfig
+from ctxext.rope import Unscaled
 from ctxext.terminal import printable, printable_line
 
 TITLES = {"mpt": "MPT", "smollm3": "SmolLM3"}
@@ -69,7 +72,7 @@ tags: [{config.family}, long-context, ctxext]
 {rope}
 {chr(10).join(lines)}
 {note}{summary}
-{_serving(settings, served, gguf=family.gguf_architecture is not None)}
+{_serving(settings, served, gguf=_fits_gguf(settings, config, length))}
 ## Proof
 
 {BEGIN}
@@ -95,6 +98,16 @@ def _front_matter(facts: dict[str, Any]) -> str:
         for key, value in entries.items()
         if isinstance(value, str) and NAME[key].fullmatch(value)
     )
+
+
+def _fits_gguf(settings: dict[str, Any], config: LlamaConfig, window: int) -> bool:
+    """Whether this model can be written as a GGUF file."""
+    try:
+        scaling = rope_from_config(settings)[2] if config.layers.rotates else Unscaled()
+        check(config, scaling, window=window, dtype="float16")
+    except ValueError:
+        return False
+    return True
 
 
 def _serving(settings: dict[str, Any], window: int, *, gguf: bool) -> str:

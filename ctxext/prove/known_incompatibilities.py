@@ -163,4 +163,5 @@ def _gguf(reader: GGUFReference) -> Iterator[KnownIncompatibility]:
             "llama.cpp",
             "computes gelu by its approximation with tanh, from a table in float16, where the "
             "model has the exact function: its logits differ by about a thousandth",
+            TESTED_IN_LLAMA_CPP,
         )

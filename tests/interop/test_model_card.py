@@ -13,13 +13,14 @@ from ctxext.interop.ropespec import rope_to_config
 from ctxext.methods import Linear, Llama3, RevisedYarn, Yarn
 from ctxext.model.config import LlamaConfig
 from ctxext.rope import Unscaled
+from support import families
 
 CONFIG = LlamaConfig(256, 64, 96, 2, 4, 2, 16, 1e-5, 1e4, 64)
 
 
-def card(scaling, facts=None, *, window=256) -> str:
-    settings = hf.config_json(CONFIG, scaling, seq_len=window, dtype="bfloat16")
-    return model_card(settings, CONFIG, {"method": "mine", **(facts or {})})
+def card(scaling, facts=None, *, window=256, config=CONFIG) -> str:
+    settings = hf.config_json(config, scaling, seq_len=window, dtype="bfloat16")
+    return model_card(settings, config, {"method": "mine", **(facts or {})})
 
 
 def front_matter(text: str) -> dict:
@@ -78,6 +79,20 @@ def test_what_no_command_line_can_carry_is_left_out():
     assert "long_factor" not in as_divisors
     assert len(commands(as_divisors)) == 4
     assert len(commands(card(Unscaled(), window=64))) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling", "fits"),
+    [
+        ("mistral-sw4", Unscaled(), False),
+        ("qwen3", Yarn(4.0), True),
+        ("qwen3", Llama3(4.0), False),
+        ("mpt-h6", Unscaled(), True),
+    ],
+)
+def test_gguf_is_offered_where_the_model_can_be_written_so(name, scaling, fits):
+    text = card(scaling, config=families.parts_config(name))
+    assert any("--to" in command for command in commands(text)) == fits
 
 
 def test_the_front_matter_of_a_base_is_read(tmp_path):
