@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from ctxext.tasks.building.published_scores import PUBLISHED_SCORES
 from ctxext.tasks.building.structured_scores import ndcg, prefixed_ratio, set_f1
 
 Metric = Literal[
@@ -20,6 +21,21 @@ Metric = Literal[
     "set-f1",
     "ndcg@10",
     "prefixed-ratio",
+    "longbench:f1",
+    "longbench:rouge-l",
+    "longbench:classes",
+    "longbench:numbers",
+    "longbench:code",
+    "longbench-v2:choice",
+    "infinitebench:number",
+    "infinitebench:word",
+    "infinitebench:name",
+    "infinitebench:code-run",
+    "infinitebench:math-find",
+    "infinitebench:code-debug",
+    "infinitebench:choice",
+    "infinitebench:characters",
+    "helmet:contains",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Failure = Literal[
@@ -49,7 +65,8 @@ def score(
     stripped text is a reference; set-f1: of the names in the first line; ndcg@10: of a ranking,
     the references being its relevant ids, each as often as its grade; prefixed-ratio: likeness
     after a required beginning, the references being that beginning and the whole answer
-    (`structured_scores`). Raises ValueError without references.
+    (`structured_scores`); names with a colon: `published_scores`. Raises ValueError without
+    references.
     """
     if not references:
         raise ValueError("an answer is scored against references: give at least one")
@@ -80,6 +97,8 @@ def score(
             return prefixed_ratio(text, *references)
         case "exact":
             return float(text.strip() in references)
+    if metric in PUBLISHED_SCORES:
+        return PUBLISHED_SCORES[metric](text, references, labels)
     raise ValueError(f"metric {metric!r} is not known; choose one of {', '.join(METRICS)}")
 
 
