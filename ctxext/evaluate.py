@@ -46,6 +46,7 @@ from ctxext.files import append_jsonl, make_parent, read_jsonl
 from ctxext.parallel import distributed
 from ctxext.plan.longest_text import check_length
 from ctxext.progress_bar import TerminalBar
+from ctxext.tasks.base import bos_prefix
 from ctxext.terminal import printable_line
 
 if TYPE_CHECKING:
@@ -340,6 +341,7 @@ class Questions:
         config = dataclasses.replace(
             config,
             seq_lens=config.seq_lens or _default_lengths_of(variants, config.budget.shortest),
+            count_tokens=lambda text: len(bos_prefix(lm.tokenizer) + lm.tokenizer.encode(text)),
             load=load_other,
             checksum=lambda name: _checksum(load_other(name)),
         )

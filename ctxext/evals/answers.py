@@ -116,7 +116,9 @@ def _scores(
     if example.metric == "exact":
         value = float(ids[: len(example.answer)] == example.answer.tolist())
     else:
-        value = score(example.metric, counted, example.references, labels=example.distractors)
+        value = score(
+            example.metric, example.stem + counted, example.references, labels=example.distractors
+        )
     mistake = None
     if value < 1:
         references = example.references or (tokenizer.decode(example.answer.tolist()).strip(),)

@@ -16,6 +16,7 @@ from ctxext.evals.perplexity import Perplexity
 from ctxext.evals.perplexity_estimators import ESTIMATORS
 from ctxext.evals.power import plan_sentence
 from ctxext.evals.published_passkeys import PROTOCOLS, passkey_protocol
+from ctxext.evals.published_samples import BENCHMARKS, NEVER_CUT, PublishedSamples, fit
 from ctxext.evals.recovery import Recovery
 from ctxext.evals.retrieval import Retrieval
 from ctxext.evals.rolling_perplexity import RollingPerplexity
@@ -63,10 +64,11 @@ class SuiteConfig:
     """How many questions there are, and about which texts.
 
     books: the text of "growing-window", a document each; None: `source`. questions: a file for
-    "qa". ruler: a directory of RULER's own samples for "ruler:reference".
-    wording: for tasks that have two. passkey_text: a file with the authors' own prompt for
-    "passkey:<protocol>". load: opens the other model of "longppl:DIR"; checksum: that of its
-    parameters and tokenizer, which tells models of one name apart.
+    "qa" and for published benchmarks. ruler: a directory of RULER's own samples for
+    "ruler:reference". wording: for tasks that have two. passkey_text: a file with the authors' own
+    prompt for "passkey:<protocol>". count_tokens: of a text, with BOS. load: opens the other model
+    of "longppl:DIR"; checksum: that of its parameters and tokenizer, which tells models of one name
+    apart.
     """
 
     seq_lens: tuple[int, ...] = ()
@@ -77,6 +79,7 @@ class SuiteConfig:
     ruler: Path | None = None
     wording: tasks.ProseOrCode = "prose"
     passkey_text: Path | None = None
+    count_tokens: Callable[[str], int] | None = dataclasses.field(default=None, repr=False)
     load: Callable[[str], Model] | None = dataclasses.field(default=None, repr=False)
     checksum: Callable[[str], str] | None = dataclasses.field(default=None, repr=False)
 
@@ -123,6 +126,17 @@ def _ruler_samples(config: SuiteConfig) -> tuple[Eval, ...]:
 
 def _protocol(name: str, config: SuiteConfig) -> tuple[Eval, ...]:
     return (passkey_protocol(name, config.seq_lens, text=config.passkey_text),)
+
+
+def _published(benchmark: str, config: SuiteConfig) -> tuple[Eval, ...]:
+    path = _required(config.questions, benchmark, "--questions FILE")
+    budget = config.budget.whole_texts
+    evaluation = PublishedSamples(benchmark, str(path), config.seq_lens, budget)
+    if benchmark in NEVER_CUT:
+        if config.count_tokens is None:
+            raise ValueError(f"{benchmark} is chosen by length: set count_tokens")
+        evaluation = dataclasses.replace(evaluation, fitting=fit(evaluation, config.count_tokens))
+    return (evaluation,)
 
 
 def _perplexity(config: SuiteConfig) -> tuple[Eval, ...]:
@@ -200,6 +214,7 @@ def _longppl(config: SuiteConfig, evaluator: str = "") -> tuple[Eval, ...]:
 EVALUATIONS: dict[str, Callable[[SuiteConfig], tuple[Eval, ...]]] = {
     "ruler": _ruler,
     "ruler:reference": _ruler_samples,
+    **{name: partial(_published, name) for name in BENCHMARKS},
     **{f"passkey:{name}": partial(_protocol, name) for name in PROTOCOLS},
     "ppl": _perplexity,
     **{f"ppl:{name}": partial(_rolling_perplexity, name) for name in ESTIMATORS},

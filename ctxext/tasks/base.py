@@ -89,6 +89,8 @@ class Example(NamedTuple):
     """Wrong continuations, int32 each: a K-way choice is among these and `answer`."""
     stop_at_newline: bool = False
     """Only the first line that is written counts."""
+    stem: str = ""
+    """The end of the prompt, where a metric reads it as the beginning of the written text."""
     num_shared_tokens: int = 0
     """Length of the prefix shared with the other questions about this text; 0: nothing shared."""
 

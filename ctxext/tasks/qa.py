@@ -11,12 +11,12 @@ import numpy as np
 
 from ctxext.tasks.base import Example, SuiteOptions, Task, TaskContext, as_ids
 from ctxext.tasks.building.clean_text import draw_without, mentions
+from ctxext.tasks.building.json_entries import file_sha256
 from ctxext.tasks.building.placement import Frame, Insertion, place
 from ctxext.tasks.building.question_files import (
     FileQuestion,
     Passage,
     QuestionFile,
-    file_sha256,
     read_questions,
 )
 

@@ -190,7 +190,7 @@ def test_an_option_that_no_evaluation_reads_is_refused(tmp_path):
         ),
         (f"--wording {authors}", "passkey", "authors.json would change .* only passkey:landmark"),
         (f"--wording code {authors}", "passkey:yarn", "--wording code would change nothing"),
-        ("--questions q.json", "passkey", "--questions would change nothing: only qa read"),
+        ("--questions q.json", "passkey", "--questions would change nothing: only qa, longbench"),
         ("--books books", "ppl", "--books would change nothing: only growing-window read it"),
         ("--ruler samples", "ruler", "--ruler would change nothing: only ruler:reference read"),
     ):

@@ -13,7 +13,8 @@ from ctxext.evals import Retrieval
 from ctxext.evals.oracle import AnswerKey, EchoPrompt
 from ctxext.tasks import QA, TaskContext
 from ctxext.tasks.base import encode_fragment
-from ctxext.tasks.building.question_files import file_sha256, read_questions
+from ctxext.tasks.building.json_entries import file_sha256
+from ctxext.tasks.building.question_files import read_questions
 from support.toy_tokenizer import toy_documents, toy_source, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()

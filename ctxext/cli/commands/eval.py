@@ -77,7 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--questions",
         type=Path,
         metavar="FILE",
-        help="The questions of qa: SQuAD, HotpotQA, JSONL.",
+        help="The questions of qa: SQuAD, HotpotQA, JSONL. Or a file, or a directory of files, of "
+        "longbench, longbench-v2, infinitebench, helmet or mrcr:openai, as published.",
     )
     parser.add_argument(
         "--ruler",
@@ -137,6 +138,7 @@ def read_wordings(values: Sequence[str]) -> dict[str, Any]:
 def check_used(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Raise ValueError for an option that none of the evaluations called `names` reads."""
     from ctxext.evals.published_passkeys import PROTOCOLS
+    from ctxext.evals.published_samples import BENCHMARKS
     from ctxext.tasks import by_suite_name
 
     wordings = read_wordings(args.wording)
@@ -147,7 +149,7 @@ def check_used(args: argparse.Namespace, names: Sequence[str]) -> None:
         (f"--wording {wordings.get('wording')}", "wording" in wordings, with_wording),
         (f"--wording {wordings.get('passkey_text')}", "passkey_text" in wordings, published),
         ("--books", args.books is not None, ["growing-window"]),
-        ("--questions", args.questions is not None, ["qa"]),
+        ("--questions", args.questions is not None, ["qa", *BENCHMARKS]),
         ("--ruler", args.ruler is not None, ["ruler:reference"]),
     ):
         if is_given and not set(readers) & set(names):

@@ -2,15 +2,12 @@
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ctxext.tasks.building.clean_text import mentions
-
-JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+from ctxext.tasks.building.json_entries import JSON_LINES, Entry, loads, read_bytes
 
 
 class Passage(NamedTuple):
@@ -40,11 +37,6 @@ class QuestionFile(NamedTuple):
     questions: tuple[FileQuestion, ...]
 
 
-def file_sha256(path: str) -> str:
-    """The hash of a file of questions. Raises ValueError if it cannot be read."""
-    return hashlib.sha256(_read_bytes(path)).hexdigest()
-
-
 @functools.lru_cache(maxsize=4)
 def read_questions(path: str, sha256: str) -> QuestionFile:
     """The questions of a file that has this hash.
@@ -55,7 +47,7 @@ def read_questions(path: str, sha256: str) -> QuestionFile:
     answered by yes or no, or that mention one of their answers, are left out: those can be guessed.
     Raises ValueError that names the file and the entry.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(f"{path} has changed while it was in use: start again")
     numbers: PassageNumbers = {}
@@ -78,44 +70,8 @@ def _number(numbers: PassageNumbers, passages: Sequence[Passage]) -> tuple[int, 
     return tuple(numbers.setdefault(passage, len(numbers)) for passage in passages)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A JSON value and its location, so that an error can say what is missing and where."""
-
-    location: str
-    value: Any
-
-    def __getitem__(self, key: str) -> "_Entry":
-        if not self.has(key):
-            raise ValueError(f'{self.location} has no "{key}"')
-        return _Entry(f"{self.location}.{key}", self.value[key])
-
-    def has(self, key: str) -> bool:
-        return isinstance(self.value, dict) and key in self.value
-
-    def items(self) -> "list[_Entry]":
-        if not isinstance(self.value, list):
-            raise ValueError(f"{self.location} is not a list")
-        return [_Entry(f"{self.location}[{i}]", value) for i, value in enumerate(self.value)]
-
-    def pair(self) -> "list[_Entry]":
-        items = self.items()
-        if len(items) != 2:
-            raise ValueError(f"{self.location} is not a pair")
-        return items
-
-    def text(self, *, empty: bool = False) -> str:
-        if not isinstance(self.value, str) or not (empty or self.value.strip()):
-            raise ValueError(f"{self.location} is not a text")
-        try:
-            self.value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{self.location} holds half a surrogate pair") from None
-        return self.value.strip()
-
-
 def _read_json(path: str, data: bytes, numbers: PassageNumbers) -> Iterator[FileQuestion]:
-    root = _Entry(f"{path}: $", _loads(path, data))
+    root = Entry(f"{path}: $", loads(path, data))
     if root.has("data"):
         return _read_squad(root, numbers)
     if isinstance(root.value, list):
@@ -126,7 +82,7 @@ def _read_json(path: str, data: bytes, numbers: PassageNumbers) -> Iterator[File
     )
 
 
-def _read_squad(root: _Entry, numbers: PassageNumbers) -> Iterator[FileQuestion]:
+def _read_squad(root: Entry, numbers: PassageNumbers) -> Iterator[FileQuestion]:
     for article in root["data"].items():
         title = article["title"].text(empty=True).replace("_", " ") if article.has("title") else ""
         paragraphs = article["paragraphs"].items()
@@ -141,7 +97,7 @@ def _read_squad(root: _Entry, numbers: PassageNumbers) -> Iterator[FileQuestion]
                 yield _question(entry, name, answers, gold=(number,), article=article_numbers)
 
 
-def _read_hotpot(root: _Entry, numbers: PassageNumbers) -> Iterator[FileQuestion]:
+def _read_hotpot(root: Entry, numbers: PassageNumbers) -> Iterator[FileQuestion]:
     for entry in root.items():
         passages = []
         for paragraph in entry["context"].items():
@@ -149,7 +105,7 @@ def _read_hotpot(root: _Entry, numbers: PassageNumbers) -> Iterator[FileQuestion
             text = "".join(
                 sentence.value for sentence in sentences.items() if sentence.text(empty=True)
             )
-            passages.append(Passage(title.text(), _Entry(sentences.location, text).text()))
+            passages.append(Passage(title.text(), Entry(sentences.location, text).text()))
         article = _number(numbers, passages)
         titles = {fact.pair()[0].text() for fact in entry["supporting_facts"].items()}
         gold = [
@@ -169,7 +125,7 @@ def _read_jsonl(path: str, data: bytes, numbers: PassageNumbers) -> Iterator[Fil
         if not line.strip():
             continue
         location = f"{path}, line {line_number}: $"
-        entry = _Entry(location, _loads(f"{path}, line {line_number},", line))
+        entry = Entry(location, loads(f"{path}, line {line_number},", line))
         texts = entry["documents"].items() if entry.has("documents") else [entry["document"]]
         if not texts:
             raise ValueError(f"{location}.documents is empty")
@@ -179,9 +135,9 @@ def _read_jsonl(path: str, data: bytes, numbers: PassageNumbers) -> Iterator[Fil
 
 
 def _question(
-    entry: _Entry,
+    entry: Entry,
     name: str,
-    answers: Sequence[_Entry],
+    answers: Sequence[Entry],
     *,
     gold: Sequence[int],
     article: Sequence[int],
@@ -201,17 +157,3 @@ def _question(
 def _can_be_guessed(question: FileQuestion) -> bool:
     is_yes_or_no = any(answer.lower() in ("yes", "no") for answer in question.answers)
     return is_yes_or_no or mentions(question.text, question.answers)
-
-
-def _read_bytes(path: str) -> bytes:
-    try:
-        return Path(path).expanduser().read_bytes()
-    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-        raise ValueError(f"{path} cannot be read as a file of questions ({error})") from None
-
-
-def _loads(location: str, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:  # also for bytes that are not text
-        raise ValueError(f"{location} is not JSON ({error})") from None
