@@ -30,6 +30,8 @@ from ctxext.serialization import to_json
 
 BUNDLED = "tiny-llama"
 """The base model inside the package."""
+TRAIN_LOSS = "train_loss"
+"""The name of the training loss for `train.keep_best`."""
 MUTABLE_FIELDS = ("mesh", "expect", "allow_shorter")
 """Fields of an experiment that do not affect its result and may change when a run is resumed."""
 
@@ -67,17 +69,54 @@ class Train:
     """Minutes after which a checkpoint is written too; None for no limit."""
     keep: int = 2
     """How many of the newest checkpoints are kept."""
-    keep_best: bool = False
-    """Keep the best checkpoint too, for `--checkpoint best`: the one with the lowest mean training
-    loss since the checkpoint before."""
+    keep_best: str | None = None
+    """Keep the best checkpoint too, for `--checkpoint best`: by "train_loss", the mean training
+    loss since the checkpoint before, or by a measure of `eval_every` such as "passkey@8192". A
+    checkpoint then follows each evaluation that is better than all before it."""
+    result: Literal["latest", "best"] = "latest"
+    """The checkpoint that a run evaluates and exports at its end; "best" is that of `keep_best`."""
+    eval_every: int = 0
+    """Steps between small evaluations during training, which are also done before the first step
+    and after the last; 0 for none. They use other questions than `evals`, so that a choice by them
+    does not flatter the result."""
+    eval_set: tuple[str, ...] = ("retrieval", "loss")
+    """What they measure: "retrieval", all retrieval tasks of `evals` (passkey if there are none),
+    or some of those by their names; "loss", the loss of held-out text, of the run's own data if
+    that has documents of the length. Measures are called "passkey@8192"; "retrieval@8192" is the
+    mean over tasks."""
+    eval_lengths: tuple[int, ...] = ()
+    """Their lengths in tokens; by default the window of the base and the target of the method."""
+    eval_questions: int = 10
+    """Questions per task and length, rounded to as many for each depth."""
+    stop_by: str | None = None
+    """Stop early by this measure of `eval_every`: after `stop_patience` evaluations in a row that
+    are not better by more than `stop_min_difference` than the last that was."""
+    stop_patience: int = 3
+    """Evaluations without progress after which `stop_by` stops."""
+    stop_min_difference: float = 0.0
+    """The difference that counts as progress for `stop_by`: a share of answers, or nats."""
     monitor_every: int = 100
     """Steps between evaluations of fixed rows (`ctxext.training.monitor`) in runs with at least as
     many steps; 0 for none."""
     drift_alarm: float = 0.1
     """Nats by which the loss on short held-out text may exceed that of step 0 before a warning."""
 
+    @property
+    def keep_best_measure(self) -> str | None:
+        """The measure of `eval_every` that the best checkpoint is chosen by, if it is one."""
+        return None if self.keep_best == TRAIN_LOSS else self.keep_best
+
     def __post_init__(self) -> None:
-        positive = ("seq_len", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep")
+        positive = (
+            "seq_len",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+            "eval_questions",
+            "stop_patience",
+        )
         for field in positive:
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
@@ -87,7 +126,8 @@ class Train:
             )
         if not 0 <= self.held_out < 1:
             raise ValueError(f"train.held_out is a share from 0 to below 1, got {self.held_out}")
-        for field in ("steps", "monitor_every", "drift_alarm"):
+        self._check_evaluations()
+        for field in ("steps", "monitor_every", "drift_alarm", "eval_every", "stop_min_difference"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
         for field, known in (("dtype", COMPUTE_DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
@@ -96,6 +136,24 @@ class Train:
                     f"train.{field} {getattr(self, field)!r} is not known; choose "
                     f"{' or '.join(known)}"
                 )
+
+    def _check_evaluations(self) -> None:
+        """Raise ValueError for choices that refer to evaluations that are not made."""
+        for field, measure in (("keep_best", self.keep_best_measure), ("stop_by", self.stop_by)):
+            if measure is not None and not self.eval_every:
+                others = f', or "{TRAIN_LOSS}"' if field == "keep_best" else ""
+                raise ValueError(
+                    f"train.{field} {measure!r} is measured during training only with "
+                    f"train.eval_every, such as 20; set it{others}"
+                )
+        if self.result not in ("latest", "best"):
+            raise ValueError(f"train.result is latest or best, got {self.result!r}")
+        if self.result == "best" and self.keep_best is None:
+            raise ValueError("train.result best needs train.keep_best, which says what is the best")
+        if any(length < 2 for length in self.eval_lengths):
+            raise ValueError(f"train.eval_lengths must be at least 2: {list(self.eval_lengths)}")
+        if self.eval_every and not self.eval_set:
+            raise ValueError("train.eval_set is empty: name what to measure, or set eval_every 0")
 
 
 @dataclasses.dataclass(frozen=True)

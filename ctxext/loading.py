@@ -145,7 +145,7 @@ def _context_of_run(
 def checkpoint_step(source: str | Path, checkpoint: int | str = "latest") -> int:
     """The training steps of a run's checkpoint; 0 for a model that is not a run.
 
-    `checkpoint`: the "latest", the "best" (lowest training loss), or a number of steps. Raises
+    `checkpoint`: the "latest", the "best" (by `train.keep_best`), or a number of steps. Raises
     ValueError, listing the checkpoints that exist, for one that does not.
     """
     path = locate(source)

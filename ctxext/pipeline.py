@@ -11,8 +11,10 @@ from typing import Any
 import jax
 
 from ctxext import loading, report, requirements
-from ctxext.evals import EvalRecord, evaluated_model
+from ctxext.evals import EvalRecord, Retrieval, evaluated_model
 from ctxext.evals.record import EvaluatedModel, read_records
+from ctxext.evals.work import calls_of
+from ctxext.evals.wrong_answers import wrong_answers
 from ctxext.evaluate import evaluate
 from ctxext.experiment import Experiment
 from ctxext.export import check, check_length, export, merge_note, run_card
@@ -22,11 +24,14 @@ from ctxext.methods import label
 from ctxext.model.lm import LM
 from ctxext.model.trainable import Full
 from ctxext.parallel import distributed
-from ctxext.plan.flops import seconds_at_peak
+from ctxext.plan.flops import seconds_at_peak, step_flops
+from ctxext.plan.job import Job
+from ctxext.price import Work
 from ctxext.prove import changes_since_proof, describe, in_words, proof_file, prove
 from ctxext.rope import RopeScaling
 from ctxext.rundir import RunDir
 from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
+from ctxext.training.evaluation_set import EvaluationSet
 from ctxext.training.loop import train
 
 
@@ -131,13 +136,14 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
                 # again in the compute dtype.
                 del base
                 base = loading.load_base(experiment, for_training=True)
-            result = _train_and_load(experiment, directory, base, sinks)
+            result, steps = _train_and_load(experiment, directory, base, sinks)
         else:
+            steps = 0
             scaling = experiment.effective_scaling(base.scaling)
             result = base.with_method(
                 scaling, experiment.attention, allow_shorter=experiment.allow_shorter
             )
-        model = _evaluate(experiment, result, experiment.train.steps, directory, sinks)
+        model = _evaluate(experiment, result, steps, directory, sinks)
         if experiment.export is not None:
             proof = _export(experiment, result, model, directory)
             facts = {"method": model.label, "equal": proof["equal"]}
@@ -197,11 +203,14 @@ def _run_baseline(
     directory = RunDir(run.baselines / slug).open(variant)
     group = experiment.name
     with start_sinks(variant, directory, track=track, group=group, job="baseline") as sinks:
-        result = _train_and_load(variant, directory, base, sinks)
-        _evaluate(variant, result, variant.train.steps, run, sinks)
+        result, steps = _train_and_load(variant, directory, base, sinks)
+        _evaluate(variant, result, steps, run, sinks)
 
 
-def _train_and_load(experiment: Experiment, run: RunDir, base: LM, sinks: list[Sink]) -> LM:
+def _train_and_load(
+    experiment: Experiment, run: RunDir, base: LM, sinks: list[Sink]
+) -> tuple[LM, int]:
+    """The checkpoint that `train.result` chooses, and its steps."""
     settings = experiment.train
     rows = settings.batch_size * settings.accumulate
     tokens = settings.steps * rows * settings.seq_len
@@ -211,13 +220,18 @@ def _train_and_load(experiment: Experiment, run: RunDir, base: LM, sinks: list[S
         file=sys.stderr,
     )
     _train(experiment, run, base, sinks)
-    return loading.load(run.path, mesh=experiment.mesh, trust=True)  # this process wrote it
+    steps = loading.checkpoint_step(run.path, settings.result)
+    # This process wrote it.
+    lm = loading.load(run.path, checkpoint=steps, mesh=experiment.mesh, trust=True)
+    return lm, steps
 
 
 def _train(experiment: Experiment, run: RunDir, base: LM, sinks: Sequence[Sink]) -> None:
     """Train or resume, and refer the trackers to the checkpoints that are left at the end."""
     devices = experiment.mesh.build().size
     peak = seconds_at_peak(experiment, base.config, jax.devices()[0].device_kind, devices)
+    if experiment.train.eval_every:
+        print("\n".join(_price_of_evaluations(experiment, base, devices)), file=sys.stderr)
     train(experiment, run, base, sinks=sinks, seconds_at_peak=peak)
     checkpoints = [path for path in run.checkpoints.glob("*") if path.name.isdecimal()]
     if checkpoints:
@@ -227,14 +241,45 @@ def _train(experiment: Experiment, run: RunDir, base: LM, sinks: Sequence[Sink])
             sink.artifact("checkpoints", checkpoints, {"steps": steps})
 
 
+def _price_of_evaluations(experiment: Experiment, base: LM, devices: int) -> list[str]:
+    """What is measured during training, and the share of the training's operations that it takes.
+
+    Raises ValueError as `EvaluationSet.of`.
+    """
+    settings = experiment.train
+    chosen = EvaluationSet.of(experiment, base.context, base.tokenizer)
+    times = 1 + len(
+        {*range(settings.eval_every, settings.steps, settings.eval_every), settings.steps}
+    )
+    scaling = experiment.effective_scaling(base.scaling)
+    lm = base.with_method(scaling, experiment.attention, allow_shorter=True)
+    described = evaluated_model(lm)
+    works = [Work(e.full_title, lm, calls_of(e, lm, e.items(), described)) for e in chosen.evals]
+    evaluating = times * sum(work.operations.total for work in works)
+    training = settings.steps * step_flops(Job.of(experiment, base.config, devices)).total
+    share = evaluating / (evaluating + training)
+    return [
+        chosen.sentence(times),
+        *chosen.notes,
+        f"evaluations during training take about {100 * share:.2g} % of the run's operations",
+    ]
+
+
 def _evaluate(
     experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]
 ) -> EvaluatedModel:
     """Evaluate one variant into the run's records; returns how they describe it."""
     model = evaluated_model(lm, steps=steps, train_seq_len=experiment.train.seq_len)
     records = evaluate(lm, experiment.evals, model=model, sink=run.records_file)
+    by_item = {record.item: record for record in records}
     for sink in sinks:
         sink.records(records)
+    for evaluation in experiment.evals if sinks else ():
+        if isinstance(evaluation, Retrieval) and evaluation.condition == "needle":
+            own = [by_item[item] for item in evaluation.items()]
+            wrong = wrong_answers(evaluation, lm.tokenizer, own)
+            for sink in sinks:
+                sink.wrong_answers(steps, wrong)
     return model
 
 

@@ -16,6 +16,7 @@ from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
 from ctxext.model.context import meant_scaling
 from ctxext.rope import RopeScaling
+from ctxext.training import evaluation_set
 
 
 class Requirement(NamedTuple):
@@ -123,7 +124,8 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
 def check_context(experiment: Experiment, *, training_only: bool = False) -> None:
     """Raise ValueError for a factor that gives less context than the base checkpoint declares.
 
-    With `training_only`, only what is trained is checked. Reads no weights.
+    Also for a choice by a measure that is not evaluated during training. With `training_only`, only
+    what is trained is checked. Reads no weights.
     """
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
@@ -137,6 +139,8 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
         context = loading.base_context(experiment)
         for scaling in scalings:
             context.check(scaling)
+    if experiment.train.eval_every:
+        evaluation_set.check(experiment, loading.base_context(experiment))
 
 
 def check(experiment: Experiment, *, training_only: bool = False) -> None:

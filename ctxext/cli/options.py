@@ -90,7 +90,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="latest",
         metavar="latest|best|STEP",
-        help="Which checkpoint of a run; best: of the lowest training loss, see train.keep_best.",
+        help="Which checkpoint of a run; best: by the measure of train.keep_best, or else "
+        "of the lowest training loss.",
     )
 
 

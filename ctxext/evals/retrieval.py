@@ -182,6 +182,17 @@ class Retrieval(Eval):
         for cells in _by_text(self._grid().values()):
             yield from self.ask(tokenizer, haystack, cells)
 
+    def examples_of(self, tokenizer: Any, items: Collection[str]) -> dict[str, Example]:
+        """The named questions."""
+        haystack = documents(self.source, tokenizer)
+        names = set(items)
+        by_text = _by_text(cell for cell in self._grid().values() if cell.item in names)
+        return {
+            cell.item: example
+            for cells in by_text
+            for cell, example in zip(cells, self.ask(tokenizer, haystack, cells), strict=True)
+        }
+
     def _record(
         self,
         cell: Cell,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.evals.record import EvalRecord
+from ctxext.evals.wrong_answers import WrongAnswer
 from ctxext.experiment import Experiment
 from ctxext.parallel import distributed
 from ctxext.rundir import RunDir
@@ -124,6 +125,9 @@ class GuardedSink(Sink):
 
     def records(self, records: list[EvalRecord]) -> None:
         self._guard(lambda sink: sink.records(records))
+
+    def wrong_answers(self, step: int, answers: Sequence[WrongAnswer]) -> None:
+        self._guard(lambda sink: sink.wrong_answers(step, answers))
 
     def images(self, draw: Callable[[], Images]) -> None:
         self._guard(lambda sink: sink.images(draw))

@@ -1,5 +1,6 @@
 """The panels of each section of the dashboard. Needs wandb-workspaces."""
 
+import re
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
@@ -34,7 +35,15 @@ def training() -> list[Any]:
             "short-context drift: loss on short held-out text above step 0, nats", "short_drift"
         ),
         _by_step("loss on short held-out text, nats per token", "short_loss"),
+        _matching("right answers during training", _tasks_during_training(), x="train/step"),
+        _matching("loss of held-out text by length", "train/eval/loss@.*", x="train/step"),
     ]
+
+
+def _tasks_during_training() -> str:
+    """A pattern of the measures of questions; the loss has other units."""
+    names = [*(re.escape(task.name) for task in suite_classes()), "retrieval", ".*/.*"]
+    return f"train/eval/({'|'.join(names)})@.*"
 
 
 def length_generalisation() -> list[Any]:
@@ -51,6 +60,7 @@ def retrieval() -> list[Any]:
     return [
         _by_length("right answers by length", "eval/[^/]*/.*/correct"),
         _by_length("nats per answer by length", "eval/[^/]*/.*/answer_nll"),
+        wr.WeavePanelSummaryTable(table_name="wrong_answers"),
         wr.MediaBrowser(
             title="length x depth",
             media_keys=[f"heatmaps/{task.name}" for task in suite_classes()],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ctxext.evals.record import EvalRecord
+from ctxext.evals.wrong_answers import WrongAnswer
 from ctxext.files import append_jsonl
 
 Images = dict[str, np.ndarray]
@@ -21,6 +22,9 @@ class Sink:
 
     def records(self, records: list[EvalRecord]) -> None:
         """Records of evaluations. The run itself keeps them in records.jsonl."""
+
+    def wrong_answers(self, step: int, answers: Sequence[WrongAnswer]) -> None:
+        """Wrong answers after `step` training steps, for people to look at."""
 
     def images(self, draw: Callable[[], Images]) -> None:
         """Pictures by name; `draw` is called only by a sink that shows them."""

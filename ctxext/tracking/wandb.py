@@ -14,6 +14,7 @@ from typing import Any
 
 from ctxext.attention import Causal
 from ctxext.evals.record import EvalRecord
+from ctxext.evals.wrong_answers import WrongAnswer
 from ctxext.experiment import Experiment
 from ctxext.files import check_place, read_bytes, write_text
 from ctxext.methods import label, method_name
@@ -42,6 +43,8 @@ OFFLINE_RUNS = ("wandb/offline-run-*", "baselines/*/wandb/offline-run-*")
 class WandbSink(Sink):
     """Metrics by `train/step`, evaluations by `eval/seq_len` and as a table, heatmaps, checkpoints.
 
+    Wrong answers are a table too, by training step, task and length.
+
     A run directory keeps the id of its wandb run, so that a resumed run continues it. If a server
     does not answer, the run is kept offline, which is printed on stderr.
     """
@@ -52,6 +55,7 @@ class WandbSink(Sink):
         self._wandb = wandb
         self._path = run.path
         self._rows: list[dict[str, Any]] = []
+        self._wrong: list[Any] = []
         self._run = self._start(_init_arguments(experiment, run, group, job))
         # Axes of our own: wandb's step cannot go back when a run resumes from an older checkpoint.
         for axis in ("train/step", "eval/seq_len"):
@@ -86,6 +90,14 @@ class WandbSink(Sink):
         cells: list[Any] = [[_cell(row.get(name)) for name in columns] for row in self._rows]
         table = self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
         self._run.log({"rows": table})
+
+    def wrong_answers(self, step: int, answers: Sequence[WrongAnswer]) -> None:
+        self._wrong += [[step, *answer] for answer in answers]
+        if answers:
+            table = self._wandb.Table(
+                columns=["step", *WrongAnswer._fields], data=self._wrong, allow_mixed_types=True
+            )
+            self._run.log({"train/step": step, "wrong_answers": table})
 
     def images(self, draw: Callable[[], Images]) -> None:
         tasks: dict[str, list[Any]] = {}

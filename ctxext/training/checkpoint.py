@@ -1,6 +1,7 @@
 """Checkpoints of a run: a pure dict {params, opt_state} per step, in directories named by the step.
 
-They are written in the background, appear complete or not at all, and carry checksums.
+A run that is evaluated during training also keeps the curve up to each checkpoint in it. They are
+written in the background, appear complete or not at all, and carry checksums.
 """
 
 import contextlib
@@ -10,13 +11,15 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from ctxext.experiment import TRAIN_LOSS
+from ctxext.interop.validation import COUNT, FINITE, TEXT, Shape, check_shape, optional
 from ctxext.parallel import distributed
 from ctxext.training.checksums import (
     find_corruption,
@@ -24,9 +27,16 @@ from ctxext.training.checksums import (
     recorded_facts,
     write_checksums,
 )
+from ctxext.training.curve import Evaluated, best
 
 KEEP = 2
 PARAMS, OPT_STATE = "params", "opt_state"
+EVALUATIONS = "evaluations"
+SAVED_EVALUATIONS: Shape = {
+    "best_by": optional(TEXT),
+    "curve": [{"step": COUNT, "values": {"*": FINITE}}],
+}
+"""The evaluations during training up to a checkpoint, as JSON."""
 
 # orbax logs every file that it opens; what a user must know, this module raises.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -34,19 +44,30 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 @dataclasses.dataclass
 class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
-    """Preserve the newest checkpoints and, if `best`, the one with the lowest known loss."""
+    """Preserve the newest checkpoints and, if `best`, the one with the best known value."""
 
     keep: int
-    best: bool
-    losses: dict[int, float] = dataclasses.field(default_factory=dict)
+    best: str | None
+    """The measure, see `train.keep_best`."""
+    values: dict[int, float] = dataclasses.field(default_factory=dict)
+    """The values of that measure by step."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [info.step for info in checkpoints]
         preserved = set(steps[max(0, len(steps) - self.keep) :])
-        known = [step for step in steps if step in self.losses]
+        known = {step: self.values[step] for step in steps if step in self.values}
         if self.best and known:
-            preserved.add(min(known, key=self.losses.__getitem__))
+            preserved.add(_best_step(known, self.best))
         return [step in preserved for step in steps]
+
+
+def _best_step(values: Mapping[int, float], measure: str) -> int:
+    """The first step with the best value; of the training loss, the lowest is the best."""
+    if measure == TRAIN_LOSS:
+        return min(sorted(values), key=values.__getitem__)
+    found = best([Evaluated(step, {measure: values[step]}) for step in sorted(values)], measure)
+    assert found is not None
+    return found.step
 
 
 class Checkpoints:
@@ -55,10 +76,11 @@ class Checkpoints:
     A checkpoint that was cut off while being written does not count. One that is corrupt is renamed
     to STEP.damaged, and the one before it is used. Raises OSError when no more can be written.
 
-    keep: how many of the newest stay; best: the one with the lowest loss stays too.
+    keep: how many of the newest stay; best: the measure by which the best stays too, see
+    `train.keep_best`.
     """
 
-    def __init__(self, directory: Path, *, keep: int = KEEP, best: bool = False) -> None:
+    def __init__(self, directory: Path, *, keep: int = KEEP, best: str | None = None) -> None:
         self.directory = Path(directory).absolute()
         self._policy = _Preserve(keep, best)
         options = ocp.CheckpointManagerOptions(
@@ -71,29 +93,51 @@ class Checkpoints:
         for step in self._manager.all_steps():
             self._write_missing_checksums(step)
             loss = recorded_facts(self._path(step)).get("loss")
-            if loss is not None:
-                self._policy.losses[step] = loss
+            with contextlib.suppress(ValueError):  # corrupt: `restore` will set it aside
+                self._note_value(step, loss, self.curve(step))
 
     @property
     def latest(self) -> int | None:
         """Steps done in the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, params: Any, opt_state: Any, *, loss: float | None = None) -> None:
+    def curve(self, step: int) -> list[Evaluated]:
+        """The evaluations during training up to a checkpoint.
+
+        Raises ValueError for what no run writes.
+        """
+        return _read_curve(self._manager, step)[1]
+
+    def save(
+        self,
+        step: int,
+        params: Any,
+        opt_state: Any,
+        *,
+        loss: float | None = None,
+        curve: Sequence[Evaluated] = (),
+    ) -> None:
         """Copy the state now and write it in the background.
 
-        An existing checkpoint of this step is left alone. Raises OSError if this checkpoint, or the
+        loss: the mean training loss since the checkpoint before. curve: the evaluations so far. An
+        existing checkpoint of this step is left alone. Raises OSError if this checkpoint, or the
         one begun before it, cannot be written.
         """
         with self._raising_oserror():
             self._join()
         if step in self._manager.all_steps():
             return
-        if loss is not None:
-            self._policy.losses[step] = loss
+        self._note_value(step, loss, curve)
         items = {PARAMS: params, OPT_STATE: _flatten(opt_state)}
         self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
-        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        arguments: dict[str, Any] = {
+            name: ocp.args.StandardSave(item) for name, item in items.items()
+        }
+        if curve:
+            rows = [{"step": row.step, "values": dict(row.values)} for row in curve]
+            arguments[EVALUATIONS] = ocp.args.JsonSave(
+                {"best_by": self._policy.best, "curve": rows}
+            )
         with self._raising_oserror():
             self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
         self._finishing = threading.Thread(
@@ -136,6 +180,13 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _note_value(self, step: int, loss: float | None, curve: Sequence[Evaluated]) -> None:
+        """Note a checkpoint's value of the measure that the best is chosen by, if it has one."""
+        measure = self._policy.best
+        value = loss if measure == TRAIN_LOSS else _value_at(step, curve, measure)
+        if value is not None:
+            self._policy.values[step] = value
 
     def _join(self) -> None:
         thread, self._finishing = self._finishing, None
@@ -200,30 +251,75 @@ class Checkpoints:
 def find_step(directory: Path, which: int | str = "latest") -> int:
     """Find the steps done in the complete checkpoint `which` under `directory`.
 
-    which: "latest", "best" (the lowest training loss), or a number of steps. Raises ValueError,
-    listing the existing checkpoints, if there is no such checkpoint.
+    which: "latest", "best" (by the measure of the run's `train.keep_best`, or else the lowest
+    training loss), or a number of steps. Raises ValueError, listing the existing checkpoints, if
+    there is no such checkpoint.
     """
     with _reader(directory) as manager:
         steps = sorted(manager.all_steps())
+        if steps and which == "best":
+            return _find_best(Path(directory), manager, steps)
     if not steps:
         raise ValueError(f"no checkpoint under {directory}: train this run first")
     listed = ", ".join(map(str, steps))
     if which == "latest":
         return steps[-1]
-    if which == "best":
-        losses: dict[int, Any] = {
-            step: recorded_facts(Path(directory) / str(step)).get("loss") for step in steps
-        }
-        unknown = [step for step, loss in losses.items() if loss is None]
-        if unknown:
-            raise ValueError(
-                f"the best checkpoint under {directory} is not known, because {unknown[0]} has no "
-                f"loss recorded; choose one of {listed}"
-            )
-        return min(losses, key=losses.__getitem__)
     if str(which) not in map(str, steps):
         raise ValueError(f"no checkpoint {which} under {directory}; there are {listed}")
     return int(which)
+
+
+def _find_best(directory: Path, manager: ocp.CheckpointManager, steps: Sequence[int]) -> int:
+    """The best of some steps."""
+    listed = ", ".join(map(str, steps))
+    measure, _ = _read_curve(manager, steps[-1])
+    if measure not in (None, TRAIN_LOSS):
+        values = {step: _value_at(step, _read_curve(manager, step)[1], measure) for step in steps}
+        known = {step: value for step, value in values.items() if value is not None}
+        if not known:
+            raise ValueError(
+                f"the best checkpoint under {directory} is not known, because none of them was "
+                f"evaluated; choose one of {listed}"
+            )
+        return _best_step(known, measure)
+    losses: dict[int, Any] = {
+        step: recorded_facts(directory / str(step)).get("loss") for step in steps
+    }
+    unknown = [step for step, loss in losses.items() if loss is None]
+    if unknown:
+        raise ValueError(
+            f"the best checkpoint under {directory} is not known, because {unknown[0]} has no "
+            f"loss recorded; choose one of {listed}"
+        )
+    return _best_step(losses, TRAIN_LOSS)
+
+
+def _read_curve(manager: ocp.CheckpointManager, step: int) -> tuple[str | None, list[Evaluated]]:
+    """(what the best is chosen by, the evaluations) that a checkpoint holds; (None, []) for none.
+
+    Raises ValueError for what no run writes.
+    """
+    directory = Path(str(manager.directory)) / str(step)
+    if not (directory / EVALUATIONS).is_dir():
+        return None, []
+    try:
+        arguments = ocp.args.Composite(**{EVALUATIONS: ocp.args.JsonRestore()})
+        saved = manager.restore(step, args=arguments)[EVALUATIONS]
+        check_shape(saved, SAVED_EVALUATIONS, "it")
+        curve = [Evaluated(row["step"], row["values"]) for row in saved["curve"]]
+        return saved["best_by"], curve
+    except Exception as error:  # whatever orbax and its libraries raise
+        raise ValueError(
+            f"{directory / EVALUATIONS} cannot be read ({_first_line(error)}): restore it, or "
+            f"remove {directory} to resume from the checkpoint before it"
+        ) from error
+
+
+def _value_at(step: int, curve: Sequence[Evaluated], measure: str | None) -> float | None:
+    """The value of a measure after a step; None if it was not evaluated then."""
+    if measure is None or not curve or curve[-1].step != step:
+        return None
+    return curve[-1].values.get(measure)
 
 
 def load_params(
@@ -252,6 +348,7 @@ class OtherModel(ValueError):
 
 def _manager(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     handlers: Any = {name: ocp.StandardCheckpointHandler() for name in (PARAMS, OPT_STATE)}
+    handlers[EVALUATIONS] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 

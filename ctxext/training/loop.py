@@ -11,21 +11,25 @@ import jax
 
 from ctxext.data import Rows, corpora
 from ctxext.experiment import Experiment
+from ctxext.files import read_jsonl
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.lm import LM
+from ctxext.parallel.distributed import broadcast_from_primary
 from ctxext.rundir import RunDir
 from ctxext.serialization import to_json
 from ctxext.tracking import Sink
 from ctxext.training.batches import Batches
 from ctxext.training.checkpoint import Checkpoints
 from ctxext.training.checksums import parameter_checksum
+from ctxext.training.curve import Evaluated, Watch
+from ctxext.training.evaluator import Evaluator, from_row
 from ctxext.training.metrics import Metrics, NotFinite
 from ctxext.training.monitor import Monitor
 from ctxext.training.progress import TrainLog
 from ctxext.training.state import split_params, start_state, state_shapes
 from ctxext.training.step import compiled_step
-from ctxext.training.stopping import StoppingPolicy, signals
+from ctxext.training.stopping import Request, StoppingPolicy, signals
 
 
 def train(
@@ -51,6 +55,7 @@ def train(
     rows = experiment.training_data.open(base.tokenizer)
     if progress:
         _say_what_is_held_out(rows)
+    evaluator = Evaluator.of(experiment, base)
     batches = Batches(experiment, base, rows)
     if progress and (warning := experiment.mesh.idle()):
         print(warning, file=sys.stderr)
@@ -72,9 +77,15 @@ def train(
         monitor = Monitor.of(experiment, base, rows, run)
         if monitor and done == 0 and monitor.due(0):
             log.write(monitor.row(0, params, frozen))
+        watch = Watch(settings, checkpoints.curve(done) if done else _first_evaluation(run))
+        if evaluator and not watch.curve:
+            evaluation = evaluator.evaluate(0, params, frozen)
+            log.evaluation(evaluation)
+            watch.curve.append(evaluation.values)
 
         stack.enter_context(_naming_the_last_good_checkpoint(run, checkpoints))
-        host_batches = stack.enter_context(batches.prefetch(done, settings.steps))
+        last = settings.steps if watch.over_at is None else done
+        host_batches = stack.enter_context(batches.prefetch(done, last))
         for step, host_batch in host_batches:
             batch = batches.on_devices(step, host_batch)
             rotation = batches.rotation(host_batch)
@@ -85,17 +96,41 @@ def train(
             if monitor and monitor.due(done):
                 with metrics.exclude():
                     log.write(monitor.row(done, params, frozen))
-            save, stopping = policy.after(done)
+            requested = Request.NOTHING
+            if evaluator and evaluator.due(done):
+                with metrics.exclude():
+                    evaluation = evaluator.evaluate(done, params, frozen)
+                    log.evaluation(evaluation)
+                watch.curve.append(evaluation.values)
+                requested = watch.request
+            save, stopping = policy.after(done, requested)
             if save:
                 metrics.flush()  # raises NotFinite: only a state from a finite step is saved
-                checkpoints.save(done, params, opt_state, loss=metrics.mean_loss())
+                loss = metrics.mean_loss()
+                checkpoints.save(done, params, opt_state, loss=loss, curve=watch.curve)
             if stopping:
                 break
         checkpoints.wait()
         exit_code = policy.exit_code()
 
-    _report_stop(done, settings.steps, exit_code)
+    if progress and log.evaluating:
+        print(log.evaluating.note, file=sys.stderr)
+    if watch.over_at is None:
+        _report_stop(done, settings.steps)
+    else:
+        print(
+            f"stopped early after step {done} of {settings.steps}: {watch.reason}", file=sys.stderr
+        )
+    if exit_code is not None:
+        raise SystemExit(exit_code)
     return params
+
+
+def _first_evaluation(run: RunDir) -> list[Evaluated]:
+    """The evaluation before the first step, if a start that has no checkpoint yet made it."""
+    rows = broadcast_from_primary(lambda: read_jsonl(run.metrics_file))
+    evaluations = [evaluated for row in rows if (evaluated := from_row(row))]
+    return evaluations[:1]
 
 
 def _check_dropout(config: LlamaConfig) -> None:
@@ -112,15 +147,13 @@ def _say_what_is_held_out(rows: Rows) -> None:
             print(f"data: {corpus.held_out.note}", file=sys.stderr)
 
 
-def _report_stop(done: int, steps: int, exit_code: int | None) -> None:
-    """Say how to resume a run that was stopped early, and exit if a signal stopped it."""
+def _report_stop(done: int, steps: int) -> None:
+    """Say how to resume a run that was stopped early."""
     if done < steps:
         print(
             f"stopped after step {done} of {steps}, saved; resume with: {_command()}",
             file=sys.stderr,
         )
-    if exit_code is not None:
-        raise SystemExit(exit_code)
 
 
 def _record_start(

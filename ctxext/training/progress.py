@@ -1,5 +1,6 @@
 """Reports of a run while it trains: progress on stderr, rows of metrics to the trackers."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,26 @@ from ctxext.parallel import distributed
 from ctxext.progress_bar import TerminalBar
 from ctxext.terminal import printable_line
 from ctxext.tracking import Sink
+from ctxext.training.curve import is_loss
+from ctxext.training.evaluator import Evaluation
+
+
+@dataclasses.dataclass
+class TimeEvaluating:
+    """How much of the time of a training went into evaluations."""
+
+    started: float
+    seconds: float = 0.0
+    times: int = 0
+
+    def __bool__(self) -> bool:
+        return self.times > 0
+
+    @property
+    def note(self) -> str:
+        share = self.seconds / max(time.perf_counter() - self.started, 1e-9)
+        took = f"{self.seconds:.0f} s, {share:.0%} of the time"
+        return f"evaluations during training: {self.times} in {took}"
 
 
 class TrainLog:
@@ -21,6 +42,21 @@ class TrainLog:
         steps = experiment.train.steps
         self._progress = TrainProgress(experiment.name, start, steps, enabled=progress)
         self._sinks = sinks
+        self._name = printable_line(experiment.name)
+        self._shows = progress
+        self.evaluating = TimeEvaluating(time.perf_counter())
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Print the values of an evaluation; send them and its wrong answers to the trackers."""
+        step, values = evaluation.values
+        self.evaluating.seconds += evaluation.seconds
+        self.evaluating.times += 1
+        if self._shows:
+            listed = ", ".join(f"{name} {_value(name, value)}" for name, value in values.items())
+            print(f"{self._name}: step {step}  {listed}", file=sys.stderr, flush=True)
+        self.write(evaluation.row)
+        for sink in self._sinks:
+            sink.wrong_answers(step, evaluation.wrong)
 
     def step(self, row: dict[str, Any]) -> None:
         """Show the row of a step; one that is due for logging has a learning rate and is kept."""
@@ -41,6 +77,10 @@ class TrainLog:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def _value(name: str, value: float) -> str:
+    return f"{value:.4f}" if is_loss(name) else f"{value:.0%}"
 
 
 class TrainProgress:

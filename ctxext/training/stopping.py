@@ -51,11 +51,15 @@ class StoppingPolicy:
         """
         self._polled = distributed.all_reduce_max(self._own_request())
 
-    def after(self, done: int) -> tuple[bool, bool]:
-        """(save, stop) after step `done`, counted from 1."""
+    def after(self, done: int, requested: Request = Request.NOTHING) -> tuple[bool, bool]:
+        """(save, stop) after step `done`, counted from 1.
+
+        requested: what evaluations ask for, which is the same in every process.
+        """
         # A single process need not have polled before the step: it is asked now.
         is_single = distributed.process_count() == 1
-        self._request = self._own_request() if is_single else int(self._polled)
+        polled = self._own_request() if is_single else int(self._polled)
+        self._request = max(polled, requested)
         settings = self._settings
         save = (
             self._request >= Request.SAVE

@@ -155,7 +155,7 @@ def test_every_command_opens_the_chosen_checkpoint(base: Path, tmp_path: Path, c
     file.write_text(EXPERIMENT.format(init=str(base)))
     train = (
         "train {file} --run-dir {run} --train.steps {steps} --optim.learning-rate 0.3 "
-        "--train.keep-best --train.keep 1 --train.checkpoint-every 1 --no-wandb"
+        "--train.keep-best train_loss --train.keep 1 --train.checkpoint-every 1 --no-wandb"
     )
     assert main(argv(train, file=file, run=run, steps=3)) == 0
     losses = [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]

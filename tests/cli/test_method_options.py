@@ -107,7 +107,10 @@ def test_fields_are_replaced_together():
     changed = override(start, ["--mesh.fsdp", "-1", "--mesh.data", "1", "--seed=7"])
     assert (changed.mesh, changed.seed) == (Mesh(data=1, fsdp=-1), 7)
     assert override(EXPERIMENT, ["--train.steps", "5", "--train.steps=6"]).train.steps == 6
-    assert override(EXPERIMENT, ["--train.keep-best"]).train.keep_best
+    kept = override(EXPERIMENT, ["--train.keep-best", "loss@64", "--train.eval-every", "5"])
+    assert (kept.train.keep_best, kept.train.eval_every) == ("loss@64", 5)
+    chosen = override(EXPERIMENT, ["--train.eval-set", "passkey", "loss"]).train.eval_set
+    assert chosen == ("passkey", "loss")
     assert override(EXPERIMENT, ["--optim.rates", '[["lm_head", 0.5]]']).optim.rates == (
         ("lm_head", 0.5),
     )
@@ -130,7 +133,11 @@ def test_fields_are_replaced_together():
         (["--train.steps"], "--train.steps needs a value: a whole number"),
         (["--train.steps", "1", "2"], "--train.steps takes one value, got 1 2"),
         (["--train.dtype", "f8"], "--train.dtype must be float32 or bfloat16, got 'f8'"),
-        (["--train.keep-best", "maybe"], "--train.keep-best must be true or false, got 'maybe'"),
+        (
+            ["--optim.decay-norms", "maybe"],
+            "--optim.decay-norms must be true or false, got 'maybe'",
+        ),
+        (["--train.keep-best", "loss@64"], "train.keep_best 'loss@64' is measured .* eval_every"),
         (["--rope", "yarn"], "--rope is not a single value"),
         (["--evals", "ppl"], "--evals is not a single value"),
         (["--model.head-dim", "4"], "this experiment has no model"),

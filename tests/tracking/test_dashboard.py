@@ -27,6 +27,9 @@ LOGGED = [
     "train/attention_logit_max",
     "train/attention_logit/layer_00",
     "train/loss_by_position/32-63",
+    "train/eval/passkey@8192",
+    "train/eval/ruler-exact/vt@8192",
+    "train/eval/loss@8192",
     "eval/ppl/yarn(factor=4)/nats_per_token",
     "eval/ppl:yarn/none/nats_per_token",
     "eval/longppl/none/nats_per_token",
@@ -84,6 +87,9 @@ def test_everything_that_training_logs_is_shown(tmp_path):
         "train/attention_logit/layer_00",
         "train/attention_logit/layer_01",
         "train/loss_by_position/32-63",
+        "train/eval/passkey@8192",
+        "train/eval/ruler-exact/vt@8192",
+        "train/eval/loss@8192",
     } <= logged
     sections = panels(dashboard.as_json("p"))
     configs = [panel["config"] for section in SECTIONS[:2] for panel in sections[section]]

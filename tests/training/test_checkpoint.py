@@ -163,7 +163,7 @@ def test_a_checkpoint_whose_process_was_killed_before_its_checksums_gets_them_on
 
 def test_the_best_and_the_newest_are_kept_also_after_a_restart(tmp_path):
     for losses in ({10: 3.0, 20: 1.0, 30: 2.0}, {40: 1.5, 50: 1.7}):
-        with Checkpoints(tmp_path, keep=1, best=True) as saved:
+        with Checkpoints(tmp_path, keep=1, best="train_loss") as saved:
             for step, loss in losses.items():
                 saved.save(step, *state(step), loss=loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "50"]

@@ -40,7 +40,7 @@ experiment = Experiment(
         checkpoint_every=5,
         log_every=1,
         keep=3,
-        keep_best=True,
+        keep_best="train_loss",
     ),
 )
 """
