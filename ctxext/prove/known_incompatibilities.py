@@ -18,6 +18,7 @@ from ctxext.prove.rope_readers import (
     KnownIncompatibility,
     rope_incompatibilities,
 )
+from ctxext.tokenization.expressions import QWEN2
 from ctxext.tokenization.tokenizer import Tokenizer
 
 META_CODE = "https://github.com/meta-llama/llama/blob/main/llama/model.py"
@@ -39,6 +40,15 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
         return [*_meta(artifact.path), *_first_space("Meta's code", tokenizer)]
     config = read_json(artifact.base / "config.json")
     known = [*_config(config), *_tokenizer(artifact.base)]
+    if has_rules_replaced(artifact.base):
+        known.append(
+            KnownIncompatibility(
+                "transformers 5",
+                "cuts the text of every qwen2 by Qwen's rules, not by those of its tokenizer.json, "
+                "which gives other ids; PreTrainedTokenizerFast.from_pretrained reads the file",
+                TESTED,
+            )
+        )
     if artifact.format == "peft" and _is_scaled(config):
         known.append(
             KnownIncompatibility(
@@ -59,6 +69,28 @@ def _config(config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
             TESTED,
         )
     yield from rope_incompatibilities(config)
+
+
+def has_rules_replaced(directory: Path) -> bool:
+    """Whether AutoTokenizer of transformers 5 cuts texts otherwise than tokenizer.json says.
+
+    It gives a qwen2 the normalizer, pre-tokenizer and decoder of Qwen, whatever tokenizer_class is.
+    """
+    path = directory / "tokenizer.json"
+    if read_json(directory / "config.json").get("model_type") != "qwen2" or not path.is_file():
+        return False
+    rules = read_json(path)
+    if rules.get("normalizer") != {"type": "NFC"}:
+        return True
+    if (rules.get("decoder") or {}).get("type") != "ByteLevel":
+        return True
+    parts = (rules.get("pre_tokenizer") or {}).get("pretokenizers") or []
+    if [part.get("type") for part in parts] != ["Split", "ByteLevel"]:
+        return True
+    split, to_bytes = parts
+    splits_alike = (split.get("pattern"), split.get("behavior")) == ({"Regex": QWEN2}, "Isolated")
+    keeps_text = (to_bytes.get("add_prefix_space"), to_bytes.get("use_regex")) == (False, False)
+    return not (splits_alike and keeps_text)
 
 
 def _is_scaled(config: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from ctxext.files import read_json
 from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
+from ctxext.prove.known_incompatibilities import has_rules_replaced
 from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput
 from ctxext.prove.token_texts import CONVERSATION, texts_for
 
@@ -95,7 +96,16 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             of_rope["tables"] = (cos[0, :, :half].numpy(), sin[0, :, :half].numpy())
             of_rope["attention_factor"] = float(rotary.attention_scaling)
         all_logits += [logits(reader_input) for reader_input in inputs[1:]]
-        tokenizer = transformers.AutoTokenizer.from_pretrained(artifact.base, local_files_only=True)
+        tokenizer_class: Any = transformers.AutoTokenizer
+        if has_rules_replaced(artifact.base):
+            tokenizer_class = transformers.PreTrainedTokenizerFast
+        tokenizer = tokenizer_class.from_pretrained(artifact.base, local_files_only=True)
+        of_tokenizer: dict[str, Any] = {
+            "token_ids": [tokenizer(text).input_ids for text in texts_for(artifact)],
+            "vocabulary": {i: text for text, i in tokenizer.get_vocab().items()},
+            "special_ids": _special_ids(tokenizer),
+            "chat_ids": _chat_ids(tokenizer),
+        }
     return ReaderOutput(
         name,
         version,
@@ -103,10 +113,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         angles="float32",
         rounded=rotary is not None,
         **of_rope,
-        token_ids=[tokenizer(text).input_ids for text in texts_for(artifact)],
-        vocabulary={i: text for text, i in tokenizer.get_vocab().items()},
-        special_ids=_special_ids(tokenizer),
-        chat_ids=_chat_ids(tokenizer),
+        **of_tokenizer,
     )
 
 
