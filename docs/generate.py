@@ -15,7 +15,10 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctxext.model.config import LlamaConfig
 
 HERE = Path(__file__).parent
 
@@ -230,6 +233,15 @@ theta. llama.cpp computes GELU by its approximation with tanh, so that its logit
 differ by about a thousandth, and a proof says so. Meta's format holds Llamas alone; Mistral's own
 form (`params.json` next to `consolidated.safetensors`) is another one, and is not read.
 
+Falcon and MPT hold queries, keys and values as one matrix. Adapters of `q_proj`, `k_proj` and
+`v_proj` are written as one adapter of it, whose rank is the sum of theirs; PEFT's own adapter of
+that matrix is read as one of each, with a common A. Both are exact, with DoRA too.
+
+`AutoTokenizer` of transformers 5 cuts the text of every Qwen2 by Qwen's rules, whatever its
+`tokenizer.json` says. For a Qwen2 with another tokenizer, such as a distilled model's, a proof
+compares the ids of `PreTrainedTokenizerFast`, which reads the file, and names `AutoTokenizer` among
+the readers that get it wrong.
+
 Adding a family: a file in `ctxext/interop/families/`, which also says what runs it in llama.cpp,
 its entry in `FAMILIES` there, and its layout in `ctxext/prove/reference/families.py` (for GGUF, in
 `gguf_architectures.py` next to it).
@@ -252,7 +264,6 @@ PART_NAMES = {
 
 def families_page() -> str:
     """Every family: what its decoder adds to Llama's, and the formats that hold it."""
-    from ctxext.interop import peft_reader
     from ctxext.interop.families import FAMILIES
     from ctxext.interop.formats import FORMATS
     from ctxext.model.config import SHAPES, LlamaConfig
@@ -260,7 +271,7 @@ def families_page() -> str:
     from ctxext.rope import Unscaled
 
     lines = FAMILIES_INTRO.splitlines() + [""]
-    columns = [*FORMATS, "peft"]
+    columns = [*FORMATS, "modules that PEFT adapts"]
     lines += ["| family | what its decoder adds to Llama's | " + " | ".join(columns) + " |"]
     lines += ["|---|---|" + "---|" * len(columns)]
     for name in FAMILIES:
@@ -284,10 +295,25 @@ def families_page() -> str:
                 cell = _yes(lambda full=full, check=check: check(full))
                 cell = cell.replace("yes", "without a window")
             cells.append(cell)
-        cells.append(_yes(lambda config=config: peft_reader.check_family(config)))
+        cells.append(", ".join(f"`{module}`" for module in _adapted_modules(config)))
         lines.append(f"| `{name}` | {', '.join(parts)} | " + " | ".join(cells) + " |")
     lines += FAMILIES_NOTES.splitlines()
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _adapted_modules(config: "LlamaConfig") -> list[str]:
+    """PEFT's names of the modules that an adapter of every projection is written for."""
+    from ctxext.interop.family_tensors import stored_name
+    from ctxext.interop.hf_weights import slots
+    from ctxext.model.decoder import param_shapes
+    from ctxext.model.trainable import LINEARS
+
+    names = [name for name in slots(param_shapes(config)) if name.startswith("model.layers.0.")]
+    adapted = []
+    for linear in LINEARS:
+        matrices = [name for name in names if name.endswith(f".{linear}.weight")]
+        adapted += [stored_name(name, config).split(".")[-2] for name in matrices]
+    return list(dict.fromkeys(adapted))
 
 
 def _yes(check: Callable[[], None]) -> str:

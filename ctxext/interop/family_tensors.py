@@ -43,6 +43,14 @@ def stored_name(name: str, config: LlamaConfig) -> str:
     return f"{family.layers}.{layer[1]}.{own_module}.{leaf}"
 
 
+def rows_in_stored(name: str, config: LlamaConfig) -> np.ndarray | None:
+    """The rows of `stored_name` that are the tensor that Llama's files call `name`; None: all."""
+    module = _module(name)
+    if family_of(config).fused is None or module not in PROJECTIONS:
+        return None
+    return _own_rows(config)[PROJECTIONS.index(module)]
+
+
 def to_stored(tensors: Mapping[str, LazyTensor], config: LlamaConfig) -> dict[str, LazyTensor]:
     """Tensors by Llama's names -> tensors by the names of the family, in the same order."""
     return fuse(tensors, lambda name: stored_name(name, config), _own_rows(config))

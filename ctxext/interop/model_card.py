@@ -34,9 +34,9 @@ def model_card(settings: dict[str, Any], config: LlamaConfig, facts: dict[str, A
     """
     parameters = settings.get("rope_parameters", {})
     without_lists = {k: v for k, v in parameters.items() if not isinstance(v, list)}
-    rope = "- positions: ALiBi"
-    if parameters:
-        rope = f"- rope_parameters: `{json.dumps(without_lists)}`"
+    rope = f"- rope_parameters: `{json.dumps(without_lists)}`" if parameters else ""
+    if not all(kind.rotates for kind in config.layer_kinds):
+        rope = f"{rope}\n- positions: {config.positions}".strip()
     family = family_of(config)
     length = settings[family.window_key or "max_position_embeddings"]
     original = config.max_position_embeddings

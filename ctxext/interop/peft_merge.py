@@ -8,7 +8,8 @@ import numpy as np
 
 from ctxext.interop.hf_weights import Slot, slots
 from ctxext.interop.lazy_tensor import LazyTensor, cast
-from ctxext.interop.peft_reader import Adapter, LowRank
+from ctxext.interop.low_rank import LowRank
+from ctxext.interop.peft_reader import Adapter
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 

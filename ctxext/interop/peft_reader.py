@@ -10,11 +10,13 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ctxext.interop import family_tensors
 from ctxext.interop.families import family_of
-from ctxext.interop.hf_weights import Slot, slots
+from ctxext.interop.hf_weights import slots
 from ctxext.interop.lazy_tensor import STORAGE_DTYPES, LazyTensor
+from ctxext.interop.low_rank import LowRank, from_stored
 from ctxext.interop.peft_settings import WAY_OUT, AdapterSettings, read_settings
 from ctxext.interop.stored_names import without_wrappers
 from ctxext.interop.unread_weights import AS_AN_ADAPTER, warn_of_unread
@@ -36,22 +38,8 @@ SAVED_BASE = re.compile(r"(?P<module>.+)\.base_layer\.(?P<leaf>\w+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LowRank:
-    """The product s B A that an adapter adds to a matrix W, [out, in] as it is stored.
-
-    `a`: [R, in]. `b`: [out, R]. `magnitude`: with DoRA, the norm [out] that each row of the sum is
-    scaled to. Of an embedding [vocabulary, D], `in` is the vocabulary and `out` D.
-    """
-
-    a: LazyTensor
-    b: LazyTensor
-    scale: float
-    magnitude: LazyTensor | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Adapter:
-    """The changes of a PEFT directory to its base, by HF's names of tensors."""
+    """The changes of a PEFT directory to its base, by Llama's names of tensors."""
 
     low_rank: dict[str, LowRank]
     replaced: dict[str, LazyTensor]
@@ -67,13 +55,46 @@ class _Part(NamedTuple):
     key: str
 
 
-def check_family(config: LlamaConfig) -> None:
-    """Raise ValueError for a family whose adapters are not read or written in PEFT's form."""
-    if family_of(config).modules_to_save is None:
-        raise ValueError(
-            f"PEFT adapters of model_type {config.family} are not supported: its files hold "
-            "queries, keys and values as one matrix; export the merged model with --to hf"
+class _Base(NamedTuple):
+    """The tensors of the base by the names of its family, with their shapes."""
+
+    shapes: dict[str, tuple[int, ...]]
+    embedding: str
+    """The module of the embedding."""
+    lm_head: str
+    """The module of the output projection."""
+    layers: str
+    """The prefix of all layers."""
+
+    @classmethod
+    def of(cls, config: LlamaConfig) -> "_Base":
+        family = family_of(config)
+        named = slots(param_shapes(config))
+        tensors = {name: LazyTensor(slot.shape, "", _not_read) for name, slot in named.items()}
+        stored = family_tensors.to_stored(tensors, config)
+        return cls(
+            {name: tensor.shape for name, tensor in stored.items()},
+            family.embedding.removesuffix(".weight"),
+            family.lm_head.removesuffix(".weight"),
+            f"{family.layers}.",
         )
+
+    @property
+    def matrices(self) -> list[str]:
+        """The modules of the layers that multiply."""
+        return [
+            name.removesuffix(".weight")
+            for name, shape in self.shapes.items()
+            if name.startswith(self.layers) and len(shape) == 2
+        ]
+
+    def is_of_vocabulary(self, name: str) -> bool:
+        """Whether a name has that of the embedding or of the output projection in it."""
+        return any(module.rpartition(".")[2] in name for module in (self.embedding, self.lm_head))
+
+
+def _not_read(index: Any = None) -> Any:
+    raise AssertionError("only its shape is known")
 
 
 def is_adapter(path: Path) -> bool:
@@ -90,13 +111,12 @@ def read(directory: str | Path, config: LlamaConfig) -> Adapter:
     directory = Path(directory)
     if not is_adapter(directory):
         raise ValueError(_no_adapter(directory))
-    settings = read_settings(directory / CONFIG)
-    check_family(config)
-    base = slots(param_shapes(config))
+    base = _Base.of(config)
+    settings = read_settings(directory / CONFIG).of_base(base.matrices, _default_targets(config))
     stored = _open(directory)
     try:
         parts = [_parse(key) for key in stored]
-        _check_tied(config, [f"{part.module}.weight" for part in parts])
+        _check_tied(config, base, [part.module for part in parts])
         low_rank, replaced = _sort(stored, parts, settings, base)
         _check_complete(settings, base, low_rank, replaced)
     except ValueError as error:
@@ -108,7 +128,17 @@ def read(directory: str | Path, config: LlamaConfig) -> Adapter:
                 "of the two"
             )
         replaced[name] = tensor
-    return Adapter(low_rank, replaced)
+    names = list(slots(param_shapes(config)))
+    kept = [name for name in names if family_tensors.stored_name(name, config) in replaced]
+    return Adapter(
+        from_stored(low_rank, names, config), family_tensors.from_stored(replaced, kept, config)
+    )
+
+
+def _default_targets(config: LlamaConfig) -> tuple[str, ...]:
+    """PEFT's choice for an adapter that does not name its targets."""
+    fused = family_of(config).fused
+    return ("q_proj", "v_proj") if fused is None else (fused.name.rpartition(".")[2],)
 
 
 def _no_adapter(directory: Path) -> str:
@@ -157,9 +187,9 @@ def _sort(
     stored: dict[str, LazyTensor],
     parts: list[_Part],
     settings: AdapterSettings,
-    base: dict[str, Slot],
+    base: _Base,
 ) -> tuple[dict[str, LowRank], dict[str, LazyTensor]]:
-    """(adapters, tensors in place of the base's), by HF's names."""
+    """(adapters, tensors in place of the base's), by the names of the family."""
     adapters = sorted({part.adapter for part in parts if part.adapter is not None})
     if len(adapters) > 1:
         raise ValueError(
@@ -181,15 +211,15 @@ def _sort(
         leaf = part.part.removeprefix("base_layer.")
         name = f"{part.module}.{leaf}"
         # PEFT stores the base's own layer too where an embedding has an adapter.
-        is_embedding = part.module.endswith(("embed_tokens", "lm_head"))
+        is_embedding = part.module in (base.embedding, base.lm_head)
         is_base_layer = leaf != part.part
         fits = is_base_layer == settings.has_adapter(part.module)
-        if name not in base or not fits or (is_base_layer and not is_embedding):
+        if name not in base.shapes or not fits or (is_base_layer and not is_embedding):
             raise ValueError(
                 f"it holds {part.key:.150}, which is not part of a LoRA of this model; save the "
                 "adapter with PEFT's save_pretrained"
             )
-        _check_shape(part.key, tensor, base[name].shape)
+        _check_shape(part.key, tensor, base.shapes[name], base)
         replaced[name] = tensor
     low_rank = {
         f"{module}.weight": _product(module, found, settings, base)
@@ -199,21 +229,20 @@ def _sort(
 
 
 def _product(
-    module: str, found: dict[str, LazyTensor], settings: AdapterSettings, base: dict[str, Slot]
+    module: str, found: dict[str, LazyTensor], settings: AdapterSettings, base: _Base
 ) -> LowRank:
     """The adapter of one module."""
-    name = f"{module}.weight"
-    slot = base.get(name)
-    if slot is None or len(slot.shape) != 2:
+    of_matrix = base.shapes.get(f"{module}.weight", ())
+    if len(of_matrix) != 2:
         raise ValueError(f"it has an adapter for {module:.150}, which this model does not have")
     if not settings.has_adapter(module):
         raise ValueError(
             f"it has an adapter for {module}, which {CONFIG} does not name, so that PEFT ignores "
             "it; correct target_modules or layers_to_transform"
         )
-    outputs, inputs = slot.shape
+    outputs, inputs = of_matrix
     prefix = ""
-    if module.endswith("embed_tokens"):
+    if module == base.embedding:
         prefix = "embedding_"
         outputs, inputs = inputs, outputs
     rank = settings.rank_of(module)
@@ -226,7 +255,7 @@ def _product(
     for part, shape in shapes.items():
         if part not in found:
             raise ValueError(f"it lacks lora_{part} of {module}")
-        _check_shape(f"{module}.lora_{part}", found[part], shape)
+        _check_shape(f"{module}.lora_{part}", found[part], shape, base)
     unknown = sorted(found.keys() - shapes.keys())
     if unknown:
         raise ValueError(f"it holds lora_{unknown[0]} of {module}, which {CONFIG} does not expect")
@@ -238,11 +267,11 @@ def _product(
     )
 
 
-def _check_shape(key: str, tensor: LazyTensor, shape: tuple[int, ...]) -> None:
+def _check_shape(key: str, tensor: LazyTensor, shape: tuple[int, ...], base: _Base) -> None:
     if tensor.shape == shape:
         return
     text = f"{key} has shape {list(tensor.shape)}, this base needs {list(shape)}"
-    is_vocabulary = any(part in key for part in ("embed_tokens", "lm_head"))
+    is_vocabulary = base.is_of_vocabulary(key)
     grown = [new - old for new, old in zip(tensor.shape, shape, strict=False) if new != old]
     if is_vocabulary and len(tensor.shape) == len(shape) and len(grown) == 1 and grown[0] > 0:
         raise ValueError(
@@ -254,37 +283,34 @@ def _check_shape(key: str, tensor: LazyTensor, shape: tuple[int, ...]) -> None:
 
 def _check_complete(
     settings: AdapterSettings,
-    base: dict[str, Slot],
+    base: _Base,
     low_rank: dict[str, LowRank],
     replaced: dict[str, LazyTensor],
 ) -> None:
     """Raise ValueError for a module that PEFT would look for in the adapter, and not find."""
-    for name, slot in base.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf != "weight":
-            continue
-        is_matrix = len(slot.shape) == 2
+    for name, shape in base.shapes.items():
+        module = name.rpartition(".")[0]
+        is_matrix = len(shape) == 2
         if is_matrix and settings.has_adapter(module) and name not in low_rank:
             raise ValueError(f"it lacks the adapter of {module}, which {CONFIG} names")
         if settings.is_saved_whole(module) and name not in replaced:
             raise ValueError(f"it lacks {name}, which {CONFIG} names in modules_to_save")
 
 
-def _check_tied(config: LlamaConfig, names: Iterable[str]) -> None:
+def _check_tied(config: LlamaConfig, base: _Base, modules: Iterable[str]) -> None:
     if not config.tie_word_embeddings:
         return
-    for name in names:
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+    leaves = tuple(module.rpartition(".")[2] for module in (base.embedding, base.lm_head))
+    for module in modules:
+        if module.endswith(leaves):
             raise ValueError(
-                f"it changes {name}, but the embedding of this model is its output projection too, "
-                "which PEFT separates; merge the adapter with PEFT, set tie_word_embeddings to "
-                "false, then import the result"
+                f"it changes {module}.weight, but the embedding of this model is its output "
+                "projection too, which PEFT separates; merge the adapter with PEFT, set "
+                "tie_word_embeddings to false, then import the result"
             )
 
 
-def _trainable_params(
-    directory: Path, config: LlamaConfig, base: dict[str, Slot]
-) -> dict[str, LazyTensor]:
+def _trainable_params(directory: Path, config: LlamaConfig, base: _Base) -> dict[str, LazyTensor]:
     """The tensors that LongLoRA's own file puts in place of the base's."""
     if not (directory / TRAINABLE_PARAMS).is_file():
         return {}
@@ -296,11 +322,11 @@ def _trainable_params(
             name = _plain(key)
             if derived.fullmatch(name):
                 continue
-            if name not in base:
+            if name not in base.shapes:
                 raise ValueError(f"{key:.150} is not a tensor of this base")
-            _check_shape(key, tensor, base[name].shape)
+            _check_shape(key, tensor, base.shapes[name], base)
             tensors[name] = tensor
-        _check_tied(config, tensors)
+        _check_tied(config, base, [name.rpartition(".")[0] for name in tensors])
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     logging.getLogger("ctxext").warning(

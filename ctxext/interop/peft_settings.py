@@ -6,7 +6,7 @@ Modules are chosen by PEFT's own rules, so that an adapter that lacks one is not
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ WITHOUT_EFFECT = (
     "task_type",
 )
 """Keys that do not change what an adapter of a Llama computes when it is run."""
-DEFAULT_TARGETS = ("q_proj", "v_proj")
-"""PEFT's choice for a Llama whose adapter does not name its targets."""
+ALL_LINEAR = "all-linear"
+"""The target_modules that stand for every matrix of the layers."""
 LONGEST_PATTERN = 2000
 MOST_STEPS = 10**6
 """Of matching one name with a pattern."""
@@ -71,11 +71,20 @@ class AdapterSettings:
     dora: bool = False
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    targets: str | tuple[str, ...] = DEFAULT_TARGETS
+    targets: str | tuple[str, ...] = ()
     excluded: str | tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
+
+    def of_base(self, matrices: Sequence[str], defaults: tuple[str, ...]) -> "AdapterSettings":
+        """The settings with names in place of those that PEFT chooses by the base.
+
+        `matrices`: the modules of all layers. `defaults`: PEFT's choice where none are named.
+        """
+        if self.targets == ALL_LINEAR:
+            return dataclasses.replace(self, targets=tuple(matrices))
+        return self if self.targets else dataclasses.replace(self, targets=defaults)
 
     def has_adapter(self, module: str) -> bool:
         """Whether PEFT puts an adapter at a module, by its full name in the base."""
@@ -106,8 +115,6 @@ class AdapterSettings:
 
 def _names(names: str | tuple[str, ...], module: str) -> bool:
     if isinstance(names, str):
-        if names == "all-linear":
-            return module.endswith("_proj")
         return re.fullmatch(names, module) is not None
     return module in names or any(module.endswith(f".{name}") for name in names)
 
@@ -149,7 +156,7 @@ def read_settings(path: Path) -> AdapterSettings:
             dora=bool(data.get("use_dora")),
             rank_pattern=_patterns(data, "rank_pattern", _rank),
             alpha_pattern=_patterns(data, "alpha_pattern", _alpha),
-            targets=_text_or_texts(data, "target_modules") or DEFAULT_TARGETS,
+            targets=_text_or_texts(data, "target_modules"),
             excluded=_text_or_texts(data, "exclude_modules"),
             layers=_layers(data.get("layers_to_transform")),
             layers_pattern=tuple(_name(name) for name in _texts(data, "layers_pattern")),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ctxext.export import export
-from ctxext.interop import hf, meta, peft_writer
+from ctxext.interop import hf, meta
 from ctxext.interop.family_tensors import from_stored, to_stored
 from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.interop.pth import open_archive
@@ -90,14 +90,15 @@ def test_alternating_windows_are_a_ministral():
 @pytest.mark.parametrize(
     "name",
     [
+        # The whole way of an MPT, in tests/end_to_end, is in `make test`.
         "mpt-h6",
-        pytest.param("falcon-40b", marks=pytest.mark.check),
-        # Of a qwen2, transformers takes a tokenizer of Qwen's kind, whatever tokenizer.json says.
-        pytest.param("smollm3", marks=pytest.mark.check),
-        pytest.param("mistral-sw4", marks=pytest.mark.check),
-        pytest.param("qwen3", marks=pytest.mark.check),
+        "falcon-40b",
+        "smollm3",
+        "mistral-sw4",
+        "qwen3",
     ],
 )
+@pytest.mark.check
 @pytest.mark.usefixtures("readers")
 def test_an_export_is_proven_by_the_plain_reader_and_by_transformers(name, tmp_path):
     config = families.parts_config(name)
@@ -109,6 +110,30 @@ def test_an_export_is_proven_by_the_plain_reader_and_by_transformers(name, tmp_p
         "transformers": True,
     }
     assert proof["equal"]
+
+
+@pytest.mark.check
+@pytest.mark.usefixtures("readers")
+def test_a_qwen2_without_qwens_tokenizer_is_proven_by_the_class_that_reads_its_file(tmp_path):
+    """AutoTokenizer cuts its text by Qwen's rules, whatever tokenizer.json says."""
+    import transformers
+
+    config = families.parts_config("qwen2")
+    lm = LM(config, random_params(config), tokenizer())
+    out = export(lm, tmp_path / "m", dtype="float32")
+    text = "def main():\n    return 2024"
+    given = transformers.AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert given(text).input_ids != lm.tokenizer.encode_as_readers(text)
+    proof = prove(out, against=lm)
+    assert proof["equal"]
+    (reader,) = (each for each in proof["readers"] if each["reader"] == "transformers")
+    assert reader["token_ids_equal"] and reader["vocabulary_equal"]
+    (known,) = (
+        known["effect"]
+        for known in proof["known_incompatibilities"]
+        if known["reader"] == "transformers 5"
+    )
+    assert "cuts the text of every qwen2 by Qwen's rules" in known
 
 
 @pytest.mark.check
@@ -250,8 +275,6 @@ def test_methods_and_formats_without_a_family_are_refused(directory):
         lm.with_method(Yarn(2.0))
     with pytest.raises(ValueError, match="Meta's format holds Llamas, not model_type mpt"):
         meta.check(lm.config, Unscaled(), window=64, dtype="float32")
-    with pytest.raises(ValueError, match="PEFT adapters of model_type mpt are not supported"):
-        peft_writer.write("out", lm.config, LoRA(), lm.params, base="base")
     with pytest.raises(ValueError, match="the MLP of mpt has no gate_proj"):
         LoRA(targets=("gate_proj",)).pattern(lm.config)
     wrong = dataclasses.replace(lm.config, parts=Parts(qk_norm=True), family="mistral")

@@ -110,3 +110,12 @@ def test_the_front_matter_of_a_base_is_read(tmp_path):
     assert read_about(tmp_path) == {"license": "mit"}
     readme.write_text("---\nlicense: !!python/object/apply:os.system ['echo']\n---\n")
     assert read_about(tmp_path) == {}
+
+
+def test_a_card_names_the_layers_that_do_not_rotate():
+    smollm3 = card(Yarn(4.0), config=families.parts_config("smollm3"))
+    assert '- rope_parameters: `{"rope_type": "yarn"' in smollm3
+    assert "\n- positions: theta 10000, 2 of 4 layers do not rotate (NoPE)\n" in smollm3
+    mpt = card(Unscaled(), window=64, config=families.parts_config("mpt-h6"))
+    assert "\n- positions: ALiBi\n" in mpt and "rope_parameters" not in mpt
+    assert "- positions:" not in card(Yarn(4.0))

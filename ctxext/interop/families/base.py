@@ -59,9 +59,6 @@ class Family:
     fused: FusedProjection | None = None
     derived_tensors: re.Pattern[str] = DERIVED_TENSORS
     """Buffers that follow from the configuration; see `DERIVED_TENSORS`."""
-    modules_to_save: Mapping[str, tuple[str, ...]] | None = None
-    """PEFT's module names for each name in `LoRA.modules_to_save`; None: no adapters are read or
-    written in PEFT's form."""
 
     gguf: GGUFArchitecture | None = None
     """The architecture that runs it in llama.cpp; None: GGUF files are not supported. A file is

@@ -203,19 +203,12 @@ def token_ids(data: dict[str, Any], **defaults: int | None) -> dict[str, Any]:
     return {key: data[key] if key in data else default for key, default in usable.items()}
 
 
-NORMS = {
-    "norm": ("norm", "input_layernorm", "post_attention_layernorm"),
-    "embed_tokens": ("embed_tokens",),
-    "lm_head": ("lm_head",),
-}
-"""`modules_to_save` of families with Llama's names."""
 GGUF_LLAMA = GGUFArchitecture("llama", computes=lambda config: LLAMA_PARTS, reads_divisors=True)
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     read_config=read_config,
     write_config=write_config,
-    modules_to_save=NORMS,
     meta=True,
     gguf=GGUF_LLAMA,
 )

@@ -6,7 +6,6 @@ from ctxext.interop.families import layer_types
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.llama import (
     GGUF_LLAMA,
-    NORMS,
     read_llama_like,
     write_config,
 )
@@ -65,7 +64,6 @@ MISTRAL = Family(
     architecture="MistralForCausalLM",
     read_config=_read_mistral,
     write_config=_write_mistral,
-    modules_to_save=NORMS,
     gguf=GGUF_LLAMA,
 )
 MINISTRAL = Family(
@@ -73,6 +71,5 @@ MINISTRAL = Family(
     architecture="MinistralForCausalLM",
     read_config=_read_ministral,
     write_config=_write_ministral,
-    modules_to_save=NORMS,
     gguf=GGUF_LLAMA,
 )

@@ -9,7 +9,7 @@ from typing import Any
 from ctxext.interop.families import layer_types
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.gguf_architecture import LLAMA_NAMES, GGUFArchitecture
-from ctxext.interop.families.llama import NORMS, read_llama_like, token_ids
+from ctxext.interop.families.llama import read_llama_like, token_ids
 from ctxext.interop.families.mistral import NO_KEYS, refuse_keys, without_keys
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
@@ -76,7 +76,6 @@ QWEN2 = Family(
     architecture="Qwen2ForCausalLM",
     read_config=_read_qwen2,
     write_config=functools.partial(_write, absent=NO_KEYS),
-    modules_to_save=NORMS,
     gguf=GGUFArchitecture(
         "qwen2",
         computes=lambda config: Parts(qkv_bias=True),
@@ -89,7 +88,6 @@ QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     read_config=_read_qwen3,
     write_config=functools.partial(_write, absent=("mlp_bias",)),
-    modules_to_save=NORMS | {"norm": (*NORMS["norm"], "q_norm", "k_norm")},
     gguf=GGUFArchitecture(
         "qwen3",
         computes=lambda config: Parts(qk_norm=True),

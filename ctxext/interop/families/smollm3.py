@@ -5,7 +5,7 @@ from typing import Any
 from ctxext.interop.families import layer_types
 from ctxext.interop.families.base import Family
 from ctxext.interop.families.gguf_architecture import GGUFArchitecture
-from ctxext.interop.families.llama import NORMS, read_llama_like, token_ids, write_config
+from ctxext.interop.families.llama import read_llama_like, token_ids, write_config
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
 from ctxext.rope import RopeScaling
@@ -71,7 +71,6 @@ SMOLLM3 = Family(
     architecture="SmolLM3ForCausalLM",
     read_config=_read,
     write_config=_write,
-    modules_to_save=NORMS,
     gguf=GGUFArchitecture(
         "smollm3",
         computes=lambda config: Parts(rotary=_every_fourth(config)),

@@ -57,9 +57,11 @@ class HFReference(ReferenceReader):
     def weight(self, name: str) -> np.ndarray:
         stored = self._layout.stored(name)
         weight = self._stored[_inner(stored)]().astype(np.float64)
+        if self._adapter is not None:
+            weight = self._adapter.changed(stored, weight)
         if self._layout.names and re.search(r"self_attn\.[qkv]_proj", name):
             weight = self._layout.rows(name, weight)
-        return weight if self._adapter is None else self._adapter.changed(name, weight)
+        return weight
 
     def bias(self, name: str) -> np.ndarray | float:
         return self.weight(name) if re.search(self._layout.biases, name) else 0.0
