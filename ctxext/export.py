@@ -24,6 +24,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import param_shapes
 from ctxext.model.lm import LM
+from ctxext.model.lora import merge_layers
 from ctxext.model.trainable import LoRA
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.rope import RopeScaling, rope_at
@@ -50,7 +51,7 @@ def export(
     before anything is written, for a format, dtype or method that cannot be written and, unless
     `allow_shorter`, for less context than the checkpoint of `lm` declares.
     """
-    tensors = lazy_tensors(lm.config, lm.params)
+    tensors = lazy_tensors(lm.config, merge_layers(lm.params))
     options = WriteOptions(dtype, card, max_shard_size, shards)
     return _write(lm, tensors, Path(out), to, options, seq_len=seq_len, allow_shorter=allow_shorter)
 

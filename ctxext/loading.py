@@ -27,10 +27,11 @@ from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import Params, init_params, param_shapes
 from ctxext.model.generation import Semantics
 from ctxext.model.lm import LM
+from ctxext.model.lora import materialize_merged, merge_layers
 from ctxext.model.quantized import (
     Quantize,
     cast_floats,
-    dequantize_tree,
+    has_quantized,
     hold,
     is_quantized,
     quantize_stack,
@@ -180,6 +181,8 @@ def load(
     `method`: frequencies, attention or a tuple of both, in place of what the checkpoint carries,
     which `Unscaled` and None keep; plain RoPE is `Plain`. `allow_shorter`: accept a factor that
     gives less context than the checkpoint declares.
+    `dtype`: the compute dtype, in which the parameters of a checkpoint are held; those of a run are
+    float32. A run on a quantized base holds that quantized, see `LM`.
     `adapter`: a PEFT directory to merge into the parameters. `checkpoint`: which one of a run, see
     `checkpoint_step`. `mesh`: the devices that the parameters are divided among; each device
     reads only its own slices. `trust`: import the Python files that a run's methods come from.
@@ -198,7 +201,7 @@ def load(
     # A wrong adapter is refused before anything large is read.
     changes = None if adapter is None else peft_reader.read(adapter, config)
     if stored is None:
-        lm = _load_run(RunDir(path), step, mesh, trust=trust)
+        lm = _load_run(RunDir(path), step, mesh, dtype=dtype, trust=trust)
     else:
         lm = _load_checkpoint(stored, param_shapes(config, dtype), mesh)
     lm = dataclasses.replace(
@@ -210,6 +213,7 @@ def load(
         semantics=semantics,
     )
     if adapter is not None and changes is not None:
+        lm = lm.merged()
         _note_what_differs(Path(adapter), changes, lm, path)
         lm = dataclasses.replace(lm, params=merge(lm.params, changes, config))
     methods = [method] if isinstance(method, RopeScaling | Attention) else list(method or ())
@@ -252,11 +256,11 @@ def _put_slices(leaf: Any, read: Callable[..., Any]) -> Any:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
 
-def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, trust: bool) -> LM:
+def _load_run(run: RunDir, checkpoint: int | str, mesh: Mesh, *, dtype: str, trust: bool) -> LM:
     config, scaling = read_config(run.path, trust=trust)
     return LM(
         config,
-        load_run_params(run, config, mesh, checkpoint=checkpoint, trust=trust),
+        load_run_params(run, config, mesh, checkpoint=checkpoint, dtype=dtype, trust=trust),
         load_tokenizer(run.base),
         scaling=scaling,
         attention=read_saved(run.config_file, Attention, key="attention", trust=trust),
@@ -334,7 +338,8 @@ def merge_adapter(lm: LM, directory: Path, base: Path) -> LM:
 def merge_as_trained(lm: LM, directory: Path, quantize: Quantize) -> LM:
     """Like `merge_adapter`, into the float kernels that the quantized ones stand for."""
     adapter = peft_reader.read(directory, lm.config)
-    params = dequantize_tree(_quantized(lm.params, quantize, lm.mesh))
+    held = _quantized(lm.params, quantize, lm.mesh)
+    params = materialize_merged(merge_layers(held))
     return dataclasses.replace(lm, params=merge(params, adapter, lm.config))
 
 
@@ -372,27 +377,34 @@ def _as_base(context: DeclaredContext) -> DeclaredContext:
 def load_base(experiment: Experiment, *, for_training: bool = False) -> LM:
     """The model an experiment starts from, float32: a checkpoint, or random parameters.
 
-    `for_training`: parameters that are not trained are read in the compute dtype, to which training
-    would cast them anyway, or quantized one layer of a kernel at a time, so that float32 copies of
-    them never fill a device.
+    Kernels that the experiment quantizes are read quantized, one layer at a time, so that float32
+    copies of them never fill a device. `for_training`: other parameters that are not trained are
+    read in the compute dtype, to which training would cast them anyway.
     """
     mesh = experiment.mesh
     config, scaling = base_config(experiment)
+    trainable = experiment.trainable
     if experiment.init is not None:
         path = locate(experiment.init)
-        if not for_training or is_run(path):
+        if is_run(path):
             lm = load(path, mesh=mesh, bos=experiment.bos)
-            return dataclasses.replace(lm, declared_context=_as_base(lm.context))
-        shapes = experiment.trainable.base_shapes(config, experiment.train.dtype)
-        lm = _load_checkpoint(read_checkpoint(path), shapes, mesh)
-        tokenizer = choose_bos(lm.tokenizer, experiment.bos, path)
-        return dataclasses.replace(lm, tokenizer=tokenizer)
+            params = merge_layers(lm.params)
+            held = hold(params, mesh.shard(trainable.held_shapes(param_shapes(config))))
+            return dataclasses.replace(lm, params=held, declared_context=_as_base(lm.context))
+        dtype = experiment.train.dtype if for_training else "float32"
+        lm = _load_checkpoint(read_checkpoint(path), trainable.base_shapes(config, dtype), mesh)
+        return dataclasses.replace(
+            lm,
+            tokenizer=choose_bos(lm.tokenizer, experiment.bos, path),
+            declared_context=_as_base(lm.context),
+        )
     if experiment.tokenizer is None:
         raise ValueError(
             f"experiment {experiment.name!r} names no base: give --init DIR (or, to start from "
             "random parameters, set `tokenizer` to a directory)"
         )
     params = _random_params(config, experiment.seed, mesh)
+    params = hold(params, mesh.shard(trainable.held_shapes(param_shapes(config))))
     tokenizer = open_tokenizer(experiment.tokenizer)
     tokenizer = choose_bos(tokenizer, experiment.bos, Path(experiment.tokenizer))
     return LM(config, params, tokenizer, scaling=scaling, mesh=mesh)
@@ -411,13 +423,21 @@ def load_run_params(
     mesh: Mesh,
     *,
     checkpoint: int | str = "latest",
+    dtype: str = "float32",
     trust: bool = False,
 ) -> Params:
-    """All parameters of a run's checkpoint, float32: trained and frozen ones, merged."""
+    """All parameters of a run's checkpoint, trained and frozen ones: merged, and float32.
+
+    On a quantized base they are not merged: its kernels stay quantized, and what else is frozen is
+    held in `dtype`, as in training.
+    """
     trainable, params = load_trained(run, config, mesh, checkpoint=checkpoint)
     if trainable == Full():
         return params
-    merged = trainable.merge(join(params, load_frozen(run, config, mesh=mesh, trust=trust)))
+    frozen = load_frozen(run, config, mesh=mesh, trust=trust)
+    if has_quantized(frozen):
+        return trainable.hold(join(params, cast_floats(frozen, dtype)))
+    merged = trainable.merge(join(params, frozen))
     return jax.device_put(merged, shardings(mesh.shard(param_shapes(config))))
 
 
@@ -471,7 +491,7 @@ def load_frozen(
 def _load_params_of_base(path: Path, trainable: Trainable, mesh: Mesh, *, trust: bool) -> Params:
     """All parameters of the base of a run, float32, but for those that `trainable` quantizes."""
     if is_run(path):
-        return load(path, mesh=mesh, trust=trust).params
+        return load(path, mesh=mesh, trust=trust).merged().params
     if peft_reader.is_adapter(path):
         raise ValueError(f"{path} is a PEFT adapter, not a base")
     checkpoint = read_checkpoint(path)

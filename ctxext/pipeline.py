@@ -22,7 +22,8 @@ from ctxext.files import touch
 from ctxext.interop.formats import find_format
 from ctxext.methods import label
 from ctxext.model.lm import LM
-from ctxext.model.trainable import Full
+from ctxext.model.quantized import bytes_held
+from ctxext.model.trainable import Full, LoRA
 from ctxext.parallel import distributed
 from ctxext.plan.flops import seconds_at_peak, step_flops
 from ctxext.plan.job import Job
@@ -179,8 +180,16 @@ def _check_export(experiment: Experiment) -> None:
 
 
 def _describe_base(experiment: Experiment, base: LM) -> None:
-    """Print how texts begin, what a factor counts from, and what the base declares."""
+    """Print how texts begin, how the base is held, what a factor counts from, what it declares."""
     print(base.tokenizer.bos_note, file=sys.stderr)
+    if isinstance(experiment.trainable, LoRA) and base.is_quantized:
+        held, in_bfloat16 = bytes_held(base.params)
+        print(
+            f"base: the kernels of its layers are held in {experiment.trainable.quantize}, "
+            f"{held / 1e9:.3g} GB instead of {in_bfloat16 / 1e9:.3g} in bfloat16, in training and "
+            "in evaluations",
+            file=sys.stderr,
+        )
     scaling = experiment.effective_scaling(base.scaling)
     if not base.context.is_plain(scaling):
         print(f"context: {base.context.text(scaling)}", file=sys.stderr)

@@ -50,7 +50,8 @@ def _leaf_values(
     for flag in flags:
         pair = field_value(flag, annotations)
         if pair is None:
-            raise _unknown(flag, experiment, [*method_fields(methods), *annotations])
+            known = [*method_fields(methods), *annotations]
+            raise _not_trained_so(flag, experiment, methods) or _unknown(flag, experiment, known)
         name, value = pair
         values[name] = value
     return values
@@ -78,14 +79,29 @@ def _unknown(flag: Flag, experiment: Experiment, known: Sequence[str]) -> ValueE
         )
     if getattr(experiment, name, ...) is None:
         return ValueError(f"unknown option {flag}: this experiment has no {name}")
-    field = flag.name.removeprefix("trainable.")
-    owners = [key for key, form in TRAINABLE.items() if field in _field_names(form)]
-    if owners and TRAINABLE[owners[0]] is not type(experiment.trainable):
-        return ValueError(
-            f"{flag} belongs to --method {' or '.join(owners)}, and this experiment trains "
-            f"{label([experiment.trainable])}; give it with --method {owners[0]}"
-        )
     return unknown_option(flag, known, "--print-config shows what there is")
+
+
+def _not_trained_so(
+    flag: Flag, experiment: Experiment, methods: Sequence[str]
+) -> ValueError | None:
+    """The error for a field of another way to train than the one that is chosen, if it is one."""
+    field = flag.name.removeprefix("trainable.")
+    owner = next((key for key, form in TRAINABLE.items() if field in _field_names(form)), None)
+    chosen = next((name for name in methods if name in TRAINABLE), None)
+    if owner is None or owner == chosen:
+        return None
+    if chosen is not None:
+        return ValueError(
+            f"{flag} belongs to --method {owner}, and --method {chosen} trains without it; leave "
+            "one of the two out"
+        )
+    if TRAINABLE[owner] is type(experiment.trainable):
+        return None
+    return ValueError(
+        f"{flag} belongs to --method {owner}, and this experiment trains "
+        f"{label([experiment.trainable])}; give it with --method {owner}"
+    )
 
 
 def _field_names(form: type) -> list[str]:

@@ -21,12 +21,12 @@ TokenIndices = Int[Array, "b t"] | None
 class Linear(nnx.Module):
     """x W + b, and + (dropout(x) A) B if the parameters hold an adapter (arXiv 2106.09685).
 
-    The scale of the adapter is already in B, see `lora.materialize`. Parameters stay float32;
-    products run in the compute dtype.
+    The scale of the adapter is in B (`lora.materialize`) or next to it (`lora.hold`). Parameters
+    stay float32; products run in the compute dtype.
     """
 
     # Leaves that `decoder.bind` attaches if the parameter tree has them.
-    lora_a = lora_b = lora_key = lora_keep = None
+    lora_a = lora_b = lora_scale = lora_key = lora_keep = None
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool, std: float, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
@@ -42,8 +42,10 @@ class Linear(nnx.Module):
             y = _matmul(x, _cast_kernel(kernel, x.dtype))
         if self.lora_a is not None and self.lora_b is not None:
             a = self.lora_a[...].astype(x.dtype)
-            b = self.lora_b[...].astype(x.dtype)
-            y = y + (self._dropout(x, token_indices) @ a) @ b
+            b = self.lora_b[...]
+            if self.lora_scale is not None:
+                b = self.lora_scale[...] * b
+            y = y + (self._dropout(x, token_indices) @ a) @ b.astype(x.dtype)
         if self.bias is None:
             return y
         return y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

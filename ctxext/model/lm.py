@@ -22,8 +22,10 @@ from ctxext.model.generation import (
     make_request,
     num_padding,
 )
+from ctxext.model.lora import materialize_merged, merge_layers
 from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket, pad
+from ctxext.model.quantized import has_quantized
 from ctxext.model.setup import ModelSetup
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import gather
@@ -52,12 +54,13 @@ class Decoded(NamedTuple):
 class LM:
     """A checkpoint with a tokenizer and a method, which gives logits and losses and generates.
 
-    Lengths and batch sizes are padded to buckets inside, so that few programs are compiled.
-    Positions count from 0 in every row. angles: "exact", or "float32" to repeat the rounding of
-    transformers. semantics: how new tokens are written where the frequencies follow the length, see
-    `generation.SEMANTICS`. declared_context: what the checkpoint declares as it is, by default what
-    `scaling` makes of the window of pre-training. Raises ValueError for an unknown dtype, kernel,
-    `angles` or `semantics`.
+    `params` of a run on a quantized base hold it quantized, with the adapters next to it; `merged`
+    makes a plain float model of it. Lengths and batch sizes are padded to buckets inside, so that
+    few programs are compiled. Positions count from 0 in every row. angles: "exact", or "float32" to
+    repeat the rounding of transformers. semantics: how new tokens are written where the frequencies
+    follow the length, see `generation.SEMANTICS`. declared_context: what the checkpoint declares as
+    it is, by default what `scaling` makes of the window of pre-training. Raises ValueError for an
+    unknown dtype, kernel, `angles` or `semantics`.
     """
 
     config: LlamaConfig
@@ -141,6 +144,21 @@ class LM:
                     f"{method!r} changes training only; give a RopeScaling or an Attention"
                 )
         return dataclasses.replace(self, **changes)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether kernels are held in few bits, with the adapters trained on them unmerged."""
+        return has_quantized(self.params)
+
+    def merged(self) -> "LM":
+        """The same model in float32: quantized kernels dequantized, adapters merged into them.
+
+        It takes the memory of the whole float32 model. A model that is not quantized is returned
+        as it is.
+        """
+        if not self.is_quantized:
+            return self
+        return dataclasses.replace(self, params=materialize_merged(merge_layers(self.params)))
 
     def rotation(self, seq_len: int) -> Rotation | Float32Rotation:
         """The method's frequencies for a context of `seq_len` tokens."""

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ctxext.model.quantized import has_quantized
+
 
 def segment_sizes(params: dict[str, Any]) -> tuple[int, ...]:
     """The number of layers of each segment."""
@@ -18,9 +20,12 @@ def layers_apart(params: dict[str, Any]) -> dict[str, Any]:
     """The same parameters with every layer as its own segment, if all are in one CPU's memory.
 
     They are views: of a stack, XLA on CPU copies what a product reads, which takes as long as all
-    the rest of decoding a token. Elsewhere the parameters are returned as they are.
+    the rest of decoding a token. Elsewhere the parameters are returned as they are, and so are
+    quantized ones: XLA would dequantize all layers before the loop over tokens, and keep them.
     """
-    if not all(_on_one_cpu(leaf) for leaf in jax.tree.leaves(params["segments"])):
+    if has_quantized(params) or not all(
+        _on_one_cpu(leaf) for leaf in jax.tree.leaves(params["segments"])
+    ):
         return params
 
     def view(leaf: jax.Array, layer: int) -> jax.Array:

@@ -71,6 +71,13 @@ class Trainable(abc.ABC):
         """All parameters as a plain tree again; those that had to be computed are float32."""
         return params
 
+    def hold(self, params: Params) -> Params:
+        """All parameters in the form in which a trained model on a quantized base is opened.
+
+        Its kernels stay quantized, and `model.lora.merge_layers` makes a plain tree of it.
+        """
+        return params
+
     def shapes(self, config: LlamaConfig) -> tuple[Params, Params]:
         """(trained, frozen) as `jax.ShapeDtypeStruct`: float32, but for quantized kernels.
 
@@ -206,6 +213,9 @@ class LoRA(Trainable):
 
     def merge(self, params: Params) -> Params:
         return lora.merge(params, self.targets, self.scale)
+
+    def hold(self, params: Params) -> Params:
+        return lora.hold(params, self.targets, self.scale)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import math
+import typing
 from typing import Any
 
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
+from ctxext.model.quantized import Quantize
 from ctxext.plan.accelerators import ACCELERATORS, GIB, Accelerator, topology
 from ctxext.plan.compile_request import Verdict, compile_step
 from ctxext.plan.flops import Flops, step_flops
 from ctxext.plan.job import Job, count
 from ctxext.plan.memory import Memory, cache_bytes, memory
-from ctxext.plan.search import MARGIN, Candidate, search
+from ctxext.plan.search import MARGIN, Candidate, longest_float, search
 from ctxext.rope import RopeScaling
 
 MFU = 0.4
@@ -32,6 +34,8 @@ class Plan:
     """The compiler's, if it was asked."""
     candidates: tuple[Candidate, ...] = ()
     """The result of a search, if there was one."""
+    asked: int = 0
+    """Tokens per row of the experiment before the search."""
 
     @classmethod
     def of(
@@ -64,6 +68,7 @@ class Plan:
                     "say which with --topology"
                 )
             devices = math.prod(sizes)
+        asked = experiment.train.seq_len
         candidates: tuple[Candidate, ...] = ()
         if searched and accelerator:
             candidates = tuple(search(experiment, config, accelerator, devices))
@@ -80,6 +85,7 @@ class Plan:
             flops=step_flops(job),
             verdict=verdict,
             candidates=candidates,
+            asked=asked,
         )
 
     @property
@@ -257,24 +263,46 @@ class Plan:
                 "no mesh of these devices holds it; take more devices, or a shorter train.seq-len "
                 "(see --search)"
             ]
-        # One that trains what the experiment does comes first, if there is any, and one that needs
-        # no memory of the host.
-        best = min(long_enough, key=lambda candidate: (not candidate.own, candidate.offloads))
-        train = dataclasses.replace(best.experiment.train, seq_len=self.job.seq_len)
-        experiment = dataclasses.replace(best.experiment, train=train)
-        return [f"try {Candidate(experiment, train.seq_len, 0, best.own).flags}"]
+        # One that trains what the experiment does comes first, if there is any, then one whose base
+        # is not quantized, or in the most bits, and one that needs no memory of the host.
+        forms = typing.get_args(Quantize)
+
+        def rank(candidate: Candidate) -> tuple[bool, int, bool]:
+            return not candidate.own, forms.index(candidate.quantize), candidate.offloads
+
+        best = min(long_enough, key=rank)
+        lines = [f"try {self._flags(best)}"]
+        if best.quantizes:
+            lines.insert(0, "it fits on a quantized base only (QLoRA)")
+        on_device = [c for c in long_enough if c.quantizes and c.own == best.own and not c.offloads]
+        if best.offloads and on_device:
+            flags = self._flags(min(on_device, key=rank))
+            lines.append(f"or, on a quantized base without the memory of the host: {flags}")
+        return lines
+
+    def _flags(self, candidate: Candidate) -> str:
+        """The options of a candidate at the length of this plan."""
+        train = dataclasses.replace(candidate.experiment.train, seq_len=self.job.seq_len)
+        experiment = dataclasses.replace(candidate.experiment, train=train)
+        return dataclasses.replace(candidate, experiment=experiment, seq_len=train.seq_len).flags
 
     def _search_lines(self) -> list[str]:
         if not self.candidates:
             return []
         lines = [
             f"longest context that fits with {MARGIN:.0%} to spare (arithmetic)",
-            f"  {'mesh':<40}{'remat':<11}{'trained':<14}{'tokens':>10}",
+            f"  {'mesh':<40}{'remat':<11}{'trained':<18}{'tokens':>10}",
         ]
         for candidate in self.candidates:
             mesh = candidate.experiment.mesh.text
             remat = candidate.experiment.train.remat
-            lines.append(f"  {mesh:<40}{remat:<11}{candidate.trains:<14}{candidate.seq_len:>10,}")
+            lines.append(f"  {mesh:<40}{remat:<11}{candidate.text:<18}{candidate.seq_len:>10,}")
+        if any(candidate.quantizes for candidate in self.candidates):
+            lines.append(
+                f"a base in {self.experiment.train.dtype} reaches "
+                f"{longest_float(self.candidates):,} of the experiment's {self.asked:,} tokens "
+                "without the memory of the host, hence quantized bases (QLoRA)"
+            )
         return [*lines, f"the longest: {self.candidates[0].flags}", ""]
 
 

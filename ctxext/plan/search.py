@@ -1,14 +1,18 @@
-"""The longest context that fits, by arithmetic, over meshes, remat and trained parameters."""
+"""The longest context that fits, by arithmetic, over meshes, remat and trained parameters.
+
+Quantized bases are tried where no float one reaches the length of the experiment by itself.
+"""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
+from ctxext.model.quantized import QUANTIZED, Quantize
 from ctxext.model.remat import REMAT
-from ctxext.model.trainable import TRAINABLE, Full, LoRA
+from ctxext.model.trainable import TRAINABLE, Full, LoRA, Trainable
 from ctxext.parallel.mesh import Mesh
 from ctxext.plan.accelerators import Accelerator
 from ctxext.plan.job import Job
@@ -30,6 +34,8 @@ class Candidate:
     """Bytes per device."""
     own: bool
     """It trains the parameters that the experiment names; the others are suggestions."""
+    quantizes: bool = False
+    """Its base is quantized, and that of the experiment is not."""
 
     @property
     def offloads(self) -> bool:
@@ -37,10 +43,21 @@ class Candidate:
         return self.experiment.train.remat == "offload"
 
     @property
+    def quantize(self) -> Quantize:
+        """How the base is held."""
+        trainable = self.experiment.trainable
+        return trainable.quantize if isinstance(trainable, LoRA) else "none"
+
+    @property
     def trains(self) -> str:
         """The name of the trained subset."""
         kind = type(self.experiment.trainable)
         return next(name for name, known in TRAINABLE.items() if known is kind)
+
+    @property
+    def text(self) -> str:
+        """What is trained, and on which base if that is quantized."""
+        return self.trains if self.quantize == "none" else f"{self.trains}, {self.quantize}"
 
     @property
     def flags(self) -> str:
@@ -50,6 +67,9 @@ class Candidate:
             f"--mesh.{axis} {size}" for axis, size in self.experiment.mesh.sizes.items()
         )
         method = "" if self.own else f"--method {self.trains} "
+        if self.quantizes:
+            prefix = "--trainable.quantize" if self.own else "--quantize"
+            method += f"{prefix} {self.quantize} "
         batch = f"--train.batch-size {train.batch_size} --train.seq-len {self.seq_len}"
         return f"{method}{mesh} {batch} --train.remat {train.remat}"
 
@@ -59,23 +79,55 @@ def search(
 ) -> list[Candidate]:
     """Every candidate, one row per group of devices: the longest context first.
 
-    Of equal ones, those without rematerialisation come first, then those that need least.
+    Of equal ones, those without rematerialisation come first, then those that need least. Quantized
+    bases are among them if no float base reaches the length of the experiment without the memory of
+    the host.
     """
-    longest_ones = [
-        longest(x, config, device, devices, own=x.trainable == experiment.trainable)
-        for x in candidates(experiment, config, devices)
+    own = experiment.trainable
+    found = [
+        longest(x, config, device, devices, own=x.trainable == own)
+        for x in candidates(experiment, config, devices, dict.fromkeys((own, Full(), LoRA())))
     ]
-    return sorted(
-        longest_ones, key=lambda c: (-c.seq_len, c.experiment.train.remat != "none", c.needs)
-    )
+    if longest_float(found) < experiment.train.seq_len:
+        found += [
+            longest(x, config, device, devices, own=isinstance(own, LoRA), quantizes=True)
+            for x in candidates(experiment, config, devices, _on_quantized_bases(own, config))
+        ]
+    return sorted(found, key=lambda c: (-c.seq_len, c.experiment.train.remat != "none", c.needs))
 
 
-def candidates(experiment: Experiment, config: LlamaConfig, devices: int) -> Iterator[Experiment]:
+def longest_float(found: Iterable[Candidate]) -> int:
+    """The longest context on a base that is not quantized, without the memory of the host."""
+    lengths = [c.seq_len for c in found if c.quantize == "none" and not c.offloads]
+    return max(lengths, default=0)
+
+
+def _on_quantized_bases(own: Trainable, config: LlamaConfig) -> list[Trainable]:
+    """Adapters on a base in every quantized form; none if they are on one already.
+
+    Forms that the sizes of the model do not allow are left out.
+    """
+    adapters = own if isinstance(own, LoRA) else LoRA()
+    if adapters.quantize != "none":
+        return []
+    found: list[Trainable] = []
+    for form in QUANTIZED:
+        trainable = dataclasses.replace(adapters, quantize=form)
+        try:
+            trainable.shapes(config)
+        except ValueError:
+            continue
+        found.append(trainable)
+    return found
+
+
+def candidates(
+    experiment: Experiment, config: LlamaConfig, devices: int, subsets: Iterable[Trainable]
+) -> Iterator[Experiment]:
     """Yield the experiment on every mesh of all devices and with every kind of rematerialisation.
 
-    It trains its own parameters, all, or LoRA's.
+    It trains each of the `subsets` of the parameters.
     """
-    subsets = dict.fromkeys((experiment.trainable, Full(), LoRA()))
     for mesh, remat, trainable in itertools.product(meshes(config, devices), REMAT, subsets):
         train = dataclasses.replace(experiment.train, batch_size=mesh.fsdp, remat=remat)
         yield dataclasses.replace(experiment, mesh=mesh, train=train, trainable=trainable)
@@ -103,6 +155,7 @@ def longest(
     devices: int,
     *,
     own: bool = True,
+    quantizes: bool = False,
 ) -> Candidate:
     """The experiment with the longest context that fits on the devices."""
     job = Job.of(experiment, config, devices)
@@ -123,4 +176,4 @@ def longest(
     shortest = max(fits, 1)
     train = dataclasses.replace(experiment.train, seq_len=shortest * STEP)
     experiment = dataclasses.replace(experiment, train=train)
-    return Candidate(experiment, fits * STEP, needs(shortest), own)
+    return Candidate(experiment, fits * STEP, needs(shortest), own, quantizes)

@@ -16,6 +16,7 @@ from ctxext.interop.lazy_tensor import STORAGE_DTYPES, numpy_dtype
 from ctxext.interop.model_card import code_block, with_proof
 from ctxext.methods import label
 from ctxext.model.lm import LM
+from ctxext.model.lora import merge_layers
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE
 from ctxext.prove.artifact import Artifact
@@ -152,11 +153,12 @@ def _stored_values(
     rounded: list[str] = []
     settings: list[str] = []
     if model is not None:
-        weights = _different_weights(stored.params, model.params, dtypes)
+        exported = merge_layers(model.params)
+        weights = _different_weights(stored.params, exported, dtypes)
         rounded = [
             name
             for name in weights
-            if name in merged and _differ_by_rounding(name, stored.params, model.params, dtypes)
+            if name in merged and _differ_by_rounding(name, stored.params, exported, dtypes)
         ]
         settings = _different_generation_settings(artifact, stored, model)
     return {

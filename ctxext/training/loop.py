@@ -15,6 +15,7 @@ from ctxext.files import read_jsonl
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.lm import LM
+from ctxext.model.quantized import bytes_held, has_quantized
 from ctxext.parallel.distributed import broadcast_from_primary
 from ctxext.rundir import RunDir
 from ctxext.serialization import to_json
@@ -179,11 +180,14 @@ def _record_start(
     }
     if frozen:
         fixed["base"] = parameter_checksum(frozen)  # which the checkpoints leave out
-    environment = {
+    environment: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "mesh": dict(experiment.mesh.build().shape),
         "command": _command(),
     }
+    if has_quantized(frozen):
+        held, in_bfloat16 = bytes_held(frozen)
+        environment["quantized"] = {"bytes": held, "bytes_in_bfloat16": in_bfloat16}
     run.record({**fixed, "seed": experiment.seed, **environment}, fixed=tuple(fixed))
     run.write_base(
         base.config,

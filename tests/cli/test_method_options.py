@@ -129,6 +129,7 @@ def test_fields_are_replaced_together():
         (["--zzz", "4"], "unknown option --zzz; --print-config shows"),
         (["--quantize", "nf4"], "--quantize belongs to --method lora, and .* trains full; give"),
         (["--trainable.quantize", "nf4"], "--trainable.quantize belongs to --method lora"),
+        (["--n", "2"], "--n belongs to --method last-layers, and .* trains full; give"),
         (["--train.steps", "four"], "--train.steps must be a whole number, got 'four'"),
         (["--train.steps"], "--train.steps needs a value: a whole number"),
         (["--train.steps", "1", "2"], "--train.steps takes one value, got 1 2"),
@@ -148,6 +149,25 @@ def test_fields_are_replaced_together():
 def test_wrong_fields_of_an_experiment_are_one_clear_line(arguments: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         override(EXPERIMENT, arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        (
+            "last-layers",
+            ["--n", "1", "--quantize", "nf4"],
+            "--quantize belongs to --method lora, and --method last-layers trains without it; ",
+        ),
+        ("full", ["--quantize", "nf4"], "lora, and --method full trains without it"),
+        ("lora", ["--trainable.n", "3"], "last-layers, and --method lora trains without it"),
+    ],
+)
+def test_a_field_of_another_way_to_train_names_both(
+    method: str, arguments: list[str], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        override(EXPERIMENT, arguments, methods=[method])
 
 
 @pytest.mark.parametrize(

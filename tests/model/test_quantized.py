@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctxext import loading
+from ctxext import evaluate, loading, pipeline
 from ctxext.attention import Causal
-from ctxext.export import export, export_adapter, merge_note
+from ctxext.evals import evaluated_model
+from ctxext.experiment import Experiment
+from ctxext.export import export, export_adapter, merge_note, run_card
+from ctxext.files import read_jsonl
 from ctxext.interop import peft_base
 from ctxext.methods import Linear
 from ctxext.model.loss import batch_loss
@@ -25,14 +29,20 @@ from ctxext.model.quantized import (
     tree_leaves,
 )
 from ctxext.model.quantized.nf4 import DYNAMIC_VALUES, NF4, NF4_VALUES, NF4Double
-from ctxext.model.trainable import LINEARS, LoRA, join, split
+from ctxext.model.segments import layers_apart
+from ctxext.model.trainable import ATTENTION, LINEARS, LoRA, join, split
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh, shardings
 from ctxext.pipeline import train_only
-from ctxext.plan.job import count
+from ctxext.plan.job import Job, count
 from ctxext.prove import describe, prove
+from ctxext.report.analysis.runs import RunData
+from ctxext.report.pages.provenance import facts
 from ctxext.rope import Unscaled
 from ctxext.rundir import RunDir
-from ctxext.training.checkpoint import load_params
+from ctxext.tracking import JsonlSink
+from ctxext.training.checkpoint import find_step, load_params
+from ctxext.training.loop import train
+from ctxext.training.state import split_params, state_shapes
 from support import tiny
 from support.hf_files import write_hf
 from support.llamas import TINY, random_params, tokenizer
@@ -213,8 +223,10 @@ def test_what_is_quantized_and_how_it_is_counted():
 
 
 def test_sizes_that_are_no_whole_blocks_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"nf4 has blocks of 64 inputs.* linear with 96; choose"):
-        LoRA(quantize="nf4").shapes(tiny.CONFIG)
+    for name in ("nf4", "nf4-double"):
+        message = rf"trainable.quantize {name}: .* 64 inputs, and down_proj of .* 96; choose int8"
+        with pytest.raises(ValueError, match=message):
+            LoRA(quantize=name).shapes(tiny.CONFIG)
     LoRA(quantize="int8").shapes(tiny.CONFIG)
     with pytest.raises(ValueError, match=r"trainable.quantize 'fp4' is not known; choose one of"):
         LoRA(quantize="fp4")  # pyright: ignore
@@ -282,9 +294,30 @@ def test_on_eight_devices_it_trains_as_the_dense_model_of_its_values(name: Quant
     jax.tree.map(close, gradients, expected[1])
 
 
+STEPS = 3
+
+
+class StopAt:
+    """A sink that stops the run when a step is logged."""
+
+    def __init__(self, step: int, stop: threading.Event) -> None:
+        self.step = step
+        self.stop = stop
+
+    def log(self, row: dict) -> None:
+        if row["step"] == self.step:
+            self.stop.set()
+
+    def rows(self, rows: list[dict]) -> None: ...
+    def finish(self, failed: bool = False) -> None: ...
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A directory with a `base`, a `run` with adapters on it in nf4, and the run's `adapter`."""
+    """A directory with a `base`, a `run` with adapters on it in nf4, and the run's `adapter`.
+
+    `stopped` is the same run, stopped after the first step and resumed.
+    """
     folder = tmp_path_factory.mktemp("quantized")
     config = dataclasses.replace(TINY, intermediate_size=128)
     write_hf(
@@ -296,51 +329,132 @@ def trained(tmp_path_factory) -> Path:
         dtype="bfloat16",
     )
     experiment = dataclasses.replace(
-        tiny_experiment(write_texts(folder / "texts"), steps=2, dtype="bfloat16"),
+        tiny_experiment(write_texts(folder / "texts"), steps=STEPS, dtype="bfloat16"),
         init=str(folder / "base"),
         model=None,
         rope=None,
-        trainable=LoRA(rank=4, alpha=8.0, modules_to_save=("norm",), quantize="nf4"),
+        trainable=LoRA(rank=4, alpha=6.0, dropout=0.1, modules_to_save=("norm",), quantize="nf4"),
     )
-    for _ in range(2):  # the second time the checksum of the quantized base is compared
-        train_only(experiment, folder / "run", track=())
+    train_only(experiment, folder / "run", track=())
+    stop = threading.Event()
+    stopped = RunDir(folder / "stopped").open(experiment)
+    base = loading.load_base(experiment, for_training=True)
+    sinks = [JsonlSink(stopped.metrics_file), StopAt(1, stop)]
+    train(experiment, stopped, base, sinks=sinks, stop=stop, progress=False)
+    assert 1 <= find_step(stopped.checkpoints) < STEPS
+    # Its base is read and quantized again, and the checksum compared.
+    train_only(experiment, folder / "stopped", track=())
     export_adapter(folder / "run", folder / "adapter")
     return folder
 
 
-def test_the_base_is_read_quantized_and_the_run_opens_as_its_values_with_adapters(trained):
-    run = RunDir(trained / "run")
-    float_base = loading.load(trained / "base")
-    experiment = loading.read_saved(run.config_file, loading.Experiment)
-    held = loading.load_base(experiment, for_training=True).params
-    kernels = [leaf for leaf in tree_leaves(held) if is_quantized(leaf)]
-    assert len(kernels) == len(LINEARS)
-    whole = float_base.params["segments"]["0"]["mlp"]["down_proj"]["kernel"]
-    for layer in range(2):
-        expected = NF4.quantize(np.asarray(whole[layer]))
-        codes = held["segments"]["0"]["mlp"]["down_proj"]["kernel"].codes
-        np.testing.assert_array_equal(codes[layer], expected.codes)
+def saved_experiment(run: Path) -> Experiment:
+    return loading.read_saved(RunDir(run).config_file, Experiment)
 
-    stored, step = load_params(run.checkpoints)
-    assert step == 2
+
+def test_a_stopped_run_resumes_to_the_last_bit(trained):
+    whole, resumed = RunDir(trained / "run"), RunDir(trained / "stopped")
+    params, step = load_params(whole.checkpoints)
+    resumed_params, resumed_step = load_params(resumed.checkpoints)
+    assert step == resumed_step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, params, resumed_params)
+    measured = [
+        [(row["step"], row["loss"], row["grad_norm"]) for row in read_jsonl(run.metrics_file)]
+        for run in (whole, resumed)
+    ]
+    assert len(measured[0]) == STEPS
+    assert measured[0] == measured[1]
+    assert whole.base_checksum() == resumed.base_checksum()
+
+
+def with_adapters(params: dict, adapters: dict, scale: float) -> dict:
+    """The float tree with the products of adapters added, in float64."""
+
+    def add(path: tuple, kernel: jax.Array) -> jax.Array:
+        leaves = adapters["segments"]
+        for entry in path[1:-1]:
+            leaves = leaves.get(entry.key, {})
+        if path[-1].key != "kernel" or "lora_a" not in leaves:
+            return kernel
+        product = np.matmul(np.float64(leaves["lora_a"]), np.float64(leaves["lora_b"]))
+        assert np.abs(product).max() > 0
+        return jnp.float32(kernel + scale * product)
+
+    return jax.tree_util.tree_map_with_path(add, params)
+
+
+def test_a_run_is_asked_with_its_base_in_few_bits(trained, tmp_path):
+    """Its logits are those of the values that the codes stand for, with adapters, as floats."""
+    run = RunDir(trained / "run")
+    experiment = saved_experiment(run.path)
+    float_base = loading.load(trained / "base")
+    before_training = loading.load_base(experiment)
+    asked = evaluate.NamedModel.load(run.path).lm
+    whole = float_base.params["segments"]["0"]["mlp"]["down_proj"]["kernel"]
+    expected_codes = np.stack([NF4.quantize(np.asarray(layer)).codes for layer in whole])
+    for lm in (before_training, asked):
+        assert sum(map(is_quantized, tree_leaves(lm.params))) == len(LINEARS)
+        kernel = lm.params["segments"]["0"]["mlp"]["down_proj"]["kernel"]
+        np.testing.assert_array_equal(kernel.codes, expected_codes)
+        # Taken apart, all layers would be dequantized before the loop over tokens.
+        assert layers_apart(lm.params) is lm.params
+
+    stored, _ = load_params(run.checkpoints)
     assert jax.tree.structure(stored) == jax.tree.structure(
         experiment.trainable.shapes(float_base.config)[0]
     )
     expected = with_plain_values(float_base.params, "nf4")
-    actual = loading.load(trained / "run").params
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        leaves = stored["segments"]["0"]["self_attn"][name]
-        product = np.float64(leaves["lora_a"]) @ np.float64(leaves["lora_b"])
-        assert np.abs(product).max() > 0
-        kernel = expected["segments"]["0"]["self_attn"][name]["kernel"] + 2 * product
-        actual_kernel = actual["segments"]["0"]["self_attn"][name]["kernel"]
-        np.testing.assert_allclose(actual_kernel, kernel, atol=1e-6)
-    for name in LINEARS[4:]:
-        np.testing.assert_allclose(
-            actual["segments"]["0"]["mlp"][name]["kernel"],
-            expected["segments"]["0"]["mlp"][name]["kernel"],
-            atol=1e-7,
-        )
+    expected = with_adapters(expected, stored, 1.5)
+    for block in ("input_layernorm", "post_attention_layernorm"):
+        expected["segments"]["0"][block] = stored["segments"]["0"][block]
+    expected["norm"] = stored["norm"]
+    merged = asked.merged()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged.params, expected)
+    dense = dataclasses.replace(asked, params=expected)
+    tokens = np.random.default_rng(0).integers(3, 200, (2, 40))
+    logits = np.asarray(dense.logits(tokens))
+    np.testing.assert_allclose(asked.logits(tokens), logits, atol=1e-5 * np.abs(logits).max())
+    new = asked.generate(tokens[:, :36], max_new_tokens=4)
+    written = dense.logits(np.concatenate([tokens[:, :36], new], axis=1))
+    np.testing.assert_array_equal(new, np.asarray(written)[:, 35:39].argmax(-1))
+
+
+def test_it_runs_and_is_held_as_in_training(trained):
+    """The same bits from the same arrays, in as many bytes as `plan` counts."""
+    experiment = saved_experiment(trained / "run")
+    lora = experiment.trainable
+    base = loading.load_base(experiment, for_training=True)
+    asked = loading.load(trained / "run", dtype="bfloat16")
+    shapes = state_shapes(experiment, base.config)
+    _, frozen = split_params(experiment, base, shapes)
+    params, _ = load_params(RunDir(trained / "run").checkpoints)
+    in_training = dataclasses.replace(asked, params=lora.materialize(join(params, frozen), {}))
+    tokens = np.arange(80).reshape(2, 40)
+    np.testing.assert_array_equal(asked.logits(tokens), in_training.logits(tokens))
+    job = Job.of(experiment, base.config, 1)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(asked.params))
+    scales = 4 * len(ATTENTION) * base.config.num_hidden_layers
+    assert num_bytes == job.bytes(job.trees.trained) + job.bytes(job.trees.frozen) + scales
+
+
+def test_a_run_prints_and_records_the_form_of_its_base(trained, capsys):
+    experiment = saved_experiment(trained / "run")
+    pipeline._describe_base(experiment, loading.load_base(experiment, for_training=True))
+    kernels = 2 * (4 * 64 * 64 - 2 * 64 * 32 + 3 * 64 * 128)  # two layers, half as many K/V heads
+    held = kernels * 9 // 16
+    printed = (
+        f"base: the kernels of its layers are held in nf4, {held / 1e9:.3g} GB instead of "
+        f"{2 * kernels / 1e9:.3g} in bfloat16, in training and in evaluations\n"
+    )
+    assert printed in capsys.readouterr().err
+    run = RunDir(trained / "run")
+    provenance = json.loads(run.provenance_file.read_text())
+    assert provenance["quantized"] == {"bytes": held, "bytes_in_bfloat16": 2 * kernels}
+    data = RunData(run.path, "run", [], config=run.settings(), provenance=provenance)
+    shown = f"nf4: the kernels of its layers take {held:,} bytes ({2 * kernels:,} in bfloat16)"
+    assert dict(facts(data))["held in"] == shown
+    model = evaluated_model(loading.load(trained / "base"))
+    assert run_card(run, model)["weights"].startswith("the base, trained in nf4, dequantized")
 
 
 def test_an_adapter_names_the_quantization_of_its_base(trained, caplog):

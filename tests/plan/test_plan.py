@@ -434,6 +434,43 @@ def test_search_finds_the_longest_context():
         assert memory(longer, "tpu").peak > (1 - MARGIN) * device.memory
 
 
+def test_a_quantized_base_is_suggested_where_no_float_one_fits(capsys):
+    """7B on a card of 24 GB, of which JAX takes 18 GiB."""
+    options = ["--topology", "rtx4090:1", "--mesh.fsdp", "1", "--train.batch-size", "1"]
+    options += ["--method", "lora", "--search"]
+    fits = plan(capsys, *options)[1]
+    assert "quantized" not in fits
+    assert "nf4" not in fits
+    output = plan(capsys, *options, "--train.seq-len", "32768")[1]
+    assert (
+        "a base in bfloat16 reaches 8,192 of the experiment's 32,768 tokens without the memory of "
+        "the host, hence quantized bases (QLoRA)"
+    ) in output
+    for form in ("int8", "nf4", "nf4-double"):
+        assert len(re.findall(rf"lora, {form} +[\d,]+\n", output)) == len(REMAT)
+    (flags,) = re.findall(r"the longest: (.*)", output)
+    assert flags.startswith("--trainable.quantize nf4-double ")
+    found = [option for option in options if option != "--search"] + flags.split()
+    assert "(arithmetic): fits" in plan(capsys, *found)[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ([], "try --method lora --quantize int8 "),
+        (["--method", "lora"], "try --trainable.quantize int8 "),
+    ],
+)
+def test_advice_quantizes_no_more_than_it_must(method, advice, capsys):
+    options = ["--topology", "rtx4090:1", "--mesh.fsdp", "1", "--train.batch-size", "1", *method]
+    output = plan(capsys, *options, "--train.seq-len", "32768")[1]
+    assert "it fits on a quantized base only (QLoRA)" in output
+    assert advice in output
+    assert "or, on a quantized base without the memory of the host: " in output
+    output = plan(capsys, *options, "--train.seq-len", "8192")[1]
+    assert "quantize" not in output
+
+
 def test_meshes_use_all_devices_and_whole_heads():
     for mesh in meshes(SHAPES["llama2-70b"], 16):
         sizes = axes(mesh, 16)

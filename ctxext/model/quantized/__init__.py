@@ -1,5 +1,6 @@
 """Frozen kernels in few bits, one file per form; layers dequantize what they multiply by."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,6 +22,18 @@ def is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, QuantizedKernel)
 
 
+def has_quantized(tree: Any) -> bool:
+    """True if a tree has quantized kernels."""
+    return any(is_quantized(leaf) for leaf in tree_leaves(tree))
+
+
+def bytes_held(tree: Any) -> tuple[int, int]:
+    """(bytes of the quantized kernels of a tree, bytes that they would take in bfloat16)."""
+    kernels = [leaf for leaf in tree_leaves(tree) if is_quantized(leaf)]
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kernels))
+    return held, 2 * sum(math.prod(kernel.shape) for kernel in kernels)
+
+
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree.map` that takes a quantized kernel as one leaf."""
     return jax.tree.map(function, tree, *rest, is_leaf=is_quantized)
@@ -35,15 +48,22 @@ def quantized_shapes(params: Any, quantize: Quantize) -> Any:
     """The tree, of arrays or shapes, with the shapes of quantized kernels in all layers.
 
     Embedding, norms, biases and the output projection stay as they are. Raises ValueError for sizes
-    that cannot be quantized.
+    that cannot be quantized, naming the matrix.
     """
     if quantize == "none":
         return params
     form = QUANTIZED[quantize]
 
     def of_shape(path: tuple[Any, ...], leaf: Any) -> Any:
-        is_kernel = path[-1].key == "kernel" and not is_quantized(leaf)
-        return form.of_shape(leaf.shape) if is_kernel else leaf
+        if path[-1].key != "kernel" or is_quantized(leaf):
+            return leaf
+        try:
+            return form.of_shape(leaf.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"trainable.quantize {quantize}: {error}, and {path[-2].key} of this model has "
+                f"{leaf.shape[1]}; choose int8 (--quantize int8)"
+            ) from None
 
     segments = jax.tree_util.tree_map_with_path(of_shape, params["segments"], is_leaf=is_quantized)
     return {**params, "segments": segments}
@@ -88,16 +108,6 @@ def hold(params: Any, shapes: Any) -> Any:
 
 def _float32(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float32)
-
-
-@jax.jit
-def _dequantize(kernel: QuantizedKernel) -> jax.Array:
-    return kernel.dequantize()
-
-
-def dequantize_tree(params: Any) -> Any:
-    """The tree with float32 kernels in place of quantized ones."""
-    return tree_map(lambda leaf: _dequantize(leaf) if is_quantized(leaf) else leaf, params)
 
 
 def cast_floats(params: Any, dtype: Any) -> Any:

@@ -166,10 +166,7 @@ DYNAMIC_VALUES = _dynamic_values()
 
 def _check_inputs(inputs: int) -> None:
     if inputs % BLOCK:
-        raise ValueError(
-            f"nf4 has blocks of {BLOCK} inputs, and this model has a linear with {inputs}; choose "
-            "int8"
-        )
+        raise ValueError(f"its blocks have {BLOCK} inputs")
 
 
 def _shape(codes: Any) -> Shape:

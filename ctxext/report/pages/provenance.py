@@ -21,6 +21,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     recorded = {
         "experiment": run.config.get("name"),
         "base": run.config.get("init"),
+        "held in": _quantized_text(run.config.get("trainable"), provenance.get("quantized")),
         "training": _training_text(run.config.get("train") or {}),
         "data": "; ".join(_data_texts(provenance.get("data"))),
         "tokenizer": _short_hash(provenance.get("tokenizer")),
@@ -65,6 +66,20 @@ def _quoted(command: Any) -> str:
         return shlex.join(shlex.split(command)) if isinstance(command, str) else ""
     except ValueError:  # an open quote
         return ""
+
+
+def _quantized_text(trainable: Any, recorded: Any) -> str:
+    """The form of a quantized base with its bytes; empty for a base that is not quantized."""
+    form = trainable.get("quantize", "none") if isinstance(trainable, dict) else "none"
+    if form == "none":
+        return ""
+    try:
+        held, in_bfloat16 = recorded["bytes"], recorded["bytes_in_bfloat16"]
+        return (
+            f"{form}: the kernels of its layers take {held:,} bytes ({in_bfloat16:,} in bfloat16)"
+        )
+    except (KeyError, TypeError, ValueError):
+        return str(form)
 
 
 def _training_text(train: dict[str, Any]) -> str:
