@@ -116,12 +116,12 @@ def train(
 
     if progress and log.evaluating:
         print(log.evaluating.note, file=sys.stderr)
-    if watch.over_at is None:
-        _report_stop(done, settings.steps)
-    else:
-        print(
-            f"stopped early after step {done} of {settings.steps}: {watch.reason}", file=sys.stderr
-        )
+    if done < settings.steps:
+        if watch.over_at is None:
+            note = f"saved; resume with: {_command()}"
+        else:
+            note = f"early: {watch.reason}"
+        print(f"stopped after step {done} of {settings.steps}, {note}", file=sys.stderr)
     if exit_code is not None:
         raise SystemExit(exit_code)
     return params
@@ -146,15 +146,6 @@ def _say_what_is_held_out(rows: Rows) -> None:
     for corpus in corpora(rows):
         if corpus.held_out is not None:
             print(f"data: {corpus.held_out.note}", file=sys.stderr)
-
-
-def _report_stop(done: int, steps: int) -> None:
-    """Say how to resume a run that was stopped early."""
-    if done < steps:
-        print(
-            f"stopped after step {done} of {steps}, saved; resume with: {_command()}",
-            file=sys.stderr,
-        )
 
 
 def _record_start(

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from ctxext.files import read_jsonl
+from ctxext.evals.wrong_answers import WrongAnswer
+from ctxext.files import read_json, read_jsonl
 from ctxext.rundir import RunDir
 from ctxext.tracking import start_sinks
 from ctxext.tracking.wandb import WandbSink, wandb_mode
@@ -20,6 +21,7 @@ RECORDS = [
     text_losses("yarn", 128, 0, nll=2.0, count=4),
     text_losses("yarn", 128, 1, nll=2.0, count=1),
 ]
+WRONG = WrongAnswer("passkey", 64, 0.5, "The key is", "1234", "12", "part")
 
 
 @pytest.fixture
@@ -43,15 +45,29 @@ def test_offline_wandb_holds_the_run(opened):
         for step in (10, 20):
             for sink in sinks:
                 sink.log({"step": step, "loss": 1 / step})
+        for step, answer in ((10, WRONG), (20, WRONG._replace(got="nothing"))):
+            for sink in sinks:
+                sink.log({"step": step, "eval/passkey@64": step / 100})
+                sink.wrong_answers(step, [answer])
         for sink in sinks:
             sink.records(RECORDS)
-    assert [row["step"] for row in read_jsonl(run.metrics_file)] == [10, 20]
+    assert [row["step"] for row in read_jsonl(run.metrics_file)] == [10, 20, 10, 20]
     identity = (run.path / "wandb" / "run_id").read_text()
     (folder,) = run.path.glob(f"wandb/offline-run-*-{identity}")
     records = inspect(folder)
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    train = [(row["train/step"], row["train/loss"]) for row in history if "train/step" in row]
+    train = [(row["train/step"], row["train/loss"]) for row in history if "train/loss" in row]
     assert train == [(10, 0.1), (20, 0.05)]
+    reach = [
+        (row["train/step"], row["train/eval/passkey@64"])
+        for row in history
+        if "train/eval/passkey@64" in row
+    ]
+    assert reach == [(10, 0.1), (20, 0.2)]
+    files = folder.glob("files/media/table/wrong_answers_*.json")
+    table = max((read_json(file) for file in files), key=lambda table: len(table["data"]))
+    assert table["columns"] == ["step", *WRONG._fields]
+    assert table["data"] == [[10, *WRONG], [20, *WRONG._replace(got="nothing")]]
     floor, passkey, ppl = (row for row in history if "eval/seq_len" in row)
     assert (passkey["eval/seq_len"], passkey["eval/passkey/yarn/correct"]) == (64, 0.5)
     assert floor["eval/passkey no-needle/yarn/correct"] == 0

@@ -1,5 +1,6 @@
 """The JSON files of a run directory, checked before a page is made of them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ PROOF: Shape = {
 }
 METRICS: Shape = {"step": COUNT, "loss": FINITE}
 """A line of metrics.jsonl."""
+MEASURED: Shape = {"*": FINITE}
+MEASURE = re.compile(r"[^@]{1,60}@[1-9]\d{0,9}")
+"""The name of a measure: a task or "loss", and a length in tokens."""
 
 
 def read_object(file: Path, shape: Shape) -> dict[str, Any]:
@@ -55,17 +59,25 @@ def read_object(file: Path, shape: Shape) -> dict[str, Any]:
     return value
 
 
-def read_losses(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that have a loss. Raises ValueError naming a damaged line."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. Raises ValueError naming a damaged one."""
     rows = read_jsonl(file)
     for number, row in enumerate(rows, 1):
         try:
             check_shape(row, METRICS, "it")
-            if "loss" in row and "step" not in row:
+            if "step" not in row and ("loss" in row or measured(row)):
                 raise ValueError("it has a loss, but no step")
+            check_shape(measured(row), MEASURED, "it")
         except ValueError as error:
             raise ValueError(f"{file}, line {number}, is damaged: {error}; restore it") from None
-    return [row for row in rows if "loss" in row]
+    return rows
+
+
+def measured(row: dict[str, Any]) -> dict[str, Any]:
+    """The values of an evaluation during training, such as "passkey@8192"; {} in other lines."""
+    prefix = "eval/"
+    values = {name.removeprefix(prefix): x for name, x in row.items() if name.startswith(prefix)}
+    return {name: value for name, value in values.items() if MEASURE.fullmatch(name)}
 
 
 def check_proof(proof: dict[str, Any], file: Path) -> None:

@@ -24,7 +24,8 @@ from ctxext.report.analysis.run_files import (
     PROOF,
     PROVENANCE,
     check_proof,
-    read_losses,
+    measured,
+    read_metrics,
     read_object,
 )
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
@@ -45,6 +46,8 @@ class RunData:
     proof: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Training metrics by the name of what was trained: the run and its baselines."""
+    evaluations: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    """Values of measures after steps, evaluated during training, by the same names."""
     spectra: list[Spectrum] = field(default_factory=list)
     method: str = ""
     """The method that the experiment trains, as records call it; "" if it is unknown here."""
@@ -116,10 +119,17 @@ def read_run(path: Path) -> RunData:
     folders = [path, *sorted(p for p in here.baselines.glob("*") if p.is_dir())]
     configs = {folder: read_object(RunDir(folder).config_file, SETTINGS) for folder in folders}
     for folder in folders:
-        steps = read_losses(RunDir(folder).metrics_file)
+        rows = read_metrics(RunDir(folder).metrics_file)
+        steps = [row for row in rows if "loss" in row]
+        values = [(row.get("step", 0), measured(row)) for row in rows]
+        evaluated = [(step, found) for step, found in values if found]
+        name = _method_label(configs[folder], base_scaling) or folder.name
+        if steps or evaluated:
+            name = folder.name if name in run.losses | run.evaluations else name
         if steps:
-            name = _method_label(configs[folder], base_scaling) or folder.name
-            run.losses[folder.name if name in run.losses else name] = steps
+            run.losses[name] = steps
+        if evaluated:
+            run.evaluations[name] = evaluated
     if (here.base / "model.json").is_file():
         _read_spectra(run, here, [configs[folder] for folder in folders], base_scaling)
     return run

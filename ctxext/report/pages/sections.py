@@ -26,6 +26,7 @@ from ctxext.report.pages.growing_window import (
 )
 from ctxext.report.pages.loss_tables import estimator_title
 from ctxext.report.pages.overview_tables import suite_table
+from ctxext.report.pages.reach_charts import reach_charts
 from ctxext.report.pages.recovery import (
     DEFINITION,
     recovery_chart,
@@ -323,7 +324,7 @@ def training_section(
     spectra: Sequence[Spectrum],
     styles: dict[str, Style],
 ) -> Section:
-    """Training losses, and the wavelengths of every method."""
+    """Training losses, evaluations during training, and the wavelengths of every method."""
     section = Section(
         "training",
         "Training and frequencies",
@@ -331,6 +332,12 @@ def training_section(
     )
     if curves:
         section.charts.append(figures.loss_chart(curves, styles, "loss"))
+    evaluations = {
+        _name_in_run(name, run, runs): evaluated
+        for run in runs
+        for name, evaluated in run.evaluations.items()
+    }
+    section.charts += reach_charts(evaluations, "reach")
     of_one_base = group(spectra, lambda s: (s.window, len(s.wavelengths)))
     for i, same_base in enumerate(of_one_base.values()):
         section.charts.append(wavelength_chart(same_base, styles, f"waves{i}"))
