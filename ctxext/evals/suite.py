@@ -85,8 +85,7 @@ class SuiteConfig:
 
     @property
     def depths(self) -> tuple[float, ...]:
-        steps = self.budget.depth_steps
-        return tuple(i / steps for i in range(steps + 1))
+        return _spread(self.budget.depth_steps + 1)
 
     def ask(self, task: tasks.Task) -> Retrieval:
         """Questions of a task, laid out as it declares (`Task.suite_layout`).
@@ -100,7 +99,11 @@ class SuiteConfig:
         shares = task.suite_layout.startswith("shared") or budget.prefers_shared
         if shares and task.supports_shared_context:
             n = budget.shared_texts
-            return Retrieval(self.seq_lens, self.depths, n, task, self.source, shared_context=True)
+            depths = self.depths
+            if budget.prefers_shared:
+                room = max(2, min(self.seq_lens) // task.tokens_per_question)
+                depths = _spread(min(len(depths), room))
+            return Retrieval(self.seq_lens, depths, n, task, self.source, shared_context=True)
         return Retrieval(self.seq_lens, self.depths, budget.per_depth, task, self.source)
 
 
@@ -183,7 +186,7 @@ def _recovery(config: SuiteConfig) -> tuple[Eval, ...]:
     return (
         Recovery(
             config.seq_lens,
-            tuple(i / (count - 1) for i in range(count)),
+            _spread(count),
             config.budget.recovery_texts,
             tasks.Passkey(wording=config.wording),
             config.source,
@@ -260,6 +263,11 @@ def _controls(evaluation: Eval, config: SuiteConfig) -> tuple[Eval, ...]:
     shortest = (min(evaluation.seq_lens),)
     ceiling = dataclasses.replace(evaluation, n=n, condition="needle-only", seq_lens=shortest)
     return floor, ceiling
+
+
+def _spread(count: int) -> tuple[float, ...]:
+    """`count` depths, at least two, from 0 to 1."""
+    return tuple(i / (count - 1) for i in range(count))
 
 
 def _required(path: Path | None, name: str, option: str) -> Path:

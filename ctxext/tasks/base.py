@@ -119,6 +119,11 @@ class Task(abc.ABC):
     suite_layout: ClassVar[SuiteLayout] = "depths"
     supports_shared_context: ClassVar[bool] = False
 
+    @property
+    def tokens_per_question(self) -> int:
+        """Room in the shortest text for each of several questions, where a suite shares texts."""
+        return 64
+
     @classmethod
     def suite_names(cls) -> tuple[str, ...]:
         """The names that `--evals` knows it by; empty for a task that is only trained."""

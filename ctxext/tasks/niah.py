@@ -13,6 +13,8 @@ from ctxext.tasks.building.noise import noise, without_excerpts
 from ctxext.tasks.building.vocabulary import KINDS, Kind, distinct
 
 Hay = Literal["text", "noise", "needles"]
+TOKENS_PER_NEEDLE = 32
+"""Room that a text has for each needle that is asked for, where several questions share it."""
 HAYS: tuple[Hay, ...] = get_args(Hay)
 
 
@@ -68,6 +70,10 @@ class Niah(SharedContextTask):
             "niah-multiquery": cls(num_keys=4, num_queries=4),
         }
         return (settings[suite_name],)
+
+    @property
+    def tokens_per_question(self) -> int:
+        return max(64, TOKENS_PER_NEEDLE * self.num_queries * self.num_values)
 
     def shared_examples(
         self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]

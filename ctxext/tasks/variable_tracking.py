@@ -8,11 +8,21 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ctxext.tasks.base import Example, SuiteOptions, Task, TaskContext, as_ids
+from ctxext.tasks.base import (
+    Example,
+    SharedContextTask,
+    SuiteOptions,
+    Task,
+    TaskContext,
+    as_ids,
+)
 from ctxext.tasks.building.noise import SENTENCES, noise, without_excerpts
 from ctxext.tasks.building.placement import Frame, Insertion, place
 from ctxext.tasks.building.value_lists import MAX_LIST_CHOICES, join_values
 from ctxext.tasks.building.vocabulary import distinct
+
+TOKENS_PER_LINK = 32
+"""Room that a text has for each assignment, where questions about several chains share it."""
 
 
 class _Link(NamedTuple):
@@ -25,11 +35,11 @@ class _Link(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VariableTracking(Task):
+class VariableTracking(SharedContextTask):
     """`num_chains` values, passed on `hops` times: `Let zubad be 48213.`, `Let fikon be zubad.`
 
-    All names of one value are asked for, after an example drawn anew for each question. The score
-    is the share of the names that are written. The first link is at the depth, the others after it.
+    All names of one value are asked for, after an example drawn anew for each text. The score is
+    the share of the names that are written. The first link is at the depth, the others after it.
     """
 
     name: ClassVar[str] = "vt"
@@ -52,59 +62,77 @@ class VariableTracking(Task):
     def for_suite(cls, suite_name: str, options: SuiteOptions) -> tuple[Task, ...]:
         return (cls(hops=4 if options.min_seq_len >= 512 else 1),)
 
-    def example(
-        self, context: TaskContext, seq_len: int | None, depth: float | None = None
-    ) -> Example:
-        """The first link at `depth` and all others after it, in exactly `seq_len` tokens."""
+    @property
+    def tokens_per_question(self) -> int:
+        return TOKENS_PER_LINK * (self.hops + 1)
+
+    def shared_examples(
+        self, context: TaskContext, seq_len: int | None, depths: Sequence[float | None]
+    ) -> list[Example]:
+        """A chain for each depth, at which its first link is, and a question for each.
+
+        There are further chains up to `num_chains`. All others of a chain come after its first.
+        """
         rng = context.rng
         length = self.hops + 1
-        num_drawn = self.num_chains + 1  # the last chain is that of the example
+        num_chains = max(self.num_chains, len(depths))
+        num_drawn = num_chains + 1  # the last chain is that of the example
         words = list(islice(distinct(rng, "coined"), num_drawn * length))
         chains = np.reshape(words, (num_drawn, length)).tolist()
         values = [str(value) for value in 10_000 + rng.choice(90_000, num_drawn, replace=False)]
-        depths = np.sort(rng.random((self.num_chains, length)), 1)
-        if depth is not None:
-            depths[0] = [depth, *np.sort(rng.uniform(min(depth, 1.0), 1.0, self.hops))]
+        link_depths = np.sort(rng.random((num_chains, length)), 1)
+        for i, depth in enumerate(depths):
+            if depth is not None:
+                after = np.sort(rng.uniform(min(depth, 1.0), 1.0, self.hops))
+                link_depths[i] = [depth, *after]
         links = sorted(
-            _Link(float(depths[i, j]), i, j, context.encode(f"\n{line}\n"))
-            for i in range(self.num_chains)
+            _Link(float(link_depths[i, j]), i, j, context.encode(f"\n{line}\n"))
+            for i in range(num_chains)
             for j, line in enumerate(_lines(chains[i], values[i]))
         )
         name_ids = [[context.encode(f" {word}") for word in chain] for chain in chains]
-        answer, *wrong = [join_values(context, ids) for ids in name_ids]
-        shot = _worked_example(context, chains[-1], values[-1]) + wrong[-1] + context.newline
-        max_new_tokens = max(self.max_new_tokens, *map(len, [answer, *wrong]))
+        answers = [join_values(context, ids) for ids in name_ids]
+        shot = _worked_example(context, chains[-1], values[-1]) + answers[-1] + context.newline
+        max_new_tokens = max(self.max_new_tokens, *map(len, answers))
+        questions = [_question(context, value) for value in values[: len(depths)]]
         if self.hay == "noise":
             context = dataclasses.replace(context, haystack=noise(context))
         placement = place(
             context,
             seq_len,
             [Insertion(link.depth, link.ids) for link in links],
-            Frame(max_new_tokens, head=shot, tail=_question(context, values[0])),
+            Frame(max(map(len, questions)) + max_new_tokens, head=shot),
             task=self.name,
             ordered=True,
         )
-        gold = [i for i, link in enumerate(links) if link.chain == 0]
-        spans = [[placement.starts[i], len(links[i].ids)] for i in gold]
-        meta = {
-            "needles": spans,
-            "distance": len(placement.prompt) - spans[0][0],
-            "value": values[0],
-            "haystack": placement.excerpts,
-        }
-        example = Example(
-            placement.prompt,
-            as_ids(answer),
-            placement.depths[gold[0]],
-            meta,
-            max_new_tokens,
-            metric="all",
-            references=tuple(chains[0]),
-            distractors=tuple(word for chain in chains[1:] for word in chain),
-            choices=tuple(as_ids(ids) for ids in wrong[:MAX_LIST_CHOICES]),
-            stop_at_newline=True,
-        )
-        return without_excerpts(example) if self.hay == "noise" else example
+        examples = []
+        for chain, question in enumerate(questions):
+            gold = [i for i, link in enumerate(links) if link.chain == chain]
+            spans = [[placement.starts[i], len(links[i].ids)] for i in gold]
+            prompt = np.concatenate([placement.prompt, as_ids(question)])
+            wrong = [*answers[:chain], *answers[chain + 1 :]]
+            others = [*chains[:chain], *chains[chain + 1 :]]
+            meta = {
+                "needles": spans,
+                "distance": len(prompt) - spans[0][0],
+                "value": values[chain],
+                "haystack": placement.excerpts,
+            }
+            example = Example(
+                prompt,
+                as_ids(answers[chain]),
+                placement.depths[gold[0]],
+                meta,
+                max_new_tokens,
+                metric="all",
+                references=tuple(chains[chain]),
+                distractors=tuple(word for other in others for word in other),
+                choices=tuple(as_ids(ids) for ids in wrong[:MAX_LIST_CHOICES]),
+                stop_at_newline=True,
+                num_shared_tokens=len(placement.prompt),
+            )
+            examples.append(without_excerpts(example) if self.hay == "noise" else example)
+        return examples
 
 
 def _worked_example(context: TaskContext, words: Sequence[str], value: str) -> list[int]:

@@ -140,6 +140,32 @@ def test_books_and_recovery_of_the_command_line():
     )
 
 
+def test_minutes_share_texts_wherever_a_task_can_and_they_fit():
+    config = dataclasses.replace(SMALL, seq_lens=(1024,), budget=of_texts(1, 16))
+    num_questions = {}
+    for name in (
+        "passkey",
+        "kv",
+        "lines",
+        "mqar",
+        "niah",
+        "niah-multivalue",
+        "niah-multiquery",
+        "vt",
+    ):
+        (evaluation,) = evaluations([name], config)
+        assert isinstance(evaluation, Retrieval)
+        assert evaluation.shared_context
+        evaluation.check(TOKENIZER)
+        num_questions[name] = len(evaluation.items())
+    # A chain of five links and four needles per question take more room.
+    assert num_questions["passkey"] == num_questions["niah"] == 16
+    assert num_questions["niah-multiquery"] == num_questions["niah-multivalue"] == 8
+    assert num_questions["vt"] == 6
+    (alone,) = evaluations(["vt"], SMALL)
+    assert not alone.shared_context
+
+
 def test_power_statements():
     (alone, shared) = power_statements(evaluations(("passkey", "kv", "ppl", "controls"), SMALL))
     assert alone.startswith(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ctxext.evals.power import effective_trials, icc
 from ctxext.evals.record import AnswerRecord
 from ctxext.evals.stats import Interval, ratio_interval, wilson
 from ctxext.report.analysis.records import (
@@ -40,6 +41,31 @@ class Scores:
     @property
     def n(self) -> int:
         return len(self.records)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text that each question is about."""
+        return [record.cluster.text for record in self.records]
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts were read for the questions."""
+        return len(set(self.texts))
+
+    @cached_property
+    def effective_n(self) -> float:
+        """How many independent questions, with a text each, they amount to (`effective_trials`)."""
+        return effective_trials([record.scores.correct for record in self.records], self.texts)
+
+    @cached_property
+    def icc(self) -> float | None:
+        """How alike the answers about one text are; None where they do not show it.
+
+        Below 0, they differ more than answers about different texts, as those of other depths do.
+        """
+        if self.num_texts in (1, self.n) or self.correct in (0, self.n):
+            return None
+        return icc([record.scores.correct for record in self.records], self.texts)
 
     @property
     def correct(self) -> int:
@@ -108,6 +134,8 @@ class Scores:
             **labels(first),
             "correct": self.correct,
             "n": self.n,
+            "texts": self.num_texts,
+            "effective_n": self.effective_n,
             "rate": value,
             "low": low,
             "high": high,

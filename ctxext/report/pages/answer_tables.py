@@ -37,6 +37,31 @@ def accuracy_table(study: Study) -> Table[Any]:
     return table_by_length(title, study.scores, score_text, key="retrieval")
 
 
+def samples_table(study: Study) -> Table[Any]:
+    """What questions that share texts are worth; without rows where each has its own text."""
+    entries = [s for s in study.scores if s.num_texts < s.n]
+
+    def alike(scores: Scores) -> str:
+        return "-" if scores.icc is None else f"{scores.icc:+z.2f}"
+
+    columns = [
+        Column[Scores]("variant", lambda s: s.variant.name),
+        Column[Scores]("tokens", lambda s: f"{s.seq_len:,}"),
+        Column[Scores]("questions", lambda s: f"{s.n:,}"),
+        Column[Scores]("texts read", lambda s: f"{s.num_texts:,}"),
+        Column("correlation within a text", alike),
+        Column[Scores]("effective sample size", lambda s: f"{s.effective_n:.0f}"),
+        Column[Scores]("per text read", lambda s: f"{s.effective_n / s.num_texts:.1f}"),
+    ]
+    title = f"{study.task.name}: questions that share texts, and how many independent ones they are"
+    note = (
+        "The last column is how many times fewer texts were read than by one question per text, "
+        "for the same precision. -: all answers are the same and show no correlation, so that each "
+        "text counts as one."
+    )
+    return Table(title, columns, entries, [note] if entries else [])
+
+
 def differences_table(task: TaskResults) -> Table[Any]:
     """Percentage points of every variant over the first, by length."""
     first = task.variants[0]

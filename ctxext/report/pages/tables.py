@@ -16,6 +16,7 @@ from ctxext.report.pages.answer_tables import (
     lengths_table,
     measure_table,
     mistakes_table,
+    samples_table,
     seeds_table,
     unmatched_controls_table,
 )
@@ -80,7 +81,11 @@ def all_tables(results: Results) -> list[Table[Any]]:
 def task_tables(study: Study) -> list[Table[Any]]:
     """Every table about one task."""
     task = study.task
-    tables: list[Table[Any]] = [accuracy_table(study), seeds_table(study)]
+    tables: list[Table[Any]] = [
+        accuracy_table(study),
+        seeds_table(study),
+        samples_table(study),
+    ]
     if contexts := effective_contexts(study):
         title = f"{task.name}: effective context"
         tables += [effective_context_table(title, contexts), thresholds_table(study)]
