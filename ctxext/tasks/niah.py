@@ -13,7 +13,7 @@ from ctxext.tasks.building.noise import noise, without_excerpts
 from ctxext.tasks.building.vocabulary import KINDS, Kind, distinct
 
 Hay = Literal["text", "noise", "needles"]
-TOKENS_PER_NEEDLE = 32
+TOKENS_PER_NEEDLE = 40
 """Room that a text has for each needle that is asked for, where several questions share it."""
 HAYS: tuple[Hay, ...] = get_args(Hay)
 
