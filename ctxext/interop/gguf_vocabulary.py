@@ -81,23 +81,44 @@ def vocabulary(
 def differently_found(tokenizer: Tokenizer, *, special: bool) -> list[str]:
     """The added tokens in whose neighbourhood llama.cpp gives a text other ids.
 
-    llama.cpp cuts a text at them as they are spelled and encodes every piece like a text of its
-    own. `special`: the special tokens, where a text's are read as such; otherwise the others.
+    llama.cpp cuts a text at them as they are spelled, the longest ones first, and encodes every
+    piece like a text of its own. `special`: the special tokens, where a text's are read as such;
+    otherwise the others.
     """
+    added = added_tokens({JSON: json_bytes(tokenizer.json_data)})
+    found = [token for token in added if special or not token.get("special")]
+    found.sort(key=lambda token: len(token["content"].encode()), reverse=True)
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, special=special)
 
-    return [
-        token["content"]
-        for token in added_tokens({JSON: json_bytes(tokenizer.json_data)})
-        if bool(token.get("special")) == special
-        and any(
-            encode(before + token["content"] + after)
-            != [*encode(before), token["id"], *encode(after)]
-            for before, after in AROUND
-        )
-    ]
+    def encode_as_llama_cpp(text: str) -> list[int]:
+        pieces: list[str | int] = [text]
+        for token in found:
+            pieces = [part for piece in pieces for part in _cut(piece, token)]
+        return [
+            token_id
+            for piece in pieces
+            for token_id in ([piece] if isinstance(piece, int) else encode(piece))
+        ]
+
+    def is_found(token: dict[str, Any]) -> bool:
+        texts = [before + token["content"] + after for before, after in AROUND]
+        return all(encode(text) == encode_as_llama_cpp(text) for text in texts)
+
+    of_this_kind = [token for token in added if bool(token.get("special")) == special]
+    return [token["content"] for token in of_this_kind if not is_found(token)]
+
+
+def _cut(piece: str | int, token: dict[str, Any]) -> list[str | int]:
+    """A piece of a text, with the id of a token wherever it spells it."""
+    if isinstance(piece, int) or token["content"] not in piece:
+        return [piece]
+    first, *others = piece.split(token["content"])
+    parts: list[str | int] = [first]
+    for other in others:
+        parts += [token["id"], other]
+    return [part for part in parts if part != ""]
 
 
 def _fill_from_sentencepiece(tokens: list[Piece], model: bytes) -> dict[str, Any]:

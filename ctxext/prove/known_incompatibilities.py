@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.files import read_json
+from ctxext.interop.gguf_byte_level import normalizes
 from ctxext.interop.gguf_vocabulary import differently_found
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
@@ -19,7 +20,7 @@ from ctxext.prove.rope_readers import (
     rope_incompatibilities,
 )
 from ctxext.tokenization.expressions import QWEN2
-from ctxext.tokenization.tokenizer import Tokenizer
+from ctxext.tokenization.tokenizer import MODEL, Tokenizer
 
 META_CODE = "https://github.com/meta-llama/llama/blob/main/llama/model.py"
 CONVERTER_OF_META = "transformers 4.44, models/llama/convert_llama_weights_to_hf.py"
@@ -35,6 +36,7 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
             *_gguf(GGUFReference(artifact.path)),
             *_first_space("llama.cpp", tokenizer),
             *_special_tokens_in_gguf(tokenizer),
+            *_normal_form_in_gguf(tokenizer),
         ]
     if artifact.format == "meta":
         return [*_meta(artifact.path), *_first_space("Meta's code", tokenizer)]
@@ -135,6 +137,16 @@ def _first_space(reader: str, tokenizer: Tokenizer) -> Iterator[KnownIncompatibi
             "begins a text with one space more than transformers does where the text begins with a "
             "space (legacy: false)",
             TESTED,
+        )
+
+
+def _normal_form_in_gguf(tokenizer: Tokenizer) -> Iterator[KnownIncompatibility]:
+    if MODEL not in tokenizer.files and normalizes(tokenizer.json_data):
+        yield KnownIncompatibility(
+            "llama.cpp",
+            "does not bring a text into Unicode's normal form C, as this tokenizer does: a text "
+            "with accents as characters of their own gets other ids",
+            TESTED_IN_LLAMA_CPP,
         )
 
 

@@ -15,4 +15,8 @@ def _words_and_numbers(numbers: str) -> str:
 DIGIT = r"\p{N}"
 LLAMA3 = _words_and_numbers(r"\p{N}{1,3}")
 QWEN2 = _words_and_numbers(DIGIT)
-EXPRESSIONS = frozenset({GPT2, DIGIT, LLAMA3, QWEN2})
+DIGITS = r"\p{N}+"
+THREE_DIGITS = "[0-9][0-9][0-9]"
+PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
+"""What the tokenizers library calls punctuation, which has ASCII's symbols among it."""
+EXPRESSIONS = frozenset({GPT2, DIGIT, LLAMA3, QWEN2, DIGITS, THREE_DIGITS, PUNCTUATION})

@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 
 from ctxext.export import export
-from ctxext.interop.gguf_byte_level import GPT2, LLAMA3, QWEN2
+from ctxext.interop.gguf_byte_level import (
+    GPT2,
+    LLAMA3,
+    QWEN2,
+    byte_level_vocabulary,
+    normalizes,
+)
+from ctxext.interop.gguf_tokenizer import GGUFVocabulary, open_tokenizer
+from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.loading import load
 from ctxext.model.lm import LM
 from ctxext.prove import prove
+from ctxext.prove.reference.byte_level import open_byte_level
 from ctxext.tokenization.tokenizer import CONFIG, JSON, SAMPLE_TEXTS, Tokenizer
 from support.llamas import TINY, random_params
 
@@ -174,7 +183,11 @@ def changed(**parts) -> Tokenizer:
 @pytest.mark.parametrize(
     "parts, message",
     [
-        ({"normalizer": {"type": "NFC"}}, "its normalizer, NFC, has no field there"),
+        ({"normalizer": {"type": "NFKC"}}, "its normalizer, NFKC, has no field there"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFD"}]}},
+            "its normalizer, NFD, has no field there",
+        ),
         ({"decoder": {"type": "Fuse"}}, "not a byte-level BPE"),
         ({"model": {"ignore_merges": True}}, "no name for its pre_tokenizer"),
         ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix of its model"),
@@ -220,3 +233,109 @@ def test_the_expression_of_gpt_2_is_the_library_s():
     for _ in range(300):
         text = "".join(rng.choice(characters, 12))
         assert ours.pre_tokenize_str(text) == whole.pre_tokenize_str(text)
+
+
+@functools.cache
+def falcon() -> Tokenizer:
+    """A tokenizer that divides texts as the published one of Falcon does."""
+    import tokenizers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation(behavior="contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=447,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    years = " ".join(f"in {number}, {number * 37}" for number in range(100, 2000, 7))
+    tokenizer.train_from_iterator([inspect.getsource(inspect), years * 9], trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    return Tokenizer({JSON: tokenizer.to_str().encode(), CONFIG: json.dumps(settings).encode()})
+
+
+def texts_with_numbers() -> list[str]:
+    rng = np.random.default_rng(0)
+    characters = list("ab 0123456789 $+<=^`|~.,'-_\n\t²½é語")
+    return [*SAMPLE_TEXTS, *("".join(rng.choice(characters, 24)) for _ in range(300))]
+
+
+CONFIG_OF_FALCON = dataclasses.replace(TINY, vocab_size=448, bos_token_id=None, eos_token_id=447)
+
+
+def test_the_tokenizer_of_falcon():
+    """By llama.cpp's expressions in the reference reader, and by those that an import has."""
+    tokenizer = falcon()
+    keys = vocabulary(tokenizer, CONFIG_OF_FALCON)
+    assert keys["tokenizer.ggml.pre"] == "falcon"
+    reference = open_byte_level(keys)
+    imported = open_tokenizer(GGUFVocabulary(keys))
+    for text in texts_with_numbers():
+        expected = tokenizer.encode(text)
+        assert reference.encode(text).ids == expected, repr(text)
+        assert imported.encode(text) == expected, repr(text)
+    assert vocabulary(imported, CONFIG_OF_FALCON) == keys
+
+
+def test_a_falcon_that_joins_digits_and_words_is_refused():
+    tokenizer = falcon()
+    data = json.loads(tokenizer.files[JSON])
+    data["model"]["vocab"]["Ġ1"] = data["model"]["vocab"].pop("ing")
+    with pytest.raises(ValueError, match="token 'Ġ1' has digits next to other characters"):
+        byte_level_vocabulary(data)
+
+
+def test_the_normal_form_of_a_text_is_a_known_incompatibility():
+    """Qwen's and MPT's tokenizers have it; llama.cpp's own converter leaves it out."""
+    tokenizer = changed(normalizer={"type": "NFC"})
+    assert not normalizes(changed().json_data)
+    assert normalizes(tokenizer.json_data)
+    keys = vocabulary(tokenizer, model("gpt-2").config)
+    assert keys == vocabulary(changed(), model("gpt-2").config)
+    reference = open_byte_level(keys)
+    for text in SAMPLE_TEXTS:
+        assert reference.encode(text).ids == tokenizer.encode(text)
+    assert reference.encode("e\u0301").ids != tokenizer.encode("e\u0301")
+
+
+def test_added_tokens_of_spaces_are_found_as_llama_cpp_finds_them():
+    """MPT has a token for every run of spaces; the longest one is taken in both."""
+    tokenizer = Tokenizer(files("gpt-2"))
+    data = json.loads(tokenizer.files[JSON])
+    spaces = [
+        {**added, "id": 425 + n, "content": " " * (n + 2), "special": False}
+        for n, added in enumerate([data["added_tokens"][-1]] * 4)
+    ]
+    data["added_tokens"] += spaces
+    tokenizer = Tokenizer(tokenizer.files | {JSON: json.dumps(data).encode()})
+    keys = vocabulary(tokenizer, model("gpt-2").config)
+    reference = open_byte_level(keys)
+    for text in ("a  b", "a   b", "x =  1\n        y", "      ", "   a     b"):
+        assert reference.encode(text).ids == tokenizer.encode(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*KINDS, "falcon"])
+def test_llama_cpp_gives_the_same_ids(kind, tmp_path):
+    """Of texts with digits, symbols and control characters, as it cuts them itself."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    lm = model("gpt-2" if kind == "falcon" else kind)
+    if kind == "falcon":
+        lm = dataclasses.replace(lm, config=CONFIG_OF_FALCON, tokenizer=falcon())
+    path = export(lm, tmp_path / "m.gguf", to="gguf", dtype="float32")
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    try:
+        for text in texts_with_numbers():
+            ids = theirs.tokenize(text.encode(), add_bos=False, special=False)
+            assert ids == lm.tokenizer.encode(text), repr(text)
+    finally:
+        theirs.close()
