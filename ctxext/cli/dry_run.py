@@ -16,6 +16,7 @@ from ctxext.model.decoder import Params, param_shapes
 from ctxext.model.quantized import cast_floats
 from ctxext.plan.job import count
 from ctxext.rope import RopeScaling, rope_at
+from ctxext.training import evaluation_set
 
 
 def dry_run(experiment: Experiment, config: LlamaConfig, scaling: RopeScaling) -> str:
@@ -86,6 +87,10 @@ def _evaluation_facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
         "evaluations",
         f"{len(experiment.evals)} on the result, {num_zero_shot} zero-shot methods before",
     )
+    train = experiment.train
+    if train.eval_every and train.steps:
+        measures = evaluation_set.measures(experiment, loading.base_context(experiment))
+        yield "", f"every {train.eval_every} steps of training: {', '.join(measures)}"
     yield "baselines", f"{baselines} with the same training"
     yield "export", f"{export.to} {export.dtype}" if export else "none"
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import ctxext
+from ctxext import pipeline
 from ctxext.assets import TINY_LLAMA
 from ctxext.data import Files, Split
 from ctxext.evals import Perplexity, Retrieval, evaluated_model
 from ctxext.evals.record import AnswerRecord, LossRecord
 from ctxext.evaluate import evaluate
-from ctxext.experiment import Experiment, Train
+from ctxext.experiment import Experiment, Export, Train
 from ctxext.files import read_jsonl
 from ctxext.methods import Linear
 from ctxext.model.context import DeclaredContext
@@ -176,7 +177,9 @@ def test_adapters_are_evaluated_as_they_are_trained(texts):
     assert found["loss@128"] == pytest.approx(nats_per_token(records, 128), rel=1e-5)
 
 
-def test_an_interrupted_run_keeps_its_best_and_stops_at_the_same_step(texts, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_best_and_stops_at_the_same_step(
+    texts, tmp_path, monkeypatch, capsys
+):
     """The measure is planted: best after step 4, and no progress after it for three steps."""
     planted = {0: 9.0, 1: 5.0, 2: 4.0, 3: 4.5, 4: 3.0, 5: 3.2, 6: 3.1, 7: 3.0, 8: 1.0}
 
@@ -195,6 +198,10 @@ def test_an_interrupted_run_keeps_its_best_and_stops_at_the_same_step(texts, tmp
         stop_by="loss@128",
     )
     whole = run_of(experiment, tmp_path / "whole")
+    assert (
+        "stopped after step 7 of 8, early: loss@128 has not become better in 3 evaluations "
+        "(train.stop_by); best 3 after step 4"
+    ) in capsys.readouterr().err
     assert [row["step"] for row in rows(whole)] == list(range(8))
     assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["4", "7"]
     assert find_step(whole.checkpoints, "best") == 4
@@ -222,6 +229,31 @@ def test_an_interrupted_run_keeps_its_best_and_stops_at_the_same_step(texts, tmp
         theirs, _ = load_params(whole.checkpoints, which=which)
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.check
+def test_a_run_evaluates_and_exports_the_checkpoint_of_its_choice(texts, tmp_path, monkeypatch):
+    planted = {0: 9.0, 1: 3.0, 2: 4.0, 3: 5.0}
+
+    def plant(self, step, params, frozen):
+        return Evaluation(Evaluated(step, {"loss@128": planted[step]}), [], 0.0)
+
+    monkeypatch.setattr(Evaluator, "evaluate", plant)
+    experiment = experiment_of(
+        texts, steps=3, eval_every=1, keep=1, keep_best="loss@128", result="best"
+    )
+    perplexity = Perplexity((64,), num_documents=2, target_tokens=8, source=Files(str(texts)))
+    experiment = dataclasses.replace(
+        experiment, tokenizer=str(TINY_LLAMA), evals=(perplexity,), export=Export(dtype="float32")
+    )
+    result = pipeline.run(experiment, run_dir=tmp_path / "run", track=())
+    assert {record.model.steps for record in result.records} == {1}
+    assert result.proof and result.proof["equal"]
+    exported = ctxext.load(result.path / "export").params
+    best_params, step = load_params(result.path / "checkpoints", which="best")
+    assert step == 1
+    for a, b in zip(jax.tree.leaves(exported), jax.tree.leaves(best_params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def curve(values: list[float], measure: str) -> list[Evaluated]:
