@@ -81,6 +81,53 @@ def blocked(
     return out[:, :T]
 
 
+def blocked_chunk(
+    queries: Sequence[Float[Array, "b t n h"]],
+    keys: Sequence[tiles.NumberedBlocks],
+    values: tiles.NumberedBlocks,
+    masks: Sequence[Mask],
+    *,
+    chunk: Any,
+    num_chunks: int,
+    size: int,
+    groups: int,
+    bias: PositionBias | None = None,
+) -> Float[Array, "b t n h"]:
+    """Attention of one chunk of a sequence, equal to those tokens of `blocked` over all of it.
+
+    Only the blocks up to the end of the chunk are visited. keys and values: blocks of `size` tokens
+    of the sequence, of one key per piece. chunk: the number of the chunk, which may be traced, of
+    `num_chunks`, each of T tokens. groups: queries per key head. bias: its key positions are those
+    of the whole sequence.
+    """
+    per_chunk = queries[0].shape[1] // size
+    num_blocks = num_chunks * per_chunk
+    first_block = chunk * per_chunk
+    query_positions: tuple[Array, ...] = ()
+    key_positions: tuple[Array, ...] = ()
+    of_layer = tiles.ALL_ALIKE
+    if bias is not None:
+        query_positions = _positions(bias.query_positions, size)
+        key_positions = _positions(bias.key_positions, size)
+        of_layer = tiles.OfLayer(slopes=bias.slopes.reshape(-1, groups))
+    starts = (first_block + jnp.arange(per_chunk)) * size
+    query_blocks = tiles.Blocks(starts, None, None, query_positions)
+    key_blocks = tiles.Blocks(jnp.arange(num_blocks) * size, None, None, key_positions)
+    work = []
+    for piece, mask in enumerate(masks):
+        full, partly = tiles.visible_pairs(mask, num_blocks, size)
+        for pairs, needed_mask in ((full, None), (partly, mask)):
+            of_chunk = tiles.pairs_of_chunk(pairs, chunk, num_chunks, per_chunk)
+            work.append((tiles.Tile(piece, needed_mask, size), of_chunk))
+    q = tuple(tiles.split(x, size, groups) for x in queries)
+    state = tiles.empty_softmax(q[0])
+    state = tiles.accumulate_softmax(
+        state, q, tuple(keys), values, query_blocks, key_blocks, work, of_layer
+    )
+    out, _ = tiles.finish_softmax(state, q[0], queries[0].dtype, size)
+    return out
+
+
 def _positions(of_pieces: tuple[Array, ...], C: int) -> tuple[Array, ...]:
     """The mapped positions [B, T] of every piece in blocks [M, B, C]; padding is never visible."""
 

@@ -11,6 +11,8 @@ Shapes: L layers of a segment, B batch, T tokens, K key-value heads, S slots, H 
 keys are [S, H] and its values [H, S], as the products of attention read them.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,9 @@ from jaxtyping import Array, Int
 
 from ctxext.attention import Attend, Attention, Kernel, make_attention
 from ctxext.attention.bias import position_bias
+from ctxext.attention.blocked import block_size, blocked_chunk
 from ctxext.attention.dense import dense
+from ctxext.attention.devices import platform_of
 from ctxext.attention.layers import ALIKE, Kind, Layers
 from ctxext.rope import Float32Rotation, Rotation
 
@@ -97,6 +101,105 @@ def prefill(
         return out, _write(cache, keys, v, layer, 0)
 
     return attend_and_store
+
+
+@dataclasses.dataclass(frozen=True)
+class _CachedBlocks:
+    """Blocks [B, K, C, H] of a layer's keys or values, each read when it is asked for."""
+
+    cached: Array
+    layer: Any
+    batch: int
+    size: int
+    """C, tokens per block."""
+    axis: int
+    """That of the slots, -2 for keys and -1 for values."""
+    finish: Callable[[Array, Any], Array] = lambda block, _: block
+    """(block, its number) -> the block as attention reads it."""
+
+    def __getitem__(self, number: Any) -> Array:
+        starts: list[Any] = [0] * self.cached.ndim
+        sizes = list(self.cached.shape)
+        if self.layer is not None:
+            starts[0] = self.layer
+            sizes[0] = 1
+        starts[self.axis] = number * self.size
+        sizes[self.axis] = self.size
+        block = jax.lax.dynamic_slice(self.cached, starts, sizes)
+        block = block.reshape(self.batch, *block.shape[-3:])
+        return self.finish(block if self.axis == -2 else block.swapaxes(-1, -2), number)
+
+
+def prefill_chunk(
+    attention: Attention,
+    rotation: Rotation | Float32Rotation,
+    chunk: Any,
+    *,
+    num_chunks: int,
+    tokens: int,
+    rotated: bool,
+    layers: Layers = ALIKE,
+) -> Attend:
+    """Make attention of chunk number `chunk` of the prompt, which also fills its slots.
+
+    A layer reads the `num_chunks` chunks, of `tokens` tokens each, in their order: a chunk attends
+    to the slots of those before it and to itself, and the kernel is "blocked". The frequencies are
+    those of the whole prompt, so that the chunks together equal `prefill`. The kind of a layer is
+    not traced.
+    """
+    pieces = attention.pieces()
+    num_slots = num_chunks * tokens
+    query_index = (chunk * tokens + jnp.arange(tokens))[None]
+    key_index = jnp.arange(num_slots)[None]
+    query_tables = [rotation.tables(piece.query_positions(query_index)) for piece in pieces]
+    # As in `decode`: rotated when they are written, or all of them whenever they are read.
+    key_positions = query_index if rotated else key_index
+    key_tables = [rotation.tables(piece.key_positions(key_positions)) for piece in pieces]
+
+    def attend(
+        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
+    ) -> tuple[Array, Cache]:
+        rotate = layers.rotation(kind)
+        B, _, N, _ = q.shape
+        K = k.shape[2]
+        size = min(block_size(num_slots, platform_of(None), B * N), tokens)
+        new_keys = rotate(k, key_tables[0]) if rotated else k
+        cache = _write(cache, new_keys, v, layer, chunk * tokens)
+
+        def rotated_block(tables: tuple[Array, Array]) -> Callable[[Array, Any], Array]:
+            def turn(block: Array, number: Any) -> Array:
+                of_block = [
+                    jax.lax.dynamic_slice_in_dim(table, number * size, size, axis=1)
+                    for table in tables
+                ]
+                return rotate(block.swapaxes(1, 2), (of_block[0], of_block[1])).swapaxes(1, 2)
+
+            return turn
+
+        keys = _CachedBlocks(cache.keys, layer, B, size, -2)
+        of_pieces = [keys]
+        if not rotated:
+            of_pieces = [
+                dataclasses.replace(keys, finish=rotated_block(tables)) for tables in key_tables
+            ]
+        out = blocked_chunk(
+            [rotate(q, tables) for tables in query_tables],
+            of_pieces,
+            _CachedBlocks(cache.values, layer, B, size, -1),
+            [piece.mask for piece in layers.pieces(attention, kind)],
+            chunk=chunk,
+            num_chunks=num_chunks,
+            size=size,
+            groups=N // K,
+            bias=position_bias(
+                layers.bias,
+                [piece.query_positions(query_index) for piece in pieces],
+                [piece.key_positions(key_index) for piece in pieces],
+            ),
+        )
+        return out, cache
+
+    return attend
 
 
 def decode(

@@ -48,6 +48,9 @@ class KernelSpec:
     """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
     takes_layers: bool = True
     """It takes masks that are one per kind of layer, and a bias; see `evaluate`."""
+    reads_chunks: bool = False
+    """A sequence can be read in chunks that equal it, see `cache.prefill_chunk`; the others take
+    whole sequences only."""
 
 
 def _dense(
@@ -86,7 +89,7 @@ TABLE: dict[Kernel, KernelSpec] = {
         cudnn.cudnn, cudnn.refusal, platforms=GPU, names_output=False, takes_layers=False
     ),
     "ring": KernelSpec(ring, cut=True),
-    "blocked": KernelSpec(blocked),
+    "blocked": KernelSpec(blocked, reads_chunks=True),
     "dense": KernelSpec(_dense, automatic=False, holds_scores=True, names_output=False),
 }
 """Every kernel, in the order in which "auto" tries them."""

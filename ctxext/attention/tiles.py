@@ -11,7 +11,7 @@ tokens, P block pairs. Blocked arrays are [M, B, K, C, H], those of queries [M, 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,13 @@ class OfLayer(NamedTuple):
 
 
 ALL_ALIKE = OfLayer()
+
+
+@runtime_checkable
+class NumberedBlocks(Protocol):
+    """Blocks [B, K, C, H] of keys or values by number: an array of them, or what reads each."""
+
+    def __getitem__(self, number: Any, /) -> Array: ...
 
 
 class Pairs(NamedTuple):
@@ -183,6 +190,17 @@ def pairs_in(
     return choose(full), choose(partly)
 
 
+def pairs_of_chunk(pairs: np.ndarray, chunk: Any, num_chunks: int, per_chunk: int) -> Pairs:
+    """The block pairs whose query block is in a chunk of `per_chunk` blocks, counted from there.
+
+    chunk: its number, which may be traced.
+    """
+    of_chunks = [pairs[pairs[:, 0] // per_chunk == n] for n in range(num_chunks)]
+    tables = [of_one - [n * per_chunk, 0] for n, of_one in enumerate(of_chunks)]
+    counts = jnp.asarray([len(table) for table in tables])
+    return Pairs(jnp.asarray(padded(tables), jnp.int32)[chunk], counts[chunk])
+
+
 def within_segments(work: Work, queries: Blocks, keys: Blocks) -> Work:
     """The work that the segments of packed rows leave.
 
@@ -257,8 +275,8 @@ def empty_softmax(q: Array) -> tuple[Array, Array, Array]:
 def accumulate_softmax(
     state: tuple,
     q: tuple,
-    k: tuple,
-    v: Array,
+    k: tuple[NumberedBlocks, ...],
+    v: NumberedBlocks,
     queries: Blocks,
     keys: Blocks,
     work: Work,
@@ -272,11 +290,15 @@ def accumulate_softmax(
         scores = tile.scores(q[tile.piece][i], k[tile.piece][j], queries, keys, i, j, layer)
         old_max = maxima[i]
         new_max = jnp.maximum(old_max, scores.max(-1))
+        values_j = v[j]
         weights = jnp.exp2((scores - new_max[..., None]) * scale)
         # At a row's first visible key this is 0, so that it forgets the hidden blocks before.
         shrink = jnp.exp2((old_max - new_max) * scale)
         update = jnp.einsum(
-            "bkqs,bksh->bkqh", weights.astype(v.dtype), v[j], preferred_element_type=jnp.float32
+            "bkqs,bksh->bkqh",
+            weights.astype(values_j.dtype),
+            values_j,
+            preferred_element_type=jnp.float32,
         )
         return (
             values.at[i].set(values[i] * shrink[..., None] + update),

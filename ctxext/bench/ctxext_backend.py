@@ -104,7 +104,9 @@ def _decoder(
     )
 
     def decode(chunk: int) -> Iterator[DecodeState]:
-        return decode_states(lm.params, tokens, request, setup, steps=new_tokens, chunk=chunk)
+        return decode_states(
+            lm.params, tokens, request, setup, longest=case.seq_len, steps=new_tokens, chunk=chunk
+        )
 
     return decode
 

@@ -307,6 +307,23 @@ class Llama(nnx.Module):
         norm, x = jax.lax.optimization_barrier((self.norm, x))
         return norm(x), tuple(filled)
 
+    def run_layer(
+        self,
+        x: Float[Array, "b t d"],
+        attend: Attend,
+        cache: Any,
+        layer: tuple[Array | None, Array | None],
+        kind: int,
+    ) -> tuple[Float[Array, "b t d"], Any]:
+        """The output of one layer of the only segment, and the cache from `attend`.
+
+        layer: its number in the segment and in the cache, None where there is one layer only.
+        """
+        (segment,) = self.segments.values()
+        of_segment, of_cache = layer
+        block = jax.tree.map(lambda leaf: leaf[0 if of_segment is None else of_segment], segment)
+        return block(x, attend, cache, of_cache, kind, None, None)
+
     def output_kernel(self) -> Float[Array, "d v"]:
         """The output projection, which is the transposed embedding where they are tied."""
         if self.lm_head is None:

@@ -18,11 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from ctxext.attention.cache import Cache, caches_rotated, decode, empty_cache, prefill
 from ctxext.model.decoder import Llama, Params, bind
+from ctxext.model.operations import step_operations
+from ctxext.model.reading import Reader, chunk_tokens, reading_operations, steps_at_once
 from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.model.setup import ModelSetup
 from ctxext.parallel.attention import shard_attention
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
+from ctxext.progress import Meter
 from ctxext.rope import Float32Rotation, Rotation
 
 Semantics = Literal["incremental", "frozen", "transformers"]
@@ -180,23 +183,45 @@ def decode_states(
     request: DecodeRequest,
     setup: ModelSetup,
     *,
+    longest: int,
     steps: int,
-    chunk: int,
+    chunk: int | None = None,
     sample: bool = False,
     semantics: Semantics = "frozen",
 ) -> Iterator[DecodeState]:
     """Yield the state after one token and after each `chunk` more, until all are done.
 
-    If `chunk` covers all of `steps`, only the final state comes. sample: whether tokens are drawn.
+    If `chunk` is None, or covers all of `steps`, only the final state comes. longest: tokens of the
+    longest prompt. sample: whether tokens are drawn. Long prompts are read in parts, and many
+    tokens written so, see `reading`.
     """
     options = {"setup": setup, "sample": sample, "semantics": semantics}
     params = layers_apart(params)
-    state = begin(params, tokens, request, **options)
-    ends = [steps] if chunk >= steps else [1, *range(1 + chunk, steps, chunk), steps]
+    B, T = tokens.shape
+    _, K, N = request.forced_tokens.shape
+    part = chunk_tokens(setup, B, T)
+    per_step = step_operations(setup.config, B * K, T + K * N)
+    of_reading = B * reading_operations(setup, -(-longest // part) * part if part else T)
+    meter = Meter(of_reading + steps * per_step)
+    if part:
+        state = _begin_in_parts(params, tokens, request, meter, longest, part, **options)
+    else:
+        state = begin(params, tokens, request, **options)
+        meter.add(of_reading)
+    yielded = {steps} if chunk is None else {1, *range(1 + chunk, steps, chunk), steps}
+    if chunk is not None and chunk >= steps:
+        yielded = {steps}
+    at_once = steps_at_once(setup, B * K, T + K * N)
+    ends = sorted(yielded | set(range(1 + at_once, steps, at_once)))
+    done = 0
     for end in ends:
         state = advance(params, state, request, jnp.int32(end), **options)
-        yield state
-        if gather(state.done).all():
+        is_done = gather(state.done).all()
+        meter.add((end - done) * per_step)
+        done = end
+        if end in yielded or is_done:
+            yield state
+        if is_done:
             return
 
 
@@ -212,10 +237,8 @@ def begin(
 ) -> DecodeState:
     """Read the prompts and write the first token of every continuation."""
     B, T = tokens.shape
-    _, K, N = request.forced_tokens.shape
     model = bind(setup.config, params)
-    shape = (B, setup.config.num_key_value_heads, T + K * N, setup.config.head_dim)
-    caches = tuple(empty_cache(size, shape, setup.dtype) for size in segment_sizes(params))
+    caches = _empty_caches(params, tokens, request, setup)
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     rotated = caches_rotated(setup.attention, re_rotated=semantics == "incremental")
     rotation = _rotation(request, 0, semantics)
@@ -230,6 +253,73 @@ def begin(
     attend = shard_attention(attend, setup.mesh, whole=True)
     hidden, caches = model.hidden(tokens, attend, caches, dtype=setup.dtype)
     last_hidden = hidden[jnp.arange(B), request.lengths - 1][:, None]
+    return _first_state(model, last_hidden, caches, request, sample)
+
+
+def _begin_in_parts(
+    params: Params,
+    tokens: jax.Array,
+    request: DecodeRequest,
+    meter: Meter,
+    longest: int,
+    chunk: int,
+    *,
+    setup: ModelSetup,
+    sample: bool,
+    semantics: Semantics,
+) -> DecodeState:
+    """Equal to `begin`, with a reading in parts."""
+    reader = Reader(
+        params,
+        _rotation(request, 0, semantics),
+        meter,
+        setup=setup,
+        chunk=chunk,
+        num_chunks=tokens.shape[1] // chunk,
+    )
+    xs, caches = reader.hidden(
+        reader.cut(tokens, longest),
+        _empty_caches(params, tokens, request, setup),
+        rotated=caches_rotated(setup.attention, re_rotated=semantics == "incremental"),
+    )
+    last_hidden = reader.last(xs, np.asarray(request.lengths))
+    state = _write_first(params, last_hidden, request, setup=setup, sample=sample)
+    return state._replace(caches=caches)
+
+
+@functools.partial(jax.jit, static_argnames=("setup", "sample"))
+def _write_first(
+    params: Params,
+    last_hidden: Float[Array, "b 1 d"],
+    request: DecodeRequest,
+    *,
+    setup: ModelSetup,
+    sample: bool,
+) -> DecodeState:
+    """The state after the first token, without its caches. last_hidden: before the final norm."""
+    model = bind(setup.config, {**params, "segments": {}})
+    return _first_state(model, model.norm(last_hidden), (), request, sample)
+
+
+def _empty_caches(
+    params: Params, tokens: Array, request: DecodeRequest, setup: ModelSetup
+) -> tuple[Cache, ...]:
+    """Caches for the prompts and all of their continuations, one per segment."""
+    B, T = tokens.shape
+    _, K, N = request.forced_tokens.shape
+    shape = (B, setup.config.num_key_value_heads, T + K * N, setup.config.head_dim)
+    return tuple(empty_cache(size, shape, setup.dtype) for size in segment_sizes(params))
+
+
+def _first_state(
+    model: Llama,
+    last_hidden: Float[Array, "b 1 d"],
+    caches: tuple[Cache, ...],
+    request: DecodeRequest,
+    sample: bool,
+) -> DecodeState:
+    """The state after the first token of every continuation."""
+    B, K, N = request.forced_tokens.shape
     token, nll = _next_token(model, last_hidden, request, 0, sample)
     return DecodeState(
         step=jnp.int32(1),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctxext import progress
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.context import DeclaredContext
@@ -26,6 +27,7 @@ from ctxext.model.lora import materialize_merged, merge_layers
 from ctxext.model.loss import token_losses, token_scores
 from ctxext.model.padding import bucket, pad
 from ctxext.model.quantized import has_quantized
+from ctxext.model.reading import chunk_tokens, read_in_parts
 from ctxext.model.setup import ModelSetup
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import gather
@@ -288,10 +290,14 @@ class LM:
         if len(prefixes) != len(prompts) or len(counts) != 1 or 0 in counts:
             raise ValueError("every prompt needs continuations, and all the same number of them")
         if self._must_be_decoded_separately(prompts):
-            rows = [
-                self.continuations([prompt], [row], max_new_tokens=max_new_tokens, stop=stop)
-                for prompt, row in zip(prompts, prefixes, strict=True)
-            ]
+            rows = []
+            for number, (prompt, row) in enumerate(zip(prompts, prefixes, strict=True)):
+                with progress.as_part(number, len(prompts)):
+                    rows.append(
+                        self.continuations(
+                            [prompt], [row], max_new_tokens=max_new_tokens, stop=stop
+                        )
+                    )
             tokens, nll = zip(*rows, strict=True)
             return np.concatenate(tokens), np.concatenate(nll)
         forced_tokens = np.full((len(prompts), *counts, max_new_tokens), -1, np.int32)
@@ -363,8 +369,9 @@ class LM:
             tokens,
             request,
             self._setup,
+            longest=longest,
             steps=steps,
-            chunk=steps if chunk is None else chunk,
+            chunk=chunk,
             sample=options.sampling.temperature > 0,
             semantics=semantics,
         )
@@ -384,8 +391,22 @@ class LM:
         rows, size = self._padded_rows(B), self._padded_length(T - 1)
         inputs = self.mesh.rows(pad(tokens[:, :-1], rows, size))
         targets = self.mesh.rows(pad(tokens[:, 1:], rows, size))
+        rotation = self.rotation(T)
+        setup = self._setup
+        if chunk := chunk_tokens(setup, rows, size):
+            values = read_in_parts(
+                self.params,
+                inputs,
+                targets,
+                rotation,
+                longest=T - 1,
+                chunk=chunk,
+                measure=measure,
+                setup=setup,
+            )
+            return values[:B, : T - 1]
         values = _next_token_values(
-            self.params, inputs, targets, self.rotation(T), measure=measure, setup=self._setup
+            self.params, inputs, targets, rotation, measure=measure, setup=setup
         )
         return gather(values)[:B, : T - 1]
 

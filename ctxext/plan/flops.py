@@ -11,16 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ctxext.attention import Attention, Mask
 from ctxext.attention.kernels import HOLDS_SCORES, UNNAMED_OUTPUT
-from ctxext.attention.pieces import within
+from ctxext.attention.visible import visible_pairs
 from ctxext.experiment import Experiment
 from ctxext.model.config import LlamaConfig
+from ctxext.model.operations import layer_matrices
 from ctxext.plan.accelerators import of_kind
 from ctxext.plan.job import Job
-
-LEAF = 256
-"""Queries of a block whose pairs are counted one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,43 +109,6 @@ def seconds_at_peak(
     if device is None or device.flops is None or experiment.train.dtype != "bfloat16":
         return None
     return step_flops(Job.of(experiment, config, devices)).model / (devices * device.flops)
-
-
-def layer_matrices(config: LlamaConfig) -> int:
-    """Entries of the matrices of one layer."""
-    D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
-    matrices_of_mlp = 3 if config.parts.gated else 2
-    heads = config.num_attention_heads + config.num_key_value_heads
-    return D * 2 * heads * H + matrices_of_mlp * D * F
-
-
-def visible_pairs(attention: Attention, seq_len: int, window: int | None = None) -> int:
-    """(query, key) pairs of a row that see each other; for causal attention T (T + 1) / 2.
-
-    window: how far a layer sees, in tokens; None: everything.
-    """
-    masks = [within(piece.mask, window) for piece in attention.pieces()]
-    return sum(_visible(mask, range(seq_len), range(seq_len)) for mask in masks)
-
-
-def _visible(mask: Mask, query: range, key: range) -> int:
-    """Visible pairs of a block, by quarters until they are uniform or small."""
-    if not query or not key:
-        return 0
-    any_visible, all_visible = mask.block(query, key)
-    if all_visible:
-        return len(query) * len(key)
-    if not any_visible:
-        return 0
-    if len(query) <= LEAF:
-        return int(np.sum(mask.visible(np.array(query)[:, None], np.array(key)[None, :])))
-    half, mid = query[len(query) // 2], key[len(key) // 2]
-    quarters = [
-        (q, k)
-        for q in (range(query.start, half), range(half, query.stop))
-        for k in (range(key.start, mid), range(mid, key.stop))
-    ]
-    return sum(_visible(mask, *quarter) for quarter in quarters)
 
 
 def _trained_matrices(trained: Any, config: LlamaConfig) -> int:

@@ -1,0 +1,40 @@
+"""How many pairs of tokens a method leaves visible, counted without looking at each of them."""
+
+import numpy as np
+
+from ctxext.attention.pieces import Attention, Mask, within
+
+LEAF = 256
+"""Queries of a block whose pairs are counted one by one."""
+
+
+def visible_pairs(
+    attention: Attention, seq_len: int, window: int | None = None, *, first: int = 0
+) -> int:
+    """(query, key) pairs of a row that see each other; for causal attention T (T + 1) / 2.
+
+    window: how far a layer sees, in tokens; None: everything. first: only the pairs of the queries
+    from this token on.
+    """
+    masks = [within(piece.mask, window) for piece in attention.pieces()]
+    return sum(_visible(mask, range(first, seq_len), range(seq_len)) for mask in masks)
+
+
+def _visible(mask: Mask, query: range, key: range) -> int:
+    """Visible pairs of a block, by quarters until they are uniform or small."""
+    if not query or not key:
+        return 0
+    any_visible, all_visible = mask.block(query, key)
+    if all_visible:
+        return len(query) * len(key)
+    if not any_visible:
+        return 0
+    if len(query) <= LEAF:
+        return int(np.sum(mask.visible(np.array(query)[:, None], np.array(key)[None, :])))
+    half, mid = query[len(query) // 2], key[len(key) // 2]
+    quarters = [
+        (q, k)
+        for q in (range(query.start, half), range(half, query.stop))
+        for k in (range(key.start, mid), range(mid, key.stop))
+    ]
+    return sum(_visible(mask, *quarter) for quarter in quarters)

@@ -1,0 +1,52 @@
+"""How far a long call is: told by the model that does it, heard by whoever shows it.
+
+A model cannot know which of many readings it does, and who counts the readings does not see into
+one. So the model tells the share of its present call that is done.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+Listener = Callable[[float], None]
+"""Takes the share of the present call that is done, 0 to 1."""
+
+_listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar(
+    "listener", default=None
+)
+
+
+@contextlib.contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """In the block, `listener` hears how far each call is."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextlib.contextmanager
+def as_part(number: int, count: int) -> Iterator[None]:
+    """In the block, what is told is about part `number` (from 0) of `count` equal parts."""
+    outer = _listener.get()
+    if outer is None:
+        yield
+        return
+    with heard_by(lambda share: outer((number + share) / count)):
+        yield
+
+
+class Meter:
+    """Adds up the operations of a call, and tells the share of them that is done."""
+
+    def __init__(self, total: float) -> None:
+        self._total = total
+        self._done = 0.0
+
+    def add(self, operations: float) -> None:
+        """So many more are done."""
+        self._done += operations
+        listener = _listener.get()
+        if listener is not None:
+            listener(min(1.0, self._done / self._total))
