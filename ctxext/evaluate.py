@@ -7,9 +7,9 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ctxext.evals import (
     Eval,
@@ -32,6 +32,7 @@ from ctxext.evals.budget import (
 )
 from ctxext.evals.claims import claimed
 from ctxext.evals.record import AnswerRecord, parse_records, read_records
+from ctxext.evals.reporting import EvaluationProgress
 from ctxext.evals.suite import (
     BY_IMPORTANCE,
     CONTROLS,
@@ -45,7 +46,7 @@ from ctxext.evals.work import Call, calls_of
 from ctxext.files import append_jsonl, make_parent, read_jsonl
 from ctxext.parallel import distributed
 from ctxext.plan.longest_text import check_length
-from ctxext.progress_bar import TerminalBar
+from ctxext.progress import heard_by
 from ctxext.tasks.base import bos_prefix
 from ctxext.terminal import printable_line
 
@@ -113,20 +114,29 @@ def evaluate(
             claim = functools.partial(claimed, sink, model, wanted - known.keys())
             stack.enter_context(distributed.held_by_primary(claim))
             known |= _read(sink, model)  # what another process has written until then
-        bar = stack.enter_context(TerminalBar(enabled=progress))
-        for evaluation in evals:
+        missing_of = [
+            [item for item in shard.select(evaluation.items()) if item not in known]
+            for evaluation in evals
+        ]
+        weigh = functools.partial(_weights, lm, evals, missing_of, model)
+        shown = EvaluationProgress(model.label, weigh, enabled=progress)
+        stack.enter_context(shown)
+        stack.enter_context(heard_by(shown.heard))
+        stack.enter_context(_saying_what_is_kept(sink, known, missing_of, enabled=progress))
+        for evaluation, missing in zip(evals, missing_of, strict=True):
             items = evaluation.items()
-            missing = [item for item in shard.select(items) if item not in known]
+            missing = [item for item in missing if item not in known]
             title = f"{evaluation.title}, {model.label}"
-            task = bar.add_task(printable_line(title), total=len(missing))
-            timed = TimedModel(lm)
+            shown.begin(title, len(missing))
+            timed = TimedModel(lm, on_call=shown.call_done)
             started = time.monotonic()
             for record in evaluation.records(timed, missing, model) if missing else ():
                 known[record.item] = record
                 if sink and distributed.is_primary():
                     _append(sink, record)
-                bar.advance(task)
-            if progress and (bar.disable or shard != WHOLE):
+                shown.record_done()
+            shown.end()
+            if progress and (shown.prints_lines or shard != WHOLE):
                 seconds = time.monotonic() - started
                 _print(f"{title}: {_progress_text(len(missing), len(items), seconds, timed)}")
     if sink and shard != WHOLE:  # other processes have been busy too
@@ -138,6 +148,46 @@ def evaluate(
             f"{num_left} of {len(all_items)} records belong to other shards and are not there yet"
         )
     return [known[item] for item in all_items if item in known]
+
+
+def _weights(
+    lm: Model, evals: Sequence[Eval], missing_of: Sequence[Sequence[str]], model: EvaluatedModel
+) -> list[list[float]]:
+    """How long the calls of each evaluation take, compared with each other."""
+    from ctxext.price import weight  # loads jax
+
+    def weight_of(call: Call) -> float:
+        if hasattr(lm, "params"):
+            return weight(cast("LM", lm), call)
+        return float(sum(call.lengths) + call.continuations * call.new_tokens)  # an oracle
+
+    return [
+        [weight_of(call) for call in calls_of(evaluation, lm, missing, model)]
+        for evaluation, missing in zip(evals, missing_of, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(
+    sink: Path | None,
+    known: Mapping[str, EvalRecord],
+    missing_of: Sequence[Sequence[str]],
+    *,
+    enabled: bool,
+) -> Iterator[None]:
+    """Say at Ctrl-C how many records are kept, and what is to be read again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if enabled:
+            missing = [item for items in missing_of for item in items]
+            new = sum(item in known for item in missing)
+            kept = f"are kept in {sink}" if sink else "are lost: they were not to be written"
+            _print(
+                f"interrupted: {new} of {len(missing)} missing records {kept}; the text that was "
+                "being read is read again from its beginning"
+            )
+        raise
 
 
 def _check_same_text(evaluation: Eval, records: Sequence[EvalRecord], sink: Path | None) -> None:

@@ -19,9 +19,11 @@ import jax
 import numpy as np
 
 from ctxext.evals.work import Call, num_tokens, readings
+from ctxext.model.operations import LEAST_ROWS
 from ctxext.plan.accelerators import GIB
 from ctxext.plan.flops import layer_matrices, visible_pairs
 from ctxext.plan.longest_text import text_bytes
+from ctxext.progress import duration
 
 if TYPE_CHECKING:
     from ctxext.model.lm import LM
@@ -257,13 +259,14 @@ def rates(
     return float(1 / per_operation[0]), float(1 / per_operation[1])
 
 
-def duration(seconds: float) -> str:
-    """A length of time in the unit that fits it: "40 s", "12 min", "3.7 h"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def weight(lm: "LM", call: Call) -> float:
+    """How much longer a call takes than others, where the device was not measured: its operations.
+
+    A step of decoding counts as `step_operations` do.
+    """
+    per_token = reading(lm, Call((1,), (1, 1), 1)).matrices
+    even = Speed(1.0, 1.0, step=LEAST_ROWS * per_token, token=per_token, compiling=0.0)
+    return Work("", lm, [call]).seconds(even)
 
 
 def _twice(call: Callable[[], object]) -> tuple[float, float]:

@@ -50,3 +50,21 @@ class Meter:
         listener = _listener.get()
         if listener is not None:
             listener(min(1.0, self._done / self._total))
+
+
+def seconds_left(elapsed: float, done: float, left: float) -> float | None:
+    """The time that is left at the pace so far; None before there is one.
+
+    done and left: in one unit that time grows with, such as operations. To be counted from the
+    first part that is done, as compiling comes before it.
+    """
+    return elapsed * left / done if done > 0 and elapsed > 0 else None
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the unit that fits it: "40 s", "12 min", "3.7 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

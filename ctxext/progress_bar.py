@@ -14,18 +14,19 @@ SPEED_PERIOD = 600.0
 class TerminalBar(Progress):
     """A bar on standard error, if that is a terminal; what is printed meanwhile appears above it.
 
-    `details`: a format of the fields of a task, which follows its count. The name of a task is to
-    be `printable`.
+    `details`: a format of the fields of a task, which follows its count. `counts`: show how many of
+    how many are done, and the time left at that pace; otherwise `details` say so. The name of a
+    task is to be `printable`.
     """
 
-    def __init__(self, *, enabled: bool, details: str = "") -> None:
+    def __init__(self, *, enabled: bool, details: str = "", counts: bool = True) -> None:
         console = Console(file=raw_stream(sys.stderr))
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            *([MofNCompleteColumn()] if counts else []),
             *([TextColumn(details)] if details else []),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if counts else []),
             console=console,
             speed_estimate_period=SPEED_PERIOD,
             disable=not (enabled and console.is_terminal),

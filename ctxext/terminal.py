@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
@@ -54,10 +55,13 @@ class PrintableStream:
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
+        self.written_at = time.monotonic()
+        """When something was written last."""
         self._line_can_be_redrawn = True
 
     def write(self, text: str) -> int:
         """Write the text, printable; a progress bar may return to the start of its own line."""
+        self.written_at = time.monotonic()
         head = ""
         if self._line_can_be_redrawn and text.startswith("\r"):
             head = "\r"

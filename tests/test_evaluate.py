@@ -32,6 +32,8 @@ from ctxext.methods import make
 from ctxext.methods.linear import Linear
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.yarn import Yarn
+from ctxext.model import reading
+from ctxext.progress import Meter
 from ctxext.report import tables, verdict
 from ctxext.report.analysis.records import variants
 from ctxext.rope import Unscaled
@@ -107,6 +109,34 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path, capsys):
         records = evaluate(PERFECT, (GRID,), model=model, sink=sink)
         assert all(record.scores.correct for record in records)
     assert len(read_records(sink)) == 24
+
+
+def test_ctrl_c_in_the_middle_of_a_reading_loses_only_that_reading(tmp_path, capsys, monkeypatch):
+    """The records afterwards equal those of an evaluation that nobody interrupted, to the bit."""
+    monkeypatch.setitem(reading.PART, "cpu", 1e3)
+    monkeypatch.setattr(reading, "SMALLEST_CHUNK", 32)
+    lm = dataclasses.replace(tiny.lm(SHAPE), tokenizer=SENTENCEPIECE)
+    grid = dataclasses.replace(GRID, seq_lens=(128,), batch_tokens=256)
+    whole = evaluate(lm, (grid,), progress=False)
+    add = Meter.add
+    heard = []
+
+    def interrupt(meter, operations):
+        """In the middle of the second reading, when the answers of the first are kept."""
+        add(meter, operations)
+        heard.append(meter)
+        if len(set(map(id, heard))) == 2 and heard.count(meter) == 3:
+            raise KeyboardInterrupt
+
+    sink = tmp_path / "records.jsonl"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Meter, "add", interrupt)
+        evaluate(lm, (grid,), sink=sink)
+    assert 0 < len(read_records(sink)) < len(whole)
+    kept = len(read_records(sink))
+    assert f"interrupted: {kept} of 4 missing records are kept in {sink}" in capsys.readouterr().err
+    assert evaluate(lm, (grid,), sink=sink, progress=False) == whole
+    assert read_records(sink) == whole
 
 
 def test_a_text_is_known_by_its_content_not_by_its_path(tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import ctxext
+from ctxext.cli.commands import all_commands
+from ctxext.cli.heartbeat import sign_of_life
 from ctxext.cli.main import main
 from ctxext.evals.record import EvaluatedModel, read_records
 from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
@@ -260,3 +263,39 @@ def test_a_model_card_has_no_markup_of_strangers():
     proven = with_proof(card, code_block(f"EQUAL {END} {CLEAR}"))
     assert proven.count(END) == 1
     assert with_proof(proven, "again").endswith(f"{BEGIN}\nagain\n{END}\n")
+
+
+def test_a_sign_of_life_breaks_a_long_silence_in_a_log(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with printable_output():
+        with sign_of_life("export", interval=60):
+            print("at work", file=sys.stderr)
+        assert log.getvalue() == "at work\n"
+        with sign_of_life("export", interval=0.01):
+            deadline = time.monotonic() + 30
+            while log.getvalue().count("\n") < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+    for line in log.getvalue().splitlines()[1:3]:
+        assert re.fullmatch(r"ctxext export: at work for \d+ s", line)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["train", "my file.py"],
+            "every checkpoint is kept; go on with: ctxext train 'my file.py'",
+        ),
+        (["methods"], "nothing is kept, and no file was left half-written"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_kept_and_how_to_go_on(
+    words, message, monkeypatch, capsys
+):
+    def interrupt(args, rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(all_commands()[words[0]], "run", interrupt)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"ctxext: interrupted: {message}\n"

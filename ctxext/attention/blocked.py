@@ -18,6 +18,7 @@ from ctxext.attention.bias import PositionBias
 from ctxext.attention.devices import GPU, platform_of, rows_times_heads
 from ctxext.attention.documents import first_tokens
 from ctxext.attention.layers import LayerMask
+from ctxext.attention.pieces import Mask
 
 
 def block_size(seq_len: int, platform: str, heads: int) -> int:

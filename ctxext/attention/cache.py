@@ -25,6 +25,7 @@ from ctxext.attention.blocked import block_size, blocked_chunk
 from ctxext.attention.dense import dense
 from ctxext.attention.devices import platform_of
 from ctxext.attention.layers import ALIKE, Kind, Layers
+from ctxext.attention.pieces import within
 from ctxext.rope import Float32Rotation, Rotation
 
 
@@ -159,6 +160,8 @@ def prefill_chunk(
     def attend(
         q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
     ) -> tuple[Array, Cache]:
+        assert isinstance(kind, int)
+        window = layers.kinds[kind].window
         rotate = layers.rotation(kind)
         B, _, N, _ = q.shape
         K = k.shape[2]
@@ -186,15 +189,15 @@ def prefill_chunk(
             [rotate(q, tables) for tables in query_tables],
             of_pieces,
             _CachedBlocks(cache.values, layer, B, size, -1),
-            [piece.mask for piece in layers.pieces(attention, kind)],
+            [within(piece.mask, window) for piece in pieces],
             chunk=chunk,
             num_chunks=num_chunks,
             size=size,
             groups=N // K,
             bias=position_bias(
                 layers.bias,
-                [piece.query_positions(query_index) for piece in pieces],
-                [piece.key_positions(key_index) for piece in pieces],
+                [jnp.repeat(piece.query_positions(query_index), B, 0) for piece in pieces],
+                [jnp.repeat(piece.key_positions(key_index), B, 0) for piece in pieces],
             ),
         )
         return out, cache

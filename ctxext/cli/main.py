@@ -3,9 +3,10 @@
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ctxext.cli.commands import all_commands
 from ctxext.cli.out_of_memory import is_out_of_memory, memory_advice
@@ -94,11 +95,12 @@ def _main(argv: Sequence[str] | None) -> int:
     from ctxext.parallel import distributed
 
     compile_cache.keep_programs()
-    return distributed.exit_if_failed(_run(args, rest))
+    return distributed.exit_if_failed(_run(args, rest, words))
 
 
-def _run(args: argparse.Namespace, rest: list[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str], words: Sequence[str]) -> int:
     from ctxext.child_python import safe_path
+    from ctxext.cli.heartbeat import sign_of_life
     from ctxext.files import following_links
     from ctxext.parallel import distributed
 
@@ -106,6 +108,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         if hasattr(args, "coordinator"):
             distributed.initialize(args.coordinator, args.num_processes, args.process_id)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(sign_of_life(words[0]))
             stack.enter_context(safe_path())
             if getattr(args, "follow_links", False):
                 stack.enter_context(following_links())
@@ -133,8 +136,16 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         print(f"ctxext: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ctxext: interrupted", file=sys.stderr)
+        print(_interrupted(args.command, words), file=sys.stderr)
         return 130
+
+
+def _interrupted(command: Any, words: Sequence[str]) -> str:
+    """What an interrupted command has kept, and how to go on."""
+    kept = getattr(command, "KEPT", None)
+    if kept is None:
+        return "ctxext: interrupted: nothing is kept, and no file was left half-written"
+    return f"ctxext: interrupted: {kept}; go on with: {shlex.join(['ctxext', *words])}"
 
 
 def _one_line(error: ValueError | OSError) -> str:

@@ -14,6 +14,8 @@ from ctxext.evals.wrapped import WrappedModel
 class TimedModel(WrappedModel):
     """A model that measures its calls to `loss` and `continuations`, which are those of `model`."""
 
+    on_call: Callable[[], None] = lambda: None
+    """Is called when a call has returned."""
     seconds: float = 0.0
     """Time spent in the calls."""
     tokens: int = 0
@@ -45,6 +47,7 @@ class TimedModel(WrappedModel):
         self.seconds += time.perf_counter() - started
         self.tokens += int(np.sum(lengths))
         self.padded_tokens += int(np.prod(self._padded(lengths)))
+        self.on_call()
         return result
 
     def shares(self, wall_seconds: float) -> tuple[float, float]:

@@ -18,12 +18,14 @@ def layer_matrices(config: LlamaConfig) -> int:
     return D * 2 * heads * H + matrices_of_mlp * D * F
 
 
-@functools.lru_cache(maxsize=4096)
+_pairs = functools.lru_cache(maxsize=4096)(visible_pairs)
+
+
 def layer_operations(
     config: LlamaConfig, attention: Attention, layer: int, first: int, stop: int
 ) -> int:
     """Operations of a layer for the tokens `first` to `stop` of one text."""
-    pairs = visible_pairs(attention, stop, config.layer_kinds[layer].window, first=first)
+    pairs = _pairs(attention, stop, config.layer_kinds[layer].window, first=first)
     of_pairs = 4 * config.num_attention_heads * config.head_dim * pairs
     return 2 * layer_matrices(config) * (stop - first) + of_pairs
 

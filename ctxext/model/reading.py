@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctxext import progress
-from ctxext.attention import make_attention
+from ctxext.attention import Kernel, make_attention
 from ctxext.attention.cache import Cache, caches_rotated, empty_cache, prefill, prefill_chunk
 from ctxext.attention.devices import platform_of
 from ctxext.attention.kernels import TABLE, choose
@@ -78,17 +78,21 @@ def chunk_tokens(setup: ModelSetup, rows: int, length: int) -> int:
 
 
 def reads_chunks(setup: ModelSetup, length: int) -> bool:
-    """Whether the kernel of these settings can read a sequence of this length in chunks."""
-    pieces = setup.config.layers.pieces(setup.attention)
-    request = Request(
-        masks=tuple(piece.mask for piece in pieces),
-        platform=platform_of(None),
-        seq_len=length,
-        dtype=setup.dtype,
-        packed=False,
-        bias=setup.config.layers.bias is not None,
-    )
-    return TABLE[choose(setup.kernel, request)].reads_chunks
+    """Whether the kernel of every layer can read a sequence of this length in chunks."""
+    layers = setup.config.layers
+
+    def kernel_of(kind: int) -> Kernel:
+        request = Request(
+            masks=layers.masks(setup.attention, kind),
+            platform=platform_of(None),
+            seq_len=length,
+            dtype=setup.dtype,
+            packed=False,
+            bias=layers.bias is not None,
+        )
+        return choose(setup.kernel, request)
+
+    return all(TABLE[kernel_of(kind)].reads_chunks for kind in range(len(layers.kinds)))
 
 
 def reading_operations(setup: ModelSetup, length: int) -> float:

@@ -24,6 +24,12 @@ WINDOWS = tiny.config(
 )
 
 
+LM = tiny.lm(attention=SelfExtend(4, 8))
+"""Two pieces, whose keys are cached before their rotation."""
+PROMPTS = [ROWS[0][:100], ROWS[1][:70]]
+PREFIXES = [[[1, 2], [3]], [[], [5]]]
+
+
 @pytest.fixture
 def small_parts(monkeypatch):
     """Everything is read in parts, and in chunks of 32 tokens where a kernel can."""
@@ -33,69 +39,73 @@ def small_parts(monkeypatch):
 
 def answers(lm):
     """What a model makes of texts of equal and of different length."""
-    prompts = [ROWS[0][:100], ROWS[1][:70]]
-    tokens, nll = lm.continuations(prompts, [[[1, 2], [3]], [[], [5]]], max_new_tokens=6)
-    return {"loss": lm.loss(ROWS), "scores": lm.scores(ROWS), "tokens": tokens, "nll": nll}
+    tokens, nll = lm.continuations(PROMPTS, PREFIXES, max_new_tokens=6)
+    return {"loss": lm.loss(ROWS), "tokens": tokens, "nll": nll}
 
 
 @pytest.mark.parametrize(
     "lm",
     [
-        tiny.lm(attention=SelfExtend(4, 8), scaling=DynamicNTK(2.0)),
-        tiny.lm(WINDOWS),
-        pytest.param(tiny.lm(), marks=pytest.mark.check),
-        pytest.param(tiny.lm(ALIBI), marks=pytest.mark.check),
-        pytest.param(tiny.lm(kernel="dense"), marks=pytest.mark.check),
+        LM,
+        *(
+            pytest.param(lm, marks=pytest.mark.check)
+            for lm in (
+                tiny.lm(),
+                tiny.lm(attention=SelfExtend(4, 8), scaling=DynamicNTK(2.0)),
+                tiny.lm(WINDOWS),
+                tiny.lm(ALIBI),
+                tiny.lm(kernel="dense"),
+            )
+        ),
     ],
-    ids=["two pieces, frequencies by length", "layers differ", "causal", "alibi", "dense"],
+    ids=["two pieces", "causal", "by length", "layers differ", "alibi", "dense"],
 )
 def test_a_reading_in_parts_equals_one_reading(lm, monkeypatch):
+    """All layers and chunks are one program, for each kind of layer."""
     whole = answers(lm)
     monkeypatch.setitem(reading.PART, "cpu", 1e3)
     monkeypatch.setattr(reading, "SMALLEST_CHUNK", 32)
     chunk = reading.chunk_tokens(lm._setup, 2, 160)
     assert chunk == (160 if lm.kernel == "dense" else 32)
-    programs = _next_token_values._cache_size()
-    in_parts = answers(lm)
-    assert _next_token_values._cache_size() == programs, "it was read in one go"
+    in_one_go = _next_token_values._cache_size()
+    in_chunks = reading._chunk_of_layer._cache_size()
+    in_parts = {"loss": lm.loss(ROWS)}
+    assert _next_token_values._cache_size() == in_one_go
+    assert reading._chunk_of_layer._cache_size() - in_chunks == len(lm.config.layers.kinds)
+    in_parts |= answers(lm)
     for name, value in whole.items():
         np.testing.assert_allclose(in_parts[name], value, atol=2e-5, err_msg=name)
 
 
-def test_all_layers_and_chunks_are_one_program(small_parts):
-    lm = tiny.lm()
-    reading._chunk_of_layer.clear_cache()
-    before = reading._chunk_of_layer._cache_size()
-    lm.loss(ROWS)
-    lm.loss(ROWS[:, :140])
-    assert reading._chunk_of_layer._cache_size() == before + 1
-
-
 def test_a_reading_says_how_far_it_is(small_parts):
     """By operations: later chunks of a text attend to more, and take longer."""
-    lm = tiny.lm()
     shares = []
     with progress.heard_by(shares.append):
-        lm.loss(ROWS)
+        LM.loss(ROWS)
     # Two layers of five chunks, and the logits of five.
     assert len(shares) == 15
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    first, last = np.diff(shares)[[0, 3]]
-    assert last > first
+    steps = np.diff(shares)
+    assert steps[3] > steps[0]
     shares.clear()
     with progress.heard_by(shares.append):
-        lm.continuations([ROWS[0][:100]], [[[1]]], max_new_tokens=6)
+        LM.continuations(PROMPTS, PREFIXES, max_new_tokens=6)
+    assert len(shares) == 2 * 4 + 5, "two layers of four chunks, then two tokens and four times one"
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    # Rows that are read one after the other are parts of one call.
-    shares.clear()
+
+
+def test_parts_of_a_call_are_parts_of_its_share():
+    """Rows that are read one after the other, as where the frequencies follow the length."""
+    shares = []
     with progress.heard_by(shares.append):
-        tiny.lm(scaling=DynamicNTK(2.0)).continuations(
-            [ROWS[0][:100], ROWS[1][:90]], [[[1]], [[2]]], max_new_tokens=6
-        )
-    assert shares == sorted(shares)
-    assert any(0.4 < share < 0.5 for share in shares)
+        for row in range(2):
+            with progress.as_part(row, 2):
+                progress.Meter(4).add(2)
+    assert shares == [0.25, 0.75]
+    assert progress.seconds_left(30.0, 1.0, 9.0) == 270
+    assert progress.seconds_left(30.0, 0.0, 9.0) is None
 
 
 def test_ctrl_c_is_answered_between_parts(small_parts):
@@ -108,7 +118,7 @@ def test_ctrl_c_is_answered_between_parts(small_parts):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), progress.heard_by(interrupt):
-        tiny.lm().loss(ROWS)
+        LM.loss(ROWS)
     assert len(heard) == 3
 
 

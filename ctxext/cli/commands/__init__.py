@@ -1,7 +1,8 @@
 """The commands, one module each.
 
 A module named after its command holds everything about it: its docstring is the help, `add_options`
-declares its options and `run` does it. What it needs beyond argparse is imported in `run`, so that
+declares its options and `run` does it. Its `KEPT`, if it has one, says what an interrupted command
+keeps, so that the same command goes on. What it needs beyond argparse is imported in `run`, so that
 `--help` is fast.
 """
 

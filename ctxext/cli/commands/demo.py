@@ -10,6 +10,8 @@ import argparse
 from ctxext.cli import options
 from ctxext.cli.commands import run as run_command
 
+KEPT = "every finished record and checkpoint is kept"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_method(parser)

@@ -15,6 +15,8 @@ from typing import Any, get_args
 
 from ctxext.cli import numbers, options
 
+KEPT = "every finished record is kept"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)

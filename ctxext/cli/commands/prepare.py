@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+KEPT = "every finished chunk is kept"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

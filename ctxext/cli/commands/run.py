@@ -13,6 +13,8 @@ import sys
 
 from ctxext.cli import options
 
+KEPT = "every finished record and checkpoint is kept"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ctxext.cli import numbers, options
 
+KEPT = "every finished trial is kept, and what the others had kept themselves"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)

@@ -8,6 +8,8 @@ import json
 
 from ctxext.cli import options
 
+KEPT = "every checkpoint is kept"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)
