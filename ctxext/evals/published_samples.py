@@ -13,7 +13,7 @@ from ctxext.evals.published.infinitebench import infinitebench
 from ctxext.evals.published.longbench import longbench
 from ctxext.evals.published.longbench_v2 import longbench_v2
 from ctxext.evals.published.mrcr import mrcr
-from ctxext.evals.published.sample import PublishedSample
+from ctxext.evals.published.sample import PublishedSample, check_size
 from ctxext.evals.record import AnswerRecord, AnswerScores, EvaluatedModel, Measurement
 from ctxext.tasks import Example
 from ctxext.tasks.base import as_ids, bos_prefix, encode_fragment
@@ -261,6 +261,8 @@ def samples(
         files = sorted(file for file in root.iterdir() if file.suffix.lower() in endings)
     if not files:
         raise ValueError(f"{root} holds no file that ends in {', '.join(endings)}: give another")
+    for file in files:
+        check_size(file)
     return tuple(
         (digest[:8], sample)
         for file in files

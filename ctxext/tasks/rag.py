@@ -14,8 +14,9 @@ from ctxext.tasks.building.line_questions import (
 )
 from ctxext.tasks.building.placement import lines_that_fit
 from ctxext.tasks.building.registry import RELATIONS, Person, people
-from ctxext.tasks.building.value_lists import MAX_SINGLE_CHOICES
 
+NUM_WRONG_CHOICES = 7
+"""Wrong continuations of each question; every one costs as much to score as the answer."""
 PASSAGES_WITHOUT_LENGTH = 4
 """Further passages where no length is given."""
 
@@ -27,8 +28,8 @@ class Rag(SharedContextTask):
     The categories are those of HELMET (arXiv 2410.02694): the passage with the answer is at the
     depth among distractors, of which some are about people with the same first or last name, and
     `shots` worked examples about other passages of the text come before the question. An answer is
-    right if it contains the value and no other of its kind; words of the question do not count. A
-    guess is right once in 24 times.
+    right if it contains the value and no other of its kind. A guess is right once in 24 times, and
+    the choice is among 8 values.
     """
 
     name: ClassVar[str] = "rag"
@@ -92,7 +93,7 @@ class Rag(SharedContextTask):
                 [order.index(i)],
                 [value],
                 distractors=others,
-                choices=[words[other] for other in others[:MAX_SINGLE_CHOICES]],
+                choices=[words[other] for other in others[:NUM_WRONG_CHOICES]],
                 facts=facts,
             )
             line_questions.append(question)

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctxext.evals import published_samples
 from ctxext.evals.base import evaluated_model
 from ctxext.evals.oracle import AnswerKey
+from ctxext.evals.published import sample
 from ctxext.evals.published.sample import fill
 from ctxext.evals.published_samples import BENCHMARKS, PublishedSamples, fit, samples
 from ctxext.evals.suite import SuiteConfig, evaluations
@@ -112,12 +114,12 @@ def test_the_wording_is_the_authors_where_their_file_is_at_hand(tmp_path):
     (tmp_path / "config" / "dataset2prompt.json").write_text(json.dumps(prompts))
     (tmp_path / "data").mkdir()
     entry = {**LONGBENCH, "context": "what {input} means"}
-    (sample,) = read("longbench", write(tmp_path / "data", "a.jsonl", [entry]))
-    assert sample.prompt == "Read what {input} means and say: Who owns the mill?"
-    assert sample.facts == {"wording": "LongBench's"}
+    (only,) = read("longbench", write(tmp_path / "data", "a.jsonl", [entry]))
+    assert only.prompt == "Read what {input} means and say: Who owns the mill?"
+    assert only.facts == {"wording": "LongBench's"}
     (tmp_path / "0shot.txt").write_text("<$DOC$> $Q$ $C_A$/$C_D$\n")
-    (sample,) = read("longbench-v2", write(tmp_path, "data.json", [V2]))
-    assert sample.prompt == f"<{STORY.strip()}> Whose is it? of a/of d\n\nThe correct answer is ("
+    (only,) = read("longbench-v2", write(tmp_path, "data.json", [V2]))
+    assert only.prompt == f"<{STORY.strip()}> Whose is it? of a/of d\n\nThe correct answer is ("
 
 
 def test_a_template_is_filled_in_one_pass():
@@ -132,12 +134,12 @@ def test_conversations_are_read_from_parquet_and_json_alike(tmp_path):
     from_parquet = read("mrcr:openai", tmp_path / "2needle_0.parquet")
     from_lines = read("mrcr:openai", lines)
     assert [s._replace(place="") for s in from_lines] == 2 * [from_parquet[0]._replace(place="")]
-    (sample,) = from_parquet
-    assert sample.prompt == (
+    (only,) = from_parquet
+    assert only.prompt == (
         "User: write a poem about mills\n\nAssistant: Mills turn.\n\n"
         "User: Prepend aB3 to the first poem about mills.\n\nAssistant:"
     )
-    assert list(sample.references) == ["aB3", "aB3Mills turn."]
+    assert list(only.references) == ["aB3", "aB3Mills turn."]
 
 
 def test_other_sets_of_infinitebench(tmp_path):
@@ -283,6 +285,14 @@ def test_broken_files_are_named_with_the_line(benchmark, name, entries, message,
     with pytest.raises(ValueError, match=message) as error:
         read(benchmark, path)
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path, *FILES["longbench"])
+    monkeypatch.setattr(sample, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(published_samples, "file_sha256", None)
+    with pytest.raises(ValueError, match=r"hotpotqa\.jsonl has \d+ bytes, more than 100: give a"):
+        read("longbench", path)
 
 
 def test_files_that_are_not_there(tmp_path):

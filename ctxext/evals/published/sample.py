@@ -40,18 +40,24 @@ class PublishedSample(NamedTuple):
     facts: Mapping[str, object] = {}
 
 
+def check_size(path: Path) -> None:
+    """Raise ValueError for a file that is too large, or that is not there, before it is read."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    if size > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{path} has {size:,} bytes, more than {MAX_FILE_BYTES:,}: give a part of it"
+        )
+
+
 def read_entries(path: Path, limit: int | None = None) -> Iterator[tuple[str, Entry]]:
     """The number, from 1, and the value of each line of JSON lines, or entry of a JSON list.
 
     limit: only the first; the lines after them are not parsed. Raises ValueError that names the
     file and the line.
     """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: give a part of it")
     data = read_bytes(str(path))
     if path.suffix.lower() not in JSON_LINES:
         entries = Entry(f"{path}: $", loads(str(path), data)).items()

@@ -1,5 +1,6 @@
 """Values of JSON files with their location, so that an error can say what is missing and where."""
 
+import functools
 import hashlib
 import json
 import re
@@ -11,7 +12,19 @@ JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 
 
 def file_sha256(path: str) -> str:
-    """The hash of a file of questions. Raises ValueError if it cannot be read."""
+    """The hash of a file of questions, which is read once as long as it does not change.
+
+    Raises ValueError if it cannot be read.
+    """
+    try:
+        state = Path(path).expanduser().stat()
+    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+        raise _unreadable(path, error) from None
+    return _sha256_of_state(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _sha256_of_state(path: str, size: int, modified: int) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
@@ -80,7 +93,11 @@ def read_bytes(path: str) -> bytes:
     try:
         return Path(path).expanduser().read_bytes()
     except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-        raise ValueError(f"{path} cannot be read as a file of questions ({error})") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as a file of questions ({error})")
 
 
 def loads(location: str, data: bytes | str) -> Any:
