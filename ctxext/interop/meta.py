@@ -49,6 +49,8 @@ from ctxext.tokenization.tokenizer import MODEL, Tokenizer, load_tokenizer
 
 PARAMS = "params.json"
 ROPE = "rope.json"
+MISTRAL_WEIGHTS = "consolidated.safetensors"
+"""The weights of Mistral's own form, which has a params.json too."""
 SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len", "max_batch_size")
 REQUIRED = ("dim", "n_layers", "n_heads", "norm_eps")
 RULES: dict[str, validation.Rule] = {
@@ -255,6 +257,12 @@ def read(directory: str | Path, original: int | None = None) -> StoredModel:
     corrupt, contradictory or of another kind of model.
     """
     directory = Path(directory)
+    if (directory / MISTRAL_WEIGHTS).is_file() and not list(directory.glob("consolidated.*.pth")):
+        raise ValueError(
+            f"{directory} holds {PARAMS} and {MISTRAL_WEIGHTS}, the form of Mistral's own code, "
+            "which is not read; use the Hugging Face version of the model (config.json and "
+            "model.safetensors)"
+        )
     params = _read_params(directory / PARAMS)
     shards = _open_shards(directory)
     tokenizer = load_tokenizer(directory)

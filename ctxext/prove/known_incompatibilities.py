@@ -20,6 +20,7 @@ from ctxext.prove.rope_readers import (
     rope_incompatibilities,
 )
 from ctxext.tokenization.expressions import QWEN2
+from ctxext.tokenization.sentencepiece_pieces import CONTROL
 from ctxext.tokenization.tokenizer import MODEL, Tokenizer
 
 META_CODE = "https://github.com/meta-llama/llama/blob/main/llama/model.py"
@@ -34,6 +35,7 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
     if artifact.format == "gguf":
         return [
             *_gguf(GGUFReference(artifact.path)),
+            *_spelled_in_gguf(GGUFReference(artifact.path)),
             *_first_space("llama.cpp", tokenizer),
             *_special_tokens_in_gguf(tokenizer),
             *_normal_form_in_gguf(tokenizer),
@@ -137,6 +139,28 @@ def _first_space(reader: str, tokenizer: Tokenizer) -> Iterator[KnownIncompatibi
             "begins a text with one space more than transformers does where the text begins with a "
             "space (legacy: false)",
             TESTED,
+        )
+
+
+def _spelled_in_gguf(reader: GGUFReference) -> Iterator[KnownIncompatibility]:
+    """Special tokens that merges of SentencePiece's tokens lead to, as the reader has them too."""
+    keys = reader.keys
+    if keys.get("tokenizer.ggml.model") != "llama":
+        return
+    kinds = zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True)
+    special = {text: i for i, (text, kind) in enumerate(kinds) if kind == CONTROL}
+    around = reader.token_ids(["ab"])[0]
+    found = [
+        text
+        for text, i in special.items()
+        if reader.token_ids([f"a{text}b"])[0].count(i) > around.count(i)
+    ]
+    if found:
+        yield KnownIncompatibility(
+            "llama.cpp",
+            f"makes the special token {', '.join(found[:3])} of a text that spells it, also where "
+            "it is told not to read special tokens: it merges into them, as SentencePiece does not",
+            TESTED_IN_LLAMA_CPP,
         )
 
 

@@ -11,6 +11,7 @@ from ctxext.interop import hf, meta
 from ctxext.interop.family_tensors import from_stored, to_stored
 from ctxext.interop.hf_weights import lazy_tensors
 from ctxext.interop.pth import open_archive
+from ctxext.loading import load
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
@@ -267,6 +268,21 @@ def test_what_a_family_does_not_compute_is_refused_by_its_key(name, changes, mes
     data = {key: value for key, value in data.items() if value is not ...}
     with pytest.raises(ValueError, match=message):
         hf.parse_config(data)
+
+
+def test_the_form_of_mistral_s_own_code_is_refused_by_name(tmp_path):
+    (tmp_path / "params.json").write_text('{"dim": 64, "head_dim": 16, "hidden_dim": 96}')
+    (tmp_path / "consolidated.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="the form of Mistral's own code, which is not read; use"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_EACH if name != "llama"])
+def test_metas_format_refuses_every_other_family_by_name(name):
+    config = families.parts_config(name)
+    message = f"holds Llamas, not model_type {config.family}; export with --to hf"
+    with pytest.raises(ValueError, match=message):
+        meta.check(config, Unscaled(), window=64, dtype="float32")
 
 
 def test_methods_and_formats_without_a_family_are_refused(directory):

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from ctxext.interop import gguf
 from ctxext.interop.hf_weights import WriteOptions
 from ctxext.methods import Yarn
+from ctxext.prove.artifact import Artifact
 from ctxext.prove.gguf_parameters import q8_0
+from ctxext.prove.known_incompatibilities import known_incompatibilities
 from ctxext.prove.reference import gguf_file
 from ctxext.prove.reference.gguf import GGUFReference, frequencies
 from ctxext.prove.reference.gguf_file import GGUFFile
-from ctxext.tokenization.tokenizer import MODEL, SAMPLE_TEXTS
+from ctxext.rope import Unscaled
+from ctxext.tokenization.sentencepiece_pieces import NORMAL, read_pieces, write_model
+from ctxext.tokenization.tokenizer import MODEL, SAMPLE_TEXTS, Tokenizer
 from support.hf_files import stored_model
 from support.llamas import LENGTH, TINY, random_params, tokenizer
 
@@ -229,3 +233,46 @@ def test_metadata_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
 def test_another_number_of_divisors_than_pairs_is_refused():
     with pytest.raises(ValueError, match=r"shape \(8,\) for 0 pairs is not read here"):
         frequencies({}, np.ones(8, np.float32), 0)
+
+
+def spelling() -> Tokenizer:
+    """A tokenizer in which the merges of plain tokens lead to </s>."""
+    pieces = list(read_pieces(tokenizer().files[MODEL]))
+    *_, first, second = (
+        i for i, piece in enumerate(pieces) if piece.kind == NORMAL and len(piece.text) > 2
+    )
+    for i, text in ((first, "</"), (second, "s>")):
+        pieces[i] = pieces[i]._replace(text=text)
+    return Tokenizer({MODEL: write_model(pieces, unk=0, bos=1, eos=2)})
+
+
+def spelled(path: Path, tokenizer: Tokenizer) -> list[str]:
+    artifact = Artifact.recognize(path)
+    known = known_incompatibilities(artifact, tokenizer)
+    return [entry.effect for entry in known if "makes the special token" in entry.effect]
+
+
+def test_special_tokens_that_merges_lead_to_are_a_known_incompatibility(tmp_path):
+    """SentencePiece does not merge into them, and neither do we; llama.cpp does."""
+    spells = spelling()
+    model = stored_model(TINY, random_params(TINY), Unscaled(), spells)
+    gguf.write(tmp_path / "m.gguf", model, WriteOptions("float32"))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=spells.files[MODEL])
+    assert 2 not in spells.encode("a</s>b")
+    assert spells.encode("a</s>b") == processor.encode("a</s>b")
+    (effect,) = spelled(tmp_path / "m.gguf", spells)
+    assert "the special token <s>, </s> of a text that spells it" in effect
+    assert spelled(save(tmp_path / "n.gguf"), tokenizer()) == []
+
+
+@pytest.mark.slow
+def test_llama_cpp_merges_into_special_tokens(tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    spells = spelling()
+    model = stored_model(TINY, random_params(TINY), Unscaled(), spells)
+    gguf.write(tmp_path / "m.gguf", model, WriteOptions("float32"))
+    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
+    try:
+        assert 2 in theirs.tokenize(b"a</s>b", add_bos=False, special=False)
+    finally:
+        theirs.close()
