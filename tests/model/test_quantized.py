@@ -6,6 +6,7 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -265,19 +266,32 @@ def loss_and_gradients(trained: dict, frozen: dict, lora: LoRA, mesh: Mesh, rema
     return loss(*trees, {name: jnp.asarray(values) for name, values in BATCH.items()})
 
 
+MORE_TRAINED: dict[str, Any] = {
+    "rslora": True,
+    "modules_to_save": ("norm", "embed_tokens", "lm_head"),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "remat"),
+    ("name", "remat", "options"),
     [
-        ("nf4-double", "full"),
-        *(pytest.param(name, "none", marks=pytest.mark.check) for name in NAMES),
+        ("nf4-double", "full", MORE_TRAINED),
+        *(
+            pytest.param(name, remat, options, marks=pytest.mark.check)
+            for name in NAMES
+            for remat, options in (("none", {}), ("full", MORE_TRAINED))
+            if (name, options) != ("nf4-double", MORE_TRAINED)
+        ),
     ],
 )
-def test_on_eight_devices_it_trains_as_the_dense_model_of_its_values(name: Quantize, remat: str):
+def test_on_eight_devices_it_trains_as_the_dense_model_of_its_values(
+    name: Quantize, remat: str, options: dict[str, Any]
+):
     """Losses and gradients against autodiff on one device, with the values as float kernels."""
-    lora = LoRA(rank=3, alpha=5.0, targets=("q_proj", "down_proj"), quantize=name)
+    lora = LoRA(rank=3, alpha=5.0, targets=("q_proj", "down_proj"), quantize=name, **options)
     trained, frozen = split(lora.init(tiny.params(CONFIG), 1), lora.pattern(CONFIG))
     rng = np.random.default_rng(1)
-    trained = jax.tree.map(lambda x: jnp.float32(0.2 * rng.normal(size=x.shape)), trained)
+    trained = jax.tree.map(lambda x: jnp.float32(x + 0.2 * rng.normal(size=x.shape)), trained)
     mesh = Mesh(fsdp=4, tensor=2)
     held = hold(frozen, mesh.shard(lora.held_shapes(frozen)))
     codes = held["segments"]["0"]["mlp"]["down_proj"]["kernel"].codes
@@ -292,6 +306,7 @@ def test_on_eight_devices_it_trains_as_the_dense_model_of_its_values(name: Quant
         np.testing.assert_allclose(actual, wanted, atol=5e-5 * scale)
 
     jax.tree.map(close, gradients, expected[1])
+    assert all(bool(jnp.abs(leaf).max() > 0) for leaf in jax.tree.leaves(gradients))
 
 
 STEPS = 3

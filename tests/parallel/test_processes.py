@@ -1,5 +1,6 @@
 """Two processes of two devices equal one of four, to the bit, even if killed or stopped."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -156,6 +157,32 @@ def test_eval_and_export_from_two_processes_give_the_bytes_of_one(
         from_two = (folder / path.format(2)).read_bytes()
         assert from_one, path
         assert from_two == from_one, path
+
+
+@pytest.mark.check
+def test_a_run_on_a_quantized_base_is_the_same_from_two_processes(folder: Path) -> None:
+    """Trained, and exported a matrix at a time."""
+    config = dataclasses.replace(CONFIG, intermediate_size=128)  # whole blocks
+    params = jax.tree.map(np.asarray, init_params(config, 0))
+    base = folder / "wide"
+    write_hf(base, config, params, Unscaled(), load_tokenizer(TINY_LLAMA), dtype="float32")
+    options = "--method lora --rank 2 --quantize nf4-double --train.steps 4".split()
+    runs = [folder / "quantized1", folder / "quantized2"]
+    exports = [folder / "xq1", folder / "xq2"]
+    for number, (run, out) in enumerate(zip(runs, exports, strict=True), 1):
+        train = [*command(folder, run.name, "train"), "--init", base, *options]
+        export = ["export", run, "--out", out, "--mesh", "fsdp=2", "tensor=2"]
+        for line in (train, export):
+            started = processes.start(line, folder / "cache", processes=number)
+            for code, text, errors in processes.finish(started):
+                assert code == 0, (text, errors)
+    assert len(metrics(runs[0])) == 4
+    assert metrics(runs[0]) == metrics(runs[1])
+    weights = [(out / "model.safetensors").read_bytes() for out in exports]
+    assert weights[0] == weights[1]
+    provenance = [json.loads((run / "provenance.json").read_text()) for run in runs]
+    for name in ("base", "quantized"):
+        assert provenance[0][name] == provenance[1][name]
 
 
 @pytest.mark.check
