@@ -16,8 +16,6 @@ from ctxext.evals.stats import (
 )
 
 K = TypeVar("K", bound=Hashable)
-NO_SPREAD = 1e-12
-"""Standard errors up to this are rounding errors."""
 
 
 def simultaneous_band(
@@ -41,8 +39,16 @@ def simultaneous_band(
     Raises ValueError if the lengths differ or nothing is there.
     """
     places, means, influences, degrees, num_clusters = _by_place(differences, at, clusters)
-    varies = np.linalg.norm(influences, axis=0) > NO_SPREAD
-    half_widths = max_t_half_widths(influences, degrees, samples=samples, seed=seed, level=level)
+    errors = np.linalg.norm(influences, axis=0)
+    varies = errors > 1e-12
+    half_widths = np.zeros(len(places))
+    if varies.any():
+        rng = np.random.default_rng(seed)
+        normal = rng.standard_normal((samples, len(influences)))
+        fewest = degrees[varies].min()
+        scale = (rng.chisquare(fewest, size=samples) / fewest) ** 0.5
+        largest = abs(normal @ influences[:, varies] / errors[varies]).max(1) / scale
+        half_widths = np.quantile(largest, level) * errors
     z = NormalDist().inv_cdf(1 - (1 - level) / len(places) / 2)
     band = {}
     for place, mean, half, agrees, n in zip(
@@ -56,29 +62,37 @@ def simultaneous_band(
     return band
 
 
-def max_t_half_widths(
-    influences: np.ndarray,
-    degrees: np.ndarray,
-    *,
-    samples: int = 4000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> np.ndarray:
-    """Half widths [places] of a band that holds at all places together, see `simultaneous_band`.
+def mean_band(
+    values: np.ndarray, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> list[Interval]:
+    """The mean over clusters at each place, with bounds that hold for all places together (max-t).
 
-    influences: [clusters, places], and degrees: [places], as `ratio_influences` gives them. The
-    half width is 0 where nothing varies.
+    values: [clusters, places], one of every cluster at every place. The band is mean -+ c s with
+    the usual standard errors s and c the `level` quantile of the largest |t| of all places, of
+    simulated clusters with the correlations of these. Every place has its own standard error in the
+    simulation too: of few clusters they differ so much that one for all would be too narrow. A
+    single cluster, and places where all are equal, have no bounds.
     """
-    errors = np.linalg.norm(influences, axis=0)
-    varies = errors > NO_SPREAD
-    if not varies.any():
-        return np.zeros(len(errors))
+    num_clusters, num_places = values.shape
+    means = values.mean(0)
+    if num_clusters < 2:
+        return [Interval(float(mean), None, None) for mean in means]
+    errors = values.std(0, ddof=1) / num_clusters**0.5
+    varies = errors > 1e-12
+    centred = (values - means)[:, varies] / (errors[varies] * num_clusters**0.5)
     rng = np.random.default_rng(seed)
-    normal = rng.standard_normal((samples, len(influences)))
-    fewest = degrees[varies].min()
-    scale = (rng.chisquare(fewest, size=samples) / fewest) ** 0.5
-    largest = abs(normal @ influences[:, varies] / errors[varies]).max(1) / scale
-    return np.quantile(largest, level) * errors
+    # Rows with the covariance centred^T centred, that of the clusters.
+    noise = rng.standard_normal((samples, num_clusters, num_clusters))
+    drawn = noise @ centred
+    spread = drawn.std(1, ddof=1) / num_clusters**0.5
+    half_widths = np.full(num_places, np.nan)
+    if varies.any():
+        largest = abs(drawn.mean(1) / spread).max(1)
+        half_widths[varies] = np.quantile(largest, level) * errors[varies]
+    return [
+        Interval(mean, mean - half, mean + half) if half == half else Interval(mean, None, None)
+        for mean, half in zip(means.tolist(), half_widths.tolist(), strict=True)
+    ]
 
 
 def mean_of_means(
@@ -102,7 +116,7 @@ def mean_of_means(
     if num_clusters.min() < 2:
         return Interval(value, None, None), None
     error = float(np.linalg.norm(influences.mean(1)))
-    if error < NO_SPREAD:
+    if error < 1e-12:
         return wilson(value * len(influences), len(influences)), 0.0
     half = student_t(level, len(influences) * (1 - (1 / (degrees + 1)).mean())) * error
     return Interval(value, value - half, value + half).clipped(0, 1), error

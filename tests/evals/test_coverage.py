@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from ctxext.evals.curves import mean_of_means, simultaneous_band
+from ctxext.evals.curves import mean_band, mean_of_means, simultaneous_band
 from ctxext.evals.power import effective_trials
 from ctxext.evals.record import AnswerRecord
-from ctxext.evals.stats import Interval, effective_length, ratio_interval, wilson
+from ctxext.evals.stats import (
+    Interval,
+    effective_length,
+    fieller_interval,
+    ratio_interval,
+    wilson,
+)
 from ctxext.report.analysis.comparisons import paired_points
 from support.planted import passkey_record
 from support.records import changed
@@ -138,6 +144,25 @@ def length(rng: Rng, num_documents: int) -> bool:
     return effective.low <= truth <= effective.high
 
 
+def recovery(rng: Rng, num_documents: int) -> bool:
+    """What a needle alone gives differs between texts, and what is left of it between needles."""
+    shape = (num_documents, PER_DOCUMENT)
+    of_text = rng.standard_normal((num_documents, 1))
+    alone = np.exp(rng.normal(2.2, 0.25, shape) + 0.15 * of_text)
+    left = 0.85 + 0.15 * rng.standard_normal(shape) + 0.05 * of_text
+    clusters = np.repeat(np.arange(num_documents), PER_DOCUMENT).tolist()
+    interval = fieller_interval((left * alone).ravel(), alone.ravel(), clusters)
+    # E[left alone] / E[alone], of which E[z exp(a z)] / E[exp(a z)] = a.
+    return holds(interval, 0.85 + 0.05 * 0.15)
+
+
+def books(rng: Rng, num_documents: int) -> bool:
+    """Chapters differ in difficulty, and those of one book are alike."""
+    of_book = 0.1 * rng.standard_normal((num_documents, 1))
+    rises = 0.05 + of_book + 0.1 * rng.standard_normal((num_documents, 8))
+    return all(holds(interval, 0.05) for interval in mean_band(rises))
+
+
 ROWS: dict[str, Callable[[Rng, int], bool]] = {
     "a loss, a perplexity: Student's t over documents": loss,
     "the same, of documents of very different lengths": loss_of_different_lengths,
@@ -147,6 +172,8 @@ ROWS: dict[str, Callable[[Rng, int], bool]] = {
     "a curve of differences, four lengths together: max-t": band,
     "a mean over four tasks: Student's t": suite_mean,
     "an effective context length: bootstrap, expanded": length,
+    "a recovery, 86 %: Fieller's": recovery,
+    "books, eight positions together: max-t": books,
     "*not used:* percentile bootstrap of a loss": percentile_bootstrap,
 }
 

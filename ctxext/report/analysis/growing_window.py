@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ctxext.evals.curves import max_t_half_widths
+from ctxext.evals.curves import mean_band
 from ctxext.evals.growing_window import GrowingWindow
 from ctxext.evals.record import LossRecord, PositionLosses
 from ctxext.evals.stats import (
     Interval,
     cluster_index,
     non_increasing,
-    ratio_influences,
     ratio_interval,
 )
 from ctxext.report.analysis.records import Variant, documents, group, labels
@@ -127,7 +126,7 @@ class BookLosses:
             return []
         at_home = self.means(*self.home)
         by_bin = np.stack([self.means(first, end) - at_home for first, end in self.beyond], 1)
-        return paired_band(by_bin)
+        return mean_band(by_bin)
 
     @cached_property
     def departure(self) -> Departure:
@@ -202,21 +201,6 @@ class BookDifference:
         }
 
 
-def paired_band(by_book: np.ndarray) -> list[Interval]:
-    """The means over books [books, places] at each place, with a band for all places together.
-
-    One book has no bounds.
-    """
-    means, influences, degrees = ratio_influences(by_book, np.ones_like(by_book))
-    if len(by_book) < 2:
-        return [Interval(value, None, None) for value in means.tolist()]
-    halves = max_t_half_widths(influences, degrees)
-    return [
-        Interval(value, value - half, value + half)
-        for value, half in zip(means.tolist(), halves.tolist(), strict=True)
-    ]
-
-
 def book_losses(records: Sequence[LossRecord], variants: Sequence[Variant]) -> list[BookLosses]:
     """One entry per variant and length of the records of the growing window."""
     by_model = {variant.model: variant for variant in variants}
@@ -241,6 +225,6 @@ def differences_to_first(entries: Sequence[BookLosses]) -> list[BookDifference]:
         rows_b = [other.books.index(book) for book in common]
         spans = [first.home, *first.beyond]
         by_book = [other.means(*span)[rows_b] - first.means(*span)[rows_a] for span in spans]
-        band = paired_band(np.stack(by_book, 1))
+        band = mean_band(np.stack(by_book, 1))
         differences.append(BookDifference(first, other, spans, band))
     return differences
