@@ -33,6 +33,7 @@ NOT_RUN = {
     "ctxext ruler ": "needs the extra ruler",
     "ctxext generate smollm2 ": "needs a package; tests/interop/test_smollm2.py has it",
     "ctxext import smollm2 ": "the same",
+    "ctxext eval DIR --evals longbench ": "needs LongBench; test_published_samples.py has its form",
     "ctxext harness ": "needs the extra lm-eval, and downloads its tasks",
     **{
         f"ctxext plan {YARN_7B} --topology {topology}": f"needs the compiler of {platform}s"
