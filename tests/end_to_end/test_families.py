@@ -173,5 +173,24 @@ def test_the_whole_way_of_a_family_under_yarn(name, trainable, tmp_path):
     assert config == hf.read_config(base)[0]
 
 
+@pytest.mark.check
+@pytest.mark.parametrize("name", ["falcon-40b", "mpt"])
+@pytest.mark.usefixtures("readers")
+def test_adapters_on_a_base_in_eight_bits(name, tmp_path):
+    """Queries, keys and values are quantized each by itself, out of the one matrix of the file."""
+    base = write_base(name, tmp_path)
+    lora = dataclasses.replace(ADAPTERS, quantize="int8")
+    run = ctxext.run(experiment(base, lora), run_dir=tmp_path / "run", track=())
+    assert run.proof is not None and run.proof["equal"]
+    before = leaves(ctxext.load(base).params)
+    after = leaves(ctxext.load(run.path / "export").params)
+    kernel = before["segments.0.self_attn.k_proj.kernel"]  # without an adapter
+    step = np.abs(kernel).max(axis=1, keepdims=True) / 127
+    rounded = np.rint(kernel / step) * step
+    np.testing.assert_allclose(
+        after["segments.0.self_attn.k_proj.kernel"], rounded, atol=1e-6 * np.abs(kernel).max()
+    )
+
+
 def test_every_family_goes_the_whole_way():
     assert {name.partition("-")[0] for name in CASES} == set(FAMILIES)

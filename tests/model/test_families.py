@@ -12,7 +12,7 @@ from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
 from ctxext.model.loss import batch_loss
 from ctxext.model.parts import Parts
-from ctxext.model.trainable import LastLayers, LoRA
+from ctxext.model.trainable import Full, LastLayers, LoRA
 from ctxext.rope import Unscaled, rotation_at
 from support import tiny
 
@@ -92,6 +92,21 @@ def test_adapters_change_nothing_at_first_and_get_gradients_everywhere(parts):
     trained, _ = trainable.shapes(config)
     has_bias = "bias" in trained["norm"]
     assert has_bias == parts.norm_bias
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("parts", [FALCON, MPT, MIXED], ids=["falcon", "mpt", "mixed"])
+def test_inputs_of_layers_that_wait_on_the_host_change_no_gradient(parts):
+    config = tiny.config(parts=parts, hidden_act="silu" if parts.gated else "gelu")
+    params = tiny.params(config)
+    loss = jax.jit(jax.value_and_grad(batch_and_loss(config, Full())), static_argnums=1)
+    value, gradients = loss(params, "full")
+    same_value, same_gradients = loss(params, "offload")
+    np.testing.assert_allclose(same_value, value, rtol=1e-6)
+    trees = (gradients, same_gradients)
+    for expected, actual in zip(*map(jax.tree.leaves, trees), strict=True):
+        tolerance = 1e-5 * float(abs(expected).max())
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.check

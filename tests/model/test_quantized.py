@@ -21,7 +21,9 @@ from ctxext.export import export, export_adapter, merge_note, run_card
 from ctxext.files import read_jsonl
 from ctxext.interop import peft_base
 from ctxext.methods import Linear
+from ctxext.model.config import LlamaConfig
 from ctxext.model.loss import batch_loss
+from ctxext.model.parts import Parts
 from ctxext.model.quantized import (
     QUANTIZED,
     Quantize,
@@ -244,8 +246,15 @@ BATCH = {
 }
 
 
-def loss_and_gradients(trained: dict, frozen: dict, lora: LoRA, mesh: Mesh, remat: str):
-    rotation = Unscaled().rope(CONFIG.rope_base(), LENGTH).rotation()
+def loss_and_gradients(
+    trained: dict,
+    frozen: dict,
+    lora: LoRA,
+    mesh: Mesh,
+    remat: str,
+    config: LlamaConfig = CONFIG,
+):
+    rotation = Unscaled().rope(config.rope_base(), LENGTH).rotation()
 
     @jax.jit
     @jax.value_and_grad
@@ -254,7 +263,7 @@ def loss_and_gradients(trained: dict, frozen: dict, lora: LoRA, mesh: Mesh, rema
             lora.materialize(join(trained, frozen), {}),
             batch,
             rotation,
-            config=CONFIG,
+            config=config,
             attention=Causal(),
             kernel="dense",
             remat=remat,
@@ -307,6 +316,53 @@ def test_on_eight_devices_it_trains_as_the_dense_model_of_its_values(
 
     jax.tree.map(close, gradients, expected[1])
     assert all(bool(jnp.abs(leaf).max() > 0) for leaf in jax.tree.leaves(gradients))
+
+
+FALCON = dataclasses.replace(
+    CONFIG,
+    hidden_act="gelu",
+    attention_bias=True,
+    mlp_bias=True,
+    parts=Parts(norm="layer", norm_bias=True, gated=False, parallel=True, shared_norm=True),
+)
+MPT = dataclasses.replace(
+    CONFIG,
+    hidden_act="gelu",
+    parts=Parts(norm="layer", gated=False, clip_qkv=1.5, alibi_exponent=8.0),
+)
+MIXED = dataclasses.replace(
+    CONFIG,
+    parts=Parts(
+        qk_norm=True, sliding_window=9, windowed=(False, True), rotary=(True, False), qkv_bias=True
+    ),
+)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    ("config", "name", "remat"),
+    [(FALCON, "int8", "none"), (MPT, "nf4", "full"), (MIXED, "nf4", "offload")],
+    ids=["falcon", "mpt", "mixed"],
+)
+def test_other_decoders_train_as_the_dense_model_of_their_values(
+    config: LlamaConfig, name: Quantize, remat: str
+):
+    lora = LoRA(rank=3, alpha=5.0, targets=("q_proj", "up_proj", "down_proj"), quantize=name)
+    trained, frozen = split(lora.init(tiny.params(config), 1), lora.pattern(config))
+    rng = np.random.default_rng(1)
+    trained = jax.tree.map(lambda x: jnp.float32(0.2 * rng.normal(size=x.shape)), trained)
+    held = hold(frozen, ONE_DEVICE.shard(lora.held_shapes(frozen)))
+    assert sum(map(is_quantized, tree_leaves(held))) == (7 if config.parts.gated else 6)
+    dense = with_plain_values(frozen, name)
+    loss, gradients = loss_and_gradients(trained, held, lora, ONE_DEVICE, remat, config)
+    expected = loss_and_gradients(trained, dense, lora, ONE_DEVICE, "none", config)
+    assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)
+
+    def close(actual: jax.Array, wanted: jax.Array) -> None:
+        scale = float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(actual, wanted, atol=5e-5 * scale)
+
+    jax.tree.map(close, gradients, expected[1])
 
 
 STEPS = 3
