@@ -174,7 +174,7 @@ def test_the_whole_way_of_a_family_under_yarn(name, trainable, tmp_path):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("name", ["falcon-40b", "mpt"])
+@pytest.mark.parametrize("name", ["falcon", "mpt"])
 @pytest.mark.usefixtures("readers")
 def test_adapters_on_a_base_in_eight_bits(name, tmp_path):
     """Queries, keys and values are quantized each by itself, out of the one matrix of the file."""
