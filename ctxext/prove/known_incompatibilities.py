@@ -9,6 +9,7 @@ from typing import Any
 
 from ctxext.files import read_json
 from ctxext.interop.gguf_byte_level import normalizes
+from ctxext.interop.gguf_metadata import OF_NAMES
 from ctxext.interop.gguf_vocabulary import differently_found
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
@@ -225,6 +226,14 @@ def _gguf(reader: GGUFReference) -> Iterator[KnownIncompatibility]:
             "puts the attention factor on keys once more whenever it shifts a full context; keep "
             "the text within the window",
             "llama.cpp, src/llama-kv-cache.cpp",
+        )
+    name = keys.get("general.name")
+    if isinstance(name, str) and OF_NAMES.search(name):
+        yield KnownIncompatibility(
+            "llama.cpp",
+            f"takes another tokenizer for a model whose general.name is {name!r:.60}: it drops "
+            "spaces next to special tokens; give the file another name",
+            "llama.cpp, src/llama-vocab.cpp",
         )
     if reader.hidden_act == "gelu":
         yield KnownIncompatibility(

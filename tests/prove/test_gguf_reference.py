@@ -265,6 +265,14 @@ def test_special_tokens_that_merges_lead_to_are_a_known_incompatibility(tmp_path
     assert spelled(save(tmp_path / "n.gguf"), tokenizer()) == []
 
 
+def test_a_name_by_which_llama_cpp_takes_another_tokenizer_is_named(tmp_path):
+    path = rewrite(save(tmp_path / "m.gguf"), tmp_path / "n.gguf", {"general.name": "My Phi-3"})
+    known = known_incompatibilities(Artifact.recognize(path), tokenizer())
+    assert any("general.name is 'My Phi-3'" in entry.effect for entry in known)
+    known = known_incompatibilities(Artifact.recognize(tmp_path / "m.gguf"), tokenizer())
+    assert not any("general.name" in entry.effect for entry in known)
+
+
 @pytest.mark.slow
 def test_llama_cpp_merges_into_special_tokens(tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
