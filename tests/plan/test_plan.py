@@ -386,6 +386,11 @@ def test_real_shapes_of_other_families_are_planned(name):
     parameters = config.num_parameters
     assert always["trained parameters"] == pytest.approx(4 * parameters / 16, rel=1e-3)
     assert always["optimiser state"] == pytest.approx(8 * parameters / 16, rel=1e-3)
+    mesh = Mesh(fsdp=4, tensor=2)
+    on_eight = Job.of(dataclasses.replace(experiment, mesh=mesh), config, 8)
+    placed = jax.tree.leaves(mesh.shard(on_eight.trees.trained))
+    counted = sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in placed)
+    assert on_eight.bytes(on_eight.trees.trained) == counted
     D, L = config.hidden_size, config.num_hidden_layers
     matrices = parameters if config.tie_word_embeddings else parameters - D * config.vocab_size
     pairs = 2048 * 2049 // 2
