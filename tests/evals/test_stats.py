@@ -75,7 +75,7 @@ def test_wilson_covers():
 
 def test_the_interval_of_a_mean_is_student_s():
     x = np.random.default_rng(1).normal(3, 2, size=7)
-    expected = scipy_scipy_stats.ttest_1samp(x, 0).confidence_interval()
+    expected = scipy_stats.ttest_1samp(x, 0).confidence_interval()
     np.testing.assert_allclose(
         ratio_interval(x, np.ones(7)), [x.mean(), expected.low, expected.high], rtol=1e-12
     )
