@@ -132,7 +132,7 @@ def test_what_is_short_or_on_several_devices_is_read_in_one_go(monkeypatch):
 
 
 def test_a_part_of_a_real_model_takes_seconds():
-    """Of SmolLM2-135M at 16k tokens, which takes 95 s on two cores: at most two each."""
+    """Of SmolLM2-135M at 16k tokens, which takes 95 s on two cores: at most one each."""
     config = tiny.config(
         vocab_size=49152,
         hidden_size=576,
@@ -144,8 +144,8 @@ def test_a_part_of_a_real_model_takes_seconds():
     )
     lm = dataclasses.replace(tiny.lm(), config=config)
     chunk = reading.chunk_tokens(lm._setup, 1, 16384)
-    assert 1024 <= chunk <= 4096
+    assert chunk == 512
     of_layers = reading.reading_operations(lm._setup, 16384)
     last = reading.layer_operations(config, Causal(), 0, 16384 - chunk, 16384)
-    assert 95 * last / of_layers < 2
+    assert 95 * last / of_layers < 1
     assert lm.scaling == Unscaled()
