@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from ctxext.attention import KERNELS, Attention, Causal, Kernel
 from ctxext.data import Source
 from ctxext.data.held_out import HELD_OUT
 from ctxext.evals import expected
+from ctxext.evals.budget import read_budget
 from ctxext.interop.formats import find_format
+from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import meant_scaling
 from ctxext.model.decoder import COMPUTE_DTYPES
@@ -32,8 +35,11 @@ BUNDLED = "tiny-llama"
 """The base model inside the package."""
 TRAIN_LOSS = "train_loss"
 """The name of the training loss for `train.keep_best`."""
-MUTABLE_FIELDS = ("mesh", "expect", "allow_shorter")
-"""Fields of an experiment that do not affect its result and may change when a run is resumed."""
+MUTABLE_FIELDS = ("mesh", "expect", "allow_shorter", "budget")
+"""Fields of an experiment that do not affect its result and may change when a run is resumed.
+
+A budget only leaves out questions, and those of a smaller one are among those of a larger one.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +212,9 @@ class Experiment:
     """Which parameters are trained, and in which form."""
     evals: tuple[Any, ...] = ()
     """Evaluations, run before and after training."""
+    budget: str = "full"
+    """How much of `evals` is asked: "small", "medium", "full" for all of it, or a number of minutes
+    for all evaluations of a run together. A budget never asks more than `evals`."""
     expect: tuple[expected.Expected, ...] = ()
     """Published numbers for the trained result, which reports compare with the measured ones."""
     zero_shot: tuple[RopeScaling | Attention, ...] = ()
@@ -222,6 +231,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        read_budget(self.budget)  # raises ValueError for one that is unknown
         if self.expect:
             expected.check(self.expect, self.evals)
 
@@ -233,6 +243,22 @@ class Experiment:
     def training_data(self) -> Source:
         """The data without the documents that are held out of training."""
         return self.data.training_part(self.train.held_out)
+
+    def as_baseline(self, rope: RopeScaling) -> "Experiment":
+        """The same training under other frequencies, for comparison; it evaluates nothing else."""
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}-{self.baseline_slug(rope)}",
+            rope=rope,
+            zero_shot=(),
+            baselines=(),
+            expect=(),
+            export=None,
+        )
+
+    def baseline_slug(self, rope: RopeScaling) -> str:
+        """The name of the directory of one of the baselines."""
+        return re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
 
     @property
     def trained_length(self) -> int:

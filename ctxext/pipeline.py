@@ -1,9 +1,9 @@
 """Run an experiment from end to end: evaluate zero-shot, train, evaluate, export, prove, report."""
 
 import dataclasses
-import re
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from ctxext.experiment import Experiment
 from ctxext.export import check, check_length, export, merge_note, run_card
 from ctxext.files import touch
 from ctxext.interop.formats import find_format
-from ctxext.methods import label
 from ctxext.model.lm import LM
 from ctxext.model.quantized import bytes_held
 from ctxext.model.trainable import Full, LoRA
@@ -30,7 +29,11 @@ from ctxext.plan.job import Job
 from ctxext.price import Work
 from ctxext.prove import changes_since_proof, describe, in_words, proof_file, prove
 from ctxext.rope import RopeScaling
-from ctxext.rundir import RunDir
+from ctxext.rundir import RunDir, default_run_dir
+from ctxext.stages import budget
+from ctxext.stages.budget import Scaled
+from ctxext.stages.clock import StageClock
+from ctxext.stages.estimate import Plan
 from ctxext.tracking import DEFAULT_TRACKERS, Sink, kept_offline, start_sinks
 from ctxext.training.evaluation_set import EvaluationSet
 from ctxext.training.loop import train
@@ -43,6 +46,8 @@ class Run:
     path: Path
     records: list[EvalRecord]
     proof: dict[str, Any] | None
+    stages: list[str] = dataclasses.field(default_factory=list)
+    """Lines on how long each stage was estimated to take, and took."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -50,12 +55,15 @@ class Run:
         data = {"run": str(self.path), "proof": self.proof, **report.summary(self.records)}
         if expected := report.expectations_data([self.path]):
             data["expected"] = expected
+        if left_out := report.left_out(self.path):
+            data["left_out"] = left_out
         return data
 
     @property
     def text(self) -> str:
         """Tables, proof and paths as text."""
-        lines = [*report.verdict(self.records), *report.expectations([self.path]), ""]
+        lines = [*report.verdict(self.records), *report.expectations([self.path])]
+        lines += [*([left_out] if (left_out := report.left_out(self.path)) else []), ""]
         lines += [report.tables(self.records), ""]
         if self.proof is not None:
             lines += [describe(self.proof), "", f"export         {self.path / 'export'}"]
@@ -64,6 +72,8 @@ class Run:
         if upload := kept_offline(self.path):
             lines.append(f"not uploaded   {upload}")
         lines.append(f"report         {self.path / 'report.html'}")
+        if self.stages:
+            lines += ["", *self.stages]
         return "\n".join(lines)
 
 
@@ -75,7 +85,7 @@ def open_run(
     file: the experiment file, to be copied into a new directory. Raises ValueError for a directory
     of another experiment.
     """
-    path = run_dir or Path("runs") / f"{experiment.name}-{experiment.fingerprint}"
+    path = run_dir or default_run_dir(experiment)
     return RunDir(Path(path)).open(experiment, Path(file) if file else None)
 
 
@@ -91,9 +101,15 @@ def train_only(
     requirements.check(experiment, training_only=True)
     directory = open_run(experiment, run_dir, file)
     with directory.lock(), start_sinks(experiment, directory, track=track) as sinks:
+        started = time.monotonic()
         base = loading.load_base(experiment, for_training=True)
         _describe_base(experiment, base)
-        _train(experiment, directory, base, sinks)
+        plan = Plan.of(experiment, base, (), directory, training_only=True)
+        clock = _start_clock(plan, directory, started)
+        with clock.stage("train"):
+            _train(experiment, directory, base, sinks)
+    for line in clock.summary():
+        print(line, file=sys.stderr)
     return directory.path
 
 
@@ -122,31 +138,39 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
     # An experiment without evaluations leaves an empty file.
     distributed.broadcast_from_primary(lambda: touch(directory.records_file))
     _check_export(experiment)
+    started = time.monotonic()
     base = loading.load_base(experiment)
     _describe_base(experiment, base)
     for evaluation in experiment.evals:
         evaluation.check(base.tokenizer)
+    scaled = _scaled(experiment, base, directory)
+    plan = Plan.of(experiment, base, scaled.evals, directory)
+    clock = _start_clock(plan, directory, started)
     proof = None
     with start_sinks(experiment, directory, track=track, job="run") as sinks:
         for method in experiment.zero_shot:
             model = base.with_method(method, allow_shorter=experiment.allow_shorter)
-            _evaluate(experiment, model, 0, directory, sinks)
+            with clock.stage("evaluate"):
+                _evaluate(experiment, model, scaled, 0, directory, sinks)
         if experiment.train.steps:
             if experiment.trainable != Full():
                 # All evaluations of the base are done. Free it before what is frozen is loaded
                 # again in the compute dtype.
                 del base
                 base = loading.load_base(experiment, for_training=True)
-            result, steps = _train_and_load(experiment, directory, base, sinks)
+            with clock.stage("train"):
+                result, steps = _train_and_load(experiment, directory, base, sinks)
         else:
             steps = 0
             scaling = experiment.effective_scaling(base.scaling)
             result = base.with_method(
                 scaling, experiment.attention, allow_shorter=experiment.allow_shorter
             )
-        model = _evaluate(experiment, result, steps, directory, sinks)
+        with clock.stage("evaluate"):
+            model = _evaluate(experiment, result, scaled, steps, directory, sinks)
+        budget.record(directory, scaled)
         if experiment.export is not None:
-            proof = _export(experiment, result, model, directory)
+            proof = _export(experiment, result, model, directory, clock)
             facts = {"method": model.label, "equal": proof["equal"]}
             for sink in sinks:
                 sink.artifact("export", [directory.export], facts)
@@ -154,9 +178,36 @@ def _run(experiment: Experiment, directory: RunDir, track: Sequence[str]) -> Run
             sink.images(lambda: report.heatmaps(read_records(directory.records_file)))
     if experiment.train.steps:
         for rope in experiment.baselines:
-            _run_baseline(experiment, rope, directory, base, track)
-    distributed.broadcast_from_primary(lambda: report.write_report([directory.path]) and None)
-    return Run(directory.path, read_records(directory.records_file), proof)
+            _run_baseline(experiment, rope, scaled, directory, base, track, clock)
+    with clock.stage("report"):
+        distributed.broadcast_from_primary(lambda: report.write_report([directory.path]) and None)
+    return Run(directory.path, read_records(directory.records_file), proof, clock.summary())
+
+
+def _scaled(experiment: Experiment, base: LM, directory: RunDir) -> Scaled:
+    """The evaluations within the budget of the run, which an earlier start may have fixed.
+
+    Raises ValueError for minutes that are too few.
+    """
+    asked, evals = experiment.budget, experiment.evals
+    if not evals or not budget.is_minutes(asked):
+        return budget.scale(asked, evals)
+    texts = budget.known_texts(directory, asked)
+    if texts is None:
+        # All that the recipe declares, whatever is there already.
+        plan = Plan.of(experiment, base, evals)
+        speeds = plan.measure()
+        texts = distributed.broadcast_from_primary(lambda: budget.texts_within(asked, plan, speeds))
+    return budget.scale(asked, evals, texts=texts)
+
+
+def _start_clock(plan: Plan, directory: RunDir, started: float) -> StageClock:
+    """Say what the run does and how long that takes, before it starts."""
+    estimate = plan.estimate(*plan.speeds())
+    print("\n".join(estimate.lines()), file=sys.stderr, flush=True)
+    clock = StageClock(estimate, directory)
+    clock.passed("prepare", time.monotonic() - started)
+    return clock
 
 
 def _check_export(experiment: Experiment) -> None:
@@ -196,24 +247,23 @@ def _describe_base(experiment: Experiment, base: LM) -> None:
 
 
 def _run_baseline(
-    experiment: Experiment, rope: RopeScaling, run: RunDir, base: LM, track: Sequence[str]
+    experiment: Experiment,
+    rope: RopeScaling,
+    scaled: Scaled,
+    run: RunDir,
+    base: LM,
+    track: Sequence[str],
+    clock: StageClock,
 ) -> None:
     """Train other frequencies with the same budget, data and seed, and evaluate the result."""
-    slug = re.sub(r"[^a-z0-9]+", "-", label([rope]).lower()).strip("-")
-    variant = dataclasses.replace(
-        experiment,
-        name=f"{experiment.name}-{slug}",
-        rope=rope,
-        zero_shot=(),
-        baselines=(),
-        expect=(),
-        export=None,
-    )
-    directory = RunDir(run.baselines / slug).open(variant)
+    variant = experiment.as_baseline(rope)
+    directory = RunDir(run.baselines / experiment.baseline_slug(rope)).open(variant)
     group = experiment.name
     with start_sinks(variant, directory, track=track, group=group, job="baseline") as sinks:
-        result, steps = _train_and_load(variant, directory, base, sinks)
-        _evaluate(variant, result, steps, run, sinks)
+        with clock.stage("train"):
+            result, steps = _train_and_load(variant, directory, base, sinks)
+        with clock.stage("evaluate"):
+            _evaluate(variant, result, scaled, steps, run, sinks)
 
 
 def _train_and_load(
@@ -275,15 +325,20 @@ def _price_of_evaluations(experiment: Experiment, base: LM, devices: int) -> lis
 
 
 def _evaluate(
-    experiment: Experiment, lm: LM, steps: int, run: RunDir, sinks: list[Sink]
+    experiment: Experiment,
+    lm: LM,
+    scaled: Scaled,
+    steps: int,
+    run: RunDir,
+    sinks: list[Sink],
 ) -> EvaluatedModel:
     """Evaluate one variant into the run's records; returns how they describe it."""
     model = evaluated_model(lm, steps=steps, train_seq_len=experiment.train.seq_len)
-    records = evaluate(lm, experiment.evals, model=model, sink=run.records_file)
+    records = evaluate(lm, scaled.evals, model=model, sink=run.records_file)
     by_item = {record.item: record for record in records}
     for sink in sinks:
         sink.records(records)
-    for evaluation in experiment.evals if sinks else ():
+    for evaluation in scaled.evals if sinks else ():
         if isinstance(evaluation, Retrieval) and evaluation.condition == "needle":
             own = [by_item[item] for item in evaluation.items()]
             wrong = wrong_answers(evaluation, lm.tokenizer, own)
@@ -292,7 +347,9 @@ def _evaluate(
     return model
 
 
-def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) -> dict[str, Any]:
+def _export(
+    experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir, clock: StageClock
+) -> dict[str, Any]:
     """Write and prove the export, unless it is already there and equal; returns the proof.
 
     Raises ValueError if there are files in it that the run did not write and would have to remove.
@@ -302,23 +359,27 @@ def _export(experiment: Experiment, lm: LM, model: EvaluatedModel, run: RunDir) 
     out = run.export / f"model{suffix}" if suffix else run.export
     seq_len = lm.context.export_length(lm.scaling, experiment.trained_length)
     if out.exists():
-        proof, reason = _prove_existing(out, lm, seq_len)
+        with clock.stage("prove"):
+            proof, reason = _prove_existing(out, lm, seq_len)
         if proof is not None:
             return proof
+        clock.again("prove")
         print(f"{out} is replaced: {reason}", file=sys.stderr)
         distributed.broadcast_from_primary(lambda: _remove_export(out))
     note = merge_note(run)
     print(f"exporting to {out}{': ' if note else ''}{note}", file=sys.stderr)
-    export(
-        lm,
-        out,
-        to=experiment.export.to,
-        dtype=experiment.export.dtype,
-        seq_len=seq_len,
-        card=run_card(run, model),
-        allow_shorter=experiment.allow_shorter,
-    )
-    return prove(out, against=lm, seq_len=seq_len)
+    with clock.stage("export"):
+        export(
+            lm,
+            out,
+            to=experiment.export.to,
+            dtype=experiment.export.dtype,
+            seq_len=seq_len,
+            card=run_card(run, model),
+            allow_shorter=experiment.allow_shorter,
+        )
+    with clock.stage("prove"):
+        return prove(out, against=lm, seq_len=seq_len)
 
 
 def _remove_export(out: Path) -> None:

@@ -72,6 +72,11 @@ DIRECTORIES = (
 """Where files are written in a run directory, besides its top; none of them may be a link."""
 
 
+def default_run_dir(experiment: Experiment) -> Path:
+    """Where an experiment is run, unless it is told."""
+    return Path("runs") / f"{experiment.name}-{experiment.fingerprint}"
+
+
 class RunDir:
     """The paths of a run, and the check that a directory belongs to one experiment only."""
 
@@ -81,6 +86,8 @@ class RunDir:
         self.metrics_file = self.path / "metrics.jsonl"
         self.records_file = self.path / "records.jsonl"
         self.provenance_file = self.path / "provenance.json"
+        self.budget_file = self.path / "budget.json"
+        self.stages_file = self.path / "stages.json"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.baselines = self.path / "baselines"
@@ -142,6 +149,11 @@ class RunDir:
         if file is not None:
             write_bytes(self.path / "experiment.py", Path(file).read_bytes())
         write_json(self.config_file, config)
+
+    def steps_saved(self) -> int:
+        """The steps of the newest checkpoint; 0 if there is none."""
+        names = [path.name for path in self.checkpoints.glob("*")]
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def settings(self) -> dict[str, Any]:
         """The experiment as JSON. Raises ValueError naming the file for one that is damaged."""

@@ -265,6 +265,17 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Every leaf is an option: --train.steps 400 --rope.factor 8 --data.path DIR"
 
 
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """--budget, of demo, run and sweep."""
+    parser.add_argument(
+        "--budget",
+        metavar="small|medium|full|MINUTES",
+        help="How much of the file's evaluations is asked: all (full, the default), no more than "
+        "ctxext eval asks with the same budget, or what this device answers in so many minutes. "
+        "The run and its report say what was left out.",
+    )
+
+
 def base_config(args: argparse.Namespace) -> Callable[[], Any]:
     """Reads what an experiment file may ask of the base that --init names."""
 
@@ -305,7 +316,9 @@ def change_experiment(experiment: Any, args: argparse.Namespace, rest: list[str]
     from ctxext.cli.overrides import override
 
     init = ["--init", args.init] if args.init else []
-    return override(experiment, [*init, *rest], methods=args.method)
+    budget = getattr(args, "budget", None)
+    scaled = ["--budget", budget] if budget else []
+    return override(experiment, [*init, *scaled, *rest], methods=args.method)
 
 
 # A run of an experiment
@@ -322,7 +335,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="Print shapes, parameters and steps, and stop before anything is allocated.",
+        help="Print shapes, steps and the estimated time of every stage, and stop before any "
+        "weights are loaded.",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="Print the resolved experiment as JSON."
@@ -360,8 +374,8 @@ def read_trackers(args: argparse.Namespace) -> tuple[str, ...]:
     )
 
 
-def inspect(args: argparse.Namespace, experiment: Any) -> bool:
-    """Serve --print-config and --dry-run.
+def inspect(args: argparse.Namespace, experiment: Any, *, training_only: bool = False) -> bool:
+    """Serve --print-config and --dry-run, with the stages of a run or those of training only.
 
     Returns True if one of them was given, so that nothing should be run.
     """
@@ -374,9 +388,15 @@ def inspect(args: argparse.Namespace, experiment: Any) -> bool:
     if args.dry_run:
         from ctxext import loading
         from ctxext.cli.dry_run import dry_run
+        from ctxext.stages.planned import estimate
 
         config, scaling = loading.base_config(experiment)
-        print(dry_run(experiment, config, scaling))
+        text = dry_run(experiment, config, scaling)  # which checks it first
+        estimated = estimate(experiment, args.run_dir, training_only=training_only)
+        if args.json:
+            print(json.dumps(estimated.data(), indent=2))
+        else:
+            print("\n".join([*estimated.lines(), "", text]))
     return args.print_config or args.dry_run
 
 

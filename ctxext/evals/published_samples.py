@@ -1,5 +1,6 @@
 """Published benchmarks from the files that a user has: LongBench, MRCR, InfiniteBench, HELMET."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ctxext.evals import answers
 from ctxext.evals.base import Eval, Model, batches, fingerprint
+from ctxext.evals.budget import Budget
 from ctxext.evals.published.helmet import helmet
 from ctxext.evals.published.infinitebench import infinitebench
 from ctxext.evals.published.longbench import longbench
@@ -95,6 +97,10 @@ class PublishedSamples(Eval):
     def items(self) -> list[str]:
         """`<benchmark>/<set>/<fingerprint>/<length>/<file hash>-<line>`."""
         return [item.item for item in self._items()]
+
+    def within(self, budget: Budget) -> "PublishedSamples":
+        n = budget.per_ruler_task
+        return dataclasses.replace(self, n=n if self.n is None else min(self.n, n))
 
     def measurements(self) -> list[Measurement]:
         kinds = dict.fromkeys((self._task(item.sample), item.seq_len) for item in self._items())

@@ -34,6 +34,7 @@ __all__ = [
     "expectations_data",
     "heatmaps",
     "latest",
+    "left_out",
     "plot_wavelengths",
     "provenance",
     "read_records",
@@ -74,6 +75,14 @@ def expectations_data(runs: Sequence[Path]) -> list[dict[str, Any]]:
     from ctxext.report.analysis.runs import read_runs
 
     return [outcome.to_json() for run in read_runs(runs) for outcome in outcomes(run)]
+
+
+def left_out(run: Path) -> str:
+    """A sentence on what the budget of a run left out of its evaluations; "" for nothing."""
+    from ctxext.report.analysis.run_files import BUDGET, read_object
+    from ctxext.report.pages import budget
+
+    return budget.left_out(read_object(RunDir(run).budget_file, BUDGET))
 
 
 def plot_wavelengths(

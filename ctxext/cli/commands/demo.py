@@ -15,6 +15,7 @@ KEPT = "every finished record and checkpoint is kept"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_method(parser)
+    options.add_budget(parser)
     options.add_run(parser)
     parser.set_defaults(init=None, trial=None)
 

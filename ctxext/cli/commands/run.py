@@ -18,6 +18,7 @@ KEPT = "every finished record and checkpoint is kept"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)
+    options.add_budget(parser)
     parser.add_argument("--trial", metavar="NAME", help="One experiment of the file's sweep().")
     options.add_run(parser)
 

@@ -9,7 +9,10 @@ finished.
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctxext.cli import numbers, options
 
@@ -18,6 +21,7 @@ KEPT = "every finished trial is kept, and what the others had kept themselves"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_experiment(parser)
+    options.add_budget(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -71,7 +75,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     options.add_track(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="Print the command of each trial and run nothing."
+        "--dry-run",
+        action="store_true",
+        help="Print the command of each trial, say how long they will take, and run nothing.",
     )
     parser.add_argument(
         "--wandb-yaml",
@@ -85,14 +91,17 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from ctxext import loading, requirements, sweep
     from ctxext.experiment import load_sweep
 
-    experiments = load_sweep(args.experiment, options.base_config(args))
+    experiments = {
+        name: options.change_experiment(experiment, args, rest)  # refuses a wrong option
+        for name, experiment in load_sweep(args.experiment, options.base_config(args)).items()
+    }
     for experiment in experiments.values():
-        changed = options.change_experiment(experiment, args, rest)  # refuses a wrong option
-        if changed.init is not None and loading.is_here(changed.init):
-            requirements.check_context(changed)
+        if experiment.init is not None and loading.is_here(experiment.init):
+            requirements.check_context(experiment)
     arguments = [
         *(["--init", args.init] if args.init else []),
         *(word for name in args.method for word in ("--method", name)),
+        *(["--budget", args.budget] if args.budget else []),
         *(["--follow-links"] if args.follow_links else []),
         "--track",
         args.track,
@@ -104,6 +113,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     trials = [sweep.Trial.of(args.experiment, name, args.out, arguments) for name in experiments]
     if args.dry_run:
         print("\n".join(trial.text for trial in trials))
+        runs = [(experiments[trial.name], trial.run) for trial in trials]
+        print("\n".join(_estimates(runs)), file=sys.stderr)
         return 0
     resources = sweep.Resources(
         jobs=args.jobs,
@@ -117,3 +128,22 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     result = sweep.sweep(trials, args.out, args.launcher, resources)
     print(json.dumps(result.data) if args.json else result.text)
     return 1 if result.failed else 0
+
+
+def _estimates(runs: Sequence[tuple[Any, Path]]) -> Iterator[str]:
+    """A line for each of the experiments and run directories, and one for all of them."""
+    from ctxext import loading
+    from ctxext.progress import duration
+    from ctxext.stages.planned import estimate_all
+
+    away = {e.init for e, _ in runs if e.init is not None and not loading.is_here(e.init)}
+    if away:
+        yield f"time: not estimated, as {', '.join(away)} would have to be downloaded"
+        return
+    seconds = []
+    for experiment, one in estimate_all(runs):
+        yield f"{experiment.name}: {one.total}"
+        seconds.append(one.seconds)
+    known = [x for x in seconds if x is not None]
+    if len(known) == len(seconds):
+        yield f"{len(seconds)} trials, one after the other: about {duration(sum(known))}"

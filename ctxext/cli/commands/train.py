@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     experiment = options.read_experiment(args, rest, trial=args.trial)
-    if options.inspect(args, experiment):
+    if options.inspect(args, experiment, training_only=True):
         return
     from ctxext import pipeline
     from ctxext.tracking import kept_offline

@@ -40,6 +40,11 @@ PROOF: Shape = {
     ],
     "known_incompatibilities": [{"reader": TEXT, "effect": TEXT, "source": TEXT}],
 }
+BUDGET: Shape = {
+    "budget": TEXT,
+    "texts": optional(COUNT),
+    "evaluations": [{"title": TEXT, "asked": COUNT, "declared": COUNT}],
+}
 METRICS: Shape = {"step": COUNT, "loss": FINITE}
 """A line of metrics.jsonl."""
 MEASURED: Shape = {"*": FINITE}

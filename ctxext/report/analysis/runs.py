@@ -20,6 +20,7 @@ from ctxext.model.context import meant_scaling
 from ctxext.report.analysis.pooling import pool_seeds
 from ctxext.report.analysis.records import group, latest
 from ctxext.report.analysis.run_files import (
+    BUDGET,
     CONTEXT,
     PROOF,
     PROVENANCE,
@@ -44,6 +45,8 @@ class RunData:
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     proof: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
+    """What was asked of the evaluations that the experiment declares."""
     losses: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Training metrics by the name of what was trained: the run and its baselines."""
     evaluations: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
@@ -110,6 +113,7 @@ def read_run(path: Path) -> RunData:
     run = RunData(path, path.resolve().name, latest(read_records(here.records_file)))
     run.config = read_object(here.config_file, SETTINGS)
     run.provenance = read_object(here.provenance_file, PROVENANCE)
+    run.budget = read_object(here.budget_file, BUDGET)
     # model.proof.json next to an export that is a single file
     for file in sorted(here.export.glob("*proof.json")):
         run.proof = read_object(file, PROOF)

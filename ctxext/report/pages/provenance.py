@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ctxext.interop.model_card import public_name
 from ctxext.report.analysis.run_files import PROVENANCE, read_object
 from ctxext.report.analysis.runs import RunData
+from ctxext.report.pages.budget import left_out
 from ctxext.report.table import Table, table_of_texts
 from ctxext.rundir import SETTINGS, RunDir
 
@@ -30,6 +31,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "commit": _short_hash(provenance.get("git_commit")),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "records": f"{len(run.records):,}",
+        "evaluations": left_out(run.budget),
     }
     known = [(name, str(value)) for name, value in recorded.items() if value not in (None, "")]
     return known + _commands(run)
