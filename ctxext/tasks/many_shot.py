@@ -8,7 +8,6 @@ from typing import ClassVar
 from ctxext.tasks.base import Example, SharedContextTask, SuiteLayout, TaskContext
 from ctxext.tasks.building.categories import CATEGORIES
 from ctxext.tasks.building.line_questions import AskedLines, LineQuestion, ask_lines
-from ctxext.tasks.building.value_lists import MAX_SINGLE_CHOICES
 from ctxext.tasks.building.vocabulary import distinct
 
 WORDS = min(map(len, CATEGORIES.values()))
@@ -74,7 +73,7 @@ class ManyShot(SharedContextTask):
                 [i for i, other in enumerate(classes) if other == name],
                 [labels[name]],
                 distractors=[labels[other] for other in others],
-                choices=[label_ids[other] for other in others][:MAX_SINGLE_CHOICES],
+                choices=[label_ids[other] for other in others],
                 facts={
                     "name": word,
                     "value": labels[name],

@@ -298,3 +298,17 @@ def test_the_wording_code_asks_the_questions_that_it_always_asked():
     assert pairs.items() == ["kv/08df7064/256/0.5/0"]
     prose = Retrieval((256,), n=1, depths=(0.5,))
     assert prose.items() != passkey.items()
+
+
+@pytest.mark.parametrize("task", [Passkey(), KeyValue()], ids=lambda task: task.name)
+def test_many_questions_about_one_text_choose_between_eight_values(task):
+    """The right one and seven others of the text, each of which is a wrong choice as often."""
+    depths = [i / 15 for i in range(16)]
+    asked = task.shared_examples(context(0), 1024, depths)
+    values = [e.references[0] for e in asked]
+    wrong = [TOKENIZER.decode(choice.tolist()).strip() for e in asked for choice in e.choices]
+    assert {len(e.choices) for e in asked} == {7}
+    assert sorted(wrong) == sorted(values * 7)
+    for e in asked:
+        assert e.references[0] not in [TOKENIZER.decode(c.tolist()).strip() for c in e.choices]
+        assert sorted(e.distractors) == sorted(set(values) - set(e.references))

@@ -7,6 +7,7 @@ import numpy as np
 from ctxext.tasks.base import FILLER_WEIGHT, Example, TaskContext, as_ids
 from ctxext.tasks.building.needles import Needle
 from ctxext.tasks.building.placement import Frame, Insertion, place
+from ctxext.tasks.building.value_lists import MAX_SINGLE_CHOICES
 
 
 def recall_examples(
@@ -41,7 +42,7 @@ def recall_examples(
             "distances": [distances[i], *distances[:i], *distances[i + 1 :]],
             "haystack": placement.excerpts,
         }
-        distractors = [other for other in needles if other is not needle]
+        distractors = [*needles[i + 1 :], *needles[:i]]
         examples.append(
             Example(
                 prompt,
@@ -51,7 +52,7 @@ def recall_examples(
                 len(needle.value_ids),
                 references=(needle.value,),
                 distractors=tuple(other.value for other in distractors),
-                choices=tuple(as_ids(other.value_ids) for other in distractors),
+                choices=tuple(as_ids(n.value_ids) for n in distractors[:MAX_SINGLE_CHOICES]),
                 num_shared_tokens=len(placement.prompt),
             )
         )

@@ -6,8 +6,9 @@ import numpy as np
 
 from ctxext.tasks.base import TaskContext, as_ids
 
-MAX_SINGLE_CHOICES = 15
-"""Wrong continuations of one value each."""
+MAX_SINGLE_CHOICES = 7
+"""Wrong continuations of one value each. Each is read after the whole text: with more of them,
+many questions about one text would cost more than the text."""
 MAX_LIST_CHOICES = 3
 """Wrong continuations that are lists, each of which costs as much to score as the answer."""
 
