@@ -386,17 +386,24 @@ def inspect(args: argparse.Namespace, experiment: Any, *, training_only: bool = 
     if args.print_config:
         print(json.dumps(to_json(experiment), indent=2))
     if args.dry_run:
-        from ctxext import loading
+        from ctxext import loading, requirements
         from ctxext.cli.dry_run import dry_run
         from ctxext.stages.planned import estimate
 
         config, scaling = loading.base_config(experiment)
         text = dry_run(experiment, config, scaling)  # which checks it first
-        estimated = estimate(experiment, args.run_dir, training_only=training_only)
-        if args.json:
-            print(json.dumps(estimated.data(), indent=2))
+        unreadable = requirements.unreadable(experiment)
+        if unreadable:
+            data: dict[str, Any] = {"unreadable": unreadable}
+            lines = ["time: not estimated, as there are texts that cannot be read, see below"]
         else:
-            print("\n".join([*estimated.lines(), "", text]))
+            estimated = estimate(experiment, args.run_dir, training_only=training_only)
+            data = estimated.data()
+            lines = estimated.lines()
+        if args.json:
+            print(json.dumps(data, indent=2))
+        else:
+            print("\n".join([*lines, "", text]))
     return args.print_config or args.dry_run
 
 

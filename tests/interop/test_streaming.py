@@ -101,7 +101,8 @@ def test_files_equal_those_of_the_library(tmp_path, dtype):
 def test_converting_with_a_method_equals_exporting_a_loaded_model(tmp_path):
     source = checkpoint(tmp_path / "m", dtype="float16")
     convert(source, tmp_path / "passed", methods=[Yarn(4.0)], dtype="bfloat16")
-    export(load(source, method=Yarn(4.0)), tmp_path / "loaded", dtype="bfloat16")
+    loaded = load(source, method=Yarn(4.0))
+    export(loaded, tmp_path / "loaded", dtype="bfloat16", card={"base model": "m"})
     files = {file.name for file in (tmp_path / "passed").iterdir()}
     assert files == {file.name for file in (tmp_path / "loaded").iterdir()}
     assert "model.safetensors" in files

@@ -140,6 +140,9 @@ def _estimates(runs: Sequence[tuple[Any, Path]]) -> Iterator[str]:
     if away:
         yield f"time: not estimated, as {', '.join(away)} would have to be downloaded"
         return
+    if any(e.init is None and e.model is None for e, _ in runs):
+        yield "time: not estimated, as no base is named; give --init DIR"
+        return
     seconds = []
     for experiment, one in estimate_all(runs):
         yield f"{experiment.name}: {one.total}"
