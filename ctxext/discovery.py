@@ -1,4 +1,4 @@
-"""Find the classes that a module or the files of a package define, so that no list is kept."""
+"""Find what a module or the files of a package define, so that no list is kept."""
 
 import importlib
 import inspect
@@ -27,3 +27,14 @@ def classes_in_package(name: str, base: type[T] | tuple[type[T], ...]) -> list[t
     for info in pkgutil.iter_modules(importlib.import_module(name).__path__):
         classes += concrete_classes(importlib.import_module(f"{name}.{info.name}"), base)
     return classes
+
+
+def instances_in_package(name: str, kind: type[T]) -> list[T]:
+    """The constants of a type in the modules of the package `name`, by module."""
+    modules = [
+        importlib.import_module(f"{name}.{info.name}")
+        for info in pkgutil.iter_modules(importlib.import_module(name).__path__)
+    ]
+    return [
+        value for module in modules for value in vars(module).values() if isinstance(value, kind)
+    ]

@@ -242,9 +242,9 @@ that matrix is read as one of each, with a common A. Both are exact, with DoRA t
 compares the ids of `PreTrainedTokenizerFast`, which reads the file, and names `AutoTokenizer` among
 the readers that get it wrong.
 
-Adding a family: a file in `ctxext/interop/families/`, which also says what runs it in llama.cpp,
-its entry in `FAMILIES` there, and its layout in `ctxext/prove/reference/families.py` (for GGUF, in
-`gguf_architectures.py` next to it).
+Adding a family: a file in `ctxext/interop/families/`, which is found there and also says what runs
+it in llama.cpp; and, as the reader of proofs shares no code with it, its layout in
+`ctxext/prove/reference/families.py` and, for GGUF, in `gguf_architectures.py` next to it.
 """
 PART_NAMES = {
     "norm": "LayerNorm",

@@ -1,19 +1,15 @@
-"""Model families: one file for each, and one entry in `FAMILIES`."""
+"""Model families, one file for each; they are discovered, not listed."""
 
+from ctxext.discovery import instances_in_package
 from ctxext.interop.families.base import Family
-from ctxext.interop.families.falcon import FALCON
 from ctxext.interop.families.llama import LLAMA
-from ctxext.interop.families.mistral import MINISTRAL, MISTRAL
-from ctxext.interop.families.mpt import MPT
-from ctxext.interop.families.qwen import QWEN2, QWEN3
-from ctxext.interop.families.smollm3 import SMOLLM3
 from ctxext.model.config import LlamaConfig
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, SMOLLM3, FALCON, MPT)
+    family.model_type: family for family in (LLAMA, *instances_in_package(__name__, Family))
 }
-"""`model_type` in config.json -> its family."""
+"""`model_type` in config.json -> its family. Llama's is the first: a GGUF file of architecture
+`llama` is read as its first family."""
 
 
 def family_of(config: LlamaConfig) -> Family:
