@@ -301,7 +301,7 @@ EMBED = "model.embed_tokens.weight"
         (_edit("config.json", num_key_value_heads=4), "one of the two is of another model"),
         (
             _edit("config.json", model_type="gpt2"),
-            "model_type 'gpt2' is not supported, only 'llama', 'mistral'",
+            "model_type 'gpt2' is not supported, only 'llama', 'falcon'",
         ),
         (_edit("config.json", hidden_act="swish2"), "hidden_act 'swish2' is not supported"),
         (
