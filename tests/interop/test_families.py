@@ -297,5 +297,7 @@ def test_methods_and_formats_without_a_family_are_refused(directory):
     with pytest.raises(ValueError, match="model_type mistral cannot represent parts"):
         hf.config_json(wrong, Unscaled(), seq_len=64, dtype="float32")
     nobody = dataclasses.replace(lm.config, family="nobody")
-    with pytest.raises(ValueError, match="family 'nobody' is not known; known: llama, falcon, mistral"):
+    with pytest.raises(
+        ValueError, match="family 'nobody' is not known; known: llama, falcon, mistral"
+    ):
         hf.config_json(nobody, Unscaled(), seq_len=64, dtype="float32")
