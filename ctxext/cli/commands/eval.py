@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Lengths in tokens; default: the window of pre-training, and a quarter, half and all "
         "of the longer context that the method makes or the checkpoint declares; without one, 1, "
-        "2, 4 and 8 windows.",
+        "2, 4 and 8 windows. A budget in minutes adds halves of the window, down to 1,024 tokens.",
     )
     parser.add_argument(
         "--budget",

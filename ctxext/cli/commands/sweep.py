@@ -1,7 +1,7 @@
 """Run every experiment that sweep() of a file yields, here, on Ray or on Slurm; one report.
 
-ctxext sweep experiments/sweep.py --out runs/sweep --jobs 2
-ctxext sweep experiments/sweep.py --out runs/sweep --launcher slurm --gpus 8 --partition a100
+ctxext sweep experiments/tiny_sweep.py --out runs/sweep --jobs 2
+ctxext sweep experiments/tiny_sweep.py --out runs/sweep --launcher slurm --gpus 8 --partition a100
 
 Methods and leaves, as in `ctxext run`, change all trials. The same command resumes what is not
 finished.
