@@ -481,8 +481,8 @@ def questions_within(
     """The most questions whose estimated time is within `minutes`, and a line that says how many.
 
     names: the evaluations; by default those of the standard suite for which there is time, with
-    at least `budget.ENOUGH_QUESTIONS` per length where a task can share texts. window: of
-    pre-training, tokens. shortest: tokens of the shortest length, if lengths were chosen. Raises
+    at least `budget.ENOUGH_QUESTIONS` per length where a task can share texts, without those that
+    the shortest length cannot hold. window: of pre-training, tokens. shortest: tokens of the shortest length, if lengths were chosen. Raises
     ValueError if even one text per length takes longer.
     """
     per_text = questions_per_text(shortest or min(SHORTEST, window))
@@ -492,13 +492,16 @@ def questions_within(
         return dataclasses.replace(questions, speed=first.speed, basis=first.basis)
 
     left_out: list[str] = []
+    too_large: dict[str, str] = {}
     if not names:
         enough = of_texts(enough_texts(per_text), per_text)
-        seconds = {
-            name: priced(ask(enough, [name, CONTROLS])).price().seconds or 0.0
-            for name in BY_IMPORTANCE
-        }
-        chosen, left_out = affordable(minutes, BY_IMPORTANCE, seconds)
+        seconds: dict[str, float] = {}
+        for name in BY_IMPORTANCE:
+            try:
+                seconds[name] = priced(ask(enough, [name, CONTROLS])).price().seconds or 0.0
+            except ValueError as error:
+                too_large[name] = str(error)
+        chosen, left_out = affordable(minutes, list(seconds), seconds)
         names = [*chosen, CONTROLS]
 
     def seconds_of(num_texts: int) -> float:
@@ -511,6 +514,8 @@ def questions_within(
     )
     if left_out:
         line += f"; no time for {', '.join(left_out)} (--evals chooses)"
+    for error in too_large.values():
+        line += f"; left out, as it does not fit: {error}"
     return priced(ask(of_texts(num_texts, per_text), names)), line
 
 

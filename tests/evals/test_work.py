@@ -196,6 +196,21 @@ def test_minutes_buy_what_is_important_first_and_enough_of_it():
     assert affordable(1, ["passkey", "kv"], {"passkey": 90, "kv": 1}) == (["passkey"], ["kv"])
 
 
+def test_what_does_not_fit_into_the_shortest_text_is_left_out_and_said():
+    def refuse(budget: Budget, names: Sequence[str]) -> Any:
+        if "vt" in names:
+            raise ValueError("vt: 256 tokens cannot hold 8 records")
+        return ask(budget, names)
+
+    questions: Any
+    questions, line = questions_within(60, refuse, window=8192)
+    assert "vt" not in questions.names
+    assert {"passkey", "kv", "mqar"} <= set(questions.names)
+    assert line.endswith("; left out, as it does not fit: vt: 256 tokens cannot hold 8 records")
+    with pytest.raises(ValueError, match="cannot hold 8 records"):
+        questions_within(60, refuse, window=8192, names=["vt"])
+
+
 def test_no_evaluation_of_a_budget_in_minutes_takes_the_time_of_the_others():
     """Eight documents took as long as all questions together, where there is time for few."""
     for num_texts, num_documents in ((1, 4), (4, 4), (6, 6), (40, 8)):
