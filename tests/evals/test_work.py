@@ -206,7 +206,7 @@ def test_what_does_not_fit_into_the_shortest_text_is_left_out_and_said():
     questions, line = questions_within(60, refuse, window=8192)
     assert "vt" not in questions.names
     assert {"passkey", "kv", "mqar"} <= set(questions.names)
-    assert line.endswith("; left out, as it does not fit: vt: 256 tokens cannot hold 8 records")
+    assert line.endswith("left out, as it does not fit: vt: 256 tokens cannot hold 8 records")
     with pytest.raises(ValueError, match="cannot hold 8 records"):
         questions_within(60, refuse, window=8192, names=["vt"])
 
