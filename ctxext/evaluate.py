@@ -482,8 +482,9 @@ def questions_within(
 
     names: the evaluations; by default those of the standard suite for which there is time, with
     at least `budget.ENOUGH_QUESTIONS` per length where a task can share texts, without those that
-    the shortest length cannot hold. window: of pre-training, tokens. shortest: tokens of the shortest length, if lengths were chosen. Raises
-    ValueError if even one text per length takes longer.
+    the shortest length cannot hold. window: of pre-training, tokens. shortest: tokens of the
+    shortest length, if lengths were chosen. Raises ValueError if even one text per length takes
+    longer.
     """
     per_text = questions_per_text(shortest or min(SHORTEST, window))
     first = ask(of_texts(1, per_text), names or BY_IMPORTANCE[:1]).price(measured=True)
