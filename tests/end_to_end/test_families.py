@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,16 @@ def test_adapters_and_attention_methods_on_an_mpt(tmp_path):
     assert measured == {(label([method]), 0) for method in methods} | {("causal", 2)}
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("trainable", [Full(), ADAPTERS], ids=["full", "lora"])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "mpt"])
+def ways() -> Iterator[Any]:
+    """Every family with both ways of training: one of them in `make check`, by turns."""
+    for number, name in enumerate(name for name in CASES if name != "mpt"):
+        for trainable in (Full(), ADAPTERS):
+            is_full = trainable == Full()
+            tier = pytest.mark.check if is_full == (number % 2 == 0) else pytest.mark.slow
+            yield pytest.param(name, trainable, marks=tier, id=f"{name}-{label([trainable])[:4]}")
+
+
+@pytest.mark.parametrize(("name", "trainable"), list(ways()))
 @pytest.mark.usefixtures("readers")
 def test_the_whole_way_of_a_family_under_yarn(name, trainable, tmp_path):
     base = write_base(name, tmp_path)

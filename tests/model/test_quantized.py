@@ -285,11 +285,15 @@ MORE_TRAINED: dict[str, Any] = {
     ("name", "remat", "options"),
     [
         ("nf4-double", "full", MORE_TRAINED),
+        pytest.param("int8", "full", MORE_TRAINED, marks=pytest.mark.check),
+        pytest.param("nf4", "none", {}, marks=pytest.mark.check),
         *(
-            pytest.param(name, remat, options, marks=pytest.mark.check)
-            for name in NAMES
-            for remat, options in (("none", {}), ("full", MORE_TRAINED))
-            if (name, options) != ("nf4-double", MORE_TRAINED)
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("int8", "none", {}),
+                ("nf4", "full", MORE_TRAINED),
+                ("nf4-double", "none", {}),
+            )
         ),
     ],
 )
