@@ -329,7 +329,7 @@ Counted = dict[tuple[Eval, tuple[str, ...]], tuple[list[Call], float]]
 def works_of(
     asked: Asked, sink: Path | None, *, shard: Shard = WHOLE, counted: Counted | None = None
 ) -> list["Work"]:
-    """What a model still has to read for each of its evaluations; prompts are built, and not read.
+    """The calls that each evaluation of a model still needs; prompts are built but not read.
 
     counted: what was counted before for other methods on the same base, which read the same.
     """

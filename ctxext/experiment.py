@@ -86,9 +86,9 @@ class Train:
     and after the last; 0 for none. They use other questions than `evals`, so that a choice by them
     does not flatter the result."""
     eval_set: tuple[str, ...] = ("retrieval", "loss")
-    """What they measure: "retrieval", all retrieval tasks of `evals` (passkey if there are none),
-    or some of those by their names; "loss", the loss of held-out text, of the run's own data if
-    that has documents of the length. Measures are called "passkey@8192"; "retrieval@8192" is the
+    """The measures: "retrieval" for all retrieval tasks of `evals` (passkey if there are none), or
+    the names of some of them; "loss" for the loss of held-out text, from the run's own data if it
+    has documents of the length. Measures are called "passkey@8192"; "retrieval@8192" is the
     mean over tasks."""
     eval_lengths: tuple[int, ...] = ()
     """Their lengths in tokens; by default the window of the base and the target of the method."""

@@ -81,7 +81,7 @@ def _step_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[s
 
 def _evaluation_facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
     num_zero_shot = len(experiment.zero_shot)
-    baselines = ", ".join(label([rope]) for rope in experiment.baselines) or "none"
+    baselines = ", ".join(label([rope]) for rope in experiment.baselines)
     export = experiment.export
     yield (
         "evaluations",
@@ -91,7 +91,10 @@ def _evaluation_facts(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if train.eval_every and train.steps:
         measures = evaluation_set.measures(experiment, loading.base_context(experiment))
         yield "", f"every {train.eval_every} steps of training: {', '.join(measures)}"
-    yield "baselines", f"{baselines} with the same training"
+    yield (
+        "baselines",
+        f"{baselines} with the same training" if baselines else "no others are trained",
+    )
     yield "export", f"{export.to} {export.dtype}" if export else "none"
 
 

@@ -1,4 +1,4 @@
-"""A sign of life, once a minute, where a long command has nothing else to say.
+"""A sign of life now and then, where a long command has nothing else to say.
 
 Only without a terminal: in a log file, silence cannot be told from a process that hangs.
 """
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from ctxext.progress import duration
 from ctxext.terminal import PrintableStream
 
-INTERVAL = 60.0
-"""Seconds without output after which a line is printed."""
+INTERVAL = 90.0
+"""Seconds without output after which a line is printed: longer than between lines of progress."""
 
 
 def line(command: str, seconds: float) -> str:
-    """What is printed after a command has worked for so long."""
+    """The line that says how long a command has been at work."""
     return f"ctxext {command}: at work for {duration(seconds)}"
 
 

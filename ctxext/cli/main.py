@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, rest: list[str], words: Sequence[str]) -> int
 
 
 def _interrupted(command: Any, words: Sequence[str]) -> str:
-    """What an interrupted command has kept, and how to go on."""
+    """The line that says which work is kept after Ctrl-C, and how to continue."""
     kept = getattr(command, "KEPT", None)
     if kept is None:
         return "ctxext: interrupted: nothing is kept, and no file was left half-written"

@@ -258,7 +258,7 @@ def samples(
 ) -> tuple[tuple[str, PublishedSample], ...]:
     """The beginning of its file's hash and each sample of a file or directory, by file name.
 
-    Raises ValueError if there is no file of the benchmark.
+    Raises ValueError if none of the files belongs to the benchmark.
     """
     endings = BENCHMARKS[benchmark].endings
     root = Path(path).expanduser()

@@ -50,8 +50,8 @@ class Recovery(Eval):
     not there. nll are nats of the whole right answer, teacher-forced, so that recovery is finer
     than right and wrong, and says something about models that write no answer exactly.
 
-    Each text holds a needle at each depth, and is asked as many questions again whose needles are
-    not in it: one reading gives both, on the same text. A needle alone is a short text of its own.
+    Each text holds one needle per depth. It is asked about these, and as many questions again whose
+    needles it lacks, so that one reading gives both. The needle alone is read as a short text.
     There are `n` texts per length, of exactly `seq_len` tokens with question and answer.
 
     Raises ValueError for a task that asks one question per text, and if a text cannot hold twice

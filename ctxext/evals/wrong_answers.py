@@ -14,7 +14,7 @@ PROMPT_TOKENS = 48
 
 
 class WrongAnswer(NamedTuple):
-    """One wrong answer, as a row of a table."""
+    """A wrong answer, as one row of the table."""
 
     task: str
     seq_len: int

@@ -6,7 +6,7 @@ llama.cpp in it (`make slow`); the others come from reading the code or the repo
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -114,6 +114,21 @@ def _of_the_form(config: dict[str, Any], rope: RopeConfig) -> Iterator[KnownInco
 
 
 Temperature = Callable[[RopeConfig], float]
+"""A reader's factor on cos and sin."""
+Temperatures = Sequence[tuple[str, Temperature, str]]
+"""Of several readers, each with its name and the source."""
+
+
+def _wrong_factors(
+    rope: RopeConfig, right: float, temperatures: Temperatures
+) -> Iterator[KnownIncompatibility]:
+    """Yield the readers whose factor is another than the right one."""
+    name = "longrope" if rope.rope_type == "su" else rope.rope_type
+    for reader, temperature, source in temperatures:
+        wrong = temperature(rope)
+        if abs(wrong - right) > 1e-4:
+            effect = f"runs {name} with the attention factor {wrong:.4f} instead of {right:.4f}"
+            yield KnownIncompatibility(reader, effect, source)
 
 
 def yarn_default(factor: float, mscale: float = 1.0) -> float:
@@ -170,7 +185,7 @@ def _llama_cpp_converter(rope: RopeConfig) -> float:
     return yarn_default(rope.factor)
 
 
-YARN_TEMPERATURES: tuple[tuple[str, Temperature, str], ...] = (
+YARN_TEMPERATURES: Temperatures = (
     ("vLLM before September 2026", _vllm_before, VLLM_YARN),
     ("SGLang", _sglang, SGLANG),
     ("mlx-lm before July 2026", _mlx_before, MLX_ATTENTION_FACTOR),
@@ -182,12 +197,7 @@ YARN_TEMPERATURES: tuple[tuple[str, Temperature, str], ...] = (
 
 
 def _yarn(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
-    right = _yarn_right(rope)
-    for reader, temperature, source in YARN_TEMPERATURES:
-        wrong = temperature(rope)
-        if abs(wrong - right) > 1e-4:
-            effect = f"runs yarn with the attention factor {wrong:.4f} instead of {right:.4f}"
-            yield KnownIncompatibility(reader, effect, source)
+    yield from _wrong_factors(rope, _yarn_right(rope), YARN_TEMPERATURES)
     if rope.stretch and abs(rope.stretch - rope.factor) > 1e-6:
         yield KnownIncompatibility(
             "exllamav3",
@@ -227,12 +237,7 @@ def _longrope(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
         yield KnownIncompatibility("vLLM", f"{always}, once max_model_len is larger", VLLM_CODE)
         yield KnownIncompatibility("mlx-lm", always, MLX)
         yield KnownIncompatibility("exllamav3", always, EXLLAMA)
-    right = _longrope_right(rope)
-    for reader, temperature, source in LONGROPE_TEMPERATURES:
-        wrong = temperature(rope)
-        if abs(wrong - right) > 1e-4:
-            effect = f"runs longrope with the attention factor {wrong:.4f} instead of {right:.4f}"
-            yield KnownIncompatibility(reader, effect, source)
+    yield from _wrong_factors(rope, _longrope_right(rope), LONGROPE_TEMPERATURES)
     if rope.spec.get("attention_factor") is not None:
         yield KnownIncompatibility(
             "llama.cpp's converter",
@@ -263,7 +268,7 @@ def _longrope_mscale(rope: RopeConfig) -> float:
     return _longrope_own(rope) if given is None else float(given)
 
 
-LONGROPE_TEMPERATURES: tuple[tuple[str, Temperature, str], ...] = (
+LONGROPE_TEMPERATURES: Temperatures = (
     ("vLLM", _longrope_mscale, VLLM_CODE),
     ("SGLang", _longrope_mscale, SGLANG_LONGROPE),
     ("mlx-lm", _longrope_own, MLX),

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from ctxext.cli import heartbeat
+from ctxext.evals import reporting
 from ctxext.evals.reporting import EvaluationProgress
 
 SECONDS = {"s": 1, "min": 60, "h": 3600}
@@ -84,3 +86,7 @@ def test_what_is_not_enabled_says_nothing_and_builds_no_prompts(capsys):
     with progress:
         read(progress, clock, [100.0] * 3)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_sign_of_life_does_not_speak_between_lines_of_progress():
+    assert heartbeat.INTERVAL > reporting.INTERVAL

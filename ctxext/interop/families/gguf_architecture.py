@@ -38,8 +38,7 @@ class GGUFArchitecture:
     """The parts of the decoder that llama.cpp runs for a configuration. A model with other ones is
     refused; sliding windows, which no architecture here has, may hide nothing."""
     limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What llama.cpp does, in words, for a field of `Parts` that models may have another value
-    of."""
+    """By the name of a field of `Parts`: the only behaviour that llama.cpp has for it, in words."""
     layer_names: Callable[[LlamaConfig], Mapping[str, str]] = lambda config: LLAMA_NAMES
     """Llama's name of a module within a layer -> the name in a file. Modules with one name are one
     matrix."""
