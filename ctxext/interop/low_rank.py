@@ -3,7 +3,8 @@
 Where a family holds queries, keys and values as one matrix, an adapter of it is, for each of them,
 the same A with some of the rows of B. Back, adapters of several become one: their A on top of each
 other, and every B in its own rows and columns, with zeros elsewhere. Both are exact; the rank of
-that one is the sum of theirs.
+that one is the sum of theirs. Reading leaves the zeros out again, so that the sums of a product are
+those of its own rank, bit by bit.
 """
 
 import dataclasses
@@ -50,7 +51,10 @@ def to_stored(products: Mapping[str, LowRank], config: LlamaConfig) -> dict[str,
 def from_stored(
     products: Mapping[str, LowRank], names: Sequence[str], config: LlamaConfig
 ) -> dict[str, LowRank]:
-    """The products that change the tensors that Llama's files call `names`."""
+    """The products that change the tensors that Llama's files call `names`.
+
+    Of a fused matrix, A and B are read here, to leave out the ranks that do not change a part.
+    """
     b = {name: product.b for name, product in products.items()}
     magnitudes = {
         name: product.magnitude
@@ -64,10 +68,36 @@ def from_stored(
     of_llama = {}
     for name in changed:
         product = products[stored_name(name, config)]
-        of_llama[name] = dataclasses.replace(
-            product, b=b_of[name], magnitude=magnitude_of.get(name)
-        )
+        part = dataclasses.replace(product, b=b_of[name], magnitude=magnitude_of.get(name))
+        of_llama[name] = part if rows_in_stored(name, config) is None else _own_ranks(part)
     return of_llama
+
+
+def _own_ranks(product: LowRank) -> LowRank:
+    """The product from its first to its last rank with a B that is not zero; its scale is kept.
+
+    A rank whose A is not finite is left in, and refused with its name where the product is merged.
+    """
+    a = product.a.read()
+    b = product.b.read()
+    used = np.flatnonzero((b != 0).any(axis=0) | ~np.isfinite(a).all(axis=1))
+    ranks = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+    return dataclasses.replace(
+        product,
+        a=_sliced(product.a, (ranks, slice(None))),
+        b=_sliced(product.b, (slice(None), ranks)),
+    )
+
+
+def _sliced(tensor: LazyTensor, own: tuple[slice, slice]) -> LazyTensor:
+    """A slice of a matrix."""
+    sizes = [len(range(*part.indices(size))) for part, size in zip(own, tensor.shape, strict=True)]
+
+    def read(index: Index | None = None) -> np.ndarray:
+        values = tensor.read(own)
+        return values if index is None else values[index]
+
+    return LazyTensor(tuple(sizes), tensor.dtype, read, file=tensor.file)
 
 
 def _as_one(group: Mapping[str, LowRank], config: LlamaConfig) -> LowRank:

@@ -103,8 +103,9 @@ def is_adapter(path: Path) -> bool:
 
 
 def read(directory: str | Path, config: LlamaConfig) -> Adapter:
-    """The adapter of a PEFT directory, checked against the shape of its base; numbers stay on disk.
+    """The adapter of a PEFT directory, checked against the shape of its base.
 
+    Numbers stay on disk until a tensor is read, but for products of fused matrices.
     Raises ValueError naming the key or tensor for what PEFT would not load on this base, or ctxext
     cannot merge exactly.
     """

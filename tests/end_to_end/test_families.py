@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ctxext
+from ctxext.cli.main import main
 from ctxext.data import Stdlib
 from ctxext.evals import Retrieval
 from ctxext.experiment import Experiment, Export, Train
@@ -198,6 +199,22 @@ def test_adapters_on_a_base_in_eight_bits(name, tmp_path):
     np.testing.assert_allclose(
         after["segments.0.self_attn.k_proj.kernel"], rounded, atol=1e-6 * np.abs(kernel).max()
     )
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", ["falcon", "mpt"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.usefixtures("readers")
+def test_an_adapter_of_a_fused_matrix_is_proven(name, tmp_path):
+    """Its rank is that of queries and values together, and the run has the sums of each alone."""
+    base = write_base(name, tmp_path)
+    run = ctxext.run(experiment(base, ADAPTERS), run_dir=tmp_path / "run", track=())
+    adapter = tmp_path / "adapter"
+    assert (
+        main(["export", str(run.path), "--to", "peft", "--base", str(base), "--out", str(adapter)])
+        == 0
+    )
+    assert main(["prove", str(adapter), "--against", str(run.path)]) == 0
 
 
 def test_every_family_goes_the_whole_way():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ctxext.interop import peft_reader, peft_writer
+from ctxext.interop.lazy_tensor import LazyTensor
+from ctxext.interop.low_rank import LowRank, from_stored, to_stored
 from ctxext.interop.peft_merge import merge
 from ctxext.interop.pth import open_archive
 from ctxext.model.lm import LM
@@ -78,16 +80,43 @@ def test_adapters_of_projections_are_one_of_the_fused_matrix(name, targets, tmp_
     read = peft_reader.read(adapter, expected.config)
     assert {product.scale for product in read.low_rank.values()} == {lora.scale}
     merged = merge(tiny_arrays(random_params(expected.config)), read, expected.config)
-    jax.tree.map(
-        lambda one, other: np.testing.assert_allclose(one, other, atol=2e-6),
-        merged,
-        expected.params,
-    )
+    jax.tree.map(np.testing.assert_array_equal, merged, expected.params)
     reader = HFReference(tmp_path / "base", adapter, open_archive=open_archive)
     tokens = tiny.tokens(1, 12, vocab=expected.config.vocab_size)
     index = np.arange(12)
     logits = reader.logits(tokens[0], index, index)
     np.testing.assert_allclose(expected.logits(tokens)[0], logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_parts_of_a_fused_matrix_have_the_very_matrices_that_were_written(name, tmp_path):
+    """Also where a rank of A changes nothing; where nothing does, no rank is left."""
+    config = families.parts_config(name)
+    names = {part: f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"}
+    heads = {"q": config.num_attention_heads, "v": config.num_key_value_heads}
+    rng = np.random.default_rng(0)
+    a = {part: rng.standard_normal((3, config.hidden_size)).astype(np.float32) for part in "qv"}
+    shapes = {part: (number * config.head_dim, 3) for part, number in heads.items()}
+    b = {part: rng.standard_normal(shapes[part]).astype(np.float32) for part in "qv"}
+    b["q"][:, 1] = 0
+    products = {names[part]: LowRank(in_memory(a[part]), in_memory(b[part]), 0.7) for part in "qv"}
+    (fused,) = to_stored(products, config).items()
+    assert fused[1].rank == 6
+    read = from_stored(dict([fused]), list(names.values()), config)
+    for part in "qv":
+        np.testing.assert_array_equal(read[names[part]].a.read(), a[part])
+        np.testing.assert_array_equal(read[names[part]].b.read(), b[part])
+    assert read[names["k"]].rank == 0
+    assert {product.scale for product in read.values()} == {0.7}
+    a["v"][2, 0] = np.nan
+    broken = from_stored(dict(to_stored(products, config)), list(names.values()), config)
+    assert np.isnan(broken[names["k"]].a.read()).any()  # refused where it is merged
+
+
+def in_memory(matrix: np.ndarray) -> LazyTensor:
+    return LazyTensor(
+        matrix.shape, "float32", lambda index=None: matrix if index is None else matrix[index]
+    )
 
 
 def tiny_arrays(params):
