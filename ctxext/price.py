@@ -96,8 +96,8 @@ class Work:
         attention = operations.attention + sum(written_attention(self.lm, c) for c in self.calls)
         seconds = operations.matrices / speed.matrices + attention / speed.attention + self.outside
         for call in self.calls:
-            rows = call.padded[0] * call.continuations
-            seconds += call.new_tokens * (speed.step + rows * speed.token)
+            for steps, tokens in call.steps():
+                seconds += steps * (speed.step + tokens * speed.token)
         return seconds
 
     def shapes(self) -> set[tuple]:
@@ -199,9 +199,9 @@ def reading(lm: "LM", call: Call) -> Operations:
 
 def written_attention(lm: "LM", call: Call) -> float:
     """Operations of the attention of the tokens that a call writes, to all of its prompt."""
-    rows, length = call.padded
     per_pair = 4 * lm.config.num_attention_heads * lm.config.head_dim
-    pairs = rows * call.continuations * call.new_tokens * length
+    slots = call.padded[1] + call.new_tokens
+    pairs = sum(steps * tokens for steps, tokens in call.steps()) * slots
     return lm.config.num_hidden_layers * per_pair * pairs
 
 

@@ -1,4 +1,4 @@
-"""The decode cache and attention over it.
+"""The decode cache, and attention that fills it with a prompt.
 
 Keys are cached rotated where one piece rotates them for good. They are cached not rotated where
 several pieces rotate them or the frequencies follow the length, and are then rotated when read.
@@ -6,6 +6,7 @@ several pieces rotate them or the frequencies follow the length, and are then ro
 Slot j < prompt_slots holds token j of the prompt. After the prompt come the new tokens, those of
 all continuations of one step together: token t of continuation j is in slot
 prompt_slots + t * continuations + j, and its token index is the prompt's length + t.
+`decode` attends to both.
 
 Shapes: L layers of a segment, B batch, T tokens, K key-value heads, S slots, H head_dim. A head's
 keys are [S, H] and its values [H, S], as the products of attention read them.
@@ -17,12 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ctxext.attention import Attend, Attention, Kernel, make_attention
 from ctxext.attention.bias import position_bias
 from ctxext.attention.blocked import block_size, blocked_chunk
-from ctxext.attention.dense import dense
 from ctxext.attention.devices import platform_of
 from ctxext.attention.layers import ALIKE, Kind, Layers
 from ctxext.attention.pieces import within
@@ -47,7 +47,7 @@ def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: str) -> Ca
     return Cache(jnp.zeros((*leading, K, S, H), dtype), jnp.zeros((*leading, K, H, S), dtype))
 
 
-def _write(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
+def write(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> Cache:
     """The cache with keys and values [B, T, K, H] written from `slot` on."""
 
     def put(old: Array, new: Array, *start: Any) -> Array:
@@ -66,11 +66,32 @@ def _write(cache: Cache, keys: Array, values: Array, layer: Any, slot: Any) -> C
     )
 
 
-def _read(cache: Cache, layer: Any, batch: int) -> tuple[Array, Array]:
-    """Keys and values [B, S, K, H] of a layer."""
-    keys, values = cache if layer is None else (x[layer] for x in cache)
-    keys, values = (x[None] if batch == 1 else x for x in (keys, values))
+def read(
+    cache: Cache, layer: Any, *, batch: int, first: int, count: int
+) -> tuple[Float[Array, "b s k h"], Float[Array, "b s k h"]]:
+    """Keys and values of a layer in `count` slots from `first` on."""
+    where = {"batch": batch, "first": first, "count": count}
+    keys = _slots_of_layer(cache.keys, layer, axis=-2, **where)
+    values = _slots_of_layer(cache.values, layer, axis=-1, **where)
     return keys.swapaxes(1, 2), values.transpose(0, 3, 1, 2)
+
+
+def _slots_of_layer(
+    cached: Array, layer: Any, *, batch: int, first: Any, count: int, axis: int
+) -> Array:
+    """Keys [B, K, S, H] or values [B, K, H, S] in `count` slots from `first` on.
+
+    axis: that of the slots in `cached`, -2 for keys and -1 for values.
+    """
+    starts: list[Any] = [0] * cached.ndim
+    sizes = list(cached.shape)
+    if layer is not None:
+        starts[0] = layer
+        sizes[0] = 1
+    starts[axis] = first
+    sizes[axis] = count
+    slots = jax.lax.dynamic_slice(cached, starts, sizes)
+    return slots.reshape(batch, *slots.shape[-3:])
 
 
 def caches_rotated(attention: Attention, *, re_rotated: bool) -> bool:
@@ -99,7 +120,7 @@ def prefill(
     ) -> tuple[Array, Cache]:
         out, _ = attend(q, k, v, None, layer, kind)
         keys = layers.rotation(kind)(k, tables) if rotated else k
-        return out, _write(cache, keys, v, layer, 0)
+        return out, write(cache, keys, v, layer, 0)
 
     return attend_and_store
 
@@ -119,15 +140,14 @@ class _CachedBlocks:
     """(block, its number) -> the block as attention reads it."""
 
     def __getitem__(self, number: Any) -> Array:
-        starts: list[Any] = [0] * self.cached.ndim
-        sizes = list(self.cached.shape)
-        if self.layer is not None:
-            starts[0] = self.layer
-            sizes[0] = 1
-        starts[self.axis] = number * self.size
-        sizes[self.axis] = self.size
-        block = jax.lax.dynamic_slice(self.cached, starts, sizes)
-        block = block.reshape(self.batch, *block.shape[-3:])
+        block = _slots_of_layer(
+            self.cached,
+            self.layer,
+            batch=self.batch,
+            first=number * self.size,
+            count=self.size,
+            axis=self.axis,
+        )
         return self.finish(block if self.axis == -2 else block.swapaxes(-1, -2), number)
 
 
@@ -167,7 +187,7 @@ def prefill_chunk(
         K = k.shape[2]
         size = min(block_size(num_slots, platform_of(None), B * N), tokens)
         new_keys = rotate(k, key_tables[0]) if rotated else k
-        cache = _write(cache, new_keys, v, layer, chunk * tokens)
+        cache = write(cache, new_keys, v, layer, chunk * tokens)
 
         def rotated_block(tables: tuple[Array, Array]) -> Callable[[Array, Any], Array]:
             def turn(block: Array, number: Any) -> Array:
@@ -199,73 +219,6 @@ def prefill_chunk(
                 [jnp.repeat(piece.query_positions(query_index), B, 0) for piece in pieces],
                 [jnp.repeat(piece.key_positions(key_index), B, 0) for piece in pieces],
             ),
-        )
-        return out, cache
-
-    return attend
-
-
-def decode(
-    attention: Attention,
-    rotation: Rotation | Float32Rotation,
-    lengths: Int[Array, " b"],
-    step: Any,
-    *,
-    prompt_slots: int,
-    continuations: int,
-    num_slots: int,
-    rotated: bool,
-    layers: Layers = ALIKE,
-) -> Attend:
-    """Make attention of token `step` of every continuation.
-
-    It attends to the prompt, to its continuation so far and to itself. The prompt of a row
-    fills `lengths` of the first `prompt_slots` slots. rotated: see `caches_rotated`.
-    """
-    pieces = attention.pieces()
-    slots = jnp.arange(num_slots)[None]
-    lengths = lengths[:, None]
-    in_prompt = slots < prompt_slots
-    slot_step, slot_continuation = jnp.divmod(slots - prompt_slots, continuations)
-
-    key_index = jnp.where(in_prompt, slots, lengths + slot_step)  # [B, S]
-    filled = jnp.where(in_prompt, slots < lengths, slot_step <= step)  # [B, S]
-    own = (
-        jnp.arange(continuations)[:, None] == slot_continuation
-    ) | in_prompt  # [continuations, S]
-    allowed = filled[:, None] & own[None]  # [B, continuations, S]
-    query_index = jnp.broadcast_to(lengths + step, (lengths.shape[0], continuations))
-
-    bias = position_bias(
-        layers.bias,
-        [piece.query_positions(query_index) for piece in pieces],
-        [piece.key_positions(key_index) for piece in pieces],
-    )
-    query_tables = [rotation.tables(piece.query_positions(query_index)) for piece in pieces]
-    # Rotated keys are rotated once, when they are written; others all, whenever they are read.
-    key_positions = query_index if rotated else key_index
-    key_tables = [rotation.tables(piece.key_positions(key_positions)) for piece in pieces]
-
-    def attend(
-        q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
-    ) -> tuple[Array, Cache]:
-        rotate = layers.rotation(kind)
-        new_keys = rotate(k, key_tables[0]) if rotated else k
-        cache = _write(cache, new_keys, v, layer, prompt_slots + step * continuations)
-        cached_keys, values = _read(cache, layer, len(q))
-        keys = [cached_keys]
-        if not rotated:
-            keys = [rotate(cached_keys, tables) for tables in key_tables]
-        out = dense(
-            [rotate(q, tables) for tables in query_tables],
-            keys,
-            values,
-            layers.masks(attention, kind),
-            query_index=query_index,
-            key_index=key_index,
-            allowed=allowed,
-            kind=None if isinstance(kind, int) else kind,
-            bias=bias,
         )
         return out, cache
 

@@ -10,6 +10,8 @@ import numpy as np
 from ctxext.evals.base import Eval
 from ctxext.evals.record import EvaluatedModel
 from ctxext.evals.wrapped import WrappedModel
+from ctxext.model.generation import forced
+from ctxext.model.shared_beginning import shared_beginning
 
 
 class Call(NamedTuple):
@@ -23,6 +25,17 @@ class Call(NamedTuple):
     """Continuations of each row; 0: the call asks for the loss of the rows' tokens."""
     new_tokens: int = 0
     """Tokens of each continuation, at most."""
+    beginnings: int = 0
+    """Different beginnings of the continuations of a row, each of which is written once; 0: the
+    continuations share none."""
+    shared_tokens: int = 0
+    """Tokens of each of these."""
+
+    def steps(self) -> list[tuple[int, int]]:
+        """(steps of decoding, tokens that each of them writes)."""
+        rows = self.padded[0]
+        own = self.new_tokens - self.shared_tokens
+        return [(self.shared_tokens, rows * self.beginnings), (own, rows * self.continuations)]
 
 
 @dataclasses.dataclass
@@ -47,7 +60,12 @@ class CountingModel(WrappedModel):
     ) -> tuple[np.ndarray, np.ndarray]:
         lengths = [len(prompt) for prompt in prompts]
         count = len(prefixes[0])
-        self.calls.append(Call(tuple(lengths), self._padded(lengths), count, max_new_tokens))
+        shared = shared_beginning(forced(prefixes, max_new_tokens))
+        call = Call(tuple(lengths), self._padded(lengths), count, max_new_tokens)
+        if shared is not None:
+            _, beginnings, tokens = shared.tokens.shape
+            call = call._replace(beginnings=beginnings, shared_tokens=tokens)
+        self.calls.append(call)
         shape = (len(lengths), count, max_new_tokens)
         return np.zeros(shape, np.int32), np.zeros(shape, np.float32)
 

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention.cache import Cache, caches_rotated, decode, empty_cache, prefill
+from ctxext.attention.cache import Cache, caches_rotated, empty_cache, prefill
+from ctxext.attention.decode import decode
 from ctxext.model.decoder import Llama, Params, bind
 from ctxext.model.operations import step_operations
 from ctxext.model.reading import Reader, chunk_tokens, reading_operations, steps_at_once
 from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.model.setup import ModelSetup
+from ctxext.model.shared_beginning import SharedBeginning, copied_slots
 from ctxext.parallel.attention import shard_attention
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
@@ -177,6 +179,15 @@ def make_request(
     return mesh.rows(tokens), request
 
 
+def forced(prefixes: Sequence[Sequence[Any]], num_tokens: int) -> np.ndarray:
+    """The ids that each continuation of each prompt begins with, [B, K, num_tokens], then -1."""
+    tokens = np.full((len(prefixes), len(prefixes[0]), num_tokens), -1, np.int32)
+    for b, row in enumerate(prefixes):
+        for k, ids in enumerate(row):
+            tokens[b, k, : len(ids)] = ids
+    return tokens
+
+
 def decode_states(
     params: Params,
     tokens: jax.Array,
@@ -188,36 +199,53 @@ def decode_states(
     chunk: int | None = None,
     sample: bool = False,
     semantics: Semantics = "frozen",
+    shared: SharedBeginning | None = None,
 ) -> Iterator[DecodeState]:
     """Yield the state after one token and after each `chunk` more, until all are done.
 
     If `chunk` is None, or covers all of `steps`, only the final state comes. longest: tokens of the
     longest prompt. sample: whether tokens are drawn. Long prompts are read in parts, and many
-    tokens written so, see `reading`.
+    tokens written so, see `reading`. shared: what the continuations begin with, as is forced by the
+    request too.
     """
     options = {"setup": setup, "sample": sample, "semantics": semantics}
     params = layers_apart(params)
     B, T = tokens.shape
     _, K, N = request.forced_tokens.shape
+    first_request = request if shared is None else _of_beginnings(request, shared, setup)
+    first_rows = B * first_request.forced_tokens.shape[1]
+    num_shared = 1 if shared is None else shared.tokens.shape[-1]
     part = chunk_tokens(setup, B, T)
-    per_step = step_operations(setup.config, B * K, T + K * N)
     of_reading = B * reading_operations(setup, -(-longest // part) * part if part else T)
-    meter = Meter(of_reading + steps * per_step)
+    of_shared_step = step_operations(setup.config, first_rows, T + N)
+    of_step = step_operations(setup.config, B * K, T + N)
+    meter = Meter(of_reading + num_shared * of_shared_step + (steps - num_shared) * of_step)
+    reading_options = {"new_slots": K * N, **options}
     if part:
-        state = _begin_in_parts(params, tokens, request, meter, longest, part, **options)
+        state = _begin_in_parts(
+            params, tokens, first_request, meter, longest, part, **reading_options
+        )
     else:
-        state = begin(params, tokens, request, **options)
+        state = begin(params, tokens, first_request, **reading_options)
         meter.add(of_reading)
+    if shared is not None:
+        state = advance(
+            params, state, first_request, jnp.int32(num_shared), prompt_slots=T, **options
+        )
+        beginning_of = setup.mesh.rows(shared.beginning_of)
+        without_caches = state._replace(caches=())
+        state = _separate(state.caches, without_caches, beginning_of, prompt_slots=T)
+    meter.add(num_shared * of_shared_step)
     yielded = {steps} if chunk is None else {1, *range(1 + chunk, steps, chunk), steps}
     if chunk is not None and chunk >= steps:
         yielded = {steps}
-    at_once = steps_at_once(setup, B * K, T + K * N)
-    ends = sorted(yielded | set(range(1 + at_once, steps, at_once)))
-    done = 0
+    at_once = steps_at_once(setup, B * K, T + N)
+    ends = sorted(yielded | set(range(num_shared + at_once, steps, at_once)))
+    done = num_shared
     for end in ends:
-        state = advance(params, state, request, jnp.int32(end), **options)
+        state = advance(params, state, request, jnp.int32(end), prompt_slots=T, **options)
         is_done = gather(state.done).all()
-        meter.add((end - done) * per_step)
+        meter.add((end - done) * of_step)
         done = end
         if end in yielded or is_done:
             yield state
@@ -225,20 +253,59 @@ def decode_states(
             return
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
+def _of_beginnings(
+    request: DecodeRequest, shared: SharedBeginning, setup: ModelSetup
+) -> DecodeRequest:
+    """The request for the shared beginnings, as continuations with room for as many tokens."""
+    room = request.forced_tokens.shape[-1] - shared.tokens.shape[-1]
+    forced_tokens = np.pad(shared.tokens, ((0, 0), (0, 0), (0, room)), constant_values=-1)
+    return request._replace(forced_tokens=setup.mesh.rows(forced_tokens))
+
+
+@functools.partial(jax.jit, static_argnames="prompt_slots", donate_argnames="caches")
+def _separate(
+    caches: tuple[Cache, ...],
+    state: DecodeState,
+    beginning_of: Int[Array, "b k"],
+    *,
+    prompt_slots: int,
+) -> DecodeState:
+    """The state of the continuations, from that of their beginnings without its caches."""
+    _, num_beginnings, tokens = state.tokens.shape
+
+    def of_continuations(x: Array) -> Array:
+        index = beginning_of.reshape(*beginning_of.shape, *(1 for _ in x.shape[2:]))
+        return jnp.take_along_axis(x, index, 1)
+
+    where = {"first": prompt_slots, "num_beginnings": num_beginnings, "tokens": tokens}
+    return DecodeState(
+        step=state.step,
+        token=of_continuations(state.token),
+        caches=tuple(copied_slots(cache, beginning_of, **where) for cache in caches),
+        tokens=of_continuations(state.tokens),
+        nll=of_continuations(state.nll),
+        done=of_continuations(state.done),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=(*STATIC, "new_slots"))
 def begin(
     params: Params,
     tokens: Int[Array, "b t"],
     request: DecodeRequest,
     *,
+    new_slots: int,
     setup: ModelSetup,
     sample: bool,
     semantics: Semantics,
 ) -> DecodeState:
-    """Read the prompts and write the first token of every continuation."""
+    """Read the prompts and write the first token of every continuation.
+
+    new_slots: of the caches, after those of the prompts.
+    """
     B, T = tokens.shape
     model = bind(setup.config, params)
-    caches = _empty_caches(params, tokens, request, setup)
+    caches = _empty_caches(params, tokens, new_slots, setup)
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     rotated = caches_rotated(setup.attention, re_rotated=semantics == "incremental")
     rotation = _rotation(request, 0, semantics)
@@ -264,6 +331,7 @@ def _begin_in_parts(
     longest: int,
     chunk: int,
     *,
+    new_slots: int,
     setup: ModelSetup,
     sample: bool,
     semantics: Semantics,
@@ -279,7 +347,7 @@ def _begin_in_parts(
     )
     xs, caches = reader.hidden(
         reader.cut(tokens, longest),
-        _empty_caches(params, tokens, request, setup),
+        _empty_caches(params, tokens, new_slots, setup),
         rotated=caches_rotated(setup.attention, re_rotated=semantics == "incremental"),
     )
     last_hidden = reader.last(xs, np.asarray(request.lengths))
@@ -302,12 +370,11 @@ def _write_first(
 
 
 def _empty_caches(
-    params: Params, tokens: Array, request: DecodeRequest, setup: ModelSetup
+    params: Params, tokens: Array, new_slots: int, setup: ModelSetup
 ) -> tuple[Cache, ...]:
     """Caches for the prompts and all of their continuations, one per segment."""
     B, T = tokens.shape
-    _, K, N = request.forced_tokens.shape
-    shape = (B, setup.config.num_key_value_heads, T + K * N, setup.config.head_dim)
+    shape = (B, setup.config.num_key_value_heads, T + new_slots, setup.config.head_dim)
     return tuple(empty_cache(size, shape, setup.dtype) for size in segment_sizes(params))
 
 
@@ -331,13 +398,14 @@ def _first_state(
     )
 
 
-@functools.partial(jax.jit, static_argnames=STATIC, donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=(*STATIC, "prompt_slots"), donate_argnames="state")
 def advance(
     params: Params,
     state: DecodeState,
     request: DecodeRequest,
     until: Int[Array, ""],
     *,
+    prompt_slots: int,
     setup: ModelSetup,
     sample: bool,
     semantics: Semantics,
@@ -349,7 +417,6 @@ def advance(
     """
     model = bind(setup.config, params)
     _, K, N = request.forced_tokens.shape
-    slots = state.caches[0].keys.shape[-2]
     rotated = caches_rotated(setup.attention, re_rotated=semantics == "incremental")
 
     def unfinished(state: DecodeState) -> Array:
@@ -362,9 +429,9 @@ def advance(
             _rotation(request, step, semantics),
             request.lengths,
             step - 1,
-            prompt_slots=slots - K * N,
+            prompt_slots=prompt_slots,
             continuations=K,
-            num_slots=slots,
+            new_tokens=N,
             rotated=rotated,
             layers=setup.config.layers,
         )

@@ -20,6 +20,7 @@ from ctxext.model.generation import (
     Sampling,
     Semantics,
     decode_states,
+    forced,
     make_request,
     num_padding,
 )
@@ -29,6 +30,7 @@ from ctxext.model.padding import bucket, pad
 from ctxext.model.quantized import has_quantized
 from ctxext.model.reading import chunk_tokens, read_in_parts
 from ctxext.model.setup import ModelSetup
+from ctxext.model.shared_beginning import shared_beginning
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
@@ -300,11 +302,11 @@ class LM:
                     )
             tokens, nll = zip(*rows, strict=True)
             return np.concatenate(tokens), np.concatenate(nll)
-        forced_tokens = np.full((len(prompts), *counts, max_new_tokens), -1, np.int32)
-        for b, row in enumerate(prefixes):
-            for k, ids in enumerate(row):
+        for row in prefixes:
+            for ids in row:
                 if len(ids):
-                    forced_tokens[b, k, : len(ids)] = self._checked(np.asarray(ids)[None])[0]
+                    self._checked(np.asarray(ids)[None])
+        forced_tokens = forced(prefixes, max_new_tokens)
         options = GenerationOptions(max_new_tokens, stop_ids=tuple(stop))
         (decoded,) = self._decode(prompts, options, forced_tokens=forced_tokens)
         return decoded.tokens, decoded.nll
@@ -354,10 +356,10 @@ class LM:
         )
         # Rows are padded with copies of the last one, which stop when it does.
         copies = self._padded_rows(count) - count
-        copied = np.repeat(forced_tokens[-1:], copies, 0)
+        forced_tokens = np.concatenate([forced_tokens, np.repeat(forced_tokens[-1:], copies, 0)])
         tokens, request = make_request(
             prompts + [prompts[-1]] * copies,
-            np.concatenate([forced_tokens, copied]),
+            forced_tokens,
             rotations,
             options.stop_ids,
             options.sampling,
@@ -374,6 +376,7 @@ class LM:
             chunk=chunk,
             sample=options.sampling.temperature > 0,
             semantics=semantics,
+            shared=shared_beginning(forced_tokens),
         )
         for state in states:
             yield Decoded(

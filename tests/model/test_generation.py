@@ -16,8 +16,9 @@ from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
-from ctxext.model.generation import SEMANTICS, Semantics, sample_token
+from ctxext.model.generation import SEMANTICS, Semantics, forced, sample_token
 from ctxext.model.segments import layers_apart, segment_sizes
+from ctxext.model.shared_beginning import shared_beginning
 from ctxext.rope import RopeScaling, Unscaled
 from support import tiny
 from support.every_method import BY_LENGTH
@@ -318,21 +319,52 @@ def test_invalid_requests_are_refused(tokens, options: dict, message: str):
 def test_continuations_equal_separate_prompts(attention, scaling):
     """Each continuation against its whole text read at once; the prompts differ in length."""
     lm = tiny.lm(attention=attention, scaling=scaling, semantics="frozen")
-    prompts = [tiny.tokens(1, 25, seed=1)[0], tiny.tokens(1, 30, seed=2)[0]]
     prefixes = [[tiny.tokens(1, 5, seed=10 * b + k)[0][:k] for k in range(3)] for b in range(2)]
+    assert_continued(lm, prefixes)
+
+
+@pytest.mark.parametrize(
+    ("attention", "scaling"),
+    [
+        (Causal(), Yarn(2.0)),
+        pytest.param(SelfExtend(4, 8), Yarn(2.0), marks=pytest.mark.check),
+        pytest.param(Causal(), DynamicNTK(2.0), marks=pytest.mark.check),
+    ],
+    ids=repr,
+)
+def test_what_continuations_share_is_written_once(attention, scaling):
+    """Two questions with three answers each: the first tokens of a question take one step each."""
+    lm = tiny.lm(attention=attention, scaling=scaling, semantics="frozen")
+    ids = tiny.tokens(1, 40, seed=3)[0]
+    prefixes = [
+        [np.concatenate([question, answer]) for question in questions for answer in answers]
+        for questions, answers in [
+            ((ids[:3], ids[3:7]), (ids[7:7], ids[8:10], ids[10:11])),
+            ((ids[20:23], ids[23:26]), (ids[26:28], ids[28:29], ids[29:29])),
+        ]
+    ]
+    shared = shared_beginning(forced(prefixes, 7))
+    assert shared is not None
+    assert shared.tokens.shape == (2, 2, 3)
+    assert_continued(lm, prefixes)
+
+
+def assert_continued(lm, prefixes):
+    """That every continuation of two prompts is what its whole text gives when read at once."""
+    prompts = [tiny.tokens(1, 25, seed=1)[0], tiny.tokens(1, 30, seed=2)[0]]
     tokens, nll = lm.continuations(prompts, prefixes, max_new_tokens=7)
-    assert tokens.shape == nll.shape == (2, 3, 7)
+    assert tokens.shape == nll.shape == (2, len(prefixes[0]), 7)
     for b, prompt in enumerate(prompts):
-        longest = 30 if not scaling.depends_on_length else len(prompt)
-        fixed = lm.with_method(Fixed(scaling, longest))
-        for k in range(3):
+        longest = 30 if not lm.scaling.depends_on_length else len(prompt)
+        fixed = lm.with_method(Fixed(lm.scaling, longest))
+        for k, prefix in enumerate(prefixes[b]):
             ids = np.concatenate([prompt, tokens[b, k]])
-            np.testing.assert_array_equal(tokens[b, k, :k], prefixes[b][k])
+            np.testing.assert_array_equal(tokens[b, k, : len(prefix)], prefix)
             np.testing.assert_allclose(
                 nll[b, k], fixed.loss(ids[None])[0, len(prompt) - 1 :], atol=2e-5
             )
-            logits = np.asarray(fixed.logits(ids[None]))[0, len(prompt) - 1 + k : -1]
-            assert_greedy(tokens[b, k, k:], logits, 2)
+            logits = np.asarray(fixed.logits(ids[None]))[0, len(prompt) - 1 + len(prefix) : -1]
+            assert_greedy(tokens[b, k, len(prefix) :], logits, min(2, len(logits)))
 
 
 def test_a_continuation_stops_only_at_stop_ids_that_it_chose():
