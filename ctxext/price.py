@@ -168,12 +168,12 @@ class Price:
         if self.speed:
             lines.append(f"compiling: {duration(self.compiling)}")
         memory = f"memory: {memory_text(self.works)}"
-        return "\n".join(["texts by tokens, padding included:", *lines, self.sentence(), memory])
+        return "\n".join(["texts x tokens, padding included:", *lines, self.sentence(), memory])
 
 
 def by_length(calls: Iterable[Call]) -> str:
-    """How many texts are read, by their tokens with padding: "60 of 256, 60 of 512"."""
-    return ", ".join(f"{n:,} of {T:,}" for T, n in sorted(readings(calls).items()))
+    """How many texts are read, by their tokens with padding: "60 x 256, 60 x 512"."""
+    return ", ".join(f"{n:,} x {T:,}" for T, n in sorted(readings(calls).items()))
 
 
 def memory_text(works: Sequence[Work]) -> str:

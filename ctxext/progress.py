@@ -6,8 +6,10 @@ one. So the model tells the share of its present call that is done.
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
+Item = TypeVar("Item")
 Listener = Callable[[float], None]
 """Takes the share of the present call that is done, 0 to 1."""
 
@@ -50,6 +52,15 @@ class Meter:
         listener = _listener.get()
         if listener is not None:
             listener(min(1.0, self._done / self._total))
+
+
+def each(items: Iterable[Item], size: Callable[[Item], float]) -> Iterator[Item]:
+    """The items; whenever the next one is asked for, the share done by size is told."""
+    listed = list(items)
+    meter = Meter(sum(map(size, listed)))
+    for item in listed:
+        yield item
+        meter.add(size(item))
 
 
 def seconds_left(elapsed: float, done: float, left: float) -> float | None:

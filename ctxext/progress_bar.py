@@ -15,11 +15,13 @@ class TerminalBar(Progress):
     """A bar on standard error, if that is a terminal; what is printed meanwhile appears above it.
 
     `details`: a format of the fields of a task, which follows its count. `counts`: show how many of
-    how many are done, and the time left at that pace; otherwise `details` say so. The name of a
-    task is to be `printable`.
+    how many are done, and the time left at that pace; otherwise `details` say so. `transient`: it
+    disappears when it is done. The name of a task is to be `printable`.
     """
 
-    def __init__(self, *, enabled: bool, details: str = "", counts: bool = True) -> None:
+    def __init__(
+        self, *, enabled: bool, details: str = "", counts: bool = True, transient: bool = False
+    ) -> None:
         console = Console(file=raw_stream(sys.stderr))
         super().__init__(
             TextColumn("{task.description}", markup=False),
@@ -29,6 +31,7 @@ class TerminalBar(Progress):
             *([TimeRemainingColumn()] if counts else []),
             console=console,
             speed_estimate_period=SPEED_PERIOD,
+            transient=transient,
             disable=not (enabled and console.is_terminal),
         )
 

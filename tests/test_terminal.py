@@ -21,7 +21,9 @@ from ctxext.cli.commands import all_commands
 from ctxext.cli.heartbeat import sign_of_life
 from ctxext.cli.main import main
 from ctxext.evals.record import EvaluatedModel, read_records
+from ctxext.interop.lazy_tensor import LazyTensor
 from ctxext.interop.model_card import BEGIN, END, code_block, model_card, with_proof
+from ctxext.interop.safetensors_files import write_tensors
 from ctxext.progress_bar import TerminalBar
 from ctxext.report import tables, write_report
 from ctxext.report.pages import page
@@ -278,6 +280,39 @@ def test_a_sign_of_life_breaks_a_long_silence_in_a_log(monkeypatch):
                 time.sleep(0.01)
     for line in log.getvalue().splitlines()[1:3]:
         assert re.fullmatch(r"ctxext export: at work for \d+ s", line)
+
+
+def test_a_long_command_has_a_bar_on_a_terminal(monkeypatch, tmp_path):
+    """While safetensors are written, by their bytes; it is gone when the command ends."""
+    terminal = Terminal()
+    shares = []
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    monkeypatch.setattr("ctxext.progress_bar.TerminalBar.update", shown_by(shares))
+    zeros = {"a": np.zeros((3, 8), np.float32), "b": np.zeros(8, np.float32)}
+    tensors = {
+        name: LazyTensor(value.shape, "float32", lambda index=..., value=value: value[index])
+        for name, value in zeros.items()
+    }
+    with printable_output(), sign_of_life("export"):
+        write_tensors(tmp_path, tensors, "float32", max_shard_size=96)
+    assert shares == [0.5, 1.0]
+    assert "ctxext export" in terminal.read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+def shown_by(shares):
+    """A stand-in for the bar's update that notes what it is given."""
+
+    def update(bar, task, *, completed, total):
+        assert total == 1
+        shares.append(completed)
+
+    return update
 
 
 @pytest.mark.parametrize(

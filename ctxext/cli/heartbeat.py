@@ -1,6 +1,7 @@
-"""A sign of life now and then, where a long command has nothing else to say.
+"""A sign of life of long commands that have nothing else to say.
 
-Only without a terminal: in a log file, silence cannot be told from a process that hangs.
+On a terminal that is a bar. In a log file, where silence cannot be told from a process that hangs,
+it is a line now and then.
 """
 
 import contextlib
@@ -9,11 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ctxext.progress import duration
+from ctxext.progress import duration, heard_by
 from ctxext.terminal import PrintableStream
 
 INTERVAL = 90.0
 """Seconds without output after which a line is printed: longer than between lines of progress."""
+
+
+WITHOUT_BARS = ("export", "import", "prove")
+"""Commands that show no bar themselves."""
 
 
 def line(command: str, seconds: float) -> str:
@@ -23,10 +28,17 @@ def line(command: str, seconds: float) -> str:
 
 @contextlib.contextmanager
 def sign_of_life(command: str, *, interval: float = INTERVAL) -> Iterator[None]:
-    """In the block, print a line whenever nothing was printed on stderr for `interval` seconds."""
+    """In the block, print a line whenever nothing was printed on stderr for `interval` seconds.
+
+    On a terminal, commands without a bar get one instead.
+    """
     stream = sys.stderr
-    if not isinstance(stream, PrintableStream) or stream.raw.isatty():
+    if not isinstance(stream, PrintableStream):
         yield
+        return
+    if stream.raw.isatty():
+        with _bar(command) if command in WITHOUT_BARS else contextlib.nullcontext():
+            yield
         return
     started = time.monotonic()
     is_over = threading.Event()
@@ -44,3 +56,18 @@ def sign_of_life(command: str, *, interval: float = INTERVAL) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def _bar(command: str) -> Iterator[None]:
+    """In the block, a bar shows that the command is at work, and how far its present part is."""
+    from ctxext.progress_bar import TerminalBar
+
+    bar = TerminalBar(enabled=True, details="{task.elapsed:.0f} s", counts=False, transient=True)
+    task = bar.add_task(f"ctxext {command}", total=None)
+
+    def show(share: float) -> None:
+        bar.update(task, completed=share, total=1.0)
+
+    with bar, heard_by(show):
+        yield

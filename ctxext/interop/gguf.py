@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext import progress
 from ctxext.files import atomic_file, written_alone
 from ctxext.interop.gguf_library import import_library
 from ctxext.interop.gguf_metadata import (
@@ -21,7 +22,7 @@ from ctxext.interop.gguf_metadata import (
 from ctxext.interop.gguf_names import architecture_of, tensor_name, to_gguf
 from ctxext.interop.gguf_vocabulary import vocabulary
 from ctxext.interop.hf_weights import StoredModel, WriteOptions, wait_for_primary
-from ctxext.interop.lazy_tensor import LazyTensor, cast, numpy_dtype
+from ctxext.interop.lazy_tensor import LazyTensor, cast, num_values, numpy_dtype
 from ctxext.interop.meta_layout import rotary_heads, to_interleaved
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.parallel import distributed
@@ -102,7 +103,7 @@ def write(path: str | Path, model: StoredModel, options: WriteOptions) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         try:
-            for name, tensor in arrays.items():
+            for name, tensor in progress.each(arrays.items(), num_values):
                 description = tensor.describe(named.get(name, name))
                 writer.write_tensor_data(
                     _to_bytes(library, tensor.read(), types[name], description)

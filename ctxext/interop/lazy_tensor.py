@@ -68,6 +68,11 @@ class LazyTensor(NamedTuple):
         return name if self.file is None else f"{name} in {self.file}"
 
 
+def num_values(named: tuple[str, LazyTensor]) -> int:
+    """How many numbers a tensor has, with which the time of reading or writing it grows."""
+    return math.prod(named[1].shape)
+
+
 def read_chunk(chunk: FileChunk, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The numbers of a chunk, in host memory. Raises ValueError if it is cut off or corrupt.
 

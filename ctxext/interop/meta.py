@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxext import progress
 from ctxext.files import (
     atomic_directory,
     check_free,
@@ -28,7 +29,7 @@ from ctxext.interop.hf_weights import (
     slots,
     wait_for_primary,
 )
-from ctxext.interop.lazy_tensor import LazyTensor, numpy_dtype, read_into
+from ctxext.interop.lazy_tensor import LazyTensor, num_values, numpy_dtype, read_into
 from ctxext.interop.meta_layout import (
     join_shards,
     meta_name,
@@ -122,7 +123,7 @@ def _write_shards(
             stack.enter_context(create(directory / f"consolidated.{i:02d}.pth", shapes, dtype))
             for i in range(num_shards)
         ]
-        for name, tensor in tensors.items():
+        for name, tensor in progress.each(tensors.items(), num_values):
             array = to_interleaved(read_into(memory, tensor, name), rotary_heads(name, config))
             _, dim = meta_names[name]
             parts = [array] * num_shards if dim is None else np.split(array, num_shards, dim)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ctxext import progress
 from ctxext.files import refuse_lfs_pointer, write_json
 from ctxext.interop.lazy_tensor import (
     STORAGE_DTYPES,
@@ -17,6 +18,7 @@ from ctxext.interop.lazy_tensor import (
     Index,
     LazyTensor,
     blocks,
+    num_values,
     numpy_dtype,
     read_chunk,
 )
@@ -127,7 +129,8 @@ def write_tensors(
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(directory / file, {name: tensors[name] for name in names}, dtype)
+        with progress.as_part(number - 1, len(shards)):
+            write_file(directory / file, {name: tensors[name] for name in names}, dtype)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     write_json(directory / INDEX_FILE, index)
@@ -150,6 +153,6 @@ def write_file(path: Path, tensors: dict[str, LazyTensor], dtype: str) -> None:
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in tensors.items():
+        for name, tensor in progress.each(tensors.items(), num_values):
             for block in blocks(tensor, numpy_type, name):
                 file.write(block.reshape(-1).view(np.uint8).data)

@@ -304,7 +304,7 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path, capsys):
     command += ["--wording", "code", "--out", str(out), "--dry-run"]
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^passkey, none: 60 of 256, 60 of 512, \d+ s$", text, re.MULTILINE)
+    assert re.search(r"^passkey, none: 60 x 256, 60 x 512, \d+ s$", text, re.MULTILINE)
     assert re.search(r"^to read: 180 texts, [\d,]+ tokens, about \d+ (s|min) on this", text, re.M)
     assert not out.exists()
     # Four questions fit into the shorter texts.

@@ -86,7 +86,7 @@ def test_what_a_stage_says_it_reads_is_what_the_evaluation_reads():
     for evaluation in EVALS:
         for _ in evaluation.records(timed, evaluation.items(), evaluated_model(reader)):
             pass
-    assert stage.amount == f"2 of 64, 10 of 96, 10 of 224 tokens; {timed.tokens:,} in all"
+    assert stage.amount == f"2 x 64, 10 x 96, 10 x 224 tokens; {timed.tokens:,} in all"
 
 
 def test_a_resumed_run_counts_what_remains(tmp_path):
@@ -97,7 +97,7 @@ def test_a_resumed_run_counts_what_remains(tmp_path):
     evaluate(plain, EVALS[1:], model=described, sink=run.records_file, progress=False)
     (run.checkpoints / "4").mkdir(parents=True)
     plan = Plan.of(experiment(), lm, EVALS, run)
-    assert plan.planned[1].amount.startswith("10 of 96, 10 of 224 tokens")
+    assert plan.planned[1].amount.startswith("10 x 96, 10 x 224 tokens")
     assert plan.planned[2].amount.startswith("2 of 6 steps, 1,024 tokens")
     (run.checkpoints / "6").mkdir()
     assert Plan.of(experiment(), lm, EVALS, run).planned[2].amount == DONE
