@@ -19,6 +19,7 @@ from ctxext.data.held_out import HELD_OUT
 from ctxext.evals import expected
 from ctxext.evals.budget import read_budget
 from ctxext.interop.formats import find_format
+from ctxext.losses import CrossEntropy, Loss
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import meant_scaling
@@ -210,6 +211,8 @@ class Experiment:
     """The positions of tokens in training."""
     trainable: Trainable = Full()
     """Which parameters are trained, and in which form."""
+    loss: Loss = CrossEntropy()
+    """The objective of training. Evaluations report the plain loss, whatever this is."""
     evals: tuple[Any, ...] = ()
     """Evaluations, run before and after training."""
     budget: str = "full"

@@ -26,6 +26,7 @@ PACKAGES = (
     "ctxext.data",
     "ctxext.evals",
     "ctxext.experiment",
+    "ctxext.losses",
     "ctxext.methods",
     "ctxext.model",
     "ctxext.optim",

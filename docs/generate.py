@@ -120,6 +120,7 @@ def experiment_page() -> str:
     from ctxext.evals.base import Eval
     from ctxext.evals.expected import Expected
     from ctxext.experiment import Experiment, Export, Train
+    from ctxext.losses import Loss
     from ctxext.model.config import LlamaConfig
     from ctxext.model.parts import Parts
     from ctxext.model.trainable import Trainable
@@ -153,6 +154,7 @@ def experiment_page() -> str:
         lines += [f"## {title}", "", summary(cls), "", *table(cls, prefix)]
     for title, base in (
         ("What is trained", Trainable),
+        ("Losses", Loss),
         ("Data sources", Source),
         ("Evaluations", Eval),
         ("Tasks", Task),

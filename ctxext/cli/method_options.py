@@ -11,6 +11,7 @@ from typing import Any
 
 from ctxext.cli.flags import Flag, field_value, is_plain, option, parse_flags, unknown_option
 from ctxext.experiment import Experiment
+from ctxext.losses import all_losses
 from ctxext.methods import build, find, seam
 from ctxext.model.trainable import TRAINABLE
 
@@ -35,9 +36,10 @@ def replace_methods(
 ) -> Experiment:
     """The experiment with each named method in its seam.
 
-    The trainable subset counts as a seam here: "full", "lora" or "last-layers". A method of another
-    class keeps the values of the fields that both have; one of the same class begins with its
-    defaults. Raises ValueError for an unknown method and for a missing or wrong field.
+    The trainable subset counts as a seam here, "full", "lora" or "last-layers", and so does the
+    loss, "cross-entropy" or another of `ctxext.losses`. A method of another class keeps the values
+    of the fields that both have; one of the same class begins with its defaults. Raises ValueError
+    for an unknown method and for a missing or wrong field.
     """
     for name in names:
         method, seam_name = _method_of_experiment(name)
@@ -96,6 +98,8 @@ def _method_of_experiment(name: str) -> tuple[type, str]:
     """(class, the field of an experiment that holds it)."""
     if name in TRAINABLE:
         return TRAINABLE[name], "trainable"
+    if name in all_losses():
+        return all_losses()[name], "loss"
     method = find(name)
     return method, seam(method)
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from ctxext.attention import Attention, Kernel
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, bind, has_dropout
-from ctxext.parallel.attention import make_sharded_attention, ring_order
+from ctxext.model.setup import ModelSetup
+from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh
 from ctxext.rope import Float32Rotation, Rotation
 
@@ -216,6 +217,93 @@ def chunked_mlp(mlp: Any, x: Array, token_indices: Array | None, mesh: Mesh) -> 
     return over_chunks(of_chunk, mesh, MLP_TOKENS, *arrays)
 
 
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The model of a training step, ready to run on batches [B, T] in the order of the text.
+
+    The tokens of hidden states are in `ring_order`, everything else is in the order of the text.
+    """
+
+    params: Params
+    rotation: Rotation | Float32Rotation
+    """The frequencies of the batch."""
+    setup: ModelSetup
+    remat: str
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        return bind(self.setup.config, self.setup.mesh.reshard_embedding(self.params))
+
+    def without_gradient(self) -> "Forward":
+        """The same model with constants for parameters."""
+        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    def hidden(
+        self,
+        batch: Mapping[str, Array],
+        *,
+        rotation: Rotation | Float32Rotation | None = None,
+        token_indices: Int[Array, "b t"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Hidden states after the final norm of `batch`: tokens, positions and segment_ids.
+
+        rotation: other frequencies than the batch's. token_indices: the numbers of the tokens in
+        the microbatch, by which adapters drop inputs; by default they are counted row by row.
+        """
+        setup = self.setup
+        mesh = setup.mesh
+        model = self._model
+        if not has_dropout(self.params):
+            token_indices = None
+        elif token_indices is None:
+            shape = batch["tokens"].shape
+            token_indices = jnp.arange(np.prod(shape)).reshape(shape)
+        if token_indices is not None:
+            token_indices = ring_order(token_indices, mesh)
+        tokens, positions, segment_ids = (
+            ring_order(batch[name], mesh) for name in ("tokens", "positions", "segment_ids")
+        )
+        attend = make_sharded_attention(
+            mesh,
+            setup.attention,
+            setup.kernel,
+            self.rotation if rotation is None else rotation,
+            positions,
+            segment_ids,
+            layers=setup.config.layers,
+        )
+        hidden, _ = model.hidden(
+            tokens,
+            attend,
+            dtype=setup.dtype,
+            remat=self.remat,
+            token_indices=token_indices,
+            run_mlp=functools.partial(chunked_mlp, mesh=mesh) if self.remat != "none" else None,
+        )
+        return hidden
+
+    def weighted_loss(
+        self,
+        hidden: Float[Array, "b t d"],
+        targets: Int[Array, "b t"],
+        weights: Float[Array, "b t"],
+    ) -> Float[Array, ""]:
+        """The sum of w (-log p(target)) over the tokens of `hidden`."""
+        mesh = self.setup.mesh
+        # Any order of the tokens will do: the loss is a sum.
+        targets = ring_order(targets, mesh)
+        weights = ring_order(weights, mesh)
+        return weighted_loss(hidden, self._model.output_kernel(), targets, weights, mesh)
+
+    def token_losses(
+        self, hidden: Float[Array, "b t d"], targets: Int[Array, "b t"]
+    ) -> Float[Array, "b t"]:
+        """-log p(target) of every token."""
+        mesh = self.setup.mesh
+        kernel = self._model.output_kernel()
+        return token_order(token_losses(hidden, kernel, ring_order(targets, mesh), mesh), mesh)
+
+
 def batch_loss(
     params: Params,
     batch: Mapping[str, Array],
@@ -227,33 +315,10 @@ def batch_loss(
     dtype: str,
     remat: str,
     mesh: Mesh = ONE_DEVICE,
-) -> tuple[Array, Array]:
-    """(sum of weighted losses, sum of weights) of a batch: the fields of `data.Batch`, [B, T]."""
-    model = bind(config, mesh.reshard_embedding(params))
-    shape = batch["tokens"].shape
-    token_indices = None
-    if has_dropout(params):
-        token_indices = ring_order(jnp.arange(np.prod(shape)).reshape(shape), mesh)
-    # Any order of the tokens will do: the loss is a sum.
-    batch = {name: ring_order(x, mesh) for name, x in batch.items()}
-    attend = make_sharded_attention(
-        mesh,
-        attention,
-        kernel,
-        rotation,
-        batch["positions"],
-        batch["segment_ids"],
-        layers=config.layers,
-    )
-    hidden, _ = model.hidden(
-        batch["tokens"],
-        attend,
-        dtype=dtype,
-        remat=remat,
-        token_indices=token_indices,
-        run_mlp=functools.partial(chunked_mlp, mesh=mesh) if remat != "none" else None,
-    )
-    nll: Any = weighted_loss(
-        hidden, model.output_kernel(), batch["targets"], batch["weights"], mesh
-    )
-    return nll, batch["weights"].sum()
+) -> tuple[Array, dict[str, Array]]:
+    """(sum of weighted losses, {"weight": their sum}) of a batch: the fields of `data.Batch`."""
+    setup = ModelSetup(config, attention, kernel, dtype, mesh)
+    forward = Forward(params, rotation, setup, remat)
+    hidden = forward.hidden(batch)
+    nll = forward.weighted_loss(hidden, batch["targets"], batch["weights"])
+    return nll, {"weight": batch["weights"].sum()}

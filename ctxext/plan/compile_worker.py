@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ctxext.data import Batch
 from ctxext.experiment import Experiment
+from ctxext.losses import step_rotations
 from ctxext.model.config import LlamaConfig
 from ctxext.parallel.mesh import ROWS
 from ctxext.plan.accelerators import topology
@@ -52,9 +53,14 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
     seeds = experiment.trainable.dropout_seeds(experiment.seed, 0, train.accumulate)
     batch |= {name: replicated_shape(x) for name, x in seeds.items()}
     scaling = experiment.effective_scaling(scaling)
-    rotation = rotation_at(scaling, config.rope_base(), train.seq_len)
-    rotation = jax.tree.map(replicated_shape, rotation)
-    traced = compiled_step(experiment, config).trace(params, opt_state, batch, rotation, frozen)
+    rope_base = config.rope_base()
+    rotations = step_rotations(
+        experiment.loss,
+        np.arange(train.seq_len)[None],
+        lambda seq_len: rotation_at(scaling, rope_base, seq_len),
+    )
+    rotations = jax.tree.map(replicated_shape, rotations)
+    traced = compiled_step(experiment, config).trace(params, opt_state, batch, rotations, frozen)
     platform = mesh.devices.flat[0].platform
     return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ctxext.data import Batch, Rows, make_batch, prefetch
 from ctxext.experiment import Experiment
+from ctxext.losses import step_rotations
 from ctxext.model.lm import LM
 from ctxext.rope import Float32Rotation, Rotation, rotation_at
 
@@ -64,9 +65,11 @@ class Batches:
         seeds = experiment.trainable.dropout_seeds(experiment.seed, step, settings.accumulate)
         return {**arrays, **seeds}
 
-    def rotation(self, batch: Batch) -> Rotation | Float32Rotation:
-        """The frequencies for a context that reaches to the largest position of the batch."""
-        seq_len = int(np.max(batch.positions)) + 1
+    def rotations(self, batch: Batch) -> dict[str, Rotation | Float32Rotation]:
+        """The frequencies of a step by name, as `losses.step_rotations` gives them."""
+        return step_rotations(self._experiment.loss, batch.positions, self._rotation_at)
+
+    def _rotation_at(self, seq_len: int) -> Rotation | Float32Rotation:
         if not self._scaling.depends_on_length:
             # The same at every length: asked again only where positions reach further than before.
             self._longest = max(self._longest, seq_len)

@@ -89,9 +89,9 @@ def train(
         host_batches = stack.enter_context(batches.prefetch(done, last))
         for step, host_batch in host_batches:
             batch = batches.on_devices(step, host_batch)
-            rotation = batches.rotation(host_batch)
+            rotations = batches.rotations(host_batch)
             policy.poll()
-            params, opt_state, values = step_fn(params, opt_state, batch, rotation, frozen)
+            params, opt_state, values = step_fn(params, opt_state, batch, rotations, frozen)
             done = step + 1
             metrics.record(done, values)
             if monitor and monitor.due(done):

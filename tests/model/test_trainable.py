@@ -10,6 +10,7 @@ from ctxext.attention import Causal
 from ctxext.cli.overrides import override
 from ctxext.data import Batch, Files
 from ctxext.experiment import Experiment, Train
+from ctxext.losses import BATCH
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import param_shapes
 from ctxext.model.loss import batch_loss
@@ -72,10 +73,10 @@ def compiled(trainable, dtype):
         f: jax.ShapeDtypeStruct(shape, np.float32 if f == "weights" else np.int32)
         for f in Batch._fields
     }
-    rotation = Unscaled().rope(MIDDLE.rope_base(), 256).rotation()
+    rotations = {BATCH: Unscaled().rope(MIDDLE.rope_base(), 256).rotation()}
     step = (
         compiled_step(experiment, MIDDLE)
-        .lower(params, opt_state, batch, rotation, frozen)
+        .lower(params, opt_state, batch, rotations, frozen)
         .compile()
     )
     batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((batch, rotation)))

@@ -16,6 +16,7 @@ from ctxext.data import Batch
 from ctxext.experiment import load_experiment
 from ctxext.interop import hf
 from ctxext.interop.stored_weights import find_weights
+from ctxext.losses import BATCH
 from ctxext.methods import SelfExtend
 from ctxext.model.config import SHAPES
 from ctxext.model.decoder import param_shapes
@@ -493,8 +494,8 @@ def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
         f: jax.ShapeDtypeStruct(shape, np.float32 if f == "weights" else np.int32, sharding=rows)
         for f in Batch._fields
     }
-    rotation = experiment.rope.rope(config.rope_base(), T).rotation()
-    step = compiled_step(experiment, config).lower(params, state, batch, rotation).compile()
+    rotations = {BATCH: experiment.rope.rope(config.rope_base(), T).rotation()}
+    step = compiled_step(experiment, config).lower(params, state, batch, rotations).compile()
     memory = step.memory_analysis()
     counted = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9
     # jax 0.12 needs less than jax 0.10 for the same step.

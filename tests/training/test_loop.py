@@ -174,8 +174,8 @@ def test_one_step_to_the_digit(texts):
 
 
 def _mean(params, batch) -> jax.Array:
-    nll, weight = batch_loss(params, batch, ROTATION, **STATIC)
-    return nll / weight
+    nll, sums = batch_loss(params, batch, ROTATION, **STATIC)
+    return nll / sums["weight"]
 
 
 def test_accumulation_is_the_step_of_the_big_batch(texts):

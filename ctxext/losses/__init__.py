@@ -1,0 +1,17 @@
+"""Objectives of training: the seam of losses, and one file per loss."""
+
+import functools
+
+from ctxext.discovery import classes_in_package
+from ctxext.losses.base import BATCH as BATCH
+from ctxext.losses.base import Loss as Loss
+from ctxext.losses.base import RotationAt as RotationAt
+from ctxext.losses.base import Sums as Sums
+from ctxext.losses.base import step_rotations as step_rotations
+from ctxext.losses.cross_entropy import CrossEntropy as CrossEntropy
+
+
+@functools.cache
+def all_losses() -> dict[str, type[Loss]]:
+    """Every loss by its command-line name, such as "long-ce"."""
+    return {loss.name: loss for loss in classes_in_package(__name__, Loss)}

@@ -1,0 +1,28 @@
+"""The loss of language models."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+from jax import Array
+
+from ctxext.losses.base import Loss, Sums
+from ctxext.model.loss import Forward
+from ctxext.rope import Float32Rotation, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """The mean of -log p(next token) over the tokens of a step, weighted as the data says."""
+
+    name: ClassVar[str] = "cross-entropy"
+
+    def __call__(
+        self,
+        forward: Forward,
+        batch: Mapping[str, Array],
+        rotations: Mapping[str, Rotation | Float32Rotation],
+    ) -> tuple[Array, Sums]:
+        hidden = forward.hidden(batch)
+        nll = forward.weighted_loss(hidden, batch["targets"], batch["weights"])
+        return nll, {"weight": batch["weights"].sum()}
