@@ -68,6 +68,10 @@ class Train:
     the cost."""
     kernel: Kernel = "blocked"
     """The attention kernel; "auto" takes the best one that can do the method exactly."""
+    rope_length: Literal["batch", "document"] = "batch"
+    """Whose length chooses the frequencies of a method that has others for long texts, such as
+    LongRope: that of the longest row of a batch, or of each document by itself (the mixed windows
+    of LongRoPE2, arXiv 2502.20082)."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`."""
     checkpoint_every: int = 200
@@ -137,7 +141,13 @@ class Train:
         for field in ("steps", "monitor_every", "drift_alarm", "eval_every", "stop_min_difference"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"train.{field} must not be negative, got {getattr(self, field)}")
-        for field, known in (("dtype", COMPUTE_DTYPES), ("remat", REMAT), ("kernel", KERNELS)):
+        choices = (
+            ("dtype", COMPUTE_DTYPES),
+            ("remat", REMAT),
+            ("kernel", KERNELS),
+            ("rope_length", ("batch", "document")),
+        )
+        for field, known in choices:
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"train.{field} {getattr(self, field)!r} is not known; choose "

@@ -16,6 +16,7 @@ from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
 from ctxext.model.context import meant_scaling
 from ctxext.rope import RopeScaling
+from ctxext.rope_by_length import checked_switch_lengths
 from ctxext.training import evaluation_set
 
 
@@ -124,8 +125,9 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
 def check_context(experiment: Experiment, *, training_only: bool = False) -> None:
     """Raise ValueError for a factor that gives less context than the base checkpoint declares.
 
-    Also for a choice by a measure that is not evaluated during training. With `training_only`, only
-    what is trained is checked. Reads no weights.
+    Also for a choice by a measure that is not evaluated during training, and for frequencies that
+    cannot follow each document. With `training_only`, only what is trained is checked. Reads no
+    weights.
     """
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
@@ -135,6 +137,11 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
         config, base_scaling = loading.base_config(experiment)
         for scaling in scalings:
             config.check_scaling(meant_scaling(scaling, base_scaling))
+    if experiment.train.steps and experiment.train.rope_length == "document":
+        config, base_scaling = loading.base_config(experiment)
+        for scaling in (experiment.rope, *(() if training_only else experiment.baselines)):
+            trained = meant_scaling(scaling, base_scaling)
+            checked_switch_lengths(trained, config.rope_base())
     if scalings and not experiment.allow_shorter:
         context = loading.base_context(experiment)
         for scaling in scalings:

@@ -185,6 +185,14 @@ class RopeScaling(abc.ABC):
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         """Frequencies for a context of `seq_len` tokens over the pre-trained `base`."""
 
+    def switch_lengths(self, base: RopeBase) -> tuple[int, ...] | None:
+        """The lengths in tokens, ascending, beyond which the frequencies are others.
+
+        () where they are the same at every length; None where they follow every length, unless a
+        scaling that `depends_on_length` says more.
+        """
+        return None if self.depends_on_length else ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Unscaled(RopeScaling):

@@ -13,7 +13,7 @@ from ctxext.attention.documents import mapped_positions, rotary_tables
 from ctxext.attention.kernels import KERNELS, Kernel, evaluate
 from ctxext.attention.layers import ALIKE, Kind, LayerKind, Layers
 from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
-from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import SequenceRotation
 
 __all__ = [
     "KERNELS",
@@ -47,7 +47,7 @@ class Attend(Protocol):
 def make_attention(
     attention: Attention,
     kernel: Kernel,
-    rotation: Rotation | Float32Rotation,
+    rotation: SequenceRotation,
     positions: Int[Array, "b t"],
     segment_ids: Int[Array, "b t"] | None = None,
     *,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from ctxext.attention.layers import LayerMask
 from ctxext.attention.pieces import Piece, unchanged
-from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import RotationByLength, SequenceRotation
 
 
 def smallest_in_document(
@@ -34,6 +34,17 @@ def smallest_in_document(
     return in_place
 
 
+def document_lengths(
+    positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None
+) -> Int[Array, "b t"]:
+    """How far the positions of each token's document reach, from its first to its last, in tokens.
+
+    That is its number of tokens, unless positions were skipped. The order of tokens is free.
+    """
+    largest = -smallest_in_document(-positions, segment_ids)
+    return largest - smallest_in_document(positions, segment_ids) + 1
+
+
 def first_tokens(
     masks: Sequence[LayerMask], index: Int[Any, "#b t"], segment_ids: Int[Array, "b t"] | None
 ) -> Int[Array, "b t"] | None:
@@ -48,17 +59,23 @@ def first_tokens(
 
 def rotary_tables(
     pieces: Sequence[Piece],
-    rotation: Rotation | Float32Rotation,
+    rotation: SequenceRotation,
     positions: Int[Array, "b t"],
     segment_ids: Int[Array, "b t"] | None,
 ) -> tuple[list, list]:
     """The rotation of queries and that of keys, of each piece.
 
     In a document that begins at position b, p is rotated at b + map(p - b): distances are those of
-    the document alone, and a map that changes nothing is exact.
+    the document alone, and a map that changes nothing is exact. Where leading positions rotate
+    differently, it is map(p - b), because they are those of the document.
     """
+    of_tokens: Any = rotation
+    if isinstance(rotation, RotationByLength):
+        of_tokens = rotation.of_lengths(document_lengths(positions, segment_ids))
+    if of_tokens.leading is not None:
+        positions = positions - smallest_in_document(positions, segment_ids)
     queries, keys = mapped_positions(pieces, positions, segment_ids)
-    tables = [rotation.tables(positions) for positions in (*queries, *keys)]
+    tables = [of_tokens.tables(positions) for positions in (*queries, *keys)]
     return tables[: len(pieces)], tables[len(pieces) :]
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 
 from ctxext.model.loss import Forward
-from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import SequenceRotation
 
-RotationAt = Callable[[int], Rotation | Float32Rotation]
+RotationAt = Callable[[int], SequenceRotation]
 """The frequencies of a run for a context of so many positions."""
 BATCH = "batch"
 """The name of the batch's frequencies among those of a step."""
@@ -36,7 +36,7 @@ class Loss(abc.ABC):
         self,
         forward: Forward,
         batch: Mapping[str, Array],
-        rotations: Mapping[str, Rotation | Float32Rotation],
+        rotations: Mapping[str, SequenceRotation],
     ) -> tuple[Array, Sums]:
         """(the sum to minimise, sums of the microbatch), of which "weight" is one.
 
@@ -46,7 +46,7 @@ class Loss(abc.ABC):
 
     def rotations(
         self, positions: np.ndarray, rotation_at: RotationAt
-    ) -> dict[str, Rotation | Float32Rotation]:
+    ) -> dict[str, SequenceRotation]:
         """The frequencies that the loss needs besides the batch's, by name; asked at every step.
 
         positions: int32 [rows of the step, T], on the host.
@@ -63,7 +63,7 @@ class Loss(abc.ABC):
 
 def step_rotations(
     loss: Loss, positions: np.ndarray, rotation_at: RotationAt
-) -> dict[str, Rotation | Float32Rotation]:
+) -> dict[str, SequenceRotation]:
     """The frequencies of a step by name: the batch's, for a context that reaches to its largest
     position, and those that the loss asks for.
     """

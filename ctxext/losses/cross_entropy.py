@@ -8,7 +8,7 @@ from jax import Array
 
 from ctxext.losses.base import Loss, Sums
 from ctxext.model.loss import Forward
-from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import SequenceRotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CrossEntropy(Loss):
         self,
         forward: Forward,
         batch: Mapping[str, Array],
-        rotations: Mapping[str, Rotation | Float32Rotation],
+        rotations: Mapping[str, SequenceRotation],
     ) -> tuple[Array, Sums]:
         hidden = forward.hidden(batch)
         nll = forward.weighted_loss(hidden, batch["targets"], batch["weights"])

@@ -25,8 +25,9 @@ class LongRope(RopeScaling):
     """f'_i = f_i / short_factor_i up to L tokens, f_i / long_factor_i beyond (arXiv 2402.13753).
 
     `attention_factor` None is m = sqrt(1 + ln factor / ln L). The first `leading_positions` keep
-    plain RoPE with m = 1. Raises ValueError if a list does not have one divisor per pair, highest
-    frequency first.
+    plain RoPE with m = 1. Trained with `train.rope_length` "document", each document has the list
+    of its own length, as in the mixed windows of LongRoPE2 (arXiv 2502.20082). Raises ValueError if
+    a list does not have one divisor per pair, highest frequency first.
     """
 
     depends_on_length: ClassVar[bool] = True
@@ -59,6 +60,9 @@ class LongRope(RopeScaling):
             m = su_attention_factor(self.factor, window)
         leading = (self.leading_positions, base.inv_freq) if self.leading_positions else None
         return Rope(long if seq_len > window else short, m, leading)
+
+    def switch_lengths(self, base: RopeBase) -> tuple[int, ...] | None:
+        return (base.original_max_position_embeddings,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ctxext.model.decoder import Params, bind, has_dropout
 from ctxext.model.setup import ModelSetup
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.mesh import ONE_DEVICE, ROWS, Mesh
-from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import SequenceRotation
 
 CHUNK = 2**24
 """Logits that one device holds at a time, in elements."""
@@ -225,7 +225,7 @@ class Forward:
     """
 
     params: Params
-    rotation: Rotation | Float32Rotation
+    rotation: SequenceRotation
     """The frequencies of the batch."""
     setup: ModelSetup
     remat: str
@@ -242,7 +242,7 @@ class Forward:
         self,
         batch: Mapping[str, Array],
         *,
-        rotation: Rotation | Float32Rotation | None = None,
+        rotation: SequenceRotation | None = None,
         token_indices: Int[Array, "b t"] | None = None,
     ) -> Float[Array, "b t d"]:
         """Hidden states after the final norm of `batch`: tokens, positions and segment_ids.
@@ -307,7 +307,7 @@ class Forward:
 def batch_loss(
     params: Params,
     batch: Mapping[str, Array],
-    rotation: Rotation | Float32Rotation,
+    rotation: SequenceRotation,
     *,
     config: LlamaConfig,
     attention: Attention,

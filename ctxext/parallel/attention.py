@@ -9,7 +9,7 @@ from ctxext.attention import Attend, Attention, Kernel, make_attention
 from ctxext.attention.layers import ALIKE, Layers
 from ctxext.attention.ring import zigzag
 from ctxext.parallel.mesh import Mesh
-from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import SequenceRotation
 
 
 def ring_order(x: jax.Array, mesh: Mesh) -> jax.Array:
@@ -54,7 +54,7 @@ def make_sharded_attention(
     mesh: Mesh,
     attention: Attention,
     kernel: Kernel,
-    rotation: Rotation | Float32Rotation,
+    rotation: SequenceRotation,
     positions: jax.Array,
     segment_ids: jax.Array | None = None,
     layers: Layers = ALIKE,

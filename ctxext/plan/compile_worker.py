@@ -23,8 +23,9 @@ from ctxext.model.config import LlamaConfig
 from ctxext.parallel.mesh import ROWS
 from ctxext.plan.accelerators import topology
 from ctxext.plan.gpu_target import CHIPS
-from ctxext.rope import RopeScaling, rotation_at
+from ctxext.rope import RopeScaling
 from ctxext.serialization import from_json
+from ctxext.training.rotation import training_rotation
 from ctxext.training.state import state_shapes
 from ctxext.training.step import compiled_step
 
@@ -52,12 +53,11 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
         batch[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
     seeds = experiment.trainable.dropout_seeds(experiment.seed, 0, train.accumulate)
     batch |= {name: replicated_shape(x) for name, x in seeds.items()}
-    scaling = experiment.effective_scaling(scaling)
     rope_base = config.rope_base()
     rotations = step_rotations(
         experiment.loss,
         np.arange(train.seq_len)[None],
-        lambda seq_len: rotation_at(scaling, rope_base, seq_len),
+        lambda seq_len: training_rotation(experiment, scaling, rope_base, seq_len),
     )
     rotations = jax.tree.map(replicated_shape, rotations)
     traced = compiled_step(experiment, config).trace(params, opt_state, batch, rotations, frozen)

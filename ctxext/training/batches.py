@@ -11,7 +11,8 @@ from ctxext.data import Batch, Rows, make_batch, prefetch
 from ctxext.experiment import Experiment
 from ctxext.losses import step_rotations
 from ctxext.model.lm import LM
-from ctxext.rope import Float32Rotation, Rotation, rotation_at
+from ctxext.rope_by_length import SequenceRotation
+from ctxext.training.rotation import training_rotation
 
 
 class Batches:
@@ -30,8 +31,11 @@ class Batches:
             for micro in range(settings.accumulate)
             for row in experiment.mesh.own_rows(settings.batch_size)
         }
-        self._scaling = experiment.effective_scaling(base.scaling)
+        self._base_scaling = base.scaling
         self._rope_base = base.config.rope_base()
+        scaling = experiment.effective_scaling(base.scaling)
+        by_document = settings.rope_length == "document"
+        self._is_fixed = by_document or not scaling.depends_on_length
         self._longest = 0
 
     def prefetch(
@@ -65,13 +69,13 @@ class Batches:
         seeds = experiment.trainable.dropout_seeds(experiment.seed, step, settings.accumulate)
         return {**arrays, **seeds}
 
-    def rotations(self, batch: Batch) -> dict[str, Rotation | Float32Rotation]:
+    def rotations(self, batch: Batch) -> dict[str, SequenceRotation]:
         """The frequencies of a step by name, as `losses.step_rotations` gives them."""
         return step_rotations(self._experiment.loss, batch.positions, self._rotation_at)
 
-    def _rotation_at(self, seq_len: int) -> Rotation | Float32Rotation:
-        if not self._scaling.depends_on_length:
+    def _rotation_at(self, seq_len: int) -> SequenceRotation:
+        if self._is_fixed:
             # The same at every length: asked again only where positions reach further than before.
             self._longest = max(self._longest, seq_len)
             seq_len = self._longest
-        return rotation_at(self._scaling, self._rope_base, seq_len)
+        return training_rotation(self._experiment, self._base_scaling, self._rope_base, seq_len)

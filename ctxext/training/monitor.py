@@ -32,8 +32,9 @@ from ctxext.model.trainable import Trainable, join
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.distributed import broadcast_from_primary, gather
 from ctxext.positions import Contiguous
-from ctxext.rope import Float32Rotation, Rotation, rotation_at
+from ctxext.rope_by_length import SequenceRotation
 from ctxext.rundir import RunDir
+from ctxext.training.rotation import training_rotation
 
 NEVER = 2**32 - 1
 """The step whose rows the monitor uses: no run trains that long."""
@@ -101,9 +102,9 @@ class Monitor:
             batch_size=settings.batch_size,
             seq_len=self._window,
         )
-        scaling = experiment.effective_scaling(base.scaling)
-        self._long_rotation = rotation_at(scaling, rope_base, settings.seq_len)
-        self._short_rotation = rotation_at(scaling, rope_base, self._window)
+        rotation = functools.partial(training_rotation, experiment, base.scaling, rope_base)
+        self._long_rotation = rotation(settings.seq_len)
+        self._short_rotation = rotation(self._window)
 
     @classmethod
     def of(cls, experiment: Experiment, base: LM, rows: Rows, run: RunDir) -> "Monitor | None":
@@ -201,7 +202,7 @@ class Monitor:
 def _losses_and_peaks(
     params: Params,
     batch: Mapping[str, Array],
-    rotation: Rotation | Float32Rotation,
+    rotation: SequenceRotation,
     *,
     with_logits: bool,
     setup: ModelSetup,
@@ -236,7 +237,7 @@ def _recording_peaks(
     attend: Attend,
     layers: Layers,
     attention: Attention,
-    rotation: Rotation | Float32Rotation,
+    rotation: SequenceRotation,
     batch: Mapping[str, Array],
 ) -> Attend:
     """`attend` with the largest logit of every layer of a segment, [L], in place of its cache.
