@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint check newest harness transformers4 slow gpu clean
+.PHONY: help demo test docs lint check environments newest harness transformers4 slow gpu clean
 
 # The first name that exists, runs (a version manager's shim may not) and is new enough.
 runs = $(shell $(1) -c 'import sys; sys.version_info >= (3, $(2)) and print(sys.executable)' 2>/dev/null)
@@ -18,7 +18,8 @@ PYTHON312 := $(call first,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/b
 endif
 
 bin := .venv/bin
-pytest := -m pytest -n 2 --dist loadfile
+# tests/conftest.py orders the files.
+pytest := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 comma := ,
 constraints := $(wildcard constraints/*.txt)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -41,7 +42,7 @@ help: ## print these lines
 demo: .venv/.ready ## extend the bundled model's window, measure it, export it, prove the export
 	@$(bin)/ctxext demo
 
-test: lint ## format, lint, types, architecture, tests (at most 10 minutes on 2 cores)
+test: lint ## format, lint, types, architecture, tests (8 minutes on 2 cores)
 	@$(bin)/python $(pytest) $(PYTEST_ARGS)
 
 lint: .venv/.ready-test
@@ -53,16 +54,24 @@ lint: .venv/.ready-test
 docs: .venv/.ready-test ## write the pages of docs/ that are generated from the code
 	@$(bin)/python docs/generate.py
 
-check: .venv/.ready-test .venv/.ready-smollm2 newest harness transformers4 ## the built wheel, newest jax on Python 3.12, other readers
+# Two at a time where each uses one core; a pair of tests prints one after the other.
+check: ## the built wheel, newest jax on Python 3.12, other readers
+	@$(MAKE) --no-print-directory -j 2 environments
+	@$(MAKE) --no-print-directory newest
+	@$(MAKE) --no-print-directory -j 2 --output-sync harness transformers4
 	@$(bin)/python $(pytest) -m check $(PYTEST_ARGS)
 
-# The tests that do not need torch, again with the newest jax (tests/conftest.py selects them).
+environments: .venv/.ready-test .venv/.ready-smollm2 $(if $(PYTHON312),.venv312/.ready) .venvharness/.ready .venvtransformers4/.ready
+
+# The tests that do not need torch, again with the newest jax (tests/conftest.py selects them). Left out are the folders of what
+# computes nothing with jax: pages of reports, the repository itself, tasks, tokenizers. On Python 3.12 only other tests use those.
+without_jax := $(addprefix --ignore=tests/,report repository tasks tokenization)
 ifeq ($(PYTHON312),)
 newest:
 	@echo "newest jax: skipped, no python3.12 that runs on the PATH (make check PYTHON312=/path/to/python3.12)"
 else
 newest: .venv312/.ready
-	@.venv312/bin/python $(pytest) $(PYTEST_ARGS)
+	@.venv312/bin/python $(pytest) $(without_jax) $(PYTEST_ARGS)
 endif
 
 # The tests that need the extra lm-eval, which is too large for the main environment.
@@ -75,7 +84,7 @@ transformers4: .venvtransformers4/.ready
 	@LLAMA_CONVERTER="$(CURDIR)/.venvtransformers4/bin/python $(CURDIR)/$(converter)" .venvtransformers4/bin/python -m pytest \
 	-m "not slow" tests/interop/test_transformers4.py tests/interop/test_meta.py::test_transformers_converter $(PYTEST_ARGS)
 
-slow: .venvslow/.ready ## by hand: fuzzing, llama.cpp, Ray, compilers for other devices, every command of the docs
+slow: .venvslow/.ready ## by hand: fuzzing, llama.cpp, Ray, compilers for other devices, every command of the docs, the rest of long tables
 	@.venvslow/bin/python -m pytest -m slow -ra $(PYTEST_ARGS)
 
 # The extra that brings this accelerator's jax: cuda or tpu.
