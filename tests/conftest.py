@@ -6,6 +6,7 @@ CTXEXT_TEST_PLATFORM=cuda,cpu (or tpu,cpu) runs on that device instead: `make gp
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +32,47 @@ NO_READERS = sys.version_info >= (3, 12) and find_spec("torch") is None
 TOP_LEVEL = re.compile(rf"^(?:import|from) (?:{'|'.join(READERS)})\b", re.MULTILINE)
 TESTS = Path(__file__).parent
 # Much of the time of `make test` is compiling programs that run once, so there it is done with
-# little effort. `make check` and `make slow` compile as users do.
+# little effort. `make slow` compiles as users do, and so does `make check`, but for more cells of
+# the tables of `make test` in these files: what they compile runs once too.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK_IN_CHECK = (
+    "attention/",
+    "model/",
+    "parallel/test_mesh.py",
+    "interop/test_families.py",
+    "interop/test_gguf_families.py",
+    "interop/test_peft_families.py",
+    "end_to_end/test_families.py",
+    "training/test_evaluation.py",
+    "training/test_monitor.py",
+    "cli/test_cli.py",
+)
+# Files that take a minute or more in a tier, and files of few tests that take long. They start
+# first, so that no core waits at the end for the other one.
+LONGEST = (
+    "repository/test_packaging.py",
+    "parallel/test_processes.py",
+    "repository/test_notebooks.py",
+    "parallel/test_mesh.py",
+    "repository/test_recipe_twins.py",
+    "interop/test_smollm2.py",
+    "end_to_end/test_families.py",
+    "bench/test_bench.py",
+    "model/test_generation.py",
+    "cli/test_cli.py",
+    "sweep/test_sweep.py",
+    "attention/test_attention.py",
+    "prove/test_formats.py",
+    "training/test_loop.py",
+    "interop/test_meta_sizes.py",
+    "model/test_lora.py",
+    "model/test_trainable.py",
+    "training/test_monitor.py",
+    "tracking/test_wandb_command.py",
+    "end_to_end/test_bundled.py",
+    "end_to_end/test_whole_way.py",
+    "end_to_end/test_extended_base.py",
+)
 collect_ignore = [
     str(path.relative_to(TESTS))
     for path in TESTS.rglob("test_*.py")
@@ -53,6 +93,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
     settings.register_profile("same-examples", derandomize=True)
     settings.load_profile("same-examples")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, then those with the most tests; in a file the order stays."""
+    counts = Counter(item.path for item in items)
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation_in_check(request: pytest.FixtureRequest) -> Generator[None]:
+    """Compile with little effort in `make check` too, in the files for which that is said."""
+    file = request.path.relative_to(TESTS).as_posix()
+    if request.config.option.markexpr != "check" or not file.startswith(QUICK_IN_CHECK):
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _skip_without_readers() -> Generator[None, object, object]:

@@ -77,6 +77,8 @@ def start(
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # All of them alike: compiling is most of their time.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "WANDB_MODE": "disabled",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
     }
