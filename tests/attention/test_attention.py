@@ -251,7 +251,7 @@ def compare(
         (SelfExtend(8, 200), 385),
         pytest.param(LMInfinite(20, 3), 50, marks=pytest.mark.check),
         (LMInfinite(100, 10), 385),
-        (LMInfinite(200, 0), 385),
+        pytest.param(LMInfinite(200, 0), 385, marks=pytest.mark.check),
     ],
     ids=repr,
 )
@@ -262,7 +262,7 @@ def test_blocked_equals_dense_in_values_and_gradients(attention: Attention, T: i
 @pytest.mark.parametrize(
     ("attention", "T"),
     [
-        (SelfExtend(4, 30), 300),
+        pytest.param(SelfExtend(4, 30), 300, marks=pytest.mark.check),
         (Causal(), 700),
         (SelfExtend(8, 200), 700),
         (LMInfinite(150, 4), 700),
@@ -279,8 +279,9 @@ def test_segments_may_have_any_numbers_in_any_order():
     compare(Causal(), 768, jnp.asarray(np.repeat(ids, 128, 1), jnp.int32))
 
 
+# Of few sizes, because each pair of numbers of blocks and tokens compiles its operations anew.
 @settings(max_examples=25, deadline=None)
-@given(bands, st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
+@given(bands, st.sampled_from((1, 2, 6)), st.sampled_from((1, 4)), st.integers(0, 10**6))
 def test_in_packed_rows_only_pairs_with_a_common_segment_are_visited(
     mask: Band, blocks: int, size: int, seed: int
 ):

@@ -19,6 +19,7 @@ from ctxext.cli.text_generation import REPLACEMENT, TextGenerator, decode_stream
 from ctxext.methods.linear import Linear
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import init_params
+from ctxext.model.lm import LM
 from ctxext.rope import Unscaled
 from ctxext.tokenization.chat import chat_of
 from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer, load_tokenizer
@@ -216,6 +217,13 @@ def test_a_chat_without_a_template_is_refused_until_one_is_chosen(tmp_path, dire
     assert json.loads(capsys.readouterr().out)["prompt_tokens"] == len(expected)
 
 
+@pytest.fixture
+def no_reading(monkeypatch):
+    """A model writes one token without reading the prompt."""
+    monkeypatch.setattr(LM, "stream", lambda self, prompt, **options: iter([[5]]))
+
+
+@pytest.mark.usefixtures("no_reading")
 def test_a_prompt_longer_than_the_context_is_one_line(tmp_path, capsys):
     tokenizer = load_tokenizer(TINY_LLAMA)  # its window is 256 tokens
     (tmp_path / "long.txt").write_text("word " * 250)
@@ -245,6 +253,7 @@ def test_a_prompt_longer_than_the_context_is_one_line(tmp_path, capsys):
         assert capsys.readouterr().err.removeprefix("ctxext: ").startswith(expected)
 
 
+@pytest.mark.usefixtures("no_reading")
 def test_special_tokens_of_a_prompt_are_text_unless_asked_for(capsys):
     def prompt_tokens(prompt: str, *options: str) -> int:
         argv = ["generate", "tiny-llama", "--prompt", prompt, "--max-new-tokens", "2", "--json"]

@@ -32,6 +32,26 @@ def lm():
     return load("smollm2")
 
 
+@pytest.fixture(scope="module")
+def theirs():
+    """transformers' model of the file, which takes long to read it."""
+    import torch
+    import transformers
+
+    path = locate("smollm2")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def their_tokenizer():
+    import transformers
+
+    path = locate("smollm2")
+    return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
 def test_shape_and_ends(lm):
     config = lm.config
     assert (config.max_position_embeddings, config.rope_theta) == (8192, 1e5)
@@ -41,53 +61,47 @@ def test_shape_and_ends(lm):
     assert not lm.tokenizer.adds_bos
 
 
-def test_logits_are_those_of_transformers(lm):
+def test_logits_are_those_of_transformers(lm, theirs):
     import torch
-    import transformers
 
     text = "".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
     ids = lm.tokenizer.encode(text)[:2000]
     assert len(ids) == 2000
-    path = locate("smollm2")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
     with torch.no_grad():
-        theirs = model.eval()(torch.tensor([ids])).logits[0].numpy()
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
     ours = np.asarray(lm.logits([ids]))[0]
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
-    np.testing.assert_array_equal(ours.argmax(1), theirs.argmax(1))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(ours.argmax(1), expected.argmax(1))
 
 
-def test_token_ids_are_those_of_transformers(lm):
+def test_token_ids_are_those_of_transformers(lm, their_tokenizer, monkeypatch):
     """transformers does not know the way to split that the file names, but for its other rules.
 
     As published, SmolLM2 and llama.cpp take digits one by one, without the space before them;
     GPT-2's rule, which transformers takes for every name that it does not know, does not.
     """
-    import transformers
     from tokenizers import pre_tokenizers
 
-    path = locate("smollm2")
-    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     texts = varied_texts(80, SPECIAL)
     texts += [line for path in DOCS.glob("*.md") for line in path.read_text().splitlines()][:400]
     without_numbers = [text for text in texts if not any(c.isdigit() for c in text)]
     assert len(without_numbers) > 200
     for text in without_numbers:
-        assert theirs(text).input_ids == lm.tokenizer.encode(text, special=True), text
+        assert their_tokenizer(text).input_ids == lm.tokenizer.encode(text, special=True), text
     with_numbers = [text for text in texts if text not in without_numbers]
     assert any(
-        theirs(text).input_ids != lm.tokenizer.encode(text, special=True) for text in with_numbers
+        their_tokenizer(text).input_ids != lm.tokenizer.encode(text, special=True)
+        for text in with_numbers
     )
-    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    published = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+    monkeypatch.setattr(their_tokenizer.backend_tokenizer, "pre_tokenizer", published)
     for text in texts:
-        assert theirs(text).input_ids == lm.tokenizer.encode(text, special=True), text
+        assert their_tokenizer(text).input_ids == lm.tokenizer.encode(text, special=True), text
 
 
 PROMPTS = (
@@ -98,25 +112,18 @@ PROMPTS = (
 )
 
 
-def test_its_words_are_those_of_transformers(lm):
+def test_its_words_are_those_of_transformers(lm, theirs, their_tokenizer):
     """64 greedy tokens of a chat, by transformers' model and tokenizer of the file."""
     import torch
-    import transformers
 
-    path = locate("smollm2")
-    options = {"gguf_file": path.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, dtype=torch.float32, **options
-    ).eval()
     for prompt in PROMPTS:
         ours = TextGenerator(lm, lm.stop_ids, max_new_tokens=64, quiet=True).chat([prompt])
         chat = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
+        inputs = their_tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.no_grad():
-            output = model.generate(
+            output = theirs.generate(
                 **inputs,
                 max_new_tokens=64,
                 do_sample=False,
@@ -124,8 +131,8 @@ def test_its_words_are_those_of_transformers(lm):
                 pad_token_id=lm.stop_ids[0],
             )
         answer = output[0, inputs["input_ids"].shape[1] :]
-        theirs = tokenizer.decode(answer, skip_special_tokens=True)
-        assert ours.text.strip() == theirs.strip(), prompt
+        expected = their_tokenizer.decode(answer, skip_special_tokens=True)
+        assert ours.text.strip() == expected.strip(), prompt
         assert len(ours.ids) > 5
 
 

@@ -49,13 +49,21 @@ MESHES = [
     Mesh(fsdp=2, seq=2, tensor=2),
 ]
 MIXED = Mesh(fsdp=2, seq=2, tensor=2)
+IN_CHECK = (Mesh(data=2, fsdp=2, tensor=2), Mesh(fsdp=-1), Mesh(seq=8))
 
 
-def in_test(*chosen: Mesh) -> list:
-    """All meshes; those that are not chosen are for `make check`."""
-    return [
-        mesh if mesh in chosen else pytest.param(mesh, marks=pytest.mark.check) for mesh in MESHES
-    ]
+def meshes(in_test: Mesh | None) -> list:
+    """All meshes: the one for `make test`, those for `make check`, and the rest for `make slow`.
+
+    The rest cuts along one or two of the axes that the others cut along together.
+    """
+
+    def tier(mesh: Mesh) -> tuple | pytest.MarkDecorator:
+        if mesh == in_test:
+            return ()
+        return pytest.mark.check if mesh in (MIXED, *IN_CHECK) else pytest.mark.slow
+
+    return [pytest.param(mesh, marks=tier(mesh)) for mesh in MESHES]
 
 
 class Losses:
@@ -85,10 +93,16 @@ def on_one_device(texts, tmp_path_factory):
     return run_on(Mesh(), tmp_path_factory.mktemp("one") / "run", texts)
 
 
-@pytest.mark.parametrize("mesh", in_test(MIXED), ids=str)
+@pytest.mark.parametrize("mesh", meshes(in_test=MIXED), ids=str)
 def test_training_on_many_devices_equals_one(mesh, on_one_device, texts, tmp_path):
     losses, params = run_on(mesh, tmp_path / "run", texts)
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    # Every device holds its slice.
+    sizes = mesh.build().shape
+    kernel = params["segments"]["0"]["self_attn"]["k_proj"]["kernel"]
+    slice_shape = (2, 64 // (sizes["fsdp"] * sizes["seq"]), 32 // sizes["tensor"])
+    assert kernel.shape == (2, 64, 32)
+    assert kernel.addressable_shards[0].data.shape == slice_shape
     # Adam divides by the size of the gradient, so that rounding of a gradient near zero may move a
     # weight by a whole step.
     step = Optim(learning_rate=3e-3).learning_rate
@@ -105,14 +119,15 @@ SUBSETS = {
 }
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     "mesh",
     [
-        Mesh(fsdp=2, seq=2, tensor=2),
+        pytest.param(MIXED, marks=pytest.mark.check),
+        pytest.param(Mesh(fsdp=4), marks=pytest.mark.check),
+        # They cut along two of the axes of the first, or one.
         *(
-            pytest.param(mesh, marks=pytest.mark.check)
-            for mesh in (Mesh(fsdp=2, seq=2), Mesh(fsdp=4), Mesh(seq=4), Mesh(fsdp=2, tensor=2))
+            pytest.param(mesh, marks=pytest.mark.slow)
+            for mesh in (Mesh(fsdp=2, seq=2), Mesh(seq=4), Mesh(fsdp=2, tensor=2))
         ),
     ],
     ids=str,
@@ -147,8 +162,14 @@ def test_no_device_holds_the_embeddings_of_all_tokens(mesh, capfd):
     assert "rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("mesh", [Mesh(fsdp=8), Mesh(fsdp=2, seq=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(MIXED, marks=pytest.mark.check),
+        pytest.param(Mesh(fsdp=8), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_inputs_of_layers_that_wait_on_the_host_change_nothing(
     mesh, on_one_device, texts, tmp_path
 ):
@@ -170,8 +191,9 @@ def subsets_on_one_device(texts, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        pytest.param("lora", Mesh(fsdp=2), marks=pytest.mark.check),
-        pytest.param("lora", Mesh(fsdp=2, tensor=2), marks=pytest.mark.check),
+        # They cut along some of the axes of the next one.
+        pytest.param("lora", Mesh(fsdp=2), marks=pytest.mark.slow),
+        pytest.param("lora", Mesh(fsdp=2, tensor=2), marks=pytest.mark.slow),
         pytest.param("lora", Mesh(data=2, fsdp=2, tensor=2), marks=pytest.mark.check),
         pytest.param("last-layers", Mesh(fsdp=4, tensor=2), marks=pytest.mark.check),
     ],
@@ -221,17 +243,11 @@ def test_the_run_of_an_adapter_resumes_and_opens_on_another_mesh(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *opened)
 
 
-def test_every_device_holds_its_slice_of_parameters_and_moments(texts, tmp_path):
+def test_every_device_holds_its_slice_of_moments(texts):
     mesh = Mesh(fsdp=4, tensor=2)
-    experiment = dataclasses.replace(tiny_experiment(texts), mesh=mesh)
-    params = train(
-        experiment, RunDir(tmp_path / "run").open(experiment), tiny_base(), progress=False
-    )
-    kernel = params["segments"]["0"]["self_attn"]["k_proj"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (2, 64 // 4, 32 // 2)
-    optimizer = experiment.optim.build(6)
+    optimizer = tiny_experiment(texts).optim.build(6)
     state = mesh.shard(jax.eval_shape(optimizer.init, mesh.shard(param_shapes(CONFIG))))
-    moments = [x for x in jax.tree.leaves(state) if x.shape == kernel.shape]
+    moments = [x for x in jax.tree.leaves(state) if x.shape == (2, 64, 32)]
     assert len(moments) >= 2
     assert {x.sharding.shard_shape(x.shape) for x in moments} == {(2, 16, 16)}
 
@@ -288,23 +304,30 @@ def test_reading_a_part_of_a_tensor_reads_that_part(exported):
     assert part.shape == (6, 30)
 
 
-@pytest.mark.parametrize("mesh", in_test(MIXED), ids=str)
+def assert_computes_like_a_whole_one(mesh, exported, *methods):
+    one = loading.load(exported).with_method(*methods)
+    many = loading.load(exported, mesh=mesh).with_method(*methods)
+    tokens = np.random.default_rng(0).integers(0, one.config.vocab_size, (3, 40))
+    np.testing.assert_allclose(
+        np.asarray(many.logits(tokens)), np.asarray(one.logits(tokens)), atol=1e-5
+    )
+    np.testing.assert_allclose(many.loss(tokens), one.loss(tokens), atol=1e-5)
+    np.testing.assert_allclose(many.scores(tokens), one.scores(tokens), atol=1e-5)
+    np.testing.assert_array_equal(
+        many.generate(list(tokens), max_new_tokens=6),
+        one.generate(list(tokens), max_new_tokens=6),
+    )
+
+
+@pytest.mark.parametrize("mesh", meshes(in_test=MIXED), ids=str)
 def test_a_sharded_model_computes_like_a_whole_one(mesh, exported):
-    unsharded = loading.load(exported)
-    sharded = loading.load(exported, mesh=mesh)
-    tokens = np.random.default_rng(0).integers(0, unsharded.config.vocab_size, (3, 40))
-    for methods in ([], [SelfExtend(group_size=2, neighbor_window=16)]):
-        one = unsharded.with_method(*methods)
-        many = sharded.with_method(*methods)
-        np.testing.assert_allclose(
-            np.asarray(many.logits(tokens)), np.asarray(one.logits(tokens)), atol=1e-5
-        )
-        np.testing.assert_allclose(many.loss(tokens), one.loss(tokens), atol=1e-5)
-        np.testing.assert_allclose(many.scores(tokens), one.scores(tokens), atol=1e-5)
-        np.testing.assert_array_equal(
-            many.generate(list(tokens), max_new_tokens=6),
-            one.generate(list(tokens), max_new_tokens=6),
-        )
+    assert_computes_like_a_whole_one(mesh, exported)
+
+
+@pytest.mark.parametrize("mesh", meshes(in_test=None), ids=str)
+def test_a_sharded_model_computes_like_a_whole_one_in_two_pieces(mesh, exported):
+    method = SelfExtend(group_size=2, neighbor_window=16)
+    assert_computes_like_a_whole_one(mesh, exported, method)
 
 
 def test_the_export_of_a_sharded_model_has_the_same_bytes(exported, tmp_path):
@@ -394,11 +417,14 @@ SEQUENTIAL_ALIBI = tiny.config(
 )
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     ("config", "mesh"),
-    [(EVERY_PART, Mesh(fsdp=4, tensor=2)), (EVERY_PART, MIXED), (SEQUENTIAL_ALIBI, MIXED)],
-    ids=["every part", "every part, ring", "ALiBi, ring"],
+    [
+        # Without a ring, as the next one otherwise.
+        pytest.param(EVERY_PART, Mesh(fsdp=4, tensor=2), id="every part", marks=pytest.mark.slow),
+        pytest.param(EVERY_PART, MIXED, id="every part, ring", marks=pytest.mark.check),
+        pytest.param(SEQUENTIAL_ALIBI, MIXED, id="ALiBi, ring", marks=pytest.mark.check),
+    ],
 )
 def test_other_decoders_than_llama_train_on_many_devices_as_on_one(config, mesh):
     """The loss and the gradient of every parameter, among them all kinds of norms and biases."""
@@ -473,8 +499,13 @@ def test_parameters_may_be_sharded_by_hand():
     )
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("name", ["llama2_7b_yarn_8k", "llama2_70b_yarn_8k"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("llama2_7b_yarn_8k", marks=pytest.mark.slow),
+        pytest.param("llama2_70b_yarn_8k", marks=pytest.mark.check),
+    ],
+)
 def test_the_compiler_counts_what_a_recipe_states_for_each_of_its_devices(name):
     path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
     stated = re.search(r"counts (\d+) GB\s+per\s+device", path.read_text())

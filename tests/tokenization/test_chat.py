@@ -93,8 +93,18 @@ def files(template: str | list | None) -> dict[str, bytes]:
     return {MODEL: model(), JSON: json.dumps(fast).encode(), CONFIG: json.dumps(settings).encode()}
 
 
-@pytest.mark.parametrize("form", ["settings", "file", "json only"])
-@pytest.mark.parametrize("name", TEMPLATES)
+FORMS = ("settings", "file", "json only")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        # Every template and every form once; the other pairs are for `make slow`.
+        pytest.param(name, form, marks=() if i == j else pytest.mark.slow)
+        for i, name in enumerate(TEMPLATES)
+        for j, form in enumerate(FORMS)
+    ],
+)
 def test_text_and_ids_are_those_of_transformers(name, form, tmp_path):
     from transformers import AutoTokenizer
 
@@ -116,8 +126,9 @@ def test_text_and_ids_are_those_of_transformers(name, form, tmp_path):
         ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
         has_bos = ids[0] == ours.bos_id
         assert has_bos == (name != "chatml"), "only chatml leaves BOS to the tokenizer"
-        assert chat.encode(talk) == (ids if has_bos else [ours.bos_id, *ids])
-        assert chat_of(load_tokenizer(tmp_path)).encode(talk) == chat.encode(talk)
+        expected = ids if has_bos else [ours.bos_id, *ids]
+        assert chat.encode(talk) == expected
+        assert chat_of(load_tokenizer(tmp_path)).encode(talk) == expected
     assert 421 in ids or name != "chatml", "added tokens are tokens"
 
 

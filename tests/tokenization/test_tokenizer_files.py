@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import inspect
 import json
 import random
 import sysconfig
@@ -67,6 +68,12 @@ def sources() -> tuple[str, ...]:
 @functools.cache
 def trained() -> bytes:
     return train_tokenizer(sources(), 32000)
+
+
+@functools.cache
+def small() -> bytes:
+    """420 tokens, where their number does not matter."""
+    return train_tokenizer([inspect.getsource(inspect)], 420)
 
 
 @functools.cache
@@ -154,7 +161,7 @@ def test_transformers_gives_the_same_ids(tmp_path, model):
 def test_a_bos_that_only_the_tokenizer_class_implied_is_written_out(tmp_path, settings):
     from transformers import AutoTokenizer
 
-    files = Tokenizer({MODEL: trained()}).export_files(LENGTH)
+    files = Tokenizer({MODEL: small()}).export_files(LENGTH)
     bare = json.loads(files[JSON]) | {"post_processor": None}
     source = Tokenizer(
         {
@@ -178,7 +185,7 @@ def test_a_bos_that_only_the_tokenizer_class_implied_is_written_out(tmp_path, se
     assert exported["post_processor"] is None
 
 
-def alpaca(added: dict[str, int]) -> dict[str, bytes]:
+def alpaca(model: bytes, added: dict[str, int]) -> dict[str, bytes]:
     """The slow tokenizers of Alpaca and LongAlpaca: a model, and its padding token elsewhere."""
     pad = {
         "content": "[PAD]",
@@ -194,7 +201,7 @@ def alpaca(added: dict[str, int]) -> dict[str, bytes]:
         "padding_side": "right",
     }
     return {
-        MODEL: trained(),
+        MODEL: model,
         ADDED: json.dumps(added).encode(),
         CONFIG: json.dumps(settings).encode(),
     }
@@ -212,7 +219,7 @@ def write(path: Path, files: dict[str, bytes], vocab_size: int) -> Path:
 def test_a_padding_token_that_the_model_has_survives(tmp_path):
     from transformers import AutoTokenizer
 
-    tokenizer = load_tokenizer(write(tmp_path / "in", alpaca({"[PAD]": 32000}), 32001))
+    tokenizer = load_tokenizer(write(tmp_path / "in", alpaca(trained(), {"[PAD]": 32000}), 32001))
     assert tokenizer.vocab_size == 32000
     assert [token["id"] for token in tokenizer.added] == [32000]
     out = write(tmp_path / "out", tokenizer.export_files(LENGTH), 32001)
@@ -233,16 +240,16 @@ def test_a_vocabulary_larger_than_the_tokenizer_is_fine(tmp_path, extra):
     "form", ["added_tokens.json", "tokenizer.json next to the model", "tokenizer.json alone"]
 )
 def test_one_token_more_than_the_model_has_is_refused_with_what_to_remove(tmp_path, form):
-    files = alpaca({"[PAD]": 32000})
+    files = alpaca(small(), {"[PAD]": 420})
     if form != "added_tokens.json":
         files = Tokenizer(files).export_files(LENGTH)
         names = [MODEL, JSON, CONFIG] if "next to" in form else [JSON, CONFIG]
         files = {name: files[name] for name in names}
     with pytest.raises(
         ValueError,
-        match="has 32001 ids but the model's vocab_size is 32000; .*remove \\[PAD\\] from",
+        match="has 421 ids but the model's vocab_size is 420; .*remove \\[PAD\\] from",
     ):
-        load_tokenizer(write(tmp_path / "in", files, 32000))
+        load_tokenizer(write(tmp_path / "in", files, 420))
 
 
 @pytest.mark.parametrize(
