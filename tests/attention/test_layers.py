@@ -90,19 +90,19 @@ def value_and_gradients(kernel, attention, layers, kind, *, mesh=ONE_DEVICE, T=6
     return [out, *grads]
 
 
-KERNELS = [
-    pytest.param("blocked", ONE_DEVICE, 520, id="blocked"),
-    pytest.param("ring", Mesh(seq=2, tensor=2), 64, id="ring", marks=pytest.mark.check),
-]
+BLOCKED = ("blocked", ONE_DEVICE, 520)
+RING = ("ring", Mesh(seq=2, tensor=2), 64)
 
 
-@pytest.mark.parametrize(("kernel", "mesh", "T"), KERNELS)
 @pytest.mark.parametrize(
-    ("attention", "kind"),
+    ("kernel", "mesh", "T", "attention", "kind"),
     [
-        (Causal(), 1),
-        pytest.param(SelfExtend(2, 9), 2, marks=pytest.mark.check),
-        pytest.param(LMInfinite(12, 3), 0, marks=pytest.mark.check),
+        (*BLOCKED, Causal(), 1),
+        pytest.param(*RING, Causal(), 1, marks=pytest.mark.check),
+        pytest.param(*BLOCKED, SelfExtend(2, 9), 2, marks=pytest.mark.check),
+        pytest.param(*RING, LMInfinite(12, 3), 0, marks=pytest.mark.check),
+        pytest.param(*RING, SelfExtend(2, 9), 2, marks=pytest.mark.slow),
+        pytest.param(*BLOCKED, LMInfinite(12, 3), 0, marks=pytest.mark.slow),
     ],
     ids=str,
 )

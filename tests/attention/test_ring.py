@@ -26,15 +26,15 @@ def packed(B: int, T: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("attention", "mesh", "T", "segments"),
     [
-        (Causal(), Mesh(seq=2), 64, False),
+        pytest.param(Causal(), Mesh(seq=2), 64, False, marks=pytest.mark.check),
         pytest.param(Causal(), Mesh(seq=4), 24, True, marks=pytest.mark.check),
         pytest.param(Causal(), Mesh(seq=8), 96, False, marks=pytest.mark.check),
         (Causal(), Mesh(seq=2), 2048, True),  # 2 chunks of 4 blocks on each device
         (Causal(), Mesh(fsdp=2, seq=2, tensor=2), 64, True),
-        pytest.param(SelfExtend(3, 20), Mesh(seq=2), 96, True, marks=pytest.mark.check),
+        pytest.param(SelfExtend(3, 20), Mesh(seq=2), 96, True, marks=pytest.mark.slow),
         pytest.param(SelfExtend(8, 30), Mesh(seq=4), 96, False, marks=pytest.mark.check),
         (SelfExtend(2, 9), Mesh(seq=8), 64, True),
-        pytest.param(LMInfinite(20, 3), Mesh(seq=4), 128, False, marks=pytest.mark.check),
+        pytest.param(LMInfinite(20, 3), Mesh(seq=4), 128, False, marks=pytest.mark.slow),
         (LMInfinite(20, 3), Mesh(seq=8), 128, False),
     ],
     ids=str,
@@ -88,16 +88,17 @@ def test_ring_equals_dense_in_values_and_gradients(
 
 
 @pytest.mark.parametrize(
-    "mesh",
+    ("attention", "mesh"),
     [
-        pytest.param(Mesh(seq=2), marks=pytest.mark.check),
-        pytest.param(Mesh(seq=8), marks=pytest.mark.check),
-        Mesh(fsdp=2, seq=2, tensor=2),
+        (Causal(), Mesh(fsdp=2, seq=2, tensor=2)),
+        pytest.param(Causal(), Mesh(seq=8), marks=pytest.mark.check),
+        pytest.param(SelfExtend(4, 12), Mesh(fsdp=2, seq=2, tensor=2), marks=pytest.mark.check),
+        # The same with fewer axes or devices.
+        pytest.param(Causal(), Mesh(seq=2), marks=pytest.mark.slow),
+        pytest.param(SelfExtend(4, 12), Mesh(seq=2), marks=pytest.mark.slow),
+        pytest.param(SelfExtend(4, 12), Mesh(seq=8), marks=pytest.mark.slow),
     ],
     ids=str,
-)
-@pytest.mark.parametrize(
-    "attention", [Causal(), pytest.param(SelfExtend(4, 12), marks=pytest.mark.check)], ids=str
 )
 def test_a_packed_pose_batch_has_the_loss_and_the_gradient_of_one_device(
     attention: Attention, mesh: Mesh

@@ -40,9 +40,17 @@ CASES = (
 QUICK = ("prefill", "attention")
 
 
+def tier(case: BenchmarkCase) -> pytest.MarkDecorator | tuple:
+    """The step without remat is computed by the test of the command, which compares it too."""
+    if case.part in QUICK:
+        return ()
+    is_compared_elsewhere = case.part == "step" and case.remat == "none"
+    return pytest.mark.slow if is_compared_elsewhere else pytest.mark.check
+
+
 @pytest.mark.parametrize(
     "case",
-    [case if case.part in QUICK else pytest.param(case, marks=pytest.mark.check) for case in CASES],
+    [pytest.param(case, marks=tier(case)) for case in CASES],
     ids=lambda case: case.name,
 )
 def test_both_backends_compute_the_same(case: BenchmarkCase, tmp_path: Path):

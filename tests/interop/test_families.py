@@ -28,7 +28,8 @@ from support.llamas import random_params, tokenizer
 GOLDEN = 2e-5
 """The tolerance of the golden logits, which are printed with seven digits."""
 ONE_EACH = ("mistral-sw4", "qwen2-sw", "qwen3", "smollm3", "falcon-40b", "falcon-7b", "mpt-h6")
-"""A golden model of every family, those with the more particular parts."""
+"""A golden model of every family, those with the more particular parts; gradients of the others
+are for `make slow`."""
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +92,14 @@ def test_alternating_windows_are_a_ministral():
 @pytest.mark.parametrize(
     "name",
     [
-        # The whole way of an MPT, in tests/end_to_end, is in `make test`.
-        "mpt-h6",
-        "falcon-40b",
-        "smollm3",
-        "mistral-sw4",
-        "qwen3",
+        pytest.param("qwen3", marks=pytest.mark.check),
+        # The whole way of every family, in tests/end_to_end, ends with the same proof.
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mpt-h6", "falcon-40b", "smollm3", "mistral-sw4")
+        ),
     ],
 )
-@pytest.mark.check
 @pytest.mark.usefixtures("readers")
 def test_an_export_is_proven_by_the_plain_reader_and_by_transformers(name, tmp_path):
     config = families.parts_config(name)
@@ -153,8 +153,13 @@ def test_other_slopes_than_transformers_knows_are_proven_without_it(tmp_path):
     assert any("alibi_bias_max" in each["effect"] for each in proof["known_incompatibilities"])
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("name", families.cases())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.check if name in ONE_EACH else pytest.mark.slow)
+        for name in families.cases()
+    ],
+)
 @pytest.mark.usefixtures("readers")
 def test_logits_and_gradients_are_those_of_transformers(name, tmp_path):
     import torch

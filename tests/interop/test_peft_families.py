@@ -34,6 +34,14 @@ NAMES = (
     "falcon-11b",
     "mpt-h6",
 )
+LIKE_QWEN2 = ("mistral-sw4", "qwen3", "smollm3")
+"""Their linear layers have the names and the shapes of a Qwen2's; for `make slow`."""
+
+
+def tier(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.slow if name in LIKE_QWEN2 else pytest.mark.check
+
+
 FUSED = {"falcon-40b": "query_key_value", "falcon-7b": "query_key_value", "mpt-h6": "Wqkv"}
 TARGETS = {
     "some": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
@@ -123,8 +131,7 @@ def tiny_arrays(params):
     return jax.tree.map(jax.numpy.asarray, params)
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=tier(name)) for name in NAMES])
 @pytest.mark.usefixtures("readers")
 def test_peft_computes_what_our_adapters_compute(name, tmp_path):
     import peft
@@ -148,10 +155,15 @@ KINDS = {
 }
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
     ("name", "settings"),
-    EVERY + [(name, kind) for name in ("falcon-40b", "mpt-h6") for kind in KINDS.values()],
+    [
+        pytest.param(name, settings, marks=tier(name))
+        for name, settings in (
+            *EVERY,
+            *((name, kind) for name in ("falcon-40b", "mpt-h6") for kind in KINDS.values()),
+        )
+    ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )
 @pytest.mark.usefixtures("readers")

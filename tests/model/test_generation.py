@@ -129,15 +129,27 @@ def test_semantics_are_one_where_frequencies_do_not_follow_the_length():
 
 
 @pytest.mark.parametrize(
-    "semantics",
+    ("scaling", "semantics"),
     [
-        pytest.param("incremental", marks=pytest.mark.check),
-        "frozen",
-        pytest.param("transformers", marks=pytest.mark.check),
+        pytest.param(SWITCHING, "frozen", id="long-rope-frozen"),
+        # Each of the other semantics once; the other pairs are for `make slow`.
+        pytest.param(
+            DynamicNTK(2.0), "incremental", id="dynamic-ntk-incremental", marks=pytest.mark.check
+        ),
+        pytest.param(
+            SWITCHING, "transformers", id="long-rope-transformers", marks=pytest.mark.check
+        ),
+        *(
+            pytest.param(
+                scaling, semantics, id=f"{method_name(scaling)}-{semantics}", marks=pytest.mark.slow
+            )
+            for scaling, semantics in (
+                (SWITCHING, "incremental"),
+                (DynamicNTK(2.0), "frozen"),
+                (DynamicNTK(2.0), "transformers"),
+            )
+        ),
     ],
-)
-@pytest.mark.parametrize(
-    "scaling", [pytest.param(DynamicNTK(2.0), marks=pytest.mark.check), SWITCHING], ids=method_name
 )
 def test_a_text_does_not_depend_on_how_many_tokens_may_follow(scaling, semantics: Semantics):
     """Across the end of the window: a smaller budget gives the beginning of the same text."""
@@ -151,8 +163,15 @@ def test_a_text_does_not_depend_on_how_many_tokens_may_follow(scaling, semantics
     assert tokens.tolist() == [texts[1], texts[1]]
 
 
-@pytest.mark.parametrize("length", [25, pytest.param(40, marks=pytest.mark.check)])
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+@pytest.mark.parametrize(
+    ("rope_type", "length"),
+    [
+        ("dynamic", 25),
+        ("longrope", 25),
+        pytest.param("dynamic", 40, marks=pytest.mark.check),
+        pytest.param("longrope", 40, marks=pytest.mark.slow),
+    ],
+)
 def test_the_semantics_of_transformers_are_its_own(rope_type: str, length: int):
     """Greedy tokens with its cache, from inside the window (25 tokens of 32) and beyond it (40)."""
     torch = pytest.importorskip("torch")
@@ -305,16 +324,17 @@ def test_invalid_requests_are_refused(tokens, options: dict, message: str):
 
 
 @pytest.mark.parametrize(
-    "attention",
+    ("attention", "scaling"),
     [
-        Causal(),
-        SelfExtend(4, 8),
-        pytest.param(LMInfinite(16, num_global=2), marks=pytest.mark.check),
+        (Causal(), DynamicNTK(2.0)),
+        (SelfExtend(4, 8), DynamicNTK(2.0)),
+        pytest.param(LMInfinite(16, num_global=2), Yarn(2.0), marks=pytest.mark.check),
+        # The other pairs of the same attentions and scalings.
+        pytest.param(LMInfinite(16, num_global=2), DynamicNTK(2.0), marks=pytest.mark.slow),
+        pytest.param(Causal(), Yarn(2.0), marks=pytest.mark.slow),
+        pytest.param(SelfExtend(4, 8), Yarn(2.0), marks=pytest.mark.slow),
     ],
     ids=repr,
-)
-@pytest.mark.parametrize(
-    "scaling", [pytest.param(Yarn(2.0), marks=pytest.mark.check), DynamicNTK(2.0)], ids=method_name
 )
 def test_continuations_equal_separate_prompts(attention, scaling):
     """Each continuation against its whole text read at once; the prompts differ in length."""

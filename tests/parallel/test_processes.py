@@ -297,9 +297,13 @@ def test_the_environment_tells_whether_there_are_others(environment, many, monke
     assert len(calls) == many
 
 
-@pytest.mark.check
 @pytest.mark.parametrize(
-    "launcher", [processes.slurm, processes.open_mpi], ids=lambda x: x.__name__
+    "launcher",
+    [
+        pytest.param(processes.slurm, marks=pytest.mark.check),
+        pytest.param(processes.open_mpi, marks=pytest.mark.slow),
+    ],
+    ids=lambda x: x.__name__,
 )
 def test_the_environment_of_a_launcher_is_all_they_need(
     launcher, folder: Path, single_run: Path
