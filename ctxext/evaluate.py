@@ -445,7 +445,7 @@ class Questions:
             if lm.context.is_plain(lm.scaling):
                 continue
             lines.append(f"context: {lm.context.text(lm.scaling)}")
-            if lm.scaling.depends_on_length:
+            if lm.depends_on_length:
                 lines.append(f"{lm.semantics}: {SEMANTICS[lm.semantics]} (--semantics)")
         return lines
 

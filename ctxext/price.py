@@ -102,7 +102,7 @@ class Work:
 
     def shapes(self) -> set[tuple]:
         """The programs that the calls need."""
-        method = (self.lm.attention, self.lm.scaling.depends_on_length)
+        method = (self.lm.attention, self.lm.depends_on_length)
         return {(method, call.padded, call.continuations, call.new_tokens) for call in self.calls}
 
     def cache_bytes(self) -> int:

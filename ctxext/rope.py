@@ -70,11 +70,16 @@ class Rotation(NamedTuple):
     attention_factor: Array
     leading: "tuple[Array, Rotation] | None" = None
     """How many of the first positions rotate differently, and how."""
+    seq_len: Array | None = None
+    """The context that these are for, in tokens, where attention follows it; None elsewhere."""
 
     def tables(
-        self, positions: Int[Array, "*shape"]
+        self, positions: Int[Array, "*shape"], part: Float[Array, "*shape"] | None = None
     ) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
-        """cos and sin times attention_factor, float32 [..., H/2], within 1e-6 of float64."""
+        """cos and sin times attention_factor, float32 [..., H/2], within 1e-6 of float64.
+
+        part: of a position in 0 .. 1, added to the whole one.
+        """
         p = positions.astype(jnp.uint32)[..., None]
         shape = (1,) * positions.ndim + self.turns_high.shape
         high = self.turns_high.reshape(shape)
@@ -85,7 +90,11 @@ class Rotation(NamedTuple):
         # Read as a signed number, the fraction gives angles in [-pi, pi).
         turns = jax.lax.bitcast_convert_type(p * high + carry, jnp.int32)
         angles = turns.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
-        return _cos_sin(angles, positions, self.attention_factor, self.leading)
+        if part is not None:
+            angles = angles + part[..., None] * (
+                high.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
+            )
+        return _cos_sin(angles, positions, part, self.attention_factor, self.leading)
 
 
 class Float32Rotation(NamedTuple):
@@ -98,18 +107,23 @@ class Float32Rotation(NamedTuple):
     attention_factor: Array
     leading: "tuple[Array, Float32Rotation] | None" = None
     """How many of the first positions rotate differently, and how."""
+    seq_len: Array | None = None
+    """The context that these are for, in tokens, where attention follows it; None elsewhere."""
 
     def tables(
-        self, positions: Int[Array, "*shape"]
+        self, positions: Int[Array, "*shape"], part: Float[Array, "*shape"] | None = None
     ) -> tuple[Float[Array, "*shape h"], Float[Array, "*shape h"]]:
-        """cos and sin times attention_factor, float32 [..., H/2]."""
+        """cos and sin times attention_factor, float32 [..., H/2]; part: see `Rotation.tables`."""
         inv_freq = self.inv_freq.reshape((1,) * positions.ndim + self.inv_freq.shape)
-        angles = positions.astype(jnp.float32)[..., None] * inv_freq
-        return _cos_sin(angles, positions, self.attention_factor, self.leading)
+        p = positions.astype(jnp.float32)
+        if part is not None:
+            p = p + part
+        angles = p[..., None] * inv_freq
+        return _cos_sin(angles, positions, part, self.attention_factor, self.leading)
 
 
 def _cos_sin(
-    angles: Array, positions: Array, attention_factor: Array, leading: Any
+    angles: Array, positions: Array, part: Array | None, attention_factor: Array, leading: Any
 ) -> tuple[Array, Array]:
     """The two tables, with those of the leading positions where there are any."""
     cos = jnp.cos(angles) * attention_factor
@@ -118,7 +132,7 @@ def _cos_sin(
         return cos, sin
     count, rotation = leading
     is_leading = (positions < count)[..., None]
-    leading_cos, leading_sin = rotation.tables(positions)
+    leading_cos, leading_sin = rotation.tables(positions, part)
     return jnp.where(is_leading, leading_cos, cos), jnp.where(is_leading, leading_sin, sin)
 
 

@@ -30,13 +30,13 @@ class ChosenRotation(NamedTuple):
         return self.rotations[0].leading
 
     def tables(
-        self, positions: Int[Array, "b t"]
+        self, positions: Int[Array, "b t"], part: Float[Array, "b t"] | None = None
     ) -> tuple[Float[Array, "b t h"], Float[Array, "b t h"]]:
-        """cos and sin times attention_factor, float32 [B, T, H/2]."""
-        cos, sin = self.rotations[0].tables(positions)
+        """cos and sin times attention_factor, float32 [B, T, H/2]; part: see `Rotation.tables`."""
+        cos, sin = self.rotations[0].tables(positions, part)
         for number, rotation in enumerate(self.rotations[1:], start=1):
             is_chosen = (self.choice == number)[..., None]
-            other_cos, other_sin = rotation.tables(positions)
+            other_cos, other_sin = rotation.tables(positions, part)
             cos = jnp.where(is_chosen, other_cos, cos)
             sin = jnp.where(is_chosen, other_sin, sin)
         return cos, sin

@@ -37,7 +37,7 @@ LENGTHS = [[2 * WINDOW], [WINDOW, WINDOW], [WINDOW + 1, WINDOW - 1], [5, 40, 19]
 
 def tables(rotation, positions, segment_ids=None):
     """cos and sin of the queries of plain attention."""
-    (queries,), _ = rotary_tables(Causal().pieces(), rotation, positions, segment_ids)
+    (queries,), _ = rotary_tables(Causal().pieces(64), rotation, positions, segment_ids)
     return queries
 
 

@@ -6,13 +6,15 @@ from typing import Any, Protocol, runtime_checkable
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention.bias import position_bias
+from ctxext.attention.bias import has_bias, position_bias
 from ctxext.attention.blocked import blocked
 from ctxext.attention.dense import dense
 from ctxext.attention.documents import mapped_positions, rotary_tables
+from ctxext.attention.heads import HeadSet, over_heads
 from ctxext.attention.kernels import KERNELS, Kernel, evaluate
 from ctxext.attention.layers import ALIKE, Kind, LayerKind, Layers
-from ctxext.attention.pieces import Attention, Band, Causal, Mask, Piece
+from ctxext.attention.length import pieces_at
+from ctxext.attention.pieces import Attention, Band, Causal, Heads, Mask, Piece
 from ctxext.rope_by_length import SequenceRotation
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Attention",
     "Band",
     "Causal",
+    "Heads",
     "Kernel",
     "LayerKind",
     "Layers",
@@ -62,10 +65,10 @@ def make_attention(
     cut: the sharding cuts the sequences, and everything along T comes in `ring.zigzag` order.
     layers: how layers differ from each other.
     """
-    pieces = attention.pieces()
-    bias = None
-    if layers.bias is not None:
-        bias = position_bias(layers.bias, *mapped_positions(pieces, positions, segment_ids))
+    pieces = pieces_at(attention, rotation)
+    mapped: Any = ((), ())
+    if has_bias(layers.bias, pieces):
+        mapped = mapped_positions(pieces, positions, segment_ids)
     query_tables, key_tables = rotary_tables(pieces, rotation, positions, segment_ids)
 
     def attend(
@@ -76,19 +79,26 @@ def make_attention(
         layer: Any,
         kind: Kind = 0,
     ) -> tuple[Float[Array, "b t n h"], Any]:
-        rotated = layers.rotation(kind)
-        out = evaluate(
-            kernel,
-            [rotated(q, tables) for tables in query_tables],
-            [rotated(k, tables) for tables in key_tables],
-            v,
-            layers.masks(attention, kind),
-            segment_ids=segment_ids,
-            sharding=None if sharding_of is None else sharding_of(v.shape),
-            cut=cut,
-            kind=None if isinstance(kind, int) else kind,
-            bias=bias,
-        )
-        return out, cache
+        rotate = layers.rotation(kind)
+        masks = layers.masks(pieces, kind)
+        num_heads = q.shape[2]
+        bias = position_bias(layers.bias, pieces, num_heads, *mapped)
+
+        def of_heads(heads: HeadSet) -> Array:
+            own_q, own_k, values = heads.queries(q), heads.keys(k), heads.keys(v)
+            return evaluate(
+                kernel,
+                [rotate(own_q, tables) for tables in heads.of_pieces(query_tables)],
+                [rotate(own_k, tables) for tables in heads.of_pieces(key_tables)],
+                values,
+                heads.of_pieces(masks),
+                segment_ids=segment_ids,
+                sharding=None if sharding_of is None else sharding_of(values.shape),
+                cut=cut,
+                kind=None if isinstance(kind, int) else kind,
+                bias=None if bias is None else bias.of_heads(heads),
+            )
+
+        return over_heads(pieces, num_heads, k.shape[2], of_heads), cache
 
     return attend

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ctxext.attention.heads import HeadSet
+from ctxext.attention.pieces import Piece
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearBias:
@@ -27,26 +30,50 @@ class LinearBias:
 
 
 class PositionBias(NamedTuple):
-    """The bias of a call: slopes [N], and mapped positions [B, T] and [B, S], one per piece."""
+    """The bias of a call to P pieces: their slopes, and mapped positions, one array per piece."""
 
-    slopes: Array
+    slopes: Float[Array, "p n"]
     query_positions: tuple[Array, ...]
     key_positions: tuple[Array, ...]
 
     def of(self, piece: int, groups: int) -> Float[Array, "b k g t s"]:
         """The bias of a piece, to be added to its scores, float32. groups: K, key-value heads."""
-        slopes = self.slopes.reshape(groups, -1)
+        slopes = self.slopes[piece].reshape(groups, -1)
         return linear_bias(slopes, self.query_positions[piece], self.key_positions[piece])
+
+    def of_heads(self, heads: HeadSet) -> "PositionBias":
+        """That of a set of heads."""
+        return PositionBias(
+            heads.queries(self.slopes[np.array(heads.pieces)], -1),
+            tuple(heads.of_pieces(self.query_positions)),
+            tuple(heads.of_pieces(self.key_positions)),
+        )
+
+
+def has_bias(bias: LinearBias | None, pieces: Sequence[Piece]) -> bool:
+    """Whether the model or a piece adds something to the scores."""
+    return bias is not None or any(piece.bias is not None for piece in pieces)
 
 
 def position_bias(
-    bias: LinearBias | None, query_positions: Sequence[Array], key_positions: Sequence[Array]
+    bias: LinearBias | None,
+    pieces: Sequence[Piece],
+    num_heads: int,
+    query_positions: Sequence[Array],
+    key_positions: Sequence[Array],
 ) -> PositionBias | None:
-    """The bias at these mapped positions of each piece."""
-    if bias is None:
+    """The bias of the model and of the pieces, at these mapped positions of each piece."""
+    if not has_bias(bias, pieces):
         return None
-    slopes = jnp.asarray(bias.slopes, jnp.float32)
-    return PositionBias(slopes, tuple(query_positions), tuple(key_positions))
+    slopes = np.zeros((len(pieces), num_heads))
+    for number, piece in enumerate(pieces):
+        if bias is not None:
+            slopes[number] += bias.slopes
+        if piece.bias is not None:
+            slopes[number] += piece.bias(num_heads)
+    return PositionBias(
+        jnp.asarray(slopes, jnp.float32), tuple(query_positions), tuple(key_positions)
+    )
 
 
 def linear_bias(

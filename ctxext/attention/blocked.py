@@ -76,7 +76,7 @@ def blocked(
         places = _Places(
             tiles.Blocks(starts, segments, first, _positions(bias.query_positions, C)),
             _positions(bias.key_positions, C),
-            tiles.OfLayer(kind, bias.slopes.reshape(K, N // K)),
+            tiles.OfLayer(kind, tiles.split_slopes(bias.slopes, N // K)),
         )
     out: Array = _flash(q, k, v, places, tuple(masks), C)
     return out[:, :T]
@@ -110,7 +110,7 @@ def blocked_chunk(
     if bias is not None:
         query_positions = _positions(bias.query_positions, size)
         key_positions = _positions(bias.key_positions, size)
-        of_layer = tiles.OfLayer(slopes=bias.slopes.reshape(-1, groups))
+        of_layer = tiles.OfLayer(slopes=tiles.split_slopes(bias.slopes, groups))
     starts = (first_block + jnp.arange(per_chunk)) * size
     query_blocks = tiles.Blocks(starts, None, None, query_positions)
     key_blocks = tiles.Blocks(jnp.arange(num_blocks) * size, None, None, key_positions)

@@ -1,7 +1,8 @@
 """The decode cache, and attention that fills it with a prompt.
 
-Keys are cached rotated where one piece rotates them for good. They are cached not rotated where
-several pieces rotate them or the frequencies follow the length, and are then rotated when read.
+Keys are cached rotated where all pieces rotate them alike, and for good. They are cached not
+rotated where pieces differ in that or where the frequencies or the method follow the length, and
+are then rotated when read.
 
 Slot j < prompt_slots holds token j of the prompt. After the prompt come the new tokens, those of
 all continuations of one step together: token t of continuation j is in slot
@@ -13,6 +14,7 @@ keys are [S, H] and its values [H, S], as the products of attention read them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,8 +26,11 @@ from ctxext.attention import Attend, Attention, Kernel, make_attention
 from ctxext.attention.bias import position_bias
 from ctxext.attention.blocked import block_size, blocked_chunk
 from ctxext.attention.devices import platform_of
+from ctxext.attention.heads import HeadSet, over_heads
 from ctxext.attention.layers import ALIKE, Kind, Layers
+from ctxext.attention.length import pieces_at, pieces_of_any_length
 from ctxext.attention.pieces import within
+from ctxext.attention.tables import Tables, key_tables, query_tables
 from ctxext.rope import Float32Rotation, Rotation
 
 
@@ -95,8 +100,11 @@ def _slots_of_layer(
 
 
 def caches_rotated(attention: Attention, *, re_rotated: bool) -> bool:
-    """True if rotated keys can be cached: one piece, and no step that rotates old keys anew."""
-    return len(attention.pieces()) == 1 and not re_rotated
+    """True if rotated keys can be cached: all pieces rotate them alike, and no step does anew."""
+    if re_rotated:
+        return False
+    maps = [piece.key_positions for piece in pieces_of_any_length(attention)]
+    return all(position_map == maps[0] for position_map in maps)
 
 
 def prefill(
@@ -113,7 +121,7 @@ def prefill(
     Slots of right padding are overwritten before they are seen. rotated: see `caches_rotated`.
     """
     attend = make_attention(attention, kernel, rotation, positions, layers=layers)
-    tables = rotation.tables(attention.pieces()[0].key_positions(positions))
+    tables = key_tables(pieces_at(attention, rotation)[0], rotation, positions)
 
     def attend_and_store(
         q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
@@ -168,14 +176,14 @@ def prefill_chunk(
     those of the whole prompt, so that the chunks together equal `prefill`. The kind of a layer is
     not traced.
     """
-    pieces = attention.pieces()
+    pieces = pieces_at(attention, rotation)
     num_slots = num_chunks * tokens
     query_index = (chunk * tokens + jnp.arange(tokens))[None]
     key_index = jnp.arange(num_slots)[None]
-    query_tables = [rotation.tables(piece.query_positions(query_index)) for piece in pieces]
+    tables_of_queries = [query_tables(piece, rotation, query_index) for piece in pieces]
     # As in `decode`: rotated when they are written, or all of them whenever they are read.
     key_positions = query_index if rotated else key_index
-    key_tables = [rotation.tables(piece.key_positions(key_positions)) for piece in pieces]
+    tables_of_keys = [key_tables(piece, rotation, key_positions) for piece in pieces]
 
     def attend(
         q: Array, k: Array, v: Array, cache: Cache, layer: Any, kind: Kind = 0
@@ -186,40 +194,48 @@ def prefill_chunk(
         B, _, N, _ = q.shape
         K = k.shape[2]
         size = min(block_size(num_slots, platform_of(None), B * N), tokens)
-        new_keys = rotate(k, key_tables[0]) if rotated else k
+        new_keys = rotate(k, tables_of_keys[0]) if rotated else k
         cache = write(cache, new_keys, v, layer, chunk * tokens)
-
-        def rotated_block(tables: tuple[Array, Array]) -> Callable[[Array, Any], Array]:
-            def turn(block: Array, number: Any) -> Array:
-                of_block = [
-                    jax.lax.dynamic_slice_in_dim(table, number * size, size, axis=1)
-                    for table in tables
-                ]
-                return rotate(block.swapaxes(1, 2), (of_block[0], of_block[1])).swapaxes(1, 2)
-
-            return turn
-
-        keys = _CachedBlocks(cache.keys, layer, B, size, -2)
-        of_pieces = [keys]
-        if not rotated:
-            of_pieces = [
-                dataclasses.replace(keys, finish=rotated_block(tables)) for tables in key_tables
-            ]
-        out = blocked_chunk(
-            [rotate(q, tables) for tables in query_tables],
-            of_pieces,
-            _CachedBlocks(cache.values, layer, B, size, -1),
-            [within(piece.mask, window) for piece in pieces],
-            chunk=chunk,
-            num_chunks=num_chunks,
-            size=size,
-            groups=N // K,
-            bias=position_bias(
-                layers.bias,
-                [jnp.repeat(piece.query_positions(query_index), B, 0) for piece in pieces],
-                [jnp.repeat(piece.key_positions(key_index), B, 0) for piece in pieces],
-            ),
+        masks = [within(piece.mask, window) for piece in pieces]
+        bias = position_bias(
+            layers.bias,
+            pieces,
+            N,
+            [jnp.repeat(piece.query_positions(query_index), B, 0) for piece in pieces],
+            [jnp.repeat(piece.key_positions(key_index), B, 0) for piece in pieces],
         )
-        return out, cache
+
+        def rotated_block(block: Array, number: Any, tables: Tables) -> Array:
+            cos, sin = (
+                jax.lax.dynamic_slice_in_dim(table, number * size, size, axis=1)
+                for table in (tables.cos, tables.sin)
+            )
+            return rotate(block.swapaxes(1, 2), Tables(cos, sin)).swapaxes(1, 2)
+
+        def of_heads(heads: HeadSet) -> Array:
+            def key_block(tables: Tables, block: Array, number: Any) -> Array:
+                block = heads.keys(block, 1)
+                return block if rotated else rotated_block(block, number, tables)
+
+            keys = _CachedBlocks(cache.keys, layer, B, size, -2)
+            values = _CachedBlocks(cache.values, layer, B, size, -1)
+            own_q = heads.queries(q)
+            num_keys = heads.keys(k).shape[2]
+            return blocked_chunk(
+                [rotate(own_q, tables) for tables in heads.of_pieces(tables_of_queries)],
+                [
+                    dataclasses.replace(keys, finish=functools.partial(key_block, tables))
+                    for tables in heads.of_pieces(tables_of_keys)
+                ],
+                dataclasses.replace(values, finish=lambda block, _: heads.keys(block, 1)),
+                heads.of_pieces(masks),
+                chunk=chunk,
+                num_chunks=num_chunks,
+                size=size,
+                groups=own_q.shape[2] // num_keys,
+                bias=None if bias is None else bias.of_heads(heads),
+            )
+
+        return over_heads(pieces, N, K, of_heads), cache
 
     return attend

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ctxext.attention import Attend, Attention
-from ctxext.attention.bias import PositionBias, position_bias
+from ctxext.attention.bias import position_bias
 from ctxext.attention.cache import Cache, read, write
 from ctxext.attention.dense import masked_scores, weighted_values
+from ctxext.attention.heads import HeadSet, over_heads
 from ctxext.attention.layers import ALIKE, Kind, Layers
+from ctxext.attention.length import pieces_at
+from ctxext.attention.tables import Tables, key_tables, query_tables
 from ctxext.rope import Float32Rotation, Rotation
 
 
@@ -30,9 +33,10 @@ class _Slots(NamedTuple):
     key_index: Int[Array, "r s"]
     filled: Bool[Array, "r 1 s"] | None
     """None where the masks hide what is not written yet, as it would come later in the text."""
-    key_tables: Sequence[tuple[Array, Array]]
-    """One per piece, to rotate the keys when they are read; none if they are cached rotated."""
-    bias: PositionBias | None
+    key_tables: Sequence[Tables | None]
+    """One per piece, to rotate the keys when they are read; None if they are cached rotated."""
+    positions: tuple[list[Array], list[Array]]
+    """The mapped ones of queries and keys, one array per piece, for a bias."""
 
 
 def decode(
@@ -51,15 +55,21 @@ def decode(
 
     It attends to the prompt, to its continuation so far and to itself. The prompt of a row fills
     `lengths` of the first `prompt_slots` slots. None of several continuations computes with the
-    slots of the others. rotated: see `cache.caches_rotated`.
+    slots of the others. rotated: see `cache.caches_rotated`. Raises ValueError for a method that
+    shows later tokens.
     """
-    pieces = attention.pieces()
+    pieces = pieces_at(attention, rotation)
+    if not all(piece.mask.causal for piece in pieces):
+        raise ValueError(
+            f"{type(attention).__name__} shows tokens that come later, and so cannot write any; "
+            "generate with causal attention"
+        )
     B = lengths.shape[0]
     C = continuations
     lengths = lengths[:, None]
     query_index = jnp.broadcast_to(lengths + step, (B, C))
-    query_tables = [rotation.tables(piece.query_positions(query_index)) for piece in pieces]
-    new_key_tables = rotation.tables(pieces[0].key_positions(query_index))
+    tables_of_queries = [query_tables(piece, rotation, query_index) for piece in pieces]
+    new_key_tables = key_tables(pieces[0], rotation, query_index)
 
     prompt_index = jnp.broadcast_to(jnp.arange(prompt_slots)[None], (B, prompt_slots))
     in_prompt = prompt_index < lengths
@@ -72,7 +82,6 @@ def decode(
         query_index: Array = query_index,
         continuations: int = 1,
     ) -> _Slots:
-        positions = [piece.key_positions(key_index) for piece in pieces]
         return _Slots(
             first=first,
             count=key_index.shape[1] * continuations,
@@ -80,9 +89,12 @@ def decode(
             query_index=query_index,
             key_index=key_index,
             filled=filled,
-            key_tables=[] if rotated else [rotation.tables(p) for p in positions],
-            bias=position_bias(
-                layers.bias, [piece.query_positions(query_index) for piece in pieces], positions
+            key_tables=[
+                None if rotated else key_tables(piece, rotation, key_index) for piece in pieces
+            ],
+            positions=(
+                [piece.query_positions(query_index) for piece in pieces],
+                [piece.key_positions(key_index) for piece in pieces],
             ),
         )
 
@@ -103,36 +115,49 @@ def decode(
         rotate = layers.rotation(kind)
         new_keys = rotate(k, new_key_tables) if rotated else k
         cache = write(cache, new_keys, v, layer, prompt_slots + step * C)
-        queries = [rotate(q, tables) for tables in query_tables]
+        masks = layers.masks(pieces, kind)
+        num_heads = q.shape[2]
+        cached = [read(cache, layer, batch=B, first=part.first, count=part.count) for part in parts]
 
-        def read_part(part: _Slots) -> tuple[Array, Array]:
-            """Scores [B, K, G, C, S] of a part, and its values."""
-            cached = read(cache, layer, batch=B, first=part.first, count=part.count)
-            keys, values = (_rows_of_continuations(x, part.continuations) for x in cached)
-            scores = masked_scores(
-                [q.reshape(len(keys), -1, *q.shape[2:]) for q in queries],
-                [rotate(keys, tables) for tables in part.key_tables] or [keys],
-                layers.masks(attention, kind),
-                query_index=part.query_index,
-                key_index=part.key_index,
-                allowed=part.filled,
-                kind=None if isinstance(kind, int) else kind,
-                bias=part.bias,
-            )
-            return _with_queries(scores, C // part.continuations, C), values
+        def of_heads(heads: HeadSet) -> Array:
+            own_q = heads.queries(q)
+            queries = [rotate(own_q, tables) for tables in heads.of_pieces(tables_of_queries)]
 
-        # One softmax over all parts.
-        all_scores, all_values = zip(*map(read_part, parts), strict=True)
-        highest = [scores.max(-1, keepdims=True) for scores in all_scores]
-        largest = functools.reduce(jnp.maximum, highest)
-        weights = [jnp.exp(scores - largest) for scores in all_scores]
-        total = sum(part.sum(-1, keepdims=True) for part in weights)
-        out = jnp.zeros(q.shape, v.dtype)
-        for part, of_part, values in zip(parts, weights, all_values, strict=True):
-            normalised = (of_part / total).astype(values.dtype)
-            by_row = _with_queries(normalised, C, C // part.continuations)
-            out = out + weighted_values(by_row, values).reshape(q.shape)
-        return out, cache
+            def read_part(part: _Slots, slots: tuple[Array, Array]) -> tuple[Array, Array]:
+                """Scores [B, K, G, C, S] of a part, and its values."""
+                keys, values = (
+                    _rows_of_continuations(heads.keys(x), part.continuations) for x in slots
+                )
+                bias = position_bias(layers.bias, pieces, num_heads, *part.positions)
+                scores = masked_scores(
+                    [q.reshape(len(keys), -1, *q.shape[2:]) for q in queries],
+                    [
+                        keys if tables is None else rotate(keys, tables)
+                        for tables in heads.of_pieces(part.key_tables)
+                    ],
+                    heads.of_pieces(masks),
+                    query_index=part.query_index,
+                    key_index=part.key_index,
+                    allowed=part.filled,
+                    kind=None if isinstance(kind, int) else kind,
+                    bias=None if bias is None else bias.of_heads(heads),
+                )
+                return _with_queries(scores, C // part.continuations, C), values
+
+            # One softmax over all parts.
+            all_scores, all_values = zip(*map(read_part, parts, cached), strict=True)
+            highest = [scores.max(-1, keepdims=True) for scores in all_scores]
+            largest = functools.reduce(jnp.maximum, highest)
+            weights = [jnp.exp(scores - largest) for scores in all_scores]
+            total = sum(part.sum(-1, keepdims=True) for part in weights)
+            out = jnp.zeros(own_q.shape, v.dtype)
+            for part, of_part, values in zip(parts, weights, all_values, strict=True):
+                normalised = (of_part / total).astype(values.dtype)
+                by_row = _with_queries(normalised, C, C // part.continuations)
+                out = out + weighted_values(by_row, values).reshape(own_q.shape)
+            return out
+
+        return over_heads(pieces, num_heads, k.shape[2], of_heads), cache
 
     return attend
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from ctxext.attention.layers import LayerMask
 from ctxext.attention.pieces import Piece, unchanged
+from ctxext.attention.tables import Tables, key_tables, query_tables
 from ctxext.rope_by_length import RotationByLength, SequenceRotation
 
 
@@ -62,8 +63,8 @@ def rotary_tables(
     rotation: SequenceRotation,
     positions: Int[Array, "b t"],
     segment_ids: Int[Array, "b t"] | None,
-) -> tuple[list, list]:
-    """The rotation of queries and that of keys, of each piece.
+) -> tuple[list[Tables], list[Tables]]:
+    """The tables of queries and those of keys, of each piece.
 
     In a document that begins at position b, p is rotated at b + map(p - b): distances are those of
     the document alone, and a map that changes nothing is exact. Where leading positions rotate
@@ -74,18 +75,30 @@ def rotary_tables(
         of_tokens = rotation.of_lengths(document_lengths(positions, segment_ids))
     if of_tokens.leading is not None:
         positions = positions - smallest_in_document(positions, segment_ids)
-    queries, keys = mapped_positions(pieces, positions, segment_ids)
-    tables = [of_tokens.tables(positions) for positions in (*queries, *keys)]
-    return tables[: len(pieces)], tables[len(pieces) :]
+    begins = _begins(pieces, positions, segment_ids)
+    queries = [query_tables(piece, of_tokens, positions, begins) for piece in pieces]
+    keys = [key_tables(piece, of_tokens, positions, begins) for piece in pieces]
+    return queries, keys
 
 
 def mapped_positions(
     pieces: Sequence[Piece], positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None
-) -> tuple[list, list]:
+) -> tuple[list[Array], list[Array]]:
     """The positions at which queries rotate and those of keys, of each piece."""
-    maps = [piece.query_positions for piece in pieces] + [piece.key_positions for piece in pieces]
-    begins: Any = 0
-    if any(position_map is not unchanged for position_map in maps):
-        begins = smallest_in_document(positions, segment_ids)
-    mapped = [begins + position_map(positions - begins) for position_map in maps]
-    return mapped[: len(pieces)], mapped[len(pieces) :]
+    begins = _begins(pieces, positions, segment_ids)
+    queries = [begins + piece.query_positions(positions - begins) for piece in pieces]
+    keys = [begins + piece.key_positions(positions - begins) for piece in pieces]
+    return queries, keys
+
+
+def _begins(
+    pieces: Sequence[Piece], positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None
+) -> Any:
+    """The position of the first token of each token's document; 0 if no piece needs it."""
+    plain = all(
+        piece.query_positions is unchanged
+        and piece.key_positions is unchanged
+        and piece.query_scale is None
+        for piece in pieces
+    )
+    return 0 if plain else smallest_in_document(positions, segment_ids)

@@ -48,6 +48,8 @@ class KernelSpec:
     """Rematerialisation can keep its output, because it has a name (`tiles.SAVED_NAME`)."""
     takes_layers: bool = True
     """It takes masks that are one per kind of layer, and a bias; see `evaluate`."""
+    reads_ahead: bool = False
+    """It evaluates masks that show tokens after the query; the others visit none of those."""
     reads_chunks: bool = False
     """A sequence can be read in chunks that equal it, see `cache.prefill_chunk`; the others take
     whole sequences only."""
@@ -90,7 +92,9 @@ TABLE: dict[Kernel, KernelSpec] = {
     ),
     "ring": KernelSpec(ring, cut=True),
     "blocked": KernelSpec(blocked, reads_chunks=True),
-    "dense": KernelSpec(_dense, automatic=False, holds_scores=True, names_output=False),
+    "dense": KernelSpec(
+        _dense, automatic=False, holds_scores=True, names_output=False, reads_ahead=True
+    ),
 }
 """Every kernel, in the order in which "auto" tries them."""
 
@@ -107,29 +111,38 @@ def refusal(kernel: Kernel, request: Request) -> str:
         return "it needs whole sequences, but mesh.seq cuts them over devices"
     if spec.cut and not request.cut:
         return "it is for sequences that mesh.seq cuts over devices"
+    if not spec.reads_ahead and not _is_causal(request):
+        return "it visits no token after the query, and this method shows such tokens"
     if request.bias and not spec.takes_layers:
-        return "it adds no bias to scores, as the ALiBi of this model does"
+        return "it adds no bias to scores, as ALiBi does"
     if not spec.takes_layers and any(isinstance(mask, PerKind) for mask in request.masks):
         return "the layers of this model do not all see the same tokens"
     return spec.refusal(request) if spec.refusal else ""
 
 
+def _is_causal(request: Request) -> bool:
+    return all(mask.causal for mask in request.masks)
+
+
 def choose(kernel: Kernel, request: Request) -> Kernel:
     """The kernel that evaluates a request; never "auto".
 
-    "auto" is the first automatic one that does not refuse. "blocked" and "ring" are one algorithm,
-    over whole and over cut sequences: either becomes the one that fits. Raises ValueError for an
-    unknown kernel and for one that refuses.
+    "auto" is the first automatic one that does not refuse, or else "dense". "blocked" and "ring"
+    are one algorithm, over whole and over cut sequences: either becomes the one that fits. Raises
+    ValueError for an unknown kernel and for one that refuses.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
     if kernel == "auto":
         automatic: list[Kernel] = [name for name, spec in TABLE.items() if spec.automatic]
-        return next(name for name in automatic if not refusal(name, request))
-    if kernel in ("blocked", "ring"):
-        return "ring" if request.cut else "blocked"
-    if reason := refusal(kernel, request):
-        raise ValueError(f"kernel {kernel!r} cannot be used: {reason}; choose blocked or auto")
+        able = [name for name in automatic if not refusal(name, request)]
+        kernel = able[0] if able else "dense"
+    elif kernel in ("blocked", "ring"):
+        kernel = "ring" if request.cut else "blocked"
+    reason = refusal(kernel, request)
+    if reason:
+        other = "blocked or auto" if _is_causal(request) else "dense, without mesh.seq"
+        raise ValueError(f"kernel {kernel!r} cannot be used: {reason}; choose {other}")
     return kernel
 
 

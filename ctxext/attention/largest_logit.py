@@ -50,7 +50,7 @@ def largest_logit(
             products = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
             scores = products * H**-0.5
             if bias is not None:
-                slopes = bias.slopes.reshape(K, -1)
+                slopes = bias.slopes[number].reshape(K, -1)
                 key_positions = bias.key_positions[number]
                 scores = scores + linear_bias(slopes, query_positions[number], key_positions)
             visible = visible_in(mask, kind, index[:, :, None], key_index[:, None, :])

@@ -5,14 +5,15 @@ that one program runs layers of all kinds.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ctxext.attention.bias import LinearBias
-from ctxext.attention.pieces import Attention, Mask, within
+from ctxext.attention.pieces import Mask, Piece, within
+from ctxext.attention.tables import Tables
 from ctxext.rope import rotate
 
 Kind = int | Array
@@ -41,6 +42,11 @@ class PerKind:
         """Whether all of them depend on distances only, see `Mask.by_distance`."""
         return all(mask.by_distance for mask in self.masks)
 
+    @property
+    def causal(self) -> bool:
+        """Whether none of them shows later tokens, see `Mask.causal`."""
+        return all(mask.causal for mask in self.masks)
+
     def visible(self, kind: Kind, query: Any, key: Any) -> Any:
         """`Mask.visible` of the mask of this kind."""
         visible = self.masks[0].visible(query, key)
@@ -68,23 +74,23 @@ class Layers:
     kinds: tuple[LayerKind, ...] = (LayerKind(),)
     bias: LinearBias | None = None
 
-    def masks(self, attention: Attention, kind: Kind = 0) -> tuple[LayerMask, ...]:
-        """The mask of each piece of a method, as layers of this kind evaluate it."""
+    def masks(self, pieces: Sequence[Piece], kind: Kind = 0) -> tuple[LayerMask, ...]:
+        """The mask of each piece, as layers of this kind evaluate it."""
         kinds = (self.kinds[kind],) if isinstance(kind, int) else self.kinds
 
         def of_layer(mask: Mask) -> LayerMask:
             masks = tuple(within(mask, kind.window) for kind in kinds)
             return masks[0] if len(set(masks)) == 1 else PerKind(masks)
 
-        return tuple(of_layer(piece.mask) for piece in attention.pieces())
+        return tuple(of_layer(piece.mask) for piece in pieces)
 
     @property
     def rotates(self) -> bool:
         """Whether any layer rotates queries and keys."""
         return any(kind.rotates for kind in self.kinds)
 
-    def rotation(self, kind: Kind) -> Callable[[Array, tuple[Array, Array]], Array]:
-        """`rotate(x, (cos, sin))` of a layer of this kind."""
+    def rotation(self, kind: Kind) -> Callable[[Array, Tables], Array]:
+        """`rotate(x, tables)` of a layer of this kind; queries are scaled by their tables too."""
         rotates = tuple(kind.rotates for kind in self.kinds)
         if isinstance(kind, int):
             return _turn if rotates[kind] else _keep
@@ -92,19 +98,22 @@ class Layers:
             return _turn if rotates[0] else _keep
         is_turned = jnp.asarray(rotates)[kind]
 
-        def turn_or_keep(x: Array, tables: tuple[Array, Array]) -> Array:
-            cos, sin = tables
-            return rotate(x, jnp.where(is_turned, cos, 1), jnp.where(is_turned, sin, 0))
+        def turn_or_keep(x: Array, tables: Tables) -> Array:
+            unturned = 1 if tables.scale is None else tables.scale[..., None]
+            cos = jnp.where(is_turned, tables.cos, unturned)
+            return rotate(x, cos, jnp.where(is_turned, tables.sin, 0))
 
         return turn_or_keep
 
 
-def _turn(x: Array, tables: tuple[Array, Array]) -> Array:
-    return rotate(x, *tables)
+def _turn(x: Array, tables: Tables) -> Array:
+    return rotate(x, tables.cos, tables.sin)
 
 
-def _keep(x: Array, tables: tuple[Array, Array]) -> Array:
-    return x
+def _keep(x: Array, tables: Tables) -> Array:
+    if tables.scale is None:
+        return x
+    return (x.astype(jnp.float32) * tables.scale[..., None, None]).astype(x.dtype)
 
 
 ALIKE = Layers()

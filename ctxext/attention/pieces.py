@@ -7,18 +7,26 @@ beginning of the document, so that a document in a packed row is read as it is a
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 PositionMap = Callable[[Any], Any]
 """Position ids in, rotary positions out, elementwise; both count from the document's beginning.
 
-Hashable: a function, or a frozen dataclass with __call__.
+Hashable: a function, or a frozen dataclass with __call__. Positions may be fractions, as floating
+point numbers; `maps.Divided` is exact at any position.
 """
+QueryScale = Callable[[Any], Any]
+"""Position ids in, counted from the document's beginning; multipliers of the queries out."""
+Slopes = Callable[[int], Sequence[float]]
+"""The number of query heads in; for each of them, what a unit of distance takes from a score."""
+ScaledLayers = Literal["all", "without-rotation"]
+"""The layers in which queries are scaled."""
 
 
 class Mask(abc.ABC):
-    """A predicate on token indices (query, key). Subclasses are frozen dataclasses and causal.
+    """A predicate on token indices (query, key). Subclasses are frozen dataclasses.
 
     The indices count from the beginning of the document.
     """
@@ -26,6 +34,9 @@ class Mask(abc.ABC):
     by_distance: ClassVar[bool] = False
     """It depends on query - key only, so that it is the same wherever a document begins. Of any
     other mask, kernels compute all pairs of a document in a packed row."""
+    causal: ClassVar[bool] = True
+    """No query sees a later token. Other masks are for training that leaks, as published code
+    does; only the kernel `dense` evaluates them."""
 
     @abc.abstractmethod
     def visible(self, query: Any, key: Any) -> Any:
@@ -68,6 +79,10 @@ class Within(Mask):
     def by_distance(self) -> bool:  # type: ignore[override]
         return self.mask.by_distance
 
+    @property
+    def causal(self) -> bool:  # type: ignore[override]
+        return self.mask.causal
+
     def visible(self, query: Any, key: Any) -> Any:
         return self.mask.visible(query, key) & (query - key < self.window)
 
@@ -93,25 +108,72 @@ def unchanged(positions: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Heads:
+    """Some of the query heads: from the share `first` of their number to before the share `stop`.
+
+    Shares are rounded down to whole heads. Raises ValueError unless 0 <= first < stop <= 1.
+    """
+
+    first: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.stop <= 1:
+            raise ValueError(
+                f"heads are shares with 0 <= first < stop <= 1, got {self.first} and {self.stop}"
+            )
+
+    @property
+    def share(self) -> float:
+        """Their share of all heads."""
+        return self.stop - self.first
+
+    def of(self, num_heads: int) -> range:
+        """Their numbers among so many query heads."""
+        first, stop = (math.floor(share * num_heads + 1e-6) for share in (self.first, self.stop))
+        return range(first, stop)
+
+
+ALL_HEADS = Heads()
+
+
+@dataclasses.dataclass(frozen=True)
 class Piece:
     """One term of a softmax: the pairs in `mask`, rotated at mapped positions.
 
-    The masks of a method's pieces are disjoint, and every token sees itself in one of them.
+    For each head, the masks of a method's pieces are disjoint, and every token sees itself in one
+    of them.
     """
 
     mask: Mask
     query_positions: PositionMap = unchanged
     key_positions: PositionMap = unchanged
+    query_scale: QueryScale | None = None
+    """Multiplies the queries after their rotation; None: by 1."""
+    scaled_layers: ScaledLayers = "all"
+    """The layers in which `query_scale` does so."""
+    bias: Slopes | None = None
+    """Minus its slopes times the distance between mapped positions is added to scores, in addition
+    to the bias of the model; None: nothing."""
+    heads: Heads = ALL_HEADS
+    """The query heads that it speaks of."""
 
 
 class Attention(abc.ABC):
     """Who sees whom. Subclasses are frozen, hashable dataclasses and final."""
 
     type_tag: ClassVar[str] = "attention/"
+    depends_on_length: ClassVar[bool] = False
+    """True where position maps, scales or slopes of `pieces` change with `seq_len`."""
 
     @abc.abstractmethod
-    def pieces(self) -> tuple[Piece, ...]:
-        """The terms of the softmax, with disjoint masks."""
+    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
+        """The terms of the softmax for a context of `seq_len` tokens, with disjoint masks.
+
+        Masks and heads are the same at every length, because kernels are built from them. For
+        methods that declare `depends_on_length`, `seq_len` may be a traced array, so that another
+        length compiles nothing; for the others it must not matter.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,5 +183,5 @@ class Causal(Attention):
     aliases: ClassVar[tuple[str, ...]] = ("full",)
     paper: ClassVar[str] = ""
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
         return (Piece(Band()),)

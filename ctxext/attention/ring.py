@@ -101,7 +101,7 @@ class _Tokens(NamedTuple):
 
 
 Places = tuple[_Tokens, Any, Array | None]
-"""The tokens, and of the layer: the number of its kind, and the slopes [N] of its bias."""
+"""The tokens, and of the layer: the number of its kind, and the slopes [P, N] of P pieces."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -158,7 +158,7 @@ class _Trip:
         self.token_spec = PartitionSpec(rows, seq)
         self.head_spec = PartitionSpec(rows, seq, heads_axis)
         self.lse_spec = PartitionSpec(seq, rows, heads_axis)  # of [M, B, K, G * C]
-        self.places_spec = (self.token_spec, PartitionSpec(), PartitionSpec(heads_axis))
+        self.places_spec = (self.token_spec, PartitionSpec(), PartitionSpec(None, heads_axis))
 
         self.piece_tiles: list[tiles.Tile] = []
         self.tables: list[tuple[Any, Any]] = []
@@ -278,7 +278,7 @@ def _output_and_lse(
 
 def _of_layer(places: Places, groups: int) -> tiles.OfLayer:
     _, kind, slopes = places
-    return tiles.OfLayer(kind, None if slopes is None else slopes.reshape(-1, groups))
+    return tiles.OfLayer(kind, None if slopes is None else tiles.split_slopes(slopes, groups))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -47,7 +47,7 @@ class Blocks(NamedTuple):
 
 
 class OfLayer(NamedTuple):
-    """The layer's part of a call: the number of its kind, and the slopes of its bias [K, G].
+    """The layer's part of a call: the number of its kind, and the slopes [P, K, G] of P pieces.
 
     Both are None for models whose layers are all alike and have no bias.
     """
@@ -103,7 +103,8 @@ class Tile:
         products = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         if layer.slopes is not None:
             query, key = queries.positions[self.piece][i], keys.positions[self.piece][j]
-            bias = linear_bias(layer.slopes * q.shape[-1] ** 0.5, query, key)
+            slopes = layer.slopes[self.piece]
+            bias = linear_bias(slopes * q.shape[-1] ** 0.5, query, key)
             products = products + bias.reshape(products.shape)
         visible = None
         if self.mask is not None:
@@ -254,6 +255,11 @@ def join(x: Array, size: int) -> Array:
     M, B, K, rows, H = x.shape
     x = x.reshape(M, B, K, rows // size, size, H).transpose(1, 0, 4, 2, 3, 5)
     return x.reshape(B, M * size, -1, H)
+
+
+def split_slopes(slopes: Array, groups: int) -> Array:
+    """[P, K * G] -> [P, K, G]."""
+    return slopes.reshape(len(slopes), -1, groups)
 
 
 def split_tokens(x: Array | None, size: int) -> Array | None:

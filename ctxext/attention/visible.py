@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ctxext.attention.length import pieces_of_any_length
 from ctxext.attention.pieces import Attention, Mask, within
 
 LEAF = 256
@@ -13,11 +14,15 @@ def visible_pairs(
 ) -> int:
     """(query, key) pairs of a row that see each other; for causal attention T (T + 1) / 2.
 
+    The average over the query heads, where pieces speak of some of them only.
     window: how far a layer sees, in tokens; None: everything. first: only the pairs of the queries
     from this token on.
     """
-    masks = [within(piece.mask, window) for piece in attention.pieces()]
-    return sum(_visible(mask, range(first, seq_len), range(seq_len)) for mask in masks)
+    pairs = 0
+    for piece in pieces_of_any_length(attention):
+        mask = within(piece.mask, window)
+        pairs += piece.heads.share * _visible(mask, range(first, seq_len), range(seq_len))
+    return round(pairs)
 
 
 def _visible(mask: Mask, query: range, key: range) -> int:

@@ -137,7 +137,7 @@ def _decode(case: BenchmarkCase, weights: Path) -> RunOnce:
 def _attention(case: BenchmarkCase, _: Path) -> RunOnce:
     heads = (case.batch, case.seq_len, case.shape.num_attention_heads, case.shape.head_dim)
     q, k, v, weight = (jnp.asarray(x, case.dtype) for x in case.normal(*[heads] * 4))
-    masks = [piece.mask for piece in Causal().pieces()]
+    masks = [piece.mask for piece in Causal().pieces(1024)]
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         out = evaluate("auto", [q], [k], v, masks)

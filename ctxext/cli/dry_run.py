@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ctxext import loading, requirements
 from ctxext.attention.kernels import explain
-from ctxext.attention.request import Request
+from ctxext.attention.request import requests_of
 from ctxext.experiment import Experiment
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
@@ -103,16 +103,19 @@ def _kernel(experiment: Experiment, config: LlamaConfig) -> str:
     train = experiment.train
     layers = config.layers
     traced_kind = 0 if len(layers.kinds) == 1 else jnp.int32(0)  # as in a scan over the layers
-    request = Request(
-        masks=layers.masks(experiment.attention, traced_kind),
+    requests = requests_of(
+        experiment.attention,
+        layers,
+        traced_kind,
+        (config.num_attention_heads, config.num_key_value_heads),
         platform=jax.default_backend(),
         seq_len=train.seq_len,
         dtype=train.dtype,
         packed=True,  # a training batch always has segments
         cut=experiment.mesh.seq != 1,
-        bias=layers.bias is not None,
     )
-    return explain(train.kernel, request)
+    # Sets of heads may be evaluated by different kernels.
+    return "; ".join(dict.fromkeys(explain(train.kernel, request) for request in requests))
 
 
 def _state_bytes(experiment: Experiment, trained: Params, frozen: Params) -> str:

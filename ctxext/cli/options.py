@@ -221,7 +221,7 @@ def open_model(args: argparse.Namespace, rest: list[str]) -> Any:
         semantics=args.semantics,
     )
     say_context(lm.context, lm.scaling)
-    if lm.scaling.depends_on_length:
+    if lm.depends_on_length:
         print(f"{lm.semantics}: {SEMANTICS[lm.semantics]} (--semantics)", file=sys.stderr)
     return lm
 

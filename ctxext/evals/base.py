@@ -66,6 +66,7 @@ def evaluated_model(
     lm: Model, *, steps: int = 0, train_seq_len: int | None = None
 ) -> EvaluatedModel:
     """Describe a model for its records. The caller states which training its weights have had."""
+    follows_length = lm.scaling.depends_on_length or lm.attention.depends_on_length
     return EvaluatedModel(
         window=lm.config.max_position_embeddings,
         rope=label([lm.scaling]),
@@ -76,7 +77,7 @@ def evaluated_model(
         dtype=getattr(lm, "dtype", "float32"),
         bos=lm.tokenizer.adds_bos,
         # Elsewhere nothing follows the length, and all semantics are one.
-        semantics=lm.semantics if lm.scaling.depends_on_length else "incremental",
+        semantics=lm.semantics if follows_length else "incremental",
     )
 
 

@@ -226,7 +226,7 @@ class HarnessLM(TemplateLM):
         written = 0
         while unfinished:
             step = min(max(FIRST_CHECK, written), decoding.max_gen_toks - written)
-            if self._lm.scaling.depends_on_length:
+            if self._lm.depends_on_length:
                 # Reading again what was written would give it the frequencies of a longer prompt.
                 step = decoding.max_gen_toks
             waiting = [prompts[i] + new[i] for i in unfinished]
@@ -270,7 +270,7 @@ class HarnessLM(TemplateLM):
         """
 
         def size(i: int) -> int:
-            return lengths[i] if self._lm.scaling.depends_on_length else padded(lengths[i])
+            return lengths[i] if self._lm.depends_on_length else padded(lengths[i])
 
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         for length, group in itertools.groupby(order, size):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from ctxext.attention.maps import At
 from ctxext.attention.pieces import Attention, Band, Mask, Piece
 
 
@@ -20,16 +21,6 @@ class First(Mask):
         any_visible = query[-1] - key[0] >= self.low and key[0] < self.count
         all_visible = query[0] - key[-1] >= self.low and key[-1] < self.count
         return any_visible, all_visible
-
-
-@dataclasses.dataclass(frozen=True)
-class At:
-    """The same position for every token."""
-
-    position: int
-
-    def __call__(self, positions: Any) -> Any:
-        return 0 * positions + self.position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +46,7 @@ class LMInfinite(Attention):
                 f"{self.num_global}"
             )
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
         near = Piece(Band(0, self.window))
         if not self.num_global:
             return (near,)

@@ -3,18 +3,8 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from ctxext.attention.maps import Grouped
 from ctxext.attention.pieces import Attention, Band, Piece
-
-
-@dataclasses.dataclass(frozen=True)
-class Grouped:
-    """p // size + offset, in whole positions."""
-
-    size: int
-    offset: int = 0
-
-    def __call__(self, positions: Any) -> Any:
-        return positions // self.size + self.offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +29,7 @@ class SelfExtend(Attention):
                 f"{self.group_size} and {self.neighbor_window}"
             )
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self, seq_len: Any) -> tuple[Piece, ...]:
         size, window = self.group_size, self.neighbor_window
         far = Piece(Band(window), Grouped(size, window - window // size), Grouped(size))
         return Piece(Band(0, window)), far

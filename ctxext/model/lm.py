@@ -11,6 +11,8 @@ import numpy as np
 
 from ctxext import progress
 from ctxext.attention import KERNELS, Attention, Causal, Kernel
+from ctxext.attention.cache import caches_rotated
+from ctxext.attention.length import rotation_for
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.context import DeclaredContext
 from ctxext.model.decoder import COMPUTE_DTYPES, Params, bind
@@ -41,7 +43,6 @@ from ctxext.rope import (
     RopeScaling,
     Rotation,
     Unscaled,
-    rotation_at,
 )
 from ctxext.tokenization.tokenizer import Tokenizer
 
@@ -166,7 +167,13 @@ class LM:
 
     def rotation(self, seq_len: int) -> Rotation | Float32Rotation:
         """The method's frequencies for a context of `seq_len` tokens."""
-        return rotation_at(self.scaling, self.config.rope_base(), seq_len, self.angles)
+        base = self.config.rope_base()
+        return rotation_for(self.scaling, self.attention, base, seq_len, self.angles)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the frequencies or the attention follow the length of the text."""
+        return self.scaling.depends_on_length or self.attention.depends_on_length
 
     def padded(self, lengths: Sequence[int]) -> tuple[int, int]:
         """(rows, tokens) that rows of these lengths are padded to when the model runs them."""
@@ -313,19 +320,20 @@ class LM:
 
     def _must_be_decoded_separately(self, prompts: Sequence[np.ndarray]) -> bool:
         """True where a row's frequencies would depend on the length of its neighbours."""
-        return self.scaling.depends_on_length and len(set(map(len, prompts))) > 1
+        return self.depends_on_length and len(set(map(len, prompts))) > 1
 
     def _decoding_rotations(
         self, length: int, steps: int, semantics: Semantics
     ) -> tuple[Semantics, Any]:
         """The semantics that decoding follows, and its frequencies, see `DecodeRequest`.
 
-        `length`: of the longest prompt, tokens. Raises ValueError for attention of several pieces
-        with the semantics of transformers, which has none.
+        `length`: of the longest prompt, tokens. Raises ValueError for attention that transformers
+        does not have, with its semantics.
         """
-        if not self.scaling.depends_on_length or semantics == "frozen":
+        if not self.depends_on_length or semantics == "frozen":
             return "frozen", self.rotation(length)
-        if semantics == "transformers" and len(self.attention.pieces()) > 1:
+        rotated = caches_rotated(self.attention, re_rotated=False)
+        if semantics == "transformers" and (self.attention.depends_on_length or not rotated):
             raise ValueError(
                 f"transformers has no {type(self.attention).__name__} attention; choose the "
                 "semantics incremental or frozen"

@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctxext import progress
-from ctxext.attention import Kernel, make_attention
+from ctxext.attention import make_attention
 from ctxext.attention.cache import Cache, caches_rotated, empty_cache, prefill, prefill_chunk
 from ctxext.attention.devices import platform_of
 from ctxext.attention.kernels import TABLE, choose
-from ctxext.attention.request import Request
+from ctxext.attention.request import requests_of
 from ctxext.model.decoder import Params, bind
 from ctxext.model.operations import layer_operations, projection_operations, step_operations
 from ctxext.model.segments import layers_apart, segment_sizes
@@ -85,18 +85,22 @@ def reads_chunks(setup: ModelSetup, length: int) -> bool:
     """Whether the kernel of every layer can read a sequence of this length in chunks."""
     layers = setup.config.layers
 
-    def kernel_of(kind: int) -> Kernel:
-        request = Request(
-            masks=layers.masks(setup.attention, kind),
+    config = setup.config
+    requests = [
+        request
+        for kind in range(len(layers.kinds))
+        for request in requests_of(
+            setup.attention,
+            layers,
+            kind,
+            (config.num_attention_heads, config.num_key_value_heads),
             platform=platform_of(None),
             seq_len=length,
             dtype=setup.dtype,
             packed=False,
-            bias=layers.bias is not None,
         )
-        return choose(setup.kernel, request)
-
-    return all(TABLE[kernel_of(kind)].reads_chunks for kind in range(len(layers.kinds)))
+    ]
+    return all(TABLE[choose(setup.kernel, request)].reads_chunks for request in requests)
 
 
 def reading_operations(setup: ModelSetup, length: int) -> float:

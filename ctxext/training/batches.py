@@ -35,7 +35,8 @@ class Batches:
         self._rope_base = base.config.rope_base()
         scaling = experiment.effective_scaling(base.scaling)
         by_document = settings.rope_length == "document"
-        self._is_fixed = by_document or not scaling.depends_on_length
+        follows_length = scaling.depends_on_length or experiment.attention.depends_on_length
+        self._is_fixed = by_document or not follows_length
         self._longest = 0
 
     def prefetch(

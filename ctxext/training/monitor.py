@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Int
 from ctxext.attention import Attend, Attention
 from ctxext.attention.bias import position_bias
 from ctxext.attention.documents import first_tokens, mapped_positions, rotary_tables
+from ctxext.attention.heads import head_sets
 from ctxext.attention.largest_logit import largest_logit
 from ctxext.attention.layers import Kind, Layers
+from ctxext.attention.length import pieces_at
 from ctxext.data import Batch, Rows, Stdlib, make_batch
 from ctxext.experiment import Experiment
 from ctxext.files import read_jsonl
@@ -244,12 +246,11 @@ def _recording_peaks(
 
     Queries of padding do not count.
     """
-    pieces = attention.pieces()
+    pieces = pieces_at(attention, rotation)
     masks = [piece.mask for piece in pieces]
     segment_ids = batch["segment_ids"]
     query_tables, key_tables = rotary_tables(pieces, rotation, batch["positions"], segment_ids)
     mapped = mapped_positions(pieces, batch["positions"], segment_ids)
-    bias = position_bias(layers.bias, *mapped)
     index = batch["index"]
     first = first_tokens(masks, index, segment_ids)
     if first is not None:
@@ -260,17 +261,23 @@ def _recording_peaks(
         q: Array, k: Array, v: Array, peaks: Any, layer: Any, kind: Kind = 0
     ) -> tuple[Array, Any]:
         rotate = layers.rotation(kind)
-        peak = largest_logit(
-            [rotate(q, tables) for tables in query_tables],
-            [rotate(k, tables) for tables in key_tables],
-            layers.masks(attention, kind),
-            query_index=query_index,
-            key_index=index,
-            query_segments=segment_ids,
-            key_segments=segment_ids,
-            kind=None if isinstance(kind, int) else kind,
-            bias=bias,
-        )
+        of_layer = layers.masks(pieces, kind)
+        bias = position_bias(layers.bias, pieces, q.shape[2], *mapped)
+        peak = jnp.float32(-jnp.inf)
+        for heads in head_sets(pieces, q.shape[2], k.shape[2]):
+            own_q, own_k = heads.queries(q), heads.keys(k)
+            of_heads = largest_logit(
+                [rotate(own_q, tables) for tables in heads.of_pieces(query_tables)],
+                [rotate(own_k, tables) for tables in heads.of_pieces(key_tables)],
+                heads.of_pieces(of_layer),
+                query_index=query_index,
+                key_index=index,
+                query_segments=segment_ids,
+                key_segments=segment_ids,
+                kind=None if isinstance(kind, int) else kind,
+                bias=None if bias is None else bias.of_heads(heads),
+            )
+            peak = jnp.maximum(peak, of_heads)
         out, _ = attend(q, k, v, None, layer, kind)
         return out, peaks.at[0 if layer is None else layer].set(peak)
 

@@ -26,7 +26,7 @@ def distances(attention: Attention, length: int) -> np.ndarray:
     """Rotary distance of every pair, NaN where hidden; fails if two pieces claim the same pair."""
     index = np.arange(length)
     out = np.full((length, length), np.nan)
-    for piece in attention.pieces():
+    for piece in attention.pieces(1024):
         visible = piece.mask.visible(index[:, None], index[None])
         assert np.isnan(out[visible]).all(), "pieces overlap"
         distance = piece.query_positions(index)[:, None] - piece.key_positions(index)[None]
@@ -63,7 +63,7 @@ def test_pieces_are_disjoint_causal_and_cover_the_past(attention: Attention):
     assert (table[past] >= 0).all()
     # Methods are static arguments of compiled functions.
     assert hash(attention) == hash(eval(repr(attention)))
-    assert hash(attention.pieces()) == hash(attention.pieces())
+    assert hash(attention.pieces(1024)) == hash(attention.pieces(1024))
 
 
 def test_self_extend_is_plain_inside_its_window_and_with_groups_of_one():
@@ -130,7 +130,7 @@ def rows(
 ):
     """Random queries and keys of each piece, as after its rotation, values, and masks."""
     rng = np.random.default_rng(seed)
-    pieces = attention.pieces()
+    pieces = attention.pieces(1024)
 
     def draw(heads: int):
         return jnp.asarray(1.5 * rng.normal(size=(B, T, heads, H)), dtype)

@@ -112,9 +112,9 @@ class Windowed(Causal):
 
     window: int | None
 
-    def pieces(self):
+    def pieces(self, seq_len):
         mask = Band(0, self.window)
-        return tuple(dataclasses.replace(piece, mask=mask) for piece in super().pieces())
+        return tuple(dataclasses.replace(piece, mask=mask) for piece in super().pieces(seq_len))
 
 
 @pytest.fixture

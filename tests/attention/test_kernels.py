@@ -13,8 +13,8 @@ from ctxext.attention.request import Request
 from ctxext.methods import SelfExtend
 from ctxext.methods.lm_infinite import First
 
-ONE = tuple(piece.mask for piece in Causal().pieces())
-TWO = tuple(piece.mask for piece in SelfExtend(4, 512).pieces())
+ONE = tuple(piece.mask for piece in Causal().pieces(1024))
+TWO = tuple(piece.mask for piece in SelfExtend(4, 512).pieces(1024))
 PLAIN = Request(ONE, "cpu", seq_len=8192, dtype="bfloat16", packed=False)
 
 

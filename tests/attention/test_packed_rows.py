@@ -136,7 +136,7 @@ def test_documents_are_long_enough_to_be_read_in_the_way_of_a_method(attention: 
     """Otherwise it needs settings in CHOSEN: it would be tested as plain RoPE."""
     index = np.arange(LENGTHS.min(axis=0)[0])
     pairs = np.zeros((2, len(index), len(index)))
-    for piece in attention.pieces():
+    for piece in attention.pieces(1024):
         visible = piece.mask.visible(index[:, None], index[None])
         distance = piece.query_positions(index)[:, None] - piece.key_positions(index)[None]
         pairs += visible * np.stack([np.ones_like(distance), distance])
@@ -158,8 +158,8 @@ def test_the_beginning_of_a_document_is_found_in_any_order():
 
 def test_splash_refuses_masks_that_count_tokens_in_packed_rows():
     """It evaluates a mask on the row's token indices, which only distances survive."""
-    first = LMInfinite(40, 3).pieces()[1].mask
+    first = LMInfinite(40, 3).pieces(1024)[1].mask
     request = Request((first,), "tpu", seq_len=1024, dtype="float32", packed=True)
     assert "not of each packed document" in refusal("splash", request)
-    near = Request((LMInfinite(40, 0).pieces()[0].mask,), "tpu", 1024, "float32", packed=True)
+    near = Request((LMInfinite(40, 0).pieces(1024)[0].mask,), "tpu", 1024, "float32", packed=True)
     assert not refusal("splash", near)

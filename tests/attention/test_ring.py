@@ -47,7 +47,7 @@ def test_ring_equals_dense_in_values_and_gradients(
     K = 2
     H = 8
     rng = np.random.default_rng(0)
-    pieces = attention.pieces()
+    pieces = attention.pieces(1024)
     masks = [piece.mask for piece in pieces]
 
     def draw(heads: int) -> jax.Array:
@@ -140,7 +140,7 @@ def test_causal_work_is_balanced_over_devices_and_steps(S: int):
     h = 4
     visited = np.zeros((2 * S * h,) * 2, int)
     total = np.zeros((S, S), int)
-    for mask in (piece.mask for piece in Causal().pieces()):
+    for mask in (piece.mask for piece in Causal().pieces(1024)):
         for pairs, counts in work_table(mask, S, h * 32, 32):
             total += counts
             order = zigzag(2 * S * h, S).reshape(S, 2 * h)
@@ -158,6 +158,6 @@ def test_lengths_that_cannot_be_cut_are_refused():
     with pytest.raises(ValueError, match="make the length a multiple of 64 x mesh.seq"):
         block_size(2 * 521, 512)
     x = jnp.zeros((1, 12, 2, 8))
-    masks = [piece.mask for piece in Causal().pieces()]
+    masks = [piece.mask for piece in Causal().pieces(1024)]
     with pytest.raises(ValueError, match="make the length a multiple of 16"):
         ring([x], [x], x, masks, sharding=Mesh(seq=8).activations((1, 16, 2, 8)))

@@ -90,7 +90,7 @@ def by_dense(masks, segments=None):
 def test_blocks_equal_dense(attention: Attention, packed: bool):
     """Values and gradients in float32, for 1,111 tokens."""
     q, k, v, weight = heads(1111, "float32")
-    masks = [piece.mask for piece in attention.pieces()]
+    masks = [piece.mask for piece in attention.pieces(1024)]
     segments = None
     if packed:
         segments = jnp.asarray(np.arange(1111)[None] // [[300], [450]], jnp.int32)

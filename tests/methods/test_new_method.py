@@ -101,7 +101,7 @@ class Wrapping(RopeScaling):
 class Near(Attention):
     reach: int
 
-    def pieces(self):
+    def pieces(self, seq_len):
         return (Piece(Band(0, self.reach)),)
 
 

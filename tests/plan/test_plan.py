@@ -261,7 +261,7 @@ def test_the_planned_cache_has_the_size_that_generation_allocates():
 @pytest.mark.parametrize("T", [1, 63, 300, 1000])
 def test_visible_pairs_are_counted_exactly(attention, T):
     index = np.arange(T)
-    masks = [piece.mask.visible(index[:, None], index[None, :]) for piece in attention.pieces()]
+    masks = [piece.mask.visible(index[:, None], index[None, :]) for piece in attention.pieces(1024)]
     assert visible_pairs(attention, T) == sum(int(np.sum(mask)) for mask in masks)
 
 

@@ -1,0 +1,72 @@
+"""Attention that follows the length, which travels with the frequencies for it."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from ctxext.attention.pieces import Attention, Piece
+from ctxext.rope import Angles, Float32Rotation, RopeBase, RopeScaling, Rotation, rotation_at
+from ctxext.rope_by_length import RotationByLength, SequenceRotation
+
+SHORT, LONG = 1024, 2**20
+"""Lengths at which the declaration of a method is checked."""
+
+
+def rotation_for(
+    scaling: RopeScaling,
+    attention: Attention,
+    base: RopeBase,
+    seq_len: int,
+    angles: Angles = "exact",
+) -> Rotation | Float32Rotation:
+    """`rotation_at`, with the length for attention that follows it; raises ValueError as that."""
+    rotation = rotation_at(scaling, base, seq_len, angles)
+    if not attention.depends_on_length:
+        return rotation
+    return rotation._replace(seq_len=np.int32(seq_len))
+
+
+def pieces_at(attention: Attention, rotation: SequenceRotation) -> tuple[Piece, ...]:
+    """The pieces of a method for the length that came with the frequencies.
+
+    Raises ValueError as `pieces_of_any_length`.
+    """
+    if not attention.depends_on_length:
+        return pieces_of_any_length(attention)
+    if isinstance(rotation, RotationByLength) or rotation.seq_len is None:
+        raise ValueError(
+            f"{type(attention).__name__} follows the length, but these frequencies came without "
+            "one; take them from attention.length.rotation_for"
+        )
+    return attention.pieces(rotation.seq_len)
+
+
+@functools.lru_cache(maxsize=1024)
+def pieces_of_any_length(attention: Attention) -> tuple[Piece, ...]:
+    """The pieces of a method as far as they are the same at every length: masks and heads.
+
+    Of a method that does not follow the length, all of them. Raises ValueError if something else
+    changes with the length than what it declares.
+    """
+    pieces = attention.pieces(SHORT)
+    longer = attention.pieces(LONG)
+    name = type(attention).__name__
+    if not attention.depends_on_length:
+        if pieces != longer:
+            raise ValueError(
+                f"{name} gives other pieces at {LONG} tokens than at {SHORT}, but does not say so; "
+                "set depends_on_length = True in the class, and make its maps functions of the "
+                "file or frozen dataclasses, so that equal ones compare equal"
+            )
+    elif _fixed(pieces) != _fixed(longer):
+        raise ValueError(
+            f"{name} gives other masks or heads at {LONG} tokens than at {SHORT}; only position "
+            "maps, scales and slopes may follow the length"
+        )
+    return pieces
+
+
+def _fixed(pieces: tuple[Piece, ...]) -> list[tuple[Any, ...]]:
+    """What kernels are built from."""
+    return [(piece.mask, piece.heads, piece.scaled_layers) for piece in pieces]

@@ -1,0 +1,75 @@
+"""The rotary tables of pieces, in which queries are scaled by their positions too.
+
+A rotation is linear, so that a multiplier of a query is one of its cos and sin: no kernel needs to
+know of it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ctxext.attention.pieces import Piece, PositionMap
+from ctxext.rope import Float32Rotation, Rotation
+from ctxext.rope_by_length import ChosenRotation
+
+AnyRotation = Rotation | Float32Rotation | ChosenRotation
+"""What turns positions into tables."""
+
+
+class Tables(NamedTuple):
+    """cos and sin [..., H/2] of one piece, of its queries or of its keys."""
+
+    cos: Float[Array, "*shape h"]
+    sin: Float[Array, "*shape h"]
+    scale: Float[Array, "*shape"] | None = None
+    """What queries are multiplied by in layers that do not rotate; None: nothing."""
+
+
+def query_tables(
+    piece: Piece,
+    rotation: AnyRotation,
+    positions: Int[Array, "*shape"],
+    begins: Any = 0,
+) -> Tables:
+    """The tables of queries at these positions of documents that begin at `begins`."""
+    cos, sin = _rotation_at(rotation, piece.query_positions, positions, begins)
+    if piece.query_scale is None:
+        return Tables(cos, sin)
+    scale = jnp.asarray(piece.query_scale(positions - begins), jnp.float32)
+    scale = jnp.broadcast_to(scale, positions.shape)
+    if piece.scaled_layers == "all":
+        cos = cos * scale[..., None]
+        sin = sin * scale[..., None]
+    return Tables(cos, sin, scale)
+
+
+def key_tables(
+    piece: Piece,
+    rotation: AnyRotation,
+    positions: Int[Array, "*shape"],
+    begins: Any = 0,
+) -> Tables:
+    """The tables of keys at these positions of documents that begin at `begins`."""
+    return Tables(*_rotation_at(rotation, piece.key_positions, positions, begins))
+
+
+def _rotation_at(
+    rotation: AnyRotation,
+    position_map: PositionMap,
+    positions: Int[Array, "*shape"],
+    begins: Any,
+) -> tuple[Array, Array]:
+    """In a document that begins at b, position p is rotated at b + map(p - b).
+
+    Distances are those of the document alone, and a map that changes nothing is exact.
+    """
+    exact = getattr(position_map, "whole_and_part", None)
+    if exact is not None:
+        whole, part = exact(positions - begins)
+        return rotation.tables(begins + whole, part)
+    mapped = position_map(positions - begins)
+    if not jnp.issubdtype(mapped.dtype, jnp.floating):
+        return rotation.tables(begins + mapped)
+    whole = jnp.floor(mapped)
+    return rotation.tables(begins + whole.astype(jnp.int32), mapped - whole)
