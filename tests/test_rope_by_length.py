@@ -38,7 +38,7 @@ LENGTHS = [[2 * WINDOW], [WINDOW, WINDOW], [WINDOW + 1, WINDOW - 1], [5, 40, 19]
 def tables(rotation, positions, segment_ids=None):
     """cos and sin of the queries of plain attention."""
     (queries,), _ = rotary_tables(Causal().pieces(64), rotation, positions, segment_ids)
-    return queries
+    return queries.cos, queries.sin
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
