@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ctxext.attention.tables import Tables
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, bind
 from ctxext.model.lm import LM
@@ -162,7 +163,8 @@ def _queries_keys(
     x = layer.input_layernorm(model.embed_tokens(tokens, "float32"))
     q, k, _ = layer.self_attn.queries_keys_values(x, None)
     rotated = config.layers.rotation(model.kinds[0])
-    return [rotated(q, (cos, sin)), rotated(k, (cos, sin))]
+    tables = Tables(cos, sin)
+    return [rotated(q, tables), rotated(k, tables)]
 
 
 def _larger_errors(pair: Any, other: Any) -> np.ndarray:
