@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ctxext.files import read_json
 from ctxext.interop.gguf_byte_level import normalizes
 from ctxext.interop.gguf_metadata import OF_NAMES
 from ctxext.interop.gguf_vocabulary import differently_found
 from ctxext.interop.meta import PARAMS, ROPE
 from ctxext.prove.artifact import Artifact
-from ctxext.prove.reference.gguf import GGUFReference
+from ctxext.prove.reference.gguf import GGUFReference, frequencies
 from ctxext.prove.rope_readers import (
     TESTED,
     TESTED_IN_LLAMA_CPP,
@@ -34,9 +36,11 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
     `tokenizer`: of the model that was exported.
     """
     if artifact.format == "gguf":
+        reader = GGUFReference(artifact.path)
         return [
-            *_gguf(GGUFReference(artifact.path)),
-            *_spelled_in_gguf(GGUFReference(artifact.path)),
+            *_gguf(reader),
+            *_gguf_in_transformers(reader),
+            *_spelled_in_gguf(reader),
             *_first_space("llama.cpp", tokenizer),
             *_special_tokens_in_gguf(tokenizer),
             *_normal_form_in_gguf(tokenizer),
@@ -44,7 +48,7 @@ def known_incompatibilities(artifact: Artifact, tokenizer: Tokenizer) -> list[Kn
     if artifact.format == "meta":
         return [*_meta(artifact.path), *_first_space("Meta's code", tokenizer)]
     config = read_json(artifact.base / "config.json")
-    known = [*_config(config), *_tokenizer(artifact.base)]
+    known = [*_config(config), *_dtype(artifact, config), *_tokenizer(artifact.base)]
     if has_rules_replaced(artifact.base):
         known.append(
             KnownIncompatibility(
@@ -74,6 +78,24 @@ def _config(config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
             TESTED,
         )
     yield from rope_incompatibilities(config)
+
+
+def _dtype(artifact: Artifact, config: dict[str, Any]) -> Iterator[KnownIncompatibility]:
+    """Yield the dtype of config.json, if weights that are stored in another one are rounded to it.
+
+    transformers 4 does not obey it unless it is asked to.
+    """
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if artifact.format != "hf" or stated not in ("float16", "bfloat16"):
+        return
+    stored = set(artifact.dtypes().values())
+    if stated not in stored:
+        yield KnownIncompatibility(
+            "transformers 5",
+            f"rounds the weights, which are stored in {', '.join(sorted(stored))}, to {stated}, as "
+            "the dtype in config.json says",
+            TESTED,
+        )
 
 
 def has_rules_replaced(directory: Path) -> bool:
@@ -116,6 +138,13 @@ def _tokenizer(directory: Path) -> Iterator[KnownIncompatibility]:
                 f"{effect}, as the {key} in tokenizer.json says; ctxext import clears it",
                 TESTED,
             )
+    if (saved.get("model") or {}).get("dropout"):
+        yield KnownIncompatibility(
+            "programs that use the tokenizers library",
+            "draw the ids of a text at random, as the dropout in tokenizer.json says; ctxext "
+            "import clears it",
+            TESTED,
+        )
     if not (directory / "tokenizer.json").is_file():
         yield KnownIncompatibility(
             "transformers 5",
@@ -241,4 +270,26 @@ def _gguf(reader: GGUFReference) -> Iterator[KnownIncompatibility]:
             "computes gelu by its approximation with tanh, from a table in float16, where the "
             "model has the exact function: its logits differ by about a thousandth",
             TESTED_IN_LLAMA_CPP,
+        )
+
+
+def _gguf_in_transformers(reader: GGUFReference) -> Iterator[KnownIncompatibility]:
+    """Of rotary embeddings it reads the base alone."""
+    if reader.has_rotary:
+        base = f"{reader.architecture}.rope.freq_base"
+        given = {base: reader.keys[base]} if base in reader.keys else {}
+        as_read, _ = frequencies(given, None, reader.head_dim, reader.architecture)
+        inv_freq, attention_factor = reader.rope(reader.window)
+        if attention_factor != 1.0 or not np.allclose(inv_freq, as_read, rtol=1e-4, atol=0.0):
+            yield KnownIncompatibility(
+                "transformers",
+                "does not read the scaling of a GGUF file: it runs the frequencies of pre-training "
+                "without a warning; give it a directory written with --to hf",
+                TESTED,
+            )
+    if reader.architecture == "llama" and reader.keys.get("general.name") == "mistral":
+        yield KnownIncompatibility(
+            "transformers",
+            "stops at a file whose general.name is mistral; give it another name",
+            TESTED,
         )

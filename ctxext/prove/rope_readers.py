@@ -24,6 +24,7 @@ TESTED = "tested in it, make check"
 TESTED_IN_LLAMA_CPP = "tested in it, make slow"
 VLLM_YARN = "https://github.com/vllm-project/vllm: pull 56446, issue 48621"
 VLLM_CODE = "vLLM 0.33, vllm/model_executor/layers/rotary_embedding"
+VLLM_LENGTH = "vLLM 0.33, vllm/config/model.py"
 SGLANG = (
     "https://github.com/sgl-project/sglang/blob/108c36c008291c3a1ea524342837056c503c5724"
     "/python/sglang/srt/layers/rotary_embedding/factory.py"
@@ -32,6 +33,8 @@ SGLANG_LONGROPE = (
     "https://github.com/sgl-project/sglang/blob/0b1fd02d56f010c589968aa6e05534e10c2d4bf3"
     "/python/sglang/srt/layers/rotary_embedding/rope_variant.py"
 )
+SGLANG_CODE = "SGLang 0.5.23, sglang/srt/layers/rotary_embedding"
+SGLANG_LENGTH = "SGLang 0.5.23, sglang/srt/utils/hf_transformers/common.py"
 MLX_ATTENTION_FACTOR = "https://github.com/ml-explore/mlx-lm/pull/1507"
 MLX = (
     "https://github.com/ml-explore/mlx-lm/blob/060aa434944981d9d20ff39d118e787fc1c78d3d"
@@ -58,6 +61,8 @@ class RopeConfig:
     rope_type: str
     window: int | None
     """`max_position_embeddings`."""
+    outer_original: int | None
+    """`original_max_position_embeddings` next to `spec`, not in it."""
     only_new: bool
     """Whether it is written in the form of transformers 5 only."""
 
@@ -68,7 +73,9 @@ class RopeConfig:
         spec = new or old
         rope_type = spec.get("rope_type") or spec.get("type") or "default"
         only_new = bool(new) and not old and "rope_theta" not in config
-        return RopeConfig(spec, rope_type, config.get("max_position_embeddings"), only_new)
+        window = config.get("max_position_embeddings")
+        outer_original = config.get("original_max_position_embeddings")
+        return RopeConfig(spec, rope_type, window, outer_original, only_new)
 
     @property
     def original(self) -> float:
@@ -91,6 +98,7 @@ def rope_incompatibilities(config: dict[str, Any]) -> Iterator[KnownIncompatibil
     rope = RopeConfig.of(config)
     yield from _of_the_form(config, rope)
     rules = {
+        "linear": _linear,
         "yarn": _yarn,
         "longrope": _longrope,
         "su": _longrope,
@@ -111,6 +119,20 @@ def _of_the_form(config: dict[str, Any], rope: RopeConfig) -> Iterator[KnownInco
         effect = "does not know rope_parameters: it takes theta to be 10000"
         yield KnownIncompatibility("transformers 4", effect, TESTED)
         yield KnownIncompatibility("mlx-lm", effect, MLX_LLAMA)
+
+
+def _linear(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
+    original = rope.spec.get("original_max_position_embeddings")
+    stated = original or rope.outer_original
+    if not rope.window or not stated or stated >= rope.window:
+        return
+    longest = round(rope.factor * rope.window)
+    effect = f"takes texts of {longest} tokens, max_position_embeddings times the factor once more"
+    yield KnownIncompatibility("vLLM", f"{effect}; give --max-model-len {rope.window}", VLLM_LENGTH)
+    if original is None:
+        yield KnownIncompatibility(
+            "SGLang", f"{effect}; give --context-length {rope.window}", SGLANG_LENGTH
+        )
 
 
 Temperature = Callable[[RopeConfig], float]
@@ -198,6 +220,13 @@ YARN_TEMPERATURES: Temperatures = (
 
 def _yarn(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
     yield from _wrong_factors(rope, _yarn_right(rope), YARN_TEMPERATURES)
+    extended = round(rope.factor * rope.original)
+    if rope.window and rope.window < extended:
+        effect = (
+            f"accepts no text of more than {rope.window} tokens, where factor x L is {extended}"
+        )
+        yield KnownIncompatibility("vLLM 0.33", effect, VLLM_LENGTH)
+        yield KnownIncompatibility("SGLang", effect, SGLANG_LENGTH)
     if rope.stretch and abs(rope.stretch - rope.factor) > 1e-6:
         yield KnownIncompatibility(
             "exllamav3",
@@ -237,6 +266,12 @@ def _longrope(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
         yield KnownIncompatibility("vLLM", f"{always}, once max_model_len is larger", VLLM_CODE)
         yield KnownIncompatibility("mlx-lm", always, MLX)
         yield KnownIncompatibility("exllamav3", always, EXLLAMA)
+    if rope.window and rope.outer_original and rope.outer_original < rope.window:
+        yield KnownIncompatibility(
+            "vLLM",
+            f"takes texts of {rope.outer_original} tokens only; give --max-model-len {rope.window}",
+            VLLM_LENGTH,
+        )
     yield from _wrong_factors(rope, _longrope_right(rope), LONGROPE_TEMPERATURES)
     if rope.spec.get("attention_factor") is not None:
         yield KnownIncompatibility(
@@ -280,7 +315,10 @@ LONGROPE_TEMPERATURES: Temperatures = (
 def _dynamic(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
     frozen = "freezes the frequencies at factor x L"
     yield KnownIncompatibility(
-        "vLLM", f"{frozen}, and its versions disagree on the formula", VLLM_CODE
+        "vLLM",
+        "leaves the scaling out in version 0.33, which has angles for L tokens only; earlier ones "
+        "freeze the frequencies at factor x L",
+        VLLM_CODE,
     )
     yield KnownIncompatibility("SGLang", frozen, SGLANG)
     yield KnownIncompatibility("mlx-lm", "does not know rope_type dynamic and stops", MLX)
@@ -293,4 +331,7 @@ def _dynamic(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
 
 
 def _proportional(rope: RopeConfig) -> Iterator[KnownIncompatibility]:
-    yield KnownIncompatibility("vLLM", "does not know rope_type proportional and stops", VLLM_CODE)
+    if (rope.spec.get("factor") or 1.0) != 1.0:
+        effect = "runs proportional without its factor"
+        yield KnownIncompatibility("vLLM", effect, VLLM_CODE)
+        yield KnownIncompatibility("SGLang", effect, SGLANG_CODE)

@@ -54,7 +54,6 @@ def test_the_right_attention_factor_is_that_of_transformers():
 
 def test_plain_yarn_is_read_alike():
     assert effects(rope_type="yarn", factor=4.0) == {}
-    assert effects(rope_type="linear", factor=4.0) == {}
     assert effects(rope_type="default") == {}
     given = {"attention_factor": 0.1 * 1.3862943611198906 + 1}
     assert effects(rope_type="yarn", factor=4.0, **given) == {}
@@ -99,6 +98,31 @@ def test_other_fields_of_yarn():
     assert set(effects(rope_type="yarn", factor=4.0, beta_fast=8)) == {"llama.cpp"}
 
 
+def test_the_longest_text():
+    """What vLLM 0.33 and SGLang 0.5.23 derive from the two windows and the factor."""
+    shorter = effects(4096, rope_type="yarn", factor=4.0)
+    assert shorter["vLLM 0.33"] == shorter["SGLang"]
+    assert shorter["SGLang"].startswith("accepts no text of more than 4096 tokens, where factor x")
+    longer = "takes texts of 65536 tokens, max_position_embeddings times the factor once more; give"
+    assert effects(rope_type="linear", factor=4.0) == {"vLLM": f"{longer} --max-model-len 16384"}
+    assert effects(4096, rope_type="linear", factor=4.0) == {}
+    # The key next to the parameters, as ctxext writes it: SGLang looks for it in them.
+    spec = {"rope_type": "linear", "factor": 4.0}
+    outer = {"max_position_embeddings": 16384, "original_max_position_embeddings": 4096}
+    found = {
+        known.reader: known.effect
+        for known in rope_incompatibilities({**outer, "rope_scaling": spec})
+    }
+    assert found == {
+        "vLLM": f"{longer} --max-model-len 16384",
+        "SGLang": f"{longer} --context-length 16384",
+    }
+    lists = {"short_factor": [2.0] * 8, "long_factor": [2.0] * 8, "factor": 4.0}
+    spec = {"rope_type": "longrope", "original_max_position_embeddings": 4096, **lists}
+    (known,) = rope_incompatibilities({**outer, "rope_scaling": spec})
+    assert known.effect == "takes texts of 4096 tokens only; give --max-model-len 16384"
+
+
 def test_longrope():
     same = {"short_factor": [2.0] * 8, "long_factor": [2.0] * 8, "rope_type": "longrope"}
     own = (1 + 1 / 6) ** 0.5  # sqrt(1 + ln 4 / ln 4096)
@@ -114,6 +138,9 @@ def test_longrope():
 
 
 def test_scalings_that_readers_drop_or_refuse():
+    assert effects(rope_type="proportional", partial_rotary_factor=0.5) == {}
+    without = "runs proportional without its factor"
+    assert effects(rope_type="proportional", factor=4.0) == {"vLLM": without, "SGLang": without}
     assert set(effects(rope_type="dynamic", factor=4.0)) == {
         "vLLM",
         "SGLang",
