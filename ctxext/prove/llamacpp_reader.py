@@ -10,11 +10,17 @@ from ctxext.prove.reference.gguf import GGUFReference
 from ctxext.prove.token_texts import texts_for
 
 ROUNDING = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.06}
-QUANTIZED_ROUNDING = 0.25
+QUANTIZED_ROUNDING = 0.4
 GELU_ROUNDING = 0.02
 """Errors allowed for rounding activations to the dtype of the weights, or to eight bits where these
-are quantized, and for its approximation of GELU, in standard deviations of the logits. Measured:
-0.003, 0.03, 0.12 with q8_0, and 0.003 with GELU. A wrong scaling costs one or more."""
+are quantized, and for its approximation of GELU, in standard deviations of the logits.
+
+Measured: 0.003, 0.03, and 0.003 with GELU. With quantized weights, at the random tokens of a proof:
+0.12 for random weights; for the bundled model, which is trained, up to 0.17 at 90 % of 1,024
+positions and 0.63 at the worst. Mistakes in the keys of a file cost 0.57 or more at one of the
+positions that are compared. SmolLM2-135M has 0.32 at 90 % of 256 random tokens and far more at
+single ones, which no limit tells from a mistake; a model of that size is not run here.
+"""
 MAX_LOGITS = 2e9
 """The most logits, tokens x vocabulary, that it is made to keep."""
 
