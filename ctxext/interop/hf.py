@@ -12,7 +12,7 @@ from ctxext.files import (
     write_json,
     write_text,
 )
-from ctxext.interop.context_lengths import declared_length
+from ctxext.interop.context_lengths import declared_length, token_count
 from ctxext.interop.families import FAMILIES, family_of
 from ctxext.interop.family_tensors import to_stored
 from ctxext.interop.front_matter import read_about
@@ -69,6 +69,16 @@ def window(directory: str | Path) -> int:
     return length
 
 
+def stated_window(directory: str | Path) -> int:
+    """`max_position_embeddings` in tokens, under whatever name, before any factor multiplies it.
+
+    Raises ValueError as `read_config` does.
+    """
+    data = read_json(within(directory, CONFIG))
+    stated = FAMILIES[data["model_type"]].translate(data)
+    return token_count(stated, "max_position_embeddings") or declared_length(stated)
+
+
 def _read_config(directory: str | Path) -> tuple[LlamaConfig, RopeScaling, int]:
     path = within(directory, CONFIG)
     try:
@@ -106,7 +116,8 @@ def read_settings(data: dict[str, Any]) -> tuple[LlamaConfig, RopeScaling, int]:
 def declared_window(config: LlamaConfig, scaling: RopeScaling, *, seq_len: int) -> int:
     """The extended window L', tokens, of a directory that is written for texts of `seq_len`."""
     data = config_json(config, scaling, seq_len=seq_len, dtype="float32")
-    return _extended_window(data, *parse_config(data))
+    _, _, length = read_settings(data)
+    return length
 
 
 def config_json(
@@ -165,7 +176,7 @@ def write(directory: str | Path, model: StoredModel, options: WriteOptions) -> N
     numpy_dtype(options.dtype)
     model.tokenizer.check_fits(config.vocab_size)
     settings = config_json(config, model.scaling, seq_len=model.window, dtype=options.dtype)
-    window = settings[family_of(config).window_key or "max_position_embeddings"]
+    _, _, window = read_settings(settings)
     tensors = to_stored(model.tensors, config)
     generation = extended_generation_config(model.generation_config, config, window=window)
     check_free(directory)

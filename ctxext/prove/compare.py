@@ -20,7 +20,7 @@ from ctxext.model.decoder import Params, bind
 from ctxext.model.lm import LM
 from ctxext.parallel.distributed import gather
 from ctxext.parallel.mesh import Mesh
-from ctxext.prove.reader_output import ReaderInput, ReaderOutput
+from ctxext.prove.reader_output import ReaderInput, ReaderOutput, text_lengths
 from ctxext.prove.token_texts import CONVERSATION
 from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
 from ctxext.tokenization.chat import chat_of
@@ -67,12 +67,8 @@ def compare(
         "version": output.version,
         "angles": output.angles,
     }
-    if output.inv_freq is not None and output.attention_factor is not None:
-        rope = rope_at(ours.scaling, ours.config.rope_base(), length)
-        # Below a millionth of a radian per token nothing turns.
-        relative = np.abs(output.inv_freq - rope.inv_freq) / np.maximum(rope.inv_freq, 1e-6)
-        result["inv_freq"] = float(relative.max())
-        result["attention_factor"] = abs(output.attention_factor - rope.attention_factor)
+    if output.ropes is not None:
+        result |= _rope_differences(ours, text_lengths(first), output.ropes)
         tolerances |= {"inv_freq": FREQUENCY_TOLERANCE, "attention_factor": FREQUENCY_TOLERANCE}
     positions = first.positions[first.compared]
     cos, sin = as_read.rotation(length).tables(jax.numpy.asarray(positions, jax.numpy.int32))
@@ -107,6 +103,27 @@ def compare(
         for name in ("token_ids_equal", "vocabulary_equal", "special_ids_equal", "chat_ids_equal")
     )
     return result | {"equal": bool(within and same_ids)}
+
+
+def _rope_differences(
+    ours: LM, lengths: list[int], ropes: list[tuple[np.ndarray, float]]
+) -> dict[str, Any]:
+    """The largest differences at any length, and the lengths at which there are any."""
+    frequencies = []
+    factors = []
+    for length, (inv_freq, attention_factor) in zip(lengths, ropes, strict=True):
+        rope = rope_at(ours.scaling, ours.config.rope_base(), length)
+        # Below a millionth of a radian per token nothing turns.
+        relative = np.abs(inv_freq - rope.inv_freq) / np.maximum(rope.inv_freq, 1e-6)
+        frequencies.append(float(relative.max()))
+        factors.append(abs(attention_factor - rope.attention_factor))
+    wrong = np.maximum(frequencies, factors) > FREQUENCY_TOLERANCE
+    return {
+        "inv_freq": max(frequencies),
+        "attention_factor": max(factors),
+        "text_lengths": lengths,
+        "text_lengths_that_differ": np.asarray(lengths)[wrong].tolist(),
+    }
 
 
 def _token_ids_equal(

@@ -94,6 +94,9 @@ def _facts(reader: dict[str, Any], continuation_tokens: int) -> list[str]:
         facts.append(f"frequencies {relative if reader['inv_freq'] else 'equal'}")
         factor = f"differs by {reader['attention_factor']:.1e}"
         facts.append(f"attention factor {factor if reader['attention_factor'] else 'equal'}")
+        wrong = reader["text_lengths_that_differ"]
+        if wrong and wrong != reader["text_lengths"]:
+            facts.append(f"ONLY IN TEXTS OF {', '.join(map(str, wrong))} TOKENS")
     if reader["token_ids_equal"] is not None:
         facts.append("token ids equal" if reader["token_ids_equal"] else "TOKEN IDS DIFFER")
     if reader["vocabulary_equal"] is not None:

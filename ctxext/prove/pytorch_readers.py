@@ -12,7 +12,7 @@ from ctxext.files import read_json
 from ctxext.interop.weight_files import TRAINABLE_PARAMS
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.known_incompatibilities import has_rules_replaced
-from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput
+from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput, text_lengths
 from ctxext.prove.token_texts import CONVERSATION, texts_for
 
 
@@ -95,6 +95,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             of_rope["inv_freq"] = rotary.inv_freq.double().numpy()
             of_rope["tables"] = (cos[0, :, :half].numpy(), sin[0, :, :half].numpy())
             of_rope["attention_factor"] = float(rotary.attention_scaling)
+            of_rope["ropes"] = [_rope_at(rotary, length) for length in text_lengths(first)]
         all_logits += [logits(reader_input) for reader_input in inputs[1:]]
         tokenizer_class: Any = transformers.AutoTokenizer
         if has_rules_replaced(artifact.base):
@@ -124,6 +125,18 @@ def _check_mpt(config: dict[str, Any], inputs: list[ReaderInput]) -> None:
         raise NotRun(f"it takes alibi_bias_max to be 8, but the model has {largest}")
     if any(np.any(np.diff(each.positions) != 1) for each in inputs):
         raise NotRun("an MPT takes no positions, and the text has jumps in them")
+
+
+def _rope_at(rotary: Any, length: int) -> tuple[np.ndarray, float]:
+    """(inv_freq, attention factor) for a text of `length` tokens.
+
+    Frequencies that have grown stay so until a text is shorter than the window of pre-training.
+    """
+    import torch
+
+    for last in (0, length - 1):
+        rotary(torch.zeros(1), torch.tensor([[last]]))
+    return rotary.inv_freq.double().numpy(), float(rotary.attention_scaling)
 
 
 def _first_layer(model: Any, rotated: tuple[Any, Any], compared: np.ndarray) -> tuple:

@@ -29,8 +29,9 @@ class ReaderInput:
 class ReaderOutput:
     """How one reader evaluates the artifact; None for what it does not expose.
 
-    `inv_freq` in radians per token, and the attention factor. `tables` (cos and sin) and `rotated`
-    (the first layer's queries and keys [compared, heads, head_dim]) belong to the first input;
+    `ropes` has the frequencies in radians per token and the attention factor at each of
+    `text_lengths`. `inv_freq` and `attention_factor`, `tables` (cos and sin) and `rotated` (the
+    first layer's queries and keys [compared, heads, head_dim]) belong to the first input;
     `logits` has one array [compared, vocabulary] per input; `token_ids` are those of
     `token_texts.texts_for`, `chat_ids` those of `token_texts.CONVERSATION`, and `special_ids` those
     of "bos" and "eos". `vocabulary`: the spelling of every token by its id. `reads_model`: its ids
@@ -48,6 +49,7 @@ class ReaderOutput:
     coarse: float = 0.0
     inv_freq: np.ndarray | None = None
     attention_factor: float | None = None
+    ropes: list[tuple[np.ndarray, float]] | None = None
     tables: tuple[np.ndarray, np.ndarray] | None = None
     rotated: tuple[np.ndarray, np.ndarray] | None = None
     token_ids: list[list[int]] | None = None
@@ -55,6 +57,16 @@ class ReaderOutput:
     reads_model: bool = False
     special_ids: dict[str, int] | None = None
     chat_ids: list[int] | None = None
+
+
+def text_lengths(first: ReaderInput) -> list[int]:
+    """Lengths in tokens at which frequencies are compared: they may change with the length.
+
+    Those of texts that end at the compared positions, within the window of pre-training and beyond
+    it, and twice the longest.
+    """
+    lengths = [int(position) + 1 for position in first.positions[first.compared]]
+    return sorted({*lengths, 2 * max(lengths)})
 
 
 def window_input(compared: list[int], vocab_size: int, *, every: bool) -> ReaderInput:

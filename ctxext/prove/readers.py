@@ -8,7 +8,7 @@ import numpy as np
 from ctxext.interop.pth import open_archive
 from ctxext.prove import llamacpp_reader, pytorch_readers
 from ctxext.prove.artifact import Artifact
-from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput
+from ctxext.prove.reader_output import NotRun, ReaderInput, ReaderOutput, text_lengths
 from ctxext.prove.reference.gguf import GGUFReference
 from ctxext.prove.reference.hf import HFReference
 from ctxext.prove.reference.llama import ReferenceReader
@@ -71,6 +71,7 @@ def _evaluate(
             "inv_freq": inv_freq,
             "attention_factor": attention_factor,
             "tables": tables,
+            "ropes": [reader.rope(length) for length in text_lengths(first)],
         }
     return ReaderOutput(
         name,

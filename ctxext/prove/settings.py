@@ -11,18 +11,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ctxext import loading
+from ctxext.files import read_json
 from ctxext.interop import hf
+from ctxext.interop.families import family_of
 from ctxext.interop.gguf_names import architecture_of
 from ctxext.interop.hf_weights import StoredModel
 from ctxext.interop.meta import ROPE
 from ctxext.interop.ropespec import rope_spec
+from ctxext.methods.linear import Linear
+from ctxext.methods.ntk import DynamicNTK
+from ctxext.methods.yarn import Yarn
 from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.lm import LM
 from ctxext.model.parts import Parts
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.gguf_keys import compare_keys
 from ctxext.prove.reference.gguf_file import GGUFFile
+from ctxext.prove.tokenizer_settings import compare_tokenizer_settings
 from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer
+from ctxext.tokenization.tokenizer_files import json_object
 from ctxext.tokenization.tokenizer_json import open_library
 
 BY_FREQUENCIES = ("rope_theta", "max_position_embeddings")
@@ -30,6 +37,23 @@ BY_FREQUENCIES = ("rope_theta", "max_position_embeddings")
 OF_TRAINING = ("initializer_range", "attention_dropout")
 NOT_IN_META = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields that Meta's format has no keys for."""
+OF_OTHER_FAMILIES = (
+    "attention_multiplier",
+    "attn_logit_softcapping",
+    "auto_map",
+    "embedding_multiplier",
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "query_pre_attn_scalar",
+    "residual_multiplier",
+    "rope_interleaved",
+)
+"""Keys of config.json that no reader of a proof obeys in these families; others may."""
+EXTENDED_BY_FACTOR = (Linear, Yarn, DynamicNTK)
+"""Scalings with which published files leave `max_position_embeddings` at L, and mean factor x L.
+
+`rope_readers` names the programs that take it as it is."""
 AROUND = ("truncation", "padding")
 """Settings of whoever saved a tokenizer.json."""
 
@@ -65,9 +89,23 @@ def compare_settings(artifact: Artifact, model: LM, lengths: Sequence[int]) -> S
         different = list(_differences(artifact, stored, model, windows))
         unknown = []
         declared = stored.window
-    if not windows:
-        return SettingsComparison(different, unknown)
-    return SettingsComparison(different, unknown, declared if declared in windows else windows[0])
+        if artifact.format != "meta":
+            of_tokenizer, unknown = compare_tokenizer_settings(
+                stored.tokenizer,
+                model.tokenizer,
+                window=_right_window(declared, windows) or declared,
+                original=model.config.max_position_embeddings,
+            )
+            different += of_tokenizer
+            unknown += _of_other_families(artifact)
+    return SettingsComparison(different, unknown, _right_window(declared, windows))
+
+
+def _right_window(declared: int | None, windows: list[int]) -> int:
+    """The one of the right windows that the files declare, the likeliest if none, 0 without any."""
+    if declared in windows:
+        return declared
+    return windows[0] if windows else 0
 
 
 def _windows(artifact: Artifact, model: LM, lengths: Sequence[int]) -> list[int]:
@@ -104,6 +142,10 @@ def _differences(
         expected = getattr(model.config.parts, field.name)
         if actual != expected:
             yield f"{field.name} by {file} is {actual}, not {expected}"
+    if artifact.format == "hf":
+        yield from _architecture(artifact, model)
+    if artifact.format == "hf" and stored.window in windows:
+        yield from _stated_window(artifact, stored)
     if windows and stored.window not in windows:
         yield (
             f"the window that it declares is {stored.window}, not {windows[0]} (give --method "
@@ -112,6 +154,37 @@ def _differences(
     yield from _tokenizer_differences(stored.tokenizer, model.tokenizer)
     if artifact.format == "hf":
         yield from _text_differences(stored.tokenizer, model.tokenizer)
+
+
+def _architecture(artifact: Artifact, model: LM) -> Iterator[str]:
+    """Yield the class under `architectures` if it is not that of the family."""
+    expected = family_of(model.config).architecture
+    named = read_json(artifact.path / hf.CONFIG).get("architectures") or [expected]
+    if expected.lower() not in (str(name).lower() for name in named):
+        yield (
+            f"architectures in {hf.CONFIG} is {named}, not {[expected]}: vLLM, SGLang and "
+            "llama.cpp's converter choose their code by it"
+        )
+
+
+def _of_other_families(artifact: Artifact) -> list[str]:
+    """The keys of config.json that change a model of another family, where they mean something."""
+    config = read_json(artifact.base / hf.CONFIG)
+    return [f"{key} in {hf.CONFIG}" for key in OF_OTHER_FAMILIES if config.get(key) is not None]
+
+
+def _stated_window(artifact: Artifact, stored: StoredModel) -> Iterator[str]:
+    """Yield the window that config.json states, if it is not the extended one."""
+    stated = hf.stated_window(artifact.path)
+    if stated >= stored.window:
+        return
+    is_original = stated == stored.config.max_position_embeddings
+    if is_original and isinstance(stored.scaling, EXTENDED_BY_FACTOR):
+        return
+    yield (
+        f"max_position_embeddings in {hf.CONFIG} is {stated}, not {stored.window}: readers that "
+        "take it as it is accept no longer text"
+    )
 
 
 def _value(config: LlamaConfig, name: str) -> Any:
@@ -133,6 +206,9 @@ def _tokenizer_differences(stored: Tokenizer, expected: Tokenizer) -> Iterator[s
             yield f"{MODEL} is not the file of the model"
     if JSON not in stored.files:
         return
+    dropout = json_object(stored.files, JSON).get("model", {}).get("dropout")
+    if dropout:
+        yield f"dropout in {JSON} is {dropout}: readers draw the ids of a text at random"
     actual_rules = _rules(stored)
     expected_rules = _rules(expected)
     # Another writer may spell the rules of a SentencePiece model in another way, but for these.

@@ -28,7 +28,7 @@ def added_tokens(files: dict[str, bytes]) -> list[dict[str, Any]]:
         raise ValueError(f"the added_tokens of {JSON} must be a list of objects")
     by_id: dict[int, tuple[dict[str, Any], str]] = {}
     ids: dict[str, int] = {}
-    sources = ((JSON, listed), (CONFIG, _from_decoder(files)), (ADDED, _from_map(files)))
+    sources = ((JSON, listed), (CONFIG, decoder_tokens(files)), (ADDED, _from_map(files)))
     for source, tokens in sources:
         for token in tokens:
             token_id, text = _checked(token)
@@ -65,8 +65,11 @@ def _checked(token: dict[str, Any]) -> tuple[int, str]:
     return token_id, text
 
 
-def _from_decoder(files: dict[str, bytes]) -> list[dict[str, Any]]:
-    """The tokens of added_tokens_decoder, which maps ids, as text, to tokens."""
+def decoder_tokens(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The tokens of added_tokens_decoder, which maps ids, as text, to tokens.
+
+    Raises ValueError for a malformed map.
+    """
     decoder = json_object(files, CONFIG).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise ValueError(f"added_tokens_decoder of {CONFIG} must map ids to tokens")
