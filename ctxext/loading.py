@@ -441,11 +441,16 @@ def load_run_params(
     return jax.device_put(merged, shardings(mesh.shard(param_shapes(config))))
 
 
+def trainable_of(run: RunDir) -> Trainable:
+    """The parameters that a run trained, as its settings name them."""
+    return read_saved(run.config_file, Trainable, key="trainable")
+
+
 def load_trained(
     run: RunDir, config: LlamaConfig, mesh: Mesh = ONE_DEVICE, *, checkpoint: int | str = "latest"
 ) -> tuple[Trainable, Params]:
     """The `Trainable` of a run, and its trained parameters at a checkpoint."""
-    trainable = read_saved(run.config_file, Trainable, key="trainable")
+    trainable = trainable_of(run)
     shapes, _ = trainable.shapes(config)
     return trainable, load_params(run.checkpoints, mesh.shard(shapes), which=checkpoint)[0]
 
@@ -465,7 +470,7 @@ def load_frozen(
     compute dtype).
     """
     settings = run.settings()
-    trainable = read_saved(run.config_file, Trainable, key="trainable")
+    trainable = trainable_of(run)
     source = base or settings["init"]
     if source is None:
         params = _random_params(config, settings["seed"], mesh)

@@ -29,7 +29,7 @@ CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 LORA_KEY = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
-    r"(\.(?P<adapter>[^.]+?))??(\.weight)?"
+    r"(\.(?P<adapter>(?!bias$)[^.]+?))??(\.weight)?"
 )
 SAVED_KEY = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<leaf>\w+)")
 COPIED_KEY = re.compile(r"(?P<saved>.+)\.(original_module|modules_to_save)\.(?P<leaf>weight|bias)")
@@ -164,6 +164,12 @@ def _open(directory: Path) -> dict[str, LazyTensor]:
     return stored
 
 
+def names_unknown_to_peft(directory: Path) -> list[str]:
+    """The names in an adapter's file that PEFT passes over, because of what is before them."""
+    stored = open_set(directory, find_sets(directory, ADAPTER_FILES)[0])
+    return sorted(key for key in stored if key != PREFIX + _plain(key))
+
+
 def _plain(key: str) -> str:
     """A key without what training tools and PEFT put before it."""
     return without_wrappers(key).removeprefix(PREFIX)
@@ -207,7 +213,10 @@ def _sort(
         if tensor.dtype not in STORAGE_DTYPES:
             tensor.read()  # raises the reader's own error
         if part.part in ("A", "B", "embedding_A", "embedding_B", "magnitude_vector"):
-            products.setdefault(part.module, {})[part.part] = tensor
+            found = products.setdefault(part.module, {})
+            if part.part in found:
+                raise ValueError(f"it holds lora_{part.part} of {part.module} twice; keep one")
+            found[part.part] = tensor
             continue
         leaf = part.part.removeprefix("base_layer.")
         name = f"{part.module}.{leaf}"
@@ -221,6 +230,8 @@ def _sort(
                 "adapter with PEFT's save_pretrained"
             )
         _check_shape(part.key, tensor, base.shapes[name], base)
+        if name in replaced:
+            raise ValueError(f"it holds {name} twice; keep one")
         replaced[name] = tensor
     low_rank = {
         f"{module}.weight": _product(module, found, settings, base)

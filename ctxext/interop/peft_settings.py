@@ -149,6 +149,7 @@ def read_settings(path: Path) -> AdapterSettings:
         raise ValueError(f"{path}: only adapters of peft_type LORA are supported; {WAY_OUT}")
     try:
         _check_supported(data)
+        _check_dropout(data.get("lora_dropout"))
         return AdapterSettings(
             rank=_rank("r", data.get("r")),
             alpha=_alpha("lora_alpha", data.get("lora_alpha")),
@@ -177,6 +178,14 @@ def _check_supported(data: dict[str, Any]) -> None:
             f"init_lora_weights {str(data['init_lora_weights'])[:50]!r} changes the base too; "
             f"{WAY_OUT}"
         )
+
+
+def _check_dropout(value: Any) -> None:
+    """Raise ValueError for a rate that PEFT cannot make a layer of, though no reader drops out."""
+    if value is None:
+        return
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"lora_dropout must be a number from 0 to 1, got {str(value)[:50]!r}")
 
 
 def _rank(key: str, value: Any) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ctxext.files import atomic_directory, write_json
 from ctxext.interop.family_tensors import stored_name
@@ -44,6 +45,31 @@ def write(
     cannot represent, OSError if the disk is full.
     """
     _check_tied(config, lora)
+    saved, products = _stored(config, lora, params)
+    tensors = {PREFIX + name: tensor for name, tensor in saved.items()}
+    for name, product in products.items():
+        module = PREFIX + name.removesuffix(".weight")
+        tensors[module + ENDING_OF_A] = product.a
+        tensors[module + ENDING_OF_B] = product.b
+    with atomic_directory(directory) as out:
+        write_json(out / CONFIG, config_json(lora, products, list(saved), base))
+        for name, value in (extra_files or {}).items():
+            write_json(out / name, value)
+        write_file(out / TENSORS, tensors, "float32")
+
+
+def expected_config_json(config: LlamaConfig, lora: LoRA, *, base: str) -> dict[str, Any]:
+    """The adapter_config.json that `write` gives any parameters that were trained in this way."""
+    shapes, _ = lora.shapes(config)
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    saved, products = _stored(config, lora, params)
+    return config_json(lora, products, list(saved), base)
+
+
+def _stored(
+    config: LlamaConfig, lora: LoRA, params: Params
+) -> tuple[dict[str, LazyTensor], dict[str, LowRank]]:
+    """(tensors that were trained whole, adapters), by the names of the family."""
     _, frozen_shapes = lora.shapes(config)
     trained = {
         name: LazyTensor(slot.shape, "float32", slot.get)
@@ -59,17 +85,7 @@ def write(
         f"{module}.weight": LowRank(tensor, trained[module + ENDING_OF_B], lora.scale)
         for module, tensor in _modules_of_a(trained)
     }
-    stored_products = to_stored(products, config)
-    tensors = {PREFIX + name: tensor for name, tensor in saved.items()}
-    for name, product in stored_products.items():
-        module = PREFIX + name.removesuffix(".weight")
-        tensors[module + ENDING_OF_A] = product.a
-        tensors[module + ENDING_OF_B] = product.b
-    with atomic_directory(directory) as out:
-        write_json(out / CONFIG, config_json(lora, stored_products, list(saved), base))
-        for name, value in (extra_files or {}).items():
-            write_json(out / name, value)
-        write_file(out / TENSORS, tensors, "float32")
+    return saved, to_stored(products, config)
 
 
 def _modules_of_a(trained: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:

@@ -151,7 +151,10 @@ class Artifact:
 def _find_base(adapter: Path, base: str | Path | None) -> Path:
     named = base or peft_base.named_base(adapter)
     if not named:
-        raise ValueError(f"{adapter} names no base; give one with --against BASE")
+        raise ValueError(
+            f"{adapter} names no base; give one with --against BASE, or correct "
+            f"base_model_name_or_path in {peft_reader.CONFIG} to compare it with a run"
+        )
     try:
         path = loading.locate(named)
         name = formats.recognize(path)
@@ -163,7 +166,8 @@ def _find_base(adapter: Path, base: str | Path | None) -> Path:
         hf.read_config(path)
     except ValueError as error:
         hint = (
-            f"; {adapter / peft_reader.CONFIG} names it, another can be given with --against BASE"
+            f"; {adapter / peft_reader.CONFIG} names it as base_model_name_or_path: correct that, "
+            "or give another with --against BASE"
         )
         raise ValueError(
             f"the base of {adapter} cannot be opened: {error}{'' if base else hint}"

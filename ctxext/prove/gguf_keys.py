@@ -97,6 +97,15 @@ def compare_keys(
     return sorted(differences), sorted(unknown)
 
 
+def keys_not_read(file: GGUFFile) -> list[str]:
+    """The keys that the file's own kind of tokenizer has no use for, in words."""
+    kind = file.keys.get("tokenizer.ggml.model", "")
+    key = {"llama": "tokenizer.ggml.merges", "gpt2": "tokenizer.ggml.scores"}.get(kind, "")
+    if key not in file.keys:
+        return []
+    return [f"{key} is not read for a tokenizer of the model {kind}"]
+
+
 def _shape(model: LM, architecture: GGUFArchitecture) -> dict[str, tuple[Any, ...]]:
     config = model.config
     own = {

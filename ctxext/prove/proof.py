@@ -17,8 +17,10 @@ from ctxext.interop.model_card import code_block, with_proof
 from ctxext.methods import label
 from ctxext.model.lm import LM
 from ctxext.model.lora import merge_layers
+from ctxext.model.trainable import LoRA
 from ctxext.parallel import distributed
 from ctxext.parallel.mesh import ONE_DEVICE
+from ctxext.prove.adapter_settings import compare_adapter
 from ctxext.prove.artifact import Artifact
 from ctxext.prove.compare import compare
 from ctxext.prove.file_digests import changed_files
@@ -83,6 +85,11 @@ def prove(
     try:
         if model is not None:
             settings = compare_settings(artifact, model, lengths)
+        if artifact.format == "peft":
+            different, noted = compare_adapter(artifact, compared.lora)
+            settings = dataclasses.replace(
+                settings, different=[*settings.different, *different], noted=noted
+            )
         comparison = _compare(artifact, model, settings, compared.merged)
     except ValueError as error:
         notes = list(settings.different)
@@ -137,6 +144,7 @@ def _compare(
         **_stored_values(artifact, trained, model, merged),
         "settings_that_differ": settings.different,
         "settings_not_known": settings.unknown,
+        "settings_noted": settings.noted,
         **_readings(artifact, ours, settings.window or artifact.window),
         "known_incompatibilities": [
             dataclasses.asdict(known) for known in known_incompatibilities(artifact, ours.tokenizer)
@@ -210,7 +218,8 @@ class _Against(NamedTuple):
     """The model that an artifact is compared with, and its name; the base of an adapter.
 
     `lengths`: those that an export of the model may be written for, unless one is given. `merged`:
-    the names of weights that an adapter has changed.
+    the names of weights that an adapter has changed. `lora`: how the run that an adapter is
+    compared with trained.
     """
 
     model: LM | None = None
@@ -218,6 +227,7 @@ class _Against(NamedTuple):
     base: str | Path | None = None
     lengths: tuple[int, ...] = ()
     merged: frozenset[str] = frozenset()
+    lora: LoRA | None = None
 
 
 def _open_against(
@@ -234,8 +244,13 @@ def _open_against(
         _check_adapter(path, against)
     name = "the model that was exported"
     seq_lens: tuple[int, ...] = ()
+    lora = None
     if isinstance(against, str | Path) and peft_reader.is_adapter(path):
-        if not loading.is_run(loading.locate(against)):
+        source = loading.locate(against)
+        if loading.is_run(source):
+            trainable = loading.trainable_of(RunDir(source))
+            lora = trainable if isinstance(trainable, LoRA) else None
+        else:
             base = against
             against = None
     if isinstance(against, str | Path):
@@ -268,7 +283,7 @@ def _open_against(
     if adapter is not None:
         changes = peft_reader.read(adapter, against.config)
         merged = frozenset(changes.low_rank | changes.replaced)
-    return _Against(against, name, lengths=tuple(dict.fromkeys(lengths)), merged=merged)
+    return _Against(against, name, lengths=tuple(dict.fromkeys(lengths)), merged=merged, lora=lora)
 
 
 def _check_adapter(path: Path, against: LM | str | Path | None) -> None:

@@ -39,6 +39,8 @@ def describe(proof: dict[str, Any]) -> str:
         count = len(proof["weights_that_differ_by_rounding"])
         lines.append(f"  {count} merged weights differ from our merge by rounding alone")
     lines += [f"  NOT THE MODEL'S: {difference}" for difference in proof["settings_that_differ"]]
+    effect = "" if proof["weights_that_differ"] else ", without effect on what is computed here"
+    lines += [f"  ANOTHER SETTING{effect}: {noted}" for noted in proof.get("settings_noted", ())]
     if proof["settings_not_known"]:
         unknown = ", ".join(proof["settings_not_known"])
         lines.append(f"  NOT COMPARED, as they are not known here: {unknown}")

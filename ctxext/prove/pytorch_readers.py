@@ -61,9 +61,7 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
             if trained_whole.is_file():  # as LongLoRA's own script does before it loads the adapter
                 tensors = torch.load(trained_whole, map_location="cpu", weights_only=True)
                 model.load_state_dict(tensors, strict=False)
-            model = peft.PeftModel.from_pretrained(
-                model, str(artifact.adapter), local_files_only=True
-            )
+            model = _with_adapter(peft, model, artifact.adapter)
             name = "peft"
             version = f"{peft.__version__} on transformers {version}"
         model.eval()
@@ -116,6 +114,16 @@ def read(artifact: Artifact, inputs: list[ReaderInput]) -> ReaderOutput:
         **of_rope,
         **of_tokenizer,
     )
+
+
+def _with_adapter(peft: Any, model: Any, adapter: Path) -> Any:
+    """The model of PEFT. Raises ValueError naming the adapter for whatever PEFT cannot load."""
+    try:
+        return peft.PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    except ModuleNotFoundError:  # of what an optional setting needs
+        raise
+    except Exception as error:
+        raise ValueError(f"PEFT cannot load {adapter}: {type(error).__name__}: {error}") from None
 
 
 def _check_mpt(config: dict[str, Any], inputs: list[ReaderInput]) -> None:

@@ -25,7 +25,7 @@ from ctxext.model.config import LlamaConfig, merge_ids
 from ctxext.model.lm import LM
 from ctxext.model.parts import Parts
 from ctxext.prove.artifact import Artifact
-from ctxext.prove.gguf_keys import compare_keys
+from ctxext.prove.gguf_keys import compare_keys, keys_not_read
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.prove.tokenizer_settings import compare_tokenizer_settings
 from ctxext.tokenization.tokenizer import JSON, MODEL, Tokenizer
@@ -62,12 +62,14 @@ AROUND = ("truncation", "padding")
 class SettingsComparison:
     """Settings that are not the model's, in words, and keys that are not known here.
 
-    `window`: the extended window L' that the files should declare, in tokens; 0 if none is known.
+    `noted`: settings that are others than expected, but may have no effect. `window`: the extended
+    window L' that the files should declare, in tokens; 0 if none is known.
     """
 
     different: list[str] = dataclasses.field(default_factory=list)
     unknown: list[str] = dataclasses.field(default_factory=list)
     window: int = 0
+    noted: list[str] = dataclasses.field(default_factory=list)
 
 
 def compare_settings(artifact: Artifact, model: LM, lengths: Sequence[int]) -> SettingsComparison:
@@ -83,11 +85,13 @@ def compare_settings(artifact: Artifact, model: LM, lengths: Sequence[int]) -> S
     if artifact.format == "gguf":
         file = GGUFFile(artifact.path)
         different, unknown = compare_keys(file, model, windows)
+        noted = keys_not_read(file)
         declared = file.keys.get(f"{architecture_of(model.config).name}.context_length")
     else:
         stored = loading.read_checkpoint(artifact.base, artifact.original)
         different = list(_differences(artifact, stored, model, windows))
         unknown = []
+        noted = []
         declared = stored.window
         if artifact.format != "meta":
             of_tokenizer, unknown = compare_tokenizer_settings(
@@ -98,7 +102,7 @@ def compare_settings(artifact: Artifact, model: LM, lengths: Sequence[int]) -> S
             )
             different += of_tokenizer
             unknown += _of_other_families(artifact)
-    return SettingsComparison(different, unknown, _right_window(declared, windows))
+    return SettingsComparison(different, unknown, _right_window(declared, windows), noted)
 
 
 def _right_window(declared: int | None, windows: list[int]) -> int:

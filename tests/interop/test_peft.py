@@ -238,6 +238,8 @@ def test_runs_that_peft_cannot_represent_are_refused_with_the_reason(texts, base
         ({"r": 0}, "must be a whole number from 1"),
         ({"r": None}, "r must be a whole number from 1 to 16777216, got 'None'"),
         ({"lora_alpha": None}, "lora_alpha must be a positive number, got 'None'"),
+        ({"lora_dropout": "x"}, "lora_dropout must be a number from 0 to 1, got 'x'"),
+        ({"lora_dropout": 7}, "lora_dropout must be a number from 0 to 1, got '7'"),
         ({"r": 3}, r"lora_A has shape \[4, 64\], this base needs \[3, 64\]"),
     ],
 )
@@ -259,6 +261,8 @@ def test_an_adapter_of_another_kind_is_refused(change, message, tmp_path):
             "lacks lora_B of model.layers.1.self_attn.q_proj",
         ),
         ("model.layers.0.self_attn.q_proj.bias", "holds .*bias, which is not part"),
+        ("model.layers.0.self_attn.q_proj.lora_B.bias", "holds .*lora_B.bias, which is not part"),
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", "holds lora_A of .*q_proj twice"),
     ],
 )
 def test_a_tensor_missing_or_too_many_is_named(name, message, tmp_path):

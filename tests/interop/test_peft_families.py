@@ -97,7 +97,7 @@ def test_adapters_of_projections_are_one_of_the_fused_matrix(name, targets, tmp_
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_parts_of_a_fused_matrix_have_the_very_matrices_that_were_written(name, tmp_path):
+def test_parts_of_a_fused_matrix_have_the_very_matrices_that_were_written(name):
     """Also where a rank of A changes nothing; where nothing does, no rank is left."""
     config = families.parts_config(name)
     names = {part: f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"}

@@ -143,6 +143,83 @@ def test_the_reference_alone_compares_it_with_the_run(trained, copy, no_torch, c
     assert prove(copy)["equal"]
 
 
+def change_config(adapter: Path, **changes) -> None:
+    """Set keys of adapter_config.json."""
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_settings_that_do_not_show_in_the_weights_are_named(trained, copy, no_torch):
+    """PEFT computes the same with each of them, so that the verdict stays."""
+    planted = {
+        "lora_dropout": 0.5,
+        "fan_in_fan_out": True,
+        "inference_mode": False,
+        "revision": "v2",
+        "modules_to_save": None,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "c_attn"],
+        "alpha_pattern": {"c_attn": 2},
+    }
+    spelled_in_another_way = {
+        "lora_alpha": 8.0,
+        "rank_pattern": {},
+        "peft_version": "9",
+    }
+    change_config(copy, **planted, **spelled_in_another_way)
+    (copy / "tokenizer_config.json").write_text('{"bos_token": "x"}')
+    proof = prove(copy, against=trained / "run")
+    assert proof["equal"]
+    named = {noted.split(" in adapter_config")[0] for noted in proof["settings_noted"][1:]}
+    assert named == planted.keys()
+    text = describe(proof)
+    without_effect = "ANOTHER SETTING, without effect on what is computed here"
+    assert f"{without_effect}: lora_dropout in adapter_config.json is 0.5, not 0.0" in text
+    assert f"{without_effect}: tokenizer_config.json next to the adapter" in text
+
+
+def test_the_setting_that_changes_the_weights_is_named_with_them(trained, copy, no_torch):
+    change_config(copy, use_rslora=True)
+    proof = prove(copy, against=trained / "run")
+    assert not proof["equal"]
+    assert len(proof["weights_that_differ"]) == 8
+    assert "  ANOTHER SETTING: use_rslora in adapter_config.json is True, not False" in describe(
+        proof
+    )
+
+
+def test_what_another_reader_would_not_do_is_not_equal_by_itself(copy, no_torch):
+    """Without the run, and where our own readers agree with each other."""
+    change_config(copy, task_type="SEQ_CLS")
+    file = copy / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors[f"module.{name}"] = tensors.pop(name)
+    save_file(tensors, file)
+    config = copy / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"rms_norm_eps": 1e-6, "bos_token_id": 7}))
+    proof = prove(copy)
+    assert all(reader["equal"] for reader in proof["readers"])
+    assert not proof["equal"]
+    expected = (
+        "PEFT passes over module.base_model",
+        "task_type in adapter_config.json is 'SEQ_CLS'",
+    )
+    fields = ("rms_norm_eps in config.json of the base is", "bos_token_id in config.json of the")
+    differences = proof["settings_that_differ"]
+    assert len(differences) == 4
+    for beginning in (*expected, *fields):
+        assert any(difference.startswith(beginning) for difference in differences)
+
+
+@pytest.mark.check
+@pytest.mark.usefixtures("readers")
+def test_an_adapter_that_peft_cannot_load_is_named(copy):
+    change_config(copy, task_type="CAUSAL_XX")
+    with pytest.raises(ValueError, match=r"PEFT cannot load .*adapter: ValueError: Invalid task"):
+        prove(copy)
+
+
 def test_an_export_with_a_merged_adapter_is_proven_with_it(trained, tmp_path, no_torch, capsys):
     base, adapter = trained / "base", trained / "adapter"
     out = tmp_path / "merged"

@@ -25,11 +25,13 @@ from ctxext.prove.gguf_keys import (
     WITHOUT_EFFECT,
     WITHOUT_EFFECT_IN_GENERAL,
     compare_keys,
+    keys_not_read,
 )
 from ctxext.prove.reference.gguf import GGUFReference
 from ctxext.prove.reference.gguf_file import GGUFFile
 from ctxext.tokenization.tokenizer import Tokenizer
 from interop.test_gguf_byte_level import files as byte_level_files
+from support.gguf_files import rewrite
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
@@ -48,7 +50,10 @@ def good(tmp_path_factory) -> Path:
 
 
 def changed(good: Path, out: Path, changes: dict[str, Any]) -> Path:
-    """The file with other keys, as the package writes it; None leaves a key out."""
+    """The file with other keys, as the package writes it; None leaves a key out.
+
+    A `GGUFValue` is written in its own type.
+    """
     reader = library.GGUFReader(good)
     writer = library.GGUFWriter(out, "llama")
     types = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
@@ -56,7 +61,9 @@ def changed(good: Path, out: Path, changes: dict[str, Any]) -> Path:
     for name, value in (keys | changes).items():
         if value is None or name.startswith("GGUF.") or name == "general.architecture":
             continue
-        if isinstance(value, list):
+        if isinstance(value, library.GGUFValue):
+            writer.kv_data[0][name] = value
+        elif isinstance(value, list):
             writer.add_array(name, value)
         else:
             writer.add_key_value(name, value, library.GGUFValueType[types[type(value)]])
@@ -153,6 +160,62 @@ def test_every_key_that_llama_cpp_obeys_is_compared(good, tmp_path):
     }
 
 
+def stored_as(kind: str, value: Any, of_items: str | None = None) -> Any:
+    types = library.GGUFValueType
+    return library.GGUFValue(value, types[kind], of_items and types[of_items])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("general.name", 3),
+        ("llama.rope.freq_base", 10000),
+        ("llama.rope.freq_base", stored_as("FLOAT64", 10000.0)),
+        ("llama.rope.scaling.factor", 4),
+        ("llama.rope.scaling.finetuned", 1),
+        ("llama.attention.head_count", stored_as("INT32", 4)),
+        ("llama.attention.layer_norm_rms_epsilon", stored_as("FLOAT64", 1e-5)),
+        ("tokenizer.ggml.bos_token_id", stored_as("INT32", 1)),
+        ("tokenizer.ggml.add_bos_token", 1),
+        ("tokenizer.ggml.scores", stored_as("ARRAY", [0.0] * CONFIG.vocab_size, "FLOAT64")),
+        ("tokenizer.ggml.token_type", [1.0] * CONFIG.vocab_size),
+    ],
+)
+def test_a_value_in_a_type_that_llama_cpp_does_not_load_is_refused(good, tmp_path, key, value):
+    """Its `Llama(...)` fails for each of these files, though the numbers are right."""
+    path = changed(good, tmp_path / "m.gguf", {key: value})
+    with pytest.raises(ValueError, match=f"{key} is .* of type .* in .*m.gguf; llama.cpp reads"):
+        GGUFReference(path)
+
+
+def test_a_vector_that_is_not_in_float32_is_refused(good, tmp_path):
+    """llama.cpp ends with "binary_op: unsupported types" for such a file."""
+    kind = library.GGMLQuantizationType.F16
+    path = rewrite(good, tmp_path / "m.gguf", {}, {"output_norm.weight": (np.ones(64, "f2"), kind)})
+    with pytest.raises(ValueError, match="output_norm.weight in .* is a vector in float16; llama"):
+        GGUFReference(path)
+    part = changed(good, tmp_path / "n.gguf", {"split.count": stored_as("UINT16", 2)})
+    with pytest.raises(ValueError, match="n.gguf is one of 2 parts; join them first"):
+        GGUFReference(part)
+
+
+def test_what_llama_cpp_takes_for_absent_keys_of_the_tokenizer(good, tmp_path):
+    """Without types all tokens are normal, and without scores every pair is as good."""
+    texts = ["hello world", "a  b"]
+    expected = GGUFReference(good).token_ids(texts)
+    absent = {"tokenizer.ggml.add_bos_token": None, "tokenizer.ggml.bos_token_id": None}
+    assert GGUFReference(changed(good, tmp_path / "m.gguf", absent)).token_ids(texts) == expected
+    for name in ("token_type", "scores"):
+        key = f"tokenizer.ggml.{name}"
+        path = changed(good, tmp_path / f"{name}.gguf", {key: None})
+        assert GGUFReference(path).token_ids(texts)[0][0] == expected[0][0]
+        assert any(key in difference for difference in differences(path))
+    for name in ("tokens", "model"):
+        path = changed(good, tmp_path / f"{name}.gguf", {f"tokenizer.ggml.{name}": None})
+        with pytest.raises(ValueError, match=f"tokenizer.ggml.{name} "):
+            GGUFReference(path).token_ids(texts)
+
+
 @pytest.mark.parametrize("name", ["tokens", "scores", "token_type"])
 def test_the_whole_vocabulary_is_compared(good, tmp_path, name):
     """Two rare tokens are exchanged, which no sample text has."""
@@ -244,6 +307,21 @@ def test_merges_of_a_byte_level_tokenizer_are_compared(tmp_path):
     path = changed(good, tmp_path / "m.gguf", {key: swapped(merges)})
     (difference,) = compare_keys(GGUFFile(path), lm, [WINDOW])[0]
     assert difference.startswith(f"{key} is first different at {len(merges) - 10}: ")
+    texts = ["hello world", "def f(x): return 12"]
+    expected = GGUFReference(good).token_ids(texts)
+    implied = changed(good, tmp_path / "n.gguf", {"tokenizer.ggml.add_bos_token": None})
+    assert GGUFReference(implied).token_ids(texts) == expected  # no BOS by itself
+    for value, message in (
+        (None, f"{key} is missing"),
+        (["x"], f"{key} has 'x', which is no pair"),
+    ):
+        path = changed(good, tmp_path / "x.gguf", {key: value})
+        with pytest.raises(ValueError, match=message):
+            GGUFReference(path).token_ids(texts)
+    scored = changed(good, tmp_path / "s.gguf", {"tokenizer.ggml.scores": [0.0] * 430})
+    assert keys_not_read(GGUFFile(scored)) == [
+        "tokenizer.ggml.scores is not read for a tokenizer of the model gpt2"
+    ]
 
 
 def test_a_key_or_a_tensor_that_is_there_twice_is_refused(good, tmp_path):

@@ -5,6 +5,8 @@ from typing import Any
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from ctxext.prove.reference.gguf_vocabulary import NORMAL, WITH_BOS, entries, merges
+
 USER_DEFINED = 4
 """The type of a token that counts wherever a text has it."""
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -12,7 +14,7 @@ ANY_CASE = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 THREES = (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{PUNCTUATION}",)
 SINGLE = (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{PUNCTUATION}",)
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
+WHOLE_WORDS = WITH_BOS
 """Where a whole word of the vocabulary is taken as it is."""
 SPLITS = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt"), (WORDS,)),
@@ -28,20 +30,24 @@ def open_byte_level(keys: dict[str, Any]) -> tokenizers.Tokenizer:
     pre = keys.get("tokenizer.ggml.pre")
     if pre not in SPLITS:
         raise ValueError(f"tokenizer.ggml.pre {pre!r} is not read here")
-    tokens = keys["tokenizer.ggml.tokens"]
-    merges: list[tuple[str, str]] = []
-    for merge in keys["tokenizer.ggml.merges"]:
-        left, right = merge.split(" ")
-        merges.append((left, right))
+    tokens = entries(keys, "tokens")
     vocabulary = {text: i for i, text in enumerate(tokens)}
-    bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORDS)
+    pairs = merges(keys)
+    strange = next(
+        (pair for pair in pairs if not {*pair, "".join(pair)} <= vocabulary.keys()), None
+    )
+    if strange is not None:
+        raise ValueError(
+            f"tokenizer.ggml.merges has {' '.join(strange)!r:.60}, whose parts are not all tokens"
+        )
+    bpe = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in WHOLE_WORDS)
     tokenizer = tokenizers.Tokenizer(bpe)
     splits = [
         pre_tokenizers.Split(tokenizers.Regex(expression), "isolated") for expression in SPLITS[pre]
     ]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
-    types = keys["tokenizer.ggml.token_type"]
+    types = entries(keys, "token_type", NORMAL)
     for text, token_type in zip(tokens, types, strict=True):
         if token_type == USER_DEFINED:
             added = tokenizers.AddedToken(text, normalized=False, special=False)

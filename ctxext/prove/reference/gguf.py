@@ -12,6 +12,8 @@ import numpy as np
 from ctxext.prove.reference.byte_level import open_byte_level
 from ctxext.prove.reference.gguf_architectures import ARCHITECTURES, OUTER
 from ctxext.prove.reference.gguf_file import GGUFFile
+from ctxext.prove.reference.gguf_types import check_types
+from ctxext.prove.reference.gguf_vocabulary import NORMAL, around, entries
 from ctxext.prove.reference.llama import ReferenceReader
 
 BYTE = 6
@@ -24,7 +26,8 @@ LARGEST_SIZE = 2**31
 class GGUFReference(ReferenceReader):
     """A model read from one file.
 
-    Raises ValueError for an architecture that is not known here, and for keys that are missing.
+    Raises ValueError for an architecture that is not known here, and for keys that are missing or
+    in a type that llama.cpp does not load.
     """
 
     reads_model = True
@@ -42,6 +45,7 @@ class GGUFReference(ReferenceReader):
                 f"{', '.join(ARCHITECTURES)}"
             )
         known = ARCHITECTURES[self.architecture]
+        check_types(self.file)
         self.num_hidden_layers = self._size("block_count")
         self._num_heads = self._size("attention.head_count")
         default = self._size("embedding_length") // self._num_heads
@@ -133,35 +137,30 @@ class GGUFReference(ReferenceReader):
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """BOS and EOS where the file asks for them, around SentencePiece's or byte-level merges."""
         keys = self.keys
-        prefix = []
-        if keys.get("tokenizer.ggml.add_bos_token", True):
-            prefix = [keys["tokenizer.ggml.bos_token_id"]]
-        suffix = []
-        if keys.get("tokenizer.ggml.add_eos_token", False):
-            suffix = [keys["tokenizer.ggml.eos_token_id"]]
-        if keys.get("tokenizer.ggml.model") == "gpt2":
+        prefix, suffix = around(keys)
+        if keys["tokenizer.ggml.model"] == "gpt2":
             byte_level = open_byte_level(keys)
             return [[*prefix, *byte_level.encode(text).ids, *suffix] for text in texts]
-        tokens = keys["tokenizer.ggml.tokens"]
-        scores = keys["tokenizer.ggml.scores"]
-        types = keys["tokenizer.ggml.token_type"]
+        tokens = entries(keys, "tokens")
+        scores = entries(keys, "scores", 0.0)
+        types = entries(keys, "token_type", NORMAL)
         ids = {text: i for i, text in enumerate(tokens)}
         byte_ids = {
             int(text[3:5], 16): ids[text]
             for text, token_type in zip(tokens, types, strict=True)
             if token_type == BYTE
         }
-        unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
+        unknown: int = keys.get("tokenizer.ggml.unknown_token_id", 0)
         space = " " if keys.get("tokenizer.ggml.add_space_prefix", True) else ""
 
         def encode(text: str) -> list[int]:
-            encoded = list(prefix)
+            encoded: list[int] = list(prefix)
             for part in merged((space + text).replace(" ", "▁") if text else "", ids, scores):
                 if part in ids:
                     encoded.append(ids[part])
                 else:
                     encoded += [byte_ids.get(byte, unknown) for byte in part.encode()]
-            return encoded + suffix
+            return [*encoded, *suffix]
 
         return [encode(text) for text in texts]
 

@@ -23,6 +23,22 @@ SCALARS = {
     12: "d",
 }
 STRING, ARRAY = 8, 9
+TYPES = {
+    0: "uint8",
+    1: "int8",
+    2: "uint16",
+    3: "int16",
+    4: "uint32",
+    5: "int32",
+    6: "float32",
+    7: "bool",
+    STRING: "string",
+    ARRAY: "array",
+    10: "uint64",
+    11: "int64",
+    12: "float64",
+}
+"""The names of the types of values."""
 Q8_0 = 8
 MAX_METADATA = 1 << 26
 """Bytes of keys and descriptions of tensors; a vocabulary of Llama 3 takes ten million."""
@@ -61,8 +77,9 @@ class StoredTensor(NamedTuple):
 class GGUFFile:
     """The `keys` and `tensors` of a file.
 
-    `uses_library`: whether the package `gguf` makes its numbers. Raises ValueError naming the file
-    if it is corrupt, truncated or of another kind, and for types of numbers that are not read.
+    `types`: of the values of the keys, such as "uint32" or "string array". `uses_library`: whether
+    the package `gguf` makes its numbers. Raises ValueError naming the file if it is corrupt,
+    truncated or of another kind, and for types of numbers that are not read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -101,11 +118,18 @@ class GGUFFile:
         if version not in (2, 3):
             raise ValueError(f"version {version} is not supported")
         self.keys: dict[str, Any] = {}
+        self.types: dict[str, str] = {}
         for _ in range(num_keys):
             name = self._string()
             if name in self.keys:
                 raise ValueError(f"the key {name} is there twice")
-            self.keys[name] = self._value(self._scalar("I"))
+            number = self._scalar("I")
+            start = self._at
+            self.keys[name] = self._value(number)
+            self.types[name] = TYPES[number]
+            if number == ARRAY:
+                item, _ = struct.unpack("<IQ", self._data[start : start + 12].tobytes())
+                self.types[name] = f"{TYPES.get(item, item)} array"
         listed: dict[str, tuple[int, tuple[int, ...], int]] = {}
         for _ in range(num_tensors):
             name = self._string()
