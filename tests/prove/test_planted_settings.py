@@ -16,8 +16,9 @@ from ctxext.export import export
 from ctxext.methods import DynamicNTK, LongRope, Yarn
 from ctxext.model.lm import LM
 from ctxext.prove import describe, prove
+from ctxext.prove.tokenizer_settings import compare_tokenizer_settings
 from ctxext.rope import RopeScaling
-from ctxext.tokenization.tokenizer import CONFIG, JSON, Tokenizer
+from ctxext.tokenization.tokenizer import CONFIG, JSON, MODEL, Tokenizer
 from interop.test_gguf_byte_level import SPECIAL, files
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
@@ -110,6 +111,19 @@ def test_a_setting_that_few_readers_obey_is_found(copy, plant, found):
     assert not proof["equal"]
     assert [found in difference for difference in proof["settings_that_differ"]] == [True]
     assert found in describe(proof)
+
+
+@pytest.mark.parametrize("change", [{"bos_token": None}, {}], ids=["null", "removed"])
+def test_a_name_that_a_chat_template_needs_is_not_that_of_tokenizer_json(change):
+    """Its post_processor still says which token begins a text, but not what it is called."""
+    expected = tokenizer()
+    exported = {name: data for name, data in expected.export_files(LENGTH).items() if name != MODEL}
+    settings = json.loads(exported[CONFIG])
+    del settings["bos_token"]
+    stored = Tokenizer({**exported, CONFIG: json.dumps(settings | change).encode()})
+    assert stored.special_tokens["bos_token"] == "<s>"
+    found = compare_tokenizer_settings(stored, expected, window=LENGTH, original=WINDOW)
+    assert found == (["bos_token in tokenizer_config.json is None, not '<s>'"], [])
 
 
 @pytest.mark.parametrize(
