@@ -47,6 +47,7 @@ QUICK_IN_CHECK = (
     "training/test_monitor.py",
     "cli/test_cli.py",
 )
+IS_QUICK = pytest.StashKey[bool]()
 # Files that take a minute or more in a tier, and files of few tests that take long. They start
 # first, so that no core waits at the end for the other one.
 LONGEST = (
@@ -104,17 +105,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation_in_check(request: pytest.FixtureRequest) -> Generator[None]:
+def quick_compilation_in_check(request: pytest.FixtureRequest) -> None:
     """Compile with little effort in `make check` too, in the files for which that is said."""
+    config = request.config
     file = request.path.relative_to(TESTS).as_posix()
-    if request.config.option.markexpr != "check" or not file.startswith(QUICK_IN_CHECK):
-        yield
+    is_quick = config.option.markexpr == "check" and file.startswith(QUICK_IN_CHECK)
+    if config.stash.get(IS_QUICK, False) == is_quick:
         return
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    # Or a program of the one kind would be compared with one of the other, to the last bit.
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", is_quick)
+    config.stash[IS_QUICK] = is_quick
 
 
 def _skip_without_readers() -> Generator[None, object, object]:
