@@ -236,6 +236,57 @@ class Plain(RopeScaling):
         return Rope(base.inv_freq)
 
 
+@dataclasses.dataclass(frozen=True)
+class RopeWrapper(RopeScaling):
+    """A scaling that changes the frequencies of another one, such as CoPE(inner=Yarn(8)).
+
+    It follows the length if `inner` does, and has the factor of `inner` unless it has one itself.
+    """
+
+    inner: RopeScaling = dataclasses.field(default=Unscaled(), kw_only=True)
+    """The scaling whose frequencies are changed; by default those of the checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `inner` is another scaling, at any depth of other wrappers."""
+        name = type(self).__name__
+        if not isinstance(self.inner, RopeScaling):
+            raise ValueError(
+                f"{name} changes the frequencies of another scaling, such as Yarn, but inner is "
+                f"{self.inner!r:.100}"
+            )
+        if any(type(link) is type(self) for link in scaling_chain(self.inner)):
+            raise ValueError(f"{name} cannot wrap itself; give it once, and another one as inner")
+
+    @property
+    def depends_on_length(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the wrapped frequencies change with the length."""
+        return self.inner.depends_on_length
+
+    def switch_lengths(self, base: RopeBase) -> tuple[int, ...] | None:
+        lengths = self.inner.switch_lengths(base)
+        follows_by_itself = self.depends_on_length and lengths == ()
+        return None if follows_by_itself else lengths
+
+
+def scaling_chain(scaling: RopeScaling) -> list[RopeScaling]:
+    """The scaling, the one in its field `inner`, and so on."""
+    inner = getattr(scaling, "inner", None)
+    return [scaling, *scaling_chain(inner)] if isinstance(inner, RopeScaling) else [scaling]
+
+
+def scaling_factor(scaling: RopeScaling) -> float | None:
+    """The factor of a scaling, or that of the scaling it wraps; None if none has one."""
+    factors = [getattr(link, "factor", None) for link in scaling_chain(scaling)]
+    return next((float(factor) for factor in factors if isinstance(factor, int | float)), None)
+
+
+def scaling_name(scaling: RopeScaling) -> str:
+    """The class of a scaling for people, and what it wraps: "CoPE over Yarn"."""
+    chain = scaling_chain(scaling)
+    wrapped = [link for link in chain[1:] if link != Unscaled()]
+    return " over ".join(type(link).__name__ for link in [scaling, *wrapped])
+
+
 def rope_at(scaling: RopeScaling, base: RopeBase, seq_len: int) -> Rope:
     """The frequencies of `scaling` for a context of `seq_len` tokens, its declaration checked.
 
@@ -287,7 +338,7 @@ def _check_declaration(
 ) -> None:
     if not one[1].equals(other[1]):
         raise ValueError(
-            f"{type(scaling).__name__} gives other frequencies at {other[0]} tokens than at "
+            f"{scaling_name(scaling)} gives other frequencies at {other[0]} tokens than at "
             f"{one[0]}, but does not say so; set depends_on_length = True in the class"
         )
 
@@ -297,8 +348,8 @@ def target_length(scaling: RopeScaling, window: int) -> int | None:
 
     None for a scaling without a factor, or whose frequencies follow the length.
     """
-    factor = getattr(scaling, "factor", None)
-    if scaling.depends_on_length or not isinstance(factor, int | float):
+    factor = scaling_factor(scaling)
+    if scaling.depends_on_length or factor is None:
         return None
     return round(factor * window)
 

@@ -165,6 +165,63 @@ def experiment_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+FREQUENCIES_GUIDE = """
+**Which frequencies to try when.** Begin with `yarn`: of the static ones it does best on the bundled
+model, zero-shot and trained, and every reader of a checkpoint knows it. Then:
+
+* *Short texts must stay exactly as they were, and nothing is trained:* `dynamic-yarn` and the other
+  dynamic forms change nothing up to L tokens. Most formats cannot hold them.
+* *The loss is good, but what is far away is not found:* `cope` or `hard-clip` over the method that
+  you have. The slowest pairs saw a part of one turn in pre-training; slowed down or stopped, they
+  meet no new angle. Their 20 pairs are 20 of 64, but also 20 of 32: with heads of 64, try
+  `--num-pairs` 10 too.
+* *The model will be trained at a few lengths and used at others:* `resonance` over `yarn`. Fast
+  pairs then repeat the very angles that they met in training. Pair 0 changes most, from 2 pi to 6
+  tokens, so that it wants a short training.
+* *Another compromise of NTK and linear, zero-shot:* `ntk-mixed`. Its authors also scale queries by
+  the logarithm of their position.
+* *Llama 2 7B, Mistral 7B or Llama 3 8B, and far more than 16 windows:* `long-rope` with published
+  divisors. They were searched for these models, and are refused for others.
+* *Another model, a factor of 8 or more, and training:* `long-rope2`. From the critical pair on its
+  divisors exceed the factor, where those of YaRN stop at it, and plain RoPE up to L keeps short
+  texts.
+* *Divisors of your own search:* `custom` for one list, `long-rope` for two, or `long-rope2` with
+  `--slow-divisors`, which are searched from the critical pair on and filled in below.
+* *Long texts are too expensive to train on:* `nope`, which is DroPE: drop the rotation, then
+  recalibrate at the old length, `--method nope --train.seq-len L`. It takes many more steps than
+  the others; before them the model is lost.
+
+`cope`, `hard-clip` and `resonance` wrap another scaling, which `--inner` names; the fields of both
+are options: `--method cope --inner yarn --factor 8`. Length, factor and m are those of the wrapped
+scaling. Without `--inner` they wrap that of the checkpoint. A wrapper can wrap another one
+(`--method hard-clip --inner resonance --inner.inner yarn --factor 8`), and so can a class of your
+own (`FILE.py:Class`) that extends `RopeWrapper`.
+"""
+
+
+PUBLISHED_NOTES = """
+The number in front is the length that a list was searched for, and the last one that of the
+fine-tuned checkpoint; `ft` is the list of the fine-tuning. On short texts the authors give the
+fine-tuned model its `4k` list:
+`--method longrope --factor 32 --short-factor 4k_la2_128k --long-factor ft_la2_128k`. Llama 3's was
+published with `--short-factor plain`. Mistral's factors count from 4,096 tokens. MIT License,
+Copyright (c) Microsoft Corporation; sources and license are in
+`ctxext/assets/longrope_divisors.json`.
+"""
+
+
+def published_lists() -> list[str]:
+    """The names of the published divisors, by model."""
+    from ctxext.methods.published_divisors import published_divisors
+
+    lines = ["Published divisors, by the model that they were searched for and the factor:", ""]
+    lists = published_divisors().items()
+    for model in dict.fromkeys(row.model for _, row in lists):
+        named = [f"`{name}` ({row.factor:g})" for name, row in lists if row.model == model]
+        lines.append(f"* {model}: {', '.join(named)}.")
+    return [*lines, *PUBLISHED_NOTES.splitlines(), ""]
+
+
 def methods_page() -> str:
     """Every method: paper, fields, and the formats that can represent it."""
     from ctxext.cli.main import main
@@ -201,9 +258,13 @@ def methods_page() -> str:
             link = f"[{paper}](https://arxiv.org/abs/{paper})" if paper else ""
             lines += [f"| `{method['name']}` | {link} | " + " | ".join(cells) + " |"]
         lines += [""]
+        if seam == "rope":
+            lines += [*FREQUENCIES_GUIDE.strip().splitlines(), ""]
         for method in chosen:
             cls = find(method["name"])
             lines += [f"### {method['name']}", "", summary(cls), "", *table(cls)]
+            if method["name"] == "long-rope":
+                lines += published_lists()
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -14,6 +14,8 @@ from ctxext.files import read_json
 
 LARGEST_NUMBER = 1e300
 """A larger number, infinity or NaN is taken for a mistake."""
+NUMBERS_OR_NAME = tuple[float, ...] | str
+"""The type of fields that are a vector, or the name of one."""
 SWITCHES = (bool, bool | None)
 """The types of fields that a flag alone sets, and that its --no- form unsets."""
 
@@ -90,10 +92,14 @@ def parse_value(flag: Flag, annotation: Any) -> Any:
     """The value of a flag as its field wants it. Raises ValueError naming the flag for any other.
 
     A switch may stand alone. A tuple is several values, a JSON list, or for numbers FILE.json,
-    which holds such a list, or an object with one under the name of the field.
+    which holds such a list, or an object with one under the name of the field; where the field
+    takes the name of a vector too, a single word is one.
     """
     if typing.get_origin(annotation) is tuple:
         return _parse_tuple(flag, annotation)
+    if annotation == NUMBERS_OR_NAME:
+        is_name = len(flag.values) == 1 and _is_name(flag.values[0])
+        return flag.values[0] if is_name else _parse_tuple(flag, tuple[float, ...])
     if not flag.values and annotation in SWITCHES:
         return True
     if not flag.values:
@@ -105,6 +111,15 @@ def parse_value(flag: Flag, annotation: Any) -> Any:
         return _parse_text(text, annotation)
     except ValueError:
         raise ValueError(f"{flag} must be {_describe(annotation)}, got {text!r}") from None
+
+
+def _is_name(text: str) -> bool:
+    """True for a word that is neither a number nor a file."""
+    try:
+        float(text)
+    except ValueError:
+        return text.replace("_", "").replace("-", "").isalnum()
+    return False
 
 
 def _parse_tuple(flag: Flag, annotation: Any) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from ctxext.cli import support_matrix
-from ctxext.methods import all_methods, seam
+from ctxext.methods import all_methods, label, seam
 from ctxext.model.config import SHAPES
 
 
@@ -31,13 +31,17 @@ def _row(name: str, method: type) -> dict[str, Any]:
         "seam": seam(method),
         "paper": getattr(method, "paper", ""),
         "summary": (method.__doc__ or "").split("\n")[0],
-        "fields": {
-            field.name: None if field.default is dataclasses.MISSING else field.default
-            for field in fields
-        },
+        "fields": {field.name: _default(field) for field in fields},
         "formats": support_matrix.places(support_matrix.example(method, config), config),
         "required": [field.name for field in fields if field.default is dataclasses.MISSING],
     }
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """The default as data, by its name where it is a method; None where there is none."""
+    if field.default is dataclasses.MISSING:
+        return None
+    return label([field.default]) if dataclasses.is_dataclass(field.default) else field.default
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,19 +1,31 @@
 """Methods on the command line: `--method yarn --factor 8`, the same in every command.
 
 A field of a method that the command line names is an option. It may be written with its seam,
-`--rope.factor 8`, which tells it from an option of the command that has the same name.
+`--rope.factor 8`, which tells it from an option of the command that has the same name. A scaling
+that wraps another takes its name, and the fields of both are options:
+`--method cope --inner yarn --factor 8`, or in full `--rope.inner.factor 8`.
 """
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ctxext.cli.flags import Flag, field_value, is_plain, option, parse_flags, unknown_option
+from ctxext.cli.flags import (
+    Flag,
+    field_value,
+    is_plain,
+    option,
+    parse_flags,
+    parse_value,
+    unknown_option,
+)
 from ctxext.experiment import Experiment
 from ctxext.losses import all_losses
 from ctxext.methods import build, find, seam
 from ctxext.model.trainable import TRAINABLE
+from ctxext.rope import RopeScaling, scaling_chain
 
 
 def make_methods(names: Sequence[str], arguments: Sequence[str]) -> tuple[Any, ...]:
@@ -24,11 +36,9 @@ def make_methods(names: Sequence[str], arguments: Sequence[str]) -> tuple[Any, .
     """
     flags = parse_flags(arguments)
     methods = [(name, find(name)) for name in names]
-    values = [field_values(method, flags, seam(method)) for _, method in methods]
-    refuse_unknown(flags, [method for _, method in methods])
-    return tuple(
-        build(method, name, fields) for (name, method), fields in zip(methods, values, strict=True)
-    )
+    chosen = [_Chosen.by(flags, name, method, seam(method)) for name, method in methods]
+    _refuse_unknown(flags, chosen)
+    return tuple(method.build(flags, None) for method in chosen)
 
 
 def replace_methods(
@@ -43,10 +53,8 @@ def replace_methods(
     """
     for name in names:
         method, seam_name = _method_of_experiment(name)
-        current = getattr(experiment, seam_name)
-        kept = _shared_fields(current, method)
-        typed = field_values(method, flags, seam_name)
-        instance = build(method, name, kept | typed)
+        chosen = _Chosen.by(flags, name, method, seam_name)
+        instance = chosen.build(flags, getattr(experiment, seam_name))
         experiment = dataclasses.replace(experiment, **{seam_name: instance})
     return experiment
 
@@ -55,35 +63,118 @@ def split_flags(names: Sequence[str], flags: Sequence[Flag]) -> tuple[list[Flag]
     """(flags that are fields of the named methods of an experiment, all others)."""
     annotations: dict[str, Any] = {}
     for name in names:
-        annotations |= _annotations(*_method_of_experiment(name))
+        annotations |= _Chosen.by(flags, name, *_method_of_experiment(name)).annotations
     fields = [flag for flag in flags if field_value(flag, annotations) is not None]
     return fields, [flag for flag in flags if flag not in fields]
 
 
-def method_fields(names: Sequence[str]) -> list[str]:
+def method_fields(names: Sequence[str], flags: Sequence[Flag]) -> list[str]:
     """The fields of the named methods, each once. Raises ValueError for an unknown method."""
-    methods = [_method_of_experiment(name)[0] for name in names]
-    fields = [field.name for method in methods for field in dataclasses.fields(method)]
-    return list(dict.fromkeys(fields))
+    chosen = [_Chosen.by(flags, name, *_method_of_experiment(name)) for name in names]
+    return list(dict.fromkeys(field for method in chosen for field in method.fields))
 
 
-def field_values(method: type, flags: Sequence[Flag], seam_name: str) -> dict[str, Any]:
-    """The fields of `method` that the flags set; the last of several wins.
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """A method that the command line names, with the scalings that it wraps."""
 
-    Raises ValueError for a wrong value.
-    """
-    annotations = _annotations(method, seam_name)
-    pairs = [pair for flag in flags if (pair := field_value(flag, annotations)) is not None]
-    return {name.removeprefix(f"{seam_name}."): value for name, value in pairs}
+    name: str
+    """As it was typed, for messages."""
+    cls: type
+    prefixes: tuple[str, ...]
+    """What may precede the name of a field, such as "" and "rope."."""
+    wrapped: dict[str, "_Chosen"]
+    """The scaling that is named for each field that holds one."""
+
+    @classmethod
+    def by(cls, flags: Sequence[Flag], name: str, method: type, seam_name: str) -> "_Chosen":
+        """The method `name`, wrapping what the flags name."""
+        return cls._in(("", f"{seam_name}."), flags, name, method)
+
+    @classmethod
+    def _in(
+        cls, prefixes: tuple[str, ...], flags: Sequence[Flag], name: str, method: type
+    ) -> "_Chosen":
+        wrapped = {}
+        for field in _wrapping_fields(method):
+            spellings = [prefix + field for prefix in prefixes]
+            for flag in flags:
+                if flag.name in spellings:
+                    inside = tuple(f"{spelling}." for spelling in spellings)
+                    inner = parse_value(flag, str)
+                    wrapped[field] = cls._in(inside, flags, inner, _find_scaling(flag, inner))
+        return cls(name, method, prefixes, wrapped)
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of all fields that are options, those of wrapped scalings too."""
+        own = [field.name for field in dataclasses.fields(self.cls)]
+        return own + [field for inner in self.wrapped.values() for field in inner.fields]
+
+    @functools.cached_property
+    def plain(self) -> dict[str, Any]:
+        """The type of each field that is a single value, under each of its spellings."""
+        hints = typing.get_type_hints(self.cls)
+        return {
+            prefix + field.name: hints[field.name]
+            for field in dataclasses.fields(self.cls)
+            if is_plain(hints[field.name])
+            for prefix in {"", *self.prefixes}
+        }
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """The type of every option: `plain`, the names of scalings, and what these have."""
+        names = {
+            prefix + field: str for field in _wrapping_fields(self.cls) for prefix in self.prefixes
+        }
+        inside = [inner.annotations for inner in self.wrapped.values()]
+        return functools.reduce(dict.__or__, inside, {}) | self.plain | names
+
+    def values(self, flags: Sequence[Flag], current: Any) -> dict[str, Any]:
+        """The fields that the flags set; the last of several wins.
+
+        `current`: the method of an experiment whose fields wrapped scalings keep, see `build`.
+        Raises ValueError for a wrong value.
+        """
+        pairs = [field_value(flag, self.plain) for flag in flags]
+        values = {pair[0].rpartition(".")[2]: pair[1] for pair in pairs if pair is not None}
+        return values | {name: inner.build(flags, current) for name, inner in self.wrapped.items()}
+
+    def build(self, flags: Sequence[Flag], current: Any) -> Any:
+        """The method as the flags set it, with the fields that it shares with `current`."""
+        fields = _shared_fields(current, self.cls) | self.values(flags, current)
+        return build(self.cls, self.name, fields)
 
 
-def refuse_unknown(flags: Sequence[Flag], methods: Sequence[type]) -> None:
+def _wrapping_fields(method: type) -> list[str]:
+    """The fields of a method that hold a scaling."""
+    hints = typing.get_type_hints(method)
+    names = [field.name for field in dataclasses.fields(method)]
+    return [name for name in names if hints[name] is RopeScaling]
+
+
+def _find_scaling(flag: Flag, name: str) -> type:
+    """The scaling that a flag names. Raises ValueError naming the flag for anything else."""
+    try:
+        method = find(name)
+    except ValueError as error:
+        raise ValueError(f"{flag} {name}: {error}") from None
+    if seam(method) != "rope":
+        raise ValueError(
+            f"{flag} {name} is not a scaling of frequencies: its seam is {seam(method)}; give "
+            "another --method for it"
+        )
+    return method
+
+
+def _refuse_unknown(flags: Sequence[Flag], methods: Iterable[_Chosen]) -> None:
     """Raises ValueError, with a suggestion, for a flag that is not a field of the methods."""
     known: dict[str, Any] = {}
     plain: list[str] = []
     for method in methods:
-        known |= _annotations(method, seam(method))
-        plain += [field.name for field in dataclasses.fields(method)]
+        known |= method.annotations
+        plain += method.fields
     fields = ", ".join(option(name) for name in dict.fromkeys(plain))
     if fields:
         otherwise = f"the fields of these methods are {fields}"
@@ -105,20 +196,16 @@ def _method_of_experiment(name: str) -> tuple[type, str]:
 
 
 def _shared_fields(current: Any, method: type) -> dict[str, Any]:
-    """The fields of `current` that `method`, if it is another class, has too."""
-    if current is None or type(current) is method:
+    """The fields that `method` has in common with `current`, or with what that wraps.
+
+    Those of the same class are left out.
+    """
+    if type(current) is method:
         return {}
     names = {field.name for field in dataclasses.fields(method)}
-    shared = [field.name for field in dataclasses.fields(current) if field.name in names]
-    return {name: getattr(current, name) for name in shared}
-
-
-def _annotations(method: type, seam_name: str) -> Mapping[str, Any]:
-    """The type of each field, under its name and under <seam>.<name>."""
-    hints = typing.get_type_hints(method)
-    fields = {
-        field.name: hints[field.name]
-        for field in dataclasses.fields(method)
-        if is_plain(hints[field.name])
-    }
-    return fields | {f"{seam_name}.{name}": kind for name, kind in fields.items()}
+    shared: dict[str, Any] = {}
+    for link in reversed(scaling_chain(current)):
+        if dataclasses.is_dataclass(link) and type(link) is not method:
+            own = [field.name for field in dataclasses.fields(link) if field.name in names]
+            shared |= {name: getattr(link, name) for name in own}
+    return shared

@@ -80,7 +80,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME|FILE.py:Class",
         help="Frequencies, attention or positions, see ctxext methods; may be given several times. "
-        "The fields of a method are options too: --method yarn --factor 4 --beta-fast 16.",
+        "The fields of a method are options too: --method yarn --factor 4 --beta-fast 16. One that "
+        "wraps another takes it as --inner: --method cope --inner yarn --factor 4.",
     )
 
 

@@ -19,10 +19,13 @@ def override(
 
     Raises ValueError for an unknown option, with a suggestion, and for a value that does not fit.
     """
-    flags_of_methods, flags = split_flags(methods, parse_flags(arguments))
-    _leaf_values(experiment, flags, methods)  # a typing error comes before a missing field
+    all_flags = parse_flags(arguments)
+    flags_of_methods, flags = split_flags(methods, all_flags)
+    fields = method_fields(methods, all_flags)
+    # A typing error comes before a missing field.
+    _leaf_values(experiment, flags, methods, fields)
     experiment = replace_methods(experiment, methods, flags_of_methods)
-    return _replace(experiment, _leaf_values(experiment, flags, methods))
+    return _replace(experiment, _leaf_values(experiment, flags, methods, fields))
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -39,7 +42,10 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _leaf_values(
-    experiment: Experiment, flags: Sequence[Flag], methods: Sequence[str]
+    experiment: Experiment,
+    flags: Sequence[Flag],
+    methods: Sequence[str],
+    fields_of_methods: Sequence[str],
 ) -> dict[str, Any]:
     """The new values of leaves, by their dotted names.
 
@@ -50,7 +56,7 @@ def _leaf_values(
     for flag in flags:
         pair = field_value(flag, annotations)
         if pair is None:
-            known = [*method_fields(methods), *annotations]
+            known = [*fields_of_methods, *annotations]
             raise _not_trained_so(flag, experiment, methods) or _unknown(flag, experiment, known)
         name, value = pair
         values[name] = value

@@ -11,7 +11,7 @@ from ctxext.methods import label
 from ctxext.model.config import SHAPES
 from ctxext.model.context import DeclaredContext
 from ctxext.report.analysis.wavelengths import Spectrum, spectrum
-from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at
+from ctxext.rope import Rope, RopeBase, RopeScaling, rope_at, scaling_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RopeView:
         if seq_len is not None and seq_len < 1:
             raise ValueError(f"--seq-len must be at least 1, got {seq_len}")
         named = [(label([method]), method) for method in methods]
-        targets = [round(original * float(getattr(method, "factor", 1.0))) for method in methods]
+        targets = [round(original * (scaling_factor(method) or 1.0)) for method in methods]
         if context is not None:
             if not allow_shorter:
                 for method in methods:

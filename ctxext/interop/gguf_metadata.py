@@ -14,7 +14,7 @@ from ctxext.methods import label
 from ctxext.methods.yarn import Yarn
 from ctxext.model.config import LlamaConfig
 from ctxext.model.parts import Parts
-from ctxext.rope import RopeScaling, rope_at
+from ctxext.rope import RopeScaling, rope_at, scaling_name
 
 FILE_TYPES = {
     "float32": ("F32", 0),
@@ -159,7 +159,7 @@ def rope_keys(
     """
     if scaling.depends_on_length:
         raise ValueError(
-            f"{type(scaling).__name__} changes its frequencies with the length of the text, which "
+            f"{scaling_name(scaling)} changes its frequencies with the length of the text, which "
             "GGUF cannot represent; export a static scaling at the factor you need, such as Yarn"
         )
     architecture = architecture_of(config)
@@ -185,7 +185,7 @@ def rope_keys(
     if not architecture.reads_divisors:
         raise ValueError(
             f"llama.cpp's architecture {architecture.name} reads no divisors of frequencies, which "
-            f"{type(scaling).__name__} with these settings needs; it knows linear scaling, YaRN "
+            f"{scaling_name(scaling)} with these settings needs; it knows linear scaling, YaRN "
             "with the paper's constants and any theta (NTK, ABF). Use one of them, or --to hf"
         )
     keys[f"{prefix}.attn_factor"] = float(rope.attention_factor)

@@ -33,7 +33,7 @@ from ctxext.interop.safetensors_files import write_tensors
 from ctxext.interop.stored_weights import find_weights
 from ctxext.model.config import LlamaConfig
 from ctxext.parallel import distributed
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, scaling_factor
 from ctxext.tokenization.tokenizer import load_tokenizer
 
 CONFIG = "config.json"
@@ -99,7 +99,7 @@ def parse_config(data: Any) -> tuple[LlamaConfig, RopeScaling]:
 
 def _extended_window(data: dict[str, Any], config: LlamaConfig, scaling: RopeScaling) -> int:
     original = config.max_position_embeddings
-    factor = float(getattr(scaling, "factor", 1.0))
+    factor = scaling_factor(scaling) or 1.0
     length = declared_length(FAMILIES[data["model_type"]].translate(data), factor)
     # Files that leave max_position_embeddings at L declare the extended window by the factor alone.
     if scaling.depends_on_length or length == original:

@@ -12,7 +12,7 @@ from ctxext.interop.ropespec import LARGEST_DIVISOR, rope_from_config, rope_to_c
 from ctxext.methods import label
 from ctxext.methods.llama3 import Llama3
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import RopeBase, RopeScaling, rope_at
+from ctxext.rope import RopeBase, RopeScaling, rope_at, scaling_name
 
 README = """# Llama in Meta's format
 
@@ -64,7 +64,7 @@ def rope_json(config: LlamaConfig, scaling: RopeScaling, seq_len: int) -> dict[s
     """
     if scaling.depends_on_length:
         raise ValueError(
-            f"{type(scaling).__name__} changes its frequencies with the length of the text, which "
+            f"{scaling_name(scaling)} changes its frequencies with the length of the text, which "
             "Meta's format cannot represent; export a static scaling at the factor you need, such "
             "as Yarn"
         )

@@ -14,17 +14,18 @@ from ctxext.methods.long_rope import LongRope, su_attention_factor
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.p_rope import PRope
 from ctxext.methods.yarn import Yarn, yarn_attention_factor
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.rope import RopeScaling, Unscaled, scaling_factor
 
 Keys = dict[str, Any]
 
 
-def scaled_length(scaling: Any, window: int) -> int:
+def scaled_length(scaling: RopeScaling, window: int) -> int:
     """factor x L, in tokens; L for a scaling without a factor."""
-    return round(float(getattr(scaling, "factor", 1.0)) * window)
+    factor = scaling_factor(scaling)
+    return window if factor is None else round(factor * window)
 
 
-def longest_length(scaling: Any, window: int, seq_len: int) -> int:
+def longest_length(scaling: RopeScaling, window: int, seq_len: int) -> int:
     """`max_position_embeddings` of most types: at least `seq_len`, and at least factor x L."""
     return max(seq_len, scaled_length(scaling, window))
 
@@ -243,6 +244,9 @@ def _long_rope_keys(scaling: LongRope, window: int) -> Keys:
     attention_factor = scaling.attention_factor
     if attention_factor is None:
         attention_factor = su_attention_factor(scaling.factor, window)
+    # Names of published lists were replaced by `with_numbers`.
+    assert not isinstance(scaling.short_factor, str)
+    assert not isinstance(scaling.long_factor, str)
     return longrope_keys(
         attention_factor,
         float(scaling.factor),

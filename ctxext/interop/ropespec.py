@@ -26,10 +26,12 @@ from ctxext.interop.rope_types import (
 from ctxext.methods.abf import ABF
 from ctxext.methods.custom import Custom
 from ctxext.methods.linear import Linear
+from ctxext.methods.long_rope import LongRope
+from ctxext.methods.long_rope2 import LongRope2
 from ctxext.methods.ntk import NTK, ntk_theta
 from ctxext.methods.ntk_by_parts import NTKByParts
 from ctxext.model.config import LlamaConfig
-from ctxext.rope import Plain, Rope, RopeBase, RopeScaling, Unscaled, rope_at
+from ctxext.rope import Plain, Rope, RopeBase, RopeScaling, Unscaled, rope_at, scaling_name
 
 LARGEST_DIVISOR = 1e12
 """The divisor that stands for a frequency of zero, as JSON has no infinity."""
@@ -40,6 +42,8 @@ EQUIVALENTS: dict[type, Callable[[Any, RopeBase], tuple[RopeScaling, float]]] = 
     NTK: lambda scaling, base: (Unscaled(), ntk_theta(base, float(scaling.factor))),
     Plain: lambda scaling, base: (Unscaled(), base.theta),
     ABF: lambda scaling, base: (Unscaled(), scaling.rope_theta),
+    LongRope: lambda scaling, base: (scaling.with_numbers(base), base.theta),
+    LongRope2: lambda scaling, base: (scaling.long_rope(base).with_numbers(base), base.theta),
 }
 
 
@@ -84,7 +88,7 @@ def rope_spec(scaling: RopeScaling, config: LlamaConfig, seq_len: int) -> RopeSp
     spectrum to float32. Raises ValueError, with the reason, for frequencies that follow the length
     in a way the format has no type for.
     """
-    name = type(scaling).__name__
+    name = scaling_name(scaling)
     base = config.rope_base()
     window = base.original_max_position_embeddings
     length = longest_length(scaling, window, seq_len)

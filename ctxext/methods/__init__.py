@@ -38,7 +38,8 @@ def method_name(method: Any) -> str:
     name = (method if isinstance(method, type) else type(method)).__name__
     if name == "Unscaled":
         return "none"
-    name = name.replace("PoSE", "Pose").replace("LoRA", "Lora")
+    for word in ("PoSE", "CoPE", "NoPE", "LoRA"):
+        name = name.replace(word, word.capitalize())
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
     return words.lower()
 
@@ -58,7 +59,12 @@ def label(methods: Iterable[Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A number as it is; a long vector as its length and six digits of its hash; names joined."""
+    """A number as it is; a long vector as its length and six digits of its hash; names joined.
+
+    A wrapped scaling has its own label.
+    """
+    if isinstance(value, RopeScaling):
+        return label([value])
     if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
         return "/".join(value)
     if isinstance(value, tuple) and len(value) > 4:
@@ -183,6 +189,7 @@ def _example_value(
         "attention_factor": 1.1,
         "max_position_embeddings": length,
         "short_factor": (1.0,) * num_pairs,
+        "long_factor": tuple(np.geomspace(1, factor, num_pairs).tolist()),
     }
     by_type: dict[Any, Any] = {
         float: 0.5 if fraction else factor,

@@ -7,6 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from ctxext.methods.custom import check_divisors, divided
+from ctxext.methods.published_divisors import (
+    check_published,
+    named_divisors,
+    published_divisors,
+)
 from ctxext.rope import Rope, RopeBase, RopeScaling, check_attention_factor, check_factor
 
 
@@ -20,41 +25,69 @@ def su_attention_factor(factor: float, window: int) -> float:
     return math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
 
 
+def _numbers(given: tuple[float, ...] | str, base: RopeBase) -> tuple[float, ...]:
+    return named_divisors(given, base) if isinstance(given, str) else given
+
+
 @dataclasses.dataclass(frozen=True)
 class LongRope(RopeScaling):
     """f'_i = f_i / short_factor_i up to L tokens, f_i / long_factor_i beyond (arXiv 2402.13753).
 
-    `attention_factor` None is m = sqrt(1 + ln factor / ln L). The first `leading_positions` keep
-    plain RoPE with m = 1. Trained with `train.rope_length` "document", each document has the list
-    of its own length, as in the mixed windows of LongRoPE2 (arXiv 2502.20082). Raises ValueError if
-    a list does not have one divisor per pair, highest frequency first.
+    A list is given as numbers, or by the name of one that the authors published, which is refused
+    for a model of another head_dim, theta or window, and as `long_factor` for another factor;
+    `plain` stands for ones. `attention_factor` None is m = sqrt(1 + ln factor / ln L). The first
+    `leading_positions` keep plain RoPE with m = 1. Trained with `train.rope_length` "document",
+    each document has the list of its own length, as in the mixed windows of LongRoPE2 (arXiv
+    2502.20082). Raises ValueError if a list does not have one divisor per pair, highest frequency
+    first.
     """
 
     depends_on_length: ClassVar[bool] = True
     paper: ClassVar[str] = "2402.13753"
     factor: float
-    short_factor: tuple[float, ...]
-    """Divisors up to the window, one per pair."""
-    long_factor: tuple[float, ...]
-    """Divisors beyond the window, one per pair."""
+    short_factor: tuple[float, ...] | str
+    """Divisors up to the window, one per pair, or the name of a published list."""
+    long_factor: tuple[float, ...] | str
+    """Divisors beyond the window, one per pair, or the name of a published list."""
     attention_factor: float | None = None
     leading_positions: int = 0
     """The first positions, which keep plain RoPE."""
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
-        check_divisors("short_factor", self.short_factor)
-        check_divisors("long_factor", self.long_factor)
+        for name in ("short_factor", "long_factor"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                check_published(name, given)
+            else:
+                check_divisors(name, given)
         check_attention_factor(self.attention_factor)
+        published = published_divisors().get(str(self.long_factor))
+        if published is not None and published.factor != self.factor:
+            raise ValueError(
+                f"the divisors {self.long_factor} were searched for factor {published.factor:g}, "
+                f"got factor {self.factor:g}; give {published.factor:g}, or another list"
+            )
         if self.leading_positions < 0:
             raise ValueError(
                 f"leading_positions must be 0 (none) or more, got {self.leading_positions}"
             )
 
+    def with_numbers(self, base: RopeBase) -> "LongRope":
+        """The same scaling of `base`, with numbers in place of the names of published lists.
+
+        Raises ValueError if a list is for another model.
+        """
+        return dataclasses.replace(
+            self,
+            short_factor=_numbers(self.short_factor, base),
+            long_factor=_numbers(self.long_factor, base),
+        )
+
     def rope(self, base: RopeBase, seq_len: int) -> Rope:
         window = base.original_max_position_embeddings
-        short = divided(base, "short_factor", self.short_factor)
-        long = divided(base, "long_factor", self.long_factor)
+        short = divided(base, "short_factor", _numbers(self.short_factor, base))
+        long = divided(base, "long_factor", _numbers(self.long_factor, base))
         m = self.attention_factor
         if m is None:
             m = su_attention_factor(self.factor, window)

@@ -10,7 +10,7 @@ import jax
 from ctxext.attention.bias import LinearBias, alibi_slopes
 from ctxext.attention.layers import LayerKind, Layers
 from ctxext.model.parts import LLAMA_PARTS, Parts
-from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled
+from ctxext.rope import Plain, RopeBase, RopeScaling, Unscaled, scaling_name
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -175,7 +175,7 @@ class LlamaConfig:
         """Raise ValueError for a scaling of rotary embeddings over a model that has none."""
         if not self.layers.rotates and scaling not in (Unscaled(), Plain()):
             raise ValueError(
-                f"{type(scaling).__name__} scales rotary embeddings, but {self.family} has "
+                f"{scaling_name(scaling)} scales rotary embeddings, but {self.family} has "
                 f"{self.positions} in their place; choose an attention method, such as LMInfinite, "
                 "or none"
             )

@@ -2,18 +2,30 @@
 
 import dataclasses
 
-from ctxext.rope import Plain, RopeScaling, Unscaled, target_length
+from ctxext.rope import (
+    Plain,
+    RopeScaling,
+    RopeWrapper,
+    Unscaled,
+    scaling_chain,
+    scaling_factor,
+    scaling_name,
+    target_length,
+)
 
 
 def meant_scaling(scaling: RopeScaling | None, carried: RopeScaling) -> RopeScaling:
     """The frequencies that `scaling` means for a checkpoint that carries `carried`.
 
-    `Unscaled` and None are the carried ones; `Plain` is plain RoPE in any case.
+    `Unscaled` and None are the carried ones, also inside a wrapper; `Plain` is plain RoPE in any
+    case.
     """
-    if scaling is None or scaling == Unscaled():
+    if scaling is None or scaling in (Unscaled(), carried):
         return carried
     if scaling == Plain() and carried == Unscaled():
         return carried  # one name in records for one model
+    if isinstance(scaling, RopeWrapper):
+        return dataclasses.replace(scaling, inner=meant_scaling(scaling.inner, carried))
     return scaling
 
 
@@ -55,7 +67,7 @@ class DeclaredContext:
     def check(self, scaling: RopeScaling) -> None:
         """Raise ValueError if the factor of `scaling` gives less context than is declared."""
         scaling = self.resolve(scaling)
-        target = target_length(scaling, self.original)
+        target = self._target(scaling)
         if scaling == self.scaling or target is None or target >= self.declared:
             return
         raise ValueError(
@@ -80,7 +92,7 @@ class DeclaredContext:
         scaling = self.resolve(scaling)
         if scaling == self.scaling:
             return max(seq_len, self.declared)
-        return max(seq_len, target_length(scaling, self.original) or 0)
+        return max(seq_len, self._target(scaling) or 0)
 
     def is_plain(self, scaling: RopeScaling) -> bool:
         """True if the checkpoint was not extended, and `scaling` does not extend it either."""
@@ -93,7 +105,7 @@ class DeclaredContext:
         declared = f"{self.declared:,} tokens{self._carried()}"
         if scaling == self.scaling:
             return f"as the checkpoint is: {declared}, pre-trained with {self.original:,}"
-        target = target_length(scaling, self.original)
+        target = self._target(scaling)
         made = _described(scaling)
         if target is not None:
             made += (
@@ -106,6 +118,12 @@ class DeclaredContext:
             return made
         return f"{made}; as it is, the checkpoint declares {declared}"
 
+    def _target(self, scaling: RopeScaling) -> int | None:
+        """`target_length`; what is declared where `scaling` wraps what extended the checkpoint."""
+        if self.declared > self.original and self.scaling in scaling_chain(scaling):
+            return self.declared
+        return target_length(scaling, self.original)
+
     def _carried(self) -> str:
         """The scaling of the checkpoint, unless it is plain RoPE."""
         return "" if self.scaling == Unscaled() else f" by {_described(self.scaling)}"
@@ -113,6 +131,6 @@ class DeclaredContext:
 
 def _described(scaling: RopeScaling) -> str:
     """The class of a scaling and its factor, if it has one."""
-    factor = getattr(scaling, "factor", None)
-    name = type(scaling).__name__
-    return f"{name} with factor {factor:g}" if isinstance(factor, int | float) else name
+    factor = scaling_factor(scaling)
+    name = scaling_name(scaling)
+    return name if factor is None else f"{name} with factor {factor:g}"

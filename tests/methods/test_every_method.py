@@ -23,13 +23,15 @@ from ctxext.tokenization.tokenizer import load_tokenizer
 from ctxext.tracking import JsonlSink
 from ctxext.training.loop import train
 from support import tiny
-from support.every_method import EVERY, flags
+from support.every_method import CHECKED_LESS_OFTEN, EVERY, flags, sparingly
 from support.hf_files import write_hf
 from support.reference_llama import ReferenceLlama
 from support.tiny_train import CONFIG, tiny_base, tiny_experiment, write_texts
 
 FOLLOWING_THE_LENGTH = [
-    scaling if scaling.depends_on_length else pytest.param(scaling, marks=pytest.mark.check)
+    scaling
+    if scaling.depends_on_length and not isinstance(scaling, CHECKED_LESS_OFTEN)
+    else pytest.param(scaling, marks=pytest.mark.check)
     for scaling in EVERY
 ]
 """Every method; training with those of which only one set of frequencies is used is checked less
@@ -43,7 +45,7 @@ def test_labels_are_unique_and_short():
     assert max(map(len, labels)) < 110, "long vectors are shortened"
 
 
-@pytest.mark.parametrize("scaling", EVERY, ids=method_name)
+@pytest.mark.parametrize("scaling", sparingly(EVERY), ids=method_name)
 @pytest.mark.parametrize("length", [20, 100])
 def test_the_model_rotates_by_its_frequencies(scaling, length):
     tokens = tiny.tokens(1, length, seed=length)

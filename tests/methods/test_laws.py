@@ -14,15 +14,19 @@ from hypothesis import strategies as st
 from ctxext.interop.ropespec import rope_from_config, rope_to_config
 from ctxext.methods import all_methods, example, seam
 from ctxext.methods.abf import ABF
+from ctxext.methods.cope import CoPE, HardClip
 from ctxext.methods.custom import Custom
 from ctxext.methods.giraffe import PowerBasis, TruncatedBasis
 from ctxext.methods.linear import DynamicLinear, Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.long_rope import DynamicLongRope, LongRope
+from ctxext.methods.long_rope2 import LongRope2
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.ntk_by_parts import NTKByParts
+from ctxext.methods.ntk_mixed import NTKMixed
 from ctxext.methods.p_rope import PRope
 from ctxext.methods.part_ntk import DynamicPartNTK, PartNTK
+from ctxext.methods.resonance import Resonance
 from ctxext.methods.revised_yarn import RevisedYarn
 from ctxext.methods.yarn import DynamicYarn, Yarn
 from ctxext.prove.reference.hf import frequencies
@@ -78,6 +82,16 @@ STRATEGIES = {
     ),
     PRope: st.builds(PRope, factors, st.floats(0, 1)),
     Custom: st.builds(Custom, divisors, st.floats(0.5, 2)),
+    NTKMixed: st.builds(NTKMixed, factors, st.floats(0, 2), st.none() | st.floats(0, 1)),
+    LongRope2: st.builds(LongRope2, factors, st.none() | st.integers(0, HALF - 1)),
+}
+wrapped = st.sampled_from(
+    (Unscaled(), Yarn(4.0, beta_fast=4.0), NTK(3.0), PRope(1.0, 0.5), DynamicNTK(2.0))
+)
+STRATEGIES |= {
+    CoPE: st.builds(CoPE, st.integers(0, 20), inner=wrapped),
+    HardClip: st.builds(HardClip, st.integers(0, 20), inner=wrapped),
+    Resonance: st.builds(Resonance, inner=wrapped | st.builds(CoPE, inner=wrapped)),
 }
 CLASSES = [method for method in all_methods().values() if seam(method) == "rope"]
 SCALINGS = {
@@ -85,7 +99,7 @@ SCALINGS = {
     for method in CLASSES
 }
 """Every frequency method that is discovered: with random settings, or else by its example."""
-HF_STATES_THE_LENGTH = {DynamicNTK, LongRope}
+HF_STATES_THE_LENGTH = {DynamicNTK, LongRope, LongRope2}
 scalings = st.sampled_from(CLASSES).flatmap(SCALINGS.get)
 configs = st.builds(
     functools.partial(dataclasses.replace, TINY),
@@ -152,7 +166,8 @@ def test_transformers_reads_the_frequencies_that_we_write(scaling, config, share
     read_back = again.rope(RopeBase(TINY.head_dim, theta, window), seq_len)
     np.testing.assert_allclose(read_back.inv_freq, rope.inv_freq, rtol=1e-13, atol=2e-12)
     assert read_back.attention_factor == pytest.approx(rope.attention_factor, rel=1e-15)
-    assert not again.depends_on_length or type(again) is type(scaling)
+    written = LongRope if type(scaling) is LongRope2 else type(scaling)
+    assert not again.depends_on_length or type(again) is written
 
 
 listed = divisors.map(list)
@@ -236,8 +251,8 @@ def test_json_gives_the_same_method(scaling: RopeScaling):
     assert from_json(json.loads(json.dumps(to_json(scaling), allow_nan=False))) == scaling
 
 
-ORDERED = set(SCALINGS) - {Custom, LongRope}
-"""All but the methods whose order is that of their vectors."""
+ORDERED = set(SCALINGS) - {Custom, LongRope, LongRope2}
+"""All but the methods whose order is that of their vectors, or of the critical pair chosen."""
 
 
 @settings(max_examples=500, deadline=None)
@@ -250,7 +265,7 @@ def test_wavelengths_grow_from_pair_to_pair(scaling, config, share):
     assert inv_freq.dtype == np.float64
     assert (np.diff(inv_freq) <= 1e-15).all()
     assert (inv_freq >= 0).all()
-    if type(scaling) is not ABF:
+    if type(scaling) not in (ABF, Resonance):  # which rounds some wavelengths down
         assert (inv_freq <= base.inv_freq * (1 + 1e-12)).all()
 
 
@@ -279,6 +294,10 @@ PLAIN = [
     DynamicLongRope(4.0, (4.0,) * 64, attention_factor=1.0),
     TruncatedBasis(1.0, 10**6),
     PowerBasis(1.0, 1e-18),
+    NTKMixed(1.0),
+    CoPE(1),
+    HardClip(0),
+    CoPE(0, inner=HardClip(0, inner=Linear(1.0))),
 ]
 """Methods that stretch nothing up to the window of pre-training."""
 
@@ -429,6 +448,16 @@ BAD = [
         "not positive; set clamp to true",
     ),
     (lambda: Custom(ONE, float("nan")), "attention_factor must be positive"),
+    (lambda: LongRope2(2.0, -1), "critical_pair must be 0 or more, got -1"),
+    (
+        lambda: LongRope2(2.0, 64).rope(LLAMA2, 9999),
+        "critical_pair 64 does not fit head_dim 128; give at most 63",
+    ),
+    (
+        lambda: LongRope2(2.0, 60, (2.0,)).rope(LLAMA2, 9999),
+        "slow_divisors: 1 divisors do not fit head_dim 128 and critical_pair 60; give 4",
+    ),
+    (lambda: LongRope2(2.0, 60, (0.0,) * 4), "slow_divisors must be positive"),
 ]
 
 

@@ -21,7 +21,7 @@ from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.model.shared_beginning import shared_beginning
 from ctxext.rope import RopeScaling, Unscaled
 from support import tiny
-from support.every_method import BY_LENGTH
+from support.every_method import BY_LENGTH, sparingly
 from support.reference_llama import ReferenceLlama
 
 NEW = 12
@@ -89,7 +89,7 @@ def test_leading_positions_reach_the_model():
     assert new.shape == (1, NEW)
 
 
-@pytest.mark.parametrize("scaling", BY_LENGTH, ids=method_name)
+@pytest.mark.parametrize("scaling", sparingly(BY_LENGTH), ids=method_name)
 def test_own_semantics_of_every_scaling_that_follows_the_length(scaling):
     """Across the end of the window (20 + 24 tokens) and beyond it, step by step in float64 numpy.
 

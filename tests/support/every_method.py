@@ -5,8 +5,10 @@ Methods are discovered. CHOSEN replaces the examples that would show little on s
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from ctxext import methods as m
 from ctxext.rope import RopeBase, RopeScaling
@@ -26,7 +28,14 @@ CHOSEN = (
     m.DynamicLongRope(8.0, DIVISORS),
     m.PRope(2.0, 0.75),
     m.Custom(DIVISORS, 1.1),
+    m.CoPE(5, inner=m.Yarn(4.0, beta_fast=4.0)),
+    m.HardClip(3, inner=m.Linear(2.0)),
+    m.Resonance(inner=m.Linear(3.0)),
+    m.LongRope2(4.0, 3),
 )
+CHECKED_LESS_OFTEN = (m.HardClip, m.Resonance, m.NTKMixed, m.NoPE, m.LongRope2)
+"""Methods whose kind another one represents in tests that compile a model: CoPE is a wrapper, Yarn
+static frequencies, LongRope two lists of divisors."""
 
 
 def every_scaling() -> tuple[RopeScaling, ...]:
@@ -39,11 +48,25 @@ EVERY = every_scaling()
 BY_LENGTH = tuple(scaling for scaling in EVERY if scaling.depends_on_length)
 
 
+def sparingly(scalings: tuple[RopeScaling, ...]) -> list[Any]:
+    """Parameters of a test; those of `CHECKED_LESS_OFTEN` have the mark `check`."""
+    return [
+        pytest.param(scaling, marks=pytest.mark.check)
+        if isinstance(scaling, CHECKED_LESS_OFTEN)
+        else scaling
+        for scaling in scalings
+    ]
+
+
 def flags(scaling: RopeScaling, folder: Path, prefix: str = "--") -> list[str]:
     """Command-line flags for the fields of a method; vectors are written to JSON files."""
     arguments = []
     for name, value in vars(scaling).items():
         if value is None:
+            continue
+        if isinstance(value, RopeScaling):
+            arguments += [f"{prefix}{name}", m.method_name(value)]
+            arguments += flags(value, folder, f"{prefix}{name}.")
             continue
         if isinstance(value, tuple):
             file = folder / f"{name}-{abs(hash(value))}.json"
