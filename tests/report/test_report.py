@@ -204,6 +204,24 @@ def test_oracles_from_model_to_table(tmp_path):
     assert values == {64: pytest.approx(math.e), 256: pytest.approx(math.e**2)}
 
 
+def test_many_depths_share_rows():
+    """Of sixteen depths with four questions each, four make a row; right ones add up."""
+    depths = [i / 15 for i in range(16)]
+    records = [
+        retrieval("yarn", 512, i, correct=depth > 0.7, depth=depth, document=i)
+        for depth in depths
+        for i in range(4)
+    ]
+    results = Results(records)
+    heatmap = by_depth(results.studies[0], results.variants[0])
+    assert [(name, cells[0].text) for name, cells in heatmap.rows] == [
+        ("0\u20130.2", "0/16"),
+        ("0.267\u20130.467", "0/16"),
+        ("0.533\u20130.733", "4/16"),
+        ("0.8\u20131", "16/16"),
+    ]
+
+
 def test_the_overview_puts_all_tasks_of_a_variant_together():
     tokenizer = toy_tokenizer()
     source = toy_source()

@@ -1,6 +1,6 @@
 """Heatmaps: accuracy by length and depth or distance, paired differences, and context gain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,10 @@ from ctxext.report.pages.tables_by_length import BASELINE, CONTROLS, GAIN_UNIT
 
 FEW = 20
 """A cell of fewer questions is hatched: its interval is too wide to say much."""
+MOST_ROWS = 9
+"""Depths that have a row each. Of more, several share one, as each alone was asked too little."""
+SHARED_ROWS = 4
+"""The rows of more depths."""
 DISTANCE_BINS = (0, 0.25, 0.5, 1, 1.5, 2, 3, 4)
 """Edges of the distance bins in windows; beyond 4 they double."""
 
@@ -45,7 +49,12 @@ def by_depth(study: Study, variant: Variant) -> Heatmap:
         (name, [_accuracy_cell(records) for records in by_length])
         for name, by_length in below.items()
     ]
-    heatmap = _accuracies(task, variant, "depth", lambda r: r.question.depth, "{:g}".format)
+    rows = depth_rows(record.question.depth or 0.0 for record in task.records)
+
+    def row(record: AnswerRecord) -> tuple[float, float]:
+        return rows[record.question.depth or 0.0]
+
+    heatmap = _accuracies(task, variant, "depth", row, range_name)
     return replace(heatmap, below=lines, note=note)
 
 
@@ -55,10 +64,24 @@ def by_distance(task: TaskResults, variant: Variant) -> Heatmap | None:
     if not all(record.question.distance is not None for record in records):
         return None
 
-    def name(edges: tuple[float, float]) -> str:
-        return f"{edges[0]:g}\u2013{edges[1]:g}"
+    return _accuracies(task, variant, "distance, windows", distance_bin, range_name)
 
-    return _accuracies(task, variant, "distance, windows", distance_bin, name)
+
+def depth_rows(depths: Iterable[float]) -> dict[float, tuple[float, float]]:
+    """The row of each depth, as its (first, last) depth; see `MOST_ROWS`."""
+    ordered = sorted(set(depths))
+    size = 1 if len(ordered) <= MOST_ROWS else -(-len(ordered) // SHARED_ROWS)
+    rows = {}
+    for start in range(0, len(ordered), size):
+        of_row = ordered[start : start + size]
+        rows |= dict.fromkeys(of_row, (of_row[0], of_row[-1]))
+    return rows
+
+
+def range_name(row: tuple[float, float]) -> str:
+    """Such as 0.25, or 0.2\u20130.4."""
+    first, last = (f"{value:.3g}" for value in row)
+    return first if first == last else f"{first}\u2013{last}"
 
 
 def distance_bin(record: AnswerRecord) -> tuple[float, float]:
@@ -108,7 +131,8 @@ def difference(task: TaskResults, a: Variant, b: Variant) -> Heatmap | None:
     both = pairs(task.select(a), task.select(b))
     if not both or not task.has_depth:
         return None
-    by_cell = group(both, lambda pair: (pair[1].question.depth or 0.0, pair[1].seq_len))
+    rows = depth_rows(pair[1].question.depth or 0.0 for pair in both)
+    by_cell = group(both, lambda pair: (rows[pair[1].question.depth or 0.0], pair[1].seq_len))
     by_length = group(both, lambda pair: pair[1].seq_len)
     of_cells = as_family([compare(a, b, cell_pairs) for cell_pairs in by_cell.values()])
     of_lengths = as_family([compare(a, b, cell_pairs) for cell_pairs in by_length.values()])
@@ -116,8 +140,8 @@ def difference(task: TaskResults, a: Variant, b: Variant) -> Heatmap | None:
     totals = dict(zip(by_length, map(_difference_cell, of_lengths), strict=True))
     lengths = sorted(totals)
     lines = [
-        (f"{depth:g}", [cells.get((depth, n)) for n in lengths])
-        for depth in sorted({depth for depth, _ in cells})
+        (range_name(row), [cells.get((row, n)) for n in lengths])
+        for row in sorted({row for row, _ in cells})
     ]
     lines.append(("all depths", [totals[n] for n in lengths]))
     note = (
@@ -144,15 +168,22 @@ def _difference_cell(c: Comparison) -> Cell:
 
 def gain_by_depth(study: Study, variant: Variant) -> Heatmap | None:
     """Context gain of a variant by length and depth; None without any, or at a single depth."""
-    of_variant = gains(study.task, lambda r: (r.question.depth or 0.0, r.seq_len)).get(variant, [])
-    cells = {(gain.depth, gain.seq_len): gain for gain in of_variant}
-    depths = sorted({depth for depth, _ in cells})
+    rows = depth_rows(record.question.depth or 0.0 for record in study.task.records)
+
+    def at(record: AnswerRecord) -> tuple[tuple[float, float], int]:
+        return rows[record.question.depth or 0.0], record.seq_len
+
+    of_variant = gains(study.task, at).get(variant, [])
+    cells = {(rows[gain.depth], gain.seq_len): gain for gain in of_variant}
     lengths = sorted({seq_len for _, seq_len in cells})
-    if len(depths) < 2:
+    if len({row for row, _ in cells}) < 2:
         return None
     largest = max(abs(gain.mean.value) for gain in of_variant) or 1.0
     coloured = {at: _gain_cell(gain, largest) for at, gain in cells.items()}
-    lines = [(f"{depth:g}", [coloured.get((depth, n)) for n in lengths]) for depth in depths]
+    lines = [
+        (range_name(row), [coloured.get((row, n)) for n in lengths])
+        for row in sorted({row for row, _ in cells})
+    ]
     note = (
         "Blue: the answer is more likely with the needle. In small type: the 95 % interval over "
         "documents."
