@@ -14,6 +14,7 @@ from ctxext import loading
 from ctxext.files import read_json
 from ctxext.interop import hf
 from ctxext.interop.families import family_of
+from ctxext.interop.generation_config import GENERATION_CONFIG
 from ctxext.interop.gguf_names import architecture_of
 from ctxext.interop.hf_weights import StoredModel
 from ctxext.interop.meta import ROPE
@@ -54,6 +55,23 @@ EXTENDED_BY_FACTOR = (Linear, Yarn, DynamicNTK)
 """Scalings with which published files leave `max_position_embeddings` at L, and mean factor x L.
 
 `rope_readers` names the programs that take it as it is."""
+OF_GENERATION: dict[str, Any] = {
+    "do_sample": False,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "min_p": None,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
+"""Settings that transformers takes from config.json where there is no generation_config.json.
+
+The values are those that it takes without the key.
+"""
 AROUND = ("truncation", "padding")
 """Settings of whoever saved a tokenizer.json."""
 
@@ -148,6 +166,7 @@ def _differences(
             yield f"{field.name} by {file} is {actual}, not {expected}"
     if artifact.format == "hf":
         yield from _architecture(artifact, model)
+        yield from _generation(artifact)
     if artifact.format == "hf" and stored.window in windows:
         yield from _stated_window(artifact, stored)
     if windows and stored.window not in windows:
@@ -169,6 +188,19 @@ def _architecture(artifact: Artifact, model: LM) -> Iterator[str]:
             f"architectures in {hf.CONFIG} is {named}, not {[expected]}: vLLM, SGLang and "
             "llama.cpp's converter choose their code by it"
         )
+
+
+def _generation(artifact: Artifact) -> Iterator[str]:
+    """Yield the settings of generation in config.json, if no file of their own overrules them."""
+    if (artifact.path / GENERATION_CONFIG).is_file():
+        return
+    config = read_json(artifact.path / hf.CONFIG)
+    for key, default in OF_GENERATION.items():
+        if config.get(key) not in (None, default):
+            yield (
+                f"{key} in {hf.CONFIG} is {config[key]!r}: transformers generates by it, as there "
+                f"is no {GENERATION_CONFIG}"
+            )
 
 
 def _of_other_families(artifact: Artifact) -> list[str]:
@@ -229,7 +261,25 @@ def _rules(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     exported = json.loads(tokenizer.export_files(0)[JSON])
     written = json.loads(open_library(exported).to_str())
+    if _adds_nothing(written["post_processor"]):
+        written["post_processor"] = None
     return {**written.pop("model"), **{k: v for k, v in written.items() if k not in AROUND}}
+
+
+def _adds_nothing(processor: dict[str, Any] | None) -> bool:
+    """Whether a post_processor leaves the ids of a text, and of a pair of them, as they are.
+
+    transformers writes such a template into every tokenizer that has none.
+    """
+    if processor is None or processor["type"] == "ByteLevel":  # that one moves offsets alone
+        return True
+    if processor["type"] != "TemplateProcessing":
+        return False
+    order = [
+        [piece.get("Sequence", {}).get("id") for piece in processor[name]]
+        for name in ("single", "pair")
+    ]
+    return order == [["A"], ["A", "B"]]
 
 
 def _text_differences(stored: Tokenizer, expected: Tokenizer) -> Iterator[str]:

@@ -84,6 +84,13 @@ def dropout(out: Path) -> None:
 
 
 OTHER_FLAGS = {"419": {"content": SPECIAL[1], "special": True, "lstrip": True}}
+ADDS_NOTHING = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+"""As transformers 5 writes it where a tokenizer.json has no post_processor."""
 SETTINGS = [
     (keys(CONFIG, clean_up_tokenization_spaces=True), "clean_up_tokenization_spaces in "),
     (keys(CONFIG, padding_side="right"), "padding_side in "),
@@ -133,8 +140,9 @@ def test_a_name_that_a_chat_template_needs_is_not_that_of_tokenizer_json(change)
         keys(CONFIG, model_max_length=10**30, add_prefix_space=False, legacy=False),
         keys(CONFIG, additional_special_tokens=SPECIAL[:2], name_or_path="x", backend="tokenizers"),
         keys("config.json", use_cache=False, pretraining_tp=2, attention_dropout=0.1),
+        keys(JSON, post_processor=ADDS_NOTHING),
     ],
-    ids=["as written", "written out", "as others save it", "of training"],
+    ids=["as written", "written out", "as others save it", "of training", "adds nothing"],
 )
 def test_what_changes_nothing_is_no_difference(copy, plant):
     plant(copy)
@@ -201,6 +209,19 @@ def test_growing_frequencies_are_not_those_of_one_length(tmp_path):
     assert 2 * LENGTH in proof["readers"][0]["text_lengths_that_differ"]
 
 
+def test_sampling_in_config_json_counts_where_no_other_file_has_it(tmp_path):
+    lm = dataclasses.replace(model(), generation_config=None)
+    out = export(lm, tmp_path / "m", dtype="float32")
+    keys("config.json", do_sample=True, temperature=2.0, top_k=50)(out)
+    proof = prove(out, against=lm)
+    assert not proof["equal"]
+    because = "transformers generates by it, as there is no generation_config.json"
+    assert proof["settings_that_differ"] == [
+        f"do_sample in config.json is True: {because}",
+        f"temperature in config.json is 2.0: {because}",
+    ]
+
+
 def test_dropout_makes_the_library_draw_ids_at_random(copy):
     text = "a text of some words " * 20
     assert len({tuple(ids_of_library(copy, text)) for _ in range(8)}) == 1
@@ -239,10 +260,13 @@ def test_a_text_longer_than_the_files_allow_gives_no_warning(copy, capfd):
 
 @pytest.mark.check
 @pytest.mark.usefixtures("readers")
-def test_a_sentencepiece_model_that_transformers_saved_again_is_equal(tmp_path):
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
+def test_a_model_that_transformers_saved_again_is_equal(tmp_path, kind):
     import transformers
 
-    lm = LM(TINY, random_params(), tokenizer(), scaling=Yarn(4.0))
+    lm = model(Yarn(4.0))
+    if kind == "sentencepiece":
+        lm = LM(TINY, random_params(), tokenizer(), scaling=Yarn(4.0))
     out = export(lm, tmp_path / "m", dtype="float32")
     again = tmp_path / "again"
     transformers.AutoModelForCausalLM.from_pretrained(out).save_pretrained(again)
