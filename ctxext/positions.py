@@ -2,22 +2,49 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+
+
+class Placement(NamedTuple):
+    """The positions of a row, int32 [T], and which tokens of its text it has, integers [T].
+
+    Both increase strictly. indices None: the text is the row.
+    """
+
+    positions: np.ndarray
+    indices: np.ndarray | None = None
 
 
 class Positions(abc.ABC):
     """Training-time positions. Subclasses are frozen dataclasses and final.
 
-    They are drawn on the host with the batch, by the generator of that seed, step and row.
+    They are drawn on the host with the batch, by the generator of that seed, step and row. Most
+    methods only `sample`; one that follows the text or leaves some of it out also has `place`, and
+    in the second case `text_tokens`.
     """
 
     type_tag: ClassVar[str] = "positions/"
 
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        """Position ids, int32 [B, T], strictly increasing along a row."""
+        """Position ids, int32 [B, T], strictly increasing along a row, whatever its text."""
+
+    def place(
+        self, rng: np.random.Generator, seq_len: int, text: Callable[[], np.ndarray]
+    ) -> Placement:
+        """The positions of one row of `seq_len` tokens, and which tokens of its text it has.
+
+        text: reads the `text_tokens` ids of the row's text. Every process calls this for every
+        row, but reads only the rows of its own devices and those whose text a method asks for.
+        """
+        return Placement(self.sample(rng, (1, seq_len))[0])
+
+    def text_tokens(self, seq_len: int) -> int:
+        """Tokens of the text that a row of `seq_len` tokens is taken from."""
+        return seq_len
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,10 +125,11 @@ def _check_text(text: TextOnDisk, option: str, read: Callable[[Found, Field], No
 def check_context(experiment: Experiment, *, training_only: bool = False) -> None:
     """Raise ValueError for a factor that gives less context than the base checkpoint declares.
 
-    Also for a choice by a measure that is not evaluated during training, and for frequencies that
-    cannot follow each document. With `training_only`, only what is trained is checked. Reads no
-    weights.
+    Also for a choice by a measure that is not evaluated during training, for frequencies that
+    cannot follow each document, and for rows that are too short for the loss. With `training_only`,
+    only what is trained is checked. Reads no weights.
     """
+    experiment.loss.check(experiment.train.seq_len)
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
         methods += [*experiment.zero_shot, *experiment.baselines]

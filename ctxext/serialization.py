@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ctxext.files import read_json
-from ctxext.methods import find, method_name
+from ctxext.methods import class_in_file, method_name
 
 PACKAGES = (
     "ctxext.attention",
@@ -187,7 +187,10 @@ def _class_of(tag: Any, *, trust: bool) -> Any:
     if file.endswith(".py"):
         if not trust:
             raise ValueError(f"this run uses code from {file}; pass --trust-run to import it")
-        return find(str(tag))
+        cls = class_in_file(str(tag))
+        if not _is_serializable(cls):
+            raise ValueError(f"{str(tag)[:200]} is nothing that an experiment can hold")
+        return cls
     cls = tagged_classes().get(str(tag))
     if cls is None:
         raise ValueError(f"unknown type {str(tag)[:50]!r} in the configuration")

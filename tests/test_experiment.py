@@ -106,6 +106,7 @@ def test_every_method_and_evaluation_goes_through_json():
         "truncate_length": 64,
         "partial_rotary_factor": 0.5,
         "window": 16,
+        "separators": (13, 30),
     }
     for cls in methods.all_methods().values():
         needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]

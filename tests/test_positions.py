@@ -2,14 +2,22 @@
 
 import functools
 import itertools
+import json
 import math
+import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from ctxext.data import Rows, make_batch
+from ctxext.data.corpus import Row
+from ctxext.methods.cream import CREAM
 from ctxext.methods.linear import Linear
+from ctxext.methods.long_recipe import LongRecipe, place_sentences
 from ctxext.methods.pose import PoSE
 from ctxext.methods.rand_pos import RandPos
 from ctxext.methods.random_gaps import RandomGaps
@@ -28,7 +36,15 @@ def test_contiguous_positions_are_indices():
     assert out.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
-METHODS = [PoSE(96), PoSE(96, 3), PoSE(96, 24), RandPos(96), RandomGaps(96)]
+METHODS = [
+    PoSE(96),
+    PoSE(96, 3),
+    PoSE(96, 24),
+    RandPos(96),
+    RandomGaps(96),
+    CREAM(96),
+    CREAM(96, "uniform"),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -143,9 +159,182 @@ def test_random_gaps_are_up_to_two_tokens_and_one_on_average():
     assert abs(rows[:, -1].mean() - expected) < tolerance
 
 
+CASES = json.loads((Path(__file__).parent / "golden" / "positions.json").read_text())["cases"]
+GOLDEN = {case["id"]: case for case in CASES}
+
+
+def blocks(row: np.ndarray) -> list[list[int]]:
+    """Runs of neighbouring positions, [first, last]."""
+    starts = np.flatnonzero(np.diff(row, prepend=row[0] - 2) != 1)
+    ends = [*starts[1:], len(row)]
+    return [[int(row[a]), int(row[b - 1])] for a, b in zip(starts, ends, strict=True)]
+
+
+def cream_of(params: dict, method: str) -> CREAM:
+    middle = "uniform" if "uniform" in method else "normal"
+    return CREAM(params["target"], middle, params.get("mu", 9), params.get("sigma", 3))
+
+
+def drawn_by_python(seed: int, rows: int, cream: CREAM, window: int) -> list[list[list[int]]]:
+    """Blocks of the rows of one call of the authors, who draw with Python's and numpy's seeds."""
+    numbers = random.Random(seed)
+    uniforms = np.random.RandomState(seed).rand(rows)
+    in_thirds = numbers.randint(0, 1) == 0
+    return [
+        blocks(cream.row(window, in_thirds=in_thirds, uniform=float(u), integer=numbers.randint))
+        for u in uniforms
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in GOLDEN if name.startswith(("cream-", "longred_"))]
+)
+def test_blocks_of_cream_are_the_authors(name: str):
+    """The coin, the inverse of the clamped normal distribution and the place of the middle."""
+    case = GOLDEN[name]
+    cream = cream_of(case["params"], case["method"])
+    for draw in case["draws"]:
+        expected = draw["position_blocks"]
+        rows = expected if name == "cream-batch" else [expected]
+        actual = drawn_by_python(draw["seed"], len(rows), cream, case["params"]["window"])
+        assert actual == rows
+    if name == "cream-64-512":
+        assert {draw["token_blocks"] for draw in case["draws"]} == {"same"}
+        assert cream.text_tokens(64) == case["params"]["text_tokens"]
+
+
+@pytest.mark.parametrize("f", [2, 4, 8])
+def test_cream_draws_the_place_of_the_middle_as_the_authors(f: int):
+    """k of 200,000 equidistant numbers there; here those that give the middle its bounds."""
+    case = GOLDEN[f"cream_factor-{f}"]
+    cream = CREAM(30 * f)
+    counts = Counter()
+    for uniform in (np.arange(4000) + 0.5) / 4000:
+        row = cream.row(30, in_thirds=True, uniform=float(uniform), integer=lambda _, high: high)
+        counts[(row[19] + 11) // 15] += 1  # the middle ends before 30 k / 2 - 10
+    shares = [counts[k] / 4000 for k in case["values"]]
+    np.testing.assert_allclose(shares, case["probability"], atol=5e-4)
+
+
+def test_cream_follows_its_law():
+    """Rows of 6 of 18 positions: three thirds, or head and tail, as 4 f exceeds half of a row."""
+    chances = dict(zip((2, 3, 4, 5, 6), (0.5, 0, 0, 0, 0), strict=True))
+    cumulative = [0.5 * (1 + math.erf((k - 2) / (3 * 2**0.5))) for k in (2, 3, 4, 5, 6)]
+    edges = [0.0, *cumulative[1:-1], cumulative[-1]]
+    for k, (low, high) in zip((2, 3, 4, 5), itertools.pairwise(edges), strict=True):
+        chances[k] = high - low
+    chances[6] = 1 - edges[-1]
+    law: dict[tuple[int, ...], float] = {}
+    no_middle = {(0, 1, 2, 15, 16, 17): 0.5}
+    for k, chance in chances.items():
+        ends = range(2 + k // 2, 3 * k - 2)
+        for end in ends:
+            row = (0, 1, end - 1, end, 16, 17)
+            law[row] = law.get(row, 0) + chance / len(ends) / 2
+    assert_follows(sample(CREAM(18, mean=2, deviation=3), (10000, 6)), law | no_middle)
+    uniform = {(0, 1, end - 1, end, 16, 17): 1 / 24 for end in range(4, 16)}
+    assert_follows(sample(CREAM(18, "uniform"), (10000, 6)), uniform | no_middle)
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_cream_has_rows_of_any_length(length: int):
+    """Also of lengths that L' is no multiple of, and that are shorter than two heads of 4 f."""
+    for middle in ("normal", "uniform"):
+        out = sample(CREAM(100, middle), (20, length))
+        assert out.shape == (20, length)
+        assert out.min() >= 0
+        assert out.max() < 100
+        assert (np.diff(out, axis=1) >= 1).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sentences_of_long_recipe_are_at_the_authors_places(seed: int):
+    case = GOLDEN[f"longrecipe-{seed}"]
+    lengths = np.array(case["sentence_lengths"])
+    free = case["params"]["extend_length"] - case["params"]["base_length"]
+    numbers = random.Random(seed)
+    for _ in lengths:
+        numbers.randint(1, 1)  # sentences per group, from min_num to max_num
+    places = numbers.sample(range(free + len(lengths)), len(lengths))
+    row = place_sentences(lengths, np.sort(places))
+    assert blocks(row) == case["position_blocks"]
+    assert len(row) == case["count"]
+
+
+def test_long_recipe_follows_its_law():
+    """Three sentences of 2, 1 and 1 tokens in 7 positions, and the beginning moved back."""
+    text = np.array([5, 9, 9, 5])
+    law: dict[tuple[int, ...], float] = {}
+    for places in itertools.combinations(range(6), 3):
+        second, third = places[1] + 1, places[2] + 1
+        law[0, 1, second, third] = law.get((0, 1, second, third), 0) + 1 / 20
+    rng = np.random.default_rng(0)
+    for contiguous in False, True:
+        method = LongRecipe(7, (9, 4), contiguous_beginning=contiguous)
+        rows = np.array([method.place(rng, 4, lambda: text).positions for _ in range(4000)])
+        assert rows.dtype == np.int32
+        assert_follows(rows, law)  # the beginning of up to two tokens is contiguous anyway
+    # Every token is a sentence; the first r of them get 0 .. r - 1.
+    method = LongRecipe(9, (5,))
+    rows = np.array([method.place(rng, 4, lambda: np.full(4, 5)).positions for _ in range(4000)])
+    assert (np.diff(rows) >= 1).all()
+    assert rows.max() == 8
+    second_is_one = (rows[:, 1] == 1).mean()
+    # r is 2 in half of the rows; else the first two of 4 of 9 places are 0 and 1 in 21 of 126.
+    assert abs(second_is_one - (1 / 2 + 1 / 2 * 21 / 126)) < 0.04
+    whole = LongRecipe(9, (7,)).place(rng, 4, lambda: text).positions
+    assert whole.tolist() == [0, 1, 2, 3], "a text without separators is one sentence"
+    with pytest.raises(ValueError, match="needs the tokens of a row"):
+        sample(method, (1, 4))
+    with pytest.raises(ValueError, match=r"separators is empty.* end a sentence"):
+        LongRecipe(9, ())
+    with pytest.raises(ValueError, match=r"3 positions.* 4 tokens"):
+        LongRecipe(3, (5,)).place(rng, 4, lambda: text)
+
+
+class Counting(Rows):
+    """Rows of the numbers from 0 on; counts how many are read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def row(self, rng: np.random.Generator, seq_len: int) -> Row:
+        self.read += 1
+        tokens = np.arange(seq_len, dtype=np.int32)
+        segments = 1 + (tokens >= seq_len // 2).astype(np.int32)
+        return Row(tokens, tokens + 1, (segments == 1).astype(np.float32), segments)
+
+    def provenance(self) -> dict:
+        return {}
+
+
+def test_a_row_of_cream_has_the_tokens_at_its_positions():
+    """Each with its next token in the text for a target, and with its weight and document."""
+    options: dict[str, Any] = {"seed": 0, "step": 0, "batch_size": 6, "seq_len": 30}
+    batch = make_batch(Counting(), CREAM(120), **options)
+    assert (batch.tokens == batch.positions).all()
+    assert (batch.targets == batch.positions + 1).all()
+    assert (batch.segment_ids == 1 + (batch.positions >= 60)).all()
+    assert (batch.weights == (batch.positions < 60)).all()
+    contiguous = make_batch(Counting(), CREAM(120, text="row"), **options)
+    assert (contiguous.tokens == np.arange(30)).all()
+    assert (contiguous.positions == batch.positions).all(), "the text does not change positions"
+
+
+def test_only_the_rows_that_are_needed_are_read():
+    options: dict[str, Any] = {"seed": 0, "step": 0, "batch_size": 6, "seq_len": 30, "own": {1, 4}}
+    for method, read in ((PoSE(120), 2), (CREAM(120), 2), (LongRecipe(120, (3, 17)), 6)):
+        rows = Counting()
+        batch = make_batch(rows, method, **options)
+        assert rows.read == read
+        assert (batch.positions.max(1) >= 30).any()
+        assert (np.diff(batch.positions) >= 1).all(), "of the rows of other processes too"
+        assert (batch.tokens.any(1) == [False, True, False, False, True, False]).all()
+
+
 def test_errors_name_values_that_work():
     message = "63 positions.* 64 tokens .*positions.max_position_embeddings to at least 64"
-    for method in (PoSE(63), PoSE(63, 4), RandPos(63), RandomGaps(63)):
+    for method in (PoSE(63), PoSE(63, 4), RandPos(63), RandomGaps(63), CREAM(63)):
         with pytest.raises(ValueError, match=message):
             sample(method, (1, 64))
         for reach in (0, 2**31 + 1):
@@ -160,6 +349,10 @@ def test_errors_name_values_that_work():
         "the number of chunks that the message names"
     )
     assert sample(RandPos(2**31), (1, 8)).min() >= 0, "the last position fits into 32 bits"
+    wrong = {"middle": "x", "text": "x", "deviation": 0.0, "mean": math.inf}
+    for field, value in wrong.items():
+        with pytest.raises(ValueError, match=f"positions.{field} "):
+            CREAM(64, **{field: value})
 
 
 # Chunk 1 has tokens 0 .. 9, chunk 2 tokens 10 .. 23.

@@ -10,6 +10,7 @@ from ctxext import loading, requirements
 from ctxext.attention.kernels import explain
 from ctxext.attention.request import requests_of
 from ctxext.experiment import Experiment
+from ctxext.losses import CrossEntropy
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, param_shapes
@@ -49,6 +50,8 @@ def _base_facts(experiment: Experiment, config: LlamaConfig) -> Iterator[tuple[s
     yield "base", f"{init}, window {window}, {config.positions}"
     yield "parameters", f"{num_parameters:,}, {4 * num_parameters / 1e9:.2f} GB in float32"
     yield "trained", f"{label([experiment.trainable])}: {count(trained):,} parameters"
+    if experiment.loss != CrossEntropy():
+        yield "loss", label([experiment.loss])
     yield "mesh", f"{experiment.mesh.text}; state {_state_bytes(experiment, trained, frozen)}"
 
 

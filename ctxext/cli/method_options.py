@@ -22,8 +22,8 @@ from ctxext.cli.flags import (
     unknown_option,
 )
 from ctxext.experiment import Experiment
-from ctxext.losses import all_losses
-from ctxext.methods import build, find, seam
+from ctxext.losses import Loss, all_losses
+from ctxext.methods import build, class_in_file, find, seam
 from ctxext.model.trainable import TRAINABLE
 from ctxext.rope import RopeScaling, scaling_chain
 
@@ -191,6 +191,10 @@ def _method_of_experiment(name: str) -> tuple[type, str]:
         return TRAINABLE[name], "trainable"
     if name in all_losses():
         return all_losses()[name], "loss"
+    if ".py:" in name:
+        from_file = class_in_file(name)
+        if issubclass(from_file, Loss):
+            return from_file, "loss"
     method = find(name)
     return method, seam(method)
 

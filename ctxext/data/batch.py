@@ -1,5 +1,6 @@
 """Batches as a pure function of (seed, step): resuming needs no state, any host makes any row."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Collection, Generator
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctxext.data.corpus import Rows
+from ctxext.data.corpus import Row, Rows
 from ctxext.positions import Positions
 
 
@@ -19,6 +20,17 @@ class Batch(NamedTuple):
     weights: np.ndarray
     positions: np.ndarray
     segment_ids: np.ndarray
+
+
+class _Text:
+    """The text of one row, read when it is asked for."""
+
+    def __init__(self, rows: Rows, rng: np.random.Generator, tokens: int) -> None:
+        self._read = functools.partial(rows.row, rng, tokens)
+
+    @functools.cached_property
+    def row(self) -> Row:
+        return self._read()
 
 
 def make_batch(
@@ -45,11 +57,13 @@ def make_batch(
         # Two generators, so that the text does not change with the positions.
         text_rng = np.random.default_rng([seed, step, index, 0])
         positions_rng = np.random.default_rng([seed, step, index, 1])
-        batch.positions[place] = positions.sample(positions_rng, (1, seq_len))[0]
+        text = _Text(rows, text_rng, positions.text_tokens(seq_len))
+        placement = positions.place(positions_rng, seq_len, lambda text=text: text.row.tokens)
+        batch.positions[place] = placement.positions
         if own is None or index in own:
-            row = rows.row(text_rng, seq_len)
-            for name, value in row._asdict().items():
-                getattr(batch, name)[place] = value
+            chosen = slice(None) if placement.indices is None else placement.indices
+            for name, value in text.row._asdict().items():
+                getattr(batch, name)[place] = value[chosen]
     return batch
 
 

@@ -9,9 +9,11 @@ from ctxext.losses.base import RotationAt as RotationAt
 from ctxext.losses.base import Sums as Sums
 from ctxext.losses.base import step_rotations as step_rotations
 from ctxext.losses.cross_entropy import CrossEntropy as CrossEntropy
+from ctxext.losses.long_ce import LongCE as LongCE
+from ctxext.methods import method_name
 
 
 @functools.cache
 def all_losses() -> dict[str, type[Loss]]:
     """Every loss by its command-line name, such as "long-ce"."""
-    return {loss.name: loss for loss in classes_in_package(__name__, Loss)}
+    return {method_name(loss): loss for loss in classes_in_package(__name__, Loss)}

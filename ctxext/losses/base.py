@@ -27,9 +27,9 @@ class Loss(abc.ABC):
     """The objective of a training step. Subclasses are frozen dataclasses and final."""
 
     type_tag: ClassVar[str] = "loss/"
-    name: ClassVar[str]
-    """Its name for `--method`."""
     paper: ClassVar[str] = ""
+    output_projections: ClassVar[int] = 1
+    """How often the logits of a row are computed from its hidden states."""
 
     @abc.abstractmethod
     def __call__(
@@ -43,6 +43,9 @@ class Loss(abc.ABC):
         batch: the fields of `data.Batch`, [B, T]. rotations: those of `rotations`, by name. The
         loss of a step is the sum over its microbatches divided by the sum of their weights.
         """
+
+    def check(self, seq_len: int) -> None:  # noqa: B027
+        """Raise ValueError if rows of `seq_len` tokens cannot have this loss."""
 
     def rotations(
         self, positions: np.ndarray, rotation_at: RotationAt

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
 
 from jax import Array
 
@@ -14,8 +13,6 @@ from ctxext.rope_by_length import SequenceRotation
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Loss):
     """The mean of -log p(next token) over the tokens of a step, weighted as the data says."""
-
-    name: ClassVar[str] = "cross-entropy"
 
     def __call__(
         self,

@@ -84,8 +84,14 @@ def find(name: str) -> type:
     Raises ValueError with a suggestion for an unknown name.
     """
     if ".py:" in name:
-        file, _, class_name = name.rpartition(":")
-        return _from_file(file, class_name)
+        method = class_in_file(name)
+        if not issubclass(method, tuple(SEAMS.values())):
+            file, _, class_name = name.rpartition(":")
+            raise ValueError(
+                f"{file} has no method class {class_name}; "
+                "it must extend RopeScaling, Attention or Positions"
+            )
+        return method
     methods = all_methods()
     names = dict(methods)
     for method in methods.values():
@@ -99,7 +105,9 @@ def find(name: str) -> type:
     raise ValueError(f"there is no method {name!r}; {hint} (a file works too: FILE.py:Class)")
 
 
-def _from_file(file: str, class_name: str) -> type:
+def class_in_file(name: str) -> type:
+    """The class that FILE.py:Class names; imports the file, once. Raises ValueError without it."""
+    file, _, class_name = name.rpartition(":")
     path = Path(file).resolve()
     if not path.is_file():
         raise ValueError(f"{file} does not exist; give a method as FILE.py:Class")
@@ -114,13 +122,10 @@ def _from_file(file: str, class_name: str) -> type:
         except BaseException:
             del sys.modules[module_name]
             raise
-    method = getattr(sys.modules[module_name], class_name, None)
-    if not (inspect.isclass(method) and issubclass(method, tuple(SEAMS.values()))):
-        raise ValueError(
-            f"{file} has no method class {class_name}; "
-            "it must extend RopeScaling, Attention or Positions"
-        )
-    return method
+    found = getattr(sys.modules[module_name], class_name, None)
+    if not inspect.isclass(found):
+        raise ValueError(f"{file} has no class {class_name}")
+    return found
 
 
 def required_fields(method: type) -> list[dataclasses.Field]:

@@ -28,12 +28,14 @@ class Flops:
     backward: int
     recomputed: int
     attention: int
-    """The part of the three above that attention's scores and values take."""
+    """The part of all that attention's scores and values take."""
+    loss: int = 0
+    """What the loss computes without a gradient."""
 
     @property
     def model(self) -> int:
-        """Forward and backward pass, which is what MFU counts (arXiv 2204.02311)."""
-        return self.forward + self.backward
+        """Everything but what is recomputed, which is what MFU counts (arXiv 2204.02311)."""
+        return self.forward + self.backward + self.loss
 
     @property
     def total(self) -> int:
@@ -41,18 +43,14 @@ class Flops:
         return self.model + self.recomputed
 
 
-def step_flops(job: Job, pairs: int | None = None) -> Flops:
+def step_flops(job: Job, *, all_pairs: bool = False) -> Flops:
     """Operations of one optimiser step.
 
-    pairs: (query, key) pairs per row that attention computes, by default the visible ones.
+    all_pairs: attention computes every (query, key) pair, by default the visible ones.
     """
     config = job.config
     trained = job.trees.trained
-    of_kinds = {
-        kind: visible_pairs(job.attention, job.seq_len, kind.window) if pairs is None else pairs
-        for kind in config.layers.kinds
-    }
-    of_layers = [of_kinds[kind] for kind in config.layer_kinds]
+    of_layers = _pairs_of_layers(job, job.seq_len, all_pairs=all_pairs)
     rows = job.batch_size * job.accumulate
     tokens = rows * job.seq_len
     L = config.num_hidden_layers
@@ -89,12 +87,33 @@ def step_flops(job: Job, pairs: int | None = None) -> Flops:
         recomputed = backward_layers * (matrices - last_product) + adapters
         recomputed += recomputes_attention * of_backward
     scores = 0 if job.kernel in HOLDS_SCORES else of_backward // 2
+
+    of_loss = (job.loss.output_projections - 1) * projection
+    attention_of_loss = 0
+    for length, passes in job.loss.forward_passes(job.seq_len).items():
+        of_loss += passes * length * (forward - attention(L)) // job.seq_len
+        of_windows = _pairs_of_layers(job, length, all_pairs=all_pairs)
+        attention_of_loss += passes * per_pair * sum(of_windows)
     return Flops(
         forward=forward,
         backward=backward,
         recomputed=recomputed + scores,
-        attention=attention(L) + (2 + recomputes_attention) * of_backward + scores,
+        attention=attention(L)
+        + (2 + recomputes_attention) * of_backward
+        + scores
+        + attention_of_loss,
+        loss=of_loss + attention_of_loss,
     )
+
+
+def _pairs_of_layers(job: Job, seq_len: int, *, all_pairs: bool) -> list[int]:
+    """(query, key) pairs of a row of `seq_len` tokens, layer by layer: all, or the visible ones."""
+    if all_pairs:
+        return [seq_len**2] * len(job.config.layer_kinds)
+    kinds = {
+        kind: visible_pairs(job.attention, seq_len, kind.window) for kind in job.config.layers.kinds
+    }
+    return [kinds[kind] for kind in job.config.layer_kinds]
 
 
 def seconds_at_peak(

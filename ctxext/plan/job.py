@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ctxext.attention import Attention
 from ctxext.experiment import Experiment
+from ctxext.losses import Loss
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.quantized import cast_floats, tree_leaves
@@ -47,6 +48,7 @@ class Job:
     config: LlamaConfig
     trees: Trees
     attention: Attention
+    loss: Loss
     sizes: dict[str, int]
     batch_size: int
     accumulate: int
@@ -66,6 +68,7 @@ class Job:
             config=config,
             trees=Trees.of(experiment, config),
             attention=experiment.attention,
+            loss=experiment.loss,
             sizes=axes(experiment.mesh, devices),
             batch_size=train.batch_size,
             accumulate=train.accumulate,

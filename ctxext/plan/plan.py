@@ -7,6 +7,7 @@ import typing
 from typing import Any
 
 from ctxext.experiment import Experiment
+from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.quantized import Quantize
 from ctxext.plan.accelerators import ACCELERATORS, GIB, Accelerator, topology
@@ -215,6 +216,11 @@ class Plan:
             f"a step takes {flops.model:.3g} FLOPs, {flops.model / self.tokens:.3g} per token, and "
             f"recomputes {flops.recomputed:.2g}; attention is {flops.attention / flops.total:.0%}"
         ]
+        if flops.loss:
+            lines.append(
+                f"{flops.loss / flops.model:.0%} of them are for {label([self.job.loss])}, without "
+                "a gradient"
+            )
         if self.seconds is not None and device and device.flops:
             steps = self.experiment.train.steps
             lines.append(

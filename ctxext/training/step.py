@@ -44,9 +44,9 @@ def make_step(
 
         loss_and_gradient = jax.value_and_grad(whole_loss, has_aux=True)
 
-        def add(total: tuple, micro: Any) -> tuple[tuple, None]:
+        def add(total: tuple, micro: Any) -> tuple[tuple, Sums]:
             (value, sums), gradient = loss_and_gradient(params, micro)
-            return jax.tree.map(jnp.add, total, (value, sums, constrain(gradient))), None
+            return jax.tree.map(jnp.add, total, (value, constrain(gradient))), sums
 
         if jax.tree.leaves(batch)[0].shape[0] == 1:
             # There is nothing to add up, so no second set of gradients is held.
@@ -54,11 +54,9 @@ def make_step(
             (value, sums), gradient = loss_and_gradient(params, only)
             gradient = constrain(gradient)
         else:
-            first = jax.tree.map(lambda x: x[0], batch)
-            _, sums = jax.eval_shape(whole_loss, params, first)
             zeros = constrain(jax.tree.map(jnp.zeros_like, params))
-            total = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros((), x.dtype), sums), zeros)
-            (value, sums, gradient), _ = jax.lax.scan(add, total, batch)
+            (value, gradient), sums = jax.lax.scan(add, (jnp.float32(0), zeros), batch)
+            sums = jax.tree.map(lambda x: x.sum(0), sums)
         weight = sums["weight"]
         gradient = jax.tree.map(lambda g: g / weight, gradient)
         updates, opt_state = optimizer.update(gradient, opt_state, params)

@@ -16,13 +16,15 @@ from ctxext.attention import Causal
 from ctxext.cli.main import main
 from ctxext.data import Batch
 from ctxext.experiment import Experiment, load_experiment
+from ctxext.losses import CrossEntropy, LongCE, Loss, step_rotations
 from ctxext.methods import LMInfinite, SelfExtend
-from ctxext.model.config import SHAPES
-from ctxext.model.loss import batch_loss
+from ctxext.model.config import SHAPES, LlamaConfig
+from ctxext.model.loss import Forward
 from ctxext.model.parts import Parts
 from ctxext.model.remat import REMAT
+from ctxext.model.setup import ModelSetup
 from ctxext.model.trainable import LINEARS, Full, LastLayers, LoRA, Trainable, join
-from ctxext.parallel.mesh import Mesh
+from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.plan import compile_request
 from ctxext.plan.accelerators import ACCELERATORS, GIB, PREALLOCATED, of_kind, topology
 from ctxext.plan.compile_request import _reason
@@ -291,11 +293,21 @@ def products(jaxpr, times: int = 1) -> int:
     return total
 
 
-def traced(config, *, remat: str, gradient: bool, trainable: Trainable = FULL):
+PLAIN = CrossEntropy()
+
+
+def traced(
+    config: LlamaConfig,
+    *,
+    remat: str,
+    gradient: bool,
+    trainable: Trainable = FULL,
+    loss: Loss = PLAIN,
+):
     """(job, its loss or gradient, the arguments) with the dense kernel, which does all pairs."""
     experiment = tiny_experiment(Path("texts"), seq_len=48, batch_size=2)
     settings = dataclasses.replace(experiment.train, remat=remat, kernel="dense")
-    experiment = dataclasses.replace(experiment, train=settings, trainable=trainable)
+    experiment = dataclasses.replace(experiment, train=settings, trainable=trainable, loss=loss)
     job = Job.of(experiment, config, 1)
     batch = {
         x: jax.ShapeDtypeStruct((2, 48), np.float32 if x == "weights" else np.int32)
@@ -303,20 +315,14 @@ def traced(config, *, remat: str, gradient: bool, trainable: Trainable = FULL):
     }
     rotation = Unscaled().rope(RopeBase(config.head_dim, 1e4, 32), 48).rotation()
 
-    def loss(trained, frozen, batch):
-        params = trainable.materialize(join(trained, frozen), batch)
-        return batch_loss(
-            params,
-            batch,
-            rotation,
-            config=config,
-            attention=Causal(),
-            kernel="dense",
-            dtype="float32",
-            remat=remat,
-        )
+    setup = ModelSetup(config, Causal(), "dense", "float32", ONE_DEVICE)
 
-    function = jax.value_and_grad(loss, has_aux=True) if gradient else loss
+    def of_batch(trained, frozen, batch):
+        params = trainable.materialize(join(trained, frozen), batch)
+        rotations = step_rotations(loss, np.arange(48)[None], lambda _: rotation)
+        return loss(Forward(params, rotation, setup, remat), batch, rotations)
+
+    function = jax.value_and_grad(of_batch, has_aux=True) if gradient else of_batch
     return job, function, (*trainable.shapes(config), batch)
 
 
@@ -331,7 +337,7 @@ def test_operations_of_subsets_are_within_a_hundredth(trainable, remat):
         job, function, arguments = traced(
             tiny.config(), remat=remat, gradient=gradient, trainable=trainable
         )
-        flops = step_flops(job, pairs=48 * 48)
+        flops = step_flops(job, all_pairs=True)
         counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
         assert (flops.total if gradient else flops.forward) == pytest.approx(counted, rel=0.01)
 
@@ -344,9 +350,21 @@ def test_operations_are_those_of_the_traced_program(changes, remat):
     config = tiny.config(**changes)
     for gradient in False, True:
         job, function, arguments = traced(config, remat=remat, gradient=gradient)
-        flops = step_flops(job, pairs=48 * 48)
+        flops = step_flops(job, all_pairs=True)
         counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
         assert counted == (flops.total if gradient else flops.forward)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("trainable", [FULL, LoRA(rank=4)], ids=["full", "lora"])
+def test_operations_of_a_loss_are_those_of_the_traced_program(trainable, remat):
+    """The windows of LongCE have a forward pass and no other, whatever is trained."""
+    loss = LongCE(short_context=20, stride=9)
+    job, function, arguments = traced(
+        tiny.config(), remat=remat, gradient=True, trainable=trainable, loss=loss
+    )
+    counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    assert step_flops(job, all_pairs=True).total == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +378,7 @@ def test_operations_are_those_of_the_traced_program(changes, remat):
 def test_operations_of_other_decoders_are_those_of_the_traced_program(parts):
     job, function, arguments = traced(tiny.config(parts=parts), remat="full", gradient=True)
     counted = products(jax.make_jaxpr(function)(*arguments).jaxpr)
-    assert counted == step_flops(job, pairs=48 * 48).total
+    assert counted == step_flops(job, all_pairs=True).total
 
 
 def test_a_window_counts_only_for_the_layers_that_have_it():
@@ -406,7 +424,7 @@ def test_operations_agree_with_the_count_of_the_compiler():
     analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
     counted = analysis["flops"] if analysis else 0
     # It counts elementwise operations too.
-    assert step_flops(job, pairs=48 * 48).total == pytest.approx(counted, rel=0.05)
+    assert step_flops(job, all_pairs=True).total == pytest.approx(counted, rel=0.05)
 
 
 def test_a_step_of_7b_by_hand():
