@@ -14,7 +14,7 @@ import sentencepiece
 from ctxext.cli.main import main
 from ctxext.export import export
 from ctxext.interop import gguf, meta, meta_layout
-from ctxext.methods import ABF, NTK, Custom, Linear, Llama3, PRope, Yarn
+from ctxext.methods import ABF, NTK, CoPE, Custom, Linear, Llama3, PRope, Yarn
 from ctxext.model.lm import LM
 from ctxext.prove import describe, gguf_parameters, prove
 from ctxext.rope import Unscaled
@@ -32,6 +32,7 @@ SCALINGS = [
     Yarn(4.0, beta_slow=0.25),
     Custom((1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 1e12), 1.2),
     PRope(1.0, 0.75),
+    pytest.param(CoPE(4, inner=Yarn(4.0)), marks=pytest.mark.check),
 ]
 library = pytest.importorskip("gguf", reason="needs the extra gguf")
 

@@ -16,19 +16,21 @@ from ctxext.attention import Causal
 from ctxext.export import export
 from ctxext.interop.pth import open_archive
 from ctxext.methods.abf import ABF
+from ctxext.methods.cope import CoPE, HardClip
 from ctxext.methods.custom import Custom
 from ctxext.methods.linear import Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import NTK, DynamicNTK
 from ctxext.methods.p_rope import PRope
+from ctxext.methods.resonance import Resonance
 from ctxext.methods.self_extend import SelfExtend
 from ctxext.methods.yarn import Yarn
 from ctxext.model.lm import LM
 from ctxext.prove import compare, describe, prove, pytorch_readers
 from ctxext.prove import proof as module
 from ctxext.prove.reference import hf as hf_reference
-from ctxext.rope import Unscaled
+from ctxext.rope import Unscaled, scaling_name
 from support.llamas import LENGTH, TINY, WINDOW, random_params, tokenizer
 
 
@@ -64,6 +66,24 @@ SCALINGS = [
     PRope(1.0, 0.75),
     LongRope(4.0, (1.0,) * 8, (1.0, 1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0)),
 ]
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    "scaling",
+    [CoPE(4, inner=Yarn(4.0)), HardClip(3, inner=Resonance(inner=NTK(4.0)))],
+    ids=scaling_name,
+)
+def test_a_scaling_that_wraps_another_is_proven_by_transformers(tmp_path, scaling):
+    pytest.importorskip("torch")
+    lm = model(scaling)
+    out = export(lm, tmp_path / "m", dtype="float32")
+    proof = prove(out, against=lm)
+    assert proof["equal"]
+    readers = {reader["reader"]: reader for reader in proof["readers"]}
+    for reader in ("transformers", "numpy"):
+        assert max(readers[reader]["logits"]) < 1e-5
+    assert not prove(out, against=model(Yarn(4.0)))["equal"], "the wrapper makes a difference"
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: type(s).__name__)
