@@ -244,7 +244,8 @@ def methods_page() -> str:
         "l is the length of a text and T of a row; d is the head dimension. Pair i rotates by f_i",
         "per position, which is f_i L / 2 pi turns in a window. A method gives f'_i, and m, the",
         "factor on queries and keys, so that logits scale by m^2. r_i is YaRN's ramp: 0 above",
-        "`beta_fast` turns, 1 below `beta_slow`.",
+        "`beta_fast` turns, 1 below `beta_slow`. p is a position, and D the distance from a query",
+        "back to a key.",
         "",
     ]
     titles = {"rope": "Frequencies", "attention": "Attention", "positions": "Training positions"}

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +28,7 @@ from ctxext.model.config import SHAPES
 from ctxext.model.trainable import Trainable
 from ctxext.optim import Optim
 from ctxext.positions import Contiguous, Positions
-from ctxext.rope import RopeScaling, Unscaled
+from ctxext.rope import RopeBase, RopeScaling, Unscaled
 from ctxext.serialization import from_json, to_json
 from ctxext.tasks import KeyValue, Repeat
 from ctxext.tasks.base import Task
@@ -92,25 +91,9 @@ def test_json_and_back(experiment: Experiment):
 
 
 def test_every_method_and_evaluation_goes_through_json():
-    values: dict[str, Any] = {
-        "factor": 2.0,
-        "group_size": 4,
-        "neighbor_window": 8,
-        "max_position_embeddings": 64,
-        "divisors": (1.0, 2.0),
-        "attention_factor": 1.0,
-        "rope_theta": 5e5,
-        "short_factor": (1.0, 2.0),
-        "long_factor": (2.0, 4.0),
-        "power": 0.5,
-        "truncate_length": 64,
-        "partial_rotary_factor": 0.5,
-        "window": 16,
-        "separators": (13, 30),
-    }
+    base = RopeBase(16, 1e4, 64)
     for cls in methods.all_methods().values():
-        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        method = cls(**{name: values[name] for name in needed})
+        method = methods.example(cls, base, factor=2.0)
         assert from_json(json.loads(json.dumps(to_json(method)))) == method
     experiment = dataclasses.replace(
         BASE,

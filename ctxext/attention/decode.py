@@ -55,15 +55,9 @@ def decode(
 
     It attends to the prompt, to its continuation so far and to itself. The prompt of a row fills
     `lengths` of the first `prompt_slots` slots. None of several continuations computes with the
-    slots of the others. rotated: see `cache.caches_rotated`. Raises ValueError for a method that
-    shows later tokens.
+    slots of the others. rotated: see `cache.caches_rotated`.
     """
     pieces = pieces_at(attention, rotation)
-    if not all(piece.mask.causal for piece in pieces):
-        raise ValueError(
-            f"{type(attention).__name__} shows tokens that come later, and so cannot write any; "
-            "generate with causal attention"
-        )
     B = lengths.shape[0]
     C = continuations
     lengths = lengths[:, None]

@@ -135,7 +135,7 @@ def choose(kernel: Kernel, request: Request) -> Kernel:
         raise ValueError(f"kernel {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
     if kernel == "auto":
         automatic: list[Kernel] = [name for name, spec in TABLE.items() if spec.automatic]
-        able = [name for name in automatic if not refusal(name, request)]
+        able: list[Kernel] = [name for name in automatic if not refusal(name, request)]
         kernel = able[0] if able else "dense"
     elif kernel in ("blocked", "ring"):
         kernel = "ring" if request.cut else "blocked"

@@ -16,7 +16,7 @@ def method_list(*, as_json: bool) -> str:
     if as_json:
         return json.dumps(rows, indent=2)
     formats = "".join(f"{name:<14}" for name in support_matrix.COLUMNS)
-    lines = [f"{'name':<17} {'seam':<10} {'arXiv':<11} {formats} fields"]
+    lines = [f"{'name':<22} {'seam':<10} {'arXiv':<11} {formats} fields"]
     lines += [_line(row) for row in rows]
     reasons = '--json has the reason of every "refused".'
     return "\n".join([*lines, "", *support_matrix.LEGEND, reasons])
@@ -50,5 +50,5 @@ def _line(row: dict[str, Any]) -> str:
         for name, default in row["fields"].items()
     ]
     formats = "".join(f"{support['how']:<14}" for support in row["formats"].values())
-    columns = f"{row['name']:<17} {row['seam']:<10} {row['paper']:<11} {formats}"
+    columns = f"{row['name']:<22} {row['seam']:<10} {row['paper']:<11} {formats}"
     return f"{columns} {', '.join(fields)}".rstrip()

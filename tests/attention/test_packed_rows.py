@@ -11,12 +11,15 @@ import pytest
 from ctxext.attention import Attention, Causal
 from ctxext.attention.documents import smallest_in_document
 from ctxext.attention.kernels import refusal
+from ctxext.attention.length import rotation_for
 from ctxext.attention.request import Request
-from ctxext.methods import LMInfinite, PoSE, SelfExtend, all_methods, example, method_name, seam
+from ctxext.methods import LMInfinite, PoSE, S2AttnAsReleased, SelfExtend, method_name
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import RopeBase, Unscaled
 from support import tiny
+from support.attention_by_definition import by_definition
+from support.every_method import EVERY_ATTENTION
 
 T = 320
 LENGTHS = np.array([[93, 190, 37], [190, 93, 37]])
@@ -24,19 +27,9 @@ LENGTHS = np.array([[93, 190, 37], [190, 93, 37]])
 SEGMENTS = np.stack([np.repeat([1, 2, 0], row) for row in LENGTHS])
 DOCUMENTS = [(row, segment) for row in (0, 1) for segment in (1, 2, 0)]
 BASE = RopeBase(head_dim=8, theta=1e4, original_max_position_embeddings=64)
-ROTATION = Unscaled().rope(BASE, 1024).rotation()
-
-CHOSEN = {SelfExtend: SelfExtend(4, 21), LMInfinite: LMInfinite(40, 3)}
-"""Settings under which documents this short are read in the method's own way."""
-
-
-def every_attention() -> list[Attention]:
-    """One instance of each method that is found, so that a new one needs no entry."""
-    classes = [cls for cls in all_methods().values() if seam(cls) == "attention"]
-    return [CHOSEN.get(cls) or example(cls, BASE, factor=4.0) for cls in classes]
-
-
-EVERY = every_attention()
+PLAIN = (SelfExtend, LMInfinite)
+"""Methods that are tested in `make test`; the others, whose kind `test_whole_seam` covers, only in
+`make check`."""
 
 
 def draw(seed: int, heads: int) -> jax.Array:
@@ -55,7 +48,8 @@ def attend(attention, kernel, mesh, q, k, v, weights, positions, segments) -> An
         q, k, v = (ring_order(x, mesh) for x in (q, k, v))
         ids = None if segments is None else ring_order(segments, mesh)
         order = ring_order(positions, mesh)
-        attend = make_sharded_attention(mesh, attention, kernel, ROTATION, order, ids)
+        rotation = rotation_for(Unscaled(), attention, BASE, 1024)
+        attend = make_sharded_attention(mesh, attention, kernel, rotation, order, ids)
         out = token_order(attend(q, k, v, None, None)[0], mesh)
         return (out * weights).sum(), out
 
@@ -99,14 +93,19 @@ def positions_of_rows(skipping: bool) -> np.ndarray:
 def case(attention: Attention, kernel: str) -> Any:
     """All compile for seconds; `make check` has the ones of which others show the most."""
     is_slow = kernel != "dense" and not isinstance(attention, LMInfinite)
-    marks = [pytest.mark.check] if is_slow or isinstance(attention, Causal) else []
+    marks = [pytest.mark.check] if is_slow or not isinstance(attention, PLAIN) else []
     return pytest.param(attention, kernel, marks=marks, id=f"{method_name(attention)}-{kernel}")
 
 
 @pytest.mark.parametrize("skipping", [False, True], ids=["running", "skipping"])
 @pytest.mark.parametrize(
     ("attention", "kernel"),
-    [case(attention, kernel) for attention in EVERY for kernel in ("dense", "blocked", "ring")],
+    [
+        case(attention, kernel)
+        for attention in EVERY_ATTENTION
+        for kernel in ("dense", "blocked", "ring")
+        if kernel == "dense" or not isinstance(attention, S2AttnAsReleased)
+    ],
 )
 def test_packed_rows_equal_documents_alone_in_values_and_gradients(
     attention: Attention, kernel: str, skipping: bool
@@ -131,18 +130,15 @@ def test_logits_of_packed_documents_are_those_of_the_documents():
     np.testing.assert_allclose(packed[0], own, atol=5e-5)
 
 
-@pytest.mark.parametrize("attention", [x for x in EVERY if x != Causal()], ids=method_name)
+@pytest.mark.parametrize(
+    "attention", [x for x in EVERY_ATTENTION if x != Causal()], ids=method_name
+)
 def test_documents_are_long_enough_to_be_read_in_the_way_of_a_method(attention: Attention):
-    """Otherwise it needs settings in CHOSEN: it would be tested as plain RoPE."""
-    index = np.arange(LENGTHS.min(axis=0)[0])
-    pairs = np.zeros((2, len(index), len(index)))
-    for piece in attention.pieces(1024):
-        visible = piece.mask.visible(index[:, None], index[None])
-        distance = piece.query_positions(index)[:, None] - piece.key_positions(index)[None]
-        pairs += visible * np.stack([np.ones_like(distance), distance])
-    causal = np.tri(len(index), dtype=int)
-    plain = np.stack([causal, causal * (index[:, None] - index)])
-    assert (pairs != plain).any()
+    """Otherwise it needs settings in CHOSEN_ATTENTION: it would be tested as plain RoPE."""
+    length = LENGTHS.min(axis=0)[0]
+    x = [np.random.default_rng(0).normal(size=(length, heads, 8)) for heads in (4, 2, 2)]
+    own, plain = (by_definition(method.pieces(1024), *x) for method in (attention, Causal()))
+    assert abs(own - plain).max() > 1e-3
 
 
 def test_the_beginning_of_a_document_is_found_in_any_order():

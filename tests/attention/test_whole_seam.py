@@ -15,13 +15,20 @@ from ctxext.attention.length import pieces_of_any_length, rotation_for
 from ctxext.attention.maps import Divided
 from ctxext.attention.pieces import Attention, Band
 from ctxext.attention.visible import visible_pairs
+from ctxext.data import make_batch
+from ctxext.files import read_jsonl
 from ctxext.methods import PoSE, SelfExtend
 from ctxext.model.lm import _logits
 from ctxext.parallel.attention import make_sharded_attention, ring_order, token_order
 from ctxext.parallel.mesh import ONE_DEVICE, Mesh
 from ctxext.rope import RopeBase, Unscaled
+from ctxext.rundir import RunDir
+from ctxext.tracking import JsonlSink
+from ctxext.training.loop import train
+from ctxext.training.rotation import training_rotation
 from support import tiny
 from support.attention_by_definition import AtLength, Even, Everything, Growing, by_definition
+from support.tiny_train import tiny_base, tiny_experiment, write_texts
 
 BASE = RopeBase(8, 1e4, 64)
 T = 160
@@ -246,3 +253,27 @@ def test_what_follows_the_length_must_be_declared_and_no_mask():
     rotation = Unscaled().rope(BASE, 64).rotation()
     with pytest.raises(ValueError, match="Everything follows the length, but"):
         make_attention(Everything(), "dense", rotation, jnp.arange(4)[None])
+
+
+@pytest.mark.check
+def test_training_asks_for_the_length_of_its_batch(tmp_path):
+    """The first loss is that of the model; the monitor computes logits of every set of heads."""
+    experiment = tiny_experiment(
+        write_texts(tmp_path / "texts"), steps=1, batch_size=2, monitor_every=1
+    )
+    experiment = dataclasses.replace(experiment, attention=Everything())
+    run = RunDir(tmp_path / "run").open(experiment)
+    train(experiment, run, tiny_base(), sinks=[JsonlSink(run.metrics_file)], progress=False)
+    losses = [row["loss"] for row in read_jsonl(run.metrics_file) if "loss" in row]
+    rows = experiment.data.open(tiny_base().tokenizer)
+    batch = make_batch(rows, experiment.positions, seed=0, step=0, batch_size=2, seq_len=64)
+    logits = np.asarray(tiny_base().with_method(Everything()).logits(batch.tokens), np.float64)
+    lse = np.log(np.exp(logits).sum(-1))
+    nll = lse - np.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
+    expected = (nll * batch.weights).sum() / batch.weights.sum()
+    assert losses[0] == pytest.approx(expected, abs=2e-5)
+    document = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, rope_length="document")
+    )
+    with pytest.raises(ValueError, match="Everything follows the length of a batch"):
+        training_rotation(document, Unscaled(), BASE, 64)

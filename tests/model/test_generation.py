@@ -10,7 +10,7 @@ import pytest
 from ctxext.attention import Causal
 from ctxext.interop import hf
 from ctxext.interop.hf_weights import lazy_tensors
-from ctxext.methods import method_name
+from ctxext.methods import S2AttnAsReleased, method_name
 from ctxext.methods.lm_infinite import LMInfinite
 from ctxext.methods.long_rope import LongRope
 from ctxext.methods.ntk import DynamicNTK
@@ -21,7 +21,8 @@ from ctxext.model.segments import layers_apart, segment_sizes
 from ctxext.model.shared_beginning import shared_beginning
 from ctxext.rope import RopeScaling, Unscaled
 from support import tiny
-from support.every_method import BY_LENGTH, sparingly
+from support.attention_by_definition import AtLength
+from support.every_method import BY_LENGTH, EVERY_ATTENTION, sparingly
 from support.reference_llama import ReferenceLlama
 
 NEW = 12
@@ -72,6 +73,28 @@ def test_cached_decoding_equals_recomputing(attention):
                 assert_greedy(new[row], np.asarray(logits)[row, length - 1 : -1], NEW // 2)
             distinct.add(tuple(new[0]))
     assert len(distinct) >= 5, "methods and prompts make no difference"
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    "attention",
+    [x for x in EVERY_ATTENTION if all(piece.mask.causal for piece in x.pieces(64))],
+    ids=method_name,
+)
+def test_every_attention_method_writes_as_it_reads(attention):
+    prompts = tiny.tokens(2, 40)
+    lm = tiny.lm(attention=attention)
+    new = lm.generate(prompts, max_new_tokens=NEW, semantics="frozen")
+    full_text = np.concatenate([prompts, new], 1)
+    logits = lm.with_method(AtLength(attention, 40)).logits(full_text)
+    for row in range(2):
+        assert_greedy(new[row], np.asarray(logits)[row, 39:-1], NEW // 2)
+
+
+def test_a_method_that_shows_later_tokens_cannot_write():
+    lm = tiny.lm(attention=S2AttnAsReleased(32, 8), kernel="dense")
+    with pytest.raises(ValueError, match="S2AttnAsReleased shows tokens that come later"):
+        lm.generate(tiny.tokens(1, 32), max_new_tokens=2)
 
 
 def test_leading_positions_reach_the_model():

@@ -15,6 +15,7 @@ from ctxext.model.parts import Parts
 from ctxext.parallel.mesh import Mesh
 from ctxext.rope import Unscaled
 from support import tiny
+from support.attention_by_definition import Everything
 
 ROWS = tiny.tokens(2, 150, seed=1)
 """Two rows; padded to 160 tokens, of which five chunks of 32 are read."""
@@ -54,11 +55,12 @@ def answers(lm):
                 tiny.lm(attention=SelfExtend(4, 8), scaling=DynamicNTK(2.0)),
                 tiny.lm(WINDOWS),
                 tiny.lm(ALIBI),
+                tiny.lm(attention=Everything()),
                 tiny.lm(kernel="dense"),
             )
         ),
     ],
-    ids=["two pieces", "causal", "by length", "layers differ", "alibi", "dense"],
+    ids=["two pieces", "causal", "by length", "layers differ", "alibi", "everything", "dense"],
 )
 def test_a_reading_in_parts_equals_one_reading(lm, monkeypatch):
     """All layers and chunks are one program, for each kind of layer."""
@@ -91,7 +93,7 @@ def test_a_reading_says_how_far_it_is(small_parts):
     shares.clear()
     with progress.heard_by(shares.append):
         LM.continuations(PROMPTS, PREFIXES, max_new_tokens=6)
-    assert len(shares) == 2 * 4 + 5, "two layers of four chunks, then two tokens and four times one"
+    assert len(shares) == 2 * 4 + 6, "two layers of four chunks, then one token after the other"
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
 

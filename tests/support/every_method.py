@@ -1,6 +1,7 @@
-"""One instance of every frequency method, for heads of 16 and a window of 32, and its flags.
+"""One instance of every frequency and attention method, for heads of 16 and a window of 32.
 
-Methods are discovered. CHOSEN replaces the examples that would show little on so small a model.
+Methods are discovered. CHOSEN and CHOSEN_ATTENTION replace the examples that would show little on
+so small a model.
 """
 
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from ctxext import methods as m
+from ctxext.attention.pieces import Attention
 from ctxext.rope import RopeBase, RopeScaling
 
 BASE = RopeBase(head_dim=16, theta=1e4, original_max_position_embeddings=32)
@@ -44,7 +46,32 @@ def every_scaling() -> tuple[RopeScaling, ...]:
     return tuple(chosen.get(cls) or m.example(cls, BASE, factor=4.0) for cls in classes)
 
 
+CHOSEN_ATTENTION = (
+    m.SelfExtend(4, 21),
+    m.LMInfinite(40, 3),
+    m.Rerope(21, training_length=16),
+    m.LeakyRerope(21, 3, training_length=16),
+    m.DCA(32, 9, training_length=32),
+    m.StreamingLLM(40, 3),
+    m.String(40, 5),
+    m.JetLong(30, 20),
+    m.S2Attn(17),
+    m.S2AttnAsReleased(96, 24),
+    m.LogTemperature(8),
+    m.Llama4Temperature(16, layers="all"),
+    m.Ministral3Temperature(16),
+)
+
+
+def every_attention() -> tuple[Attention, ...]:
+    chosen = {type(attention): attention for attention in CHOSEN_ATTENTION}
+    classes = [method for method in m.all_methods().values() if m.seam(method) == "attention"]
+    return tuple(chosen.get(cls) or m.example(cls, BASE, factor=4.0) for cls in classes)
+
+
 EVERY = every_scaling()
+EVERY_ATTENTION = every_attention()
+"""Each differs from causal attention within 93 tokens."""
 BY_LENGTH = tuple(scaling for scaling in EVERY if scaling.depends_on_length)
 
 
