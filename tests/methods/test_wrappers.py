@@ -17,6 +17,7 @@ from ctxext.methods.cope import CoPE, HardClip
 from ctxext.methods.linear import DynamicLinear, Linear
 from ctxext.methods.llama3 import Llama3
 from ctxext.methods.long_rope import LongRope
+from ctxext.methods.long_rope2 import LongRope2
 from ctxext.methods.nope import NoPE
 from ctxext.methods.ntk import NTK
 from ctxext.methods.ntk_mixed import NTKMixed
@@ -64,7 +65,15 @@ def test_the_length_the_factor_and_m_are_those_of_the_wrapped_scaling(wrapper: t
     assert frequencies[0] / frequencies[1] == pytest.approx(10, rel=0.2)
     assert scaling_factor(wrapper()) is None
     leading = wrapper(inner=LongRope(8.0, ONES, ONES, leading_positions=9))
-    assert rope_at(leading, LLAMA2, 100).leading[0] == 9
+    kept = rope_at(leading, LLAMA2, 100).leading
+    assert kept is not None
+    assert kept[0] == 9
+    assert [scaling.switch_lengths(LLAMA2) for scaling in (static, dynamic, leading)] == [
+        (),
+        None,
+        (4096,),
+    ]
+    assert wrapper(inner=LongRope2(8.0)).switch_lengths(LLAMA2) == (4096,)
     assert scaling_name(wrapper(inner=Yarn(8.0))) == f"{wrapper.__name__} over Yarn"
     assert scaling_name(wrapper()) == wrapper.__name__
 
@@ -145,6 +154,29 @@ def test_json_goes_both_ways(tmp_path):
             ValueError, match=r"config.json: .*(inner cannot be|cannot wrap itself)"
         ):
             read_saved(file, RopeScaling, key="rope")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrinking(RopeWrapper):
+    """Twice as slow beyond the window, whatever it wraps; with a factor of its own."""
+
+    depends_on_length = True
+    factor: float
+
+    def rope(self, base: RopeBase, seq_len: int) -> Rope:
+        rope = self.inner.rope(base, seq_len)
+        slower = 2 if seq_len > base.original_max_position_embeddings else 1
+        return dataclasses.replace(rope, inv_freq=rope.inv_freq / slower)
+
+
+def test_a_wrapper_may_follow_the_length_itself_and_have_a_factor():
+    scaling = Shrinking(3.0, inner=Yarn(8.0))
+    assert scaling_factor(scaling) == 3
+    assert scaling_factor(CoPE(inner=scaling)) == 3
+    assert CoPE(inner=scaling).depends_on_length
+    assert scaling.switch_lengths(LLAMA2) is CoPE(inner=scaling).switch_lengths(LLAMA2) is None
+    ratio = rope_at(scaling, LLAMA2, 10).inv_freq / rope_at(scaling, LLAMA2, 9999).inv_freq
+    np.testing.assert_allclose(ratio, 2)
 
 
 def test_names_and_labels():
