@@ -19,7 +19,7 @@ from ctxext.data.held_out import HELD_OUT
 from ctxext.evals import expected
 from ctxext.evals.budget import read_budget
 from ctxext.interop.formats import find_format
-from ctxext.losses import CrossEntropy, Loss
+from ctxext.losses import CrossEntropy, Lengths, Loss
 from ctxext.methods import label
 from ctxext.model.config import LlamaConfig
 from ctxext.model.context import meant_scaling
@@ -281,6 +281,10 @@ class Experiment:
         """
         reach = getattr(self.positions, "max_position_embeddings", 0)
         return max(self.train.seq_len, reach)
+
+    def lengths(self, window: int) -> Lengths:
+        """The lengths of this run on a base with this window of pre-training, for its loss."""
+        return Lengths(self.train.seq_len, window, self.trained_length)
 
     @property
     def fingerprint(self) -> str:

@@ -14,6 +14,8 @@ from ctxext.data.documents import Field, Found, check_beginnings, check_texts, f
 from ctxext.data.sources import TextOnDisk
 from ctxext.data.token_files import is_prepared, open_prepared, read_index
 from ctxext.experiment import Experiment
+from ctxext.losses import CrossEntropy
+from ctxext.methods import method_name
 from ctxext.model.context import meant_scaling
 from ctxext.rope import RopeScaling
 from ctxext.rope_by_length import checked_switch_lengths
@@ -126,10 +128,9 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
     """Raise ValueError for a factor that gives less context than the base checkpoint declares.
 
     Also for a choice by a measure that is not evaluated during training, for frequencies that
-    cannot follow each document, and for rows that are too short for the loss. With `training_only`,
+    cannot follow each document, and for a loss that cannot train this base. With `training_only`,
     only what is trained is checked. Reads no weights.
     """
-    experiment.loss.check(experiment.train.seq_len)
     methods: list[Any] = [] if experiment.rope is None else [experiment.rope]
     if not training_only:
         methods += [*experiment.zero_shot, *experiment.baselines]
@@ -138,6 +139,8 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
         config, base_scaling = loading.base_config(experiment)
         for scaling in scalings:
             config.check_scaling(meant_scaling(scaling, base_scaling))
+    if experiment.train.steps:
+        _check_loss(experiment)
     if experiment.train.steps and experiment.train.rope_length == "document":
         config, base_scaling = loading.base_config(experiment)
         for scaling in (experiment.rope, *(() if training_only else experiment.baselines)):
@@ -149,6 +152,19 @@ def check_context(experiment: Experiment, *, training_only: bool = False) -> Non
             context.check(scaling)
     if experiment.train.eval_every:
         evaluation_set.check(experiment, loading.base_context(experiment))
+
+
+def _check_loss(experiment: Experiment) -> None:
+    """Raise ValueError for a loss that cannot train this base at these lengths."""
+    loss = experiment.loss
+    if loss.has_teacher and experiment.init is None:
+        raise ValueError(
+            f"{method_name(loss)} compares with the base, and a model from scratch has none; give "
+            "--init DIR, or --method cross-entropy"
+        )
+    if not isinstance(loss, CrossEntropy):
+        config, _ = loading.base_config(experiment)
+        loss.check(experiment.lengths(config.max_position_embeddings), config.num_hidden_layers)
 
 
 def check(experiment: Experiment, *, training_only: bool = False) -> None:

@@ -5,6 +5,7 @@ loss is a frozen dataclass, a field of the experiment; it runs the model with `m
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -23,6 +24,27 @@ Sums = dict[str, Array]
 is a metric of that name."""
 
 
+TEACHER = "teacher"
+"""The name of the base's parameters, for a loss that `has_teacher`, among those that are frozen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Lengths of a run, in tokens."""
+
+    row: int
+    """T, of a row of training."""
+    window: int
+    """L, of pre-training."""
+    target: int
+    """L', the longest context that is trained."""
+
+    @property
+    def short(self) -> int:
+        """A text that the base was trained for: a row, up to the window."""
+        return min(self.row, self.window)
+
+
 class Loss(abc.ABC):
     """The objective of a training step. Subclasses are frozen dataclasses and final."""
 
@@ -30,6 +52,9 @@ class Loss(abc.ABC):
     paper: ClassVar[str] = ""
     output_projections: ClassVar[int] = 1
     """How often the logits of a row are computed from its hidden states."""
+    has_teacher: ClassVar[bool] = False
+    """It runs the frozen base as well, `Forward.of_teacher`. The step then holds the base's values
+    of what is trained, in the compute dtype; under adapters alone there are none."""
 
     @abc.abstractmethod
     def __call__(
@@ -40,12 +65,13 @@ class Loss(abc.ABC):
     ) -> tuple[Array, Sums]:
         """(the sum to minimise, sums of the microbatch), of which "weight" is one.
 
-        batch: the fields of `data.Batch`, [B, T]. rotations: those of `rotations`, by name. The
-        loss of a step is the sum over its microbatches divided by the sum of their weights.
+        batch: the fields of `data.Batch`, [B, T], and `row_inputs`. rotations: those of `rotations`
+        and `fixed_rotations`, by name. The loss of a step is the sum over its microbatches divided
+        by the sum of their weights.
         """
 
-    def check(self, seq_len: int) -> None:  # noqa: B027
-        """Raise ValueError if rows of `seq_len` tokens cannot have this loss."""
+    def check(self, lengths: Lengths, num_layers: int) -> None:  # noqa: B027
+        """Raise ValueError if it cannot train a model of so many layers at these lengths."""
 
     def rotations(
         self, positions: np.ndarray, rotation_at: RotationAt
@@ -56,19 +82,45 @@ class Loss(abc.ABC):
         """
         return {}
 
-    def forward_passes(self, seq_len: int) -> dict[int, int]:
+    def fixed_rotations(
+        self, lengths: Lengths, rotation_at: RotationAt, base_rotation_at: RotationAt
+    ) -> dict[str, SequenceRotation]:
+        """The frequencies that it needs at every step, for lengths of the run or of the base."""
+        return {}
+
+    def row_inputs(self, rng: np.random.Generator, lengths: Lengths) -> dict[str, np.ndarray]:
+        """The arrays that it needs of a row besides those of `data.Batch`; a function of `rng`."""
+        return {}
+
+    def forward_passes(self, lengths: Lengths) -> dict[int, int]:
         """{tokens: how many} of the forward passes per row that carry no gradient.
 
         They come on top of the one that does, and `ctxext plan` counts their operations.
         """
         return {}
 
+    def short_passes(self, lengths: Lengths) -> dict[int, int]:
+        """{tokens: how many} of the further passes per row that are trained, without logits."""
+        return {}
+
+    def held_states(self, num_layers: int) -> int:
+        """How many hidden states of each token of those passes are held until the backward pass."""
+        return 0
+
 
 def step_rotations(
-    loss: Loss, positions: np.ndarray, rotation_at: RotationAt
+    loss: Loss,
+    positions: np.ndarray,
+    rotation_at: RotationAt,
+    *,
+    lengths: Lengths,
+    base_rotation_at: RotationAt,
 ) -> dict[str, SequenceRotation]:
     """The frequencies of a step by name: the batch's, for a context that reaches to its largest
-    position, and those that the loss asks for.
+    position, and those that the loss asks for. base_rotation_at: those of the base as it is.
     """
-    of_batch = rotation_at(int(np.max(positions)) + 1)
-    return {BATCH: of_batch, **loss.rotations(positions, rotation_at)}
+    return {
+        BATCH: rotation_at(int(np.max(positions)) + 1),
+        **loss.rotations(positions, rotation_at),
+        **loss.fixed_rotations(lengths, rotation_at, base_rotation_at),
+    }

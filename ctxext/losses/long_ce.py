@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from ctxext.losses.base import Loss, RotationAt, Sums
+from ctxext.losses.base import Lengths, Loss, RotationAt, Sums
 from ctxext.model.loss import Forward
 from ctxext.rope_by_length import SequenceRotation
 
@@ -53,7 +53,8 @@ class LongCE(Loss):
         if not 1 <= self.clip < math.inf:
             raise ValueError(f"loss.clip must be finite and at least 1, got {self.clip}")
 
-    def check(self, seq_len: int) -> None:
+    def check(self, lengths: Lengths, num_layers: int) -> None:
+        seq_len = lengths.row
         if seq_len < self.short_context + self.stride:
             raise ValueError(
                 f"LongCE compares contexts of rows of {seq_len} tokens with short ones of "
@@ -62,8 +63,8 @@ class LongCE(Loss):
                 "train.seq_len"
             )
 
-    def forward_passes(self, seq_len: int) -> dict[int, int]:
-        return {self.short_context + self.stride: len(self._starts(seq_len))}
+    def forward_passes(self, lengths: Lengths) -> dict[int, int]:
+        return {self.short_context + self.stride: len(self._starts(lengths.row))}
 
     def rotations(
         self, positions: np.ndarray, rotation_at: RotationAt

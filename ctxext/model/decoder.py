@@ -271,19 +271,76 @@ class Llama(nnx.Module):
         to its input where that is to be done in chunks. Raises ValueError for an unknown `remat`.
         """
 
-        def step_of(kind: int | None) -> Callable[[tuple, tuple], tuple[tuple, None]]:
+        x, filled, _ = self._run_layers(
+            tokens, attend, caches, dtype, remat, token_indices, run_mlp, keeps_outputs=False
+        )
+        return self._normed(x), filled
+
+    def hidden_of_layers(
+        self,
+        tokens: Int[Array, "b t"],
+        attend: Attend,
+        numbers: tuple[int, ...],
+        *,
+        dtype: str,
+        remat: str = "none",
+        token_indices: TokenIndices = None,
+        run_mlp: Callable[[MLP, Array, TokenIndices], Array] | None = None,
+    ) -> tuple[Float[Array, "b t d"], ...]:
+        """The outputs of some layers by number, from 1; that of the last is after the final norm.
+
+        As `hidden_states[number]` of transformers. The other arguments are those of `hidden`. The
+        outputs of all layers are held, unless the last is the only one asked for.
+        """
+        last = len(self.kinds)
+        x, _, outputs = self._run_layers(
+            tokens,
+            attend,
+            None,
+            dtype,
+            remat,
+            token_indices,
+            run_mlp,
+            keeps_outputs=set(numbers) != {last},
+        )
+        return tuple(self._normed(x) if n == last else outputs[n - 1] for n in numbers)
+
+    def _normed(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        # For the backward pass, in which the barrier holds as well: the gradient of the norm's
+        # weight is computed before the layers are gone through. As nothing waits for it, XLA would
+        # compute it at the end and keep its inputs until then.
+        norm, x = jax.lax.optimization_barrier((self.norm, x))
+        return norm(x)
+
+    def _run_layers(
+        self,
+        tokens: Int[Array, "b t"],
+        attend: Attend,
+        caches: Any,
+        dtype: str,
+        remat: str,
+        token_indices: TokenIndices,
+        run_mlp: Callable[[MLP, Array, TokenIndices], Array] | None,
+        *,
+        keeps_outputs: bool,
+    ) -> tuple[Float[Array, "b t d"], Any, list[Array]]:
+        """(the last layer's output, one cache per segment, the output of each layer if kept)."""
+
+        def step_of(kind: int | None) -> Callable[[tuple, tuple], tuple[tuple, Any]]:
             """One layer; its kind is known, or comes with the layer if it is None here."""
 
-            def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+            def step(carry: tuple, layer: tuple) -> tuple[tuple, Any]:
                 x, cache = carry
                 block, index, *own_kind = layer
                 layer_kind = own_kind[0] if kind is None else kind
-                return block(x, attend, cache, index, layer_kind, token_indices, run_mlp), None
+                x, cache = block(x, attend, cache, index, layer_kind, token_indices, run_mlp)
+                return (x, cache), x if keeps_outputs else None
 
             return rematerialised(step, remat)
 
         x = self.embed_tokens(tokens, dtype)
         filled = []
+        outputs: list[Array] = []
         layers_before = 0
         for i in range(len(self.segments)):
             segment = self.segments[str(i)]
@@ -293,19 +350,18 @@ class Llama(nnx.Module):
             layers_before += size
             if size == 1:
                 layer = jax.tree.map(lambda leaf: leaf[0], segment)
-                (x, cache), _ = step_of(kinds[0])(carry, (layer, None))
+                (x, cache), output = step_of(kinds[0])(carry, (layer, None))
+                of_layers = None if output is None else output[None]
             elif len(set(kinds)) == 1:
                 layers = (segment, jnp.arange(size))
-                (x, cache), _ = jax.lax.scan(step_of(kinds[0]), carry, layers)
+                (x, cache), of_layers = jax.lax.scan(step_of(kinds[0]), carry, layers)
             else:
                 layers = (segment, jnp.arange(size), jnp.asarray(kinds))
-                (x, cache), _ = jax.lax.scan(step_of(None), carry, layers)
+                (x, cache), of_layers = jax.lax.scan(step_of(None), carry, layers)
             filled.append(cache)
-        # For the backward pass, in which the barrier holds as well: the gradient of the norm's
-        # weight is computed before the layers are gone through. As nothing waits for it, XLA would
-        # compute it at the end and keep its inputs until then.
-        norm, x = jax.lax.optimization_barrier((self.norm, x))
-        return norm(x), tuple(filled)
+            if of_layers is not None:
+                outputs += [of_layers[n] for n in range(size)]
+        return x, tuple(filled), outputs
 
     def run_layer(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from ctxext.attention import Attention, Kernel
+from ctxext.attention import Attend, Attention, Causal, Kernel
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params, bind, has_dropout
 from ctxext.model.setup import ModelSetup
@@ -229,6 +229,8 @@ class Forward:
     """The frequencies of the batch."""
     setup: ModelSetup
     remat: str
+    teacher: Params | None = None
+    """The parameters of the frozen base, for a loss that `has_teacher`."""
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -237,6 +239,16 @@ class Forward:
     def without_gradient(self) -> "Forward":
         """The same model with constants for parameters."""
         return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    def of_teacher(self) -> "Forward":
+        """The frozen base with plain attention, for a loss that `has_teacher`, without gradient."""
+        assert self.teacher is not None
+        return dataclasses.replace(
+            self,
+            params=jax.lax.stop_gradient(self.teacher),
+            setup=dataclasses.replace(self.setup, attention=Causal()),
+            teacher=None,
+        )
 
     def hidden(
         self,
@@ -250,9 +262,30 @@ class Forward:
         rotation: other frequencies than the batch's. token_indices: the numbers of the tokens in
         the microbatch, by which adapters drop inputs; by default they are counted row by row.
         """
+        tokens, attend, options = self._inputs(batch, rotation, token_indices)
+        hidden, _ = self._model.hidden(tokens, attend, **options)
+        return hidden
+
+    def hidden_of_layers(
+        self,
+        batch: Mapping[str, Array],
+        numbers: tuple[int, ...],
+        *,
+        rotation: SequenceRotation | None = None,
+    ) -> tuple[Float[Array, "b t d"], ...]:
+        """The outputs of some layers by number, as `Llama.hidden_of_layers`; else as `hidden`."""
+        tokens, attend, options = self._inputs(batch, rotation, None)
+        return self._model.hidden_of_layers(tokens, attend, numbers, **options)
+
+    def _inputs(
+        self,
+        batch: Mapping[str, Array],
+        rotation: SequenceRotation | None,
+        token_indices: Int[Array, "b t"] | None,
+    ) -> tuple[Array, Attend, dict[str, Any]]:
+        """The tokens, attention and options that the model runs a batch with."""
         setup = self.setup
         mesh = setup.mesh
-        model = self._model
         if not has_dropout(self.params):
             token_indices = None
         elif token_indices is None:
@@ -272,15 +305,21 @@ class Forward:
             segment_ids,
             layers=setup.config.layers,
         )
-        hidden, _ = model.hidden(
+        run_mlp = functools.partial(chunked_mlp, mesh=mesh) if self.remat != "none" else None
+        return (
             tokens,
             attend,
-            dtype=setup.dtype,
-            remat=self.remat,
-            token_indices=token_indices,
-            run_mlp=functools.partial(chunked_mlp, mesh=mesh) if self.remat != "none" else None,
+            {
+                "dtype": setup.dtype,
+                "remat": self.remat,
+                "token_indices": token_indices,
+                "run_mlp": run_mlp,
+            },
         )
-        return hidden
+
+    def in_order(self, x: Array) -> Array:
+        """[B, T, ...] with the tokens in the order of hidden states."""
+        return ring_order(x, self.setup.mesh)
 
     def weighted_loss(
         self,

@@ -14,8 +14,8 @@ all; all, while the inputs of the layers wait in the memory of the host."""
 LAYER_INPUT = "layer_input"
 """The name by which "offload" finds the input of a layer."""
 
-Step = Callable[[tuple[Any, Any], Any], tuple[tuple[Any, Any], None]]
-"""((x, cache), layer) -> ((x, cache), None), as `jax.lax.scan` calls it."""
+Step = Callable[[tuple[Any, Any], Any], tuple[tuple[Any, Any], Any]]
+"""((x, cache), layer) -> ((x, cache), output), as `jax.lax.scan` calls it."""
 
 
 def rematerialised(step: Step, remat: str) -> Step:
@@ -39,7 +39,7 @@ def rematerialised(step: Step, remat: str) -> Step:
             offload_dst="pinned_host",
         )
 
-    def named(carry: tuple[Any, Any], layer: Any) -> tuple[tuple[Any, Any], None]:
+    def named(carry: tuple[Any, Any], layer: Any) -> tuple[tuple[Any, Any], Any]:
         x, cache = carry
         return step((checkpoint_name(x, LAYER_INPUT), cache), layer)
 

@@ -269,6 +269,11 @@ def split(params: Params, pattern: str) -> tuple[Params, Params]:
     return matching, others
 
 
+def without_adapters(params: Params) -> Params:
+    """The tree without the leaves of adapters: what it has of the base."""
+    return split(params, r"\.lora_[ab]$")[1]
+
+
 def _filter_leaves(tree: Params, keep: Callable[[str], bool], path: tuple[str, ...] = ()) -> Params:
     """The tree of the leaves whose dotted path is to be kept, without empty branches."""
     kept: Params = {}

@@ -5,6 +5,7 @@ compiles for a description of the devices, which libtpu has for TPUs and `gpu_ta
 """
 
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -23,7 +24,7 @@ from ctxext.model.config import LlamaConfig
 from ctxext.parallel.mesh import ROWS
 from ctxext.plan.accelerators import topology
 from ctxext.plan.gpu_target import CHIPS
-from ctxext.rope import RopeScaling
+from ctxext.rope import RopeScaling, rotation_at
 from ctxext.serialization import from_json
 from ctxext.training.rotation import training_rotation
 from ctxext.training.state import state_shapes
@@ -51,13 +52,19 @@ def lowered_step(experiment: Experiment, config: LlamaConfig, scaling: RopeScali
     for name in Batch._fields:
         dtype = np.float32 if name == "weights" else np.int32
         batch[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows)
+    lengths = experiment.lengths(config.max_position_embeddings)
+    for name, x in experiment.loss.row_inputs(np.random.default_rng(0), lengths).items():
+        row = (*shape[:2], *x.shape)
+        batch[name] = jax.ShapeDtypeStruct(row, x.dtype, sharding=by_rows)
     seeds = experiment.trainable.dropout_seeds(experiment.seed, 0, train.accumulate)
     batch |= {name: replicated_shape(x) for name, x in seeds.items()}
     rope_base = config.rope_base()
     rotations = step_rotations(
         experiment.loss,
         np.arange(train.seq_len)[None],
-        lambda seq_len: training_rotation(experiment, scaling, rope_base, seq_len),
+        functools.partial(training_rotation, experiment, scaling, rope_base),
+        lengths=lengths,
+        base_rotation_at=functools.partial(rotation_at, scaling, rope_base),
     )
     rotations = jax.tree.map(replicated_shape, rotations)
     traced = compiled_step(experiment, config).trace(params, opt_state, batch, rotations, frozen)

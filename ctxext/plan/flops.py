@@ -30,7 +30,7 @@ class Flops:
     attention: int
     """The part of all that attention's scores and values take."""
     loss: int = 0
-    """What the loss computes without a gradient."""
+    """The other passes of the loss, and logits that it computes again."""
 
     @property
     def model(self) -> int:
@@ -90,14 +90,25 @@ def step_flops(job: Job, *, all_pairs: bool = False) -> Flops:
 
     of_loss = (job.loss.output_projections - 1) * projection
     attention_of_loss = 0
-    for length, passes in job.loss.forward_passes(job.seq_len).items():
-        of_loss += passes * length * (forward - attention(L)) // job.seq_len
+    # A teacher has neither logits nor adapters.
+    of_forward = L * matrices if job.loss.has_teacher else forward - attention(L)
+    for length, passes in job.loss.forward_passes(job.lengths).items():
+        of_loss += passes * length * of_forward // job.seq_len
         of_windows = _pairs_of_layers(job, length, all_pairs=all_pairs)
         attention_of_loss += passes * per_pair * sum(of_windows)
+    layer_gradients = 2 * _trained_matrices(trained.get("segments", {}), config) * tokens
+    of_trained = (L + backward_layers) * matrices + 2 * adapters + layer_gradients
+    recomputed_for_loss = 0
+    for length, passes in job.loss.short_passes(job.lengths).items():
+        of_loss += passes * length * of_trained // job.seq_len
+        recomputed_for_loss += passes * length * recomputed // job.seq_len
+        of_windows = _pairs_of_layers(job, length, all_pairs=all_pairs)
+        in_backward = sum(of_windows[L - backward_layers :])
+        attention_of_loss += passes * per_pair * (sum(of_windows) + 2 * in_backward)
     return Flops(
         forward=forward,
         backward=backward,
-        recomputed=recomputed + scores,
+        recomputed=recomputed + scores + recomputed_for_loss,
         attention=attention(L)
         + (2 + recomputes_attention) * of_backward
         + scores

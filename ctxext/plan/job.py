@@ -11,11 +11,12 @@ import jax.numpy as jnp
 
 from ctxext.attention import Attention
 from ctxext.experiment import Experiment
-from ctxext.losses import Loss
+from ctxext.losses import Lengths, Loss
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.quantized import cast_floats, tree_leaves
 from ctxext.parallel.mesh import Mesh, partition_spec
+from ctxext.training.state import teacher_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class Trees:
     optimizer: Any
     frozen: Params
     """In the compute dtype, or quantized."""
+    teacher: Params = dataclasses.field(default_factory=dict)
+    """The base's values of what is trained, in the compute dtype, for a loss with a teacher."""
 
     @classmethod
     def of(cls, experiment: Experiment, config: LlamaConfig) -> "Trees":
@@ -38,6 +41,7 @@ class Trees:
             trained=trained,
             optimizer=jax.eval_shape(optimizer.init, trained),
             frozen=cast_floats(frozen, dtype),
+            teacher=cast_floats(teacher_of(experiment, trained), dtype),
         )
 
 
@@ -96,6 +100,11 @@ class Job:
     def tokens(self) -> int:
         """Tokens of a microbatch per device."""
         return self.batch_size // self.row_shards * -(-self.seq_len // self.sizes["seq"])
+
+    @property
+    def lengths(self) -> Lengths:
+        """The lengths that the passes of the loss depend on."""
+        return Lengths(self.seq_len, self.config.max_position_embeddings, self.seq_len)
 
     @property
     def width(self) -> int:

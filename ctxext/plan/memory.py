@@ -3,7 +3,8 @@
 With full rematerialisation, P parameters cut by fsdp x seq x tensor, and b T tokens per device:
 
     always      parameters and two moments of Adam, float32: 12 P; frozen parameters in the compute
-                dtype: 2 P, or quantized; on GPUs also `transposed_bytes`
+                dtype: 2 P, or quantized, and those of a teacher (`losses.Loss.has_teacher`); on
+                GPUs also `transposed_bytes`
     forward     the input of every layer: 2 L b T D (without rematerialisation: `saved_bytes`;
                 with "offload": of two layers, one on its way, and all L in the host's memory)
     loss        a chunk of logits, float32, and its gradient; the output projection, gathered, and
@@ -60,6 +61,7 @@ def memory(job: Job, platform: str) -> Memory:
         "trained parameters": trained,
         "optimiser state": job.bytes(trees.optimizer),
         "frozen parameters": job.bytes(trees.frozen),
+        "teacher": job.bytes(trees.teacher),
         "transposed matrices": transposed_bytes(job) if platform == "gpu" and gathers else 0,
     }
 
@@ -73,6 +75,7 @@ def memory(job: Job, platform: str) -> Memory:
     forward = {
         saved_name: kept_layers * tokens * saved,
         "quantized kernels, saved": _quantized_bytes(job) if job.remat == "none" else 0,
+        "passes of the loss": _loss_bytes(job, kept_layers * saved),
     }
 
     projection = V * D // tensor
@@ -180,6 +183,20 @@ def cache_bytes(job: Job, slots: int) -> int:
     rows = -(-job.batch_size // job.row_shards)
     heads = -(-config.num_key_value_heads // job.sizes["tensor"])
     return 2 * config.num_hidden_layers * rows * slots * heads * config.head_dim * job.width
+
+
+def _loss_bytes(job: Job, saved: int) -> int:
+    """Bytes that the further trained passes of the loss hold until the backward pass.
+
+    saved: per token, as in the pass over whole rows. Also hidden states, see `Loss.held_states`.
+    """
+    config = job.config
+    states = job.loss.held_states(config.num_hidden_layers) * config.hidden_size * job.width
+    total = 0
+    for length, passes in job.loss.short_passes(job.lengths).items():
+        tokens = job.tokens * length // job.seq_len
+        total += tokens * (passes * saved + states)
+    return total
 
 
 def _layer_parameters(job: Job) -> int:

@@ -218,8 +218,8 @@ class Plan:
         ]
         if flops.loss:
             lines.append(
-                f"{flops.loss / flops.model:.0%} of them are for {label([self.job.loss])}, without "
-                "a gradient"
+                f"{flops.loss / flops.model:.0%} of them are for further passes of "
+                f"{label([self.job.loss])}"
             )
         if self.seconds is not None and device and device.flops:
             steps = self.experiment.train.steps

@@ -28,7 +28,7 @@ from ctxext.training.evaluator import Evaluator, from_row
 from ctxext.training.metrics import Metrics, NotFinite
 from ctxext.training.monitor import Monitor
 from ctxext.training.progress import TrainLog
-from ctxext.training.state import split_params, start_state, state_shapes
+from ctxext.training.state import split_params, start_state, state_shapes, without_teacher
 from ctxext.training.step import compiled_step
 from ctxext.training.stopping import Request, StoppingPolicy, signals
 
@@ -70,6 +70,7 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(run.checkpoints, keep=settings.keep, best=settings.keep_best)
         )
+        of_model = without_teacher(frozen)
         done, params, opt_state = start_state(experiment, base_params, shapes, checkpoints)
         run.rewind(done)
         policy = StoppingPolicy(settings, stack.enter_context(signals()), stop)
@@ -77,10 +78,10 @@ def train(
         metrics = Metrics(experiment, log.step, seconds_at_peak)
         monitor = Monitor.of(experiment, base, rows, run)
         if monitor and done == 0 and monitor.due(0):
-            log.write(monitor.row(0, params, frozen))
+            log.write(monitor.row(0, params, of_model))
         watch = Watch(settings, checkpoints.curve(done) if done else _first_evaluation(run))
         if evaluator and not watch.curve:
-            evaluation = evaluator.evaluate(0, params, frozen)
+            evaluation = evaluator.evaluate(0, params, of_model)
             log.evaluation(evaluation)
             watch.curve.append(evaluation.values)
 
@@ -96,11 +97,11 @@ def train(
             metrics.record(done, values)
             if monitor and monitor.due(done):
                 with metrics.exclude():
-                    log.write(monitor.row(done, params, frozen))
+                    log.write(monitor.row(done, params, of_model))
             requested = Request.NOTHING
             if evaluator and evaluator.due(done):
                 with metrics.exclude():
-                    evaluation = evaluator.evaluate(done, params, frozen)
+                    evaluation = evaluator.evaluate(done, params, of_model)
                     log.evaluation(evaluation)
                 watch.curve.append(evaluation.values)
                 requested = watch.request

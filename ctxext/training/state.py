@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from ctxext.experiment import Experiment
+from ctxext.losses import TEACHER
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.lm import LM
 from ctxext.model.quantized import cast_floats, hold
-from ctxext.model.trainable import split
+from ctxext.model.trainable import split, without_adapters
 from ctxext.parallel.mesh import shardings
 from ctxext.training.checkpoint import Checkpoints
 
@@ -21,10 +22,12 @@ Shapes = tuple[Params, Any, Params]
 def state_shapes(experiment: Experiment, config: LlamaConfig) -> Shapes:
     """The shapes of the state, with shardings; allocates nothing.
 
-    Raises ValueError if the model does not have the parameters that the experiment trains.
+    The frozen parameters have those of a teacher with them, see `teacher_of`. Raises ValueError if
+    the model does not have the parameters that the experiment trains.
     """
     mesh = experiment.mesh
     params, frozen = experiment.trainable.shapes(config)
+    frozen |= teacher_of(experiment, params)
     optimizer = experiment.optim.build(experiment.train.steps)
     opt_state = jax.eval_shape(optimizer.init, params)
     return (
@@ -39,7 +42,21 @@ def split_params(experiment: Experiment, base: LM, shapes: Shapes) -> tuple[Para
     trainable = experiment.trainable
     params = trainable.init(base.params, experiment.seed)
     trained, frozen = split(params, trainable.pattern(base.config))
-    return trained, hold(frozen, shapes[2])
+    return trained, hold(frozen | teacher_of(experiment, trained), shapes[2])
+
+
+def teacher_of(experiment: Experiment, trained: Params) -> Params:
+    """{TEACHER: the base's values of what is trained}, or {} for a loss without a teacher.
+
+    trained: before the first step, as arrays or shapes. They are frozen parameters of the step, and
+    in no checkpoint: a resumed run takes them from the base again.
+    """
+    return {TEACHER: without_adapters(trained)} if experiment.loss.has_teacher else {}
+
+
+def without_teacher(frozen: Params) -> Params:
+    """The frozen parameters of the model alone."""
+    return {name: branch for name, branch in frozen.items() if name != TEACHER}
 
 
 def start_state(

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ctxext.data import Batch
 from ctxext.experiment import Experiment
-from ctxext.losses import BATCH, Loss, Sums
+from ctxext.losses import BATCH, TEACHER, Loss, Sums
 from ctxext.model.config import LlamaConfig
 from ctxext.model.decoder import Params
 from ctxext.model.loss import Forward
 from ctxext.model.setup import ModelSetup
-from ctxext.model.trainable import Trainable, join
+from ctxext.model.trainable import Trainable, join, without_adapters
 from ctxext.optim import Optim, Transformation, apply_updates, global_norm
 from ctxext.parallel.mesh import shardings
 
@@ -89,9 +88,15 @@ def _compiled(
     optim: Optim, steps: int, trainable: Trainable, loss: Loss, setup: ModelSetup, remat: str
 ) -> Callable:
     def of_microbatch(params: Params, micro: Any, rotations: Any) -> tuple[jax.Array, Sums]:
+        teacher = None
+        if loss.has_teacher:
+            trained_of_base = params[TEACHER]
+            params = {name: branch for name, branch in params.items() if name != TEACHER}
+            teacher = join(trained_of_base, without_adapters(params))
         params = trainable.materialize(params, micro)
-        forward = Forward(params, rotations[BATCH], setup, remat)
-        return loss(forward, {name: micro[name] for name in Batch._fields}, rotations)
+        forward = Forward(params, rotations[BATCH], setup, remat, teacher)
+        batch = {name: x for name, x in micro.items() if name != "dropout"}
+        return loss(forward, batch, rotations)
 
     return make_step(
         of_microbatch, optim.build(steps), lambda tree: shardings(setup.mesh.shard(tree))

@@ -14,7 +14,7 @@ from ctxext.cli.overrides import override
 from ctxext.data import Batch
 from ctxext.experiment import load_experiment
 from ctxext.files import read_jsonl
-from ctxext.losses import BATCH, CrossEntropy, LongCE
+from ctxext.losses import BATCH, CrossEntropy, Lengths, LongCE
 from ctxext.losses.long_ce import SHORT, token_weights
 from ctxext.methods.ntk import DynamicNTK
 from ctxext.methods.pose import PoSE
@@ -112,7 +112,7 @@ def test_windows_are_the_authors(name):
     assert float(sums["weight"]) == T
     assert float(sums["token_weight"]) == pytest.approx(float(expected.sum()), rel=2e-6)
     assert float(sums["cross_entropy"]) == pytest.approx(sum(case["ce_full"]), rel=2e-6)
-    (passes,) = loss.forward_passes(T).items()
+    (passes,) = loss.forward_passes(Lengths(T, T, T)).items()
     lengths = [window["length"] for window in case["windows"]]
     assert passes == (max(lengths), len(lengths) - 1)
 

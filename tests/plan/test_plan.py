@@ -319,7 +319,13 @@ def traced(
 
     def of_batch(trained, frozen, batch):
         params = trainable.materialize(join(trained, frozen), batch)
-        rotations = step_rotations(loss, np.arange(48)[None], lambda _: rotation)
+        rotations = step_rotations(
+            loss,
+            np.arange(48)[None],
+            lambda _: rotation,
+            lengths=job.lengths,
+            base_rotation_at=lambda _: rotation,
+        )
         return loss(Forward(params, rotation, setup, remat), batch, rotations)
 
     function = jax.value_and_grad(of_batch, has_aux=True) if gradient else of_batch
