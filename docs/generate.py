@@ -178,8 +178,8 @@ model, zero-shot and trained, and every reader of a checkpoint knows it. Then:
 * *The model will be trained at a few lengths and used at others:* `resonance` over `yarn`. Fast
   pairs then repeat the very angles that they met in training. Pair 0 changes most, from 2 pi to 6
   tokens, so that it wants a short training.
-* *Another compromise of NTK and linear, zero-shot:* `ntk-mixed`. Its authors also scale queries by
-  the logarithm of their position.
+* *Another compromise of NTK and linear, zero-shot:* `ntk-mixed`. Its authors use it together with
+  `--method log-temperature`.
 * *Llama 2 7B, Mistral 7B or Llama 3 8B, and far more than 16 windows:* `long-rope` with published
   divisors. They were searched for these models, and are refused for others.
 * *Another model, a factor of 8 or more, and training:* `long-rope2`. From the critical pair on its

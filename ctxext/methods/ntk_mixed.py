@@ -16,7 +16,7 @@ class NTKMixed(RopeScaling):
 
     The slowest pair is divided by `factor`; b = 1 is nearly NTK, and b = 0 divides all pairs as
     Linear does. The authors' settings are factor 12 and b 0.75. Their code also multiplies the
-    query at position p by max(1, ln(p + 1) / ln L), a temperature that is a method of its own.
+    query at position p by max(1, ln(p + 1) / ln L), which is the attention method LogTemperature.
     """
 
     factor: float
