@@ -228,11 +228,11 @@ def test_a_budget_asks_less_and_says_so_until_all_is_asked(tmp_path: Path, capsy
     command = ["run", str(file), "--run-dir", str(run), "--no-wandb"]
     left_out = "--budget small asked only a part of what the experiment declares: 60 of 70 passkey."
     assert main([*command, "--budget", "small", "--dry-run"]) == 0
-    assert "60 of 64 tokens" in capsys.readouterr().out
+    assert "60 x 64 tokens" in capsys.readouterr().out
     assert not run.exists()
     assert main([*command, "--budget", "small"]) == 0
     said = capsys.readouterr()
-    assert left_out in said.out and "60 of 64 tokens" in said.err
+    assert left_out in said.out and "60 x 64 tokens" in said.err
     assert left_out in (run / "report.html").read_text()
     assert len((run / "records.jsonl").read_text().splitlines()) == 60
     assert json.loads((run / "config.json").read_text())["budget"] == "small"
