@@ -239,7 +239,7 @@ def test_a_budget_asks_less_and_says_so_until_all_is_asked(tmp_path: Path, capsy
     # The same run, asked the rest.
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "10 of 64 tokens" in said.err and "asked only a part" not in said.out
+    assert "10 x 64 tokens" in said.err and "asked only a part" not in said.out
     assert len((run / "records.jsonl").read_text().splitlines()) == 70
     # Everything is there: nothing is left to be read.
     assert main([*command, "--dry-run", "--json"]) == 0
