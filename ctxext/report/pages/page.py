@@ -75,16 +75,21 @@ def _answers(verdict: Sequence[Finding]) -> list[tuple[str, list[str], list[str]
     return answers
 
 
+def check_drawing(out: Path) -> None:
+    """Raise ValueError for a name of a drawing that ends neither in .svg nor in .html."""
+    if out.suffix not in (".svg", ".html"):
+        raise ValueError(
+            f"cannot draw {out}; name it {out.with_suffix('.svg')} or {out.with_suffix('.html')}"
+        )
+
+
 def write_chart(chart: Chart, out: Path) -> Path:
     """Write one chart in one step.
 
     out: FILE.svg for the drawing, FILE.html for its legend and numbers too. Raises ValueError for
     another ending.
     """
-    if out.suffix not in (".svg", ".html"):
-        raise ValueError(
-            f"cannot draw {out}; name it {out.with_suffix('.svg')} or {out.with_suffix('.html')}"
-        )
+    check_drawing(out)
     if out.suffix == ".svg":
         files.write_text(out, standalone(chart.svg, _style(CHART_STYLE)))
     else:
