@@ -1,7 +1,7 @@
 """One form of a table: typed rows and columns that word them, for text, HTML and JSON."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -79,3 +79,8 @@ def table_of_texts(
 
 def _text_at(index: int) -> Callable[[Sequence[str]], str]:
     return lambda line: line[index]
+
+
+def counted(items: Sized, name: str) -> str:
+    """How many there are of what is called `name`, such as 1 variant or 3 variants."""
+    return f"{len(items)} {name}{'s' * (len(items) != 1)}"

@@ -305,6 +305,30 @@ def test_a_base_without_right_answers_was_asked():
     assert "in-window baseline not asked" not in tables(records)
 
 
+def test_a_base_with_few_right_answers_is_no_measure_of_how_far_another_reads():
+    """A fifth of the answers is easily kept at any length, by what is found near the end."""
+    one_of_four = asked("none", 0, False)
+    one_of_four[0] = changed(one_of_four[0], correct=True)
+    records = [*one_of_four, *asked("yarn", 60, True)]
+    (study,) = Results(records).studies
+    yarn = study.task.variants[1]
+    assert study.baselines[0].correct == 1
+    assert study.effective_context(yarn, 0.85) is None
+    text = " ".join(verdict(records))
+    assert "has 1 right answers of 4, too few to measure how far it reads" in text
+    assert "is 1/4 at the window of 256 tokens, fewer than half: there is no threshold" in text
+    one_of_four[1] = changed(one_of_four[1], correct=True)
+    (study,) = Results([*one_of_four, *asked("yarn", 60, True)]).studies
+    assert study.effective_context(yarn, 0.85) is not None
+
+
+def test_what_was_asked_at_other_lengths_is_said():
+    records = [*asked("none", 0, True, (256,)), *asked("yarn", 60, True, (256, 512))]
+    text = " ".join(verdict(records))
+    assert "Variants were asked 4 questions" in text
+    assert "at each of 256 and 512 tokens, none, zero-shot at 256 only" in text
+
+
 def test_a_base_that_was_asked_at_a_length_of_its_own_was_asked():
     records = [*asked("none", 0, True, (256,)), *asked("yarn", 60, True, (512, 1024))]
     (study,) = Results(records).studies

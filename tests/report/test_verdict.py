@@ -156,8 +156,8 @@ def test_headline():
         f"{detected(20, 0.05 / 2)} points)."
     )
     assert headline(*none, *variant(YARN, 60, {256: 4, 512: 4, 1024: 1})).startswith(
-        "Not shown: yarn(factor=4) after 60 steps may not read beyond the window. At 1,024 tokens, "
-        "its accuracy does not differ"
+        "Not shown: it is not certain that yarn(factor=4) after 60 steps reads beyond the window. "
+        "At 1,024 tokens, its accuracy does not differ"
     )
     better = variant(NONE, 60, {256: 20, 512: 20, 1024: 20})
     assert headline(*better, *variant(YARN, 60, {256: 20, 512: 20, 1024: 8})) == (
@@ -202,7 +202,7 @@ def test_nothing_is_invented():
     assert no_threshold in " ".join(verdict(never_right))
     zero_shot = verdict([record for record in RECORDS if record.model.steps == 0])
     assert zero_shot[0] == (
-        "Not shown: yarn(factor=4), zero-shot may not read beyond the window. "
+        "Not shown: it is not certain that yarn(factor=4), zero-shot reads beyond the window. "
         "No variant was trained: these are zero-shot results."
     )
     assert not any("against" in sentence for sentence in zero_shot)

@@ -27,6 +27,15 @@ class Baseline:
         return num_correct(self.records)
 
     @property
+    def is_weak(self) -> bool:
+        """Fewer than half of the answers are right: a share of so few shows nothing about length.
+
+        A model that answers one question in five at its window may keep that at any length by
+        what it finds near the end of a text.
+        """
+        return 2 * self.correct < len(self.records)
+
+    @property
     def text(self) -> str:
         """Such as: 59/60 at the window of 256 tokens."""
         window = self.variant.window
@@ -74,12 +83,12 @@ class Study:
     def effective_context(self, variant: Variant, threshold: float) -> EffectiveLength | None:
         """The length up to which a variant keeps `threshold` of the in-window baseline.
 
-        None without a baseline that has right answers, or where the variant was asked at a single
+        None without a baseline of which half is right, or where the variant was asked at a single
         length.
         """
         baseline = self.baseline(variant)
         records = self.task.select(variant)
-        if baseline is None or not baseline.correct or len(seq_lens(records)) < 2:
+        if baseline is None or baseline.is_weak or len(seq_lens(records)) < 2:
             return None
         return _effective_length(
             threshold,

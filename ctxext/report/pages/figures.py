@@ -23,7 +23,7 @@ from ctxext.report.pages.loss_tables import (
 )
 from ctxext.report.pages.styles import Styles
 from ctxext.report.pages.tables_by_length import BASELINE, ONE_DOCUMENT
-from ctxext.report.table import Table, table_of_texts
+from ctxext.report.table import Table, counted, table_of_texts
 
 
 def effective_context_chart(study: Study, styles: Styles, key: str) -> Chart | None:
@@ -33,8 +33,8 @@ def effective_context_chart(study: Study, styles: Styles, key: str) -> Chart | N
         return None
     title = f"{study.task.name}: effective context"
     description = (
-        f"Dots with 95 % intervals for {len(contexts)} variants: the length up to which accuracy "
-        f"stays above {THRESHOLD:g} of the {BASELINE}."
+        f"Dots with 95 % intervals for {counted(contexts, 'variant')}: the length up to which "
+        f"accuracy stays above {THRESHOLD:g} of the {BASELINE}."
     )
     return _dots_in_windows(title, description, contexts, lambda c: c.variant.name, styles, key)
 
@@ -60,7 +60,7 @@ def effective_context_over_tasks(
     contexts.sort(key=lambda context: -means[context.variant])
     title = "Effective context by variant and task"
     description = (
-        f"Dots with 95 % intervals for {len(by_variant)} variants and {num_tasks} tasks; the "
+        f"Dots with 95 % intervals for {counted(by_variant, 'variant')} and {num_tasks} tasks; the "
         f"threshold is {THRESHOLD:g} of the {BASELINE} of the same task."
     )
 
@@ -153,7 +153,7 @@ def perplexity_chart(
         lines.append(Line(label, variant.name, style, at, _interval(variant, variants)))
     title = estimator_title(records[0], detail)
     title = title[0].upper() + title[1:]
-    description = f"Lines for {len(lines)} variants, {_bands_text(lines)}; lower is better."
+    description = f"Lines for {counted(lines, 'variant')}, {_bands_text(lines)}; lower is better."
     svg = line_chart(
         title,
         description,
@@ -187,8 +187,8 @@ def position_chart(
         lines.append(Line(label, curve.variant.name, style, points, interval, markers=False))
     title = position_title(curves[0], detail)
     description = (
-        f"Lines for {len(lines)} variants against tokens seen before, {_bands_text(lines)}; lower "
-        "is better."
+        f"Lines for {counted(lines, 'variant')} against tokens seen before, {_bands_text(lines)}; "
+        "lower is better."
     )
     last = curves[0].edges[-1]
     ticks = [(4**i, f"{4**i:,}") for i in range(12) if 4**i <= last]

@@ -15,7 +15,7 @@ from ctxext.report.drawing.charts import Chart, Line, Point, legend_of, line_cha
 from ctxext.report.drawing.svg import ReferenceLine
 from ctxext.report.pages.styles import Styles
 from ctxext.report.pages.tables_by_length import ONE_DOCUMENT
-from ctxext.report.table import Column, Table, table_of_texts
+from ctxext.report.table import Column, Table, counted, table_of_texts
 
 PERCENT = round(100 * math.expm1(RISE))
 
@@ -102,8 +102,8 @@ def rise_chart(
         lines.append(Line(label, entry.variant.name, style, points, "band", markers=False))
     title = f"Books: nats per token above the level at home{detail}"
     description = (
-        f"Lines for {len(lines)} variants against tokens seen before; the 95 % bands hold for all "
-        "positions together, over books. Above the dashed line the loss has left its level inside "
+        f"Lines for {counted(lines, 'variant')} against tokens seen before; the 95 % bands hold "
+        "for all positions together, over books. Above the dashed line the loss has left its level inside "
         "the window."
     )
     window = entries[0].variant.window

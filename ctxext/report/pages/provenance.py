@@ -30,11 +30,20 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "device": provenance.get("device"),
         "commit": _short_hash(provenance.get("git_commit")),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "evaluated": "; ".join(_evaluated(run)),
         "records": f"{len(run.records):,}",
         "evaluations": left_out(run.budget),
     }
     known = [(name, str(value)) for name, value in recorded.items() if value not in (None, "")]
     return known + _commands(run)
+
+
+def _evaluated(run: RunData) -> list[str]:
+    """The checkpoints that records are of, with the beginning of their digests."""
+    models = {(record.model.checkpoint, record.model.weights) for record in run.records}
+    return [
+        f"{name} ({_short_hash(weights)})" if weights else name for name, weights in sorted(models)
+    ]
 
 
 def origin(run: RunDir, steps: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ from ctxext.evals.record import EvalRecord
 from ctxext.evals.stats import EffectiveLength, Interval
 from ctxext.report.analysis.comparisons import Comparison
 from ctxext.report.analysis.pooling import seeds_of
-from ctxext.report.analysis.records import TaskResults, Variant
+from ctxext.report.analysis.records import TaskResults, Variant, seq_lens
 from ctxext.report.analysis.results import Results
 from ctxext.report.analysis.study import THRESHOLD, Baseline, Study, find_comparison
 from ctxext.report.pages.growing_window import growing_window_sentence
@@ -266,7 +266,7 @@ def reads_beyond_window(study: Study, variant: Variant) -> str:
         return f"Unknown: {_why_unknown(study, variant)}."
     if length.low > variant.window:
         return f"Yes: {variant.phrase} reads beyond the window."
-    return f"Not shown: {variant.phrase} may not read beyond the window."
+    return f"Not shown: it is not certain that {variant.phrase} reads beyond the window."
 
 
 def _why_unknown(study: Study, variant: Variant) -> str:
@@ -279,9 +279,15 @@ def _why_unknown(study: Study, variant: Variant) -> str:
             f"{variant.phrase} has no in-window baseline to measure how far it reads; ask the base "
             f"as it is at its window too (`--seq-len {variant.window}`)"
         )
-    if not baseline.correct:
+    if baseline.is_weak:
+        right = (
+            f"{baseline.correct} right answers of {len(baseline.records)}, too few to measure how "
+            "far it reads"
+            if baseline.correct
+            else "no right answers"
+        )
         return (
-            f"the in-window baseline of {variant.phrase} has no right answers; ask another task or "
+            f"the in-window baseline of {variant.phrase} has {right}; ask another task or "
             f"wording that the base can answer, such as `ctxext eval "
             f"{baseline.variant.model.checkpoint} --evals niah lines --wording prose code`"
         )
@@ -336,10 +342,18 @@ def questions_text(study: Study) -> str:
     task = study.task
     depths = len({record.question.depth for record in task.records})
     lengths = _enumeration([f"{n:,}" for n in task.seq_lens])
+    shorter = [
+        f"{variant.phrase} at {_enumeration([f'{n:,}' for n in of_variant])} only"
+        for variant in task.variants
+        if (of_variant := seq_lens(task.select(variant))) and of_variant != task.seq_lens
+    ]
+    who = "Variants were" if shorter else "Every variant was"
     sentence = (
-        f"Every variant was asked {_num_questions_text(task)} questions ({task.task}, {depths} "
+        f"{who} asked {_num_questions_text(task)} questions ({task.task}, {depths} "
         f"depth{'s' * (depths != 1)}) at each of {lengths} tokens"
     )
+    if shorter:
+        sentence += f", {'; '.join(shorter)}"
     if study.trained:
         sentence += f"; differences are at {task.longest:,} tokens"
     return f"{sentence}."
@@ -354,10 +368,11 @@ def _num_questions_text(task: TaskResults) -> str:
 def baseline_text(baseline: Baseline, *, named: bool) -> str:
     """The in-window baseline, with its checkpoint if `named`, and the threshold."""
     checkpoint = f" of {baseline.variant.model.checkpoint}" if named else ""
-    if not baseline.correct:
+    if baseline.is_weak:
+        few = ", fewer than half" if baseline.correct else ""
         return (
-            f"The in-window baseline{checkpoint} is {baseline.text}: there is no threshold and no "
-            "effective context."
+            f"The in-window baseline{checkpoint} is {baseline.text}{few}: there is no threshold "
+            "and no effective context."
         )
     return f"The threshold is {THRESHOLD:g} of the in-window baseline{checkpoint}, {baseline.text}."
 
