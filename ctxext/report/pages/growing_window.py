@@ -103,8 +103,8 @@ def rise_chart(
     title = f"Books: nats per token above the level at home{detail}"
     description = (
         f"Lines for {counted(lines, 'variant')} against tokens seen before; the 95 % bands hold "
-        "for all positions together, over books. Above the dashed line the loss has left its level inside "
-        "the window."
+        "for all positions together, over books. Above the dashed line the loss has left its level "
+        "inside the window."
     )
     window = entries[0].variant.window
     first, last = entries[0].home[0], entries[0].edges[-1]
