@@ -79,7 +79,7 @@ def compiled(trainable, dtype):
         .lower(params, opt_state, batch, rotations, frozen)
         .compile()
     )
-    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((batch, rotation)))
+    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((batch, rotations)))
     return step.memory_analysis(), count(params), count(frozen), batch_bytes
 
 
