@@ -11,7 +11,7 @@ from typing import Any
 from ctxext import loading
 from ctxext.files import read_json
 from ctxext.interop import hf, peft_base, peft_reader, peft_writer
-from ctxext.interop.peft_settings import USED, WITHOUT_EFFECT
+from ctxext.interop.peft_settings import USED, WITHOUT_EFFECT, read_settings
 from ctxext.model.config import LlamaConfig
 from ctxext.model.trainable import LoRA
 from ctxext.prove.artifact import Artifact
@@ -39,9 +39,9 @@ def compare_adapter(artifact: Artifact, lora: LoRA | None) -> tuple[list[str], l
     ValueError for files that cannot be read.
     """
     base = loading.read_checkpoint(artifact.base)
-    settings = read_json(artifact.path / peft_reader.CONFIG)
-    if not isinstance(settings, dict):  # refused where the adapter is opened
-        return [], []
+    config = artifact.path / peft_reader.CONFIG
+    read_settings(config)  # refuses what is no setting, before the weights are looked at
+    settings = read_json(config)
     different = [*_names(artifact), *_task(settings), *_recorded_config(artifact, base.config)]
     noted = list(_tokenizer_files(artifact, base.tokenizer))
     if lora is not None:

@@ -6,6 +6,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ctxext import price
@@ -30,7 +31,7 @@ from ctxext.evals.retrieval import Retrieval
 from ctxext.evals.rolling_perplexity import RollingPerplexity
 from ctxext.evals.suite import SuiteConfig, evaluations
 from ctxext.evals.timing import TimedModel
-from ctxext.evals.work import Call, calls_of, num_tokens, readings
+from ctxext.evals.work import Call, CountingModel, calls_of, num_tokens, readings
 from ctxext.evaluate import NamedModel, Questions, questions_within
 from ctxext.loading import load as load_model
 from ctxext.methods import Yarn
@@ -115,9 +116,10 @@ def test_seconds_add_up():
     expected = operations.matrices / 1e9 + operations.attention / 5e8
     # Five steps for each of two calls, of six tokens each.
     expected += 2 * 5 * (0.01 + 6 * 0.001)
-    # Each of the 6 x 5 tokens attends to the 64 of its prompt: 4 N H L operations per pair.
+    # Each of the 6 x 5 tokens attends to the 64 of its prompt and 5 of its continuation: 4 N H L
+    # operations per pair.
     per_pair = 4 * lm.config.num_attention_heads * lm.config.head_dim * lm.config.num_hidden_layers
-    expected += 2 * 6 * 5 * 64 * per_pair / 5e8
+    expected += 2 * 6 * 5 * (64 + 5) * per_pair / 5e8
     assert work.seconds(speed) == pytest.approx(expected)
     # Two shapes, in three calls.
     assert price.Price([work], speed).seconds == pytest.approx(expected + 2 * 2.0)
@@ -127,6 +129,17 @@ def test_seconds_add_up():
     keys_and_values = 2 * lm.config.num_hidden_layers * lm.config.num_key_value_heads
     slots = 2 * (64 + 3 * 5)
     assert work.cache_bytes() == keys_and_values * lm.config.head_dim * 4 * slots
+
+
+def test_what_continuations_share_is_counted_once():
+    """Two questions of three tokens with two answers of two each."""
+    counting = CountingModel(tiny.lm())
+    prefixes = [[[1, 2, 3, 4, 5], [1, 2, 3, 6, 7], [8, 9, 10, 4, 5], [8, 9, 10, 6, 7]]]
+    prefixes[0] = [ids[:length] for ids in prefixes[0] for length in (3, 5)]
+    counting.continuations([np.arange(60)], prefixes, max_new_tokens=5)
+    (call,) = counting.calls
+    assert (call.continuations, call.beginnings, call.shared_tokens) == (8, 2, 3)
+    assert call.steps() == [(3, 2), (2, 8)]
 
 
 def test_durations_are_in_the_unit_that_fits():
@@ -312,6 +325,6 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     bought = re.match(r"0.5 minutes allow (\d+) texts per length, with 4 questions about", lines[0])
     assert bought
-    assert f"passkey, none: {bought[1]} of 256, {bought[1]} of 512, " in "\n".join(lines)
+    assert f"passkey, none: {bought[1]} x 256, {bought[1]} x 512, " in "\n".join(lines)
     assert main([*command, "--budget", "soon"]) != 0
     assert "--budget soon: give small, medium, full, or a number" in capsys.readouterr().err
