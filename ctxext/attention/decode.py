@@ -28,7 +28,8 @@ class _Slots(NamedTuple):
     first: int
     count: int
     continuations: int
-    """Each reads the slots of its own tokens, as a row; 1: all read the same slots."""
+    """More than 1: each continuation is a row that reads only the slots of its own tokens; 1: all
+    queries of a prompt read the same slots."""
     query_index: Int[Array, "r t"]
     key_index: Int[Array, "r s"]
     filled: Bool[Array, "r 1 s"] | None
@@ -159,7 +160,7 @@ def decode(
 def _rows_of_continuations(
     x: Float[Array, "b s k h"], continuations: int
 ) -> Float[Array, "r n k h"]:
-    """The slots of each continuation, in order of its tokens, in a row of its own."""
+    """One row for each continuation, with its slots in the order of its tokens."""
     B, S, K, H = x.shape
     by_token = x.reshape(B, S // continuations, continuations, K, H)
     return by_token.swapaxes(1, 2).reshape(B * continuations, -1, K, H)

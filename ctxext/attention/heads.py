@@ -37,7 +37,7 @@ class HeadSet:
         return _taken(x, self.query_heads, axis)
 
     def keys(self, x: Array, axis: int = -2) -> Array:
-        """What these heads read of an array of K."""
+        """The slice of an array of K key-value heads that these heads read."""
         if isinstance(self.key_heads, tuple):
             return jnp.take(x, np.array(self.key_heads), axis)
         return _taken(x, self.key_heads, axis)

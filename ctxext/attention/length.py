@@ -68,5 +68,5 @@ def pieces_of_any_length(attention: Attention) -> tuple[Piece, ...]:
 
 
 def _fixed(pieces: tuple[Piece, ...]) -> list[tuple[Any, ...]]:
-    """What kernels are built from."""
+    """The parts of pieces that kernels are built from."""
     return [(piece.mask, piece.heads, piece.scaled_layers) for piece in pieces]

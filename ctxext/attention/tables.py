@@ -14,7 +14,7 @@ from ctxext.rope import Float32Rotation, Rotation
 from ctxext.rope_by_length import ChosenRotation
 
 AnyRotation = Rotation | Float32Rotation | ChosenRotation
-"""What turns positions into tables."""
+"""Frequencies in any form that turns positions into tables."""
 
 
 class Tables(NamedTuple):
@@ -23,7 +23,7 @@ class Tables(NamedTuple):
     cos: Float[Array, "*shape h"]
     sin: Float[Array, "*shape h"]
     scale: Float[Array, "*shape"] | None = None
-    """What queries are multiplied by in layers that do not rotate; None: nothing."""
+    """Multiplies queries in layers that do not rotate; None: by 1."""
 
 
 def query_tables(

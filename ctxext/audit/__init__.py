@@ -1,4 +1,4 @@
-"""What an attention method can see, before anyone trains: findings first, then the facts.
+"""Checks of which tokens an attention method can see, before anyone trains with it.
 
 `audit(Subject(...))` looks at the pairs of tokens that a method leaves visible, at the rotary
 distances between them, at what gradients reach, and at whether kernels and the decode cache keep
@@ -22,7 +22,7 @@ __all__ = ["EXACT", "Agreement", "Audit", "Finding", "Pair", "Subject", "View", 
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What a method can see, and what is wrong with it."""
+    """The tokens that a method can see, and everything that is wrong with it."""
 
     subject: Subject
     findings: list[Finding]
