@@ -7,9 +7,9 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ctxext.evals import (
     Eval,
@@ -101,90 +101,129 @@ def evaluate(
     if another process is computing the same records for `sink`.
     """
     model = model or evaluated_model(lm)
-    evals = list(evals)
-    known = _read(sink, model)
-    for evaluation in evals:
-        items = evaluation.items()
-        _check_same_text(evaluation, [known[item] for item in items if item in known], sink)
-        if not known.keys() >= set(shard.select(items)):
-            evaluation.check(lm.tokenizer)
+    parts = [Part(lm, evaluation, model) for evaluation in evals]
+    return evaluate_parts(parts, sink=sink, shard=shard, progress=progress)
+
+
+class Part(NamedTuple):
+    """An evaluation that a model is asked, as its records describe the model."""
+
+    lm: Model
+    evaluation: Eval
+    model: EvaluatedModel
+
+    @property
+    def title(self) -> str:
+        return f"{self.evaluation.title}, {self.model.label}"
+
+
+def evaluate_parts(
+    parts: Sequence[Part],
+    *,
+    sink: Path | None = None,
+    shard: Shard = WHOLE,
+    progress: bool = True,
+) -> list[EvalRecord]:
+    """The records of all items of several evaluations of several models, in order; see `evaluate`.
+
+    The time left is that of all of them together.
+    """
+    models = list(dict.fromkeys(part.model for part in parts))
+    known = {model: _read(sink, model) for model in models}
+
+    def missing_in(part: Part) -> list[str]:
+        items = shard.select(part.evaluation.items())
+        return [item for item in items if item not in known[part.model]]
+
+    for part in parts:
+        of_model = known[part.model]
+        records = [of_model[item] for item in part.evaluation.items() if item in of_model]
+        _check_same_text(part.evaluation, records, sink)
+        if missing_in(part):
+            part.evaluation.check(part.lm.tokenizer)
     with contextlib.ExitStack() as stack:
-        wanted = {item for evaluation in evals for item in shard.select(evaluation.items())}
-        if sink and not known.keys() >= wanted:
-            claim = functools.partial(claimed, sink, model, wanted - known.keys())
-            stack.enter_context(distributed.held_by_primary(claim))
-            known |= _read(sink, model)  # what another process has written until then
-        missing_of = [
-            [item for item in shard.select(evaluation.items()) if item not in known]
-            for evaluation in evals
-        ]
-        weigh = functools.partial(_weights, lm, evals, missing_of, model)
-        shown = EvaluationProgress(model.label, weigh, enabled=progress)
+        for model in models:
+            missing = {item for p in parts if p.model == model for item in missing_in(p)}
+            if sink and missing:
+                claim = functools.partial(claimed, sink, model, missing)
+                stack.enter_context(distributed.held_by_primary(claim))
+                known[model] |= _read(sink, model)  # what another process has written until then
+        missing_of = [missing_in(part) for part in parts]
+        weigh = functools.partial(_weights, parts, missing_of)
+        label = models[0].label if len(models) == 1 else ""
+        shown = EvaluationProgress(label, weigh, enabled=progress)
         stack.enter_context(shown)
         stack.enter_context(heard_by(shown.heard))
-        stack.enter_context(_saying_what_is_kept(sink, known, missing_of, enabled=progress))
-        for evaluation, missing in zip(evals, missing_of, strict=True):
-            items = evaluation.items()
-            missing = [item for item in missing if item not in known]
-            title = f"{evaluation.title}, {model.label}"
-            shown.begin(title, len(missing))
-            timed = TimedModel(lm, on_call=shown.call_done)
+
+        def num_kept() -> tuple[int, int]:
+            kept = sum(
+                item in known[part.model]
+                for part, items in zip(parts, missing_of, strict=True)
+                for item in items
+            )
+            return kept, sum(map(len, missing_of))
+
+        stack.enter_context(_saying_what_is_kept(sink, num_kept, enabled=progress))
+        for part in parts:
+            of_model = known[part.model]
+            missing = missing_in(part)
+            shown.begin(part.title, len(missing))
+            timed = TimedModel(part.lm, on_call=shown.call_done)
             started = time.monotonic()
-            for record in evaluation.records(timed, missing, model) if missing else ():
-                known[record.item] = record
+            for record in part.evaluation.records(timed, missing, part.model) if missing else ():
+                of_model[record.item] = record
                 if sink and distributed.is_primary():
                     _append(sink, record)
                 shown.record_done()
             shown.end()
             if progress and (shown.prints_lines or shard != WHOLE):
                 seconds = time.monotonic() - started
-                _print(f"{title}: {_progress_text(len(missing), len(items), seconds, timed)}")
+                num_items = len(part.evaluation.items())
+                _print(f"{part.title}: {_progress_text(len(missing), num_items, seconds, timed)}")
     if sink and shard != WHOLE:  # other processes have been busy too
-        known |= {record.item: record for record in read_records(sink) if record.model == model}
-    all_items = [item for evaluation in evals for item in evaluation.items()]
-    num_left = sum(item not in known for item in all_items)
+        for record in read_records(sink):
+            if record.model in known:
+                known[record.model][record.item] = record
+    all_items = [(part.model, item) for part in parts for item in part.evaluation.items()]
+    num_left = sum(item not in known[model] for model, item in all_items)
     if progress and num_left:
         _print(
             f"{num_left} of {len(all_items)} records belong to other shards and are not there yet"
         )
-    return [known[item] for item in all_items if item in known]
+    return [known[model][item] for model, item in all_items if item in known[model]]
 
 
-def _weights(
-    lm: Model, evals: Sequence[Eval], missing_of: Sequence[Sequence[str]], model: EvaluatedModel
-) -> list[list[float]]:
+def _weights(parts: Sequence[Part], missing_of: Sequence[Sequence[str]]) -> list[list[float]]:
     """How long the calls of each evaluation take, compared with each other."""
     from ctxext.price import weight  # loads jax
 
-    def weight_of(call: Call) -> float:
+    def weight_of(lm: Model, call: Call) -> float:
         if hasattr(lm, "params"):
             return weight(cast("LM", lm), call)
         return float(sum(call.lengths) + call.continuations * call.new_tokens)  # an oracle
 
     return [
-        [weight_of(call) for call in calls_of(evaluation, lm, missing, model)]
-        for evaluation, missing in zip(evals, missing_of, strict=True)
+        [weight_of(p.lm, call) for call in calls_of(p.evaluation, p.lm, missing, p.model)]
+        for p, missing in zip(parts, missing_of, strict=True)
     ]
 
 
 @contextlib.contextmanager
 def _saying_what_is_kept(
-    sink: Path | None,
-    known: Mapping[str, EvalRecord],
-    missing_of: Sequence[Sequence[str]],
-    *,
-    enabled: bool,
+    sink: Path | None, num_kept: Callable[[], tuple[int, int]], *, enabled: bool
 ) -> Iterator[None]:
-    """Say at Ctrl-C how many records are kept, and what is to be read again."""
+    """Say at Ctrl-C how many records are kept, and what is to be read again.
+
+    num_kept: how many of the missing records are there now, and how many were missing.
+    """
     try:
         yield
     except KeyboardInterrupt:
         if enabled:
-            missing = [item for items in missing_of for item in items]
-            new = sum(item in known for item in missing)
+            new, missing = num_kept()
             kept = f"are kept in {sink}" if sink else "are lost: they were not to be written"
             _print(
-                f"interrupted: {new} of {len(missing)} missing records {kept}; the text that was "
+                f"interrupted: {new} of {missing} missing records {kept}; the text that was "
                 "being read is read again from its beginning"
             )
         raise
@@ -320,6 +359,28 @@ class Asked:
     lm: "LM"
     evals: Sequence[Eval]
     described: EvaluatedModel
+    is_control: bool = False
+    """Whether it is only asked for comparison: the base without the method."""
+
+    def control_note(self, evals: Sequence[Eval]) -> str:
+        """A line that says which of the evaluations `evals` of a method this model is asked too."""
+        window = self.lm.config.max_position_embeddings
+        places = {
+            "in the same texts": [e for e in self.evals if e in evals],
+            f"at its window of {window:,} tokens alone": [e for e in self.evals if e not in evals],
+        }
+        asked = [f"{place}: {_titles(chosen)}" for place, chosen in places.items() if chosen]
+        return f"control: the base without the method is asked, {'. And '.join(asked)}"
+
+
+def _titles(evals: Iterable[Eval]) -> str:
+    """The titles of evaluations, those without needles or texts as one."""
+
+    def title(evaluation: Eval) -> str:
+        is_control = isinstance(evaluation, Retrieval) and evaluation.condition != "needle"
+        return CONTROLS if is_control else evaluation.full_title
+
+    return "; ".join(dict.fromkeys(map(title, evals)))
 
 
 Counted = dict[tuple[Eval, tuple[str, ...]], tuple[list[Call], float]]
@@ -349,7 +410,7 @@ def works_of(
             counted[evaluation, missing] = calls, time.perf_counter() - started
         calls, outside = counted[evaluation, missing]
         title = f"{evaluation.full_title}, {asked.described.label}"
-        works.append(Work(printable_line(title), asked.lm, calls, outside))
+        works.append(Work(printable_line(title), asked.lm, calls, outside, asked.is_control))
     return works
 
 
@@ -373,6 +434,7 @@ class Questions:
         methods: Sequence[Any] = (None,),
         evals: Sequence[str] = STANDARD,
         config: SuiteConfig | None = None,
+        base: Sequence[str] = (),
         out: Path | None = None,
         shard: Shard = WHOLE,
         allow_shorter: bool = False,
@@ -404,14 +466,19 @@ class Questions:
             is_written=any(isinstance(e, Retrieval | Recovery) for e in chosen),
             option="--seq-len",
         )
-        models: list[tuple[LM, Sequence[Eval]]] = []
-        if "controls" in evals and window in config.seq_lens and None not in methods:
-            models.append((lm, _in_window_baseline(evals, config, window)))
-        models += [(variant, chosen) for variant in variants]
         asked = [
-            Asked(model, evals, named.describe(model, directory=sink.parent))
-            for model, evals in models
+            Asked(variant, chosen, named.describe(variant, directory=sink.parent))
+            for variant in variants
         ]
+        unchanged = named.describe(lm, directory=sink.parent)
+        if unchanged not in [variant.described for variant in asked]:
+            names = [name for name in evals if name in base]
+            control = [e.fitted(lm.tokenizer) for e in evaluations(names, config)]
+            if CONTROLS in evals and window in config.seq_lens:
+                others = [name for name in evals if name not in base]
+                control += _in_window_baseline(others, config, window)
+            if control:
+                asked.insert(0, Asked(lm, control, unchanged, is_control=True))
         return cls(sink, asked, shard)
 
     def price(self, *, measured: bool = False) -> "Price":
@@ -421,8 +488,11 @@ class Questions:
         """
         from ctxext.price import WORTH_MEASURING, Price, measure_now
 
+        counted: Counted = {}
         works = [
-            work for asked in self.models for work in works_of(asked, self.sink, shard=self.shard)
+            work
+            for asked in self.models
+            for work in works_of(asked, self.sink, shard=self.shard, counted=counted)
         ]
         price = Price(works, self.speed, self.basis)
         lengths = [call.padded[1] for work in works for call in work.calls]
@@ -439,9 +509,8 @@ class Questions:
         evals = self.models[-1].evals
         lines = [self.models[-1].lm.tokenizer.bos_note, *power_statements(evals)]
         lines += [e.note for e in evals if isinstance(e, GrowingWindow)]
-        # The checkpoint in its own window, which methods are compared with, is asked less.
-        of_methods = [asked.lm for asked in self.models if asked.evals is evals]
-        for lm in of_methods:
+        lines += [asked.control_note(evals) for asked in self.models if asked.is_control]
+        for lm in [asked.lm for asked in self.models if not asked.is_control]:
             if lm.context.is_plain(lm.scaling):
                 continue
             lines.append(f"context: {lm.context.text(lm.scaling)}")
@@ -458,66 +527,89 @@ class Questions:
 
         The last ones are in-window baselines of the same questions that were measured before.
         """
-        records = []
-        for asked in self.models:
-            records += evaluate(
-                asked.lm,
-                asked.evals,
-                model=asked.described,
-                sink=self.sink,
-                shard=self.shard,
-                progress=progress,
-            )
+        records = evaluate_parts(self.parts(), sink=self.sink, shard=self.shard, progress=progress)
         return records + _known_baseline(self.sink, records)
 
+    def parts(self) -> list[Part]:
+        """What is asked, in this order: each evaluation of all models before the next.
 
-Ask = Callable[[Budget, Sequence[str]], Questions]
-"""Makes the questions of a budget, about the evaluations of these names."""
+        An evaluation that is interrupted has compared with the base what it has asked of a method.
+        """
+        order = {e.full_title: i for i, e in enumerate(self.models[-1].evals)}
+        parts = [Part(asked.lm, e, asked.described) for asked in self.models for e in asked.evals]
+        return sorted(parts, key=lambda part: order[part.evaluation.full_title])
+
+
+class Ask(Protocol):
+    """Makes the questions of a budget, about the evaluations of these names.
+
+    base: the names of those that the base is asked too.
+    """
+
+    def __call__(
+        self, budget: Budget, names: Sequence[str], *, base: Sequence[str]
+    ) -> Questions: ...
 
 
 def questions_within(
-    minutes: float, ask: Ask, *, window: int, names: Sequence[str] = (), shortest: int | None = None
+    minutes: float,
+    ask: Ask,
+    *,
+    window: int,
+    names: Sequence[str] = (),
+    shortest: int | None = None,
+    base: bool = True,
 ) -> tuple[Questions, str]:
     """The most questions whose estimated time is within `minutes`, and a line that says how many.
 
     names: the evaluations; by default those of the standard suite for which there is time, with
     at least `budget.ENOUGH_QUESTIONS` per length where a task can share texts, without those that
     the shortest length cannot hold. window: of pre-training, tokens. shortest: tokens of the
-    shortest length, if lengths were chosen. Raises ValueError if even one text per length takes
-    longer.
+    shortest length, if lengths were chosen. base: ask the base the same, of the default suite as
+    far as there is time. Raises ValueError if even one text per length takes longer.
     """
     per_text = questions_per_text(shortest or min(SHORTEST, window))
-    first = ask(of_texts(1, per_text), names or BY_IMPORTANCE[:1]).price(measured=True)
+    first = ask(of_texts(1, per_text), names or BY_IMPORTANCE[:1], base=())
+    first_price = first.price(measured=True)
 
-    def priced(questions: Questions) -> Questions:
-        return dataclasses.replace(questions, speed=first.speed, basis=first.basis)
+    def priced(budget: Budget, names: Sequence[str], base: Sequence[str]) -> Questions:
+        questions = ask(budget, names, base=base)
+        return dataclasses.replace(questions, speed=first_price.speed, basis=first_price.basis)
 
+    def seconds(budget: Budget, names: Sequence[str], base: Sequence[str]) -> float:
+        return priced(budget, names, base).price().seconds or 0.0
+
+    of_base: Sequence[str] = names if base else ()
     left_out: list[str] = []
+    without_base: list[str] = []
     too_large: dict[str, str] = {}
     if not names:
         enough = of_texts(enough_texts(per_text), per_text)
-        seconds: dict[str, float] = {}
+        of_method: dict[str, float] = {}
+        of_both: dict[str, float] = {}
         for name in BY_IMPORTANCE:
             try:
-                seconds[name] = priced(ask(enough, [name, CONTROLS])).price().seconds or 0.0
+                of_method[name] = seconds(enough, [name, CONTROLS], ())
+                if base:
+                    of_both[name] = seconds(enough, [name, CONTROLS], [name])
             except ValueError as error:
                 too_large[name] = str(error)
-        chosen, left_out = affordable(minutes, list(seconds), seconds)
-        names = [*chosen, CONTROLS]
-
-    def seconds_of(num_texts: int) -> float:
-        return priced(ask(of_texts(num_texts, per_text), names)).price().seconds or 0.0
-
-    num_texts = most_texts(minutes, seconds_of)
+        chosen = affordable(minutes, of_method, of_both)
+        names, of_base = [*chosen.names, CONTROLS], chosen.of_base
+        left_out = chosen.left_out
+        without_base = [name for name in chosen.names if base and name not in of_base]
+    num_texts = most_texts(minutes, lambda n: seconds(of_texts(n, per_text), names, of_base))
     line = (
         f"{minutes:g} minutes allow {num_texts} texts per length, with {per_text} questions about "
         "each where a task can ask several"
     )
     if left_out:
         line += f"; no time for {', '.join(left_out)} (--evals chooses)"
+    if without_base:
+        line += f"; no time to ask the base {', '.join(without_base)} too"
     for error in too_large.values():
         line += f"; left out, as it does not fit: {error}"
-    return priced(ask(of_texts(num_texts, per_text), names)), line
+    return priced(of_texts(num_texts, per_text), names, of_base), line
 
 
 def evaluate_checkpoint(
@@ -526,6 +618,7 @@ def evaluate_checkpoint(
     methods: Sequence[Any] = (None,),
     evals: Sequence[str] = STANDARD,
     config: SuiteConfig | None = None,
+    base: Sequence[str] = (),
     out: Path | None = None,
     shard: Shard = WHOLE,
     allow_shorter: bool = False,
@@ -538,14 +631,16 @@ def evaluate_checkpoint(
     methods: frequencies, attention, a tuple of both, or None for what the checkpoint carries;
     `allow_shorter` accepts a factor that gives less context than it declares. evals: names of
     `ctxext.evals.suite`. config: the settings of the suite; its lengths are by default those of
-    `default_lengths`. out: directory for records.jsonl, in place of that of the model. shard:
-    see `evaluate`. The price is said before anything is read.
+    `default_lengths`. base: those of `evals` that the checkpoint is asked without `methods` too, in
+    the same texts, as their control. out: directory for records.jsonl, in place of that of the
+    model. shard: see `evaluate`. The price is said before anything is read.
     """
     questions = Questions.of(
         named,
         methods=methods,
         evals=evals,
         config=config,
+        base=base,
         out=out,
         shard=shard,
         allow_shorter=allow_shorter,

@@ -81,6 +81,8 @@ class Work:
     calls: Sequence[Call]
     outside: float = 0.0
     """Seconds that pass outside the model."""
+    is_control: bool = False
+    """Whether it is of the base, and only there for comparison with a method."""
 
     @property
     def operations(self) -> Operations:
@@ -154,7 +156,15 @@ class Price:
         if self.seconds:
             basis = f" ({self.basis})" if self.basis else ""
             time_text = f", about {duration(self.seconds)} on this device{basis}"
-        return f"to read: {texts:,} texts, {num_tokens(calls):,} tokens{time_text}"
+        sentence = f"to read: {texts:,} texts, {num_tokens(calls):,} tokens{time_text}"
+        controls = [work for work in self.works if work.is_control and work.calls]
+        if not controls:
+            return sentence
+        of_base = f"{sum(sum(readings(work.calls).values()) for work in controls):,} of the texts"
+        speed = self.speed
+        if speed is not None:
+            of_base += f", {duration(sum(work.seconds(speed) for work in controls))},"
+        return f"{sentence}; {of_base} by the base, as the control (--no-base)"
 
     def text(self) -> str:
         """The price by evaluation and length, and the memory."""

@@ -1,8 +1,8 @@
 """How much a suite asks: three sizes by name, or as many texts as a time allows."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, get_args
 
 BudgetName = Literal["small", "medium", "full"]
 
@@ -65,6 +65,9 @@ MOST_RECOVERY_TEXTS = 12
 SHORTEST = 1024
 """Tokens of the shortest default length of a budget in minutes: short texts cost next to nothing,
 and show where a base stops answering inside its own window."""
+PAIRED = ("growing-window",)
+"""Evaluations that a budget in minutes asks of the base too, or not at all: they show the level of
+a loss, which says something next to that of the base in the same books."""
 MOST_TEXTS = 60
 """Texts per length beyond which a budget in minutes asks no more."""
 
@@ -113,7 +116,7 @@ def most_texts(minutes: float, seconds_of: Callable[[int], float]) -> int:
     if one > 60 * minutes:
         raise ValueError(
             f"--budget {minutes:g}: one text of every length takes about {one / 60:.1f} minutes; "
-            "give more minutes, shorter --seq-len or fewer --evals"
+            "give more minutes, shorter --seq-len or fewer --evals, or --no-base"
         )
     many = MOST_QUESTIONS + 1
     per_text = max((seconds_of(many) - one) / (many - 1), 1e-9)
@@ -123,24 +126,44 @@ def most_texts(minutes: float, seconds_of: Callable[[int], float]) -> int:
     return num_texts
 
 
-def affordable(
-    minutes: float, names: Sequence[str], seconds: Mapping[str, float]
-) -> tuple[list[str], list[str]]:
-    """(chosen, left out) of the evaluations called `names`, which are in order of importance.
+class Affordable(NamedTuple):
+    """The evaluations for which there is time."""
 
-    The first is always chosen, each of the others if it still fits into `minutes`. seconds: the
-    estimated time of each.
+    names: list[str]
+    of_base: list[str]
+    """Those of them that the base is asked too."""
+    left_out: list[str]
+
+
+def affordable(
+    minutes: float, of_method: Mapping[str, float], of_both: Mapping[str, float]
+) -> Affordable:
+    """Which evaluations fit into `minutes`, and of which the base can be asked too.
+
+    of_method: the estimated seconds of each, in order of importance. of_both: the same where the
+    base is asked as well; without what it is not to be asked. The first is always chosen, each of
+    the others if it still fits. Next after an evaluation comes the base in it, before the next
+    evaluation. `PAIRED` ones are asked of both or not at all.
     """
-    chosen: list[str] = []
-    left_out: list[str] = []
+    chosen = Affordable([], [], [])
     total = 0.0
-    for name in names:
-        if chosen and total + seconds[name] > 60 * minutes:
-            left_out.append(name)
+
+    def fits(seconds: float) -> bool:
+        return total + seconds <= 60 * minutes
+
+    for name, seconds in of_method.items():
+        both = of_both.get(name)
+        least = both if both is not None and name in PAIRED else seconds
+        if chosen.names and not fits(least):
+            chosen.left_out.append(name)
             continue
-        chosen.append(name)
-        total += seconds[name]
-    return chosen, left_out
+        chosen.names.append(name)
+        if both is not None and fits(both):
+            chosen.of_base.append(name)
+            total += both
+        else:
+            total += seconds
+    return chosen
 
 
 def read_budget(text: str) -> Budget | float:

@@ -23,7 +23,8 @@ Weights = Sequence[Sequence[float]]
 class EvaluationProgress:
     """Reports on several evaluations, one after the other; a context manager.
 
-    weigh: makes the weights when they are first needed, as it has to build all prompts.
+    label: of the model; "" for several. weigh: makes the weights when they are first needed, as it
+    has to build all prompts.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class EvaluationProgress:
         share_of_own = (self._done(place) - before) / own if own else 1.0
         self._bar.update(self._task, completed=share_of_own, left=left_text)
         if self._bar.disable:
-            of_all = f"; {left_text} for all evaluations of {self._label}" if left_text else ""
+            of_label = f" of {self._label}" if self._label else ""
+            of_all = f"; {left_text} for all evaluations{of_label}" if left_text else ""
             line = (
                 f"{self._title}: {share_of_own:.0%} read, {self._records} of "
                 f"{self._total_records} records{of_all}"

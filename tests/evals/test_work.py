@@ -165,11 +165,13 @@ class Asked:
 
     budget: Budget
     names: tuple[str, ...]
+    of_base: tuple[str, ...] = ()
     speed: float | None = None
     basis: str = ""
 
     def price(self, *, measured: bool = False):
-        minutes = sum(COSTS[name] for name in self.names if name != "controls")
+        asked = [*self.names, *self.of_base]
+        minutes = sum(COSTS[name] for name in asked if name != "controls")
         seconds = 60 * minutes * self.budget.shared_texts
         return types.SimpleNamespace(seconds=seconds, speed=1.0, basis="measured")
 
@@ -178,13 +180,13 @@ COSTS = {"passkey": 2, "ppl": 5, "kv": 1, "lines": 20, "mqar": 1, "vt": 1}
 COSTS |= {"growing-window": 1, "recovery": 1}
 
 
-def ask(budget: Budget, names: Sequence[str]) -> Any:
-    return Asked(budget, tuple(names))
+def ask(budget: Budget, names: Sequence[str], *, base: Sequence[str]) -> Any:
+    return Asked(budget, tuple(names), tuple(base))
 
 
 def test_minutes_buy_what_is_important_first_and_enough_of_it():
     questions: Any
-    questions, line = questions_within(60, ask, window=8192)
+    questions, line = questions_within(60, ask, window=8192, base=False)
     # 64 questions are four texts: 8, 4, 4, 20, 4, 80, 4 and 4 minutes.
     assert questions.names == (
         "passkey",
@@ -196,6 +198,7 @@ def test_minutes_buy_what_is_important_first_and_enough_of_it():
         "vt",
         "controls",
     )
+    assert questions.of_base == ()
     assert questions.budget.shared_texts == 5  # of 12 minutes each
     assert questions.speed == 1.0  # which was measured once
     assert line == (
@@ -203,20 +206,82 @@ def test_minutes_buy_what_is_important_first_and_enough_of_it():
         "several; no time for lines (--evals chooses)"
     )
     # What was named is asked, however little of it there is time for.
-    questions, line = questions_within(60, ask, window=8192, names=["lines"], shortest=4096)
+    options: Any = {"window": 8192, "names": ["lines"], "shortest": 4096}
+    questions, line = questions_within(60, ask, base=False, **options)
     assert (questions.names, questions.budget.shared_texts) == (("lines",), 3)
     assert "no time" not in line
-    assert affordable(1, ["passkey", "kv"], {"passkey": 90, "kv": 1}) == (["passkey"], ["kv"])
+    assert affordable(1, {"passkey": 90, "kv": 1}, {}) == (["passkey"], [], ["kv"])
+
+
+def test_minutes_buy_the_base_in_an_evaluation_before_the_next_one():
+    questions: Any
+    # Of four texts each: 8 and 8 minutes, 4 and 4, 4 and 4; then 20, for which there is no time.
+    questions, line = questions_within(42, ask, window=8192)
+    three = ("passkey", "growing-window", "recovery")
+    assert questions.names == (*three, "kv", "controls")
+    assert questions.of_base == (*three, "kv")
+    assert "; no time for ppl, lines, mqar, vt (--evals chooses)" in line
+    # The growing window is asked of both or not at all.
+    questions, line = questions_within(27, ask, window=8192)
+    assert (questions.names, questions.of_base) == (
+        ("passkey", "growing-window", "controls"),
+        ("passkey", "growing-window"),
+    )
+    questions, line = questions_within(15, ask, window=8192)
+    assert (questions.names, questions.of_base) == (("passkey", "recovery", "controls"), ())
+    assert line.endswith("; no time to ask the base passkey, recovery too")
+    # What was named is asked of both.
+    questions, _ = questions_within(60, ask, window=8192, names=["lines"], shortest=4096)
+    assert (questions.of_base, questions.budget.shared_texts) == (("lines",), 1)
+
+
+def test_the_base_is_the_control_of_everything_that_a_method_is_asked(tmp_path):
+    """In the same texts at the same lengths, an evaluation of both before the next one."""
+    lm = dataclasses.replace(tiny.lm(tiny.config(max_position_embeddings=128)), tokenizer=TOKENIZER)
+    named = NamedModel(lm, evaluated_model(lm), tmp_path)
+    budget = of_texts(2, 4)
+    config = SuiteConfig((128, 256), budget, toy_source(), wording="code")
+    evals = ["passkey", "growing-window", "controls"]
+
+    def asked(methods: Sequence[Any], base: Sequence[str]) -> Questions:
+        return Questions.of(named, methods=methods, evals=evals, config=config, base=base)
+
+    questions = asked([Yarn(2.0)], evals)
+    base, yarn = questions.models
+    assert (base.described.label, base.is_control, yarn.is_control) == ("none", True, False)
+    assert list(base.evals) == list(yarn.evals)
+    in_order = [(part.evaluation.full_title, part.model.label) for part in questions.parts()]
+    assert in_order[:4] == [
+        ("passkey", "none"),
+        ("passkey", "yarn(factor=2)"),
+        ("growing-window", "none"),
+        ("growing-window", "yarn(factor=2)"),
+    ]
+    note = "control: the base without the method is asked, in the same texts: passkey; "
+    assert f"{note}growing-window; controls" in questions.notes()
+    sentence = questions.price().sentence()
+    texts = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:of the )?texts", sentence)]
+    assert texts[0] == 2 * texts[1]
+    assert sentence.endswith(" of the texts by the base, as the control (--no-base)")
+    # Left out, it is asked what the threshold needs: questions at its window.
+    base, yarn = asked([Yarn(2.0)], ()).models
+    assert [e.full_title for e in base.evals] == ["passkey"]
+    assert [e.seq_lens for e in base.evals if isinstance(e, Retrieval)] == [(128,)]
+    note = base.control_note(yarn.evals)
+    assert note.endswith("asked, at its window of 128 tokens alone: passkey")
+    # A base that is asked anyway has no control.
+    assert [model.is_control for model in asked([None], evals).models] == [False]
+    assert [model.is_control for model in asked([None, Yarn(2.0)], evals).models] == [False] * 2
 
 
 def test_what_does_not_fit_into_the_shortest_text_is_left_out_and_said():
-    def refuse(budget: Budget, names: Sequence[str]) -> Any:
+    def refuse(budget: Budget, names: Sequence[str], *, base: Sequence[str]) -> Any:
         if "vt" in names:
             raise ValueError("vt: 256 tokens cannot hold 8 records")
-        return ask(budget, names)
+        return ask(budget, names, base=base)
 
     questions: Any
-    questions, line = questions_within(60, refuse, window=8192)
+    questions, line = questions_within(60, refuse, window=8192, base=False)
     assert "vt" not in questions.names
     assert {"passkey", "kv", "mqar"} <= set(questions.names)
     assert line.endswith("left out, as it does not fit: vt: 256 tokens cannot hold 8 records")

@@ -54,6 +54,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "and how much memory.",
     )
     parser.add_argument(
+        "--no-base",
+        action="store_true",
+        help="Ask only the method. By default the base without it is the control: it is asked "
+        "every evaluation in the same texts at the same lengths, under a budget in minutes as far "
+        "as there is time.",
+    )
+    parser.add_argument(
         "--haystack",
         default="stdlib",
         metavar="PATH",
@@ -199,12 +206,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             file=sys.stderr,
         )
 
-    def ask(budget: Budget, names: Sequence[str]) -> evaluate.Questions:
+    def ask(budget: Budget, names: Sequence[str], *, base: Sequence[str]) -> evaluate.Questions:
         return evaluate.Questions.of(
             model,
             methods=[methods or None],
             evals=names,
             config=dataclasses.replace(config, budget=budget),
+            base=base,
             out=args.out,
             shard=shard,
             allow_shorter=args.allow_shorter,
@@ -212,7 +220,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 
     lines = []
     if isinstance(budget, Budget):
-        questions = ask(budget, names)
+        questions = ask(budget, names, base=() if args.no_base else names)
     else:
         questions, line = evaluate.questions_within(
             budget,
@@ -220,6 +228,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
             window=model.lm.config.max_position_embeddings,
             names=args.evals or (),
             shortest=min(args.seq_len) if args.seq_len else None,
+            base=bool(methods) and not args.no_base,
         )
         lines.append(line)
     if args.dry_run:
